@@ -39,7 +39,7 @@ def test_other_machines_without_tls_are_found(urls: str, plain: list[str]) -> No
         ("", False),
     ],
 )
-def test_host_names_are_told_from_mistyped_addresses(text: str, is_one: bool) -> None:
+def test_host_names_are_distinguished_from_mistyped_addresses(text: str, is_one: bool) -> None:
     assert addresses.is_host_name(text) is is_one
 
 
@@ -60,14 +60,14 @@ def test_a_dht_node_is_a_host_and_a_port(text: str, mistake: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["nats.example.org:4222", "ws://canary.example.org", "nats://", "nats://h:canary", "nats://[canary", ""])
-def test_what_is_no_address_is_refused_and_not_repeated(url: str) -> None:
+def test_an_invalid_address_is_refused_without_quoting_it(url: str) -> None:
     with pytest.raises(ValueError, match="not an address") as refused:
         addresses.plain_hosts(url)
     assert "canary" not in str(refused.value)
 
 
 @pytest.mark.parametrize("url", ["nats://a:12#canary@h", "tls://h/canary", "tls://h?canary", "nats://a:1/canary@h"])
-def test_what_follows_host_and_port_would_be_ignored_and_is_refused(url: str) -> None:
+def test_anything_after_host_and_port_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="nothing may follow host and port") as refused:
         addresses.plain_hosts(url)
     assert "canary" not in str(refused.value)

@@ -28,7 +28,7 @@ from shared.api import ledger
         ("1000000000000", 10**18),
     ],
 )
-def test_an_amount(text: str, micro: int) -> None:
+def test_valid_amounts(text: str, micro: int) -> None:
     assert amounts.read(text) == micro
 
 
@@ -51,12 +51,12 @@ def test_an_amount(text: str, micro: int) -> None:
         ("9" * 5000, "not an amount"),
     ],
 )
-def test_what_is_no_amount(text: str, why: str) -> None:
+def test_invalid_amounts(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         amounts.read(text)
 
 
-def test_a_price_for_a_token_is_kept_for_a_million_of_them() -> None:
+def test_a_price_per_token_is_stored_per_million() -> None:
     assert amounts.read(".0001", amounts.PRICE_DECIMALS) == 100 * ledger.MICRO
     assert amounts.read(".00015", amounts.PRICE_DECIMALS) == 150 * ledger.MICRO
     assert amounts.written(150 * ledger.MICRO, amounts.PRICE_DECIMALS) == "0.00015"
@@ -64,18 +64,18 @@ def test_a_price_for_a_token_is_kept_for_a_million_of_them() -> None:
 
 
 @pytest.mark.parametrize(("sent", "micro"), [("2.5", 2_500_000), ("3", 3_000_000), ('"2.5"', 2_500_000), ("1e-05", 10), ("0.1", 100_000)])
-def test_a_number_of_json(sent: str, micro: int) -> None:
+def test_json_numbers(sent: str, micro: int) -> None:
     assert amounts.read_json(json.loads(sent)) == micro
 
 
 @pytest.mark.parametrize("sent", ["100000000000.123456", "1e300", "0.0000001", '"many"'])
-def test_a_number_of_json_that_would_not_be_exact(sent: str) -> None:
+def test_an_inexact_json_number_is_refused(sent: str) -> None:
     with pytest.raises(ValueError, match=r"digits|decimals|no amount|more than"):
         amounts.read_json(json.loads(sent))
 
 
 @given(st.integers(-(10**18), 10**18), st.sampled_from([amounts.DECIMALS, amounts.PRICE_DECIMALS]))
-def test_what_is_written_is_read_as_the_same(amount: int, decimals: int) -> None:
+def test_a_formatted_amount_is_parsed_as_the_same(amount: int, decimals: int) -> None:
     text = amounts.written(amount, decimals)
     assert amounts.read(text, decimals) == amount
     assert Decimal(text) == Decimal(amount).scaleb(-decimals)

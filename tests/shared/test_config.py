@@ -27,7 +27,7 @@ class Settings(config.Settings, frozen=True, kw_only=True):
 GIVEN = {"URL": "nats://x", "PASSWORD": "p"}
 
 
-def test_defaults_hold_where_nothing_is_set() -> None:
+def test_defaults_apply_where_nothing_is_set() -> None:
     assert config.load(Settings, GIVEN) == Settings(url="nats://x", password="p")
 
 
@@ -48,7 +48,7 @@ def test_every_kind_of_value_is_read() -> None:
     )  # fmt: skip
 
 
-def test_an_empty_variable_is_one_that_is_not_set() -> None:
+def test_an_empty_variable_counts_as_unset() -> None:
     assert config.load(Settings, GIVEN | {"PORT": "", "FILE": " "}).port == 3000
 
 
@@ -58,7 +58,7 @@ def test_a_value_may_come_from_a_file(tmp_path: Path) -> None:
     assert config.load(Settings, environment).password == "from the file"
 
 
-def test_all_mistakes_are_told_together_and_no_secret_is() -> None:
+def test_all_mistakes_are_reported_together_without_secrets() -> None:
     class Strict(Settings, frozen=True, kw_only=True):
         secret_number: Annotated[int, Variable("SECRET_NUMBER", "a secret number", secret=True)] = 0
 
@@ -74,7 +74,7 @@ class Overridden(config.Settings, frozen=True, kw_only=True):
     database: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="AUTH_DATABASE_URL")]
 
 
-def test_the_overriding_variable_goes_first(tmp_path: Path) -> None:
+def test_the_override_variable_wins(tmp_path: Path) -> None:
     (tmp_path / "url").write_text("from the file")
     assert config.load(Overridden, {"DATABASE_URL": "all"}).database == "all"
     assert config.load(Overridden, {"DATABASE_URL": "all", "AUTH_DATABASE_URL": "own"}).database == "own"
@@ -82,18 +82,18 @@ def test_the_overriding_variable_goes_first(tmp_path: Path) -> None:
     assert config.load(Overridden, {"DATABASE_URL": "all", "AUTH_DATABASE_URL": " "}).database == "all"
 
 
-def test_both_names_are_told_where_neither_is_set() -> None:
+def test_both_names_are_reported_if_neither_is_set() -> None:
     with pytest.raises(errors.BadSettings, match="DATABASE_URL or AUTH_DATABASE_URL is not set"):
         config.load(Overridden, {})
 
 
-def test_a_file_that_is_no_text_is_a_mistake_like_any_other(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_a_mistake_like_any_other(tmp_path: Path) -> None:
     (tmp_path / "password").write_bytes(b"\xff\xfe")
     with pytest.raises(errors.BadSettings, match=r"PASSWORD_FILE: cannot read .*not UTF-8"):
         config.load(Settings, {"URL": "x", "PASSWORD_FILE": str(tmp_path / "password")})
 
 
-def test_what_does_not_go_together_is_told_when_every_value_fits() -> None:
+def test_conflicting_values_are_reported_once_every_value_is_valid() -> None:
     class Pair(config.Settings, frozen=True, kw_only=True):
         low: Annotated[int, Variable("LOW", "the lower one")] = 0
         high: Annotated[int, Variable("HIGH", "the higher one")] = 1

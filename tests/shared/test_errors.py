@@ -17,20 +17,20 @@ def test_an_error_survives_the_wire() -> None:
             assert received.to_problem() == sent.to_problem()
 
 
-def test_every_kind_says_what_it_means_for_the_reference() -> None:
+def test_every_error_class_is_documented() -> None:
     for kind in KINDS:
         with case(kind.__name__):
             assert kind.__doc__
             assert "__doc__" in vars(kind)
 
 
-def test_nothing_that_a_caller_or_a_peer_causes_is_a_500() -> None:
+def test_no_caller_or_peer_error_is_a_500() -> None:
     for kind in KINDS:
         with case(kind.__name__):
             assert (kind.status == 500) == (kind.fault is Fault.OURS)
 
 
-def test_the_error_of_a_newer_peer_keeps_its_code() -> None:
+def test_an_unknown_error_of_a_newer_peer_keeps_its_code() -> None:
     problem = Problem("of_tomorrow", "new", "update", Fault.PEER, retryable=True, retry_after_ms=250)
     received = errors.from_problem(problem)
     assert isinstance(received, errors.RemoteError)

@@ -21,7 +21,7 @@ class Socket:
         return self.closed
 
 
-async def test_what_is_written_in_one_turn_goes_out_together_and_in_its_order() -> None:
+async def test_writes_of_one_event_loop_turn_are_sent_together_in_order() -> None:
     socket = Socket()
     sent, writes = socket.sent, JoinedWrites(socket)
     for number in range(3):
@@ -33,7 +33,7 @@ async def test_what_is_written_in_one_turn_goes_out_together_and_in_its_order() 
     assert sent == [b"012", b"later"]
 
 
-async def test_it_holds_no_more_than_its_bound() -> None:
+async def test_the_buffer_is_bounded() -> None:
     socket = Socket()
     sent, writes = socket.sent, JoinedWrites(socket)
     writes.write(b"a")
@@ -43,7 +43,7 @@ async def test_it_holds_no_more_than_its_bound() -> None:
     assert len(sent) == 1
 
 
-async def test_a_bound_of_ones_own() -> None:
+async def test_the_bound_can_be_set() -> None:
     socket = Socket()
     writes = JoinedWrites(socket, 3)
     writes.write(b"ab")
@@ -52,7 +52,7 @@ async def test_a_bound_of_ones_own() -> None:
     assert socket.sent == [b"abc"]
 
 
-async def test_what_is_held_can_be_sent_before_a_goodbye() -> None:
+async def test_buffered_writes_can_be_flushed_before_closing() -> None:
     socket = Socket()
     sent, writes = socket.sent, JoinedWrites(socket)
     writes.write(b"a")
@@ -61,7 +61,7 @@ async def test_what_is_held_can_be_sent_before_a_goodbye() -> None:
     assert sent == [b"a"]
 
 
-async def test_a_socket_that_is_closed_meanwhile_is_let_alone() -> None:
+async def test_a_socket_closed_meanwhile_is_not_written_to() -> None:
     socket = Socket()
     writes = JoinedWrites(socket)
     writes.write(b"a")

@@ -13,7 +13,7 @@ from shared.types import Credential
 KEY = api_keys.generate()
 
 
-def test_a_new_key_has_the_form_of_one() -> None:
+def test_a_new_key_is_well_formed() -> None:
     api_keys.check(KEY)
     assert KEY.startswith("aip_live_")
     assert len(KEY) == 9 + 43 + 6
@@ -21,7 +21,7 @@ def test_a_new_key_has_the_form_of_one() -> None:
 
 
 @given(place=st.integers(0, len(KEY) - 1), other=st.sampled_from(credentials.ALPHABET + "_-. é\n\0"))
-def test_one_changed_character_is_noticed_offline(place: int, other: str) -> None:
+def test_one_changed_character_is_detected_offline(place: int, other: str) -> None:
     if other == KEY[place]:
         return
     with pytest.raises(errors.NotAuthenticated, match="this is not an API key: its checksum or its length is wrong"):
@@ -49,7 +49,7 @@ def test_no_text_is_taken_for_a_key(text: str) -> None:
         pytest.param("A" * 65536, id="64 KiB"),
     ],
 )
-def test_malformed(text: str) -> None:
+def test_malformed_keys_are_refused(text: str) -> None:
     with pytest.raises(errors.NotAuthenticated, match="this is not an API key: its checksum or its length is wrong"):
         api_keys.check(text)
 
@@ -66,14 +66,14 @@ def test_the_digest_depends_on_the_pepper_and_on_the_key() -> None:
 
 
 @pytest.mark.parametrize("kind", KeyKind)
-def test_every_kind_is_made_and_known(kind: KeyKind) -> None:
+def test_every_kind_is_created_and_recognized(kind: KeyKind) -> None:
     key = api_keys.generate(kind)
     api_keys.check(key)
     assert credentials.kind_of(key) == kind
     assert api_keys.mark(key, "a") == api_keys.Mark(api_keys.digest(key, "a"), api_keys.preview(key))
 
 
-def test_a_key_under_another_prefix_is_another_key() -> None:
+def test_a_key_with_another_prefix_is_a_different_key() -> None:
     assert api_keys.digest(Credential(KEY.replace("live", "test")), "a") != api_keys.digest(KEY, "a")
 
 
@@ -84,5 +84,5 @@ def test_a_key_under_another_prefix_is_another_key() -> None:
         (86_400, "1 day ago"), (3 * 86_400 + 5, "3 days ago"),
     ],
 )  # fmt: skip
-def test_how_long_ago_something_ended(seconds: float, said: str) -> None:
+def test_how_elapsed_time_is_worded(seconds: float, said: str) -> None:
     assert api_keys.ago(seconds) == said

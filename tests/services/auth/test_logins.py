@@ -66,7 +66,7 @@ async def listed(api_client: ApiClient, credential: str) -> tuple[accounts.OpenS
 # --- kinds ------------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_programs_login_is_refreshed_and_a_browsers_is_resumed(api_client: ApiClient) -> None:
+async def test_program_sessions_are_refreshed_and_browser_sessions_resumed(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     program, browser = await api_client.login(), await api_client.browse()
     second = await refresh(api_client, program.session_token)
@@ -76,7 +76,7 @@ async def test_a_programs_login_is_refreshed_and_a_browsers_is_resumed(api_clien
         assert (await api_client.identify(session)).username == "anna"
 
 
-async def test_a_token_of_the_other_kind_is_refused_with_the_method_that_takes_it(api_client: ApiClient) -> None:
+async def test_a_token_of_the_other_kind_is_refused_with_the_right_method(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     program, browser = await api_client.login(), await api_client.browse()
     with pytest.raises(errors.BadRequest) as refused:
@@ -90,7 +90,7 @@ async def test_a_token_of_the_other_kind_is_refused_with_the_method_that_takes_i
 
 
 @pytest.mark.parametrize("role", [Role.CLIENT, Role.GATEWAY, Role.OPERATOR])
-async def test_only_web_opens_a_browsers_session(api_client: ApiClient, role: Role) -> None:
+async def test_only_web_opens_a_browser_session(api_client: ApiClient, role: Role) -> None:
     await api_client.world.register("anna")
     with pytest.raises(errors.NotAllowed, match="only the web pages"):
         await api_client.login(kind=SessionKind.BROWSER, peer=Peer(role, NodeId("U" * 56)))
@@ -99,7 +99,7 @@ async def test_only_web_opens_a_browsers_session(api_client: ApiClient, role: Ro
 # --- refreshing ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_spent_token_ends_the_session_and_is_written_down(api_client: ApiClient) -> None:
+async def test_reusing_a_spent_token_ends_the_session_and_is_logged(api_client: ApiClient) -> None:
     user = await api_client.world.register("anna")
     stolen = await api_client.login()
     thief = await refresh(api_client, stolen.session_token)
@@ -118,7 +118,7 @@ async def test_a_spent_token_ends_the_session_and_is_written_down(api_client: Ap
             await api_client.identify(token)
 
 
-async def test_two_hundred_refreshes_at_once_leave_one_good_session(api_client: ApiClient) -> None:
+async def test_two_hundred_concurrent_refreshes_leave_one_valid_session(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     first = await api_client.login()
     found = await asyncio.gather(*(refresh(api_client, first.session_token) for _ in range(200)))
@@ -128,7 +128,7 @@ async def test_two_hundred_refreshes_at_once_leave_one_good_session(api_client: 
     assert api_client.trail.actions("session.reuse") == []
 
 
-async def test_a_refresh_that_fails_spends_nothing(api_client: ApiClient, settings: AuthSettings) -> None:
+async def test_a_failed_refresh_spends_nothing(api_client: ApiClient, settings: AuthSettings) -> None:
     user = await api_client.world.register("anna")
     session = await api_client.login()
     await by_hand.run(settings.database_url, "UPDATE auth.users SET is_active = false WHERE id = $1", user.id)
@@ -142,7 +142,7 @@ async def test_a_refresh_that_fails_spends_nothing(api_client: ApiClient, settin
 # --- the list ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_user_sees_where_they_are_logged_in_and_ends_what_they_do_not_know(api_client: ApiClient) -> None:
+async def test_a_user_sees_their_sessions_and_ends_unknown_ones(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     await api_client.world.register("ben")
     mine, other = await api_client.login(), await api_client.browse()
@@ -190,7 +190,7 @@ async def test_a_logout_ends_either_kind_by_any_of_its_tokens_and_only_once(api_
         await api_client.world.ask(auth.logout_user, auth.LogoutUser(token))
 
 
-async def test_where_a_client_says_it_comes_from_is_its_own_word(api_client: ApiClient) -> None:
+async def test_a_clients_origin_is_its_own_claim(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     session = await api_client.login(client=auth.ClientFacts("198.51.100.1", "aicli/1"))
     assert (await listed(api_client, session.access_token))[0].client == auth.ClientFacts("", "aicli/1")
@@ -201,7 +201,7 @@ async def test_where_a_client_says_it_comes_from_is_its_own_word(api_client: Api
 # --- guessing ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_of_hundreds_of_guesses_from_everywhere_ten_are_compared(api_client: ApiClient, hasher: CheapHasher) -> None:
+async def test_ten_of_hundreds_of_attempts_from_everywhere_are_compared(api_client: ApiClient, hasher: CheapHasher) -> None:
     await api_client.world.register("anna")
     hasher.compared = 0
 
@@ -231,7 +231,7 @@ async def lock_out(api_client: ApiClient, name: str) -> None:
             await api_client.login(name, "wrong_password", client=auth.ClientFacts(f"198.51.100.{number}"), peer=WEB)
 
 
-async def test_strangers_cannot_lock_the_owner_out_of_a_browser_that_has_signed_in_before(api_client: ApiClient) -> None:
+async def test_strangers_cannot_lock_the_owner_out_of_a_known_browser(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     await api_client.world.register("ben")
     mark, bens = (await api_client.browse()).browser, (await api_client.browse("ben")).browser
@@ -250,7 +250,7 @@ async def test_strangers_cannot_lock_the_owner_out_of_a_browser_that_has_signed_
         await api_client.browse(browser=mark)
 
 
-async def test_a_browser_stays_known_when_its_login_renews_the_hash(api_client: ApiClient, postgres_url: str) -> None:
+async def test_a_browser_stays_known_when_a_login_renews_the_hash(api_client: ApiClient, postgres_url: str) -> None:
     await api_client.world.register("anna")
     outdated = argon2.PasswordHasher(time_cost=1, memory_cost=16, parallelism=1).hash(PASSWORD)
     await by_hand.run(postgres_url, "UPDATE auth.users SET password_hash = $1", outdated)
@@ -260,7 +260,7 @@ async def test_a_browser_stays_known_when_its_login_renews_the_hash(api_client: 
     assert (await api_client.browse(browser=mark or "")).browser == mark
 
 
-async def test_only_a_browser_that_has_shown_the_password_is_marked_and_only_for_that_password(api_client: ApiClient) -> None:
+async def test_only_a_browser_that_entered_the_current_password_is_marked(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     assert (await api_client.login()).browser is None
     first = await api_client.browse()
@@ -274,7 +274,7 @@ async def test_only_a_browser_that_has_shown_the_password_is_marked_and_only_for
         await api_client.browse(password="another good sentence", browser=first.browser or "")
 
 
-async def test_an_address_guesses_thirty_times_at_whomever(api_client: ApiClient, hasher: CheapHasher) -> None:
+async def test_an_address_has_thirty_attempts_for_all_accounts(api_client: ApiClient, hasher: CheapHasher) -> None:
     for number in range(10):
         await api_client.world.register(f"user{number}")
     hasher.compared = 0
@@ -290,7 +290,7 @@ async def test_an_address_guesses_thirty_times_at_whomever(api_client: ApiClient
         await api_client.login("user0", client=auth.ClientFacts("203.0.113.7"), peer=GATEWAY)
 
 
-async def test_a_client_that_names_other_addresses_is_counted_all_the_same(api_client: ApiClient, hasher: CheapHasher) -> None:
+async def test_a_client_that_claims_other_addresses_is_counted_all_the_same(api_client: ApiClient, hasher: CheapHasher) -> None:
     hasher.compared = 0
     for number in range(60):
         with pytest.raises(
@@ -301,7 +301,7 @@ async def test_a_client_that_names_other_addresses_is_counted_all_the_same(api_c
     assert hasher.compared == 30
 
 
-async def test_a_login_asks_the_same_of_the_stores_for_names_that_nobody_has(
+async def test_a_login_with_an_unknown_name_costs_the_same_queries(
     api_client: ApiClient, hasher: CheapHasher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What takes time is the same for every wrong password; a clock would only say so on average."""
@@ -329,7 +329,7 @@ async def test_a_login_asks_the_same_of_the_stores_for_names_that_nobody_has(
     assert set(work) == {("find_account", "run", "_run")}
 
 
-async def test_who_is_told_that_there_is_too_much_to_do_has_made_no_guess(api_client: ApiClient, hasher: CheapHasher) -> None:
+async def test_an_overloaded_login_does_not_count_as_an_attempt(api_client: ApiClient, hasher: CheapHasher) -> None:
     """More than an account, and an address, may guess: each was told 503, and none of them was looked at."""
     await api_client.world.register("anna")
     passwords, client = api_client.parts.passwords, auth.ClientFacts("203.0.113.7")
@@ -349,7 +349,7 @@ async def test_who_is_told_that_there_is_too_much_to_do_has_made_no_guess(api_cl
         await api_client.login(client=client, peer=WEB)
 
 
-async def test_without_valkey_who_finds_too_much_to_do_is_told_just_that(
+async def test_without_valkey_an_overloaded_login_still_says_overloaded(
     api_client: ApiClient, hasher: CheapHasher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(guess: object) -> None:
@@ -367,7 +367,7 @@ async def _by_address(api_client: ApiClient, email: str) -> None:
     await api_client.world.ask(auth.login_user, auth.LoginUser(auth.Credentials("wrong_password", email=email)))
 
 
-async def test_an_account_without_a_password_takes_none_and_looks_like_any_other(
+async def test_an_account_without_a_password_is_refused_like_any_other(
     api_client: ApiClient, settings: AuthSettings, hasher: CheapHasher
 ) -> None:
     """One that came by a provider."""
@@ -388,7 +388,7 @@ async def test_an_account_without_a_password_takes_none_and_looks_like_any_other
 # --- while something else changes ---------------------------------------------------------------------------------------------
 
 
-async def test_a_login_with_a_password_that_was_just_changed_opens_nothing(api_client: ApiClient, settings: AuthSettings) -> None:
+async def test_a_login_with_a_just_changed_password_opens_nothing(api_client: ApiClient, settings: AuthSettings) -> None:
     await api_client.world.register("anna")
     verify = api_client.logins._passwords.verify
 
@@ -405,7 +405,7 @@ async def test_a_login_with_a_password_that_was_just_changed_opens_nothing(api_c
         api_client.logins._passwords.verify = verify  # type: ignore[method-assign]
 
 
-async def test_what_belongs_to_a_login_happens_with_it_and_not_for_half_of_one(api_client: ApiClient) -> None:
+async def test_actions_at_login_happen_with_complete_logins_only(api_client: ApiClient) -> None:
     called: list[UserId] = []
 
     async def call_off(transaction: object, user_id: UserId) -> None:
@@ -424,7 +424,7 @@ async def test_what_belongs_to_a_login_happens_with_it_and_not_for_half_of_one(a
 # --- links ------------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_link_of_a_key_opens_a_browsers_session_that_is_not_fresh(api_client: ApiClient) -> None:
+async def test_a_keys_link_opens_a_browser_session_that_is_not_fresh(api_client: ApiClient) -> None:
     _, new = await api_client.world.user_with_key("anna")
     link = await api_client.world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
     session = await api_client.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token, auth.ClientFacts("192.0.2.9", "Firefox")))
@@ -436,7 +436,7 @@ async def test_a_link_of_a_key_opens_a_browsers_session_that_is_not_fresh(api_cl
     await api_client.world.new_key(session.access_token, "another")
 
 
-async def test_a_link_of_a_login_is_as_fresh_as_the_login(api_client: ApiClient) -> None:
+async def test_a_logins_link_is_as_fresh_as_the_login(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     mine = await api_client.login()
     link = await api_client.world.ask(auth.create_login_link, auth.CreateLoginLink(), mine.access_token)
@@ -459,7 +459,7 @@ async def test_a_link_of_a_login_is_as_fresh_as_the_login(api_client: ApiClient)
         ),
     ],
 )
-async def test_a_key_that_may_do_less_than_its_owner_opens_no_session(
+async def test_a_key_with_fewer_permissions_than_its_owner_opens_no_session(
     api_client: ApiClient, bounds: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import msgspec
@@ -507,7 +507,7 @@ async def switch(api_client: ApiClient, session: auth.LoginSession, team: Tenant
     return await api_client.world.ask(accounts.switch_organisation, accounts.SwitchTeam(team), session.access_token)
 
 
-async def test_a_member_goes_on_as_the_organisation_under_another_token_and_back(api_client: ApiClient, settings: AuthSettings) -> None:
+async def test_a_member_switches_to_the_organisation_with_a_new_token_and_back(api_client: ApiClient, settings: AuthSettings) -> None:
     user = await api_client.world.register("anna")
     team = await organisation(settings, user.id)
     before = await api_client.login()
@@ -537,7 +537,7 @@ async def test_another_organisation_is_not_found(api_client: ApiClient, settings
     assert (await api_client.identify(session)).team_id is None, "and the session is as it was"
 
 
-async def test_who_was_taken_out_of_an_organisation_does_not_go_on_for_it(api_client: ApiClient, settings: AuthSettings) -> None:
+async def test_a_removed_member_cannot_act_for_the_organisation(api_client: ApiClient, settings: AuthSettings) -> None:
     user = await api_client.world.register("anna")
     team = await organisation(settings, user.id)
     session = await switch(api_client, await api_client.login(), team)
@@ -548,7 +548,7 @@ async def test_who_was_taken_out_of_an_organisation_does_not_go_on_for_it(api_cl
         await refresh(api_client, session.session_token)
 
 
-async def test_a_key_switches_nothing(api_client: ApiClient, settings: AuthSettings) -> None:
+async def test_a_key_cannot_switch_organisations(api_client: ApiClient, settings: AuthSettings) -> None:
     user, new = await api_client.world.user_with_key("anna")
     team = await organisation(settings, user.id)
     with pytest.raises(errors.NotAllowed, match="requires a login"):
@@ -558,7 +558,7 @@ async def test_a_key_switches_nothing(api_client: ApiClient, settings: AuthSetti
 # --- what others remember -------------------------------------------------------------------------------------------------
 
 
-async def test_who_remembers_a_token_hears_when_its_session_ends_or_changes(api_client: ApiClient, settings: AuthSettings) -> None:
+async def test_services_that_cache_a_token_learn_when_its_session_changes(api_client: ApiClient, settings: AuthSettings) -> None:
     """A gateway believes for a minute what it was told, unless it hears otherwise."""
     user = await api_client.world.register("anna")
     team = await organisation(settings, user.id)
@@ -588,7 +588,7 @@ async def test_who_remembers_a_token_hears_when_its_session_ends_or_changes(api_
 # --- what is written down ---------------------------------------------------------------------------------------------------
 
 
-async def test_every_login_and_every_end_is_in_the_log_with_where_it_came_from(api_client: ApiClient) -> None:
+async def test_every_login_and_logout_is_logged_with_its_origin(api_client: ApiClient) -> None:
     user = await api_client.world.register("anna")
     session = await api_client.browse()
     await api_client.world.ask(auth.logout_user, auth.LogoutUser(session.session_token))

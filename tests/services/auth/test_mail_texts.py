@@ -50,7 +50,7 @@ def test_a_link_carries_its_token_where_no_server_sees_it() -> None:
     assert "\n\nTOKEN\n\n" in text, "for a page without scripts"
 
 
-def test_without_an_address_of_the_pages_there_is_the_code_alone() -> None:
+def test_without_a_public_url_the_mail_has_only_the_code() -> None:
     text = mail_texts.reset("anna", "", "TOKEN", 30).text
     assert "#" not in text
     assert "\n\nTOKEN\n\n" in text
@@ -60,7 +60,7 @@ def test_the_day_of_an_erasure_is_named() -> None:
     assert "21 December 2026, 07:05 UTC" in mail_texts.erasure_planned("anna", AT, "").text
 
 
-async def test_without_a_mail_server_the_log_has_the_mail_with_a_link_that_works(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_without_a_mail_server_the_log_has_the_mail_with_a_working_link(capsys: pytest.CaptureFixture[str]) -> None:
     token = api_keys.random_text()
     logs.configure("auth")
     try:

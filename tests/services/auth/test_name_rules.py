@@ -7,7 +7,7 @@ from shared import errors
 
 
 @pytest.mark.parametrize("name", ["bob", "john_doe", "Anna-Maria", "a.b.c", "x" * 50, "007"])
-def test_good_usernames(name: str) -> None:
+def test_valid_usernames(name: str) -> None:
     name_rules.check_username(name)
 
 
@@ -28,7 +28,7 @@ def test_good_usernames(name: str) -> None:
         pytest.param("0b5dc5d84a4b4b3f8a2e0d9a3a0c5e11", id="looks like an id without dashes"),
     ],
 )
-def test_bad_usernames_name_the_rule(name: str) -> None:
+def test_invalid_usernames_name_the_rule(name: str) -> None:
     with pytest.raises(errors.BadRequest, match="username"):
         name_rules.check_username(name)
 
@@ -40,7 +40,7 @@ def test_the_administrators_name_is_reserved(name: str) -> None:
 
 
 @pytest.mark.parametrize("email", ["a@b.c", "john.doe+ai@mail.example.com", "root@localhost", "o'brien@example.ie"])
-def test_good_addresses(email: str) -> None:
+def test_valid_addresses(email: str) -> None:
     name_rules.check_email(email)
 
 
@@ -61,7 +61,7 @@ def test_good_addresses(email: str) -> None:
         "a@-b.c",
     ],
 )
-def test_bad_addresses(email: str) -> None:
+def test_invalid_addresses(email: str) -> None:
     with pytest.raises(errors.BadRequest, match="email"):
         name_rules.check_email(email)
 
@@ -72,12 +72,12 @@ def test_the_administrators_address_is_reserved() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 101, "a\nb", "a\0b", "\u202eabc"])
-def test_bad_key_names(name: str) -> None:
+def test_invalid_key_names(name: str) -> None:
     with pytest.raises(errors.BadRequest, match="name"):
         name_rules.check_key_name(name)
 
 
-def test_a_key_may_be_called_in_any_language() -> None:
+def test_a_key_may_be_named_in_any_language() -> None:
     name_rules.check_key_name("Schlüssel für Bücher 书")
 
 
@@ -92,19 +92,19 @@ def test_a_key_may_be_called_in_any_language() -> None:
         pytest.param("::ffff:0:0/64", "::/64", id="more than IPv4"),
     ],
 )
-def test_networks_are_kept_as_they_are_compared(written: str, compared: str) -> None:
+def test_networks_are_stored_normalized(written: str, compared: str) -> None:
     assert name_rules.networks_of([written, written]) == (compared,)
 
 
 @pytest.mark.parametrize(
     "written", ["", "10", "10.0.0.0/33", "300.0.0.1", "example.com", "10.0.0.0/8,11.0.0.0/8", "fe80::1%eth0/64", "١٠.0.0.0"]
 )
-def test_what_is_no_network(written: str) -> None:
+def test_invalid_networks(written: str) -> None:
     with pytest.raises(errors.BadRequest, match="networks"):
         name_rules.networks_of([written])
 
 
-def test_a_key_is_bound_to_so_many_models_and_networks() -> None:
+def test_a_keys_models_and_networks_are_limited() -> None:
     assert len(name_rules.models_of([str(n) for n in range(100)] * 2)) == 100
     assert len(name_rules.networks_of([f"10.0.{n}.0/24" for n in range(20)])) == 20
     for many in ([str(n) for n in range(101)], ["a\nb"], [""], ["x" * 201]):

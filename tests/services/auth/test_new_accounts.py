@@ -20,7 +20,7 @@ async def store(postgres_url: str) -> AsyncIterator[AccountTables]:
         yield opened
 
 
-async def test_each_day_ends_at_midnight_of_utc(store: AccountTables, postgres_url: str) -> None:
+async def test_each_day_ends_at_midnight_utc(store: AccountTables, postgres_url: str) -> None:
     moments = ("2026-03-01T23:59:59.999999Z", "2026-03-02T00:00:00Z", "2026-03-03T23:59:59Z", "2026-03-04T00:00:00Z")
     for number, moment in enumerate(moments):
         user = await add_user(store, f"user{number}")
@@ -33,7 +33,7 @@ async def test_each_day_ends_at_midnight_of_utc(store: AccountTables, postgres_u
     assert await store.count_new(date(2026, 3, 2), date(2026, 3, 4)) == (NewOfDay(date(2026, 3, 2), 1, 1), NewOfDay(date(2026, 3, 3), 1, 2))
 
 
-async def test_only_an_administrator_is_told(world: Surroundings) -> None:
+async def test_only_administrators_may_count_new_accounts(world: Surroundings) -> None:
     today = datetime.now(UTC).date()
     asked = CountNewAccounts(today, date.fromordinal(today.toordinal() + 1))
     _, new = await world.user_with_key()

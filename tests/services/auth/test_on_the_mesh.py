@@ -66,7 +66,7 @@ async def test_a_client_registers_and_the_gateway_knows_it(net: TestNet, setting
         await client.rpc.call(auth.register_user, auth.RegisterUser(body))
 
 
-async def test_a_revoked_key_is_heard_of_and_an_open_watch_does_not_hold_the_drain_up(
+async def test_a_key_revocation_is_announced_and_an_open_watch_does_not_delay_the_drain(
     net: TestNet, settings: AuthSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(testnet_module, "DRAIN_SECONDS", 600.0)
@@ -88,9 +88,7 @@ async def test_a_revoked_key_is_heard_of_and_an_open_watch_does_not_hold_the_dra
             await running.stop()
 
 
-async def test_a_node_of_the_house_is_certified_and_hears_of_a_revocation(
-    net: TestNet, ca_settings: AuthSettings, postgres_url: str
-) -> None:
+async def test_a_service_node_is_certified_and_learns_of_a_revocation(net: TestNet, ca_settings: AuthSettings, postgres_url: str) -> None:
     settings = msgspec.structs.replace(on_mesh(ca_settings, net), dht_bootstrap=())
     running = await net.start(AuthService, settings)
     gateway, client = await net.start(Gateway), await net.client()

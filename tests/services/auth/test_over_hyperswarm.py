@@ -41,7 +41,7 @@ async def administrator(ca_settings: AuthSettings) -> AsyncIterator[tuple[Client
         yield client, (await client.rpc.call(auth.login_user, login)).access_token
 
 
-async def test_from_a_ticket_to_a_certificate_and_out_again(administrator: tuple[ClientNode, Credential]) -> None:
+async def test_from_a_ticket_to_a_certificate_and_a_revocation(administrator: tuple[ClientNode, Credential]) -> None:
     client, token = administrator
     made = await client.rpc.call(membership.create_ticket, membership.CreateTicket(Role.WORKER, labels={"zone": "eu"}), credential=token)
     assert "127.0.0.1" in made.warnings[0]

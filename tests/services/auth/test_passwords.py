@@ -41,7 +41,7 @@ def test_find_fault(password: str, fault: str | None) -> None:
     assert found is None if fault is None else fault in (found or "")
 
 
-def test_a_short_name_makes_no_password_bad() -> None:
+def test_a_short_name_does_not_make_a_password_bad() -> None:
     assert passwords.find_fault("bobsleds", ("bob", "", "aimesh"), 8, COMMON) is None
 
 
@@ -57,12 +57,12 @@ def opened() -> Iterator[Passwords]:
 
 
 @pytest.mark.parametrize("common", ["password1", "12345678", "qwerty123", "iloveyou", "Password123"])
-def test_the_list_that_is_shipped_has_the_worst(opened: Passwords, common: str) -> None:
+def test_the_shipped_list_has_the_most_common_passwords(opened: Passwords, common: str) -> None:
     with pytest.raises(errors.BadRequest, match="most common"):
         opened.check(common, username="anna", email="a@b.c")
 
 
-def test_the_local_part_of_the_address_is_a_word(opened: Passwords) -> None:
+def test_the_local_part_of_the_address_counts_as_a_word(opened: Passwords) -> None:
     with pytest.raises(errors.BadRequest, match="your address"):
         opened.check("maria.smith1", username="anna", email="maria.smith@example.com")
 
@@ -75,17 +75,17 @@ async def test_hash_and_verify(opened: Passwords) -> None:
     assert await opened.hash("secure_password") != hashed
 
 
-async def test_a_letter_composed_or_not_is_the_same(opened: Passwords) -> None:
+async def test_composed_and_decomposed_letters_are_the_same(opened: Passwords) -> None:
     assert await opened.verify("cafe\u0301 crème", await opened.hash("caf\u00e9 crème"))
 
 
-async def test_what_is_beyond_the_longest_counts(opened: Passwords) -> None:
+async def test_characters_beyond_the_maximum_count(opened: Passwords) -> None:
     hashed = await opened.hash("ab" * 128)
     assert await opened.verify("ab" * 128, hashed)
     assert not await opened.verify("ab" * 128 + "c", hashed)
 
 
-async def test_other_parameters_are_outdated(opened: Passwords) -> None:
+async def test_hashes_with_other_parameters_are_outdated(opened: Passwords) -> None:
     assert not opened.is_outdated(await opened.hash("secure_password"))
     assert opened.is_outdated(argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("secure_password"))
 
@@ -105,7 +105,7 @@ class Counting(argon2.PasswordHasher):
         return super().verify(hash, password)
 
 
-async def test_a_user_that_does_not_exist_costs_a_comparison_too() -> None:
+async def test_an_unknown_user_costs_a_comparison_too() -> None:
     hasher = Counting()
     with Passwords.open(min_length=8, hasher=hasher) as made:
         hashed = await made.hash("secure_password")
@@ -117,7 +117,7 @@ async def test_a_user_that_does_not_exist_costs_a_comparison_too() -> None:
         assert hasher.compared == 3
 
 
-async def test_more_than_the_queue_holds_are_told_to_come_back_and_the_loop_stays_free() -> None:
+async def test_requests_beyond_the_queue_are_told_to_retry_and_the_loop_stays_responsive() -> None:
     hasher = Counting()
     with Passwords.open(min_length=8, hasher=hasher) as made:
         hashed = await made.hash("secure_password")
@@ -135,7 +135,7 @@ async def test_more_than_the_queue_holds_are_told_to_come_back_and_the_loop_stay
         assert await made.verify("secure_password", hashed)
 
 
-async def test_a_caller_that_goes_away_counts_until_its_hash_is_done() -> None:
+async def test_a_canceled_caller_counts_until_its_hash_is_done() -> None:
     hasher = Counting()
     with Passwords.open(min_length=8, hasher=hasher) as made:
         hashed = await made.hash("secure_password")
@@ -157,14 +157,14 @@ async def test_a_caller_that_goes_away_counts_until_its_hash_is_done() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
-async def test_hashing_steps_back_behind_everything_else(opened: Passwords) -> None:
+async def test_hashing_runs_at_low_priority(opened: Passwords) -> None:
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert await opened._run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())) == max(10, own)
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
-async def test_a_service_that_ordinary_users_start_with_nice_can_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_started_with_nice_by_an_ordinary_user_can_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     def as_for_a_user(which: int, who: int, priority: int) -> None:
         if priority < 15:
             raise PermissionError

@@ -35,7 +35,9 @@ async def refused(world: Surroundings, credential: str | None, peer: Peer) -> No
 
 
 @pytest.mark.parametrize("door", [WEB, GATEWAY], ids=["web", "gateway"])
-async def test_who_comes_by_a_door_is_where_they_logged_in(world: Surroundings, noted: list[AuditedAct], door: Peer) -> None:
+async def test_a_caller_through_a_gateway_is_logged_with_the_address_of_its_login(
+    world: Surroundings, noted: list[AuditedAct], door: Peer
+) -> None:
     anna = await world.register("anna")
     session = await log_in(world, "anna", "203.0.113.7")
     await refused(world, session.access_token, door)
@@ -43,7 +45,7 @@ async def test_who_comes_by_a_door_is_where_they_logged_in(world: Surroundings, 
     assert (act.action, act.actor, act.result, act.address) == (auth.list_users.name, anna.id, Result.REFUSED, "203.0.113.7")
 
 
-async def test_who_calls_over_the_mesh_is_the_node_that_calls(world: Surroundings, noted: list[AuditedAct]) -> None:
+async def test_a_direct_caller_is_logged_with_its_node(world: Surroundings, noted: list[AuditedAct]) -> None:
     """Also with a session that was opened elsewhere: a token that was copied is used from another place."""
     _, new = await world.user_with_key("anna")
     session = await log_in(world, "anna", "203.0.113.7")
@@ -52,7 +54,7 @@ async def test_who_calls_over_the_mesh_is_the_node_that_calls(world: Surrounding
     assert [act.address for act in noted] == [CLIENT.node] * 3
 
 
-async def test_nobody_is_where_another_was(world: Surroundings, noted: list[AuditedAct]) -> None:
+async def test_an_address_is_never_taken_from_another_call(world: Surroundings, noted: list[AuditedAct]) -> None:
     _, new = await world.user_with_key("anna")
     await world.register("ben")
     mine, theirs = await log_in(world, "anna", "203.0.113.7"), await log_in(world, "ben", "203.0.113.8")
@@ -65,7 +67,7 @@ async def test_nobody_is_where_another_was(world: Surroundings, noted: list[Audi
     assert {(act.actor, act.address) for act in noted} == {(mine.user.id, "203.0.113.7"), (theirs.user.id, "203.0.113.8")}
 
 
-async def test_it_is_in_the_log(world: Surroundings) -> None:
+async def test_refusals_are_in_the_log(world: Surroundings) -> None:
     await world.register("anna")
     session = await log_in(world, "anna", "203.0.113.7")
     await refused(world, session.access_token, WEB)

@@ -86,13 +86,13 @@ def test_limits_of_a_new_key(ceiling: int | None, asked: int | None, error: type
         (ApiKeyLimits(budget_micro=MicroCredits(0)), r"budget: from 0\.000001 to .* credits"),
     ],
 )
-def test_a_limit_that_is_none_says_what_is_one(asked: ApiKeyLimits, says: str) -> None:
+def test_an_invalid_limit_is_refused_with_the_valid_range(asked: ApiKeyLimits, says: str) -> None:
     with pytest.raises(errors.BadRequest, match=says):
         roles.check_limits_of_new_key(principal(), asked)
 
 
 @pytest.mark.parametrize("role", UserRole)
-def test_a_key_that_may_all_that_its_owner_may_opens_a_session(role: UserRole) -> None:
+def test_a_key_with_all_permissions_of_its_owner_opens_a_session(role: UserRole) -> None:
     kind = KeyKind.ADMIN if role is UserRole.ADMIN else KeyKind.LIVE
     roles.check_may_open_session(a_key(role, kind))
 
@@ -108,7 +108,7 @@ def test_a_key_that_may_all_that_its_owner_may_opens_a_session(role: UserRole) -
         pytest.param({"role": UserRole.ADMIN}, id="an administrator's everyday key"),
     ],
 )
-def test_a_key_that_may_less_than_its_owner_opens_no_session(changed: dict[str, object]) -> None:
+def test_a_key_with_fewer_permissions_than_its_owner_opens_no_session(changed: dict[str, object]) -> None:
     with pytest.raises(
         errors.NotAllowed,
         match=r"a key (with its own limit|that is bound to models|with fewer permissions than its owner).* cannot open a session",
@@ -122,7 +122,7 @@ def test_only_administrators_administer(role: UserRole) -> None:
 
 
 @pytest.mark.parametrize("kind", KeyKind)
-def test_an_administrators_key_is_one_only_by_its_kind(kind: KeyKind) -> None:
+def test_only_the_kind_makes_an_admin_key(kind: KeyKind) -> None:
     caller = a_key(UserRole.ADMIN, kind)
     assert roles.is_admin(caller) is (kind is KeyKind.ADMIN)
     if kind is not KeyKind.ADMIN:
@@ -174,7 +174,9 @@ def admits(networks: tuple[str, ...], address: str) -> bool:
 # Several times what the profile says: kinds of makers times kinds of keys are many.
 @settings(max_examples=3 * settings.default.max_examples)
 @given(maker=makers(), kind=st.sampled_from(KeyKind), asked=bounds, how_long=days)
-def test_a_new_key_never_does_what_its_maker_may_not(maker: Principal, kind: KeyKind, asked: KeyBounds, how_long: int | None) -> None:
+def test_a_new_key_has_no_permission_that_its_creator_lacks(
+    maker: Principal, kind: KeyKind, asked: KeyBounds, how_long: int | None
+) -> None:
     request = GenerateApiKey("k", kind=kind, bounds=asked, days=how_long)
     try:
         terms = roles.terms_of_new_key(maker, maker.role, request, NOW)
@@ -196,7 +198,7 @@ def test_a_new_key_never_does_what_its_maker_may_not(maker: Principal, kind: Key
 
 
 @given(maker=makers(), kind=st.sampled_from(KeyKind), stored=bounds, ends_at=ends)
-def test_a_key_is_rotated_by_none_that_may_less(maker: Principal, kind: KeyKind, stored: KeyBounds, ends_at: float | None) -> None:
+def test_a_key_with_fewer_permissions_cannot_rotate_it(maker: Principal, kind: KeyKind, stored: KeyBounds, ends_at: float | None) -> None:
     expires_at = None if ends_at is None else datetime.fromtimestamp(ends_at, UTC)
     key = ApiKey(KeyId(UUID(int=4)), ME, "k", "…", True, NOW, kind=kind, bounds=stored, expires_at=expires_at)
     try:
@@ -228,7 +230,7 @@ BOUND_TO_A_MODEL, BOUND_TO_A_NETWORK = KeyBounds(models=(ModelName("a"),)), KeyB
         pytest.param(BOUND_TO_A_NETWORK, KeyBounds(networks=("10.1.0.0/16",)), "", id="a smaller network"),
     ],
 )
-def test_a_key_rotates_none_that_its_bounds_do_not_cover(by: KeyBounds, rotated: KeyBounds, why: str) -> None:
+def test_a_key_cannot_rotate_one_outside_its_bounds(by: KeyBounds, rotated: KeyBounds, why: str) -> None:
     """All but the bounds of the two keys is the same, so that nothing else can be the reason."""
     caller = msgspec.structs.replace(a_key(), models=by.models, networks=by.networks)
     key = ApiKey(KeyId(UUID(int=4)), ME, "k", "…", True, NOW, kind=KeyKind.LIVE, bounds=rotated, expires_at=None)
@@ -239,7 +241,7 @@ def test_a_key_rotates_none_that_its_bounds_do_not_cover(by: KeyBounds, rotated:
         roles.check_may_rotate(caller, key, UserRole.USER)
 
 
-def test_a_key_with_a_limit_rotates_no_other() -> None:
+def test_a_limited_key_cannot_rotate_others() -> None:
     for name in ApiKeyLimits.__struct_fields__:
         with case(name):
             key = ApiKey(KeyId(UUID(int=4)), ME, "k", "…", True, NOW, kind=KeyKind.LIVE, bounds=KeyBounds(), expires_at=None)
@@ -251,7 +253,7 @@ stored_scopes = st.lists(st.one_of(st.text(max_size=20), st.sampled_from([str(pe
 
 
 @given(role=st.sampled_from(UserRole), kind=st.sampled_from(KeyKind), stored=stored_scopes)
-def test_a_principal_carries_exactly_what_its_key_may(role: UserRole, kind: KeyKind, stored: tuple[str, ...]) -> None:
+def test_a_principal_has_exactly_the_permissions_of_its_key(role: UserRole, kind: KeyKind, stored: tuple[str, ...]) -> None:
     carried = roles.scopes_of_key(kind, role, stored)
     assert {str(permission) for permission in access_table.permissions_of(role, carried)} == set(carried)
     if stored and not set(stored) & set(Permission):

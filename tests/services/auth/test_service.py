@@ -39,7 +39,7 @@ async def test_register_login_key_and_back(world: Surroundings) -> None:
     assert (await world.login("JOHN_DOE@example.com")).user == user
 
 
-async def test_nothing_that_is_stored_gives_a_secret_away(world: Surroundings, settings: AuthSettings) -> None:
+async def test_stored_data_reveals_no_secret(world: Surroundings, settings: AuthSettings) -> None:
     _, new = await world.user_with_key()
     connection = await asyncpg.connect(settings.database_url)
     try:
@@ -52,7 +52,7 @@ async def test_nothing_that_is_stored_gives_a_secret_away(world: Surroundings, s
     assert PASSWORD not in stored
 
 
-async def test_of_twenty_registrations_at_once_one_succeeds(world: Surroundings) -> None:
+async def test_one_of_twenty_concurrent_registrations_succeeds(world: Surroundings) -> None:
     outcomes = await asyncio.gather(*(world.register(email=f"{n}@example.com") for n in range(20)), return_exceptions=True)
     assert sum(isinstance(outcome, auth.User) for outcome in outcomes) == 1
     assert sum(isinstance(outcome, errors.AlreadyExists) for outcome in outcomes) == 19
@@ -71,7 +71,9 @@ async def test_of_twenty_registrations_at_once_one_succeeds(world: Surroundings)
         pytest.param("Admin", PASSWORD, "a@b.c", errors.AlreadyExists, id="the administrator's name"),
     ],
 )
-async def test_bad_registrations(world: Surroundings, name: str, password: str, email: str | None, error: type[errors.AimeshError]) -> None:
+async def test_invalid_registrations(
+    world: Surroundings, name: str, password: str, email: str | None, error: type[errors.AimeshError]
+) -> None:
     with pytest.raises(error):
         await world.register(name, password, email)
     assert world.published == []
@@ -89,7 +91,7 @@ async def test_closed_registration_is_for_administrators(settings: AuthSettings)
             await world.ask(auth.register_user, auth.RegisterUser(auth.UserData("other", "o@b.c", PASSWORD)), token)
 
 
-async def test_while_registration_is_closed_an_invitation_lets_its_addressee_register_and_nobody_else(settings: AuthSettings) -> None:
+async def test_with_closed_registration_an_invitation_admits_only_its_addressee(settings: AuthSettings) -> None:
     world = Surroundings()
     async with AuthService.open(msgspec.structs.replace(settings, open_registration=False), world.as_node()) as world.service:
         admin = await world.admin_token()
@@ -116,9 +118,7 @@ async def test_while_registration_is_closed_an_invitation_lets_its_addressee_reg
             await register("john_two", "john@example.com", invitation.token)
 
 
-async def test_while_registration_is_closed_an_inviter_lets_few_people_register_a_day(
-    settings: AuthSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_with_closed_registration_an_inviter_admits_few_people_a_day(settings: AuthSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration_limits, "MOST_INVITED_A_DAY", 2)
     world = Surroundings()
     closed = msgspec.structs.replace(settings, open_registration=False, organisations_per_user=5)
@@ -161,7 +161,7 @@ async def test_while_registration_is_closed_an_inviter_lets_few_people_register_
 # --- logging in ------------------------------------------------------------------------------------------------------
 
 
-async def test_who_exists_cannot_be_told_from_the_answer_nor_from_the_work(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_neither_the_answer_nor_the_work_reveals_whether_a_user_exists(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.register()
     compared: list[str] = []
     verify = argon2.PasswordHasher.verify
@@ -183,7 +183,7 @@ async def test_who_exists_cannot_be_told_from_the_answer_nor_from_the_work(world
 
 
 @pytest.mark.parametrize("name", ["john_doe", "nobody_at_all"])
-async def test_the_sixth_guess_from_one_address_has_to_wait_whether_or_not_the_user_exists(world: Surroundings, name: str) -> None:
+async def test_the_sixth_attempt_from_one_address_must_wait_whether_or_not_the_user_exists(world: Surroundings, name: str) -> None:
     await world.register()
     name = name if name == "john_doe" else f"nobody{uuid4().hex[:8]}"
     outcomes = await asyncio.gather(*(world.login(name, "wrong_password") for _ in range(30)), return_exceptions=True)
@@ -194,7 +194,7 @@ async def test_the_sixth_guess_from_one_address_has_to_wait_whether_or_not_the_u
         await world.login(name)
 
 
-async def test_a_success_gives_the_attempts_back(world: Surroundings) -> None:
+async def test_a_success_resets_the_attempts(world: Surroundings) -> None:
     await world.register()
     for _ in range(3):
         for _ in range(4):
@@ -204,12 +204,12 @@ async def test_a_success_gives_the_attempts_back(world: Surroundings) -> None:
 
 
 @pytest.mark.parametrize("credentials", [auth.Credentials(PASSWORD), auth.Credentials(PASSWORD, "john_doe", "john_doe@example.com")])
-async def test_one_name_is_needed(world: Surroundings, credentials: auth.Credentials) -> None:
+async def test_exactly_one_name_is_needed(world: Surroundings, credentials: auth.Credentials) -> None:
     with pytest.raises(errors.BadRequest, match="either username or email"):
         await world.ask(auth.login_user, auth.LoginUser(credentials))
 
 
-async def test_an_old_hash_is_renewed_at_login(world: Surroundings, settings: AuthSettings) -> None:
+async def test_an_outdated_hash_is_renewed_at_login(world: Surroundings, settings: AuthSettings) -> None:
     await world.register()
     old = argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1).hash(PASSWORD)
     connection = await asyncpg.connect(settings.database_url)
@@ -230,7 +230,7 @@ async def identify(world: Surroundings, credential: str) -> auth.Principal:
     return await world.ask(auth.identify, auth.Identify(Credential(credential)))
 
 
-async def test_a_token_dies_with_its_session(world: Surroundings) -> None:
+async def test_a_token_ends_with_its_session(world: Surroundings) -> None:
     await world.register()
     session = await world.login()
     other = await world.login()
@@ -246,7 +246,7 @@ async def test_a_token_dies_with_its_session(world: Surroundings) -> None:
     await identify(world, other.access_token)
 
 
-async def test_closing_an_account_stops_everything_at_once_and_opening_it_brings_it_back(world: Surroundings) -> None:
+async def test_closing_an_account_stops_everything_and_reopening_restores_it(world: Surroundings) -> None:
     user, new = await world.user_with_key()
     session = await world.login()
     admin = await world.admin_token()
@@ -279,7 +279,7 @@ async def test_a_login_link_opens_one_session(world: Surroundings) -> None:
         await world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token))
 
 
-async def test_a_limited_key_cannot_rid_itself_of_its_limit(world: Surroundings) -> None:
+async def test_a_limited_key_cannot_remove_its_limit(world: Surroundings) -> None:
     await world.register()
     limited = await world.new_key((await world.login()).access_token, limits=LIMITS)
     with pytest.raises(errors.NotAllowed, match="a key with its own limit cannot create keys"):
@@ -326,7 +326,7 @@ async def test_a_malformed_key_never_reaches_the_database(world: Surroundings, k
     assert world.refusals("unknown_key") == 1
 
 
-async def test_a_revoked_key_is_refused_at_once(world: Surroundings) -> None:
+async def test_a_revoked_key_is_refused_immediately(world: Surroundings) -> None:
     _, new = await world.user_with_key()
     other = await world.new_key(new.api_key, "other")
     revoked = await world.ask(auth.revoke_api_key, auth.RevokeApiKey("default"), other.api_key)
@@ -340,7 +340,7 @@ async def test_a_revoked_key_is_refused_at_once(world: Surroundings) -> None:
         await world.ask(auth.revoke_api_key, auth.RevokeApiKey("default"), other.api_key)
 
 
-async def test_a_name_that_two_keys_have_revokes_neither(world: Surroundings) -> None:
+async def test_a_name_shared_by_two_keys_revokes_neither(world: Surroundings) -> None:
     _, new = await world.user_with_key()
     await world.new_key(new.api_key)
     with pytest.raises(errors.BadRequest, match="several") as refused:
@@ -349,13 +349,13 @@ async def test_a_name_that_two_keys_have_revokes_neither(world: Surroundings) ->
 
 
 @pytest.mark.parametrize("key", ["", "nothing", "a\0b", "x" * 1000, str(UUID(int=1))])
-async def test_a_key_that_is_not_there(world: Surroundings, key: str) -> None:
+async def test_an_unknown_key_is_not_found(world: Surroundings, key: str) -> None:
     _, new = await world.user_with_key()
     with pytest.raises(errors.NotFound, match="you have no"):
         await world.ask(auth.revoke_api_key, auth.RevokeApiKey(key), new.api_key)
 
 
-async def test_what_is_anothers_is_refused_and_an_administrator_may(world: Surroundings) -> None:
+async def test_other_users_data_is_refused_except_to_administrators(world: Surroundings) -> None:
     anna, annas = await world.user_with_key("anna")
     _, bens = await world.user_with_key("ben")
     admin = await world.admin_token()
@@ -378,14 +378,14 @@ async def test_what_is_anothers_is_refused_and_an_administrator_may(world: Surro
         await world.ask(auth.generate_api_key, auth.GenerateApiKey(user_id=UserId(uuid4())), admin)
 
 
-async def test_usage_is_the_gateways_to_count(world: Surroundings) -> None:
+async def test_usage_is_read_from_the_gateway(world: Surroundings) -> None:
     user, new = await world.user_with_key()
     usage = await world.ask(usage_report.get_user_usage, usage_report.GetUserUsage(), new.api_key)
     assert (usage.user_id, usage.request_count, usage.tokens_used) == (user.id, 3, 30)
     assert world.rpc.asked == [user.id]
 
 
-async def test_the_last_use_of_a_key_is_noted(world: Surroundings) -> None:
+async def test_the_last_use_of_a_key_is_recorded(world: Surroundings) -> None:
     _, new = await world.user_with_key()
     assert new.key.last_used_at is None
     await identify(world, new.api_key)
@@ -397,7 +397,7 @@ async def test_the_last_use_of_a_key_is_noted(world: Surroundings) -> None:
 # --- administration ---------------------------------------------------------------------------------------------------
 
 
-async def test_only_an_administrator_administers(world: Surroundings) -> None:
+async def test_only_administrators_administer(world: Surroundings) -> None:
     user, new = await world.user_with_key()
     for credential, error in ((None, errors.NotAuthenticated), (new.api_key, errors.NotAllowed)):
         with pytest.raises(error):
@@ -432,7 +432,7 @@ async def test_only_an_administrator_administers(world: Surroundings) -> None:
         await world.ask(auth.set_active, auth.SetActive("admin", is_active=False), admin)
 
 
-async def test_users_are_found_by_a_part_of_their_name_and_read_page_by_page(world: Surroundings) -> None:
+async def test_users_are_found_by_part_of_their_name_and_listed_in_pages(world: Surroundings) -> None:
     admin = await world.admin_token()
     made = [await world.register(f"dana{number}") for number in range(5)]
     read, last = [], None
@@ -455,7 +455,7 @@ async def test_users_are_found_by_a_part_of_their_name_and_read_page_by_page(wor
             bodies.decode_request(auth.ListUsers, bodies.encode(auth.ListUsers(search=search)), "auth.listUsers")
 
 
-async def test_the_first_administrator_is_made_once(settings: AuthSettings) -> None:
+async def test_the_first_administrator_is_created_once(settings: AuthSettings) -> None:
     async def start(password: str) -> auth.User:
         world = Surroundings()
         async with AuthService.open(msgspec.structs.replace(settings, admin_password=password), world.as_node()) as world.service:
@@ -476,7 +476,7 @@ async def test_a_bad_first_password_is_a_wrong_setting(settings: AuthSettings) -
 # --- changes and faults ------------------------------------------------------------------------------------------------
 
 
-async def test_a_watcher_hears_of_a_change_made_by_hand(world: Surroundings, settings: AuthSettings) -> None:
+async def test_a_watcher_learns_of_a_change_made_by_hand(world: Surroundings, settings: AuthSettings) -> None:
     user, _ = await world.user_with_key()
     async with contextlib.aclosing(world.service._wiring.changes.watch(0)) as changes:
         assert (await asyncio.wait_for(anext(changes), 5)).user_id is None
@@ -513,12 +513,12 @@ async def test_a_slow_watcher_is_told_to_forget_everything(world: Surroundings) 
     assert heard[-1].sequence > 101
 
 
-async def test_checks_say_which_store_is_missing(world: Surroundings) -> None:
+async def test_checks_name_the_missing_store(world: Surroundings) -> None:
     checks = await world.service.checks()
     assert [(check.name, check.ok) for check in checks] == [("postgresql", True), ("valkey", True), ("mail", True)]
 
 
-async def test_without_valkey_nobody_logs_in_but_keys_go_on_working(world: Surroundings, valkey: ValkeyServer) -> None:
+async def test_without_valkey_nobody_logs_in_but_keys_still_work(world: Surroundings, valkey: ValkeyServer) -> None:
     _, new = await world.user_with_key()
     session = await world.login()
     valkey.kill()

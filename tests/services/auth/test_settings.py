@@ -14,7 +14,7 @@ GOOD = {
 }
 
 
-def test_the_least_that_works() -> None:
+def test_the_minimum_settings() -> None:
     settings = config.load(AuthSettings, GOOD)
     assert (settings.port, settings.session_timeout_seconds, settings.password_min_length) == (3001, 3600, 8)
     assert not settings.open_registration
@@ -22,13 +22,13 @@ def test_the_least_that_works() -> None:
     assert settings.database_url == GOOD["DATABASE_URL"]
 
 
-def test_the_former_data_key_can_be_given() -> None:
+def test_the_former_data_key_can_be_set() -> None:
     assert config.load(AuthSettings, {**GOOD, "DATA_KEY_OLD": "o" * 43}).data_key_old == "o" * 43
     with pytest.raises(errors.BadSettings, match="DATA_KEY_OLD"):
         config.load(AuthSettings, {**GOOD, "DATA_KEY_OLD": "short"})
 
 
-def test_auth_may_have_a_database_of_its_own() -> None:
+def test_auth_may_have_its_own_database() -> None:
     assert config.load(AuthSettings, {**GOOD, "AUTH_DATABASE_URL": "postgresql:///auth"}).database_url == "postgresql:///auth"
 
 
@@ -50,7 +50,7 @@ def test_auth_may_have_a_database_of_its_own() -> None:
         pytest.param({"PASSWORD_MIN_LENGTH": "257"}, "PASSWORD_MIN_LENGTH", id="longer than the longest"),
     ],
 )
-def test_bad_settings_are_named(change: dict[str, str], message: str) -> None:
+def test_invalid_settings_are_named(change: dict[str, str], message: str) -> None:
     with pytest.raises(errors.BadSettings, match=message) as refused:
         config.load(AuthSettings, {**GOOD, **change})
     assert "changeme" not in refused.value.message

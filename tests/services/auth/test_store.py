@@ -72,7 +72,7 @@ async def test_a_user_is_found_by_each_of_its_names(store: AccountTables) -> Non
 
 
 @pytest.mark.parametrize("name", ["nobody", "x@y.z", str(UUID(int=1)), "", "a\0b", "' OR 1=1 --", "x" * 10_000])
-async def test_nobody_is_called_that(store: AccountTables, name: str) -> None:
+async def test_an_unknown_name_finds_no_user(store: AccountTables, name: str) -> None:
     with pytest.raises(errors.NotFound, match="there is no user"):
         await store.get_user_called(name)
 
@@ -84,20 +84,20 @@ async def test_nobody_is_called_that(store: AccountTables, name: str) -> None:
         pytest.param("other", "Anna@Example.com", "e-mail address", id="the address in other letters"),
     ],
 )
-async def test_a_taken_name_says_what_is_taken(store: AccountTables, username: str, email: str, what: str) -> None:
+async def test_a_taken_name_error_says_what_is_taken(store: AccountTables, username: str, email: str, what: str) -> None:
     await add_user(store)
     with pytest.raises(errors.AlreadyExists, match=what):
         async with store.adding_user() as transaction:
             await store.add_user(transaction, username, email, "hash")
 
 
-async def test_of_twenty_registrations_of_one_name_at_once_one_succeeds(store: AccountTables) -> None:
+async def test_one_of_twenty_concurrent_registrations_of_a_name_succeeds(store: AccountTables) -> None:
     outcomes = await asyncio.gather(*(add_user(store, "anna", f"anna{n}@example.com") for n in range(20)), return_exceptions=True)
     assert sum(isinstance(outcome, User) for outcome in outcomes) == 1
     assert sum(isinstance(outcome, errors.AlreadyExists) for outcome in outcomes) == 19
 
 
-async def test_of_twenty_starters_one_makes_the_administrator(store: AccountTables) -> None:
+async def test_one_of_twenty_concurrent_starts_creates_the_administrator(store: AccountTables) -> None:
     assert not await store.has_admin()
     assert (await asyncio.gather(*(store.ensure_first_admin("hash") for _ in range(20)))).count(True) == 1
     assert await store.has_admin()
@@ -114,7 +114,7 @@ async def test_a_key_can_be_revoked_once(store: AccountTables) -> None:
     assert [found.is_active for found in await keys_of(store, key.user_id)] == [False]
 
 
-async def test_a_user_has_so_many_active_keys_and_no_more(store: AccountTables) -> None:
+async def test_a_users_active_keys_are_limited(store: AccountTables) -> None:
     user = await add_user(store)
     key = await add_key(store, user, "first")
     for n in range(1, MOST_ACTIVE_KEYS):
@@ -136,7 +136,7 @@ async def test_the_owner_of_a_key(store: AccountTables) -> None:
     assert owned.user_is_active
 
 
-async def test_a_key_keeps_each_of_its_limits(store: AccountTables) -> None:
+async def test_a_key_stores_each_of_its_limits(store: AccountTables) -> None:
     limits = ApiKeyLimits(1, 2, 3, 4, MicroCredits(10**18))
     key = await add_key(store, await add_user(store), limits=limits)
     owned = await store.find_owner_of_key("k")
@@ -145,7 +145,7 @@ async def test_a_key_keeps_each_of_its_limits(store: AccountTables) -> None:
     assert key.limits == owned.principal.key_limits == listed.limits == limits
 
 
-async def test_a_key_keeps_its_kind_its_bounds_and_its_end(store: AccountTables) -> None:
+async def test_a_key_stores_its_kind_bounds_and_expiry(store: AccountTables) -> None:
     bounds = KeyBounds(("model:read",), (ModelName("llama"), ModelName("qwen")), ("10.0.0.0/8",))
     ends = datetime.now(UTC) + timedelta(days=3)
     key = await add_key(store, await add_user(store), kind=KeyKind.TEST, bounds=bounds, expires_at=ends)
@@ -161,7 +161,7 @@ async def test_a_key_keeps_its_kind_its_bounds_and_its_end(store: AccountTables)
     assert (owned.expires_at, owned.replaced_at) == (ends, None)
 
 
-async def test_the_key_of_one_tenant_is_not_anothers_to_find_change_or_end(store: AccountTables) -> None:
+async def test_a_tenants_key_cannot_be_found_changed_or_revoked_by_another(store: AccountTables) -> None:
     anna, ben = await add_user(store, "anna"), await add_user(store, "ben")
     key = await add_key(store, anna)
     for tenant, user in ((ben.id, ben.id), (anna.id, ben.id), (ben.id, anna.id)):
@@ -177,7 +177,7 @@ async def test_the_key_of_one_tenant_is_not_anothers_to_find_change_or_end(store
     assert await store.find_owner_of_key("stolen") is None
 
 
-async def test_a_secret_that_was_replaced_leads_to_the_same_key_until_its_time(store: AccountTables) -> None:
+async def test_a_replaced_secret_leads_to_the_same_key_until_its_time(store: AccountTables) -> None:
     key = await add_key(store, await add_user(store), "old")
     async with store.transaction() as transaction:
         assert await store.rotate_key(transaction, key, Mark("new", "aip_live_new…wxyz"), 60) is not None
@@ -191,7 +191,7 @@ async def test_a_secret_that_was_replaced_leads_to_the_same_key_until_its_time(s
 
 
 @pytest.mark.parametrize("tables_of", [None], ids=["empty"])
-async def test_who_was_premium_is_pro_after_the_upgrade(postgres_url: str, tmp_path: Path) -> None:
+async def test_premium_users_are_pro_after_the_upgrade(postgres_url: str, tmp_path: Path) -> None:
     package = Path(services.auth.__file__).parent
     (tmp_path / "migrations").mkdir()
     shutil.copytree(package / "queries", tmp_path / "queries")
@@ -221,7 +221,7 @@ async def test_who_was_premium_is_pro_after_the_upgrade(postgres_url: str, tmp_p
         await by_hand.run(postgres_url, "UPDATE auth.users SET subscription_tier = 'premium'")
 
 
-async def test_the_last_use_is_written_once_a_minute_and_is_no_change(store: AccountTables, postgres_url: str) -> None:
+async def test_the_last_use_is_written_once_a_minute_and_is_not_a_change(store: AccountTables, postgres_url: str) -> None:
     key = await add_key(store, await add_user(store))
     await store.touch_keys([key.id])
     first = (await keys_of(store, key.user_id))[0].last_used_at
@@ -236,7 +236,7 @@ async def test_the_last_use_is_written_once_a_minute_and_is_no_change(store: Acc
     assert await store.missed_changes(0) == (Change(0),)
 
 
-async def test_a_hash_that_was_changed_meanwhile_is_not_replaced(store: AccountTables, postgres_url: str) -> None:
+async def test_a_concurrently_changed_hash_is_not_replaced(store: AccountTables, postgres_url: str) -> None:
     await add_user(store)
     account = await store.find_account("anna")
     assert account is not None
@@ -267,7 +267,7 @@ async def test_a_hash_that_was_changed_meanwhile_is_not_replaced(store: AccountT
         "DELETE FROM auth.api_keys",
     ],
 )
-async def test_what_is_changed_by_hand_is_heard_of(store: AccountTables, postgres_url: str, statement: str) -> None:
+async def test_changes_made_by_hand_are_announced(store: AccountTables, postgres_url: str, statement: str) -> None:
     user = await add_user(store)
     await add_key(store, user)
     async with contextlib.aclosing(store.follow_changes()) as changes:
@@ -284,7 +284,7 @@ async def test_emptying_the_tables_means_forget_everything(store: AccountTables,
         assert (await asyncio.wait_for(anext(changes), 5)).user_id is None
 
 
-async def test_what_was_missed_is_told_from_the_last_change_on(store: AccountTables) -> None:
+async def test_missed_changes_are_sent_since_the_last_one(store: AccountTables) -> None:
     users = [await add_user(store, f"user{n}") for n in range(4)]
     assert await store.missed_changes(0) == (Change(0),)
     for user in users:
@@ -296,7 +296,9 @@ async def test_what_was_missed_is_told_from_the_last_change_on(store: AccountTab
     assert None not in {change.user_id for change in missed}
 
 
-async def test_who_was_away_too_long_or_watched_another_database_forgets_everything(store: AccountTables, postgres_url: str) -> None:
+async def test_a_watcher_that_was_away_too_long_or_used_another_database_forgets_everything(
+    store: AccountTables, postgres_url: str
+) -> None:
     user = await add_user(store)
     for tier in (Tier.PRO, Tier.FREE, Tier.PRO):
         await set_tier(store, user.id, tier)
@@ -307,13 +309,13 @@ async def test_who_was_away_too_long_or_watched_another_database_forgets_everyth
     assert await store.missed_changes(3) == (Change(3, user.id),)
 
 
-async def test_a_user_that_is_gone(store: AccountTables) -> None:
+async def test_a_deleted_user(store: AccountTables) -> None:
     with pytest.raises(errors.NotFound, match="this user was deleted a moment ago"):
         await set_tier(store, UserId(uuid4()), Tier.FREE)
     assert await store.find_user(UserId(uuid4())) is None
 
 
-async def test_the_tables_have_the_columns_of_the_seed(store: AccountTables, postgres_url: str) -> None:
+async def test_the_tables_have_the_expected_columns(store: AccountTables, postgres_url: str) -> None:
     connection = await asyncpg.connect(postgres_url)
     try:
         rows = await connection.fetch("SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'auth'")

@@ -41,7 +41,7 @@ async def run(work: Callable[[], Awaitable[None]], over: asyncio.Event, metrics:
         pytest.param(asyncpg.CheckViolationError("a row of somebody"), id="PostgreSQL refuses"),
     ],
 )
-async def test_a_job_that_fails_is_repeated_and_its_last_success_stays(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_job_is_repeated_and_keeps_its_last_success(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics, lines = Metrics("gateway"), Lines(monkeypatch)
 
     def value(name: str) -> float | None:
@@ -63,7 +63,7 @@ async def test_a_job_that_fails_is_repeated_and_its_last_success_stays(error: Ex
     assert len(lines.of("background work failed")) == 3
 
 
-async def test_a_mistake_of_ours_is_not_taken_for_a_failure_of_postgresql() -> None:
+async def test_a_bug_is_not_taken_for_a_failure_of_postgresql() -> None:
     async def wrong() -> None:
         raise KeyError("a mistake")
 
@@ -72,5 +72,5 @@ async def test_a_mistake_of_ours_is_not_taken_for_a_failure_of_postgresql() -> N
 
 
 @pytest.mark.parametrize(("took", "pause"), [(0.0, 60.0), (3.0, 60.0), (10.0, 200.0), (900.0, 3600.0)])
-def test_the_pause_grows_with_the_work_up_to_an_hour(took: float, pause: float) -> None:
+def test_the_pause_grows_with_the_duration_up_to_an_hour(took: float, pause: float) -> None:
     assert background_jobs.pause_seconds(60.0, took) == pause

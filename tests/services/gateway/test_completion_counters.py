@@ -36,14 +36,14 @@ def aborted(running_service: RunningService) -> dict[str, float]:
     return {sample.labels["reason"]: sample.value for sample in family.samples if sample.name.endswith("_total") and sample.value}
 
 
-async def test_what_requests_cost_is_counted_by_their_model(running_service: RunningService) -> None:
+async def test_costs_are_counted_by_model(running_service: RunningService) -> None:
     first, second = await ask(running_service), await ask(running_service, "llama3")
     assert first.cost_micro > 0
     assert cost(running_service, "smollm2") == first.cost_micro + second.cost_micro
     assert aborted(running_service) == {}
 
 
-async def test_a_worker_that_invents_models_makes_few_series(running_service: RunningService) -> None:
+async def test_invented_model_names_create_few_series(running_service: RunningService) -> None:
     names = [f"model-{number}" for number in range(MAX_MODELS + 2)]
     running_service.add_worker(2, FakeWorker(), *names)
     paid = [(await ask(running_service, name)).cost_micro for name in names]
@@ -51,14 +51,14 @@ async def test_a_worker_that_invents_models_makes_few_series(running_service: Ru
     assert cost(running_service, OTHER) == sum(paid[MAX_MODELS:])
 
 
-async def test_an_answer_that_breaks_off_is_counted_by_its_code(running_service: RunningService) -> None:
+async def test_an_aborted_answer_is_counted_by_its_code(running_service: RunningService) -> None:
     running_service.worker.fails_with, running_service.worker.fails_after = errors.LinkLost("gone"), 2
     with pytest.raises(errors.WorkerLost):
         await ask(running_service)
     assert aborted(running_service) == {"worker_lost": 1}
 
 
-async def test_a_code_that_only_a_newer_worker_knows_is_none_of_ours(running_service: RunningService) -> None:
+async def test_unknown_codes_of_newer_workers_are_counted_as_other(running_service: RunningService) -> None:
     running_service.worker.fails_with = errors.RemoteError(errors.Problem(code="moon_phase", message="wrong moon"))
     running_service.worker.fails_after = 1
     with pytest.raises(errors.AimeshError):
@@ -66,7 +66,7 @@ async def test_a_code_that_only_a_newer_worker_knows_is_none_of_ours(running_ser
     assert aborted(running_service) == {"other": 1}
 
 
-async def test_a_reader_that_leaves_in_mid_answer_is_counted_as_cancelled(running_service: RunningService) -> None:
+async def test_a_reader_that_leaves_mid_answer_is_counted_as_canceled(running_service: RunningService) -> None:
     running_service.worker.hangs_after = 2
     asking = asyncio.create_task(ask(running_service))
     await running_service.worker.said.wait()
@@ -76,7 +76,7 @@ async def test_a_reader_that_leaves_in_mid_answer_is_counted_as_cancelled(runnin
     assert aborted(running_service) == {"cancelled": 1}
 
 
-async def test_what_ended_before_its_first_token_was_no_answer_yet(running_service: RunningService) -> None:
+async def test_a_request_that_ended_before_its_first_token_is_not_an_aborted_answer(running_service: RunningService) -> None:
     running_service.worker.fails_with, running_service.worker.fails_after = errors.DeadlineExceeded("late"), 0
     with pytest.raises(errors.DeadlineExceeded):
         await ask(running_service)

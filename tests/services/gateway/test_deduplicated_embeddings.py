@@ -108,7 +108,7 @@ async def gateways(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         yield Gateways(running_service, worker, (doors[0], doors[1]), DeduplicatedInference(running_service.pipeline, keys), postgres_url)
 
 
-async def test_without_a_key_each_is_its_own(gateways: Gateways) -> None:
+async def test_without_a_key_requests_run_independently(gateways: Gateways) -> None:
     first, second = [await gateways.ask(key=None) for _ in range(2)]
     assert (first.vectors, first.is_repeat) == (second.vectors, second.is_repeat) == ([packed(1, CANARY), packed(2, CANARY)], False)
     assert gateways.runs == (2, 2)
@@ -116,7 +116,7 @@ async def test_without_a_key_each_is_its_own(gateways: Gateways) -> None:
 
 
 @pytest.mark.parametrize("door", [0, 1], ids=["the same gateway", "another one"])
-async def test_a_repeat_gets_the_same_vectors_and_is_no_request(gateways: Gateways, door: int) -> None:
+async def test_a_repeat_gets_the_same_vectors_and_is_not_billed(gateways: Gateways, door: int) -> None:
     first, again = await gateways.ask(), await gateways.ask(door=door)
     assert first.vectors == again.vectors == [packed(1, CANARY), packed(2, CANARY)]
     assert first.result == again.result
@@ -126,7 +126,7 @@ async def test_a_repeat_gets_the_same_vectors_and_is_no_request(gateways: Gatewa
 
 
 @pytest.mark.parametrize("door", [0, 1], ids=["the same gateway", "another one"])
-async def test_fifty_at_once_are_one_run(gateways: Gateways, door: int) -> None:
+async def test_fifty_concurrent_requests_run_once(gateways: Gateways, door: int) -> None:
     gateways.worker.waits_at = 2
     first = asyncio.create_task(gateways.ask())
     await gateways.worker.said.wait()
@@ -152,7 +152,7 @@ async def test_another_request_under_the_key_is_a_conflict(gateways: Gateways, o
     assert gateways.runs == (1, 1)
 
 
-async def test_a_prompt_and_texts_never_share_a_key(gateways: Gateways) -> None:
+async def test_prompts_and_embeddings_never_share_a_key(gateways: Gateways) -> None:
     await gateways.ask("hi")
     context.start()
     with pytest.raises(errors.IdempotencyConflict):
@@ -160,7 +160,7 @@ async def test_a_prompt_and_texts_never_share_a_key(gateways: Gateways) -> None:
             pass
 
 
-async def test_who_loses_the_connection_finds_the_answer_made(gateways: Gateways) -> None:
+async def test_a_caller_that_lost_its_connection_finds_the_finished_answer(gateways: Gateways) -> None:
     gateways.worker.waits_at = 2
     lost = asyncio.create_task(gateways.ask())
     await gateways.worker.said.wait()
@@ -173,7 +173,7 @@ async def test_who_loses_the_connection_finds_the_answer_made(gateways: Gateways
     assert gateways.worker.left_early == 0
 
 
-async def test_one_that_fails_in_its_middle_costs_nothing_and_frees_its_key(gateways: Gateways) -> None:
+async def test_a_request_that_fails_midway_costs_nothing_and_frees_its_key(gateways: Gateways) -> None:
     gateways.worker.fails_at = 2
     for _ in range(2):
         with pytest.raises(errors.BadRequest):
@@ -186,7 +186,7 @@ async def test_one_that_fails_in_its_middle_costs_nothing_and_frees_its_key(gate
     ]  # fmt: skip
 
 
-async def test_no_number_of_a_vector_can_be_read_in_postgresql(gateways: Gateways) -> None:
+async def test_vectors_cannot_be_read_in_postgresql(gateways: Gateways) -> None:
     await gateways.ask()
     ((state, answer),) = await gateways.stored()
     assert state == "ended"
@@ -194,7 +194,7 @@ async def test_no_number_of_a_vector_can_be_read_in_postgresql(gateways: Gateway
     assert struct.pack("<f", CANARY) not in answer
 
 
-async def test_one_too_large_for_the_store_is_read_again_where_it_was_made(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_too_large_to_store_is_repeated_by_its_gateway(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotent_requests, "MOST_ANSWER_BYTES", 50)
     first, again = await gateways.ask(), await gateways.ask()
     assert (first.vectors, again.is_repeat) == (again.vectors, True)
@@ -203,7 +203,7 @@ async def test_one_too_large_for_the_store_is_read_again_where_it_was_made(gatew
     assert gateways.runs == (1, 1)
 
 
-async def test_one_too_large_for_memory_is_given_whole_and_never_paid_twice(gateways: Gateways) -> None:
+async def test_an_answer_too_large_for_memory_is_delivered_and_billed_once(gateways: Gateways) -> None:
     gateways.worker.length = 16_384
     texts = ["x"] * (answer_buffer.MOST_BYTES // (4 * 16_384) + 10)
     assert len((await gateways.ask(*texts)).vectors) == len(texts)

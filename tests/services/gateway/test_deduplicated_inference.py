@@ -60,7 +60,7 @@ async def door(postgres_url: str) -> AsyncIterator[Door]:
             yield Door(DeduplicatedInference(running_service.pipeline, keys), running_service)
 
 
-async def test_without_a_key_every_request_is_its_own(door: Door) -> None:
+async def test_without_a_key_requests_run_independently(door: Door) -> None:
     first, second = await door.ask(), await door.ask()
     assert first.text == second.text == "Hello world!"
     assert first.numbers == [1, 2, 3]
@@ -70,14 +70,14 @@ async def test_without_a_key_every_request_is_its_own(door: Door) -> None:
     assert (door.runs, len(door.running_service.store.rows)) == (2, 2)
 
 
-async def test_without_a_key_it_ends_with_its_reader(door: Door) -> None:
+async def test_without_a_key_a_request_ends_with_its_reader(door: Door) -> None:
     await door.ask(stops_after=1)
     assert door.running_service.worker.left_early == 1
     with pytest.raises(errors.BadRequest, match="Last-Event-ID"):
         await door.ask(RepeatedRequest(rest=Rest(1)))
 
 
-async def test_with_a_key_it_is_run_limited_and_written_once(door: Door) -> None:
+async def test_with_a_key_a_request_runs_is_limited_and_is_written_once(door: Door) -> None:
     first, again = await door.ask(KEY), await door.ask(KEY)
     assert (first.text, first.numbers, first.result) == (again.text, again.numbers, again.result)
     assert first.answer is not None
@@ -101,7 +101,7 @@ async def test_a_caller_that_lost_its_stream_gets_the_rest(door: Door) -> None:
     assert door.running_service.worker.left_early == 0
 
 
-async def test_the_whole_of_it_is_there_for_who_has_to_read_it_from_the_beginning(door: Door) -> None:
+async def test_a_caller_may_read_the_whole_answer_again(door: Door) -> None:
     cut = await door.ask(KEY)
     assert cut.answer is not None
     rest = RepeatedRequest(key="k", rest=Rest(2))
@@ -109,7 +109,7 @@ async def test_the_whole_of_it_is_there_for_who_has_to_read_it_from_the_beginnin
     assert (await door.ask(rest, whole=True)).text == "Hello world!"
 
 
-async def test_a_refusal_is_the_callers_and_frees_the_key(door: Door) -> None:
+async def test_a_refusal_reaches_the_caller_and_frees_the_key(door: Door) -> None:
     with pytest.raises(errors.BadRequest):
         await door.ask(KEY, temperature=9.0)
     door.running_service.worker.fails_with = errors.ModelCrashed("gone")
@@ -119,13 +119,13 @@ async def test_a_refusal_is_the_callers_and_frees_the_key(door: Door) -> None:
     assert (await door.ask(KEY)).text == "Hello world!"
 
 
-async def test_another_body_is_a_conflict(door: Door) -> None:
+async def test_a_different_body_is_a_conflict(door: Door) -> None:
     await door.ask(KEY)
     with pytest.raises(errors.IdempotencyConflict):
         await door.ask(KEY, prompt="ho")
 
 
-async def test_the_seed_is_fixed_when_the_request_is_first_asked(door: Door) -> None:
+async def test_the_seed_is_fixed_by_the_first_request(door: Door) -> None:
     await door.ask(KEY)
     (asked,) = door.running_service.worker.asked
     assert asked.model_config.seed is not None
@@ -133,7 +133,7 @@ async def test_the_seed_is_fixed_when_the_request_is_first_asked(door: Door) -> 
     assert door.running_service.worker.asked[1].model_config.seed == 5
 
 
-async def test_a_request_that_a_stopping_gateway_leaves_to_another_has_one_row(postgres_url: str) -> None:
+async def test_a_request_handed_over_by_a_stopping_gateway_has_one_row(postgres_url: str) -> None:
     async with fakes.running_service() as running_service, opened(postgres_url) as database:
         store = IdempotencyStore(database)
         running_service.worker.hangs_after = 1

@@ -81,7 +81,7 @@ async def ask(running_service: RunningService, *inputs: str, who: Principal = OW
 # --- the way ------------------------------------------------------------------------------------------------------------
 
 
-async def test_vectors_in_order_and_a_row(running_service: RunningService) -> None:
+async def test_vectors_arrive_in_order_with_a_row(running_service: RunningService) -> None:
     vectors, result = await ask(running_service, "a", "bb", "ccc", model="llama3")
     assert vectors == [packed(1, 1), packed(2, 1), packed(3, 1)]
     assert (result.model, result.dimensions, result.prompt_tokens) == ("smollm2", 2, 7)
@@ -102,7 +102,7 @@ async def test_an_organization_that_shares_its_founders_limits_waits_as_its_foun
     assert served.counter_of(team.tenant_id) == 0
 
 
-async def test_it_counts_against_the_same_limit_as_a_prompt(running_service: RunningService) -> None:
+async def test_embeddings_count_against_the_same_limit_as_prompts(running_service: RunningService) -> None:
     for _ in range(3):
         await ask(running_service, "a")
     with pytest.raises(LimitReached):
@@ -132,25 +132,25 @@ async def test_another_worker_takes_over_before_the_first_vector(running_service
         pytest.param({"vectors": (bytes(4 * (embedding.MAX_DIMENSIONS + 1)),) * 2}, id="more numbers than any model gives"),
     ],
 )
-async def test_a_worker_that_sends_what_are_no_vectors_is_an_error(running_service: RunningService, lies: dict[str, Any]) -> None:
+async def test_a_worker_that_sends_invalid_vectors_is_an_error(running_service: RunningService, lies: dict[str, Any]) -> None:
     running_service.add_worker(1, EmbeddingWorker(**lies), "smollm2")
     with pytest.raises(errors.ProtocolViolation):
         await ask(running_service, "a", "b")
     assert running_service.store.only_row.status == "error"
 
 
-async def test_fewer_dimensions_must_be_what_comes(running_service: RunningService) -> None:
+async def test_vectors_with_the_wrong_dimensions_are_refused(running_service: RunningService) -> None:
     assert (await ask(running_service, "a", dimensions=2))[1].dimensions == 2
     with pytest.raises(errors.ProtocolViolation):
         await ask(running_service, "a", dimensions=1)
 
 
-async def test_claimed_tokens_are_believed_up_to_the_bytes(running_service: RunningService) -> None:
+async def test_claimed_tokens_are_capped_by_the_bytes(running_service: RunningService) -> None:
     running_service.add_worker(1, EmbeddingWorker(claims=10**12), "smollm2")
     assert (await ask(running_service, "abc"))[1].prompt_tokens == 3 + 4
 
 
-async def test_a_caller_that_leaves_ends_the_work(running_service: RunningService) -> None:
+async def test_a_caller_that_disconnects_cancels_the_work(running_service: RunningService) -> None:
     running_service.worker.hangs_after = 0
     asking = asyncio.create_task(ask(running_service, "a", "b"))
     await running_service.worker.said.wait()
@@ -176,7 +176,7 @@ async def test_openais_client_gets_numbers_in_both_encodings(client: openai.Asyn
         assert (answer.model, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("smollm2", 7, 7)
 
 
-async def test_openais_client_asks_again_under_its_key_and_is_answered_once(
+async def test_openais_client_retries_under_its_key_and_is_answered_once(
     client: openai.AsyncOpenAI, running_service: RunningService
 ) -> None:
     under_key = {"Idempotency-Key": "page 4"}
@@ -199,13 +199,13 @@ async def test_openais_client_asks_again_under_its_key_and_is_answered_once(
     assert refused.value.code == "idempotency_conflict"
 
 
-async def test_a_key_that_is_none_is_a_400(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_an_invalid_key_is_a_400(http: httpx.AsyncClient, running_service: RunningService) -> None:
     answer = await http.post("/v1/embeddings", json={"input": "a"}, headers={"idempotency-key": "x" * 256})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
     assert not running_service.worker.asked
 
 
-async def test_base64_is_the_vector_as_it_is(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_base64_is_the_vector_unchanged(http: httpx.AsyncClient, running_service: RunningService) -> None:
     answer = await http.post("/v1/embeddings", json={"input": "abc", "encoding_format": "base64", "user": "me", "dimensions": None})
     assert answer.json() == {
         "object": "list",
@@ -251,12 +251,12 @@ async def test_errors_of_the_worker_keep_their_status(http: httpx.AsyncClient, r
         assert (answer.status_code, answer.json()["error"]["message"]) == (status, error.message)
 
 
-async def test_texts_that_fit_a_body_and_no_message(http: httpx.AsyncClient) -> None:
+async def test_texts_that_fit_a_body_but_not_a_message_are_refused(http: httpx.AsyncClient) -> None:
     answer = await http.post("/v1/embeddings", json={"input": "x" * (1024 * 1024 - 100)})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
 
 
-async def test_a_prompt_for_a_model_that_only_embeds_reaches_no_worker(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_a_prompt_for_an_embedding_model_reaches_no_worker(http: httpx.AsyncClient, running_service: RunningService) -> None:
     worker = EmbeddingWorker()
     running_service.add_worker(2, worker, "bge", only_embeds=True)
     shown = {model["id"]: model["only_embeds"] for model in (await http.get("/v1/models")).json()["data"]}

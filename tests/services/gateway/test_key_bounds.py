@@ -69,7 +69,7 @@ BODIES: dict[str, Callable[[str], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_model_that_the_key_is_not_for_is_refused_before_a_worker_hears_of_it(
+async def test_a_model_outside_the_keys_scope_is_refused_before_a_worker_is_called(
     running_service: RunningService, path: str, *, stream: bool
 ) -> None:
     bind(running_service, models=(SMOLLM2,))
@@ -85,14 +85,14 @@ async def test_a_model_that_the_key_is_not_for_is_refused_before_a_worker_hears_
 
 @pytest.mark.parametrize("path", [path for path in BODIES if path != "/v1/embeddings"])
 @pytest.mark.parametrize("name", ["smollm2", "llama3"], ids=["by its name", "by another name of it"])
-async def test_a_model_that_the_key_is_for_answers(running_service: RunningService, path: str, name: str) -> None:
+async def test_a_model_within_the_keys_scope_answers(running_service: RunningService, path: str, name: str) -> None:
     bind(running_service, models=(SMOLLM2,))
     async with client(running_service) as http:
         assert (await http.post(path, json=BODIES[path](name))).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["smollm2", "llama3"], ids=["by its name", "by another name of it"])
-async def test_a_key_for_another_name_of_a_model_is_for_the_model(running_service: RunningService, name: str) -> None:
+async def test_a_key_for_an_alias_covers_the_model(running_service: RunningService, name: str) -> None:
     bind(running_service, models=(ModelName("llama3"),))
     async with client(running_service) as http:
         assert (await http.post("/v1/chat/completions", json={**CHAT, "model": name})).status_code == 200
@@ -100,7 +100,7 @@ async def test_a_key_for_another_name_of_a_model_is_for_the_model(running_servic
     assert "smollm2" in error["hint"]
 
 
-async def test_the_default_model_is_no_way_around(running_service: RunningService) -> None:
+async def test_the_default_model_is_no_way_around_a_keys_models(running_service: RunningService) -> None:
     bind(running_service, models=(SMOLLM2,))
     async with client(running_service) as http:
         # The first that is served, by name: qwen.
@@ -108,14 +108,14 @@ async def test_the_default_model_is_no_way_around(running_service: RunningServic
         assert "qwen" in error["message"]
 
 
-async def test_a_key_for_a_model_that_nobody_serves_is_told_of_the_model_it_named(running_service: RunningService) -> None:
+async def test_a_key_for_an_unserved_model_gets_an_error_with_the_model_it_requested(running_service: RunningService) -> None:
     bind(running_service, models=(ModelName("gone"),))
     async with client(running_service) as http:
         problem(await http.post("/api/inference", json={"prompt": "hi", "model": "gone"}), 404, "unknown_model")
         problem(await http.post("/api/inference", json={"prompt": "hi", "model": "qwen"}), 403, "not_allowed")
 
 
-async def test_over_rpc_the_bound_of_models_is_the_same(running_service: RunningService) -> None:
+async def test_a_keys_models_apply_over_rpc_too(running_service: RunningService) -> None:
     caller = bind(running_service, models=(SMOLLM2,))
     with pytest.raises(errors.NotAllowed, match="this key may not use qwen"):
         async with running_service.once.run(caller, InferenceRequest(prompt="hi", model=QWEN), seconds=5):
@@ -146,7 +146,7 @@ ASKED: dict[str, dict[str, Any] | None] = {
 
 
 @pytest.mark.parametrize("scope", OPENS)
-async def test_a_key_with_one_scope_opens_what_that_opens(running_service: RunningService, scope: str) -> None:
+async def test_a_key_with_one_scope_may_use_what_the_scope_allows(running_service: RunningService, scope: str) -> None:
     bind(running_service, scopes=(scope,), role=UserRole.DEVELOPER)
 
     async def no_keys(_request: auth.ListApiKeys) -> auth.ApiKeys:
@@ -164,7 +164,7 @@ async def test_a_key_with_one_scope_opens_what_that_opens(running_service: Runni
                     assert error["message"].startswith(f"ada may not do this: {route} needs ")
 
 
-async def test_who_has_the_right_and_not_the_scope_is_told_to_use_another_key(running_service: RunningService) -> None:
+async def test_a_user_with_the_right_but_not_the_scope_is_told_to_use_another_key(running_service: RunningService) -> None:
     bind(running_service, scopes=("usage:read",))
     async with client(running_service) as http:
         error = problem(await http.post("/api/inference", json={"prompt": "hi"}), 403, "not_allowed")
@@ -174,7 +174,7 @@ async def test_who_has_the_right_and_not_the_scope_is_told_to_use_another_key(ru
     )
 
 
-async def test_a_key_without_any_scope_opens_nothing(running_service: RunningService) -> None:
+async def test_a_key_without_scopes_may_use_nothing(running_service: RunningService) -> None:
     bind(running_service, scopes=())
     async with client(running_service) as http:
         for route, body in ASKED.items():
@@ -230,7 +230,7 @@ def gate(running_service: RunningService) -> tuple[Authorizer, list[tuple[str, P
         ),
     ],
 )
-async def test_over_rpc_a_bound_is_refused_with_its_reason(
+async def test_a_refused_key_gets_the_reason_over_rpc(
     running_service: RunningService, bounds: dict[str, Any], method: Any, request_: msgspec.Struct, message: str
 ) -> None:
     caller = bind(running_service, **bounds)
@@ -242,7 +242,7 @@ async def test_over_rpc_a_bound_is_refused_with_its_reason(
     assert refused == [(method.name, caller, message)], "the audit log hears of it"
 
 
-async def test_a_key_inside_of_the_request_has_its_bounds_too(running_service: RunningService) -> None:
+async def test_the_limits_of_a_key_inside_the_request_apply_too(running_service: RunningService) -> None:
     bind(running_service, scopes=("usage:read",))
     door, _ = gate(running_service)
     request = ProcessInferenceRequest(InferenceRequest(prompt="hi"), gateway.Auth(KEY))
@@ -274,7 +274,9 @@ async def test_a_key_inside_of_the_request_has_its_bounds_too(running_service: R
         pytest.param((), "not an address", True, id="a key without networks is good everywhere"),
     ],
 )
-async def test_where_a_key_is_good(running_service: RunningService, networks: tuple[str, ...], address: str, *, is_let_in: bool) -> None:
+async def test_which_networks_a_key_may_be_used_from(
+    running_service: RunningService, networks: tuple[str, ...], address: str, *, is_let_in: bool
+) -> None:
     bind(running_service, networks=networks)
     async with client(running_service, address) as http:
         answer = await http.get("/v1/models")
@@ -286,7 +288,7 @@ async def test_where_a_key_is_good(running_service: RunningService, networks: tu
     assert "networks" in error["hint"] or "HTTP API" in error["hint"]
 
 
-async def test_an_address_that_is_endless_is_not_repeated_whole(running_service: RunningService) -> None:
+async def test_an_overlong_address_is_truncated_in_the_error(running_service: RunningService) -> None:
     bind(running_service, networks=("192.0.2.0/24",))
     async with client(running_service, "x" * 10_000) as http:
         assert len(problem(await http.get("/v1/models"), 403, "not_allowed")["message"]) < 200
@@ -332,7 +334,7 @@ FORWARDED, HOP = "X-Forwarded-For", client_address.SECRET.decode()
         pytest.param(PROXY, [], False, id="nobody said anything: it is the proxy's own address"),
     ],
 )
-async def test_whose_word_on_where_a_call_comes_from_is_believed(
+async def test_which_proxies_are_trusted_for_the_client_address(
     running_service: RunningService, source: str, claims: list[str], *, is_let_in: bool
 ) -> None:
     bind(running_service, networks=("192.0.2.0/24",))
@@ -342,7 +344,7 @@ async def test_whose_word_on_where_a_call_comes_from_is_believed(
 
 
 @pytest.mark.parametrize("source", ["127.0.0.1", STRANGER])
-async def test_without_trusted_proxies_nobody_is_believed_loopback_included(running_service: RunningService, source: str) -> None:
+async def test_without_trusted_proxies_no_proxy_is_trusted_not_even_loopback(running_service: RunningService, source: str) -> None:
     bind(running_service, networks=("192.0.2.0/24",))
     async with served(running_service) as ask:
         problem(await ask(source, [(FORWARDED, "192.0.2.7")]), 403, "not_allowed")
@@ -363,7 +365,7 @@ HOP_SECRET = "s" * 32
         pytest.param([(HOP, HOP_SECRET)], False, id="without an address it is web's own"),
     ],
 )
-async def test_web_proves_its_hop_with_a_secret(
+async def test_web_authenticates_its_hop_with_a_secret(
     running_service: RunningService, headers: list[tuple[str, str]], *, is_let_in: bool
 ) -> None:
     bind(running_service, networks=("192.0.2.0/24",))
@@ -372,14 +374,14 @@ async def test_web_proves_its_hop_with_a_secret(
     assert answer.status_code == (200 if is_let_in else 403), answer.text
 
 
-async def test_a_gateway_without_the_secret_believes_no_hop(running_service: RunningService) -> None:
+async def test_a_gateway_without_the_secret_trusts_no_hop(running_service: RunningService) -> None:
     bind(running_service, networks=("192.0.2.0/24",))
     async with served(running_service) as ask:
         problem(await ask(STRANGER, [(FORWARDED, "192.0.2.7"), (HOP, "")]), 403, "not_allowed")
 
 
 @pytest.mark.parametrize("source", [PROXY, STRANGER])
-async def test_other_headers_say_nothing_of_where_a_call_comes_from(running_service: RunningService, source: str) -> None:
+async def test_other_headers_do_not_change_the_client_address(running_service: RunningService, source: str) -> None:
     bind(running_service, networks=("192.0.2.0/24",))
     names = ("X-Real-IP", "Forwarded", "True-Client-IP", "CF-Connecting-IP", "X-Client-IP")
     async with served(running_service) as ask:
@@ -387,7 +389,7 @@ async def test_other_headers_say_nothing_of_where_a_call_comes_from(running_serv
 
 
 @pytest.mark.parametrize(("trusted", "is_let_in"), [(("127.0.0.64/26",), True), ((STRANGER,), True), (("127.0.0.128/26",), False)])
-async def test_a_proxy_that_the_settings_trust_is_believed(
+async def test_a_trusted_proxy_from_the_settings_is_used(
     running_service: RunningService, trusted: tuple[str, ...], *, is_let_in: bool
 ) -> None:
     """As where web, or a proxy with TLS, runs in another container."""
@@ -397,7 +399,7 @@ async def test_a_proxy_that_the_settings_trust_is_believed(
     assert answer.status_code == (200 if is_let_in else 403), answer.text
 
 
-async def test_the_environment_behind_our_settings_trusts_nobody(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_uvicorns_environment_variable_trusts_no_proxy(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     """uvicorn would read it by itself."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     bind(running_service, networks=("192.0.2.0/24",))

@@ -46,7 +46,7 @@ def _value(metrics: Metrics, start: str) -> float:
     return float(line.rpartition(" ")[2])
 
 
-async def test_an_answer_is_in_both_families(running_service: RunningService) -> None:
+async def test_an_answer_is_in_both_metric_families(running_service: RunningService) -> None:
     await _ask(running_service, model="llama3")  # an alias
     labels = 'gen_ai_operation_name="chat",gen_ai_provider_name="aimesh",gen_ai_request_model="smollm2"'
     metrics = running_service.metrics
@@ -58,7 +58,7 @@ async def test_an_answer_is_in_both_families(running_service: RunningService) ->
     assert _value(metrics, 'ai_platform_inter_token_seconds_count{model="smollm2"}') == 1
 
 
-async def test_an_answer_that_failed_has_the_kind_of_its_error_and_no_time_between_tokens(running_service: RunningService) -> None:
+async def test_a_failed_answer_has_its_error_type_and_no_time_between_tokens(running_service: RunningService) -> None:
     running_service.worker.fails_with, running_service.worker.fails_after = errors.LinkLost("gone"), 2
     with pytest.raises(errors.WorkerLost):
         await _ask(running_service)
@@ -66,7 +66,7 @@ async def test_an_answer_that_failed_has_the_kind_of_its_error_and_no_time_betwe
     assert "inter_token_seconds_count" not in running_service.metrics.render()
 
 
-async def test_a_request_that_is_limited_was_asked_of_no_worker() -> None:
+async def test_a_limited_request_never_reached_a_worker() -> None:
     async with fakes.running_service(free=1) as running_service:
         await _ask(running_service)
         with pytest.raises(errors.Limited):
@@ -78,7 +78,7 @@ async def test_a_request_that_is_limited_was_asked_of_no_worker() -> None:
         )
 
 
-async def test_a_model_that_nobody_serves_makes_no_series(running_service: RunningService) -> None:
+async def test_an_unserved_model_creates_no_series(running_service: RunningService) -> None:
     with pytest.raises(errors.UnknownModel):
         await _ask(running_service, model="gpt-0")
     before = _series(running_service.metrics)
@@ -94,7 +94,7 @@ def _tenant(number: int) -> Principal:
     return Principal(UserId(ids), f"user{number}", UserRole.USER, (Tier.FREE, Tier.PRO)[number % 2], KeyId(ids), "laptop")
 
 
-async def test_a_thousand_tenants_make_no_more_series_than_a_few_and_all_fit() -> None:
+async def test_a_thousand_tenants_create_no_more_series_than_a_few() -> None:
     async with fakes.running_service(free=30) as running_service:
         models = [f"model-{number}" for number in range(MODELS)]
         worker = FakeWorker()

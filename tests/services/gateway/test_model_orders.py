@@ -55,13 +55,13 @@ class Site:
         return [node for _, node, _ in self.rpc.asked]
 
 
-async def test_the_least_busy_worker_that_has_the_model_loads_it() -> None:
+async def test_the_least_busy_worker_with_the_model_loads_it() -> None:
     site = Site(("other",), ("m",), ("m",))
     assert await site.load(pin=True) == (ModelPlace(node_id(1), M, "ready", "", True, 9),)
     assert site.rpc.asked == [("inference.loadModel", node_id(1), inference.LoadModel(M, True))]
 
 
-async def test_another_worker_is_asked_when_one_has_no_room_and_the_last_ones_reason_is_told() -> None:
+async def test_another_worker_is_tried_if_one_has_no_memory_and_the_last_error_is_returned() -> None:
     site = Site(("m",), ("m",))
     site.rpc.refuse[node_id(0)] = errors.Unavailable("no room")
     assert [place.worker for place in await site.load()] == [node_id(1)]
@@ -73,7 +73,7 @@ async def test_another_worker_is_asked_when_one_has_no_room_and_the_last_ones_re
     assert site.nodes_asked == [node_id(number) for number in range(ATTEMPTS)]
 
 
-async def test_every_worker_unloads_it_and_one_that_refuses_keeps_no_other_from_it() -> None:
+async def test_every_worker_unloads_the_model_even_if_one_refuses() -> None:
     site = Site(("m",), ("m",), ("other",))
     site.rpc.refuse[node_id(0)] = errors.Overloaded("m is in use")
     assert set(await site.unload()) == {
@@ -82,14 +82,14 @@ async def test_every_worker_unloads_it_and_one_that_refuses_keeps_no_other_from_
     }
 
 
-async def test_the_refusal_of_the_only_worker_is_the_answer() -> None:
+async def test_the_only_workers_error_is_returned() -> None:
     site = Site(("m",))
     site.rpc.refuse[node_id(0)] = errors.Overloaded("m is in use")
     with pytest.raises(errors.Overloaded, match="m is in use"):
         await site.unload()
 
 
-async def test_one_worker_is_meant_by_the_beginning_of_its_id() -> None:
+async def test_a_worker_is_chosen_by_a_prefix_of_its_id() -> None:
     site = Site(("m",), ("m",))
     await site.load(worker=node_id(1))
     await site.unload(worker=node_id(1))
@@ -105,21 +105,21 @@ async def test_one_worker_is_meant_by_the_beginning_of_its_id() -> None:
         pytest.param(lambda site: site.load(worker="U"), errors.NotFound, id="several workers"),
     ],
 )
-async def test_what_cannot_be_meant(order: Callable[[Site], Any], error: type[errors.AimeshError]) -> None:
+async def test_an_ambiguous_or_unknown_worker_is_refused(order: Callable[[Site], Any], error: type[errors.AimeshError]) -> None:
     site = Site(("m",), ("m",))
     with pytest.raises(error):
         await order(site)
     assert not site.rpc.asked
 
 
-async def test_an_alias_of_the_gateway_is_a_name_and_a_worker_that_is_not_ready_is_asked_too() -> None:
+async def test_aliases_work_and_workers_that_are_not_ready_are_included() -> None:
     site = Site()
     site.nodes.worker(0, "m", not_ready="m: it failed")
     await site.load("alias")
     assert site.rpc.asked == [("inference.loadModel", node_id(0), inference.LoadModel(M, None))]
 
 
-async def test_a_worker_that_is_stopping_is_not_asked() -> None:
+async def test_a_stopping_worker_is_not_asked() -> None:
     site = Site()
     site.nodes.worker(0, "m", draining=True)
     with pytest.raises(errors.UnknownModel):

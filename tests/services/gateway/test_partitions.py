@@ -119,9 +119,7 @@ def before(number: int) -> list[migrations.Migration]:
 
 
 @pytest.mark.parametrize("tables_of", [None], ids=["empty"])
-async def test_the_old_tables_become_first_partitions_and_no_row_and_no_index_is_copied(
-    connection: asyncpg.Connection, plain_url: str
-) -> None:
+async def test_old_tables_become_the_first_partitions_without_copying(connection: asyncpg.Connection, plain_url: str) -> None:
     await migrations.run(connection, "gateway", before(11))
     await fill(connection)
     files = dict(await connection.fetch(FILES))
@@ -156,7 +154,7 @@ async def test_the_old_tables_become_first_partitions_and_no_row_and_no_index_is
 
 
 @pytest.mark.parametrize("tables_of", [None], ids=["empty"])
-async def test_a_migration_that_does_not_get_its_lock_stops_nobody(connection: asyncpg.Connection, plain_url: str) -> None:
+async def test_a_migration_that_cannot_get_its_lock_blocks_nobody(connection: asyncpg.Connection, plain_url: str) -> None:
     await migrations.run(connection, "gateway", before(11))
     await fill(connection)
     async with connected(plain_url) as reader, connected(plain_url) as others, asyncio.TaskGroup() as tasks:
@@ -179,7 +177,7 @@ async def test_a_migration_that_does_not_get_its_lock_stops_nobody(connection: a
 
 
 @pytest.mark.parametrize("tables_of", [None], ids=["empty"])
-async def test_starters_that_wait_do_not_hold_up_an_index_that_is_built_concurrently(plain_url: str) -> None:
+async def test_waiting_migrations_do_not_block_a_concurrent_index_build(plain_url: str) -> None:
     async def start() -> None:
         async with stores.opened(plain_url):
             pass
@@ -188,7 +186,7 @@ async def test_starters_that_wait_do_not_hold_up_an_index_that_is_built_concurre
         await asyncio.gather(*(start() for _ in range(5)))
 
 
-async def test_partitions_are_added_ahead_by_any_number_of_gateways(
+async def test_any_number_of_gateways_add_partitions_in_advance(
     opened: database.Database, connection: asyncpg.Connection, metrics: Metrics
 ) -> None:
     gateways = [Partitions(opened, metrics) for _ in range(4)]
@@ -207,7 +205,7 @@ async def test_partitions_are_added_ahead_by_any_number_of_gateways(
     assert await connection.fetchval(f"SELECT count(*) FROM {later['name']}") == 0, "the wall is around each partition, too"
 
 
-async def test_money_that_comes_before_its_partition_is_kept_and_moves_there(
+async def test_entries_that_arrive_before_their_partition_are_kept_and_moved(
     opened: database.Database, connection: asyncpg.Connection
 ) -> None:
     ends = dict(await connection.fetch("SELECT parent, until FROM partitions"))
@@ -246,7 +244,7 @@ async def test_entries_of_every_partition_are_immutable(
             await connection.execute(statement)
 
 
-async def test_old_partitions_of_the_request_log_are_dropped_and_none_of_the_ledger(
+async def test_old_partitions_of_the_request_log_are_dropped_but_none_of_the_ledger(
     opened: database.Database, connection: asyncpg.Connection, metrics: Metrics
 ) -> None:
     await Partitions(opened, metrics).extend()
@@ -282,7 +280,7 @@ FILTERS = [
 
 
 @pytest.mark.parametrize(("asked", "index"), FILTERS)
-async def test_every_filter_of_the_request_log_finds_its_index(
+async def test_every_filter_of_the_request_log_uses_an_index(
     opened: database.Database, connection: asyncpg.Connection, asked: dict[str, object], index: str
 ) -> None:
     await connection.execute(

@@ -32,7 +32,7 @@ async def ask(running_service: RunningService, who: Principal = OWNER, seconds: 
     return text, running.result
 
 
-async def test_an_answer_and_its_row(running_service: RunningService) -> None:
+async def test_an_answer_has_its_row(running_service: RunningService) -> None:
     text, result = await ask(running_service, model="llama3")
     assert text == "Hello world!"
     assert (result.model, result.finish_reason, result.usage) == ("smollm2", FinishReason.STOP, Usage(7, 3))
@@ -47,7 +47,7 @@ async def test_an_answer_and_its_row(running_service: RunningService) -> None:
     assert (event.request_id, event.status, event.tokens) == (row.id, RequestStatus.SUCCESS, 10)
 
 
-async def test_the_worker_learns_no_user_and_gets_a_seed(running_service: RunningService) -> None:
+async def test_the_worker_gets_a_seed_but_no_user(running_service: RunningService) -> None:
     await ask(running_service)
     await ask(running_service, seed=5)
     first, second = running_service.worker.asked
@@ -64,7 +64,7 @@ async def test_an_organization_that_shares_its_founders_limits_waits_as_its_foun
     assert served.counter_of(team.tenant_id) == 0
 
 
-async def test_the_same_prompt_has_the_same_hash_and_another_has_another(running_service: RunningService) -> None:
+async def test_equal_prompts_have_equal_hashes_and_others_differ(running_service: RunningService) -> None:
     for prompt in ("a", "a", "b"):
         await ask(running_service, prompt=prompt)
     hashes = [row.prompt_hash for row in running_service.store.rows.values()]
@@ -92,7 +92,7 @@ async def test_a_refused_request_has_a_row_and_is_not_counted(
     assert not running_service.counters.calls
 
 
-async def test_a_limited_request_has_a_row_and_says_when_to_come_back() -> None:
+async def test_a_limited_request_has_a_row_and_a_retry_time() -> None:
     async with fakes.running_service(free=2) as running_service:
         for _ in range(2):
             await ask(running_service)
@@ -118,7 +118,7 @@ async def test_a_cancelled_request_records_what_was_delivered(running_service: R
     assert running_service.dispatch.in_flight == 0
 
 
-async def test_a_reader_that_leaves_early_is_a_cancel(running_service: RunningService) -> None:
+async def test_a_reader_that_leaves_early_is_a_cancellation(running_service: RunningService) -> None:
     async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running:
         await anext(running)
     await _written(running_service)
@@ -134,7 +134,7 @@ async def test_a_broken_stream_records_what_was_delivered(running_service: Runni
     assert running_service.store.only_row.error_code == "worker_lost"
 
 
-async def test_a_deadline_is_a_timeout_also_when_it_arrives_as_a_cancel(running_service: RunningService) -> None:
+async def test_a_deadline_is_a_timeout_even_if_it_arrives_as_a_cancellation(running_service: RunningService) -> None:
     running_service.worker.fails_with = errors.DeadlineExceeded("late")
     with pytest.raises(errors.DeadlineExceeded):
         await ask(running_service)
@@ -153,7 +153,7 @@ class Liar(FakeWorker):
             yield msgspec.structs.replace(said, usage=Usage(10**12, 50)) if isinstance(said, Generation) else said
 
 
-async def test_output_is_counted_by_token_ids_and_not_by_the_workers_word(running_service: RunningService) -> None:
+async def test_output_is_counted_by_token_ids_and_not_by_the_workers_claim(running_service: RunningService) -> None:
     running_service.add_worker(1, liar := Liar(), "smollm2")
     _, result = await ask(running_service)
     assert liar.asked
@@ -172,7 +172,7 @@ async def test_a_full_queue_of_rows_refuses_before_anything_runs(running_service
     running_service.store.away = False
 
 
-async def test_usage_in_the_answers_equals_the_rows(running_service: RunningService) -> None:
+async def test_usage_in_answers_equals_the_rows(running_service: RunningService) -> None:
     results = await asyncio.gather(*(ask(running_service) for _ in range(50)))
     rows = running_service.store.rows
     assert len(rows) == 50
@@ -194,7 +194,7 @@ async def _written(running_service: RunningService, rows: int = 1) -> None:
             await asyncio.sleep(0)
 
 
-async def test_a_request_waits_for_a_worker_that_was_there_a_moment_ago(running_service: RunningService) -> None:
+async def test_a_request_waits_for_a_worker_that_just_left(running_service: RunningService) -> None:
     patient = Pipeline(running_service.parts, worker_wait_seconds=5.0)
     announced = running_service.directory.entries(Role.WORKER)[0].announcement
     running_service.directory.mark_gone(announced.node, "its link was lost")
@@ -213,7 +213,7 @@ async def test_a_request_waits_for_a_worker_that_was_there_a_moment_ago(running_
     assert await waiting == "Hello world!"
 
 
-async def test_a_worker_that_is_gone_for_long_is_not_waited_for(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_left_long_ago_is_not_waited_for(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "MISSED_SECONDS", 0.0)
     quick = Pipeline(running_service.parts, iter(range(0, 10_000, 100)).__next__, worker_wait_seconds=50.0)
     running_service.directory.mark_gone(running_service.directory.entries(Role.WORKER)[0].node, "its link was lost")
@@ -222,7 +222,7 @@ async def test_a_worker_that_is_gone_for_long_is_not_waited_for(running_service:
             pass
 
 
-async def test_a_long_prompt_counts_against_the_limits_by_what_it_is_likely_to_have(running_service: RunningService) -> None:
+async def test_a_long_prompt_counts_against_the_limits_by_its_likely_tokens(running_service: RunningService) -> None:
     spent: list[int] = []
 
     async def spend(*_: object, tokens: int, **__: object) -> Any:

@@ -45,7 +45,7 @@ async def asker(valkey_url: str) -> AsyncIterator[Asker]:
         yield Asker(running_service, Pipeline(replace(running_service.pipeline._parts, responses=responses)))
 
 
-async def test_a_hit_is_a_request_with_a_row_and_says_that_it_is_one(asker: Asker) -> None:
+async def test_a_cache_hit_has_a_row_that_says_so(asker: Asker) -> None:
     (first, made), (again, hit) = await asker.ask(), await asker.ask()
     assert first == again == "Hello world!"
     assert (made.cached, hit.cached) == (False, True)
@@ -58,19 +58,19 @@ async def test_a_hit_is_a_request_with_a_row_and_says_that_it_is_one(asker: Aske
 @pytest.mark.parametrize(
     "fields", [{"temperature": 1.0}, {"temperature": None}, {"cache": CacheRequest.OFF}, {"cache": CacheRequest.FRESH}]
 )
-async def test_who_is_not_answered_from_it(asker: Asker, fields: dict[str, Any]) -> None:
+async def test_which_requests_are_not_answered_from_the_cache(asker: Asker, fields: dict[str, Any]) -> None:
     await asker.ask(**fields)
     assert not (await asker.ask(**fields))[1].cached
     assert asker.runs == 2
 
 
-async def test_another_tenant_is_not_answered_from_it(asker: Asker) -> None:
+async def test_other_tenants_are_not_answered_from_the_cache(asker: Asker) -> None:
     await asker.ask()
     other = Principal(UserId(fakes.KEY_ID), "bob", OWNER.role, OWNER.tier)
     assert not (await asker.ask(other))[1].cached
 
 
-async def test_a_seed_is_enough(asker: Asker) -> None:
+async def test_a_seed_makes_a_request_cacheable(asker: Asker) -> None:
     await asker.ask(temperature=1.0, seed=5)
     assert (await asker.ask(temperature=1.0, seed=5))[1].cached
     assert not (await asker.ask(temperature=1.0, seed=6))[1].cached

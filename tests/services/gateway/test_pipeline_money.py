@@ -27,7 +27,7 @@ async def running_service() -> AsyncIterator[RunningService]:
         yield made
 
 
-async def test_an_answer_costs_what_was_said_and_not_what_was_held(running_service: RunningService) -> None:
+async def test_an_answer_costs_what_was_delivered_and_not_what_was_reserved(running_service: RunningService) -> None:
     _, result = await ask(running_service, max_tokens=50)
     (wanted,) = running_service.books.reserved
     assert (wanted.request_id, wanted.max_tokens, wanted.answers) == (result.request_id, 50, 1)
@@ -36,14 +36,14 @@ async def test_an_answer_costs_what_was_said_and_not_what_was_held(running_servi
     assert result.clamped_to is None
 
 
-async def test_who_has_little_gets_a_shorter_answer_and_is_told(running_service: RunningService) -> None:
+async def test_low_credits_shorten_the_answer_with_a_notice(running_service: RunningService) -> None:
     running_service.books.most_tokens = 20
     _, result = await ask(running_service, max_tokens=50)
     assert running_service.worker.asked[0].model_config.max_tokens == 20
     assert result.clamped_to == 20
 
 
-async def test_who_has_too_little_gets_a_402_before_any_worker_is_asked(running_service: RunningService) -> None:
+async def test_insufficient_credits_are_a_402_before_any_worker_is_called(running_service: RunningService) -> None:
     running_service.books.refuses = InsufficientCredits(0, of_key=False)
     with pytest.raises(errors.BudgetExhausted):
         await ask(running_service)
@@ -52,7 +52,7 @@ async def test_who_has_too_little_gets_a_402_before_any_worker_is_asked(running_
     assert (row.status, row.error_code, row.reservation) == (RequestStatus.REJECTED, "budget_exhausted", ReservationState.RELEASED)
 
 
-async def test_without_postgresql_nothing_runs(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_postgresql_no_request_runs(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.gateway.billing.ledger.RESERVE_SECONDS", 0.01)
     running_service.books.away = True
     with pytest.raises(errors.Unavailable, match="ledger"):
@@ -67,7 +67,7 @@ async def test_a_request_that_fails_before_its_first_token_is_free(running_servi
     assert (running_service.store.only_row.cost_micro, running_service.store.only_row.reservation) == (0, ReservationState.RELEASED)
 
 
-async def test_what_was_delivered_before_a_cancel_is_paid() -> None:
+async def test_tokens_delivered_before_a_cancellation_are_billed() -> None:
     async with (
         fakes.running_service() as running_service,
         running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running,
@@ -79,7 +79,7 @@ async def test_what_was_delivered_before_a_cancel_is_paid() -> None:
 
 @pytest.mark.parametrize("error", [errors.DeadlineExceeded("too late"), errors.ModelCrashed("gone")])
 @pytest.mark.parametrize(("streamed", "cost", "state"), [(True, 7 + 2, ReservationState.SETTLED), (False, 0, ReservationState.RELEASED)])
-async def test_an_answer_that_fails_before_anybody_saw_it_is_free(
+async def test_an_unstreamed_answer_that_fails_is_free(
     running_service: RunningService, error: errors.AimeshError, streamed: bool, cost: int, state: ReservationState
 ) -> None:
     """A proxy of ours cut a whole answer off, and its caller paid for 1,524 tokens that nobody saw."""
@@ -92,7 +92,7 @@ async def test_an_answer_that_fails_before_anybody_saw_it_is_free(
     assert (row.cost_micro, row.reservation, row.completion_tokens) == (cost, state, 1)
 
 
-async def test_a_caller_who_leaves_a_whole_answer_pays_for_what_was_made_of_it() -> None:
+async def test_a_caller_that_abandons_an_unstreamed_answer_pays_for_what_was_generated() -> None:
     asked = InferenceRequest(prompt="hi")
     async with (
         fakes.running_service() as running_service,
@@ -103,7 +103,7 @@ async def test_a_caller_who_leaves_a_whole_answer_pays_for_what_was_made_of_it()
     assert (running_service.store.only_row.cost_micro, running_service.store.only_row.status) == (7 + 2, RequestStatus.CANCELLED)
 
 
-async def test_a_request_without_a_number_holds_what_the_model_has_room_for(running_service: RunningService) -> None:
+async def test_a_request_without_max_tokens_reserves_what_the_context_allows(running_service: RunningService) -> None:
     await ask(running_service, n=2)
     assert (running_service.books.reserved[0].max_tokens, running_service.books.reserved[0].answers) == (2048, 2)
 
@@ -124,7 +124,7 @@ class Slots(FakeWorker):
                 yield said
 
 
-async def test_seconds_of_compute_are_those_of_the_worker_and_not_of_the_queue(running_service: RunningService) -> None:
+async def test_compute_seconds_exclude_time_in_the_queue(running_service: RunningService) -> None:
     """48 equal requests cost 1.11 to 5.44."""
     price = Price(1, ModelPrice(None, MicroCredits(0), MicroCredits(0), compute_second_micro=MicroCredits(1000)))
     running_service.books.prices = (price,)

@@ -166,7 +166,7 @@ async def site(postgres_url: str, valkey_url: str) -> AsyncIterator[Site]:
         yield Site(net, client, nodes, postgres_url)
 
 
-async def test_answers_and_their_rows(site: Site) -> None:
+async def test_answers_have_their_rows(site: Site) -> None:
     results = [await site.ask(model="llama3") for _ in range(3)]
     assert {text for text, _ in results} == {"Hello world"}
     logged = await site.rows("SELECT * FROM gateway.request_logs")
@@ -176,7 +176,7 @@ async def test_answers_and_their_rows(site: Site) -> None:
     assert (usage["user_id"], usage["api_key_id"], usage["request_count"], usage["tokens_used"]) == (USER, OWNER.key_id, 3, 21)
 
 
-async def test_the_same_question_is_answered_from_the_cache_unless_it_wants_a_new_answer(site: Site) -> None:
+async def test_a_repeated_request_is_answered_from_the_cache_unless_it_asks_for_a_fresh_answer(site: Site) -> None:
     worker = site.nodes["worker"].service
     answers = [await site.ask(seed=7, fresh=fresh) for fresh in (False, False, True)]
     assert [(text, result.cached) for text, result in answers] == [("Hello world", False), ("Hello world", True), ("Hello world", False)]
@@ -185,7 +185,7 @@ async def test_the_same_question_is_answered_from_the_cache_unless_it_wants_a_ne
     assert [tuple(row) for row in costs] == [(True, False), (False, True), (True, False)]
 
 
-async def test_a_request_says_which_worker_runs_it_while_it_runs(site: Site) -> None:
+async def test_a_running_request_records_its_worker(site: Site) -> None:
     worker = site.nodes["worker"]
     worker.service.hangs = True
     asked = ProcessInferenceRequest(InferenceRequest(prompt="hi"))
@@ -197,7 +197,7 @@ async def test_a_request_says_which_worker_runs_it_while_it_runs(site: Site) -> 
     assert found == [([worker.node.id],)]
 
 
-async def test_under_a_key_it_goes_on_without_its_reader_until_that_one_says_otherwise(site: Site) -> None:
+async def test_with_a_key_a_request_continues_without_its_reader_until_canceled(site: Site) -> None:
     worker, call = site.nodes["worker"].service, site.client.rpc.call
     worker.hangs = True
     asked = ProcessInferenceRequest(InferenceRequest(prompt="hi"), idempotency_key="k")
@@ -213,7 +213,9 @@ async def test_under_a_key_it_goes_on_without_its_reader_until_that_one_says_oth
     assert await site.ended() == [("cancelled", 1)]
 
 
-async def test_a_delete_at_another_gateway_stops_it_at_once(site: Site, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_delete_at_another_gateway_stops_the_request_immediately(
+    site: Site, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(idempotent_requests, "HEARTBEAT_SECONDS", 3600.0)
     net, worker = site.net, site.nodes["worker"].service
     settings = GatewaySettings(
@@ -234,7 +236,7 @@ async def test_a_delete_at_another_gateway_stops_it_at_once(site: Site, valkey_u
     assert await site.ended() == [("cancelled", 1)]
 
 
-async def test_a_limit_and_the_quota(site: Site) -> None:
+async def test_limits_and_the_quota(site: Site) -> None:
     outcomes = await asyncio.gather(*(site.ask() for _ in range(30)), return_exceptions=True)
     assert sum(isinstance(outcome, errors.Limited) for outcome in outcomes) == 10
     quota = await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(), credential=KEY)
@@ -243,7 +245,7 @@ async def test_a_limit_and_the_quota(site: Site) -> None:
     assert [tuple(row) for row in logged] == [("limited", 10), ("success", 20)]
 
 
-async def test_another_users_quota_is_for_admins(site: Site) -> None:
+async def test_only_admins_read_other_users_quotas(site: Site) -> None:
     other = gateway.GetUserQuota(OTHER.id)
     for credential in (KEY, TOKEN):
         with pytest.raises(errors.NotAllowed):
@@ -256,7 +258,7 @@ async def test_another_users_quota_is_for_admins(site: Site) -> None:
         await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(UserId(UUID(int=8))), credential=ADMIN_TOKEN)
 
 
-async def test_the_log_names_an_account_by_its_id_whatever_it_was_called(site: Site) -> None:
+async def test_the_log_names_accounts_by_id(site: Site) -> None:
     """What is written there as a target cannot be erased, and an administrator may well type an e-mail address."""
     order = ledger.TopUp(OTHER.email, MicroCredits(7), "a prize")
     await site.client.rpc.call(ledger.top_up, order, credential=ADMIN_TOKEN)
@@ -281,7 +283,7 @@ async def test_nodes_and_models_and_health(site: Site) -> None:
     assert (health.status, health.workers, health.in_flight) == ("healthy", 1, 0)
 
 
-async def test_stores_that_hang_are_named(site: Site, postgres: PostgresServer, valkey: ValkeyServer) -> None:
+async def test_hanging_stores_are_named(site: Site, postgres: PostgresServer, valkey: ValkeyServer) -> None:
     node = site.nodes["gateway"].node
     assert (await node.health()).ready
     with postgres.hung(), valkey.hung():
@@ -293,7 +295,7 @@ async def test_stores_that_hang_are_named(site: Site, postgres: PostgresServer, 
     }
 
 
-async def test_models_are_shown_to_those_who_may_use_them(site: Site) -> None:
+async def test_models_are_only_shown_to_callers_who_may_use_them(site: Site) -> None:
     directory = site.nodes["gateway"].node.directory
     for number, (name, owner) in enumerate((("adas", f"{USER}"), ("bobs", f"{UUID(int=77)}")), start=50):
         directory.apply_announcement(announcement(number, name, owner=owner, labels={"shared": "no"}), "nats")
@@ -306,7 +308,7 @@ async def test_models_are_shown_to_those_who_may_use_them(site: Site) -> None:
     assert await shown(None) == ["smollm2"], "who says no name sees what everybody may use"
 
 
-async def test_who_is_in_quarantine_is_shown_with_the_reason(site: Site) -> None:
+async def test_a_quarantined_worker_is_shown_with_the_reason(site: Site) -> None:
     service: GatewayService = site.nodes["gateway"].service  # type: ignore[assignment]
     worker = site.nodes["worker"].node.id
     for _ in range(worker_records.STRIKES):
@@ -327,7 +329,7 @@ async def test_who_is_in_quarantine_is_shown_with_the_reason(site: Site) -> None
     assert [(act.action, act.target) for act in site.auth.acts if act.action == "node.pardon"] == [("node.pardon", worker)]
 
 
-async def test_a_cancel_of_the_caller_reaches_the_worker_and_is_recorded(site: Site) -> None:
+async def test_a_callers_cancellation_reaches_the_worker_and_is_recorded(site: Site) -> None:
     worker: StandInWorker = site.nodes["worker"].service  # type: ignore[assignment]
     worker.hangs = True
     request = ProcessInferenceRequest(InferenceRequest(prompt="hi"))
@@ -338,7 +340,7 @@ async def test_a_cancel_of_the_caller_reaches_the_worker_and_is_recorded(site: S
     assert await site.ended() == [("cancelled", 1)]
 
 
-async def test_the_first_piece_names_the_answer_so_that_one_that_was_stopped_can_be_rated(site: Site) -> None:
+async def test_the_first_chunk_has_the_request_id_so_that_a_canceled_answer_can_be_rated(site: Site) -> None:
     worker: StandInWorker = site.nodes["worker"].service  # type: ignore[assignment]
     request = ProcessInferenceRequest(InferenceRequest(prompt="hi"))
     async with site.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
@@ -356,7 +358,7 @@ async def test_the_first_piece_names_the_answer_so_that_one_that_was_stopped_can
     assert [tuple(row) for row in await site.rows("SELECT request_id, rating FROM gateway.feedback")] == [(stopped, -1)]
 
 
-async def test_a_revoked_key_stops_at_once(site: Site) -> None:
+async def test_a_revoked_key_stops_working_immediately(site: Site) -> None:
     await site.ask()
     await site.ask()
     assert site.auth.asked == 1
@@ -398,7 +400,7 @@ async def test_a_deadline_is_recorded_as_a_timeout(site: Site) -> None:
     assert await site.ended() == [("timeout", 1)]
 
 
-async def test_drain_finishes_what_runs_and_writes_its_row(site: Site) -> None:
+async def test_drain_finishes_running_requests_and_writes_their_rows(site: Site) -> None:
     await site.ask()
     asking = asyncio.create_task(site.ask())
     await asyncio.sleep(0)

@@ -17,14 +17,14 @@ def load(**more: str) -> GatewaySettings:
     return config.load(GatewaySettings, GIVEN | more)
 
 
-def test_the_old_variables_set_an_hour_and_the_tiers_go_before_them() -> None:
+def test_the_old_variables_set_hourly_limits_and_tiers_override_them() -> None:
     plans = load(DEFAULT_RATE_LIMIT="9", PREMIUM_RATE_LIMIT="90", TIER_PRO="requests_per_hour=unlimited,tokens_per_minute=5000").plans()
     assert plans[Tier.FREE] == TierPlan(9, None, None, 10, 100_000)
     assert plans[Tier.PRO] == TierPlan(None, None, 5000, 100, 1_000_000)
     assert plans[Tier.ENTERPRISE] == TierPlan(None, None, None, None, None)
 
 
-def test_an_old_variable_binds_unless_its_tier_names_a_limit_of_a_minute() -> None:
+def test_an_old_variable_disables_the_minute_limit_unless_its_tier_sets_one() -> None:
     assert load().plans()[Tier.FREE] == TierPlan(100, 10, None, 10, 100_000)
     assert load(TIER_FREE="concurrency=3").plans()[Tier.FREE] == TierPlan(100, 10, None, 3, 100_000)
     assert load(DEFAULT_RATE_LIMIT="5000").plans()[Tier.FREE] == TierPlan(5000, None, None, 10, 100_000)
@@ -35,7 +35,7 @@ def test_an_old_variable_binds_unless_its_tier_names_a_limit_of_a_minute() -> No
     assert load(PREMIUM_RATE_LIMIT="1000").plans()[Tier.PRO] == TierPlan(1000, None, None, 100, 1_000_000)
 
 
-def test_each_number_says_which_setting_it_comes_from() -> None:
+def test_each_limit_names_its_setting() -> None:
     found = load(DEFAULT_RATE_LIMIT="9", TIER_FREE="tokens_per_minute=50", MODEL_LIMITS="smollm2.concurrency=3")
     free, model = found.plans()[Tier.FREE], found.model_plans()[ModelName("smollm2")]
     names = ("requests_per_hour", "tokens_per_minute", "concurrency")
@@ -56,6 +56,6 @@ def test_all_mistakes_are_reported_together() -> None:
         assert f"{name}: " in refused.value.message
 
 
-def test_an_alias_is_not_limited_but_what_it_stands_for() -> None:
+def test_limits_of_an_alias_are_refused() -> None:
     with pytest.raises(errors.BadSettings, match="llama3 is an alias of smollm2"):
         load(MODEL_LIMITS="llama3.concurrency=3")

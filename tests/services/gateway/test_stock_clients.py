@@ -218,13 +218,13 @@ async def test_the_key_may_be_in_the_header_or_in_auth_or_in_both(site: Site) ->
         ),
     ],
 )
-async def test_a_refusal_says_why(site: Site, credential: str | None, more: Any, refusal: tuple[str, str]) -> None:
+async def test_a_refusal_gives_its_reason(site: Site, credential: str | None, more: Any, refusal: tuple[str, str]) -> None:
     code, words = problem(await site.ask(credential=credential, **more))
     assert (code, words[: len(refusal[1])]) == refusal
     assert site.worker.ran == 0
 
 
-async def test_a_prompt_that_is_too_large_says_so(site: Site) -> None:
+async def test_a_too_large_prompt_is_refused_with_its_size(site: Site) -> None:
     code, words = problem(await site.ask("x" * 1_000_000))
     assert (code, words) == ("too_large", "the prompt has 1000000 bytes; the limit is 983040")
 
@@ -249,7 +249,7 @@ async def test_a_stream_is_billed_once(site: Site) -> None:
         pytest.param({"idempotencyKey": "once"}, ("cancelled", "cancelled", True), id="a stream of the same key may have read it"),
     ],
 )
-async def test_an_answer_that_is_too_large_is_not_made_to_its_end(site: Site, more: Any, ended: Any) -> None:
+async def test_an_answer_that_is_too_large_is_canceled(site: Site, more: Any, ended: Any) -> None:
     body = {**LARGE_ANSWER, **more}
     assert problem(await site.send(body))[0] == "too_large"
     await until(lambda: site.worker.running == 0, seconds=SECONDS)
@@ -262,7 +262,7 @@ async def test_an_answer_that_is_too_large_is_not_made_to_its_end(site: Site, mo
     assert (await site.rows(2))[1] == ("success", None, LARGE_COUNT, True)
 
 
-async def test_a_caller_that_goes_away_frees_its_places_and_pays_for_what_it_got(site: Site) -> None:
+async def test_a_caller_that_disconnects_frees_its_slots_and_pays_for_what_it_got(site: Site) -> None:
     """Two at once are allowed, so the third would be refused if a place were lost."""
     running = [await site.stream({"request": {"prompt": "endless"}}) for _ in range(2)]
     for replies in running:
@@ -283,7 +283,7 @@ async def test_a_caller_that_goes_away_frees_its_places_and_pays_for_what_it_got
 
 
 @pytest.mark.parametrize("service", ["worker", "inference"])
-async def test_models_are_listed_under_the_name_of_the_service_too(site: Site, service: str) -> None:
+async def test_models_are_also_listed_under_the_service_name(site: Site, service: str) -> None:
     subject = f"aimesh.{MESH}.rpc.{service}"
     listed = await site.send({}, None, subject=f"{subject}.listAvailableModels")
     assert [model["modelId"] for model in json.loads(listed.data)["models"]] == ["smollm2"]

@@ -49,7 +49,7 @@ async def test_usage_by_day_and_key(store: GatewayStore) -> None:
     assert usage.days[-1].date == (NOON - timedelta(days=1)).date()
 
 
-async def test_writing_again_changes_nothing(store: GatewayStore) -> None:
+async def test_writing_a_row_again_changes_nothing(store: GatewayStore) -> None:
     ada = user()
     rows = [row(ada), row(ada)]
     for _ in range(3):
@@ -58,7 +58,7 @@ async def test_writing_again_changes_nothing(store: GatewayStore) -> None:
     assert (await store.read_usage(ada)).request_count == 3
 
 
-async def test_a_row_that_does_not_fit_the_table_is_refused_by_name_and_without_its_words(store: GatewayStore) -> None:
+async def test_an_invalid_row_is_refused_without_quoting_it(store: GatewayStore) -> None:
     ada = user()
     for wrong in (replace(row(ada), error_code="\0secret"), replace(row(ada), response_time_ms=2**40)):
         with pytest.raises(RowsRefused) as refused:
@@ -68,7 +68,7 @@ async def test_a_row_that_does_not_fit_the_table_is_refused_by_name_and_without_
     assert (await store.read_usage(ada)).request_count == 0
 
 
-async def test_only_what_was_delivered_is_usage(store: GatewayStore, postgres_url: str) -> None:
+async def test_only_delivered_tokens_count_as_usage(store: GatewayStore, postgres_url: str) -> None:
     ada = user()
     await store.write_requests(
         [
@@ -92,7 +92,7 @@ async def test_only_what_was_delivered_is_usage(store: GatewayStore, postgres_ur
     }  # fmt: skip
 
 
-async def test_many_writers_at_once_lose_nothing(store: GatewayStore) -> None:
+async def test_concurrent_writers_lose_nothing(store: GatewayStore) -> None:
     ada, bob = user(), user()
     batches = [[row(ada), row(bob), row(ada, key=None), row(bob, days_ago=1)] for _ in range(20)]
     for batch in batches[::2]:
@@ -114,5 +114,5 @@ async def test_a_refused_request_without_prompt_and_model_can_be_written(store: 
     assert msgspec.json.encode(usage)
 
 
-async def test_it_says_that_it_is_there(store: GatewayStore) -> None:
+async def test_check_succeeds(store: GatewayStore) -> None:
     assert (await store.check()).ok

@@ -37,13 +37,13 @@ def is_refused(row: AccessRule, caller: Principal, now: float = NOW) -> bool:
     return False
 
 
-def test_every_method_of_the_contract_has_a_row_and_every_row_a_method() -> None:
+def test_every_contract_method_has_an_access_rule_and_every_rule_a_method() -> None:
     modules = [importlib.import_module(f"shared.api.{found.name}") for found in pkgutil.iter_modules(shared.api.__path__)]
     declared = {value.name for module in modules for value in vars(module).values() if isinstance(value, Method | StreamMethod)}
     assert declared == set(access_table.METHODS)
 
 
-def test_what_has_no_row_is_refused_at_the_start() -> None:
+def test_a_method_without_a_rule_prevents_the_start() -> None:
     with pytest.raises(ValueError, match="say who may call it"):
         access_table.of_method("auth.newMethod")
     with pytest.raises(ValueError, match="say who may use it"):
@@ -59,12 +59,12 @@ def test_what_has_no_row_is_refused_at_the_start() -> None:
         (UserRole.ADMIN, set(EVERY)),
     ],
 )
-def test_a_login_may_what_its_role_may(role: UserRole, may: set[str]) -> None:
+def test_a_login_may_do_what_its_role_may(role: UserRole, may: set[str]) -> None:
     assert {permission for permission in EVERY if access_table.may(person(role), permission)} == may
 
 
 @given(st.sampled_from(list(UserRole)), st.lists(st.sampled_from(EVERY), unique=True))
-def test_a_key_never_does_more_than_its_owner_nor_than_its_scopes(role: UserRole, scopes: list[Permission]) -> None:
+def test_a_key_may_do_no_more_than_its_owner_and_its_scopes(role: UserRole, scopes: list[Permission]) -> None:
     key = person(role, tuple(scopes))
     for permission in EVERY:
         if access_table.may(key, permission):
@@ -72,7 +72,7 @@ def test_a_key_never_does_more_than_its_owner_nor_than_its_scopes(role: UserRole
             assert permission in scopes or Permission.EVERYTHING in scopes
 
 
-def test_one_of_several_permissions_is_enough_and_none_is_too_few() -> None:
+def test_one_of_several_permissions_is_enough() -> None:
     row = needing(Permission.READ_MODELS, Permission.INFER)
     assert not is_refused(row, person(UserRole.USER))
     assert is_refused(row, person(UserRole.USER, ("usage:read",)))
@@ -80,14 +80,14 @@ def test_one_of_several_permissions_is_enough_and_none_is_too_few() -> None:
     assert not is_refused(needing(), person(UserRole.USER, ()))
 
 
-def test_who_has_not_finished_the_login_does_nothing_else() -> None:
+def test_an_unfinished_login_may_do_nothing_else() -> None:
     for step in (Step.ENTER_CODE, Step.SET_UP_MFA):
         halfway = person(UserRole.ADMIN, step=step, confirmed_at=NOW)
         allowed = {name for name, row in access_table.METHODS.items() if row.who is Audience.PERSON and not is_refused(row, halfway)}
         assert allowed == {"auth.confirmLogin", "auth.beginMfa", "auth.enableMfa"}
 
 
-def test_what_is_sensitive_asks_a_login_that_is_too_old_and_no_key() -> None:
+def test_a_sensitive_action_needs_a_fresh_login_but_not_from_a_key() -> None:
     row = needing(Permission.WRITE_KEYS, fresh=True)
     stale = NOW - access_table.FRESH_SECONDS - 1
     with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
@@ -96,7 +96,7 @@ def test_what_is_sensitive_asks_a_login_that_is_too_old_and_no_key() -> None:
     assert not is_refused(row, person(UserRole.USER, ("key:write",), confirmed_at=None))
 
 
-def test_the_refusal_says_what_is_missing_and_who_can() -> None:
+def test_a_refusal_names_what_is_missing_and_who_has_it() -> None:
     with pytest.raises(errors.NotAllowed, match="no administrator") as refused:
         access_table.check(needing(Permission.EVERYTHING), person(), NOW, "auth.setTier")
     assert "administrator" in refused.value.hint
@@ -120,7 +120,7 @@ def test_the_refusal_says_what_is_missing_and_who_can() -> None:
         (("192.0.2.0/24",), "", False),
     ],
 )
-def test_a_key_is_good_in_its_networks_alone(networks: tuple[str, ...], address: str | None, *, let_in: bool) -> None:
+def test_a_key_works_only_from_its_networks(networks: tuple[str, ...], address: str | None, *, let_in: bool) -> None:
     caller = person(UserRole.USER, ("inference:execute",), networks=networks)
     try:
         access_table.check_network(caller, address)

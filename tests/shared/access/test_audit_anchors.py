@@ -18,7 +18,7 @@ AT = datetime(2026, 2, 1, 10, tzinfo=UTC)
 ANCHOR = audit_anchors.sign(KEY, MeshName("home"), "house", ChainHead(12, bytes(range(32))), AT)
 
 
-def test_an_anchor_is_good_for_the_row_that_it_names() -> None:
+def test_an_anchor_matches_only_the_row_that_it_names() -> None:
     checked = audit_anchors.check([ANCHOR, ANCHOR], {KEY.id})
     assert (checked.good, checked.findings) == ((ANCHOR,), ()), "the table and the file have the same one"
     (found,) = checked.checkpoints("house")
@@ -26,7 +26,7 @@ def test_an_anchor_is_good_for_the_row_that_it_names() -> None:
     assert checked.checkpoints("another") == ()
 
 
-def test_one_key_may_follow_upon_another() -> None:
+def test_one_key_may_succeed_another() -> None:
     later = audit_anchors.sign(OTHER, MeshName("home"), "house", ChainHead(13, bytes(32)), AT)
     assert audit_anchors.check([ANCHOR, later], {KEY.id, OTHER.id}).findings == ()
     assert audit_anchors.keys_of([ANCHOR, later, ANCHOR]) == (KEY.id, OTHER.id)
@@ -58,13 +58,13 @@ def test_a_forged_anchor_is_found(name: str) -> None:
     assert (finding.sequence, "forged" in finding.why) == (forged.sequence, True)
 
 
-def test_what_was_signed_for_another_purpose_is_no_anchor() -> None:
+def test_a_signature_for_another_purpose_is_not_an_anchor() -> None:
     text = b"whatever"
     assert not node_keys.verify(KEY.id, "audit-anchor", text, KEY.sign("ticket", text))
     assert node_keys.verify(KEY.id, "ticket", text, KEY.sign("ticket", text))
 
 
-def test_lines_come_back_as_they_were_written() -> None:
+def test_lines_are_read_back_as_written() -> None:
     other = audit_anchors.sign(OTHER, MeshName("home"), "house", ChainHead(13, bytes(32)), AT)
     lines = [audit_anchors.line(ANCHOR), b"\n", b'{"mesh": "ho\n', b"\xff\xfe\n", b"{}\n", audit_anchors.line(other)]
     assert audit_anchors.read_lines(lines) == ([ANCHOR, other], [3, 4, 5])

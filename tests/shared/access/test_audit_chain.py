@@ -79,7 +79,7 @@ GOOD = chained(ROWS)
 ANCHORS = tuple(checkpoint(GOOD[number - 1]) for number in (40, 80, ROWS))
 
 
-def test_a_chain_that_nobody_touched_is_whole() -> None:
+def test_an_untouched_chain_verifies() -> None:
     assert verified(GOOD, ANCHORS) == ChainState(CHAIN, ROWS, None, "", 3)
     assert verified([]) == ChainState(CHAIN, 0, None, "", 0)
 
@@ -193,14 +193,14 @@ def test_the_first_bad_row_is_named_in_100_of_100_tries(tampering: Tampering) ->
 
 
 @pytest.mark.parametrize("name", sorted(EDITS))
-def test_every_field_that_a_row_shows_is_covered(name: str) -> None:
+def test_every_field_of_a_row_is_covered(name: str) -> None:
     for at in (0, 1, ROWS - 1):
         rows = list(GOOD)
         rows[at] = EDITS[name](rows[at])
         assert verified(rows).first_bad == at + 1
 
 
-def test_the_fields_above_are_all_that_a_row_has() -> None:
+def test_the_tested_fields_are_all_fields_of_a_row() -> None:
     """A field that is added to a row and not to the canonical form would be anybody's to change."""
     assert set(AuditedAct.__struct_fields__) == {
         "at", "action", "tenant_id", "actor", "result", "target", "address", "request_id", "details", "times",
@@ -213,7 +213,7 @@ def test_the_fields_above_are_all_that_a_row_has() -> None:
 # --- what only an anchor shows ---------------------------------------------------------------------------------------
 
 
-def test_rows_that_were_all_made_anew_are_given_away_by_the_next_anchor() -> None:
+def test_a_rewritten_chain_is_exposed_by_the_next_anchor() -> None:
     rows, before = GOOD[:50], head_of(GOOD[49])
     for row in GOOD[50:]:
         rows.append(anew(before, replace(row, act=replace(row.act, actor=UserId(UUID(int=666))))))
@@ -224,14 +224,14 @@ def test_rows_that_were_all_made_anew_are_given_away_by_the_next_anchor() -> Non
     assert state.why == "the anchor of row 80 disagrees: rows 41 to 80 were rewritten"
 
 
-def test_a_tail_that_is_gone_shows_by_an_anchor_alone() -> None:
+def test_a_missing_tail_is_only_exposed_by_an_anchor() -> None:
     assert verified(GOOD[:100]).first_bad is None
     state = verified(GOOD[:100], ANCHORS)
     assert (state.first_bad, state.why) == (101, f"rows 101 to {ROWS} are missing: the anchor of row {ROWS} counts them")
     assert verified([], ANCHORS).first_bad == 1
 
 
-def test_a_row_made_anew_is_told_from_one_that_follows_nothing() -> None:
+def test_a_rewritten_row_is_told_from_one_without_a_predecessor() -> None:
     """Row 60 fits in itself and does not follow row 59: which of them is wrong, row 61 knows."""
     rows = list(GOOD)
     rows[59] = anew(ChainHead(59, bytes(32)), rows[59])
@@ -243,12 +243,12 @@ def test_a_row_made_anew_is_told_from_one_that_follows_nothing() -> None:
 # --- erasing, and parts of a chain -----------------------------------------------------------------------------------
 
 
-def test_what_was_erased_leaves_the_chain_whole() -> None:
+def test_erased_details_leave_the_chain_intact() -> None:
     rows = [replace(row, act=replace(row.act, address="", details={}), salt="", erased=True) for row in GOOD]
     assert verified(rows, ANCHORS).first_bad is None
 
 
-def test_nothing_can_be_put_where_something_was_erased_or_never_was() -> None:
+def test_nothing_can_replace_erased_or_absent_details() -> None:
     rows = list(GOOD)
     rows[1] = replace(rows[1], salt="")
     assert verified(rows).first_bad == 2
@@ -260,7 +260,7 @@ def test_nothing_can_be_put_where_something_was_erased_or_never_was() -> None:
     assert verified(rows).first_bad == 3
 
 
-def test_a_part_of_a_chain_is_verified_when_it_is_said_to_be_one() -> None:
+def test_part_of_a_chain_can_be_verified_as_a_part() -> None:
     part = GOOD[60:]
     assert verified(part).first_bad == 1
     assert verified(part, ANCHORS, partial=True) == ChainState(CHAIN, 60, None, "", 2)
@@ -279,5 +279,5 @@ def test_the_row_before_a_part_is_compared_with_its_anchor() -> None:
     assert verified(rows, ANCHORS, partial=True).first_bad == 40
 
 
-def test_a_row_that_comes_twice_is_named() -> None:
+def test_a_repeated_row_is_named() -> None:
     assert verified([*GOOD[:10], GOOD[6]]).first_bad == 7

@@ -40,7 +40,7 @@ def said(node: NodeId = WORKER, **changes: object) -> Announcement:
     return msgspec.structs.replace(Announcement(Role.WORKER, node, "0.1.0", STARTED), **changes)
 
 
-def test_a_node_that_falls_silent_is_gone_within_six_seconds() -> None:
+def test_a_silent_node_is_gone_within_six_seconds() -> None:
     here = Hours()
     here.nodes.apply_announcement(said(), "nats")
     silent = 0.0
@@ -63,7 +63,7 @@ def test_one_lost_announcement_changes_nothing() -> None:
     assert len(here.told) == 1
 
 
-def test_a_node_is_back_with_its_next_word_and_alive_since_then() -> None:
+def test_a_node_is_back_with_its_next_announcement_and_alive_since_then() -> None:
     here = Hours()
     here.nodes.apply_announcement(said(), "nats")
     here.pass_by(2)
@@ -73,7 +73,7 @@ def test_a_node_is_back_with_its_next_word_and_alive_since_then() -> None:
     assert [(entry.alive, entry.since.second) for entry in here.told] == [(True, 0), (False, 2), (True, 3)]
 
 
-def test_a_restart_under_the_same_key_is_told_though_nobody_saw_it_go() -> None:
+def test_a_restart_under_the_same_key_is_reported_even_if_unnoticed() -> None:
     here = Hours()
     here.nodes.apply_announcement(said(), "nats")
     here.pass_by(1)
@@ -103,7 +103,7 @@ def test_a_node_moves_when_a_path_dies_and_is_gone_with_the_last_one() -> None:
     assert not here.nodes.usable(Role.WORKER)
 
 
-def test_silence_on_one_transport_ends_that_path_alone() -> None:
+def test_silence_on_one_transport_ends_only_that_path() -> None:
     here = Hours()
     here.nodes.apply_announcement(said(), "nats", "nats")
     here.nodes.apply_announcement(said(), "relayed", "swarm")
@@ -114,7 +114,7 @@ def test_silence_on_one_transport_ends_that_path_alone() -> None:
     assert entry.path == "relayed"
 
 
-def test_a_relayed_link_that_becomes_direct_is_shown_so() -> None:
+def test_a_relayed_link_that_becomes_direct_is_shown_as_direct() -> None:
     here = Hours()
     here.nodes.apply_announcement(said(), "relayed", "swarm")
     here.nodes.apply_announcement(said(), "punched", "swarm")
@@ -122,7 +122,7 @@ def test_a_relayed_link_that_becomes_direct_is_shown_so() -> None:
     assert len(here.nodes.entries(Role.WORKER)[0].routes) == 1
 
 
-def test_who_cannot_be_heard_because_we_are_deaf_is_no_less_alive() -> None:
+def test_nodes_stay_alive_while_our_own_connection_is_down() -> None:
     here = Hours()
     here.nodes.apply_announcement(said(), "nats", "nats")
     here.nodes.drop_routes("nats")
@@ -131,7 +131,7 @@ def test_who_cannot_be_heard_because_we_are_deaf_is_no_less_alive() -> None:
     assert here.nodes.usable(Role.WORKER)
 
 
-def test_when_we_are_deaf_on_one_transport_the_other_is_taken_at_once() -> None:
+def test_while_one_transport_is_down_the_other_is_used_immediately() -> None:
     here = Hours()
     here.nodes.apply_announcement(said(), "nats", "nats")
     here.nodes.apply_announcement(said(), "direct", "swarm")
@@ -139,7 +139,7 @@ def test_when_we_are_deaf_on_one_transport_the_other_is_taken_at_once() -> None:
     assert here.nodes.usable(Role.WORKER)[0].path == "direct"
 
 
-def test_the_paths_of_the_process_that_was_end_with_a_restart() -> None:
+def test_a_restart_drops_the_paths_of_the_old_process() -> None:
     here = Hours()
     here.nodes.apply_announcement(said(), "nats", "nats")
     here.nodes.apply_announcement(said(), "direct", "swarm")
@@ -147,7 +147,7 @@ def test_the_paths_of_the_process_that_was_end_with_a_restart() -> None:
     assert [route.transport for route in here.nodes.usable(Role.WORKER)[0].routes] == ["swarm"]
 
 
-def test_a_node_that_is_not_let_in_is_shown_with_the_reason_and_an_alive_one_stays_alive() -> None:
+def test_a_refused_node_is_shown_with_the_reason_and_an_alive_one_stays_alive() -> None:
     here = Hours()
     here.nodes.add_refused(WORKER, Role.WORKER, "aimesh/0.1.0", "the certificate expired 2 h ago")
     (entry,) = here.nodes.entries(Role.WORKER)
@@ -162,7 +162,7 @@ def test_a_node_that_is_not_let_in_is_shown_with_the_reason_and_an_alive_one_sta
     assert (entry.refused, entry.alive) == (False, True)
 
 
-def test_the_same_word_again_is_news_of_a_busy_node_alone() -> None:
+def test_a_repeated_announcement_is_only_a_change_for_a_busy_node() -> None:
     here = Hours()
     for load in (WorkerLoad(), WorkerLoad(), WorkerLoad(running=1), WorkerLoad(running=1)):
         here.nodes.apply_announcement(said(load=load), "nats")
@@ -177,7 +177,7 @@ def test_the_same_word_again_is_news_of_a_busy_node_alone() -> None:
         (said(leaving=True), "stopped"),
     ],
 )
-def test_why_a_node_is_not_used(announcement: Announcement, why: str) -> None:
+def test_the_reason_why_a_node_is_not_used(announcement: Announcement, why: str) -> None:
     here = Hours()
     here.nodes.apply_announcement(said(), "nats")
     here.nodes.apply_announcement(announcement, "nats")
@@ -185,7 +185,7 @@ def test_why_a_node_is_not_used(announcement: Announcement, why: str) -> None:
     assert [entry.why_not for entry in here.nodes.entries()] == [why]
 
 
-def test_a_gone_node_is_forgotten_in_the_end() -> None:
+def test_a_gone_node_is_eventually_forgotten() -> None:
     here = Hours()
     here.nodes.apply_announcement(said(), "nats")
     here.nodes.mark_gone(WORKER, "its link died")
@@ -195,7 +195,7 @@ def test_a_gone_node_is_forgotten_in_the_end() -> None:
     assert here.nodes.find(WORKER) is None
 
 
-def test_a_peer_that_announces_without_end_fills_nothing() -> None:
+def test_a_peer_that_announces_endlessly_does_not_fill_the_directory() -> None:
     here = Hours()
     for number in range(directory.MAX_NODES + 10):
         here.nodes.apply_announcement(said(NodeId(f"U{number}")), "nats")
@@ -207,7 +207,7 @@ def test_a_peer_that_announces_without_end_fills_nothing() -> None:
 # --- the wire -------------------------------------------------------------------------------------------------------
 
 
-def test_an_announcement_survives_the_wire_and_a_longer_one_of_a_newer_version_too() -> None:
+def test_an_announcement_survives_encoding_even_a_longer_one_of_a_newer_version() -> None:
     announcement = said(models=(ModelOffer(ModelName("smollm2"), 2048, "abc"),), load=WorkerLoad(4, 1, 2, 0.5), labels={"trust": "1"})
     assert directory.decode(directory.encode(announcement)) == announcement
     newer = [*msgspec.msgpack.decode(directory.encode(announcement)), "a field of tomorrow"]
@@ -215,13 +215,13 @@ def test_an_announcement_survives_the_wire_and_a_longer_one_of_a_newer_version_t
 
 
 @pytest.mark.parametrize("body", [b"", b"\xc1", b"\x90", b"\x91" * 5000, directory.encode(said(labels={"x": "y" * 20_000}))])
-def test_what_is_no_announcement_is_a_violation(body: bytes) -> None:
+def test_an_invalid_announcement_is_a_protocol_violation(body: bytes) -> None:
     with pytest.raises(errors.ProtocolViolation, match="an announcement"):
         directory.decode(body)
 
 
 @pytest.mark.parametrize("field", ["started_at", "made_at"])
-def test_a_time_without_a_zone_is_a_violation(field: str) -> None:
+def test_a_time_without_a_time_zone_is_a_protocol_violation(field: str) -> None:
     """It cannot be compared with the others."""
     naive = msgspec.structs.replace(said(), **{field: datetime(2026, 1, 1)})  # noqa: DTZ001
     with pytest.raises(errors.ProtocolViolation, match="timezone"):
@@ -229,7 +229,7 @@ def test_a_time_without_a_zone_is_a_violation(field: str) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_random_bytes_are_a_violation_or_an_announcement(body: bytes) -> None:
+def test_random_bytes_are_a_protocol_violation_or_an_announcement(body: bytes) -> None:
     try:
         assert isinstance(directory.decode(body), Announcement)
     except errors.ProtocolViolation:
@@ -253,13 +253,13 @@ def picked(workers: list[DirectoryEntry], rng: random.Random) -> str | None:
     return None if found is None else found.node
 
 
-def test_nobody_to_pick_and_one_to_pick() -> None:
+def test_picking_from_no_node_and_from_one() -> None:
     assert directory.pick([], random.Random(0), directory.expected_wait) is None
     (only,) = entries(9)
     assert directory.pick([only], random.Random(0), directory.expected_wait) is only
 
 
-def test_of_two_the_idle_one_is_picked() -> None:
+def test_the_idle_one_of_two_nodes_is_picked() -> None:
     workers = entries(4, 0)
     assert {picked(workers, random.Random(seed)) for seed in range(20)} == {"U1"}
 
@@ -272,7 +272,7 @@ def test_the_busiest_of_many_is_never_picked_and_the_others_share() -> None:
     assert min(counted.values()) > 100
 
 
-def test_what_was_sent_since_a_node_spoke_counts() -> None:
+def test_calls_sent_since_the_last_announcement_count() -> None:
     (worker,) = entries(1)
     assert directory.expected_wait(worker, in_flight=3) > directory.expected_wait(worker)
     patient = msgspec.structs.replace(worker.announcement, load=WorkerLoad(slots=4, running=1, expected_wait_seconds=9))

@@ -65,7 +65,7 @@ def every(seconds: float, instance: str, first: float, last: float) -> list[tupl
         pytest.param([*every(6, "elder", 0, 60), *every(7, "younger", 1, 57)], {"younger"}, id="two links that push each other out"),
     ],
 )
-def test_which_process_has_to_stop(heard: list[tuple[float, str]], stops: set[str]) -> None:
+def test_which_process_must_stop(heard: list[tuple[float, str]], stops: set[str]) -> None:
     seen = DuplicateKeys()
     proofs = [instance for at, instance in sorted(heard) if seen.record_announcement(said(instance), at)]
     assert set(seen.younger) == {process_name(NODE, each) for each in stops}
@@ -84,7 +84,7 @@ def late_by(lag: float, instance: str, first: float, last: float) -> list[tuple[
     ("elder_ends", "stops"),
     [pytest.param(199.5, set(), id="a restart"), pytest.param(260, {"younger"}, id="two processes")],
 )
-def test_a_transport_that_lags_for_good_contests_no_restart(elder_ends: float, stops: set[str]) -> None:
+def test_a_permanently_lagging_transport_does_not_make_a_restart_a_duplicate(elder_ends: float, stops: set[str]) -> None:
     seen = DuplicateKeys()
     heard = [*late_by(20, "elder", 100, elder_ends), *late_by(20, "younger", 200, 260), *late_by(0, "younger", 200, 260)]
     for at, announcement in sorted(heard, key=lambda each: each[0]):
@@ -93,7 +93,7 @@ def test_a_transport_that_lags_for_good_contests_no_restart(elder_ends: float, s
 
 
 @pytest.mark.parametrize("wrong_seconds", [-3600, 3600])
-def test_a_clock_that_is_wrong_hides_no_contest_for_more_than_a_minute(wrong_seconds: float) -> None:
+def test_a_wrong_clock_hides_a_duplicate_for_at_most_a_minute(wrong_seconds: float) -> None:
     seen = DuplicateKeys()
     wrong = timedelta(seconds=wrong_seconds)
     for at in range(0, 160, 2):
@@ -116,14 +116,14 @@ def test_the_younger_process_stops_within_ten_seconds() -> None:
 @pytest.mark.parametrize(
     ("role", "believed"), [(Role.GATEWAY, True), (Role.AUTH, True), (Role.METRICS, True), (Role.WORKER, False), (Role.WEB, False)]
 )
-def test_who_is_believed_when_it_names_a_process(role: Role, believed: bool) -> None:
+def test_whose_report_of_a_process_is_trusted(role: Role, believed: bool) -> None:
     told = Announcement(role, NodeId("UPEER"), "1", datetime(2026, 1, 1, tzinfo=UTC), contested=(process_name(NODE, "me"),))
     assert DuplicateKeys().must_stop(process_name(NODE, "me"), told) is believed
     assert not DuplicateKeys().must_stop(process_name(NODE, "another"), told)
     assert not DuplicateKeys().must_stop(process_name(NodeId("UANOTHER"), "me"), told)
 
 
-def test_a_node_that_announces_the_instance_of_another_one_stops_nothing() -> None:
+def test_a_node_that_announces_another_nodes_instance_stops_nothing() -> None:
     seen = DuplicateKeys()
     other = NodeId("UOTHER")
     for at, instance in sorted([*every(1, "elder", 0, 20), *every(1, "me", 0.5, 20)]):
@@ -136,7 +136,7 @@ def test_a_node_that_announces_the_instance_of_another_one_stops_nothing() -> No
     assert not DuplicateKeys().must_stop(process_name(NODE, "me"), told)
 
 
-def test_invented_contests_do_not_hide_a_new_one_and_are_forgotten_with_their_nodes() -> None:
+def test_invented_duplicates_do_not_hide_a_real_one_and_are_forgotten_with_their_node() -> None:
     seen = DuplicateKeys()
     liars = [NodeId(f"U{number}") for number in range(3)]
     for turn in range(10):
@@ -152,7 +152,7 @@ def test_invented_contests_do_not_hide_a_new_one_and_are_forgotten_with_their_no
     assert seen.younger == (process_name(NODE, "younger"),)
 
 
-def test_an_instance_of_any_length_makes_no_announcement_too_long() -> None:
+def test_an_instance_of_any_length_keeps_the_announcement_within_its_limit() -> None:
     seen = DuplicateKeys()
     for turn in range(20):
         seen.record_announcement(said("elder"), 1.0 * turn)
@@ -160,7 +160,7 @@ def test_an_instance_of_any_length_makes_no_announcement_too_long() -> None:
     assert seen.younger == ()
 
 
-def test_an_older_version_is_told_apart_by_its_start() -> None:
+def test_processes_of_an_older_version_are_told_apart_by_their_start() -> None:
     seen = DuplicateKeys()
     old = Announcement(Role.WORKER, NODE, "1", datetime(2026, 1, 1, tzinfo=UTC))
     for turn in range(20):
@@ -169,7 +169,7 @@ def test_an_older_version_is_told_apart_by_its_start() -> None:
     assert seen.younger == (process_name(NODE, "younger"),)
 
 
-def test_a_process_that_left_or_fell_silent_is_named_no_more() -> None:
+def test_a_process_that_left_or_is_silent_is_no_longer_reported() -> None:
     for end in (said("younger", leaving=True), None):
         seen = DuplicateKeys()
         for at, instance in sorted([*every(2, "elder", 0, 20), *every(2, "younger", 1, 21)]):
@@ -181,7 +181,7 @@ def test_a_process_that_left_or_fell_silent_is_named_no_more() -> None:
         assert seen.younger == ()
 
 
-def test_what_is_kept_and_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_and_reports_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicate_keys, "MAX_NODES", 100)
     seen = DuplicateKeys()
     for turn in range(6):

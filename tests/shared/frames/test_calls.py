@@ -36,7 +36,7 @@ def sent(answering: Calls, call_id: int, body: bytes) -> list[Frame]:
     return frames
 
 
-def test_a_question_and_its_answer() -> None:
+def test_a_request_and_its_reply() -> None:
     asking, answering = pair()
     call_id, frames = ask(asking)
     assert give(answering, frames) == [Call(1, "auth.x", 1000, b"q")]
@@ -45,7 +45,7 @@ def test_a_question_and_its_answer() -> None:
     assert not answering.is_open(call_id)
 
 
-def test_both_sides_may_ask_on_one_link() -> None:
+def test_both_sides_may_call_on_one_link() -> None:
     near, far = pair()
     first, _ = ask(near)
     second, frames = ask(far)
@@ -64,7 +64,7 @@ def test_a_call_is_answered_once() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, wire.MAX_BODY_BYTES, wire.MAX_BODY_BYTES + 1, 3 * wire.MAX_BODY_BYTES, wire.MAX_MESSAGE_BYTES])
-def test_a_message_of_any_size_arrives_whole_through_frames_of_64_kib(size: int) -> None:
+def test_a_message_of_any_size_arrives_through_frames_of_64_kib(size: int) -> None:
     asking, answering = pair()
     body = bytes(size)
     call_id, frames = ask(asking, body)
@@ -82,7 +82,7 @@ def test_a_message_over_a_mebibyte_is_refused() -> None:
         give(answering, frames)
 
 
-def test_half_received_messages_are_bounded_together() -> None:
+def test_partially_received_messages_are_bounded_together() -> None:
     asking, answering = pair()
     with pytest.raises(errors.ProtocolViolation, match="in pieces"):
         for _ in range(calls.MAX_PARTIAL_BYTES // wire.MAX_MESSAGE_BYTES + 1):
@@ -90,7 +90,7 @@ def test_half_received_messages_are_bounded_together() -> None:
             give(answering, frames[:-1])
 
 
-def test_a_reader_who_takes_nothing_is_sent_a_window_and_no_more() -> None:
+def test_a_stalled_reader_is_sent_one_window_and_no_more() -> None:
     asking, answering = pair()
     call_id, frames = ask(asking, streaming=True)
     give(answering, frames)
@@ -111,7 +111,7 @@ def test_a_reader_who_takes_nothing_is_sent_a_window_and_no_more() -> None:
     assert answering.credited_items(call_id) == 0
 
 
-def test_big_items_are_held_back_by_their_bytes() -> None:
+def test_large_items_are_limited_by_their_bytes() -> None:
     asking, answering = pair()
     call_id, frames = ask(asking, streaming=True)
     give(answering, frames)
@@ -120,14 +120,14 @@ def test_big_items_are_held_back_by_their_bytes() -> None:
     assert answering.item(call_id, b"") is None
 
 
-def test_a_peer_that_sends_beyond_its_credit_breaks_the_protocol() -> None:
+def test_a_peer_that_exceeds_its_credit_violates_the_protocol() -> None:
     asking, _ = pair()
     call_id, _ = ask(asking, streaming=True)
     with pytest.raises(errors.ProtocolViolation, match="credit"):
         give(asking, [Item(call_id, b"")] * (windows.LARGEST_ITEMS + 1))
 
 
-def test_credit_for_items_that_were_taken_is_used_again_only_after_it_was_given() -> None:
+def test_credit_for_consumed_items_is_used_only_after_it_was_granted() -> None:
     asking, answering = pair()
     call_id = stream(asking, answering)
     for _ in range(calls.CREDIT_ITEMS - 1):
@@ -140,7 +140,7 @@ def test_credit_for_items_that_were_taken_is_used_again_only_after_it_was_given(
 
 
 @pytest.mark.parametrize("is_read", [False, True], ids=["unread", "taken"])
-def test_bytes_beyond_the_credit_break_the_protocol_though_few_items_came(is_read: bool) -> None:
+def test_exceeding_the_byte_credit_violates_the_protocol_even_with_few_items(is_read: bool) -> None:
     asking, answering = pair()
     call_id = stream(asking, answering)
     if is_read:
@@ -155,7 +155,7 @@ def test_bytes_beyond_the_credit_break_the_protocol_though_few_items_came(is_rea
         give(asking, [Item(call_id, b"x")])
 
 
-def test_large_messages_that_arrived_whole_leave_no_partial_bytes() -> None:
+def test_complete_large_messages_leave_no_partial_bytes() -> None:
     asking, answering = pair()
     for _ in range(calls.MAX_PARTIAL_BYTES // wire.MAX_MESSAGE_BYTES + 1):
         call_id, frames = ask(asking, bytes(wire.MAX_MESSAGE_BYTES))
@@ -163,7 +163,7 @@ def test_large_messages_that_arrived_whole_leave_no_partial_bytes() -> None:
         assert len(give(asking, answering.reply(call_id, bytes(wire.MAX_MESSAGE_BYTES)))) == 1
 
 
-def test_a_call_that_ends_in_the_middle_of_its_body_leaves_no_partial_bytes() -> None:
+def test_a_call_that_ends_during_its_body_leaves_no_partial_bytes() -> None:
     asking, answering = pair()
     for _ in range(calls.MAX_PARTIAL_BYTES // wire.MAX_MESSAGE_BYTES + 1):
         call_id, frames = ask(asking, bytes(wire.MAX_MESSAGE_BYTES))
@@ -171,7 +171,7 @@ def test_a_call_that_ends_in_the_middle_of_its_body_leaves_no_partial_bytes() ->
         answering.fail(call_id, PROBLEM)
 
 
-def test_a_stream_that_fails_in_the_middle_of_an_item_leaves_no_partial_bytes() -> None:
+def test_a_stream_that_fails_during_an_item_leaves_no_partial_bytes() -> None:
     asking, answering = pair()
     for _ in range(calls.MAX_PARTIAL_BYTES // wire.MAX_MESSAGE_BYTES + 1):
         call_id = stream(asking, answering)
@@ -179,7 +179,7 @@ def test_a_stream_that_fails_in_the_middle_of_an_item_leaves_no_partial_bytes() 
         assert give(asking, answering.fail(call_id, PROBLEM)) == [Error(call_id, PROBLEM)]
 
 
-def test_streams_that_are_withdrawn_give_their_windows_back() -> None:
+def test_canceled_streams_return_their_windows() -> None:
     asking, answering = pair()
     for _ in range(2 * wire.MAX_CALLS):
         call_id = stream(asking, answering)
@@ -189,7 +189,7 @@ def test_streams_that_are_withdrawn_give_their_windows_back() -> None:
     assert fill(asking, answering, stream(asking, answering), b"x") == windows.LARGEST_ITEMS
 
 
-def test_a_window_is_no_larger_after_many_credits() -> None:
+def test_many_credits_do_not_enlarge_a_window() -> None:
     asking, answering = pair()
     call_id, body = stream(asking, answering), bytes(1000)
     for _ in range(2 * windows.LARGEST_ITEMS):
@@ -198,7 +198,7 @@ def test_a_window_is_no_larger_after_many_credits() -> None:
     assert fill(asking, answering, call_id, body) <= windows.LARGEST_BYTES + len(body)
 
 
-def test_a_repeated_question_is_not_asked_again() -> None:
+def test_a_repeated_request_is_not_run_again() -> None:
     asking, answering = pair()
     call_id, frames = ask(asking)
     assert len(give(answering, frames)) == 1
@@ -222,7 +222,7 @@ def fill(asking: Calls, answering: Calls, call_id: int, body: bytes) -> int:
     return size
 
 
-def test_the_unread_items_of_all_calls_of_a_link_are_bounded_together() -> None:
+def test_unread_items_of_all_calls_on_a_link_are_bounded_together() -> None:
     asking, answering = pair()
     unread = 0
     for number in range(wire.MAX_CALLS):
@@ -235,7 +235,7 @@ def test_the_unread_items_of_all_calls_of_a_link_are_bounded_together() -> None:
         ask(asking, streaming=True)
 
 
-def test_stalled_readers_make_another_stream_slower_and_never_stop_it() -> None:
+def test_stalled_readers_slow_another_stream_but_never_stop_it() -> None:
     asking, answering = pair()
     for _ in range(wire.MAX_CALLS - 1):
         fill(asking, answering, stream(asking, answering), bytes(1000))
@@ -261,7 +261,7 @@ def test_windows_grow_again_when_the_other_calls_have_ended() -> None:
     assert windows.LARGEST_ITEMS // 2 <= arrived <= windows.LARGEST_ITEMS
 
 
-def test_an_ended_stream_that_nobody_has_read_still_counts() -> None:
+def test_an_ended_stream_still_counts_until_it_is_read() -> None:
     """A peer that answers and ends thousands of streams at once could otherwise fill the memory of a slow reader."""
     asking, answering = pair()
     ids = [stream(asking, answering) for _ in range(wire.MAX_CALLS)]
@@ -277,7 +277,7 @@ def test_an_ended_stream_that_nobody_has_read_still_counts() -> None:
     stream(asking, answering)
 
 
-def test_long_items_for_stalled_readers_end_their_own_call_and_no_other() -> None:
+def test_long_items_for_stalled_readers_end_only_their_own_call() -> None:
     asking, answering = pair()
     quiet = stream(asking, answering)
     unread = 0
@@ -294,7 +294,7 @@ def test_long_items_for_stalled_readers_end_their_own_call_and_no_other() -> Non
     assert fill(asking, answering, stream(asking, answering), bytes(wire.MAX_MESSAGE_BYTES)) == wire.MAX_MESSAGE_BYTES
 
 
-def test_no_more_calls_are_asked_than_the_link_carries() -> None:
+def test_no_more_calls_are_sent_than_the_link_allows() -> None:
     asking = Calls(dialled=True, max_calls=wire.MAX_CALLS_UNSAID)
     for _ in range(256):
         ask(asking)
@@ -304,7 +304,7 @@ def test_no_more_calls_are_asked_than_the_link_carries() -> None:
     ask(asking)
 
 
-def test_what_crosses_a_cancel_on_the_way_is_dropped() -> None:
+def test_frames_that_cross_a_cancellation_are_dropped() -> None:
     asking, answering = pair()
     call_id, frames = ask(asking, streaming=True)
     give(answering, frames)
@@ -316,7 +316,7 @@ def test_what_crosses_a_cancel_on_the_way_is_dropped() -> None:
     assert give(answering, [Cancel(call_id)]) == [], "it was over already"
 
 
-def test_a_call_cancelled_in_the_middle_of_its_body_is_never_started() -> None:
+def test_a_call_canceled_during_its_body_never_starts() -> None:
     asking, answering = pair()
     call_id, frames = ask(asking, bytes(200_000))
     give(answering, frames[:2])
@@ -324,7 +324,7 @@ def test_a_call_cancelled_in_the_middle_of_its_body_is_never_started() -> None:
     assert give(asking, answering.fail(call_id, PROBLEM)) == [Error(call_id, PROBLEM)]
 
 
-def test_more_calls_than_a_peer_may_have_are_refused_one_by_one() -> None:
+def test_excess_calls_of_a_peer_are_refused_one_by_one() -> None:
     asking, answering = Calls(dialled=True, max_calls=2 * wire.MAX_CALLS), Calls(dialled=False)
     for _ in range(wire.MAX_CALLS):
         give(answering, ask(asking)[1])
@@ -355,7 +355,7 @@ def test_more_calls_than_a_peer_may_have_are_refused_one_by_one() -> None:
         pytest.param(False, Goaway(""), id="a goodbye"),
     ],
 )
-def test_what_the_table_does_not_allow_breaks_the_protocol(streaming: bool, frame: Frame) -> None:
+def test_frames_that_the_state_table_does_not_allow_violate_the_protocol(streaming: bool, frame: Frame) -> None:
     asking, _ = pair()
     ask(asking, streaming=streaming)
     with pytest.raises(errors.ProtocolViolation):
@@ -370,7 +370,7 @@ def test_credit_never_shrinks_a_window() -> None:
     assert answering.item(call_id, b"")
 
 
-def test_a_reader_cannot_take_back_what_it_said_that_it_has_taken() -> None:
+def test_a_reader_cannot_reduce_what_it_reported_as_consumed() -> None:
     """Items that a reader has taken are billed."""
     asking, answering = pair()
     call_id = stream(asking, answering)
@@ -514,7 +514,7 @@ TestTwoSides.settings = settings(stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["question", "answer"])
-def test_two_sides_notice_the_loss_of_a_last_write(answered: bool) -> None:
+def test_both_sides_notice_a_lost_last_write(answered: bool) -> None:
     """Hypothesis found this once in thousands of runs: nothing followed the lost write, so its call never ended."""
     sides = TwoSides()
     sides.ask(size=5, streaming=False)

@@ -40,7 +40,7 @@ ONE_OF_EACH: list[tuple[Frame, list[object]]] = [
 
 
 @pytest.mark.parametrize(("frame", "plain"), ONE_OF_EACH, ids=[type(frame).__name__ for frame, _ in ONE_OF_EACH])
-def test_an_independent_msgpack_reads_and_writes_the_same(frame: Frame, plain: list[object]) -> None:
+def test_an_independent_msgpack_library_reads_and_writes_the_same(frame: Frame, plain: list[object]) -> None:
     assert msgpack.unpackb(wire.encode([frame])) == [plain]
     assert wire.decode(msgpack.packb([plain])) == [frame]
 
@@ -52,7 +52,7 @@ def test_a_hello_of_an_older_version_means_256_calls() -> None:
     assert hello.max_calls == 256
 
 
-def test_hello_is_signed_as_it_was_when_the_protocol_was_frozen() -> None:
+def test_the_signed_text_of_hello_never_changes() -> None:
     """A change here locks every older node out. Certificates come as further fields; this text stays as it is."""
     text = wire.hello_text(HELLO, NodeId("UPEER"), 42)
     assert msgpack.unpackb(text) == [1, "worker", KEY.id, "UPEER", 42, 1_700_000_000_000]
@@ -61,7 +61,7 @@ def test_hello_is_signed_as_it_was_when_the_protocol_was_frozen() -> None:
     )
 
 
-def test_a_signature_is_good_for_its_purpose_its_peer_and_its_link_alone() -> None:
+def test_a_signature_is_valid_only_for_its_purpose_peer_and_link() -> None:
     text = wire.hello_text(HELLO, NodeId("UPEER"), 42)
     signature = KEY.sign("hello", text)
     assert node_keys.verify(KEY.id, "hello", text, signature)
@@ -72,7 +72,7 @@ def test_a_signature_is_good_for_its_purpose_its_peer_and_its_link_alone() -> No
     assert not node_keys.verify(NodeId("not a key"), "hello", text, signature)
 
 
-def test_fields_of_a_newer_peer_are_ignored_and_missing_ones_filled_in() -> None:
+def test_unknown_fields_are_ignored_and_missing_ones_get_defaults() -> None:
     assert wire.decode(msgpack.packb([[9, 3, "why", {"new": 1}]])) == [Cancel(3)]
     assert wire.decode(msgpack.packb([[3, 1, "a.b", 5, b""]])) == [Call(1, "a.b", 5, b"")]
 
@@ -95,7 +95,7 @@ def test_fields_of_a_newer_peer_are_ignored_and_missing_ones_filled_in() -> None
         pytest.param(msgpack.packb([[6, 1, msgpack.ExtType(4, b"x"), False]]), id="an extension type"),
     ],
 )
-def test_what_is_not_frames_is_refused(data: bytes) -> None:
+def test_invalid_frames_are_refused(data: bytes) -> None:
     with pytest.raises(errors.ProtocolViolation):
         wire.decode(data)
 
@@ -110,7 +110,7 @@ def test_a_write_over_the_limit_is_refused_before_it_is_read() -> None:
         wire.decode(body, limit=len(body) - 1)
 
 
-def test_the_array_bomb_costs_next_to_nothing() -> None:
+def test_a_huge_array_header_costs_next_to_nothing() -> None:
     """5 KB of array headers that each announce four billion elements; msgpack's Unpacker holds 70 MB for it."""
     bomb = b"\xdd\xff\xff\xff\xff" * 1000
     fastest = 1.0
@@ -133,7 +133,7 @@ def _decodes_or_refuses(data: bytes) -> None:
         pass
 
 
-def test_fifty_thousand_broken_writes_end_in_a_refusal_or_in_frames() -> None:
+def test_fifty_thousand_corrupted_writes_are_refused_or_decoded() -> None:
     rng = random.Random(20261120)
     good = [wire.encode([frame for frame, _ in rng.choices(ONE_OF_EACH, k=rng.randint(1, 5))]) for _ in range(200)]
     for number in range(50_000):
@@ -155,5 +155,5 @@ def test_fifty_thousand_broken_writes_end_in_a_refusal_or_in_frames() -> None:
 
 @given(st.binary(max_size=300))
 @settings(deadline=None)
-def test_any_bytes_end_in_a_refusal_or_in_frames(data: bytes) -> None:
+def test_any_bytes_are_refused_or_decoded(data: bytes) -> None:
     _decodes_or_refuses(data)

@@ -62,7 +62,7 @@ def client_certificate() -> Certificate:
 # --- texts --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_texts_are_for_ever() -> None:
+def test_the_signed_texts_never_change() -> None:
     """Frozen: another text, and nodes of two versions would refuse each other."""
     assert certificates.issue(CA, WORKER, NOW) == CERTIFICATE
     assert certificates.delegate(NODE, PROCESS.id, NOW) == DELEGATION
@@ -70,13 +70,13 @@ def test_the_texts_are_for_ever() -> None:
     assert certificates.name_successor(CA, OTHER_CA.id) == SUCCESSION
 
 
-def test_a_certificate_can_be_made_without_any_code_of_ours() -> None:
+def test_a_certificate_can_be_created_without_our_code() -> None:
     fields = [1, NODE.id, "worker", "ada", [["gpu", "a100"]], NOW - 600, NOW + DAY, CA.id]
     signature = SigningKey(raw(0)).sign(b"\xffaimesh/certificate/1\x00" + msgpack.packb([*fields, b""])).signature
     assert msgpack.packb([*fields, signature]) == CERTIFICATE
 
 
-def test_labels_are_sorted_so_that_one_content_has_one_text() -> None:
+def test_labels_are_sorted_so_that_equal_content_gives_equal_text() -> None:
     labels = (("zone", "b"), ("gpu", "a100"))
     one, other = (certificates.issue(CA, Subject(NODE.id, Role.WORKER, "", order), NOW) for order in (labels, labels[::-1]))
     assert one == other
@@ -89,7 +89,7 @@ def test_labels_are_sorted_so_that_one_content_has_one_text() -> None:
     ("role", "seconds"),
     [(Role.WORKER, DAY), (Role.CLIENT, DAY), (Role.AUTH, 7 * DAY), (Role.GATEWAY, 7 * DAY), (Role.METRICS, 7 * DAY), (Role.WEB, 7 * DAY)],
 )
-def test_a_certificate_is_good_from_a_little_before_until_its_end(role: Role, seconds: int) -> None:
+def test_a_certificate_is_valid_from_shortly_before_its_start_until_its_end(role: Role, seconds: int) -> None:
     body = certificates.issue(CA, Subject(NODE.id, role), NOW)
     for good in (NOW - 600 - 60, NOW, NOW + seconds + 60):
         assert certificates.check(body, OURS, good).role is role
@@ -104,12 +104,12 @@ def test_a_certificate_is_good_from_a_little_before_until_its_end(role: Role, se
     [(3 * HOUR, "3 h ago"), (30 * HOUR, "1 d ago"), (8 * DAY, "8 d ago"), (119, "1 min ago")],
     ids=str,
 )
-def test_how_long_ago_it_ended_is_said(ago: int, words: str) -> None:
+def test_the_error_says_how_long_ago_it_expired(ago: int, words: str) -> None:
     with pytest.raises(errors.CertificateExpired, match=words):
         certificates.check(CERTIFICATE, OURS, NOW + DAY + ago)
 
 
-def test_only_the_cas_that_are_trusted_count() -> None:
+def test_only_trusted_cas_count() -> None:
     with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
         certificates.check(CERTIFICATE, (OTHER_CA.id,), NOW)
     with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
@@ -117,13 +117,13 @@ def test_only_the_cas_that_are_trusted_count() -> None:
     assert certificates.check(CERTIFICATE, (OTHER_CA.id, CA.id), NOW).owner == "ada"
 
 
-def test_a_ca_cannot_sign_in_the_name_of_another() -> None:
+def test_a_ca_cannot_sign_for_another() -> None:
     found = msgspec.structs.replace(certificates.read(certificates.issue(OTHER_CA, WORKER, NOW)), authority=CA.id)
     with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
         certificates.check(msgspec.msgpack.encode(found), OURS, NOW)
 
 
-def test_a_node_s_own_key_is_no_ca() -> None:
+def test_a_nodes_own_key_is_not_a_ca() -> None:
     """A node id put where the CA's belongs, signed by that node: another prefix, and never trusted."""
     unsigned = msgspec.structs.replace(certificates.read(CERTIFICATE), authority=AuthorityId(NODE.id), signature=b"")
     signed = msgspec.structs.replace(unsigned, signature=NODE.sign("certificate", msgspec.msgpack.encode(unsigned)))
@@ -150,7 +150,7 @@ def test_no_field_can_be_changed(change: dict[str, object]) -> None:
         certificates.check(msgspec.msgpack.encode(found), OURS, NOW)
 
 
-def test_a_ca_that_certifies_newcomers_or_another_version_is_not_believed() -> None:
+def test_a_certificate_for_a_newcomer_or_another_version_is_rejected() -> None:
     with pytest.raises(errors.NotCertified, match="newcomer"):
         certificates.check(certificates.issue(CA, Subject(NODE.id, Role.NEWCOMER), NOW), OURS, NOW)
     unsigned = msgspec.structs.replace(certificates.read(CERTIFICATE), version=2, signature=b"")
@@ -169,7 +169,7 @@ CHECKS: list[tuple[bytes, Check]] = [
 
 
 @pytest.mark.parametrize(("body", "check"), CHECKS, ids=["certificate", "delegation", "list", "succession"])
-def test_a_thousand_flipped_bits_are_a_thousand_refusals(body: bytes, check: Check) -> None:
+def test_all_of_a_thousand_flipped_bits_are_detected(body: bytes, check: Check) -> None:
     check(body)
     bits = range(len(body) * 8)
     for bit in random.Random(7).sample(bits, min(1000, len(bits))):
@@ -181,7 +181,7 @@ def test_a_thousand_flipped_bits_are_a_thousand_refusals(body: bytes, check: Che
 
 
 @pytest.mark.parametrize(("body", "check"), CHECKS, ids=["certificate", "delegation", "list", "succession"])
-def test_what_is_cut_off_or_nonsense_is_refused(body: bytes, check: Check) -> None:
+def test_truncated_and_invalid_certificates_are_refused(body: bytes, check: Check) -> None:
     for nonsense in (
         b"",
         b"\xc1",
@@ -214,12 +214,12 @@ def test_the_longest_certificate_fits_into_a_hello_with_its_delegation() -> None
         pytest.param(tuple((f"label {number:02}", "€" * 100) for number in range(16)), id="too long"),
     ],
 )
-def test_labels_that_would_keep_a_node_from_ever_saying_hello_are_refused(labels: tuple[tuple[str, str], ...]) -> None:
+def test_labels_too_long_for_a_hello_are_refused(labels: tuple[tuple[str, str], ...]) -> None:
     with pytest.raises(errors.BadRequest, match="labels"):
         certificates.issue(CA, Subject(NODE.id, Role.WORKER, "", labels), NOW)
 
 
-def test_a_certificate_that_is_too_long_is_not_even_read() -> None:
+def test_an_overlong_certificate_is_not_even_parsed() -> None:
     with pytest.raises(errors.NotCertified, match="3073 bytes"):
         certificates.read(bytes(certificates.MAX_CERTIFICATE_BYTES + 1))
 
@@ -227,7 +227,7 @@ def test_a_certificate_that_is_too_long_is_not_even_read() -> None:
 # --- delegations --------------------------------------------------------------------------------------------------------
 
 
-def test_a_delegation_lets_one_process_of_one_profile_in_for_ten_minutes() -> None:
+def test_a_delegation_admits_one_process_of_one_profile_for_ten_minutes() -> None:
     certificate = client_certificate()
     assert certificates.check_delegation(DELEGATION, PROCESS.id, certificate, NOW).profile == NODE.id
     assert certificates.check_delegation(DELEGATION, PROCESS.id, certificate, NOW + 660)
@@ -244,7 +244,7 @@ def test_only_clients_delegate(role: Role) -> None:
         certificates.check_delegation(DELEGATION, PROCESS.id, certificate, NOW)
 
 
-def test_a_delegation_is_for_its_key_and_of_its_profile_alone() -> None:
+def test_a_delegation_is_valid_only_for_its_key_and_profile() -> None:
     stranger = node_keys.NodeKey(node_keys.new_seed())
     certificate = client_certificate()
     of_another = certificates.delegate(stranger, PROCESS.id, NOW)
@@ -259,7 +259,7 @@ def test_a_delegation_is_for_its_key_and_of_its_profile_alone() -> None:
 # --- lists and successions ----------------------------------------------------------------------------------------------
 
 
-def test_a_list_is_believed_from_anybody_and_only_by_a_trusted_ca() -> None:
+def test_a_revocation_list_is_accepted_from_anyone_if_a_trusted_ca_signed_it() -> None:
     found = certificates.check_list(LIST, OURS)
     assert (found.number, found.epoch, found.nodes) == (7, 3, (NODE.id,))
     with pytest.raises(errors.NotCertified, match="the revocation list belongs to another mesh"):
@@ -269,13 +269,13 @@ def test_a_list_is_believed_from_anybody_and_only_by_a_trusted_ca() -> None:
         certificates.check_list(certificates.issue_list(CA, 1, 1, tuple(NodeId(str(n)) for n in range(10_001)), NOW), OURS)
 
 
-def test_a_successor_is_named_by_a_trusted_ca_alone() -> None:
+def test_only_a_trusted_ca_names_its_successor() -> None:
     assert certificates.check_succession(SUCCESSION, OURS).successor == OTHER_CA.id
     with pytest.raises(errors.NotCertified, match="no CA of this mesh has named the successor"):
         certificates.check_succession(SUCCESSION, (OTHER_CA.id,))
 
 
-def test_what_was_signed_for_one_purpose_is_good_for_no_other() -> None:
+def test_a_signature_for_one_purpose_is_valid_for_no_other() -> None:
     """Each text with the signature of the same text for each other purpose, and the bare one that a NATS login makes."""
     unsigned = msgspec.structs.replace(certificates.read(CERTIFICATE), signature=b"")
     text = msgspec.msgpack.encode(unsigned)

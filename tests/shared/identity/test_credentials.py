@@ -42,7 +42,7 @@ def test_the_kind_shows_in_the_key(kind: KeyKind) -> None:
         pytest.param("aip_live_\ud800", id="half a character"),
     ],
 )
-def test_what_is_no_key(text: str) -> None:
+def test_text_that_is_not_a_key(text: str) -> None:
     assert credentials.kind_of(text) is None
     assert not credentials.looks_like_api_key(text)
 
@@ -53,7 +53,7 @@ def test_the_checksum_is_a_crc_of_the_random_part_in_base62() -> None:
     assert len(SUM) == 6
 
 
-def test_a_key_in_a_text_is_found_whole() -> None:
+def test_keys_in_a_text_are_found() -> None:
     key = f"aip_test_{RANDOM}{SUM}"
     found = re.findall(credentials.FORM, f"export KEY={key}; echo $KEY")
     assert ["aip_{}_{}{}".format(*parts) for parts in found] == [key]

@@ -24,7 +24,7 @@ SIGNATURE = bytes.fromhex(
 )
 
 
-def test_the_signature_of_a_hello_is_for_ever() -> None:
+def test_the_signature_of_a_hello_never_changes() -> None:
     """Frozen: another text, and nodes of two versions would take each other for strangers."""
     key = node_keys.NodeKey(bytes(nkeys.encode_seed(RAW, nkeys.PREFIX_BYTE_USER)))
     assert key.id == NODE
@@ -42,7 +42,7 @@ def test_a_certificate_can_be_added_to_a_hello_without_a_new_signature() -> None
     assert node_keys.verify(NODE, "hello", wire.hello_text(later, PEER, LINK), SIGNATURE)
 
 
-def test_a_signature_is_good_for_its_key_its_purpose_and_its_text_alone() -> None:
+def test_a_signature_is_valid_only_for_its_key_purpose_and_text() -> None:
     key, other = (node_keys.NodeKey(node_keys.new_seed()) for _ in range(2))
     signature = key.sign("hello", b"text")
     assert node_keys.verify(key.id, "hello", b"text", signature)
@@ -52,18 +52,18 @@ def test_a_signature_is_good_for_its_key_its_purpose_and_its_text_alone() -> Non
     assert not node_keys.verify(key.id, "hello", b"text", signature[:-1])
 
 
-def test_what_a_nats_server_makes_us_sign_never_passes_for_ours() -> None:
+def test_a_nonce_signed_for_a_nats_server_never_passes_as_ours() -> None:
     """The server chooses the nonce, so it may choose the very bytes that a HELLO covers, but not the purpose before them."""
     key = node_keys.NodeKey(node_keys.new_seed())
     assert not node_keys.verify(key.id, "hello", b"text", key.sign_bare(b"text"))
 
 
 @pytest.mark.parametrize("node", ["", "U", "A" * 56, "U" * 56, "é" * 56, "ACSSQ6DDPCZ3HSUD3OGWPQAO4R2P3FXL5XGM5YFXD5VDHRYKMYLVXGPB"])
-def test_what_is_no_node_id_has_signed_nothing(node: str) -> None:
+def test_an_invalid_node_id_has_signed_nothing(node: str) -> None:
     assert not node_keys.verify(NodeId(node), "hello", b"", b"\0" * 64)
 
 
-def test_a_key_is_read_only_where_others_cannot(tmp_path: Path) -> None:
+def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "node.nk"
     path.write_bytes(node_keys.new_seed() + b"\n")
     path.chmod(0o640)

@@ -6,7 +6,7 @@ from shared.identity import private_file
 
 
 @pytest.mark.parametrize("synced", [False, True])
-def test_a_file_is_replaced_as_a_whole_and_is_its_owners_alone(tmp_path: Path, synced: bool) -> None:
+def test_a_file_is_replaced_atomically_and_private_to_its_owner(tmp_path: Path, synced: bool) -> None:
     path = tmp_path / "kept"
     path.write_bytes(b"old")
     path.chmod(0o644)
@@ -18,7 +18,7 @@ def test_a_file_is_replaced_as_a_whole_and_is_its_owners_alone(tmp_path: Path, s
     assert [each.name for each in tmp_path.iterdir()] == ["kept"]
 
 
-def test_what_fails_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "kept"
     path.write_bytes(b"old")
     with pytest.raises(RuntimeError), private_file.written(path, b"new") as made:

@@ -34,7 +34,7 @@ def whole(body: bytes) -> str:
     return tickets.PREFIX + base64.urlsafe_b64encode(body + hashlib.sha256(body).digest()[:4]).decode().rstrip("=")
 
 
-def test_the_text_is_for_ever() -> None:
+def test_the_text_format_never_changes() -> None:
     """Frozen: a ticket that was sent by mail yesterday is used with the program of today."""
     assert tickets.render(TICKET) == TEXT
     assert tickets.parse(TEXT) == TICKET
@@ -43,7 +43,7 @@ def test_the_text_is_for_ever() -> None:
     assert whole(body) == TEXT
 
 
-def test_it_names_the_mesh_and_carries_the_key() -> None:
+def test_a_ticket_names_the_mesh_and_contains_the_key() -> None:
     found = tickets.parse(TEXT)
     assert found.authority_id == CA.id
     assert found.key.raw_seed == RAW
@@ -55,18 +55,18 @@ def test_line_breaks_of_terminals_and_mails_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "aip_join", "aip_sk_123", "hello", " ", "AIP_JOIN_" + TEXT[9:], "é"])
-def test_what_is_no_ticket_is_said_so(text: str) -> None:
+def test_text_that_is_not_a_ticket_is_refused_as_such(text: str) -> None:
     with pytest.raises(errors.BadTicket, match="begins with aip_join_"):
         tickets.parse(text)
 
 
-def test_what_was_not_copied_whole_is_refused() -> None:
+def test_a_partly_copied_ticket_is_refused() -> None:
     for text in [*(TEXT[:end] for end in range(len(tickets.PREFIX), len(TEXT))), TEXT + "A", TEXT + "=", TEXT * 2, TEXT + "é"]:
         with case(text), pytest.raises(errors.BadTicket, match="ticket is incomplete"):
             tickets.parse(text)
 
 
-def test_a_thousand_flipped_bits_are_a_thousand_refusals() -> None:
+def test_all_of_a_thousand_flipped_bits_are_detected() -> None:
     for bit in random.Random(7).sample(range(len(TEXT) * 8), 1000):
         letters = [ord(letter) for letter in TEXT]
         letters[bit // 8] ^= 1 << bit % 8
@@ -92,24 +92,24 @@ def test_a_ticket_of_a_newer_version_says_what_to_do() -> None:
         tickets.parse(tickets.render(msgspec.structs.replace(TICKET, version=2)))
 
 
-def test_a_line_that_is_too_long_is_not_read() -> None:
+def test_an_overlong_line_is_not_parsed() -> None:
     with pytest.raises(errors.BadTicket, match="ticket is incomplete"):
         tickets.parse(tickets.render(msgspec.structs.replace(TICKET, bootstrap=("203.0.113.5:49737",) * 500)))
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_break_the_parser(body: bytes) -> None:
+def test_no_bytes_crash_the_parser(body: bytes) -> None:
     with pytest.raises(errors.BadTicket, match="the ticket is incomplete"):
         tickets.parse(whole(body))
 
 
 @given(st.text(max_size=100))
-def test_no_text_breaks_the_parser(text: str) -> None:
+def test_no_text_crashes_the_parser(text: str) -> None:
     with pytest.raises(errors.BadTicket, match="the ticket is incomplete"):
         tickets.parse(tickets.PREFIX + text)
 
 
-def test_a_use_is_of_one_ticket_by_one_node_at_one_auth_on_one_connection() -> None:
+def test_a_proof_is_bound_to_one_ticket_node_auth_and_connection() -> None:
     channel = b"\x01" * 64
     text = tickets.use_text("t-1", NEWCOMER, AUTH, channel)
     assert text == msgpack.packb([1, "t-1", NEWCOMER, AUTH, channel])

@@ -52,7 +52,7 @@ def resigned(sender: Trust, receiver: Trust, **change: object) -> Hello:
 # --- who is let in ------------------------------------------------------------------------------------------------------
 
 
-def test_a_certified_node_is_who_its_certificate_says() -> None:
+def test_a_certified_node_has_the_identity_of_its_certificate() -> None:
     gateway, worker = certified(Role.GATEWAY), certified(Role.WORKER)
     found = gateway.admit(hello(worker, gateway, now=NOW - 3), worker.me.id, LINK, NOW)
     assert found.peer == Peer(Role.WORKER, worker.me.id, worker.me.id, "ada", (("gpu", "a100"),))
@@ -61,7 +61,7 @@ def test_a_certified_node_is_who_its_certificate_says() -> None:
 
 @pytest.mark.parametrize("one", [role for role in Role if role not in (Role.OPERATOR, Role.NEWCOMER)])
 @pytest.mark.parametrize("other", [role for role in Role if role not in (Role.OPERATOR, Role.NEWCOMER)])
-def test_two_roles_meet_exactly_if_they_have_something_to_say(one: Role, other: Role) -> None:
+def test_two_roles_link_only_if_they_may_call_each_other(one: Role, other: Role) -> None:
     receiver, sender = certified(one), certified(other)
     if other in SPEAKS_TO[one]:
         assert receiver.admit(hello(sender, receiver), sender.me.id, LINK, NOW).peer.role is other
@@ -70,7 +70,7 @@ def test_two_roles_meet_exactly_if_they_have_something_to_say(one: Role, other: 
             receiver.admit(hello(sender, receiver), sender.me.id, LINK, NOW)
 
 
-def test_a_process_of_a_client_profile_comes_in_by_its_delegation_and_stays_as_long_as_the_profile_may() -> None:
+def test_a_process_of_a_client_profile_is_admitted_by_delegation_as_long_as_the_profile() -> None:
     gateway, profile = certified(Role.GATEWAY), new_key()
     process = delegate_of(profile)
     found = gateway.admit(hello(process, gateway), process.me.id, LINK, NOW)
@@ -103,7 +103,7 @@ def test_an_altered_replayed_or_borrowed_hello_is_refused() -> None:
             gateway.admit(found, proved, link, NOW)
 
 
-def test_a_hello_that_a_nats_server_had_signed_is_worth_nothing() -> None:
+def test_a_hello_signed_through_a_nats_server_is_refused() -> None:
     """The server of NATS chooses the nonce: the very text of a HELLO, and even with our prefix of another purpose before it."""
     gateway, worker = certified(Role.GATEWAY), certified(Role.WORKER)
     unsigned = msgspec.structs.replace(hello(worker, gateway), signature=b"")
@@ -121,7 +121,7 @@ def test_a_foreign_mesh_is_refused_both_ways() -> None:
         assert receiver.role_of(hello(sender, receiver), sender.me.id) is None
 
 
-def test_another_version_of_the_protocol_says_which_to_update() -> None:
+def test_another_protocol_version_says_which_side_to_update() -> None:
     gateway, worker = certified(Role.GATEWAY), certified(Role.WORKER)
     newer = resigned(worker, gateway, version=2)
     with pytest.raises(errors.ProtocolViolation, match=r"version 2, we speak 1: update the older one"):
@@ -129,7 +129,7 @@ def test_another_version_of_the_protocol_says_which_to_update() -> None:
     assert gateway.role_of(newer, worker.me.id) is Role.WORKER, "people are told whom it concerns"
 
 
-def test_a_certificate_that_ended_says_so_and_whose_it_was() -> None:
+def test_an_expired_certificate_is_named_with_its_owner() -> None:
     gateway, worker = certified(Role.GATEWAY), certified(Role.WORKER, at=NOW - DAY - 2 * 3600)
     shown = hello(worker, gateway)
     assert shown.role is Role.NEWCOMER
@@ -139,7 +139,7 @@ def test_a_certificate_that_ended_says_so_and_whose_it_was() -> None:
     assert gateway.role_of(shown, new_key().id) is None, "not if somebody else shows it"
 
 
-def test_a_delegation_is_good_for_clients_alone_and_for_its_own_profile() -> None:
+def test_a_delegation_is_valid_only_for_clients_and_its_own_profile() -> None:
     gateway = certified(Role.GATEWAY)
     worker = delegate_of(new_key(), role=Role.WORKER)
     with pytest.raises(errors.NotCertified, match="only clients"):
@@ -164,7 +164,7 @@ def test_a_delegation_is_good_for_clients_alone_and_for_its_own_profile() -> Non
         pytest.param(2 * DAY, "its clock is 2880 min ahead of ours", id="so far ahead that it takes its certificate for ended"),
     ],
 )
-def test_where_a_clock_is_the_reason_it_is_named(offset: float, words: str) -> None:
+def test_a_wrong_clock_is_named_as_the_reason(offset: float, words: str) -> None:
     """A process makes its delegation by its own clock; a certificate is judged by the clock of whoever reads it."""
     gateway, process = certified(Role.GATEWAY), delegate_of(new_key(), at=NOW)
     key = new_key()
@@ -175,14 +175,14 @@ def test_where_a_clock_is_the_reason_it_is_named(offset: float, words: str) -> N
 
 
 @pytest.mark.parametrize("ours", [-12 * 60, -2 * DAY])
-def test_a_certificate_from_the_future_is_our_clock(ours: float) -> None:
+def test_a_certificate_from_the_future_means_that_our_clock_is_wrong(ours: float) -> None:
     gateway, worker = certified(Role.GATEWAY), certified(Role.WORKER)
     with pytest.raises(errors.ClockSkew, match=f"its clock is {-ours / 60:.0f} min ahead of ours"):
         gateway.admit(hello(worker, gateway), worker.me.id, LINK, NOW + ours)
 
 
 @pytest.mark.parametrize("offset", [-600, -61, -60, 0, 60, 61, 600])
-def test_a_good_certificate_is_good_with_any_clock_that_lets_it_be(offset: float) -> None:
+def test_a_valid_certificate_is_accepted_despite_clock_skew(offset: float) -> None:
     gateway, worker = certified(Role.GATEWAY), certified(Role.WORKER)
     found = gateway.admit(hello(worker, gateway, now=NOW + offset), worker.me.id, LINK, NOW)
     assert found.clock_offset_seconds == offset
@@ -191,7 +191,7 @@ def test_a_good_certificate_is_good_with_any_clock_that_lets_it_be(offset: float
 # --- newcomers ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_newcomer_is_let_in_by_auth_alone_and_for_a_moment() -> None:
+def test_a_newcomer_is_admitted_only_by_auth_and_briefly() -> None:
     newcomer = Trust(new_key(), Role.NEWCOMER, (CA.id,))
     auth = certified(Role.AUTH)
     found = auth.admit(hello(newcomer, auth), newcomer.me.id, LINK, NOW)
@@ -217,7 +217,7 @@ def test_a_newcomer_cannot_claim_a_role_or_be_a_revoked_node() -> None:
             auth.admit(found, worker.me.id, LINK, NOW)
 
 
-def test_whoever_has_no_good_certificate_says_so() -> None:
+def test_a_node_without_a_valid_certificate_is_refused_with_the_reason() -> None:
     worker = certified(Role.WORKER)
     assert worker.has_certificate(NOW)
     assert not worker.has_certificate(NOW + 2 * DAY)
@@ -231,7 +231,7 @@ def test_whoever_has_no_good_certificate_says_so() -> None:
 # --- revocation ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_revoked_node_is_refused_and_so_are_the_processes_of_a_revoked_profile() -> None:
+def test_a_revoked_node_and_processes_of_a_revoked_profile_are_refused() -> None:
     gateway, worker, profile = certified(Role.GATEWAY), certified(Role.WORKER), new_key()
     process = delegate_of(profile)
     told: list[frozenset[NodeId]] = []
@@ -246,7 +246,7 @@ def test_a_revoked_node_is_refused_and_so_are_the_processes_of_a_revoked_profile
     gateway.check_not_revoked(process.me.id)
 
 
-def test_a_list_only_moves_forward() -> None:
+def test_the_revocation_list_never_goes_back() -> None:
     gateway, worker = certified(Role.GATEWAY), certified(Role.WORKER)
     told: list[frozenset[NodeId]] = []
     gateway.on_revoked.append(told.append)
@@ -271,7 +271,7 @@ def test_a_list_only_moves_forward() -> None:
     assert gateway.revoked == frozenset(), "long ago, and no certificate of it can be good any more"
 
 
-def test_the_number_of_the_list_is_told_in_every_hello() -> None:
+def test_every_hello_carries_the_list_number() -> None:
     gateway, worker = certified(Role.GATEWAY), certified(Role.WORKER)
     gateway.take_list(certificates.issue_list(CA, 7, 1, (), NOW))
     assert hello(gateway, worker).revocations == 7
@@ -280,7 +280,7 @@ def test_the_number_of_the_list_is_told_in_every_hello() -> None:
 # --- CA keys ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_next_ca_is_named_by_the_current_one_and_two_are_trusted_at_most() -> None:
+def test_the_next_ca_is_named_by_the_current_one_and_at_most_two_are_trusted() -> None:
     third = node_keys.Authority(node_keys.new_authority_seed())
     gateway = certified(Role.GATEWAY)
     with pytest.raises(errors.NotCertified, match="no CA of this mesh has named the successor"):
@@ -301,7 +301,7 @@ def test_the_next_ca_is_named_by_the_current_one_and_two_are_trusted_at_most() -
         gateway.take_successor(certificates.name_successor(CA, CA.id))
 
 
-def test_a_peer_is_equal_but_for_its_connection() -> None:
+def test_peers_compare_equal_except_for_their_connection() -> None:
     """What a second HELLO on a link is compared by."""
     gateway, worker = certified(Role.GATEWAY), certified(Role.WORKER)
     one, other = (gateway.admit(hello(worker, gateway, link=link), worker.me.id, link, NOW).peer for link in (1, 2))

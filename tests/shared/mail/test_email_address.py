@@ -8,18 +8,18 @@ from shared.mail import email_address
 
 
 @pytest.mark.parametrize("text", ["anna@example.org", "a.b+c@mail.example.org", "root@localhost"])
-def test_an_address(text: str) -> None:
+def test_valid_addresses(text: str) -> None:
     assert email_address.may_be_email(text)
 
 
 @pytest.mark.parametrize(
     "text", ["", "anna", "anna@", "@example.org", "a@b@c", "a b@c.d", "anna@example.org\n", "a@b.c,d@e.f", "a@-b.c", "ä@b.c"]
 )
-def test_no_address(text: str) -> None:
+def test_invalid_addresses(text: str) -> None:
     assert not email_address.may_be_email(text)
 
 
-def test_how_long_one_may_be_and_that_a_longer_one_costs_nothing() -> None:
+def test_the_length_limit_and_overlong_addresses_are_cheap() -> None:
     longest = "a" * (email_address.LONGEST - len("@example.org")) + "@example.org"
     assert email_address.may_be_email(longest)
     assert not email_address.may_be_email("a" + longest)

@@ -14,7 +14,7 @@ AT = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 SENDER = MailSender("aimesh", "noreply@example.com")
 
 
-def test_what_is_written_can_be_read_again() -> None:
+def test_a_message_can_be_parsed_again() -> None:
     letter = Letter("anna@example.com", "Grüße – ein neues Passwort", "Hallo Änna,\n\n" + "x" * 300 + "\n.\nEnde\n")
     read = BytesParser(policy=default).parsebytes(letters.written(letter, SENDER, AT, "abc"))
     assert (read["To"], read["From"], read["Subject"]) == (letter.to, "aimesh <noreply@example.com>", letter.subject)
@@ -26,26 +26,26 @@ def test_what_is_written_can_be_read_again() -> None:
 
 @pytest.mark.parametrize("bad", ["\n", "\r", "\r\n", "\0", "\v", "\f", "\x85", "\u2028", "\u2029"])
 @pytest.mark.parametrize("where", ["to", "subject"])
-def test_no_newline_of_any_kind_gets_into_a_header(bad: str, where: str) -> None:
+def test_no_newline_gets_into_a_header(bad: str, where: str) -> None:
     injected = f"anna@example.com{bad}Bcc: everybody@example.com"
     with pytest.raises(errors.BadRequest, match=r"mail: a subject is one line of at most|mail: the recipient's address is invalid"):
         Letter(injected if where == "to" else "anna@example.com", injected if where == "subject" else "hello", "text")
 
 
 @pytest.mark.parametrize("to", ["", "anna", "anna@example.com, eve@example.com", "Anna <anna@example.com>", "<anna@example.com>", "ä@b.c"])
-def test_one_address_and_nothing_else(to: str) -> None:
+def test_exactly_one_recipient(to: str) -> None:
     with pytest.raises(errors.BadRequest, match="mail: the recipient's address is invalid"):
         Letter(to, "hello", "text")
 
 
 @pytest.mark.parametrize("subject", ["", "x" * 201])
-def test_a_subject_has_a_length(subject: str) -> None:
+def test_a_subject_has_a_maximum_length(subject: str) -> None:
     with pytest.raises(errors.BadRequest, match="mail: a subject is one line of at most 200 printable characters"):
         Letter("anna@example.com", subject, "text")
 
 
 @pytest.mark.parametrize("hostile", ["\nBcc: a@b.c", "x@y.z>\r\nBcc: <a@b.c", '"', "<script>", "=?utf-8?q?=0ABcc:_a@b.c?="])
-def test_a_text_is_only_a_text(hostile: str) -> None:
+def test_a_text_is_plain_text(hostile: str) -> None:
     letter = Letter("anna@example.com", "hello", f"Hello {hostile}")
     read = BytesParser(policy=default).parsebytes(letters.written(letter, SENDER, AT, "abc"))
     assert read["Bcc"] is None
@@ -62,11 +62,11 @@ def test_a_text_is_only_a_text(hostile: str) -> None:
         ('"A, B" <noreply@example.com>', MailSender("A, B", "noreply@example.com")),
     ],
 )
-def test_senders(text: str, sender: MailSender) -> None:
+def test_valid_senders(text: str, sender: MailSender) -> None:
     assert letters.parse_sender(text) == sender
 
 
 @pytest.mark.parametrize("text", ["", "aimesh", "aimesh <>", "a <b@c.d>\nBcc: x@y.z", "aimesh <no reply@localhost>"])
-def test_bad_senders(text: str) -> None:
+def test_invalid_senders(text: str) -> None:
     with pytest.raises(ValueError, match="use Name"):
         letters.parse_sender(text)

@@ -8,7 +8,7 @@ def letter(number: int = 0) -> Letter:
     return Letter(f"anna{number}@example.com", "hello", "text")
 
 
-def test_in_the_order_that_they_came() -> None:
+def test_messages_are_sent_in_order() -> None:
     box = MailQueue()
     for number in range(3):
         assert box.put(letter(number), now=number)
@@ -17,7 +17,7 @@ def test_in_the_order_that_they_came() -> None:
     assert box.seconds_to_wait(10) is None
 
 
-def test_one_that_failed_lets_others_pass_and_comes_again_thrice() -> None:
+def test_a_failed_message_lets_others_pass_and_is_retried_three_times() -> None:
     box, now, tries = MailQueue(), 0.0, 0
     box.put(letter(), now)
     while (waiting := box.take_due(now)) is not None:
@@ -35,7 +35,7 @@ def test_one_that_failed_lets_others_pass_and_comes_again_thrice() -> None:
     assert box.last_failure == "away"
 
 
-def test_a_final_no_is_final() -> None:
+def test_a_permanent_refusal_is_not_retried() -> None:
     box = MailQueue()
     box.put(letter(), 0)
     waiting = box.take_due(0)
@@ -44,13 +44,13 @@ def test_a_final_no_is_final() -> None:
     assert (box.lost, len(box)) == (1, 0)
 
 
-def test_the_box_is_full_at_a_hundred_and_what_is_lost_is_counted() -> None:
+def test_the_queue_holds_a_hundred_and_counts_what_it_drops() -> None:
     box = MailQueue()
     assert [box.put(letter(n), 0) for n in range(MOST_WAITING + 5)].count(True) == MOST_WAITING == 100
     assert (len(box), box.lost) == (100, 5)
 
 
-def test_a_success_ends_the_complaint() -> None:
+def test_a_success_ends_the_warning() -> None:
     box = MailQueue()
     box.put(letter(), 0)
     waiting = box.take_due(0)

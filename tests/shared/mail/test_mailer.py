@@ -30,7 +30,7 @@ async def until_told(opened: Mailer, words: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_mail_arrives_as_it_was_sent() -> None:
+async def test_a_mail_arrives_as_sent() -> None:
     server = MailServer()
     async with mailing(server, "smtp://localhost:{}") as opened:
         await opened.send("anna@example.com", "Hello ä", TEXT)
@@ -42,7 +42,7 @@ async def test_a_mail_arrives_as_it_was_sent() -> None:
     assert opened.check().detail == ""
 
 
-async def test_starttls_and_a_login_show_nothing_to_who_listens(tmp_path: Path) -> None:
+async def test_starttls_and_login_reveal_nothing_to_an_eavesdropper(tmp_path: Path) -> None:
     tls, ca_file = throw_away_certificate(tmp_path)
     server = MailServer(tls=tls, users={"us er": "p@ss"})
     async with mailing(server, "smtp://us%20er:p%40ss@localhost:{}?ca=" + str(ca_file)) as opened:
@@ -86,7 +86,7 @@ async def test_another_servers_certificate_is_refused(tmp_path: Path, name: str)
     assert server.mails == []
 
 
-async def test_a_wrong_password_is_told_and_not_tried_again(tmp_path: Path) -> None:
+async def test_a_wrong_password_is_reported_and_not_retried(tmp_path: Path) -> None:
     server = MailServer(users={"user": "right"})
     async with mailing(server, "smtp://user:wr0ng@localhost:{}") as opened:
         await opened.send("anna@example.com", "hello", TEXT)
@@ -96,7 +96,7 @@ async def test_a_wrong_password_is_told_and_not_tried_again(tmp_path: Path) -> N
         assert opened.check().ok, "a service without mail still serves"
 
 
-async def test_a_server_that_takes_no_login_gets_no_password() -> None:
+async def test_a_server_without_login_gets_no_password() -> None:
     server = MailServer()
     async with mailing(server, "smtp://user:s3cret@localhost:{}") as opened:
         await opened.send("anna@example.com", "hello", TEXT)
@@ -105,7 +105,7 @@ async def test_a_server_that_takes_no_login_gets_no_password() -> None:
     assert [line.partition(" ")[0].upper() for line in server.plain] == ["EHLO"]
 
 
-async def test_what_is_said_before_tls_is_not_believed_after_it(tmp_path: Path) -> None:
+async def test_capabilities_from_before_tls_are_ignored_after_it(tmp_path: Path) -> None:
     """RFC 3207 §4.2: a login that is offered only in plain text is not tried, and answers injected before TLS are discarded."""
     tls, ca_file = throw_away_certificate(tmp_path)
     server = MailServer(tls=tls, users={"user": "s3cret"}, after_starttls="250-evil\r\n250 AUTH PLAIN\r\n")
@@ -116,7 +116,7 @@ async def test_what_is_said_before_tls_is_not_believed_after_it(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("tls_at_once", [True, False])
-async def test_a_server_that_is_not_there_is_tried_again(tls_at_once: bool) -> None:
+async def test_an_unreachable_server_is_retried(tls_at_once: bool) -> None:
     server = MailServer()
     async with serving(server):
         pass
@@ -127,7 +127,7 @@ async def test_a_server_that_is_not_there_is_tried_again(tls_at_once: bool) -> N
         assert str(server.port) not in opened.check().detail
 
 
-async def test_a_server_that_fails_for_a_while_gets_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_temporarily_failing_server_gets_the_mail_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mail_queue, "PAUSES_SECONDS", (0.01, 0.01, 0.01))
     server = MailServer(answers={"RCPT": ["451 greylisted", "421 busy", "250 ok"]})
     async with mailing(server, "smtp://localhost:{}") as opened:
@@ -137,7 +137,7 @@ async def test_a_server_that_fails_for_a_while_gets_it_later(monkeypatch: pytest
     assert server.connections == 3
 
 
-async def test_after_four_attempts_it_is_lost_and_the_next_one_goes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_four_attempts_a_mail_is_dropped_and_the_next_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mail_queue, "PAUSES_SECONDS", (0.01, 0.01, 0.01))
     server = MailServer(answers={"MAIL": ["451 a", "451 b", "451 c", "451 d", "250 ok"]})
     async with mailing(server, "smtp://localhost:{}") as opened:
@@ -149,7 +149,7 @@ async def test_after_four_attempts_it_is_lost_and_the_next_one_goes_out(monkeypa
     assert server.mails[0][2]["Subject"] == "second"
 
 
-async def test_a_refused_recipient_is_neither_tried_again_nor_named(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_refused_recipient_is_neither_retried_nor_logged(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("auth")
     try:
         server = MailServer(answers={"RCPT": ["550 5.1.1 <anna@example.com>: no such user"]})
@@ -166,7 +166,7 @@ async def test_a_refused_recipient_is_neither_tried_again_nor_named(capsys: pyte
     assert "4711" not in said
 
 
-async def test_a_server_that_says_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_server_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailer, "DEADLINE_SECONDS", 0.2)
     server = MailServer(hangs=True)
     async with mailing(server, "smtp://localhost:{}") as opened:
@@ -179,7 +179,7 @@ async def test_a_server_that_says_nothing_holds_nobody_up(monkeypatch: pytest.Mo
     assert server.mails[0][1] == "bert@example.com"
 
 
-async def test_a_dead_mail_server_ends_with_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dead_mail_server_does_not_delay_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailer, "SHUTDOWN_SECONDS", 0.05)
     server = MailServer(hangs=True)
     async with serving(server):
@@ -189,7 +189,7 @@ async def test_a_dead_mail_server_ends_with_the_service(monkeypatch: pytest.Monk
         await server.wait_until_ended(1)
 
 
-async def test_the_queue_is_bounded_and_what_does_not_fit_is_told() -> None:
+async def test_the_queue_is_bounded_and_overflow_is_reported() -> None:
     server = MailServer(hangs=True)
     async with mailing(server, "smtp://localhost:{}") as opened:
         for _ in range(MOST_WAITING + 30):
@@ -199,7 +199,7 @@ async def test_the_queue_is_bounded_and_what_does_not_fit_is_told() -> None:
         # The one that hangs is cut off at the end of the test; none of this waits for it.
 
 
-async def test_an_address_that_is_none_is_refused_before_anything_is_sent() -> None:
+async def test_an_invalid_address_is_refused_before_anything_is_sent() -> None:
     server = MailServer()
     async with mailing(server, "smtp://localhost:{}") as opened:
         with pytest.raises(errors.BadRequest, match="mail: the recipient's address is invalid"):
@@ -214,7 +214,7 @@ async def test_an_address_that_is_none_is_refused_before_anything_is_sent() -> N
         pytest.param("smtps://mail?ca=/nowhere/ca.pem", FROM, ["SMTP_URL", "No such file"], id="no such file"),
     ],
 )
-def test_all_mistakes_of_the_settings_together(url: str, sender: str, mistakes: list[str]) -> None:
+def test_all_mistakes_in_the_settings_are_reported_together(url: str, sender: str, mistakes: list[str]) -> None:
     with pytest.raises(errors.BadSettings) as refused:
         mailer.parse(url, sender)
     for mistake in mistakes:

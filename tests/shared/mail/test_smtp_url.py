@@ -36,7 +36,7 @@ from shared.mail.smtp_url import MailServer, Security
         ),
     ],
 )
-def test_good_ones(url: str, server: MailServer) -> None:
+def test_valid_urls(url: str, server: MailServer) -> None:
     assert smtp_url.parse(url) == server
 
 
@@ -54,7 +54,7 @@ def test_good_ones(url: str, server: MailServer) -> None:
         pytest.param("smtp://ma%0Ail", ["no host"], id="a newline in the host"),
     ],
 )
-def test_all_mistakes_are_told_and_no_word_of_the_url(url: str, mistakes: list[str]) -> None:
+def test_all_mistakes_are_reported_without_quoting_the_url(url: str, mistakes: list[str]) -> None:
     with pytest.raises(ValueError, match=mistakes[0]) as refused:
         smtp_url.parse(url)
     for mistake in mistakes:

@@ -34,14 +34,14 @@ def announcer(role: Role, nodes: Directory, revoked: frozenset[NodeId] = frozens
         pytest.param(Role.GATEWAY, frozenset({WORKER}), None, id="of a revoked one that is the consequence and not the reason"),
     ],
 )
-def test_why_a_node_cannot_be_reached(role: Role, revoked: frozenset[NodeId], shown: str | None) -> None:
+def test_the_reason_why_a_node_is_unreachable(role: Role, revoked: frozenset[NodeId], shown: str | None) -> None:
     nodes = Directory(lambda: 0.0)
     announcer(role, nodes, revoked)._unreachable(WORKER, "no path: not allowed")
     entry = nodes.find(WORKER)
     assert (None if entry is None else entry.why_gone) == shown
 
 
-def test_owner_and_labels_are_those_of_the_certificate_whatever_a_node_says_over_hyperswarm() -> None:
+def test_owner_and_labels_come_from_the_certificate_over_hyperswarm() -> None:
     """Both decide whose prompts a worker gets."""
     nodes = Directory(lambda: 0.0)
     lies = Announcement(Role.WORKER, WORKER, "1", datetime(2026, 1, 1, tzinfo=UTC), labels={"trusted": "yes"}, owner="")
@@ -53,7 +53,7 @@ def test_owner_and_labels_are_those_of_the_certificate_whatever_a_node_says_over
     assert (entry.announcement.owner, entry.announcement.labels) == ("ada", {"gpu": "4090"})
 
 
-def test_the_time_of_an_announcement_alone_is_no_news() -> None:
+def test_a_new_announcement_time_alone_is_not_a_change() -> None:
     nodes = Directory(lambda: 0.0)
     told: list[object] = []
     nodes.watch(told.append)

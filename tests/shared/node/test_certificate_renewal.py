@@ -98,7 +98,7 @@ def world(tmp_path: Path) -> Callable[..., World]:
     return make
 
 
-async def test_a_node_of_the_house_is_certified_as_soon_as_auth_is_there(world: Callable[..., World]) -> None:
+async def test_a_service_node_is_certified_as_soon_as_auth_is_up(world: Callable[..., World]) -> None:
     here = world(role=Role.GATEWAY)
     async with here.running():
         here.hear(AUTH, Role.AUTH)
@@ -110,7 +110,7 @@ async def test_a_node_of_the_house_is_certified_as_soon_as_auth_is_there(world: 
     assert here.trust.number == 1
 
 
-async def test_every_renewal_brings_the_present_dht_nodes_and_the_former_ones_are_kept(world: Callable[..., World]) -> None:
+async def test_every_renewal_updates_the_dht_nodes_and_keeps_the_previous_ones(world: Callable[..., World]) -> None:
     here = world(role=Role.GATEWAY)
     for bootstrap in (("house.test:1", "127.0.0.1:1"), ("127.0.0.1:2",)):
         here.renewal.take(here.running_service.reply())
@@ -122,7 +122,7 @@ async def test_every_renewal_brings_the_present_dht_nodes_and_the_former_ones_ar
     assert len(here.changes) == 3
 
 
-async def test_what_was_kept_is_known_again_after_a_restart_without_auth(world: Callable[..., World]) -> None:
+async def test_saved_membership_is_used_after_a_restart_without_auth(world: Callable[..., World]) -> None:
     here = world(revoked=(NodeId("UGONE"),))
     here.renewal.take(here.running_service.reply())
     kept = membership_file.load(here.state)
@@ -135,7 +135,7 @@ async def test_what_was_kept_is_known_again_after_a_restart_without_auth(world: 
 
 
 @pytest.mark.parametrize(("life_over", "is_due"), [(0.5, False), (0.6, False), (0.75, True), (1.5, True)])
-async def test_it_renews_when_two_thirds_of_the_certificates_life_are_over(
+async def test_a_certificate_is_renewed_after_two_thirds_of_its_lifetime(
     world: Callable[..., World], life_over: float, is_due: bool
 ) -> None:
     here = world()
@@ -150,7 +150,7 @@ async def test_it_renews_when_two_thirds_of_the_certificates_life_are_over(
     assert (("auth.renewCertificate", None) in here.running_service.asked) is is_due
 
 
-async def test_a_certificate_for_another_node_or_of_another_mesh_is_not_believed(world: Callable[..., World]) -> None:
+async def test_a_certificate_for_another_node_or_mesh_is_rejected(world: Callable[..., World]) -> None:
     here = world()
     here.renewal.take(here.running_service.reply())
     good = here.trust.certificate
@@ -161,7 +161,7 @@ async def test_a_certificate_for_another_node_or_of_another_mesh_is_not_believed
     assert here.trust.certificate == good
 
 
-async def test_a_higher_number_is_asked_for_where_it_was_heard_and_cuts_off(world: Callable[..., World]) -> None:
+async def test_a_newer_list_is_fetched_from_where_it_was_heard_and_disconnects_revoked_nodes(world: Callable[..., World]) -> None:
     here = world()
     here.renewal.take(here.running_service.reply())
     here.hear(GATEWAY, Role.GATEWAY)
@@ -180,7 +180,7 @@ async def test_a_higher_number_is_asked_for_where_it_was_heard_and_cuts_off(worl
 
 @pytest.mark.parametrize("role", [Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB])
 @pytest.mark.parametrize("other", [Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS])
-async def test_a_newer_list_is_asked_for_only_where_the_role_may_speak(world: Callable[..., World], role: Role, other: Role) -> None:
+async def test_a_newer_list_is_fetched_only_where_the_role_may_call(world: Callable[..., World], role: Role, other: Role) -> None:
     """402 refused publishes in 22 minutes with three auths: each asked the others for the list."""
     here = world(role=role)
     here.renewal.take(here.running_service.reply())
@@ -197,7 +197,7 @@ async def test_a_newer_list_is_asked_for_only_where_the_role_may_speak(world: Ca
     assert may_speak or NodeId("UOTHER") not in [node for _, node in here.running_service.asked]
 
 
-async def test_a_new_epoch_brings_new_meeting_places(world: Callable[..., World]) -> None:
+async def test_a_new_epoch_changes_the_meeting_topics(world: Callable[..., World]) -> None:
     here = world()
     here.renewal.take(here.running_service.reply())
     before = here.renewal.meetings()
@@ -209,7 +209,7 @@ async def test_a_new_epoch_brings_new_meeting_places(world: Callable[..., World]
     assert not {meeting.topic for meeting in before} & {meeting.topic for meeting in here.renewal.meetings()}
 
 
-async def test_who_is_not_certified_looks_for_auth_alone(world: Callable[..., World]) -> None:
+async def test_an_uncertified_node_only_looks_for_auth(world: Callable[..., World]) -> None:
     here = world()
     here.trust.authorities = (here.running_service.ca.id,)
     enrolment = topics.enrollment_topic(node_keys.raw_of(here.running_service.ca.id))
@@ -219,7 +219,7 @@ async def test_who_is_not_certified_looks_for_auth_alone(world: Callable[..., Wo
 
 
 @pytest.mark.parametrize("role", [Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT])
-async def test_each_role_meets_those_whom_it_may_speak_to_and_nobody_else(world: Callable[..., World], role: Role) -> None:
+async def test_each_role_meets_exactly_those_it_may_call(world: Callable[..., World], role: Role) -> None:
     here = world(role=role)
     here.renewal.take(here.running_service.reply())
     mine = {meeting.topic: meeting for meeting in here.renewal.meetings()}
@@ -235,7 +235,7 @@ async def test_each_role_meets_those_whom_it_may_speak_to_and_nobody_else(world:
         assert meets is topics.may_link(role, other) or (meets and role == other) or {role, other} == {Role.METRICS, Role.WEB}, other
 
 
-async def test_who_has_lost_auth_looks_for_it_at_the_enrolment_topic_too_because_the_epoch_may_be_over(world: Callable[..., World]) -> None:
+async def test_a_node_that_lost_auth_also_searches_the_enrollment_topic(world: Callable[..., World]) -> None:
     here = world()
     here.renewal.take(here.running_service.reply())
     enrolment = MeetingTopics(topics.enrollment_topic(node_keys.raw_of(here.running_service.ca.id)), announce=False, look=True)
@@ -247,7 +247,7 @@ async def test_who_has_lost_auth_looks_for_it_at_the_enrolment_topic_too_because
     assert here.renewal.meetings() == known
 
 
-async def test_a_certificate_that_ends_while_the_process_runs_changes_where_it_looks(world: Callable[..., World]) -> None:
+async def test_a_certificate_that_expires_at_runtime_changes_where_the_node_searches(world: Callable[..., World]) -> None:
     here = world()
     here.renewal.take(here.running_service.reply())
     here.renewal._update_topics(time.monotonic())
@@ -259,7 +259,7 @@ async def test_a_certificate_that_ends_while_the_process_runs_changes_where_it_l
     assert [meeting.topic for meeting in here.renewal.meetings()] == [topics.enrollment_topic(node_keys.raw_of(here.running_service.ca.id))]
 
 
-async def test_while_auth_refuses_it_is_asked_again_and_again(world: Callable[..., World]) -> None:
+async def test_auth_is_asked_repeatedly_while_it_refuses(world: Callable[..., World]) -> None:
     here = world(refusal=errors.Unavailable("PostgreSQL is starting"))
     here.hear(AUTH, Role.AUTH)
     told: list[str] = []
@@ -272,9 +272,7 @@ async def test_while_auth_refuses_it_is_asked_again_and_again(world: Callable[..
 
 
 @pytest.mark.parametrize(("minutes", "is_good"), [(0, True), (9, True), (11, False)])
-async def test_a_list_that_auth_has_not_confirmed_for_ten_minutes_is_shown_as_old(
-    world: Callable[..., World], minutes: int, is_good: bool
-) -> None:
+async def test_a_list_not_confirmed_for_ten_minutes_is_shown_as_outdated(world: Callable[..., World], minutes: int, is_good: bool) -> None:
     here = world()
     here.renewal.take(here.running_service.reply())
     assert here.renewal.check().ok

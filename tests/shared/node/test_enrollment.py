@@ -79,7 +79,7 @@ async def test_a_ticket_makes_a_member(running_service: RunningService, key: Nod
     assert not any(ticket.seed.hex() in line or tickets.render(ticket) in line for line in running_service.said)
 
 
-async def test_the_same_key_may_use_its_ticket_again_and_another_may_not(running_service: RunningService, key: NodeKey) -> None:
+async def test_the_same_key_may_reuse_its_ticket_and_another_may_not(running_service: RunningService, key: NodeKey) -> None:
     ticket = running_service.ticket()
     await running_service.enroll(ticket, key)
     await running_service.enroll(ticket, key)
@@ -88,7 +88,7 @@ async def test_the_same_key_may_use_its_ticket_again_and_another_may_not(running
         await running_service.enroll(ticket, NodeKey(node_keys.new_seed()))
 
 
-async def test_it_waits_for_an_administrator_and_the_ticket_is_needed_no_more(running_service: RunningService, key: NodeKey) -> None:
+async def test_a_node_waits_for_approval_and_no_longer_needs_the_ticket(running_service: RunningService, key: NodeKey) -> None:
     async with asyncio.TaskGroup() as tasks:
         joining = tasks.create_task(running_service.enroll(running_service.ticket(needs_approval=True), key))
         async with asyncio.timeout(60):
@@ -104,13 +104,13 @@ async def test_it_waits_for_an_administrator_and_the_ticket_is_needed_no_more(ru
     assert certificates.read(renewed.certificate).node == key.id
 
 
-async def test_patience_ends_with_the_next_step(running_service: RunningService, key: NodeKey) -> None:
+async def test_waiting_ends_with_the_next_step(running_service: RunningService, key: NodeKey) -> None:
     with pytest.raises(errors.ApprovalPending) as caught:
         await running_service.enroll(running_service.ticket(needs_approval=True), key, replace(QUICK, approval_seconds=0.2))
     assert "run the same command again" in caught.value.hint
 
 
-async def test_a_node_that_slept_too_long_renews_and_a_revoked_one_does_not(running_service: RunningService, key: NodeKey) -> None:
+async def test_a_node_that_was_offline_too_long_renews_and_a_revoked_one_does_not(running_service: RunningService, key: NodeKey) -> None:
     kept = membership_file.of(await running_service.enroll(running_service.ticket(), key))
     old = certificates.issue(running_service.net.ca, certificates.Subject(key.id, Role.WORKER), 1_000_000)
     kept = MembershipFile(kept.mesh, kept.role, old, kept.revocations, kept.authorities, kept.topics, kept.bootstrap)
@@ -121,26 +121,26 @@ async def test_a_node_that_slept_too_long_renews_and_a_revoked_one_does_not(runn
         await enrollment.renew_at_enrollment_topic(kept, key, options=QUICK)
 
 
-async def test_a_certificate_for_somebody_else_is_not_believed(running_service: RunningService, key: NodeKey) -> None:
+async def test_a_certificate_for_another_node_is_rejected(running_service: RunningService, key: NodeKey) -> None:
     running_service.door.certify_instead = NodeKey(node_keys.new_seed()).id
     with pytest.raises(errors.NotCertified, match="another node"):
         await running_service.enroll(running_service.ticket(), key)
 
 
-async def test_a_certificate_by_another_ca_is_not_believed(running_service: RunningService, key: NodeKey) -> None:
+async def test_a_certificate_by_another_ca_is_rejected(running_service: RunningService, key: NodeKey) -> None:
     ticket = running_service.ticket()
     running_service.door.ca = node_keys.Authority(node_keys.new_authority_seed())
     with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
         await running_service.enroll(ticket, key)
 
 
-async def test_a_clock_that_is_off_is_told(running_service: RunningService, key: NodeKey) -> None:
+async def test_a_wrong_clock_is_reported(running_service: RunningService, key: NodeKey) -> None:
     running_service.door.clock_offset_seconds = 120
     await running_service.enroll(running_service.ticket(), key)
     assert "this machine's clock is 2 min behind the mesh's: set it, for example with NTP" in running_service.said
 
 
-async def test_an_auth_of_another_mesh_hears_nothing_of_the_ticket(running_service: RunningService, key: NodeKey) -> None:
+async def test_an_auth_of_another_mesh_learns_nothing_about_the_ticket(running_service: RunningService, key: NodeKey) -> None:
     """It sits at the right topic, with a certificate of its own CA."""
     ticket = replace_authority(running_service.ticket(), node_keys.Authority(node_keys.new_authority_seed()))
     impostor = running_service.net.nodes[0].node
@@ -156,7 +156,7 @@ def replace_authority(ticket: tickets.Ticket, ca: node_keys.Authority) -> ticket
     return tickets.Ticket(1, ticket.id, ticket.seed, node_keys.raw_of(ca.id), ticket.mesh, ticket.bootstrap)
 
 
-async def test_nobody_there_says_who_was_asked_and_what_to_do(running_service: RunningService, key: NodeKey) -> None:
+async def test_an_unreachable_mesh_says_who_was_asked_and_what_to_do(running_service: RunningService, key: NodeKey) -> None:
     ticket = replace_authority(running_service.ticket(), node_keys.Authority(node_keys.new_authority_seed()))
     refused = await running_service.refuses(ticket, key, "no node of mesh test was found within ")
     assert isinstance(refused, errors.NotReachable)
@@ -164,7 +164,7 @@ async def test_nobody_there_says_who_was_asked_and_what_to_do(running_service: R
     assert "DHT_HOST" in refused.hint
 
 
-async def test_a_hyperswarm_that_starts_slowly_is_waited_for(running_service: RunningService, key: NodeKey, tmp_path: Path) -> None:
+async def test_a_slowly_starting_hyperswarm_is_waited_for(running_service: RunningService, key: NodeKey, tmp_path: Path) -> None:
     slow_node = tmp_path / "node"
     slow_node.write_text(f'#!/bin/sh\nsleep 3\nexec {hyperswarm.find_node()} "$@"\n')
     slow_node.chmod(0o755)

@@ -9,7 +9,7 @@ from shared.node.lifecycle import every
 from tests.stopwatch import HANG_SECONDS
 
 
-async def test_what_comes_seldom_is_done_soon_after_the_start() -> None:
+async def test_a_rare_job_runs_soon_after_the_start() -> None:
     done = asyncio.Event()
 
     async def work() -> None:
@@ -21,7 +21,7 @@ async def test_what_comes_seldom_is_done_soon_after_the_start() -> None:
         running.cancel()
 
 
-async def test_without_a_first_time_it_waits_its_turn() -> None:
+async def test_without_a_first_delay_a_job_waits_its_interval() -> None:
     times = 0
 
     async def work() -> None:
@@ -34,7 +34,7 @@ async def test_without_a_first_time_it_waits_its_turn() -> None:
     assert times == 0
 
 
-async def test_what_is_away_ends_nothing() -> None:
+async def test_an_outage_does_not_end_the_loop() -> None:
     times, enough = 0, asyncio.Event()
 
     async def work() -> None:

@@ -5,7 +5,7 @@ import pytest
 from shared.node.http_connection_limits import ConnectionRefusal, HttpConnectionLimits, network
 
 
-def test_an_address_has_so_many_places_and_another_one_its_own() -> None:
+def test_each_address_has_its_own_limit() -> None:
     places = HttpConnectionLimits[int](10, 2, ())
     assert [places.enter(guest, "203.0.113.5") for guest in range(3)] == [None, None, ConnectionRefusal.CROWD]
     assert places.enter(3, "203.0.113.6") is None
@@ -24,24 +24,24 @@ def test_an_address_has_so_many_places_and_another_one_its_own() -> None:
         ("203.0.113.5", "203.0.113.6", False),
     ],
 )
-def test_what_counts_as_one_address(first: str, second: str, is_the_same: bool) -> None:
+def test_which_addresses_count_as_one(first: str, second: str, is_the_same: bool) -> None:
     places = HttpConnectionLimits[str](10, 1, ())
     assert places.enter("a", first) is None
     assert places.enter("b", second) is (ConnectionRefusal.CROWD if is_the_same else None)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1", "10.1.2.3", "2001:db8:5::7", "192.0.2.1", None])
-def test_behind_these_addresses_there_are_many(address: str | None) -> None:
+def test_addresses_shared_by_many_clients_have_no_limit(address: str | None) -> None:
     places = HttpConnectionLimits[int](100, 1, map(network, ("10.0.0.0/8", "2001:db8:5::/48", "192.0.2.1")))
     assert {places.enter(guest, address) for guest in range(50)} == {None}
 
 
-def test_without_a_bound_an_address_may_have_all_places() -> None:
+def test_without_a_limit_an_address_may_use_all_places() -> None:
     places = HttpConnectionLimits[int](3, 0, ())
     assert [places.enter(guest, "203.0.113.5") for guest in range(4)] == [None, None, None, ConnectionRefusal.FULL]
 
 
-def test_who_has_not_asked_for_longest_gives_way() -> None:
+def test_the_longest_idle_connection_is_closed_first() -> None:
     places = HttpConnectionLimits[int](3, 0, ())
     for guest in range(3):
         places.enter(guest, None)
@@ -56,7 +56,7 @@ def test_who_has_not_asked_for_longest_gives_way() -> None:
     assert places.longest_waiting() is None
 
 
-def test_who_was_refused_has_no_place_to_give() -> None:
+def test_a_refused_connection_frees_no_place() -> None:
     places = HttpConnectionLimits[int](1, 0, ())
     assert (places.enter(1, None), places.enter(2, None)) == (None, ConnectionRefusal.FULL)
     places.await_request(2)

@@ -66,7 +66,7 @@ async def _besiege(place: http_ports.Place) -> list[Slow]:
 
 
 @pytest.mark.usefixtures("many_files")
-async def test_2000_slow_connections_are_closed_in_time_and_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_2000_slow_connections_are_closed_in_time_and_block_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", HEAD_SECONDS)
     waited: list[float] = []
     async with http_ports.serving(_app) as place, asyncio.timeout(20), connected(place) as (reader, writer):
@@ -85,7 +85,7 @@ async def test_2000_slow_connections_are_closed_in_time_and_keep_nobody_out(monk
     assert max(waited) < 4.0
 
 
-async def test_a_full_port_says_so_and_closes_no_connection_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_port_reports_it_and_closes_no_active_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 3)
     async with http_ports.serving(_app) as place, asyncio.timeout(HANG_SECONDS), contextlib.AsyncExitStack() as open_ones:
         used = [await open_ones.enter_async_context(connected(place)) for _ in range(2)]
@@ -117,7 +117,7 @@ def counted_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("counted_loopback")
-async def test_the_65th_connection_of_an_address_is_refused_and_another_address_is_served() -> None:
+async def test_the_65th_connection_of_an_address_is_refused_and_others_are_served() -> None:
     asked = 0
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -168,7 +168,7 @@ async def test_connections_of_this_machine_are_not_counted() -> None:
 
 @pytest.mark.parametrize("length", [10_000_000, None])
 @pytest.mark.parametrize("headers", [b"", b"Connection: close\r\n"])
-async def test_who_takes_nothing_of_an_answer_loses_its_connection(
+async def test_a_client_that_reads_nothing_of_a_response_is_disconnected(
     monkeypatch: pytest.MonkeyPatch, length: int | None, headers: bytes
 ) -> None:
     """A whole answer that lies in the buffer, or a stream that goes on."""
@@ -204,7 +204,7 @@ async def _until_cut_off(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_the_little_end_of_an_answer_that_nobody_takes_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_unread_rest_of_a_response_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less than what the buffer holds: no write waits, and a transport that closes would wait for ever."""
     monkeypatch.setattr(http_connection, "STALLED_SECONDS", 0.2)
     left: list[int] = []

@@ -55,7 +55,7 @@ class Door:
         self.gone.set()
 
 
-async def test_a_bad_request_is_answered_after_those_before_it() -> None:
+async def test_a_bad_request_is_answered_after_the_requests_before_it() -> None:
     door = Door()
     async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(get("/wait") + get("/b") + BAD + get("/c"))
@@ -66,7 +66,7 @@ async def test_a_bad_request_is_answered_after_those_before_it() -> None:
         assert (await reader.read(), door.asked) == (b"", ["/wait", "/b"])
 
 
-async def test_a_request_whose_body_breaks_while_it_waits_is_never_run() -> None:
+async def test_a_queued_request_with_a_broken_body_never_runs() -> None:
     door = Door()
     async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(get("/wait") + get("/b") + BAD_CHUNK)
@@ -77,7 +77,7 @@ async def test_a_request_whose_body_breaks_while_it_waits_is_never_run() -> None
         assert (await reader.read(), door.asked) == (b"", ["/wait", "/b"])
 
 
-async def test_a_request_whose_body_breaks_while_it_runs_is_a_bad_one() -> None:
+async def test_a_running_request_with_a_broken_body_is_a_bad_request() -> None:
     door = Door()
     async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(BAD_CHUNK.removesuffix(b"ZZ\r\n") + b"1\r\na\r\n")
@@ -88,7 +88,7 @@ async def test_a_request_whose_body_breaks_while_it_runs_is_a_bad_one() -> None:
         await door.gone.wait()
 
 
-async def test_a_hundred_may_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hundred_requests_may_be_queued(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.05)
     door = Door()
     async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
@@ -101,7 +101,7 @@ async def test_a_hundred_may_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -
         assert await reader.read() == b""
 
 
-async def test_a_slow_head_is_forgiven_once_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_request_head_is_accepted_once_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though what follows it is refused, and the answer takes longer than a head may."""
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.1)
     door = Door()
@@ -115,7 +115,7 @@ async def test_a_slow_head_is_forgiven_once_it_is_there(monkeypatch: pytest.Monk
         assert (await answer(reader)).startswith(b"HTTP/1.1 400 ")
 
 
-async def test_nothing_is_read_while_requests_wait() -> None:
+async def test_nothing_is_read_while_requests_are_queued() -> None:
     """Or a client could fill the memory: each answer, and each call that listens for the end of its connection, would read some."""
     door, megabytes = Door(), 64
     async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(10):
@@ -133,7 +133,7 @@ async def test_nothing_is_read_while_requests_wait() -> None:
         assert said[-2:] == [b"/wait", b"/b"]
 
 
-async def test_a_client_that_leaves_is_missed_though_another_request_waits() -> None:
+async def test_a_disconnect_is_noticed_although_another_request_is_queued() -> None:
     door = Door()
     async with http_ports.serving(door) as place, asyncio.timeout(HANG_SECONDS):
         async with connected(place) as (reader, writer):

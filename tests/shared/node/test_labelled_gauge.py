@@ -2,7 +2,7 @@ from shared.node.labelled_gauge import LabelledGauge
 from shared.telemetry.metrics_registry import Metrics
 
 
-def test_series_that_are_gone_are_no_longer_shown() -> None:
+def test_removed_series_are_no_longer_shown() -> None:
     metrics = Metrics("web")
     series = LabelledGauge(lambda: metrics.gpu_usage)
     series.show({("m", "0"): 0.5, ("m", "1"): 0.25})
@@ -15,7 +15,7 @@ def test_series_that_are_gone_are_no_longer_shown() -> None:
     assert 'gpu="0"' not in metrics.render()
 
 
-def test_a_gauge_with_nothing_to_show_is_not_there() -> None:
+def test_an_empty_gauge_is_omitted() -> None:
     metrics = Metrics("web")
     LabelledGauge(lambda: metrics.gpu_usage).show({})
     assert "gpu" not in metrics.render()

@@ -10,7 +10,7 @@ from shared import errors
 from shared.node.http import http_server
 
 
-def test_a_taken_port_is_told_with_the_process_that_has_it_and_the_setting() -> None:
+def test_a_taken_port_is_reported_with_its_process_and_the_setting() -> None:
     name = Path(f"/proc/{os.getpid()}/comm").read_text().strip()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -22,11 +22,11 @@ def test_a_taken_port_is_told_with_the_process_that_has_it_and_the_setting() -> 
     assert "AUTH_SERVICE_PORT" in refused.value.hint
 
 
-def test_an_address_of_another_machine_is_told_with_the_setting() -> None:
+def test_an_address_of_another_machine_is_reported_with_the_setting() -> None:
     with pytest.raises(errors.BadSettings, match=r"cannot listen on 192\.0\.2\.1:0"):
         http_server.listen("192.0.2.1", 0, "AUTH_SERVICE_PORT")
 
 
-def test_port_0_is_a_free_one() -> None:
+def test_port_0_is_a_free_port() -> None:
     with http_server.listen("127.0.0.1", 0, "AUTH_SERVICE_PORT") as sock:
         assert sock.getsockname()[1] > 0

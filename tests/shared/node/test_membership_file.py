@@ -33,24 +33,24 @@ def kept(*bootstrap: str, older: tuple[str, ...] = ()) -> MembershipFile:
         pytest.param(kept(older=("a:1",)), ("b:1",), ("a:1",), id="the public DHT before"),
     ],
 )
-def test_former_dht_nodes_are_kept_newest_first(before: MembershipFile | None, now: tuple[str, ...], older: tuple[str, ...]) -> None:
+def test_previous_dht_nodes_are_kept_newest_first(before: MembershipFile | None, now: tuple[str, ...], older: tuple[str, ...]) -> None:
     found = membership_file.of(told(*now), before)
     assert (found.bootstrap, found.older_bootstrap) == (now, older)
 
 
-def test_a_mesh_that_moves_every_day_does_not_fill_the_file() -> None:
+def test_a_mesh_that_moves_daily_does_not_fill_the_file() -> None:
     found = kept("house-0:1")
     for day in range(1, 40):
         found = membership_file.of(told(f"house-{day}:1"), found)
     assert found.older_bootstrap == tuple(f"house-{day}:1" for day in range(38, 38 - MAX_BOOTSTRAP + 1, -1))
 
 
-def test_a_list_that_is_long_itself_leaves_no_place_for_former_ones() -> None:
+def test_a_long_list_leaves_no_place_for_previous_nodes() -> None:
     found = membership_file.of(told(*(f"b:{port}" for port in range(1, 21))), kept("a:1"))
     assert (len(found.bootstrap), found.older_bootstrap) == (20, ())
 
 
-def test_a_file_of_before_is_read_as_one_without_former_nodes(tmp_path: Path) -> None:
+def test_a_file_of_an_older_version_has_no_previous_nodes(tmp_path: Path) -> None:
     path = tmp_path / "node.mesh"
     membership_file.save(path, kept("a:1", older=("b:1",)))
     assert membership_file.load(path) == kept("a:1", older=("b:1",))

@@ -10,7 +10,7 @@ async def nats_detail(node: Node) -> str:
     return "" if check.ok else check.detail
 
 
-async def test_a_key_that_was_removed_is_named_in_the_health() -> None:
+async def test_a_removed_key_is_named_in_the_health_check() -> None:
     async with testnet() as net:
         web = await net.start(Web)
         assert (await web.node.health()).ready
@@ -21,7 +21,7 @@ async def test_a_key_that_was_removed_is_named_in_the_health() -> None:
         assert not (await web.node.health()).ready
 
 
-async def test_a_node_that_may_not_receive_says_so_to_the_others() -> None:
+async def test_a_node_without_permission_to_receive_reports_it_to_others() -> None:
     async with testnet() as net:
         web, auth = await net.start(Web), await net.start(Auth)
         await until(lambda: auth.node.directory.find(web.node.id) is not None, seconds=10)

@@ -44,7 +44,7 @@ async def _port() -> AsyncIterator[tuple[Operations, httpx.AsyncClient]]:
             yield operations, http
 
 
-async def test_a_request_to_a_gateway_that_is_still_starting_is_a_503_and_no_404() -> None:
+async def test_a_request_to_a_starting_gateway_is_a_503_and_not_a_404() -> None:
     async with _port() as (operations, http):
         answer = await http.post("/v1/chat/completions")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
@@ -56,7 +56,7 @@ async def test_a_request_to_a_gateway_that_is_still_starting_is_a_503_and_no_404
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
-async def test_the_operations_come_before_the_services_own_application() -> None:
+async def test_operations_endpoints_come_before_the_services_own_application() -> None:
     async def own(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 418, "headers": []})
         await send({"type": "http.response.body", "body": b""})
@@ -68,7 +68,7 @@ async def test_the_operations_come_before_the_services_own_application() -> None
         assert (await http.delete("/metrics")).status_code == 405
 
 
-async def test_metrics_on_a_port_that_people_reach_are_for_scrapers() -> None:
+async def test_metrics_on_a_public_port_are_only_for_scrapers() -> None:
     async with testnet.testnet() as net:
         started = await net.start(Page)
         operations = Operations(started.node, PublicNodeSettings(node_key_file=Path("/nowhere"), metrics_networks=("192.0.2.0/24",)))

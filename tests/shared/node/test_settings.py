@@ -27,12 +27,12 @@ def load(**environment: str) -> NodeSettings:
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT"),
     ],
 )
-def test_what_is_refused(environment: dict[str, str], says: str) -> None:
+def test_invalid_settings_are_refused(environment: dict[str, str], says: str) -> None:
     with pytest.raises(errors.BadSettings, match=says):
         load(**environment)
 
 
-def test_all_of_it_is_said_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(errors.BadSettings) as refused:
         load(NATS_URL="nats://10.0.0.5", BIND_HOST="0.0.0.0", TLS_KEY_FILE="/a")
     assert refused.value.message.count("\n") == 3
@@ -49,11 +49,11 @@ def test_all_of_it_is_said_at_once() -> None:
         ({"NATS_URL": "nats://10.0.0.5", "ALLOW_PLAIN_NATS": "true"}, 1),
     ],
 )
-def test_what_was_allowed_on_purpose_is_warned_of(environment: dict[str, str], warnings: int) -> None:
+def test_deliberate_risks_are_warned_about(environment: dict[str, str], warnings: int) -> None:
     assert len(list(load(**environment).warnings())) == warnings
 
 
-def test_paths_are_paths() -> None:
+def test_paths_are_read_as_paths() -> None:
     assert load(NATS_CA_FILE="/etc/ca.pem").nats_ca_file == Path("/etc/ca.pem")
     files = load(NATS_CERT_FILE="/a/c.pem", NATS_KEY_FILE="/a/k.pem", NATS_CREDS_FILE="/a/u.creds").nats_files
     assert (files.ca, files.cert, files.key, files.creds) == (None, Path("/a/c.pem"), Path("/a/k.pem"), Path("/a/u.creds"))

@@ -17,20 +17,20 @@ class Example(config.Settings, frozen=True, kw_only=True):
     inner: int = 0
 
 
-def test_values_and_what_is_usual_are_told() -> None:
+def test_values_and_defaults_are_shown() -> None:
     (days, password, server) = shown(Example(days=7)).settings
     assert (days.name, days.value, days.default, days.help) == ("DAYS", "7", "90", "how long")
     assert (password.value, password.is_secret) == ("", True)
     assert server.value == "nats://localhost"
 
 
-def test_secrets_are_told_as_set_and_no_more() -> None:
+def test_secrets_are_only_shown_as_set() -> None:
     told = shown(Example(password="hunter2", server="nats://user:hunter2@localhost")).settings
     assert told[1].value == "set"
     assert "hunter2" not in repr(told)
 
 
-def test_what_must_be_secret_is_declared_so() -> None:
+def test_every_secret_setting_is_declared_secret() -> None:
     """A new setting with a word of these in its name and no `secret=True` would be shown to administrators."""
     names = {
         setting.variable.name: setting.variable.secret for kind in (AuthSettings, GatewaySettings) for setting in config.settings_of(kind)

@@ -89,7 +89,7 @@ def problem(message: Msg) -> tuple[str, str]:
 # --- one answer ---------------------------------------------------------------------------------------------------------
 
 
-async def test_without_the_header_the_whole_answer_comes_in_one_message(stock: Stock) -> None:
+async def test_without_the_header_the_whole_answer_is_one_message(stock: Stock) -> None:
     answer = json.loads((await stock.ask(asked())).data)
     assert (answer["text"], answer["finishReason"], answer["usage"]) == (
         "Hello",
@@ -102,7 +102,7 @@ async def test_without_the_header_the_whole_answer_comes_in_one_message(stock: S
     assert all(call.remaining_seconds() > stock_calls.DEADLINE_SECONDS for call in stock.service.calls), "it has the time of a stream"
 
 
-async def test_several_answers_and_calls_of_tools_are_in_it(stock: Stock) -> None:
+async def test_several_answers_and_tool_calls_are_included(stock: Stock) -> None:
     two = json.loads((await stock.ask(asked("two"))).data)
     assert (two["text"], two["others"]) == ("ab", [{"text": "x"}])
     tools = json.loads((await stock.ask(asked("tools"))).data)
@@ -110,7 +110,7 @@ async def test_several_answers_and_calls_of_tools_are_in_it(stock: Stock) -> Non
 
 
 @pytest.mark.parametrize("prompt", ["large", "escaped"])
-async def test_an_answer_that_is_too_large_ends_its_stream_and_says_what_to_do(stock: Stock, prompt: str) -> None:
+async def test_an_answer_that_is_too_large_ends_its_stream_with_a_hint(stock: Stock, prompt: str) -> None:
     refused = await stock.ask(asked(prompt))
     assert problem(refused) == ("413", "too_large")
     assert json.loads(refused.data)["error"]["hint"] == "ask for fewer tokens, or for the stream; see docs/protocol.md"
@@ -119,14 +119,14 @@ async def test_an_answer_that_is_too_large_ends_its_stream_and_says_what_to_do(s
     await stock.ask(asked())
 
 
-async def test_many_small_pieces_are_not_taken_for_a_large_answer(stock: Stock) -> None:
+async def test_many_small_pieces_do_not_count_as_a_large_answer(stock: Stock) -> None:
     assert len(json.loads((await stock.ask(asked("letters"))).data)["text"]) == 20_000
 
 
 # --- a stream -----------------------------------------------------------------------------------------------------------
 
 
-async def test_with_the_header_items_come_and_then_the_end(stock: Stock) -> None:
+async def test_with_the_header_items_are_sent_and_then_the_end(stock: Stock) -> None:
     *items, end = await stock.read(asked())
     assert [message.headers["stream"] for message in (*items, end)] == ["item", "item", "end"]
     assert [(json.loads(item.data)["text"], json.loads(item.data)["sequence"]) for item in items] == [("Hel", 1), ("lo", 2)]
@@ -142,20 +142,20 @@ async def test_a_stream_may_be_larger_than_a_message(stock: Stock) -> None:
     assert (len(items), end.headers["stream"]) == (MOST, "end")
 
 
-async def test_an_error_ends_the_stream_with_the_headers_of_an_error(stock: Stock) -> None:
+async def test_an_error_ends_the_stream_with_error_headers(stock: Stock) -> None:
     item, failed = await stock.read(asked("fail"))
     assert item.headers["stream"] == "item"
     assert problem(failed) == ("503", "worker_lost")
     assert failed.headers["Nats-Service-Error"] == "the worker is gone"
 
 
-async def test_two_streams_at_once_do_not_mix(stock: Stock) -> None:
+async def test_two_concurrent_streams_do_not_mix(stock: Stock) -> None:
     one, other = await asyncio.gather(stock.read(asked("letters")), stock.read(asked("two")))
     assert (len(one), len(other)) == (20_001, 4)
 
 
 @pytest.mark.parametrize("leave", ["unsubscribe", "disconnect", "respond"])
-async def test_a_caller_that_goes_away_ends_its_stream(stock: Stock, leave: str) -> None:
+async def test_a_caller_that_disconnects_ends_its_stream(stock: Stock, leave: str) -> None:
     async with stock.stream(asked("endless")) as replies:
         first = await replies.next_msg(SECONDS)
         match leave:
@@ -170,14 +170,14 @@ async def test_a_caller_that_goes_away_ends_its_stream(stock: Stock, leave: str)
     assert len(stock.micro._places._limits[True]) == 0
 
 
-async def test_a_caller_ends_a_stream_that_says_nothing_by_a_message_to_its_reply_subject(stock: Stock) -> None:
+async def test_a_caller_cancels_a_silent_stream_with_a_message_to_its_reply_subject(stock: Stock) -> None:
     async with stock.stream(asked("hang")) as replies:
         first = await replies.next_msg(SECONDS)
         await first.respond(b"")
         await until(lambda: stock.service.failed == ["cancelled"], seconds=SECONDS)
 
 
-async def test_a_stream_that_loses_its_connection_to_nats_fails(stock: Stock) -> None:
+async def test_a_stream_that_loses_its_nats_connection_fails(stock: Stock) -> None:
     """What was sent meanwhile is lost, so that no later message may pass for the next one."""
     client = stock.running.node.node_transports.nats.nats
     async with stock.stream(asked("large")) as replies:
@@ -186,7 +186,7 @@ async def test_a_stream_that_loses_its_connection_to_nats_fails(stock: Stock) ->
         await until(lambda: stock.service.failed == ["link_lost"], seconds=SECONDS)
 
 
-async def test_a_stream_does_not_go_on_after_a_reconnect(stock: Stock) -> None:
+async def test_a_stream_does_not_continue_after_a_reconnect(stock: Stock) -> None:
     client = stock.running.node.node_transports.nats.nats
     async with stock.stream(asked("paused")) as replies:
         await replies.next_msg(SECONDS)
@@ -216,14 +216,14 @@ async def test_a_stream_does_not_go_on_after_a_reconnect(stock: Stock) -> None:
         pytest.param(asked("x" * 1024 * 1024), ("413", "too_large"), "the limit is 1048576", id="a body that is too large"),
     ],
 )
-async def test_a_body_that_does_not_do(stock: Stock, headers: dict[str, str], body: bytes, refusal: tuple[str, str], words: str) -> None:
+async def test_an_invalid_body_is_refused(stock: Stock, headers: dict[str, str], body: bytes, refusal: tuple[str, str], words: str) -> None:
     [refused] = await stock.read(body, headers)
     assert problem(refused) == refusal
     assert words in refused.headers["Nats-Service-Error"]
     assert stock.service.calls == []
 
 
-async def test_a_header_that_means_nothing_and_a_method_that_does_not_stream(stock: Stock) -> None:
+async def test_an_unknown_header_value_and_an_unstreamed_method_are_refused(stock: Stock) -> None:
     odd = await stock.ask(asked(), stream="yes")
     assert problem(odd) == ("400", "bad_request")
     assert odd.headers["Nats-Service-Error"] == "the header stream is 'yes'"
@@ -232,7 +232,7 @@ async def test_a_header_that_means_nothing_and_a_method_that_does_not_stream(sto
     assert plain.headers["Nats-Service-Error"] == "gateway.listModels does not stream"
 
 
-async def test_streams_have_places_of_their_own(stock: Stock) -> None:
+async def test_streams_have_their_own_limit(stock: Stock) -> None:
     stock.micro._places._limits[True]._most = 1
     async with stock.stream(asked("hang")) as replies:
         await replies.next_msg(SECONDS)
@@ -241,14 +241,14 @@ async def test_streams_have_places_of_their_own(stock: Stock) -> None:
         assert json.loads(listed.data) == {"models": []}
 
 
-async def test_who_has_no_inbox_is_not_run(stock: Stock) -> None:
+async def test_a_stream_without_an_inbox_is_refused(stock: Stock) -> None:
     await stock.nats.publish(SUBJECT, asked(), headers=JSON)
     await stock.nats.publish(SUBJECT, asked(), reply=f"aimesh.{MESH}.gateway.x", headers=STREAM)
     await stock.ask(asked())
     assert len(stock.service.calls) == 1
 
 
-async def test_only_an_operator_may_ask() -> None:
+async def test_only_an_operator_may_use_it() -> None:
     refused: list[str] = []
 
     async def note(error: Exception) -> None:
@@ -266,7 +266,7 @@ async def test_only_an_operator_may_ask() -> None:
         assert running.service.calls == []
 
 
-async def test_it_is_listed_with_how_it_streams(stock: Stock) -> None:
+async def test_streaming_is_described_in_the_service_listing(stock: Stock) -> None:
     info = json.loads((await stock.nats.request("$SRV.INFO.gateway", timeout=SECONDS)).data)
     found = {endpoint["name"]: endpoint["metadata"].get("stream") for endpoint in info["endpoints"]}
     assert (found["processInferenceRequest"], found["listModels"]) == ("optional", None)

@@ -59,7 +59,7 @@ def reporting(rpc: FakeRpc, listener: Auth) -> AuditReporting:
     return AuditReporting(rpc)
 
 
-async def test_equal_refusals_are_one_row_that_says_how_many(reporting: AuditReporting, listener: Auth) -> None:
+async def test_equal_refusals_are_one_row_with_a_count(reporting: AuditReporting, listener: Auth) -> None:
     for _ in range(1000):
         reporting.report_refusal("getUserQuota", PERSON, "192.0.2.7", REFUSAL)
     reporting.report_refusal("getUserQuota", PERSON, "192.0.2.8", REFUSAL)
@@ -77,7 +77,7 @@ async def test_equal_refusals_are_one_row_that_says_how_many(reporting: AuditRep
     assert {act.result for act in listener.acts} == {Result.REFUSED}
 
 
-async def test_who_and_whose_a_refusal_is(reporting: AuditReporting, listener: Auth) -> None:
+async def test_a_refusal_names_its_actor_and_tenant(reporting: AuditReporting, listener: Auth) -> None:
     team = TenantId(UUID(int=77))
     reporting.report_refusal("m", auth.Principal(USER, "ada", UserRole.USER, Tier.FREE, team_id=team), "", REFUSAL)
     reporting.report_refusal("m", PERSON, "", REFUSAL)
@@ -86,7 +86,7 @@ async def test_who_and_whose_a_refusal_is(reporting: AuditReporting, listener: A
     assert [(act.tenant_id, act.actor) for act in listener.acts] == [(team, USER), (TenantId(USER), USER), (None, None)]
 
 
-async def test_each_thing_that_was_done_is_a_row_also_twice_in_one_request(reporting: AuditReporting, listener: Auth) -> None:
+async def test_each_action_has_its_own_row_even_within_one_request(reporting: AuditReporting, listener: Auth) -> None:
     """The request's id comes with the caller's call: were it what tells acts apart, a second transfer could hide behind the first."""
     context.start()
     reporting.report_action("credits.move", PERSON, target="bob", micro="1")
@@ -110,7 +110,7 @@ async def test_the_order_is_kept_over_batches_of_at_most_two_hundred(reporting: 
     assert listener.asked == 3, "nothing is told twice"
 
 
-async def test_while_auth_is_away_all_is_kept_in_its_order(reporting: AuditReporting, listener: Auth) -> None:
+async def test_reports_are_kept_in_order_while_auth_is_down(reporting: AuditReporting, listener: Auth) -> None:
     listener.away = True
     for number in range(300):
         reporting.report_action("price.set", PERSON, target=number)
@@ -122,9 +122,7 @@ async def test_while_auth_is_away_all_is_kept_in_its_order(reporting: AuditRepor
     assert [act.target for act in listener.acts] == [str(number) for number in range(300)]
 
 
-async def test_a_refusal_that_comes_while_its_equals_fail_to_be_told_is_counted_with_them(
-    reporting: AuditReporting, listener: Auth
-) -> None:
+async def test_a_refusal_during_a_failing_send_is_added_to_its_equals(reporting: AuditReporting, listener: Auth) -> None:
     for _ in range(5):
         reporting.report_refusal("m", PERSON, "", REFUSAL)
     reporting.report_action("price.set", PERSON)
@@ -141,7 +139,7 @@ async def test_a_refusal_that_comes_while_its_equals_fail_to_be_told_is_counted_
     assert [(act.action, act.times) for act in listener.acts] == [("m", 6), ("price.set", 1), ("model.load", 1)]
 
 
-async def test_a_stop_in_the_middle_of_sending_loses_nothing(reporting: AuditReporting, listener: Auth) -> None:
+async def test_a_cancellation_while_sending_loses_nothing(reporting: AuditReporting, listener: Auth) -> None:
     """The task that sends is cancelled with its batch on the way; the last send of the stop has it again."""
     for number in range(250):
         reporting.report_action("price.set", PERSON, target=number)
@@ -156,7 +154,7 @@ async def test_a_stop_in_the_middle_of_sending_loses_nothing(reporting: AuditRep
     assert [act.target for act in listener.acts] == [str(number) for number in range(250)]
 
 
-async def test_the_last_send_waits_for_the_one_that_is_on_its_way(reporting: AuditReporting, listener: Auth) -> None:
+async def test_the_last_send_waits_for_the_one_in_progress(reporting: AuditReporting, listener: Auth) -> None:
     reporting.report_action("price.set", PERSON)
     listener.answers.clear()
     async with asyncio.TaskGroup() as tasks:
@@ -170,7 +168,7 @@ async def test_the_last_send_waits_for_the_one_that_is_on_its_way(reporting: Aud
     assert len(listener.acts) == 1
 
 
-async def test_different_refusals_are_bounded_and_what_was_done_is_not(
+async def test_different_refusals_are_bounded_and_actions_are_not(
     reporting: AuditReporting, listener: Auth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = Lines(monkeypatch)
@@ -185,7 +183,7 @@ async def test_different_refusals_are_bounded_and_what_was_done_is_not(
     assert lines.of("refusals are missing from the audit log") == ["{'part': 'audit', 'dropped': 1}"]
 
 
-async def test_it_is_sent_within_a_second_or_so(reporting: AuditReporting, listener: Auth, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reports_are_sent_within_about_a_second(reporting: AuditReporting, listener: Auth, monkeypatch: pytest.MonkeyPatch) -> None:
     assert audit_reporting._EVERY_SECONDS <= 1
     monkeypatch.setattr(audit_reporting, "_EVERY_SECONDS", 0.001)
     async with asyncio.timeout(HANG_SECONDS):
@@ -199,7 +197,7 @@ async def test_it_is_sent_within_a_second_or_so(reporting: AuditReporting, liste
     assert [act.target for act in listener.acts] == ["first", "second"]
 
 
-async def test_an_act_says_who_for_whom_and_to_what(reporting: AuditReporting, listener: Auth) -> None:
+async def test_an_action_names_its_actor_tenant_and_target(reporting: AuditReporting, listener: Auth) -> None:
     user = UserId(UUID(int=5))
     reporting.report_action("credits.move", PERSON, tenant=TenantId(user), target=user, note="thanks")
     reporting.report_action("price.set", PERSON, target="default")

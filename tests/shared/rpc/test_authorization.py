@@ -39,7 +39,7 @@ class ApiClient:
         self.refusals.append((method, principal, errors.code_of(error)))
 
 
-async def test_a_method_that_asks_about_nobody_asks_nobody() -> None:
+async def test_a_method_for_nodes_identifies_no_user() -> None:
     api_client = ApiClient()
     assert await api_client.gate.admit(auth.login_user, auth.LoginUser(auth.Credentials("p", "ada")), Visit(KEY)) is None
     assert api_client.asked == []
@@ -53,7 +53,7 @@ async def test_the_credential_may_be_in_the_body_or_beside_it(own: Credential | 
     assert api_client.asked == [KEY]
 
 
-async def test_two_credentials_that_differ_are_refused() -> None:
+async def test_two_different_credentials_are_refused() -> None:
     api_client = ApiClient()
     request = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt="x"), gateway.Auth(BODY_KEY))
     with pytest.raises(errors.BadRequest, match="two different credentials"):
@@ -61,7 +61,7 @@ async def test_two_credentials_that_differ_are_refused() -> None:
     assert api_client.asked == []
 
 
-async def test_a_refusal_is_told_with_who_it_was_as_far_as_that_is_known() -> None:
+async def test_a_refusal_is_reported_with_the_caller_if_known() -> None:
     api_client = ApiClient()
     with pytest.raises(errors.NotAllowed, match="ada is no administrator"):
         await api_client.gate.admit(auth.list_users, auth.ListUsers(), Visit(KEY))
@@ -70,7 +70,7 @@ async def test_a_refusal_is_told_with_who_it_was_as_far_as_that_is_known() -> No
     assert api_client.refusals == [("auth.listUsers", api_client.person, "not_allowed"), ("auth.listUsers", None, "not_authenticated")]
 
 
-async def test_nodes_of_the_house_may_ask_what_a_person_may_without_being_one() -> None:
+async def test_our_own_services_may_call_user_methods_without_a_user() -> None:
     api_client = ApiClient()
     assert await api_client.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(None, Role.METRICS)) is None
     with pytest.raises(errors.NotAuthenticated, match="no credential"):
@@ -78,7 +78,7 @@ async def test_nodes_of_the_house_may_ask_what_a_person_may_without_being_one() 
     assert await api_client.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(KEY, Role.METRICS)) == api_client.person
 
 
-async def test_a_key_that_is_bound_to_networks_comes_in_over_http_alone() -> None:
+async def test_a_key_with_networks_is_only_accepted_over_http() -> None:
     api_client = ApiClient(networks=("192.0.2.0/24",))
     with pytest.raises(errors.NotAllowed, match="bound to networks"):
         await api_client.gate.admit(gateway.get_user_quota, gateway.GetUserQuota(), Visit(KEY))
@@ -86,7 +86,7 @@ async def test_a_key_that_is_bound_to_networks_comes_in_over_http_alone() -> Non
     assert await api_client.gate.admit(auth.list_api_keys, auth.ListApiKeys(), Visit(KEY, Role.GATEWAY)) == api_client.person
 
 
-async def test_an_auth_that_cannot_be_asked_is_no_refusal() -> None:
+async def test_an_unreachable_auth_is_not_a_refusal() -> None:
     async def away(_credential: Credential | None) -> Principal:
         raise errors.Unavailable("auth does not answer")
 
@@ -97,7 +97,7 @@ async def test_an_auth_that_cannot_be_asked_is_no_refusal() -> None:
     assert told == []
 
 
-def test_a_service_without_a_gate_serves_no_method_that_asks_who_somebody_is() -> None:
+def test_a_service_without_a_gate_cannot_serve_user_methods() -> None:
     check_declared([metrics.get_metrics], None)
     with pytest.raises(ValueError, match="has no authorizer"):
         check_declared([auth.list_api_keys], None)

@@ -18,7 +18,7 @@ async def nobody(peer: Peer, transport: str) -> RpcConnection:
     raise AssertionError("there is nobody to be reached")
 
 
-async def test_who_learns_while_it_waits_that_it_was_revoked_waits_no_longer() -> None:
+async def test_a_waiting_caller_that_learns_of_its_revocation_stops_waiting() -> None:
     refusal: errors.AimeshError | None = None
     nodes = Directory(asyncio.get_running_loop().time)
     pool = ConnectionPool(nodes, nobody, random.Random(1), wait_seconds=600, refusal=lambda: refusal)
@@ -30,13 +30,13 @@ async def test_who_learns_while_it_waits_that_it_was_revoked_waits_no_longer() -
             await waiting
 
 
-async def test_nobody_is_waited_for_no_longer_than_patience_lasts() -> None:
+async def test_waiting_for_a_node_ends_with_the_deadline() -> None:
     pool = ConnectionPool(Directory(asyncio.get_running_loop().time), nobody, random.Random(1), wait_seconds=0.02)
     with pytest.raises(errors.NotReachable, match="no gateway is available"):
         await pool.connection(Role.GATEWAY, None, time.monotonic() + 20)
 
 
-async def test_nodes_that_cannot_be_reached_leave_nothing_behind() -> None:
+async def test_unreachable_nodes_leave_nothing_behind() -> None:
     async def unreachable(peer: Peer, transport: str) -> RpcConnection:
         await asyncio.sleep(0)
         raise errors.NotReachable("nobody answers")

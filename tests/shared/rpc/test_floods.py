@@ -91,7 +91,7 @@ async def _flooded() -> int:
     return sent
 
 
-async def test_a_hundred_thousand_calls_opened_and_reset_end_the_link_within_two_seconds() -> None:
+async def test_a_hundred_thousand_opened_and_reset_calls_end_the_link_within_two_seconds() -> None:
     started = time.process_time()
     assert RESETS_AT_ONCE <= await _flooded() <= 2 * RESETS_AT_ONCE
     assert time.process_time() - started < 2
@@ -102,7 +102,7 @@ async def test_a_hundred_thousand_calls_opened_and_reset_end_the_link_within_two
     assert most < 50_000_000
 
 
-async def test_all_of_them_in_one_breath_end_it_as_well() -> None:
+async def test_all_of_them_in_one_write_end_it_as_well() -> None:
     link = OneSidedLink()
     async with serving(link):
         link.receive(opened_and_reset(100_000), 0)
@@ -110,7 +110,7 @@ async def test_all_of_them_in_one_breath_end_it_as_well() -> None:
 
 
 @pytest.mark.parametrize("calls_at_once", [wire.MAX_CALLS_UNSAID, wire.MAX_CALLS])
-async def test_an_honest_peer_may_withdraw_all_its_calls_at_once_again_and_again(calls_at_once: int) -> None:
+async def test_an_honest_peer_may_repeatedly_cancel_all_its_calls_at_once(calls_at_once: int) -> None:
     now = asyncio.get_running_loop().time()
     link = OneSidedLink()
     link.max_calls = calls_at_once
@@ -130,7 +130,7 @@ async def test_an_honest_peer_may_withdraw_all_its_calls_at_once_again_and_again
         assert sum(1 for frame in link.written if isinstance(frame, Error)) == 3 * calls_at_once
 
 
-async def test_a_peer_that_asks_without_end_and_reads_no_answer_is_cut_off() -> None:
+async def test_a_peer_that_calls_endlessly_and_reads_no_reply_is_disconnected() -> None:
     link = OneSidedLink(reads=False)
     async with serving(link):
         asked = 0
@@ -145,7 +145,7 @@ async def test_a_peer_that_asks_without_end_and_reads_no_answer_is_cut_off() -> 
         assert "without reading the replies" in link.closed.message
 
 
-async def test_so_is_one_whose_calls_are_all_refused() -> None:
+async def test_so_is_a_peer_whose_calls_are_all_refused() -> None:
     link = OneSidedLink(reads=False)
     async with serving(link):
         asked = 0
@@ -158,7 +158,7 @@ async def test_so_is_one_whose_calls_are_all_refused() -> None:
         assert isinstance(link.closed, errors.ProtocolViolation)
 
 
-async def test_a_peer_that_reads_is_answered_as_often_as_it_asks() -> None:
+async def test_a_peer_that_reads_is_answered_as_often_as_it_calls() -> None:
     link = OneSidedLink()
     async with serving(link):
         for asked in range(0, 10_000, 200):

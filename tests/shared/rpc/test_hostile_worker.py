@@ -149,7 +149,7 @@ async def serving() -> AsyncIterator[tuple[Dispatcher, list[Exception]]]:
         yield dispatcher, bugs
 
 
-async def test_every_call_ends_exactly_once_whatever_the_worker_says() -> None:
+async def test_every_call_ends_exactly_once_whatever_the_worker_sends() -> None:
     outcomes: Counter[str] = Counter()
     async with serving() as (dispatcher, bugs):
         for seed in range(SEQUENCES):
@@ -167,7 +167,7 @@ async def test_every_call_ends_exactly_once_whatever_the_worker_says() -> None:
     assert min(outcomes.values()) > SEQUENCES / 10
 
 
-async def test_a_reader_of_a_stream_gets_good_chunks_and_one_end_or_one_error() -> None:
+async def test_a_stream_yields_valid_chunks_and_one_end_or_one_error() -> None:
     """The same through what the gateway's relay reads from."""
     outcomes: Counter[str] = Counter()
     async with serving() as (dispatcher, bugs):

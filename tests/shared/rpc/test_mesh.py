@@ -141,7 +141,7 @@ class Metrics(_Service):
         return Nothing()
 
 
-async def test_a_role_that_may_not_be_spoken_to_is_never_dialled_and_stays_alive() -> None:
+async def test_a_role_that_may_not_be_called_is_never_dialed_and_stays_alive() -> None:
     """NATS refuses such a HELLO; the dialler used to wait for its answer and then count the replica as dead."""
     async with testnet() as net:
         one, other = await net.start(Auth), await net.start(Auth)
@@ -173,7 +173,7 @@ async def test_a_mesh_whose_nats_server_has_an_ipv6_address() -> None:
         assert (await caller.rpc.call(auth.login_user, login("pw"))).user.email == "pw"
 
 
-async def test_errors_arrive_as_what_they_were() -> None:
+async def test_errors_keep_their_type() -> None:
     async with testnet() as net:
         await net.start(Auth)
         caller = await net.client()
@@ -196,7 +196,7 @@ async def test_errors_arrive_as_what_they_were() -> None:
         assert (await caller.rpc.call(auth.login_user, login("pw"))).user.email == "pw", "the link has survived all of it"
 
 
-async def test_wrong_role_is_refused_before_the_request_is_read() -> None:
+async def test_a_wrong_role_is_refused_before_the_request_is_read() -> None:
     async with testnet() as net:
         auth_node = await net.start(Auth)
         stranger = await net.client()
@@ -207,7 +207,7 @@ async def test_wrong_role_is_refused_before_the_request_is_read() -> None:
             await asked.outcome
 
 
-async def test_a_body_that_does_not_fit_names_the_field() -> None:
+async def test_an_invalid_body_names_the_field() -> None:
     async with testnet() as net:
         auth_node = await net.start(Auth)
         caller = await net.client()
@@ -219,7 +219,7 @@ async def test_a_body_that_does_not_fit_names_the_field() -> None:
                 await asked.outcome
 
 
-async def test_a_deadline_is_carried_on_and_kept() -> None:
+async def test_a_deadline_is_propagated_and_enforced() -> None:
     async with testnet() as net:
         running = await net.start(Auth)
         assert isinstance(running.service, Auth)
@@ -237,7 +237,7 @@ async def test_a_deadline_is_carried_on_and_kept() -> None:
 
 
 @pytest.mark.parametrize("milliseconds", [2**40, 2**63, 2**64 - 1])
-async def test_a_deadline_beyond_a_day_is_taken_as_a_day(milliseconds: int) -> None:
+async def test_a_deadline_beyond_a_day_is_capped_at_a_day(milliseconds: int) -> None:
     async with testnet() as net:
         running = await net.start(Auth)
         caller = await net.client()
@@ -249,7 +249,7 @@ async def test_a_deadline_beyond_a_day_is_taken_as_a_day(milliseconds: int) -> N
         assert 86_000 < float(session.user.email) <= 86_400
 
 
-async def test_cancelling_the_caller_cancels_the_handler() -> None:
+async def test_canceling_the_caller_cancels_the_handler() -> None:
     async with testnet() as net:
         running = await net.start(Auth)
         assert isinstance(running.service, Auth)
@@ -275,9 +275,7 @@ async def test_a_stream_arrives_in_order_and_ends() -> None:
 
 
 @pytest.mark.parametrize(("text", "accepted"), [("tok", inference.PromptAccepted(42)), ("silent", None)])
-async def test_what_the_callee_says_when_it_takes_a_call_is_known_before_the_first_item(
-    text: str, accepted: inference.PromptAccepted | None
-) -> None:
+async def test_the_callees_acceptance_arrives_before_the_first_item(text: str, accepted: inference.PromptAccepted | None) -> None:
     async with testnet() as net:
         await net.start(Worker)
         door = await net.start(Gateway)
@@ -297,7 +295,7 @@ async def test_leaving_a_stream_early_stops_the_worker() -> None:
         await asyncio.wait_for(running.service.cancelled.wait(), 10)
 
 
-async def test_a_slow_reader_stops_the_producer() -> None:
+async def test_a_slow_reader_pauses_the_producer() -> None:
     async with testnet() as net:
         running = await net.start(Worker)
         assert isinstance(running.service, Worker)
@@ -312,7 +310,7 @@ async def test_a_slow_reader_stops_the_producer() -> None:
             assert running.service.sent - before <= 11
 
 
-async def test_a_thousand_streams_run_at_once_on_one_link() -> None:
+async def test_a_thousand_streams_run_concurrently_on_one_link() -> None:
     async with testnet() as net:
         running = await net.start(Worker)
         assert isinstance(running.service, Worker)
@@ -334,7 +332,7 @@ async def test_a_thousand_streams_run_at_once_on_one_link() -> None:
             assert await asyncio.gather(*readers) == [2] * 1000
 
 
-async def test_unread_answers_of_a_link_hold_no_more_than_16_mib_and_stop_no_other_call() -> None:
+async def test_unread_replies_on_a_link_use_at_most_16_mib_and_block_no_other_call() -> None:
     async with testnet() as net:
         running = await net.start(Worker)
         assert isinstance(running.service, Worker)
@@ -356,7 +354,7 @@ async def test_unread_answers_of_a_link_hold_no_more_than_16_mib_and_stop_no_oth
             assert running.service.sent < 500 * 100, "nobody was held back"
 
 
-async def test_a_peer_that_does_not_say_how_many_calls_it_takes_gets_256() -> None:
+async def test_a_peer_that_names_no_call_limit_gets_256() -> None:
     async with testnet() as net:
         running = await net.start(Auth)
         transport = running.node.node_transports.nats
@@ -373,7 +371,7 @@ async def test_a_peer_that_does_not_say_how_many_calls_it_takes_gets_256() -> No
         assert [type(end) for end in ends] == [auth.LoginSession] * 256 + [errors.Overloaded] * 44
 
 
-async def test_two_processes_that_answer_with_one_key_end_the_link_as_retryable() -> None:
+async def test_two_processes_with_one_key_end_the_link_as_retryable() -> None:
     """Both get every message. Their answers on one link would be mixed into one stream."""
     async with testnet() as net:
         elder = await net.start(Worker)
@@ -392,7 +390,7 @@ async def test_two_processes_that_answer_with_one_key_end_the_link_as_retryable(
         assert set(ends) == {LOST}, ends
 
 
-async def test_an_error_comes_after_the_items_before_it() -> None:
+async def test_an_error_follows_the_items_before_it() -> None:
     async with testnet() as net:
         await net.start(Worker)
         door = await net.start(Gateway)
@@ -404,7 +402,7 @@ async def test_an_error_comes_after_the_items_before_it() -> None:
         assert len(got) == 3
 
 
-async def test_one_request_id_goes_through_every_hop() -> None:
+async def test_one_request_id_is_used_on_every_hop() -> None:
     async with testnet() as net:
         worker, door = await net.start(Worker), await net.start(Gateway)
         caller = await net.client()
@@ -423,7 +421,7 @@ async def test_one_request_id_goes_through_every_hop() -> None:
         assert at_worker.traceparent == f"00-{there.trace_id}-{there.span_id}-01"
 
 
-async def test_calls_spread_over_the_nodes_that_serve_them() -> None:
+async def test_calls_are_spread_over_the_nodes_that_serve_them() -> None:
     async with testnet() as net:
         workers = [await net.start(Worker) for _ in range(3)]
         door = await net.start(Gateway)
@@ -449,7 +447,7 @@ async def test_a_killed_node_fails_its_calls_within_four_seconds_and_is_not_used
         assert "silent" in entry.why_not
 
 
-async def test_a_restarted_node_resets_the_links_of_its_former_self_at_once() -> None:
+async def test_a_restarted_node_resets_the_links_of_its_old_process_immediately() -> None:
     async with testnet() as net:
         worker, door = await net.start(Worker), await net.start(Gateway)
         async with door.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
@@ -462,7 +460,7 @@ async def test_a_restarted_node_resets_the_links_of_its_former_self_at_once() ->
             assert len([chunk async for chunk in again]) == 2
 
 
-async def test_the_lost_link_of_its_former_self_is_not_held_against_a_restarted_node() -> None:
+async def test_a_lost_link_of_the_old_process_does_not_count_against_a_restarted_node() -> None:
     """It had announced itself, was then called gone for the old link, and left out until its next announcement 2 s later."""
     async with testnet() as net:
         worker, door = await net.start(Worker), await net.start(Gateway)
@@ -475,7 +473,7 @@ async def test_the_lost_link_of_its_former_self_is_not_held_against_a_restarted_
         await until(lambda: len(door.node.directory.usable(Role.WORKER)) == 1, seconds=1.5)
 
 
-async def test_an_orderly_stop_lets_calls_finish_and_takes_no_new_ones() -> None:
+async def test_an_orderly_stop_lets_calls_finish_and_accepts_no_new_ones() -> None:
     async with testnet() as net:
         worker, door = await net.start(Worker), await net.start(Gateway)
         assert isinstance(worker.service, Worker)
@@ -493,7 +491,7 @@ async def test_an_orderly_stop_lets_calls_finish_and_takes_no_new_ones() -> None
         await until(lambda: [entry.why_not for entry in door.node.directory.entries(Role.WORKER)] == ["stopped"])
 
 
-async def test_a_lost_message_ends_the_link_and_the_next_call_makes_a_new_one() -> None:
+async def test_a_lost_message_ends_the_link_and_the_next_call_opens_a_new_one() -> None:
     async with testnet() as net:
         running, caller = await net.start(Auth), await net.client()
         await caller.rpc.call(auth.login_user, login("pw"))
@@ -506,7 +504,7 @@ async def test_a_lost_message_ends_the_link_and_the_next_call_makes_a_new_one() 
         assert running.node.dispatcher.running == 0
 
 
-async def test_a_peer_that_breaks_the_protocol_loses_its_link_and_nothing_else() -> None:
+async def test_a_peer_that_violates_the_protocol_only_loses_its_link() -> None:
     async with testnet() as net:
         await net.start(Auth)
         bad, good = await net.client(), await net.client()
@@ -520,7 +518,7 @@ async def test_a_peer_that_breaks_the_protocol_loses_its_link_and_nothing_else()
         assert (await bad.rpc.call(auth.login_user, login("pw"))).user.email == "pw"
 
 
-async def test_everything_comes_back_after_a_restart_of_nats() -> None:
+async def test_everything_recovers_after_a_restart_of_nats() -> None:
     async with testnet() as net:
         worker, door = await net.start(Worker), await net.start(Gateway)
         with pytest.raises(errors.LinkLost, match="NATS"):
@@ -540,7 +538,7 @@ async def test_everything_comes_back_after_a_restart_of_nats() -> None:
         assert worker.node.node_transports.nats.nats.reconnects == 1
 
 
-async def test_processes_of_one_profile_share_a_key_and_do_not_disturb_each_other() -> None:
+async def test_processes_of_one_profile_share_a_key_without_interfering() -> None:
     async with testnet() as net:
         await net.start(Auth)
         settings = ClientSettings(mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("shared", Role.CLIENT))
@@ -553,7 +551,7 @@ async def test_processes_of_one_profile_share_a_key_and_do_not_disturb_each_othe
             assert await asyncio.gather(*(ask(number) for number in range(80))) == [str(number) for number in range(80)]
 
 
-async def test_nobody_there_is_said_with_what_to_do() -> None:
+async def test_an_unreachable_service_is_reported_with_a_hint() -> None:
     async with testnet() as net:
         caller = await net.client()
         with pytest.raises(errors.NotReachable, match="no auth is available") as nobody:
@@ -561,7 +559,7 @@ async def test_nobody_there_is_said_with_what_to_do() -> None:
         assert "aicli doctor" in nobody.value.hint
 
 
-async def test_every_service_tells_its_health_and_its_metrics_over_the_mesh() -> None:
+async def test_every_service_serves_its_health_and_metrics_over_the_mesh() -> None:
     async with testnet() as net:
         worker, watcher = await net.start(Worker), await net.start(Metrics)
         await until(lambda: watcher.node.directory.usable(Role.WORKER) != [])

@@ -107,7 +107,7 @@ async def hear(
     return heard
 
 
-async def test_an_answer_that_nothing_happens_to() -> None:
+async def test_an_answer_without_interruption() -> None:
     caller = FakeCaller()
     heard = await hear(caller, Heard())
     assert (heard.text, heard.result, heard.losses) == ("one two three four", RESULT, [])
@@ -115,7 +115,7 @@ async def test_an_answer_that_nothing_happens_to() -> None:
 
 
 @pytest.mark.parametrize("breaks_after", range(len(WORDS) + 1))
-async def test_wherever_it_breaks_nothing_is_missing_or_repeated(breaks_after: int) -> None:
+async def test_wherever_it_breaks_nothing_is_lost_or_repeated(breaks_after: int) -> None:
     caller = FakeCaller([(breaks_after, LOST)])
     heard = await hear(caller, Heard())
     assert (heard.text, heard.result, heard.losses) == ("one two three four", RESULT, [breaks_after > 0])
@@ -124,7 +124,7 @@ async def test_wherever_it_breaks_nothing_is_missing_or_repeated(breaks_after: i
     assert caller.cancelled == []
 
 
-async def test_a_gateway_that_is_away_for_a_while_is_one_loss() -> None:
+async def test_a_gateway_that_is_down_for_a_while_counts_as_one_loss() -> None:
     away = (-1, errors.NotReachable("no gateway is there"))
     caller = FakeCaller([(1, LOST), away, (0, errors.Draining("it goes")), (0, errors.Unavailable("postgres")), (2, LOST), away])
     heard = await hear(caller, Heard())
@@ -132,7 +132,7 @@ async def test_a_gateway_that_is_away_for_a_while_is_one_loss() -> None:
     assert [None if request.rest is None else request.rest.after for request in caller.asked] == [None, 1, 1, 1, 1, 3, 3]
 
 
-async def test_what_an_answer_waits_for_is_passed_on_and_is_no_piece() -> None:
+async def test_waiting_notices_are_passed_on_and_are_not_chunks() -> None:
     def pieces(after: int) -> list[InferenceChunk]:
         return [InferenceChunk("", waiting="loading")] if not after else [InferenceChunk("two", sequence=2)]
 
@@ -143,14 +143,14 @@ async def test_what_an_answer_waits_for_is_passed_on_and_is_no_piece() -> None:
     assert (heard.text, heard.result) == ("one two", RESULT)
 
 
-async def test_a_final_error_ends_it_and_nobody_is_told_anything() -> None:
+async def test_a_permanent_error_ends_the_stream_without_a_cancellation() -> None:
     caller, heard = FakeCaller([(2, errors.WorkerLost("gone"))]), Heard()
     with pytest.raises(errors.WorkerLost, match="gone"):
         await hear(caller, heard)
     assert (heard.text, heard.losses, len(caller.asked), caller.cancelled) == ("one two ", [], 1, [])
 
 
-async def test_patience_ends_with_the_last_error() -> None:
+async def test_retries_end_with_the_last_error() -> None:
     caller, losses = FakeCaller([(1, LOST), *[(-1, errors.NotReachable("no gateway is there"))] * 100]), list[bool]()
     seconds = itertools.count()
     asking = StreamRequest(
@@ -166,7 +166,7 @@ async def test_patience_ends_with_the_last_error() -> None:
     assert caller.cancelled == []
 
 
-async def test_without_a_key_it_ends_with_its_connection() -> None:
+async def test_without_a_key_the_stream_ends_with_its_connection() -> None:
     caller, heard = FakeCaller([(1, LOST)]), Heard()
     with pytest.raises(errors.LinkLost, match="the link fell silent"):
         await hear(caller, heard, request=ProcessInferenceRequest(InferenceRequest(prompt="hi")))
@@ -177,14 +177,14 @@ async def test_without_a_key_it_ends_with_its_connection() -> None:
 
 
 @pytest.mark.parametrize("cancel_fails", [False, True])
-async def test_who_leaves_early_tells_the_gateway_that_made_it(cancel_fails: bool) -> None:
+async def test_leaving_early_cancels_the_request_at_its_gateway(cancel_fails: bool) -> None:
     caller = FakeCaller([(1, LOST)], cancel_fails=cancel_fails)
     heard = await hear(caller, Heard(), stops_after=3)
     assert heard.text == "one two three "
     assert caller.cancelled == [("k", "node 2")]
 
 
-async def test_an_interrupt_during_the_wait_ends_it() -> None:
+async def test_a_cancellation_during_the_pause_ends_the_stream() -> None:
     patience = RetryPolicy(seconds=1_000, first_pause_seconds=500, longest_pause_seconds=500)
     caller, lost = FakeCaller([(1, LOST)]), asyncio.Event()
 
@@ -202,13 +202,13 @@ async def test_an_interrupt_during_the_wait_ends_it() -> None:
     assert caller.cancelled == [("k", "node 1")]
 
 
-async def test_a_gateway_that_leaves_a_piece_out_is_not_believed() -> None:
+async def test_a_gateway_that_skips_a_chunk_is_a_protocol_violation() -> None:
     caller = FakeCaller(pieces=lambda _: [InferenceChunk("a", sequence=1), InferenceChunk("c", sequence=3)])
     with pytest.raises(errors.ProtocolViolation, match="chunk 3 of the answer arrived after chunk 1"):
         await hear(caller, Heard())
 
 
-async def test_all_tries_together_have_the_time_that_one_has() -> None:
+async def test_all_attempts_share_one_deadline() -> None:
     caller = FakeCaller([(1, LOST), (1, LOST)])
     await hear(caller, Heard(), seconds=10)
     first, second, third = caller.deadlines

@@ -128,7 +128,7 @@ async def test_clients_never_meet_each_other_and_a_worker_no_client() -> None:
         assert peers == [["gateway"], ["gateway"], ["gateway"]]
 
 
-async def test_the_role_table_holds_over_hyperswarm_too() -> None:
+async def test_the_role_table_applies_over_hyperswarm_too() -> None:
     async with swarmnet() as net:
         the_auth = await net.start(Auth)
         caller = await net.client()
@@ -137,7 +137,7 @@ async def test_the_role_table_holds_over_hyperswarm_too() -> None:
             await caller.rpc.call(auth.validate_api_key, auth.ValidateApiKey(Credential("k")))
 
 
-async def test_cancel_reaches_the_worker() -> None:
+async def test_a_cancellation_reaches_the_worker() -> None:
     async with swarmnet() as net:
         gateway, worker = await net.start(Gateway), await net.start(Worker)
         await sees(gateway, worker)
@@ -148,7 +148,7 @@ async def test_cancel_reaches_the_worker() -> None:
             await worker.service.cancelled.wait()
 
 
-async def test_a_node_on_both_is_one_node_on_nats_and_moves_when_nats_dies_and_back() -> None:
+async def test_a_node_on_both_transports_is_one_node_and_fails_over_from_nats_and_back() -> None:
     async with swarmnet(nats=True) as net:
         assert net.server is not None
         gateway, worker = await net.start(Gateway, nats=True), await net.start(Worker, nats=True)
@@ -167,7 +167,7 @@ async def test_a_node_on_both_is_one_node_on_nats_and_moves_when_nats_dies_and_b
             assert [chunk.text async for chunk in answer] == ["z"]
 
 
-async def test_a_stopped_node_is_gone_at_once_and_back_within_a_second_of_its_start() -> None:
+async def test_a_stopped_node_is_gone_immediately_and_back_within_a_second_of_its_start() -> None:
     async with swarmnet() as net:
         gateway, worker = await net.start(Gateway), await net.start(Worker)
         await sees(gateway, worker)
@@ -178,7 +178,7 @@ async def test_a_stopped_node_is_gone_at_once_and_back_within_a_second_of_its_st
             await sees(gateway, again, seconds=5)
 
 
-async def test_a_restarted_gateway_finds_the_workers_that_are_there() -> None:
+async def test_a_restarted_gateway_finds_existing_workers() -> None:
     async with swarmnet() as net:
         gateway, worker = await net.start(Gateway), await net.start(Worker)
         await sees(gateway, worker)
@@ -187,7 +187,7 @@ async def test_a_restarted_gateway_finds_the_workers_that_are_there() -> None:
         await sees(again, worker, seconds=8)
 
 
-async def test_a_revoked_worker_is_cut_off_in_mid_stream_everywhere_though_one_node_alone_was_told() -> None:
+async def test_a_revoked_worker_is_disconnected_everywhere_in_mid_stream() -> None:
     async with swarmnet() as net:
         the_auth = await net.start(Auth)
         gateways = [await net.start(Gateway), await net.start(Gateway)]
@@ -239,7 +239,7 @@ async def test_eight_processes_of_one_profile_call_at_once() -> None:
         assert len({NodeId(link.peer.node) for caller in callers for link in caller.node_transports.links()}) == 1
 
 
-async def test_when_the_dht_nodes_that_were_told_are_gone_those_that_were_kept_lead_to_the_mesh() -> None:
+async def test_if_the_configured_dht_nodes_are_gone_saved_ones_lead_to_the_mesh() -> None:
     async with swarmnet() as net, dht.dht(beside=net.bootstrap) as others:
         the_auth, gateway, worker = await net.start(Auth), await net.start(Gateway), await net.start(Worker)
         profile = net.join("profile", Role.CLIENT)
@@ -260,7 +260,7 @@ async def test_when_the_dht_nodes_that_were_told_are_gone_those_that_were_kept_l
             assert worker.node.id in {link.peer.node for link in gateway.node.node_transports.links()}
 
 
-async def test_dht_nodes_that_come_with_a_renewal_are_used_at_once_and_the_former_ones_kept() -> None:
+async def test_dht_nodes_from_a_renewal_are_used_immediately_and_the_previous_ones_kept() -> None:
     """The worker never hears of its new gateway from the DHT by which it joined."""
     async with swarmnet() as net, dht.dht() as others:
         front = (await net.start(FrontDoor)).service
@@ -278,7 +278,7 @@ async def test_dht_nodes_that_come_with_a_renewal_are_used_at_once_and_the_forme
         await sees(gateway, worker, seconds=30)
 
 
-async def test_former_dht_nodes_lead_to_the_mesh_while_nobody_is_at_the_present_addresses() -> None:
+async def test_previous_dht_nodes_lead_to_the_mesh_if_no_current_one_responds() -> None:
     async with swarmnet() as net:
         key_file = net.join("worker", Role.WORKER)
         file = key_file.with_suffix(".mesh")
@@ -290,7 +290,7 @@ async def test_former_dht_nodes_lead_to_the_mesh_while_nobody_is_at_the_present_
         await sees(gateway, worker, seconds=30)
 
 
-async def test_the_younger_of_two_processes_with_one_key_stops_because_a_peer_hears_both() -> None:
+async def test_the_younger_of_two_processes_with_one_key_stops() -> None:
     """They never hear each other: over Hyperswarm they push each other's links out."""
     async with swarmnet() as net:
         gateway, worker = await net.start(Gateway), await net.start(Worker)
@@ -311,7 +311,7 @@ async def test_the_younger_of_two_processes_with_one_key_stops_because_a_peer_he
         assert not worker.node.announcer.must_stop.is_set()
 
 
-async def test_a_restart_with_the_same_key_is_no_contest_on_either_transport() -> None:
+async def test_a_restart_with_the_same_key_is_not_a_duplicate_on_either_transport() -> None:
     """The links of the process that was killed may carry a last announcement after the first one of its successor."""
     async with swarmnet(nats=True) as net:
         gateway, worker = await net.start(Gateway, nats=True), await net.start(Worker, nats=True)

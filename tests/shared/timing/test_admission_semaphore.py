@@ -8,7 +8,7 @@ from shared.timing.admission_semaphore import AdmissionSemaphore
 NEVER = 60.0
 
 
-async def test_a_few_at_a_time_and_the_others_in_order() -> None:
+async def test_a_few_run_at_a_time_and_the_others_in_order() -> None:
     turns = AdmissionSemaphore(2, of_one=2, seconds=NEVER, refusal="full")
     running: list[int] = []
     gates = [asyncio.Event() for _ in range(5)]
@@ -34,7 +34,7 @@ async def test_a_few_at_a_time_and_the_others_in_order() -> None:
     assert most == 2
 
 
-async def test_who_waits_too_long_is_told_so_and_takes_no_turn() -> None:
+async def test_a_caller_that_waits_too_long_is_refused_without_a_slot() -> None:
     turns = AdmissionSemaphore(1, of_one=1, seconds=0.01, refusal="too many at once")
     async with turns.take("ada"):
         with pytest.raises(errors.Limited, match="too many at once") as refused:
@@ -45,7 +45,7 @@ async def test_who_waits_too_long_is_told_so_and_takes_no_turn() -> None:
         pass
 
 
-async def test_who_fails_or_leaves_gives_the_turn_back() -> None:
+async def test_a_failed_or_canceled_caller_releases_its_slot() -> None:
     turns = AdmissionSemaphore(1, of_one=1, seconds=NEVER, refusal="full")
     with pytest.raises(ZeroDivisionError):
         async with turns.take("ada"):
@@ -59,7 +59,7 @@ async def test_who_fails_or_leaves_gives_the_turn_back() -> None:
         pass
 
 
-async def test_one_owner_holds_no_more_than_its_share_and_others_pass_its_queue() -> None:
+async def test_an_owner_holds_no_more_than_its_share_and_others_pass_its_queue() -> None:
     turns = AdmissionSemaphore(3, of_one=2, seconds=NEVER, refusal="full")
     order: list[str] = []
     gate = asyncio.Event()
@@ -78,7 +78,7 @@ async def test_one_owner_holds_no_more_than_its_share_and_others_pass_its_queue(
     assert order == ["ada", "ada", "bob", "ada", "cleo", "ada"]
 
 
-async def test_a_waiter_that_leaves_in_the_moment_of_its_turn_passes_it_on() -> None:
+async def test_a_waiter_canceled_as_it_gets_the_slot_passes_it_on() -> None:
     turns = AdmissionSemaphore(1, of_one=1, seconds=NEVER, refusal="full")
     async with asyncio.timeout(10):
         async with turns.take("ada"):

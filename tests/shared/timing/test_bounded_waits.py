@@ -20,7 +20,7 @@ async def wait_for_ever() -> None:
     await asyncio.Event().wait()
 
 
-def test_a_wait_that_takes_too_long_is_ended_wherever_it_stands_in_the_row(loop: VirtualLoop) -> None:
+def test_a_wait_that_takes_too_long_is_ended_at_any_position(loop: VirtualLoop) -> None:
     async def work() -> None:
         waits = BoundedWaits(5)
         for _ in range(100):
@@ -42,7 +42,7 @@ def test_a_wait_that_takes_too_long_is_ended_wherever_it_stands_in_the_row(loop:
     loop.run_until_complete(work())
 
 
-def test_time_between_two_waits_is_not_counted(loop: VirtualLoop) -> None:
+def test_time_between_two_waits_does_not_count(loop: VirtualLoop) -> None:
     async def work() -> None:
         waits = BoundedWaits(3)
         for _ in range(3):
@@ -59,7 +59,7 @@ async def wait_in(waits: BoundedWaits, wait: Callable[[], Awaitable[None]] = wai
         await wait()
 
 
-def test_a_cancel_of_somebody_else_stays_one(loop: VirtualLoop) -> None:
+def test_another_cancellation_stays_a_cancellation(loop: VirtualLoop) -> None:
     async def work() -> None:
         task = asyncio.create_task(wait_in(BoundedWait(30)))
         await pass_time(1)
@@ -70,7 +70,7 @@ def test_a_cancel_of_somebody_else_stays_one(loop: VirtualLoop) -> None:
     loop.run_until_complete(work())
 
 
-def test_where_both_want_it_the_cancel_wins(loop: VirtualLoop) -> None:
+def test_a_cancellation_wins_over_a_timeout(loop: VirtualLoop) -> None:
     async def work() -> None:
         task = asyncio.create_task(wait_in(BoundedWait(20)))
         await pass_time(0)
@@ -81,7 +81,7 @@ def test_where_both_want_it_the_cancel_wins(loop: VirtualLoop) -> None:
     loop.run_until_complete(work())
 
 
-def test_errors_of_what_is_waited_for_pass_through(loop: VirtualLoop) -> None:
+def test_errors_of_the_awaited_call_pass_through(loop: VirtualLoop) -> None:
     async def fail() -> None:
         raise TimeoutError("its own")
 

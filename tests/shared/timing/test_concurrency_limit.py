@@ -8,7 +8,7 @@ from shared.timing.concurrency_limit import ConcurrencyLimit
 REFUSAL = errors.Overloaded("full")
 
 
-def test_there_are_limits_in_total_and_per_owner() -> None:
+def test_limits_apply_in_total_and_per_owner() -> None:
     limit = ConcurrencyLimit(3, 2)
     with limit.one_more("a", REFUSAL), limit.one_more("a", REFUSAL):
         assert (limit.has_share("a"), limit.has_share("b"), limit.is_full) == (False, True, False)
@@ -23,7 +23,7 @@ def test_there_are_limits_in_total_and_per_owner() -> None:
     assert (len(limit), limit._running) == (0, {})
 
 
-def test_an_owner_without_a_name_counts_in_total_alone() -> None:
+def test_an_unnamed_owner_only_counts_in_total() -> None:
     limit = ConcurrencyLimit(3, 1)
     for _ in range(3):
         assert limit.has_share(None)
@@ -31,7 +31,7 @@ def test_an_owner_without_a_name_counts_in_total_alone() -> None:
     assert limit.is_full
 
 
-def test_without_a_limit_of_its_own_an_owner_may_have_all() -> None:
+def test_without_its_own_limit_an_owner_may_use_all() -> None:
     limit = ConcurrencyLimit(2)
     limit.enter("a")
     assert limit.has_share("a")
@@ -39,7 +39,7 @@ def test_without_a_limit_of_its_own_an_owner_may_have_all() -> None:
     assert limit.is_full
 
 
-def test_what_fails_is_not_counted_any_more() -> None:
+def test_a_failed_block_is_no_longer_counted() -> None:
     limit = ConcurrencyLimit(1)
     with pytest.raises(ZeroDivisionError), limit.one_more("a", REFUSAL):
         raise ZeroDivisionError

@@ -31,7 +31,7 @@ def test_the_fifth_crash_within_five_minutes_is_the_last() -> None:
     assert decision == GiveUp(5)
 
 
-def test_what_crashes_every_two_minutes_is_always_started_again() -> None:
+def test_a_crash_every_two_minutes_is_always_restarted() -> None:
     history, now = RestartHistory(), 0.0
     for _ in range(50):
         decision = restart_policy.decide(history, started_at=now, now=now + 120)
@@ -40,7 +40,7 @@ def test_what_crashes_every_two_minutes_is_always_started_again() -> None:
         history, now = decision.history, now + 120 + decision.seconds
 
 
-def test_history_stays_small() -> None:
+def test_the_history_stays_small() -> None:
     decision = restart_policy.decide(RestartHistory(tuple(range(100))), started_at=0, now=1000)
     assert isinstance(decision, RestartIn)
     assert decision.history.crashes == (1000,)

@@ -22,28 +22,28 @@ def error_of(code: str) -> errors.AimeshError:
 
 
 @pytest.mark.parametrize("code", sorted(PASSING))
-def test_what_passes_is_asked_again(code: str) -> None:
+def test_temporary_errors_are_retried(code: str) -> None:
     assert pause(error_of(code), trouble()) == 0.2
 
 
 @pytest.mark.parametrize("code", sorted({*errors.BY_CODE, "of_a_newer_peer"} - PASSING))
-def test_all_else_is_final(code: str) -> None:
+def test_other_errors_are_final(code: str) -> None:
     assert pause(error_of(code), trouble()) is None
 
 
-def test_who_finds_no_gateway_at_all_learns_at_once() -> None:
+def test_having_no_gateway_at_all_is_reported_immediately() -> None:
     assert pause(errors.NotReachable("no gateway is there"), trouble(was_taken=False)) is None
     # A gateway that was found and could not answer is there.
     assert pause(errors.Draining("it goes"), trouble(was_taken=False)) == 0.2
 
 
 @pytest.mark.parametrize(("failures", "longest"), [(1, 0.2), (2, 0.4), (3, 0.8), (4, 1.6), (5, 2), (50, 2)])
-def test_pauses_grow_up_to_a_bound_and_are_spread(failures: int, longest: float) -> None:
+def test_pauses_grow_up_to_a_bound_with_jitter(failures: int, longest: float) -> None:
     assert pause(errors.LinkLost("gone"), trouble(failures), drawn=1) == longest
     assert pause(errors.LinkLost("gone"), trouble(failures), drawn=0) == longest / 2
 
 
-def test_the_gateways_own_word_on_when_to_come_back_counts_where_it_is_later() -> None:
+def test_a_later_retry_time_of_the_gateway_counts() -> None:
     assert pause(errors.Unavailable("away", retry_after_seconds=7), trouble()) == 7
     assert pause(errors.Unavailable("away", retry_after_seconds=0.01), trouble()) == 0.2
 
@@ -51,10 +51,10 @@ def test_the_gateways_own_word_on_when_to_come_back_counts_where_it_is_later() -
 @pytest.mark.parametrize(
     ("seconds", "retry_after", "waits"), [(29.8, None, True), (29.9, None, False), (0, 30, True), (0, 31, False), (31, None, False)]
 )
-def test_patience_is_bounded(seconds: float, retry_after: float | None, waits: bool) -> None:
+def test_retries_end_at_the_limit(seconds: float, retry_after: float | None, waits: bool) -> None:
     error = errors.LinkLost("gone", retry_after_seconds=retry_after)
     assert (pause(error, trouble(seconds=seconds)) is not None) == waits
 
 
-def test_without_patience_one_failure_is_the_end() -> None:
+def test_without_retries_one_failure_is_final() -> None:
     assert retry_policy.find_pause(errors.LinkLost("gone"), trouble(), retry_policy.NONE, 0) is None

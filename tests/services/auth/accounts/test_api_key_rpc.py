@@ -46,7 +46,7 @@ async def permissions(seeded_db: SeededDb, key: Credential) -> set[str]:
 
 
 @pytest.mark.parametrize("role", UserRole)
-async def test_an_everyday_key_may_what_its_owner_may_and_never_administers(seeded_db: SeededDb, role: UserRole) -> None:
+async def test_a_live_key_may_do_what_its_owner_may_but_never_administer(seeded_db: SeededDb, role: UserRole) -> None:
     person = await seeded_db.person(role=role)
     made = await seeded_db.key(person.login)
     assert (made.key.kind, made.key.bounds, made.api_key.startswith("aip_live_")) == (KeyKind.LIVE, KeyBounds(), True)
@@ -55,7 +55,7 @@ async def test_an_everyday_key_may_what_its_owner_may_and_never_administers(seed
 
 @pytest.mark.parametrize("kind", [KeyKind.LIVE, KeyKind.TEST])
 @pytest.mark.parametrize("role", UserRole)
-async def test_a_key_for_which_nothing_is_asked_uses_models_and_reads_usage(seeded_db: SeededDb, role: UserRole, kind: KeyKind) -> None:
+async def test_a_key_without_requested_scopes_may_use_models_and_read_usage(seeded_db: SeededDb, role: UserRole, kind: KeyKind) -> None:
     person = await seeded_db.person(role=role)
     made = await seeded_db.ask(auth.generate_api_key, auth.GenerateApiKey("k", kind=kind), person.login)
     usual = {"inference:execute", "model:read", "usage:read"}
@@ -64,13 +64,13 @@ async def test_a_key_for_which_nothing_is_asked_uses_models_and_reads_usage(seed
         await seeded_db.ask(auth.generate_api_key, auth.GenerateApiKey("another"), made.api_key)
 
 
-async def test_keys_from_before_keep_their_rights(seeded_db: SeededDb) -> None:
+async def test_older_keys_keep_their_permissions(seeded_db: SeededDb) -> None:
     person = await seeded_db.person(role=UserRole.NODE_OWNER)
     assert await permissions(seeded_db, await seeded_db.key_by_hand(person.user)) == set(access_table.ROLES[UserRole.NODE_OWNER])
     assert await permissions(seeded_db, await seeded_db.key_by_hand(person.user, KeyKind.TEST)) == {"inference:execute"}
 
 
-async def test_a_key_that_leaked_is_revoked_with_all_that_it_made(seeded_db: SeededDb) -> None:
+async def test_a_leaked_key_is_revoked_with_all_keys_that_it_created(seeded_db: SeededDb) -> None:
     boss, anna = await seeded_db.admin(), await seeded_db.person()
     leaked = await seeded_db.key(boss.login, kind=KeyKind.ADMIN)
     child = await seeded_db.key(leaked.api_key, "child", kind=KeyKind.ADMIN)
@@ -88,7 +88,7 @@ async def test_a_key_that_leaked_is_revoked_with_all_that_it_made(seeded_db: See
     assert (await seeded_db.principal(own.api_key)).key_id == own.key.id
 
 
-async def test_an_administrators_everyday_key_is_refused_what_is_an_administrators(seeded_db: SeededDb) -> None:
+async def test_an_administrators_live_key_is_refused_admin_methods(seeded_db: SeededDb) -> None:
     boss, anna = await seeded_db.admin(), await seeded_db.person()
     key = (await seeded_db.key(boss.login)).api_key
     for request in (auth.GenerateApiKey(user_id=anna.user.id), auth.GenerateApiKey(kind=KeyKind.ADMIN)):
@@ -101,7 +101,7 @@ async def test_an_administrators_everyday_key_is_refused_what_is_an_administrato
         await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(annas.key.id)), key)
 
 
-async def test_an_administrators_key_administers_and_only_administrators_have_one(seeded_db: SeededDb) -> None:
+async def test_an_admin_key_administers_and_only_administrators_have_one(seeded_db: SeededDb) -> None:
     boss, anna = await seeded_db.admin(), await seeded_db.person()
     made = await seeded_db.key(boss.login, kind=KeyKind.ADMIN)
     assert made.api_key.startswith("aip_adm_")
@@ -116,7 +116,7 @@ async def test_an_administrators_key_administers_and_only_administrators_have_on
     assert await permissions(seeded_db, narrow.api_key) == {"usage:read", "key:write"}
 
 
-async def test_an_administrators_key_falls_with_its_owner(seeded_db: SeededDb) -> None:
+async def test_an_admin_key_loses_its_rights_with_its_owner(seeded_db: SeededDb) -> None:
     boss = await seeded_db.admin()
     keys = [await seeded_db.key(boss.login, kind=KeyKind.ADMIN, bounds=KeyBounds(scopes)) for scopes in ((), ("*",))]
     async with seeded_db.store.transaction() as transaction:
@@ -125,7 +125,7 @@ async def test_an_administrators_key_falls_with_its_owner(seeded_db: SeededDb) -
         assert await permissions(seeded_db, key.api_key) == set(access_table.ROLES[UserRole.USER])
 
 
-async def test_a_key_for_tests_runs_models_for_thirty_days_and_does_nothing_else(seeded_db: SeededDb) -> None:
+async def test_a_test_key_runs_models_for_thirty_days_and_does_nothing_else(seeded_db: SeededDb) -> None:
     person = await seeded_db.person(role=UserRole.DEVELOPER)
     made = await seeded_db.key(person.login, kind=KeyKind.TEST)
     assert made.api_key.startswith("aip_test_")
@@ -142,7 +142,7 @@ async def test_a_key_for_tests_runs_models_for_thirty_days_and_does_nothing_else
     assert tighter.key.limits.requests_per_hour == 5
 
 
-async def test_what_was_written_by_hand_still_gives_no_everyday_key_administration(seeded_db: SeededDb) -> None:
+async def test_scopes_edited_by_hand_give_no_live_key_admin_rights(seeded_db: SeededDb) -> None:
     boss = await seeded_db.admin()
     for kind in (KeyKind.LIVE, KeyKind.TEST):
         key = await seeded_db.key_by_hand(boss.user, kind, KeyBounds(("*", "of-a-later-version", "inference:execute")))
@@ -152,7 +152,7 @@ async def test_what_was_written_by_hand_still_gives_no_everyday_key_administrati
 # --- bounds ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_scope_that_is_lost_grants_nothing_and_never_everything(seeded_db: SeededDb) -> None:
+async def test_a_lost_scope_grants_nothing_instead_of_everything(seeded_db: SeededDb) -> None:
     dev = await seeded_db.person(role=UserRole.DEVELOPER)
     key = (await seeded_db.key(dev.login, bounds=KeyBounds(("model:write",)))).api_key
     async with seeded_db.store.transaction() as transaction:
@@ -174,7 +174,7 @@ async def test_a_scope_that_is_lost_grants_nothing_and_never_everything(seeded_d
         pytest.param(KeyBounds(networks=("fe80::1%eth0",)), errors.BadRequest, "not a network", id="a link of this machine"),
     ],
 )
-async def test_bounds_that_are_none(seeded_db: SeededDb, bounds: KeyBounds, error: type[errors.AimeshError], says: str) -> None:
+async def test_invalid_bounds_are_refused(seeded_db: SeededDb, bounds: KeyBounds, error: type[errors.AimeshError], says: str) -> None:
     person = await seeded_db.person()
     with pytest.raises(error, match=says) as refused:
         await seeded_db.key(person.login, bounds=bounds)
@@ -182,7 +182,7 @@ async def test_bounds_that_are_none(seeded_db: SeededDb, bounds: KeyBounds, erro
         assert all(permission in refused.value.hint for permission in Permission)
 
 
-async def test_a_key_keeps_its_bounds_in_the_form_that_is_compared(seeded_db: SeededDb) -> None:
+async def test_a_keys_bounds_are_stored_normalized(seeded_db: SeededDb) -> None:
     person = await seeded_db.person()
     asked = KeyBounds(
         ("usage:read", "inference:execute", "usage:read"),
@@ -200,7 +200,7 @@ async def test_a_key_keeps_its_bounds_in_the_form_that_is_compared(seeded_db: Se
         access_table.check_network(found, "198.51.101.9")
 
 
-async def test_a_key_that_makes_keys_gives_away_no_more_than_it_has(seeded_db: SeededDb) -> None:
+async def test_a_key_grants_new_keys_no_more_than_it_has(seeded_db: SeededDb) -> None:
     person = await seeded_db.person()
     mine = KeyBounds(("inference:execute", "key:write"), (ModelName("a"), ModelName("b")), ("10.0.0.0/8", "2001:db8::/32"))
     maker = (await seeded_db.key(person.login, bounds=mine)).api_key
@@ -227,7 +227,7 @@ async def test_a_key_that_makes_keys_gives_away_no_more_than_it_has(seeded_db: S
             await make(beyond)
 
 
-async def test_a_key_that_may_only_write_keys_makes_none_that_may_run_models(seeded_db: SeededDb) -> None:
+async def test_a_key_that_may_only_write_keys_creates_none_that_may_run_models(seeded_db: SeededDb) -> None:
     person = await seeded_db.person()
     key = (await seeded_db.key(person.login, bounds=KeyBounds(("key:write",)))).api_key
     with pytest.raises(errors.NotAllowed, match="would have no permissions"):
@@ -235,7 +235,7 @@ async def test_a_key_that_may_only_write_keys_makes_none_that_may_run_models(see
     assert await permissions(seeded_db, (await seeded_db.key(key)).api_key) == {"key:write"}
 
 
-async def test_a_key_makes_none_that_outlives_it(seeded_db: SeededDb) -> None:
+async def test_a_key_creates_none_that_outlives_it(seeded_db: SeededDb) -> None:
     person = await seeded_db.person()
     maker = await seeded_db.key(person.login, days=10)
     heir = await seeded_db.key(maker.api_key)
@@ -246,7 +246,7 @@ async def test_a_key_makes_none_that_outlives_it(seeded_db: SeededDb) -> None:
     assert (await seeded_db.key(maker.api_key, days=9)).key.expires_at is not None
 
 
-async def test_a_key_that_is_bound_to_networks_is_not_used_where_no_address_shows(seeded_db: SeededDb) -> None:
+async def test_a_key_with_networks_is_refused_where_the_address_is_unknown(seeded_db: SeededDb) -> None:
     person = await seeded_db.person()
     made = await seeded_db.key(person.login, bounds=KeyBounds(networks=("10.0.0.0/8",)))
     with pytest.raises(errors.NotAllowed, match="bound to networks"):
@@ -257,7 +257,7 @@ async def test_a_key_that_is_bound_to_networks_is_not_used_where_no_address_show
 
 
 @pytest.mark.parametrize(("days", "expected"), [(None, 90), (1, 1), (3650, 3650), (0, None)])
-async def test_how_long_a_key_is_good(seeded_db: SeededDb, days: int | None, expected: int | None) -> None:
+async def test_lifetimes_of_keys(seeded_db: SeededDb, days: int | None, expected: int | None) -> None:
     person = await seeded_db.person()
     made = await seeded_db.key(person.login, days=days)
     found = await seeded_db.principal(made.api_key)
@@ -269,13 +269,13 @@ async def test_how_long_a_key_is_good(seeded_db: SeededDb, days: int | None, exp
 
 
 @pytest.mark.parametrize("days", [-1, 3651, 2**40])
-async def test_a_key_is_not_good_for_so_long(seeded_db: SeededDb, days: int) -> None:
+async def test_invalid_lifetimes_are_refused(seeded_db: SeededDb, days: int) -> None:
     person = await seeded_db.person()
     with pytest.raises(errors.BadRequest, match="days"):
         await seeded_db.key(person.login, days=days)
 
 
-async def test_an_expired_key_says_since_when(seeded_db: SeededDb, postgres_url: str) -> None:
+async def test_an_expired_key_error_says_since_when(seeded_db: SeededDb, postgres_url: str) -> None:
     person = await seeded_db.person()
     made = await seeded_db.key(person.login)
     await by_hand.run(postgres_url, "UPDATE auth.api_keys SET expires_at = now() - interval '3 days 1 hour'")
@@ -294,7 +294,7 @@ async def rotate(seeded_db: SeededDb, by: str, key: str = "default", overlap_sec
     return await seeded_db.ask(auth.rotate_api_key, auth.RotateApiKey(key, overlap_seconds), by)
 
 
-async def test_the_old_secret_goes_on_for_the_overlap_and_then_says_what_happened(seeded_db: SeededDb, postgres_url: str) -> None:
+async def test_an_old_secret_works_during_the_overlap_and_then_explains_why_not(seeded_db: SeededDb, postgres_url: str) -> None:
     person = await seeded_db.person()
     old = await seeded_db.key(person.login)
     new = await rotate(seeded_db, person.login)
@@ -314,7 +314,7 @@ async def test_the_old_secret_goes_on_for_the_overlap_and_then_says_what_happene
     assert [act.action for act in seeded_db.trail.acts] == ["key.create", "key.rotate"]
 
 
-async def test_without_an_overlap_every_old_secret_ends_at_once(seeded_db: SeededDb) -> None:
+async def test_without_an_overlap_old_secrets_end_immediately(seeded_db: SeededDb) -> None:
     person = await seeded_db.person()
     first = (await seeded_db.key(person.login)).api_key
     secrets = [first, *[(await rotate(seeded_db, person.login, overlap_seconds=overlap)).api_key for overlap in (3600, 3600, 0)]]
@@ -324,7 +324,7 @@ async def test_without_an_overlap_every_old_secret_ends_at_once(seeded_db: Seede
     await seeded_db.principal(secrets[-1])
 
 
-async def test_a_revoked_key_takes_its_old_secrets_with_it(seeded_db: SeededDb) -> None:
+async def test_revoking_a_key_revokes_its_old_secrets(seeded_db: SeededDb) -> None:
     person = await seeded_db.person()
     old = (await seeded_db.key(person.login)).api_key
     new = (await rotate(seeded_db, person.login)).api_key
@@ -334,7 +334,7 @@ async def test_a_revoked_key_takes_its_old_secrets_with_it(seeded_db: SeededDb) 
             await seeded_db.principal(secret)
 
 
-async def test_of_ten_rotations_at_once_every_secret_is_good_and_the_last_one_stays(seeded_db: SeededDb, postgres_url: str) -> None:
+async def test_ten_concurrent_rotations_return_valid_secrets_and_the_last_one_stays(seeded_db: SeededDb, postgres_url: str) -> None:
     person = await seeded_db.person()
     first = await seeded_db.key(person.login)
     made = await asyncio.gather(*(rotate(seeded_db, person.login, str(first.key.id)) for _ in range(10)))
@@ -346,14 +346,14 @@ async def test_of_ten_rotations_at_once_every_secret_is_good_and_the_last_one_st
 
 
 @pytest.mark.parametrize("overlap", [-1, 7 * 86_400 + 1, 2**40])
-async def test_an_overlap_has_a_longest(seeded_db: SeededDb, overlap: int) -> None:
+async def test_the_overlap_has_a_maximum(seeded_db: SeededDb, overlap: int) -> None:
     person = await seeded_db.person()
     await seeded_db.key(person.login)
     with pytest.raises(errors.BadRequest, match="overlap_seconds"):
         await rotate(seeded_db, person.login, overlap_seconds=overlap)
 
 
-async def test_a_key_rotates_itself_and_no_other_that_may_more(seeded_db: SeededDb) -> None:
+async def test_a_key_rotates_itself_but_no_key_with_more_permissions(seeded_db: SeededDb) -> None:
     person = await seeded_db.person()
     narrow = await seeded_db.key(person.login, "narrow", bounds=KeyBounds(("key:write",)))
     limited = await seeded_db.key(person.login, "limited", limits=ApiKeyLimits(requests_per_hour=5))
@@ -384,7 +384,7 @@ async def test_a_key_is_renamed_and_found_by_its_new_name(seeded_db: SeededDb) -
     assert seeded_db.trail.actions == ["key.create", "key.rename", "key.revoke"]
 
 
-async def test_every_act_says_whose_key_it_was_and_no_secret(seeded_db: SeededDb) -> None:
+async def test_every_audit_entry_names_the_key_without_a_secret(seeded_db: SeededDb) -> None:
     boss, anna = await seeded_db.admin(), await seeded_db.person()
     made = await seeded_db.key(boss.login, user_id=anna.user.id)
     new = await rotate(seeded_db, boss.login, str(made.key.id))
@@ -396,7 +396,7 @@ async def test_every_act_says_whose_key_it_was_and_no_secret(seeded_db: SeededDb
     assert [type(event) for event in seeded_db.surroundings.published] == [events.KeyCreated, events.KeyRevoked]
 
 
-async def test_an_act_that_cannot_be_written_does_not_happen(seeded_db: SeededDb, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_action_that_cannot_be_logged_does_not_happen(seeded_db: SeededDb, monkeypatch: pytest.MonkeyPatch) -> None:
     person = await seeded_db.person()
     made = await seeded_db.key(person.login)
 
@@ -419,7 +419,7 @@ async def test_an_act_that_cannot_be_written_does_not_happen(seeded_db: SeededDb
 # --- whose -----------------------------------------------------------------------------------------------------------
 
 
-async def test_guessed_ids_of_real_keys_and_of_none_are_nobodys_keys(seeded_db: SeededDb) -> None:
+async def test_guessed_key_ids_are_not_found_whether_real_or_not(seeded_db: SeededDb) -> None:
     mallory, anna = await seeded_db.person("mallory"), await seeded_db.person("anna")
     mine = await seeded_db.key(mallory.login)
     annas = [await seeded_db.key(anna.login, f"key {n}") for n in range(5)]
@@ -447,7 +447,7 @@ class NoDatabase:
         raise errors.Unavailable("there is no PostgreSQL")
 
 
-async def test_ten_thousand_invented_keys_cost_no_statement() -> None:
+async def test_ten_thousand_invented_keys_cost_no_query() -> None:
     database, refused = NoDatabase(), Counter[str]()
     nothing = cast("Any", None)
     store = AccountTables(cast("Database", database))
@@ -486,7 +486,7 @@ def _invented(good: Credential, count: int) -> list[Credential]:
     return [key for key in dict.fromkeys(found) if not credentials.looks_like_api_key(key)][:count]
 
 
-async def test_the_key_that_comes_with_the_first_administrator(seeded_db: SeededDb) -> None:
+async def test_the_first_administrators_key(seeded_db: SeededDb) -> None:
     secret = api_keys.generate(KeyKind.ADMIN)
     api_keys.check_first(secret)
     mark = api_keys.Mark(seeded_db.identities.digest(secret), api_keys.preview(secret))

@@ -34,7 +34,7 @@ async def reset(api_client: ApiClient, token: str, password: str = NEW) -> None:
 # --- by who is logged in ---------------------------------------------------------------------------------------------
 
 
-async def test_a_new_password_ends_all_other_sessions_and_is_told_by_mail(api_client: ApiClient) -> None:
+async def test_a_new_password_ends_all_other_sessions_and_is_announced_by_mail(api_client: ApiClient) -> None:
     anna = await api_client.person()
     login = anna.login()
     await api_client.ask(accounts.change_password, accounts.ChangePassword(NEW), login)
@@ -65,14 +65,14 @@ async def test_bad_passwords_change_nothing(api_client: ApiClient, password: str
     assert api_client.mailer.told() == []
 
 
-async def test_it_needs_a_login_of_the_last_minutes(api_client: ApiClient) -> None:
+async def test_a_password_change_needs_a_fresh_login(api_client: ApiClient) -> None:
     anna = await api_client.person()
     with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
         await api_client.ask(accounts.change_password, accounts.ChangePassword(NEW), stale)
 
 
-async def test_where_sessions_cannot_be_ended_the_password_stays(api_client: ApiClient) -> None:
+async def test_if_sessions_cannot_be_ended_the_password_stays(api_client: ApiClient) -> None:
     anna = await api_client.person()
     api_client.sessions.away = True
     with pytest.raises(errors.Unavailable, match="Valkey does not answer"):
@@ -81,7 +81,7 @@ async def test_where_sessions_cannot_be_ended_the_password_stays(api_client: Api
     assert api_client.mailer.told() == []
 
 
-async def test_who_came_by_a_provider_may_set_a_first_one(api_client: ApiClient) -> None:
+async def test_a_user_of_a_provider_may_set_a_first_password(api_client: ApiClient) -> None:
     anna = await api_client.person(password=None)
     await api_client.ask(accounts.change_password, accounts.ChangePassword(NEW), anna.login())
     assert await api_client.has_password(anna.id, NEW)
@@ -91,7 +91,7 @@ async def test_who_came_by_a_provider_may_set_a_first_one(api_client: ApiClient)
 
 
 @pytest.mark.parametrize("name", ["anna", "ANNA", "anna@example.com", " Anna@Example.com "])
-async def test_a_forgotten_password_is_set_with_the_code_of_a_mail(api_client: ApiClient, name: str) -> None:
+async def test_a_forgotten_password_is_reset_with_a_mailed_code(api_client: ApiClient, name: str) -> None:
     anna = await api_client.person()
     await ask_for_mail(api_client, name)
     letter = api_client.mailer.sent.pop()
@@ -105,7 +105,7 @@ async def test_a_forgotten_password_is_set_with_the_code_of_a_mail(api_client: A
     assert api_client.trail.actions() == ["password.ask_reset", "password.reset"]
 
 
-async def test_the_second_factor_and_the_keys_stay(api_client: ApiClient) -> None:
+async def test_the_second_factor_and_keys_survive_a_reset(api_client: ApiClient) -> None:
     anna = await api_client.person()
     url = api_client.settings.database_url
     await by_hand(url, "INSERT INTO second_factors (user_id, sealed_seed, enabled_at) VALUES ($1, 'x', now())", anna.id)
@@ -115,7 +115,7 @@ async def test_the_second_factor_and_the_keys_stay(api_client: ApiClient) -> Non
     assert len(await by_hand(url, "SELECT 1 FROM api_keys WHERE user_id = $1 AND is_active", anna.id)) == 1
 
 
-async def test_the_code_is_kept_nowhere(api_client: ApiClient) -> None:
+async def test_the_code_is_not_stored(api_client: ApiClient) -> None:
     anna = await api_client.person()
     token = await mailed_token(api_client, anna)
     assert len(token) == 43
@@ -125,7 +125,7 @@ async def test_the_code_is_kept_nowhere(api_client: ApiClient) -> None:
     assert token not in repr(api_client.trail.acts)
 
 
-async def test_a_code_is_good_once(api_client: ApiClient) -> None:
+async def test_a_code_works_once(api_client: ApiClient) -> None:
     anna = await api_client.person()
     token = await mailed_token(api_client, anna)
     await reset(api_client, token)
@@ -134,7 +134,7 @@ async def test_a_code_is_good_once(api_client: ApiClient) -> None:
     assert await api_client.has_password(anna.id, NEW)
 
 
-async def test_of_ten_who_use_one_code_at_once_one_does(api_client: ApiClient) -> None:
+async def test_only_one_of_ten_concurrent_uses_of_a_code_succeeds(api_client: ApiClient) -> None:
     anna = await api_client.person()
     token = await mailed_token(api_client, anna)
     outcomes = await asyncio.gather(*(reset(api_client, token, f"{NEW} {n}") for n in range(10)), return_exceptions=True)
@@ -144,7 +144,7 @@ async def test_of_ten_who_use_one_code_at_once_one_does(api_client: ApiClient) -
     assert await api_client.has_password(anna.id, f"{NEW} {winner}")
 
 
-async def test_the_newest_code_is_the_good_one(api_client: ApiClient) -> None:
+async def test_only_the_newest_code_works(api_client: ApiClient) -> None:
     anna = await api_client.person()
     first, second = await mailed_token(api_client, anna), await mailed_token(api_client, anna)
     with pytest.raises(errors.NotAuthenticated, match="this code is wrong, was used, or has expired"):
@@ -152,7 +152,7 @@ async def test_the_newest_code_is_the_good_one(api_client: ApiClient) -> None:
     await reset(api_client, second)
 
 
-async def test_a_code_ends_after_half_an_hour(api_client: ApiClient) -> None:
+async def test_a_code_expires_after_half_an_hour(api_client: ApiClient) -> None:
     anna = await api_client.person()
     token = await mailed_token(api_client, anna)
     url = api_client.settings.database_url
@@ -164,7 +164,7 @@ async def test_a_code_ends_after_half_an_hour(api_client: ApiClient) -> None:
     assert await api_client.has_password(anna.id, PASSWORD)
 
 
-async def test_a_password_that_is_too_short_costs_no_second_mail(api_client: ApiClient) -> None:
+async def test_a_too_short_password_does_not_use_up_the_code(api_client: ApiClient) -> None:
     anna = await api_client.person()
     token = await mailed_token(api_client, anna)
     with pytest.raises(errors.BadRequest, match="password: it is shorter than 8 characters"):
@@ -172,7 +172,7 @@ async def test_a_password_that_is_too_short_costs_no_second_mail(api_client: Api
     await reset(api_client, token)
 
 
-async def test_a_new_password_makes_the_mail_void(api_client: ApiClient) -> None:
+async def test_a_new_password_invalidates_the_code(api_client: ApiClient) -> None:
     anna = await api_client.person()
     token = await mailed_token(api_client, anna)
     await api_client.ask(accounts.change_password, accounts.ChangePassword(NEW), anna.login())
@@ -180,7 +180,7 @@ async def test_a_new_password_makes_the_mail_void(api_client: ApiClient) -> None
         await reset(api_client, token, "eves own password")
 
 
-async def test_who_was_locked_out_by_guessing_is_let_in_again(api_client: ApiClient) -> None:
+async def test_a_reset_unlocks_an_account_locked_by_failed_logins(api_client: ApiClient) -> None:
     anna = await api_client.person()
     counted = failed_logins.account_of(anna.id, "anna")
     with pytest.raises(errors.AimeshError, match="too many failed logins for this account"):
@@ -191,7 +191,7 @@ async def test_who_was_locked_out_by_guessing_is_let_in_again(api_client: ApiCli
 
 
 @pytest.mark.parametrize("token", ["", "x", "A" * 43, "aip_live_" + "x" * 49, "' OR 1=1 --", "\0"])
-async def test_made_up_codes_cost_no_hash(api_client: ApiClient, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invented_codes_cost_no_hash(api_client: ApiClient, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     anna = await api_client.person()
     await mailed_token(api_client, anna)
 
@@ -214,7 +214,7 @@ async def test_a_closed_account_gets_no_mail_and_no_new_password(api_client: Api
     assert api_client.mailer.told() == []
 
 
-async def test_who_comes_by_a_provider_is_told_to_come_by_it(api_client: ApiClient) -> None:
+async def test_a_user_of_a_provider_is_sent_to_the_provider(api_client: ApiClient) -> None:
     anna = await api_client.person(password=None)
     await ask_for_mail(api_client, "anna")
     assert api_client.mailer.told() == [(anna.user.email, "Your account has no password")]
@@ -224,7 +224,7 @@ async def test_who_comes_by_a_provider_is_told_to_come_by_it(api_client: ApiClie
 # --- nobody learns who has an account --------------------------------------------------------------------------------
 
 
-async def test_the_answer_comes_before_anybody_is_looked_for(api_client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_answer_comes_before_the_account_is_looked_up(api_client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same answer, and no work before it that could tell: nothing is asked of PostgreSQL."""
     await api_client.person()
     looked_for: list[str] = []
@@ -247,7 +247,7 @@ async def test_the_answer_comes_before_anybody_is_looked_for(api_client: ApiClie
     assert [to for to, _ in api_client.mailer.told()] == ["anna@example.com"] * 2
 
 
-async def test_at_most_three_mails_an_hour_for_an_account_and_the_answer_stays_the_same(api_client: ApiClient) -> None:
+async def test_an_account_gets_three_mails_an_hour_with_the_same_answer(api_client: ApiClient) -> None:
     anna = await api_client.person()
     for number in range(9):
         await ask_for_mail(api_client, "anna" if number % 2 else "anna@example.com", f"192.0.2.{number}")
@@ -255,7 +255,7 @@ async def test_at_most_three_mails_an_hour_for_an_account_and_the_answer_stays_t
     assert [act.details for act in api_client.trail.refused] == [{"why": "too many mails for this account"}] * 6
 
 
-async def test_at_most_ten_an_hour_from_one_address_whoever_they_are_for(api_client: ApiClient) -> None:
+async def test_an_address_may_request_ten_resets_an_hour_for_any_accounts(api_client: ApiClient) -> None:
     for number in range(FOR_AN_ADDRESS):
         await ask_for_mail(api_client, f"nobody{number}")
     with pytest.raises(errors.Limited) as refused:
@@ -264,7 +264,7 @@ async def test_at_most_ten_an_hour_from_one_address_whoever_they_are_for(api_cli
     await ask_for_mail(api_client, "anna", "192.0.2.2")
 
 
-async def test_a_client_does_not_say_where_it_comes_from(api_client: ApiClient) -> None:
+async def test_a_client_cannot_choose_its_address(api_client: ApiClient) -> None:
     for number in range(FOR_AN_ADDRESS):
         request = accounts.RequestPasswordReset("anna", auth.ClientFacts(f"192.0.2.{number}"))
         await api_client.ask(accounts.request_password_reset, request, peer=CLIENT)
@@ -285,13 +285,11 @@ async def test_a_client_does_not_say_where_it_comes_from(api_client: ApiClient) 
         ("nonsense", "UNODE"),
     ],
 )
-def test_who_is_counted(address: str, requester: str) -> None:
+def test_whose_requests_are_counted(address: str, requester: str) -> None:
     assert hourly_limits.requester_of(address, NodeId("UNODE")) == requester
 
 
-async def test_a_store_that_is_away_for_a_moment_ends_one_wish_and_not_the_task(
-    api_client: ApiClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_short_outage_loses_one_request_and_not_the_task(api_client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     await api_client.person()
     find_account = api_client.store.find_account
 
@@ -305,7 +303,7 @@ async def test_a_store_that_is_away_for_a_moment_ends_one_wish_and_not_the_task(
     assert len(api_client.mailer.told()) == 1
 
 
-async def test_a_flood_of_wishes_is_refused_and_not_kept(api_client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_excess_requests_are_refused(api_client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = asyncio.Event()
 
     async def waiting(name: str) -> None:

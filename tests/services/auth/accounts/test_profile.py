@@ -12,7 +12,7 @@ from shared.types import ModelName, TenantId, UserId, UserRole
 from tests.services.auth.accounts.surroundings import ApiClient, by_hand
 
 
-async def test_what_the_settings_page_shows(api_client: ApiClient) -> None:
+async def test_the_settings_page_shows_the_profile(api_client: ApiClient) -> None:
     anna = await api_client.person()
     shown = await api_client.ask(accounts.get_account, accounts.GetAccount(), anna.login())
     assert shown == accounts.OwnAccount(anna.user, Preferences(), has_password=True, mfa_enabled=False, recovery_codes_left=0)
@@ -24,13 +24,13 @@ async def test_what_the_settings_page_shows(api_client: ApiClient) -> None:
     assert await api_client.rows.find_preferences(anna.id) == chosen
 
 
-async def test_who_comes_by_a_provider_has_no_password(api_client: ApiClient) -> None:
+async def test_a_user_of_a_provider_has_no_password(api_client: ApiClient) -> None:
     anna = await api_client.person(password=None)
     shown = await api_client.ask(accounts.get_account, accounts.GetAccount(), anna.login())
     assert not shown.has_password
 
 
-async def test_preferences_are_ones_own_also_for_who_acts_for_an_organisation(api_client: ApiClient) -> None:
+async def test_preferences_are_personal_even_when_acting_for_an_organisation(api_client: ApiClient) -> None:
     anna, bert = await api_client.person("anna"), await api_client.person("bert")
     team = TenantId(UserId(bert.id))
     chosen = Preferences(None, "light")
@@ -51,7 +51,7 @@ async def test_preferences_are_ones_own_also_for_who_acts_for_an_organisation(ap
         pytest.param(Preferences(ModelName("")), id="nothing"),
     ],
 )
-async def test_bad_preferences(api_client: ApiClient, chosen: Preferences) -> None:
+async def test_invalid_preferences_are_refused(api_client: ApiClient, chosen: Preferences) -> None:
     anna = await api_client.person()
     with pytest.raises(
         errors.BadRequest, match=r"defaultModel: the name of a model|theme: light, dark, system|defaultModel: must be the name of a model"
@@ -60,7 +60,7 @@ async def test_bad_preferences(api_client: ApiClient, chosen: Preferences) -> No
     assert await api_client.rows.find_preferences(anna.id) is None
 
 
-async def test_another_name_and_another_address(api_client: ApiClient) -> None:
+async def test_a_user_changes_name_and_address(api_client: ApiClient) -> None:
     anna = await api_client.person()
     asked = accounts.ChangeProfile("anna_b", "anna@other.example")
     user = await api_client.ask(accounts.change_profile, asked, anna.login())
@@ -78,7 +78,7 @@ async def test_another_name_and_another_address(api_client: ApiClient) -> None:
     assert len(api_client.trail.acts) == 1, "the same again changes nothing"
 
 
-async def test_a_name_needs_no_fresh_login_and_an_address_does(api_client: ApiClient) -> None:
+async def test_a_new_address_needs_a_fresh_login_but_a_new_name_does_not(api_client: ApiClient) -> None:
     anna = await api_client.person()
     stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
     assert (await api_client.ask(accounts.change_profile, accounts.ChangeProfile("anna_b"), stale)).username == "anna_b"
@@ -88,7 +88,7 @@ async def test_a_name_needs_no_fresh_login_and_an_address_does(api_client: ApiCl
     assert api_client.mailer.told() == []
 
 
-async def test_a_key_that_leaked_takes_no_account_over(api_client: ApiClient) -> None:
+async def test_a_leaked_key_cannot_take_over_the_account(api_client: ApiClient) -> None:
     anna = await api_client.person()
     with pytest.raises(errors.NotAllowed, match="requires a login"):
         await api_client.ask(accounts.change_profile, accounts.ChangeProfile(email="eve@example.com"), anna.key())
@@ -109,7 +109,9 @@ async def test_a_key_that_leaked_takes_no_account_over(api_client: ApiClient) ->
         pytest.param(accounts.ChangeProfile("carla", "bert@example.com"), errors.AlreadyExists, id="one of two"),
     ],
 )
-async def test_what_cannot_be_had(api_client: ApiClient, change: accounts.ChangeProfile, error: type[errors.AimeshError]) -> None:
+async def test_taken_and_invalid_names_are_refused(
+    api_client: ApiClient, change: accounts.ChangeProfile, error: type[errors.AimeshError]
+) -> None:
     anna, _ = await api_client.person("anna"), await api_client.person("bert")
     with pytest.raises(error):
         await api_client.ask(accounts.change_profile, change, anna.login())
@@ -117,7 +119,7 @@ async def test_what_cannot_be_had(api_client: ApiClient, change: accounts.Change
     assert api_client.mailer.told() == []
 
 
-async def test_of_ten_who_want_one_name_one_gets_it(api_client: ApiClient) -> None:
+async def test_one_of_ten_concurrent_users_gets_a_name(api_client: ApiClient) -> None:
     people = [await api_client.person(f"anna{number}") for number in range(10)]
     asked = (api_client.ask(accounts.change_profile, accounts.ChangeProfile("same_name"), one.login()) for one in people)
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
@@ -125,7 +127,7 @@ async def test_of_ten_who_want_one_name_one_gets_it(api_client: ApiClient) -> No
     assert sum(isinstance(outcome, errors.AlreadyExists) for outcome in outcomes) == 9
 
 
-async def test_what_was_mailed_to_the_old_address_sets_no_password_any_more(api_client: ApiClient) -> None:
+async def test_a_code_mailed_to_the_old_address_stops_working(api_client: ApiClient) -> None:
     anna = await api_client.person()
     await api_client.ask(accounts.request_password_reset, accounts.RequestPasswordReset("anna"))
     await api_client.changes.settled()
@@ -133,7 +135,7 @@ async def test_what_was_mailed_to_the_old_address_sets_no_password_any_more(api_
     assert await by_hand(api_client.settings.database_url, "SELECT * FROM password_resets") == []
 
 
-async def test_the_administrator_may_keep_the_name_and_take_another(api_client: ApiClient) -> None:
+async def test_the_administrator_may_keep_or_change_the_reserved_name(api_client: ApiClient) -> None:
     admin = await api_client.person("someone", role=UserRole.ADMIN)
     await by_hand(api_client.settings.database_url, "UPDATE users SET username = 'admin' WHERE id = $1", admin.id)
     asked = accounts.ChangeProfile("admin", "a@b.c")

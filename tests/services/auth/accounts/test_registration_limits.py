@@ -37,7 +37,7 @@ async def register(
     return await world.ask(auth.register_user, wanted, by, peer=peer)
 
 
-async def test_an_address_has_so_many_accounts_in_an_hour_through_whichever_door(world: Surroundings) -> None:
+async def test_an_addresses_registrations_per_hour_are_limited_on_every_path(world: Surroundings) -> None:
     for number in range(MOST):
         await register(world, f"person{number}", "192.0.2.7", peer=(WEB, GATEWAY)[number % 2])
     with pytest.raises(errors.Limited, match="from your address") as refused:
@@ -47,7 +47,7 @@ async def test_an_address_has_so_many_accounts_in_an_hour_through_whichever_door
     await register(world, "onemore", "192.0.2.8")
 
 
-async def test_a_household_is_counted_as_one_and_who_says_no_address_as_its_door(world: Surroundings) -> None:
+async def test_an_ipv6_network_counts_as_one_and_unknown_addresses_as_their_node(world: Surroundings) -> None:
     for number in range(MOST):
         await register(world, f"six{number}", f"2001:db8::{number}")
         await register(world, f"none{number}", "")
@@ -56,7 +56,7 @@ async def test_a_household_is_counted_as_one_and_who_says_no_address_as_its_door
             await register(world, "onemore", address)
 
 
-async def test_asking_whether_a_name_is_taken_is_counted_and_what_tells_nothing_is_not(world: Surroundings) -> None:
+async def test_attempts_that_reveal_taken_names_are_counted_and_others_are_not(world: Surroundings) -> None:
     await register(world, "anna", "192.0.2.9")
     for _ in range(2 * MOST):
         with pytest.raises(errors.BadRequest, match="password: it is shorter than 8 characters"):
@@ -68,7 +68,7 @@ async def test_asking_whether_a_name_is_taken_is_counted_and_what_tells_nothing_
         await register(world, "other", "192.0.2.7", email="anna@example.com")
 
 
-async def test_administrators_loopback_and_nodes_of_the_mesh_are_not_counted(world: Surroundings) -> None:
+async def test_administrators_loopback_and_mesh_nodes_are_not_counted(world: Surroundings) -> None:
     admin = await world.admin_token()
     for number in range(2 * MOST):
         await register(world, f"added{number}", "192.0.2.7", by=admin)
@@ -77,7 +77,7 @@ async def test_administrators_loopback_and_nodes_of_the_mesh_are_not_counted(wor
     await register(world, "self", "192.0.2.7")
 
 
-async def test_a_key_of_somebody_else_or_of_nobody_changes_nothing(world: Surroundings) -> None:
+async def test_a_key_of_another_user_or_an_invalid_one_changes_nothing(world: Surroundings) -> None:
     _, new = await world.user_with_key()
     for number, key in enumerate((new.api_key, "aip_live_nonsense", new.api_key)):
         await register(world, f"person{number}", "192.0.2.7", by=key)
@@ -85,7 +85,7 @@ async def test_a_key_of_somebody_else_or_of_nobody_changes_nothing(world: Surrou
         await register(world, "onemore", "192.0.2.7", by=new.api_key)
 
 
-async def test_the_log_says_who_added_somebody_and_where_somebody_came_from(world: Surroundings) -> None:
+async def test_the_log_says_who_added_a_user_and_from_where(world: Surroundings) -> None:
     admin = await world.admin_token()
     added, came = await register(world, "added", "192.0.2.7", by=admin), await register(world, "came", "192.0.2.7")
     found = await world.ask(audit.list_audit, audit.ListAudit(action="user.register"), admin)

@@ -22,7 +22,7 @@ async def api_client(world: Surroundings) -> AsyncIterator[ApiClient]:
         yield opened
 
 
-async def test_a_new_password_ends_the_other_logins_and_not_this_one(world: Surroundings, api_client: ApiClient) -> None:
+async def test_a_new_password_ends_other_logins_and_keeps_this_one(world: Surroundings, api_client: ApiClient) -> None:
     await world.register()
     this, other = await world.login(), await world.login()
     _, key = await world.user_with_key("bert")
@@ -48,7 +48,7 @@ async def test_a_reset_ends_every_login_and_no_key(world: Surroundings, api_clie
     assert (await world.login(password=NEW)).user == user
 
 
-async def test_a_key_sets_no_password(world: Surroundings, api_client: ApiClient) -> None:
+async def test_a_key_cannot_set_a_password(world: Surroundings, api_client: ApiClient) -> None:
     _, key = await world.user_with_key()
     with pytest.raises(errors.NotAllowed, match="API key is not enough"):
         await api_client.ask(accounts.change_password, accounts.ChangePassword(NEW), key.api_key)

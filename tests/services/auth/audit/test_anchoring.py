@@ -48,7 +48,7 @@ async def state_of(verification: Verification, chain: str = CHAIN) -> ChainState
     return state
 
 
-async def test_chains_that_have_grown_are_anchored_once(rows: AuditStore, anchoring: Anchoring, anchor_file: Path) -> None:
+async def test_grown_chains_are_anchored_once(rows: AuditStore, anchoring: Anchoring, anchor_file: Path) -> None:
     await anchoring.write()
     assert in_file(anchor_file) == []
     await fill(rows, act(1), act(2), act(3, tenant_id=None))
@@ -83,7 +83,7 @@ async def test_each_replica_has_the_anchors_of_all(
     assert [anchor.sequence for anchor in in_file(anchor_file)] == [1, 2]
 
 
-async def test_a_line_that_a_crash_left_half_stays_a_line_of_its_own(
+async def test_a_line_truncated_by_a_crash_stays_on_its_own_line(
     rows: AuditStore, anchoring: Anchoring, anchor_file: Path, verification: Verification
 ) -> None:
     put(anchor_file, b'{"mesh": "te')
@@ -95,7 +95,7 @@ async def test_a_line_that_a_crash_left_half_stays_a_line_of_its_own(
     assert [(state.chain, state.first_bad) for state in report.chains] == [("anchors", 1), (CHAIN, None)]
 
 
-async def test_a_file_that_cannot_be_written_is_caught_up_with(rows: AuditStore, tmp_path: Path) -> None:
+async def test_an_unwritable_file_is_caught_up_later(rows: AuditStore, tmp_path: Path) -> None:
     file = tmp_path / "later" / "anchors.jsonl"
     anchoring = Anchoring(rows, KEYS, MeshName("test"), file)
     await fill(rows, act(1))
@@ -109,7 +109,7 @@ async def test_a_file_that_cannot_be_written_is_caught_up_with(rows: AuditStore,
 # --- what they are for -----------------------------------------------------------------------------------------------
 
 
-async def test_a_tail_that_is_gone_with_its_head_and_the_anchors_of_the_table_is_missed_by_the_file(
+async def test_the_file_exposes_a_tail_deleted_with_its_head_and_anchors(
     rows: AuditStore, anchoring: Anchoring, verification: Verification, postgres_url: str
 ) -> None:
     await fill(rows, *(act(number) for number in range(10)))
@@ -121,9 +121,7 @@ async def test_a_tail_that_is_gone_with_its_head_and_the_anchors_of_the_table_is
     assert (state.first_bad, state.why.startswith("rows 7 to 10 are missing: the anchor of 20")) == (7, True)
 
 
-async def test_a_whole_chain_that_is_gone_is_missed(
-    rows: AuditStore, anchoring: Anchoring, verification: Verification, postgres_url: str
-) -> None:
+async def test_a_deleted_chain_is_noticed(rows: AuditStore, anchoring: Anchoring, verification: Verification, postgres_url: str) -> None:
     await fill(rows, act(1))
     await anchoring.write()
     async with superuser(postgres_url) as db:
@@ -132,9 +130,7 @@ async def test_a_whole_chain_that_is_gone_is_missed(
     assert (state.chain, state.first_bad) == (CHAIN, 1)
 
 
-async def test_a_chain_made_anew_is_given_away(
-    rows: AuditStore, anchoring: Anchoring, verification: Verification, postgres_url: str
-) -> None:
+async def test_a_rewritten_chain_is_exposed(rows: AuditStore, anchoring: Anchoring, verification: Verification, postgres_url: str) -> None:
     await fill(rows, act(1), act(2))
     await anchoring.write()
     async with superuser(postgres_url) as db:
@@ -157,7 +153,7 @@ async def test_a_chain_made_anew_is_given_away(
         pytest.param("UPDATE audit_heads SET sequence = 5", (4, "missing"), id="a head that points ahead"),
     ],
 )
-async def test_a_head_that_does_not_fit_is_found(
+async def test_a_wrong_head_is_found(
     rows: AuditStore, verification: Verification, postgres_url: str, statement: str, expected: tuple[int, str]
 ) -> None:
     await fill(rows, act(1), act(2), act(3))
@@ -185,7 +181,7 @@ async def test_a_forged_anchor_is_found_in_the_table_and_in_the_file(
     assert (await state_of(verification)).first_bad == 2
 
 
-async def test_anchors_of_a_former_key_stay_good(rows: AuditStore, anchoring: Anchoring, anchor_file: Path) -> None:
+async def test_anchors_of_a_former_key_stay_valid(rows: AuditStore, anchoring: Anchoring, anchor_file: Path) -> None:
     await fill(rows, act(1))
     await anchoring.write()
     later = Anchoring(rows, AnchorKeys.of(bytes(32), bytes(range(32))), MeshName("test"), anchor_file)
@@ -198,7 +194,7 @@ async def test_anchors_of_a_former_key_stay_good(rows: AuditStore, anchoring: An
 # --- beside the calls ------------------------------------------------------------------------------------------------
 
 
-async def test_the_end_writes_what_waits_and_anchors_it(
+async def test_shutdown_writes_pending_entries_and_anchors_them(
     rows: AuditStore, anchoring: Anchoring, verification: Verification, anchor_file: Path
 ) -> None:
     log = AuditLog(rows)
@@ -211,7 +207,7 @@ async def test_the_end_writes_what_waits_and_anchors_it(
     assert [row.erased for row in await all_rows(rows)] == [True, False]
 
 
-async def test_a_row_that_was_tampered_with_is_told_before_anybody_asks(
+async def test_a_tampered_row_is_reported_without_being_asked(
     rows: AuditStore, anchoring: Anchoring, verification: Verification, metrics: Metrics, postgres_url: str
 ) -> None:
     upkeep = AuditUpkeep(AuditLog(rows), rows, anchoring, verification, days=1)

@@ -27,7 +27,7 @@ def log(rows: AuditStore, clock: Clock) -> AuditLog:
     return AuditLog(rows, clock=clock)
 
 
-async def test_an_act_is_in_the_log_when_its_transaction_is_done(log: AuditLog, rows: AuditStore) -> None:
+async def test_an_action_is_logged_when_its_transaction_commits(log: AuditLog, rows: AuditStore) -> None:
     async with rows.transaction() as transaction:
         await log.add(transaction, act(1))
         await log.add(transaction, act(2))
@@ -46,7 +46,7 @@ async def test_refusals_are_written_together(log: AuditLog, rows: AuditStore) ->
     assert len(await all_rows(rows)) == 3
 
 
-async def test_refusals_that_do_not_fit_are_noted_without_waiting_and_all_counted(log: AuditLog, rows: AuditStore, clock: Clock) -> None:
+async def test_excess_refusals_are_counted_without_waiting(log: AuditLog, rows: AuditStore, clock: Clock) -> None:
     for number in range(10_000):
         clock.now = number / 1_000
         log.note(refusal(0, target=str(number)))
@@ -57,7 +57,7 @@ async def test_refusals_that_do_not_fit_are_noted_without_waiting_and_all_counte
     assert (overflow.result, overflow.times) == (Result.FAILED, 10_000 - len(written) + 1)
 
 
-async def test_refusals_wait_while_postgresql_is_away(log: AuditLog, rows: AuditStore, postgres: PostgresServer) -> None:
+async def test_refusals_wait_while_postgresql_is_down(log: AuditLog, rows: AuditStore, postgres: PostgresServer) -> None:
     log.note(refusal(1))
     postgres.stop()
     try:

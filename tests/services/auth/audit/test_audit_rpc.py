@@ -118,14 +118,14 @@ async def test_an_administrator_reads_the_log(audit_service: AuditService) -> No
     ("method", "request_"),
     [(audit.list_audit, audit.ListAudit()), (audit.verify_audit, audit.VerifyAudit())],
 )
-async def test_nobody_else_does(audit_service: AuditService, method: Method[Any, Any], request_: msgspec.Struct) -> None:
+async def test_other_users_cannot_read_the_log(audit_service: AuditService, method: Method[Any, Any], request_: msgspec.Struct) -> None:
     with pytest.raises(errors.NotAllowed, match="dora is no administrator"):
         await audit_service.ask(method, request_, "dora")
     with pytest.raises(errors.NotAuthenticated, match="this call needs a credential"):
         await audit_service.ask(method, request_, None)
 
 
-async def test_the_other_services_add_what_they_saw(audit_service: AuditService) -> None:
+async def test_other_services_add_their_reports(audit_service: AuditService) -> None:
     await audit_service.ask(audit.record_acts, audit.RecordActs((act(1), act(2, tenant_id=None))), None, Role.GATEWAY)
     await audit_service.ask(audit.record_acts, audit.RecordActs(()), None, Role.WEB)
     assert [row.act for row in (await audit_service.ask(audit.list_audit, EVERYTHING)).rows] == [act(2, tenant_id=None), act(1)]
@@ -133,7 +133,7 @@ async def test_the_other_services_add_what_they_saw(audit_service: AuditService)
         await audit_service.ask(audit.record_acts, audit.RecordActs((act(1),)), None, Role.CLIENT)
 
 
-async def test_an_exported_log_can_be_verified_without_the_service(audit_service: AuditService) -> None:
+async def test_an_exported_log_can_be_verified_offline(audit_service: AuditService) -> None:
     await fill(audit_service.rows, *(act(number) for number in range(700)), act(1, tenant_id=None))
     async with audit_service.rows.transaction() as transaction:
         await audit_service.rows.shred_of(transaction, UserId(UUID(int=1)))
@@ -149,7 +149,7 @@ async def test_an_exported_log_can_be_verified_without_the_service(audit_service
     assert (row.chain, row.act.actor, row.act.target) == (PLATFORM_CHAIN, ADMIN.user_id, "")
 
 
-async def test_a_part_is_exported_without_gaps_although_times_jump(audit_service: AuditService) -> None:
+async def test_part_of_the_log_is_exported_without_gaps_despite_clock_steps(audit_service: AuditService) -> None:
     # Two acts meet at the lock of their chain, and the older one is written second.
     await fill(audit_service.rows, act(1), act(5), act(3), act(6))
     since = BEGIN + timedelta(seconds=4)
@@ -158,7 +158,7 @@ async def test_a_part_is_exported_without_gaps_although_times_jump(audit_service
     assert await audit_service.export(audit.ExportAudit(chain=str(TENANT), since=BEGIN + timedelta(days=1))) == []
 
 
-async def test_a_log_is_verified_and_that_is_an_act_as_well(audit_service: AuditService, postgres_url: str) -> None:
+async def test_a_verification_is_logged_as_well(audit_service: AuditService, postgres_url: str) -> None:
     await fill(audit_service.rows, *(act(number) for number in range(5)), act(1, tenant_id=None))
     report = await audit_service.ask(audit.verify_audit, audit.VerifyAudit())
     assert [(state.chain, state.rows, state.first_bad) for state in report.chains] == [(str(TENANT), 5, None), (PLATFORM_CHAIN, 1, None)]

@@ -22,7 +22,7 @@ BOB = UserId(UUID(int=2))
 OTHER = TenantId(UUID(int=8))
 
 
-async def test_what_is_added_is_read_as_it_was(rows: AuditStore) -> None:
+async def test_a_row_is_read_back_as_written(rows: AuditStore) -> None:
     await fill(rows, act(1), act(2, address="", details={}), act(3, tenant_id=None, actor=None))
     first, second = await all_rows(rows)
     assert (first.act, second.act) == (act(1), act(2, address="", details={}))
@@ -33,7 +33,7 @@ async def test_what_is_added_is_read_as_it_was(rows: AuditStore) -> None:
     assert await rows.chains() == (str(TENANT), audit_chain.PLATFORM_CHAIN)
 
 
-async def test_an_act_that_is_undone_leaves_no_row(rows: AuditStore, verification: Verification) -> None:
+async def test_a_rolled_back_action_leaves_no_row(rows: AuditStore, verification: Verification) -> None:
     await fill(rows, act(1))
     with pytest.raises(ZeroDivisionError):
         async with rows.transaction() as transaction:
@@ -44,7 +44,7 @@ async def test_an_act_that_is_undone_leaves_no_row(rows: AuditStore, verificatio
     assert (await verification.report(None)).is_whole
 
 
-async def test_two_replicas_add_1000_acts_at_once_without_gap_or_fork(
+async def test_two_replicas_add_1000_concurrent_entries_without_gaps_or_forks(
     rows: AuditStore, verification: Verification, postgres_url: str
 ) -> None:
     async with store.opened(postgres_url) as database:
@@ -64,14 +64,14 @@ async def test_two_replicas_add_1000_acts_at_once_without_gap_or_fork(
     assert (report.is_whole, [state.rows for state in report.chains]) == (True, [1000])
 
 
-async def test_the_first_row_of_a_chain_is_one_also_where_many_begin_it(rows: AuditStore) -> None:
+async def test_concurrent_writers_create_one_first_row(rows: AuditStore) -> None:
     async with asyncio.TaskGroup() as tasks:
         for number in range(20):
             tasks.create_task(fill(rows, act(number)))
     assert [row.sequence for row in await all_rows(rows)] == list(range(1, 21))
 
 
-async def test_acts_for_several_chains_wait_for_nobody_in_a_circle(rows: AuditStore) -> None:
+async def test_writes_to_several_chains_do_not_deadlock(rows: AuditStore) -> None:
     pair = [act(1), act(1, tenant_id=OTHER), act(1, tenant_id=None)]
     async with asyncio.TaskGroup() as tasks:
         for _ in range(10):
@@ -80,7 +80,7 @@ async def test_acts_for_several_chains_wait_for_nobody_in_a_circle(rows: AuditSt
     assert len(await all_rows(rows, str(OTHER))) == 20
 
 
-async def test_what_is_too_long_or_has_no_form_is_cut_and_not_refused(rows: AuditStore, verification: Verification) -> None:
+async def test_too_long_or_invalid_values_are_truncated_and_not_refused(rows: AuditStore, verification: Verification) -> None:
     strange = act(1, target="a\0b" * 1000, action="x" * 1000, details={"\0k": "\ud800", **{str(n): "v" for n in range(99)}}, times=2**40)
     await fill(rows, strange, act(2, at=BEGIN.replace(tzinfo=None), times=0))
     first, second = await all_rows(rows)
@@ -106,7 +106,7 @@ async def test_what_is_too_long_or_has_no_form_is_cut_and_not_refused(rows: Audi
         "TRUNCATE auth.audit_anchors",
     ],
 )
-async def test_nobody_changes_what_is_written(rows: AuditStore, postgres_url: str, statement: str) -> None:
+async def test_rows_cannot_be_changed(rows: AuditStore, postgres_url: str, statement: str) -> None:
     await fill(rows, act(1))
     with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
         await by_hand.run(postgres_url, statement)
@@ -142,7 +142,7 @@ async def test_a_tenant_sees_its_own_rows(rows: AuditStore, somebody: asyncpg.Co
     assert await somebody.execute("DELETE FROM audit_details") == f"DELETE {seen}"
 
 
-async def test_who_acts_for_a_tenant_can_still_add_to_the_chain_of_the_house(rows: AuditStore) -> None:
+async def test_a_transaction_bound_to_a_tenant_can_still_add_to_the_platform_chain(rows: AuditStore) -> None:
     async with rows._db.bound(TENANT) as transaction:
         await rows.append(transaction, [act(1), act(2, tenant_id=None)])
     assert len(await all_rows(rows, audit_chain.PLATFORM_CHAIN)) == 1
@@ -155,7 +155,7 @@ async def numbers(rows: AuditStore, asked: AuditQuery, limit: int = 100) -> list
     return [int(row.act.target.removeprefix("key ")) for row in await rows.list_rows(asked, limit)]
 
 
-async def test_rows_are_found_by_what_they_say(rows: AuditStore) -> None:
+async def test_rows_are_found_by_their_fields(rows: AuditStore) -> None:
     await fill(
         rows,
         act(1),
@@ -175,7 +175,7 @@ async def test_rows_are_found_by_what_they_say(rows: AuditStore) -> None:
     assert await numbers(rows, AuditQuery(), limit=2) == [4, 3]
 
 
-async def test_a_list_goes_on_where_it_ended_also_where_times_are_equal(rows: AuditStore) -> None:
+async def test_paging_continues_where_it_ended_even_with_equal_times(rows: AuditStore) -> None:
     await fill(rows, *(act(number, at=BEGIN + timedelta(seconds=number // 3)) for number in range(30)))
     seen: list[int] = []
     before = None
@@ -194,7 +194,7 @@ async def test_a_long_chain_is_read_in_pages(rows: AuditStore) -> None:
 # --- erasing ---------------------------------------------------------------------------------------------------------
 
 
-async def test_personal_parts_end_and_the_chain_stays(rows: AuditStore, verification: Verification, postgres_url: str) -> None:
+async def test_erasing_details_keeps_the_chain_intact(rows: AuditStore, verification: Verification, postgres_url: str) -> None:
     await fill(rows, *(act(number) for number in range(10)))
     assert await rows.shred_before(BEGIN + timedelta(seconds=4)) == 4
     found = await all_rows(rows)
@@ -205,7 +205,7 @@ async def test_personal_parts_end_and_the_chain_stays(rows: AuditStore, verifica
     assert await by_hand.value(postgres_url, "SELECT count(*) FROM auth.audit_details") == 6
 
 
-async def test_the_personal_parts_of_one_person_end(rows: AuditStore, verification: Verification) -> None:
+async def test_one_persons_details_are_erased(rows: AuditStore, verification: Verification) -> None:
     await fill(rows, act(1), act(2, actor=BOB), act(3, tenant_id=OTHER), act(4, tenant_id=None, actor=None))
     async with rows.transaction() as transaction:
         assert await rows.shred_of(transaction, ALICE) == 2

@@ -31,11 +31,11 @@ def described() -> set[str]:
     return {action for row in rows for action in re.findall(r"`([a-z_]+\.[a-z_]+)`", row.split("|")[1])}
 
 
-def test_every_act_is_described_and_none_that_is_not_recorded() -> None:
+def test_the_reference_describes_exactly_the_recorded_actions() -> None:
     assert described() == all_recorded() | {"audit.overflow"}
 
 
-def test_actions_have_the_form_that_lists_are_filtered_by() -> None:
+def test_actions_have_the_form_that_filters_expect() -> None:
     assert [action for action in all_recorded() if not ACTION.fullmatch(action)] == []
 
 
@@ -47,5 +47,5 @@ def test_actions_have_the_form_that_lists_are_filtered_by() -> None:
         'self.audit_reporting.report_action("key.burn", who)',
     ],
 )
-def test_an_act_that_nobody_described_would_be_found(line: str) -> None:
+def test_an_undescribed_action_would_be_found(line: str) -> None:
     assert set(recorded(line)) == {"key.burn"}

@@ -11,7 +11,7 @@ def taken(batching: RefusalBatching, now: float, most: int = 100, *, all_of_them
     return [(act.request_id or act.action, act.times) for act in batching.take(most, now, all_of_them=all_of_them)]
 
 
-def test_the_first_refusal_is_written_at_once_and_equal_ones_of_its_minute_in_one_row() -> None:
+def test_the_first_refusal_is_written_immediately_and_equal_ones_once_a_minute() -> None:
     batching = RefusalBatching()
     for number in range(5):
         batching.add(refusal(number), now=number)
@@ -21,7 +21,7 @@ def test_the_first_refusal_is_written_at_once_and_equal_ones_of_its_minute_in_on
     assert len(batching) == 0
 
 
-def test_a_refusal_that_stays_alone_is_one_row() -> None:
+def test_a_single_refusal_is_one_row() -> None:
     batching = RefusalBatching()
     batching.add(refusal(), now=0)
     assert taken(batching, now=0) == [("r0", 1)]
@@ -30,14 +30,14 @@ def test_a_refusal_that_stays_alone_is_one_row() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"action": "x"}, {"actor": None}, {"tenant_id": None}, {"address": "::1"}, {"details": {"why": "x"}}])
-def test_what_differs_stays_apart(changed: dict[str, object]) -> None:
+def test_different_refusals_stay_separate(changed: dict[str, object]) -> None:
     batching = RefusalBatching()
     batching.add(refusal(1), now=0)
     batching.add(refusal(2, **changed), now=0)
     assert taken(batching, now=0) == [("r1", 1), ("r2", 1)]
 
 
-def test_the_next_minute_begins_anew() -> None:
+def test_the_next_minute_starts_a_new_batch() -> None:
     batching = RefusalBatching()
     for number, now in enumerate((0, 1, BATCH_SECONDS, BATCH_SECONDS + 1)):
         batching.add(refusal(number), now=now)
@@ -45,14 +45,14 @@ def test_the_next_minute_begins_anew() -> None:
     assert taken(batching, now=2 * BATCH_SECONDS) == [("r3", 1)]
 
 
-def test_at_the_end_nothing_waits_for_its_minute() -> None:
+def test_shutdown_does_not_wait_for_the_minute_to_end() -> None:
     batching = RefusalBatching()
     for number in range(5):
         batching.add(refusal(number), now=0)
     assert taken(batching, now=1, all_of_them=True) == [("r0", 1), ("r1", 4)]
 
 
-def test_beyond_the_bound_they_are_counted_and_told_as_one_row() -> None:
+def test_refusals_beyond_the_bound_are_counted_in_one_row() -> None:
     batching = RefusalBatching(most=10)
     for number in range(100):
         batching.add(refusal(number, target=str(number)), now=0)
@@ -63,7 +63,7 @@ def test_beyond_the_bound_they_are_counted_and_told_as_one_row() -> None:
     assert taken(batching, now=BATCH_SECONDS) == [("r7", 1)]
 
 
-def test_what_could_not_be_written_comes_first_the_next_time() -> None:
+def test_refusals_that_could_not_be_written_come_first_next_time() -> None:
     batching = RefusalBatching()
     for number in range(3):
         batching.add(refusal(number, target=str(number)), now=0)
@@ -72,7 +72,7 @@ def test_what_could_not_be_written_comes_first_the_next_time() -> None:
     assert taken(batching, now=0) == [("r0", 1), ("r1", 1), ("r2", 1)]
 
 
-def test_what_has_no_room_any_more_is_counted() -> None:
+def test_requeued_refusals_without_room_are_counted() -> None:
     batching = RefusalBatching(most=4)
     batching.add(refusal(0, target="0"), now=0)
     batching.add(refusal(1, target="1"), now=0)
@@ -84,7 +84,7 @@ def test_what_has_no_room_any_more_is_counted() -> None:
     assert taken(batching, now=0) == [("r2", 1), ("audit.overflow", 9)]
 
 
-def test_refusals_without_end_cost_no_more_memory_than_the_bound() -> None:
+def test_endless_refusals_use_bounded_memory() -> None:
     batching, total = RefusalBatching(), 0
     acts: list[AuditedAct] = []
     for number in range(20_000):

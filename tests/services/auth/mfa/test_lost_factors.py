@@ -30,7 +30,7 @@ async def remove(api_client: ApiClient, name: str) -> auth.User:
     return await api_client.world.ask(auth.remove_mfa, auth.RemoveMfa(name), made.session.access_token)
 
 
-async def test_they_log_in_with_the_password_again_and_are_told(api_client: ApiClient, mailer: FakePostman) -> None:
+async def test_the_user_logs_in_with_the_password_again_and_is_notified(api_client: ApiClient, mailer: FakePostman) -> None:
     session, _, _ = await api_client.with_factor("anna")
     assert (await api_client.login()).step is Step.ENTER_CODE
     key = (await api_client.world.new_key(session.access_token)).api_key
@@ -45,7 +45,7 @@ async def test_they_log_in_with_the_password_again_and_are_told(api_client: ApiC
     assert (await api_client.world.ask(auth.validate_api_key, auth.ValidateApiKey(key))).username == "anna"
 
 
-async def test_a_new_one_can_be_set_up_afterwards(api_client: ApiClient, mailer: FakePostman) -> None:
+async def test_a_new_factor_can_be_set_up_afterwards(api_client: ApiClient, mailer: FakePostman) -> None:
     await api_client.with_factor("anna")
     await remove(api_client, "anna")
     session = await api_client.login()
@@ -54,7 +54,7 @@ async def test_a_new_one_can_be_set_up_afterwards(api_client: ApiClient, mailer:
     assert (await api_client.login()).step is Step.ENTER_CODE
 
 
-async def test_who_has_none_keeps_their_sessions(api_client: ApiClient, mailer: FakePostman) -> None:
+async def test_a_user_without_a_factor_keeps_their_sessions(api_client: ApiClient, mailer: FakePostman) -> None:
     await api_client.world.register("anna")
     session = await api_client.login()
     with pytest.raises(errors.NotFound, match="anna has no second factor"):
@@ -63,7 +63,7 @@ async def test_who_has_none_keeps_their_sessions(api_client: ApiClient, mailer: 
     assert (mailer.told(), api_client.trail.actions("mfa.remove")) == ([], [])
 
 
-async def test_only_administrators_do_it(api_client: ApiClient, mailer: FakePostman) -> None:
+async def test_only_administrators_remove_factors(api_client: ApiClient, mailer: FakePostman) -> None:
     session, _, _ = await api_client.with_factor("anna")
     await api_client.world.register("bob")
     bob = await api_client.login("bob", PASSWORD)
@@ -73,6 +73,8 @@ async def test_only_administrators_do_it(api_client: ApiClient, mailer: FakePost
 
 
 @pytest.mark.parametrize(("name", "error", "said"), [("admin", errors.NotAllowed, "your own"), ("nobody", errors.NotFound, "nobody")])
-async def test_it_has_to_be_somebody_else(api_client: ApiClient, mailer: FakePostman, name: str, error: type[Exception], said: str) -> None:
+async def test_administrators_cannot_remove_their_own_factor(
+    api_client: ApiClient, mailer: FakePostman, name: str, error: type[Exception], said: str
+) -> None:
     with pytest.raises(error, match=said):
         await remove(api_client, name)

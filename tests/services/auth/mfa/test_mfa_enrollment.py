@@ -19,7 +19,7 @@ from tests.services.auth.mfa.equipment import ApiClient
 from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD
 
 
-async def test_it_is_in_force_once_a_right_code_was_shown_and_not_before(api_client: ApiClient) -> None:
+async def test_a_factor_is_enabled_only_after_a_right_code(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     session = await api_client.login()
     phone = await api_client.begin(session)
@@ -35,7 +35,7 @@ async def test_it_is_in_force_once_a_right_code_was_shown_and_not_before(api_cli
     assert api_client.trail.actions("mfa.enable") == ["mfa.enable"]
 
 
-async def test_beginning_anew_replaces_what_was_not_finished(api_client: ApiClient) -> None:
+async def test_starting_over_replaces_an_unfinished_setup(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     session = await api_client.login()
     first = await api_client.begin(session)
@@ -46,7 +46,7 @@ async def test_beginning_anew_replaces_what_was_not_finished(api_client: ApiClie
     await api_client.enable(session, second.code())
 
 
-async def test_without_a_beginning_there_is_no_end(api_client: ApiClient, settings: AuthSettings) -> None:
+async def test_enabling_requires_a_started_setup(api_client: ApiClient, settings: AuthSettings) -> None:
     await api_client.world.register("anna")
     session = await api_client.login()
     with pytest.raises(errors.BadRequest, match="no second factor is being set up"):
@@ -57,7 +57,7 @@ async def test_without_a_beginning_there_is_no_end(api_client: ApiClient, settin
         await api_client.enable(session, phone.code())
 
 
-async def test_of_many_that_finish_at_once_one_gets_recovery_codes(api_client: ApiClient) -> None:
+async def test_one_of_many_concurrent_setups_gets_recovery_codes(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     session = await api_client.login()
     phone = await api_client.begin(session)
@@ -67,7 +67,7 @@ async def test_of_many_that_finish_at_once_one_gets_recovery_codes(api_client: A
     assert all(isinstance(found, accounts.RecoveryCodes | errors.CallerError) for found in outcomes)
 
 
-async def test_enabling_it_ends_the_logins_that_were_made_without_it(api_client: ApiClient) -> None:
+async def test_enabling_a_factor_ends_logins_made_without_it(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     other, session = await api_client.login(), await api_client.login()
     phone = await api_client.begin(session)
@@ -77,7 +77,7 @@ async def test_enabling_it_ends_the_logins_that_were_made_without_it(api_client:
         await api_client.identify(other)
 
 
-async def test_what_is_stored_gives_neither_seed_nor_codes_away(api_client: ApiClient, settings: AuthSettings) -> None:
+async def test_stored_data_reveals_neither_seed_nor_codes(api_client: ApiClient, settings: AuthSettings) -> None:
     session, phone, codes = await api_client.with_factor()
     begun = await api_client.begin(session)
     row = repr(await by_hand.value(settings.database_url, "SELECT row_to_json(second_factors)::text FROM auth.second_factors"))
@@ -89,7 +89,7 @@ async def test_what_is_stored_gives_neither_seed_nor_codes_away(api_client: ApiC
     assert str(session.user.id) in row, "it is the row"
 
 
-async def test_a_new_phone_takes_the_old_ones_place_once_it_has_shown_a_code(api_client: ApiClient) -> None:
+async def test_a_new_phone_replaces_the_old_one_after_entering_a_code(api_client: ApiClient) -> None:
     session, old, _ = await api_client.with_factor()
     new = await api_client.begin(session)
     await api_client.confirm(await api_client.login(), old.next_code())
@@ -101,7 +101,7 @@ async def test_a_new_phone_takes_the_old_ones_place_once_it_has_shown_a_code(api
     await api_client.login(code=codes[0])
 
 
-async def test_who_lacks_the_code_cannot_put_another_phone_in_place_of_the_owners(api_client: ApiClient) -> None:
+async def test_a_user_without_the_code_cannot_replace_the_owners_phone(api_client: ApiClient) -> None:
     """The gate lets half-done logins to these methods, because for some of them this is what they lack."""
     _, phone, _ = await api_client.with_factor()
     thief = await api_client.login()
@@ -113,7 +113,7 @@ async def test_who_lacks_the_code_cannot_put_another_phone_in_place_of_the_owner
     await api_client.confirm(thief, phone.next_code())
 
 
-async def test_a_login_from_before_the_factor_cannot_replace_it_either(api_client: ApiClient) -> None:
+async def test_a_login_older_than_the_factor_cannot_replace_it(api_client: ApiClient) -> None:
     """One that slipped through while the others were ended."""
     session, _, _ = await api_client.with_factor()
     user = session.user
@@ -125,7 +125,7 @@ async def test_a_login_from_before_the_factor_cannot_replace_it_either(api_clien
         await api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), token.access_token)
 
 
-async def test_a_key_sets_nothing_up(api_client: ApiClient) -> None:
+async def test_a_key_cannot_set_up_a_factor(api_client: ApiClient) -> None:
     """Nor takes it away: who found a key must not put their own phone in place of its owner's."""
     _, new = await api_client.world.user_with_key("anna")
     for attempt in (
@@ -138,7 +138,7 @@ async def test_a_key_sets_nothing_up(api_client: ApiClient) -> None:
             await attempt
 
 
-async def test_changing_it_needs_a_fresh_login(api_client: ApiClient) -> None:
+async def test_changing_the_factor_needs_a_fresh_login(api_client: ApiClient) -> None:
     session, phone, _ = await api_client.with_factor()
     gate = api_client.world.dispatcher.gate
     assert gate is not None
@@ -157,7 +157,7 @@ async def test_changing_it_needs_a_fresh_login(api_client: ApiClient) -> None:
     await api_client.world.ask(accounts.disable_mfa, accounts.DisableMfa(phone.next_code()), session.access_token)
 
 
-async def test_without_it_the_password_is_enough_again(api_client: ApiClient) -> None:
+async def test_after_disabling_the_factor_the_password_is_enough(api_client: ApiClient) -> None:
     session, phone, codes = await api_client.with_factor()
     with pytest.raises(errors.NotAllowed, match="wrong"):
         await api_client.world.ask(accounts.disable_mfa, accounts.DisableMfa("000000"), session.access_token)
@@ -172,7 +172,7 @@ async def test_without_it_the_password_is_enough_again(api_client: ApiClient) ->
     assert api_client.trail.actions("mfa.enable", "mfa.disable")[-1] == "mfa.disable"
 
 
-async def test_who_guesses_a_code_to_be_rid_of_it_is_written_down_with_where_they_are(api_client: ApiClient) -> None:
+async def test_a_wrong_code_when_disabling_is_logged_with_the_address(api_client: ApiClient) -> None:
     _, phone, _ = await api_client.with_factor()
     session = await api_client.browse(code=phone.next_code())
     with pytest.raises(errors.NotAllowed, match="wrong"):
@@ -183,7 +183,7 @@ async def test_who_guesses_a_code_to_be_rid_of_it_is_written_down_with_where_the
 # --- recovery codes --------------------------------------------------------------------------------------------------------
 
 
-async def test_each_recovery_code_is_good_once_and_the_rest_are_counted(api_client: ApiClient, replica: ApiClient) -> None:
+async def test_each_recovery_code_works_once_and_the_rest_are_counted(api_client: ApiClient, replica: ApiClient) -> None:
     session, _, codes = await api_client.with_factor()
     user = session.user.id
     assert (await api_client.logins._factors.state(user)).recovery_codes_left == 10
@@ -195,7 +195,7 @@ async def test_each_recovery_code_is_good_once_and_the_rest_are_counted(api_clie
     assert (await api_client.logins._factors.state(user)).recovery_codes_left == 8
 
 
-async def test_renewed_ones_take_the_place_of_those_that_are_left(api_client: ApiClient) -> None:
+async def test_renewed_recovery_codes_replace_the_remaining_ones(api_client: ApiClient) -> None:
     session, _, codes = await api_client.with_factor()
     made = await api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), session.access_token)
     assert not set(made.codes) & set(codes)
@@ -204,7 +204,7 @@ async def test_renewed_ones_take_the_place_of_those_that_are_left(api_client: Ap
     assert (await api_client.login(code=made.codes[0])).step is Step.DONE
 
 
-async def test_anothers_recovery_code_is_none(api_client: ApiClient) -> None:
+async def test_another_users_recovery_code_is_refused(api_client: ApiClient) -> None:
     await api_client.with_factor("anna")
     _, _, bens = await api_client.with_factor("ben")
     with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was already used"):
@@ -215,7 +215,7 @@ async def test_anothers_recovery_code_is_none(api_client: ApiClient) -> None:
 # --- administrators ----------------------------------------------------------------------------------------------------------
 
 
-async def test_an_administrator_without_one_may_set_it_up_and_nothing_else(api_client: ApiClient) -> None:
+async def test_an_administrator_without_a_factor_may_only_set_one_up(api_client: ApiClient) -> None:
     half = await api_client.browse("admin", ADMIN_PASSWORD)
     assert half.step is Step.SET_UP_MFA
     with pytest.raises(errors.SecondFactorNeeded, match="administrators need a second factor"):
@@ -235,7 +235,7 @@ async def test_an_administrator_without_one_may_set_it_up_and_nothing_else(api_c
     assert (await api_client.browse("admin", ADMIN_PASSWORD, phone.next_code())).step is Step.DONE
 
 
-async def test_an_administrator_cannot_do_without_it(api_client: ApiClient) -> None:
+async def test_an_administrator_cannot_disable_the_factor(api_client: ApiClient) -> None:
     half = await api_client.login("admin", ADMIN_PASSWORD)
     phone = await api_client.begin(half)
     session = (await api_client.enable(half, phone.code())).session
@@ -245,9 +245,7 @@ async def test_an_administrator_cannot_do_without_it(api_client: ApiClient) -> N
     assert "set up a new one" in refused.value.hint
 
 
-async def test_who_becomes_an_administrator_in_the_middle_of_a_session_needs_one_from_then_on(
-    api_client: ApiClient, settings: AuthSettings
-) -> None:
+async def test_a_user_who_becomes_an_administrator_mid_session_needs_a_factor(api_client: ApiClient, settings: AuthSettings) -> None:
     await api_client.world.register("anna")
     session = await api_client.login()
     await by_hand.run(settings.database_url, "UPDATE auth.users SET role = 'admin' WHERE username = 'anna'")
@@ -260,7 +258,9 @@ async def test_who_becomes_an_administrator_in_the_middle_of_a_session_needs_one
     assert (await api_client.world.ask(auth.list_users, auth.ListUsers(), whole.access_token)).users
 
 
-async def test_where_it_is_switched_off_administrators_log_in_with_their_password(api_client: ApiClient, settings: AuthSettings) -> None:
+async def test_if_the_requirement_is_disabled_administrators_log_in_with_the_password(
+    api_client: ApiClient, settings: AuthSettings
+) -> None:
     api_client.logins._settings = msgspec.structs.replace(settings, admin_mfa=False)
     api_client.parts.identities._admin_mfa = False
     session = await api_client.login("admin", ADMIN_PASSWORD)
@@ -268,7 +268,7 @@ async def test_where_it_is_switched_off_administrators_log_in_with_their_passwor
     assert (await api_client.world.ask(auth.list_users, auth.ListUsers(), session.access_token)).users
 
 
-async def test_a_row_that_was_copied_to_another_user_opens_nothing(api_client: ApiClient, settings: AuthSettings) -> None:
+async def test_a_row_copied_to_another_user_is_useless(api_client: ApiClient, settings: AuthSettings) -> None:
     """Who can write the database still cannot make their own phone an administrator's."""
     session, phone, _ = await api_client.with_factor("mallory")
     await api_client.world.register("anna")
@@ -282,7 +282,7 @@ async def test_a_row_that_was_copied_to_another_user_opens_nothing(api_client: A
         await api_client.login("anna", PASSWORD, phone.next_code())
 
 
-async def test_a_seed_is_sealed_anew_under_a_newer_key_when_it_is_used(api_client: ApiClient, settings: AuthSettings) -> None:
+async def test_a_seed_is_encrypted_again_with_a_newer_key_when_used(api_client: ApiClient, settings: AuthSettings) -> None:
     _, phone, _ = await api_client.with_factor()
     old, new = sealing.read_key(settings.data_key), bytes(32)
     api_client.logins._factors._sealer = DataSealer(new, old)
@@ -294,7 +294,7 @@ async def test_a_seed_is_sealed_anew_under_a_newer_key_when_it_is_used(api_clien
         await api_client.login(code=phone.next_code())
 
 
-async def test_the_seed_in_the_address_is_the_one_to_be_typed(api_client: ApiClient) -> None:
+async def test_the_uri_and_the_typed_secret_contain_the_same_seed(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     session = await api_client.login()
     made = await api_client.world.ask(accounts.begin_mfa, accounts.BeginMfa(), session.access_token)

@@ -26,22 +26,22 @@ def test_ten_codes_of_at_least_fifty_bits_in_groups() -> None:
 @pytest.mark.parametrize(
     "typed", ["0b1c-2d3e-4f5g", "0B1C-2D3E-4F5G", " 0b1c 2d3e 4f5g ", "0b1c2d3e4f5g", "ob1c-2d3e-4f5g", "oblc2d3e4f5g"]
 )
-def test_a_code_is_read_however_it_is_typed(typed: str) -> None:
+def test_a_code_is_accepted_however_it_is_typed(typed: str) -> None:
     assert recovery_codes.may_be(typed)
     assert recovery_codes.digest(typed, ANNA, PEPPER) == recovery_codes.digest("0b1c-2d3e-4f5g", ANNA, PEPPER)
 
 
 @pytest.mark.parametrize("typed", ["", "123456", "0b1c-2d3e", "0b1c-2d3e-4f5g-6h7j", "0b1c-2d3e-4f5!", "é" * 12, "x" * 10_000])
-def test_what_is_none(typed: str) -> None:
+def test_text_that_is_not_a_recovery_code(typed: str) -> None:
     assert not recovery_codes.may_be(typed)
 
 
-def test_it_is_never_taken_for_a_code_of_the_app() -> None:
+def test_a_recovery_code_is_never_taken_for_an_app_code() -> None:
     assert not any(totp.may_be(code) for code in recovery_codes.new_codes())
     assert not recovery_codes.may_be("123 456")
 
 
-def test_the_digest_belongs_to_its_owner_and_its_pepper() -> None:
+def test_the_digest_depends_on_its_owner_and_the_pepper() -> None:
     code = "0b1c-2d3e-4f5g"
     digests = {
         recovery_codes.digest(code, ANNA, PEPPER),

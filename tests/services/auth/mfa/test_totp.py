@@ -62,30 +62,30 @@ def test_a_phone_may_be_thirty_seconds_off(off: int, found: int | None) -> None:
     assert totp.find_step(SEED, totp.code_at(SEED, totp.step_at(NOW + off)), NOW) == found
 
 
-def test_a_code_is_read_as_apps_show_it() -> None:
+def test_a_code_is_accepted_as_apps_display_it() -> None:
     code = totp.code_at(SEED, STEP)
     assert totp.find_step(SEED, f" {code[:3]} {code[3:]} ", NOW) == STEP
     assert totp.may_be(f"{code[:3]} {code[3:]}")
 
 
 @pytest.mark.parametrize("text", ["", "12345", "1234567", "12345a", "１２３４５６", "٠١٢٣٤٥", "-12345", "abcd-efgh-jkmn"])
-def test_what_is_no_code(text: str) -> None:
+def test_text_that_is_not_a_code(text: str) -> None:
     assert not totp.may_be(text)
     assert totp.find_step(SEED, text, NOW) is None
 
 
 @given(st.integers(0, 999_999))
-def test_no_code_but_the_three_of_the_moment_is_right(number: int) -> None:
+def test_only_the_current_code_and_its_neighbors_are_right(number: int) -> None:
     code = f"{number:06}"
     right = {totp.code_at(SEED, step) for step in (STEP - 1, STEP, STEP + 1)}
     assert (totp.find_step(SEED, code, NOW) is not None) == (code in right)
 
 
-def test_the_beginning_of_time_has_no_step_before_it() -> None:
+def test_the_first_step_has_no_predecessor() -> None:
     assert totp.find_step(SEED, totp.code_at(SEED, 0), 0) == 0
 
 
-def test_what_an_app_reads() -> None:
+def test_the_uri_for_apps() -> None:
     seed = totp.new_seed()
     assert len(seed) * 8 == 160
     address = urlsplit(totp.uri(seed, "anna.b", "aimesh home/1"))

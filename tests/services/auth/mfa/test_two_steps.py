@@ -17,7 +17,7 @@ from tests.services.auth.mfa.equipment import WEB, ApiClient
 from tests.services.auth.surroundings import PASSWORD, call
 
 
-async def test_a_login_with_the_code_at_once_takes_one_step(api_client: ApiClient) -> None:
+async def test_a_login_with_the_code_takes_one_step(api_client: ApiClient) -> None:
     _, phone, _ = await api_client.with_factor()
     session = await api_client.login(code=phone.next_code())
     assert session.step is Step.DONE
@@ -25,7 +25,7 @@ async def test_a_login_with_the_code_at_once_takes_one_step(api_client: ApiClien
     assert (principal.step, principal.username) == (Step.DONE, "anna")
 
 
-async def test_a_login_in_two_steps_goes_on_under_another_id_and_another_token(api_client: ApiClient) -> None:
+async def test_a_two_step_login_continues_with_a_new_id_and_token(api_client: ApiClient) -> None:
     _, phone, _ = await api_client.with_factor()
     half = await api_client.browse()
     assert half.step is Step.ENTER_CODE
@@ -41,7 +41,7 @@ async def test_a_login_in_two_steps_goes_on_under_another_id_and_another_token(a
     assert again.session_token == whole.session_token
 
 
-async def test_half_a_login_is_good_for_its_step_and_nothing_else(api_client: ApiClient) -> None:
+async def test_an_incomplete_login_only_allows_its_missing_step(api_client: ApiClient) -> None:
     """Every row of the table, through the gate."""
     await api_client.with_factor()
     half = await api_client.login()
@@ -61,7 +61,7 @@ async def test_half_a_login_is_good_for_its_step_and_nothing_else(api_client: Ap
     assert admitted == {"auth.confirmLogin", "auth.beginMfa", "auth.enableMfa"}
 
 
-async def test_a_refreshed_half_is_still_half(api_client: ApiClient) -> None:
+async def test_a_refreshed_incomplete_login_is_still_incomplete(api_client: ApiClient) -> None:
     await api_client.with_factor()
     half = await api_client.login()
     refreshed = await api_client.world.ask(auth.refresh_session, auth.RefreshSession(half.session_token))
@@ -70,7 +70,7 @@ async def test_a_refreshed_half_is_still_half(api_client: ApiClient) -> None:
         await api_client.world.ask(auth.list_api_keys, auth.ListApiKeys(), refreshed.access_token)
 
 
-async def test_a_login_that_lacks_nothing_confirms_nothing(api_client: ApiClient) -> None:
+async def test_a_complete_login_needs_no_code(api_client: ApiClient) -> None:
     session, phone, _ = await api_client.with_factor()
     with pytest.raises(errors.BadRequest, match="needs no code"):
         await api_client.confirm(session, phone.next_code())
@@ -79,7 +79,7 @@ async def test_a_login_that_lacks_nothing_confirms_nothing(api_client: ApiClient
 # --- codes -------------------------------------------------------------------------------------------------------------------
 
 
-async def test_of_many_uses_of_one_code_one_succeeds_on_whichever_replica(api_client: ApiClient, replica: ApiClient) -> None:
+async def test_one_of_many_uses_of_a_code_succeeds_on_any_replica(api_client: ApiClient, replica: ApiClient) -> None:
     _, phone, _ = await api_client.with_factor()
     for _ in range(3):
         code = phone.next_code()
@@ -93,7 +93,7 @@ async def test_of_many_uses_of_one_code_one_succeeds_on_whichever_replica(api_cl
             assert isinstance(refused, auth.LoginSession | errors.NotAllowed | errors.Limited), refused
 
 
-async def test_the_code_that_enabled_it_logs_nobody_in(api_client: ApiClient) -> None:
+async def test_the_code_that_enabled_the_factor_logs_nobody_in(api_client: ApiClient) -> None:
     _, phone, _ = await api_client.with_factor()
     with pytest.raises(errors.NotAuthenticated, match="already used"):
         await api_client.login(code=phone.code())
@@ -114,7 +114,7 @@ async def test_a_phone_may_be_thirty_seconds_off(api_client: ApiClient, steps: i
         await api_client.login(code=phone.code(steps))
 
 
-async def test_codes_have_five_guesses_from_one_address_however_many_logins_are_begun(api_client: ApiClient) -> None:
+async def test_an_address_has_five_attempts_at_codes_over_any_number_of_logins(api_client: ApiClient) -> None:
     _, phone, _ = await api_client.with_factor()
     code = phone.next_code()
     wrong = [f"{number:06}" for number in range(60) if f"{number:06}" != code]
@@ -130,7 +130,7 @@ async def test_codes_have_five_guesses_from_one_address_however_many_logins_are_
     assert half.step is Step.ENTER_CODE, "the password itself is still taken"
 
 
-async def test_who_knows_the_password_cannot_lock_the_owner_out_of_entering_codes(api_client: ApiClient) -> None:
+async def test_knowing_the_password_does_not_allow_locking_the_owner_out_of_codes(api_client: ApiClient) -> None:
     _, phone, _ = await api_client.with_factor()
     first = await api_client.confirm(await api_client.browse(), phone.next_code())
     assert first.browser
@@ -149,7 +149,7 @@ async def test_who_knows_the_password_cannot_lock_the_owner_out_of_entering_code
     assert whole.browser == first.browser
 
 
-async def test_who_guesses_the_password_learns_nothing_of_a_second_factor(api_client: ApiClient) -> None:
+async def test_guessing_the_password_reveals_nothing_about_a_second_factor(api_client: ApiClient) -> None:
     _, phone, codes = await api_client.with_factor("anna")
     await api_client.world.register("ben")
     asked: list[object] = []
@@ -179,7 +179,7 @@ async def test_who_guesses_the_password_learns_nothing_of_a_second_factor(api_cl
 # --- being fresh again -----------------------------------------------------------------------------------------------------
 
 
-async def test_the_password_confirms_where_there_is_no_second_factor(api_client: ApiClient) -> None:
+async def test_without_a_second_factor_the_password_confirms(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     session = await api_client.login()
     await _make_stale(api_client, session)
@@ -195,7 +195,7 @@ async def test_the_password_confirms_where_there_is_no_second_factor(api_client:
     await api_client.world.new_key(session.access_token)
 
 
-async def test_where_there_is_one_the_password_is_not_enough(api_client: ApiClient) -> None:
+async def test_with_a_second_factor_the_password_is_not_enough(api_client: ApiClient) -> None:
     session, phone, codes = await api_client.with_factor()
     await _make_stale(api_client, session)
     with pytest.raises(errors.SecondFactorNeeded, match="the password is not enough here"):
@@ -211,7 +211,7 @@ async def test_where_there_is_one_the_password_is_not_enough(api_client: ApiClie
     await api_client.world.new_key(session.access_token, "another")
 
 
-async def test_confirming_is_no_way_to_guess_passwords(api_client: ApiClient) -> None:
+async def test_confirming_cannot_be_used_to_guess_passwords(api_client: ApiClient) -> None:
     await api_client.world.register("anna")
     session = await api_client.login()
     outcomes = await asyncio.gather(*(api_client.confirm_again(session, f"wrong_password{n}") for n in range(30)), return_exceptions=True)
@@ -239,7 +239,7 @@ async def _make_stale(api_client: ApiClient, session: auth.LoginSession) -> None
 # --- links -----------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_link_of_a_login_with_a_code_needs_none_again(api_client: ApiClient) -> None:
+async def test_a_link_from_a_login_with_a_code_needs_no_code(api_client: ApiClient) -> None:
     _, phone, _ = await api_client.with_factor()
     session = await api_client.login(code=phone.next_code())
     link = await api_client.world.ask(auth.create_login_link, auth.CreateLoginLink(), session.access_token)
@@ -248,7 +248,7 @@ async def test_a_link_of_a_login_with_a_code_needs_none_again(api_client: ApiCli
     assert (await api_client.identify(opened)).confirmed_at == (await api_client.identify(session)).confirmed_at
 
 
-async def test_a_link_of_a_key_lacks_the_code(api_client: ApiClient) -> None:
+async def test_a_link_from_a_key_lacks_the_code(api_client: ApiClient) -> None:
     session, phone, _ = await api_client.with_factor()
     new = await api_client.world.new_key(session.access_token)
     link = await api_client.world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
@@ -257,7 +257,7 @@ async def test_a_link_of_a_key_lacks_the_code(api_client: ApiClient) -> None:
     assert (await api_client.confirm(opened, phone.next_code())).step is Step.DONE
 
 
-async def test_what_is_said_of_a_login_in_the_log_has_no_secret_in_it(api_client: ApiClient) -> None:
+async def test_login_entries_in_the_log_contain_no_secret(api_client: ApiClient) -> None:
     _, phone, codes = await api_client.with_factor()
     code = phone.next_code()
     half = await api_client.browse()
@@ -274,7 +274,7 @@ async def test_what_is_said_of_a_login_in_the_log_has_no_secret_in_it(api_client
     )
 
 
-async def test_a_credential_that_is_none_is_refused(api_client: ApiClient) -> None:
+async def test_an_invalid_credential_is_refused(api_client: ApiClient) -> None:
     for credential in (None, Credential(""), Credential("aip_live_x"), Credential("a.b.c")):
         with pytest.raises(
             errors.NotAuthenticated,

@@ -23,7 +23,7 @@ def state(epoch: int = 1, changed_at: datetime | None = None) -> MeshState:
     return MeshState(7, epoch, changed_at, (CUT_OFF,))
 
 
-def test_what_it_signs_is_believed_under_its_own_key_alone() -> None:
+def test_signatures_verify_only_under_the_cas_own_key() -> None:
     keys, foreign = CaKeys(authority()), authority().id
     node = node_keys.NodeKey(node_keys.new_seed()).id
     certificate = keys.certify(Subject(node, Role.WORKER), SECONDS)
@@ -37,14 +37,14 @@ def test_what_it_signs_is_believed_under_its_own_key_alone() -> None:
         certificates.check_list(listed, (foreign,))
 
 
-def test_the_epoch_before_is_told_for_a_day_and_the_next_one_never() -> None:
+def test_the_previous_epoch_is_published_for_a_day_and_the_next_one_never() -> None:
     keys = CaKeys(authority())
     assert [secret.epoch for secret in keys.topics(state(), SECONDS)] == [1]
     assert [secret.epoch for secret in keys.topics(state(2, NOW - timedelta(hours=23)), SECONDS)] == [2, 1]
     assert [secret.epoch for secret in keys.topics(state(2, NOW - timedelta(hours=24)), SECONDS)] == [2]
 
 
-def test_secrets_differ_by_epoch_and_by_key_and_are_the_same_on_every_replica() -> None:
+def test_secrets_differ_by_epoch_and_key_and_are_the_same_on_every_replica() -> None:
     one, other = authority(), authority()
     secrets = {epoch: CaKeys(one).topics(state(epoch), SECONDS)[0].secret for epoch in (1, 2)}
     assert len({*secrets.values(), CaKeys(other).topics(state(1), SECONDS)[0].secret}) == 3
@@ -52,7 +52,7 @@ def test_secrets_differ_by_epoch_and_by_key_and_are_the_same_on_every_replica() 
     assert all(len(secret) == 32 for secret in secrets.values())
 
 
-def test_one_key_follows_upon_the_other_without_anybody_losing_the_mesh() -> None:
+def test_a_ca_key_is_replaced_without_any_node_losing_the_mesh() -> None:
     old, new = authority(), authority()
     announced, switched, done = CaKeys(old, new), CaKeys(new, old), CaKeys(new)
     assert certificates.check_succession(announced.succession, (old.id,)).successor == new.id
@@ -67,13 +67,13 @@ def test_one_key_follows_upon_the_other_without_anybody_losing_the_mesh() -> Non
     assert done.succession == b""
 
 
-def test_one_key_in_both_files_is_a_mistake() -> None:
+def test_the_same_key_in_both_files_is_a_mistake() -> None:
     key = authority()
     with pytest.raises(errors.BadSettings, match="MESH_CA_NEXT_KEY_FILE"):
         CaKeys(key, key)
 
 
-def test_a_revoked_node_is_named_as_it_is() -> None:
+def test_a_revoked_node_is_listed_with_its_identity() -> None:
     keys = CaKeys(authority())
     assert certificates.check_list(keys.sign_list(MeshState(1, 1, None, ()), SECONDS), keys.authorities).nodes == ()
     assert isinstance(CUT_OFF, str)

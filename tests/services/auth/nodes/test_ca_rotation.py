@@ -58,7 +58,7 @@ class Node:
         self.trust.admit(other.trust.hello(self.key.id, LINK, "test", time.time()), other.key.id, LINK, time.time())
 
 
-async def test_at_every_step_of_a_rotation_all_nodes_let_each_other_in_and_meet(tmp_path: Path) -> None:
+async def test_at_every_step_of_a_rotation_all_nodes_admit_and_find_each_other(tmp_path: Path) -> None:
     old, new = (Authority(node_keys.new_authority_seed()) for _ in range(2))
     steps = [CaKeys(old), CaKeys(old, new), CaKeys(new, old), CaKeys(new)]
     nodes = [Node(role, tmp_path, steps[0]) for role in (Role.GATEWAY, Role.WORKER, Role.METRICS, Role.AUTH)]
@@ -75,7 +75,7 @@ async def test_at_every_step_of_a_rotation_all_nodes_let_each_other_in_and_meet(
         nodes[0].lets_in(late)
 
 
-async def test_a_key_that_no_trusted_one_has_named_is_not_believed_whoever_sends_it(tmp_path: Path) -> None:
+async def test_a_key_that_no_trusted_key_named_is_rejected_from_anyone(tmp_path: Path) -> None:
     old, stranger = (Authority(node_keys.new_authority_seed()) for _ in range(2))
     node = Node(Role.WORKER, tmp_path, CaKeys(old))
     with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):

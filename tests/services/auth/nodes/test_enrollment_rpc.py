@@ -41,7 +41,7 @@ async def test_a_machine_joins_with_a_ticket(running_service: Surroundings) -> N
     assert (listed.id, listed.name, listed.owner, listed.certified_until is not None) == (newcomer.key.id, "box", "admin", True)
 
 
-async def test_a_lost_reply_is_asked_for_again_on_a_new_connection(running_service: Surroundings) -> None:
+async def test_a_lost_reply_is_requested_again_on_a_new_connection(running_service: Surroundings) -> None:
     made, newcomer = await running_service.ticket(), Newcomer()
     await newcomer.enroll(running_service, made.ticket)
     newcomer.reconnect()
@@ -52,7 +52,7 @@ async def test_a_lost_reply_is_asked_for_again_on_a_new_connection(running_servi
         await Newcomer().enroll(running_service, made.ticket)
 
 
-async def test_of_fifty_machines_with_one_ticket_one_comes_in(running_service: Surroundings) -> None:
+async def test_one_of_fifty_machines_with_one_ticket_joins(running_service: Surroundings) -> None:
     made = await running_service.ticket()
     outcomes = await asyncio.gather(*(Newcomer().enroll(running_service, made.ticket) for _ in range(50)), return_exceptions=True)
     assert sum(isinstance(outcome, Membership) for outcome in outcomes) == 1
@@ -69,7 +69,7 @@ async def test_of_fifty_machines_with_one_ticket_one_comes_in(running_service: S
         pytest.param("DELETE FROM auth.tickets", "does not know the ticket", id="unknown"),
     ],
 )
-async def test_a_refusal_says_which(running_service: Surroundings, postgres_url: str, change: str, message: str) -> None:
+async def test_a_refusal_gives_its_reason(running_service: Surroundings, postgres_url: str, change: str, message: str) -> None:
     made = await running_service.ticket()
     await by_hand.run(postgres_url, change)
     with pytest.raises(errors.BadTicket, match=message) as refused:
@@ -77,7 +77,7 @@ async def test_a_refusal_says_which(running_service: Surroundings, postgres_url:
     assert "administrator" in refused.value.hint
 
 
-async def test_a_flipped_bit_lets_nobody_in(running_service: Surroundings) -> None:
+async def test_a_flipped_bit_is_refused(running_service: Surroundings) -> None:
     made, newcomer = await running_service.ticket(uses=10_000), Newcomer()
     request = newcomer.request(running_service, tickets.parse(made.ticket))
     good = [request.ticket_id.encode(), request.ticket_signature, request.node_signature, newcomer.peer.channel]
@@ -94,7 +94,7 @@ async def test_a_flipped_bit_lets_nobody_in(running_service: Surroundings) -> No
     assert [row.role for row in (await running_service.administer(membership.list_members, membership.ListMembers())).members] == ["auth"]
 
 
-async def test_what_was_signed_for_one_connection_or_one_auth_is_worth_nothing_on_another(running_service: Surroundings) -> None:
+async def test_a_proof_for_one_connection_or_auth_is_invalid_on_another(running_service: Surroundings) -> None:
     made, newcomer, thief = await running_service.ticket(), Newcomer(), Newcomer()
     request = newcomer.request(running_service, tickets.parse(made.ticket))
     newcomer.reconnect()
@@ -106,7 +106,7 @@ async def test_what_was_signed_for_one_connection_or_one_auth_is_worth_nothing_o
         await running_service.ask(membership.enroll_node, newcomer.request(elsewhere, tickets.parse(made.ticket)), peer=newcomer.peer)
 
 
-async def test_a_ticket_is_not_used_over_nats_nor_by_others_than_newcomers(running_service: Surroundings) -> None:
+async def test_a_ticket_is_only_used_by_newcomers_and_not_over_nats(running_service: Surroundings) -> None:
     made, newcomer = await running_service.ticket(), Newcomer()
     request = newcomer.request(running_service, tickets.parse(made.ticket))
     with pytest.raises(errors.NotAllowed, match="Hyperswarm"):
@@ -116,7 +116,7 @@ async def test_a_ticket_is_not_used_over_nats_nor_by_others_than_newcomers(runni
             await running_service.ask(membership.enroll_node, request, peer=Peer(role, newcomer.key.id, newcomer.key.id, channel=b"c" * 64))
 
 
-async def test_a_node_cannot_give_itself_the_label_trusted(running_service: Surroundings) -> None:
+async def test_a_node_cannot_label_itself_trusted(running_service: Surroundings) -> None:
     made = await running_service.ticket()
     labels: Labels = {"trusted": "yes"}
     with pytest.raises(errors.BadRequest, match="trusted"):
@@ -127,7 +127,7 @@ async def test_a_node_cannot_give_itself_the_label_trusted(running_service: Surr
 # --- approval ----------------------------------------------------------------------------------------------------------
 
 
-async def test_waits_until_it_is_approved_and_is_certified_then(running_service: Surroundings) -> None:
+async def test_a_node_waits_for_approval_and_is_then_certified(running_service: Surroundings) -> None:
     made, newcomer = await running_service.ticket(needs_approval=True), Newcomer()
     for ask in (
         newcomer.enroll(running_service, made.ticket),
@@ -143,7 +143,7 @@ async def test_waits_until_it_is_approved_and_is_certified_then(running_service:
     assert read(await newcomer.renew(running_service)).node == newcomer.key.id
 
 
-async def test_a_node_that_is_not_wanted_is_revoked_in_place_of_approved(running_service: Surroundings) -> None:
+async def test_an_unwanted_node_is_revoked_instead_of_approved(running_service: Surroundings) -> None:
     made, newcomer = await running_service.ticket(needs_approval=True), Newcomer()
     with pytest.raises(errors.ApprovalPending, match="an administrator has to approve this machine first"):
         await newcomer.enroll(running_service, made.ticket)
@@ -157,7 +157,7 @@ async def test_a_node_that_is_not_wanted_is_revoked_in_place_of_approved(running
 # --- renewal -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_node_whose_certificate_ended_renews_with_its_key_and_a_revoked_one_does_not(
+async def test_a_node_with_an_expired_certificate_renews_it_and_a_revoked_one_does_not(
     running_service: Surroundings, postgres_url: str
 ) -> None:
     newcomer, other = Newcomer(), Newcomer()
@@ -177,7 +177,7 @@ async def test_a_node_whose_certificate_ended_renews_with_its_key_and_a_revoked_
         await other.enroll(running_service, (await running_service.ticket()).ticket)
 
 
-async def test_a_node_that_was_away_too_long_joins_again_with_its_old_key(running_service: Surroundings, postgres_url: str) -> None:
+async def test_a_node_that_was_offline_too_long_joins_again_with_its_old_key(running_service: Surroundings, postgres_url: str) -> None:
     newcomer = Newcomer()
     await newcomer.enroll(running_service, (await running_service.ticket()).ticket)
     await by_hand.run(postgres_url, "UPDATE auth.nodes SET idle_since = now() - interval '31 days'")
@@ -187,7 +187,7 @@ async def test_a_node_that_was_away_too_long_joins_again_with_its_old_key(runnin
     read(await newcomer.renew(running_service))
 
 
-async def test_a_stranger_has_nothing_to_renew(running_service: Surroundings) -> None:
+async def test_an_unknown_node_has_nothing_to_renew(running_service: Surroundings) -> None:
     with pytest.raises(errors.NotCertified, match="does not know"):
         await Newcomer().renew(running_service)
 
@@ -201,7 +201,7 @@ async def test_a_process_of_a_profile_renews_for_the_profile(running_service: Su
 
 
 @pytest.mark.parametrize("role", [Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT])
-async def test_nats_vouches_for_the_nodes_of_the_house(running_service: Surroundings, role: Role) -> None:
+async def test_service_nodes_are_vouched_for_by_nats(running_service: Surroundings, role: Role) -> None:
     peer = Peer(role, Newcomer().key.id)
     reply = await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
     found = read(reply)
@@ -212,7 +212,7 @@ async def test_nats_vouches_for_the_nodes_of_the_house(running_service: Surround
         await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
 
 
-async def test_nats_vouches_for_nobody_who_came_over_hyperswarm(running_service: Surroundings) -> None:
+async def test_nats_does_not_vouch_for_nodes_from_hyperswarm(running_service: Surroundings) -> None:
     peer = Peer(Role.WORKER, Newcomer().key.id, channel=b"c" * 64)
     with pytest.raises(errors.NotCertified, match="this mesh does not know this node"):
         await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
@@ -237,7 +237,7 @@ async def test_without_a_ca_every_call_says_what_is_missing(world: Surroundings)
         assert "MESH_CA_KEY_FILE" in refused.value.hint
 
 
-async def test_neither_logs_nor_tables_nor_the_state_file_know_a_secret(
+async def test_logs_tables_and_the_state_file_contain_no_secret(
     running_service: Surroundings, ca_settings: AuthSettings, postgres_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.configure("auth", "debug")

@@ -73,7 +73,7 @@ def test_what_is_wrong_with_a_ticket(found: KnownTicket, state: TicketState, mes
         pytest.param(node(role=Role.CLIENT, idle_since=NOW - timedelta(days=91)), errors.NotCertified, id="a laptop after more"),
     ],
 )
-def test_who_may_stay(found: KnownNode | None, error: type[errors.AimeshError] | None) -> None:
+def test_which_nodes_may_stay(found: KnownNode | None, error: type[errors.AimeshError] | None) -> None:
     if error is None:
         assert enrollment_rules.check_may_stay(found, NOW) is found
         return
@@ -84,7 +84,7 @@ def test_who_may_stay(found: KnownNode | None, error: type[errors.AimeshError] |
 
 
 @pytest.mark.parametrize("role", [Role.AUTH, Role.OPERATOR, Role.NEWCOMER])
-def test_no_ticket_makes_an_auth_an_operator_or_a_newcomer(role: Role) -> None:
+def test_no_ticket_creates_an_auth_an_operator_or_a_newcomer(role: Role) -> None:
     with pytest.raises(
         errors.BadRequest,
         match=r"role: a ticket cannot give the role (auth|operator|newcomer)",
@@ -92,12 +92,12 @@ def test_no_ticket_makes_an_auth_an_operator_or_a_newcomer(role: Role) -> None:
         enrollment_rules.check_role(role)
 
 
-def test_the_labels_of_the_ticket_go_before_the_nodes_own() -> None:
+def test_the_tickets_labels_override_the_nodes_own() -> None:
     found = ticket(labels={"zone": "eu", "trusted": "yes"})
     assert enrollment_rules.join_labels(found, {"zone": "us", "gpu": "4090"}) == {"zone": "eu", "gpu": "4090", "trusted": "yes"}
 
 
-def test_a_node_cannot_call_itself_trusted() -> None:
+def test_a_node_cannot_label_itself_trusted() -> None:
     with pytest.raises(errors.BadRequest, match="trusted"):
         enrollment_rules.join_labels(ticket(), {"trusted": "yes"})
     assert enrollment_rules.join_labels(ticket(labels={"trusted": "no"}), {"trusted": "yes"}) == {"trusted": "no"}
@@ -118,11 +118,11 @@ def test_a_node_has_no_more_labels_than_fit_a_certificate() -> None:
         pytest.param(("127.0.0.1:49737", "192.0.2.1:49737"), False, id="one that can be reached"),
     ],
 )
-def test_a_ticket_warns_when_it_leads_nowhere(bootstrap: tuple[str, ...], warned: bool) -> None:
+def test_a_ticket_that_cannot_be_used_carries_a_warning(bootstrap: tuple[str, ...], warned: bool) -> None:
     assert bool(enrollment_rules.warnings(bootstrap)) is warned
 
 
-def test_one_flipped_bit_in_a_signature_or_the_text_is_refused() -> None:
+def test_one_flipped_bit_in_the_signature_or_text_is_refused() -> None:
     newcomer = node_keys.NodeKey(node_keys.new_seed())
     text = enrollment_rules.signed_text("t", newcomer.id, NodeId("U" * 56), b"c" * 64)
     signatures = KEY.sign("enroll", text), newcomer.sign("enroll", text)
@@ -140,7 +140,7 @@ def test_one_flipped_bit_in_a_signature_or_the_text_is_refused() -> None:
                 check(*(bytes(flipped) if place == number else part for place, part in enumerate(parts)))
 
 
-def test_signatures_for_another_purpose_are_worth_nothing() -> None:
+def test_signatures_for_another_purpose_are_refused() -> None:
     newcomer = node_keys.NodeKey(node_keys.new_seed())
     text = enrollment_rules.signed_text("t", newcomer.id, NodeId("U" * 56), b"c")
     with pytest.raises(errors.BadTicket, match="ticket's signature"):
@@ -153,12 +153,12 @@ def test_signatures_for_another_purpose_are_worth_nothing() -> None:
         )
 
 
-def test_a_ticket_needs_a_connection_with_something_of_its_own_to_sign() -> None:
+def test_a_ticket_needs_a_connection_with_a_channel_id() -> None:
     with pytest.raises(errors.NotAllowed, match="Hyperswarm"):
         enrollment_rules.signed_text("t", NodeId("U" * 56), NodeId("U" * 56), b"")
 
 
-def test_auth_is_not_revoked_by_auth() -> None:
+def test_auth_cannot_revoke_auth() -> None:
     with pytest.raises(errors.NotAllowed) as refused:
         enrollment_rules.check_revocable(node(role=Role.AUTH))
     assert "node key" in refused.value.hint
@@ -177,5 +177,5 @@ def test_a_certificate_names_the_owner_by_id_and_a_list_by_name() -> None:
     )
 
 
-def test_a_name_that_moves_the_cursor_is_made_printable() -> None:
+def test_control_characters_in_a_name_are_made_printable() -> None:
     assert enrollment_rules.printable(" my\x1b[2Jbox\0\n") == "my[2Jbox"

@@ -22,7 +22,7 @@ from tests.services.auth.surroundings import Newcomer, Surroundings
 from tests.testnet import until
 
 
-async def test_auth_certifies_itself_and_keeps_that_on_disk(running_service: Surroundings, tmp_path: Path) -> None:
+async def test_auth_certifies_itself_and_saves_the_certificate(running_service: Surroundings, tmp_path: Path) -> None:
     own = certificates.check(running_service.trust.certificate, running_service.trust.authorities, time.time())
     assert (own.node, own.role) == (running_service.id, Role.AUTH)
     assert running_service.trust.number > 0
@@ -32,7 +32,7 @@ async def test_auth_certifies_itself_and_keeps_that_on_disk(running_service: Sur
     assert (found.certificate, found.revocations) == (running_service.trust.certificate, running_service.trust.list_body)
 
 
-async def test_two_replicas_hear_of_each_others_revocations_at_once(ca_settings: AuthSettings, postgres_url: str) -> None:
+async def test_two_replicas_learn_of_each_others_revocations_immediately(ca_settings: AuthSettings, postgres_url: str) -> None:
     one, two, newcomer = Surroundings(), Surroundings(), Newcomer()
     async with AuthService.open(ca_settings, one.as_node()) as one.service, AuthService.open(ca_settings, two.as_node()) as two.service:
         assert one.trust.topics == two.trust.topics
@@ -50,7 +50,7 @@ async def test_two_replicas_hear_of_each_others_revocations_at_once(ca_settings:
         await until(lambda: one.trust.revoked == two.trust.revoked == {newcomer.key.id, other.key.id}, seconds=2)
 
 
-async def test_a_list_that_is_confirmed_is_newer_and_has_the_same_number(ca_settings: AuthSettings, postgres_url: str) -> None:
+async def test_a_confirmed_list_is_newer_but_keeps_its_number(ca_settings: AuthSettings, postgres_url: str) -> None:
     async with store.opened(postgres_url) as database:
         here, clock = Surroundings(), [time.time() - certificates.SERVICE_LIFETIME_SECONDS * 0.7]
         loaded = MeshCa.load(ca_settings, here.as_node(), NodeStore(database))
@@ -71,7 +71,7 @@ async def test_a_list_that_is_confirmed_is_newer_and_has_the_same_number(ca_sett
         assert here.trust.certificate != certificate
 
 
-async def test_an_epoch_that_is_over_for_a_day_is_not_told_any_more(running_service: Surroundings, postgres_url: str) -> None:
+async def test_an_epoch_that_ended_a_day_ago_is_no_longer_published(running_service: Surroundings, postgres_url: str) -> None:
     newcomer = Newcomer()
     await newcomer.enroll(running_service, (await running_service.ticket()).ticket)
     await running_service.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id))
@@ -82,7 +82,7 @@ async def test_an_epoch_that_is_over_for_a_day_is_not_told_any_more(running_serv
     assert [secret.epoch for secret in reply.topics] == [2]
 
 
-async def test_an_auth_whose_own_key_was_revoked_does_not_start(ca_settings: AuthSettings, postgres_url: str) -> None:
+async def test_an_auth_with_a_revoked_key_does_not_start(ca_settings: AuthSettings, postgres_url: str) -> None:
     here = Surroundings()
     async with AuthService.open(ca_settings, here.as_node()) as here.service:
         pass
@@ -93,7 +93,7 @@ async def test_an_auth_whose_own_key_was_revoked_does_not_start(ca_settings: Aut
             pass
 
 
-async def test_a_restored_database_goes_on_above_what_auth_has_signed_before(ca_settings: AuthSettings, postgres_url: str) -> None:
+async def test_a_restored_database_continues_above_the_numbers_that_auth_signed(ca_settings: AuthSettings, postgres_url: str) -> None:
     here = Surroundings()
     async with AuthService.open(ca_settings, here.as_node()) as here.service:
         signed = here.trust
@@ -105,7 +105,7 @@ async def test_a_restored_database_goes_on_above_what_auth_has_signed_before(ca_
         assert again.trust.number > signed.number
 
 
-async def test_both_keys_are_told_while_one_follows_upon_the_other(ca_settings: AuthSettings, tmp_path: Path) -> None:
+async def test_both_keys_are_published_during_a_rotation(ca_settings: AuthSettings, tmp_path: Path) -> None:
     following = tmp_path / "next.nk"
     following.touch(mode=0o600)
     following.write_bytes(node_keys.new_authority_seed())
@@ -120,7 +120,7 @@ async def test_both_keys_are_told_while_one_follows_upon_the_other(ca_settings: 
         assert len({secret.secret for secret in reply.topics}) == 2
 
 
-async def test_a_ca_key_that_others_can_read_is_refused(ca_settings: AuthSettings) -> None:
+async def test_a_ca_key_file_that_others_can_read_is_refused(ca_settings: AuthSettings) -> None:
     assert ca_settings.mesh_ca_key_file is not None
     ca_settings.mesh_ca_key_file.chmod(0o644)
     with pytest.raises(errors.BadSettings, match="read by others"):

@@ -20,7 +20,7 @@ from tests.services.auth.organizations.seeded_database import Recorded
 from tests.services.auth.surroundings import CLIENT, Newcomer, Surroundings
 
 
-async def test_a_ticket_carries_what_is_needed_to_find_and_recognise_the_mesh(running_service: Surroundings) -> None:
+async def test_a_ticket_contains_what_is_needed_to_find_and_recognize_the_mesh(running_service: Surroundings) -> None:
     made = await running_service.ticket(Role.CLIENT, uses=3, ttl_seconds=120, labels={"team": "a"})
     ticket = tickets.parse(made.ticket)
     assert (ticket.mesh, ticket.bootstrap, ticket.relays) == (running_service.mesh, ("192.0.2.1:49737",), (b"\xab" * 32,))
@@ -35,7 +35,7 @@ async def test_a_ticket_carries_what_is_needed_to_find_and_recognise_the_mesh(ru
     assert (listed.id, listed.expires_at) == (row.id, row.expires_at)
 
 
-async def test_another_user_may_answer_for_the_node(running_service: Surroundings) -> None:
+async def test_another_user_may_own_the_node(running_service: Surroundings) -> None:
     user = await running_service.register("alice")
     made = await running_service.ticket(owner="alice@example.com")
     assert made.row.owner == "alice"
@@ -48,12 +48,12 @@ async def test_another_user_may_answer_for_the_node(running_service: Surrounding
 
 
 @pytest.mark.parametrize("role", [Role.AUTH, Role.OPERATOR, Role.NEWCOMER])
-async def test_no_ticket_for_what_nobody_joins_as(running_service: Surroundings, role: Role) -> None:
+async def test_no_ticket_for_roles_that_cannot_join(running_service: Surroundings, role: Role) -> None:
     with pytest.raises(errors.BadRequest, match=role):
         await running_service.ticket(role)
 
 
-async def test_a_revoked_ticket_lets_nobody_in_and_whoever_is_in_stays(running_service: Surroundings) -> None:
+async def test_a_revoked_ticket_admits_nobody_and_existing_nodes_stay(running_service: Surroundings) -> None:
     made, inside = await running_service.ticket(uses=5), Newcomer()
     await inside.enroll(running_service, made.ticket)
     for _ in range(2):
@@ -64,7 +64,7 @@ async def test_a_revoked_ticket_lets_nobody_in_and_whoever_is_in_stays(running_s
     await inside.renew(running_service)
 
 
-async def test_all_of_it_is_for_administrators(running_service: Surroundings) -> None:
+async def test_all_methods_are_for_administrators(running_service: Surroundings) -> None:
     await running_service.register()
     token = (await running_service.login()).access_token
     for method, request in (
@@ -81,14 +81,14 @@ async def test_all_of_it_is_for_administrators(running_service: Surroundings) ->
             await running_service.ask(method, request)  # type: ignore[misc]
 
 
-async def test_auth_itself_is_listed_and_not_revoked(running_service: Surroundings) -> None:
+async def test_auth_itself_is_listed_and_cannot_be_revoked(running_service: Surroundings) -> None:
     (row,) = (await running_service.administer(membership.list_members, membership.ListMembers())).members
     assert (row.id, row.role, row.state) == (running_service.id, Role.AUTH, "active")
     with pytest.raises(errors.NotAllowed, match="auth"):
         await running_service.administer(membership.revoke_member, membership.RevokeMember(running_service.id))
 
 
-async def test_a_revocation_is_signed_before_the_administrator_hears_of_it(running_service: Surroundings) -> None:
+async def test_a_revocation_is_signed_before_the_administrator_gets_the_answer(running_service: Surroundings) -> None:
     newcomer = Newcomer()
     await newcomer.enroll(running_service, (await running_service.ticket()).ticket)
     before, changes = running_service.trust.number, running_service.changes
@@ -103,7 +103,7 @@ async def test_a_revocation_is_signed_before_the_administrator_hears_of_it(runni
     assert (again.reason, running_service.trust.number) == ("sold", number)
 
 
-async def test_loopback_in_a_ticket_is_warned_of_and_no_hyperswarm_makes_none(ca_settings: AuthSettings) -> None:
+async def test_loopback_in_a_ticket_is_warned_about_and_no_hyperswarm_means_no_ticket(ca_settings: AuthSettings) -> None:
     for changed, warned in (({"ticket_bootstrap": ()}, True), ({"dht_bootstrap": ("public",), "ticket_bootstrap": ()}, False)):
         here = Surroundings()
         async with AuthService.open(msgspec.structs.replace(ca_settings, **changed), here.as_node()) as here.service:
@@ -139,7 +139,7 @@ async def seen_nodes(running_service: Surroundings, by: str) -> set[str]:
     return {row.id for row in (await running_service.ask(membership.list_members, membership.ListMembers(), by)).members}
 
 
-async def test_what_comes_in_with_a_node_owners_ticket_waits_for_an_administrator(running_service: Surroundings) -> None:
+async def test_a_node_with_a_node_owners_ticket_waits_for_an_administrator(running_service: Surroundings) -> None:
     olga = await node_owner(running_service)
     made = await own_ticket(running_service, olga, needs_approval=False, labels={"zone": "eu"})
     assert (made.row.role, made.row.owner, made.row.needs_approval) == (Role.WORKER, "olga", True)
@@ -162,7 +162,7 @@ async def test_what_comes_in_with_a_node_owners_ticket_waits_for_an_administrato
         pytest.param({"owner": "nobody-there"}, "owner", id="in nobody's name"),
     ],
 )
-async def test_what_a_node_owners_ticket_cannot_give(running_service: Surroundings, changed: dict[str, Any], says: str) -> None:
+async def test_limits_of_a_node_owners_ticket(running_service: Surroundings, changed: dict[str, Any], says: str) -> None:
     olga = await node_owner(running_service)
     with pytest.raises(errors.NotAllowed, match=says):
         await own_ticket(running_service, olga, **changed)
@@ -170,7 +170,7 @@ async def test_what_a_node_owners_ticket_cannot_give(running_service: Surroundin
         assert (await own_ticket(running_service, olga, **own)).row.owner == "olga"
 
 
-async def test_a_node_owner_sees_and_ends_their_own_and_hears_of_no_others(running_service: Surroundings) -> None:
+async def test_a_node_owner_sees_and_revokes_only_their_own_nodes(running_service: Surroundings) -> None:
     olga, otto = await node_owner(running_service, "olga"), await node_owner(running_service, "otto")
     olgas, ottos, house_ticket = (
         await own_ticket(running_service, olga),
@@ -200,7 +200,7 @@ async def test_a_node_owner_sees_and_ends_their_own_and_hears_of_no_others(runni
     await machines["otto"].renew(running_service)
 
 
-async def test_an_administrators_everyday_key_is_a_node_owners(running_service: Surroundings) -> None:
+async def test_an_administrators_live_key_has_node_owner_rights(running_service: Surroundings) -> None:
     admin = await running_service.admin_token()
     everyday = await running_service.new_key(admin)
     all_of_it = await running_service.ask(auth.generate_api_key, auth.GenerateApiKey("all", kind=KeyKind.ADMIN), admin)
@@ -212,7 +212,7 @@ async def test_an_administrators_everyday_key_is_a_node_owners(running_service: 
     assert running_service.id in await seen_nodes(running_service, all_of_it.api_key)
 
 
-async def test_a_node_owner_has_so_many_good_tickets(running_service: Surroundings) -> None:
+async def test_a_node_owners_valid_tickets_are_limited(running_service: Surroundings) -> None:
     olga = await node_owner(running_service)
     made = [await own_ticket(running_service, olga) for _ in range(MOST_OWN_TICKETS)]
     with pytest.raises(errors.BadRequest, match="valid tickets"):
@@ -221,9 +221,7 @@ async def test_a_node_owner_has_so_many_good_tickets(running_service: Surroundin
     await own_ticket(running_service, olga)
 
 
-async def test_every_act_is_written_into_the_chain_of_the_house_once(
-    running_service: Surroundings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_every_action_is_logged_once_in_the_platform_chain(running_service: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded, olga = Recorded(), await node_owner(running_service)
     roster = cast("Any", running_service.dispatcher.find(membership.create_ticket.name, CLIENT).function).__self__
     monkeypatch.setattr(roster, "_trail", recorded)
@@ -243,9 +241,7 @@ async def test_every_act_is_written_into_the_chain_of_the_house_once(
     assert made.ticket not in repr(recorded.acts)
 
 
-async def test_a_revocation_that_cannot_be_written_down_does_not_happen(
-    running_service: Surroundings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_revocation_that_cannot_be_logged_does_not_happen(running_service: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Newcomer()
     await machine.enroll(running_service, (await running_service.ticket()).ticket)
     roster = cast("Any", running_service.dispatcher.find(membership.create_ticket.name, CLIENT).function).__self__

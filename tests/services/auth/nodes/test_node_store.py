@@ -75,7 +75,7 @@ async def state(members: NodeStore) -> MeshState:
 
 
 @pytest.mark.parametrize("uses", [1, 7])
-async def test_of_fifty_nodes_at_once_as_many_come_in_as_the_ticket_has_uses(members: NodeStore, uses: int) -> None:
+async def test_as_many_of_fifty_concurrent_nodes_join_as_the_ticket_has_uses(members: NodeStore, uses: int) -> None:
     ticket = await add_ticket(members, uses=uses)
     outcomes = await asyncio.gather(*(use(members, ticket, new_node()) for _ in range(50)))
     assert outcomes.count(True) == uses
@@ -83,14 +83,14 @@ async def test_of_fifty_nodes_at_once_as_many_come_in_as_the_ticket_has_uses(mem
     assert len(await members.list_nodes(None)) == uses
 
 
-async def test_one_node_that_asks_twenty_times_at_once_uses_the_ticket_once(members: NodeStore) -> None:
+async def test_one_node_with_twenty_concurrent_requests_uses_the_ticket_once(members: NodeStore) -> None:
     ticket, node = await add_ticket(members, uses=50), new_node()
     outcomes = await asyncio.gather(*(use(members, ticket, node) for _ in range(20)))
     assert outcomes.count(True) == 1
     assert await used(members, ticket) == 1
 
 
-async def test_a_known_node_with_another_ticket_twenty_times_at_once_uses_it_once(members: NodeStore) -> None:
+async def test_a_known_node_with_another_ticket_uses_it_once(members: NodeStore) -> None:
     node = new_node()
     assert await use(members, await add_ticket(members), node)
     other = await add_ticket(members, "bbbb2222", uses=50, role=Role.CLIENT)
@@ -111,14 +111,14 @@ async def test_a_known_node_with_another_ticket_twenty_times_at_once_uses_it_onc
         pytest.param("DELETE FROM auth.tickets", id="gone"),
     ],
 )
-async def test_a_bad_ticket_lets_nobody_in(members: NodeStore, postgres_url: str, change: str) -> None:
+async def test_an_invalid_ticket_admits_nobody(members: NodeStore, postgres_url: str, change: str) -> None:
     ticket = await add_ticket(members)
     await by_hand.run(postgres_url, change)
     assert not await use(members, ticket, new_node())
     assert await members.list_nodes(None) == ()
 
 
-async def test_a_revoked_key_and_the_key_of_an_auth_use_no_ticket(members: NodeStore) -> None:
+async def test_a_revoked_key_and_an_auths_key_use_no_ticket(members: NodeStore) -> None:
     ticket, revoked, auth = await add_ticket(members, uses=9), new_node(), new_node()
     await members.ensure_vouched(revoked, Role.WORKER)
     await revoke(members, revoked, "")
@@ -128,7 +128,7 @@ async def test_a_revoked_key_and_the_key_of_an_auth_use_no_ticket(members: NodeS
     assert await used(members, ticket) == 0
 
 
-async def test_what_a_ticket_gives_is_in_the_row(members: NodeStore) -> None:
+async def test_the_row_contains_what_the_ticket_grants(members: NodeStore) -> None:
     ticket, node = await add_ticket(members, needs_approval=True), new_node()
     assert await use(members, ticket, node)
     found = await members.find_node(node)
@@ -140,7 +140,7 @@ async def test_what_a_ticket_gives_is_in_the_row(members: NodeStore) -> None:
     assert await members.note_certified(node, now())
 
 
-async def test_ids_may_be_given_by_a_beginning_that_one_has(members: NodeStore) -> None:
+async def test_an_id_may_be_given_by_a_unique_prefix(members: NodeStore) -> None:
     await add_ticket(members, "aaaa1111")
     await add_ticket(members, "aaaa2222")
     assert (await members.get_ticket_called("aaaa2", None)).id == "aaaa2222"
@@ -176,7 +176,7 @@ async def test_a_node_that_nats_vouches_for_is_active_unless_revoked(members: No
 # --- the list ----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_number_only_grows_and_the_epoch_once_an_hour(members: NodeStore, postgres_url: str) -> None:
+async def test_the_number_only_grows_and_the_epoch_at_most_once_an_hour(members: NodeStore, postgres_url: str) -> None:
     nodes = [new_node() for _ in range(4)]
     for node in nodes:
         await members.ensure_vouched(node, Role.WORKER)
@@ -192,7 +192,7 @@ async def test_the_number_only_grows_and_the_epoch_once_an_hour(members: NodeSto
     assert (await state(members)).epoch == 3
 
 
-async def test_a_revocation_soon_after_another_has_its_epoch_an_hour_later(members: NodeStore, postgres_url: str) -> None:
+async def test_a_revocation_soon_after_another_changes_the_epoch_an_hour_later(members: NodeStore, postgres_url: str) -> None:
     for node in (new_node(), new_node()):
         await members.ensure_vouched(node, Role.WORKER)
         await by_hand.run(postgres_url, "UPDATE auth.mesh_state SET epoch_changed_at = epoch_changed_at - interval '1 second'")
@@ -218,7 +218,7 @@ async def test_a_revocation_soon_after_another_has_its_epoch_an_hour_later(membe
         pytest.param("INSERT INTO auth.nodes (id, role, state) VALUES (left($1, 55) || 'A', 'worker', 'revoked')", id="banned"),
     ],
 )  # fmt: skip
-async def test_a_revocation_by_hand_counts_and_is_heard_of(members: NodeStore, postgres_url: str, statement: str) -> None:
+async def test_a_revocation_by_hand_counts_and_is_announced(members: NodeStore, postgres_url: str, statement: str) -> None:
     node = new_node()[:-1] + "B"
     await by_hand.run(postgres_url, "INSERT INTO auth.nodes (id, role) VALUES ($1, 'worker')", node)
     before = await state(members)
@@ -234,7 +234,7 @@ async def test_a_revocation_by_hand_counts_and_is_heard_of(members: NodeStore, p
     assert (await state(members)).number > after.number
 
 
-async def test_what_changes_no_list_has_no_number(members: NodeStore, postgres_url: str) -> None:
+async def test_changes_that_do_not_affect_the_list_keep_the_number(members: NodeStore, postgres_url: str) -> None:
     node, before = new_node(), await state(members)
     await members.ensure_vouched(node, Role.WORKER)
     await members.note_certified(node, now())
@@ -244,7 +244,7 @@ async def test_what_changes_no_list_has_no_number(members: NodeStore, postgres_u
     assert await state(members) == before
 
 
-async def test_a_key_leaves_the_list_when_no_certificate_of_it_can_be_good(members: NodeStore, postgres_url: str) -> None:
+async def test_a_key_leaves_the_list_when_none_of_its_certificates_can_be_valid(members: NodeStore, postgres_url: str) -> None:
     node = new_node()
     await members.ensure_vouched(node, Role.GATEWAY)
     await revoke(members, node, "")
@@ -255,7 +255,7 @@ async def test_a_key_leaves_the_list_when_no_certificate_of_it_can_be_good(membe
 
 
 @pytest.mark.parametrize("tables_of", [None], ids=["empty"])
-async def test_a_database_made_anew_or_restored_goes_on_above_its_old_numbers(members: NodeStore, postgres_url: str) -> None:
+async def test_a_new_or_restored_database_continues_above_its_old_numbers(members: NodeStore, postgres_url: str) -> None:
     assert abs((await state(members)).number - now().timestamp()) < 100, "the clock, so that a new database is above the old one"
     for seen in ((await state(members)).number + 1000, 5):
         await members.raise_number(seen)
@@ -266,7 +266,7 @@ async def test_a_database_made_anew_or_restored_goes_on_above_its_old_numbers(me
     assert abs((await state(members)).number - now().timestamp()) < 100
 
 
-async def test_psql_cannot_write_a_node_that_is_none(members: NodeStore, postgres_url: str) -> None:
+async def test_psql_cannot_insert_an_invalid_node(members: NodeStore, postgres_url: str) -> None:
     for row in ("('gpu-box', 'worker', 'active')", f"('{new_node()}', 'operator', 'active')", f"('{new_node()}', 'worker', 'gone')"):
         with pytest.raises(asyncpg.CheckViolationError):
             await by_hand.run(postgres_url, f"INSERT INTO auth.nodes (id, role, state) VALUES {row}")
@@ -275,7 +275,7 @@ async def test_psql_cannot_write_a_node_that_is_none(members: NodeStore, postgre
 # --- owners and acts ---------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_listed_and_found_is_its_owners(members: NodeStore) -> None:
+async def test_owners_only_list_and_find_their_own(members: NodeStore) -> None:
     anna, ben = UserId(UUID(int=7)), UserId(UUID(int=8))
     annas, bens = await add_ticket(members, "aaaa1111", uses=9), await add_ticket(members, "aaaa2222", owner=ben)
     node = new_node()
@@ -293,7 +293,7 @@ async def test_what_is_listed_and_found_is_its_owners(members: NodeStore) -> Non
     assert await members.count_good_tickets(anna) == 0
 
 
-async def test_what_goes_with_a_use_happens_only_with_it(members: NodeStore, postgres_url: str) -> None:
+async def test_a_failed_enrollment_does_not_use_up_the_ticket(members: NodeStore, postgres_url: str) -> None:
     ticket, node, written = await add_ticket(members), new_node(), []
 
     async def full(transaction: object) -> None:

@@ -27,7 +27,7 @@ from shared.types import UserId, UserRole
 ROLES = RoleTable({"makers": UserRole.DEVELOPER, "cn=chiefs,ou=x": UserRole.ADMIN, "everybody": UserRole.USER})
 
 
-def test_every_role_has_its_place() -> None:
+def test_every_role_has_a_rank() -> None:
     assert set(BY_POWER) == set(UserRole)
     assert BY_POWER[0] is UserRole.ADMIN
 
@@ -48,7 +48,7 @@ def test_which_role_groups_give(groups: tuple[str, ...], role: UserRole) -> None
     assert ROLES.role_of(groups) is role
 
 
-def test_without_a_table_the_provider_has_no_say() -> None:
+def test_without_a_table_the_provider_has_no_influence() -> None:
     assert RoleTable().role_of(("makers",)) is None
 
 
@@ -67,7 +67,7 @@ def test_without_a_table_the_provider_has_no_say() -> None:
         pytest.param({"amr": ["pwd", "otp"], "auth_time": 5}, {"methods": ("pwd", "otp"), "authenticated_at": 5.0}, id="how and when"),
     ],
 )
-def test_what_claims_mean(said: dict[str, Any], changed: dict[str, Any]) -> None:
+def test_how_claims_are_read(said: dict[str, Any], changed: dict[str, Any]) -> None:
     assert account_provisioning.read_identity("i", "s", said, "groups") == Identity("i", "s", **changed)
 
 
@@ -80,7 +80,7 @@ def test_what_claims_mean(said: dict[str, Any], changed: dict[str, Any]) -> None
         pytest.param({}, "realm_access.roles", (), id="not there"),
     ],
 )
-def test_where_groups_are(said: dict[str, Any], claim: str, groups: tuple[str, ...]) -> None:
+def test_where_groups_are_found(said: dict[str, Any], claim: str, groups: tuple[str, ...]) -> None:
     assert account_provisioning.read_identity("i", "s", said, claim).groups == groups
 
 
@@ -105,7 +105,7 @@ def test_which_user_names_are_suggested(username: str | None, email: str | None,
     assert suggested == first
 
 
-def test_every_suggestion_is_a_good_user_name() -> None:
+def test_every_suggestion_is_a_valid_user_name() -> None:
     suggested = list(account_provisioning.suggest_usernames(Identity("i", "s", username="x" * 60)))
     assert len(suggested) == len(set(suggested)) == 1000
     for name in suggested:
@@ -136,12 +136,12 @@ MAKERS = RoleTable({"makers": UserRole.DEVELOPER})
         pytest.param(None, FoundAccounts(), RoleTable(), CreateAccount("ann@example.com", UserRole.USER), id="somebody new, a plain user"),
     ],
 )
-def test_whose_account(link_to: UserId | None, found: FoundAccounts, table: RoleTable, decision: object) -> None:
+def test_which_account_is_chosen(link_to: UserId | None, found: FoundAccounts, table: RoleTable, decision: object) -> None:
     assert account_provisioning.decide_account(IDENTITY, link_to, found, table) == decision
 
 
 @pytest.mark.parametrize("verified", [True, False])
-def test_an_account_is_not_taken_over_by_its_address(verified: bool) -> None:
+def test_a_matching_address_does_not_take_over_an_account(verified: bool) -> None:
     identity = Identity("i", "s", "ann@example.com", email_verified=verified)
     with pytest.raises(errors.AlreadyExists, match="with your e-mail address") as refused:
         account_provisioning.decide_account(identity, None, FoundAccounts(None, FIRST), MAKERS)
@@ -149,7 +149,7 @@ def test_an_account_is_not_taken_over_by_its_address(verified: bool) -> None:
     assert "link" in refused.value.hint
 
 
-def test_one_login_at_the_provider_does_not_open_two_accounts() -> None:
+def test_one_provider_login_does_not_open_two_accounts() -> None:
     with pytest.raises(errors.AlreadyExists, match="another account"):
         account_provisioning.decide_account(IDENTITY, SECOND, FoundAccounts(FIRST), MAKERS)
 
@@ -229,7 +229,7 @@ def tables() -> Tables:
     return Tables()
 
 
-async def test_somebody_new_gets_an_account_and_keeps_it(tables: Tables) -> None:
+async def test_a_new_user_gets_an_account_and_keeps_it(tables: Tables) -> None:
     user_id = await admit(ANN, None, tables, TABLE)
     assert tables.users[user_id] == ("ann", "ann@example.com", UserRole.DEVELOPER)
     assert await admit(ANN, None, tables, TABLE) == user_id
@@ -240,7 +240,7 @@ async def test_only_the_first_login_is_new(tables: Tables) -> None:
     assert not (await account_provisioning.provision_account(ANN, None, tables, NOBODY)).is_new
 
 
-async def test_two_of_one_name_get_two_names(tables: Tables) -> None:
+async def test_two_users_of_one_name_get_two_user_names(tables: Tables) -> None:
     await admit(ANN, None, tables, NOBODY)
     second = await admit(OTHER_ANN, None, tables, NOBODY)
     assert tables.users[second] == ("ann-2", "ann@example.org", UserRole.USER)
@@ -258,7 +258,7 @@ async def test_roles_follow_the_groups_at_every_login(tables: Tables) -> None:
         assert tables.users[user_id][2] is role
 
 
-async def test_who_has_an_account_links_it(tables: Tables) -> None:
+async def test_a_user_with_an_account_links_it(tables: Tables) -> None:
     own = tables.have("ann", "ann@example.com")
     with pytest.raises(errors.AlreadyExists, match="there is an account with your e-mail address"):
         await admit(ANN, None, tables, NOBODY)
@@ -266,14 +266,14 @@ async def test_who_has_an_account_links_it(tables: Tables) -> None:
     assert await admit(ANN, None, tables, NOBODY) == own
 
 
-async def test_two_browsers_of_somebody_new_get_one_account(tables: Tables) -> None:
+async def test_two_browsers_of_a_new_user_get_one_account(tables: Tables) -> None:
     faster = tables.have("ann-of-the-other-browser", "ann@elsewhere.example")
     tables.meanwhile = (("https://a", "1"), faster)
     assert await admit(ANN, None, tables, NOBODY) == faster
     assert len(tables.users) == 1
 
 
-async def test_a_link_that_another_account_got_first_is_refused(tables: Tables) -> None:
+async def test_a_link_that_another_account_took_first_is_refused(tables: Tables) -> None:
     own, other = tables.have("ann", "ann@example.com"), tables.have("bob", "bob@example.com")
     tables.meanwhile = (("https://a", "1"), other)
     with pytest.raises(errors.AlreadyExists, match="another account"):
@@ -285,7 +285,7 @@ class NeverThere(Tables):
         return False
 
 
-async def test_it_does_not_try_for_ever() -> None:
+async def test_provisioning_does_not_retry_forever() -> None:
     with pytest.raises(errors.Unavailable, match="this login at the provider is being used elsewhere at the same time"):
         await admit(ANN, UserId(UUID(int=1)), NeverThere(), NOBODY)
 
@@ -295,6 +295,6 @@ class EveryNameTaken(Tables):
         return NameTaken.USERNAME
 
 
-async def test_a_name_that_a_thousand_have() -> None:
+async def test_a_name_with_a_thousand_holders_is_refused() -> None:
     with pytest.raises(errors.AlreadyExists, match="user name"):
         await admit(ANN, None, EveryNameTaken(), NOBODY)

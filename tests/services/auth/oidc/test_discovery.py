@@ -34,7 +34,7 @@ def document(issuer: str = ISSUER, **changed: Any) -> bytes:
         "http://[::1]:3000",
     ],
 )
-def test_an_issuer_that_may_be_asked(issuer: str) -> None:
+def test_valid_issuers(issuer: str) -> None:
     assert discovery.find_issuer_mistake(issuer) is None
     assert discovery.read_metadata(document(issuer), issuer).issuer == issuer
 
@@ -62,7 +62,7 @@ def test_an_issuer_that_may_be_asked(issuer: str) -> None:
         "https://login.example.org\n",
     ],
 )
-def test_an_issuer_that_may_not_be_asked(issuer: str) -> None:
+def test_invalid_issuers(issuer: str) -> None:
     assert discovery.find_issuer_mistake(issuer)
 
 
@@ -74,7 +74,7 @@ def test_an_issuer_that_may_not_be_asked(issuer: str) -> None:
         pytest.param(f"{ISSUER}/realms/a", f"{ISSUER}/realms/a/.well-known/openid-configuration", id="behind the path"),
     ],
 )
-def test_where_the_document_is(issuer: str, where: str) -> None:
+def test_where_the_discovery_document_is(issuer: str, where: str) -> None:
     assert discovery.metadata_url(issuer) == where
 
 
@@ -98,13 +98,13 @@ def test_where_the_document_is(issuer: str, where: str) -> None:
         pytest.param(document(id_token_signing_alg_values_supported=["HS256", "none"]), "signs ID tokens", id="no good algorithm"),
     ],
 )
-def test_a_document_that_cannot_be_worked_with(body: bytes, said: str) -> None:
+def test_an_unusable_document_is_refused(body: bytes, said: str) -> None:
     with pytest.raises(errors.Unavailable, match=said) as refused:
         discovery.read_metadata(body, ISSUER)
     assert refused.value.hint
 
 
-def test_a_provider_on_this_machine_may_speak_plain_http() -> None:
+def test_a_provider_on_this_machine_may_use_plain_http() -> None:
     issuer = "http://127.0.0.1:9"
     assert discovery.read_metadata(document(issuer), issuer).token_endpoint == f"{issuer}/token"
     with pytest.raises(errors.Unavailable, match="token_endpoint"):
@@ -120,12 +120,12 @@ def test_a_provider_on_this_machine_may_speak_plain_http() -> None:
         pytest.param(["client_secret_basic"], False, ClientAuthentication.NONE, id="a public client"),
     ],
 )
-def test_how_we_say_who_we_are(offered: Any, has_secret: bool, chosen: ClientAuthentication) -> None:
+def test_which_client_authentication_is_used(offered: Any, has_secret: bool, chosen: ClientAuthentication) -> None:
     body = document(token_endpoint_auth_methods_supported=offered) if offered else document()
     assert discovery.choose_authentication(discovery.read_metadata(body, ISSUER), has_secret=has_secret) is chosen
 
 
-def test_a_provider_that_takes_no_secret() -> None:
+def test_a_provider_that_accepts_no_secret() -> None:
     metadata = discovery.read_metadata(document(token_endpoint_auth_methods_supported=["private_key_jwt"]), ISSUER)
     with pytest.raises(errors.Unavailable, match="accepts no client secret"):
         discovery.choose_authentication(metadata, has_secret=True)

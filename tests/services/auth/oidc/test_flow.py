@@ -31,7 +31,7 @@ def asked(url: str) -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(url).query, strict_parsing=True).items()}
 
 
-def test_what_the_provider_is_asked() -> None:
+def test_what_the_authorization_request_contains() -> None:
     begun = begin()
     assert begun.url.startswith(f"{ISSUER}/authorize?")
     assert asked(begun.url) == {
@@ -50,17 +50,17 @@ def test_what_the_provider_is_asked() -> None:
     assert begun.pending.verifier not in begun.url
 
 
-def test_the_challenge_is_that_of_the_specification() -> None:
+def test_the_challenge_matches_the_specification() -> None:
     # RFC 7636, appendix B.
     assert flow.make_challenge("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk") == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
 
 
-def test_openid_is_asked_for_even_where_the_setting_forgets_it() -> None:
+def test_openid_is_requested_even_if_the_setting_omits_it() -> None:
     registration = ClientRegistration(issuer=ISSUER, client_id="mesh", scopes=("email", "groups"))
     assert asked(begin(registration=registration).url)["scope"] == "openid email groups"
 
 
-def test_a_fresh_login_is_asked_for() -> None:
+def test_a_fresh_login_is_requested() -> None:
     begun = begin(LoginPurpose(redirect_uri=WISH.redirect_uri, max_age_seconds=0))
     assert (asked(begun.url)["max_age"], asked(begun.url)["prompt"], begun.pending.max_age_seconds) == ("0", "login", 0)
 
@@ -74,13 +74,13 @@ def test_a_login_ends_on_one_of_our_pages(then: str) -> None:
     "then",
     ["", "keys", "//evil.example", "/\\evil.example", "\\\\evil.example", "https://evil.example", "/\tb", "/\n", "/ü", "/" + "a" * 2048],
 )
-def test_a_login_ends_nowhere_else(then: str) -> None:
+def test_other_redirect_addresses_are_refused(then: str) -> None:
     with pytest.raises(errors.BadRequest, match="then must be a path of these pages, such as /dashboard"):
         begin(LoginPurpose(redirect_uri=WISH.redirect_uri, then=then))
 
 
 @pytest.mark.parametrize("address", ["", "/oidc", "javascript:alert(1)", "https://", "https://a/#b", "https://[::1"])
-def test_nobody_is_sent_back_to_what_is_no_page(address: str) -> None:
+def test_an_invalid_return_path_is_refused(address: str) -> None:
     with pytest.raises(
         errors.BadRequest, match=r"redirectUri must be the complete address of a page, such as https://ai\.example\.org/oidc"
     ):
@@ -97,7 +97,7 @@ def test_nobody_is_sent_back_to_what_is_no_page(address: str) -> None:
         ("<b>call 555</b>", errors.NotAuthenticated),
     ],
 )
-def test_an_error_of_the_provider(error: str, kind: type[errors.AimeshError]) -> None:
+def test_provider_errors_are_translated(error: str, kind: type[errors.AimeshError]) -> None:
     begun = begin()
     with pytest.raises(kind) as refused:
         flow.check_answer(ProviderReply(state=begun.state, error=error, code="c"), begun.pending, begun.binding, METADATA)
@@ -106,13 +106,13 @@ def test_an_error_of_the_provider(error: str, kind: type[errors.AimeshError]) ->
 
 
 @pytest.mark.parametrize("code", [None, "", "a" * 4097, "a\r\nb", "ü"])
-def test_an_answer_without_a_usable_code(code: str | None) -> None:
+def test_an_answer_without_a_usable_code_is_refused(code: str | None) -> None:
     begun = begin()
     with pytest.raises(errors.NotAuthenticated, match="has no code"):
         flow.check_answer(ProviderReply(state=begun.state, code=code, iss=ISSUER), begun.pending, begun.binding, METADATA)
 
 
-def test_a_login_that_began_at_another_provider_ends_there() -> None:
+def test_a_login_begun_at_another_provider_must_end_there() -> None:
     begun = begin()
     other = ProviderMetadata(
         issuer="https://b.example", authorization_endpoint="https://b", token_endpoint="https://b", jwks_uri="https://b"
@@ -121,7 +121,7 @@ def test_a_login_that_began_at_another_provider_ends_there() -> None:
         flow.check_answer(ProviderReply(state=begun.state, code="c"), begun.pending, begun.binding, other)
 
 
-def test_logging_out_keeps_what_the_address_had() -> None:
+def test_logging_out_keeps_the_query_of_the_address() -> None:
     url = flow.make_logout_url(METADATA, REGISTRATION, "a.b.c", "https://ai.example.org/")
     assert url is not None
     assert asked(url) == {
@@ -135,6 +135,6 @@ def test_logging_out_keeps_what_the_address_had() -> None:
     assert "id_token_hint" not in without
 
 
-def test_a_provider_without_a_way_out() -> None:
+def test_a_provider_without_logout() -> None:
     plain = ProviderMetadata(issuer=ISSUER, authorization_endpoint="https://a", token_endpoint="https://a", jwks_uri="https://a")
     assert flow.make_logout_url(plain, REGISTRATION, None, "https://ai.example.org/") is None

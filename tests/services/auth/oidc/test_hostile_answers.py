@@ -72,7 +72,7 @@ async def world(scripted: ScriptedProvider, open_oidc: OpenOidc) -> AsyncIterato
         yield World(scripted, oidc)
 
 
-async def test_a_right_answer_is_taken(world: World) -> None:
+async def test_a_valid_answer_is_accepted(world: World) -> None:
     finished = await world.log_in(replace(WISH, link_to=UserId(msgspec.convert("00000000-0000-4000-8000-000000000001", UserId))))
     assert (finished.identity.subject, finished.identity.groups, finished.then) == ("ann-1", ("staff",), "/keys")
     assert str(finished.link_to).endswith("0001")
@@ -107,7 +107,7 @@ async def test_a_right_answer_is_taken(world: World) -> None:
         pytest.param({"sub": "a\0b"}, "no valid subject", id="a name that no table takes"),
     ],
 )
-async def test_a_token_that_does_not_fit_is_refused(world: World, claims: dict[str, Any], said: str) -> None:
+async def test_a_token_with_wrong_claims_is_refused(world: World, claims: dict[str, Any], said: str) -> None:
     world.provider.claims = claims
     assert said in await world.refused()
 
@@ -120,7 +120,7 @@ async def test_a_token_that_does_not_fit_is_refused(world: World, claims: dict[s
         pytest.param({"exp": FromNow(3600), "iat": FromNow(30.5)}, id="a clock that is half a minute ahead"),
     ],
 )
-async def test_a_token_that_fits_in_another_way_is_taken(world: World, claims: dict[str, Any]) -> None:
+async def test_unusual_but_valid_tokens_are_accepted(world: World, claims: dict[str, Any]) -> None:
     world.provider.claims = claims
     assert (await world.log_in()).identity.subject == "ann-1"
 
@@ -183,7 +183,7 @@ def _base64url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-async def test_a_login_that_must_be_fresh_is_refused_with_an_old_one(world: World) -> None:
+async def test_an_old_login_is_refused_if_a_fresh_one_is_required(world: World) -> None:
     fresh = replace(WISH, max_age_seconds=0)
     world.provider.claims = {"auth_time": int(time.time()) - 3600}
     assert "too long ago" in await world.refused(wish=fresh)
@@ -193,20 +193,20 @@ async def test_a_login_that_must_be_fresh_is_refused_with_an_old_one(world: Worl
     assert (await world.log_in(fresh)).identity.subject == "ann-1"
 
 
-async def test_the_userinfo_of_somebody_else_is_refused(world: World) -> None:
+async def test_another_users_userinfo_is_refused(world: World) -> None:
     world.provider.claims = {"email": None}
     world.provider.userinfo = {"sub": "the-admin", "email": "admin@example.com", "groups": ["admins"]}
     assert "about another user" in await world.refused()
 
 
-async def test_userinfo_never_overrules_the_token(world: World) -> None:
+async def test_userinfo_never_overrides_the_token(world: World) -> None:
     world.provider.claims = {"email": None}
     world.provider.userinfo = {"sub": "ann-1", "email": "new@example.com", "groups": ["admins"]}
     identity = (await world.log_in()).identity
     assert (identity.email, identity.groups) == ("new@example.com", ("staff",))
 
 
-async def test_a_claim_that_is_null_in_the_token_is_looked_for_in_the_userinfo(world: World) -> None:
+async def test_a_null_claim_in_the_token_is_looked_up_in_the_userinfo(world: World) -> None:
     world.provider.userinfo = {"sub": "ann-1", "email": "ann@example.org"}
     begun = await world.begin()
     world.provider.id_token = SIGNING_KEY.sign({**world.provider.usual_claims(), "email": None})
@@ -217,7 +217,7 @@ async def test_a_claim_that_is_null_in_the_token_is_looked_for_in_the_userinfo(w
 # --- keys -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_flood_of_unknown_keys_asks_the_provider_once_in_ten_seconds(world: World, clock: Clock) -> None:
+async def test_many_unknown_keys_ask_the_provider_once_in_ten_seconds(world: World, clock: Clock) -> None:
     await world.log_in()
     assert world.provider.asked["/keys"] == 1
     clock.ahead = 11
@@ -233,7 +233,7 @@ async def test_a_flood_of_unknown_keys_asks_the_provider_once_in_ten_seconds(wor
     assert world.provider.asked["/keys"] == 3
 
 
-async def test_document_and_keys_are_kept_for_an_hour(world: World, clock: Clock) -> None:
+async def test_document_and_keys_are_cached_for_an_hour(world: World, clock: Clock) -> None:
     for ahead in (0, 1800, 3590):
         clock.ahead = ahead
         world.provider.claims = {"iat": int(clock()), "exp": int(clock()) + 300}
@@ -245,12 +245,12 @@ async def test_document_and_keys_are_kept_for_an_hour(world: World, clock: Clock
     assert (world.provider.asked["/keys"], world.provider.asked["/.well-known/openid-configuration"]) == (2, 2)
 
 
-async def test_many_logins_at_once_ask_for_the_document_once(world: World) -> None:
+async def test_many_concurrent_logins_fetch_the_document_once(world: World) -> None:
     await asyncio.gather(*(world.oidc.begin(WISH) for _ in range(20)))
     assert world.provider.asked["/.well-known/openid-configuration"] == 1
 
 
-async def test_those_who_wait_for_a_provider_that_is_away_learn_it_together(world: World) -> None:
+async def test_callers_waiting_for_an_unreachable_provider_fail_together(world: World) -> None:
     world.provider.replies["/.well-known/openid-configuration"] = Reply("", 503)
     refused = await asyncio.gather(*(world.oidc.begin(WISH) for _ in range(20)), return_exceptions=True)
     assert all(isinstance(each, errors.Unavailable) for each in refused)
@@ -260,7 +260,7 @@ async def test_those_who_wait_for_a_provider_that_is_away_learn_it_together(worl
 # --- states and browsers ----------------------------------------------------------------------------------------------
 
 
-async def test_a_state_is_good_once_however_many_bring_it(world: World) -> None:
+async def test_a_state_works_once_however_many_use_it(world: World) -> None:
     begun = await world.begin()
     answers = [world.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding) for _ in range(10)]
     finished = await asyncio.gather(*answers, return_exceptions=True)
@@ -286,7 +286,7 @@ async def test_an_answer_in_another_browser_is_refused(world: World) -> None:
     assert world.provider.asked["/token"] == 0
 
 
-async def test_the_store_of_begun_logins_finishes_none(world: World, cache: Cache) -> None:
+async def test_stored_logins_cannot_be_finished_by_a_reader_of_the_store(world: World, cache: Cache) -> None:
     begun = await world.begin()
     key = "auth:oidc:" + hashlib.sha256(begun.state.encode()).hexdigest()
     stored = await cache.get(key)
@@ -295,7 +295,7 @@ async def test_the_store_of_begun_logins_finishes_none(world: World, cache: Cach
     assert begun.binding.encode() not in stored
 
 
-async def test_a_login_from_before_an_upgrade_begins_anew(world: World, cache: Cache) -> None:
+async def test_a_login_from_before_an_upgrade_must_start_again(world: World, cache: Cache) -> None:
     begun = await world.begin()
     key = "auth:oidc:" + hashlib.sha256(begun.state.encode()).hexdigest()
     await cache.set(key, b'{"another": "form"}', ttl_seconds=60)
@@ -303,7 +303,7 @@ async def test_a_login_from_before_an_upgrade_begins_anew(world: World, cache: C
         await world.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
 
 
-async def test_an_answer_of_another_provider_is_not_redeemed_here(world: World) -> None:
+async def test_another_providers_answer_is_not_redeemed_here(world: World) -> None:
     """RFC 9207, the mix-up attack."""
     begun = await world.begin()
     with pytest.raises(errors.NotAuthenticated, match="expected login provider"):
@@ -311,7 +311,7 @@ async def test_an_answer_of_another_provider_is_not_redeemed_here(world: World) 
     assert world.provider.asked["/token"] == 0
 
 
-async def test_a_provider_that_names_itself_always_does(scripted: ScriptedProvider, open_oidc: OpenOidc) -> None:
+async def test_a_provider_that_names_itself_must_always_do_so(scripted: ScriptedProvider, open_oidc: OpenOidc) -> None:
     scripted.metadata = {"authorization_response_iss_parameter_supported": True}
     async with open_oidc(ClientRegistration(issuer=scripted.issuer, client_id=CLIENT_ID)) as oidc:
         begun = await oidc.begin(WISH)
@@ -354,7 +354,7 @@ async def test_an_unusable_token_endpoint(world: World, reply: Reply, said: str)
         pytest.param(Reply("", headers={"Content-Length": "10"}), id="nothing at all"),
     ],
 )
-async def test_a_slow_provider_is_not_waited_for(world: World, reply: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_provider_times_out(world: World, reply: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = await world.begin()
     monkeypatch.setattr(provider_module, "ANSWER_SECONDS", 0.2)
     world.provider.replies["/token"] = reply
@@ -362,19 +362,19 @@ async def test_a_slow_provider_is_not_waited_for(world: World, reply: Reply, mon
         await world.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
 
 
-async def test_a_code_that_the_provider_refuses(world: World) -> None:
+async def test_a_code_refused_by_the_provider(world: World) -> None:
     world.provider.replies["/token"] = Reply({"error": "invalid_grant", "error_description": CODE}, 400)
     assert "start the login again" in await world.refused()
 
 
-async def test_a_provider_that_is_not_there(open_oidc: OpenOidc) -> None:
+async def test_an_unreachable_provider(open_oidc: OpenOidc) -> None:
     async with open_oidc(ClientRegistration(issuer="http://127.0.0.1:1", client_id=CLIENT_ID)) as oidc:
         with pytest.raises(errors.Unavailable, match="cannot be reached"):
             await oidc.begin(WISH)
 
 
 @pytest.mark.parametrize("issuer", ["https://evil.example", "{issuer}/", "{issuer}/tenant"])
-async def test_a_document_of_another_issuer(world: World, issuer: str) -> None:
+async def test_a_document_of_another_issuer_is_refused(world: World, issuer: str) -> None:
     world.provider.metadata = {"issuer": issuer.format(issuer=world.provider.issuer)}
     with pytest.raises(errors.Unavailable, match="another issuer than"):
         await world.oidc.begin(WISH)
@@ -384,7 +384,7 @@ async def test_a_document_of_another_issuer(world: World, issuer: str) -> None:
     "keys_reply",
     [Reply("{}"), Reply('{"x":' + "[" * 100_000), Reply('{"keys": 1}'), Reply("", 404), Reply("", 302, {"Location": "/elsewhere"})],
 )
-async def test_keys_that_cannot_be_read(world: World, keys_reply: Reply) -> None:
+async def test_unreadable_keys(world: World, keys_reply: Reply) -> None:
     world.provider.replies["/keys"] = keys_reply
     await world.refused(errors.Unavailable)
     assert world.provider.asked["/elsewhere"] == 0
@@ -401,7 +401,7 @@ async def test_keys_that_cannot_be_read(world: World, keys_reply: Reply) -> None
         Reply("", 302, {"Location": "/elsewhere"}),
     ],
 )
-async def test_a_userinfo_that_cannot_be_read(world: World, reply: Reply) -> None:
+async def test_unreadable_userinfo(world: World, reply: Reply) -> None:
     world.provider.userinfo = {"sub": "ann-1"}
     world.provider.claims = {"email": None}
     world.provider.replies["/userinfo"] = reply
@@ -409,7 +409,7 @@ async def test_a_userinfo_that_cannot_be_read(world: World, reply: Reply) -> Non
     assert world.provider.asked["/elsewhere"] == 0
 
 
-async def test_neither_a_proxy_nor_a_netrc_is_asked(scripted: ScriptedProvider, open_oidc: OpenOidc, monkeypatch: Any) -> None:
+async def test_neither_a_proxy_nor_a_netrc_is_used(scripted: ScriptedProvider, open_oidc: OpenOidc, monkeypatch: Any) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
@@ -421,21 +421,21 @@ async def test_neither_a_proxy_nor_a_netrc_is_asked(scripted: ScriptedProvider, 
 # --- who we say that we are ---------------------------------------------------------------------------------------------
 
 
-async def test_the_secret_is_in_the_header_where_the_provider_takes_it(world: World) -> None:
+async def test_the_secret_is_sent_in_the_header_if_the_provider_accepts_it(world: World) -> None:
     await world.log_in()
     scheme, _, encoded = world.provider.authorization.partition(" ")
     assert (scheme, base64.b64decode(encoded).decode()) == ("Basic", "mesh:a+client%27s+secret%3A+with+a+colon+%26+more")
     assert "client_secret" not in world.provider.form
 
 
-async def test_the_secret_is_in_the_form_where_the_provider_takes_nothing_else(world: World) -> None:
+async def test_the_secret_is_sent_in_the_form_if_the_provider_accepts_nothing_else(world: World) -> None:
     world.provider.metadata = {"token_endpoint_auth_methods_supported": ["client_secret_post"]}
     await world.log_in()
     assert world.provider.authorization == ""
     assert (world.provider.form["client_id"], world.provider.form["client_secret"]) == (CLIENT_ID, CLIENT_SECRET)
 
 
-async def test_what_is_sent_along_shows_no_secret_in_a_log(world: World) -> None:
+async def test_requests_show_no_secret_in_logs(world: World) -> None:
     begun = await world.begin()
     finished = await world.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
     shown = repr(

@@ -35,7 +35,7 @@ def published(*jwks: dict[str, Any]) -> tuple[id_tokens.ProviderKey, ...]:
         pytest.param(RSA.jwk(private=True), {"RS256"}, id="a private key: only its public half is taken"),
     ],
 )
-def test_a_key_that_may_sign(jwk: dict[str, Any], algorithms: set[str]) -> None:
+def test_keys_that_may_sign(jwk: dict[str, Any], algorithms: set[str]) -> None:
     [key] = published({"kty": "oct", "k": "AAAA", "kid": "shared"}, jwk)
     assert key.algorithms == algorithms
     assert not key.public.is_private
@@ -58,7 +58,7 @@ def test_a_key_that_may_sign(jwk: dict[str, Any], algorithms: set[str]) -> None:
         pytest.param({"kty": 5}, id="no key at all"),
     ],
 )
-def test_a_key_that_may_not_sign_is_left_out(jwk: dict[str, Any]) -> None:
+def test_keys_that_may_not_sign_are_ignored(jwk: dict[str, Any]) -> None:
     [left] = published(jwk, ED.jwk())
     assert left.kid == "d"
 
@@ -73,7 +73,7 @@ def test_a_key_that_may_not_sign_is_left_out(jwk: dict[str, Any]) -> None:
         pytest.param(TokenHeader("RS256"), None, id="without a name, and there are two"),
     ],
 )
-def test_which_key_it_is(header: TokenHeader, found: str | None) -> None:
+def test_which_key_verifies_a_token(header: TokenHeader, found: str | None) -> None:
     key = id_tokens.find_key(published(RSA.jwk(), RSA.jwk(kid="r2"), EC.jwk(), ED.jwk()), header)
     assert (key and key.kid) == found
 
@@ -91,7 +91,7 @@ def test_which_key_it_is(header: TokenHeader, found: str | None) -> None:
         (["alg"], "not a signed JWT"),
     ],
 )
-def test_a_head_that_is_not_taken(header: dict[str, Any] | list[str], said: str) -> None:
+def test_unsupported_headers_are_refused(header: dict[str, Any] | list[str], said: str) -> None:
     first = base64.urlsafe_b64encode(json.dumps(header).encode()).rstrip(b"=").decode()
     with pytest.raises(errors.NotAuthenticated, match=said):
         id_tokens.read_header(f"{first}.e30.x")
@@ -124,7 +124,7 @@ def test_the_hash_of_the_access_token_is_compared(algorithm: str) -> None:
         pytest.param(NOW + 360, False, id="the end, and what clocks may differ"),
     ],
 )
-def test_from_when_and_until_when(now: float, good: bool) -> None:
+def test_validity_times(now: float, good: bool) -> None:
     if good:
         id_tokens.check_claims(proven("ES256"), EXPECTED, None, now)
     else:
@@ -144,7 +144,7 @@ WORDS = st.sampled_from(["RSA", "EC", "OKP", "oct", "P-256", "Ed25519", "sig", "
 
 
 @given(st.lists(st.dictionaries(MEMBERS, WORDS | JSON), max_size=4))
-def test_any_key_is_read_or_left_out(jwks: list[dict[str, Any]]) -> None:
+def test_any_key_is_read_or_ignored(jwks: list[dict[str, Any]]) -> None:
     assert len(id_tokens.read_keys(json.dumps({"keys": jwks}).encode())) <= len(jwks)
 
 
@@ -155,7 +155,7 @@ def test_any_bytes_are_keys_or_refused(body: bytes) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["iss", "sub", "aud", "exp", "iat", "nonce", "azp", "auth_time", "at_hash"]), JSON))
-def test_any_signed_claims_are_proven_or_refused(claims: dict[str, Any]) -> None:
+def test_any_signed_claims_are_verified_or_refused(claims: dict[str, Any]) -> None:
     token = ED.sign(claims)
     header = id_tokens.read_header(token)
     key = id_tokens.find_key(published(ED.jwk()), header)

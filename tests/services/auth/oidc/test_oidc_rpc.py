@@ -115,7 +115,7 @@ async def web(world: Surroundings, settings: AuthSettings, scripted: ScriptedPro
         yield opened
 
 
-async def test_somebody_new_logs_in(web: Web) -> None:
+async def test_a_new_user_logs_in(web: Web) -> None:
     web.provider.claims = {"groups": ["makers"]}
     end = await web.log_in()
     assert end.then == "/keys"
@@ -129,7 +129,7 @@ async def test_somebody_new_logs_in(web: Web) -> None:
     assert web.actions() == ["user.register"]
 
 
-async def test_a_login_that_is_not_proven_is_counted_and_written_down(web: Web) -> None:
+async def test_an_unproven_login_is_counted_and_logged(web: Web) -> None:
     web.provider.claims = {"aud": "another"}
     with pytest.raises(
         errors.NotAuthenticated, match="the login provider's answer was rejected: the ID token is invalid: it is meant for another"
@@ -162,7 +162,7 @@ async def test_an_account_with_a_password_is_linked_by_its_owner(web: Web) -> No
     assert web.actions() == ["oidc.link", "oidc.unlink"]
 
 
-async def test_the_only_way_in_is_not_removed(web: Web) -> None:
+async def test_the_only_way_to_log_in_cannot_be_removed(web: Web) -> None:
     web.provider.claims = {"auth_time": int(time.time())}
     session = await web.session()
     with pytest.raises(errors.NotAllowed, match="could no longer log in"):
@@ -170,7 +170,7 @@ async def test_the_only_way_in_is_not_removed(web: Web) -> None:
     assert await web.links(session) == ["ann-1"]
 
 
-async def test_a_login_that_showed_no_password_just_now_is_good_for_nothing_sensitive(web: Web) -> None:
+async def test_a_login_without_a_recent_password_cannot_do_sensitive_actions(web: Web) -> None:
     for auth_time in (None, int(time.time()) - 3600):
         web.provider.claims = {"auth_time": auth_time}
         session = await web.session()
@@ -195,7 +195,7 @@ async def test_an_ended_session_links_nothing(web: Web) -> None:
             await web.begin(msgspec.structs.replace(anna, session_token=token))
 
 
-async def test_whoever_came_by_the_provider_is_logged_out_there_too(web: Web) -> None:
+async def test_a_user_of_the_provider_is_logged_out_there_too(web: Web) -> None:
     session, by_password = await web.session(), await web.password_session()
     url = (await web.beside.ask(accounts.leave_oidc, accounts.LeaveOidc(session.session_token, "https://ai.example.org/"))).url
     assert url is not None
@@ -213,7 +213,7 @@ async def left(web: Web, session: auth.LoginSession) -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
 
 
-async def test_what_is_kept_for_the_logout_names_nobody(web: Web, valkey_url: str) -> None:
+async def test_what_is_stored_for_the_logout_names_nobody(web: Web, valkey_url: str) -> None:
     session = await web.session()
     with redis.Redis.from_url(valkey_url) as client:
         kept = {key: client.get(key) for key in client.keys("auth:oidc:session:*")}
@@ -224,7 +224,7 @@ async def test_what_is_kept_for_the_logout_names_nobody(web: Web, valkey_url: st
     assert (await left(web, session))["id_token_hint"].startswith("eyJ")
 
 
-async def test_after_the_data_key_was_changed_the_provider_is_told_whom_it_means(
+async def test_after_a_change_of_the_data_key_the_provider_learns_whom_to_log_out(
     web: Web, settings: AuthSettings, scripted: ScriptedProvider
 ) -> None:
     session = await web.session()
@@ -235,7 +235,7 @@ async def test_after_the_data_key_was_changed_the_provider_is_told_whom_it_means
 
 
 @pytest.mark.parametrize("spoilt", ["another key", "another session's", "in the open", "cut", "changed"])
-async def test_what_does_not_open_is_logged_out_without_it(
+async def test_an_unreadable_token_is_logged_out_without_it(
     web: Web, settings: AuthSettings, scripted: ScriptedProvider, valkey_url: str, spoilt: str
 ) -> None:
     session = await web.session()
@@ -262,7 +262,7 @@ async def test_what_does_not_open_is_logged_out_without_it(
         assert ("id_token_hint" in await left(opened, other)) is (spoilt != "another key")
 
 
-async def test_without_a_provider_there_is_none(world: Surroundings, settings: AuthSettings, scripted: ScriptedProvider) -> None:
+async def test_without_a_provider_oidc_is_not_found(world: Surroundings, settings: AuthSettings, scripted: ScriptedProvider) -> None:
     async with opened_web(world, settings, scripted) as web:
         with pytest.raises(errors.NotFound, match="no login provider"):
             await web.begin()
@@ -279,7 +279,7 @@ async def test_without_a_provider_there_is_none(world: Surroundings, settings: A
         pytest.param({"oidc_ca_file": Path("/nowhere/ca.pem")}, "OIDC_CA_FILE", id="no file of authorities"),
     ],
 )
-async def test_settings_that_cannot_work(settings: AuthSettings, cache: Cache, changed: dict[str, object], named: str) -> None:
+async def test_unusable_settings_are_refused(settings: AuthSettings, cache: Cache, changed: dict[str, object], named: str) -> None:
     chosen = msgspec.structs.replace(settings, **{"oidc_issuer": "https://a.example", "oidc_client_id": "mesh", **changed})
     with pytest.raises(errors.BadSettings, match=named):
         async with OidcDependencies.open(chosen, cache, cast("OidcStore", None)):

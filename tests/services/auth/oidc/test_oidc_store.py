@@ -57,7 +57,7 @@ async def role_of(url: str, user_id: UserId) -> str:
     return str(await by_hand.value(url, "SELECT role FROM auth.users WHERE id = $1", user_id))
 
 
-async def test_a_new_user_comes_with_the_identity(links: OidcStore, postgres_url: str) -> None:
+async def test_a_new_user_is_added_with_the_identity(links: OidcStore, postgres_url: str) -> None:
     assert await links.find(ANN) == FoundAccounts(None, None)
     user_id = await add(links, role=UserRole.DEVELOPER)
     assert await links.find(ANN) == FoundAccounts(user_id, user_id)
@@ -75,9 +75,7 @@ async def test_a_new_user_comes_with_the_identity(links: OidcStore, postgres_url
         pytest.param("other", Identity("https://a", "1", "other@example.com"), NameTaken.IDENTITY, id="the same person"),
     ],
 )
-async def test_what_is_taken_makes_no_user(
-    links: OidcStore, postgres_url: str, username: str, identity: Identity, taken: NameTaken
-) -> None:
+async def test_a_taken_name_adds_no_user(links: OidcStore, postgres_url: str, username: str, identity: Identity, taken: NameTaken) -> None:
     await add(links)
     assert await links.add(username, identity.email or "", UserRole.USER, identity) is taken
     assert await by_hand.value(postgres_url, "SELECT count(*) FROM auth.users") == 1
@@ -91,7 +89,7 @@ async def test_an_identity_opens_one_account(links: OidcStore) -> None:
     assert (await links.find(third)).known == user_id
 
 
-async def test_a_login_is_noted_with_the_address_of_now(links: OidcStore) -> None:
+async def test_a_login_records_the_current_address(links: OidcStore) -> None:
     user_id = await add(links)
     other = Identity("https://b", "1", "no address")
     await links.link(user_id, other)
@@ -102,7 +100,7 @@ async def test_a_login_is_noted_with_the_address_of_now(links: OidcStore) -> Non
     assert (listed["https://b"].email, listed["https://b"].last_login_at) == (None, None)
 
 
-async def test_a_role_follows_but_the_last_administrator_stays_one(links: OidcStore, postgres_url: str) -> None:
+async def test_roles_follow_but_the_last_administrator_stays_one(links: OidcStore, postgres_url: str) -> None:
     user_id = await add(links)
     for role, became in [
         (UserRole.DEVELOPER, "developer"),
@@ -121,7 +119,7 @@ async def test_a_role_follows_but_the_last_administrator_stays_one(links: OidcSt
     assert await role_of(postgres_url, user_id) == "user"
 
 
-async def test_nobody_removes_the_last_way_in(links: OidcStore, postgres_url: str) -> None:
+async def test_the_last_way_to_log_in_cannot_be_removed(links: OidcStore, postgres_url: str) -> None:
     user_id = await add(links)
     second = Identity("https://b", "1")
     await links.link(user_id, second)
@@ -134,7 +132,7 @@ async def test_nobody_removes_the_last_way_in(links: OidcStore, postgres_url: st
     assert await links.list_of(user_id) == ()
 
 
-async def test_what_changes_is_in_the_audit_log(links: OidcStore, acts: list[AuditedAct]) -> None:
+async def test_changes_are_in_the_audit_log(links: OidcStore, acts: list[AuditedAct]) -> None:
     user_id = await add(links)
     second = Identity("https://b", "1")
     await links.link(user_id, second)
@@ -151,7 +149,7 @@ async def test_what_changes_is_in_the_audit_log(links: OidcStore, acts: list[Aud
     assert [act.details for act in acts if act.action in ("oidc.link", "oidc.unlink")] == [{"issuer": "https://b", "subject": "1"}] * 2
 
 
-async def test_the_same_new_person_in_ten_browsers_is_one_user(links: OidcStore, postgres_url: str) -> None:
+async def test_a_new_user_in_ten_browsers_is_one_user(links: OidcStore, postgres_url: str) -> None:
     admitted = await asyncio.gather(*(account_provisioning.provision_account(ANN, None, links, RoleTable()) for _ in range(10)))
     assert len({each.user_id for each in admitted}) == 1
     assert sum(each.is_new for each in admitted) == 1

@@ -24,7 +24,7 @@ class Source:
         return answer
 
 
-async def test_many_who_ask_at_once_get_one_answer() -> None:
+async def test_many_concurrent_callers_share_one_answer() -> None:
     source = Source()
     assert set(await asyncio.gather(*(source.kept.get() for _ in range(50)))) == {"answer 1"}
     source.now = CACHE_SECONDS - 1
@@ -33,7 +33,7 @@ async def test_many_who_ask_at_once_get_one_answer() -> None:
     assert await source.kept.get() == "answer 2"
 
 
-async def test_a_newer_answer_may_be_had_once_in_a_while() -> None:
+async def test_a_newer_answer_is_fetched_at_most_once_in_a_while() -> None:
     source = Source()
     first = await source.kept.get()
     assert await source.kept.renew(first) == "answer 1"
@@ -42,7 +42,7 @@ async def test_a_newer_answer_may_be_had_once_in_a_while() -> None:
     assert await source.kept.get() == "answer 2"
 
 
-async def test_many_who_wait_share_one_failure() -> None:
+async def test_many_waiting_callers_share_one_failure() -> None:
     source = Source()
     source.broken = True
     failed = await asyncio.gather(*(source.kept.get() for _ in range(50)), return_exceptions=True)
@@ -53,7 +53,7 @@ async def test_many_who_wait_share_one_failure() -> None:
     assert await source.kept.get() == "answer 2"
 
 
-async def test_a_renewal_that_fails_keeps_what_was_there() -> None:
+async def test_a_failed_renewal_keeps_the_previous_answer() -> None:
     source = Source()
     first = await source.kept.get()
     source.now, source.broken = RENEW_SECONDS, True
@@ -64,7 +64,7 @@ async def test_a_renewal_that_fails_keeps_what_was_there() -> None:
     assert source.asked == 2
 
 
-async def test_who_is_cancelled_leaves_it_to_the_next() -> None:
+async def test_a_canceled_caller_leaves_the_fetch_to_the_next() -> None:
     source = Source()
     task = asyncio.ensure_future(source.kept.get())
     await asyncio.sleep(0)

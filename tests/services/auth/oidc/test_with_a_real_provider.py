@@ -52,7 +52,7 @@ def registration(issuer: str, client_id: str = "ES256", **changed: Any) -> Clien
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-async def test_somebody_logs_in(issuer: str, browser: Browser, open_oidc: OpenOidc, algorithm: str) -> None:
+async def test_a_user_logs_in(issuer: str, browser: Browser, open_oidc: OpenOidc, algorithm: str) -> None:
     async with open_oidc(registration(issuer, algorithm)) as oidc:
         begun = await oidc.begin(WISH)
         finished = await oidc.finish(await browser.log_in(begun.url), begun.binding)
@@ -71,7 +71,7 @@ async def test_a_public_client_has_no_secret(issuer: str, browser: Browser, open
         assert (await oidc.finish(await browser.log_in(begun.url, "bob-2"), begun.binding)).identity.subject == "bob-2"
 
 
-async def test_a_wrong_secret_is_the_administrators_to_mend(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
+async def test_a_wrong_secret_is_reported_to_the_administrator(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     async with open_oidc(registration(issuer, client_secret="another one")) as oidc:
         begun = await oidc.begin(WISH)
         answer = await browser.log_in(begun.url)
@@ -81,7 +81,7 @@ async def test_a_wrong_secret_is_the_administrators_to_mend(issuer: str, browser
     assert "another one" not in f"{refused.value.message} {refused.value.hint}"
 
 
-async def test_who_refuses_there_is_not_logged_in_here(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
+async def test_a_user_who_refuses_consent_is_not_logged_in(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     async with open_oidc(registration(issuer)) as oidc:
         begun = await oidc.begin(WISH)
         answer = await browser.log_in(begun.url, consent="refuse")
@@ -90,7 +90,7 @@ async def test_who_refuses_there_is_not_logged_in_here(issuer: str, browser: Bro
             await oidc.finish(answer, begun.binding)
 
 
-async def test_an_answer_is_good_once(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
+async def test_an_answer_works_once(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     async with open_oidc(registration(issuer)) as oidc:
         begun = await oidc.begin(WISH)
         answer = await browser.log_in(begun.url)
@@ -99,7 +99,7 @@ async def test_an_answer_is_good_once(issuer: str, browser: Browser, open_oidc: 
             await oidc.finish(answer, begun.binding)
 
 
-async def test_a_stolen_code_is_worth_nothing_in_another_login(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
+async def test_a_stolen_code_is_useless_in_another_login(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     """PKCE: the provider compares the verifier of the thief's login with the challenge of the other one."""
     async with open_oidc(registration(issuer)) as oidc:
         stolen = await browser.log_in((await oidc.begin(WISH)).url)
@@ -110,7 +110,7 @@ async def test_a_stolen_code_is_worth_nothing_in_another_login(issuer: str, brow
     assert stolen.code not in f"{refused.value.message} {refused.value.hint}"
 
 
-async def test_logging_out_ends_the_session_there_too(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
+async def test_logging_out_ends_the_providers_session_too(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     async with open_oidc(registration(issuer)) as oidc:
         begun = await oidc.begin(WISH)
         first = await oidc.finish(await browser.log_in(begun.url), begun.binding)
@@ -129,7 +129,7 @@ async def test_logging_out_ends_the_session_there_too(issuer: str, browser: Brow
         assert LOGIN in browser.seen
 
 
-async def test_who_must_be_fresh_shows_the_password_again(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
+async def test_a_fresh_login_asks_for_the_password_again(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     async with open_oidc(registration(issuer)) as oidc:
         begun = await oidc.begin(WISH)
         await oidc.finish(await browser.log_in(begun.url), begun.binding)
@@ -140,7 +140,7 @@ async def test_who_must_be_fresh_shows_the_password_again(issuer: str, browser: 
     assert finished.identity.authenticated_at is not None
 
 
-async def test_the_provider_gets_new_keys_while_we_know_the_old_ones(browser: Browser, open_oidc: OpenOidc, clock: Clock) -> None:
+async def test_new_provider_keys_are_fetched(browser: Browser, open_oidc: OpenOidc, clock: Clock) -> None:
     async with contextlib.AsyncExitStack() as stack:
         first_life = await stack.enter_async_context(contextlib.AsyncExitStack())
         issuer = await first_life.enter_async_context(real_provider())
@@ -157,7 +157,7 @@ async def test_the_provider_gets_new_keys_while_we_know_the_old_ones(browser: Br
         assert (await oidc.finish(await browser.log_in(again.url), again.binding)).identity.subject == "ann-1"
 
 
-async def test_a_provider_that_our_own_authority_vouches_for(open_oidc: OpenOidc, tmp_path: Path) -> None:
+async def test_a_provider_with_a_private_ca(open_oidc: OpenOidc, tmp_path: Path) -> None:
     key, certificate = self_signed()
     ca_file = tmp_path / "ca.pem"
     ca_file.write_text(certificate, encoding="utf-8")

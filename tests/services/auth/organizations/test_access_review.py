@@ -15,7 +15,7 @@ async def review(seeded_db: SeededDb, by: str, days: int = 90) -> privacy.Access
     return await seeded_db.ask(privacy.review_access, privacy.ReviewAccess(days), by)
 
 
-async def test_a_mesh_in_use_has_nothing_to_review(seeded_db: SeededDb) -> None:
+async def test_an_active_mesh_has_nothing_to_review(seeded_db: SeededDb) -> None:
     boss, anna = await seeded_db.admin(), await seeded_db.person()
     await seeded_db.key(boss.login, kind=KeyKind.ADMIN)
     await seeded_db.key(anna.login)
@@ -51,7 +51,7 @@ async def test_keys_are_listed_with_every_reason(seeded_db: SeededDb, postgres_u
     assert {key.name for key in (await review(seeded_db, boss.login, 120)).keys} == {"fresh", "unused", "old", "eternal", "gone's"}
 
 
-async def test_people_are_listed_by_when_they_were_last_seen(seeded_db: SeededDb, postgres_url: str) -> None:
+async def test_users_are_listed_by_when_they_were_last_seen(seeded_db: SeededDb, postgres_url: str) -> None:
     boss = await seeded_db.admin()
     people = {
         name: await seeded_db.person(name, UserRole.DEVELOPER) for name in ("new", "busy", "away", "never", "closed", "reads", "tried")
@@ -81,7 +81,7 @@ async def test_people_are_listed_by_when_they_were_last_seen(seeded_db: SeededDb
     }
 
 
-async def test_nodes_are_listed_that_say_nothing(seeded_db: SeededDb, postgres_url: str) -> None:
+async def test_silent_nodes_are_listed(seeded_db: SeededDb, postgres_url: str) -> None:
     boss, anna = await seeded_db.admin(), await seeded_db.person("anna", UserRole.NODE_OWNER)
     nodes = [node_keys.NodeKey(node_keys.new_seed()).id for _ in range(4)]
     insert = (
@@ -98,13 +98,13 @@ async def test_nodes_are_listed_that_say_nothing(seeded_db: SeededDb, postgres_u
 
 
 @pytest.mark.parametrize("days", [0, -1, 3651, 2**31])
-async def test_days_that_are_none(seeded_db: SeededDb, days: int) -> None:
+async def test_invalid_periods_are_refused(seeded_db: SeededDb, days: int) -> None:
     boss = await seeded_db.admin()
     with pytest.raises(errors.BadRequest, match="days"):
         await review(seeded_db, boss.login, days)
 
 
-async def test_only_administrators_look(seeded_db: SeededDb) -> None:
+async def test_only_administrators_may_review(seeded_db: SeededDb) -> None:
     boss, anna = await seeded_db.admin(), await seeded_db.person()
     for by in (anna.login, (await seeded_db.key(boss.login)).api_key):
         with pytest.raises(errors.NotAllowed, match=r"anna is no administrator|the key 'default' has not the scope \*"):

@@ -23,7 +23,7 @@ async def accept(seeded_db: SeededDb, token: str, by: str) -> Organization:
     return await seeded_db.ask(api.accept_invitation, api.AcceptInvitation(token), by)
 
 
-async def test_an_invitation_comes_by_mail_and_its_token_is_stored_nowhere(seeded_db: SeededDb, postgres_url: str) -> None:
+async def test_an_invitation_is_mailed_and_its_token_is_not_stored(seeded_db: SeededDb, postgres_url: str) -> None:
     anna = await seeded_db.person("anna")
     acme = await seeded_db.found(anna)
     made = await invite(seeded_db, acme, anna, " Ben@Example.com ")
@@ -40,7 +40,7 @@ async def test_an_invitation_comes_by_mail_and_its_token_is_stored_nowhere(seede
     assert listed == made.invitation
 
 
-async def test_whoever_has_the_address_and_the_token_comes_in(seeded_db: SeededDb) -> None:
+async def test_a_user_with_the_address_and_the_token_joins(seeded_db: SeededDb) -> None:
     anna, ben, carl = await seeded_db.person("anna"), await seeded_db.person("ben"), await seeded_db.person("carl")
     acme = await seeded_db.found(anna)
     token = (await invite(seeded_db, acme, anna, "BEN@EXAMPLE.COM", TeamRole.OWNER)).token
@@ -54,7 +54,7 @@ async def test_whoever_has_the_address_and_the_token_comes_in(seeded_db: SeededD
             await accept(seeded_db, token, by.login)
 
 
-async def test_of_fifty_who_take_it_up_at_once_one_does(seeded_db: SeededDb, postgres_url: str) -> None:
+async def test_one_of_fifty_concurrent_acceptances_succeeds(seeded_db: SeededDb, postgres_url: str) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     acme = await seeded_db.found(anna)
     token = (await invite(seeded_db, acme, anna, "ben@example.com")).token
@@ -75,7 +75,7 @@ async def test_of_fifty_who_take_it_up_at_once_one_does(seeded_db: SeededDb, pos
         pytest.param("UPDATE auth.users SET email = 'benjamin@example.com' WHERE username = 'ben'", "another e-mail", id="moved away"),
     ],
 )
-async def test_an_invitation_that_is_not_good_says_why(seeded_db: SeededDb, postgres_url: str, statement: str, says: str) -> None:
+async def test_an_invalid_invitation_says_why(seeded_db: SeededDb, postgres_url: str, statement: str, says: str) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     acme = await seeded_db.found(anna)
     token = (await invite(seeded_db, acme, anna, "ben@example.com")).token
@@ -100,7 +100,7 @@ async def test_an_owner_withdraws_it_once(seeded_db: SeededDb) -> None:
             await seeded_db.ask(api.withdraw_invitation, api.WithdrawInvitation(acme.id, nonsense), anna.login)
 
 
-async def test_a_new_one_to_the_same_address_takes_the_place_of_the_old(seeded_db: SeededDb) -> None:
+async def test_a_new_invitation_to_the_same_address_replaces_the_old(seeded_db: SeededDb) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     acme = await seeded_db.found(anna)
     old = await invite(seeded_db, acme, anna, "ben@example.com", TeamRole.OWNER)
@@ -114,7 +114,7 @@ async def test_a_new_one_to_the_same_address_takes_the_place_of_the_old(seeded_d
 
 
 @pytest.mark.parametrize("email", ["", "ben", "ben@example.com\nBcc: all@example.com", "b\0@example.com", "x" * 95 + "@example.com"])
-async def test_what_is_no_address_is_sent_nothing(seeded_db: SeededDb, email: str) -> None:
+async def test_an_invalid_address_gets_no_mail(seeded_db: SeededDb, email: str) -> None:
     anna = await seeded_db.person("anna")
     acme = await seeded_db.found(anna)
     with pytest.raises(errors.BadRequest, match="email"):
@@ -122,7 +122,7 @@ async def test_what_is_no_address_is_sent_nothing(seeded_db: SeededDb, email: st
     assert seeded_db.mailbox.mails == []
 
 
-async def test_an_organisation_sends_so_many_mails_a_day(seeded_db: SeededDb, postgres_url: str) -> None:
+async def test_an_organisations_mails_per_day_are_limited(seeded_db: SeededDb, postgres_url: str) -> None:
     anna = await seeded_db.person("anna")
     acme = await seeded_db.found(anna)
     for n in range(100):
@@ -134,7 +134,7 @@ async def test_an_organisation_sends_so_many_mails_a_day(seeded_db: SeededDb, po
     await invite(seeded_db, acme, anna, "ben@example.com")
 
 
-async def test_guesses_withdraw_and_take_up_nothing(seeded_db: SeededDb) -> None:
+async def test_guessed_tokens_neither_withdraw_nor_accept_anything(seeded_db: SeededDb) -> None:
     anna, mallory = await seeded_db.person("anna"), await seeded_db.person("mallory")
     acme, evil = await seeded_db.found(anna), await seeded_db.found(mallory, "Evil")
     made = [await invite(seeded_db, acme, anna, f"guest{n}@example.com") for n in range(3)]
@@ -145,7 +145,7 @@ async def test_guesses_withdraw_and_take_up_nothing(seeded_db: SeededDb) -> None
     assert len((await seeded_db.page(acme, anna.login)).invitations) == 3
 
 
-async def test_a_key_of_an_organisation_joins_no_other(seeded_db: SeededDb) -> None:
+async def test_an_organisations_key_cannot_join_another(seeded_db: SeededDb) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     acme, bens = await seeded_db.found(anna), await seeded_db.found(ben, "Bens")
     token = (await invite(seeded_db, acme, anna, "ben@example.com")).token

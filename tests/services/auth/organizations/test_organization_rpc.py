@@ -29,7 +29,7 @@ async def mine(seeded_db: SeededDb, by: str) -> dict[str, TeamRole | None]:
     return {organisation.name: organisation.role for organisation in found.organisations}
 
 
-async def test_who_founds_an_organisation_owns_it(seeded_db: SeededDb) -> None:
+async def test_the_founder_of_an_organisation_owns_it(seeded_db: SeededDb) -> None:
     anna = await seeded_db.person("anna")
     acme = await seeded_db.found(anna, "  Acme & Söhne ")
     assert (acme.name, acme.tier, acme.members, acme.role) == ("Acme & Söhne", Tier.FREE, 1, TeamRole.OWNER)
@@ -42,13 +42,13 @@ async def test_who_founds_an_organisation_owns_it(seeded_db: SeededDb) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "   ", "a\nb", "x" * 101, "\u202eemca"])
-async def test_a_name_that_is_none(seeded_db: SeededDb, name: str) -> None:
+async def test_invalid_names_are_refused(seeded_db: SeededDb, name: str) -> None:
     anna = await seeded_db.person("anna")
     with pytest.raises(errors.BadRequest, match="name"):
         await seeded_db.found(anna, name)
 
 
-async def test_one_person_founds_two_however_fast_they_ask(seeded_db: SeededDb) -> None:
+async def test_one_user_founds_two_however_fast_they_ask(seeded_db: SeededDb) -> None:
     anna = await seeded_db.person("anna")
     outcomes = await asyncio.gather(*(seeded_db.found(anna, f"no {n}") for n in range(30)), return_exceptions=True)
     founded = [outcome for outcome in outcomes if isinstance(outcome, Organization)]
@@ -86,7 +86,7 @@ async def test_a_new_organisation_shares_its_founders_limits_until_it_gets_a_tie
     assert await terms() == (Tier.PRO, None, acme.id)
 
 
-async def test_members_look_and_owners_change(seeded_db: SeededDb) -> None:
+async def test_members_may_read_and_owners_may_change(seeded_db: SeededDb) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     acme = await seeded_db.found(anna)
     await seeded_db.join(anna, acme, ben)
@@ -121,7 +121,7 @@ async def test_members_look_and_owners_change(seeded_db: SeededDb) -> None:
 # --- the last owner --------------------------------------------------------------------------------------------------
 
 
-async def test_the_last_owner_neither_leaves_nor_becomes_a_member(seeded_db: SeededDb, postgres_url: str) -> None:
+async def test_the_last_owner_can_neither_leave_nor_become_a_member(seeded_db: SeededDb, postgres_url: str) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     acme = await seeded_db.found(anna)
     await seeded_db.join(anna, acme, ben)
@@ -136,7 +136,7 @@ async def test_the_last_owner_neither_leaves_nor_becomes_a_member(seeded_db: See
         await by_hand.run(postgres_url, "UPDATE auth.users SET is_active = false WHERE username = 'ben'")
 
 
-async def test_of_ten_owners_who_leave_at_once_one_stays(seeded_db: SeededDb) -> None:
+async def test_one_of_ten_owners_who_leave_concurrently_stays(seeded_db: SeededDb) -> None:
     owners = [await seeded_db.person(f"owner{n}") for n in range(10)]
     acme = await seeded_db.found(owners[0])
     for owner in owners[1:]:
@@ -147,7 +147,7 @@ async def test_of_ten_owners_who_leave_at_once_one_stays(seeded_db: SeededDb) ->
     assert [member.user_id for member in (await seeded_db.page(acme, stayed.login)).members] == [stayed.user.id]
 
 
-async def test_two_owners_who_demote_each_other_at_once_leave_one(seeded_db: SeededDb) -> None:
+async def test_two_owners_who_demote_each_other_concurrently_leave_one(seeded_db: SeededDb) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     acme = await seeded_db.found(anna)
     await seeded_db.join(anna, acme, ben, TeamRole.OWNER)
@@ -164,7 +164,7 @@ async def test_two_owners_who_demote_each_other_at_once_leave_one(seeded_db: See
 # --- leaving ---------------------------------------------------------------------------------------------------------
 
 
-async def test_who_is_removed_loses_their_keys_of_the_organisation_and_no_others(seeded_db: SeededDb) -> None:
+async def test_a_removed_member_loses_their_keys_of_the_organisation_and_no_others(seeded_db: SeededDb) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     acme, other = await seeded_db.found(anna), await seeded_db.found(anna, "Other")
     member = await seeded_db.join(anna, acme, ben)
@@ -190,7 +190,7 @@ async def test_who_is_removed_loses_their_keys_of_the_organisation_and_no_others
         await seeded_db.ask(api.remove_team_member, api.RemoveTeamMember(acme.id, UserId(uuid4())), anna.login)
 
 
-async def test_a_key_of_who_was_removed_by_hand_is_dead_too(seeded_db: SeededDb, postgres_url: str) -> None:
+async def test_the_key_of_a_member_removed_by_hand_stops_working(seeded_db: SeededDb, postgres_url: str) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     acme = await seeded_db.found(anna)
     made = await seeded_db.key(await seeded_db.join(anna, acme, ben))
@@ -199,7 +199,7 @@ async def test_a_key_of_who_was_removed_by_hand_is_dead_too(seeded_db: SeededDb,
         await seeded_db.principal(made.api_key)
 
 
-async def test_a_member_leaves_by_themselves(seeded_db: SeededDb) -> None:
+async def test_a_member_may_leave(seeded_db: SeededDb) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     acme = await seeded_db.found(anna)
     await seeded_db.join(anna, acme, ben)
@@ -211,7 +211,7 @@ async def test_a_member_leaves_by_themselves(seeded_db: SeededDb) -> None:
 # --- strangers -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_guessed_organisation_is_as_unknown_to_a_stranger_as_a_real_one(seeded_db: SeededDb) -> None:
+async def test_guessed_and_real_organisations_look_the_same_to_a_stranger(seeded_db: SeededDb) -> None:
     anna, mallory = await seeded_db.person("anna"), await seeded_db.person("mallory")
     real = [await seeded_db.found(anna, f"no {n}") for n in range(2)]
     before = [await seeded_db.page(organisation, anna.login) for organisation in real]
@@ -234,7 +234,7 @@ async def test_a_guessed_organisation_is_as_unknown_to_a_stranger_as_a_real_one(
     assert await mine(seeded_db, key) == {}
 
 
-async def test_a_key_of_one_organisation_knows_no_other(seeded_db: SeededDb) -> None:
+async def test_an_organisations_key_cannot_read_another(seeded_db: SeededDb) -> None:
     anna = await seeded_db.person("anna")
     acme, other = await seeded_db.found(anna), await seeded_db.found(anna, "Other")
     key = (await seeded_db.key(seeded_db.login(anna.user, acme.id))).api_key
@@ -253,7 +253,7 @@ async def test_a_key_of_one_organisation_knows_no_other(seeded_db: SeededDb) -> 
 # --- administrators --------------------------------------------------------------------------------------------------
 
 
-async def test_an_administrator_sees_all_and_sets_what_was_paid_for(seeded_db: SeededDb) -> None:
+async def test_an_administrator_sees_all_and_sets_the_tier(seeded_db: SeededDb) -> None:
     anna, ben, boss = await seeded_db.person("anna"), await seeded_db.person("ben"), await seeded_db.admin()
     acme = await seeded_db.found(anna)
     made = await seeded_db.key(seeded_db.login(anna.user, acme.id))
@@ -308,7 +308,7 @@ async def test_a_change_of_tier_or_members_reaches_every_cache(seeded_db: Seeded
     assert told == [None, ben.user.id, ben.user.id]
 
 
-async def test_a_key_of_an_organisation_is_not_among_ones_own(seeded_db: SeededDb) -> None:
+async def test_an_organisations_key_is_not_listed_among_personal_keys(seeded_db: SeededDb) -> None:
     anna = await seeded_db.person("anna")
     acme = await seeded_db.found(anna)
     made = await seeded_db.key(seeded_db.login(anna.user, acme.id), "team")

@@ -41,7 +41,7 @@ async def read(seeded_db: SeededDb, token: str, by: str) -> InvitationOffer:
 
 
 @pytest.mark.parametrize("role", TeamRole)
-async def test_whoever_is_invited_reads_to_what_and_uses_nothing_up(seeded_db: SeededDb, role: TeamRole) -> None:
+async def test_an_invited_user_reads_the_invitation_without_using_it_up(seeded_db: SeededDb, role: TeamRole) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     made = await invite(seeded_db, anna, "BEN@example.com", role)
     for _ in range(30):
@@ -52,7 +52,7 @@ async def test_whoever_is_invited_reads_to_what_and_uses_nothing_up(seeded_db: S
 
 
 @pytest.mark.parametrize("why", SPOILS)
-async def test_every_refusal_says_and_asks_the_same(
+async def test_every_refusal_looks_the_same_and_costs_the_same_queries(
     seeded_db: SeededDb, postgres_url: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
@@ -77,7 +77,7 @@ async def test_every_refusal_says_and_asks_the_same(
     assert "Acme" not in str(refused)
 
 
-async def test_ten_wrong_codes_and_none_is_looked_at(seeded_db: SeededDb) -> None:
+async def test_after_ten_wrong_codes_none_is_checked(seeded_db: SeededDb) -> None:
     anna, ben, carl = await seeded_db.person("anna"), await seeded_db.person("ben"), await seeded_db.person("carl")
     token = (await invite(seeded_db, anna)).token
     outcomes = await asyncio.gather(*(refusal_of(read(seeded_db, str(uuid4()), ben.login)) for _ in range(50)))
@@ -91,7 +91,7 @@ async def test_ten_wrong_codes_and_none_is_looked_at(seeded_db: SeededDb) -> Non
     await seeded_db.ask(api.accept_invitation, api.AcceptInvitation(token), ben.login)
 
 
-async def test_a_good_code_in_hand_buys_no_more_guesses(seeded_db: SeededDb) -> None:
+async def test_a_valid_code_buys_no_more_attempts(seeded_db: SeededDb) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     token = (await invite(seeded_db, anna)).token
     for _ in range(10):
@@ -100,7 +100,7 @@ async def test_a_good_code_in_hand_buys_no_more_guesses(seeded_db: SeededDb) -> 
     assert isinstance(await refusal_of(read(seeded_db, token, ben.login)), errors.Limited)
 
 
-async def test_wrong_codes_leave_the_login_alone(seeded_db: SeededDb) -> None:
+async def test_wrong_codes_do_not_affect_logins(seeded_db: SeededDb) -> None:
     ben = await seeded_db.person("ben")
     for _ in range(10):
         await refusal_of(read(seeded_db, str(uuid4()), ben.login))
@@ -108,7 +108,7 @@ async def test_wrong_codes_leave_the_login_alone(seeded_db: SeededDb) -> None:
     await seeded_db.guesses.charge(str(ben.user.id))
 
 
-async def test_a_key_of_an_organisation_reads_no_invitation_to_another(seeded_db: SeededDb) -> None:
+async def test_an_organisations_key_cannot_read_an_invitation_to_another(seeded_db: SeededDb) -> None:
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     token = (await invite(seeded_db, anna)).token
     bens = await seeded_db.found(ben, "Bens")

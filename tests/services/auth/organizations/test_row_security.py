@@ -49,7 +49,7 @@ async def settle(seeded_db: SeededDb) -> Acme:
     return Acme(anna, ben, acme.id, seeded_db.login(anna.user, acme.id), bens)
 
 
-async def test_every_story_is_the_same_for_a_role_that_is_no_superuser(seeded_db: SeededDb) -> None:
+async def test_every_test_passes_for_a_role_that_is_not_a_superuser(seeded_db: SeededDb) -> None:
     acme = await settle(seeded_db)
     assert {key.name for key in await seeded_db.keys(acme.owner)} == {"bens"}
     assert {key.name for key in await seeded_db.keys(acme.anna.login)} == {"own"}
@@ -78,7 +78,7 @@ async def test_every_story_is_the_same_for_a_role_that_is_no_superuser(seeded_db
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("owns", [pytest.param(True, id="who owns the tables"), pytest.param(False, id="who was granted them")])
-async def test_a_statement_without_a_where_sees_what_its_tenant_has(
+async def test_a_statement_without_a_where_clause_only_sees_its_tenant(
     seeded_db: SeededDb, plain_url: str, postgres_url: str, table: str, *, owns: bool
 ) -> None:
     acme = await settle(seeded_db)
@@ -108,7 +108,7 @@ async def test_a_statement_without_a_where_sees_what_its_tenant_has(
             await by_hand.run(postgres_url, "DROP OWNED BY granted_to_read; DROP ROLE granted_to_read")
 
 
-async def test_it_is_the_force_that_holds_the_owner_of_the_tables(seeded_db: SeededDb, plain_url: str) -> None:
+async def test_forced_row_security_applies_to_the_tables_owner(seeded_db: SeededDb, plain_url: str) -> None:
     await settle(seeded_db)
     connection = await asyncpg.connect(plain_url)
     try:
@@ -120,7 +120,7 @@ async def test_it_is_the_force_that_holds_the_owner_of_the_tables(seeded_db: See
         await connection.close()
 
 
-async def test_what_is_written_for_one_tenant_touches_no_other(seeded_db: SeededDb, plain_url: str, postgres_url: str) -> None:
+async def test_a_write_for_one_tenant_touches_no_other(seeded_db: SeededDb, plain_url: str, postgres_url: str) -> None:
     acme = await settle(seeded_db)
     connection = await asyncpg.connect(plain_url)
     try:
@@ -138,7 +138,7 @@ async def test_what_is_written_for_one_tenant_touches_no_other(seeded_db: Seeded
     assert await by_hand.value(postgres_url, "SELECT count(*) FROM auth.api_keys WHERE name = 'own'") == 2
 
 
-async def test_a_query_of_ours_that_asks_for_anothers_rows_gets_none(seeded_db: SeededDb) -> None:
+async def test_our_queries_for_another_tenants_rows_return_none(seeded_db: SeededDb) -> None:
     """Each with the arguments of its rightful tenant, but bound to another one."""
     acme = await settle(seeded_db)
     mallory = await seeded_db.person("mallory")
@@ -173,7 +173,7 @@ async def test_a_query_of_ours_that_asks_for_anothers_rows_gets_none(seeded_db: 
             assert await transaction.run(query, *writing) == 0, query
 
 
-async def test_what_one_transaction_was_bound_to_the_next_is_not(seeded_db: SeededDb) -> None:
+async def test_the_next_transaction_is_not_bound_to_the_last_ones_tenant(seeded_db: SeededDb) -> None:
     acme = await settle(seeded_db)
     store, organisations = AccountTables(seeded_db.db), OrganizationStore(seeded_db.db)
     for _ in range(30):

@@ -19,7 +19,7 @@ async def team(seeded_db: SeededDb) -> tuple[Person, Person, Credential, Credent
     return anna, ben, seeded_db.login(anna.user, acme.id), await seeded_db.join(anna, acme, ben)
 
 
-async def test_a_key_made_for_an_organisation_acts_for_it(seeded_db: SeededDb) -> None:
+async def test_a_key_created_for_an_organisation_acts_for_it(seeded_db: SeededDb) -> None:
     anna, _, owner, _ = await team(seeded_db)
     made = await seeded_db.key(owner)
     found = await seeded_db.principal(made.api_key)
@@ -43,7 +43,7 @@ async def test_an_owner_sees_all_keys_of_the_organisation_and_a_member_their_own
     assert _names((await seeded_db.ask(auth.list_api_keys, auth.ListApiKeys(ben.user.id), boss.login)).keys) == {"bens", "bens own"}
 
 
-async def test_an_owner_ends_a_members_key_and_does_not_take_it_over(seeded_db: SeededDb) -> None:
+async def test_an_owner_revokes_a_members_key_but_cannot_take_it_over(seeded_db: SeededDb) -> None:
     _, _, owner, member = await team(seeded_db)
     bens = await seeded_db.key(member, "bens")
     for method, request in (
@@ -58,7 +58,7 @@ async def test_an_owner_ends_a_members_key_and_does_not_take_it_over(seeded_db: 
     assert not (await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(bens.key.id)), owner)).is_active
 
 
-async def test_who_is_no_member_makes_no_key_for_an_organisation(seeded_db: SeededDb) -> None:
+async def test_a_user_outside_an_organisation_creates_no_key_for_it(seeded_db: SeededDb) -> None:
     _, _, owner, _ = await team(seeded_db)
     organisation = (await seeded_db.principal((await seeded_db.key(owner)).api_key)).team_id
     mallory = await seeded_db.person("mallory")

@@ -44,20 +44,20 @@ async def test_erasure_reaches_every_table(api_client: PrivacyDesk) -> None:
     assert canaries.left_in(await api_client.every_cell()) == []
 
 
-async def test_an_export_has_all_files_filled(api_client: PrivacyDesk) -> None:
+async def test_an_export_has_content_in_every_file(api_client: PrivacyDesk) -> None:
     person = await somebody_well_known(api_client, Canaries())
     files = await api_client.export(person.login())
     assert [name for name, content in files.items() if content == b"[]\n"] == []
 
 
-async def test_retention_is_allowed_to_forget(api_client: PrivacyDesk) -> None:
+async def test_retention_may_delete(api_client: PrivacyDesk) -> None:
     await somebody_well_known(api_client, Canaries())
     await api_client.sql("UPDATE password_resets SET expires_at = now() - interval '2 days'")
     await Retention(retention.own(api_client.rows, Days())).enforce()
     assert await api_client.sql("SELECT 1 FROM password_resets") == []
 
 
-async def test_a_query_that_forgets_whose_rows_it_wants_gets_none_of_anothers(api_client: PrivacyDesk) -> None:
+async def test_a_query_without_a_tenant_returns_no_other_tenants_rows(api_client: PrivacyDesk) -> None:
     anna = await somebody_well_known(api_client, Canaries())
     bert = await api_client.api_client.person("bert")
     await api_client.ask(accounts.set_preferences, accounts.SetPreferences(accounts.Preferences(theme="light")), bert.login())

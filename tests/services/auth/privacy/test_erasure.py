@@ -14,7 +14,7 @@ from tests.services.auth.privacy.surroundings import AwaySessions, Canaries, Pri
 # --- planning --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_wish_closes_nothing_and_names_the_day(api_client: PrivacyDesk) -> None:
+async def test_a_request_closes_nothing_and_names_the_day(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
     erasure = await api_client.plan(anna)
     assert abs(erasure.erased_at - datetime.now(UTC) - timedelta(days=30)) < timedelta(minutes=1)
@@ -24,7 +24,7 @@ async def test_a_wish_closes_nothing_and_names_the_day(api_client: PrivacyDesk) 
     assert (await api_client.api_client.rows.get(anna.id)).erase_at == erasure.erased_at
 
 
-async def test_who_asks_again_gets_the_same_day_and_no_second_mail(api_client: PrivacyDesk) -> None:
+async def test_a_repeated_request_gets_the_same_day_and_no_second_mail(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
     first = await api_client.plan(anna)
     assert await api_client.plan(anna) == first
@@ -32,14 +32,14 @@ async def test_who_asks_again_gets_the_same_day_and_no_second_mail(api_client: P
     assert len(await api_client.sql("SELECT 1 FROM audit_log WHERE action = 'account.ask_erasure'")) == 1
 
 
-async def test_it_needs_a_login_of_the_last_minutes(api_client: PrivacyDesk) -> None:
+async def test_a_request_needs_a_fresh_login(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
     with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
         await api_client.ask(privacy.request_erasure, privacy.RequestErasure(), stale)
 
 
-async def test_it_is_called_off_by_hand(api_client: PrivacyDesk) -> None:
+async def test_a_user_cancels_the_erasure(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
     await api_client.plan(anna)
     await api_client.let_time_pass(anna)
@@ -51,7 +51,7 @@ async def test_it_is_called_off_by_hand(api_client: PrivacyDesk) -> None:
     assert api_client.api_client.mailer.told() == [], "nothing to call off is no error"
 
 
-async def test_logging_in_calls_it_off(api_client: PrivacyDesk) -> None:
+async def test_logging_in_cancels_the_erasure(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
     await api_client.plan(anna)
     async with api_client.api_client.store.transaction() as transaction:
@@ -67,7 +67,7 @@ async def test_logging_in_calls_it_off(api_client: PrivacyDesk) -> None:
 # --- who is needed ---------------------------------------------------------------------------------------------------
 
 
-async def test_the_last_administrator_stays(api_client: PrivacyDesk) -> None:
+async def test_the_last_administrator_cannot_be_deleted(api_client: PrivacyDesk) -> None:
     await api_client.sql("UPDATE users SET role = 'user'")
     admin = await administrator(api_client, "anna")
     with pytest.raises(errors.NotAllowed, match="last administrator"):
@@ -78,14 +78,14 @@ async def test_the_last_administrator_stays(api_client: PrivacyDesk) -> None:
         await api_client.plan(other)
 
 
-async def test_of_two_administrators_who_ask_at_once_one_stays(api_client: PrivacyDesk) -> None:
+async def test_one_of_two_administrators_who_ask_concurrently_stays(api_client: PrivacyDesk) -> None:
     await api_client.sql("UPDATE users SET role = 'user'")
     both = [await administrator(api_client, "anna"), await administrator(api_client, "bert")]
     outcomes = await asyncio.gather(*(api_client.plan(one) for one in both), return_exceptions=True)
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Erasure", "NotAllowed"]
 
 
-async def test_who_became_the_last_administrator_meanwhile_is_not_deleted(api_client: PrivacyDesk) -> None:
+async def test_a_user_who_became_the_last_administrator_is_not_deleted(api_client: PrivacyDesk) -> None:
     await api_client.sql("UPDATE users SET role = 'user'")
     anna, bert = await administrator(api_client, "anna"), await administrator(api_client, "bert")
     await api_client.plan(anna)
@@ -98,7 +98,7 @@ async def test_who_became_the_last_administrator_meanwhile_is_not_deleted(api_cl
     assert (await anna.again()).username.startswith("erased-")
 
 
-async def test_the_only_owner_of_an_organisation_hands_it_on_first(api_client: PrivacyDesk) -> None:
+async def test_the_only_owner_of_an_organisation_must_hand_it_over_first(api_client: PrivacyDesk) -> None:
     anna, bert = await api_client.api_client.person("anna"), await api_client.api_client.person("bert")
     await api_client.team(anna, "Acme", (bert, "member"))
     await api_client.team(anna, "alone")
@@ -110,7 +110,7 @@ async def test_the_only_owner_of_an_organisation_hands_it_on_first(api_client: P
     await api_client.plan(anna)
 
 
-async def test_who_became_the_only_owner_meanwhile_leaves_it_to_who_has_been_in_for_longest(api_client: PrivacyDesk) -> None:
+async def test_a_user_who_became_the_only_owner_is_succeeded_by_the_oldest_member(api_client: PrivacyDesk) -> None:
     anna, bert, carla = [await api_client.api_client.person(name) for name in ("anna", "bert", "carla")]
     team = await api_client.team(anna, "Acme", (bert, "owner"), (carla, "member"))
     await api_client.plan(anna)
@@ -125,7 +125,7 @@ async def test_who_became_the_only_owner_meanwhile_leaves_it_to_who_has_been_in_
 # --- doing it --------------------------------------------------------------------------------------------------------
 
 
-async def test_of_more_than_twenty_canaries_none_is_left_anywhere(api_client: PrivacyDesk) -> None:
+async def test_none_of_more_than_twenty_canaries_is_left(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
     person = await somebody_well_known(api_client, canaries)
     before = await api_client.every_cell()
@@ -136,7 +136,7 @@ async def test_of_more_than_twenty_canaries_none_is_left_anywhere(api_client: Pr
     assert "somebody.else@example.com" in left, "what does not name this person stays"
 
 
-async def test_what_is_left_is_a_pseudonym_that_nobody_can_log_in_as(api_client: PrivacyDesk) -> None:
+async def test_only_a_pseudonym_without_a_login_is_left(api_client: PrivacyDesk) -> None:
     person = await somebody_well_known(api_client, Canaries())
     await api_client.erase(person)
     left = await person.again()
@@ -158,7 +158,7 @@ async def test_what_is_left_is_a_pseudonym_that_nobody_can_log_in_as(api_client:
     assert [(row["chain"], row["target"], row["actor"]) for row in acts] == [("house", str(person.id), None)]
 
 
-async def test_others_keep_all_that_is_theirs(api_client: PrivacyDesk) -> None:
+async def test_other_users_keep_all_their_data(api_client: PrivacyDesk) -> None:
     theirs = Canaries()
     anna = await somebody_well_known(api_client, theirs)
     bert = await api_client.api_client.person("bert")
@@ -167,7 +167,7 @@ async def test_others_keep_all_that_is_theirs(api_client: PrivacyDesk) -> None:
     assert await anna.again() == anna.user
 
 
-async def test_while_valkey_is_away_nothing_is_deleted_and_later_all_is(api_client: PrivacyDesk) -> None:
+async def test_nothing_is_deleted_while_valkey_is_down_and_everything_later(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
     person = await somebody_well_known(api_client, canaries)
     await api_client.plan(person)
@@ -179,7 +179,7 @@ async def test_while_valkey_is_away_nothing_is_deleted_and_later_all_is(api_clie
     assert canaries.left_in(await api_client.every_cell()) == []
 
 
-async def test_of_five_replicas_one_does_it(api_client: PrivacyDesk) -> None:
+async def test_one_of_five_replicas_deletes_the_account(api_client: PrivacyDesk) -> None:
     people = [await api_client.api_client.person(f"anna{number}") for number in range(4)]
     for person in people:
         await api_client.plan(person)
@@ -189,13 +189,13 @@ async def test_of_five_replicas_one_does_it(api_client: PrivacyDesk) -> None:
     assert sorted(row["target"] for row in acts) == sorted(str(person.id) for person in people)
 
 
-async def test_the_name_and_the_address_are_free_again(api_client: PrivacyDesk) -> None:
+async def test_the_name_and_address_become_available_again(api_client: PrivacyDesk) -> None:
     await api_client.erase(await api_client.api_client.person("anna"))
     again = await api_client.api_client.person("anna")
     assert again.user.username == "anna"
 
 
-async def test_the_audit_log_still_stands_and_says_nothing_personal(api_client: PrivacyDesk) -> None:
+async def test_the_audit_log_still_verifies_without_personal_data(api_client: PrivacyDesk) -> None:
     person = await somebody_well_known(api_client, Canaries())
     rows = "SELECT chain, sequence, encode(hash, 'hex') AS hash FROM audit_log"
     before = {tuple(row) for row in await api_client.sql(rows)}
@@ -205,7 +205,7 @@ async def test_the_audit_log_still_stands_and_says_nothing_personal(api_client: 
     assert await api_client.sql("SELECT 1 FROM audit_details WHERE actor = $1", person.id) == []
 
 
-async def test_caches_of_other_services_hear_of_it(api_client: PrivacyDesk) -> None:
+async def test_other_services_caches_are_invalidated(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
     last = (await by_hand(api_client.url, "SELECT coalesce(max(sequence), 0) AS last FROM changes"))[0]["last"]
     await api_client.erase(anna)

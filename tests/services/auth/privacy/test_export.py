@@ -14,7 +14,7 @@ from tests.services.auth.surroundings import PASSWORD
 _NOT_EXPORTED = {"key_hash", "former_hash", "recovery", "invited_from", "refused_from", "mention"}
 
 
-async def test_all_that_is_known_is_in_it_and_no_secret(api_client: PrivacyDesk) -> None:
+async def test_the_export_has_all_data_and_no_secret(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
     person = await somebody_well_known(api_client, canaries)
     files = await api_client.export(person.login())
@@ -30,14 +30,14 @@ async def test_all_that_is_known_is_in_it_and_no_secret(api_client: PrivacyDesk)
         assert name == "README.txt" or isinstance(json.loads(content), list)
 
 
-async def test_the_read_me_says_what_each_file_is(api_client: PrivacyDesk) -> None:
+async def test_the_readme_describes_each_file(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
     files = await api_client.export(anna.login())
     for name in files:
         assert name in files["README.txt"].decode() or name == "README.txt"
 
 
-async def test_nothing_of_anybody_else_is_in_it(api_client: PrivacyDesk) -> None:
+async def test_the_export_has_no_data_of_other_users(api_client: PrivacyDesk) -> None:
     theirs = Canaries()
     anna = await somebody_well_known(api_client, theirs)
     bert = await api_client.api_client.person("bert")
@@ -50,7 +50,7 @@ async def test_nothing_of_anybody_else_is_in_it(api_client: PrivacyDesk) -> None
     assert json.loads(files["keys.json"]) == []
 
 
-async def test_who_acts_for_an_organisation_gets_what_is_their_own(api_client: PrivacyDesk) -> None:
+async def test_a_user_acting_for_an_organisation_gets_only_their_own_data(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
     anna = await somebody_well_known(api_client, canaries)
     bert = await api_client.api_client.person("bert")
@@ -60,7 +60,7 @@ async def test_who_acts_for_an_organisation_gets_what_is_their_own(api_client: P
     assert json.loads(files["account.json"])[0]["username"] == "bert"
 
 
-async def test_a_long_file_comes_in_pieces_and_whole(api_client: PrivacyDesk) -> None:
+async def test_a_long_file_arrives_in_pieces_and_complete(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
     async with api_client.audit.transaction() as transaction:
         await api_client.audit.append(
@@ -71,7 +71,7 @@ async def test_a_long_file_comes_in_pieces_and_whole(api_client: PrivacyDesk) ->
     assert targets == {str(number) for number in range(1200)}
 
 
-async def test_it_is_recorded_and_needs_a_login_of_the_last_minutes(api_client: PrivacyDesk) -> None:
+async def test_an_export_is_logged_and_needs_a_fresh_login(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
     with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         await api_client.export(anna.login(seconds_ago=access_table.FRESH_SECONDS + 1))

@@ -13,7 +13,7 @@ from tests.services.auth.privacy.surroundings import PrivacyDesk
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
 
-async def test_each_class_is_forgotten_by_its_own_days_and_in_batches() -> None:
+async def test_each_class_is_deleted_after_its_own_days_and_in_batches() -> None:
     asked: list[tuple[str, datetime, int]] = []
     left = {"few": 3, "many": 2 * BATCH + 1}
 
@@ -32,7 +32,7 @@ async def test_each_class_is_forgotten_by_its_own_days_and_in_batches() -> None:
     assert asked == [("few", week, BATCH), *[("many", quarter, BATCH)] * 3]
 
 
-async def test_a_class_that_grows_faster_than_it_is_forgotten_ends_the_round_all_the_same() -> None:
+async def test_a_class_that_grows_faster_than_it_is_deleted_still_ends_the_round() -> None:
     calls = 0
 
     async def endless(before: datetime, most: int) -> int:
@@ -110,7 +110,7 @@ async def counts(api_client: PrivacyDesk, person: Person) -> dict[str, int]:
         ),
     ],
 )
-async def test_how_long_what_is_kept(api_client: PrivacyDesk, age: str, left: dict[str, int]) -> None:
+async def test_retention_times(api_client: PrivacyDesk, age: str, left: dict[str, int]) -> None:
     person = await somebody_with_a_past(api_client, age)
     job = Retention(retention.own(api_client.rows, Days()))
     await job.enforce()
@@ -119,7 +119,7 @@ async def test_how_long_what_is_kept(api_client: PrivacyDesk, age: str, left: di
     assert await counts(api_client, person) == left, "again changes nothing"
 
 
-async def test_an_ended_key_keeps_its_id_and_nothing_that_says_whose_it_was(api_client: PrivacyDesk) -> None:
+async def test_an_ended_key_keeps_its_id_and_no_personal_data(api_client: PrivacyDesk) -> None:
     person = await somebody_with_a_past(api_client, "366 days")
     before = {row["id"] for row in await api_client.sql("SELECT id FROM api_keys WHERE user_id = $1", person.id)}
     await Retention(retention.own(api_client.rows, Days())).enforce()
@@ -136,7 +136,7 @@ async def test_the_days_of_each_class_can_be_set(api_client: PrivacyDesk) -> Non
     assert await counts(api_client, person) == {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "named keys": 1, "keys": 3}
 
 
-async def test_a_key_that_is_revoked_by_hand_is_dated_too(api_client: PrivacyDesk) -> None:
+async def test_a_key_revoked_by_hand_gets_a_date(api_client: PrivacyDesk) -> None:
     person = await somebody_with_a_past(api_client, "1 hour")
     await api_client.sql("UPDATE api_keys SET is_active = false WHERE name = 'active' AND user_id = $1", person.id)
     dated = await api_client.sql("SELECT revoked_at FROM api_keys WHERE name = 'active' AND user_id = $1", person.id)

@@ -42,7 +42,7 @@ async def wait_of(failed: FailedLogins, account: str = "anna") -> float:
     return refused.value.retry_after_seconds
 
 
-async def test_of_many_guesses_at_once_ten_are_allowed(failed: FailedLogins) -> None:
+async def test_ten_of_many_concurrent_attempts_are_allowed(failed: FailedLogins) -> None:
     assert await charged(failed, 200) == 10
     assert await wait_of(failed) == 15 * MINUTE
     assert await charged(failed, 1, "ben") == 1
@@ -50,7 +50,7 @@ async def test_of_many_guesses_at_once_ten_are_allowed(failed: FailedLogins) -> 
     assert await charged(failed, 200) == 10
 
 
-async def test_each_window_that_was_used_up_is_followed_by_a_longer_one_up_to_an_hour(failed: FailedLogins, clock: Clock) -> None:
+async def test_each_used_up_window_is_followed_by_a_longer_one_up_to_an_hour(failed: FailedLogins, clock: Clock) -> None:
     waits = []
     for _ in range(6):
         assert await charged(failed, 11) == 10
@@ -61,7 +61,7 @@ async def test_each_window_that_was_used_up_is_followed_by_a_longer_one_up_to_an
     assert waits == [15, 30, 60, 60, 60, 60]
 
 
-async def test_who_guesses_less_than_a_window_allows_goes_on_in_short_ones(failed: FailedLogins, clock: Clock) -> None:
+async def test_fewer_attempts_than_a_window_allows_keep_windows_short(failed: FailedLogins, clock: Clock) -> None:
     for _ in range(5):
         assert await charged(failed, 9) == 9
         clock.now += 15 * MINUTE
@@ -69,7 +69,7 @@ async def test_who_guesses_less_than_a_window_allows_goes_on_in_short_ones(faile
     assert await wait_of(failed) == 15 * MINUTE
 
 
-async def test_after_a_hundred_in_a_row_it_needs_a_reset(failed: FailedLogins, clock: Clock) -> None:
+async def test_after_a_hundred_failures_in_a_row_a_reset_is_needed(failed: FailedLogins, clock: Clock) -> None:
     made = 0
     for _ in range(30):
         made += await charged(failed, 20)
@@ -82,14 +82,14 @@ async def test_after_a_hundred_in_a_row_it_needs_a_reset(failed: FailedLogins, c
     assert await charged(failed, 1) == 1
 
 
-async def test_a_row_is_no_lock_for_ever(failed: FailedLogins, valkey_url: str) -> None:
+async def test_failures_in_a_row_expire(failed: FailedLogins, valkey_url: str) -> None:
     await failed.charge("anna")
     with redis.Redis.from_url(valkey_url) as client:
         lives = [client.pttl(key) for key in client.keys("*")]
     assert all(0 < life <= 3 * 86_400_000 for life in lives)
 
 
-async def test_an_address_has_thirty_guesses_for_whomever(failed: FailedLogins) -> None:
+async def test_an_address_has_thirty_attempts_for_all_accounts(failed: FailedLogins) -> None:
     made = [await charged(failed, 1, f"user{n}", "203.0.113.7") for n in range(200)]
     assert sum(made) == 30
     with pytest.raises(errors.Limited, match="from your address"):
@@ -98,7 +98,7 @@ async def test_an_address_has_thirty_guesses_for_whomever(failed: FailedLogins) 
     assert await charged(failed, 1, "anna") == 1
 
 
-async def test_a_right_guess_gives_back_its_own_charge_and_no_more(failed: FailedLogins) -> None:
+async def test_a_success_refunds_only_its_own_charge(failed: FailedLogins) -> None:
     """Who has one account of their own must not wipe out what they guessed at others."""
     for n in range(29):
         await failed.charge(f"user{n}", "203.0.113.7")
@@ -108,13 +108,13 @@ async def test_a_right_guess_gives_back_its_own_charge_and_no_more(failed: Faile
     assert await charged(failed, 5, "another", "203.0.113.7") == 1
 
 
-async def test_what_is_refused_for_one_reason_is_charged_to_none(failed: FailedLogins) -> None:
+async def test_an_attempt_refused_by_one_limit_is_charged_to_none(failed: FailedLogins) -> None:
     assert await charged(failed, 50, "anna", "203.0.113.7") == 5
     made = [await charged(failed, 1, f"user{n}", "203.0.113.7") for n in range(50)]
     assert sum(made) == 25
 
 
-async def test_all_together_have_a_bound(failed: FailedLogins, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_mesh_has_a_limit(failed: FailedLogins, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failed_logins, "MESH_GUESSES", 50)
     made = [await charged(failed, 1, f"user{n}", f"203.0.113.{n}") for n in range(60)]
     assert sum(made) == 50
@@ -124,7 +124,7 @@ async def test_all_together_have_a_bound(failed: FailedLogins, monkeypatch: pyte
     assert await charged(failed, 1, "anna") == 1
 
 
-async def test_a_stranger_with_one_address_leaves_the_owner_guesses(failed: FailedLogins) -> None:
+async def test_a_stranger_with_one_address_leaves_the_owner_attempts(failed: FailedLogins) -> None:
     assert await charged(failed, 50, "anna", "203.0.113.7") == 5
     with pytest.raises(errors.Limited, match="for this account from your address"):
         await failed.charge("anna", "203.0.113.7")
@@ -134,12 +134,12 @@ async def test_a_stranger_with_one_address_leaves_the_owner_guesses(failed: Fail
     assert await charged(failed, 50, "anna") == 0
 
 
-async def test_addresses_of_one_household_are_one(failed: FailedLogins) -> None:
+async def test_addresses_of_one_ipv6_network_count_as_one(failed: FailedLogins) -> None:
     made = [await charged(failed, 1, "anna", f"2001:db8::{n:x}") for n in range(20)]
     assert sum(made) == 5
 
 
-async def test_a_browser_that_has_signed_in_has_guesses_of_its_own(failed: FailedLogins, clock: Clock) -> None:
+async def test_a_known_browser_has_its_own_attempts(failed: FailedLogins, clock: Clock) -> None:
     while await charged(failed, 20):
         clock.now += 60 * MINUTE
     with pytest.raises(errors.NotAllowed, match="100 failures in a row"):
@@ -154,7 +154,7 @@ async def test_a_browser_that_has_signed_in_has_guesses_of_its_own(failed: Faile
     assert await charged(failed, 1) == 0
 
 
-async def test_whom_a_reset_lets_in_again_it_lets_in_from_every_address(failed: FailedLogins) -> None:
+async def test_a_reset_unlocks_the_account_from_every_address(failed: FailedLogins) -> None:
     assert await charged(failed, 5, "anna", "203.0.113.7") == 5
     await failed.reset("anna")
     assert await charged(failed, 9, "anna", "203.0.113.7") == 5
@@ -176,7 +176,7 @@ def counted(valkey_url: str) -> Callable[[], dict[bytes, bytes]]:
     return read
 
 
-async def test_a_guess_that_was_given_back_never_was(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
+async def test_a_refunded_attempt_never_counted(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
     await charged(failed, 3, "anna", "203.0.113.7")
     before = counted()
     assert sorted(before.values()) == [b"3", b"3", b"3/3", b"3/3"]
@@ -187,13 +187,13 @@ async def test_a_guess_that_was_given_back_never_was(failed: FailedLogins, count
     assert await charged(failed, 20, "anna") == 5
 
 
-async def test_an_account_that_had_made_no_guess_is_as_before(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
+async def test_refunding_the_only_attempt_leaves_no_trace(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
     await failed.refund(await failed.charge("anna"))
     assert list(counted().values()) == [b"0"], "all that is left is the mesh's counter"
     assert await charged(failed, 20) == 10
 
 
-async def test_of_many_at_once_each_gets_back_its_own(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
+async def test_concurrent_refunds_each_return_their_own_charge(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
     """Some are compared and wrong, and stay charged, however the others come between."""
     wrong = 0
 
@@ -212,7 +212,7 @@ async def test_of_many_at_once_each_gets_back_its_own(failed: FailedLogins, coun
     assert await charged(failed, 20, "anna", "203.0.113.7") == 2
 
 
-async def test_what_was_forgiven_meanwhile_is_not_given_back_again(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
+async def test_reset_counters_are_not_refunded_again(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
     late = await failed.charge("anna", "203.0.113.7")
     await failed.charge("anna", "203.0.113.7")
     await failed.reset("anna", "203.0.113.7")
@@ -224,7 +224,7 @@ async def test_what_was_forgiven_meanwhile_is_not_given_back_again(failed: Faile
     )
 
 
-async def test_a_window_gets_back_nothing_that_another_was_charged(
+async def test_a_refund_only_affects_the_window_that_was_charged(
     failed: FailedLogins, clock: Clock, counted: Callable[[], dict[bytes, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(failed_logins, "WINDOW_SECONDS", 0.2)
@@ -240,13 +240,13 @@ async def test_a_window_gets_back_nothing_that_another_was_charged(
     assert sorted(counted().values()) == [b"2", b"2", b"2/2", b"2/2"], "only the rows of the account still had it"
 
 
-async def test_a_guess_from_no_address_gives_none_back(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
+async def test_an_attempt_without_an_address_refunds_no_address(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
     await failed.charge("anna", "203.0.113.7")
     await failed.refund(await failed.charge("anna"))
     assert sorted(counted().values()) == [b"1", b"1", b"1/1", b"1/1"]
 
 
-def test_codes_are_counted_apart_and_names_without_their_case() -> None:
+def test_codes_are_counted_separately_and_names_ignore_case() -> None:
     user = UserId(uuid4())
     assert failed_logins.codes_of(user) != failed_logins.account_of(user, "anna")
     assert failed_logins.account_of(None, "ANNA") == failed_logins.account_of(None, "anna")

@@ -22,7 +22,7 @@ async def opened(world: Surroundings, user: auth.User, **changed: object) -> tup
     return made, world.service._wiring._parts.identities.answer(user, made).access_token
 
 
-async def test_the_principal_says_what_the_login_was(world: Surroundings) -> None:
+async def test_the_principal_reflects_the_login(world: Surroundings) -> None:
     user = await world.register("anna")
     for login in (
         {"confirmed_at": 12.5},
@@ -40,7 +40,7 @@ async def test_the_principal_says_what_the_login_was(world: Surroundings) -> Non
         )
 
 
-async def test_an_organisations_tier_takes_the_place_of_the_users(world: Surroundings, settings: AuthSettings) -> None:
+async def test_an_organisations_tier_replaces_the_users(world: Surroundings, settings: AuthSettings) -> None:
     user = await world.register("anna")
     pro = await organisation(settings, user.id, tier="pro")
     none_of_theirs = await organisation(settings, tier="enterprise")
@@ -53,7 +53,7 @@ async def test_an_organisations_tier_takes_the_place_of_the_users(world: Surroun
             await world.service._wiring._parts.identities.of(token)
 
 
-async def test_a_token_is_worth_nothing_without_its_session(world: Surroundings) -> None:
+async def test_a_token_is_useless_without_its_session(world: Surroundings) -> None:
     user = await world.register("anna")
     made, token = await opened(world, user)
     await world.service._wiring._parts.identities.of(token)
@@ -64,7 +64,7 @@ async def test_a_token_is_worth_nothing_without_its_session(world: Surroundings)
     assert made.session.user_id == user.id
 
 
-async def test_a_token_that_names_anothers_session_or_acts_for_another_is_refused(world: Surroundings) -> None:
+async def test_a_token_for_another_session_or_tenant_is_refused(world: Surroundings) -> None:
     """Only we sign tokens, so this is for a mistake of ours."""
     anna, ben = await world.register("anna"), await world.register("ben")
     made, _ = await opened(world, ben)
@@ -74,7 +74,7 @@ async def test_a_token_that_names_anothers_session_or_acts_for_another_is_refuse
             await world.parts.identities.of(forged)
 
 
-async def test_a_token_says_for_whom_it_acts_and_what_it_was_good_for(world: Surroundings, settings: AuthSettings) -> None:
+async def test_a_token_names_its_tenant_and_scopes(world: Surroundings, settings: AuthSettings) -> None:
     user = await world.register("anna")
     team = await organisation(settings, user.id)
     own = "account:write inference:execute key:write usage:read"
@@ -91,7 +91,7 @@ async def test_a_token_says_for_whom_it_acts_and_what_it_was_good_for(world: Sur
     assert admin.scope == "*"
 
 
-async def test_a_deleted_or_closed_users_session_is_over(world: Surroundings, settings: AuthSettings) -> None:
+async def test_the_session_of_a_deleted_or_closed_user_is_over(world: Surroundings, settings: AuthSettings) -> None:
     user = await world.register("anna")
     _, token = await opened(world, user)
     await by_hand.run(settings.database_url, "UPDATE auth.users SET is_active = false WHERE id = $1", user.id)
@@ -115,7 +115,7 @@ async def test_only_a_login_has_a_session(world: Surroundings) -> None:
     assert world.refusals("bad_token") == 1
 
 
-async def test_the_answer_to_a_login_carries_what_the_session_is(world: Surroundings) -> None:
+async def test_the_answer_to_a_login_describes_the_session(world: Surroundings) -> None:
     user = await world.register("anna")
     made, _ = await opened(world, user, step=Step.ENTER_CODE)
     answer = world.service._wiring._parts.identities.answer(user, made)

@@ -39,7 +39,7 @@ def owner(value: str | None) -> UserId | None:
 
 
 @pytest.mark.parametrize("state", ["away", "hangs"])
-async def test_the_last_answer_is_used_while_there_is_no_newer_one(state: str) -> None:
+async def test_the_cached_answer_is_used_while_there_is_no_newer_one(state: str) -> None:
     source = Source()
     known = PrincipalCache(lambda: source.now)
     assert await known.ask("k", source.says(ANN), owner) == ANN
@@ -50,7 +50,7 @@ async def test_the_last_answer_is_used_while_there_is_no_newer_one(state: str) -
     assert await known.ask("k", source.says("newer"), owner) == "newer"
 
 
-async def test_an_answer_that_was_forgotten_is_too_old_or_may_not_be_kept_is_not_used() -> None:
+async def test_a_forgotten_expired_or_uncacheable_answer_is_not_used() -> None:
     source = Source()
     known = PrincipalCache(lambda: source.now)
     for key, value in (("of ann", ANN), ("of ben", BEN), ("of a user", "carol")):
@@ -66,7 +66,7 @@ async def test_an_answer_that_was_forgotten_is_too_old_or_may_not_be_kept_is_not
         await known.ask("of ben", source.says(None), owner)
 
 
-async def test_what_was_asked_before_a_change_is_not_kept_after_it() -> None:
+async def test_an_answer_requested_before_a_change_is_not_cached_after_it() -> None:
     source = Source()
     known = PrincipalCache(lambda: source.now)
 
@@ -80,7 +80,7 @@ async def test_what_was_asked_before_a_change_is_not_kept_after_it() -> None:
         await known.ask("k", source.says(None), owner)
 
 
-async def test_it_is_bounded() -> None:
+async def test_the_cache_is_bounded() -> None:
     source = Source()
     known = PrincipalCache(lambda: source.now)
     for number in range(MAX_ANSWERS + 1):
@@ -91,9 +91,7 @@ async def test_it_is_bounded() -> None:
     assert await known.ask(1, source.says(None), owner) == ANN
 
 
-async def test_without_postgresql_an_administrator_is_recognized_by_key_and_by_session(
-    world: Surroundings, postgres: PostgresServer
-) -> None:
+async def test_without_postgresql_an_administrator_is_recognized_by_key_and_session(world: Surroundings, postgres: PostgresServer) -> None:
     admin = await world.admin_token()
     key = (await world.new_key(admin)).api_key
     user_key = (await world.user_with_key())[1].api_key
@@ -109,7 +107,7 @@ async def test_without_postgresql_an_administrator_is_recognized_by_key_and_by_s
         postgres.start()
 
 
-async def test_a_change_that_is_announced_is_forgotten(world: Surroundings) -> None:
+async def test_an_announced_change_invalidates_the_cache(world: Surroundings) -> None:
     """By the whole service, not only by ``PrincipalCache``."""
     admin = await world.admin_token()
     assembly = world.service._wiring

@@ -87,7 +87,7 @@ async def everything_in(valkey_url: str) -> str:
 # --- a browser's -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_browsers_session_is_open_until_it_is_closed_and_keeps_its_token(sessions: SessionStore) -> None:
+async def test_a_browser_session_stays_open_with_its_token_until_it_is_closed(sessions: SessionStore) -> None:
     opened = await sessions.open(BROWSER)
     session = opened.session
     assert (session.user_id, session.kind, session.step) == (USER, SessionKind.BROWSER, Step.DONE)
@@ -100,7 +100,7 @@ async def test_a_browsers_session_is_open_until_it_is_closed_and_keeps_its_token
     assert await sessions.end_by_token(opened.token) is None
 
 
-async def test_an_unused_session_ends_and_a_used_one_does_not(cache: Cache, clock: Clock) -> None:
+async def test_an_idle_session_expires_and_a_used_one_does_not(cache: Cache, clock: Clock) -> None:
     sessions = sessions_of(cache, clock, idle_seconds=0.3)
     used, looked_at = await sessions.open(BROWSER), await sessions.open(BROWSER)
     for _ in range(9):
@@ -112,7 +112,7 @@ async def test_an_unused_session_ends_and_a_used_one_does_not(cache: Cache, cloc
     assert [session.id for session in await sessions.list_of(USER)] == [used.session.id]
 
 
-async def test_a_browsers_session_ends_after_its_longest_time_however_much_it_is_used(sessions: SessionStore, clock: Clock) -> None:
+async def test_a_browser_session_ends_after_its_maximum_time_despite_use(sessions: SessionStore, clock: Clock) -> None:
     opened = await sessions.open(BROWSER)
     clock.now += 43_199
     await resumed(sessions, opened.token)
@@ -121,7 +121,7 @@ async def test_a_browsers_session_ends_after_its_longest_time_however_much_it_is
     assert await sessions.resume(opened.token) is SessionOver.ENDED
 
 
-async def test_a_use_is_written_down_at_most_once_a_minute(sessions: SessionStore, clock: Clock) -> None:
+async def test_a_use_is_recorded_at_most_once_a_minute(sessions: SessionStore, clock: Clock) -> None:
     opened = await sessions.open(BROWSER)
     began = clock.now
     clock.now += 59
@@ -133,7 +133,7 @@ async def test_a_use_is_written_down_at_most_once_a_minute(sessions: SessionStor
 # --- a program's -------------------------------------------------------------------------------------------------------
 
 
-async def test_each_refresh_gives_another_token_of_the_same_session(sessions: SessionStore, clock: Clock) -> None:
+async def test_each_refresh_gives_a_new_token_for_the_same_session(sessions: SessionStore, clock: Clock) -> None:
     first = await sessions.open(PROGRAM)
     second = await refreshed(sessions, first.token)
     third = await refreshed(sessions, second.token)
@@ -143,7 +143,7 @@ async def test_each_refresh_gives_another_token_of_the_same_session(sessions: Se
     assert (await refreshed(sessions, third.token)).session.id == first.session.id, "what is used has no longest time"
 
 
-async def test_a_programs_session_ends_when_it_is_not_used_for_a_month(cache: Cache, valkey_url: str, clock: Clock) -> None:
+async def test_a_program_session_expires_after_a_month_without_use(cache: Cache, valkey_url: str, clock: Clock) -> None:
     import redis
 
     await sessions_of(cache, clock).open(PROGRAM)
@@ -153,7 +153,7 @@ async def test_a_programs_session_ends_when_it_is_not_used_for_a_month(cache: Ca
     assert all(30 * DAY * 1000 - 60_000 < life <= 30 * DAY * 1000 for life in lives)
 
 
-async def test_a_spent_token_that_comes_again_ends_the_session_for_both(sessions: SessionStore, clock: Clock) -> None:
+async def test_reusing_a_spent_token_ends_the_session_for_both_holders(sessions: SessionStore, clock: Clock) -> None:
     first = await sessions.open(PROGRAM)
     thief = await refreshed(sessions, first.token)
     clock.now += 11
@@ -163,7 +163,7 @@ async def test_a_spent_token_that_comes_again_ends_the_session_for_both(sessions
     assert await sessions.list_of(USER) == ()
 
 
-async def test_a_token_that_was_spent_long_ago_is_still_known_for_it(sessions: SessionStore, clock: Clock) -> None:
+async def test_a_token_spent_long_ago_is_still_recognized(sessions: SessionStore, clock: Clock) -> None:
     first = await sessions.open(PROGRAM)
     newest = first
     for _ in range(50):
@@ -173,7 +173,7 @@ async def test_a_token_that_was_spent_long_ago_is_still_known_for_it(sessions: S
     assert await sessions.refresh(newest.token) is SessionOver.ENDED
 
 
-async def test_a_lost_answer_is_given_again_for_ten_seconds(sessions: SessionStore, clock: Clock) -> None:
+async def test_a_lost_answer_is_repeated_for_ten_seconds(sessions: SessionStore, clock: Clock) -> None:
     first = await sessions.open(PROGRAM)
     lost = await refreshed(sessions, first.token)
     clock.now += 10
@@ -183,14 +183,14 @@ async def test_a_lost_answer_is_given_again_for_ten_seconds(sessions: SessionSto
     await refreshed(sessions, again.token)
 
 
-async def test_once_its_successor_was_spent_a_token_is_not_taken_again_however_soon(sessions: SessionStore) -> None:
+async def test_a_token_is_not_accepted_once_its_successor_was_spent(sessions: SessionStore) -> None:
     first = await sessions.open(PROGRAM)
     second = await refreshed(sessions, first.token)
     await refreshed(sessions, second.token)
     assert isinstance(await sessions.refresh(first.token), ClosedSession)
 
 
-async def test_of_two_hundred_refreshes_at_once_all_get_the_same_good_token(cache: Cache, valkey_url: str, clock: Clock) -> None:
+async def test_two_hundred_concurrent_refreshes_get_the_same_valid_token(cache: Cache, valkey_url: str, clock: Clock) -> None:
     first = await sessions_of(cache, clock).open(PROGRAM)
     async with contextlib.AsyncExitStack() as stack:
         replicas = [sessions_of(await stack.enter_async_context(Cache.open(valkey_url)), clock) for _ in range(4)]
@@ -200,7 +200,7 @@ async def test_of_two_hundred_refreshes_at_once_all_get_the_same_good_token(cach
     assert (await refreshed(sessions_of(cache, clock), found[0].token)).session.id == first.session.id
 
 
-async def test_of_a_thief_and_the_owner_neither_keeps_the_session(sessions: SessionStore, clock: Clock) -> None:
+async def test_neither_a_thief_nor_the_owner_keeps_the_session(sessions: SessionStore, clock: Clock) -> None:
     """Whoever of them is first, and however often: once both went on, it ends."""
     stolen = (await sessions.open(PROGRAM)).token
     thief = owner = stolen
@@ -227,7 +227,7 @@ async def test_of_a_thief_and_the_owner_neither_keeps_the_session(sessions: Sess
         pytest.param(lambda token: SessionToken.new().text, id="another's"),
     ],
 )
-async def test_what_is_no_token_of_the_session_ends_nothing(sessions: SessionStore, change: object) -> None:
+async def test_an_invalid_token_ends_nothing(sessions: SessionStore, change: object) -> None:
     assert callable(change)
     opened = await sessions.open(PROGRAM)
     for attempt in (sessions.refresh, sessions.resume):
@@ -244,7 +244,7 @@ async def test_a_token_of_the_other_kind_is_refused_and_ends_nothing(sessions: S
     await resumed(sessions, browser.token)
 
 
-async def test_a_made_up_secret_of_a_browsers_family_opens_nothing_and_ends_nothing(sessions: SessionStore) -> None:
+async def test_an_invented_secret_of_a_browsers_family_opens_and_ends_nothing(sessions: SessionStore) -> None:
     opened = await sessions.open(BROWSER)
     token = SessionToken.read(opened.token)
     assert token is not None
@@ -269,7 +269,7 @@ async def test_a_copy_of_valkey_opens_nothing(sessions: SessionStore, valkey_url
     assert first.session.id in stored, "it is all of it"
 
 
-async def test_the_id_says_nothing_of_the_token(sessions: SessionStore) -> None:
+async def test_the_id_reveals_nothing_of_the_token(sessions: SessionStore) -> None:
     opened = await sessions.open(PROGRAM)
     token = SessionToken.read(opened.token)
     assert token is not None
@@ -278,7 +278,7 @@ async def test_the_id_says_nothing_of_the_token(sessions: SessionStore) -> None:
     assert await sessions.resume(opened.session.id) is SessionOver.ENDED
 
 
-async def test_a_step_that_is_taken_changes_the_id_and_the_token(sessions: SessionStore, clock: Clock) -> None:
+async def test_completing_a_step_changes_id_and_token(sessions: SessionStore, clock: Clock) -> None:
     """What somebody planted before the login is worth nothing after it."""
     begun = await sessions.open(HALFWAY)
     clock.now += 30
@@ -291,14 +291,14 @@ async def test_a_step_that_is_taken_changes_the_id_and_the_token(sessions: Sessi
     assert (await refreshed(sessions, done.token)).session.step is Step.DONE
 
 
-async def test_of_many_that_take_a_step_at_once_one_goes_on(sessions: SessionStore) -> None:
+async def test_one_of_many_concurrent_steps_succeeds(sessions: SessionStore) -> None:
     begun = await sessions.open(HALFWAY)
     done = await asyncio.gather(*(sessions.complete(begun.session) for _ in range(20)))
     assert len([opened for opened in done if opened is not None]) == 1
     assert len(await sessions.list_of(USER)) == 1
 
 
-async def test_a_login_that_lacks_a_step_ends_after_ten_minutes_however_much_it_is_used(sessions: SessionStore, clock: Clock) -> None:
+async def test_an_incomplete_login_ends_after_ten_minutes_despite_use(sessions: SessionStore, clock: Clock) -> None:
     for login in (HALFWAY, StoredLogin(user_id=USER, kind=SessionKind.BROWSER, step=Step.SET_UP_MFA)):
         opened = await sessions.open(login)
         clock.now += 599
@@ -308,7 +308,7 @@ async def test_a_login_that_lacks_a_step_ends_after_ten_minutes_however_much_it_
         assert await sessions.complete(opened.session) is None
 
 
-async def test_acting_for_an_organisation_changes_the_id_and_the_token_and_not_the_end(sessions: SessionStore, clock: Clock) -> None:
+async def test_switching_the_organisation_changes_id_and_token_but_not_the_end(sessions: SessionStore, clock: Clock) -> None:
     opened = await sessions.open(BROWSER)
     team = TenantId(UUID(int=9))
     clock.now += 40_000
@@ -340,7 +340,7 @@ async def test_a_confirmed_session_is_fresh_again(sessions: SessionStore, clock:
 # --- a user's ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_user_sees_their_sessions_the_newest_first_with_where_they_come_from(sessions: SessionStore, clock: Clock) -> None:
+async def test_a_user_sees_their_sessions_newest_first_with_their_origin(sessions: SessionStore, clock: Clock) -> None:
     first = await sessions.open(StoredLogin(user_id=USER, client=ClientFacts("203.0.113.7", "Mozilla/5.0 (X11)")))
     clock.now += 1
     second = await sessions.open(BROWSER)
@@ -353,7 +353,7 @@ async def test_a_user_sees_their_sessions_the_newest_first_with_where_they_come_
     assert not listed[0].shown(first.session.id).is_this
 
 
-async def test_what_a_client_calls_itself_is_kept_short_and_printable(sessions: SessionStore) -> None:
+async def test_a_clients_own_name_is_shortened_and_made_printable(sessions: SessionStore) -> None:
     opened = await sessions.open(StoredLogin(user_id=USER, client=ClientFacts("1" * 1000, "a\x1b[31m\nb\0" + "c" * 1000)))
     found = await sessions.find(opened.session.id)
     assert found is not None
@@ -363,7 +363,7 @@ async def test_what_a_client_calls_itself_is_kept_short_and_printable(sessions: 
     assert found == opened.session
 
 
-async def test_of_more_than_a_hundred_the_oldest_end(sessions: SessionStore, clock: Clock) -> None:
+async def test_of_more_than_a_hundred_sessions_the_oldest_end(sessions: SessionStore, clock: Clock) -> None:
     opened = []
     for _ in range(103):
         clock.now += 1
@@ -374,7 +374,7 @@ async def test_of_more_than_a_hundred_the_oldest_end(sessions: SessionStore, clo
     assert isinstance(await sessions.refresh(opened[3].token), OpenedSession)
 
 
-async def test_who_has_the_password_alone_ends_no_session_by_beginning_many(sessions: SessionStore, clock: Clock) -> None:
+async def test_incomplete_logins_end_no_complete_session(sessions: SessionStore, clock: Clock) -> None:
     whole = await sessions.open(PROGRAM)
     begun = []
     for _ in range(150):
@@ -412,7 +412,7 @@ async def test_nothing_is_left_of_an_ended_session(sessions: SessionStore, valke
 # --- links ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_of_many_uses_of_a_link_one_succeeds(sessions: SessionStore) -> None:
+async def test_one_of_many_uses_of_a_link_succeeds(sessions: SessionStore) -> None:
     link = StoredLoginLink(user_id=USER, confirmed_at=1.5, has_factor=True)
     token = await sessions.create_link(link)
     taken = await asyncio.gather(*(sessions.redeem_link(token) for _ in range(20)))

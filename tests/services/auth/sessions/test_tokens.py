@@ -55,7 +55,7 @@ def given_of(parts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parts.items() if value is not None}
 
 
-async def test_a_token_says_whose_it_is() -> None:
+async def test_a_token_names_its_user() -> None:
     claims = await OURS.read(GOOD, NOW + 1)
     assert (claims.sub, claims.sid, claims.iss, claims.aud) == (USER, "session", "aimesh/home", "aimesh")
     assert (claims.tid, claims.scope) == (TEAM, "key:write usage:read")
@@ -64,7 +64,7 @@ async def test_a_token_says_whose_it_is() -> None:
     assert (await OURS.read(issued(), NOW)).jti != claims.jti
 
 
-async def test_a_token_of_an_older_auth_goes_on_to_its_end() -> None:
+async def test_a_token_of_an_older_auth_works_until_it_expires() -> None:
     claims = await OURS.read(forged(tid=None, scope=None), NOW)
     assert (claims.sub, claims.tid, claims.scope) == (USER, None, "")
 
@@ -78,7 +78,7 @@ async def test_a_token_of_an_older_auth_goes_on_to_its_end() -> None:
         pytest.param(NOW - 61, "not valid yet", id="from the future"),
     ],
 )
-async def test_times(now: float, message: str | None) -> None:
+async def test_lifetimes(now: float, message: str | None) -> None:
     if message is None:
         await OURS.read(GOOD, now)
         return
@@ -125,13 +125,13 @@ def unsigned() -> str:
         pytest.param("é.é.é", id="not ASCII"),
     ],
 )
-async def test_refused(token: str) -> None:
+async def test_invalid_tokens_are_refused(token: str) -> None:
     with pytest.raises(errors.NotAuthenticated, match="access token"):
         await OURS.read(token, NOW)
 
 
 @given(place=st.integers(0, len(GOOD) - 2), other=st.sampled_from("ABab01-_."))
-async def test_one_changed_character_is_noticed(place: int, other: str) -> None:
+async def test_one_changed_character_is_detected(place: int, other: str) -> None:
     if GOOD[place] == other:
         return
     with pytest.raises(errors.NotAuthenticated, match="access token"):
@@ -147,14 +147,14 @@ async def test_no_text_is_taken_for_a_token(text: str) -> None:
 # --- session tokens ------------------------------------------------------------------------------------------------------
 
 
-def test_a_session_token_is_read_as_it_was_written() -> None:
+def test_a_session_token_is_read_as_written() -> None:
     token = SessionToken.new()
     assert SessionToken.read(token.text) == token
     assert re.fullmatch(r"aip_rt_[0-9A-Za-z]{22}[0-9A-Za-z]{43}[0-9A-Za-z]{6}", token.text)
     assert len({SessionToken.new().text for _ in range(100)}) == 100
 
 
-def test_a_successor_is_of_the_same_family_and_follows_from_token_and_nonce_alone() -> None:
+def test_a_successor_belongs_to_the_family_and_derives_from_token_and_nonce() -> None:
     token = SessionToken.new()
     after = token.successor("ab" * 32)
     assert after.family_hash == token.family_hash
@@ -166,7 +166,7 @@ def test_a_successor_is_of_the_same_family_and_follows_from_token_and_nonce_alon
 
 
 @given(place=st.integers(0, 77), other=st.sampled_from("ABab01-_."))
-def test_a_mistyped_session_token_is_none(place: int, other: str) -> None:
+def test_a_mistyped_session_token_is_invalid(place: int, other: str) -> None:
     text = TOKEN.text
     if text[place] != other:
         assert SessionToken.read(text[:place] + other + text[place + 1 :]) is None

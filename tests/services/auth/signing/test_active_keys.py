@@ -119,7 +119,7 @@ async def until(happens: Callable[[], bool]) -> None:
 # --- one replica -----------------------------------------------------------------------------------------------------
 
 
-async def test_the_first_start_makes_a_key_that_signs_at_once(signers: ActiveKeys, clock: Clock) -> None:
+async def test_the_first_start_creates_a_key_that_signs_immediately(signers: ActiveKeys, clock: Clock) -> None:
     assert published(signers) == [signers.signer().kid]
     assert (await read(signers, issue(signers, clock.at)))["iss"] == ISSUER
 
@@ -128,7 +128,7 @@ async def test_another_start_finds_the_same_key(signers: ActiveKeys, other: Acti
     assert published(other) == published(signers)
 
 
-async def test_the_next_key_is_published_signs_and_the_old_one_is_forgotten(signers: ActiveKeys, clock: Clock) -> None:
+async def test_the_next_key_is_published_then_signs_and_the_old_one_is_dropped(signers: ActiveKeys, clock: Clock) -> None:
     first = signers.signer().kid
     clock.at = BEGIN + LIFETIME - PUBLISHED
     await signers.refresh()
@@ -176,7 +176,7 @@ async def test_a_night_of_rotations_under_load_refuses_nothing(signers: ActiveKe
 # --- several replicas ------------------------------------------------------------------------------------------------
 
 
-async def test_replicas_that_start_at_once_make_one_key(replica: Replica) -> None:
+async def test_replicas_that_start_concurrently_create_one_key(replica: Replica) -> None:
     async with contextlib.AsyncExitStack() as stack:
         many = [await stack.enter_async_context(replica(begin=False)) for _ in range(4)]
         await asyncio.gather(*(one.begin() for one in many))
@@ -186,7 +186,7 @@ async def test_replicas_that_start_at_once_make_one_key(replica: Replica) -> Non
         assert len(published(many[0])) == 1
 
 
-async def test_replicas_that_rotate_at_once_make_one_key(signers: ActiveKeys, other: ActiveKeys, clock: Clock) -> None:
+async def test_replicas_that_rotate_concurrently_create_one_key(signers: ActiveKeys, other: ActiveKeys, clock: Clock) -> None:
     clock.at = BEGIN + LIFETIME - MINUTE
     await asyncio.gather(signers.refresh(), other.refresh())
     await asyncio.gather(signers.refresh(), other.refresh())
@@ -194,7 +194,7 @@ async def test_replicas_that_rotate_at_once_make_one_key(signers: ActiveKeys, ot
     assert len(published(signers)) == 2
 
 
-async def test_a_replica_hears_of_a_new_key_at_once(signers: ActiveKeys, other: ActiveKeys) -> None:
+async def test_a_replica_learns_of_a_new_key_immediately(signers: ActiveKeys, other: ActiveKeys) -> None:
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(other.run())
         async with signers.rotating(at_once=True):
@@ -203,7 +203,7 @@ async def test_a_replica_hears_of_a_new_key_at_once(signers: ActiveKeys, other: 
         running.cancel()
 
 
-async def test_a_token_by_an_unknown_key_makes_us_look_once_in_ten_seconds(signers: ActiveKeys, other: ActiveKeys, clock: Clock) -> None:
+async def test_unknown_key_ids_cause_one_query_in_ten_seconds(signers: ActiveKeys, other: ActiveKeys, clock: Clock) -> None:
     clock.at += MINUTE
     async with signers.rotating(at_once=True):
         pass
@@ -251,7 +251,9 @@ def by_admin() -> RpcCall:
     return made
 
 
-async def test_a_rotation_by_hand_publishes_first(publication: SigningKeyRpc, signers: ActiveKeys, clock: Clock, trail: Trail) -> None:
+async def test_a_manual_rotation_publishes_the_key_first(
+    publication: SigningKeyRpc, signers: ActiveKeys, clock: Clock, trail: Trail
+) -> None:
     first, token = signers.signer().kid, issue(signers, clock.at)
     answer = await publication.rotate_signing_keys(auth.RotateSigningKeys(), by_admin())
     assert [key.kid for key in answer.keys] == published(signers)
@@ -264,7 +266,7 @@ async def test_a_rotation_by_hand_publishes_first(publication: SigningKeyRpc, si
     assert [(act.action, act.tenant_id, act.details) for act in trail.acts] == [("signing_keys.rotate", None, {"at_once": "no"})] * 2
 
 
-async def test_in_an_emergency_no_old_token_is_good(
+async def test_an_emergency_rotation_invalidates_old_tokens(
     publication: SigningKeyRpc, signers: ActiveKeys, other: ActiveKeys, clock: Clock
 ) -> None:
     async with signers.rotating(at_once=False):
@@ -283,7 +285,7 @@ async def test_in_an_emergency_no_old_token_is_good(
     assert not await is_good(signers, forged)
 
 
-async def test_a_rotation_that_the_log_does_not_take_does_not_happen(publication: SigningKeyRpc, signers: ActiveKeys, trail: Trail) -> None:
+async def test_a_rotation_that_cannot_be_logged_does_not_happen(publication: SigningKeyRpc, signers: ActiveKeys, trail: Trail) -> None:
     trail.fails = True
     before = published(signers)
     with pytest.raises(errors.Unavailable, match="no log"):
@@ -292,7 +294,7 @@ async def test_a_rotation_that_the_log_does_not_take_does_not_happen(publication
     assert published(signers) == before
 
 
-async def test_published_keys_are_what_rfc_8037_describes(publication: SigningKeyRpc, signers: ActiveKeys, clock: Clock) -> None:
+async def test_published_keys_follow_rfc_8037(publication: SigningKeyRpc, signers: ActiveKeys, clock: Clock) -> None:
     (key,) = (await publication.get_signing_keys(auth.GetSigningKeys(), by_admin())).keys
     jwk = jwt.PyJWK({"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": key.kid, "x": key.x})
     token = issue(signers, clock.at)
@@ -310,14 +312,14 @@ def test_the_thumbprint_is_that_of_rfc_8037() -> None:
 # --- what is kept ----------------------------------------------------------------------------------------------------
 
 
-async def test_the_database_alone_signs_nothing(signers: ActiveKeys, postgres_url: str) -> None:
+async def test_the_database_alone_cannot_sign(signers: ActiveKeys, postgres_url: str) -> None:
     raw = signers.signer().private.private_bytes_raw()
     sealed = await by_hand.value(postgres_url, "SELECT sealed_private FROM auth.signing_keys")
     assert raw not in sealed
     assert signers.signer().x == await by_hand.value(postgres_url, "SELECT public_x FROM auth.signing_keys")
 
 
-async def test_a_key_that_somebody_puts_into_the_table_is_none_of_ours(signers: ActiveKeys, postgres_url: str, clock: Clock) -> None:
+async def test_a_foreign_key_in_the_table_is_ignored(signers: ActiveKeys, postgres_url: str, clock: Clock) -> None:
     stranger = PrivateSigningKey.generate(9)
     copied = "INSERT INTO auth.signing_keys SELECT $1, public_x, sealed_private, 9, made_at, signs_from FROM auth.signing_keys"
     await by_hand.run(postgres_url, copied, stranger.kid)
@@ -330,7 +332,7 @@ async def test_a_key_that_somebody_puts_into_the_table_is_none_of_ours(signers: 
     assert signers.signer().epoch == 1
 
 
-async def test_another_data_key_takes_over_and_the_former_is_not_needed_any_more(signers: ActiveKeys, replica: Replica) -> None:
+async def test_a_new_data_key_takes_over_and_the_former_is_no_longer_needed(signers: ActiveKeys, replica: Replica) -> None:
     new = bytes(32)
     async with replica(DataSealer(new, bytes(range(32)))) as opened:
         assert published(opened) == published(signers)
@@ -341,7 +343,7 @@ async def test_another_data_key_takes_over_and_the_former_is_not_needed_any_more
             pass
 
 
-async def test_a_sealed_key_opens_for_its_own_row_alone(signers: ActiveKeys, postgres_url: str) -> None:
+async def test_a_sealed_key_opens_only_for_its_own_row(signers: ActiveKeys, postgres_url: str) -> None:
     sealed = await by_hand.value(postgres_url, "SELECT sealed_private FROM auth.signing_keys")
     kid = signers.signer().kid
     assert PrivateSigningKey.from_raw(SEALER.open("signing-key", kid, sealed), 0).kid == kid

@@ -57,7 +57,7 @@ RETIRED = replace(ONE, retired_at=TWO.signs_from)
         ),
     ],
 )
-def test_what_time_asks_for(keys: list[KnownKey], now: datetime, expected: RotationPlan) -> None:
+def test_what_is_due_at_which_time(keys: list[KnownKey], now: datetime, expected: RotationPlan) -> None:
     assert key_rotation.plan(keys, now, LIFETIME) == expected
 
 
@@ -72,24 +72,24 @@ def test_what_time_asks_for(keys: list[KnownKey], now: datetime, expected: Rotat
         pytest.param([ONE, key("new", NOW - LIFETIME, epoch=1)], NOW, "new", id="one of a later epoch, whatever the others say"),
     ],
 )
-def test_who_signs(keys: list[KnownKey], now: datetime, expected: str | None) -> None:
+def test_which_key_signs(keys: list[KnownKey], now: datetime, expected: str | None) -> None:
     assert signer(keys, now) == expected
 
 
-def test_the_times_are_those_that_were_agreed_upon() -> None:
+def test_the_times_are_as_documented() -> None:
     """SECURITY.md §5: published for 15 minutes, kept for a token's life, the leeway and what others keep of the list."""
     assert timedelta(minutes=15) <= PUBLISHED
     assert timedelta(seconds=tokens.LIFETIME_SECONDS + tokens.LEEWAY_SECONDS + 300) <= KEPT == timedelta(minutes=20)
 
 
-def test_an_administrator_gets_another_key_and_only_one() -> None:
+def test_an_administrators_rotation_adds_exactly_one_key() -> None:
     plan = key_rotation.plan_rotation([ONE], NOW + MINUTE)
     assert plan == RotationPlan(make=NOW + MINUTE + PUBLISHED, epoch=0, retire=("one",))
     assert key_rotation.plan_rotation([RETIRED, TWO], NOW + MINUTE).is_empty
     assert key_rotation.plan_rotation([], NOW) == RotationPlan(make=NOW, epoch=0)
 
 
-def test_in_an_emergency_all_are_forgotten_and_the_issuer_changes() -> None:
+def test_an_emergency_drops_all_keys_and_changes_the_issuer() -> None:
     plan = key_rotation.plan_emergency([RETIRED, replace(TWO, epoch=3)], NOW)
     assert plan == RotationPlan(make=NOW, epoch=4, drop=("one", "two"))
 
@@ -101,7 +101,7 @@ def done(keys: list[KnownKey], plan: RotationPlan, now: datetime) -> list[KnownK
     return [*kept, KnownKey(kid=f"{now:%m%d%H%M}", epoch=plan.epoch, made_at=now, signs_from=plan.make)]
 
 
-def test_in_a_year_of_looks_no_token_is_without_its_key() -> None:
+def test_over_a_simulated_year_no_token_lacks_its_key() -> None:
     """Looked at every 7 minutes, by a service that sometimes sleeps for hours."""
     keys: list[KnownKey] = []
     signed: dict[str, datetime] = {}

@@ -29,23 +29,23 @@ def remembered(*, watched: bool = False) -> CallerCache:
         pytest.param(False, 5, False, id="and no longer than that"),
     ],
 )
-def test_how_long_an_answer_is_good(watched: bool, later: float, is_there: bool) -> None:
+def test_a_cached_answer_expires(watched: bool, later: float, is_there: bool) -> None:
     assert (remembered(watched=watched).find(b"k", 100 + later) is not None) is is_there
 
 
-def test_five_minutes_where_auth_cannot_be_asked() -> None:
+def test_answers_stay_usable_for_five_minutes_if_auth_is_unreachable() -> None:
     cache = remembered()
     assert cache.find_stale(b"k", 399) is OWNER
     assert cache.find_stale(b"k", 400) is None
 
 
-def test_a_lost_stream_shortens_what_is_remembered_already() -> None:
+def test_losing_the_change_stream_shortens_the_lifetime_of_cached_answers() -> None:
     cache = remembered(watched=True)
     cache.watch_ended()
     assert cache.find(b"k", 106) is None
 
 
-def test_an_access_token_is_never_believed_beyond_its_end() -> None:
+def test_an_access_token_is_never_cached_past_its_expiry() -> None:
     cache = CallerCache()
     cache.remember(b"t", OWNER, now=100, ends_at=103, asked_at_change=0)
     assert cache.find(b"t", 102) is OWNER
@@ -54,14 +54,14 @@ def test_an_access_token_is_never_believed_beyond_its_end() -> None:
 
 
 @pytest.mark.parametrize(("user", "is_there"), [(USER, False), (OTHER, True), (None, False)])
-def test_a_change_forgets_its_user_or_everybody(user: UserId | None, is_there: bool) -> None:
+def test_a_change_evicts_its_user_or_everyone(user: UserId | None, is_there: bool) -> None:
     cache = remembered(watched=True)
     cache.apply(Change(2, user))
     assert (cache.find(b"k", 101) is not None) is is_there
     assert cache.sequence == 2
 
 
-def test_an_answer_that_was_asked_for_before_a_change_is_not_remembered_after_it() -> None:
+def test_an_answer_requested_before_a_change_is_not_cached_after_it() -> None:
     cache = CallerCache()
     asked_at = cache.changes
     cache.apply(Change(1, USER))
@@ -69,13 +69,13 @@ def test_an_answer_that_was_asked_for_before_a_change_is_not_remembered_after_it
     assert cache.find(b"k", 100) is None
 
 
-def test_the_first_watch_forgets_what_it_could_not_see() -> None:
+def test_the_first_watch_evicts_entries_from_before_it() -> None:
     cache = remembered()
     cache.watch_began()
     assert cache.find(b"k", 101) is None
 
 
-def test_the_cache_is_bounded_and_drops_what_was_not_used_for_longest() -> None:
+def test_the_cache_is_bounded_and_evicts_the_least_recently_used() -> None:
     cache = CallerCache()
     for number in range(MAX_ENTRIES):
         cache.remember(b"%d" % number, OWNER, now=100, ends_at=inf, asked_at_change=0)

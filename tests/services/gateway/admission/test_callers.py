@@ -50,7 +50,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("credential", MALFORMED, ids=lambda text: repr(text)[:30])
-async def test_a_malformed_credential_is_counted_and_asks_nobody(credential: str | None) -> None:
+async def test_a_malformed_credential_is_counted_without_asking_auth(credential: str | None) -> None:
     refusals: list[str] = []
     _, rpc = site()
     callers = Callers(rpc, Time(), Time(), count_refusal=refusals.append)
@@ -64,7 +64,7 @@ async def test_a_malformed_credential_is_counted_and_asks_nobody(credential: str
 
 
 @given(st.text(max_size=200))
-def test_random_text_asks_nobody(text: str) -> None:
+def test_random_text_is_refused_without_asking_auth(text: str) -> None:
     if text.count(".") == 2:
         return
     callers, rpc = site()
@@ -73,20 +73,20 @@ def test_random_text_asks_nobody(text: str) -> None:
     assert not rpc.called
 
 
-async def test_a_key_and_a_token_go_to_their_methods() -> None:
+async def test_keys_and_tokens_go_to_their_own_methods() -> None:
     callers, rpc = site()
     assert await callers.identify(KEY) is OWNER
     assert await callers.identify(TOKEN) is PERSON
     assert rpc.called == ["auth.validateApiKey", "auth.identify"]
 
 
-async def test_many_requests_of_one_caller_ask_once() -> None:
+async def test_concurrent_requests_of_one_caller_ask_auth_once() -> None:
     callers, rpc = site()
     await asyncio.gather(*(callers.identify(KEY) for _ in range(100)))
     assert len(rpc.called) == 1
 
 
-async def test_a_refusal_is_asked_anew_each_time() -> None:
+async def test_refusals_are_not_cached() -> None:
     callers, rpc = site()
     rpc.answers["auth.validateApiKey"] = raising(errors.NotAuthenticated("revoked"))
     for _ in range(2):
@@ -95,7 +95,7 @@ async def test_a_refusal_is_asked_anew_each_time() -> None:
     assert len(rpc.called) == 2
 
 
-async def test_without_auth_an_answer_of_five_minutes_ago_is_good() -> None:
+async def test_without_auth_a_five_minute_old_answer_is_used() -> None:
     clock = Time()
     callers, rpc = site(clock)
     await callers.identify(KEY)
@@ -107,7 +107,7 @@ async def test_without_auth_an_answer_of_five_minutes_ago_is_good() -> None:
         await callers.identify(KEY)
 
 
-async def test_an_auth_that_is_just_starting_is_one_that_cannot_answer() -> None:
+async def test_an_auth_that_is_still_starting_is_unavailable() -> None:
     """A caller's 404 would say that its path or its model is not there."""
     callers, rpc = site(Time())
     rpc.answers["auth.validateApiKey"] = raising(errors.UnknownMethod("auth.validateApiKey"))
@@ -115,7 +115,7 @@ async def test_an_auth_that_is_just_starting_is_one_that_cannot_answer() -> None
         await callers.identify(KEY)
 
 
-async def test_an_access_token_is_not_believed_beyond_its_end() -> None:
+async def test_an_access_token_is_not_accepted_past_its_expiry() -> None:
     clock, wall = Time(), Time()
     wall.now = 9_999_999_998  # the token ends a second later
     callers, rpc = site(clock, wall)
@@ -128,7 +128,7 @@ async def test_an_access_token_is_not_believed_beyond_its_end() -> None:
     assert len(rpc.called) == 2
 
 
-async def test_a_change_of_the_user_takes_effect_at_once_and_a_broken_stream_is_opened_again() -> None:
+async def test_a_user_change_takes_effect_immediately_and_a_broken_stream_is_reopened() -> None:
     clock = Time()
     callers, rpc = site(clock)
     async with asyncio.TaskGroup() as tasks:
@@ -151,7 +151,7 @@ async def test_a_change_of_the_user_takes_effect_at_once_and_a_broken_stream_is_
         watch.cancel()
 
 
-async def test_a_revocation_that_arrives_while_auth_is_asked_is_not_forgotten() -> None:
+async def test_a_revocation_during_a_call_to_auth_is_not_lost() -> None:
     callers, rpc = site()
     asked, answer = asyncio.Event(), asyncio.Event()
 
@@ -178,7 +178,7 @@ async def test_a_revocation_that_arrives_while_auth_is_asked_is_not_forgotten() 
         watch.cancel()
 
 
-async def test_a_key_that_auth_has_refused_is_not_good_when_auth_is_away() -> None:
+async def test_a_key_that_auth_refused_is_not_accepted_while_auth_is_down() -> None:
     clock = Time()
     callers, rpc = site(clock)
     await callers.identify(KEY)

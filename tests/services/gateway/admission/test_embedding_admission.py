@@ -22,7 +22,7 @@ def admit(**fields: Any) -> prompt_admission.AdmittedTexts:
         pytest.param({"dimensions": MAX_DIMENSIONS}, id="the most dimensions"),
     ],
 )
-def test_taken(fields: dict[str, Any]) -> None:
+def test_valid_requests_are_accepted(fields: dict[str, Any]) -> None:
     assert admit(**fields).inputs == fields.get("inputs", ("a",))
 
 
@@ -40,16 +40,16 @@ def test_taken(fields: dict[str, Any]) -> None:
         pytest.param({"model": "m" * 201}, "model", id="a model with a long name"),
     ],
 )
-def test_refused_by_the_name_of_the_field(fields: dict[str, Any], field: str) -> None:
+def test_a_refusal_names_the_field(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(BadField) as refused:
         admit(**fields)
     assert refused.value.field == field
 
 
-def test_a_byte_too_many_is_too_large() -> None:
+def test_one_byte_over_the_limit_is_too_large() -> None:
     with pytest.raises(errors.TooLarge, match=f"{MAX_INPUT_BYTES + 1} bytes"):
         admit(inputs=("a", "b" * MAX_INPUT_BYTES))
 
 
-def test_more_tokens_than_bytes_are_not_believed() -> None:
+def test_claimed_tokens_are_capped_by_the_bytes() -> None:
     assert admit(inputs=("é", "ab")).most_prompt_tokens == 4 + 2 * 4

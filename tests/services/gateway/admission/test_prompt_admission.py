@@ -19,7 +19,7 @@ def request(**fields: object) -> InferenceRequest:
 BAD_NUMBERS = [-3, -2.1, math.nan, math.inf, -math.inf, 2**63, 10**30, True, False, "1", [], {}]
 
 
-def test_a_number_out_of_range_or_of_another_type_is_refused_by_name() -> None:
+def test_a_number_out_of_range_or_of_the_wrong_type_is_refused_by_name() -> None:
     for field, value in itertools.product(prompt_admission.RANGES, BAD_NUMBERS):
         with case((field, value)):
             with pytest.raises(prompt_admission.BadField, match=f"^{field} must be") as refused:
@@ -28,7 +28,7 @@ def test_a_number_out_of_range_or_of_another_type_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("field", prompt_admission.RANGES)
-def test_a_whole_number_of_four_hundred_digits_was_an_internal_error(field: str) -> None:
+def test_a_four_hundred_digit_number_is_refused_not_an_internal_error(field: str) -> None:
     """math.isfinite raises OverflowError for it."""
     with pytest.raises(prompt_admission.BadField, match=f"^{field} must be"):
         prompt_admission.admit(request(**{field: 10**400}))
@@ -92,7 +92,7 @@ def test_refusals_name_the_field(fields: dict[str, object], says: str) -> None:
         prompt_admission.admit(request(**fields))
 
 
-def test_a_prompt_that_no_frame_could_carry_is_too_large() -> None:
+def test_a_prompt_too_large_for_a_frame_is_refused() -> None:
     prompt_admission.admit(request(prompt="x" * prompt_admission.MAX_PROMPT_BYTES))
     with pytest.raises(errors.TooLarge, match="the prompt has"):
         prompt_admission.admit(request(prompt="ä" * (prompt_admission.MAX_PROMPT_BYTES // 2 + 1)))
@@ -124,13 +124,13 @@ def tool(name: str = "look_up", **more: str) -> Tool:
         pytest.param({"logit_bias": {1: math.nan}}, "logit_bias", id="a bias that is no number"),
     ],
 )
-def test_tools_and_biases_that_are_refused(fields: dict[str, object], field: str) -> None:
+def test_invalid_tools_and_biases_are_refused(fields: dict[str, object], field: str) -> None:
     with pytest.raises(prompt_admission.BadField) as refused:
         prompt_admission.admit(request(**fields))
     assert refused.value.field == field
 
 
-def test_what_tools_say_counts_as_prompt() -> None:
+def test_tool_descriptions_count_as_prompt() -> None:
     few, many = (prompt_admission.admit(request(tools=(tool(description="d" * length),))).most_prompt_tokens for length in (1, 1001))
     assert many - few == 1000
     with pytest.raises(errors.TooLarge, match="the prompt has"):

@@ -68,7 +68,7 @@ class _NothingWaits:
     waiting: tuple[RequestId, ...] = ()
 
 
-async def test_an_account_begins_with_what_the_tier_includes(site: Site) -> None:
+async def test_an_account_starts_with_the_tiers_credits(site: Site) -> None:
     account = await site.books.read_account(OWNER, ReadAccount(), None)
     assert (account.included_micro, account.balance_micro, account.reserved_micro, account.monthly_micro) == (FREE, 0, 0, FREE)
     assert account.renews_at > datetime.now(UTC)
@@ -78,7 +78,7 @@ async def test_an_account_begins_with_what_the_tier_includes(site: Site) -> None
     assert (enterprise.included_micro, enterprise.monthly_micro) == (0, None)
 
 
-async def test_what_is_left_of_a_keys_own_budget(site: Site) -> None:
+async def test_the_remaining_budget_of_a_key(site: Site) -> None:
     assert await site.books.find_key_budget(OWNER) is None
     limited = msgspec.structs.replace(OWNER, key_limits=auth.ApiKeyLimits(budget_micro=MicroCredits(5 * MICRO)))
     assert await site.books.find_key_budget(msgspec.structs.replace(limited, key_id=None)) is None
@@ -92,14 +92,14 @@ async def test_what_is_left_of_a_keys_own_budget(site: Site) -> None:
     assert await site.books.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(700), MicroCredits(200_000))
 
 
-async def test_only_an_admin_reads_anothers(site: Site) -> None:
+async def test_only_an_admin_reads_other_accounts(site: Site) -> None:
     assert (await site.books.read_account(ADMIN, ReadAccount(ADA.id), None)).included_micro == FREE
     for nobody in (OWNER, msgspec.structs.replace(ADMIN, scopes=("usage:read",))):
         with pytest.raises(errors.NotAllowed, match="this is another user's account"):
             await site.books.read_account(nobody, ReadAccount(UserId(uuid4())), None)
 
 
-async def test_a_top_up_that_is_sent_again_happens_once(site: Site) -> None:
+async def test_a_repeated_top_up_happens_once(site: Site) -> None:
     order = TopUp("ada", MicroCredits(5 * MICRO), "prize", RequestId(uuid4()))
     for _ in range(3):
         assert (await site.books.top_up(ADMIN, order, None)).account.balance_micro == 5 * MICRO
@@ -133,7 +133,7 @@ async def test_an_organisation_is_topped_up_by_its_id(site: Site) -> None:
         TopUp("ada", MicroCredits(1), "two\nlines"),
     ],
 )
-async def test_what_nobody_can_mean_is_refused(site: Site, order: TopUp) -> None:
+async def test_invalid_amounts_and_notes_are_refused(site: Site, order: TopUp) -> None:
     with pytest.raises(
         errors.BadRequest,
         match=r"the amount is 0 or too large|a note must be one line of at most ",
@@ -141,7 +141,7 @@ async def test_what_nobody_can_mean_is_refused(site: Site, order: TopUp) -> None
         await site.books.top_up(ADMIN, order, None)
 
 
-async def test_a_new_price_holds_for_the_next_request_and_a_running_one_keeps_its_own(site: Site) -> None:
+async def test_a_new_price_applies_to_new_requests_only(site: Site) -> None:
     model = ModelName("m")
     bounds = CostBounds(model=model, prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
     before = await site.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
@@ -154,7 +154,7 @@ async def test_a_new_price_holds_for_the_next_request_and_a_running_one_keeps_it
         await site.books.set_price(ADMIN, SetPrice(ModelPrice(model, MicroCredits(-1), MicroCredits(0))))
 
 
-async def test_what_a_request_cost_is_given_back_once(site: Site) -> None:
+async def test_a_request_is_refunded_once(site: Site) -> None:
     request = RequestId(uuid4())
     await site.ledger.reserve(OWNER, request, CostBounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0))
     with pytest.raises(errors.NotFound, match="no request with this id has cost anything"):

@@ -49,7 +49,7 @@ async def site(plain_url: str) -> AsyncIterator[Site]:
         yield made
 
 
-async def test_claims_are_kept_in_their_order_with_what_the_caller_had(site: Site) -> None:
+async def test_claims_keep_their_order_and_delivered_tokens(site: Site) -> None:
     request, other = await site.reserve(), await site.reserve()
     assert await site.ledger.record_claims([WorkerClaim(request, node_id(1), 0)]) == {request}
     assert await site.ledger.record_claims([WorkerClaim(request, node_id(2), 7), WorkerClaim(other, node_id(1), 0)]) == {request, other}
@@ -59,7 +59,7 @@ async def test_claims_are_kept_in_their_order_with_what_the_caller_had(site: Sit
     assert abs((found.claimed_at - datetime.now(UTC)).total_seconds()) < 60
 
 
-async def test_one_that_is_settled_just_now_is_waited_for_by_nobody(site: Site) -> None:
+async def test_a_claim_skips_a_request_that_is_being_settled(site: Site) -> None:
     settling, running = await site.reserve(), await site.reserve()
     claims = [WorkerClaim(settling, node_id(1), 0), WorkerClaim(running, node_id(1), 0)]
     connection = await asyncpg.connect(site.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
@@ -70,7 +70,7 @@ async def test_one_that_is_settled_just_now_is_waited_for_by_nobody(site: Site) 
     assert await site.ledger.record_claims(claims[:1]) == {settling}
 
 
-async def test_a_lying_stranger_makes_nobody_pay(site: Site) -> None:
+async def test_another_workers_receipt_bills_nobody(site: Site) -> None:
     """One stranger made 5 tokens 4,096."""
     request, bait = await site.reserve(), await site.reserve()
     honest, liar = Worker(told(request, completion=5)), Worker(told(request, completion=4096))
@@ -112,7 +112,7 @@ def claim(request: RequestId, worker: NodeId) -> WorkerClaim:
     return WorkerClaim(request, worker, 0)
 
 
-async def test_each_claim_is_recorded_once_and_in_order_also_behind_a_lock_and_an_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_claim_is_recorded_once_and_in_order_despite_locks_and_outages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "_RETRY_SECONDS", 0.01)
     recorded = Recorded()
     claims = WorkerClaims(recorded.record)
@@ -130,7 +130,7 @@ async def test_each_claim_is_recorded_once_and_in_order_also_behind_a_lock_and_a
     assert [found for found in recorded.claims if found.request_id == one] == [claim(one, node_id(1)), claim(one, node_id(2))]
 
 
-async def test_a_request_that_ended_needs_no_claim() -> None:
+async def test_an_ended_request_needs_no_claim() -> None:
     recorded = Recorded()
     claims = WorkerClaims(recorded.record)
     ended, running = RequestId(uuid4()), RequestId(uuid4())

@@ -75,7 +75,7 @@ async def books(plain_url: str) -> AsyncIterator[ClosedLedger]:
         await connection.close()
 
 
-async def test_each_day_that_is_over_is_closed_once_by_any_number_of_gateways(books: ClosedLedger) -> None:
+async def test_each_past_day_is_closed_once_by_any_number_of_gateways(books: ClosedLedger) -> None:
     closed = await books.closed()
     assert closed[: DAYS - 1] == [(TODAY - timedelta(days=days)).date() for days in range(DAYS, 1, -1)]
     assert TODAY.date() not in closed
@@ -87,7 +87,7 @@ async def test_each_day_that_is_over_is_closed_once_by_any_number_of_gateways(bo
     assert (report.findings, report.entries, report.closed_until) == ((), 2 * (2 * DAYS + 1), closed[-1])
 
 
-async def test_verifying_reads_the_open_day_and_full_reads_all(books: ClosedLedger) -> None:
+async def test_verify_reads_the_open_day_and_full_reads_everything(books: ClosedLedger) -> None:
     """The entry of a closed day that somebody took away tells which of the two read it."""
     first = (await books.closed())[0]
     await books.tamper("DELETE FROM entries WHERE at = (SELECT min(at) FROM entries)")
@@ -97,12 +97,12 @@ async def test_verifying_reads_the_open_day_and_full_reads_all(books: ClosedLedg
     assert report.findings[-1] == f"the entries of {first.isoformat()} differ from its checkpoint"
 
 
-async def test_a_changed_note_or_time_of_a_closed_entry_is_found(books: ClosedLedger) -> None:
+async def test_a_changed_note_or_time_in_a_closed_entry_is_found(books: ClosedLedger) -> None:
     await books.tamper("UPDATE entries SET note = 'another' WHERE id = (SELECT min(id) FROM entries)")
     assert len((await books.verify(full=True)).findings) == 1
 
 
-async def test_what_is_wrong_today_is_found_without_reading_the_past(books: ClosedLedger) -> None:
+async def test_todays_errors_are_found_without_reading_the_past(books: ClosedLedger) -> None:
     assert (await books.verify()).findings == ()
     await books.connection.execute("UPDATE accounts SET balance_micro = balance_micro + 3 WHERE owner = $1", OWNERS[1])
     assert (await books.verify()).drift_micro == 3
@@ -123,7 +123,7 @@ async def test_what_is_wrong_today_is_found_without_reading_the_past(books: Clos
         pytest.param("UPDATE ledger_checkpoints SET anchor = '{}'", "has no signature", id="no signature"),
     ],
 )
-async def test_checkpoints_that_were_changed_are_found(books: ClosedLedger, statement: str, finding: str) -> None:
+async def test_changed_checkpoints_are_found(books: ClosedLedger, statement: str, finding: str) -> None:
     middle = (await books.closed())[1]
     await books.connection.execute(statement, *([middle] if "$1" in statement else []))
     report = await books.verify()
@@ -131,13 +131,13 @@ async def test_checkpoints_that_were_changed_are_found(books: ClosedLedger, stat
     assert report.broken_checkpoints > 0
 
 
-async def test_a_checkpoint_of_another_secret_proves_nothing(books: ClosedLedger) -> None:
+async def test_a_checkpoint_signed_with_another_secret_is_rejected(books: ClosedLedger) -> None:
     report = await books.verify(secret="what somebody without the secret has")
     assert report.broken_checkpoints == len(await books.closed())
     assert report.findings[0].endswith("is not signed by this mesh; was PROMPT_HASH_SECRET changed?")
 
 
-async def test_a_payment_that_has_no_entry_is_found_in_the_open_day(books: ClosedLedger) -> None:
+async def test_a_payment_without_an_entry_is_found_in_the_open_day(books: ClosedLedger) -> None:
     await books.connection.execute(
         "INSERT INTO prices (input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro) VALUES (0, 0, 0, 0)"
     )

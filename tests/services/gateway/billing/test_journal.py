@@ -5,7 +5,7 @@ from services.gateway.billing.journal import Journal, decode
 from tests.services.gateway.billing.test_usage_recorder import row
 
 
-def test_what_was_appended_is_read_again_by_the_next_process(tmp_path: Path) -> None:
+def test_appended_rows_are_read_by_the_next_process(tmp_path: Path) -> None:
     rows = [row() for _ in range(5)]
     journal = Journal(tmp_path / "rows")
     assert journal.read() == []
@@ -17,7 +17,7 @@ def test_what_was_appended_is_read_again_by_the_next_process(tmp_path: Path) -> 
     assert Journal(tmp_path / "rows").read() == []
 
 
-def test_every_torn_end_costs_one_record_and_no_later_one(tmp_path: Path) -> None:
+def test_a_torn_write_loses_one_record_and_no_later_one(tmp_path: Path) -> None:
     rows = [row() for _ in range(3)]
     path = tmp_path / "rows"
     Journal(path).append(rows)
@@ -31,7 +31,7 @@ def test_every_torn_end_costs_one_record_and_no_later_one(tmp_path: Path) -> Non
         assert Journal(path).read() == rows
 
 
-def test_a_record_that_was_changed_is_not_believed(tmp_path: Path) -> None:
+def test_a_corrupted_record_is_ignored(tmp_path: Path) -> None:
     rows = [row() for _ in range(2)]
     path = tmp_path / "rows"
     Journal(path).append(rows)

@@ -97,7 +97,7 @@ def new_request() -> RequestId:
     return RequestId(uuid4())
 
 
-async def test_what_a_request_may_come_to_is_held(site: Site) -> None:
+async def test_the_maximum_cost_of_a_request_is_reserved(site: Site) -> None:
     held = await site.ledger.reserve(OWNER, new_request(), BOUNDS)
     (wanted,) = site.reserved
     assert (wanted.fixed_micro, wanted.micro_per_million, wanted.max_tokens) == (100, 2_000_000, 1000)
@@ -115,14 +115,14 @@ async def test_what_a_request_may_come_to_is_held(site: Site) -> None:
         (True, "this key's budget is too low: 0.00005 credits left"),
     ],
 )
-async def test_who_has_too_little_is_told_how_much_is_missing(site: Site, of_key: bool, message: str) -> None:
+async def test_an_insufficient_balance_error_says_how_much_is_missing(site: Site, of_key: bool, message: str) -> None:
     site.refuses = InsufficientCredits(50, of_key=of_key)
     with pytest.raises(errors.BudgetExhausted, match=message) as caught:
         await site.ledger.reserve(OWNER, new_request(), BOUNDS)
     assert (errors.code_of(caught.value), caught.value.status) == ("budget_exhausted", 402)
 
 
-async def test_what_is_held_is_shown_until_it_ends(site: Site) -> None:
+async def test_reserved_credits_are_shown_until_the_request_ends(site: Site) -> None:
     def shown() -> tuple[float | None, float | None]:
         value = site.metrics.registry.get_sample_value
         return value("ai_platform_ledger_open_reservations"), value("ai_platform_ledger_oldest_reservation_seconds")
@@ -143,7 +143,7 @@ async def test_what_is_held_is_shown_until_it_ends(site: Site) -> None:
     assert site.metrics.registry.get_sample_value("ai_platform_ledger_reserve_seconds_count") == 2
 
 
-async def test_a_short_absence_of_postgresql_is_waited_for(site: Site) -> None:
+async def test_a_short_outage_of_postgresql_is_waited_out(site: Site) -> None:
     site.failures = 2
     assert (await site.ledger.reserve(OWNER, new_request(), BOUNDS)).max_tokens == 1000
     site.failures = 100
@@ -160,14 +160,14 @@ async def test_an_organisation_that_shares_its_founders_limits_gets_no_included_
     assert [one.monthly_micro for one in site.reserved] == [0, tiers.DEFAULTS[OWNER.tier].monthly_micro]
 
 
-async def test_a_reservation_whose_answer_was_lost_is_found_again(site: Site) -> None:
+async def test_a_retry_finds_a_reservation_whose_response_was_lost(site: Site) -> None:
     site.failures, site.happened_anyway = 1, True
     assert (await site.ledger.reserve(OWNER, new_request(), BOUNDS)).max_tokens == 1000
     with pytest.raises(errors.Internal, match="twice"):
         await site.ledger.reserve(OWNER, new_request(), BOUNDS)
 
 
-async def test_leases_are_prolonged_for_what_runs_and_for_what_is_not_written(site: Site) -> None:
+async def test_leases_are_extended_for_running_requests_and_unwritten_rows(site: Site) -> None:
     running, ended, waiting = new_request(), new_request(), new_request()
     for request in (running, ended):
         await site.ledger.reserve(OWNER, request, BOUNDS)
@@ -181,7 +181,7 @@ def overdue(request: RequestId) -> OpenReservation:
     return OpenReservation(request, USER, None, ModelName("m"), 1, 100, 50, long_ago, long_ago)
 
 
-async def test_what_dead_gateways_left_is_ended_but_not_while_postgresql_has_only_just_come_back(site: Site) -> None:
+async def test_orphans_are_settled_but_not_right_after_an_outage_of_postgresql(site: Site) -> None:
     sent, unknown, running = new_request(), new_request(), new_request()
     site.overdue = (overdue(sent), overdue(unknown), overdue(running))
     site.receipts = {sent: Receipt(sent, 10, 0, 90, "stop", credited_tokens=20), running: Receipt(running, 10, 0, 20, RUNNING)}
@@ -206,7 +206,7 @@ async def test_what_dead_gateways_left_is_ended_but_not_while_postgresql_has_onl
     ]
 
 
-async def test_books_that_do_not_add_up_show_in_the_metrics(site: Site) -> None:
+async def test_ledger_drift_shows_in_the_metrics(site: Site) -> None:
     await site.ledger.verify()
     assert "ai_platform_ledger_drift_micro 0.0" in site.metrics.render()
     site.report = LedgerReport(MicroCredits(3), MicroCredits(-2), MicroCredits(1), 0, 0, 0, 0, ("something is wrong",))

@@ -170,7 +170,7 @@ class Machine(RuleBasedStateMachine):
         assert report.sum_micro == 0
 
 
-def test_whatever_happens_the_books_are_right(postgres: PostgresServer) -> None:
+def test_the_ledger_balances_after_any_sequence_of_operations(postgres: PostgresServer) -> None:
     postgres.ensure_running()
     with asyncio.Runner() as runner:
         url = postgres.url(runner.run(postgres.new_database()))

@@ -106,7 +106,7 @@ async def books(plain_url: str) -> AsyncIterator[Books]:
         yield Books(GatewayStore(opened), ledger, plain_url)
 
 
-async def test_of_64_at_once_exactly_as_many_as_fit_are_granted(books: Books) -> None:
+async def test_exactly_as_many_of_64_concurrent_reservations_as_fit_are_granted(books: Books) -> None:
     for _ in range(20):
         ada = new_owner()
         answers = await asyncio.gather(*(books.reserve(ada) for _ in range(64)))
@@ -116,7 +116,7 @@ async def test_of_64_at_once_exactly_as_many_as_fit_are_granted(books: Books) ->
     assert (report.findings, report.open_reservations, report.sum_micro) == ((), 140, 0)
 
 
-async def test_a_settled_request_is_paid_once_whoever_says_so_again(books: Books) -> None:
+async def test_a_settled_request_is_charged_once_however_often_it_is_settled(books: Books) -> None:
     ada, request = new_owner(), new_request()
     assert await books.reserve(ada, request=request) == GrantedReservation(500)
     await asyncio.gather(*(books.settle(ada, (request, 300)) for _ in range(16)))
@@ -130,14 +130,14 @@ async def test_a_settled_request_is_paid_once_whoever_says_so_again(books: Books
     assert (await books.report()).findings == ()
 
 
-async def test_duplicates_of_one_reservation_hold_once(books: Books) -> None:
+async def test_duplicate_reservations_reserve_once(books: Books) -> None:
     ada, request = new_owner(), new_request()
     answers = await asyncio.gather(*(books.reserve(ada, request=request) for _ in range(16)))
     assert sorted(answer.is_repeated for answer in answers if isinstance(answer, GrantedReservation)) == [False] + 15 * [True]
     assert await books.account(ada) == (3500, 0, 500)
 
 
-async def test_a_batch_is_answered_in_its_order_and_holds_each_request_for_itself(books: Books) -> None:
+async def test_a_batch_is_answered_in_order_with_one_reservation_each(books: Books) -> None:
     owners = [new_owner() for _ in range(5)]
     # Room for 7 of each; the first comes twice.
     wanted = [books.wanted(owners[number % 5], new_request()) for number in range(50)]
@@ -149,7 +149,7 @@ async def test_a_batch_is_answered_in_its_order_and_holds_each_request_for_itsel
     assert (await books.report()).findings == ()
 
 
-async def test_no_more_is_taken_than_was_held_and_nothing_without_a_reservation(books: Books) -> None:
+async def test_a_charge_never_exceeds_its_reservation(books: Books) -> None:
     ada, request = new_owner(), new_request()
     await books.reserve(ada, request=request)
     await books.settle(ada, (request, 10_000), (new_request(), 10_000))
@@ -157,7 +157,7 @@ async def test_no_more_is_taken_than_was_held_and_nothing_without_a_reservation(
     assert (await books.report()).findings == ()
 
 
-async def test_what_does_not_fit_is_lowered_to_what_does_but_not_below_the_least(books: Books) -> None:
+async def test_a_reservation_is_reduced_to_the_balance_but_not_below_the_minimum(books: Books) -> None:
     ada = new_owner()
     assert await books.reserve(ada, tokens=5000, least_tokens=16, fixed_micro=500) == GrantedReservation(3000)
     assert await books.account(ada) == (3500, 0, 3500)
@@ -193,7 +193,7 @@ async def test_a_key_spends_no_more_than_its_budget(books: Books) -> None:
     assert (await books.report()).findings == ()
 
 
-async def test_included_credits_are_renewed_each_month_and_go_first(books: Books) -> None:
+async def test_included_credits_renew_monthly_and_are_spent_first(books: Books) -> None:
     ada, first, second = new_owner(), new_request(), new_request()
     await books.ledger.top_up(new_request(), ada, MicroCredits(2000), "welcome", MicroCredits(1000))
     await books.reserve(ada, request=first, tokens=1500, monthly_micro=MicroCredits(1000))
@@ -211,7 +211,7 @@ async def test_included_credits_are_renewed_each_month_and_go_first(books: Books
     assert (await books.report()).findings == ()
 
 
-async def test_who_has_no_bound_is_never_refused_and_owes_what_was_used(books: Books) -> None:
+async def test_an_unlimited_account_is_never_refused_and_goes_negative(books: Books) -> None:
     ada, request = new_owner(), new_request()
     assert await books.reserve(ada, request=request, tokens=1_000_000, monthly_micro=None) == GrantedReservation(1_000_000)
     await books.settle(ada, (request, 999_999))
@@ -219,7 +219,7 @@ async def test_who_has_no_bound_is_never_refused_and_owes_what_was_used(books: B
     assert (await books.report()).findings == ()
 
 
-async def test_a_top_up_and_a_reversal_happen_once(books: Books) -> None:
+async def test_top_ups_and_refunds_happen_once(books: Books) -> None:
     ada, request, transfer = new_owner(), new_request(), new_request()
     assert await books.ledger.top_up(transfer, ada, MicroCredits(100), "", MicroCredits(0))
     assert not await books.ledger.top_up(transfer, ada, MicroCredits(100), "", MicroCredits(0))
@@ -242,7 +242,7 @@ async def test_entries_cannot_be_changed(books: Books) -> None:
             await books.execute(statement)
 
 
-async def test_the_verifier_finds_what_is_wrong(books: Books) -> None:
+async def test_verify_finds_errors(books: Books) -> None:
     ada, request = new_owner(), new_request()
     await books.reserve(ada, request=request)
     await books.settle(ada, (request, 10))
@@ -257,7 +257,7 @@ async def test_the_verifier_finds_what_is_wrong(books: Books) -> None:
     assert (await books.report()).sum_micro == 7
 
 
-async def test_a_lease_that_ended_is_listed_after_its_grace_and_one_that_was_extended_is_not(books: Books) -> None:
+async def test_expired_leases_are_listed_after_the_grace_period_unless_extended(books: Books) -> None:
     ada, gone, alive = new_owner(), new_request(), new_request()
     await books.reserve(ada, request=gone, lease=-40, tokens=7, answers=2)
     await books.reserve(ada, request=alive, lease=-40)
@@ -267,7 +267,7 @@ async def test_a_lease_that_ended_is_listed_after_its_grace_and_one_that_was_ext
     assert await books.ledger.list_overdue(grace_seconds=60, most=100) == ()
 
 
-async def test_extending_leases_does_not_wait_for_those_that_are_being_settled(books: Books) -> None:
+async def test_extending_leases_does_not_wait_for_settlements_in_progress(books: Books) -> None:
     # It would be a circle where a settling that has one row wants another one.
     ada, settling, running = new_owner(), new_request(), new_request()
     for request in (settling, running):
@@ -281,7 +281,7 @@ async def test_extending_leases_does_not_wait_for_those_that_are_being_settled(b
     assert found.request_id == settling
 
 
-async def test_a_takeover_that_is_committed_while_the_row_is_written_is_seen(books: Books) -> None:
+async def test_a_takeover_committed_while_the_row_is_written_is_seen(books: Books) -> None:
     owner, request = new_owner(), new_request()
     await books.reserve(owner, request=request)
     connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
@@ -298,7 +298,7 @@ async def test_a_takeover_that_is_committed_while_the_row_is_written_is_seen(boo
     assert await books.log(owner) == []
 
 
-async def test_two_that_settle_at_once_pay_one_after_the_other(books: Books) -> None:
+async def test_concurrent_settlements_are_charged_one_after_the_other(books: Books) -> None:
     """From one account: the second must see what the first has left of the included credits."""
     ada, first, second = new_owner(), new_request(), new_request()
     await books.ledger.top_up(new_request(), ada, MicroCredits(1000), "", MicroCredits(500))
@@ -319,7 +319,7 @@ async def test_two_that_settle_at_once_pay_one_after_the_other(books: Books) -> 
     assert (await books.report()).findings == ()
 
 
-async def test_one_that_waits_to_settle_what_another_settles_just_now_takes_nothing(books: Books) -> None:
+async def test_a_concurrent_second_settlement_charges_nothing(books: Books) -> None:
     ada, request = new_owner(), new_request()
     await books.reserve(ada, request=request)
     connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
@@ -343,9 +343,7 @@ async def test_one_that_waits_to_settle_what_another_settles_just_now_takes_noth
         pytest.param("2026-03-01 01:00+00", "America/Los_Angeles", date(2026, 3, 1), id="west of a month's first hour"),
     ],
 )
-async def test_a_month_of_credits_begins_at_midnight_in_utc_whatever_the_sessions_time_zone(
-    books: Books, now: str, zone: str, month: date
-) -> None:
+async def test_a_month_of_credits_starts_at_midnight_utc_in_any_session_time_zone(books: Books, now: str, zone: str, month: date) -> None:
     # In this database the clock of the function stands still.
     await books.execute(
         f"CREATE FUNCTION now() RETURNS timestamptz LANGUAGE sql STABLE AS $$ SELECT '{now}'::timestamptz $$;"
@@ -359,7 +357,7 @@ async def test_a_month_of_credits_begins_at_midnight_in_utc_whatever_the_session
         await connection.close()
 
 
-async def test_a_day_of_usage_is_one_of_utc_whatever_the_sessions_time_zone(plain_url: str) -> None:
+async def test_a_day_of_usage_is_a_utc_day_in_any_session_time_zone(plain_url: str) -> None:
     ada, today = new_owner(), datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     late = today - timedelta(minutes=30)
     async with store.opened(f"{plain_url}{'&' if '?' in plain_url else '?'}TimeZone=Asia/Tokyo") as opened:
@@ -369,7 +367,7 @@ async def test_a_day_of_usage_is_one_of_utc_whatever_the_sessions_time_zone(plai
     assert [day.date for day in usage.days] == [late.date()]
 
 
-async def test_the_newest_price_of_a_model_holds_and_older_ones_stay(books: Books) -> None:
+async def test_the_newest_price_applies_and_older_ones_are_kept(books: Books) -> None:
     await books.ledger.ensure_default_price(1, 1)
     for output in (5, 6):
         await books.ledger.add_price(ModelPrice(MODEL, MicroCredits(4), MicroCredits(output)))
@@ -380,7 +378,7 @@ async def test_the_newest_price_of_a_model_holds_and_older_ones_stay(books: Book
     assert await books.ledger.find_price(history[1].id) == history[1]
 
 
-async def test_a_request_that_is_taken_over_is_paid_by_the_one_that_takes_it(plain_url: str) -> None:
+async def test_the_gateway_that_takes_over_a_request_charges_for_it(plain_url: str) -> None:
     async with store.opened(plain_url) as opened:
         books = Books(GatewayStore(opened), LedgerStore(opened), plain_url)
         keys = IdempotencyStore(opened)
@@ -402,7 +400,7 @@ async def test_a_request_that_is_taken_over_is_paid_by_the_one_that_takes_it(pla
         assert (await books.report()).findings == ()
 
 
-async def test_a_bound_tenant_meets_nothing_of_anothers_however_it_is_asked_for(plain_url: str) -> None:
+async def test_a_bound_tenant_cannot_read_other_tenants_rows(plain_url: str) -> None:
     """With the arguments of the rightful tenant, as a mistake in our own code would have them; and nobody at all sees nothing."""
     ada, bob, request, key = new_owner(), new_owner(), new_request(), KeyId(uuid4())
     async with store.opened(plain_url) as opened:
@@ -429,7 +427,7 @@ async def test_a_bound_tenant_meets_nothing_of_anothers_however_it_is_asked_for(
         assert (await books.report()).findings == ()
 
 
-async def test_a_gateway_starts_beside_a_database_that_only_reads(postgres_url: str) -> None:
+async def test_a_gateway_starts_beside_a_read_only_database(postgres_url: str) -> None:
     async with store.opened(postgres_url) as opened:
         await LedgerStore(opened).ensure_default_price(1, 1)
     connection = await asyncpg.connect(postgres_url)

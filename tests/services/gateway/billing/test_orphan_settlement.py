@@ -38,14 +38,14 @@ def told(prompt_tokens: int, completion_tokens: int, seconds: float, before: int
         pytest.param(told(-10, -20, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="nor less than nothing"),
     ],
 )
-def test_how_it_ends(receipt: Receipt | None, cost: int, state: ReservationState, counts: tuple[int, int]) -> None:
+def test_how_an_orphan_is_settled(receipt: Receipt | None, cost: int, state: ReservationState, counts: tuple[int, int]) -> None:
     row = end_of(OPEN, PRICE, receipt, most_seconds=3600, now=NOW)
     assert row is not None
     assert (row.cost_micro, row.reservation, (row.prompt_tokens, row.completion_tokens)) == (cost, state, counts)
     assert (row.id, row.user_id, row.created_at, row.error_code) == (OPEN.request_id, OPEN.owner, OPEN.created_at, "gateway_lost")
 
 
-def test_what_an_earlier_worker_delivered_is_billed_by_this_sides_own_count() -> None:
+def test_tokens_of_earlier_workers_are_billed_by_the_gateways_own_count() -> None:
     row = end_of(replace(OPEN, delivered_before=15), PRICE, told(10, 5, 0.0, before=40), most_seconds=3600, now=NOW)
     assert row is not None
     assert (row.cost_micro, row.completion_tokens) == (10 + 40, 20)
@@ -64,7 +64,7 @@ def test_seconds_count_from_the_claim(queued: float | None, told_seconds: float,
     assert (row.cost_micro, row.response_time_ms) == (2 + 5 * paid_seconds, 10_000)
 
 
-def test_one_that_still_runs_is_looked_at_later_but_not_for_ever() -> None:
+def test_a_running_orphan_is_checked_later_but_not_forever() -> None:
     receipt = Receipt(ID, 10, 0, 20, RUNNING)
     assert end_of(OPEN, PRICE, receipt, most_seconds=3600, now=NOW) is None
     row = end_of(OPEN, PRICE, receipt, most_seconds=3600, now=NOW + timedelta(hours=1))

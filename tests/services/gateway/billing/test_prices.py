@@ -19,7 +19,7 @@ def price(model: str | None, *numbers: int) -> Price:
 SEED = price("llama", 100_000_000, 200_000_000)
 
 
-def test_the_example_of_the_seeds() -> None:
+def test_the_seed_prices_give_the_documented_example() -> None:
     # 1,000 tokens in for .1 credits, 500 out for .1
     assert SEED.cost(1000, 500, 60.0) == 200_000
     assert SEED.fixed(1000, 60.0) == 100_000
@@ -47,7 +47,7 @@ def test_a_model_has_its_own_price_or_the_default() -> None:
 
 
 @pytest.mark.parametrize("numbers", [(-1, 0), (0, prices.MOST_PER_MILLION + 1), (0, 0, -1), (0, 0, 0, prices.MOST_OTHER + 1)])
-def test_a_price_that_nobody_can_mean_is_refused(numbers: tuple[int, ...]) -> None:
+def test_an_invalid_price_is_refused(numbers: tuple[int, ...]) -> None:
     prices.check(SEED.price)
     with pytest.raises(errors.BadRequest, match="out of range"):
         prices.check(price("m", *numbers).price)

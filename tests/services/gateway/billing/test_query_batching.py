@@ -24,7 +24,7 @@ class Store:
         return [2 * number for number in numbers]
 
 
-async def test_what_arrives_while_others_are_on_their_way_makes_one_batch() -> None:
+async def test_queries_that_arrive_during_a_batch_form_the_next_batch() -> None:
     store = Store()
     async with QueryBatching(store.ask_all).running() as asked, asyncio.TaskGroup() as tasks:
         first = [tasks.create_task(asked.ask(number)) for number in range(query_batching.WRITERS)]
@@ -40,7 +40,7 @@ async def test_what_arrives_while_others_are_on_their_way_makes_one_batch() -> N
     assert len(store.asked) <= query_batching.WRITERS + 4
 
 
-async def test_a_failure_is_everybodys_and_the_next_batch_is_new() -> None:
+async def test_a_failure_fails_the_whole_batch_but_not_the_next() -> None:
     store = Store()
     store.open.set()
     store.fails = True
@@ -51,7 +51,7 @@ async def test_a_failure_is_everybodys_and_the_next_batch_is_new() -> None:
         assert await asked.ask(4) == 8
 
 
-async def test_a_cancel_is_felt_when_the_answer_is_there() -> None:
+async def test_a_cancellation_takes_effect_after_the_answer() -> None:
     store = Store()
     async with QueryBatching(store.ask_all).running() as asked:
         task = asyncio.create_task(asked.ask(1))
@@ -66,7 +66,7 @@ async def test_a_cancel_is_felt_when_the_answer_is_there() -> None:
         assert await asked.ask(2) == 4
 
 
-async def test_who_waits_when_it_ends_is_told() -> None:
+async def test_waiting_queries_fail_at_shutdown() -> None:
     store = Store()
     async with QueryBatching(store.ask_all).running() as asked:
         task = asyncio.create_task(asked.ask(1))

@@ -9,7 +9,7 @@ __all__ = ["site"]
 
 
 @pytest.mark.parametrize(("late", "stopped"), [(0.0, False), (SUSPENDED_SECONDS / 2, False), (SUSPENDED_SECONDS, True), (60.0, True)])
-def test_a_tick_that_comes_much_too_late_is_a_stop(late: float, stopped: bool) -> None:
+def test_a_very_late_tick_counts_as_a_suspension(late: float, stopped: bool) -> None:
     now = 100.0
     stops = SuspendDetector(lambda: now)
     now += TICK_SECONDS + late
@@ -17,7 +17,7 @@ def test_a_tick_that_comes_much_too_late_is_a_stop(late: float, stopped: bool) -
     assert stops.suspensions == stopped
 
 
-async def test_a_deadline_that_passed_while_the_gateway_was_stopped_is_no_failure_of_postgresql(site: Site) -> None:
+async def test_a_deadline_that_passed_during_a_suspension_does_not_blame_postgresql(site: Site) -> None:
     site.stops_for = RESERVE_SECONDS + 3
     assert (await site.ledger.reserve(OWNER, new_request(), BOUNDS)).max_tokens == 1000
     # Once: a PostgreSQL that is away is away.

@@ -47,7 +47,7 @@ async def test_many_rows_take_few_statements() -> None:
     assert store.writes <= 2
 
 
-async def test_rows_wait_on_disk_while_the_store_is_away() -> None:
+async def test_rows_go_to_disk_while_postgresql_is_down() -> None:
     store, journal = FakeStore(away=True), FakeJournal()
     async with recorder(store, journal).running() as records:
         records.reserve()
@@ -67,7 +67,7 @@ async def test_rows_wait_on_disk_while_the_store_is_away() -> None:
     assert records.journal_rows == len(journal.rows) == 0
 
 
-async def test_a_full_queue_refuses_new_requests_and_loses_nothing() -> None:
+async def test_a_full_queue_refuses_new_requests_without_losing_rows() -> None:
     store = FakeStore(away=True)
     async with recorder(store, capacity=3).running() as records:
         for _ in range(3):
@@ -82,7 +82,7 @@ async def test_a_full_queue_refuses_new_requests_and_loses_nothing() -> None:
     assert len(store.rows) == 3
 
 
-async def test_shutdown_waits_for_the_row_of_a_request_that_is_being_cut_off() -> None:
+async def test_shutdown_waits_for_rows_of_canceled_requests() -> None:
     store = FakeStore()
     records = recorder(store)
     async with records.running():
@@ -91,7 +91,7 @@ async def test_shutdown_waits_for_the_row_of_a_request_that_is_being_cut_off() -
     assert len(store.rows) == 1
 
 
-async def test_shutdown_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_shutdown_does_not_wait_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorders, "DRAIN_SECONDS", 0.02)
     store, journal = FakeStore(away=True), FakeJournal()
     async with recorder(store, journal).running() as records:
@@ -101,7 +101,7 @@ async def test_shutdown_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) 
     assert len(journal.rows) == 1
 
 
-async def test_the_next_run_writes_what_the_last_one_left() -> None:
+async def test_the_next_process_writes_the_rows_left_by_the_last() -> None:
     store, journal = FakeStore(), FakeJournal([row(), row()])
     async with recorder(store, journal).running() as records:
         assert len(records.waiting) == 2
@@ -112,7 +112,7 @@ async def test_the_next_run_writes_what_the_last_one_left() -> None:
     assert not journal.rows
 
 
-async def test_a_store_that_is_slow_costs_a_request_a_quarter_of_a_second() -> None:
+async def test_a_slow_store_delays_a_request_by_a_quarter_of_a_second() -> None:
     store, journal = FakeStore(), FakeJournal()
     store.stalled.clear()
     async with recorder(store, journal).running() as records:
@@ -125,7 +125,7 @@ async def test_a_store_that_is_slow_costs_a_request_a_quarter_of_a_second() -> N
     assert (len(store.rows), journal.rows) == (1, [])
 
 
-async def test_where_neither_takes_rows_no_new_request_begins() -> None:
+async def test_no_request_starts_if_neither_store_nor_journal_accepts_rows() -> None:
     store, journal = FakeStore(away=True), FakeJournal(full=True)
     async with recorder(store, journal).running() as records:
         records.reserve()
@@ -141,7 +141,7 @@ async def test_where_neither_takes_rows_no_new_request_begins() -> None:
     assert len(store.rows) == 2
 
 
-async def test_a_row_that_postgresql_refuses_holds_no_other_up_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_row_does_not_block_others_and_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = Lines(monkeypatch)
     store, journal = FakeStore(), FakeJournal()
     rows = [row() for _ in range(100)]
@@ -170,7 +170,7 @@ async def test_a_row_that_postgresql_refuses_holds_no_other_up_and_is_tried_agai
     assert journal.rows == []
 
 
-async def test_what_is_refused_at_the_end_is_left_in_the_journal_at_once() -> None:
+async def test_rows_refused_at_shutdown_stay_in_the_journal() -> None:
     store, journal = FakeStore(), FakeJournal()
     one = row()
     store.refuses = {one.id}
@@ -180,7 +180,7 @@ async def test_what_is_refused_at_the_end_is_left_in_the_journal_at_once() -> No
     assert [kept.id for kept in journal.rows] == [one.id]
 
 
-async def test_where_every_row_is_refused_none_is_lost_and_all_are_written_when_it_is_mended() -> None:
+async def test_if_every_row_is_refused_none_is_lost_and_all_are_written_once_fixed() -> None:
     store, journal = FakeStore(), FakeJournal()
     rows = [row() for _ in range(20)]
     store.refuses = {one.id for one in rows}

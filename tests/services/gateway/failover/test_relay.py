@@ -43,7 +43,7 @@ class Site:
 
 
 @pytest.mark.parametrize("error", [errors.LinkLost, errors.NotReachable, errors.Draining, errors.Overloaded, errors.ModelCrashed])
-async def test_before_its_first_token_another_worker_takes_over(error: type[errors.AimeshError]) -> None:
+async def test_another_worker_takes_over_before_the_first_token(error: type[errors.AimeshError]) -> None:
     broken, good = FakeWorker(fails_with=error("x")), FakeWorker()
     site = Site(broken, good)
     assert await site.text() == "Hello world!."
@@ -51,7 +51,7 @@ async def test_before_its_first_token_another_worker_takes_over(error: type[erro
     assert site.dispatch.in_flight == 0
 
 
-async def test_three_attempts_and_then_the_last_error() -> None:
+async def test_after_three_attempts_the_last_error_is_returned() -> None:
     workers = [FakeWorker(fails_with=errors.Unavailable(f"{number}")) for number in range(5)]
     site = Site(*workers)
     with pytest.raises(errors.Unavailable):
@@ -60,14 +60,14 @@ async def test_three_attempts_and_then_the_last_error() -> None:
     assert max(len(worker.asked) for worker in workers) == 1
 
 
-async def test_a_request_that_ended_two_engines_meets_no_third() -> None:
+async def test_a_request_that_crashed_two_engines_gets_no_third() -> None:
     workers = [FakeWorker(fails_with=errors.ModelCrashed(f"{number}")) for number in range(5)]
     with pytest.raises(errors.Poison, match="twice"):
         await Site(*workers).text()
     assert sum(len(worker.asked) for worker in workers) == 2
 
 
-async def test_a_worker_that_could_not_load_its_model_after_all_gives_way_to_another() -> None:
+async def test_another_worker_is_tried_if_one_fails_to_load_the_model() -> None:
     class Loading(FakeWorker):
         async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
             yield inference.Chunk("", (), waiting="loading smollm2: 40 %")
@@ -78,14 +78,14 @@ async def test_a_worker_that_could_not_load_its_model_after_all_gives_way_to_ano
     assert (len(cold.asked), len(warm.asked)) == (1, 1)
 
 
-async def test_one_worker_alone_is_not_asked_again() -> None:
+async def test_a_single_worker_is_not_retried() -> None:
     alone = FakeWorker(fails_with=errors.Overloaded("full"))
     with pytest.raises(errors.Overloaded, match="full"):
         await Site(alone).text()
     assert len(alone.asked) == 1
 
 
-async def test_after_the_first_token_a_model_without_a_digest_is_not_gone_on_with() -> None:
+async def test_without_a_digest_an_answer_is_not_resumed_after_the_first_token() -> None:
     broken, other = FakeWorker(fails_with=errors.LinkLost("gone"), fails_after=1), FakeWorker()
     with pytest.raises(errors.WorkerLost, match="gone"):
         await Site(broken, other).text()
@@ -93,19 +93,19 @@ async def test_after_the_first_token_a_model_without_a_digest_is_not_gone_on_wit
 
 
 @pytest.mark.parametrize("error", [errors.BadRequest, errors.DeadlineExceeded])
-async def test_what_another_worker_would_say_too_is_not_tried_again(error: type[errors.AimeshError]) -> None:
+async def test_errors_that_every_worker_would_return_are_not_retried(error: type[errors.AimeshError]) -> None:
     workers = [FakeWorker(fails_with=error("x")), FakeWorker(fails_with=error("x"))]
     with pytest.raises(error):
         await Site(*workers).text()
     assert sum(len(worker.asked) for worker in workers) == 1
 
 
-async def test_nobody_there() -> None:
+async def test_no_worker() -> None:
     with pytest.raises(errors.NotReachable, match="no worker can run m now"):
         await Site().text()
 
 
-async def test_leaving_early_leaves_the_worker() -> None:
+async def test_closing_the_stream_early_cancels_the_work_on_the_worker() -> None:
     worker = FakeWorker()
     site = Site(worker)
     async with aclosing(site.relay.generate(PROMPT, WISH, seconds=10)) as answers:
@@ -139,7 +139,7 @@ def dying(count: int, **more: int) -> Site:
     return holder[0]
 
 
-async def test_a_request_that_ended_two_whole_workers_meets_no_third() -> None:
+async def test_a_request_that_crashed_two_workers_gets_no_third() -> None:
     site = dying(4)
     with pytest.raises(errors.Poison, match="two workers were lost"):
         await site.text()
@@ -172,7 +172,7 @@ async def test_links_that_break_because_two_processes_share_a_key_are_never_pois
     assert told.value.status == 503
 
 
-async def test_two_links_that_were_lost_while_their_workers_run_on_are_no_proof() -> None:
+async def test_two_lost_links_to_live_workers_are_not_poison() -> None:
     workers = [FakeWorker(fails_with=errors.LinkLost(f"{number}")) for number in range(2)]
     assert await Site(*workers, FakeWorker()).text() == "Hello world!."
 
@@ -187,7 +187,7 @@ async def test_two_links_that_were_lost_while_their_workers_run_on_are_no_proof(
         pytest.param((True, True), 0, False, id="the first runs on: only its link was lost"),
     ],
 )
-def test_which_two_losses_are_poison(heard: tuple[bool, bool], gone: int, poison: bool) -> None:
+def test_which_lost_workers_make_a_request_poison(heard: tuple[bool, bool], gone: int, poison: bool) -> None:
     state = AnswerFailover(PROMPT)
     decisions = []
     for number, was_heard in enumerate(heard):
@@ -217,7 +217,7 @@ class Liar(FakeWorker):
 
 
 @pytest.mark.parametrize("claims", [12, 100, -1, 2**63])
-async def test_who_claims_other_tokens_than_came_gets_no_fourth_request(claims: int) -> None:
+async def test_a_worker_with_wrong_token_counts_gets_no_fourth_request(claims: int) -> None:
     liar, honest = Liar(claims), FakeWorker()
     flagged: list[NodeId] = []
     site = Site(liar, honest, flag=flagged.append)
@@ -228,14 +228,14 @@ async def test_who_claims_other_tokens_than_came_gets_no_fourth_request(claims: 
 
 
 @pytest.mark.parametrize("prompt", [-5, 2**63])
-async def test_who_claims_a_prompt_that_cannot_be_is_flagged_too(prompt: int) -> None:
+async def test_a_worker_with_an_impossible_prompt_count_is_flagged(prompt: int) -> None:
     site = Site(Liar(10, prompt=prompt), FakeWorker())
     for _ in range(5):
         await site.text()
     assert len(site.rpc.workers[node_id(0)].asked) == worker_records.STRIKES
 
 
-async def test_the_last_worker_is_not_left_out_without_a_word() -> None:
+async def test_the_quarantine_of_the_last_worker_is_named_in_the_error() -> None:
     site = Site(Liar(100))
     for _ in range(worker_records.STRIKES):
         assert await site.text() == "x" * 10 + "."
@@ -243,7 +243,7 @@ async def test_the_last_worker_is_not_left_out_without_a_word() -> None:
         await site.text()
 
 
-async def test_who_tells_the_truth_is_never_flagged() -> None:
+async def test_a_worker_with_correct_counts_is_never_flagged() -> None:
     flagged: list[NodeId] = []
     site = Site(FakeWorker(), flag=flagged.append)
     for _ in range(20):

@@ -113,7 +113,7 @@ WHOLE = ([PromptAccepted(7)], "".join(WORDS), list(range(1, 9)))
 
 @pytest.mark.parametrize("position", range(1, BEFORE_THE_END))
 @pytest.mark.parametrize("kind", [errors.LinkLost, errors.ModelCrashed, errors.Draining, errors.Unavailable, errors.ProtocolViolation])
-async def test_another_worker_goes_on_behind_the_last_token(position: int, kind: type[errors.AimeshError]) -> None:
+async def test_another_worker_resumes_after_the_last_token(position: int, kind: type[errors.AimeshError]) -> None:
     first, second = Teller(falls=[lost(position, kind)]), Teller(prompt_tokens=9)
     site = Site(first, second)
     accepted, text, tokens, end = await site.said()
@@ -125,14 +125,14 @@ async def test_another_worker_goes_on_behind_the_last_token(position: int, kind:
     assert site.counted == {("resumption", "answered"): 1}
 
 
-async def test_a_worker_lost_behind_the_last_token_leaves_nothing_to_do() -> None:
+async def test_losing_a_worker_after_the_last_token_needs_no_resumption() -> None:
     second = Teller()
     site = Site(Teller(falls=[lost(BEFORE_THE_END)]), second)
     assert await site.said() == (*WHOLE, Generation(FinishReason.LENGTH, Usage(7, len(WORDS))))
     assert not second.asked
 
 
-async def test_two_resumptions_and_no_third() -> None:
+async def test_an_answer_is_resumed_at_most_twice() -> None:
     # Whoever is asked, falls.
     falls = [lost(2), lost(4)]
     site = Site(*(Teller(falls=falls) for _ in range(4)))
@@ -146,20 +146,20 @@ async def test_two_resumptions_and_no_third() -> None:
     assert [token for one in site.heard if isinstance(one, Chunk) for token in one.token_ids] == [1, 2, 3, 4, 5, 6]
 
 
-async def test_a_worker_that_is_back_goes_on_itself() -> None:
+async def test_a_restarted_worker_resumes_its_own_answer() -> None:
     site = Site(Teller(falls=[lost(3), lost(3, errors.Unavailable), lost(3, errors.Unavailable), lost(3, errors.NotReachable)]))
     assert (await site.said())[:3] == WHOLE
     assert len(site.workers[0].asked) == 5
 
 
 @pytest.mark.parametrize("kind", [errors.LinkLost, errors.Draining, errors.NotReachable])
-async def test_the_only_worker_is_asked_again_where_it_may_be_back_in_a_moment(kind: type[errors.AimeshError]) -> None:
+async def test_the_only_worker_is_retried_if_it_may_be_back_soon(kind: type[errors.AimeshError]) -> None:
     site = Site(Teller(falls=[lost(0, kind)]))
     assert (await site.said())[1:3] == WHOLE[1:]
     assert site.counted == {("retry", "answered"): 1}
 
 
-async def test_pauses_grow_and_are_drawn() -> None:
+async def test_pauses_grow_with_jitter() -> None:
     state = AnswerFailover(asked())
     state.record_attempt(DIGEST)
     state.record_item(Chunk("a", (1,)))
@@ -170,7 +170,7 @@ async def test_pauses_grow_and_are_drawn() -> None:
     assert isinstance(state.on_no_worker(nobody, RESUME_WAIT_SECONDS, lambda: 1.0), GivenUp)
 
 
-async def test_patience_has_an_end() -> None:
+async def test_waiting_for_a_worker_ends() -> None:
     ticks = iter(range(10_000))
     site = Site(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
     with pytest.raises(errors.WorkerLost, match="gone"):
@@ -178,14 +178,14 @@ async def test_patience_has_an_end() -> None:
     assert len(site.workers[0].asked) < 30
 
 
-async def test_patience_ends_with_the_requests_time() -> None:
+async def test_waiting_for_a_worker_ends_at_the_deadline() -> None:
     ticks = iter(range(10_000))
     site = Site(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
     with pytest.raises(errors.DeadlineExceeded, match="could resume the answer in time"):
         await site.said(seconds=RESUME_WAIT_SECONDS / 2)
 
 
-async def test_another_file_of_the_model_does_not_go_on() -> None:
+async def test_a_worker_with_another_model_file_does_not_resume() -> None:
     first, other = Teller(falls=[lost(3), lost(3, errors.NotReachable)]), Teller()
     site = Site(first, other, digests=[DIGEST, "e" * 64])
     assert (await site.said())[:3] == WHOLE
@@ -193,7 +193,7 @@ async def test_another_file_of_the_model_does_not_go_on() -> None:
     assert (len(first.asked), len(other.asked)) == (3, 0)
 
 
-async def test_the_same_request_that_ends_two_engines_is_poison() -> None:
+async def test_a_request_that_crashes_two_engines_while_resuming_is_poison() -> None:
     falls = [lost(2, errors.ModelCrashed), lost(3, errors.ModelCrashed)]
     site = Site(*(Teller(falls=falls) for _ in range(3)))
     with pytest.raises(errors.Poison, match="twice"):
@@ -201,7 +201,7 @@ async def test_the_same_request_that_ends_two_engines_is_poison() -> None:
     assert sum(len(worker.asked) for worker in site.workers) == 2
 
 
-async def test_a_budget_that_is_spent_passes_the_failure_on() -> None:
+async def test_an_exhausted_retry_budget_returns_the_error() -> None:
     site = Site(*(Teller(falls=[lost(0)] * 200) for _ in range(2)))
     outcomes = []
     for _ in range(80):
@@ -213,7 +213,7 @@ async def test_a_budget_that_is_spent_passes_the_failure_on() -> None:
     assert site.counted["retry", "over_budget"] > 0
 
 
-async def test_requests_that_have_ended_give_retries_for_their_window_alone() -> None:
+async def test_ended_requests_count_for_retries_only_within_the_window() -> None:
     now = 0.0
     tellers = [Teller(), Teller()]
     site = Site(*tellers, clock=lambda: now)
@@ -228,7 +228,7 @@ async def test_requests_that_have_ended_give_retries_for_their_window_alone() ->
     assert sum(len(teller.asked) for teller in tellers) - 150 <= 100 + 150 * 0.2
 
 
-async def test_a_worker_that_cannot_go_on_is_no_bad_request_of_the_callers() -> None:
+async def test_a_worker_that_cannot_resume_is_not_reported_as_a_bad_request() -> None:
     falls = [lost(2), lost(2, errors.BadRequest)]
     site = Site(*(Teller(falls=falls) for _ in range(3)))
     assert (await site.said())[:3] == WHOLE
@@ -236,7 +236,7 @@ async def test_a_worker_that_cannot_go_on_is_no_bad_request_of_the_callers() -> 
 
 
 @pytest.mark.parametrize("opaque", [True, False], ids=["a backend without token ids", "several answers"])
-async def test_what_cannot_be_gone_on_with_ends_with_one_clear_error(*, opaque: bool) -> None:
+async def test_an_answer_that_cannot_be_resumed_ends_with_one_clear_error(*, opaque: bool) -> None:
     second = Teller()
     site = Site(Teller(falls=[lost(3)], is_opaque=opaque), second)
     with pytest.raises(errors.WorkerLost) as caught:
@@ -246,7 +246,7 @@ async def test_what_cannot_be_gone_on_with_ends_with_one_clear_error(*, opaque: 
     assert not second.asked
 
 
-async def test_a_worker_that_falls_silent_is_gone_around() -> None:
+async def test_a_stalled_worker_is_replaced() -> None:
     second = Teller()
     site = Site(FakeWorker(words=WORDS, hangs_after=3), second, stall_seconds=0.02)
     _, text, tokens, _ = await site.said()
@@ -256,7 +256,7 @@ async def test_a_worker_that_falls_silent_is_gone_around() -> None:
     assert text  # FakeWorker's words do not lag, so a piece is said twice; the tokens tell
 
 
-async def test_a_caller_that_leaves_while_a_worker_is_silent_is_cancelled_and_nothing_else() -> None:
+async def test_a_caller_that_disconnects_during_a_stall_is_only_canceled() -> None:
     worker = FakeWorker(words=WORDS, hangs_after=3)
     site = Site(worker, Teller(), stall_seconds=30)
     task = asyncio.create_task(site.said())
@@ -281,7 +281,7 @@ ILLEGAL = [
 
 
 @pytest.mark.parametrize("chunks", ILLEGAL)
-async def test_what_a_worker_may_not_say_reaches_nobody(chunks: list[Chunk]) -> None:
+async def test_invalid_chunks_never_reach_the_caller(chunks: list[Chunk]) -> None:
     class Liar(FakeWorker):
         async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[Chunk | Generation]:
             for chunk in chunks:
@@ -312,7 +312,7 @@ FALLS = st.lists(st.tuples(st.integers(0, BEFORE_THE_END), FAILURES), max_size=3
 
 
 @given(falls=st.lists(FALLS, min_size=1, max_size=4))
-def test_whatever_fails_and_where_the_caller_has_a_whole_answer_or_the_beginning_of_it_and_one_error(
+def test_whatever_fails_the_caller_gets_the_whole_answer_or_its_start_and_one_error(
     falls: list[list[tuple[int, type[errors.AimeshError]]]],
 ) -> None:
     async def run() -> None:

@@ -10,11 +10,11 @@ def spent(budget: RetryBudget, now: float, tries: int = 10_000) -> int:
     return sum(budget.spend(now) for _ in range(tries))
 
 
-def test_whoever_has_no_requests_has_ten_a_second_over_the_window() -> None:
+def test_without_requests_ten_retries_per_second_are_allowed() -> None:
     assert spent(RetryBudget(), 100.0) == FLOOR
 
 
-def test_a_fifth_of_the_requests_of_the_window_comes_on_top() -> None:
+def test_a_fifth_of_the_windows_requests_may_be_retried_on_top() -> None:
     budget = RetryBudget()
     for _ in range(1000):
         budget.begin(100.0)
@@ -22,7 +22,7 @@ def test_a_fifth_of_the_requests_of_the_window_comes_on_top() -> None:
     assert spent(budget, 105.0) == FLOOR + 200
 
 
-def test_what_is_older_than_the_window_counts_no_more() -> None:
+def test_requests_older_than_the_window_do_not_count() -> None:
     budget = RetryBudget()
     for _ in range(1000):
         budget.begin(100.0)
@@ -32,7 +32,7 @@ def test_what_is_older_than_the_window_counts_no_more() -> None:
     assert spent(budget, 111.0) == FLOOR
 
 
-def test_answers_that_take_longer_than_the_window_count_while_they_run() -> None:
+def test_running_requests_count_however_long_they_take() -> None:
     budget = RetryBudget()
     for _ in range(1000):
         budget.begin(100.0)

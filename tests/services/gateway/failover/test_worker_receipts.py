@@ -69,7 +69,7 @@ def claimed(request_id: RequestId, *workers: Worker) -> OpenReservation:
     return OpenReservation(request_id, USER, None, ModelName("m"), 1, 10, 50, NOW, NOW, workers=nodes)
 
 
-async def test_only_the_worker_that_claimed_a_request_is_asked_for_it() -> None:
+async def test_only_the_worker_that_claimed_a_request_is_asked_for_its_receipt() -> None:
     one, two = new_request_id(), new_request_id()
     first, second, stranger = Worker(told(one)), Worker(told(two, ended="running")), Worker(told(one, completion=4096))
     mesh = Mesh(first, second, stranger)
@@ -79,7 +79,7 @@ async def test_only_the_worker_that_claimed_a_request_is_asked_for_it() -> None:
     assert mesh.struck == []
 
 
-async def test_a_stranger_bills_nothing_and_gets_a_strike() -> None:
+async def test_a_receipt_from_another_worker_bills_nothing_and_is_a_strike() -> None:
     one, two = new_request_id(), new_request_id()
     honest = Worker(told(one, completion=5))
     liar = Worker(told(two), told(one, completion=4096))
@@ -88,7 +88,7 @@ async def test_a_stranger_bills_nothing_and_gets_a_strike() -> None:
     assert mesh.struck == [liar.key.id]
 
 
-async def test_a_worker_that_was_replaced_bills_nothing_and_gets_no_strike() -> None:
+async def test_a_receipt_from_a_replaced_worker_bills_nothing_without_a_strike() -> None:
     one, two = new_request_id(), new_request_id()
     before, after = Worker(told(one, completion=40), told(two)), Worker(told(one, before=4, completion=8))
     mesh = Mesh(before, after)
@@ -97,14 +97,14 @@ async def test_a_worker_that_was_replaced_bills_nothing_and_gets_no_strike() -> 
     assert mesh.struck == []
 
 
-async def test_a_worker_that_claimed_it_again_is_the_last_one() -> None:
+async def test_a_worker_that_claimed_a_request_again_is_its_last_worker() -> None:
     one = new_request_id()
     first, second = Worker(told(one, before=4)), Worker(told(one, completion=50))
     mesh = Mesh(first, second)
     assert await mesh.of(claimed(one, first, second, first)) == {one: told(one, before=4)}
 
 
-async def test_what_somebody_else_signed_is_nothing_and_a_strike() -> None:
+async def test_a_receipt_signed_by_another_key_is_ignored_and_a_strike() -> None:
     one = new_request_id()
     worker = Worker(told(one), signed_by=node_keys.NodeKey(node_keys.new_seed()))
     mesh = Mesh(worker)
@@ -113,7 +113,7 @@ async def test_what_somebody_else_signed_is_nothing_and_a_strike() -> None:
 
 
 @pytest.mark.parametrize("lie", [{"completion": -1}, {"prompt": -5}])
-async def test_counts_below_zero_are_nothing_and_a_strike(lie: dict[str, int]) -> None:
+async def test_negative_counts_are_ignored_and_a_strike(lie: dict[str, int]) -> None:
     one = new_request_id()
     worker = Worker(told(one, **lie))  # type: ignore[arg-type]
     mesh = Mesh(worker)
@@ -121,7 +121,7 @@ async def test_counts_below_zero_are_nothing_and_a_strike(lie: dict[str, int]) -
     assert mesh.struck == [worker.key.id]
 
 
-async def test_what_was_not_asked_for_is_left_out_and_a_strike() -> None:
+async def test_an_unrequested_receipt_is_ignored_and_a_strike() -> None:
     one = new_request_id()
     worker = Worker(told(one), told(new_request_id()))
     mesh = Mesh(worker)
@@ -129,7 +129,7 @@ async def test_what_was_not_asked_for_is_left_out_and_a_strike() -> None:
     assert mesh.struck == [worker.key.id]
 
 
-async def test_a_worker_that_is_gone_an_old_one_and_a_slow_one_keep_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_old_and_slow_workers_delay_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_receipts, "DEADLINE_SECONDS", 0.02)
     one = new_request_id()
     well, *others = [Worker(told(one)) for _ in range(5)]
@@ -153,7 +153,7 @@ async def test_a_worker_that_is_gone_an_old_one_and_a_slow_one_keep_nobody(monke
     assert await mesh.of(claimed(one, well), *left) == {one: told(one)}
 
 
-async def test_many_are_asked_for_in_pieces() -> None:
+async def test_many_receipts_are_requested_in_batches() -> None:
     worker = Worker()
     mesh = Mesh(worker)
     await mesh.of(*(claimed(new_request_id(), worker) for _ in range(600)))

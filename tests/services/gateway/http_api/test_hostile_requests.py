@@ -71,7 +71,7 @@ def spellings(path: str) -> Iterator[str]:
     yield from (f"{head}/%{ord(tail[0]):x}{tail[1:]}", f"{head}/%25{ord(tail[0]):x}{tail[1:]}", f"http://gateway{path}", f"/docs/..{path}")
 
 
-async def test_500_spellings_of_each_route_open_none_without_a_credential(running_service: RunningService) -> None:
+async def test_500_spellings_of_each_route_all_need_a_credential(running_service: RunningService) -> None:
     app = running_service.app()
     routes = [route for by_verb in app._routes.values() for route in by_verb.values() if route.access.who is Audience.PERSON]
     for route in routes:
@@ -100,7 +100,7 @@ async def _status(app: HttpApp, verb: str, path: str, header: str, host: str) ->
     return int(sent[0]["status"])
 
 
-async def test_every_spelling_over_a_real_connection(running_service: RunningService) -> None:
+async def test_every_spelling_needs_a_credential_over_a_real_connection(running_service: RunningService) -> None:
     async with openai_clients.connected(running_service) as client, httpx.AsyncClient() as http:
         for path in (found for found in spellings("/v1/models/smollm2") if found.startswith("/")):
             target = httpx.URL(scheme="http", host="127.0.0.1", port=client.base_url.port, raw_path=path.encode())
@@ -110,7 +110,7 @@ async def test_every_spelling_over_a_real_connection(running_service: RunningSer
 # --- bombs ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_nested_bomb_of_5_kb_costs_a_millisecond_and_a_megabyte() -> None:
+def test_a_deeply_nested_5_kb_body_costs_a_millisecond_and_a_megabyte() -> None:
     bombs = [b"[" * 5000, b'{"a":' * 1000, b'{"messages":' + b"[" * 2400 + b"]" * 2400 + b"}", b'{"tools":[' + b'{"a":' * 1000]
     tracemalloc.start()
     for bomb in bombs:
@@ -269,7 +269,7 @@ _PLACES: tuple[Callable[[str], dict[str, Any]], ...] = (
 )
 
 
-async def test_200_addresses_in_16_places_are_called_by_nobody(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_addresses_in_any_field_are_never_called(http: httpx.AsyncClient, running_service: RunningService) -> None:
     called = 0
 
     async def canary(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -320,12 +320,12 @@ _anything = st.recursive(
 
 @settings(deadline=None)
 @given(st.sampled_from(sorted(READ)), st.dictionaries(_names, _anything, max_size=6))
-def test_whatever_is_sent_is_a_request_or_the_callers_fault(path: str, extra: dict[str, Any]) -> None:
+def test_any_input_is_a_valid_request_or_a_4xx(path: str, extra: dict[str, Any]) -> None:
     with contextlib.suppress(errors.BadRequest, errors.TooLarge):
         for request in READ[path](json.dumps({**HI[path], **extra}).encode()):
             prompt_admission.admit(request)
 
 
-def test_of_two_names_that_are_the_same_the_last_one_counts() -> None:
+def test_the_last_of_two_equal_names_wins() -> None:
     (request,) = READ["/v1/completions"](b'{"prompt": "first", "temperature": 0, "prompt": "last", "temperature": 1}')
     assert (request.prompt, request.temperature) == ("last", 1)

@@ -54,7 +54,7 @@ BAD_BODIES = [
 @pytest.mark.parametrize(
     "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/api/inference", "/api/infer"]
 )
-async def test_what_is_not_the_expected_json_is_a_400(http: httpx.AsyncClient, path: str) -> None:
+async def test_a_body_that_is_not_the_expected_json_is_a_400(http: httpx.AsyncClient, path: str) -> None:
     for body in BAD_BODIES:
         with case(body[:24]):
             problem(await http.post(path, content=body, headers={"content-type": "application/json"}), 400, "bad_request")
@@ -82,7 +82,7 @@ async def test_a_ten_megabyte_prompt_is_refused_without_reading_it(running_servi
     assert read <= MAX_BODY_BYTES + 65_536
 
 
-async def test_a_prompt_that_just_fits_a_body_but_no_frame(http: httpx.AsyncClient) -> None:
+async def test_a_prompt_that_fits_a_body_but_not_a_frame_is_refused(http: httpx.AsyncClient) -> None:
     problem(await http.post("/api/inference", json={"prompt": "x" * (MAX_BODY_BYTES - 100)}), 413, "too_large")
 
 
@@ -114,7 +114,7 @@ NEED_CREDENTIAL = [
     "headers",
     [{}, {"authorization": "Bearer nonsense"}, {"authorization": "Basic abc"}, {"x-api-key": KEY[:-1]}, {"authorization": "Bearer"}],
 )
-async def test_no_good_credential_is_a_401_before_the_body_is_read(running_service: RunningService, headers: dict[str, str]) -> None:
+async def test_an_invalid_credential_is_a_401_before_the_body_is_read(running_service: RunningService, headers: dict[str, str]) -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway") as http:
         for verb, path in NEED_CREDENTIAL:
             with case((verb, path)):
@@ -124,12 +124,12 @@ async def test_no_good_credential_is_a_401_before_the_body_is_read(running_servi
                 assert not running_service.rpc.called
 
 
-async def test_the_table_of_the_test_is_the_table_of_the_gateway(running_service: RunningService) -> None:
+async def test_the_tests_route_table_is_the_gateways(running_service: RunningService) -> None:
     routes = [route for by_verb in running_service.app()._routes.values() for route in by_verb.values()]
     assert {(route.verb, route.path) for route in routes if route.access.who is Audience.PERSON} == set(NEED_CREDENTIAL)
 
 
-def test_a_route_that_does_not_say_who_may_use_it_stops_the_start(running_service: RunningService) -> None:
+def test_a_route_without_an_access_rule_prevents_the_start(running_service: RunningService) -> None:
     async def handler(_call: HttpCall) -> None: ...
 
     route = HttpRoute(verb="GET", path="/x", handler=handler, method="x", summary="x")
@@ -140,7 +140,7 @@ def test_a_route_that_does_not_say_who_may_use_it_stops_the_start(running_servic
 @pytest.mark.parametrize(
     "path", ["//v1/models", "/v1/models/", "/V1/models", "/v1/%6dodels", "/v1/models;x", "/v1/../v1/models", "/", "/admin"]
 )
-async def test_other_spellings_of_a_path_are_not_that_path(running_service: RunningService, path: str) -> None:
+async def test_other_spellings_of_a_path_are_not_found(running_service: RunningService, path: str) -> None:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -158,7 +158,7 @@ async def test_wrong_verb_and_unknown_path(http: httpx.AsyncClient) -> None:
     problem(await http.get("/nothing"), 404, "not_found")
 
 
-async def test_limited(running_service: RunningService, http: httpx.AsyncClient) -> None:
+async def test_a_limited_request_is_a_429(running_service: RunningService, http: httpx.AsyncClient) -> None:
     for _ in range(99):
         limits = running_service.quotas.limits(fakes.OWNER, ModelName("smollm2"))
         await running_service.quotas.spend(limits, RequestId(uuid4()), tier=fakes.OWNER.tier, tokens=1, seconds=1)
@@ -276,7 +276,7 @@ async def test_a_failure_before_the_first_token_has_a_status(http: httpx.AsyncCl
     problem(await http.post("/v1/chat/completions", json={**CHAT, "stream": True}), 504, "deadline_exceeded")
 
 
-async def test_a_bug_is_a_500_that_tells_nothing(running_service: RunningService) -> None:
+async def test_a_bug_is_a_500_without_details(running_service: RunningService) -> None:
     async def broken(_request: object) -> None:
         raise ZeroDivisionError("secret detail")
 
@@ -287,13 +287,13 @@ async def test_a_bug_is_a_500_that_tells_nothing(running_service: RunningService
     assert "secret detail" not in answer.text
 
 
-async def test_an_error_that_only_a_newer_peer_knows_is_no_500(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_an_error_code_of_a_newer_peer_is_not_a_500(http: httpx.AsyncClient, running_service: RunningService) -> None:
     running_service.worker.fails_with = errors.RemoteError(errors.Problem("new_thing", "something new", fault=errors.Fault.PEER))
     problem(await http.post("/v1/chat/completions", json=CHAT), 503, "new_thing")
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_goes_away_cancels_the_generation(running_service: RunningService, stream: bool) -> None:
+async def test_a_client_that_disconnects_cancels_the_generation(running_service: RunningService, stream: bool) -> None:
     running_service.worker.hangs_after = 1
     gone = asyncio.Event()
     body = [{"type": "http.request", "body": json.dumps({**CHAT, "stream": stream}).encode(), "more_body": False}]
@@ -344,7 +344,7 @@ async def test_the_reference_is_one_page_without_scripts_or_other_hosts(http: ht
     assert "https://" not in answer.text
 
 
-async def test_a_trace_of_the_caller_goes_on(running_service: RunningService, http: httpx.AsyncClient) -> None:
+async def test_a_callers_trace_is_continued(running_service: RunningService, http: httpx.AsyncClient) -> None:
     trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     answer = await http.get("/v1/models", headers={"traceparent": trace})
     assert UUID(answer.headers["x-request-id"]).version == 7
@@ -362,7 +362,7 @@ async def test_requests_are_counted(http: httpx.AsyncClient, running_service: Ru
     assert running_service.directory.usable(Role.WORKER)
 
 
-async def test_a_crowd_of_one_caller_is_refused_before_its_bodies_are_read(running_service: RunningService) -> None:
+async def test_too_many_requests_of_one_caller_are_refused_before_their_bodies_are_read(running_service: RunningService) -> None:
     at_once = 2
     plans = {Tier.FREE: replace(tiers.NO_LIMITS, concurrency=at_once)}
     running_service.quotas = Quotas(running_service.counters, LimitRules(plans=plans), running_service.metrics)
@@ -398,7 +398,7 @@ async def test_a_crowd_of_one_caller_is_refused_before_its_bodies_are_read(runni
 
 
 @pytest.mark.parametrize("words", [0, 2])
-async def test_what_outlasts_the_drain_is_told_to_come_again(
+async def test_requests_that_outlast_the_drain_are_told_to_retry(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, words: int
 ) -> None:
     monkeypatch.setattr(node_http, "DRAIN_SECONDS", 0)

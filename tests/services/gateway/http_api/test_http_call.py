@@ -60,7 +60,7 @@ async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClie
 
 
 @pytest.mark.parametrize("path", STREAMS)
-async def test_the_last_event_of_each_chunk_has_its_number(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
+async def test_the_last_event_of_each_chunk_has_an_id(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
     answer = await http.post(path, json=STREAMS[path])
     request_id = running_service.store.only_row.id
     found = [line.removeprefix("id: ") for line in answer.text.split("\n") if line.startswith("id: ")]
@@ -70,13 +70,13 @@ async def test_the_last_event_of_each_chunk_has_its_number(http: httpx.AsyncClie
         assert json.dumps(word)[1:-1] in block, "who knows the id has the word"
 
 
-def test_an_id_says_what_is_left() -> None:
+def test_an_event_id_names_the_rest_of_the_answer() -> None:
     request_id = new_request_id()
     assert response_formats.read_event_id(response_formats.write_event_id(request_id, 17)) == Rest(17)
 
 
 @pytest.mark.parametrize("wrong", ["", "17", "x" * 32 + "-1", "0" * 32, "0" * 32 + "--1", "0" * 32 + "-1 ", "0" * 32 + "-1" + "0" * 9])
-def test_what_is_no_id_of_ours_is_a_bad_request(wrong: str) -> None:
+def test_an_invalid_event_id_is_a_bad_request(wrong: str) -> None:
     with pytest.raises(BadField, match="Last-Event-ID"):
         response_formats.read_event_id(wrong)
 
@@ -91,7 +91,7 @@ FORMS: dict[str, Callable[[], AnswerFormat]] = {
 
 @pytest.mark.parametrize("path", FORMS)
 @pytest.mark.parametrize("after", range(5))
-async def test_who_has_a_part_gets_the_rest_and_nothing_twice(running_service: RunningService, path: str, after: int) -> None:
+async def test_a_resumed_stream_gets_the_rest_without_duplicates(running_service: RunningService, path: str, after: int) -> None:
     principal, request = fakes.OWNER, InferenceRequest(prompt="hi")
 
     async def told(after: int) -> tuple[RequestId, bytes]:
@@ -163,7 +163,7 @@ class Reader:
 
 
 @pytest.mark.parametrize("path", STREAMS)
-async def test_a_stream_in_which_nothing_comes_is_kept_alive(running_service: RunningService, path: str) -> None:
+async def test_an_idle_stream_gets_heartbeats(running_service: RunningService, path: str) -> None:
     worker = Slow()
     running_service.add_worker(1, worker, "smollm2")
     app = running_service.app()
@@ -182,7 +182,7 @@ async def test_a_stream_in_which_nothing_comes_is_kept_alive(running_service: Ru
     assert sum(not message.get("more_body", True) for message in reader.sent) == 1
 
 
-async def test_a_heartbeat_that_comes_too_late_says_nothing() -> None:
+async def test_a_late_heartbeat_sends_nothing() -> None:
     reader = Reader("/", {})
     call = HttpCall(reader.scope, reader.receive, reader.send, new_request_id())
     call.expect_events(lambda _: ())
@@ -194,7 +194,7 @@ async def test_a_heartbeat_that_comes_too_late_says_nothing() -> None:
     assert len(reader.sent) == before
 
 
-async def test_an_answer_that_is_no_stream_has_no_heartbeats(running_service: RunningService) -> None:
+async def test_an_unstreamed_answer_gets_no_heartbeats(running_service: RunningService) -> None:
     worker = Slow()
     running_service.add_worker(1, worker, "smollm2")
     app = running_service.app()
@@ -245,7 +245,7 @@ async def test_a_failure_after_a_heartbeat_is_the_streams_last_event(running_ser
         [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")],
     ],
 )
-async def test_headers_that_may_be_read_in_two_ways_are_refused(running_service: RunningService, twice: list[tuple[bytes, bytes]]) -> None:
+async def test_ambiguous_headers_are_refused(running_service: RunningService, twice: list[tuple[bytes, bytes]]) -> None:
     reader = Reader("/v1/chat/completions", STREAMS["/v1/chat/completions"])
     reader.scope["headers"] = [*twice, *((name, value) for name, value in reader.scope["headers"] if name != twice[0][0])]
     await running_service.app()(reader.scope, reader.receive, reader.send)
@@ -255,7 +255,7 @@ async def test_headers_that_may_be_read_in_two_ways_are_refused(running_service:
 
 
 @pytest.mark.parametrize("name", ["x_api_key", "Authorization_", "x-api-key_", "http_authorization", "x-forwarded-authorization"])
-async def test_a_header_that_only_looks_like_one_is_not_that_one(running_service: RunningService, name: str) -> None:
+async def test_a_header_with_a_similar_name_is_ignored(running_service: RunningService, name: str) -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway") as http:
         assert (await http.get("/v1/models", headers={name: f"Bearer {KEY}"})).status_code == 401
 
@@ -267,14 +267,14 @@ def _call(headers: list[tuple[bytes, bytes]]) -> HttpCall:
 
 
 @pytest.mark.parametrize("value", [b"a", b"0b8f-42", b"with spaces in it", b"x" * 255, b"~!"])
-async def test_keys_and_event_ids_are_shown_as_they_came(value: bytes) -> None:
+async def test_keys_and_event_ids_are_returned_unchanged(value: bytes) -> None:
     call = _call([(b"idempotency-key", value), (b"last-event-id", value)])
     assert (call.idempotency_key, call.last_event_id) == (value.decode(), value.decode())
     assert (_call([]).idempotency_key, _call([]).last_event_id) == (None, None)
 
 
 @pytest.mark.parametrize("value", [b"", b" ", b"x" * 256, "é".encode(), b"a\x00b", b"a\tb", b"a\x7f", b"\xff"])
-async def test_keys_and_event_ids_of_other_letters_are_refused(value: bytes) -> None:
+async def test_keys_and_event_ids_with_other_characters_are_refused(value: bytes) -> None:
     call = _call([(b"idempotency-key", value), (b"last-event-id", value)])
     with pytest.raises(BadField, match="Idempotency-Key must have 1 to 255"):
         _ = call.idempotency_key
@@ -289,7 +289,7 @@ async def test_keys_and_event_ids_of_other_letters_are_refused(value: bytes) -> 
     ("grace", "rate", "whole"),
     [pytest.param(0.02, 10**9, 5.0, id="too few bytes in a second"), pytest.param(5.0, 1, 0.02, id="not there in time at all")],
 )
-async def test_a_body_that_trickles_is_a_400_in_time(
+async def test_a_body_that_arrives_too_slowly_is_a_400(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch, grace: float, rate: int, whole: float
 ) -> None:
     monkeypatch.setattr(http_call, "BODY_GRACE_SECONDS", grace)
@@ -307,7 +307,7 @@ async def test_a_body_that_trickles_is_a_400_in_time(
     assert "took longer than" in reader.text
 
 
-async def test_a_large_body_that_flows_is_not_held_up(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_body_at_a_good_rate_is_accepted(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_call, "BODY_GRACE_SECONDS", 0.05)
     monkeypatch.setattr(http_call, "BODY_BYTES_PER_SECOND", 100_000)
     body = json.dumps({"messages": [{"role": "user", "content": "x" * 100_000}]}).encode()
@@ -327,7 +327,7 @@ async def test_a_large_body_that_flows_is_not_held_up(running_service: RunningSe
 # --- readers --------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_reader_that_takes_nothing_ends_its_generation(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_stops_reading_cancels_its_generation(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_call, "WRITE_SECONDS", 0.05)
     worker, ended = Slow(), asyncio.Event()
     run = worker.run
@@ -359,7 +359,9 @@ async def test_a_reader_that_takes_nothing_ends_its_generation(running_service: 
 # --- routes ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_route_for_many_things_says_which(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_route_with_a_name_in_braces_passes_the_rest_of_the_path(
+    running_service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(cast("dict[str, AccessRule]", access_table.ROUTES), "GET /things/{name}", access_table.METHODS["auth.loginUser"])
     asked: list[str] = []
 

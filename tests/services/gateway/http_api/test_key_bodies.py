@@ -16,7 +16,7 @@ def read(text: str) -> auth.GenerateApiKey:
     return key_bodies.to_request(request_bodies.read_either_case(text.encode(), key_bodies.ApiKeyBody))
 
 
-def test_every_limit_arrives() -> None:
+def test_every_limit_reaches_auth() -> None:
     body = {"name": "ci", "requests_per_hour": 1, "requestsPerMinute": 2, "tokensPerMinute": 3, "concurrency": 4, "budget": "2.5"}
     assert read(json.dumps(body)) == auth.GenerateApiKey("ci", None, auth.ApiKeyLimits(1, 2, 3, 4, MicroCredits(2_500_000)))
     assert read("{}") == auth.GenerateApiKey()
@@ -45,13 +45,13 @@ def test_a_budget(sent: str, micro: int | None) -> None:
         ("concurrency", "-1"),
     ],
 )
-def test_what_is_no_limit_names_its_field(field: str, sent: str) -> None:
+def test_an_invalid_limit_names_its_field(field: str, sent: str) -> None:
     with pytest.raises(BadField) as caught:
         read(f'{{"{field}": {sent}}}')
     assert caught.value.field == field
 
 
-def test_the_answer_has_the_limits_flat_and_the_budget_in_credits() -> None:
+def test_the_answer_has_flat_limits_and_the_budget_in_credits() -> None:
     at = datetime(2026, 1, 2, tzinfo=UTC)
     limits = auth.ApiKeyLimits(1, None, 3, 4, MicroCredits(2_500_000))
     made = auth.CreatedApiKey(Credential("aip_live_x"), auth.ApiKey(KEY_ID, USER, "ci", "aip…x", True, at, limits=limits))

@@ -62,7 +62,7 @@ def fits(document: dict[str, Any], schema: dict[str, Any], value: object) -> Non
     jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(value)
 
 
-def test_the_document_is_openapi(document: dict[str, Any]) -> None:
+def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator(META).validate(document)
     for name, schema in document["components"]["schemas"].items():
         jsonschema.Draft202012Validator.check_schema(schema), name
@@ -71,7 +71,7 @@ def test_the_document_is_openapi(document: dict[str, Any]) -> None:
     assert all(identity.isalnum() for identity in identities)
 
 
-def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+def test_every_reference_resolves(document: dict[str, Any]) -> None:
     def references(node: object) -> list[str]:
         if isinstance(node, dict):
             own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
@@ -84,7 +84,7 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
             place = place[step]
 
 
-def test_every_route_is_there_with_its_credential_body_and_errors(document: dict[str, Any], running_service: RunningService) -> None:
+def test_every_route_is_listed_with_its_credential_body_and_errors(document: dict[str, Any], running_service: RunningService) -> None:
     routes = [route for by_verb in running_service.app()._routes.values() for route in by_verb.values()]
     told = {(verb.upper(), path) for path, operations in document["paths"].items() for verb in operations}
     assert told == {(route.verb, route.path) for route in routes} | {("GET", path) for path in ("/healthz", "/readyz", "/metrics")}
@@ -102,7 +102,7 @@ def test_every_route_is_there_with_its_credential_body_and_errors(document: dict
 
 
 @pytest.mark.parametrize("path", ASKED)
-async def test_what_is_taken_and_answered_is_what_the_document_says(
+async def test_requests_and_responses_match_the_document(
     http: httpx.AsyncClient, document: dict[str, Any], running_service: RunningService, path: str
 ) -> None:
     operation = document["paths"][path]["post"]
@@ -126,6 +126,6 @@ async def test_what_is_taken_and_answered_is_what_the_document_says(
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/{model}"])
-async def test_models_are_as_the_document_says(http: httpx.AsyncClient, document: dict[str, Any], path: str) -> None:
+async def test_model_responses_match_the_document(http: httpx.AsyncClient, document: dict[str, Any], path: str) -> None:
     answer = await http.get(path.replace("{model}", "smollm2"))
     fits(document, document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"], answer.json())

@@ -79,7 +79,7 @@ REGISTER = {"username": "ada", "email": "ada@example.org", "password": "pass wor
 
 
 @pytest.mark.parametrize("credential", [None, KEY], ids=["a visitor", "somebody with a key, for meshes that are closed"])
-async def test_somebody_registers(api_client: Auth, http: httpx.AsyncClient, credential: Credential | None) -> None:
+async def test_a_user_registers(api_client: Auth, http: httpx.AsyncClient, credential: Credential | None) -> None:
     api_client.answers("auth.registerUser", ADA)
     answer = await http.post("/api/auth/register", json=REGISTER, headers={} if credential is None else bearer(credential))
     assert (answer.status_code, answer.json()) == (
@@ -95,7 +95,7 @@ async def test_somebody_registers(api_client: Auth, http: httpx.AsyncClient, cre
     )
 
 
-async def test_a_login_is_asked_for_with_where_it_comes_from(api_client: Auth, http: httpx.AsyncClient) -> None:
+async def test_a_login_forwards_where_it_comes_from(api_client: Auth, http: httpx.AsyncClient) -> None:
     api_client.answers("auth.loginUser", SESSION)
     answer = await http.post("/api/auth/login", json={"username": "ada", "password": "pass word", "code": "123456"}, headers=bearer(KEY))
     assert answer.status_code == 200
@@ -111,7 +111,7 @@ async def test_a_login_is_asked_for_with_where_it_comes_from(api_client: Auth, h
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_the_second_step_is_asked_for_with_the_login_of_the_first(
+async def test_the_second_step_uses_the_login_of_the_first(
     running_service: RunningService, api_client: Auth, http: httpx.AsyncClient
 ) -> None:
     halfway = auth.Principal(USER, "ada", UserRole.ADMIN, Tier.FREE, step=auth.Step.ENTER_CODE)
@@ -128,7 +128,7 @@ async def test_the_second_step_is_asked_for_with_the_login_of_the_first(
 
 
 @pytest.mark.parametrize("name", ["session_token", "sessionToken"])
-async def test_a_session_goes_on_and_ends_by_its_token_alone(api_client: Auth, http: httpx.AsyncClient, name: str) -> None:
+async def test_a_session_is_refreshed_and_ended_by_its_token_alone(api_client: Auth, http: httpx.AsyncClient, name: str) -> None:
     api_client.answers("auth.refreshSession", SESSION)
     api_client.answers("auth.logoutUser", Nothing())
     assert (await http.post("/api/auth/refresh", json={name: "t" * 43})).json()["session_token"] == "s" * 43
@@ -156,7 +156,7 @@ async def test_a_session_goes_on_and_ends_by_its_token_alone(api_client: Auth, h
         ("logout", {"session_token": "a", "sessionToken": "b"}, "session_token"),
     ],
 )
-async def test_a_body_that_does_not_fit_names_its_field_and_asks_nobody(
+async def test_an_invalid_body_names_its_field_and_never_reaches_auth(
     running_service: RunningService, http: httpx.AsyncClient, path: str, body: dict[str, object], named: str
 ) -> None:
     error = problem(await http.post(f"/api/auth/{path}", json=body), 400, "bad_request")
@@ -175,7 +175,7 @@ async def test_a_body_that_does_not_fit_names_its_field_and_asks_nobody(
         (errors.NotReachable("no auth"), (503, "not_reachable")),
     ],
 )
-async def test_what_auth_refuses_is_refused_in_its_words(
+async def test_refusals_of_auth_keep_their_message(
     api_client: Auth, http: httpx.AsyncClient, asked: tuple[str, str], error: errors.AimeshError, shown: tuple[int, str]
 ) -> None:
     (path, method), (status, code) = asked, shown
@@ -197,7 +197,7 @@ SHOWN_KEY = {
 
 
 @pytest.mark.parametrize("in_camel_case", [False, True])
-async def test_a_key_is_made_with_all_of_its_bounds_in_the_callers_name(
+async def test_a_key_is_created_with_all_its_limits_for_the_caller(
     api_client: Auth, http: httpx.AsyncClient, *, in_camel_case: bool
 ) -> None:
     api_client.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
@@ -216,7 +216,7 @@ async def test_a_key_is_made_with_all_of_its_bounds_in_the_callers_name(
     assert api_client.only == (expected, TOKEN)
 
 
-async def test_what_is_left_out_is_auths_to_choose(api_client: Auth, http: httpx.AsyncClient) -> None:
+async def test_omitted_fields_are_left_to_auth(api_client: Auth, http: httpx.AsyncClient) -> None:
     api_client.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
     await http.post("/api/auth/api-keys", json={}, headers=bearer(TOKEN))
     assert api_client.only == (auth.GenerateApiKey(), TOKEN)
@@ -237,22 +237,20 @@ async def test_what_is_left_out_is_auths_to_choose(api_client: Auth, http: httpx
         ({"name": None}, "name"),
     ],
 )
-async def test_bounds_that_cannot_be_name_their_field(
-    api_client: Auth, http: httpx.AsyncClient, body: dict[str, object], named: str
-) -> None:
+async def test_invalid_limits_name_their_field(api_client: Auth, http: httpx.AsyncClient, body: dict[str, object], named: str) -> None:
     api_client.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
     error = problem(await http.post("/api/auth/api-keys", json=body, headers=bearer(TOKEN)), 400, "bad_request")
     assert (error["param"], api_client.asked) == (named, [])
 
 
-async def test_what_auth_says_of_a_bound_reaches_the_caller(api_client: Auth, http: httpx.AsyncClient) -> None:
+async def test_auths_refusal_of_a_limit_reaches_the_caller(api_client: Auth, http: httpx.AsyncClient) -> None:
     refusal = errors.NotAllowed("you cannot give what you have not: model:write", hint="leave these scopes out")
     api_client.answers("auth.generateApiKey", refusal)
     error = problem(await http.post("/api/auth/api-keys", json={"scopes": ["model:write"]}, headers=bearer(KEY)), 403, "not_allowed")
     assert (error["message"], error["hint"]) == (refusal.message, refusal.hint)
 
 
-async def test_ones_keys_are_listed_without_their_secrets(api_client: Auth, http: httpx.AsyncClient) -> None:
+async def test_keys_are_listed_without_their_secrets(api_client: Auth, http: httpx.AsyncClient) -> None:
     for_ever = auth.ApiKey(KeyId(UUID(int=8)), USER, "old", "p", is_active=False, created_at=AT, last_used_at=AT)
     api_client.answers("auth.listApiKeys", auth.ApiKeys((API_KEY, for_ever)))
     answer = await http.get("/api/auth/api-keys", headers=bearer(KEY))
@@ -286,14 +284,14 @@ async def test_a_key_is_revoked_by_its_id_or_its_name(api_client: Auth, http: ht
     assert api_client.only == (auth.RevokeApiKey(which), KEY)
 
 
-async def test_a_key_is_revoked_with_all_that_it_made(api_client: Auth, http: httpx.AsyncClient) -> None:
+async def test_a_key_is_revoked_with_all_keys_that_it_created(api_client: Auth, http: httpx.AsyncClient) -> None:
     api_client.answers("auth.revokeApiKey", API_KEY)
     assert (await http.delete("/api/auth/api-keys/ci?with_made=true", headers=bearer(KEY))).status_code == 200
     assert api_client.only == (auth.RevokeApiKey("ci", with_made=True), KEY)
     problem(await http.delete("/api/auth/api-keys/ci?with=all", headers=bearer(KEY)), 400, "bad_request")
 
 
-async def test_no_key_is_named(api_client: Auth, http: httpx.AsyncClient) -> None:
+async def test_a_missing_key_name_is_refused(api_client: Auth, http: httpx.AsyncClient) -> None:
     api_client.answers("auth.revokeApiKey", API_KEY)
     problem(await http.delete("/api/auth/api-keys/", headers=bearer(KEY)), 404, "not_found")
     assert api_client.asked == []
@@ -302,7 +300,7 @@ async def test_no_key_is_named(api_client: Auth, http: httpx.AsyncClient) -> Non
 # --- the keys that sign ---------------------------------------------------------------------------------------------------
 
 
-async def test_everybody_may_fetch_the_keys_that_sign_and_keep_them_a_while(api_client: Auth, http: httpx.AsyncClient) -> None:
+async def test_anyone_may_fetch_and_cache_the_signing_keys(api_client: Auth, http: httpx.AsyncClient) -> None:
     api_client.answers("auth.getSigningKeys", auth.SigningKeys((auth.SigningKey("2026-1", "x" * 43),)))
     answer = await http.get("/.well-known/jwks.json")
     assert answer.json() == {"keys": [{"kid": "2026-1", "x": "x" * 43, "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA"}]}
@@ -310,14 +308,14 @@ async def test_everybody_may_fetch_the_keys_that_sign_and_keep_them_a_while(api_
     assert any(name.lower() == "x-content-type-options" for name in answer.headers)
 
 
-async def test_keys_that_sign_are_not_kept_where_there_are_none(api_client: Auth, http: httpx.AsyncClient) -> None:
+async def test_an_empty_set_of_signing_keys_is_not_cached(api_client: Auth, http: httpx.AsyncClient) -> None:
     api_client.answers("auth.getSigningKeys", errors.NotReachable("no auth"))
     answer = await http.get("/.well-known/jwks.json")
     problem(answer, 503, "not_reachable")
     assert answer.headers.get_list("cache-control") == ["no-store"]
 
 
-def test_no_answer_but_one_has_a_whole_key() -> None:
+def test_only_the_creation_of_a_key_returns_its_secret() -> None:
     """By their types: what is shown again and again has a preview."""
     from services.gateway.http_api import key_bodies, rest_accounts
 
@@ -326,7 +324,7 @@ def test_no_answer_but_one_has_a_whole_key() -> None:
         assert not {"api_key", "password", "secret", "access_token"} & {each.name for each in msgspec.structs.fields(kind)}
 
 
-async def test_a_crowd_that_signs_in_is_asked_of_auth_a_few_at_a_time(running_service: RunningService, http: httpx.AsyncClient) -> None:
+async def test_many_sign_ins_are_sent_to_auth_a_few_at_a_time(running_service: RunningService, http: httpx.AsyncClient) -> None:
     asked, at_once, gate = 0, 0, asyncio.Event()
 
     async def log_in(_: msgspec.Struct) -> msgspec.Struct:

@@ -43,7 +43,7 @@ async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClie
 # --- the request log ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_request_is_shown_without_who_asked_and_what(http: httpx.AsyncClient) -> None:
+async def test_a_logged_request_is_shown_without_its_caller_and_content(http: httpx.AsyncClient) -> None:
     answer = await http.get("/api/requests")
     assert answer.status_code == 200
     assert answer.json() == {
@@ -58,7 +58,7 @@ async def test_a_request_is_shown_without_who_asked_and_what(http: httpx.AsyncCl
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_what_stands_behind_the_question_mark_is_what_is_asked(running_service: RunningService, http: httpx.AsyncClient) -> None:
+async def test_query_parameters_filter_the_list(running_service: RunningService, http: httpx.AsyncClient) -> None:
     query: dict[str, str | int] = {"limit": 7, "before": "2026-03-02T13:00:00+01:00", "status": "limited", "model": "qwen 2"}
     assert (await http.get("/api/requests", params=query)).status_code == 200
     assert (await http.get("/api/requests?")).status_code == 200
@@ -68,7 +68,7 @@ async def test_what_stands_behind_the_question_mark_is_what_is_asked(running_ser
     ]
 
 
-async def test_the_time_of_the_last_one_goes_on_with_the_list(running_service: RunningService, http: httpx.AsyncClient) -> None:
+async def test_paging_continues_from_the_time_of_the_last_request(running_service: RunningService, http: httpx.AsyncClient) -> None:
     exact = NOON + timedelta(microseconds=123_456)
     running_service.reports.rows = (logged(OWN, created_at=exact),)
     shown = (await http.get("/api/requests")).json()["requests"][-1]["created_at"]
@@ -96,15 +96,13 @@ async def test_the_time_of_the_last_one_goes_on_with_the_list(running_service: R
         pytest.param("model=%ff", "query string", id="no UTF-8"),
     ],
 )
-async def test_a_query_that_does_not_fit_names_its_field(
-    running_service: RunningService, http: httpx.AsyncClient, query: str, named: str
-) -> None:
+async def test_an_invalid_query_names_its_field(running_service: RunningService, http: httpx.AsyncClient, query: str, named: str) -> None:
     error = problem(await http.get(f"/api/requests?{query}"), 400, "bad_request")
     assert named in error["message"]
     assert running_service.reports.asked == []
 
 
-async def test_a_time_without_a_zone_is_refused_not_guessed(running_service: RunningService, http: httpx.AsyncClient) -> None:
+async def test_a_time_without_a_time_zone_is_refused(running_service: RunningService, http: httpx.AsyncClient) -> None:
     error = problem(await http.get("/api/requests?before=2026-03-02T12:00:00"), 400, "bad_request")
     assert (error["param"], "zone" in error["message"]) == ("before", True)
     assert running_service.reports.asked == []
@@ -115,13 +113,13 @@ async def test_a_time_without_a_zone_is_refused_not_guessed(running_service: Run
 
 @pytest.mark.parametrize("rating", [1, -1, 0])
 @pytest.mark.parametrize("name", ["request_id", "requestId"])
-async def test_a_thumb_is_given_and_taken_back(running_service: RunningService, http: httpx.AsyncClient, rating: int, name: str) -> None:
+async def test_a_rating_is_given_and_withdrawn(running_service: RunningService, http: httpx.AsyncClient, rating: int, name: str) -> None:
     answer = await http.post("/api/feedback", json={name: str(OWN), "rating": rating})
     assert (answer.status_code, answer.json()) == (200, {"rating": rating})
     assert running_service.reports.ratings == {OWN: rating}
 
 
-async def test_a_thumb_for_what_is_not_ones_own_is_a_404(running_service: RunningService, http: httpx.AsyncClient) -> None:
+async def test_rating_another_users_request_is_a_404(running_service: RunningService, http: httpx.AsyncClient) -> None:
     for request in (ANOTHERS, UUID(int=404)):
         problem(await http.post("/api/feedback", json={"request_id": str(request), "rating": 1}), 404, "not_found")
     assert running_service.reports.ratings == {}
@@ -143,7 +141,7 @@ async def test_a_thumb_for_what_is_not_ones_own_is_a_404(running_service: Runnin
         ({"request_id": str(OWN), "requestId": str(OWN), "rating": 1}, "request_id"),
     ],
 )
-async def test_what_is_no_thumb_names_its_field(
+async def test_an_invalid_rating_names_its_field(
     running_service: RunningService, http: httpx.AsyncClient, body: dict[str, object], named: str
 ) -> None:
     assert named in problem(await http.post("/api/feedback", json=body), 400, "bad_request")["message"]

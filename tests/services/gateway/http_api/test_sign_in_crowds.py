@@ -75,7 +75,7 @@ async def send_slowly(port: int, begun: asyncio.Semaphore) -> None:
             writer.close()
 
 
-async def test_64_slow_sockets_of_one_address_delay_nobody_elses_sign_in(
+async def test_64_slow_connections_of_one_address_do_not_delay_other_sign_ins(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A customer who had to wait for one of them would wait this long.
@@ -92,7 +92,7 @@ async def test_64_slow_sockets_of_one_address_delay_nobody_elses_sign_in(
             task.cancel()
 
 
-async def test_a_body_that_is_too_large_or_too_slow_is_the_callers_mistake(
+async def test_a_body_that_is_too_large_or_too_slow_is_a_client_error(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_app, "SIGN_IN_BODY_SECONDS", 0.2)
@@ -113,7 +113,7 @@ async def test_a_body_that_is_too_large_or_too_slow_is_the_callers_mistake(
     assert 'method="loginUser",service="gateway",status="bad_request"} 1.0' in text
 
 
-async def test_a_crowd_of_one_address_leaves_places_for_others_and_is_refused_as_its_own_fault(running_service: RunningService) -> None:
+async def test_many_sign_ins_of_one_address_leave_slots_for_others_and_get_a_429(running_service: RunningService) -> None:
     hung, asked = asyncio.Event(), asyncio.Semaphore(0)
     answers = running_service.rpc.answers["auth.loginUser"]
 

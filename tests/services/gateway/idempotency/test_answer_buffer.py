@@ -28,7 +28,7 @@ def read_all(buffer: AnswerBuffer, reader: ReaderId) -> list[int]:
     return found
 
 
-def test_chunks_are_numbered_from_one_and_come_to_each_reader() -> None:
+def test_chunks_are_numbered_from_one_and_reach_every_reader() -> None:
     buffer = AnswerBuffer(kept=False)
     early, late = buffer.join(0), buffer.join(2)
     for number in range(1, 5):
@@ -39,7 +39,7 @@ def test_chunks_are_numbered_from_one_and_come_to_each_reader() -> None:
     assert buffer.last == 4
 
 
-def test_who_is_ahead_of_the_answer_gets_what_follows() -> None:
+def test_a_reader_ahead_of_the_answer_gets_what_follows() -> None:
     buffer = AnswerBuffer(kept=False)
     reader = buffer.join(2)
     buffer.add(chunk(1))
@@ -49,7 +49,7 @@ def test_who_is_ahead_of_the_answer_gets_what_follows() -> None:
     assert read_all(buffer, reader) == [3]
 
 
-def test_only_the_latest_word_on_waiting_is_told_once_and_not_behind_text() -> None:
+def test_only_the_latest_waiting_notice_is_read_once_and_never_after_text() -> None:
     buffer = AnswerBuffer(kept=False)
     reader = buffer.join(0)
     buffer.add(waiting("first in line"))
@@ -63,7 +63,7 @@ def test_only_the_latest_word_on_waiting_is_told_once_and_not_behind_text() -> N
     assert buffer.whole == (chunk(1),)
 
 
-def test_it_runs_ahead_of_its_fastest_reader_only_so_far() -> None:
+def test_generation_runs_only_so_far_ahead_of_the_fastest_reader() -> None:
     buffer = AnswerBuffer(kept=False, ahead_bytes=3 * answer_buffer.size_of(chunk(1)))
     fast, slow = buffer.join(0), buffer.join(0)
     made = 0
@@ -99,7 +99,7 @@ def test_a_kept_answer_waits_for_no_reader_until_it_is_too_long() -> None:
         assert buffer.size <= 10 * answer_buffer.size_of(chunk(1))
 
 
-def test_in_a_crowd_it_keeps_what_its_readers_need() -> None:
+def test_over_the_memory_limit_only_what_readers_need_is_kept() -> None:
     buffer = AnswerBuffer(kept=True, ahead_bytes=2 * answer_buffer.size_of(chunk(1)))
     reader = buffer.join(0)
     for number in range(1, 6):
@@ -126,7 +126,7 @@ def test_in_a_crowd_it_keeps_what_its_readers_need() -> None:
         pytest.param(Vectors((b"12", bytes(65_536))), id="a large vector"),
     ],
 )
-def test_no_chunk_is_taken_for_smaller_than_it_is(one: Chunk | Vectors) -> None:
+def test_the_estimated_size_of_a_chunk_is_never_too_low(one: Chunk | Vectors) -> None:
     seen: set[int] = set()
 
     def measure(thing: object) -> int:

@@ -9,7 +9,7 @@ ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))
 SECRET, PLAIN = "s" * 16, b"CANARY in the coal mine"
 
 
-def test_it_opens_for_its_tenant_at_its_place_and_nowhere_else() -> None:
+def test_an_answer_decrypts_only_for_its_tenant_and_storage_key() -> None:
     value = answer_encryption.seal(PLAIN, ADA, "here", SECRET)
     assert PLAIN not in value
     assert value != answer_encryption.seal(PLAIN, ADA, "here", SECRET)
@@ -20,11 +20,11 @@ def test_it_opens_for_its_tenant_at_its_place_and_nowhere_else() -> None:
 
 
 @pytest.mark.parametrize("length", range(0, 60, 7))
-def test_what_was_cut_does_not_open(length: int) -> None:
+def test_a_truncated_answer_does_not_decrypt(length: int) -> None:
     assert answer_encryption.unseal(answer_encryption.seal(PLAIN, ADA, "here", SECRET)[:length], ADA, "here", SECRET) is None
 
 
-def test_what_was_changed_in_any_place_does_not_open() -> None:
+def test_an_answer_changed_anywhere_does_not_decrypt() -> None:
     value = answer_encryption.seal(PLAIN, ADA, "here", SECRET)
     for position in range(len(value)):
         damaged = bytearray(value)

@@ -57,7 +57,7 @@ async def read(reader: AnswerRunReader[str, Chunk, int]) -> list[int]:
         return [number async for number, one in reader if one.text == f"{number} "]
 
 
-async def test_every_reader_gets_all_of_it_and_the_end(runs: AnswerRuns) -> None:
+async def test_every_reader_gets_the_whole_answer_and_its_end(runs: AnswerRuns) -> None:
     gate = asyncio.Event()
     run = runs.start(NAME, says(10, gate), seconds=5)
     first = run.reader()
@@ -74,13 +74,13 @@ async def test_every_reader_gets_all_of_it_and_the_end(runs: AnswerRuns) -> None
     assert first.end == 10
 
 
-async def test_nobody_finds_anothers_answer(runs: AnswerRuns) -> None:
+async def test_answers_of_other_tenants_are_not_found(runs: AnswerRuns) -> None:
     run = runs.start(NAME, says(2), seconds=5)
     with run.reader():
         assert runs.find(AnswerRunId(BOB, b"one")) is None
 
 
-async def test_an_answer_that_nobody_reads_is_cancelled_at_once_and_not_before(runs: AnswerRuns) -> None:
+async def test_an_answer_is_canceled_when_its_last_reader_leaves(runs: AnswerRuns) -> None:
     cancelled = asyncio.Event()
 
     async def hang(run: AnswerRun[str, Chunk, int]) -> int:
@@ -105,7 +105,7 @@ async def test_an_answer_that_nobody_reads_is_cancelled_at_once_and_not_before(r
     assert runs.bytes == 0
 
 
-async def test_a_reader_that_is_cancelled_leaves_the_others(runs: AnswerRuns) -> None:
+async def test_a_canceled_reader_does_not_affect_the_others(runs: AnswerRuns) -> None:
     gate = asyncio.Event()
     run = runs.start(NAME, says(10, gate), seconds=5)
     staying = asyncio.create_task(read(run.reader()))
@@ -118,7 +118,7 @@ async def test_a_reader_that_is_cancelled_leaves_the_others(runs: AnswerRuns) ->
     assert await staying == list(range(1, 11))
 
 
-async def test_a_kept_answer_is_made_to_its_end_and_read_later(runs: AnswerRuns, clock: Clock) -> None:
+async def test_a_kept_answer_is_generated_to_its_end_and_read_later(runs: AnswerRuns, clock: Clock) -> None:
     gate = asyncio.Event()
     run = runs.start(NAME, says(10, gate), seconds=5, kept=True)
     with run.reader() as reader:
@@ -134,7 +134,7 @@ async def test_a_kept_answer_is_made_to_its_end_and_read_later(runs: AnswerRuns,
     assert runs.bytes == 0
 
 
-async def test_an_error_reaches_every_reader_behind_what_was_made(runs: AnswerRuns) -> None:
+async def test_an_error_reaches_every_reader_after_the_chunks_before_it(runs: AnswerRuns) -> None:
     async def fail(run: AnswerRun[str, Chunk, int]) -> int:
         await run.add(chunk(1))
         await asyncio.sleep(0)
@@ -155,7 +155,7 @@ async def test_an_error_reaches_every_reader_behind_what_was_made(runs: AnswerRu
     assert await asyncio.gather(*map(try_to_read, readers)) == [[1]] * 5
 
 
-async def test_a_bug_is_the_readers_to_raise_and_ends_nothing_else(runs: AnswerRuns) -> None:
+async def test_a_bug_is_raised_to_the_readers_and_stops_nothing_else(runs: AnswerRuns) -> None:
     async def bug(run: AnswerRun[str, Chunk, int]) -> int:
         raise ZeroDivisionError
 
@@ -165,7 +165,7 @@ async def test_a_bug_is_the_readers_to_raise_and_ends_nothing_else(runs: AnswerR
     assert await read(runs.start(AnswerRunId(ADA, b"two"), says(2), seconds=5).reader()) == [1, 2]
 
 
-async def test_its_time_is_bounded_also_when_no_reader_reads(runs: AnswerRuns) -> None:
+async def test_an_answer_times_out_without_readers_too(runs: AnswerRuns) -> None:
     async def endless(run: AnswerRun[str, Chunk, int]) -> int:
         while True:
             await run.add(chunk(1))
@@ -180,7 +180,7 @@ async def test_its_time_is_bounded_also_when_no_reader_reads(runs: AnswerRuns) -
             _ = [one async for one in reader]
 
 
-async def test_a_slow_reader_holds_up_who_makes_it_but_no_other_reader(runs: AnswerRuns) -> None:
+async def test_a_slow_reader_delays_the_producer_but_no_other_reader(runs: AnswerRuns) -> None:
     run = runs.start(NAME, says(2000), seconds=5)
     slow = run.reader()
     with slow:
@@ -191,7 +191,7 @@ async def test_a_slow_reader_holds_up_who_makes_it_but_no_other_reader(runs: Ans
         assert [number async for number, _ in slow] == list(range(2, 2001))
 
 
-async def test_over_the_bound_the_oldest_that_ended_go() -> None:
+async def test_over_the_memory_limit_the_oldest_finished_answers_are_dropped() -> None:
     async with AnswerRuns(most_bytes=50_000).running() as runs:
         names = [AnswerRunId(ADA, bytes([number])) for number in range(10)]
         for name in names:
@@ -202,7 +202,7 @@ async def test_over_the_bound_the_oldest_that_ended_go() -> None:
     assert 0 < len(left) < 10
 
 
-async def test_many_at_once_stay_within_the_bound_and_lose_nothing() -> None:
+async def test_many_concurrent_answers_stay_within_the_memory_limit() -> None:
     async with AnswerRuns(most_bytes=200_000).running() as runs:
         names = [AnswerRunId(ADA, bytes([number])) for number in range(20)]
         readers = [runs.start(name, says(300), seconds=5, kept=True).reader() for name in names]
@@ -223,7 +223,7 @@ async def test_many_at_once_stay_within_the_bound_and_lose_nothing() -> None:
         assert most <= 200_000 + 20 * 70_000
 
 
-async def test_another_under_the_same_name_takes_its_place(runs: AnswerRuns) -> None:
+async def test_a_new_answer_replaces_one_of_the_same_name(runs: AnswerRuns) -> None:
     gate = asyncio.Event()
     old = runs.start(NAME, says(4, gate), seconds=5)
     with old.reader() as reader:
@@ -235,7 +235,7 @@ async def test_another_under_the_same_name_takes_its_place(runs: AnswerRuns) -> 
     assert await read(new.reader()) == [1, 2]
 
 
-async def test_the_end_of_the_gateway_ends_what_is_being_made() -> None:
+async def test_shutdown_cancels_running_answers() -> None:
     ended = False
 
     async def hang(run: AnswerRun[str, Chunk, int]) -> int:
@@ -257,7 +257,7 @@ async def test_the_end_of_the_gateway_ends_what_is_being_made() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_readers_that_come_and_go_at_random(runs: AnswerRuns, seed: int) -> None:
+async def test_readers_join_and_leave_at_random(runs: AnswerRuns, seed: int) -> None:
     rng = random.Random(seed)
 
     async def stutter(run: AnswerRun[str, Chunk, int]) -> int:
@@ -291,7 +291,7 @@ async def test_readers_that_come_and_go_at_random(runs: AnswerRuns, seed: int) -
     assert run.end == 200
 
 
-async def test_a_reader_that_leaves_makes_room_for_who_makes_a_long_answer(runs: AnswerRuns) -> None:
+async def test_a_reader_that_leaves_makes_room_for_a_long_answer(runs: AnswerRuns) -> None:
     run = runs.start(NAME, says(12_000), seconds=5, kept=True)
     with run.reader() as stalled:
         await anext(stalled)

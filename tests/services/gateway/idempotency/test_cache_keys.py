@@ -30,7 +30,7 @@ PLAIN = CacheQuestion(ADA, (ChatMessage("user", "hi"),), ModelConfig(model=Model
         ("\x00,,,=", "perhaps", CacheRequest.NOTHING),
     ],
 )
-def test_what_the_headers_say(cache_control: str | None, x_cache: str | None, asked: CacheRequest) -> None:
+def test_headers_control_the_cache(cache_control: str | None, x_cache: str | None, asked: CacheRequest) -> None:
     assert cache_keys.read_headers(cache_control, x_cache) is asked
 
 
@@ -47,7 +47,7 @@ def test_what_the_headers_say(cache_control: str | None, x_cache: str | None, as
         (CacheRequest.ON, Sampling(), False, CacheUse(read=False, write=False)),
     ],
 )
-def test_who_uses_the_cache(asked: CacheRequest, sampling: Sampling, only_when_asked: bool, use: CacheUse) -> None:
+def test_which_requests_use_the_cache(asked: CacheRequest, sampling: Sampling, only_when_asked: bool, use: CacheUse) -> None:
     assert cache_keys.plan(asked, sampling, only_when_asked=only_when_asked) == use
 
 
@@ -63,7 +63,7 @@ def with_config(**fields: Any) -> CacheQuestion:
     return changed(config=msgspec.structs.replace(PLAIN.config, **fields))
 
 
-def test_whatever_may_change_an_answer_changes_its_name() -> None:
+def test_anything_that_may_change_an_answer_changes_its_key() -> None:
     others = [
         PLAIN,
         changed(tenant=BOB),
@@ -88,19 +88,19 @@ def test_whatever_may_change_an_answer_changes_its_name() -> None:
     assert cache_keys.name(PLAIN, "t" * 16) not in names
 
 
-def test_every_field_of_a_request_is_in_the_name() -> None:
+def test_every_field_of_a_request_is_in_the_key() -> None:
     # A field that is added to the contract is in the name without anybody thinking of it.
     said = msgspec.msgpack.decode(cache_keys.canonical(ModelConfig(model=ModelName("m"), temperature=0, raw=True)))
     assert said == {"model": "m", "temperature": 0, "raw": True}
 
 
-def test_the_same_request_has_the_same_name() -> None:
+def test_equal_requests_have_equal_keys() -> None:
     one = with_config(logit_bias={1: 2.0, 3: 4.0})
     other = with_config(logit_bias={3: 4.0, 1: 2.0})
     assert cache_keys.name(one, SECRET) == cache_keys.name(other, SECRET)
 
 
-def test_a_name_shows_nothing_of_the_request() -> None:
+def test_a_key_reveals_nothing_of_its_request() -> None:
     name = cache_keys.name(changed(prompt="CANARY"), SECRET)
     assert name.startswith(cache_keys.PREFIX)
     assert set(name.removeprefix(cache_keys.PREFIX)) <= set("0123456789abcdef")

@@ -27,13 +27,13 @@ SECRET = "s" * 16
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\nb", "a\0b", "ä", "\x7f"])
-def test_a_key_that_cannot_be_kept_is_refused(key: str) -> None:
+def test_an_invalid_key_is_refused(key: str) -> None:
     with pytest.raises(errors.BadRequest, match="Idempotency-Key"):
         idempotency_keys.check(key)
 
 
 @pytest.mark.parametrize("key", ["a", "x" * 255, "order 17/2: {again}"])
-def test_any_printable_key_is_taken(key: str) -> None:
+def test_any_printable_key_is_accepted(key: str) -> None:
     idempotency_keys.check(key)
 
 
@@ -51,7 +51,7 @@ def held(state: KeyState = KeyState.RUNNING, request: RequestId = ONE, gateway: 
         pytest.param(held(KeyState.FAILED, gateway=THERE), set(), EndedRequest(ONE, None), id="failed, and its answer was too long"),
     ],
 )
-def test_what_a_repeat_finds(row: HeldKey, ours: set[RequestId], found: ExistingKeyUse) -> None:
+def test_what_a_repeated_request_finds(row: HeldKey, ours: set[RequestId], found: ExistingKeyUse) -> None:
     assert idempotency_keys.classify(row, b"f", node=HERE, ours=ours) == found
 
 
@@ -63,7 +63,7 @@ def test_another_request_under_the_same_key_is_a_conflict(state: KeyState) -> No
 
 
 @pytest.mark.parametrize("fields", [{"prompt": "ho"}, {"seed": 1}, {"max_tokens": 5}, {"model": "m"}, {"logit_bias": {1: 1.0}}])
-def test_the_fingerprint_is_of_everything_that_is_asked(fields: dict[str, Any]) -> None:
+def test_the_fingerprint_covers_every_field(fields: dict[str, Any]) -> None:
     one, other = InferenceRequest(prompt="hi"), InferenceRequest(**{"prompt": "hi", **fields})
     prints = {idempotency_keys.fingerprint(one, SECRET), idempotency_keys.fingerprint(other, SECRET)}
     assert len(prints) == 2
@@ -71,13 +71,13 @@ def test_the_fingerprint_is_of_everything_that_is_asked(fields: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("fields", [{"inputs": ("a",)}, {"inputs": ("ab", "")}, {"inputs": ("b", "a")}, {"model": "m"}, {"dimensions": 2}])
-def test_so_is_that_of_texts(fields: dict[str, Any]) -> None:
+def test_the_fingerprint_of_texts_covers_every_field(fields: dict[str, Any]) -> None:
     one, other = EmbeddingRequest(("a", "b")), EmbeddingRequest(**{"inputs": ("a", "b"), **fields})
     assert idempotency_keys.fingerprint(one, SECRET) == idempotency_keys.fingerprint(EmbeddingRequest(("a", "b")), SECRET)
     assert idempotency_keys.fingerprint(one, SECRET) != idempotency_keys.fingerprint(other, SECRET)
 
 
-def test_requests_that_were_sent_as_one_have_keys_of_their_own_and_the_first_one_has_the_callers() -> None:
+def test_requests_sent_together_have_their_own_keys_and_the_first_has_the_callers() -> None:
     keys = [idempotency_keys.part("k", number) for number in range(16)]
     assert keys[0] == "k"
     assert len(set(keys)) == 16
@@ -88,7 +88,7 @@ def test_requests_that_were_sent_as_one_have_keys_of_their_own_and_the_first_one
     idempotency_keys.check(idempotency_keys.part("x" * 255, 15))
 
 
-def test_another_request_among_those_sent_as_one_makes_all_of_them_others() -> None:
+def test_changing_one_of_several_requests_changes_all_their_fingerprints() -> None:
     a, b, c = (InferenceRequest(prompt=prompt) for prompt in "abc")
     together = [idempotency_keys.digest(each) for each in ([a, b], [b, a], [a], [a, b, c], [a, c])]
     assert len({idempotency_keys.fingerprint(a, SECRET, each) for each in (b"", *together)}) == 6
@@ -106,7 +106,7 @@ def test_another_request_among_those_sent_as_one_makes_all_of_them_others() -> N
         (Orphaned(1), 3, 2, False),
     ],
 )
-def test_who_asks_for_the_rest_gets_what_fits_or_an_error(
+def test_a_resumed_request_gets_a_matching_answer_or_an_error(
     claimed: NewKeyUse | Orphaned, after: int, answers: int | None, is_resumption: bool
 ) -> None:
     request = InferenceRequest(prompt="hi", n=answers)

@@ -46,14 +46,14 @@ async def until_running(gateway: Gateway, runs: int = 1) -> None:
 # --- the rows -------------------------------------------------------------------------------------------------------
 
 
-async def test_of_fifty_claims_at_once_one_gets_it(running_service: RunningService) -> None:
+async def test_one_of_fifty_concurrent_claims_succeeds(running_service: RunningService) -> None:
     claims = await asyncio.gather(*(running_service.store.claim(asked(seed=seed), F, NODE, lease_seconds=9) for seed in range(50)))
     (won,) = [claim for claim in claims if claim is not None]
     assert isinstance(won, NewKeyUse)
     assert (await running_service.row())["seed"] == won.seed
 
 
-async def test_of_fifty_that_take_over_at_once_one_gets_it(running_service: RunningService) -> None:
+async def test_one_of_fifty_concurrent_takeovers_succeeds(running_service: RunningService) -> None:
     await running_service.store.claim(asked(seed=1), F, NODE, lease_seconds=9)
     await running_service.the_lease_ends()
     claims = await asyncio.gather(*(running_service.store.claim(asked(seed=seed), F, NODE, lease_seconds=9) for seed in range(2, 52)))
@@ -65,13 +65,13 @@ async def test_two_callers_may_use_the_same_key(running_service: RunningService)
     assert await running_service.store.claim(asked(who=BOB, seed=8), F, NODE, lease_seconds=9) == NewKeyUse(8)
 
 
-async def test_another_request_takes_nothing_over(running_service: RunningService) -> None:
+async def test_a_different_request_does_not_take_over(running_service: RunningService) -> None:
     await running_service.store.claim(asked(), F, NODE, lease_seconds=9)
     await running_service.the_lease_ends()
     assert await running_service.store.claim(asked(), b"g" * 32, NODE, lease_seconds=9) is None
 
 
-async def test_a_zombie_changes_nothing(running_service: RunningService) -> None:
+async def test_a_gateway_that_lost_its_lease_changes_nothing(running_service: RunningService) -> None:
     old, new = request_id(), request_id()
     await running_service.store.claim(asked(request=old), F, NODE, lease_seconds=9)
     await running_service.the_lease_ends()
@@ -84,7 +84,7 @@ async def test_a_zombie_changes_nothing(running_service: RunningService) -> None
     assert (row["request_id"], row["state"], row["answer"]) == (new, "running", None)
 
 
-async def test_what_ended_stays_as_it_ended_until_its_day_is_over(running_service: RunningService) -> None:
+async def test_an_ended_request_keeps_its_state_until_it_expires(running_service: RunningService) -> None:
     first = request_id()
     await running_service.store.claim(asked(request=first), F, NODE, lease_seconds=9)
     for answer in (b"one", b"two"):
@@ -98,7 +98,7 @@ async def test_what_ended_stays_as_it_ended_until_its_day_is_over(running_servic
     assert (await running_service.row())["answer"] is None
 
 
-async def test_the_sweeper_forgets_what_is_over_and_nothing_else(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_sweep_deletes_only_expired_keys(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotency_store, "SWEEP_BATCH", 10)
     monkeypatch.setattr(idempotent_requests, "SWEEP_BATCH", 10)
     ids: list[RequestId] = []
@@ -117,7 +117,7 @@ async def test_the_sweeper_forgets_what_is_over_and_nothing_else(running_service
 # --- repeats --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_repeat_gets_the_answer_that_was_given(running_service: RunningService) -> None:
+async def test_a_repeat_gets_the_same_answer(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     first = await gateway.ask(asked())
     assert is_whole(first)
@@ -130,7 +130,7 @@ async def test_a_repeat_gets_the_answer_that_was_given(running_service: RunningS
     assert gateway.runs.bytes == 0
 
 
-async def test_fifty_at_once_are_one_run(running_service: RunningService) -> None:
+async def test_fifty_concurrent_requests_run_once(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
     gateway.maker.waits_at = 3
     asking = [asyncio.create_task(gateway.ask(asked(seed=seed))) for seed in range(50)]
@@ -141,14 +141,14 @@ async def test_fifty_at_once_are_one_run(running_service: RunningService) -> Non
     assert all(is_whole(one, seed) for one in heard)
 
 
-async def test_fifty_at_once_on_two_gateways_are_one_run(running_service: RunningService) -> None:
+async def test_fifty_concurrent_requests_on_two_gateways_run_once(running_service: RunningService) -> None:
     gateways = [await running_service.gateway(), await running_service.gateway("Utwo")]
     heard = await asyncio.gather(*(gateways[number % 2].ask(asked(seed=number)) for number in range(50)))
     (seed,) = gateways[0].maker.seeds + gateways[1].maker.seeds
     assert all(is_whole(one, seed) for one in heard)
 
 
-async def test_a_repeat_joins_what_runs_from_where_its_caller_is(running_service: RunningService) -> None:
+async def test_a_repeat_joins_the_running_answer_where_its_caller_is(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
     gateway.maker.waits_at = 4
     cut = await gateway.ask(asked(), stops_after=2)
@@ -160,7 +160,7 @@ async def test_a_repeat_joins_what_runs_from_where_its_caller_is(running_service
     assert gateway.maker.seeds == [7]
 
 
-async def test_it_is_made_to_its_end_when_its_caller_has_gone(running_service: RunningService) -> None:
+async def test_an_answer_is_completed_after_its_caller_left(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
     gateway.maker.waits_at = 4
     asking = asyncio.create_task(gateway.ask(asked()))
@@ -172,7 +172,9 @@ async def test_it_is_made_to_its_end_when_its_caller_has_gone(running_service: R
     assert gateway.maker.seeds == [7]
 
 
-async def test_what_nobody_comes_back_for_is_made_no_further(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_without_readers_is_canceled_after_a_while(
+    running_service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gateway = await running_service.gateway()
     gateway.maker.waits_at = 4
     staying = asyncio.create_task(gateway.ask(asked("read")))
@@ -193,7 +195,7 @@ async def test_what_nobody_comes_back_for_is_made_no_further(running_service: Ru
     assert gateway.maker.seeds == [7, 7, 7]
 
 
-async def test_another_request_under_the_key_is_a_conflict_at_any_time(running_service: RunningService) -> None:
+async def test_a_different_request_under_the_key_is_always_a_conflict(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 3
     running = asyncio.create_task(gateway.ask(asked()))
@@ -209,7 +211,7 @@ async def test_another_request_under_the_key_is_a_conflict_at_any_time(running_s
     assert is_whole(await other.ask(asked(who=BOB, prompt="ho")))
 
 
-async def test_nothing_that_was_said_can_be_read_in_postgresql(running_service: RunningService) -> None:
+async def test_stored_answers_cannot_be_read_in_postgresql(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
     await gateway.ask(asked(prompt="a CANARY prompt"))
     assert b"CANARY" not in (await running_service.row())["answer"]
@@ -221,7 +223,7 @@ async def test_nothing_that_was_said_can_be_read_in_postgresql(running_service: 
 
 
 @pytest.mark.parametrize("error", [errors.Limited("slow down"), errors.Unavailable("away"), errors.BudgetExhausted("no money")])
-async def test_what_failed_before_any_text_really_runs_again(running_service: RunningService, error: errors.AimeshError) -> None:
+async def test_a_request_that_failed_before_any_text_runs_again(running_service: RunningService, error: errors.AimeshError) -> None:
     gateway = await running_service.gateway()
     gateway.maker.fails_at, gateway.maker.error = 1, error
     assert (await gateway.ask(asked())).error is error
@@ -229,7 +231,7 @@ async def test_what_failed_before_any_text_really_runs_again(running_service: Ru
     assert is_whole(await gateway.ask(asked(seed=8)), seed=8)
 
 
-async def test_what_failed_after_text_fails_again_the_same_way(running_service: RunningService) -> None:
+async def test_a_request_that_failed_after_text_repeats_its_error(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.fails_at = 3
     for place in (gateway, gateway, other):
@@ -250,7 +252,7 @@ async def test_a_bug_frees_the_key_too(running_service: RunningService) -> None:
     assert is_whole(await gateway.ask(asked()))
 
 
-async def test_who_wants_no_more_of_it_ends_its_making_and_nobody_elses(running_service: RunningService) -> None:
+async def test_a_caller_that_cancels_ends_only_its_own_answer(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
     gateway.maker.waits_at = 3
     reading = [asyncio.create_task(gateway.ask(one)) for one in (asked(), asked("other"), asked(who=BOB))]
@@ -266,7 +268,7 @@ async def test_who_wants_no_more_of_it_ends_its_making_and_nobody_elses(running_
     assert is_whole(await gateway.ask(asked(seed=8)))
 
 
-async def test_a_caller_may_withdraw_it_at_any_gateway(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_caller_may_cancel_at_any_gateway(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotent_requests, "HEARTBEAT_SECONDS", 3600.0)
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 3
@@ -286,7 +288,7 @@ async def test_a_caller_may_withdraw_it_at_any_gateway(running_service: RunningS
         assert is_whole(await reading[0])
 
 
-async def test_a_gateway_that_missed_the_news_hears_of_a_withdrawal_with_its_heartbeat(running_service: RunningService) -> None:
+async def test_a_gateway_that_missed_a_cancellation_learns_of_it_with_its_heartbeat(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 3
     reading = asyncio.create_task(gateway.ask(asked()))
@@ -303,7 +305,7 @@ async def test_a_gateway_that_missed_the_news_hears_of_a_withdrawal_with_its_hea
     assert is_whole(await reading)
 
 
-async def test_its_deadline_ends_it_and_what_was_said_is_kept(running_service: RunningService) -> None:
+async def test_an_answer_that_timed_out_keeps_what_was_delivered(running_service: RunningService) -> None:
     gateway = await running_service.gateway(most_seconds=0.05)
     gateway.maker.waits_at = 3
     for _ in range(2):
@@ -313,7 +315,7 @@ async def test_its_deadline_ends_it_and_what_was_said_is_kept(running_service: R
     assert len(gateway.maker.seeds) == 1
 
 
-async def test_an_answer_that_is_too_long_is_only_read_again_where_it_was_made(
+async def test_an_answer_too_long_to_store_is_only_repeated_by_its_gateway(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idempotent_requests, "MOST_ANSWER_BYTES", 50)
@@ -324,7 +326,7 @@ async def test_an_answer_that_is_too_long_is_only_read_again_where_it_was_made(
     assert other.maker.seeds == []
 
 
-async def test_nothing_is_left_of_an_answer_that_never_was(running_service: RunningService) -> None:
+async def test_nothing_is_stored_for_an_answer_that_never_started(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
     assert isinstance((await gateway.ask(asked(after=2))).error, errors.AnswerGone)
     assert gateway.maker.seeds == []
@@ -334,7 +336,7 @@ async def test_nothing_is_left_of_an_answer_that_never_was(running_service: Runn
 # --- gateways that go -----------------------------------------------------------------------------------------------
 
 
-async def test_another_gateway_goes_on_with_the_same_seed_behind_what_the_caller_has(running_service: RunningService) -> None:
+async def test_another_gateway_resumes_with_the_same_seed_after_what_the_caller_has(running_service: RunningService) -> None:
     dying, other = await running_service.gateway(), await running_service.gateway("Utwo")
     dying.maker.waits_at = 4
     assert (await dying.ask(asked(), stops_after=2)).numbers == [1, 2]
@@ -351,7 +353,7 @@ async def test_another_gateway_goes_on_with_the_same_seed_behind_what_the_caller
     assert await running_service.row() == before
 
 
-async def test_one_that_cannot_go_on_either_leaves_it_to_the_next(running_service: RunningService) -> None:
+async def test_a_gateway_that_cannot_resume_leaves_the_request_to_the_next(running_service: RunningService) -> None:
     dying, other, third = await running_service.gateway(), await running_service.gateway("Utwo"), await running_service.gateway("Uthree")
     dying.maker.waits_at = 4
     assert (await dying.ask(asked(), stops_after=2)).numbers == [1, 2]
@@ -364,7 +366,7 @@ async def test_one_that_cannot_go_on_either_leaves_it_to_the_next(running_servic
     assert (other.maker.seeds, third.maker.seeds) == ([7, 7], [7])
 
 
-async def test_a_zombie_is_stopped_by_its_heartbeat(running_service: RunningService) -> None:
+async def test_a_heartbeat_stops_requests_that_another_gateway_took_over(running_service: RunningService) -> None:
     zombie, other = await running_service.gateway(), await running_service.gateway("Utwo")
     zombie.maker.waits_at = 4
     reading = asyncio.create_task(zombie.ask(asked()))
@@ -377,7 +379,7 @@ async def test_a_zombie_is_stopped_by_its_heartbeat(running_service: RunningServ
     assert isinstance(heard.error, errors.LinkLost)
 
 
-async def test_a_heartbeat_keeps_the_lease_and_stops_nothing_of_ours(running_service: RunningService) -> None:
+async def test_a_heartbeat_extends_leases_and_stops_nothing_else(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
     reading = asyncio.create_task(gateway.ask(asked()))
@@ -407,7 +409,7 @@ async def test_heartbeats_at_any_moment_stop_nothing(running_service: RunningSer
     assert len(gateway.maker.seeds) == 40
 
 
-async def test_a_gateway_that_was_restarted_takes_its_own_over_at_once(running_service: RunningService) -> None:
+async def test_a_restarted_gateway_takes_over_its_own_requests_immediately(running_service: RunningService) -> None:
     before = await running_service.gateway()
     before.maker.waits_at = 4
     await before.ask(asked(), stops_after=2)
@@ -416,7 +418,7 @@ async def test_a_gateway_that_was_restarted_takes_its_own_over_at_once(running_s
     assert after.maker.seeds == [7]
 
 
-async def test_a_gateway_that_stops_leaves_what_it_has_not_finished_to_others_at_once(running_service: RunningService) -> None:
+async def test_a_stopping_gateway_releases_its_unfinished_requests_immediately(running_service: RunningService) -> None:
     leaving, other = await running_service.gateway(), await running_service.gateway("Utwo")
     leaving.maker.waits_at = 4
     await leaving.ask(asked(), stops_after=2)
@@ -429,7 +431,7 @@ async def other_after(running_service: RunningService, *, after: int) -> Heard:
     return await (await running_service.gateway("Uthree")).ask(asked(after=after))
 
 
-async def test_several_answers_at_once_do_not_go_on_elsewhere_but_begin_anew(running_service: RunningService) -> None:
+async def test_several_answers_are_not_resumed_elsewhere_but_restarted(running_service: RunningService) -> None:
     dying, other = await running_service.gateway(), await running_service.gateway("Utwo")
     dying.maker.waits_at = 4
     await dying.ask(asked(n=2), stops_after=2)
@@ -451,7 +453,7 @@ async def test_a_repeat_waits_for_another_gateway_and_gets_its_answer(running_se
     assert is_whole(await repeat)
 
 
-async def test_a_repeat_with_little_time_is_told_to_come_again(running_service: RunningService) -> None:
+async def test_a_repeat_with_little_time_is_told_to_retry(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
     await gateway.ask(asked(), stops_after=1)
@@ -460,7 +462,9 @@ async def test_a_repeat_with_little_time_is_told_to_come_again(running_service: 
     assert (told.status, told.retry_after_seconds) == (409, 2)
 
 
-async def test_only_so_many_wait_for_another_gateway(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_limited_number_of_repeats_wait_for_another_gateway(
+    running_service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(idempotent_requests, "MOST_WAITING", 3)
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
@@ -506,7 +510,7 @@ class Flaky(IdempotencyStore):
         return await super().extend_leases(requests, seconds=seconds)
 
 
-async def test_what_ends_while_postgresql_is_away_is_not_run_again(running_service: RunningService) -> None:
+async def test_a_request_that_ended_during_an_outage_of_postgresql_is_not_run_again(running_service: RunningService) -> None:
     store = Flaky(running_service.store)
     gateway = await running_service.gateway(store=store)
     gateway.maker.waits_at = 4
@@ -546,7 +550,7 @@ async def test_a_key_that_could_not_be_freed_is_freed_later(running_service: Run
     assert is_whole(await again)
 
 
-async def test_a_claim_whose_answer_was_lost_is_taken_over_by_the_next_repeat(running_service: RunningService) -> None:
+async def test_a_claim_with_a_lost_response_is_taken_over_by_the_next_repeat(running_service: RunningService) -> None:
     class Loses(Flaky):
         async def claim(self, *args: Any, **more: Any) -> NewKeyUse | Orphaned | None:
             claimed = await super().claim(*args, **more)

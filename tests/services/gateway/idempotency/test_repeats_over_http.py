@@ -41,7 +41,7 @@ async def chat(http: httpx.AsyncClient, body: dict[str, Any], **headers: str) ->
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/completions", "/api/inference"])
-async def test_a_repeat_gets_the_same_answer_and_is_no_request(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
+async def test_a_repeat_gets_the_same_answer_and_is_not_billed(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
     body = {"/v1/chat/completions": CHAT, "/v1/responses": {"input": "hi"}}.get(path, {"prompt": "hi"})
     first = await http.post(path, json=body, headers=WITH_KEY)
     again = await http.post(path, json=body, headers=WITH_KEY)
@@ -57,7 +57,7 @@ async def test_a_stream_and_a_whole_answer_may_repeat_each_other(http: httpx.Asy
     assert len(running_service.worker.asked) == 1
 
 
-async def test_the_rest_of_a_stream(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_a_stream_is_resumed(http: httpx.AsyncClient, running_service: RunningService) -> None:
     whole = await chat(http, STREAM)
     first, second, *_ = ids(whole)
     rest = await chat(http, STREAM, last_event_id=first)
@@ -68,26 +68,26 @@ async def test_the_rest_of_a_stream(http: httpx.AsyncClient, running_service: Ru
     assert len(running_service.worker.asked) == 1
 
 
-async def test_the_rest_of_a_stream_without_its_key_is_refused(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_resuming_a_stream_without_its_key_is_refused(http: httpx.AsyncClient, running_service: RunningService) -> None:
     answer = await http.post("/v1/chat/completions", json=STREAM, headers={"last-event-id": f"{uuid4().hex}-2"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Last-Event-ID")
     assert running_service.worker.asked == []
 
 
-async def test_another_body_is_a_conflict_that_is_not_sent_again(http: httpx.AsyncClient) -> None:
+async def test_a_different_body_is_a_conflict_that_is_not_retried(http: httpx.AsyncClient) -> None:
     await chat(http, CHAT)
     answer = await chat(http, {**CHAT, "max_tokens": 5})
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_conflict")
     assert answer.headers["x-should-retry"] == "false"
 
 
-async def test_what_nothing_is_left_of_is_gone(http: httpx.AsyncClient) -> None:
+async def test_resuming_an_expired_answer_is_gone(http: httpx.AsyncClient) -> None:
     answer = await chat(http, STREAM, last_event_id=f"{uuid4().hex}-2")
     assert (answer.status_code, answer.json()["error"]["code"]) == (410, "answer_gone")
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/completions", "/api/inference"])
-async def test_a_repeat_of_a_stream_is_the_same_stream_and_its_rest_is_its_end(
+async def test_a_repeated_stream_is_the_same_stream_and_can_be_resumed(
     http: httpx.AsyncClient, running_service: RunningService, path: str
 ) -> None:
     body = {"/v1/chat/completions": CHAT, "/v1/responses": {"input": "hi"}}.get(path, {"prompt": "hi"}) | {"stream": True}
@@ -102,7 +102,7 @@ async def test_a_repeat_of_a_stream_is_the_same_stream_and_its_rest_is_its_end(
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/completions", "/api/inference"])
-async def test_another_body_under_the_key_is_refused_at_every_door(
+async def test_a_different_body_under_the_key_is_refused_by_every_api(
     http: httpx.AsyncClient, running_service: RunningService, path: str
 ) -> None:
     name = "input" if path == "/v1/responses" else "prompt"
@@ -116,7 +116,7 @@ SEVERAL = [{"prompt": ["a", "b"]}, {"prompt": ["a"]}, {"prompt": "b"}, {"prompt"
 
 
 @pytest.mark.parametrize("first", SEVERAL, ids=str)
-async def test_one_prompt_more_or_less_is_another_request(
+async def test_one_prompt_more_or_less_is_a_different_request(
     http: httpx.AsyncClient, running_service: RunningService, first: dict[str, Any]
 ) -> None:
     for body in (first, *(each for each in SEVERAL if each != first)):
@@ -137,9 +137,7 @@ class HangsAt(FakeWorker):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-async def test_several_prompts_are_withdrawn_by_their_one_key(
-    http: httpx.AsyncClient, running_service: RunningService, number: int
-) -> None:
+async def test_several_prompts_are_canceled_by_their_one_key(http: httpx.AsyncClient, running_service: RunningService, number: int) -> None:
     worker = HangsAt()
     worker.number = number
     running_service.add_worker(1, worker, "smollm2")
@@ -151,7 +149,7 @@ async def test_several_prompts_are_withdrawn_by_their_one_key(
     assert len(worker.asked) == number, "the next is not begun any more"
 
 
-async def test_several_prompts_under_one_key_are_answered_once_each(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_several_prompts_under_one_key_run_once_each(http: httpx.AsyncClient, running_service: RunningService) -> None:
     body = {"prompt": ["a", "b"]}
     first, second = [await http.post("/v1/completions", json=body, headers=WITH_KEY) for _ in range(2)]
     assert first.json()["choices"] == second.json()["choices"]
@@ -162,7 +160,7 @@ async def test_several_prompts_under_one_key_are_answered_once_each(http: httpx.
     assert (lost.status_code, lost.json()["error"]["param"]) == (400, "Last-Event-ID")
 
 
-async def test_a_request_that_nobody_wants_any_more_is_withdrawn_by_its_key(http: httpx.AsyncClient) -> None:
+async def test_a_request_is_canceled_by_its_key(http: httpx.AsyncClient) -> None:
     answer = await http.delete("/api/inference", headers=WITH_KEY)
     assert (answer.status_code, answer.json()) == (200, {"idempotency_key": "order 17"})
     nameless = await http.delete("/api/inference")

@@ -109,7 +109,7 @@ def whole(worker: Worker) -> list[AnswerItem]:
     return [PromptAccepted(7), *(Chunk(word, (number,)) for number, word in enumerate(worker.words, start=1)), END]
 
 
-async def test_the_second_time_it_comes_from_the_cache_and_is_the_same(place: Place) -> None:
+async def test_the_second_answer_comes_from_the_cache_and_is_the_same(place: Place) -> None:
     worker = Worker()
     assert await place.ask(worker) == await place.ask(worker) == whole(worker)
     assert worker.runs == 1
@@ -117,7 +117,7 @@ async def test_the_second_time_it_comes_from_the_cache_and_is_the_same(place: Pl
     assert (place.counted(AnswerOrigin.HIT), place.counted(AnswerOrigin.MISS)) == (1, 1)
 
 
-async def test_nobody_gets_anothers_answer(place: Place) -> None:
+async def test_tenants_never_share_answers(place: Place) -> None:
     worker = Worker()
     await place.ask(worker)
     await place.ask(worker, who=BOB)
@@ -125,7 +125,7 @@ async def test_nobody_gets_anothers_answer(place: Place) -> None:
     assert worker.runs == 3
 
 
-async def test_fifty_at_once_are_one_run(place: Place) -> None:
+async def test_fifty_concurrent_requests_run_once(place: Place) -> None:
     worker = Worker()
     worker.gate.clear()
     asking = [asyncio.create_task(place.ask(worker)) for _ in range(50)]
@@ -138,7 +138,7 @@ async def test_fifty_at_once_are_one_run(place: Place) -> None:
     assert (place.counted(AnswerOrigin.MISS), place.counted(AnswerOrigin.JOINED)) == (2, 53)
 
 
-async def test_one_that_leaves_leaves_the_others_and_the_last_one_ends_it(place: Place) -> None:
+async def test_a_reader_that_leaves_does_not_affect_others_but_the_last_one_cancels(place: Place) -> None:
     worker = Worker()
     worker.gate.clear()
     asking = [asyncio.create_task(place.ask(worker)) for _ in range(3)]
@@ -161,7 +161,7 @@ async def test_one_that_leaves_leaves_the_others_and_the_last_one_ends_it(place:
     assert place.runs.bytes == 0
 
 
-async def test_an_error_reaches_all_and_is_not_kept(place: Place) -> None:
+async def test_an_error_reaches_all_readers_and_is_not_cached(place: Place) -> None:
     worker = Worker()
     worker.gate.clear()
     worker.fails_with = errors.LinkLost("gone")
@@ -176,14 +176,14 @@ async def test_an_error_reaches_all_and_is_not_kept(place: Place) -> None:
     assert worker.runs == 2
 
 
-async def test_what_was_cancelled_on_the_worker_is_not_kept(place: Place, client: Any) -> None:
+async def test_an_answer_canceled_on_the_worker_is_not_cached(place: Place, client: Any) -> None:
     worker = Worker()
     worker.end = Generation(FinishReason.CANCELLED, Usage(7, 3))
     await place.ask(worker)
     assert answers_in(client) == []
 
 
-async def test_valkey_holds_nothing_that_can_be_read(place: Place, client: Any) -> None:
+async def test_cached_answers_cannot_be_read_in_valkey(place: Place, client: Any) -> None:
     await place.ask(Worker(), "a CANARY prompt")
     (key,) = answers_in(client)
     assert b"CANARY" not in key + client.get(key)
@@ -202,7 +202,7 @@ async def test_a_damaged_value_is_a_miss(place: Place, client: Any) -> None:
     assert place.origins == [AnswerOrigin.MISS] * 5
 
 
-async def test_a_value_of_another_place_or_tenant_is_a_miss(place: Place, client: Any) -> None:
+async def test_a_value_of_another_key_or_tenant_is_a_miss(place: Place, client: Any) -> None:
     worker, other = Worker(), Worker("theirs", "!")
     await place.ask(other, who=BOB)
     (theirs,) = answers_in(client)
@@ -212,20 +212,20 @@ async def test_a_value_of_another_place_or_tenant_is_a_miss(place: Place, client
     assert await place.ask(worker) == whole(worker)
 
 
-async def test_fresh_is_made_anew_and_replaces(place: Place) -> None:
+async def test_a_fresh_request_runs_again_and_replaces_the_answer(place: Place) -> None:
     await place.ask(Worker("old", "!"))
     new = Worker("new", "!")
     assert await place.ask(new, use=CacheUse(read=False, write=True)) == whole(new)
     assert await place.ask(Worker()) == whole(new)
 
 
-async def test_an_answer_that_is_too_long_is_not_kept(place: Place, client: Any) -> None:
+async def test_an_answer_that_is_too_long_is_not_cached(place: Place, client: Any) -> None:
     worker = Worker(secrets.token_hex(response_cache.MOST_BYTES))
     await place.ask(worker)
     assert answers_in(client) == []
 
 
-async def test_all_together_are_bounded_and_the_oldest_go(valkey_url: str, client: Any) -> None:
+async def test_the_cache_is_bounded_and_drops_the_oldest(valkey_url: str, client: Any) -> None:
     async with opened(valkey_url, most_bytes=20_000) as place:
         for number in range(30):
             await place.ask(Worker(secrets.token_hex(800), "!"), str(number))
@@ -239,7 +239,7 @@ async def test_all_together_are_bounded_and_the_oldest_go(valkey_url: str, clien
     assert worker.runs == 1
 
 
-async def test_answers_that_ended_by_themselves_are_not_counted_for_ever(valkey_url: str, client: Any) -> None:
+async def test_expired_answers_stop_counting_against_the_bound(valkey_url: str, client: Any) -> None:
     async with opened(valkey_url, keep_seconds=0.02) as place:
         for number in range(5):
             await place.ask(Worker(), str(number))
@@ -249,14 +249,14 @@ async def test_answers_that_ended_by_themselves_are_not_counted_for_ever(valkey_
     assert 400 < int(client.get(PREFIX + "bytes")) < 1000
 
 
-async def test_the_same_answer_again_counts_once(place: Place, client: Any) -> None:
+async def test_storing_the_same_answer_again_counts_once(place: Place, client: Any) -> None:
     for _ in range(3):
         await place.ask(Worker(), use=CacheUse(read=False, write=True))
     assert client.zcard(PREFIX + "order") == 1
     assert 400 < int(client.get(PREFIX + "bytes")) < 1000
 
 
-async def test_without_valkey_there_is_no_cache_and_no_error() -> None:
+async def test_without_valkey_requests_run_uncached() -> None:
     async with opened("unix:///nowhere/valkey.sock") as place:
         worker = Worker()
         for _ in range(8):
@@ -264,7 +264,7 @@ async def test_without_valkey_there_is_no_cache_and_no_error() -> None:
     assert worker.runs == 8
 
 
-async def test_a_valkey_that_stalls_costs_little_and_soon_nothing(
+async def test_a_stalled_valkey_costs_little_and_is_soon_skipped(
     valkey: ValkeyServer, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
@@ -293,7 +293,7 @@ async def test_a_valkey_that_stalls_costs_little_and_soon_nothing(
 
 
 @pytest.mark.parametrize("reason", ["MISCONF", "NOREPLICAS", "READONLY", "BUSY"])
-async def test_a_valkey_that_refuses_to_write_costs_the_cache_and_no_request(
+async def test_a_read_only_valkey_disables_the_cache_without_errors(
     place: Place, valkey_url: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, lines = Worker(), Lines(monkeypatch)
@@ -310,7 +310,7 @@ async def test_a_valkey_that_refuses_to_write_costs_the_cache_and_no_request(
     assert lines.of("response cache enabled again")
 
 
-async def test_nobody_joins_an_answer_whose_time_is_nearly_over(valkey_url: str) -> None:
+async def test_a_request_does_not_join_an_answer_near_its_deadline(valkey_url: str) -> None:
     async with opened(valkey_url, most_seconds=2.0) as place:
         worker = Worker()
         worker.gate.clear()

@@ -23,11 +23,11 @@ TOKENS = Allowance(LimitScope.KEY, LimitKind.TOKENS_PER_MINUTE, 90_000, 85_904, 
     ("seconds", "text"),
     [(0, "0ms"), (0.0004, "1ms"), (0.12, "120ms"), (1, "1s"), (1.5, "1.5s"), (59.9999, "1m0s"), (360, "6m0s"), (3723.25, "1h2m3.25s")],
 )
-def test_a_duration_as_openai_writes_it(seconds: float, text: str) -> None:
+def test_durations_are_formatted_like_openais(seconds: float, text: str) -> None:
     assert http_errors.duration(seconds) == text
 
 
-def test_both_limits_are_told_and_none_where_there_is_none() -> None:
+def test_both_limits_are_in_the_headers_and_none_without_limits() -> None:
     assert dict(http_errors.allowance_headers(TightestLimit(REQUESTS, TOKENS))) == {
         b"x-ratelimit-limit-requests": b"10",
         b"x-ratelimit-remaining-requests": b"0",
@@ -39,14 +39,14 @@ def test_both_limits_are_told_and_none_where_there_is_none() -> None:
     assert http_errors.allowance_headers(TightestLimit()) == []
 
 
-def test_a_refusal_says_when_to_come_back_to_the_millisecond() -> None:
+def test_a_refusal_has_a_retry_time_in_milliseconds() -> None:
     found = dict(http_errors.headers(LimitReached(LimitRefusal(REQUESTS, 5.2001, TightestLimit(REQUESTS, TOKENS)), Tier.FREE)))
     assert (found[b"retry-after"], found[b"retry-after-ms"]) == (b"6", b"5201")
     assert found[b"x-ratelimit-remaining-requests"] == b"0"
     assert found[b"x-ratelimit-remaining-tokens"] == b"85904"
 
 
-def test_rate_money_and_overload_are_never_mixed() -> None:
+def test_limits_credits_and_overload_have_different_errors() -> None:
     refused = LimitReached(LimitRefusal(REQUESTS, 5.2, TightestLimit(REQUESTS)), Tier.FREE)
     statuses = [
         http_errors.status(error) for error in (refused, errors.BudgetExhausted("x"), errors.Overloaded("x"), errors.TokensTooLarge("x"))
@@ -62,7 +62,7 @@ async def running_service() -> AsyncIterator[RunningService]:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
 @pytest.mark.parametrize("key", [{}, {"idempotency-key": "one"}])
-async def test_who_is_refused_for_money_is_told_what_is_left_too(running_service: RunningService, path: str, key: dict[str, str]) -> None:
+async def test_a_budget_refusal_has_the_limit_headers(running_service: RunningService, path: str, key: dict[str, str]) -> None:
     running_service.books.refuses = InsufficientCredits(0, of_key=False)
     running_service.add_worker(2, FakeWorker(), "minilm", only_embeds=True)
     asked = CHAT if "chat" in path else {"input": "hi", "model": "minilm"}
@@ -75,9 +75,7 @@ async def test_who_is_refused_for_money_is_told_what_is_left_too(running_service
             assert int(answer.headers["x-ratelimit-remaining-requests"]) < 100
 
 
-async def test_who_is_refused_while_the_ledger_is_away_is_told_too(
-    running_service: RunningService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_refusal_without_the_ledger_has_the_limit_headers(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.gateway.billing.ledger.RESERVE_SECONDS", 0.01)
     running_service.books.away = True
     async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
@@ -89,9 +87,7 @@ async def test_who_is_refused_while_the_ledger_is_away_is_told_too(
 @pytest.mark.parametrize(
     ("error", "status"), [(errors.BadRequest("no"), 400), (errors.Overloaded("full"), 503), (errors.DeadlineExceeded("late"), 504)]
 )
-async def test_what_its_worker_says_comes_with_the_limits_once(
-    running_service: RunningService, error: errors.AimeshError, status: int
-) -> None:
+async def test_a_workers_error_has_the_limit_headers_once(running_service: RunningService, error: errors.AimeshError, status: int) -> None:
     running_service.worker.fails_with = error
     async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
         for stream in (False, True):

@@ -23,7 +23,7 @@ def principal(*, key: bool = True, **limited: int) -> Principal:
     )
 
 
-def test_an_organisation_that_shares_its_founders_limits_counts_where_the_founder_does() -> None:
+def test_an_organisation_that_shares_its_founders_limits_uses_the_founders_counters() -> None:
     founder = principal(key=False)
     team = msgspec.structs.replace(founder, user_id=UserId(UUID(int=7)), team_id=TenantId(UUID(int=8)), founder_id=founder.user_id)
     assert limit_rules.of_caller(team, FREE) == limit_rules.of_caller(founder, FREE)
@@ -32,7 +32,7 @@ def test_an_organisation_that_shares_its_founders_limits_counts_where_the_founde
     assert not set(limit_rules.of_caller(own, FREE)) & set(limit_rules.of_caller(founder, FREE))
 
 
-def test_it_has_no_credits_of_its_own() -> None:
+def test_an_organisation_that_shares_limits_has_no_credits_of_its_own() -> None:
     for tier in Tier:
         assert tiers.plan_of(tiers.DEFAULTS, tier, shares_limits=True).monthly_micro == 0
         assert tiers.plan_of(tiers.DEFAULTS, tier, shares_limits=False) == tiers.DEFAULTS[tier]
@@ -61,14 +61,14 @@ def test_limits_of_a_caller(caller: Principal, plan: TierPlan, expected: list[tu
     assert [(limit.scope, limit.kind, limit.most) for limit in limit_rules.of_caller(caller, plan)] == expected
 
 
-def test_a_model_has_its_limits_whoever_asks() -> None:
+def test_a_models_limits_apply_to_every_caller() -> None:
     models = {MODEL: TierPlan(None, 600, None, 32, None)}
     found = limit_rules.of_model(MODEL, models)
     assert [(limit.scope, limit.kind, limit.most) for limit in found] == [(LimitScope.MODEL, MINUTE, 600), (LimitScope.MODEL, AT_ONCE, 32)]
     assert limit_rules.of_model(ModelName("other"), models) == ()
 
 
-def test_all_counters_live_on_one_node_of_a_cluster_and_are_different() -> None:
+def test_all_counters_are_distinct_and_on_one_cluster_node() -> None:
     everything = TierPlan(1, 1, 1, 1, 1)
     found = [
         *limit_rules.of_caller(principal(requests_per_hour=1, requests_per_minute=1, tokens_per_minute=1, concurrency=1), everything),
@@ -78,7 +78,7 @@ def test_all_counters_live_on_one_node_of_a_cluster_and_are_different() -> None:
     assert {limit.counter.split("{")[1].split("}")[0] for limit in found} == {"limits"}
 
 
-def test_the_tightest_of_a_kind_is_the_one_with_the_fewest_left() -> None:
+def test_the_tightest_limit_of_a_kind_has_the_least_left() -> None:
     found = [USER_HOUR, KEY_HOUR, USER_TOKENS]
     tight = limit_rules.tightest(found, [Count(5, 0, 7), Count(7, 0, 9), Count(400, 0, 36)])
     assert tight == TightestLimit(Allowance(LimitScope.USER, HOUR, 100, 5, 7), Allowance(LimitScope.USER, TOKENS, 1000, 400, 36))
@@ -86,7 +86,7 @@ def test_the_tightest_of_a_kind_is_the_one_with_the_fewest_left() -> None:
     assert limit_rules.tightest([], []) == TightestLimit()
 
 
-def test_a_refusal_says_the_longest_wait() -> None:
+def test_a_refusal_has_the_longest_wait() -> None:
     refused = limit_rules.refusal([USER_HOUR, KEY_HOUR, USER_TOKENS], [Count(0, 5, 5), Count(0, 900, 60), Count(3, 0, 1)])
     of_key = Allowance(LimitScope.KEY, HOUR, 10, 0, 60)
     assert (refused.allowance, refused.retry_after_seconds) == (of_key, 900)
@@ -94,7 +94,7 @@ def test_a_refusal_says_the_longest_wait() -> None:
     assert limit_rules.describe(of_key, Tier.FREE) == "this key's limit of 10 requests per hour"
 
 
-def test_a_lowered_limit_leaves_nothing_and_not_less_than_nothing() -> None:
+def test_a_lowered_limit_leaves_zero_and_not_less() -> None:
     (allowance,) = limit_rules.allowances([USER_HOUR], [Count(-50, 0, 0)])
     assert (allowance.remaining, allowance.used) == (0, 100)
 
@@ -108,12 +108,12 @@ def test_gateways_that_count_alone_share_a_limit(most: int, gateways: int, expec
     assert share.most == expected
 
 
-def test_who_has_no_limit_is_told_a_number_that_nobody_reaches() -> None:
+def test_an_unlimited_caller_gets_a_number_out_of_reach() -> None:
     assert limit_rules.hourly([]).remaining == limit_rules.UNLIMITED
     tight = Allowance(LimitScope.KEY, HOUR, 10, 3, 0)
     assert limit_rules.hourly([Allowance(LimitScope.USER, HOUR, 100, 50, 0), tight, Allowance(LimitScope.USER, TOKENS, 9, 0, 0)]) == tight
 
 
-def test_the_most_tokens_of_one_request() -> None:
+def test_the_largest_request_that_fits_the_limits() -> None:
     assert limit_rules.most_tokens([USER_HOUR]) is None
     assert limit_rules.most_tokens([USER_TOKENS, RequestLimit(LimitScope.KEY, TOKENS, "kt", 300)]) == 300

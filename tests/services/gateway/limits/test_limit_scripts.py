@@ -106,14 +106,14 @@ async def ask(
 @pytest.mark.parametrize(
     "kind", [LimitKind.REQUESTS_PER_HOUR, LimitKind.REQUESTS_PER_MINUTE, LimitKind.TOKENS_PER_MINUTE, LimitKind.CONCURRENCY]
 )
-async def test_four_hundred_at_once_let_exactly_the_limit_in(valkey_limits: LimitScripts, kind: LimitKind) -> None:
+async def test_exactly_the_limit_of_four_hundred_concurrent_requests_is_admitted(valkey_limits: LimitScripts, kind: LimitKind) -> None:
     one = limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
     # The clock stands still, or a minute's limit would let more in while the calls are on their way.
     answers = await asyncio.gather(*(ask(valkey_limits, one, tokens=10, now=NOW) for _ in range(400)))
     assert sum(answers) == 100
 
 
-async def test_by_the_servers_clock_too(valkey_limits: LimitScripts) -> None:
+async def test_the_servers_clock_works_too(valkey_limits: LimitScripts) -> None:
     hour, minute = limit(LimitKind.REQUESTS_PER_HOUR, 100), limit(LimitKind.REQUESTS_PER_MINUTE, 7)
     assert sum(await asyncio.gather(*(ask(valkey_limits, hour) for _ in range(400)))) == 100
     # One comes back every 8.6 s.
@@ -121,7 +121,7 @@ async def test_by_the_servers_clock_too(valkey_limits: LimitScripts) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1, 3])
-async def test_all_or_nothing_over_every_limit(valkey_limits: LimitScripts, position: int) -> None:
+async def test_a_request_counts_against_all_limits_or_none(valkey_limits: LimitScripts, position: int) -> None:
     tight = limit(LimitKind.CONCURRENCY, 2)
     others = [limit(LimitKind.REQUESTS_PER_HOUR, 50), limit(LimitKind.REQUESTS_PER_MINUTE, 50), limit(LimitKind.TOKENS_PER_MINUTE, 500)]
     found = [*others[:position], tight, *others[position:]]
@@ -130,7 +130,7 @@ async def test_all_or_nothing_over_every_limit(valkey_limits: LimitScripts, posi
     assert [count.left for count in counts] == [48, 48, 480]
 
 
-async def test_no_hour_ever_holds_more_than_the_limit(valkey_limits: LimitScripts) -> None:
+async def test_no_hour_exceeds_the_limit(valkey_limits: LimitScripts) -> None:
     rng = random.Random(7)
     let_in: list[float] = []
     now, one = 5_000_000.0, limit(LimitKind.REQUESTS_PER_HOUR, 20)
@@ -149,7 +149,7 @@ async def test_no_hour_ever_holds_more_than_the_limit(valkey_limits: LimitScript
 
 
 @pytest.mark.parametrize(("most", "tokens"), [(10, 1), (7, 1), (100, 30), (90_000, 4096)])
-async def test_how_long_to_wait_is_exact_to_a_millisecond(valkey_limits: LimitScripts, most: int, tokens: int) -> None:
+async def test_the_wait_is_exact_to_a_millisecond(valkey_limits: LimitScripts, most: int, tokens: int) -> None:
     one = limit(LimitKind.TOKENS_PER_MINUTE, most)
     while (verdict := await valkey_limits.admit([one], request(), tokens=tokens, lease_seconds=1, now=NOW)).admitted:
         pass
@@ -158,7 +158,7 @@ async def test_how_long_to_wait_is_exact_to_a_millisecond(valkey_limits: LimitSc
     assert (await valkey_limits.look([one], tokens=tokens, now=NOW + wait)).admitted
 
 
-async def test_unused_tokens_come_back_once(valkey_limits: LimitScripts) -> None:
+async def test_unused_tokens_are_returned_once(valkey_limits: LimitScripts) -> None:
     one, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
     await valkey_limits.admit([one], mine, tokens=900, lease_seconds=LEASE_SECONDS, now=NOW)
     await ask(valkey_limits, one, tokens=100, now=NOW)
@@ -170,7 +170,7 @@ async def test_unused_tokens_come_back_once(valkey_limits: LimitScripts) -> None
     assert not await valkey_limits.settle([one], request(), tokens=0, now=NOW)
 
 
-async def test_what_time_has_given_back_is_not_given_back_again(valkey_limits: LimitScripts) -> None:
+async def test_tokens_restored_by_time_are_not_returned_again(valkey_limits: LimitScripts) -> None:
     one, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
     await valkey_limits.admit([one], mine, tokens=1000, lease_seconds=LEASE_SECONDS, now=NOW)
     # A minute later all of it is there again, and somebody takes it.
@@ -186,7 +186,7 @@ async def test_more_tokens_than_reserved_are_owed(valkey_limits: LimitScripts) -
     assert (await valkey_limits.look([one], tokens=0, now=NOW)).counts[0].left == 600
 
 
-async def test_a_place_of_one_that_died_comes_back_with_its_lease(valkey_limits: LimitScripts) -> None:
+async def test_a_slot_is_freed_when_its_lease_expires(valkey_limits: LimitScripts) -> None:
     one, alive = limit(LimitKind.CONCURRENCY, 20), request()
     await valkey_limits.admit([one], alive, tokens=0, lease_seconds=500, now=NOW)
     assert sum([await ask(valkey_limits, one, lease_seconds=5, now=NOW) for _ in range(100)]) == 19
@@ -196,7 +196,7 @@ async def test_a_place_of_one_that_died_comes_back_with_its_lease(valkey_limits:
     assert await ask(valkey_limits, one, now=NOW + 5)
 
 
-async def test_a_place_is_free_half_a_minute_after_its_gateway_was_killed_and_not_while_it_lives(valkey_limits: LimitScripts) -> None:
+async def test_a_slot_of_a_killed_gateway_is_free_after_30_s_but_not_before(valkey_limits: LimitScripts) -> None:
     """A killed gateway locked users out for 312 s."""
     one, killed, alive = limit(LimitKind.CONCURRENCY, 2), request(), request()
     for mine in (killed, alive):
@@ -217,7 +217,7 @@ async def test_a_clock_that_steps_back_costs_a_minute_at_most(valkey_limits: Lim
     assert await ask(valkey_limits, minute, tokens, now=NOW - 86_400 + 60)
 
 
-async def test_a_limit_that_was_lowered_holds_at_once(valkey_limits: LimitScripts) -> None:
+async def test_a_lowered_limit_applies_immediately(valkey_limits: LimitScripts) -> None:
     hour = limit(LimitKind.REQUESTS_PER_HOUR, 10)
     for _ in range(5):
         await ask(valkey_limits, hour, now=NOW)
@@ -226,7 +226,7 @@ async def test_a_limit_that_was_lowered_holds_at_once(valkey_limits: LimitScript
     assert (verdict.admitted, verdict.counts[0].left) == (False, -2)
 
 
-async def test_nothing_is_left_behind_for_ever(cache: Cache, valkey_limits: LimitScripts) -> None:
+async def test_every_key_expires(cache: Cache, valkey_limits: LimitScripts) -> None:
     found = [limit(kind, 100) for kind in LimitKind]
     mine = request()
     await valkey_limits.admit(found, mine, tokens=10, lease_seconds=30)
@@ -244,11 +244,11 @@ async def test_nothing_is_left_behind_for_ever(cache: Cache, valkey_limits: Limi
     assert await cache.run("ttl", [limit_rules.hold(mine)], []) == -2
 
 
-async def test_without_valkey_it_says_so() -> None:
+async def test_without_valkey_it_raises_unavailable() -> None:
     async with Cache.open("unix:///nowhere/valkey.sock") as nowhere:
         with pytest.raises(errors.Unavailable, match="Valkey does not answer"):
             await LimitScripts(nowhere).look([limit(LimitKind.CONCURRENCY, 1)], tokens=0)
 
 
-def test_a_hold_is_where_the_counters_are() -> None:
+def test_a_hold_is_on_the_cluster_node_of_the_counters() -> None:
     assert "{limits}" in limit_rules.hold(RequestId(UUID(int=1)))

@@ -14,7 +14,7 @@ OF_KEY = RequestLimit(LimitScope.KEY, LimitKind.CONCURRENCY, "key:mine", 1)
 HOURLY = RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, "user:me", 0)
 
 
-def test_more_than_may_run_are_refused_until_some_have_left() -> None:
+def test_excess_requests_are_refused_until_some_have_ended() -> None:
     door = PerTenantConcurrency()
     with ExitStack() as inside:
         for _ in range(MINE.most + per_tenant_concurrency.SLACK - 1):
@@ -27,7 +27,7 @@ def test_more_than_may_run_are_refused_until_some_have_left() -> None:
     assert not len(door)
 
 
-def test_the_tightest_of_several_counts_and_a_refusal_counts_nowhere() -> None:
+def test_the_tightest_limit_applies_and_a_refusal_is_not_counted() -> None:
     door = PerTenantConcurrency()
     with ExitStack() as inside:
         for _ in range(OF_KEY.most + per_tenant_concurrency.SLACK):
@@ -40,7 +40,7 @@ def test_the_tightest_of_several_counts_and_a_refusal_counts_nowhere() -> None:
             pass
 
 
-def test_who_has_no_such_limit_is_never_a_crowd() -> None:
+def test_a_caller_without_a_concurrency_limit_is_never_refused() -> None:
     door = PerTenantConcurrency()
     with ExitStack() as inside:
         for _ in range(1000):

@@ -90,7 +90,7 @@ def counters() -> FakeCounters:
 # --- Valkey is there ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_refusal_says_which_limit_and_how_long(counters: FakeCounters) -> None:
+async def test_a_refusal_names_the_limit_and_the_wait(counters: FakeCounters) -> None:
     api_client = ApiClient(counters, TierPlan(100, 10, None, None, None))
     spent = [await api_client.spend() for _ in range(10)]
     assert spent[-1].tightest.requests is not None
@@ -100,7 +100,7 @@ async def test_a_refusal_says_which_limit_and_how_long(counters: FakeCounters) -
     assert refused.value.retry_after_seconds == pytest.approx(6, abs=0.01)
 
 
-async def test_the_tightest_of_user_key_and_model_holds(counters: FakeCounters) -> None:
+async def test_the_tightest_of_user_key_and_model_applies(counters: FakeCounters) -> None:
     api_client = ApiClient(counters, TierPlan(100, None, None, 5, None), models={MODEL: replace(tiers.NO_LIMITS, concurrency=3)})
     of_key = replace_key(ADA, ApiKeyLimits(concurrency=2))
     await api_client.spend(of_key)
@@ -119,7 +119,7 @@ def replace_key(principal: Principal, limited: ApiKeyLimits) -> Principal:
     return Principal(principal.user_id, "ada", UserRole.USER, Tier.FREE, KeyId(UUID(int=2)), "k", limited)
 
 
-async def test_more_tokens_than_ever_fit_are_refused_for_good(counters: FakeCounters) -> None:
+async def test_a_request_that_never_fits_is_refused_without_a_retry(counters: FakeCounters) -> None:
     api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000))
     with pytest.raises(errors.TokensTooLarge, match="1001 tokens, but the limit is 1000"):
         await api_client.spend(tokens=1001)
@@ -128,7 +128,7 @@ async def test_more_tokens_than_ever_fit_are_refused_for_good(counters: FakeCoun
     await api_client.spend(tokens=1000)
 
 
-async def test_who_has_no_limits_costs_no_call(counters: FakeCounters) -> None:
+async def test_a_caller_without_limits_costs_no_call(counters: FakeCounters) -> None:
     api_client = ApiClient(counters, HOURLY)
     rich = Principal(UserId(UUID(int=9)), "eve", UserRole.USER, Tier.ENTERPRISE)
     spent = await api_client.spend(rich)
@@ -141,7 +141,7 @@ async def test_who_has_no_limits_costs_no_call(counters: FakeCounters) -> None:
     )
 
 
-async def test_every_limit_in_force_is_listed_with_where_it_comes_from(counters: FakeCounters) -> None:
+async def test_every_limit_in_force_is_listed_with_its_source(counters: FakeCounters) -> None:
     plan = tiers.changed(
         tiers.with_old_setting(tiers.DEFAULTS[Tier.FREE], "DEFAULT_RATE_LIMIT", 50, {}), {"concurrency": "4"}, setting="TIER_FREE"
     )
@@ -160,7 +160,9 @@ async def test_every_limit_in_force_is_listed_with_where_it_comes_from(counters:
 
 
 @pytest.mark.parametrize("away", [False, True])
-async def test_places_are_kept_while_their_requests_run_and_not_longer(counters: FakeCounters, away: bool) -> None:
+async def test_slots_are_held_exactly_while_their_requests_run(counters: FakeCounters, away: bool) -> None:
+    now = 1_000_000.0
+    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, concurrency=3), clock=lambda: now)
     now = 1_000_000.0
     api_client = ApiClient(counters, replace(tiers.NO_LIMITS, concurrency=3), clock=lambda: now)
     if away:
@@ -182,7 +184,7 @@ async def test_places_are_kept_while_their_requests_run_and_not_longer(counters:
 
 
 @pytest.mark.parametrize("away", [False, True])
-async def test_what_the_limits_said_of_each_request_is_counted_once(counters: FakeCounters, away: bool) -> None:
+async def test_each_decision_is_counted_once(counters: FakeCounters, away: bool) -> None:
     counters.away = away
     api_client = ApiClient(counters, replace(HOURLY, tokens_per_minute=1000))
     assert api_client.decisions == (0, 0, 0)
@@ -195,7 +197,7 @@ async def test_what_the_limits_said_of_each_request_is_counted_once(counters: Fa
 
 
 @pytest.mark.parametrize("away", [False, True])
-async def test_what_is_settled_comes_back_once(counters: FakeCounters, away: bool) -> None:
+async def test_unused_tokens_are_returned_once(counters: FakeCounters, away: bool) -> None:
     api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000, concurrency=1))
     counters.away = away
     spent = await api_client.spend(tokens=900)
@@ -220,7 +222,7 @@ async def test_without_valkey_a_gateway_counts_its_share(counters: FakeCounters)
     assert counters.calls < 40
 
 
-async def test_a_request_larger_than_the_share_takes_all_of_it(counters: FakeCounters) -> None:
+async def test_a_request_larger_than_the_share_uses_all_of_it(counters: FakeCounters) -> None:
     counters.away = True
     api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000), gateways=3)
     await api_client.spend(tokens=900)
@@ -228,7 +230,7 @@ async def test_a_request_larger_than_the_share_takes_all_of_it(counters: FakeCou
         await api_client.spend(tokens=10)
 
 
-async def test_open_lets_all_in_and_closed_none(counters: FakeCounters) -> None:
+async def test_open_admits_everything_and_closed_nothing(counters: FakeCounters) -> None:
     counters.away = True
     opened = ApiClient(counters, HOURLY, mode="open")
     assert await opened.let_in(30) == 30
@@ -240,7 +242,7 @@ async def test_open_lets_all_in_and_closed_none(counters: FakeCounters) -> None:
     assert closed.decisions == (0, 8, 0)
 
 
-async def test_five_failures_in_a_row_and_no_fewer_mean_that_it_is_away(counters: FakeCounters) -> None:
+async def test_five_failures_in_a_row_open_the_breaker(counters: FakeCounters) -> None:
     api_client = ApiClient(counters, HOURLY)
     for _ in range(3):
         counters.away = True
@@ -255,7 +257,7 @@ async def test_five_failures_in_a_row_and_no_fewer_mean_that_it_is_away(counters
     assert api_client.degraded
 
 
-async def test_what_ends_while_it_is_away_is_settled_when_it_is_back(counters: FakeCounters) -> None:
+async def test_requests_that_end_during_an_outage_are_settled_afterwards(counters: FakeCounters) -> None:
     api_client = ApiClient(counters, replace(tiers.NO_LIMITS, concurrency=2))
     spent = [await api_client.spend(), await api_client.spend()]
     counters.away = True
@@ -269,7 +271,7 @@ async def test_what_ends_while_it_is_away_is_settled_when_it_is_back(counters: F
             await asyncio.sleep(0.01)
 
 
-async def test_what_is_cancelled_after_valkey_has_counted_it_is_given_back() -> None:
+async def test_a_cancellation_after_valkey_counted_is_settled() -> None:
     class Slow(FakeCounters):
         """Counts, and its answer comes too late."""
 
@@ -298,7 +300,7 @@ async def test_what_is_cancelled_after_valkey_has_counted_it_is_given_back() -> 
 
 
 @pytest.mark.parametrize("others_are_answered", [True, False])
-async def test_a_call_that_takes_too_long_means_that_valkey_is_away_unless_others_are_answered(others_are_answered: bool) -> None:
+async def test_a_slow_call_opens_the_breaker_unless_others_are_answered(others_are_answered: bool) -> None:
     now = [100.0]
 
     class Slow(FakeCounters):
@@ -350,7 +352,7 @@ async def api_client(valkey_url: str) -> AsyncIterator[ApiClient]:
         yield made
 
 
-async def test_four_hundred_at_once_let_exactly_the_limit_in(valkey_url: str) -> None:
+async def test_exactly_the_limit_of_four_hundred_concurrent_requests_is_admitted(valkey_url: str) -> None:
     async with watched_desk(valkey_url, PatientCounters) as api_client:
         assert await api_client.let_in(400) == 100
         assert not api_client.degraded
@@ -362,7 +364,7 @@ async def until_it_counts_again(api_client: ApiClient) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_killed_and_back_without_an_error(valkey_url: str, valkey: ValkeyServer) -> None:
+async def test_valkey_is_killed_and_restarted_without_an_error(valkey_url: str, valkey: ValkeyServer) -> None:
     async with watched_desk(valkey_url, PatientCounters) as api_client:
         await kill_and_bring_back(api_client, valkey)
 
@@ -381,7 +383,7 @@ async def kill_and_bring_back(api_client: ApiClient, valkey: ValkeyServer) -> No
     assert 95 <= await api_client.let_in(120) <= 100
 
 
-async def test_stopped_in_its_tracks_and_back(valkey_url: str, valkey: ValkeyServer) -> None:
+async def test_valkey_is_suspended_and_resumed_without_an_error(valkey_url: str, valkey: ValkeyServer) -> None:
     made: list[CountingCache] = []
 
     def counting(cache: Cache) -> CountingCache:
@@ -411,7 +413,7 @@ REASONS = ["MISCONF", "NOREPLICAS", "OOM", "READONLY", "MASTERDOWN", "BUSY"]
 
 
 @pytest.mark.parametrize("reason", REASONS)
-async def test_a_valkey_that_refuses_to_write_is_one_that_is_away(
+async def test_a_read_only_valkey_counts_as_down(
     api_client: ApiClient, valkey_url: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = Lines(monkeypatch)
@@ -432,7 +434,7 @@ async def test_a_valkey_that_refuses_to_write_is_one_that_is_away(
 
 
 @pytest.mark.parametrize("reason", ["OOM", "NOREPLICAS"])
-async def test_open_and_closed_hold_for_one_that_refuses_too(valkey_url: str, reason: str) -> None:
+async def test_open_and_closed_apply_to_a_read_only_valkey(valkey_url: str, reason: str) -> None:
     async with Cache.open(valkey_url) as cache, refusing(valkey_url, reason):
         assert await ApiClient(cache, HOURLY, mode="open").let_in(30) == 30
         closed = ApiClient(cache, HOURLY, mode="closed")

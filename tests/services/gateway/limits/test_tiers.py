@@ -7,13 +7,13 @@ from shared.types import ModelName, Tier
 FREE = tiers.DEFAULTS[Tier.FREE]
 
 
-def test_the_defaults_are_those_of_the_documents() -> None:
+def test_the_defaults_match_the_documentation() -> None:
     assert TierPlan(100, 10, None, 10, 100_000) == FREE
     assert tiers.DEFAULTS[Tier.PRO] == TierPlan(1_000, 100, None, 100, 1_000_000)
     assert tiers.DEFAULTS[Tier.ENTERPRISE] == tiers.NO_LIMITS
 
 
-def test_what_is_set_goes_before_and_the_rest_stays() -> None:
+def test_a_setting_overrides_its_default_and_the_rest_stays() -> None:
     changed = tiers.changed(FREE, {"requests_per_minute": "unlimited", "tokens_per_minute": "9000", "credits": "0"})
     assert changed == TierPlan(100, None, 9000, 10, 0)
 
@@ -32,13 +32,13 @@ def test_limits_of_models_whose_names_have_dots() -> None:
         ({"tokens_per_minute": "1" * 13}, ("unlimited",)),
     ],
 )
-def test_all_mistakes_of_a_tier_are_named(numbers: dict[str, str], said: tuple[str, ...]) -> None:
+def test_all_mistakes_in_a_tier_are_reported(numbers: dict[str, str], said: tuple[str, ...]) -> None:
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - what it says is looked at
         tiers.changed(FREE, numbers)
     assert all(part in str(refused.value) for part in said)
 
 
 @pytest.mark.parametrize("place", ["concurrency", "smollm2.credits", "smollm2.", ".concurrency"])
-def test_a_place_that_is_no_limit_of_a_model_is_named(place: str) -> None:
+def test_an_invalid_limit_of_a_model_is_reported(place: str) -> None:
     with pytest.raises(ValueError, match=r"is not one of|write model\."):
         tiers.of_models({place: "5", "other.concurrency": "5"})

@@ -27,7 +27,7 @@ async def client(running_service: RunningService) -> AsyncIterator[openai.AsyncO
         yield made
 
 
-async def test_plain(client: openai.AsyncOpenAI) -> None:
+async def test_plain_answer(client: openai.AsyncOpenAI) -> None:
     answer = await client.chat.completions.create(model="llama3", messages=[{"role": "user", "content": "hi"}], max_tokens=10)
     assert answer.choices[0].message.content == "Hello world!"
     assert answer.choices[0].finish_reason == "stop"
@@ -78,9 +78,7 @@ async def test_responses(client: openai.AsyncOpenAI) -> None:
     assert (events[0], events[-1]) == ("response.created", "response.completed")
 
 
-async def test_a_response_that_the_client_puts_together_from_its_stream(
-    client: openai.AsyncOpenAI, running_service: RunningService
-) -> None:
+async def test_the_client_assembles_a_response_from_its_stream(client: openai.AsyncOpenAI, running_service: RunningService) -> None:
     running_service.add_worker(1, Calls(), "smollm2")
     tool: Any = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}, "strict": True}
     async with client.responses.stream(model="smollm2", input="hi", tools=[tool]) as stream:
@@ -93,7 +91,7 @@ async def test_a_response_that_the_client_puts_together_from_its_stream(
     assert refused.value.param == "previous_response_id"
 
 
-async def test_a_chat_that_the_client_puts_together_from_its_stream(client: openai.AsyncOpenAI, running_service: RunningService) -> None:
+async def test_the_client_assembles_a_chat_from_its_stream(client: openai.AsyncOpenAI, running_service: RunningService) -> None:
     running_service.add_worker(1, Calls(), "smollm2")
     tool: Any = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}, "strict": True}}
     messages: Any = [{"role": "user", "content": "hi"}]
@@ -120,7 +118,7 @@ class Calls(FakeWorker):
         yield Generation(FinishReason.STOP, Usage(7, 2))
 
 
-async def test_an_access_token_is_as_good_as_a_key(client: openai.AsyncOpenAI) -> None:
+async def test_an_access_token_works_like_a_key(client: openai.AsyncOpenAI) -> None:
     holder = client.with_options(api_key=TOKEN)
     assert (await holder.responses.create(model="smollm2", input="hi")).output_text == "Hello world!"
     assert (await holder.completions.create(model="smollm2", prompt="hi")).choices[0].text == "Hello world!"
@@ -142,13 +140,13 @@ async def test_errors(client: openai.AsyncOpenAI, running_service: RunningServic
         await ask.create(model="smollm2", messages=[{"role": "user", "content": "hi"}])
 
 
-async def test_a_ten_megabyte_prompt_is_an_answer_and_not_a_broken_connection(client: openai.AsyncOpenAI) -> None:
+async def test_a_ten_megabyte_prompt_gets_an_error_and_not_a_broken_connection(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
         await client.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": "x" * 10_000_000}])
     assert refused.value.status_code == 413
 
 
-async def test_a_worker_that_dies_in_the_stream_is_an_error_of_the_stream(
+async def test_a_worker_lost_during_the_stream_is_an_error_in_the_stream(
     client: openai.AsyncOpenAI, running_service: RunningService
 ) -> None:
     running_service.worker.fails_with, running_service.worker.fails_after = errors.LinkLost("the worker died"), 1

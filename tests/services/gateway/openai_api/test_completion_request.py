@@ -47,7 +47,7 @@ def text_of(events: list[dict[str, Any]], index: int) -> str:
     return "".join(choice["text"] for event in events for choice in event["choices"] if choice["index"] == index)
 
 
-async def test_a_text_goes_to_the_model_as_it_is(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_a_completion_sends_its_text_unchanged_to_the_model(http: httpx.AsyncClient, running_service: RunningService) -> None:
     found = await complete(http, model="llama3", grammar="root ::= [a]")
     assert (found.object, found.model, found.choices[0].text, found.choices[0].finish_reason) == (
         *("text_completion", "smollm2", "Hello world!", "stop"),
@@ -68,7 +68,7 @@ async def test_a_chat_is_not_raw(http: httpx.AsyncClient, running_service: Runni
     assert running_service.worker.asked[0].model_config.raw is False
 
 
-async def test_each_prompt_has_answers_and_a_row_of_its_own(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_each_prompt_has_its_own_answers_and_row(http: httpx.AsyncClient, running_service: RunningService) -> None:
     found = await complete(http, prompt=["One", "Two", "Three"])
     assert [(choice.index, choice.text) for choice in found.choices] == [(index, "Hello world!") for index in range(3)]
     assert found.usage is not None
@@ -93,7 +93,9 @@ async def test_several_prompts_in_a_stream(http: httpx.AsyncClient) -> None:
     assert len({event["id"] for event in events}) == 1
 
 
-async def test_a_prompt_that_fails_in_the_stream_is_its_last_event(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_a_prompt_that_fails_during_the_stream_ends_it_with_the_error(
+    http: httpx.AsyncClient, running_service: RunningService
+) -> None:
     class FailsOnTwo(FakeWorker):
         async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
             if prompt.prompt[0].content == "Two":  # type: ignore[union-attr]
@@ -109,7 +111,7 @@ async def test_a_prompt_that_fails_in_the_stream_is_its_last_event(http: httpx.A
 
 
 @pytest.mark.parametrize("words", [("Hello", " world", "!"), ()])
-async def test_echo_puts_the_prompt_first_and_once(
+async def test_echo_repeats_the_prompt_once_at_the_start(
     http: httpx.AsyncClient, running_service: RunningService, words: tuple[str, ...]
 ) -> None:
     running_service.worker.words = words
@@ -130,7 +132,7 @@ class Likely(FakeWorker):
         yield Generation(FinishReason.LENGTH, Usage(7, 4), (FinishReason.LENGTH, FinishReason.STOP))
 
 
-async def test_log_probabilities_have_their_older_shape(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_log_probabilities_use_the_legacy_format(http: httpx.AsyncClient, running_service: RunningService) -> None:
     running_service.add_worker(1, Likely(), "smollm2")
     found = await complete(http, n=2, best_of=2, logprobs=2)
     assert [choice.finish_reason for choice in found.choices] == ["length", "stop"]

@@ -76,7 +76,7 @@ async def test_chat_stream(http: httpx.AsyncClient, running_service: RunningServ
     assert running_service.store.only_row.status == "success"
 
 
-async def test_what_is_asked_of_a_chat_reaches_the_worker(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_chat_parameters_reach_the_worker(http: httpx.AsyncClient, running_service: RunningService) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     asked = {
         "n": 2, "logprobs": True, "top_logprobs": 3, "min_p": 0.1, "repeat_penalty": 1.1,
@@ -101,7 +101,7 @@ async def test_what_is_asked_of_a_chat_reaches_the_worker(http: httpx.AsyncClien
         ({"type": "function", "function": {"name": "count"}}, ["count"], "required"),
     ],
 )
-async def test_the_tools_that_may_be_called_reach_the_worker(
+async def test_allowed_tools_reach_the_worker(
     http: httpx.AsyncClient, running_service: RunningService, choice: object, names: list[str], must: str
 ) -> None:
     tools = [TOOL, {"type": "function", "function": {"name": "count"}}]
@@ -113,7 +113,7 @@ async def test_the_tools_that_may_be_called_reach_the_worker(
         assert json.loads(config.tools[0].parameters) == TOOL["function"]["parameters"]
 
 
-async def test_two_people_never_share_a_salt_and_one_always_does(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_users_have_different_and_stable_salts(http: httpx.AsyncClient, running_service: RunningService) -> None:
     await http.post("/v1/chat/completions", json=CHAT)
     await http.post("/v1/chat/completions", json={**CHAT, "messages": [{"role": "user", "content": "other"}]})
     mine, again = (prompt.salt for prompt in running_service.worker.asked)
@@ -172,7 +172,7 @@ class Loading(FakeWorker):
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/inference"])
-async def test_who_waits_for_a_model_hears_of_it_as_a_comment(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
+async def test_waiting_notices_are_sent_as_comments(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
     running_service.add_worker(1, Loading(), "smollm2")
     answer = await http.post(path, json={**CHAT, "stream": True})
     comment, _, rest = answer.text.partition("\n\n")
@@ -181,7 +181,7 @@ async def test_who_waits_for_a_model_hears_of_it_as_a_comment(http: httpx.AsyncC
     assert "loading" not in (await http.post(path, json=CHAT)).text
 
 
-async def test_without_parallel_calls_an_answer_has_one(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_without_parallel_calls_an_answer_has_one_call(http: httpx.AsyncClient, running_service: RunningService) -> None:
     running_service.worker.run = _calls_twice  # type: ignore[method-assign]
     asked = {**CHAT, "tools": [TOOL]}
     for parallel, ids in ((None, ["c1", "c2"]), (True, ["c1", "c2"]), (False, ["c1"])):
@@ -215,7 +215,7 @@ async def test_models_are_those_that_the_caller_may_use(http: httpx.AsyncClient,
     assert "served models: mine, smollm2" in error["message"]
 
 
-async def test_one_model_by_any_name_of_it(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_a_model_is_found_by_any_of_its_names(http: httpx.AsyncClient, running_service: RunningService) -> None:
     running_service.add_worker(2, FakeWorker(), "org/name:8b")
     for name, found in (("smollm2", "smollm2"), ("llama3", "smollm2"), ("org/name:8b", "org/name:8b"), ("org%2Fname:8b", "org/name:8b")):
         answer = await http.get(f"/v1/models/{name}")
@@ -263,7 +263,7 @@ async def test_without_workers_it_is_a_503(http: httpx.AsyncClient, running_serv
         {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": True}},
     ],
 )  # fmt: skip
-async def test_parameters_that_are_taken(http: httpx.AsyncClient, harmless: dict[str, object]) -> None:
+async def test_supported_parameters_are_accepted(http: httpx.AsyncClient, harmless: dict[str, object]) -> None:
     answer = await http.post("/v1/chat/completions", json={**CHAT, **harmless})
     assert answer.status_code == 200, answer.text
 

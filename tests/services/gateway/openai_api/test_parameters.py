@@ -49,7 +49,7 @@ def state(rule: ParameterRule) -> str:
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_every_parameter_of_openais_client_has_its_place(api: str) -> None:
+def test_every_parameter_of_openais_client_is_classified(api: str) -> None:
     body, rules, params = APIS[api]
     assert documented(params) - set(body.__struct_fields__) - set(rules) == set()
     assert not set(body.__struct_fields__) & set(rules), "a parameter is both a field and ruled out"
@@ -60,7 +60,7 @@ def test_every_parameter_of_embeddings_is_a_field() -> None:
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_the_page_says_what_the_code_does(api: str) -> None:
+def test_the_documentation_matches_the_code(api: str) -> None:
     body, rules, _ = APIS[api]
     section = PAGE.read_text().split(f"\n## {api}\n")[1].split("\n## ")[0]
     rows = {row["name"]: (row["state"], row["says"]) for row in ROW.finditer(section)}
@@ -73,7 +73,7 @@ def test_the_page_says_what_the_code_does(api: str) -> None:
 
 
 @pytest.mark.parametrize(("api", "name"), [(api, name) for api, (_, rules, _) in APIS.items() for name in rules])
-def test_a_rule_holds_for_every_kind_of_value(api: str, name: str) -> None:
+def test_a_rule_applies_to_every_kind_of_value(api: str, name: str) -> None:
     rule = APIS[api][1][name]
     read, good = READERS[api]
     for value in (None, False, True, 0, 1, 1.5, "", "auto", "none", "x" * 9, [], ["text"], {}, {"a": {"b": 1}}):
@@ -86,6 +86,6 @@ def test_a_rule_holds_for_every_kind_of_value(api: str, name: str) -> None:
             assert refused.value.field == name
 
 
-def test_true_is_not_one() -> None:
+def test_true_is_not_accepted_as_one() -> None:
     with pytest.raises(BadField, match="store must be false"):
         openai_chat.read(b'{"messages": [{"role": "user", "content": "hi"}], "store": 0}')

@@ -67,7 +67,7 @@ async def test_a_plain_answer(http: httpx.AsyncClient, running_service: RunningS
     assert running_service.worker.asked[0].prompt == (ChatMessage("system", "Be brief."), ChatMessage("user", "hi"))
 
 
-async def test_the_events_of_a_text(http: httpx.AsyncClient) -> None:
+async def test_the_events_of_a_text_answer(http: httpx.AsyncClient) -> None:
     events = await streamed(http)
     assert [event.type.removeprefix("response.") for event in events] == [
         "created", "in_progress", "output_item.added", "content_part.added", *["output_text.delta"] * 3, "output_text.done",
@@ -91,9 +91,7 @@ class Calls(FakeWorker):
 
 
 @pytest.mark.parametrize(("parallel", "ids"), [(True, ["c1", "c2"]), (False, ["c1"])])
-async def test_calls_are_items_of_their_own(
-    http: httpx.AsyncClient, running_service: RunningService, parallel: bool, ids: list[str]
-) -> None:
+async def test_calls_are_separate_items(http: httpx.AsyncClient, running_service: RunningService, parallel: bool, ids: list[str]) -> None:
     running_service.add_worker(1, Calls(), "smollm2")
     plain = await respond(http, tools=[TOOL, OTHER], parallel_tool_calls=parallel)
     events = await streamed(http, tools=[TOOL, OTHER], parallel_tool_calls=parallel)
@@ -109,7 +107,7 @@ async def test_calls_are_items_of_their_own(
             assert events[-1].response.output[event.output_index].id == event.item_id
 
 
-async def test_an_answer_that_is_cut_off_is_incomplete(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_a_truncated_answer_is_incomplete(http: httpx.AsyncClient, running_service: RunningService) -> None:
     class Cut(FakeWorker):
         async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
             yield inference.Chunk("Hel", (5,))
@@ -122,7 +120,7 @@ async def test_an_answer_that_is_cut_off_is_incomplete(http: httpx.AsyncClient, 
         assert (found.status, found.incomplete_details.reason, found.output[0].status) == ("incomplete", "max_output_tokens", "incomplete")
 
 
-async def test_an_answer_without_a_word_is_an_empty_message(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_an_empty_answer_is_an_empty_message(http: httpx.AsyncClient, running_service: RunningService) -> None:
     running_service.worker.words = ()
     assert (await respond(http)).output[0].content[0].text == ""  # type: ignore[union-attr]
     events = await streamed(http)
@@ -144,7 +142,7 @@ async def test_a_failure_before_the_first_text_has_a_status(http: httpx.AsyncCli
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
 
 
-async def test_a_conversation_is_the_chat_that_it_was(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_a_conversation_becomes_the_same_chat(http: httpx.AsyncClient, running_service: RunningService) -> None:
     said = {
         "type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "phase": "commentary",
         "content": [{"type": "output_text", "text": "Let me see.", "annotations": [], "logprobs": []}],
@@ -175,7 +173,7 @@ async def test_a_conversation_is_the_chat_that_it_was(http: httpx.AsyncClient, r
     )
 
 
-async def test_what_came_out_may_go_in_again(http: httpx.AsyncClient, running_service: RunningService) -> None:
+async def test_output_items_are_accepted_as_input(http: httpx.AsyncClient, running_service: RunningService) -> None:
     running_service.add_worker(1, Calls(), "smollm2")
     first = (await http.post("/v1/responses", json={"input": "hi", "tools": [TOOL]})).json()
     outputs = [{"type": "function_call_output", "call_id": call, "output": "1"} for call in ("c1", "c2")]
@@ -192,9 +190,7 @@ async def test_what_came_out_may_go_in_again(http: httpx.AsyncClient, running_se
         ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "count"}]}, ["count"], "auto"),
     ],
 )
-async def test_the_tools_that_may_be_called(
-    http: httpx.AsyncClient, running_service: RunningService, choice: object, names: list[str], must: str
-) -> None:
+async def test_allowed_tools(http: httpx.AsyncClient, running_service: RunningService, choice: object, names: list[str], must: str) -> None:
     found = await respond(http, tools=[TOOL, OTHER], tool_choice=choice)
     config = running_service.worker.asked[0].model_config
     assert ([tool.name for tool in config.tools], config.tool_choice) == (names, must)

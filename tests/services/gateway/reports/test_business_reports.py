@@ -16,7 +16,7 @@ SINCE = date(2026, 3, 1)
 
 
 @given(st.dates(date(1000, 1, 1), date(3000, 1, 1)), st.integers(-MOST_DAYS * 2, MOST_DAYS * 2))
-def test_a_time_has_a_day_and_not_too_many(since: date, days: int) -> None:
+def test_a_report_covers_a_limited_number_of_days(since: date, days: int) -> None:
     asked = GetBusinessReport(since, since + timedelta(days=days))
     if 1 <= days <= MOST_DAYS:
         business_reports.check(asked)
@@ -26,7 +26,7 @@ def test_a_time_has_a_day_and_not_too_many(since: date, days: int) -> None:
 
 
 @pytest.mark.parametrize("by", list(BusinessGrouping))
-def test_a_label_goes_with_labels(by: BusinessGrouping) -> None:
+def test_a_label_requires_grouping_by_label(by: BusinessGrouping) -> None:
     asked = GetBusinessReport(SINCE, SINCE + timedelta(days=1), by, "region")
     if by is BusinessGrouping.LABEL:
         business_reports.check(asked)
@@ -54,7 +54,7 @@ class Days(DaysStore):
         self.done.append(f"close after {days} days")
 
 
-async def test_days_are_summed_up_before_their_rows_may_go() -> None:
+async def test_days_are_summed_up_before_their_rows_are_deleted() -> None:
     days = Days(SINCE, SINCE + timedelta(days=1))
     await BusinessReports(days, request_log_days=90).roll()
     assert days.done == ["open", "roll 2026-03-01", "roll 2026-03-02", "close after 90 days"]

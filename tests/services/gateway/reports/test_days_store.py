@@ -121,7 +121,7 @@ async def report(days: DaysStore, by: BusinessGrouping = BusinessGrouping.DAY, *
 
 
 @pytest.mark.parametrize("by", list(BusinessGrouping))
-async def test_a_report_says_the_same_before_and_after_days_are_summed_up(
+async def test_a_report_is_the_same_before_and_after_days_are_summed_up(
     days: DaysStore, opened: database.Database, by: BusinessGrouping
 ) -> None:
     rows = some_rows(4, 300)
@@ -148,14 +148,14 @@ async def test_a_report_says_the_same_before_and_after_days_are_summed_up(
     assert await report(days, by) == before
 
 
-async def test_the_values_of_one_label_are_told_apart(days: DaysStore, opened: database.Database) -> None:
+async def test_values_of_one_label_are_kept_apart(days: DaysStore, opened: database.Database) -> None:
     await GatewayStore(opened).write_requests([row(worker_labels=labels) for labels in (*LABELS, LABELS[0])])
     found = await report(days, BusinessGrouping.LABEL, label="region")
     assert {line.name: line.sum.succeeded for line in found.rows} == {"eu": 2, "us": 1, None: 1}
     assert found.total.succeeded == 4
 
 
-async def test_a_day_begins_at_midnight_of_utc_and_ends_before_the_next(days: DaysStore, opened: database.Database) -> None:
+async def test_a_day_starts_at_midnight_utc(days: DaysStore, opened: database.Database) -> None:
     tick = timedelta(microseconds=1)
     await GatewayStore(opened).write_requests(
         [row(created_at=BEGIN + day - before) for day in (timedelta(days=1), timedelta(days=2)) for before in (tick, 0 * tick)]
@@ -169,7 +169,7 @@ async def test_a_day_begins_at_midnight_of_utc_and_ends_before_the_next(days: Da
         await roll(days)
 
 
-async def test_a_day_is_summed_up_once_and_late_requests_add_themselves(
+async def test_a_day_is_summed_up_once_and_late_requests_are_added(
     days: DaysStore, opened: database.Database, connection: asyncpg.Connection
 ) -> None:
     await GatewayStore(opened).write_requests([row(), row()])
@@ -185,7 +185,7 @@ async def test_a_day_is_summed_up_once_and_late_requests_add_themselves(
         await GatewayStore(opened).write_requests([late])
 
 
-async def test_the_running_day_is_summed_up_in_pieces_of_ten_minutes(
+async def test_the_current_day_is_summed_up_in_ten_minute_pieces(
     days: DaysStore, opened: database.Database, connection: asyncpg.Connection
 ) -> None:
     now = datetime.now(UTC)
@@ -202,7 +202,7 @@ async def test_the_running_day_is_summed_up_in_pieces_of_ten_minutes(
     assert summed_up == (begun + timedelta(minutes=10) < datetime.now(UTC) - timedelta(minutes=5))
 
 
-async def test_a_day_that_the_version_before_marked_is_summed_up_again(
+async def test_a_day_marked_by_the_previous_version_is_summed_up_again(
     days: DaysStore, opened: database.Database, connection: asyncpg.Connection
 ) -> None:
     await GatewayStore(opened).write_requests([row(), row()])
@@ -214,7 +214,7 @@ async def test_a_day_that_the_version_before_marked_is_summed_up_again(
     assert (await report(days)).total.succeeded == 3
 
 
-async def test_a_thumb_counts_for_the_day_of_its_request(days: DaysStore, opened: database.Database) -> None:
+async def test_a_rating_counts_for_the_day_of_its_request(days: DaysStore, opened: database.Database) -> None:
     answered = row()
     usage = UsageStore(opened)
     await GatewayStore(opened).write_requests([answered])
@@ -246,13 +246,13 @@ async def test_sums_outlive_the_request_log(days: DaysStore, opened: database.Da
     assert await report(days) == before
 
 
-async def test_the_day_that_runs_is_never_summed_up(days: DaysStore, opened: database.Database) -> None:
+async def test_the_current_day_is_never_summed_up(days: DaysStore, opened: database.Database) -> None:
     await GatewayStore(opened).write_requests([row(created_at=datetime.now(UTC))])
     assert TODAY.date() not in await roll(days)
     assert (await report(days)).total.succeeded == 1
 
 
-async def test_days_are_known_though_nobody_summed_up_for_long(
+async def test_days_are_reported_even_if_not_summed_up_for_long(
     days: DaysStore, opened: database.Database, connection: asyncpg.Connection
 ) -> None:
     await days.open_days()
@@ -261,7 +261,7 @@ async def test_days_are_known_though_nobody_summed_up_for_long(
     assert await connection.fetchval("SELECT count(*) FROM usage_rolls") == 5
 
 
-async def test_what_requests_cost_is_what_the_ledger_took_to_the_micro_credit(
+async def test_the_cost_of_requests_equals_the_ledgers_revenue(
     days: DaysStore, opened: database.Database, connection: asyncpg.Connection
 ) -> None:
     dice = random.Random(6)
@@ -300,7 +300,7 @@ async def test_what_requests_cost_is_what_the_ledger_took_to_the_micro_credit(
     assert await connection.fetchval("SELECT sum(amount_micro) FROM entries WHERE account = 'revenue'") == taken - found.given_back_micro
 
 
-async def test_who_was_active(days: DaysStore, opened: database.Database) -> None:
+async def test_active_users(days: DaysStore, opened: database.Database) -> None:
     now = datetime.now(UTC)
     people = [UserId(UUID(int=number)) for number in range(1, 6)]
     ages = (timedelta(minutes=5), timedelta(hours=20), timedelta(days=5), timedelta(days=25), timedelta(days=40))
@@ -322,12 +322,12 @@ async def test_a_tenant_sees_no_other_tenants_days(days: DaysStore, opened: data
     assert seen == {"": 0, str(ADA): 1, "*": 2}
 
 
-async def test_a_time_without_requests_is_nothing(days: DaysStore) -> None:
+async def test_a_period_without_requests_is_empty(days: DaysStore) -> None:
     found = await report(days)
     assert (found.total, found.rows, found.more) == (BusinessSum(), (), False)
 
 
-async def test_what_comes_while_its_day_is_summed_up_is_not_forgotten(
+async def test_requests_written_while_their_day_is_summed_up_are_counted(
     days: DaysStore, opened: database.Database, connection: asyncpg.Connection
 ) -> None:
     await GatewayStore(opened).write_requests([row()])

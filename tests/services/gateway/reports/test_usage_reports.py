@@ -57,7 +57,7 @@ def asked(since: datetime, until: datetime, bucket: Bucket = Bucket.DAY, **more:
         ),
     ],
 )
-def test_the_pieces_of_a_time(since: str, until: str, bucket: Bucket, first: str, number: int) -> None:
+def test_the_buckets_of_a_period(since: str, until: str, bucket: Bucket, first: str, number: int) -> None:
     found = usage_reports.buckets(asked(datetime.fromisoformat(since), datetime.fromisoformat(until), bucket))
     assert (found[0], len(found)) == (datetime.fromisoformat(first), number)
     assert {at.utcoffset() for at in found} == {timedelta()}
@@ -72,7 +72,7 @@ STEPS = {Bucket.MINUTE: timedelta(minutes=1), Bucket.HOUR: timedelta(hours=1), B
     zones=st.tuples(st.integers(-14 * 60, 14 * 60), st.integers(-14 * 60, 14 * 60)),
     bucket=st.sampled_from(Bucket),
 )
-def test_every_moment_of_the_time_is_in_one_piece(since: datetime, pieces: float, zones: tuple[int, int], bucket: Bucket) -> None:
+def test_every_moment_of_the_period_is_in_one_bucket(since: datetime, pieces: float, zones: tuple[int, int], bucket: Bucket) -> None:
     begin = since.replace(tzinfo=timezone(timedelta(minutes=zones[0])))
     end = (begin + max(STEPS[bucket] * pieces, timedelta(microseconds=1))).astimezone(timezone(timedelta(minutes=zones[1])))
     found = usage_reports.buckets(asked(begin, end, bucket))
@@ -81,7 +81,7 @@ def test_every_moment_of_the_time_is_in_one_piece(since: datetime, pieces: float
     assert all(later - earlier == STEPS[bucket] for earlier, later in itertools.pairwise(found))
 
 
-def test_as_many_as_are_shown_and_one_more() -> None:
+def test_the_number_of_buckets_is_limited() -> None:
     most = usage_report.MOST_BUCKETS
     assert len(usage_reports.buckets(asked(NOON, NOON + timedelta(minutes=most), Bucket.MINUTE))) == most
     with pytest.raises(errors.BadRequest, match=f"the period has {most + 1} minutes; the limit is {most}"):
@@ -112,7 +112,7 @@ EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo
         ),
     ],
 )
-def test_a_time_that_is_none_is_the_callers_mistake(since: datetime, until: datetime) -> None:
+def test_an_invalid_period_is_a_client_error(since: datetime, until: datetime) -> None:
     with pytest.raises(errors.BadRequest):
         usage_reports.buckets(asked(since, until, Bucket.HOUR))
 
@@ -189,7 +189,7 @@ DAY = asked(NOON, NOON + timedelta(days=1))
         pytest.param(ADMIN, {"everybody": True, "tenant_id": OTHER}, None, id="everybody goes before one"),
     ],
 )
-async def test_whose_report_it_is(
+async def test_whose_usage_is_reported(
     store: StandIn, reports: UsageReports, caller: Principal, about: dict[str, object], expected: TenantId | None
 ) -> None:
     await reports.get_usage_report(asked(NOON, NOON + timedelta(days=1), **about), call(caller))  # type: ignore[arg-type]
@@ -198,7 +198,7 @@ async def test_whose_report_it_is(
 
 @pytest.mark.parametrize("caller", [PERSON, ADMINS_EVERYDAY_KEY], ids=["a user", "an administrator's everyday key"])
 @pytest.mark.parametrize("about", [{"tenant_id": OTHER}, {"everybody": True}], ids=["another's", "everybody's"])
-async def test_what_is_anothers_is_refused_before_the_store_is_asked(
+async def test_another_tenants_report_is_refused_before_the_store_is_read(
     store: StandIn, reports: UsageReports, caller: Principal, about: dict[str, object]
 ) -> None:
     with pytest.raises(errors.NotAllowed, match=r"another tenant|administrator"):
@@ -209,7 +209,7 @@ async def test_what_is_anothers_is_refused_before_the_store_is_asked(
     assert store.asked_for == []
 
 
-async def test_a_member_asks_for_the_organisation_that_they_act_for(store: StandIn, reports: UsageReports) -> None:
+async def test_a_member_reads_the_usage_of_their_current_organisation(store: StandIn, reports: UsageReports) -> None:
     member = Principal(USER, "ada", UserRole.USER, Tier.FREE, team_id=OTHER)
     await reports.get_usage_report(DAY, call(member))
     await reports.list_requests(ListRequests(), call(member))
@@ -218,7 +218,7 @@ async def test_a_member_asks_for_the_organisation_that_they_act_for(store: Stand
         await reports.list_requests(ListRequests(tenant_id=TenantId(USER)), call(member))
 
 
-async def test_pieces_without_requests_are_there_and_empty(store: StandIn, reports: UsageReports) -> None:
+async def test_empty_buckets_are_included(store: StandIn, reports: UsageReports) -> None:
     begin = NOON.replace(hour=0)
     busy = UsageSum(requests=3, p50_ms=7)
     store.found = Sums(busy, (UsageBucket(begin + timedelta(days=2), busy),), (), ())
@@ -228,7 +228,7 @@ async def test_pieces_without_requests_are_there_and_empty(store: StandIn, repor
     assert report.total == busy
 
 
-async def test_a_thumb_is_given_taken_back_and_refused_for_what_is_not_ones_own(store: StandIn, reports: UsageReports) -> None:
+async def test_a_rating_is_given_withdrawn_and_refused_for_other_users_requests(store: StandIn, reports: UsageReports) -> None:
     for rating in (1, -1, 0):
         await reports.give_feedback(usage_report.GiveFeedback(REQUEST, rating), call(PERSON))
     own = TenantId(USER)
@@ -247,7 +247,7 @@ async def test_a_thumb_is_given_taken_back_and_refused_for_what_is_not_ones_own(
         pytest.param(LATEST.replace(tzinfo=timezone(-timedelta(hours=1))), id="after the last year"),
     ],
 )
-async def test_going_on_from_what_is_no_moment_is_the_callers_mistake(store: StandIn, reports: UsageReports, before: datetime) -> None:
+async def test_paging_from_an_invalid_time_is_a_client_error(store: StandIn, reports: UsageReports, before: datetime) -> None:
     with pytest.raises(errors.BadRequest, match=r"^before (has no time zone|is not between)"):
         await reports.list_requests(ListRequests(before=before), call(PERSON))
     assert store.asked_for == []
@@ -256,7 +256,7 @@ async def test_going_on_from_what_is_no_moment_is_the_callers_mistake(store: Sta
 # --- the job that ends old rows -------------------------------------------------------------------------------------------
 
 
-async def test_old_rows_end_in_batches_until_there_are_none(store: StandIn, reports: UsageReports, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_rows_are_deleted_in_batches(store: StandIn, reports: UsageReports, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = Lines(monkeypatch)
     store.old = [5000, 5000, 17, 0, errors.Unavailable("PostgreSQL does not answer")]
     await reports.delete_old()

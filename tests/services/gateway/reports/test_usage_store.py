@@ -124,7 +124,7 @@ STEP = {Bucket.DAY: timedelta(days=1), Bucket.HOUR: timedelta(hours=1)}
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("tenant", [TenantId(ADA), TEAM, None], ids=["one's own", "an organisation's", "everybody's"])
 @pytest.mark.parametrize("bucket", [Bucket.DAY, Bucket.HOUR])
-async def test_sums_are_those_of_the_rows_counted_by_hand(
+async def test_sums_equal_those_computed_by_hand(
     opened: database.Database, store: UsageStore, seed: int, tenant: TenantId | None, bucket: Bucket
 ) -> None:
     rows = some_rows(seed, 400)
@@ -145,12 +145,12 @@ async def test_sums_are_those_of_the_rows_counted_by_hand(
     assert {bucket.at for bucket in sums.buckets} <= set(usage_reports.buckets(asked))
 
 
-async def test_what_nobody_used_sums_up_to_nothing(store: UsageStore) -> None:
+async def test_a_tenant_without_usage_has_empty_sums(store: UsageStore) -> None:
     sums = await store.sums(TenantId(ADA), GetUsageReport(BEGIN, BEGIN + timedelta(days=1)))
     assert (sums.total, sums.buckets, sums.models, sums.keys) == (UsageSum(), (), (), ())
 
 
-async def test_the_ends_of_a_time_are_exact(opened: database.Database, store: UsageStore) -> None:
+async def test_the_ends_of_a_period_are_exact(opened: database.Database, store: UsageStore) -> None:
     moment = timedelta(microseconds=1)
     noon = BEGIN + timedelta(hours=12)
     await write(opened, [row(created_at=noon + moment * step, prompt_tokens=10**step) for step in range(4)])
@@ -169,7 +169,7 @@ async def test_the_ends_of_a_time_are_exact(opened: database.Database, store: Us
         ([], None, None),
     ],
 )
-async def test_percentiles_are_real_times_of_answered_requests(
+async def test_percentiles_are_actual_response_times(
     opened: database.Database, store: UsageStore, times: list[int], p50: int | None, p95: int | None
 ) -> None:
     failed = [row(response_time_ms=10**6, status=status) for status in RequestStatus if status is not RequestStatus.SUCCESS]
@@ -194,9 +194,7 @@ async def pages(store: UsageStore, limit: int, most_pages: int = 100) -> list[tu
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 50])
-async def test_a_list_in_pages_has_each_request_once_also_where_times_are_equal(
-    opened: database.Database, store: UsageStore, limit: int
-) -> None:
+async def test_paging_returns_each_request_once_even_with_equal_times(opened: database.Database, store: UsageStore, limit: int) -> None:
     dice = random.Random(limit)
     rows = [row(created_at=BEGIN + timedelta(seconds=dice.randrange(8))) for _ in range(40)]
     await write(opened, [*rows, row(user_id=BOB)])
@@ -205,13 +203,13 @@ async def test_a_list_in_pages_has_each_request_once_also_where_times_are_equal(
     assert [request.created_at for request in found] == sorted((one.created_at for one in rows), reverse=True)
 
 
-async def test_a_page_is_no_longer_than_asked_where_times_differ(opened: database.Database, store: UsageStore) -> None:
+async def test_a_page_has_at_most_the_requested_length_if_times_differ(opened: database.Database, store: UsageStore) -> None:
     rows = [row(created_at=BEGIN + timedelta(microseconds=number)) for number in range(10)]
     await write(opened, rows)
     assert [len(page) for page in await pages(store, 4)] == [4, 4, 2]
 
 
-async def test_a_page_stays_the_same_while_requests_come_in(opened: database.Database, store: UsageStore) -> None:
+async def test_a_page_does_not_change_while_requests_arrive(opened: database.Database, store: UsageStore) -> None:
     await write(opened, [row(created_at=BEGIN + timedelta(seconds=number)) for number in range(6)])
     first = await store.requests(TenantId(ADA), ListRequests(limit=3))
     rest = ListRequests(limit=3, before=first[-1].created_at)
@@ -220,7 +218,7 @@ async def test_a_page_stays_the_same_while_requests_come_in(opened: database.Dat
     assert await store.requests(TenantId(ADA), rest) == second
 
 
-async def test_what_a_list_is_narrowed_by(opened: database.Database, store: UsageStore) -> None:
+async def test_filters_of_the_list(opened: database.Database, store: UsageStore) -> None:
     rows = some_rows(7, 300)
     await write(opened, rows)
     own = [one for one in rows if one.tenant_id == ADA]
@@ -240,7 +238,7 @@ async def test_what_a_list_is_narrowed_by(opened: database.Database, store: Usag
         assert {request.id for request in found} == {one.id for one in own if fits(one)}, asked
 
 
-async def test_a_row_is_shown_as_it_was_written(opened: database.Database, store: UsageStore) -> None:
+async def test_a_row_is_shown_as_written(opened: database.Database, store: UsageStore) -> None:
     written = row(
         api_key_id=None, model_used=None, status=RequestStatus.ERROR, error_code="bad_request", response_time_ms=12, cached=True,
         completion_tokens=0,
@@ -254,7 +252,7 @@ async def test_a_row_is_shown_as_it_was_written(opened: database.Database, store
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 7, 1000])
-async def test_an_export_walks_all_rows_once_the_oldest_first(opened: database.Database, store: UsageStore, at_once: int) -> None:
+async def test_an_export_returns_every_row_once_oldest_first(opened: database.Database, store: UsageStore, at_once: int) -> None:
     dice = random.Random(at_once)
     rows = [row(created_at=BEGIN + timedelta(seconds=dice.randrange(6))) for _ in range(30)]
     await write(opened, [*rows, *(row(user_id=BOB, created_at=BEGIN) for _ in range(30))])
@@ -274,7 +272,7 @@ async def ratings(store: UsageStore, tenant: UUID = ADA) -> dict[RequestId, int 
     return {request.id: request.rating for request in await store.requests(TenantId(tenant), ListRequests())}
 
 
-async def test_a_thumb_is_given_changed_and_taken_back(opened: database.Database, store: UsageStore) -> None:
+async def test_a_rating_is_given_changed_and_withdrawn(opened: database.Database, store: UsageStore) -> None:
     first, second = row(), row(created_at=BEGIN + timedelta(seconds=1))
     await write(opened, [first, second])
     own = TenantId(ADA)
@@ -288,7 +286,7 @@ async def test_a_thumb_is_given_changed_and_taken_back(opened: database.Database
 
 
 @pytest.mark.parametrize("status", RequestStatus)
-async def test_what_was_stopped_can_be_rated_by_its_owner_and_what_never_began_by_nobody(
+async def test_a_canceled_request_can_be_rated_by_its_owner_but_not_one_that_never_began(
     opened: database.Database, store: UsageStore, status: RequestStatus
 ) -> None:
     has_text, is_empty = row(status=status), row(status=status, completion_tokens=0)
@@ -300,7 +298,7 @@ async def test_what_was_stopped_can_be_rated_by_its_owner_and_what_never_began_b
     assert await ratings(store) == {has_text.id: -1, is_empty.id: -1 if status is RequestStatus.SUCCESS else None}
 
 
-async def test_a_thumb_is_only_for_ones_own_answered_requests(opened: database.Database, store: UsageStore) -> None:
+async def test_only_ones_own_answered_requests_can_be_rated(opened: database.Database, store: UsageStore) -> None:
     bobs, without_model = row(user_id=BOB), row(model_used=None)
     for_team, bobs_for_team = row(team_id=TEAM), row(user_id=BOB, team_id=TEAM)
     await write(opened, [bobs, without_model, for_team, bobs_for_team])
@@ -321,7 +319,7 @@ async def test_a_thumb_is_only_for_ones_own_answered_requests(opened: database.D
     assert (await ratings(store, TEAM))[for_team.id] == 1, "nobody else takes a thumb back"
 
 
-async def test_thumbs_are_summed_by_model(opened: database.Database, store: UsageStore) -> None:
+async def test_ratings_are_summed_by_model(opened: database.Database, store: UsageStore) -> None:
     now = datetime.now(UTC)
     thumbs = [(MODELS[0], 1), (MODELS[0], 1), (MODELS[0], -1), (MODELS[1], -1)]
     rows = [row(model_used=model, created_at=now - timedelta(minutes=1)) for model, _ in thumbs]
@@ -341,7 +339,7 @@ async def test_thumbs_are_summed_by_model(opened: database.Database, store: Usag
 # --- what ends ------------------------------------------------------------------------------------------------------------
 
 
-async def test_rows_end_in_batches_when_they_are_older_than_they_are_kept(opened: database.Database, store: UsageStore) -> None:
+async def test_rows_past_their_retention_are_deleted_in_batches(opened: database.Database, store: UsageStore) -> None:
     now = datetime.now(UTC)
     old = [row(created_at=now - timedelta(days=31), user_id=user) for user in (ADA, BOB) for _ in range(6)]
     young = [row(created_at=now - timedelta(days=29)) for _ in range(3)]
@@ -359,7 +357,7 @@ async def test_rows_end_in_batches_when_they_are_older_than_they_are_kept(opened
     assert await GatewayStore(opened).read_usage(TenantId(ADA)) == before, "the sums of days stay"
 
 
-async def test_thumbs_end_as_rows_do(opened: database.Database, store: UsageStore, plain_url: str) -> None:
+async def test_ratings_are_deleted_like_rows(opened: database.Database, store: UsageStore, plain_url: str) -> None:
     rows = [row(created_at=datetime.now(UTC)) for _ in range(4)]
     await write(opened, rows)
     for one in rows:
@@ -377,7 +375,7 @@ async def test_thumbs_end_as_rows_do(opened: database.Database, store: UsageStor
 TABLES = ("request_logs", "usage_stats", "feedback")
 
 
-async def test_a_bound_tenant_sees_no_row_of_anothers_by_ids_guessed_right(opened: database.Database, store: UsageStore) -> None:
+async def test_a_bound_tenant_reads_no_other_tenants_row_by_its_id(opened: database.Database, store: UsageStore) -> None:
     """All of them are right: not even who knows an id gets anything by it."""
     bobs = [row(user_id=BOB) for _ in range(20)]
     await write(opened, bobs)
@@ -405,7 +403,7 @@ async def _all_ratings(store: UsageStore) -> dict[RequestId, int | None]:
 
 
 @pytest.mark.parametrize("table", TABLES)
-async def test_a_statement_without_a_where_sees_what_its_tenant_has(
+async def test_a_statement_without_a_where_clause_only_sees_its_tenant(
     opened: database.Database, store: UsageStore, plain_url: str, table: str
 ) -> None:
     rows = [row(created_at=datetime.now(UTC), user_id=user) for user in (ADA, BOB)]
@@ -426,7 +424,7 @@ async def test_a_statement_without_a_where_sees_what_its_tenant_has(
         assert len(await connection.fetch(seen)) == 2, "it is the force that holds the owner of the table"
 
 
-async def test_what_one_transaction_was_bound_to_the_next_is_not(opened: database.Database, store: UsageStore) -> None:
+async def test_the_next_transaction_is_not_bound_to_the_last_ones_tenant(opened: database.Database, store: UsageStore) -> None:
     await write(opened, [row(), row(user_id=BOB)])
     day = GetUsageReport(BEGIN, BEGIN + timedelta(days=1))
     for _ in range(30):
@@ -434,7 +432,9 @@ async def test_what_one_transaction_was_bound_to_the_next_is_not(opened: databas
         assert (await store.sums(None, day)).total.requests == 2
 
 
-async def test_postgresql_away_is_unavailable(opened: database.Database, store: UsageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_postgresql_it_raises_unavailable(
+    opened: database.Database, store: UsageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def refused(*_arguments: object, **_more: object) -> None:
         raise ConnectionRefusedError
 

@@ -35,14 +35,14 @@ async def ask(pipeline: Pipeline, **fields: Any) -> None:
             pass
 
 
-async def test_a_row_says_whose_machine_it_ran_on(running_service: RunningService) -> None:
+async def test_a_row_records_the_owner_of_its_worker(running_service: RunningService) -> None:
     running_service.add_worker(1, running_service.worker, "smollm2", **OWNED)
     await ask(running_service.pipeline)
     row = running_service.store.only_row
     assert (row.worker_owner, row.worker_labels) == ("7c2e", (("gpu", "a100"), ("site", "berlin")))
 
 
-async def test_it_is_the_one_that_took_over_from_a_worker_that_was_lost(running_service: RunningService) -> None:
+async def test_the_owner_is_that_of_the_worker_that_took_over(running_service: RunningService) -> None:
     running_service.add_worker(1, lost := FakeWorker(fails_with=errors.LinkLost("gone")), "smollm2", owner="lost")
     running_service.add_worker(2, running_service.worker, "smollm2", owner="took-over")
     for _ in range(5):
@@ -51,7 +51,7 @@ async def test_it_is_the_one_that_took_over_from_a_worker_that_was_lost(running_
     assert {row.worker_owner for row in running_service.store.rows.values()} == {"took-over"}
 
 
-async def test_where_nothing_ran_nobody_owns_it(running_service: RunningService) -> None:
+async def test_a_request_that_never_ran_has_no_worker_owner(running_service: RunningService) -> None:
     running_service.add_worker(1, running_service.worker, "smollm2", **OWNED)
     with pytest.raises(errors.UnknownModel):
         await ask(running_service.pipeline, model=ModelName("gpt-9"))
@@ -67,7 +67,7 @@ async def test_a_conversation_begins_without_an_earlier_answer(running_service: 
     assert [row.begins_conversation for row in running_service.store.rows.values()] == [True, True, False]
 
 
-async def test_embeddings_are_no_conversation(running_service: RunningService) -> None:
+async def test_embeddings_do_not_begin_a_conversation(running_service: RunningService) -> None:
     running_service.add_worker(1, EmbeddingWorker(), "smollm2", **OWNED)
     async with running_service.once.embed(OWNER, EmbeddingRequest(("hi",), ModelName("smollm2")), seconds=10) as running:
         async for _ in running:
@@ -76,7 +76,7 @@ async def test_embeddings_are_no_conversation(running_service: RunningService) -
     assert (row.begins_conversation, row.worker_owner) == (False, "7c2e")
 
 
-async def test_an_answer_of_the_cache_saved_what_it_would_have_cost(running_service: RunningService, valkey_url: str) -> None:
+async def test_a_cached_answer_saves_what_it_would_have_cost(running_service: RunningService, valkey_url: str) -> None:
     bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
     async with Cache.open(valkey_url) as values, AnswerRuns().running() as runs:
         responses = ResponseCache(values, runs, running_service.metrics, bounds, secret="s" * 16)

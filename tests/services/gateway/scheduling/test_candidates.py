@@ -26,7 +26,7 @@ NODE = node_id(1)
         pytest.param([(0, FIRST), (1, SECOND), (2, FIRST), (3, SECOND)], 5.0, True, id="both are heard in turn"),
     ],
 )
-def test_a_process_with_a_twin_is_not_taken_for_gone(heard: list[tuple[float, datetime | None]], at: float, there: bool) -> None:
+def test_a_process_with_a_duplicate_is_not_taken_for_gone(heard: list[tuple[float, datetime | None]], at: float, there: bool) -> None:
     known, directory = WorkerStats(), FakeDirectory()
     directory.worker(1, "m")
     (worker,) = directory.usable(Role.WORKER)

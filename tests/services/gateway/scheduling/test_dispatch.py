@@ -16,7 +16,7 @@ from tests.services.gateway.scheduling.asking import M, finish, requirements, se
 from tests.stopwatch import HANG_SECONDS
 
 
-async def test_who_finds_room_begins_at_once_and_is_told_nothing() -> None:
+async def test_a_request_starts_immediately_without_a_notice_if_a_worker_is_free() -> None:
     async with site() as here:
         here.worker(1, slots=2)
         first, second = await here.ask(), await here.ask()
@@ -28,7 +28,7 @@ async def test_who_finds_room_begins_at_once_and_is_told_nothing() -> None:
         assert (here.dispatch.in_flight, here.dispatch.waiting) == (0, 0)
 
 
-async def test_a_worker_holds_one_call_and_the_others_wait_here_until_one_ends() -> None:
+async def test_a_worker_queues_one_call_and_the_others_wait_at_the_gateway() -> None:
     async with site() as here:
         here.worker(1, slots=2)
         callers = [await here.ask() for _ in range(6)]
@@ -41,7 +41,7 @@ async def test_a_worker_holds_one_call_and_the_others_wait_here_until_one_ends()
         assert (here.dispatch.in_flight, here.depth()) == (0, 0)
 
 
-async def test_one_request_is_served_next_though_another_tenant_has_sent_five_hundred() -> None:
+async def test_one_request_is_served_next_although_another_tenant_has_queued_500() -> None:
     async with site(queue_per_tenant=500) as here:
         here.worker(1)
         flood = [await here.ask(1) for _ in range(500)]
@@ -52,7 +52,7 @@ async def test_one_request_is_served_next_though_another_tenant_has_sent_five_hu
         assert here.began[-1] is one
 
 
-async def test_two_tenants_that_both_wait_take_turns_by_what_they_were_served() -> None:
+async def test_two_waiting_tenants_take_turns_by_service_received() -> None:
     async with site() as here:
         here.worker(1)
         for _ in range(20):
@@ -76,7 +76,7 @@ async def test_two_tenants_that_both_wait_take_turns_by_what_they_were_served() 
         assert served[tenant(2)] / served[tenant(1)] >= 2
 
 
-async def test_a_cancel_gives_the_place_in_the_queue_back() -> None:
+async def test_a_cancellation_frees_the_place_in_the_queue() -> None:
     async with site() as here:
         here.worker(1)
         callers = [await here.ask() for _ in range(5)]
@@ -88,7 +88,7 @@ async def test_a_cancel_gives_the_place_in_the_queue_back() -> None:
         assert callers[4].began.is_set()
 
 
-async def test_a_cancel_of_one_whose_turn_has_just_come_gives_the_place_to_the_next() -> None:
+async def test_canceling_a_request_that_was_just_assigned_passes_its_place_on() -> None:
     async with site() as here:
         here.worker(1)
         first, _, second, third = [await here.ask() for _ in range(4)]
@@ -104,7 +104,7 @@ async def test_a_cancel_of_one_whose_turn_has_just_come_gives_the_place_to_the_n
         assert here.dispatch.in_flight == 2
 
 
-async def test_workers_that_join_or_become_free_by_their_own_word_wake_the_queue() -> None:
+async def test_announcements_of_new_or_free_workers_wake_the_queue() -> None:
     async with site() as here:
         here.directory.worker(1, "m", load=WorkerLoad(slots=1, running=3))
         callers = [await here.ask() for _ in range(5)]
@@ -117,7 +117,7 @@ async def test_workers_that_join_or_become_free_by_their_own_word_wake_the_queue
         assert here.began == callers[:4]
 
 
-async def test_when_one_of_two_workers_dies_the_queue_goes_on_with_the_other() -> None:
+async def test_if_one_of_two_workers_dies_the_other_serves_the_queue() -> None:
     async with site() as here:
         here.worker(1)
         here.worker(2)
@@ -133,7 +133,7 @@ async def test_when_one_of_two_workers_dies_the_queue_goes_on_with_the_other() -
         assert {caller.node for caller in callers[4:]} == {node_id(2)}
 
 
-async def test_when_no_worker_is_left_all_that_wait_are_told_at_once() -> None:
+async def test_if_no_worker_is_left_all_waiting_requests_are_refused_immediately() -> None:
     async with site(queue_per_tenant=400) as here:
         here.worker(1)
         callers = [await here.ask() for _ in range(300)]
@@ -144,7 +144,7 @@ async def test_when_no_worker_is_left_all_that_wait_are_told_at_once() -> None:
         assert (await here.ask()).error is not None
 
 
-async def test_while_a_worker_loads_the_model_those_that_wait_go_on_waiting() -> None:
+async def test_requests_keep_waiting_while_a_worker_loads_the_model() -> None:
     async with site() as here:
         here.worker(1)
         callers = [await here.ask() for _ in range(4)]
@@ -169,7 +169,7 @@ async def test_while_a_worker_loads_the_model_those_that_wait_go_on_waiting() ->
         assert isinstance(late.error, errors.NotReachable), "there is no telling when a pause ends"
 
 
-async def test_when_only_workers_that_may_not_have_it_are_left_it_is_told_so() -> None:
+async def test_if_only_ineligible_workers_are_left_the_request_is_refused() -> None:
     async with site(policy=PromptPrivacy.TRUSTED) as here:
         here.worker(1)
         here.worker(2, slots=50, owner=str(tenant(9)))
@@ -185,7 +185,7 @@ async def test_when_only_workers_that_may_not_have_it_are_left_it_is_told_so() -
         ] * 2
 
 
-async def test_a_place_that_those_before_may_not_have_goes_to_its_owner() -> None:
+async def test_a_place_that_earlier_requests_may_not_use_goes_to_its_owner() -> None:
     async with site(policy=PromptPrivacy.TRUSTED) as here:
         here.worker(1)
         here.worker(2, owner=str(tenant(9)))
@@ -198,7 +198,7 @@ async def test_a_place_that_those_before_may_not_have_goes_to_its_owner() -> Non
         assert here.began[-1] is mine[2]
 
 
-async def test_a_machine_of_an_organizations_own_serves_it_while_its_founder_waits_for_another() -> None:
+async def test_an_organizations_own_worker_serves_it_while_its_founder_waits_for_another() -> None:
     async with site() as here:
         here.worker(1)
         here.worker(2, owner=str(tenant(7)), labels={"shared": "no"})
@@ -214,7 +214,7 @@ async def test_a_machine_of_an_organizations_own_serves_it_while_its_founder_wai
         assert not founders.began.is_set()
 
 
-async def test_an_idle_machine_serves_its_owner_though_the_organizations_of_that_owner_wait_in_numbers() -> None:
+async def test_an_idle_worker_serves_its_owner_although_many_of_their_organizations_requests_wait() -> None:
     async with site(queue_per_tenant=1) as here:
         here.worker(1)
         here.worker(2, owner=str(tenant(1)), labels={"shared": "no"})
@@ -232,7 +232,7 @@ async def test_an_idle_machine_serves_its_owner_though_the_organizations_of_that
         assert "of your requests are already queued" in str(late.error)
 
 
-async def test_an_answer_that_goes_on_elsewhere_is_served_before_all_that_begin_and_not_refused_for_the_queue() -> None:
+async def test_a_resumed_answer_is_served_first_and_not_refused_for_the_queue() -> None:
     async with site(queue_most=2) as here:
         here.worker(1)
         here.worker(2)
@@ -246,7 +246,7 @@ async def test_an_answer_that_goes_on_elsewhere_is_served_before_all_that_begin_
         assert here.began[-1] is again
 
 
-async def test_who_waits_hears_its_place_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_callers_learn_their_new_position(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.gateway.scheduling.dispatch.FIRST_NOTICE_SECONDS", 0.001)
     monkeypatch.setattr("services.gateway.scheduling.dispatch.NOTICE_SECONDS", 0.001)
     monkeypatch.setattr("services.gateway.scheduling.fair_queue._PLACES_SECONDS", 0.0)
@@ -283,7 +283,7 @@ async def test_the_wait_of_every_request_is_measured() -> None:
         assert 'ai_platform_queue_wait_seconds_count{model="m"} 4.0' in here.metrics.render()
 
 
-async def test_a_place_that_is_offered_goes_to_the_next_where_the_first_has_to_be_refused() -> None:
+async def test_an_offered_place_goes_to_the_next_request_if_the_first_is_refused() -> None:
     async with site() as here:
         here.directory.worker(1, "m", load=WorkerLoad(1, 1, 1))
         here.worker(2)

@@ -26,14 +26,14 @@ def take(queue: FairQueue[str]) -> str:
     return ticket
 
 
-def test_one_request_of_another_tenant_is_next_though_five_hundred_wait() -> None:
+def test_one_request_of_another_tenant_is_next_although_500_wait() -> None:
     queue = filled(*((A, f"a{number}") for number in range(500)))
     assert take(queue) == "a0"
     queue.enter(B, "b0", 10)
     assert [take(queue), take(queue), take(queue)] == ["b0", "a1", "a2"]
 
 
-def test_who_is_away_saves_no_turns_up() -> None:
+def test_an_idle_tenant_earns_no_credit() -> None:
     queue = filled(*((A, f"a{number}") for number in range(20)))
     for _ in range(10):
         take(queue)
@@ -43,7 +43,7 @@ def test_who_is_away_saves_no_turns_up() -> None:
     assert sum(ticket[0] == "b" for ticket in taken) == 5
 
 
-def test_who_was_served_alone_is_not_punished_when_another_comes() -> None:
+def test_a_tenant_served_alone_is_not_punished_when_another_arrives() -> None:
     queue: FairQueue[str] = FairQueue()
     for number in range(100):
         queue.enter(A, f"early{number}", 1000)
@@ -54,21 +54,21 @@ def test_who_was_served_alone_is_not_punished_when_another_comes() -> None:
     assert sorted(take(queue)[0] for _ in range(4)) == ["a", "a", "b", "b"]
 
 
-def test_what_was_really_served_decides_the_next_turn() -> None:
+def test_the_actual_cost_decides_the_next_turn() -> None:
     queue = filled((A, "a0"), (B, "b0"), (A, "a1"), (B, "b1"))
     assert [take(queue), take(queue)] == ["a0", "b0"]
     queue.correct(A, 100)
     assert [take(queue), take(queue)] == ["b1", "a1"]
 
 
-def test_an_answer_that_goes_on_is_before_all_that_begin() -> None:
+def test_resumed_answers_come_first() -> None:
     queue = filled((A, "a0"), (B, "b0"))
     queue.enter(A, "goes on", 10, urgent=True)
     assert queue.order()[0] == "goes on"
     assert take(queue) == "goes on"
 
 
-def test_leaving_gives_the_place_back() -> None:
+def test_leaving_frees_the_place() -> None:
     queue = filled((A, "a0"), (A, "a1"), (B, "b0"))
     queue.leave("a0")
     queue.leave("a0")
@@ -76,13 +76,13 @@ def test_leaving_gives_the_place_back() -> None:
     assert (len(queue), queue.waiting_of(A), queue.counter_of(A)) == (2, 1, 0)
 
 
-def test_the_order_is_the_one_that_comes_true() -> None:
+def test_the_predicted_order_is_the_actual_order() -> None:
     queue = filled(*((A, f"a{number}") for number in range(5)), (B, "b0"), (B, "b1"), (C, "c0"))
     expected = queue.order()
     assert [take(queue) for _ in expected] == expected
 
 
-def test_the_place_of_a_newcomer_counts_turns_and_not_heads() -> None:
+def test_a_newcomers_position_counts_turns_not_requests() -> None:
     queue = filled(*((A, f"a{number}") for number in range(50)))
     queue.enter(B, "b0", 10)
     assert queue.position_of_last(B) == 2
@@ -100,7 +100,7 @@ def test_counters_are_bounded() -> None:
     assert queue.order() == [-1]
 
 
-def test_a_tenant_that_waits_is_never_forgotten_however_many_others_are_served() -> None:
+def test_a_waiting_tenants_counter_is_never_dropped() -> None:
     queue: FairQueue[int] = FairQueue()
     queue.enter(C, -1, 1)
     queue.dequeue(-1, 1_000_000)
@@ -113,7 +113,7 @@ def test_a_tenant_that_waits_is_never_forgotten_however_many_others_are_served()
     assert next(queue.turns()) == 1, "what C was served counts"
 
 
-def test_nothing_is_left_of_requests_that_are_over() -> None:
+def test_nothing_is_left_of_finished_requests() -> None:
     queue = filled((A, "a0"), (A, "a1"), (B, "b0"))
     queue.enter(C, "c0", 10, urgent=True)
     queue.leave("a1")

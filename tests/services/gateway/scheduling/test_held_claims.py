@@ -13,7 +13,7 @@ class Claim:
         self.has_started = True
 
 
-def test_the_one_held_longest_gets_the_slot_of_one_that_ends() -> None:
+def test_the_call_held_longest_gets_the_slot_of_one_that_ends() -> None:
     held, running, waiting = HeldClaims(), [Claim(), Claim()], [Claim(held=True), Claim(held=True)]
     for claim in waiting:
         held.hold(NODE, MODEL, claim)
@@ -26,7 +26,7 @@ def test_the_one_held_longest_gets_the_slot_of_one_that_ends() -> None:
     held.release(NODE, MODEL, waiting[0])
 
 
-def test_one_that_leaves_while_it_is_held_frees_no_slot() -> None:
+def test_a_held_call_that_leaves_frees_no_slot() -> None:
     held, leaving, waiting = HeldClaims(), Claim(held=True), Claim(held=True)
     held.hold(NODE, MODEL, leaving)
     held.hold(NODE, MODEL, waiting)
@@ -37,7 +37,7 @@ def test_one_that_leaves_while_it_is_held_frees_no_slot() -> None:
     assert (leaving.has_started, waiting.has_started) == (False, True)
 
 
-def test_one_that_started_by_itself_needs_no_slot_and_frees_its_own() -> None:
+def test_a_held_call_that_starts_on_its_own_frees_its_slot_later() -> None:
     held, early, first, second = HeldClaims(), Claim(held=True), Claim(held=True), Claim(held=True)
     for claim in (early, first, second):
         held.hold(NODE, MODEL, claim)

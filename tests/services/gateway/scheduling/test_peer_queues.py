@@ -45,7 +45,7 @@ class Gateway:
         return self.model_queue.cost(ticket.requirements)
 
 
-def test_a_place_that_was_left_to_a_peer_and_not_taken_costs_its_tenant_nothing() -> None:
+def test_a_delegated_place_that_is_not_used_costs_its_tenant_nothing() -> None:
     gateway = Gateway()
     assert gateway.delegate(0.0) == gateway.charged > 0
     assert gateway.peers.expire(DELEGATION_SECONDS - 0.01) == []
@@ -53,7 +53,7 @@ def test_a_place_that_was_left_to_a_peer_and_not_taken_costs_its_tenant_nothing(
     assert gateway.charged == 0
 
 
-def test_a_place_that_was_left_to_a_peer_and_taken_is_charged_once() -> None:
+def test_a_delegated_place_that_is_used_is_charged_once() -> None:
     gateway = Gateway()
     gateway.delegate(0.0)
     gateway.peers.apply_report(QueueReport("a", MODEL, charges=(Charge(ADA, 7.0),)), 0.1)
@@ -62,7 +62,7 @@ def test_a_place_that_was_left_to_a_peer_and_taken_is_charged_once() -> None:
     assert gateway.charged == 7
 
 
-def test_the_requests_of_a_peer_that_is_silent_hold_no_turns() -> None:
+def test_the_requests_of_a_silent_peer_hold_no_turns() -> None:
     gateway = Gateway()
     gateway.peers.expire(SILENT_SECONDS)
     assert len(gateway.waiting) == 1

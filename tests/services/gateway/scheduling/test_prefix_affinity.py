@@ -15,7 +15,7 @@ SYSTEM = ChatMessage("system", "You are the assistant of a library. " * 40)
 SINCE = {node_id(number): 0.0 for number in range(10)}
 
 
-def test_the_next_turn_of_a_conversation_begins_as_the_last() -> None:
+def test_the_next_turn_of_a_conversation_shares_its_prefix() -> None:
     first = (SYSTEM, ChatMessage("user", "hello " * 100))
     then = (*first, ChatMessage("assistant", "hi " * 100), ChatMessage("user", "and now?"))
     shorter, longer = prefix_affinity.beginnings(first, "salt"), prefix_affinity.beginnings(then, "salt")
@@ -23,16 +23,16 @@ def test_the_next_turn_of_a_conversation_begins_as_the_last() -> None:
     assert len(longer) > len(shorter)
 
 
-def test_a_longer_text_of_the_same_beginning_begins_the_same() -> None:
+def test_an_extended_text_keeps_its_prefixes() -> None:
     short, long = (prefix_affinity.beginnings((ChatMessage("user", "word " * count),), "salt") for count in (200, 300))
     assert long[: len(short)] == short
 
 
-def test_two_tenants_have_no_names_in_common() -> None:
+def test_two_tenants_share_no_prefix_hashes() -> None:
     assert not set(prefix_affinity.beginnings((SYSTEM,), "one")) & set(prefix_affinity.beginnings((SYSTEM,), "two"))
 
 
-def test_who_says_it_and_the_tools_are_part_of_the_beginning() -> None:
+def test_roles_and_tools_are_part_of_the_prefix() -> None:
     text = "word " * 200
     tools = (Tool("search"),)
     names = [
@@ -43,16 +43,16 @@ def test_who_says_it_and_the_tools_are_part_of_the_beginning() -> None:
     assert len({name for each in names for name in each}) == sum(map(len, names))
 
 
-def test_a_prompt_of_less_than_a_block_has_no_names() -> None:
+def test_a_prompt_shorter_than_a_block_has_no_prefixes() -> None:
     assert prefix_affinity.beginnings((ChatMessage("user", "hi"),), "salt") == ()
 
 
-def test_lone_surrogates_are_named_too() -> None:
+def test_lone_surrogates_are_hashed_too() -> None:
     assert prefix_affinity.beginnings((ChatMessage("user", "\ud800" * 200),), "salt")
 
 
 @given(st.integers(1, 400), st.integers(1, 400))
-def test_of_a_long_prompt_few_beginnings_are_named_and_the_one_before_is_found(blocks: int, more: int) -> None:
+def test_a_long_prompt_has_few_prefixes_and_matches_its_last_turn(blocks: int, more: int) -> None:
     text = "".join(f"{number:07d} " for number in range((blocks + more) * BLOCK_BYTES // 8))
     last, now = (
         prefix_affinity.beginnings((ChatMessage("user", text[: count * BLOCK_BYTES]),), "salt") for count in (blocks, blocks + more)
@@ -68,7 +68,7 @@ def test_of_a_long_prompt_few_beginnings_are_named_and_the_one_before_is_found(b
     )
 
 
-def test_the_longest_beginning_counts_and_the_last_reader_of_it_is_not_the_only_one() -> None:
+def test_the_longest_prefix_counts_for_several_workers() -> None:
     readers = PrefixAffinity()
     readers.record(M, (b"1", b"2", b"3"), node_id(1), now=0)
     readers.record(M, (b"1", b"x"), node_id(2), now=1)
@@ -76,7 +76,7 @@ def test_the_longest_beginning_counts_and_the_last_reader_of_it_is_not_the_only_
     assert readers.shares(ModelName("n"), (b"1",), SINCE, now=2) == {}
 
 
-def test_what_was_read_long_ago_or_by_a_process_that_is_gone_does_not_count() -> None:
+def test_old_prefixes_and_those_of_ended_processes_do_not_count() -> None:
     readers = PrefixAffinity()
     readers.record(M, (b"1",), node_id(1), now=100)
     assert readers.shares(M, (b"1",), SINCE, now=100 + prefix_affinity.LIVES_SECONDS)
@@ -85,7 +85,7 @@ def test_what_was_read_long_ago_or_by_a_process_that_is_gone_does_not_count() ->
     assert not readers.shares(M, (b"1",), {node_id(2): 0.0}, now=160)
 
 
-def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_prefixes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix_affinity, "MAX_NAMES", 100)
     readers = PrefixAffinity()
     for number in range(300):

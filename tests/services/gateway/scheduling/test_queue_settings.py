@@ -8,7 +8,7 @@ from shared import errors
 from tests.services.gateway.scheduling.asking import Caller, M, finish, requirements, site, tenant
 
 
-async def test_over_the_bound_it_is_refused_at_once_with_a_time_to_come_back() -> None:
+async def test_over_the_bound_requests_are_refused_immediately_with_a_retry_time() -> None:
     async with site(queue_per_tenant=3, queue_most=5) as here:
         here.worker(1)
         mine = [await here.ask(1) for _ in range(6)]
@@ -23,7 +23,7 @@ async def test_over_the_bound_it_is_refused_at_once_with_a_time_to_come_back() -
         assert here.dispatch.waiting == here.depth() == 5
 
 
-async def test_an_organization_that_shares_its_founders_limits_shares_its_bound() -> None:
+async def test_an_organization_that_shares_its_founders_limits_shares_its_queue_bound() -> None:
     async with site(queue_per_tenant=2) as here:
         here.worker(1)
         for _ in range(2):
@@ -36,7 +36,7 @@ async def test_an_organization_that_shares_its_founders_limits_shares_its_bound(
         assert (await here.ask(4)).error is None
 
 
-async def test_who_would_be_refused_can_be_told_before_anything_is_reserved() -> None:
+async def test_ensure_capacity_refuses_before_anything_is_reserved() -> None:
     async with site(queue_per_tenant=1, queue_most=2) as here:
         here.worker(1)
         for of in (1, 1, 1, 2):
@@ -48,7 +48,7 @@ async def test_who_would_be_refused_can_be_told_before_anything_is_reserved() ->
         assert (here.dispatch.in_flight, here.dispatch.waiting) == (2, 2)
 
 
-async def test_who_would_wait_too_long_is_refused_at_once_and_a_tenant_with_a_turn_is_not() -> None:
+async def test_a_request_with_too_long_a_wait_is_refused_but_not_a_tenant_whose_turn_it_is() -> None:
     async with site(queue_seconds=30) as here:
         here.worker(1)
         for _ in range(4):
@@ -62,7 +62,7 @@ async def test_who_would_wait_too_long_is_refused_at_once_and_a_tenant_with_a_tu
         assert (await here.ask(2)).error is None
 
 
-async def test_who_has_waited_long_enough_is_refused() -> None:
+async def test_a_request_that_waited_too_long_is_refused() -> None:
     async with site(queue_seconds=0.02) as here:
         here.worker(1)
         callers = [await here.ask() for _ in range(3)]
@@ -72,7 +72,7 @@ async def test_who_has_waited_long_enough_is_refused() -> None:
         assert here.dispatch.waiting == 0
 
 
-async def test_two_thousand_offered_when_one_thousand_fit() -> None:
+async def test_two_thousand_requests_for_one_thousand_places() -> None:
     """800 places on ten workers and 200 in the queue, of 50 tenants."""
     async with site(queue_most=200, queue_per_tenant=50) as here:
         for number in range(10):

@@ -61,7 +61,7 @@ def light_of(served: dict[int, Served]) -> Served:
 
 
 @pytest.mark.parametrize(("count", "slots"), LAYOUTS)
-def test_which_gateway_a_tenant_uses_makes_no_difference(count: int, slots: int) -> None:
+def test_it_makes_no_difference_which_gateway_a_tenant_uses(count: int, slots: int) -> None:
     alone = light_of(crowd(1, count, slots))
     for gateways in (2, 3):
         served = crowd(gateways, count, slots)
@@ -122,7 +122,7 @@ def test_a_founder_with_three_organizations_has_one_bound_over_all_gateways() ->
     run(script, 2, QueueSettings(queue_seconds=1e6, queue_per_tenant=20))
 
 
-def test_the_bounds_of_the_queue_are_those_of_the_mesh() -> None:
+def test_queue_bounds_apply_to_the_whole_mesh() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 1, 8)
         await pass_time(0.1)
@@ -164,7 +164,7 @@ def test_a_killed_gateway_holds_no_turns() -> None:
     run(script, 3)
 
 
-def test_without_valkey_each_gateway_decides_alone_and_no_slot_is_idle() -> None:
+def test_without_valkey_each_gateway_schedules_alone_and_no_slot_is_idle() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 2, 4)
         await pass_time(0.1)
@@ -184,7 +184,7 @@ def test_without_valkey_each_gateway_decides_alone_and_no_slot_is_idle() -> None
     run(script, 2)
 
 
-def test_a_gateway_that_has_just_started_learns_who_was_served() -> None:
+def test_a_new_gateway_learns_the_counters() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 1, 8)
         await pass_time(0.1)
@@ -203,7 +203,7 @@ def test_a_gateway_that_has_just_started_learns_who_was_served() -> None:
     run(script, 2)
 
 
-def test_a_gateway_of_an_older_version_keeps_working_beside_the_others() -> None:
+def test_a_gateway_of_an_older_version_works_beside_the_others() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 2, 4)
         await pass_time(0.1)
@@ -216,7 +216,7 @@ def test_a_gateway_of_an_older_version_keeps_working_beside_the_others() -> None
     run(script, 3, alone={2})
 
 
-def test_a_far_worker_is_as_busy_as_with_one_gateway() -> None:
+def test_a_distant_worker_is_as_busy_as_with_one_gateway() -> None:
     idle: dict[int, float] = {}
 
     async def script(mesh: Mesh) -> None:
@@ -232,7 +232,7 @@ def test_a_far_worker_is_as_busy_as_with_one_gateway() -> None:
     assert idle[3] <= idle[1] + 0.02
 
 
-def test_gateways_that_have_nothing_more_to_tell_are_silent() -> None:
+def test_gateways_without_changes_send_nothing() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 1, 8)
         await pass_time(0.1)
@@ -250,7 +250,7 @@ def test_gateways_that_have_nothing_more_to_tell_are_silent() -> None:
     run(script, 2)
 
 
-def test_what_cannot_be_read_is_left_out() -> None:
+def test_unreadable_reports_are_skipped() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 1, 8)
         await pass_time(0.1)
@@ -276,7 +276,7 @@ async def real_gateway(valkey_url: str, number: int) -> AsyncIterator[Dispatch]:
         sharing.cancel()
 
 
-async def test_gateways_whose_log_valkey_refuses_decide_alone_and_share_again_afterwards(
+async def test_gateways_schedule_alone_while_valkey_refuses_and_share_again_afterwards(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[Mapping[str, object]] = []
@@ -314,7 +314,7 @@ async def until_all_know(count: int, *gateways: Dispatch) -> None:
     await until(do_all, seconds=20, what=f"all gateways know of {count} that wait")
 
 
-async def test_over_a_real_valkey_a_freed_place_goes_to_the_gateway_where_the_next_in_the_order_waits(valkey_url: str) -> None:
+async def test_over_a_real_valkey_a_freed_place_goes_to_the_gateway_with_the_next_request(valkey_url: str) -> None:
     async with AsyncExitStack() as opened:
         cache = await opened.enter_async_context(Cache.open(valkey_url))
         await cache.delete(LOG)

@@ -43,41 +43,41 @@ def test_resolve(wanted: str | None, served: list[str], names: ModelNames, expec
     assert routing.resolve(ModelName(wanted) if wanted else None, workers(*served), names) == expected
 
 
-def test_an_unknown_model_lists_what_is_served_and_names_the_setting() -> None:
+def test_an_unknown_model_lists_the_served_ones_and_names_the_setting() -> None:
     with pytest.raises(errors.UnknownModel, match=r"'gpt-9'.*served models: alpha, zeta") as refused:
         routing.resolve(ModelName("gpt-9"), workers("zeta", "alpha"), NAMES)
     assert "MODEL_ALIASES" in refused.value.hint
 
 
-def test_another_version_is_another_model() -> None:
+def test_another_version_is_a_different_model() -> None:
     with pytest.raises(errors.UnknownModel, match="'smollm2:135m'"):
         routing.resolve(ModelName("smollm2:135m"), workers("smollm2"), NAMES)
 
 
-def test_who_has_just_started_calls_no_model_unknown() -> None:
+def test_a_gateway_that_just_started_calls_no_model_unknown() -> None:
     with pytest.raises(errors.NotReachable, match=r"'gpt-9' has been found yet") as refused:
         routing.resolve(ModelName("gpt-9"), workers("alpha"), NAMES, just_started=True)
     assert refused.value.retry_after_seconds
     assert routing.resolve(ModelName("alpha"), workers("alpha"), NAMES, just_started=True) == "alpha"
 
 
-def test_an_alias_of_a_model_that_nobody_serves_is_unknown_too() -> None:
+def test_an_alias_of_an_unserved_model_is_unknown() -> None:
     with pytest.raises(errors.UnknownModel, match=r"'smollm2'.*'llama3' is an alias of"):
         routing.resolve(ModelName("llama3"), workers("alpha"), NAMES)
 
 
-def test_a_default_that_nobody_serves_is_not_replaced_by_another() -> None:
+def test_an_unserved_default_model_is_not_replaced() -> None:
     with pytest.raises(errors.UnknownModel):
         routing.resolve(None, workers("alpha"), ModelNames({}, "zeta"))
 
 
-def test_without_workers_it_says_how_to_start_one() -> None:
+def test_without_workers_the_error_says_how_to_start_one() -> None:
     with pytest.raises(errors.NotReachable) as refused:
         routing.resolve(None, [], NAMES)
     assert "aicli worker" in refused.value.hint
 
 
-def test_a_model_whose_worker_is_gone_is_missing_and_not_unknown() -> None:
+def test_a_model_whose_worker_is_gone_is_unavailable_and_not_unknown() -> None:
     directory = FakeDirectory()
     directory.worker(1, "alpha")
     directory.worker(2, "smollm2")
@@ -86,7 +86,7 @@ def test_a_model_whose_worker_is_gone_is_missing_and_not_unknown() -> None:
         routing.resolve(ModelName("smollm2"), directory.entries(Role.WORKER), NAMES)
 
 
-def test_a_model_whose_engine_restarts_is_missing_and_not_unknown_while_the_worker_runs_others() -> None:
+def test_a_model_whose_engine_restarts_is_unavailable_and_not_unknown() -> None:
     [worker] = workers("smollm2")
     offers = (*worker.announcement.models, ModelOffer(ModelName("mistral"), 2048, "", False))
     half = replace(worker, announcement=msgspec.structs.replace(worker.announcement, models=offers))
@@ -103,7 +103,7 @@ def test_the_default_model_is_listed_first() -> None:
     assert second.name == "b"
 
 
-def test_a_model_that_only_embeds_is_listed_as_one_and_is_nobodys_default() -> None:
+def test_an_embedding_model_is_listed_as_such_and_never_the_default() -> None:
     usable = [*workers("bge", only_embeds=True), *workers("smollm2", "echo")]
     assert [(model.name, model.only_embeds) for model in routing.catalogue(usable, NAMES)] == [
         ("smollm2", False), ("echo", False), ("bge", True),
@@ -112,7 +112,7 @@ def test_a_model_that_only_embeds_is_listed_as_one_and_is_nobodys_default() -> N
     assert routing.resolve(ModelName("bge"), usable, NAMES) == "bge"
 
 
-def test_a_prompt_for_a_model_that_only_embeds_is_refused_unless_one_worker_lets_it_answer() -> None:
+def test_a_prompt_for_an_embedding_model_is_refused_unless_one_worker_can_answer() -> None:
     only = [*workers("bge", only_embeds=True), *workers("smollm2")]
     with pytest.raises(errors.BadRequest, match="bge is an embedding model"):
         routing.ensure_answers(ModelName("bge"), only)

@@ -28,7 +28,7 @@ class FakeNode:
         return {} if found is None else {sample.labels["model"]: sample.value for sample in found.samples}
 
 
-async def test_the_gauge_follows_workers_that_come_go_and_are_kept_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_gauge_follows_workers_that_join_leave_and_are_quarantined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served_models, "EVERY_SECONDS", 0.01)
     node = FakeNode()
     dispatch = Dispatch(node.directory, random.Random(1))

@@ -81,7 +81,7 @@ def test_workers_without_the_model_are_no_candidates() -> None:
         pytest.param(PromptPrivacy.TRUSTED, str(USER), {}, True, id="trusted: one's own"),
     ],
 )
-def test_policy(rule: PromptPrivacy, owner: str, labels: dict[str, str], may: bool) -> None:
+def test_prompt_privacy(rule: PromptPrivacy, owner: str, labels: dict[str, str], may: bool) -> None:
     site = Site()
     site.worker(1, owner=owner, labels=labels)
     if may:
@@ -98,7 +98,7 @@ _worker = st.tuples(
 
 
 @given(st.lists(_worker, min_size=1, max_size=6), st.sampled_from(PromptPrivacy), st.sets(st.integers(0, 5)), st.data())
-def test_trying_again_never_reaches_a_worker_that_the_first_attempt_might_not_use(
+def test_a_retry_never_reaches_a_worker_that_the_first_attempt_could_not_use(
     machines: list[tuple[str, dict[str, str]]], rule: PromptPrivacy, failed: set[int], data: st.DataObject
 ) -> None:
     site = Site()
@@ -119,7 +119,7 @@ def test_trying_again_never_reaches_a_worker_that_the_first_attempt_might_not_us
             assert rule is PromptPrivacy.GROUP or owner in ("", str(USER)) or labels.get("trusted") == "yes"
 
 
-def test_of_ten_thousand_placements_none_is_on_a_machine_that_may_not_have_the_prompt() -> None:
+def test_none_of_ten_thousand_choices_is_a_worker_that_may_not_see_the_prompt() -> None:
     rng, placed = random.Random(7), 0
     for _ in range(200):
         site = Site()
@@ -149,7 +149,7 @@ def test_of_ten_thousand_placements_none_is_on_a_machine_that_may_not_have_the_p
     assert placed > 8_000
 
 
-def test_only_the_same_file_goes_on_with_an_answer() -> None:
+def test_only_a_worker_with_the_same_file_resumes_an_answer() -> None:
     site = Site()
     site.worker(1, digest="a")
     site.worker(2, digest="b")
@@ -158,7 +158,7 @@ def test_only_the_same_file_goes_on_with_an_answer() -> None:
         site.nodes(replace(WISH, digest="c"))
 
 
-def test_nobody_there_is_said_otherwise_than_nobody_allowed() -> None:
+def test_no_worker_and_no_allowed_worker_have_different_errors() -> None:
     with pytest.raises(errors.NotReachable, match="no worker can run m now"):
         Site().nodes()
 
@@ -166,14 +166,14 @@ def test_nobody_there_is_said_otherwise_than_nobody_allowed() -> None:
 # --- whom to ask --------------------------------------------------------------------------------------------------------
 
 
-def test_of_two_workers_the_less_loaded_one_is_chosen() -> None:
+def test_the_less_loaded_of_two_workers_is_chosen() -> None:
     site = Site()
     site.worker(1, running=3)
     site.worker(2, running=1)
     assert site.chosen() == {node_id(2): 40}
 
 
-def test_a_burst_spreads_before_the_next_announcement() -> None:
+def test_a_burst_is_spread_before_the_next_announcement() -> None:
     site, rng = Site(), random.Random(3)
     for number in range(4):
         site.worker(number, slots=20)
@@ -186,7 +186,7 @@ def test_a_burst_spreads_before_the_next_announcement() -> None:
     assert max(counts.values()) - min(counts.values()) <= 4
 
 
-def test_a_worker_that_has_the_model_loaded_comes_before_one_that_must_load_it() -> None:
+def test_a_worker_with_the_model_loaded_is_preferred() -> None:
     site = Site()
     for number in range(5):
         site.worker(number, loaded=False)
@@ -206,7 +206,7 @@ def test_loading_a_model_elsewhere_counts_as_a_wait_of_ten_seconds(expected_wait
     assert site.chosen() == {node_id(chosen): 40}
 
 
-def test_a_full_worker_gets_one_call_to_hold_and_then_none() -> None:
+def test_a_full_worker_gets_one_queued_call_and_no_more() -> None:
     site = Site()
     site.worker(1, running=4)
     assert site.chosen() == {node_id(1): 40}
@@ -214,14 +214,14 @@ def test_a_full_worker_gets_one_call_to_hold_and_then_none() -> None:
     assert site.chosen() == {None: 40}
 
 
-def test_a_free_worker_comes_before_one_that_would_hold_the_call() -> None:
+def test_a_free_worker_is_preferred_to_one_that_would_queue_the_call() -> None:
     site = Site()
     site.worker(1, slots=1, running=1)
     site.worker(2, slots=100, running=99)
     assert site.chosen() == {node_id(2): 40}
 
 
-def test_who_has_read_the_beginning_is_asked_unless_it_has_much_more_to_do() -> None:
+def test_the_worker_with_the_cached_prefix_is_chosen_unless_it_is_much_busier() -> None:
     site = Site()
     for number in range(3):
         site.worker(number, running=1 if number == 1 else 0, slots=8)
@@ -234,7 +234,7 @@ def test_who_has_read_the_beginning_is_asked_unless_it_has_much_more_to_do() -> 
     assert node_id(1) not in site.chosen(known)
 
 
-def test_a_restarted_worker_has_read_nothing() -> None:
+def test_a_restarted_worker_has_no_cached_prefixes() -> None:
     site = Site()
     site.worker(1, running=1)
     site.worker(2)
@@ -245,7 +245,7 @@ def test_a_restarted_worker_has_read_nothing() -> None:
     assert site.chosen(known) == {node_id(2): 40}
 
 
-def test_one_that_has_just_come_gets_a_tenth_and_all_of_it_after_30_s() -> None:
+def test_a_new_worker_gets_a_tenth_of_its_share_and_all_of_it_after_30_s() -> None:
     site = Site()
     site.worker(1, slots=100, running=50)
     site.worker(2, slots=100)
@@ -256,7 +256,7 @@ def test_one_that_has_just_come_gets_a_tenth_and_all_of_it_after_30_s() -> None:
     assert site.chosen(clock=1031, times=1000)[node_id(2)] == 1000
 
 
-def test_one_that_has_just_come_takes_what_nobody_else_can() -> None:
+def test_a_new_worker_takes_requests_that_no_other_can() -> None:
     site = Site()
     site.worker(1, slots=1, running=9)
     site.worker(2)
@@ -265,7 +265,7 @@ def test_one_that_has_just_come_takes_what_nobody_else_can() -> None:
     assert site.chosen() == {node_id(2): 40}
 
 
-def test_a_gateway_that_has_just_started_takes_nobody_for_new() -> None:
+def test_a_new_gateway_does_not_take_all_workers_for_new() -> None:
     directory, seen = FakeDirectory(), worker_records.SlowStart()
     directory.worker(1, "m")  # it started months ago
     [entry] = directory.entries(Role.WORKER)
@@ -285,7 +285,7 @@ def sound(site: Site, clock: float = 1000.0) -> list[NodeId]:
     return [row.node for row in worker_choice.without_outliers(site.table(clock=clock))]
 
 
-def test_five_failures_in_a_row_put_a_worker_aside_for_longer_each_time() -> None:
+def test_five_failures_in_a_row_eject_a_worker_for_longer_each_time() -> None:
     site = Site()
     site.worker(1)
     site.worker(2)
@@ -304,7 +304,7 @@ def test_five_failures_in_a_row_put_a_worker_aside_for_longer_each_time() -> Non
     assert len(sound(site, 1031 + 60 + 301 + 30)) == 2, "it was well for so long that it begins anew"
 
 
-def test_however_often_a_worker_fails_it_rests_for_five_minutes_at_most() -> None:
+def test_an_ejection_lasts_five_minutes_at_most() -> None:
     site, now = Site(), 1000.0
     site.worker(1)
     site.worker(2)
@@ -315,7 +315,7 @@ def test_however_often_a_worker_fails_it_rests_for_five_minutes_at_most() -> Non
     assert site.known.outliers.ejection_seconds(node_id(1), M, now) == 300.0
 
 
-def test_the_last_worker_of_a_model_is_never_put_aside() -> None:
+def test_the_last_worker_of_a_model_is_never_ejected() -> None:
     site = Site()
     for number in (1, 2, 3):
         site.worker(number)
@@ -325,7 +325,7 @@ def test_the_last_worker_of_a_model_is_never_put_aside() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["fails", "delivers", "goes", "comes"]), st.floats(0, 20)), max_size=120))
-def test_however_workers_fail_one_that_is_there_stays(history: list[tuple[int, str, float]]) -> None:
+def test_one_worker_always_stays_however_many_fail(history: list[tuple[int, str, float]]) -> None:
     site, now = Site(), 1000.0
     for number in range(4):
         site.worker(number)
@@ -345,7 +345,7 @@ def test_however_workers_fail_one_that_is_there_stays(history: list[tuple[int, s
             assert worker_choice.choose_worker(WISH, there, random.Random(1)) is not None
 
 
-def test_a_worker_that_is_full_or_stops_is_no_outlier() -> None:
+def test_a_worker_that_is_full_or_stopping_is_not_an_outlier() -> None:
     site = Site()
     site.worker(1)
     site.worker(2)
@@ -361,7 +361,7 @@ def busy(site: Site) -> int:
     return site.table()[0].capacity.busy
 
 
-def test_a_call_that_the_worker_has_announced_is_not_counted_twice() -> None:
+def test_a_call_in_the_workers_announcement_is_not_counted_twice() -> None:
     site = Site()
     node = site.worker(1)
     for _ in range(2):
@@ -371,7 +371,7 @@ def test_a_call_that_the_worker_has_announced_is_not_counted_twice() -> None:
     assert busy(site) == 2
 
 
-def test_a_call_of_another_gateway_is_counted_until_the_worker_says_otherwise() -> None:
+def test_a_call_of_another_gateway_counts_until_the_next_announcement() -> None:
     site = Site()
     node = site.worker(1)
     site.known.occupancy.begin(node, M)
@@ -383,7 +383,7 @@ def test_a_call_of_another_gateway_is_counted_until_the_worker_says_otherwise() 
     assert busy(site) == 0
 
 
-def test_a_worker_that_says_nothing_of_its_models_is_counted_as_a_whole() -> None:
+def test_a_worker_that_does_not_report_per_model_is_counted_as_a_whole() -> None:
     site = Site()
     site.directory.worker(1, "m", "n", load=WorkerLoad(slots=4, running=3))
     site.known.occupancy.begin(node_id(1), ModelName("n"))

@@ -10,7 +10,7 @@ from tests.services.gateway.fakes import node_id
 from tests.services.gateway.scheduling.asking import M, requirements, settled, site, tenant
 
 
-async def test_a_claim_that_nobody_enters_is_given_back_with_the_search() -> None:
+async def test_an_unused_claim_is_released_with_the_search() -> None:
     async with site() as here:
         here.worker(1)
         async with aclosing(here.dispatch.find(requirements())) as steps:
@@ -23,7 +23,7 @@ async def test_a_claim_that_nobody_enters_is_given_back_with_the_search() -> Non
         assert here.dispatch.in_flight == 0
 
 
-async def test_a_worker_that_fails_five_times_in_a_row_rests_while_there_is_another() -> None:
+async def test_a_worker_that_fails_five_times_in_a_row_is_ejected_while_there_is_another() -> None:
     async with site() as here:
         here.worker(1, slots=50)
         here.worker(2, slots=50)
@@ -38,7 +38,7 @@ async def test_a_worker_that_fails_five_times_in_a_row_rests_while_there_is_anot
         assert {(await here.ask()).node for _ in range(20)} == {node_id(2)}
 
 
-async def test_what_failed_counts_for_nobodys_turns_and_not_for_how_long_an_answer_takes() -> None:
+async def test_a_failed_call_affects_neither_turns_nor_the_mean_duration() -> None:
     async with site() as here:
         here.worker(1)
         caller = await here.ask()
@@ -51,7 +51,7 @@ async def test_what_failed_counts_for_nobodys_turns_and_not_for_how_long_an_answ
         assert model_queue.mean_seconds == 0
 
 
-async def test_what_was_delivered_counts_though_the_worker_failed_and_no_more_than_can_be() -> None:
+async def test_delivered_tokens_of_a_failed_call_are_charged_up_to_the_bound() -> None:
     async with site() as here:
         here.worker(1)
         caller = await here.ask()
@@ -61,7 +61,7 @@ async def test_what_was_delivered_counts_though_the_worker_failed_and_no_more_th
         assert here.dispatch.model_queue(M).queue.counter_of(tenant(1)) == 40 + 2 * 5
 
 
-async def test_the_queue_and_the_claim_charge_the_same_though_the_mean_of_answers_has_changed() -> None:
+async def test_the_queue_and_the_claim_charge_the_same_despite_a_changed_mean() -> None:
     async with site() as here:
         here.worker(1)
         first, second = await here.ask(1, max_tokens=1000), await here.ask(1, max_tokens=1000)

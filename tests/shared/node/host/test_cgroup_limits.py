@@ -16,20 +16,20 @@ def tree(mount: Path, **files: str) -> Path:
     return mount
 
 
-def test_the_groups_are_ours_and_all_above(tmp_path: Path) -> None:
+def test_the_process_own_group_and_all_parents_are_read(tmp_path: Path) -> None:
     own = tree(tmp_path / "mount" / "system.slice" / "aimesh.service")
     (tmp_path / "cgroup").write_text("0::/system.slice/aimesh.service\n", encoding="ascii")
     assert cgroup_limits.groups(tmp_path / "cgroup", tmp_path / "mount") == (own, own.parent, own.parent.parent)
 
 
 @pytest.mark.parametrize("path", ["/docker/4ab", "/../../elsewhere", "/"])
-def test_in_a_container_that_sees_its_own_part_alone_it_is_the_top(tmp_path: Path, path: str) -> None:
+def test_in_a_container_that_sees_only_its_part_that_is_the_top(tmp_path: Path, path: str) -> None:
     (tmp_path / "cgroup").write_text(f"1:cpu:/a\n0::{path}\n", encoding="ascii")
     mount = tree(tmp_path / "mount")
     assert cgroup_limits.groups(tmp_path / "cgroup", mount) == (mount,)
 
 
-def test_without_version_2_there_are_no_limits(tmp_path: Path) -> None:
+def test_without_cgroup_v2_there_are_no_limits(tmp_path: Path) -> None:
     assert cgroup_limits.groups(tmp_path / "none", tmp_path) == ()
     (tmp_path / "cgroup").write_text("4:memory:/a\n", encoding="ascii")
     assert cgroup_limits.groups(tmp_path / "cgroup", tmp_path) == ()
@@ -37,7 +37,7 @@ def test_without_version_2_there_are_no_limits(tmp_path: Path) -> None:
     assert cgroup_limits.processors((), 4, 0.0) is None
 
 
-def test_the_tightest_memory_limit_is_what_there_is(tmp_path: Path) -> None:
+def test_the_tightest_memory_limit_applies(tmp_path: Path) -> None:
     above = tree(
         tmp_path / "slice", memory_max=f"{2 * GIB}\n", memory_current=f"{GIB}\n", memory_stat=f"anon 1\ninactive_file {GIB // 4}\n"
     )
@@ -47,11 +47,11 @@ def test_the_tightest_memory_limit_is_what_there_is(tmp_path: Path) -> None:
     assert found == Space(used=GIB * 3 // 4, free=GIB * 5 // 4, total=2 * GIB)
 
 
-def test_a_memory_limit_above_what_the_machine_has_is_none(tmp_path: Path) -> None:
+def test_a_memory_limit_above_the_machines_memory_is_ignored(tmp_path: Path) -> None:
     assert cgroup_limits.memory((tree(tmp_path, memory_max=f"{8 * GIB}\n"),), 8 * GIB) is None
 
 
-def test_a_share_of_processors_is_of_what_is_allowed(tmp_path: Path) -> None:
+def test_a_cpu_limit_is_a_share_of_the_allowed_cpus(tmp_path: Path) -> None:
     own = tree(tmp_path, cpu_max="50000 100000\n", cpu_stat="usage_usec 1000000\nuser_usec 5\n")
     before = cgroup_limits.processors((own,), 4, 100.0)
     tree(tmp_path, cpu_stat="usage_usec 2000000\n")
@@ -67,11 +67,11 @@ def test_a_share_of_processors_is_of_what_is_allowed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["max 100000\n", "400000 100000\n"])
-def test_no_limit_of_processors_is_the_machines_own_figure(tmp_path: Path, word: str) -> None:
+def test_without_a_cpu_limit_the_machines_figure_is_used(tmp_path: Path, word: str) -> None:
     assert cgroup_limits.processors((tree(tmp_path, cpu_max=word),), 4, 0.0) is None
 
 
-def test_a_file_in_another_form_is_said_and_not_guessed(tmp_path: Path) -> None:
+def test_an_unknown_file_format_is_reported_and_not_guessed(tmp_path: Path) -> None:
     own = tree(tmp_path, cpu_max="50000 100000\n", cpu_stat="user_usec 5\n")
     with pytest.raises(ValueError, match="usage_usec"):
         cgroup_limits.processors((own,), 4, 0.0)

@@ -79,7 +79,7 @@ async def test_all_gpus_are_read_in_threads(driver: FakeDriver) -> None:
     assert found.fresh() == [Gpu(0, usage=0.5), Gpu(1, usage=0.5)]
 
 
-async def test_without_a_driver_nothing_is_shown_and_nothing_is_said(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+async def test_without_a_driver_nothing_is_shown_or_logged(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
     driver.trouble = NoDriver()
     found = Gpus(driver)
     assert not await found.look()
@@ -87,7 +87,7 @@ async def test_without_a_driver_nothing_is_shown_and_nothing_is_said(driver: Fak
     assert said == []
 
 
-async def test_a_driver_that_refuses_is_said_once_and_asked_again(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+async def test_a_failing_driver_is_logged_once_and_retried(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
     driver.trouble = NvmlRefused("Driver Not Loaded")
     found = Gpus(driver)
     for _ in range(3):
@@ -98,7 +98,9 @@ async def test_a_driver_that_refuses_is_said_once_and_asked_again(driver: FakeDr
     assert said == [("NVML does not report a GPU", "driver"), ("NVML works again", "driver")]
 
 
-async def test_a_gpu_that_falls_off_the_bus_is_gone_at_once_and_said_once(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+async def test_a_gpu_that_falls_off_the_bus_disappears_immediately_and_is_logged_once(
+    driver: FakeDriver, said: list[tuple[str, object]]
+) -> None:
     found = Gpus(driver)
     await found.look()
     driver.refused[1] = NvmlRefused("GPU is lost")
@@ -111,7 +113,7 @@ async def test_a_gpu_that_falls_off_the_bus_is_gone_at_once_and_said_once(driver
     assert said == [("NVML does not report a GPU", "GPU 1"), ("NVML works again", "GPU 1")]
 
 
-async def test_a_gpu_that_is_no_longer_listed_is_gone(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+async def test_a_gpu_that_is_no_longer_listed_disappears(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
     found = Gpus(driver)
     await found.look()
     driver.gpus = 1
@@ -121,9 +123,7 @@ async def test_a_gpu_that_is_no_longer_listed_is_gone(driver: FakeDriver, said: 
     assert said == [("NVML does not report a GPU", "GPU 1")]
 
 
-async def test_a_gpu_that_hangs_is_gone_takes_no_other_along_and_keeps_one_thread(
-    driver: FakeDriver, said: list[tuple[str, object]]
-) -> None:
+async def test_a_hanging_gpu_disappears_affects_no_other_and_keeps_one_thread(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
     found = Gpus(driver, answer_seconds=SOON)
     await found.look()
     driver.hangs.add(1)
@@ -139,7 +139,7 @@ async def test_a_gpu_that_hangs_is_gone_takes_no_other_along_and_keeps_one_threa
     assert indexes(found) == [0, 1]
 
 
-async def test_a_driver_that_hangs_blocks_nobody(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+async def test_a_hanging_driver_blocks_nobody(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
     found = Gpus(driver, answer_seconds=SOON)
     await found.look()
     driver.hangs.add("count")
@@ -151,7 +151,7 @@ async def test_a_driver_that_hangs_blocks_nobody(driver: FakeDriver, said: list[
     assert said == [("NVML does not report a GPU", "driver")]
 
 
-async def test_what_was_read_too_long_ago_is_not_shown(driver: FakeDriver) -> None:
+async def test_outdated_readings_are_not_shown(driver: FakeDriver) -> None:
     clock = Clock()
     found = Gpus(driver, clock)
     await found.look()
@@ -161,14 +161,14 @@ async def test_what_was_read_too_long_ago_is_not_shown(driver: FakeDriver) -> No
     assert found.fresh() == []
 
 
-async def test_they_are_looked_at_again_and_again_until_the_node_ends(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gpus_are_read_repeatedly_until_the_node_stops(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_readings, "EVERY_SECONDS", 0.001)
     async with background() as tasks:
         tasks.create_task(Gpus(driver).run())
         await until(lambda: driver.calls.count(1) > 2)
 
 
-def test_a_hanging_thread_does_not_outlive_its_loop_with_noise(driver: FakeDriver) -> None:
+def test_a_hanging_thread_does_not_warn_after_its_loop_closed(driver: FakeDriver) -> None:
     driver.hangs.add("count")
 
     async def live_and_die() -> None:

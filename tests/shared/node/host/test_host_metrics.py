@@ -121,7 +121,7 @@ def test_every_figure_of_the_machine_is_shown() -> None:
     }
 
 
-def test_it_looks_once_a_second_however_often_it_is_read() -> None:
+def test_the_machine_is_read_at_most_once_a_second() -> None:
     running_service = RunningService()
     for _ in range(10):
         running_service.read(0.1)
@@ -131,7 +131,7 @@ def test_it_looks_once_a_second_however_often_it_is_read() -> None:
 
 @pytest.mark.parametrize("figure", FIGURES)
 @pytest.mark.parametrize("why", [FileNotFoundError("/proc/diskstats"), NotImplementedError("not on this system"), ValueError("?")])
-def test_a_figure_that_is_not_told_is_left_out_and_said_once(figure: str, why: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_figure_is_omitted_and_logged_once(figure: str, why: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(logs, "_write", lambda _, event, fields: said.append(event))
     running_service = RunningService(FakeMachine(broken={figure: why}))
@@ -151,7 +151,7 @@ def test_a_figure_that_is_not_told_is_left_out_and_said_once(figure: str, why: E
 @pytest.mark.parametrize(
     ("figure", "series"), [("processors", "host_cpu_usage_ratio"), ("memory", "host_memory_used_bytes"), ("disk", "host_disk_free_bytes")]
 )
-def test_a_figure_that_is_no_longer_told_is_no_number_until_it_is_told_again(figure: str, series: str) -> None:
+def test_a_figure_that_becomes_unavailable_is_nan_until_it_returns(figure: str, series: str) -> None:
     running_service = RunningService()
     before = running_service.read()[series]
     running_service.machine.broken[figure] = OSError("gone")
@@ -162,7 +162,7 @@ def test_a_figure_that_is_no_longer_told_is_no_number_until_it_is_told_again(fig
     assert running_service.read()[series] == before
 
 
-async def test_a_gpu_is_shown_while_it_answers() -> None:
+async def test_a_gpu_is_shown_while_it_responds() -> None:
     running_service = RunningService()
     running_service.driver.gpus = [
         Gpu(0, usage=0.9, memory_used=5, memory_total=10, watts=300.5, celsius=60.0),
@@ -185,13 +185,13 @@ async def test_a_gpu_is_shown_while_it_answers() -> None:
     assert not [name for name in running_service.read() if name.startswith("gpu_")]
 
 
-def test_a_node_without_a_gpu_has_no_such_metric() -> None:
+def test_a_node_without_a_gpu_has_no_gpu_metrics() -> None:
     running_service = RunningService()
     running_service.read()
     assert "gpu" not in running_service.metrics.render()
 
 
-def test_this_machine_tells_plausible_figures(tmp_path: Path) -> None:
+def test_this_machine_reports_plausible_figures(tmp_path: Path) -> None:
     metrics = Metrics("web")
     host = Host(metrics, tmp_path / "not" / "there" / "yet", machine=ThisMachine())
     busy_until = time.thread_time() + 0.03

@@ -14,7 +14,7 @@ from shared.node.host.readings import cpu_share
 MIB = 2**20
 
 
-def test_processors_are_busy_for_a_part_of_the_time_that_there_was() -> None:
+def test_cpus_are_busy_for_part_of_the_elapsed_time() -> None:
     machine = ThisMachine(())
     before = machine.processors()
     assert 0 < before.busy < before.possible
@@ -37,14 +37,14 @@ def test_memory_and_disk_are_partly_used(tmp_path: Path) -> None:
     assert machine.disk(tmp_path / "not" / "there" / "yet").total == disk.total
 
 
-def test_bytes_that_were_moved_are_counted_but_for_loopback() -> None:
+def test_bytes_are_counted_except_on_loopback() -> None:
     machine = ThisMachine(())
     network = machine.network_bytes()
     assert not {"lo", "lo0"} & network.keys()
     assert all(moved.inwards >= 0 and moved.outwards >= 0 for moved in (*network.values(), *machine.disk_bytes().values()))
 
 
-def test_inside_limits_they_are_what_there_is(tmp_path: Path) -> None:
+def test_inside_limits_the_limits_are_the_machine(tmp_path: Path) -> None:
     for name, text in {
         "memory.max": f"{64 * MIB}",
         "memory.current": f"{32 * MIB}",
@@ -59,7 +59,7 @@ def test_inside_limits_they_are_what_there_is(tmp_path: Path) -> None:
     assert machine.processors().busy == 0.5
 
 
-def test_all_nodes_of_a_machine_have_one_name_for_it() -> None:
+def test_all_nodes_of_a_machine_use_the_same_machine_id() -> None:
     name = ThisMachine(()).name()
     assert name == ThisMachine(()).name()
     boot = hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()
@@ -67,13 +67,13 @@ def test_all_nodes_of_a_machine_have_one_name_for_it() -> None:
     assert name.endswith("-" + boot[:6])
 
 
-def test_a_container_with_limits_is_a_machine_apart(tmp_path: Path) -> None:
+def test_a_container_with_limits_is_a_separate_machine(tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     (tmp_path / "cpu.stat").write_text("usage_usec 5\n")
     assert ThisMachine((tmp_path,)).name().startswith(socket.gethostname())
 
 
-def test_a_disk_is_named_after_its_mount(tmp_path: Path) -> None:
+def test_a_disk_is_named_after_its_mount_point(tmp_path: Path) -> None:
     machine = ThisMachine(())
     mount = Path(machine.disk_name(tmp_path))
     assert mount.is_mount()

@@ -32,17 +32,17 @@ def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nvml:
     return loaded(compiled(SOURCE, tmp_path), monkeypatch)
 
 
-def test_a_gpu_tells_all_of_itself(nvml: Nvml) -> None:
+def test_a_gpu_reports_all_readings(nvml: Nvml) -> None:
     assert nvml.count() == 3
     assert nvml.read(0) == Gpu(0, usage=0.42, memory_used=2**35, memory_total=2**37, watts=350.5, celsius=66.0)
 
 
-def test_what_a_gpu_does_not_tell_is_left_out(nvml: Nvml) -> None:
+def test_unsupported_readings_are_omitted(nvml: Nvml) -> None:
     nvml.count()
     assert nvml.read(1) == Gpu(1, memory_used=2**35, memory_total=2**37)
 
 
-def test_a_gpu_that_is_lost_is_refused_in_the_drivers_words(nvml: Nvml) -> None:
+def test_a_lost_gpu_is_reported_with_the_drivers_message(nvml: Nvml) -> None:
     nvml.count()
     with pytest.raises(NvmlRefused, match="GPU is lost"):
         nvml.read(2)
@@ -56,14 +56,14 @@ def test_without_the_library_there_is_no_driver(tmp_path: Path) -> None:
         nvml.read(0)
 
 
-def test_a_library_without_our_functions_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_without_the_needed_functions_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "old.c"
     source.write_text("int nvmlInit(void) { return 0; }\n", encoding="ascii")
     with pytest.raises(NvmlRefused, match="the driver is too old"):
         loaded(compiled(source, tmp_path), monkeypatch).count()
 
 
-def test_a_driver_that_reports_impossibly_many_gpus_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_number_of_gpus_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "lying.c"
     source.write_text(SOURCE.read_text(encoding="ascii").replace("*count = 3;", "*count = 4000000000u;"), encoding="ascii")
     with pytest.raises(NvmlRefused, match="it reports 4000000000 GPUs"):

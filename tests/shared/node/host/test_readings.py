@@ -15,16 +15,16 @@ from shared.node.host.readings import MOST_BYTES, MOST_SOURCES, CounterRate, Pro
         pytest.param((10, 100), (10, 90), None, id="the system counts anew"),
     ],
 )
-def test_a_share_is_between_nothing_and_everything(before: tuple[float, float], now: tuple[float, float], share: float | None) -> None:
+def test_a_share_is_between_zero_and_one(before: tuple[float, float], now: tuple[float, float], share: float | None) -> None:
     found = cpu_share(Processors("machine", *before), Processors("machine", *now))
     assert found == (share if share is None else pytest.approx(share))
 
 
-def test_readings_of_different_limits_are_not_compared() -> None:
+def test_readings_under_different_limits_are_not_compared() -> None:
     assert cpu_share(Processors("machine", 10, 100), Processors("a group", 15, 110)) is None
 
 
-def test_a_counter_begins_with_what_the_system_counted() -> None:
+def test_a_counter_starts_with_the_systems_value() -> None:
     growth = CounterRate()
     assert growth.take({"eth0": 5_000_000_000_000, "eth1": 1}, float("inf")) == 5_000_000_000_001
     assert growth.take({"eth0": 5_000_000_000_010, "eth1": 2}, 1) == 11
@@ -41,26 +41,26 @@ def test_a_counter_begins_with_what_the_system_counted() -> None:
         pytest.param([100, MOST_BYTES - 1, 110, 120], [0, 0, 10], id="more than a machine can move"),
     ],
 )
-def test_a_counter_never_goes_back_and_never_leaps(totals: list[int], grown: list[int]) -> None:
+def test_a_counter_never_goes_back_or_jumps(totals: list[int], grown: list[int]) -> None:
     growth = CounterRate()
     growth.take({"eth0": totals[0]}, float("inf"))
     assert [growth.take({"eth0": total}, 1) for total in totals[1:]] == grown
 
 
-def test_an_interface_that_goes_takes_nothing_away_and_adds_nothing_when_it_is_back() -> None:
+def test_an_interface_that_disappears_and_returns_changes_no_total() -> None:
     growth = CounterRate()
     growth.take({"eth0": 100, "wg0": 1_000}, float("inf"))
     assert growth.take({"eth0": 110}, 1) == 10
     assert growth.take({"eth0": 110, "wg0": 1_005}, 1) == 5
 
 
-def test_an_interface_that_is_new_counts_from_its_first_byte() -> None:
+def test_a_new_interface_counts_from_its_first_byte() -> None:
     growth = CounterRate()
     growth.take({"eth0": 100}, float("inf"))
     assert growth.take({"eth0": 100, "veth1": 7}, 1) == 7
 
 
-def test_interfaces_with_new_names_for_months_are_forgotten_the_oldest_first() -> None:
+def test_old_interface_names_are_forgotten_oldest_first() -> None:
     growth = CounterRate()
     growth.take({"eth0": 100}, float("inf"))
     for number in range(MOST_SOURCES * 2):

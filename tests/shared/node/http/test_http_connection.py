@@ -33,7 +33,7 @@ HEAD = b"GET /x HTTP/1.1\r\nHost: h"
 
 
 @pytest.mark.parametrize(("answered", "begun"), [(b"", 0), (b"", 1), (b"", len(HEAD)), (REQUEST, 3)])
-async def test_a_head_that_does_not_come_to_its_end_closes_the_connection(
+async def test_an_incomplete_request_head_closes_the_connection(
     place: Place, monkeypatch: pytest.MonkeyPatch, answered: bytes, begun: int
 ) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.2)
@@ -54,13 +54,13 @@ async def _trickle(writer: asyncio.StreamWriter, rest: bytes) -> None:
         writer.write(bytes([byte]))
 
 
-async def test_a_connection_on_which_nothing_comes_is_closed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_connection_is_closed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.1)
     async with connected(place) as (reader, _), asyncio.timeout(HANG_SECONDS):
         assert await reader.read() == b""
 
 
-async def test_500_slow_heads_do_not_keep_others_out(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_500_slow_request_heads_do_not_block_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 1.0)
     async with asyncio.timeout(20):
         slow = [await asyncio.open_connection(*place) for _ in range(500)]
@@ -73,7 +73,7 @@ async def test_500_slow_heads_do_not_keep_others_out(place: Place, monkeypatch: 
             writer.close()
 
 
-async def test_a_connection_may_rest_between_two_requests(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_may_be_idle_between_two_requests(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.01)
     async with connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         for _ in range(2):
@@ -82,7 +82,7 @@ async def test_a_connection_may_rest_between_two_requests(place: Place, monkeypa
             await asyncio.sleep(0.04)  # the time in which a begun head would be over
 
 
-async def test_pipelined_requests_are_answered_in_their_order(place: Place) -> None:
+async def test_pipelined_requests_are_answered_in_order(place: Place) -> None:
     async with connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(b"".join(b"GET /x HTTP/1.1\r\nHost: here\r\nN: %d\r\n\r\n" % number for number in range(50)))
         for number in range(50):
@@ -141,7 +141,7 @@ NO_HTTP = {
 
 
 @pytest.mark.parametrize("name", NO_HTTP)
-async def test_what_two_servers_could_read_in_two_ways_ends_the_connection(place: Place, name: str) -> None:
+async def test_ambiguous_framing_ends_the_connection(place: Place, name: str) -> None:
     async with connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(NO_HTTP[name] + TWO)
         try:
@@ -187,7 +187,7 @@ HTTP = {
 
 
 @pytest.mark.parametrize("name", HTTP)
-async def test_what_is_asked_is_what_the_application_sees(place: Place, name: str) -> None:
+async def test_the_application_sees_the_request_as_sent(place: Place, name: str) -> None:
     asked, seen = HTTP[name]
     cut = min(len(asked), 300)
     for size in (1, 7, cut):
@@ -202,7 +202,7 @@ async def test_what_is_asked_is_what_the_application_sees(place: Place, name: st
                 assert b"host=here" in await answer(reader)
 
 
-async def test_who_asks_whether_to_send_the_body_is_told_to(place: Place) -> None:
+async def test_expect_continue_is_answered(place: Place) -> None:
     async with connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(b"POST /x HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -210,7 +210,7 @@ async def test_who_asks_whether_to_send_the_body_is_told_to(place: Place) -> Non
         assert (await answer(reader)).endswith(b" abc")
 
 
-async def test_a_client_of_http_1_0_is_left_after_its_answer(place: Place) -> None:
+async def test_an_http_1_0_connection_is_closed_after_its_response(place: Place) -> None:
     async with connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(b"GET /x HTTP/1.0\r\n\r\n")
         assert (await reader.read()).endswith(b"/x /x?  ")

@@ -21,7 +21,7 @@ CHUNKED = (b"transfer-encoding", b"Chunked")
         ("GET", b"/", "1.1", [HOST, (b"x", b"x" * (request_heads.HEAD_BYTES - 10))]),
     ],
 )
-def test_what_can_be_read_in_one_way_only_passes(method: str, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
+def test_unambiguous_heads_are_accepted(method: str, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
     assert request_heads.find_mistake(method, target, version, headers) is None
 
 
@@ -47,12 +47,12 @@ def test_what_can_be_read_in_one_way_only_passes(method: str, target: bytes, ver
         ("GET", b"/", "1.1", [HOST, *[(b"x" * 1000, b"")] * 33]),
     ],
 )
-def test_what_can_be_read_in_two_ways_does_not(method: str, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
+def test_ambiguous_heads_are_refused(method: str, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
     assert request_heads.find_mistake(method, target, version, headers)
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=30))
-def test_the_path_of_a_target_is_all_before_its_question_mark(text: str) -> None:
+def test_the_path_of_a_target_ends_at_its_question_mark(text: str) -> None:
     target = b"/" + text.encode()
     if request_heads.find_mistake("GET", target, "1.1", [HOST]) is None:
         found = httptools.parse_url(target)
@@ -60,7 +60,7 @@ def test_the_path_of_a_target_is_all_before_its_question_mark(text: str) -> None
         assert (found.path, found.query or b"") == (path, query)
 
 
-def test_a_head_without_its_offer_of_another_protocol() -> None:
+def test_an_upgrade_offer_is_removed_from_the_head() -> None:
     headers = [HOST, (b"upgrade", b"h2c"), (b"content-length", b"3")]
     assert (
         request_heads.without_upgrade("POST", b"/x?y", "1.1", headers) == b"POST /x?y HTTP/1.1\r\nhost: here\r\ncontent-length: 3\r\n\r\n"

@@ -20,14 +20,14 @@ def allowed(settings: PublicNodeSettings, address: str | None, *headers: tuple[b
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.77", "::1", "::ffff:127.0.0.1"])
 @pytest.mark.parametrize("settings", [SETTINGS, NOBODY])
-def test_this_machine_reads_them_unless_a_proxy_on_it_asks_for_another(settings: PublicNodeSettings, address: str) -> None:
+def test_this_machine_may_scrape_unless_a_proxy_on_it_forwards_for_another(settings: PublicNodeSettings, address: str) -> None:
     assert allowed(settings, address)
     for name in (b"X-Forwarded-For", b"forwarded", b"x-real-ip", b"via", b"x-forwarded-host"):
         assert not allowed(settings, address, (name, b"127.0.0.1"))
 
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::8", None, "nonsense"])
-def test_nobody_else_reads_them(address: str | None) -> None:
+def test_other_machines_may_not_scrape(address: str | None) -> None:
     assert not allowed(SETTINGS, address)
     assert not allowed(SETTINGS, address, (b"authorization", b"Bearer another token"))
     assert not allowed(SETTINGS, address, (b"x-forwarded-for", b"10.0.0.1"))
@@ -35,7 +35,7 @@ def test_nobody_else_reads_them(address: str | None) -> None:
 
 
 @pytest.mark.parametrize("address", ["10.1.2.3", "::ffff:10.1.2.3", "2001:db8::7"])
-def test_the_networks_of_the_settings_read_them(address: str) -> None:
+def test_networks_in_the_settings_may_scrape(address: str) -> None:
     assert allowed(SETTINGS, address)
     assert not allowed(NOBODY, address)
     # A proxy there that nobody trusts may bring anybody; of one that is trusted the address is the scraper's own, with port 0.
@@ -43,7 +43,7 @@ def test_the_networks_of_the_settings_read_them(address: str) -> None:
     assert allowed(SETTINGS, address, FORWARDED, port=0)
 
 
-def test_a_scraper_with_the_token_reads_them_from_anywhere() -> None:
+def test_a_scraper_with_the_token_may_scrape_from_anywhere() -> None:
     right = (b"authorization", f"Bearer {TOKEN}".encode())
     assert allowed(SETTINGS, "192.0.2.7", right)
     assert allowed(SETTINGS, "127.0.0.1", right, FORWARDED)
@@ -51,6 +51,6 @@ def test_a_scraper_with_the_token_reads_them_from_anywhere() -> None:
     assert not allowed(SETTINGS, "192.0.2.7", right, right)
 
 
-def test_a_network_that_is_none_is_named() -> None:
+def test_an_invalid_network_is_named() -> None:
     settings = PublicNodeSettings(node_key_file=Path("/nowhere"), metrics_networks=("prometheus",))
     assert any("METRICS_NETWORKS: 'prometheus'" in mistake for mistake in settings.mistakes())

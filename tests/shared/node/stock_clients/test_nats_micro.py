@@ -66,7 +66,7 @@ async def test_a_method_is_called_with_msgpack_or_json_and_a_credential() -> Non
         pytest.param("readHealth", b"\x80", "403", "wrong_role", id="a method that operators may not call"),
     ],
 )
-async def test_errors_come_as_headers_and_json(method: str, body: bytes, status: str, code: str) -> None:
+async def test_errors_are_sent_as_headers_and_json(method: str, body: bytes, status: str, code: str) -> None:
     async with testnet() as net:
         await net.start(Auth)
         stock = await operator(net)
@@ -77,7 +77,7 @@ async def test_errors_come_as_headers_and_json(method: str, body: bytes, status:
         await stock.close()
 
 
-async def test_an_answer_goes_to_an_inbox_and_nowhere_else() -> None:
+async def test_a_reply_goes_only_to_an_inbox() -> None:
     """A service may publish to every node; a caller must not be able to aim that at one of them."""
     async with testnet() as net:
         await net.start(Auth)

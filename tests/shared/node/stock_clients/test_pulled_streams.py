@@ -127,7 +127,7 @@ async def test_two_streams_of_one_connection_do_not_mix(visitor: Visitor) -> Non
     assert (len(letters), [item["text"] for item in two]) == (20_000, ["a", "x", "b"])
 
 
-async def test_what_its_reader_has_not_asked_for_is_not_made(running_service: RunningService, visitor: Visitor) -> None:
+async def test_items_are_produced_only_on_demand(running_service: RunningService, visitor: Visitor) -> None:
     handle = await visitor.start("letters")
     await until(lambda: running_service.service.sent == pulled_streams.MAX_ITEMS)
     for _ in range(10):
@@ -142,7 +142,7 @@ async def test_what_its_reader_has_not_asked_for_is_not_made(running_service: Ru
     assert len((await visitor.next(large))["items"]) == 1, "an answer has few bytes"
 
 
-async def test_an_error_comes_behind_the_items_before_it(running_service: RunningService, visitor: Visitor) -> None:
+async def test_an_error_follows_the_items_before_it(running_service: RunningService, visitor: Visitor) -> None:
     handle = await visitor.start("fail")
     await until(lambda: running_service.service.failed)
     assert [item["text"] for item in (await visitor.next(handle))["items"]] == ["a"]
@@ -158,7 +158,7 @@ async def test_a_stream_belongs_to_its_connection(running_service: RunningServic
     assert len((await visitor.next(handle))["items"]) == 1
 
 
-async def test_one_next_at_a_time(visitor: Visitor) -> None:
+async def test_only_one_next_may_be_pending(visitor: Visitor) -> None:
     handle = await visitor.start("silent")
     waiting = asyncio.ensure_future(visitor.next(handle))
     await asyncio.sleep(0)
@@ -176,7 +176,7 @@ async def freed(running_service: RunningService) -> None:
     assert len(running_service.outsiders._places._limits[True]) == 0
 
 
-async def test_a_connection_that_is_gone_ends_its_streams_and_frees_their_places(running_service: RunningService, visitor: Visitor) -> None:
+async def test_a_closed_connection_ends_its_streams_and_frees_their_places(running_service: RunningService, visitor: Visitor) -> None:
     other = await running_service.visitor()
     stays = await other.start("hang")
     for prompt in ("hang", "silent", "letters", "hi"):
@@ -190,7 +190,7 @@ async def test_a_connection_that_is_gone_ends_its_streams_and_frees_their_places
     await freed(running_service)
 
 
-async def test_a_stream_that_nobody_reads_ends(running_service: RunningService, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unread_stream_ends(running_service: RunningService, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulled_streams, "SILENCE_SECONDS", 0.02)
     for prompt in ("hang", "hi"):
         await visitor.start(prompt)
@@ -198,9 +198,7 @@ async def test_a_stream_that_nobody_reads_ends(running_service: RunningService, 
     assert running_service.service.failed == ["cancelled"]
 
 
-async def test_a_reader_that_waits_is_not_silent(
-    running_service: RunningService, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_waiting_reader_is_not_idle(running_service: RunningService, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulled_streams, "SILENCE_SECONDS", 0.02)
     waiting = asyncio.ensure_future(visitor.next(await visitor.start("silent")))
     with pytest.raises(TimeoutError):
@@ -210,13 +208,13 @@ async def test_a_reader_that_waits_is_not_silent(
     await freed(running_service)
 
 
-async def test_a_stream_that_is_stopped_before_it_ran(running_service: RunningService, visitor: Visitor) -> None:
+async def test_a_stream_stopped_before_it_ran(running_service: RunningService, visitor: Visitor) -> None:
     handle = await visitor.start("hang")
     await visitor.ask("stream.stop", handle=handle)
     await freed(running_service)
 
 
-async def test_so_many_streams_of_one_connection_and_of_all(
+async def test_streams_are_limited_per_connection_and_in_total(
     running_service: RunningService, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pulled_streams, "MAX_STREAMS_OF_ONE", 2)
@@ -240,7 +238,7 @@ async def test_so_many_streams_of_one_connection_and_of_all(
         pytest.param({"request": {"prompt": "x" * 1024 * 1024}}, "too_large", "the limit is 1048576", id="too large a body"),
     ],
 )
-async def test_a_body_that_does_not_do(visitor: Visitor, body: Any, code: str, words: str) -> None:
+async def test_an_invalid_body_is_refused(visitor: Visitor, body: Any, code: str, words: str) -> None:
     for method in (INFER, f"{INFER}.stream"):
         refusal, message = await visitor.refused(method, **body)
         assert refusal == code
@@ -261,7 +259,7 @@ async def test_a_shutdown_waits_until_the_end_was_read(running_service: RunningS
     await draining
 
 
-async def test_a_stream_that_is_over_holds_no_place_and_no_shutdown(
+async def test_a_finished_stream_holds_neither_a_place_nor_a_shutdown(
     running_service: RunningService, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pulled_streams, "LAST_READ_SECONDS", 0.02)
@@ -277,7 +275,7 @@ async def test_a_stream_that_is_over_holds_no_place_and_no_shutdown(
     await freed(running_service)
 
 
-async def test_a_shutdown_cuts_off_a_stream_that_does_not_end(running_service: RunningService, visitor: Visitor) -> None:
+async def test_a_shutdown_cancels_a_stream_that_does_not_end(running_service: RunningService, visitor: Visitor) -> None:
     handle = await visitor.start("silent")
     waiting = asyncio.ensure_future(visitor.refused("stream.next", handle=handle))
     await until(lambda: running_service.service.running)
@@ -304,14 +302,14 @@ IN_MSGPACK = b"\x82" + msgpack.packb("request") + msgpack.packb({"prompt": "hi"}
         pytest.param(IN_JSON + b"[" * 5000 + b"]" * 5000 + b"}", id="deep"),
     ],
 )
-async def test_what_the_method_does_not_know_is_refused_whatever_it_holds(visitor: Visitor, body: bytes) -> None:
+async def test_unknown_fields_are_refused_whatever_their_value(visitor: Visitor, body: bytes) -> None:
     """The decoder of a type skips it unread."""
     with pytest.raises(RequestRefused, match=INFER) as caught:
         await visitor.raw(INFER, body)
     assert caught.value.code == "bad_request"
 
 
-def test_strings_are_not_looked_at_one_by_one() -> None:
+def test_strings_are_not_searched_for_fields() -> None:
     """A request may have a million of them."""
     asked = stock_calls._shape_of(gateway.ProcessInferenceRequest)
     assert asked is not None

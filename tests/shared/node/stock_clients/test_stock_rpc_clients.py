@@ -139,7 +139,7 @@ def text(body: bytes) -> str:
 # --- who is let in ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_certified_client_is_welcome_and_its_call_says_who_it_is(running_service: RunningService) -> None:
+async def test_a_certified_client_is_admitted_with_its_identity(running_service: RunningService) -> None:
     visitor = Visitor(running_service)
     welcome = await visitor.introduce()
     assert (welcome["node"], welcome["role"]) == (visitor.key.id, "client")
@@ -154,7 +154,7 @@ async def test_a_certified_client_is_welcome_and_its_call_says_who_it_is(running
     assert running_service.calls[0].credential is None
 
 
-async def test_who_has_not_introduced_itself_is_refused(running_service: RunningService) -> None:
+async def test_a_client_without_an_introduction_is_refused(running_service: RunningService) -> None:
     known = Visitor(running_service)
     await known.introduce()
     assert await Visitor(running_service).refused(LIST_MODELS) == "not_certified"
@@ -175,13 +175,13 @@ async def test_who_has_not_introduced_itself_is_refused(running_service: Running
         pytest.param(lambda key: certificate(key, at=NOW + 3600), "clock_skew", id="one from the future"),
     ],
 )
-async def test_a_certificate_that_does_not_do(running_service: RunningService, make: Any, code: str) -> None:
+async def test_an_invalid_certificate_is_refused(running_service: RunningService, make: Any, code: str) -> None:
     visitor = Visitor(running_service)
     assert await visitor.refused("hello", certificate=text(make(visitor.key))) == code
     assert await visitor.refused(LIST_MODELS) == "not_certified"
 
 
-async def test_a_certificate_ends_while_the_connection_lives_on(running_service: RunningService) -> None:
+async def test_a_certificate_expires_while_the_connection_is_open(running_service: RunningService) -> None:
     visitor = Visitor(running_service)
     await visitor.introduce()
     running_service.now += 24 * 3600 + certificates.LEEWAY_SECONDS
@@ -192,7 +192,7 @@ async def test_a_certificate_ends_while_the_connection_lives_on(running_service:
     await visitor.ask(LIST_MODELS)
 
 
-async def test_a_key_that_is_revoked_after_its_introduction_is_refused(running_service: RunningService) -> None:
+async def test_a_key_revoked_after_its_introduction_is_refused(running_service: RunningService) -> None:
     visitor, other = Visitor(running_service), Visitor(running_service)
     for each in (visitor, other):
         await each.introduce()
@@ -215,14 +215,14 @@ async def test_an_allow_listed_key_needs_no_certificate_and_no_introduction(runn
     assert await visitor.refused(LIST_MODELS) == "node_revoked"
 
 
-async def test_a_worker_takes_no_calls_of_clients() -> None:
+async def test_a_worker_accepts_no_client_calls() -> None:
     async with background() as tasks:
         worker = new_house(tasks, Role.WORKER)
         visitor = Visitor(worker)
         assert await visitor.refused("hello", certificate=text(certificate(visitor.key))) == "wrong_role"
 
 
-async def test_so_many_introductions_are_remembered(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_remembered_introductions_is_bounded(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stock_rpc_clients, "MAX_CLIENTS", 2)
     key = new_key()
     first, second, third = (Visitor(running_service, key) for _ in range(3))
@@ -238,7 +238,7 @@ async def test_so_many_introductions_are_remembered(running_service: RunningServ
 # --- what they may call -------------------------------------------------------------------------------------------------
 
 
-async def test_the_credential_of_the_introduction_goes_with_every_call(running_service: RunningService) -> None:
+async def test_the_credential_of_the_introduction_is_used_for_every_call(running_service: RunningService) -> None:
     visitor, other = Visitor(running_service), Visitor(running_service)
     await visitor.introduce(credential="aip_ada")
     await other.introduce(credential="aip_bob")
@@ -275,7 +275,7 @@ async def test_msgpack_is_answered_in_msgpack(running_service: RunningService) -
         pytest.param("gateway.getServiceHealth", b"{}", "rate_limited", id="what the handler refuses"),
     ],
 )
-async def test_a_request_that_does_not_do(running_service: RunningService, method: str, value: bytes, code: str) -> None:
+async def test_an_invalid_request_is_refused(running_service: RunningService, method: str, value: bytes, code: str) -> None:
     visitor = Visitor(running_service)
     await visitor.introduce()
     with pytest.raises(RequestRefused) as caught:
@@ -285,13 +285,13 @@ async def test_a_request_that_does_not_do(running_service: RunningService, metho
     assert not running_service.bugs
 
 
-async def test_the_hint_goes_with_the_message(running_service: RunningService) -> None:
+async def test_the_hint_is_sent_with_the_message(running_service: RunningService) -> None:
     with pytest.raises(RequestRefused) as caught:
         await Visitor(running_service).ask(LIST_MODELS)
     assert caught.value.message == "no certificate was sent on this connection – call `hello` with your certificate first"
 
 
-async def test_a_bug_in_a_handler_is_told_in_the_house_alone(running_service: RunningService) -> None:
+async def test_details_of_a_bug_are_only_sent_to_our_own_services(running_service: RunningService) -> None:
     visitor = Visitor(running_service)
     await visitor.introduce(credential=BUG)
     with pytest.raises(RequestRefused) as caught:
@@ -304,7 +304,7 @@ async def test_a_bug_in_a_handler_is_told_in_the_house_alone(running_service: Ru
 # --- how many, and for how long -----------------------------------------------------------------------------------------
 
 
-async def test_so_many_calls_run_at_once(running_service: RunningService) -> None:
+async def test_concurrent_calls_are_limited(running_service: RunningService) -> None:
     busy, free = Visitor(running_service), Visitor(running_service)
     await busy.introduce(credential=HANG)
     await free.introduce()
@@ -321,7 +321,7 @@ async def test_so_many_calls_run_at_once(running_service: RunningService) -> Non
     assert running_service.dispatcher.running == 0
 
 
-async def test_a_shutdown_waits_for_calls_and_takes_no_new_ones(running_service: RunningService) -> None:
+async def test_a_shutdown_waits_for_calls_and_accepts_no_new_ones(running_service: RunningService) -> None:
     visitor = Visitor(running_service)
     await visitor.introduce(credential=HANG)
     running = asyncio.ensure_future(visitor.ask(LIST_MODELS))

@@ -18,7 +18,7 @@ KEY = public_key(SEED)
     "firewall",
     [pytest.param(Firewall(denied=frozenset({KEY})), id="denied"), pytest.param(Firewall(allowed=frozenset()), id="not allowed")],
 )
-async def test_who_is_refused_does_not_get_in_until_it_is_let_in(firewall: Firewall) -> None:
+async def test_a_refused_node_is_not_admitted_until_it_is_allowed(firewall: Firewall) -> None:
     topic, told = swarms.new_topic(), Told()
     nodes = dht.shared()
     async with local_swarm(nodes, firewall=firewall, on_event=told) as host, local_swarm(nodes, seed=SEED) as guest:
@@ -31,7 +31,7 @@ async def test_who_is_refused_does_not_get_in_until_it_is_let_in(firewall: Firew
         assert (await take(host)).key == KEY
 
 
-async def test_a_peer_that_is_nowhere_is_told_to_be_nowhere() -> None:
+async def test_a_peer_on_no_topic_is_told_so() -> None:
     told, key = Told(), public_key(secrets.token_bytes(32))
     async with local_swarm(dht.shared(), on_event=told) as swarm:
         await swarm.join_peer(key)
@@ -51,11 +51,11 @@ async def test_a_peer_that_is_nowhere_is_told_to_be_nowhere() -> None:
         (Firewall(allowed=frozenset({KEY})), Firewall(allowed=frozenset({KEY})), False),
     ],
 )
-def test_whether_somebody_new_is_let_in(before: Firewall, after: Firewall, more: bool) -> None:
+def test_whether_an_unknown_node_is_admitted(before: Firewall, after: Firewall, more: bool) -> None:
     assert after.admits_more_than(before) is more
 
 
-async def test_who_is_denied_is_cut_off_at_once_and_others_stay() -> None:
+async def test_a_denied_node_is_disconnected_immediately_and_others_stay() -> None:
     async with pair() as (one, other):
         here, there = await meet(one, other)
         await one.set_firewall(Firewall(denied=frozenset({other.public_key})))
@@ -66,7 +66,7 @@ async def test_who_is_denied_is_cut_off_at_once_and_others_stay() -> None:
         assert (await one.stats()).lost == 0
 
 
-async def test_a_firewall_holds_after_the_sidecar_was_restarted() -> None:
+async def test_the_firewall_still_applies_after_a_sidecar_restart() -> None:
     topic = swarms.new_topic()
     told = Told()
     nodes = dht.shared()

@@ -13,7 +13,7 @@ def drain(window: SendWindow) -> list[tuple[bytes, bool]]:
     return parts
 
 
-def test_a_message_is_paid_for_with_its_bytes_and_an_overhead() -> None:
+def test_a_message_costs_its_bytes_and_an_overhead() -> None:
     window = SendWindow(100)
     assert window.take(b"x" * 50)
     assert window.room == 100 - 50 - OVERHEAD
@@ -25,13 +25,13 @@ def test_an_empty_message_is_not_free() -> None:
     assert not window.take(b"")
 
 
-def test_a_short_message_does_not_overtake_one_that_waits() -> None:
+def test_a_short_message_does_not_overtake_a_waiting_one() -> None:
     window = SendWindow(200)
     window.wait(b"a" * 1000)
     assert not window.take(b"b")
 
 
-def test_what_waits_makes_the_room_negative_and_leaves_with_credit() -> None:
+def test_waiting_messages_make_the_window_negative_and_leave_with_credit() -> None:
     window = SendWindow(0)
     window.wait(b"a" * 1000)
     assert window.room < 0
@@ -41,7 +41,7 @@ def test_what_waits_makes_the_room_negative_and_leaves_with_credit() -> None:
     assert window.room == 0
 
 
-def test_a_long_message_leaves_in_parts_as_credit_comes() -> None:
+def test_a_long_message_is_sent_in_parts_as_credit_arrives() -> None:
     window = SendWindow(500)
     window.wait(b"a" * 600)
     assert drain(window) == [(b"a" * (500 - OVERHEAD), False)]
@@ -49,20 +49,20 @@ def test_a_long_message_leaves_in_parts_as_credit_comes() -> None:
     assert drain(window) == [(b"a" * (100 + OVERHEAD), True)]
 
 
-def test_a_sliver_of_a_message_waits_for_more_credit() -> None:
+def test_a_tiny_part_of_a_message_waits_for_more_credit() -> None:
     window = SendWindow(OVERHEAD + 5)
     window.wait(b"a" * 600)
     assert drain(window) == []
 
 
-def test_a_stranger_gets_nothing_back_until_it_is_known() -> None:
+def test_an_unauthenticated_peer_gets_no_credit_until_it_is_known() -> None:
     window = ReceiveWindow(first=1000, window=10_000)
     assert [window.take(500), window.take(500)] == [0, 0]
     assert window.open() == 10_000 - 1000 + 1000
     assert window.open() == 0
 
 
-def test_credit_is_given_back_in_batches() -> None:
+def test_credit_is_granted_in_batches() -> None:
     window = ReceiveWindow(first=1000, window=10_000)
     window.open()
     assert [window.take(2000), window.take(499), window.take(1)] == [0, 0, 2500]
@@ -73,7 +73,7 @@ def test_credit_is_given_back_in_batches() -> None:
     st.integers(4 * OVERHEAD, 5000),
     st.integers(16 * OVERHEAD, 200_000),
 )
-def test_whatever_is_sent_arrives_whole_in_order_and_within_the_window(sizes: list[int], first: int, whole: int) -> None:
+def test_anything_sent_arrives_complete_in_order_and_within_the_window(sizes: list[int], first: int, whole: int) -> None:
     sender, receiver = SendWindow(first), ReceiveWindow(first, whole)
     messages = [bytes([index]) * size for index, size in enumerate(sizes)]
     allowance, arrived, parts = first, [], b""

@@ -25,7 +25,7 @@ def test_the_vectors_of_the_rfc(seed: str, key: str) -> None:
     assert public_key(bytes.fromhex(seed)).hex() == key
 
 
-def test_agrees_with_libsodium() -> None:
+def test_the_derivation_agrees_with_libsodium() -> None:
     for _ in range(20):
         seed = secrets.token_bytes(32)
         assert public_key(seed) == bytes(nacl.signing.SigningKey(seed).verify_key)

@@ -33,7 +33,7 @@ async def echo(connection: PeerConnection, other_end: PeerConnection) -> None:
         assert await connection.read() == b"hello"
 
 
-async def test_a_sidecar_that_is_killed_is_replaced_and_the_peers_find_each_other_again() -> None:
+async def test_a_killed_sidecar_is_replaced_and_peers_reconnect() -> None:
     async with pair() as (one, other):
         told = Told()
         one.on_event = told
@@ -52,7 +52,7 @@ async def test_a_sidecar_that_is_killed_is_replaced_and_the_peers_find_each_othe
         assert await told.of(SidecarRestarted) == SidecarRestarted(1)
 
 
-async def test_a_sidecar_that_hangs_without_dying_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hanging_sidecar_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swarm_module, "HANGS_SECONDS", 0.2)
     async with local_swarm(dht.shared()) as swarm:
         told = Told()
@@ -62,7 +62,7 @@ async def test_a_sidecar_that_hangs_without_dying_is_replaced(monkeypatch: pytes
         assert (await swarm.stats()).restarts == 1
 
 
-async def test_a_sidecar_that_dies_again_and_again_is_replaced_each_time() -> None:
+async def test_a_sidecar_that_dies_repeatedly_is_replaced_each_time() -> None:
     async with local_swarm(dht.shared()) as swarm:
         told = Told()
         swarm.on_event = told
@@ -71,7 +71,7 @@ async def test_a_sidecar_that_dies_again_and_again_is_replaced_each_time() -> No
             await told.of(SidecarRestarted, lambda event: event.restarts == count)  # noqa: B023 - called at once
 
 
-async def test_without_a_sidecar_questions_fail_and_wishes_are_kept() -> None:
+async def test_without_a_sidecar_queries_fail_and_settings_are_kept() -> None:
     topic = swarms.new_topic()
     async with pair() as (one, other):
         told = Told()
@@ -86,7 +86,7 @@ async def test_without_a_sidecar_questions_fail_and_wishes_are_kept() -> None:
         assert (await take(one)).key == other.public_key
 
 
-async def test_what_was_asked_of_a_sidecar_that_dies_fails() -> None:
+async def test_a_query_to_a_dying_sidecar_fails() -> None:
     async with local_swarm(dht.shared()) as swarm:
         pid = await sidecar_of(swarm)
         os.kill(pid, signal.SIGSTOP)
@@ -97,7 +97,7 @@ async def test_what_was_asked_of_a_sidecar_that_dies_fails() -> None:
             await asking
 
 
-async def test_a_sidecar_that_hangs_is_noticed_by_its_peers_and_comes_back_with_them() -> None:
+async def test_peers_notice_a_hanging_sidecar_and_it_reconnects() -> None:
     async with pair() as (one, other):
         here, there = await meet(one, other)
         pid = await sidecar_of(one)
@@ -127,7 +127,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_sidecar_does_not_outlive_its_parent_and_its_peers_hear_of_it() -> None:
+async def test_a_sidecar_does_not_outlive_its_parent_and_peers_notice() -> None:
     topic = secrets.token_bytes(32)
     root = str(Path(hyperswarm.__file__).parents[3])
     nodes = dht.shared()
@@ -146,7 +146,7 @@ async def test_a_sidecar_does_not_outlive_its_parent_and_its_peers_hear_of_it() 
         await parent.wait()
 
 
-async def test_signals_to_the_whole_group_leave_the_sidecar_to_its_parent() -> None:
+async def test_signals_to_the_process_group_do_not_reach_the_sidecar() -> None:
     async with pair() as (one, other):
         here, there = await meet(one, other)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -161,7 +161,7 @@ def compute(seconds: float) -> None:
         time.sleep(0.05)
 
 
-async def test_a_loop_that_stands_still_for_longer_than_the_silence_keeps_its_connections() -> None:
+async def test_a_blocked_event_loop_keeps_its_connections() -> None:
     async with pair() as (one, other):
         here, there = await meet(one, other)
         compute(seconds=3.5)
@@ -169,7 +169,7 @@ async def test_a_loop_that_stands_still_for_longer_than_the_silence_keeps_its_co
 
 
 @pytest.mark.parametrize("away_seconds", [0.0, 4.0])
-async def test_a_dht_that_was_started_anew_is_told_again_who_announces_himself(away_seconds: float) -> None:
+async def test_a_restarted_dht_is_told_the_announcements_again(away_seconds: float) -> None:
     """Though it is back before anybody misses it, and nobody misses anybody."""
     ports, topic = dht.free_ports(3), swarms.new_topic()
     async with AsyncExitStack() as stack:
@@ -186,7 +186,7 @@ async def test_a_dht_that_was_started_anew_is_told_again_who_announces_himself(a
             await take(late, of=one)
 
 
-async def test_the_dht_may_be_away_and_come_back() -> None:
+async def test_the_dht_may_disappear_and_return() -> None:
     ports = dht.free_ports(3)
     async with dht.dht(ports=ports) as nodes:
         swarms_open = (local_swarm(nodes), local_swarm(nodes))

@@ -21,17 +21,17 @@ def program(folder: Path, says: str) -> Path:
     return path
 
 
-def test_the_package_brings_a_program_and_not_its_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_contains_a_program_and_not_only_a_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NODE_BINARY", raising=False)
     assert find_node().read_bytes().startswith(b"\x7fELF")
 
 
-def test_the_environment_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_variable_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NODE_BINARY", str(program(tmp_path, "v24.0.0")))
     assert find_node() == tmp_path / "node"
 
 
-def test_a_wrong_name_in_the_environment_is_no_reason_to_take_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wrong_environment_variable_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NODE_BINARY", str(tmp_path / "nothing"))
     with pytest.raises(NodeMissing, match="NODE_BINARY"):
         find_node()
@@ -41,7 +41,7 @@ def test_a_wrong_name_in_the_environment_is_no_reason_to_take_another(monkeypatc
 @pytest.mark.parametrize(
     ("says", "hint"), [("v18.20.1", "too old"), ("hello", "does not run"), ("v", "does not run")], ids=["old", "another program", "nothing"]
 )
-def test_a_node_that_does_not_do_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str, hint: str) -> None:
+def test_an_unsuitable_node_binary_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str, hint: str) -> None:
     program(tmp_path, says)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     with pytest.raises(NodeMissing, match=hint) as caught:
@@ -50,14 +50,14 @@ def test_a_node_that_does_not_do_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.usefixtures("no_package")
-def test_the_path_comes_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_path_is_searched_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program(tmp_path, "v20.0.0")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     assert find_node() == tmp_path / "node"
 
 
 @pytest.mark.usefixtures("no_package")
-def test_no_node_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_node_binary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NodeMissing, match=r"Node\.js was not found"):
         find_node()

@@ -76,13 +76,13 @@ async def test_messages_arrive_whole_and_in_order(wire: Wire) -> None:
     assert got == sent
 
 
-async def test_what_waited_comes_when_a_callback_is_set(wire: Wire) -> None:
+async def test_buffered_messages_are_delivered_when_a_callback_is_set(wire: Wire) -> None:
     wire.ends[True].send(b"early")
     wire.carry()
     assert collect(wire.ends[False]) == [b"early"]
 
 
-async def test_one_who_does_not_read_holds_up_the_sender_after_a_window(wire: Wire) -> None:
+async def test_a_reader_that_stops_pauses_the_sender_after_one_window(wire: Wire) -> None:
     sender = wire.ends[True]
     for _ in range(100):
         sender.send(b"x" * MAX_PART_BYTES)
@@ -90,13 +90,13 @@ async def test_one_who_does_not_read_holds_up_the_sender_after_a_window(wire: Wi
     assert sender.is_full
 
 
-async def test_one_who_does_not_read_long_messages_holds_no_more_than_a_window_and_a_message(wire: Wire) -> None:
+async def test_a_stopped_reader_of_long_messages_buffers_at_most_a_window_and_a_message(wire: Wire) -> None:
     for _ in range(50):
         wire.ends[True].send(b"x" * MAX_MESSAGE_BYTES)
     assert wire.carry() <= WINDOW + MAX_MESSAGE_BYTES
 
 
-async def test_reading_lets_the_sender_go_on(wire: Wire) -> None:
+async def test_reading_resumes_the_sender(wire: Wire) -> None:
     sender, reader = wire.ends[True], wire.ends[False]
     told = []
     sender.on_room = lambda: told.append(sender.room > 0)
@@ -114,7 +114,7 @@ async def test_reading_lets_the_sender_go_on(wire: Wire) -> None:
     assert told == [True]
 
 
-async def test_a_stranger_may_send_little_until_the_window_is_opened() -> None:
+async def test_an_unauthenticated_peer_may_send_little_until_the_window_is_opened() -> None:
     wire = Wire()
     stranger, host = wire.ends[True], wire.ends[False]
     got = collect(host)
@@ -127,7 +127,7 @@ async def test_a_stranger_may_send_little_until_the_window_is_opened() -> None:
     assert len(got) == 100
 
 
-async def test_a_long_message_of_a_stranger_waits_for_the_window_to_open() -> None:
+async def test_a_long_message_of_an_unauthenticated_peer_waits_for_the_window() -> None:
     wire = Wire()
     got = collect(wire.ends[False])
     wire.ends[True].send(b"x" * MAX_MESSAGE_BYTES)
@@ -137,13 +137,13 @@ async def test_a_long_message_of_a_stranger_waits_for_the_window_to_open() -> No
     assert got == [b"x" * MAX_MESSAGE_BYTES]
 
 
-async def test_a_message_that_is_too_long_is_refused_by_the_sender(wire: Wire) -> None:
+async def test_an_overlong_message_is_refused_by_the_sender(wire: Wire) -> None:
     with pytest.raises(SwarmError, match="over the limit"):
         wire.ends[True].send(bytes(MAX_MESSAGE_BYTES + 1))
     wire.ends[True].send(b"still open")
 
 
-async def test_a_message_that_never_ends_closes_the_receiver(wire: Wire) -> None:
+async def test_an_endless_message_closes_the_receiver(wire: Wire) -> None:
     victim = wire.ends[False]
     for _ in range(MAX_MESSAGE_BYTES // MAX_PART_BYTES):
         victim.receive_part(bytes(MAX_PART_BYTES))
@@ -152,7 +152,7 @@ async def test_a_message_that_never_ends_closes_the_receiver(wire: Wire) -> None
     assert victim.closed == "the peer sent a message that is too long"
 
 
-async def test_what_came_before_the_end_is_still_read(wire: Wire) -> None:
+async def test_messages_before_the_end_are_still_read(wire: Wire) -> None:
     reader = wire.ends[False]
     wire.ends[True].send(b"last words")
     wire.ends[True].close()
@@ -170,7 +170,7 @@ async def test_what_came_before_the_end_is_still_read(wire: Wire) -> None:
         pytest.param(lambda connection: connection.drained(), id="a producer"),
     ],
 )
-async def test_the_end_reaches_everybody_who_waits(wire: Wire, wait: Callable[[PeerConnection], object]) -> None:
+async def test_the_end_reaches_every_waiter(wire: Wire, wait: Callable[[PeerConnection], object]) -> None:
     connection = wire.ends[True]
     connection.send(bytes(MAX_MESSAGE_BYTES))
     connection.send(bytes(MAX_MESSAGE_BYTES))
@@ -181,7 +181,7 @@ async def test_the_end_reaches_everybody_who_waits(wire: Wire, wait: Callable[[P
         await asyncio.wait_for(waiting, 10)
 
 
-async def test_closing_twice_tells_once(wire: Wire) -> None:
+async def test_closing_twice_notifies_once(wire: Wire) -> None:
     connection = wire.ends[True]
     reasons: list[str] = []
     connection.on_closed = reasons.append
@@ -195,7 +195,7 @@ async def test_closing_twice_tells_once(wire: Wire) -> None:
         connection.send(b"x")
 
 
-async def test_a_reader_that_is_cancelled_loses_nothing(wire: Wire) -> None:
+async def test_a_canceled_reader_loses_nothing(wire: Wire) -> None:
     reader = wire.ends[False]
     waiting = asyncio.ensure_future(reader.read())
     await asyncio.sleep(0)
@@ -206,7 +206,7 @@ async def test_a_reader_that_is_cancelled_loses_nothing(wire: Wire) -> None:
     assert await asyncio.wait_for(reader.read(), 10) == b"x"
 
 
-def test_costs_are_as_the_protocol_says() -> None:
+def test_costs_match_the_protocol() -> None:
     assert (OVERHEAD, MAX_PART_BYTES) == (32, 65_536)
 
 
@@ -216,5 +216,5 @@ def test_no_address(text: str) -> None:
         PeerAddress.parse(text)
 
 
-def test_an_address_is_read_as_it_is_written() -> None:
+def test_an_address_is_parsed_as_formatted() -> None:
     assert str(PeerAddress.parse(" 203.0.113.5:49737 ")) == "203.0.113.5:49737"

@@ -32,13 +32,13 @@ def lookups(recovery: Recovery, start: float, end: float) -> list[float]:
     return [now for now, step in run(recovery, start, end) if isinstance(step, Lookup)]
 
 
-def test_a_lost_peer_is_dialled_at_once_and_then_every_three_seconds() -> None:
+def test_a_lost_peer_is_dialed_immediately_and_then_every_three_seconds() -> None:
     recovery = connected()
     recovery.closed(PEER, 100.0, wanted=True)
     assert dials(recovery, 100.0, 112.0) == [100.25, 100.75, 101.75, 103.75, 106.75, 109.75]
 
 
-def test_a_peer_away_for_minutes_is_dialled_still_but_less() -> None:
+def test_a_peer_lost_for_minutes_is_dialed_less_often() -> None:
     recovery = connected()
     recovery.closed(PEER, 0.0, wanted=True)
     assert 55 > len(dials(recovery, 0.0, 120.0)) > 35
@@ -46,7 +46,7 @@ def test_a_peer_away_for_minutes_is_dialled_still_but_less() -> None:
     assert 4 <= len(dials(recovery, 3600.0, 3900.0)) <= 6
 
 
-def test_a_peer_away_for_a_day_is_given_up() -> None:
+def test_a_peer_lost_for_a_day_is_forgotten() -> None:
     recovery = connected()
     recovery.closed(PEER, 0.0, wanted=True)
     assert recovery.lost == 1
@@ -62,7 +62,7 @@ def test_a_peer_away_for_a_day_is_given_up() -> None:
         pytest.param((OTHER,), True, id="of a topic that we have left"),
     ],
 )
-def test_who_cannot_or_shall_not_be_dialled_is_let_go(topics: tuple[bytes, ...], wanted: bool) -> None:
+def test_a_peer_that_cannot_or_must_not_be_dialed_is_forgotten(topics: tuple[bytes, ...], wanted: bool) -> None:
     recovery = Recovery()
     recovery.joined(TOPIC, 0.0)
     recovery.opened(PEER, topics)
@@ -70,7 +70,7 @@ def test_who_cannot_or_shall_not_be_dialled_is_let_go(topics: tuple[bytes, ...],
     assert dials(recovery, 1.0, 60.0) == []
 
 
-def test_a_peer_that_is_back_is_not_dialled() -> None:
+def test_a_reconnected_peer_is_not_dialed() -> None:
     recovery = connected()
     recovery.closed(PEER, 0.0, wanted=True)
     recovery.opened(PEER, ())
@@ -78,7 +78,7 @@ def test_a_peer_that_is_back_is_not_dialled() -> None:
     assert recovery.lost == 0
 
 
-def test_alone_we_look_around_often_and_in_company_rarely() -> None:
+def test_an_isolated_node_searches_often_and_a_connected_one_rarely() -> None:
     recovery = Recovery()
     recovery.joined(TOPIC, 0.0)
     alone = lookups(recovery, 0.0, 60.0)
@@ -88,14 +88,14 @@ def test_alone_we_look_around_often_and_in_company_rarely() -> None:
     assert len(lookups(recovery, 60.0, 660.0)) <= 6
 
 
-def test_alone_for_hours_we_look_around_less() -> None:
+def test_a_node_isolated_for_hours_searches_less_often() -> None:
     recovery = Recovery()
     recovery.joined(TOPIC, 0.0)
     run(recovery, 0.0, 7200.0, step=1.0)
     assert 18 <= len(lookups(recovery, 7200.0, 7800.0)) <= 21
 
 
-def test_without_a_network_nobody_is_dialled_and_when_it_is_back_everybody_at_once() -> None:
+def test_without_a_network_nobody_is_dialed_and_everyone_when_it_returns() -> None:
     recovery = connected()
     recovery.closed(PEER, 0.0, wanted=True)
     assert not recovery.probed(False)
@@ -105,7 +105,7 @@ def test_without_a_network_nobody_is_dialled_and_when_it_is_back_everybody_at_on
     assert recovery.due(70.0) == [Dial(PEER, TOPIC), Lookup(TOPIC)]
 
 
-def test_the_network_is_asked_after_only_while_somebody_is_missing() -> None:
+def test_the_network_is_only_checked_while_a_peer_is_missing() -> None:
     recovery = connected()
     assert not recovery.has_missing_peers
     recovery.closed(PEER, 0.0, wanted=True)
@@ -116,7 +116,7 @@ def test_the_network_is_asked_after_only_while_somebody_is_missing() -> None:
     assert recovery.has_missing_peers
 
 
-def test_a_wave_of_losses_is_dialled_a_few_at_a_time() -> None:
+def test_many_losses_are_redialed_a_few_at_a_time() -> None:
     recovery = Recovery()
     recovery.joined(TOPIC, 1000.0)
     for number in range(500):
@@ -127,7 +127,7 @@ def test_a_wave_of_losses_is_dialled_a_few_at_a_time() -> None:
     assert len(recovery.due(0.5)) <= 8
 
 
-def test_a_peer_that_never_answers_does_not_keep_the_others_from_being_dialled() -> None:
+def test_a_peer_that_never_answers_does_not_block_dialing_others() -> None:
     recovery = Recovery()
     recovery.joined(TOPIC, 1000.0)
     keys = [number.to_bytes(32, "big") for number in range(100)]
@@ -138,7 +138,7 @@ def test_a_peer_that_never_answers_does_not_keep_the_others_from_being_dialled()
     assert dialled == set(keys)
 
 
-def test_leaving_a_topic_forgets_who_was_lost_of_it() -> None:
+def test_leaving_a_topic_forgets_its_lost_peers() -> None:
     recovery = connected()
     recovery.closed(PEER, 0.0, wanted=True)
     recovery.left(TOPIC)

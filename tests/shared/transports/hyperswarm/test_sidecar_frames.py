@@ -16,7 +16,7 @@ def encode(sent: list[sidecar_frames.Frame]) -> bytes:
 
 
 @given(FRAMES, st.lists(st.integers(0, 2000), max_size=12))
-def test_split_anywhere_gives_the_same_frames(sent: list[sidecar_frames.Frame], cuts: list[int]) -> None:
+def test_splitting_anywhere_gives_the_same_frames(sent: list[sidecar_frames.Frame], cuts: list[int]) -> None:
     stream = encode(sent)
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     parser = sidecar_frames.SidecarParser()
@@ -24,20 +24,20 @@ def test_split_anywhere_gives_the_same_frames(sent: list[sidecar_frames.Frame], 
     assert found == sent
 
 
-def test_split_at_every_byte_gives_the_same_frames() -> None:
+def test_splitting_at_every_byte_gives_the_same_frames() -> None:
     sent = [(sidecar_frames.DATA, 7, b"hello"), (sidecar_frames.CLOSE, 1, b""), (sidecar_frames.PART, 2**32 - 1, bytes(300))]
     parser = sidecar_frames.SidecarParser()
     assert [frame for byte in encode(sent) for frame in parser.feed(bytes([byte]))] == sent
 
 
 @pytest.mark.parametrize("length", [0, 4, sidecar_frames.MAX_FRAME_BYTES + 1, 2**32 - 1])
-def test_a_length_that_no_frame_has_is_refused_before_anything_is_kept(length: int) -> None:
+def test_an_impossible_length_is_refused_before_anything_is_buffered(length: int) -> None:
     with pytest.raises(sidecar_frames.BadFrame):
         sidecar_frames.SidecarParser().feed(length.to_bytes(4, "little") + bytes(5))
 
 
 @given(st.binary(max_size=200))
-def test_garbage_is_refused_or_waits_for_more(garbage: bytes) -> None:
+def test_garbage_is_refused_or_incomplete(garbage: bytes) -> None:
     try:
         sidecar_frames.SidecarParser().feed(garbage)
     except sidecar_frames.BadFrame:

@@ -28,7 +28,7 @@ def asked() -> list[Request]:
     return []
 
 
-async def test_a_stock_client_is_answered_and_refused_and_our_own_wire_works_beside_it(asked: list[Request]) -> None:
+async def test_stock_requests_work_beside_our_own_protocol(asked: list[Request]) -> None:
     async def answer(request: Request) -> bytes:
         asked.append(request)
         if request.method != "shout":
@@ -48,7 +48,7 @@ async def test_a_stock_client_is_answered_and_refused_and_our_own_wire_works_bes
             assert await there.read() == b"x"
 
 
-async def test_a_request_under_way_does_not_hold_up_the_end_of_the_swarm(asked: list[Request]) -> None:
+async def test_a_running_request_does_not_delay_closing_the_swarm(asked: list[Request]) -> None:
     under_way = asyncio.Event()
 
     async def answer(request: Request) -> bytes:

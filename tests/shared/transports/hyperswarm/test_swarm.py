@@ -15,7 +15,7 @@ from tests.shared.transports.hyperswarm import swarms
 from tests.shared.transports.hyperswarm.swarms import local_swarm, meet, pair, take
 
 
-async def test_two_swarms_meet_by_topic_and_know_each_other() -> None:
+async def test_two_swarms_find_each_other_by_topic() -> None:
     topic = swarms.new_topic()
     async with pair() as (one, other):
         here, there = await meet(one, other, topic)
@@ -47,7 +47,7 @@ def test_messages_of_every_size_arrive_whole_and_in_order(loop: Callable[[], asy
         runner.run(talk())
 
 
-async def test_closing_tells_the_peer_and_what_was_sent_before_still_arrives() -> None:
+async def test_closing_notifies_the_peer_after_delivering_earlier_messages() -> None:
     async with pair() as (one, other):
         here, there = await meet(one, other)
         for number in range(200):
@@ -59,7 +59,7 @@ async def test_closing_tells_the_peer_and_what_was_sent_before_still_arrives() -
         assert (here.closed, there.closed) == ("enough", "")
 
 
-async def test_aborting_tells_the_peer_at_once() -> None:
+async def test_aborting_notifies_the_peer_immediately() -> None:
     async with pair() as (one, other):
         here, there = await meet(one, other)
         here.close("go away", abort=True)
@@ -69,7 +69,7 @@ async def test_aborting_tells_the_peer_at_once() -> None:
             there.send(b"x")
 
 
-async def test_a_swarm_that_is_closed_says_goodbye_and_ends_its_iteration() -> None:
+async def test_a_closed_swarm_notifies_its_peers_and_ends_its_iteration() -> None:
     nodes = dht.shared()
     async with local_swarm(nodes) as one:
         async with local_swarm(nodes) as other:
@@ -81,7 +81,7 @@ async def test_a_swarm_that_is_closed_says_goodbye_and_ends_its_iteration() -> N
             await here.wait_closed()
 
 
-async def test_a_peer_that_never_reads_blocks_the_sender_and_costs_neither_side_memory() -> None:
+async def test_a_peer_that_never_reads_blocks_the_sender_without_using_memory() -> None:
     async with pair() as (one, other):
         here, there = await meet(one, other)
         before = [(await swarm.stats()).rss_bytes for swarm in (one, other)]
@@ -104,7 +104,7 @@ async def test_a_peer_that_never_reads_blocks_the_sender_and_costs_neither_side_
             await here.drained()
 
 
-async def test_a_stranger_may_send_little_until_its_window_is_opened() -> None:
+async def test_an_unauthenticated_peer_may_send_little_until_the_window_is_opened() -> None:
     async with pair() as (one, other):
         topic = swarms.new_topic()
         await one.join(topic)
@@ -123,14 +123,14 @@ async def test_a_stranger_may_send_little_until_its_window_is_opened() -> None:
         await swarms.until(lambda: len(got) == 50)
 
 
-async def test_the_key_is_the_one_of_the_seed_and_stays() -> None:
+async def test_the_key_is_derived_from_the_seed_and_stays() -> None:
     seed = secrets.token_bytes(32)
     for _ in range(2):
         async with local_swarm(dht.shared(), seed=seed) as swarm:
             assert swarm.public_key == public_key(seed)
 
 
-async def test_a_connection_that_nobody_takes_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_that_nobody_accepts_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.transports.hyperswarm.connection_table.UNTAKEN_SECONDS", 0.1)
     async with pair() as (one, other):
         topic = swarms.new_topic()
@@ -142,7 +142,7 @@ async def test_a_connection_that_nobody_takes_is_closed(monkeypatch: pytest.Monk
             await there.wait_closed()
 
 
-async def test_more_connections_than_may_wait_are_turned_away() -> None:
+async def test_excess_pending_connections_are_refused() -> None:
     nodes = dht.shared()
     async with local_swarm(nodes, max_pending=1) as host:
         topic = swarms.new_topic()
@@ -158,7 +158,7 @@ async def test_more_connections_than_may_wait_are_turned_away() -> None:
             assert first.closed is None
 
 
-async def test_a_body_that_fails_fails_with_its_own_error_and_leaves_no_process() -> None:
+async def test_a_failing_body_keeps_its_error_and_leaves_no_process() -> None:
     pid = 0
     with pytest.raises(KeyError):
         async with local_swarm(dht.shared()) as swarm:
@@ -167,7 +167,7 @@ async def test_a_body_that_fails_fails_with_its_own_error_and_leaves_no_process(
     assert not swarms.is_running(pid)
 
 
-async def test_a_swarm_that_is_cancelled_while_it_opens_leaves_no_process() -> None:
+async def test_a_swarm_canceled_while_opening_leaves_no_process() -> None:
     before = children()
 
     async def open_one() -> None:
@@ -194,7 +194,7 @@ async def test_a_topic_has_32_bytes(topic: bytes) -> None:
         await swarm.join(topic)
 
 
-async def test_a_topic_may_be_joined_otherwise_left_and_joined_again() -> None:
+async def test_a_topic_may_be_rejoined_with_other_options() -> None:
     async with pair() as (one, other):
         topic = swarms.new_topic()
         await one.join(topic, server=False)

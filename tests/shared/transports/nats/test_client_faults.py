@@ -284,10 +284,10 @@ NATS_PY_DIFFERS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_our_client_is_as_good_as_new_after(name: str, tmp_path: Path) -> None:
+async def test_our_client_recovers_after_the_fault(name: str, tmp_path: Path) -> None:
     await FAULTS[name](our_client, tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name not in NATS_PY_DIFFERS])
-async def test_nats_py_is_as_good_as_new_after(name: str, tmp_path: Path) -> None:
+async def test_nats_py_recovers_after_the_fault(name: str, tmp_path: Path) -> None:
     await FAULTS[name](nats_py, tmp_path)

@@ -55,7 +55,7 @@ def session_of(server: ScriptedNats, transport: NatsTransport) -> ScriptedConnec
 # --- a late PONG --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_node_that_was_dialled_before_its_pong_came_is_not_mute_afterwards() -> None:
+async def test_a_node_dialed_before_its_pong_is_not_mute_afterwards() -> None:
     async with scripted_nats() as server, transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
         # Every PONG to a connection that has subscribed comes late.
         server.holds = lambda connection: bool(connection.subscriptions)
@@ -74,7 +74,7 @@ async def test_a_node_that_was_dialled_before_its_pong_came_is_not_mute_afterwar
             assert (await worker.dial(peer_of(caller))).closed is None
 
 
-async def test_after_every_reconnect_both_sides_can_dial_at_once() -> None:
+async def test_after_every_reconnect_both_sides_can_dial_immediately() -> None:
     async with scripted_nats() as server, transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
         for number in range(100):
             moved = (caller, worker)[number % 2]
@@ -93,7 +93,7 @@ def _dials(server: ScriptedNats, caller: NatsTransport, worker: NatsTransport, m
     return [other.dial(peer_of(moved))] if heard else []
 
 
-async def test_a_link_layer_that_cannot_write_is_trouble_until_it_can_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_link_layer_that_cannot_write_is_unhealthy_until_it_can_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nats_link, "STUCK_SECONDS", 0.1)
     async with scripted_nats() as server, transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
         node_transports = Transports(caller.trust, Directory(caller.now), caller, None, None)
@@ -116,7 +116,7 @@ async def test_a_link_layer_that_cannot_write_is_trouble_until_it_can_again(monk
         await until(lambda: [check.ok for check in node_transports.checks()] == [True], seconds=10)
 
 
-async def test_every_link_is_written_when_the_socket_fills_up_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_link_is_written_if_the_socket_fills_up_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nats_session, "HIGH_WATER_BYTES", 1)
     async with (
         scripted_nats() as server,
@@ -146,7 +146,7 @@ async def test_every_link_is_written_when_the_socket_fills_up_between_them(monke
         assert [link.closed for link in links] == [None] * len(links)
 
 
-async def test_a_link_writes_no_message_that_is_larger_than_the_server_takes() -> None:
+async def test_a_link_writes_no_message_above_the_servers_limit() -> None:
     async with scripted_nats() as server:
         server.max_payload = 160 * 1024
         async with transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
@@ -183,7 +183,7 @@ async def test_a_slow_login_leaves_one_connection_and_one_delivery(monkeypatch: 
         await until(lambda: not server.connections)
 
 
-async def test_close_during_the_login_leaves_no_connection() -> None:
+async def test_closing_during_the_login_leaves_no_connection() -> None:
     async with scripted_nats() as server:
         server.holds = lambda connection: True
         client = client_of(server)
@@ -198,7 +198,7 @@ async def test_close_during_the_login_leaves_no_connection() -> None:
         assert server.accepted == 1
 
 
-async def test_a_server_that_is_refused_after_the_login_keeps_no_connection() -> None:
+async def test_a_server_refused_after_the_login_keeps_no_connection() -> None:
     async with scripted_nats() as server:
         server.max_payload = 4096
         client = NatsClient(server.url, node_keys.NodeKey(node_keys.new_seed()), name="test", least_payload_bytes=8192)
@@ -208,7 +208,7 @@ async def test_a_server_that_is_refused_after_the_login_keeps_no_connection() ->
         await until(lambda: not server.connections)
 
 
-async def test_close_during_the_login_tries_no_further_server() -> None:
+async def test_closing_during_the_login_tries_no_other_server() -> None:
     async with scripted_nats() as first, scripted_nats() as second:
         first.holds = second.holds = lambda connection: True
         client = NatsClient(f"{first.url},{second.url}", node_keys.NodeKey(node_keys.new_seed()), name="test")
@@ -220,7 +220,7 @@ async def test_close_during_the_login_tries_no_further_server() -> None:
         assert first.accepted + second.accepted == 1
 
 
-async def test_close_during_a_reconnect_leaves_no_connection() -> None:
+async def test_closing_during_a_reconnect_leaves_no_connection() -> None:
     async with scripted_nats() as server:
         client = client_of(server)
         await client.connect(deadline_seconds=10)
@@ -236,7 +236,7 @@ async def test_close_during_a_reconnect_leaves_no_connection() -> None:
         assert server.accepted == 2
 
 
-async def test_a_server_that_lets_in_and_evicts_at_once_is_not_stormed() -> None:
+async def test_a_server_that_accepts_and_evicts_immediately_is_not_hammered() -> None:
     async with scripted_nats() as server:
         client = client_of(server)
         client.subscribe("a.b", lambda message: None)
@@ -271,7 +271,7 @@ async def _refused(client: NatsClient) -> None:
 # --- callbacks and PINGs ------------------------------------------------------------------------------------------------
 
 
-async def test_a_callback_that_raises_loses_its_message_and_no_other() -> None:
+async def test_a_raising_callback_only_loses_its_own_message() -> None:
     async with scripted_nats() as server:
         client = client_of(server)
         heard: list[bytes] = []
@@ -293,7 +293,7 @@ async def test_a_callback_that_raises_loses_its_message_and_no_other() -> None:
         await client.close()
 
 
-async def test_flush_waits_for_the_answer_to_its_own_ping() -> None:
+async def test_flush_waits_for_the_reply_to_its_own_ping() -> None:
     async with scripted_nats() as server:
         client = client_of(server)
         await client.connect(deadline_seconds=10)
@@ -339,7 +339,7 @@ def socket_under(transport: NatsTransport, monkeypatch: pytest.MonkeyPatch) -> S
     return socket
 
 
-async def test_what_many_links_send_in_one_turn_leaves_as_one_write_when_the_turn_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_writes_of_many_links_in_one_turn_leave_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted_nats() as server, transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
         links = [await caller.dial(peer_of(worker)) for _ in range(3)]
         with monkeypatch.context() as patch:

@@ -20,7 +20,7 @@ def message(payload: bytes) -> NatsMessage:
     return NatsMessage(1, b"a", b"", b"", payload)
 
 
-def test_what_both_connections_brought_is_delivered_once() -> None:
+def test_messages_from_both_connections_are_delivered_once() -> None:
     delivered: list[bytes] = []
     handover = Handover(lambda each: delivered.append(each.payload))
     for each in (b"1", b"2", b"2", b"3"):
@@ -31,7 +31,7 @@ def test_what_both_connections_brought_is_delivered_once() -> None:
     assert [each.payload for each in handover.remaining()] == [b"4", b"4"]
 
 
-async def test_the_client_learns_a_server_and_moves_to_it_without_being_lost() -> None:
+async def test_the_client_learns_of_a_server_and_moves_to_it_without_a_gap() -> None:
     async with scripted_nats() as first, scripted_nats() as second:
         client = NatsClient(first.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
         told: list[bool] = []
@@ -51,7 +51,7 @@ async def test_the_client_learns_a_server_and_moves_to_it_without_being_lost() -
             await client.close()
 
 
-async def test_a_new_server_that_dies_during_the_move_is_not_moved_to() -> None:
+async def test_a_new_server_that_dies_during_the_move_is_not_used() -> None:
     async with scripted_nats() as first, scripted_nats() as second:
         client = NatsClient(first.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
         heard: list[NatsMessage] = []
@@ -94,7 +94,7 @@ async def test_a_client_that_knows_no_other_server_stays() -> None:
             await client.close()
 
 
-async def test_a_link_of_the_mesh_outlives_its_server_in_a_real_cluster(tmp_path: Path) -> None:
+async def test_a_mesh_link_survives_its_server_in_a_real_cluster(tmp_path: Path) -> None:
     with cluster(tmp_path, 3) as servers:
         me = [LocalNode(MESH, role, node_keys.NodeKey(node_keys.new_seed()), "test") for role in (Role.GATEWAY, Role.WORKER)]
         caller, worker = (NatsTransport(each, servers[0].url) for each in me)

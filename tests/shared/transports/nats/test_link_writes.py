@@ -26,7 +26,7 @@ class Transport(NatsTransport):
     ],
     ids=["fewer wait for the end of the turn", "answers leave at once", "items are joined further"],
 )
-async def test_many_calls_leave_before_the_turn_ends(frames: list[Frame], left: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_calls_are_sent_before_the_turn_ends(frames: list[Frame], left: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     transport = Transport(LocalNode(MESH, Role.METRICS, node_keys.NodeKey(node_keys.new_seed()), "1"), "nats://127.0.0.1:1")
     link = NatsLink(transport, Peer(Role.GATEWAY, NodeId("0" * 64)), 1, dialled=False)
     seen: list[str] = []

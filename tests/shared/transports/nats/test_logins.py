@@ -93,7 +93,7 @@ async def test_a_credentials_file_logs_in_until_it_expires(tmp_path: Path) -> No
         server.kill()
 
 
-async def test_a_client_certificate_is_shown_to_a_server_that_wants_one(tmp_path: Path) -> None:
+async def test_a_client_certificate_is_sent_to_a_server_that_requires_one(tmp_path: Path) -> None:
     make_certificate(tmp_path, "127.0.0.1")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     tls = f'tls {{\n cert_file: "{cert}"\n key_file: "{key}"\n ca_file: "{cert}"\n verify: true\n}}'
@@ -118,13 +118,13 @@ async def test_a_client_certificate_is_shown_to_a_server_that_wants_one(tmp_path
         ("canary.example.org", "not an address"),
     ],
 )
-def test_an_address_of_which_a_part_would_be_ignored_is_refused(url: str, said: str) -> None:
+def test_an_address_with_ignored_parts_is_refused(url: str, said: str) -> None:
     with pytest.raises(errors.BadSettings, match=said) as refused:
         client_of(url)
     assert "canary" not in str(refused.value)
 
 
-def test_files_that_would_not_be_used_are_refused(tmp_path: Path) -> None:
+def test_unused_files_are_refused(tmp_path: Path) -> None:
     creds = Operator().credentials(tmp_path / "a.creds")
     make_certificate(tmp_path, "127.0.0.1")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -146,7 +146,7 @@ def test_files_that_would_not_be_used_are_refused(tmp_path: Path) -> None:
         client_of("nats://127.0.0.1:4222", creds=creds)
 
 
-async def test_a_server_that_takes_too_little_is_refused_with_both_figures(tmp_path: Path) -> None:
+async def test_a_server_with_too_low_a_limit_is_refused_with_both_figures(tmp_path: Path) -> None:
     server = server_with(tmp_path, "max_payload: 1MB")
     server.start()
     client = NatsClient(server.url, node_keys.NodeKey(node_keys.new_seed()), name="test", least_payload_bytes=128 * 1024)

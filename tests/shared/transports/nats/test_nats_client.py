@@ -39,7 +39,7 @@ async def connected(server: NatsServer, role: Role, key: Path | None = None) -> 
             await client.close()
 
 
-async def test_messages_go_both_ways_with_nats_py(server: NatsServer) -> None:
+async def test_messages_are_exchanged_with_nats_py(server: NatsServer) -> None:
     seed = server.key("metrics-key", Role.METRICS).read_text()
     async with connected(server, Role.GATEWAY) as ours:
         theirs = await nats.connect(server.url, nkeys_seed_str=seed)
@@ -70,14 +70,14 @@ async def test_messages_go_both_ways_with_nats_py(server: NatsServer) -> None:
         await theirs.close()
 
 
-async def test_a_key_that_the_server_does_not_know_is_refused_with_what_to_do(server: NatsServer) -> None:
+async def test_an_unknown_key_is_refused_with_a_hint(server: NatsServer) -> None:
     client = NatsClient(server.url, node_keys.NodeKey(node_keys.new_seed()), name="stranger")
     with pytest.raises(errors.Unavailable, match="refused this node's key") as refused:
         await client.connect(deadline_seconds=0.3)
     assert "aicli stack init" in refused.value.hint
 
 
-async def test_no_server_is_said_without_the_password_in_the_address() -> None:
+async def test_an_unreachable_server_is_reported_without_the_password() -> None:
     client = NatsClient("nats://user:secret@127.0.0.1:1", node_keys.NodeKey(node_keys.new_seed()), name="x")
     with pytest.raises(errors.Unavailable, match=r"no NATS server answers at nats://127\.0\.0\.1:1") as nobody:
         await client.connect(deadline_seconds=0.2)
@@ -94,7 +94,7 @@ async def test_a_forbidden_publish_leaves_the_connection_open(server: NatsServer
         assert ["aimesh.test.worker.X.auth.Y" in words for words in told] == [True]
 
 
-async def test_a_restarted_server_finds_every_subscription_again(server: NatsServer) -> None:
+async def test_a_restarted_server_gets_every_subscription_again(server: NatsServer) -> None:
     told: list[bool] = []
     async with connected(server, Role.AUTH) as client:
         client.on_connection = told.append
@@ -114,7 +114,7 @@ async def test_a_restarted_server_finds_every_subscription_again(server: NatsSer
         assert client.reconnects == 1
 
 
-async def test_of_several_servers_one_that_answers_is_enough(server: NatsServer) -> None:
+async def test_one_reachable_server_of_several_is_enough(server: NatsServer) -> None:
     key = server.key("auth-key", Role.AUTH)
     client = NatsClient(f"nats://127.0.0.1:1, {server.url}", node_keys.load(key), name="x")
     await client.connect(deadline_seconds=2)

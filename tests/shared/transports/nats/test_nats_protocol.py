@@ -32,18 +32,18 @@ OPERATIONS: list[Operation] = [
 ]
 
 
-def test_a_stream_is_read_whole() -> None:
+def test_a_stream_is_parsed_completely() -> None:
     assert NatsParser().feed(STREAM) == OPERATIONS
 
 
-def test_a_stream_split_at_any_byte_is_the_same() -> None:
+def test_a_stream_split_at_any_byte_is_parsed_the_same() -> None:
     for at in range(len(STREAM)):
         with case(at):
             parser = NatsParser()
             assert parser.feed(STREAM[:at]) + parser.feed(STREAM[at:]) == OPERATIONS
 
 
-def test_a_stream_byte_by_byte_is_the_same() -> None:
+def test_a_stream_byte_by_byte_is_parsed_the_same() -> None:
     parser = NatsParser()
     assert [one for at in range(len(STREAM)) for one in parser.feed(STREAM[at : at + 1])] == OPERATIONS
 
@@ -62,12 +62,12 @@ def test_a_stream_byte_by_byte_is_the_same() -> None:
         pytest.param(b"x" * (nats_protocol.MAX_LINE_BYTES + 1), id="a line without end"),
     ],
 )
-def test_what_no_server_would_send_ends_the_connection(data: bytes) -> None:
+def test_invalid_server_messages_end_the_connection(data: bytes) -> None:
     with pytest.raises(errors.ProtocolViolation, match="NATS server"):
         NatsParser().feed(data)
 
 
-def test_broken_streams_end_in_operations_or_in_a_refusal() -> None:
+def test_corrupted_streams_are_parsed_or_refused() -> None:
     rng = random.Random(1)
     for _ in range(20_000):
         data = bytearray(STREAM)
@@ -88,6 +88,6 @@ def test_what_a_client_sends() -> None:
     assert nats_protocol.unsubscribe(1) == b"UNSUB 1\r\n"
 
 
-def test_a_line_break_in_a_header_makes_no_second_header() -> None:
+def test_a_line_break_in_a_header_adds_no_second_header() -> None:
     block = nats_protocol.encode_headers({"error": "one\r\nadmin: yes"})
     assert nats_protocol.decode_headers(block) == {"error": "one admin: yes"}

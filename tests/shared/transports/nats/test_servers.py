@@ -12,7 +12,7 @@ def learned(url: str, connect_urls: tuple[str, ...], *, tls: bool = False) -> se
     return {str(server) for server in servers.in_random_order()} - {str(configured)}
 
 
-def test_addresses_are_read_with_their_credentials() -> None:
+def test_addresses_are_parsed_with_their_credentials() -> None:
     assert read_urls("nats://h, tls://a%40b:p%2Fq@[::1]:4333, nats://tok@h:1") == (
         ServerAddress("h", 4222, tls=False, certified_name="h"),
         ServerAddress("::1", 4333, tls=True, certified_name="::1", user="a@b", password="p/q"),
@@ -38,11 +38,11 @@ def test_servers_are_learned(url: str, connect_urls: tuple[str, ...], found: set
     assert learned(url, connect_urls, tls=url.startswith("tls")) == found
 
 
-def test_a_server_cannot_name_others_without_end() -> None:
+def test_a_server_cannot_name_endless_others() -> None:
     assert len(learned("nats://127.0.0.1:1", tuple(f"127.0.0.1:{port}" for port in range(2, 1000)))) == 64
 
 
-def test_a_learned_address_gets_the_same_credentials_and_the_name_to_check_the_certificate_against() -> None:
+def test_a_learned_address_gets_the_same_credentials_and_server_name() -> None:
     [configured] = read_urls("tls://alice:pw@nats.example.org")
     servers = ServerList((configured,))
     servers.learn(("10.0.0.2:4222", "b.example.org:4222"), by=configured, tls=True)

@@ -63,7 +63,7 @@ def client_of(server: NatsServer, ca_file: Path | None, scheme: str = "tls") -> 
 
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_a_private_authority_vouches_for_the_server(server: NatsServer, loop: object, scheme: str) -> None:
+def test_a_private_ca_is_accepted(server: NatsServer, loop: object, scheme: str) -> None:
     async def talk() -> None:
         client = client_of(server, server.folder / "cert.pem", scheme)
         await client.connect(deadline_seconds=5)
@@ -75,7 +75,7 @@ def test_a_private_authority_vouches_for_the_server(server: NatsServer, loop: ob
         runner.run(talk())
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(server: NatsServer) -> None:
+async def test_a_certificate_of_an_unknown_ca_is_refused(server: NatsServer) -> None:
     with pytest.raises(errors.Unavailable, match="certificate") as refused:
         await client_of(server, None).connect(deadline_seconds=0.1)
     assert "NATS_CA_FILE" in refused.value.hint
@@ -92,7 +92,7 @@ async def test_a_certificate_for_another_host_is_refused() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "no certificate"])
-async def test_an_authority_file_that_cannot_be_used_is_named(tmp_path: Path, text: str | None) -> None:
+async def test_an_unusable_ca_file_is_named(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "ca.pem"
     if text is not None:
         file.write_text(text)

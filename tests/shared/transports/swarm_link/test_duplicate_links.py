@@ -9,19 +9,19 @@ from shared.types import NodeId
 NODE, OTHER = NodeId("UONE"), NodeId("UTWO")
 
 
-def test_a_restart_and_an_outage_are_no_contest() -> None:
+def test_a_restart_and_an_outage_are_not_duplicates() -> None:
     seen = DuplicateLinks()
     assert not any(seen.opened(NODE, at) for at in (0.0, 1.0, 30.0, 31.0, 55.0))
     assert not any(seen.opened(NODE, 100 + 20.0 * turn) for turn in range(50))
 
 
-def test_two_that_push_each_other_out_are_told_once_in_a_while() -> None:
+def test_two_nodes_that_replace_each_other_are_reported_once_in_a_while() -> None:
     seen = DuplicateLinks()
     told = [turn for turn in range(int(QUIET_SECONDS) + 20) if seen.opened(NODE, float(turn))]
     assert told == [MOST_LINKS - 1, MOST_LINKS - 1 + int(QUIET_SECONDS)]
 
 
-def test_nodes_are_counted_each_for_itself_and_only_within_the_window() -> None:
+def test_nodes_are_counted_separately_and_only_within_the_window() -> None:
     seen = DuplicateLinks()
     for turn in range(MOST_LINKS - 1):
         assert not seen.opened(NODE, float(turn))
@@ -30,7 +30,7 @@ def test_nodes_are_counted_each_for_itself_and_only_within_the_window() -> None:
     assert seen.opened(OTHER, WINDOW_SECONDS)
 
 
-def test_keys_without_end_fill_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_keys_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicate_links, "MAX_NODES", 10)
     seen = DuplicateLinks()
     for number in range(100):

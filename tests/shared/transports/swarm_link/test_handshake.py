@@ -36,7 +36,7 @@ from tests.testnet import until
 # --- opening ------------------------------------------------------------------------------------------------------------
 
 
-async def test_two_certified_nodes_have_a_link_once_both_have_shown_it() -> None:
+async def test_two_certified_nodes_link_after_showing_their_certificates() -> None:
     mesh, clock = new_authority(), Clock()
     worker_key = new_key()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh, worker_key), clock) as worker:
@@ -59,7 +59,7 @@ async def test_two_certified_nodes_have_a_link_once_both_have_shown_it() -> None
         assert len(ours.sent) == 2, "the HELLO, and one write for the frames of one turn"
 
 
-async def test_both_sides_number_their_calls_apart() -> None:
+async def test_each_side_numbers_its_own_calls() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.AUTH, mesh), clock) as auth:
         connect(gateway.swarm, auth.swarm)
@@ -67,7 +67,7 @@ async def test_both_sides_number_their_calls_apart() -> None:
         assert gateway.link_to(auth).dialled is not auth.link_to(gateway).dialled
 
 
-async def test_a_connection_that_carries_no_hello_is_dropped_in_time() -> None:
+async def test_a_connection_without_a_hello_is_dropped_in_time() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
         theirs = stranger_at(gateway)
@@ -92,7 +92,7 @@ async def test_a_connection_that_carries_no_hello_is_dropped_in_time() -> None:
         pytest.param(wire.encode([Call(1, "auth.loginUser", 1000, b"")]), id="a call"),
     ],
 )
-async def test_what_is_no_hello_ends_the_connection(body: bytes) -> None:
+async def test_an_invalid_hello_ends_the_connection(body: bytes) -> None:
     async with member(certified(Role.GATEWAY, new_authority()), Clock()) as gateway:
         theirs = stranger_at(gateway)
         theirs.send(body)
@@ -104,7 +104,7 @@ async def test_what_is_no_hello_ends_the_connection(body: bytes) -> None:
         assert refusal.role is None
 
 
-async def test_more_than_4_kib_with_a_good_hello_are_not_read() -> None:
+async def test_more_than_4_kib_with_a_valid_hello_are_not_read() -> None:
     mesh = new_authority()
     trust = certified(Role.WORKER, mesh)
     async with member(certified(Role.GATEWAY, mesh), Clock()) as gateway:
@@ -116,7 +116,7 @@ async def test_more_than_4_kib_with_a_good_hello_are_not_read() -> None:
         assert "over the limit of 4096" in refusal.why.message
 
 
-async def test_what_came_with_the_hello_and_behind_it_is_read_in_order() -> None:
+async def test_data_after_the_hello_is_read_in_order() -> None:
     mesh, clock = new_authority(), Clock()
     trust = certified(Role.WORKER, mesh)
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
@@ -134,7 +134,7 @@ async def test_what_came_with_the_hello_and_behind_it_is_read_in_order() -> None
         assert received == [Goaway("1"), Goaway("2"), Goaway("3")]
 
 
-async def test_a_hello_of_another_connection_opens_nothing() -> None:
+async def test_a_hello_of_another_connection_is_refused() -> None:
     """Whoever records a HELLO cannot use it again, not even on the way to the same node."""
     mesh, clock = new_authority(), Clock()
     trust = certified(Role.WORKER, mesh)
@@ -147,7 +147,7 @@ async def test_a_hello_of_another_connection_opens_nothing() -> None:
         assert not gateway.links
 
 
-async def test_a_certificate_under_a_foreign_key_opens_nothing() -> None:
+async def test_a_certificate_under_another_key_is_refused() -> None:
     mesh, clock = new_authority(), Clock()
     worker, thief = certified(Role.WORKER, mesh), Trust(new_key(), Role.WORKER, (mesh.id,))
     thief.certificate = worker.certificate
@@ -161,7 +161,7 @@ async def test_a_certificate_under_a_foreign_key_opens_nothing() -> None:
         assert theirs.peer.aborted, "nothing is said to him"
 
 
-async def test_a_node_of_another_mesh_gets_nothing_to_hear() -> None:
+async def test_a_node_of_another_mesh_gets_no_reply() -> None:
     clock = Clock()
     async with (
         member(certified(Role.GATEWAY, new_authority()), clock) as gateway,
@@ -176,7 +176,7 @@ async def test_a_node_of_another_mesh_gets_nothing_to_hear() -> None:
 # --- newcomers ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_newcomer_speaks_to_auth_and_to_nobody_else() -> None:
+async def test_a_newcomer_may_only_call_auth() -> None:
     mesh, clock = new_authority(), Clock()
     for role in (Role.GATEWAY, Role.WORKER, Role.METRICS, Role.CLIENT):
         async with (
@@ -195,7 +195,7 @@ async def test_a_newcomer_speaks_to_auth_and_to_nobody_else() -> None:
         assert auth.link_to(newcomer).peer.role is Role.NEWCOMER
 
 
-async def test_a_newcomer_says_nothing_to_an_auth_of_another_ca() -> None:
+async def test_a_newcomer_sends_nothing_to_an_auth_of_another_ca() -> None:
     clock = Clock()
     async with (
         member(Trust(new_key(), Role.NEWCOMER, (new_authority().id,)), clock) as newcomer,
@@ -208,7 +208,7 @@ async def test_a_newcomer_says_nothing_to_an_auth_of_another_ca() -> None:
         assert not newcomer.links
 
 
-async def test_a_newcomer_leaves_when_its_time_is_up_or_when_it_says_too_much() -> None:
+async def test_a_newcomer_is_disconnected_when_it_exceeds_its_time_or_size() -> None:
     mesh, clock = new_authority(), Clock()
     async with (
         member(certified(Role.AUTH, mesh), clock) as auth,
@@ -230,7 +230,7 @@ async def test_a_newcomer_leaves_when_its_time_is_up_or_when_it_says_too_much() 
         assert isinstance(link.closed, errors.CertificateExpired)
 
 
-async def test_a_few_newcomers_may_be_there_at_once() -> None:
+async def test_the_number_of_newcomers_is_limited() -> None:
     mesh, clock = new_authority(), Clock()
     async with contextlib.AsyncExitStack() as stack:
         auth = await stack.enter_async_context(member(certified(Role.AUTH, mesh), clock))
@@ -246,7 +246,7 @@ async def test_a_few_newcomers_may_be_there_at_once() -> None:
         assert auth.link_to(worker), "who is certified is not one of them"
 
 
-async def test_a_node_whose_certificate_has_ended_comes_to_auth_as_a_newcomer_and_others_say_why_not() -> None:
+async def test_a_node_with_an_expired_certificate_reaches_auth_as_a_newcomer_and_others_say_why_not() -> None:
     mesh, clock = new_authority(), Clock()
     sleeper = certified(Role.WORKER, mesh, now=NOW - 3 * 86_400)
     async with (
@@ -275,7 +275,7 @@ async def test_a_node_whose_certificate_has_ended_comes_to_auth_as_a_newcomer_an
 # --- strangers (T13) ----------------------------------------------------------------------------------------------------
 
 
-async def test_five_hundred_strangers_reach_nothing_and_known_nodes_do_not_wait() -> None:
+async def test_five_hundred_unauthenticated_peers_reach_nothing_and_delay_no_known_node() -> None:
     mesh, clock = new_authority(), Clock()
     async with contextlib.AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(member(certified(Role.GATEWAY, mesh), clock))
@@ -315,7 +315,7 @@ async def test_five_hundred_strangers_reach_nothing_and_known_nodes_do_not_wait(
         assert gateway.transport.find(fresh.me.id), "and has its turn when they are gone"
 
 
-async def test_a_key_that_was_just_refused_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_that_was_just_refused_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh, clock = new_authority(), Clock()
     rogue = certified(Role.WORKER, new_authority())
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
@@ -334,7 +334,7 @@ async def test_a_key_that_was_just_refused_is_not_looked_at_again(monkeypatch: p
         assert REFUSED_SECONDS == 5
 
 
-async def test_nodes_with_nothing_to_say_to_each_other_keep_an_unused_connection() -> None:
+async def test_nodes_that_may_not_call_each_other_keep_an_unused_connection() -> None:
     """Closed, it would be dialled again without end: two gateways meet wherever gateways announce themselves."""
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as one, member(certified(Role.GATEWAY, mesh), clock) as other:

@@ -21,7 +21,7 @@ def let_in(found: HandshakeLimits, number: int, now: float = 0) -> HandshakeAtte
     return visit
 
 
-def test_strangers_are_few_and_the_known_are_not_counted() -> None:
+def test_unauthenticated_peers_are_limited_and_known_ones_are_not_counted() -> None:
     found = HandshakeLimits()
     found.welcome(let_in(found, 0))
     visits = [let_in(found, number) for number in range(1, MAX_PENDING + 1)]
@@ -35,7 +35,7 @@ def test_strangers_are_few_and_the_known_are_not_counted() -> None:
     let_in(found, 1003)
 
 
-def test_a_visit_that_ends_twice_is_counted_once() -> None:
+def test_an_attempt_that_ends_twice_is_counted_once() -> None:
     found = HandshakeLimits()
     visit = let_in(found, 1)
     found.leave(visit)
@@ -45,7 +45,7 @@ def test_a_visit_that_ends_twice_is_counted_once() -> None:
     assert found.arrive(key(99), 0) is None
 
 
-def test_a_refused_key_waits_whoever_it_was() -> None:
+def test_a_refused_key_must_wait_whoever_it_is() -> None:
     found = HandshakeLimits()
     for number in (1, 2):
         if number == 1:
@@ -55,7 +55,7 @@ def test_a_refused_key_waits_whoever_it_was() -> None:
         assert found.arrive(key(number), 100 + REFUSED_SECONDS) is not None
 
 
-def test_what_is_remembered_is_bounded_the_oldest_first() -> None:
+def test_memory_is_bounded_and_the_oldest_is_dropped() -> None:
     found = HandshakeLimits()
     for number in range(MAX_KNOWN + 1):
         found.welcome(let_in(found, number))

@@ -49,7 +49,7 @@ async def linked(one: Member, other: Member) -> None:
     assert both(), (one.refusals, other.refusals, one.unreachable, other.unreachable, one.transport.trouble, other.transport.trouble)
 
 
-async def test_a_worker_finds_its_gateway_carries_a_stream_and_comes_back_after_its_sidecar_died() -> None:
+async def test_a_worker_finds_its_gateway_streams_and_returns_after_its_sidecar_died() -> None:
     mesh = new_authority()
     async with dht() as bootstrap, running(certified(Role.GATEWAY, mesh), bootstrap) as gateway:
         async with running(certified(Role.WORKER, mesh), bootstrap) as worker:
@@ -84,7 +84,7 @@ async def test_a_worker_finds_its_gateway_carries_a_stream_and_comes_back_after_
         assert "this node is stopping" in gateway.lost[-1].message
 
 
-async def test_a_newcomer_meets_auth_at_the_enrolment_topic_and_a_revoked_node_is_gone_at_once() -> None:
+async def test_a_newcomer_meets_auth_at_the_enrollment_topic_and_a_revoked_node_is_gone_immediately() -> None:
     mesh = new_authority()
     enrolment = topics.enrollment_topic(mesh.id.encode())
     async with (
@@ -121,7 +121,7 @@ def listen(to: Member) -> list[Event]:
     return heard
 
 
-async def test_gateways_that_meet_have_no_link_and_do_not_dial_each_other_for_ever() -> None:
+async def test_gateways_that_meet_do_not_link_or_redial_each_other_forever() -> None:
     mesh = new_authority()
     async with (
         dht() as bootstrap,

@@ -29,7 +29,7 @@ TOPIC = bytes(32)
 # --- certificates end, nodes are revoked --------------------------------------------------------------------------------
 
 
-async def test_a_revoked_node_is_cut_off_told_why_and_shut_out() -> None:
+async def test_a_revoked_node_is_disconnected_with_the_reason_and_blocked() -> None:
     mesh, clock = new_authority(), Clock()
     profile = new_key()
     client_trust = certified(Role.CLIENT, mesh, profile)
@@ -63,7 +63,7 @@ async def test_a_revoked_node_is_cut_off_told_why_and_shut_out() -> None:
         assert gateway.refusals[-1].role is Role.CLIENT
 
 
-async def test_who_has_left_the_list_is_let_in_again() -> None:
+async def test_a_node_removed_from_the_revocation_list_is_admitted_again() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
         gateway.trust.take_list(certificates.issue_list(mesh, 1, 1, (new_key().id,), NOW))
@@ -73,7 +73,7 @@ async def test_who_has_left_the_list_is_let_in_again() -> None:
         await until(lambda: not gateway.swarm.firewall.denied, seconds=2)
 
 
-async def test_a_new_certificate_moves_the_end_of_an_open_link() -> None:
+async def test_a_new_certificate_extends_an_open_link() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         connect(worker.swarm, gateway.swarm)
@@ -94,7 +94,7 @@ async def test_a_new_certificate_moves_the_end_of_an_open_link() -> None:
         assert isinstance(link.closed, errors.CertificateExpired)
 
 
-async def test_a_worse_hello_on_an_open_link_breaks_the_protocol() -> None:
+async def test_a_weaker_hello_on_an_open_link_violates_the_protocol() -> None:
     mesh, clock = new_authority(), Clock()
     for subject, at, says in [
         (Subject, NOW - 3600, "older certificate"),
@@ -115,7 +115,7 @@ async def test_a_worse_hello_on_an_open_link_breaks_the_protocol() -> None:
             assert says in why.message
 
 
-async def test_the_hello_of_another_link_breaks_an_open_one() -> None:
+async def test_a_hello_of_another_link_ends_an_open_one() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         ours, _ = connect(worker.swarm, gateway.swarm)
@@ -126,7 +126,7 @@ async def test_the_hello_of_another_link_breaks_an_open_one() -> None:
 
 
 @pytest.mark.parametrize("offset", [-600, 600])
-async def test_a_clock_that_is_off_is_remembered_where_the_certificate_is_still_good(offset: float) -> None:
+async def test_clock_skew_is_remembered_while_the_certificate_is_still_valid(offset: float) -> None:
     mesh, clock, other = new_authority(), Clock(), Clock()
     other.now += offset
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), other) as worker:
@@ -138,7 +138,7 @@ async def test_a_clock_that_is_off_is_remembered_where_the_certificate_is_still_
         assert (link.clock_offset_seconds, back.clock_offset_seconds) == (offset, -offset)
 
 
-async def test_a_clock_that_is_too_far_off_is_named_in_the_refusal() -> None:
+async def test_too_much_clock_skew_is_named_in_the_refusal() -> None:
     mesh, clock, other = new_authority(), Clock(), Clock()
     other.now -= 12 * 60
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), other) as worker:
@@ -149,7 +149,7 @@ async def test_a_clock_that_is_too_far_off_is_named_in_the_refusal() -> None:
         assert (refusal.why.message, refusal.role) == ("its clock is 12 min ahead of ours", Role.GATEWAY)
 
 
-async def test_a_higher_number_of_the_revocation_list_is_told() -> None:
+async def test_a_higher_revocation_list_number_is_reported() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         gateway.trust.take_list(certificates.issue_list(mesh, 3, 1, (), NOW))
@@ -171,7 +171,7 @@ async def test_a_higher_number_of_the_revocation_list_is_told() -> None:
 # --- announcements ------------------------------------------------------------------------------------------------------
 
 
-async def test_announcements_go_to_those_who_may_see_them_and_to_no_call() -> None:
+async def test_announcements_go_to_nodes_that_may_see_them_and_to_no_call() -> None:
     mesh, clock = new_authority(), Clock()
     async with (
         member(certified(Role.GATEWAY, mesh), clock) as gateway,
@@ -199,7 +199,7 @@ async def test_announcements_go_to_those_who_may_see_them_and_to_no_call() -> No
         pytest.param(Role.WORKER, bytes(17_000), id="one that is too long"),
     ],
 )
-async def test_an_announcement_that_may_not_be_breaks_the_protocol(role: Role, body: bytes) -> None:
+async def test_a_forbidden_announcement_violates_the_protocol(role: Role, body: bytes) -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(role, mesh), clock) as other:
         connect(other.swarm, gateway.swarm)
@@ -210,7 +210,7 @@ async def test_an_announcement_that_may_not_be_breaks_the_protocol(role: Role, b
         assert gateway.announcements == []
 
 
-async def test_an_announcement_that_cannot_be_read_ends_its_link() -> None:
+async def test_an_unreadable_announcement_ends_its_link() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
 
@@ -228,7 +228,7 @@ async def test_an_announcement_that_cannot_be_read_ends_its_link() -> None:
 # --- flow ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_peer_that_does_not_read_holds_up_the_sender_and_then_gets_all_of_it() -> None:
+async def test_a_peer_that_stops_reading_pauses_the_sender_and_then_gets_everything() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         ours, theirs = connect(worker.swarm, gateway.swarm)
@@ -254,7 +254,7 @@ async def test_a_peer_that_does_not_read_holds_up_the_sender_and_then_gets_all_o
         assert [int(frame.body[:8]) for frame in received if isinstance(frame, Item)] == list(range(count))
 
 
-async def test_a_peer_that_talks_and_never_reads_is_left() -> None:
+async def test_a_peer_that_sends_but_never_reads_is_disconnected() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         _, theirs = connect(worker.swarm, gateway.swarm)
@@ -273,7 +273,7 @@ async def test_a_peer_that_talks_and_never_reads_is_left() -> None:
         assert link.unsent_bytes < 2 * 1024 * 1024
 
 
-async def test_frames_that_are_longer_than_they_looked_leave_as_several_writes() -> None:
+async def test_frames_longer_than_estimated_are_sent_as_several_writes() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         ours, _ = connect(worker.swarm, gateway.swarm)
@@ -289,7 +289,7 @@ async def test_frames_that_are_longer_than_they_looked_leave_as_several_writes()
         assert all(len(message) <= wire.MAX_WRITE_BYTES for message in ours.sent)
 
 
-async def test_what_is_not_frames_ends_the_link_with_a_word() -> None:
+async def test_invalid_frames_end_the_link_with_a_reason() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         ours, _ = connect(worker.swarm, gateway.swarm)
@@ -303,7 +303,7 @@ async def test_what_is_not_frames_ends_the_link_with_a_word() -> None:
 # --- life ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_newer_connection_of_a_node_takes_the_place_of_the_old_one() -> None:
+async def test_a_newer_connection_of_a_node_replaces_the_old_one() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         connect(worker.swarm, gateway.swarm)
@@ -316,7 +316,7 @@ async def test_a_newer_connection_of_a_node_takes_the_place_of_the_old_one() -> 
         assert gateway.link_to(worker).closed is None
 
 
-async def test_a_lost_connection_ends_its_link_and_silence_is_told_apart() -> None:
+async def test_a_lost_connection_ends_its_link_and_is_told_from_silence() -> None:
     mesh, clock = new_authority(), Clock()
     for reason, is_silence in [
         ("", False),
@@ -335,7 +335,7 @@ async def test_a_lost_connection_ends_its_link_and_silence_is_told_apart() -> No
             assert worker.transport.find(gateway.id) is None
 
 
-async def test_silence_is_found_out_by_the_link_itself() -> None:
+async def test_a_link_detects_silence_itself() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         connect(worker.swarm, gateway.swarm)
@@ -347,7 +347,7 @@ async def test_silence_is_found_out_by_the_link_itself() -> None:
         assert link.fell_silent
 
 
-async def test_a_link_pings_once_a_second_however_often_it_is_looked_at() -> None:
+async def test_a_link_pings_once_a_second_however_often_it_is_checked() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         connect(worker.swarm, gateway.swarm)
@@ -360,7 +360,7 @@ async def test_a_link_pings_once_a_second_however_often_it_is_looked_at() -> Non
         assert sum(isinstance(frame, Ping) for frame in frames_of(link.connection)) == 3  # type: ignore[arg-type]  # a fake
 
 
-async def test_closing_tells_the_peers_and_takes_no_more() -> None:
+async def test_closing_notifies_the_peers_and_accepts_no_more() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         connect(worker.swarm, gateway.swarm)
@@ -375,7 +375,7 @@ async def test_closing_tells_the_peers_and_takes_no_more() -> None:
         assert gateway.trust.on_revoked == []
 
 
-async def test_the_end_of_run_says_goodbye() -> None:
+async def test_the_end_of_run_sends_a_goodbye() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.WORKER, mesh), clock) as worker:
         async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
@@ -386,7 +386,7 @@ async def test_the_end_of_run_says_goodbye() -> None:
         assert gateway.attached == [True, False]
 
 
-async def test_a_silenced_node_says_nothing_more() -> None:
+async def test_a_silenced_node_sends_nothing_more() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         ours, _ = connect(worker.swarm, gateway.swarm)
@@ -401,7 +401,7 @@ async def test_a_silenced_node_says_nothing_more() -> None:
 # --- the swarm ----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_meetings_are_kept_as_they_are_wanted() -> None:
+async def test_topics_are_joined_as_requested() -> None:
     a, b = b"a" * 32, b"b" * 32
     swarm = FakeSwarm(new_key())
     async with member(certified(Role.GATEWAY, new_authority()), Clock(), swarm) as gateway:
@@ -413,7 +413,7 @@ async def test_the_meetings_are_kept_as_they_are_wanted() -> None:
         assert swarm.joined == {b: (True, True)}
 
 
-async def test_a_command_that_the_sidecar_did_not_take_is_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_command_that_the_sidecar_rejected_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport_module, "AGAIN_SECONDS", 0.01)
     swarm = FakeSwarm(new_key())
     async with member(certified(Role.GATEWAY, new_authority()), Clock(), swarm) as gateway:
@@ -423,7 +423,7 @@ async def test_a_command_that_the_sidecar_did_not_take_is_given_again(monkeypatc
         await until(lambda: TOPIC in swarm.joined)
 
 
-async def test_a_swarm_that_does_not_start_is_tried_again_and_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_swarm_that_fails_to_start_is_retried_with_the_error_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport_module, "RESTART_BACKOFF", Backoff(0.01, 30))
     swarm = FakeSwarm(new_key(), broken=NodeMissing("Node.js is not there", hint="run `make setup`"))
     async with member(certified(Role.GATEWAY, new_authority()), Clock(), swarm) as gateway:
@@ -442,7 +442,7 @@ async def test_a_swarm_that_does_not_start_is_tried_again_and_says_what_is_wrong
         assert gateway.attached == [True, False, True, False, True]
 
 
-async def test_who_did_not_answer_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_that_did_not_answer_is_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport_module, "TICK_SECONDS", 0.01)
     swarm = FakeSwarm(new_key())
     async with member(certified(Role.WORKER, new_authority()), Clock(), swarm) as worker:
@@ -455,7 +455,7 @@ async def test_who_did_not_answer_is_looked_for_again(monkeypatch: pytest.Monkey
         await until(lambda: swarm.refreshed == [TOPIC])
 
 
-async def test_paths_and_failed_dials_are_told_in_plain_words() -> None:
+async def test_paths_and_failed_dials_are_described_plainly() -> None:
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
         ours, _ = connect(worker.swarm, gateway.swarm)
@@ -477,7 +477,7 @@ async def test_paths_and_failed_dials_are_told_in_plain_words() -> None:
         ]
 
 
-async def test_a_refusal_shows_nothing_that_moves_a_terminal() -> None:
+async def test_a_refusal_contains_no_terminal_control_characters() -> None:
     mesh, clock = new_authority(), Clock()
     late = certified(Role.WORKER, mesh, now=NOW - 2 * 86_400)
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway:

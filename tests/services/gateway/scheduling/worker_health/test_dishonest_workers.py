@@ -15,7 +15,7 @@ from tests.services.gateway.fakes import USER, FakeDirectory, node_id
 LIAR, OTHER = node_id(1), node_id(2)
 
 
-def test_the_third_strike_within_an_hour_puts_away_for_an_hour() -> None:
+def test_the_third_strike_within_an_hour_starts_a_quarantine_of_an_hour() -> None:
     known = DishonestWorkers()
     assert [known.strike(LIAR, now) for now in (0.0, 1.0, 2.0)] == [False, False, True]
     assert known.seconds_left(LIAR, 2.0) == QUARANTINE_SECONDS
@@ -27,12 +27,12 @@ def test_the_third_strike_within_an_hour_puts_away_for_an_hour() -> None:
     assert [known.strike(LIAR, back_at + more) for more in (0.0, 1.0, 2.0)] == [False, False, True]
 
 
-def test_strikes_are_forgotten_one_by_one() -> None:
+def test_strikes_expire_one_by_one() -> None:
     known = DishonestWorkers()
     assert not any(known.strike(LIAR, number * (WITHIN_SECONDS / 2 + 1)) for number in range(10))
 
 
-def test_what_all_gateways_know_holds_here() -> None:
+def test_quarantines_of_other_gateways_apply() -> None:
     known = DishonestWorkers()
     known.strike(LIAR, 0.0)
     known.learn({OTHER: 50.0}, 1.0)
@@ -65,11 +65,11 @@ def test_what_all_gateways_know_holds_here() -> None:
         pytest.param(5000, 0, 1, False, id="nobody can tell: no ids came"),
     ],
 )
-def test_what_is_wrong(claimed: int, came: int, answers: int, wrong: bool) -> None:
+def test_which_counts_are_wrong(claimed: int, came: int, answers: int, wrong: bool) -> None:
     assert worker_records.is_wrong(claimed, came, answers) == wrong
 
 
-def test_who_is_in_quarantine_is_no_candidate_and_the_reason_is_told() -> None:
+def test_a_quarantined_worker_is_not_eligible_and_the_error_says_why() -> None:
     known, directory, requirements = WorkerStats(), FakeDirectory(), WorkerRequirements(ModelName("m"), USER, USER, 1, 1)
     for number in (1, 2):
         directory.worker(number, "m")
@@ -88,7 +88,7 @@ def test_who_is_in_quarantine_is_no_candidate_and_the_reason_is_told() -> None:
     )
 
 
-def test_another_process_of_the_same_machine_stays_in_quarantine() -> None:
+def test_a_restarted_worker_stays_in_quarantine() -> None:
     known, directory = WorkerStats(), FakeDirectory()
     directory.worker(1, "m")
     (entry,) = directory.usable(Role.WORKER)

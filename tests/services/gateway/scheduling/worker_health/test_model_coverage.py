@@ -26,7 +26,7 @@ def mesh() -> Mesh:
     return Mesh()
 
 
-def test_each_model_has_as_many_workers_as_could_serve_it_now(mesh: Mesh) -> None:
+def test_each_model_counts_the_workers_that_could_serve_it(mesh: Mesh) -> None:
     assert mesh.count() == {"phi": 2, "llama3": 1}
     mesh.workers.worker(2, "phi", not_ready="paused by its owner")
     assert mesh.count() == {"phi": 1, "llama3": 1}
@@ -37,7 +37,7 @@ def test_each_model_has_as_many_workers_as_could_serve_it_now(mesh: Mesh) -> Non
     assert mesh.count() == {"phi": 1, "llama3": 0}
 
 
-def test_a_model_whose_last_worker_went_is_missed_for_a_day(mesh: Mesh) -> None:
+def test_a_model_without_workers_is_reported_for_a_day(mesh: Mesh) -> None:
     mesh.count()
     mesh.workers.mark_gone(node_id(1), "silent for 6 s")
     assert mesh.count() == {"phi": 1, "llama3": 0}
@@ -45,7 +45,7 @@ def test_a_model_whose_last_worker_went_is_missed_for_a_day(mesh: Mesh) -> None:
     assert mesh.count(after=20) == {"phi": 1}
 
 
-def test_a_model_whose_engine_failed_is_missed(mesh: Mesh) -> None:
+def test_a_model_whose_engine_failed_is_reported_as_missing(mesh: Mesh) -> None:
     mesh.count()
     failed = ModelOffer(LLAMA, 2048, ready=False)
     mesh.workers.worker(1, "phi")
@@ -57,19 +57,19 @@ def test_a_model_whose_engine_failed_is_missed(mesh: Mesh) -> None:
     assert mesh.count() == {"phi": 2, "llama3": 0}
 
 
-def test_a_model_that_was_taken_away_from_a_worker_that_is_well_is_not_missed(mesh: Mesh) -> None:
+def test_a_model_removed_from_a_healthy_worker_is_not_reported(mesh: Mesh) -> None:
     mesh.count()
     mesh.workers.worker(1, "phi")
     assert mesh.count() == {"phi": 2}
 
 
-def test_a_model_is_missed_while_its_worker_starts_again_and_has_not_said_what_it_has(mesh: Mesh) -> None:
+def test_a_model_is_reported_as_missing_while_its_worker_restarts(mesh: Mesh) -> None:
     mesh.count()
     mesh.workers.worker(1, not_ready="no model is ready yet")
     assert mesh.count() == {"phi": 1, "llama3": 0}
 
 
-def test_names_that_workers_make_up_are_bounded(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_counted_models_is_bounded(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_coverage, "MAX_MODELS", 3)
     mesh.count()
     mesh.workers.worker(3, *(f"m{number}" for number in range(10)))

@@ -36,7 +36,7 @@ def left(gateway: Quarantine, node: NodeId = LIAR) -> float:
     return gateway.dishonest_workers.seconds_left(node, 100.0)
 
 
-async def test_strikes_of_all_gateways_add_up_and_outlive_them(site: Site) -> None:
+async def test_strikes_of_all_gateways_add_up_and_survive_restarts(site: Site) -> None:
     first, second = site.gateway(), site.gateway()
     for gateway in (first, second, first):
         assert not left(first)
@@ -54,7 +54,7 @@ async def test_strikes_of_all_gateways_add_up_and_outlive_them(site: Site) -> No
     assert site.metrics.registry.get_sample_value("ai_platform_wrong_counts_total", {"node": LIAR}) == 4
 
 
-async def test_old_strikes_do_not_count_and_a_quarantine_ends(site: Site) -> None:
+async def test_old_strikes_expire_and_a_quarantine_ends(site: Site) -> None:
     gateway = site.gateway()
     for _ in range(2):
         gateway.report(LIAR)
@@ -79,7 +79,7 @@ async def test_old_strikes_do_not_count_and_a_quarantine_ends(site: Site) -> Non
     assert not left(gateway), "its strikes begin anew"
 
 
-async def test_a_pardon_holds_at_all_gateways(site: Site) -> None:
+async def test_a_pardon_applies_at_all_gateways(site: Site) -> None:
     first, second = site.gateway(), site.gateway()
     for _ in range(3):
         first.strike(LIAR)
@@ -102,7 +102,7 @@ async def test_a_pardon_holds_at_all_gateways(site: Site) -> None:
     assert not left(first)
 
 
-async def test_while_postgresql_is_away_a_gateway_counts_alone_and_tells_later(site: Site) -> None:
+async def test_without_postgresql_a_gateway_counts_alone_and_saves_later(site: Site) -> None:
     class Away(QuarantineStore):
         is_away = True
 
@@ -125,7 +125,7 @@ async def test_while_postgresql_is_away_a_gateway_counts_alone_and_tells_later(s
     assert left(second)
 
 
-async def test_strikes_that_come_while_postgresql_is_asked_put_a_worker_away_at_once(site: Site) -> None:
+async def test_strikes_during_a_query_quarantine_a_worker_immediately(site: Site) -> None:
     class Asked(QuarantineStore):
         async def list_quarantined(self) -> dict[NodeId, float]:
             found = await super().list_quarantined()
