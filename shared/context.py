@@ -14,13 +14,13 @@ from shared.types import RequestId
 class RequestContext(msgspec.Struct, frozen=True):
     request_id: RequestId
     #: The W3C trace context that the request arrived with.
-    came_with: str = ""
+    incoming_traceparent: str = ""
     span: OpenSpan | None = None
 
     @property
     def traceparent(self) -> str:
         """Return the W3C trace context for outgoing calls, `00-<trace>-<span>-<flags>`."""
-        return self.came_with if self.span is None else self.span.traceparent
+        return self.incoming_traceparent if self.span is None else self.span.traceparent
 
 
 #: None outside requests, such as at startup and in background jobs.
@@ -57,6 +57,6 @@ def another() -> RequestContext:
     now = current.get()
     if now is None:
         return start()
-    new = RequestContext(new_request_id(), now.came_with, now.span)
+    new = RequestContext(new_request_id(), now.incoming_traceparent, now.span)
     current.set(new)
     return new

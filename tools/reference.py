@@ -323,7 +323,7 @@ def subjects() -> str:
         ("frames from node N to node P", topics.link(mesh, Role.GATEWAY, peer, Role.AUTH, node)),
         ("everything sent to node N", topics.inbox(mesh, Role.AUTH, node)),
         ("announcements of node N", topics.announcement(mesh, Role.AUTH, node)),
-        ("discovery: which nodes are there", topics.who(mesh)),
+        ("discovery: which nodes are there", topics.announcement_query(mesh)),
         ("domain events of node N", topics.event(mesh, Role.AUTH, node, "user.registered")),
         ("a method for stock NATS clients", topics.micro_endpoint(mesh, Role.AUTH, "auth.validateApiKey")),
     )

@@ -337,7 +337,7 @@ class LoginRpc:
 
 
 def _address(client: auth.ClientFacts, call: RpcCall) -> str:
-    """Return what attempts are counted under besides the account: the client's address, or the node that calls."""
+    """Return the second key, next to the account, under which attempts are counted: the client's address, or the calling node."""
     seen = client_address(client, call)
     return str(call.caller.node) if seen is None else seen
 

@@ -62,7 +62,7 @@ def is_admin(caller: Principal) -> bool:
 
 
 def subject_of(caller: Principal, user_id: UserId | None) -> UserId:
-    """Return the user concerned: the caller, or whoever an administrator names."""
+    """Return the user concerned: the caller, or the user that an administrator names."""
     if user_id is None or user_id == caller.user_id or is_admin(caller):
         return user_id or caller.user_id
     raise errors.NotAllowed("that belongs to another user", hint="leave userId out for yourself; only an administrator may name others")

@@ -64,7 +64,7 @@ def _mac(key: bytes, browser: str, account: StoredAccount) -> str:
     return hmac.digest(key, f"{account.user.id}/{browser}/{password}".encode(), hashlib.sha256).hex()
 
 
-#: What else happens in the transaction of a complete login, like canceling an account deletion.
+#: Runs in the transaction of a complete login, for example to cancel an account deletion.
 AtLogin = Callable[["Transaction", UserId], Awaitable[None]]
 
 

@@ -189,7 +189,7 @@ class GatewayService:
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service.watch_limits())
-                node.tasks.create_task(service._quotas.keep_places())
+                node.tasks.create_task(service._quotas.keep_slots())
                 node.tasks.create_task(service.queue_sharing.run())
                 node.tasks.create_task(served_models.measure(node, service._dispatch))
                 node.tasks.create_task(service.audit_reporting.run())
@@ -256,7 +256,7 @@ class GatewayService:
             traces=self._node.traces,
         )
 
-    def _on_refusal(self, method: str, _visitor: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
+    def _on_refusal(self, method: str, _caller: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
         self.audit_reporting.report_refusal(method, principal, "", error)
 
     # --- inference ----------------------------------------------------------------------------------------------------

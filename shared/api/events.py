@@ -46,7 +46,7 @@ class WorkerLeft(_DomainEvent, frozen=True, tag="worker.lost"):
 
 
 #: Which service may publish each event. NATS itself would allow any node to publish any event.
-TOLD_BY: dict[type[_DomainEvent], Role] = {
+PUBLISHED_BY: dict[type[_DomainEvent], Role] = {
     UserRegistered: Role.AUTH,
     KeyCreated: Role.AUTH,
     KeyRevoked: Role.AUTH,

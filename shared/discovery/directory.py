@@ -156,7 +156,7 @@ class Directory:
             return
         is_new = before is None or not before.alive or before.announcement.started_at != announcement.started_at
         if before is None or before.refused:
-            since = announcement.started_at  # it was running before we heard of it
+            since = announcement.started_at  # it was running before its first announcement arrived
         elif is_new:
             since = self._now()
         else:

@@ -1,6 +1,6 @@
 """Finds node keys that two processes use at the same time. Pure; the caller brings the time.
 
-The proof is that each process was heard twice, SPACING_SECONDS apart, at least OVERLAP_SECONDS after the other was first heard. After a
+The proof is that each process announced itself twice, SPACING_SECONDS apart, at least OVERLAP_SECONDS after the other's first one. After a
 restart, announcements of the dead process may still arrive late over the second transport; so announcements made before the other
 process started only count after LATE_SECONDS. They do count then, because clocks may differ. The younger process must stop. Only
 ``started_at`` decides which one that is, so that all nodes agree.
@@ -32,9 +32,9 @@ class _KeyProcess:
     started_at: datetime
     first_at: float
     last_at: float
-    #: Other processes of the node -> when this one was heard OVERLAP_SECONDS after them.
+    #: Other processes of the node -> when this one announced itself OVERLAP_SECONDS after them.
     outlived: dict[str, float] = field(default_factory=dict)
-    #: Other processes that this one certainly outlived, because it was heard twice.
+    #: Other processes that this one certainly outlived, because it announced itself twice.
     proven: set[str] = field(default_factory=set)
 
 
@@ -90,7 +90,7 @@ class DuplicateKeys:
         return is_new
 
     def _forget_nodes(self, now: float) -> None:
-        """Drop nodes that went silent, and the least recently heard if there are too many."""
+        """Drop nodes that went silent, and the longest silent ones if there are too many."""
         while self._nodes:
             node, processes = next(iter(self._nodes.items()))
             is_silent = all(now - process.last_at > SILENT_SECONDS for process in processes.values())

@@ -110,7 +110,7 @@ def announcements(mesh: MeshName, of: Role) -> str:
     return f"aimesh.{mesh}.announce.{of}.*"
 
 
-def who(mesh: MeshName) -> str:
+def announcement_query(mesh: MeshName) -> str:
     """Return the subject on which a new node asks all services to announce themselves."""
     return f"aimesh.{mesh}.who"
 
@@ -154,10 +154,10 @@ def permissions(mesh: MeshName, role: Role, node: NodeId) -> Permissions:
         )
     publish = [f"aimesh.{mesh}.{to}.*.{role}.{node}" for to in SPEAKS_TO[role]]
     subscribe = [inbox(mesh, role, node), *(announcements(mesh, of) for of in SEES_ANNOUNCEMENTS_OF[role])]
-    publish.append(who(mesh))
+    publish.append(announcement_query(mesh))
     if role in SERVICE_ROLES:
         publish += [announcement(mesh, role, node), "_INBOX.>", f"aimesh.{mesh}.event.{role}.{node}.>"]
-        subscribe += [who(mesh), *micro_subjects(role), *micro_endpoints(mesh, role)]
+        subscribe += [announcement_query(mesh), *micro_subjects(role), *micro_endpoints(mesh, role)]
     if role is Role.METRICS:
         subscribe.append(events(mesh))
     return Permissions(tuple(publish), tuple(subscribe))

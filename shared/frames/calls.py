@@ -94,7 +94,7 @@ class Calls:
         self._unread: dict[int, CreditWindow] = {}
         self._calls: dict[int, _FrameCall] = {}
         self._next_id = 1 if dialled else 2
-        self._asked_by_us = self._next_id & 1
+        self._own_parity = self._next_id & 1
         #: The highest call id of the peer. Ids only grow, so an unknown id up to this one is over.
         self._highest_seen = 0
         self._inbound = 0
@@ -224,7 +224,7 @@ class Calls:
         return self._inbound
 
     def _receive_call(self, frame: Call) -> Message | None:
-        if frame.id & 1 == self._asked_by_us or frame.id < 1:
+        if frame.id & 1 == self._own_parity or frame.id < 1:
             raise errors.ProtocolViolation(f"the peer used call number {frame.id}, which is one of ours")
         if frame.id <= self._highest_seen:
             return None  # a duplicate
@@ -241,7 +241,7 @@ class Calls:
         return None
 
     def _is_over(self, call_id: int) -> bool:
-        return call_id < self._next_id if call_id & 1 == self._asked_by_us else call_id <= self._highest_seen
+        return call_id < self._next_id if call_id & 1 == self._own_parity else call_id <= self._highest_seen
 
     def _advance(self, call: _FrameCall, frame: Message | Piece, state: CallState) -> Message | None:
         if isinstance(frame, Piece):
@@ -317,7 +317,7 @@ class Calls:
             return False
         if call.partial is not None:
             self._partial_bytes -= call.partial.size
-        if call_id & 1 != self._asked_by_us:
+        if call_id & 1 != self._own_parity:
             self._inbound -= 1
         if call.window is not None and not call.window.closed:
             if call.window.unread_items > 0:

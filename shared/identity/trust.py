@@ -40,7 +40,7 @@ class Trust:
         self.authorities = authorities
         #: Our own, encoded; empty until we have one.
         self.certificate = b""
-        #: Of the profile that this process acts for, if it has a key of its own.
+        #: The profile's delegation, if this process has its own key.
         self.delegation = b""
         #: Epoch and secret, from which the topics of that epoch are derived; the current one first.
         self.topics: tuple[tuple[int, bytes], ...] = ()
@@ -48,7 +48,7 @@ class Trust:
         self.list_body = b""
         self.list: RevocationList | None = None
         #: A certified peer closed our connection because we were revoked: the list that says so can no longer reach us.
-        self.told_revoked = False
+        self.was_revoked = False
         #: Called with the nodes that a new list has revoked.
         self.on_revoked: list[Callable[[frozenset[NodeId]], None]] = []
         self._revoked: frozenset[NodeId] = frozenset()
@@ -67,7 +67,7 @@ class Trust:
     @property
     def is_revoked(self) -> bool:
         """Return whether we are revoked, as far as we know."""
-        return self.told_revoked or self.me.id in self._revoked
+        return self.was_revoked or self.me.id in self._revoked
 
     def standing(self) -> Certificate | None:
         """Return our own certificate, valid or not."""

@@ -39,7 +39,7 @@ async def deliver(server: MailServer, trusted: ssl.SSLContext | None, envelope: 
         local_hostname=envelope.our_name,
         timeout=_STEP_SECONDS,
         use_tls=server.security is Security.TLS,
-        # ``_start_tls`` does it: aiosmtplib has no error of its own for a server without STARTTLS.
+        # ``_start_tls`` does it: aiosmtplib has no separate error for a server without STARTTLS.
         start_tls=False,
         tls_context=trusted,
     )

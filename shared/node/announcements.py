@@ -47,13 +47,13 @@ class Announcer:
             for role in topics.SEES_ANNOUNCEMENTS_OF[self._me.role]:
                 nats_client.subscribe(topics.announcements(mesh, role), self._on_announcement)
             if self._describe is not None and self._me.role in SERVICE_ROLES:
-                nats_client.subscribe(topics.who(mesh), self._on_query)
+                nats_client.subscribe(topics.announcement_query(mesh), self._on_query)
         self.ask()
 
     def ask(self) -> None:
         """Ask all services to announce themselves now."""
         if self._transports.nats is not None and self._transports.nats.connected:
-            self._transports.nats.nats.publish(topics.who(self._me.mesh), b"")
+            self._transports.nats.nats.publish(topics.announcement_query(self._me.mesh), b"")
         self._due.set()
 
     def announce_soon(self) -> None:
@@ -106,7 +106,7 @@ class Announcer:
         then violate the protocol."""
         if not isinstance(link, SwarmLink) or self._describe is None:
             return
-        if link.came_as in topics.SEES_ANNOUNCEMENTS_OF[link.peer.role]:
+        if link.own_role in topics.SEES_ANNOUNCEMENTS_OF[link.peer.role]:
             link.send(Announce(directory.encode(self._describe())))
 
     def _on_announcement(self, message: NatsMessage) -> None:

@@ -68,7 +68,7 @@ class CertificateRenewal:
         nodes.watch(self._on_entry)
 
     def record_list_number(self, node: NodeId, number: int) -> None:
-        """Note that a peer has a newer list. Replicas of one role hear each other but may not call each other."""
+        """Record that a peer has a newer list. Replicas of one role see each other's announcements but may not call each other."""
         if not self._may_ask(node):
             return
         self._newer.add(node)
@@ -176,7 +176,7 @@ class CertificateRenewal:
         if set(reply.authorities) < set(trust.authorities):
             # The successor has taken over: signatures of the old key are no longer valid.
             trust.authorities = reply.authorities
-        trust.certificate, trust.told_revoked = reply.certificate, False
+        trust.certificate, trust.was_revoked = reply.certificate, False
         trust.topics = tuple((secret.epoch, secret.secret) for secret in reply.topics)
         if reply.revocations:
             trust.take_list(reply.revocations)

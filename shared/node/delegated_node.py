@@ -45,10 +45,10 @@ class Delegate:
         changed()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(renewal.run())
-            tasks.create_task(self._delegate_anew())
+            tasks.create_task(self._renew_delegation())
             tasks.create_task(DhtNodeCache(self.swarm, renewal).run())
 
-    async def _delegate_anew(self) -> None:
+    async def _renew_delegation(self) -> None:
         while True:
             await asyncio.sleep(certificates.DELEGATION_SECONDS / 2)
             self.trust.delegation = certificates.delegate(self.profile, self.trust.me.id, time.time())

@@ -65,7 +65,7 @@ class DomainEvents:
             except (msgspec.MsgspecError, RecursionError, ValueError):
                 return  # from a newer version
             for event in found:
-                if events.TOLD_BY[type(event)] is sender:
+                if events.PUBLISHED_BY[type(event)] is sender:
                     inbound.put(event)
 
         if self._transport is None:

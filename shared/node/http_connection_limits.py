@@ -18,7 +18,7 @@ G = TypeVar("G")
 
 class ConnectionRefusal(Enum):
     FULL = "the port has reached its connection limit"
-    CROWD = "the address has reached its connection limit"
+    TOO_MANY = "the address has reached its connection limit"
 
 
 class HttpConnectionLimits(Generic[G]):
@@ -38,7 +38,7 @@ class HttpConnectionLimits(Generic[G]):
         """Add a connection, or return why there is no room."""
         origin = self._origin(address)
         if not self._limit.has_share(origin):
-            return ConnectionRefusal.CROWD
+            return ConnectionRefusal.TOO_MANY
         if self._limit.is_full:
             return ConnectionRefusal.FULL
         self._taken[connection] = origin

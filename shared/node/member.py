@@ -204,7 +204,7 @@ class Node:
         self.dispatcher.drain_started.set()
         self.announcer.announce_now()
         for connection in self.node_transports.connections():
-            connection.say_goodbye("shutting down")
+            connection.send_goodbye("shutting down")
         await self.dispatcher.drained(grace_seconds)
 
     @rpc.serves(node_api.read_metrics)

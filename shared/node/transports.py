@@ -63,7 +63,7 @@ class Transports:
         return tuple(found)
 
     def trouble(self) -> str:
-        """Return why this node cannot hear any other; empty while one transport works."""
+        """Return why this node receives no announcements; empty while one transport works."""
         if self.listening():
             return ""
         return "; ".join(check.detail for check in self.checks())

@@ -144,7 +144,7 @@ class RpcConnection:
     def fail(self, call_id: int, error: errors.AimeshError) -> None:
         self._send_all(self._calls.fail(call_id, error.to_problem()))
 
-    def say_goodbye(self, reason: str) -> None:
+    def send_goodbye(self, reason: str) -> None:
         """Start a drain: the peer sends no new calls and running ones finish."""
         self.link.send(Goaway(reason))
 

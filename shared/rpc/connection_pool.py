@@ -21,7 +21,7 @@ _NO_NODES: frozenset[NodeId] = frozenset()
 
 #: Opens a connection to a peer over one transport, or returns the open one. Raises PeerError.
 Reach = Callable[[Peer, str], Awaitable[RpcConnection]]
-#: Returns why this node hears no other; empty if nothing is wrong.
+#: Returns why this node receives no announcements; empty if nothing is wrong.
 Trouble = Callable[[], str]
 #: Returns why no node will ever be found, or None.
 Refusal = Callable[[], errors.AimeshError | None]
@@ -166,7 +166,7 @@ class ConnectionPool:
                 del self._dialling[entry.node]
 
     async def _reach_by_any(self, entry: DirectoryEntry) -> RpcConnection:
-        """Connect by the best route that works. A route that fails is removed until it is heard on again. Raises PeerError."""
+        """Connect by the best route that works. A route that fails is removed until the next announcement over it. Raises PeerError."""
         failure: errors.PeerError | None = None
         for route in entry.routes:
             try:

@@ -20,7 +20,7 @@ class BoundedWaits:
         self._task: asyncio.Task[object] | None = None
         self._is_up = False
         self._timer: asyncio.TimerHandle | None = None
-        #: The last wait ended with this object's TimeoutError, not with one of its own.
+        #: The last wait ended with this object's TimeoutError, not with an error of the awaited code.
         self.expired = False
 
     def __enter__(self) -> None:

@@ -24,7 +24,7 @@ from shared.transports.nats.nats_client import NatsClient
 from shared.transports.nats.nats_protocol import NatsMessage
 from shared.types import SERVICE_ROLES, NodeId, Peer
 
-#: Links without a HELLO. Strangers cannot come this far, so this only bounds our own mistakes.
+#: Links without a HELLO. Unauthenticated peers cannot get this far, so this only bounds our own mistakes.
 MAX_DIALLING = 256
 CONNECT_SECONDS = 5.0
 #: Frames that have waited this long mean that nothing can be written. Peers consider us dead by then.
@@ -139,7 +139,7 @@ class NatsTransport:
         return ""
 
     async def connect(self, *, deadline_seconds: float = CONNECT_SECONDS) -> None:
-        """Raises Unavailable if the server is not there or refuses our key. After that it reconnects for ever."""
+        """Raises Unavailable if the server is not there or refuses our key. After that it reconnects forever."""
         self.nats.subscribe(topics.inbox(self.me.mesh, self.me.role, self.me.node), self._on_message)
         await self.nats.connect(deadline_seconds=deadline_seconds)
 

@@ -93,7 +93,7 @@ class Anchoring:
 def _append(file: Path, anchors: Sequence[Anchor]) -> None:
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(handle, "ab") as out:
-        # A line that a crash left incomplete gets a line of its own.
+        # A line that a crash left incomplete stays on its own line.
         start = b"\n" if out.tell() and not _ends_in_newline(file) else b""
         out.write(start + b"".join(map(audit_anchors.line, anchors)))
         out.flush()

@@ -18,7 +18,7 @@ from shared.api.audit import AuditedAct, AuditRow, Result
 from shared.stores import database
 from shared.types import UserId
 
-#: Rows read at once: some milliseconds of work, so no one else is held up.
+#: Rows read at once: some milliseconds of work, so other tasks are not delayed.
 _PAGE = 500
 #: Personal parts erased per transaction.
 _SHRED_BATCH = 5000
@@ -152,7 +152,7 @@ class AuditStore:
 async def _locked_head(transaction: database.Transaction, chain: str) -> ChainHead:
     row = await transaction.row("lock_audit_head", chain)
     if row is None:
-        # Several callers may create the chain at once; the second look waits for the first of them.
+        # Several callers may create the chain at once; the second query waits for the first of them.
         await transaction.run("ensure_audit_head", chain, audit_chain.START.hash)
         row = await transaction.row("lock_audit_head", chain)
     if row is None:

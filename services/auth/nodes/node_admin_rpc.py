@@ -128,7 +128,7 @@ class NodeAdminRpc:
             if await self._members.revoke(transaction, node.id, enrollment_rules.printable(request.reason)):
                 await self._trail.add(transaction, audit_records.of_mesh("node.revoke", caller, target=node.id, role=node.role))
                 _log.warning("node revoked", node_id=node.id, role=node.role, by=str(caller.user_id))
-        # Signed before the caller gets an answer; other replicas hear of it from PostgreSQL.
+        # Signed before the caller gets an answer; PostgreSQL notifies the other replicas.
         await ca.refresh()
         return enrollment_rules.member_row(await self._members.get_node_called(node.id, None))
 

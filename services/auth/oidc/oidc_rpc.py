@@ -65,7 +65,7 @@ class ProviderSessions:
         try:
             return self._sealer.open(_PURPOSE, key, sealed).decode()
         except (errors.Unavailable, errors.Internal) as error:
-            # The key is gone, or the value was changed. The logout must work all the same.
+            # The key is gone, or the value was changed. The logout must still work.
             _log.warning("a stored ID token cannot be decrypted; logging out at the provider without it", reason=error.message)
             return None
 

@@ -90,7 +90,7 @@ class Erasures:
             if was_planned:
                 await self._trail.add(transaction, audit_records.done("account.keep", caller, tenant=TenantId(user.id), target=user.id))
         if was_planned:
-            await self._tell_of_keeping(user)
+            await self._notify_kept(user)
         return Nothing()
 
     async def call_off_at_login(self, transaction: "Transaction", user_id: UserId) -> None:
@@ -98,9 +98,9 @@ class Erasures:
         if await self._rows.call_off(transaction, user_id):
             await self._trail.add(transaction, audit_records.done_by("account.keep", user_id, target=user_id))
             if user := await self._store.find_user(user_id):
-                await self._tell_of_keeping(user)
+                await self._notify_kept(user)
 
-    async def _tell_of_keeping(self, user: User) -> None:
+    async def _notify_kept(self, user: User) -> None:
         _log.info("erasure called off", user_id=user.id)
         await self._mailer.send(user.email, *mail_texts.erasure_called_off(user.username))
 

@@ -22,7 +22,7 @@ from shared.types import TenantId, UserId
 _PIECE_BYTES = 65_536
 
 #: The description of each file of auth's own tables.
-_SAYS = {
+_DESCRIPTIONS = {
     "account.json": "Your account: name, address, role, tier.",
     "preferences.json": "Your preferences from the settings page, if you have set any.",
     "keys.json": "Your API keys, including ended ones. Their secrets are not stored.",
@@ -100,7 +100,7 @@ def _own(store: PrivacyStore, name: str, query: str) -> ExportSource:
         for row in await store.rows_of(query, user_id):
             yield row
 
-    return ExportSource(name, _SAYS[name], rows)
+    return ExportSource(name, _DESCRIPTIONS[name], rows)
 
 
 _PAGE = 500

@@ -8,7 +8,7 @@ from services.auth.privacy.privacy_store import PrivacyStore
 from shared.node import lifecycle
 from shared.telemetry import logs
 
-#: Rows per statement: locks last milliseconds, and caches hear of few keys at once.
+#: Rows per statement: locks last milliseconds, and caches are notified of few keys at once.
 BATCH = 500
 #: Per rule and round.
 _MOST_BATCHES = 200

@@ -1,4 +1,4 @@
-"""Remember what PostgreSQL said about administrators, for when it is down: they must be able to see what is wrong.
+"""Cache PostgreSQL's answers about administrators, for when it is down: they must be able to see what is wrong.
 
 While PostgreSQL is down for all replicas nobody can be revoked or closed, because that is stored there. Earlier changes were announced and
 removed by ``forget``. So a cached answer is still right, and it is used only if there is no newer one.

@@ -107,7 +107,7 @@ class Callers:
             await asyncio.sleep(_BACKOFF.pause(failures))
 
     async def _ask(self, credential: Credential, digest: bytes) -> auth.Principal:
-        asked_at_change = self._cache.changes
+        changes_before = self._cache.changes
         try:
             principal = self._with_models(await self._ask_auth(credential))
         except _CANNOT_ASK:
@@ -119,7 +119,7 @@ class Callers:
             raise
         now = self._clock()
         self._cache.remember(
-            digest, principal, now=now, ends_at=now + self._remaining_seconds(credential, principal), asked_at_change=asked_at_change
+            digest, principal, now=now, ends_at=now + self._remaining_seconds(credential, principal), changes_before=changes_before
         )
         return principal
 
@@ -196,8 +196,8 @@ class CallerCache:
         """Return a caller to use if auth can't be reached."""
         return self._find(digest, now, STALE_SECONDS)
 
-    def remember(self, digest: bytes, principal: Principal, *, now: float, ends_at: float, asked_at_change: int) -> None:
-        if asked_at_change != self.changes:
+    def remember(self, digest: bytes, principal: Principal, *, now: float, ends_at: float, changes_before: int) -> None:
+        if changes_before != self.changes:
             return
         self._entries[digest] = _Entry(principal, now, ends_at)
         self._entries.move_to_end(digest)

@@ -47,7 +47,7 @@ class AnswerBuffer(Generic[Piece]):
         #: Where each chunk ends, in bytes of the whole answer.
         self._ends: list[int] = []
         #: Number and bytes of dropped chunks.
-        self._gone, self._gone_bytes = 0, 0
+        self._dropped, self._dropped_bytes = 0, 0
         self._written = 0
         #: The last waiting notice; None after a chunk.
         self._waiting: Piece | None = None
@@ -59,17 +59,17 @@ class AnswerBuffer(Generic[Piece]):
     @property
     def last(self) -> int:
         """Return the number of the newest chunk; 0 before the first."""
-        return self._gone + len(self._chunks)
+        return self._dropped + len(self._chunks)
 
     @property
     def size(self) -> int:
         """Return the bytes of the chunks that are still buffered."""
-        return self._written - self._gone_bytes
+        return self._written - self._dropped_bytes
 
     @property
     def whole(self) -> tuple[Piece, ...] | None:
         """Return all chunks; None if the first ones were dropped."""
-        return None if self._gone else tuple(self._chunks)
+        return None if self._dropped else tuple(self._chunks)
 
     @property
     def is_read(self) -> bool:
@@ -107,19 +107,19 @@ class AnswerBuffer(Generic[Piece]):
         return self._written - max(reader.offset for reader in self._readers.values())
 
     def _forget(self) -> None:
-        read_by_all = min((reader.number for reader in self._readers.values()), default=self.last) - self._gone
+        read_by_all = min((reader.number for reader in self._readers.values()), default=self.last) - self._dropped
         count = max(0, min(read_by_all, len(self._chunks)))
         if not count:
             return
-        self._gone += count
-        self._gone_bytes = self._ends[count - 1]
+        self._dropped += count
+        self._dropped_bytes = self._ends[count - 1]
         del self._chunks[:count], self._ends[:count]
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def join(self, after: int) -> ReaderId:
         """Add a reader after the chunk ``after``, which may be a future one. Raises AnswerGone if the next chunk was dropped."""
-        if after < self._gone:
+        if after < self._dropped:
             raise errors.AnswerGone(
                 f"chunk {after + 1} of this answer is no longer stored: the answer is too long to keep",
                 hint="send the request again with a new idempotency key",
@@ -136,7 +136,7 @@ class AnswerBuffer(Generic[Piece]):
     def next(self, reader: ReaderId) -> tuple[int, Piece] | None:
         """Return the reader's next chunk or waiting notice; None if there is none yet."""
         found = self._readers[reader]
-        position = found.number - self._gone
+        position = found.number - self._dropped
         if position < len(self._chunks):
             found.number += 1
             found.offset = self._ends[position]
@@ -149,7 +149,7 @@ class AnswerBuffer(Generic[Piece]):
     def _offset(self, number: int) -> int:
         if number >= self.last:
             return self._written
-        return self._ends[number - self._gone - 1] if number > self._gone else self._gone_bytes
+        return self._ends[number - self._dropped - 1] if number > self._dropped else self._dropped_bytes
 
 
 def size_of(chunk: Chunk | Vectors) -> int:

@@ -13,16 +13,16 @@ from nacl.secret import Aead
 from shared.types import TenantId
 
 
-def seal(plain: bytes, tenant: TenantId, place: str, secret: str, *, compression: int = 1) -> bytes:
-    """Encrypt for the storage key ``place``; it can't be decrypted under another. ``compression``: a zlib level, 0 for none."""
+def seal(plain: bytes, tenant: TenantId, storage_key: str, secret: str, *, compression: int = 1) -> bytes:
+    """Encrypt for the storage key ``storage_key``; it can't be decrypted under another. ``compression``: a zlib level, 0 for none."""
     # Answers have hundreds of similar chunks: the default leaves a third of their size.
-    return bytes(_box(tenant, secret).encrypt(zlib.compress(plain, level=compression), place.encode()))
+    return bytes(_box(tenant, secret).encrypt(zlib.compress(plain, level=compression), storage_key.encode()))
 
 
-def unseal(sealed: bytes, tenant: TenantId, place: str, secret: str) -> bytes | None:
-    """Return None for data that is damaged, or encrypted for another tenant, place or secret."""
+def unseal(sealed: bytes, tenant: TenantId, storage_key: str, secret: str) -> bytes | None:
+    """Return None for data that is damaged, or encrypted for another tenant, storage key or secret."""
     try:
-        return zlib.decompress(_box(tenant, secret).decrypt(sealed, place.encode()))
+        return zlib.decompress(_box(tenant, secret).decrypt(sealed, storage_key.encode()))
     except (CryptoError, ValueError):  # ValueError: too short for a nonce
         return None
 

@@ -131,7 +131,7 @@ class IdempotentRequests:
 
     async def cancel(self, owner: TenantId, key: str) -> None:
         """Cancel the answer at any gateway; what was delivered is billed. The same request under the same key then runs again. Raises
-        Unavailable if the other gateways couldn't be told."""
+        Unavailable if the other gateways couldn't be notified."""
         for own in [own for own in self._ours.values() if own.owner == owner and idempotency_keys.is_part(own.key, key)]:
             self._cancel_run(own)
         await self._store.withdraw(owner, key)
@@ -276,7 +276,7 @@ class IdempotentRequests:
             await self._abandon(request)
 
     async def _abandon(self, request: IdempotentRequest) -> None:
-        # Treat it as an orphan from here on, even if PostgreSQL isn't told.
+        # Treat it as an orphan from here on, even if PostgreSQL can't be updated.
         self._ours.pop(request.request_id, None)
         try:
             await self._store.abandon(request.request_id)

@@ -12,7 +12,7 @@ from shared.types import RequestId
 #: limit. So this allows four such pauses.
 ANSWER_SECONDS = 0.08
 #: Lease of a concurrency slot without an extension, as in ``admit_request.lua``.
-PLACE_SECONDS = 30.0
+SLOT_SECONDS = 30.0
 _ADMIT, _SETTLE, _EXTEND = "admit_request", "settle_request", "extend_places"
 
 Argument = str | int | float | bytes
@@ -57,10 +57,10 @@ class LimitScripts:
         args = [_time(now), tokens, str(request_id), *_numbers(held)]
         return bool(await self._counters.run(_SETTLE, keys, args, seconds=ANSWER_SECONDS))
 
-    async def extend(self, places: Sequence[ConcurrencySlot], *, now: float | None = None) -> None:
+    async def extend(self, slots: Sequence[ConcurrencySlot], *, now: float | None = None) -> None:
         """Extend the leases of running requests."""
-        args: list[Argument] = [_time(now), PLACE_SECONDS, *(str(place.request_id) for place in places)]
-        await self._counters.run(_EXTEND, [place.counter for place in places], args, seconds=ANSWER_SECONDS)
+        args: list[Argument] = [_time(now), SLOT_SECONDS, *(str(slot.request_id) for slot in slots)]
+        await self._counters.run(_EXTEND, [slot.counter for slot in slots], args, seconds=ANSWER_SECONDS)
 
     async def _ask(self, hold: str, found: Sequence[RequestLimit], args: Sequence[Argument]) -> LimitVerdict:
         keys = [hold, *(limit.counter for limit in found)]

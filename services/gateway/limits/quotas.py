@@ -41,9 +41,9 @@ _LEASE_SLACK_SECONDS = 10.0
 _AT_ONCE = 128
 PROBE_SECONDS = 1.0
 #: Two may get lost before the 30 s lease of a slot ends.
-PLACE_HEARTBEAT_SECONDS = 9.0
+SLOT_HEARTBEAT_SECONDS = 9.0
 #: Slots per call, about 0.5 ms of Valkey's time.
-_PLACES_AT_ONCE = 256
+_SLOTS_AT_ONCE = 256
 #: Requests that ended while Valkey was down and are settled later, about 300 KB. Others end with their lease.
 _MOST_UNSETTLED = 1_000
 #: The probe writes, because a read-only Valkey is of no use.
@@ -101,7 +101,7 @@ class Quotas:
         self._local = LimitScripts(LocalCounters(clock))
         self._breaker = Breaker()
         self._answered_at = -math.inf
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._calls = asyncio.Semaphore(_AT_ONCE)
         self._unsettled: deque[tuple[Spent, int]] = deque(maxlen=_MOST_UNSETTLED)
         #: Requests that hold a concurrency slot, and their deadlines.
         self._slots: dict[RequestId, tuple[Spent, float]] = {}
@@ -163,25 +163,25 @@ class Quotas:
             if settled is None:
                 self._settle_later(spent, tokens)
 
-    async def keep_places(self) -> None:
+    async def keep_slots(self) -> None:
         """Extend the slots of running requests forever, so that those of a killed gateway expire soon."""
-        await lifecycle.every(PLACE_HEARTBEAT_SECONDS, self.extend_places)
+        await lifecycle.every(SLOT_HEARTBEAT_SECONDS, self.extend_slots)
 
-    async def extend_places(self) -> None:
+    async def extend_slots(self) -> None:
         """Extend all slots once. Never raises; while Valkey is down, only the local counts are extended."""
         now = self._clock()
         # An unsettled request ends with its deadline.
         self._slots = {request_id: one for request_id, one in self._slots.items() if now < one[1]}
-        await self._local.extend(_places(spent for spent, _ in self._slots.values() if spent.counted is CountedRequest.HERE))
+        await self._local.extend(_slots_of(spent for spent, _ in self._slots.values() if spent.counted is CountedRequest.HERE))
         waiting = deque(self._slots)
         while waiting:
-            batch = [waiting.popleft() for _ in range(min(_PLACES_AT_ONCE, len(waiting)))]
+            batch = [waiting.popleft() for _ in range(min(_SLOTS_AT_ONCE, len(waiting)))]
 
             async def extend(request_ids: Sequence[RequestId] = batch) -> bool:
                 # Checked when the call is sent: a request settled meanwhile must not get its slot back.
                 running = [self._slots[request_id][0] for request_id in request_ids if request_id in self._slots]
-                if places := _places(running):
-                    await self._valkey.extend(places)
+                if slots := _slots_of(running):
+                    await self._valkey.extend(slots)
                 return True
 
             if await self._ask(extend) is None:
@@ -240,7 +240,7 @@ class Quotas:
         return spent
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T | None:
-        async with self._places:
+        async with self._calls:
             # The breaker may have opened during the wait.
             if self._breaker.is_open:
                 return None
@@ -289,7 +289,7 @@ class Quotas:
             self._needs_watch.clear()
 
 
-def _places(running: Iterable[Spent]) -> list[ConcurrencySlot]:
+def _slots_of(running: Iterable[Spent]) -> list[ConcurrencySlot]:
     return [
         ConcurrencySlot(limit.counter, spent.request_id) for spent in running for limit in spent.held if limit.kind is LimitKind.CONCURRENCY
     ]

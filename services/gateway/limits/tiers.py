@@ -81,9 +81,9 @@ def changed(plan: TierPlan, numbers: Mapping[str, str], allowed: Sequence[str] =
 def of_models(numbers: Mapping[str, str]) -> dict[ModelName, TierPlan]:
     """Parse plans from `model.name` and number pairs. Raises ValueError that lists all mistakes, for people."""
     by_model: dict[ModelName, dict[str, str]] = {}
-    for place, text in numbers.items():
+    for key, text in numbers.items():
         # A model's name may contain dots.
-        model, _, name = place.rpartition(".")
+        model, _, name = key.rpartition(".")
         by_model.setdefault(ModelName(model), {})[name] = text
     plans: dict[ModelName, TierPlan] = {}
     mistakes: list[str] = []

@@ -75,7 +75,7 @@ def _tidy(position: int, message: dict[str, object]) -> dict[str, object]:
     if isinstance(calls := tidied.get("tool_calls"), list):
         tidied["tool_calls"] = [_call(call) for call in calls]
     if isinstance(content := tidied.get("content"), list):
-        tidied["content"] = [_part(f"messages[{position}].content[{place}]", part) for place, part in enumerate(content)]
+        tidied["content"] = [_part(f"messages[{position}].content[{index}]", part) for index, part in enumerate(content)]
     return tidied
 
 

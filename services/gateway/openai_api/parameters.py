@@ -19,7 +19,7 @@ class ParameterRule:
     """The rule for one parameter. Null always counts as absent."""
 
     #: Why it is ignored, or for a refused one, what to do instead.
-    says: str
+    description: str
     #: Accepts values without effect.
     takes: Taken = lambda _value: False
     #: Whether every value of the right type is accepted.
@@ -30,9 +30,9 @@ def _ignored(kind: type, why: str) -> ParameterRule:
     return ParameterRule(why, lambda value: isinstance(value, kind), ignored=True)
 
 
-def _only(says: str, *values: object) -> ParameterRule:
+def _only(description: str, *values: object) -> ParameterRule:
     # `1 == True` in Python, but not in JSON.
-    return ParameterRule(says, lambda value: any(type(value) is type(good) and value == good for good in values))
+    return ParameterRule(description, lambda value: any(type(value) is type(good) and value == good for good in values))
 
 
 _USER = _ignored(str, "the credential identifies the caller")
@@ -103,6 +103,6 @@ def without(found: Mapping[str, object], rules: Mapping[str, ParameterRule], kin
     for name in rules.keys() & found.keys():
         value = found[name]
         if value is not None and not rules[name].takes(value):
-            raise BadField(name, rules[name].says if not rules[name].ignored else "has the wrong type; leave it out")
+            raise BadField(name, rules[name].description if not rules[name].ignored else "has the wrong type; leave it out")
     fields = kind.__struct_fields__
     return {name: value for name, value in found.items() if name not in rules and not (value is None and name in fields)}

@@ -25,7 +25,7 @@ class ResponsesFormat:
         self._about: AnswerFacts | None = None
         self._sequence = 0
         #: Items in order; None stands for the message.
-        self._places: list[OutputCall | None] = []
+        self._items: list[OutputCall | None] = []
         self._texts: list[str] = []
         self._logprobs: list[TokenChoice] = []
         self._is_begun = False
@@ -42,19 +42,19 @@ class ResponsesFormat:
         events = self._beginning()
         if chunk.text or chunk.logprobs:
             events += self._message_beginning()
-            item, place = self._message_id, self._places.index(None)
+            item, index = self._message_id, self._items.index(None)
             logprobs = logprobs_of(chunk.logprobs)
-            events.append(_event(response_events.TextDelta("response.output_text.delta", self._next(), item, place, chunk.text, logprobs)))
+            events.append(_event(response_events.TextDelta("response.output_text.delta", self._next(), item, index, chunk.text, logprobs)))
         for call in self._take(chunk):
             events += self._call_events(call)
         return events
 
     def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
         events = self._beginning()
-        if not self._places:
+        if not self._items:
             events += self._message_beginning()
         status = _status(result)
-        if None in self._places:
+        if None in self._items:
             events += self._message_end(status)
         name = f"response.{status}"
         return (*events, _event(response_events.ResponseEvent(name, self._next(), self.whole(result))))
@@ -68,8 +68,8 @@ class ResponsesFormat:
         return (*self._beginning(), _event(response_events.ResponseEvent("response.failed", self._next(), response)))
 
     def whole(self, result: InferenceResult) -> Response:
-        if not self._places:
-            self._places.append(None)
+        if not self._items:
+            self._items.append(None)
         status = _status(result)
         return self._response(
             status,
@@ -84,17 +84,17 @@ class ResponsesFormat:
             return ()
         self._texts.append(chunk.text)
         self._logprobs += logprobs_of(chunk.logprobs)
-        if chunk.text and None not in self._places:
-            self._places.append(None)
+        if chunk.text and None not in self._items:
+            self._items.append(None)
         calls: list[OutputCall] = []
         for call in chunk.tool_calls:
-            if self._body.parallel_tool_calls or not any(self._places):
+            if self._body.parallel_tool_calls or not any(self._items):
                 calls.append(self._call(call))
-                self._places.append(calls[-1])
+                self._items.append(calls[-1])
         return calls
 
     def _call(self, call: ToolCall) -> OutputCall:
-        number = sum(place is not None for place in self._places)
+        number = sum(item is not None for item in self._items)
         return OutputCall(f"fc_{self._known().request_id.hex}{number:03d}", "completed", call.id, call.name, call.arguments)
 
     def _beginning(self) -> list[ServerSentEvent]:
@@ -105,36 +105,36 @@ class ResponsesFormat:
         return [_event(response_events.ResponseEvent(name, self._next(), self._response("in_progress"))) for name in names]
 
     def _message_beginning(self) -> list[ServerSentEvent]:
-        if None in self._places:
+        if None in self._items:
             return []
-        self._places.append(None)
-        place = len(self._places) - 1
+        self._items.append(None)
+        index = len(self._items) - 1
         message = OutputMessage(self._message_id, "in_progress", ())
         part = OutputTextPart("")
         return [
-            _event(response_events.ItemEvent("response.output_item.added", self._next(), place, message)),
-            _event(response_events.PartEvent("response.content_part.added", self._next(), self._message_id, place, part)),
+            _event(response_events.ItemEvent("response.output_item.added", self._next(), index, message)),
+            _event(response_events.PartEvent("response.content_part.added", self._next(), self._message_id, index, part)),
         ]
 
     def _message_end(self, status: str) -> list[ServerSentEvent]:
-        place, item = self._places.index(None), self._message_id
+        index, item = self._items.index(None), self._message_id
         message = self._message(status)
         (part,) = message.content
         return [
-            _event(response_events.TextDone("response.output_text.done", self._next(), item, place, part.text, part.logprobs)),
-            _event(response_events.PartEvent("response.content_part.done", self._next(), item, place, part)),
-            _event(response_events.ItemEvent("response.output_item.done", self._next(), place, message)),
+            _event(response_events.TextDone("response.output_text.done", self._next(), item, index, part.text, part.logprobs)),
+            _event(response_events.PartEvent("response.content_part.done", self._next(), item, index, part)),
+            _event(response_events.ItemEvent("response.output_item.done", self._next(), index, message)),
         ]
 
     def _call_events(self, call: OutputCall) -> list[ServerSentEvent]:
-        place = self._places.index(call)
+        index = self._items.index(call)
         begun = OutputCall(call.id, "in_progress", call.call_id, call.name, "")
         name = "response.function_call_arguments"
         return [
-            _event(response_events.ItemEvent("response.output_item.added", self._next(), place, begun)),
-            _event(response_events.ArgumentsDelta(f"{name}.delta", self._next(), call.id, place, call.arguments)),
-            _event(response_events.ArgumentsDone(f"{name}.done", self._next(), call.id, place, call.name, call.arguments)),
-            _event(response_events.ItemEvent("response.output_item.done", self._next(), place, call)),
+            _event(response_events.ItemEvent("response.output_item.added", self._next(), index, begun)),
+            _event(response_events.ArgumentsDelta(f"{name}.delta", self._next(), call.id, index, call.arguments)),
+            _event(response_events.ArgumentsDone(f"{name}.done", self._next(), call.id, index, call.name, call.arguments)),
+            _event(response_events.ItemEvent("response.output_item.done", self._next(), index, call)),
         ]
 
     @property
@@ -146,7 +146,7 @@ class ResponsesFormat:
         return OutputMessage(self._message_id, status, (OutputTextPart("".join(self._texts), logprobs=logprobs),))
 
     def _output(self, status: str) -> tuple[OutputItem, ...]:
-        return tuple(self._message(status) if place is None else place for place in self._places)
+        return tuple(self._message(status) if item is None else item for item in self._items)
 
     def _response(
         self,

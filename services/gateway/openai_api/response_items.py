@@ -60,7 +60,7 @@ def tidy(items: object) -> object:
     if not isinstance(items, list):
         return items
     # Skip reasoning items of other models, which are encrypted or for people.
-    return [_tidy(f"input[{place}]", item) for place, item in enumerate(items) if not _is(item, "reasoning")]
+    return [_tidy(f"input[{index}]", item) for index, item in enumerate(items) if not _is(item, "reasoning")]
 
 
 def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
@@ -70,11 +70,11 @@ def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
     if isinstance(items, str):
         return (ChatMessage("user", items),)
     messages: list[ChatMessage] = []
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         match item:
             case MessageItem():
                 if item.role not in _ROLES:
-                    raise BadField(f"input[{place}].role", f"must be one of {', '.join(_ROLES)}")
+                    raise BadField(f"input[{index}].role", f"must be one of {', '.join(_ROLES)}")
                 messages.append(ChatMessage(_ROLES[item.role], _text(item.content)))
             case FunctionOutputItem():
                 messages.append(ChatMessage("tool", _text(item.output), (), item.call_id))
@@ -101,7 +101,7 @@ def _tidy(field: str, item: object) -> object:
     tidied = {name: value for name, value in item.items() if value is not None and name not in _SILENT}
     for name in ("content", "output"):
         if isinstance(parts := tidied.get(name), list):
-            tidied[name] = [_part(f"{field}.{name}[{place}]", part) for place, part in enumerate(parts)]
+            tidied[name] = [_part(f"{field}.{name}[{index}]", part) for index, part in enumerate(parts)]
     return {**tidied, "type": kind}
 
 

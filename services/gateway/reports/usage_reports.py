@@ -74,8 +74,8 @@ class UsageReports:
 
     async def delete_old(self) -> None:
         """Delete rows past their retention, a few thousand at a time. Raises Unavailable."""
-        while gone := await self._store.delete_old(self._days, _ENDED_AT_ONCE):
-            _log.info("deleted old rows of the request log", rows=gone, older_than_days=self._days)
+        while deleted := await self._store.delete_old(self._days, _ENDED_AT_ONCE):
+            _log.info("deleted old rows of the request log", rows=deleted, older_than_days=self._days)
 
 
 def buckets(query: GetUsageReport) -> tuple[datetime, ...]:

@@ -74,8 +74,8 @@ class UsageStore:
 
     async def delete_old(self, days: int, most: int) -> int:
         """Delete old rows in partitions that can't be dropped; return their number."""
-        gone: int = await self._database.value("end_old_requests", days, most, deadline_seconds=30)
-        return gone + await self._database.run("end_old_feedback", days, most, deadline_seconds=30)
+        deleted: int = await self._database.value("end_old_requests", days, most, deadline_seconds=30)
+        return deleted + await self._database.run("end_old_feedback", days, most, deadline_seconds=30)
 
 
 async def _sums(transaction: database.Transaction, time: tuple[TenantId | None, datetime, datetime], query: GetUsageReport) -> Sums:

@@ -96,11 +96,11 @@ class WorkerStats:
         read = self.prefix_affinity.shares(requirements.model, requirements.beginnings, since, clock)
         rows = []
         for worker, offer in found:
-            capacity = self.occupancy.capacity_of(worker, offer)
-            rest = self.outliers.ejection_seconds(worker.node, requirements.model, clock)
+            capacity, cached = self.occupancy.capacity_of(worker, offer), read.get(worker.node, 0.0)
+            ejection = self.outliers.ejection_seconds(worker.node, requirements.model, clock)
             share = self.slow_start.share(worker.node, clock)
-            away = self.dishonest_workers.seconds_left(worker.node, clock)
-            rows.append(Candidate(worker, offer, capacity, _wait(worker, offer, capacity), read.get(worker.node, 0.0), share, rest, away))
+            quarantine = self.dishonest_workers.seconds_left(worker.node, clock)
+            rows.append(Candidate(worker, offer, capacity, _wait(worker, offer, capacity), cached, share, ejection, quarantine))
         return rows
 
 

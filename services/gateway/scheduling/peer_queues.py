@@ -199,7 +199,7 @@ class PeerQueues:
         return tuple(offer.worker for offer in report.offers if offer.to == self._own_name)
 
     def expire(self, now: float) -> list[NodeId]:
-        """Forget silent gateways; return the workers whose lent places may be used here again."""
+        """Forget silent gateways; return the workers whose delegated places may be used here again."""
         found = []
         while self._delegated and self._delegated[0].until <= now:
             place = self._delegated.popleft()
@@ -239,7 +239,7 @@ class PeerQueues:
             del known[tenant, urgent]
 
     def _settle_charges(self, gateway: str, tenant: TenantId) -> float:
-        """Clear and return the tenant's charges for places lent to that gateway."""
+        """Clear and return the tenant's charges for places delegated to that gateway."""
         settled = 0.0
         for place in self._delegated:
             if (place.gateway, place.tenant) == (gateway, tenant):

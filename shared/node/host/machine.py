@@ -66,7 +66,7 @@ class ThisMachine(MachineReadings):
             is_limited = cgroup_limits.processors(self._groups, self._processors, time.monotonic()) is not None
         except UNREADABLE:
             is_limited = False
-        # A container's host name says nothing about the machine whose figures it reports. With limits, the figures are its own.
+        # A container's host name does not identify the machine whose figures it reports. With limits, the figures are its own.
         return f"machine-{boot}" if not is_limited and any(sign.exists() for sign in _CONTAINER_SIGNS) else f"{host}-{boot}"
 
     def disk_name(self, folder: Path) -> str:

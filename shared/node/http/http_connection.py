@@ -29,7 +29,7 @@ PIPELINED_MOST = 100
 FRAMING_RATIO = 8
 
 #: With the Retry-After of each refusal.
-_REFUSED = {ConnectionRefusal.FULL: (b"503 Service Unavailable", b"5"), ConnectionRefusal.CROWD: (b"429 Too Many Requests", b"10")}
+_REFUSED = {ConnectionRefusal.FULL: (b"503 Service Unavailable", b"5"), ConnectionRefusal.TOO_MANY: (b"429 Too Many Requests", b"10")}
 
 
 class HttpConnection(HttpToolsProtocol):

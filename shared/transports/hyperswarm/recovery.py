@@ -99,11 +99,11 @@ class Recovery:
 
     def probed(self, online: bool) -> bool:
         """Note the result of a probe. Returns whether the network is back."""
-        came_back = online and not self.online
+        is_back = online and not self.online
         self.online = online
-        return came_back
+        return is_back
 
-    def came_back(self, now: float) -> None:
+    def retry_all(self, now: float) -> None:
         """Retry everything now, because the network is back or has changed."""
         self.online = True
         for peer in self._lost.values():
@@ -118,7 +118,7 @@ class Recovery:
     def restarted(self, now: float) -> None:
         """Handle a restart of the swarm with the same topics."""
         self._open.clear()
-        self.came_back(now)
+        self.retry_all(now)
 
     def due(self, now: float) -> list[Dial | Lookup]:
         """Return what to do now."""

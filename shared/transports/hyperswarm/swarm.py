@@ -216,7 +216,7 @@ class Swarm:
             yield connection
 
     def _send_command(self, method: str, **parameters: object) -> None:
-        """Without a sidecar nothing is lost: the next one is told everything at its start."""
+        """Without a sidecar nothing is lost: the next one gets the whole state at its start."""
         if self._sidecar is not None:
             self._sidecar.send_command(method, parameters)
 
@@ -351,7 +351,7 @@ class Swarm:
 
     def _network_changed(self) -> None:
         self._send_command("revive")
-        self._recovery.came_back(self.clock())
+        self._recovery.retry_all(self.clock())
         self.on_event(connection_table.NetworkChanged())
 
 

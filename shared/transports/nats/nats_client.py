@@ -187,7 +187,7 @@ class NatsClient:
                 return await self._log_in_to(server, login_seconds, leaving)
             except _FAILURES as error:
                 # A refusal is more informative than that another server of the cluster is down.
-                if problem is None or _says_nothing(problem):
+                if problem is None or _is_uninformative(problem):
                     problem = error
         raise self._login.explain(problem, self._servers.configured) from problem
 
@@ -337,14 +337,14 @@ class NatsClient:
             self.on_connection(False)
 
     def _explain_loss(self, session: NatsSession) -> errors.Unavailable:
-        if session.problem is None or _says_nothing(session.problem):
+        if session.problem is None or _is_uninformative(session.problem):
             return errors.Unavailable(
                 f"the connection to the NATS server at {session.server} was lost", hint="reconnecting", retry_after_seconds=1
             )
         return self._login.explain(session.problem, (session.server,))
 
 
-def _says_nothing(problem: Exception) -> bool:
+def _is_uninformative(problem: Exception) -> bool:
     """Return whether the error only means that nothing answered."""
     return isinstance(problem, OSError) and not isinstance(problem, ssl.SSLError)
 

@@ -17,7 +17,7 @@ MAX_NODES = 4096
 class DuplicateLinks:
     def __init__(self) -> None:
         self._opened: OrderedDict[NodeId, deque[float]] = OrderedDict()
-        self._told_at: dict[NodeId, float] = {}
+        self._reported_at: dict[NodeId, float] = {}
 
     def opened(self, node: NodeId, now: float) -> bool:
         """Note that a link to this node has opened. Returns whether to report the node."""
@@ -25,10 +25,10 @@ class DuplicateLinks:
         self._opened.move_to_end(node)
         if len(self._opened) > MAX_NODES:
             forgotten, _ = self._opened.popitem(last=False)
-            self._told_at.pop(forgotten, None)
+            self._reported_at.pop(forgotten, None)
         times.append(now)
         is_contested = len(times) == MOST_LINKS and now - times[0] <= WINDOW_SECONDS
-        if not is_contested or now - self._told_at.get(node, -QUIET_SECONDS) < QUIET_SECONDS:
+        if not is_contested or now - self._reported_at.get(node, -QUIET_SECONDS) < QUIET_SECONDS:
             return False
-        self._told_at[node] = now
+        self._reported_at[node] = now
         return True

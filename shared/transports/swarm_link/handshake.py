@@ -1,4 +1,4 @@
-"""Checks new connections: each may send one HELLO, and few strangers may try at a time.
+"""Checks new connections: each may send one HELLO, and few unknown peers may try at a time.
 
 A connection with a valid HELLO becomes a link. All others are closed or parked.
 """
@@ -40,7 +40,7 @@ class _Arrival:
     def __init__(self, handshake: "Handshake", connection: PeerConnection, attempt: HandshakeAttempt) -> None:
         self.connection = connection
         self.attempt = attempt
-        self.came_as: Role | None = None
+        self.own_role: Role | None = None
         self._handshake = handshake
         self._is_stopped = False
         self._timer = handshake.loop.call_later(HELLO_SECONDS, self._too_late)
@@ -130,7 +130,7 @@ class Handshake:
                 raise errors.ProtocolViolation("the first frame must be a HELLO")
             hello = frames[0]
             admitted = self.admit(arrival.connection, hello)
-            if arrival.came_as in (None, Role.NEWCOMER) and admitted.peer.role is not Role.AUTH:
+            if arrival.own_role in (None, Role.NEWCOMER) and admitted.peer.role is not Role.AUTH:
                 raise errors.WrongRole(f"a {admitted.peer.role} cannot certify us")
         except (errors.ProtocolViolation, errors.NotAllowed) as why:
             self._refuse(arrival, hello, why)
@@ -150,7 +150,7 @@ class Handshake:
 
     def _send_hello(self, arrival: _Arrival) -> Role:
         hello = self.hello(arrival.connection)
-        arrival.came_as = hello.role
+        arrival.own_role = hello.role
         arrival.connection.send(wire.encode([hello]))
         return hello.role
 
@@ -160,20 +160,20 @@ class Handshake:
             self._limits.leave(arrival.attempt)
         else:
             self._limits.welcome(arrival.attempt)
-        came_as = arrival.came_as or self._send_hello(arrival)
-        self.on_admitted(arrival.connection, hello, admitted, came_as, frames)
+        own_role = arrival.own_role or self._send_hello(arrival)
+        self.on_admitted(arrival.connection, hello, admitted, own_role, frames)
 
     def _refuse(self, arrival: _Arrival, hello: Hello | None, why: errors.AimeshError) -> None:
         self._forget(arrival)
         connection, node = arrival.connection, node_keys.node_of(arrival.connection.key)
-        if isinstance(why, errors.WrongRole) and arrival.came_as is not None and len(self._parked) < MAX_PARKED:
+        if isinstance(why, errors.WrongRole) and arrival.own_role is not None and len(self._parked) < MAX_PARKED:
             self._limits.welcome(arrival.attempt)
             self._park(connection)
             return
         self._limits.refuse(arrival.attempt, self.loop.time())
         self.refused += 1
         role = None if hello is None else self._trust.role_of(hello, node)
-        if role is not None and arrival.came_as is not None:
+        if role is not None and arrival.own_role is not None:
             close_reason.part(connection, why)  # one of our nodes, which can act on it
         else:
             connection.close(why.message, abort=True)

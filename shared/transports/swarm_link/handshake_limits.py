@@ -1,7 +1,7 @@
-"""Limits unauthenticated connections: few strangers at a time, and none that was refused a moment ago. Pure.
+"""Limits unauthenticated connections: few unknown keys at a time, and none that was refused a moment ago. Pure.
 
-Topics are not secret, so anybody may connect. This limits what strangers can cost. A key that has shown a valid certificate before is not
-a stranger.
+Topics are not secret, so anyone may connect. This limits what unauthenticated peers can cost. A key that has shown a valid certificate
+before is known.
 """
 
 from collections import OrderedDict
@@ -12,7 +12,7 @@ from shared.timing.concurrency_limit import ConcurrencyLimit
 
 Value = TypeVar("Value")
 
-#: Strangers without a HELLO. Each is gone after HELLO_SECONDS, so a real newcomer gets its chance.
+#: Unknown peers without a HELLO. Each is gone after HELLO_SECONDS, so a real newcomer gets its chance.
 MAX_PENDING = 20
 #: Refused keys reconnect three times within a few seconds, with the same result.
 REFUSED_SECONDS = 5.0

@@ -46,12 +46,12 @@ class Owner(Protocol):
 class SwarmLink(Link):
     """Created for an admitted peer. ``start`` takes the connection over."""
 
-    def __init__(self, owner: Owner, connection: PeerConnection, hello: Hello, admitted: TrustedPeer, came_as: Role) -> None:
+    def __init__(self, owner: Owner, connection: PeerConnection, hello: Hello, admitted: TrustedPeer, own_role: Role) -> None:
         peer = replace(admitted.peer, channel=connection.channel)
         super().__init__(peer, transport="swarm", path=str(connection.path), dialled=connection.initiator, now=owner.loop.time())
         self.agree(hello)
         self.connection = connection
-        self.came_as = came_as
+        self.own_role = own_role
         self.until = admitted.until
         offset = admitted.clock_offset_seconds
         self.clock_offset_seconds = offset if abs(offset) > certificates.LEEWAY_SECONDS else 0.0
@@ -94,7 +94,7 @@ class SwarmLink(Link):
             self.close(errors.CertificateExpired(f"the certificate of {self._name} has expired", hint="the node renews it automatically"))
 
     def silence(self) -> None:
-        """End the link without telling the peer."""
+        """End the link without notifying the peer."""
         self._says_goodbye = False
         self.close(errors.LinkLost("this node has fallen silent"))
 
@@ -133,7 +133,7 @@ class SwarmLink(Link):
 
     def _handle_goodbye(self, why: errors.AimeshError) -> None:
         if errors.code_of(why) == errors.NodeRevoked.code:
-            self._owner.trust.told_revoked = True
+            self._owner.trust.was_revoked = True
         self.close(errors.LinkLost(f"{self._name} closed the link: {why.message[:200]}", hint=why.hint[:200] or "try again"))
 
     def _renew(self, hello: Hello) -> None:

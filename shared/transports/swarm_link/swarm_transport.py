@@ -201,14 +201,14 @@ class SwarmTransport:
     def announce(self, body: bytes) -> None:
         """Announce this node to all peers that may know. A peer that does not read gets the next announcement instead."""
         for link in self.links():
-            if link.came_as in topics.SEES_ANNOUNCEMENTS_OF[link.peer.role] and not link.is_full:
+            if link.own_role in topics.SEES_ANNOUNCEMENTS_OF[link.peer.role] and not link.is_full:
                 link.send(Announce(body))
 
     def rehello(self) -> None:
         """Show our new certificate on every open link."""
         for link in self.links():
             hello = self._handshake.hello(link.connection)
-            link.came_as = hello.role
+            link.own_role = hello.role
             link.send(hello)
 
     def admit(self, connection: PeerConnection, hello: Hello) -> TrustedPeer:
@@ -227,7 +227,7 @@ class SwarmTransport:
         if link.fell_silent:
             self._handshake.missed.update(link.connection.topics)
 
-    def _open(self, connection: PeerConnection, hello: Hello, admitted: TrustedPeer, came_as: Role, frames: list[Frame]) -> None:
+    def _open(self, connection: PeerConnection, hello: Hello, admitted: TrustedPeer, own_role: Role, frames: list[Frame]) -> None:
         peer = admitted.peer
         if peer.role is Role.NEWCOMER and self._count_other_newcomers(peer.node) >= MAX_NEWCOMERS:
             self._handshake.reject(connection)
@@ -235,7 +235,7 @@ class SwarmTransport:
         old = self._links.get(peer.node)
         if old is not None:
             old.close(errors.LinkLost("replaced by a newer connection of the same node", retry_after_seconds=0.1))
-        link = SwarmLink(self, connection, hello, admitted, came_as)
+        link = SwarmLink(self, connection, hello, admitted, own_role)
         self._links[peer.node] = link
         if self._duplicate_links.opened(peer.node, self.loop.time()):
             self.on_contested(peer.node)

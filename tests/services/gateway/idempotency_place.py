@@ -70,7 +70,7 @@ class Maker:
 
 
 @dataclass
-class Heard:
+class ReceivedAnswer:
     """What one caller got."""
 
     numbers: list[int]
@@ -84,27 +84,27 @@ class Gateway:
         self.idempotency, self.runs = idempotency, runs
         self.maker = Maker()
 
-    async def ask(self, call: IdempotentRequest, *, seconds: float = 10, stops_after: int | None = None) -> Heard:
-        heard = Heard([], [])
+    async def ask(self, call: IdempotentRequest, *, seconds: float = 10, stops_after: int | None = None) -> ReceivedAnswer:
+        received = ReceivedAnswer([], [])
 
         async def produce(run: AnswerRun[Head, Chunk, InferenceResult], seed: int) -> InferenceResult:
             return await self.maker.make(run, call, seed)
 
         try:
             async with self.idempotency.answer(call, produce, seconds=seconds) as repeat:
-                await self._read(repeat, heard, stops_after)
+                await self._read(repeat, received, stops_after)
         except errors.AimeshError as error:
-            heard.error = error
-        return heard
+            received.error = error
+        return received
 
     @staticmethod
-    async def _read(repeat: AnswerReader[Head, Chunk, InferenceResult], heard: Heard, stops_after: int | None) -> None:
+    async def _read(repeat: AnswerReader[Head, Chunk, InferenceResult], received: ReceivedAnswer, stops_after: int | None) -> None:
         async for number, chunk in repeat:
-            heard.numbers.append(number)
-            heard.texts.append(chunk.text)
+            received.numbers.append(number)
+            received.texts.append(chunk.text)
             if number == stops_after:
                 return
-        heard.result = repeat.result
+        received.result = repeat.result
 
 
 class RunningService:

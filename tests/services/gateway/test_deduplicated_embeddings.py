@@ -52,7 +52,7 @@ class Worker(FakeWorker):
 
 
 @dataclass
-class Heard:
+class ReceivedAnswer:
     vectors: list[bytes]
     result: EmbeddingResult
     is_repeat: bool
@@ -73,12 +73,12 @@ class Gateways:
         self.running_service, self.worker, self.doors, self.once = running_service, worker, doors, once
         self._url = url
 
-    async def ask(self, *inputs: str, key: str | None = "k", door: int = 0, seconds: float = 10, **fields: Any) -> Heard:
+    async def ask(self, *inputs: str, key: str | None = "k", door: int = 0, seconds: float = 10, **fields: Any) -> ReceivedAnswer:
         context.start()  # as a door does
         request = EmbeddingRequest(inputs or ("a", "bb"), **fields)
         async with self.doors[door].embed(OWNER, request, seconds=seconds, key=key) as answer:
             vectors = [vector async for _, vectors in answer for vector in vectors.vectors]
-        return Heard(vectors, answer.result, answer.is_repeat, answer.allowance is not None)
+        return ReceivedAnswer(vectors, answer.result, answer.is_repeat, answer.allowance is not None)
 
     async def stored(self) -> list[Any]:
         connection = await asyncpg.connect(self._url, server_settings={"search_path": "gateway"})
@@ -133,9 +133,9 @@ async def test_fifty_concurrent_requests_run_once(gateways: Gateways, door: int)
     rest = [asyncio.create_task(gateways.ask(door=door)) for _ in range(49)]
     await asyncio.sleep(0.02)
     gateways.worker.gate.set()
-    heard = [await first, *await asyncio.gather(*rest)]
-    assert {tuple(one.vectors) for one in heard} == {(packed(1, CANARY), packed(2, CANARY))}
-    assert [one.is_repeat for one in heard].count(False) == 1
+    received = [await first, *await asyncio.gather(*rest)]
+    assert {tuple(one.vectors) for one in received} == {(packed(1, CANARY), packed(2, CANARY))}
+    assert [one.is_repeat for one in received].count(False) == 1
     assert gateways.runs == (1, 1)
 
 

@@ -22,30 +22,32 @@ KEY = RepeatedRequest(key="k")
 
 
 @dataclass
-class Heard:
+class ReceivedAnswer:
     numbers: list[int] = field(default_factory=list)
     text: str = ""
     answer: InferenceReply | None = None
     result: InferenceResult | None = None
 
 
-class Door:
+class Caller:
     def __init__(self, once: DeduplicatedInference, running_service: RunningService) -> None:
         self.once, self.running_service = once, running_service
 
-    async def ask(self, again: RepeatedRequest = NEVER, *, stops_after: int | None = None, whole: bool = False, **fields: Any) -> Heard:
+    async def ask(
+        self, again: RepeatedRequest = NEVER, *, stops_after: int | None = None, whole: bool = False, **fields: Any
+    ) -> ReceivedAnswer:
         context.start()  # as a door does
         request = InferenceRequest(**{"prompt": "hi", **fields})
-        heard = Heard()
+        received = ReceivedAnswer()
         async with self.once.run(OWNER, request, seconds=10, again=again, whole=whole) as answer:
-            heard.answer = answer
+            received.answer = answer
             async for number, chunk in answer:
-                heard.numbers.append(number)
-                heard.text += chunk.text
+                received.numbers.append(number)
+                received.text += chunk.text
                 if number == stops_after:
-                    return heard
-        heard.result = answer.result
-        return heard
+                    return received
+        received.result = answer.result
+        return received
 
     @property
     def runs(self) -> int:
@@ -53,84 +55,84 @@ class Door:
 
 
 @pytest.fixture
-async def door(postgres_url: str) -> AsyncIterator[Door]:
+async def caller(postgres_url: str) -> AsyncIterator[Caller]:
     async with fakes.running_service() as running_service, opened(postgres_url) as database, AnswerRuns().running() as runs:
         keys = IdempotentRequests(IdempotencyStore(database), runs, NodeId("Uone"), secret="s" * 16, most_seconds=10)
         async with keys.running():
-            yield Door(DeduplicatedInference(running_service.pipeline, keys), running_service)
+            yield Caller(DeduplicatedInference(running_service.pipeline, keys), running_service)
 
 
-async def test_without_a_key_requests_run_independently(door: Door) -> None:
-    first, second = await door.ask(), await door.ask()
+async def test_without_a_key_requests_run_independently(caller: Caller) -> None:
+    first, second = await caller.ask(), await caller.ask()
     assert first.text == second.text == "Hello world!"
     assert first.numbers == [1, 2, 3]
     assert first.answer is not None
     assert not first.answer.is_repeat
     assert first.answer.allowance is not None
-    assert (door.runs, len(door.running_service.store.rows)) == (2, 2)
+    assert (caller.runs, len(caller.running_service.store.rows)) == (2, 2)
 
 
-async def test_without_a_key_a_request_ends_with_its_reader(door: Door) -> None:
-    await door.ask(stops_after=1)
-    assert door.running_service.worker.left_early == 1
+async def test_without_a_key_a_request_ends_with_its_reader(caller: Caller) -> None:
+    await caller.ask(stops_after=1)
+    assert caller.running_service.worker.left_early == 1
     with pytest.raises(errors.BadRequest, match="Last-Event-ID"):
-        await door.ask(RepeatedRequest(rest=Rest(1)))
+        await caller.ask(RepeatedRequest(rest=Rest(1)))
 
 
-async def test_with_a_key_a_request_runs_is_limited_and_is_written_once(door: Door) -> None:
-    first, again = await door.ask(KEY), await door.ask(KEY)
+async def test_with_a_key_a_request_runs_is_limited_and_is_written_once(caller: Caller) -> None:
+    first, again = await caller.ask(KEY), await caller.ask(KEY)
     assert (first.text, first.numbers, first.result) == (again.text, again.numbers, again.result)
     assert first.answer is not None
     assert again.answer is not None
     assert (first.answer.is_repeat, again.answer.is_repeat) == (False, True)
     assert first.answer.allowance is not None
     assert again.answer.allowance is None
-    assert first.answer.request_id == again.answer.request_id == door.running_service.store.only_row.id
+    assert first.answer.request_id == again.answer.request_id == caller.running_service.store.only_row.id
     assert (first.answer.model, first.answer.began_at) == (again.answer.model, again.answer.began_at)
-    assert door.runs == 1
+    assert caller.runs == 1
 
 
-async def test_a_caller_that_lost_its_stream_gets_the_rest(door: Door) -> None:
-    door.running_service.worker.hangs_after = 2
-    cut = await door.ask(KEY, stops_after=1)
+async def test_a_caller_that_lost_its_stream_gets_the_rest(caller: Caller) -> None:
+    caller.running_service.worker.hangs_after = 2
+    cut = await caller.ask(KEY, stops_after=1)
     assert cut.answer is not None
-    await door.running_service.worker.said.wait()
-    reading = asyncio.create_task(door.ask(RepeatedRequest(key="k", rest=Rest(1)), stops_after=2))
-    heard = await reading
-    assert (heard.numbers, heard.text) == ([2], " world")
-    assert door.running_service.worker.left_early == 0
+    await caller.running_service.worker.said.wait()
+    reading = asyncio.create_task(caller.ask(RepeatedRequest(key="k", rest=Rest(1)), stops_after=2))
+    received = await reading
+    assert (received.numbers, received.text) == ([2], " world")
+    assert caller.running_service.worker.left_early == 0
 
 
-async def test_a_caller_may_read_the_whole_answer_again(door: Door) -> None:
-    cut = await door.ask(KEY)
+async def test_a_caller_may_read_the_whole_answer_again(caller: Caller) -> None:
+    cut = await caller.ask(KEY)
     assert cut.answer is not None
     rest = RepeatedRequest(key="k", rest=Rest(2))
-    assert (await door.ask(rest)).text == "!"
-    assert (await door.ask(rest, whole=True)).text == "Hello world!"
+    assert (await caller.ask(rest)).text == "!"
+    assert (await caller.ask(rest, whole=True)).text == "Hello world!"
 
 
-async def test_a_refusal_reaches_the_caller_and_frees_the_key(door: Door) -> None:
+async def test_a_refusal_reaches_the_caller_and_frees_the_key(caller: Caller) -> None:
     with pytest.raises(errors.BadRequest):
-        await door.ask(KEY, temperature=9.0)
-    door.running_service.worker.fails_with = errors.ModelCrashed("gone")
+        await caller.ask(KEY, temperature=9.0)
+    caller.running_service.worker.fails_with = errors.ModelCrashed("gone")
     with pytest.raises(errors.AimeshError):
-        await door.ask(KEY)
-    door.running_service.worker.fails_with = None
-    assert (await door.ask(KEY)).text == "Hello world!"
+        await caller.ask(KEY)
+    caller.running_service.worker.fails_with = None
+    assert (await caller.ask(KEY)).text == "Hello world!"
 
 
-async def test_a_different_body_is_a_conflict(door: Door) -> None:
-    await door.ask(KEY)
+async def test_a_different_body_is_a_conflict(caller: Caller) -> None:
+    await caller.ask(KEY)
     with pytest.raises(errors.IdempotencyConflict):
-        await door.ask(KEY, prompt="ho")
+        await caller.ask(KEY, prompt="ho")
 
 
-async def test_the_seed_is_fixed_by_the_first_request(door: Door) -> None:
-    await door.ask(KEY)
-    (asked,) = door.running_service.worker.asked
+async def test_the_seed_is_fixed_by_the_first_request(caller: Caller) -> None:
+    await caller.ask(KEY)
+    (asked,) = caller.running_service.worker.asked
     assert asked.model_config.seed is not None
-    await door.ask(RepeatedRequest(key="other"), seed=5)
-    assert door.running_service.worker.asked[1].model_config.seed == 5
+    await caller.ask(RepeatedRequest(key="other"), seed=5)
+    assert caller.running_service.worker.asked[1].model_config.seed == 5
 
 
 async def test_a_request_handed_over_by_a_stopping_gateway_has_one_row(postgres_url: str) -> None:
@@ -140,13 +142,13 @@ async def test_a_request_handed_over_by_a_stopping_gateway_has_one_row(postgres_
         async with AnswerRuns().running() as runs:
             keys = IdempotentRequests(store, runs, NodeId("Uone"), secret="s" * 16, most_seconds=10)
             assert (
-                await Door(DeduplicatedInference(running_service.pipeline, keys), running_service).ask(KEY, stops_after=1)
+                await Caller(DeduplicatedInference(running_service.pipeline, keys), running_service).ask(KEY, stops_after=1)
             ).text == "Hello"
         assert running_service.store.rows == {}
         running_service.worker.hangs_after = None
         async with AnswerRuns().running() as runs:
             keys = IdempotentRequests(store, runs, NodeId("Utwo"), secret="s" * 16, most_seconds=10)
-            heard = await Door(DeduplicatedInference(running_service.pipeline, keys), running_service).ask(KEY)
-        assert heard.text == "Hello world!"
-        assert heard.result is not None
-        assert (running_service.store.only_row.id, running_service.store.only_row.status) == (heard.result.request_id, "success")
+            received = await Caller(DeduplicatedInference(running_service.pipeline, keys), running_service).ask(KEY)
+        assert received.text == "Hello world!"
+        assert received.result is not None
+        assert (running_service.store.only_row.id, running_service.store.only_row.status) == (received.result.request_id, "success")

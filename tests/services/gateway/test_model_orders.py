@@ -51,7 +51,7 @@ class Site:
         return (await self.orders.unload(request, 10)).places
 
     @property
-    def nodes_asked(self) -> list[NodeId | None]:
+    def called_nodes(self) -> list[NodeId | None]:
         return [node for _, node, _ in self.rpc.asked]
 
 
@@ -70,7 +70,7 @@ async def test_another_worker_is_tried_if_one_has_no_memory_and_the_last_error_i
         site.rpc.refuse[node_id(number)] = errors.Unavailable(f"no room {number}")
     with pytest.raises(errors.Unavailable, match=f"no room {ATTEMPTS - 1}"):
         await site.load()
-    assert site.nodes_asked == [node_id(number) for number in range(ATTEMPTS)]
+    assert site.called_nodes == [node_id(number) for number in range(ATTEMPTS)]
 
 
 async def test_every_worker_unloads_the_model_even_if_one_refuses() -> None:
@@ -93,7 +93,7 @@ async def test_a_worker_is_chosen_by_a_prefix_of_its_id() -> None:
     site = Site(("m",), ("m",))
     await site.load(worker=node_id(1))
     await site.unload(worker=node_id(1))
-    assert site.nodes_asked == [node_id(1), node_id(1)]
+    assert site.called_nodes == [node_id(1), node_id(1)]
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ async def test_a_deadline_is_a_timeout_even_if_it_arrives_as_a_cancellation(runn
     assert [row.status for row in running_service.store.rows.values()] == ["timeout", "timeout"]
 
 
-class Liar(FakeWorker):
+class MiscountingWorker(FakeWorker):
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         async for said in super().run(prompt):
             # Few enough that text of this length could have them.
@@ -154,7 +154,7 @@ class Liar(FakeWorker):
 
 
 async def test_output_is_counted_by_token_ids_and_not_by_the_workers_claim(running_service: RunningService) -> None:
-    running_service.add_worker(1, liar := Liar(), "smollm2")
+    running_service.add_worker(1, liar := MiscountingWorker(), "smollm2")
     _, result = await ask(running_service)
     assert liar.asked
     assert result.usage.completion_tokens == 3

@@ -1,4 +1,4 @@
-"""A node's standing: when it asks for a new certificate, from whom it takes a list, where it meets whom, what it keeps."""
+"""Certificate renewal: when a node asks for a new certificate, whose lists it accepts, where nodes meet, what it saves."""
 
 import asyncio
 import time
@@ -79,7 +79,7 @@ class World:
             tasks.create_task(self.renewal.run())
             yield
 
-    def hear(self, node: NodeId, role: Role) -> None:
+    def announce(self, node: NodeId, role: Role) -> None:
         self.nodes.apply_announcement(Announcement(role, node, "0.1.0", datetime(2026, 1, 1, tzinfo=UTC)), "nats")
 
 
@@ -101,7 +101,7 @@ def world(tmp_path: Path) -> Callable[..., World]:
 async def test_a_service_node_is_certified_as_soon_as_auth_is_up(world: Callable[..., World]) -> None:
     here = world(role=Role.GATEWAY)
     async with here.running():
-        here.hear(AUTH, Role.AUTH)
+        here.announce(AUTH, Role.AUTH)
         await until(lambda: here.trust.has_certificate(time.time()))
     kept = membership_file.load(here.state)
     assert kept is not None
@@ -139,7 +139,7 @@ async def test_a_certificate_is_renewed_after_two_thirds_of_its_lifetime(
     world: Callable[..., World], life_over: float, is_due: bool
 ) -> None:
     here = world()
-    here.hear(AUTH, Role.AUTH)
+    here.announce(AUTH, Role.AUTH)
     here.trust.authorities = (here.running_service.ca.id,)
     life = certificates.lifetime_seconds(Role.WORKER)
     here.trust.certificate = certificates.issue(
@@ -164,7 +164,7 @@ async def test_a_certificate_for_another_node_or_mesh_is_rejected(world: Callabl
 async def test_a_newer_list_is_fetched_from_where_it_was_heard_and_disconnects_revoked_nodes(world: Callable[..., World]) -> None:
     here = world()
     here.renewal.take(here.running_service.reply())
-    here.hear(GATEWAY, Role.GATEWAY)
+    here.announce(GATEWAY, Role.GATEWAY)
     cut: list[frozenset[NodeId]] = []
     here.trust.on_revoked.append(cut.append)
     async with here.running():
@@ -184,7 +184,7 @@ async def test_a_newer_list_is_fetched_only_where_the_role_may_call(world: Calla
     """402 refused publishes in 22 minutes with three auths: each asked the others for the list."""
     here = world(role=role)
     here.renewal.take(here.running_service.reply())
-    here.hear(NodeId("UOTHER"), other)
+    here.announce(NodeId("UOTHER"), other)
     here.renewal.record_list_number(NodeId("UOTHER"), 2)
     may_speak = other in topics.SPEAKS_TO[role]
     async with here.running():
@@ -201,7 +201,7 @@ async def test_a_new_epoch_changes_the_meeting_topics(world: Callable[..., World
     here = world()
     here.renewal.take(here.running_service.reply())
     before = here.renewal.meetings()
-    here.hear(AUTH, Role.AUTH)
+    here.announce(AUTH, Role.AUTH)
     async with here.running():
         here.running_service.number, here.running_service.epoch = 2, 2
         here.renewal.record_list_number(AUTH, 2)
@@ -242,7 +242,7 @@ async def test_a_node_that_lost_auth_also_searches_the_enrollment_topic(world: C
     known = here.renewal.meetings()
     here.renewal._update_topics(time.monotonic() + LOST_SECONDS + 1)
     assert here.renewal.meetings() == [*known, enrolment]
-    here.hear(AUTH, Role.AUTH)
+    here.announce(AUTH, Role.AUTH)
     here.renewal._update_topics(time.monotonic())
     assert here.renewal.meetings() == known
 
@@ -261,7 +261,7 @@ async def test_a_certificate_that_expires_at_runtime_changes_where_the_node_sear
 
 async def test_auth_is_asked_repeatedly_while_it_refuses(world: Callable[..., World]) -> None:
     here = world(refusal=errors.Unavailable("PostgreSQL is starting"))
-    here.hear(AUTH, Role.AUTH)
+    here.announce(AUTH, Role.AUTH)
     told: list[str] = []
     here.renewal.note = lambda what, why: told.append(f"{what}: {why}")
     async with here.running():

@@ -7,11 +7,11 @@ from shared.node.http_connection_limits import ConnectionRefusal, HttpConnection
 
 def test_each_address_has_its_own_limit() -> None:
     places = HttpConnectionLimits[int](10, 2, ())
-    assert [places.enter(guest, "203.0.113.5") for guest in range(3)] == [None, None, ConnectionRefusal.CROWD]
+    assert [places.enter(guest, "203.0.113.5") for guest in range(3)] == [None, None, ConnectionRefusal.TOO_MANY]
     assert places.enter(3, "203.0.113.6") is None
     places.leave(0)
     places.leave(0)
-    assert [places.enter(guest, "203.0.113.5") for guest in (4, 5)] == [None, ConnectionRefusal.CROWD]
+    assert [places.enter(guest, "203.0.113.5") for guest in (4, 5)] == [None, ConnectionRefusal.TOO_MANY]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_each_address_has_its_own_limit() -> None:
 def test_which_addresses_count_as_one(first: str, second: str, is_the_same: bool) -> None:
     places = HttpConnectionLimits[str](10, 1, ())
     assert places.enter("a", first) is None
-    assert places.enter("b", second) is (ConnectionRefusal.CROWD if is_the_same else None)
+    assert places.enter("b", second) is (ConnectionRefusal.TOO_MANY if is_the_same else None)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1", "10.1.2.3", "2001:db8:5::7", "192.0.2.1", None])

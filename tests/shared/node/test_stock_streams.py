@@ -27,7 +27,7 @@ JSON = {"content-type": "application/json"}
 STREAM = {**JSON, "stream": "true"}
 
 
-def asked(prompt: str = "hi", **more: object) -> bytes:
+def request_body(prompt: str = "hi", **more: object) -> bytes:
     return json.dumps({"request": {"prompt": prompt}, **more}).encode()
 
 
@@ -90,7 +90,7 @@ def problem(message: Msg) -> tuple[str, str]:
 
 
 async def test_without_the_header_the_whole_answer_is_one_message(stock: Stock) -> None:
-    answer = json.loads((await stock.ask(asked())).data)
+    answer = json.loads((await stock.ask(request_body())).data)
     assert (answer["text"], answer["finishReason"], answer["usage"]) == (
         "Hello",
         "stop",
@@ -103,31 +103,31 @@ async def test_without_the_header_the_whole_answer_is_one_message(stock: Stock) 
 
 
 async def test_several_answers_and_tool_calls_are_included(stock: Stock) -> None:
-    two = json.loads((await stock.ask(asked("two"))).data)
+    two = json.loads((await stock.ask(request_body("two"))).data)
     assert (two["text"], two["others"]) == ("ab", [{"text": "x"}])
-    tools = json.loads((await stock.ask(asked("tools"))).data)
+    tools = json.loads((await stock.ask(request_body("tools"))).data)
     assert [call["id"] for call in tools["toolCalls"]] == ["0", "1"]
 
 
 @pytest.mark.parametrize("prompt", ["large", "escaped"])
 async def test_an_answer_that_is_too_large_ends_its_stream_with_a_hint(stock: Stock, prompt: str) -> None:
-    refused = await stock.ask(asked(prompt))
+    refused = await stock.ask(request_body(prompt))
     assert problem(refused) == ("413", "too_large")
     assert json.loads(refused.data)["error"]["hint"] == "ask for fewer tokens, or for the stream; see docs/protocol.md"
     assert stock.service.failed == ["too_large"]
     assert stock.service.sent * LARGE <= stock_calls.MAX_ANSWER_BYTES, "it was not made to its end"
-    await stock.ask(asked())
+    await stock.ask(request_body())
 
 
 async def test_many_small_pieces_do_not_count_as_a_large_answer(stock: Stock) -> None:
-    assert len(json.loads((await stock.ask(asked("letters"))).data)["text"]) == 20_000
+    assert len(json.loads((await stock.ask(request_body("letters"))).data)["text"]) == 20_000
 
 
 # --- a stream -----------------------------------------------------------------------------------------------------------
 
 
 async def test_with_the_header_items_are_sent_and_then_the_end(stock: Stock) -> None:
-    *items, end = await stock.read(asked())
+    *items, end = await stock.read(request_body())
     assert [message.headers["stream"] for message in (*items, end)] == ["item", "item", "end"]
     assert [(json.loads(item.data)["text"], json.loads(item.data)["sequence"]) for item in items] == [("Hel", 1), ("lo", 2)]
     assert json.loads(end.data)["finishReason"] == "stop"
@@ -138,25 +138,25 @@ async def test_with_the_header_items_are_sent_and_then_the_end(stock: Stock) -> 
 
 
 async def test_a_stream_may_be_larger_than_a_message(stock: Stock) -> None:
-    *items, end = await stock.read(asked("large"))
+    *items, end = await stock.read(request_body("large"))
     assert (len(items), end.headers["stream"]) == (MOST, "end")
 
 
 async def test_an_error_ends_the_stream_with_error_headers(stock: Stock) -> None:
-    item, failed = await stock.read(asked("fail"))
+    item, failed = await stock.read(request_body("fail"))
     assert item.headers["stream"] == "item"
     assert problem(failed) == ("503", "worker_lost")
     assert failed.headers["Nats-Service-Error"] == "the worker is gone"
 
 
 async def test_two_concurrent_streams_do_not_mix(stock: Stock) -> None:
-    one, other = await asyncio.gather(stock.read(asked("letters")), stock.read(asked("two")))
+    one, other = await asyncio.gather(stock.read(request_body("letters")), stock.read(request_body("two")))
     assert (len(one), len(other)) == (20_001, 4)
 
 
 @pytest.mark.parametrize("leave", ["unsubscribe", "disconnect", "respond"])
 async def test_a_caller_that_disconnects_ends_its_stream(stock: Stock, leave: str) -> None:
-    async with stock.stream(asked("endless")) as replies:
+    async with stock.stream(request_body("endless")) as replies:
         first = await replies.next_msg(SECONDS)
         match leave:
             case "unsubscribe":
@@ -171,7 +171,7 @@ async def test_a_caller_that_disconnects_ends_its_stream(stock: Stock, leave: st
 
 
 async def test_a_caller_cancels_a_silent_stream_with_a_message_to_its_reply_subject(stock: Stock) -> None:
-    async with stock.stream(asked("hang")) as replies:
+    async with stock.stream(request_body("hang")) as replies:
         first = await replies.next_msg(SECONDS)
         await first.respond(b"")
         await until(lambda: stock.service.failed == ["cancelled"], seconds=SECONDS)
@@ -180,7 +180,7 @@ async def test_a_caller_cancels_a_silent_stream_with_a_message_to_its_reply_subj
 async def test_a_stream_that_loses_its_nats_connection_fails(stock: Stock) -> None:
     """What was sent meanwhile is lost, so that no later message may pass for the next one."""
     client = stock.running.node.node_transports.nats.nats
-    async with stock.stream(asked("large")) as replies:
+    async with stock.stream(request_body("large")) as replies:
         await replies.next_msg(SECONDS)
         client._session.abort()
         await until(lambda: stock.service.failed == ["link_lost"], seconds=SECONDS)
@@ -188,7 +188,7 @@ async def test_a_stream_that_loses_its_nats_connection_fails(stock: Stock) -> No
 
 async def test_a_stream_does_not_continue_after_a_reconnect(stock: Stock) -> None:
     client = stock.running.node.node_transports.nats.nats
-    async with stock.stream(asked("paused")) as replies:
+    async with stock.stream(request_body("paused")) as replies:
         await replies.next_msg(SECONDS)
         client._session.abort()
         await until(lambda: client.reconnects == 1, seconds=SECONDS)
@@ -206,14 +206,14 @@ async def test_a_stream_does_not_continue_after_a_reconnect(stock: Stock) -> Non
     [
         pytest.param(b"{", ("400", "bad_request"), "Input data was truncated", id="a body that is none"),
         pytest.param(b'{"auth": {}}', ("400", "bad_request"), "missing required field `request`", id="no request"),
-        pytest.param(asked(wish=1), ("400", "bad_request"), "there is no field 'wish'", id="an unknown argument"),
+        pytest.param(request_body(wish=1), ("400", "bad_request"), "there is no field 'wish'", id="an unknown argument"),
         pytest.param(
             b'{"request": {"prompt": "hi", "max_tokens": 1}}',
             ("400", "bad_request"),
             "no field 'request.max_tokens'",
             id="a typing mistake",
         ),
-        pytest.param(asked("x" * 1024 * 1024), ("413", "too_large"), "the limit is 1048576", id="a body that is too large"),
+        pytest.param(request_body("x" * 1024 * 1024), ("413", "too_large"), "the limit is 1048576", id="a body that is too large"),
     ],
 )
 async def test_an_invalid_body_is_refused(stock: Stock, headers: dict[str, str], body: bytes, refusal: tuple[str, str], words: str) -> None:
@@ -224,7 +224,7 @@ async def test_an_invalid_body_is_refused(stock: Stock, headers: dict[str, str],
 
 
 async def test_an_unknown_header_value_and_an_unstreamed_method_are_refused(stock: Stock) -> None:
-    odd = await stock.ask(asked(), stream="yes")
+    odd = await stock.ask(request_body(), stream="yes")
     assert problem(odd) == ("400", "bad_request")
     assert odd.headers["Nats-Service-Error"] == "the header stream is 'yes'"
     plain = await stock.nats.request(f"aimesh.{MESH}.rpc.gateway.listModels", b"{}", headers=STREAM, timeout=SECONDS)
@@ -234,17 +234,17 @@ async def test_an_unknown_header_value_and_an_unstreamed_method_are_refused(stoc
 
 async def test_streams_have_their_own_limit(stock: Stock) -> None:
     stock.micro._places._limits[True]._most = 1
-    async with stock.stream(asked("hang")) as replies:
+    async with stock.stream(request_body("hang")) as replies:
         await replies.next_msg(SECONDS)
-        assert problem(await stock.ask(asked())) == ("503", "overloaded")
+        assert problem(await stock.ask(request_body())) == ("503", "overloaded")
         listed = await stock.nats.request(f"aimesh.{MESH}.rpc.gateway.listModels", b"{}", headers=JSON, timeout=SECONDS)
         assert json.loads(listed.data) == {"models": []}
 
 
 async def test_a_stream_without_an_inbox_is_refused(stock: Stock) -> None:
-    await stock.nats.publish(SUBJECT, asked(), headers=JSON)
-    await stock.nats.publish(SUBJECT, asked(), reply=f"aimesh.{MESH}.gateway.x", headers=STREAM)
-    await stock.ask(asked())
+    await stock.nats.publish(SUBJECT, request_body(), headers=JSON)
+    await stock.nats.publish(SUBJECT, request_body(), reply=f"aimesh.{MESH}.gateway.x", headers=STREAM)
+    await stock.ask(request_body())
     assert len(stock.service.calls) == 1
 
 
@@ -258,7 +258,7 @@ async def test_only_an_operator_may_use_it() -> None:
         seed = net.server.key("someone", Role.CLIENT).read_text()
         running = await net.start(Streaming)
         connection = await nats.connect(net.server.url, nkeys_seed_str=seed, allow_reconnect=False, error_cb=note)
-        await connection.publish(SUBJECT, asked(), reply="_INBOX.someone", headers=JSON)
+        await connection.publish(SUBJECT, request_body(), reply="_INBOX.someone", headers=JSON)
         await until(lambda: refused, seconds=SECONDS)
         assert refused == [f'nats: permissions violation for publish to "{SUBJECT.lower()}"']
         await connection.close()

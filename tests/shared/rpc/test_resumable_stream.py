@@ -87,38 +87,43 @@ class FakeCaller:
 
 
 @dataclass
-class Heard:
+class ReceivedAnswer:
     text: str = ""
     result: InferenceResult | None = None
     #: One for each loss: whether something had come before.
     losses: list[bool] = field(default_factory=list)
 
 
-async def hear(
-    caller: FakeCaller, heard: Heard, *, request: ProcessInferenceRequest = REQUEST, stops_after: int | None = None, seconds: float = 10
-) -> Heard:
+async def read_answer(
+    caller: FakeCaller,
+    received: ReceivedAnswer,
+    *,
+    request: ProcessInferenceRequest = REQUEST,
+    stops_after: int | None = None,
+    seconds: float = 10,
+) -> ReceivedAnswer:
     asking = StreamRequest(caller, random.Random(1), QUICK)
-    async with asking.ask(request, seconds=seconds, lost=heard.losses.append) as answer:
+    async with asking.ask(request, seconds=seconds, lost=received.losses.append) as answer:
         async for chunk in answer:
-            heard.text += chunk.text
+            received.text += chunk.text
             if chunk.sequence == stops_after:
-                return heard
-        heard.result = answer.end
-    return heard
+                return received
+        received.result = answer.end
+    return received
 
 
 async def test_an_answer_without_interruption() -> None:
     caller = FakeCaller()
-    heard = await hear(caller, Heard())
-    assert (heard.text, heard.result, heard.losses) == ("one two three four", RESULT, [])
+    received = await read_answer(caller, ReceivedAnswer())
+    assert (received.text, received.result, received.losses) == ("one two three four", RESULT, [])
     assert (caller.asked, caller.cancelled) == ([REQUEST], [])
 
 
 @pytest.mark.parametrize("breaks_after", range(len(WORDS) + 1))
 async def test_wherever_it_breaks_nothing_is_lost_or_repeated(breaks_after: int) -> None:
     caller = FakeCaller([(breaks_after, LOST)])
-    heard = await hear(caller, Heard())
-    assert (heard.text, heard.result, heard.losses) == ("one two three four", RESULT, [breaks_after > 0])
+    received = await read_answer(caller, ReceivedAnswer())
+    assert (received.text, received.result, received.losses) == ("one two three four", RESULT, [breaks_after > 0])
     again = ProcessInferenceRequest(REQUEST.request, idempotency_key="k", rest=Rest(breaks_after) if breaks_after else None)
     assert caller.asked == [REQUEST, again]
     assert caller.cancelled == []
@@ -127,8 +132,8 @@ async def test_wherever_it_breaks_nothing_is_lost_or_repeated(breaks_after: int)
 async def test_a_gateway_that_is_down_for_a_while_counts_as_one_loss() -> None:
     away = (-1, errors.NotReachable("no gateway is there"))
     caller = FakeCaller([(1, LOST), away, (0, errors.Draining("it goes")), (0, errors.Unavailable("postgres")), (2, LOST), away])
-    heard = await hear(caller, Heard())
-    assert (heard.text, heard.result, heard.losses) == ("one two three four", RESULT, [True, True])
+    received = await read_answer(caller, ReceivedAnswer())
+    assert (received.text, received.result, received.losses) == ("one two three four", RESULT, [True, True])
     assert [None if request.rest is None else request.rest.after for request in caller.asked] == [None, 1, 1, 1, 1, 3, 3]
 
 
@@ -139,15 +144,15 @@ async def test_waiting_notices_are_passed_on_and_are_not_chunks() -> None:
     def first(after: int) -> list[InferenceChunk]:
         return [*pieces(after), InferenceChunk("one ", sequence=1)] if not after else pieces(after)
 
-    heard = await hear(FakeCaller([(2, LOST)], pieces=first), Heard())
-    assert (heard.text, heard.result) == ("one two", RESULT)
+    received = await read_answer(FakeCaller([(2, LOST)], pieces=first), ReceivedAnswer())
+    assert (received.text, received.result) == ("one two", RESULT)
 
 
 async def test_a_permanent_error_ends_the_stream_without_a_cancellation() -> None:
-    caller, heard = FakeCaller([(2, errors.WorkerLost("gone"))]), Heard()
+    caller, received = FakeCaller([(2, errors.WorkerLost("gone"))]), ReceivedAnswer()
     with pytest.raises(errors.WorkerLost, match="gone"):
-        await hear(caller, heard)
-    assert (heard.text, heard.losses, len(caller.asked), caller.cancelled) == ("one two ", [], 1, [])
+        await read_answer(caller, received)
+    assert (received.text, received.losses, len(caller.asked), caller.cancelled) == ("one two ", [], 1, [])
 
 
 async def test_retries_end_with_the_last_error() -> None:
@@ -167,20 +172,20 @@ async def test_retries_end_with_the_last_error() -> None:
 
 
 async def test_without_a_key_the_stream_ends_with_its_connection() -> None:
-    caller, heard = FakeCaller([(1, LOST)]), Heard()
+    caller, received = FakeCaller([(1, LOST)]), ReceivedAnswer()
     with pytest.raises(errors.LinkLost, match="the link fell silent"):
-        await hear(caller, heard, request=ProcessInferenceRequest(InferenceRequest(prompt="hi")))
+        await read_answer(caller, received, request=ProcessInferenceRequest(InferenceRequest(prompt="hi")))
     assert (len(caller.asked), caller.cancelled) == (1, [])
     # And leaving is all that it takes.
-    await hear(caller, heard, request=ProcessInferenceRequest(InferenceRequest(prompt="hi")), stops_after=1)
+    await read_answer(caller, received, request=ProcessInferenceRequest(InferenceRequest(prompt="hi")), stops_after=1)
     assert (caller.open, caller.cancelled) == (0, [])
 
 
 @pytest.mark.parametrize("cancel_fails", [False, True])
 async def test_leaving_early_cancels_the_request_at_its_gateway(cancel_fails: bool) -> None:
     caller = FakeCaller([(1, LOST)], cancel_fails=cancel_fails)
-    heard = await hear(caller, Heard(), stops_after=3)
-    assert heard.text == "one two three "
+    received = await read_answer(caller, ReceivedAnswer(), stops_after=3)
+    assert received.text == "one two three "
     assert caller.cancelled == [("k", "node 2")]
 
 
@@ -205,11 +210,11 @@ async def test_a_cancellation_during_the_pause_ends_the_stream() -> None:
 async def test_a_gateway_that_skips_a_chunk_is_a_protocol_violation() -> None:
     caller = FakeCaller(pieces=lambda _: [InferenceChunk("a", sequence=1), InferenceChunk("c", sequence=3)])
     with pytest.raises(errors.ProtocolViolation, match="chunk 3 of the answer arrived after chunk 1"):
-        await hear(caller, Heard())
+        await read_answer(caller, ReceivedAnswer())
 
 
 async def test_all_attempts_share_one_deadline() -> None:
     caller = FakeCaller([(1, LOST), (1, LOST)])
-    await hear(caller, Heard(), seconds=10)
+    await read_answer(caller, ReceivedAnswer(), seconds=10)
     first, second, third = caller.deadlines
     assert 10 >= first > second > third > 9

@@ -50,5 +50,5 @@ def _serving(usable: Iterable[DirectoryEntry]) -> dict[ModelName, set[NodeId]]:
 
 def _is_missed(model: ModelName, last: _ServedCount, offered: Mapping[NodeId, set[ModelName]], now: float) -> bool:
     """Return False if all workers that served the model are fine but no longer offer it: it was removed on purpose."""
-    was_taken_away = all(node in offered and model not in offered[node] for node in last.by)
-    return now - last.at <= MISSED_SECONDS and not was_taken_away
+    was_removed = all(node in offered and model not in offered[node] for node in last.by)
+    return now - last.at <= MISSED_SECONDS and not was_removed

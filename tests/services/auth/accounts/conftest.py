@@ -6,10 +6,10 @@ import msgspec
 import pytest
 
 from services.auth.settings import AuthSettings
-from tests.services.auth.accounts.surroundings import ApiClient, opened_desk
+from tests.services.auth.accounts.surroundings import ApiClient, opened_accounts
 
 
 @pytest.fixture
 async def api_client(settings: AuthSettings) -> AsyncIterator[ApiClient]:
-    async with opened_desk(msgspec.structs.replace(settings, public_url="https://ai.example.com")) as opened:
+    async with opened_accounts(msgspec.structs.replace(settings, public_url="https://ai.example.com")) as opened:
         yield opened

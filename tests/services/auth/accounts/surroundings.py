@@ -228,7 +228,7 @@ def cheap_hasher() -> argon2.PasswordHasher:
 
 
 @contextlib.asynccontextmanager
-async def opened_desk(settings: AuthSettings, **instead: Any) -> AsyncIterator[ApiClient]:
+async def opened_accounts(settings: AuthSettings, **instead: Any) -> AsyncIterator[ApiClient]:
     """With the task that mails running; ``instead`` of the stand-ins."""
     with Passwords.open(min_length=8, hasher=cheap_hasher()) as passwords:
         async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:

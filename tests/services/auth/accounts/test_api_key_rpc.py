@@ -23,14 +23,14 @@ from shared.identity import credentials
 from shared.stores.database import Database
 from shared.types import Credential, ModelName, Role, TenantId, UserRole
 from tests.services.auth import by_hand
-from tests.services.auth.organizations.seeded_database import SeededDb, opened_town, refusal_of
+from tests.services.auth.organizations.seeded_database import SeededDb, opened_organizations, refusal_of
 
 EVERYDAY = {str(permission) for permission in Permission} - {"*"}
 
 
 @pytest.fixture
 async def seeded_db(postgres_url: str) -> AsyncIterator[SeededDb]:
-    async with opened_town(postgres_url) as seeded_db:
+    async with opened_organizations(postgres_url) as seeded_db:
         yield seeded_db
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from shared import errors
 from shared.api import accounts
-from tests.services.auth.accounts.surroundings import ApiClient, FakeIdentities, FakeSessions, opened_desk, token_of
+from tests.services.auth.accounts.surroundings import ApiClient, FakeIdentities, FakeSessions, opened_accounts, token_of
 from tests.services.auth.surroundings import Surroundings
 
 NEW = "another good password"
@@ -18,7 +18,7 @@ async def api_client(world: Surroundings) -> AsyncIterator[ApiClient]:
     """Beside the running service, on its sessions and its identities."""
     service = world.service
     sessions, identities = cast("FakeSessions", service._wiring._parts.sessions), cast("FakeIdentities", service._identities)
-    async with opened_desk(service._settings, sessions=sessions, identities=identities) as opened:
+    async with opened_accounts(service._settings, sessions=sessions, identities=identities) as opened:
         yield opened
 
 

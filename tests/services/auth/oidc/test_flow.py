@@ -19,22 +19,24 @@ METADATA = ProviderMetadata(
     end_session_endpoint=f"{ISSUER}/logout?all=1",
 )
 REGISTRATION = ClientRegistration(issuer=ISSUER, client_id="mesh & more", client_secret="secret")
-WISH = LoginPurpose(redirect_uri="https://ai.example.org/oidc")
+PURPOSE = LoginPurpose(redirect_uri="https://ai.example.org/oidc")
 
 
-def begin(wish: LoginPurpose = WISH, registration: ClientRegistration = REGISTRATION, metadata: ProviderMetadata = METADATA) -> BegunLogin:
+def begin(
+    purpose: LoginPurpose = PURPOSE, registration: ClientRegistration = REGISTRATION, metadata: ProviderMetadata = METADATA
+) -> BegunLogin:
     counted = itertools.count()
-    return flow.begin_login(metadata, registration, wish, 1000.0, lambda: f"random-{next(counted)}")
+    return flow.begin_login(metadata, registration, purpose, 1000.0, lambda: f"random-{next(counted)}")
 
 
-def asked(url: str) -> dict[str, str]:
+def query_of(url: str) -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(url).query, strict_parsing=True).items()}
 
 
 def test_what_the_authorization_request_contains() -> None:
     begun = begin()
     assert begun.url.startswith(f"{ISSUER}/authorize?")
-    assert asked(begun.url) == {
+    assert query_of(begun.url) == {
         "response_type": "code",
         "client_id": "mesh & more",
         "redirect_uri": "https://ai.example.org/oidc",
@@ -57,17 +59,17 @@ def test_the_challenge_matches_the_specification() -> None:
 
 def test_openid_is_requested_even_if_the_setting_omits_it() -> None:
     registration = ClientRegistration(issuer=ISSUER, client_id="mesh", scopes=("email", "groups"))
-    assert asked(begin(registration=registration).url)["scope"] == "openid email groups"
+    assert query_of(begin(registration=registration).url)["scope"] == "openid email groups"
 
 
 def test_a_fresh_login_is_requested() -> None:
-    begun = begin(LoginPurpose(redirect_uri=WISH.redirect_uri, max_age_seconds=0))
-    assert (asked(begun.url)["max_age"], asked(begun.url)["prompt"], begun.pending.max_age_seconds) == ("0", "login", 0)
+    begun = begin(LoginPurpose(redirect_uri=PURPOSE.redirect_uri, max_age_seconds=0))
+    assert (query_of(begun.url)["max_age"], query_of(begun.url)["prompt"], begun.pending.max_age_seconds) == ("0", "login", 0)
 
 
 @pytest.mark.parametrize("then", ["/", "/keys?new=1", "/a/b#c"])
 def test_a_login_ends_on_one_of_our_pages(then: str) -> None:
-    assert begin(LoginPurpose(redirect_uri=WISH.redirect_uri, then=then)).pending.then == then
+    assert begin(LoginPurpose(redirect_uri=PURPOSE.redirect_uri, then=then)).pending.then == then
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_a_login_ends_on_one_of_our_pages(then: str) -> None:
 )
 def test_other_redirect_addresses_are_refused(then: str) -> None:
     with pytest.raises(errors.BadRequest, match="then must be a path of these pages, such as /dashboard"):
-        begin(LoginPurpose(redirect_uri=WISH.redirect_uri, then=then))
+        begin(LoginPurpose(redirect_uri=PURPOSE.redirect_uri, then=then))
 
 
 @pytest.mark.parametrize("address", ["", "/oidc", "javascript:alert(1)", "https://", "https://a/#b", "https://[::1"])
@@ -124,7 +126,7 @@ def test_a_login_begun_at_another_provider_must_end_there() -> None:
 def test_logging_out_keeps_the_query_of_the_address() -> None:
     url = flow.make_logout_url(METADATA, REGISTRATION, "a.b.c", "https://ai.example.org/")
     assert url is not None
-    assert asked(url) == {
+    assert query_of(url) == {
         "all": "1",
         "client_id": "mesh & more",
         "post_logout_redirect_uri": "https://ai.example.org/",

@@ -35,7 +35,7 @@ from tests.services.auth.oidc.scripted_provider import (
 )
 from tests.services.auth.oidc.surroundings import Clock, OpenOidc
 
-WISH = LoginPurpose(redirect_uri="http://127.0.0.1:3000/oidc", then="/keys")
+PURPOSE = LoginPurpose(redirect_uri="http://127.0.0.1:3000/oidc", then="/keys")
 CODE = "the-code"
 OTHER_KEY = keys.make("ES256", SIGNING_KEY.kid)
 
@@ -45,19 +45,19 @@ class World:
     provider: ScriptedProvider
     oidc: OidcLogins
 
-    async def begin(self, wish: LoginPurpose = WISH) -> BegunLogin:
-        begun = await self.oidc.begin(wish)
+    async def begin(self, purpose: LoginPurpose = PURPOSE) -> BegunLogin:
+        begun = await self.oidc.begin(purpose)
         self.provider.nonce = parse_qs(urlsplit(begun.url).query)["nonce"][0]
         return begun
 
-    async def log_in(self, wish: LoginPurpose = WISH) -> FinishedLogin:
-        begun = await self.begin(wish)
+    async def log_in(self, purpose: LoginPurpose = PURPOSE) -> FinishedLogin:
+        begun = await self.begin(purpose)
         return await self.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
 
-    async def refused(self, kind: type[errors.AimeshError] = errors.NotAuthenticated, wish: LoginPurpose = WISH) -> str:
+    async def refused(self, kind: type[errors.AimeshError] = errors.NotAuthenticated, purpose: LoginPurpose = PURPOSE) -> str:
         """What is said to a login; nothing secret, and always with a hint."""
         with pytest.raises(kind) as caught:
-            await self.log_in(wish)
+            await self.log_in(purpose)
         said = f"{caught.value.message} {caught.value.hint}"
         assert caught.value.hint
         for secret in (CODE, CLIENT_SECRET, ACCESS_TOKEN, self.provider.nonce, "eyJ"):
@@ -73,7 +73,7 @@ async def world(scripted: ScriptedProvider, open_oidc: OpenOidc) -> AsyncIterato
 
 
 async def test_a_valid_answer_is_accepted(world: World) -> None:
-    finished = await world.log_in(replace(WISH, link_to=UserId(msgspec.convert("00000000-0000-4000-8000-000000000001", UserId))))
+    finished = await world.log_in(replace(PURPOSE, link_to=UserId(msgspec.convert("00000000-0000-4000-8000-000000000001", UserId))))
     assert (finished.identity.subject, finished.identity.groups, finished.then) == ("ann-1", ("staff",), "/keys")
     assert str(finished.link_to).endswith("0001")
     assert world.provider.form["code"] == CODE
@@ -184,11 +184,11 @@ def _base64url(raw: bytes) -> str:
 
 
 async def test_an_old_login_is_refused_if_a_fresh_one_is_required(world: World) -> None:
-    fresh = replace(WISH, max_age_seconds=0)
+    fresh = replace(PURPOSE, max_age_seconds=0)
     world.provider.claims = {"auth_time": int(time.time()) - 3600}
-    assert "too long ago" in await world.refused(wish=fresh)
+    assert "too long ago" in await world.refused(purpose=fresh)
     world.provider.claims = {}
-    assert "too long ago" in await world.refused(wish=fresh)
+    assert "too long ago" in await world.refused(purpose=fresh)
     world.provider.claims = {"auth_time": int(time.time())}
     assert (await world.log_in(fresh)).identity.subject == "ann-1"
 
@@ -246,13 +246,13 @@ async def test_document_and_keys_are_cached_for_an_hour(world: World, clock: Clo
 
 
 async def test_many_concurrent_logins_fetch_the_document_once(world: World) -> None:
-    await asyncio.gather(*(world.oidc.begin(WISH) for _ in range(20)))
+    await asyncio.gather(*(world.oidc.begin(PURPOSE) for _ in range(20)))
     assert world.provider.asked["/.well-known/openid-configuration"] == 1
 
 
 async def test_callers_waiting_for_an_unreachable_provider_fail_together(world: World) -> None:
     world.provider.replies["/.well-known/openid-configuration"] = Reply("", 503)
-    refused = await asyncio.gather(*(world.oidc.begin(WISH) for _ in range(20)), return_exceptions=True)
+    refused = await asyncio.gather(*(world.oidc.begin(PURPOSE) for _ in range(20)), return_exceptions=True)
     assert all(isinstance(each, errors.Unavailable) for each in refused)
     assert world.provider.asked["/.well-known/openid-configuration"] == 1
 
@@ -314,7 +314,7 @@ async def test_another_providers_answer_is_not_redeemed_here(world: World) -> No
 async def test_a_provider_that_names_itself_must_always_do_so(scripted: ScriptedProvider, open_oidc: OpenOidc) -> None:
     scripted.metadata = {"authorization_response_iss_parameter_supported": True}
     async with open_oidc(ClientRegistration(issuer=scripted.issuer, client_id=CLIENT_ID)) as oidc:
-        begun = await oidc.begin(WISH)
+        begun = await oidc.begin(PURPOSE)
         with pytest.raises(errors.NotAuthenticated, match="expected login provider"):
             await oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
 
@@ -370,14 +370,14 @@ async def test_a_code_refused_by_the_provider(world: World) -> None:
 async def test_an_unreachable_provider(open_oidc: OpenOidc) -> None:
     async with open_oidc(ClientRegistration(issuer="http://127.0.0.1:1", client_id=CLIENT_ID)) as oidc:
         with pytest.raises(errors.Unavailable, match="cannot be reached"):
-            await oidc.begin(WISH)
+            await oidc.begin(PURPOSE)
 
 
 @pytest.mark.parametrize("issuer", ["https://evil.example", "{issuer}/", "{issuer}/tenant"])
 async def test_a_document_of_another_issuer_is_refused(world: World, issuer: str) -> None:
     world.provider.metadata = {"issuer": issuer.format(issuer=world.provider.issuer)}
     with pytest.raises(errors.Unavailable, match="another issuer than"):
-        await world.oidc.begin(WISH)
+        await world.oidc.begin(PURPOSE)
 
 
 @pytest.mark.parametrize(

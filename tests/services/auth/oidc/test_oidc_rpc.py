@@ -51,7 +51,7 @@ class Web:
     world: Surroundings
     beside: Surroundings
     provider: ScriptedProvider
-    door: OidcRpc
+    oidc_rpc: OidcRpc
     trail: Remembered
 
     async def begin(self, session: auth.LoginSession | None = None, then: str = "/keys") -> accounts.FinishOidc:
@@ -88,14 +88,14 @@ class Web:
         return [act.action for act in self.trail.acts]
 
 
-def open_door(world: Surroundings, made: OidcDependencies, trail: Remembered) -> tuple[OidcRpc, Surroundings]:
+def open_oidc_rpc(world: Surroundings, made: OidcDependencies, trail: Remembered) -> tuple[OidcRpc, Surroundings]:
     logins = world.dispatcher.find(auth.login_user.name, WEB).function.__self__  # type: ignore[attr-defined]
     assert isinstance(logins, LoginRpc)
     beside = Surroundings(metrics=world.metrics, published=world.published)
     beside.dispatcher.gate = world.dispatcher.gate
-    door = OidcRpc(replace(world.parts, trail=trail), made, logins)
-    beside.dispatcher.add(door)
-    return door, beside
+    oidc_rpc = OidcRpc(replace(world.parts, trail=trail), made, logins)
+    beside.dispatcher.add(oidc_rpc)
+    return oidc_rpc, beside
 
 
 @contextlib.asynccontextmanager
@@ -104,8 +104,8 @@ async def opened_web(world: Surroundings, settings: AuthSettings, scripted: Scri
     trail = Remembered()
     links = OidcStore(world.parts.store._db, trail)
     async with OidcDependencies.open(chosen, world.service._opened.cache, links) as equipment:
-        door, beside = open_door(world, equipment, trail)
-        yield Web(world, beside, scripted, door, trail)
+        oidc_rpc, beside = open_oidc_rpc(world, equipment, trail)
+        yield Web(world, beside, scripted, oidc_rpc, trail)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from tests.services.auth.oidc.real_provider import (
 )
 from tests.services.auth.oidc.surroundings import Clock, OpenOidc
 
-WISH = LoginPurpose(redirect_uri=REDIRECT_URI, then="/dashboard?tab=keys")
+PURPOSE = LoginPurpose(redirect_uri=REDIRECT_URI, then="/dashboard?tab=keys")
 LOGIN, CONSENT = "Log in at the test provider", "May this mesh know who you are?"
 
 
@@ -54,7 +54,7 @@ def registration(issuer: str, client_id: str = "ES256", **changed: Any) -> Clien
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 async def test_a_user_logs_in(issuer: str, browser: Browser, open_oidc: OpenOidc, algorithm: str) -> None:
     async with open_oidc(registration(issuer, algorithm)) as oidc:
-        begun = await oidc.begin(WISH)
+        begun = await oidc.begin(PURPOSE)
         finished = await oidc.finish(await browser.log_in(begun.url), begun.binding)
     identity = finished.identity
     assert browser.seen == [LOGIN, CONSENT]
@@ -67,13 +67,13 @@ async def test_a_user_logs_in(issuer: str, browser: Browser, open_oidc: OpenOidc
 
 async def test_a_public_client_has_no_secret(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     async with open_oidc(registration(issuer, PUBLIC, client_secret=None)) as oidc:
-        begun = await oidc.begin(WISH)
+        begun = await oidc.begin(PURPOSE)
         assert (await oidc.finish(await browser.log_in(begun.url, "bob-2"), begun.binding)).identity.subject == "bob-2"
 
 
 async def test_a_wrong_secret_is_reported_to_the_administrator(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     async with open_oidc(registration(issuer, client_secret="another one")) as oidc:
-        begun = await oidc.begin(WISH)
+        begun = await oidc.begin(PURPOSE)
         answer = await browser.log_in(begun.url)
         with pytest.raises(errors.Unavailable, match="rejects the credentials") as refused:
             await oidc.finish(answer, begun.binding)
@@ -83,7 +83,7 @@ async def test_a_wrong_secret_is_reported_to_the_administrator(issuer: str, brow
 
 async def test_a_user_who_refuses_consent_is_not_logged_in(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     async with open_oidc(registration(issuer)) as oidc:
-        begun = await oidc.begin(WISH)
+        begun = await oidc.begin(PURPOSE)
         answer = await browser.log_in(begun.url, consent="refuse")
         assert (answer.code, answer.error, answer.iss) == (None, "access_denied", issuer)
         with pytest.raises(errors.NotAllowed, match="the login provider was not allowed to share who you are"):
@@ -92,7 +92,7 @@ async def test_a_user_who_refuses_consent_is_not_logged_in(issuer: str, browser:
 
 async def test_an_answer_works_once(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     async with open_oidc(registration(issuer)) as oidc:
-        begun = await oidc.begin(WISH)
+        begun = await oidc.begin(PURPOSE)
         answer = await browser.log_in(begun.url)
         await oidc.finish(answer, begun.binding)
         with pytest.raises(errors.NotAuthenticated, match="already completed"):
@@ -102,8 +102,8 @@ async def test_an_answer_works_once(issuer: str, browser: Browser, open_oidc: Op
 async def test_a_stolen_code_is_useless_in_another_login(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     """PKCE: the provider compares the verifier of the thief's login with the challenge of the other one."""
     async with open_oidc(registration(issuer)) as oidc:
-        stolen = await browser.log_in((await oidc.begin(WISH)).url)
-        thiefs = await oidc.begin(WISH)
+        stolen = await browser.log_in((await oidc.begin(PURPOSE)).url)
+        thiefs = await oidc.begin(PURPOSE)
         with pytest.raises(errors.NotAuthenticated, match="refuses its code") as refused:
             await oidc.finish(ProviderReply(state=thiefs.state, code=stolen.code, iss=stolen.iss), thiefs.binding)
     assert stolen.code is not None
@@ -112,10 +112,10 @@ async def test_a_stolen_code_is_useless_in_another_login(issuer: str, browser: B
 
 async def test_logging_out_ends_the_providers_session_too(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     async with open_oidc(registration(issuer)) as oidc:
-        begun = await oidc.begin(WISH)
+        begun = await oidc.begin(PURPOSE)
         first = await oidc.finish(await browser.log_in(begun.url), begun.binding)
         # Known there, so nothing is asked.
-        again = await oidc.begin(WISH)
+        again = await oidc.begin(PURPOSE)
         assert (await oidc.finish(await browser.log_in(again.url), again.binding)).identity.subject == "ann-1"
         assert browser.seen == [LOGIN, CONSENT]
 
@@ -124,14 +124,14 @@ async def test_logging_out_ends_the_providers_session_too(issuer: str, browser: 
         assert urlsplit(await browser.log_out(url)).path == "/"
 
         browser.seen.clear()
-        third = await oidc.begin(WISH)
+        third = await oidc.begin(PURPOSE)
         assert (await oidc.finish(await browser.log_in(third.url, "bob-2"), third.binding)).identity.subject == "bob-2"
         assert LOGIN in browser.seen
 
 
 async def test_a_fresh_login_asks_for_the_password_again(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
     async with open_oidc(registration(issuer)) as oidc:
-        begun = await oidc.begin(WISH)
+        begun = await oidc.begin(PURPOSE)
         await oidc.finish(await browser.log_in(begun.url), begun.binding)
         browser.seen.clear()
         fresh = await oidc.begin(LoginPurpose(redirect_uri=REDIRECT_URI, max_age_seconds=0))
@@ -145,7 +145,7 @@ async def test_new_provider_keys_are_fetched(browser: Browser, open_oidc: OpenOi
         first_life = await stack.enter_async_context(contextlib.AsyncExitStack())
         issuer = await first_life.enter_async_context(real_provider())
         oidc = await stack.enter_async_context(open_oidc(registration(issuer)))
-        begun = await oidc.begin(WISH)
+        begun = await oidc.begin(PURPOSE)
         await oidc.finish(await browser.log_in(begun.url), begun.binding)
         await first_life.aclose()
 
@@ -153,7 +153,7 @@ async def test_new_provider_keys_are_fetched(browser: Browser, open_oidc: OpenOi
         assert await stack.enter_async_context(real_provider(**usual_options(new_keys("2")), port=port)) == issuer
         browser.http.cookies.clear()
         clock.ahead = 11
-        again = await oidc.begin(WISH)
+        again = await oidc.begin(PURPOSE)
         assert (await oidc.finish(await browser.log_in(again.url), again.binding)).identity.subject == "ann-1"
 
 
@@ -167,11 +167,11 @@ async def test_a_provider_with_a_private_ca(open_oidc: OpenOidc, tmp_path: Path)
     ):
         assert issuer.startswith("https://")
         async with open_oidc(registration(issuer, ca_file=ca_file)) as oidc:
-            begun = await oidc.begin(WISH)
+            begun = await oidc.begin(PURPOSE)
             assert (await oidc.finish(await browser.log_in(begun.url), begun.binding)).identity.subject == "ann-1"
         async with open_oidc(registration(issuer)) as trusting_others:
             with pytest.raises(errors.Unavailable, match="cannot be reached"):
-                await trusting_others.begin(WISH)
+                await trusting_others.begin(PURPOSE)
 
 
 def self_signed() -> tuple[str, str]:

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.services.auth.organizations.seeded_database import SeededDb, opened_town
+from tests.services.auth.organizations.seeded_database import SeededDb, opened_organizations
 
 
 @pytest.fixture
 async def seeded_db(postgres_url: str) -> AsyncIterator[SeededDb]:
-    async with opened_town(postgres_url) as seeded_db:
+    async with opened_organizations(postgres_url) as seeded_db:
         yield seeded_db

@@ -197,7 +197,7 @@ class SeededDb:
 
 
 @contextlib.asynccontextmanager
-async def opened_town(url: str, **instead: Any) -> AsyncIterator[SeededDb]:
+async def opened_organizations(url: str, **instead: Any) -> AsyncIterator[SeededDb]:
     async with opened(url) as db:
         yield SeededDb(db, **instead)
 

@@ -12,7 +12,7 @@ from shared.api import organizations as api
 from shared.api.organizations import InvitationOffer, TeamRole
 from shared.stores.cache import Cache
 from tests.services.auth import by_hand
-from tests.services.auth.organizations.seeded_database import Person, SeededDb, opened_town, refusal_of
+from tests.services.auth.organizations.seeded_database import Person, SeededDb, opened_organizations, refusal_of
 
 NEVER_GIVEN = "never-given-out-by-anybody"
 #: What makes a good code one that Ben may not read, each in its own way.
@@ -27,7 +27,7 @@ SPOILS = {
 
 @pytest.fixture
 async def seeded_db(postgres_url: str, valkey_url: str) -> AsyncIterator[SeededDb]:
-    async with Cache.open(valkey_url) as cache, opened_town(postgres_url, guesses=FailedLogins(cache)) as seeded_db:
+    async with Cache.open(valkey_url) as cache, opened_organizations(postgres_url, guesses=FailedLogins(cache)) as seeded_db:
         yield seeded_db
 
 

@@ -14,7 +14,7 @@ from shared.api import organizations as api
 from shared.api.auth import KeyKind
 from shared.types import TenantId
 from tests.services.auth import by_hand
-from tests.services.auth.organizations.seeded_database import Person, SeededDb, opened_town
+from tests.services.auth.organizations.seeded_database import Person, SeededDb, opened_organizations
 
 #: Each with the column that says whose a row is.
 TABLES = {"api_keys": "tenant_id", "organisations": "id", "organisation_members": "organisation_id", "invitations": "organisation_id"}
@@ -22,7 +22,7 @@ TABLES = {"api_keys": "tenant_id", "organisations": "id", "organisation_members"
 
 @pytest.fixture
 async def seeded_db(plain_url: str) -> AsyncIterator[SeededDb]:
-    async with opened_town(plain_url) as seeded_db:
+    async with opened_organizations(plain_url) as seeded_db:
         yield seeded_db
 
 

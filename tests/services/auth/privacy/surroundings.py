@@ -162,7 +162,7 @@ class Canaries:
         return [name for name, word in self.words.items() if word in text]
 
 
-async def somebody_well_known(api_client: PrivacyDesk, canaries: Canaries) -> Person:
+async def user_with_data(api_client: PrivacyDesk, canaries: Canaries) -> Person:
     """Of whom every table knows something."""
     person = await api_client.api_client.person(canaries.username)
     sql, known = api_client.sql, canaries

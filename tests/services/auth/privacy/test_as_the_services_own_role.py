@@ -12,8 +12,8 @@ from services.auth.privacy.retention import Days, Retention
 from services.auth.settings import AuthSettings
 from shared.api import accounts
 from tests.servers import PostgresServer
-from tests.services.auth.accounts.surroundings import opened_desk
-from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, somebody_well_known
+from tests.services.auth.accounts.surroundings import opened_accounts
+from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, user_with_data
 
 
 @pytest.fixture(scope="session")
@@ -32,33 +32,33 @@ async def api_client(settings: AuthSettings, postgres: PostgresServer) -> AsyncI
         await connection.close()
     own = settings.database_url.replace(postgres.server.url("admin", postgres.server.admin_password.read_text()).partition("@")[0], "")
     url = f"postgresql://{role}:of_a_test{own}"
-    async with opened_desk(msgspec.structs.replace(settings, database_url=url)) as opened:
+    async with opened_accounts(msgspec.structs.replace(settings, database_url=url)) as opened:
         yield PrivacyDesk(opened)
 
 
 async def test_erasure_reaches_every_table(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
-    person = await somebody_well_known(api_client, canaries)
+    person = await user_with_data(api_client, canaries)
     assert set(canaries.left_in(await api_client.every_cell())) == set(canaries.NAMES)
     await api_client.erase(person)
     assert canaries.left_in(await api_client.every_cell()) == []
 
 
 async def test_an_export_has_content_in_every_file(api_client: PrivacyDesk) -> None:
-    person = await somebody_well_known(api_client, Canaries())
+    person = await user_with_data(api_client, Canaries())
     files = await api_client.export(person.login())
     assert [name for name, content in files.items() if content == b"[]\n"] == []
 
 
 async def test_retention_may_delete(api_client: PrivacyDesk) -> None:
-    await somebody_well_known(api_client, Canaries())
+    await user_with_data(api_client, Canaries())
     await api_client.sql("UPDATE password_resets SET expires_at = now() - interval '2 days'")
     await Retention(retention.own(api_client.rows, Days())).enforce()
     assert await api_client.sql("SELECT 1 FROM password_resets") == []
 
 
 async def test_a_query_without_a_tenant_returns_no_other_tenants_rows(api_client: PrivacyDesk) -> None:
-    anna = await somebody_well_known(api_client, Canaries())
+    anna = await user_with_data(api_client, Canaries())
     bert = await api_client.api_client.person("bert")
     await api_client.ask(accounts.set_preferences, accounts.SetPreferences(accounts.Preferences(theme="light")), bert.login())
     seen: dict[str, list[object]] = {}

@@ -9,7 +9,7 @@ from shared import errors
 from shared.access import access_table
 from shared.api import privacy
 from tests.services.auth.accounts.surroundings import by_hand
-from tests.services.auth.privacy.surroundings import AwaySessions, Canaries, PrivacyDesk, administrator, somebody_well_known
+from tests.services.auth.privacy.surroundings import AwaySessions, Canaries, PrivacyDesk, administrator, user_with_data
 
 # --- planning --------------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ async def test_a_user_who_became_the_only_owner_is_succeeded_by_the_oldest_membe
 
 async def test_none_of_more_than_twenty_canaries_is_left(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
-    person = await somebody_well_known(api_client, canaries)
+    person = await user_with_data(api_client, canaries)
     before = await api_client.every_cell()
     assert set(canaries.left_in(before)) == set(canaries.NAMES), "each is there before, or finding none of it says nothing"
     await api_client.erase(person)
@@ -137,7 +137,7 @@ async def test_none_of_more_than_twenty_canaries_is_left(api_client: PrivacyDesk
 
 
 async def test_only_a_pseudonym_without_a_login_is_left(api_client: PrivacyDesk) -> None:
-    person = await somebody_well_known(api_client, Canaries())
+    person = await user_with_data(api_client, Canaries())
     await api_client.erase(person)
     left = await person.again()
     assert left.id == person.id, "what was used and paid is counted under it"
@@ -160,7 +160,7 @@ async def test_only_a_pseudonym_without_a_login_is_left(api_client: PrivacyDesk)
 
 async def test_other_users_keep_all_their_data(api_client: PrivacyDesk) -> None:
     theirs = Canaries()
-    anna = await somebody_well_known(api_client, theirs)
+    anna = await user_with_data(api_client, theirs)
     bert = await api_client.api_client.person("bert")
     await api_client.erase(bert)
     assert set(theirs.left_in(await api_client.every_cell())) == set(theirs.NAMES)
@@ -169,7 +169,7 @@ async def test_other_users_keep_all_their_data(api_client: PrivacyDesk) -> None:
 
 async def test_nothing_is_deleted_while_valkey_is_down_and_everything_later(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
-    person = await somebody_well_known(api_client, canaries)
+    person = await user_with_data(api_client, canaries)
     await api_client.plan(person)
     await api_client.let_time_pass(person)
     with pytest.raises(errors.Unavailable, match="Valkey does not answer"):
@@ -196,7 +196,7 @@ async def test_the_name_and_address_become_available_again(api_client: PrivacyDe
 
 
 async def test_the_audit_log_still_verifies_without_personal_data(api_client: PrivacyDesk) -> None:
-    person = await somebody_well_known(api_client, Canaries())
+    person = await user_with_data(api_client, Canaries())
     rows = "SELECT chain, sequence, encode(hash, 'hex') AS hash FROM audit_log"
     before = {tuple(row) for row in await api_client.sql(rows)}
     assert len(before) >= 2

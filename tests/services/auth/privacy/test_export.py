@@ -7,7 +7,7 @@ import pytest
 from services.auth import audit_records
 from shared import errors
 from shared.access import access_table
-from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, somebody_well_known
+from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, user_with_data
 from tests.services.auth.surroundings import PASSWORD
 
 #: What stands for a secret, what is another person's, and where somebody was who could not show who they are.
@@ -16,7 +16,7 @@ _NOT_EXPORTED = {"key_hash", "former_hash", "recovery", "invited_from", "refused
 
 async def test_the_export_has_all_data_and_no_secret(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
-    person = await somebody_well_known(api_client, canaries)
+    person = await user_with_data(api_client, canaries)
     files = await api_client.export(person.login())
     assert list(files) == [
         "README.txt", "account.json", "preferences.json", "keys.json", "organisations.json", "invitations.json",
@@ -39,7 +39,7 @@ async def test_the_readme_describes_each_file(api_client: PrivacyDesk) -> None:
 
 async def test_the_export_has_no_data_of_other_users(api_client: PrivacyDesk) -> None:
     theirs = Canaries()
-    anna = await somebody_well_known(api_client, theirs)
+    anna = await user_with_data(api_client, theirs)
     bert = await api_client.api_client.person("bert")
     await api_client.team(anna, "shared team", (bert, "member"))
     files = await api_client.export(bert.login())
@@ -52,7 +52,7 @@ async def test_the_export_has_no_data_of_other_users(api_client: PrivacyDesk) ->
 
 async def test_a_user_acting_for_an_organisation_gets_only_their_own_data(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
-    anna = await somebody_well_known(api_client, canaries)
+    anna = await user_with_data(api_client, canaries)
     bert = await api_client.api_client.person("bert")
     team = await api_client.team(anna, "shared team", (bert, "member"))
     files = await api_client.export(bert.login(team_id=team))

@@ -44,7 +44,7 @@ async def test_a_class_that_grows_faster_than_it_is_deleted_still_ends_the_round
     assert calls == 200
 
 
-async def somebody_with_a_past(api_client: PrivacyDesk, age: str) -> Person:
+async def user_with_history(api_client: PrivacyDesk, age: str) -> Person:
     """Everything of theirs ended so long ago."""
     person = await api_client.api_client.person(f"p{uuid4().hex[:8]}")
     sql = api_client.sql
@@ -111,7 +111,7 @@ async def counts(api_client: PrivacyDesk, person: Person) -> dict[str, int]:
     ],
 )
 async def test_retention_times(api_client: PrivacyDesk, age: str, left: dict[str, int]) -> None:
-    person = await somebody_with_a_past(api_client, age)
+    person = await user_with_history(api_client, age)
     job = Retention(retention.own(api_client.rows, Days()))
     await job.enforce()
     assert await counts(api_client, person) == left
@@ -120,7 +120,7 @@ async def test_retention_times(api_client: PrivacyDesk, age: str, left: dict[str
 
 
 async def test_an_ended_key_keeps_its_id_and_no_personal_data(api_client: PrivacyDesk) -> None:
-    person = await somebody_with_a_past(api_client, "366 days")
+    person = await user_with_history(api_client, "366 days")
     before = {row["id"] for row in await api_client.sql("SELECT id FROM api_keys WHERE user_id = $1", person.id)}
     await Retention(retention.own(api_client.rows, Days())).enforce()
     keys = await api_client.sql("SELECT id, name, preview, key_hash, is_active FROM api_keys WHERE user_id = $1", person.id)
@@ -131,13 +131,13 @@ async def test_an_ended_key_keeps_its_id_and_no_personal_data(api_client: Privac
 
 
 async def test_the_days_of_each_class_can_be_set(api_client: PrivacyDesk) -> None:
-    person = await somebody_with_a_past(api_client, "2 days")
+    person = await user_with_history(api_client, "2 days")
     await Retention(retention.own(api_client.rows, Days(invitations=1, tickets=1, ended_keys=1))).enforce()
     assert await counts(api_client, person) == {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "named keys": 1, "keys": 3}
 
 
 async def test_a_key_revoked_by_hand_gets_a_date(api_client: PrivacyDesk) -> None:
-    person = await somebody_with_a_past(api_client, "1 hour")
+    person = await user_with_history(api_client, "1 hour")
     await api_client.sql("UPDATE api_keys SET is_active = false WHERE name = 'active' AND user_id = $1", person.id)
     dated = await api_client.sql("SELECT revoked_at FROM api_keys WHERE name = 'active' AND user_id = $1", person.id)
     assert abs(dated[0]["revoked_at"] - datetime.now(UTC)) < timedelta(minutes=1)

@@ -16,7 +16,7 @@ def remembered(*, watched: bool = False) -> CallerCache:
     if watched:
         cache.watch_began()
         cache.apply(Change(1, OTHER))
-    cache.remember(b"k", OWNER, now=100, ends_at=inf, asked_at_change=cache.changes)
+    cache.remember(b"k", OWNER, now=100, ends_at=inf, changes_before=cache.changes)
     return cache
 
 
@@ -47,7 +47,7 @@ def test_losing_the_change_stream_shortens_the_lifetime_of_cached_answers() -> N
 
 def test_an_access_token_is_never_cached_past_its_expiry() -> None:
     cache = CallerCache()
-    cache.remember(b"t", OWNER, now=100, ends_at=103, asked_at_change=0)
+    cache.remember(b"t", OWNER, now=100, ends_at=103, changes_before=0)
     assert cache.find(b"t", 102) is OWNER
     assert cache.find(b"t", 103) is None
     assert cache.find_stale(b"t", 103) is None
@@ -63,9 +63,9 @@ def test_a_change_evicts_its_user_or_everyone(user: UserId | None, is_there: boo
 
 def test_an_answer_requested_before_a_change_is_not_cached_after_it() -> None:
     cache = CallerCache()
-    asked_at = cache.changes
+    changes_before = cache.changes
     cache.apply(Change(1, USER))
-    cache.remember(b"k", OWNER, now=100, ends_at=inf, asked_at_change=asked_at)
+    cache.remember(b"k", OWNER, now=100, ends_at=inf, changes_before=changes_before)
     assert cache.find(b"k", 100) is None
 
 
@@ -78,8 +78,8 @@ def test_the_first_watch_evicts_entries_from_before_it() -> None:
 def test_the_cache_is_bounded_and_evicts_the_least_recently_used() -> None:
     cache = CallerCache()
     for number in range(MAX_ENTRIES):
-        cache.remember(b"%d" % number, OWNER, now=100, ends_at=inf, asked_at_change=0)
+        cache.remember(b"%d" % number, OWNER, now=100, ends_at=inf, changes_before=0)
     assert cache.find(b"0", 100) is OWNER
-    cache.remember(b"new", OWNER, now=100, ends_at=inf, asked_at_change=0)
+    cache.remember(b"new", OWNER, now=100, ends_at=inf, changes_before=0)
     assert cache.find(b"0", 100) is OWNER
     assert cache.find(b"1", 100) is None

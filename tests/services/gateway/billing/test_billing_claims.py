@@ -18,7 +18,7 @@ from services.gateway.store import GatewayStore
 from shared import errors
 from shared.node import lifecycle
 from shared.types import MicroCredits, ModelName, NodeId, RequestId, UserId
-from tests.services.gateway.failover.test_worker_receipts import Mesh, Worker, told
+from tests.services.gateway.failover.test_worker_receipts import Mesh, Worker, make_receipt
 from tests.services.gateway.fakes import USER, node_id
 from tests.testnet import until
 
@@ -73,7 +73,7 @@ async def test_a_claim_skips_a_request_that_is_being_settled(site: Site) -> None
 async def test_another_workers_receipt_bills_nobody(site: Site) -> None:
     """One stranger made 5 tokens 4,096."""
     request, bait = await site.reserve(), await site.reserve()
-    honest, liar = Worker(told(request, completion=5)), Worker(told(request, completion=4096))
+    honest, liar = Worker(make_receipt(request, completion=5)), Worker(make_receipt(request, completion=4096))
     mesh = Mesh(honest, liar)
     await site.ledger.record_claims([WorkerClaim(request, honest.key.id, 0), WorkerClaim(bait, liar.key.id, 0)])
     overdue = await site.overdue()

@@ -21,7 +21,7 @@ OPEN = OpenReservation(
 )  # fmt: skip
 
 
-def told(prompt_tokens: int, completion_tokens: int, seconds: float, before: int = 0) -> Receipt:
+def make_receipt(prompt_tokens: int, completion_tokens: int, seconds: float, before: int = 0) -> Receipt:
     ended_at = OPEN.created_at + timedelta(seconds=seconds)
     counts = (prompt_tokens, before, 10 * completion_tokens)
     return Receipt(ID, *counts, "stop", ended_at, max(0.0, seconds), credited_tokens=completion_tokens)
@@ -31,11 +31,13 @@ def told(prompt_tokens: int, completion_tokens: int, seconds: float, before: int
     ("receipt", "cost", "state", "counts"),
     [
         pytest.param(None, 0, ReservationState.EXPIRED, (0, 0), id="nobody knows: free"),
-        pytest.param(told(10, 0, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="a prompt without an answer is free"),
-        pytest.param(told(10, 20, 2.0), 10 + 40 + 10, ReservationState.SETTLED, (10, 20), id="what had credit is paid"),
-        pytest.param(told(10**9, 10**9, -5.0), 100 + 100, ReservationState.SETTLED, (100, 50), id="no more than was held is believed"),
-        pytest.param(told(10, 5, 0.0, before=10**6), 10 + 10, ReservationState.SETTLED, (10, 5), id="nor what it says of others"),
-        pytest.param(told(-10, -20, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="nor less than nothing"),
+        pytest.param(make_receipt(10, 0, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="a prompt without an answer is free"),
+        pytest.param(make_receipt(10, 20, 2.0), 10 + 40 + 10, ReservationState.SETTLED, (10, 20), id="what had credit is paid"),
+        pytest.param(
+            make_receipt(10**9, 10**9, -5.0), 100 + 100, ReservationState.SETTLED, (100, 50), id="no more than was held is believed"
+        ),
+        pytest.param(make_receipt(10, 5, 0.0, before=10**6), 10 + 10, ReservationState.SETTLED, (10, 5), id="nor what it says of others"),
+        pytest.param(make_receipt(-10, -20, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="nor less than nothing"),
     ],
 )
 def test_how_an_orphan_is_settled(receipt: Receipt | None, cost: int, state: ReservationState, counts: tuple[int, int]) -> None:
@@ -46,7 +48,7 @@ def test_how_an_orphan_is_settled(receipt: Receipt | None, cost: int, state: Res
 
 
 def test_tokens_of_earlier_workers_are_billed_by_the_gateways_own_count() -> None:
-    row = end_of(replace(OPEN, delivered_before=15), PRICE, told(10, 5, 0.0, before=40), most_seconds=3600, now=NOW)
+    row = end_of(replace(OPEN, delivered_before=15), PRICE, make_receipt(10, 5, 0.0, before=40), most_seconds=3600, now=NOW)
     assert row is not None
     assert (row.cost_micro, row.completion_tokens) == (10 + 40, 20)
 

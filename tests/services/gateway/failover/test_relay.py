@@ -204,7 +204,7 @@ def test_which_lost_workers_make_a_request_poison(heard: tuple[bool, bool], gone
 # --- workers that lie -----------------------------------------------------------------------------------------------------
 
 
-class Liar(FakeWorker):
+class MiscountingWorker(FakeWorker):
     """Gives what it should, and claims something else."""
 
     def __init__(self, claims: int, *, prompt: int = 7) -> None:
@@ -218,7 +218,7 @@ class Liar(FakeWorker):
 
 @pytest.mark.parametrize("claims", [12, 100, -1, 2**63])
 async def test_a_worker_with_wrong_token_counts_gets_no_fourth_request(claims: int) -> None:
-    liar, honest = Liar(claims), FakeWorker()
+    liar, honest = MiscountingWorker(claims), FakeWorker()
     flagged: list[NodeId] = []
     site = Site(liar, honest, flag=flagged.append)
     for _ in range(10):
@@ -229,14 +229,14 @@ async def test_a_worker_with_wrong_token_counts_gets_no_fourth_request(claims: i
 
 @pytest.mark.parametrize("prompt", [-5, 2**63])
 async def test_a_worker_with_an_impossible_prompt_count_is_flagged(prompt: int) -> None:
-    site = Site(Liar(10, prompt=prompt), FakeWorker())
+    site = Site(MiscountingWorker(10, prompt=prompt), FakeWorker())
     for _ in range(5):
         await site.text()
     assert len(site.rpc.workers[node_id(0)].asked) == worker_records.STRIKES
 
 
 async def test_the_quarantine_of_the_last_worker_is_named_in_the_error() -> None:
-    site = Site(Liar(100))
+    site = Site(MiscountingWorker(100))
     for _ in range(worker_records.STRIKES):
         assert await site.text() == "x" * 10 + "."
     with pytest.raises(errors.NotReachable, match="in quarantine"):

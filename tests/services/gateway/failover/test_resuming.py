@@ -77,30 +77,30 @@ class Site:
     def _count(self, kind: str, outcome: str) -> None:
         self.counted[kind, outcome] += 1
 
-    async def said(
+    async def collect(
         self, prompt: inference.ProcessPrompt | None = None, *, seconds: float = 30
     ) -> tuple[list[PromptAccepted], str, list[int], Generation | None]:
-        """Raises what the relay raises, with what had come in ``heard``."""
-        self.heard: list[Any] = []
+        """Raises what the relay raises, with what had come in ``received``."""
+        self.received: list[Any] = []
         requirements = WorkerRequirements(MODEL, USER, USER, prompt_tokens=1, max_tokens=10)
-        async with aclosing(self.relay.generate(prompt or asked(), requirements, seconds=seconds)) as answers:
-            async for said in answers:
-                self.heard.append(said)
-        chunks = [one for one in self.heard if isinstance(one, Chunk)]
-        end = self.heard[-1]
+        async with aclosing(self.relay.generate(prompt or make_prompt(), requirements, seconds=seconds)) as answers:
+            async for item in answers:
+                self.received.append(item)
+        chunks = [one for one in self.received if isinstance(one, Chunk)]
+        end = self.received[-1]
         return (
-            [one for one in self.heard if isinstance(one, PromptAccepted)],
+            [one for one in self.received if isinstance(one, PromptAccepted)],
             "".join(chunk.text for chunk in chunks),
             [token for chunk in chunks for token in chunk.token_ids],
             end if isinstance(end, Generation) else None,
         )
 
 
-def replace_models(said: Announcement, digest: str) -> Announcement:
-    return Announcement(said.role, said.node, said.version, said.started_at, (ModelOffer(MODEL, 2048, digest),), said.load)
+def replace_models(item: Announcement, digest: str) -> Announcement:
+    return Announcement(item.role, item.node, item.version, item.started_at, (ModelOffer(MODEL, 2048, digest),), item.load)
 
 
-def asked(**config: Any) -> inference.ProcessPrompt:
+def make_prompt(**config: Any) -> inference.ProcessPrompt:
     return inference.ProcessPrompt("hi", inference.ModelConfig(model=MODEL, seed=5, **config), new_request_id())
 
 
@@ -116,7 +116,7 @@ WHOLE = ([PromptAccepted(7)], "".join(WORDS), list(range(1, 9)))
 async def test_another_worker_resumes_after_the_last_token(position: int, kind: type[errors.AimeshError]) -> None:
     first, second = Teller(falls=[lost(position, kind)]), Teller(prompt_tokens=9)
     site = Site(first, second)
-    accepted, text, tokens, end = await site.said()
+    accepted, text, tokens, end = await site.collect()
     assert (accepted, text, tokens) == WHOLE
     # The prompt is counted as the worker counted it that began, and every token once.
     assert end == Generation(FinishReason.LENGTH, Usage(7, len(WORDS), 2))
@@ -128,7 +128,7 @@ async def test_another_worker_resumes_after_the_last_token(position: int, kind: 
 async def test_losing_a_worker_after_the_last_token_needs_no_resumption() -> None:
     second = Teller()
     site = Site(Teller(falls=[lost(BEFORE_THE_END)]), second)
-    assert await site.said() == (*WHOLE, Generation(FinishReason.LENGTH, Usage(7, len(WORDS))))
+    assert await site.collect() == (*WHOLE, Generation(FinishReason.LENGTH, Usage(7, len(WORDS))))
     assert not second.asked
 
 
@@ -136,45 +136,47 @@ async def test_an_answer_is_resumed_at_most_twice() -> None:
     # Whoever is asked, falls.
     falls = [lost(2), lost(4)]
     site = Site(*(Teller(falls=falls) for _ in range(4)))
-    assert (await site.said())[:3] == WHOLE
+    assert (await site.collect())[:3] == WHOLE
     falls = [lost(2), lost(4), lost(6)]
     site = Site(*(Teller(falls=falls) for _ in range(4)))
     with pytest.raises(errors.WorkerLost, match="the worker was lost during its answer, and no other worker could resume it: gone"):
-        await site.said()
+        await site.collect()
     assert site.counted == {("resumption", "failed"): 2}
     # What had come is whole as far as it goes.
-    assert [token for one in site.heard if isinstance(one, Chunk) for token in one.token_ids] == [1, 2, 3, 4, 5, 6]
+    assert [token for one in site.received if isinstance(one, Chunk) for token in one.token_ids] == [1, 2, 3, 4, 5, 6]
 
 
 async def test_a_restarted_worker_resumes_its_own_answer() -> None:
     site = Site(Teller(falls=[lost(3), lost(3, errors.Unavailable), lost(3, errors.Unavailable), lost(3, errors.NotReachable)]))
-    assert (await site.said())[:3] == WHOLE
+    assert (await site.collect())[:3] == WHOLE
     assert len(site.workers[0].asked) == 5
 
 
 @pytest.mark.parametrize("kind", [errors.LinkLost, errors.Draining, errors.NotReachable])
 async def test_the_only_worker_is_retried_if_it_may_be_back_soon(kind: type[errors.AimeshError]) -> None:
     site = Site(Teller(falls=[lost(0, kind)]))
-    assert (await site.said())[1:3] == WHOLE[1:]
+    assert (await site.collect())[1:3] == WHOLE[1:]
     assert site.counted == {("retry", "answered"): 1}
 
 
 async def test_pauses_grow_with_jitter() -> None:
-    state = AnswerFailover(asked())
+    state = AnswerFailover(make_prompt())
     state.record_attempt(DIGEST)
     state.record_item(Chunk("a", (1,)))
     state.on_failure(node_id(1), errors.LinkLost("gone"))
-    nobody = errors.NotReachable("nobody")
-    assert [state.on_no_worker(nobody, 0.0, lambda: 1.0) for _ in range(6)] == [RetryPause(each) for each in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0)]
-    assert state.on_no_worker(nobody, 1.0, lambda: 0.25) == RetryPause(0.25)
-    assert isinstance(state.on_no_worker(nobody, RESUME_WAIT_SECONDS, lambda: 1.0), GivenUp)
+    no_worker = errors.NotReachable("nobody")
+    assert [state.on_no_worker(no_worker, 0.0, lambda: 1.0) for _ in range(6)] == [
+        RetryPause(each) for each in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0)
+    ]
+    assert state.on_no_worker(no_worker, 1.0, lambda: 0.25) == RetryPause(0.25)
+    assert isinstance(state.on_no_worker(no_worker, RESUME_WAIT_SECONDS, lambda: 1.0), GivenUp)
 
 
 async def test_waiting_for_a_worker_ends() -> None:
     ticks = iter(range(10_000))
     site = Site(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
     with pytest.raises(errors.WorkerLost, match="gone"):
-        await site.said()
+        await site.collect()
     assert len(site.workers[0].asked) < 30
 
 
@@ -182,13 +184,13 @@ async def test_waiting_for_a_worker_ends_at_the_deadline() -> None:
     ticks = iter(range(10_000))
     site = Site(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
     with pytest.raises(errors.DeadlineExceeded, match="could resume the answer in time"):
-        await site.said(seconds=RESUME_WAIT_SECONDS / 2)
+        await site.collect(seconds=RESUME_WAIT_SECONDS / 2)
 
 
 async def test_a_worker_with_another_model_file_does_not_resume() -> None:
     first, other = Teller(falls=[lost(3), lost(3, errors.NotReachable)]), Teller()
     site = Site(first, other, digests=[DIGEST, "e" * 64])
-    assert (await site.said())[:3] == WHOLE
+    assert (await site.collect())[:3] == WHOLE
     # The first was waited for.
     assert (len(first.asked), len(other.asked)) == (3, 0)
 
@@ -197,7 +199,7 @@ async def test_a_request_that_crashes_two_engines_while_resuming_is_poison() -> 
     falls = [lost(2, errors.ModelCrashed), lost(3, errors.ModelCrashed)]
     site = Site(*(Teller(falls=falls) for _ in range(3)))
     with pytest.raises(errors.Poison, match="twice"):
-        await site.said()
+        await site.collect()
     assert sum(len(worker.asked) for worker in site.workers) == 2
 
 
@@ -206,7 +208,7 @@ async def test_an_exhausted_retry_budget_returns_the_error() -> None:
     outcomes = []
     for _ in range(80):
         with pytest.raises(errors.LinkLost, match="gone"):
-            await site.said()
+            await site.collect()
         outcomes.append(sum(len(worker.asked) for worker in site.workers))
     # Ten a second over the window, and a fifth of the requests.
     assert outcomes[-1] - 80 <= 100 + 80 * 0.2
@@ -218,20 +220,20 @@ async def test_ended_requests_count_for_retries_only_within_the_window() -> None
     tellers = [Teller(), Teller()]
     site = Site(*tellers, clock=lambda: now)
     for _ in range(500):
-        await site.said()
+        await site.collect()
     now = 2 * WINDOW_SECONDS
     for teller in tellers:
         teller.falls, teller.asked = [lost(0)] * 400, []
     for _ in range(150):
         with pytest.raises(errors.LinkLost, match="gone"):
-            await site.said()
+            await site.collect()
     assert sum(len(teller.asked) for teller in tellers) - 150 <= 100 + 150 * 0.2
 
 
 async def test_a_worker_that_cannot_resume_is_not_reported_as_a_bad_request() -> None:
     falls = [lost(2), lost(2, errors.BadRequest)]
     site = Site(*(Teller(falls=falls) for _ in range(3)))
-    assert (await site.said())[:3] == WHOLE
+    assert (await site.collect())[:3] == WHOLE
     assert sum(len(worker.asked) for worker in site.workers) == 3
 
 
@@ -240,7 +242,7 @@ async def test_an_answer_that_cannot_be_resumed_ends_with_one_clear_error(*, opa
     second = Teller()
     site = Site(Teller(falls=[lost(3)], is_opaque=opaque), second)
     with pytest.raises(errors.WorkerLost) as caught:
-        await site.said(None if opaque else asked(n=2))
+        await site.collect(None if opaque else make_prompt(n=2))
     problem = caught.value.to_problem()
     assert (problem.code, problem.retryable, caught.value.status) == ("worker_lost", True, 503)
     assert not second.asked
@@ -249,7 +251,7 @@ async def test_an_answer_that_cannot_be_resumed_ends_with_one_clear_error(*, opa
 async def test_a_stalled_worker_is_replaced() -> None:
     second = Teller()
     site = Site(FakeWorker(words=WORDS, hangs_after=3), second, stall_seconds=0.02)
-    _, text, tokens, _ = await site.said()
+    _, text, tokens, _ = await site.collect()
     assert tokens == WHOLE[2]
     assert second.asked[0].delivered == (1, 2, 3)
     assert site.workers[0].left_early == 1
@@ -259,7 +261,7 @@ async def test_a_stalled_worker_is_replaced() -> None:
 async def test_a_caller_that_disconnects_during_a_stall_is_only_canceled() -> None:
     worker = FakeWorker(words=WORDS, hangs_after=3)
     site = Site(worker, Teller(), stall_seconds=30)
-    task = asyncio.create_task(site.said())
+    task = asyncio.create_task(site.collect())
     await worker.said.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -282,19 +284,19 @@ ILLEGAL = [
 
 @pytest.mark.parametrize("chunks", ILLEGAL)
 async def test_invalid_chunks_never_reach_the_caller(chunks: list[Chunk]) -> None:
-    class Liar(FakeWorker):
+    class MiscountingWorker(FakeWorker):
         async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[Chunk | Generation]:
             for chunk in chunks:
                 yield chunk
             yield Generation(FinishReason.STOP, Usage(7, 2))
 
-    site = Site(Liar())
+    site = Site(MiscountingWorker())
     with pytest.raises((errors.ProtocolViolation, errors.WorkerLost)):
-        _, text, *_ = await site.said(asked(max_tokens=8))
+        _, text, *_ = await site.collect(make_prompt(max_tokens=8))
         # Complete before it went on: what came then is left out.
         assert text == "a"
         raise errors.ProtocolViolation("was cut off")
-    assert chunks[-1] not in site.heard
+    assert chunks[-1] not in site.received
 
 
 FAILURES = st.sampled_from(
@@ -320,11 +322,11 @@ def test_whatever_fails_the_caller_gets_the_whole_answer_or_its_start_and_one_er
         site = Site(*(Teller(falls=[lost(*one) for one in mine]) for mine in falls), clock=lambda: float(next(ticks)))
         error, end = None, None
         try:
-            *_, end = await site.said(asked(max_tokens=len(WORDS)))
+            *_, end = await site.collect(make_prompt(max_tokens=len(WORDS)))
         except errors.AimeshError as raised:
             error = raised
-        said = [one for one in site.heard if isinstance(one, Chunk)]
-        text, tokens = "".join(chunk.text for chunk in said), [token for chunk in said for token in chunk.token_ids]
+        item = [one for one in site.received if isinstance(one, Chunk)]
+        text, tokens = "".join(chunk.text for chunk in item), [token for chunk in item for token in chunk.token_ids]
         assert "".join(WORDS).startswith(text)
         assert tokens == list(range(1, len(tokens) + 1))
         if error is None:

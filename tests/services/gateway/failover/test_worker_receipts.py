@@ -26,13 +26,13 @@ Answering = Callable[[inference.ReadReceipts], Awaitable[inference.Receipts]]
 class Worker:
     """Says the receipts that it has."""
 
-    def __init__(self, *told: Receipt, signed_by: node_keys.NodeKey | None = None) -> None:
+    def __init__(self, *receipts: Receipt, signed_by: node_keys.NodeKey | None = None) -> None:
         self.key = node_keys.NodeKey(node_keys.new_seed())
-        self._told = told
+        self._receipts = receipts
         self._signer = signed_by or self.key
 
     async def answer(self, request: inference.ReadReceipts) -> inference.Receipts:
-        texts = [msgspec.msgpack.encode(one) for one in self._told]
+        texts = [msgspec.msgpack.encode(one) for one in self._receipts]
         return inference.Receipts(tuple(SignedReceipt(text, self._signer.sign("receipt", text)) for text in texts))
 
 
@@ -60,7 +60,7 @@ class Mesh:
         return await worker_receipts.collect(self, self.directory, reservations, self.struck.append)  # type: ignore[arg-type]
 
 
-def told(request_id: RequestId, *, prompt: int = 7, before: int = 0, completion: int = 5, ended: str = "stop") -> Receipt:
+def make_receipt(request_id: RequestId, *, prompt: int = 7, before: int = 0, completion: int = 5, ended: str = "stop") -> Receipt:
     return Receipt(request_id, prompt, before, completion, ended, None if ended == "running" else NOW, credited_tokens=completion)
 
 
@@ -71,42 +71,46 @@ def claimed(request_id: RequestId, *workers: Worker) -> OpenReservation:
 
 async def test_only_the_worker_that_claimed_a_request_is_asked_for_its_receipt() -> None:
     one, two = new_request_id(), new_request_id()
-    first, second, stranger = Worker(told(one)), Worker(told(two, ended="running")), Worker(told(one, completion=4096))
+    first, second, stranger = (
+        Worker(make_receipt(one)),
+        Worker(make_receipt(two, ended="running")),
+        Worker(make_receipt(one, completion=4096)),
+    )
     mesh = Mesh(first, second, stranger)
     found = await mesh.of(claimed(one, first), claimed(two, second), claimed(new_request_id()))
-    assert found == {one: told(one), two: told(two, ended="running")}
+    assert found == {one: make_receipt(one), two: make_receipt(two, ended="running")}
     assert [asked.request_ids for asked in mesh.asked] == [(one,), (two,)]
     assert mesh.struck == []
 
 
 async def test_a_receipt_from_another_worker_bills_nothing_and_is_a_strike() -> None:
     one, two = new_request_id(), new_request_id()
-    honest = Worker(told(one, completion=5))
-    liar = Worker(told(two), told(one, completion=4096))
+    honest = Worker(make_receipt(one, completion=5))
+    liar = Worker(make_receipt(two), make_receipt(one, completion=4096))
     mesh = Mesh(honest, liar)
-    assert await mesh.of(claimed(one, honest), claimed(two, liar)) == {one: told(one, completion=5), two: told(two)}
+    assert await mesh.of(claimed(one, honest), claimed(two, liar)) == {one: make_receipt(one, completion=5), two: make_receipt(two)}
     assert mesh.struck == [liar.key.id]
 
 
 async def test_a_receipt_from_a_replaced_worker_bills_nothing_without_a_strike() -> None:
     one, two = new_request_id(), new_request_id()
-    before, after = Worker(told(one, completion=40), told(two)), Worker(told(one, before=4, completion=8))
+    before, after = Worker(make_receipt(one, completion=40), make_receipt(two)), Worker(make_receipt(one, before=4, completion=8))
     mesh = Mesh(before, after)
     found = await mesh.of(claimed(one, before, after), claimed(two, before))
-    assert found == {one: told(one, before=4, completion=8), two: told(two)}
+    assert found == {one: make_receipt(one, before=4, completion=8), two: make_receipt(two)}
     assert mesh.struck == []
 
 
 async def test_a_worker_that_claimed_a_request_again_is_its_last_worker() -> None:
     one = new_request_id()
-    first, second = Worker(told(one, before=4)), Worker(told(one, completion=50))
+    first, second = Worker(make_receipt(one, before=4)), Worker(make_receipt(one, completion=50))
     mesh = Mesh(first, second)
-    assert await mesh.of(claimed(one, first, second, first)) == {one: told(one, before=4)}
+    assert await mesh.of(claimed(one, first, second, first)) == {one: make_receipt(one, before=4)}
 
 
 async def test_a_receipt_signed_by_another_key_is_ignored_and_a_strike() -> None:
     one = new_request_id()
-    worker = Worker(told(one), signed_by=node_keys.NodeKey(node_keys.new_seed()))
+    worker = Worker(make_receipt(one), signed_by=node_keys.NodeKey(node_keys.new_seed()))
     mesh = Mesh(worker)
     assert await mesh.of(claimed(one, worker)) == {}
     assert mesh.struck == [worker.key.id]
@@ -115,7 +119,7 @@ async def test_a_receipt_signed_by_another_key_is_ignored_and_a_strike() -> None
 @pytest.mark.parametrize("lie", [{"completion": -1}, {"prompt": -5}])
 async def test_negative_counts_are_ignored_and_a_strike(lie: dict[str, int]) -> None:
     one = new_request_id()
-    worker = Worker(told(one, **lie))  # type: ignore[arg-type]
+    worker = Worker(make_receipt(one, **lie))  # type: ignore[arg-type]
     mesh = Mesh(worker)
     assert await mesh.of(claimed(one, worker)) == {}
     assert mesh.struck == [worker.key.id]
@@ -123,16 +127,16 @@ async def test_negative_counts_are_ignored_and_a_strike(lie: dict[str, int]) -> 
 
 async def test_an_unrequested_receipt_is_ignored_and_a_strike() -> None:
     one = new_request_id()
-    worker = Worker(told(one), told(new_request_id()))
+    worker = Worker(make_receipt(one), make_receipt(new_request_id()))
     mesh = Mesh(worker)
-    assert await mesh.of(claimed(one, worker)) == {one: told(one)}
+    assert await mesh.of(claimed(one, worker)) == {one: make_receipt(one)}
     assert mesh.struck == [worker.key.id]
 
 
 async def test_missing_old_and_slow_workers_delay_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_receipts, "DEADLINE_SECONDS", 0.02)
     one = new_request_id()
-    well, *others = [Worker(told(one)) for _ in range(5)]
+    well, *others = [Worker(make_receipt(one)) for _ in range(5)]
     mesh = Mesh(well)
 
     async def gone(_: inference.ReadReceipts) -> inference.Receipts:
@@ -150,7 +154,7 @@ async def test_missing_old_and_slow_workers_delay_nobody(monkeypatch: pytest.Mon
     for worker, answer in zip(others, (gone, slow, garbage), strict=False):
         mesh.add(worker.key, answer)
     left = [claimed(new_request_id(), worker) for worker in others]
-    assert await mesh.of(claimed(one, well), *left) == {one: told(one)}
+    assert await mesh.of(claimed(one, well), *left) == {one: make_receipt(one)}
 
 
 async def test_many_receipts_are_requested_in_batches() -> None:

@@ -94,16 +94,16 @@ FORMS: dict[str, Callable[[], AnswerFormat]] = {
 async def test_a_resumed_stream_gets_the_rest_without_duplicates(running_service: RunningService, path: str, after: int) -> None:
     principal, request = fakes.OWNER, InferenceRequest(prompt="hi")
 
-    async def told(after: int) -> tuple[RequestId, bytes]:
+    async def read_stream(after: int) -> tuple[RequestId, bytes]:
         context.start()
         reader = Reader(path, {})
         call = HttpCall(reader.scope, reader.receive, reader.send, new_request_id())
         again = RepeatedRequest(key="k", rest=Rest(after) if after else None)
-        async with running_service.once.run(principal, request, seconds=5, again=again, whole=True) as said:
-            await answer_delivery.send_chunks(call, said, FORMS[path](), stream=True, after=after)
-        return said.request_id, b"".join(message.get("body", b"") for message in reader.sent)
+        async with running_service.once.run(principal, request, seconds=5, again=again, whole=True) as reply:
+            await answer_delivery.send_chunks(call, reply, FORMS[path](), stream=True, after=after)
+        return reply.request_id, b"".join(message.get("body", b"") for message in reader.sent)
 
-    whole_id, whole = await told(0)
+    whole_id, whole = await read_stream(0)
     mark = f"id: {response_formats.write_event_id(whole_id, after)}\n".encode()
     if after == 0:
         expected = whole
@@ -111,7 +111,7 @@ async def test_a_resumed_stream_gets_the_rest_without_duplicates(running_service
         expected = whole.partition(mark)[2].partition(b"\n\n")[2]
     else:
         expected = b""
-    assert await told(after) == (whole_id, expected)
+    assert await read_stream(after) == (whole_id, expected)
     assert len(running_service.worker.asked) == 1
 
 

@@ -13,7 +13,7 @@ from shared import errors
 from shared.timing.backoff import Backoff
 from shared.types import NodeId, RequestId
 from tests.services.gateway import idempotency_place
-from tests.services.gateway.idempotency_place import ADA, BOB, Gateway, Heard, Maker, RunningService, asked, request_id
+from tests.services.gateway.idempotency_place import ADA, BOB, Gateway, Maker, ReceivedAnswer, RunningService, asked, request_id
 
 F = b"f" * 32
 NODE = NodeId("Uone")
@@ -34,8 +34,8 @@ def whole(seed: int = 7, length: int = 5, after: int = 0) -> list[str]:
     return [f"CANARY {seed} {number}" for number in range(after + 1, length + 1)]
 
 
-def is_whole(heard: Heard, seed: int = 7) -> bool:
-    return heard.texts == whole(seed) and heard.numbers == [1, 2, 3, 4, 5] and heard.result is not None and heard.error is None
+def is_whole(received: ReceivedAnswer, seed: int = 7) -> bool:
+    return received.texts == whole(seed) and received.numbers == [1, 2, 3, 4, 5] and received.result is not None and received.error is None
 
 
 async def until_running(gateway: Gateway, runs: int = 1) -> None:
@@ -136,16 +136,16 @@ async def test_fifty_concurrent_requests_run_once(running_service: RunningServic
     asking = [asyncio.create_task(gateway.ask(asked(seed=seed))) for seed in range(50)]
     await until_running(gateway)
     gateway.maker.gate.set()
-    heard = await asyncio.gather(*asking)
+    received = await asyncio.gather(*asking)
     (seed,) = gateway.maker.seeds
-    assert all(is_whole(one, seed) for one in heard)
+    assert all(is_whole(one, seed) for one in received)
 
 
 async def test_fifty_concurrent_requests_on_two_gateways_run_once(running_service: RunningService) -> None:
     gateways = [await running_service.gateway(), await running_service.gateway("Utwo")]
-    heard = await asyncio.gather(*(gateways[number % 2].ask(asked(seed=number)) for number in range(50)))
+    received = await asyncio.gather(*(gateways[number % 2].ask(asked(seed=number)) for number in range(50)))
     (seed,) = gateways[0].maker.seeds + gateways[1].maker.seeds
-    assert all(is_whole(one, seed) for one in heard)
+    assert all(is_whole(one, seed) for one in received)
 
 
 async def test_a_repeat_joins_the_running_answer_where_its_caller_is(running_service: RunningService) -> None:
@@ -235,10 +235,10 @@ async def test_a_request_that_failed_after_text_repeats_its_error(running_servic
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.fails_at = 3
     for place in (gateway, gateway, other):
-        heard = await place.ask(asked())
-        assert heard.texts == whole(length=2)
-        assert isinstance(heard.error, errors.LinkLost)
-        assert heard.error.message == "gone"
+        received = await place.ask(asked())
+        assert received.texts == whole(length=2)
+        assert isinstance(received.error, errors.LinkLost)
+        assert received.error.message == "gone"
     assert (len(gateway.maker.seeds), len(other.maker.seeds)) == (1, 0)
     assert (await running_service.row())["state"] == "failed"
 
@@ -309,9 +309,9 @@ async def test_an_answer_that_timed_out_keeps_what_was_delivered(running_service
     gateway = await running_service.gateway(most_seconds=0.05)
     gateway.maker.waits_at = 3
     for _ in range(2):
-        heard = await gateway.ask(asked())
-        assert heard.texts == whole(length=2)
-        assert isinstance(heard.error, errors.DeadlineExceeded)
+        received = await gateway.ask(asked())
+        assert received.texts == whole(length=2)
+        assert isinstance(received.error, errors.DeadlineExceeded)
     assert len(gateway.maker.seeds) == 1
 
 
@@ -374,9 +374,9 @@ async def test_a_heartbeat_stops_requests_that_another_gateway_took_over(running
     await running_service.the_lease_ends()
     assert is_whole(await other.ask(asked()))
     await zombie.idempotency.heartbeat()
-    heard = await reading
-    assert heard.texts == whole(length=3)
-    assert isinstance(heard.error, errors.LinkLost)
+    received = await reading
+    assert received.texts == whole(length=3)
+    assert isinstance(received.error, errors.LinkLost)
 
 
 async def test_a_heartbeat_extends_leases_and_stops_nothing_else(running_service: RunningService) -> None:
@@ -396,16 +396,16 @@ async def test_heartbeats_at_any_moment_stop_nothing(running_service: RunningSer
     gateway = await running_service.gateway()
     done = False
 
-    async def beat() -> None:
+    async def keep_heartbeats() -> None:
         while not done:
             await gateway.idempotency.heartbeat()
             await asyncio.sleep(0)
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(beat())
-        heard = await asyncio.gather(*(gateway.ask(asked(str(number % 40))) for number in range(120)))
+        group.create_task(keep_heartbeats())
+        received = await asyncio.gather(*(gateway.ask(asked(str(number % 40))) for number in range(120)))
         done = True
-    assert all(is_whole(one) for one in heard)
+    assert all(is_whole(one) for one in received)
     assert len(gateway.maker.seeds) == 40
 
 
@@ -427,7 +427,7 @@ async def test_a_stopping_gateway_releases_its_unfinished_requests_immediately(r
     assert other.maker.seeds == []
 
 
-async def other_after(running_service: RunningService, *, after: int) -> Heard:
+async def other_after(running_service: RunningService, *, after: int) -> ReceivedAnswer:
     return await (await running_service.gateway("Uthree")).ask(asked(after=after))
 
 
@@ -470,7 +470,7 @@ async def test_a_limited_number_of_repeats_wait_for_another_gateway(
     gateway.maker.waits_at = 4
     await gateway.ask(asked(), stops_after=1)
     repeats = [asyncio.create_task(other.ask(asked())) for _ in range(10)]
-    refused: set[asyncio.Task[Heard]] = set()
+    refused: set[asyncio.Task[ReceivedAnswer]] = set()
     while len(refused) < 7:
         refused, _ = await asyncio.wait(repeats, timeout=0.01)
     assert all(isinstance(one.result().error, errors.InProgress) for one in refused)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import ConcurrencySlot, LimitKind, LimitScope, RequestLimit
-from services.gateway.limits.limit_scripts import PLACE_SECONDS, LimitScripts
+from services.gateway.limits.limit_scripts import SLOT_SECONDS, LimitScripts
 from services.gateway.limits.local_counters import LocalCounters
 from shared import errors
 from shared.stores.cache import Cache
@@ -202,9 +202,9 @@ async def test_a_slot_of_a_killed_gateway_is_free_after_30_s_but_not_before(valk
     for mine in (killed, alive):
         assert (await valkey_limits.admit([one], mine, tokens=0, lease_seconds=310, now=NOW)).admitted
     await valkey_limits.extend([ConcurrencySlot(one.counter, alive)], now=NOW + 20)
-    assert not (await valkey_limits.look([one], tokens=0, now=NOW + PLACE_SECONDS - 0.1)).admitted
-    assert await ask(valkey_limits, one, now=NOW + PLACE_SECONDS)
-    assert not await ask(valkey_limits, one, now=NOW + PLACE_SECONDS)
+    assert not (await valkey_limits.look([one], tokens=0, now=NOW + SLOT_SECONDS - 0.1)).admitted
+    assert await ask(valkey_limits, one, now=NOW + SLOT_SECONDS)
+    assert not await ask(valkey_limits, one, now=NOW + SLOT_SECONDS)
 
 
 async def test_a_clock_that_steps_back_costs_a_minute_at_most(valkey_limits: LimitScripts) -> None:

@@ -15,7 +15,7 @@ import pytest
 from services.gateway.limits import limit_rules, quotas, tiers
 from services.gateway.limits.limit_rules import CountedRequest, LimitKind, Spent, WithoutValkey
 from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Argument, Counters
-from services.gateway.limits.quotas import PLACE_HEARTBEAT_SECONDS, LimitReached, LimitRules, Quotas
+from services.gateway.limits.quotas import SLOT_HEARTBEAT_SECONDS, LimitReached, LimitRules, Quotas
 from services.gateway.limits.tiers import TierPlan
 from shared import errors
 from shared.api.auth import ApiKeyLimits, Principal
@@ -163,22 +163,20 @@ async def test_every_limit_in_force_is_listed_with_its_source(counters: FakeCoun
 async def test_slots_are_held_exactly_while_their_requests_run(counters: FakeCounters, away: bool) -> None:
     now = 1_000_000.0
     api_client = ApiClient(counters, replace(tiers.NO_LIMITS, concurrency=3), clock=lambda: now)
-    now = 1_000_000.0
-    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, concurrency=3), clock=lambda: now)
     if away:
         counters.away = True
         api_client.quotas._breaker.failed(now, times=100)
     running, settled = await api_client.spend(), await api_client.spend()
     for _ in range(4):
-        now = counters.now = now + PLACE_HEARTBEAT_SECONDS
-        await api_client.quotas.extend_places()
+        now = counters.now = now + SLOT_HEARTBEAT_SECONDS
+        await api_client.quotas.extend_slots()
     await api_client.quotas.settle(settled, tokens=0)
-    await api_client.quotas.extend_places()
+    await api_client.quotas.extend_slots()
     assert await api_client.let_in(5) == 2
     # Nobody settles it, but its deadline passes.
     for _ in range(10):
-        now = counters.now = now + PLACE_HEARTBEAT_SECONDS
-        await api_client.quotas.extend_places()
+        now = counters.now = now + SLOT_HEARTBEAT_SECONDS
+        await api_client.quotas.extend_slots()
     assert await api_client.let_in(5) == 3
     await api_client.quotas.settle(running, tokens=0)
 
@@ -324,7 +322,7 @@ async def test_a_slow_call_opens_the_breaker_unless_others_are_answered(others_a
 
 
 @asynccontextmanager
-async def watched_desk(valkey_url: str, counters: Callable[[Cache], Counters]) -> AsyncIterator[ApiClient]:
+async def watched_quotas(valkey_url: str, counters: Callable[[Cache], Counters]) -> AsyncIterator[ApiClient]:
     async with Cache.open(valkey_url) as cache:
         made = ApiClient(counters(cache), TierPlan(100, None, None, 1000, None))
         await made.quotas.connect()
@@ -348,12 +346,12 @@ class CountingCache:
 
 @pytest.fixture
 async def api_client(valkey_url: str) -> AsyncIterator[ApiClient]:
-    async with watched_desk(valkey_url, lambda cache: cache) as made:
+    async with watched_quotas(valkey_url, lambda cache: cache) as made:
         yield made
 
 
 async def test_exactly_the_limit_of_four_hundred_concurrent_requests_is_admitted(valkey_url: str) -> None:
-    async with watched_desk(valkey_url, PatientCounters) as api_client:
+    async with watched_quotas(valkey_url, PatientCounters) as api_client:
         assert await api_client.let_in(400) == 100
         assert not api_client.degraded
 
@@ -365,7 +363,7 @@ async def until_it_counts_again(api_client: ApiClient) -> None:
 
 
 async def test_valkey_is_killed_and_restarted_without_an_error(valkey_url: str, valkey: ValkeyServer) -> None:
-    async with watched_desk(valkey_url, PatientCounters) as api_client:
+    async with watched_quotas(valkey_url, PatientCounters) as api_client:
         await kill_and_bring_back(api_client, valkey)
 
 
@@ -390,7 +388,7 @@ async def test_valkey_is_suspended_and_resumed_without_an_error(valkey_url: str,
         made.append(CountingCache(cache))
         return made[0]
 
-    async with watched_desk(valkey_url, counting) as api_client:
+    async with watched_quotas(valkey_url, counting) as api_client:
         assert await api_client.let_in(5) == 5
         (cache,) = made
         before = cache.asked

@@ -65,11 +65,11 @@ def test_the_documentation_matches_the_code(api: str) -> None:
     section = PAGE.read_text().split(f"\n## {api}\n")[1].split("\n## ")[0]
     rows = {row["name"]: (row["state"], row["says"]) for row in ROW.finditer(section)}
     assert set(rows) == {*body.__struct_fields__, *rules}
-    for name, (told, says) in rows.items():
+    for name, (documented_state, description) in rows.items():
         if name in rules:
-            assert (told, says) == (state(rules[name]), rules[name].says), name
+            assert (documented_state, description) == (state(rules[name]), rules[name].description), name
         else:
-            assert told == "works", name
+            assert documented_state == "works", name
 
 
 @pytest.mark.parametrize(("api", "name"), [(api, name) for api, (_, rules, _) in APIS.items() for name in rules])

@@ -32,7 +32,7 @@ REQUEST = RequestId(UUID(int=3))
 CLIENT = Peer(Role.CLIENT, fakes.node_id(1))
 
 
-def asked(since: datetime, until: datetime, bucket: Bucket = Bucket.DAY, **more: object) -> GetUsageReport:
+def make_query(since: datetime, until: datetime, bucket: Bucket = Bucket.DAY, **more: object) -> GetUsageReport:
     return GetUsageReport(since, until, bucket, **more)  # type: ignore[arg-type]
 
 
@@ -58,7 +58,7 @@ def asked(since: datetime, until: datetime, bucket: Bucket = Bucket.DAY, **more:
     ],
 )
 def test_the_buckets_of_a_period(since: str, until: str, bucket: Bucket, first: str, number: int) -> None:
-    found = usage_reports.buckets(asked(datetime.fromisoformat(since), datetime.fromisoformat(until), bucket))
+    found = usage_reports.buckets(make_query(datetime.fromisoformat(since), datetime.fromisoformat(until), bucket))
     assert (found[0], len(found)) == (datetime.fromisoformat(first), number)
     assert {at.utcoffset() for at in found} == {timedelta()}
 
@@ -75,7 +75,7 @@ STEPS = {Bucket.MINUTE: timedelta(minutes=1), Bucket.HOUR: timedelta(hours=1), B
 def test_every_moment_of_the_period_is_in_one_bucket(since: datetime, pieces: float, zones: tuple[int, int], bucket: Bucket) -> None:
     begin = since.replace(tzinfo=timezone(timedelta(minutes=zones[0])))
     end = (begin + max(STEPS[bucket] * pieces, timedelta(microseconds=1))).astimezone(timezone(timedelta(minutes=zones[1])))
-    found = usage_reports.buckets(asked(begin, end, bucket))
+    found = usage_reports.buckets(make_query(begin, end, bucket))
     assert found[0] <= begin < found[0] + STEPS[bucket]
     assert found[-1] < end <= found[-1] + STEPS[bucket]
     assert all(later - earlier == STEPS[bucket] for earlier, later in itertools.pairwise(found))
@@ -83,9 +83,9 @@ def test_every_moment_of_the_period_is_in_one_bucket(since: datetime, pieces: fl
 
 def test_the_number_of_buckets_is_limited() -> None:
     most = usage_report.MOST_BUCKETS
-    assert len(usage_reports.buckets(asked(NOON, NOON + timedelta(minutes=most), Bucket.MINUTE))) == most
+    assert len(usage_reports.buckets(make_query(NOON, NOON + timedelta(minutes=most), Bucket.MINUTE))) == most
     with pytest.raises(errors.BadRequest, match=f"the period has {most + 1} minutes; the limit is {most}"):
-        usage_reports.buckets(asked(NOON, NOON + timedelta(minutes=most, seconds=1), Bucket.MINUTE))
+        usage_reports.buckets(make_query(NOON, NOON + timedelta(minutes=most, seconds=1), Bucket.MINUTE))
 
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -114,7 +114,7 @@ EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo
 )
 def test_an_invalid_period_is_a_client_error(since: datetime, until: datetime) -> None:
     with pytest.raises(errors.BadRequest):
-        usage_reports.buckets(asked(since, until, Bucket.HOUR))
+        usage_reports.buckets(make_query(since, until, Bucket.HOUR))
 
 
 # --- who asks about whom --------------------------------------------------------------------------------------------------
@@ -133,11 +133,11 @@ class StandIn:
     ended: list[tuple[int, int]] = field(default_factory=list)
     is_idle: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def sums(self, tenant: TenantId | None, asked: GetUsageReport) -> Sums:
+    async def sums(self, tenant: TenantId | None, make_query: GetUsageReport) -> Sums:
         self.asked_for.append(tenant)
         return self.found
 
-    async def requests(self, tenant: TenantId, asked: ListRequests) -> tuple[LoggedRequest, ...]:
+    async def requests(self, tenant: TenantId, make_query: ListRequests) -> tuple[LoggedRequest, ...]:
         self.asked_for.append(tenant)
         return ()
 
@@ -175,7 +175,7 @@ def call(principal: Principal) -> RpcCall:
     return made
 
 
-DAY = asked(NOON, NOON + timedelta(days=1))
+DAY = make_query(NOON, NOON + timedelta(days=1))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ DAY = asked(NOON, NOON + timedelta(days=1))
 async def test_whose_usage_is_reported(
     store: StandIn, reports: UsageReports, caller: Principal, about: dict[str, object], expected: TenantId | None
 ) -> None:
-    await reports.get_usage_report(asked(NOON, NOON + timedelta(days=1), **about), call(caller))  # type: ignore[arg-type]
+    await reports.get_usage_report(make_query(NOON, NOON + timedelta(days=1), **about), call(caller))  # type: ignore[arg-type]
     assert store.asked_for == [expected]
 
 
@@ -202,7 +202,7 @@ async def test_another_tenants_report_is_refused_before_the_store_is_read(
     store: StandIn, reports: UsageReports, caller: Principal, about: dict[str, object]
 ) -> None:
     with pytest.raises(errors.NotAllowed, match=r"another tenant|administrator"):
-        await reports.get_usage_report(asked(NOON, NOON + timedelta(days=1), **about), call(caller))  # type: ignore[arg-type]
+        await reports.get_usage_report(make_query(NOON, NOON + timedelta(days=1), **about), call(caller))  # type: ignore[arg-type]
     if "tenant_id" in about:
         with pytest.raises(errors.NotAllowed, match="this belongs to another tenant"):
             await reports.list_requests(ListRequests(tenant_id=OTHER), call(caller))
@@ -222,7 +222,7 @@ async def test_empty_buckets_are_included(store: StandIn, reports: UsageReports)
     begin = NOON.replace(hour=0)
     busy = UsageSum(requests=3, p50_ms=7)
     store.found = Sums(busy, (UsageBucket(begin + timedelta(days=2), busy),), (), ())
-    report = await reports.get_usage_report(asked(begin, begin + timedelta(days=4)), call(PERSON))
+    report = await reports.get_usage_report(make_query(begin, begin + timedelta(days=4)), call(PERSON))
     assert [bucket.at for bucket in report.buckets] == [begin + timedelta(days=day) for day in range(4)]
     assert [bucket.sum for bucket in report.buckets] == [UsageSum(), UsageSum(), busy, UsageSum()]
     assert report.total == busy

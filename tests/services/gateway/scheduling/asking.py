@@ -33,27 +33,27 @@ def requirements(of: int = 1, **more: Any) -> WorkerRequirements:
 class Caller:
     """One request: waits, holds its place until ``leave``, and remembers what it was told."""
 
-    def __init__(self, site: "Site", wished: WorkerRequirements) -> None:
-        self.said: list[str] = []
+    def __init__(self, site: "Site", wanted: WorkerRequirements) -> None:
+        self.notices: list[str] = []
         self.claim: Claim | None = None
         self.error: errors.AimeshError | None = None
         #: Of the processor, until it had its place or its error: what else this machine does is not counted.
         self.seconds = 0.0
         self.began = asyncio.Event()
         self._may_leave = asyncio.Event()
-        self._heard = asyncio.Condition()
+        self._noticed = asyncio.Condition()
         self._site = site
-        self.task = site.tasks.create_task(self._run(wished))
+        self.task = site.tasks.create_task(self._run(wanted))
 
-    async def _run(self, wished: WorkerRequirements) -> None:
+    async def _run(self, wanted: WorkerRequirements) -> None:
         asked_at = time.thread_time()
         try:
-            async with aclosing(self._site.dispatch.find(wished)) as steps:
+            async with aclosing(self._site.dispatch.find(wanted)) as steps:
                 async for step in steps:
                     if isinstance(step, WaitingRequests):
-                        self.said.append(step.why)
-                        async with self._heard:
-                            self._heard.notify_all()
+                        self.notices.append(step.why)
+                        async with self._noticed:
+                            self._noticed.notify_all()
                     else:
                         self.claim = step
         except errors.AimeshError as error:
@@ -72,9 +72,9 @@ class Caller:
         assert self.claim is not None
         return self.claim.worker.node
 
-    async def hears(self, beginning: str) -> None:
-        async with self._heard:
-            await self._heard.wait_for(lambda: self.said and self.said[-1].startswith(beginning))
+    async def wait_for_notice(self, beginning: str) -> None:
+        async with self._noticed:
+            await self._noticed.wait_for(lambda: self.notices and self.notices[-1].startswith(beginning))
 
     async def leave(self) -> None:
         self._may_leave.set()

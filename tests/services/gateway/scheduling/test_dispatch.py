@@ -22,7 +22,7 @@ async def test_a_request_starts_immediately_without_a_notice_if_a_worker_is_free
         first, second = await here.ask(), await here.ask()
         assert first.began.is_set()
         assert second.began.is_set()
-        assert first.said == []
+        assert first.notices == []
         assert here.dispatch.in_flight == 2
         await finish(here)
         assert (here.dispatch.in_flight, here.dispatch.waiting) == (0, 0)
@@ -256,12 +256,12 @@ async def test_waiting_callers_learn_their_new_position(monkeypatch: pytest.Monk
         here.dispatch.model_queue(M).mean_seconds = 8
         last = callers[-1]
         async with asyncio.timeout(HANG_SECONDS):
-            await last.hears("position 3 of 3")
+            await last.wait_for_notice("position 3 of 3")
             for place in (2, 1):
                 await here.began[-1].leave()
-                await last.hears(f"position {place} of {place}")
-        assert last.said[0] == "position 3 of 3, about 24 s"
-        assert len(last.said) == len(set(last.said)), "only what is new is said"
+                await last.wait_for_notice(f"position {place} of {place}")
+        assert last.notices[0] == "position 3 of 3, about 24 s"
+        assert len(last.notices) == len(set(last.notices)), "only what is new is said"
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def driver() -> Iterator[FakeDriver]:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
+def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
     lines: list[tuple[str, object]] = []
     monkeypatch.setattr(logs, "_write", lambda _, event, fields: lines.append((event, fields.get("of"))))
     return lines
@@ -79,15 +79,15 @@ async def test_all_gpus_are_read_in_threads(driver: FakeDriver) -> None:
     assert found.fresh() == [Gpu(0, usage=0.5), Gpu(1, usage=0.5)]
 
 
-async def test_without_a_driver_nothing_is_shown_or_logged(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+async def test_without_a_driver_nothing_is_shown_or_logged(driver: FakeDriver, log_lines: list[tuple[str, object]]) -> None:
     driver.trouble = NoDriver()
     found = Gpus(driver)
     assert not await found.look()
     assert found.fresh() == []
-    assert said == []
+    assert log_lines == []
 
 
-async def test_a_failing_driver_is_logged_once_and_retried(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+async def test_a_failing_driver_is_logged_once_and_retried(driver: FakeDriver, log_lines: list[tuple[str, object]]) -> None:
     driver.trouble = NvmlRefused("Driver Not Loaded")
     found = Gpus(driver)
     for _ in range(3):
@@ -95,11 +95,11 @@ async def test_a_failing_driver_is_logged_once_and_retried(driver: FakeDriver, s
     driver.trouble = None
     assert await found.look()
     assert indexes(found) == [0, 1]
-    assert said == [("NVML does not report a GPU", "driver"), ("NVML works again", "driver")]
+    assert log_lines == [("NVML does not report a GPU", "driver"), ("NVML works again", "driver")]
 
 
 async def test_a_gpu_that_falls_off_the_bus_disappears_immediately_and_is_logged_once(
-    driver: FakeDriver, said: list[tuple[str, object]]
+    driver: FakeDriver, log_lines: list[tuple[str, object]]
 ) -> None:
     found = Gpus(driver)
     await found.look()
@@ -110,20 +110,22 @@ async def test_a_gpu_that_falls_off_the_bus_disappears_immediately_and_is_logged
     driver.refused.clear()
     await found.look()
     assert indexes(found) == [0, 1]
-    assert said == [("NVML does not report a GPU", "GPU 1"), ("NVML works again", "GPU 1")]
+    assert log_lines == [("NVML does not report a GPU", "GPU 1"), ("NVML works again", "GPU 1")]
 
 
-async def test_a_gpu_that_is_no_longer_listed_disappears(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+async def test_a_gpu_that_is_no_longer_listed_disappears(driver: FakeDriver, log_lines: list[tuple[str, object]]) -> None:
     found = Gpus(driver)
     await found.look()
     driver.gpus = 1
     for _ in range(3):
         await found.look()
     assert indexes(found) == [0]
-    assert said == [("NVML does not report a GPU", "GPU 1")]
+    assert log_lines == [("NVML does not report a GPU", "GPU 1")]
 
 
-async def test_a_hanging_gpu_disappears_affects_no_other_and_keeps_one_thread(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+async def test_a_hanging_gpu_disappears_affects_no_other_and_keeps_one_thread(
+    driver: FakeDriver, log_lines: list[tuple[str, object]]
+) -> None:
     found = Gpus(driver, answer_seconds=SOON)
     await found.look()
     driver.hangs.add(1)
@@ -131,7 +133,7 @@ async def test_a_hanging_gpu_disappears_affects_no_other_and_keeps_one_thread(dr
         await found.look()
         assert indexes(found) == [0]
     assert driver.calls.count(1) == 2
-    assert said == [("NVML does not report a GPU", "GPU 1")]
+    assert log_lines == [("NVML does not report a GPU", "GPU 1")]
     driver.hangs.clear()
     driver.released.set()
     await until(found._answered["GPU 1"])
@@ -139,7 +141,7 @@ async def test_a_hanging_gpu_disappears_affects_no_other_and_keeps_one_thread(dr
     assert indexes(found) == [0, 1]
 
 
-async def test_a_hanging_driver_blocks_nobody(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+async def test_a_hanging_driver_blocks_nobody(driver: FakeDriver, log_lines: list[tuple[str, object]]) -> None:
     found = Gpus(driver, answer_seconds=SOON)
     await found.look()
     driver.hangs.add("count")
@@ -148,7 +150,7 @@ async def test_a_hanging_driver_blocks_nobody(driver: FakeDriver, said: list[tup
         assert await found.look()
     assert found.fresh() == []
     assert driver.calls.count("count") == 2
-    assert said == [("NVML does not report a GPU", "driver")]
+    assert log_lines == [("NVML does not report a GPU", "driver")]
 
 
 async def test_outdated_readings_are_not_shown(driver: FakeDriver) -> None:

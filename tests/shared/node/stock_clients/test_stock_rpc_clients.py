@@ -93,7 +93,7 @@ class RunningService:
         raise AssertionError("no client gets here")
 
 
-def new_house(tasks: asyncio.TaskGroup, role: Role = Role.GATEWAY) -> RunningService:
+def new_service(tasks: asyncio.TaskGroup, role: Role = Role.GATEWAY) -> RunningService:
     bugs: list[Exception] = []
     dispatcher = rpc.Dispatcher(tasks, lambda method, status, seconds: None, lambda method, error: bugs.append(error))
     running_service = RunningService(Trust(new_key(), role, (CA.id,)), dispatcher, bugs=bugs)
@@ -104,7 +104,7 @@ def new_house(tasks: asyncio.TaskGroup, role: Role = Role.GATEWAY) -> RunningSer
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
     async with background() as tasks:
-        yield new_house(tasks)
+        yield new_service(tasks)
 
 
 @dataclass
@@ -217,7 +217,7 @@ async def test_an_allow_listed_key_needs_no_certificate_and_no_introduction(runn
 
 async def test_a_worker_accepts_no_client_calls() -> None:
     async with background() as tasks:
-        worker = new_house(tasks, Role.WORKER)
+        worker = new_service(tasks, Role.WORKER)
         visitor = Visitor(worker)
         assert await visitor.refused("hello", certificate=text(certificate(visitor.key))) == "wrong_role"
 

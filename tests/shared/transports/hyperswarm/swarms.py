@@ -24,7 +24,7 @@ def new_topic() -> bytes:
 
 
 @dataclass(eq=False)
-class Told:
+class EventRecorder:
     """The events of a swarm, to be waited for."""
 
     events: list[Event] = field(default_factory=list)

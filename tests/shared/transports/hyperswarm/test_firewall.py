@@ -8,7 +8,7 @@ import pytest
 from shared.transports.hyperswarm import Banned, Firewall, PeerFailed, public_key
 from tests import dht
 from tests.shared.transports.hyperswarm import swarms
-from tests.shared.transports.hyperswarm.swarms import Told, local_swarm, meet, pair, take
+from tests.shared.transports.hyperswarm.swarms import EventRecorder, local_swarm, meet, pair, take
 
 SEED = secrets.token_bytes(32)
 KEY = public_key(SEED)
@@ -19,7 +19,7 @@ KEY = public_key(SEED)
     [pytest.param(Firewall(denied=frozenset({KEY})), id="denied"), pytest.param(Firewall(allowed=frozenset()), id="not allowed")],
 )
 async def test_a_refused_node_is_not_admitted_until_it_is_allowed(firewall: Firewall) -> None:
-    topic, told = swarms.new_topic(), Told()
+    topic, told = swarms.new_topic(), EventRecorder()
     nodes = dht.shared()
     async with local_swarm(nodes, firewall=firewall, on_event=told) as host, local_swarm(nodes, seed=SEED) as guest:
         await host.join(topic)
@@ -32,7 +32,7 @@ async def test_a_refused_node_is_not_admitted_until_it_is_allowed(firewall: Fire
 
 
 async def test_a_peer_on_no_topic_is_told_so() -> None:
-    told, key = Told(), public_key(secrets.token_bytes(32))
+    told, key = EventRecorder(), public_key(secrets.token_bytes(32))
     async with local_swarm(dht.shared(), on_event=told) as swarm:
         await swarm.join_peer(key)
         failure = await told.of(PeerFailed)
@@ -68,7 +68,7 @@ async def test_a_denied_node_is_disconnected_immediately_and_others_stay() -> No
 
 async def test_the_firewall_still_applies_after_a_sidecar_restart() -> None:
     topic = swarms.new_topic()
-    told = Told()
+    told = EventRecorder()
     nodes = dht.shared()
     async with local_swarm(nodes, on_event=told) as host, local_swarm(nodes, seed=SEED) as guest:
         await host.set_firewall(Firewall(allowed=frozenset({bytes(32)})))

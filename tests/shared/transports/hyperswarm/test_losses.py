@@ -16,7 +16,7 @@ from shared.transports.hyperswarm import PeerConnection, SidecarDied, SidecarLos
 from shared.transports.hyperswarm import swarm as swarm_module
 from tests import dht
 from tests.shared.transports.hyperswarm import swarms
-from tests.shared.transports.hyperswarm.swarms import Told, local_swarm, meet, pair, take
+from tests.shared.transports.hyperswarm.swarms import EventRecorder, local_swarm, meet, pair, take
 from tests.stopwatch import HANG_SECONDS
 from tests.testnet import until
 
@@ -35,7 +35,7 @@ async def echo(connection: PeerConnection, other_end: PeerConnection) -> None:
 
 async def test_a_killed_sidecar_is_replaced_and_peers_reconnect() -> None:
     async with pair() as (one, other):
-        told = Told()
+        told = EventRecorder()
         one.on_event = told
         here, there = await meet(one, other)
         key = one.public_key
@@ -55,7 +55,7 @@ async def test_a_killed_sidecar_is_replaced_and_peers_reconnect() -> None:
 async def test_a_hanging_sidecar_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swarm_module, "HANGS_SECONDS", 0.2)
     async with local_swarm(dht.shared()) as swarm:
-        told = Told()
+        told = EventRecorder()
         swarm.on_event = told
         os.kill(await sidecar_of(swarm), signal.SIGSTOP)
         assert await told.of(SidecarRestarted) == SidecarRestarted(1)
@@ -64,7 +64,7 @@ async def test_a_hanging_sidecar_is_replaced(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_a_sidecar_that_dies_repeatedly_is_replaced_each_time() -> None:
     async with local_swarm(dht.shared()) as swarm:
-        told = Told()
+        told = EventRecorder()
         swarm.on_event = told
         for count in (1, 2):
             os.kill(await sidecar_of(swarm), signal.SIGKILL)
@@ -74,7 +74,7 @@ async def test_a_sidecar_that_dies_repeatedly_is_replaced_each_time() -> None:
 async def test_without_a_sidecar_queries_fail_and_settings_are_kept() -> None:
     topic = swarms.new_topic()
     async with pair() as (one, other):
-        told = Told()
+        told = EventRecorder()
         one.on_event = told
         os.kill(await sidecar_of(one), signal.SIGKILL)
         await told.of(SidecarDied)

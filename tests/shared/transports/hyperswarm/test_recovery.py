@@ -101,7 +101,7 @@ def test_without_a_network_nobody_is_dialed_and_everyone_when_it_returns() -> No
     assert not recovery.probed(False)
     assert run(recovery, 0.0, 70.0) == []
     assert recovery.probed(True)
-    recovery.came_back(70.0)
+    recovery.retry_all(70.0)
     assert recovery.due(70.0) == [Dial(PEER, TOPIC), Lookup(TOPIC)]
 
 

@@ -37,4 +37,4 @@ def test_endless_keys_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         for turn in range(MOST_LINKS):
             seen.opened(NodeId(f"U{number}"), float(turn))
     assert len(seen._opened) <= 10
-    assert len(seen._told_at) <= 10
+    assert len(seen._reported_at) <= 10

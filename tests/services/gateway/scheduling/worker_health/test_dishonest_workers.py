@@ -12,40 +12,40 @@ from shared import errors
 from shared.types import ModelName, Role
 from tests.services.gateway.fakes import USER, FakeDirectory, node_id
 
-LIAR, OTHER = node_id(1), node_id(2)
+DISHONEST, OTHER = node_id(1), node_id(2)
 
 
 def test_the_third_strike_within_an_hour_starts_a_quarantine_of_an_hour() -> None:
     known = DishonestWorkers()
-    assert [known.strike(LIAR, now) for now in (0.0, 1.0, 2.0)] == [False, False, True]
-    assert known.seconds_left(LIAR, 2.0) == QUARANTINE_SECONDS
+    assert [known.strike(DISHONEST, now) for now in (0.0, 1.0, 2.0)] == [False, False, True]
+    assert known.seconds_left(DISHONEST, 2.0) == QUARANTINE_SECONDS
     assert known.seconds_left(OTHER, 2.0) == 0
     # What it had begun before does not prolong it; and when it is over it begins anew.
-    assert not known.strike(LIAR, 3.0)
+    assert not known.strike(DISHONEST, 3.0)
     back_at = 2.0 + QUARANTINE_SECONDS
-    assert known.seconds_left(LIAR, back_at) == 0
-    assert [known.strike(LIAR, back_at + more) for more in (0.0, 1.0, 2.0)] == [False, False, True]
+    assert known.seconds_left(DISHONEST, back_at) == 0
+    assert [known.strike(DISHONEST, back_at + more) for more in (0.0, 1.0, 2.0)] == [False, False, True]
 
 
 def test_strikes_expire_one_by_one() -> None:
     known = DishonestWorkers()
-    assert not any(known.strike(LIAR, number * (WITHIN_SECONDS / 2 + 1)) for number in range(10))
+    assert not any(known.strike(DISHONEST, number * (WITHIN_SECONDS / 2 + 1)) for number in range(10))
 
 
 def test_quarantines_of_other_gateways_apply() -> None:
     known = DishonestWorkers()
-    known.strike(LIAR, 0.0)
+    known.strike(DISHONEST, 0.0)
     known.learn({OTHER: 50.0}, 1.0)
-    assert (known.seconds_left(OTHER, 1.0), known.seconds_left(LIAR, 1.0)) == (50.0, 0.0)
+    assert (known.seconds_left(OTHER, 1.0), known.seconds_left(DISHONEST, 1.0)) == (50.0, 0.0)
     # Its own strikes still count.
-    assert [known.strike(LIAR, now) for now in (2.0, 3.0)] == [False, True]
+    assert [known.strike(DISHONEST, now) for now in (2.0, 3.0)] == [False, True]
     # PostgreSQL has not heard of the third one yet.
-    known.learn({}, 4.0, unless={LIAR})
-    assert known.seconds_left(LIAR, 4.0) > 0
+    known.learn({}, 4.0, unless={DISHONEST})
+    assert known.seconds_left(DISHONEST, 4.0) > 0
     # Pardoned.
     known.learn({}, 5.0)
-    assert (known.seconds_left(LIAR, 5.0), known.seconds_left(OTHER, 5.0)) == (0.0, 0.0)
-    assert not known.strike(LIAR, 6.0)
+    assert (known.seconds_left(DISHONEST, 5.0), known.seconds_left(OTHER, 5.0)) == (0.0, 0.0)
+    assert not known.strike(DISHONEST, 6.0)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_quarantined_worker_is_not_eligible_and_the_error_says_why() -> None:
     for number in (1, 2):
         directory.worker(number, "m")
     for _ in range(worker_records.STRIKES):
-        known.dishonest_workers.strike(LIAR, 10.0)
+        known.dishonest_workers.strike(DISHONEST, 10.0)
     rows = worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
     assert [row.node for row in rows] == [OTHER]
     # Other than one that fails, also the last one: it is said why nobody is left, and who tells `aicli nodes` the same.
@@ -94,8 +94,8 @@ def test_a_restarted_worker_stays_in_quarantine() -> None:
     (entry,) = directory.usable(Role.WORKER)
     known.apply_change(entry, 0.0, entry.since)
     for _ in range(worker_records.STRIKES):
-        known.dishonest_workers.strike(LIAR, 10.0)
-    directory.mark_gone(LIAR, "stopped")
+        known.dishonest_workers.strike(DISHONEST, 10.0)
+    directory.mark_gone(DISHONEST, "stopped")
     (gone,) = directory.entries(Role.WORKER)
     known.apply_change(gone, 11.0, gone.since)
-    assert known.dishonest_workers.seconds_left(LIAR, 11.0) > 0
+    assert known.dishonest_workers.seconds_left(DISHONEST, 11.0) > 0
