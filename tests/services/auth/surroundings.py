@@ -57,7 +57,7 @@ class Surroundings:
     state_file: Path = Path("/nowhere/auth.mesh")
     dispatcher: Dispatcher = field(default_factory=_no_tasks)
     trust: Trust = field(init=False)
-    standing: CertificateRenewal = field(init=False)
+    renewal: CertificateRenewal = field(init=False)
     #: How often the node was told that its membership is another one.
     changes: int = 0
     rpc: Gateway = field(default_factory=Gateway)
