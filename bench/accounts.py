@@ -1,7 +1,5 @@
 """How many API keys are checked a second, and how 500 logins at once affect running streams.
 
-    python -m bench.accounts [--quick] [--rival] [--seconds 5] [--only SECTION …] [--json FILE]
-
 uncached  validateApiKey at auth over NATS, which looks up each key in PostgreSQL
 cached    keys that the gateway knows already: the lookup alone, and with a whole GET /v1/models. ``--rival`` installs LiteLLM's proxy and
           measures the same there; it compares a key with the one master key of its settings
@@ -11,82 +9,91 @@ storm     500 users log in at once with the right password, each from its own ad
 Clients and stack share one machine.
 """
 
-import argparse
 import asyncio
+import itertools
 import json
 import secrets
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import msgspec
-import uvloop
 
-from bench import calls, litellm, report, tenants
-from bench.pages import PATIENCE_SECONDS, visitors
+from bench import calls, http_load, processes, report, rivals, tenants
+from bench.http_load import Client, Load, Outcome, Spread
+from bench.report import Options, Rows
+from bench.tenants import REFUSALS
 from services.gateway.admission.callers import Callers
 from shared.api import auth
 from shared.types import Credential
-from tests import people
+from tests.people import ApiClient
 from tests.services.gateway.fakes import OWNER, FakeRpc
-from tests.stacks import MESH, RunningStack, stack
+from tests.stacks import MESH, RunningStack
 
 AT_ONCE = 32
-SECONDS, QUICK_SECONDS = 5.0, 2.0
-MOST_SECONDS, QUICK_MOST_SECONDS = 600.0, 240.0
 LEAST_UNCACHED, LEAST_CACHED = 800.0, 3000.0
+#: For one answer.
+PATIENCE_SECONDS = 30.0
 
-LOGINS, QUICK_LOGINS, STORMS = 500, 150, 3
+STORMS = 3
 STREAMS, TOKEN_MS, WORDS = 20, 20.0, 500
 #: Between the storms, and before a measurement.
 REST_SECONDS = 1.0
 #: Between two readings of memory.
 LOOK_SECONDS = 0.05
 SLOWER_ALLOWED, MOST_GROWTH_MB = 1.2, 1024**3 / 1e6
-REFUSALS = frozenset({429, 503})
-_HEAD_END = b"\r\n\r\n"
+
+#: The time of a piece of text, and the seconds since the one before.
+Gap = tuple[float, float]
 
 
-# --- keys ------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    running: RunningStack
+    keys: Sequence[Credential]
+    #: Memory of auth when it was new.
+    new_mb: float
 
 
-async def _uncached(running: RunningStack, keys: Sequence[Credential], seconds: float) -> list[report.Row]:
-    subject = f"aimesh.{MESH}.rpc.auth.validateApiKey"
-    bodies = [msgspec.msgpack.encode({"apiKey": key}) for key in keys]
-    async with running.operator() as connection:
+@asynccontextmanager
+async def _accounts(_options: Options) -> AsyncIterator[Accounts]:
+    async with tenants.stack(ECHO_TOKEN_MS=TOKEN_MS) as running:
+        new_mb = processes.resident_mb(await tenants.pid_of(running, "auth"))
+        yield Accounts(running, await tenants.register(running), new_mb)
 
-        async def one(number: int) -> None:
-            answer = await connection.request(subject, bodies[number % len(bodies)], timeout=PATIENCE_SECONDS)
+
+async def _measure_uncached(rows: Rows, accounts: Accounts, options: Options) -> None:
+    bodies = itertools.cycle([msgspec.msgpack.encode({"apiKey": key}) for key in accounts.keys])
+    async with accounts.running.operator() as connection:
+
+        async def validate() -> None:
+            answer = await connection.request(f"aimesh.{MESH}.rpc.auth.validateApiKey", next(bodies), timeout=PATIENCE_SECONDS)
             assert b"keyId" in answer.data, answer.data
 
-        await calls.for_seconds(one, AT_ONCE, 0.5)  # connections, plans of the database
-        rate, took = await calls.for_seconds(one, AT_ONCE, seconds)
+        await calls.for_seconds(validate, AT_ONCE, 0.5)  # connections, plans of the database
+        rate, took = await calls.for_seconds(validate, AT_ONCE, options.seconds)
     claim = "validateApiKey at auth"
-    return [report.alone(claim, rate, "calls/s", at_least=LEAST_UNCACHED), *calls.latency_rows(claim, took)]
+    rows.alone(claim, rate, "calls/s", at_least=LEAST_UNCACHED)
+    rows.waits(claim, took)
 
 
-async def _cached(running: RunningStack, keys: Sequence[Credential], seconds: float, *, rival: bool) -> list[report.Row]:
-    took = await _remembered(keys)
-    alone = "a known key at the gateway, its memory alone"
-    whole = "a known key at the gateway, with GET /v1/models"
-    rate, waits = await _models(tenants.gateway_port(running), keys, seconds, status=200)
-    bare, _ = await _models(tenants.gateway_port(running), (Credential(""),), seconds, status=401)
-    rows = [
-        report.alone(alone, len(took) / sum(took), "calls/s", at_least=LEAST_CACHED),
-        *calls.latency_rows(alone, took),
-        report.alone(whole, rate, "req/s", at_least=LEAST_CACHED),
-        *calls.latency_rows(whole, waits),
-        report.against(whole, rate, "req/s", "refused for want of a key", bare),
-    ]
-    if rival:
-        async with tenants.upstream() as upstream_port, litellm.running(upstream_port) as proxy:
-            theirs, _ = await _models(proxy.port, (Credential(litellm.KEY),), seconds, status=200)
-        rows.append(report.against(whole, rate, "req/s", "LiteLLM, its master key", theirs))
-    return rows
+async def _measure_cached(rows: Rows, accounts: Accounts, options: Options) -> None:
+    took = await _remembered(accounts.keys)
+    claim = "a known key at the gateway, its memory alone"
+    rows.alone(claim, len(took) / sum(took), "calls/s", at_least=LEAST_CACHED)
+    rows.waits(claim, took)
+    port = tenants.gateway_port(accounts.running)
+    rate, took = await _models(port, accounts.keys, options.seconds, status=200)
+    bare, _ = await _models(port, (), options.seconds, status=401)
+    claim = "a known key at the gateway, with GET /v1/models"
+    rows.alone(claim, rate, "req/s", at_least=LEAST_CACHED)
+    rows.waits(claim, took)
+    rows.against(claim, rate, "req/s", "refused for want of a key", bare)
+    if options.rival:
+        async with tenants.upstream() as upstream_port, rivals.litellm(upstream_port) as proxy:
+            theirs, _ = await _models(proxy.port, (rivals.LITELLM_KEY,), options.seconds, status=200)
+        rows.against(claim, rate, "req/s", "LiteLLM, its master key", theirs)
 
 
 async def _remembered(keys: Sequence[Credential]) -> list[float]:
@@ -109,264 +116,98 @@ async def _remembered(keys: Sequence[Credential]) -> list[float]:
     return took
 
 
-async def _models(port: int, keys: Sequence[Credential], seconds: float, *, status: int) -> tuple[float, list[float]]:
-    """Send GET /v1/models with each key in turn; an empty one is not sent."""
-    lines = [(f"authorization: Bearer {key}",) if key else () for key in keys]
-    with visitors(port, [lines[number % len(lines)] for number in range(AT_ONCE)]) as everyone:
+async def _models(port: int, keys: Sequence[str], seconds: float, *, status: int) -> tuple[float, list[float]]:
+    """Send GET /v1/models with each key in turn, or without a key. Return the answers a second, and the seconds that each took."""
+    asked = [http_load.get("/v1/models", f"authorization: Bearer {key}") for key in keys] or [http_load.get("/v1/models")]
+    client, requests = Client(port), itertools.cycle([each.encode() for each in asked])
 
-        async def one(number: int) -> None:
-            seen = await everyone[number].get("/v1/models")
-            assert seen.status == status, seen
+    async def ask() -> None:
+        answer, _ = await client.ask(next(requests))
+        assert answer.status == status, answer
 
-        await calls.for_seconds(one, AT_ONCE, 0.5)  # the gateway validates each key once
-        return await calls.for_seconds(one, AT_ONCE, seconds)
-
-
-# --- 500 logins in a separate process -------------------------------------------------------------------------------
-
-
-class Login(msgspec.Struct, frozen=True):
-    username: str
-    password: str
-    #: An address in 127.0.0.0/8.
-    address: str
+    await calls.for_seconds(ask, AT_ONCE, 0.5)  # the gateway validates each key once
+    found = await calls.for_seconds(ask, AT_ONCE, seconds)
+    client.close()
+    return found
 
 
-class Answer(msgspec.Struct, frozen=True, array_like=True):
-    #: 0 if the connection broke.
-    status: int
-    took: float
-
-
-class Storm(msgspec.Struct, frozen=True):
-    port: int
-    logins: tuple[Login, ...]
-
-
-async def _log_in(port: int, login: Login, begun: asyncio.Event) -> Answer:
-    body = json.dumps({"username": login.username, "password": login.password})
-    head = f"POST /api/auth/login HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(login.address, 0))
-    try:
-        await begun.wait()
-        start = time.perf_counter()
-        writer.write((head + body).encode())
-        answer = await reader.readuntil(_HEAD_END)
-        return Answer(int(answer[9:12]), time.perf_counter() - start)
-    except (OSError, EOFError):
-        return Answer(0, 0.0)
-    finally:
-        writer.close()
-
-
-async def _storm(storm: Storm) -> list[Answer]:
-    """Print that all are connected, and log them in when a line arrives on stdin."""
-    begun = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
-        waiting = [tasks.create_task(_log_in(storm.port, login, begun)) for login in storm.logins]
-        await asyncio.sleep(REST_SECONDS)
-        print("ready", flush=True)
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
-        begun.set()
-    return [task.result() for task in waiting]
-
-
-@asynccontextmanager
-async def _prepared(storm: Storm) -> AsyncIterator[Callable[[], Awaitable[list[Answer]]]]:
-    """Connect all clients in another process. Yields a function that starts the logins."""
-    with tempfile.TemporaryDirectory(prefix="aimesh-storm-") as folder:
-        wanted, made = Path(folder) / "storm", Path(folder) / "answers"
-        wanted.write_bytes(msgspec.json.encode(storm))
-        words = [sys.executable, "-m", "bench.accounts", "--storm", str(wanted), str(made)]
-        process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
-        assert process.stdout is not None
-
-        async def start_logins() -> list[Answer]:
-            await process.communicate(b"go\n")
-            return msgspec.json.decode(made.read_bytes(), type=list[Answer])
-
-        try:
-            async with asyncio.timeout(30):
-                assert await process.stdout.readline() == b"ready\n"
-            yield start_logins
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-
-
-# --- beside streams ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Streams:
-    """Endless readers of streams, and the gaps between pieces of text."""
-
-    port: int
-    keys: Sequence[Credential]
-    #: The time of a piece, and the seconds since the one before.
-    gaps: list[tuple[float, float]] = field(default_factory=list)
-    broken: int = 0
-
-    async def read(self, number: int) -> None:
-        key = self.keys[number % len(self.keys)]
-        body = tenants.chat_body("echo", "tok " * WORDS, WORDS, stream=True)
-        lines = ("POST /v1/chat/completions HTTP/1.1", "host: 127.0.0.1", f"authorization: Bearer {key}", "content-type: application/json")
-        request = "\r\n".join([*lines, f"content-length: {len(body)}"]) + "\r\n\r\n" + body
-        while True:
-            await self._read_one(request.encode())
-
-    async def _read_one(self, request: bytes) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            writer.write(request)
-            last: float | None = None
-            while line := await reader.readline():
-                if line.startswith(b"data: [DONE]"):
-                    return
-                if line.startswith(b"data: {") and b'"content":"tok' in line.replace(b" ", b""):
-                    now = time.perf_counter()
-                    if last is not None:
-                        self.gaps.append((now, now - last))
-                    last = now
-            self.broken += 1
-        finally:
-            writer.close()
-
-    def within(self, windows: Sequence[tuple[float, float]]) -> list[float]:
-        return [gap for at, gap in self.gaps if any(began <= at < ended for began, ended in windows)]
-
-
-async def _most_memory(pid: int, over: asyncio.Event) -> float:
-    most = 0.0
-    while not over.is_set():
-        most = max(most, tenants.resident_mb(pid))
-        await asyncio.sleep(LOOK_SECONDS)
-    return most
-
-
-async def _beside(running: RunningStack, keys: Sequence[Credential], count: int, seconds: float, new_mb: float) -> list[report.Row]:
-    people_of_all = await _register(running, count)
-    streams = _Streams(tenants.gateway_port(running), keys)
-    pid, over = await tenants.pid_of(running, "auth"), asyncio.Event()
-    calm: list[tuple[float, float]] = []
-    stormy: list[tuple[float, float]] = []
-    answers: list[Answer] = []
-    async with asyncio.TaskGroup() as tasks:
-        reading = [tasks.create_task(streams.read(number)) for number in range(STREAMS)]
-        memory = tasks.create_task(_most_memory(pid, over))
-        for round_number in range(STORMS):
-            logins = [Login(*one, _address(round_number, number)) for number, one in enumerate(people_of_all)]
-            async with _prepared(Storm(streams.port, tuple(logins))) as start_logins:
-                await asyncio.sleep(REST_SECONDS)
-                started = time.perf_counter()
-                await asyncio.sleep(seconds)
-                calm.append((started, loose := time.perf_counter()))
-                answers += await start_logins()
-                stormy.append((loose, time.perf_counter()))
-        over.set()
+async def _measure_storm(rows: Rows, accounts: Accounts, options: Options) -> None:
+    """Before each storm, the gaps between tokens are measured for ``seconds`` without one."""
+    port, count = tenants.gateway_port(accounts.running), options.logins
+    logins = tuple(await tenants.register_each(accounts.running, count, _register))
+    gaps, storms, broken = list[Gap](), list[Outcome](), list[int]()
+    auth_pid = await tenants.pid_of(accounts.running, "auth")
+    async with processes.watching_memory(auth_pid, LOOK_SECONDS) as held, asyncio.TaskGroup() as tasks:
+        reading = [tasks.create_task(_read(port, accounts.keys[number], gaps, broken)) for number in range(STREAMS)]
+        for number in range(STORMS):
+            addresses = tuple(f"127.{10 + number}.{each // 250}.{1 + each % 250}" for each in range(count))
+            rest = REST_SECONDS + options.seconds
+            storms.append(
+                await http_load.make(Load(port=port, requests=logins, pace=Spread(count, 0), addresses=addresses, rest_seconds=rest))
+            )
         for task in reading:
             task.cancel()
-    quiet, loud = streams.within(calm), streams.within(stormy)
-    return [*_evenness(quiet, loud, streams, count), *_of_logins(answers, stormy, count), *_growth(new_mb, memory.result(), count)]
+    quiet = [gap for at, gap in gaps if any(storm.start - options.seconds <= at < storm.start for storm in storms)]
+    loud = [gap for at, gap in gaps if any(storm.start <= at < storm.start + storm.seconds for storm in storms)]
+    claim = f"{STREAMS} streams beside {count} logins"
+    for share in (50, 99):
+        beside, without = (1000 * report.percentile(each, share / 100) for each in (loud, quiet))
+        at_most = SLOWER_ALLOWED if share == 99 else None
+        rows.against(f"{claim}: between two tokens, p{share}", beside, "ms", "without the logins", without, at_most=at_most)
+    rows.alone(f"{claim}: between two tokens, tokens counted beside them", len(loud), "tokens")
+    rows.alone(f"{claim}: ended early", len(broken), "streams", at_most=0)
+    _add_logins(rows, storms, count)
+    # It keeps the memory of its first hashes.
+    rows.alone(f"{count} logins at once: auth holds more than new", max(held) - accounts.new_mb, "MB", at_most=MOST_GROWTH_MB)
 
 
-def _address(round_number: int, number: int) -> str:
-    return f"127.{10 + round_number}.{number // 250}.{1 + number % 250}"
+async def _register(api_client: ApiClient, number: int) -> str:
+    """Register a user. Return the request that logs in."""
+    username, password = f"storm{number}-{secrets.token_hex(4)}", secrets.token_urlsafe(18)
+    wanted = auth.UserData(username, f"{username}@example.org", password)
+    await api_client.mesh.rpc.call(auth.register_user, auth.RegisterUser(wanted))
+    return http_load.post("/api/auth/login", json.dumps({"username": username, "password": password}))
 
 
-async def _register(running: RunningStack, count: int) -> list[tuple[str, str]]:
-    """Register users. Return their names and passwords."""
-    turn = asyncio.Semaphore(tenants.AT_ONCE)
-    async with people.api_client(running) as api_client:
+async def _read(port: int, key: Credential, gaps: list[Gap], broken: list[int]) -> None:
+    """Read one stream after the other, and collect the gaps between pieces of text."""
+    client, (request,) = Client(port), tenants.chats((key,), "echo", "tok " * WORDS, WORDS, stream=True)
+    while True:
+        last: float | None = None
 
-        async def one(number: int) -> tuple[str, str]:
-            username, password = f"storm{number}-{secrets.token_hex(4)}", secrets.token_urlsafe(18)
-            async with turn:
-                wanted = auth.UserData(username, f"{username}@example.org", password)
-                await api_client.mesh.rpc.call(auth.register_user, auth.RegisterUser(wanted))
-            return username, password
+        def arrived() -> None:
+            nonlocal last
+            now = time.perf_counter()
+            if last is not None:
+                gaps.append((now, now - last))
+            last = now
 
-        return list(await asyncio.gather(*map(one, range(count))))
-
-
-def _evenness(quiet: list[float], loud: list[float], streams: _Streams, count: int) -> list[report.Row]:
-    claim = f"{STREAMS} streams beside {count} logins: between two tokens"
-    rows = [
-        report.against(
-            f"{claim}, p{share}", 1000 * report.percentile(loud, share / 100), "ms", "without the logins",
-            1000 * report.percentile(quiet, share / 100), at_most=SLOWER_ALLOWED if share == 99 else None,
-        )
-        for share in (50, 99)
-    ]  # fmt: skip
-    return [
-        *rows,
-        report.alone(f"{claim}, tokens counted beside them", len(loud), "tokens"),
-        report.alone(f"{STREAMS} streams beside {count} logins: ended early", streams.broken, "streams", at_most=0),
-    ]
+        answer, _ = await client.ask(request.encode(), arrived)
+        if not answer.whole:
+            broken.append(answer.status)
 
 
-def _of_logins(answers: list[Answer], stormy: list[tuple[float, float]], count: int) -> list[report.Row]:
+def _add_logins(rows: Rows, storms: Sequence[Outcome], count: int) -> None:
+    answers = [answer for storm in storms for answer in storm.answers]
     good = [answer.took for answer in answers if answer.status == 200]
     claim = f"{count} logins at once"
-    took = [ended - began for began, ended in stormy]
-    rows = [
-        report.alone(f"{claim}: let in, of {STORMS} times", len(good), "logins"),
-        *(
-            report.alone(f"{claim}: told {status}, of {STORMS} times", sum(answer.status == status for answer in answers), "logins")
-            for status in sorted(REFUSALS)
-        ),
-        report.alone(f"{claim}: neither", sum(one.status not in {200, *REFUSALS} for one in answers), "logins", at_most=0),
-        report.alone(f"{claim}: until the last answer", max(took), "s"),
-    ]
-    return rows + (calls.latency_rows(f"{claim}: let in", good) if good else [])
+    rows.alone(f"{claim}: let in, of {STORMS} times", len(good), "logins")
+    for status in sorted(REFUSALS):
+        rows.alone(f"{claim}: told {status}, of {STORMS} times", sum(answer.status == status for answer in answers), "logins")
+    rows.alone(f"{claim}: neither", sum(answer.status not in {200, *REFUSALS} for answer in answers), "logins", at_most=0)
+    rows.alone(f"{claim}: until the last answer", max(storm.seconds for storm in storms), "s")
+    if good:
+        rows.waits(f"{claim}: let in", good)
 
 
-def _growth(new_mb: float, most: float, count: int) -> list[report.Row]:
-    """Compare with auth at its start, because it keeps the memory of its first hashes."""
-    return [report.alone(f"{count} logins at once: auth holds more than new", most - new_mb, "MB", at_most=MOST_GROWTH_MB)]
-
-
-SECTIONS = ("uncached", "cached", "storm")
-
-
-async def _measure(table: report.Table, options: argparse.Namespace) -> None:
-    seconds, count = (QUICK_SECONDS, QUICK_LOGINS) if options.quick else (options.seconds, LOGINS)
-    sections = options.only or SECTIONS
-    table.expect(sections)
-    async with AsyncExitStack() as opened:
-        settings = {**tenants.UNREACHED, "AIMESH_ECHO": "1", "ECHO_TOKEN_MS": str(TOKEN_MS), "LOG_LEVEL": "warning"}
-        running = await opened.enter_async_context(stack(**settings))
-        new_mb = tenants.resident_mb(await tenants.pid_of(running, "auth"))
-        keys = await tenants.register(running)
-        if "uncached" in sections:
-            with table.part("uncached") as rows:
-                rows.extend(await _uncached(running, keys, seconds))
-        if "cached" in sections:
-            with table.part("cached") as rows:
-                rows.extend(await _cached(running, keys, seconds, rival=options.rival))
-        if "storm" in sections:
-            with table.part("storm") as rows:
-                rows.extend(await _beside(running, keys, count, seconds, new_mb))
-
-
-def main() -> None:
-    if sys.argv[1:2] == ["--storm"]:
-        wanted, made = map(Path, sys.argv[2:])
-        answers = uvloop.run(_storm(msgspec.json.decode(wanted.read_bytes(), type=Storm)))
-        made.write_bytes(msgspec.json.encode(answers))
-        return
-    quick = f"{QUICK_SECONDS:g} s each, and {QUICK_LOGINS} logins"
-    parser = report.arguments(__doc__, limits=(MOST_SECONDS, QUICK_MOST_SECONDS), quick=quick)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of one measurement")
-    parser.add_argument("--rival", action="store_true", help="also LiteLLM's proxy; installs it where it is not yet")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="measure only these")
-    options = parser.parse_args()
+def _prepare(options: Options) -> str:
     if options.rival:
-        litellm.ensure()  # outside the time of the run
-    with report.opened(options) as table:
-        table.run(_measure(table, options))
+        rivals.ensure_litellm()
+    return ""
 
+
+PARTS: dict[str, report.Part] = {"uncached": _measure_uncached, "cached": _measure_cached, "storm": _measure_storm}
 
 if __name__ == "__main__":
-    main()
+    limits, logins = (600.0, 240.0), (500, 150)
+    report.run(__doc__, PARTS, limits=limits, setting=_accounts, before=_prepare, seconds=(5.0, 2.0), logins=logins, rival=(False, False))

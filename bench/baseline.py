@@ -18,10 +18,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -31,7 +31,6 @@ from bench.report import Better, Row
 BASELINE = Path(__file__).with_name("baseline.json")
 #: A ratio may be worse by this share of the recorded one.
 TOLERANCE = 0.15
-RUNS = 5
 #: A bench has its own time limit, but may first build or install its rival.
 MOST_SECONDS, STOP_SECONDS = 1800.0, 60.0
 
@@ -40,9 +39,8 @@ BENCHES = (
     "scrape", "history", "recording", "nats_clients", "mesh", "ledger", "footprint", "swarm", "swarm_mesh", "pages", "growth", "accounts",
     "observing", "tracing", "fairness", "engine", "gateway",
 )  # fmt: skip
-#: Benches without a short form -> why.
-WITHOUT_SHORT_FORM = {"soak": "its ratios are the growth of memory over 10,000 requests, which a short run does not show"}
 
+#: Claim and rival.
 Key = tuple[str, str]
 
 
@@ -67,15 +65,14 @@ class Record(msgspec.Struct, frozen=True):
     rows: tuple[Recorded, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """The result of one run of a bench."""
 
     exit_code: int
     rows: Sequence[Row]
 
 
-# --- comparing -----------------------------------------------------------------------------------------------------------
+RunBench = Callable[[str], Run]
 
 
 class Verdict(Enum):
@@ -90,11 +87,7 @@ class Verdict(Enum):
     BROKEN = "BROKEN"
 
 
-PASSES = frozenset({Verdict.FINE, Verdict.NEW})
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One row of a run, compared with its record."""
 
     key: Key
@@ -105,18 +98,7 @@ class Finding:
 
     @property
     def fails(self) -> bool:
-        return self.verdict not in PASSES
-
-
-def is_worse(recorded: Recorded, ratio: float) -> bool:
-    """Return whether the ratio is worse by more than the tolerance and by more than the spread."""
-    by = recorded.ratio - ratio if recorded.better is Better.HIGHER else ratio - recorded.ratio
-    return by > TOLERANCE * recorded.ratio and by > recorded.spread
-
-
-def is_usable(ratio: float) -> bool:
-    """Return whether both sides were measured: a side that did nothing gives 0 or no number."""
-    return math.isfinite(ratio) and ratio > 0
+        return self.verdict not in {Verdict.FINE, Verdict.NEW}
 
 
 def ratios_of(rows: Iterable[Row]) -> dict[Key, Row]:
@@ -132,54 +114,62 @@ def ratios_of(rows: Iterable[Row]) -> dict[Key, Row]:
     return found
 
 
+def is_usable(ratio: float) -> bool:
+    """Return whether both sides were measured: a side that did nothing gives 0 or no number."""
+    return math.isfinite(ratio) and ratio > 0
+
+
 def compare(recorded: Sequence[Recorded], run: Run) -> list[Finding]:
     """Judge each recorded row, then list the rows that are new."""
-    seen = ratios_of(run.rows)
+    seen = {key: row.ratio for key, row in ratios_of(run.rows).items()}
     findings = [Finding(("", ""), Verdict.BROKEN, seen=run.exit_code)] if run.exit_code else []
     for one in recorded:
-        row = seen.pop((one.claim, one.rival), None)
-        findings.append(_judge(one, None if row is None else row.ratio))
-    return findings + [Finding(key, Verdict.NEW, seen=row.ratio) for key, row in seen.items()]
+        ratio = seen.pop((one.claim, one.rival), None)
+        findings.append(Finding((one.claim, one.rival), _judge(one, ratio), one, ratio))
+    return findings + [Finding(key, Verdict.NEW, seen=ratio) for key, ratio in seen.items()]
 
 
-def _judge(one: Recorded, ratio: float | None) -> Finding:
+def _judge(recorded: Recorded, ratio: float | None) -> Verdict:
     if ratio is None:
-        verdict = Verdict.MISSING
-    elif not is_usable(ratio):
-        verdict = Verdict.NO_RATIO
-    else:
-        verdict = Verdict.WORSE if is_worse(one, ratio) else Verdict.FINE
-    return Finding((one.claim, one.rival), verdict, one, ratio)
+        return Verdict.MISSING
+    if not is_usable(ratio):
+        return Verdict.NO_RATIO
+    worse_by = recorded.ratio - ratio if recorded.better is Better.HIGHER else ratio - recorded.ratio
+    return Verdict.WORSE if worse_by > max(TOLERANCE * recorded.ratio, recorded.spread) else Verdict.FINE
 
 
-def confirm(first: Sequence[Finding], second: Sequence[Finding]) -> list[Finding]:
-    """Return the findings of the second run for rows that are bad in both."""
-    bad = {finding.key for finding in first if finding.fails}
-    return [finding for finding in second if finding.fails and finding.key in bad]
+def check_bench(bench: str, record: Record | None, run: RunBench) -> tuple[bool, list[str]]:
+    """Run a bench, and again if a row is bad. Return whether it passed, and a line for each row."""
+    recorded = () if record is None else record.rows
+    runs = [compare(recorded, run(bench))]
+    if any(finding.fails for finding in runs[0]):
+        runs.append(compare(recorded, run(bench)))
+    bad = [{finding.key for finding in findings if finding.fails} for findings in runs]
+    return not set.intersection(*bad), describe(runs)
 
 
-def summarize(runs: Sequence[Run]) -> tuple[tuple[Recorded, ...], list[Key]]:
-    """Return the rows to record, and those to leave out because a run had no usable ratio for them."""
-    found = [ratios_of(run.rows) for run in runs]
-    recorded, left_out = [], []
+def record_bench(bench: str, count: int, run: RunBench) -> tuple[Record | None, list[str]]:
+    """Run a bench ``count`` times. Return what to record, None if a run failed; and a line for each problem."""
+    runs = []
+    for number in range(1, count + 1):
+        one = run(bench)
+        if one.exit_code:
+            return None, [f"bench.{bench}: run {number} ended with exit code {one.exit_code}; nothing was recorded"]
+        runs.append(ratios_of(one.rows))
+    recorded, problems = [], []
     # A dict keeps the order of the table.
-    for key in dict.fromkeys(key for rows in found for key in rows):
-        rows = [each[key] for each in found if key in each]
+    for key in dict.fromkeys(key for rows in runs for key in rows):
+        rows = [each[key] for each in runs if key in each]
         ratios = [row.ratio for row in rows if row.ratio is not None and is_usable(row.ratio)]
-        better = rows[0].better
-        if len(ratios) < len(runs) or better is None:
-            left_out.append(key)
+        if len(ratios) == count and rows[0].better is not None:
+            recorded.append(Recorded(*key, rows[0].better, statistics.median(ratios), max(ratios) - min(ratios)))
         else:
-            recorded.append(Recorded(*key, better, statistics.median(ratios), max(ratios) - min(ratios)))
-    return tuple(recorded), left_out
-
-
-# --- texts ---------------------------------------------------------------------------------------------------------------
+            problems.append(f"bench.{bench}: {name_of(key)} had no ratio in some run; it was not recorded")
+    return Record(datetime.now(UTC).date().isoformat(), report.machine(), count, tuple(recorded)), problems
 
 
 def name_of(key: Key) -> str:
-    claim, rival = key
-    return f"{claim} / {rival}" if rival else claim
+    return " / ".join(filter(None, key))
 
 
 def describe(runs: Sequence[Sequence[Finding]]) -> list[str]:
@@ -195,14 +185,18 @@ def _describe_row(findings: Sequence[Finding], runs: int) -> str:
     bad = [finding.verdict.value for finding in findings if finding.fails]
     verdict = findings[-1].verdict.value if not bad else bad[-1] if len(bad) == runs else f"{bad[-1].lower()} once"
     seen = ", then ".join("nothing" if finding.seen is None else f"{finding.seen:.3g}" for finding in findings)
+    key, _, known, _ = findings[0]
     if findings[0].verdict is Verdict.BROKEN:
         return f"  {verdict}: exit code {seen} ({report.OUT_OF_TIME}: out of time)"
-    known = findings[0].recorded
     was = "nothing" if known is None else f"{known.ratio:.3g}, spread {known.spread:.2g}, {known.better} is better"
-    return f"  {verdict}: {name_of(findings[0].key)}: recorded {was}; seen {seen}"
+    return f"  {verdict}: {name_of(key)}: recorded {was}; seen {seen}"
 
 
-# --- running -------------------------------------------------------------------------------------------------------------
+def _title(bench: str, record: Record | None) -> str:
+    if record is None:
+        return f"bench.{bench}: not recorded; on an idle machine, run: python -m bench.baseline --record {bench}"
+    title = f"bench.{bench}: recorded {record.date}, {record.runs} runs"
+    return title if record.machine == report.machine() else f"{title} on {record.machine}, which is another machine: the ratios may differ"
 
 
 def run_bench(bench: str) -> Run:
@@ -230,47 +224,16 @@ def run_command(command: Sequence[str], seconds: float = MOST_SECONDS) -> Run:
     return Run(exit_code, msgspec.convert(found, list[Row]))
 
 
-def check(benches: Sequence[str], baseline: Mapping[str, Record], run: Callable[[str], Run]) -> list[str]:
+def check(benches: Sequence[str], baseline: Mapping[str, Record], run: RunBench) -> list[str]:
     """Check these benches and print the findings. Return the names of those that failed."""
     failed, lines = [], []
     for bench in benches:
-        record = baseline.get(bench)
-        passed, found = check_bench(bench, record, run)
-        lines += [_title(bench, record), *found]
+        passed, found = check_bench(bench, baseline.get(bench), run)
+        lines += [_title(bench, baseline.get(bench)), *found]
         if not passed:
             failed.append(bench)
-    print("\n".join(["== compared with the baseline", *lines]))
+    print("== compared with the baseline", *lines, sep="\n")
     return failed
-
-
-def check_bench(bench: str, record: Record | None, run: Callable[[str], Run]) -> tuple[bool, list[str]]:
-    """Run a bench, and again if a row is bad. Return whether it passed, and a line for each row."""
-    recorded = () if record is None else record.rows
-    first = compare(recorded, run(bench))
-    if not any(finding.fails for finding in first):
-        return True, describe([first])
-    second = compare(recorded, run(bench))
-    return not confirm(first, second), describe([first, second])
-
-
-def _title(bench: str, record: Record | None) -> str:
-    if record is None:
-        return f"bench.{bench}: not recorded; on an idle machine, run: python -m bench.baseline --record {bench}"
-    title = f"bench.{bench}: recorded {record.date}, {record.runs} runs"
-    return title if record.machine == report.machine() else f"{title} on {record.machine}, which is another machine: the ratios may differ"
-
-
-def record_bench(bench: str, count: int, run: Callable[[str], Run]) -> tuple[Record | None, list[str]]:
-    """Run a bench ``count`` times. Return what to record, None if a run failed; and a line for each problem."""
-    runs = []
-    for number in range(1, count + 1):
-        one = run(bench)
-        if one.exit_code:
-            return None, [f"bench.{bench}: run {number} ended with exit code {one.exit_code}; nothing was recorded"]
-        runs.append(one)
-    rows, left_out = summarize(runs)
-    problems = [f"bench.{bench}: {name_of(key)} had no ratio in some run; it was not recorded" for key in left_out]
-    return Record(datetime.now(UTC).date().isoformat(), report.machine(), count, rows), problems
 
 
 def read(path: Path) -> dict[str, Record]:
@@ -281,53 +244,35 @@ def write(path: Path, baseline: Mapping[str, Record]) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(dict(sorted(baseline.items()))), indent=2) + b"\n")
 
 
-# --- the command ---------------------------------------------------------------------------------------------------------
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--record", action="store_true", help="run each bench several times and record its ratios")
     action.add_argument("--check", action="store_true", help="run each bench and fail if a ratio is worse than recorded")
-    parser.add_argument("--runs", type=int, default=RUNS, help=f"of each bench that is recorded, default {RUNS}")
+    parser.add_argument("--runs", type=int, choices=range(1, 100), metavar="NUMBER", default=5, help="of each bench that is recorded")
     parser.add_argument("benches", nargs="*", metavar="BENCH", help=f"default: all of {', '.join(BENCHES)}")
     options = parser.parse_args()
-    if options.runs < 1:
-        parser.error("--runs must be at least 1")
-    for bench in options.benches:
-        if bench not in BENCHES:
-            reason = WITHOUT_SHORT_FORM.get(bench)
-            parser.error(f"there is no bench {bench!r}" if reason is None else f"bench.{bench} has no short form: {reason}")
-    baseline = read(BASELINE)
-    return _record(options, baseline) if options.record else _check(options, baseline)
-
-
-def _record(options: argparse.Namespace, baseline: dict[str, Record]) -> int:
-    problems = []
-    for bench in options.benches or BENCHES:
-        made, found = record_bench(bench, options.runs, run_bench)
-        problems += found
-        if made is not None:
-            baseline[bench] = made
-            # Save after each bench, because all of them take hours.
-            write(BASELINE, baseline)
-    for problem in problems:
-        print(problem, file=sys.stderr)
+    if unknown := set(options.benches) - set(BENCHES):
+        parser.error(f"there is no bench {', '.join(sorted(unknown))} with a short form")
+    baseline, problems = read(BASELINE), list[str]()
+    if options.record:
+        for bench in options.benches or BENCHES:
+            made, found = record_bench(bench, options.runs, run_bench)
+            problems += found
+            if made is not None:
+                baseline[bench] = made
+                # Save after each bench, because all of them take hours.
+                write(BASELINE, baseline)
+    elif not baseline:
+        problems.append(f"{BASELINE} records nothing yet; on an idle machine, run: python -m bench.baseline --record")
+    else:
+        failed = check(options.benches or BENCHES, baseline, run_bench)
+        # A whole check includes every bench that was ever recorded.
+        gone = [] if options.benches else sorted(baseline.keys() - set(BENCHES))
+        problems += [f"bench.{bench} is recorded, but there is no such bench: remove it from {BASELINE.name}" for bench in gone]
+        problems += [f"worse than recorded, or failed, twice in a row: {', '.join(failed)}"] if failed else []
+    print(*problems, sep="\n", file=sys.stderr)
     return 1 if problems else 0
-
-
-def _check(options: argparse.Namespace, baseline: dict[str, Record]) -> int:
-    if not baseline:
-        print(f"{BASELINE} records nothing yet; on an idle machine, run: python -m bench.baseline --record", file=sys.stderr)
-        return 1
-    failed = check(options.benches or BENCHES, baseline, run_bench)
-    # A whole check includes every bench that was ever recorded.
-    gone = [] if options.benches else sorted(baseline.keys() - set(BENCHES))
-    for bench in gone:
-        print(f"bench.{bench} is recorded, but there is no such bench: remove it from {BASELINE.name}", file=sys.stderr)
-    if failed:
-        print(f"worse than recorded, or failed, twice in a row: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed or gone else 0
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
-"""Generate HTTP requests in a separate process, and record the outcome of each.
+"""Send HTTP requests as a bench needs them, from this process or another one, and record the outcome of each.
 
-    outcome = await http_load.make(Load(port=…, path=…, keys=(…), body=…, pace=Steady(at_once=16, seconds=5)))
+    outcome = await http_load.make(Load(port=…, requests=(http_load.post(…),), pace=Steady(at_once=16, seconds=5)))
+    answer, response = await Client(port).ask(http_load.get("/readyz").encode())
 
-The process is `python -m bench.http_load FILE`; it reads the load on its standard input and writes the outcome to the file. It can send
-some thousand requests a second per core, so that the gateway and not its client is the bottleneck.
+The other process is `python -m bench.http_load`; it reads the load on its standard input and writes the outcome on its standard output. It
+can send some thousand requests a second per core, so that the gateway and not its client is the bottleneck.
 """
 
 import asyncio
+import itertools
 import re
+import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
-from typing import cast
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
 
 import msgspec
 import uvloop
@@ -24,12 +26,12 @@ from bench import report
 PATIENCE_SECONDS = 120.0
 
 _HEAD_END = b"\r\n\r\n"
-_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 #: The end of a chunked response.
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 #: A piece of text; the first event of OpenAI's streams has an empty one.
 _TEXT = re.compile(rb'"(?:content|text)": ?"[^"]')
-_WHOLE = re.compile(rb'\[DONE\]|"finish_reason": ?"')
+_LONGEST_MATCH = 13
 
 
 class Steady(msgspec.Struct, frozen=True, tag=True):
@@ -39,27 +41,25 @@ class Steady(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
-class Paced(msgspec.Struct, frozen=True, tag=True):
-    """Start requests at a fixed rate, however long earlier ones take."""
-
-    rate: float
-    seconds: float
-
-
-class Burst(msgspec.Struct, frozen=True, tag=True):
-    """Start this many requests within some seconds."""
+class Spread(msgspec.Struct, frozen=True, tag=True):
+    """Start this many requests at even intervals, however long earlier ones take."""
 
     count: int
     seconds: float
 
 
+Pace = Steady | Spread
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     port: int
-    path: str
-    #: Used in turn.
-    keys: tuple[str, ...]
-    body: str
-    pace: Steady | Paced | Burst
+    #: Whole HTTP requests, used in turn.
+    requests: tuple[str, ...]
+    pace: Pace
+    #: Addresses in 127.0.0.0/8. From each, a connection is made before the load starts; they are used in turn.
+    addresses: tuple[str, ...] = ()
+    #: Between the connections and the start.
+    rest_seconds: float = 0.0
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
@@ -68,6 +68,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     #: Since the start of the load.
     began: float
     took: float
+    first_byte: float
     #: Time to the first text; 0 if there was none.
     first: float
     #: 0 if the connection broke.
@@ -75,6 +76,10 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     #: Pieces of text.
     pieces: int
     whole: bool
+
+    @property
+    def is_good(self) -> bool:
+        return self.status == 200 and self.whole
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -84,170 +89,196 @@ class Outcome(msgspec.Struct, frozen=True):
 
     @property
     def good(self) -> list[Answer]:
-        return [answer for answer in self.answers if answer.status == 200 and answer.whole]
+        return [answer for answer in self.answers if answer.is_good]
 
     @property
     def statuses(self) -> Counter[int]:
         return Counter(answer.status for answer in self.answers)
 
+    @property
+    def seconds(self) -> float:
+        """The time until the last answer."""
+        return max(answer.began + answer.took for answer in self.answers)
+
     def rate(self) -> float:
-        """Return successful answers a second, until the last one."""
-        return len(self.good) / max(answer.began + answer.took for answer in self.answers)
+        """Return successful answers a second."""
+        return len(self.good) / self.seconds
 
     def percentile(self, share: float, what: str = "took") -> float:
         """Return milliseconds of the successful answers."""
         return 1000 * report.percentile([getattr(answer, what) for answer in self.good], share)
 
 
+def get(path: str, *headers: str) -> str:
+    return "\r\n".join((f"GET {path} HTTP/1.1", "host: 127.0.0.1", *headers)) + "\r\n\r\n"
+
+
+def post(path: str, body: str, *headers: str) -> str:
+    """``body`` is ASCII."""
+    head = (f"POST {path} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json", f"content-length: {len(body)}", *headers)
+    return "\r\n".join(head) + "\r\n\r\n" + body
+
+
 async def make(load: Load) -> Outcome:
     """Run the load in a separate process."""
-    # A file, because asyncio can lose the end of a pipe when the process exits.
-    with tempfile.NamedTemporaryFile(prefix="aimesh-load-") as file:
-        words = [sys.executable, "-m", "bench.http_load", file.name]
-        process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.PIPE)
-        try:
-            await process.communicate(msgspec.json.encode(load))
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode == 0, "the load generator failed: see above"
-        return msgspec.json.decode(file.read(), type=Outcome)
+    words = [sys.executable, "-m", "bench.http_load"]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: ASYNC220 - the loop starts it and goes on
+    try:
+        out, _ = await asyncio.to_thread(process.communicate, msgspec.json.encode(load))
+    finally:
+        process.kill()
+    assert process.returncode == 0, "the load generator failed: see above"
+    return msgspec.json.decode(out, type=Outcome)
 
 
-# --- in the load process -------------------------------------------------------------------------------------------------
-
-
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """A keep-alive connection for one request at a time."""
 
+    transport: asyncio.Transport
+
     def __init__(self) -> None:
-        self.broken = False
-        self._transport: asyncio.Transport | None = None
-        self._received = bytearray()
-        self._body = 0
-        self._length: int | None = None
-        self._first = 0.0
+        self.is_broken = False
         self._ended: asyncio.Future[None] | None = None
+        self.begin(None)
+
+    def begin(self, on_text: Callable[[], None] | None) -> None:
+        self.received = bytearray()
+        self.pieces = self._body = self._searched = 0
+        self.first_byte = self.first = 0.0
+        self.is_complete = False
+        self._length: int | None = None
+        self._on_text = on_text
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not inherit from asyncio's.
-        self._transport = cast("asyncio.Transport", transport)
+        self.transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        self.broken = True
+        self.is_broken = True
         self._end()
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
+        now = time.perf_counter()
+        self.received += data
+        self.first_byte = self.first_byte or now
         if not self._body:
-            end = self._received.find(_HEAD_END)
+            end = self.received.find(_HEAD_END)
             if end < 0:
                 return
-            self._body = end + len(_HEAD_END)
-            length = _LENGTH.search(self._received, 0, end)
+            self._body = self._searched = end + len(_HEAD_END)
+            length = _LENGTH.search(self.received, 0, self._body)
             self._length = int(length[1]) if length else None
-        if not self._first and _TEXT.search(self._received, self._body):
-            self._first = time.perf_counter()
+        for match in _TEXT.finditer(self.received, self._searched):
+            self.first = self.first or now
+            self.pieces, self._searched = self.pieces + 1, match.end()
+            if self._on_text is not None:
+                self._on_text()
+        # A match may still lack its end.
+        self._searched = max(self._searched, len(self.received) - _LONGEST_MATCH)
         if self._length is None:
-            if self._received.endswith(_LAST_CHUNK):
-                self._end()
-        elif len(self._received) >= self._body + self._length:
+            self.is_complete = self.received.endswith(_LAST_CHUNK)
+        else:
+            self.is_complete = len(self.received) >= self._body + self._length
+        if self.is_complete:
             self._end()
 
     def _end(self) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
-    async def ask(self, request: bytes, start: float) -> Answer:
-        assert self._transport is not None
-        self._received.clear()
-        self._body, self._length, self._first = 0, None, 0.0
+    async def ask(self, request: bytes, on_text: Callable[[], None] | None, start: float) -> Answer:
+        self.begin(on_text)
         self._ended = asyncio.get_running_loop().create_future()
         began = time.perf_counter()
-        self._transport.write(request)
+        self.transport.write(request)
         await self._ended
-        ended = time.perf_counter()
-        status = int(self._received[9:12]) if self._body else 0
-        first = self._first - began if self._first else 0.0
-        pieces = len(_TEXT.findall(self._received))
-        whole = not self.broken and _WHOLE.search(self._received) is not None
-        return Answer(began - start, ended - began, first, status, pieces, whole)
+        return self.answer(start, began)
+
+    def answer(self, start: float, began: float) -> Answer:
+        """Return what has arrived so far."""
+        is_stream = b"text/event-stream" in self.received[: self._body]
+        return Answer(
+            began=began - start,
+            took=time.perf_counter() - began,
+            first_byte=self.first_byte - began,
+            first=self.first - began if self.first else 0.0,
+            status=int(self.received[9:12]) if self._body else 0,
+            pieces=self.pieces,
+            whole=self.is_complete and (not is_stream or b"[DONE]" in self.received),
+        )
 
 
-class _Caller:
-    def __init__(self, load: Load) -> None:
-        self._load = load
-        self._requests = [_request(load, key) for key in load.keys]
-        self._next = 0
-        self._idle: list[_Connection] = []
-        self.start = 0.0
-        self.answers: list[Answer] = []
+class Client:
+    """Keep-alive connections to one port, as many as requests run at once."""
 
-    async def run(self) -> None:
-        self.start = time.perf_counter()
-        match self._load.pace:
-            case Steady(at_once, seconds):
-                async with asyncio.TaskGroup() as tasks:
-                    for _ in range(at_once):
-                        tasks.create_task(self._again_and_again(seconds))
-            case Paced(rate, seconds):
-                await self._begin(int(rate * seconds), seconds)
-            case Burst(count, seconds):
-                await self._begin(count, seconds)
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._idle: list[Connection] = []
 
-    async def _again_and_again(self, seconds: float) -> None:
-        while time.perf_counter() < self.start + seconds:
-            await self._ask()
+    async def connect(self, address: str = "127.0.0.1") -> None:
+        """Open a connection from this address."""
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(Connection, "127.0.0.1", self._port, local_addr=(address, 0))
+        self._idle.append(connection)
 
-    async def _begin(self, count: int, seconds: float) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(count):
-                delay = self.start + number * seconds / count - time.perf_counter()
-                if delay > 0:
-                    await asyncio.sleep(delay)
-                tasks.create_task(self._ask())
-
-    async def _ask(self) -> None:
-        request = self._requests[self._next % len(self._requests)]
-        self._next += 1
-        while self._idle and self._idle[-1].broken:
+    async def ask(self, request: bytes, on_text: Callable[[], None] | None = None, start: float = 0.0) -> tuple[Answer, bytearray]:
+        """Send one request and read its response to the end. ``on_text`` is called for each piece of text."""
+        while self._idle and self._idle[-1].is_broken:
             self._idle.pop()
-        if self._idle:
-            connection = self._idle.pop()
-        else:
+        if not self._idle:
             try:
-                _, connection = await asyncio.get_running_loop().create_connection(_Connection, "127.0.0.1", self._load.port)
+                await self.connect()
             except OSError:
-                self.answers.append(Answer(time.perf_counter() - self.start, 0.0, 0.0, 0, 0, whole=False))
-                return
-        self.answers.append(await connection.ask(request, self.start))
-        if not connection.broken:
+                return Answer(time.perf_counter() - start, 0.0, 0.0, 0.0, 0, 0, whole=False), bytearray()
+        connection = self._idle.pop()
+        try:
+            answer = await connection.ask(request, on_text, start)
+        except asyncio.CancelledError:
+            connection.transport.abort()
+            raise
+        if not connection.is_broken:
             self._idle.append(connection)
+        return answer, connection.received
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().transport.close()
 
 
-def _request(load: Load, key: str) -> bytes:
-    lines = (
-        f"POST {load.path} HTTP/1.1",
-        "host: 127.0.0.1",
-        "content-type: application/json",
-        f"content-length: {len(load.body)}",
-        f"authorization: Bearer {key}",
-    )
-    return ("\r\n".join(lines) + "\r\n\r\n" + load.body).encode()
+async def spread(tasks: asyncio.TaskGroup, ask: Callable[[], Coroutine[Any, Any, None]], count: int, seconds: float) -> None:
+    """Start ``count`` requests within some seconds, however long each takes."""
+    start = time.perf_counter()
+    for number in range(count):
+        delay = start + number * seconds / count - time.perf_counter()
+        if delay > 0:
+            await asyncio.sleep(delay)
+        tasks.create_task(ask())
 
 
-async def _run(load: Load) -> Outcome:
-    caller = _Caller(load)
-    async with asyncio.timeout(load.pace.seconds + PATIENCE_SECONDS):
-        await caller.run()
-    return Outcome(tuple(caller.answers), caller.start)
+async def run(load: Load) -> Outcome:
+    client, answers, requests = Client(load.port), list[Answer](), itertools.cycle([request.encode() for request in load.requests])
+    for address in load.addresses:
+        await client.connect(address)
+    await asyncio.sleep(load.rest_seconds)
+    start = time.perf_counter()
 
+    async def ask() -> None:
+        answer, _ = await client.ask(next(requests), start=start)
+        answers.append(answer)
 
-def main() -> None:
-    load = msgspec.json.decode(sys.stdin.buffer.read(), type=Load)
-    Path(sys.argv[1]).write_bytes(msgspec.json.encode(uvloop.run(_run(load))))
+    async def ask_again_and_again() -> None:
+        while time.perf_counter() < start + load.pace.seconds:
+            await ask()
+
+    async with asyncio.timeout(load.pace.seconds + PATIENCE_SECONDS), asyncio.TaskGroup() as tasks:
+        match load.pace:
+            case Steady(at_once, _):
+                for _ in range(at_once):
+                    tasks.create_task(ask_again_and_again())
+            case Spread(count, seconds):
+                await spread(tasks, ask, count, seconds)
+    return Outcome(tuple(answers), start)
 
 
 if __name__ == "__main__":
-    main()
+    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(run(msgspec.json.decode(sys.stdin.buffer.read(), type=Load)))))

@@ -1,28 +1,25 @@
 """Processor time of a request and its reply in the caller's process: our NATS client against nats-py.
 
-    python -m bench.nats_clients [--quick] [--rounds 5] [--json FILE]
-
 Both send 100 bytes to the same echo in another process, over the same nats-server, with uvloop. Rounds alternate and each figure is a
 median. ``bench.mesh`` measures what the mesh adds.
 """
 
 import asyncio
 import itertools
-import tempfile
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import nats
 
-from bench import calls, processes, report
+from bench import calls, nodes, processes, report
 from bench.calls import Call
+from bench.report import Options, Rows
 from shared.identity import node_keys
 from shared.node.lifecycle import background
 from shared.transports.nats.nats_client import NatsClient
 from shared.transports.nats.nats_protocol import NatsMessage
-from tests.testnet import NatsServer
 
 BODY = b"x" * 100
 CALLS = 4_000
@@ -56,7 +53,7 @@ def _requests_of(client: NatsClient) -> Call:
 
     client.subscribe("_INBOX.bench.*", arrived)
 
-    async def request() -> bytes:
+    async def request() -> object:
         reply = f"_INBOX.bench.{next(numbers)}"
         future = waiting[reply.encode()] = loop.create_future()
         client.publish("echo", BODY, reply=reply)
@@ -66,41 +63,22 @@ def _requests_of(client: NatsClient) -> Call:
     return request
 
 
-async def _spent_us(call: Call, in_flight: int) -> float:
-    await call()
-    start = time.process_time()
-    await calls.many_at_once(call, in_flight, CALLS // in_flight)
-    return (time.process_time() - start) * 1e6 / CALLS
-
-
-async def _measure_clients(url: str, rounds: int) -> list[report.Row]:
-    theirs = await nats.connect(url)
-    async with _connected(url) as ours:
-        clients: dict[str, Call] = {"ours": _requests_of(ours), "nats-py": lambda: theirs.request("echo", BODY, timeout=10)}
-        spent: dict[tuple[str, int], list[float]] = {}
-        for _ in range(rounds):
-            for in_flight in IN_FLIGHT:
-                for name, call in clients.items():
-                    spent.setdefault((name, in_flight), []).append(await _spent_us(call, in_flight))
-    await theirs.close()
-    return [
-        calls.compare(f"processor time of a call, {count} in flight", spent["ours", count], "us", "nats-py", spent["nats-py", count])
-        for count in IN_FLIGHT
-    ]
-
-
-async def _measure(table: report.Table, rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        server = NatsServer(Path(folder))
-        # No authorization: nats-py has no key here.
-        (Path(folder) / "nats.conf").write_text(f'listen: "127.0.0.1:{server.port}"\n', encoding="utf-8")
-        server.start()
-        try:
-            with processes.serving("nats_clients", server.url):
-                table.add(await _measure_clients(server.url, rounds))
-        finally:
-            server.kill()
+async def _measure(rows: Rows, _shared: None, options: Options) -> None:
+    spent = defaultdict[tuple[str, int], list[float]](list)
+    with nodes.nats_server() as (url, _):
+        async with processes.serving("nats_clients", url), _connected(url) as ours, await nats.connect(url) as theirs:
+            clients: dict[str, Call] = {"ours": _requests_of(ours), "nats-py": lambda: theirs.request("echo", BODY, timeout=10)}
+            for _ in range(options.rounds):
+                for in_flight in IN_FLIGHT:
+                    for name, call in clients.items():
+                        await call()
+                        start = time.process_time()
+                        await calls.many_at_once(call, in_flight, CALLS // in_flight)
+                        spent[name, in_flight].append((time.process_time() - start) * 1e6 / CALLS)
+    for count in IN_FLIGHT:
+        claim = f"processor time of a call, {count} in flight"
+        rows.medians(claim, spent["ours", count], "us", "nats-py", spent["nats-py", count])
 
 
 if __name__ == "__main__":
-    report.run(__doc__, _measure, limits=(300.0, 120.0), serve=_serve, rounds=(5, 3))
+    report.run(__doc__, {"calls": _measure}, limits=(300.0, 120.0), serve=_serve, rounds=(5, 3))

@@ -20,44 +20,28 @@ _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _WORDS = re.compile(rb'"max_(?:completion_)?tokens": ?(\d+)')
 _STREAM = re.compile(rb'"stream": ?true')
-_PROMPT_TOKENS = 20
 
 
-def _head(content_type: str, rest: str) -> bytes:
-    return f"HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\n{rest}\r\n\r\n".encode()
+def _json(body: str) -> bytes:
+    return f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
 
 
-def _whole(body: str) -> bytes:
-    return _head("application/json", f"content-length: {len(body)}") + body.encode()
+def _answer(words: int, *, stream: bool) -> bytes:
+    kind = "chat.completion.chunk" if stream else "chat.completion"
+    common = f'{{"id":"chatcmpl-1","object":"{kind}","created":1,"model":"{MODEL}","choices":'
+    usage = f'"usage":{{"prompt_tokens":20,"completion_tokens":{words},"total_tokens":{20 + words}}}}}'
+    if not stream:
+        message = f'{{"role":"assistant","content":"{"tok " * words}"}}'
+        return _json(f'{common}[{{"index":0,"message":{message},"finish_reason":"stop"}}],{usage}')
+    word = f'{common}[{{"index":0,"delta":{{"content":"tok "}},"finish_reason":null}}]}}'
+    end = f'{common}[{{"index":0,"delta":{{}},"finish_reason":"stop"}}]}}'
+    events = [f"data: {event}\n\n" for event in (*[word] * words, end, f"{common}[],{usage}", "[DONE]")]
+    chunks = "".join(f"{len(event):x}\r\n{event}\r\n" for event in events)
+    return f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n{chunks}0\r\n\r\n".encode()
 
 
-def _chunk(event: str) -> bytes:
-    data = f"data: {event}\n\n".encode()
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def _usage(words: int) -> str:
-    return f'{{"prompt_tokens":{_PROMPT_TOKENS},"completion_tokens":{words},"total_tokens":{_PROMPT_TOKENS + words}}}'
-
-
-def _plain(words: int) -> bytes:
-    choice = f'{{"index":0,"message":{{"role":"assistant","content":"{"tok " * words}"}},"finish_reason":"stop"}}'
-    common = f'"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"{MODEL}"'
-    return _whole(f'{{{common},"choices":[{choice}],"usage":{_usage(words)}}}')
-
-
-def _streamed(words: int) -> bytes:
-    common = f'"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"{MODEL}"'
-    word = _chunk(f'{{{common},"choices":[{{"index":0,"delta":{{"content":"tok "}},"finish_reason":null}}]}}')
-    end = _chunk(f'{{{common},"choices":[{{"index":0,"delta":{{}},"finish_reason":"stop"}}]}}')
-    usage = _chunk(f'{{{common},"choices":[],"usage":{_usage(words)}}}')
-    done = _chunk("[DONE]")
-    return _head("text/event-stream", "transfer-encoding: chunked") + word * words + end + usage + done + b"0\r\n\r\n"
-
-
-_MODELS = _whole(f'{{"object":"list","data":[{{"id":"{MODEL}","object":"model","created":1,"owned_by":"bench"}}]}}')
-_PLAIN = [_plain(words) for words in range(MOST_WORDS + 1)]
-_STREAMED = [_streamed(words) for words in range(MOST_WORDS + 1)]
+_MODELS = _json(f'{{"object":"list","data":[{{"id":"{MODEL}","object":"model","created":1,"owned_by":"bench"}}]}}')
+_ANSWERS = {stream: [_answer(words, stream=stream) for words in range(MOST_WORDS + 1)] for stream in (False, True)}
 
 
 def answer_to(head: bytes, body: bytes) -> bytes:
@@ -65,7 +49,7 @@ def answer_to(head: bytes, body: bytes) -> bytes:
         return _MODELS
     found = _WORDS.search(body)
     words = min(MOST_WORDS, int(found[1])) if found else MOST_WORDS
-    return (_STREAMED if _STREAM.search(body) else _PLAIN)[words]
+    return _ANSWERS[_STREAM.search(body) is not None][words]
 
 
 class _Connection(asyncio.Protocol):
@@ -92,7 +76,7 @@ class _Connection(asyncio.Protocol):
 
 async def serve(port: int) -> None:
     server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", port)
-    print("ready", flush=True)
+    print("{}", flush=True)
     await server.serve_forever()
 
 

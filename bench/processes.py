@@ -1,42 +1,134 @@
-"""Start the other process of a bench, and read what a process uses of processor and memory."""
+"""Start other processes of a bench, and read what processes use of processor and memory."""
 
 import asyncio
+import contextlib
+import json
 import os
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+import psutil
+
+#: For figures in MiB, from MB.
+MIB = 1024**2 / 1e6
+START_SECONDS = 120.0
+STOP_SECONDS = 5.0
 
 
 def spent_ms(pid: int) -> float:
     """Return the processor time since the process began, user and kernel together."""
-    # proc_pid_stat(5): the fields follow the name, which may contain anything.
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
+    return 1000 * sum(psutil.Process(pid).cpu_times()[:2])
 
 
-def resident_bytes(pid: int | str = "self") -> int:
-    """Return the resident set (RSS)."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
+def resident_mb(pid: int | None = None) -> float:
+    """Return the resident set (RSS), by default of this process."""
+    return float(psutil.Process(pid).memory_info().rss) / 1e6
 
 
-@contextmanager
-def serving(bench: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Iterator[int]:
-    """Run `python -m bench.NAME --serve ARGUMENTS`, ready when the block begins. Yields its process id."""
-    command = [sys.executable, "-m", f"bench.{bench}", "--serve", *map(str, arguments)]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **(environment or {})})
+def children_of(pid: int) -> dict[int, str]:
+    """Return the command of each child."""
+    return {child.pid: " ".join(child.cmdline()) for child in psutil.Process(pid).children()}
+
+
+@asynccontextmanager
+async def watching_memory(pid: int, every_seconds: float) -> AsyncIterator[list[float]]:
+    """Collect the resident set in MB until the block ends."""
+    readings = [resident_mb(pid)]
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(every_seconds)
+            readings.append(resident_mb(pid))
+
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(watch())
+        yield readings
+        watching.cancel()
+
+
+class Neighbours:
+    """The share of the processors that other processes use: above a few percent the figures are not valid.
+
+    llama.cpp's threads wait for each other after every operation, so one that shares its core delays all of them.
+    """
+
+    def __init__(self) -> None:
+        self._before = _processor_seconds()
+
+    def share(self) -> float:
+        """Return the share since the start, from 0 to 1. This process and its ended children do not count as others."""
+        all_of, idle, own = (now - before for now, before in zip(_processor_seconds(), self._before, strict=True))
+        return max(0.0, all_of - idle - own) / max(all_of, 1e-9)
+
+
+def _processor_seconds() -> tuple[float, float, float]:
+    """Return the seconds of all processors, those in which they were idle, and those of this process and its children."""
+    times = psutil.cpu_times()
+    # The last two are part of others.
+    return sum(times[:8]), times.idle + times.iowait, sum(os.times()[:4])
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A process that writes a line of JSON when it is ready, and one for each line that it reads."""
+
+    process: asyncio.subprocess.Process
+    #: What it wrote when it was ready.
+    ready: dict[str, float]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def send(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+
+    async def ask(self) -> dict[str, float]:
+        self.send()
+        return await _hear(self.process)
+
+
+async def _hear(process: asyncio.subprocess.Process) -> dict[str, float]:
+    assert process.stdout is not None
+    async with asyncio.timeout(START_SECONDS):
+        line = await process.stdout.readline()
+    assert line, "the other process ended"
+    found: dict[str, float] = json.loads(line)
+    return found
+
+
+@asynccontextmanager
+async def other(*words: object, environment: Mapping[str, str] | None = None) -> AsyncIterator[Other]:
+    """Run a program until the block ends."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*map(str, words), stdin=pipe, stdout=pipe, env={**os.environ, **(environment or {})})
     try:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"ready\n"
-        yield other.pid
+        yield Other(process, await _hear(process))
     finally:
-        other.terminate()
-        other.communicate()
+        await stop(process)
 
 
-async def serve_until_stdin_ends() -> None:
-    """Tell `serving` that this process is ready, and wait for its end."""
-    print("ready", flush=True)
+def serving(bench: str, *arguments: object, environment: Mapping[str, str] | None = None) -> AbstractAsyncContextManager[Other]:
+    """Run `python -m bench.NAME --serve ARGUMENTS`."""
+    return other(sys.executable, "-m", f"bench.{bench}", "--serve", *arguments, environment=environment)
+
+
+async def serve_until_stdin_ends(**ready: float) -> None:
+    """Tell `other` that this process is ready, and wait for its end."""
+    print(json.dumps(ready), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+async def stop(process: asyncio.subprocess.Process) -> None:
+    """End a program, by force if it does not react. Safe if it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()

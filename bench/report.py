@@ -1,4 +1,10 @@
-"""The rows of a bench: measured within a time limit, printed as a table, and written as JSON for `bench.baseline`."""
+"""The rows of a bench: measured within a time limit, printed as a table, and written as JSON for `bench.baseline`.
+
+    report.run(__doc__, {"calls": _measure_calls, "memory": _measure_memory}, limits=(300, 120), setting=_servers, rounds=(3, 1))
+
+A bench declares its parts, the seconds allowed for its full and its short form, what all parts share, and amounts that differ between the
+forms. Each part is ``async def part(rows, shared, options)``; it adds rows as soon as it has them.
+"""
 
 import argparse
 import asyncio
@@ -6,15 +12,16 @@ import json
 import math
 import os
 import signal
+import statistics
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import uvloop
 
@@ -52,23 +59,60 @@ class Row:
     between: tuple[float, float] | None = None
 
 
-def against(
-    claim: str, value: float, unit: str, rival: str, rival_value: float, *, at_most: float | None = None, at_least: float | None = None
-) -> Row:
-    """Build a row whose target is a ratio to a rival of the same run."""
-    # A rival that did nothing must not discard the other rows; NaN meets no target.
-    ratio = value / rival_value if rival_value else math.nan
-    return judge(Row(claim, value, unit, rival, rival_value, ratio), at_most=at_most, at_least=at_least)
+class Target(TypedDict, total=False):
+    """The limit of a row's ratio, or of its value if it has no ratio."""
+
+    at_most: float | None
+    at_least: float | None
 
 
-def judge(row: Row, *, at_most: float | None = None, at_least: float | None = None) -> Row:
-    """Add the target, whether the row's ratio meets it, and which ratios are better."""
-    assert row.ratio is not None
+class Rows(list[Row]):
+    """The rows of one part of a bench."""
+
+    def alone(self, claim: str, value: float, unit: str, **target: Unpack[Target]) -> None:
+        """Add a figure without a rival."""
+        self.append(_judge(Row(claim, value, unit), **target))
+
+    def against(self, claim: str, value: float, unit: str, rival: str, rival_value: float, **target: Unpack[Target]) -> None:
+        """Compare with a rival of the same run."""
+        # A rival that did nothing must not discard the other rows; NaN meets no target.
+        ratio = value / rival_value if rival_value else math.nan
+        self.append(_judge(Row(claim, value, unit, rival, rival_value, ratio), **target))
+
+    def medians(
+        self, claim: str, values: Sequence[float], unit: str, rival: str, others: Sequence[float], **target: Unpack[Target]
+    ) -> None:
+        """Compare the medians of all rounds."""
+        self.against(claim, statistics.median(values), unit, rival, statistics.median(others), **target)
+
+    def paired(self, claim: str, values: Sequence[float], unit: str, rival: str, others: Sequence[float], **target: Unpack[Target]) -> None:
+        """Compare the pairs of each round.
+
+        The speed of a machine drifts by more than the measured differences. Two figures of one round are minutes apart at most, so their
+        ratio is meaningful; the median of the ratios leaves out a round in which something else was running.
+        """
+        ratios = [value / other if other else math.nan for value, other in zip(values, others, strict=True)]
+        # NaN cannot be ordered, so the median of the others would depend on its place.
+        ratio = math.nan if any(map(math.isnan, ratios)) else statistics.median(ratios)
+        row = Row(claim, statistics.median(values), unit, rival, statistics.median(others), ratio, between=(min(ratios), max(ratios)))
+        self.append(_judge(row, **target))
+
+    def waits(self, claim: str, seconds: Sequence[float]) -> None:
+        for share in (50, 99):
+            self.alone(f"{claim}: p{share}", 1000 * percentile(seconds, share / 100), "ms")
+
+
+def _judge(row: Row, at_most: float | None = None, at_least: float | None = None) -> Row:
+    """Add the target, whether the row meets it, and which ratios are better."""
+    judged, before, after = (row.value, "", f" {row.unit}") if row.ratio is None else (row.ratio, "ratio ", "")
+    target, met, better = None, None, None
     if at_most is not None:
-        return replace(row, target=f"ratio <= {at_most:g}", met=row.ratio <= at_most, better=Better.LOWER)
-    if at_least is not None:
-        return replace(row, target=f"ratio >= {at_least:g}", met=row.ratio >= at_least, better=Better.HIGHER)
-    return replace(row, better=better_of(row.unit))
+        target, met, better = f"{before}<= {at_most:g}{after}", judged <= at_most, Better.LOWER
+    elif at_least is not None:
+        target, met, better = f"{before}>= {at_least:g}{after}", judged >= at_least, Better.HIGHER
+    elif row.ratio is not None:
+        better = better_of(row.unit)
+    return replace(row, target=target, met=met, better=None if row.ratio is None else better)
 
 
 def better_of(unit: str) -> Better:
@@ -80,21 +124,15 @@ def better_of(unit: str) -> Better:
     raise ValueError(f"nobody knows whether more {unit!r} is better: give the row a target, or add the unit to bench/report.py")
 
 
-def alone(claim: str, value: float, unit: str, *, at_most: float | None = None, at_least: float | None = None) -> Row:
-    """Build a row with an absolute target, or none."""
-    if at_most is not None:
-        return Row(claim, value, unit, target=f"<= {at_most:g} {unit}", met=value <= at_most)
-    if at_least is not None:
-        return Row(claim, value, unit, target=f">= {at_least:g} {unit}", met=value >= at_least)
-    return Row(claim, value, unit)
-
-
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the value that ``share`` of the values do not exceed."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-# --- a run with a time limit ---------------------------------------------------------------------------------------------
+def in_turn(everyone: Sequence[T], number: int) -> list[T]:
+    """Start each round with another contender."""
+    first = number % len(everyone)
+    return [*everyone[first:], *everyone[:first]]
 
 
 class OutOfTime(Exception):
@@ -108,132 +146,132 @@ class Table:
         self.seconds = seconds
         self._clock = clock
         self._ends_at = clock() + seconds
-        self._parts: dict[str, list[Row]] = {}
-        self._unfinished: list[str] = []
+        self._parts: dict[str, Rows] = {}
+        #: The parts that were expected or started, and have not ended.
+        self.unfinished: list[str] = []
 
     @property
     def rows(self) -> list[Row]:
         return [row for rows in self._parts.values() for row in rows]
 
-    @property
-    def unfinished(self) -> Sequence[str]:
-        """The parts that were expected or started, and have not ended."""
-        return self._unfinished
-
-    def expect(self, parts: Iterable[str]) -> None:
-        """Name the parts in advance, so that a run that ends early can name the missing ones."""
-        self._unfinished += parts
-
-    def add(self, rows: Iterable[Row]) -> None:
-        self._parts.setdefault("", []).extend(rows)
-
     @contextmanager
-    def part(self, name: str) -> Iterator[list[Row]]:
+    def part(self, name: str) -> Iterator[Rows]:
         """Yield the rows of one part, for the caller to fill. Raises OutOfTime if the time is over."""
         if self._clock() >= self._ends_at:
             raise OutOfTime
-        if name not in self._unfinished:
-            self._unfinished.append(name)
-        rows = self._parts.setdefault(name, [])
+        if name not in self.unfinished:
+            self.unfinished.append(name)
+        rows = self._parts.setdefault(name, Rows())
         yield rows
-        self._unfinished.remove(name)
+        self.unfinished.remove(name)
         print(f"{name}: {len(rows)} rows after {self._clock() - self._ends_at + self.seconds:.0f} s", file=sys.stderr)
 
-    def run(self, measuring: Coroutine[Any, Any, T]) -> T:
+    def run(self, measuring: Coroutine[Any, Any, None]) -> None:
         """Run it on uvloop. Raises OutOfTime when the time is over, or on SIGTERM."""
-        return uvloop.run(self._within_time(measuring))
+        uvloop.run(self._run_within_time(measuring))
 
-    async def _within_time(self, measuring: Coroutine[Any, Any, T]) -> T:
+    async def _run_within_time(self, measuring: Coroutine[Any, Any, None]) -> None:
         loop = asyncio.get_running_loop()
         limit = asyncio.timeout(max(0.0, self._ends_at - self._clock()))
+
+        def end_now() -> None:
+            # A second SIGTERM, or one after the time is over, changes nothing.
+            if not limit.expired():
+                limit.reschedule(loop.time())
+
         try:
             async with limit:
-                loop.add_signal_handler(signal.SIGTERM, _end_now, limit)
-                return await measuring
+                loop.add_signal_handler(signal.SIGTERM, end_now)
+                await measuring
         except TimeoutError:
             if limit.expired():
                 raise OutOfTime from None
             raise
 
 
-def _end_now(limit: asyncio.Timeout) -> None:
-    # A second SIGTERM, or one after the time is over, changes nothing.
-    if not limit.expired():
-        limit.reschedule(asyncio.get_running_loop().time())
-
-
-def arguments(
-    description: str | None, *, limits: tuple[float, float], quick: str = "", **amounts: tuple[float, float]
-) -> argparse.ArgumentParser:
-    """Build the argument parser of a bench. ``limits`` are the seconds allowed for the full and the short form.
-
-    Each of ``amounts`` becomes an option with two defaults: for the full and the short form. `amount_of` reads it.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(limits=limits, amounts=amounts)
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--save", type=Path, help="also write the table and the machine to this file")
-    quick = quick or ", ".join(f"{name} {short:,}" for name, (_, short) in amounts.items())
-    parser.add_argument("--quick", action="store_true", help=f"the short form: {quick}")
-    for name, (full, short) in amounts.items():
-        parser.add_argument(f"--{name}", type=type(full), help=f"default: {full:,}, with --quick {short:,}")
-    default = "default: {:g}, with --quick {:g}".format(*limits)
-    parser.add_argument(
-        "--time-limit", type=float, metavar="SECONDS", help=f"then print the rows measured so far and exit with {OUT_OF_TIME}; {default}"
-    )
-    return parser
-
-
-def amount_of(options: argparse.Namespace, name: str) -> Any:
-    """Return an option of `arguments`: as given, or the default of the form that runs."""
-    given = getattr(options, name)
-    full, short = options.amounts[name]
-    return given if given is not None else short if options.quick else full
-
-
-Measure = Callable[..., Coroutine[Any, Any, None]]
+#: The arguments of a bench: its amounts, `quick`, and where to write the rows.
+Options = argparse.Namespace
+#: Gets its rows, what all parts share, and the options.
+Part = Callable[[Rows, Any, Options], Coroutine[Any, Any, None]]
+#: Opens what all parts share.
+Setting = Callable[[Options], AbstractAsyncContextManager[Any]]
 
 
 def run(
     description: str | None,
-    measure: Measure,
+    parts: Mapping[str, Part],
     *,
     limits: tuple[float, float],
+    setting: Setting = lambda _options: nullcontext(),
+    quick_parts: Sequence[str] = (),
+    before: Callable[[Options], str] = lambda _options: "",
     serve: Callable[..., Coroutine[Any, Any, None]] | None = None,
-    **amounts: tuple[float, float],
+    **amounts: tuple[Any, Any],
 ) -> None:
-    """Run a bench from the command line: `measure(table, rounds=…)`, or with --serve, as its other process, `serve(…)`."""
+    """Run a bench from the command line, or with --serve, its other process: ``serve``.
+
+    ``before`` prepares what the time limit must not include, and returns a heading.
+    """
     if serve is not None and sys.argv[1:2] == ["--serve"]:
         uvloop.run(serve(*sys.argv[2:]))
         return
-    options = arguments(description, limits=limits, quick="", **amounts).parse_args()
-    with opened(options) as table:
-        table.run(measure(table, **{name: amount_of(options, name) for name in amounts}))
+    options = arguments(description, {"time_limit": limits, **amounts}, parts, quick_parts)
+    heading = before(options)
+    with opened(options, heading) as table:
+        table.run(measure(table, parts, options, setting))
+
+
+async def measure(table: Table, parts: Mapping[str, Part], options: Options, setting: Setting) -> None:
+    # A run that ends early names the missing parts.
+    table.unfinished += options.only
+    async with setting(options) as shared:
+        for name in options.only:
+            with table.part(name) as rows:
+                await parts[name](rows, shared, options)
+
+
+def arguments(
+    description: str | None,
+    amounts: Mapping[str, tuple[Any, Any]],
+    parts: Iterable[str] = (),
+    quick_parts: Iterable[str] = (),
+    words: Sequence[str] | None = None,
+) -> Options:
+    """Parse the arguments of a bench. Each amount is an option with two defaults: for the full and the short form."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--save", type=Path, help="also write the table and the machine to this file")
+    parser.add_argument("--quick", action="store_true", help="the short form")
+    parser.add_argument("--only", nargs="+", choices=list(parts), help="measure only these parts")
+    for name, (full, short) in amounts.items():
+        if full is False:
+            parser.add_argument(f"--{name}", action="store_true")
+            continue
+        meaning = f"then print the rows measured so far and exit with {OUT_OF_TIME}; " if name == "time_limit" else ""
+        words_of = f"{meaning}default: {full:,}, with --quick {short:,}"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(full), metavar="NUMBER", help=words_of)
+    options = parser.parse_args(words)
+    for name, forms in {"only": (tuple(parts), tuple(quick_parts or parts)), **amounts}.items():
+        if getattr(options, name) is None:
+            setattr(options, name, forms[options.quick])
+    return options
 
 
 @contextmanager
-def opened(options: argparse.Namespace, heading: str = "", clock: Callable[[], float] = time.monotonic) -> Iterator[Table]:
+def opened(options: Options, heading: str = "", clock: Callable[[], float] = time.monotonic) -> Iterator[Table]:
     """Open a table whose time starts now, and print it on any exit. Exits with OUT_OF_TIME if the time was too short.
 
     Enter this before starting servers, so that they have ended when the rows are printed.
     """
-    full, short = options.limits
-    default = short if options.quick else full
-    table = Table(default if options.time_limit is None else options.time_limit, clock)
+    table = Table(options.time_limit, clock)
     try:
         yield table
     except OutOfTime:
-        publish(table.rows, options, heading)
         missing = ", ".join(table.unfinished) or "everything"
         print(f"out of time ({table.seconds:g} s); not measured to its end: {missing}", file=sys.stderr)
         sys.exit(OUT_OF_TIME)
-    except BaseException:
+    finally:
         publish(table.rows, options, heading)
-        raise
-    publish(table.rows, options, heading)
-
-
-# --- printing ------------------------------------------------------------------------------------------------------------
 
 
 def machine() -> str:
@@ -249,7 +287,7 @@ def render(rows: Sequence[Row]) -> str:
             row.claim,
             f"{row.value:,.4g} {row.unit}",
             "" if row.rival_value is None else f"{row.rival} {row.rival_value:,.4g} {row.unit}",
-            _ratio(row),
+            "" if row.ratio is None else f"{row.ratio:.2f}" + (" ({:.2f}–{:.2f})".format(*row.between) if row.between else ""),
             row.target or "",
             {True: "yes", False: "NO", None: ""}[row.met],
         )
@@ -260,13 +298,7 @@ def render(rows: Sequence[Row]) -> str:
     return "\n".join(table) + "\n"
 
 
-def _ratio(row: Row) -> str:
-    if row.ratio is None:
-        return ""
-    return f"{row.ratio:.2f}" if row.between is None else f"{row.ratio:.2f} ({row.between[0]:.2f}–{row.between[1]:.2f})"
-
-
-def publish(rows: Sequence[Row], options: argparse.Namespace, heading: str = "") -> None:
+def publish(rows: Sequence[Row], options: Options, heading: str = "") -> None:
     """Print the table, and write it to the files in the options."""
     facts = (datetime.now(UTC).date().isoformat(), machine(), heading)
     text = f"{', '.join(filter(None, facts))}\n\n{render(rows)}"

@@ -1,138 +1,213 @@
-"""Build or install the engine's rivals for this machine, in ~/.cache/aimesh/rivals.
+"""Build, install and run the rivals for this machine, in ~/.cache/aimesh/rivals.
 
     python -m bench.rivals
 
-builds `llama-server` and `llama-batched-bench` (about 10 minutes on 2 cores, once), installs `llama_cpp.server`, and prints where they are.
-
-Both programs come from the llama.cpp source in the sdist of llama-cpp-python that requirements/engine.lock names, so they use the same code
-as the engine. Only the locked packages are downloaded.
+builds the engine's rivals `llama-server` and `llama-batched-bench` (about 10 minutes on 2 cores, once), installs `llama_cpp.server`, and
+prints where they are. Both programs come from the llama.cpp source in the sdist of llama-cpp-python that requirements/engine.lock names, so
+they use the same code as the engine. Only the locked packages are downloaded.
 """
 
+import asyncio
 import hashlib
 import os
+import signal
 import sys
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from bench import http_load, openai_upstream, processes
+from bench.http_load import Client
+from stack.processes import dies_with_parent
+from tests.testnet import free_port
 from tools import setup
 
-#: What `llama_cpp.server` needs in addition to the engine's wheel.
-SERVER_LOCK = setup.LOCKS / "rivals.lock"
 PROGRAMS = ("llama-server", "llama-batched-bench")
-#: The wheel is a release build of shared libraries with llama.cpp's defaults: this machine's instructions (GGML_NATIVE) and OpenMP.
-#: Its CMakeLists.txt sets nothing else on Linux, so nothing else is set here either. CMAKE_ARGS, which selects a GPU, applies to both:
-#: scikit-build-core reads it, but CMake itself does not.
-AS_THE_WHEEL = ("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON")
-#: Without these, the build downloads a web page from npm or a model hub, and needs OpenSSL for downloads that we do not make.
-NOTHING_FETCHED = ("-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF")
-ONLY_WHAT_IS_ASKED = ("-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF")
-#: The programs find the libraries beside them, wherever the folder is moved.
-MOVABLE = ("-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN")
+OPTIONS = (
+    # The wheel is a release build of shared libraries with llama.cpp's defaults: this machine's instructions (GGML_NATIVE) and OpenMP.
+    # Its CMakeLists.txt sets nothing else on Linux, so nothing else is set here either. CMAKE_ARGS, which selects a GPU, applies to both:
+    # scikit-build-core reads it, but CMake itself does not.
+    "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON",
+    # Without these, the build downloads a web page from npm or a model hub, and needs OpenSSL for downloads that we do not make.
+    "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF",
+    # The programs find the libraries beside them, wherever the folder is moved.
+    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN",
+)  # fmt: skip
+LOOK_AGAIN_SECONDS = 0.02
+
+#: litellm[proxy] 1.109.1, with the newest versions of two packages: certifi, and the migrations of its database mode.
+LITELLM_LOCK = setup.LOCKS / "litellm.lock"
+LITELLM_KEY = "sk-bench-0123456789"
+#: Its imports take 10 s and more on a busy machine.
+LITELLM_START_SECONDS = 90.0
+LITELLM_CONFIG = f"""\
+model_list:
+  - model_name: {openai_upstream.MODEL}
+    litellm_params:
+      model: openai/{openai_upstream.MODEL}
+      api_base: http://127.0.0.1:UPSTREAM_PORT/v1
+      api_key: none
+general_settings:
+  master_key: {LITELLM_KEY}
+litellm_settings:
+  telemetry: false
+"""
 
 
-@dataclass(frozen=True, slots=True)
-class Rivals:
+class Rivals(NamedTuple):
     """llama.cpp's own programs."""
 
     server: Path
     batched_bench: Path
 
 
+def cache_folder() -> Path:
+    return setup.cache_folder().parent / "rivals"
+
+
 def folder() -> Path:
     """Return this machine's folder, named like its wheel by version, machine, processor and build flags."""
-    return setup.cache_folder().parent / "rivals" / setup.build_key()
+    return cache_folder() / setup.build_key()
 
 
 def ensure() -> Rivals:
     """Return llama.cpp's programs, from the cache or built now. Raises SetupFailed. The folder appears whole or not at all."""
     programs = folder() / "bin"
     if not programs.is_dir():
-        with _workplace() as place:
-            tools = _build_tools(place)
-            built = _build(_source(place, tools), place, tools)
+        folder().mkdir(parents=True, exist_ok=True)
+        # Beside the target, so that the rename stays within one file system.
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=folder()) as place:
+            built = _build(Path(place))
             # If another process was faster, use its build.
             if not programs.is_dir():
                 built.rename(programs)
     return Rivals(*(programs / name for name in PROGRAMS))
 
 
-def ensure_python_server() -> Path:
-    """Return a Python that can run `-m llama_cpp.server`, with the same wheel as our engine. Raises SetupFailed."""
-    if not SERVER_LOCK.exists():
-        raise setup.SetupFailed(f"{SERVER_LOCK} is missing: it pins what llama_cpp.server needs")
-    environment = folder() / "python"
-    python = environment / "bin" / "python"
-    stamp, digest = environment / "lock", hashlib.sha256(SERVER_LOCK.read_bytes()).hexdigest()
+def _build(place: Path) -> Path:
+    """Build the programs with the versions of CMake and Ninja that build the wheel."""
+    tools, download, target = place / "tools" / "bin", place / "sdist", place / "build"
+    setup.run("preparing the build of the rivals", sys.executable, "-m", "venv", str(tools.parent))
+    pip = (str(tools / "python"), "-m", "pip", "--disable-pip-version-check")
+    setup.run("installing its build tools", *pip, "install", "--require-hashes", "-r", str(setup.LOCKS / "engine-build.lock"))
+    # pip asks the sdist for its metadata, which needs the build tools of the lock.
+    fetch = (*pip, "download", "--no-build-isolation", "--no-deps", "--no-binary", setup.ENGINE, "--require-hashes", "-d", str(download))
+    setup.run(f"fetching the source of {setup.ENGINE} {setup.engine_version()}", *fetch, "-r", str(setup.only(setup.ENGINE, place)))
+    (sdist,) = download.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(place, filter="data")
+    (source,) = place.glob("llama_cpp_python-*/vendor/llama.cpp")
+    environment = {**setup.build_environment(), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    configure = (str(tools / "cmake"), "-S", str(source), "-B", str(target), "-G", "Ninja", *OPTIONS)
+    setup.run("configuring the rivals", *configure, *os.environ.get("CMAKE_ARGS", "").split(), environment=environment)
+    build = (str(tools / "cmake"), "--build", str(target), "--parallel", str(len(os.sched_getaffinity(0))), "--target", *PROGRAMS)
+    what = f"building {' and '.join(PROGRAMS)}: this happens once and takes about 10 minutes on 2 cores"
+    setup.run(what, *build, environment=environment)
+    return target / "bin"
+
+
+def ensure_environment(place: Path, lock: Path, install: Callable[[Sequence[str]], None]) -> Path:
+    """Return the Python of a virtual environment, which is made again when its lock changes. Raises SetupFailed."""
+    python, stamp, digest = place / "bin" / "python", place / "lock", hashlib.sha256(lock.read_bytes()).hexdigest()
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != digest:
-        folder().mkdir(parents=True, exist_ok=True)
-        wheel = setup.ensure_engine_wheel()
+        place.parent.mkdir(parents=True, exist_ok=True)
         # Created in its final place, because its scripts contain the path of their Python.
-        setup.run("making a virtual environment for llama_cpp.server", sys.executable, "-m", "venv", "--clear", str(environment))
-        pip = (str(python), "-m", "pip", "--disable-pip-version-check", "install")
-        setup.run("installing what llama_cpp.server needs", *pip, "--require-hashes", "-r", str(SERVER_LOCK))
-        with tempfile.TemporaryDirectory() as temporary:
-            setup.run("installing what llama-cpp-python needs", *pip, "--require-hashes", "-r", str(setup.others(Path(temporary))))
-        setup.run("installing llama-cpp-python", *pip, "--no-deps", str(wheel))
+        setup.run(f"making a virtual environment for {lock.stem}", sys.executable, "-m", "venv", "--clear", str(place))
+        install((str(python), "-m", "pip", "--disable-pip-version-check", "install"))
         stamp.write_text(digest, encoding="utf-8")
     return python
 
 
-def _workplace() -> tempfile.TemporaryDirectory[str]:
-    folder().mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the rename stays within one file system.
-    return tempfile.TemporaryDirectory(prefix=".building-", dir=folder())
+def ensure_python_server() -> Path:
+    """Return a Python that can run `-m llama_cpp.server`, with the same wheel as our engine. Raises SetupFailed."""
+    lock = setup.LOCKS / "rivals.lock"
+
+    def install(pip: Sequence[str]) -> None:
+        wheel = setup.ensure_engine_wheel()
+        setup.run("installing what llama_cpp.server needs", *pip, "--require-hashes", "-r", str(lock))
+        with tempfile.TemporaryDirectory() as temporary:
+            setup.run("installing what llama-cpp-python needs", *pip, "--require-hashes", "-r", str(setup.others(Path(temporary))))
+        setup.run("installing llama-cpp-python", *pip, "--no-deps", str(wheel))
+
+    return ensure_environment(folder() / "python", lock, install)
 
 
-def _build_tools(place: str) -> Path:
-    """Install CMake and Ninja in the versions that build the wheel."""
-    tools = Path(place) / "tools"
-    setup.run("preparing the build of the rivals", sys.executable, "-m", "venv", str(tools))
-    pip = (str(tools / "bin" / "python"), "-m", "pip", "--disable-pip-version-check")
-    setup.run("installing its build tools", *pip, "install", "--require-hashes", "-r", str(setup.LOCKS / "engine-build.lock"))
-    return tools / "bin"
+@asynccontextmanager
+async def program(
+    words: Sequence[object],
+    port: int,
+    ready_path: str,
+    start_seconds: float,
+    *,
+    environment: Mapping[str, str] | None = None,
+    place: Path | None = None,
+) -> AsyncIterator[int]:
+    """Run a server until the block ends; it is ready when it answers at ``ready_path``. Yields its process id."""
+    with tempfile.TemporaryFile() as log:
+        process = await asyncio.create_subprocess_exec(
+            *map(str, words), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=place, env=environment,
+            preexec_fn=dies_with_parent(signal.SIGKILL, os.getpid()),
+        )  # fmt: skip
+        client, ready = Client(port), http_load.get(ready_path).encode()
+        try:
+            async with asyncio.timeout(start_seconds):
+                while (await client.ask(ready))[0].status != 200:
+                    if process.returncode is not None:
+                        log.seek(0)
+                        raise AssertionError(f"{words[0]} ended: {log.read()[-2000:].decode(errors='replace')}")
+                    await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            client.close()
+            yield process.pid
+        finally:
+            await processes.stop(process)
 
 
-def _source(place: str, tools: Path) -> Path:
-    """Return llama.cpp's source, from the sdist that the lock pins by hash."""
-    download = Path(place) / "sdist"
-    download.mkdir()
-    # pip asks the sdist for its metadata, which needs the build tools of the lock.
-    pip = (str(tools / "python"), "-m", "pip", "--disable-pip-version-check", "download", "--no-build-isolation")
-    lock = setup.only(setup.ENGINE, Path(place))
-    what = f"fetching the source of {setup.ENGINE} {setup.engine_version()}"
-    setup.run(what, *pip, "--no-deps", "--no-binary", setup.ENGINE, "--require-hashes", "-d", str(download), "-r", str(lock))
-    (sdist,) = download.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(place, filter="data")
-    (source,) = Path(place).glob("llama_cpp_python-*/vendor/llama.cpp")
-    return source
+class Proxy(NamedTuple):
+    port: int
+    pid: int
 
 
-def _build(source: Path, place: str, tools: Path) -> Path:
-    target = Path(place) / "build"
-    environment = {**setup.build_environment(), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-    options = (*AS_THE_WHEEL, *NOTHING_FETCHED, *ONLY_WHAT_IS_ASKED, *MOVABLE, *os.environ.get("CMAKE_ARGS", "").split())
-    cmake = str(tools / "cmake")
-    setup.run("configuring the rivals", cmake, "-S", str(source), "-B", str(target), "-G", "Ninja", *options, environment=environment)
-    jobs = str(len(os.sched_getaffinity(0)))
-    what = f"building {' and '.join(PROGRAMS)}: this happens once and takes about 10 minutes on 2 cores"
-    setup.run(what, cmake, "--build", str(target), "--parallel", jobs, "--target", *PROGRAMS, environment=environment)
-    return target / "bin"
+def litellm_version() -> str:
+    """Return the version in the lock."""
+    return next(line.split()[0] for line in LITELLM_LOCK.read_text(encoding="utf-8").splitlines() if line.startswith("litellm=="))
 
 
-def main() -> int:
-    try:
-        found = ensure()
-        print(found.server)
-        print(found.batched_bench)
-        print(ensure_python_server(), "-m llama_cpp.server")
-    except (setup.SetupFailed, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+def ensure_litellm() -> Path:
+    """Return the `litellm` command, from the cache or installed now (a minute). Raises SetupFailed."""
+
+    def install(pip: Sequence[str]) -> None:
+        # Without its own version requirements: two of them cannot be met, see LITELLM_LOCK.
+        setup.run("installing LiteLLM's proxy", *pip, "--no-deps", "--require-hashes", "-r", str(LITELLM_LOCK))
+
+    return ensure_environment(cache_folder() / "litellm", LITELLM_LOCK, install).with_name("litellm")
+
+
+@asynccontextmanager
+async def litellm(upstream_port: int) -> AsyncIterator[Proxy]:
+    """Run LiteLLM's proxy, the gateway's rival, in front of the upstream's model.
+
+    It runs as its documentation recommends for production: one worker on one port, a master key, no database, only errors in the log, and
+    its price list from the package instead of the network.
+    """
+    environment = {
+        **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_MODE": "PRODUCTION",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "DISABLE_ADMIN_UI": "True",
+    }
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="aimesh-litellm-") as folder:
+        config = Path(folder) / "config.yaml"
+        config.write_text(LITELLM_CONFIG.replace("UPSTREAM_PORT", str(upstream_port)), encoding="utf-8")
+        words = (ensure_litellm(), "--config", config, "--host", "127.0.0.1", "--port", port, "--num_workers", 1)
+        async with program(words, port, "/health/liveliness", LITELLM_START_SECONDS, environment=environment, place=config.parent) as pid:
+            yield Proxy(port, pid)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    print(*ensure(), f"{ensure_python_server()} -m llama_cpp.server", sep="\n")

@@ -1,7 +1,5 @@
 """The cost of a scrape of the whole mesh for the metrics service: merge and render the texts of 200 workers and a gateway.
 
-    python -m bench.scrape [--quick] [--workers 200] [--runs 7] [--json FILE]
-
 The texts are those of nodes after an hour of work: three models of twenty each, all instruments, exemplars, and the machine. The time that
 nodes and mesh need to answer is not included; ``bench.observing`` has it.
 """
@@ -10,22 +8,18 @@ import random
 import resource
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
 
 from bench import report
+from bench.report import Options, Rows
 from services.metrics.export import openmetrics, prometheus_merge
 from services.metrics.export.prometheus_merge import MetricSource
 from shared import context
-from shared.api.gateway import Check
-from shared.api.node import NodeMetrics
-from shared.node.member import Node
-from shared.node.settings import NodeSettings
 from shared.telemetry import Metrics, host_instruments, instruments
 from shared.telemetry.answer_metrics import GatewayAnswers, MeasuredAnswer, WorkerAnswers
 from shared.telemetry.tracing import ServingSpan, Traces
-from shared.types import ModelName, Role
+from shared.types import ModelName
 
 MODELS = tuple(ModelName(f"model-{number}:8b-instruct-q4") for number in range(20))
 MODELS_OF_A_WORKER = 3
@@ -73,29 +67,6 @@ def _machine(metrics: Metrics, name: str, draw: random.Random) -> None:
         metrics.request_duration.labels(service=metrics.service, method=method, model="").observe(draw.random())
 
 
-class WorkerNode:
-    """A worker that answers only the metrics service."""
-
-    role: ClassVar[Role] = Role.WORKER
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["WorkerNode"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
-
-
-def worker(number: int) -> NodeMetrics:
-    metrics = Metrics("inference")
-    fill_worker(metrics, number)
-    return metrics.read()
-
-
 def fill_worker(metrics: Metrics, number: int) -> None:
     """Record an hour of one worker."""
     draw, traces = random.Random(number), Traces(ratio=0)
@@ -114,9 +85,8 @@ def fill_worker(metrics: Metrics, number: int) -> None:
             gauge.labels(model=model).set(draw.random())
 
 
-def gateway() -> NodeMetrics:
+def _fill_gateway(metrics: Metrics) -> None:
     draw, traces = random.Random(0), Traces(ratio=0)
-    metrics = Metrics("gateway")
     answers = GatewayAnswers(metrics)
     _machine(metrics, "gateway", draw)
     for model in MODELS:
@@ -124,45 +94,36 @@ def gateway() -> NodeMetrics:
             with _request(traces, draw):
                 answers.ended(_answer(model, draw), asked=True)
         metrics.queue_wait_seconds.labels(model=model).observe(draw.random())
-    return metrics.read()
 
 
-def _sources(workers: int) -> list[MetricSource]:
-    read = [("gateway", gateway())] + [("inference", worker(number)) for number in range(workers)]
-    return [
-        MetricSource(one.text, {"service": service, "node": f"U{number:011d}"}, exemplars=one.exemplars)
-        for number, (service, one) in enumerate(read)
-    ]
+def _source(service: str, number: int, fill: Callable[[Metrics], None]) -> MetricSource:
+    metrics = Metrics(service)
+    fill(metrics)
+    read = metrics.read()
+    return MetricSource(read.text, {"service": service, "node": f"U{number:011d}"}, exemplars=read.exemplars)
 
 
-def _median_ms(make: Callable[[], object], runs: int) -> float:
-    took = []
-    for _ in range(runs):
-        began = time.perf_counter()
-        make()
-        took.append((time.perf_counter() - began) * 1000)
-    return statistics.median(took)
+def _milliseconds(make: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    make()
+    return (time.perf_counter() - began) * 1000
 
 
-async def _measure(table: report.Table, workers: int, runs: int) -> None:
-    table.expect(("first", *WAYS, "memory"))
-    sources, merger = _sources(workers), prometheus_merge.Merger(KNOWN)
-    with table.part("first") as rows:
-        began = time.perf_counter()
-        merged = merger.merge(sources)
-        first = (time.perf_counter() - began) * 1000
-        rows.append(report.alone("the first merge after a start, without rendering", first, "ms"))
-        rows.append(report.alone("series left out of it", merged.dropped, "", at_most=0))
-    of = f"{workers} workers and a gateway, {sum(family.size for family in merged.families)} series"
+async def _measure(rows: Rows, _shared: None, options: Options) -> None:
+    sources = [_source("gateway", 0, _fill_gateway)]
+    sources += [_source("inference", number + 1, partial(fill_worker, number=number)) for number in range(options.workers)]
+    merger = prometheus_merge.Merger(KNOWN)
+    began = time.perf_counter()
+    merged = merger.merge(sources)
+    rows.alone("the first merge after a start, without rendering", (time.perf_counter() - began) * 1000, "ms")
+    rows.alone("series left out of it", merged.dropped, "", at_most=0)
+    of = f"{options.workers} workers and a gateway, {sum(family.size for family in merged.families)} series"
     for name, render in WAYS.items():
-        with table.part(name) as rows:
-            took = _median_ms(lambda render=render: render(merger.merge(sources)), runs)  # type: ignore[misc]
-            rows.append(report.alone(f"merge {of}: {name}", took, "ms", at_most=300))
-    with table.part("memory") as rows:
-        # Linux counts the maximum in KiB.
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        rows.append(report.alone("most memory of the process", most, "MiB", at_most=200))
+        took = [_milliseconds(lambda render=render: render(merger.merge(sources))) for _ in range(options.runs)]  # type: ignore[misc]
+        rows.alone(f"merge {of}: {name}", statistics.median(took), "ms", at_most=300)
+    # Linux counts the maximum in KiB.
+    rows.alone("most memory of the process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB", at_most=200)
 
 
 if __name__ == "__main__":
-    report.run(__doc__, _measure, limits=(300.0, 120.0), workers=(200, 50), runs=(7, 3))
+    report.run(__doc__, {"merge": _measure}, limits=(300.0, 120.0), workers=(200, 50), runs=(7, 3))

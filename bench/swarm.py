@@ -1,7 +1,5 @@
 """Hyperswarm from Python: the cost and memory of the sidecars between two Python processes, against asyncio TCP and Node alone.
 
-    python -m bench.swarm [--quick] [--rounds 3] [--json FILE]
-
 Everything runs on a private DHT on loopback. The other side of each path is a separate process. Rounds alternate and each figure is a
 median, because the speed of shared cores drifts. Hyperswarm runs on uvloop, as all services do; TCP on plain asyncio at both ends.
 """
@@ -11,20 +9,17 @@ import contextlib
 import json
 import os
 import signal
-import statistics
 import struct
-import sys
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
-
-import uvloop
+from statistics import median
 
 from bench import calls, processes, report
-from bench.calls import Figures
+from bench.processes import Other
+from bench.report import Options, Rows
 from shared.node.lifecycle import background
 from shared.transports.hyperswarm import PeerAddress, PeerConnection, Swarm, find_node
 from tests.dht import dht
@@ -37,93 +32,89 @@ DEAF_SECONDS = 2.0
 #: A message's first byte: send it back, count it, report the count, or stop reading.
 ECHO, COUNT, REPORT, DEAFEN = 0x45, 0x53, 0x51, 0x44
 BODY = bytes([ECHO]) * 100
+BIG_BODY = bytes([COUNT]) * BIG
 SWARMS = Path(__file__).parent / "hyperswarm" / "swarms.js"
 PACKAGES = Path(__file__).parent.parent / "shared" / "transports" / "hyperswarm" / "sidecar" / "node_modules"
 LENGTH = struct.Struct("<I")
 
-median = statistics.median
+Bootstrap = Sequence[PeerAddress]
 
 
-# --- the other side ------------------------------------------------------------------------------------------------------
+def _swarm(bootstrap: Bootstrap) -> Swarm:
+    return Swarm(bootstrap=bootstrap, host="127.0.0.1")
 
 
-class _Counter:
-    """Answers a message by its first byte; None for no answer."""
-
-    def __init__(self) -> None:
-        self._counted = 0
-
-    def answer(self, message: bytes) -> bytes | None:
-        if message[0] == ECHO:
-            return message
-        if message[0] == COUNT:
-            self._counted += len(message)
-            return None
-        counted, self._counted = self._counted, 0
-        return str(counted).encode()
+def _options(bootstrap: Bootstrap, topic: bytes, **more: object) -> str:
+    return json.dumps({"bootstrap": [{"host": each.host, "port": each.port} for each in bootstrap], "topic": topic.hex(), **more})
 
 
-async def _serve_tcp() -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        counter = _Counter()
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                answer = counter.answer(await _read(reader))
-                if answer is not None:
-                    writer.write(LENGTH.pack(len(answer)) + answer)
-                    await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    _say({"port": server.sockets[0].getsockname()[1]})
-    await _end_of_input()
+async def _serve(options: str = "") -> None:
+    """Answer on Hyperswarm, or without options on TCP."""
+    if options:
+        await _serve_swarm(**json.loads(options))
+    else:
+        await asyncio.to_thread(asyncio.run, _serve_tcp())
 
 
-async def _serve_swarm(bootstrap: Sequence[str], topic: str) -> None:
-    async with _swarm([PeerAddress.parse(each) for each in bootstrap]) as swarm:
-        await swarm.join(bytes.fromhex(topic))
-        await swarm.flush()
-        _say({"ready": True})
-        kept = []
-
-        async def accept() -> None:
-            async for connection in swarm:
-                kept.append(connection)
-                connection.open_window()
-                connection.on_message = _answering(connection)
-
-        async with background() as tasks:
-            tasks.create_task(accept())
-            await _end_of_input()
-
-
-def _answering(connection: PeerConnection) -> Callable[[bytes], None]:
-    counter = _Counter()
+def _answering(send: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """Return a function that answers a message by its first byte."""
+    counted = 0
 
     def take(message: bytes) -> None:
-        if message[0] == DEAFEN:
-            connection.on_message = None
-            return
-        answer = counter.answer(message)
-        if answer is not None and connection.closed is None:
-            connection.send(answer)
+        nonlocal counted
+        if message[0] == ECHO:
+            send(message)
+        elif message[0] == COUNT:
+            counted += len(message)
+        else:
+            send(str(counted).encode())
+            counted = 0
 
     return take
 
 
-def _say(what: dict[str, object]) -> None:
-    print(json.dumps(what), flush=True)
+async def _serve_tcp() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        take = _answering(lambda answer: writer.write(LENGTH.pack(len(answer)) + answer))
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                take(await _read(reader))
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    await processes.serve_until_stdin_ends(port=server.sockets[0].getsockname()[1])
 
 
-async def _end_of_input() -> None:
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+async def _serve_swarm(bootstrap: list[dict[str, object]], topic: str) -> None:
+    def serve(connection: PeerConnection) -> None:
+        def send(answer: bytes) -> None:
+            if connection.closed is None:
+                connection.send(answer)
 
+        answer = _answering(send)
 
-# --- this side -----------------------------------------------------------------------------------------------------------
+        def take(message: bytes) -> None:
+            if message[0] == DEAFEN:
+                connection.on_message = None
+            else:
+                answer(message)
 
+        connection.open_window()
+        connection.on_message = take
 
-def _swarm(bootstrap: Sequence[PeerAddress]) -> Swarm:
-    return Swarm(bootstrap=bootstrap, host="127.0.0.1")
+    async def accept(swarm: Swarm) -> None:
+        kept = []
+        async for connection in swarm:
+            kept.append(connection)
+            serve(connection)
+
+    async with _swarm([PeerAddress(**each) for each in bootstrap]) as swarm:  # type: ignore[arg-type]
+        await swarm.join(bytes.fromhex(topic))
+        await swarm.flush()
+        async with background() as tasks:
+            tasks.create_task(accept(swarm))
+            await processes.serve_until_stdin_ends()
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:
@@ -131,46 +122,8 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(length)
 
 
-@dataclass(slots=True)
-class Other:
-    """A process that speaks JSON lines."""
-
-    process: asyncio.subprocess.Process
-
-    async def hear(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        async with asyncio.timeout(120):
-            line = await self.process.stdout.readline()
-        assert line, "the other process ended"
-        answer: dict[str, float] = json.loads(line)
-        return answer
-
-    async def ask(self) -> dict[str, float]:
-        """Ask for another round."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(b"\n")
-        return await self.hear()
-
-
-@asynccontextmanager
-async def _other(*words: str) -> AsyncIterator[Other]:
-    environment = {**os.environ, "NODE_PATH": str(PACKAGES)}
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, env=environment)
-    try:
-        yield Other(process)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-def _python(role: str, **options: object) -> contextlib.AbstractAsyncContextManager[Other]:
-    return _other(sys.executable, "-m", "bench.swarm", "--other", role, json.dumps(options))
-
-
-def _node(role: str, *flags: str, **options: object) -> contextlib.AbstractAsyncContextManager[Other]:
-    return _other(str(find_node()), *flags, str(SWARMS), role, json.dumps(options))
+def _node(role: str, options: str = "{}", *flags: str) -> AbstractAsyncContextManager[Other]:
+    return processes.other(find_node(), *flags, SWARMS, role, options, environment={"NODE_PATH": str(PACKAGES)})
 
 
 async def _first(swarm: Swarm) -> PeerConnection:
@@ -189,73 +142,65 @@ class Caller:
         self._loop = asyncio.get_running_loop()
         connection.on_message = lambda message: self._waiting.popleft().set_result(message)
 
-    async def __call__(self, message: bytes) -> bytes:
+    async def call(self, message: bytes = BODY) -> bytes:
         answer: asyncio.Future[bytes] = self._loop.create_future()
         self._waiting.append(answer)
         self._connection.send(message)
         return await answer
 
     async def flood(self) -> float:
-        """Big messages per second."""
-        message = bytes([COUNT]) * BIG
+        """Return the big messages per second."""
         start = time.perf_counter()
         for _ in range(FLOOD_BYTES // BIG):
-            await self._connection.write(message)
-        assert int(await self(bytes([REPORT]))) == FLOOD_BYTES
+            await self._connection.write(BIG_BODY)
+        assert int(await self.call(bytes([REPORT]))) == FLOOD_BYTES
         return FLOOD_BYTES / BIG / (time.perf_counter() - start)
 
 
-# --- what is measured ----------------------------------------------------------------------------------------------------
-
-
-async def _measure_messages(bootstrap: list[PeerAddress], rounds: int) -> list[report.Row]:
-    topic, node_topic = os.urandom(32), os.urandom(32)
-    nodes = [{"host": each.host, "port": each.port} for each in bootstrap]
-    ours, tcp, node = Figures(), Figures(), Figures()
-    async with AsyncExitStack() as stack:
-        echo = await stack.enter_async_context(_python("echo", bootstrap=[str(each) for each in bootstrap], topic=topic.hex()))
-        await echo.hear()
-        node_echo = await stack.enter_async_context(_node("echo", bootstrap=nodes, topic=node_topic.hex()))
-        await node_echo.hear()
-        ask = _node("ask", bootstrap=nodes, topic=node_topic.hex(), size=BIG, total=FLOOD_BYTES)
-        node_ask = await stack.enter_async_context(ask)
-        await node_ask.hear()
-        port = int((await (await stack.enter_async_context(_python("tcp"))).hear())["port"])
-        swarm = await stack.enter_async_context(_swarm(bootstrap))
-        await swarm.join(topic)
-        caller = Caller(await _first(swarm))
-        for _ in range(rounds):
-            tcp.add_latencies(await asyncio.to_thread(asyncio.run, _ask_tcp(port)))
-            ours.add_latencies(await calls.one_by_one(lambda: caller(BODY)))
-            ours.rate.append(await calls.rate_of_many(lambda: caller(BODY), IN_FLIGHT, EACH))
-            ours.stream.append(await caller.flood())
-            answer = await node_ask.ask()
-            node.p50.append(answer["echo_us"])
-            node.stream.append(answer["messages_per_second"])
-    return [
-        calls.compare("echo 100 B, p50", ours.p50, "us", "asyncio TCP", tcp.p50, at_most=4),
-        report.alone("echo 100 B, p99", median(ours.p99), "us", at_most=3000),
-        calls.compare("echo 100 B, p50", ours.p50, "us", "Node alone", node.p50),
-        report.alone("raw echoes, 32 in flight", median(ours.rate), "messages/s", at_least=30_000),
-        calls.compare("64 KiB messages", ours.stream, "messages/s", "Node alone", node.stream, at_least=0.8),
-    ]
-
-
 async def _ask_tcp(port: int) -> list[float]:
-    """Runs in an event loop of asyncio, not of uvloop."""
+    """Run in an event loop of asyncio, not of uvloop."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
-    async def call(message: bytes) -> bytes:
-        writer.write(LENGTH.pack(len(message)) + message)
+    async def call() -> bytes:
+        writer.write(LENGTH.pack(len(BODY)) + BODY)
         return await _read(reader)
 
-    took = await calls.one_by_one(lambda: call(BODY))
+    took = await calls.one_by_one(call)
     writer.close()
     await writer.wait_closed()
     return took
 
 
-async def _measure_joins(bootstrap: list[PeerAddress]) -> report.Row:
+async def _measure_messages(rows: Rows, bootstrap: Bootstrap, options: Options) -> None:
+    topic, node_topic = os.urandom(32), os.urandom(32)
+    found = defaultdict[str, list[float]](list)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(processes.serving("swarm", _options(bootstrap, topic)))
+        await stack.enter_async_context(_node("echo", _options(bootstrap, node_topic)))
+        node = await stack.enter_async_context(_node("ask", _options(bootstrap, node_topic, size=BIG, total=FLOOD_BYTES)))
+        tcp = await stack.enter_async_context(processes.serving("swarm"))
+        swarm = await stack.enter_async_context(_swarm(bootstrap))
+        await swarm.join(topic)
+        caller = Caller(await _first(swarm))
+        for _ in range(options.rounds):
+            over_tcp = await asyncio.to_thread(asyncio.run, _ask_tcp(int(tcp.ready["port"])))
+            ours = await calls.one_by_one(caller.call)
+            found["tcp p50"].append(report.percentile(over_tcp, 0.5))
+            found["p50"].append(report.percentile(ours, 0.5))
+            found["p99"].append(report.percentile(ours, 0.99))
+            found["rate"].append(await calls.many_at_once(caller.call, IN_FLIGHT, EACH))
+            found["big"].append(await caller.flood())
+            answer = await node.ask()
+            found["node p50"].append(answer["echo_us"])
+            found["node big"].append(answer["messages_per_second"])
+    rows.medians("echo 100 B, p50", found["p50"], "us", "asyncio TCP", found["tcp p50"], at_most=4)
+    rows.alone("echo 100 B, p99", median(found["p99"]), "us", at_most=3000)
+    rows.medians("echo 100 B, p50", found["p50"], "us", "Node alone", found["node p50"])
+    rows.alone("raw echoes, 32 in flight", median(found["rate"]), "messages/s", at_least=30_000)
+    rows.medians("64 KiB messages", found["big"], "messages/s", "Node alone", found["node big"], at_least=0.8)
+
+
+async def _measure_joins(rows: Rows, bootstrap: Bootstrap, _options: Options) -> None:
     took = []
     for _ in range(JOINS):
         topic = os.urandom(32)
@@ -266,22 +211,19 @@ async def _measure_joins(bootstrap: list[PeerAddress]) -> report.Row:
             await second.join(topic)
             await _first(second)
             took.append((time.perf_counter() - start) * 1e3)
-    return report.alone("join to first connection", median(took), "ms", at_most=100)
+    rows.alone("join to first connection", median(took), "ms", at_most=100)
 
 
-async def _measure_crowd(bootstrap: list[PeerAddress]) -> list[report.Row]:
-    nodes = [{"host": each.host, "port": each.port} for each in bootstrap]
+async def _measure_crowd(rows: Rows, bootstrap: Bootstrap, _arguments: Options) -> None:
     topic = os.urandom(32)
-    async with _node("bare", "--expose-gc") as bare:
-        bare_bytes = (await bare.hear())["rss"]
-    async with _swarm(bootstrap) as swarm, _node("crowd", bootstrap=nodes, topic=topic.hex(), count=CROWD) as crowd:
+    async with _node("bare", "{}", "--expose-gc") as bare:
+        bare_bytes = bare.ready["rss"]
+    async with _swarm(bootstrap) as swarm, _node("crowd", _options(bootstrap, topic, count=CROWD)) as crowd:
         await swarm.join(topic)
         await swarm.flush()
-        await crowd.hear()
         idle = (await swarm.stats()).rss_bytes
         start = time.perf_counter()
-        assert crowd.process.stdin is not None
-        crowd.process.stdin.write(b"\n")
+        crowd.send()
         kept: list[PeerConnection] = []
         async for connection in swarm:
             connection.open_window()
@@ -290,69 +232,46 @@ async def _measure_crowd(bootstrap: list[PeerAddress]) -> list[report.Row]:
                 break
         took = time.perf_counter() - start
         full = (await swarm.stats()).rss_bytes
-    return [
-        report.against("memory of a sidecar", idle / 1e6, "MB", "Node and the library", bare_bytes / 1e6, at_most=1.15),
-        report.alone("memory of a connection", max(0, full - idle) / CROWD / 1e6, "MB", at_most=0.3),
-        report.alone(f"{CROWD} swarms of one Node process connect", took, "s", at_most=1),
-    ]
+    rows.against("memory of a sidecar", idle / 1e6, "MB", "Node and the library", bare_bytes / 1e6, at_most=1.15)
+    rows.alone("memory of a connection", max(0, full - idle) / CROWD / 1e6, "MB", at_most=0.3)
+    rows.alone(f"{CROWD} swarms of one Node process connect", took, "s", at_most=1)
 
 
-async def _measure_deaf(bootstrap: list[PeerAddress], *, greedy: bool) -> report.Row:
-    """With ``greedy``, the peer grants the largest window and is stopped; otherwise it stops reading."""
-    topic = os.urandom(32)
-    nodes = [{"host": each.host, "port": each.port} for each in bootstrap]
-    texts = [str(each) for each in bootstrap]
-    other = _node("greedy", bootstrap=nodes, topic=topic.hex()) if greedy else _python("echo", bootstrap=texts, topic=topic.hex())
-    async with _swarm(bootstrap) as swarm, other as peer:
-        await peer.hear()
+async def _measure_deaf(rows: Rows, bootstrap: Bootstrap, _arguments: Options) -> None:
+    """Write to a peer that stops reading, and to one that grants the largest window and is stopped."""
+    topic, greedy_topic = os.urandom(32), os.urandom(32)
+    async with _swarm(bootstrap) as swarm, processes.serving("swarm", _options(bootstrap, topic)):
         await swarm.join(topic)
         connection = await _first(swarm)
-        if greedy:
-            peer.process.send_signal(signal.SIGSTOP)
-        else:
-            # The first messages allocate what later ones reuse.
-            first = Caller(connection)
-            await calls.one_by_one(lambda: first(BODY))
-            connection.send(bytes([DEAFEN]))
-        before = processes.resident_bytes() + (await swarm.stats()).rss_bytes
-        message = bytes([COUNT]) * BIG
-        end = time.monotonic() + DEAF_SECONDS
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + DEAF_SECONDS):
-                while True:
-                    await connection.write(message)
-        after = processes.resident_bytes() + (await swarm.stats()).rss_bytes
-        assert time.monotonic() >= end, "the connection ended before the measurement"
-        if greedy:
-            peer.process.send_signal(signal.SIGCONT)
-    who = "a peer that grants all and is stopped" if greedy else "a peer that never reads"
-    return report.alone(f"memory that {who} costs", (after - before) / 1e6, "MB", at_most=4)
+        # The first messages allocate what later ones reuse.
+        await calls.one_by_one(Caller(connection).call)
+        connection.send(bytes([DEAFEN]))
+        rows.alone("memory that a peer that never reads costs", await _held_by(swarm, connection), "MB", at_most=4)
+    async with _swarm(bootstrap) as swarm, _node("greedy", _options(bootstrap, greedy_topic)) as peer:
+        await swarm.join(greedy_topic)
+        connection = await _first(swarm)
+        peer.process.send_signal(signal.SIGSTOP)
+        held = await _held_by(swarm, connection)
+        peer.process.send_signal(signal.SIGCONT)
+        rows.alone("memory that a peer that grants all and is stopped costs", held, "MB", at_most=4)
 
 
-async def _measure(table: report.Table, rounds: int) -> None:
-    table.expect(("messages", "joins", "crowd", "deaf peers"))
-    async with dht() as bootstrap:
-        with table.part("messages") as rows:
-            rows.extend(await _measure_messages(bootstrap, rounds))
-        with table.part("joins") as rows:
-            rows.append(await _measure_joins(bootstrap))
-        with table.part("crowd") as rows:
-            rows.extend(await _measure_crowd(bootstrap))
-        with table.part("deaf peers") as rows:
-            for greedy in (False, True):
-                rows.append(await _measure_deaf(bootstrap, greedy=greedy))
-
-
-def _be_other(role: str, text: str) -> None:
-    options = json.loads(text)
-    if role == "tcp":
-        asyncio.run(_serve_tcp())
-    else:
-        uvloop.run(_serve_swarm(options["bootstrap"], options["topic"]))
+async def _held_by(swarm: Swarm, connection: PeerConnection) -> float:
+    """Return the MB that writing for some seconds adds to this process and its sidecar."""
+    before = processes.resident_mb() + (await swarm.stats()).rss_bytes / 1e6
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DEAF_SECONDS) as limit:
+            while True:
+                await connection.write(BIG_BODY)
+    assert limit.expired(), "the connection ended before the measurement"
+    return processes.resident_mb() + (await swarm.stats()).rss_bytes / 1e6 - before
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--other"]:
-        _be_other(*sys.argv[2:])
-    else:
-        report.run(__doc__, _measure, limits=(600.0, 180.0), rounds=(3, 1))
+    parts: dict[str, report.Part] = {
+        "messages": _measure_messages,
+        "joins": _measure_joins,
+        "crowd": _measure_crowd,
+        "deaf peers": _measure_deaf,
+    }
+    report.run(__doc__, parts, limits=(600.0, 180.0), setting=lambda _options: dht(), serve=_serve, rounds=(3, 1))

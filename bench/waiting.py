@@ -4,14 +4,17 @@ Part of ``bench.engine``.
 """
 
 import asyncio
+import itertools
 import random
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
-from bench import contenders, report, rounds
-from bench.contenders import Contender, Running, Shape
+from bench import contenders, report
+from bench.contenders import Running, Shape
+from bench.report import Options, Rows
 
 #: Words that are one token each.
 WORDS = ("the", "sea", "light", "was", "over", "and", "under", "old", "house", "with", "long", "night", "many", "small", "stone", "water")
@@ -32,6 +35,7 @@ QUIET_SECONDS = 6.0
 ENDLESS = LONG_CONTEXT - 100
 #: Tokens of each stream before its gaps count.
 RUNNING_IN = 8
+RIVAL = contenders.LlamaServer.name
 
 
 def message(tokens: int, source: random.Random) -> str:
@@ -43,134 +47,109 @@ async def first_token(running: Running, prompt: str, new_tokens: int = 4) -> tup
     """Return the milliseconds to the first token, and the tokens of the prompt."""
     came: list[float] = []
     start = time.perf_counter()
-    answer = await running.generate(prompt, new_tokens, lambda: came.append(time.perf_counter()))
-    return (came[0] - start) * 1000, answer.prompt_tokens
+    counts = await running.generate(prompt, new_tokens, lambda: came.append(time.perf_counter()))
+    return (came[0] - start) * 1000, counts.prompt_tokens
 
 
-async def measure_first_token(rows: list[report.Row], count: int, threads: int) -> None:
-    took: dict[str, list[float]] = {}
-    lengths: set[int] = set()
-    for number in range(count):
-        for contender in rounds.in_turn(contenders.everyone(), number):
+async def measure_first_token(rows: Rows, _shared: None, options: Options) -> None:
+    took, lengths = defaultdict[str, list[float]](list), set[int]()
+    for number in range(options.rounds):
+        for contender in report.in_turn(contenders.everyone(), number):
             # The same prompts for all, each used once.
             source = random.Random(number)
-            async with contender.opened(Shape(1, 2048, threads)) as running:
+            async with contenders.opened(contender, Shape(1, 2048, options.threads)) as running:
                 prompts = [message(SHORT_PROMPT - TEMPLATE_TOKENS, source) for _ in range(FIRST_TOKENS)]
                 found = [await first_token(running, prompt) for prompt in prompts]
             lengths |= {tokens for _, tokens in found}
-            took.setdefault(contender.name, []).append(statistics.median(milliseconds for milliseconds, _ in found))
-    rival = contenders.LlamaServer.name
-    length = f"{min(lengths)} to {max(lengths)}"
-    rows += [
-        rounds.paired(f"{name}: first token, prompt of {length} tokens", "ms", took[name], rival, took[rival], at_most=1.1)
-        for name in took
-        if name != rival
-    ]
+            took[contender.name].append(statistics.median(milliseconds for milliseconds, _ in found))
+    theirs, claim = took.pop(RIVAL), f"first token, prompt of {min(lengths)} to {max(lengths)} tokens"
+    for name, ours in took.items():
+        rows.paired(f"{name}: {claim}", ours, "ms", RIVAL, theirs, at_most=1.1)
 
 
-async def measure_shared_prefix(rows: list[report.Row], count: int, threads: int) -> None:
+async def measure_shared_prefix(rows: Rows, _shared: None, options: Options) -> None:
     for contender in contenders.everyone():
-        first: list[float] = []
-        second: list[float] = []
-        async with contender.opened(Shape(2, 2048, threads)) as running:
-            for number in range(max(count, LEAST_PREFIXES)):
+        first, second = list[float](), list[float]()
+        async with contenders.opened(contender, Shape(2, 2048, options.threads)) as running:
+            for number in range(max(options.rounds, LEAST_PREFIXES)):
                 source = random.Random(number)
                 prefix = message(SHARED_PREFIX, source)
                 for took in (first, second):
                     milliseconds, _ = await first_token(running, f"{prefix} {message(QUESTION, source)}")
                     took.append(milliseconds)
         claim = f"{contender.name}: first token behind a known prefix of {SHARED_PREFIX} tokens"
-        is_ours = isinstance(contender, contenders.Ours)
-        rows.append(rounds.paired(claim, "ms", second, "unknown", first, at_most=0.15 if is_ours else None))
+        rows.paired(claim, second, "ms", "unknown", first, at_most=None if contender.name == RIVAL else 0.15)
 
 
-async def measure_reuse(rows: list[report.Row], _count: int, threads: int) -> None:
+async def measure_reuse(rows: Rows, _shared: None, options: Options) -> None:
     """Send chats that begin with one of a few pages, and measure the total time and each wait."""
     took: dict[str, float] = {}
     for contender in contenders.everyone():
         source = random.Random(7)
         pages = [message(PAGE, source) for _ in range(PAGES)]
         prompts = [f"{pages[number % PAGES]} {message(CHAT_PROMPT - PAGE - TEMPLATE_TOKENS, source)}" for number in range(CHATS)]
-        async with contender.opened(Shape(CHATS_AT_ONCE, 512, threads)) as running:
-            start = time.perf_counter()
-            queue = iter(prompts)
+        async with contenders.opened(contender, Shape(CHATS_AT_ONCE, 512, options.threads)) as running:
+            start, queue, waits = time.perf_counter(), iter(prompts), list[float]()
             async with asyncio.TaskGroup() as tasks:
-                callers = [tasks.create_task(_ask_all(running, queue)) for _ in range(CHATS_AT_ONCE)]
-            waits = [wait for caller in callers for wait in caller.result()]
+                for _ in range(CHATS_AT_ONCE):
+                    tasks.create_task(_ask_all(running, queue, waits))
             took[contender.name] = time.perf_counter() - start
-        rows.append(
-            report.alone(f"{contender.name}: first token of {CHATS} chats, {CHATS_AT_ONCE} at a time, p50", statistics.median(waits), "ms")
-        )
-    rival = contenders.LlamaServer.name
+        claim = f"{contender.name}: first token of {CHATS} chats, {CHATS_AT_ONCE} at a time, p50"
+        rows.alone(claim, statistics.median(waits), "ms")
+    theirs = took.pop(RIVAL)
     claim = f"{CHATS} prompts of {CHAT_PROMPT} tokens that begin with one of {PAGES} pages of {PAGE}, {CHAT_TOKENS} new tokens each"
-    ours = [name for name in took if name != rival]
-    rows += [rounds.paired(f"{name}: {claim}", "s", [took[name]], rival, [took[rival]], at_most=1.0) for name in ours]
+    for name, ours in took.items():
+        rows.paired(f"{name}: {claim}", [ours], "s", RIVAL, [theirs], at_most=1.0)
 
 
-async def _ask_all(running: Running, queue: Iterator[str]) -> list[float]:
-    """Send prompts until the queue is empty. Return the milliseconds to each first token."""
-    return [(await first_token(running, prompt, CHAT_TOKENS))[0] for prompt in queue]
-
-
-class Streams:
-    """Endless streams, and the gaps between their tokens."""
-
-    def __init__(self) -> None:
-        self._last: list[float | None] = [None] * STREAMS
-        self._given = [0] * STREAMS
-        self.run_in = asyncio.Event()
-        #: The time at the end of a gap, and its milliseconds.
-        self._gaps: list[tuple[float, float]] = []
-
-    def came(self, stream: int) -> None:
-        now, last = time.perf_counter(), self._last[stream]
-        if last is not None:
-            self._gaps.append((now, (now - last) * 1000))
-        self._last[stream] = now
-        self._given[stream] += 1
-        if min(self._given) >= RUNNING_IN:
-            self.run_in.set()
-
-    def since(self, start: float) -> list[float]:
-        """Return the gaps that ended after ``start``."""
-        return [gap for end, gap in self._gaps if end > start]
+async def _ask_all(running: Running, queue: Iterator[str], waits: list[float]) -> None:
+    for prompt in queue:
+        milliseconds, _ = await first_token(running, prompt, CHAT_TOKENS)
+        waits.append(milliseconds)
 
 
 @asynccontextmanager
-async def _streams(running: Running) -> AsyncIterator[Streams]:
-    """Enter the block when all streams generate tokens, and cancel them afterwards."""
-    streams = Streams()
+async def _streams(running: Running) -> AsyncIterator[list[list[float]]]:
+    """Enter the block when all streams generate tokens, and cancel them afterwards. Yields the times of each one's tokens."""
+    came: list[list[float]] = [[] for _ in range(STREAMS)]
+    run_in = asyncio.Event()
 
     async def run(stream: int) -> None:
-        prompt = f"Tell the long story of ship number {stream}, with many details."
-        await running.generate(prompt, ENDLESS, lambda: streams.came(stream))
+        def arrived() -> None:
+            came[stream].append(time.perf_counter())
+            if min(map(len, came)) >= RUNNING_IN:
+                run_in.set()
+
+        await running.generate(f"Tell the long story of ship number {stream}, with many details.", ENDLESS, arrived)
 
     async with asyncio.TaskGroup() as tasks:
         endless = [tasks.create_task(run(stream)) for stream in range(STREAMS)]
-        await streams.run_in.wait()
-        yield streams
+        await run_in.wait()
+        yield came
         assert not any(stream.done() for stream in endless), "a stream ended by itself, and its gaps were not measured"
         for stream in endless:
             stream.cancel()
 
 
-async def _gaps(contender: Contender, number: int, threads: int) -> tuple[float, float, float]:
-    """Return the 99th percentile of the gaps, quiet and beside a long prompt, in milliseconds; and the duration of the prompt."""
-    async with contender.opened(Shape(STREAMS + 1, LONG_CONTEXT, threads)) as running, _streams(running) as streams:
-        start = time.perf_counter()
-        await asyncio.sleep(QUIET_SECONDS)
-        quiet = streams.since(start)
-        start = time.perf_counter()
-        milliseconds, _ = await first_token(running, message(LONG_PROMPT, random.Random(number)))
-        beside = streams.since(start)
-        return report.percentile(quiet, 0.99), report.percentile(beside, 0.99), milliseconds
+def _gap(came: list[list[float]], start: float) -> float:
+    """Return the 99th percentile of the gaps that ended after ``start``, in milliseconds."""
+    gaps = [(now - last) * 1000 for times in came for last, now in itertools.pairwise(times) if now > start]
+    return report.percentile(gaps, 0.99)
 
 
-async def measure_gaps(rows: list[report.Row], count: int, threads: int) -> None:
+async def measure_gaps(rows: Rows, _shared: None, options: Options) -> None:
     for contender in contenders.everyone():
-        found = [await _gaps(contender, number, threads) for number in range(count)]
-        quiet, beside, took = ([each[column] for each in found] for column in range(3))
+        quiet, beside, took = list[float](), list[float](), list[float]()
+        for number in range(options.rounds):
+            shape = Shape(STREAMS + 1, LONG_CONTEXT, options.threads)
+            async with contenders.opened(contender, shape) as running, _streams(running) as came:
+                start = time.perf_counter()
+                await asyncio.sleep(QUIET_SECONDS)
+                quiet.append(_gap(came, start))
+                start = time.perf_counter()
+                milliseconds, _ = await first_token(running, message(LONG_PROMPT, random.Random(number)))
+                beside.append(_gap(came, start))
+                took.append(milliseconds)
         claim = f"{contender.name}: gap between tokens, p99, beside a prompt of {LONG_PROMPT} tokens"
-        is_ours = isinstance(contender, contenders.Ours)
-        rows.append(rounds.paired(claim, "ms", beside, "quiet", quiet, at_most=3 if is_ours else None))
-        rows.append(report.alone("  its first token", statistics.median(took), "ms"))
+        rows.paired(claim, beside, "ms", "quiet", quiet, at_most=None if contender.name == RIVAL else 3)
+        rows.alone("  its first token", statistics.median(took), "ms")

@@ -6,16 +6,20 @@ import json
 import math
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import contenders, engine, report
-from bench.report import Better, Table
+from bench.report import Better, Rows, Table
+
+PARTS, QUICK_PARTS = ("quick", "slow", "last"), ("quick", "last")
 
 
 def _options(*words: str) -> argparse.Namespace:
-    return report.arguments("A bench.", limits=(600.0, 60.0), quick="one round").parse_args(words)
+    return report.arguments("A bench.", {"time_limit": (600.0, 60.0), "rounds": (3, 1)}, PARTS, QUICK_PARTS, words)
 
 
 def _table(words: str = "") -> Table:
@@ -23,8 +27,20 @@ def _table(words: str = "") -> Table:
         return table
 
 
-def _row(claim: str) -> report.Row:
-    return report.against(claim, 3.0, "calls/s", "theirs", 2.0)
+def _add(rows: Rows, claim: str) -> None:
+    rows.against(claim, 3.0, "calls/s", "theirs", 2.0)
+
+
+def _against(unit: str, rival_value: float, **target: Any) -> report.Row:
+    rows = Rows()
+    rows.against("a claim", 3.0, unit, "theirs", rival_value, **target)
+    return rows[0]
+
+
+def _paired(values: list[float], others: list[float], **target: Any) -> report.Row:
+    rows = Rows()
+    rows.paired("ours", values, "tokens/s", "theirs", others, **target)
+    return rows[0]
 
 
 def _stopped() -> float:
@@ -45,11 +61,11 @@ def test_the_time_limit_is_that_of_the_form_unless_it_is_given(words: str, secon
 
 def test_a_bench_that_runs_out_of_its_time_prints_the_rows_that_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def measure(table: Table) -> None:
-        table.expect(("first", "second", "third"))
+        table.unfinished += ["first", "second", "third"]
         with table.part("first") as rows:
-            rows.append(_row("a whole part"))
+            _add(rows, "a whole part")
         with table.part("second") as rows:
-            rows.append(_row("the beginning of a part"))
+            _add(rows, "the beginning of a part")
             await _forever()
 
     options = _options("--time-limit", "0.02", "--json", str(tmp_path / "rows.json"), "--save", str(tmp_path / "made" / "table.txt"))
@@ -65,8 +81,8 @@ def test_a_bench_that_runs_out_of_its_time_prints_the_rows_that_it_has(tmp_path:
 
 
 def test_a_bench_that_fails_prints_the_rows_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ZeroDivisionError), report.opened(_options()) as table:
-        table.add([_row("before the fault")])
+    with pytest.raises(ZeroDivisionError), report.opened(_options()) as table, table.part("calls") as rows:
+        _add(rows, "before the fault")
         raise ZeroDivisionError
     assert "before the fault" in capsys.readouterr().out
 
@@ -84,7 +100,8 @@ def test_a_bench_that_is_asked_to_end_prints_the_rows_that_it_has(capsys: pytest
     problems: list[object] = []
 
     async def measure(table: Table) -> None:
-        table.add([_row("before SIGTERM")])
+        with table.part("calls") as rows:
+            _add(rows, "before SIGTERM")
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _loop, context: problems.append(context))
         # Supervisors and people send it again when nothing seems to happen.
@@ -108,9 +125,9 @@ def test_a_bench_that_is_asked_to_end_prints_the_rows_that_it_has(capsys: pytest
 def test_no_part_begins_when_the_time_is_over() -> None:
     now = 100.0
     table = Table(10.0, clock=lambda: now)
-    table.expect(("one", "two"))
+    table.unfinished += ["one", "two"]
     with table.part("one") as rows:
-        rows.append(_row("slow, and without an await"))
+        _add(rows, "slow, and without an await")
         now = 110.0
     with pytest.raises(report.OutOfTime), table.part("two"):
         pytest.fail("the part has begun")
@@ -129,20 +146,63 @@ def test_no_part_begins_when_the_time_is_over() -> None:
     ],
 )
 def test_every_ratio_says_which_way_is_better(unit: str, at_most: float | None, at_least: float | None, better: Better) -> None:
-    row = report.against("a claim", 3.0, unit, "theirs", 2.0, at_most=at_most, at_least=at_least)
+    row = _against(unit, 2.0, at_most=at_most, at_least=at_least)
     assert (row.ratio, row.better) == (1.5, better)
 
 
 def test_a_ratio_of_an_unknown_unit_without_a_target_is_refused() -> None:
     with pytest.raises(ValueError, match="whether more 'turns' is better"):
-        report.against("a claim", 3.0, "turns", "theirs", 2.0)
+        _against("turns", 2.0)
 
 
 def test_a_rival_that_did_nothing_gives_no_ratio() -> None:
-    row = report.against("a claim", 3.0, "ms", "theirs", 0.0, at_most=1.0)
+    row = _against("ms", 0.0, at_most=1.0)
     assert row.ratio is not None
     assert math.isnan(row.ratio)
     assert row.met is False
+
+
+# --- rounds --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_ratio_is_of_pairs_and_not_of_medians() -> None:
+    # The machine is half as fast in the second round, for both.
+    row = _paired([200.0, 90.0, 220.0], [100.0, 50.0, 100.0], at_least=2.0)
+    assert (row.value, row.rival_value) == (200.0, 100.0)
+    assert row.ratio == pytest.approx(2.0)
+    assert (row.claim, row.between) == ("ours", (1.8, 2.2))
+    assert row.met
+
+
+@pytest.mark.parametrize("others", [[0.0, 100.0, 100.0], [math.nan, 100.0, 100.0]], ids=["nothing", "no number"])
+def test_a_round_without_a_figure_leaves_no_ratio(others: list[float]) -> None:
+    row = _paired([200.0, 90.0, 220.0], others, at_least=1.0)
+    assert row.ratio is not None
+    assert math.isnan(row.ratio)
+    assert row.met is False
+
+
+@pytest.mark.parametrize(
+    ("at_most", "at_least", "met"),
+    [
+        pytest.param(1.1, None, True, id="little enough"),
+        pytest.param(0.9, None, False, id="too much"),
+        pytest.param(None, 1.0, True, id="just enough"),
+        pytest.param(None, 1.01, False, id="too little"),
+        pytest.param(None, None, None, id="for information"),
+    ],
+)
+def test_a_target_is_met_or_not(at_most: float | None, at_least: float | None, met: bool | None) -> None:
+    row = _paired([5.0], [5.0], at_most=at_most, at_least=at_least)
+    assert row.met is met
+    assert (row.target is None) == (met is None)
+
+
+def test_everybody_goes_first_once() -> None:
+    everyone: list[contenders.Contender] = [*contenders.everyone(), contenders.PythonServer()]
+    firsts = [report.in_turn(everyone, number)[0] for number in range(len(everyone))]
+    assert firsts == everyone
+    assert all(set(report.in_turn(everyone, number)) == set(everyone) for number in range(5))
 
 
 # --- bench.engine --------------------------------------------------------------------------------------------------------
@@ -172,21 +232,29 @@ def test_the_engines_rows_are_those_of_which_both_sides_were_measured(rates: dic
     assert all(row.ratio == 1.0 for row in found)
 
 
-def test_the_engines_bench_keeps_the_sections_that_it_had_time_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async def quick(rows: list[report.Row], _rounds: int, _threads: int) -> None:
-        rows.append(_row("throughput"))
+async def test_the_parts_that_are_measured_are_those_of_the_form_or_of_the_command_line() -> None:
+    async def measure(rows: Rows, shared: None, options: argparse.Namespace) -> None:
+        _add(rows, f"{options.rounds} rounds")
 
-    async def slow(rows: list[report.Row], _rounds: int, _threads: int) -> None:
-        rows.append(_row("the first contender's wait"))
+    for words, claims in (("", ["3 rounds"] * 3), ("--quick", ["1 rounds"] * 2), ("--only slow --rounds 7", ["7 rounds"])):
+        table = Table(10.0)
+        await report.measure(table, dict.fromkeys(PARTS, measure), _options(*words.split()), lambda _options: nullcontext())
+        assert [row.claim for row in table.rows] == claims
+
+
+def test_a_bench_keeps_the_parts_that_it_had_time_for(capsys: pytest.CaptureFixture[str]) -> None:
+    async def quick(rows: Rows, shared: None, options: argparse.Namespace) -> None:
+        _add(rows, "throughput")
+
+    async def slow(rows: Rows, shared: None, options: argparse.Namespace) -> None:
+        _add(rows, "the first contender's wait")
         await _forever()
 
-    for name, section in {"throughput": quick, "first_token": slow, "shared_prefix": quick}.items():
-        monkeypatch.setitem(engine.SECTIONS, name, section)
-    with pytest.raises(SystemExit), report.opened(_options("--time-limit", "0.02"), clock=_stopped) as table:
-        table.run(engine.measure(table, engine.QUICK_SECTIONS, 1, 2))
+    options = _options("--time-limit", "0.02")
+    parts: dict[str, report.Part] = {"quick": quick, "slow": slow, "last": quick}
+    with pytest.raises(SystemExit), report.opened(options, clock=_stopped) as table:
+        table.run(report.measure(table, parts, options, lambda _options: nullcontext()))
     out, err = capsys.readouterr()
     assert [row.claim for row in table.rows] == ["throughput", "the first contender's wait"]
     assert "the first contender's wait" in out
-    assert "not measured to its end: first_token, shared_prefix" in err
+    assert "not measured to its end: slow, last" in err

@@ -4,12 +4,16 @@ import sys
 
 import pytest
 
-from bench import soak
-from bench.soak import Reading
+from bench import processes
+from bench.report import Rows
+from tests.soak import soak
+from tests.soak.soak import Reading
 
 
 def _by_claim(first: dict[str, Reading], last: dict[str, Reading]) -> dict[str, bool | None]:
-    return {row.claim: row.met for row in soak.compare(first, last)}
+    rows = Rows()
+    soak.compare(rows, first, last)
+    return {row.claim: row.met for row in rows}
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,6 @@ def test_what_a_process_holds_and_whom_it_started() -> None:
         assert process.stdout is not None
         process.stdout.readline()
         reading = soak.read(process.pid)
-        assert process.pid in soak.children_of(os.getpid())
+        assert process.pid in processes.children_of(os.getpid())
         process.communicate(b"\n")
     assert 50.0 < reading.uss < reading.rss < 100.0

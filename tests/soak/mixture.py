@@ -3,15 +3,19 @@
 ``form_of`` returns the form of a request by its number, the same in every run. ``ask`` sends it and records the outcome.
 """
 
+import asyncio
 import enum
+import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import httpx
 import msgspec
+
+from bench import http_load
+from bench.http_load import Answer, Client
 
 #: The model that costs nothing, and the real one.
 ECHO, REAL = "echo", "smollm2"
@@ -22,7 +26,7 @@ ANSWER_SECONDS = 120.0
 #: How long an impatient client waits for an answer that takes longer.
 IMPATIENT_SECONDS = 0.03
 LONG_ANSWER_WORDS = 80
-#: Events read before a client disconnects in the middle.
+#: Pieces read before a client disconnects in the middle.
 MIDDLE = 4
 
 GRAMMAR = 'root ::= ("yes" | "no") "."'
@@ -30,7 +34,7 @@ GRAMMAR = 'root ::= ("yes" | "no") "."'
 Body = dict[str, object]
 
 
-class Door(enum.Enum):
+class Entrance(enum.Enum):
     GATEWAY = enum.auto()
     #: Forwards to the gateway.
     WEB = enum.auto()
@@ -49,15 +53,12 @@ class Form:
     name: str
     #: Requests of this form in each lap.
     times: int
-    #: Makes the body for a request's number: JSON, or invalid bytes.
-    body: Callable[[int], Body | bytes]
+    #: Makes the body for a request's number: JSON, or invalid text.
+    body: Callable[[int], Body | str]
     path: str = "/v1/chat/completions"
     status: int = 200
     leaving: Leaving = Leaving.AT_THE_END
-    door: Door = Door.GATEWAY
-
-
-# --- requests ------------------------------------------------------------------------------------------------------------
+    entrance: Entrance = Entrance.GATEWAY
 
 
 def _words(number: int, count: int) -> str:
@@ -103,15 +104,15 @@ FORMS = (
     Form("a stop", 6, lambda number: _echo(number, stop=[f"{number}x7", "never said"])),
     Form("/api/inference", 5, lambda number: {"model": ECHO, "prompt": _words(number, 8)}, path="/api/inference"),
     Form("/api/infer", 3, lambda number: {"model": ECHO, "payload": {"prompt": _words(number, 8), "stream": True}}, path="/api/infer"),
-    Form("through web", 5, _echo, door=Door.WEB),
-    Form("streamed through web", 3, _with_usage, door=Door.WEB),
-    Form("left in the middle through web", 2, _long_stream, leaving=Leaving.IN_THE_MIDDLE, door=Door.WEB),
+    Form("through web", 5, _echo, entrance=Entrance.WEB),
+    Form("streamed through web", 3, _with_usage, entrance=Entrance.WEB),
+    Form("left in the middle through web", 2, _long_stream, leaving=Leaving.IN_THE_MIDDLE, entrance=Entrance.WEB),
     Form("vectors", 2, lambda number: {"model": ECHO, "input": [_words(number, 8)]}, path="/v1/embeddings"),
     Form("a wrong parameter", 2, partial(_echo, temperature=5), status=400),
     Form("an unknown model", 2, lambda number: _echo(number) | {"model": f"model-{number}"}, status=404),
-    Form("no JSON", 2, lambda number: f'{{"model": "echo", "messages": [{number}'.encode(), status=400),
+    Form("no JSON", 2, lambda number: f'{{"model": "echo", "messages": [{number}', status=400),
     Form("no prompt", 2, lambda number: _echo(number) | {"messages": []}, status=400),
-    Form("a key of nobody", 2, _echo, status=401, door=Door.STRANGER),
+    Form("a key of nobody", 2, _echo, status=401, entrance=Entrance.STRANGER),
     Form("real", 2, _real),
     Form("real, streamed", 2, partial(_real, stream=True, logprobs=True, top_logprobs=2)),
     Form("real, left in the middle", 2, partial(_real, max_tokens=200, stream=True), leaving=Leaving.IN_THE_MIDDLE),
@@ -136,9 +137,6 @@ def form_of(number: int) -> Form:
     return random.Random(lap).sample(_LAP, LAP)[place]
 
 
-# --- outcomes ------------------------------------------------------------------------------------------------------------
-
-
 class Tally:
     """Counts the requests of each form, and collects unexpected outcomes."""
 
@@ -146,50 +144,42 @@ class Tally:
         self.asked: Counter[str] = Counter()
         self.wrong: list[str] = []
 
-    def add(self, number: int, form: Form, wrong: str | None) -> None:
-        self.asked[form.name] += 1
-        if wrong is not None:
-            self.wrong.append(f"request {number}, {form.name}: {wrong}")
 
-
-async def ask(doors: Mapping[Door, httpx.AsyncClient], number: int, tally: Tally) -> None:
-    """Raises nothing for the outcome of the request, which goes into the tally."""
+async def ask(entrances: Mapping[Entrance, tuple[Client, str]], number: int, tally: Tally) -> None:
+    """Send a request; each entrance is a client and its key."""
     form = form_of(number)
+    (client, key), body = entrances[form.entrance], form.body(number)
+    request = http_load.post(form.path, body if isinstance(body, str) else json.dumps(body), f"authorization: Bearer {key}")
+    seconds = IMPATIENT_SECONDS if form.leaving is Leaving.BEFORE_THE_ANSWER else ANSWER_SECONDS
+    pieces, wrong = 0, None
+
+    def arrived() -> None:
+        nonlocal pieces
+        pieces += 1
+        if form.leaving is Leaving.IN_THE_MIDDLE and pieces == MIDDLE:
+            limit.reschedule(asyncio.get_running_loop().time())
+
     try:
-        wrong = await _find_wrong(doors[form.door], form, form.body(number))
-    except httpx.TransportError as error:
-        wrong = repr(error)
-    tally.add(number, form, wrong)
+        async with asyncio.timeout(seconds) as limit:
+            wrong = find_wrong(form, *await client.ask(request.encode(), arrived))
+    except TimeoutError:
+        if form.leaving is Leaving.AT_THE_END or (form.leaving is Leaving.IN_THE_MIDDLE and pieces < MIDDLE):
+            wrong = f"nothing for {seconds:g} s"
+    tally.asked[form.name] += 1
+    if wrong is not None:
+        tally.wrong.append(f"request {number}, {form.name}: {wrong}")
 
 
-async def _find_wrong(http: httpx.AsyncClient, form: Form, body: Body | bytes) -> str | None:
-    content = body if isinstance(body, bytes) else msgspec.json.encode(body)
-    is_impatient = form.leaving is Leaving.BEFORE_THE_ANSWER
-    seconds = IMPATIENT_SECONDS if is_impatient else ANSWER_SECONDS
-    asked = http.stream("POST", form.path, content=content, headers={"content-type": "application/json"}, timeout=seconds)
+def find_wrong(form: Form, answer: Answer, response: bytes | bytearray) -> str | None:
+    """Return what is wrong with a response that was read to its end. Pure."""
+    if answer.status != form.status:
+        return f"{answer.status} {bytes(response[:500])!r}"
+    if b'data: {"error"' in response or not answer.whole:
+        return f"it ended with {bytes(response[-300:])!r}"
+    head, _, body = response.partition(b"\r\n\r\n")
     try:
-        async with asked as answer:
-            if answer.status_code != form.status:
-                return f"{answer.status_code} {(await answer.aread())[:300]!r}"
-            if answer.headers["content-type"].startswith("text/event-stream"):
-                return await find_wrong_in_stream(answer.aiter_lines(), form.leaving)
-            msgspec.json.decode(await answer.aread())
-            return None
-    except httpx.TimeoutException:
-        return None if is_impatient else f"nothing for {seconds:g} s"
+        if b"text/event-stream" not in head:
+            msgspec.json.decode(body[body.find(b"{") : body.rfind(b"}") + 1])
     except msgspec.DecodeError as error:
         return f"the answer is no JSON: {error}"
-
-
-async def find_wrong_in_stream(lines: AsyncIterator[str], leaving: Leaving) -> str | None:
-    """Read until the client leaves."""
-    events, last = 0, ""
-    async for line in lines:
-        if not line:
-            continue
-        events, last = events + 1, line
-        if line.startswith('data: {"error"'):
-            return line
-        if leaving is Leaving.IN_THE_MIDDLE and events == MIDDLE:
-            return None
-    return None if last == "data: [DONE]" else f"the stream ended with {last!r}"
+    return None
