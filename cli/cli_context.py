@@ -48,7 +48,7 @@ class CliContext:
 
         return interrupts.run(connected())
 
-    def ask(self, method: "Method[Request, Reply]", request: "Request", *, key_needed: bool = True) -> "Reply":
+    def call(self, method: "Method[Request, Reply]", request: "Request", *, key_needed: bool = True) -> "Reply":
         """Make one call and return its answer."""
         return self.run(lambda connection: connection.call(method, request), key_needed=key_needed)
 

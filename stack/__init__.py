@@ -1,1 +1,1 @@
-"""The stack on one machine: real PostgreSQL, Valkey and NATS servers, the five services, and the supervisor that keeps them."""
+"""The stack on one machine: PostgreSQL, Valkey and NATS servers, the five services, and the supervisor that runs them."""

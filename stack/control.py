@@ -51,7 +51,7 @@ decode_order = msgspec.json.Decoder(Order).decode
 _decode_answer = msgspec.json.Decoder(ControlAnswer).decode
 
 
-async def ask(socket: Path, order: Order) -> ControlAnswer | None:
+async def send(socket: Path, order: Order) -> ControlAnswer | None:
     """Return None if no supervisor answers within 5 s."""
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):

@@ -13,7 +13,7 @@ import msgspec
 
 from stack.servers.program import CommandProbe, DatagramProbe, Probe, Program, SocketProbe
 
-_ASK_SECONDS = 2.0
+_PROBE_SECONDS = 2.0
 #: A /readyz body is a few hundred bytes.
 _MAX_ANSWER_BYTES = 64 * 1024
 _MAX_DATAGRAM_BYTES = 2048
@@ -43,34 +43,34 @@ class ProbeResult(Enum):
     READY = "ready"
 
 
-async def hear(probe: Probe) -> ProbeResult:
+async def run_probe(probe: Probe) -> ProbeResult:
     """Ask once, for at most 2 s; raises nothing."""
     with contextlib.suppress(OSError):
-        async with asyncio.timeout(_ASK_SECONDS):
+        async with asyncio.timeout(_PROBE_SECONDS):
             match probe:
                 case CommandProbe(command, silence_status):
-                    asked = await asyncio.create_subprocess_exec(*command)
-                    status = await asked.wait()
+                    process = await asyncio.create_subprocess_exec(*command)
+                    status = await process.wait()
                     return ProbeResult.NOTHING if status == silence_status else _judge(status == 0)
                 case SocketProbe(place, question, expected):
                     answer = await _exchange(place, question, expected)
                     return _judge(answer == expected) if answer else ProbeResult.NOTHING
                 case DatagramProbe(host, ports, question, expected):
-                    answers = [await _ask((host, port), question) for port in ports]
+                    answers = [await _exchange_datagram((host, port), question) for port in ports]
                     return _judge(all(each.startswith(expected) for each in answers))
     return ProbeResult.NOTHING
 
 
 async def is_ready(probe: Probe) -> bool:
     """Try once, for at most 2 s."""
-    return await hear(probe) is ProbeResult.READY
+    return await run_probe(probe) is ProbeResult.READY
 
 
 async def gets_answer(program: Program) -> bool:
     """Return whether a running program answers at all, even with a refusal. True if it has no probe."""
     if program.url is not None:
         return await _answers_http(program.url)
-    return program.probe is None or await hear(program.probe) is not ProbeResult.NOTHING
+    return program.probe is None or await run_probe(program.probe) is not ProbeResult.NOTHING
 
 
 def _judge(is_expected: bool) -> ProbeResult:
@@ -79,7 +79,7 @@ def _judge(is_expected: bool) -> ProbeResult:
 
 async def _answers_http(url: str) -> bool:
     try:
-        async with asyncio.timeout(_ASK_SECONDS):
+        async with asyncio.timeout(_PROBE_SECONDS):
             await _get(url, "/healthz")
     except (OSError, ValueError):
         return False
@@ -100,7 +100,7 @@ async def _exchange(place: Path | int, question: bytes, expected: bytes) -> byte
         writer.close()
 
 
-async def _ask(place: tuple[str, int], question: bytes) -> bytes:
+async def _exchange_datagram(place: tuple[str, int], question: bytes) -> bytes:
     with socket.socket(type=socket.SOCK_DGRAM) as line:
         line.setblocking(False)
         # On a connected socket, a port without a listener refuses immediately, and nothing else can answer.
@@ -113,7 +113,7 @@ async def _ask(place: tuple[str, int], question: bytes) -> bytes:
 async def health_of(url: str) -> Health:
     """Return a service's own report at this address. Takes at most 2 s and raises nothing."""
     try:
-        async with asyncio.timeout(_ASK_SECONDS):
+        async with asyncio.timeout(_PROBE_SECONDS):
             status, body = await _get(url, "/readyz")
     except TimeoutError:
         return Health(False, "it does not answer")

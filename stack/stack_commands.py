@@ -30,7 +30,7 @@ def _home() -> "StackHome":
     return stack_home.locate(os.environ)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     click.echo(f"  {text}", err=True)
 
 
@@ -87,14 +87,14 @@ def up(ask: str | None) -> None:
     from stack import first_run, up_down
 
     home = _home()
-    settings = asyncio.run(up_down.up(home, os.environ, Path.cwd(), _say))
+    settings = asyncio.run(up_down.up(home, os.environ, Path.cwd(), _print))
     asyncio.run(first_run.ensure_profile(home, settings))
     if ask is not None:
-        _ask(home, ask)
+        _run_prompt(home, ask)
     _show_places(home, settings)
 
 
-def _ask(home: "StackHome", prompt: str) -> None:
+def _run_prompt(home: "StackHome", prompt: str) -> None:
     import shlex
     import subprocess
     import sys
@@ -152,7 +152,7 @@ def down() -> None:
     """Stop everything. The data stays."""
     from stack import up_down
 
-    ran = asyncio.run(up_down.down(_home(), _say))
+    ran = asyncio.run(up_down.down(_home(), _print))
     click.echo("stopped; your data is kept" if ran else "nothing was running")
 
 
@@ -213,8 +213,8 @@ def restart(program: str) -> None:
     from stack import control, status_overview
 
     home = _home()
-    before = asyncio.run(control.ask(home.control_socket, control.StatusRequest()))
-    answer = asyncio.run(control.ask(home.control_socket, control.Restart(program)))
+    before = asyncio.run(control.send(home.control_socket, control.StatusRequest()))
+    answer = asyncio.run(control.send(home.control_socket, control.Restart(program)))
     if answer is None:
         raise click.ClickException("nothing is running; start it with: make up")
     if not answer.ok:

@@ -125,14 +125,14 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     environment |= dht_programs.environment_of_services(settings, relay_seed(home))
     environment |= {f"{name}_FILE": str(home.secrets / file) for name, file in _SECRETS[service].items()}
     if service == "auth":
-        given = {
+        defaults = {
             "MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"),
             "PUBLIC_URL": public_url("web", settings),
             "AUDIT_ANCHOR_FILE": str(home.root / "audit_anchors.jsonl"),
             # If other machines can reach the stack, registration is closed.
             "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
         }
-        environment = {**given, **environment}
+        environment = {**defaults, **environment}
     if service in DATABASE_ROLES:
         own = f"{service.upper()}_DATABASE_URL_FILE"
         embedded = {} if _has_external_databases(settings) else {"DATABASE_URL_FILE": str(database_url_file(home, service))}

@@ -31,13 +31,13 @@ class StatusRow(msgspec.Struct, frozen=True):
 
 async def collect(home: StackHome) -> list[StatusRow]:
     """Return one row per program; none if nothing is running."""
-    answer = await control.ask(home.control_socket, control.StatusRequest())
+    answer = await control.send(home.control_socket, control.StatusRequest())
     if answer is None:
         return []
     stack = settings.load(settings.read_recorded(home))
     urls = {name: stack_plan.url_of(name, stack) for name in (*stack_plan.SERVICES, *((stack_plan.ECHO,) if stack.echo else ()))}
-    asked = {server.name: server.probe for server in stack_plan.servers(home, stack, os.environ)}
-    return list(await asyncio.gather(*(_row(each, urls.get(each.name), asked.get(each.name)) for each in answer.programs)))
+    probes_by_name = {server.name: server.probe for server in stack_plan.servers(home, stack, os.environ)}
+    return list(await asyncio.gather(*(_row(each, urls.get(each.name), probes_by_name.get(each.name)) for each in answer.programs)))
 
 
 async def _row(program: ProgramStatus, url: str | None, probe: Probe | None) -> StatusRow:

@@ -115,20 +115,20 @@ class Supervisor:
     async def _keep_logs_short(self) -> None:
         """Limit logs by size all the time, and by age once a day and at the start."""
         looked_on: date | None = None
-        told: dict[str, str] = {}
+        reported: dict[str, str] = {}
         while True:
             today = datetime.now(UTC).date()
             # In a thread, because reading a long log takes a moment.
             problems = await asyncio.to_thread(_shorten_logs, self._home, today, None if today == looked_on else self._log_days)
-            for name, why in problems.items() - told.items():
+            for name, why in problems.items() - reported.items():
                 _log.warning("%s cannot be shortened: %s", name, why)
-            looked_on, told = today, problems
+            looked_on, reported = today, problems
             await asyncio.sleep(_ROTATE_SECONDS)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(5):
-                answer = self._obey(control.decode_order(await reader.readline()))
+                answer = self._handle(control.decode_order(await reader.readline()))
                 writer.write(msgspec.json.encode(answer) + b"\n")
                 await writer.drain()
         except (OSError, ValueError, msgspec.DecodeError) as error:
@@ -136,7 +136,7 @@ class Supervisor:
         finally:
             writer.close()
 
-    def _obey(self, order: control.Order) -> control.ControlAnswer:
+    def _handle(self, order: control.Order) -> control.ControlAnswer:
         match order:
             case control.StatusRequest():
                 return self._answer()
@@ -176,13 +176,13 @@ def only_one(home: StackHome, patience_seconds: float = 0.0) -> Iterator[int | N
     """Take the lock of this home's supervisor. Yields its file descriptor, or None if another process keeps it."""
     path = home.run / "supervisor.lock"
     path.touch(mode=0o600)
-    give_up_at = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + patience_seconds
     with path.open("a") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() < give_up_at:
+                if time.monotonic() < deadline:
                     time.sleep(0.02)
                     continue
                 yield None

@@ -33,12 +33,12 @@ _FEW = 5
 
 SUPERVISOR = "supervisor"
 
-Say = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class WaitProgress:
-    """Who is not ready yet, and why in its own words."""
+    """The programs that are ready, and why the others are not."""
 
     ready: frozenset[str]
     reasons: dict[str, str]
@@ -52,45 +52,45 @@ class StateBefore:
     log_ends: dict[str, int]
 
 
-async def up(home: StackHome, environment: Mapping[str, str], folder: Path, say: Say) -> StackSettings:
+async def up(home: StackHome, environment: Mapping[str, str], folder: Path, report: ReportProgress) -> StackSettings:
     """Return when everything is ready. Raises AimeshError, after printing the end of the log that explains it."""
     _require_linux()
     made = initialization.ensure(home, environment, folder)
     if made.made:
         what = ", ".join(made.made) if len(made.made) < _FEW else f"{len(made.made)} secrets and node keys"
-        say(f"made {what} in {home.root}")
+        report(f"made {what} in {home.root}")
     for warning in config.find_misspelled_names(settings.known_names(), {**environment, **made.recorded}):
-        say(f"warning: {warning}")
+        report(f"warning: {warning}")
     if made.settings.host not in addresses.LOOPBACK and made.settings.tls_cert_file is None:
-        say(f"warning: gateway and web on {made.settings.host} have no TLS, so others on the network can read keys and prompts")
+        report(f"warning: gateway and web on {made.settings.host} have no TLS, so others on the network can read keys and prompts")
     planned = stack_plan.make(home, made.settings, made.recorded, os.environ)
     running = await _find_running(home)
     if running is not None and running.fingerprint != planned.fingerprint:
-        say("settings or code changed; restarting")
-        await down(home, say)
+        report("settings or code changed; restarting")
+        await down(home, report)
         running = None
     log_ends = logs.ends(home.logs)
     if running is None:
         _launch(home, made.settings)
-        say(f"starting {', '.join(program.name for program in planned.programs)}")
+        report(f"starting {', '.join(program.name for program in planned.programs)}")
     elif await _runs_already(running, planned):
-        say("everything is already running")
+        report("everything is already running")
         return made.settings
     else:
-        await _repair(home, running, say)
+        await _repair(home, running, report)
     old_crashes = {program.name: program.crashes for program in running.programs} if running else {}
-    await until_ready(home, planned, StateBefore(old_crashes, log_ends), say)
+    await until_ready(home, planned, StateBefore(old_crashes, log_ends), report)
     return made.settings
 
 
 async def _find_running(home: StackHome) -> ControlAnswer | None:
     """Return the supervisor's status, or None if none lives. Raises Internal if one lives and does not answer for a minute."""
-    give_up_at = time.monotonic() + _CONTROL_SECONDS
+    deadline = time.monotonic() + _CONTROL_SECONDS
     while True:
-        answer = await control.ask(home.control_socket, control.StatusRequest())
+        answer = await control.send(home.control_socket, control.StatusRequest())
         if answer is not None or not home.run.is_dir() or not supervisor.is_alive(home):
             return answer
-        if time.monotonic() > give_up_at:
+        if time.monotonic() > deadline:
             raise errors.Internal(
                 f"the supervisor has not answered for {_CONTROL_SECONDS:.0f} s",
                 hint="try again, or end its process (python -m stack.supervisor) and run aicli stack up",
@@ -134,11 +134,11 @@ def _spawn(home: StackHome, lock: int) -> None:
         )
 
 
-async def _repair(home: StackHome, running: ControlAnswer, say: Say) -> None:
+async def _repair(home: StackHome, running: ControlAnswer, report: ReportProgress) -> None:
     for program in running.programs:
         if program.state in ("down", "waiting"):
-            say(f"{program.name} was down ({program.why}); starting it now")
-            await control.ask(home.control_socket, control.Restart(program.name))
+            report(f"{program.name} was down ({program.why}); starting it now")
+            await control.send(home.control_socket, control.Restart(program.name))
 
 
 async def _runs_already(running: ControlAnswer, planned: stack_plan.StackPlan) -> bool:
@@ -147,7 +147,7 @@ async def _runs_already(running: ControlAnswer, planned: stack_plan.StackPlan) -
 
 
 async def until_ready(
-    home: StackHome, planned: stack_plan.StackPlan, before: StateBefore, say: Say, *, stall_seconds: float = _STALL_SECONDS
+    home: StackHome, planned: stack_plan.StackPlan, before: StateBefore, report: ReportProgress, *, stall_seconds: float = _STALL_SECONDS
 ) -> None:
     """Wait while there is progress. Raises Internal with the reason if there is none, or if waiting cannot help."""
     services = _services(planned)
@@ -155,15 +155,15 @@ async def until_ready(
     seen: set[tuple[str, str]] = set()
     waiting = WaitProgress(frozenset(), {})
     while time.monotonic() - moved < stall_seconds and time.monotonic() - started < _START_SECONDS:
-        answer = await control.ask(home.control_socket, control.StatusRequest())
+        answer = await control.send(home.control_socket, control.StatusRequest())
         if (hopeless := _find_start_failure(home, answer, before)) is not None:
-            raise _failure(home, hopeless, before, say)
+            raise _failure(home, hopeless, before, report)
         if answer is not None:
             waiting = await _look(services)
             facts = {*waiting.reasons.items(), *((name, "ready") for name in waiting.ready)}
             facts |= {(program.name, program.state) for program in answer.programs}
             for name in sorted(name for name in waiting.ready if (name, "ready") not in seen):
-                say(f"{name} is ready ({time.monotonic() - started:.1f} s)")
+                report(f"{name} is ready ({time.monotonic() - started:.1f} s)")
             if not facts <= seen:
                 seen |= facts
                 moved = time.monotonic()
@@ -172,7 +172,7 @@ async def until_ready(
         await asyncio.sleep(_LOOK_SECONDS)
     late = "; ".join(f"{name}: {reason}" for name, reason in waiting.reasons.items()) or "the supervisor does not answer"
     late_one = StartFailure(next(iter(waiting.reasons), SUPERVISOR), f"not ready after {time.monotonic() - started:.0f} s: {late}")
-    raise _failure(home, late_one, before, say)
+    raise _failure(home, late_one, before, report)
 
 
 def _services(planned: stack_plan.StackPlan) -> dict[str, str]:
@@ -211,15 +211,15 @@ def _find_start_failure(home: StackHome, answer: ControlAnswer | None, before: S
     return None
 
 
-def _failure(home: StackHome, failed: StartFailure, before: StateBefore, say: Say) -> errors.Internal:
+def _failure(home: StackHome, failed: StartFailure, before: StateBefore, report: ReportProgress) -> errors.Internal:
     """Return the error, after printing the end of the log that explains it."""
     for line in logs.tail(home.log(failed.name), _TAIL_LINES, before.log_ends.get(failed.name, 0)):
-        say(f"{failed.name} | {line}")
+        report(f"{failed.name} | {line}")
     forget = "; to remove a saved setting: NAME= make up" if "settings" in failed.why else ""
     return errors.Internal(failed.why, hint=f"aicli stack logs {failed.name}{forget}")
 
 
-async def down(home: StackHome, say: Say) -> bool:
+async def down(home: StackHome, report: ReportProgress) -> bool:
     """Stop everything and return whether anything ran. Raises Internal if it takes more than 3 minutes."""
     answer = await _find_running(home)
     if answer is None:
@@ -228,16 +228,16 @@ async def down(home: StackHome, say: Say) -> bool:
                 if lock is not None:
                     supervisor.clear_leftovers(home)
         return False
-    await control.ask(home.control_socket, control.Stop())
+    await control.send(home.control_socket, control.Stop())
     started = time.monotonic()
     last = ""
     while time.monotonic() - started < _STOP_SECONDS:
         if not supervisor.is_alive(home):
             return True
-        now = await control.ask(home.control_socket, control.StatusRequest())
+        now = await control.send(home.control_socket, control.StatusRequest())
         stopping = ", ".join(each.name for each in now.programs if each.state == "stopping") if now else ""
         if stopping and stopping != last and time.monotonic() - started > 1:
-            say(f"waiting up to 30 s for {stopping} to finish running requests")
+            report(f"waiting up to 30 s for {stopping} to finish running requests")
             last = stopping
         await asyncio.sleep(_LOOK_SECONDS)
     raise errors.Internal(f"the supervisor (pid {answer.pid}) doesn't stop", hint="aicli stack logs supervisor")

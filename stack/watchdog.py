@@ -66,15 +66,15 @@ async def watch(
     looked_at: float | None = None
     while True:
         await asyncio.sleep(look_seconds)
-        asked = {name: keeper.status for name, keeper in keepers.items() if _can_be_asked(keeper.status)}
-        heard = await asyncio.gather(*(probes.gets_answer(keepers[name].program) for name in asked))
-        answers, at = dict(zip(asked, heard, strict=True)), now()
+        probed = {name: keeper.status for name, keeper in keepers.items() if _can_be_probed(keeper.status)}
+        answered = await asyncio.gather(*(probes.gets_answer(keepers[name].program) for name in probed))
+        answers, at = dict(zip(probed, answered, strict=True)), now()
         round_seconds, looked_at = 0.0 if looked_at is None else at - looked_at, at
         # A new process has a new history.
-        silences = {name: silence for name, silence in silences.items() if name in asked and asked[name].pid == silence.pid}
+        silences = {name: silence for name, silence in silences.items() if name in probed and probed[name].pid == silence.pid}
         shared_since = (at if shared_since is None else shared_since) if is_shared(silences, answers) else None
         is_excused = shared_since is not None and at - shared_since < SHARED_SILENCE_SECONDS
-        for name, status in asked.items():
+        for name, status in probed.items():
             assert status.pid is not None
             before = silences.get(name)
             if is_excused and before is not None and before.has_answered and not answers[name]:
@@ -86,5 +86,5 @@ async def watch(
                 keepers[name].order(Hung(status.pid))
 
 
-def _can_be_asked(status: ProgramStatus) -> bool:
+def _can_be_probed(status: ProgramStatus) -> bool:
     return status.state == "running" and status.pid is not None

@@ -162,7 +162,7 @@ def test_the_longest_path_decides_about_the_tier(path: str, expected: str) -> No
 
 
 def test_files_that_load_a_model_run_in_one_process_and_others_by_file() -> None:
-    assert tiers.scope("tests/services/inference/backends/test_llama.py::test_an_answer_streams") == "model"
+    assert tiers.scope("tests/services/inference/backends/test_llama.py::test_answer_streams") == "model"
     assert tiers.scope("tests/services/inference/engine/test_llama_model.py::test_it[a::b]") == "model"
     assert tiers.scope("tests/integration/test_usage.py::test_it") == "stack"
     assert tiers.scope("tests/integration/test_swarm_attacks.py::test_it") == "tests/integration/test_swarm_attacks.py"

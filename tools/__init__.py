@@ -1,1 +1,1 @@
-"""Programs for those who work on aimesh: set-up and documentation. Nothing here runs for users of an installed package."""
+"""Developer tools: setup, generated documentation, locks and releases. Installed packages do not contain them."""

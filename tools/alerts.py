@@ -100,7 +100,7 @@ def page() -> str:
 
 def _objectives() -> str:
     lines = ["| objective | error budget | alert |", "|---|---|---|"]
-    lines += [f"| {one.promise} | {promql.number(one.allowed * 100)} % | {_runbook(one.name)} |" for one in objectives.OBJECTIVES]
+    lines += [f"| {one.statement} | {promql.number(one.allowed * 100)} % | {_runbook(one.name)} |" for one in objectives.OBJECTIVES]
     return "\n".join(lines) + "\n"
 
 

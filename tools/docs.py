@@ -19,7 +19,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "cli.md": reference.commands,
     "settings.md": reference.settings,
     "rpc.md": reference.methods,
-    "access.md": reference.who_may,
+    "access.md": reference.access,
     "frames.md": reference.frames,
     "errors.md": reference.failures,
     "subjects.md": reference.subjects,

@@ -30,7 +30,7 @@ from tools import setup
 COOLDOWN_DAYS = 7
 #: Marks the direct requirements in a lock; uv would write the path of a temporary file.
 ORIGIN = "aimesh (make lock)"
-ASKED = "asked.in"
+REQUIREMENTS_FILE = "asked.in"
 OLDEST_PYTHON = "3.11"
 NPM_DEPENDENCIES = ("dependencies", "devDependencies", "optionalDependencies")
 
@@ -97,8 +97,8 @@ def find_stale() -> list[str]:
 def find_drift(lock: Lock, text: str) -> Iterator[str]:
     """Compare the direct requirements of a lock with what its text pins. Pure."""
     pins = list(read_pins(text))
-    asked = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lock.requirements)}
-    for name, requirement in asked.items():
+    required = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lock.requirements)}
+    for name, requirement in required.items():
         versions = [pin.version for pin in pins if pin.name == name]
         if name in lock.without:
             continue
@@ -106,7 +106,7 @@ def find_drift(lock: Lock, text: str) -> Iterator[str]:
             yield f"{lock.name}.lock lacks {requirement}"
         yield from (f"{lock.name}.lock has {name} {each}, not {requirement}" for each in versions if each not in requirement.specifier)
     for pin in pins:
-        if ORIGIN in pin.reasons and pin.name not in asked:
+        if ORIGIN in pin.reasons and pin.name not in required:
             yield f"{lock.name}.lock has {pin.name}, which is no longer required"
 
 
@@ -148,11 +148,11 @@ def read_pins(text: str) -> Iterator[Pin]:
 def remake(lock: Lock, *, cooldown_days: int, upgrade: bool) -> None:
     """Resolve the lock again. Raises SetupFailed with uv's message."""
     with tempfile.TemporaryDirectory() as temporary:
-        asked, overrides = Path(temporary) / ASKED, Path(temporary) / "overrides.in"
-        asked.write_text("\n".join(lock.requirements), encoding="utf-8")
+        requirements, overrides = Path(temporary) / REQUIREMENTS_FILE, Path(temporary) / "overrides.in"
+        requirements.write_text("\n".join(lock.requirements), encoding="utf-8")
         overrides.write_text("\n".join(lock.overrides), encoding="utf-8")
         done = subprocess.run(  # noqa: S603 - our own command
-            [find_uv(), *uv_arguments(lock, cooldown_days, upgrade=upgrade), "--overrides", str(overrides), str(asked)],
+            [find_uv(), *uv_arguments(lock, cooldown_days, upgrade=upgrade), "--overrides", str(overrides), str(requirements)],
             cwd=setup.ROOT,
             text=True,
             stdout=subprocess.DEVNULL,
@@ -167,7 +167,7 @@ def remake(lock: Lock, *, cooldown_days: int, upgrade: bool) -> None:
 
 def without_paths(text: str) -> str:
     """Replace the paths of temporary files in uv's comments. Pure."""
-    text = re.sub(rf"-r \S*{ASKED}$", ORIGIN, text, flags=re.MULTILINE)
+    text = re.sub(rf"-r \S*{REQUIREMENTS_FILE}$", ORIGIN, text, flags=re.MULTILINE)
     return re.sub(r"--override \S*$", "overrides in tools/locks.py", text, flags=re.MULTILINE)
 
 

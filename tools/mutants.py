@@ -82,14 +82,14 @@ def outcome_of(mutant: Mutant, tree: Path) -> str:
         return f"WRONG ENTRY: {mutant.file} has this text {count} times, not once"
     try:
         _write(path, text.replace(mutant.line, mutant.replacement))
-        code, said = run_tests(tree, mutant.tests, mutant.timeout_seconds)
+        code, output = run_tests(tree, mutant.tests, mutant.timeout_seconds)
     finally:
         _write(path, text)
     if code in _TIMED_OUT:
         return "killed" if mutant.timeout_kills else "SURVIVED: its tests ran out of time"
     if code in {0, _FAILED}:
         return "killed" if code == _FAILED else "SURVIVED"
-    return f"WRONG ENTRY: pytest exits with {code}\n{said}"
+    return f"WRONG ENTRY: pytest exits with {code}\n{output}"
 
 
 def _write(path: Path, text: str) -> None:
@@ -112,9 +112,9 @@ def main() -> None:
         for copy in copies:
             make_copy(copy)
             trees.put(copy)
-        code, said = run_tests(copies[0], [test for _, each in chosen for test in each.tests], BASELINE_SECONDS)
+        code, output = run_tests(copies[0], [test for _, each in chosen for test in each.tests], BASELINE_SECONDS)
         if code:
-            raise SystemExit(f"without a mutant the tests have to pass:\n{said}")
+            raise SystemExit(f"without a mutant the tests have to pass:\n{output}")
 
         def judge(n: int, mutant: Mutant) -> str:
             tree, began = trees.get(), time.monotonic()
@@ -125,7 +125,7 @@ def main() -> None:
             print(f"{n:3} {mutant.group:12} {outcome} in {time.monotonic() - began:.0f} s: {mutant.why}", flush=True)
             return "" if outcome == "killed" else f"{n} {mutant.file}: {mutant.why}: {outcome}"
 
-        survivors = [told for told in threads.map(judge, *zip(*chosen, strict=True)) if told]
+        survivors = [outcome for outcome in threads.map(judge, *zip(*chosen, strict=True)) if outcome]
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were killed", *survivors, sep="\n")
     raise SystemExit(bool(survivors))
 

@@ -124,14 +124,14 @@ async def screenshot(stack: RunningStack) -> bytes:
         key = await ada.create_key("laptop")
         async with stack.http(key) as http:
 
-            async def ask() -> None:
+            async def send_prompt() -> None:
                 for number in range(REQUESTS // AT_ONCE):
                     body = {"messages": [{"role": "user", "content": f"Say {number}"}], "max_tokens": 5 + number % 20}
                     (await http.post("/v1/chat/completions", json=body)).raise_for_status()
 
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(AT_ONCE):
-                    tasks.create_task(ask())
+                    tasks.create_task(send_prompt())
         await ada.goes(PAGE)
         await ada.page.until("document.querySelector('main svg') !== null")
         clip = {"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT, "scale": 1}

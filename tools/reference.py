@@ -226,7 +226,7 @@ def _struct(kind: type[msgspec.Struct], used: shapes.Shapes) -> list[str]:
 # --- access.md ------------------------------------------------------------------------------------------------------
 
 
-def who_may() -> str:
+def access() -> str:
     """List roles and their permissions, then who may use every method, route and page."""
     return "\n".join(
         (
@@ -238,7 +238,7 @@ def who_may() -> str:
             "\n## Routes of the gateway\n",
             table(("route", "permission", "fresh"), ((f"`{name}`", *_needs(row)) for name, row in access_table.ROUTES.items())),
             PAGES_HEAD,
-            table(("path", "who"), ((f"`{path}`", _visitor(who)) for path, who in pages.PAGES.items())),
+            table(("path", "who"), ((f"`{path}`", _visitor(audience)) for path, audience in pages.PAGES.items())),
         )
     )
 
@@ -264,14 +264,14 @@ def _needs(row: AccessRule) -> tuple[str, str]:
     return needed, "yes" if row.fresh else ""
 
 
-def _visitor(who: pages.PageAudience) -> str:
+def _visitor(audience: pages.PageAudience) -> str:
     return {
         pages.PageAudience.ANYBODY: "everyone",
         pages.PageAudience.PERSON: "any signed-in user",
         pages.PageAudience.HALFWAY: "any signed-in user, also without the second factor",
         pages.PageAudience.NODE_OWNER: "node owners and administrators",
         pages.PageAudience.ADMIN: "administrators",
-    }[who]
+    }[audience]
 
 
 # --- frames.md ------------------------------------------------------------------------------------------------------

@@ -82,13 +82,13 @@ async def trace() -> tuple[Calls, Calls]:
             headers = {"Authorization": f"Bearer {stack.api_key}"}
             async with httpx.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False, timeout=MOST_SECONDS) as http:
                 for _ in range(5):
-                    await _ask(http)
+                    await _send_prompt(http)
                 idle = await _count(gateway.process.pid, report, _wait())
-                busy = await _count(gateway.process.pid, report, _ask(http))
+                busy = await _count(gateway.process.pid, report, _send_prompt(http))
     return busy, idle
 
 
-async def _ask(http: httpx.AsyncClient) -> None:
+async def _send_prompt(http: httpx.AsyncClient) -> None:
     body = {"messages": [{"role": "user", "content": "one two three"}], "stream": True, "max_tokens": 8}
     async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
         answer.raise_for_status()

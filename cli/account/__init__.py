@@ -1,1 +1,1 @@
-"""Commands about one's own account: login, keys, usage."""
+"""Commands for your own account: login, keys, usage."""

@@ -29,7 +29,7 @@ def dashboard(here: CliContext, /, *, only_print: bool, as_json: bool) -> None:
     from shared.api import auth
 
     web = here.profile(key_needed=True).web_url.rstrip("/")
-    link = here.ask(auth.create_login_link, auth.CreateLoginLink())
+    link = here.call(auth.create_login_link, auth.CreateLoginLink())
     url = f"{web}{LOGIN_PATH}?token={quote(link.token, safe='')}"
     if as_json:
         printing.show_json({"url": url, "expires_in": link.expires_in})

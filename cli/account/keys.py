@@ -66,7 +66,7 @@ def create(here: CliContext, /, name: str, *, as_json: bool, **wishes: "Wish") -
     """
     from shared.api import auth
 
-    made = here.ask(auth.generate_api_key, _request(name, wishes))
+    made = here.call(auth.generate_api_key, _request(name, wishes))
     if as_json:
         printing.show_json({"key": made.api_key, "id": str(made.key.id), "name": made.key.name})
         return
@@ -106,7 +106,7 @@ def rename(here: CliContext, /, key: str, name: str) -> None:
     """Rename a key."""
     from shared.api import auth
 
-    renamed = here.ask(auth.rename_api_key, auth.RenameApiKey(_no_secret(key), name))
+    renamed = here.call(auth.rename_api_key, auth.RenameApiKey(_no_secret(key), name))
     click.echo(f"{printing.printable(renamed.preview)} is now called {printing.printable(renamed.name)}.")
 
 
@@ -121,7 +121,7 @@ def rotate(here: CliContext, /, key: str, *, overlap_hours: int, as_json: bool) 
     """Create a new secret for a key and print it. The old secret stops working after the overlap."""
     from shared.api import auth
 
-    made = here.ask(auth.rotate_api_key, auth.RotateApiKey(_no_secret(key), overlap_hours * 3600))
+    made = here.call(auth.rotate_api_key, auth.RotateApiKey(_no_secret(key), overlap_hours * 3600))
     if as_json:
         printing.show_json({"key": made.api_key, "id": str(made.key.id), "name": made.key.name})
         return
@@ -193,7 +193,7 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List your API keys. Use --json to see their IDs."""
     from shared.api import auth
 
-    listed = here.ask(auth.list_api_keys, auth.ListApiKeys())
+    listed = here.call(auth.list_api_keys, auth.ListApiKeys())
     columns: list[TableColumn[ApiKey]] = [
         TableColumn("NAME", lambda key: key.name),
         TableColumn("KEY", lambda key: key.preview),
@@ -216,7 +216,7 @@ def revoke(here: CliContext, /, key: str, *, with_made: bool, as_json: bool) -> 
     """Revoke a key by name or ID. It stops working immediately and cannot be restored."""
     from shared.api import auth
 
-    gone = here.ask(auth.revoke_api_key, auth.RevokeApiKey(_no_secret(key), with_made))
+    gone = here.call(auth.revoke_api_key, auth.RevokeApiKey(_no_secret(key), with_made))
     if as_json:
         printing.show_json(printing.plain(gone))
         return
@@ -232,7 +232,7 @@ def _made_by(here: CliContext, key: "ApiKey") -> "list[ApiKey]":
     from shared.api import auth
 
     try:
-        listed = here.ask(auth.list_api_keys, auth.ListApiKeys())
+        listed = here.call(auth.list_api_keys, auth.ListApiKeys())
     except errors.CallerError:
         return []
     return [each for each in listed.keys if each.made_by == key.id and each.is_active]

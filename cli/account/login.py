@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.account.register import asked, password_from
+from cli.account.register import password_from, prompt_for
 from cli.cli_context import CliContext
 from cli.output import printing
 from shared import errors
@@ -39,7 +39,7 @@ def login(here: CliContext, /, name: str | None, *, password_stdin: bool, key_na
 
     place = profile.find(here.environment, here.folder)
     before = profile.read(place.path)
-    name = name or asked("username or e-mail address", "the argument USERNAME")
+    name = name or prompt_for("username or e-mail address", "the argument USERNAME")
     by_email = "@" in name
     credentials = auth.Credentials(
         password=password_from(password_stdin, confirm=False),
@@ -96,7 +96,7 @@ async def _finish(connection: "CliConnection", session: "LoginSession") -> "Logi
         )
     if session.step is auth.Step.DONE:
         return session
-    code = await asyncio.to_thread(asked, "code of your authenticator app, or a recovery code", "a terminal to type it")
+    code = await asyncio.to_thread(prompt_for, "code of your authenticator app, or a recovery code", "a terminal to type it")
     return await connection.call(auth.confirm_login, auth.ConfirmLogin(code.strip()), credential=session.access_token)
 
 

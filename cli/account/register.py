@@ -15,10 +15,10 @@ def password_from(stdin: bool, *, confirm: bool) -> str:
         if not password:
             raise click.UsageError("the first line of stdin is empty; expected a password")
         return password
-    return asked("password", "--password-stdin", hidden=True, confirm=confirm)
+    return prompt_for("password", "--password-stdin", hidden=True, confirm=confirm)
 
 
-def asked(what: str, otherwise: str, *, hidden: bool = False, confirm: bool = False) -> str:
+def prompt_for(what: str, otherwise: str, *, hidden: bool = False, confirm: bool = False) -> str:
     """Prompt at the terminal. Without a terminal, say which option to use instead."""
     if not sys.stdin.isatty():
         raise click.UsageError(f"cannot prompt for the {what} without a terminal; use {otherwise}")
@@ -40,11 +40,11 @@ def register(
     from shared.api import auth
 
     data = auth.UserData(
-        username=username or asked("username", "the argument USERNAME"),
-        email=email or asked("e-mail address", "--email"),
+        username=username or prompt_for("username", "the argument USERNAME"),
+        email=email or prompt_for("e-mail address", "--email"),
         password=password_from(password_stdin, confirm=True),
     )
-    user = here.ask(auth.register_user, auth.RegisterUser(data, invitation=invitation), key_needed=False)
+    user = here.call(auth.register_user, auth.RegisterUser(data, invitation=invitation), key_needed=False)
     if as_json:
         printing.show_json(printing.plain(user))
     else:

@@ -54,7 +54,7 @@ class UsageRow(msgspec.Struct, frozen=True):
 def usage(here: CliContext, /, *, as_json: bool) -> None:
     """Show your usage and cost by day and key, and your remaining quota."""
 
-    used, known, left = here.run(_ask)
+    used, known, left = here.run(_fetch)
     rows = _rows(used, known)
     if as_json:
         printing.show_json(
@@ -129,7 +129,7 @@ def _show_left(left: "UserQuota") -> None:
     printing.show_rows(left.limits, columns, as_json=False, empty="")
 
 
-async def _ask(connection: "CliConnection") -> "tuple[UserUsage, ApiKeys, UserQuota]":
+async def _fetch(connection: "CliConnection") -> "tuple[UserUsage, ApiKeys, UserQuota]":
     """Return the usage, the names of the keys (usage has only ids), and the quota."""
     from shared.api import auth, gateway, usage_report
 
@@ -149,7 +149,7 @@ def quota(here: CliContext, /, *, as_json: bool) -> None:
     """Show your remaining quota: requests this hour, credits, and every limit with the setting it comes from."""
     from shared.api import gateway
 
-    left = here.ask(gateway.get_user_quota, gateway.GetUserQuota())
+    left = here.call(gateway.get_user_quota, gateway.GetUserQuota())
     if as_json:
         printing.show_json(printing.plain(left))
         return

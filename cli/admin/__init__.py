@@ -1,1 +1,1 @@
-"""Commands for administrators: people, money, alerts, the audit log."""
+"""Commands for administrators: users, money, alerts, the audit log."""

@@ -23,7 +23,7 @@ def access_review(here: CliContext, /, *, days: int, as_json: bool) -> None:
     """
     from shared.api import privacy
 
-    found = here.ask(privacy.review_access, privacy.ReviewAccess(days))
+    found = here.call(privacy.review_access, privacy.ReviewAccess(days))
     if as_json:
         printing.show_json(printing.plain(found))
         return

@@ -110,7 +110,7 @@ def set_tier(here: CliContext, /, user: str, tier: str, *, as_json: bool) -> Non
     from shared.api import auth
     from shared.types import Tier
 
-    _show(here.ask(auth.set_tier, auth.SetTier(user, Tier(tier))), as_json=as_json)
+    _show(here.call(auth.set_tier, auth.SetTier(user, Tier(tier))), as_json=as_json)
 
 
 @users.command("set-role")
@@ -126,7 +126,7 @@ def set_role(here: CliContext, /, user: str, role: str, *, as_json: bool) -> Non
     from shared.api import auth
     from shared.types import UserRole
 
-    _show(here.ask(auth.set_role, auth.SetRole(user, UserRole(role))), as_json=as_json)
+    _show(here.call(auth.set_role, auth.SetRole(user, UserRole(role))), as_json=as_json)
 
 
 @users.command()
@@ -137,7 +137,7 @@ def disable(here: CliContext, /, user: str, *, as_json: bool) -> None:
     """Disable an account. Its keys and sessions stop working immediately."""
     from shared.api import auth
 
-    _show(here.ask(auth.set_active, auth.SetActive(user, is_active=False)), as_json=as_json)
+    _show(here.call(auth.set_active, auth.SetActive(user, is_active=False)), as_json=as_json)
 
 
 @users.command()
@@ -148,7 +148,7 @@ def enable(here: CliContext, /, user: str, *, as_json: bool) -> None:
     """Enable a disabled account. Its keys work again."""
     from shared.api import auth
 
-    _show(here.ask(auth.set_active, auth.SetActive(user, is_active=True)), as_json=as_json)
+    _show(here.call(auth.set_active, auth.SetActive(user, is_active=True)), as_json=as_json)
 
 
 @users.command("remove-mfa")
@@ -162,7 +162,7 @@ def remove_mfa(here: CliContext, /, user: str, *, as_json: bool) -> None:
     """
     from shared.api import auth
 
-    _show(here.ask(auth.remove_mfa, auth.RemoveMfa(user)), as_json=as_json)
+    _show(here.call(auth.remove_mfa, auth.RemoveMfa(user)), as_json=as_json)
 
 
 def _show(user: "User", *, as_json: bool) -> None:

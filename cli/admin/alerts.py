@@ -54,7 +54,7 @@ def show(here: CliContext, /, *, everything: bool, as_json: bool) -> None:
     """List firing alerts, most severe first, and silences."""
     from shared.api import alerts as contract
 
-    found = here.ask(contract.list_alerts, contract.ListAlerts())
+    found = here.call(contract.list_alerts, contract.ListAlerts())
     chosen = [alert for alert in found.alerts if everything or alert.state == "firing"]
     if as_json:
         rows: dict[str, printing.Json] = {
@@ -97,7 +97,7 @@ def ack(here: CliContext, /, *, alert_id: str, as_json: bool) -> None:
     """Acknowledge an alert."""
     from shared.api import alerts as contract
 
-    seen = here.ask(contract.acknowledge_alert, contract.AcknowledgeAlert(alert_id))
+    seen = here.call(contract.acknowledge_alert, contract.AcknowledgeAlert(alert_id))
     if as_json:
         printing.show_json(printing.plain(seen))
     else:
@@ -115,7 +115,7 @@ def silence(here: CliContext, /, *, name: str, seconds: int, labels: dict[str, s
     """Silence an alert (or all alerts) for a while. Silenced alerts stay on the list."""
     from shared.api import alerts as contract
 
-    made = here.ask(contract.silence_alerts, contract.SilenceAlerts(seconds, name, labels, why))
+    made = here.call(contract.silence_alerts, contract.SilenceAlerts(seconds, name, labels, why))
     if as_json:
         printing.show_json(printing.plain(made))
     else:
@@ -131,7 +131,7 @@ def unsilence(here: CliContext, /, *, silence_id: str) -> None:
     """End a silence."""
     from shared.api import alerts as contract
 
-    here.ask(contract.end_silence, contract.EndSilence(silence_id))
+    here.call(contract.end_silence, contract.EndSilence(silence_id))
     click.echo("Silence ended. Alerts that are still firing notify again.")
 
 

@@ -43,7 +43,7 @@ def audit() -> None:
 @click.option("--result", type=click.Choice(RESULTS), help="Only actions with this result.")
 @click.option("--since", type=_MOMENT, help="Start time, in your time zone.")
 @click.option("--before", type=_MOMENT, help="End time: use it to get the next page.")
-@click.option("--limit", type=click.IntRange(1, _MOST_LISTED), default=100, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(1, _MOST_LISTED), default=100, show_default=True, help="Maximum number of entries to list.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.pass_obj
 def list_(
@@ -62,7 +62,7 @@ def list_(
     """Show the audit log, newest first."""
     from shared.api import audit as log
 
-    asked = log.ListAudit(
+    request = log.ListAudit(
         chain=chain,
         actor=actor,
         action=action,
@@ -73,7 +73,7 @@ def list_(
     )
     columns: list[TableColumn[AuditRow]] = [
         TableColumn("TIME", lambda row: printing.moment(row.act.at)),
-        TableColumn("WHO", _who),
+        TableColumn("WHO", _actor_name),
         TableColumn("ACTION", lambda row: row.act.action),
         TableColumn("RESULT", lambda row: row.act.result, lambda row: "green" if row.act.result == log.Result.DONE else "red"),
         TableColumn("TIMES", lambda row: str(row.act.times)),
@@ -81,7 +81,7 @@ def list_(
         TableColumn("FROM", lambda row: "erased" if row.erased else row.act.address or "–"),
         TableColumn("DETAILS", lambda row: printing.names(f"{name}: {text}" for name, text in row.act.details.items())),
     ]
-    printing.show_rows(here.ask(log.list_audit, asked).rows, columns, as_json=as_json, empty="No matching entries.")
+    printing.show_rows(here.call(log.list_audit, request).rows, columns, as_json=as_json, empty="No matching entries.")
 
 
 @audit.command()
@@ -147,7 +147,7 @@ def verify(
         context.exit(ExitCode.FAILED)
 
 
-def _who(row: "AuditRow") -> str:
+def _actor_name(row: "AuditRow") -> str:
     return row.actor_name or ("–" if row.act.actor is None else str(row.act.actor))
 
 

@@ -65,7 +65,7 @@ def revert(here: CliContext, /, request_id: UUID, *, note: str, as_json: bool) -
     from shared.api import ledger as books
     from shared.types import RequestId
 
-    account = here.ask(books.revert_request, books.RevertRequest(RequestId(request_id), note))
+    account = here.call(books.revert_request, books.RevertRequest(RequestId(request_id), note))
     if as_json:
         printing.show_json(printing.plain(account))
         return

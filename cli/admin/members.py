@@ -27,7 +27,7 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List all enrolled nodes, pending approvals first."""
     from shared.api import membership
 
-    found = here.ask(membership.list_members, membership.ListMembers())
+    found = here.call(membership.list_members, membership.ListMembers())
     columns: list[TableColumn[Member]] = [
         # The start of an id identifies a node for people; scripts get all of it.
         TableColumn("NODE", lambda node: node.id[:9]),
@@ -52,7 +52,7 @@ def approve(here: CliContext, /, node: str, *, as_json: bool) -> None:
     """Approve a pending node, by its ID or a unique prefix."""
     from shared.api import membership
 
-    _show(here.ask(membership.approve_member, membership.ApproveMember(node)), "Approved", as_json=as_json)
+    _show(here.call(membership.approve_member, membership.ApproveMember(node)), "Approved", as_json=as_json)
 
 
 @nodes.command()
@@ -69,8 +69,8 @@ def revoke(here: CliContext, /, node: str, *, yes: bool, reason: str, as_json: b
     from shared.api import membership
 
     if not yes:
-        _ask(here, node)
-    _show(here.ask(membership.revoke_member, membership.RevokeMember(node, reason=reason)), "Revoked", as_json=as_json)
+        _confirm(here, node)
+    _show(here.call(membership.revoke_member, membership.RevokeMember(node, reason=reason)), "Revoked", as_json=as_json)
 
 
 @nodes.command()
@@ -84,19 +84,19 @@ def pardon(here: CliContext, /, node: str, *, as_json: bool) -> None:
     """
     from shared.api import gateway
 
-    pardoned = here.ask(gateway.pardon_node, gateway.PardonNode(node))
+    pardoned = here.call(gateway.pardon_node, gateway.PardonNode(node))
     if as_json:
         printing.show_json(printing.plain(pardoned))
     else:
         click.echo(f"Pardoned worker {pardoned.node[:9]}. It gets requests again.")
 
 
-def _ask(here: CliContext, beginning: str) -> None:
+def _confirm(here: CliContext, beginning: str) -> None:
     from shared.api import membership
 
     if not sys.stdin.isatty():
         raise click.UsageError("a revoked key can't be restored; confirm with --yes")
-    members = here.ask(membership.list_members, membership.ListMembers()).members
+    members = here.call(membership.list_members, membership.ListMembers()).members
     meant = [member for member in members if member.id.startswith(beginning)]
     # With no or several matches, auth explains the problem.
     if len(meant) == 1 and not click.confirm(f"Revoke {printing.printable(_described(meant[0]))}? Its key can't be restored.", err=True):

@@ -31,7 +31,7 @@ def list_(here: CliContext, /, *, history: bool, as_json: bool) -> None:
     """List prices. `default` applies to every model without its own price."""
     from shared.api import ledger
 
-    _show(here.ask(ledger.list_prices, ledger.ListPrices(history=history)).prices, as_json=as_json)
+    _show(here.call(ledger.list_prices, ledger.ListPrices(history=history)).prices, as_json=as_json)
 
 
 @prices.command("set")
@@ -76,7 +76,7 @@ def set_(
 
     named = None if model == DEFAULT else ModelName(model)
     price = ledger.ModelPrice(named, input_price, output_price, request_price, compute_price)
-    _show(here.ask(ledger.set_price, ledger.SetPrice(price)).prices, as_json=as_json)
+    _show(here.call(ledger.set_price, ledger.SetPrice(price)).prices, as_json=as_json)
 
 
 def _show(listed: "tuple[ModelPrice, ...]", *, as_json: bool) -> None:

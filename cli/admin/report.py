@@ -86,8 +86,8 @@ def report() -> None:
 @click.pass_obj
 def usage(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_csv: bool, as_json: bool) -> None:
     """Show requests, tokens, speed, conversations and ratings, grouped by day, user, model or machine owner."""
-    asked = _asked(since, until, by, label)
-    _show(here, asked, _USAGE, as_csv=as_csv, as_json=as_json)
+    query = _build_query(since, until, by, label)
+    _show(here, query, _USAGE, as_csv=as_csv, as_json=as_json)
 
 
 @report.command()
@@ -100,11 +100,11 @@ def usage(here: CliContext, /, *, since: date, until: date | None, by: str, labe
 @click.pass_obj
 def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_csv: bool, as_json: bool) -> None:
     """Show credits spent in total, per request and per conversation, and what caching saved."""
-    asked = _asked(since, until, by, label)
-    _show(here, asked, _COST, as_csv=as_csv, as_json=as_json)
+    query = _build_query(since, until, by, label)
+    _show(here, query, _COST, as_csv=as_csv, as_json=as_json)
 
 
-def _asked(since: date, until: date | None, by: str, label: str | None) -> "GetBusinessReport":
+def _build_query(since: date, until: date | None, by: str, label: str | None) -> "GetBusinessReport":
     from shared.api.business import BusinessGrouping, GetBusinessReport
 
     last = until or datetime.now(UTC).date()
@@ -116,49 +116,49 @@ def _asked(since: date, until: date | None, by: str, label: str | None) -> "GetB
 
 
 def _show(
-    here: CliContext, asked: "GetBusinessReport", cells: "Mapping[str, Callable[[BusinessSum], str]]", *, as_csv: bool, as_json: bool
+    here: CliContext, query: "GetBusinessReport", cells: "Mapping[str, Callable[[BusinessSum], str]]", *, as_csv: bool, as_json: bool
 ) -> None:
     from shared.business_report_rows import ReportLine
 
     if as_csv and as_json:
         raise click.UsageError("use either --csv or --json, not both")
-    found = here.run(lambda connection: _ask(connection, asked))
+    found = here.run(lambda connection: _fetch(connection, query))
     if found.report.more:
         printing.note(f"only the first {len(found.lines)} rows are shown; totals include all rows")
     if as_csv:
-        click.echo(written_csv(asked.by, found.lines), nl=False)
+        click.echo(written_csv(query.by, found.lines), nl=False)
         return
     if as_json:
-        printing.show_json({**_plain(asked), **_plain(found.report), "rows": printing.plain(found.lines), "new": printing.plain(found.new)})
+        printing.show_json({**_plain(query), **_plain(found.report), "rows": printing.plain(found.lines), "new": printing.plain(found.new)})
         return
-    columns: list[TableColumn[ReportLine]] = [printing.TableColumn(asked.by.upper(), lambda line: line.name or "–")]
+    columns: list[TableColumn[ReportLine]] = [printing.TableColumn(query.by.upper(), lambda line: line.name or "–")]
     columns += [printing.TableColumn(title, lambda line, cell=cell: cell(line.sum)) for title, cell in cells.items()]  # type: ignore[misc]
     lines = [*found.lines, ReportLine("all", found.report.total)] if found.lines else []
     if lines and sys.stdout.isatty():
-        columns = _with_room(columns, lines)
+        columns = _fit_columns(columns, lines)
     nothing = "No requests in this period. Try a longer one, such as --since 30d, or send one: aicli infer hello"
     printing.show_rows(lines, columns, as_json=False, empty=nothing)
     for line in _below(found):
         click.echo(line)
 
 
-def _with_room(columns: "list[TableColumn[ReportLine]]", lines: "list[ReportLine]") -> "list[TableColumn[ReportLine]]":
+def _fit_columns(columns: "list[TableColumn[ReportLine]]", lines: "list[ReportLine]") -> "list[TableColumn[ReportLine]]":
     table = {column.title: [column.cell(line) for line in lines] for column in columns}
-    gone = leaving(table, shutil.get_terminal_size().columns)
-    if gone:
-        printing.note(f"no space for {printing.names(title.lower() for title in gone)}; use --csv to see them")
-    return [column for column in columns if column.title not in gone]
+    hidden = hidden_columns(table, shutil.get_terminal_size().columns)
+    if hidden:
+        printing.note(f"no space for {printing.names(title.lower() for title in hidden)}; use --csv to see them")
+    return [column for column in columns if column.title not in hidden]
 
 
-def leaving(table: Mapping[str, Sequence[str]], width: int) -> list[str]:
+def hidden_columns(table: Mapping[str, Sequence[str]], width: int) -> list[str]:
     """Return the titles of columns that do not fit the terminal, empty columns first. Pure."""
-    left, gone = dict(table), list[str]()
-    for title in sorted((title for title in _LEAVING if title in table), key=lambda title: not _NOTHING.issuperset(table[title])):
+    left, hidden = dict(table), list[str]()
+    for title in sorted((title for title in _HIDDEN_FIRST if title in table), key=lambda title: not _NOTHING.issuperset(table[title])):
         if sum(max(map(len, (title, *cells))) for title, cells in left.items()) + _GAP * len(left) <= width:
             break
         del left[title]
-        gone.append(title)
-    return gone
+        hidden.append(title)
+    return hidden
 
 
 def _plain(value: msgspec.Struct) -> "dict[str, Json]":
@@ -167,21 +167,21 @@ def _plain(value: msgspec.Struct) -> "dict[str, Json]":
     return built
 
 
-async def _ask(connection: "CliConnection", asked: "GetBusinessReport") -> FoundReport:
+async def _fetch(connection: "CliConnection", query: "GetBusinessReport") -> FoundReport:
     from shared import business_report_rows, errors
     from shared.api import business
 
-    found = await connection.call(business.get_business_report, asked, deadline_seconds=_REPORT_SECONDS)
-    ids = business_report_rows.ids_in(found, asked.by)
+    found = await connection.call(business.get_business_report, query, deadline_seconds=_REPORT_SECONDS)
+    ids = business_report_rows.ids_in(found, query.by)
     names: Mapping[str, str] = {}
     new = None
     try:
-        new = await connection.call(business.count_new_accounts, business.CountNewAccounts(asked.since, asked.until))
+        new = await connection.call(business.count_new_accounts, business.CountNewAccounts(query.since, query.until))
         if ids:
             names = (await connection.call(business.name_users, business.NameUsers(ids))).names
     except (errors.NotReachable, errors.Unavailable, errors.DeadlineExceeded) as error:
         printing.note(f"auth isn't answering, so names and new accounts are missing: {error.message}")
-    return FoundReport(found, business_report_rows.lines(found, asked, names), new)
+    return FoundReport(found, business_report_rows.lines(found, query, names), new)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ _COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
 
 
 #: In a narrow terminal, columns are dropped in this order.
-_LEAVING = ("LIKED", "LIMITED", "CACHED", "SAVED", "USERS", "CONVERSATIONS", "PER CONVERSATION", "TOKENS/S", "FAILED", "PER REQUEST")
+_HIDDEN_FIRST = ("LIKED", "LIMITED", "CACHED", "SAVED", "USERS", "CONVERSATIONS", "PER CONVERSATION", "TOKENS/S", "FAILED", "PER REQUEST")
 #: An empty cell.
 _NOTHING = frozenset({"–", "0", "0 %"})
 #: The space between two columns of rich's table.
@@ -245,11 +245,11 @@ def _below(found: FoundReport) -> list[str]:
     """Return the lines below the table: totals and current figures."""
     from shared import business_report_rows
 
-    told, active = found.report, found.report.active
-    back = f" ({_credits(told.given_back_micro)} refunded)" if told.given_back_micro else ""
+    totals, active = found.report, found.report.active
+    back = f" ({_credits(totals.given_back_micro)} refunded)" if totals.given_back_micro else ""
     lines = [
         "",
-        f"revenue       {_credits(business_report_rows.revenue(told))} credits{back}",
+        f"revenue       {_credits(business_report_rows.revenue(totals))} credits{back}",
         f"active users  {active.hour} in the last hour, {active.day} in 24 hours, {active.week} in 7 days, {active.month} in 30 days",
     ]
     if found.new is not None:

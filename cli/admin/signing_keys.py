@@ -19,7 +19,7 @@ def rotate(here: CliContext, /, *, at_once: bool, as_json: bool) -> None:
     """Publish a new signing key. It takes effect after 15 minutes, when every service knows it. Nobody is logged out."""
     from shared.api import auth
 
-    found = here.ask(auth.rotate_signing_keys, auth.RotateSigningKeys(at_once))
+    found = here.call(auth.rotate_signing_keys, auth.RotateSigningKeys(at_once))
     if as_json:
         printing.show_json(printing.plain(found))
         return

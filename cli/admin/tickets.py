@@ -61,7 +61,7 @@ def create(
     request = membership.CreateTicket(
         Role(role), uses=uses, ttl_seconds=ttl, labels=labels, needs_approval=approval, owner=owner
     )  # fmt: skip
-    made = here.ask(membership.create_ticket, request)
+    made = here.call(membership.create_ticket, request)
     if as_json:
         row = printing.plain(made.row)
         assert isinstance(row, dict)
@@ -90,7 +90,7 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List tickets, newest first. The secret part is not shown again."""
     from shared.api import membership
 
-    found = here.ask(membership.list_tickets, membership.ListTickets())
+    found = here.call(membership.list_tickets, membership.ListTickets())
     columns: list[TableColumn[TicketRow]] = [
         TableColumn("TICKET", lambda row: row.id),
         TableColumn("ROLE", lambda row: row.role),
@@ -116,7 +116,7 @@ def revoke(here: CliContext, /, ticket: str, *, as_json: bool) -> None:
 
     if ticket.startswith("aip_"):
         raise errors.BadRequest("this is the ticket itself, not its ID", hint="see aicli admin tickets list")
-    gone = here.ask(membership.revoke_ticket, membership.RevokeTicket(ticket))
+    gone = here.call(membership.revoke_ticket, membership.RevokeTicket(ticket))
     if as_json:
         printing.show_json(printing.plain(gone))
     else:

@@ -1,1 +1,1 @@
-"""Commands that ask a model, or ask what can be asked and what became of it."""
+"""Commands that prompt a model, list models and nodes, or show the trace of a request."""

@@ -96,11 +96,11 @@ def infer(
     request = _request(_from_stdin() if prompt == "-" else prompt, parameters)
     if idempotency_key is not None:
         _refuse_bad_text(idempotency_key)
-    asked = ProcessInferenceRequest(request, idempotency_key=idempotency_key or (None if no_resume else str(uuid4())))
+    message = ProcessInferenceRequest(request, idempotency_key=idempotency_key or (None if no_resume else str(uuid4())))
     shown = _Shown(answer=not (no_stream or as_json), notes=not as_json)
 
     async def work(connection: "CliConnection") -> "tuple[str, InferenceResult]":
-        return await _ask(connection, asked, shown, resume=not no_resume)
+        return await _stream_answer(connection, message, shown, resume=not no_resume)
 
     from shared.types import FinishReason
 
@@ -155,25 +155,25 @@ def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
     )
 
 
-def _format(asked: str | None) -> "OutputFormat | None":
+def _format(choice: str | None) -> "OutputFormat | None":
     from pathlib import Path
 
     from shared.api.generation import FormatKind, OutputFormat
 
-    if asked is None:
+    if choice is None:
         return None
-    if asked == "json":
+    if choice == "json":
         return OutputFormat(FormatKind.JSON)
-    kind = {".json": FormatKind.JSON_SCHEMA, ".gbnf": FormatKind.GBNF}.get(Path(asked).suffix.lower())
+    kind = {".json": FormatKind.JSON_SCHEMA, ".gbnf": FormatKind.GBNF}.get(Path(choice).suffix.lower())
     if kind is None:
-        raise click.UsageError(f"--format {asked}: give `json`, a JSON schema in a .json file, or a grammar in a .gbnf file")
+        raise click.UsageError(f"--format {choice}: give `json`, a JSON schema in a .json file, or a grammar in a .gbnf file")
     try:
-        with Path(asked).open("rb") as file:
+        with Path(choice).open("rb") as file:
             text = file.read(_MAX_PROMPT_BYTES).decode()
     except OSError as error:
-        raise click.UsageError(f"--format {asked}: {error.strerror}") from error
+        raise click.UsageError(f"--format {choice}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise click.UsageError(f"--format {asked}: the file is not UTF-8") from error
+        raise click.UsageError(f"--format {choice}: the file is not UTF-8") from error
     return OutputFormat(kind, text)
 
 
@@ -185,7 +185,7 @@ def _refuse_bad_text(text: str) -> None:
         raise click.UsageError("the command line is not UTF-8; read the prompt from stdin with -") from error
 
 
-async def _ask(
+async def _stream_answer(
     connection: "CliConnection", request: "ProcessInferenceRequest", shown: _Shown, *, resume: bool
 ) -> "tuple[str, InferenceResult]":
     """Return the answer. If it is shown, it goes to stdout immediately, and the returned text is empty."""
@@ -200,7 +200,7 @@ async def _ask(
     def lost(began: bool) -> None:
         waiting.show("")
         if shown.notes:
-            _say_lost(began=began, in_line=not outlet.at_line_start)
+            _note_lost(began=began, in_line=not outlet.at_line_start)
 
     asking = StreamRequest(connection, random.Random(), retry_policy.DEFAULT if resume else retry_policy.NONE)  # noqa: S311 - spreads load
     async with asking.ask(request, seconds=_DEADLINE_SECONDS, lost=lost) as answer:
@@ -221,7 +221,7 @@ async def _ask(
         return "".join(parts), answer.end
 
 
-def _say_lost(*, began: bool, in_line: bool) -> None:
+def _note_lost(*, began: bool, in_line: bool) -> None:
     if in_line and sys.stdout.isatty() and sys.stderr.isatty():
         click.echo(err=True)  # start a new line after the answer's last word
     printing.note("Connection lost. Resuming …" if began else "The gateway isn't answering. Retrying …")

@@ -69,13 +69,13 @@ def unload(here: CliContext, /, model: str, *, worker: str | None, as_json: bool
     from shared.types import ModelName, NodeId
 
     request = gateway.UnloadOnWorkers(ModelName(model), None if worker is None else NodeId(worker))
-    _show(here.ask(gateway.unload_model, request), as_json=as_json)
+    _show(here.call(gateway.unload_model, request), as_json=as_json)
 
 
 def _list(here: CliContext, *, as_json: bool) -> None:
     from shared.api import gateway
 
-    served = here.ask(gateway.list_models, gateway.ListModels(), key_needed=False)
+    served = here.call(gateway.list_models, gateway.ListModels(), key_needed=False)
     columns: list[TableColumn[ServedModel]] = [
         TableColumn("MODEL", lambda model: model.name),
         TableColumn("WORKERS", lambda model: str(model.workers)),
@@ -86,16 +86,16 @@ def _list(here: CliContext, *, as_json: bool) -> None:
     printing.show_rows(served.models, columns, as_json=as_json, empty="No models available. Start a worker: aicli worker")
 
 
-def _show(told: "ModelPlaces", *, as_json: bool) -> None:
+def _show(answer: "ModelPlaces", *, as_json: bool) -> None:
     """Show what each worker did. Exits with 1 if one of them failed."""
 
     if as_json:
-        printing.show_json([printing.plain(place) for place in told.places])
+        printing.show_json([printing.plain(place) for place in answer.places])
     else:
-        for place in told.places:
+        for place in answer.places:
             done = _STATES.get(place.state, place.state or "was not changed")
             pinned = ", pinned" if place.pinned else ""
             why = f": {place.detail}" if place.detail else ""
             click.echo(printing.printable(f"{place.model} {done} on {place.worker[:9]}…{pinned}{why}"))
-    if not all(place.state for place in told.places):
+    if not all(place.state for place in answer.places):
         click.get_current_context().exit(1)

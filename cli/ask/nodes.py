@@ -22,7 +22,7 @@ def nodes(here: CliContext, /, *, as_json: bool) -> None:
     """
     from shared.api import gateway
 
-    found = here.ask(gateway.list_nodes, gateway.ListNodes(), key_needed=False)
+    found = here.call(gateway.list_nodes, gateway.ListNodes(), key_needed=False)
     columns: list[TableColumn[NodeRow]] = [
         # The start of an id identifies a node for people; scripts get all of it.
         TableColumn("NODE", lambda node: node.id[:9]),

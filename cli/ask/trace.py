@@ -40,7 +40,7 @@ def trace(here: CliContext, /, *, request_id: str, as_json: bool) -> None:
     """
     from shared.api import metrics
 
-    found = here.ask(metrics.get_trace, metrics.GetTrace(request_id))
+    found = here.call(metrics.get_trace, metrics.GetTrace(request_id))
     columns: list[TableColumn[TraceLine]] = [
         TableColumn("SPAN", lambda line: line.span),
         TableColumn("SERVICE", lambda line: line.service),
@@ -52,13 +52,13 @@ def trace(here: CliContext, /, *, request_id: str, as_json: bool) -> None:
     printing.show_rows(lines(found.spans, indented=not as_json), columns, as_json=as_json, empty="This trace has no spans")
 
 
-def lines(told: "Sequence[TracedSpan]", *, indented: bool = True) -> list[TraceLine]:
+def lines(spans: "Sequence[TracedSpan]", *, indented: bool = True) -> list[TraceLine]:
     """Sort spans below their parents; spans with an unknown parent are roots."""
-    known = {one.span.span_id for one in told}
+    known = {one.span.span_id for one in spans}
     below: dict[str, list[TracedSpan]] = {}
-    for one in sorted(told, key=lambda one: (one.span.start_ns, one.span.end_ns)):
+    for one in sorted(spans, key=lambda one: (one.span.start_ns, one.span.end_ns)):
         below.setdefault(one.span.parent_id if one.span.parent_id in known else "", []).append(one)
-    began_ns = min((one.span.start_ns for one in told), default=0)
+    began_ns = min((one.span.start_ns for one in spans), default=0)
     found: list[TraceLine] = []
     left = [(one, 0) for one in reversed(below.get("", []))]
     while left:

@@ -1,1 +1,1 @@
-"""`aicli doctor`: what it looks at, and what it finds."""
+"""`aicli doctor`: its checks and their findings."""

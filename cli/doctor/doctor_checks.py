@@ -221,9 +221,9 @@ async def _check_nodes(connection: CliConnection) -> list[DoctorFinding]:
     hint = "list all nodes: aicli nodes"
     findings = []
     for node in found.nodes:
-        who = f"{node.service} {node.id[:9]}…"
+        label = f"{node.service} {node.id[:9]}…"
         if node.alive and not node.usable:
-            findings.append(DoctorFinding("nodes", False, f"{who} gets no requests: {node.why_not}", hint))
+            findings.append(DoctorFinding("nodes", False, f"{label} gets no requests: {node.why_not}", hint))
         elif node.alive and node.trouble:
-            findings.append(DoctorFinding("nodes", False, f"{who} gets requests, but {node.trouble}", hint))
+            findings.append(DoctorFinding("nodes", False, f"{label} gets requests, but {node.trouble}", hint))
     return findings

@@ -108,11 +108,11 @@ def check_certificate(kept: MembershipFile, key: node_keys.NodeKey, now: float) 
     return DoctorFinding("certificate", True, f"{found.role} until {datetime.fromtimestamp(found.not_after).astimezone():%Y-%m-%d %H:%M}")
 
 
-async def _examine_dht(door: EnrollmentRoute) -> AsyncIterator[DoctorFinding]:
+async def _examine_dht(route: EnrollmentRoute) -> AsyncIterator[DoctorFinding]:
     async with AsyncExitStack() as stack:
         try:
-            nodes = door.bootstrap and (*door.bootstrap, *door.older_bootstrap)
-            opened = swarm_settings.opener(node_keys.NodeKey(node_keys.new_seed()), nodes, door.relays)()
+            nodes = route.bootstrap and (*route.bootstrap, *route.older_bootstrap)
+            opened = swarm_settings.opener(node_keys.NodeKey(node_keys.new_seed()), nodes, route.relays)()
             swarm = await stack.enter_async_context(opened)
         except (hyperswarm.SwarmError, errors.AimeshError) as error:
             yield DoctorFinding("sidecar", False, str(error), "make setup installs its packages")
@@ -121,38 +121,38 @@ async def _examine_dht(door: EnrollmentRoute) -> AsyncIterator[DoctorFinding]:
             return
         yield DoctorFinding("sidecar", True, "it starts")
         found = await _attached(swarm)
-        yield check_dht(found, door)
+        yield check_dht(found, route)
         if not found.bootstrapped or not found.nodes:
             for finding in unchecked("DHT", "NAT", "relay"):
                 yield finding
             return
-        yield check_nat(found, door)
-        yield check_relay(found, door)
+        yield check_nat(found, route)
+        yield check_relay(found, route)
 
 
 async def _attached(swarm: Swarm) -> DhtStats:
     """Return as soon as the DHT answers, or what is known at the deadline."""
-    give_up_at = time.monotonic() + _DHT_SECONDS
+    deadline = time.monotonic() + _DHT_SECONDS
     while True:
         found = (await swarm.stats()).dht
-        if (found.bootstrapped and found.nodes and found.host) or time.monotonic() > give_up_at:
+        if (found.bootstrapped and found.nodes and found.host) or time.monotonic() > deadline:
             return found
         await asyncio.sleep(0.2)
 
 
-def check_dht(found: DhtStats, door: EnrollmentRoute) -> DoctorFinding:
+def check_dht(found: DhtStats, route: EnrollmentRoute) -> DoctorFinding:
     if found.bootstrapped and found.nodes:
-        return DoctorFinding("DHT", True, f"{printing.counted(found.nodes, 'node answers', 'nodes answer')} ({door.dht})")
-    if door.is_on_this_machine:
+        return DoctorFinding("DHT", True, f"{printing.counted(found.nodes, 'node answers', 'nodes answer')} ({route.dht})")
+    if route.is_on_this_machine:
         hint = "these are on the machine that made the ticket: its administrator has to set DHT_HOST, then make a new one"
     else:
         hint = f"{enrollment.NO_ANSWER_HINT}, or try another network, such as a phone's"
-    return DoctorFinding("DHT", False, f"no DHT node answers ({door.dht})", hint)
+    return DoctorFinding("DHT", False, f"no DHT node answers ({route.dht})", hint)
 
 
-def check_nat(found: DhtStats, door: EnrollmentRoute) -> DoctorFinding:
+def check_nat(found: DhtStats, route: EnrollmentRoute) -> DoctorFinding:
     seen = f"{found.host}:{found.port}" if found.port else str(found.host)
-    if door.is_on_this_machine:
+    if route.is_on_this_machine:
         return DoctorFinding("NAT", True, "none: the mesh's DHT is on this machine")
     if found.randomized:
         text = "symmetric: every peer sees another port. It reaches open machines directly, others like it through a relay"
@@ -162,22 +162,22 @@ def check_nat(found: DhtStats, door: EnrollmentRoute) -> DoctorFinding:
     return DoctorFinding("NAT", True, f"it keeps ports ({seen} from outside): direct connections get through")
 
 
-def check_relay(found: DhtStats, door: EnrollmentRoute) -> DoctorFinding:
-    if door.relays:
-        return DoctorFinding("relay", True, f"{len(door.relays)} known to this machine, for when no direct path is found")
+def check_relay(found: DhtStats, route: EnrollmentRoute) -> DoctorFinding:
+    if route.relays:
+        return DoctorFinding("relay", True, f"{len(route.relays)} known to this machine, for when no direct path is found")
     if found.randomized:
-        hint = "run aicli mesh relay on a host that everybody reaches, and give its key to the house as DHT_RELAYS"
+        hint = "run aicli mesh relay on a publicly reachable host, and set DHT_RELAYS of the stack to the key that it prints"
         return DoctorFinding("relay", False, "none, and this NAT may need one", hint)
     return DoctorFinding("relay", True, "none configured; this NAT seldom needs one")
 
 
-async def _examine_auth(door: EnrollmentRoute, find_seconds: float) -> AsyncIterator[DoctorFinding]:
+async def _examine_auth(route: EnrollmentRoute, find_seconds: float) -> AsyncIterator[DoctorFinding]:
     """Connect as an unknown node: auth greets anyone with its certificate and the time."""
-    trust = Trust(node_keys.NodeKey(node_keys.new_seed()), Role.NEWCOMER, door.authorities)
+    trust = Trust(node_keys.NodeKey(node_keys.new_seed()), Role.NEWCOMER, route.authorities)
     started = time.monotonic()
     try:
-        async with enrollment.open_session(door, trust, lambda text: None, EnrollmentOptions(find_seconds=find_seconds)) as visit:
-            link = await visit.wait_for_auth()
+        async with enrollment.open_session(route, trust, lambda text: None, EnrollmentOptions(find_seconds=find_seconds)) as session:
+            link = await session.wait_for_auth()
     except errors.AimeshError as error:
         yield wrong("way in", error)
         for finding in unchecked("way in", "clock"):

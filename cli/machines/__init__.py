@@ -1,1 +1,1 @@
-"""Commands about machines: workers, joining a mesh, and what lets machines find each other."""
+"""Commands for machines: workers, joining a mesh, and the DHT nodes and relays of a mesh."""

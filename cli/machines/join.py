@@ -72,9 +72,9 @@ def locate(environment: Mapping[str, str], chosen: str | None, here: Path) -> Fo
     """Return the folder of ``--state``, or $XDG_STATE_HOME/aimesh/worker; creates nothing."""
     if chosen:
         return Folder((here / Path(chosen).expanduser()).absolute())
-    given = environment.get("XDG_STATE_HOME", "")
+    state_home = environment.get("XDG_STATE_HOME", "")
     # The XDG specification says to ignore relative paths.
-    state = Path(given) if given.startswith("/") else Path(environment.get("HOME") or "~").expanduser() / ".local/state"
+    state = Path(state_home) if state_home.startswith("/") else Path(environment.get("HOME") or "~").expanduser() / ".local/state"
     return Folder(state / "aimesh/worker")
 
 
@@ -144,7 +144,7 @@ def read_ticket(text: str, here: Path) -> "Ticket":
     return tickets.parse(text)
 
 
-async def join(folder: Folder, ticket: "Ticket", newcomer: "EnrollingNode", say: Callable[[str], None]) -> "MembershipFile":
+async def join(folder: Folder, ticket: "Ticket", node: "EnrollingNode", report: Callable[[str], None]) -> "MembershipFile":
     """Make this machine a worker of the ticket's mesh, unless it already is one with this ticket. Requires the lock.
 
     Each ticket gets a new key, which replaces the old one only when the mesh has accepted it: a revoked machine joins as a new one, and an
@@ -155,35 +155,35 @@ async def join(folder: Folder, ticket: "Ticket", newcomer: "EnrollingNode", say:
         hint = "use --state FOLDER to be a member of both"
         raise errors.BadSettings(f"{folder.root} belongs to another mesh, {kept.mesh}", hint=hint)
     if kept is not None and _is_of(folder, ticket):
-        say(f"this machine already joined mesh {kept.mesh} with this ticket")
-        return await finish(folder, kept, say)
+        report(f"this machine already joined mesh {kept.mesh} with this ticket")
+        return await finish(folder, kept, report)
     try:
-        return await _enrol(folder, ticket, newcomer, say)
+        return await _enrol(folder, ticket, node, report)
     except errors.NodeRevoked:
         # The key is from an earlier attempt, whose node was revoked since.
         folder.new_key.unlink()
-        return await _enrol(folder, ticket, newcomer, say)
+        return await _enrol(folder, ticket, node, report)
     except errors.BadTicket as error:
         if kept is None or not kept.certificate:
             raise
-        say(f"{error.message}; continuing, because this machine is already a member of mesh {kept.mesh}")
+        report(f"{error.message}; continuing, because this machine is already a member of mesh {kept.mesh}")
         return kept
 
 
-async def finish(folder: Folder, kept: "MembershipFile", say: Callable[[str], None]) -> "MembershipFile":
+async def finish(folder: Folder, kept: "MembershipFile", report: Callable[[str], None]) -> "MembershipFile":
     """Enroll until there is a certificate: ask again while an administrator has to approve."""
     if kept.certificate:
         return kept
     from shared.identity import node_keys
     from shared.node import enrollment, membership_file
 
-    found = await enrollment.renew_at_enrollment_topic(kept, node_keys.load(folder.key), say)
+    found = await enrollment.renew_at_enrollment_topic(kept, node_keys.load(folder.key), report)
     _check_role(found)
     membership_file.save(folder.membership, found)
     return found
 
 
-async def _enrol(folder: Folder, ticket: "Ticket", newcomer: "EnrollingNode", say: Callable[[str], None]) -> "MembershipFile":
+async def _enrol(folder: Folder, ticket: "Ticket", node: "EnrollingNode", report: Callable[[str], None]) -> "MembershipFile":
     from shared.identity import node_keys
     from shared.node import enrollment, membership_file
     from stack import secret_files
@@ -196,7 +196,7 @@ async def _enrol(folder: Folder, ticket: "Ticket", newcomer: "EnrollingNode", sa
         membership_file.save(folder.membership, kept)
         folder.ticket_id.write_text(ticket.id, encoding="utf-8")
 
-    joined = await enrollment.enroll(ticket, node_keys.load(folder.new_key), replace(newcomer, on_pending=adopt), say)
+    joined = await enrollment.enroll(ticket, node_keys.load(folder.new_key), replace(node, on_pending=adopt), report)
     found = membership_file.of(joined, folder.kept())
     try:
         _check_role(found)

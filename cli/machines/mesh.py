@@ -114,13 +114,13 @@ def bootstrap(here: CliContext, /, *, host: str, bind: str | None, port: int, ot
 
     place = _place(host, bind, port)
     _check_ports(place, place.ports, "a DHT node")
-    told = (
+    notice = (
         f"Three DHT nodes are running on UDP ports {place.ports[0]} to {place.ports[-1]}. Open these ports in the firewall.\n"
         "Use this setting on the nodes of the mesh. Press Ctrl-C to stop."
     )
     found = _nodes("--with", others) if others else ()
     command = dht_programs.bootstrap_command(place, _node_binary(here), found)
-    _run(here, command, told, "DHT_BOOTSTRAP", ",".join((*place.nodes, *found)), as_json=as_json)
+    _run(here, command, notice, "DHT_BOOTSTRAP", ",".join((*place.nodes, *found)), as_json=as_json)
 
 
 @click.command()
@@ -147,12 +147,12 @@ def relay(here: CliContext, /, *, host: str, bind: str | None, port: int, nodes:
     file = here.folder / key_file if key_file else _state_folder(here.environment) / "relay_seed"
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     secret_files.ensure_file(file, secret_files.SECRETS["relay_seed"])
-    told = (
+    notice = (
         f"A blind relay is running on UDP port {port}, with its key in {file}. Open this port in the firewall.\n"
         "Use this setting on the machines of the mesh. Press Ctrl-C to stop."
     )
     command = dht_programs.relay_command(place, port, chosen, file, _node_binary(here))
-    _run(here, command, told, "DHT_RELAYS", dht_programs.relay_key(file), as_json=as_json)
+    _run(here, command, notice, "DHT_RELAYS", dht_programs.relay_key(file), as_json=as_json)
 
 
 def _place(host: str, bind: str | None, first_port: int) -> "DhtAddresses":
@@ -195,9 +195,9 @@ def _node_binary(here: CliContext) -> Path | None:
     return Path(chosen) if chosen else None
 
 
-def _run(here: CliContext, command: Sequence[str], told: str, name: str, value: str, *, as_json: bool) -> None:
+def _run(here: CliContext, command: Sequence[str], notice: str, name: str, value: str, *, as_json: bool) -> None:
     def ready() -> None:
-        printing.note(told)
+        printing.note(notice)
         if as_json:
             printing.show_json({name: value})
         else:

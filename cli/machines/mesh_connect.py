@@ -88,7 +88,7 @@ def _key_from_stdin() -> "Credential":
     return Credential(key)
 
 
-async def _enrol(files: _Files, ticket: "Ticket", say: Callable[[str], None]) -> None:
+async def _enrol(files: _Files, ticket: "Ticket", report: Callable[[str], None]) -> None:
     """Save key and membership. Raises what ``enrolling.enroll`` does, and BadTicket if the ticket is not for a client."""
     import platform
 
@@ -101,7 +101,7 @@ async def _enrol(files: _Files, ticket: "Ticket", say: Callable[[str], None]) ->
 
     async def once() -> "Membership":
         secret_files.ensure_file(files.new_key, node_keys.new_seed)
-        return await enrollment.enroll(ticket, node_keys.load(files.new_key), enrollment.EnrollingNode(platform.node()), say)
+        return await enrollment.enroll(ticket, node_keys.load(files.new_key), enrollment.EnrollingNode(platform.node()), report)
 
     try:
         found = await once()

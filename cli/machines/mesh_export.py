@@ -39,12 +39,12 @@ def export(here: CliContext, /) -> None:
         hint = "create a suitable profile on another machine or under another --profile: aicli mesh connect TICKET"
         raise errors.BadSettings("this profile connects over NATS and has no certificate", hint=hint)
     key = node_keys.load(profile.node_key_file)
-    found = here.run(_ask, key_needed=False)
+    found = here.run(_collect, key_needed=False)
     printing.note("This contains your profile's key: anyone who reads it can act as this machine until it is revoked.")
     printing.show_json(_describe(key, found))
 
 
-async def _ask(connection: "CliConnection") -> _Found:
+async def _collect(connection: "CliConnection") -> _Found:
     from shared.api import gateway, membership
     from shared.types import Role
 

@@ -62,20 +62,20 @@ def status(context: click.Context, /, *, state: str | None, as_json: bool) -> No
 
     folder = _joined(context, state)
     running = join.is_running(folder)
-    told = None
+    last = None
     if running and folder.status.is_file():
         try:
-            told = worker_status.decode(folder.status.read_bytes()[:_MAX_STATUS_BYTES])
+            last = worker_status.decode(folder.status.read_bytes()[:_MAX_STATUS_BYTES])
         except ValueError as error:
             raise errors.BadSettings(
                 f"{folder.status} is not a worker status file", hint="delete it; the worker writes a new one"
             ) from error
     if as_json:
-        printing.show_json({"running": running, "paused": folder.paused.exists(), "status": None if told is None else printing.plain(told)})
-    elif told is not None:
-        for line in told.lines:
+        printing.show_json({"running": running, "paused": folder.paused.exists(), "status": None if last is None else printing.plain(last)})
+    elif last is not None:
+        for line in last.lines:
             click.echo(printing.printable(line))
-        printing.note(f"as of {printing.ago(told.told_at)} ago; its folder is {folder.root}")
+        printing.note(f"as of {printing.ago(last.told_at)} ago; its folder is {folder.root}")
     elif running:
         click.echo("starting")
     else:

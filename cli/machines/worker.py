@@ -84,32 +84,32 @@ def worker(
     assert here is not None
     if (labels or name or no_serve) and not ticket:
         raise click.UsageError("--label, --name and --no-serve require --join")
-    given = _given(here.folder, backend, [*_in_folder(here.folder, models_folder), *models], slots)
+    options = _read_options(here.folder, backend, [*_in_folder(here.folder, models_folder), *models], slots)
     folder = _find_folder(here, state, joining=ticket is not None)
     if folder is None:
-        environment = plan_environment(here.environment, given)
+        environment = plan_environment(here.environment, options)
     else:
         kept = _member(here, folder, ticket, labels, name)
         if no_serve:
             return
-        environment = joined_environment(here.environment, given, folder, kept)
+        environment = joined_environment(here.environment, options, folder, kept)
     environment["INFERENCE_SERVICE_PORT"] = str(port or _free_port())
     _become(environment)
 
 
-def _given(folder: Path, backend: str | None, models: Sequence[str], slots: int | None) -> dict[str, str]:
-    given: dict[str, str] = {}
+def _read_options(folder: Path, backend: str | None, models: Sequence[str], slots: int | None) -> dict[str, str]:
+    options: dict[str, str] = {}
     if backend:
-        given["INFERENCE_BACKEND"] = backend
+        options["INFERENCE_BACKEND"] = backend
     if models:
         checked = [_checked_model(text, folder) for text in models]
         names = [text.partition("=")[0] for text in checked]
         if twice := {name for name in names if names.count(name) > 1}:
             raise click.UsageError(f"two models are named {', '.join(sorted(twice))}")
-        given["MODELS"] = ",".join(checked)
+        options["MODELS"] = ",".join(checked)
     if slots:
-        given["ENGINE_SLOTS"] = str(slots)
-    return given
+        options["ENGINE_SLOTS"] = str(slots)
+    return options
 
 
 def _in_folder(here: Path, folder: str | None) -> list[str]:
@@ -142,22 +142,22 @@ def _member(here: CliContext, folder: "Folder", ticket: str | None, labels: Mapp
     from cli.machines import join
     from shared.node import enrollment
 
-    def say(text: str) -> None:
+    def report(text: str) -> None:
         click.echo(printing.printable(text))
 
     if ticket is not None:
         read = join.read_ticket(ticket, here.folder)
         join.prepare(folder)
         join.claim(folder)
-        return interrupts.run(join.join(folder, read, enrollment.EnrollingNode(name or platform.node(), labels), say))
+        return interrupts.run(join.join(folder, read, enrollment.EnrollingNode(name or platform.node(), labels), report))
     kept = folder.kept()
     if kept is None:
         raise errors.BadSettings(f"no worker has joined a mesh using {folder.root}", hint="to join a mesh: aicli worker --join TICKET")
     join.claim(folder)
-    return interrupts.run(join.finish(folder, kept, say))
+    return interrupts.run(join.finish(folder, kept, report))
 
 
-def joined_environment(outside: Mapping[str, str], given: Mapping[str, str], folder: "Folder", kept: "MembershipFile") -> dict[str, str]:
+def joined_environment(outside: Mapping[str, str], options: Mapping[str, str], folder: "Folder", kept: "MembershipFile") -> dict[str, str]:
     """Return the environment of a joined worker: options override the environment; mesh and node come from the folder."""
     fixed = {
         "MESH_NAME": kept.mesh,
@@ -170,16 +170,16 @@ def joined_environment(outside: Mapping[str, str], given: Mapping[str, str], fol
     # A person watches: show status sentences instead of the log, of which only errors remain.
     shown = {"WORKER_STATUS": "plain", "LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
     # NAME_FILE would override NAME.
-    stands = {name: value for name, value in outside.items() if name.removesuffix("_FILE") not in {*fixed, *given}}
-    return {**shown, **stands, **given, **fixed}
+    inherited = {name: value for name, value in outside.items() if name.removesuffix("_FILE") not in {*fixed, *options}}
+    return {**shown, **inherited, **options, **fixed}
 
 
 # --- a worker of this machine's stack ---------------------------------------------------------------------------------
 
 
-def plan_environment(outside: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+def plan_environment(outside: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a worker: options override the environment, which overrides the stack's settings."""
-    environment = {**outside, **given}
+    environment = {**outside, **options}
     return environment if outside.get("NODE_KEY_FILE") else _in_stack(environment)
 
 
@@ -217,9 +217,9 @@ def _in_stack(environment: Mapping[str, str]) -> dict[str, str]:
     own = stack_plan.service_environment(stack, chosen, recorded, "inference") | {"NODE_KEY_FILE": str(key_file)}
     # The user's environment overrides the settings of the stack's own worker, also if one has NAME and the other NAME_FILE. The mesh
     # is always the stack's.
-    stands = {name: value for name, value in own.items() if name.removesuffix("_FILE") not in environment}
+    inherited = {name: value for name, value in own.items() if name.removesuffix("_FILE") not in environment}
     mesh = {"MESH_NAME": chosen.mesh, "NATS_URL": stack_plan.nats_url(chosen), "NODE_KEY_FILE": str(key_file)}
-    return {**stands, **environment, **mesh}
+    return {**inherited, **environment, **mesh}
 
 
 def _claim_name(stack: "StackHome") -> str:

@@ -1,1 +1,1 @@
-"""`aicli top`: the whole mesh on one screen. Answers of the mesh become readings, a frame, lines, and a picture on a terminal."""
+"""`aicli top`: the whole mesh on one screen. Answers become readings, a frame, lines, and output on a terminal."""

@@ -174,9 +174,9 @@ def _silent(readings: MeshReadings, now: float) -> Iterable[SilentSource]:
         ("nodes", readings.nodes),
         ("numbers", readings.numbers),
     )
-    for name, told in sources:
-        if told.problem is not None:
-            yield SilentSource(name, told.problem.message, max(0.0, now - told.at) if told.answer is not None else None)
+    for name, answer in sources:
+        if answer.problem is not None:
+            yield SilentSource(name, answer.problem.message, max(0.0, now - answer.at) if answer.answer is not None else None)
 
 
 def _seconds(value: timedelta) -> float:

@@ -43,7 +43,7 @@ class LiveView:
 
     async def run(self) -> None:
         """Run until the user presses q. Raises NotAuthenticated and NotAllowed; always restores the terminal."""
-        with self._terminal.taken(lambda key: self._tell(Pressed(key))) as screen, self._resizing():
+        with self._terminal.taken(lambda key: self._queue_event(Pressed(key))) as screen, self._resizing():
             try:
                 async with asyncio.TaskGroup() as tasks:
                     looking = tasks.create_task(self._look_for_ever())
@@ -79,12 +79,12 @@ class LiveView:
     @contextmanager
     def _resizing(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGWINCH, self._tell, Resized())
+        loop.add_signal_handler(signal.SIGWINCH, self._queue_event, Resized())
         try:
             yield
         finally:
             loop.remove_signal_handler(signal.SIGWINCH)
 
-    def _tell(self, event: Pressed | Resized) -> None:
+    def _queue_event(self, event: Pressed | Resized) -> None:
         with suppress(asyncio.QueueFull):
             self._events.put_nowait(event)

@@ -72,9 +72,9 @@ class MeshReadings:
 def why_nothing(readings: MeshReadings) -> errors.AimeshError | None:
     """Return why no source has ever answered; None if one has."""
     sources: tuple[SourceAnswer[object], ...] = (readings.health, readings.alerts, readings.nodes, readings.numbers)
-    if any(told.answer is not None for told in sources):
+    if any(answer.answer is not None for answer in sources):
         return None
-    return next((told.problem for told in sources if told.problem is not None), None)
+    return next((answer.problem for answer in sources if answer.problem is not None), None)
 
 
 def numbers(answers: Sequence[History]) -> Numbers:

@@ -37,10 +37,10 @@ class Sources:
         last = self._last
         try:
             async with asyncio.TaskGroup() as tasks:
-                health = tasks.create_task(self._told(last.health, self._health))
-                firing = tasks.create_task(self._told(last.alerts, self._alerts))
-                nodes = tasks.create_task(self._told(last.nodes, self._nodes))
-                numbers = tasks.create_task(self._told(last.numbers, self._numbers, seconds=_NUMBERS_SECONDS))
+                health = tasks.create_task(self._fetch(last.health, self._health))
+                firing = tasks.create_task(self._fetch(last.alerts, self._alerts))
+                nodes = tasks.create_task(self._fetch(last.nodes, self._nodes))
+                numbers = tasks.create_task(self._fetch(last.numbers, self._numbers, seconds=_NUMBERS_SECONDS))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         self._last = MeshReadings(
@@ -48,12 +48,12 @@ class Sources:
         )
         return self._last
 
-    async def _told(self, last: SourceAnswer[T], ask: Callable[[], Awaitable[T]], *, seconds: float = 0.0) -> SourceAnswer[T]:
+    async def _fetch(self, last: SourceAnswer[T], fetch: Callable[[], Awaitable[T]], *, seconds: float = 0.0) -> SourceAnswer[T]:
         """Keep an answer that is younger than ``seconds``."""
         if last.answer is not None and not last.problem and self._clock() - last.at < seconds:
             return last
         try:
-            answer = await ask()
+            answer = await fetch()
         except errors.WrongRole as error:
             # A service of an earlier version, during an upgrade.
             return last.missed(error)
@@ -63,33 +63,33 @@ class Sources:
             return last.missed(error)
         return SourceAnswer(answer, self._clock())
 
-    def _aged(self, told: SourceAnswer[alerts.Alerts]) -> SourceAnswer[alerts.Alerts]:
+    def _aged(self, answer: SourceAnswer[alerts.Alerts]) -> SourceAnswer[alerts.Alerts]:
         """Add the age of data that the metrics service itself read long ago."""
-        if told.problem is not None or told.answer is None or told.answer.as_of is None:
-            return told
-        age_seconds = (datetime.now(UTC) - told.answer.as_of).total_seconds()
+        if answer.problem is not None or answer.answer is None or answer.answer.as_of is None:
+            return answer
+        age_seconds = (datetime.now(UTC) - answer.answer.as_of).total_seconds()
         problem = errors.Unavailable("the metrics service cannot read PostgreSQL", hint="see `aicli stack status`")
-        return SourceAnswer(told.answer, self._clock() - age_seconds, problem)
+        return SourceAnswer(answer.answer, self._clock() - age_seconds, problem)
 
     # --- the sources --------------------------------------------------------------------------------------------------
 
     async def _health(self) -> metrics.SystemHealth:
-        return await self._ask(metrics.get_system_health, metrics.GetSystemHealth())
+        return await self._call(metrics.get_system_health, metrics.GetSystemHealth())
 
     async def _alerts(self) -> alerts.Alerts:
-        return await self._ask(alerts.list_alerts, alerts.ListAlerts())
+        return await self._call(alerts.list_alerts, alerts.ListAlerts())
 
     async def _nodes(self) -> gateway.NodeRows:
-        return await self._ask(gateway.list_nodes, gateway.ListNodes())
+        return await self._call(gateway.list_nodes, gateway.ListNodes())
 
     async def _numbers(self) -> Numbers:
         now = datetime.now(UTC)
         try:
             async with asyncio.TaskGroup() as tasks:
-                asked = [tasks.create_task(self._history(now, names, by)) for names, by in readings.QUESTIONS]
+                calls = [tasks.create_task(self._history(now, names, by)) for names, by in readings.QUESTIONS]
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
-        answers = [each.result() for each in asked]
+        answers = [each.result() for each in calls]
         refused = [answer for answer in answers if isinstance(answer, errors.BadRequest)]
         if len(refused) == len(answers):
             raise refused[0]
@@ -98,11 +98,11 @@ class Sources:
     async def _history(self, now: datetime, names: Sequence[str], by: Sequence[HistoryGrouping]) -> History | errors.BadRequest:
         """A mesh may have more nodes than an answer has lines; show the ones there are."""
         try:
-            return await self._ask(
+            return await self._call(
                 metrics.get_history, metrics.GetHistory(tuple(names), now - _AROUND, now + _AROUND, _STEP_SECONDS, tuple(by))
             )
         except errors.BadRequest as error:
             return error
 
-    async def _ask(self, method: Method[Request, Reply], request: Request) -> Reply:
+    async def _call(self, method: Method[Request, Reply], request: Request) -> Reply:
         return await self._connection.call(method, request, deadline_seconds=_DEADLINE_SECONDS)

@@ -82,8 +82,8 @@ def press(view: View, key: str) -> View | None:
 
 def scrolled(frame: TopFrame, view: View, width: int, height: int) -> View:
     """Do not scroll past the last node."""
-    room = _room(_above(frame, width, height), height)
-    return replace(view, above=min(view.above, max(0, len(frame.nodes) - room)))
+    rows = _node_rows(_above(frame, width, height), height)
+    return replace(view, above=min(view.above, max(0, len(frame.nodes) - rows)))
 
 
 def fitted(frame: TopFrame, view: View, width: int, height: int) -> list[Line]:
@@ -93,17 +93,17 @@ def fitted(frame: TopFrame, view: View, width: int, height: int) -> list[Line]:
     lines: list[Line] = [title, *above]
     if frame.nodes:
         heading, *rows = _table(frame, view, width)
-        lines += [(), heading, *rows[view.above : view.above + _room(above, height)]]
+        lines += [(), heading, *rows[view.above : view.above + _node_rows(above, height)]]
     return [_cut(line, width) for line in lines[:height]]
 
 
 def _above(frame: TopFrame, width: int, height: int) -> list[Line]:
     """Return the body, with reasons on two lines if enough nodes still fit."""
     folded = list(_body(frame, width))
-    return folded if _room(folded, height) >= min(len(frame.nodes), _ENOUGH_NODES) else list(_body(frame, None))
+    return folded if _node_rows(folded, height) >= min(len(frame.nodes), _ENOUGH_NODES) else list(_body(frame, None))
 
 
-def _room(above: Sequence[Line], height: int) -> int:
+def _node_rows(above: Sequence[Line], height: int) -> int:
     """Return the rows for nodes: what title, body, empty line and heading leave."""
     return max(1, height - len(above) - 3)
 
@@ -249,7 +249,7 @@ class _Filled:
         return max(map(len, (self.column.title, *self.cells)))
 
     @property
-    def says_something(self) -> bool:
+    def has_values(self) -> bool:
         return any(cell != _NONE for cell in self.cells)
 
 
@@ -258,7 +258,7 @@ def _table(frame: TopFrame, view: View, width: int | None) -> Iterator[Line]:
     by = COLUMNS[view.sort]
     nodes = _sorted(frame.nodes, by)
     filled = [_Filled(column, tuple(_clean(column.cell(node)) for node in nodes)) for column in COLUMNS]
-    filled = _chosen([one for one in filled if one.says_something or one.column is by], by, width)
+    filled = _chosen([one for one in filled if one.has_values or one.column is by], by, width)
     is_old = any(silent.source == "nodes" for silent in frame.silent)
     yield tuple(_spaced(TextSpan(_padded(one, one.column.title), "bold") for one in filled))
     for place, node in enumerate(nodes):
@@ -267,10 +267,10 @@ def _table(frame: TopFrame, view: View, width: int | None) -> Iterator[Line]:
 
 def _chosen(filled: list[_Filled], by: TextColumn, width: int | None) -> list[_Filled]:
     """Return the columns that fit; the sort column always does."""
-    leaving = sorted((one for one in filled if one.column.rank and one.column is not by), key=lambda one: one.column.rank)
-    while width is not None and leaving and _least_width(filled) > width:
-        filled = [one for one in filled if one is not leaving[0]]
-        del leaving[0]
+    removable = sorted((one for one in filled if one.column.rank and one.column is not by), key=lambda one: one.column.rank)
+    while width is not None and removable and _least_width(filled) > width:
+        filled = [one for one in filled if one is not removable[0]]
+        del removable[0]
     return filled
 
 

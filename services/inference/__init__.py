@@ -1,1 +1,1 @@
-"""inference: a worker. Owns the models on this box and runs prompts on them."""
+"""The inference service: a worker. It owns the models on this machine and runs prompts on them."""

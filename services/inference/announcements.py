@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from services.inference import console_status
-from services.inference.jobs.backend_interface import Backend, Measured
+from services.inference.jobs.backend_interface import Backend, MeasuredBackend
 from shared import telemetry
 from shared.api import inference
 from shared.api.inference import ModelStatus
@@ -89,7 +89,7 @@ class Announcements:
 
     def _register_speed(self, model: ModelName) -> None:
         metrics = self._node.metrics
-        if isinstance(self.backend, Measured):
+        if isinstance(self.backend, MeasuredBackend):
             look = partial(self.backend.figures, model)
             metrics.engine_overhead.labels(model=model).set_function(lambda: look().overhead)
             metrics.engine_step_seconds.labels(model=model).set_function(lambda: look().step_seconds)

@@ -1,4 +1,4 @@
-"""Tells the person at the machine how the worker is doing, on the console and in the status file.
+"""Shows the worker's status on the console and in the status file.
 
 ``describe`` and the functions below it are pure; ``ConsoleStatus`` looks once a second, prints changes and writes the status file.
 """
@@ -224,8 +224,8 @@ class ConsoleStatus:
         self._look = look
         self._write = write
         self._status_file = status_file
-        self._told: WorkerFacts | None = None
-        self._load_told: WorkerFacts | None = None
+        self._reported: WorkerFacts | None = None
+        self._reported_load: WorkerFacts | None = None
         self._load_at = 0.0
         self._seen: dict[NodeId, float] = {}
         self._written: WorkerFacts | None = None
@@ -260,15 +260,15 @@ class ConsoleStatus:
         return replace(facts, gateways=tuple(each for each in facts.gateways if each.round_trip_ms is not None or each.node not in fresh))
 
     def _changes(self, facts: WorkerFacts, now: float) -> list[str]:
-        if self._told is None:
+        if self._reported is None:
             lines = [*_mesh(facts, was_there=False), *_standing(facts), *_models(facts), *_pause(facts)]
-            self._load_told = facts
+            self._reported_load = facts
         else:
-            lines = describe_changes(self._told, facts)
-        self._told = facts
-        load = describe_load_change(self._load_told or facts, facts)
+            lines = describe_changes(self._reported, facts)
+        self._reported = facts
+        load = describe_load_change(self._reported_load or facts, facts)
         if load and now - self._load_at >= LOAD_EVERY_SECONDS:
-            self._load_told, self._load_at = facts, now
+            self._reported_load, self._load_at = facts, now
             lines += load
         return lines
 

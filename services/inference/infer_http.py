@@ -32,7 +32,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class GenerateCall(Protocol):
-    async def __call__(self, model: ModelName, prompt: str | tuple[ChatMessage, ...], asked: Sampling, sink: Sink, /) -> Generation: ...
+    async def __call__(self, model: ModelName, prompt: str | tuple[ChatMessage, ...], requested: Sampling, sink: Sink, /) -> Generation: ...
 
 
 class InferMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,8 +132,8 @@ class InferHttp:
         if scope["method"] != "POST":
             raise errors.MethodNotAllowed("/infer only accepts POST")
         headers = {name: value for name, value in scope["headers"] if name in (b"authorization", b"content-type")}
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token.encode()):
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token.encode()):
             raise errors.NotAuthenticated("the service token is missing or wrong", hint="send Authorization: Bearer <service token>")
         kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
         if kind != b"application/json":

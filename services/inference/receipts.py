@@ -43,7 +43,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Receipt).decode
 
 
-class Work:
+class RequestMeter:
     """One request. Counts what its caller is sent, through the sink that ``metered`` returns."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Work:
         return self._prompt_tokens is not None or self._completion_tokens > 0
 
     def metered(self, sink: Sink) -> Sink:
-        return _Metered(sink, self)
+        return _MeteredSink(sink, self)
 
     def accepted(self, prompt_tokens: int | None) -> None:
         self._prompt_tokens = prompt_tokens
@@ -96,18 +96,18 @@ class Work:
             self._credited_tokens += self._uncredited.popleft()
 
 
-class _Metered:
-    def __init__(self, sink: Sink, work: Work) -> None:
+class _MeteredSink:
+    def __init__(self, sink: Sink, meter: RequestMeter) -> None:
         self._sink = sink
-        self._work = work
+        self._meter = meter
 
     def accept(self, prompt_tokens: int | None) -> None:
-        self._work.accepted(prompt_tokens)
+        self._meter.accepted(prompt_tokens)
         self._sink.accept(prompt_tokens)
 
     async def send(self, item: inference.Chunk) -> None:
         await self._sink.send(item)
-        self._work.sent(len(item.token_ids))
+        self._meter.sent(len(item.token_ids))
 
 
 class ReceiptKeeper:
@@ -127,7 +127,7 @@ class ReceiptKeeper:
         self._now = now
         self._clock = clock
         self._capacity = capacity
-        self._running: dict[RequestId, Work] = {}
+        self._running: dict[RequestId, RequestMeter] = {}
         #: Oldest first; packed to save memory.
         self._kept: OrderedDict[RequestId, bytes] = OrderedDict()
         self._unwritten: deque[bytes] = deque(maxlen=capacity)
@@ -137,13 +137,13 @@ class ReceiptKeeper:
         self._is_well = True
 
     @contextmanager
-    def of(self, request_id: RequestId, delivered_before: int, credited_items: CreditedItems | None = None) -> Iterator[Work]:
+    def meter(self, request_id: RequestId, delivered_before: int, credited_items: CreditedItems | None = None) -> Iterator[RequestMeter]:
         """Write a receipt for the request that the block runs, however it ends. ``credited_items`` is None if the credits don't show
         what the caller has received."""
-        work = self._running[request_id] = Work(request_id, delivered_before, self._clock, credited_items)
+        meter = self._running[request_id] = RequestMeter(request_id, delivered_before, self._clock, credited_items)
         ended = errors.Internal.code
         try:
-            yield work
+            yield meter
         except errors.AimeshError as error:
             ended = errors.code_of(error)
             raise
@@ -151,11 +151,11 @@ class ReceiptKeeper:
             ended = errors.Cancelled.code
             raise
         finally:
-            if self._running.get(request_id) is work:
+            if self._running.get(request_id) is meter:
                 del self._running[request_id]
             # A refused retry must not replace the receipt of an earlier run.
-            if work.has_begun or request_id not in self._kept:
-                self._keep(work.receipt(ended, self._now()))
+            if meter.has_begun or request_id not in self._kept:
+                self._keep(meter.receipt(ended, self._now()))
 
     def read(self, request_ids: tuple[RequestId, ...]) -> tuple[SignedReceipt, ...]:
         """Return the known receipts, signed."""

@@ -13,7 +13,7 @@ from services.inference.announcements import PAUSED, Announcements, WorkerNode, 
 from services.inference.backends import backend_selection
 from services.inference.chunk_coalescing import CoalescedChunks
 from services.inference.jobs import embedding_job, generation_job
-from services.inference.jobs.backend_interface import Backend, Embeds, Loader, Sink, VectorSink
+from services.inference.jobs.backend_interface import Backend, EmbeddingBackend, ModelLoader, Sink, VectorSink
 from services.inference.receipts import ReceiptKeeper
 from services.inference.settings import InferenceSettings
 from shared import errors, spans, telemetry
@@ -82,13 +82,13 @@ class InferenceService:
     async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
         origin = generation_job.JobOrigin(str(request.request_id), request.salt, request.delivered)
         credited_items = (lambda: stream.credited_items) if request.reader_paced else None
-        with self._receipts.of(request.request_id, len(request.delivered), credited_items) as work:
-            sink = work.metered(_MeshSink(stream))
+        with self._receipts.meter(request.request_id, len(request.delivered), credited_items) as meter:
+            sink = meter.metered(_MeshSink(stream))
             gathered = None if request.streamed else CoalescedChunks(sink)
             generation = await self.generate(request.model_config.model, request.prompt, request.model_config, gathered or sink, origin)
             if gathered is not None:
                 await gathered.flush()
-            work.finished(generation)
+            meter.finished(generation)
         return generation
 
     @serves(inference.read_receipts)
@@ -121,7 +121,7 @@ class InferenceService:
         self,
         model: ModelName,
         prompt: str | tuple[ChatMessage, ...],
-        asked: Sampling,
+        requested: Sampling,
         sink: Sink,
         origin: generation_job.JobOrigin = generation_job.NO_ORIGIN,
     ) -> Generation:
@@ -132,11 +132,11 @@ class InferenceService:
         if status.only_embeds:
             raise errors.BadRequest(f"{model} only computes embeddings", hint="request embeddings, or use another model")
         job = generation_job.check(
-            model, prompt, asked, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63), origin=origin
+            model, prompt, requested, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63), origin=origin
         )
         timed = _TimedSink(sink)
         with self._answers.serving("chat", "processPrompt", model) as served:
-            served.at_once = asked.n or 1
+            served.at_once = requested.n or 1
             try:
                 with tracing.span(f"chat {model}", _attributes(job, self._backend.name)) as span:
                     try:
@@ -151,8 +151,8 @@ class InferenceService:
             served.input_tokens = generation.usage.prompt_tokens
         return generation
 
-    def _loader(self) -> Loader:
-        if not isinstance(self._backend, Loader):
+    def _loader(self) -> ModelLoader:
+        if not isinstance(self._backend, ModelLoader):
             raise errors.BadRequest(
                 f"the models of the backend {self._backend.name} are loaded by another program", hint="load the model there"
             )
@@ -216,7 +216,7 @@ class _TimedSink:
         self._pieces = 0
         self._settled: int | None = None
         self.first_text_seconds: float | None = None
-        self._came_ns = spans.now_ns()
+        self._started_ns = spans.now_ns()
         self._accepted_ns: int | None = None
         self._first_ns: int | None = None
 
@@ -238,7 +238,7 @@ class _TimedSink:
         ended_ns = spans.now_ns()
         accepted_ns = self._accepted_ns or self._first_ns or ended_ns
         first_ns = self._first_ns or ended_ns
-        span.part("queue", self._came_ns, accepted_ns)
+        span.part("queue", self._started_ns, accepted_ns)
         if self._accepted_ns is not None:
             span.part("prefill", accepted_ns, first_ns)
         if self._first_ns is not None:
@@ -261,7 +261,7 @@ async def run_embedding(
 ) -> Embedded:
     """Run a request for embeddings. Raises BadRequest, UnknownMethod if the backend has no embeddings, and what the backend raises."""
     job = embedding_job.check(model, request)
-    if not isinstance(backend, Embeds):
+    if not isinstance(backend, EmbeddingBackend):
         raise errors.UnknownMethod(f"the backend {backend.name} has no embeddings", hint="use a worker with another backend")
     method = embedding.embed.name.partition(".")[2]
     with WorkerAnswers(metrics, backend.name).serving("embeddings", method, model) as served:

@@ -114,7 +114,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Secrets:
     """The sources of the keys of a file of upstreams."""
 
-    given: Mapping[str, str]
+    keys: Mapping[str, str]
     #: Whether the file may hold keys: only its owner and group can read it.
     file_is_private: bool
     #: Returns the text of a key_file; raises OSError or UnicodeDecodeError.
@@ -146,7 +146,7 @@ def parse(text: str, secrets: Secrets) -> tuple[Upstream, ...]:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise errors.BadSettings(f"OPENAI_UPSTREAMS: the file is not TOML: {error}") from error
-    mistakes = [f"OPENAI_UPSTREAM_KEYS: there is no upstream {name[:32]!r}" for name in secrets.given if name not in tables]
+    mistakes = [f"OPENAI_UPSTREAM_KEYS: there is no upstream {name[:32]!r}" for name in secrets.keys if name not in tables]
     if not 1 <= len(tables) <= MAX_UPSTREAMS:
         mistakes.append(f"OPENAI_UPSTREAMS: the file has {len(tables)} upstreams; write 1 to {MAX_UPSTREAMS}, a table each")
     found = []
@@ -181,49 +181,49 @@ def _upstream(name: str, table: object, secrets: Secrets) -> Upstream:
     if not _NAME.match(name):
         raise ValueError("a name is 1 to 32 lower-case letters, digits, - and _")
     try:
-        said = msgspec.convert(table, _Table)
+        fields = msgspec.convert(table, _Table)
     except msgspec.ValidationError as error:
         raise ValueError(f"{error}") from error
-    wrong = [*_url_mistakes(said.url), *_key_places(name, said, secrets)]
-    key, setting = (None, "") if wrong else _key(name, said, secrets)
+    wrong = [*_url_mistakes(fields.url), *_key_places(name, fields, secrets)]
+    key, setting = (None, "") if wrong else _key(name, fields, secrets)
     wrong += [] if key is None else [f"{setting}: {mistake}" for mistake in _key_mistakes(key)]
-    if said.only_models:
-        wrong += [f"aliases: {named!r} is not among only_models" for named in said.aliases.values() if named not in said.only_models]
+    if fields.only_models:
+        wrong += [f"aliases: {named!r} is not among only_models" for named in fields.aliases.values() if named not in fields.only_models]
     if wrong:
         raise ValueError("; ".join(wrong))
     return Upstream(
         name=name,
-        url=said.url,
-        dialect=said.dialect or _dialect_of(said.url),
+        url=fields.url,
+        dialect=fields.dialect or _dialect_of(fields.url),
         key=None if key is None else Key(key),
         key_setting=setting or f"key_file of {name}",
-        prefix=said.prefix,
-        aliases=said.aliases,
-        only_models=said.only_models,
-        slots=said.slots,
-        connect_seconds=said.connect_seconds,
-        first_token_seconds=said.first_token_seconds,
-        idle_seconds=said.idle_seconds,
+        prefix=fields.prefix,
+        aliases=fields.aliases,
+        only_models=fields.only_models,
+        slots=fields.slots,
+        connect_seconds=fields.connect_seconds,
+        first_token_seconds=fields.first_token_seconds,
+        idle_seconds=fields.idle_seconds,
     )
 
 
-def _key_places(name: str, said: _Table, secrets: Secrets) -> Iterator[str]:
-    places = [place for place, key in (("key", said.key), ("key_file", said.key_file), ("", secrets.given.get(name))) if key is not None]
+def _key_places(name: str, fields: _Table, secrets: Secrets) -> Iterator[str]:
+    places = [place for place, key in (("key", fields.key), ("key_file", fields.key_file), ("", secrets.keys.get(name))) if key is not None]
     if len(places) > 1:
         yield "its key is given twice; keep one of key, key_file and OPENAI_UPSTREAM_KEYS"
-    if said.key is not None and not secrets.file_is_private:
+    if fields.key is not None and not secrets.file_is_private:
         yield _WORLD_READABLE
 
 
-def _key(name: str, said: _Table, secrets: Secrets) -> tuple[str | None, str]:
-    if said.key_file is not None:
+def _key(name: str, fields: _Table, secrets: Secrets) -> tuple[str | None, str]:
+    if fields.key_file is not None:
         try:
-            return secrets.read(said.key_file).strip(), f"key_file of {name}"
+            return secrets.read(fields.key_file).strip(), f"key_file of {name}"
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"key_file: cannot read {said.key_file}: {_why(error)}") from error
-    if said.key is not None:
-        return said.key, f"key of {name}"
-    return secrets.given.get(name), f"OPENAI_UPSTREAM_KEYS, {name}"
+            raise ValueError(f"key_file: cannot read {fields.key_file}: {_why(error)}") from error
+    if fields.key is not None:
+        return fields.key, f"key of {name}"
+    return secrets.keys.get(name), f"OPENAI_UPSTREAM_KEYS, {name}"
 
 
 def _key_mistakes(key: str) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""web: pages for people, and one address for everything. Stores nothing; what it shows it asks auth and the gateway for."""
+"""The web service: the pages, and one address for everything. It stores nothing; auth and the gateway have the data."""

@@ -15,7 +15,7 @@ from shared.api import alerts
 from shared.types import Credential
 
 #: The shortest interval between two requests, successful or not.
-ASK_AGAIN_SECONDS = 5.0
+MIN_POLL_SECONDS = 5.0
 #: How long a banner is shown without a newer one: three collection intervals of the metrics service.
 REMEMBERED_SECONDS = 45.0
 #: The deadline of a request. No page waits for it.
@@ -27,7 +27,7 @@ class AlertPoller:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._asked_at = float("-inf")
+        self._polled_at = float("-inf")
         self._seen_at = float("-inf")
         self._seen = alert_banner.NOTHING
         #: The credential of the administrator who asked last; dropped as soon as the request is sent.
@@ -40,7 +40,7 @@ class AlertPoller:
 
     def want(self, credential: Credential) -> None:
         """Request a refresh with this administrator's credential, unless the last one is recent."""
-        if self._clock() - self._asked_at >= ASK_AGAIN_SECONDS:
+        if self._clock() - self._polled_at >= MIN_POLL_SECONDS:
             self._credential = credential
             self._wanted.set()
 
@@ -54,7 +54,7 @@ class AlertPoller:
             await self._wanted.wait()
             self._wanted.clear()
             credential, self._credential = self._credential, None
-            self._asked_at = self._clock()
+            self._polled_at = self._clock()
             try:
                 self.note(
                     await caller.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=_ANSWER_SECONDS, credential=credential)

@@ -88,11 +88,11 @@ def events(
     return aclosing(_events(caller, ProcessInferenceRequest(request, idempotency_key=str(uuid4())), slot))
 
 
-async def _events(caller: UserCaller, asked: ProcessInferenceRequest, slot: AbstractContextManager[None]) -> AsyncGenerator[bytes]:
+async def _events(caller: UserCaller, request: ProcessInferenceRequest, slot: AbstractContextManager[None]) -> AsyncGenerator[bytes]:
     asking = StreamRequest(caller, random.Random())  # noqa: S311 - spreads load
     try:
         with slot:
-            async with asking.ask(asked, seconds=_SECONDS, lost=lambda _began: None) as answer:
+            async with asking.ask(request, seconds=_SECONDS, lost=lambda _began: None) as answer:
                 async for chunk in answer:
                     # Sent again when another gateway resumes the answer under a new id.
                     if chunk.request_id is not None:

@@ -183,7 +183,7 @@ class Failures:
         return answer
 
     def not_http(self, request: HttpRequest, error: HTTPException) -> Page:
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "GET" and _is_for_eyes(request):
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "GET" and _wants_html(request):
             return self._find_page_request(request).redirect(get_redirects.find(request.scope["path"], _READABLE))
         kind = _KIND_OF_STATUS.get(error.status_code, errors.BadRequest)
         answer = self.refused(request, kind(_MESSAGE_OF_STATUS.get(error.status_code, "this page cannot handle the request")))
@@ -226,7 +226,7 @@ _MESSAGE_OF_STATUS: dict[int, str] = {
 }
 
 
-def _is_for_eyes(request: HttpRequest) -> bool:
+def _wants_html(request: HttpRequest) -> bool:
     """Return whether a browser asks for a page to display. Programs get the error instead."""
     return "text/html" in request.headers.get("accept", "")
 

@@ -33,29 +33,29 @@ def refusal() -> errors.Overloaded:
     return errors.Overloaded("you have too many live pages open", hint="close some of them", retry_after_seconds=30)
 
 
-def answer(followers: ConcurrencyLimit, who: str, read: Read) -> EventResponse:
+def answer(followers: ConcurrencyLimit, follower: str, read: Read) -> EventResponse:
     """Return the event stream of one page, which calls ``read`` repeatedly.
 
     If a service is down, the page is marked as stale. Any other error, such as an expired session, ends the stream; the browser then
     reconnects and gets the error.
     """
-    return EventResponse(lambda: aclosing(_events(followers, who, read)))
+    return EventResponse(lambda: aclosing(_events(followers, follower, read)))
 
 
-async def _events(followers: ConcurrencyLimit, who: str, read: Read) -> AsyncGenerator[bytes]:
+async def _events(followers: ConcurrencyLimit, follower: str, read: Read) -> AsyncGenerator[bytes]:
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + _LONGEST_SECONDS
-    with suppress(errors.AimeshError), followers.one_more(who, refusal()):
+    with suppress(errors.AimeshError), followers.one_more(follower, refusal()):
         shown: Values = {}
-        said_at = 0.0
+        sent_at = 0.0
         while loop.time() < ends_at:
             try:
                 values = await read()
             except errors.PeerError:
                 values = shown | {"connection": "stale"}
             changed = {path: value for path, value in values.items() if path not in shown or shown[path] != value}
-            if changed or loop.time() - said_at > _SILENT_SECONDS:
+            if changed or loop.time() - sent_at > _SILENT_SECONDS:
                 yield b"data: " + msgspec.json.encode(changed) + b"\n\n"
-                said_at = loop.time()
+                sent_at = loop.time()
             shown = values
             await asyncio.sleep(_EVERY_SECONDS)

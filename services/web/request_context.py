@@ -153,15 +153,15 @@ class PageRequest:
 
     async def admit(self) -> None:
         """Raise SignInFirst, StepFirst or NotAllowed if the user may not open this page, or PeerError while auth is down."""
-        who = page_access.find_audience(self.request.scope["path"])
-        if who is PageAudience.ANYBODY:
+        audience = page_access.find_audience(self.request.scope["path"])
+        if audience is PageAudience.ANYBODY:
             return
         session = await self.find_session()
         if session is None:
             raise SignInFirst
-        if session.step is not auth.Step.DONE and who is not PageAudience.HALFWAY:
+        if session.step is not auth.Step.DONE and audience is not PageAudience.HALFWAY:
             raise StepFirst(session.step)
-        page_access.check(who, session)
+        page_access.check(audience, session)
         if self.is_administrator:
             # Start the refresh now; it runs while the page waits for its own calls.
             self.app.alert_poller.want(session.access_token)
@@ -194,9 +194,9 @@ class PageRequest:
 
     async def _find_account(self) -> None:
         with suppress(errors.AimeshError):
-            self.account = await self.ask(accounts.get_account, accounts.GetAccount())
+            self.account = await self.fetch(accounts.get_account, accounts.GetAccount())
 
-    async def ask(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = PAGE_CALL_SECONDS) -> Reply | None:
+    async def fetch(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = PAGE_CALL_SECONDS) -> Reply | None:
         """Call a method for an optional part of a page. Returns None if it is unavailable."""
         try:
             return await self.call(method, request, deadline_seconds=deadline_seconds)
@@ -370,7 +370,7 @@ def own_page(path: str) -> str:
     if len(path) > 200 or not _OWN_PATH.fullmatch(path):
         return HOME
     try:
-        who = page_access.find_audience(path)
+        audience = page_access.find_audience(path)
     except ValueError:
         return HOME
-    return path if who in (PageAudience.PERSON, PageAudience.NODE_OWNER, PageAudience.ADMIN) and not path.startswith("/live") else HOME
+    return path if audience in (PageAudience.PERSON, PageAudience.NODE_OWNER, PageAudience.ADMIN) and not path.startswith("/live") else HOME

@@ -27,7 +27,7 @@ class WebService:
     def __init__(self, node: Node, pages: ASGIApp, gateway: passthrough.Passthrough, *, always_over_tls: bool) -> None:
         self._node = node
         self._gateway = gateway
-        self._door = front_app.FrontApp(pages, gateway, node.metrics, node.traces, always_over_tls=always_over_tls)
+        self._front_app = front_app.FrontApp(pages, gateway, node.metrics, node.traces, always_over_tls=always_over_tls)
 
     @classmethod
     @asynccontextmanager
@@ -56,4 +56,4 @@ class WebService:
         )
 
     def asgi(self) -> ASGIApp:
-        return self._door
+        return self._front_app

@@ -85,11 +85,11 @@ def environment_of_services(settings: StackSettings, relay_seed: Path) -> dict[s
     if not settings.hyperswarm:
         return {}
     relays = [*settings.dht_relays, *([relay_key(relay_seed)] if has_relay(settings) else [])]
-    told = {"DHT_BOOTSTRAP": ",".join(bootstrap(settings)), "DHT_RELAYS": ",".join(relays)}
+    environment = {"DHT_BOOTSTRAP": ",".join(bootstrap(settings)), "DHT_RELAYS": ",".join(relays)}
     # A socket on another interface could not reach DHT nodes on loopback.
     if is_embedded(settings) and is_ipv4(settings.dht_host) and ipaddress.IPv4Address(settings.dht_host).is_loopback:
-        told["SWARM_HOST"] = settings.dht_host
-    return {name: value for name, value in told.items() if value}
+        environment["SWARM_HOST"] = settings.dht_host
+    return {name: value for name, value in environment.items() if value}
 
 
 def relay_key(seed_file: Path) -> str:

@@ -114,8 +114,8 @@ def revoke(home: StackHome, mesh: MeshName, nodes: Collection[NodeId]) -> list[M
         known, revoked = read_nodes(home.nats), read_revoked(home.nats)
         gone = [node for node in known if node.node in nodes and node.node not in revoked]
         if gone:
-            everybody = sorted(revoked.union(node.node for node in gone))
-            write_private(home.nats / "revoked.json", msgspec.json.encode(everybody).decode())
+            all_revoked = sorted(revoked.union(node.node for node in gone))
+            write_private(home.nats / "revoked.json", msgspec.json.encode(all_revoked).decode())
             write(home.nats, mesh, known)
             reload(home.nats)
     return gone

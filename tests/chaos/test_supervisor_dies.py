@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 60.0
 
 @pytest.mark.timeout(900)
 async def test_stack_up_repairs_after_the_supervisor_was_killed(stack: RunningStack, ann: Person) -> None:
-    answer = await control.ask(stack.place.control_socket, control.StatusRequest())
+    answer = await control.send(stack.place.control_socket, control.StatusRequest())
     assert answer is not None
     before = await stack.pids()
     async with load.running(stack, ann, deadline_seconds=PATIENCE_SECONDS) as history:

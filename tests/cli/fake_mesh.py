@@ -1,4 +1,4 @@
-"""A mesh that answers what a test told it to, under the same Protocol as the real one."""
+"""A fake mesh with the answers of a test, behind the Protocol of the real one."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,12 +17,12 @@ from shared import errors
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.types import Credential, NodeId, Role
 
-#: Who answers.
+#: The node that answers.
 NODE = NodeId("UFAKE")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class MeshCall:
     method: str
     request: msgspec.Struct
     credential: Credential | None
@@ -44,9 +44,9 @@ class FakeAnswer(Generic[Item, End]):
 
 @dataclass(slots=True)
 class FakeMesh:
-    """Unknown methods are answered as a mesh without that service would: nobody is there."""
+    """Unknown methods fail as in a mesh without that service."""
 
-    asked: list[Asked] = field(default_factory=list)
+    calls: list[MeshCall] = field(default_factory=list)
     #: Streams that were left before their end: cancelled calls.
     left_early: list[str] = field(default_factory=list)
     alive_nodes: dict[Role, list[NodeId]] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class FakeConnection:
         deadline_seconds: float = 10,
         credential: Credential | None = None,
     ) -> Reply:
-        self._mesh.asked.append(Asked(method.name, request, credential or self._profile.api_key))
+        self._mesh.calls.append(MeshCall(method.name, request, credential or self._profile.api_key))
         if method.name not in self._mesh._answers:
             raise errors.NotReachable(f"no {method.served_by} answers", hint="make up")
         reply = self._mesh._answers[method.name](request)
@@ -110,7 +110,7 @@ class FakeConnection:
     async def stream(
         self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
     ) -> AsyncIterator[FakeAnswer[Item, End]]:
-        self._mesh.asked.append(Asked(method.name, request, self._profile.api_key))
+        self._mesh.calls.append(MeshCall(method.name, request, self._profile.api_key))
         items, end = self._mesh._streams[method.name]
         try:
             yield FakeAnswer(items(request), end)

@@ -1,4 +1,4 @@
-"""register, login, logout and keys: what is asked with which credential, and where the key ends up."""
+"""register, login, logout and keys: their calls and credentials, and where the key is stored."""
 
 import json
 from datetime import UTC, datetime
@@ -50,10 +50,10 @@ def running_service(shell: Shell) -> Shell:
     """A mesh whose auth knows everybody."""
 
     def log_in(request: auth.LoginUser) -> LoginSession:
-        given = request.credentials
-        if given.password != "correct horse":
+        credentials = request.credentials
+        if credentials.password != "correct horse":
             raise errors.NotAuthenticated("the name or the password is wrong")
-        name = given.username or (given.email or "").partition("@")[0]
+        name = credentials.username or (credentials.email or "").partition("@")[0]
         return LoginSession(access_token=TOKEN, expires_in=600, session_token="session", user=user(name))
 
     mesh = shell.mesh
@@ -66,19 +66,19 @@ def running_service(shell: Shell) -> Shell:
     return shell
 
 
-def asked(shell: Shell) -> list[tuple[str, str | None]]:
-    return [(entry.method.partition(".")[2], entry.credential) for entry in shell.mesh.asked]
+def calls_of(shell: Shell) -> list[tuple[str, str | None]]:
+    return [(entry.method.partition(".")[2], entry.credential) for entry in shell.mesh.calls]
 
 
-def test_register_takes_the_password_from_stdin(running_service: Shell) -> None:
+def test_register_reads_the_password_from_stdin(running_service: Shell) -> None:
     result = running_service("register", "bob", "--email", "bob@example.org", "--password-stdin", stdin="correct horse\r\nrest")
     assert result.exit_code == 0, result.stderr
-    assert running_service.mesh.asked[0].request == auth.RegisterUser(auth.UserData("bob", "bob@example.org", "correct horse"))
+    assert running_service.mesh.calls[0].request == auth.RegisterUser(auth.UserData("bob", "bob@example.org", "correct horse"))
     assert "correct horse" not in result.output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         pytest.param(["register"], "USERNAME", id="no name"),
         pytest.param(["register", "bob"], "--email", id="no address"),
@@ -87,55 +87,55 @@ def test_register_takes_the_password_from_stdin(running_service: Shell) -> None:
         pytest.param(["login", "bob", "--password-stdin"], "the first line of stdin is empty", id="an empty stdin"),
     ],
 )
-def test_without_a_terminal_nothing_is_asked(running_service: Shell, arguments: list[str], says: str) -> None:
+def test_without_a_terminal_there_is_no_prompt(running_service: Shell, arguments: list[str], message: str) -> None:
     result = running_service(*arguments)
     assert result.exit_code == 2
-    assert says in result.stderr
+    assert message in result.stderr
 
 
-def test_login_changes_a_password_for_a_key(running_service: Shell) -> None:
+def test_login_exchanges_a_password_for_a_key(running_service: Shell) -> None:
     result = running_service("login", "alice", "--key-name", "laptop", "--password-stdin", stdin="correct horse\n")
     assert result.exit_code == 0, result.stderr
     kept = profile.read(running_service.folder / ".aimesh/profile.toml")
     assert (kept.api_key, kept.username) == (NEW_KEY, "alice")
-    assert asked(running_service) == [
+    assert calls_of(running_service) == [
         ("loginUser", KEY),
         ("generateApiKey", TOKEN),
         ("listApiKeys", TOKEN),
         ("revokeApiKey", TOKEN),
         ("logoutUser", TOKEN),
     ]
-    # Of the keys, only the one that the profile held before is revoked.
-    assert running_service.mesh.asked[3].request == auth.RevokeApiKey(str(UUID(int=1)))
+    # Only the key that the profile held before is revoked.
+    assert running_service.mesh.calls[3].request == auth.RevokeApiKey(str(UUID(int=1)))
     assert NEW_KEY not in result.output
 
 
-def test_login_by_mail(running_service: Shell) -> None:
+def test_login_by_email(running_service: Shell) -> None:
     assert running_service("login", "bob@example.org", "--password-stdin", stdin="correct horse").exit_code == 0
-    assert running_service.mesh.asked[0].request == auth.LoginUser(auth.Credentials("correct horse", email="bob@example.org"))
+    assert running_service.mesh.calls[0].request == auth.LoginUser(auth.Credentials("correct horse", email="bob@example.org"))
 
 
-def test_login_as_somebody_else_keeps_the_first_account(running_service: Shell) -> None:
+def test_login_as_another_user_keeps_the_first_account(running_service: Shell) -> None:
     result = running_service("login", "bob", "--password-stdin", stdin="correct horse")
     kept = running_service.folder / ".aimesh/profile.alice.toml"
     assert (profile.read(kept).api_key, profile.read(kept).username) == (KEY, "alice")
     assert str(kept) in result.stderr
 
 
-def test_a_wrong_password_changes_nothing(running_service: Shell) -> None:
+def test_wrong_password_changes_nothing(running_service: Shell) -> None:
     result = running_service("login", "alice", "--password-stdin", stdin="wrong")
     assert result.exit_code == 3
     assert profile.read(running_service.folder / ".aimesh/profile.toml").api_key == KEY
 
 
-def test_a_session_is_closed_even_if_no_key_could_be_made(running_service: Shell) -> None:
+def test_session_is_closed_even_if_key_creation_fails(running_service: Shell) -> None:
     running_service.mesh.answer(auth.generate_api_key, errors.Unavailable("PostgreSQL does not answer"))
     assert running_service("login", "alice", "--password-stdin", stdin="correct horse").exit_code == 5
-    assert asked(running_service)[-1] == ("logoutUser", TOKEN)
+    assert calls_of(running_service)[-1] == ("logoutUser", TOKEN)
 
 
 @pytest.mark.parametrize("revoked_before", [False, True])
-def test_logout_forgets_the_key(running_service: Shell, revoked_before: bool) -> None:
+def test_logout_deletes_the_key(running_service: Shell, revoked_before: bool) -> None:
     if revoked_before:
         running_service.mesh.answer(auth.list_api_keys, errors.NotAuthenticated("this key is revoked"))
     assert running_service("logout").exit_code == 0
@@ -143,34 +143,34 @@ def test_logout_forgets_the_key(running_service: Shell, revoked_before: bool) ->
     assert running_service("logout").exit_code == 3
 
 
-def test_logout_does_not_call_the_old_secret_of_a_rotated_key_revoked(running_service: Shell) -> None:
+def test_logout_does_not_report_the_old_secret_of_a_rotated_key_as_revoked(running_service: Shell) -> None:
     running_service.mesh.answer(auth.list_api_keys, auth.ApiKeys((key(1, "laptop", NEW_KEY),)))
     done = running_service("logout")
     assert done.exit_code == 0
     assert "keeps working until the overlap ends" in done.stdout
     assert "revoked" not in done.stdout
-    assert asked(running_service) == [("listApiKeys", KEY)]
+    assert calls_of(running_service) == [("listApiKeys", KEY)]
     assert profile.read(running_service.folder / ".aimesh/profile.toml").api_key is None
 
 
 def test_keys_create_json(running_service: Shell) -> None:
     result = running_service("keys", "create", "ci", "--json")
     assert json.loads(result.stdout) == {"key": NEW_KEY, "id": str(UUID(int=9)), "name": "ci"}
-    assert running_service.mesh.asked[0].request == auth.GenerateApiKey(name="ci")
+    assert running_service.mesh.calls[0].request == auth.GenerateApiKey(name="ci")
 
 
 def test_keys_create_with_limits(running_service: Shell) -> None:
     limits = ["--requests-per-hour=1", "--requests-per-minute=2", "--tokens-per-minute=3", "--concurrency=4", "--budget=2.5"]
     assert running_service("keys", "create", "ci", *limits).exit_code == 0
     assert running_service("keys", "create", "ci", "--budget", ".000001").exit_code == 0
-    assert [entry.request for entry in running_service.mesh.asked] == [
+    assert [entry.request for entry in running_service.mesh.calls] == [
         auth.GenerateApiKey(name="ci", limits=auth.ApiKeyLimits(1, 2, 3, 4, MicroCredits(2_500_000))),
         auth.GenerateApiKey(name="ci", limits=auth.ApiKeyLimits(budget_micro=MicroCredits(1))),
     ]
 
 
 @pytest.mark.parametrize(
-    ("option", "says"),
+    ("option", "message"),
     [
         ("--requests-per-hour=0", "1<=x"),
         ("--concurrency=many", "integer"),
@@ -180,14 +180,14 @@ def test_keys_create_with_limits(running_service: Shell) -> None:
         ("--budget=0.0000001", "more than 6 decimals"),
     ],
 )
-def test_a_limit_that_is_none(running_service: Shell, option: str, says: str) -> None:
+def test_invalid_limit(running_service: Shell, option: str, message: str) -> None:
     result = running_service("keys", "create", "ci", option)
     assert result.exit_code == 2
-    assert says in result.stderr
-    assert running_service.mesh.asked == []
+    assert message in result.stderr
+    assert running_service.mesh.calls == []
 
 
-def test_keys_create_prints_the_key_alone(running_service: Shell) -> None:
+def test_keys_create_prints_only_the_key(running_service: Shell) -> None:
     assert running_service("keys", "create", "ci").stdout == f"{NEW_KEY}\n"
 
 
@@ -203,36 +203,36 @@ def test_keys_list(running_service: Shell) -> None:
 
 def test_keys_revoke(running_service: Shell) -> None:
     assert running_service("keys", "revoke", "laptop").exit_code == 0
-    assert running_service.mesh.asked[0].request == auth.RevokeApiKey("laptop")
+    assert running_service.mesh.calls[0].request == auth.RevokeApiKey("laptop")
 
 
-def test_keys_revoke_offers_what_the_key_made(running_service: Shell) -> None:
+def test_keys_revoke_offers_the_keys_it_created(running_service: Shell) -> None:
     made = msgspec.structs.replace(key(7, "child", KEY), made_by=key(1, "laptop", KEY).id)
     running_service.mesh.answer(auth.list_api_keys, auth.ApiKeys((key(1, "laptop", KEY), made)))
     result = running_service("keys", "revoke", "laptop")
     assert "Keys it created still work: child." in result.stderr
     assert f"--with-made {key(1, 'laptop', KEY).id}" in result.stderr
     result = running_service("keys", "revoke", "laptop", "--with-made")
-    assert running_service.mesh.asked[-1].request == auth.RevokeApiKey("laptop", with_made=True)
+    assert running_service.mesh.calls[-1].request == auth.RevokeApiKey("laptop", with_made=True)
     assert "and all keys it created" in result.stdout
     assert "still work" not in result.stderr
 
 
-def test_keys_create_asks_for_the_usual_rights_unless_others_are_named(running_service: Shell) -> None:
+def test_keys_create_requests_default_scopes_unless_others_are_named(running_service: Shell) -> None:
     for words, bounds, all_rights in (
         ((), auth.KeyBounds(), False),
         (("--scope", "key:write"), auth.KeyBounds(("key:write",)), False),
         (("--all-rights",), auth.KeyBounds(), True),
     ):
         assert running_service("keys", "create", "robot", *words).exit_code == 0
-        assert running_service.mesh.asked[-1].request == auth.GenerateApiKey("robot", bounds=bounds, all_rights=all_rights)
+        assert running_service.mesh.calls[-1].request == auth.GenerateApiKey("robot", bounds=bounds, all_rights=all_rights)
 
 
-def test_a_whole_key_is_no_name(running_service: Shell) -> None:
+def test_full_key_is_not_accepted_as_a_name(running_service: Shell) -> None:
     result = running_service("keys", "revoke", KEY)
     assert result.exit_code == 2
     assert KEY not in result.stderr
-    assert running_service.mesh.asked == []
+    assert running_service.mesh.calls == []
 
 
 def test_admin_users(running_service: Shell) -> None:
@@ -242,7 +242,7 @@ def test_admin_users(running_service: Shell) -> None:
     assert running_service("admin", "users", "set-tier", "bob", "enterprise").exit_code == 0
     assert running_service("admin", "users", "disable", "bob").exit_code == 0
     assert running_service("admin", "users", "enable", "bob").exit_code == 0
-    assert [entry.request for entry in running_service.mesh.asked] == [
+    assert [entry.request for entry in running_service.mesh.calls] == [
         auth.SetTier("bob", Tier.ENTERPRISE),
         auth.SetActive("bob", is_active=False),
         auth.SetActive("bob", is_active=True),
@@ -250,7 +250,7 @@ def test_admin_users(running_service: Shell) -> None:
     assert [row["username"] for row in json.loads(running_service("admin", "users", "list", "--json").stdout)] == ["alice", "bob"]
 
 
-def test_more_users_than_one_page_has_are_asked_for_page_by_page(running_service: Shell) -> None:
+def test_user_list_is_fetched_page_by_page(running_service: Shell) -> None:
     everyone = [msgspec.structs.replace(user(f"user{number}"), id=UserId(UUID(int=number))) for number in range(2500)]
 
     def page(request: auth.ListUsers) -> auth.Users:
@@ -260,18 +260,18 @@ def test_more_users_than_one_page_has_are_asked_for_page_by_page(running_service
     running_service.mesh.answer(auth.list_users, page)
     listed = json.loads(running_service("admin", "users", "list", "--search", "user", "--limit", "2100", "--json").stdout)
     assert [row["username"] for row in listed] == [one.username for one in everyone[:2100]]
-    asked = [
-        (entry.request.limit, entry.request.search) for entry in running_service.mesh.asked if isinstance(entry.request, auth.ListUsers)
+    sent = [
+        (entry.request.limit, entry.request.search) for entry in running_service.mesh.calls if isinstance(entry.request, auth.ListUsers)
     ]
-    assert asked == [(1000, "user"), (1000, "user"), (100, "user")]
+    assert sent == [(1000, "user"), (1000, "user"), (100, "user")]
 
 
-def test_who_says_premium_is_told_its_new_name(running_service: Shell) -> None:
+def test_old_tier_name_premium_gets_its_new_name(running_service: Shell) -> None:
     result = running_service("admin", "users", "set-tier", "bob", "premium")
-    assert (result.exit_code, running_service.mesh.asked) == (2, [])
+    assert (result.exit_code, running_service.mesh.calls) == (2, [])
     assert "'premium' is now called 'pro'" in result.stderr
     assert "enterprise" in running_service("admin", "users", "set-tier", "bob", "gold").stderr
 
 
-def test_the_tiers_of_the_option_are_those_that_exist() -> None:
+def test_tier_choices_match_the_api() -> None:
     assert set(admin_commands.TIERS) == set(Tier)

@@ -1,4 +1,4 @@
-"""admin tickets and admin nodes: what is asked for, what is printed where, and what nobody does by accident."""
+"""admin tickets and admin nodes: their calls, their output, and protection against accidents."""
 
 import json
 from datetime import UTC, datetime
@@ -56,32 +56,32 @@ def at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- tickets -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_ticket_is_alone_on_stdout_and_what_to_do_with_it_on_stderr(running_service: Shell) -> None:
+def test_ticket_goes_to_stdout_and_instructions_to_stderr(running_service: Shell) -> None:
     result = running_service("admin", "tickets", "create", "--role", "worker")
     assert (result.exit_code, result.stdout) == (0, f"{TICKET}\n")
     assert "aicli worker --join TICKET" in result.stderr
     assert TICKET not in result.stderr
-    assert running_service.mesh.asked[0].request == membership.CreateTicket(Role.WORKER)
+    assert running_service.mesh.calls[0].request == membership.CreateTicket(Role.WORKER)
 
 
-def test_everything_that_a_ticket_can_say(running_service: Shell) -> None:
+def test_all_ticket_options(running_service: Shell) -> None:
     options = ["--role", "client", "--uses", "5", "--ttl", "7d", "--label", "zone=eu", "--label", "gpu=4090", "--approval"]
     options += ["--owner", "bob"]
     result = running_service("admin", "tickets", "create", *options)
     assert "aicli mesh connect TICKET" in result.stderr
     assert "5 machines" in result.stderr
-    assert running_service.mesh.asked[0].request == membership.CreateTicket(
+    assert running_service.mesh.calls[0].request == membership.CreateTicket(
         Role.CLIENT, uses=5, ttl_seconds=7 * 86_400, labels={"zone": "eu", "gpu": "4090"}, needs_approval=True, owner="bob"
     )
 
 
-def test_a_ticket_as_json(running_service: Shell) -> None:
+def test_ticket_as_json(running_service: Shell) -> None:
     running_service.mesh.answer(membership.create_ticket, NewTicket(TICKET, row(), ("leads nowhere",)))
     made = json.loads(running_service("admin", "tickets", "create", "--role", "worker", "--json").stdout)
     assert (made["ticket"], made["warnings"], made["id"], made["labels"]) == (TICKET, ["leads nowhere"], "0123456789abcdef", {"zone": "eu"})
 
 
-def test_warnings_and_approval_are_said(running_service: Shell) -> None:
+def test_warnings_and_pending_approval_are_printed(running_service: Shell) -> None:
     running_service.mesh.answer(membership.create_ticket, NewTicket(TICKET, row(needs_approval=True), ("leads nowhere",)))
     result = running_service("admin", "tickets", "create", "--role", "worker", "--approval")
     assert result.stdout == f"{TICKET}\n"
@@ -90,9 +90,9 @@ def test_warnings_and_approval_are_said(running_service: Shell) -> None:
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("60s", 60), ("30m", 1800), ("30min", 1800), ("1h", 3600), ("7d", 604_800)])
-def test_times(running_service: Shell, text: str, seconds: int) -> None:
+def test_durations(running_service: Shell, text: str, seconds: int) -> None:
     assert running_service("admin", "tickets", "create", "--role", "worker", "--ttl", text).exit_code == 0
-    request = running_service.mesh.asked[0].request
+    request = running_service.mesh.calls[0].request
     assert isinstance(request, membership.CreateTicket)
     assert request.ttl_seconds == seconds
 
@@ -111,9 +111,9 @@ def test_times(running_service: Shell, text: str, seconds: int) -> None:
         pytest.param(["--role", "worker", "--label", "a b=c"], id="a label with a blank"),
     ],
 )
-def test_a_wrong_command_line_asks_nobody(running_service: Shell, options: list[str]) -> None:
+def test_invalid_command_line_makes_no_call(running_service: Shell, options: list[str]) -> None:
     assert running_service("admin", "tickets", "create", *options).exit_code == 2
-    assert running_service.mesh.asked == []
+    assert running_service.mesh.calls == []
 
 
 def test_tickets_list(running_service: Shell) -> None:
@@ -126,10 +126,10 @@ def test_tickets_list(running_service: Shell) -> None:
 
 def test_tickets_revoke(running_service: Shell) -> None:
     result = running_service("admin", "tickets", "revoke", "0123")
-    assert running_service.mesh.asked[0].request == membership.RevokeTicket("0123")
+    assert running_service.mesh.calls[0].request == membership.RevokeTicket("0123")
     assert result.stdout == "Revoked ticket 0123456789abcdef. 1 of its machines stay: aicli admin nodes list.\n"
     result = running_service("admin", "tickets", "revoke", TICKET)
-    assert (result.exit_code, len(running_service.mesh.asked)) == (2, 1)
+    assert (result.exit_code, len(running_service.mesh.calls)) == (2, 1)
     assert TICKET not in result.output
 
 
@@ -147,41 +147,41 @@ def test_nodes_list(running_service: Shell) -> None:
 
 def test_nodes_approve(running_service: Shell) -> None:
     assert running_service("admin", "nodes", "approve", "UABC").stdout == "Approved worker UABCDEFGH 'gpu-box' of alice.\n"
-    assert running_service.mesh.asked[0].request == membership.ApproveMember("UABC")
+    assert running_service.mesh.calls[0].request == membership.ApproveMember("UABC")
 
 
 def test_nodes_pardon(running_service: Shell) -> None:
     running_service.mesh.answer(gateway.pardon_node, gateway.PardonedNode(NodeId("UABCDEFGHIJ")))
     assert running_service("admin", "nodes", "pardon", "UABC").stdout == "Pardoned worker UABCDEFGH. It gets requests again.\n"
     assert json.loads(running_service("admin", "nodes", "pardon", "UABC", "--json").stdout) == {"node": "UABCDEFGHIJ"}
-    assert [asked.request for asked in running_service.mesh.asked] == 2 * [gateway.PardonNode("UABC")]
+    assert [call.request for call in running_service.mesh.calls] == 2 * [gateway.PardonNode("UABC")]
 
 
-def test_without_a_terminal_nothing_is_revoked_unasked(running_service: Shell) -> None:
+def test_without_a_terminal_revoking_needs_yes(running_service: Shell) -> None:
     result = running_service("admin", "nodes", "revoke", "UABC")
     assert result.exit_code == 2
     assert "--yes" in result.stderr
-    assert running_service.mesh.asked == []
+    assert running_service.mesh.calls == []
 
 
 def test_nodes_revoke_yes(running_service: Shell) -> None:
     result = running_service("admin", "nodes", "revoke", "UABC", "--yes", "--reason", "sold", "--json")
     assert json.loads(result.stdout)["state"] == "revoked"
-    assert [asked.request for asked in running_service.mesh.asked] == [membership.RevokeMember("UABC", reason="sold")]
+    assert [call.request for call in running_service.mesh.calls] == [membership.RevokeMember("UABC", reason="sold")]
 
 
 @pytest.mark.parametrize(("answer", "code", "revoked"), [("y\n", 0, True), ("n\n", 1, False), ("\n", 1, False)])
-def test_at_a_terminal_it_asks_and_says_whom(
+def test_terminal_asks_for_confirmation_and_names_the_node(
     running_service: Shell, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, revoked: bool
 ) -> None:
     at_a_terminal(monkeypatch)
     result = running_service("admin", "nodes", "revoke", "UABC", stdin=answer)
     assert result.exit_code == code
     assert "worker UABCDEFGH 'gpu-box' of alice" in result.stderr
-    assert (running_service.mesh.asked[-1].method == "auth.revokeNode") is revoked
+    assert (running_service.mesh.calls[-1].method == "auth.revokeNode") is revoked
 
 
-def test_what_auth_refuses_is_told(running_service: Shell) -> None:
+def test_refusal_of_auth_is_printed(running_service: Shell) -> None:
     running_service.mesh.answer(membership.revoke_member, errors.NotAllowed("an auth service cannot be revoked", hint="stop it"))
     result = running_service("admin", "nodes", "revoke", "UABC", "--yes")
     assert (result.exit_code, result.stderr) == (1, "error: an auth service cannot be revoked – stop it\n")

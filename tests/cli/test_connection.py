@@ -1,4 +1,4 @@
-"""`aicli` as a process of its own against a gateway on a real mesh: streaming, cancelling, errors, several at once."""
+"""`aicli` as its own process with a gateway on a real mesh: streaming, canceling, errors, concurrency."""
 
 import asyncio
 import os
@@ -28,12 +28,12 @@ ROOT = Path(main.__file__).parent.parent
 
 
 class Gateway:
-    """Says the prompt word by word; `hang` never ends, `fail` fails after the first word."""
+    """Repeats the prompt word by word; `hang` never ends, `fail` fails after the first word."""
 
     role: ClassVar[Role] = Role.GATEWAY
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
+        self.called = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.credentials: set[str | None] = set()
 
@@ -51,7 +51,7 @@ class Gateway:
     @rpc.serves(gateway.process_inference_request)
     async def infer(self, request: gateway.ProcessInferenceRequest, stream: rpc.StreamCall[InferenceChunk]) -> InferenceResult:
         self.credentials.add(stream.credential)
-        self.asked.set()
+        self.called.set()
         prompt = request.request.prompt or ""
         try:
             for word in prompt.split():
@@ -115,14 +115,14 @@ async def finish(process: Process) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_it_asks_with_the_profiles_key(net: TestNet, start: Start) -> None:
+async def test_call_uses_the_key_of_the_profile(net: TestNet, start: Start) -> None:
     running_service = await net.start(Gateway)
     assert await finish(await start(profile_of(net), "infer", "one two three")) == (0, "one two three \n", "")
     assert isinstance(running_service.service, Gateway)
     assert running_service.service.credentials == {"the-key"}
 
 
-async def test_an_error_of_the_peer_comes_out_as_what_it_was(net: TestNet, start: Start) -> None:
+async def test_error_of_the_peer_keeps_its_type(net: TestNet, start: Start) -> None:
     await net.start(Gateway)
     assert await finish(await start(profile_of(net), "infer", "fail")) == (1, "fail ", "error: the engine died – ask again\n")
 
@@ -136,14 +136,14 @@ async def test_ctrl_c_stops_the_generation(net: TestNet, start: Start, options: 
     async with asyncio.timeout(20):
         if not options:
             assert await process.stdout.read(5) == b"hang "
-        await running_service.service.asked.wait()
+        await running_service.service.called.wait()
         process.send_signal(signal.SIGINT)
         await running_service.service.cancelled.wait()
         code, out, _ = await finish(process)
     assert (code, out) == (130, "")
 
 
-async def test_a_reader_that_leaves_stops_the_generation(net: TestNet, start: Start) -> None:
+async def test_closed_stdout_stops_the_generation(net: TestNet, start: Start) -> None:
     running_service = await net.start(Gateway)
     assert isinstance(running_service.service, Gateway)
     reader, writer = os.pipe()
@@ -158,7 +158,7 @@ async def test_a_reader_that_leaves_stops_the_generation(net: TestNet, start: St
     assert (process.returncode, err) == (0, b"")
 
 
-async def test_several_of_one_profile_run_at_once(net: TestNet, start: Start) -> None:
+async def test_one_profile_can_be_used_concurrently(net: TestNet, start: Start) -> None:
     await net.start(Gateway)
     used = profile_of(net)
     processes = [await start(used, "infer", f"number {number}") for number in range(4)]
@@ -166,27 +166,27 @@ async def test_several_of_one_profile_run_at_once(net: TestNet, start: Start) ->
     assert ended == [(0, f"number {number} \n", "") for number in range(4)]
 
 
-async def test_an_error_in_the_block_is_not_wrapped(net: TestNet) -> None:
+async def test_error_in_the_block_is_not_wrapped(net: TestNet) -> None:
     with pytest.raises(BrokenPipeError):
         async with connection.open_(profile_of(net)):
             raise BrokenPipeError
 
 
-async def test_no_gateway_is_5(net: TestNet, start: Start) -> None:
+async def test_no_gateway_exits_with_5(net: TestNet, start: Start) -> None:
     code, out, err = await finish(await start(profile_of(net), "models"))
     assert (code, out) == (5, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
 
 
-async def test_no_nats_is_5(net: TestNet, start: Start) -> None:
+async def test_no_nats_exits_with_5(net: TestNet, start: Start) -> None:
     used = Profile(node_key_file=profile_of(net).node_key_file, nats_url=f"nats://127.0.0.1:{free_port()}")
     code, _, err = await finish(await start(used, "models"))
     assert code == 5
     assert "NATS" in err
 
 
-async def test_a_key_that_the_server_refuses_is_told_with_what_to_do(net: TestNet, start: Start, tmp_path: Path) -> None:
+async def test_key_rejected_by_the_server_is_reported_with_a_hint(net: TestNet, start: Start, tmp_path: Path) -> None:
     key = tmp_path / "stranger.nk"
     key.touch(mode=0o600)
     key.write_bytes(node_keys.new_seed())

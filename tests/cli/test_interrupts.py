@@ -1,4 +1,4 @@
-"""Ctrl-C: clean-up runs, is bounded, and what it raises does not hide the interrupt."""
+"""Ctrl-C: cleanup runs, is bounded, and its errors do not hide the interrupt."""
 
 import asyncio
 import os
@@ -14,14 +14,14 @@ async def _interrupted() -> None:
     await asyncio.Event().wait()
 
 
-def test_a_result_comes_through() -> None:
+def test_result_is_returned() -> None:
     async def work() -> int:
         return 7
 
     assert interrupts.run(work()) == 7
 
 
-def test_an_error_comes_through() -> None:
+def test_error_is_raised() -> None:
     async def work() -> None:
         raise LookupError
 
@@ -30,7 +30,7 @@ def test_an_error_comes_through() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_clean_up_may_wait_a_moment(number: signal.Signals) -> None:
+def test_cleanup_may_take_a_moment(number: signal.Signals) -> None:
     cleaned: list[str] = []
 
     async def work() -> None:
@@ -46,7 +46,7 @@ def test_clean_up_may_wait_a_moment(number: signal.Signals) -> None:
     assert cleaned == ["yes"]
 
 
-def test_clean_up_that_hangs_is_broken_off() -> None:
+def test_hanging_cleanup_is_aborted() -> None:
     async def work() -> None:
         try:
             await _interrupted()
@@ -61,7 +61,7 @@ def test_clean_up_that_hangs_is_broken_off() -> None:
         interrupts.run(work(), grace_seconds=0.01)
 
 
-def test_what_clean_up_raises_is_not_shown() -> None:
+def test_errors_during_cleanup_are_hidden() -> None:
     async def work() -> None:
         try:
             await _interrupted()
@@ -72,7 +72,7 @@ def test_what_clean_up_raises_is_not_shown() -> None:
         interrupts.run(work())
 
 
-def test_the_signals_are_given_back() -> None:
+def test_signal_handlers_are_restored() -> None:
     async def work() -> None:
         return None
 

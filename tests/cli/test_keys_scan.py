@@ -1,4 +1,4 @@
-"""`aicli keys scan`: what it tells people, scripts and hooks of the keys that lie about, and what `--revoke` does to them."""
+"""`aicli keys scan`: its report of leaked keys for people, scripts and hooks, and `--revoke`."""
 
 import json
 from datetime import UTC, datetime
@@ -33,45 +33,45 @@ def preview_of(secret: str) -> str:
     return f"{secret[:12]}…{secret[-4:]}"
 
 
-def test_what_is_found_is_told_without_the_secret_and_ends_with_1(shell: Shell, tree: Path) -> None:
+def test_findings_are_printed_without_the_secret_and_exit_with_1(shell: Shell, tree: Path) -> None:
     done = shell("keys", "scan", str(tree))
     assert done.exit_code == 1
     assert ".env:1: API key " in done.stdout
     assert LEAKED not in done.output
-    assert shell.mesh.asked == []
+    assert shell.mesh.calls == []
 
 
-def test_a_clean_tree_ends_with_0(shell: Shell, tree: Path) -> None:
+def test_clean_tree_exits_with_0(shell: Shell, tree: Path) -> None:
     (tree / ".env").unlink()
     done = shell("keys", "scan", str(tree), "--json")
     assert (done.exit_code, json.loads(done.stdout)) == (0, [])
 
 
-def test_revoke_ends_each_with_the_key_itself(shell: Shell, tree: Path) -> None:
+def test_revoke_uses_each_found_key_itself(shell: Shell, tree: Path) -> None:
     shell.mesh.answer(auth.list_api_keys, listed(preview_of(LEAKED)))
     shell.mesh.answer(auth.revoke_api_key, listed(preview_of(LEAKED), is_active=False).keys[0])
     (row,) = json.loads(shell("keys", "scan", str(tree), "--revoke", "--json").stdout)
     assert row["now"] == "revoked now"
-    assert [(each.method, each.credential) for each in shell.mesh.asked] == [("auth.listApiKeys", LEAKED), ("auth.revokeApiKey", LEAKED)]
+    assert [(each.method, each.credential) for each in shell.mesh.calls] == [("auth.listApiKeys", LEAKED), ("auth.revokeApiKey", LEAKED)]
 
 
-def test_the_old_secret_of_a_rotated_key_is_not_called_revoked(shell: Shell, tree: Path) -> None:
+def test_old_secret_of_a_rotated_key_is_not_reported_as_revoked(shell: Shell, tree: Path) -> None:
     """It is let in until its overlap ends, and the list has the key under its new secret."""
     shell.mesh.answer(auth.list_api_keys, listed(preview_of(key(random="Zz9" * 14 + "q"))))
     done = shell("keys", "scan", str(tree), "--revoke")
     assert "STILL WORKS (old secret of a rotated key)" in done.stdout
     assert "revoked now" not in done.stdout
-    assert [each.method for each in shell.mesh.asked] == ["auth.listApiKeys"]
+    assert [each.method for each in shell.mesh.calls] == ["auth.listApiKeys"]
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (errors.NotAuthenticated("this key was revoked"), "no longer works"),
         (errors.NotAllowed("this key may not list keys"), "STILL WORKS and may not revoke itself: aicli keys revoke"),
     ],
 )
-def test_what_cannot_be_revoked_says_why(shell: Shell, tree: Path, error: errors.AimeshError, said: str) -> None:
+def test_failed_revocation_says_why(shell: Shell, tree: Path, error: errors.AimeshError, message: str) -> None:
     shell.mesh.answer(auth.list_api_keys, error)
     (row,) = json.loads(shell("keys", "scan", str(tree), "--revoke", "--json").stdout)
-    assert row["now"] == said
+    assert row["now"] == message

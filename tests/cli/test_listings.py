@@ -1,4 +1,4 @@
-"""models, nodes, usage and quota: the shapes that scripts rely on, and what people read."""
+"""models, nodes, usage and quota: JSON shapes for scripts, and text for people."""
 
 import json
 from datetime import UTC, date, datetime
@@ -87,7 +87,7 @@ def test_nodes(shell: Shell) -> None:
         pytest.param({"path": "relayed", "alive": False, "why_not": "silent for 6 s"}, "relayed  –    gone: silent for 6 s", id="gone"),
     ],
 )
-def test_a_node_is_shown_with_its_path_and_why_it_is_not_used(shell: Shell, row: dict[str, Any], shown: str) -> None:
+def test_node_is_shown_with_its_path_and_why_it_is_unused(shell: Shell, row: dict[str, Any], shown: str) -> None:
     shell.mesh.answer(gateway.list_nodes, gateway.NodeRows((msgspec.structs.replace(WORKER, **row),)))
     assert shown in shell("nodes").stdout
 
@@ -127,7 +127,7 @@ def used(shell: Shell) -> Shell:
     return shell
 
 
-def test_usage_as_json_has_all_of_it(used: Shell) -> None:
+def test_usage_json_has_everything(used: Shell) -> None:
     shown = json.loads(used("usage", "--json").stdout)
     assert shown["days"][0] == {
         "date": "2026-01-02",
@@ -150,7 +150,7 @@ def test_usage_as_json_has_all_of_it(used: Shell) -> None:
     assert (shown["account"]["included_micro"], shown["account"]["renews_at"]) == (99_977_500, "2026-02-01T00:00:00Z")
 
 
-def test_usage_for_people(used: Shell) -> None:
+def test_usage_text(used: Shell) -> None:
     result = used("usage")
     days, left, limits = (part.splitlines() for part in result.stdout.split("\n\n"))
     assert [line.split("0.0075")[1].strip() for line in days[1:4]] == ["laptop", "00000004…", "(signed in without a key)"]
@@ -168,7 +168,7 @@ def test_usage_for_people(used: Shell) -> None:
     ]
 
 
-def test_usage_shows_what_is_left_of_the_keys_own_budget(used: Shell) -> None:
+def test_usage_shows_the_remaining_budget_of_the_key(used: Shell) -> None:
     budget = KeyBudget(MicroCredits(5_000_000), MicroCredits(1_250_000), MicroCredits(250_000))
     used.mesh.answer(gateway.get_user_quota, msgspec.structs.replace(LEFT, key_budget=budget))
     line = "this key      3.5 left of its 5, 0.25 of it held by running requests"
@@ -181,19 +181,19 @@ def test_usage_shows_what_is_left_of_the_keys_own_budget(used: Shell) -> None:
         }
 
 
-def test_a_key_that_has_overdrawn_its_budget_has_nothing_left(used: Shell) -> None:
+def test_overdrawn_budget_shows_zero(used: Shell) -> None:
     budget = KeyBudget(MicroCredits(5_000_000), MicroCredits(5_000_001), MicroCredits(0))
     used.mesh.answer(gateway.get_user_quota, msgspec.structs.replace(LEFT, key_budget=budget))
     assert "this key      0 left of its 5" in used("usage").stdout.splitlines()
 
 
-def test_one_of_a_thing_is_not_many(used: Shell) -> None:
+def test_singular_forms(used: Shell) -> None:
     days = (DailyUsage(date(2026, 1, 1), None, 1, 1, MicroCredits(1_000_000)),)
     used.mesh.answer(usage_report.get_user_usage, UserUsage(USER, 1, 1, days, MicroCredits(1_000_000)))
     assert "1 request, 1 token, 1 credit in total" in used("usage").stdout
 
 
-def test_usage_of_an_old_gateway_shows_what_it_says(used: Shell) -> None:
+def test_usage_of_an_older_gateway(used: Shell) -> None:
     used.mesh.answer(gateway.get_user_quota, msgspec.structs.replace(LEFT, limits=(), account=None))
     used.mesh.answer(usage_report.get_user_usage, UserUsage(USER, 0, 0))
     result = used("usage")

@@ -19,13 +19,13 @@ from tests.cli.fake_mesh import FakeMesh, Shell
 ROOT = Path(main.__file__).parent.parent
 
 
-def test_an_error_is_one_line_with_what_to_do(shell: Shell) -> None:
+def test_error_is_one_line_with_a_hint(shell: Shell) -> None:
     shell.mesh.answer(gateway.list_models, errors.NotReachable("no gateway answers", hint="make up"))
     result = shell("models")
     assert (result.exit_code, result.stdout, result.stderr) == (5, "", "error: no gateway answers – make up\n")
 
 
-def test_with_json_an_error_is_one_object(shell: Shell) -> None:
+def test_json_error_is_one_object(shell: Shell) -> None:
     shell.mesh.answer(gateway.list_models, errors.NotReachable("no gateway answers", hint="make up"))
     result = shell("models", "--json")
     assert result.exit_code == 5
@@ -33,19 +33,19 @@ def test_with_json_an_error_is_one_object(shell: Shell) -> None:
     assert json.loads(result.stderr) == {"error": {"code": "not_reachable", "message": "no gateway answers", "hint": "make up"}}
 
 
-def test_a_limit_says_when_there_is_room_again(shell: Shell) -> None:
+def test_rate_limit_says_when_to_retry(shell: Shell) -> None:
     shell.mesh.answer(gateway.list_models, errors.Limited("100 requests in this hour are used", retry_after_seconds=90))
     result = shell("models")
     assert result.exit_code == 4
     assert result.stderr == "error: 100 requests in this hour are used – try again in 90 s\n"
 
 
-def test_an_error_cannot_write_on_the_terminal(shell: Shell) -> None:
+def test_error_cannot_control_the_terminal(shell: Shell) -> None:
     shell.mesh.answer(gateway.list_models, errors.BadRequest("a\x1b]0;title\x07b\nc"))
     assert shell("models").stderr == "error: a]0;titleb c\n"
 
 
-def test_a_bug_is_one_line_too(shell: Shell) -> None:
+def test_bug_is_one_line(shell: Shell) -> None:
     def broken(request: gateway.ListModels) -> gateway.ServedModels:
         raise ZeroDivisionError("by zero")
 
@@ -56,7 +56,7 @@ def test_a_bug_is_one_line_too(shell: Shell) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_an_error_in_a_group_is_found(shell: Shell) -> None:
+def test_error_in_an_exception_group_is_found(shell: Shell) -> None:
     def broken(request: gateway.ListModels) -> gateway.ServedModels:
         raise ExceptionGroup("tasks", [ExceptionGroup("inner", [errors.NotAuthenticated("no")])])
 
@@ -80,7 +80,7 @@ def test_debug_shows_the_traceback(shell: Shell, monkeypatch: pytest.MonkeyPatch
         pytest.param(["admin", "users", "set-tier", "bob", "gold"], id="an unknown tier"),
     ],
 )
-def test_wrong_usage_is_2_in_one_line(shell: Shell, arguments: list[str]) -> None:
+def test_wrong_usage_exits_with_2_in_one_line(shell: Shell, arguments: list[str]) -> None:
     result = shell(*arguments)
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
@@ -99,13 +99,13 @@ def test_wrong_usage_is_2_in_one_line(shell: Shell, arguments: list[str]) -> Non
         pytest.param(["infer", "--modle", "echo", "hi"], "'--model'", id="an option"),
     ],
 )
-def test_a_misspelled_name_gets_the_nearest_one(shell: Shell, arguments: list[str], nearest: str) -> None:
+def test_misspelled_name_suggests_the_nearest_one(shell: Shell, arguments: list[str], nearest: str) -> None:
     result = shell(*arguments)
     assert result.exit_code == 2
     assert f"Did you mean {nearest}?" in result.stderr
 
 
-def test_a_renamed_command_works_with_one_warning_and_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renamed_command_works_with_a_warning_and_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command()
     def new() -> None:
         click.echo("done")
@@ -119,7 +119,7 @@ def test_a_renamed_command_works_with_one_warning_and_is_not_listed(monkeypatch:
     assert "old" not in CliRunner().invoke(group, ["--help"]).stdout
 
 
-def test_without_a_key_it_is_3(shell: Shell) -> None:
+def test_missing_key_exits_with_3(shell: Shell) -> None:
     shell.environment["AICLI_PROFILE"] = "keyless"
     folder = shell.folder / "home/.config/aimesh/profiles"
     folder.mkdir(parents=True)
@@ -130,19 +130,19 @@ def test_without_a_key_it_is_3(shell: Shell) -> None:
     assert "aicli login" in result.stderr
 
 
-def test_profile_option_is_as_the_variable(shell: Shell) -> None:
+def test_profile_option_equals_the_variable(shell: Shell) -> None:
     result = shell("--profile", "nowhere", "models")
     assert result.exit_code == 2
     assert "no profile 'nowhere'" in result.stderr
 
 
-def test_help_explains_every_exit_code() -> None:
+def test_help_documents_every_exit_code() -> None:
     text = Shell(Path("/"), FakeMesh(), {})("--help").output
     for code in ("0", "1", "2", "3", "4", "5", "130"):
         assert f"\n  {code:>5}  " in text
 
 
-def test_a_reader_that_has_enough_is_no_failure() -> None:
+def test_closed_stdout_is_no_failure() -> None:
     """`aicli … | head -1`: the pipe is closed before anything is written."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -169,7 +169,7 @@ FORBIDDEN = {"rich", "httpx", "litestar", "structlog", "asyncpg", "redis", "prom
         ),
     ],
 )
-def test_infer_imports_nothing_that_it_does_not_need(code: str) -> None:
+def test_infer_imports_only_what_it_needs(code: str) -> None:
     script = f"import sys, atexit\natexit.register(lambda: print('loaded:', *sys.modules))\n{code}"
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
     loaded = {name.partition(".")[0] for name in ended.stdout.rpartition("loaded:")[2].split()}

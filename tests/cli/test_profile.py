@@ -56,26 +56,26 @@ def test_which_profile_is_used(places: Path, folder: str, environment: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("environment", "says"),
+    ("environment", "message"),
     [
         pytest.param({"AICLI_PROFILE": "nowhere"}, "no profile 'nowhere'", id="a named profile that is not there"),
         pytest.param({"AICLI_PROFILE": "a b"}, "neither a profile name nor a path", id="no name"),
         pytest.param({"AIMESH_HOME": "/nowhere"}, "AIMESH_HOME is /nowhere", id="a home without a stack"),
     ],
 )
-def test_a_place_that_was_named_is_never_skipped(places: Path, environment: dict[str, str], says: str) -> None:
-    with pytest.raises(errors.BadSettings, match=says):
+def test_named_profile_is_never_skipped(places: Path, environment: dict[str, str], message: str) -> None:
+    with pytest.raises(errors.BadSettings, match=message):
         profile.load({"XDG_CONFIG_HOME": str(places / "config"), **environment}, places / "checkout")
 
 
-def test_a_profile_in_a_parent_outside_of_any_checkout_is_not_used(tmp_path: Path) -> None:
+def test_profile_in_a_parent_outside_any_checkout_is_ignored(tmp_path: Path) -> None:
     put(tmp_path / ".aimesh/profile.toml", "strangers")
     (tmp_path / "mine").mkdir()
     with pytest.raises(errors.BadSettings, match="no profile"):
         profile.find({"HOME": str(tmp_path / "home")}, tmp_path / "mine")
 
 
-def test_a_strangers_stack_is_used_only_when_it_is_named(places: Path) -> None:
+def test_foreign_stack_is_used_only_if_named(places: Path) -> None:
     capabilities.require("root")
     stack = places / "checkout/.aimesh/profile.toml"
     os.chown(stack, 4711, 4711)
@@ -84,13 +84,13 @@ def test_a_strangers_stack_is_used_only_when_it_is_named(places: Path) -> None:
     assert profile.load({"AICLI_PROFILE": str(stack)}, places / "checkout").mesh == "checkout"
 
 
-def test_the_key_of_the_environment_goes_before_the_profiles(places: Path) -> None:
+def test_key_in_the_environment_precedes_the_profile(places: Path) -> None:
     used = profile.load({"AICLI_API_KEY": " another \n"}, places / "checkout")
     assert (used.mesh, used.api_key, used.username) == ("checkout", "another", None)
 
 
 @given(TEXT, TEXT, st.none() | TEXT, st.none() | TEXT)
-def test_what_is_written_is_what_is_read(mesh: str, url: str, key: str | None, username: str | None) -> None:
+def test_written_profile_is_read_back(mesh: str, url: str, key: str | None, username: str | None) -> None:
     whole = Profile(
         node_key_file=Path("/k.nk"),
         mesh=MeshName(mesh),
@@ -105,14 +105,14 @@ def test_what_is_written_is_what_is_read(mesh: str, url: str, key: str | None, u
     assert fields.get("username") == username
 
 
-def test_a_profile_is_private_from_its_first_moment(tmp_path: Path) -> None:
+def test_profile_is_private_from_the_start(tmp_path: Path) -> None:
     path = put(tmp_path / "new/folder/p.toml", "home")
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o077 == 0
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_node_key_is_relative_to_its_profile(tmp_path: Path) -> None:
+def test_node_key_path_is_relative_to_the_profile(tmp_path: Path) -> None:
     path = tmp_path / "p.toml"
     path.touch(mode=0o600)
     path.write_text('node_key_file = "keys/client.nk"\nnew_in_2031 = 1\n')
@@ -120,7 +120,7 @@ def test_a_node_key_is_relative_to_its_profile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         pytest.param(b'mesh = "home"', "has no node_key_file", id="no node key"),
         pytest.param(b"mesh = 7\nnode_key_file = 'k'", "mesh must be a string", id="a wrong type"),
@@ -129,15 +129,15 @@ def test_a_node_key_is_relative_to_its_profile(tmp_path: Path) -> None:
         pytest.param(b"#" * 70_000, "longer than 64 KiB", id="a file of another kind"),
     ],
 )
-def test_a_broken_profile_is_named(tmp_path: Path, text: bytes, says: str) -> None:
+def test_broken_profile_is_named(tmp_path: Path, text: bytes, message: str) -> None:
     path = tmp_path / "p.toml"
     path.touch(mode=0o600)
     path.write_bytes(text)
-    with pytest.raises(errors.BadSettings, match=says):
+    with pytest.raises(errors.BadSettings, match=message):
         profile.read(path)
 
 
-def test_a_profile_that_others_can_read_is_refused(tmp_path: Path) -> None:
+def test_profile_readable_by_others_is_refused(tmp_path: Path) -> None:
     path = put(tmp_path / "p.toml", "home")
     path.chmod(0o644)
     with pytest.raises(errors.BadSettings, match="is readable by other users") as caught:
@@ -145,7 +145,7 @@ def test_a_profile_that_others_can_read_is_refused(tmp_path: Path) -> None:
     assert caught.value.hint == f"chmod 600 {path}"
 
 
-def test_a_server_on_another_machine_needs_tls(tmp_path: Path) -> None:
+def test_remote_server_needs_tls(tmp_path: Path) -> None:
     path = tmp_path / "p.toml"
     profile.write(path, Profile(node_key_file=Path("k.nk"), nats_url="nats://nats.example.org:4222"))
     chosen = {"AICLI_PROFILE": str(path)}
@@ -153,11 +153,11 @@ def test_a_server_on_another_machine_needs_tls(tmp_path: Path) -> None:
         profile.load(chosen, tmp_path)
     assert profile.load({**chosen, "ALLOW_PLAIN_NATS": "true"}, tmp_path).nats_url == "nats://nats.example.org:4222"
     profile.write(path, Profile(node_key_file=Path("k.nk"), nats_url="tls://nats.example.org", nats_ca_file=Path("ca.pem")))
-    # Files are found beside the profile.
+    # Paths are relative to the profile.
     assert profile.load(chosen, tmp_path).nats_ca_file == tmp_path / "ca.pem"
 
 
-def test_a_profile_that_was_made_with_a_ticket_needs_no_nats(tmp_path: Path) -> None:
+def test_profile_created_from_a_ticket_needs_no_nats(tmp_path: Path) -> None:
     path = tmp_path / "p.toml"
     profile.write(path, Profile(node_key_file=Path("k.nk"), nats_url=None, mesh_file=tmp_path / "p.mesh"))
     found = profile.load({"AICLI_PROFILE": str(path)}, tmp_path)
@@ -172,10 +172,10 @@ def test_a_profile_that_was_made_with_a_ticket_needs_no_nats(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "x.toml", "/etc/x", "-x"])
-def test_what_cannot_be_a_profiles_name(name: str) -> None:
+def test_invalid_profile_names(name: str) -> None:
     with pytest.raises(errors.BadSettings, match="is not a valid profile name"):
         profile.place_of(name, {"HOME": "/h"})
 
 
-def test_where_a_named_profile_is() -> None:
+def test_location_of_a_named_profile() -> None:
     assert profile.place_of("cafe", {"HOME": "/h"}) == Path("/h/.config/aimesh/profiles/cafe.toml")

@@ -12,7 +12,7 @@ def test_every_command_is_on_the_page() -> None:
     assert "\n## aicli stack up\n" in page
 
 
-def test_the_page_has_arguments_options_and_exit_codes() -> None:
+def test_page_has_arguments_options_and_exit_codes() -> None:
     page = reference.render()
     assert "aicli keys create [OPTIONS] NAME" in page
     assert "| `--max-tokens INTEGER RANGE" in page
@@ -22,5 +22,5 @@ def test_the_page_has_arguments_options_and_exit_codes() -> None:
     assert "--help" not in page
 
 
-def test_it_is_the_same_each_time() -> None:
+def test_page_is_deterministic() -> None:
     assert reference.render() == reference.render()

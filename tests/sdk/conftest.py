@@ -1,4 +1,4 @@
-"""One stack for all tests of this folder: up with the first of them that asks for it, down before the tests of any other folder."""
+"""One stack for all tests of this folder: started by the first test that needs it, stopped before the tests of any other folder."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -35,5 +35,5 @@ async def api_client(stack: RunningStack) -> AsyncIterator[ApiClient]:
 
 @pytest.fixture
 async def ann(api_client: ApiClient) -> Person:
-    """Somebody new, with room for every test's requests."""
+    """A new user, with enough quota for every test's requests."""
     return await api_client.register("ann", Tier.PRO)

@@ -36,9 +36,9 @@ def first_key(home: StackHome) -> str:
     return secret_files.read(home, "admin_key")
 
 
-async def test_the_first_run_makes_a_profile_and_a_page_with_the_key_that_auth_was_given(home: StackHome, mesh: FakeMesh) -> None:
+async def test_first_run_creates_a_profile_and_a_page_with_the_first_key(home: StackHome, mesh: FakeMesh) -> None:
     made = await first_run.ensure_profile(home, SETTINGS, mesh.open)
-    assert [(asked.method, asked.credential) for asked in mesh.asked] == [("auth.listApiKeys", first_key(home))]
+    assert [(call.method, call.credential) for call in mesh.calls] == [("auth.listApiKeys", first_key(home))]
     assert credentials.kind_of(first_key(home)) == "adm"
     assert profile.read(home.profile) == made
     assert (made.api_key, made.username) == (first_key(home), "admin")
@@ -49,7 +49,7 @@ async def test_the_first_run_makes_a_profile_and_a_page_with_the_key_that_auth_w
     assert page.stat().st_mode & 0o777 == home.profile.stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_key_that_works_is_kept(home: StackHome, mesh: FakeMesh) -> None:
+async def test_working_key_is_kept(home: StackHome, mesh: FakeMesh) -> None:
     made = await first_run.ensure_profile(home, SETTINGS, mesh.open)
     profile.write(home.profile, replace(made, api_key=Credential("aip_live_other"), username="anna"))
     before = home.profile.stat()
@@ -57,14 +57,14 @@ async def test_a_key_that_works_is_kept(home: StackHome, mesh: FakeMesh) -> None
     assert home.profile.stat() == before
 
 
-async def test_a_moved_port_reaches_the_profile_and_keeps_the_key(home: StackHome, mesh: FakeMesh) -> None:
+async def test_moved_port_updates_the_profile_and_keeps_the_key(home: StackHome, mesh: FakeMesh) -> None:
     await first_run.ensure_profile(home, SETTINGS, mesh.open)
     await first_run.ensure_profile(home, StackSettings(web_port=5000), mesh.open)
     assert profile.read(home.profile).web_url == "http://127.0.0.1:5000"
     assert profile.read(home.profile).api_key == first_key(home)
 
 
-async def test_where_no_key_works_somebody_has_to_log_in(home: StackHome, mesh: FakeMesh) -> None:
+async def test_without_a_working_key_the_user_must_log_in(home: StackHome, mesh: FakeMesh) -> None:
     mesh.answer(auth.list_api_keys, errors.NotAuthenticated("unknown key"))
     with pytest.raises(errors.NotAuthenticated) as caught:
         await first_run.ensure_profile(home, SETTINGS, mesh.open)

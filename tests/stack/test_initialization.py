@@ -21,20 +21,20 @@ def _contents(home: StackHome) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(home.root.rglob("*")) if path.is_file()}
 
 
-def test_twice_is_once(home: StackHome, tmp_path: Path) -> None:
+def test_initialization_is_idempotent(home: StackHome, tmp_path: Path) -> None:
     assert len(initialization.ensure(home, {}, tmp_path).made) == len(secret_files.SECRETS) + len(secret_files.NODES)
     before = _contents(home)
     assert initialization.ensure(home, {}, tmp_path).made == []
     assert _contents(home) == before
 
 
-def test_only_the_owner_can_read(home: StackHome, tmp_path: Path) -> None:
+def test_files_are_private(home: StackHome, tmp_path: Path) -> None:
     initialization.ensure(home, {"OPENAI_API_KEY": "sk-x"}, tmp_path)
     for path in [home.root, *home.root.rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_a_missing_secret_is_made_and_the_others_are_kept(home: StackHome, tmp_path: Path) -> None:
+def test_missing_secret_is_created_and_others_are_kept(home: StackHome, tmp_path: Path) -> None:
     initialization.ensure(home, {}, tmp_path)
     before = _contents(home)
     (home.secrets / "key_pepper").unlink()
@@ -45,7 +45,7 @@ def test_a_missing_secret_is_made_and_the_others_are_kept(home: StackHome, tmp_p
     assert (home.secrets / "web_secret").stat().st_mode & 0o777 == 0o600
 
 
-def test_secrets_are_long_and_differ(home: StackHome, tmp_path: Path) -> None:
+def test_secrets_are_long_and_distinct(home: StackHome, tmp_path: Path) -> None:
     initialization.ensure(home, {}, tmp_path)
     values = [secret_files.read(home, name) for name in secret_files.SECRETS]
     values += [home.key(name).read_text() for name in secret_files.NODES]
@@ -55,14 +55,14 @@ def test_secrets_are_long_and_differ(home: StackHome, tmp_path: Path) -> None:
     assert credentials.kind_of(secret_files.read(home, "admin_key")) == "adm"
 
 
-def test_wrong_settings_are_not_kept(home: StackHome, tmp_path: Path) -> None:
+def test_invalid_settings_are_not_stored(home: StackHome, tmp_path: Path) -> None:
     initialization.ensure(home, {"WEB_SERVICE_PORT": "4000"}, tmp_path)
     with pytest.raises(errors.BadSettings, match="WEB_SERVICE_PORT"):
         initialization.ensure(home, {"WEB_SERVICE_PORT": "http"}, tmp_path)
     assert initialization.ensure(home, {}, tmp_path).settings.web_port == 4000
 
 
-def test_the_port_of_the_echo_worker_is_chosen_once(home: StackHome, tmp_path: Path) -> None:
+def test_port_of_the_echo_worker_is_chosen_once(home: StackHome, tmp_path: Path) -> None:
     first = initialization.ensure(home, {"AIMESH_ECHO": "1"}, tmp_path).settings
     assert first.echo_port is not None
     assert initialization.ensure(home, {}, tmp_path).settings == first
@@ -78,7 +78,7 @@ def test_added_nodes_survive_another_init(home: StackHome, tmp_path: Path) -> No
         nats_users.add_node(home, settings.mesh, "worker-2", Role.GATEWAY)
 
 
-def test_a_home_from_before_metrics_had_tables_gets_what_its_role_needs(home: StackHome) -> None:
+def test_older_home_gets_what_the_metrics_role_needs(home: StackHome) -> None:
     initialization.ensure(home, {}, home.root)
     before = (home.secrets / "postgres_auth").read_text()
     (home.secrets / "postgres_metrics").unlink()

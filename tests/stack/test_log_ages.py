@@ -26,7 +26,7 @@ UNDATED = b"  File somewhere\n"
         (b"", None),
     ],
 )
-def test_every_program_says_the_day_in_its_own_way(line: bytes, day: date | None) -> None:
+def test_date_formats_of_all_programs(line: bytes, day: date | None) -> None:
     assert log_ages.day_of(line) == day
 
 
@@ -43,5 +43,5 @@ def test_every_program_says_the_day_in_its_own_way(line: bytes, day: date | None
         pytest.param([OLD, OLD, UNDATED], len(OLD + OLD + UNDATED), id="all of it"),
     ],
 )
-def test_what_is_old_is_the_beginning(lines: list[bytes], old: int | None) -> None:
+def test_old_lines_are_at_the_start(lines: list[bytes], old: int | None) -> None:
     assert log_ages.old_bytes(lines, OLDEST) == old

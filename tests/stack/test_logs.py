@@ -7,14 +7,14 @@ from stack import logs
 TODAY = date(2026, 11, 21)
 
 
-def test_a_short_file_is_left_alone(tmp_path: Path) -> None:
+def test_short_file_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "a.log"
     file.write_text("one\n")
     assert not logs.rotate(file, max_bytes=4)
     assert file.read_text() == "one\n"
 
 
-def test_a_long_file_is_put_aside_and_its_writer_goes_on(tmp_path: Path) -> None:
+def test_long_file_is_rotated_and_its_writer_continues(tmp_path: Path) -> None:
     file = tmp_path / "a.log"
     with file.open("a") as writer:
         writer.write("x" * 50 + "\nlast\n")
@@ -25,14 +25,14 @@ def test_a_long_file_is_put_aside_and_its_writer_goes_on(tmp_path: Path) -> None
     assert (tmp_path / "a.log.1").read_text() == "x" * 14 + "\nlast\n"
 
 
-def test_tail_is_the_end(tmp_path: Path) -> None:
+def test_tail_returns_the_end(tmp_path: Path) -> None:
     file = tmp_path / "a.log"
     file.write_text("".join(f"line {number} {'x' * 100}\n" for number in range(10_000)))
     assert [line.split()[1] for line in logs.tail(file, 3)] == ["9997", "9998", "9999"]
     assert logs.tail(tmp_path / "none.log", 3) == []
 
 
-def test_tail_can_begin_where_a_log_ended_before(tmp_path: Path) -> None:
+def test_tail_can_start_at_an_earlier_end(tmp_path: Path) -> None:
     file = tmp_path / "a.log"
     file.write_text("one\ntwo\n")
     start = logs.ends(tmp_path)["a"]
@@ -44,7 +44,7 @@ def test_tail_can_begin_where_a_log_ended_before(tmp_path: Path) -> None:
     assert logs.tail(file, 3, start) == ["new"]
 
 
-def test_following_goes_on_after_a_rotation(tmp_path: Path) -> None:
+def test_follow_continues_after_a_rotation(tmp_path: Path) -> None:
     file = tmp_path / "a.log"
     file.write_text("zero\none\n")
     lines = logs.follow({"a": file}, 1)
@@ -65,7 +65,7 @@ def dated(*days: str) -> str:
     return "".join(f'{{"ts": "{day}T04:56:56.507Z", "event": "ready"}}\n' for day in days)
 
 
-def test_lines_of_a_quiet_log_go_when_their_time_is_over_and_the_younger_ones_stay(tmp_path: Path) -> None:
+def test_expired_lines_of_a_quiet_log_are_removed(tmp_path: Path) -> None:
     file, aside = tmp_path / "a.log", tmp_path / "a.log.1"
     with file.open("a") as writer:
         writer.write(dated("2025-03-01", "2026-08-22", "2026-08-23", "2026-11-20"))
@@ -78,7 +78,7 @@ def test_lines_of_a_quiet_log_go_when_their_time_is_over_and_the_younger_ones_st
     assert aside.stat().st_mode & 0o077 == 0
 
 
-def test_a_log_that_is_young_enough_is_left_alone(tmp_path: Path) -> None:
+def test_recent_log_is_left_alone(tmp_path: Path) -> None:
     file, aside = tmp_path / "a.log", tmp_path / "a.log.1"
     file.write_text(dated("2026-09-01"))
     aside.write_text(dated("2026-08-24"))
@@ -86,7 +86,7 @@ def test_a_log_that_is_young_enough_is_left_alone(tmp_path: Path) -> None:
     assert (file.read_text(), aside.read_text()) == (dated("2026-09-01"), dated("2026-08-24"))
 
 
-def test_a_predecessor_loses_its_beginning_and_goes_with_its_last_line(tmp_path: Path) -> None:
+def test_rotated_file_loses_old_lines_and_is_deleted_with_the_last(tmp_path: Path) -> None:
     file, aside = tmp_path / "a.log", tmp_path / "a.log.1"
     file.write_text(dated("2026-11-20"))
     aside.write_text(dated("2026-08-20", "2026-08-30"))
@@ -96,7 +96,7 @@ def test_a_predecessor_loses_its_beginning_and_goes_with_its_last_line(tmp_path:
     assert not aside.exists()
 
 
-def test_a_log_without_dates_goes_when_nothing_was_written_for_so_long(tmp_path: Path) -> None:
+def test_log_without_dates_is_deleted_after_a_time_without_writes(tmp_path: Path) -> None:
     file = tmp_path / "dht.log"
     file.write_text('{"nodes": []}\n')
     last = datetime(2026, 8, 22, tzinfo=UTC).timestamp()

@@ -27,7 +27,7 @@ ROLES = (A, G, W, M, B, C, O)
 #: from -> to. Clients and metrics speak to each other since docs/decisions/0015.
 SENDS = {A: {G, W, M, B, C}, G: {A, W, M, B, C}, W: {A, G, M}, M: {A, G, W, B, C}, B: {A, G, M}, C: {A, G, M}, O: set()}
 SEES = {A: {A, G, W, M, B}, G: {A, G, W, M, B}, W: {A, G, M}, M: {A, G, W, M, B}, B: {A, G, M}, C: {A, G, M}, O: {A, G, W, M, B}}
-#: Somebody else's node.
+#: A node of another user.
 OTHER = NodeId(node_keys.NodeKey(node_keys.new_seed()).id)
 OTHER_MESH = topics.MeshName("elsewhere")
 
@@ -95,7 +95,7 @@ def subscribing(role: Role, node: NodeId) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class Arena:
-    """A server with one node per role, and somebody who may do anything: what reaches him, or comes from him, counts."""
+    """A server with one node per role, and an observer with all permissions: what reaches it or comes from it counts."""
 
     server: NatsServer
     keys: dict[Role, Path]
@@ -116,7 +116,7 @@ def arena() -> Iterator[Arena]:
 
 
 async def ignore(_: Exception) -> None:
-    """The refusals that a client is told of; what counts here is what gets through."""
+    """The refusals that a client gets; what counts here is what gets through."""
 
 
 @asynccontextmanager
@@ -163,7 +163,7 @@ END = b"end"
 
 @asynccontextmanager
 async def observed(arena: Arena, role: Role) -> AsyncIterator[tuple[Client, Ear, Client]]:
-    """The observer, what it hears, and the node."""
+    """The observer, the messages it receives, and the node."""
     ear = Ear()
     async with connected(arena.server, arena.observer_seed) as observer, connected(arena.server, seed_in(arena.keys[role])) as own:
         await observer.subscribe(">", cb=ear.listener(">"))
@@ -173,7 +173,7 @@ async def observed(arena: Arena, role: Role) -> AsyncIterator[tuple[Client, Ear,
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_a_role_may_publish_where_the_table_says_and_nowhere_else(arena: Arena, role: Role) -> None:
+async def test_role_may_publish_only_where_the_table_allows(arena: Arena, role: Role) -> None:
     table = publishing(role, node_keys.load(arena.keys[role]).id)
     allowed = {subject for subject, may in table.items() if may}
     async with observed(arena, role) as (_, ear, own):
@@ -185,7 +185,7 @@ async def test_a_role_may_publish_where_the_table_says_and_nowhere_else(arena: A
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_a_role_hears_what_the_table_says_and_nothing_else(arena: Arena, role: Role) -> None:
+async def test_role_receives_only_what_the_table_allows(arena: Arena, role: Role) -> None:
     node = node_keys.load(arena.keys[role]).id
     table = subscribing(role, node)
     allowed = {pattern for pattern, may in table.items() if may}
@@ -208,7 +208,7 @@ def an_example_of(pattern: str) -> str:
     return pattern.replace("*", "x").replace(">", "x.y")
 
 
-async def test_a_message_gets_to_the_one_it_is_for(arena: Arena) -> None:
+async def test_message_reaches_its_addressee(arena: Arena) -> None:
     gateway, worker = (node_keys.load(arena.keys[role]) for role in (Role.GATEWAY, Role.WORKER))
     async with connected(arena.server, gateway.seed.decode()) as sender, connected(arena.server, worker.seed.decode()) as receiver:
         inbox = await receiver.subscribe(topics.inbox(MESH, Role.WORKER, worker.id))
@@ -222,7 +222,7 @@ async def test_a_message_gets_to_the_one_it_is_for(arena: Arena) -> None:
 
 
 @pytest.mark.parametrize("credential", ["a stranger's key", "nothing"])
-async def test_strangers_are_kept_out(arena: Arena, credential: str) -> None:
+async def test_unknown_clients_are_rejected(arena: Arena, credential: str) -> None:
     seed = node_keys.new_seed().decode() if credential != "nothing" else None
     client = Client()
     try:
@@ -235,7 +235,7 @@ async def test_strangers_are_kept_out(arena: Arena, credential: str) -> None:
         await client.close()
 
 
-async def test_an_added_node_comes_in_and_nobody_is_dropped(arena: Arena) -> None:
+async def test_added_node_connects_and_no_connection_is_dropped(arena: Arena) -> None:
     async with connected(arena.server, seed_in(arena.keys[Role.WORKER])) as first:
         key_file = arena.server.key("second", Role.WORKER)
         async with asyncio.timeout(5):

@@ -34,7 +34,7 @@ def test_find_conflicts(wanted: list[WantedPort], held: dict[WantedPort, PortLis
     assert all(word in found[0] for word in words)
 
 
-def test_a_taken_port_is_told_with_its_process_and_setting() -> None:
+def test_occupied_port_is_reported_with_its_process_and_setting() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -47,7 +47,7 @@ def test_a_taken_port_is_told_with_its_process_and_setting() -> None:
         assert "WEB_SERVICE_PORT=" in caught.value.hint
 
 
-def test_a_taken_udp_port_is_told_with_as_many_free_ones_as_are_needed() -> None:
+def test_occupied_udp_port_is_reported_with_enough_free_ones() -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -58,10 +58,10 @@ def test_a_taken_udp_port_is_told_with_as_many_free_ones_as_are_needed() -> None
     assert all(ports.is_free(free + number, is_udp=True) for number in range(3))
 
 
-def test_an_address_of_another_machine_is_told() -> None:
+def test_foreign_address_is_reported() -> None:
     with pytest.raises(errors.BadSettings, match=r"no address 203\.0\.113\.7"):
         ports.check([WantedPort(4737, "a DHT node", "DHT_PORT", is_udp=True, bind="203.0.113.7")])
 
 
-def test_a_free_port_passes() -> None:
+def test_free_port_passes() -> None:
     ports.check([WantedPort(ports.find_free(), "web", "WEB_SERVICE_PORT")])

@@ -36,9 +36,9 @@ def test_merge(recorded: dict[str, str], environment: dict[str, str], merged: di
     assert settings.merge(recorded, environment, HERE) == merged
 
 
-def test_secrets_go_to_files_and_not_into_the_list(home: StackHome) -> None:
-    given = {"OPENAI_API_KEY": "sk-canary", "DATABASE_URL": "postgresql://u:canary@h/d", "MODEL_ALIASES": "llama3=smollm2"}
-    kept = settings.record(home, given, HERE)
+def test_secrets_are_stored_in_files_not_in_the_settings(home: StackHome) -> None:
+    environment = {"OPENAI_API_KEY": "sk-canary", "DATABASE_URL": "postgresql://u:canary@h/d", "MODEL_ALIASES": "llama3=smollm2"}
+    kept = settings.record(home, environment, HERE)
     assert "canary" not in home.settings_file.read_text()
     assert settings.read_recorded(home) == kept
     assert kept["MODEL_ALIASES"] == "llama3=smollm2"
@@ -53,21 +53,21 @@ def test_quotes_and_spaces_survive_the_file(home: StackHome) -> None:
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "36501", "a month", "1.5"])
-def test_logs_are_kept_for_ninety_days_or_any_whole_number_of_them(days: str) -> None:
+def test_log_retention_is_ninety_days_or_any_whole_number(days: str) -> None:
     assert settings.load({}).log_retention_days == 90
     assert settings.load({"LOG_RETENTION_DAYS": "30"}).log_retention_days == 30
     with pytest.raises(errors.BadSettings, match="LOG_RETENTION_DAYS"):
         settings.load({"LOG_RETENTION_DAYS": days})
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_together() -> None:
     with pytest.raises(errors.BadSettings) as caught:
         settings.load({"WEB_SERVICE_PORT": "http", "AIMESH_ECHO": "perhaps"})
     assert "WEB_SERVICE_PORT" in caught.value.message
     assert "AIMESH_ECHO" in caught.value.message
 
 
-def test_settings_of_a_stack_are_not_taken_for_misspelled_ones() -> None:
+def test_stack_settings_are_not_reported_as_misspelled() -> None:
     """Nor are variables that other programs read."""
     environment = dict.fromkeys((*settings.known_names(), "SSL_CERT_FILE", "AIMESH_HOME", "HOSTNAME"), "x")
     assert list(config.find_misspelled_names(settings.known_names(), environment)) == []

@@ -21,7 +21,7 @@ def test_every_role_can_be_added() -> None:
     assert list(stack_commands.NODE_ROLES) == [role.value for role in Role if role is not Role.NEWCOMER]
 
 
-def test_add_node_makes_a_key_and_a_user(tmp_path: Path) -> None:
+def test_add_node_creates_a_key_and_a_user(tmp_path: Path) -> None:
     home = homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
     # What is exported for a service that is started by hand is no setting of the stack.
     done = aicli(home.root, "add-node", "gpu-box", "worker", "--json", NATS_URL="nats://127.0.0.1:1")

@@ -25,8 +25,8 @@ def home(tmp_path: Path) -> StackHome:
     return homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
 
 
-def _plan(home: StackHome, **given: str) -> StackPlan:
-    made = initialization.ensure(home, given, home.root.parent)
+def _plan(home: StackHome, **overrides: str) -> StackPlan:
+    made = initialization.ensure(home, overrides, home.root.parent)
     return stack_plan.make(home, made.settings, made.recorded, {"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "x", "CUDA_VISIBLE_DEVICES": "0"})
 
 
@@ -34,7 +34,7 @@ def _environments(planned: StackPlan) -> dict[str, dict[str, str]]:
     return {program.name: program.environment for program in planned.programs}
 
 
-def test_a_worker_gets_no_database_no_redis_and_nobody_elses_secret(home: StackHome) -> None:
+def test_worker_gets_no_database_no_redis_and_no_foreign_secret(home: StackHome) -> None:
     worker = _environments(_plan(home, OPENAI_API_KEY="sk-x"))["inference"]
     secrets = {name for name in worker if name.endswith("_FILE")}
     assert secrets == {"NODE_KEY_FILE", "SERVICE_TOKEN_FILE", "OPENAI_API_KEY_FILE"}
@@ -42,7 +42,7 @@ def test_a_worker_gets_no_database_no_redis_and_nobody_elses_secret(home: StackH
     assert worker["CUDA_VISIBLE_DEVICES"] == "0"
 
 
-def test_secrets_stand_in_no_environment_and_no_command(home: StackHome) -> None:
+def test_secrets_are_in_no_environment_or_command(home: StackHome) -> None:
     planned = _plan(home, OPENAI_API_KEY="sk-canary", DATABASE_URL="postgresql://u:canary@h/d", REDIS_URL="redis://:canary@h")
     for program in planned.programs:
         assert "canary" not in repr(program)
@@ -51,12 +51,12 @@ def test_secrets_stand_in_no_environment_and_no_command(home: StackHome) -> None
                 assert file.read_text().strip() not in repr(program), (program.name, file.name)
 
 
-def test_only_the_provider_key_of_the_service_that_uses_it(home: StackHome) -> None:
+def test_provider_key_goes_only_to_the_service_that_uses_it(home: StackHome) -> None:
     holders = [name for name, found in _environments(_plan(home, OPENAI_API_KEY="sk-x")).items() if "OPENAI_API_KEY_FILE" in found]
     assert holders == ["inference"]
 
 
-def test_the_machines_other_variables_are_not_passed_on(home: StackHome) -> None:
+def test_other_environment_variables_are_not_passed_on(home: StackHome) -> None:
     assert not [name for name, found in _environments(_plan(home)).items() if "AWS_SECRET_ACCESS_KEY" in found]
 
 
@@ -64,14 +64,14 @@ def test_the_machines_other_variables_are_not_passed_on(home: StackHome) -> None
     ("variable", "value", "server"),
     [("DATABASE_URL", "postgresql://u:p@h/d", "postgres"), ("REDIS_URL", "redis://h", "valkey"), ("NATS_URL", "nats://h:4222", "nats")],
 )
-def test_an_external_server_replaces_the_embedded_one(home: StackHome, variable: str, value: str, server: str) -> None:
+def test_external_server_replaces_the_embedded_one(home: StackHome, variable: str, value: str, server: str) -> None:
     assert server in _environments(_plan(home))
     planned = _plan(home, **{variable: value})
     assert server not in _environments(planned)
     assert Path(_environments(planned)["auth"][f"{variable}_FILE"]).read_text() == value
 
 
-def test_the_database_of_one_service_may_be_elsewhere(home: StackHome) -> None:
+def test_database_of_one_service_may_be_external(home: StackHome) -> None:
     found = _environments(_plan(home, AUTH_DATABASE_URL="postgresql://elsewhere/a"))
     assert "postgres" in found
     assert Path(found["auth"]["DATABASE_URL_FILE"]).read_text() == "postgresql://elsewhere/a"
@@ -87,13 +87,13 @@ def test_history_alone_starts_no_database(home: StackHome) -> None:
     assert Path(found["metrics"]["DATABASE_URL_FILE"]).read_text() == "postgresql://elsewhere/m"
 
 
-def test_only_gateway_and_web_leave_loopback(home: StackHome) -> None:
+def test_only_gateway_and_web_listen_beyond_loopback(home: StackHome) -> None:
     found = _environments(_plan(home, BIND_HOST="0.0.0.0", ALLOW_PLAIN_HTTP="true"))
     assert [name for name, environment in found.items() if "BIND_HOST" in environment] == ["gateway", "web"]
 
 
 @pytest.mark.parametrize(
-    ("given", "is_open"),
+    ("overrides", "is_open"),
     [
         ({}, "true"),
         ({"BIND_HOST": "::1"}, "true"),
@@ -103,11 +103,11 @@ def test_only_gateway_and_web_leave_loopback(home: StackHome) -> None:
         ({"OPEN_REGISTRATION": "false"}, "false"),
     ],
 )
-def test_registration_is_open_where_only_this_machine_gets_to_it(home: StackHome, given: dict[str, str], is_open: str) -> None:
-    assert _environments(_plan(home, ALLOW_PLAIN_HTTP="true", **given))["auth"]["OPEN_REGISTRATION"] == is_open
+def test_registration_is_open_only_on_loopback(home: StackHome, overrides: dict[str, str], is_open: str) -> None:
+    assert _environments(_plan(home, ALLOW_PLAIN_HTTP="true", **overrides))["auth"]["OPEN_REGISTRATION"] == is_open
 
 
-def test_the_echo_worker_serves_nothing_but_echo(home: StackHome) -> None:
+def test_echo_worker_serves_only_echo(home: StackHome) -> None:
     found = _environments(_plan(home, AIMESH_ECHO="1", MODELS="a=/m.gguf", OPENAI_API_KEY="sk-x"))
     echo, worker = found["inference-echo"], found["inference"]
     assert echo["INFERENCE_BACKEND"] == "echo"
@@ -117,7 +117,7 @@ def test_the_echo_worker_serves_nothing_but_echo(home: StackHome) -> None:
     assert echo["NODE_KEY_FILE"] != worker["NODE_KEY_FILE"]
 
 
-def test_the_fingerprint_follows_settings_and_secrets_only(home: StackHome) -> None:
+def test_fingerprint_depends_on_settings_and_secrets_only(home: StackHome) -> None:
     first = _plan(home).fingerprint
     assert _plan(home).fingerprint == first
     changed = _plan(home, OPENAI_API_KEY="sk-1").fingerprint
@@ -127,19 +127,19 @@ def test_the_fingerprint_follows_settings_and_secrets_only(home: StackHome) -> N
 
 
 @pytest.mark.parametrize("name", ["keys/web.nk", "secrets/key_pepper"])
-def test_a_key_that_was_made_anew_restarts_who_runs_with_the_old_one(home: StackHome, name: str) -> None:
+def test_new_key_restarts_the_programs_that_use_it(home: StackHome, name: str) -> None:
     first = _plan(home).fingerprint
     (home.root / name).unlink()
     assert _plan(home).fingerprint != first
 
 
 @pytest.mark.parametrize("service", stack_plan.SERVICES)
-def test_every_setting_of_a_service_can_be_given_and_what_it_must_have_is_there(home: StackHome, service: str) -> None:
+def test_every_service_setting_can_be_given_and_required_ones_are_set(home: StackHome, service: str) -> None:
     kind = getattr(import_module(f"services.{service}.settings"), KINDS[service])
     assert issubclass(kind, msgspec.Struct)
     planned = _environments(_plan(home, MESH_RELAY="on"))[service]
     provided = {each for name in planned for each in (name, name.removesuffix("_FILE"))}
-    # Where it lies without a setting, and what `aicli worker` says to the worker that it becomes.
+    # The default path, and what `aicli worker` passes to the worker that it becomes.
     provided |= {"MESH_STATE_FILE", "JOURNAL_FILE", "RECEIPTS_FILE", "WORKER_PAUSE_FILE", "WORKER_REPORT_FILE", "WORKER_STATUS"}
     passed = {name for name, services in settings.PASSED.items() if service in services} | settings.SECRET
     declared = {setting.variable.name for setting in config.settings_of(kind)}

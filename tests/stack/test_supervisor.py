@@ -1,5 +1,5 @@
 # ruff: noqa: ASYNC110, ASYNC220 - it waits for other processes, which signal nobody
-"""The supervisor with real processes: small programs instead of the services, and real servers."""
+"""The supervisor with real processes: small programs in place of the services, and real servers."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from stack.stack_home import StackHome
 from stack.stack_plan import StackPlan
 
 SLEEP = ("sleep", "600")
-#: Says when it is up, and when it was asked to stop.
+#: Reports when it is up, and when it was asked to stop.
 POLITE = (
     sys.executable,
     "-c",
@@ -69,13 +69,13 @@ class RunningSupervisor:
     def __init__(self, home: StackHome) -> None:
         self.home = home
 
-    async def ask(self, order: control.Order) -> ControlAnswer:
-        answer = await control.ask(self.home.control_socket, order)
+    async def send(self, order: control.Order) -> ControlAnswer:
+        answer = await control.send(self.home.control_socket, order)
         assert answer is not None
         return answer
 
     async def status(self, name: str) -> ProgramStatus:
-        found = (await self.ask(StatusRequest())).program(name)
+        found = (await self.send(StatusRequest())).program(name)
         assert found is not None
         return found
 
@@ -99,16 +99,16 @@ def logged(home: StackHome, name: str) -> str:
 async def supervising(home: StackHome, *programs: Program) -> AsyncIterator[RunningSupervisor]:
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(supervisor.Supervisor(home, StackPlan(programs, None, None, "f"), tasks, log_days=90).run())
-        while await control.ask(home.control_socket, StatusRequest()) is None:
+        while await control.send(home.control_socket, StatusRequest()) is None:
             await asyncio.sleep(0.01)
         try:
             yield RunningSupervisor(home)
         finally:
-            await control.ask(home.control_socket, Stop())
+            await control.send(home.control_socket, Stop())
             await task
 
 
-async def test_a_killed_program_is_started_again(home: StackHome) -> None:
+async def test_killed_program_is_restarted(home: StackHome) -> None:
     async with supervising(home, program("dummy", *SLEEP)) as running:
         await running.until("dummy", "running")
         first = await running.status("dummy")
@@ -122,14 +122,14 @@ async def test_a_killed_program_is_started_again(home: StackHome) -> None:
         assert again.crashes == 1
 
 
-async def test_a_program_that_cannot_run_is_told_of_and_the_others_run(home: StackHome) -> None:
+async def test_program_that_cannot_run_is_reported_and_others_run(home: StackHome) -> None:
     async with supervising(home, program("broken", "/does/not/exist"), program("good", *SLEEP)) as running:
         await running.until("broken", "waiting")
         await running.until("good", "running")
         assert "No such file" in logged(home, "broken")
 
 
-async def test_wrong_settings_stay_down_until_a_person_restarts_it(home: StackHome, tmp_path: Path) -> None:
+async def test_invalid_settings_keep_a_program_down_until_a_manual_restart(home: StackHome, tmp_path: Path) -> None:
     hopeless = Program(
         name="wrong",
         command=("sh", "-c", f"test -e {tmp_path}/mended && exec sleep 600; exit 2"),
@@ -140,26 +140,26 @@ async def test_wrong_settings_stay_down_until_a_person_restarts_it(home: StackHo
     async with supervising(home, hopeless) as running:
         await running.until("wrong", "down")
         (tmp_path / "mended").touch()
-        assert (await running.ask(Restart("wrong"))).ok
+        assert (await running.send(Restart("wrong"))).ok
         await running.until("wrong", "running")
 
 
-async def test_a_restart_asks_politely_and_starts_a_new_process(home: StackHome) -> None:
+async def test_restart_stops_gracefully_and_starts_a_new_process(home: StackHome) -> None:
     async with supervising(home, program("polite", *POLITE)) as running:
         await running.until_logged("polite", "up")
         before = await running.status("polite")
-        assert (await running.ask(Restart("polite"))).ok
+        assert (await running.send(Restart("polite"))).ok
         await running.until_logged("polite", "bye")
         await running.until("polite", "running")
         after = await running.status("polite")
         assert after.pid != before.pid
         assert after.crashes == 0
-        refused = await running.ask(Restart("nobody"))
+        refused = await running.send(Restart("nobody"))
         assert not refused.ok
         assert "polite" in refused.error
 
 
-async def test_what_does_not_stop_is_killed_after_its_grace(home: StackHome) -> None:
+async def test_program_that_does_not_stop_is_killed_after_its_grace_period(home: StackHome) -> None:
     async with supervising(home, program("stubborn", *STUBBORN, grace_seconds=0.1)) as running:
         await running.until_logged("stubborn", "up")
         pid = (await running.status("stubborn")).pid
@@ -167,7 +167,7 @@ async def test_what_does_not_stop_is_killed_after_its_grace(home: StackHome) -> 
     assert processes.start_of(pid) is None
 
 
-async def test_stages_stop_from_the_last_to_the_first(home: StackHome) -> None:
+async def test_stages_stop_in_reverse_order(home: StackHome) -> None:
     async with supervising(home, *(program(f"p{stage}", *POLITE, stage=stage) for stage in (1, 2, 3))) as running:
         for stage in (1, 2, 3):
             await running.until_logged(f"p{stage}", "up")
@@ -189,7 +189,7 @@ asyncio.run(main())
 """
     with subprocess.Popen([sys.executable, "-c", script], cwd=homes.checkout()) as killed:
         async with asyncio.timeout(20):
-            while await control.ask(home.control_socket, StatusRequest()) is None:
+            while await control.send(home.control_socket, StatusRequest()) is None:
                 await asyncio.sleep(0.02)
         pid = (await RunningSupervisor(home).until("dummy", "running")).pid
         assert pid is not None
@@ -208,7 +208,7 @@ async def test_leftovers_of_a_killed_supervisor_are_cleared(home: StackHome) -> 
         assert left.wait(timeout=5) == -signal.SIGTERM
 
 
-def test_leftovers_that_had_to_be_killed_are_gone_when_they_are_cleared() -> None:
+def test_killed_leftovers_are_gone_when_cleared() -> None:
     """They hold ports that the next start needs."""
     with contextlib.ExitStack() as stack:
         left = [stack.enter_context(subprocess.Popen(STUBBORN, stdout=subprocess.PIPE)) for _ in range(5)]
@@ -227,7 +227,7 @@ def test_one_supervisor_per_home(home: StackHome) -> None:
         assert second is None
 
 
-async def test_several_stacks_at_once(tmp_path: Path) -> None:
+async def test_several_stacks_run_concurrently(tmp_path: Path) -> None:
     stacks = [homes.locate({"AIMESH_HOME": str(tmp_path / name)}) for name in "ab"]
     for each in stacks:
         homes.ensure_folders(each)
@@ -237,7 +237,7 @@ async def test_several_stacks_at_once(tmp_path: Path) -> None:
         assert (await one.status("dummy")).pid != (await two.status("dummy")).pid
 
 
-async def test_nonsense_on_the_control_socket_harms_nobody(home: StackHome) -> None:
+async def test_invalid_control_messages_are_harmless(home: StackHome) -> None:
     async with supervising(home, program("dummy", *SLEEP)) as running:
         for nonsense in (b"\xff\xfe\n", b"{}\n", b'{"type":"explode"}\n', b"x" * 200_000 + b"\n", b""):
             with socket.socket(socket.AF_UNIX) as line:
@@ -247,7 +247,7 @@ async def test_nonsense_on_the_control_socket_harms_nobody(home: StackHome) -> N
         await running.until("dummy", "running")
 
 
-async def test_lines_older_than_the_retention_are_thrown_away_at_the_start(home: StackHome) -> None:
+async def test_expired_log_lines_are_removed_at_start(home: StackHome) -> None:
     home.log("gone").write_text('{"ts": "2020-02-29T00:00:00Z"}\n')
     (home.logs / "a_folder.log").mkdir()  # what cannot be shortened ends nothing
     async with supervising(home, program("dummy", *SLEEP)) as running:
@@ -265,7 +265,7 @@ def short_path() -> Iterator[Path]:
         yield Path(folder)
 
 
-async def test_real_servers_run_below_a_very_long_path(tmp_path: Path, short_path: Path) -> None:
+async def test_real_servers_run_under_a_very_long_path(tmp_path: Path, short_path: Path) -> None:
     home = homes.locate({"AIMESH_HOME": str(tmp_path / ("long" * 30)), "XDG_RUNTIME_DIR": str(short_path)})
     made = initialization.ensure(
         home, {"NATS_PORT": str(ports.find_free()), "DHT_PORT": str(ports.find_free(4, is_udp=True)), "MESH_RELAY": "on"}, tmp_path

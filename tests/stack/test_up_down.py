@@ -1,4 +1,4 @@
-"""The whole stack, up and down, as `make up` does it: real servers, the five services, and the echo model for speed."""
+"""The whole stack, up and down, as in `make up`: real servers, the five services, and the echo model for speed."""
 
 import asyncio
 import itertools
@@ -27,21 +27,21 @@ PORTS = ("WEB", "AUTH", "GATEWAY", "INFERENCE", "METRICS")
 async def home(tmp_path: Path) -> AsyncIterator[StackHome]:
     found = homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
     yield found
-    await up_down.down(found, said.append)
+    await up_down.down(found, messages.append)
 
 
 @pytest.fixture
-def given() -> dict[str, str]:
+def first_environment() -> dict[str, str]:
     chosen = {f"{name}_SERVICE_PORT": str(ports.find_free()) for name in PORTS}
     servers = {"NATS_PORT": str(ports.find_free()), "DHT_PORT": str(ports.find_free(4, is_udp=True)), "PROMETHEUS_PORT": "0"}
     return {**chosen, **servers, "INFERENCE_BACKEND": "echo"}
 
 
-said: list[str] = []
+messages: list[str] = []
 
 
 async def running(home: StackHome) -> ControlAnswer:
-    answer = await control.ask(home.control_socket, StatusRequest())
+    answer = await control.send(home.control_socket, StatusRequest())
     assert answer is not None
     return answer
 
@@ -50,8 +50,8 @@ def pids(answer: ControlAnswer) -> dict[str, int | None]:
     return {program.name: program.pid for program in answer.programs}
 
 
-async def test_up_again_killed_and_down(home: StackHome, given: dict[str, str], tmp_path: Path) -> None:
-    settings = await up_down.up(home, given, tmp_path, said.append)
+async def test_up_again_killed_and_down(home: StackHome, first_environment: dict[str, str], tmp_path: Path) -> None:
+    settings = await up_down.up(home, first_environment, tmp_path, messages.append)
     made = await first_run.ensure_profile(home, settings)
     first = await running(home)
     assert {row.name for row in await status_overview.collect(home) if row.ready} == {
@@ -62,39 +62,41 @@ async def test_up_again_killed_and_down(home: StackHome, given: dict[str, str], 
         *stack_plan.SERVICES,
     }
 
-    # Again: nothing is started anew, the key is kept, and the ports are known without the environment.
-    assert await up_down.up(home, {}, tmp_path, said.append) == settings
+    # Again: nothing is restarted, the key is kept, and the ports are known without the environment.
+    assert await up_down.up(home, {}, tmp_path, messages.append) == settings
     assert await first_run.ensure_profile(home, settings) == made
     assert pids(await running(home)) == pids(first)
 
     # The supervisor is killed: its children end with it, and `up` brings everything back, data and key included.
     os.kill(first.pid, signal.SIGKILL)
-    await up_down.up(home, {}, tmp_path, said.append)
+    await up_down.up(home, {}, tmp_path, messages.append)
     second = await running(home)
     assert not set(pids(second).values()) & set(pids(first).values())
     assert await first_run.ensure_profile(home, settings) == made
 
     # Changed settings take effect.
     moved = str(ports.find_free())
-    await up_down.up(home, {"WEB_SERVICE_PORT": moved}, tmp_path, said.append)
+    await up_down.up(home, {"WEB_SERVICE_PORT": moved}, tmp_path, messages.append)
     assert str((await status_overview.collect(home))[-1].url).endswith(moved)
 
     last = pids(await running(home))
-    assert await up_down.down(home, said.append)
+    assert await up_down.down(home, messages.append)
     assert not [name for name, pid in last.items() if pid is not None and processes.start_of(pid) is not None]
-    assert not await up_down.down(home, said.append)
+    assert not await up_down.down(home, messages.append)
     assert (home.postgres / "data" / "PG_VERSION").exists()
 
 
-async def test_a_service_that_cannot_start_is_told_with_its_reason(home: StackHome, given: dict[str, str], tmp_path: Path) -> None:
-    said.clear()
+async def test_service_that_cannot_start_is_reported_with_its_reason(
+    home: StackHome, first_environment: dict[str, str], tmp_path: Path
+) -> None:
+    messages.clear()
     with pytest.raises(errors.Internal, match="gateway does not start") as caught:
-        await up_down.up(home, {**given, "BIND_HOST": "0.0.0.0"}, tmp_path, said.append)
+        await up_down.up(home, {**first_environment, "BIND_HOST": "0.0.0.0"}, tmp_path, messages.append)
     assert "\n" not in caught.value.message
-    assert any("TLS_CERT_FILE" in line for line in said)
+    assert any("TLS_CERT_FILE" in line for line in messages)
     # Repaired by a person, it comes up from where it is.
     async with asyncio.timeout(60):
-        await up_down.up(home, {"BIND_HOST": ""}, tmp_path, said.append)
+        await up_down.up(home, {"BIND_HOST": ""}, tmp_path, messages.append)
 
 
 NOTHING_BEFORE = up_down.StateBefore({}, {})
@@ -107,15 +109,15 @@ def bare(tmp_path: Path) -> StackHome:
     return found
 
 
-async def test_a_supervisor_that_lives_but_does_not_answer_has_not_ended(bare: StackHome) -> None:
+async def test_unresponsive_supervisor_still_counts_as_running(bare: StackHome) -> None:
     nothing = stack_plan.StackPlan((), None, None, "f")
     with supervisor.only_one(bare), pytest.raises(errors.Internal, match=r"not ready after .* the supervisor does not answer"):
-        await up_down.until_ready(bare, nothing, NOTHING_BEFORE, said.append, stall_seconds=1)
+        await up_down.until_ready(bare, nothing, NOTHING_BEFORE, messages.append, stall_seconds=1)
     with pytest.raises(errors.Internal, match="the supervisor has ended"):
-        await up_down.until_ready(bare, nothing, NOTHING_BEFORE, said.append)
+        await up_down.until_ready(bare, nothing, NOTHING_BEFORE, messages.append)
 
 
-def test_the_lock_is_held_as_long_as_the_process_that_inherited_it(bare: StackHome) -> None:
+def test_lock_is_held_as_long_as_the_inheriting_process(bare: StackHome) -> None:
     with supervisor.only_one(bare) as lock:
         process = subprocess.Popen(["sleep", "600"], stdin=lock)
     with process:
@@ -151,16 +153,16 @@ async def starting_service(home: StackHome, reasons: Iterator[str]) -> AsyncIter
         yield stack_plan.StackPlan((Program(name="inference", command=("true",), environment={}, stage=1, url=url),), None, None, "f")
 
 
-async def test_starting_may_take_longer_than_a_stall_while_something_new_happens(bare: StackHome) -> None:
+async def test_start_may_exceed_the_stall_limit_while_it_progresses(bare: StackHome) -> None:
     stall_seconds = 2.0
     started = time.monotonic()
     progress = itertools.takewhile(lambda _: time.monotonic() - started < 2 * stall_seconds, (f"{n} %" for n in itertools.count()))
     async with starting_service(bare, progress) as planned:
         with supervisor.only_one(bare):
-            await up_down.until_ready(bare, planned, NOTHING_BEFORE, said.append, stall_seconds=stall_seconds)
+            await up_down.until_ready(bare, planned, NOTHING_BEFORE, messages.append, stall_seconds=stall_seconds)
 
 
-async def test_starting_fails_when_nothing_new_happens(bare: StackHome) -> None:
+async def test_start_fails_without_progress(bare: StackHome) -> None:
     async with starting_service(bare, itertools.repeat("40 %")) as planned:
         with supervisor.only_one(bare), pytest.raises(errors.Internal, match="inference: model: 40 %"):
-            await up_down.until_ready(bare, planned, NOTHING_BEFORE, said.append, stall_seconds=1)
+            await up_down.until_ready(bare, planned, NOTHING_BEFORE, messages.append, stall_seconds=1)

@@ -1,5 +1,5 @@
 # ruff: noqa: ASYNC110 - it waits for other processes, which signal nobody
-"""Programs that live but no longer answer: which of them are restarted, and which only look like it."""
+"""Programs that are alive but no longer answer: which of them are restarted, and which only look hung."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from stack.control import ProgramStatus
 from stack.servers.program import CommandProbe, Program, SocketProbe
 from stack.watchdog import START_SECONDS, SilentProgram
 
-#: Answers every connection with what it is told to say; a service's HTTP and a server's protocol alike.
+#: Sends a fixed answer to every connection, whether HTTP or another protocol.
 SERVER = """
 import socket, sys
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
@@ -65,11 +65,11 @@ def program(answer: str, *, is_service: bool, server: str = SERVER, linger: int 
         (SilentProgram(1, 0.0, has_answered=False, tries=100), START_SECONDS, True),
     ],
 )
-def test_what_counts_as_hung(silence: SilentProgram, now: float, expected: bool) -> None:
+def test_when_a_program_counts_as_hung(silence: SilentProgram, now: float, expected: bool) -> None:
     assert watchdog.is_hung(silence, now) is expected
 
 
-def test_an_answer_and_a_new_process_start_the_count_anew() -> None:
+def test_answer_or_new_process_resets_the_count() -> None:
     silent = SilentProgram(1, 0.0, has_answered=True, tries=9)
     assert watchdog.note_answer(silent, 1, False, 50.0) == SilentProgram(1, 0.0, has_answered=True, tries=10)
     assert watchdog.note_answer(silent, 1, True, 50.0) == SilentProgram(1, 50.0, has_answered=True, tries=0)
@@ -111,7 +111,7 @@ async def watched(kept: Program, log: Path) -> AsyncIterator[tuple[process_keepe
 
 
 @pytest.mark.parametrize("is_service", [True, False])
-async def test_a_program_that_hangs_is_started_again(tmp_path: Path, is_service: bool) -> None:
+async def test_hanging_program_is_restarted(tmp_path: Path, is_service: bool) -> None:
     async with watched(program("+PONG", is_service=is_service), tmp_path / "log") as (kept, clock):
         await clock.until(30)
         first = kept.status.pid
@@ -124,7 +124,7 @@ async def test_a_program_that_hangs_is_started_again(tmp_path: Path, is_service:
 
 
 @pytest.mark.parametrize(("answer", "is_service"), [(REFUSAL, True), ("-LOADING", False), ("-", False)])
-async def test_a_program_that_answers_with_a_refusal_is_left_alone(tmp_path: Path, answer: str, is_service: bool) -> None:
+async def test_program_that_refuses_is_left_alone(tmp_path: Path, answer: str, is_service: bool) -> None:
     async with watched(program(answer, is_service=is_service), tmp_path / "log") as (kept, clock):
         first = kept.status.pid
         await clock.until(2 * watchdog.START_SECONDS)
@@ -133,7 +133,7 @@ async def test_a_program_that_answers_with_a_refusal_is_left_alone(tmp_path: Pat
 
 @pytest.mark.parametrize("answer", [REFUSAL, ""], ids=["503", "nothing"])
 @pytest.mark.parametrize("linger", [0, 1], ids=["closed", "reset"])
-async def test_a_service_that_closes_before_it_reads_the_question_is_left_alone(tmp_path: Path, answer: str, linger: int) -> None:
+async def test_service_that_closes_before_reading_is_left_alone(tmp_path: Path, answer: str, linger: int) -> None:
     hasty = program(answer, is_service=True, server=HASTY_SERVER, linger=linger)
     async with watched(hasty, tmp_path / "log") as (kept, clock):
         first = kept.status.pid
@@ -146,10 +146,10 @@ async def test_a_service_that_closes_before_it_reads_the_question_is_left_alone(
 
 
 @pytest.mark.parametrize(("status", "answers"), [(0, True), (1, True), (2, False)])
-async def test_a_postgresql_that_is_starting_answers(status: int, answers: bool) -> None:
-    asked = CommandProbe(("sh", "-c", f"exit {status}"), silence_status=2)
-    assert await probes.gets_answer(Program(name="postgres", command=(), environment={}, stage=0, probe=asked)) is answers
-    assert await probes.is_ready(asked) is (status == 0)
+async def test_starting_postgresql_counts_as_answering(status: int, answers: bool) -> None:
+    probe = CommandProbe(("sh", "-c", f"exit {status}"), silence_status=2)
+    assert await probes.gets_answer(Program(name="postgres", command=(), environment={}, stage=0, probe=probe)) is answers
+    assert await probes.is_ready(probe) is (status == 0)
 
 
 SLICE = 10.0
@@ -186,16 +186,16 @@ async def restarted(monkeypatch: pytest.MonkeyPatch, rounds: list[Set[str]]) -> 
     return found
 
 
-async def test_a_machine_that_was_paused_restarts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_suspended_machine_restarts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await restarted(monkeypatch, [set()] * 3 + [set(ALL)] * 30 + [{"web"}] * 5 + [set()] * 10) == []
 
 
-async def test_one_program_that_hangs_is_restarted_though_all_were_silent_before(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_single_hanging_program_is_restarted_after_a_shared_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     (one,) = await restarted(monkeypatch, [set()] * 3 + [set(ALL)] * 3 + [{"postgres"}] * 7)
     assert one == ("postgres", 120.0)
 
 
-async def test_one_program_that_hangs_is_restarted_though_others_are_silent_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_single_hanging_program_is_restarted_despite_occasional_shared_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     (one,) = await restarted(monkeypatch, [set()] * 3 + [{"postgres"}, {"postgres"}, set(ALL)] * 4)
     assert one == ("postgres", 110.0)
 
@@ -205,13 +205,13 @@ async def test_half_of_the_programs_are_no_majority(monkeypatch: pytest.MonkeyPa
     assert {name for name, _ in found} == {"postgres", "gateway"}
 
 
-async def test_programs_that_hang_together_are_restarted_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_programs_that_hang_together_are_finally_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     found = await restarted(monkeypatch, [set()] * 3 + [set(ALL)] * 70)
     assert {name for name, _ in found} == set(ALL)
     assert min(at for _, at in found) >= watchdog.SHARED_SILENCE_SECONDS
 
 
-async def test_a_program_that_has_just_ended_is_stopped_without_an_error(tmp_path: Path) -> None:
+async def test_program_that_just_ended_is_stopped_without_an_error(tmp_path: Path) -> None:
     ended = await asyncio.create_subprocess_exec("true")
     await ended.wait()
     async with asyncio.TaskGroup() as tasks:

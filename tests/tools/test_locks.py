@@ -1,4 +1,4 @@
-"""When a lock is stale, and how `make lock` makes it."""
+"""When a lock is stale, and how `make lock` updates it."""
 
 import itertools
 from typing import Any
@@ -40,11 +40,11 @@ rich-click==1.9.0 \\
         pytest.param(["click[extra]>=8", "numpy; sys_platform == 'linux'"], [], id="extras and markers"),
     ],
 )
-def test_a_lock_is_compared_with_what_is_required(requirements: list[str], mistakes: list[str]) -> None:
+def test_lock_is_compared_with_the_requirements(requirements: list[str], mistakes: list[str]) -> None:
     assert list(locks.find_drift(Lock("test", tuple(requirements)), LOCKED)) == mistakes
 
 
-def test_a_package_that_another_lock_installs_is_not_missed() -> None:
+def test_package_of_another_lock_is_not_reported_as_missing() -> None:
     lock = Lock("test", ("click", "numpy", "llama-cpp-python[server]==0.3.36"), without=("llama-cpp-python",))
     assert list(locks.find_drift(lock, LOCKED)) == []
 
@@ -63,16 +63,16 @@ def test_a_package_that_another_lock_installs_is_not_missed() -> None:
         ),
     ],
 )
-def test_an_npm_lock_is_compared_with_its_package(root: dict[str, Any], package: dict[str, Any], mistakes: list[str]) -> None:
+def test_npm_lock_is_compared_with_its_package(root: dict[str, Any], package: dict[str, Any], mistakes: list[str]) -> None:
     locked = {"packages": {"": root, "node_modules/a": {"version": "1.0.0", **package}}}
     assert list(locks.find_npm_drift({"dependencies": {"a": "1.0.0"}}, locked)) == mistakes
 
 
-def test_there_is_a_recipe_for_every_lock() -> None:
+def test_every_lock_has_a_recipe() -> None:
     assert sorted(lock.path for lock in locks.read_locks()) == sorted(setup.LOCKS.glob("*.lock"))
 
 
-def test_releases_wait_a_week_and_locked_ones_stay() -> None:
+def test_new_releases_wait_a_week_and_locked_versions_stay() -> None:
     (build,) = (lock for lock in locks.read_locks() if lock.name == "build")
     kept = locks.uv_arguments(build, 7, upgrade=False)
     assert ("--exclude-newer", "7 days") in itertools.pairwise(kept)
@@ -82,12 +82,12 @@ def test_releases_wait_a_week_and_locked_ones_stay() -> None:
     assert "--exclude-newer-package" not in upgraded
 
 
-def test_without_uv_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_uv_is_reported_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(setup.SetupFailed, match=r"make lock needs uv.*pipx install uv"):
         locks.find_uv()
 
 
-def test_a_lock_names_no_temporary_file() -> None:
+def test_lock_names_no_temporary_file() -> None:
     text = "    # via -r /tmp/abc/asked.in\n    # via\n    #   --override /tmp/abc/overrides.in\n    #   httpx\n"
     assert locks.without_paths(text) == ("    # via aimesh (make lock)\n    # via\n    #   overrides in tools/locks.py\n    #   httpx\n")

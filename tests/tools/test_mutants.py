@@ -34,13 +34,13 @@ def tree(tmp_path: Path) -> Path:
         pytest.param({"timeout_seconds": 0.01, "timeout_kills": True}, "killed", id="slowness is the fault"),
     ],
 )
-def test_what_becomes_of_a_mutant_and_the_tree_is_as_before(tree: Path, changed: dict[str, object], outcome: str) -> None:
+def test_outcome_of_a_mutant_and_the_tree_is_restored(tree: Path, changed: dict[str, object], outcome: str) -> None:
     assert mutants.outcome_of(msgspec.structs.replace(FAULT, **changed), tree).startswith(outcome)
     assert (tree / "double.py").read_text() == FINE
 
 
 @pytest.mark.nightly("long")
-def test_a_mutant_of_the_same_length_and_second_is_not_hidden_by_compiled_code(tree: Path) -> None:
+def test_mutant_of_the_same_length_and_second_is_not_hidden_by_bytecode(tree: Path) -> None:
     """Python takes a compiled file for good if the source's second and size are the same."""
     same_length = msgspec.structs.replace(FAULT, replacement="3 * number")
     assert mutants.run_tests(tree, FAULT.tests, 60)[0] == 0

@@ -1,4 +1,4 @@
-"""What a tag has to agree with before anything is released."""
+"""What must match a tag before a release."""
 
 import pytest
 
@@ -16,11 +16,11 @@ CHANGELOG = "# Changelog\n\n## [Unreleased]\n\n## [0.2.0] - 2026-12-01\n\n### Ad
         pytest.param("v0.3.0", {"a": "0.3.0"}, ["CHANGELOG.md has nothing under [0.3.0]"], id="no notes"),
     ],
 )
-def test_a_tag_agrees_with_all_versions_and_the_changelog(tag: str, versions: dict[str, str], mistakes: list[str]) -> None:
+def test_tag_matches_all_versions_and_the_changelog(tag: str, versions: dict[str, str], mistakes: list[str]) -> None:
     assert release.find_mistakes(tag, versions, CHANGELOG) == mistakes
 
 
-def test_the_notes_are_the_section_of_the_version() -> None:
+def test_release_notes_are_the_section_of_the_version() -> None:
     assert release.read_notes("0.2.0", CHANGELOG) == "### Added\n\n- Shards."
     assert release.read_notes("0.1.0", CHANGELOG) == "- All."
     assert release.read_notes("0.1", CHANGELOG) == ""

@@ -25,7 +25,7 @@ ALL = frozenset({"g++", "cc", "make"})
         pytest.param((3, 11), True, ALL, 1.2, ["1.2 GB", "3 GB"], id="a full disk"),
     ],
 )
-def test_what_a_machine_lacks_is_told_with_what_helps(
+def test_missing_requirement_is_reported_with_a_remedy(
     python: tuple[int, int], has_venv: bool, programs: frozenset[str], free_gb: float, words: list[str]
 ) -> None:
     found = setup.find_mistakes(setup.SetupMachine(python, has_venv, programs, free_gb))
@@ -33,11 +33,11 @@ def test_what_a_machine_lacks_is_told_with_what_helps(
     assert all(word in found[0] for word in words)
 
 
-def test_everything_that_is_missing_is_told_at_once() -> None:
+def test_everything_missing_is_reported_together() -> None:
     assert len(setup.find_mistakes(setup.SetupMachine((3, 8), False, frozenset(), 0.0))) == 6
 
 
-def test_the_engine_has_a_lock_of_its_own(tmp_path: Path) -> None:
+def test_engine_has_its_own_lock(tmp_path: Path) -> None:
     engine, others = setup.only("llama-cpp-python", tmp_path).read_text(), setup.others(tmp_path).read_text()
     assert engine.count("==") == 1
     assert "--hash=sha256:" in engine
@@ -46,7 +46,7 @@ def test_the_engine_has_a_lock_of_its_own(tmp_path: Path) -> None:
     assert "llama-cpp-python==" not in others
 
 
-def test_another_build_has_another_place_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_build_has_another_cache_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CMAKE_ARGS", raising=False)
     plain = setup.build_key()
     monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=on")
@@ -54,7 +54,7 @@ def test_another_build_has_another_place_in_the_cache(monkeypatch: pytest.Monkey
     assert plain.startswith(setup.engine_version())
 
 
-def test_a_portable_build_has_the_same_place_for_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_portable_build_has_the_same_cache_key_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     def keys(cmake_args: str) -> set[str]:
         monkeypatch.setenv("CMAKE_ARGS", cmake_args)
         found = set()
@@ -76,21 +76,21 @@ def test_a_portable_build_has_the_same_place_for_every_processor(monkeypatch: py
     ],
 )
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other compilers do not know AMX")
-def test_the_engine_is_built_without_tiles(flags: str, expected: str, tmp_path: Path) -> None:
+def test_engine_is_built_without_amx_tiles(flags: str, expected: str, tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"model name\t: X\nflags\t\t: {flags}\n")
     assert setup.compiler_flags(cpuinfo) == expected
     assert setup.compiler_flags(tmp_path / "none, as on macOS") == ""
 
 
-def test_the_users_own_compiler_flags_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_flags_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CFLAGS", "-pipe")
     monkeypatch.setattr(setup, "compiler_flags", lambda: "-mno-amx-tile")
     environment = setup.build_environment()
     assert (environment["CFLAGS"], environment["CXXFLAGS"]) == ("-pipe -mno-amx-tile", "-mno-amx-tile")
 
 
-def test_an_engine_built_for_a_gpu_stays_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpu_build_of_the_engine_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CMAKE_ARGS", raising=False)
     monkeypatch.setattr(setup, "VENV", tmp_path)
     monkeypatch.setattr(setup, "CHOICE", tmp_path / "engine")
@@ -104,7 +104,7 @@ def test_an_engine_built_for_a_gpu_stays_so(monkeypatch: pytest.MonkeyPatch, tmp
     assert setup.build_key() == plain
 
 
-def test_a_gpu_without_its_compiler_is_told_with_what_helps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpu_without_its_compiler_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(setup, "CHOICE", tmp_path / "engine")
     monkeypatch.setattr(setup.shutil, "which", lambda program: None)
     with pytest.raises(setup.SetupFailed, match=r"nvcc is missing.\n  install NVIDIA's CUDA toolkit"):
@@ -112,7 +112,7 @@ def test_a_gpu_without_its_compiler_is_told_with_what_helps(monkeypatch: pytest.
     assert setup.flavour() == "cpu"
 
 
-def test_a_package_whose_files_are_gone_is_found(tmp_path: Path) -> None:
+def test_package_with_missing_files_is_found(tmp_path: Path) -> None:
     for name in ("whole", "damaged"):
         info = tmp_path / f"{name}-1.0.dist-info"
         info.mkdir()
@@ -141,7 +141,7 @@ def _sidecar(folder: Path) -> Path:
     return folder
 
 
-def test_packages_of_the_sidecar_that_are_gone_old_or_half_there_are_found(tmp_path: Path) -> None:
+def test_missing_outdated_and_incomplete_sidecar_packages_are_found(tmp_path: Path) -> None:
     sidecar = _sidecar(tmp_path)
     packages = sidecar / "node_modules"
     assert setup.find_missing(sidecar, "dev") == []
@@ -156,13 +156,13 @@ def test_packages_of_the_sidecar_that_are_gone_old_or_half_there_are_found(tmp_p
     assert setup.find_missing(sidecar, "runtime") == ["node_modules/hyperswarm"]
 
 
-def test_an_npm_that_was_interrupted_is_found(tmp_path: Path) -> None:
+def test_interrupted_npm_install_is_found(tmp_path: Path) -> None:
     sidecar = _sidecar(tmp_path)
     (sidecar / "node_modules" / ".package-lock.json").unlink()
     assert setup.find_missing(sidecar, "runtime") == ["node_modules/hyperswarm"]
 
 
-def test_another_lock_of_the_sidecar_is_another_setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_sidecar_lock_needs_a_new_setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "NPM_FOLDERS", {_sidecar(tmp_path): ("runtime", "the sidecar")})
     before = setup.digest_of("runtime")
     (tmp_path / "package-lock.json").write_text("{}")
@@ -170,12 +170,12 @@ def test_another_lock_of_the_sidecar_is_another_setup(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("folder", setup.NPM_FOLDERS, ids=lambda folder: folder.name)
-def test_a_lock_of_npm_names_no_registry_and_every_hash(folder: Path) -> None:
+def test_npm_lock_names_no_registry_and_has_every_hash(folder: Path) -> None:
     text = (folder / "package-lock.json").read_text(encoding="utf-8")
     packages = json.loads(text)["packages"]
     assert '"resolved"' not in text
     assert all(each["integrity"].startswith("sha512-") for name, each in packages.items() if name)
-    # They are installed with --ignore-scripts; one that needs its script would be there and not work.
+    # Packages are installed with --ignore-scripts; one that needs its script would be installed but not work.
     assert not [name for name, each in packages.items() if each.get("hasInstallScript")]
     # npm refuses a lock that lacks what a package may want, and a mirror need not have what is for other systems.
     wanted = {f"node_modules/{name}" for each in packages.values() for name in each.get("optionalDependencies", {})}
@@ -195,11 +195,11 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
     return programs
 
 
-def test_the_browser_that_is_installed_is_the_one_the_tests_look_for() -> None:
+def test_installed_browser_is_the_one_the_tests_use() -> None:
     assert setup.BROWSERS == capabilities.BROWSERS
 
 
-def test_an_ordinary_user_gets_the_one_command_line_for_system_packages(installed: set[str]) -> None:
+def test_ordinary_user_gets_one_command_for_system_packages(installed: set[str]) -> None:
     with pytest.raises(setup.SetupFailed, match=f"(?m)^  sudo apt-get install -y --no-install-recommends {ALL_PACKAGES}$"):
         setup.ensure_system()
     installed |= {"chromium-browser", "ip", "iptables", "conntrack", "promtool", "amtool"}
@@ -207,13 +207,13 @@ def test_an_ordinary_user_gets_the_one_command_line_for_system_packages(installe
         setup.ensure_system()
 
 
-def test_another_system_than_debian_gets_the_list_of_programs(installed: set[str]) -> None:
+def test_systems_other_than_debian_get_the_list_of_programs(installed: set[str]) -> None:
     installed.remove("apt-get")
     with pytest.raises(setup.SetupFailed, match=r"skipped here.*Debian's names: chromium, "):
         setup.ensure_system()
 
 
-def test_root_installs_only_the_system_packages_that_lack(installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_root_installs_only_missing_system_packages(installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
     ran: list[tuple[str, ...]] = []
     monkeypatch.setattr(setup, "apt_get", lambda *command: ran.append(command))
@@ -228,7 +228,7 @@ def test_root_installs_only_the_system_packages_that_lack(installed: set[str], m
     assert not ran
 
 
-def test_what_is_installed_for_the_tests_starts_no_service(tmp_path: Path) -> None:
+def test_packages_installed_for_tests_start_no_service(tmp_path: Path) -> None:
     policy, units = tmp_path / "policy-rc.d", tmp_path / "units"
     units.mkdir()
     (units / "mine.service").write_text("[Unit]")

@@ -1,4 +1,4 @@
-"""The shares of the test files that CI runs on separate machines: together all files, none of them twice."""
+"""The shards of the test files that CI runs on separate machines: together all files, none twice."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests import sharding
 pytest_plugins = ["pytester"]
 
 
-def test_every_file_is_in_exactly_one_share_of_about_equal_length() -> None:
+def test_every_file_is_in_exactly_one_shard_of_similar_length() -> None:
     seconds = {f"tests/test_{number}.py": float(number % 17 + 1) for number in range(100)}
     shares = sharding.split(seconds, 4)
     assert sorted(name for share in shares for name in share) == sorted(seconds)
@@ -15,28 +15,28 @@ def test_every_file_is_in_exactly_one_share_of_about_equal_length() -> None:
     assert max(loads) - min(loads) <= 17
 
 
-def test_the_order_of_the_files_does_not_change_the_shares() -> None:
+def test_order_of_files_does_not_change_the_shards() -> None:
     seconds = {f"tests/test_{number}.py": float(number % 5) for number in range(30)}
     assert sharding.split(seconds, 3) == sharding.split(dict(reversed(seconds.items())), 3)
 
 
-def test_the_estimate_counts_tests_and_knows_slow_folders() -> None:
+def test_estimate_counts_tests_and_knows_slow_folders() -> None:
     text = "def test_a():\n    pass\n\nasync def test_b():\n    pass\n"
     assert sharding.estimate_seconds("tests/cli/test_x.py", text) == 2 * sharding.SECONDS_PER_TEST["tests"]
     assert sharding.estimate_seconds("tests/chaos/test_x.py", text) == 2 * sharding.SECONDS_PER_TEST["tests/chaos"]
 
 
-def test_the_folders_with_an_estimate_exist() -> None:
+def test_folders_with_an_estimate_exist() -> None:
     assert [folder for folder in sharding.SECONDS_PER_TEST if not (sharding.ROOT / folder).is_dir()] == []
 
 
 @pytest.mark.parametrize("words", ["0/4", "5/4", "2", "a/b", "-1/4"])
-def test_a_share_that_does_not_exist_is_refused(words: str) -> None:
+def test_unknown_shard_is_refused(words: str) -> None:
     with pytest.raises(pytest.UsageError, match="write for example 2/4"):
         sharding.read_shard(words)
 
 
-def test_a_run_collects_only_its_share(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_collects_only_its_shard(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     # CI gives the share of the outer run this way.
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.setattr(sharding, "ROOT", pytester.path)

@@ -1,4 +1,4 @@
-"""The synchronous Python client is what its asynchronous source gives."""
+"""The synchronous Python client matches its asynchronous source."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 from tools import generated, sync_client
 
 
-def test_the_synchronous_client_is_up_to_date() -> None:
+def test_synchronous_client_is_up_to_date() -> None:
     assert not sync_client.drift(), "run `make docs`"
 
 
-def test_a_change_on_either_side_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_change_on_either_side_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in sync_client.PACKAGE.glob("*.py"):
         (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(sync_client, "PACKAGE", tmp_path)
@@ -29,6 +29,6 @@ def test_a_change_on_either_side_is_found(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", sync_client.SOURCES)
-def test_nothing_asynchronous_is_left(name: str) -> None:
+def test_generated_client_has_nothing_asynchronous(name: str) -> None:
     _notice, _, text = sync_client.generate(name).partition("\n")
     assert not re.findall(r"\b(?:async|await|aclose)\b|\w*Async\w*", text)

@@ -1,1 +1,1 @@
-"""Grafana's dashboards, from data: each board is a list of panels, and the JSON of Grafana is made of it."""
+"""Grafana dashboards from data: each board is a list of panels, from which Grafana's JSON is generated."""

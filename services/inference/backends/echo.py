@@ -78,9 +78,9 @@ class EchoBackend:
         words = _WORDS.findall(job.messages[-1].content.strip())
         stops = StopSequences(job.parameters.stop)
         limit = job.parameters.max_tokens or DEFAULT_MAX_TOKENS
-        said = _replay(job.delivered, words[:limit], stops)
+        replayed = _replay(job.delivered, words[:limit], stops)
         sink.accept(prompt_tokens)
-        for count, word in enumerate(words[said:limit], said + 1):
+        for count, word in enumerate(words[replayed:limit], replayed + 1):
             # Also yields without a delay, so that a fast reader doesn't block the loop.
             await asyncio.sleep(self._token_seconds)
             shown, reason = stops.push(word), None
@@ -92,7 +92,7 @@ class EchoBackend:
                 reason = FinishReason.LENGTH if len(words) > limit else FinishReason.STOP
             await sink.send(Chunk(text, (token_id(word),), finish=reason))
             if reason is not None:
-                return Generation(reason, Usage(prompt_tokens, count - said))
+                return Generation(reason, Usage(prompt_tokens, count - replayed))
         raise AssertionError("a prompt has a word, and a limit is at least one")
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:

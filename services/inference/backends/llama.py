@@ -35,21 +35,21 @@ def checker(model: Path) -> Checker:
     return Checker(model, engine_supervisor.inherited())
 
 
-async def shaped(job: GenerationJob, style: ToolStyle | None, tries: Checker) -> GenerationJob:
+async def shaped(job: GenerationJob, style: ToolStyle | None, checker: Checker) -> GenerationJob:
     """Return the job with its grammar, if it needs one. Raises BadRequest, and what ``Checker.check`` raises."""
     if (grammar := grammar_of(job, style)) is None:
         return job
-    await tries.check(grammar, field="format" if job.asked.format is not None else "tools")
+    await checker.check(grammar, field="format" if job.requested.format is not None else "tools")
     return replace(job, grammar=grammar)
 
 
 def grammar_of(job: GenerationJob, style: ToolStyle | None) -> str | None:
     """Build the grammar for a job's format or tools. Pure. Raises BadRequest."""
-    if job.asked.format is not None:
-        return output_formats.grammar_of(job.asked.format)
+    if job.requested.format is not None:
+        return output_formats.grammar_of(job.requested.format)
     # The engine refuses tools if the model doesn't support them.
-    if job.asked.tool_choice is ToolChoice.REQUIRED and style is not None:
-        wanted = tool_format.grammar_schema(job.asked.tools, style)
+    if job.requested.tool_choice is ToolChoice.REQUIRED and style is not None:
+        wanted = tool_format.grammar_schema(job.requested.tools, style)
         return output_formats.grammar_of_schema(wanted.schema, field="tools", before=wanted.prefix, after=wanted.suffix)
     return None
 
@@ -143,7 +143,7 @@ async def opened(
     catalog: Catalog,
     options: engine_messages.LoadCommand,
     queue: int,
-    budget: memory.Budget,
+    budget: memory.MemoryBudget,
     watcher: Watcher,
     *,
     start: StartEngine = engine_supervisor.SupervisedEngine,

@@ -108,7 +108,7 @@ class ModelCache:
         entries: Iterable[CatalogEntry],
         options: engine_messages.LoadCommand,
         queue: int,
-        budget: memory.Budget,
+        budget: memory.MemoryBudget,
         watcher: Watcher,
         *,
         start: StartEngine,
@@ -267,7 +267,7 @@ class ModelCache:
         if look is not None and look.header is not None:
             entry = cached.entry
             need = memory.need_bytes(look.header, entry, look.size) * self._replicas(cached)
-            self._core.learn(model, CacheTerms(need_bytes=need, keep_alive_seconds=entry.keep_alive_seconds))
+            self._core.set_terms(model, CacheTerms(need_bytes=need, keep_alive_seconds=entry.keep_alive_seconds))
         self._watcher.changed()
 
     def _replicas(self, cached: CachedModel) -> int:
@@ -317,15 +317,15 @@ class ModelCache:
             self._act(self._core.finished(model, now))
 
     async def _report_waiting(
-        self, awaited: "asyncio.Future[_Answer] | asyncio.Task[None]", sink: Sink | None, say: Callable[[], str]
+        self, awaited: "asyncio.Future[_Answer] | asyncio.Task[None]", sink: Sink | None, describe: Callable[[], str]
     ) -> None:
         """Wait, and send the caller a message whenever the reason for the wait changes."""
-        told = ""
+        reported = ""
         while not (await asyncio.wait([awaited], timeout=PROGRESS_SECONDS))[0]:
-            text = say()
-            if sink is not None and text != told:
+            text = describe()
+            if sink is not None and text != reported:
                 await sink.send(Chunk("", (), waiting=text))
-                told = text
+                reported = text
 
     def _waits_for(self, cached: CachedModel) -> str:
         name = cached.entry.name
@@ -407,7 +407,7 @@ class ModelCache:
 
 
 def _progress(cached: CachedModel, *, step: int) -> str:
-    """Describe the progress of the slowest engine in steps of so many percent, or why it restarts."""
+    """Describe the progress of the slowest engine, or why it restarts. ``step`` is in percent."""
     if not cached.replicas:
         return "loading"
     engine = min((replica.engine for replica in cached.replicas), key=lambda engine: engine.progress)

@@ -21,7 +21,7 @@ from shared import errors
 from shared.api.generation import ChatMessage, Tool
 
 
-class Compute(Protocol):
+class EngineModel(Protocol):
     """The part of a model that the loop uses, implemented by `LlamaModel`. All methods block."""
 
     context_tokens: int
@@ -62,11 +62,11 @@ class Compute(Protocol):
         ...
 
 
-class Loop:
+class EngineLoop:
     """Runs generations on one model. Not thread-safe: one thread alternates commands and ``step``. Only ``tokenize`` may run in
     another one."""
 
-    def __init__(self, compute: Compute, *, slots: int, mode: KvMode, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, compute: EngineModel, *, slots: int, mode: KvMode, clock: Callable[[], float] = time.perf_counter) -> None:
         self._compute = compute
         self._clock = clock
         held = Slots(slots, mode, capacity=compute.pool_tokens, reuse=compute.can_reuse)
@@ -117,9 +117,9 @@ class Loop:
             return None
         drawn = self._compute.run(plan.feeds)
         progress = [(feed, token) for feed, token in zip(plan.feeds, drawn, strict=True) if token is not None]
-        self._scheduler.fed(plan, self._clock() - began)
-        told = tuple(self._progress(progress))
-        return StepReport(told, self._clock() - began, self._compute.decode_seconds - decoded, plan.answering, plan.read)
+        self._scheduler.complete_step(plan, self._clock() - began)
+        answers = tuple(self._progress(progress))
+        return StepReport(answers, self._clock() - began, self._compute.decode_seconds - decoded, plan.answering, plan.read)
 
     def _plan(self) -> StepPlan:
         while True:
@@ -165,7 +165,7 @@ class Loop:
     def _progress(self, drawn: list[tuple[Feed, DrawnToken]]) -> Iterator[AnswerProgress]:
         for feed, token in drawn:
             running = feed.sequence
-            taken = running.take(token.token, self._piece(running, token.token))
+            taken = running.append_token(token.token, self._piece(running, token.token))
             if taken.finish is not None:
                 self._scheduler.finish(feed.slot)
                 self._compute.end((running.id, running.answer))

@@ -24,7 +24,7 @@ import msgspec
 from services.inference import parent_death
 from services.inference.engine import confinement, engine_messages, llama_model, model_loading
 from services.inference.engine.embeddings.embedding_loop import EmbeddingLoop
-from services.inference.engine.engine_loop import Loop
+from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.gguf import gguf_header
 from services.inference.engine.gguf.gguf_header import NotAModel
 from services.inference.engine.tokenize_queue import TokenizeQueue
@@ -98,7 +98,7 @@ def _serve(channel: Channel) -> None:
         gguf_header.check_parts(Path(load.path))
         with llama_model.opened(load, lambda progress: channel.send(engine_messages.Loading(progress))) as model:
             channel.send(msgspec.structs.replace(model.describe(), unconfined=unconfined))
-            run(channel, Loop(model, slots=load.slots, mode=load.kv_mode), EmbeddingLoop(model.embedder))
+            run(channel, EngineLoop(model, slots=load.slots, mode=load.kv_mode), EmbeddingLoop(model.embedder))
     except (model_loading.LoadRefused, NotAModel) as refused:
         channel.send(engine_messages.LoadFailed(str(refused)))
 
@@ -114,7 +114,7 @@ def _confine() -> str:
     return ""
 
 
-def run(channel: Channel, loop: Loop, embeddings: EmbeddingLoop) -> None:
+def run(channel: Channel, loop: EngineLoop, embeddings: EmbeddingLoop) -> None:
     """Run the loop in a thread and tokenize in this one. Raises WorkerGone in the end."""
     with TokenizeQueue() as texts, ThreadPoolExecutor(1, "loop") as threads:
         ended = threads.submit(_run_loop, channel, loop, embeddings, texts)
@@ -126,7 +126,7 @@ def run(channel: Channel, loop: Loop, embeddings: EmbeddingLoop) -> None:
         ended.result()
 
 
-def _run_loop(channel: Channel, loop: Loop, embeddings: EmbeddingLoop, texts: TokenizeQueue) -> None:
+def _run_loop(channel: Channel, loop: EngineLoop, embeddings: EmbeddingLoop, texts: TokenizeQueue) -> None:
     began = time.perf_counter()
     while True:
         # Without work, block on the socket; with work, poll it between two steps.
@@ -150,7 +150,7 @@ def _run_loop(channel: Channel, loop: Loop, embeddings: EmbeddingLoop, texts: To
 
 
 def _handled(
-    command: engine_messages.Command, loop: Loop, embeddings: EmbeddingLoop, texts: TokenizeQueue
+    command: engine_messages.Command, loop: EngineLoop, embeddings: EmbeddingLoop, texts: TokenizeQueue
 ) -> engine_messages.GenerationRefused | None:
     match command:
         case engine_messages.StartGeneration() | engine_messages.EmbedTexts():
@@ -170,7 +170,7 @@ def _handled(
 
 
 def _queue_text(
-    command: engine_messages.StartGeneration | engine_messages.EmbedTexts, loop: Loop, embeddings: EmbeddingLoop, texts: TokenizeQueue
+    command: engine_messages.StartGeneration | engine_messages.EmbedTexts, loop: EngineLoop, embeddings: EmbeddingLoop, texts: TokenizeQueue
 ) -> None:
     if isinstance(command, engine_messages.StartGeneration):
         texts.submit(command.id, loop.measure(command), partial(loop.tokenize, command), partial(loop.begin, command))

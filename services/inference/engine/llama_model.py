@@ -20,7 +20,7 @@ from services.inference.engine.model_loading import LoadRefused, NativeLog, Nati
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed
 from services.inference.engine.sequence import DrawnToken
-from services.inference.engine.token_sampler import Chains, Drawer
+from services.inference.engine.token_sampler import SamplerChains, TokenSampler
 from services.inference.engine.vocabulary import ModelVocabulary
 from services.inference.tool_calls import tool_format
 from services.inference.tool_calls.tool_format import SHAPES, ToolStyle
@@ -47,10 +47,10 @@ class LlamaModel:
         #: A recurrent state can't be cut back to a prefix.
         self.can_reuse = not (native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
         self._batch = _Batch(int(native.llama_n_batch(context)))
-        self._drawers: dict[tuple[int, int], Drawer] = {}
+        self._samplers: dict[tuple[int, int], TokenSampler] = {}
         self._vocabulary = ModelVocabulary(self._vocab)
         self.longest_token_bytes = self._vocabulary.longest_token_bytes
-        self._chains = Chains(self._vocabulary)
+        self._chains = SamplerChains(self._vocabulary)
         self._template = self._chat_template()
         self.tool_style = self._tool_style()
         if self.tool_style is not None:
@@ -96,15 +96,15 @@ class LlamaModel:
 
     def begin(self, sequence: tuple[int, int], parameters: Parameters, grammar: str, delivered: Sequence[int]) -> None:
         """Set up sampling for a sequence. Raises BadRequest."""
-        drawer = Drawer(self._vocab, self._vocabulary, self._chains, parameters, grammar)
-        self._drawers[sequence] = drawer
+        sampler = TokenSampler(self._vocab, self._vocabulary, self._chains, parameters, grammar)
+        self._samplers[sequence] = sampler
         for token in delivered:
-            drawer.replay(token)
+            sampler.replay(token)
 
     def end(self, sequence: tuple[int, int]) -> None:
         """Safe to call twice."""
-        if (drawer := self._drawers.pop(sequence, None)) is not None:
-            drawer.free()
+        if (sampler := self._samplers.pop(sequence, None)) is not None:
+            sampler.free()
 
     def settle(self, place: SlotPlace) -> bool:
         """Make a slot hold exactly the tokens in ``place``. Return False, with the slot empty, if the model's memory can't."""
@@ -136,14 +136,14 @@ class LlamaModel:
         return [self._draw(feed, row) if feed.sample else None for feed, row in zip(feeds, rows, strict=True)]
 
     def free(self) -> None:
-        for sequence in list(self._drawers):
+        for sequence in list(self._samplers):
             self.end(sequence)
         self.embedder.free()
         self._batch.free()
 
     def _draw(self, feed: Feed, row: int) -> DrawnToken:
-        drawer = self._drawers[feed.sequence.id, feed.sequence.answer]
-        return drawer.draw(self._context, row, feed.start + len(feed.tokens))
+        sampler = self._samplers[feed.sequence.id, feed.sequence.answer]
+        return sampler.draw(self._context, row, feed.start + len(feed.tokens))
 
     def _chat_template(self) -> prompt.ChatTemplate | None:
         source = native.llama_model_chat_template(self._model, None)
@@ -200,7 +200,7 @@ class _Batch:
 def opened(load: LoadCommand, progressed: Callable[[float], None]) -> Iterator[LlamaModel]:
     """Load a model and create its context. Raises LoadRefused."""
     log = NativeLog()
-    callback = native.llama_log_callback(log.take)
+    callback = native.llama_log_callback(log.record)
     native.llama_log_set(callback, ctypes.c_void_p(0))
     native.llama_backend_init()
     try:

@@ -44,7 +44,7 @@ class NativeLog:
         #: Lines about the devices and their layers; empty without a GPU.
         self.gpu: list[str] = []
 
-    def take(self, level: int, text: bytes, _user: object) -> None:
+    def record(self, level: int, text: bytes, _user: object) -> None:
         line = text.decode("utf-8", "replace").strip()
         if level == _ERROR_LEVEL:
             self._errors.append(line)

@@ -3,12 +3,12 @@
 import codecs
 from dataclasses import dataclass, field
 
-from services.inference.tool_calls.tool_call_parser import Parsed, ToolCallParser
+from services.inference.tool_calls.tool_call_parser import ParsedText, ToolCallParser
 from shared.api.generation import ToolCall
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class VisibleText:
     """The text that a token made visible."""
 
     text: str
@@ -25,18 +25,18 @@ class StopSequences:
         #: The end of the text that may be the start of a stop sequence; shorter than the longest of them.
         self._held = ""
 
-    def push(self, text: str) -> Shown:
+    def push(self, text: str) -> VisibleText:
         """Add text; return the part that can't belong to a stop sequence."""
         self._held += text
         found = [at for at in (self._held.find(sequence) for sequence in self._sequences) if at >= 0]
         if found:
             shown = self._held[: min(found)]
             self._held = ""
-            return Shown(shown, stopped=True)
+            return VisibleText(shown, stopped=True)
         keep = self._longest_beginning()
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]
-        return Shown(shown)
+        return VisibleText(shown)
 
     def finish(self) -> str:
         """Return the text that was held back, at the end."""
@@ -53,7 +53,7 @@ class StopSequences:
 
 
 @dataclass(slots=True)
-class Output:
+class AnswerText:
     """The visible text of one generation."""
 
     stops: StopSequences
@@ -61,18 +61,18 @@ class Output:
     #: Invalid bytes become U+FFFD; incomplete characters are held back.
     _characters: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
-    def push(self, piece: bytes) -> Shown:
+    def push(self, piece: bytes) -> VisibleText:
         shown = self.stops.push(self._characters.decode(piece))
         if self.calls is None:
             return shown
         parsed = self.calls.push(shown.text)
-        last = self.calls.finish() if shown.stopped else Parsed()
-        return Shown(parsed.text + last.text, shown.stopped, parsed.calls + last.calls)
+        last = self.calls.finish() if shown.stopped else ParsedText()
+        return VisibleText(parsed.text + last.text, shown.stopped, parsed.calls + last.calls)
 
-    def finish(self) -> Shown:
+    def finish(self) -> VisibleText:
         """Return the rest, at the end. An incomplete character is dropped."""
         held = self.stops.finish()
         if self.calls is None:
-            return Shown(held)
+            return VisibleText(held)
         parsed, last = self.calls.push(held), self.calls.finish()
-        return Shown(parsed.text + last.text, calls=parsed.calls + last.calls)
+        return VisibleText(parsed.text + last.text, calls=parsed.calls + last.calls)

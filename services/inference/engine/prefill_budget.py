@@ -6,11 +6,11 @@ It models the time of a step as the time for the answers, which depends on their
 It learns both from the steps, because processors and GPUs differ by a factor of a thousand. For that, some steps read nothing.
 """
 
-#: An answer's next token may take so many times longer than without reading. The bench requires 3 at the 99th percentile.
+#: Reading may slow the next token of an answer by this factor. The bench requires 3 at the 99th percentile.
 SLOWDOWN = 2.4
 LEAST_TOKENS = 3
 FIRST_TOKENS = 16
-#: After so many steps that read, one that doesn't measures the answers alone.
+#: After this many reading steps, one step reads nothing and measures the answers alone.
 QUIET_EVERY = 50
 #: Weight of the newest step in a mean.
 _WEIGHT = 0.2
@@ -41,7 +41,7 @@ class PrefillBudget:
         share = (SLOWDOWN - 1) * max(1.0, reading / answering)
         return max(LEAST_TOKENS, min(self._most, int(share * self._step_seconds[bucket] / self._token_seconds)))
 
-    def took(self, seconds: float, *, answering: int, read: int) -> None:
+    def record_step(self, seconds: float, *, answering: int, read: int) -> None:
         """Record the time of a step."""
         bucket = _bucket(answering)
         if read == 0:

@@ -152,11 +152,11 @@ class ChatTemplate:
     def _print(self, rows: list[chat_rows.Row], tools: dict[str, object], now: datetime) -> str:
         pieces: list[str] = []
         room = MAX_RENDERED_CHARACTERS
-        given = {"messages": rows, "documents": None, "add_generation_prompt": True, "bos_token": self._bos, "eos_token": self._eos}
+        variables = {"messages": rows, "documents": None, "add_generation_prompt": True, "bos_token": self._bos, "eos_token": self._eos}
         self._sandbox.start()
         try:
             with _time_limit(MAX_RENDER_SECONDS):
-                for piece in self._template.generate(given, strftime_now=_clock(now), **tools):
+                for piece in self._template.generate(variables, strftime_now=_clock(now), **tools):
                     room -= len(piece)
                     if room < 0:
                         raise errors.BadRequest(f"the model's chat template printed more than {MAX_RENDERED_CHARACTERS} characters")

@@ -62,30 +62,30 @@ class Parameters(msgspec.Struct, frozen=True, array_like=True):
         return self.repeat_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
 
 
-def check(asked: Sampling, *, context_tokens: int | None, draw_seed: Callable[[], int]) -> Parameters:
+def check(given: Sampling, *, context_tokens: int | None, draw_seed: Callable[[], int]) -> Parameters:
     """Check the parameters and fill in defaults. Raises BadRequest, which names the first invalid field."""
-    stop = _check_stop(asked.stop)
-    temperature = _number("temperature", asked.temperature, DEFAULT_TEMPERATURE, most=MAX_TEMPERATURE)
-    max_tokens = asked.max_tokens
+    stop = _check_stop(given.stop)
+    temperature = _number("temperature", given.temperature, DEFAULT_TEMPERATURE, most=MAX_TEMPERATURE)
+    max_tokens = given.max_tokens
     if max_tokens is not None:
         # More than the context is an error; more than what fits after the prompt is cut later.
         most = MAX_SEED if context_tokens is None else context_tokens
         max_tokens = _whole("max_tokens", max_tokens, least=1, most=most)
     return Parameters(
         temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
-        top_p=_above_zero("top_p", _number("top_p", asked.top_p, DEFAULT_TOP_P, most=1.0)),
-        top_k=_whole("top_k", DEFAULT_TOP_K if asked.top_k is None else asked.top_k, least=0, most=MAX_TOP_K),
-        seed=draw_seed() if asked.seed is None else _whole("seed", asked.seed, least=0, most=MAX_SEED),
+        top_p=_above_zero("top_p", _number("top_p", given.top_p, DEFAULT_TOP_P, most=1.0)),
+        top_k=_whole("top_k", DEFAULT_TOP_K if given.top_k is None else given.top_k, least=0, most=MAX_TOP_K),
+        seed=draw_seed() if given.seed is None else _whole("seed", given.seed, least=0, most=MAX_SEED),
         max_tokens=max_tokens,
         stop=stop,
-        min_p=_number("min_p", asked.min_p, 0.0, most=1.0),
-        repeat_penalty=_number("repeat_penalty", asked.repeat_penalty, 1.0, least=MIN_REPEAT_PENALTY, most=MAX_REPEAT_PENALTY),
-        frequency_penalty=_number("frequency_penalty", asked.frequency_penalty, 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
-        presence_penalty=_number("presence_penalty", asked.presence_penalty, 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
-        logit_bias=_check_bias(asked.logit_bias),
-        ignore_eos=asked.ignore_eos,
-        n=_whole("n", 1 if asked.n is None else asked.n, least=1, most=MAX_ANSWERS),
-        top_logprobs=None if asked.top_logprobs is None else _whole("top_logprobs", asked.top_logprobs, least=0, most=MAX_TOP_LOGPROBS),
+        min_p=_number("min_p", given.min_p, 0.0, most=1.0),
+        repeat_penalty=_number("repeat_penalty", given.repeat_penalty, 1.0, least=MIN_REPEAT_PENALTY, most=MAX_REPEAT_PENALTY),
+        frequency_penalty=_number("frequency_penalty", given.frequency_penalty, 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
+        presence_penalty=_number("presence_penalty", given.presence_penalty, 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
+        logit_bias=_check_bias(given.logit_bias),
+        ignore_eos=given.ignore_eos,
+        n=_whole("n", 1 if given.n is None else given.n, least=1, most=MAX_ANSWERS),
+        top_logprobs=None if given.top_logprobs is None else _whole("top_logprobs", given.top_logprobs, least=0, most=MAX_TOP_LOGPROBS),
     )
 
 

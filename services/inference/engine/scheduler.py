@@ -110,7 +110,7 @@ class Scheduler:
             yield place
 
     def plan(self) -> StepPlan | None:
-        """Plan the next step, which the caller computes and reports with ``fed``; None if a sequence must be preempted first."""
+        """Plan the next step, which the caller computes and reports with ``complete_step``; None if a sequence must be preempted first."""
         answers = [_feed(slot, sequence, sequence.fed + 1) for slot, sequence in self._running.items() if not sequence.reading]
         budget = self._pace.budget(len(answers), len(self._running) - len(answers))
         room = self._slots.room(len(answers) + budget) - len(answers)
@@ -121,13 +121,13 @@ class Scheduler:
         feeds = sorted((*answers, *reads), key=lambda feed: feed.slot)
         return StepPlan(tuple(feeds), len(answers), sum(len(feed.tokens) for feed in reads))
 
-    def fed(self, plan: StepPlan, seconds: float) -> None:
+    def complete_step(self, plan: StepPlan, seconds: float) -> None:
         """The step has been computed."""
         self._charge(plan)
         for feed in plan.feeds:
             feed.sequence.fed += len(feed.tokens)
             self._slots.extend(feed.slot, len(feed.tokens))
-        self._pace.took(seconds, answering=plan.answering, read=plan.read)
+        self._pace.record_step(seconds, answering=plan.answering, read=plan.read)
 
     def finish(self, slot: int) -> None:
         """The sequence in ``slot`` has ended."""

@@ -24,7 +24,7 @@ class DrawnToken:
 
 
 @dataclass(frozen=True, slots=True)
-class TakenToken:
+class AppendedToken:
     """The visible effect of a sampled token."""
 
     #: Empty for an end token, which is not part of the answer.
@@ -45,7 +45,7 @@ class Sequence:
     #: The most tokens of the answer, including those that another worker delivered.
     limit: int
     parameters: Parameters
-    output: output_text.Output
+    output: output_text.AnswerText
     salt: str = ""
     #: The tokens that existed when it got its slot, and can be computed many at a time.
     bulk: int = 0
@@ -77,19 +77,19 @@ class Sequence:
         if piece is None or self.output.push(piece).stopped or len(self.tokens) - self.prompt_tokens >= self.limit:
             raise errors.BadRequest("delivered: the answer is complete with these tokens", hint="nothing is left to generate")
 
-    def take(self, token: int, piece: bytes | None) -> TakenToken:
+    def append_token(self, token: int, piece: bytes | None) -> AppendedToken:
         """Add the model's next token; ``piece`` has its bytes, or None for an end token."""
         if piece is None:
             rest = self.output.finish()
-            return TakenToken((), rest.text, FinishReason.STOP, rest.calls)
+            return AppendedToken((), rest.text, FinishReason.STOP, rest.calls)
         self.tokens.append(token)
         shown = self.output.push(piece)
         if shown.stopped:
-            return TakenToken((token,), shown.text, FinishReason.STOP, shown.calls)
+            return AppendedToken((token,), shown.text, FinishReason.STOP, shown.calls)
         if len(self.tokens) - self.prompt_tokens >= self.limit:
             rest = self.output.finish()
-            return TakenToken((token,), shown.text + rest.text, FinishReason.LENGTH, shown.calls + rest.calls)
-        return TakenToken((token,), shown.text, calls=shown.calls)
+            return AppendedToken((token,), shown.text + rest.text, FinishReason.LENGTH, shown.calls + rest.calls)
+        return AppendedToken((token,), shown.text, calls=shown.calls)
 
     def begin(self, kept: int) -> None:
         """The sequence got a slot with its first ``kept`` tokens."""
@@ -112,7 +112,7 @@ def start(
     """Create a sequence. Raises BadRequest if not even one token fits the context after the prompt."""
     room = check_fits(len(prompt.tokens), context_tokens)
     limit = min(parameters.max_tokens or DEFAULT_MAX_TOKENS, room)
-    shown = output_text.Output(output_text.StopSequences(parameters.stop), calls)
+    shown = output_text.AnswerText(output_text.StopSequences(parameters.stop), calls)
     return Sequence(identity, answer, prompt.copy(), len(prompt.tokens), limit, parameters, shown, salt)
 
 

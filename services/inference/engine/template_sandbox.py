@@ -67,7 +67,7 @@ _METHODS: tuple[tuple[type | tuple[type, ...], frozenset[str]], ...] = (
 )
 
 
-class TooMuch(jinja2.TemplateError):
+class TemplateLimitExceeded(jinja2.TemplateError):
     """The template exceeds a limit."""
 
 
@@ -166,18 +166,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
             for item in level:
                 size += _room(below, item)
                 if size + len(below) > MAX_TREE_SIZE:
-                    raise TooMuch(f"a list with more than {MAX_TREE_SIZE} values and characters")
+                    raise TemplateLimitExceeded(f"a list with more than {MAX_TREE_SIZE} values and characters")
             if not below:
                 return self.made(value)
             level = below
-        raise TooMuch(f"a list nested deeper than {MAX_TREE_DEPTH} levels")
+        raise TemplateLimitExceeded(f"a list nested deeper than {MAX_TREE_DEPTH} levels")
 
     def as_text(self, value: object) -> str:
         """Convert a value to text. The text of lists is bounded, because they were measured when they were created."""
         if isinstance(value, str):
             return value
         if isinstance(value, Namespace):
-            raise TooMuch("a namespace printed as a text")
+            raise TemplateLimitExceeded("a namespace printed as a text")
         text = str(value)
         self._check_text(len(text))
         self._spend(len(text))
@@ -231,7 +231,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             case "*":
                 self._check_product(left, right)
             case "**" if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MAX_INTEGER_BITS:
-                raise TooMuch("a number with too many digits")
+                raise TemplateLimitExceeded("a number with too many digits")
             case "%" if isinstance(left, str):
                 raise SecurityError("a chat template must join texts with ~, not with %")
         result = self.binop_table[operator](left, right)
@@ -289,7 +289,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         ``ensure_ascii`` is ignored: it would escape the MARK of `prompt`.
         """
         if indent is not None and indent > MAX_INDENT:
-            raise TooMuch(f"JSON indented by more than {MAX_INDENT}")
+            raise TemplateLimitExceeded(f"JSON indented by more than {MAX_INDENT}")
         pieces, size = [], 0
         for piece in json.JSONEncoder(ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys).iterencode(value):
             size += len(piece)
@@ -313,18 +313,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 self._check_text(len(text) * times)
             case int(one), int(other):
                 if one.bit_length() + other.bit_length() > MAX_INTEGER_BITS:
-                    raise TooMuch("a number with too many digits")
+                    raise TemplateLimitExceeded("a number with too many digits")
             case (list() | tuple(), _) | (_, list() | tuple()):
-                raise TooMuch("a list multiplied")
+                raise TemplateLimitExceeded("a list multiplied")
 
     def _check_text(self, characters: int) -> None:
         if characters > MAX_TEXT_CHARACTERS:
-            raise TooMuch(f"a text of more than {MAX_TEXT_CHARACTERS} characters")
+            raise TemplateLimitExceeded(f"a text of more than {MAX_TEXT_CHARACTERS} characters")
 
     def _spend(self, characters: int) -> None:
         self._made += characters
         if self._made > MAX_MADE_CHARACTERS:
-            raise TooMuch(f"texts of more than {MAX_MADE_CHARACTERS} characters in total")
+            raise TemplateLimitExceeded(f"texts of more than {MAX_MADE_CHARACTERS} characters in total")
 
 
 def _room(below: list[object], item: object) -> int:
@@ -343,7 +343,7 @@ def _room(below: list[object], item: object) -> int:
                 return 1
         case Namespace():
             # A namespace can change after it was measured, and even contain itself.
-            raise TooMuch("a namespace inside a list")
+            raise TemplateLimitExceeded("a namespace inside a list")
         case _:
             return 1
     return MAX_TREE_SIZE + 1

@@ -23,29 +23,29 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 
 
 @dataclass(slots=True)
-class _Shared:
+class _SharedChain:
     chain: "native.llama_sampler_p"
     users: int = 0
 
 
-class Chains:
+class SamplerChains:
     """The sampler chains of all sequences. Sequences with the same parameters share a chain if it has no state, because each chain has
     a list of all tokens, of at least 0.6 MB."""
 
     def __init__(self, vocabulary: ModelVocabulary) -> None:
         self._vocabulary = vocabulary
-        self._shared: dict[Parameters, _Shared] = {}
+        self._shared: dict[Parameters, _SharedChain] = {}
 
-    def take(self, parameters: Parameters) -> "native.llama_sampler_p":
+    def acquire(self, parameters: Parameters) -> "native.llama_sampler_p":
         if parameters.has_penalties:
             return self._make(parameters)
         key = _key(parameters)
-        shared = self._shared.get(key) or _Shared(self._make(parameters))
+        shared = self._shared.get(key) or _SharedChain(self._make(parameters))
         self._shared[key] = shared
         shared.users += 1
         return shared.chain
 
-    def give_back(self, parameters: Parameters, chain: "native.llama_sampler_p") -> None:
+    def release(self, parameters: Parameters, chain: "native.llama_sampler_p") -> None:
         if not parameters.has_penalties:
             shared = self._shared[_key(parameters)]
             shared.users -= 1
@@ -66,11 +66,11 @@ def _key(parameters: Parameters) -> Parameters:
     return msgspec.structs.replace(parameters, seed=0, max_tokens=None, stop=(), n=1, top_logprobs=None)
 
 
-class Drawer:
+class TokenSampler:
     """Samples the tokens of one sequence. Call ``free`` at its end."""
 
     def __init__(
-        self, vocab: native.llama_vocab_p, vocabulary: ModelVocabulary, chains: Chains, parameters: Parameters, grammar: str
+        self, vocab: native.llama_vocab_p, vocabulary: ModelVocabulary, chains: SamplerChains, parameters: Parameters, grammar: str
     ) -> None:
         """Raises BadRequest for an invalid bias or grammar."""
         _check_bias(vocabulary, parameters)
@@ -78,10 +78,10 @@ class Drawer:
         self._parameters = parameters
         self._grammar = _grammar(vocab, grammar) if grammar else None
         self._chains = chains
-        self._chain = chains.take(parameters)
+        self._chain = chains.acquire(parameters)
 
     def free(self) -> None:
-        self._chains.give_back(self._parameters, self._chain)
+        self._chains.release(self._parameters, self._chain)
         if self._grammar is not None:
             native.llama_sampler_free(self._grammar)
 

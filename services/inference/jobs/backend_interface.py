@@ -80,7 +80,7 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class Embeds(Protocol):
+class EmbeddingBackend(Protocol):
     """A backend that computes embeddings."""
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
@@ -90,7 +90,7 @@ class Embeds(Protocol):
 
 
 @runtime_checkable
-class Loader(Protocol):
+class ModelLoader(Protocol):
     """A backend whose models people can load and unload."""
 
     async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
@@ -104,7 +104,7 @@ class Loader(Protocol):
 
 
 @runtime_checkable
-class Measured(Protocol):
+class MeasuredBackend(Protocol):
     """A backend that measures its own speed."""
 
     def figures(self, model: ModelName) -> EngineSpeed:

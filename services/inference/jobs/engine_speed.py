@@ -38,7 +38,7 @@ class StepMeter:
     def __init__(self) -> None:
         self._shares: deque[_Share] = deque(maxlen=round(WINDOW_SECONDS / _SHARE_SECONDS))
 
-    def take(self, step: engine_messages.StepReport, now: float) -> None:
+    def record(self, step: engine_messages.StepReport, now: float) -> None:
         if not self._shares or now - self._shares[-1].began >= _SHARE_SECONDS:
             self._shares.append(_Share(now))
         share = self._shares[-1]

@@ -22,7 +22,7 @@ class GenerationJob:
     messages: tuple[ChatMessage, ...]
     parameters: Parameters
     #: The caller's own parameters, without our defaults.
-    asked: Sampling = field(default_factory=Sampling)
+    requested: Sampling = field(default_factory=Sampling)
     #: Prompts with the same salt may share their KV cache; empty shares with none.
     salt: str = ""
     #: Token ids that another worker already delivered.
@@ -48,7 +48,7 @@ NO_ORIGIN = JobOrigin()
 def check(
     model: ModelName,
     prompt: str | tuple[ChatMessage, ...],
-    asked: Sampling,
+    requested: Sampling,
     *,
     context_tokens: int | None,
     draw_seed: Callable[[], int],
@@ -58,23 +58,23 @@ def check(
     asks for an answer, not for a continuation."""
     messages = (ChatMessage("user", prompt),) if isinstance(prompt, str) else prompt
     _check_messages(messages)
-    parameters = sampling.check(asked, context_tokens=context_tokens, draw_seed=draw_seed)
-    _check_together(asked, parameters, origin)
-    if asked.raw and len(messages) > 1:
+    parameters = sampling.check(requested, context_tokens=context_tokens, draw_seed=draw_seed)
+    _check_together(requested, parameters, origin)
+    if requested.raw and len(messages) > 1:
         raise errors.BadRequest("raw allows one message, and messages has more", hint="send prompt, not messages")
-    return GenerationJob(model, messages, parameters, asked, origin.salt, origin.delivered, request=origin.request)
+    return GenerationJob(model, messages, parameters, requested, origin.salt, origin.delivered, request=origin.request)
 
 
-def _check_together(asked: Sampling, parameters: Parameters, origin: JobOrigin) -> None:
-    if asked.tools and asked.format is not None:
+def _check_together(requested: Sampling, parameters: Parameters, origin: JobOrigin) -> None:
+    if requested.tools and requested.format is not None:
         raise errors.BadRequest("format and tools exclude each other", hint="give one of them")
-    if len(asked.tools) > MAX_TOOLS:
-        raise errors.BadRequest(f"tools holds {len(asked.tools)} tools; at most {MAX_TOOLS} are allowed")
-    if asked.tool_choice is ToolChoice.REQUIRED and not asked.tools:
+    if len(requested.tools) > MAX_TOOLS:
+        raise errors.BadRequest(f"tools holds {len(requested.tools)} tools; at most {MAX_TOOLS} are allowed")
+    if requested.tool_choice is ToolChoice.REQUIRED and not requested.tools:
         raise errors.BadRequest("tool_choice requires a call, but tools is empty")
-    if asked.raw and asked.tools:
+    if requested.raw and requested.tools:
         raise errors.BadRequest("raw and tools exclude each other: tools are for chats", hint="give one of them")
-    if parameters.ignore_eos and (asked.format is not None or asked.tool_choice is ToolChoice.REQUIRED):
+    if parameters.ignore_eos and (requested.format is not None or requested.tool_choice is ToolChoice.REQUIRED):
         raise errors.BadRequest("ignore_eos and format exclude each other: a format has an end", hint="give one of them")
     if origin.delivered and parameters.n > 1:
         raise errors.BadRequest("delivered: only a single answer can be continued, and n asks for more")

@@ -1,1 +1,1 @@
-"""Which models a worker has, what they need, and which of them are in memory."""
+"""The models of a worker: which ones it has, how much memory they need, and which are loaded."""

@@ -58,9 +58,9 @@ class Defaults:
     #: None: until another model needs the memory.
     keep_alive_seconds: float | None = None
 
-    def entry(self, **given: Any) -> CatalogEntry:
-        """Create an entry; ``given`` overrides these values."""
-        return CatalogEntry(**{**asdict(self), **given})
+    def entry(self, **overrides: Any) -> CatalogEntry:
+        """Create an entry; ``overrides`` replace these values."""
+        return CatalogEntry(**{**asdict(self), **overrides})
 
 
 @dataclass(frozen=True, slots=True)

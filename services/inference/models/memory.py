@@ -31,24 +31,24 @@ _NO_LIMIT_BYTES = 2**60
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class MemoryBudget:
     """The memory for all loaded models together."""
 
     bytes: int
     source: str
 
 
-def measure(setting: int | None, devices: Sequence[Device] = (), *, root: Path = Path("/")) -> Budget:
+def measure(setting: int | None, devices: Sequence[Device] = (), *, root: Path = Path("/")) -> MemoryBudget:
     """Return ``setting`` (MODEL_MEMORY) if it is set, else the GPUs' free memory, else the free RAM within the container's limits.
     ``root`` holds /proc and /sys."""
     if setting is not None:
-        return Budget(setting, "MODEL_MEMORY")
+        return MemoryBudget(setting, "MODEL_MEMORY")
     if devices:
         free = sum(device.free_bytes for device in devices)
         names = ", ".join(device.name for device in devices)
-        return Budget(round(free * (1 - DEVICE_HEADROOM_SHARE)), f"{quantities.show_bytes(free)} free on {names}")
-    free = min([_free_bytes(root), *_container_rooms(root)])
-    return Budget(max(0, round(free * (1 - HEADROOM_SHARE))), f"{quantities.show_bytes(max(0, free))} of memory free at the start")
+        return MemoryBudget(round(free * (1 - DEVICE_HEADROOM_SHARE)), f"{quantities.show_bytes(free)} free on {names}")
+    free = min([_free_bytes(root), *_container_limits(root)])
+    return MemoryBudget(max(0, round(free * (1 - HEADROOM_SHARE))), f"{quantities.show_bytes(max(0, free))} of memory free at the start")
 
 
 def context_tokens(header: GgufHeader, entry: CatalogEntry) -> int:
@@ -95,14 +95,14 @@ def _free_bytes(root: Path) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _container_rooms(root: Path) -> Iterator[int]:
+def _container_limits(root: Path) -> Iterator[int]:
     """Yield what is left under each memory limit of this process, in cgroup v2 or v1."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
-            yield from _rooms(root / "sys/fs/cgroup", path, limit="memory.max", used="memory.current", reclaimable="inactive_file")
+            yield from _spare(root / "sys/fs/cgroup", path, limit="memory.max", used="memory.current", reclaimable="inactive_file")
         elif "memory" in controllers.split(","):
-            yield from _rooms(
+            yield from _spare(
                 root / "sys/fs/cgroup/memory",
                 path,
                 limit="memory.limit_in_bytes",
@@ -111,7 +111,7 @@ def _container_rooms(root: Path) -> Iterator[int]:
             )
 
 
-def _rooms(mount: Path, path: str, *, limit: str, used: str, reclaimable: str) -> Iterator[int]:
+def _spare(mount: Path, path: str, *, limit: str, used: str, reclaimable: str) -> Iterator[int]:
     """Look at the group and each one above it. In a container, the path may be the host's and not exist; the root is then ours."""
     below = Path(path.strip("/"))
     for folder in (mount / below, *((mount / below).parents[: len(below.parts)])):

@@ -26,7 +26,7 @@ from shared.types import ModelName
 PATIENCE_SECONDS = 15.0
 #: After a failed load; doubles each time, so that a broken model doesn't keep the disk busy.
 LOAD_BACKOFF = Backoff(first_seconds=5.0, longest_seconds=300.0)
-#: After so many failed loads in a row, only a person can load the model again.
+#: After this many failed loads in a row, the model is loaded again only on request.
 MOST_FAILURES = 5
 
 
@@ -132,7 +132,7 @@ class ModelCachePolicy:
 
     # --- facts ------------------------------------------------------------------------------------------------------------
 
-    def learn(self, model: ModelName, terms: CacheTerms) -> None:
+    def set_terms(self, model: ModelName, terms: CacheTerms) -> None:
         """Update a model's terms, unless it is in memory."""
         known = self._models[model]
         if known.stage is Stage.UNLOADED:
@@ -331,8 +331,8 @@ class ModelCachePolicy:
 
     def _lacking_bytes(self, claimant: _WaitingForModel) -> int:
         """Return the need beyond the free memory and what unloading models will free."""
-        leaving = sum(known.holds_bytes for known in self._models.values() if known.stage is Stage.UNLOADING)
-        return self._models[claimant.model].terms.need_bytes - self._free_bytes() - leaving
+        unloading = sum(known.holds_bytes for known in self._models.values() if known.stage is Stage.UNLOADING)
+        return self._models[claimant.model].terms.need_bytes - self._free_bytes() - unloading
 
     def _free_bytes(self) -> int:
         return self.budget_bytes - self.used_bytes()

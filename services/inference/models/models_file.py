@@ -15,7 +15,7 @@ from services.inference.engine.engine_messages import KvType
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import catalog, quantities, yaml_tree
 from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, LocatedEntry, RemoteModel
-from services.inference.models.yaml_tree import Listing, Scalar, Tree, YamlFields
+from services.inference.models.yaml_tree import Scalar, Tree, YamlFields, YamlList
 
 MAX_DEVICES = 16
 MAX_MISTAKES = 50
@@ -86,12 +86,12 @@ def _flag(value: Tree) -> bool:
 
 
 def _names(value: Tree) -> tuple[str, ...]:
-    listed = value.items if isinstance(value, Listing) else (value,)
+    listed = value.items if isinstance(value, YamlList) else (value,)
     return tuple(catalog.check_name(_text(one)) for one in listed)
 
 
 def _shares(value: Tree) -> tuple[float, ...]:
-    listed = value.items if isinstance(value, Listing) else (value,)
+    listed = value.items if isinstance(value, YamlList) else (value,)
     texts = [_text(one) for one in listed]
     if not all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) for text in texts) or not 0 < len(texts) <= MAX_DEVICES:
         raise ValueError(f"must be up to {MAX_DEVICES} numbers, one share per GPU, such as [3, 1]")
@@ -163,7 +163,7 @@ class _File:
         named = _File(f"{self.source} (the text in data)", self.folder, self.found, self.defaults, self.reading)
         named.read(texts[0], inner=True)
 
-    def _find_list(self, tree: Tree | None) -> tuple[str, Listing | None]:
+    def _find_list(self, tree: Tree | None) -> tuple[str, YamlList | None]:
         """Return the list of models and its name in messages; None after noting a mistake."""
         where = "models"
         if isinstance(tree, YamlFields):
@@ -174,7 +174,7 @@ class _File:
                 where, tree = "inference.models", inner.find("models")
             else:
                 tree = tree.find("models")
-        if isinstance(tree, Listing):
+        if isinstance(tree, YamlList):
             return where, tree
         line = "" if tree is None else f" line {tree.line}"
         self.reading.mistakes.append(f"{self.source}{line}: there is no list of models; start with `models:` and `- name: …` below it")
@@ -186,22 +186,22 @@ class _File:
             return
         self._check_names(item, tuple(FIELDS), f"{where}.")
         noted = len(self.reading.mistakes)
-        given = dict(self._values(item, where))
-        if "name" not in given:
+        values = dict(self._values(item, where))
+        if "name" not in values:
             if len(self.reading.mistakes) == noted:
                 self._mistake(item, where, "has no name")
             return
-        path = given.pop("path", None)
-        service = given.pop("service", None)
-        file = self._find_file(given.pop("file", None), given["name"])
+        path = values.pop("path", None)
+        service = values.pop("service", None)
+        file = self._find_file(values.pop("file", None), values["name"])
         if file is not None:
             if service is None and path is not None:
                 self._mistake(item, f"{where}.path", "needs `service`; the model's file is `file:`")
-            self.reading.located.append(LocatedEntry(self._place(item, where), self.defaults.entry(file=file, **given)))
+            self.reading.located.append(LocatedEntry(self._place(item, where), self.defaults.entry(file=file, **values)))
         elif service is not None:
-            self.reading.elsewhere.append(RemoteModel(given["name"], service, path or "/infer"))
+            self.reading.elsewhere.append(RemoteModel(values["name"], service, path or "/infer"))
         else:
-            self._mistake(item, where, f"has no `file:`, and there is no {given['name']}.gguf in MODELS_DIR")
+            self._mistake(item, where, f"has no `file:`, and there is no {values['name']}.gguf in MODELS_DIR")
 
     def _values(self, item: YamlFields, where: str) -> Iterator[tuple[str, Any]]:
         """Yield the valid fields of an entry, and note mistakes in the others."""

@@ -29,7 +29,7 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class YamlList:
     line: int
     items: tuple["Tree", ...]
 
@@ -44,7 +44,7 @@ class YamlFields:
         return next((value for key, value in self.pairs if key.text == name), None)
 
 
-Tree = Scalar | Listing | YamlFields
+Tree = Scalar | YamlList | YamlFields
 
 
 def read(text: str) -> Tree | None:
@@ -95,7 +95,7 @@ class _YamlConversion:
         if isinstance(node, yaml.ScalarNode):
             return Scalar(line, str(node.value), node.tag == _NULL_TAG)
         if isinstance(node, yaml.SequenceNode):
-            return Listing(line, tuple(self.convert(item, depth + 1) for item in node.value))
+            return YamlList(line, tuple(self.convert(item, depth + 1) for item in node.value))
         assert isinstance(node, yaml.MappingNode)
         return YamlFields(line, tuple(self._pairs(node, depth + 1)))
 

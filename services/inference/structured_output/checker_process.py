@@ -90,7 +90,7 @@ def _judge(vocabulary: CheckerVocabulary, grammar: bytes, connection: socket.soc
     if fork == 0:
         _try_out(vocabulary, grammar, writing)
     os.close(writing)
-    said, is_over = _listen(reading, connection, time.monotonic() + checker_messages.WALL_SECONDS)
+    message, is_over = _listen(reading, connection, time.monotonic() + checker_messages.WALL_SECONDS)
     os.close(reading)
     if not is_over:
         os.kill(fork, signal.SIGKILL)
@@ -103,40 +103,40 @@ def _judge(vocabulary: CheckerVocabulary, grammar: bytes, connection: socket.soc
         case _Exit.NO_BEGINNING:
             return GrammarVerdict(Judgement.NO_BEGINNING)
         case _Exit.REFUSED:
-            return GrammarVerdict(Judgement.REFUSED, _reason(said))
+            return GrammarVerdict(Judgement.REFUSED, _reason(message))
         case _:
             return GrammarVerdict(Judgement.TOO_COSTLY)
 
 
 def _listen(reading: int, connection: socket.socket, until: float) -> tuple[bytes, bool]:
     """Return the beginning of the fork's message, and whether the fork has ended, which closes its end of the pipe."""
-    said = b""
+    message = b""
     while ready := select.select([reading, connection.fileno()], [], [], max(0.0, until - time.monotonic()))[0]:
         if reading not in ready:
             # The worker sends nothing before it has the verdict, so it is gone.
             break
         received = os.read(reading, 64 * 1024)
         if not received:
-            return said, True
-        said = (said + received)[:_REASON_BYTES]
-    return said, False
+            return message, True
+        message = (message + received)[:_REASON_BYTES]
+    return message, False
 
 
-def _reason(said: bytes) -> str:
+def _reason(message: bytes) -> str:
     """Return the first line of llama.cpp's message, without the function's name and the grammar."""
-    line = said.decode("utf-8", "replace").partition("\n")[0]
+    line = message.decode("utf-8", "replace").partition("\n")[0]
     return (line.partition(": error parsing grammar: ")[2].partition(" at ")[0] or line)[:120]
 
 
 # --- in the fork ------------------------------------------------------------------------------------------------------
 
 
-def _try_out(vocabulary: CheckerVocabulary, grammar: bytes, said: int) -> NoReturn:
+def _try_out(vocabulary: CheckerVocabulary, grammar: bytes, error_pipe: int) -> NoReturn:
     code = 1
     try:
         parent_death.die_with(os.getppid())
         _limit()
-        os.dup2(said, 2)
+        os.dup2(error_pipe, 2)
         code = _compile(vocabulary, grammar)
     finally:
         os._exit(code)

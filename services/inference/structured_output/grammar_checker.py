@@ -111,7 +111,7 @@ class Checker:
             # An earlier request may have checked the same grammar.
             if (known := self._recall(key)) is not None:
                 return known
-            verdict = await self._ask(grammar)
+            verdict = await self._request_verdict(grammar)
             if verdict.judgement is not Judgement.HUNG:
                 self._verdicts[key] = verdict
                 if len(self._verdicts) > MOST_VERDICTS:
@@ -140,7 +140,7 @@ class Checker:
         finally:
             self._turn.release()
 
-    async def _ask(self, grammar: bytes) -> GrammarVerdict:
+    async def _request_verdict(self, grammar: bytes) -> GrammarVerdict:
         """Send a grammar to the process. If the process dies or hangs, the verdict is HUNG, and the next call starts another one."""
         self._stay_up()
         running = await self._ensure_running()

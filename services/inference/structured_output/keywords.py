@@ -27,7 +27,7 @@ NOT_POSSIBLE = {
 PASSED_OVER = {"uniqueItems", "multipleOf", "unevaluatedProperties", "unevaluatedItems"}
 
 #: Keywords that imply a type.
-_TELL = {
+_KEYWORDS_BY_TYPE = {
     "object": {"properties", "required", "additionalProperties", "propertyNames", "minProperties", "maxProperties"},
     "array": {"items", "prefixItems", "minItems", "maxItems"},
     "string": {"minLength", "maxLength", "pattern", "format"},
@@ -52,7 +52,7 @@ def types_of(schema: Schema, path: str) -> list[str]:
     """Return the types that a value may have; empty if the schema doesn't restrict them."""
     declared = schema.get("type")
     if declared is None:
-        types = [name for name, telling in _TELL.items() if telling & schema.keys()]
+        types = [name for name, implying in _KEYWORDS_BY_TYPE.items() if implying & schema.keys()]
     else:
         types = [name for name in (declared if isinstance(declared, list) else [declared]) if isinstance(name, str)]
         unknown = [name for name in types if name not in TYPES]

@@ -78,12 +78,12 @@ class _SchemaConversion:
         return self._converted[id(schema)][1]
 
     def _expression(self, schema: Schema, path: str, depth: int) -> str:
-        telling = keywords.constraints(schema)
-        if telling.keys() == {"$ref"}:
+        constraints = keywords.constraints(schema)
+        if constraints.keys() == {"$ref"}:
             return self._refer(keywords.text_of(schema, "$ref", path) or "", path)
-        if telling.keys() == {"allOf"} and len(parts := keywords.list_of(schema, "allOf", path)) == 1:
+        if constraints.keys() == {"allOf"} and len(parts := keywords.list_of(schema, "allOf", path)) == 1:
             return self._convert(parts[0], f"{path}.allOf[0]", depth + 1)
-        if telling.keys() & {"$ref", "allOf"} or (len(telling) > 1 and telling.keys() & {"anyOf", "oneOf"}):
+        if constraints.keys() & {"$ref", "allOf"} or (len(constraints) > 1 and constraints.keys() & {"anyOf", "oneOf"}):
             # What is merged here may lead back to here, where the name is then known.
             name = self._rules.reserve()
             self._converted[id(schema)] = schema, name

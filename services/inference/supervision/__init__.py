@@ -1,1 +1,1 @@
-"""Engine processes as their worker sees them: started, spoken to, watched, and started again."""
+"""Supervise engine processes: start them, talk to them, watch them and restart them."""

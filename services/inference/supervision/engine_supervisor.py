@@ -118,8 +118,8 @@ class SupervisedEngine:
             identity = next(self._ids)
             call = GenerationCall(fingerprint, turn, job.parameters.n)
             command = engine_messages.StartGeneration(
-                *(identity, job.messages, job.parameters, job.salt, job.delivered, job.grammar, job.asked.tools, job.request),
-                raw=job.asked.raw,
+                *(identity, job.messages, job.parameters, job.salt, job.delivered, job.grammar, job.requested.tools, job.request),
+                raw=job.requested.raw,
             )
             with self._submitted(command, call):
                 generation = await call.pass_on(sink)
@@ -197,7 +197,7 @@ class SupervisedEngine:
             except TimeoutError:
                 # A loaded engine without work is silent.
                 is_loading = self._writer is None
-                if (is_loading or self._running) and watchdog.ticked():
+                if (is_loading or self._running) and watchdog.tick():
                     what = "progress with loading" if is_loading else "a step"
                     return f"hung: it did not report {what} for {watchdog.limit_seconds:g} s"
                 continue
@@ -205,7 +205,7 @@ class SupervisedEngine:
                 return ""
             if not received:
                 return ""
-            watchdog.heard()
+            watchdog.report_received()
             try:
                 for body in unframer.feed(received):
                     self._take(engine_messages.report_decoder.decode(body), writer, watchdog)
@@ -215,12 +215,12 @@ class SupervisedEngine:
     def _take(self, report: engine_messages.Report, writer: asyncio.StreamWriter, watchdog: Watchdog) -> None:
         match report:
             case engine_messages.StepReport():
-                watchdog.stepped(report.seconds)
-                self._steps.take(report, time.monotonic())
+                watchdog.step_ended(report.seconds)
+                self._steps.record(report, time.monotonic())
                 for progress in report.progress:
                     self._deliver(progress)
             case engine_messages.EmbeddingTurn():
-                watchdog.stepped(report.seconds)
+                watchdog.step_ended(report.seconds)
                 for vectors in report.vectors:
                     self._deliver(vectors)
             case engine_messages.GenerationAccepted() | engine_messages.GenerationRefused():
@@ -229,7 +229,7 @@ class SupervisedEngine:
                 self.progress = report.progress
                 self._watcher.changed()
             case engine_messages.Loaded():
-                watchdog.loaded()
+                watchdog.load_ended()
                 self._ready(report, writer)
             case engine_messages.LoadFailed():
                 raise _NotLoadable(report.reason)

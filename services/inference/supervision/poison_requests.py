@@ -40,7 +40,7 @@ class _SuspectRecord:
 def fingerprint(job: GenerationJob) -> bytes:
     """Identify a request, regardless of the caller, the seed and tokens that were delivered before."""
     parameters = msgspec.structs.replace(job.parameters, seed=0)
-    return hashlib.sha256(_encoder.encode((job.model, job.messages, parameters, job.grammar, job.asked.tools))).digest()
+    return hashlib.sha256(_encoder.encode((job.model, job.messages, parameters, job.grammar, job.requested.tools))).digest()
 
 
 def embedding_fingerprint(job: EmbeddingJob) -> bytes:

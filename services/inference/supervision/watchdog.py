@@ -9,7 +9,7 @@ LOAD_SECONDS = 900.0
 #: The first step reads the model's file into memory and compiles GPU programs.
 FIRST_STEP_SECONDS = 600.0
 STEP_SECONDS = 60.0
-#: A step that reads much of a prompt may take so many times the longest step so far.
+#: A step that reads much of a prompt may take this many times the longest step so far.
 PATIENCE = 30.0
 #: The resolution; a busy engine reports more often.
 TICK_SECONDS = 1.0
@@ -25,20 +25,20 @@ class Watchdog:
         self._silent_ticks = 0
         self._longest_seconds = 0.0
 
-    def heard(self) -> None:
+    def report_received(self) -> None:
         """The engine sent a report."""
         self._silent_ticks = 0
 
-    def loaded(self) -> None:
+    def load_ended(self) -> None:
         """The next step is the first."""
         self.limit_seconds = max(FIRST_STEP_SECONDS, self._step_seconds)
 
-    def stepped(self, seconds: float) -> None:
+    def step_ended(self, seconds: float) -> None:
         """A step ended; ``seconds`` is by the engine's clock."""
         self._longest_seconds = max(self._longest_seconds, seconds)
         self.limit_seconds = max(self._step_seconds, min(PATIENCE * self._longest_seconds, FIRST_STEP_SECONDS))
 
-    def ticked(self) -> bool:
+    def tick(self) -> bool:
         """A busy engine was silent for a tick. Return whether it hangs."""
         self._silent_ticks += 1
         return self._silent_ticks * self.tick_seconds >= self.limit_seconds

@@ -95,11 +95,11 @@ def _arguments_of(call: ToolCall) -> object:
         return call.arguments
 
 
-def _identity(given: str, habits: Habits) -> str:
+def _identity(call_id: str, habits: Habits) -> str:
     """Shorten an id if needed, so that messages still refer to the same call."""
-    if not habits.short_ids or (len(given) == _SHORT_ID_CHARACTERS and given.isascii() and given.isalnum()):
-        return given
-    return hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()[:_SHORT_ID_CHARACTERS]
+    if not habits.short_ids or (len(call_id) == _SHORT_ID_CHARACTERS and call_id.isascii() and call_id.isalnum()):
+        return call_id
+    return hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:_SHORT_ID_CHARACTERS]
 
 
 def _marked(value: object, mark: Mark, place: str, depth: int = 0) -> object:

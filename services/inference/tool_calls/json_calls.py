@@ -25,19 +25,19 @@ class WholeAnswer:
         self._scanner: JsonScanner | None = None
         self._calls: list[Call] = []
         #: The answer isn't calls, so all of it is text.
-        self._given_up = False
+        self._is_plain_text = False
 
     def push(self, text: str) -> CallFinding:
-        if self._given_up:
+        if self._is_plain_text:
             return CallFinding(text)
         self._held += text
         if len(self._held) <= MAX_HELD_CHARACTERS and self._may_be_calls():
             return CallFinding()
-        self._given_up = True
+        self._is_plain_text = True
         return self._all_text()
 
     def finish(self) -> CallFinding:
-        if self._given_up or self._scanner is not None or not self._calls:
+        if self._is_plain_text or self._scanner is not None or not self._calls:
             return self._all_text()
         return CallFinding("", tuple(self._calls))
 

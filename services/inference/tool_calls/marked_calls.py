@@ -63,10 +63,10 @@ class MarkedCalls:
         if is_waiting:
             return self._taken() if reader.calls else None
         self._steps = None
-        given_up = self._held[: self._blanks] if not reader.settled else ""
-        given_up += reader.text[reader.settled : reader.at]
+        rejected = self._held[: self._blanks] if not reader.settled else ""
+        rejected += reader.text[reader.settled : reader.at]
         self._held = self._held[self._blanks + reader.at :]
-        return CallFinding(self._text(given_up).text, self._taken().calls)
+        return CallFinding(self._text(rejected).text, self._taken().calls)
 
     def _taken(self) -> CallFinding:
         """Return the complete calls."""

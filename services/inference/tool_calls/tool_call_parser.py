@@ -25,7 +25,7 @@ _WHOLE_ANSWERS = {ToolStyle.LLAMA: "<|python_tag|>", ToolStyle.GENERIC: ""}
 
 
 @dataclass(frozen=True, slots=True)
-class Parsed:
+class ParsedText:
     """The text and calls in a piece of the answer."""
 
     text: str = ""
@@ -39,16 +39,16 @@ class ToolCallParser:
         self._draw_id = draw_id
         self._finder = _finder(style, tools)
 
-    def push(self, text: str) -> Parsed:
+    def push(self, text: str) -> ParsedText:
         """The next piece of the answer."""
         return self._parsed(self._finder.push(text))
 
-    def finish(self) -> Parsed:
+    def finish(self) -> ParsedText:
         """Decide about held text at the end of the answer."""
         return self._parsed(self._finder.finish())
 
-    def _parsed(self, found: CallFinding) -> Parsed:
-        return Parsed(found.text, tuple(ToolCall(self._draw_id(), name, arguments) for name, arguments in found.calls))
+    def _parsed(self, found: CallFinding) -> ParsedText:
+        return ParsedText(found.text, tuple(ToolCall(self._draw_id(), name, arguments) for name, arguments in found.calls))
 
 
 def _finder(style: ToolStyle, tools: tuple[Tool, ...]) -> Finder:

@@ -36,18 +36,18 @@ class AlertMailer:
         self._pages = pages
         self._clock = clock
         self._batching = MailBatching()
-        self._some = asyncio.Event()
+        self._has_waiting = asyncio.Event()
         self._smtp: SmtpMailer | None = None
 
-    def tell(self, notice: AlertNotice) -> None:
+    def notify(self, notice: AlertNotice) -> None:
         self._batching.note(notice, self._clock())
-        self._some.set()
+        self._has_waiting.set()
 
     async def run(self) -> None:
         """Send until cancelled. Unsent alerts count as ``waiting``, so the next leader sends them."""
         async with mailer.sending(self._post, self._server, PAUSES_SECONDS) as opened:
             self._smtp = opened
-            await self._keep_telling(opened)
+            await self._send_batches(opened)
 
     @property
     def waiting(self) -> int:
@@ -58,7 +58,7 @@ class AlertMailer:
             return Check("alert mail", ok=True, needed=False)
         return Check("alert mail", ok=not self._smtp.trouble, detail=self._smtp.check().detail, needed=False)
 
-    async def _keep_telling(self, opened: SmtpMailer) -> None:
+    async def _send_batches(self, opened: SmtpMailer) -> None:
         while True:
             has_room = opened.room >= len(self._to)
             if has_room and (due := self._batching.take_due(self._clock())) is not None:
@@ -67,8 +67,8 @@ class AlertMailer:
             seconds = self._batching.seconds_to_wait(self._clock())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds if has_room else _NO_ROOM_SECONDS):
-                    await self._some.wait()
-            self._some.clear()
+                    await self._has_waiting.wait()
+            self._has_waiting.clear()
 
     async def _hand_over(self, due: MailBatch, opened: SmtpMailer) -> None:
         if due.pause_seconds is not None:

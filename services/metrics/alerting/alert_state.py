@@ -78,7 +78,7 @@ class StoredAlertState:
 
     alert: ActiveAlert
     #: Whether its start was sent and its end was not.
-    told: bool
+    notified: bool
     #: When it was last known to be active; if resolved, its end.
     held_at: float
     #: The channels that still have to send its latest change.
@@ -94,11 +94,11 @@ class AlertStates:
         self._active: dict[AlertRule, dict[Labels, Active]] = {rule: {} for rule in self._rules}
         self.looked_at: float | None = None
         #: Alert name -> how many exceeded the limit at the last evaluation.
-        self.crowded: dict[str, int] = {}
+        self.omitted: dict[str, int] = {}
         self._alerts: dict[str, ActiveAlert] = {}
         self._ended: list[ActiveAlert] = []
         self._silences: dict[str, AlertSilence] = {}
-        self._told: set[str] = set()
+        self._notified: set[str] = set()
         #: Alerts that were resolved during an outage, so that their end was not sent.
         self._owed: list[ActiveAlert] = []
         #: Silences ended here, but not yet in PostgreSQL.
@@ -111,13 +111,13 @@ class AlertStates:
     def look(self, readings: MetricReadings, now: float) -> AlertNotice:
         """Evaluate every rule. A silenced alert is sent when the silence ends, if it still fires."""
         self.looked_at = now
-        self.crowded = {}
+        self.omitted = {}
         before, self._alerts = self._alerts, {}
         for rule in self._rules:
             found = evaluation.advance(rule, readings, self._active[rule], now)
             self._active[rule] = kept = dict(sorted(found.items(), key=lambda item: item[1].since)[:MAX_OF_ONE_RULE])
             if len(found) > len(kept):
-                self.crowded[rule.name] = self.crowded.get(rule.name, 0) + len(found) - len(kept)
+                self.omitted[rule.name] = self.omitted.get(rule.name, 0) + len(found) - len(kept)
             for labels, active in kept.items():
                 self._note(rule, labels, active, before)
         over = [replace(alert, ended=now) for key, alert in before.items() if key not in self._alerts and alert.firing]
@@ -140,16 +140,16 @@ class AlertStates:
 
     def _notice(self, over: Sequence[ActiveAlert], now: float) -> AlertNotice:
         self._silences = {key: silence for key, silence in self._silences.items() if silence.until > now}
-        began = [alert for alert in self.firing() if alert.id not in self._told and self.silence_of(alert) is None]
-        ended = [alert for alert in over if alert.id in self._told]
+        began = [alert for alert in self.firing() if alert.id not in self._notified and self.silence_of(alert) is None]
+        ended = [alert for alert in over if alert.id in self._notified]
         owed, self._owed = self._owed, []
-        self._told |= {alert.id for alert in began}
-        self._told -= {alert.id for alert in over}
+        self._notified |= {alert.id for alert in began}
+        self._notified -= {alert.id for alert in over}
         return AlertNotice(tuple(began), (*owed, *ended))
 
     def firing(self) -> list[ActiveAlert]:
         """Return firing alerts by severity, then by age."""
-        return sorted((alert for alert in self._alerts.values() if alert.firing), key=lambda one: (_GRAVITY[one.rule.severity], one.since))
+        return sorted((alert for alert in self._alerts.values() if alert.firing), key=lambda one: (_RANK[one.rule.severity], one.since))
 
     def pending(self) -> list[ActiveAlert]:
         return sorted((alert for alert in self._alerts.values() if not alert.firing), key=lambda one: one.since)
@@ -201,14 +201,14 @@ class AlertStates:
         """Return the state to store; empty before the first evaluation."""
         if self.looked_at is None:
             return []
-        lasting = [StoredAlertState(alert, alert.id in self._told, self.looked_at) for alert in self._alerts.values()]
-        return [*lasting, *(StoredAlertState(alert, told=False, held_at=alert.ended or 0.0) for alert in self._ended)]
+        lasting = [StoredAlertState(alert, alert.id in self._notified, self.looked_at) for alert in self._alerts.values()]
+        return [*lasting, *(StoredAlertState(alert, notified=False, held_at=alert.ended or 0.0) for alert in self._ended)]
 
     def show(self, stored: Iterable[StoredAlertState], now: float) -> None:
         """Replace the state by the leader's."""
         self._active = {rule: {} for rule in self._rules}
-        self._alerts, self._ended, self._owed, self._told = {}, [], [], set()
-        self.looked_at, self.crowded = None, {}
+        self._alerts, self._ended, self._owed, self._notified = {}, [], [], set()
+        self.looked_at, self.omitted = None, {}
         self.resume(stored, now)
 
     def resume(self, stored: Iterable[StoredAlertState], now: float) -> None:
@@ -226,24 +226,24 @@ class AlertStates:
         since = min(mine.since, alert.since)
         self._alerts[alert.id] = replace(_seen_last(mine, alert), since=since)
         self._active[alert.rule][alert.labels] = Active(since, mine.value, mine.firing)
-        if one.told:
-            self._told.add(alert.id)
+        if one.notified:
+            self._notified.add(alert.id)
 
     def _close(self, one: StoredAlertState) -> None:
         alert = one.alert if one.alert.ended is not None else replace(one.alert, ended=one.held_at)
         if alert.firing:
             self._ended.append(alert)
-        if one.told and one.alert.ended is None and alert.id not in self._alerts:
+        if one.notified and one.alert.ended is None and alert.id not in self._alerts:
             self._owed.append(alert)
 
-    def hear(self, stored: Iterable[StoredAlertState]) -> None:
+    def merge_acknowledgements(self, stored: Iterable[StoredAlertState]) -> None:
         """Take over acknowledgements from other replicas."""
         for one in stored:
             mine = self._alerts.get(one.alert.id)
             if mine is not None and one.alert.ended is None:
                 self._alerts[mine.id] = _seen_last(mine, one.alert)
 
-    def hear_silences(self, lasting: Iterable[AlertSilence], ended: Set[str], now: float) -> None:
+    def merge_silences(self, lasting: Iterable[AlertSilence], ended: Set[str], now: float) -> None:
         """Take over silences from PostgreSQL. Keeps those that it does not have."""
         self._silences = {key: silence for key, silence in self._silences.items() if silence.until > now and key not in ended}
         for silence in lasting:
@@ -264,7 +264,7 @@ def _seen_last(mine: ActiveAlert, other: ActiveAlert) -> ActiveAlert:
     return replace(mine, seen_by=seen.seen_by, seen_at=seen.seen_at)
 
 
-_GRAVITY: Final = {severity: place for place, severity in enumerate(Severity)}
+_RANK: Final = {severity: place for place, severity in enumerate(Severity)}
 
 
 def _id(rule: AlertRule, labels: Labels) -> str:

@@ -106,8 +106,8 @@ class AlertStore:
         return StoredSilences(tuple(_silence(row) for row in rows if not row["ended"]), ended)
 
     async def write_silences(self, made: Sequence[AlertSilence]) -> None:
-        said = [msgspec.json.encode(_SilenceDetails(one.name, one.labels, one.by, one.why)).decode() for one in made]
-        await self._database.run("write_silences", [one.id for one in made], [_moment(one.until) for one in made], said)
+        details = [msgspec.json.encode(_SilenceDetails(one.name, one.labels, one.by, one.why)).decode() for one in made]
+        await self._database.run("write_silences", [one.id for one in made], [_moment(one.until) for one in made], details)
 
     async def end_silences(self, ids: Collection[str], stays_until: float) -> None:
         await self._database.run("end_silences", sorted(ids), _moment(stays_until))
@@ -153,7 +153,7 @@ def _columns(remembered: Sequence[StoredAlertState]) -> tuple[list[object], ...]
         [None if alert.ended is None else _moment(alert.ended) for alert in alerts],
         [alert.seen_by for alert in alerts],
         [_seen_at(alert) for alert in alerts],
-        [one.told for one in remembered],
+        [one.notified for one in remembered],
         [_moment(one.held_at) for one in remembered],
         [",".join(one.owed) for one in remembered],
     )
@@ -164,8 +164,8 @@ def _seen_at(alert: ActiveAlert) -> datetime | None:
 
 
 def _silence(row: database.DatabaseRow) -> AlertSilence:
-    said = msgspec.json.decode(row["said"], type=_SilenceDetails)
-    return AlertSilence(row["id"], said.name, said.labels, row["until"].timestamp(), said.by, said.why)
+    details = msgspec.json.decode(row["said"], type=_SilenceDetails)
+    return AlertSilence(row["id"], details.name, details.labels, row["until"].timestamp(), details.by, details.why)
 
 
 def _moment(seconds: float) -> datetime:

@@ -11,7 +11,7 @@ from shared.api.gateway import Check
 class NotificationChannel(Protocol):
     """A notification channel: webhook or email."""
 
-    def tell(self, notice: AlertNotice) -> None:
+    def notify(self, notice: AlertNotice) -> None:
         """Queue alerts for ``run``; bounded, never blocks."""
         ...
 
@@ -58,7 +58,7 @@ class Delivery:
         for name, channel in self.channels.items():
             fresh = [alert for key, alert in self._owed[name].items() if key not in self._handed[name]]
             if fresh:
-                channel.tell(
+                channel.notify(
                     AlertNotice(tuple(one for one in fresh if one.ended is None), tuple(one for one in fresh if one.ended is not None))
                 )
                 self._handed[name].update(map(_key, fresh))
@@ -77,11 +77,11 @@ class Delivery:
                 self._handed[name].clear()
 
     def with_owed(self, remembered: Iterable[StoredAlertState]) -> Sequence[StoredAlertState]:
-        """Add the unsent channels. Sets ``told`` for replicas before 0.2, which else assume that the end was sent."""
+        """Add the unsent channels. Sets ``notified`` for replicas before 0.2, which else assume that the end was sent."""
         found = []
         for one in remembered:
             owed = tuple(name for name, alerts in self._owed.items() if _key(one.alert) in alerts)
-            found.append(replace(one, owed=owed, told=one.told or bool(owed)))
+            found.append(replace(one, owed=owed, notified=one.notified or bool(owed)))
         return found
 
 

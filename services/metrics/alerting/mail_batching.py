@@ -18,7 +18,7 @@ MOST_AN_HOUR: Final = 20
 MOST_WAITING: Final = 500
 _HOUR_SECONDS: Final = 3600.0
 
-_GRAVITY: Final = {severity: place for place, severity in enumerate(Severity)}
+_RANK: Final = {severity: place for place, severity in enumerate(Severity)}
 _AT_ONCE: Final = (Severity.PAGE, Severity.CRITICAL)
 
 
@@ -95,4 +95,4 @@ def _sorted(alerts: Iterable[ActiveAlert]) -> tuple[ActiveAlert, ...]:
 
 
 def _rank(alert: ActiveAlert) -> tuple[bool, int, float]:
-    return alert.ended is not None, _GRAVITY[alert.rule.severity], alert.since
+    return alert.ended is not None, _RANK[alert.rule.severity], alert.since

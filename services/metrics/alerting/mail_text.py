@@ -24,14 +24,14 @@ class MailText(NamedTuple):
     text: str
 
 
-def written(told: MailBatch, pages: str, now: datetime) -> MailText:
+def written(batch: MailBatch, pages: str, now: datetime) -> MailText:
     """Write an email. ``pages`` is the URL of the web pages; empty if none is set."""
-    return MailText(f"aimesh: {_subject(told)}", "\n".join(_lines(told, pages, now)) + "\n")
+    return MailText(f"aimesh: {_subject(batch)}", "\n".join(_lines(batch, pages, now)) + "\n")
 
 
-def _subject(told: MailBatch) -> str:
-    worst = _short((*told.began, *told.ended)[0].summary, _LONGEST_SUBJECT_PART)
-    match len(told.began), len(told.ended):
+def _subject(batch: MailBatch) -> str:
+    worst = _short((*batch.began, *batch.ended)[0].summary, _LONGEST_SUBJECT_PART)
+    match len(batch.began), len(batch.ended):
         case 1, 0:
             return worst
         case 0, 1:
@@ -44,29 +44,29 @@ def _subject(told: MailBatch) -> str:
             return f"{_counted(began)} firing, including: {worst}; {ended} resolved"
 
 
-def _lines(told: MailBatch, pages: str, now: datetime) -> Iterator[str]:
+def _lines(batch: MailBatch, pages: str, now: datetime) -> Iterator[str]:
     where = f"{pages.rstrip('/')}/admin/alerts" if pages else "`aicli alerts list`"
     yield f"Current alerts: {where}"
     yield f"As of {_time(now)}."
-    yield from _pauses(told, where)
-    if told.began:
-        yield f"\n{_counted(len(told.began))} firing:"
-    for alert in told.began[:MOST_IN_FULL]:
+    yield from _pauses(batch, where)
+    if batch.began:
+        yield f"\n{_counted(len(batch.began))} firing:"
+    for alert in batch.began[:MOST_IN_FULL]:
         yield from _in_full(alert)
-    yield from _named(told.began[MOST_IN_FULL:])
-    if told.ended:
-        yield f"\n{_counted(len(told.ended))} resolved:\n"
-    yield from _named(told.ended)
-    if told.left_out:
-        yield f"\n{told.left_out} more with lower severity: {where}"
+    yield from _named(batch.began[MOST_IN_FULL:])
+    if batch.ended:
+        yield f"\n{_counted(len(batch.ended))} resolved:\n"
+    yield from _named(batch.ended)
+    if batch.left_out:
+        yield f"\n{batch.left_out} more with lower severity: {where}"
 
 
-def _pauses(told: MailBatch, where: str) -> Iterator[str]:
-    if told.held_seconds is not None:
-        many = f"{len(told)} alerts were held back for {_minutes(told.held_seconds)}"
+def _pauses(batch: MailBatch, where: str) -> Iterator[str]:
+    if batch.held_seconds is not None:
+        many = f"{len(batch)} alerts were held back for {_minutes(batch.held_seconds)}"
         yield f"\n{many}, because {MOST_AN_HOUR} emails were sent within an hour."
-    if told.pause_seconds is not None:
-        yield f"\nThis is the last of {MOST_AN_HOUR} emails in this hour. The next one comes in {_minutes(told.pause_seconds)} at the"
+    if batch.pause_seconds is not None:
+        yield f"\nThis is the last of {MOST_AN_HOUR} emails in this hour. The next one comes in {_minutes(batch.pause_seconds)} at the"
         yield f"earliest. Until then, check {where}"
 
 

@@ -108,7 +108,7 @@ class AlertPersistence:
         if not self._has_database:
             return True
         if session is None:
-            return self._stands_in(replicas)
+            return self._may_lead_alone(replicas)
         if session.is_held and self._node not in replicas:
             raise errors.Unavailable("a replica of an older version leads", hint="stop it once the new ones are running")
         assert self.store is not None  # it opened the session
@@ -123,14 +123,14 @@ class AlertPersistence:
             alert_states.show(stored, now)
             self._watch.read_at = now
         elif leader == self._own:
-            alert_states.hear(stored)
+            alert_states.merge_acknowledgements(stored)
         else:
             await self._take_over(self.store, session, stored, now)
             leader = self._own
         self._leader = leader
         return leads
 
-    def _stands_in(self, replicas: Sequence[NodeId]) -> bool:
+    def _may_lead_alone(self, replicas: Sequence[NodeId]) -> bool:
         """Without PostgreSQL, return whether this is the last leader, or the first replica if there is no leader."""
         if self._leader == self._own or self._is_another(self._leader, replicas):
             return self._leader == self._own
@@ -161,7 +161,7 @@ class AlertPersistence:
         """Exchange user actions with other replicas. Once, also read which workers existed before this process."""
         alert_states = self._watch.alert_states
         stored = await store.silences(now)
-        alert_states.hear_silences(stored.lasting, stored.ended, now)
+        alert_states.merge_silences(stored.lasting, stored.ended, now)
         made = [silence for silence in alert_states.silences() if silence.id not in stored.ids]
         ended, acknowledged = alert_states.ended_silences(), alert_states.acknowledged()
         if made:
@@ -208,7 +208,7 @@ class AlertPersistence:
                 async with AlertStore.open(url, all_rules.ALL) as self.store:
                     await asyncio.Event().wait()
             except (errors.Unavailable, errors.BadSettings) as error:
-                self.say(f"{error.message} ({error.hint})")
+                self.set_trouble(f"{error.message} ({error.hint})")
             await asyncio.sleep(_AGAIN_SECONDS)
 
     async def serve(self, delivery: Delivery) -> None:
@@ -220,11 +220,11 @@ class AlertPersistence:
                 async with self._session() as session:
                     while await self.round(session, looks=self._watch.is_due):
                         has_answered = True
-                        self.say("")
+                        self.set_trouble("")
                         await self._wait()
                     return
             except errors.Unavailable as error:
-                self.say(f"{error.message} ({error.hint})")
+                self.set_trouble(f"{error.message} ({error.hint})")
             # If a working session broke, try to reconnect first: another replica may have the lock.
             if not has_answered:
                 if not await self.round(None, looks=self._watch.is_due):
@@ -256,7 +256,7 @@ class AlertPersistence:
             if self._watch.changed.is_set() or self.delivery.has_taken or self._watch.is_due:
                 return
 
-    def say(self, trouble: str) -> None:
+    def set_trouble(self, trouble: str) -> None:
         """Log each change once."""
         was_well = self._trouble in ("", _NOT_YET)
         if trouble and was_well:

@@ -68,7 +68,7 @@ class RuleWatch:
         """Check whether series or alerts exceed the limits."""
         lost = self.sample_window.left_out
         found = [f"{lost} series exceed the limit, so alerts about them would be missed"] if lost else []
-        found += [f"{more} more {name} alerts are not listed" for name, more in self.alert_states.crowded.items()]
+        found += [f"{more} more {name} alerts are not listed" for name, more in self.alert_states.omitted.items()]
         return Check("alert rules", ok=not found, detail="; ".join(found), needed=False)
 
     # --- handlers ---------------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ class RuleWatch:
 
     @serves(api.acknowledge_alert)
     async def acknowledge_alert(self, request: api.AcknowledgeAlert, call: RpcCall) -> api.Alert:
-        alert = self.alert_states.acknowledge(request.id, _who(call.found), self._clock())
+        alert = self.alert_states.acknowledge(request.id, _name_of_caller(call.found), self._clock())
         if alert is None:
             raise errors.NotFound(f"there is no active alert {request.id[:40]!r}", hint="run `aicli alerts` to list them")
         self.changed.set()
@@ -102,7 +102,7 @@ class RuleWatch:
         if len(request.labels) > 10 or any(len(text) > MAX_LABEL for text in texts):
             raise errors.BadRequest(f"labels and why: the limits are 10 labels and {MAX_LABEL} characters each", hint="shorten them")
         until = self._clock() + request.seconds
-        made = AlertSilence(secrets.token_hex(4), request.name, labels(**request.labels), until, _who(call.found), request.why)
+        made = AlertSilence(secrets.token_hex(4), request.name, labels(**request.labels), until, _name_of_caller(call.found), request.why)
         if not self.alert_states.silence(made):
             raise errors.BadRequest("there are too many silences", hint="run `aicli alerts` to list them, and end some")
         self.changed.set()
@@ -139,7 +139,7 @@ def _shown_silence(silence: AlertSilence) -> api.Silence:
     return api.Silence(silence.id, silence.name, dict(silence.labels), _moment(silence.until), silence.by, silence.why)
 
 
-def _who(principal: Principal | None) -> str:
+def _name_of_caller(principal: Principal | None) -> str:
     """Return the name of the user, or "operator" for an operator's node."""
     return "operator" if principal is None else principal.username
 

@@ -28,7 +28,7 @@ class Webhook:
         self._url = url
         self._source = source
         self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
-        self._some = asyncio.Event()
+        self._has_waiting = asyncio.Event()
         #: Why the last notice failed; empty if it succeeded. Without the URL, which can contain a secret.
         self.trouble = ""
 
@@ -39,19 +39,19 @@ class Webhook:
     def check(self) -> Check:
         return Check("alert webhook", ok=not self.trouble, detail=self.trouble, needed=False)
 
-    def tell(self, notice: AlertNotice) -> None:
+    def notify(self, notice: AlertNotice) -> None:
         for status, alerts in (("firing", notice.began), ("resolved", notice.ended)):
             if alerts:
                 self._waiting.append(encode(status, alerts, self._source))
-        self._some.set()
+        self._has_waiting.set()
 
     async def run(self) -> None:
         failures = 0
         async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False) as client:
             while True:
-                await self._some.wait()
+                await self._has_waiting.wait()
                 if not self._waiting:
-                    self._some.clear()
+                    self._has_waiting.clear()
                     continue
                 self.trouble = await self._send(client, self._waiting[0])
                 if self.trouble:

@@ -20,7 +20,7 @@ class ActiveUserCounter:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def saw(self, user: UserId, now: float) -> None:
+    def record(self, user: UserId, now: float) -> None:
         self._seen[user] = now
         self._seen.move_to_end(user)
         if len(self._seen) > self._limit:

@@ -51,11 +51,11 @@ def paths(paths_of_nodes: Sequence[PathFacts], now: datetime) -> Iterable[Compon
         return
     missed = [f"{path.node} ({path.why_not or 'unknown reason'})" for path in paths_of_nodes if not path.path]
     relayed = [path.node for path in paths_of_nodes if path.path == "relayed"]
-    said = [
+    details = [
         *([f"unreachable: {_named(missed)}; run `aicli doctor` on its machine"] if missed else []),
         *([f"reached through a relay only, which is slower: {_named(relayed)}; open a UDP port there"] if relayed else []),
     ]
-    yield ComponentFinding("paths", "path", ComponentStatus.DEGRADED if missed else ComponentStatus.HEALTHY, "; ".join(said), now)
+    yield ComponentFinding("paths", "path", ComponentStatus.DEGRADED if missed else ComponentStatus.HEALTHY, "; ".join(details), now)
 
 
 def certificates(signals: HealthSignals, now: datetime) -> Iterable[ComponentFinding]:
@@ -63,13 +63,13 @@ def certificates(signals: HealthSignals, now: datetime) -> Iterable[ComponentFin
     if not signals.certificates:
         return
     ending = [f"{one.holder} {_ends(one)}" for one in signals.certificates if one.ends_soon]
-    unheard = [f"{one.holder} for {_span(one.list_seconds)}" for one in signals.certificates if one.has_old_list]
-    said = [
+    outdated = [f"{one.holder} for {_span(one.list_seconds)}" for one in signals.certificates if one.has_old_list]
+    details = [
         *([f"renewal overdue: {_named(ending)}; see docs/runbooks/certificate_expiring.md"] if ending else []),
-        *([f"revocation list outdated: {_named(unheard)}; see docs/runbooks/revocation_list_old.md"] if unheard else []),
+        *([f"revocation list outdated: {_named(outdated)}; see docs/runbooks/revocation_list_old.md"] if outdated else []),
     ]
-    if said:
-        yield ComponentFinding("certificates", "certificate", ComponentStatus.DEGRADED, "; ".join(said), now)
+    if details:
+        yield ComponentFinding("certificates", "certificate", ComponentStatus.DEGRADED, "; ".join(details), now)
         return
     following = min(signals.certificates, key=lambda one: one.seconds_left)
     yield ComponentFinding(
@@ -83,15 +83,15 @@ def queues(signals: HealthSignals, now: datetime) -> Iterable[ComponentFinding]:
 
 
 def _queue(queue: QueueSignal, now: datetime) -> ComponentFinding:
-    said = f"{queue.waiting:,} requests queued" if queue.waiting > 1 else "1 request queued"
+    detail = f"{queue.waiting:,} requests queued" if queue.waiting > 1 else "1 request queued"
     still = now - queue.moved_at
     if still >= STILL_AFTER:
-        said += f", and none started for {_span(still.total_seconds())}: check its workers with `aicli nodes`"
+        detail += f", and none started for {_span(still.total_seconds())}: check its workers with `aicli nodes`"
     elif queue.waiting > request_rules.QUEUE_IS_LONG:
-        said += ": all its workers are busy; see docs/runbooks/queue_depth_high.md"
+        detail += ": all its workers are busy; see docs/runbooks/queue_depth_high.md"
     else:
-        return ComponentFinding(queue.model, "queue", ComponentStatus.HEALTHY, said, now)
-    return ComponentFinding(queue.model, "queue", ComponentStatus.DEGRADED, said, now)
+        return ComponentFinding(queue.model, "queue", ComponentStatus.HEALTHY, detail, now)
+    return ComponentFinding(queue.model, "queue", ComponentStatus.DEGRADED, detail, now)
 
 
 def _ends(certificate: CertificateSignal) -> str:

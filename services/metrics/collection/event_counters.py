@@ -39,7 +39,7 @@ class EventCounters:
         # Ignore a negative count, a bug of the sender: a counter cannot decrease.
         self._metrics.completed_tokens.labels(model=model).inc(max(0, event.tokens))
         if event.user_id is not None:
-            self.users.saw(event.user_id, now)
+            self.users.record(event.user_id, now)
 
     def _label(self, model: ModelName | None) -> str:
         if model is None:

@@ -52,7 +52,7 @@ class NodeFact:
     #: The current or last path to it, as in ``NodeView``; empty if it was never reached.
     path: str = ""
     #: Whether it drained or was revoked before it went.
-    said_goodbye: bool = False
+    left_cleanly: bool = False
 
     @property
     def complaint(self) -> str:
@@ -67,7 +67,7 @@ class NodeFact:
     @property
     def was_lost(self) -> bool:
         """Return whether it disappeared without shutting down cleanly."""
-        return not self.alive and bool(self.path) and not self.said_goodbye
+        return not self.alive and bool(self.path) and not self.left_cleanly
 
 
 def decide(
@@ -79,14 +79,14 @@ def decide(
 ) -> SystemHealth:
     """Return the decision. ``started_at`` is when this service started; ``before`` is the previous decision, by ``key``."""
     services = {role: _service(role, [fact for fact in nodes if fact.role is role], now, started_at) for role in SERVICE_ROLES}
-    servers = [_server(check, name, nodes, now) for check, name in SERVERS.items() if check != OPTIONAL or _is_spoken_of(check, nodes)]
+    servers = [_server(check, name, nodes, now) for check, name in SERVERS.items() if check != OPTIONAL or _is_reported(check, nodes)]
     # Leave out workers that were meant to go; `aicli nodes` lists them.
-    workers = [_worker(fact, now) for fact in nodes if fact.role is Role.WORKER and (fact.alive or not fact.said_goodbye)]
+    workers = [_worker(fact, now) for fact in nodes if fact.role is Role.WORKER and (fact.alive or not fact.left_cleanly)]
     parts = [*component_health.certificates(signals, now), *component_health.queues(signals, now)]
     found = [
         *services.values(),
         *servers,
-        *component_health.paths([_way(fact) for fact in nodes if _has_way(fact)], now),
+        *component_health.paths([_path_facts(fact) for fact in nodes if _has_path(fact)], now),
         *parts,
         *sorted(workers, key=lambda finding: finding.name),
     ]
@@ -116,7 +116,7 @@ def _caught(times: int) -> Iterator[str]:
 
 def servers_up(nodes: Sequence[NodeFact]) -> Mapping[str, bool]:
     """Return whether any service reaches each server, by check name; without servers that no service reports."""
-    reached = {name: [check.ok for _, check in _said(name, nodes)] for name in SERVERS}
+    reached = {name: [check.ok for _, check in _find_checks(name, nodes)] for name in SERVERS}
     return {name: any(answers) for name, answers in reached.items() if answers}
 
 
@@ -149,22 +149,22 @@ def _service(role: Role, nodes: Sequence[NodeFact], now: datetime, started_at: d
     return ComponentFinding(name, "service", ComponentStatus.HEALTHY, "", min(fact.since for fact in living))
 
 
-def _is_spoken_of(check_name: str, nodes: Sequence[NodeFact]) -> bool:
+def _is_reported(check_name: str, nodes: Sequence[NodeFact]) -> bool:
     return any(check.name.lower() == check_name for fact in nodes for check in fact.checks)
 
 
-def _said(check_name: str, nodes: Sequence[NodeFact]) -> list[tuple[NodeFact, Check]]:
+def _find_checks(check_name: str, nodes: Sequence[NodeFact]) -> list[tuple[NodeFact, Check]]:
     return [(fact, check) for fact in nodes if fact.alive for check in fact.checks if check.name.lower() == check_name]
 
 
 def _server(check_name: str, name: str, nodes: Sequence[NodeFact], now: datetime) -> ComponentFinding:
-    said = _said(check_name, nodes)
-    failed = [f"{SERVICE_NAMES[fact.role]} reports: {check.detail or 'not ok'}" for fact, check in said if not check.ok]
-    if not said:
+    reports = _find_checks(check_name, nodes)
+    failed = [f"{SERVICE_NAMES[fact.role]} reports: {check.detail or 'not ok'}" for fact, check in reports if not check.ok]
+    if not reports:
         return ComponentFinding(name, "server", ComponentStatus.DEGRADED, "unknown: no service that uses it responded", now)
     if not failed:
         return ComponentFinding(name, "server", ComponentStatus.HEALTHY, "", now)
-    status = ComponentStatus.DOWN if len(failed) == len(said) and check_name != OPTIONAL else ComponentStatus.DEGRADED
+    status = ComponentStatus.DOWN if len(failed) == len(reports) and check_name != OPTIONAL else ComponentStatus.DEGRADED
     return ComponentFinding(name, "server", status, "; ".join(dict.fromkeys(failed)), now)
 
 
@@ -178,12 +178,12 @@ def _worker(fact: NodeFact, now: datetime) -> ComponentFinding:
     return ComponentFinding(fact.label, "worker", ComponentStatus.HEALTHY, "", fact.since)
 
 
-def _has_way(fact: NodeFact) -> bool:
+def _has_path(fact: NodeFact) -> bool:
     """Return whether the paths component covers this node. A node that is gone has its own component."""
-    return fact.path not in ("", "self") if fact.alive else not (fact.path or fact.said_goodbye)
+    return fact.path not in ("", "self") if fact.alive else not (fact.path or fact.left_cleanly)
 
 
-def _way(fact: NodeFact) -> PathFacts:
+def _path_facts(fact: NodeFact) -> PathFacts:
     return PathFacts(f"{SERVICE_NAMES[fact.role]} {fact.label}", fact.path, fact.why_not)
 
 

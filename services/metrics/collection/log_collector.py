@@ -45,12 +45,12 @@ class LogCollector:
         if entry.role is Role.WORKER:
             return
 
-        async def ask(after: int) -> RingReading[str]:
-            asked = node_api.ReadLogs(after)
-            answer = await self._node.rpc.call(node_api.read_logs, asked, to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS)
+        async def fetch(after: int) -> RingReading[str]:
+            request = node_api.ReadLogs(after)
+            answer = await self._node.rpc.call(node_api.read_logs, request, to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS)
             return RingReading(answer.lines, answer.next, answer.lost)
 
-        found = await self._read.read(entry.node, ask)
+        found = await self._read.read(entry.node, fetch)
         if found.lost:
             self._node.metrics.log_lines_lost.labels(reason="overwritten").inc(found.lost)
         service, label = SERVICE_NAMES[entry.role], node_label(entry.node)

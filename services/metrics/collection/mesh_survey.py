@@ -29,7 +29,7 @@ NODE_DEADLINE_SECONDS = 2.0
 #: Concurrent scrapers share one collection per second.
 KEPT_SECONDS = 1.0
 #: Limits the burst of concurrent calls in a large mesh.
-MAX_ASKED_AT_ONCE = 64
+MAX_CALLS_AT_ONCE = 64
 
 #: The types of our own metrics take precedence over what nodes declare.
 _KNOWN = {one.name: str(one.kind) for one in instruments.ALL}
@@ -86,7 +86,7 @@ class MeshSurvey:
         self._attendance = attendance
         self._recorded = recorded
         self._event_counters = event_counters
-        self._asking = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
+        self._call_limit = asyncio.Semaphore(MAX_CALLS_AT_ONCE)
         self._before: dict[str, ComponentHealth] = {}
         self._merger = prometheus_merge.Merger(_KNOWN)
         self._signals = health_signals.HealthSignalReader()
@@ -99,8 +99,8 @@ class MeshSurvey:
         others = await self.each(self._read_metrics)
         self._show_own()
         own = _source(self._node.read_own_metrics(), Role.METRICS, self._node.id, trusted=True)
-        told = [source for source in others if source is not None]
-        merged = self._merger.merge([own, *told, *self._recorded.sources()])
+        answers = [source for source in others if source is not None]
+        merged = self._merger.merge([own, *answers, *self._recorded.sources()])
         self._node.metrics.scrape_dropped_series.set(merged.dropped)
         found = MeshMetrics(merged)
         self._signals.take(
@@ -110,7 +110,7 @@ class MeshSurvey:
 
     async def _read_metrics(self, entry: directories.DirectoryEntry) -> prometheus_merge.MetricSource | None:
         try:
-            async with self._asking:
+            async with self._call_limit:
                 answer = await self._node.rpc.call(
                     node_api.read_metrics, node_api.ReadMetrics(), to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS
                 )
@@ -136,11 +136,11 @@ class MeshSurvey:
         living = await self.each(self._read_health)
         gone = [self._fact(entry) for entry in self._known() if not entry.alive]
         now = datetime.now(UTC)
-        told = self._signals.signals(now)
-        doubts = health.doubts(told.catches, self._recorded.refusals.complaints(now))
+        signals = self._signals.signals(now)
+        doubts = health.doubts(signals.catches, self._recorded.refusals.complaints(now))
         facts = [replace(fact, doubts=doubts.get(fact.label, ())) for fact in (await self._own_fact(), *living, *gone)]
         self._show_servers(health.servers_up(facts))
-        decided = health.decide(facts, now, self._node.started_at, self._before, told)
+        decided = health.decide(facts, now, self._node.started_at, self._before, signals)
         self._before = {health.key(component): component for component in decided.components}
         return msgspec.structs.replace(decided, nodes=self._view())
 
@@ -160,7 +160,7 @@ class MeshSurvey:
 
     async def _read_health(self, entry: directories.DirectoryEntry) -> health.NodeFact:
         try:
-            async with self._asking:
+            async with self._call_limit:
                 answer = await self._node.rpc.call(
                     node_api.read_health, node_api.ReadHealth(), to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS
                 )
@@ -189,7 +189,7 @@ class MeshSurvey:
             checks=checks,
             no_answer=no_answer,
             path=entry.path,
-            said_goodbye=entry.announcement.draining or self._node.node_transports.is_revoked(entry.node),
+            left_cleanly=entry.announcement.draining or self._node.node_transports.is_revoked(entry.node),
         )
 
     def replicas(self) -> list[NodeId]:
@@ -203,17 +203,17 @@ class MeshSurvey:
 
     def _known(self) -> list[directories.DirectoryEntry]:
         """Return the nodes to ask, and the missing workers. Metrics services may not call each other."""
-        asked = {one.node: one for one in self._node.directory.entries() if one.role in SERVICE_NAMES and one.role is not Role.METRICS}
-        self._attendance.look(asked.values(), self._node.node_transports.is_revoked, datetime.now(UTC))
+        known = {one.node: one for one in self._node.directory.entries() if one.role in SERVICE_NAMES and one.role is not Role.METRICS}
+        self._attendance.look(known.values(), self._node.node_transports.is_revoked, datetime.now(UTC))
         # Workers that went before this process started, which the directory does not know, or only by key.
-        unseen = {node: entry for node, entry in self._attendance.missed().items() if node not in asked or not asked[node].path}
-        return [*{**asked, **unseen}.values()]
+        unseen = {node: entry for node, entry in self._attendance.missed().items() if node not in known or not known[node].path}
+        return [*{**known, **unseen}.values()]
 
-    async def each(self, ask: Callable[[directories.DirectoryEntry], Coroutine[object, object, T]]) -> Sequence[T]:
-        """Ask all live nodes concurrently. ``ask`` must not raise."""
+    async def each(self, call: Callable[[directories.DirectoryEntry], Coroutine[object, object, T]]) -> Sequence[T]:
+        """Ask all live nodes concurrently. ``call`` must not raise."""
         async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(ask(entry)) for entry in self._known() if entry.alive]
-        return [task.result() for task in asked]
+            calls = [tasks.create_task(call(entry)) for entry in self._known() if entry.alive]
+        return [task.result() for task in calls]
 
 
 def _ordered(found: str) -> tuple[int, ...]:

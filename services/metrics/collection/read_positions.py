@@ -19,8 +19,8 @@ class ReadPositions(Generic[T]):
         self._most_readings = most_readings
         self._after: dict[NodeId, int] = {}
 
-    async def read(self, node: NodeId, ask: Callable[[int], Awaitable[RingReading[T]]]) -> RingReading[T]:
-        """Return the new items of a node, as far as it responds; ``ask`` reads from a number on."""
+    async def read(self, node: NodeId, fetch: Callable[[int], Awaitable[RingReading[T]]]) -> RingReading[T]:
+        """Return the new items of a node, as far as it responds; ``fetch`` reads from a number on."""
         if node not in self._after and len(self._after) >= _MOST_NODES:
             # Known nodes are read from the start again.
             self._after.clear()
@@ -28,7 +28,7 @@ class ReadPositions(Generic[T]):
         lost = 0
         for _ in range(self._most_readings):
             try:
-                found = await ask(self._after.get(node, 0))
+                found = await fetch(self._after.get(node, 0))
             except errors.AimeshError:
                 # The health shows it, and the rest waits in the buffer.
                 break

@@ -39,14 +39,14 @@ _PARTS: Final = frozenset(
 
 _Labels = tuple[tuple[str, str], ...]
 #: The labels service and node of the caller.
-Who = tuple[str, str]
+MetricReporter = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class RecordBatch:
     """The result of a batch."""
 
-    taken: int
+    accepted: int
     refused: int
     problems: tuple[str, ...]
 
@@ -56,8 +56,8 @@ class RecordedMetricSet:
 
     def __init__(self, namespaces: Sequence[str] = ("custom",)) -> None:
         self._namespaces = tuple(f"{namespace}_" for namespace in namespaces)
-        self._of: dict[Who, dict[str, dict[_Labels, float]]] = {}
-        self._counts: dict[Who, int] = {}
+        self._families: dict[MetricReporter, dict[str, dict[_Labels, float]]] = {}
+        self._counts: dict[MetricReporter, int] = {}
         self._count = 0
         #: How many series were rejected for lack of room, and the first of them.
         self.refused = 0
@@ -67,35 +67,35 @@ class RecordedMetricSet:
     def __len__(self) -> int:
         return self._count
 
-    def record_all(self, samples: Iterable[RecordMetric], who: Who, now: datetime) -> "RecordBatch":
+    def record_all(self, samples: Iterable[RecordMetric], reporter: MetricReporter, now: datetime) -> "RecordBatch":
         """Record each valid sample of a batch."""
-        taken, refused, problems = 0, 0, list[str]()
+        accepted, refused, problems = 0, 0, list[str]()
         for sample in samples:
             try:
-                self.record(sample, who, now)
-                taken += 1
+                self.record(sample, reporter, now)
+                accepted += 1
             except errors.BadRequest as error:
                 refused += 1
                 if len(problems) < MAX_PROBLEMS:
                     problems.append(error.message)
-        return RecordBatch(taken, refused, tuple(problems))
+        return RecordBatch(accepted, refused, tuple(problems))
 
-    def record(self, sample: RecordMetric, who: Who, now: datetime) -> None:
+    def record(self, sample: RecordMetric, reporter: MetricReporter, now: datetime) -> None:
         """Add to a counter or set a gauge. Raises BadRequest for an invalid sample, and changes nothing then."""
         name, value = sample.metric_name, sample.value
         _check_time(sample.at, now)
         _check_value(name, value)
-        families = self._of.get(who)
+        families = self._families.get(reporter)
         key = tuple(sorted((label, text) for label, text in sample.labels.items() if text))
         known = None if families is None else families.get(name)
         if known is None or key not in known:
             # Only new series need these checks.
-            self._check_room(name, who)
+            self._check_room(name, reporter)
             self._check_name(name, sample.labels)
             _check_labels(sample.labels)
-            known = self._of.setdefault(who, {}).setdefault(name, {})
+            known = self._families.setdefault(reporter, {}).setdefault(name, {})
             self._count += 1
-            self._counts[who] = self._counts.get(who, 0) + 1
+            self._counts[reporter] = self._counts.get(reporter, 0) + 1
             known[key] = 0.0
         new = known[key] + value if is_counter(name) else value
         if not isfinite(new):
@@ -104,12 +104,12 @@ class RecordedMetricSet:
 
     def sources(self) -> list[prometheus_merge.MetricSource]:
         """Return one source per node that recorded something."""
-        return [prometheus_merge.MetricSource(self._render(who), {"service": who[0], "node": who[1]}) for who in self._of]
+        return [prometheus_merge.MetricSource(self._render(one), {"service": one[0], "node": one[1]}) for one in self._families]
 
-    def _render(self, who: Who) -> str:
+    def _render(self, reporter: MetricReporter) -> str:
         return "".join(
             prometheus_merge.render_family(name, "counter" if is_counter(name) else "gauge", _help(name), _dicts(found))
-            for name, found in self._of[who].items()
+            for name, found in self._families[reporter].items()
         )
 
     def _check_name(self, name: str, labels: Mapping[str, str]) -> None:
@@ -132,11 +132,11 @@ class RecordedMetricSet:
                 hint="see docs/reference/metrics.md, or register a namespace with METRICS_NAMESPACES of the metrics service",
             )
 
-    def _check_room(self, name: str, who: Who) -> None:
-        if self._count < MAX_SERIES and self._counts.get(who, 0) < MAX_SERIES_OF_ONE:
+    def _check_room(self, name: str, reporter: MetricReporter) -> None:
+        if self._count < MAX_SERIES and self._counts.get(reporter, 0) < MAX_SERIES_OF_ONE:
             return
         self.refused += 1
-        self.first_refused = self.first_refused or f"{name[:MAX_NAME]} of {' '.join(who)}"
+        self.first_refused = self.first_refused or f"{name[:MAX_NAME]} of {' '.join(reporter)}"
         raise errors.BadRequest(
             f"metricName: the limit of {MAX_SERIES} recorded series, or {MAX_SERIES_OF_ONE} per node, is reached",
             hint="use fewer label values; a restart of the metrics service clears recorded series",

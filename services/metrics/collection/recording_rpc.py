@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from services.metrics.collection.recorded_metrics import RecordedMetricSet, Who
+from services.metrics.collection.recorded_metrics import MetricReporter, RecordedMetricSet
 from shared import errors
 from shared.api import metrics as api
 from shared.api.gateway import Check
@@ -13,7 +13,7 @@ from shared.telemetry.instruments import node_label
 from shared.types import SERVICE_NAMES
 
 #: Truncates errors in the log, because they can quote what was sent.
-_MAX_SAID = 200
+_MAX_LOGGED = 200
 
 _log = logs.get(part="recorded")
 
@@ -21,7 +21,7 @@ _log = logs.get(part="recorded")
 class RecordingRpc:
     def __init__(self, recorded: RecordedMetricSet) -> None:
         self._recorded = recorded
-        self._has_said = False
+        self._has_warned = False
 
     def check(self) -> Check:
         """Check whether series were rejected for lack of room."""
@@ -31,32 +31,32 @@ class RecordingRpc:
 
     @serves(api.record_metric)
     async def record_metric(self, request: api.RecordMetric, call: RpcCall) -> Nothing:
-        who, now = _who(call), datetime.now(UTC)
+        reporter, now = _find_reporter(call), datetime.now(UTC)
         try:
-            self._recorded.record(request, who, now)
+            self._recorded.record(request, reporter, now)
         except errors.BadRequest as error:
-            self._say_what_is_refused(who, 1, error.message, now)
+            self._log_refusal(reporter, 1, error.message, now)
             raise
         return Nothing()
 
     @serves(api.record_metrics)
     async def record_metrics(self, request: api.RecordMetrics, call: RpcCall) -> api.RecordedMetrics:
-        who, now = _who(call), datetime.now(UTC)
-        batch = self._recorded.record_all(request.samples, who, now)
+        reporter, now = _find_reporter(call), datetime.now(UTC)
+        batch = self._recorded.record_all(request.samples, reporter, now)
         if batch.refused:
-            self._say_what_is_refused(who, batch.refused, batch.problems[0], now)
-        return api.RecordedMetrics(batch.taken, batch.refused, batch.problems)
+            self._log_refusal(reporter, batch.refused, batch.problems[0], now)
+        return api.RecordedMetrics(batch.accepted, batch.refused, batch.problems)
 
-    def _say_what_is_refused(self, who: Who, samples: int, problem: str, now: datetime) -> None:
+    def _log_refusal(self, reporter: MetricReporter, samples: int, problem: str, now: datetime) -> None:
         """Log rejected samples once per caller, because callers keep sending them."""
-        service, node = who
+        service, node = reporter
         if self._recorded.refusals.note(node, samples, problem, now):
-            _log.warning("recorded metrics rejected", by=f"{service} {node}", samples=samples, problem=problem[:_MAX_SAID])
-        if self._recorded.refused and not self._has_said:
-            self._has_said = True
+            _log.warning("recorded metrics rejected", by=f"{service} {node}", samples=samples, problem=problem[:_MAX_LOGGED])
+        if self._recorded.refused and not self._has_warned:
+            self._has_warned = True
             _log.warning("recorded metrics are full", first=self._recorded.first_refused)
 
 
-def _who(call: RpcCall) -> Who:
+def _find_reporter(call: RpcCall) -> MetricReporter:
     """Return the labels of the caller. An operator has a role but no service name."""
     return SERVICE_NAMES.get(call.caller.role, str(call.caller.role)), node_label(call.caller.node)

@@ -16,7 +16,7 @@ from shared.api.node import Exemplar
 _NUMBERS = re.compile(r" ([^ \n]*)\n")
 _OPENING = re.compile(rf"({series.NAME}) ?(.*)\n# TYPE ({series.NAME}) ([a-z]+)")
 #: A placeholder for the labels of the source.
-_GIVEN = "\0"
+_SOURCE_LABELS = "\0"
 #: Cached valid numbers; half of all numbers are among a few hundred.
 _MAX_NUMBERS = 100_000
 #: About 700 bytes each; 200 workers with a hundred models have a quarter of them.
@@ -39,8 +39,8 @@ class WrittenFamily:
 class Block:
     """The series of one family and one source."""
 
-    given: str
-    #: The text before each number, including the newline, with ``_GIVEN`` for the labels of the source.
+    source_labels: str
+    #: The text before each number, including the newline, with ``_SOURCE_LABELS`` for the labels of the source.
     pieces: list[str]
     numbers: list[str]
     #: Piece -> its parsed head, for all blocks.
@@ -54,7 +54,7 @@ class Block:
         of_pieces, of_numbers = self.pieces if pieces is None else pieces, self.numbers if numbers is None else numbers
         parts = [""] * (2 * len(of_pieces))
         parts[::2], parts[1::2] = of_pieces, of_numbers
-        return "".join(parts).replace(_GIVEN, self.given)
+        return "".join(parts).replace(_SOURCE_LABELS, self.source_labels)
 
 
 class Blocks:
@@ -138,14 +138,14 @@ class Blocks:
             raise ValueError(written.name)
         *common, own = labels
         is_usual = own not in head.labels and all(head.labels.get(name, labels[name]) == labels[name] for name in common)
-        if not is_usual or _GIVEN in text:
+        if not is_usual or _SOURCE_LABELS in text:
             return ""
         rest = {name: value for name, value in head.labels.items() if name not in labels}
-        piece = known[text] = f"\n{series.braced(head.name, _GIVEN, series.pairs(rest))} "
+        piece = known[text] = f"\n{series.braced(head.name, _SOURCE_LABELS, series.pairs(rest))} "
         self._made_of[piece] = head
         filled = {name: value for name, value in rest.items() if value}
         if len(filled) < len(rest):
-            self._emptied[piece] = f"\n{series.braced(head.name, _GIVEN, series.pairs(filled))} "
+            self._emptied[piece] = f"\n{series.braced(head.name, _SOURCE_LABELS, series.pairs(filled))} "
         return piece
 
 

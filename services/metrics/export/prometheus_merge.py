@@ -67,7 +67,7 @@ class Family:
     #: The series in ``rows``, without empty labels, which Prometheus treats as absent.
     seen: set[str] = field(default_factory=set)
     #: All label values of our own series. A source with one of them may repeat a series.
-    told: set[str] = field(default_factory=set)
+    own_values: set[str] = field(default_factory=set)
 
     @property
     def size(self) -> int:
@@ -175,7 +175,7 @@ class _Merging:
         declared = _Declared({written.name: written.kind}, {written.name: _valid_help(written.help)})
         family = self._find_family(written.name, written.kind, declared)
         *_, own = source.labels.values()
-        if block is None or (family is not None and own in family.told):
+        if block is None or (family is not None and own in family.own_values):
             return self._add_lines(source, written.body.split("\n"), declared)
         if family is None:
             return len(block.numbers)
@@ -209,7 +209,7 @@ class _Merging:
             family.seen.add(identity)
             family.rows.append(MetricRow(self._sources, head, shown, value))
             if source.trusted:
-                family.told.update(head.labels.values(), source.labels.values())
+                family.own_values.update(head.labels.values(), source.labels.values())
         self._add_exemplars(source.exemplars, homes, label)
         return dropped
 

@@ -71,15 +71,15 @@ def _bound(text: str) -> float | None:
 class Labelling:
     """Adds the labels of a source to its series."""
 
-    def __init__(self, given: Mapping[str, str], trusted: bool) -> None:
-        self._given = given
+    def __init__(self, source_labels: Mapping[str, str], trusted: bool) -> None:
+        self._source_labels = source_labels
         self._trusted = trusted
-        self._text = pairs(given)
-        self._identity = pairs({name: value for name, value in given.items() if value})
+        self._text = pairs(source_labels)
+        self._identity = pairs({name: value for name, value in source_labels.items() if value})
 
     def __call__(self, head: SeriesHead) -> tuple[str, str]:
         """Return the head as text, and its identity."""
-        if head.labels.keys().isdisjoint(self._given):
+        if head.labels.keys().isdisjoint(self._source_labels):
             shown = braced(head.name, self._text, pairs(head.labels))
             if not head.has_empty:
                 return shown, shown
@@ -90,16 +90,16 @@ class Labelling:
 
     def _complete(self, own: Mapping[str, str]) -> dict[str, str]:
         if self._trusted:
-            return {**self._given, **own}
-        rest = {name: value for name, value in own.items() if name not in self._given}
-        for name, value in self._given.items():
+            return {**self._source_labels, **own}
+        rest = {name: value for name, value in own.items() if name not in self._source_labels}
+        for name, value in self._source_labels.items():
             if own.get(name, value) == value:
                 continue
             moved = f"exported_{name}"
             while moved in rest:
                 moved = f"exported_{moved}"
             rest[moved] = own[name]
-        return {**self._given, **dict(sorted(rest.items()))}
+        return {**self._source_labels, **dict(sorted(rest.items()))}
 
 
 def pairs(labels: Mapping[str, str]) -> str:

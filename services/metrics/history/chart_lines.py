@@ -88,7 +88,7 @@ def _of_name(wanted: HistoryRequest, seconds: Sequence[float], found: Mapping[_L
 
 
 def _line(wanted: HistoryRequest, labels: _Labels, values: Sequence[float | None]) -> HistoryLine:
-    return HistoryLine(wanted.asked, {name: _unescape(value) for name, value in labels}, tuple(values))
+    return HistoryLine(wanted.requested, {name: _unescape(value) for name, value in labels}, tuple(values))
 
 
 def _value(wanted: HistoryRequest, found: _Sum | None, seconds: float) -> float | None:

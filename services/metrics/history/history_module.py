@@ -58,7 +58,7 @@ class HistoryModule:
                     self._store = store
                     await self._write_to(store)
             except (errors.Unavailable, errors.BadSettings) as error:
-                self._say(f"{error.message} ({error.hint})")
+                self._set_trouble(f"{error.message} ({error.hint})")
             finally:
                 self._store = None
             await asyncio.sleep(AGAIN_SECONDS)
@@ -68,13 +68,13 @@ class HistoryModule:
             try:
                 await self._writer.keep(store)
             except errors.Unavailable as error:
-                self._say(f"{error.message} ({error.hint})")
+                self._set_trouble(f"{error.message} ({error.hint})")
                 await asyncio.sleep(AGAIN_SECONDS)
                 continue
-            self._say("")
+            self._set_trouble("")
             await self._writer.wait()
 
-    def _say(self, trouble: str) -> None:
+    def _set_trouble(self, trouble: str) -> None:
         if trouble and not self._trouble:
             _log.warning("the history cannot be written", reason=trouble)
         elif self._trouble and not trouble:

@@ -118,7 +118,7 @@ class HistoryStore:
     async def lines(self, question: QueryPlan, by: Collection[HistoryGrouping], most: int) -> FoundRows:
         """Return at most ``most`` points."""
         pieces = await self._pieces(question)
-        asked = (
+        arguments = (
             [piece.resolution for piece in pieces],
             question.since,
             [piece.begin for piece in pieces],
@@ -134,7 +134,7 @@ class HistoryStore:
         is_divided = any(one.is_divided for one in question.wanted)
         async with self._database.transaction(deadline_seconds=_READ_SECONDS) as transaction:
             await transaction.value("plan_by_question")
-            rows = await transaction.rows("read_lines", *asked)
+            rows = await transaction.rows("read_lines", *arguments)
             covered = await _covered(transaction, question, pieces) if is_divided else {}
         points = [
             StoredPoint(row["service"], row["node"], row["name"], row["step"], row["growth"], row["mean"], row["nodes"], row["peak"])

@@ -64,7 +64,7 @@ class HistoryWriter:
         self._reader = RowReader()
         self._layouts = SeriesLayouts()
         self._waiting: deque[MeshReading] = deque(maxlen=MAX_WAITING)
-        self._told = asyncio.Event()
+        self._has_sample = asyncio.Event()
         self._last: datetime | None = None
         #: Resolution -> how far it is rolled up; unknown ones are missing.
         self._rolled: dict[int, datetime] = {}
@@ -100,17 +100,17 @@ class HistoryWriter:
         look = await asyncio.to_thread(self._reader.read, await self._text(), at)
         self._left_out = look.left_out
         self._waiting.append(look)
-        self._told.set()
+        self._has_sample.set()
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
     async def wait(self) -> None:
         """Wait for the next sample."""
-        await self._told.wait()
+        await self._has_sample.wait()
 
     async def keep(self, store: HistoryStore) -> None:
         """Write, roll up and delete. Raises Unavailable; call it again to continue."""
-        self._told.clear()
+        self._has_sample.clear()
         while self._waiting:
             look = self._waiting[0]
             await self._write(store, look)

@@ -25,7 +25,7 @@ class HistoryRequest:
     """One name of a query."""
 
     #: The requested name, with its prefix.
-    asked: str
+    requested: str
     #: The stored name.
     name: str
     quantile: float | None = None
@@ -48,17 +48,17 @@ class QueryPlan:
     node: str | None = None
 
 
-def read(asked: GetHistory, now: datetime, retention: Mapping[int, timedelta]) -> QueryPlan:
+def read(request: GetHistory, now: datetime, retention: Mapping[int, timedelta]) -> QueryPlan:
     """Plan a query. ``retention`` has the retention of each resolution. Raises BadRequest."""
-    since, until = _utc("since", asked.since), min(_utc("until", asked.until), now)
-    step = asked.step_seconds
+    since, until = _utc("since", request.since), min(_utc("until", request.until), now)
+    step = request.step_seconds
     if step <= 0 or step % rollup.RAW:
         raise errors.BadRequest(f"stepSeconds: {step} is not a multiple of {rollup.RAW}", hint="use 60 for an hour, 900 for a week")
     if since >= until or until - since > timedelta(days=_LONGEST_DAYS):
         raise errors.BadRequest("since and until: no past time between them", hint="until must be later than since")
-    if not 1 <= len(asked.names) <= api.MOST_NAMES:
+    if not 1 <= len(request.names) <= api.MOST_NAMES:
         hint = "such as ai_platform_queue_depth"
-        raise errors.BadRequest(f"names: request 1 to {api.MOST_NAMES} names, not {len(asked.names)}", hint=hint)
+        raise errors.BadRequest(f"names: request 1 to {api.MOST_NAMES} names, not {len(request.names)}", hint=hint)
     resolution = choose(since, step, now, retention)
     step = -(-step // resolution) * resolution
     begin = rollup.floor(since, step)
@@ -67,7 +67,7 @@ def read(asked: GetHistory, now: datetime, retention: Mapping[int, timedelta]) -
         fitting = -(-(until - since).total_seconds() // (api.MOST_STEPS - 1) // rollup.RAW) * rollup.RAW
         hint = f"request a shorter period, or stepSeconds of at least {int(fitting)}"
         raise errors.BadRequest(f"stepSeconds: the response would have {steps} steps; the limit is {api.MOST_STEPS}", hint=hint)
-    return QueryPlan(tuple(_wanted(name) for name in asked.names), begin, until, step, steps, resolution, _node(asked.node))
+    return QueryPlan(tuple(_wanted(name) for name in request.names), begin, until, step, steps, resolution, _node(request.node))
 
 
 def choose(since: datetime, step: int, now: datetime, retention: Mapping[int, timedelta]) -> int:
@@ -80,29 +80,29 @@ def choose(since: datetime, step: int, now: datetime, retention: Mapping[int, ti
     return longer[0] if longer else max(retention)
 
 
-def _wanted(asked: str) -> HistoryRequest:
-    how, _, rest = asked.rpartition(":")
+def _wanted(requested: str) -> HistoryRequest:
+    how, _, rest = requested.rpartition(":")
     if not how:
-        found = HistoryRequest(asked, rest)
+        found = HistoryRequest(requested, rest)
     elif how == HIGHEST:
-        found = HistoryRequest(asked, rest, highest=True)
+        found = HistoryRequest(requested, rest, highest=True)
     elif share := _QUANTILE.fullmatch(how):
-        found = HistoryRequest(asked, f"{rest}_bucket", quantile=int(share[1]) / 100)
+        found = HistoryRequest(requested, f"{rest}_bucket", quantile=int(share[1]) / 100)
     else:
         hint = f"use {HIGHEST}:, a quantile such as p95:, or no prefix"
-        raise errors.BadRequest(f"names: {asked[:200]!r} has an unknown prefix", hint=hint)
+        raise errors.BadRequest(f"names: {requested[:200]!r} has an unknown prefix", hint=hint)
     if found.name not in kept_series.BY_NAME:
         known = ", ".join(sorted(kept_series.BY_NAME))
-        raise errors.BadRequest(f"names: {asked[:200]!r} has no history", hint=f"choose from: {known}")
+        raise errors.BadRequest(f"names: {requested[:200]!r} has no history", hint=f"choose from: {known}")
     return found
 
 
-def _node(asked: str | None) -> str | None:
-    if asked is not None and not _NODE.fullmatch(asked):
+def _node(prefix: str | None) -> str | None:
+    if prefix is not None and not _NODE.fullmatch(prefix):
         raise errors.BadRequest(
-            f"node: {asked[:60]!r} is not a node ID", hint="use an ID from `aicli nodes`, or at least its first 12 characters"
+            f"node: {prefix[:60]!r} is not a node ID", hint="use an ID from `aicli nodes`, or at least its first 12 characters"
         )
-    return None if asked is None else instruments.node_label(NodeId(asked))
+    return None if prefix is None else instruments.node_label(NodeId(prefix))
 
 
 def _utc(name: str, at: datetime) -> datetime:

@@ -77,7 +77,7 @@ class RowReader:
             self._places, self._texts = {}, {}
         found: dict[tuple[str, str], dict[tuple[int, str], float]] = {}
         counters: dict[tuple[str, str], dict[str, float]] = {}
-        crowded = 0
+        left_out = 0
         for line in _lines(text):
             head, _, number = line.rpartition(" ")
             place = self._places[head] if head in self._places else self._find_place(head)
@@ -85,7 +85,7 @@ class RowReader:
                 continue
             node = (place.service, place.node)
             if node not in found and len(found) >= kept_series.MAX_NODES:
-                crowded += 1
+                left_out += 1
                 continue
             row, key = found.setdefault(node, {}), (place.order, place.name)
             if place.name != _NODE_UP:
@@ -98,8 +98,8 @@ class RowReader:
             row[key] = row.get(key, 0.0) + value
         rows = tuple(self._row(node, row) for node, row in found.items() if row)
         self._remember(counters)
-        crowded += sum(max(0, len(row) - kept_series.MAX_SERIES) for row in found.values())
-        return MeshReading(at, rows, crowded)
+        left_out += sum(max(0, len(row) - kept_series.MAX_SERIES) for row in found.values())
+        return MeshReading(at, rows, left_out)
 
     def _find_place(self, head: str) -> _SeriesSlot | None:
         parsed = series.parse_head(head)

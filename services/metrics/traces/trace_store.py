@@ -14,12 +14,12 @@ MAX_SPANS: Final = 20_000
 MAX_SPANS_OF_ONE: Final = 500
 MAX_WANTED: Final = 200
 #: How many rounds to request a trace, because a node may end its part later.
-_ASKED_TIMES: Final = 3
+_MAX_ROUNDS: Final = 3
 
 
 @dataclass(slots=True)
 class _StoredTrace:
-    told: list[NodeSpan] = field(default_factory=list)
+    spans: list[NodeSpan] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
 
 
@@ -34,18 +34,18 @@ class TraceStore:
     def __len__(self) -> int:
         return len(self._traces)
 
-    def put(self, told: Iterable[NodeSpan]) -> list[NodeSpan]:
+    def put(self, spans: Iterable[NodeSpan]) -> list[NodeSpan]:
         """Store spans and return the new ones."""
         new = []
-        for one in told:
+        for one in spans:
             kept = self._traces.get(one.span.trace_id)
             if kept is None:
                 kept = self._traces[one.span.trace_id] = _StoredTrace()
-                self._wanted.append((one.span.trace_id, _ASKED_TIMES))
-            if one.span.span_id in kept.seen or len(kept.told) >= MAX_SPANS_OF_ONE:
+                self._wanted.append((one.span.trace_id, _MAX_ROUNDS))
+            if one.span.span_id in kept.seen or len(kept.spans) >= MAX_SPANS_OF_ONE:
                 continue
             kept.seen.add(one.span.span_id)
-            kept.told.append(one)
+            kept.spans.append(one)
             self._spans += 1
             new.append(one)
             request = one.span.attributes.get(REQUEST_ID)
@@ -63,13 +63,13 @@ class TraceStore:
     def find(self, some_id: str) -> list[NodeSpan]:
         """Return the spans of a trace or request id, by start time; empty if unknown."""
         kept = self._traces.get(self._by_request.get(some_id, some_id))
-        return [] if kept is None else sorted(kept.told, key=lambda one: one.span.start_ns)
+        return [] if kept is None else sorted(kept.spans, key=lambda one: one.span.start_ns)
 
     def _shorten(self) -> None:
         while len(self._traces) > MAX_TRACES or self._spans > MAX_SPANS:
             trace_id, kept = self._traces.popitem(last=False)
-            self._spans -= len(kept.told)
-            for one in kept.told:
+            self._spans -= len(kept.spans)
+            for one in kept.spans:
                 request = one.span.attributes.get(REQUEST_ID)
                 if isinstance(request, str) and self._by_request.get(request) == trace_id:
                     del self._by_request[request]

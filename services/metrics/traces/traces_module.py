@@ -60,10 +60,10 @@ class SpanCollector:
     async def look(self) -> None:
         """Read the spans that each node kept since the last round, and its parts of traces that other nodes kept."""
         wanted = self._store.wanted()
-        told = self._own(wanted)
+        spans = self._own(wanted)
         for part in await self._each(lambda entry: self._read(entry, wanted)):
-            told += part
-        new = self._store.put(told)
+            spans += part
+        new = self._store.put(spans)
         if self._outbox is not None:
             self._outbox.put(new)
 
@@ -73,12 +73,12 @@ class SpanCollector:
         return [NodeSpan(self._node.service_name, node_label(self._node.id), span) for span in batch.spans]
 
     async def _read(self, entry: directory.DirectoryEntry, wanted: tuple[str, ...]) -> list[NodeSpan]:
-        async def ask(after: int) -> RingReading[Span]:
-            asked = node_api.ReadSpans(after, wanted)
-            answer = await self._node.rpc.call(node_api.read_spans, asked, to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS)
+        async def fetch(after: int) -> RingReading[Span]:
+            request = node_api.ReadSpans(after, wanted)
+            answer = await self._node.rpc.call(node_api.read_spans, request, to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS)
             return RingReading(answer.spans, answer.next, answer.lost)
 
-        found = await self._bookmarks.read(entry.node, ask)
+        found = await self._bookmarks.read(entry.node, fetch)
         if found.lost:
             self._node.metrics.spans_lost.labels(reason="overwritten").inc(min(found.lost, tracing.MAX_KEPT))
         service, node = SERVICE_NAMES[entry.role], node_label(entry.node)

@@ -1,1 +1,1 @@
-"""What charts are drawn from: the questions, their answers, and the lines as texts. Pure."""
+"""Charts: their queries, the answers, and the lines as text. Pure."""

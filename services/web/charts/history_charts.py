@@ -62,7 +62,7 @@ class HistoryCharts:
     blank: HistoryChartLine = field(default_factory=HistoryChartLine)
 
 
-class _About(Enum):
+class _Subject(Enum):
     """The subject of a chart. The page of one node has no charts of the mesh."""
 
     MESH = auto()
@@ -71,7 +71,7 @@ class _About(Enum):
     EITHER = auto()
 
 
-class _Now(Enum):
+class _CurrentValue(Enum):
     """How the heading sums up the current values of all lines."""
 
     TOTAL = auto()
@@ -88,12 +88,12 @@ class _Plan:
     unit: ChartUnit
     find: Callable[[HistoryAnswers], list[HistorySeries]]
     hint: str = ""
-    about: _About = _About.MESH
+    about: _Subject = _Subject.MESH
     #: The note without lines; if empty, the chart is left out then.
     nothing: str = ""
     #: Selects the lines to show. None: the chart has few lines, in their own order.
     rank: Callable[[Values], float] | None = None
-    now: _Now = _Now.TOTAL
+    now: _CurrentValue = _CurrentValue.TOTAL
 
 
 def _busiest(values: Values) -> float:
@@ -109,7 +109,7 @@ _PLANS = (
     _Plan(
         id="first", title="Time to first token", unit=ChartUnit.SECONDS, find=HistoryAnswers.first_tokens,
         nothing="No requests in this period.",
-        hint="Estimated from buckets of 0.1, 0.5, 1, 2.5 and 10 s. Periods without requests have no line.", now=_Now.LAST,
+        hint="Estimated from buckets of 0.1, 0.5, 1, 2.5 and 10 s. Periods without requests have no line.", now=_CurrentValue.LAST,
     ),
     _Plan(
         id="tokens", title="Tokens per second", unit=ChartUnit.RATE, find=HistoryAnswers.tokens,
@@ -124,35 +124,35 @@ _PLANS = (
         nothing="No worker has loaded a model.",
     ),
     _Plan(
-        id="round_trips", title="Round trips", unit=ChartUnit.SECONDS, find=HistoryAnswers.round_trips, about=_About.EITHER,
-        nothing="No data in this period.", hint="Average over open links, by path.", now=_Now.HIGHEST,
+        id="round_trips", title="Round trips", unit=ChartUnit.SECONDS, find=HistoryAnswers.round_trips, about=_Subject.EITHER,
+        nothing="No data in this period.", hint="Average over open links, by path.", now=_CurrentValue.HIGHEST,
     ),
     _Plan(
         id="cpu", title="CPU", unit=ChartUnit.SHARE, find=lambda answers: answers.machines(HistoryQuery.CPU), rank=_busiest,
-        nothing="No data from machines.", about=_About.MACHINES, now=_Now.HIGHEST,
+        nothing="No data from machines.", about=_Subject.MACHINES, now=_CurrentValue.HIGHEST,
     ),
     _Plan(
         id="memory", title="Memory", unit=ChartUnit.SHARE, find=lambda answers: answers.shares(HistoryQuery.MEMORY,
         HistoryQuery.MEMORY_SIZE),
-        rank=_busiest, nothing="No data from machines.", about=_About.MACHINES, now=_Now.HIGHEST,
+        rank=_busiest, nothing="No data from machines.", about=_Subject.MACHINES, now=_CurrentValue.HIGHEST,
     ),
     _Plan(
         id="disk", title="Free disk space", unit=ChartUnit.BYTES, find=lambda answers: answers.machines(HistoryQuery.DISK),
         rank=_fullest,
-        nothing="No data from machines.", hint="The disk that holds the node’s files.", about=_About.MACHINES, now=_Now.LOWEST,
+        nothing="No data from machines.", hint="The disk that holds the node’s files.", about=_Subject.MACHINES, now=_CurrentValue.LOWEST,
     ),
     _Plan(
-        id="gpu", title="GPU usage", unit=ChartUnit.SHARE, rank=_busiest, about=_About.MACHINES, now=_Now.HIGHEST,
+        id="gpu", title="GPU usage", unit=ChartUnit.SHARE, rank=_busiest, about=_Subject.MACHINES, now=_CurrentValue.HIGHEST,
         find=lambda answers: answers.machines(HistoryQuery.GPU),
     ),
     _Plan(
-        id="gpu_memory", title="GPU memory", unit=ChartUnit.SHARE, rank=_busiest, about=_About.MACHINES, now=_Now.HIGHEST,
+        id="gpu_memory", title="GPU memory", unit=ChartUnit.SHARE, rank=_busiest, about=_Subject.MACHINES, now=_CurrentValue.HIGHEST,
         find=lambda answers: answers.shares(HistoryQuery.GPU_MEMORY, HistoryQuery.GPU_MEMORY_SIZE),
     ),
     _Plan(
         id="heat", title="GPU temperature", unit=ChartUnit.CELSIUS, find=lambda answers: answers.machines(HistoryQuery.GPU_HEAT),
         rank=_busiest,
-        about=_About.MACHINES, now=_Now.HIGHEST,
+        about=_Subject.MACHINES, now=_CurrentValue.HIGHEST,
     ),
 )  # fmt: skip
 
@@ -173,7 +173,7 @@ def draw(
     if history_view.first_known(seen) is None:
         return HistoryCharts()
     columns = _columns(grid, span)
-    drawn = (_chart(plan, answers, columns) for plan in _PLANS if plan.about is not _About.MESH or not node)
+    drawn = (_chart(plan, answers, columns) for plan in _PLANS if plan.about is not _Subject.MESH or not node)
     return HistoryCharts(
         since=str(int(grid.since.timestamp())),
         step_seconds=whole.step_seconds,
@@ -230,7 +230,7 @@ def _note(plan: _Plan, shown: Sequence[HistorySeries], left_out: int, answers: H
     if left_out:
         chosen = "fullest" if plan.rank is _fullest else "busiest"
         parts.append(f"Showing the {len(shown)} {chosen}; {left_out} more not shown.")
-    if plan.about is _About.MACHINES:
+    if plan.about is _Subject.MACHINES:
         parts += _describe_machine_gaps(shown, answers)
     return " ".join(parts)
 
@@ -239,15 +239,15 @@ def _describe_machine_gaps(shown: Sequence[HistorySeries], answers: HistoryAnswe
     """Describe the gaps of machines while others had data."""
     whole = history_view.gaps(answers.collected_steps())
     broken = [(one, own) for one in shown if (own := [gap for gap in history_view.gaps(one.values) if gap not in whole])]
-    said = [f"{one.short}: {history_view.describe_gaps(own, answers.grid)}." for one, own in broken[:_MOST_BROKEN]]
-    return [*said, f"{len(broken) - _MOST_BROKEN} more with gaps."] if len(broken) > _MOST_BROKEN else said
+    notes = [f"{one.short}: {history_view.describe_gaps(own, answers.grid)}." for one, own in broken[:_MOST_BROKEN]]
+    return [*notes, f"{len(broken) - _MOST_BROKEN} more with gaps."] if len(broken) > _MOST_BROKEN else notes
 
 
 def _describe_gaps(seen: Values, grid: Grid) -> str:
     first = history_view.first_known(seen) or 0
     parts = [f"The history starts at {history_view.moment(grid.begins(first), grid)}."] if first > history_view.NOT_YET else []
-    if said := history_view.describe_gaps(history_view.gaps(seen), grid):
-        parts.append(f"{said[0].upper()}{said[1:]}.")
+    if gaps := history_view.describe_gaps(history_view.gaps(seen), grid):
+        parts.append(f"{gaps[0].upper()}{gaps[1:]}.")
     return " ".join(parts)
 
 
@@ -257,13 +257,13 @@ def _format_current(plan: _Plan, known: Sequence[HistorySeries]) -> str:
         return ""
     several = len(latest) > 1
     match plan.now:
-        case _Now.TOTAL:
+        case _CurrentValue.TOTAL:
             return history_view.text(plan.unit, sum(latest))
-        case _Now.LAST:
+        case _CurrentValue.LAST:
             return f"{known[-1].label} {history_view.text(plan.unit, history_view.latest(known[-1].values))}"
-        case _Now.HIGHEST:
+        case _CurrentValue.HIGHEST:
             return f"{'max ' if several else ''}{history_view.text(plan.unit, max(latest))}"
-        case _Now.LOWEST:
+        case _CurrentValue.LOWEST:
             return f"{'min ' if several else ''}{history_view.text(plan.unit, min(latest))}"
 
 

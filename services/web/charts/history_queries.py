@@ -131,7 +131,7 @@ def instead(question: HistoryQuery, *, of_one: bool) -> tuple[HistoryQuery, ...]
     return tuple(other for other in _INSTEAD.get(question, ()) if not of_one or other is not HistoryQuery.TOGETHER)
 
 
-def ask(question: HistoryQuery, span: HistorySpan, now: datetime, node: str = "") -> GetHistory:
+def make_request(question: HistoryQuery, span: HistorySpan, now: datetime, node: str = "") -> GetHistory:
     """Return the request for a query, up to now. ``node`` restricts it to one node; empty means all."""
     steps = STEPS[span]
     seconds = int(steps.step.total_seconds())

@@ -1,1 +1,1 @@
-"""HTTP before the pages: headers, errors, event streams, and what is passed on to the gateway."""
+"""The HTTP layer below the pages: headers, errors, event streams, and the proxy to the gateway."""

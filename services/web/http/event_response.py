@@ -47,7 +47,7 @@ class _EventAnswer(ASGIResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = _Sending(send)
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(work) for work in (sending.run(self._source), sending.beat(), _wait_for_end(receive))]
+            running = [tasks.create_task(work) for work in (sending.run(self._source), sending.send_heartbeats(), _wait_for_end(receive))]
             try:
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -58,7 +58,7 @@ class _EventAnswer(ASGIResponse):
 class _Sending:
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._said_at = asyncio.get_running_loop().time()
+        self._written_at = asyncio.get_running_loop().time()
 
     async def run(self, source: Source) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
@@ -69,17 +69,17 @@ class _Sending:
                 await self._write(written)
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def beat(self) -> None:
+    async def send_heartbeats(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(max(0.0, self._said_at + _SILENT_SECONDS - loop.time()))
-            if loop.time() >= self._said_at + _SILENT_SECONDS:
+            await asyncio.sleep(max(0.0, self._written_at + _SILENT_SECONDS - loop.time()))
+            if loop.time() >= self._written_at + _SILENT_SECONDS:
                 await self._write(b": still here\n\n")
 
     async def _write(self, written: bytes) -> None:
         async with asyncio.timeout(_UNREAD_SECONDS):
             await self._send({"type": "http.response.body", "body": written, "more_body": True})
-        self._said_at = asyncio.get_running_loop().time()
+        self._written_at = asyncio.get_running_loop().time()
 
 
 async def _wait_for_end(receive: Receive) -> None:

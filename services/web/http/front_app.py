@@ -50,16 +50,16 @@ class FrontApp:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                given = list(message["headers"])
-                if not any(name.lower() == b"x-request-id" for name, _ in given):
-                    given.append((b"x-request-id", request_id))
-                message["headers"] = security_headers.secured(given, over_tls=over_tls)
+                headers = list(message["headers"])
+                if not any(name.lower() == b"x-request-id" for name, _ in headers):
+                    headers.append((b"x-request-id", request_id))
+                message["headers"] = security_headers.secured(headers, over_tls=over_tls)
             elif message["type"] == "http.response.body" and is_head:
                 message["body"] = b""
             await send(message)
 
         try:
-            if passthrough.takes(scope["path"]):
+            if passthrough.accepts(scope["path"]):
                 await self._gateway(scope, receive, secured)
             else:
                 if is_head:
@@ -75,7 +75,7 @@ class FrontApp:
 
 
 def _method_label(scope: HTTPScope) -> str:
-    if passthrough.takes(scope["path"]):
+    if passthrough.accepts(scope["path"]):
         return "passthrough"
     verb = scope["method"] if scope["method"] in _VERBS else "OTHER"
     # Use the route pattern, not the path, to keep the number of label values small.

@@ -48,7 +48,7 @@ class _ClientDisconnected(Exception):
     """Raised when the client closed its connection."""
 
 
-def takes(path: str) -> bool:
+def accepts(path: str) -> bool:
     """Return whether a decoded path belongs to the gateway. `/api-keys` is a page."""
     return path in _EXACT or path.startswith(_PREFIXES)
 

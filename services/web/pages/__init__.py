@@ -1,1 +1,1 @@
-"""The pages, one file per subject: its routes, its forms, and what its template is given."""
+"""The pages, one file per subject, with its routes, forms and template data."""

@@ -55,8 +55,8 @@ async def show_invitation(page_request: NamedDependency[PageRequest], token: Fro
 
 @post("/invitation/offer", status_code=HTTPStatus.OK)
 async def read_offer(page_request: NamedDependency[PageRequest]) -> Page:
-    asked = await page_request.read_json(Code)
-    found = await page_request.call(api.read_invitation, api.ReadInvitation(asked.code.strip()))
+    body = await page_request.read_json(Code)
+    found = await page_request.call(api.read_invitation, api.ReadInvitation(body.code.strip()))
     offer = InvitationView(found.organisation_name, _AS[found.role], found.invited_by, rendering.day(found.expires_at))
     return Page(msgspec.json.encode(offer), media_type=MediaType.JSON)
 

@@ -136,7 +136,7 @@ async def rotate_api_key(page_request: NamedDependency[PageRequest], key_id: Fro
     except errors.CallerError as error:
         view = _key_page(page_request, await _active(page_request, key_id), problem=error)
         return page_request.page("key.html", view, here="api-keys", problem=error)
-    served = await page_request.ask(gateway.list_models, gateway.ListModels())
+    served = await page_request.fetch(gateway.list_models, gateway.ListModels())
     view = _key_page(
         page_request, created.key, created=created, overlap=OVERLAPS[seconds] if seconds else "", model=model_view.default_model(served)
     )
@@ -144,7 +144,7 @@ async def rotate_api_key(page_request: NamedDependency[PageRequest], key_id: Fro
 
 
 @get("/api-keys/{key_id:uuid}/revoke")
-async def ask_revoke(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
+async def confirm_revoke(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
     listed = await page_request.call(auth.list_api_keys, auth.ListApiKeys())
     key, now = _find_active(listed.keys, key_id), page_request.app.now()
     made = tuple(line for each in key_view.made_by(listed.keys, key.id) if (line := key_view.line_of(each, now)).is_active)
@@ -168,7 +168,7 @@ async def _list(
     notice: rendering.Notice | None = None,
 ) -> Page:
     listed, served = await asyncio.gather(
-        page_request.call(auth.list_api_keys, auth.ListApiKeys()), page_request.ask(gateway.list_models, gateway.ListModels())
+        page_request.call(auth.list_api_keys, auth.ListApiKeys()), page_request.fetch(gateway.list_models, gateway.ListModels())
     )
     person = page_request.person
     view = ApiKeysPage(
@@ -223,4 +223,4 @@ def _key_page(
     )
 
 
-ROUTES = (show_api_keys, create_api_key, show_api_key, rename_api_key, rotate_api_key, ask_revoke, revoke_api_key)
+ROUTES = (show_api_keys, create_api_key, show_api_key, rename_api_key, rotate_api_key, confirm_revoke, revoke_api_key)

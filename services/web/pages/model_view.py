@@ -34,7 +34,7 @@ class ModelPriceView:
 
     input: str
     output: str
-    besides: str
+    extras: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +126,11 @@ def _price(model: ModelName, prices: dict[ModelName | None, ModelPrice]) -> Mode
     price = prices.get(model) or prices.get(None)
     if price is None:
         return None
-    besides = []
+    extras = []
     if price.request_micro:
-        besides.append(f"{amounts.written(price.request_micro)} per request")
+        extras.append(f"{amounts.written(price.request_micro)} per request")
     if price.compute_second_micro:
-        besides.append(f"{amounts.written(price.compute_second_micro)} per compute second")
+        extras.append(f"{amounts.written(price.compute_second_micro)} per compute second")
     return ModelPriceView(
-        amounts.written(price.input_micro_per_million), amounts.written(price.output_micro_per_million), ", ".join(besides)
+        amounts.written(price.input_micro_per_million), amounts.written(price.output_micro_per_million), ", ".join(extras)
     )

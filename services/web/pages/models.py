@@ -77,7 +77,7 @@ async def order(page_request: NamedDependency[PageRequest]) -> Page:
     """Load or unload a model. The gateway authorizes it."""
     form = await page_request.read_form(OrderForm)
     try:
-        act, places = await _give(page_request, form)
+        act, places = await _apply(page_request, form)
     except errors.DeadlineExceeded:
         hint = "it may still succeed; reload this page in a minute"
         return await _page(page_request, problem=errors.DeadlineExceeded(f"no worker finished within {ORDER_SECONDS:.0f} s", hint=hint))
@@ -89,7 +89,7 @@ async def order(page_request: NamedDependency[PageRequest]) -> Page:
     return page_request.redirect(f"/models?done={act}")
 
 
-async def _give(page_request: PageRequest, form: OrderForm) -> tuple[ModelAction, tuple[ModelPlace, ...]]:
+async def _apply(page_request: PageRequest, form: OrderForm) -> tuple[ModelAction, tuple[ModelPlace, ...]]:
     """Send the order. Raises BadRequest for an unknown action, and what the gateway raises."""
     if form.act not in set(ModelAction):
         raise errors.BadRequest("unknown action", hint="reload the Models page and use its buttons")
@@ -112,8 +112,8 @@ async def _page(
 ) -> Page:
     served, nodes, prices = await asyncio.gather(
         _served(page_request),
-        page_request.ask(gateway.list_nodes, gateway.ListNodes()),
-        page_request.ask(ledger.list_prices, ledger.ListPrices()),
+        page_request.fetch(gateway.list_nodes, gateway.ListNodes()),
+        page_request.fetch(ledger.list_prices, ledger.ListPrices()),
     )
     if not isinstance(served, gateway.ServedModels):
         problem, served = problem or served, gateway.ServedModels(())

@@ -63,7 +63,7 @@ async def show_nodes(page_request: NamedDependency[PageRequest], done: FromQuery
         return page_request.redirect(root)
     is_admin = root != "/nodes"
     answer, problem = await _members(page_request)
-    rows = await page_request.ask(gateway.list_nodes, gateway.ListNodes())
+    rows = await page_request.fetch(gateway.list_nodes, gateway.ListNodes())
     view = NodesPage(
         root=root,
         is_admin=is_admin,
@@ -73,7 +73,7 @@ async def show_nodes(page_request: NamedDependency[PageRequest], done: FromQuery
         problem=problem,
     )
     notice = rendering.find_notice(done, _DONE)
-    return page_request.page("nodes.html", view, here=node_view.here_of(page_request.person), notice=notice)
+    return page_request.page("nodes.html", view, here=node_view.section(page_request.person), notice=notice)
 
 
 @get("/live/nodes")
@@ -98,11 +98,11 @@ async def follow_nodes(page_request: NamedDependency[PageRequest]) -> EventRespo
 
 
 @get("/admin/nodes/{node_id:str}/approve")
-async def ask_approve(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
+async def confirm_approve(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
     member = await _member(page_request, node_id)
     if member.state is not MemberState.PENDING:
         raise errors.NotFound("this node is not waiting for approval", hint="choose one from the list of nodes")
-    return page_request.page("admin/node_approve.html", _question(page_request, member), here=node_view.here_of(page_request.person))
+    return page_request.page("admin/node_approve.html", _question(page_request, member), here=node_view.section(page_request.person))
 
 
 @post("/admin/nodes/{node_id:str}/approve")
@@ -113,9 +113,9 @@ async def approve(page_request: NamedDependency[PageRequest], node_id: FromPath[
 
 
 @get(["/nodes/{node_id:str}/revoke", "/admin/nodes/{node_id:str}/revoke"])
-async def ask_revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
+async def confirm_revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
     return page_request.page(
-        "admin/node_revoke.html", _question(page_request, await _member(page_request, node_id)), here=node_view.here_of(page_request.person)
+        "admin/node_revoke.html", _question(page_request, await _member(page_request, node_id)), here=node_view.section(page_request.person)
     )
 
 
@@ -127,7 +127,7 @@ async def revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[s
         await page_request.submit(membership.revoke_member, membership.RevokeMember(node_id, reason=form.reason.strip()))
     except errors.CallerError as error:
         view = _question(page_request, member, form.reason, error)
-        return page_request.page("admin/node_revoke.html", view, here=node_view.here_of(page_request.person), problem=error)
+        return page_request.page("admin/node_revoke.html", view, here=node_view.section(page_request.person), problem=error)
     return page_request.redirect(f"{node_view.root_of(page_request.person)}?done=revoked")
 
 
@@ -156,4 +156,4 @@ def _question(
     return NodeConfirmationPage(root=root, is_admin=root != "/nodes", member=member, short=short, reason=reason, problem=problem)
 
 
-ROUTES = (show_nodes, follow_nodes, ask_approve, approve, ask_revoke, revoke)
+ROUTES = (show_nodes, follow_nodes, confirm_approve, approve, confirm_revoke, revoke)

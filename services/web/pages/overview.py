@@ -61,7 +61,7 @@ class OverviewPage:
     model: ModelName | None
 
     @property
-    def is_away(self) -> bool:
+    def is_unavailable(self) -> bool:
         """Return whether nothing is available, so that the page shows one message."""
         return self.chart is None and self.limits is None and self.recent is None
 
@@ -85,10 +85,10 @@ async def show_overview(page_request: PageRequest, span: UsageSpan, measure: Usa
     """Return the overview with the parts that are available."""
     wanted = usage_chart.of_span(span, page_request.app.now())
     report, quota, recent, models = await asyncio.gather(
-        page_request.ask(usage_report.get_usage_report, wanted),
-        page_request.ask(gateway.get_user_quota, gateway.GetUserQuota()),
-        page_request.ask(usage_report.list_requests, usage_report.ListRequests(limit=RECENT)),
-        page_request.ask(gateway.list_models, gateway.ListModels()),
+        page_request.fetch(usage_report.get_usage_report, wanted),
+        page_request.fetch(gateway.get_user_quota, gateway.GetUserQuota()),
+        page_request.fetch(usage_report.list_requests, usage_report.ListRequests(limit=RECENT)),
+        page_request.fetch(gateway.list_models, gateway.ListModels()),
     )
     view = OverviewPage(
         username=page_request.person.user.username,

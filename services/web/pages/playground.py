@@ -70,7 +70,7 @@ class PlaygroundPage:
 @get("/playground")
 async def show_playground(page_request: NamedDependency[PageRequest], model: FromQuery[str] = "") -> Page:
     served, account = await asyncio.gather(
-        page_request.ask(gateway.list_models, gateway.ListModels()), page_request.ask(accounts.get_account, accounts.GetAccount())
+        page_request.fetch(gateway.list_models, gateway.ListModels()), page_request.fetch(accounts.get_account, accounts.GetAccount())
     )
     preferred = None if account is None else account.preferences.default_model
     view = PlaygroundPage(
@@ -96,29 +96,29 @@ async def answer(page_request: NamedDependency[PageRequest]) -> EventResponse:
     return EventResponse(lambda: answer_events.events(caller, request, slot))
 
 
-def read_question(asked: ChatQuestion) -> InferenceRequest:
+def read_question(question: ChatQuestion) -> InferenceRequest:
     """Convert a question to a request. Raises BadRequest."""
-    if len(asked.messages) > MOST_MESSAGES:
+    if len(question.messages) > MOST_MESSAGES:
         raise errors.BadRequest(f"the chat is longer than {MOST_MESSAGES} messages", hint="start a new chat")
-    if not asked.messages or asked.messages[-1].role is not Speaker.USER:
+    if not question.messages or question.messages[-1].role is not Speaker.USER:
         raise errors.BadRequest("the chat does not end with a message from you", hint="type a message and send it")
-    system = (ChatMessage("system", asked.system),) if asked.system else ()
+    system = (ChatMessage("system", question.system),) if question.system else ()
     return InferenceRequest(
-        messages=(*system, *(ChatMessage(each.role.value, each.content) for each in asked.messages)),
-        model=ModelName(asked.model) if asked.model else None,
-        temperature=asked.temperature,
-        max_tokens=asked.max_tokens,
-        top_p=asked.top_p,
-        seed=asked.seed,
+        messages=(*system, *(ChatMessage(each.role.value, each.content) for each in question.messages)),
+        model=ModelName(question.model) if question.model else None,
+        temperature=question.temperature,
+        max_tokens=question.max_tokens,
+        top_p=question.top_p,
+        seed=question.seed,
     )
 
 
 @post("/playground/feedback", status_code=HTTPStatus.NO_CONTENT)
 async def rate(page_request: NamedDependency[PageRequest]) -> None:
     """Store a rating in the request log, without the chat."""
-    given = await page_request.read_json(Rating)
-    thumb = 1 if given.rating is Thumb.UP else -1
-    await page_request.call(usage_report.give_feedback, usage_report.GiveFeedback(given.request_id, thumb))
+    rating = await page_request.read_json(Rating)
+    thumb = 1 if rating.rating is Thumb.UP else -1
+    await page_request.call(usage_report.give_feedback, usage_report.GiveFeedback(rating.request_id, thumb))
 
 
 ROUTES = (show_playground, answer, rate)

@@ -84,15 +84,15 @@ async def show_requests(
 ) -> Page:
     filters = _filters(status, model, key)
     keys, served = await asyncio.gather(
-        page_request.ask(auth.list_api_keys, auth.ListApiKeys()), page_request.ask(gateway.list_models, gateway.ListModels())
+        page_request.fetch(auth.list_api_keys, auth.ListApiKeys()), page_request.fetch(gateway.list_models, gateway.ListModels())
     )
     problem: errors.AimeshError | None = None
     found: tuple[LoggedRequest, ...] = ()
     try:
         wanted = read_filters(filters)
         older_than = forms.read_moment(before, "before", hint="go back to the newest requests")
-        asked = ListRequests(status=wanted.status, model=wanted.model, key_id=wanted.key_id, before=older_than, limit=ROWS_OF_A_PAGE)
-        found = (await page_request.call(usage_report.list_requests, asked)).requests
+        request = ListRequests(status=wanted.status, model=wanted.model, key_id=wanted.key_id, before=older_than, limit=ROWS_OF_A_PAGE)
+        found = (await page_request.call(usage_report.list_requests, request)).requests
     except (errors.BadRequest, errors.PeerError) as error:
         problem = error
     own_keys = keys.keys if keys else ()
@@ -145,12 +145,12 @@ def _address(path: str, filters: RequestFilters, **more: str) -> str:
 
 async def read_table(page_request: PageRequest, wanted: RequestListQuery) -> AsyncGenerator[bytes]:
     """Yield the request log as CSV, with key names if auth responds."""
-    keys = await page_request.ask(auth.list_api_keys, auth.ListApiKeys())
+    keys = await page_request.fetch(auth.list_api_keys, auth.ListApiKeys())
     key_names = {key.id: key.name for key in keys.keys} if keys else {}
-    asked = page_request.app.caller.stream(
+    request_batches = page_request.app.caller.stream(
         usage_report.export_requests, ExportRequests(), deadline_seconds=EXPORT_SECONDS, credential=page_request.person.access_token
     )
-    async with asked as batches:
+    async with request_batches as batches:
         # Send the header with the first rows, so that an error of the gateway comes before it.
         waiting = csv_tables.request_head()
         async for batch in batches:

@@ -73,7 +73,7 @@ async def download_usage(page_request: NamedDependency[PageRequest], since: From
     try:
         last = _read_day(until, "until") or today
         first = _read_day(since, "since") or _days_before(last, DAYS[0] - 1)
-        report = await page_request.call(usage_report.get_usage_report, _asked_for(first, last), deadline_seconds=REPORT_SECONDS)
+        report = await page_request.call(usage_report.get_usage_report, _build_request(first, last), deadline_seconds=REPORT_SECONDS)
     except errors.BadRequest as error:
         return await _page(page_request, days=DAYS[0], measure=UsageMeasure.REQUESTS, typed=(since, until), problem=error)
     headers = downloads.attachment(f"aimesh-usage-{first}-{last}.csv")
@@ -90,8 +90,8 @@ async def _page(
 ) -> Page:
     wanted = usage_chart.last_days(page_request.app.now(), days)
     report, keys = await asyncio.gather(
-        page_request.ask(usage_report.get_usage_report, wanted, deadline_seconds=REPORT_SECONDS),
-        page_request.ask(auth.list_api_keys, auth.ListApiKeys()),
+        page_request.fetch(usage_report.get_usage_report, wanted, deadline_seconds=REPORT_SECONDS),
+        page_request.fetch(auth.list_api_keys, auth.ListApiKeys()),
     )
     names = {key.id: key.name for key in keys.keys} if keys else {}
     shown = wanted.since.date(), (wanted.until - _DAY).date()
@@ -135,7 +135,7 @@ def _read_day(text: str, what: str) -> date | None:
         raise errors.BadRequest(f"{what} is not a date such as 2026-02-01", hint="choose both days again") from None
 
 
-def _asked_for(first: date, last: date) -> GetUsageReport:
+def _build_request(first: date, last: date) -> GetUsageReport:
     days = (last - first).days + 1
     if days < 1:
         raise errors.BadRequest("the first day is after the last", hint="choose both days again")

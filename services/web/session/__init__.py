@@ -1,1 +1,1 @@
-"""Who asks: sessions, form tokens, and which pages a person may open."""
+"""Sessions, form tokens, and access to pages."""

@@ -59,14 +59,14 @@ def find_audience(path: str) -> PageAudience:
     """Return who may open a path or a route pattern. Raises ValueError if the table has no row for it."""
     parts = path.strip("/").split("/") if path != "/" else []
     for length in range(len(parts), -1, -1):
-        if (who := PAGES.get("/" + "/".join(parts[:length]))) is not None and (length or not parts):
-            return who
+        if (audience := PAGES.get("/" + "/".join(parts[:length]))) is not None and (length or not parts):
+            return audience
     raise ValueError(f"{path} has no row in services/web/session/page_access.py; add one")
 
 
-def check(who: PageAudience, session: LoginSession) -> None:
+def check(audience: PageAudience, session: LoginSession) -> None:
     """Raise NotAllowed unless the session may open the page."""
-    allowed = {PageAudience.ADMIN: {UserRole.ADMIN}, PageAudience.NODE_OWNER: {UserRole.ADMIN, UserRole.NODE_OWNER}}.get(who)
+    allowed = {PageAudience.ADMIN: {UserRole.ADMIN}, PageAudience.NODE_OWNER: {UserRole.ADMIN, UserRole.NODE_OWNER}}.get(audience)
     if allowed is not None and session.user.role not in allowed:
-        audience = "administrators" if who is PageAudience.ADMIN else "node owners"
-        raise errors.NotAllowed(f"only {audience} can open this page", hint="ask an administrator for access")
+        allowed_users = "administrators" if audience is PageAudience.ADMIN else "node owners"
+        raise errors.NotAllowed(f"only {allowed_users} can open this page", hint="ask an administrator for access")

@@ -14,7 +14,7 @@ from shared.api import auth
 REMEMBERED_SECONDS = 5.0
 #: About 2 KB each. With more users than this within 5 s, web only asks auth more often.
 REMEMBERED_SESSIONS = 4096
-ASK_AUTH_SECONDS = 5.0
+AUTH_SECONDS = 5.0
 
 #: The format of session tokens; anything else is rejected without a call.
 _TOKEN = re.compile(r"[0-9A-Za-z._~+/=-]{16,512}")
@@ -44,7 +44,7 @@ class WebSessions:
             return known.session
         self._remembered.pop(key, None)
         try:
-            session = await self._caller.call(auth.resume_session, auth.ResumeSession(token), deadline_seconds=ASK_AUTH_SECONDS)
+            session = await self._caller.call(auth.resume_session, auth.ResumeSession(token), deadline_seconds=AUTH_SECONDS)
         except (errors.NotAuthenticated, errors.NotAllowed, errors.BadRequest):
             return None
         self._remember(key, session)

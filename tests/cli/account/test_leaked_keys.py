@@ -1,4 +1,4 @@
-"""Keys that lie about: found by their checksum, whatever is around them."""
+"""Leaked keys are found by their checksum, whatever surrounds them."""
 
 import subprocess
 from pathlib import Path
@@ -15,7 +15,7 @@ def key(kind: str = "live", random: str = RANDOM) -> str:
     return credentials.PREFIXES[kind] + random + credentials.checksum(random)
 
 
-def test_every_kind_is_found_where_it_stands(tmp_path: Path) -> None:
+def test_every_kind_of_secret_is_found(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     ticket = "aip_join_" + "x" * 100
     (tmp_path / "deep" / "er" / ".env").write_text(f"A=1\nAIMESH_API_KEY={key()}\nB={key('adm')};C='{key('test')}'\n")
@@ -29,18 +29,18 @@ def test_every_kind_is_found_where_it_stands(tmp_path: Path) -> None:
     ]
 
 
-def test_what_only_looks_like_a_key_is_none(tmp_path: Path) -> None:
+def test_lookalikes_are_ignored(tmp_path: Path) -> None:
     wrong = key()[:-1] + ("0" if key()[-1] != "0" else "1")
     (tmp_path / "a").write_text(f"{wrong} aip_live_short aip_live_… {key()[:-1]}")
     assert list(leaked_keys.find(tmp_path)) == []
 
 
-def test_bytes_that_are_no_text_hide_nothing(tmp_path: Path) -> None:
+def test_binary_content_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / "dump").write_bytes(b"\xff\x00\xfe" * 50 + key().encode() + b"\x80\n" * 3)
     assert [leak.secret for leak in leaked_keys.find(tmp_path)] == [key()]
 
 
-def test_what_other_tools_keep_and_links_are_passed_over(tmp_path: Path) -> None:
+def test_tool_folders_and_links_are_skipped(tmp_path: Path) -> None:
     for name in (".git", "node_modules", ".venv"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config").write_text(key())
@@ -50,12 +50,12 @@ def test_what_other_tools_keep_and_links_are_passed_over(tmp_path: Path) -> None
     assert [leak.path.name for leak in leaked_keys.find(tmp_path)] == ["real"]
 
 
-def test_one_file_is_a_place_too(tmp_path: Path) -> None:
+def test_single_file_can_be_scanned(tmp_path: Path) -> None:
     (tmp_path / "one").write_text(key())
     assert [leak.line for leak in leaked_keys.find(tmp_path / "one")] == [1]
 
 
-def test_this_repository_has_no_key_in_it() -> None:
+def test_this_repository_contains_no_key() -> None:
     root = Path(__file__).parents[3]
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=False)
     if listed.returncode:

@@ -14,26 +14,26 @@ STALE = privacy.AccessReview(
 )
 
 
-def test_keys_people_and_machines_are_listed_with_why(shell: Shell) -> None:
+def test_keys_users_and_nodes_are_listed_with_the_reason(shell: Shell) -> None:
     shell.mesh.answer(privacy.review_access, STALE)
     done = shell("admin", "access-review", "--days", "30")
     assert done.exit_code == 0
     for words in (["ci", "bob", "live", "never", "k-1"], ["carol", "user", "not seen since"], ["UABCDEFGHIJK", "the mesh", "100 d ago"]):
         assert any(all(word in line for word in words) for line in done.stdout.splitlines()), words
-    # What somebody called a key moves no cursor.
+    # A key name cannot move the cursor.
     assert "\x1b[31m" not in done.stdout
-    assert shell.mesh.asked[0].request == privacy.ReviewAccess(30)
+    assert shell.mesh.calls[0].request == privacy.ReviewAccess(30)
 
 
-def test_a_mesh_in_use_has_nothing_to_review(shell: Shell) -> None:
+def test_mesh_in_use_has_nothing_to_review(shell: Shell) -> None:
     shell.mesh.answer(privacy.review_access, privacy.AccessReview((), (), ()))
     done = shell("admin", "access-review")
     for what in ("keys", "accounts", "nodes"):
         assert f"No stale {what}." in done.output
-    assert shell.mesh.asked[0].request == privacy.ReviewAccess(90)
+    assert shell.mesh.calls[0].request == privacy.ReviewAccess(90)
 
 
-def test_scripts_get_all_of_it(shell: Shell) -> None:
+def test_json_has_everything(shell: Shell) -> None:
     shell.mesh.answer(privacy.review_access, STALE)
     found = json.loads(shell("admin", "access-review", "--json").stdout)
     assert [row["why"] for part in ("keys", "users", "nodes") for row in found[part]] == ["never used", "not seen since", "not seen since"]

@@ -1,4 +1,4 @@
-"""`aicli alerts`: what an administrator reads, and what leaves for the mesh."""
+"""`aicli alerts`: its output and its calls."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -29,13 +29,13 @@ DRIFT = Alert(
 QUIET = Silence("0001", "cpu_high", {"node": "UABC"}, datetime(2026, 11, 21, tzinfo=UTC), "ann", "it compiles")
 
 
-def test_nothing_is_wrong(shell: Shell) -> None:
+def test_no_alerts(shell: Shell) -> None:
     shell.mesh.answer(alerts.list_alerts, alerts.Alerts((), ()))
     done = shell("alerts", "list")
     assert (done.stdout, done.stderr) == ("", "No alerts\n")
 
 
-def test_what_fires_is_listed_with_what_to_do_and_the_silences_below(shell: Shell) -> None:
+def test_firing_alerts_are_listed_with_advice_before_silences(shell: Shell) -> None:
     pending = msgspec.structs.replace(DRIFT, id="b", name="cpu_high", state="pending")
     shell.mesh.answer(alerts.list_alerts, alerts.Alerts((DRIFT, pending), (QUIET,)))
     shown = shell("alerts", "list").stdout
@@ -50,7 +50,7 @@ def test_what_fires_is_listed_with_what_to_do_and_the_silences_below(shell: Shel
     assert found["silences"][0]["by"] == "ann"
 
 
-def test_what_was_read_long_ago_says_so(shell: Shell) -> None:
+def test_old_data_is_marked(shell: Shell) -> None:
     shell.mesh.answer(alerts.list_alerts, alerts.Alerts((DRIFT,), (), datetime.now(UTC) - timedelta(minutes=3)))
     done = shell("alerts", "list")
     assert "ledger_drift" in done.stdout
@@ -58,7 +58,7 @@ def test_what_was_read_long_ago_says_so(shell: Shell) -> None:
     assert "as_of" in json.loads(shell("alerts", "list", "--json").stdout)
 
 
-def test_two_alerts_of_one_name_are_told_apart_by_their_labels(shell: Shell) -> None:
+def test_alerts_of_the_same_name_are_distinguished_by_labels(shell: Shell) -> None:
     two = tuple(msgspec.structs.replace(DRIFT, id=node, labels={"node": node}) for node in ("UABC", "UDEF"))
     shell.mesh.answer(alerts.list_alerts, alerts.Alerts(two, ()))
     shown = shell("alerts", "list").stdout
@@ -69,7 +69,7 @@ def test_two_alerts_of_one_name_are_told_apart_by_their_labels(shell: Shell) -> 
 @pytest.mark.parametrize(
     ("changed", "words"), [({"seen_by": "ann"}, "firing, acknowledged by ann"), ({"silenced": True}, "firing, silenced"), ({}, "firing")]
 )
-def test_the_state_says_who_looks_after_it(shell: Shell, changed: dict[str, object], words: str) -> None:
+def test_state_shows_who_acknowledged_it(shell: Shell, changed: dict[str, object], words: str) -> None:
     shell.mesh.answer(alerts.list_alerts, alerts.Alerts((msgspec.structs.replace(DRIFT, **changed),), ()))
     assert words in shell("alerts", "list").stdout
 
@@ -77,22 +77,22 @@ def test_the_state_says_who_looks_after_it(shell: Shell, changed: dict[str, obje
 def test_ack(shell: Shell) -> None:
     shell.mesh.answer(alerts.acknowledge_alert, msgspec.structs.replace(DRIFT, seen_by="ann"))
     assert shell("alerts", "ack", DRIFT.id).stdout == "ledger_drift: ann acknowledged it\n"
-    assert shell.mesh.asked[-1].request == alerts.AcknowledgeAlert(DRIFT.id)
+    assert shell.mesh.calls[-1].request == alerts.AcknowledgeAlert(DRIFT.id)
 
 
-def test_silence_and_its_end(shell: Shell) -> None:
+def test_silence_and_unsilence(shell: Shell) -> None:
     shell.mesh.answer(alerts.silence_alerts, QUIET)
     done = shell("alerts", "silence", "cpu_high", "--for", "30m", "--label", "node=UABC", "--why", "it compiles")
     assert "aicli alerts unsilence 0001" in done.stdout
-    assert shell.mesh.asked[-1].request == alerts.SilenceAlerts(1800, "cpu_high", {"node": "UABC"}, "it compiles")
+    assert shell.mesh.calls[-1].request == alerts.SilenceAlerts(1800, "cpu_high", {"node": "UABC"}, "it compiles")
     shell.mesh.answer(alerts.end_silence, Nothing())
     assert "notify again" in shell("alerts", "unsilence", "0001").stdout
 
 
 @pytest.mark.parametrize("time", ["0s", "31d", "soon", "5", "-3h", "1.5h"])
-def test_a_time_that_is_none_is_refused_before_anything_is_asked(shell: Shell, time: str) -> None:
+def test_invalid_duration_is_refused_before_any_call(shell: Shell, time: str) -> None:
     assert shell("alerts", "silence", "--for", time).exit_code == 2
-    assert shell.mesh.asked == []
+    assert shell.mesh.calls == []
 
 
 @pytest.mark.parametrize(
@@ -106,15 +106,15 @@ def test_a_time_that_is_none_is_refused_before_anything_is_asked(shell: Shell, t
         ("owner=J\u00f6rg Wu", {"owner": "J\u00f6rg Wu"}),
     ],
 )
-def test_a_label_may_say_anything(shell: Shell, typed: str, labels: dict[str, str]) -> None:
+def test_label_value_may_be_anything(shell: Shell, typed: str, labels: dict[str, str]) -> None:
     shell.mesh.answer(alerts.silence_alerts, QUIET)
     assert shell("alerts", "silence", "--label", typed).exit_code == 0
-    assert shell.mesh.asked[-1].request == alerts.SilenceAlerts(7200, "", labels, "")
+    assert shell.mesh.calls[-1].request == alerts.SilenceAlerts(7200, "", labels, "")
 
 
 @pytest.mark.parametrize("typed", ["", "model", "model=", "=llama3", "model=a,,b=c", "share=50%", "share=%zz", "name=%FF"])
-def test_a_label_that_is_none_is_refused_before_anything_is_asked(shell: Shell, typed: str) -> None:
+def test_invalid_label_is_refused_before_any_call(shell: Shell, typed: str) -> None:
     done = shell("alerts", "silence", "--label", typed)
     assert done.exit_code == 2
     assert repr(typed.split(",")[1 if ",," in typed else 0]) in done.stderr
-    assert shell.mesh.asked == []
+    assert shell.mesh.calls == []

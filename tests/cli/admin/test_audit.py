@@ -1,4 +1,4 @@
-"""The audit log on the command line: what is asked of auth, exactly; and a log that is verified with nothing but its files."""
+"""The audit log on the command line: the calls to auth, and offline verification of exported files."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -77,7 +77,7 @@ def save_anchors(audit_shell: Shell, anchors: list[audit_anchors.Anchor]) -> str
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def test_who_did_what(audit_shell: Shell) -> None:
+def test_list_entries(audit_shell: Shell) -> None:
     head, first, second = audit_shell("admin", "audit", "list").stdout.splitlines()
     assert head.split() == ["TIME", "WHO", "ACTION", "RESULT", "TIMES", "TARGET", "FROM", "DETAILS"]
     assert first.split()[2:] == ["alice", "key.create", "done", "1", "key", "2", "–", "name:", "n"]
@@ -87,45 +87,45 @@ def test_who_did_what(audit_shell: Shell) -> None:
     assert (one["sequence"], one["act"]["action"], one["hash"]) == (2, "key.create", HOUSE[1].hash)
 
 
-def test_what_is_looked_for_is_asked_of_auth(audit_shell: Shell) -> None:
+def test_filters_are_sent_to_auth(audit_shell: Shell) -> None:
     typed = ["--chain", "house", "--actor", "alice", "--action", "key", "--result", "refused", "--since", "2026-02-01", "--limit", "5"]
     assert audit_shell("admin", "audit", "list", *typed, "--before", "2026-02-01T10:00:00.000005").exit_code == 0
-    asked = audit_shell.mesh.asked[0].request
-    assert isinstance(asked, log.ListAudit)
-    assert (asked.chain, asked.actor, asked.action, asked.result, asked.limit) == ("house", "alice", "key", Result.REFUSED, 5)
-    assert asked.since == datetime(2026, 2, 1).astimezone()
-    assert asked.before == datetime(2026, 2, 1, 10, 0, 0, 5).astimezone()
+    sent = audit_shell.mesh.calls[0].request
+    assert isinstance(sent, log.ListAudit)
+    assert (sent.chain, sent.actor, sent.action, sent.result, sent.limit) == ("house", "alice", "key", Result.REFUSED, 5)
+    assert sent.since == datetime(2026, 2, 1).astimezone()
+    assert sent.before == datetime(2026, 2, 1, 10, 0, 0, 5).astimezone()
 
 
-def test_nothing_found(audit_shell: Shell) -> None:
+def test_no_matching_entries(audit_shell: Shell) -> None:
     audit_shell.mesh.answer(log.list_audit, log.AuditRows(()))
     result = audit_shell("admin", "audit", "list")
     assert (result.stdout, result.stderr) == ("", "No matching entries.\n")
 
 
-def test_the_results_to_choose_from_are_those_that_there_are() -> None:
+def test_result_choices_match_the_api() -> None:
     assert tuple(Result) == RESULTS
 
 
 # --- taking it along -------------------------------------------------------------------------------------------------
 
 
-def test_an_export_goes_to_a_file_that_only_its_owner_can_read(audit_shell: Shell) -> None:
+def test_export_file_is_private(audit_shell: Shell) -> None:
     file = audit_shell.folder / "taken.jsonl"
     result = audit_shell("admin", "audit", "export", "--output", str(file), "--chain", "house", "--since", "2026-02-01")
     assert (result.exit_code, result.stderr) == (0, f"30 rows written to {file}.\n")
     assert file.stat().st_mode & 0o777 == 0o600
-    assert audit_shell.mesh.asked[0].request == log.ExportAudit("house", datetime(2026, 2, 1).astimezone())
+    assert audit_shell.mesh.calls[0].request == log.ExportAudit("house", datetime(2026, 2, 1).astimezone())
     assert [msgspec.json.decode(line, type=AuditRow) for line in file.read_bytes().splitlines()] == [*HOUSE, *OWN]
 
 
-def test_an_export_to_a_pipe_can_be_verified(audit_shell: Shell) -> None:
+def test_export_to_a_pipe_can_be_verified(audit_shell: Shell) -> None:
     file = audit_shell.folder / "piped.jsonl"
     file.write_bytes(audit_shell("admin", "audit", "export").stdout_bytes)
     assert audit_shell("admin", "audit", "verify", str(file)).exit_code == 0
 
 
-def test_half_an_export_leaves_no_file(audit_shell: Shell) -> None:
+def test_failed_export_leaves_no_file(audit_shell: Shell) -> None:
     async def breaks() -> None:
         raise errors.LinkLost("the link to auth broke")
 
@@ -142,10 +142,10 @@ def test_auth_verifies_its_own_log(audit_shell: Shell) -> None:
     result = audit_shell("admin", "audit", "verify", "--chain", "house")
     assert result.exit_code == 0
     assert result.stdout == "The audit log is intact: 2 chains, 13 rows, 3 signed anchors.\nThe anchors are signed with UKEY\n"
-    assert audit_shell.mesh.asked[0].request == log.VerifyAudit("house")
+    assert audit_shell.mesh.calls[0].request == log.VerifyAudit("house")
 
 
-def test_a_log_that_was_changed_fails_the_command(audit_shell: Shell) -> None:
+def test_tampered_log_fails_the_command(audit_shell: Shell) -> None:
     audit_shell.mesh.answer(log.verify_audit, BROKEN)
     result = audit_shell("admin", "audit", "verify")
     assert result.exit_code == 1
@@ -155,15 +155,15 @@ def test_a_log_that_was_changed_fails_the_command(audit_shell: Shell) -> None:
     assert (result.exit_code, json.loads(result.stdout)["chains"][0]["first_bad"]) == (1, 5)
 
 
-def test_what_goes_with_a_file_asks_nobody_without_one(audit_shell: Shell) -> None:
+def test_file_options_need_a_file(audit_shell: Shell) -> None:
     result = audit_shell("admin", "audit", "verify", "--partial")
-    assert (result.exit_code, "require a FILE" in result.stderr, audit_shell.mesh.asked) == (2, True, [])
+    assert (result.exit_code, "require a FILE" in result.stderr, audit_shell.mesh.calls) == (2, True, [])
 
 
 # --- verifying with files alone --------------------------------------------------------------------------------------
 
 
-def test_an_auditor_needs_no_mesh(audit_shell: Shell) -> None:
+def test_auditor_needs_no_mesh(audit_shell: Shell) -> None:
     audit_shell.environment.clear()
     (audit_shell.folder / ".aimesh" / "profile.toml").unlink()
     result = audit_shell(
@@ -171,11 +171,11 @@ def test_an_auditor_needs_no_mesh(audit_shell: Shell) -> None:
     )
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.startswith("The audit log is intact: 2 chains, 30 rows, 3 signed anchors.\n")
-    assert audit_shell.mesh.asked == []
+    assert audit_shell.mesh.calls == []
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "message"),
     [
         pytest.param(
             [*HOUSE[:4], replace(HOUSE[4], act=replace(HOUSE[4].act, target="x")), *HOUSE[5:], *OWN], "house: row 5: ", id="edited"
@@ -185,18 +185,18 @@ def test_an_auditor_needs_no_mesh(audit_shell: Shell) -> None:
         pytest.param(HOUSE, f"{TENANT}: row 1: rows 1 to 10 are missing", id="a whole chain gone"),
     ],
 )
-def test_a_file_that_was_changed_is_found(audit_shell: Shell, rows: list[AuditRow], says: str) -> None:
+def test_tampered_file_is_found(audit_shell: Shell, rows: list[AuditRow], message: str) -> None:
     result = audit_shell("admin", "audit", "verify", save(audit_shell, rows), "--anchors", save_anchors(audit_shell, ANCHORS))
-    assert (result.exit_code, says in result.stdout) == (1, True), result.stdout
+    assert (result.exit_code, message in result.stdout) == (1, True), result.stdout
     assert json.loads(audit_shell("admin", "audit", "verify", save(audit_shell, rows), "--json").stdout)["anchor_key"] == ""
 
 
-def test_without_anchors_it_says_what_nobody_can_tell(audit_shell: Shell) -> None:
+def test_without_anchors_the_limits_are_explained(audit_shell: Shell) -> None:
     result = audit_shell("admin", "audit", "verify", save(audit_shell, HOUSE[:15]))
     assert (result.exit_code, "cut off at the end" in result.stderr) == (0, True)
 
 
-def test_anchors_by_another_key_prove_nothing(audit_shell: Shell) -> None:
+def test_anchors_signed_by_another_key_prove_nothing(audit_shell: Shell) -> None:
     other = audit_anchors.signing_key(bytes(32))
     files = (save(audit_shell, [*HOUSE, *OWN]), "--anchors", save_anchors(audit_shell, ANCHORS))
     result = audit_shell("admin", "audit", "verify", *files, "--key", other.id)
@@ -205,14 +205,14 @@ def test_anchors_by_another_key_prove_nothing(audit_shell: Shell) -> None:
     assert (result.exit_code, KEY.id in result.stdout, "Compare this key" in result.stderr) == (0, True, True)
 
 
-def test_a_part_of_a_log_is_verified_as_one(audit_shell: Shell) -> None:
+def test_partial_log_is_verified_as_partial(audit_shell: Shell) -> None:
     files = (save(audit_shell, HOUSE[12:]), "--anchors", save_anchors(audit_shell, ANCHORS))
     assert audit_shell("admin", "audit", "verify", *files).exit_code == 1
     result = audit_shell("admin", "audit", "verify", *files, "--partial")
     assert (result.exit_code, "1 chain, 8 rows, 1 signed anchor." in result.stdout) == (0, True)
 
 
-def test_what_is_no_log_is_said_to_be_none(audit_shell: Shell) -> None:
+def test_invalid_log_file_is_refused(audit_shell: Shell) -> None:
     file = audit_shell.folder / "notes.txt"
     file.write_text("hello\n")
     result = audit_shell("admin", "audit", "verify", str(file))

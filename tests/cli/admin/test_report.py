@@ -1,4 +1,4 @@
-"""`aicli report`: what is asked of the gateway and of auth, and what people, spreadsheets and scripts read."""
+"""`aicli report`: its calls, and its output for people, spreadsheets and scripts."""
 
 import csv
 import io
@@ -38,23 +38,23 @@ SUM = BusinessSum(
 NEW = NewAccounts((NewOfDay(TODAY - timedelta(days=1), 2, 3), NewOfDay(TODAY, 1, 1)))
 
 
-def told(*names: str | None, more: bool = False, back: int = 0) -> BusinessReport:
+def make_report(*names: str | None, more: bool = False, back: int = 0) -> BusinessReport:
     rows = tuple(BusinessRow(name, SUM) for name in names)
     return BusinessReport(SUM if rows else BusinessSum(), rows, more, MicroCredits(back), ActiveUsers(1, 2, 3, 4))
 
 
 @pytest.fixture
-def office(shell: Shell) -> Shell:
-    shell.mesh.answer(business.get_business_report, told("2026-03-01"))
+def report_shell(shell: Shell) -> Shell:
+    shell.mesh.answer(business.get_business_report, make_report("2026-03-01"))
     shell.mesh.answer(business.count_new_accounts, NEW)
     shell.mesh.answer(business.name_users, business.UserNames({str(ALICE.id): ALICE.username}))
     return shell
 
 
-def test_usage_by_day(office: Shell) -> None:
-    lines = office("report", "usage").stdout.splitlines()
+def test_usage_by_day(report_shell: Shell) -> None:
+    lines = report_shell("report", "usage").stdout.splitlines()
     tomorrow = TODAY + timedelta(days=1)
-    assert [entry.request for entry in office.mesh.asked] == [
+    assert [entry.request for entry in report_shell.mesh.calls] == [
         GetBusinessReport(TODAY - timedelta(days=6), tomorrow, BusinessGrouping.DAY),
         business.CountNewAccounts(TODAY - timedelta(days=6), tomorrow),
     ]
@@ -69,7 +69,7 @@ def test_usage_by_day(office: Shell) -> None:
     ]
 
 
-#: A day of a quiet mesh: nothing failed, nobody was limited, nobody said what they liked.
+#: A quiet day: no failures, no rate limits, no ratings.
 QUIET = {
     "DAY": ["2026-11-21", "all"],
     "REQUESTS": ["7", "7"],
@@ -86,7 +86,7 @@ QUIET = {
 
 
 @pytest.mark.parametrize(
-    ("width", "gone"),
+    ("width", "hidden"),
     [
         (200, []),
         (118, []),
@@ -96,80 +96,80 @@ QUIET = {
         (10, ["LIKED", "LIMITED", "CACHED", "FAILED", "USERS", "CONVERSATIONS", "TOKENS/S"]),
     ],
 )
-def test_a_narrow_terminal_has_no_room_for_what_says_least(width: int, gone: list[str]) -> None:
-    assert report.leaving(QUIET, width) == gone
+def test_narrow_terminal_hides_the_least_important_columns(width: int, hidden: list[str]) -> None:
+    assert report.hidden_columns(QUIET, width) == hidden
 
 
-def test_what_failed_leaves_late() -> None:
-    assert report.leaving({**QUIET, "FAILED": ["3", "3"]}, 80) == ["LIKED", "LIMITED", "CACHED", "USERS"]
+def test_failure_column_is_hidden_last() -> None:
+    assert report.hidden_columns({**QUIET, "FAILED": ["3", "3"]}, 80) == ["LIKED", "LIMITED", "CACHED", "USERS"]
 
 
-def test_who_sits_at_a_narrow_terminal_is_told_what_is_missing(office: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_columns_are_mentioned(report_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert "LIKED" in office("report", "usage").stdout, "a pipe has all of it"
+    assert "LIKED" in report_shell("report", "usage").stdout, "a pipe has all of it"
     monkeypatch.setattr(report, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
-    done = office("report", "usage")
+    done = report_shell("report", "usage")
     assert "LIKED" not in done.stdout
     assert done.stderr.startswith("no space for liked, limited, ")
     assert "--csv" in done.stderr
-    office.mesh.answer(business.get_business_report, told())
-    assert "no room" not in office("report", "usage").stderr
+    report_shell.mesh.answer(business.get_business_report, make_report())
+    assert "no room" not in report_shell("report", "usage").stderr
 
 
-def test_cost_by_user_has_their_names(office: Shell) -> None:
-    office.mesh.answer(business.get_business_report, told(str(ALICE.id), str(UUID(int=6)), back=500_000))
-    lines = office("report", "cost", "--since", "2026-03-01", "--until", "2026-03-31", "--by", "user").stdout.splitlines()
-    assert office.mesh.asked[0].request == GetBusinessReport(date(2026, 3, 1), date(2026, 4, 1), BusinessGrouping.USER)
+def test_cost_by_user_shows_usernames(report_shell: Shell) -> None:
+    report_shell.mesh.answer(business.get_business_report, make_report(str(ALICE.id), str(UUID(int=6)), back=500_000))
+    lines = report_shell("report", "cost", "--since", "2026-03-01", "--until", "2026-03-31", "--by", "user").stdout.splitlines()
+    assert report_shell.mesh.calls[0].request == GetBusinessReport(date(2026, 3, 1), date(2026, 4, 1), BusinessGrouping.USER)
     assert lines[1].split() == ["alice", "12", "2.5", "0.208333", "0.625", "25", "%", "0.04"]
     assert lines[2].split()[0] == str(UUID(int=6))
     assert "revenue       2 credits (0.5 refunded)" in lines
 
 
-def test_labels_of_a_worker_are_one_name(office: Shell) -> None:
-    office.mesh.answer(business.get_business_report, told('{"region": "eu", "gpu": "a100"}', None))
-    lines = office("report", "usage", "--by", "label").stdout.splitlines()
+def test_labels_of_a_worker_form_one_name(report_shell: Shell) -> None:
+    report_shell.mesh.answer(business.get_business_report, make_report('{"region": "eu", "gpu": "a100"}', None))
+    lines = report_shell("report", "usage", "--by", "label").stdout.splitlines()
     assert [line.split("  ")[0] for line in lines[1:3]] == ["gpu=a100 region=eu", "–"]
-    office.mesh.answer(business.get_business_report, told("eu"))
-    assert office("report", "usage", "--by", "label", "--label", "region").stdout.splitlines()[1].startswith("eu ")
-    assert office.mesh.asked[-2].request.label == "region"  # type: ignore[attr-defined]
+    report_shell.mesh.answer(business.get_business_report, make_report("eu"))
+    assert report_shell("report", "usage", "--by", "label", "--label", "region").stdout.splitlines()[1].startswith("eu ")
+    assert report_shell.mesh.calls[-2].request.label == "region"  # type: ignore[attr-defined]
 
 
-def test_csv_is_exact_and_runs_nothing(office: Shell) -> None:
-    office.mesh.answer(business.get_business_report, told("=HYPERLINK(1)", 'a "quoted", name', None))
-    rows = list(csv.DictReader(io.StringIO(office("report", "cost", "--by", "model", "--csv").stdout)))
+def test_csv_is_exact_and_contains_no_formula(report_shell: Shell) -> None:
+    report_shell.mesh.answer(business.get_business_report, make_report("=HYPERLINK(1)", 'a "quoted", name', None))
+    rows = list(csv.DictReader(io.StringIO(report_shell("report", "cost", "--by", "model", "--csv").stdout)))
     assert [row["model"] for row in rows] == ["'=HYPERLINK(1)", 'a "quoted", name', ""]
     assert {row["cost_micro"] for row in rows} == {"2500000"}
     assert {row["cost_credits"] for row in rows} == {"2.5"}
     assert {row["requests"] for row in rows} == {"12"}
 
 
-def test_json_has_all_of_it(office: Shell) -> None:
-    office.mesh.answer(business.get_business_report, told(str(ALICE.id)))
-    shown = json.loads(office("report", "cost", "--by", "user", "--json").stdout)
+def test_json_has_everything(report_shell: Shell) -> None:
+    report_shell.mesh.answer(business.get_business_report, make_report(str(ALICE.id)))
+    shown = json.loads(report_shell("report", "cost", "--by", "user", "--json").stdout)
     assert (shown["by"], shown["total"]["cost_micro"], shown["active"]["month"]) == ("user", 2_500_000, 4)
     assert shown["rows"][0]["name"] == "alice"
-    assert office.mesh.asked[-1].request == business.NameUsers((ALICE.id,))
+    assert report_shell.mesh.calls[-1].request == business.NameUsers((ALICE.id,))
     assert shown["new"]["days"][1] == {"day": TODAY.isoformat(), "registrations": 1, "keys": 1}
 
 
-def test_nothing_used_says_what_to_do(office: Shell) -> None:
-    office.mesh.answer(business.get_business_report, told())
-    result = office("report", "usage")
+def test_empty_report_says_what_to_do(report_shell: Shell) -> None:
+    report_shell.mesh.answer(business.get_business_report, make_report())
+    result = report_shell("report", "usage")
     assert "--since 30d" in result.stderr
     assert "REQUESTS" not in result.stdout
 
 
-def test_what_auth_does_not_say_is_said_to_be_missing(office: Shell) -> None:
-    office.mesh.answer(business.get_business_report, told(str(ALICE.id), more=True))
-    office.mesh.answer(business.count_new_accounts, errors.Unavailable("PostgreSQL does not answer"))
-    result = office("report", "cost", "--by", "user")
+def test_missing_answer_of_auth_is_mentioned(report_shell: Shell) -> None:
+    report_shell.mesh.answer(business.get_business_report, make_report(str(ALICE.id), more=True))
+    report_shell.mesh.answer(business.count_new_accounts, errors.Unavailable("PostgreSQL does not answer"))
+    result = report_shell("report", "cost", "--by", "user")
     assert (result.exit_code, str(ALICE.id) in result.stdout, "registered" in result.stdout) == (0, True, False)
     assert "names and new accounts are missing" in result.stderr
     assert "only the first 1 rows are shown" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--since", "yesterday"), "use 7d, 4w or a day"),
         (("--since", "0d"), "use 7d, 4w or a day"),
@@ -179,14 +179,14 @@ def test_what_auth_does_not_say_is_said_to_be_missing(office: Shell) -> None:
         (("--csv", "--json"), "not both"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_asked(office: Shell, arguments: tuple[str, ...], said: str) -> None:
-    result = office("report", "usage", *arguments)
-    assert (result.exit_code, office.mesh.asked) == (2, [])
-    assert said in result.stderr
+def test_invalid_options_are_refused_before_any_call(report_shell: Shell, arguments: tuple[str, ...], message: str) -> None:
+    result = report_shell("report", "usage", *arguments)
+    assert (result.exit_code, report_shell.mesh.calls) == (2, [])
+    assert message in result.stderr
 
 
 @given(st.integers(1, 5000), st.dates(date(2000, 1, 1)))
-def test_so_many_days_end_today(days: int, today: date) -> None:
+def test_days_end_today(days: int, today: date) -> None:
     assert (today - report.first_day(f"{days}d", today)).days == days - 1
 
 
@@ -194,7 +194,7 @@ SUMS = st.builds(BusinessSum, **{name: st.integers(0, 10**12) for name in Busine
 
 
 @given(st.lists(st.tuples(st.none() | st.text(), SUMS), max_size=5))
-def test_a_csv_says_every_number_as_it_is(rows: list[tuple[str | None, BusinessSum]]) -> None:
+def test_csv_numbers_are_exact(rows: list[tuple[str | None, BusinessSum]]) -> None:
     text = report.written_csv(BusinessGrouping.MODEL, [ReportLine(name, one) for name, one in rows])
     read = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [{name: int(line[name]) for name in BusinessSum.__struct_fields__} for line in read] == [

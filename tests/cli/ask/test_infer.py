@@ -1,4 +1,4 @@
-"""`aicli infer`: what it asks, what it prints, and that an interrupted answer is cancelled."""
+"""`aicli infer`: its requests, its output, and that an interrupted answer is canceled."""
 
 import json
 import os
@@ -34,35 +34,35 @@ METHOD = gateway.process_inference_request
 
 
 @pytest.fixture
-def talking(shell: Shell) -> Shell:
+def infer_shell(shell: Shell) -> Shell:
     shell.mesh.stream_answer(METHOD, [InferenceChunk("Hello"), InferenceChunk(" world")], RESULT)
     return shell
 
 
 def request_of(shell: Shell) -> InferenceRequest:
-    asked = shell.mesh.asked[-1].request
-    assert isinstance(asked, ProcessInferenceRequest)
-    return asked.request
+    sent = shell.mesh.calls[-1].request
+    assert isinstance(sent, ProcessInferenceRequest)
+    return sent.request
 
 
-def test_the_answer_is_all_of_stdout(talking: Shell) -> None:
-    result = talking("infer", "hi", "-v")
+def test_stdout_has_only_the_answer(infer_shell: Shell) -> None:
+    result = infer_shell("infer", "hi", "-v")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello world\n", "")
-    assert talking.mesh.asked[0].credential == KEY
-    assert talking.mesh.left_early == []
+    assert infer_shell.mesh.calls[0].credential == KEY
+    assert infer_shell.mesh.left_early == []
 
 
-def test_no_stream_prints_the_same(talking: Shell) -> None:
-    assert talking("infer", "hi", "--no-stream").stdout == "Hello world\n"
+def test_no_stream_prints_the_same(infer_shell: Shell) -> None:
+    assert infer_shell("infer", "hi", "--no-stream").stdout == "Hello world\n"
 
 
-def test_a_pipe_gets_what_the_model_wrote(shell: Shell) -> None:
+def test_pipe_gets_the_unmodified_answer(shell: Shell) -> None:
     shell.mesh.stream_answer(METHOD, [InferenceChunk("a\x1b[0m\n")], RESULT)
     assert shell("infer", "hi").stdout == "a\x1b[0m\n"
 
 
-def test_json_is_one_object(talking: Shell) -> None:
-    assert json.loads(talking("infer", "hi", "--json").stdout) == {
+def test_json_is_one_object(infer_shell: Shell) -> None:
+    assert json.loads(infer_shell("infer", "hi", "--json").stdout) == {
         "text": "Hello world",
         "request_id": "00000000-0000-0000-0000-000000000007",
         "model": "smollm2",
@@ -76,29 +76,29 @@ def test_json_is_one_object(talking: Shell) -> None:
     }
 
 
-def test_an_answer_that_the_credits_cut_short_says_so(shell: Shell) -> None:
+def test_answer_cut_short_by_credits_says_so(shell: Shell) -> None:
     cut = msgspec.structs.replace(RESULT, clamped_to=2, finish_reason=FinishReason.LENGTH)
     shell.mesh.stream_answer(METHOD, [InferenceChunk("Hello world")], cut)
     result = shell("infer", "hi")
     assert result.stdout == "Hello world\n"
     assert result.stderr == "The answer was cut off after 2 tokens: not enough credits. See aicli usage.\n"
     assert json.loads(shell("infer", "hi", "--json").stdout)["clamped_to"] == 2
-    # It ended by itself before that.
+    # The answer had already ended.
     shell.mesh.stream_answer(METHOD, [InferenceChunk("Hello world")], msgspec.structs.replace(RESULT, clamped_to=5))
     assert shell("infer", "hi").stderr == ""
 
 
-def test_the_summary_says_what_it_cost() -> None:
+def test_summary_has_the_cost() -> None:
     assert infer._summary(RESULT) == "smollm2: 4 + 2 tokens, first after 10 ms, 50.0 tokens/s"
     paid = msgspec.structs.replace(RESULT, cost_micro=MicroCredits(800), cached=True)
     assert infer._summary(paid).endswith(" tokens/s, 0.0008 credits, answered from the cache")
 
 
-def test_every_option_reaches_the_gateway(talking: Shell) -> None:
-    asked = ["--model", "m", "--system", "s", "--stop", "a", "--stop", "b"]
+def test_every_option_reaches_the_gateway(infer_shell: Shell) -> None:
+    options = ["--model", "m", "--system", "s", "--stop", "a", "--stop", "b"]
     numbers = ["--max-tokens", "5", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "3", "--seed", "-1"]
-    assert talking("infer", *asked, *numbers, "--", "-x").exit_code == 0
-    assert request_of(talking) == InferenceRequest(
+    assert infer_shell("infer", *options, *numbers, "--", "-x").exit_code == 0
+    assert request_of(infer_shell) == InferenceRequest(
         prompt="-x",
         model=ModelName("m"),
         system="s",
@@ -111,18 +111,18 @@ def test_every_option_reaches_the_gateway(talking: Shell) -> None:
     )
 
 
-def test_what_is_not_given_is_left_to_the_worker(talking: Shell) -> None:
-    talking("infer", "hi")
-    assert request_of(talking) == InferenceRequest(prompt="hi")
+def test_omitted_options_are_left_to_the_worker(infer_shell: Shell) -> None:
+    infer_shell("infer", "hi")
+    assert request_of(infer_shell) == InferenceRequest(prompt="hi")
 
 
-def test_a_dash_reads_stdin(talking: Shell) -> None:
-    assert talking("infer", "-", stdin="from\na pipe").exit_code == 0
-    assert request_of(talking).prompt == "from\na pipe"
+def test_dash_reads_stdin(infer_shell: Shell) -> None:
+    assert infer_shell("infer", "-", stdin="from\na pipe").exit_code == 0
+    assert request_of(infer_shell).prompt == "from\na pipe"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "stdin", "says"),
+    ("arguments", "stdin", "message"),
     [
         pytest.param(["-"], b"", "the prompt is empty", id="an empty pipe"),
         pytest.param([" \n"], b"", "the prompt is empty", id="only white space"),
@@ -132,14 +132,14 @@ def test_a_dash_reads_stdin(talking: Shell) -> None:
         pytest.param(["a", "--seed", str(2**64)], b"", "is too large", id="a seed that no wire takes"),
     ],
 )
-def test_a_prompt_that_cannot_be_sent_is_refused_at_once(talking: Shell, arguments: list[str], stdin: bytes, says: str) -> None:
-    result = talking("infer", *arguments, stdin=stdin)
+def test_invalid_prompt_is_refused_immediately(infer_shell: Shell, arguments: list[str], stdin: bytes, message: str) -> None:
+    result = infer_shell("infer", *arguments, stdin=stdin)
     assert result.exit_code == 2
-    assert says in result.stderr
-    assert talking.mesh.asked == []
+    assert message in result.stderr
+    assert infer_shell.mesh.calls == []
 
 
-def test_an_error_on_the_way_keeps_what_was_said(shell: Shell) -> None:
+def test_error_mid_answer_keeps_the_text(shell: Shell) -> None:
     async def die() -> None:
         raise errors.WorkerLost("the worker went away", hint="ask again")
 
@@ -160,10 +160,10 @@ def test_ctrl_c_cancels_the_call(shell: Shell) -> None:
     assert result.stderr == "error: interrupted\n"
     assert shell.mesh.left_early == [METHOD.name]
     # Under its key it would be made to its end.
-    assert [entry.method for entry in shell.mesh.asked] == [METHOD.name, gateway.cancel_inference.name]
+    assert [entry.method for entry in shell.mesh.calls] == [METHOD.name, gateway.cancel_inference.name]
 
 
-def test_a_reader_that_leaves_cancels_the_call(shell: Shell) -> None:
+def test_closed_stdout_cancels_the_call(shell: Shell) -> None:
     async def left() -> None:
         raise BrokenPipeError
 
@@ -204,25 +204,25 @@ NOTE = "Connection lost. Resuming …\n"
 
 @pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_lost_connection_loses_nothing_of_the_answer(shell: Shell, times: int) -> None:
+def test_lost_connection_loses_no_text(shell: Shell, times: int) -> None:
     Losses(shell, times, LOST)
     result = shell("infer", "hi")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello, world\n", NOTE * times)
-    first, *again = [entry.request for entry in shell.mesh.asked]
+    first, *again = [entry.request for entry in shell.mesh.calls]
     assert isinstance(first, ProcessInferenceRequest)
     assert first.idempotency_key
     assert again == [msgspec.structs.replace(first, rest=gateway.Rest(after)) for after in range(1, times + 1)]
 
 
 @pytest.mark.usefixtures("_quick")
-def test_a_script_that_reads_objects_gets_no_note(shell: Shell) -> None:
+def test_json_output_prints_no_notes(shell: Shell) -> None:
     Losses(shell, 2, LOST)
     result = shell("infer", "hi", "--json")
     assert (json.loads(result.stdout)["text"], result.stderr) == ("Hello, world", "")
 
 
 @pytest.mark.usefixtures("_quick")
-def test_a_gateway_that_cannot_answer_yet_is_asked_again(shell: Shell) -> None:
+def test_unavailable_gateway_is_retried(shell: Shell) -> None:
     answers: list[errors.AimeshError] = [errors.Draining("it goes"), errors.Unavailable("PostgreSQL is away")]
 
     async def run(_request: ProcessInferenceRequest) -> AsyncIterator[InferenceChunk]:
@@ -235,37 +235,37 @@ def test_a_gateway_that_cannot_answer_yet_is_asked_again(shell: Shell) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "The gateway isn't answering. Retrying …\n")
 
 
-def test_each_request_has_a_key_of_its_own(talking: Shell) -> None:
-    talking("infer", "hi")
-    talking("infer", "hi")
-    keys = [entry.request.idempotency_key for entry in talking.mesh.asked if isinstance(entry.request, ProcessInferenceRequest)]
+def test_each_request_has_its_own_idempotency_key(infer_shell: Shell) -> None:
+    infer_shell("infer", "hi")
+    infer_shell("infer", "hi")
+    keys = [entry.request.idempotency_key for entry in infer_shell.mesh.calls if isinstance(entry.request, ProcessInferenceRequest)]
     assert len({*keys, None}) == 3
 
 
-def test_a_key_of_ones_own(talking: Shell) -> None:
-    assert talking("infer", "hi", "--idempotency-key", "mine", "--no-resume").exit_code == 0
-    assert talking("infer", "hi", "--idempotency-key", "a\udcff").exit_code == 2
-    (asked,) = talking.mesh.asked
-    assert isinstance(asked.request, ProcessInferenceRequest)
-    assert asked.request.idempotency_key == "mine"
+def test_custom_idempotency_key(infer_shell: Shell) -> None:
+    assert infer_shell("infer", "hi", "--idempotency-key", "mine", "--no-resume").exit_code == 0
+    assert infer_shell("infer", "hi", "--idempotency-key", "a\udcff").exit_code == 2
+    (sent,) = infer_shell.mesh.calls
+    assert isinstance(sent.request, ProcessInferenceRequest)
+    assert sent.request.idempotency_key == "mine"
 
 
 @pytest.mark.parametrize(("options", "key"), [(["--no-resume"], None), (["--no-resume", "--idempotency-key", "mine"], "mine")])
-def test_who_does_not_want_it_ends_with_the_connection(shell: Shell, options: list[str], key: str | None) -> None:
+def test_without_resume_the_request_ends_with_the_connection(shell: Shell, options: list[str], key: str | None) -> None:
     Losses(shell, 1, LOST)
     result = shell("infer", "hi", *options)
     assert (result.exit_code, result.stdout, result.stderr) == (1, "Hello", "error: the link fell silent\n")
-    (asked,) = shell.mesh.asked
-    assert isinstance(asked.request, ProcessInferenceRequest)
-    assert asked.request.idempotency_key == key
+    (sent,) = shell.mesh.calls
+    assert isinstance(sent.request, ProcessInferenceRequest)
+    assert sent.request.idempotency_key == key
 
 
-def test_ctrl_c_while_it_waits_ends_at_once_and_the_gateway_is_told(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_waiting_ends_immediately_and_cancels_at_the_gateway(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry_policy, "DEFAULT", RetryPolicy(seconds=1_000, first_pause_seconds=500, longest_pause_seconds=500))
     Losses(shell, 1, LOST)
-    monkeypatch.setattr(infer, "_say_lost", lambda **_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(infer, "_note_lost", lambda **_: os.kill(os.getpid(), signal.SIGINT))
     result = shell("infer", "hi")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "Hello", "error: interrupted\n")
-    asked, cancelled = [entry.request for entry in shell.mesh.asked]
-    assert isinstance(asked, ProcessInferenceRequest)
-    assert cancelled == gateway.CancelInference(asked.idempotency_key or "")
+    sent, cancelled = [entry.request for entry in shell.mesh.calls]
+    assert isinstance(sent, ProcessInferenceRequest)
+    assert cancelled == gateway.CancelInference(sent.idempotency_key or "")

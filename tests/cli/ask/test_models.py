@@ -1,4 +1,4 @@
-"""aicli models: what it lists is in test_listings; here it loads and unloads."""
+"""`aicli models load` and `unload`; test_listings covers the list."""
 
 import json
 
@@ -20,14 +20,14 @@ def test_load(shell: Shell) -> None:
         {"worker": NODE, "model": "qwen", "state": "ready", "detail": "", "pinned": True, "memory_bytes": 9}
     ]
     shell("models", "load", "qwen", "--unpin")
-    assert [asked.request for asked in shell.mesh.asked] == [
+    assert [call.request for call in shell.mesh.calls] == [
         gateway.LoadOnWorker(ModelName("qwen")),
         gateway.LoadOnWorker(ModelName("qwen"), NodeId("UABC"), True),
         gateway.LoadOnWorker(ModelName("qwen"), None, False),
     ]
 
 
-def test_unload_says_what_each_worker_did_and_fails_if_one_did_not(shell: Shell) -> None:
+def test_unload_reports_each_worker_and_fails_if_one_refused(shell: Shell) -> None:
     gone = ModelPlace(NODE, ModelName("qwen"), "unloaded", "on disk")
     busy = ModelPlace(NodeId("UZZZZZZZZZZZ"), ModelName("qwen"), "", "qwen is in use: 2 requests")
     shell.mesh.answer(gateway.unload_model, ModelPlaces((gone,)))
@@ -38,13 +38,13 @@ def test_unload_says_what_each_worker_did_and_fails_if_one_did_not(shell: Shell)
     assert result.exit_code == 1
 
 
-def test_a_refusal_is_an_error(shell: Shell) -> None:
+def test_refusal_is_an_error(shell: Shell) -> None:
     shell.mesh.answer(gateway.load_model, errors.NotAllowed("ada is no administrator"))
     result = shell("models", "load", "qwen")
     assert "ada is no administrator" in result.stderr
     assert result.exit_code not in (0, ExitCode.INTERRUPTED)
 
 
-def test_list_is_what_models_alone_is(shell: Shell) -> None:
+def test_models_lists_by_default(shell: Shell) -> None:
     shell.mesh.answer(gateway.list_models, ServedModels(()))
     assert shell("models", "list", "--json").stdout == shell("models", "--json").stdout == "[]\n"

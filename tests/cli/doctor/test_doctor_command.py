@@ -1,4 +1,4 @@
-"""`aicli doctor` names the first thing that is wrong, and goes on where that makes sense."""
+"""`aicli doctor` names the first problem, and continues where that makes sense."""
 
 import asyncio
 import json
@@ -88,7 +88,7 @@ def test_without_a_profile_nothing_else_is_checked(tmp_path: Path) -> None:
     assert {row["ok"] for row in rows[1:]} == {None}
 
 
-def test_text_says_what_to_do(tmp_path: Path) -> None:
+def test_text_output_says_what_to_do(tmp_path: Path) -> None:
     lines = Shell(tmp_path, FakeMesh(), {"HOME": str(tmp_path)})("doctor").stdout.splitlines()
     assert lines[0].startswith("WRONG  profile")
     assert lines[1].strip().startswith("do: run `make up`")
@@ -103,7 +103,7 @@ async def test_nats_is_down(shell: Shell) -> None:
     assert findings[-1] == DoctorFinding("models", None, "not checked: NATS first")
 
 
-async def test_nats_refuses_the_node(shell: Shell) -> None:
+async def test_nats_rejects_the_node(shell: Shell) -> None:
     @asynccontextmanager
     async def refused(_profile: Profile) -> AsyncIterator[CliConnection]:
         raise errors.NotAllowed("the NATS server refused this node's key", hint="aicli stack init")
@@ -116,7 +116,7 @@ async def test_nats_refuses_the_node(shell: Shell) -> None:
     assert findings[-1] == DoctorFinding("models", None, "not checked: mesh first")
 
 
-async def test_something_else_listens_there(shell: Shell) -> None:
+async def test_another_server_listens_there(shell: Shell) -> None:
     async with listening(b"HTTP/1.1 400 Bad Request\r\n") as port:
         use(shell, port)
         findings = await examined(shell)
@@ -124,7 +124,7 @@ async def test_something_else_listens_there(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "message"),
     [
         ("nats://127.0.0.1:99999", "not an address"),
         ("nats://[::1", "not an address"),
@@ -133,23 +133,23 @@ async def test_something_else_listens_there(shell: Shell) -> None:
         ("nats://[::1]:1", "nothing listens at [::1]:1"),
     ],
 )
-async def test_an_address_that_cannot_work(shell: Shell, url: str, says: str) -> None:
+async def test_invalid_address(shell: Shell, url: str, message: str) -> None:
     path = shell.folder / ".aimesh/profile.toml"
     profile.write(path, replace(profile.read(path), nats_url=url))
     finding = next(finding for finding in await examined(shell) if finding.ok is False)
-    assert says in finding.detail
+    assert message in finding.detail
 
 
 @pytest.mark.parametrize(
-    ("key", "says"),
+    ("key", "message"),
     [(None, "the profile has no key"), ("aip_live_tooshort", "the key is incomplete")],
 )
-async def test_a_key_that_cannot_be_one(shell: Shell, key: str | None, says: str) -> None:
+async def test_invalid_key(shell: Shell, key: str | None, message: str) -> None:
     path = shell.folder / ".aimesh/profile.toml"
     profile.write(path, replace(profile.read(path), api_key=None if key is None else Credential(key)))
     finding = next(finding for finding in await examined(shell) if finding.check == "API key")
     assert finding.ok is False
-    assert says in finding.detail
+    assert message in finding.detail
 
 
 async def test_each_part_of_the_mesh_is_named(shell: Shell) -> None:
@@ -174,7 +174,7 @@ async def test_each_part_of_the_mesh_is_named(shell: Shell) -> None:
     assert all(finding.hint for finding in findings if finding.ok is False)
 
 
-async def test_a_node_that_is_used_in_spite_of_a_broken_transport_is_named(shell: Shell) -> None:
+async def test_used_node_with_a_broken_transport_is_named(shell: Shell) -> None:
     well(shell.mesh)
     lame = NodeRow(
         id=NodeId("UWORKER"), role=Role.WORKER, service="inference", path="direct", alive=True, refused=False, usable=True, why_not="",
@@ -208,7 +208,7 @@ async def test_no_gateway(shell: Shell) -> None:
         ({"account": msgspec.structs.replace(NO_MONEY, monthly_micro=None)}, True, "99 of 100 requests left this hour"),
     ],
 )
-def test_what_is_left(changed: dict[str, object], ok: bool, detail: str) -> None:
+def test_remaining_quota(changed: dict[str, object], ok: bool, detail: str) -> None:
     found = doctor_checks._judge(msgspec.structs.replace(QUOTA, **changed))
     assert (found.ok, found.detail) == (ok, detail)
     assert bool(found.hint) != ok

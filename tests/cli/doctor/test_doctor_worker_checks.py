@@ -1,4 +1,4 @@
-"""`aicli doctor` on a machine that joined by a ticket: what each fact means, and what to do about it."""
+"""`aicli doctor` on a machine that joined with a ticket: each finding and its advice."""
 
 import time
 from collections.abc import AsyncIterator
@@ -46,7 +46,7 @@ def certified(at: float, key: node_keys.NodeKey = KEY, ca: node_keys.Authority =
 
 
 @pytest.mark.parametrize(
-    ("found", "ok", "says", "hint"),
+    ("found", "ok", "message", "hint"),
     [
         pytest.param(kept(certified(NOW)), True, "worker until 2023-11-", "", id="good"),
         pytest.param(kept(certified(NOW - 26 * 3600)), False, "expired 2 h ago", "renewed as soon as auth is reachable", id="expired"),
@@ -65,15 +65,15 @@ def certified(at: float, key: node_keys.NodeKey = KEY, ca: node_keys.Authority =
         ),
     ],
 )
-def test_the_certificate(found: MembershipFile, ok: bool, says: str, hint: str) -> None:
+def test_certificate(found: MembershipFile, ok: bool, message: str, hint: str) -> None:
     finding = doctor_worker_checks.check_certificate(found, KEY, NOW)
     assert finding.ok is ok
-    assert says in finding.detail
+    assert message in finding.detail
     assert hint in finding.hint
 
 
 @pytest.mark.parametrize(
-    ("finding", "ok", "says", "hint"),
+    ("finding", "ok", "message", "hint"),
     [
         pytest.param(doctor_worker_checks.check_dht(BOX, ELSEWHERE), True, "3 nodes answer (5.5.5.1:4737)", "", id="the DHT answers"),
         pytest.param(
@@ -84,7 +84,7 @@ def test_the_certificate(found: MembershipFile, ok: bool, says: str, hint: str) 
             False,
             "no DHT node answers",
             "the mesh may have a new address: ask for a new ticket",
-            id="the house has moved",
+            id="the mesh has moved",
         ),
         pytest.param(
             doctor_worker_checks.check_dht(replace(BOX, nodes=0), HERE),
@@ -121,14 +121,14 @@ def test_the_certificate(found: MembershipFile, ok: bool, says: str, hint: str) 
         pytest.param(doctor_worker_checks.check_clock(-660), False, "11 min ahead of auth's", "NTP", id="an early clock"),
     ],
 )
-def test_what_a_fact_means(finding: DoctorFinding, ok: bool, says: str, hint: str) -> None:
+def test_findings(finding: DoctorFinding, ok: bool, message: str, hint: str) -> None:
     assert finding.ok is ok
-    assert says in finding.detail
+    assert message in finding.detail
     assert hint in finding.hint
     assert bool(finding.hint) is (finding.ok is False)
 
 
-async def test_a_joined_worker_is_looked_at_whole(tmp_path: Path) -> None:
+async def test_joined_worker_is_checked_completely(tmp_path: Path) -> None:
     async with swarmnet() as net:
         running_service = (await net.start(FrontDoor)).service
         assert isinstance(running_service, FrontDoor)
@@ -150,7 +150,7 @@ async def test_a_joined_worker_is_looked_at_whole(tmp_path: Path) -> None:
         assert found[-1] == DoctorFinding("member", True, "auth renews the certificate")
         found = [finding async for finding in doctor_worker_checks.examine(membership_of(folder), key, is_in_use=True)]
         assert found[-1] == DoctorFinding("member", None, "not checked: a running worker uses the key")
-        # With nobody at the enrolment topic the rest is as it was.
+        # Nobody at the enrollment topic changes nothing else.
         await net.nodes[0].stop()
         found = [finding async for finding in doctor_worker_checks.examine(membership_of(folder), key, find_seconds=0.5)]
         assert wrong(found) == ["way in"]
@@ -163,7 +163,7 @@ def membership_of(folder: join.Folder) -> MembershipFile:
     return found
 
 
-async def test_a_machine_that_never_joined(tmp_path: Path) -> None:
+async def test_machine_that_never_joined(tmp_path: Path) -> None:
     (finding,) = [finding async for finding in doctor_worker_checks.examine_worker(join.Folder(tmp_path))]
     assert (finding.ok, finding.hint) == (False, "aicli worker --join TICKET")
 
@@ -197,7 +197,7 @@ def here(shell: Shell) -> CliContext:
     return CliContext(shell.environment, shell.folder, shell.mesh.open)
 
 
-async def test_a_client_is_looked_at_from_its_certificate_to_the_models(client: Shell) -> None:
+async def test_client_is_checked_from_its_certificate_to_the_models(client: Shell) -> None:
     well(client.mesh)
     found = await doctor_checks.examine(here(client), lets_in)
     assert wrong(found) == ["relay", "clock"]
@@ -205,15 +205,15 @@ async def test_a_client_is_looked_at_from_its_certificate_to_the_models(client: 
     assert "NATS" not in [finding.check for finding in found]
 
 
-async def test_without_a_way_in_nothing_behind_it_is_checked(client: Shell) -> None:
+async def test_later_checks_are_skipped_without_a_connection(client: Shell) -> None:
     client.mesh.answer(auth.list_api_keys, auth.ApiKeys(()))
     client.mesh.answer(gateway.get_service_health, HEALTHY)
     found = await doctor_checks.examine(here(client), keeps_out)
     assert found[-4:] == [DoctorFinding(check, None, "not checked: DHT first") for check in ("auth", "gateway", "workers", "models")]
-    assert client.mesh.asked == []
+    assert client.mesh.calls == []
 
 
-async def test_a_profile_whose_membership_is_gone(client: Shell) -> None:
+async def test_profile_without_its_membership_file(client: Shell) -> None:
     (client.folder / ".aimesh/client.mesh").unlink()
     found = await doctor_checks.examine(here(client), lets_in)
     assert wrong(found) == ["membership"]

@@ -1,4 +1,4 @@
-"""Which models a folder has."""
+"""Which models a folder contains."""
 
 from pathlib import Path
 
@@ -14,19 +14,19 @@ def folder_with(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_each_file_is_a_model_under_its_own_name(tmp_path: Path) -> None:
+def test_each_file_is_a_model_named_after_it(tmp_path: Path) -> None:
     folder_with(tmp_path, "qwen3-4b.Q4_K_M.gguf", "phi.GGUF", "readme.md", "mmproj-phi.gguf")
     (tmp_path / "folder.gguf").mkdir()
     assert gguf_folder.find_models(tmp_path) == {"phi": tmp_path / "phi.GGUF", "qwen3-4b.Q4_K_M": tmp_path / "qwen3-4b.Q4_K_M.gguf"}
 
 
-def test_a_model_in_parts_is_one_and_opened_by_its_first(tmp_path: Path) -> None:
+def test_split_model_is_one_model_opened_by_its_first_part(tmp_path: Path) -> None:
     folder_with(tmp_path, "big-00001-of-00002.gguf", "big-00002-of-00002.gguf")
     assert gguf_folder.find_models(tmp_path) == {"big": tmp_path / "big-00001-of-00002.gguf"}
 
 
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "message"),
     [
         pytest.param([], "no .gguf files in", id="none"),
         pytest.param(["notes.txt"], "no .gguf files in", id="none that is a model"),
@@ -35,8 +35,8 @@ def test_a_model_in_parts_is_one_and_opened_by_its_first(tmp_path: Path) -> None
         pytest.param(["a.gguf", "a.GGUF"], "would both be served as a", id="two of one name"),
     ],
 )
-def test_what_cannot_be_served_is_named(tmp_path: Path, names: list[str], says: str) -> None:
-    with pytest.raises(errors.BadSettings, match=says):
+def test_unusable_files_are_named(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(errors.BadSettings, match=message):
         gguf_folder.find_models(folder_with(tmp_path, *names))
 
 

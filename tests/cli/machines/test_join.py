@@ -1,4 +1,4 @@
-"""A machine with nothing but the package and a ticket: `aicli worker --join` as a process of its own, on a real Hyperswarm."""
+"""A machine with only the package and a ticket: `aicli worker --join` as its own process, on a real Hyperswarm."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ SECONDS = 60.0
 
 
 class Gateway:
-    """Serves nothing; sees who is there."""
+    """A gateway that serves nothing and records its peers."""
 
     role: ClassVar[Role] = Role.GATEWAY
 
@@ -58,7 +58,7 @@ class Gateway:
 
 @dataclass
 class Machine:
-    """Another computer: a home of its own, no stack, no settings."""
+    """Another computer: its own home, no stack, no settings."""
 
     home: Path
     processes: list[Process] = field(default_factory=list)
@@ -112,7 +112,7 @@ async def open_door(net: SwarmNet) -> FrontDoor:
 
 
 async def lines_with(process: Process, *each: str) -> str:
-    """What stdout says until all of these words have been in it, in whatever order; the last line."""
+    """Read stdout until it contained all of these words, in any order; return the last line."""
     assert process.stdout is not None
     seen = ""
     async with asyncio.timeout(SECONDS):
@@ -124,7 +124,7 @@ async def lines_with(process: Process, *each: str) -> str:
     raise AssertionError(f"no {each!r} in {seen!r}: {(await process.stderr.read()).decode()}")
 
 
-async def test_one_command_joins_serves_pauses_and_needs_no_ticket_again(net: SwarmNet, machine: Machine) -> None:
+async def test_worker_joins_serves_pauses_and_needs_no_ticket_again(net: SwarmNet, machine: Machine) -> None:
     door = await open_door(net)
     gateway = (await net.start(Gateway)).node
     text = tickets.render(door.ticket(Role.WORKER))
@@ -156,8 +156,8 @@ async def test_one_command_joins_serves_pauses_and_needs_no_ticket_again(net: Sw
     (entry,) = gateway.directory.entries(Role.WORKER)
     assert entry.why_not == "paused by its owner"
     code, out, _ = await machine.run("worker", "status", "--json")
-    told = json.loads(out)
-    assert (code, told["running"], told["paused"], told["status"]["models"]) == (0, True, True, ["echo"])
+    status = json.loads(out)
+    assert (code, status["running"], status["paused"], status["status"]["models"]) == (0, True, True, ["echo"])
     assert (await machine.run("worker", "resume"))[1] == "Resumed.\n"
     await until(lambda: gateway.directory.usable(Role.WORKER))
 
@@ -177,7 +177,7 @@ async def test_one_command_joins_serves_pauses_and_needs_no_ticket_again(net: Sw
     assert door.asked.count("enrollNode") == 1
 
 
-async def test_a_machine_that_slept_for_a_week_serves_again_by_itself(net: SwarmNet, machine: Machine) -> None:
+async def test_machine_offline_for_a_week_serves_again(net: SwarmNet, machine: Machine) -> None:
     door = await open_door(net)
     gateway = (await net.start(Gateway)).node
     code, out, err = await machine.run("worker", "--join", tickets.render(door.ticket(Role.WORKER)), "--no-serve")
@@ -196,7 +196,7 @@ async def test_a_machine_that_slept_for_a_week_serves_again_by_itself(net: Swarm
     assert door.asked == ["enrollNode", "renewCertificate"]
 
 
-async def test_a_revoked_machine_comes_back_as_a_new_one_with_a_new_ticket(net: SwarmNet, machine: Machine) -> None:
+async def test_revoked_machine_joins_again_as_a_new_node(net: SwarmNet, machine: Machine) -> None:
     door = await open_door(net)
     first = tickets.render(door.ticket(Role.WORKER))
     assert (await machine.run("worker", "--join", first, "--no-serve"))[0] == 0
@@ -208,7 +208,7 @@ async def test_a_revoked_machine_comes_back_as_a_new_one_with_a_new_ticket(net: 
     code, out, _ = await machine.run("worker", "--join", tickets.render(other), "--no-serve")
     assert (code, "the ticket is used up; continuing, because this machine is already a member of mesh test" in out) == (0, True)
     assert node_keys.load(folder.key).id == old
-    # Whom auth has revoked it does not even answer.
+    # Auth does not answer a revoked node at all.
     door.revoked.add(old)
     net.revoke(old, net.nodes[0])
     code, out, _ = await machine.run("doctor", "--worker")
@@ -220,7 +220,7 @@ async def test_a_revoked_machine_comes_back_as_a_new_one_with_a_new_ticket(net: 
     assert not folder.new_key.exists()
 
 
-async def test_a_bad_ticket_says_what_to_do_and_leaves_nothing_running(net: SwarmNet, machine: Machine) -> None:
+async def test_bad_ticket_says_what_to_do_and_leaves_nothing_running(net: SwarmNet, machine: Machine) -> None:
     door = await open_door(net)
     ticket = door.ticket(Role.CLIENT)
     # Of stdin, with the line break that a mail made.
@@ -235,7 +235,7 @@ async def test_a_bad_ticket_says_what_to_do_and_leaves_nothing_running(net: Swar
     assert (code, "the ticket is unknown – ask for a new one" in err) == (1, True)
 
 
-async def test_connect_makes_a_profile(net: SwarmNet, machine: Machine) -> None:
+async def test_connect_creates_a_profile(net: SwarmNet, machine: Machine) -> None:
     door = await open_door(net)
     (machine.home / "ticket").write_text(tickets.render(door.ticket(Role.CLIENT)))
     code, out, err = await machine.run("mesh", "connect", "@ticket", "--name", "cafe")
@@ -271,7 +271,7 @@ def some_ticket(ca: node_keys.Authority | None = None) -> tickets.Ticket:
     return tickets.Ticket(1, "t1", bytes(32), node_keys.raw_of(authority.id), MeshName("home"))
 
 
-def test_a_ticket_comes_from_the_line_a_file_or_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ticket_comes_from_the_argument_a_file_or_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
     ticket = some_ticket()
@@ -285,7 +285,7 @@ def test_a_ticket_comes_from_the_line_a_file_or_stdin(tmp_path: Path, monkeypatc
         join.read_ticket("@nowhere", tmp_path)
 
 
-async def test_a_folder_of_another_mesh_is_left_alone(folder: join.Folder) -> None:
+async def test_folder_of_another_mesh_is_left_alone(folder: join.Folder) -> None:
     before = folder.membership.read_bytes()
     with pytest.raises(errors.BadSettings, match="belongs to another mesh") as caught:
         await join.join(folder, some_ticket(), EnrollingNode(), lambda line: None)
@@ -293,17 +293,17 @@ async def test_a_folder_of_another_mesh_is_left_alone(folder: join.Folder) -> No
     assert folder.membership.read_bytes() == before
 
 
-async def test_the_same_ticket_again_asks_nobody(folder: join.Folder) -> None:
+async def test_known_ticket_makes_no_call(folder: join.Folder) -> None:
     ca = node_keys.Authority(node_keys.new_authority_seed())
     kept = MembershipFile(MeshName("home"), Role.WORKER, b"c", authorities=(ca.id,))
     membership_file.save(folder.membership, kept)
     folder.ticket_id.write_text("t1")
-    said: list[str] = []
-    assert await join.join(folder, some_ticket(ca), EnrollingNode(), said.append) == kept
-    assert said == ["this machine already joined mesh home with this ticket"]
+    messages: list[str] = []
+    assert await join.join(folder, some_ticket(ca), EnrollingNode(), messages.append) == kept
+    assert messages == ["this machine already joined mesh home with this ticket"]
 
 
-def test_one_process_at_a_time_has_the_folder(folder: join.Folder) -> None:
+def test_folder_is_locked_by_one_process(folder: join.Folder) -> None:
     assert not join.is_running(folder)
     lock = join.claim(folder)
     assert os.get_inheritable(lock)
@@ -323,17 +323,17 @@ def test_one_process_at_a_time_has_the_folder(folder: join.Folder) -> None:
         ({"HOME": "/h"}, "/elsewhere", "/elsewhere"),
     ],
 )
-def test_where_the_folder_is(environment: dict[str, str], chosen: str | None, expected: str) -> None:
+def test_location_of_the_folder(environment: dict[str, str], chosen: str | None, expected: str) -> None:
     assert join.locate(environment, chosen, Path("/here")).root == Path(expected)
 
 
-def test_pausing_what_never_joined_says_so(shell: Shell) -> None:
+def test_pausing_a_machine_that_never_joined_is_an_error(shell: Shell) -> None:
     result = shell("worker", "pause", "--state", "nowhere")
     assert result.exit_code == 2
     assert "no worker has joined a mesh using" in result.stderr
 
 
-def test_pause_outlives_the_worker(shell: Shell, folder: join.Folder) -> None:
+def test_pause_survives_a_restart(shell: Shell, folder: join.Folder) -> None:
     paused = shell("worker", "--state", str(folder.root), "pause")
     assert paused.stdout.startswith("Paused. The worker isn't running")
     assert shell("worker", "status", "--state", str(folder.root)).stdout == "not running, and paused. To start it: aicli worker\n"

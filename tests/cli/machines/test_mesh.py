@@ -55,13 +55,13 @@ def child_of(pid: int) -> int:
     return int(child)
 
 
-def test_the_ports_are_those_of_the_stack() -> None:
+def test_ports_match_the_stack() -> None:
     place = dht_programs.of(settings.StackSettings())
     assert (place.first_port, place.relay_port) == (mesh.FIRST_PORT, mesh.RELAY_PORT)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-async def test_three_dht_nodes_and_then_none(number: signal.Signals) -> None:
+async def test_three_dht_nodes_start_and_stop(number: signal.Signals) -> None:
     first = ports.find_free(3, is_udp=True)
     async with running("bootstrap", "--host", "127.0.0.1", "--port", str(first)) as (process, line):
         assert line == f"DHT_BOOTSTRAP=127.0.0.1:{first},127.0.0.1:{first + 1},127.0.0.1:{first + 2}"
@@ -71,30 +71,30 @@ async def test_three_dht_nodes_and_then_none(number: signal.Signals) -> None:
         await until_gone(of(first, 0))
 
 
-async def test_a_relay_keeps_its_key(tmp_path: Path) -> None:
+async def test_relay_keeps_its_key(tmp_path: Path) -> None:
     first = ports.find_free(4, is_udp=True)
     async with running("bootstrap", "--host", "127.0.0.1", "--port", str(first), "--json") as (_, line):
         nodes = json.loads(line)["DHT_BOOTSTRAP"]
         keys = set()
         for _ in range(2):
             arguments = ("relay", "--host", "127.0.0.1", "--port", str(first + 3))
-            async with running(*arguments, DHT_BOOTSTRAP=nodes, XDG_STATE_HOME=str(tmp_path)) as (process, told):
+            async with running(*arguments, DHT_BOOTSTRAP=nodes, XDG_STATE_HOME=str(tmp_path)) as (process, relay_line):
                 assert await probes.is_ready(of(first, 3))
                 process.terminate()
                 assert await process.wait() == 0
-                keys.add(told)
+                keys.add(relay_line)
         file = tmp_path / "aimesh" / "relay_seed"
         assert keys == {f"DHT_RELAYS={dht_programs.relay_key(file)}"}
         assert file.stat().st_mode & 0o777 == 0o600
 
 
-async def test_the_end_of_the_program_is_the_end_of_the_command() -> None:
+async def test_command_ends_with_its_program() -> None:
     first = ports.find_free(3, is_udp=True)
     async with running("bootstrap", "--host", "127.0.0.1", "--port", str(first)) as (process, _):
         os.kill(child_of(process.pid), signal.SIGKILL)
-        _, said = await process.communicate()
+        _, errors_shown = await process.communicate()
         assert process.returncode == 1
-        assert b"it ended with status -9" in said
+        assert b"it ended with status -9" in errors_shown
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,13 @@ async def test_the_end_of_the_program_is_the_end_of_the_command() -> None:
         (["relay", "--host", "127.0.0.1", "--bootstrap", "somewhere"], "not host:port"),
     ],
 )
-def test_what_cannot_work_is_told(shell: Shell, arguments: list[str], words: str) -> None:
+def test_impossible_settings_are_reported(shell: Shell, arguments: list[str], words: str) -> None:
     done = shell("mesh", *arguments)
     assert done.exit_code == 2, done.output
     assert words in done.stderr
 
 
-def test_a_port_that_is_taken_is_told(shell: Shell) -> None:
+def test_occupied_port_is_reported(shell: Shell) -> None:
     import socket
 
     with socket.socket(type=socket.SOCK_DGRAM) as taken:

@@ -20,7 +20,7 @@ DHT = ("192.0.2.1:4737", "192.0.2.1:4738")
 
 
 def joined(shell: Shell) -> NodeKey:
-    """Makes the shell's profile one that joined by a ticket; its key."""
+    """Give the shell a profile that joined with a ticket; return its key."""
     file = shell.folder / ".aimesh" / profile.FILE
     key_file = file.with_name("client.nk")
     profile.write(file, Profile(node_key_file=key_file, nats_url=None, mesh_file=file.with_name("default.mesh")))
@@ -41,7 +41,7 @@ def answering(shell: Shell, membership_: Membership) -> tuple[NodeKey, NodeKey]:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
-def test_all_that_a_peer_needs_is_on_stdout_and_the_warning_is_not(shell: Shell, arguments: tuple[str, ...]) -> None:
+def test_export_goes_to_stdout_and_the_warning_to_stderr(shell: Shell, arguments: tuple[str, ...]) -> None:
     key = joined(shell)
     an_auth, a_gateway = answering(shell, renewed())
     done = shell("mesh", "export", *arguments)
@@ -57,13 +57,13 @@ def test_all_that_a_peer_needs_is_on_stdout_and_the_warning_is_not(shell: Shell,
 
 
 @pytest.mark.parametrize("bootstrap", [(), ("public",)])
-def test_the_public_dht_is_null_because_an_empty_list_is_a_dht_of_ones_own(shell: Shell, bootstrap: tuple[str, ...]) -> None:
+def test_public_dht_is_null_because_an_empty_list_means_a_private_one(shell: Shell, bootstrap: tuple[str, ...]) -> None:
     joined(shell)
     answering(shell, renewed(bootstrap))
     assert json.loads(shell("mesh", "export").stdout)["bootstrap"] is None
 
 
-def test_a_profile_of_the_house_has_no_certificate_to_export(shell: Shell) -> None:
+def test_nats_profile_has_no_certificate_to_export(shell: Shell) -> None:
     done = shell("mesh", "export")
     assert done.exit_code == 2
     assert "connects over NATS" in done.stderr
@@ -71,7 +71,7 @@ def test_a_profile_of_the_house_has_no_certificate_to_export(shell: Shell) -> No
     assert done.stdout == ""
 
 
-def test_without_a_mesh_nothing_is_printed(shell: Shell, tmp_path: Path) -> None:
+def test_nothing_is_printed_without_a_mesh(shell: Shell, tmp_path: Path) -> None:
     joined(shell)
     shell.mesh.answer(membership.renew_certificate, errors.NodeRevoked("this node was revoked", hint="ask for a new ticket"))
     done = shell("mesh", "export")

@@ -21,12 +21,12 @@ from tests.cli.fake_mesh import Shell
 def stack(tmp_path: Path) -> homes.StackHome:
     """A stack whose user has set some things; nothing runs."""
     home = homes.locate({"AIMESH_HOME": str(tmp_path / "home")})
-    given = {"MESH_NAME": "lab", "NATS_PORT": "14222", "MODELS": "m=/models/m.gguf", "LOG_LEVEL": "debug"}
-    initialization.ensure(home, given, tmp_path)
+    settings = {"MESH_NAME": "lab", "NATS_PORT": "14222", "MODELS": "m=/models/m.gguf", "LOG_LEVEL": "debug"}
+    initialization.ensure(home, settings, tmp_path)
     return home
 
 
-def test_a_worker_is_a_node_of_its_own(stack: homes.StackHome) -> None:
+def test_worker_is_its_own_node(stack: homes.StackHome) -> None:
     outside = {"AIMESH_HOME": str(stack.root), "PATH": "/bin"}
     first = worker.plan_environment(outside, {})
     second = worker.plan_environment(outside, {})
@@ -38,7 +38,7 @@ def test_a_worker_is_a_node_of_its_own(stack: homes.StackHome) -> None:
     assert first["PATH"] == "/bin"
 
 
-def test_the_lock_of_a_name_goes_over_to_the_worker(stack: homes.StackHome) -> None:
+def test_name_lock_passes_to_the_worker(stack: homes.StackHome) -> None:
     first = worker.plan_environment({"AIMESH_HOME": str(stack.root)}, {})
     assert first["NODE_KEY_FILE"].endswith("local-worker-1.nk")
     (lock,) = descriptors_of(stack.run / "local-worker-1.lock")
@@ -53,7 +53,7 @@ def descriptors_of(file: Path) -> list[int]:
     return [int(link.name) for link in links if link.exists() and link.resolve() == file.resolve()]
 
 
-def test_options_go_before_the_environment_before_the_stack(stack: homes.StackHome) -> None:
+def test_options_precede_the_environment_which_precedes_the_stack(stack: homes.StackHome) -> None:
     outside = {"AIMESH_HOME": str(stack.root), "LOG_LEVEL": "error", "NATS_URL": "nats://elsewhere:1", "INFERENCE_BACKEND": "ollama"}
     chosen = worker.plan_environment(outside, {"INFERENCE_BACKEND": "echo", "ENGINE_SLOTS": "8"})
     loaded = config.load(InferenceSettings, chosen)
@@ -63,28 +63,28 @@ def test_options_go_before_the_environment_before_the_stack(stack: homes.StackHo
     assert (loaded.backend, loaded.slots) == ("echo", 8)
 
 
-def test_with_a_node_key_no_stack_is_needed(tmp_path: Path) -> None:
+def test_node_key_needs_no_stack(tmp_path: Path) -> None:
     outside = {"NODE_KEY_FILE": "/k.nk", "NATS_URL": "tls://elsewhere:4222", "AIMESH_HOME": str(tmp_path)}
     assert worker.plan_environment(outside, {"MODELS": "a=/b"}) == {**outside, "MODELS": "a=/b"}
 
 
-def test_without_a_stack_it_says_what_to_do(tmp_path: Path) -> None:
+def test_missing_stack_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(errors.BadSettings, match="there is no stack") as caught:
         worker.plan_environment({"AIMESH_HOME": str(tmp_path)}, {})
     assert "make up" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("model", "says"),
+    ("model", "message"),
     [("smollm2", "is not NAME=PATH"), ("=x", "is not NAME=PATH"), ("a=", "is not NAME=PATH"), ("a=nowhere.gguf", "there is no file")],
 )
-def test_a_model_that_cannot_be_served(shell: Shell, model: str, says: str) -> None:
+def test_unusable_model(shell: Shell, model: str, message: str) -> None:
     result = shell("worker", "--model", model)
     assert result.exit_code == 2
-    assert says in result.stderr
+    assert message in result.stderr
 
 
-def test_a_joined_worker_is_what_its_folder_says_and_shown_as_the_user_says() -> None:
+def test_joined_worker_uses_its_folder_and_the_users_display_options() -> None:
     folder = join.Folder(Path("/state"))
     outside = {"NATS_URL": "nats://127.0.0.1:1", "NATS_URL_FILE": "/x", "LOG_LEVEL": "debug", "MODELS_FILE": "/y", "NODE_KEY_FILE": "/z"}
     chosen = worker.joined_environment(outside, {"MODELS": "a=/b"}, folder, MembershipFile(MeshName("lab"), Role.WORKER))
@@ -97,7 +97,7 @@ def test_a_joined_worker_is_what_its_folder_says_and_shown_as_the_user_says() ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         pytest.param(("--label", "a=b"), "require --join", id="labels without joining"),
         pytest.param(("--join", "x", "--label", "a"), "is not KEY=VALUE", id="half a label"),
@@ -107,10 +107,10 @@ def test_a_joined_worker_is_what_its_folder_says_and_shown_as_the_user_says() ->
         pytest.param(("--join", "hello"), "a ticket begins with aip_join_", id="no ticket"),
     ],
 )
-def test_what_cannot_be_started_says_why(shell: Shell, arguments: tuple[str, ...], says: str) -> None:
+def test_failed_start_says_why(shell: Shell, arguments: tuple[str, ...], message: str) -> None:
     result = shell("worker", *arguments)
     assert result.exit_code in (1, 2)
-    assert says in result.stderr
+    assert message in result.stderr
 
 
 def test_one_name_for_two_models(shell: Shell) -> None:
@@ -120,11 +120,11 @@ def test_one_name_for_two_models(shell: Shell) -> None:
     assert (result.exit_code, "two models are named a" in result.stderr) == (2, True)
 
 
-def test_the_backends_of_the_option_are_those_that_exist() -> None:
+def test_backend_choices_match_the_implementation() -> None:
     hint = get_type_hints(InferenceSettings)["backend"]
     assert set(worker.BACKENDS) == set(get_args(hint))
 
 
-def test_the_options_are_settings_of_the_worker() -> None:
+def test_options_are_worker_settings() -> None:
     variables = {setting.variable.name for setting in config.settings_of(InferenceSettings)}
     assert {"INFERENCE_BACKEND", "MODELS", "ENGINE_SLOTS", "INFERENCE_SERVICE_PORT", "NODE_KEY_FILE", "MESH_NAME", "NATS_URL"} <= variables

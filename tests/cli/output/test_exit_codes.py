@@ -11,7 +11,7 @@ def test_every_error_has_an_exit_code() -> None:
     assert set(exit_codes.BY_ERROR) == set(errors.BY_CODE)
 
 
-def test_every_exit_code_is_explained() -> None:
+def test_every_exit_code_is_documented() -> None:
     assert set(exit_codes.MEANINGS) == set(ExitCode)
 
 
@@ -31,9 +31,9 @@ def test_every_exit_code_is_explained() -> None:
         (errors.Cancelled, 130),
     ],
 )
-def test_the_codes_that_scripts_branch_on(error: type[errors.AimeshError], expected: int) -> None:
+def test_exit_codes_for_scripts(error: type[errors.AimeshError], expected: int) -> None:
     assert exit_codes.for_error(error.code) == expected
 
 
-def test_a_code_of_a_newer_peer_is_a_plain_failure() -> None:
+def test_unknown_error_of_a_newer_peer_is_a_plain_failure() -> None:
     assert exit_codes.for_error("invented_tomorrow") is ExitCode.FAILED

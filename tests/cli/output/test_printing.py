@@ -57,13 +57,13 @@ def test_control_characters_are_dropped(text: str, shown: str) -> None:
     assert printing.printable(text) == shown
 
 
-def test_a_pipe_gets_aligned_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_pipe_gets_aligned_text(capsys: pytest.CaptureFixture[str]) -> None:
     columns: list[TableColumn[ApiKey]] = [TableColumn("NAME", lambda key: key.name), TableColumn("ON", lambda key: str(key.is_active))]
     printing.show_rows([KEY], columns, as_json=False, empty="none")
     assert capsys.readouterr().out == "NAME    ON\na[31mb  True\n"
 
 
-def test_an_empty_listing_is_no_row(capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_table_prints_no_row(capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[ApiKey] = []
     printing.show_rows(rows, [], as_json=False, empty="none yet")
     assert capsys.readouterr() == ("", "none yet\n")
@@ -71,10 +71,12 @@ def test_an_empty_listing_is_no_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == []
 
 
-@pytest.mark.parametrize(("number", "says"), [(0, "0 entries"), (1, "1 entry"), (2, "2 entries"), ("1", "1 entry"), ("0.1", "0.1 entries")])
-def test_what_is_counted_has_the_right_form(number: int | str, says: str) -> None:
-    assert printing.counted(number, "entry", "entries") == says
+@pytest.mark.parametrize(
+    ("number", "message"), [(0, "0 entries"), (1, "1 entry"), (2, "2 entries"), ("1", "1 entry"), ("0.1", "0.1 entries")]
+)
+def test_plural_forms(number: int | str, message: str) -> None:
+    assert printing.counted(number, "entry", "entries") == message
 
 
-def test_most_words_just_take_an_s() -> None:
+def test_most_plurals_add_an_s() -> None:
     assert (printing.counted(1, "key"), printing.counted(3, "key")) == ("1 key", "3 keys")

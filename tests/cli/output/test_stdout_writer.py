@@ -49,12 +49,12 @@ def pipe() -> Iterator[Pipe]:
             pass
 
 
-async def test_text_is_out_at_once(pipe: Pipe) -> None:
+async def test_text_is_written_immediately(pipe: Pipe) -> None:
     await StdoutWriter(pipe.writer).write("grüße")
     assert pipe.read(7).decode() == "grüße"
 
 
-async def test_a_full_pipe_blocks_the_writer_and_not_the_loop(pipe: Pipe) -> None:
+async def test_full_pipe_blocks_the_writer_not_the_loop(pipe: Pipe) -> None:
     filled = pipe.fill()
     async with asyncio.TaskGroup() as tasks:
         writing = tasks.create_task(StdoutWriter(pipe.writer).write("after"))
@@ -65,27 +65,27 @@ async def test_a_full_pipe_blocks_the_writer_and_not_the_loop(pipe: Pipe) -> Non
     assert pipe.read(5) == b"after"
 
 
-async def test_a_write_that_waits_can_be_cancelled(pipe: Pipe) -> None:
+async def test_waiting_write_can_be_canceled(pipe: Pipe) -> None:
     pipe.fill()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await StdoutWriter(pipe.writer).write("never")
 
 
-async def test_a_long_text_goes_through_a_small_pipe(pipe: Pipe) -> None:
+async def test_long_text_passes_a_small_pipe(pipe: Pipe) -> None:
     text = "0123456789" * 5_000
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(StdoutWriter(pipe.writer).write(text))
         assert await asyncio.to_thread(pipe.read, len(text)) == text.encode()
 
 
-async def test_a_reader_that_is_gone_is_a_broken_pipe(pipe: Pipe) -> None:
+async def test_closed_reader_is_a_broken_pipe(pipe: Pipe) -> None:
     os.close(pipe.reader)
     with pytest.raises(BrokenPipeError):
         await StdoutWriter(pipe.writer).write("hello")
 
 
-async def test_a_line_is_ended_once(pipe: Pipe) -> None:
+async def test_line_is_ended_once(pipe: Pipe) -> None:
     outlet = StdoutWriter(pipe.writer)
     await outlet.end_line()
     await outlet.write("a")
@@ -96,7 +96,7 @@ async def test_a_line_is_ended_once(pipe: Pipe) -> None:
     assert pipe.read(4) == b"a\nb\n"
 
 
-async def test_a_regular_file_never_waits() -> None:
+async def test_regular_file_never_waits() -> None:
     with tempfile.TemporaryFile("w", encoding="utf-8") as file:
         await StdoutWriter(file).write("x" * 10_000)
         assert os.fstat(file.fileno()).st_size == 10_000

@@ -1,4 +1,4 @@
-"""A terminal with somebody at it: a pair of pseudo-terminals, of which the program has one."""
+"""A terminal with a user: a pair of pseudo-terminals, one of which belongs to the program."""
 
 import asyncio
 import fcntl
@@ -28,7 +28,7 @@ class Person:
     shown: str = ""
 
     async def sees(self, *words: str, pictures: int = 1, seconds: float = SECONDS) -> str:
-        """Waits for a picture that has all of these, after so many."""
+        """Wait for a frame with all of these texts, after a number of frames."""
         async with asyncio.timeout(seconds):
             while not (self.shown.count(PICTURE) >= pictures and all(word in self.last for word in words)):
                 await self._more()

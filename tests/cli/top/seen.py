@@ -1,4 +1,4 @@
-"""A mesh for `aicli top`: one gateway, two workers of which one is gone, an alert, and a history."""
+"""A mesh for `aicli top`: one gateway, two workers, one of which is gone, an alert, and a history."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -86,20 +86,20 @@ _OF_NODES: Mapping[str, float] = {
 }
 
 
-def history_of(asked: GetHistory) -> History:
+def history_of(request: GetHistory) -> History:
     lines: list[HistoryLine] = []
-    for name in asked.names:
+    for name in request.names:
         if name in _OF_NODES:
             lines.append(line(name, _OF_NODES[name], node=WORKER[:12]))
         elif name == "ai_platform_completed_requests_total":
             lines += [line(name, 11.5, service="metrics", status="success"), line(name, 0.5, service="metrics", status="error")]
         elif name == "ai_platform_queue_depth":
             lines.append(line(name, 3.0, service="gateway", model="smollm2"))
-        elif "node" in asked.by:
+        elif "node" in request.by:
             lines.append(line(name, 80.0, service="inference", node=WORKER[:12], type="output"))
         else:
             lines += [line(name, 340.0, service="gateway", type="input"), line(name, 1234.0, service="gateway", type="output")]
-    return answer(*lines, since=asked.since)
+    return answer(*lines, since=request.since)
 
 
 def fill(mesh: FakeMesh) -> None:

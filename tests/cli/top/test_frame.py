@@ -25,14 +25,14 @@ def made(readings: MeshReadings) -> TopFrame:
     return frame.make(readings, NOW + 14, AT)
 
 
-def test_a_frame_says_what_is_wrong_and_what_fires_now() -> None:
+def test_frame_shows_current_problems_and_alerts() -> None:
     found = made(ALL)
     assert (found.health, found.alerts_firing, found.silent) == ("degraded", 1, ())
     assert [(one.name, one.status, one.seconds) for one in found.wrong] == [("UGONEBBBB", "down", 12)]
     assert [(one.name, one.seconds) for one in found.alerts] == [("worker_gone", 300)]
 
 
-def test_a_node_has_its_own_load_and_one_that_is_gone_has_none() -> None:
+def test_node_has_its_own_load_and_a_gone_one_has_none() -> None:
     found = made(ALL)
     by_id = {node.id: node for node in found.nodes}
     assert (by_id[WORKER].state, by_id[WORKER].cpu, by_id[WORKER].slots) == ("used", 0.5, 4)
@@ -40,14 +40,14 @@ def test_a_node_has_its_own_load_and_one_that_is_gone_has_none() -> None:
     assert found.streams_running == 2
 
 
-def test_five_alerts_at_most_and_how_many_there_are() -> None:
+def test_at_most_five_alerts_are_listed_with_their_total() -> None:
     many = Alerts(tuple(seen.alert(f"number_{number}") for number in range(8)), ())
     found = made(MeshReadings(alerts=SourceAnswer(many, NOW)))
     assert [one.name for one in found.alerts] == [f"number_{number}" for number in range(5)]
     assert found.alerts_firing == 8
 
 
-def test_what_is_down_stands_before_what_is_degraded() -> None:
+def test_down_components_precede_degraded_ones() -> None:
     parts = [ComponentHealth(name=status, kind="service", status=status, since=AT) for status in ("degraded", "healthy", "down")]
     health = SystemHealth(status="down", components=tuple(parts) * 4)
     found = made(MeshReadings(health=SourceAnswer(health, NOW)))
@@ -55,19 +55,19 @@ def test_what_is_down_stands_before_what_is_degraded() -> None:
     assert found.parts_wrong == 8
 
 
-def test_a_silent_source_keeps_its_last_numbers_and_says_how_old_they_are() -> None:
+def test_silent_source_keeps_its_last_values_with_their_age() -> None:
     away = errors.NotReachable("no gateway answers")
     found = made(MeshReadings(nodes=ALL.nodes.missed(away), health=SourceAnswer(problem=away)))
     assert len(found.nodes) == 3
     assert found.silent == (SilentSource("health", "no gateway answers", None), SilentSource("nodes", "no gateway answers", 14))
 
 
-def test_before_anybody_answered_nothing_is_known() -> None:
+def test_nothing_is_known_before_the_first_answer() -> None:
     found = made(MeshReadings())
     assert (found.health, found.requests_per_second, found.streams_running, found.alerts_firing, found.nodes) == (None,) * 4 + ((),)
     assert (found.wrong, found.parts_wrong) == ((), None)
 
 
-def test_a_clock_that_is_ahead_there_makes_no_negative_age() -> None:
+def test_clock_skew_gives_no_negative_age() -> None:
     found = made(MeshReadings(alerts=SourceAnswer(Alerts((seen.alert(since=AT + timedelta(hours=1)),), ()), NOW)))
     assert found.alerts[0].seconds == 0

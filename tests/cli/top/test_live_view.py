@@ -1,4 +1,4 @@
-"""The live view on a terminal: pictures, keys, another size, and the terminal as it was at the end."""
+"""The live view on a terminal: frames, keys, resizing, and the restored terminal."""
 
 import asyncio
 import os
@@ -42,7 +42,7 @@ def live(screen: Person, mesh: FakeMesh, seconds: float = 0.02) -> LiveView:
 
 @asynccontextmanager
 async def restored(screen: Person) -> AsyncIterator[None]:
-    """As it was before: the modes, the cursor, the screen, and who hears of another size."""
+    """The terminal is restored: modes, cursor, screen, and the resize handler."""
     before = termios.tcgetattr(screen.ours)
     yield
     assert termios.tcgetattr(screen.ours) == before
@@ -51,7 +51,7 @@ async def restored(screen: Person) -> AsyncIterator[None]:
     assert signal.getsignal(signal.SIGWINCH) == signal.SIG_DFL
 
 
-async def test_it_shows_frame_after_frame_until_q(screen: Person, mesh: FakeMesh) -> None:
+async def test_frames_are_shown_until_q(screen: Person, mesh: FakeMesh) -> None:
     async with restored(screen), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(live(screen, mesh).run())
         first = await screen.sees("12 requests/s", "UWORKERAA")
@@ -63,7 +63,7 @@ async def test_it_shows_frame_after_frame_until_q(screen: Person, mesh: FakeMesh
             await running
 
 
-async def test_who_is_away_is_said_in_the_picture_and_forgotten_when_it_is_back(screen: Person, mesh: FakeMesh) -> None:
+async def test_silent_source_is_shown_until_it_is_back(screen: Person, mesh: FakeMesh) -> None:
     async with restored(screen), asyncio.TaskGroup() as tasks:
         tasks.create_task(live(screen, mesh).run())
         await screen.sees("UWORKERAA")
@@ -76,7 +76,7 @@ async def test_who_is_away_is_said_in_the_picture_and_forgotten_when_it_is_back(
         screen.press("q")
 
 
-async def test_keys_are_obeyed_between_two_looks(screen: Person, mesh: FakeMesh) -> None:
+async def test_keys_work_between_two_refreshes(screen: Person, mesh: FakeMesh) -> None:
     async with restored(screen), asyncio.TaskGroup() as tasks:
         tasks.create_task(live(screen, mesh, seconds=3600).run())
         await screen.sees("sort: node", "UGATEWAYC", "UWORKERAA")
@@ -86,7 +86,7 @@ async def test_keys_are_obeyed_between_two_looks(screen: Person, mesh: FakeMesh)
         screen.press("q")
 
 
-async def test_another_size_is_another_picture_and_a_small_one_is_cut(screen: Person, mesh: FakeMesh) -> None:
+async def test_resize_redraws_and_small_terminals_are_cropped(screen: Person, mesh: FakeMesh) -> None:
     async with restored(screen), asyncio.TaskGroup() as tasks:
         tasks.create_task(live(screen, mesh, seconds=3600).run())
         await screen.sees("UWORKERAA", "no heartbeat\x1b[K")
@@ -99,14 +99,14 @@ async def test_another_size_is_another_picture_and_a_small_one_is_cut(screen: Pe
         screen.press("q")
 
 
-async def test_the_terminal_is_as_it_was_after_an_error(screen: Person, mesh: FakeMesh) -> None:
+async def test_terminal_is_restored_after_an_error(screen: Person, mesh: FakeMesh) -> None:
     async with restored(screen):
         mesh.answer(gateway.list_nodes, errors.NotAllowed("the key was revoked"))
         with pytest.raises(errors.NotAllowed, match="the key was revoked"):
             await live(screen, mesh).run()
 
 
-async def test_the_terminal_is_as_it_was_after_an_interrupt(screen: Person, mesh: FakeMesh) -> None:
+async def test_terminal_is_restored_after_an_interrupt(screen: Person, mesh: FakeMesh) -> None:
     async with restored(screen):
         running = asyncio.create_task(live(screen, mesh).run())
         await screen.sees("UWORKERAA")
@@ -115,7 +115,7 @@ async def test_the_terminal_is_as_it_was_after_an_interrupt(screen: Person, mesh
             await running
 
 
-async def test_no_colour_where_none_is_wanted(screen: Person, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_color_if_disabled(screen: Person, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(live(screen, mesh).run())
@@ -136,5 +136,5 @@ async def test_no_colour_where_none_is_wanted(screen: Person, mesh: FakeMesh, mo
         (b"\x03\xff", []),
     ],
 )
-def test_what_was_pressed(typed: bytes, pressed: list[str]) -> None:
+def test_key_presses(typed: bytes, pressed: list[str]) -> None:
     assert terminal.keys(typed) == pressed

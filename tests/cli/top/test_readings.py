@@ -1,4 +1,4 @@
-"""The latest numbers of the history, in the order in which an operator reads them."""
+"""The latest values of the history, in the order in which an operator reads them."""
 
 from datetime import timedelta
 
@@ -14,13 +14,13 @@ COMPLETED, TOKENS, QUEUE = "ai_platform_completed_requests_total", "ai_platform_
 CPU, USED, TOTAL = "ai_platform_host_cpu_usage_ratio", "ai_platform_gpu_memory_used_bytes", "ai_platform_gpu_memory_total_bytes"
 
 
-def test_requests_are_all_that_ended_and_errors_those_that_somebody_must_look_at() -> None:
+def test_requests_are_all_completed_ones_and_errors_those_to_look_into() -> None:
     ended = [line(COMPLETED, rate, status=status) for status, rate in [("success", 4), ("error", 2), ("timeout", 1), ("limited", 8)]]
     found = readings.numbers([answer(*ended)])
     assert (found.requests, found.errors) == (15, 3)
 
 
-def test_tokens_are_those_of_gateways_and_a_workers_own_are_its_output() -> None:
+def test_tokens_come_from_gateways_and_output_tokens_from_workers() -> None:
     of_mesh = answer(
         line(TOKENS, 10, service="gateway", type="input"),
         line(TOKENS, 20, service="gateway", type="output"),
@@ -36,7 +36,7 @@ def test_tokens_are_those_of_gateways_and_a_workers_own_are_its_output() -> None
     assert found.loads == {"one": NodeLoad(tokens_per_second=20)}
 
 
-def test_what_waits_at_gateways_and_workers_is_one_queue_and_the_longest_comes_first() -> None:
+def test_queues_of_gateways_and_workers_are_added_longest_first() -> None:
     waiting = answer(
         line(QUEUE, 1, service="gateway", model="b"),
         line(QUEUE, 1, service="gateway", model="a"),
@@ -46,7 +46,7 @@ def test_what_waits_at_gateways_and_workers_is_one_queue_and_the_longest_comes_f
     assert list(readings.numbers([waiting]).queues.items()) == [("a", 3), ("b", 1)]
 
 
-def test_gpus_of_a_node_are_one_memory() -> None:
+def test_gpus_of_a_node_share_one_memory_figure() -> None:
     gpus = answer(
         line(USED, 2, node="n", gpu="0"),
         line(USED, 4, node="n", gpu="1"),
@@ -67,21 +67,21 @@ def test_gpus_of_a_node_are_one_memory() -> None:
         pytest.param((None, None), None, id="none"),
     ],
 )
-def test_the_number_that_is_shown(values: tuple[float | None, ...], shown: float | None) -> None:
+def test_shown_number(values: tuple[float | None, ...], shown: float | None) -> None:
     found = readings.numbers([answer(line(CPU, values[-1], *values[:-1], node="n")), answer(line(CPU, 1.0, 1.0, node="other"))])
     assert found.loads.get("n", NodeLoad()).cpu == shown
 
 
-def test_a_node_that_fell_silent_has_no_load_any_more() -> None:
+def test_silent_node_has_no_load() -> None:
     old, new = answer(line(CPU, 0.9, node="gone"), since=AT - timedelta(seconds=60)), answer(line(CPU, 0.1, node="here"))
     assert readings.numbers([old, new]).loads == {"here": NodeLoad(cpu=0.1)}
 
 
-def test_without_a_history_nothing_is_known() -> None:
+def test_nothing_is_known_without_history() -> None:
     assert readings.numbers([answer()]) == readings.numbers([]) == Numbers()
 
 
-def test_nothing_was_said_only_where_nobody_ever_answered() -> None:
+def test_there_is_a_reason_only_if_no_source_ever_answered() -> None:
     away = errors.NotReachable("no gateway answers")
     assert readings.why_nothing(MeshReadings()) is None
     assert readings.why_nothing(MeshReadings(nodes=SourceAnswer(problem=away))) is away

@@ -1,4 +1,4 @@
-"""What is asked of the mesh, and what stays when nobody answers."""
+"""The calls of `aicli top`, and what it keeps when a source is silent."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +38,7 @@ def sources(mesh: FakeMesh, clock: Clock) -> Sources:
     return Sources(FakeConnection(mesh, Profile(node_key_file=Path("none"))), clock)
 
 
-async def test_an_answer_stays_with_its_time_while_its_source_is_away_and_a_new_one_follows(
-    sources: Sources, mesh: FakeMesh, clock: Clock
-) -> None:
+async def test_last_answer_is_kept_while_its_source_is_down(sources: Sources, mesh: FakeMesh, clock: Clock) -> None:
     before = await sources.look()
     mesh.answer(gateway.list_nodes, errors.NotReachable("no gateway answers"))
     clock.now = 7.0
@@ -54,21 +52,21 @@ async def test_an_answer_stays_with_its_time_while_its_source_is_away_and_a_new_
     assert (back.answer, back.at, back.problem) == (gateway.NodeRows(()), 7.0, None)
 
 
-async def test_the_history_is_asked_as_often_as_it_may_have_changed(sources: Sources, mesh: FakeMesh, clock: Clock) -> None:
-    def asked() -> int:
-        return sum(one.method == metrics.get_history.name for one in mesh.asked)
+async def test_history_is_requested_only_as_often_as_it_changes(sources: Sources, mesh: FakeMesh, clock: Clock) -> None:
+    def count_queries() -> int:
+        return sum(one.method == metrics.get_history.name for one in mesh.calls)
 
     await sources.look()
-    of_one_look = asked()
+    of_one_look = count_queries()
     clock.now = 4.9
     await sources.look()
-    assert asked() == of_one_look
+    assert count_queries() == of_one_look
     clock.now = 5.0
     await sources.look()
-    assert asked() == 2 * of_one_look
+    assert count_queries() == 2 * of_one_look
 
 
-async def test_a_refusal_ends_the_look(sources: Sources, mesh: FakeMesh) -> None:
+async def test_refusal_ends_the_command(sources: Sources, mesh: FakeMesh) -> None:
     mesh.answer(metrics.get_history, errors.NotAuthenticated("this key was revoked"))
     with pytest.raises(errors.NotAuthenticated, match="this key was revoked"):
         await sources.look()

@@ -1,4 +1,4 @@
-"""From a frame to what stands on the screen."""
+"""From a frame to the text on the screen."""
 
 import msgspec
 import pytest
@@ -56,7 +56,7 @@ def first_words(found: TopFrame, view: View) -> list[str]:
     return [row.split()[0] for row in rows[next(place for place, row in enumerate(rows) if row.startswith("NODE")) + 1 :]]
 
 
-def test_the_gravest_stands_first_and_then_the_rates_and_the_nodes() -> None:
+def test_most_severe_problem_comes_first_then_rates_then_nodes() -> None:
     rows = text_view.whole(FRAME)
     assert rows[0].startswith("aimesh degraded   2 alerts")
     assert rows[1:] == [
@@ -73,7 +73,7 @@ def test_the_gravest_stands_first_and_then_the_rates_and_the_nodes() -> None:
     ]
 
 
-def test_what_is_silent_is_said_once_for_one_reason_and_its_table_is_dimmed() -> None:
+def test_common_reason_is_shown_once_and_the_table_is_dimmed() -> None:
     away = errors.NotReachable("no gateway answers")
     found = frame.make(
         MeshReadings(nodes=SourceAnswer(NodeRows(seen.NODES), 1.0).missed(away), numbers=SourceAnswer(problem=away)), 15.0, AT
@@ -87,7 +87,7 @@ def test_what_is_silent_is_said_once_for_one_reason_and_its_table_is_dimmed() ->
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (10, 3), (40, 8), (80, 24), (300, 100)])
 @pytest.mark.parametrize("above", [0, 1, 1000])
-def test_no_line_is_longer_than_the_terminal_and_there_are_no_more_of_them(width: int, height: int, above: int) -> None:
+def test_no_line_or_page_exceeds_the_terminal(width: int, height: int, above: int) -> None:
     for found in (FRAME, many(300)):
         rows = shown(found, text_view.scrolled(found, View(above=above), width, height), width, height)
         assert len(rows) <= height
@@ -100,19 +100,19 @@ def test_no_line_is_longer_than_the_terminal_and_there_are_no_more_of_them(width
     ("width", "titles"),
     [
         (120, "NODE KIND STATE PATH RTT CPU GPU MEMORY RUNNING TOKENS/S MODELS WHY NOT"),
-        # A usual terminal: what is running, how fast, and with what, stands before how much memory it takes.
+        # In a terminal of usual width, load and speed come before memory.
         (80, "NODE KIND STATE PATH CPU GPU RUNNING TOKENS/S MODELS"),
         (60, "NODE STATE CPU GPU RUNNING TOKENS/S MODELS"),
         (48, "NODE STATE RUNNING TOKENS/S MODELS"),
         (20, "NODE STATE RU"),
     ],
 )
-def test_in_a_narrow_terminal_the_least_important_columns_leave(width: int, titles: str) -> None:
+def test_narrow_terminal_hides_the_least_important_columns(width: int, titles: str) -> None:
     (heading,) = (row for row in shown(FRAME, width=width) if row.startswith("NODE"))
     assert " ".join(heading.split()) == titles
 
 
-def test_a_column_that_nobody_fills_is_left_out_but_not_what_is_sorted_by() -> None:
+def test_empty_column_is_hidden_unless_sorted_by() -> None:
     by = [column.title for column in COLUMNS].index("GPU MEM")
     for width in (120, 80, 60):
         assert not [row for row in shown(FRAME, width=width) if "GPU MEM" in row]
@@ -120,13 +120,13 @@ def test_a_column_that_nobody_fills_is_left_out_but_not_what_is_sorted_by() -> N
         assert "GPU MEM" in heading
 
 
-def test_the_state_has_its_colour_wherever_it_stands() -> None:
+def test_state_has_its_color_everywhere() -> None:
     for width in (120, 50):
         *_, gone, _ = text_view.fitted(FRAME, View(), width, 40)
         assert [(span.text.strip(), span.style) for span in gone if span.style] == [("gone", "red")]
 
 
-def test_one_can_scroll_to_the_last_node_and_back() -> None:
+def test_scroll_to_the_last_node_and_back() -> None:
     found, view = many(50), View()
     for _ in range(100):
         view = text_view.scrolled(found, text_view.press(view, "down") or View(), 120, 24)
@@ -136,7 +136,7 @@ def test_one_can_scroll_to_the_last_node_and_back() -> None:
     assert view == View()
 
 
-def test_s_goes_through_all_columns_that_can_be_sorted_by_and_the_highest_is_first() -> None:
+def test_s_cycles_through_sortable_columns_highest_first() -> None:
     view, titles = View(), []
     while True:
         pressed = text_view.press(view, "s")
@@ -152,7 +152,7 @@ def test_s_goes_through_all_columns_that_can_be_sorted_by_and_the_highest_is_fir
     assert first_words(FRAME, cpu)[0] == WORKER[:9]
 
 
-def test_a_page_at_a_time_and_to_either_end() -> None:
+def test_page_up_page_down_home_and_end() -> None:
     found, view = many(200), View()
     tops = []
     for key in ("page down", "page down", "page up", "end", "page down", "home", "page up"):
@@ -162,7 +162,7 @@ def test_a_page_at_a_time_and_to_either_end() -> None:
     assert tops[3:] == [tops[3]] * 2 + ["U00000000"] * 2
 
 
-def test_what_finds_no_room_is_counted_and_said_where_to_find_it() -> None:
+def test_hidden_rows_are_counted_with_a_hint() -> None:
     parts = tuple(ComponentHealth(name=f"w{number}", kind="worker", status="down", since=AT) for number in range(9))
     alerts = Alerts(tuple(seen.alert(f"number_{number}") for number in range(7)), ())
     found = frame.make(
@@ -177,7 +177,7 @@ def test_what_finds_no_room_is_counted_and_said_where_to_find_it() -> None:
 LONG = "it went without a goodbye, see `aicli worker status` on its machine: it has been silent for 3.0 s"
 
 
-def test_a_long_reason_goes_on_in_a_second_line_where_there_is_room() -> None:
+def test_long_reason_wraps_if_there_is_space() -> None:
     ill = UnhealthyComponent("UGONEBBBB", "worker", "down", 12, LONG)
     found = msgspec.structs.replace(FRAME, wrong=(ill,))
     rows = shown(found, width=80, height=24)
@@ -193,7 +193,7 @@ def test_a_long_reason_goes_on_in_a_second_line_where_there_is_room() -> None:
     assert shown(endless, width=80, height=24)[3].startswith("warning")
 
 
-def test_nodes_have_the_room_before_the_end_of_a_reason() -> None:
+def test_nodes_take_space_before_long_reasons() -> None:
     found = msgspec.structs.replace(many(50), wrong=(UnhealthyComponent("UGONEBBBB", "worker", "down", 12, LONG),) * 3)
     tall, low = shown(found, width=80, height=24), shown(found, width=80, height=15)
     assert sum(row.startswith("    ") for row in tall) == 3
@@ -203,22 +203,22 @@ def test_nodes_have_the_room_before_the_end_of_a_reason() -> None:
     assert last.startswith("U00000049")
 
 
-def test_q_ends_it_and_other_keys_change_nothing() -> None:
+def test_q_quits_and_other_keys_do_nothing() -> None:
     view = View(sort=5, above=3)
     assert text_view.press(view, "q") is None
     assert [text_view.press(view, key) for key in ("x", "", "left")] == [view] * 3
 
 
 @given(st.text())
-def test_what_the_mesh_says_moves_no_cursor_and_begins_no_line(said: str) -> None:
+def test_text_from_the_mesh_cannot_move_the_cursor_or_add_lines(message: str) -> None:
     found = msgspec.structs.replace(
         FRAME,
-        health=said,
-        wrong=(UnhealthyComponent(said, said, said, 1.0, said),),
-        alerts=(FiringAlert(said, said, 1.0, said, said, silenced=False),),
-        queues={said: 2.0},
-        nodes=(msgspec.structs.replace(FRAME.nodes[1], id=said, kind=said, path=said, models=(ModelName(said),)),),
-        silent=(frame.SilentSource("nodes", said, None),),
+        health=message,
+        wrong=(UnhealthyComponent(message, message, message, 1.0, message),),
+        alerts=(FiringAlert(message, message, 1.0, message, message, silenced=False),),
+        queues={message: 2.0},
+        nodes=(msgspec.structs.replace(FRAME.nodes[1], id=message, kind=message, path=message, models=(ModelName(message),)),),
+        silent=(frame.SilentSource("nodes", message, None),),
     )
     for row in (*text_view.whole(found), *shown(found, width=1000)):
         assert not any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in row)

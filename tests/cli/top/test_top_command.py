@@ -1,4 +1,4 @@
-"""`aicli top` where stdout is no terminal: one frame as text, or objects."""
+"""`aicli top` without a terminal: one frame as text, or JSON objects."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ def watching(shell: Shell) -> Shell:
     return shell
 
 
-def test_without_a_terminal_it_is_one_frame_as_plain_text(watching: Shell) -> None:
+def test_without_a_terminal_one_plain_frame_is_printed(watching: Shell) -> None:
     done = watching("top")
     assert (done.exit_code, done.stderr) == (0, "")
     rows = done.stdout.splitlines()
@@ -30,10 +30,10 @@ def test_without_a_terminal_it_is_one_frame_as_plain_text(watching: Shell) -> No
     assert rows[-1].split()[-7:] == ["75%", "25%", "2/4", "+1", "80", "smollm2", "–"]
     assert "\x1b" not in done.stdout
     assert watching("top", "--once").stdout.splitlines()[1:] == rows[1:]
-    assert {asked.credential for asked in watching.mesh.asked} == {KEY}
+    assert {call.credential for call in watching.mesh.calls} == {KEY}
 
 
-def test_json_is_an_object_on_one_line(watching: Shell) -> None:
+def test_json_is_one_object_per_line(watching: Shell) -> None:
     (line,) = watching("top", "--json", "--once").stdout.splitlines()
     found = json.loads(line)
     assert (found["health"], found["streams_running"], found["queues"], found["silent"]) == ("degraded", 2, {"smollm2": 3}, [])
@@ -42,7 +42,7 @@ def test_json_is_an_object_on_one_line(watching: Shell) -> None:
     assert (worker["gpu_memory"], worker["tokens_per_second"], worker["round_trip_ms"]) == (0.25, 80, 1.25)
 
 
-def test_json_goes_on_until_it_is_ended(watching: Shell) -> None:
+def test_json_continues_until_interrupted(watching: Shell) -> None:
     looks = 0
 
     def ended(_request: gateway.ListNodes) -> gateway.NodeRows:
@@ -58,14 +58,14 @@ def test_json_goes_on_until_it_is_ended(watching: Shell) -> None:
     assert json.loads(done.stderr)["error"]["code"] == "not_allowed"
 
 
-def test_who_is_no_administrator_is_told_so(watching: Shell) -> None:
+def test_non_administrator_gets_an_explanation(watching: Shell) -> None:
     watching.mesh.answer(alerts.list_alerts, errors.NotAllowed("ada is no administrator", hint="ask an administrator"))
     done = watching("top")
     assert (done.exit_code, done.stdout) == (ExitCode.FAILED, "")
     assert done.stderr == "error: ada is no administrator – ask an administrator\n"
 
 
-def test_what_is_away_is_said_and_the_rest_is_shown(watching: Shell) -> None:
+def test_unavailable_source_is_mentioned_and_the_rest_is_shown(watching: Shell) -> None:
     away = errors.NotReachable("no metrics answers")
     watching.mesh.answer(metrics.get_system_health, away)
     watching.mesh.answer(alerts.list_alerts, away)
@@ -76,32 +76,32 @@ def test_what_is_away_is_said_and_the_rest_is_shown(watching: Shell) -> None:
     assert WORKER[:9] in done.stdout
 
 
-def test_alerts_that_the_metrics_service_read_long_ago_are_old(watching: Shell) -> None:
+def test_alerts_read_long_ago_are_marked_as_old(watching: Shell) -> None:
     watching.mesh.answer(alerts.list_alerts, alerts.Alerts((seen.alert(),), (), datetime.now(UTC) - timedelta(minutes=3)))
     done = watching("top")
     assert seen.alert().summary in done.stdout
     assert "the alerts: 3 min old – the metrics service cannot read PostgreSQL" in done.stdout
 
 
-def test_where_nobody_answers_it_fails_and_says_why(shell: Shell) -> None:
+def test_no_answer_at_all_fails_with_the_reason(shell: Shell) -> None:
     for arguments in (("top",), ("top", "--json", "--once")):
         done = shell(*arguments)
         assert (done.exit_code, done.stdout) == (ExitCode.NOTHING_SERVES, "")
         assert "answers" in done.stderr
 
 
-def test_a_service_of_an_earlier_version_is_no_reason_to_end(watching: Shell) -> None:
+def test_older_service_does_not_end_the_command(watching: Shell) -> None:
     watching.mesh.answer(metrics.get_system_health, errors.WrongRole("a client may not call metrics.getSystemHealth"))
     done = watching("top")
     assert done.exit_code == 0
     assert "the health: unknown – a client may not call metrics.getSystemHealth" in done.stdout
 
 
-def test_more_nodes_than_an_answer_has_lines_cost_their_loads_and_nothing_else(watching: Shell) -> None:
-    def few(asked: GetHistory) -> History:
-        if "node" in asked.by:
+def test_too_many_nodes_for_one_response_lose_only_their_loads(watching: Shell) -> None:
+    def few(request: GetHistory) -> History:
+        if "node" in request.by:
             raise errors.BadRequest("by: that would be 400 lines")
-        return seen.history_of(asked)
+        return seen.history_of(request)
 
     watching.mesh.answer(metrics.get_history, few)
     done = watching("top")
@@ -112,6 +112,6 @@ def test_more_nodes_than_an_answer_has_lines_cost_their_loads_and_nothing_else(w
 
 
 @pytest.mark.parametrize("seconds", ["0", "0.4", "-1", "3601", "nan", "soon"])
-def test_a_time_that_is_none_is_refused_before_anything_is_asked(watching: Shell, seconds: str) -> None:
+def test_invalid_interval_is_refused_before_any_call(watching: Shell, seconds: str) -> None:
     assert watching("top", "--every", seconds).exit_code == 2
-    assert watching.mesh.asked == []
+    assert watching.mesh.calls == []

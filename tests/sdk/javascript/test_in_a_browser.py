@@ -1,4 +1,4 @@
-"""The client in JavaScript in a real Chromium, as a page has it: from its files as they are, over the browser's own fetch."""
+"""The JavaScript client in a real Chromium: from its unbundled files, with the browser's own fetch."""
 
 import asyncio
 import json
@@ -40,13 +40,13 @@ class Gateway(ThreadingHTTPServer):
     """Serves a page with the client, and a scripted /api; every first stream under a key is cut behind its first word."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Door)
+        super().__init__(("127.0.0.1", 0), GatewayHandler)
         #: The verb and the idempotency key.
-        self.asked: list[tuple[str, str | None]] = []
+        self.received: list[tuple[str, str | None]] = []
         self.withdrawn = threading.Event()
 
 
-class Door(BaseHTTPRequestHandler):
+class GatewayHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     @property
@@ -55,43 +55,43 @@ class Door(BaseHTTPRequestHandler):
         return self.server
 
     def log_message(self, *_: object) -> None:
-        """Nobody reads it."""
+        """Logs nothing."""
 
     def do_GET(self) -> None:
         if self.path == "/":
-            self.say(200, "text/html", b"<title>a page</title>")
+            self.respond(200, "text/html", b"<title>a page</title>")
         elif self.path.startswith("/src/"):
-            self.say(200, "text/javascript", (SOURCES / self.path.removeprefix("/src/")).read_bytes())
+            self.respond(200, "text/javascript", (SOURCES / self.path.removeprefix("/src/")).read_bytes())
         else:
             problem = {"error": {"message": "no more today", "code": "budget_exhausted"}}
-            self.say(402, "application/json", json.dumps(problem).encode(), **{"retry-after-ms": "7"})
+            self.respond(402, "application/json", json.dumps(problem).encode(), **{"retry-after-ms": "7"})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.gateway.asked.append(("POST", self.headers["idempotency-key"]))
+        self.gateway.received.append(("POST", self.headers["idempotency-key"]))
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
         self.end_headers()
         if self.headers["last-event-id"] == f"{REQUEST}-1":
-            self.tell(2, " two")
-            self.tell(3, " three")
+            self.send_event(2, " two")
+            self.send_event(3, " three")
             self.wfile.write(f"data: {json.dumps(END)}\n\ndata: [DONE]\n\n".encode())
             return
-        self.tell(1, "one")
+        self.send_event(1, "one")
         if body["prompt"] == "hang":
             self.gateway.withdrawn.wait(timeout=SECONDS)
 
     def do_DELETE(self) -> None:
-        self.gateway.asked.append(("DELETE", self.headers["idempotency-key"]))
+        self.gateway.received.append(("DELETE", self.headers["idempotency-key"]))
         self.gateway.withdrawn.set()
-        self.say(200, "application/json", b"{}")
+        self.respond(200, "application/json", b"{}")
 
-    def tell(self, number: int, text: str) -> None:
+    def send_event(self, number: int, text: str) -> None:
         self.wfile.write(f"id: {REQUEST}-{number}\ndata: {json.dumps({'text': text})}\n\n".encode())
         self.wfile.flush()
 
-    def say(self, status: int, kind: str, content: bytes, **headers: str) -> None:
+    def respond(self, status: int, kind: str, content: bytes, **headers: str) -> None:
         self.send_response(status)
         for name, value in {"content-type": kind, "content-length": str(len(content)), **headers}.items():
             self.send_header(name, value)
@@ -113,16 +113,16 @@ def serving() -> Iterator[Gateway]:
         thread.join()
 
 
-async def test_a_page_streams_over_a_cut_stops_and_is_told_what_is_wrong() -> None:
+async def test_page_streams_across_a_break_stops_and_gets_errors() -> None:
     with serving() as gateway:
         async with chromium.launch() as browser:
             page = await browser.open()
             await page.goto(f"http://127.0.0.1:{gateway.server_port}")
-            said: dict[str, Any] = json.loads(await page.evaluate(PROGRAM))
+            result: dict[str, Any] = json.loads(await page.evaluate(PROGRAM))
             assert await asyncio.to_thread(gateway.withdrawn.wait, SECONDS)
-    assert said["pieces"] == ["one", " two", " three"]
-    assert (said["answer"]["text"], said["left"]) == ("one two three", None)
-    assert said["refused"] == ["BudgetExhausted", "budget_exhausted", 7]
-    first, again, hanging, withdrawn = gateway.asked
+    assert result["pieces"] == ["one", " two", " three"]
+    assert (result["answer"]["text"], result["left"]) == ("one two three", None)
+    assert result["refused"] == ["BudgetExhausted", "budget_exhausted", 7]
+    first, again, hanging, withdrawn = gateway.received
     assert first == again != hanging
     assert withdrawn == ("DELETE", hanging[1])

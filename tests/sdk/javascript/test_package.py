@@ -1,4 +1,4 @@
-"""The client in JavaScript, by itself: its own tests, its types, what it is made of, and that it knows the errors of the gateway."""
+"""The JavaScript package on its own: its tests, its types, its contents, and the gateway errors it knows."""
 
 import json
 import os
@@ -27,20 +27,20 @@ def node(*arguments: str, folder: Path = PACKAGE) -> subprocess.CompletedProcess
     )
 
 
-def test_the_tests_of_the_package_pass() -> None:
+def test_package_tests_pass() -> None:
     done = node("--test", "--test-reporter=spec", "test/*.test.js")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert int(re.findall(r"tests (\d+)\n", done.stdout)[-1]) > 100
 
 
-def test_the_types_that_are_declared_are_those_of_the_code() -> None:
+def test_declared_types_match_the_code() -> None:
     compiler = PACKAGE / "node_modules" / "typescript" / "bin" / "tsc"
     assert compiler.exists(), f"there in {PACKAGE}: npm ci --ignore-scripts"
     done = node(str(compiler))
     assert done.returncode == 0, done.stdout
 
 
-def test_every_error_of_the_gateway_is_known_with_whether_another_try_helps() -> None:
+def test_every_gateway_error_is_known_with_its_retryability() -> None:
     program = "import { KINDS } from './src/errors.js'; console.log(JSON.stringify([...KINDS].map(([code, [, retry]]) => [code, retry])))"
     known = dict(json.loads(node("--input-type=module", "--eval", program).stdout))
     assert known == {code: kind.retryable for code, kind in errors.BY_CODE.items()}
@@ -51,14 +51,14 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def test_who_installs_it_installs_nothing_else() -> None:
+def test_package_has_no_dependencies() -> None:
     package = read("package.json")
     assert not {"dependencies", "optionalDependencies", "peerDependencies"} & package.keys()
     for script in ("preinstall", "install", "postinstall", "prepare"):
         assert script not in package["scripts"]
 
 
-def test_its_lock_names_no_registry_and_every_hash() -> None:
+def test_lock_names_no_registry_and_has_every_hash() -> None:
     packages = read("package-lock.json")["packages"]
     assert '"resolved"' not in (PACKAGE / "package-lock.json").read_text(encoding="utf-8")
     wanted = read("package.json")["devDependencies"]
@@ -68,14 +68,14 @@ def test_its_lock_names_no_registry_and_every_hash() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/*.js")), ids=lambda path: path.name)
-def test_a_file_has_one_job_and_says_which(path: Path) -> None:
+def test_each_file_states_its_one_purpose(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= MOST_LINES
     if path.parent.name == "src":
         assert lines[0].startswith("// ")
 
 
-def test_it_stays_small_and_imports_nothing_of_node() -> None:
+def test_package_stays_small_and_imports_nothing_from_node() -> None:
     sources = {path.name: path.read_text(encoding="utf-8") for path in (PACKAGE / "src").glob("*.js")}
     assert sum(map(len, sources.values())) <= MOST_BYTES
     assert sources

@@ -1,4 +1,4 @@
-"""The client in JavaScript against a whole stack: the examples of its README, an answer, a stream that is cut, and who may not ask."""
+"""The JavaScript client with a whole stack: the examples of its README, an answer, an interrupted stream, and missing credentials."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ const tell = (said) => console.log(JSON.stringify(said))
 
 
 async def run(folder: Path, program: str, url: str, key: str, **variables: str) -> tuple[int | None, str, str]:
-    """A program of somebody who has installed the package."""
+    """A program of a user who has installed the package."""
     (folder / "node_modules").mkdir(exist_ok=True)
     installed = folder / "node_modules" / "aimesh-client"
     if not installed.exists():
@@ -58,7 +58,7 @@ async def run(folder: Path, program: str, url: str, key: str, **variables: str) 
     return process.returncode, out.decode(), err.decode()
 
 
-async def told(folder: Path, program: str, url: str, key: str) -> Any:
+async def run_program(folder: Path, program: str, url: str, key: str) -> Any:
     status, out, err = await run(folder, BEGINNING + program, url, key)
     assert status == 0, err
     return json.loads(out)
@@ -66,9 +66,7 @@ async def told(folder: Path, program: str, url: str, key: str) -> Any:
 
 @pytest.mark.parametrize("service", ["gateway", "web"])
 @pytest.mark.parametrize("number", range(len(PRINTED)))
-async def test_the_examples_of_the_readme_do_what_they_say(
-    stack: RunningStack, ann: Person, tmp_path: Path, number: int, service: str
-) -> None:
+async def test_readme_examples_work(stack: RunningStack, ann: Person, tmp_path: Path, number: int, service: str) -> None:
     assert len(EXAMPLES) == len(PRINTED)
     login = {"AIMESH_USER": ann.username, "AIMESH_PASSWORD": ann.password}
     status, out, err = await run(tmp_path, EXAMPLES[number], stack.url(service), ann.key.secret, **login)
@@ -76,8 +74,8 @@ async def test_the_examples_of_the_readme_do_what_they_say(
     assert re.fullmatch(PRINTED[number], out, re.DOTALL), out
 
 
-async def test_an_answer_in_a_row_of_its_own(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
-    answer = await told(
+async def test_answer_streams_in_order(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
+    answer = await run_program(
         tmp_path, "tell(await client.inference({ prompt: 'a b c', model: 'echo', maxTokens: 2 }))", stack.url("web"), ann.key.secret
     )
     assert (answer["text"], answer["model"], answer["finishReason"]) == ("a b", "echo", "length")
@@ -87,18 +85,19 @@ async def test_an_answer_in_a_row_of_its_own(stack: RunningStack, ann: Person, t
     assert (row["user_id"], row["tokens_used"]) == (ann.id, 5)
 
 
-async def test_who_has_no_key_is_told(stack: RunningStack, tmp_path: Path) -> None:
+async def test_missing_key_is_reported(stack: RunningStack, tmp_path: Path) -> None:
     program = """
     const about = (error) => [error.name, error.code, error.status, error.requestId !== null]
     const told = (call) => call.catch(about)
     tell([await told(client.inference({ prompt: 'a' })), await told(client.stream({ prompt: 'a' }).finish()), await told(client.quota())])
     """
     assert (
-        await told(tmp_path, program, stack.url("gateway"), "aip_live_nobody") == [["NotAuthenticated", "not_authenticated", 401, True]] * 3
+        await run_program(tmp_path, program, stack.url("gateway"), "aip_live_nobody")
+        == [["NotAuthenticated", "not_authenticated", 401, True]] * 3
     )
 
 
-async def test_a_login_whose_access_token_is_too_old_goes_on(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
+async def test_login_with_an_expired_access_token_continues(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
     program = """
     import { login } from 'aimesh-client'
     const baseUrl = process.env.AIMESH_BASE_URL
@@ -116,7 +115,7 @@ async def test_a_login_whose_access_token_is_too_old_goes_on(stack: RunningStack
 
 @asynccontextmanager
 async def cutting(url: str, cuts_at: list[int]) -> AsyncIterator[str]:
-    """An address before ``url`` that cuts its first connections after so many bytes of the answer, and passes on the later ones whole."""
+    """A proxy for ``url`` that cuts its first connections after some bytes of the answer, and passes on later ones whole."""
     target = urlsplit(url)
     left = list(cuts_at)
 
@@ -149,7 +148,7 @@ async def cutting(url: str, cuts_at: list[int]) -> AsyncIterator[str]:
     assert not left, "it was cut as often as was meant"
 
 
-async def test_a_stream_that_is_cut_goes_on_and_is_one_request(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
+async def test_interrupted_stream_continues_as_one_request(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
     # An event has about 75 bytes: cut before the first one, in its middle, and later ones.
     program = """
     const prompt = Array.from({ length: 300 }, (_, index) => `w${index}`).join(' ')
@@ -159,8 +158,8 @@ async def test_a_stream_that_is_cut_goes_on_and_is_one_request(stack: RunningSta
     tell({ whole: pieces.join('') === prompt && stream.answer.text === prompt, pieces: pieces.length, answer: stream.answer })
     """
     async with cutting(stack.url("gateway"), [0, 700, 1500, 9000]) as url:
-        said = await told(tmp_path, program, url, ann.key.secret)
-    assert (said["whole"], said["pieces"], said["answer"]["usage"]["completionTokens"]) == (True, 300, 300)
+        result = await run_program(tmp_path, program, url, ann.key.secret)
+    assert (result["whole"], result["pieces"], result["answer"]["usage"]["completionTokens"]) == (True, 300, 300)
     async with stack.database("gateway") as database:
         assert await database.fetchval("SELECT count(*) FROM request_logs WHERE user_id = $1", ann.id) == 1
 
@@ -179,7 +178,7 @@ async def busy_slots(stack: RunningStack) -> float:
         pytest.param("control.abort(new Error('enough'))", id="a signal"),
     ],
 )
-async def test_who_leaves_a_stream_frees_the_model(stack: RunningStack, ann: Person, tmp_path: Path, leave: str) -> None:
+async def test_leaving_a_stream_frees_the_model(stack: RunningStack, ann: Person, tmp_path: Path, leave: str) -> None:
     # An answer of 5 s; under its key alone it would be made to its end.
     program = f"""
     const control = new AbortController()
@@ -191,8 +190,8 @@ async def test_who_leaves_a_stream_frees_the_model(stack: RunningStack, ann: Per
     }}
     tell({{ length: stream.text.length, answer: stream.answer }})
     """
-    said = await told(tmp_path, program, stack.url("web"), ann.key.secret)
-    assert (said["length"] < 200, said["answer"]) == (True, None)
+    result = await run_program(tmp_path, program, stack.url("web"), ann.key.secret)
+    assert (result["length"] < 200, result["answer"]) == (True, None)
 
     async def is_free() -> bool:
         return await busy_slots(stack) == 0

@@ -1,4 +1,4 @@
-"""Both clients behind one interface, so that each story is told once and holds for both."""
+"""Both clients behind one interface, so that each test covers both."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ class Got:
     answer: aimesh.Answer | None
 
 
-class Asker(Protocol):
+class EitherClient(Protocol):
     """Either client, as these tests use it."""
 
     async def inference(self, prompt: str, **more: Any) -> aimesh.Answer: ...
@@ -89,7 +89,7 @@ class WithAsyncio:
 class Stage:
     kind: str
     server: Server
-    ask: Asker
+    client: EitherClient
 
 
 @contextlib.asynccontextmanager

@@ -43,7 +43,7 @@ class Then(Enum):
 
 @dataclass(frozen=True)
 class Reply:
-    #: Each is a write of its own.
+    #: Each is written separately.
     parts: Sequence[bytes] = ()
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def events(*parts: bytes, then: Then = Then.END) -> Reply:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReceivedRequest:
     verb: str
     path: str
     headers: Mapping[str, str]
@@ -94,7 +94,7 @@ class Server:
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._stopped = False
-        self.asked: list[Asked] = []
+        self.received: list[ReceivedRequest] = []
         self.connections = 0
         #: Set when a client left an answer that hangs or has no end.
         self.left = threading.Event()
@@ -107,9 +107,9 @@ class Server:
 
     @property
     def withdrawn(self) -> list[str]:
-        """The idempotency keys of what nobody wants any more."""
+        """The idempotency keys of canceled requests."""
         with self._lock:
-            return [one.headers["idempotency-key"] for one in self.asked if (one.verb, one.path) == ("DELETE", "/api/inference")]
+            return [one.headers["idempotency-key"] for one in self.received if (one.verb, one.path) == ("DELETE", "/api/inference")]
 
     def start(self) -> None:
         self._run(self._accept)
@@ -145,23 +145,23 @@ class Server:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rb") as reader, contextlib.suppress(OSError):
-            while (asked := _read(reader)) is not None and self._answer(connection, asked):
+            while (request := _read(reader)) is not None and self._answer(connection, request):
                 pass
         with self._lock:
             self._connections.discard(connection)
 
-    def _answer(self, connection: socket.socket, asked: Asked) -> bool:
+    def _answer(self, connection: socket.socket, request: ReceivedRequest) -> bool:
         """Whether the connection may be used again."""
         with self._lock:
-            self.asked.append(asked)
-            reply = self._reply_to(asked)
+            self.received.append(request)
+            reply = self._reply_to(request)
         connection.sendall(_head(reply))
         for part in reply.parts:
             connection.sendall(_chunk(reply, part))
         return self._end(connection, reply)
 
-    def _reply_to(self, asked: Asked) -> Reply:
-        if asked.verb == "DELETE":
+    def _reply_to(self, request: ReceivedRequest) -> Reply:
+        if request.verb == "DELETE":
             return Reply([b"{}"])
         return self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
 
@@ -207,7 +207,7 @@ def _chunk(reply: Reply, part: bytes) -> bytes:
     return part if reply.head is not None else b"%x\r\n%b\r\n" % (len(part), part)
 
 
-def _read(reader: Any) -> Asked | None:
+def _read(reader: Any) -> ReceivedRequest | None:
     line = reader.readline()
     if not line:
         return None
@@ -217,4 +217,4 @@ def _read(reader: Any) -> Asked | None:
         name, _, value = line.decode().partition(":")
         headers[name.lower()] = value.strip()
     content = reader.read(int(headers.get("content-length", "0")))
-    return Asked(verb, path, headers, json.loads(content) if content else None)
+    return ReceivedRequest(verb, path, headers, json.loads(content) if content else None)

@@ -1,4 +1,4 @@
-"""A server that knows one session: its access token grows too old when a test says so, and each session token gives one answer."""
+"""A server with one session: its access token expires when a test says so, and each session token works once."""
 
 import json
 import threading
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import aimesh
 
-from tests.sdk.python.scripted_server import Asked, Reply, Server, failed, whole
+from tests.sdk.python.scripted_server import ReceivedRequest, Reply, Server, failed, whole
 
 USER = {"id": "u", "username": "ann", "email": "a@b.c", "role": "user", "tier": "free"}
 RENEW = "/api/auth/refresh"
@@ -15,19 +15,19 @@ RENEW = "/api/auth/refresh"
 
 class SessionServer(Server):
     def __init__(self, *answers: Reply) -> None:
-        """``answers`` to whoever has the right token, in order; the last one for ever."""
+        """``answers`` go to requests with the right token, in order; the last one repeats."""
         super().__init__(answers or [whole()])
         self.number = 1
         self.renewals = 0
-        #: Said in place of another token.
+        #: Sent in place of a new token.
         self.refusal: Reply | None = None
-        #: Of so many requests with a token that is too old, none is answered before all are there.
+        #: Requests with an expired token are answered only when this many have arrived.
         self.together = threading.Barrier(1)
-        #: Set where a renewal shall not be answered before it.
+        #: Renewals wait for it.
         self.may_renew = threading.Event()
         self.may_renew.set()
         self.renewing = threading.Event()
-        #: Set where the refusal of the prompt `late` may be told.
+        #: The refusal of the prompt `late` waits for it.
         self.may_refuse = threading.Event()
         self.is_late = threading.Event()
 
@@ -39,29 +39,29 @@ class SessionServer(Server):
         """The access token that is out is too old now."""
         self.number += 1
 
-    def _answer(self, connection: object, asked: Asked) -> bool:
+    def _answer(self, connection: object, request: ReceivedRequest) -> bool:
         # Without the lock, which each request needs for its reply.
-        if asked.path == RENEW:
+        if request.path == RENEW:
             self.renewing.set()
             self.may_renew.wait(5)
-        elif not self._is_good(asked):
-            if (asked.body or {}).get("prompt") == "late":
+        elif not self._is_good(request):
+            if (request.body or {}).get("prompt") == "late":
                 self.is_late.set()
                 self.may_refuse.wait(5)
             self.together.wait(5)
-        return super()._answer(connection, asked)  # type: ignore[arg-type]
+        return super()._answer(connection, request)  # type: ignore[arg-type]
 
-    def _is_good(self, asked: Asked) -> bool:
-        return asked.headers.get("authorization") == f"Bearer access-{self.number}"
+    def _is_good(self, request: ReceivedRequest) -> bool:
+        return request.headers.get("authorization") == f"Bearer access-{self.number}"
 
-    def _reply_to(self, asked: Asked) -> Reply:
-        if asked.path != RENEW:
-            return super()._reply_to(asked) if self._is_good(asked) else failed(401, "not_authenticated")
+    def _reply_to(self, request: ReceivedRequest) -> Reply:
+        if request.path != RENEW:
+            return super()._reply_to(request) if self._is_good(request) else failed(401, "not_authenticated")
         self.renewals += 1
         if self.refusal is not None:
             return self.refusal
         # Spent with this answer, as by the platform.
-        if asked.body != {"session_token": f"session-{self.number - 1}"}:
+        if request.body != {"session_token": f"session-{self.number - 1}"}:
             return failed(401, "not_authenticated")
         token = {"access_token": f"access-{self.number}", "expires_in": 600, "session_token": f"session-{self.number}"}
         return Reply([json.dumps({**token, "token_type": "Bearer", "step": "done", "user": USER}).encode()])

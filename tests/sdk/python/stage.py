@@ -1,4 +1,4 @@
-"""A stage on which one conversation is played against a script: no socket, no clock, no chance."""
+"""Run a conversation against a script: no socket, no clock, no randomness."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ class Try:
 class Played:
     opened: list[OpenRequest] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     #: Access tokens in whose place another was wanted.
     spent: list[str] = field(default_factory=list)
 
@@ -54,7 +54,7 @@ class Played:
 
 
 class Stage:
-    """Time passes by pauses, and by what a script says that it takes."""
+    """Time passes only by pauses and by durations in the script."""
 
     def __init__(
         self, *tries: Try, seconds_each: float = 0.0, api_key: str | None = "aip_live_x", login: SessionLogin | None = None
@@ -96,12 +96,12 @@ class Stage:
                     action = conversation.reply(None)
                 case Renew(spent):
                     action = self._renew(conversation, spent)
-                case EmitText(said):
-                    self.played.said.append(said)
+                case EmitText(text):
+                    self.played.texts.append(text)
                     action = conversation.reply(None)
         return conversation.result
 
-    def ask(self, terms: CallTerms = TERMS) -> Answer:
+    def infer(self, terms: CallTerms = TERMS) -> Answer:
         return self.run(conversations.whole(CALL, self.context, terms))
 
     def stream(self, terms: CallTerms = TERMS) -> Answer:

@@ -1,4 +1,4 @@
-"""What is sent fits the gateway's own types, and what the gateway answers is read."""
+"""Requests fit the gateway's own types, and its responses are parsed."""
 
 import json
 import struct
@@ -30,7 +30,7 @@ def sent(call: ApiCall[object]) -> bytes:
 # --- what is sent ---------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_with_every_option() -> None:
+def test_prompt_with_every_option() -> None:
     call = calls.inference(
         "grüße 🐘",
         {"model": "m", "system": "s", "max_tokens": 1, "temperature": 0.5, "top_p": 0.9, "top_k": 0, "stop": ["a", "b"], "seed": 7},
@@ -44,11 +44,11 @@ def test_a_prompt_with_every_option() -> None:
     assert (call.verb, call.path, call.has_idempotency_key) == ("POST", "/api/inference", True)
 
 
-def test_what_is_left_out_or_none_is_not_sent() -> None:
+def test_omitted_and_none_options_are_not_sent() -> None:
     assert sent(calls.inference("hi", {"model": None, "seed": None})) == b'{"prompt":"hi"}'
 
 
-def test_a_chat() -> None:
+def test_chat() -> None:
     call = calls.inference(None, {"messages": ({"role": "user", "content": "hi"},), "stop": "x"})
     body = request_bodies.read_either_case(sent(call), InferenceBody)
     assert body.messages == (rest_inference.Message("user", "hi"),)
@@ -62,12 +62,12 @@ def test_a_chat() -> None:
         {"model": b"m"},
     ],
 )  # fmt: skip
-def test_what_json_has_no_words_for_is_a_bad_request_before_it_is_sent(options: dict[str, object]) -> None:
+def test_value_that_json_cannot_encode_is_a_bad_request_before_sending(options: dict[str, object]) -> None:
     with pytest.raises(BadRequest, match="cannot be sent as JSON"):
         calls.inference("hi", options)  # type: ignore[arg-type]
 
 
-def test_texts_for_vectors() -> None:
+def test_texts_to_embed() -> None:
     several = request_bodies.convert(request_bodies.read_object(sent(calls.embed(("a", "b"), "m", 16))), EmbeddingBody)
     assert several == EmbeddingBody(input=("a", "b"), model=ModelName("m"), encoding_format="base64", dimensions=16)
     one = request_bodies.convert(request_bodies.read_object(sent(calls.embed("a", None, None))), EmbeddingBody)
@@ -90,7 +90,7 @@ def test_accounts_and_keys() -> None:
     assert request_bodies.read_either_case(sent(calls.create_key("laptop", {})), ApiKeyBody) == ApiKeyBody(name="laptop")
 
 
-def test_only_what_can_be_repeated_is_repeated() -> None:
+def test_only_repeatable_calls_are_retried() -> None:
     once = {call.path for call in (calls.register("a", "b", "c"), calls.login("a", "b"), calls.create_key("a", {})) if not call.repeatable}
     assert once == {"/api/auth/register", "/api/auth/login", "/api/auth/api-keys"}
     assert all(
@@ -112,7 +112,7 @@ ANSWER = rest_inference.InferenceAnswer(
 MADE = rest_accounts.UserAnswer(USER, "ann", "ann@example.org", UserRole.USER, Tier.PRO, is_active=True, created_at=NOW)
 
 
-def test_an_answer() -> None:
+def test_answer() -> None:
     expected = answers.Answer("text", "m", answers.Usage(1, 2, 3), "length", str(REQUEST), 40)
     assert calls.inference("x", {}).read(read(ANSWER)) == expected
 
@@ -122,7 +122,7 @@ def test_models() -> None:
     assert calls.models().read(read(served)) == (answers.Model("a", False), answers.Model("b", True))
 
 
-def test_vectors_whatever_their_order() -> None:
+def test_vectors_in_any_order() -> None:
     rows = [(1.0, -0.5), (0.25, 3.0)]
     body = EmbeddingBody(input=("a", "b"), encoding_format="base64")
     result = openai_embeddings.EmbeddingResult(RequestId(uuid4()), ModelName("m"), 2, 9, 5)
@@ -144,7 +144,7 @@ def test_usage_and_quota() -> None:
     assert quota == answers.Quota(str(USER), "free", 100, 1, 99, 12.5, (answers.Limit("key", "concurrency", 5, 4, 0.0),))
 
 
-def test_a_user_a_login_and_a_key() -> None:
+def test_user_login_and_key() -> None:
     user = answers.User(str(USER), "ann", "ann@example.org", "user", "pro")
     assert calls.register("a", "b", "c").read(read(MADE)) == user
     logged_in = {"access_token": "hidden", "token_type": "bearer", "expires_in": 600, "session_token": "aip_rt_hidden", "user": MADE}
@@ -172,14 +172,14 @@ MAY_BE_ABSENT = {"created", "owned_by", "object", "only_embeds", "limits", "api_
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_field_more_is_passed_over(name: str) -> None:
+def test_unknown_field_is_ignored(name: str) -> None:
     call, answer = GOOD[name]
     found = json.loads(msgspec.json.encode(answer))
     assert call.read(JsonFields({**found, "of_next_year": [1]}, "it")) == call.read(JsonFields(found, "it"))
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_field_less_or_of_another_type_is_named(name: str) -> None:
+def test_missing_or_mistyped_field_is_named(name: str) -> None:
     call, answer = GOOD[name]
     found = json.loads(msgspec.json.encode(answer))
     for field in set(found) - MAY_BE_ABSENT:

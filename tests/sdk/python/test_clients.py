@@ -1,4 +1,4 @@
-"""Both clients against a server that does as it is told: sockets, breaks, aborts, and hostile answers."""
+"""Both clients with a scripted server: sockets, interruptions, aborts, and hostile answers."""
 
 import asyncio
 import inspect
@@ -21,15 +21,15 @@ from tests.sdk.python.scripted_server import COMMENT, END, ID, Reply, Then, even
 
 
 @both
-async def test_an_answer_and_a_stream_over_one_connection(kind: str) -> None:
+async def test_answer_and_stream_share_one_connection(kind: str) -> None:
     async with staged(kind, whole(), events(COMMENT, text(1, "three"), text(2, " words"), END), whole()) as stage:
-        answer = await stage.ask.inference("hi", model="echo", max_tokens=5, temperature=0.0, seed=1, system="be brief")
+        answer = await stage.client.inference("hi", model="echo", max_tokens=5, temperature=0.0, seed=1, system="be brief")
         assert (answer.text, answer.model, answer.usage) == ("three small words", "echo", aimesh.Usage(3, 3, 6))
-        got = await stage.ask.read("hi")
+        got = await stage.client.read("hi")
         assert got == Got(["three", " words"], replace(answer, text="three words"))
-        await stage.ask.inference("hi")
+        await stage.client.inference("hi")
         assert stage.server.connections == 1
-        first, second, third = stage.server.asked
+        first, second, third = stage.server.received
         assert first.body == {"prompt": "hi", "model": "echo", "max_tokens": 5, "temperature": 0.0, "seed": 1, "system": "be brief"}
         assert second.body == {"prompt": "hi", "stream": True}
         assert (first.headers["authorization"], second.headers["accept"]) == ("Bearer aip_live_x", "text/event-stream")
@@ -37,7 +37,7 @@ async def test_an_answer_and_a_stream_over_one_connection(kind: str) -> None:
 
 
 @both
-async def test_what_the_account_is_asked(kind: str) -> None:
+async def test_account_calls(kind: str) -> None:
     model = {"data": [{"id": "echo", "only_embeds": False}]}
     usage = {"user_id": "u", "request_count": 1, "tokens_used": 2, "days": []}
     quota = {"user_id": "u", "tier": "free", "limit_per_hour": 1, "used_this_hour": 1, "remaining": 0, "resets_in_seconds": 1.5}
@@ -47,20 +47,20 @@ async def test_what_the_account_is_asked(kind: str) -> None:
     replies += [Reply([json.dumps(user).encode()], status=201)]
     replies += [Reply([json.dumps({"access_token": "t", "expires_in": 600, "session_token": "s", "user": user}).encode()])]
     async with staged(kind, *replies) as stage:
-        assert await stage.ask.do("models") == (aimesh.Model("echo", False),)
-        assert (await stage.ask.do("usage")).tokens_used == 2
-        assert (await stage.ask.do("quota")).resets_in_seconds == 1.5
-        assert (await stage.ask.do("embed", "one")).vectors == ((1.0,),)
-        assert (await stage.ask.do("register", "ann", "a@b.c", "pw")).username == "ann"
-        assert (await stage.ask.do("login", "ann", "pw")).access_token == "t"
-        assert [(one.verb, one.path) for one in stage.server.asked] == [
+        assert await stage.client.do("models") == (aimesh.Model("echo", False),)
+        assert (await stage.client.do("usage")).tokens_used == 2
+        assert (await stage.client.do("quota")).resets_in_seconds == 1.5
+        assert (await stage.client.do("embed", "one")).vectors == ((1.0,),)
+        assert (await stage.client.do("register", "ann", "a@b.c", "pw")).username == "ann"
+        assert (await stage.client.do("login", "ann", "pw")).access_token == "t"
+        assert [(one.verb, one.path) for one in stage.server.received] == [
             ("GET", "/v1/models"), ("GET", "/api/usage"), ("GET", "/api/quota"), ("POST", "/v1/embeddings"),
             ("POST", "/api/auth/register"), ("POST", "/api/auth/login"),
         ]  # fmt: skip
 
 
 @both
-async def test_a_key_is_made(kind: str) -> None:
+async def test_create_a_key(kind: str) -> None:
     key = {"id": "k", "name": "laptop", "preview": "aip_…", "created_at": "2026-01-02T03:04:05Z", "budget": None}
     with scripted_server.serving(Reply([json.dumps({"api_key": "aip_live_y", "key": key}).encode()], status=201)) as server:
         if kind == "threads":
@@ -70,31 +70,31 @@ async def test_a_key_is_made(kind: str) -> None:
             async with aimesh.AsyncClient("token", server.url) as async_client:
                 made = await async_client.keys.create("laptop", requests_per_hour=10)
         assert (made.secret, made.key.name, made.key.budget) == ("aip_live_y", "laptop", None)
-        assert server.asked[0].body == {"name": "laptop", "requests_per_hour": 10}
+        assert server.received[0].body == {"name": "laptop", "requests_per_hour": 10}
 
 
 # --- trying again ---------------------------------------------------------------------------------------------------
 
 
 @both
-async def test_a_server_that_drops_and_refuses_is_asked_again_under_the_same_key(kind: str) -> None:
+async def test_dropped_and_refused_requests_are_retried_with_the_same_key(kind: str) -> None:
     async with staged(kind, Reply(head=b"", then=Then.BREAK), failed(503, "overloaded", retry_after_ms="20"), whole()) as stage:
-        assert (await stage.ask.inference("hi")).text == "three small words"
-        assert len(stage.server.asked) == 3
-        assert len({one.headers["idempotency-key"] for one in stage.server.asked}) == 1
+        assert (await stage.client.inference("hi")).text == "three small words"
+        assert len(stage.server.received) == 3
+        assert len({one.headers["idempotency-key"] for one in stage.server.received}) == 1
 
 
 @both
-async def test_an_answer_cut_in_its_middle_is_read_again(kind: str) -> None:
+async def test_answer_interrupted_in_its_middle_is_read_again(kind: str) -> None:
     content = whole().parts[0]
     cut = Reply([content[:20]], then=Then.BREAK)
     short = Reply([content[:20]], head=b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n", then=Then.BREAK)
     async with staged(kind, cut, short, whole()) as stage:
-        assert (await stage.ask.inference("hi")).text == "three small words"
+        assert (await stage.client.inference("hi")).text == "three small words"
 
 
 @both
-async def test_a_stream_that_breaks_goes_on_without_a_gap_or_a_repeat(kind: str) -> None:
+async def test_interrupted_stream_continues_without_gap_or_repetition(kind: str) -> None:
     replies = [
         events(then=Then.BREAK),
         events(text(1, "three"), text(2, " sm")[:-1], then=Then.BREAK),
@@ -102,17 +102,17 @@ async def test_a_stream_that_breaks_goes_on_without_a_gap_or_a_repeat(kind: str)
         events(text(3, " words"), END),
     ]
     async with staged(kind, *replies) as stage:
-        got = await stage.ask.read("hi")
+        got = await stage.client.read("hi")
         assert got.texts == ["three", " small", " words"]
         assert got.answer is not None
         assert got.answer.text == "three small words"
-        assert [one.headers.get("last-event-id") for one in stage.server.asked] == [None, None, f"{ID}-1", f"{ID}-2"]
-        assert len({one.headers["idempotency-key"] for one in stage.server.asked}) == 1
+        assert [one.headers.get("last-event-id") for one in stage.server.received] == [None, None, f"{ID}-1", f"{ID}-2"]
+        assert len({one.headers["idempotency-key"] for one in stage.server.received}) == 1
         assert not stage.server.withdrawn
 
 
 @both
-async def test_nobody_at_the_address(kind: str) -> None:
+async def test_connection_refused(kind: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(aimesh.ConnectionFailed, match="is http://127") as failure:
@@ -126,39 +126,39 @@ async def test_nobody_at_the_address(kind: str) -> None:
 
 
 @both
-async def test_errors_are_what_the_gateway_says(kind: str) -> None:
+async def test_errors_are_those_of_the_gateway(kind: str) -> None:
     async with staged(kind, failed(401, "not_authenticated"), failed(429, "rate_limited", retry_after="3000")) as stage:
         with pytest.raises(aimesh.NotAuthenticated) as bad_key:
-            await stage.ask.inference("hi")
+            await stage.client.inference("hi")
         assert (bad_key.value.code, bad_key.value.hint, bad_key.value.request_id) == ("not_authenticated", "do this", "r-1")
         with pytest.raises(aimesh.RateLimited) as limited:
-            await stage.ask.inference("hi")
+            await stage.client.inference("hi")
         assert limited.value.retry_after == 3000
-        assert len(stage.server.asked) == 2
+        assert len(stage.server.received) == 2
 
 
 # --- leaving --------------------------------------------------------------------------------------------------------
 
 
 @both
-async def test_leaving_a_stream_closes_its_connection_and_says_so(kind: str) -> None:
+async def test_leaving_a_stream_closes_its_connection_and_cancels(kind: str) -> None:
     async with staged(kind, events(text(1, "three"), then=Then.HANG)) as stage:
-        assert await stage.ask.read("hi", most=1) == Got(["three"], None)
+        assert await stage.client.read("hi", most=1) == Got(["three"], None)
         assert await asyncio.to_thread(stage.server.left.wait, 5)
-        assert stage.server.withdrawn == [stage.server.asked[0].headers["idempotency-key"]]
+        assert stage.server.withdrawn == [stage.server.received[0].headers["idempotency-key"]]
 
 
 @both
-async def test_without_a_key_closing_the_connection_is_all(kind: str) -> None:
+async def test_without_a_key_leaving_only_closes_the_connection(kind: str) -> None:
     async with staged(kind, events(text(1, "three"), then=Then.HANG)) as stage:
-        await stage.ask.read("hi", most=1, resume=False)
+        await stage.client.read("hi", most=1, resume=False)
         assert await asyncio.to_thread(stage.server.left.wait, 5)
-        assert "idempotency-key" not in stage.server.asked[0].headers
+        assert "idempotency-key" not in stage.server.received[0].headers
         assert not stage.server.withdrawn
 
 
 @both
-async def test_a_gateway_that_is_gone_does_not_keep_anybody_from_leaving(kind: str) -> None:
+async def test_lost_gateway_does_not_delay_leaving(kind: str) -> None:
     async with staged(kind, events(text(1, "three"), then=Then.HANG)) as stage:
         if kind == "threads":
             with aimesh.Client(KEY, stage.server.url) as client, client.stream("hi") as stream:
@@ -171,42 +171,42 @@ async def test_a_gateway_that_is_gone_does_not_keep_anybody_from_leaving(kind: s
 
 
 @both
-async def test_the_time_of_a_call_ends_it(kind: str) -> None:
+async def test_timeout_ends_a_call(kind: str) -> None:
     async with staged(kind, Reply(then=Then.HANG)) as stage:
         with pytest.raises(aimesh.DeadlineExceeded, match=r"no answer within 0.3 s"):
-            await stage.ask.inference("hi", timeout=0.3)
+            await stage.client.inference("hi", timeout=0.3)
         assert await asyncio.to_thread(stage.server.left.wait, 5)
         assert len(stage.server.withdrawn) == 1
 
 
 @both
 @pytest.mark.parametrize("part", [COMMENT, text(1, "again")], ids=["comments", "what was said already"])
-async def test_a_stream_that_never_ends_is_ended_by_its_time(kind: str, part: bytes) -> None:
+async def test_endless_stream_is_ended_by_its_timeout(kind: str, part: bytes) -> None:
     async with staged(kind, events(part, then=Then.ENDLESS)) as stage:
         with pytest.raises(aimesh.DeadlineExceeded, match="no answer within"):
-            await stage.ask.read("hi", timeout=0.3)
+            await stage.client.read("hi", timeout=0.3)
         assert await asyncio.to_thread(stage.server.left.wait, 5)
 
 
 @both
-async def test_the_time_is_for_the_whole_stream_not_for_each_silence(kind: str) -> None:
+async def test_timeout_covers_the_whole_stream(kind: str) -> None:
     async with staged(kind, events(text(1, "a"), then=Then.HANG)) as stage:
         with stopwatch.within(1.7), pytest.raises(aimesh.DeadlineExceeded, match="no answer within"):
-            await stage.ask.read("hi", timeout=1.0, dawdle=17)
+            await stage.client.read("hi", timeout=1.0, dawdle=17)
 
 
 @both
-async def test_an_answer_that_is_there_is_not_held_up_by_a_connection_that_does_not_end(kind: str) -> None:
+async def test_complete_answer_does_not_wait_for_the_connection_to_close(kind: str) -> None:
     async with staged(kind, events(text(1, "three"), END, then=Then.HANG)) as stage:
-        got = await stage.ask.read("hi")
+        got = await stage.client.read("hi")
         assert got.answer is not None
         assert got.texts == ["three"]
         assert not stage.server.withdrawn
 
 
-async def test_a_task_that_is_cancelled_leaves() -> None:
+async def test_canceled_task_cancels_the_request() -> None:
     async with staged("asyncio", Reply(then=Then.HANG)) as stage:
-        task = asyncio.ensure_future(stage.ask.inference("hi"))
+        task = asyncio.ensure_future(stage.client.inference("hi"))
         assert await asyncio.to_thread(stage.server.hanging.wait, 5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -215,7 +215,7 @@ async def test_a_task_that_is_cancelled_leaves() -> None:
         assert len(stage.server.withdrawn) == 1
 
 
-async def test_a_stream_that_fails_is_left_also_without_a_block() -> None:
+async def test_failed_stream_is_closed_without_a_with_block() -> None:
     with scripted_server.serving(events(text(1, "a"), then=Then.HANG)) as server:
         async with aimesh.AsyncClient(KEY, server.url) as client:
             stream = client.stream("hi", timeout=0.2)
@@ -225,7 +225,7 @@ async def test_a_stream_that_fails_is_left_also_without_a_block() -> None:
             assert len(server.withdrawn) == 1
 
 
-def test_ctrl_c_leaves() -> None:
+def test_ctrl_c_cancels_the_request() -> None:
     main = threading.get_ident()
 
     def press(_number: int, _frame: object) -> None:
@@ -253,7 +253,7 @@ def test_ctrl_c_leaves() -> None:
         assert list(stream) == []
 
 
-def test_a_closed_stream_is_over_and_may_be_closed_again() -> None:
+def test_closed_stream_is_finished_and_can_be_closed_again() -> None:
     with scripted_server.serving(events(text(1, "a"), then=Then.HANG)) as server, aimesh.Client(KEY, server.url) as client:
         stream = client.stream("hi")
         assert next(stream) == "a"
@@ -263,7 +263,7 @@ def test_a_closed_stream_is_over_and_may_be_closed_again() -> None:
         with pytest.raises(RuntimeError, match="not complete yet"):
             _ = stream.answer
         assert client.stream("never read").close() is None  # type: ignore[func-returns-value]
-        assert [one.verb for one in server.asked] == ["POST", "DELETE"]
+        assert [one.verb for one in server.received] == ["POST", "DELETE"]
 
 
 # --- both are one ---------------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_a_closed_stream_is_over_and_may_be_closed_again() -> None:
 @pytest.mark.parametrize(
     ("one", "other"), [(aimesh.Client, aimesh.AsyncClient), (aimesh.Keys, aimesh.AsyncKeys), (aimesh.Stream, aimesh.AsyncStream)]
 )
-def test_both_clients_take_the_same(one: type, other: type) -> None:
+def test_both_clients_accept_the_same_arguments(one: type, other: type) -> None:
     def public(kind: type) -> dict[str, list[str]]:
         methods = {name: value for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("_")}
         return {name: [str(each) for each in inspect.signature(value).parameters.values()] for name, value in methods.items()}
@@ -282,7 +282,7 @@ def test_both_clients_take_the_same(one: type, other: type) -> None:
 
 
 @pytest.mark.parametrize("kind", [aimesh.Client, aimesh.AsyncClient])
-def test_mistakes_are_told_at_once(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_are_reported_immediately(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ({"base_url": "nowhere"}, {"api_key": "two words"}, {"max_retries": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             kind(**wrong)
@@ -292,7 +292,7 @@ def test_mistakes_are_told_at_once(kind: Any, monkeypatch: pytest.MonkeyPatch) -
     assert "hidden" not in repr(kind())
 
 
-def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_proxy_is_not_used_for_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     with scripted_server.serving(whole()) as server, aimesh.Client(KEY, server.url) as client:

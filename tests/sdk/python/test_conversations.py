@@ -1,4 +1,4 @@
-"""One call from its first try to its end, played against a script: no socket, no clock, no chance."""
+"""One call from its first attempt to its end, against a script: no socket, no clock, no randomness."""
 
 import json
 from dataclasses import replace
@@ -16,9 +16,9 @@ from tests.sdk.python.stage import CALL, EVENTS, JSON, LOST, STREAM, TERMS, WHOL
 # --- an answer in one piece -----------------------------------------------------------------------------------------
 
 
-def test_what_a_request_carries() -> None:
+def test_request_headers_and_body() -> None:
     stage = Stage(Try(pieces=[WHOLE[:10], WHOLE[10:]], headers=JSON))
-    assert stage.ask().text == "hi"
+    assert stage.infer().text == "hi"
     (opened,) = stage.played.opened
     assert (opened.verb, opened.path, opened.body, opened.seconds) == ("POST", "/api/inference", b'{"prompt":"hi"}', 100.0)
     assert opened.headers == {
@@ -31,66 +31,66 @@ def test_what_a_request_carries() -> None:
     }
 
 
-def test_the_same_key_goes_with_every_try_and_another_with_every_request() -> None:
+def test_retries_share_a_key_and_requests_have_their_own() -> None:
     stage = Stage(Try(lost=LOST), refusal(503, "overloaded"), Try(pieces=[WHOLE], headers=JSON), Try(pieces=[WHOLE], headers=JSON))
-    stage.ask()
-    stage.ask()
+    stage.infer()
+    stage.infer()
     assert stage.played.keys == ["key-1", "key-1", "key-1", "key-2"]
     assert stage.played.pauses == [1.0, 2.0]
 
 
-def test_a_key_of_the_callers_own_goes_with_the_request_also_without_resume() -> None:
+def test_custom_key_is_sent_even_without_resume() -> None:
     stage = Stage(Try(pieces=[WHOLE], headers=JSON), Try(pieces=[text(1, "a"), END]))
-    stage.ask(replace(TERMS, idempotency_key="mine"))
+    stage.infer(replace(TERMS, idempotency_key="mine"))
     stage.stream(replace(TERMS, idempotency_key="mine too", resume=False))
     assert stage.played.keys == ["mine", "mine too"]
 
 
-def test_an_answer_that_breaks_in_its_middle_is_asked_for_again() -> None:
+def test_answer_interrupted_in_its_middle_is_requested_again() -> None:
     stage = Stage(Try(pieces=[WHOLE[:10], LOST], headers=JSON), Try(pieces=[WHOLE], headers=JSON))
-    assert stage.ask().text == "hi"
+    assert stage.infer().text == "hi"
     assert stage.played.keys == ["key-1", "key-1"]
 
 
-def test_retry_after_is_waited_for() -> None:
+def test_retry_after_is_honored() -> None:
     stage = Stage(refusal(429, "rate_limited", retry_after="7"), refusal(409, "in_progress", retry_after_ms="2500"), Try(pieces=[WHOLE]))
-    stage.ask()
+    stage.infer()
     assert stage.played.pauses == [7.0, 2.5]
 
 
-def test_what_stays_wrong_is_raised_at_once() -> None:
+def test_permanent_error_is_raised_immediately() -> None:
     stage = Stage(refusal(404, "unknown_model"))
     with pytest.raises(aimesh.UnknownModel):
-        stage.ask()
+        stage.infer()
     assert not stage.played.pauses
 
 
 def test_retries_end() -> None:
     stage = Stage(*[Try(lost=WireLost("refused", may_have_arrived=False))] * 3)
     with pytest.raises(aimesh.ConnectionFailed, match=r"refused \(is http://mesh the right address") as failed:
-        stage.ask()
+        stage.infer()
     assert isinstance(failed.value.__cause__, WireLost)
     assert len(stage.played.opened) == 3
 
 
-def test_nothing_is_asked_when_the_time_is_over() -> None:
+def test_no_retry_after_the_timeout() -> None:
     stage = Stage(*[Try(lost=LOST)] * 3, seconds_each=60)
     with pytest.raises(aimesh.DeadlineExceeded, match="no answer within 100 s"):
-        stage.ask()
+        stage.infer()
     assert [one.seconds for one in stage.played.opened] == [100.0, 39.0]
 
 
-def test_what_is_not_repeatable_is_asked_once_where_it_may_have_arrived() -> None:
+def test_unrepeatable_call_that_may_have_arrived_is_not_retried() -> None:
     stage = Stage(Try(lost=WireLost("refused", may_have_arrived=False)), Try(lost=LOST))
     with pytest.raises(aimesh.ConnectionFailed, match="reset"):
         stage.run(conversations.whole(calls.register("a", "b", "c"), stage.context, TERMS))
     assert stage.played.keys == [None, None]
 
 
-def test_without_a_key_nothing_is_sent_that_needs_one() -> None:
+def test_call_that_needs_a_key_is_not_sent_without_one() -> None:
     stage = Stage(api_key=None)
     with pytest.raises(aimesh.NotAuthenticated, match="AIMESH_API_KEY"):
-        stage.ask()
+        stage.infer()
     stage = Stage(Try(201, [json.dumps({"id": "1", "username": "a", "email": "b", "role": "user", "tier": "free"}).encode()]), api_key=None)
     assert stage.run(conversations.whole(calls.register("a", "b", "c"), stage.context, TERMS)).username == "a"
     assert "authorization" not in stage.played.opened[0].headers
@@ -108,19 +108,19 @@ def test_without_a_key_nothing_is_sent_that_needs_one() -> None:
         pytest.param(Try(pieces=[b"x" * (32 * 1024 * 1024)] * 3), "more than 67108864 bytes", id="an endless answer"),
     ],
 )
-def test_no_answer_of_aimesh(reply: Try, why: str) -> None:
+def test_response_that_is_not_from_aimesh(reply: Try, why: str) -> None:
     with pytest.raises(aimesh.ProtocolError, match=why):
-        Stage(reply).ask()
+        Stage(reply).infer()
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 10**9])
-def test_a_timeout_that_cannot_be_meant(seconds: float) -> None:
+def test_invalid_timeout(seconds: float) -> None:
     with pytest.raises(aimesh.BadRequest, match="timeout must be above 0"):
         CallTerms(seconds=seconds)
 
 
 @pytest.mark.parametrize("key", ["", " a", "a ", "a\n", "ä", "x" * 256])
-def test_a_key_that_no_header_can_carry(key: str) -> None:
+def test_key_that_fits_no_header(key: str) -> None:
     with pytest.raises(aimesh.BadRequest, match="idempotency_key"):
         CallTerms(seconds=1, idempotency_key=key)
 
@@ -128,16 +128,16 @@ def test_a_key_that_no_header_can_carry(key: str) -> None:
 # --- an answer in pieces --------------------------------------------------------------------------------------------
 
 
-def test_a_stream() -> None:
+def test_stream() -> None:
     stage = Stage(Try(pieces=[COMMENT, text(1, "three"), text(2, " small") + text(3, " words"), END]))
     answer = stage.stream()
-    assert stage.played.said == ["three", " small", " words"]
+    assert stage.played.texts == ["three", " small", " words"]
     assert (answer.text, answer.model, answer.usage.total_tokens) == ("three small words", "echo", 6)
     assert stage.played.opened[0].body == b'{"prompt":"hi","stream":true}'
 
 
 @pytest.mark.parametrize("breaks", [[LOST], []], ids=["lost", "ended too early"])
-def test_a_stream_that_breaks_goes_on_behind_its_last_piece(breaks: list[bytes | WireLost]) -> None:
+def test_interrupted_stream_continues_after_its_last_piece(breaks: list[bytes | WireLost]) -> None:
     stage = Stage(
         Try(pieces=[*breaks]),
         Try(pieces=[text(1, "three"), *breaks]),
@@ -146,35 +146,35 @@ def test_a_stream_that_breaks_goes_on_behind_its_last_piece(breaks: list[bytes |
         Try(pieces=[END]),
     )
     assert stage.stream().text == "three small words"
-    assert "".join(stage.played.said) == "three small words"
+    assert "".join(stage.played.texts) == "three small words"
     assert stage.played.last_event_ids == [None, None, f"{ID}-1", f"{ID}-2", f"{ID}-3"]
     assert set(stage.played.keys) == {"key-1"}
     assert stage.played.pauses == [1.0] * 4, "what came through ends a row of failures"
 
 
-def test_at_every_byte_at_which_it_may_break() -> None:
+def test_interruption_at_every_byte() -> None:
     pieces = [text(1, "grü"), text(2, "ße"), text(3, " 🐘")]
     content = b"".join(pieces) + END
     ends = [sum(map(len, pieces[:count])) for count in range(4)]
     for cut in range(len(content)):
         known = sum(cut >= end for end in ends[1:])
         stage = Stage(Try(pieces=[content[:cut], LOST]), Try(pieces=[b"".join(pieces[known:]) + END]))
-        assert stage.stream().text == "".join(stage.played.said) == "grüße 🐘", f"cut at {cut}"
+        assert stage.stream().text == "".join(stage.played.texts) == "grüße 🐘", f"cut at {cut}"
 
 
-def test_what_is_told_again_is_not_said_again() -> None:
-    """A proxy that drops Last-Event-ID makes the gateway begin anew."""
+def test_repeated_events_are_not_emitted_again() -> None:
+    """A proxy that drops Last-Event-ID makes the gateway start over."""
     stage = Stage(Try(pieces=[text(1, "a"), text(2, "b"), LOST]), Try(pieces=[text(1, "a"), text(2, "b"), text(3, "c"), END]))
     assert stage.stream().text == "abc"
-    assert stage.played.said == ["a", "b", "c"]
+    assert stage.played.texts == ["a", "b", "c"]
 
 
-def test_a_gateway_that_stops_is_asked_again() -> None:
+def test_stopping_gateway_is_retried() -> None:
     stage = Stage(Try(pieces=[text(1, "a"), event({"error": {"code": "draining", "message": "bye"}})]), Try(pieces=[text(2, "b"), END]))
     assert stage.stream().text == "ab"
 
 
-def test_what_the_gateway_says_of_the_end_is_raised_as_it_is() -> None:
+def test_final_error_of_the_gateway_is_raised_unchanged() -> None:
     stage = Stage(Try(pieces=[text(1, "a"), event({"error": {"code": "worker_lost", "message": "gone", "request_id": "r"}})]))
     with pytest.raises(aimesh.Unavailable, match="gone") as failed:
         stage.stream()
@@ -190,7 +190,7 @@ def test_what_the_gateway_says_of_the_end_is_raised_as_it_is() -> None:
         pytest.param([refusal(503, "overloaded")] * 2, id="it stays full"),
     ],
 )
-def test_a_rest_that_cannot_be_had(later: list[Try]) -> None:
+def test_remainder_that_cannot_be_resumed(later: list[Try]) -> None:
     stage = Stage(Try(pieces=[text(1, "some"), LOST]), *later)
     conversation = conversations.streamed(STREAM, stage.context, TERMS)
     with pytest.raises(aimesh.AnswerBroken, match="the answer broke off") as failed:
@@ -201,7 +201,7 @@ def test_a_rest_that_cannot_be_had(later: list[Try]) -> None:
         _ = conversation.result
 
 
-def test_without_ids_or_without_resume_a_broken_stream_is_broken() -> None:
+def test_stream_without_ids_or_resume_is_not_resumed() -> None:
     stage = Stage(Try(pieces=[event({"text": "a"}), LOST]))
     with pytest.raises(aimesh.AnswerBroken, match="the answer broke off: the connection failed: reset"):
         stage.stream()
@@ -211,11 +211,11 @@ def test_without_ids_or_without_resume_a_broken_stream_is_broken() -> None:
     assert stage.played.keys == [None]
 
 
-def test_a_loss_behind_the_answer_changes_nothing() -> None:
+def test_loss_after_the_complete_answer_changes_nothing() -> None:
     assert Stage(Try(pieces=[text(1, "a"), END, LOST])).stream().text == "a"
 
 
-def test_events_of_a_newer_gateway_are_passed_over() -> None:
+def test_unknown_events_of_a_newer_gateway_are_ignored() -> None:
     assert Stage(Try(pieces=[event({"waiting": "for a model"}), text(1, "a"), event({"thought": "x"}), END])).stream().text == "a"
 
 
@@ -234,7 +234,7 @@ def test_events_of_a_newer_gateway_are_passed_over() -> None:
         pytest.param(Try(pieces=[event({"text": "x" * 1_000_000})] * 80), "more than 67108864 bytes", id="an endless text"),
     ],
 )
-def test_no_stream_of_aimesh(reply: Try, why: str) -> None:
+def test_stream_that_is_not_from_aimesh(reply: Try, why: str) -> None:
     stage = Stage(reply)
     with pytest.raises(aimesh.ProtocolError, match=why):
         stage.stream()
@@ -251,22 +251,22 @@ def begun(stage: Stage, terms: CallTerms = TERMS) -> Conversation[Answer]:
     return conversation
 
 
-def test_leaving_early_says_so_once_under_the_same_key() -> None:
+def test_leaving_early_cancels_once_with_the_same_key() -> None:
     stage = Stage()
     conversation = begun(stage)
     assert isinstance(conversation.reply(AnswerHead(200, EVENTS)), Read)
     assert isinstance(conversation.reply(text(1, "a")), EmitText)
     cancellation = conversation.take_cancellation()
     assert cancellation is not None
-    said = cancellation.reply(None)
-    assert isinstance(said, OpenRequest)
-    assert (said.verb, said.path, said.body, said.seconds) == ("DELETE", "/api/inference", None, 1.0)
-    assert said.headers["idempotency-key"] == "key-1"
+    action = cancellation.reply(None)
+    assert isinstance(action, OpenRequest)
+    assert (action.verb, action.path, action.body, action.seconds) == ("DELETE", "/api/inference", None, 1.0)
+    assert action.headers["idempotency-key"] == "key-1"
     assert cancellation.take_cancellation() is None
     assert conversation.take_cancellation() is None
 
 
-def test_nothing_is_to_be_said_before_the_request_behind_the_end_and_of_a_key_of_the_callers_own() -> None:
+def test_nothing_is_canceled_before_the_request_after_its_end_or_with_a_custom_key() -> None:
     stage = Stage(Try(pieces=[text(1, "a"), END]), refusal(401, "not_authenticated"))
     assert conversations.streamed(STREAM, stage.context, TERMS).take_cancellation() is None
     over = conversations.streamed(STREAM, stage.context, TERMS)
@@ -288,7 +288,7 @@ def test_nothing_is_to_be_said_before_the_request_behind_the_end_and_of_a_key_of
         (refusal(429, "rate_limited", retry_after="1"), False), (refusal(400, "bad_request"), False),
     ],
 )  # fmt: skip
-def test_giving_up_says_so_where_the_gateway_may_still_be_at_work(reply: Try, is_owed: bool) -> None:
+def test_giving_up_cancels_if_the_gateway_may_still_be_working(reply: Try, is_owed: bool) -> None:
     stage = Stage(*[reply] * 3)
     conversation = conversations.whole(CALL, stage.context, TERMS)
     with pytest.raises(aimesh.AimeshError):
@@ -296,7 +296,7 @@ def test_giving_up_says_so_where_the_gateway_may_still_be_at_work(reply: Try, is
     assert (conversation.take_cancellation() is not None) == is_owed
 
 
-def test_a_stream_that_is_left_because_it_is_none_is_still_left() -> None:
+def test_response_that_is_no_stream_is_still_canceled() -> None:
     stage = Stage(Try(pieces=[text(1, "a"), b"data: {\n\n"]))
     conversation = conversations.streamed(STREAM, stage.context, TERMS)
     with pytest.raises(aimesh.ProtocolError, match="an event is not JSON: Expecting property name enclosed in double"):
@@ -304,7 +304,7 @@ def test_a_stream_that_is_left_because_it_is_none_is_still_left() -> None:
     assert conversation.take_cancellation() is not None
 
 
-def test_a_call_that_ends_with_its_connection_owes_nothing() -> None:
+def test_call_tied_to_its_connection_needs_no_cancellation() -> None:
     stage = Stage(*[Try(lost=LOST)] * 3)
     conversation = conversations.whole(calls.models(), stage.context, TERMS)
     with pytest.raises(aimesh.ConnectionFailed, match="the connection failed: reset"):

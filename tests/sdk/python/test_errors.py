@@ -16,15 +16,15 @@ def of(status: int, body: object = None, **headers: str) -> AimeshError:
     return errors.from_response(status, {name.replace("_", "-"): value for name, value in headers.items()}, content)
 
 
-def told(code: str, **more: object) -> Mapping[str, object]:
+def error_body(code: str, **more: object) -> Mapping[str, object]:
     return {"error": {"message": "it went wrong", "code": code, "hint": "do this", "request_id": "r-1", "param": None, **more}}
 
 
-def test_every_code_of_the_platform_has_the_class_that_its_status_has() -> None:
+def test_every_platform_code_has_the_class_of_its_status() -> None:
     for code in sorted(theirs.BY_CODE):
         with case(code):
             status = theirs.BY_CODE[code].status
-            error = of(status, told(code))
+            error = of(status, error_body(code))
             assert (error.code, error.status, error.message, error.hint, error.request_id) == (
                 code,
                 status,
@@ -40,7 +40,7 @@ def test_every_code_of_the_platform_has_the_class_that_its_status_has() -> None:
             assert isinstance(error, general)
 
 
-def test_no_code_is_known_here_that_the_platform_does_not_have() -> None:
+def test_no_code_is_unknown_to_the_platform() -> None:
     # Of the ledger, which is not in the shared tree.
     assert set(errors.BY_CODE) - set(theirs.BY_CODE) <= {"ledger_unavailable"}
 
@@ -54,8 +54,8 @@ def test_no_code_is_known_here_that_the_platform_does_not_have() -> None:
         (504, aimesh.DeadlineExceeded), (599, aimesh.Unavailable), (302, aimesh.ProtocolError), (204, aimesh.ProtocolError),
     ],
 )  # fmt: skip
-def test_an_unknown_code_has_the_class_of_its_status_and_keeps_its_code(status: int, kind: type[AimeshError]) -> None:
-    error = of(status, told("of_next_year"))
+def test_unknown_code_has_the_class_of_its_status_and_keeps_its_code(status: int, kind: type[AimeshError]) -> None:
+    error = of(status, error_body("of_next_year"))
     assert type(error) is kind
     if kind is not aimesh.ProtocolError:
         assert error.code == "of_next_year"
@@ -68,14 +68,14 @@ def test_an_unknown_code_has_the_class_of_its_status_and_keeps_its_code(status: 
         b'{"error": {"code": 7, "message": ["x"], "hint": {}, "request_id": 1, "param": true}}', b'{"error": {}}', b"NaN",
     ],
 )  # fmt: skip
-def test_an_answer_in_other_words_is_known_by_its_status(body: bytes) -> None:
+def test_foreign_error_body_is_classified_by_status(body: bytes) -> None:
     error = of(503, body, x_request_id="r-9")
     assert (type(error), error.code, error.message) == (aimesh.Unavailable, "unavailable", "the server answered 503")
     assert (error.hint, error.request_id, error.param) == ("", "r-9", None)
 
 
-def test_a_very_long_message_is_cut() -> None:
-    assert len(of(400, told("bad_request", message="x" * 1_000_000)).message) == 2000
+def test_very_long_message_is_truncated() -> None:
+    assert len(of(400, error_body("bad_request", message="x" * 1_000_000)).message) == 2000
 
 
 @pytest.mark.parametrize(
@@ -91,22 +91,22 @@ def test_a_very_long_message_is_cut() -> None:
         pytest.param({}, None, id="none"),
     ],
 )
-def test_when_to_ask_again(headers: dict[str, str], seconds: float | None) -> None:
-    assert of(429, told("rate_limited"), **headers).retry_after == seconds
+def test_when_to_retry(headers: dict[str, str], seconds: float | None) -> None:
+    assert of(429, error_body("rate_limited"), **headers).retry_after == seconds
 
 
-def test_an_error_can_be_copied_and_so_go_to_another_process() -> None:
-    error = of(404, told("unknown_model", param="model"), retry_after="1")
+def test_error_can_be_copied_and_pickled() -> None:
+    error = of(404, error_body("unknown_model", param="model"), retry_after="1")
     other = copy.deepcopy(error)
     assert (type(other), str(other), vars(other)) == (aimesh.UnknownModel, "it went wrong (do this)", vars(error))
     assert not copy.copy(aimesh.ConnectionFailed("refused", may_have_arrived=False)).may_have_arrived
 
 
-def test_an_error_of_a_stream_has_no_status() -> None:
+def test_error_in_a_stream_has_no_status() -> None:
     error = errors.from_event({"code": "worker_lost", "message": "gone", "hint": "", "request_id": "r"})
     assert (type(error), error.code, error.status, str(error)) == (aimesh.Unavailable, "worker_lost", None, "gone")
 
 
-def test_all_of_them_can_be_had_from_the_package() -> None:
+def test_all_errors_are_exported_by_the_package() -> None:
     tree = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, AimeshError)}
     assert {kind.__name__ for kind in tree} <= set(aimesh.__all__)

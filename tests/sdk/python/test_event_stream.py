@@ -21,43 +21,43 @@ EXPECTED = [
 ]
 
 
-def test_a_stream_in_one_piece() -> None:
+def test_stream_in_one_piece() -> None:
     assert SseParser().push(STREAM) == EXPECTED
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_in_small_pieces(size: int) -> None:
+def test_stream_in_small_pieces(size: int) -> None:
     events = SseParser()
     found = [event for start in range(0, len(STREAM), size) for event in events.push(STREAM[start : start + size])]
     assert found == EXPECTED
 
 
-def test_split_at_every_byte() -> None:
+def test_stream_split_at_every_byte() -> None:
     for split in range(len(STREAM) + 1):
         events = SseParser()
         assert events.push(STREAM[:split]) + events.push(STREAM[split:]) == EXPECTED, f"split at {split}"
 
 
-def test_an_empty_piece_changes_nothing() -> None:
+def test_empty_piece_changes_nothing() -> None:
     events = SseParser()
     assert events.push(b"data: a\r") + events.push(b"") + events.push(b"\n\r\n") == [SseEvent(b"a")]
 
 
-def test_an_endless_line_is_refused_before_it_fills_the_memory() -> None:
+def test_endless_line_is_refused_before_it_fills_the_memory() -> None:
     events = SseParser()
     with pytest.raises(ProtocolError, match="more than 1048576 bytes"):
         for _ in range(2 * MAX_EVENT_BYTES // 65_536):
             events.push(b"x" * 65_536)
 
 
-def test_an_event_of_endless_lines_is_refused() -> None:
+def test_event_of_endless_lines_is_refused() -> None:
     events = SseParser()
     with pytest.raises(ProtocolError, match="more than 1048576 bytes"):
         for _ in range(2 * MAX_EVENT_BYTES // 1000):
             events.push(b"data: " + b"x" * 1000 + b"\n")
 
 
-def test_many_events_are_no_long_event() -> None:
+def test_many_events_are_not_one_long_event() -> None:
     events = SseParser()
     for _ in range(3):
         assert len(events.push(b"data: " + b"x" * (MAX_EVENT_BYTES - 10) + b"\n\n")) == 1

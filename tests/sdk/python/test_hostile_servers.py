@@ -1,4 +1,4 @@
-"""Whatever a server sends, both clients end with an error of their own, in time."""
+"""Whatever a server sends, both clients raise one of their own errors, in time."""
 
 import gzip
 import json
@@ -31,10 +31,10 @@ OK = b"HTTP/1.1 200 OK\r\n"
         pytest.param(Reply([json.dumps({**ANSWER, "response": 1}).encode()]), aimesh.ProtocolError, id="a text that is a number"),
     ],
 )
-async def test_hostile_answers_end_in_an_error_of_ours(kind: str, reply: Reply, kinds: type[Exception]) -> None:
+async def test_hostile_answers_raise_our_errors(kind: str, reply: Reply, kinds: type[Exception]) -> None:
     async with staged(kind, reply) as stage:
         with pytest.raises(kinds) as failure:
-            await stage.ask.inference("hi", timeout=60)
+            await stage.client.inference("hi", timeout=60)
         assert isinstance(failure.value, aimesh.AimeshError)
         assert not isinstance(failure.value, aimesh.DeadlineExceeded)
 
@@ -52,8 +52,8 @@ async def test_hostile_answers_end_in_an_error_of_ours(kind: str, reply: Reply, 
         pytest.param(whole(), aimesh.ProtocolError, id="no stream"),
     ],
 )
-async def test_hostile_streams_end_in_an_error_of_ours(kind: str, reply: Reply, kinds: type[Exception]) -> None:
+async def test_hostile_streams_raise_our_errors(kind: str, reply: Reply, kinds: type[Exception]) -> None:
     async with staged(kind, reply) as stage:
         with pytest.raises(kinds) as failure:
-            await stage.ask.read("hi", timeout=60)
+            await stage.client.read("hi", timeout=60)
         assert not isinstance(failure.value, aimesh.DeadlineExceeded)

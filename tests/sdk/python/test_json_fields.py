@@ -15,7 +15,7 @@ from aimesh.json_fields import JsonFields
         (b"1", "not a whole number"), (b'"x"', "not a string"), (b"true", "not true or false"),
     ],
 )  # fmt: skip
-def test_what_is_no_object_of_json(content: bytes, why: str) -> None:
+def test_value_that_is_no_json_object(content: bytes, why: str) -> None:
     with pytest.raises(ProtocolError, match=why):
         JsonFields.parse(content, "the answer")
 
@@ -28,7 +28,7 @@ def test_what_is_no_object_of_json(content: bytes, why: str) -> None:
         (JsonFields.maybe_integer, None, None), (JsonFields.maybe_integer, 0, 0),
     ],
 )  # fmt: skip
-def test_what_fits(read: Callable[[JsonFields, str], object], value: object, expected: object) -> None:
+def test_valid_fields(read: Callable[[JsonFields, str], object], value: object, expected: object) -> None:
     assert read(JsonFields({"a": value}, "it"), "a") == expected
 
 
@@ -43,7 +43,7 @@ def test_what_fits(read: Callable[[JsonFields, str], object], value: object, exp
         (JsonFields.day, "2026-13-01"), (JsonFields.child, []), (JsonFields.children, {}), (JsonFields.children, [1]),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named(read: Callable[[JsonFields, str], object], value: object) -> None:
+def test_invalid_field_is_named(read: Callable[[JsonFields, str], object], value: object) -> None:
     with pytest.raises(ProtocolError, match=r"it\.a(\[0\])? must be"):
         read(JsonFields({"a": value}, "it"), "a")
     with pytest.raises(ProtocolError, match="is base_url the address"):

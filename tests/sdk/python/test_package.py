@@ -1,4 +1,4 @@
-"""What is published: one small wheel with its types, that needs httpx and nothing else; and which of its modules are pure."""
+"""The published package: one small wheel with its types that needs only httpx; and which of its modules are pure."""
 
 import ast
 import subprocess
@@ -25,7 +25,7 @@ def imported(module: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
-def test_a_module_imports_the_standard_library_httpx_and_its_neighbours(module: Path) -> None:
+def test_modules_import_only_the_standard_library_httpx_and_each_other(module: Path) -> None:
     tops = {name.partition(".")[0] for name in imported(module)}
     assert tops <= {*sys.stdlib_module_names, "aimesh", "httpx"}
     if module.stem not in SHELLS:
@@ -33,7 +33,7 @@ def test_a_module_imports_the_standard_library_httpx_and_its_neighbours(module: 
         assert not {name.split(".")[1] for name in imported(module) if name.startswith("aimesh.")} & SHELLS
 
 
-def test_the_wheel_has_the_modules_their_types_and_the_version(tmp_path: Path) -> None:
+def test_wheel_has_the_modules_their_types_and_the_version(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", str(SDK), "--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path)]
     subprocess.run(command, check=True, timeout=100, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

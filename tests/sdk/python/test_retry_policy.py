@@ -35,29 +35,29 @@ def pause(error: AimeshError, *, failures: int = 1, left: float = 100.0, repeata
         pytest.param(Unavailable("x", code="model_crashed"), None, id="a stream whose model crashed"),
     ],
 )
-def test_what_is_sent_again(error: AimeshError, expected: float | None) -> None:
+def test_retryable_failures(error: AimeshError, expected: float | None) -> None:
     assert pause(error) == expected
 
 
-def test_what_may_have_been_done_is_not_done_twice() -> None:
+def test_call_that_may_have_been_executed_is_not_repeated() -> None:
     assert pause(ConnectionFailed("x"), repeatable=False) is None
     assert pause(Unavailable("x", status=503), repeatable=False) is None
     assert pause(ConnectionFailed("x", may_have_arrived=False), repeatable=False) == 1.0
     assert pause(RateLimited("x", status=429, retry_after=1), repeatable=False) == 1.0
 
 
-def test_pauses_grow_to_a_longest_one_and_end() -> None:
+def test_pauses_grow_to_a_maximum_and_end() -> None:
     assert [pause(ConnectionFailed("x"), failures=failures) for failures in (1, 2, 3, 4)] == [1.0, 2.0, 3.0, None]
     assert retry_policy.find_pause(
         ConnectionFailed("x"), FailedAttempt(failures=5000, left_seconds=100, repeatable=True), RetryRules(max_retries=9999), 0.0
     ) == 4.0  # fmt: skip
 
 
-def test_chance_takes_up_to_half_of_a_pause() -> None:
+def test_jitter_is_up_to_half_of_a_pause() -> None:
     assert [pause(ConnectionFailed("x"), drawn=drawn) for drawn in (0.0, 0.5, 1.0)] == [0.5, 0.75, 1.0]
 
 
-def test_nobody_waits_past_the_end_of_the_time() -> None:
+def test_no_retry_exceeds_the_timeout() -> None:
     assert pause(ConnectionFailed("x"), left=1.0) is None
     assert pause(ConnectionFailed("x"), left=1.1) == 1.0
     assert pause(RateLimited("x", status=429, retry_after=3000), left=300) is None

@@ -16,7 +16,7 @@ from aimesh import settings
         pytest.param("k", "http://[::1]:3000", {}, ("http://[::1]:3000", "k"), id="IPv6"),
     ],
 )
-def test_what_is_said_then_the_environment(
+def test_arguments_precede_the_environment(
     api_key: str | None, base_url: str | None, environment: dict[str, str], expected: tuple[str, str | None]
 ) -> None:
     assert (settings.read_base_url(base_url, environment), settings.read_api_key(api_key, environment)) == expected
@@ -29,18 +29,18 @@ def test_what_is_said_then_the_environment(
         "http://ho st", "http://host\n.example", "http://[::1", "file:///etc/passwd", "http://höst",
     ],
 )  # fmt: skip
-def test_what_is_no_address_is_refused_with_an_example(base_url: str) -> None:
+def test_invalid_url_is_refused_with_an_example(base_url: str) -> None:
     with pytest.raises(ValueError, match="base_url") as refused:
         settings.read_base_url(base_url, {})
     assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("api_key", ["two words", "with\x00zero", "k\r\nx-evil: 1", "schlüssel"])
-def test_a_key_that_is_none_is_refused_and_not_shown(api_key: str) -> None:
+def test_invalid_key_is_refused_and_not_shown(api_key: str) -> None:
     with pytest.raises(ValueError, match="api_key has characters") as refused:
         settings.read_api_key(api_key, {})
     assert api_key not in str(refused.value)
 
 
-def test_the_key_is_in_no_repr() -> None:
+def test_key_is_in_no_repr() -> None:
     assert "aip_live_secret" not in repr(settings.create_context("aip_live_secret", None, 2))

@@ -67,9 +67,9 @@ async def outcome(stage: Stage, vector: dict[str, Any]) -> tuple[list[str] | Non
     seen: list[str] = []
     try:
         if vector["call"] == "stream":
-            await stage.ask.read("hi", most=vector["stop_after"], seen=seen)
+            await stage.client.read("hi", most=vector["stop_after"], seen=seen)
         else:
-            await stage.ask.do(vector["call"], *(["hi"] if vector["call"] == "inference" else []))
+            await stage.client.do(vector["call"], *(["hi"] if vector["call"] == "inference" else []))
     except aimesh.AimeshError as error:
         return seen or None, error.code
     return seen or None, None
@@ -80,11 +80,11 @@ async def outcome(stage: Stage, vector: dict[str, Any]) -> tuple[list[str] | Non
 async def test_calls(kind: str, vector: dict[str, Any]) -> None:
     async with staged(kind, *map(scripted, vector["replies"])) as stage:
         assert await outcome(stage, vector) == (vector["pieces"], vector["error"])
-        asked = [one for one in stage.server.asked if one.verb != "DELETE"]
+        sent = [one for one in stage.server.received if one.verb != "DELETE"]
         named: dict[str | None, str | None] = {None: None}
-        keys = [named.setdefault(one.headers.get("idempotency-key"), chr(ord("a") + len(named) - 1)) for one in asked]
+        keys = [named.setdefault(one.headers.get("idempotency-key"), chr(ord("a") + len(named) - 1)) for one in sent]
         assert keys == vector["keys"]
         ids = [None if number is None else f"{ID}-{number}" for number in vector["last_events"]]
-        assert [one.headers.get("last-event-id") for one in asked] == ids
+        assert [one.headers.get("last-event-id") for one in sent] == ids
         assert bool(stage.server.withdrawn) == vector["canceled"]
-        assert set(stage.server.withdrawn) <= {one.headers.get("idempotency-key") for one in asked}
+        assert set(stage.server.withdrawn) <= {one.headers.get("idempotency-key") for one in sent}

@@ -1,4 +1,4 @@
-"""Both clients against a whole stack, at the gateway's address and at the one for everything; and what the README shows."""
+"""Both clients with a whole stack, at the gateway's address and at the public one; and the README examples."""
 
 import asyncio
 import os
@@ -20,20 +20,20 @@ from tests.stacks import RunningStack, until
 
 SDK = Path(__file__).resolve().parents[3] / "sdk" / "python"
 LONG = " ".join(f"word{number}" for number in range(300))
-#: Takes 5 s, so whoever leaves is seen to.
+#: Takes 5 s, so that a canceled answer is noticed.
 LONGER = "word " * 1000
 
-doors = pytest.mark.parametrize("door", ["gateway", "web"])
+addresses = pytest.mark.parametrize("address", ["gateway", "web"])
 
 
-@doors
-async def test_an_answer_plain_and_streamed(stack: RunningStack, ann: Person, door: str) -> None:
-    with aimesh.Client(ann.key.secret, stack.url(door)) as client:
+@addresses
+async def test_plain_and_streamed_answer(stack: RunningStack, ann: Person, address: str) -> None:
+    with aimesh.Client(ann.key.secret, stack.url(address)) as client:
         plain = await asyncio.to_thread(client.inference, "three small words", model="echo", system="be brief")
         assert (plain.text, plain.model, plain.finish_reason) == ("three small words", "echo", "stop")
         assert plain.usage == aimesh.Usage(5, 3, 8)
         assert plain.request_id
-    async with aimesh.AsyncClient(ann.key.secret, stack.url(door) + "/v1") as client_of_a_loop:
+    async with aimesh.AsyncClient(ann.key.secret, stack.url(address) + "/v1") as client_of_a_loop:
         async with client_of_a_loop.stream(
             messages=[{"role": "user", "content": "three small words"}], model="echo", max_tokens=2
         ) as stream:
@@ -41,15 +41,15 @@ async def test_an_answer_plain_and_streamed(stack: RunningStack, ann: Person, do
         assert (stream.answer.text, stream.answer.finish_reason, stream.answer.usage) == ("three small", "length", aimesh.Usage(3, 2, 5))
 
 
-@doors
-async def test_errors_have_their_class_and_their_words(stack: RunningStack, ann: Person, door: str) -> None:
-    async with aimesh.AsyncClient("aip_live_" + "x" * 49, stack.url(door)) as nobody:
+@addresses
+async def test_errors_have_their_class_and_message(stack: RunningStack, ann: Person, address: str) -> None:
+    async with aimesh.AsyncClient("aip_live_" + "x" * 49, stack.url(address)) as anonymous:
         with pytest.raises(aimesh.NotAuthenticated) as bad_key:
-            await nobody.inference("hi", model="echo")
+            await anonymous.inference("hi", model="echo")
         assert (bad_key.value.code, bad_key.value.status) == ("not_authenticated", 401)
         with pytest.raises(aimesh.NotAuthenticated, match="this is not a valid API key: its checksum or length is wrong"):
-            await nobody.models()
-    async with aimesh.AsyncClient(ann.key.secret, stack.url(door)) as client:
+            await anonymous.models()
+    async with aimesh.AsyncClient(ann.key.secret, stack.url(address)) as client:
         with pytest.raises(aimesh.UnknownModel, match="smollm2") as unknown:
             await client.inference("hi", model="gpt-9")
         assert (unknown.value.param, bool(unknown.value.request_id)) == ("model", True)
@@ -63,7 +63,7 @@ async def test_errors_have_their_class_and_their_words(stack: RunningStack, ann:
                 await client.inference(prompt, model="echo", idempotency_key="the same for both")
 
 
-async def test_what_there_is_and_what_was_used(stack: RunningStack, ann: Person) -> None:
+async def test_models_and_usage(stack: RunningStack, ann: Person) -> None:
     async with aimesh.AsyncClient(ann.key.secret, stack.url("web")) as client:
         assert {"smollm2", "echo"} <= {model.name for model in await client.models()}
         await client.inference("one two three", model="echo")
@@ -88,13 +88,13 @@ async def test_vectors(stack: RunningStack, ann: Person) -> None:
         assert len((await client.embed("one", model="smollm2")).vectors) == 1
 
 
-async def test_from_an_account_to_an_answer(stack: RunningStack) -> None:
+async def test_from_account_to_answer(stack: RunningStack) -> None:
     name = f"carol-{time.monotonic_ns()}"
-    async with aimesh.AsyncClient(base_url=stack.url("web")) as nobody:
-        user = await nobody.register(name, f"{name}@example.org", "a long enough passphrase")
-        session = await nobody.login(f"{name}@example.org", "a long enough passphrase")
+    async with aimesh.AsyncClient(base_url=stack.url("web")) as anonymous:
+        user = await anonymous.register(name, f"{name}@example.org", "a long enough passphrase")
+        session = await anonymous.login(f"{name}@example.org", "a long enough passphrase")
         with pytest.raises(aimesh.NotAuthenticated, match="the user name or the password is wrong"):
-            await nobody.login(name, "another passphrase")
+            await anonymous.login(name, "another passphrase")
     assert session.user == user
     stale = replace(session, access_token="eyJ.of.yesterday")
     async with aimesh.AsyncClient(base_url=stack.url("web"), session=stale) as logged_in:
@@ -113,12 +113,12 @@ async def test_from_an_account_to_an_answer(stack: RunningStack) -> None:
 # --- breaks and leaving ---------------------------------------------------------------------------------------------
 
 
-@doors
-async def test_a_stream_over_a_way_that_breaks_has_no_gap_and_no_repeat_and_is_paid_once(
-    stack: RunningStack, ann: Person, door: str
+@addresses
+async def test_stream_over_an_unreliable_path_has_no_gap_or_repetition_and_is_billed_once(
+    stack: RunningStack, ann: Person, address: str
 ) -> None:
     async with (
-        cutting_proxy.before(stack.url(door), [0, 900, 5000, 2500]) as broken,
+        cutting_proxy.before(stack.url(address), [0, 900, 5000, 2500]) as broken,
         aimesh.AsyncClient(ann.key.secret, broken.url, max_retries=4) as client,
         client.stream(LONG, model="echo", max_tokens=300) as stream,
     ):
@@ -172,11 +172,11 @@ async def _be_cancelled(client: aimesh.AsyncClient, seen: asyncio.Event) -> None
         await asking
 
 
-@doors
+@addresses
 @pytest.mark.parametrize("leave", [_close, _close_without_a_key, _close_in_a_thread, _run_out_of_time, _be_cancelled])
-async def test_whoever_leaves_frees_the_slot(stack: RunningStack, ann: Person, door: str, leave: Leave) -> None:
+async def test_leaving_frees_the_slot(stack: RunningStack, ann: Person, address: str, leave: Leave) -> None:
     url = (await stack.programs())["inference-echo"].url
-    async with httpx.AsyncClient(trust_env=False) as looking, aimesh.AsyncClient(ann.key.secret, stack.url(door)) as client:
+    async with httpx.AsyncClient(trust_env=False) as looking, aimesh.AsyncClient(ann.key.secret, stack.url(address)) as client:
 
         async def busy() -> float:
             return stacks.total((await looking.get(f"{url}/metrics")).text, "ai_platform_worker_slots", state="busy", model="echo")
@@ -189,7 +189,7 @@ async def test_whoever_leaves_frees_the_slot(stack: RunningStack, ann: Person, d
         await until(busy, what="the worker runs it")
         seen.set()
         await leaving
-        # An answer that nobody cut off would end by itself after five seconds.
+        # Without the cancellation, the answer would end after five seconds.
         await until(free, seconds=4, what="the slot is free")
 
 
@@ -199,7 +199,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", (SDK / "README.md").read_text(enco
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-async def test_what_the_readme_shows_runs(stack: RunningStack, ann: Person, tmp_path: Path, number: int) -> None:
+async def test_readme_examples_run(stack: RunningStack, ann: Person, tmp_path: Path, number: int) -> None:
     file = tmp_path / f"block_{number}.py"
     file.write_text(BLOCKS[number], encoding="utf-8")
     environment = {
@@ -220,5 +220,5 @@ async def test_what_the_readme_shows_runs(stack: RunningStack, ann: Person, tmp_
     assert out.decode().strip(), "every example shows something"
 
 
-def test_the_readme_has_examples() -> None:
+def test_readme_has_examples() -> None:
     assert len(BLOCKS) >= 5

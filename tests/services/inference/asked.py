@@ -1,4 +1,4 @@
-"""Jobs for the backends that pass on what was asked for, and what they log."""
+"""Create jobs with the caller's own parameters, and record what backends log."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from tests.services.inference import standins
 
 def job(prompt: str | tuple[ChatMessage, ...] = "hi", *, model: str, max_tokens: int = 100, **sampling: object) -> GenerationJob:
     plain = standins.job(prompt, model=model, max_tokens=max_tokens)
-    return replace(plain, asked=Sampling(max_tokens=max_tokens, **sampling))  # type: ignore[arg-type]
+    return replace(plain, requested=Sampling(max_tokens=max_tokens, **sampling))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Stand-ins for what surrounds the worker in tests: a reader of answers, a node, a model that is no neural network."""
+"""Fakes for tests of the worker: a reader of answers, a node, a toy model."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +20,7 @@ END_TOKEN = 0xFF
 
 
 class Reader:
-    """A sink that keeps everything. Also stands in for the stream of a mesh call."""
+    """A sink that keeps everything. Also a fake stream of a mesh call."""
 
     def __init__(self) -> None:
         self.accepted = False
@@ -28,7 +28,7 @@ class Reader:
         self.chunks: list[Chunk] = []
 
     def accept(self, prompt_tokens: int | inference.PromptAccepted | None = None) -> None:
-        """As a sink it is told a number, as a mesh call the contract's message."""
+        """A sink gets a number, a mesh call gets a message."""
         self.accepted = True
         self.prompt_tokens = prompt_tokens.prompt_tokens if isinstance(prompt_tokens, inference.PromptAccepted) else prompt_tokens
 
@@ -59,7 +59,7 @@ class Watch:
 
 
 async def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for what another program does and nobody here can signal."""
+    """Poll a condition of another process, which cannot signal it."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -72,7 +72,7 @@ class Offer:
     not_ready: str
 
 
-class Roads:
+class FakeTransports:
     """A node's transports: attached, or not and why."""
 
     def __init__(self) -> None:
@@ -99,12 +99,12 @@ class Node:
         self.mesh = MeshName("home")
         self.directory = directory.Directory(lambda: 0.0)
         self.trust = Trust(key, Role.WORKER)
-        self.node_transports = Roads()
+        self.node_transports = FakeTransports()
 
     def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.WorkerLoad, not_ready: str = "") -> None:
         self.offers.append(Offer(models, load, not_ready))
 
 
 def job(prompt: str | tuple[ChatMessage, ...] = "hello", *, model: str = "smollm2", **sampling: object) -> generation_job.GenerationJob:
-    asked = Sampling(**sampling)  # type: ignore[arg-type]
-    return generation_job.check(ModelName(model), prompt, asked, context_tokens=2048, draw_seed=lambda: 1)
+    requested = Sampling(**sampling)  # type: ignore[arg-type]
+    return generation_job.check(ModelName(model), prompt, requested, context_tokens=2048, draw_seed=lambda: 1)

@@ -1,4 +1,4 @@
-"""A pause is a file: there or not."""
+"""A worker is paused while a file exists."""
 
 import asyncio
 from pathlib import Path
@@ -7,14 +7,14 @@ from services.inference.announcements import WorkerPause
 from tests.services.inference.standins import until
 
 
-def test_a_pause_outlives_a_restart(tmp_path: Path) -> None:
+def test_pause_survives_a_restart(tmp_path: Path) -> None:
     (tmp_path / "paused").touch()
     assert WorkerPause(tmp_path / "paused").is_on
     assert not WorkerPause(tmp_path / "none").is_on
     assert not WorkerPause(None).is_on
 
 
-async def test_beginning_and_end_are_told_once_each(tmp_path: Path) -> None:
+async def test_pause_and_resume_are_reported_once_each(tmp_path: Path) -> None:
     file = tmp_path / "paused"
     pause = WorkerPause(file)
     seen: list[bool] = []

@@ -1,4 +1,4 @@
-"""Chunks that go together, for a caller who waits for the whole answer."""
+"""Chunks are joined for callers that wait for the whole answer."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ def word(number: int, answer: int = 0, finish: FinishReason | None = None) -> Ch
     return Chunk(f"w{number} ", (number,), answer, (TokenLogprob(chance),), finish=finish)
 
 
-async def test_the_first_chunk_goes_at_once_and_the_others_together() -> None:
+async def test_first_chunk_is_sent_immediately_and_later_ones_are_joined() -> None:
     reader, clock = Reader(), Clock()
     gathered = CoalescedChunks(reader, clock)
     for number in range(5):
@@ -35,7 +35,7 @@ async def test_the_first_chunk_goes_at_once_and_the_others_together() -> None:
     assert [each.drawn.token_id for each in reader.chunks[1].logprobs] == [1, 2, 3, 4]
 
 
-async def test_what_has_waited_long_enough_goes_with_the_next() -> None:
+async def test_old_enough_chunk_is_sent_with_the_next() -> None:
     reader, clock = Reader(), Clock()
     gathered = CoalescedChunks(reader, clock)
     for number in range(3):
@@ -45,7 +45,7 @@ async def test_what_has_waited_long_enough_goes_with_the_next() -> None:
     assert [chunk.token_ids for chunk in reader.chunks] == [(0,), (1, 2, 3)]
 
 
-async def test_no_chunk_grows_without_an_end() -> None:
+async def test_chunk_size_is_bounded() -> None:
     reader, clock = Reader(), Clock()
     gathered = CoalescedChunks(reader, clock)
     for number in range(1 + 3 * chunk_coalescing.MOST_TOKENS):
@@ -53,7 +53,7 @@ async def test_no_chunk_grows_without_an_end() -> None:
     assert [len(chunk.token_ids) for chunk in reader.chunks] == [1, *[chunk_coalescing.MOST_TOKENS] * 3]
 
 
-async def test_the_last_of_an_answer_waits_for_nobody_and_says_so() -> None:
+async def test_last_chunk_is_sent_immediately_and_marked() -> None:
     reader, clock = Reader(), Clock()
     gathered = CoalescedChunks(reader, clock)
     await gathered.send(word(0))
@@ -62,7 +62,7 @@ async def test_the_last_of_an_answer_waits_for_nobody_and_says_so() -> None:
     assert [(chunk.token_ids, chunk.finish) for chunk in reader.chunks] == [((0,), None), ((1, 2), FinishReason.LENGTH)]
 
 
-async def test_what_it_waits_for_is_told_at_once() -> None:
+async def test_waiting_messages_are_sent_immediately() -> None:
     reader, clock = Reader(), Clock()
     gathered = CoalescedChunks(reader, clock)
     await gathered.send(word(0))
@@ -70,7 +70,7 @@ async def test_what_it_waits_for_is_told_at_once() -> None:
     assert [chunk.waiting for chunk in reader.chunks] == ["", "loading"]
 
 
-async def test_calls_come_in_their_order() -> None:
+async def test_calls_keep_their_order() -> None:
     reader, clock = Reader(), Clock()
     gathered = CoalescedChunks(reader, clock)
     for number in range(3):
@@ -80,7 +80,7 @@ async def test_calls_come_in_their_order() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 0.3)), max_size=200))
-async def test_nothing_is_lost_doubled_or_put_into_another_answer(steps: list[tuple[int, float]]) -> None:
+async def test_nothing_is_lost_duplicated_or_mixed_up(steps: list[tuple[int, float]]) -> None:
     reader, clock = Reader(), Clock()
     gathered = CoalescedChunks(reader, clock)
     for number, (answer, pause) in enumerate(steps):

@@ -1,4 +1,4 @@
-"""What a person at the machine reads: sentences for facts, each once, and not more often than anybody reads."""
+"""What the console shows: each fact once, in a sentence, and not too often."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -105,7 +105,7 @@ THERE = replace(ALONE, gateways=(reached(),))
         ),
     ],
 )
-def test_how_a_worker_is(facts: WorkerFacts, lines: list[str]) -> None:
+def test_worker_description(facts: WorkerFacts, lines: list[str]) -> None:
     assert console_status.describe(facts) == lines
 
 
@@ -173,11 +173,11 @@ def test_how_a_worker_is(facts: WorkerFacts, lines: list[str]) -> None:
         ),
     ],
 )
-def test_what_is_told_of_a_change(before: WorkerFacts, now: WorkerFacts, lines: list[str]) -> None:
+def test_reported_changes(before: WorkerFacts, now: WorkerFacts, lines: list[str]) -> None:
     assert console_status.describe_changes(before, now) == lines
 
 
-class Told:
+class StatusRun:
     """A narrator whose facts the test sets."""
 
     def __init__(self, status_file: Path | None = None) -> None:
@@ -191,43 +191,43 @@ class Told:
         return list(self.lines)
 
 
-async def test_it_begins_with_how_things_are_and_says_nothing_twice() -> None:
-    told = Told()
-    assert await told.step(0) == ["looking for the mesh home …", "serving 1 model: echo"]
-    assert await told.step(1) == []
+async def test_initial_state_is_printed_and_nothing_is_repeated() -> None:
+    run = StatusRun()
+    assert await run.step(0) == ["looking for the mesh home …", "serving 1 model: echo"]
+    assert await run.step(1) == []
 
 
-async def test_a_gateway_is_told_with_its_round_trip_or_without_when_there_is_none() -> None:
-    told = Told()
-    told.facts = replace(THERE, gateways=(reached(milliseconds=None), reached(OTHER, milliseconds=None)))
-    assert (await told.step(0))[0] == "looking for the mesh home …"
-    told.facts = replace(THERE, gateways=(reached(milliseconds=7.6), reached(OTHER, milliseconds=None)))
-    assert await told.step(1) == ["connected to gateway UGATEWAYA… (punched through the NAT, 8 ms)"]
-    assert await told.step(MEASURE_SECONDS) == ["connected to gateway UOTHERGWA… (punched through the NAT)"]
+async def test_gateway_is_printed_with_its_round_trip_if_known() -> None:
+    run = StatusRun()
+    run.facts = replace(THERE, gateways=(reached(milliseconds=None), reached(OTHER, milliseconds=None)))
+    assert (await run.step(0))[0] == "looking for the mesh home …"
+    run.facts = replace(THERE, gateways=(reached(milliseconds=7.6), reached(OTHER, milliseconds=None)))
+    assert await run.step(1) == ["connected to gateway UGATEWAYA… (punched through the NAT, 8 ms)"]
+    assert await run.step(MEASURE_SECONDS) == ["connected to gateway UOTHERGWA… (punched through the NAT)"]
 
 
-async def test_the_load_is_told_now_and_then_and_as_it_is_at_last() -> None:
-    told = Told()
-    await told.step(0)
+async def test_load_is_printed_now_and_then_and_finally() -> None:
+    run = StatusRun()
+    await run.step(0)
     lines: dict[int, list[str]] = {}
     for second in range(1, 31):
         running = second % 3 if second < 15 else 0
-        told.facts = replace(ALONE, models=(model("echo", running=running),))
-        if said := await told.step(LOAD_EVERY_SECONDS + second):
-            lines[second] = said
+        run.facts = replace(ALONE, models=(model("echo", running=running),))
+        if written := await run.step(LOAD_EVERY_SECONDS + second):
+            lines[second] = written
     assert lines == {1: ["1 request running"], 11: ["2 requests running"], 21: ["no requests running"]}
 
 
-async def test_the_status_file_is_true_and_fresh(tmp_path: Path) -> None:
-    told = Told(tmp_path / "status")
-    told.facts = THERE
+async def test_status_file_is_accurate_and_fresh(tmp_path: Path) -> None:
+    run = StatusRun(tmp_path / "status")
+    run.facts = THERE
 
     async def file(now: float, **changes: Any) -> worker_status.WorkerStatus:
-        told.facts = replace(told.facts, **changes)
-        await told.step(now)
+        run.facts = replace(run.facts, **changes)
+        await run.step(now)
         return worker_status.decode((tmp_path / "status").read_bytes())
 
-    await told.step(0)
+    await run.step(0)
     first = await file(2)
     assert (first.mesh, first.node, first.gateways, first.models, first.is_paused) == ("home", "UME", (reached(),), ("echo",), False)
     assert first.lines[0] == "connected to gateway UGATEWAYA… (punched through the NAT, 12 ms)"
@@ -239,7 +239,7 @@ async def test_the_status_file_is_true_and_fresh(tmp_path: Path) -> None:
     assert (tmp_path / "status").stat().st_mode & 0o077 == 0
 
 
-def test_the_facts_come_from_the_node() -> None:
+def test_facts_come_from_the_node() -> None:
     node = Node()
     ca = node_keys.Authority(node_keys.new_authority_seed())
     node.trust.authorities = (ca.id,)

@@ -1,4 +1,4 @@
-"""Vectors by way of the backends: echo, and SmolLM2 in its process."""
+"""Embeddings through the backends: echo, and SmolLM2 in its process."""
 
 import asyncio
 import math
@@ -13,7 +13,7 @@ from services.inference import service
 from services.inference.backends import echo, llama
 from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
-from services.inference.jobs.backend_interface import Embeds
+from services.inference.jobs.backend_interface import EmbeddingBackend
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Defaults
@@ -48,7 +48,7 @@ OPTIONS = engine_messages.LoadCommand(path="", slots=2, context_tokens=512, thre
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[LlamaBackend]:
     found = model_discovery.find({}, defaults=Defaults(slots=2, context_tokens=512))
-    async with llama.opened(found, OPTIONS, 8, memory.Budget(2**30, "a test"), Watch()) as backend:
+    async with llama.opened(found, OPTIONS, 8, memory.MemoryBudget(2**30, "a test"), Watch()) as backend:
         yield backend
 
 
@@ -58,8 +58,8 @@ async def backend(running: LlamaBackend) -> LlamaBackend:
     return running
 
 
-async def test_echo_gives_each_text_the_vector_of_its_words(echoing: echo.EchoBackend) -> None:
-    assert isinstance(echoing, Embeds)
+async def test_echo_vectors_depend_on_the_words(echoing: echo.EchoBackend) -> None:
+    assert isinstance(echoing, EmbeddingBackend)
     reader = VectorReader()
     texts = ("one two three", "three  one\ntwo", "four five six", "one")
     embedded = await echoing.embed(EmbeddingJob(echo.MODEL, texts), reader)
@@ -76,7 +76,7 @@ async def test_echo_gives_each_text_the_vector_of_its_words(echoing: echo.EchoBa
         pytest.param(EmbeddingJob(echo.MODEL, ("a",), 17), "dimensions is 17", id="more dimensions than there are"),
     ],
 )
-async def test_echo_refuses_as_a_model_does(echoing: echo.EchoBackend, job: EmbeddingJob, message: str) -> None:
+async def test_echo_refuses_like_a_model(echoing: echo.EchoBackend, job: EmbeddingJob, message: str) -> None:
     with pytest.raises(errors.BadRequest, match=message):
         await echoing.embed(job, VectorReader())
 
@@ -84,7 +84,7 @@ async def test_echo_refuses_as_a_model_does(echoing: echo.EchoBackend, job: Embe
 # --- the service's way ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_request_is_measured(echoing: echo.EchoBackend) -> None:
+async def test_embedding_request_is_measured(echoing: echo.EchoBackend) -> None:
     metrics = telemetry.Metrics("inference")
     request = Embed(ModelName("an alias"), ("one two",), new_request_id())
     await service.run_embedding(echoing, echo.MODEL, request, VectorReader(), metrics)
@@ -93,7 +93,7 @@ async def test_a_request_is_measured(echoing: echo.EchoBackend) -> None:
     assert 'method="embed",model="echo"' in text
 
 
-async def test_a_backend_without_vectors_says_so() -> None:
+async def test_backend_without_vectors_refuses() -> None:
     class Answers:
         name = "openai"
 
@@ -108,8 +108,8 @@ async def test_a_backend_without_vectors_says_so() -> None:
 # --- SmolLM2 in its process -----------------------------------------------------------------------------------------------
 
 MANY = tuple(
-    f"{who} {where}"
-    for who in (
+    f"{kind} {where}"
+    for kind in (
         "The cat sleeps",
         "Stock markets fell",
         "My sister cooks soup",
@@ -124,13 +124,13 @@ MANY = tuple(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_process_gives_vectors_while_it_answers(backend: LlamaBackend) -> None:
-    said = Reader()
-    asked = job("Tell a long story about the sea.", max_tokens=60, ignore_eos=True)
+async def test_engine_computes_vectors_while_it_answers(backend: LlamaBackend) -> None:
+    text_reader = Reader()
+    prompt_job = job("Tell a long story about the sea.", max_tokens=60, ignore_eos=True)
     generation, (reader, embedded), (other, _) = await asyncio.gather(
-        backend.generate(asked, said), embed(backend, *MANY), embed(backend, MANY[7], MANY[3], dimensions=32)
+        backend.generate(prompt_job, text_reader), embed(backend, *MANY), embed(backend, MANY[7], MANY[3], dimensions=32)
     )
-    assert generation.usage.completion_tokens == len(said.token_ids) == 60
+    assert generation.usage.completion_tokens == len(text_reader.token_ids) == 60
     assert (embedded.dimensions, len(reader.vectors)) == (576, len(MANY))
     assert embedded.prompt_tokens == reader.prompt_tokens
     assert len(set(reader.vectors)) == len(MANY)
@@ -140,7 +140,7 @@ async def test_a_process_gives_vectors_while_it_answers(backend: LlamaBackend) -
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_request_that_is_cancelled_leaves_the_process_to_others(backend: LlamaBackend) -> None:
+async def test_canceled_request_leaves_the_engine_to_others(backend: LlamaBackend) -> None:
     pid = backend.engine_pid(DEFAULT_MODEL)
     reader = VectorReader()
     task = asyncio.create_task(backend.embed(EmbeddingJob(DEFAULT_MODEL, MANY * 6), reader))
@@ -163,7 +163,7 @@ async def test_a_request_that_is_cancelled_leaves_the_process_to_others(backend:
         pytest.param(("a",), 577, "dimensions is 577", id="more dimensions than there are"),
     ],
 )
-async def test_a_wrong_request_is_refused_by_the_same_process(
+async def test_invalid_request_is_refused_and_the_engine_continues(
     backend: LlamaBackend, inputs: tuple[str, ...], dimensions: int | None, message: str
 ) -> None:
     pid = backend.engine_pid(DEFAULT_MODEL)
@@ -173,7 +173,7 @@ async def test_a_wrong_request_is_refused_by_the_same_process(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_process_that_dies_in_the_middle_ends_the_request_with_one_error(backend: LlamaBackend) -> None:
+async def test_engine_crash_ends_the_request_with_one_error(backend: LlamaBackend) -> None:
     pid = backend.engine_pid(DEFAULT_MODEL)
     assert pid is not None
     reader = VectorReader()

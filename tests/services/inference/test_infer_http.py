@@ -60,7 +60,7 @@ class Exchange:
 
 
 @pytest.fixture
-async def door() -> AsyncIterator[InferHttp]:
+async def app() -> AsyncIterator[InferHttp]:
     settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo", service_token=TOKEN)
     node = Node()
     async with background() as node.tasks, InferenceService.open(settings, node) as service:
@@ -72,14 +72,14 @@ def scope(**changes: Any) -> dict[str, Any]:
     return {"type": "http", "path": "/infer", "method": "POST", "client": ("127.0.0.1", 5), "headers": headers, **changes}
 
 
-async def ask(door: InferHttp, body: bytes | dict[str, Any] = HELLO, **changes: Any) -> Exchange:
+async def post(app: InferHttp, body: bytes | dict[str, Any] = HELLO, **changes: Any) -> Exchange:
     exchange = Exchange(body if isinstance(body, bytes) else json.dumps(body).encode())
-    await door(scope(**changes), exchange.receive, exchange.send)
+    await app(scope(**changes), exchange.receive, exchange.send)
     return exchange
 
 
-async def test_a_prompt_is_answered(door: InferHttp) -> None:
-    answer = await ask(door)
+async def test_prompt_is_answered(app: InferHttp) -> None:
+    answer = await post(app)
     assert answer.status == 200
     assert json.loads(answer.body) == {
         "text": "hello you",
@@ -88,14 +88,14 @@ async def test_a_prompt_is_answered(door: InferHttp) -> None:
     }
 
 
-async def test_a_chat_with_all_parameters_is_answered(door: InferHttp) -> None:
+async def test_chat_with_all_parameters_is_answered(app: InferHttp) -> None:
     chat = {"model": "echo", "messages": [{"role": "user", "content": "a b c"}], "max_tokens": 2, "temperature": 0}
-    answer = await ask(door, {**chat, "top_p": 1, "top_k": 5, "stop": "x", "seed": 1})
+    answer = await post(app, {**chat, "top_p": 1, "top_k": 5, "stop": "x", "seed": 1})
     assert json.loads(answer.body)["finish_reason"] == "length"
 
 
-async def test_a_stream_comes_in_pieces_and_ends_with_the_usage(door: InferHttp) -> None:
-    answer = await ask(door, {**HELLO, "stream": True})
+async def test_stream_comes_in_pieces_and_ends_with_the_usage(app: InferHttp) -> None:
+    answer = await post(app, {**HELLO, "stream": True})
     assert answer.headers[b"content-type"].startswith(b"text/event-stream")
     assert [event["text"] for event in answer.events] == ["hello", " you", ""]
     assert answer.events[-1]["usage"]["total_tokens"] == 4
@@ -120,8 +120,8 @@ async def test_a_stream_comes_in_pieces_and_ends_with_the_usage(door: InferHttp)
         ),
     ],
 )
-async def test_who_is_not_let_in(door: InferHttp, changes: dict[str, Any], status: int, code: str) -> None:
-    answer = await ask(door, **changes)
+async def test_unauthorized_requests(app: InferHttp, changes: dict[str, Any], status: int, code: str) -> None:
+    answer = await post(app, **changes)
     assert (answer.status, answer.error["code"]) == (status, code)
 
 
@@ -145,30 +145,30 @@ async def test_who_is_not_let_in(door: InferHttp, changes: dict[str, Any], statu
         pytest.param(b"x" * (1024 * 1024 + 1), 413, "1048576", id="too large"),
     ],
 )
-async def test_bad_input_is_an_error_object_of_openai(door: InferHttp, body: bytes | dict[str, Any], status: int, words: str) -> None:
-    answer = await ask(door, body)
+async def test_bad_input_gives_an_openai_error_object(app: InferHttp, body: bytes | dict[str, Any], status: int, words: str) -> None:
+    answer = await post(app, body)
     assert answer.status == status
     assert set(answer.error) == {"message", "type", "code", "param"}
     assert answer.error["type"] == "invalid_request_error"
     assert words in answer.error["message"]
 
 
-async def test_a_stream_that_cannot_begin_has_the_status_of_its_error(door: InferHttp) -> None:
-    answer = await ask(door, {**HELLO, "model": "gpt", "stream": True})
+async def test_stream_that_cannot_start_has_the_status_of_its_error(app: InferHttp) -> None:
+    answer = await post(app, {**HELLO, "model": "gpt", "stream": True})
     assert (answer.status, answer.error["code"]) == (404, "unknown_model")
 
 
-async def test_without_a_token_in_the_settings_it_is_off_and_says_how_to_turn_it_on() -> None:
+async def test_without_a_token_setting_the_api_is_off_and_says_how_to_enable_it() -> None:
     settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo")
     node = Node()
     async with background() as node.tasks, InferenceService.open(settings, node) as service:
-        answer = await ask(service.asgi())
+        answer = await post(service.asgi())
     assert answer.status == 404
     assert "SERVICE_TOKEN_FILE" in answer.error["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_goes_away_stops_its_generation(stream: bool) -> None:
+async def test_disconnected_client_stops_its_generation(stream: bool) -> None:
     settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo", service_token=TOKEN, echo_token_ms=10_000)
     node = Node()
     async with background() as node.tasks, InferenceService.open(settings, node) as service, asyncio.TaskGroup() as tasks:

@@ -1,4 +1,4 @@
-"""The service as the gateway meets it: over real links, found in the directory, cancelled across the wire."""
+"""The service as the gateway sees it: over real links, found in the directory, canceled over the network."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -41,7 +41,7 @@ def prompt(text: str, model: ModelName = ECHO) -> inference.ProcessPrompt:
     return inference.ProcessPrompt(text, inference.ModelConfig(model=model), new_request_id())
 
 
-async def test_a_gateway_finds_the_model_streams_an_answer_and_reads_the_usage(net: TestNet) -> None:
+async def test_gateway_finds_the_model_streams_an_answer_and_reads_the_usage(net: TestNet) -> None:
     await start(net)
     async with member(gateway_settings(net), Role.GATEWAY) as gateway:
         await until(lambda: gateway.directory.usable(Role.WORKER))
@@ -56,12 +56,12 @@ async def test_a_gateway_finds_the_model_streams_an_answer_and_reads_the_usage(n
                 _ = [chunk async for chunk in answer]
 
 
-async def test_a_gateway_gets_the_vectors_of_texts(net: TestNet) -> None:
+async def test_gateway_gets_the_vectors_of_texts(net: TestNet) -> None:
     await start(net)
     async with member(gateway_settings(net), Role.GATEWAY) as gateway:
         await until(lambda: gateway.directory.usable(Role.WORKER))
-        asked = embedding.Embed(ECHO, ("one two", "two one"), new_request_id(), dimensions=8)
-        async with gateway.rpc.stream(embedding.embed, asked) as answer:
+        sent = embedding.Embed(ECHO, ("one two", "two one"), new_request_id(), dimensions=8)
+        async with gateway.rpc.stream(embedding.embed, sent) as answer:
             vectors = [vector async for item in answer for vector in item.vectors]
         assert answer.accepted == inference.PromptAccepted(4)
         assert answer.end == embedding.Embedded(8, 4)
@@ -72,7 +72,7 @@ async def test_a_gateway_gets_the_vectors_of_texts(net: TestNet) -> None:
                 _ = [item async for item in answer]
 
 
-async def test_a_gateway_that_leaves_stops_the_generation(net: TestNet) -> None:
+async def test_disconnected_gateway_stops_the_generation(net: TestNet) -> None:
     await start(net, token_ms=20)
     async with member(gateway_settings(net), Role.GATEWAY) as gateway:
         await until(lambda: gateway.directory.usable(Role.WORKER))
@@ -85,7 +85,7 @@ async def test_a_gateway_that_leaves_stops_the_generation(net: TestNet) -> None:
                 pass
 
 
-async def test_a_gateway_reads_what_a_worker_did_for_requests_that_ended_and_one_that_it_left(net: TestNet) -> None:
+async def test_gateway_reads_receipts_of_finished_and_running_requests(net: TestNet) -> None:
     await start(net, token_ms=5)
     async with member(gateway_settings(net), Role.GATEWAY) as gateway:
         await until(lambda: gateway.directory.usable(Role.WORKER))
@@ -105,15 +105,15 @@ async def test_a_gateway_reads_what_a_worker_did_for_requests_that_ended_and_one
         assert 1 <= second.completion_tokens < 500
 
 
-async def test_a_worker_credits_what_its_reader_took_and_not_what_it_sent(net: TestNet) -> None:
+async def test_worker_credits_what_was_read_not_what_was_sent(net: TestNet) -> None:
     """Streams cut at 102 to 105 of 200 tokens were billed 200."""
     await start(net)
     async with member(gateway_settings(net), Role.GATEWAY) as gateway:
         await until(lambda: gateway.directory.usable(Role.WORKER))
         (worker,) = gateway.directory.usable(Role.WORKER)
         for paced, credited in ((True, 64), (False, 0)):
-            asked = msgspec.structs.replace(prompt("word " * 200), reader_paced=paced)
-            async with gateway.rpc.stream(inference.process_prompt, asked) as answer:
+            sent = msgspec.structs.replace(prompt("word " * 200), reader_paced=paced)
+            async with gateway.rpc.stream(inference.process_prompt, sent) as answer:
                 taken = 0
                 async for _ in answer:
                     taken += 1
@@ -121,17 +121,17 @@ async def test_a_worker_credits_what_its_reader_took_and_not_what_it_sent(net: T
                         break
                 # The reader stops here, the worker does not.
                 async with asyncio.timeout(10):
-                    while (found := (await receipts(gateway.rpc, worker.node, asked))[0]).ended == inference.RUNNING:
+                    while (found := (await receipts(gateway.rpc, worker.node, sent))[0]).ended == inference.RUNNING:
                         pass
             assert (found.completion_tokens, found.credited_tokens) == (200, credited)
 
 
 async def receipts(client: rpc.RpcClient, node: NodeId, *prompts: inference.ProcessPrompt) -> list[inference.Receipt]:
     """With their signatures checked."""
-    asked = inference.ReadReceipts(tuple(one.request_id for one in prompts))
-    told = (await client.call(inference.read_receipts, asked, to=node)).receipts
-    assert all(node_keys.verify(node, inference.RECEIPT_PURPOSE, one.text, one.signature) for one in told)
-    return [msgspec.msgpack.decode(one.text, type=inference.Receipt) for one in told]
+    sent = inference.ReadReceipts(tuple(one.request_id for one in prompts))
+    found_receipts = (await client.call(inference.read_receipts, sent, to=node)).receipts
+    assert all(node_keys.verify(node, inference.RECEIPT_PURPOSE, one.text, one.signature) for one in found_receipts)
+    return [msgspec.msgpack.decode(one.text, type=inference.Receipt) for one in found_receipts]
 
 
 async def running(client: rpc.RpcClient) -> int:

@@ -1,4 +1,4 @@
-"""A worker and its children, as real processes of one user without privileges."""
+"""A worker and its children, as real processes of one unprivileged user."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what it asks of the kernel is Linux's")
 
-#: What a child that somebody took over can learn of its worker; its arguments are a place in the worker's memory and its length.
+#: What a compromised child can learn about its worker; its arguments are an address in the worker's memory and a length.
 CHILD = """
 import json, os, sys
 worker, (place, length) = os.getppid(), map(int, sys.argv[1:])
@@ -53,7 +53,7 @@ opening.opened(InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backe
 print(json.dumps([before, ask(), os.readlink("/proc/self/fd/0")]))
 """
 
-#: Tests may run as root, who may look into everything. This takes all capabilities (PR_CAPBSET_DROP) from the program that follows.
+#: Tests may run as root, who may inspect everything. This drops all capabilities (PR_CAPBSET_DROP) of the program that follows.
 UNPRIVILEGED = """
 import ctypes, os, sys
 for capability in range(64):
@@ -62,7 +62,7 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
 """
 
 
-def test_a_child_of_the_same_user_cannot_look_into_its_worker() -> None:
+def test_child_of_the_same_user_cannot_inspect_its_worker() -> None:
     program = WORKER.replace("CHILD", repr(CHILD))
     ended = subprocess.run(
         [sys.executable, "-c", UNPRIVILEGED, program],
@@ -75,14 +75,14 @@ def test_a_child_of_the_same_user_cannot_look_into_its_worker() -> None:
         check=True,
     )
     before, after, own_file = json.loads(ended.stdout)
-    # Its memory is nobody's on systems with Yama in any case.
+    # On systems with Yama, its memory is protected in any case.
     assert before.pop("memory") in ("what a user wrote", "PermissionError")
     assert before == {"environ": True, "open file": "/dev/null", "maps": True, "dumpable": 1}, "nothing was there to protect"
     assert after == dict.fromkeys(("environ", "memory", "open file", "maps"), "PermissionError") | {"dumpable": 0}
     assert own_file == "/dev/null", "it still sees itself"
 
 
-def test_a_child_ends_with_its_parent() -> None:
+def test_child_ends_with_its_parent() -> None:
     child = (
         "import os, signal; from services.inference import parent_death as lifeline\n"
         "lifeline.die_with(os.getppid())\nprint('up', flush=True)\nsignal.pause()"

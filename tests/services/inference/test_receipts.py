@@ -39,7 +39,7 @@ def read(receipts: ReceiptKeeper, request_id: RequestId) -> Receipt | None:
 async def work(receipts: ReceiptKeeper, *, tokens: int = 2, delivered: int = 0, request_id: RequestId | None = None) -> RequestId:
     """One answer, whole."""
     request_id = request_id or new_request_id()
-    with receipts.of(request_id, delivered) as running:
+    with receipts.meter(request_id, delivered) as running:
         sink = running.metered(Reader())
         sink.accept(7)
         for token in range(tokens):
@@ -58,7 +58,7 @@ async def opened(file: Path, now: datetime = NOW, **more: int) -> AsyncIterator[
         running.cancel()
 
 
-async def test_an_ended_request_has_a_receipt_that_the_worker_signed() -> None:
+async def test_finished_request_has_a_signed_receipt() -> None:
     receipts = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0)
     request_id = await work(receipts, tokens=2, delivered=3)
     assert read(receipts, request_id) == Receipt(request_id, 7, 3, 2, "stop", NOW)
@@ -67,7 +67,7 @@ async def test_an_ended_request_has_a_receipt_that_the_worker_signed() -> None:
 
 async def test_only_tokens_of_items_with_credit_are_credited() -> None:
     receipts, request_id, granted = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0), new_request_id(), [0]
-    with receipts.of(request_id, 0, lambda: granted[-1]) as running:
+    with receipts.meter(request_id, 0, lambda: granted[-1]) as running:
         sink = running.metered(Reader())
         await sink.send(Chunk("", (), waiting="loading"))
         for first in range(0, 9, 3):
@@ -84,7 +84,7 @@ async def test_only_tokens_of_items_with_credit_are_credited() -> None:
     assert (found.completion_tokens, found.credited_tokens) == (9, 9)
 
 
-async def test_it_says_how_long_the_request_took() -> None:
+async def test_receipt_has_the_duration() -> None:
     ticks = iter((10.0, 12.5))
     receipts = ReceiptKeeper(None, KEY, lambda: NOW, lambda: next(ticks))
     found = read(receipts, await work(receipts))
@@ -92,9 +92,9 @@ async def test_it_says_how_long_the_request_took() -> None:
     assert found.seconds == 2.5
 
 
-async def test_a_request_that_runs_is_told_as_running_with_what_was_sent() -> None:
+async def test_running_request_has_a_receipt_of_what_was_sent() -> None:
     receipts, request_id = ReceiptKeeper(None, KEY, clock=lambda: 0.0), new_request_id()
-    with receipts.of(request_id, 0) as running:
+    with receipts.meter(request_id, 0) as running:
         sink = running.metered(Reader())
         sink.accept(7)
         await sink.send(Chunk("a", (1, 2)))
@@ -102,9 +102,9 @@ async def test_a_request_that_runs_is_told_as_running_with_what_was_sent() -> No
 
 
 @pytest.mark.parametrize(("error", "ended"), [(errors.ModelCrashed("x"), "model_crashed"), (asyncio.CancelledError(), "cancelled")])
-async def test_a_request_that_was_abandoned_has_one_too(error: BaseException, ended: str) -> None:
+async def test_abandoned_request_has_a_receipt(error: BaseException, ended: str) -> None:
     receipts, request_id = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0), new_request_id()
-    with pytest.raises(type(error)), receipts.of(request_id, 0) as running:
+    with pytest.raises(type(error)), receipts.meter(request_id, 0) as running:
         sink = running.metered(Reader())
         sink.accept(7)
         await sink.send(Chunk("a", (1,)))
@@ -112,25 +112,25 @@ async def test_a_request_that_was_abandoned_has_one_too(error: BaseException, en
     assert read(receipts, request_id) == Receipt(request_id, 7, 0, 1, ended, NOW)
 
 
-async def test_a_refusal_does_not_hide_what_was_done_before() -> None:
+async def test_refused_retry_keeps_the_earlier_receipt() -> None:
     receipts = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0)
     request_id = await work(receipts)
-    with pytest.raises(errors.Overloaded), receipts.of(request_id, 2):
+    with pytest.raises(errors.Overloaded), receipts.meter(request_id, 2):
         raise errors.Overloaded("full")
     assert read(receipts, request_id) == Receipt(request_id, 7, 0, 2, "stop", NOW)
     await work(receipts, request_id=request_id, delivered=2, tokens=4)
     assert read(receipts, request_id) == Receipt(request_id, 7, 2, 4, "stop", NOW)
 
 
-async def test_a_backend_without_token_ids_counts_itself() -> None:
+async def test_backend_without_token_ids_reports_its_count() -> None:
     receipts, request_id = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0), new_request_id()
-    with receipts.of(request_id, 0) as running:
+    with receipts.meter(request_id, 0) as running:
         await running.metered(Reader()).send(Chunk("abc", ()))
         running.finished(STOP)
     assert read(receipts, request_id) == Receipt(request_id, 7, 0, 2, "stop", NOW)
 
 
-async def test_a_restarted_worker_remembers_for_a_day(tmp_path: Path) -> None:
+async def test_receipts_survive_a_restart_for_a_day(tmp_path: Path) -> None:
     file = tmp_path / "worker.receipts"
     async with opened(file) as receipts:
         request_id = await work(receipts)
@@ -143,7 +143,7 @@ async def test_a_restarted_worker_remembers_for_a_day(tmp_path: Path) -> None:
         assert read(receipts, request_id) is None
 
 
-async def test_the_file_is_bounded(tmp_path: Path) -> None:
+async def test_file_is_bounded(tmp_path: Path) -> None:
     file = tmp_path / "worker.receipts"
     async with opened(file, capacity=10) as receipts:
         ids = [await work(receipts)]
@@ -160,7 +160,7 @@ async def test_the_file_is_bounded(tmp_path: Path) -> None:
         assert all(read(receipts, request_id) for request_id in ids[-10:])
 
 
-async def test_a_torn_end_costs_only_what_is_torn(tmp_path: Path) -> None:
+async def test_torn_end_of_the_file_loses_only_the_torn_receipt(tmp_path: Path) -> None:
     file = tmp_path / "worker.receipts"
     async with opened(file) as receipts:
         ids = [await work(receipts) for _ in range(3)]
@@ -176,7 +176,7 @@ async def test_a_torn_end_costs_only_what_is_torn(tmp_path: Path) -> None:
     assert receipts._load() == []
 
 
-async def test_where_nothing_can_be_written_they_are_kept_in_memory(tmp_path: Path) -> None:
+async def test_unwritable_receipts_are_kept_in_memory(tmp_path: Path) -> None:
     async with opened(tmp_path / "nowhere" / "worker.receipts") as receipts:
         ids = [await work(receipts) for _ in range(3)]
         assert all(read(receipts, request_id) for request_id in ids)
@@ -204,12 +204,12 @@ async def test_kill_9_loses_at_most_the_last_moment(tmp_path: Path) -> None:
     file = tmp_path / "worker.receipts"
     with subprocess.Popen([sys.executable, "-c", _ENDLESS, str(file)], stdout=subprocess.PIPE, text=True) as process:  # noqa: ASYNC220
         assert process.stdout is not None
-        told = [process.stdout.readline().strip() for _ in range(100)]
+        ended_ids = [process.stdout.readline().strip() for _ in range(100)]
         os.kill(process.pid, signal.SIGKILL)
-        told += process.stdout.read().split()
+        ended_ids += process.stdout.read().split()
     receipts = ReceiptKeeper(file, KEY)
     receipts._recall(receipts._load())
-    kept = [read(receipts, RequestId(UUID(one))) is not None for one in told]
+    kept = [read(receipts, RequestId(UUID(one))) is not None for one in ended_ids]
     assert kept == sorted(kept, reverse=True), "one in the middle is missing"
     # Fifty milliseconds of a busy machine.
     assert kept.count(False) <= 25

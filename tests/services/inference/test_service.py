@@ -1,4 +1,4 @@
-"""The service on the echo backend: its handlers, and what it tells its node."""
+"""The service on the echo backend: its handlers, and what it announces."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -58,18 +58,18 @@ async def run(service: InferenceService, prompt: inference.ProcessPrompt) -> tup
 CALL = cast("RpcCall", None)
 
 
-async def test_a_prompt_streams_its_tokens_and_ends_with_the_usage(service: InferenceService) -> None:
+async def test_prompt_streams_its_tokens_and_ends_with_the_usage(service: InferenceService) -> None:
     reader, end = await run(service, request("one two"))
     assert [chunk.text for chunk in reader.chunks] == ["one", " two"]
     assert end == Generation(FinishReason.STOP, Usage(2, 2))
 
 
-async def test_the_usage_is_the_number_of_token_ids(service: InferenceService) -> None:
+async def test_usage_is_the_number_of_token_ids(service: InferenceService) -> None:
     reader, end = await run(service, request("a b c d", max_tokens=3))
     assert end.usage.completion_tokens == len(reader.token_ids) == 3
 
 
-async def test_an_unknown_model_is_answered_with_those_that_are_served(service: InferenceService) -> None:
+async def test_unknown_model_error_lists_the_served_ones(service: InferenceService) -> None:
     with pytest.raises(errors.UnknownModel, match="echo"):
         await run(service, request("a", model="llama3"))
     with pytest.raises(errors.UnknownModel, match="echo"):
@@ -89,14 +89,12 @@ async def test_an_unknown_model_is_answered_with_those_that_are_served(service: 
         ("stop", ("",)),
     ],
 )
-async def test_the_worker_checks_for_itself_what_the_gateway_should_have_checked(
-    service: InferenceService, field: str, value: object
-) -> None:
+async def test_worker_checks_requests_itself(service: InferenceService, field: str, value: object) -> None:
     with pytest.raises(errors.BadRequest, match=field):
         await run(service, request("a", **{field: value}))
 
 
-async def test_an_empty_prompt_is_refused(service: InferenceService) -> None:
+async def test_empty_prompt_is_refused(service: InferenceService) -> None:
     with pytest.raises(errors.BadRequest, match="empty"):
         await run(service, request(""))
 
@@ -107,7 +105,7 @@ async def test_models_are_listed_with_their_state(service: InferenceService) -> 
     assert (listed.models[0].model_id, listed.models[0].state, listed.models[0].slots) == ("echo", ModelState.READY, 256)
 
 
-async def test_the_node_offers_the_model_and_how_busy_it_is(service: InferenceService, node: Node) -> None:
+async def test_announcement_has_the_models_and_the_load(service: InferenceService, node: Node) -> None:
     await run(service, request("a"))
     assert [offer.load.running for offer in node.offers] == [0, 1, 0]
     assert [model.name for model in node.offers[-1].models] == ["echo"]
@@ -115,7 +113,7 @@ async def test_the_node_offers_the_model_and_how_busy_it_is(service: InferenceSe
     assert node.offers[-1].not_ready == ""
 
 
-async def test_what_it_counts(service: InferenceService, node: Node) -> None:
+async def test_metrics(service: InferenceService, node: Node) -> None:
     await run(service, request("a b c", max_tokens=2))
     text = node.metrics.render()
     assert 'ai_platform_tokens_total{model="echo",type="input"} 3.0' in text
@@ -124,12 +122,12 @@ async def test_what_it_counts(service: InferenceService, node: Node) -> None:
     assert 'ai_platform_worker_up{model="echo"} 1.0' in text
 
 
-async def test_it_is_ready_when_its_model_is(service: InferenceService) -> None:
+async def test_worker_is_ready_with_its_model(service: InferenceService) -> None:
     assert [(check.name, check.ok) for check in await service.checks()] == [("model echo", True)]
 
 
-class Standing:
-    """A backend whose models are as they are said to be."""
+class FixedBackend:
+    """A backend with a given list of models."""
 
     name = "llama"
 
@@ -162,8 +160,8 @@ DAMAGED, LOADING = ("bad", ModelState.FAILED, "bad.gguf is not a usable model"),
         pytest.param((), "it has no model to serve", id="no models"),
     ],
 )
-async def test_readyz_and_the_announcement_follow_one_rule(models: tuple[tuple[str, ModelState, str], ...], not_ready: str) -> None:
-    node, backend = Node(), Standing(*models)
+async def test_readyz_and_the_announcement_agree(models: tuple[tuple[str, ModelState, str], ...], not_ready: str) -> None:
+    node, backend = Node(), FixedBackend(*models)
     board = Announcements(node, WorkerPause(None))
     board.backend = backend
     board.changed()
@@ -178,7 +176,7 @@ async def test_readyz_and_the_announcement_follow_one_rule(models: tuple[tuple[s
     ]
 
 
-async def test_a_damaged_file_beside_a_good_one_does_not_keep_a_worker_from_being_ready(tmp_path: Path, node: Node) -> None:
+async def test_damaged_model_file_beside_a_valid_one_keeps_the_worker_ready(tmp_path: Path, node: Node) -> None:
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF" + b"\xff" * 100)
     (tmp_path / "good.gguf").symlink_to(packaged())
     settings = InferenceSettings(
@@ -194,14 +192,14 @@ async def test_a_damaged_file_beside_a_good_one_does_not_keep_a_worker_from_bein
 
 
 class Elsewhere:
-    """A backend whose server tells text and counts, and no token ids; it breaks off where ``counted`` is None."""
+    """A backend whose server sends text and counts but no token ids; it breaks off if ``counted`` is None."""
 
     name = "openai"
 
     def __init__(self, counted: int | None, *, only_embeds: bool = False) -> None:
         self._counted = counted
         self._only_embeds = only_embeds
-        self.asked = 0
+        self.called = 0
 
     def models(self) -> tuple[ModelStatus, ...]:
         return (ModelStatus(ModelName("gpt"), ModelState.READY, "", "openai", 0, 4, 0, 0, only_embeds=self._only_embeds),)
@@ -210,7 +208,7 @@ class Elsewhere:
         return 0.0
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
-        self.asked += 1
+        self.called += 1
         for text in ("", "one two", " three"):
             await sink.send(inference.Chunk(text, ()))
         if self._counted is None:
@@ -218,7 +216,7 @@ class Elsewhere:
         return Generation(FinishReason.STOP, Usage(5, self._counted))
 
 
-async def test_answers_without_token_ids_count_as_much_as_their_server_says(node: Node) -> None:
+async def test_answers_without_token_ids_use_the_servers_count(node: Node) -> None:
     service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, Elsewhere(7), WorkerPause(None))
     with asked.logged() as logged:
         await run(service, request("hi", model=ModelName("gpt")))
@@ -226,14 +224,14 @@ async def test_answers_without_token_ids_count_as_much_as_their_server_says(node
     assert [fields["completion_tokens"] for event, fields in logged if event == "generation ended"] == [7]
 
 
-async def test_an_answer_without_token_ids_that_was_cut_off_counts_its_pieces(node: Node) -> None:
+async def test_interrupted_answer_without_token_ids_counts_its_pieces(node: Node) -> None:
     service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, Elsewhere(None), WorkerPause(None))
     with pytest.raises(errors.Unavailable):
         await run(service, request("hi", model=ModelName("gpt")))
     assert 'ai_platform_tokens_total{model="gpt",type="output"} 2.0' in node.metrics.render()
 
 
-async def test_a_model_that_only_embeds_says_so_and_is_given_no_prompts() -> None:
+async def test_embedding_model_refuses_prompts() -> None:
     backend = Elsewhere(7, only_embeds=True)
     service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, WorkerPause(None))
     assert (await service.get_model_status(inference.GetModelStatus(ModelName("gpt")), CALL)).only_embeds
@@ -244,10 +242,10 @@ async def test_a_model_that_only_embeds_says_so_and_is_given_no_prompts() -> Non
     assert [offer.only_embeds for offer in node.offers[-1].models] == [True]
     with pytest.raises(errors.BadRequest, match="gpt only computes embeddings"):
         await run(service, request("hi", model=ModelName("gpt")))
-    assert backend.asked == 0
+    assert backend.called == 0
 
 
-def test_a_status_of_an_older_worker_is_that_of_a_model_that_answers() -> None:
+def test_status_of_an_older_worker_means_a_generation_model() -> None:
     status = ModelStatus(ModelName("m"), ModelState.READY, "", "llama", 0, 4, 0, 0, only_embeds=True)
     fields = msgspec.to_builtins(status)
     assert fields["onlyEmbeds"]
@@ -271,7 +269,7 @@ class Restarting:
         raise NotImplementedError
 
 
-def test_a_worker_whose_engine_restarts_still_has_its_model_so_that_callers_get_a_503_and_no_404() -> None:
+def test_restarting_worker_keeps_its_model_so_callers_get_503_not_404() -> None:
     node = Node()
     board = Announcements(node, WorkerPause(None))
     board.backend = Restarting()
@@ -283,12 +281,12 @@ def test_a_worker_whose_engine_restarts_still_has_its_model_so_that_callers_get_
 
 
 class OnDisk:
-    """A backend with a model that is loaded when somebody asks for it."""
+    """A backend with a model that is loaded on request."""
 
     name = "llama"
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.called: list[str] = []
 
     def models(self) -> tuple[ModelStatus, ...]:
         detail = "on disk; loaded on demand"
@@ -298,19 +296,19 @@ class OnDisk:
         return 0.0
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
-        self.asked.append(f"generate {job.model}")
+        self.called.append(f"generate {job.model}")
         return Generation(FinishReason.STOP, Usage(1, 0))
 
     async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
-        self.asked.append(f"load {model} {pin}")
+        self.called.append(f"load {model} {pin}")
         return self.models()[0]
 
     async def unload(self, model: ModelName) -> ModelStatus:
-        self.asked.append(f"unload {model}")
+        self.called.append(f"unload {model}")
         return self.models()[0]
 
 
-def test_a_worker_whose_models_are_on_disk_is_ready_and_offers_them_under_all_their_names() -> None:
+def test_worker_with_models_on_disk_is_ready_and_offers_all_names() -> None:
     node = Node()
     board = Announcements(node, WorkerPause(None))
     board.backend = OnDisk()
@@ -321,7 +319,7 @@ def test_a_worker_whose_models_are_on_disk_is_ready_and_offers_them_under_all_th
     assert 'ai_platform_worker_up{model="qwen"} 1.0' in node.metrics.render()
 
 
-async def test_a_model_is_meant_by_its_aliases_too() -> None:
+async def test_alias_selects_its_model() -> None:
     backend = OnDisk()
     service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, WorkerPause(None))
     assert [(check.name, check.ok) for check in await service.checks()] == [("model qwen", True)]
@@ -329,19 +327,19 @@ async def test_a_model_is_meant_by_its_aliases_too() -> None:
     await service.load_model(inference.LoadModel(ModelName("q"), pin=True), CALL)
     status = await service.unload_model(inference.UnloadModel(ModelName("qwen")), CALL)
     assert status == backend.models()[0]
-    assert backend.asked == ["generate qwen", "load qwen True", "unload qwen"]
+    assert backend.called == ["generate qwen", "load qwen True", "unload qwen"]
     with pytest.raises(errors.UnknownModel, match="qwen"):
         await service.load_model(inference.LoadModel(ModelName("other")), CALL)
 
 
-async def test_models_of_another_program_are_not_loaded_from_here(service: InferenceService) -> None:
+async def test_remote_models_cannot_be_loaded(service: InferenceService) -> None:
     with pytest.raises(errors.BadRequest, match="backend echo are loaded by another program"):
         await service.load_model(inference.LoadModel(ECHO), CALL)
     with pytest.raises(errors.BadRequest, match="loaded by another program"):
         await service.unload_model(inference.UnloadModel(ECHO), CALL)
 
 
-async def test_while_its_owner_has_paused_it_it_is_not_used_and_what_runs_goes_on(tmp_path: Path, node: Node) -> None:
+async def test_paused_worker_gets_no_requests_and_finishes_running_ones(tmp_path: Path, node: Node) -> None:
     settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo", pause_file=tmp_path / "paused")
     (tmp_path / "paused").touch()
     async with opened(settings, node) as service:
@@ -354,21 +352,21 @@ async def test_while_its_owner_has_paused_it_it_is_not_used_and_what_runs_goes_o
         assert [check.name for check in await service.checks()] == ["model echo"]
 
 
-async def test_it_tells_how_it_is_in_the_status_file(tmp_path: Path, node: Node) -> None:
+async def test_status_file_is_written(tmp_path: Path, node: Node) -> None:
     settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo", status_file=tmp_path / "status")
     async with opened(settings, node):
         await until((tmp_path / "status").exists)
-    told = worker_status.decode((tmp_path / "status").read_bytes())
-    assert (told.models, told.running, told.is_paused) == (("echo",), 0, False)
-    assert "serving 1 model: echo" in told.lines
+    status = worker_status.decode((tmp_path / "status").read_bytes())
+    assert (status.models, status.running, status.is_paused) == (("echo",), 0, False)
+    assert "serving 1 model: echo" in status.lines
     assert (tmp_path / "status").stat().st_mode & 0o077 == 0
 
 
-def test_it_is_a_worker() -> None:
+def test_service_has_the_worker_role() -> None:
     assert InferenceService.role is Role.WORKER
 
 
-async def test_an_answer_that_nobody_reads_along_comes_in_few_chunks(service: InferenceService) -> None:
+async def test_unstreamed_answer_comes_in_few_chunks(service: InferenceService) -> None:
     prompt = msgspec.structs.replace(request(" ".join(map(str, range(40)))), streamed=False)
     reader, end = await run(service, prompt)
     assert reader.text == prompt.prompt

@@ -19,7 +19,7 @@ def test_models_are_pairs() -> None:
     assert load(MODELS="a=/x/a.gguf, b=/x/b.gguf").models == {"a": "/x/a.gguf", "b": "/x/b.gguf"}
 
 
-def test_what_models_may_have() -> None:
+def test_model_options() -> None:
     settings = load(MODEL_MEMORY="12GiB", MODEL_KEEP_ALIVE="5m", ENGINE_SLOTS="7", GPU_LAYERS="2", ENGINE_CONTEXT_TOKENS="512")
     assert settings.model_memory_bytes == 12 * 2**30
     assert settings.model_defaults() == Defaults(slots=7, context_tokens=512, gpu_layers=2, keep_alive_seconds=300.0)
@@ -45,11 +45,11 @@ def test_what_models_may_have() -> None:
         ("MODEL_KEEP_ALIVE", "a while"),
     ],
 )
-def test_what_cannot_work_is_named(name: str, value: str) -> None:
+def test_invalid_settings_are_named(name: str, value: str) -> None:
     with pytest.raises(errors.BadSettings, match=name):
         load(**{name: value})
 
 
-def test_the_token_and_the_key_are_never_shown() -> None:
+def test_token_and_key_are_never_shown() -> None:
     secret = {setting.variable.name for setting in config.settings_of(InferenceSettings) if setting.variable.secret}
     assert {"SERVICE_TOKEN", "OPENAI_API_KEY"} <= secret

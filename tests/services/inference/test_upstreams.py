@@ -10,17 +10,17 @@ KEY = "sk-very-secret-0123456789"
 
 
 def parse(
-    text: str, *, given: dict[str, str] | None = None, private: bool = True, files: dict[str, str] | None = None
+    text: str, *, keys: dict[str, str] | None = None, private: bool = True, files: dict[str, str] | None = None
 ) -> tuple[Upstream, ...]:
     def read(name: str) -> str:
         if name not in (files or {}):
             raise FileNotFoundError(2, "No such file or directory")
         return (files or {})[name]
 
-    return upstreams.parse(text, Secrets(given or {}, private, read))
+    return upstreams.parse(text, Secrets(keys or {}, private, read))
 
 
-def test_a_file_of_upstreams() -> None:
+def test_upstreams_file() -> None:
     text = """
     [rack]
     url = "http://10.0.0.5:8000/v1"
@@ -35,14 +35,14 @@ def test_a_file_of_upstreams() -> None:
     only_models = ["gpt-x", "gpt-y"]
     aliases = { "clever" = "gpt-x" }
     """
-    rack, cloud = parse(text, given={"cloud": "sk-cloud"}, files={"rack.key": f"{KEY}\n"})
+    rack, cloud = parse(text, keys={"cloud": "sk-cloud"}, files={"rack.key": f"{KEY}\n"})
     assert (rack.dialect, rack.key, rack.key_setting, rack.slots, rack.idle_seconds) == (Dialect.VLLM, Key(KEY), "key_file of rack", 64, 20)
     assert rack.offers("llama") == ("rack/llama",)
     assert (cloud.dialect, cloud.key, cloud.key_setting) == (Dialect.OPENAI, Key("sk-cloud"), "OPENAI_UPSTREAM_KEYS, cloud")
     assert [cloud.offers(name) for name in ("gpt-x", "gpt-y", "whisper")] == [("clever",), ("gpt-y",), ()]
 
 
-def test_a_model_may_have_several_aliases() -> None:
+def test_model_may_have_several_aliases() -> None:
     (one,) = parse('[a]\nurl = "http://h/v1"\nprefix = "p/"\n[a.aliases]\nfast = "m"\ncheap = "m"\n')
     assert one.offers("m") == ("fast", "cheap")
     assert one.offers("other") == ("p/other",)
@@ -50,7 +50,7 @@ def test_a_model_may_have_several_aliases() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         pytest.param("", "has 0 upstreams", id="an empty file"),
         pytest.param("[a\n", "not TOML", id="no TOML"),
@@ -79,21 +79,21 @@ def test_a_model_may_have_several_aliases() -> None:
         pytest.param("\n".join(f'[a{n}]\nurl = "http://h"' for n in range(33)), "has 33 upstreams", id="too many"),
     ],
 )
-def test_what_cannot_work_is_named(text: str, said: str) -> None:
+def test_invalid_upstreams_are_named(text: str, message: str) -> None:
     with pytest.raises(errors.BadSettings) as refused:
         parse(text, files={"empty": " \n"})
-    assert said in refused.value.message
+    assert message in refused.value.message
     assert "OPENAI_UPSTREAMS" in refused.value.message
 
 
-def test_all_mistakes_are_told_together() -> None:
+def test_all_mistakes_are_reported_together() -> None:
     with pytest.raises(errors.BadSettings) as refused:
-        parse('[a]\nurl = "h"\n[b]\nurl = "http://h"\ndialect = 5\n', given={"c": "x"})
+        parse('[a]\nurl = "h"\n[b]\nurl = "http://h"\ndialect = 5\n', keys={"c": "x"})
     assert all(word in refused.value.message for word in (" a: ", " b: ", "no upstream 'c'"))
 
 
 @pytest.mark.parametrize(
-    ("text", "given"),
+    ("text", "keys"),
     [
         pytest.param(f'[a]\nurl = "http://h"\nkey = "{KEY}"', {}, id="in a file that everybody can read"),
         pytest.param(f'[a]\nurl = "http://me:{KEY}@h/v1"', {}, id="in the URL"),
@@ -104,19 +104,19 @@ def test_all_mistakes_are_told_together() -> None:
         pytest.param(f'[a]\nurl = "http://h"\nkey = "{KEY}\n', {}, id="in a line that does not end"),
     ],
 )
-def test_a_key_in_the_wrong_place_is_refused_and_not_shown(text: str, given: dict[str, str]) -> None:
+def test_misplaced_key_is_refused_and_not_shown(text: str, keys: dict[str, str]) -> None:
     with pytest.raises(errors.BadSettings) as refused:
-        parse(text, given=given, private=False)
+        parse(text, keys=keys, private=False)
     assert KEY not in refused.value.message + refused.value.hint
 
 
-def test_a_key_has_no_repr() -> None:
+def test_key_has_no_repr() -> None:
     (one,) = parse(f'[a]\nurl = "http://h"\nkey = "{KEY}"')
     assert one.key == Key(KEY)
     assert KEY not in repr(one) + str(one.key)
 
 
-def test_the_only_upstream_of_the_environment() -> None:
+def test_single_upstream_from_the_environment() -> None:
     one = upstreams.single("http://127.0.0.1:8000/v1", KEY)
     assert (one.name, one.dialect, one.key, one.offers("m")) == ("openai", Dialect.COMPATIBLE, Key(KEY), ("m",))
     with pytest.raises(errors.BadSettings, match=r"(?s)OPENAI_BASE_URL.*OPENAI_API_KEY"):
@@ -126,7 +126,7 @@ def test_the_only_upstream_of_the_environment() -> None:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_files_are_read_beside_each_other(tmp_path: Path) -> None:
+def test_key_files_are_relative_to_the_upstreams_file(tmp_path: Path) -> None:
     (tmp_path / "a.key").write_text(f"{KEY}\n")
     file = tmp_path / "upstreams.toml"
     file.write_text('[a]\nurl = "http://h/v1"\nkey_file = "a.key"\n')
@@ -135,7 +135,7 @@ def test_files_are_read_beside_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "may"), [(0o600, True), (0o640, True), (0o644, False)])
-def test_a_file_that_everybody_can_read_holds_no_key(tmp_path: Path, mode: int, may: bool) -> None:
+def test_world_readable_file_must_not_hold_a_key(tmp_path: Path, mode: int, may: bool) -> None:
     file = tmp_path / "upstreams.toml"
     file.write_text(f'[a]\nurl = "http://h/v1"\nkey = "{KEY}"\n')
     file.chmod(mode)
@@ -146,7 +146,7 @@ def test_a_file_that_everybody_can_read_holds_no_key(tmp_path: Path, mode: int, 
         upstreams.read(file, {})
 
 
-def test_files_that_are_none_are_said(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(errors.BadSettings, match=r"cannot read .* No such file"):
         upstreams.read(tmp_path / "gone.toml", {})
     with pytest.raises(errors.BadSettings, match="cannot read"):
@@ -159,7 +159,7 @@ def test_files_that_are_none_are_said(tmp_path: Path) -> None:
         upstreams.read(tmp_path / "bytes.toml", {})
 
 
-def test_a_key_file_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
+def test_endless_key_file_is_read_only_up_to_a_limit(tmp_path: Path) -> None:
     file = tmp_path / "upstreams.toml"
     file.write_text('[a]\nurl = "http://h/v1"\nkey_file = "/dev/zero"\n')
     with pytest.raises(errors.BadSettings, match="visible ASCII"):

@@ -1,4 +1,4 @@
-"""Stands in for whoever reads vectors."""
+"""A fake reader of vectors."""
 
 import asyncio
 import math

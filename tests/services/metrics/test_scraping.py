@@ -96,7 +96,7 @@ async def _collected_with_the_worker(scraper: httpx.AsyncClient) -> httpx.Respon
     return got
 
 
-async def test_the_mesh_is_scraped_in_the_format_that_is_asked_for(net: TestNet) -> None:
+async def test_mesh_is_scraped_in_the_requested_format(net: TestNet) -> None:
     port = free_port()
     metrics = await _metrics(net, port)
     await _worker(net)
@@ -110,15 +110,15 @@ async def test_the_mesh_is_scraped_in_the_format_that_is_asked_for(net: TestNet)
         assert plain.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert BUCKET in {sample.name for family in read_plain(plain.text) for sample in family.samples}
         assert TRACE not in plain.text
-    asked = await gateway.node.rpc.call(api.get_metrics, api.GetMetrics(format=MetricsTextFormat.OPENMETRICS))
-    assert asked.content_type.startswith("application/openmetrics-text")
-    assert _exemplars(asked.text) == {("inference", TRACE)}
+    response = await gateway.node.rpc.call(api.get_metrics, api.GetMetrics(format=MetricsTextFormat.OPENMETRICS))
+    assert response.content_type.startswith("application/openmetrics-text")
+    assert _exemplars(response.text) == {("inference", TRACE)}
     usual = await gateway.node.rpc.call(api.get_metrics, api.GetMetrics())
     assert usual.content_type.startswith("text/plain")
     assert TRACE not in usual.text
 
 
-async def test_a_node_is_scraped_in_the_format_that_is_asked_for(net: TestNet) -> None:
+async def test_node_is_scraped_in_the_requested_format(net: TestNet) -> None:
     worker = await _worker(net)
     operations = Operations(worker.node, NodeSettings(node_key_file=Path("/nowhere")))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(operations), base_url="http://here") as scraper:
@@ -130,7 +130,7 @@ async def test_a_node_is_scraped_in_the_format_that_is_asked_for(net: TestNet) -
         assert TRACE not in plain.text
 
 
-async def test_a_format_that_nobody_has_is_refused(net: TestNet) -> None:
+async def test_unknown_format_is_refused(net: TestNet) -> None:
     await _metrics(net)
     gateway = await net.start(Gateway)
     wrong = api.GetMetrics(format="xml")  # type: ignore[arg-type]  # what a client may send

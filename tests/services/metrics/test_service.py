@@ -1,4 +1,4 @@
-"""The metrics service on a real mesh: a real NATS server, and small services that say what the test wants them to."""
+"""The metrics service on a real mesh: a real NATS server, and small services that report what the test wants."""
 
 import asyncio
 import socket
@@ -27,12 +27,12 @@ from tests.testnet import MESH, RunningNode, TestNet, free_port, testnet, until
 
 
 class Stub:
-    """A service that only says how it is."""
+    """A service that only reports its checks."""
 
     role: ClassVar[Role]
 
     def __init__(self) -> None:
-        self.said: tuple[Check, ...] = (Check("postgresql", ok=True), Check("valkey", ok=True))
+        self.reported: tuple[Check, ...] = (Check("postgresql", ok=True), Check("valkey", ok=True))
 
     @classmethod
     @asynccontextmanager
@@ -40,7 +40,7 @@ class Stub:
         yield cls()
 
     async def checks(self) -> tuple[Check, ...]:
-        return self.said
+        return self.reported
 
     def asgi(self) -> None:
         return None
@@ -58,7 +58,7 @@ class Worker(Stub):
     role = Role.WORKER
 
     def __init__(self) -> None:
-        self.said = ()
+        self.reported = ()
 
 
 class Web(Stub):
@@ -100,10 +100,10 @@ def _values(text: str, name: str) -> dict[tuple[tuple[str, str], ...], float]:
 
 
 def _knows(metrics: RunningNode, *roles: Role) -> bool:
-    return {entry.role for entry in metrics.node.directory.entries() if entry.alive} >= set(roles)
+    return {entry.role for entry in metrics.node.directory.entries() if entry.alive and not entry.why_not} >= set(roles)
 
 
-async def test_what_is_recorded_appears(net: TestNet) -> None:
+async def test_recorded_metric_appears(net: TestNet) -> None:
     await _start_metrics(net)
     gateway = await net.start(Gateway)
     for _ in range(2):
@@ -116,7 +116,7 @@ async def test_what_is_recorded_appears(net: TestNet) -> None:
         await gateway.node.rpc.call(api.record_metric, api.RecordMetric(metric_name="ai_platform_requests_total", value=1))
 
 
-async def test_a_batch_is_recorded_as_far_as_it_may_be(net: TestNet) -> None:
+async def test_valid_part_of_a_batch_is_recorded(net: TestNet) -> None:
     await _start_metrics(net)
     gateway = await net.start(Gateway)
     batch = tuple(api.RecordMetric("custom_load", number, {"x": str(number)}) for number in range(20)) + (api.RecordMetric("load", 1),) * 30
@@ -126,7 +126,7 @@ async def test_a_batch_is_recorded_as_far_as_it_may_be(net: TestNet) -> None:
     assert len(_values(await _text(gateway), "custom_load")) == 20
 
 
-async def test_metrics_are_those_of_every_node(net: TestNet) -> None:
+async def test_metrics_include_every_node(net: TestNet) -> None:
     metrics = await _start_metrics(net)
     started = [await net.start(kind) for kind in (Auth, Gateway, Worker, Worker, Web)]
     await until(lambda: len(metrics.node.directory.entries()) == 5)
@@ -143,7 +143,7 @@ async def test_metrics_are_those_of_every_node(net: TestNet) -> None:
     assert len(declared) == len(set(declared))
 
 
-async def test_a_node_that_fails_costs_only_its_own_part(net: TestNet) -> None:
+async def test_failing_node_drops_only_its_own_part(net: TestNet) -> None:
     metrics = await _start_metrics(net)
     auth, gateway = await net.start(Auth), await net.start(Gateway)
     await until(lambda: _knows(metrics, Role.AUTH, Role.GATEWAY))
@@ -154,7 +154,7 @@ async def test_a_node_that_fails_costs_only_its_own_part(net: TestNet) -> None:
     assert _values(metrics.node.metrics.render(), "ai_platform_scrape_failures_total") == {(("reason", "draining"), ("service", "auth")): 1}
 
 
-async def test_a_text_beyond_a_message_is_refused_with_the_way_to_get_it(net: TestNet) -> None:
+async def test_too_long_text_is_refused_with_another_way_to_get_it(net: TestNet) -> None:
     metrics = await _start_metrics(net)
     started = [await net.start(kind) for kind in (Gateway, Auth, Auth)]
     for number in range(4000):
@@ -192,7 +192,7 @@ async def test_events_are_counted(net: TestNet) -> None:
     assert active == {"1h": 1, "24h": 1, "7d": 1}
 
 
-async def test_health_sees_all_and_says_since_when_one_is_missing(net: TestNet) -> None:
+async def test_health_lists_everything_and_since_when_a_service_is_missing(net: TestNet) -> None:
     metrics = await _start_metrics(net)
     gateway = await net.start(Gateway)
     others = [await net.start(kind) for kind in (Auth, Worker)]
@@ -212,7 +212,7 @@ async def test_health_sees_all_and_says_since_when_one_is_missing(net: TestNet) 
 
     await others[0].stop()
     await until(lambda: not _knows(metrics, Role.AUTH))
-    _stub(gateway).said = (Check("postgresql", ok=False, detail="no answer"),)
+    _stub(gateway).reported = (Check("postgresql", ok=False, detail="no answer"),)
     health = await _health_when(gateway, {("service", "auth"), ("server", "PostgreSQL")})
     assert health.status == "down"
     found = {(component.kind, component.name): component for component in health.components}
@@ -231,11 +231,11 @@ async def _health_when(caller: RunningNode, down: set[tuple[str, str]]) -> api.S
             await asyncio.sleep(0.05)
 
 
-async def test_which_servers_are_reached_is_a_metric(net: TestNet) -> None:
+async def test_reachable_servers_are_a_metric(net: TestNet) -> None:
     metrics = await _start_metrics(net)
     gateway = await net.start(Gateway)
     await until(lambda: _knows(metrics, Role.GATEWAY))
-    _stub(gateway).said = (Check("postgresql", ok=True), Check("valkey", ok=False, detail="no answer"))
+    _stub(gateway).reported = (Check("postgresql", ok=True), Check("valkey", ok=False, detail="no answer"))
 
     async def servers() -> dict[str, float]:
         await _health(gateway)
@@ -249,13 +249,13 @@ async def test_which_servers_are_reached_is_a_metric(net: TestNet) -> None:
                 await asyncio.sleep(0.05)
 
     await become({"postgresql": 1, "valkey": 0, "nats": 1})
-    # A server that nobody speaks of any more is not said to be away.
-    _stub(gateway).said = ()
+    # A server that no service reports is not shown as down.
+    _stub(gateway).reported = ()
     await become({"nats": 1})
 
 
 async def _degraded_by(caller: RunningNode, kind: str, name: str, words: str) -> api.ComponentHealth:
-    """The component that says so, as soon as the whole is degraded. The metrics are collected meanwhile, as for the alerts."""
+    """Return the component once the whole is degraded. Collects the metrics meanwhile, as the alerts do."""
     async with asyncio.timeout(10):
         while True:
             await _text(caller)
@@ -266,7 +266,7 @@ async def _degraded_by(caller: RunningNode, kind: str, name: str, words: str) ->
             await asyncio.sleep(0.05)
 
 
-async def test_a_worker_that_was_killed_is_missed_until_it_is_back_and_one_that_stopped_is_not(net: TestNet) -> None:
+async def test_killed_worker_is_missed_but_a_stopped_one_is_not(net: TestNet) -> None:
     metrics = await _start_metrics(net)
     gateway = await net.start(Gateway)
     _auth, _web, stays, killed, stopped = [await net.start(kind) for kind in (Auth, Web, Worker, Worker, Worker)]
@@ -293,7 +293,7 @@ async def _healthy(caller: RunningNode) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_worker_that_records_nonsense_is_seen_in_the_health(net: TestNet) -> None:
+async def test_health_shows_a_worker_with_rejected_records(net: TestNet) -> None:
     metrics = await _start_metrics(net)
     gateway, worker = [await net.start(kind) for kind in (Gateway, Worker)]
     for kind in (Auth, Web):
@@ -307,7 +307,7 @@ async def test_a_worker_that_records_nonsense_is_seen_in_the_health(net: TestNet
     assert found.status == "degraded"
 
 
-async def test_a_worker_that_told_wrong_counts_is_seen_in_the_health(net: TestNet) -> None:
+async def test_health_shows_a_worker_with_wrong_counts(net: TestNet) -> None:
     metrics = await _start_metrics(net)
     gateway, worker = [await net.start(kind) for kind in (Gateway, Worker)]
     for kind in (Auth, Web):
@@ -324,7 +324,7 @@ async def test_a_worker_that_told_wrong_counts_is_seen_in_the_health(net: TestNe
     assert found["path", "paths"].status == "healthy"
 
 
-async def test_a_worker_may_record_but_not_read(net: TestNet) -> None:
+async def test_worker_may_record_but_not_read(net: TestNet) -> None:
     await _start_metrics(net)
     worker = await net.start(Worker)
     await worker.node.rpc.call(api.record_metric, api.RecordMetric(metric_name="custom_gpu_watts", value=300))
@@ -332,7 +332,7 @@ async def test_a_worker_may_record_but_not_read(net: TestNet) -> None:
         await worker.node.rpc.call(api.get_metrics, api.GetMetrics())
 
 
-async def test_the_prometheus_port_serves_the_mesh(net: TestNet) -> None:
+async def test_prometheus_port_serves_the_mesh(net: TestNet) -> None:
     port = free_port()
     metrics = await _start_metrics(net, prometheus_port=port)
     await net.start(Web)
@@ -349,7 +349,7 @@ async def test_the_prometheus_port_serves_the_mesh(net: TestNet) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"prometheus_port": 0}, {"metrics_enabled": False}])
-async def test_the_prometheus_port_can_be_turned_off(net: TestNet, changes: dict[str, int | bool]) -> None:
+async def test_prometheus_port_can_be_disabled(net: TestNet, changes: dict[str, int | bool]) -> None:
     port = free_port()
     metrics = await _start_metrics(net, **{"prometheus_port": port, **changes})
     assert await metrics.service.metrics_text()  # type: ignore[attr-defined]
@@ -357,7 +357,7 @@ async def test_the_prometheus_port_can_be_turned_off(net: TestNet, changes: dict
         pass
 
 
-async def test_a_taken_prometheus_port_is_named() -> None:
+async def test_occupied_prometheus_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ExceptionGroup) as refused:
         async with testnet() as net:
             await _start_metrics(net, prometheus_port=taken.getsockname()[1])
@@ -371,7 +371,7 @@ def _innermost(error: BaseException) -> errors.BadSettings:
     return error
 
 
-async def test_an_answer_is_shared_and_kept_for_a_moment() -> None:
+async def test_result_is_shared_and_cached_briefly() -> None:
     now = 0.0
     made = 0
 
@@ -389,7 +389,7 @@ async def test_an_answer_is_shared_and_kept_for_a_moment() -> None:
     assert await fresh.get() == 2
 
 
-async def test_a_caller_that_gives_up_does_not_harm_the_next() -> None:
+async def test_canceled_caller_does_not_harm_the_next() -> None:
     started = asyncio.Event()
     gate = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""What the metrics service refuses to start with, and what it says then."""
+"""Which settings the metrics service refuses, and how it reports them."""
 
 from pathlib import Path
 
@@ -15,18 +15,18 @@ def load(tmp_path: Path, **environment: str) -> MetricsSettings:
     return config.load(MetricsSettings, {"NODE_KEY_FILE": str(tmp_path / "node.nk"), "NATS_URL": "nats://127.0.0.1:4222", **environment})
 
 
-def test_who_gets_mail_is_said_with_commas(tmp_path: Path) -> None:
+def test_mail_recipients_are_separated_by_commas(tmp_path: Path) -> None:
     settings = load(tmp_path, ALERT_MAIL_TO="ops@example.org, anna@example.org,", **SMTP)
     assert settings.alert_mail_to == ("ops@example.org", "anna@example.org")
     assert settings.smtp_url == SMTP["SMTP_URL"]
 
 
-def test_a_mail_server_alone_mails_nobody(tmp_path: Path) -> None:
+def test_mail_server_without_recipients_sends_nothing(tmp_path: Path) -> None:
     assert load(tmp_path, **SMTP).alert_mail_to == ()
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         ({"ALERT_MAIL_TO": "ops@example.org"}, "ALERT_MAIL_TO needs a mail server: set SMTP_URL=smtp://"),
         ({"ALERT_MAIL_TO": "ops@example.org,anna example.org", **SMTP}, "ALERT_MAIL_TO: number 2 is not an address such as"),
@@ -34,15 +34,17 @@ def test_a_mail_server_alone_mails_nobody(tmp_path: Path) -> None:
         ({"ALERT_MAIL_TO": ",".join(f"anna{n}@example.org" for n in range(6)), **SMTP}, "ALERT_MAIL_TO: 6 addresses, at most 5"),
     ],
 )
-def test_what_cannot_be_is_refused_with_what_to_do_and_without_the_address(tmp_path: Path, environment: dict[str, str], said: str) -> None:
+def test_invalid_settings_are_refused_with_a_hint_and_without_the_address(
+    tmp_path: Path, environment: dict[str, str], message: str
+) -> None:
     with pytest.raises(errors.BadSettings) as refused:
         load(tmp_path, **environment)
-    assert said in refused.value.message
+    assert message in refused.value.message
     assert "anna" not in refused.value.message
     assert "s3cret" not in refused.value.message
 
 
-def test_an_hour_of_mails_to_everybody_finds_room() -> None:
+def test_mails_of_an_hour_fit_the_queue() -> None:
     from services.metrics.alerting.mail_batching import MOST_AN_HOUR
 
     assert MOST_MAILED * MOST_AN_HOUR <= MOST_WAITING

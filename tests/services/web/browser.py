@@ -1,4 +1,4 @@
-"""Does what a browser does with our pages: keeps cookies, fills the form that the page has, and says where it comes from."""
+"""A minimal browser: it keeps cookies, fills in the forms of a page, and sends its origin."""
 
 import re
 from html.parser import HTMLParser
@@ -20,7 +20,7 @@ class _Forms(HTMLParser):
         present = dict(attrs)
         if tag == "form":
             if present.get("method") == "get":
-                # Finds something: its fields stand in the address, and it needs no token.
+                # A search form: its fields are in the URL, and it needs no token.
                 return
             assert present.get("method") == "post", "a form says whether it changes something"
             self._open = self.found.setdefault(present["action"] or "", {})

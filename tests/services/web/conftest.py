@@ -1,4 +1,4 @@
-"""The web application with a fake mesh behind it, and browsers of two kinds before it."""
+"""The web application with a fake mesh, and two kinds of browsers."""
 
 import random
 from collections.abc import AsyncIterator
@@ -41,7 +41,7 @@ def renderer() -> rendering.Renderer:
 @pytest.fixture
 def site(mesh: FakeMesh, settings: WebSettings, renderer: rendering.Renderer) -> request_context.App:
     rng = random.Random(7)
-    # A clock that stands still an hour past every memory: each request asks auth.
+    # A fixed clock, an hour after every cache entry: each request calls auth.
     ticks = iter(range(0, 10**9, 3600))
     return request_context.App(
         settings=settings,
@@ -83,7 +83,7 @@ def pages(all_pages: Litestar, current_site: CurrentSite, site: request_context.
 
 @pytest.fixture
 async def app(pages: Litestar) -> AsyncIterator[ASGIApp]:
-    # Port 1 on loopback: nobody listens there, so the gateway is away.
+    # Nothing listens on port 1 of loopback, so the gateway is down.
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
         yield front_app.FrontApp(pages, gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
 

@@ -1,4 +1,4 @@
-"""Auth's part of the fake mesh that is about one's own account: second factor, provider, settings, organisations, one's data."""
+"""The fake mesh, account part of auth: second factor, login provider, settings, organizations, own data."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -51,7 +51,7 @@ class FakeAccounts(FakeOrganisations):
         self.provider_links: list[contract.OidcLink] = []
         #: Logins with the provider that have begun: state -> what was asked for.
         self.begun: dict[str, contract.BeginOidc] = {}
-        #: Whom the provider vouches for; a user name.
+        #: The username that the login provider confirms.
         self.vouched_for = ""
         #: Where the provider ends its session.
         self.ends_at: str | None = None
@@ -294,7 +294,7 @@ class FakeAccounts(FakeOrganisations):
         raise NotImplementedError
 
     def _token(self, credential: Credential | None) -> str:
-        """The newest session of whoever asks."""
+        """The caller's newest session."""
         user = self._user(credential)
         return [token for token, each in self.sessions.items() if each.id == user.id][-1]
 

@@ -1,4 +1,4 @@
-"""Auth and the gateway in memory, behind the one method that web calls them by. Passwords stand there as they are."""
+"""Auth and the gateway in memory, behind the one method that web calls. Passwords are stored in plain text."""
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -23,7 +23,7 @@ from tests.services.web.fake_usage import FakeUsage
 #: The only gateway there is.
 GATEWAY = NodeId("gateway")
 NO_LIMITS = auth.ApiKeyLimits()
-#: What a new key may do where nobody says otherwise.
+#: The default scopes of a new key.
 USUAL_SCOPES = ("inference:execute", "usage:read")
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
 
@@ -32,7 +32,7 @@ LIMITS = {Tier.FREE: 100, Tier.PRO: 1000, Tier.ENTERPRISE: gateway.NO_LIMIT}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RecordedCall:
     """One call that web made."""
 
     method: str
@@ -59,7 +59,7 @@ class Account:
 
 
 class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
-    """Implements services.web.session.mesh_calls.MeshCalls. A test reads ``asked`` and writes the rest."""
+    """Implements services.web.session.mesh_calls.MeshCalls. A test reads ``calls`` and writes the rest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         self.workers = 1
         #: The code of an open one, of which only registering knows.
         self.invitation = "a-code-of-an-invitation"
-        self.asked: list[Asked] = []
+        self.calls: list[RecordedCall] = []
         #: The first words of methods (`auth`, `gateway`), or whole names, that do not answer -> what they raise instead.
         self.broken: dict[str, errors.AimeshError] = {}
 
@@ -87,7 +87,7 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         deadline_seconds: float = 10,
         credential: Credential | None = None,
     ) -> Reply:
-        self.asked.append(Asked(method.name, request, credential))
+        self.calls.append(RecordedCall(method.name, request, credential))
         service, _, name = method.name.partition(".")
         if error := self.broken.get(service) or self.broken.get(method.name):
             raise error
@@ -107,7 +107,7 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         credential: Credential | None = None,
     ) -> AsyncIterator[FakeAnswer[Item, End]]:
         """The handler is an async generator of items, called `_` and the method's name; only an inference ends with something."""
-        self.asked.append(Asked(method.name, request, credential))
+        self.calls.append(RecordedCall(method.name, request, credential))
         service, _, name = method.name.partition(".")
         if error := self.broken.get(service) or self.broken.get(method.name):
             raise error
@@ -117,8 +117,8 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         async with aclosing(make(request, credential)) as items:
             yield FakeAnswer(items, cast("End", end))
 
-    def names_asked(self) -> list[str]:
-        return [asked.method for asked in self.asked]
+    def called_methods(self) -> list[str]:
+        return [call.method for call in self.calls]
 
     def add_account(self, username: str, password: str, email: str = "", tier: Tier = Tier.FREE) -> auth.User:
         user = auth.User(UserId(uuid4()), username, email or f"{username}@example.com", UserRole.USER, tier, True, NOW)

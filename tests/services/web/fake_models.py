@@ -1,4 +1,4 @@
-"""The models of the fake mesh: they say what a test gives them, piece by piece, and take note of who leaves."""
+"""The models of the fake mesh: they stream what a test gives them, and record who cancels."""
 
 import asyncio
 from collections.abc import AsyncIterator

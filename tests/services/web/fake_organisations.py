@@ -1,4 +1,4 @@
-"""Auth's part of the fake mesh that is about organisations."""
+"""The fake mesh, organization part of auth."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,7 @@ class FakeOrganisations:
         #: Tokens of open invitations.
         self.invitations: dict[str, TenantId] = {}
         self.offered = TeamRole.MEMBER
-        #: Session token -> whom it acts for, where that is an organisation.
+        #: Session token -> the organization it acts for.
         self.acting: dict[str, TenantId] = {}
 
     def add_team(self, name: str, *members: auth.User, tier: Tier = Tier.PRO) -> TenantId:
@@ -84,7 +84,7 @@ class FakeOrganisations:
         return Nothing()
 
     def _read_invitation(self, request: api.ReadInvitation, credential: Credential | None) -> api.InvitationOffer:
-        """For everybody who has signed in: whom an invitation is for is auth's to know."""
+        """Any signed-in user may call it: auth knows whom an invitation is for."""
         self._user(credential)
         team = self.invitations.get(request.token)
         if team is None:

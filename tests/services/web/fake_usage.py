@@ -1,4 +1,4 @@
-"""The gateway's part of the fake mesh that is about what was used and what is served: reports, the request log, models, prices."""
+"""The fake mesh, usage part of the gateway: reports, the request log, models, prices."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -35,7 +35,7 @@ class FakeUsage:
         self.served: tuple[gateway.ServedModel, ...] | None = None
         self.nodes: list[gateway.NodeRow] = []
         self.prices: list[ledger.ModelPrice] = []
-        #: What workers say to orders; none stands for one that obeys.
+        #: The workers' answers to orders; an empty one means success.
         self.places: tuple[gateway.ModelPlace, ...] = ()
 
     # --- for tests -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Real uvicorn servers on free loopback ports, as node runs them, and an upstream that a test holds by its gates."""
+"""Real uvicorn servers on free loopback ports, configured like the node's, and an upstream that tests can hold."""
 
 import asyncio
 import socket

@@ -30,6 +30,6 @@ def alert(
         pytest.param([alert(each) for each in "ABC"], "3 alerts:", "A, B, C", id="as many as are named"),
     ],
 )
-def test_the_line_at_the_top(found: list[Alert], words: str, names: str) -> None:
+def test_banner_text(found: list[Alert], words: str, names: str) -> None:
     assert alert_banner.of(found) == alert_banner.AlertBanner(words=words, names=names)
     assert alert_banner.values(alert_banner.of(found)) == {"banner": words, "banner_names": names}

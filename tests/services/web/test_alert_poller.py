@@ -1,4 +1,4 @@
-"""What the top of the pages says is remembered: no page waits for it, and few questions are asked."""
+"""The alert banner is cached: no page waits for it, and there are few calls."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from services.web.alert_poller import ASK_AGAIN_SECONDS, REMEMBERED_SECONDS, AlertPoller
+from services.web.alert_poller import MIN_POLL_SECONDS, REMEMBERED_SECONDS, AlertPoller
 from shared import errors
 from shared.api.alerts import Alert, Alerts
 from shared.node.lifecycle import background
@@ -15,7 +15,7 @@ from shared.types import Credential
 from tests.stopwatch import HANG_SECONDS
 
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
-NOBODY = Alerts((), ())
+NO_ALERTS = Alerts((), ())
 TOKEN = Credential("of ada")
 
 
@@ -25,7 +25,7 @@ def one(summary: str = "No worker is up") -> Alerts:
 
 @dataclass
 class Metrics:
-    """Stands in for the mesh; an answer waits for its gate."""
+    """A fake mesh whose answer waits for a gate."""
 
     answers: list[Alerts | errors.AimeshError] = field(default_factory=list)
     credentials: list[Credential | None] = field(default_factory=list)
@@ -55,8 +55,8 @@ async def looking(*answers: Alerts | errors.AimeshError) -> AsyncIterator[tuple[
         yield lookout, metrics
 
 
-async def asked(lookout: AlertPoller, metrics: Metrics) -> None:
-    """Somebody looks, and the answer is there."""
+async def polled(lookout: AlertPoller, metrics: Metrics) -> None:
+    """Request the banner and wait for the answer."""
     metrics.answered.clear()
     lookout.want(TOKEN)
     async with asyncio.timeout(HANG_SECONDS):
@@ -64,60 +64,60 @@ async def asked(lookout: AlertPoller, metrics: Metrics) -> None:
     await asyncio.sleep(0)
 
 
-async def test_nothing_is_said_before_somebody_knows_and_nobody_is_asked_before_somebody_looks() -> None:
+async def test_banner_is_empty_at_first_and_polled_only_on_demand() -> None:
     async with looking(one()) as (lookout, metrics):
         await asyncio.sleep(0)
         assert metrics.credentials == []
         assert lookout.banner().words == ""
-        await asked(lookout, metrics)
+        await polled(lookout, metrics)
         assert lookout.banner().words == "1 alert:"
         assert metrics.credentials == [TOKEN]
 
 
-async def test_a_crowd_of_pages_is_one_question() -> None:
-    async with looking(one(), NOBODY) as (lookout, metrics):
-        await asked(lookout, metrics)
+async def test_many_pages_cause_one_poll() -> None:
+    async with looking(one(), NO_ALERTS) as (lookout, metrics):
+        await polled(lookout, metrics)
         for _ in range(100):
             lookout.want(TOKEN)
             await asyncio.sleep(0)
         assert len(metrics.credentials) == 1
-        metrics.now += ASK_AGAIN_SECONDS
-        await asked(lookout, metrics)
+        metrics.now += MIN_POLL_SECONDS
+        await polled(lookout, metrics)
         assert len(metrics.credentials) == 2
         assert lookout.banner().words == ""
 
 
-async def test_a_service_that_does_not_answer_holds_nobody_up_and_is_not_asked_twice_at_once() -> None:
+async def test_hanging_service_blocks_no_page_and_is_polled_once_at_a_time() -> None:
     async with looking(one()) as (lookout, metrics):
         metrics.gate.clear()
         lookout.want(TOKEN)
         await asyncio.sleep(0)
         for _ in range(10):
-            metrics.now += ASK_AGAIN_SECONDS
+            metrics.now += MIN_POLL_SECONDS
             lookout.want(TOKEN)
             assert lookout.banner().words == ""
             await asyncio.sleep(0)
         assert len(metrics.credentials) == 1
-        assert metrics.deadlines[0] < ASK_AGAIN_SECONDS
+        assert metrics.deadlines[0] < MIN_POLL_SECONDS
 
 
-async def test_what_is_known_counts_while_there_is_no_newer_answer_and_not_for_ever() -> None:
-    async with looking(one(), errors.NotReachable("no"), errors.NotAuthenticated("over"), NOBODY) as (lookout, metrics):
-        await asked(lookout, metrics)
+async def test_cached_banner_expires_without_a_newer_answer() -> None:
+    async with looking(one(), errors.NotReachable("no"), errors.NotAuthenticated("over"), NO_ALERTS) as (lookout, metrics):
+        await polled(lookout, metrics)
         for _ in range(2):
-            metrics.now += ASK_AGAIN_SECONDS
-            await asked(lookout, metrics)
+            metrics.now += MIN_POLL_SECONDS
+            await polled(lookout, metrics)
             assert lookout.banner().words == "1 alert:"
         metrics.now += REMEMBERED_SECONDS
         assert lookout.banner().words == ""
         # A failure does not end the looking.
-        await asked(lookout, metrics)
+        await polled(lookout, metrics)
         assert len(metrics.credentials) == 4
 
 
-async def test_what_the_page_of_alerts_has_read_is_known_everywhere() -> None:
+async def test_alerts_read_by_a_page_update_the_cache() -> None:
     lookout = AlertPoller(lambda: 7.0)
     lookout.note(one())
     assert lookout.banner().names == "No worker is up"
-    lookout.note(NOBODY)
+    lookout.note(NO_ALERTS)
     assert lookout.banner().names == ""

@@ -1,4 +1,4 @@
-"""What somebody is shown who cannot be shown what they asked for."""
+"""What users see when the requested page cannot be shown."""
 
 import re
 
@@ -27,16 +27,14 @@ async def alice(browser: Browser, mesh: FakeMesh) -> Browser:
         ("/models/orders", "/models"),
     ],
 )
-async def test_the_address_of_a_form_that_is_opened_by_itself_leads_to_the_page_with_the_form(
-    alice: Browser, path: str, above: str
-) -> None:
+async def test_form_url_opened_directly_redirects_to_its_page(alice: Browser, path: str, above: str) -> None:
     answer = await alice.client.get(path, headers=EYES)
     assert (answer.status_code, answer.headers["location"]) == (303, above)
-    # A program is told what is wrong.
+    # A program gets an error message.
     assert (await alice.client.get(path)).status_code == 405
 
 
-async def test_a_session_that_ended_is_said_at_the_login(alice: Browser, mesh: FakeMesh) -> None:
+async def test_ended_session_is_reported_at_the_login(alice: Browser, mesh: FakeMesh) -> None:
     mesh.sessions.clear()
     answer = await alice.get("/api-keys")
     assert (answer.status_code, answer.headers["location"]) == (303, "/login?then=/api-keys&done=ended")
@@ -45,7 +43,7 @@ async def test_a_session_that_ended_is_said_at_the_login(alice: Browser, mesh: F
     assert forms_of(page)["/login"]["then"] == "/api-keys"
 
 
-async def test_a_form_that_came_after_the_session_is_said_to_be_undone(alice: Browser, mesh: FakeMesh) -> None:
+async def test_form_sent_after_the_session_ended_is_reported_as_not_saved(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.get("/api-keys")
     mesh.sessions.clear()
     answer = await alice.submit(page, "/api-keys", name="laptop")
@@ -53,14 +51,14 @@ async def test_a_form_that_came_after_the_session_is_said_to_be_undone(alice: Br
     assert "nothing was changed" in (await alice.get(answer.headers["location"])).text
 
 
-async def test_a_visitor_who_never_was_signed_in_is_told_of_no_end(browser: Browser) -> None:
+async def test_new_visitor_is_not_told_about_an_ended_session(browser: Browser) -> None:
     assert (await browser.get("/api-keys")).headers["location"] == "/login?then=/api-keys"
 
 
 # --- a login page that stood open ----------------------------------------------------------------------------------------
 
 
-async def test_a_second_login_tab_is_let_in_by_the_first(browser: Browser, mesh: FakeMesh) -> None:
+async def test_second_login_tab_is_accepted_after_the_first(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     second = await browser.get("/login?then=/api-keys")
     await browser.sign_in("alice", "correct horse")
@@ -69,7 +67,7 @@ async def test_a_second_login_tab_is_let_in_by_the_first(browser: Browser, mesh:
     assert len(mesh.sessions) == 1
 
 
-async def test_a_login_page_from_before_the_browser_was_closed_asks_again(browser: Browser, mesh: FakeMesh) -> None:
+async def test_login_page_from_before_a_restart_of_the_browser_asks_again(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     old = await browser.get("/login?then=/api-keys")
     browser.client.cookies.clear()
@@ -82,7 +80,7 @@ async def test_a_login_page_from_before_the_browser_was_closed_asks_again(browse
     assert (again.status_code, again.headers["location"]) == (303, "/api-keys")
 
 
-async def test_a_login_from_another_site_is_refused_even_to_who_is_signed_in(alice: Browser) -> None:
+async def test_cross_site_login_is_refused_even_with_a_session(alice: Browser) -> None:
     fields = {"name": "alice", "password": "correct horse", "token": "x"}
     answer = await alice.client.post("/login", data=fields, headers={"Sec-Fetch-Site": "cross-site"})
     assert answer.status_code == 403

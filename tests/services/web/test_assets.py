@@ -1,4 +1,4 @@
-"""Static files: one version for all, packed once, and every neighbour that a module imports is there."""
+"""Static files: one version for all, compressed once, and every imported module exists."""
 
 import gzip
 import re
@@ -12,7 +12,7 @@ from services.web.rendering import Renderer
 from shared import errors
 
 
-def test_all_of_them_share_one_version_that_their_content_makes() -> None:
+def test_all_assets_share_one_version_derived_from_their_content() -> None:
     found = assets.load()
     assert re.fullmatch(r"[0-9a-f]{12}", found.version)
     assert assets.load() == found
@@ -21,7 +21,7 @@ def test_all_of_them_share_one_version_that_their_content_makes() -> None:
         found.address("nothing.css")
 
 
-def test_packed_ones_are_smaller_and_the_same() -> None:
+def test_compressed_assets_are_smaller_and_equal() -> None:
     packed = {name: asset for name, asset in assets.load().files.items() if asset.packed is not None}
     assert {"style.css", "js/markdown.js", "npm/uplot.js"} <= set(packed)
     for asset in packed.values():
@@ -30,7 +30,7 @@ def test_packed_ones_are_smaller_and_the_same() -> None:
         assert gzip.decompress(asset.packed) == asset.content
 
 
-def test_what_a_module_imports_is_beside_it() -> None:
+def test_imported_modules_exist() -> None:
     files = assets.load().files
     modules = [name for name in files if name.startswith("js/")]
     assert len(modules) > 8
@@ -39,7 +39,7 @@ def test_what_a_module_imports_is_beside_it() -> None:
             assert (PurePosixPath(name).parent / wanted).as_posix() in files, f"{name} imports {wanted}"
 
 
-def test_what_templates_and_modules_name_and_is_not_there_is_found() -> None:
+def test_missing_references_in_templates_and_modules_are_found() -> None:
     found = assets.load()
     assert found.find_missing([]) == []
     assert found.find_missing(["{{ static('js/nav.js') }} {{ static(\"mark.svg\") }}"]) == []
@@ -49,7 +49,7 @@ def test_what_templates_and_modules_name_and_is_not_there_is_found() -> None:
 
 
 @pytest.mark.parametrize("name", ["npm/uplot.js", "style.css", "js/stream.js"])
-def test_a_missing_file_stops_web_at_its_start(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_missing_file_stops_web_at_start(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     found = assets.load()
     files = {each: asset for each, asset in found.files.items() if each != name}
     monkeypatch.setattr(assets, "load", lambda: replace(found, files=files))

@@ -28,7 +28,7 @@ def log_of(*requests: LoggedRequest, names: dict[KeyId, str] | None = None) -> l
     return read(csv_tables.request_head() + csv_tables.request_rows(requests, names or {}))
 
 
-def test_a_request_is_a_row_with_exact_numbers_and_utc() -> None:
+def test_request_is_a_row_with_exact_numbers_and_utc() -> None:
     (row,) = log_of(REQUEST, names={KEY: "laptop"})
     assert row == {
         "id": str(REQUEST.id), "created_at": "2026-11-20T12:05:00+00:00", "key_id": str(KEY), "key_name": "laptop", "model": "smollm2",
@@ -37,12 +37,12 @@ def test_a_request_is_a_row_with_exact_numbers_and_utc() -> None:
     }  # fmt: skip
 
 
-def test_what_is_not_there_is_an_empty_cell() -> None:
+def test_missing_values_are_empty_cells() -> None:
     (row,) = log_of(msgspec.structs.replace(REQUEST, key_id=None, model=None, rating=None, cached=False))
     assert (row["key_id"], row["key_name"], row["model"], row["rating"], row["from_cache"]) == ("", "", "", "", "no")
 
 
-def test_a_day_is_a_row() -> None:
+def test_day_is_a_row() -> None:
     sums = UsageSum(3, 1, 70, 30, MicroCredits(2_500_000), 1, None, 840)
     (row,) = read(csv_tables.usage_by_day([UsageBucket(datetime(2026, 11, 20, tzinfo=UTC), sums)]))
     assert row == {
@@ -51,7 +51,7 @@ def test_a_day_is_a_row() -> None:
     }  # fmt: skip
 
 
-def test_lines_end_as_rfc_4180_has_them() -> None:
+def test_lines_end_as_in_rfc_4180() -> None:
     table = csv_tables.usage_by_day([])
     assert table.endswith(b"\r\n")
     assert table.count(b"\n") == table.count(b"\r\n") == 1
@@ -65,7 +65,7 @@ def test_no_text_becomes_a_formula(begin: str) -> None:
 
 
 @given(st.text(), st.text())
-def test_any_name_comes_out_of_the_table_as_it_went_in(model: str, key: str) -> None:
+def test_any_name_survives_the_table(model: str, key: str) -> None:
     (row,) = log_of(msgspec.structs.replace(REQUEST, model=ModelName(model)), names={KEY: key})
     assert row["model"].removeprefix("'") == model.removeprefix("'")
     assert row["key_name"].removeprefix("'") == key.removeprefix("'")

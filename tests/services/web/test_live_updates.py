@@ -1,4 +1,4 @@
-"""Streams of what has changed: how many there may be, and what they say."""
+"""Live streams: how many are allowed, and what they send."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_updates, "_EVERY_SECONDS", 0.0)
 
 
-async def test_only_what_changed_is_said(at_once: None) -> None:
+async def test_only_changes_are_sent(at_once: None) -> None:
     turns: list[Values] = [{"a": 1, "b": [1]}, {"a": 1, "b": [1]}, {"a": 1, "b": [2]}, {"a": 2, "b": [2]}]
     left = list(turns)
 
@@ -37,7 +37,7 @@ async def test_only_what_changed_is_said(at_once: None) -> None:
     await events.aclose()
 
 
-async def test_a_service_that_is_away_makes_the_page_stale_until_it_is_back(at_once: None) -> None:
+async def test_page_is_stale_while_a_service_is_down(at_once: None) -> None:
     turns: list[Values | errors.AimeshError] = [{"a": 1, "connection": ""}, errors.NotReachable("away"), {"a": 1, "connection": ""}]
 
     async def read() -> Values:
@@ -52,7 +52,7 @@ async def test_a_service_that_is_away_makes_the_page_stale_until_it_is_back(at_o
 
 
 @pytest.mark.parametrize("error", [errors.NotAuthenticated("the session is over"), errors.NotAllowed("no administrator any more")])
-async def test_who_may_not_see_it_any_more_is_told_no_more(at_once: None, error: errors.AimeshError) -> None:
+async def test_stream_ends_when_access_is_lost(at_once: None, error: errors.AimeshError) -> None:
     turns: list[Values | errors.AimeshError] = [{"a": 1}, error]
 
     async def read() -> Values:
@@ -66,7 +66,7 @@ async def test_who_may_not_see_it_any_more_is_told_no_more(at_once: None, error:
     assert len(followers) == 0
 
 
-async def test_a_page_that_nothing_happens_on_hears_that_it_is_not_forgotten(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_page_gets_keepalives(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_updates, "_SILENT_SECONDS", 0.0)
 
     async def read() -> Values:
@@ -77,7 +77,7 @@ async def test_a_page_that_nothing_happens_on_hears_that_it_is_not_forgotten(at_
     await events.aclose()
 
 
-async def test_a_stream_ends_and_the_browser_comes_again(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stream_ends_after_a_time_and_the_browser_reconnects(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_updates, "_LONGEST_SECONDS", 0.0)
 
     async def read() -> Values:
@@ -87,7 +87,7 @@ async def test_a_stream_ends_and_the_browser_comes_again(at_once: None, monkeypa
     assert [event async for event in live_updates._events(followers, "alice", read)] == []
 
 
-async def test_one_person_follows_a_few_pages_and_not_all() -> None:
+async def test_live_pages_per_user_are_limited() -> None:
     followers = live_updates.follower_limit()
     async with asyncio.TaskGroup() as tasks:
         enough = asyncio.Event()
@@ -100,12 +100,12 @@ async def test_one_person_follows_a_few_pages_and_not_all() -> None:
             pass
         enough.set()
         await asyncio.gather(*holding)
-    # Who has closed them may open others.
+    # After closing pages, the user may open others.
     with followers.one_more("alice", live_updates.refusal()):
         pass
 
 
-async def test_there_is_a_bound_for_everybody_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_live_pages_in_total_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_updates, "MOST_FOLLOWED", 1)
     followers = live_updates.follower_limit()
     with (
@@ -118,7 +118,7 @@ async def test_there_is_a_bound_for_everybody_together(monkeypatch: pytest.Monke
         pass
 
 
-async def test_a_page_that_was_closed_is_not_counted(at_once: None) -> None:
+async def test_closed_page_is_not_counted(at_once: None) -> None:
     async def read() -> Values:
         return {"a": 1}
 
@@ -130,6 +130,6 @@ async def test_a_page_that_was_closed_is_not_counted(at_once: None) -> None:
     assert len(followers) == 0
 
 
-async def hold(followers: ConcurrencyLimit, who: str, enough: asyncio.Event) -> None:
-    with followers.one_more(who, live_updates.refusal()):
+async def hold(followers: ConcurrencyLimit, follower: str, enough: asyncio.Event) -> None:
+    with followers.one_more(follower, live_updates.refusal()):
         await enough.wait()

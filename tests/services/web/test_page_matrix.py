@@ -1,4 +1,4 @@
-"""Every page by everybody: the table says who may open it, and each cell is asked. A new page joins the matrix by itself."""
+"""Every page as every kind of visitor, compared with the access table. New pages join the matrix automatically."""
 
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -24,8 +24,8 @@ from tests.services.web.pages.admin.admin_mesh import AdminMesh
 VISITOR = "visitor"
 ROLES = {role.value: role for role in UserRole}
 STEPS = {f"{step} of {role}": (role, step) for step in (Step.ENTER_CODE, Step.SET_UP_MFA) for role in (UserRole.USER, UserRole.ADMIN)}
-EVERYBODY = (VISITOR, *ROLES, *STEPS)
-#: What a POST without a form token may ask of others: who comes, and what the page that refuses it shows.
+VISITORS = (VISITOR, *ROLES, *STEPS)
+#: Calls that a POST without a form token may make: they read the session and what the error page shows.
 READS = re.compile(r"(auth|gateway|metrics)\.(get|list|resume|find|read)[A-Z]\w*")
 OF_A_STEP = ("/login/code", "/login/second-factor")
 _PARAMETER = re.compile(r"\{(\w+)(?::(\w+))?\}")
@@ -35,10 +35,10 @@ _VALUES = {"uuid": str(UUID(int=7)), "int": "7", "path": "x/y.css", "str": "x"}
 class Cell(msgspec.Struct, frozen=True):
     verb: str
     path: str
-    who: str
+    visitor: str
 
     def __str__(self) -> str:
-        return f"{self.verb} {self.path} by {self.who}"
+        return f"{self.verb} {self.path} by {self.visitor}"
 
 
 def _filled(pattern: str) -> str:
@@ -50,7 +50,7 @@ def _cells() -> Iterator[Cell]:
     for handler in application.ROUTES:
         for path, verb in product(sorted(handler.paths), sorted(handler.http_methods)):  # type: ignore[union-attr]  # all are HTTP handlers
             if verb in ("GET", "POST"):
-                yield from (Cell(str(verb), path, who) for who in EVERYBODY)
+                yield from (Cell(str(verb), path, visitor) for visitor in VISITORS)
 
 
 CELLS = tuple(_cells())
@@ -58,15 +58,17 @@ CELLS = tuple(_cells())
 
 def expected(cell: Cell) -> str:
     """login, step, forbidden or in."""
-    who = page_access.find_audience(cell.path)
-    if who is PageAudience.ANYBODY:
+    visitor = page_access.find_audience(cell.path)
+    if visitor is PageAudience.ANYBODY:
         return "in"
-    if cell.who == VISITOR:
+    if cell.visitor == VISITOR:
         return "login"
-    if cell.who in STEPS:
-        return "in" if who is PageAudience.HALFWAY else "step"
-    allowed = {PageAudience.ADMIN: {UserRole.ADMIN}, PageAudience.NODE_OWNER: {UserRole.ADMIN, UserRole.NODE_OWNER}}.get(who, set(UserRole))
-    return "in" if ROLES[cell.who] in allowed else "forbidden"
+    if cell.visitor in STEPS:
+        return "in" if visitor is PageAudience.HALFWAY else "step"
+    allowed = {PageAudience.ADMIN: {UserRole.ADMIN}, PageAudience.NODE_OWNER: {UserRole.ADMIN, UserRole.NODE_OWNER}}.get(
+        visitor, set(UserRole)
+    )
+    return "in" if ROLES[cell.visitor] in allowed else "forbidden"
 
 
 def outcome(answer: httpx.Response) -> str:
@@ -95,10 +97,10 @@ async def client(app: ASGIApp, at_once: None) -> AsyncIterator[httpx.AsyncClient
         yield made
 
 
-def cookie_of(mesh: AdminMesh, who: str) -> dict[str, str]:
-    if who == VISITOR:
+def cookie_of(mesh: AdminMesh, visitor: str) -> dict[str, str]:
+    if visitor == VISITOR:
         return {}
-    role, step = STEPS.get(who) or (ROLES[who], Step.DONE)
+    role, step = STEPS.get(visitor) or (ROLES[visitor], Step.DONE)
     user = msgspec.structs.replace(mesh.add_account(f"m-{role}", "correct horse"), role=role)
     token = mesh.add_session(user)
     mesh.steps[token] = step
@@ -111,20 +113,20 @@ def test_every_route_is_in_the_matrix(pages: Litestar) -> None:
     assert {expected(cell) for cell in CELLS} == {"login", "step", "forbidden", "in"}
 
 
-@pytest.mark.parametrize("who", EVERYBODY)
-async def test_who_may_open_each_page(client: httpx.AsyncClient, mesh: AdminMesh, who: str) -> None:
+@pytest.mark.parametrize("visitor", VISITORS)
+async def test_access_to_each_page(client: httpx.AsyncClient, mesh: AdminMesh, visitor: str) -> None:
     wrong = []
-    for cell in (cell for cell in CELLS if cell.who == who):
-        headers = cookie_of(mesh, who) | {"sec-fetch-site": "same-origin"}
+    for cell in (cell for cell in CELLS if cell.visitor == visitor):
+        headers = cookie_of(mesh, visitor) | {"sec-fetch-site": "same-origin"}
         if cell.verb == "POST":
             headers["content-type"] = "application/x-www-form-urlencoded"
-        mesh.asked.clear()
+        mesh.calls.clear()
         answer = await client.request(cell.verb, _filled(cell.path), headers=headers)
         found = outcome(answer)
-        # Pages for everybody send people who have signed in on to where they belong, and those of one step to the other.
+        # Public pages redirect signed-in users to their page, and users with an incomplete login to their step.
         goes_on = page_access.find_audience(cell.path) is PageAudience.ANYBODY or (found == "step" and cell.path in OF_A_STEP)
         is_right = found == expected(cell) or goes_on
-        acts = [name for name in mesh.names_asked() if not READS.fullmatch(name)]
+        acts = [name for name in mesh.called_methods() if not READS.fullmatch(name)]
         if not is_right or answer.status_code >= 500 or (cell.verb == "POST" and (acts or answer.status_code == 200)):
             wrong.append((str(cell), expected(cell), found, answer.status_code, acts))
     assert wrong == []
@@ -186,7 +188,7 @@ async def status_of(app: ASGIApp, raw: bytes, header: tuple[bytes, bytes] | None
 
 
 @pytest.mark.parametrize("path", ADMIN_PAGES)
-async def test_no_other_way_to_write_it_opens_a_page_of_administrators(app: ASGIApp, mesh: AdminMesh, at_once: None, path: str) -> None:
+async def test_no_alternative_spelling_opens_an_admin_page(app: ASGIApp, mesh: AdminMesh, at_once: None, path: str) -> None:
     user = cookie_of(mesh, UserRole.USER.value)
     filled = _filled(path)
     ways = [(raw, header) for raw in variants(filled) for header in HEADERS]

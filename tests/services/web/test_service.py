@@ -54,7 +54,7 @@ async def test_ready_when_auth_and_gateway_are_there(node: FakeNode) -> None:
         assert [(check.name, check.ok, check.detail) for check in await service.checks()] == [("auth", True, ""), ("gateway", True, "")]
 
 
-async def test_says_what_is_missing(node: FakeNode) -> None:
+async def test_missing_services_are_named(node: FakeNode) -> None:
     node.directory.alive = ()
     async with WebService.open(settings("http://127.0.0.1:1"), cast("Node", node)) as service:
         auth, gateway = await service.checks()
@@ -63,7 +63,7 @@ async def test_says_what_is_missing(node: FakeNode) -> None:
     assert "http://127.0.0.1:1 is not responding" in gateway.detail
 
 
-async def test_behind_a_tls_proxy_the_public_address_decides(node: FakeNode) -> None:
+async def test_behind_a_tls_proxy_the_public_url_decides(node: FakeNode) -> None:
     async with WebService.open(settings("http://127.0.0.1:1", "https://ai.example.org"), cast("Node", node)) as service:
         transport = servers.in_process(service.asgi())
         async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.5:3000") as client:

@@ -8,15 +8,15 @@ from stack.settings import PASSED
 GOOD = {"NODE_KEY_FILE": "/nowhere/web.nk", "WEB_SECRET": "s" * 32}
 
 
-def test_the_defaults_are_those_of_the_seed() -> None:
+def test_default_settings() -> None:
     settings = config.load(WebSettings, GOOD)
     assert (settings.port, settings.gateway_url, settings.public_url) == (3000, "http://127.0.0.1:3002", "")
 
 
-def test_one_setting_limits_a_request_at_web_and_at_the_gateway() -> None:
-    given = {"REQUEST_TIMEOUT_SECONDS": "450"}
+def test_one_setting_limits_a_request_at_web_and_gateway() -> None:
+    overrides = {"REQUEST_TIMEOUT_SECONDS": "450"}
     stores = {"DATABASE_URL": "postgresql://host/name", "REDIS_URL": "unix:///nowhere/valkey.sock", "PROMPT_HASH_SECRET": "s" * 32}
-    found = [config.load(WebSettings, GOOD | given), config.load(GatewaySettings, GOOD | stores | given)]
+    found = [config.load(WebSettings, GOOD | overrides), config.load(GatewaySettings, GOOD | stores | overrides)]
     assert [one.request_timeout_seconds for one in found] == [450, 450]
     assert PASSED["REQUEST_TIMEOUT_SECONDS"] == ("gateway", "web")
 
@@ -33,12 +33,12 @@ def test_one_setting_limits_a_request_at_web_and_at_the_gateway() -> None:
         ("PUBLIC_URL", "ai.example.org"),
     ],
 )
-def test_what_cannot_work_is_said_by_name(name: str, value: str) -> None:
+def test_invalid_settings_are_named(name: str, value: str) -> None:
     with pytest.raises(errors.BadSettings, match=name):
         config.load(WebSettings, GOOD | {name: value})
 
 
-def test_a_short_secret_is_not_repeated() -> None:
+def test_short_secret_is_not_repeated() -> None:
     with pytest.raises(errors.BadSettings) as raised:
         config.load(WebSettings, GOOD | {"WEB_SECRET": "hunter2"})
     assert "hunter2" not in str(raised.value)

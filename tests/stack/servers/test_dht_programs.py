@@ -20,8 +20,8 @@ def home(tmp_path: Path) -> StackHome:
     return homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
 
 
-def _plan(home: StackHome, **given: str) -> StackPlan:
-    made = initialization.ensure(home, given, home.root.parent)
+def _plan(home: StackHome, **overrides: str) -> StackPlan:
+    made = initialization.ensure(home, overrides, home.root.parent)
     return stack_plan.make(home, made.settings, made.recorded, {"PATH": "/bin"})
 
 
@@ -29,7 +29,7 @@ def _named(planned: StackPlan) -> dict[str, Program]:
     return {program.name: program for program in planned.programs}
 
 
-def _told(planned: StackPlan, service: str = "gateway") -> dict[str, str]:
+def _environment(planned: StackPlan, service: str = "gateway") -> dict[str, str]:
     environment = _named(planned)[service].environment
     return {name: environment[name] for name in ("DHT_BOOTSTRAP", "DHT_RELAYS", "SWARM_HOST") if name in environment}
 
@@ -39,29 +39,29 @@ def _options(program: Program) -> dict[str, object]:
     return found
 
 
-def test_without_a_word_the_dht_is_on_loopback_and_there_is_no_relay(home: StackHome) -> None:
+def test_default_dht_is_on_loopback_without_a_relay(home: StackHome) -> None:
     planned = _plan(home)
     assert _options(_named(planned)["dht"]) == {"host": "127.0.0.1", "bind": "127.0.0.1", "ports": [4737, 4738, 4739]}
     assert "relay" not in _named(planned)
     for service in stack_plan.SERVICES:
-        assert _told(planned, service) == {
+        assert _environment(planned, service) == {
             "DHT_BOOTSTRAP": "127.0.0.1:4737,127.0.0.1:4738,127.0.0.1:4739",
             "SWARM_HOST": "127.0.0.1",
         }
 
 
-def test_a_name_for_other_machines_is_handed_on_as_it_is_and_every_address_of_ours_listens(home: StackHome) -> None:
+def test_public_host_name_is_passed_on_and_all_addresses_are_bound(home: StackHome) -> None:
     planned = _plan(home, DHT_HOST="house.example.org", MESH_RELAY="true")
     program = _named(planned)["dht"]
     assert _options(program) == {"host": "house.example.org", "bind": "0.0.0.0", "ports": [4737, 4738, 4739]}
     assert program.probe == DatagramProbe("127.0.0.1", (4737, 4738, 4739), dht_programs._PING, dht_programs._PONG)
     relay = _options(_named(planned)["relay"])
     assert (relay["host"], relay["bind"]) == ("house.example.org", "0.0.0.0")
-    assert _told(planned)["DHT_BOOTSTRAP"] == "house.example.org:4737,house.example.org:4738,house.example.org:4739"
-    assert "SWARM_HOST" not in _told(planned)
+    assert _environment(planned)["DHT_BOOTSTRAP"] == "house.example.org:4737,house.example.org:4738,house.example.org:4739"
+    assert "SWARM_HOST" not in _environment(planned)
 
 
-def test_an_address_for_other_machines(home: StackHome) -> None:
+def test_public_ip_address(home: StackHome) -> None:
     planned = _plan(home, DHT_HOST="203.0.113.5", DHT_BIND_HOST="0.0.0.0", DHT_PORT="5000", MESH_RELAY="true")
     program = _named(planned)["dht"]
     assert _options(program) == {"host": "203.0.113.5", "bind": "0.0.0.0", "ports": [5000, 5001, 5002]}
@@ -69,42 +69,42 @@ def test_an_address_for_other_machines(home: StackHome) -> None:
     relay = _options(_named(planned)["relay"])
     assert relay["port"] == 5003
     assert relay["bootstrap"] == [{"host": "203.0.113.5", "port": port} for port in (5000, 5001, 5002)]
-    told = _told(planned)
-    assert told.keys() == {"DHT_BOOTSTRAP", "DHT_RELAYS"}  # each finds the interface to use by itself
-    assert len(told["DHT_RELAYS"]) == 64
+    environment = _environment(planned)
+    assert environment.keys() == {"DHT_BOOTSTRAP", "DHT_RELAYS"}  # each service finds its interface itself
+    assert len(environment["DHT_RELAYS"]) == 64
 
 
-def test_nodes_of_ones_own_elsewhere_take_the_place_of_the_embedded_ones(home: StackHome) -> None:
-    given = {"DHT_BOOTSTRAP": "dht.example.org:1,203.0.113.5:2", "DHT_RELAYS": "ab" * 32, "MESH_RELAY": "on", "DHT_HOST": "203.0.113.9"}
-    planned = _plan(home, **given)
+def test_external_dht_nodes_replace_the_embedded_ones(home: StackHome) -> None:
+    overrides = {"DHT_BOOTSTRAP": "dht.example.org:1,203.0.113.5:2", "DHT_RELAYS": "ab" * 32, "MESH_RELAY": "on", "DHT_HOST": "203.0.113.9"}
+    planned = _plan(home, **overrides)
     assert "dht" not in _named(planned)
-    told = _told(planned)
-    assert told["DHT_BOOTSTRAP"] == given["DHT_BOOTSTRAP"]
-    assert told["DHT_RELAYS"].split(",") == ["ab" * 32, dht_programs.relay_key(stack_plan.relay_seed(home))]
+    environment = _environment(planned)
+    assert environment["DHT_BOOTSTRAP"] == overrides["DHT_BOOTSTRAP"]
+    assert environment["DHT_RELAYS"].split(",") == ["ab" * 32, dht_programs.relay_key(stack_plan.relay_seed(home))]
     assert _options(_named(planned)["relay"])["bootstrap"] == [{"host": "dht.example.org", "port": 1}, {"host": "203.0.113.5", "port": 2}]
 
 
-def test_the_public_dht_is_used_when_the_operator_says_so(home: StackHome) -> None:
+def test_public_dht_is_used_on_request(home: StackHome) -> None:
     planned = _plan(home, DHT_BOOTSTRAP="public", MESH_RELAY="on", DHT_HOST="203.0.113.9")
     assert "dht" not in _named(planned)
-    assert _told(planned)["DHT_BOOTSTRAP"] == "public"
+    assert _environment(planned)["DHT_BOOTSTRAP"] == "public"
     assert "bootstrap" not in _options(_named(planned)["relay"])
 
 
-def test_off_is_off(home: StackHome) -> None:
+def test_hyperswarm_can_be_disabled(home: StackHome) -> None:
     planned = _plan(home, HYPERSWARM="off", MESH_RELAY="on", DHT_BOOTSTRAP="public")
     assert not {"dht", "relay"} & _named(planned).keys()
-    assert _told(planned) == {}
+    assert _environment(planned) == {}
 
 
-def test_the_relays_seed_stands_in_no_argument(home: StackHome) -> None:
+def test_relay_seed_is_not_in_any_argument(home: StackHome) -> None:
     planned = _plan(home, MESH_RELAY="on")
     seed = stack_plan.relay_seed(home).read_text().strip()
     assert len(bytes.fromhex(seed)) == 32
     assert seed not in repr(planned)
 
 
-def test_the_relays_key_is_the_one_that_hyperswarm_makes_of_the_seed(tmp_path: Path) -> None:
+def test_relay_key_is_derived_from_the_seed_like_in_hyperswarm(tmp_path: Path) -> None:
     file = tmp_path / "seed"
     file.write_text(SEED.hex() + "\n")
     assert bytes.fromhex(dht_programs.relay_key(file)) == node_keys.NodeKey(node_keys.seed_of(SEED)).raw
@@ -129,20 +129,20 @@ def test_the_relays_key_is_the_one_that_hyperswarm_makes_of_the_seed(tmp_path: P
         ("DHT_RELAYS", "abc", "not a public key"),
     ],
 )
-def test_what_cannot_work_is_told(variable: str, value: str, words: str) -> None:
+def test_impossible_settings_are_reported(variable: str, value: str, words: str) -> None:
     with pytest.raises(errors.BadSettings, match=words) as caught:
         settings.load({variable: value})
     assert variable in caught.value.message
 
 
-def test_every_port_is_looked_at_before_anything_starts(home: StackHome) -> None:
+def test_all_ports_are_checked_before_anything_starts(home: StackHome) -> None:
     wanted = stack_plan.ports_wanted(settings.load({"DHT_PORT": "5000", "MESH_RELAY": "on"}))
     assert [(want.port, want.variable) for want in wanted if want.is_udp] == [(port, "DHT_PORT") for port in range(5000, 5004)]
     assert not [want for want in stack_plan.ports_wanted(settings.load({"HYPERSWARM": "off"})) if want.is_udp]
     assert not [want for want in stack_plan.ports_wanted(settings.load({"DHT_BOOTSTRAP": "public"})) if want.is_udp]
 
 
-def test_a_node_that_is_missing_is_told_with_the_way_to_do_without(home: StackHome, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_node_binary_is_reported_with_an_alternative(home: StackHome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODE_BINARY", "/does/not/exist")
     with pytest.raises(errors.BadSettings, match="not a program") as caught:
         _plan(home)

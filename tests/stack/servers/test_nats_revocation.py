@@ -1,4 +1,4 @@
-"""Revoked by auth, kept out by NATS: the supervisor's part."""
+"""Nodes revoked by auth are rejected by NATS: the supervisor's part."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ def home(tmp_path: Path) -> StackHome:
     return found
 
 
-def tell(home: StackHome, *nodes: NodeId, number: int = 1) -> None:
+def write_revocations(home: StackHome, *nodes: NodeId, number: int = 1) -> None:
     """What auth does after a revocation."""
     authority = node_keys.load_authority(home.secrets / "mesh_ca.nk")
     body = certificates.issue_list(authority, number, 1, nodes, NOW)
@@ -47,16 +47,16 @@ def users(home: StackHome) -> str:
     return (home.nats / "users.conf").read_text()
 
 
-def test_the_list_is_read_as_auth_keeps_it(home: StackHome) -> None:
+def test_revocation_list_of_auth_is_read(home: StackHome) -> None:
     path = nats_revocation.list_file(home)
     assert nats_revocation.read_revoked(path) == frozenset()
-    tell(home, node(home, "web"))
+    write_revocations(home, node(home, "web"))
     assert nats_revocation.read_revoked(path) == {node(home, "web")}
     membership_file.save(path, membership_file.MembershipFile(MESH, Role.AUTH))
     assert nats_revocation.read_revoked(path) == frozenset()
 
 
-def test_a_list_that_no_ca_of_the_mesh_signed_revokes_nobody(home: StackHome) -> None:
+def test_list_without_a_valid_ca_signature_revokes_nothing(home: StackHome) -> None:
     stranger = node_keys.Authority(node_keys.new_authority_seed())
     ours = node_keys.load_authority(home.secrets / "mesh_ca.nk")
     body = certificates.issue_list(stranger, 9, 1, (node(home, "gateway"),), NOW)
@@ -70,7 +70,7 @@ def test_a_list_that_no_ca_of_the_mesh_signed_revokes_nobody(home: StackHome) ->
         nats_revocation.read_revoked(nats_revocation.list_file(home))
 
 
-def test_a_revoked_user_stays_out_whatever_comes(home: StackHome, tmp_path: Path) -> None:
+def test_revoked_user_stays_revoked(home: StackHome, tmp_path: Path) -> None:
     key = nats_users.add_node(home, MESH, "gpu-box", Role.WORKER)
     box = node_keys.load(key).id
     gone = nats_users.revoke(home, MESH, {box, NodeId("UNKNOWN")})
@@ -96,9 +96,7 @@ async def watching(home: StackHome) -> AsyncIterator[None]:
         task.cancel()
 
 
-async def test_a_revoked_node_is_cut_off_from_a_running_server_and_the_others_are_not(
-    home: StackHome, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_revoked_node_is_disconnected_and_others_are_not(home: StackHome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nats_revocation, "_LOOK_SECONDS", 0.02)
     server = NatsServer(home.nats)
     nats_users.ensure(home, MESH, server.port)
@@ -116,7 +114,7 @@ async def test_a_revoked_node_is_cut_off_from_a_running_server_and_the_others_ar
         async with watching(home):
             await web.connect(server.url, nkeys_seed=str(home.key("web")), allow_reconnect=False, closed_cb=note, error_cb=ignore)
             await metrics.connect(server.url, nkeys_seed=str(home.key("metrics")), allow_reconnect=False, error_cb=ignore)
-            tell(home, node(home, "web"))
+            write_revocations(home, node(home, "web"))
             async with asyncio.timeout(5):
                 await closed.wait()
             assert metrics.is_connected

@@ -60,12 +60,12 @@ async def test_no_service_sees_the_schema_of_another(provisioned: PostgresServer
 
 
 @pytest.mark.parametrize("database", ["postgres", "template1"])
-async def test_a_service_gets_into_no_other_database(provisioned: PostgresServer, database: str) -> None:
+async def test_service_cannot_open_another_database(provisioned: PostgresServer, database: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await asyncpg.connect(provisioned.server.url("auth", PASSWORDS["auth"]).replace("/aimesh?", f"/{database}?"))
 
 
-async def test_a_wrong_password_is_refused(provisioned: PostgresServer) -> None:
+async def test_wrong_password_is_refused(provisioned: PostgresServer) -> None:
     with pytest.raises(asyncpg.InvalidPasswordError):
         await asyncpg.connect(provisioned.server.url("auth", "wrong"))
 
@@ -81,7 +81,7 @@ async def test_provisioning_again_changes_the_password_and_keeps_the_data(provis
     stack_postgres.provision(provisioned.server, PASSWORDS)
 
 
-async def test_passwords_reach_no_log(provisioned: PostgresServer) -> None:
+async def test_passwords_are_never_logged(provisioned: PostgresServer) -> None:
     log = (provisioned.folder / "log").read_text()
     assert not [word for word in (*PASSWORDS.values(), "SCRAM-SHA-256$") if word in log]
 
@@ -94,7 +94,7 @@ async def test_passwords_reach_no_log(provisioned: PostgresServer) -> None:
         pytest.param("nonsense", True, id="not a lock of PostgreSQL"),
     ],
 )
-def test_the_lock_of_a_killed_server_does_not_keep_the_next_from_starting(tmp_path: Path, pid: str, stays: bool) -> None:
+def test_stale_lock_of_a_killed_server_does_not_prevent_a_start(tmp_path: Path, pid: str, stays: bool) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / "PG_VERSION").write_text("18")
@@ -103,12 +103,12 @@ def test_the_lock_of_a_killed_server_does_not_keep_the_next_from_starting(tmp_pa
     assert (data / "postmaster.pid").exists() is stays
 
 
-def test_the_lock_of_a_running_server_stays(provisioned: PostgresServer) -> None:
+def test_lock_of_a_running_server_is_kept(provisioned: PostgresServer) -> None:
     stack_postgres.prepare(provisioned.server)
     assert (provisioned.server.data / "postmaster.pid").exists()
 
 
-def test_an_interrupted_start_is_repaired(tmp_path: Path) -> None:
+def test_interrupted_start_is_repeated(tmp_path: Path) -> None:
     (tmp_path / "data.unfinished").mkdir()
     (tmp_path / "data.unfinished" / "rubbish").touch()
     (tmp_path / "password").write_text("x")
@@ -117,7 +117,7 @@ def test_an_interrupted_start_is_repaired(tmp_path: Path) -> None:
     assert not (tmp_path / "data.unfinished").exists()
 
 
-def test_the_verifier_is_that_of_rfc_7677() -> None:
+def test_verifier_follows_rfc_7677() -> None:
     """The example of RFC 7677 §3: the same password, salt and count give its proof of the server."""
     salt = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
     server_key = base64.b64decode(stack_postgres.scram_verifier("pencil", salt).rpartition(":")[2])
@@ -128,7 +128,7 @@ def test_the_verifier_is_that_of_rfc_7677() -> None:
     assert base64.b64encode(hmac.digest(server_key, message, "sha256")) == b"6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
 
 
-async def test_a_server_from_before_metrics_had_tables_gets_its_role(provisioned: PostgresServer) -> None:
+async def test_older_server_gets_the_metrics_role(provisioned: PostgresServer) -> None:
     admin = await asyncpg.connect(provisioned.server.url("admin", provisioned.server.admin_password.read_text(encoding="utf-8")))
     await admin.execute("DROP SCHEMA metrics CASCADE")
     await admin.execute("REVOKE CONNECT ON DATABASE aimesh FROM metrics")

@@ -90,13 +90,13 @@ class Renewal:
 
     def renew(self, wanted: Renew) -> None:
         """Return when there is another token. Raises AimeshError; SessionEnded if there will be none."""
-        self._single_flight.run(lambda: self._login.is_spent(wanted.spent), self._ask, wanted.seconds)
+        self._single_flight.run(lambda: self._login.is_spent(wanted.spent), self._request_token, wanted.seconds)
 
     def close(self) -> None:
         """Safe to call twice."""
         self._single_flight.close()
 
-    def _ask(self, seconds: float) -> None:
+    def _request_token(self, seconds: float) -> None:
         call = calls.renew(self._login.session.session_token)
         renewing = conversations.whole(call, self._context, CallTerms(seconds=min(seconds, RENEWAL_SECONDS)))
         try:

@@ -61,7 +61,7 @@ def _api(keep: int | str | None) -> ServerApi:
         read_models=_read_models,
         chat_path="/api/chat",
         chat_type="application/x-ndjson",
-        chat_body=lambda model, job, most: ollama_chat.body(model, job.messages, job.asked, max_tokens=most, keep=keep),
+        chat_body=lambda model, job, most: ollama_chat.body(model, job.messages, job.requested, max_tokens=most, keep=keep),
         chat_splitter=lambda: Lines().push,
         # Ollama has no `n`; `ollama_chat.body` refuses it.
         chat_assembly=lambda _: OllamaAssembly(remote_models.draw_call_id),

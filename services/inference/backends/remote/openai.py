@@ -66,7 +66,7 @@ def _api(upstream: Upstream, name: str) -> ServerApi:
         read_models=partial(_read_models, upstream),
         chat_path="/chat/completions",
         chat_type="text/event-stream",
-        chat_body=lambda model, job, most: openai_chat.body(name, upstream.dialect, model, job.messages, job.asked, max_tokens=most),
+        chat_body=lambda model, job, most: openai_chat.body(name, upstream.dialect, model, job.messages, job.requested, max_tokens=most),
         chat_splitter=lambda: StreamEventParser().push,
         chat_assembly=partial(AnswerAssembly, draw_id=remote_models.draw_call_id),
         embeddings_path="/embeddings",

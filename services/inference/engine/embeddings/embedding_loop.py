@@ -18,7 +18,7 @@ from services.inference.engine.engine_messages import (
 from services.inference.engine.prefill_budget import PrefillBudget
 from shared import errors
 
-#: Even a busy engine computes so many per turn; smaller pieces change the last digits of a vector.
+#: Even a busy engine computes this many per turn; smaller pieces change the last digits of a vector.
 LEAST_TOKENS = 4
 
 
@@ -94,7 +94,7 @@ class EmbeddingLoop:
     def turn(self, step: StepReport | None) -> list[GenerationRefused | EmbeddingTurn]:
         """Compute a batch that doesn't slow the answers too much. ``step`` is their last step; None if there are none."""
         if step is not None and step.read == 0:
-            self._pace.took(step.seconds, answering=step.answering, read=0)
+            self._pace.record_step(step.seconds, answering=step.answering, read=0)
         if self._queue is None or self.idle:
             return []
         return self._compute(self._queue, step)
@@ -124,15 +124,15 @@ class EmbeddingLoop:
         began = self._clock()
         rows = self._embedder.run(pieces)
         seconds, tokens = self._clock() - began, sum(len(piece.tokens) for piece in pieces)
-        self._pace.took(seconds, answering=0, read=tokens)
-        told: dict[int, list[bytes]] = {}
+        self._pace.record_step(seconds, answering=0, read=tokens)
+        computed: dict[int, list[bytes]] = {}
         failed: dict[int, GenerationRefused] = {}
         for piece, row in zip(pieces, rows, strict=True):
-            self._pool(piece, row, told, failed)
+            self._pool(piece, row, computed, failed)
         for request in failed:
             self.cancel(request)
-            told.pop(request, None)
-        finished = tuple(ComputedVectors(request, tuple(vectors)) for request, vectors in told.items())
+            computed.pop(request, None)
+        finished = tuple(ComputedVectors(request, tuple(vectors)) for request, vectors in computed.items())
         return [*failed.values(), EmbeddingTurn(finished, seconds, tokens)]
 
     def _budget(self, step: StepReport | None) -> int:
@@ -141,7 +141,7 @@ class EmbeddingLoop:
             return self._embedder.step_tokens
         return max(LEAST_TOKENS, self._pace.budget(step.answering) - step.read)
 
-    def _pool(self, piece: TextPiece, row: Sequence[float], told: dict[int, list[bytes]], failed: dict[int, GenerationRefused]) -> None:
+    def _pool(self, piece: TextPiece, row: Sequence[float], computed: dict[int, list[bytes]], failed: dict[int, GenerationRefused]) -> None:
         if self._pooled is None:
             self._pooled = Pooled(self._embedder.pooling)
         self._pooled.add(row, len(piece.tokens))
@@ -153,4 +153,4 @@ class EmbeddingLoop:
             problem = errors.Unavailable(f"the model computed no vector for input[{text.number}]", hint="use another model")
             failed[text.request] = GenerationRefused(text.request, problem.to_problem())
         else:
-            told.setdefault(text.request, []).append(vector)
+            computed.setdefault(text.request, []).append(vector)

@@ -78,7 +78,7 @@ class TensorType:
     block_bytes: int
 
     def bytes_of(self, elements: int) -> int:
-        """Return the size of so many elements, rounded up to whole blocks."""
+        """Return the size of this many elements, rounded up to whole blocks."""
         return -(-elements // self.block_elements) * self.block_bytes
 
 

@@ -62,7 +62,7 @@ class Objective:
     name: str
     #: The middle of recorded names: `ai_platform:requests:error_ratio_rate5m`.
     recorded_as: str
-    promise: str
+    statement: str
     target: float
     all: Selector
     #: The failed part of ``all`` …
@@ -80,13 +80,13 @@ class Objective:
 
     def bad_ratio(self, seconds: int) -> RecordedSeries:
         """Return the share that failed within a window."""
-        asked = grown(self.all, seconds, *self.by)
+        total = grown(self.all, seconds, *self.by)
         ratio: Expression
         if self.bad is not None:
-            ratio = Ratio(grown(self.bad, seconds, *self.by), asked)
+            ratio = Ratio(grown(self.bad, seconds, *self.by), total)
         else:
             assert self.good is not None  # one of the two is set
-            ratio = Complement(Ratio(grown(self.good, seconds, *self.by), asked))
+            ratio = Complement(Ratio(grown(self.good, seconds, *self.by), total))
         return RecordedSeries(f"ai_platform:{self.recorded_as}_rate{duration(seconds)}", ratio)
 
 
@@ -95,7 +95,7 @@ _STATUS = instruments.COMPLETED_REQUESTS
 AVAILABILITY = Objective(
     name="availability_burn",
     recorded_as="requests:error_ratio",
-    promise="99.9 % of admitted requests succeed, without an error or a timeout",
+    statement="99.9 % of admitted requests succeed, without an error or a timeout",
     target=0.999,
     all=series(_STATUS, status=ADMITTED),
     bad=series(_STATUS, status=FAILED),
@@ -105,7 +105,7 @@ AVAILABILITY = Objective(
 MODEL_AVAILABILITY = Objective(
     name="model_availability_burn",
     recorded_as="model_requests:error_ratio",
-    promise="99.95 % of admitted requests to each model succeed, without an error or a timeout",
+    statement="99.95 % of admitted requests to each model succeed, without an error or a timeout",
     target=0.9995,
     # Requests for unknown models have no label.
     all=replace(series(_STATUS, status=ADMITTED), without=(("model", ("",)),)),
@@ -117,7 +117,7 @@ MODEL_AVAILABILITY = Objective(
 FIRST_TOKEN = Objective(
     name="first_token_burn",
     recorded_as="first_tokens:slow_ratio",
-    promise="95 % of answers start within 2.5 s, including queueing",
+    statement="95 % of answers start within 2.5 s, including queueing",
     target=0.95,
     # Gateway and worker both measure it; the gateway's is what callers see.
     all=series(instruments.TTFT_SECONDS, suffix=COUNT, service="gateway"),
@@ -140,7 +140,7 @@ def _burning(objective: Objective, burn: Burn) -> AlertRule:
         when=Both(is_burning, enough),
         summary=objective.summary,
         description=(
-            f"Objective: {objective.promise}. More than {threshold:.4%} failed in the last {long} and in the last {short}. "
+            f"Objective: {objective.statement}. More than {threshold:.4%} failed in the last {long} and in the last {short}. "
             f"At this rate, the 30-day budget is gone after {days:.2g} days."
         ),
         board=objective.board,
@@ -154,5 +154,5 @@ RULES = tuple(_burning(objective, burn) for objective in OBJECTIVES for burn in 
 
 def windows_of(objective: Objective) -> tuple[int, ...]:
     """Return the windows of its alerts, shortest first."""
-    asked = {part.window.seconds for rule in RULES if rule.name == objective.name for part in walk(rule.when) if isinstance(part, Increase)}
-    return tuple(sorted(asked))
+    spans = {part.window.seconds for rule in RULES if rule.name == objective.name for part in walk(rule.when) if isinstance(part, Increase)}
+    return tuple(sorted(spans))

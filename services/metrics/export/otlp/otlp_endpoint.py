@@ -37,26 +37,26 @@ async def opened(url: str, headers: Mapping[str, str]) -> AsyncIterator[Post]:
         async def post(path: str, body: bytes) -> Rejection | None:
             try:
                 async with asyncio.timeout(_SECONDS), client.stream("POST", url.rstrip("/") + path, content=body) as answer:
-                    told = await _read(answer)
+                    answer_body = await _read(answer)
             except (httpx.HTTPError, ssl.SSLError, OSError) as error:
                 raise errors.Unavailable(f"{url} is not responding: {type(error).__name__}") from error
             if answer.status_code in _LATER:
                 raise errors.Unavailable(f"{url} returned {answer.status_code}", retry_after_seconds=_wait_seconds(answer))
             if answer.status_code >= 300:
                 raise errors.BadRequest(f"{url} rejected {path} with {answer.status_code}", hint="check OTEL_EXPORTER_OTLP_ENDPOINT")
-            return _without(secrets, partial_success.read(answer.headers.get("content-type", ""), told))
+            return _without(secrets, partial_success.read(answer.headers.get("content-type", ""), answer_body))
 
         yield post
 
 
 async def _read(answer: httpx.Response) -> bytes:
     """Read the whole response, so that the connection can be reused. Returns nothing if it is too long."""
-    told = bytearray()
+    body = bytearray()
     async for chunk in answer.aiter_raw():
-        told += chunk
-        if len(told) > _MOST_ANSWER_BYTES:
+        body += chunk
+        if len(body) > _MOST_ANSWER_BYTES:
             return b""
-    return bytes(told)
+    return bytes(body)
 
 
 def _without(secrets: Iterable[str], rejection: Rejection | None) -> Rejection | None:

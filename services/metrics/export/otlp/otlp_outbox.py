@@ -26,7 +26,7 @@ MAX_WAITING: Final = 20_000
 BATCH: Final = 512
 _BACKOFF = Backoff(first_seconds=0.5, longest_seconds=10.0)
 #: Limits the endpoint's Retry-After.
-_LONGEST_ASKED_SECONDS: Final = 60.0
+_MAX_RETRY_AFTER_SECONDS: Final = 60.0
 
 #: Returns what was rejected, or None. Raises Unavailable if a retry can help, and BadRequest if not.
 Send = Callable[[Sequence[T]], Awaitable[Rejection | None]]
@@ -46,7 +46,7 @@ class OtlpOutbox(Generic[T]):
         self._clock = clock
         self._rejections = Rejections(what)
         self._waiting: deque[T] = deque()
-        self._some = asyncio.Event()
+        self._has_waiting = asyncio.Event()
         self.trouble = ""
 
     def __len__(self) -> int:
@@ -64,26 +64,26 @@ class OtlpOutbox(Generic[T]):
                 self._waiting.popleft()
             self._lost(too_many)
         if some:
-            self._some.set()
+            self._has_waiting.set()
 
     async def run(self) -> None:
         failures = 0
         while True:
-            await self._some.wait()
+            await self._has_waiting.wait()
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
             if not batch:
-                self._some.clear()
+                self._has_waiting.clear()
                 continue
             try:
                 rejection = await self._send(batch)
             except errors.Unavailable as error:
-                self._say(error)
+                self._log_failure(error)
                 self._waiting.extendleft(reversed(batch))
                 self.put(())
                 failures += 1
-                await asyncio.sleep(max(_BACKOFF.pause(failures), min(error.retry_after_seconds or 0.0, _LONGEST_ASKED_SECONDS)))
+                await asyncio.sleep(max(_BACKOFF.pause(failures), min(error.retry_after_seconds or 0.0, _MAX_RETRY_AFTER_SECONDS)))
             except errors.AimeshError as error:
-                self._say(error)
+                self._log_failure(error)
                 self._lost(len(batch))
             else:
                 if self.trouble:
@@ -105,7 +105,7 @@ class OtlpOutbox(Generic[T]):
             event = "the OTLP endpoint rejected some items" if rejection.count else "the OTLP endpoint sent a warning"
             _log.warning(event, what=self._rejections.what, rejected=rejection.count, why=rejection.why)
 
-    def _say(self, error: errors.AimeshError) -> None:
+    def _log_failure(self, error: errors.AimeshError) -> None:
         if error.message != self.trouble:
             _log.warning("the OTLP endpoint rejects everything", why=error.message)
         self.trouble = error.message
@@ -126,8 +126,8 @@ async def opened(node: nodes.Node, url: str, headers: str) -> AsyncIterator[Otlp
     """Open the outboxes. The node owns their tasks."""
     async with otlp_endpoint.opened(url, otlp_endpoint.read_headers(headers)) as post:
 
-        async def send_spans(told: Sequence[NodeSpan]) -> Rejection | None:
-            return await post(span_records.PATH, span_records.encode(told, version()))
+        async def send_spans(spans: Sequence[NodeSpan]) -> Rejection | None:
+            return await post(span_records.PATH, span_records.encode(spans, version()))
 
         async def send_logs(lines: Sequence[LogLine]) -> Rejection | None:
             return await post(log_records.PATH, log_records.encode(lines, version()))

@@ -11,8 +11,8 @@ def resource(service: str, node: str, version: str) -> dict[str, Any]:
     return {"attributes": attributes(named)}
 
 
-def attributes(given: Mapping[str, Value]) -> list[dict[str, Any]]:
-    return [{"key": name, "value": value(each)} for name, each in given.items()]
+def attributes(values: Mapping[str, Value]) -> list[dict[str, Any]]:
+    return [{"key": name, "value": value(each)} for name, each in values.items()]
 
 
 def value(item: Value) -> dict[str, Any]:

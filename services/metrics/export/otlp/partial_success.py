@@ -54,8 +54,8 @@ def read(content_type: str, body: bytes) -> Rejection | None:
 
 
 def _read_json(body: bytes) -> tuple[int, str]:
-    told = msgspec.json.decode(body, type=_ExportResponse, strict=False).partial_success
-    return (0, "") if told is None else (told.rejected_spans or told.rejected_log_records or 0, told.error_message or "")
+    success = msgspec.json.decode(body, type=_ExportResponse, strict=False).partial_success
+    return (0, "") if success is None else (success.rejected_spans or success.rejected_log_records or 0, success.error_message or "")
 
 
 def _one_line(text: str) -> str:
@@ -72,9 +72,9 @@ _VARINT, _BYTES = 0, 2
 def _read_protobuf(body: bytes) -> tuple[int, str]:
     """Read the count and the reason: fields 1 and 2 of the message in field 1."""
     count, why = 0, ""
-    for number, told in _fields(body):
-        if number == 1 and isinstance(told, bytes):
-            for inner, value in _fields(told):
+    for number, content in _fields(body):
+        if number == 1 and isinstance(content, bytes):
+            for inner, value in _fields(content):
                 if inner == 1 and isinstance(value, int):
                     count = value
                 elif inner == 2 and isinstance(value, bytes):

@@ -24,10 +24,10 @@ class NodeSpan:
     span: Span
 
 
-def encode(told: Iterable[NodeSpan], version: str) -> bytes:
+def encode(spans: Iterable[NodeSpan], version: str) -> bytes:
     """Return the body of one export."""
     by_node: dict[tuple[str, str], list[Span]] = {}
-    for one in told:
+    for one in spans:
         by_node.setdefault((one.service, one.node), []).append(one.span)
     scope = {"name": "aimesh", "version": version}
     return msgspec.json.encode(

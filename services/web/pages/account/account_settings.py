@@ -68,7 +68,7 @@ async def change_profile(page_request: NamedDependency[PageRequest]) -> Page:
 @get("/settings/preferences")
 async def show_preferences(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
     account, models = await asyncio.gather(
-        page_request.call(accounts.get_account, accounts.GetAccount()), page_request.ask(gateway.list_models, gateway.ListModels())
+        page_request.call(accounts.get_account, accounts.GetAccount()), page_request.fetch(gateway.list_models, gateway.ListModels())
     )
     chosen = account.preferences
     typed = PreferencesForm(chosen.default_model or "", chosen.theme, "yes" if chosen.notify_by_mail else "")
@@ -82,7 +82,7 @@ async def set_preferences(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         await page_request.submit(accounts.set_preferences, accounts.SetPreferences(chosen))
     except errors.CallerError as error:
-        return _preferences(page_request, form, await page_request.ask(gateway.list_models, gateway.ListModels()), problem=error)
+        return _preferences(page_request, form, await page_request.fetch(gateway.list_models, gateway.ListModels()), problem=error)
     page_request.forget_session()
     return page_request.redirect("/settings/preferences?done=saved")
 

@@ -44,7 +44,7 @@ async def show_forgot(page_request: NamedDependency[PageRequest], done: FromQuer
 
 
 @post("/forgot")
-async def ask_for_mail(page_request: NamedDependency[PageRequest]) -> Page:
+async def request_reset(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(ForgotForm, by_visitor=True)
     try:
         await page_request.app.caller.call(
@@ -84,4 +84,4 @@ async def _reset_page(page_request: PageRequest, code: str, problem: errors.Call
     return page_request.page("reset.html", view, here="login", problem=problem)
 
 
-ROUTES = (show_forgot, ask_for_mail, show_reset, reset)
+ROUTES = (show_forgot, request_reset, show_reset, reset)

@@ -89,10 +89,10 @@ async def archive_of(page_request: PageRequest, now: datetime) -> AsyncGenerator
     """Yield the archive. Raises what ``exportAccount`` raises. If the gateway is down, a note replaces its files."""
     archive = ZipStream(now)
     token = page_request.person.access_token
-    asked = page_request.app.caller.stream(
+    account_files = page_request.app.caller.stream(
         privacy.export_account, privacy.ExportAccount(), deadline_seconds=_EXPORT_SECONDS, credential=token
     )
-    async with asked as files:
+    async with account_files as files:
         async for file in files:
             yield archive.add(file.name, file.content)
     try:

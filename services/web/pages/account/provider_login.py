@@ -45,7 +45,7 @@ async def show_provider(page_request: NamedDependency[PageRequest], then: FromQu
 async def begin(page_request: NamedDependency[PageRequest]) -> Page:
     is_person = await page_request.find_session() is not None
     form = await page_request.read_form(BeginForm, by_visitor=not is_person)
-    wanted = accounts.BeginOidc(provider_redirect.way_back(page_request), then=request_context.own_page(form.then), fresh=bool(form.fresh))
+    wanted = accounts.BeginOidc(provider_redirect.callback(page_request), then=request_context.own_page(form.then), fresh=bool(form.fresh))
     try:
         start = await page_request.app.caller.call(accounts.begin_oidc, wanted, deadline_seconds=PROVIDER_CALL_SECONDS)
     except errors.CallerError as error:
@@ -57,13 +57,13 @@ async def begin(page_request: NamedDependency[PageRequest]) -> Page:
 async def finish(page_request: NamedDependency[PageRequest]) -> Page:
     """Handle the provider's redirect. Unknown query parameters are ignored."""
     await page_request.find_session()
-    said = page_request.request.query_params
+    query = page_request.request.query_params
     answer = accounts.FinishOidc(
-        state=said.get("state", ""),
+        state=query.get("state", ""),
         binding=provider_redirect.binding(page_request),
-        code=said.get("code", ""),
-        error=said.get("error"),
-        issuer=said.get("iss"),
+        code=query.get("code", ""),
+        error=query.get("error"),
+        issuer=query.get("iss"),
         client=page_request.client(),
     )
     try:

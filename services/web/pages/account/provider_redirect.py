@@ -16,7 +16,7 @@ from shared.api import accounts
 BINDING_SECONDS = 600
 
 
-class Why(StrEnum):
+class RedirectReason(StrEnum):
     LOG_IN = "login"
     LOG_OUT = "logout"
 
@@ -24,16 +24,16 @@ class Why(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeavingPage:
     url: str
-    why: Why
+    why: RedirectReason
 
 
-def page(page_request: PageRequest, url: str, why: Why) -> Page:
+def page(page_request: PageRequest, url: str, why: RedirectReason) -> Page:
     return page_request.page("login_leaving.html", LeavingPage(url=url, why=why), here="login")
 
 
 def begin(page_request: PageRequest, start: accounts.OidcStart) -> Page:
     """Start a login at the provider, and set the cookie that binds it to this browser."""
-    answer = page(page_request, start.url, Why.LOG_IN)
+    answer = page(page_request, start.url, RedirectReason.LOG_IN)
     answer.set_cookie(_cookie(page_request, start.binding, BINDING_SECONDS))
     return answer
 
@@ -49,7 +49,7 @@ def forget(page_request: PageRequest, answer: Page) -> Page:
     return answer
 
 
-def way_back(page_request: PageRequest) -> str:
+def callback(page_request: PageRequest) -> str:
     """Return the redirect URI to register at the provider."""
     return f"{page_request.address}/login/oidc/back"
 

@@ -160,7 +160,7 @@ async def end_session(page_request: NamedDependency[PageRequest]) -> Page:
 @post(f"{_HERE}/providers/link")
 async def link_provider(page_request: NamedDependency[PageRequest]) -> Page:
     await page_request.read_form(forms.Confirmation)
-    wanted = accounts.BeginOidc(provider_redirect.way_back(page_request), then=_HERE, session_token=page_request.session_token)
+    wanted = accounts.BeginOidc(provider_redirect.callback(page_request), then=_HERE, session_token=page_request.session_token)
     try:
         start = await page_request.submit(accounts.begin_oidc, wanted, deadline_seconds=provider_login.PROVIDER_CALL_SECONDS)
     except errors.CallerError as error:
@@ -182,8 +182,8 @@ async def _page(page_request: PageRequest, *, problem: errors.CallerError | None
     account, options, sessions, links = await asyncio.gather(
         page_request.call(accounts.get_account, accounts.GetAccount()),
         signing_in.find_options(page_request),
-        page_request.ask(accounts.list_sessions, accounts.ListSessions()),
-        page_request.ask(accounts.list_oidc_links, accounts.ListOidcLinks()),
+        page_request.fetch(accounts.list_sessions, accounts.ListSessions()),
+        page_request.fetch(accounts.list_oidc_links, accounts.ListOidcLinks()),
     )
     view = SecurityPage(
         account=account,

@@ -135,7 +135,9 @@ async def logout(page_request: NamedDependency[PageRequest]) -> Page:
         # The session has already expired; delete the cookie anyway.
         pass
     page_request.sign_out()
-    return page_request.redirect("/") if ends_at is None else provider_redirect.page(page_request, ends_at, provider_redirect.Why.LOG_OUT)
+    if ends_at is None:
+        return page_request.redirect("/")
+    return provider_redirect.page(page_request, ends_at, provider_redirect.RedirectReason.LOG_OUT)
 
 
 @get("/login-link")

@@ -62,7 +62,7 @@ class RunbookPage:
 
 @get("/admin/alerts")
 async def show_alerts(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    found = await page_request.ask(alerts.list_alerts, alerts.ListAlerts())
+    found = await page_request.fetch(alerts.list_alerts, alerts.ListAlerts())
     if found is not None:
         # Update the banner on all pages.
         page_request.app.alert_poller.note(found)
@@ -147,7 +147,7 @@ async def show_runbook(page_request: NamedDependency[PageRequest], name: FromPat
 async def _refused(
     page_request: PageRequest, error: errors.AimeshError, *, typed_for: str = "", typed: SilenceForm = NOTHING_TYPED
 ) -> Page:
-    found = await page_request.ask(alerts.list_alerts, alerts.ListAlerts())
+    found = await page_request.fetch(alerts.list_alerts, alerts.ListAlerts())
     lines = alert_view.describe(found, page_request.app.now())
     view = AlertsPage(lines=lines, typed_for=typed_for, typed=typed, problem=error)
     return page_request.page("admin/alerts.html", view, here="admin", problem=error)

@@ -78,7 +78,7 @@ async def show_organisation(page_request: NamedDependency[PageRequest], team_id:
 async def give_credits(page_request: NamedDependency[PageRequest], team_id: FromPath[UUID]) -> Page:
     form = await page_request.read_form(CreditsForm)
     try:
-        await credit_form.book(page_request, team_id, form)
+        await credit_form.submit_transfer(page_request, team_id, form)
     except errors.CallerError as error:
         view = await _page_of_one(page_request, team_id, form, error)
         return page_request.page("admin/organization.html", view, here="admin", problem=error)
@@ -90,7 +90,7 @@ async def _page_of_one(
 ) -> AdminOrganizationPage:
     found, account = await asyncio.gather(
         page_request.call(organizations.get_organisation, organizations.GetOrganization(TenantId(team_id))),
-        page_request.ask(ledger.read_account, ledger.ReadAccount(UserId(team_id))),
+        page_request.fetch(ledger.read_account, ledger.ReadAccount(UserId(team_id))),
     )
     return AdminOrganizationPage(
         team=found.organisation,

@@ -79,7 +79,7 @@ async def show_audit(
     typed = [text.strip()[:_LONGEST] for text in (chain, actor, action, result, since)]
     filters = AuditFilters(*typed)
     try:
-        answer = await page_request.submit(audit.list_audit, asked_for(filters, before))
+        answer = await page_request.submit(audit.list_audit, build_request(filters, before))
     except errors.CallerError as error:
         view = AuditPage(rows=(), filters=filters, results=tuple(Result), problem=error)
         return page_request.page("admin/audit.html", view, here="admin", problem=error)
@@ -103,7 +103,7 @@ async def verify(page_request: NamedDependency[PageRequest]) -> Page:
         problem = errors.DeadlineExceeded(f"verification did not finish within {VERIFY_SECONDS:.0f} s", hint=hint)
     except (errors.CallerError, errors.PeerError) as error:
         problem = error
-    answer = await page_request.ask(audit.list_audit, asked_for(filters, ""))
+    answer = await page_request.fetch(audit.list_audit, build_request(filters, ""))
     rows = answer.rows if answer else ()
     view = AuditPage(rows=rows, filters=filters, results=tuple(Result), older=older_than(rows, filters), report=report, problem=problem)
     return page_request.page("admin/audit.html", view, here="admin", problem=problem)
@@ -117,7 +117,7 @@ async def export(page_request: NamedDependency[PageRequest]) -> Stream:
     return await downloads.stream(lines, f"aimesh-audit-{page_request.app.now():%Y-%m-%d}.jsonl", "application/x-ndjson")
 
 
-def asked_for(filters: AuditFilters, before: str) -> audit.ListAudit:
+def build_request(filters: AuditFilters, before: str) -> audit.ListAudit:
     """Return the request for these filters. Raises BadRequest."""
     return audit.ListAudit(
         chain=filters.chain or None,

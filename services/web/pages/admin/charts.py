@@ -63,11 +63,11 @@ class ChartsPage:
 @get("/admin/charts")
 async def show_charts(page_request: NamedDependency[PageRequest], span: FromQuery[str] = "", node: FromQuery[str] = "") -> Stream:
     _check_node(node)
-    asked = history_queries.read_span(span)
+    chosen_span = history_queries.read_span(span)
     members = await _members(page_request)
     member = next((each for each in members if each.id.startswith(node)), None) if node else None
     shell = ChartsPage(
-        span=asked,
+        span=chosen_span,
         node=node,
         node_name=member.name or member.role.value if member is not None else "",
         node_short=node[: node_view.SHOWN_OF_ID],
@@ -109,20 +109,20 @@ class ChartUpdates:
     def __init__(self, page_request: PageRequest, node: str) -> None:
         self._page_request = page_request
         self._node = node
-        self._asked_at: datetime = page_request.app.now()
+        self._read_at: datetime = page_request.app.now()
         self._pause_seconds = SOONEST_SECONDS
         self._shown: live_updates.Values = {"connection": ""}
 
     async def read(self) -> live_updates.Values:
         now = self._page_request.app.now()
-        if abs((now - self._asked_at).total_seconds()) >= self._pause_seconds:
-            self._asked_at = now
-            self._shown |= await self._ask()
+        if abs((now - self._read_at).total_seconds()) >= self._pause_seconds:
+            self._read_at = now
+            self._shown |= await self._read_charts()
             took = (self._page_request.app.now() - now).total_seconds()
             self._pause_seconds = min(LATEST_SECONDS, max(SOONEST_SECONDS, _PAUSE * took))
         return self._page_request.banner_values() | self._shown
 
-    async def _ask(self) -> live_updates.Values:
+    async def _read_charts(self) -> live_updates.Values:
         members = await _members(self._page_request)
         found = await _read(self._page_request, HistorySpan.HOUR, self._node, members)
         try:
@@ -137,9 +137,9 @@ async def _read(page_request: PageRequest, span: HistorySpan, node: str, members
     of_one = bool(node)
     waiting = history_queries.plan(machines, of_one=of_one)
     found: dict[HistoryQuery, History | errors.AimeshError] = {}
-    asking = _Asking(page_request, span, node)
+    reader = _HistoryReader(page_request, span, node)
     while waiting:
-        answers = await asyncio.gather(*(asking.ask(question) for question in waiting))
+        answers = await asyncio.gather(*(reader.fetch(question) for question in waiting))
         found |= dict(zip(waiting, answers, strict=True))
         refused = [question for question in waiting if isinstance(found[question], errors.BadRequest)]
         instead = dict.fromkeys(other for question in refused for other in history_queries.instead(question, of_one=of_one))
@@ -147,7 +147,7 @@ async def _read(page_request: PageRequest, span: HistorySpan, node: str, members
     return found
 
 
-class _Asking:
+class _HistoryReader:
     """Sends a few queries at once, within one deadline for all."""
 
     def __init__(self, page_request: PageRequest, span: HistorySpan, node: str) -> None:
@@ -155,13 +155,13 @@ class _Asking:
         self._span = span
         self._node = node
         self._now = page_request.app.now()
-        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._call_limit = asyncio.Semaphore(_AT_ONCE)
         self._ends_at = asyncio.get_running_loop().time() + WHOLE_SECONDS
 
-    async def ask(self, question: HistoryQuery) -> History | errors.AimeshError:
+    async def fetch(self, question: HistoryQuery) -> History | errors.AimeshError:
         """Return the history or the error. The page is half sent, so this must not raise."""
-        wanted = history_queries.ask(question, self._span, self._now, self._node)
-        async with self._room:
+        wanted = history_queries.make_request(question, self._span, self._now, self._node)
+        async with self._call_limit:
             left = self._ends_at - asyncio.get_running_loop().time()
             if left <= 0:
                 return errors.DeadlineExceeded("reading the history took too long", hint="choose a shorter period")
@@ -173,7 +173,7 @@ class _Asking:
 
 async def _members(page_request: PageRequest) -> tuple[Member, ...]:
     """Return the members; empty while auth is down. The charts work without names."""
-    answer = await page_request.ask(membership.list_members, membership.ListMembers())
+    answer = await page_request.fetch(membership.list_members, membership.ListMembers())
     return answer.members if answer is not None else ()
 
 

@@ -24,7 +24,7 @@ def new_transfer() -> str:
     return str(context.new_request_id())
 
 
-async def book(page_request: PageRequest, owner: UUID, form: CreditsForm) -> None:
+async def submit_transfer(page_request: PageRequest, owner: UUID, form: CreditsForm) -> None:
     """Book the credits. Raises BadRequest, and what ``submit`` raises."""
     request = ledger.TopUp(str(owner), read_amount(form.amount), note=form.note.strip(), transfer_id=_read_transfer(form.transfer))
     await page_request.submit(ledger.top_up, request)

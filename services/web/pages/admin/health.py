@@ -37,12 +37,12 @@ async def follow_health(page_request: NamedDependency[PageRequest]) -> EventResp
 
 async def _lines(page_request: PageRequest) -> HealthView:
     """Return what is available: users open this page when something is down."""
-    whole, door, nodes = await asyncio.gather(
+    whole, gateway_health, nodes = await asyncio.gather(
         _whole(page_request),
-        page_request.ask(gateway.get_service_health, gateway.GetServiceHealth()),
-        page_request.ask(gateway.list_nodes, gateway.ListNodes()),
+        page_request.fetch(gateway.get_service_health, gateway.GetServiceHealth()),
+        page_request.fetch(gateway.list_nodes, gateway.ListNodes()),
     )
-    return health_view.describe(whole, door, nodes.nodes if nodes else None)
+    return health_view.describe(whole, gateway_health, nodes.nodes if nodes else None)
 
 
 async def _whole(page_request: PageRequest) -> metrics.SystemHealth | None:

@@ -14,7 +14,7 @@ _VERDICTS = {
     "degraded": ("Degraded", "warn", "Requests may still succeed. The components below show the problem and what to do."),
     "down": ("Down", "bad", "A required component is down, so requests fail. The components below show which one and what to do."),
 }
-_NOBODY_SAYS = (
+_UNKNOWN = (
     "Unknown",
     "warn",
     "Neither the metrics service nor the gateway is responding. Run aicli stack status to see what is running.",
@@ -53,7 +53,7 @@ class HealthView:
 
 def describe(whole: SystemHealth | None, gateway: ServiceHealth | None, nodes: Iterable[NodeRow] | None) -> HealthView:
     status = whole.status if whole is not None else gateway.status if gateway is not None else None
-    word, tone, sentence = _NOBODY_SAYS if status is None else _VERDICTS.get(status, (status, "warn", ""))
+    word, tone, sentence = _UNKNOWN if status is None else _VERDICTS.get(status, (status, "warn", ""))
     rows = None if nodes is None else tuple(nodes)
     workers = None if rows is None else [row for row in rows if row.role is Role.WORKER]
     return HealthView(

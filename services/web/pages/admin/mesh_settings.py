@@ -55,16 +55,16 @@ class SettingsPage:
 async def show_settings(page_request: NamedDependency[PageRequest]) -> Page:
     (options, keys), (nodes, models), (tiers, of_auth, of_gateway) = await asyncio.gather(
         asyncio.gather(
-            page_request.ask(accounts.get_sign_in_options, accounts.GetSignInOptions()),
-            page_request.ask(auth.get_signing_keys, auth.GetSigningKeys()),
+            page_request.fetch(accounts.get_sign_in_options, accounts.GetSignInOptions()),
+            page_request.fetch(auth.get_signing_keys, auth.GetSigningKeys()),
         ),
         asyncio.gather(
-            page_request.ask(gateway.list_nodes, gateway.ListNodes()), page_request.ask(gateway.list_models, gateway.ListModels())
+            page_request.fetch(gateway.list_nodes, gateway.ListNodes()), page_request.fetch(gateway.list_models, gateway.ListModels())
         ),
         asyncio.gather(
-            page_request.ask(service_settings.list_tiers, service_settings.ListTiers()),
-            page_request.ask(service_settings.auth_settings, service_settings.GetSettings()),
-            page_request.ask(service_settings.gateway_settings, service_settings.GetSettings()),
+            page_request.fetch(service_settings.list_tiers, service_settings.ListTiers()),
+            page_request.fetch(service_settings.auth_settings, service_settings.GetSettings()),
+            page_request.fetch(service_settings.gateway_settings, service_settings.GetSettings()),
         ),
     )
     view = SettingsPage(

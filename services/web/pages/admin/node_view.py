@@ -66,7 +66,7 @@ def root_of(person: LoginSession) -> str:
     return "/admin/nodes" if person.user.role is UserRole.ADMIN else "/nodes"
 
 
-def here_of(person: LoginSession) -> str:
+def section(person: LoginSession) -> str:
     """Return the section that the navigation marks."""
     return root_of(person).split("/")[1]
 

@@ -96,7 +96,7 @@ async def _page_of(
 ) -> PricesPage:
     """Return the page. Raises PeerError while the gateway is down."""
     current, models = await asyncio.gather(
-        page_request.call(ledger.list_prices, ledger.ListPrices()), page_request.ask(gateway.list_models, gateway.ListModels())
+        page_request.call(ledger.list_prices, ledger.ListPrices()), page_request.fetch(gateway.list_models, gateway.ListModels())
     )
     history = (await page_request.call(ledger.list_prices, ledger.ListPrices(history=True))).prices if with_history else ()
     return PricesPage(

@@ -48,12 +48,12 @@ class ReportPage:
 @get("/admin/report")
 async def show_report(page_request: NamedDependency[PageRequest], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
     span, subject = forms.read_days(days, DAYS), _read_subject(by)
-    asked = _asked(page_request, span, subject)
+    request = _build_request(page_request, span, subject)
     report, new = await asyncio.gather(
-        page_request.ask(business.get_business_report, asked, deadline_seconds=REPORT_SECONDS),
-        page_request.ask(business.count_new_accounts, business.CountNewAccounts(asked.since, asked.until)),
+        page_request.fetch(business.get_business_report, request, deadline_seconds=REPORT_SECONDS),
+        page_request.fetch(business.count_new_accounts, business.CountNewAccounts(request.since, request.until)),
     )
-    lines = await _named(page_request, report, asked) if report else ()
+    lines = await _named(page_request, report, request) if report else ()
     view = ReportPage(
         days=span,
         about=report_view.HEADS[subject],
@@ -70,21 +70,21 @@ async def show_report(page_request: NamedDependency[PageRequest], days: FromQuer
 
 @get("/admin/report.csv")
 async def download_report(page_request: NamedDependency[PageRequest], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
-    asked = _asked(page_request, forms.read_days(days, DAYS), _read_subject(by))
-    report = await page_request.call(business.get_business_report, asked, deadline_seconds=REPORT_SECONDS)
-    table = csv_tables.business(asked.by, await _named(page_request, report, asked))
-    headers = downloads.attachment(f"aimesh-report-{asked.by}-{asked.since}.csv")
+    request = _build_request(page_request, forms.read_days(days, DAYS), _read_subject(by))
+    report = await page_request.call(business.get_business_report, request, deadline_seconds=REPORT_SECONDS)
+    table = csv_tables.business(request.by, await _named(page_request, report, request))
+    headers = downloads.attachment(f"aimesh-report-{request.by}-{request.since}.csv")
     return Response(table, media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 
-async def _named(page_request: PageRequest, report: BusinessReport, asked: GetBusinessReport) -> tuple[Line, ...]:
+async def _named(page_request: PageRequest, report: BusinessReport, request: GetBusinessReport) -> tuple[Line, ...]:
     """Return the rows with user names, or with ids while auth is down."""
-    ids = business_report_rows.ids_in(report, asked.by)
-    found = await page_request.ask(business.name_users, business.NameUsers(ids)) if ids else None
-    return business_report_rows.lines(report, asked, found.names if found else {})
+    ids = business_report_rows.ids_in(report, request.by)
+    found = await page_request.fetch(business.name_users, business.NameUsers(ids)) if ids else None
+    return business_report_rows.lines(report, request, found.names if found else {})
 
 
-def _asked(page_request: PageRequest, days: int, by: BusinessGrouping) -> GetBusinessReport:
+def _build_request(page_request: PageRequest, days: int, by: BusinessGrouping) -> GetBusinessReport:
     until = page_request.app.now().astimezone(UTC).date() + timedelta(days=1)
     return GetBusinessReport(until - timedelta(days=days), until, by)
 

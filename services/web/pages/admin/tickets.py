@@ -64,7 +64,7 @@ async def show_tickets(page_request: NamedDependency[PageRequest], done: FromQue
         view = _view(page_request, await _tickets(page_request))
     except errors.PeerError as error:
         view = _view(page_request, (), problem=error)
-    return page_request.page("admin/tickets.html", view, here=node_view.here_of(page_request.person), notice=notice)
+    return page_request.page("admin/tickets.html", view, here=node_view.section(page_request.person), notice=notice)
 
 
 @post(["/nodes/tickets", "/admin/nodes/tickets"])
@@ -75,10 +75,10 @@ async def create_ticket(page_request: NamedDependency[PageRequest]) -> Page:
         created = await page_request.submit(membership.create_ticket, wanted(form))
     except (errors.CallerError, errors.Unavailable) as error:
         view = _view(page_request, await _tickets_if_there(page_request), typed=form, problem=error)
-        return page_request.page("admin/tickets.html", view, here=node_view.here_of(page_request.person), problem=error)
+        return page_request.page("admin/tickets.html", view, here=node_view.section(page_request.person), problem=error)
     command = f"{COMMANDS.get(created.row.role, COMMANDS[Role.WORKER])} {created.ticket}"
     view = _view(page_request, await _tickets_if_there(page_request), created=created, command=command)
-    return page_request.page("admin/tickets.html", view, here=node_view.here_of(page_request.person), status=HTTPStatus.CREATED)
+    return page_request.page("admin/tickets.html", view, here=node_view.section(page_request.person), status=HTTPStatus.CREATED)
 
 
 @post(["/nodes/tickets/{ticket_id:str}/revoke", "/admin/nodes/tickets/{ticket_id:str}/revoke"])
@@ -125,7 +125,7 @@ async def _tickets(page_request: PageRequest) -> tuple[TicketRow, ...]:
 
 async def _tickets_if_there(page_request: PageRequest) -> tuple[TicketRow, ...]:
     """Return the tickets, or none if auth is down: show a new ticket even without the list."""
-    answer = await page_request.ask(membership.list_tickets, membership.ListTickets())
+    answer = await page_request.fetch(membership.list_tickets, membership.ListTickets())
     return _good_first(answer) if answer else ()
 
 

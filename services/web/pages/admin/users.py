@@ -168,7 +168,7 @@ async def remove_factor(page_request: NamedDependency[PageRequest], user_id: Fro
 async def give_credits(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
     form = await page_request.read_form(CreditsForm)
     try:
-        await credit_form.book(page_request, user_id, form)
+        await credit_form.submit_transfer(page_request, user_id, form)
     except errors.CallerError as error:
         return await _refused(page_request, user_id, error, form)
     return page_request.redirect(f"/admin/users/{user_id}?done=credits")
@@ -208,9 +208,9 @@ async def _page_of(
     now = page_request.app.now()
     period = msgspec.structs.replace(usage_chart.last_days(now, USAGE_DAYS), tenant_id=TenantId(user.id))
     account, quota, usage = await asyncio.gather(
-        page_request.ask(ledger.read_account, ledger.ReadAccount(user.id)),
-        page_request.ask(gateway.get_user_quota, gateway.GetUserQuota(user.id)),
-        page_request.ask(usage_report.get_usage_report, period),
+        page_request.fetch(ledger.read_account, ledger.ReadAccount(user.id)),
+        page_request.fetch(gateway.get_user_quota, gateway.GetUserQuota(user.id)),
+        page_request.fetch(usage_report.get_usage_report, period),
     )
     return UserPage(
         user=user,

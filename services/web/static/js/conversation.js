@@ -17,7 +17,7 @@ const BLANK = { role: 'assistant', text: '', state: 'done', waiting: '', usage: 
 export const isWriting = (chat) => chat.messages.at(-1)?.state === 'writing'
 
 /** @param {Conversation} chat @param {string} text @returns {Conversation} */
-export function ask(chat, text) {
+export function addPrompt(chat, text) {
   if (isWriting(chat) || !text.trim()) return chat
   return { messages: [...chat.messages, { ...BLANK, role: 'user', text }, { ...BLANK, state: 'writing' }] }
 }

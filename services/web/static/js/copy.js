@@ -29,17 +29,17 @@ export async function copy(button, source, text) {
   const isField = source instanceof HTMLInputElement || source instanceof HTMLTextAreaElement
   try {
     await navigator.clipboard.writeText(text ?? (isField ? source.value : (source.textContent ?? '')))
-    tell(button, TEXTS.copied)
+    showStatus(button, TEXTS.copied)
   } catch {
     // There is no clipboard over plain HTTP, and users can forbid it.
     if (isField) source.select()
     else getSelection()?.selectAllChildren(source)
-    tell(button, TEXTS.copyByHand)
+    showStatus(button, TEXTS.copyByHand)
   }
 }
 
 /** @param {HTMLElement} button @param {string} text */
-function tell(button, text) {
+function showStatus(button, text) {
   const before = shown.get(button)
   clearTimeout(before?.timer)
   const isIcon = button.classList.contains('icon')

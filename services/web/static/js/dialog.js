@@ -11,7 +11,7 @@ document.addEventListener('submit', async (event) => {
   const asking = submitter?.dataset.confirm ? submitter : form
   if (event.defaultPrevented || !asking.dataset.confirm || confirmed.delete(form)) return
   event.preventDefault()
-  if (await ask(asking.dataset.confirm, asking.dataset.confirmButton || submitter?.textContent?.trim() || TEXTS.proceed)) {
+  if (await confirmAction(asking.dataset.confirm, asking.dataset.confirmButton || submitter?.textContent?.trim() || TEXTS.proceed)) {
     confirmed.add(form)
     form.requestSubmit(submitter)
     // Ask again if a field was invalid.
@@ -34,7 +34,7 @@ document.addEventListener('click', (event) => {
  * @param {string} yes  The label of the confirm button.
  * @returns {Promise<boolean>}
  */
-export function ask(question, yes) {
+export function confirmAction(question, yes) {
   const dialog = document.createElement('dialog')
   const text = document.createElement('p')
   text.id = 'confirm-question'

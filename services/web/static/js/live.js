@@ -28,7 +28,7 @@ export class Live {
 
   start() {
     document.addEventListener('visibilitychange', () => (document.hidden ? this.#pause() : this.#connect()))
-    if (document.hidden) this.#say('paused')
+    if (document.hidden) this.#setState('paused')
     else this.#connect()
   }
 
@@ -36,7 +36,7 @@ export class Live {
     clearTimeout(this.#timer)
     this.#controller?.abort()
     this.#controller = null
-    if (this.root.dataset.liveState !== 'ended') this.#say('paused')
+    if (this.root.dataset.liveState !== 'ended') this.#setState('paused')
   }
 
   async #connect() {
@@ -45,15 +45,15 @@ export class Live {
     const controller = new AbortController()
     this.#controller = controller
     let silence = setTimeout(() => controller.abort(), SILENCE_MS)
-    const heard = () => {
+    const restartTimer = () => {
       clearTimeout(silence)
       silence = setTimeout(() => controller.abort(), SILENCE_MS)
     }
     let isOver = false
     try {
-      if (this.#attempt === 0) this.#say('connecting')
+      if (this.#attempt === 0) this.#setState('connecting')
       for await (const event of readEvents(this.root.dataset.liveSource ?? '', { signal: controller.signal })) {
-        heard()
+        restartTimer()
         this.#take(event.data)
       }
     } catch (error) {
@@ -65,12 +65,12 @@ export class Live {
     }
     if (this.#controller !== controller) return
     this.#controller = null
-    if (isOver) this.#say('ended')
+    if (isOver) this.#setState('ended')
     else this.#retry()
   }
 
   #retry() {
-    this.#say('reconnecting')
+    this.#setState('reconnecting')
     this.#attempt += 1
     this.#timer = setTimeout(() => this.#connect(), waitMs(this.#attempt, Math.random()))
   }
@@ -78,7 +78,7 @@ export class Live {
   /** @param {string} data */
   #take(data) {
     this.#attempt = 0
-    this.#say('live')
+    this.#setState('live')
     try {
       const values = JSON.parse(data)
       // Elements outside of the root that use the same values.
@@ -90,7 +90,7 @@ export class Live {
   }
 
   /** @param {string} state */
-  #say(state) {
+  #setState(state) {
     if (this.root.dataset.liveState === state) return
     this.root.dataset.liveState = state
     for (const note of /** @type {NodeListOf<HTMLElement>} */ (this.root.querySelectorAll('[data-live-note]'))) {

@@ -104,7 +104,7 @@ class Scanner {
   plain() {
     PLAIN.lastIndex = this.at
     const length = PLAIN.exec(this.text)?.[0].length ?? 1
-    this.say(this.text.slice(this.at, this.at + length))
+    this.emit(this.text.slice(this.at, this.at + length))
     this.at += length
   }
 
@@ -114,7 +114,7 @@ class Scanner {
   }
 
   /** @param {string} text */
-  say(text) {
+  emit(text) {
     const last = this.top.children.at(-1)
     if (last?.type === 'text') last.text += text
     else if (text) this.add({ type: 'text', text })
@@ -133,7 +133,7 @@ class Scanner {
     const next = this.text[this.at + 1]
     if (next === '\n') this.at += 1
     else if (next && next < '\x7f' && PUNCTUATION.test(next)) {
-      this.say(next)
+      this.emit(next)
       this.at += 2
     } else return false
     return true
@@ -142,7 +142,7 @@ class Scanner {
   code() {
     const length = runLength(this.text, this.at)
     const end = this.codeEnds.get(this.at)
-    if (end === undefined) this.say(this.text.slice(this.at, this.at + length))
+    if (end === undefined) this.emit(this.text.slice(this.at, this.at + length))
     else {
       const inside = this.text.slice(this.at + length, end).replaceAll('\n', ' ')
       const padded = inside.startsWith(' ') && inside.endsWith(' ') && inside.trim()
@@ -165,7 +165,7 @@ class Scanner {
     if (closes && (!inWord || PUNCTUATION.test(after))) left = this.close(mark, left)
     if (left && opens && (!inWord || PUNCTUATION.test(before)) && this.open.length < MAX_OPEN && (mark !== '~' || left === 2)) {
       this.open.push({ mark, count: left, end: -1, href: '', children: [] })
-    } else this.say(mark.repeat(left))
+    } else this.emit(mark.repeat(left))
     return true
   }
 
@@ -195,9 +195,9 @@ class Scanner {
   /** Turns the innermost frame back into text. */
   flatten() {
     const { mark, count, children } = /** @type {Frame} */ (this.open.pop())
-    this.say(mark.repeat(count))
+    this.emit(mark.repeat(count))
     for (const child of children) {
-      if (child.type === 'text') this.say(child.text)
+      if (child.type === 'text') this.emit(child.text)
       else this.add(child)
     }
   }

@@ -40,7 +40,7 @@ class Playground {
   start() {
     this.form.addEventListener('submit', (event) => {
       event.preventDefault()
-      this.#ask()
+      this.#sendPrompt()
     })
     this.question.addEventListener('keydown', (event) => {
       // With an input method editor, Enter ends the composition.
@@ -97,9 +97,9 @@ class Playground {
     }
   }
 
-  #ask() {
+  #sendPrompt() {
     const text = this.question.value
-    const next = conversation.ask(this.chat, text)
+    const next = conversation.addPrompt(this.chat, text)
     if (next === this.chat) return
     this.chat = next
     this.question.value = ''
@@ -232,14 +232,14 @@ class Playground {
     const row = this.#rows.at(-1)
     if (!message || !row || message.role !== 'assistant') return
     row.dataset.state = message.state
-    this.#say(row, 'waiting', message.state === 'writing' ? message.waiting : '')
+    this.#showNote(row, 'waiting', message.state === 'writing' ? message.waiting : '')
     const stopped = message.state === 'stopped' ? TEXTS.stopped : ''
-    this.#say(row, 'usage', [stopped, toLine(message.usage), message.usage?.note].filter(Boolean).join(' '))
-    this.#say(row, 'problem', message.problem ? `${message.problem.message} ${message.problem.hint}`.trim() : '')
+    this.#showNote(row, 'usage', [stopped, toLine(message.usage), message.usage?.note].filter(Boolean).join(' '))
+    this.#showNote(row, 'problem', message.problem ? `${message.problem.message} ${message.problem.hint}`.trim() : '')
   }
 
   /** @param {HTMLElement} row @param {string} name @param {string} text */
-  #say(row, name, text) {
+  #showNote(row, name, text) {
     const part = this.#part(name, row)
     if (part.textContent !== text) part.textContent = text
     part.hidden = text === ''
@@ -255,12 +255,12 @@ class Playground {
 
   #showCode() {
     const { model, system, numbers } = this.#settings()
-    const asked = conversation.toMessages(this.chat)
+    const past = conversation.toMessages(this.chat)
     const open = this.question.value.trim()
     const messages = [
       ...(system ? [{ role: 'system', content: system }] : []),
-      ...asked,
-      ...(open || !asked.length ? [{ role: 'user', content: open || TEXTS.example }] : []),
+      ...past,
+      ...(open || !past.length ? [{ role: 'user', content: open || TEXTS.example }] : []),
     ]
     // Drop a final answer, so that the code sends the question before it.
     if (messages.at(-1)?.role === 'assistant') messages.pop()

@@ -59,12 +59,12 @@ function toPython(address, request) {
 
 /** @param {string} address @param {Request} request */
 function toJavascript(address, { max_tokens, top_p, ...request }) {
-  const asked = { ...request, maxTokens: max_tokens, topP: top_p }
+  const options = { ...request, maxTokens: max_tokens, topP: top_p }
   return [
     "import { AIInferenceClient } from 'aimesh-client'",
     '',
     `const client = new AIInferenceClient({ apiKey: process.env.AIMESH_API_KEY, baseUrl: ${JSON.stringify(address)} })`,
-    `for await (const piece of client.stream(${JSON.stringify(asked, null, 2)})) {`,
+    `for await (const piece of client.stream(${JSON.stringify(options, null, 2)})) {`,
     '  process.stdout.write(piece)',
     '}',
   ].join('\n')

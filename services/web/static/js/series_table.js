@@ -15,7 +15,7 @@ export function readSeries(table) {
   const lines = rows.map((row) => readPoints(row.dataset.value ?? ''))
   const count = Math.max(0, ...lines.map((line) => line.length))
   const places = Array.from({ length: count }, (_, index) => since + index * step)
-  const write = (/** @type {number} */ value) => say(table.dataset.unit ?? '', value)
+  const write = (/** @type {number} */ value) => formatValue(table.dataset.unit ?? '', value)
   const isLong = count * step > DAY_SECONDS
   return {
     isTime: true,
@@ -45,9 +45,9 @@ export function readPoints(written) {
 }
 
 /** Formats a number with its unit. @param {string} unit @param {number} value */
-export function say(unit, value) {
+export function formatValue(unit, value) {
   if (unit === 'share') return `${(value * 100).toFixed(0)} %`
-  if (unit === 'bytes') return sayBytes(value)
+  if (unit === 'bytes') return formatBytes(value)
   if (unit === 'celsius') return `${value.toFixed(0)} °C`
   if (unit === 'seconds') return value < 1 ? `${milliseconds(value * 1000)} ms` : `${digits(value)} s`
   return digits(value)
@@ -59,7 +59,7 @@ function milliseconds(value) {
 }
 
 /** @param {number} value */
-function sayBytes(value) {
+function formatBytes(value) {
   let [size, rest] = [0, value]
   while (rest >= 999.5 && size < BYTES.length - 1) [size, rest] = [size + 1, rest / 1000]
   return `${digits(rest)} ${BYTES[size]}`

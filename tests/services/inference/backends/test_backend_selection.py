@@ -1,4 +1,4 @@
-"""The backend as the settings have it."""
+"""The settings choose the backend."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests import gguf_files
 from tests.services.inference.standins import Watch, until
 
 
-async def test_digests_are_kept_beside_what_the_node_keeps_of_its_mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_digests_are_stored_beside_the_mesh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "TICK_NS", 0)
     folder, state = tmp_path / "models", tmp_path / "state"
     folder.mkdir()

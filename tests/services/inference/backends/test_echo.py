@@ -10,7 +10,7 @@ from shared.types import FinishReason
 from tests.services.inference.standins import Reader, Watch, job
 
 
-async def test_it_says_the_prompt_again_word_by_word() -> None:
+async def test_echo_repeats_the_prompt_word_by_word() -> None:
     reader = Reader()
     async with echo.opened(0, 32, Watch()) as backend:
         end = await backend.generate(job("one two\nthree"), reader)
@@ -20,7 +20,7 @@ async def test_it_says_the_prompt_again_word_by_word() -> None:
     assert end == Generation(FinishReason.STOP, Usage(3, 3))
 
 
-async def test_of_a_chat_it_says_the_last_message() -> None:
+async def test_echo_repeats_the_last_message_of_a_chat() -> None:
     reader = Reader()
     async with echo.opened(0, 32, Watch()) as backend:
         end = await backend.generate(job((ChatMessage("system", "be brief"), ChatMessage("user", "hello you"))), reader)
@@ -28,7 +28,7 @@ async def test_of_a_chat_it_says_the_last_message() -> None:
     assert end.usage == Usage(4, 2)
 
 
-async def test_max_tokens_ends_it() -> None:
+async def test_max_tokens_ends_the_answer() -> None:
     reader = Reader()
     async with echo.opened(0, 32, Watch()) as backend:
         end = await backend.generate(job("a b c d", max_tokens=2), reader)
@@ -36,7 +36,7 @@ async def test_max_tokens_ends_it() -> None:
     assert end == Generation(FinishReason.LENGTH, Usage(4, 2))
 
 
-async def test_a_stop_sequence_over_two_words_ends_it() -> None:
+async def test_stop_sequence_across_two_words_ends_the_answer() -> None:
     reader = Reader()
     async with echo.opened(0, 32, Watch()) as backend:
         end = await backend.generate(job("a b c d", stop=("b c",)), reader)
@@ -44,14 +44,14 @@ async def test_a_stop_sequence_over_two_words_ends_it() -> None:
     assert end == Generation(FinishReason.STOP, Usage(4, 3))
 
 
-async def test_what_a_stop_sequence_held_back_comes_at_the_end() -> None:
+async def test_held_back_text_is_sent_at_the_end() -> None:
     reader = Reader()
     async with echo.opened(0, 32, Watch()) as backend:
         await backend.generate(job("a b", stop=("b c",)), reader)
     assert reader.text == "a b"
 
 
-async def test_a_cancelled_job_stops_at_once_and_frees_its_place() -> None:
+async def test_canceled_job_stops_immediately_and_frees_its_slot() -> None:
     reader, watch = Reader(), Watch()
     async with echo.opened(10_000, 32, watch) as backend:
         task = asyncio.create_task(backend.generate(job("a b c"), reader))
@@ -72,7 +72,7 @@ async def test_many_jobs_interleave() -> None:
     assert {len(reader.chunks) for reader in readers} == {100}
 
 
-async def test_more_than_slots_and_queue_are_refused() -> None:
+async def test_jobs_beyond_slots_and_queue_are_refused() -> None:
     async with echo.opened(10_000, 0, Watch()) as backend, asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(backend.generate(job("a"), Reader())) for _ in range(echo.SLOTS)]
         await asyncio.sleep(0)
@@ -83,14 +83,14 @@ async def test_more_than_slots_and_queue_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("stop", "max_tokens"), [((), 9), ((), 4), (("d e",), 9)], ids=["to its end", "to its limit", "to a stop"])
-async def test_another_echo_goes_on_at_every_split(stop: tuple[str, ...], max_tokens: int) -> None:
-    asked = job("a b c d e f", stop=stop, max_tokens=max_tokens)
+async def test_another_echo_continues_from_every_split(stop: tuple[str, ...], max_tokens: int) -> None:
+    prompt_job = job("a b c d e f", stop=stop, max_tokens=max_tokens)
     async with echo.opened(0, 32, Watch()) as backend:
         whole = Reader()
-        end = await backend.generate(asked, whole)
+        end = await backend.generate(prompt_job, whole)
         for split in range(1, len(whole.token_ids)):
             rest = Reader()
-            resumed = await backend.generate(replace(asked, delivered=tuple(whole.token_ids[:split])), rest)
+            resumed = await backend.generate(replace(prompt_job, delivered=tuple(whole.token_ids[:split])), rest)
             assert "".join(chunk.text for chunk in whole.chunks[:split]) + rest.text == whole.text
             assert rest.token_ids == whole.token_ids[split:]
             assert resumed == Generation(end.finish_reason, Usage(6, len(rest.token_ids)))
@@ -98,7 +98,7 @@ async def test_another_echo_goes_on_at_every_split(stop: tuple[str, ...], max_to
 
 
 @pytest.mark.parametrize("delivered", ["b", "a b c d", "a b c d e"], ids=["other words", "all of them", "more than all"])
-async def test_what_cannot_be_gone_on_with_is_refused(delivered: str) -> None:
+async def test_invalid_delivered_tokens_are_refused(delivered: str) -> None:
     async with echo.opened(0, 32, Watch()) as backend:
         words = Reader()
         await backend.generate(job(delivered), words)
@@ -106,6 +106,6 @@ async def test_what_cannot_be_gone_on_with_is_refused(delivered: str) -> None:
             await backend.generate(replace(job("a b c d"), delivered=tuple(words.token_ids)), Reader())
 
 
-async def test_one_echo_is_as_good_as_another() -> None:
+async def test_all_echo_workers_give_the_same_tokens() -> None:
     async with echo.opened(0, 32, Watch()) as one, echo.opened(5, 1, Watch()) as other:
         assert one.models()[0].digest == other.models()[0].digest != ""

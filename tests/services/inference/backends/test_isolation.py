@@ -1,6 +1,6 @@
-"""The real engine with the real model: what its process can reach, and that its end is nobody else's.
+"""The real engine with the real model: its process is confined, and its crash affects no other engine.
 
-Each load takes a while, so there are few tests and each asks much.
+Each load takes a while, so there are few tests, and each checks much.
 """
 
 import asyncio
@@ -90,7 +90,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @linux
-async def test_the_process_that_opens_a_model_reaches_nothing_else_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_engine_process_is_confined_and_still_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "canary")
     monkeypatch.setenv("DATABASE_URL", "postgres://canary")
     looks = LOOKS_AROUND.replace("FOUND", repr(str(tmp_path / "found")))
@@ -133,7 +133,7 @@ class Killing(Reader):
 
 
 @pytest.mark.nightly("long")
-async def test_twenty_kills_in_mid_stream_lose_no_other_models_stream() -> None:
+async def test_twenty_kills_mid_stream_lose_no_stream_of_another_model() -> None:
     story = job("Tell me a story.", model="steady", max_tokens=48, ignore_eos=True, temperature=0.7, seed=3)
     async with engines("mortal", "steady") as (mortal, steady):
         alone = Reader()
@@ -166,7 +166,7 @@ async def test_twenty_kills_in_mid_stream_lose_no_other_models_stream() -> None:
     assert whole >= 2
 
 
-async def test_a_stopped_engine_is_killed_and_the_next_one_answers() -> None:
+async def test_hung_engine_is_killed_and_the_next_one_answers() -> None:
     class Stopping(Reader):
         async def send(self, item: Chunk) -> None:
             await super().send(item)

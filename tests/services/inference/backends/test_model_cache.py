@@ -1,4 +1,4 @@
-"""The `llama` backend with engines that load when a test says so: who is loaded, who waits, what callers are told."""
+"""The `llama` backend with engines that load when a test says so: which models are loaded, who waits, what callers are told."""
 
 import asyncio
 import hashlib
@@ -22,7 +22,7 @@ from services.inference.jobs.engine_speed import EngineSpeed
 from services.inference.jobs.generation_job import GenerationJob
 from services.inference.models import digests, model_cache_policy
 from services.inference.models.catalog import Catalog, CatalogEntry
-from services.inference.models.memory import Budget
+from services.inference.models.memory import MemoryBudget
 from shared import errors
 from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation, Usage
@@ -129,7 +129,7 @@ class Site:
         async with (
             asyncio.timeout(20),
             llama.opened(
-                catalogue, OPTIONS, 3, Budget(budget, "a test"), self.watch, start=self.start, digests_file=self.digests_file
+                catalogue, OPTIONS, 3, MemoryBudget(budget, "a test"), self.watch, start=self.start, digests_file=self.digests_file
             ) as backend,
         ):
             yield backend
@@ -143,7 +143,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     return Site(tmp_path)
 
 
-async def ask(backend: LlamaBackend, model: ModelName) -> Reader:
+async def generate(backend: LlamaBackend, model: ModelName) -> Reader:
     reader = Reader()
     assert await backend.generate(job(model=model), reader) == GENERATION
     return reader
@@ -157,58 +157,58 @@ def states(backend: LlamaBackend) -> dict[str, ModelState]:
     return {status.model_id: status.state for status in backend.models()}
 
 
-async def test_a_model_is_loaded_by_its_first_job_and_stays(site: Site) -> None:
-    said: dict[str, Any] = {"gpu_layers": 3, "device": 1, "tensor_split": (1.0,), "kv_mode": KvMode.EXACT, "kv_type": KvType.Q8_0}
-    async with site.backend(site.entry(A, context_tokens=32, **said)) as backend:
+async def test_model_is_loaded_by_its_first_job_and_stays(site: Site) -> None:
+    options: dict[str, Any] = {"gpu_layers": 3, "device": 1, "tensor_split": (1.0,), "kv_mode": KvMode.EXACT, "kv_type": KvType.Q8_0}
+    async with site.backend(site.entry(A, context_tokens=32, **options)) as backend:
         await until(lambda: states(backend) == {A: ModelState.UNLOADED})
         assert not site.engines
-        await ask(backend, A)
-        await ask(backend, A)
+        await generate(backend, A)
+        await generate(backend, A)
         assert [engine.answered for engine in site.engines] == [2]
         path = str(site.folder / "a.gguf")
         assert site.engines[0].load == engine_messages.LoadCommand(path, 2, 32, 1, 3, KvMode.EXACT, KvType.Q8_0, (1.0,), 1)
         assert states(backend) == {A: ModelState.READY}
 
 
-async def test_what_a_status_says_before_and_after_the_load(site: Site) -> None:
+async def test_status_before_and_after_the_load(site: Site) -> None:
     async with site.backend(site.entry(A, context=16, aliases=(C,), replicas=2)) as backend:
         await until(lambda: backend.models()[0].digest)
         before = backend.models()[0]
         assert (before.context_tokens, before.slots, before.aliases, before.memory_bytes, before.pinned) == (16, 4, (C,), 8, False)
         assert before.digest == hashlib.sha256((site.folder / "a.gguf").read_bytes()).hexdigest()
-        await ask(backend, A)
+        await generate(backend, A)
         assert backend.models()[0].context_tokens == 99
 
 
-async def test_a_model_that_only_embeds_says_so_before_it_is_loaded_and_then_as_its_engine_does(site: Site) -> None:
+async def test_embedding_model_is_announced_as_such_before_and_after_its_load(site: Site) -> None:
     async with site.backend(site.entry(A, architecture="nomic-bert"), site.entry(B)) as backend:
         assert not any(status.only_embeds for status in backend.models())
         await until(lambda: set(states(backend).values()) == {ModelState.UNLOADED})
         assert [status.only_embeds for status in backend.models()] == [True, False]
-        await ask(backend, B)
+        await generate(backend, B)
         (engine,) = site.engines
         assert engine.loaded is not None
         engine.loaded = msgspec.structs.replace(engine.loaded, only_embeds=True)
         assert [status.only_embeds for status in backend.models()] == [True, True]
 
 
-async def test_models_that_fit_together_are_there_together_and_one_that_does_not_takes_the_oldest_place(site: Site) -> None:
+async def test_models_that_fit_stay_loaded_and_the_least_recently_used_is_evicted(site: Site) -> None:
     async with site.backend(site.entry(A), site.entry(B), site.entry(C)) as backend:
         for model in (A, B, A, C, A):
-            await ask(backend, model)
+            await generate(backend, model)
         assert site.names == ["a", "b", "c"]
         assert len(site.running) == 2
         assert states(backend) == {A: ModelState.READY, B: ModelState.UNLOADED, C: ModelState.READY}
 
 
-async def test_the_old_engine_has_ended_before_the_new_one_starts(site: Site) -> None:
+async def test_old_engine_ends_before_the_new_one_starts(site: Site) -> None:
     async with site.backend(site.entry(A), site.entry(B), budget=4) as backend:
         for model in (A, B, A, B):
-            await ask(backend, model)
+            await generate(backend, model)
             assert len(site.running) == 1
 
 
-async def test_callers_of_a_cold_model_share_one_load_and_are_told_of_it(site: Site) -> None:
+async def test_callers_of_a_cold_model_share_one_load_and_get_its_progress(site: Site) -> None:
     site.may_load.clear()
     async with site.backend(site.entry(A)) as backend, asyncio.TaskGroup() as tasks:
         readers = [Reader(), Reader()]
@@ -224,7 +224,7 @@ async def test_callers_of_a_cold_model_share_one_load_and_are_told_of_it(site: S
         site.may_load.set()
     assert len(site.engines) == 1
     for reader in readers:
-        # The file may have been looked at for long enough to be told of.
+        # The caller may have received a progress message about reading the file.
         assert [waits for waits in waits_of(reader) if "file" not in waits] == [
             "loading a",
             "loading a: 46 %",
@@ -234,23 +234,23 @@ async def test_callers_of_a_cold_model_share_one_load_and_are_told_of_it(site: S
         assert not reader.token_ids
 
 
-async def test_a_request_for_vectors_loads_its_model_and_hears_of_it(site: Site) -> None:
+async def test_embedding_request_loads_its_model_and_gets_its_progress(site: Site) -> None:
     site.may_load.clear()
     async with site.backend(site.entry(A)) as backend, asyncio.TaskGroup() as tasks:
         reader = VectorReader()
-        asked = tasks.create_task(backend.embed(EmbeddingJob(A, ("one", "two")), reader))
+        embedding = tasks.create_task(backend.embed(EmbeddingJob(A, ("one", "two")), reader))
         await until(lambda: any("loading a" in waited for waited in reader.waited))
         assert backend.models()[0].running == 1
         site.may_load.set()
-        assert await asked == Embedded(1, 2)
+        assert await embedding == Embedded(1, 2)
         assert len(reader.vectors) == 2
         assert backend.models()[0].running == 0
 
 
-async def test_who_waits_for_a_busy_model_is_told_which(site: Site) -> None:
+async def test_caller_waiting_for_memory_sees_which_model_holds_it(site: Site) -> None:
     site.may_answer.clear()
     async with site.backend(site.entry(A), site.entry(B), budget=4) as backend, asyncio.TaskGroup() as tasks:
-        tasks.create_task(ask(backend, A))
+        tasks.create_task(generate(backend, A))
         await until(lambda: site.engines and site.engines[0].answered)
         reader = Reader()
         tasks.create_task(backend.generate(job(model=B), reader))
@@ -259,32 +259,32 @@ async def test_who_waits_for_a_busy_model_is_told_which(site: Site) -> None:
     assert site.names == ["a", "b"]
 
 
-async def test_a_load_that_fails_is_told_to_all_who_wait_and_a_persons_word_tries_again(site: Site) -> None:
+async def test_failed_load_reaches_all_waiting_callers_and_a_manual_load_retries(site: Site) -> None:
     site.may_load.clear()
     site.fails = "llama.cpp cannot load it: no memory"
     async with site.backend(site.entry(A)) as backend:
-        waiting = [asyncio.ensure_future(ask(backend, A)) for _ in range(2)]
+        waiting = [asyncio.ensure_future(generate(backend, A)) for _ in range(2)]
         await until(lambda: site.engines)
         site.may_load.set()
         refused = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(each) for each in refused] == [errors.Unavailable] * 2
         assert "no memory" in str(refused[0])
         with pytest.raises(errors.Unavailable, match="no memory") as again:
-            await ask(backend, A)
+            await generate(backend, A)
         assert again.value.retry_after_seconds is not None
         assert len(site.engines) == 1
         assert (backend.models()[0].state, backend.models()[0].detail) == (ModelState.FAILED, site.fails)
         site.fails = ""
         assert (await backend.load(A)).state is ModelState.READY
-        await ask(backend, A)
+        await generate(backend, A)
 
 
-async def test_a_model_whose_load_failed_is_on_offer_again_only_when_it_is_loaded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_model_with_a_failed_load_is_offered_again_only_once_loaded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_cache_policy, "LOAD_BACKOFF", Backoff(0.005, 0.005))
     site.fails = "llama.cpp cannot load it"
     async with site.backend(site.entry(A)) as backend:
         with pytest.raises(errors.Unavailable, match="cannot load it"):
-            await ask(backend, A)
+            await generate(backend, A)
         seen: set[ModelState] = set()
 
         def is_tried_again() -> bool:
@@ -297,14 +297,14 @@ async def test_a_model_whose_load_failed_is_on_offer_again_only_when_it_is_loade
         await until(lambda: states(backend) == {A: ModelState.READY})
 
 
-async def test_a_file_that_was_replaced_since_the_load_failed_is_not_loaded_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_replaced_file_is_not_loaded_after_a_failed_load(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_cache_policy, "LOAD_BACKOFF", Backoff(0.02, 300))
     sound = site.entry(A).file.read_bytes()
     entry = site.entry(A, digest=hashlib.sha256(sound).hexdigest())
     site.fails = "llama.cpp cannot load it"
     async with site.backend(entry) as backend:
         with pytest.raises(errors.Unavailable, match="cannot load it"):
-            await ask(backend, A)
+            await generate(backend, A)
         await until(lambda: len(site.engines) == 2)
         entry.file.write_bytes(sound + bytes(32))
         await until(lambda: "not the file in the catalog" in backend.models()[0].detail)
@@ -316,7 +316,7 @@ async def test_a_file_that_was_replaced_since_the_load_failed_is_not_loaded_agai
         assert len(site.engines) == started + 1
 
 
-async def test_a_model_that_is_loaded_at_the_start_is_not_on_offer_before(site: Site) -> None:
+async def test_preloaded_model_is_not_offered_before_it_is_loaded(site: Site) -> None:
     seen: list[ModelState] = []
     async with site.backend(site.entry(A, preload=True)) as backend:
         site.watch.changed = lambda: seen.append(states(backend)[A])  # type: ignore[method-assign]  # it looks at each change
@@ -324,22 +324,22 @@ async def test_a_model_that_is_loaded_at_the_start_is_not_on_offer_before(site: 
     assert set(seen[: seen.index(ModelState.READY)]) == {ModelState.LOADING}
 
 
-async def test_a_model_larger_than_the_machine_has_failed_before_anybody_asks(site: Site) -> None:
+async def test_model_larger_than_the_machine_fails_before_any_request(site: Site) -> None:
     async with site.backend(site.entry(A, memory_bytes=2**31), budget=2**30) as backend:
         await until(lambda: states(backend) == {A: ModelState.FAILED})
         assert backend.models()[0].detail == "needs 2.0 GiB, but models may use 1.0 GiB on this machine"
         with pytest.raises(errors.Unavailable, match=r"needs 2\.0 GiB"):
-            await ask(backend, A)
+            await generate(backend, A)
         assert not site.engines
 
 
-async def test_a_file_with_another_digest_is_never_loaded_until_it_is_the_right_one(site: Site) -> None:
+async def test_file_with_a_wrong_digest_is_never_loaded(site: Site) -> None:
     entry = site.entry(A, digest="ab" * 32, preload=True)
     right = hashlib.sha256(entry.file.read_bytes()).hexdigest()
     async with site.backend(entry) as backend:
         await until(lambda: states(backend) == {A: ModelState.FAILED})
         assert f"its SHA-256 is {right}, but should be {'ab' * 32}" in backend.models()[0].detail
-        for order in (ask(backend, A), backend.load(A)):
+        for order in (generate(backend, A), backend.load(A)):
             with pytest.raises(errors.Unavailable, match="not the file in the catalog"):
                 await order
         assert not site.engines
@@ -350,11 +350,11 @@ async def test_a_file_with_another_digest_is_never_loaded_until_it_is_the_right_
     async with site.backend(CatalogEntry(name=B, file=mended.file, digest=wanted, memory_bytes=4)) as backend:
         await until(lambda: states(backend) == {B: ModelState.FAILED})
         mended.file.write_bytes(sound)
-        await ask(backend, B)
+        await generate(backend, B)
         assert site.names == ["b"]
 
 
-async def test_a_digest_is_known_to_the_next_worker_without_reading(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_digest_is_known_to_the_next_worker_without_reading_the_file(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     # Files that were written just now count as being at rest.
     monkeypatch.setattr(digests, "TICK_NS", 0)
     entry = site.entry(A)
@@ -368,7 +368,7 @@ async def test_a_digest_is_known_to_the_next_worker_without_reading(site: Site, 
         assert backend.models()[0].digest == other
 
 
-async def test_a_file_that_is_no_model_or_not_there_has_failed_with_its_reason(site: Site) -> None:
+async def test_invalid_or_missing_file_fails_with_its_reason(site: Site) -> None:
     noise, gone = site.entry(A), site.entry(B)
     noise.file.write_bytes(b"GGUF" + b"\xff" * 100)
     gone.file.unlink()
@@ -377,13 +377,13 @@ async def test_a_file_that_is_no_model_or_not_there_has_failed_with_its_reason(s
         assert "a.gguf is not a usable model" in backend.models()[0].detail
         assert "b.gguf cannot be read: No such file" in backend.models()[1].detail
         with pytest.raises(errors.Unavailable, match="not a usable model"):
-            await ask(backend, A)
+            await generate(backend, A)
 
 
-async def test_a_caller_who_goes_leaves_the_load_to_those_who_stay(site: Site) -> None:
+async def test_canceled_caller_leaves_the_load_to_the_others(site: Site) -> None:
     site.may_load.clear()
     async with site.backend(site.entry(A)) as backend:
-        going, staying = asyncio.ensure_future(ask(backend, A)), asyncio.ensure_future(ask(backend, A))
+        going, staying = asyncio.ensure_future(generate(backend, A)), asyncio.ensure_future(generate(backend, A))
         await until(lambda: site.engines)
         going.cancel()
         await asyncio.wait([going])
@@ -393,10 +393,10 @@ async def test_a_caller_who_goes_leaves_the_load_to_those_who_stay(site: Site) -
         assert backend.models()[0].running == 0
 
 
-async def test_a_caller_who_goes_in_the_moment_of_being_let_in_holds_no_place(site: Site) -> None:
+async def test_caller_canceled_while_being_admitted_holds_no_slot(site: Site) -> None:
     site.may_load.clear()
     async with site.backend(site.entry(A)) as backend:
-        going = asyncio.ensure_future(ask(backend, A))
+        going = asyncio.ensure_future(generate(backend, A))
         await until(lambda: site.engines)
         # Lets it in, in this very call; it has not run since.
         site.engines[0].become(ModelState.READY, "")
@@ -405,31 +405,31 @@ async def test_a_caller_who_goes_in_the_moment_of_being_let_in_holds_no_place(si
         assert (await backend.unload(A)).state is ModelState.UNLOADED
 
 
-async def test_an_idle_model_goes_when_its_time_is_over(site: Site) -> None:
+async def test_idle_model_is_unloaded_after_keep_alive(site: Site) -> None:
     async with site.backend(site.entry(A, keep_alive_seconds=0.0), site.entry(B, keep_alive_seconds=0.0, pinned=True)) as backend:
-        await ask(backend, A)
-        await ask(backend, B)
+        await generate(backend, A)
+        await generate(backend, B)
         await until(lambda: states(backend)[A] is ModelState.UNLOADED and len(site.running) == 1)
         assert states(backend)[B] is ModelState.READY
 
 
-async def test_people_load_pin_and_unload(site: Site) -> None:
+async def test_load_pin_and_unload_on_request(site: Site) -> None:
     async with site.backend(site.entry(A), site.entry(B), budget=4) as backend:
         status = await backend.load(A, pin=True)
         assert (status.state, status.pinned) == (ModelState.READY, True)
         with pytest.raises(errors.Unavailable, match="a is pinned"):
-            await ask(backend, B)
+            await generate(backend, B)
         assert (await backend.load(A)).pinned, "saying nothing of the pin leaves it"
         status = await backend.unload(A)
         assert (status.state, status.pinned, site.running) == (ModelState.UNLOADED, False, [])
-        await ask(backend, B)
+        await generate(backend, B)
         assert (await backend.unload(A)).state is ModelState.UNLOADED
 
 
-async def test_a_busy_model_is_not_unloaded_by_anybody(site: Site) -> None:
+async def test_busy_model_is_not_unloaded(site: Site) -> None:
     site.may_answer.clear()
     async with site.backend(site.entry(A)) as backend:
-        asking = asyncio.ensure_future(ask(backend, A))
+        asking = asyncio.ensure_future(generate(backend, A))
         await until(lambda: site.engines and site.engines[0].answered)
         with pytest.raises(errors.Overloaded, match="a is in use: 1 requests"):
             await backend.unload(A)
@@ -442,20 +442,20 @@ async def test_replicas_share_the_jobs(site: Site) -> None:
     site.may_answer.clear()
     async with site.backend(site.entry(A, replicas=2)) as backend, asyncio.TaskGroup() as tasks:
         for _ in range(4):
-            tasks.create_task(ask(backend, A))
+            tasks.create_task(generate(backend, A))
         await until(lambda: [engine.answered for engine in site.engines] == [2, 2])
         assert (backend.models()[0].running, backend.models()[0].queued) == (4, 0)
         site.may_answer.set()
 
 
-async def test_there_are_as_many_replicas_as_have_room(site: Site) -> None:
+async def test_as_many_replicas_start_as_fit(site: Site) -> None:
     async with site.backend(site.entry(A, replicas=5)) as backend:
-        await ask(backend, A)
+        await generate(backend, A)
         assert len(site.engines) == 2
         assert (backend.models()[0].slots, backend.models()[0].memory_bytes) == (4, 8)
 
 
-async def test_at_start_are_loaded_those_that_ask_for_it_and_fit(site: Site) -> None:
+async def test_models_marked_for_preload_are_loaded_at_start_if_they_fit(site: Site) -> None:
     async with site.backend(
         *(site.entry(name, preload=name != B) for name in (A, B, C)), site.entry(ModelName("d"), preload=True)
     ) as backend:
@@ -464,62 +464,62 @@ async def test_at_start_are_loaded_those_that_ask_for_it_and_fit(site: Site) -> 
         await until(lambda: sum(state is ModelState.READY for state in states(backend).values()) == 2)
 
 
-async def test_an_engine_that_is_given_up_makes_room_and_is_told(site: Site) -> None:
+async def test_engine_that_is_given_up_frees_memory_and_is_reported(site: Site) -> None:
     async with site.backend(site.entry(A), site.entry(B), budget=4) as backend:
-        await ask(backend, A)
+        await generate(backend, A)
         site.engines[0].die("the engine crashed 5 times")
         assert backend.models()[0].detail == "the engine crashed 5 times"
-        await ask(backend, B)
+        await generate(backend, B)
         assert states(backend) == {A: ModelState.FAILED, B: ModelState.READY}
 
 
-async def test_one_replica_that_is_given_up_leaves_the_work_to_the_other(site: Site) -> None:
+async def test_remaining_replica_takes_over_the_work(site: Site) -> None:
     async with site.backend(site.entry(A, replicas=2)) as backend:
-        await ask(backend, A)
+        await generate(backend, A)
         site.engines[0].die("the engine crashed 5 times")
         for _ in range(3):
-            await ask(backend, A)
+            await generate(backend, A)
         assert [engine.answered for engine in site.engines] == [1, 3]
         assert states(backend) == {A: ModelState.READY}
 
 
-async def test_the_queue_counts_who_waits_for_a_load(site: Site) -> None:
+async def test_queue_counts_callers_waiting_for_a_load(site: Site) -> None:
     site.may_load.clear()
     async with site.backend(site.entry(A)) as backend, asyncio.TaskGroup() as tasks:
         for _ in range(5):
-            tasks.create_task(ask(backend, A))
+            tasks.create_task(generate(backend, A))
         await until(lambda: site.engines)
         with pytest.raises(errors.Overloaded):
-            await ask(backend, A)
+            await generate(backend, A)
         site.may_load.set()
 
 
-async def test_leaving_in_the_middle_of_everything_ends_everything(site: Site) -> None:
+async def test_shutdown_in_the_middle_of_everything_ends_everything(site: Site) -> None:
     site.may_load.clear()
     async with site.backend(site.entry(A), site.entry(B, preload=True)) as backend:
-        waiting = asyncio.ensure_future(ask(backend, A))
+        waiting = asyncio.ensure_future(generate(backend, A))
         await until(lambda: len(site.engines) == 2)
         waiting.cancel()
         await asyncio.wait([waiting])
 
 
-async def test_leaving_does_not_wait_for_a_digest(site: Site) -> None:
+async def test_shutdown_does_not_wait_for_a_digest(site: Site) -> None:
     entry = site.entry(A)
     # Nothing but holes; reading them all takes minutes.
     os.truncate(entry.file, 2**38)
     async with site.backend(entry) as backend:
         await until(lambda: states(backend) == {A: ModelState.UNLOADED})
-        await ask(backend, A)
+        await generate(backend, A)
     assert not backend.models()[0].digest
 
 
-async def test_patience_ends_for_a_busy_model_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_for_a_busy_model_times_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_cache_policy, "PATIENCE_SECONDS", 0.0)
     site.may_answer.clear()
     async with site.backend(site.entry(A), site.entry(B), budget=4) as backend, asyncio.TaskGroup() as tasks:
-        tasks.create_task(ask(backend, A))
+        tasks.create_task(generate(backend, A))
         await until(lambda: site.engines and site.engines[0].answered)
-        tasks.create_task(ask(backend, B))
+        tasks.create_task(generate(backend, B))
         late = Reader()
         await until(lambda: backend.models()[1].running)
         tasks.create_task(backend.generate(job(model=A), late))

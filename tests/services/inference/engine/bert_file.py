@@ -1,4 +1,4 @@
-"""A tiny model of the BERT kind, with random weights, that llama.cpp loads: it reads both ways, and its vectors mean nothing."""
+"""Write a tiny BERT model with random weights that llama.cpp loads: it is bidirectional, and its vectors are meaningless."""
 
 import random
 import struct

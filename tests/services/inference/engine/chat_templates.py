@@ -1,4 +1,4 @@
-"""Chat templates of our own, built as the families of published models build theirs, and the special tokens they print."""
+"""Our own chat templates, built like those of published model families, and their special tokens."""
 
 from services.inference.models import model_discovery
 

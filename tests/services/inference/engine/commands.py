@@ -1,11 +1,11 @@
-"""Gives a loop its commands as the engine's process does, with the tokenizing in between."""
+"""Pass commands to a loop like the engine's process, including tokenization."""
 
-from services.inference.engine.engine_loop import Loop
+from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import CancelGeneration, GenerationAccepted, GenerationRefused, StartGeneration
 from shared import errors
 
 
-def handle(loop: Loop, command: StartGeneration | CancelGeneration) -> GenerationAccepted | GenerationRefused | None:
+def handle(loop: EngineLoop, command: StartGeneration | CancelGeneration) -> GenerationAccepted | GenerationRefused | None:
     if isinstance(command, CancelGeneration):
         loop.cancel(command.id)
         return None

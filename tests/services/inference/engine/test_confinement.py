@@ -1,4 +1,4 @@
-"""The filter, run by a small machine like the kernel's; and a real process that has given up what it does not need."""
+"""The seccomp filter on a small interpreter that acts like the kernel's, and a real confined process."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ def fails(number: int) -> int:
 def verdict(
     machine: confinement.CpuArchitecture, number: int, *arguments: int, local_sockets: bool = False, audit: int | None = None
 ) -> int:
-    """What the filter says to a call, by the rules of linux/filter.h."""
+    """Return the filter's verdict about a call, by the rules of linux/filter.h."""
     program = confinement.filter_program(machine, own_pid=PID, local_sockets=local_sockets)
     call = struct.pack("<IIQ6Q", number, machine.audit if audit is None else audit, 0, *arguments, *(0,) * (6 - len(arguments)))
     steps = list(struct.iter_unpack("<HBBI", program))
@@ -83,11 +83,11 @@ def verdict(
         pytest.param(X86, 0x40000000 | 41, (socket.AF_INET,), fails(errno.EPERM), id="no calls of the kind x32"),
     ],
 )
-def test_the_filter(machine: confinement.CpuArchitecture, number: int, arguments: tuple[int, ...], expected: int) -> None:
+def test_filter_program(machine: confinement.CpuArchitecture, number: int, arguments: tuple[int, ...], expected: int) -> None:
     assert verdict(machine, number, *arguments) == expected
 
 
-def test_a_gpu_driver_has_the_sockets_of_this_machine_and_no_other() -> None:
+def test_gpu_driver_may_only_use_local_sockets() -> None:
     assert verdict(X86, 41, socket.AF_UNIX, local_sockets=True) == ALLOW
     assert verdict(X86, 41, socket.AF_INET, local_sockets=True) == fails(errno.EACCES)
     # The kernel takes the lower half of the number only.
@@ -95,7 +95,7 @@ def test_a_gpu_driver_has_the_sockets_of_this_machine_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
-def test_calls_of_another_machine_end_the_process(machine: confinement.CpuArchitecture) -> None:
+def test_system_calls_of_another_architecture_end_the_process(machine: confinement.CpuArchitecture) -> None:
     """A 64-bit process can make 32-bit calls, whose numbers mean something else."""
     assert verdict(machine, 0, audit=0x40000003) == KILL
 
@@ -137,7 +137,7 @@ os.abort()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="system calls are filtered on Linux")
-def test_a_confined_process_reaches_nothing_and_still_works() -> None:
+def test_confined_process_reaches_nothing_and_still_works() -> None:
     ended = subprocess.run([sys.executable, "-c", TRIES], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     found = json.loads(ended.stdout)
     files = found.pop("files")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.inference.engine.engine_loop import Loop
+from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import (
     AnswerProgress,
     CancelGeneration,
@@ -46,11 +46,11 @@ def generate(
     return StartGeneration(identity, (ChatMessage("user", prompt),), parameters, salt, tuple(delivered), grammar)
 
 
-def loop(model: ToyModel) -> Loop:
-    return Loop(model, slots=model.slots, mode=model.mode, clock=lambda: 0.0)
+def loop(model: ToyModel) -> EngineLoop:
+    return EngineLoop(model, slots=model.slots, mode=model.mode, clock=lambda: 0.0)
 
 
-def finish(running: Loop) -> dict[int, list[AnswerProgress]]:
+def finish(running: EngineLoop) -> dict[int, list[AnswerProgress]]:
     """Run until there is nothing left to do."""
     reports: dict[int, list[AnswerProgress]] = {}
     for _ in range(3000):
@@ -68,7 +68,7 @@ def text(reports: list[AnswerProgress], answer: int = 0) -> str:
     return "".join(progress.text for progress in reports if progress.answer == answer)
 
 
-def said(reports: list[AnswerProgress], answer: int = 0) -> bytes:
+def answer_text(reports: list[AnswerProgress], answer: int = 0) -> bytes:
     return bytes(token for progress in reports if progress.answer == answer for token in progress.token_ids)
 
 
@@ -82,7 +82,7 @@ def alone(command: StartGeneration, **model: int | KvMode) -> list[AnswerProgres
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_answer_comes_token_by_token_and_ends_once(mode: KvMode) -> None:
+def test_answer_comes_token_by_token_and_ends_once(mode: KvMode) -> None:
     running = loop(ToyModel(mode))
     assert handle(running, generate(1, "häl")) == GenerationAccepted(1, 4)
     reports = finish(running)[1]
@@ -108,21 +108,21 @@ def test_an_answer_comes_token_by_token_and_ends_once(mode: KvMode) -> None:
     ],
 )
 @pytest.mark.parametrize("mode", MODES)
-def test_why_an_answer_ends(command: StartGeneration, context: int, expected: str, reason: FinishReason, mode: KvMode) -> None:
+def test_finish_reasons(command: StartGeneration, context: int, expected: str, reason: FinishReason, mode: KvMode) -> None:
     reports = alone(command, mode=mode, context_tokens=context)
     assert text(reports) == expected
     assert [progress.finish for progress in reports if progress.finish] == [reason]
     assert reports[-1].finish is reason
 
 
-def test_log_probabilities_come_with_the_tokens_that_are_shown() -> None:
+def test_log_probabilities_come_with_their_tokens() -> None:
     reports = alone(generate(1, "ab", top_logprobs=0))
     assert [[one.drawn.token_id for one in progress.logprobs] for progress in reports] == [[ord("a")], [ord("b")], []]
     assert all(progress.logprobs == () for progress in alone(generate(1, "ab")))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_finished_sequence_leaves_only_what_may_be_used_again(mode: KvMode) -> None:
+def test_finished_sequence_leaves_only_its_reusable_prefix(mode: KvMode) -> None:
     model = ToyModel(mode)
     running = loop(model)
     prompt = "a prompt that is worth to be found again"
@@ -151,7 +151,7 @@ def test_a_finished_sequence_leaves_only_what_may_be_used_again(mode: KvMode) ->
         pytest.param(generate(2, "abc", delivered=b"abc", max_tokens=3), "delivered", id="an answer that was at its limit"),
     ],
 )
-def test_what_cannot_be_taken_is_refused_at_once_and_others_go_on(command: StartGeneration, words: str) -> None:
+def test_invalid_request_is_refused_immediately_and_others_continue(command: StartGeneration, words: str) -> None:
     model = ToyModel(context_tokens=16)
     running = loop(model)
     handle(running, generate(1, "abc"))
@@ -163,7 +163,7 @@ def test_what_cannot_be_taken_is_refused_at_once_and_others_go_on(command: Start
     assert text(finish(running)[1]) == "abc"
 
 
-def test_the_model_is_told_the_limit_that_holds_and_not_the_wish() -> None:
+def test_model_gets_the_effective_limit() -> None:
     """Samplers reserve memory for the whole answer."""
     model = ToyModel(context_tokens=16)
     running = loop(model)
@@ -172,7 +172,7 @@ def test_the_model_is_told_the_limit_that_holds_and_not_the_wish() -> None:
     assert [parameters.max_tokens for parameters in model.begun.values()] == [13, 13]
 
 
-def test_a_failed_decode_ends_the_process() -> None:
+def test_failed_decode_ends_the_process() -> None:
     running = loop(ToyModel(crash=True))
     handle(running, generate(1, "abc"))
     with pytest.raises(errors.ModelCrashed):
@@ -182,7 +182,7 @@ def test_a_failed_decode_ends_the_process() -> None:
 # --- steps ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_without_work_there_is_no_step() -> None:
+def test_idle_loop_has_no_step() -> None:
     assert loop(ToyModel()).step() is None
 
 
@@ -196,10 +196,10 @@ def test_all_answers_of_a_step_are_in_one_report() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_step_tells_what_it_did(mode: KvMode) -> None:
+def test_step_report_has_the_counts_and_times(mode: KvMode) -> None:
     clock = itertools.count()
     model = ToyModel(mode, batch_seconds=0.25)
-    running = Loop(model, slots=4, mode=mode, clock=lambda: float(next(clock)))
+    running = EngineLoop(model, slots=4, mode=mode, clock=lambda: float(next(clock)))
     handle(running, generate(1, "abc"))
     running.step()
     handle(running, generate(2, "twelve bytes"))
@@ -227,21 +227,21 @@ def test_cancel_frees_the_slot_before_the_next_step() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("steps", range(8))
-def test_cancel_at_any_moment_ends_every_answer_of_the_request_and_no_other(steps: int, mode: KvMode) -> None:
+def test_cancel_at_any_moment_ends_all_answers_of_that_request_only(steps: int, mode: KvMode) -> None:
     model = ToyModel(mode, slots=3)
     running = loop(model)
     handle(running, generate(1, "a prompt of some length", salt="a", n=4))
     handle(running, generate(2, "another one", salt="a"))
-    told = [running.step() for _ in range(steps)]
+    steps_taken = [running.step() for _ in range(steps)]
     handle(running, CancelGeneration(1))
     assert set(model.begun) <= {(2, 0)}
     rest = finish(running)
     assert set(rest) <= {2}
-    assert text([one for step in told if step for one in step.progress if one.id == 2] + rest.get(2, [])) == "another one"
+    assert text([one for step in steps_taken if step for one in step.progress if one.id == 2] + rest.get(2, [])) == "another one"
     assert model.begun == {}
 
 
-def test_cancel_of_one_that_is_over_or_unknown_does_nothing() -> None:
+def test_cancel_of_a_finished_or_unknown_request_does_nothing() -> None:
     running = loop(ToyModel())
     handle(running, generate(1, "abc"))
     finish(running)
@@ -254,19 +254,19 @@ def test_cancel_of_one_that_is_over_or_unknown_does_nothing() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_seed_says_the_same_alone_and_in_company(mode: KvMode) -> None:
+def test_same_seed_gives_the_same_answer_alone_and_in_a_batch(mode: KvMode) -> None:
     command = generate(1, "once upon a time", temperature=1, seed=LONG, salt="a")
     expected = text(alone(command, mode=mode))
-    crowd = loop(ToyModel(mode, slots=3))
+    others = loop(ToyModel(mode, slots=3))
     for identity in range(2, 8):
-        handle(crowd, generate(identity, "once upon" + "x" * identity * 4, temperature=1, seed=identity, salt="ab"[identity % 2]))
-    handle(crowd, command)
+        handle(others, generate(identity, "once upon" + "x" * identity * 4, temperature=1, seed=identity, salt="ab"[identity % 2]))
+    handle(others, command)
     assert len(expected) > 10
-    assert text(finish(crowd)[1]) == expected
+    assert text(finish(others)[1]) == expected
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_several_answers_differ_and_the_first_is_the_one_given_alone(mode: KvMode) -> None:
+def test_several_answers_differ_and_the_first_equals_a_single_one(mode: KvMode) -> None:
     expected = text(alone(generate(1, "once upon a time", temperature=1, seed=LONG), mode=mode))
     model = ToyModel(mode, slots=3)
     running = loop(model)
@@ -279,31 +279,31 @@ def test_several_answers_differ_and_the_first_is_the_one_given_alone(mode: KvMod
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_resumed_answer_is_the_rest_at_every_split(mode: KvMode) -> None:
+def test_resumed_answer_continues_at_every_split(mode: KvMode) -> None:
     """Also in the middle of a character and of a stop sequence."""
     prompt, stop = "grüße und küsse, ENGEL, END, und mehr", ("END", "zzzz")
     whole = alone(generate(1, prompt, stop=stop), mode=mode, context_tokens=128)
-    tokens = said(whole)
+    tokens = answer_text(whole)
     assert text(whole) == "grüße und küsse, ENGEL, "
     for split in range(len(tokens)):
         shown = "".join(progress.text for progress in whole[:split])
         rest = alone(generate(1, prompt, stop=stop, delivered=tokens[:split]), mode=mode, context_tokens=128)
-        assert (said(rest), rest[-1].finish) == (tokens[split:], FinishReason.STOP)
+        assert (answer_text(rest), rest[-1].finish) == (tokens[split:], FinishReason.STOP)
         assert shown + text(rest) == text(whole)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_resumed_answer_draws_the_rest_and_keeps_to_the_limit_of_the_whole(mode: KvMode) -> None:
+def test_resumed_answer_keeps_the_limit_of_the_whole_answer(mode: KvMode) -> None:
     whole = alone(generate(1, "once upon a time", temperature=1, seed=LONG, max_tokens=12), mode=mode)
-    tokens = said(whole)
+    tokens = answer_text(whole)
     assert len(tokens) == 12
     for split in range(12):
         command = generate(1, "once upon a time", temperature=1, seed=LONG, max_tokens=12, delivered=tokens[:split])
         rest = alone(command, mode=mode)
-        assert (said(rest), rest[-1].finish) == (tokens[split:], FinishReason.LENGTH)
+        assert (answer_text(rest), rest[-1].finish) == (tokens[split:], FinishReason.LENGTH)
 
 
-def test_the_model_is_told_what_was_delivered() -> None:
+def test_model_gets_the_delivered_tokens() -> None:
     model = ToyModel()
     handle(loop(model), generate(1, "abcdef", delivered=b"ab"))
     assert model.delivered == {(1, 0): (ord("a"), ord("b"))}
@@ -313,7 +313,7 @@ def test_the_model_is_told_what_was_delivered() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_cannot_be_settled_is_read_again_and_not_told_as_cached(mode: KvMode) -> None:
+def test_slot_that_cannot_be_settled_is_read_again_and_not_reported_as_cached(mode: KvMode) -> None:
     model = ToyModel(mode)
     running = loop(model)
     prompt = "x" * 20
@@ -326,7 +326,7 @@ def test_what_cannot_be_settled_is_read_again_and_not_told_as_cached(mode: KvMod
     assert reports[0].cached_tokens == 0
 
 
-def test_nobody_shares_with_a_slot_that_could_not_be_settled() -> None:
+def test_slot_that_cannot_be_settled_is_not_shared() -> None:
     model = ToyModel()
     running = loop(model)
     prompt = "x" * 20
@@ -340,7 +340,7 @@ def test_nobody_shares_with_a_slot_that_could_not_be_settled() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_prompt_begins_behind_an_answer_that_is_still_coming(mode: KvMode) -> None:
+def test_prompt_starts_from_the_prefix_of_a_running_answer(mode: KvMode) -> None:
     model = ToyModel(mode, context_tokens=256, pool_tokens=1024)
     running = loop(model)
     prompt = "p" * 80
@@ -354,7 +354,7 @@ def test_a_prompt_begins_behind_an_answer_that_is_still_coming(mode: KvMode) -> 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("length", range(1, 32))
 @pytest.mark.parametrize("step_tokens", [4, 5, 8, 13])
-def test_a_prompt_of_any_length_gets_through_when_it_has_all_the_memory(length: int, step_tokens: int, mode: KvMode) -> None:
+def test_prompt_of_any_length_runs_with_all_the_memory(length: int, step_tokens: int, mode: KvMode) -> None:
     model = ToyModel(mode, context_tokens=32, pool_tokens=32, step_tokens=step_tokens, slots=1)
     running = loop(model)
     handle(running, generate(1, "x" * length, salt="a"))
@@ -370,10 +370,10 @@ class Arrival:
     seed: int
     at: int
     n: int
-    #: After so many steps it is cancelled; None lets it be.
+    #: Canceled after this many steps; None for never.
     cancelled: int | None
 
-    def said(self, scale: int) -> str:
+    def prompt_text(self, scale: int) -> str:
         return "h" * self.prompt[0] * scale + "t" * self.prompt[1] * scale
 
 
@@ -395,34 +395,34 @@ arrivals = st.builds(
     context=st.sampled_from([40, 160]),
     pool=st.integers(40, 110),
     step_tokens=st.integers(4, 16),
-    asked=st.lists(arrivals, min_size=1, max_size=6),
+    arrived=st.lists(arrivals, min_size=1, max_size=6),
     unsettled=st.integers(0, 2),
 )
-def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(
-    *, mode: KvMode, slots: int, context: int, pool: int, step_tokens: int, asked: list[Arrival], unsettled: int
+def test_every_answer_equals_the_one_given_alone(
+    *, mode: KvMode, slots: int, context: int, pool: int, step_tokens: int, arrived: list[Arrival], unsettled: int
 ) -> None:
-    """The toy model checks each batch; in the exact layout each slot has cells of its own."""
+    """The toy model checks each batch; in the exact layout each slot has its own cells."""
     scale = context // 40
     model = ToyModel(mode, context, (pool if mode is KvMode.FAST else 40 * slots) * scale, step_tokens, slots, unsettled=unsettled)
     running = loop(model)
-    reports: dict[int, list[AnswerProgress]] = {identity: [] for identity in range(len(asked))}
+    reports: dict[int, list[AnswerProgress]] = {identity: [] for identity in range(len(arrived))}
     for now in range(3000):
         if running.idle and now > 75:
             break
-        for identity, one in enumerate(asked):
+        for identity, one in enumerate(arrived):
             if one.at == now:
-                handle(running, generate(identity, one.said(scale), salt=one.salt, seed=one.seed, temperature=1, n=one.n))
+                handle(running, generate(identity, one.prompt_text(scale), salt=one.salt, seed=one.seed, temperature=1, n=one.n))
             if one.cancelled is not None and one.at + one.cancelled == now:
                 handle(running, CancelGeneration(identity))
         for progress in (running.step() or StepReport(())).progress:
             reports[progress.id].append(progress)
     assert running.idle
     assert model.begun == {}
-    for identity, one in enumerate(asked):
+    for identity, one in enumerate(arrived):
         for answer in range(one.n):
-            command = generate(9, one.said(scale), seed=one.seed + answer, temperature=1)
+            command = generate(9, one.prompt_text(scale), seed=one.seed + answer, temperature=1)
             expected = alone(command, mode=mode, context_tokens=context)
-            got = said(reports[identity], answer)
-            assert said(expected)[: len(got)] == got
+            got = answer_text(reports[identity], answer)
+            assert answer_text(expected)[: len(got)] == got
             if one.cancelled is None:
-                assert got == said(expected)
+                assert got == answer_text(expected)

@@ -75,7 +75,7 @@ REPORTS: list[engine_messages.Report] = [
 ]
 
 
-def test_all_messages_are_tried_here() -> None:
+def test_all_messages_are_covered() -> None:
     assert {type(command) for command in COMMANDS} == set(get_args(engine_messages.Command))
     assert {type(report) for report in REPORTS} == set(get_args(engine_messages.Report))
 
@@ -87,7 +87,7 @@ def test_messages_survive_the_socket() -> None:
 
 
 @given(st.lists(st.integers(min_value=0)))
-def test_messages_cut_anywhere_are_the_same_messages(borders: list[int]) -> None:
+def test_split_messages_are_reassembled(borders: list[int]) -> None:
     raw = b"".join(engine_messages.pack(report) for report in REPORTS)
     points = [0, *sorted(border % (len(raw) + 1) for border in borders), len(raw)]
     unframer = engine_messages.Unframer()
@@ -95,18 +95,18 @@ def test_messages_cut_anywhere_are_the_same_messages(borders: list[int]) -> None
     assert [engine_messages.report_decoder.decode(body) for body in bodies] == REPORTS
 
 
-def test_bytes_one_by_one() -> None:
+def test_messages_are_read_byte_by_byte() -> None:
     unframer = engine_messages.Unframer()
     raw = engine_messages.pack(COMMANDS[3])
     assert [body for byte in raw for body in unframer.feed(bytes([byte]))] == [raw[4:]]
 
 
 @pytest.mark.parametrize("length", [engine_messages.MAX_MESSAGE_BYTES + 1, 2**32 - 1])
-def test_a_message_over_the_limit_is_refused_before_it_is_there(length: int) -> None:
+def test_message_over_the_limit_is_refused_before_it_arrives(length: int) -> None:
     with pytest.raises(errors.ProtocolViolation, match="limit"):
         list(engine_messages.Unframer().feed(length.to_bytes(4, "big")))
 
 
-def test_a_message_of_just_the_limit_is_taken() -> None:
+def test_message_at_the_limit_is_accepted() -> None:
     body = bytes(engine_messages.MAX_MESSAGE_BYTES)
     assert list(engine_messages.Unframer().feed(len(body).to_bytes(4, "big") + body)) == [body]

@@ -1,4 +1,4 @@
-"""The engine's process around a model that is no neural network: what runs while a text is tokenized."""
+"""The engine's process around a toy model: what runs while a text is tokenized."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ import pytest
 
 from services.inference.engine import engine_messages, engine_process
 from services.inference.engine.embeddings.embedding_loop import EmbeddingLoop
-from services.inference.engine.engine_loop import Loop
+from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import CancelGeneration, GenerationAccepted, GenerationRefused, StartGeneration, StepReport
 from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.sampling import Parameters
@@ -66,7 +66,7 @@ def served(model: ToyModel) -> Iterator[Worker]:
     ours, theirs = socket.socketpair()
     ours.settimeout(DEADLINE_SECONDS)
     with theirs, ThreadPoolExecutor(1) as threads:
-        loop = Loop(model, slots=model.slots, mode=model.mode)
+        loop = EngineLoop(model, slots=model.slots, mode=model.mode)
         ended = threads.submit(engine_process.run, engine_process.Channel(theirs), loop, EmbeddingLoop(LetterModel()))
         with ours:
             yield Worker(ours)
@@ -78,7 +78,7 @@ def generate(identity: int, text: str, *, max_tokens: int = 10) -> StartGenerati
     return StartGeneration(identity, (ChatMessage("user", text),), Parameters(0, 1, 0, 1, max_tokens=max_tokens))
 
 
-def test_a_whole_answer_is_given_while_a_text_is_tokenized() -> None:
+def test_answers_continue_while_a_text_is_tokenized() -> None:
     model = HeldModel()
     with served(model) as worker:
         worker.send(generate(1, "abcdefgh", max_tokens=8))
@@ -91,7 +91,7 @@ def test_a_whole_answer_is_given_while_a_text_is_tokenized() -> None:
         worker.until(lambda report: report == GenerationAccepted(2, 4))
 
 
-def test_who_leaves_while_the_text_is_tokenized_gets_no_slot() -> None:
+def test_request_canceled_during_tokenization_gets_no_slot() -> None:
     model = HeldModel()
     with served(model) as worker:
         worker.send(generate(1, "held"))
@@ -104,7 +104,7 @@ def test_who_leaves_while_the_text_is_tokenized_gets_no_slot() -> None:
         assert worker.until(lambda report: isinstance(report, GenerationAccepted)) == [GenerationAccepted(2, 8)]
 
 
-def test_a_text_that_no_context_can_hold_is_refused_before_it_is_tokenized() -> None:
+def test_text_that_fits_no_context_is_refused_before_tokenization() -> None:
     model = HeldModel()
     with served(model) as worker:
         worker.send(generate(1, "held" + "x" * model.context_tokens * model.longest_token_bytes))
@@ -115,11 +115,11 @@ def test_a_text_that_no_context_can_hold_is_refused_before_it_is_tokenized() -> 
 
 
 @pytest.mark.parametrize("letter", ["<", "a"])
-def test_no_command_holds_the_loop_with_a_long_text(letter: str) -> None:
+def test_long_texts_never_block_the_loop(letter: str) -> None:
     """Counted in processor time of the loop's thread, because the machine may be busy."""
     text = letter * 900_000
     model = HeldModel(context_tokens=2**20, pool_tokens=2**21)
-    loop = Loop(model, slots=model.slots, mode=model.mode)
+    loop = EngineLoop(model, slots=model.slots, mode=model.mode)
     command = generate(1, text)
     tokens = HashedTokens(list(text.encode()))
     spent = []

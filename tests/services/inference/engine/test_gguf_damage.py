@@ -1,8 +1,8 @@
-"""Thousands of damaged headers: each is refused, or what was damaged has no meaning for the file's structure.
+"""Thousands of damaged headers: each is refused, or the damage does not affect the file's structure.
 
-Words, values and padding have none (a wrong value may be refused, and may make a useless model). Besides, a file stays
-sound when it claims the older version, which has the same layout; when a value that nobody asks for is of another type
-of the same width; and when it has fewer tensors, or one that needs no more room, so that bytes are left that belong to nobody.
+Damage to texts, values and padding is harmless: a wrong value may be refused, or make a useless model. A file also stays valid if it
+claims the older version, which has the same layout; if an unused value has another type of the same width; and if it has fewer or
+smaller tensors, which leaves unused bytes.
 """
 
 import io
@@ -62,7 +62,7 @@ HOSTILE += [1 << 58, 1 << 60, 1 << 61, (1 << 62) + 1, (1 << 63) - 1, 1 << 63, (1
 
 
 class CountingFile(io.BytesIO):
-    """Lets nobody read a byte twice, or more than one read at a time would need."""
+    """Refuses to read a byte twice, or more than needed at a time."""
 
     def __init__(self, raw: bytes) -> None:
         super().__init__(raw)
@@ -145,7 +145,7 @@ def random_damage(seed: int, count: int) -> Iterator[bytes]:
         yield bytes(raw[: len(WHOLE)])
 
 
-def test_undamaged_it_is_read() -> None:
+def test_undamaged_file_is_read() -> None:
     assert SOUND is not None
     assert (SOUND.tensor_count, SOUND.vocabulary_size, SOUND.kv_head_counts) == (4, 5, (2, 0, 1))
 
@@ -156,7 +156,7 @@ def passed() -> list[tuple[Role, bytes, GgufHeader]]:
     return [(ROLES[at], raw, header) for damaged in (flipped_bits(), hostile_numbers()) for at, raw in damaged if (header := read(raw))]
 
 
-def test_a_flipped_bit_or_a_hostile_number_is_harmless_or_found() -> None:
+def test_flipped_bits_and_hostile_numbers_are_found_or_harmless() -> None:
     assert [(role, header) for role, _, header in passed() if not is_harmless(header, role)] == []
 
 
@@ -168,7 +168,7 @@ def memory_to_read(raw: bytes) -> int:
     return peak - before
 
 
-def test_hostile_numbers_take_no_memory() -> None:
+def test_hostile_numbers_use_no_memory() -> None:
     tracemalloc.start()
     try:
         for _, raw in itertools.islice(hostile_numbers(), 0, None, 7):
@@ -178,20 +178,20 @@ def test_hostile_numbers_take_no_memory() -> None:
         tracemalloc.stop()
 
 
-def test_a_file_that_ends_anywhere_is_refused() -> None:
+def test_truncated_file_is_refused() -> None:
     assert ROLES[-1] is Role.WEIGHTS
     assert [length for length in range(len(WHOLE)) if read(WHOLE[:length])] == []
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_damage_is_refused_or_leaves_a_sound_header(seed: int) -> None:
+def test_random_damage_is_refused_or_leaves_a_valid_header(seed: int) -> None:
     for raw in random_damage(seed, 1000):
         if header := read(raw):
             assert header.tensor_bytes <= len(raw)
             assert header.tensor_count <= len(TENSORS) + 1
 
 
-def test_what_passes_is_sound_to_llama_too(tmp_path: Path) -> None:
+def test_accepted_files_are_valid_for_llama_cpp(tmp_path: Path) -> None:
     """All changes of the structure that passed above, and some of the others."""
     rng = random.Random(1)
     raws = [raw for role, raw, _ in passed() if role not in WITHOUT_STRUCTURE]
@@ -204,7 +204,7 @@ def test_what_passes_is_sound_to_llama_too(tmp_path: Path) -> None:
     assert all(gguf_by_llama.opinions("read", paths))
 
 
-def test_no_damaged_model_that_passes_ends_llama(tmp_path: Path) -> None:
+def test_accepted_damaged_models_do_not_crash_llama_cpp(tmp_path: Path) -> None:
     """llama.cpp may refuse to load it, and may load it; but it must not take its process with it."""
     path = tmp_path / "model.gguf"
     shape = LlamaShape(layers=2, embedding=64, heads=4, kv_heads=2, feed_forward=128, vocabulary=300, context=64)

@@ -14,7 +14,7 @@ def common(one: list[int], other: list[int], most: int = 10_000) -> int:
 
 @pytest.mark.parametrize("length", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 4 * BLOCK - 1, 4 * BLOCK, 4 * BLOCK + 1, 2000])
 @pytest.mark.parametrize("more", [0, 1, 300])
-def test_common_beginnings_over_the_borders_of_blocks(length: int, more: int) -> None:
+def test_common_prefix_across_blocks(length: int, more: int) -> None:
     same = list(range(length))
     assert common(same, same + [0] * more) == length
     assert common(same + [-1] * 300, same + [-2] * more) == length
@@ -22,13 +22,13 @@ def test_common_beginnings_over_the_borders_of_blocks(length: int, more: int) ->
 
 
 @given(st.lists(st.integers(0, 1), max_size=600), st.lists(st.integers(0, 1), max_size=300), st.integers(0, 600), st.integers(0, 600))
-def test_the_common_beginning_is_what_counting_one_by_one_gives(one: list[int], tail: list[int], cut: int, most: int) -> None:
+def test_common_prefix_equals_a_simple_count(one: list[int], tail: list[int], cut: int, most: int) -> None:
     two = one[:cut] + tail
     differing = (at for at, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1])
     assert common(one, two, most) == min(most, next(differing, min(len(one), len(two))))
 
 
-def test_a_list_that_grew_elsewhere_is_hashed_when_that_is_asked_for() -> None:
+def test_list_that_grew_is_hashed_on_demand() -> None:
     tokens = list(range(BLOCK))
     held = HashedTokens(tokens)
     tokens += range(BLOCK, 3 * BLOCK)

@@ -11,7 +11,7 @@ from services.inference.engine.kv_slots import WORTH_SHARING_TOKENS, KvMode, Slo
 from tests import tiers
 
 EXACT, FAST = KvMode.EXACT, KvMode.FAST
-#: Of a tenant, unless a case says otherwise.
+#: The tenant, unless a case sets one.
 SALT = "a"
 
 
@@ -80,7 +80,7 @@ def other(count: int) -> list[int]:
         pytest.param(FAST, [], [upto(1)], upto(1), SlotPlace(1, 0), id="fast: a prompt of one token"),
     ],
 )
-def test_where_a_prompt_goes(mode: KvMode, idle: list[list[int]], busy: list[list[int]], prompt: list[int], expected: SlotPlace) -> None:
+def test_slot_for_a_prompt(mode: KvMode, idle: list[list[int]], busy: list[list[int]], prompt: list[int], expected: SlotPlace) -> None:
     held = slots(mode)
     places = [run(held, tokens) for tokens in (*idle, *busy)]
     for place, tokens in zip(places, idle, strict=False):
@@ -89,7 +89,7 @@ def test_where_a_prompt_goes(mode: KvMode, idle: list[list[int]], busy: list[lis
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
-def test_when_all_are_busy_there_is_no_place(mode: KvMode) -> None:
+def test_no_slot_if_all_are_busy(mode: KvMode) -> None:
     held = slots(mode, count=2)
     run(held, upto(5))
     run(held, other(5))
@@ -97,14 +97,14 @@ def test_when_all_are_busy_there_is_no_place(mode: KvMode) -> None:
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
-def test_the_only_idle_slot_is_taken_whatever_it_holds(mode: KvMode) -> None:
+def test_only_idle_slot_is_used_whatever_it_holds(mode: KvMode) -> None:
     held = slots(mode, count=2)
     run(held, other(5))
     leave(held, upto(100))
     assert held.place(HashedTokens(upto(50) + other(9)), SALT) == SlotPlace(1, 50)
 
 
-def test_an_empty_slot_goes_first_and_then_the_one_that_was_used_longest_ago() -> None:
+def test_empty_slots_are_used_first_then_the_least_recently_used() -> None:
     for mode in (EXACT, FAST):
         held = slots(mode, count=3)
         leave_in_each(held, upto(40), other(40))
@@ -119,7 +119,7 @@ def test_an_empty_slot_goes_first_and_then_the_one_that_was_used_longest_ago() -
         pytest.param(84, SlotPlace(2, 100, 0), id="too much less, so it is copied"),
     ],
 )
-def test_in_the_exact_layout_a_neighbour_of_a_busy_slot_is_preferred(kept_near: int, expected: SlotPlace) -> None:
+def test_exact_layout_prefers_a_neighbor_of_a_busy_slot(kept_near: int, expected: SlotPlace) -> None:
     """llama.cpp computes only neighbours in one go."""
     held = slots(EXACT)
     prompts = [upto(100), other(50), upto(kept_near), [7] * 9]
@@ -130,7 +130,7 @@ def test_in_the_exact_layout_a_neighbour_of_a_busy_slot_is_preferred(kept_near: 
     assert held.place(HashedTokens(upto(150)), SALT) == expected
 
 
-def test_in_the_exact_layout_the_older_chat_goes_where_two_begin_alike() -> None:
+def test_exact_layout_reuses_the_older_of_two_equal_chats() -> None:
     old, new = [5] * 300, upto(300)
     for first, second, expected in ((old, new, SlotPlace(0, 100, 1)), (new, old, SlotPlace(0, 100))):
         held = slots(EXACT, count=2)
@@ -140,7 +140,7 @@ def test_in_the_exact_layout_the_older_chat_goes_where_two_begin_alike() -> None
         assert held.place(HashedTokens(upto(100) + other(9)), SALT) == expected
 
 
-def test_in_one_pool_neighbours_do_not_matter() -> None:
+def test_pool_ignores_neighbors() -> None:
     held = slots(FAST)
     leave_in_each(held, upto(40), other(40), [3] * 40)
     run(held, [4] * 9)
@@ -156,21 +156,21 @@ def test_in_one_pool_neighbours_do_not_matter() -> None:
     ("salt", "asking"),
     [pytest.param("a", "b", id="another tenant"), pytest.param("", "", id="nobody's"), pytest.param("a", "", id="a tenant's, for nobody")],
 )
-def test_nobody_finds_what_is_not_his(salt: str, asking: str, busy: bool, mode: KvMode) -> None:
-    """Not even that it is there: the answer is the one that he would get if something else of that length were."""
+def test_prefix_of_another_tenant_is_never_found(salt: str, asking: str, busy: bool, mode: KvMode) -> None:
+    """Not even its existence shows: the answer is the same as for any other content of that length."""
 
-    def ask(tokens: list[int]) -> SlotPlace | None:
+    def find_place(tokens: list[int]) -> SlotPlace | None:
         held = slots(mode)
         place = run(held, tokens, salt)
         if not busy:
             held.release(place.slot, keep=len(tokens))
         return held.place(HashedTokens(upto(300)), asking)
 
-    assert ask(upto(200)) == ask(other(200)) == SlotPlace(1, 0)
+    assert find_place(upto(200)) == find_place(other(200)) == SlotPlace(1, 0)
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
-def test_a_slot_that_changed_its_tenant_has_nothing_of_the_one_before(mode: KvMode) -> None:
+def test_slot_with_a_new_tenant_keeps_nothing_of_the_old_one(mode: KvMode) -> None:
     held = slots(mode, count=1)
     leave(held, upto(100), "a")
     leave(held, upto(50), "b")
@@ -178,14 +178,14 @@ def test_a_slot_that_changed_its_tenant_has_nothing_of_the_one_before(mode: KvMo
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
-def test_a_model_that_cannot_go_back_reuses_nothing(mode: KvMode) -> None:
+def test_model_that_cannot_be_cut_back_reuses_nothing(mode: KvMode) -> None:
     held = slots(mode, reuse=False)
     leave(held, upto(100))
     assert held.place(HashedTokens(upto(150)), SALT) == SlotPlace(1, 0)
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
-def test_a_running_answer_may_be_used_too(mode: KvMode) -> None:
+def test_prefix_of_a_running_answer_is_reused(mode: KvMode) -> None:
     held = slots(mode)
     answered = HashedTokens(upto(100))
     assert held.place(answered, SALT) == SlotPlace(0, 0)
@@ -196,7 +196,7 @@ def test_a_running_answer_may_be_used_too(mode: KvMode) -> None:
     assert held.place(HashedTokens(upto(200)), SALT) == SlotPlace(1, 130, 0)
 
 
-def test_shared_cells_count_once_and_stay_as_long_as_somebody_has_them() -> None:
+def test_shared_cells_count_once_and_stay_while_used() -> None:
     held = slots(FAST, capacity=300)
     first, second = run(held, upto(100)).slot, run(held, upto(150)).slot
     assert held.free_cells == 150
@@ -208,14 +208,14 @@ def test_shared_cells_count_once_and_stay_as_long_as_somebody_has_them() -> None
     assert held.free_cells == 300
 
 
-def test_a_copy_has_cells_of_its_own() -> None:
+def test_copy_has_its_own_cells() -> None:
     held = slots(EXACT, capacity=400)
     run(held, upto(100))
     run(held, upto(150))
     assert held.free_cells == 150
 
 
-def test_room_leaves_out_what_idle_slots_hold_only_where_that_is_needed() -> None:
+def test_room_counts_idle_slots_only_if_needed() -> None:
     held = slots(FAST, capacity=300)
     leave(held, upto(100))
     run(held, other(50))
@@ -223,7 +223,7 @@ def test_room_leaves_out_what_idle_slots_hold_only_where_that_is_needed() -> Non
     assert held.room(151) == 250
 
 
-def test_idle_slots_are_emptied_in_the_order_of_their_last_use_and_busy_ones_never() -> None:
+def test_idle_slots_are_evicted_by_last_use_and_busy_ones_never() -> None:
     held = slots(FAST, count=4)
     leave_in_each(held, upto(40), other(40), [3] * 40)
     run(held, [4] * 40)
@@ -239,7 +239,7 @@ def test_use_renews_the_age() -> None:
     assert [held.evict() for _ in range(3)] == [1, 0, None]
 
 
-def test_what_is_not_there_any_more_is_not_found() -> None:
+def test_evicted_prefix_is_not_found() -> None:
     held = slots(FAST)
     slot = run(held, upto(100)).slot
     held.empty(slot)
@@ -271,7 +271,7 @@ prompts = st.builds(lambda head, tail: [0] * head + [1] * tail, st.integers(0, 1
 
 
 class Machine(RuleBasedStateMachine):
-    """What the loop does to the slots, beside a memory that does what it is told and knows whose each cell is."""
+    """Drive the slots like the loop, beside a simple memory that knows the owner of each cell."""
 
     mode: KvMode
     #: Less than all slots could fill, where they share.

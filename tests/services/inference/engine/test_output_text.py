@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.engine.output_text import Output, StopSequences
+from services.inference.engine.output_text import AnswerText, StopSequences
 from services.inference.tool_calls.tool_call_parser import ToolCallParser, ids_of
 from services.inference.tool_calls.tool_format import ToolStyle
 from shared.api.generation import Tool
@@ -12,7 +12,7 @@ from shared.api.generation import Tool
 
 def shown(pieces: list[bytes], stops: tuple[str, ...] = ()) -> tuple[list[str], bool]:
     """The visible text piece by piece, and whether a stop sequence ended it."""
-    output = Output(StopSequences(stops))
+    output = AnswerText(StopSequences(stops))
     texts = []
     for piece in pieces:
         step = output.push(piece)
@@ -39,7 +39,7 @@ def shown(pieces: list[bytes], stops: tuple[str, ...] = ()) -> tuple[list[str], 
         pytest.param(["Ende😀".encode()[:6], "Ende😀".encode()[6:]], ("😀",), ["Ende", ""], True, id="a stop sequence of half characters"),
     ],
 )
-def test_what_becomes_visible(pieces: list[bytes], stops: tuple[str, ...], texts: list[str], stopped: bool) -> None:
+def test_visible_text(pieces: list[bytes], stops: tuple[str, ...], texts: list[str], stopped: bool) -> None:
     assert shown(pieces, stops) == (texts, stopped)
 
 
@@ -49,7 +49,7 @@ def cut(raw: bytes, borders: list[int]) -> list[bytes]:
 
 
 @given(st.text(), st.lists(st.integers(min_value=0)))
-def test_text_cut_anywhere_is_the_same_text(text: str, borders: list[int]) -> None:
+def test_text_split_anywhere_gives_the_same_text(text: str, borders: list[int]) -> None:
     texts, _ = shown(cut(text.encode(), borders))
     assert "".join(texts) == text
 
@@ -59,7 +59,7 @@ def test_text_cut_anywhere_is_the_same_text(text: str, borders: list[int]) -> No
     st.lists(st.text(alphabet="abcä", min_size=1, max_size=4), max_size=4),
     st.lists(st.integers(min_value=0)),
 )
-def test_a_stop_sequence_cuts_where_the_whole_text_has_it_first(text: str, stops: list[str], borders: list[int]) -> None:
+def test_earliest_stop_sequence_wins(text: str, stops: list[str], borders: list[int]) -> None:
     pieces = cut(text.encode(), borders)
     texts, stopped = shown(pieces, tuple(stops))
     found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
@@ -83,8 +83,8 @@ def parser() -> ToolCallParser:
 
 
 @given(st.lists(st.integers(min_value=0)))
-def test_a_call_cut_anywhere_is_the_same_call_and_no_text(borders: list[int]) -> None:
-    output = Output(StopSequences(()), parser())
+def test_call_split_anywhere_gives_the_same_call_without_text(borders: list[int]) -> None:
+    output = AnswerText(StopSequences(()), parser())
     steps = [output.push(piece) for piece in cut(f"Let me see. {CALL}".encode(), borders)]
     steps.append(output.finish())
     (call,) = [call for step in steps for call in step.calls]
@@ -92,14 +92,14 @@ def test_a_call_cut_anywhere_is_the_same_call_and_no_text(borders: list[int]) ->
     assert "".join(step.text for step in steps).strip() == "Let me see."
 
 
-def test_a_stop_sequence_behind_a_call_ends_the_answer_with_the_call() -> None:
-    output = Output(StopSequences(("END",)), parser())
+def test_stop_sequence_after_a_call_ends_the_answer_with_the_call() -> None:
+    output = AnswerText(StopSequences(("END",)), parser())
     step = output.push(f"{CALL}END".encode())
     assert step.stopped
     assert [call.name for call in step.calls] == ["look_up"]
 
 
-def test_half_a_call_at_the_end_is_text() -> None:
-    output = Output(StopSequences(()), parser())
+def test_incomplete_call_at_the_end_is_text() -> None:
+    output = AnswerText(StopSequences(()), parser())
     text = output.push(CALL[:-20].encode()).text + output.finish().text
     assert text == CALL[:-20]

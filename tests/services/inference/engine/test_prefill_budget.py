@@ -11,7 +11,7 @@ STEP_SECONDS = 0.02
 TOKEN_SECONDS = 0.001
 
 
-def taught(
+def trained(
     step_seconds: float = STEP_SECONDS, token_seconds: float = TOKEN_SECONDS, *, answering: int = 4, most: int = MOST, noise: float = 0
 ) -> PrefillBudget:
     """After a while on a machine that is so fast."""
@@ -19,39 +19,39 @@ def taught(
     for step in range(200):
         read = 0 if step % 4 == 0 else pace.budget(answering)
         seconds = (step_seconds + read * token_seconds) * (1 + chance.uniform(-noise, noise))
-        pace.took(seconds, answering=answering, read=read)
+        pace.record_step(seconds, answering=answering, read=read)
     return pace
 
 
 @pytest.mark.parametrize("answering", [1, 2, 32])
-def test_before_anything_is_known_a_few_are_read(answering: int) -> None:
+def test_first_steps_read_a_few_tokens(answering: int) -> None:
     pace = PrefillBudget(MOST)
     assert pace.budget(answering) == FIRST_TOKENS
-    pace.took(STEP_SECONDS, answering=answering, read=0)
+    pace.record_step(STEP_SECONDS, answering=answering, read=0)
     assert pace.budget(answering) == FIRST_TOKENS
 
 
-def test_after_many_steps_that_read_one_does_not() -> None:
-    pace = taught()
+def test_after_many_reading_steps_one_step_reads_nothing() -> None:
+    pace = trained()
     budgets = []
     for _ in range(2 * QUIET_EVERY + 2):
         budgets.append(pace.budget(4))
-        pace.took(STEP_SECONDS + budgets[-1] * TOKEN_SECONDS, answering=4, read=budgets[-1])
+        pace.record_step(STEP_SECONDS + budgets[-1] * TOKEN_SECONDS, answering=4, read=budgets[-1])
     assert 2 <= budgets.count(0) <= 3
 
 
-def test_when_nobody_waits_for_a_token_all_is_read_that_a_step_can() -> None:
-    assert PrefillBudget(MOST).budget(0) == taught(answering=4).budget(0) == MOST
+def test_without_answers_a_step_reads_as_much_as_it_can() -> None:
+    assert PrefillBudget(MOST).budget(0) == trained(answering=4).budget(0) == MOST
 
 
-def test_a_step_never_takes_more_than_it_can_hold() -> None:
+def test_budget_never_exceeds_the_batch() -> None:
     assert PrefillBudget(8).budget(1) == 8
-    assert taught(step_seconds=10, most=300).budget(4) == 300
+    assert trained(step_seconds=10, most=300).budget(4) == 300
 
 
 @pytest.mark.parametrize("answering", [1, 3, 4, 7, 32])
-def test_the_answers_come_so_much_later_as_is_allowed_and_no_more(answering: int) -> None:
-    budget = taught(answering=answering).budget(answering)
+def test_answers_are_slowed_exactly_by_the_allowed_factor(answering: int) -> None:
+    budget = trained(answering=answering).budget(answering)
     slowed = (STEP_SECONDS + budget * TOKEN_SECONDS) / STEP_SECONDS
     assert SLOWDOWN - 0.1 < slowed <= SLOWDOWN
 
@@ -64,37 +64,37 @@ def test_the_answers_come_so_much_later_as_is_allowed_and_no_more(answering: int
         pytest.param(0.012, 0.00002, id="a GPU"),
     ],
 )
-def test_noise_does_not_mislead_it(step_seconds: float, token_seconds: float) -> None:
+def test_noise_does_not_mislead_the_budget(step_seconds: float, token_seconds: float) -> None:
     right = min(MOST, (SLOWDOWN - 1) * step_seconds / token_seconds)
-    assert 0.6 * right <= taught(step_seconds, token_seconds, noise=0.1).budget(4) <= 1.5 * right
+    assert 0.6 * right <= trained(step_seconds, token_seconds, noise=0.1).budget(4) <= 1.5 * right
 
 
-def test_tokens_that_take_twice_as_long_halve_the_budget() -> None:
-    fast, slow = taught(), taught(token_seconds=2 * TOKEN_SECONDS)
+def test_doubling_the_time_per_token_halves_the_budget() -> None:
+    fast, slow = trained(), trained(token_seconds=2 * TOKEN_SECONDS)
     assert abs(fast.budget(4) - 2 * slow.budget(4)) <= 2
 
 
-def test_a_machine_that_becomes_slower_is_noticed_and_one_that_recovers_too() -> None:
-    pace = taught()
+def test_slowdown_and_recovery_of_the_machine_are_noticed() -> None:
+    pace = trained()
     before = pace.budget(4)
     for _ in range(40):
-        pace.took(STEP_SECONDS + 10 * TOKEN_SECONDS * 5, answering=4, read=10)
+        pace.record_step(STEP_SECONDS + 10 * TOKEN_SECONDS * 5, answering=4, read=10)
     assert before / 6 < pace.budget(4) < before / 4
     for _ in range(40):
-        pace.took(STEP_SECONDS + 10 * TOKEN_SECONDS, answering=4, read=10)
-    pace.took(STEP_SECONDS, answering=4, read=0)
+        pace.record_step(STEP_SECONDS + 10 * TOKEN_SECONDS, answering=4, read=10)
+    pace.record_step(STEP_SECONDS, answering=4, read=0)
     assert abs(pace.budget(4) - before) <= 2
 
 
-def test_however_slow_reading_is_a_prompt_gets_on() -> None:
-    assert taught(token_seconds=1000).budget(4) == LEAST_TOKENS
+def test_prompt_makes_progress_however_slow_reading_is() -> None:
+    assert trained(token_seconds=1000).budget(4) == LEAST_TOKENS
 
 
-def test_more_answers_than_were_ever_seen_are_looked_at_alone_first() -> None:
-    pace = taught(answering=4)
+def test_new_number_of_answers_is_measured_alone_first() -> None:
+    pace = trained(answering=4)
     assert pace.budget(32) == 0
     for _ in range(50):
-        pace.took(4 * STEP_SECONDS, answering=32, read=0)
+        pace.record_step(4 * STEP_SECONDS, answering=32, read=0)
     assert pace.budget(32) > 3 * pace.budget(4)
 
 
@@ -103,21 +103,21 @@ def test_more_answers_than_were_ever_seen_are_looked_at_alone_first() -> None:
     st.floats(1, 10),
     st.floats(0.00001, 0.1),
 )
-def test_the_longer_answers_take_the_more_is_read_beside_them(steps: list[float], slower: float, token_seconds: float) -> None:
+def test_slower_answers_allow_more_reading(steps: list[float], slower: float, token_seconds: float) -> None:
     one, two = PrefillBudget(MOST), PrefillBudget(MOST)
     for seconds in steps:
-        one.took(seconds, answering=4, read=0)
-        two.took(seconds * slower, answering=4, read=0)
+        one.record_step(seconds, answering=4, read=0)
+        two.record_step(seconds * slower, answering=4, read=0)
     for pace in (one, two):
-        pace.took(100 * token_seconds, answering=0, read=100)
+        pace.record_step(100 * token_seconds, answering=0, read=100)
     assert one.budget(4) <= two.budget(4)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 40), st.integers(0, MOST)), max_size=50), st.integers(0, 40))
-def test_whatever_it_is_told_the_budget_stays_within_its_limits(steps: list[tuple[float, int, int]], answering: int) -> None:
+def test_budget_stays_within_its_limits(steps: list[tuple[float, int, int]], answering: int) -> None:
     pace = PrefillBudget(MOST)
     for seconds, answered, read in steps:
-        pace.took(seconds, answering=answered, read=read)
+        pace.record_step(seconds, answering=answered, read=read)
     assert pace.budget(answering) == 0 or LEAST_TOKENS <= pace.budget(answering) <= MOST
 
 
@@ -130,7 +130,7 @@ def test_whatever_it_is_told_the_budget_stays_within_its_limits(steps: list[tupl
         pytest.param(1, 31, 31, id="all but one wait"),
     ],
 )
-def test_where_more_wait_to_be_read_than_answer_more_is_read(answering: int, reading: int, times: int) -> None:
-    pace = taught(answering=answering)
+def test_more_waiting_prompts_than_answers_raise_the_budget(answering: int, reading: int, times: int) -> None:
+    pace = trained(answering=answering)
     alone = pace.budget(answering)
     assert alone * times - times < pace.budget(answering, reading) < (alone + 1) * times + 1

@@ -1,8 +1,8 @@
-"""An answer that another worker goes on with reads, at every split, as if there had been one: what was shown and what is shown then."""
+"""An answer that another worker resumes is the same at every split, including its visible text."""
 
 import pytest
 
-from services.inference.engine.engine_loop import Loop
+from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import AnswerProgress, GenerationAccepted, StartGeneration
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import Parameters
@@ -21,9 +21,9 @@ CALLS = (
 def answer(
     prompt: str, delivered: bytes, *, tools: tuple[Tool, ...] = (), stop: tuple[str, ...] = (), logprobs: bool = False
 ) -> list[AnswerProgress]:
-    """Of a model that says its prompt again; a token is a byte."""
+    """A model that repeats its prompt; a token is a byte."""
     model = ToyModel(KvMode.EXACT, context_tokens=1024, pool_tokens=4096, tool_style=ToolStyle.HERMES)
-    running = Loop(model, slots=1, mode=KvMode.EXACT)
+    running = EngineLoop(model, slots=1, mode=KvMode.EXACT)
     parameters = Parameters(0, 1, 0, 5, max_tokens=500, stop=stop, top_logprobs=2 if logprobs else None)
     command = StartGeneration(1, (ChatMessage("user", prompt),), parameters, "", tuple(delivered), "", tools, "request")
     assert isinstance(handle(running, command), GenerationAccepted)
@@ -35,7 +35,7 @@ def answer(
     return reports
 
 
-def told(reports: list[AnswerProgress]) -> tuple[str, bytes, tuple[object, ...], tuple[object, ...]]:
+def visible(reports: list[AnswerProgress]) -> tuple[str, bytes, tuple[object, ...], tuple[object, ...]]:
     return (
         "".join(one.text for one in reports),
         bytes(token for one in reports for token in one.token_ids),
@@ -53,13 +53,13 @@ def told(reports: list[AnswerProgress]) -> tuple[str, bytes, tuple[object, ...],
         pytest.param("one two", (), (), True, id="log probabilities"),
     ],
 )
-def test_at_every_split(prompt: str, tools: tuple[Tool, ...], stop: tuple[str, ...], logprobs: bool) -> None:
+def test_resume_at_every_split(prompt: str, tools: tuple[Tool, ...], stop: tuple[str, ...], logprobs: bool) -> None:
     whole = answer(prompt, b"", tools=tools, stop=stop, logprobs=logprobs)
-    tokens = told(whole)[1]
+    tokens = visible(whole)[1]
     if tools:
         assert [call.name for one in whole for call in one.tool_calls] == ["weather", "time"]
     for split in range(1, len(tokens)):
         rest = answer(prompt, tokens[:split], tools=tools, stop=stop, logprobs=logprobs)
         # A step gives one token; the end token of the model gives none, and is in the rest.
-        assert told([*whole[:split], *rest]) == told(whole)
+        assert visible([*whole[:split], *rest]) == visible(whole)
         assert rest[-1].finish == whole[-1].finish

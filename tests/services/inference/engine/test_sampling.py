@@ -1,4 +1,4 @@
-"""What a caller may ask for. The values go through the contract's own types first, as they do at every door."""
+"""Parameters of callers. The values pass through the API's own types first, as they do in the services."""
 
 import itertools
 import math
@@ -19,16 +19,16 @@ from tests import tiers
 CONTEXT = 2048
 
 
-def check(asked: Sampling, context_tokens: int | None = CONTEXT) -> Parameters:
-    return sampling.check(asked, context_tokens=context_tokens, draw_seed=lambda: 42)
+def check(requested: Sampling, context_tokens: int | None = CONTEXT) -> Parameters:
+    return sampling.check(requested, context_tokens=context_tokens, draw_seed=lambda: 42)
 
 
-def test_what_is_not_said_is_filled_in() -> None:
+def test_defaults_are_filled_in() -> None:
     assert check(Sampling()) == Parameters(temperature=0.7, top_p=0.95, top_k=40, seed=42)
 
 
-def test_what_is_said_is_kept() -> None:
-    asked = Sampling(
+def test_given_values_are_kept() -> None:
+    requested = Sampling(
         max_tokens=CONTEXT,
         temperature=0,
         top_p=1,
@@ -60,10 +60,10 @@ def test_what_is_said_is_kept() -> None:
         n=4,
         top_logprobs=20,
     )
-    assert check(asked) == expected
+    assert check(requested) == expected
 
 
-def test_seed_zero_is_a_seed_and_no_log_probabilities_are_not_zero_of_them() -> None:
+def test_seed_zero_is_kept_and_missing_log_probabilities_stay_none() -> None:
     assert check(Sampling(seed=0)).seed == 0
     assert (check(Sampling()).top_logprobs, check(Sampling(top_logprobs=0)).top_logprobs) == (None, 0)
 
@@ -73,7 +73,7 @@ def test_seed_zero_is_a_seed_and_no_log_probabilities_are_not_zero_of_them() -> 
 
 @dataclass(frozen=True)
 class Range:
-    """What a field may be, told here once more."""
+    """The valid range of a field, written down independently."""
 
     least: float
     most: float
@@ -138,7 +138,7 @@ def decoded(field: str, value: float) -> Iterator[Sampling | None]:
 
 
 @pytest.mark.parametrize("field", RANGES)
-def test_two_thousand_numbers_are_taken_or_refused_by_the_name_of_their_field(field: str) -> None:
+def test_two_thousand_values_are_accepted_or_refused_with_the_field(field: str) -> None:
     allowed = RANGES[field]
     values: list[float] = [*whole_values(), *broken_values()]
     assert len(values) > 2000
@@ -146,18 +146,18 @@ def test_two_thousand_numbers_are_taken_or_refused_by_the_name_of_their_field(fi
     # Each number is tried in some fields in `make test`, and in all of them at night.
     step = 1 if tiers.is_nightly() else tiers.FRACTION
     for value in values[list(RANGES).index(field) % step :: step]:
-        for asked in decoded(field, value):
+        for requested in decoded(field, value):
             tried += 1
             legal = allowed.holds(value) and (isinstance(value, int) or not allowed.whole)
-            if asked is None:
+            if requested is None:
                 assert not legal, f"{value} is refused by its type"
                 continue
             if not legal:
                 with pytest.raises(errors.BadRequest, match=rf"^{field} ") as refused:
-                    check(asked)
+                    check(requested)
                 assert len(refused.value.message) < 200
                 continue
-            taken = getattr(check(asked), field)
+            taken = getattr(check(requested), field)
             assert taken == (0 if field == "temperature" and value < 0.001 else value)
             assert type(taken) is (int if allowed.whole else float)
     assert tried > 2000 // step
@@ -165,24 +165,24 @@ def test_two_thousand_numbers_are_taken_or_refused_by_the_name_of_their_field(fi
 
 @pytest.mark.parametrize("field", RANGES)
 @pytest.mark.parametrize("value", ['"1"', "[]", "{}", "true", "false", '"NaN"', "[1]"])
-def test_a_wrong_type_is_refused_where_the_message_is_read(field: str, value: str) -> None:
+def test_wrong_type_is_refused_while_decoding(field: str, value: str) -> None:
     name = encoded_name(field)
     with pytest.raises(msgspec.ValidationError, match=rf"\$\.{name}`"):
         msgspec.json.decode(f'{{"{name}": {value}}}', type=Sampling)
 
 
 @pytest.mark.parametrize("field", RANGES)
-def test_null_is_the_same_as_nothing(field: str) -> None:
+def test_null_equals_missing(field: str) -> None:
     assert check(msgspec.json.decode(f'{{"{encoded_name(field)}": null}}', type=Sampling)) == check(Sampling())
 
 
-def test_a_number_of_thousands_of_digits_makes_no_long_message() -> None:
+def test_huge_number_gives_a_short_message() -> None:
     with pytest.raises(errors.BadRequest, match=r"^seed ") as refused:
         check(Sampling(seed=10**5000))
     assert len(refused.value.message) < 200
 
 
-def test_where_the_context_is_not_known_yet_any_number_of_tokens_may_be_wished() -> None:
+def test_without_a_known_context_any_max_tokens_is_accepted() -> None:
     assert check(Sampling(max_tokens=2**63 - 1), context_tokens=None).max_tokens == 2**63 - 1
 
 
@@ -190,7 +190,7 @@ def test_where_the_context_is_not_known_yet_any_number_of_tokens_may_be_wished()
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("requested", "words"),
     [
         pytest.param(Sampling(stop=("",)), "^stop", id="an empty stop sequence"),
         pytest.param(Sampling(stop=("x" * 65,)), "^stop", id="a stop sequence that is too long"),
@@ -205,13 +205,13 @@ def test_where_the_context_is_not_known_yet_any_number_of_tokens_may_be_wished()
         pytest.param(Sampling(logit_bias={1: -math.inf}), "^logit_bias", id="an infinite bias"),
     ],
 )
-def test_limits_of_lists(asked: Sampling, words: str) -> None:
+def test_list_limits(requested: Sampling, words: str) -> None:
     with pytest.raises(errors.BadRequest, match=words) as refused:
-        check(asked)
+        check(requested)
     assert len(refused.value.message) < 200
 
 
-def test_what_is_just_within_the_limits_of_lists() -> None:
+def test_lists_at_their_limits_are_accepted() -> None:
     biases = dict.fromkeys(range(300), -0.5)
     taken = check(Sampling(stop=("x" * 64, "b", "c", "d"), logit_bias=biases))
     assert (len(taken.stop), dict(taken.logit_bias)) == (4, biases)
@@ -235,7 +235,7 @@ def test_mix_never_asks_llama_cpp_to_seed_itself(seed: int, position: int) -> No
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 2, 2**63 - 1])
-def test_each_of_several_answers_has_its_own_seed_and_the_first_the_one_that_was_asked_for(seed: int) -> None:
+def test_each_answer_has_its_own_seed_and_the_first_the_requested_one(seed: int) -> None:
     parameters = Parameters(1, 1, 0, seed, n=4)
     seeds = [sampling.of_answer(parameters, answer).seed for answer in range(4)]
     assert seeds[0] == seed

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from services.inference.engine import sequence
 from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
-from services.inference.engine.sequence import TakenToken
+from services.inference.engine.sequence import AppendedToken
 from shared import errors
 from shared.types import FinishReason
 
@@ -24,11 +24,11 @@ def replayed(pieces: list[bytes], **start_with: int | tuple[str, ...] | None) ->
     return running
 
 
-def test_tokens_go_on_until_the_model_ends() -> None:
+def test_tokens_continue_until_the_model_ends() -> None:
     running = start()
-    assert running.take(7, b"Hi") == TakenToken((7,), "Hi")
-    assert running.take(8, b" you") == TakenToken((8,), " you")
-    assert running.take(2, None) == TakenToken((), "", STOP)
+    assert running.append_token(7, b"Hi") == AppendedToken((7,), "Hi")
+    assert running.append_token(8, b" you") == AppendedToken((8,), " you")
+    assert running.append_token(2, None) == AppendedToken((), "", STOP)
     assert running.tokens == [0, 1, 2, 3, 7, 8]
 
 
@@ -51,22 +51,22 @@ def test_tokens_go_on_until_the_model_ends() -> None:
         pytest.param(2, (), [b"", b"a"], "a", LENGTH, id="a token without bytes counts"),
     ],
 )
-def test_why_it_ends_and_what_is_shown(
+def test_finish_reason_and_visible_text(
     max_tokens: int | None, stop: tuple[str, ...], pieces: list[bytes | None], text: str, finish: FinishReason
 ) -> None:
     running = start(max_tokens=max_tokens, stop=stop)
-    taken = [running.take(token, piece) for token, piece in enumerate(pieces)]
+    taken = [running.append_token(token, piece) for token, piece in enumerate(pieces)]
     assert "".join(one.text for one in taken) == text
     assert [one.finish for one in taken] == [None] * (len(pieces) - 1) + [finish]
     assert [one.token_ids for one in taken] == [() if piece is None else (token,) for token, piece in enumerate(pieces)]
 
 
 @given(st.text(max_size=30), st.integers(1, 4))
-def test_wherever_the_borders_of_tokens_lie_the_text_is_the_same(text: str, size: int) -> None:
+def test_text_does_not_depend_on_token_boundaries(text: str, size: int) -> None:
     raw = text.encode("utf-8", "surrogatepass")
     pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
     running = start(context=4096)
-    shown = "".join(running.take(1, piece).text for piece in pieces) + running.take(2, None).text
+    shown = "".join(running.append_token(1, piece).text for piece in pieces) + running.append_token(2, None).text
     assert shown == raw.decode("utf-8", "replace")
 
 
@@ -74,7 +74,7 @@ def test_wherever_the_borders_of_tokens_lie_the_text_is_the_same(text: str, size
 
 
 @pytest.mark.parametrize(
-    ("prompt", "context", "asked", "limit"),
+    ("prompt", "context", "requested", "limit"),
     [
         pytest.param(4, 16, None, 12, id="what fits, without a wish"),
         pytest.param(4, 4096, None, DEFAULT_MAX_TOKENS, id="the default, when more fits"),
@@ -84,16 +84,16 @@ def test_wherever_the_borders_of_tokens_lie_the_text_is_the_same(text: str, size
         pytest.param(15, 16, None, 1, id="one token behind the longest prompt"),
     ],
 )
-def test_how_many_tokens_there_may_be(prompt: int, context: int, asked: int | None, limit: int) -> None:
-    assert start(prompt, context, asked).limit == limit
+def test_token_limit(prompt: int, context: int, requested: int | None, limit: int) -> None:
+    assert start(prompt, context, requested).limit == limit
 
 
-def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
+def test_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
     with pytest.raises(errors.BadRequest, match=r"16 tokens.*holds 16"):
         start(prompt=16)
 
 
-def test_a_prompt_without_tokens_is_refused() -> None:
+def test_prompt_without_tokens_is_refused() -> None:
     with pytest.raises(errors.BadRequest, match="empty"):
         start(prompt=0)
 
@@ -101,22 +101,22 @@ def test_a_prompt_without_tokens_is_refused() -> None:
 # --- what another worker delivered ---------------------------------------------------------------------------------------------------
 
 
-def test_delivered_tokens_count_for_the_limit() -> None:
+def test_delivered_tokens_count_toward_the_limit() -> None:
     running = replayed([b"a", b"b"], max_tokens=3)
-    assert running.take(7, b"c") == TakenToken((7,), "c", LENGTH)
+    assert running.append_token(7, b"c") == AppendedToken((7,), "c", LENGTH)
     assert running.tokens == [0, 1, 2, 3, 0, 1, 7]
 
 
-def test_what_was_held_back_of_delivered_tokens_is_shown_later() -> None:
-    assert replayed([b"x E"], stop=("END",)).take(7, b"s") == TakenToken((7,), "Es")
+def test_text_held_back_from_delivered_tokens_is_shown_later() -> None:
+    assert replayed([b"x E"], stop=("END",)).append_token(7, b"s") == AppendedToken((7,), "Es")
 
 
-def test_a_stop_sequence_may_begin_in_delivered_tokens() -> None:
-    assert replayed([b"x E"], stop=("END",)).take(7, b"ND") == TakenToken((7,), "", STOP)
+def test_stop_sequence_may_start_in_delivered_tokens() -> None:
+    assert replayed([b"x E"], stop=("END",)).append_token(7, b"ND") == AppendedToken((7,), "", STOP)
 
 
-def test_a_character_may_begin_in_delivered_tokens() -> None:
-    assert replayed([b"h\xc3"]).take(7, b"\xa4") == TakenToken((7,), "ä")
+def test_character_may_start_in_delivered_tokens() -> None:
+    assert replayed([b"h\xc3"]).append_token(7, b"\xa4") == AppendedToken((7,), "ä")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_character_may_begin_in_delivered_tokens() -> None:
         pytest.param([b"E"], b"ND", id="with a stop sequence over two tokens"),
     ],
 )
-def test_an_answer_that_was_over_is_refused(pieces: list[bytes], over: bytes | None) -> None:
+def test_complete_answer_is_refused(pieces: list[bytes], over: bytes | None) -> None:
     running = replayed(pieces, max_tokens=3, stop=("END",))
     with pytest.raises(errors.BadRequest, match=r"^delivered: ") as refused:
         running.replay(9, over)
@@ -142,31 +142,31 @@ def test_an_answer_that_was_over_is_refused(pieces: list[bytes], over: bytes | N
     st.integers(1, 25),
     st.data(),
 )
-def test_replayed_and_taken_is_the_same_as_taken(text: str, size: int, stop: tuple[str, ...], limit: int, data: st.DataObject) -> None:
+def test_replayed_tokens_give_the_same_state(text: str, size: int, stop: tuple[str, ...], limit: int, data: st.DataObject) -> None:
     raw = text.encode()
     pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
     whole = start(context=4096, max_tokens=limit, stop=stop)
-    taken: list[TakenToken] = []
+    taken: list[AppendedToken] = []
     for token, piece in enumerate([*pieces, None]):
-        taken.append(whole.take(token, piece))
+        taken.append(whole.append_token(token, piece))
         if taken[-1].finish is not None:
             break
     split = data.draw(st.integers(0, len(taken) - 1))
     resumed = replayed(pieces[:split], context=4096, max_tokens=limit, stop=stop)
-    assert [resumed.take(token, ([*pieces, None])[token]) for token in range(split, len(taken))] == taken[split:]
+    assert [resumed.append_token(token, ([*pieces, None])[token]) for token in range(split, len(taken))] == taken[split:]
     assert resumed.tokens == whole.tokens
 
 
 # --- reading -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_all_there_is_may_be_read_in_bulk() -> None:
+def test_existing_tokens_may_be_read_in_bulk() -> None:
     running = replayed([b"a", b"b"])
     running.begin(2)
     assert (running.fed, running.bulk, running.cached, running.reading) == (2, 6, 2, True)
 
 
-def test_only_tokens_of_the_prompt_count_as_cached() -> None:
+def test_only_prompt_tokens_count_as_cached() -> None:
     running = replayed([b"a", b"b"])
     running.begin(5)
     assert running.cached == 4

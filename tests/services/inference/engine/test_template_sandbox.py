@@ -70,7 +70,7 @@ def render(source: str) -> str:
         pytest.param("{{ lipsum(n=10**6) }}", id="Jinja's own filler text"),
     ],
 )
-def test_a_memory_bomb_is_refused_before_it_grows(source: str) -> None:
+def test_memory_bomb_is_refused_before_it_grows(source: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(errors.BadRequest, match="the model's chat template"):
@@ -94,14 +94,14 @@ def test_a_memory_bomb_is_refused_before_it_grows(source: str) -> None:
     ],
 )
 @pytest.mark.parametrize("use", ["{{ n.x }}", "{{ n.x | tojson }}", "{{ n.x == n.y }}", "{{ {n.x: 1} }}", "{{ '' ~ n.x }}"])
-def test_a_list_that_holds_itself_many_times_is_refused(monkeypatch: pytest.MonkeyPatch, step: str, use: str) -> None:
+def test_list_that_contains_itself_many_times_is_refused(monkeypatch: pytest.MonkeyPatch, step: str, use: str) -> None:
     monkeypatch.setattr(template_sandbox, "MAX_TREE_SIZE", 10_000)
     grow = f"{{% set n = namespace(x=['a'], y=['a']) %}}{{% for i in range(70) %}}{{% set n.x = {step} %}}{{% endfor %}}"
     with pytest.raises(errors.BadRequest, match=r"a list with more|a list nested deeper|a namespace inside a list"):
         render(grow + use)
 
 
-def test_a_namespace_is_no_text() -> None:
+def test_namespace_cannot_be_printed() -> None:
     with pytest.raises(errors.BadRequest, match="a namespace printed as a text"):
         render("{% set n = namespace() %}{% set n.a = n %}{{ n }}")
 
@@ -118,7 +118,7 @@ def test_a_namespace_is_no_text() -> None:
         pytest.param("{{ 1.5 | round(10**9, 'ceil') }}", id="the filter round"),
     ],
 )
-def test_what_no_chat_template_needs_is_not_there(source: str) -> None:
+def test_features_that_no_chat_template_needs_are_missing(source: str) -> None:
     with pytest.raises(jinja2.TemplateError):
         ChatTemplate(source, bos="", eos="")
 
@@ -147,7 +147,7 @@ def test_compiling_computes_nothing() -> None:
         "{{ 'a'.replace('a') }}",
     ],
 )
-def test_the_way_out_is_closed(source: str) -> None:
+def test_sandbox_escapes_are_blocked(source: str) -> None:
     with pytest.raises(errors.BadRequest, match="the model's chat template refuses"):
         render(source)
 
@@ -174,11 +174,11 @@ def test_the_way_out_is_closed(source: str) -> None:
         ("{% macro f(a, b=2) %}{{ a }}{{ b }}{{ caller() if caller }}{% endmacro %}{{ f(1) }}{% call f(3) %}!{% endcall %}", "1232!"),
     ],
 )
-def test_what_templates_of_published_models_use_works(source: str, expected: str) -> None:
+def test_features_of_published_templates_work(source: str, expected: str) -> None:
     assert render(source) == expected
 
 
-def test_each_rendering_begins_with_nothing_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rendering_starts_with_fresh_counters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_sandbox, "MAX_MADE_CHARACTERS", 100)
     template = ChatTemplate("{{ messages[0].content ~ '' }}", bos="", eos="")
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""The order of texts, and who waits for whom. The test's own thread is the loop's; another one tokenizes."""
+"""The order of texts. The test's own thread is that of the loop; another thread tokenizes."""
 
 import select
 import threading
@@ -35,7 +35,7 @@ class Tokenizer:
         self.queue.submit(identity, size, tokenize, lambda tokens: GenerationAccepted(identity, len(tokens)))
 
     def results(self, count: int) -> list[GenerationAccepted | GenerationRefused]:
-        """Let all texts go, and wait for so many results."""
+        """Release all texts, and wait for this many results."""
         self.gate.release(100)
         found: list[GenerationAccepted | GenerationRefused] = []
         while len(found) < count:
@@ -57,7 +57,7 @@ def running() -> Iterator[Tokenizer]:
             ended.result(DEADLINE_SECONDS)
 
 
-def test_texts_are_tokenized_elsewhere_and_continued_here() -> None:
+def test_texts_are_tokenized_in_one_thread_and_continued_in_another() -> None:
     with running() as tokenizer:
         tokenizer.submit(1, 3)
         assert not select.select([tokenizer.queue], [], [], 0)[0]
@@ -66,7 +66,7 @@ def test_texts_are_tokenized_elsewhere_and_continued_here() -> None:
         assert not select.select([tokenizer.queue], [], [], 0)[0]
 
 
-def test_short_texts_pass_long_ones_and_long_ones_are_not_forgotten() -> None:
+def test_short_texts_overtake_long_ones_which_never_starve() -> None:
     with TokenizeQueue() as queue:
         tokenizer = Tokenizer(queue)
         for identity, size in ((1, 900), (2, 800), (3, 5), (4, 4), (5, 6), (6, 7)):
@@ -80,7 +80,7 @@ def test_short_texts_pass_long_ones_and_long_ones_are_not_forgotten() -> None:
     assert tokenizer.began == [1, 4, 2, 3, 5, 6]
 
 
-def test_a_refused_text_is_told_and_the_next_one_is_tokenized() -> None:
+def test_refused_text_is_reported_and_the_next_one_is_tokenized() -> None:
     with running() as tokenizer:
         refusal = errors.BadRequest("the model's chat template refuses these messages")
         tokenizer.submit(1, refuses=refusal)
@@ -88,7 +88,7 @@ def test_a_refused_text_is_told_and_the_next_one_is_tokenized() -> None:
         assert tokenizer.results(2) == [GenerationRefused(1, refusal.to_problem()), GenerationAccepted(2, 1)]
 
 
-def test_cancelled_ones_are_not_tokenized_and_the_one_in_work_has_no_result() -> None:
+def test_canceled_texts_are_not_tokenized_and_a_running_one_has_no_result() -> None:
     with running() as tokenizer:
         for identity in (1, 2, 3):
             tokenizer.submit(identity)
@@ -101,7 +101,7 @@ def test_cancelled_ones_are_not_tokenized_and_the_one_in_work_has_no_result() ->
         assert tokenizer.began == [1, 3]
 
 
-def test_one_cancelled_when_it_is_tokenized_has_no_result() -> None:
+def test_text_canceled_after_tokenization_has_no_result() -> None:
     with running() as tokenizer:
         tokenizer.gate.release()
         tokenizer.submit(1)
@@ -112,7 +112,7 @@ def test_one_cancelled_when_it_is_tokenized_has_no_result() -> None:
         assert not select.select([tokenizer.queue], [], [], 0)[0]
 
 
-def test_the_texts_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queued_texts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenize_queue, "MAX_WAITING_BYTES", 10)
     with TokenizeQueue() as queue:
         tokenizer = Tokenizer(queue)
@@ -124,7 +124,7 @@ def test_the_texts_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         tokenizer.submit(3, 4)
 
 
-def test_the_loop_hears_when_nobody_tokenizes_any_more() -> None:
+def test_loop_notices_when_tokenization_stops() -> None:
     with TokenizeQueue() as queue:
         queue.close()
         queue.close()

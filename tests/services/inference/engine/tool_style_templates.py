@@ -1,4 +1,4 @@
-"""Chat templates of our own that show tools and calls as the families of newer models do."""
+"""Our own chat templates that render tools and calls like newer model families."""
 
 _TOOLS = "{%- if tools %}{{ '[tools]' ~ (tools | tojson) ~ '[/tools]' }}{% endif -%}"
 _CHAT = "{%- for m in messages -%}{{ '[' ~ m.role ~ ']' }}{{- m.content or '' -}}"

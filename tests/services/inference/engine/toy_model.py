@@ -1,6 +1,6 @@
-"""A model that is no neural network, for tests of the loop: it keeps its memory as llama.cpp does and says what it finds there.
+"""A toy model for tests of the loop: it keeps a memory like llama.cpp and answers with what it finds there.
 
-It is strict: whatever it is fed must be the sequence's own tokens, in order, without a gap, on top of what really is in the slot.
+It is strict: it accepts only the sequence's own tokens, in order, without a gap, after what is already in the slot.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from shared.api.inference import TokenChance, TokenLogprob
 
 #: Ends an answer; no byte of any UTF-8 text.
 END_TOKEN = 0xFF
-#: One in so many tokens of an answer with a temperature is the last.
+#: With a temperature, one in this many answer tokens ends the answer.
 _ENDS = 40
 
 

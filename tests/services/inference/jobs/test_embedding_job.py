@@ -13,11 +13,11 @@ MODEL = ModelName("smollm2")
 
 
 def check(**fields: Any) -> EmbeddingJob:
-    said = {"model": ModelName("an alias"), "inputs": ("a",), "request_id": new_request_id(), **fields}
-    return embedding_job.check(MODEL, Embed(**said))
+    values = {"model": ModelName("an alias"), "inputs": ("a",), "request_id": new_request_id(), **fields}
+    return embedding_job.check(MODEL, Embed(**values))
 
 
-def test_a_job_has_the_backends_name_of_the_model() -> None:
+def test_job_has_the_backends_model_name() -> None:
     assert check(inputs=("a", "b"), dimensions=3) == EmbeddingJob(MODEL, ("a", "b"), 3)
 
 
@@ -29,7 +29,7 @@ def test_a_job_has_the_backends_name_of_the_model() -> None:
         pytest.param({"dimensions": MAX_DIMENSIONS}, id="the most dimensions"),
     ],
 )
-def test_taken(fields: dict[str, Any]) -> None:
+def test_accepted(fields: dict[str, Any]) -> None:
     assert check(**fields).inputs == fields.get("inputs", ("a",))
 
 

@@ -6,15 +6,15 @@ from shared.api.generation import ChatMessage, Sampling, Tool
 from shared.types import ModelName
 
 
-def check(prompt: str | tuple[ChatMessage, ...], asked: Sampling = Sampling()) -> generation_job.GenerationJob:  # noqa: B008 - frozen
-    return generation_job.check(ModelName("smollm2"), prompt, asked, context_tokens=None, draw_seed=lambda: 1)
+def check(prompt: str | tuple[ChatMessage, ...], requested: Sampling = Sampling()) -> generation_job.GenerationJob:  # noqa: B008 - frozen
+    return generation_job.check(ModelName("smollm2"), prompt, requested, context_tokens=None, draw_seed=lambda: 1)
 
 
-def test_a_plain_prompt_is_a_chat_of_one_message() -> None:
+def test_plain_prompt_is_a_chat_of_one_message() -> None:
     assert check("Say hello").messages == (ChatMessage("user", "Say hello"),)
 
 
-def test_a_chat_stays_as_it_is() -> None:
+def test_chat_stays_unchanged() -> None:
     chat = (ChatMessage("system", ""), ChatMessage("user", "hi"))
     assert check(chat).messages == chat
 
@@ -31,14 +31,14 @@ def test_a_chat_stays_as_it_is() -> None:
         pytest.param("x" * (1024 * 1024 + 1), "1048577 characters", id="too long to look at"),
     ],
 )
-def test_what_cannot_be_run(prompt: str | tuple[ChatMessage, ...], words: str) -> None:
+def test_invalid_jobs_are_refused(prompt: str | tuple[ChatMessage, ...], words: str) -> None:
     with pytest.raises(errors.BadRequest, match=words) as refused:
         check(prompt)
     assert len(refused.value.message) < 200
 
 
-def test_a_text_to_go_on_with_is_one_text_without_tools() -> None:
-    assert check("Once", Sampling(raw=True)).asked.raw
+def test_raw_text_is_one_message_without_tools() -> None:
+    assert check("Once", Sampling(raw=True)).requested.raw
     with pytest.raises(errors.BadRequest, match="raw allows one message"):
         check((ChatMessage("system", "x"), ChatMessage("user", "y")), Sampling(raw=True))
     with pytest.raises(errors.BadRequest, match="raw and tools"):

@@ -12,12 +12,12 @@ def filled(jobs: int, slots: int = 2, queue: int = 3) -> QueueLimits:
 
 
 @pytest.mark.parametrize(("jobs", "running", "queued"), [(0, 0, 0), (1, 1, 0), (2, 2, 0), (3, 2, 1), (5, 2, 3)])
-def test_the_first_ones_run_and_the_others_wait(jobs: int, running: int, queued: int) -> None:
+def test_first_jobs_run_and_others_wait(jobs: int, running: int, queued: int) -> None:
     intake = filled(jobs)
     assert (intake.running, intake.queued) == (running, queued)
 
 
-def test_one_more_than_the_queue_holds_is_told_when_to_come_back() -> None:
+def test_job_beyond_the_queue_gets_retry_after() -> None:
     intake = filled(5)
     intake.mean_seconds = 4.0
     with pytest.raises(errors.Overloaded, match="queue is full") as refused:
@@ -26,7 +26,7 @@ def test_one_more_than_the_queue_holds_is_told_when_to_come_back() -> None:
     assert intake.in_flight == 5
 
 
-def test_who_leaves_makes_room() -> None:
+def test_finished_job_frees_its_slot() -> None:
     intake = filled(5)
     intake.leave(1.0)
     intake.enter()
@@ -47,7 +47,7 @@ def test_expected_wait(jobs: int, seconds: float) -> None:
     assert intake.expected_wait_seconds() == seconds
 
 
-def test_the_mean_follows_the_last_jobs() -> None:
+def test_mean_follows_the_last_jobs() -> None:
     intake = filled(3)
     intake.leave(10.0)
     assert intake.mean_seconds == 10.0

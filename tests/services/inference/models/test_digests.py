@@ -1,4 +1,4 @@
-"""Digests that outlive the worker: known for the very same files, computed anew for all others and whatever happened to the file."""
+"""Digests outlive the worker: they are remembered for unchanged files and recomputed for all others."""
 
 import hashlib
 import json
@@ -46,19 +46,19 @@ def kept(tmp_path: Path) -> Path:
 
 
 def digest_of(kept: Path | None, *files: Path, read: Callable[[tuple[Path, ...]], str] | None = None) -> tuple[str, int]:
-    """As a worker that has just started tells it, and how often it had to read."""
+    """Return the digest from a newly started worker, and how often it had to read."""
     reading = Reading()
     return KnownDigests(kept, tomorrow).digest(files, read or reading), reading.count
 
 
-def test_a_worker_that_starts_again_reads_nothing(model: Path, kept: Path) -> None:
+def test_restarted_worker_reads_no_model_file(model: Path, kept: Path) -> None:
     right = hashlib.sha256(b"weights").hexdigest()
     assert digest_of(kept, model) == (right, 1)
     assert digest_of(kept, model) == (right, 0)
     assert kept.stat().st_mode & 0o777 == 0o600
 
 
-def test_without_a_file_nothing_is_kept(model: Path) -> None:
+def test_without_a_file_nothing_is_stored(model: Path) -> None:
     assert [digest_of(None, model)[1] for _ in range(2)] == [1, 1]
 
 
@@ -88,7 +88,7 @@ def replace(model: Path) -> None:
         pytest.param(os.utime, id="touched"),
     ],
 )
-def test_a_file_that_changed_is_read_again_and_known_then(model: Path, kept: Path, change: Callable[[Path], object]) -> None:
+def test_changed_file_is_read_again_and_remembered(model: Path, kept: Path, change: Callable[[Path], object]) -> None:
     digest_of(kept, model)
     change(model)
     right = hashlib.sha256(model.read_bytes()).hexdigest()
@@ -97,7 +97,7 @@ def test_a_file_that_changed_is_read_again_and_known_then(model: Path, kept: Pat
 
 
 @pytest.mark.parametrize("field", digests.Stamp.__struct_encode_fields__)
-def test_what_is_known_is_not_believed_where_one_thing_differs(model: Path, kept: Path, field: str) -> None:
+def test_stored_digest_is_ignored_if_any_part_of_the_stamp_differs(model: Path, kept: Path, field: str) -> None:
     digest_of(kept, model)
     written = json.loads(kept.read_bytes())
     (stamp,) = written["models"][0]["stamps"]
@@ -106,7 +106,7 @@ def test_what_is_known_is_not_believed_where_one_thing_differs(model: Path, kept
     assert digest_of(kept, model)[1] == 1
 
 
-def test_parts_are_one_model_and_all_of_them_count(model: Path, kept: Path) -> None:
+def test_all_parts_of_a_split_model_count(model: Path, kept: Path) -> None:
     second = model.with_name("b.gguf")
     second.write_bytes(b"more")
     digest_of(kept, model, second)
@@ -127,37 +127,37 @@ def test_parts_are_one_model_and_all_of_them_count(model: Path, kept: Path) -> N
         pytest.param(b'{"models":[],"x":"' + b" " * digests.MOST_BYTES + b'"}', id="larger than it ever is"),
     ],
 )
-def test_a_damaged_file_means_that_nothing_is_known(model: Path, kept: Path, content: bytes) -> None:
+def test_damaged_digest_file_is_ignored(model: Path, kept: Path, content: bytes) -> None:
     kept.write_bytes(content)
     kept.chmod(0o600)
     assert digest_of(kept, model)[1] == 1
     assert digest_of(kept, model)[1] == 0
 
 
-def test_a_digest_that_is_none_is_not_told(model: Path, kept: Path) -> None:
+def test_invalid_stored_digest_is_ignored(model: Path, kept: Path) -> None:
     right, _ = digest_of(kept, model)
     kept.write_text(kept.read_text().replace(right, right[:-1] + "X"))
     assert digest_of(kept, model) == (right, 1)
 
 
-def test_a_model_that_is_not_there_has_no_digest(model: Path, kept: Path) -> None:
+def test_missing_model_has_no_digest(model: Path, kept: Path) -> None:
     kept.write_text(json.dumps({"models": [{"stamps": [], "sha256": DIGEST}]}))
     assert digest_of(kept, model.with_name("gone.gguf"), read=lambda _files: "") == ("", 0)
 
 
-def test_a_stamp_is_what_the_system_says(model: Path) -> None:
+def test_stamp_matches_the_file_system(model: Path) -> None:
     (stamp,), found = digests.stamps_of((model,)), model.stat()
     assert stamp == digests.Stamp(str(model), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
-def test_a_file_that_others_may_write_is_not_believed(model: Path, kept: Path) -> None:
+def test_digest_file_writable_by_others_is_ignored(model: Path, kept: Path) -> None:
     digest_of(kept, model)
     kept.chmod(0o666)
     assert digest_of(kept, model)[1] == 1
     assert kept.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_file_in_the_making_is_never_known(model: Path, kept: Path) -> None:
+def test_recently_changed_file_is_never_remembered(model: Path, kept: Path) -> None:
     """What is written in the same tick of the file system's clock would show the same time."""
     just_now = max(model.stat().st_mtime_ns, model.stat().st_ctime_ns)
     KnownDigests(kept, lambda: just_now + digests.TICK_NS).digest((model,), Reading())
@@ -166,7 +166,7 @@ def test_a_file_in_the_making_is_never_known(model: Path, kept: Path) -> None:
     assert kept.exists()
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_known(model: Path, kept: Path) -> None:
+def test_file_that_changes_while_it_is_read_is_not_remembered(model: Path, kept: Path) -> None:
     def reads(files: tuple[Path, ...]) -> str:
         model.write_bytes(b"grown meanwhile")
         return DIGEST
@@ -175,23 +175,23 @@ def test_a_file_that_changes_while_it_is_read_is_not_known(model: Path, kept: Pa
     assert not kept.exists()
 
 
-def test_what_could_not_be_read_is_not_known(model: Path, kept: Path) -> None:
+def test_unreadable_file_is_not_remembered(model: Path, kept: Path) -> None:
     digest_of(kept, model, read=lambda _files: "")
     digest_of(kept, model.with_name("gone.gguf"), read=lambda _files: DIGEST)
     assert not kept.exists()
 
 
-def test_a_folder_that_takes_no_file_costs_only_the_next_start(model: Path, tmp_path: Path) -> None:
+def test_unwritable_folder_only_slows_the_next_start(model: Path, tmp_path: Path) -> None:
     assert digest_of(tmp_path / "nowhere" / "node.digests", model)[1] == 1
 
 
-def test_a_name_that_is_no_text_is_known_too(model: Path, kept: Path) -> None:
+def test_file_name_that_is_not_unicode_is_remembered(model: Path, kept: Path) -> None:
     odd = model.with_name(os.fsdecode(b"\xff.gguf"))
     model.rename(odd)
     assert [digest_of(kept, odd)[1] for _ in range(2)] == [1, 0]
 
 
-def test_the_file_stays_small_and_keeps_what_came_last(model: Path, kept: Path) -> None:
+def test_digest_file_stays_small_and_keeps_the_latest(model: Path, kept: Path) -> None:
     known = KnownDigests(kept, tomorrow)
     paths = [model.with_name(f"{number}.gguf") for number in range(digests.MOST_MODELS + 3)]
     for path in paths:
@@ -200,13 +200,13 @@ def test_the_file_stays_small_and_keeps_what_came_last(model: Path, kept: Path) 
     assert len(json.loads(kept.read_bytes())["models"]) == digests.MOST_MODELS
     assert digest_of(kept, paths[-1])[1] == 0
     assert digest_of(kept, paths[0])[1] == 1
-    # A model in more parts than have room beside others.
+    # A model with too many parts to store beside others.
     many = tuple(paths[:100]) * 60
     digest_of(kept, *many)
     assert kept.stat().st_size <= digests.MOST_BYTES
 
 
-def test_models_that_are_read_at_the_same_time_are_all_known(model: Path, kept: Path) -> None:
+def test_models_read_concurrently_are_all_remembered(model: Path, kept: Path) -> None:
     paths = [model.with_name(f"{number}.gguf") for number in range(20)]
     for path in paths:
         path.touch()

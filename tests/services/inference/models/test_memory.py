@@ -13,7 +13,7 @@ from services.inference.engine.gguf.gguf_header import GgufHeader
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry
-from services.inference.models.memory import Budget
+from services.inference.models.memory import MemoryBudget
 from shared.api.inference import ModelState
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
@@ -97,18 +97,18 @@ V1 = "sys/fs/cgroup/memory/docker/x"
         ),
     ],
 )
-def test_what_is_free(tmp_path: Path, files: dict[str, str], free_gib: int) -> None:
+def test_free_memory(tmp_path: Path, files: dict[str, str], free_gib: int) -> None:
     assert memory.measure(None, root=machine(tmp_path, files)).bytes == round(free_gib * GIB * 0.9)
 
 
-def test_gpus_go_before_ram_and_the_setting_before_both(tmp_path: Path) -> None:
+def test_gpu_memory_precedes_ram_and_the_setting_precedes_both(tmp_path: Path) -> None:
     root = machine(tmp_path, {})
     devices = [Device(f"CUDA{number}", "a GPU", 24 * GIB, 20 * GIB) for number in range(2)]
-    assert memory.measure(None, devices, root=root) == Budget(38 * GIB, "40.0 GiB free on CUDA0, CUDA1")
-    assert memory.measure(7, devices, root=root) == Budget(7, "MODEL_MEMORY")
+    assert memory.measure(None, devices, root=root) == MemoryBudget(38 * GIB, "40.0 GiB free on CUDA0, CUDA1")
+    assert memory.measure(7, devices, root=root) == MemoryBudget(7, "MODEL_MEMORY")
 
 
-def test_a_machine_without_such_files_gets_a_guess_and_not_nothing(tmp_path: Path) -> None:
+def test_machine_without_such_files_gets_an_estimate(tmp_path: Path) -> None:
     assert memory.measure(None, root=tmp_path).bytes > 0
 
 
@@ -119,7 +119,7 @@ def smollm2() -> tuple[CatalogEntry, GgufHeader]:
     return CatalogEntry(name=ModelName("smollm2"), file=file, slots=4, context_tokens=1024), header
 
 
-def test_need_grows_with_slots_and_context_and_shrinks_with_a_smaller_kv_type() -> None:
+def test_needed_memory_depends_on_slots_context_and_kv_type() -> None:
     entry, header = smollm2()
     per_token = gguf_header.kv_bytes_per_token(header)
     assert per_token is not None
@@ -134,7 +134,7 @@ def test_need_grows_with_slots_and_context_and_shrinks_with_a_smaller_kv_type() 
     assert memory.need_bytes(header, replace(entry, memory_bytes=5)) == 5
 
 
-def test_a_context_is_never_counted_longer_than_the_models_own() -> None:
+def test_context_is_limited_to_the_models_own() -> None:
     entry, header = smollm2()
     assert header.context_length is not None
     assert memory.context_tokens(header, replace(entry, context_tokens=10**6)) == header.context_length
@@ -148,15 +148,15 @@ def resident_bytes(pid: int | None) -> int:
 
 
 @pytest.mark.nightly("long")
-async def test_the_estimate_is_near_what_an_engine_really_takes() -> None:
+async def test_estimate_is_close_to_the_real_memory_of_an_engine() -> None:
     entry, header = smollm2()
     catalogue = Catalog((replace(entry, preload=True),))
     options = engine_messages.LoadCommand("", 4, 1024, 1, 0)
-    async with llama.opened(catalogue, options, 8, Budget(GIB, "a test"), Watch()) as backend:
+    async with llama.opened(catalogue, options, 8, MemoryBudget(GIB, "a test"), Watch()) as backend:
         await until(lambda: backend.models()[0].state is ModelState.READY)
         await backend.generate(job("Tell a story of the sea. " * 20, model="smollm2", max_tokens=2), Reader())
         answering = resident_bytes(backend.engine_pid(entry.name))
-        # Nearly as long as a slot is: what nobody has written to is not in memory.
+        # Nearly as long as a slot: unwritten pages are not in memory.
         await backend.embed(EmbeddingJob(entry.name, ("sea " * 1000,)), VectorReader())
         embedding = resident_bytes(backend.engine_pid(entry.name))
     assert memory.need_bytes(header, entry) - memory.embedding_bytes(header, entry) == pytest.approx(answering, rel=0.25)
@@ -164,7 +164,7 @@ async def test_the_estimate_is_near_what_an_engine_really_takes() -> None:
     assert memory.embedding_bytes(header, entry) == pytest.approx(embedding - answering, rel=0.3)
 
 
-def test_a_model_that_reads_a_text_at_once_keeps_nothing_of_it_and_compares_all_of_it() -> None:
+def test_bidirectional_model_needs_attention_memory_but_no_kv_cache() -> None:
     entry, header = smollm2()
     reader = replace(header, architecture="bert")
     one, two = (memory.embedding_bytes(reader, replace(entry, context_tokens=tokens)) for tokens in (4096, 8192))
@@ -172,7 +172,7 @@ def test_a_model_that_reads_a_text_at_once_keeps_nothing_of_it_and_compares_all_
     assert 3.7 < two / one < 4
 
 
-def test_a_large_vocabulary_makes_batches_small_and_not_the_memory_large() -> None:
+def test_large_vocabulary_shrinks_the_batch_not_the_free_memory() -> None:
     entry, header = smollm2()
     large = replace(header, vocabulary_size=256_000)
     assert memory.embedding_bytes(large, entry) < memory.embedding_bytes(header, entry) + 2 * memory.EMBEDDING_LOGITS_BYTES

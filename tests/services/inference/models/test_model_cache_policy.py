@@ -1,4 +1,4 @@
-"""Who is in memory, who makes room, who waits: by tables, and by a machine that tries what nobody thinks of."""
+"""Which models are loaded or evicted, and who waits: cases, and a state machine that explores the rest."""
 
 from collections.abc import Callable, Sequence
 
@@ -35,32 +35,32 @@ TERMS = {
 
 
 class Site:
-    """A residency with a shell that loads and unloads at once, so that a test says only what it is about."""
+    """A policy with a shell that loads and unloads immediately, so that a test only states what it is about."""
 
     def __init__(self, *loaded: ModelName, budget: int = BUDGET) -> None:
         self.core = ModelCachePolicy(budget, TERMS)
         self.now = 0.0
-        self.said: list[Decision] = []
+        self.decisions: list[Decision] = []
         for caller, name in enumerate(loaded, 1000):
             self.now += 1
             self.wants(name, caller)
             self.finishes(name)
-        self.said.clear()
+        self.decisions.clear()
 
     def do(self, what: Callable[[ModelCachePolicy, float], Sequence[Decision]]) -> list[Decision]:
         """Everything that follows, in order; a moment later than what was before."""
         self.now += 0.001
         fresh = list(what(self.core, self.now))
-        told: list[Decision] = []
+        decided: list[Decision] = []
         while fresh:
             decision = fresh.pop(0)
-            told.append(decision)
+            decided.append(decision)
             if isinstance(decision, LoadModelStep):
                 fresh += self.core.loaded(decision.model, self.now)
             elif isinstance(decision, UnloadModelStep):
                 fresh += self.core.unloaded(decision.model, self.now)
-        self.said += told
-        return told
+        self.decisions += decided
+        return decided
 
     def wants(self, model: ModelName, caller: int) -> list[Decision]:
         return self.do(lambda core, now: core.wanted(model, caller, now))
@@ -73,13 +73,13 @@ class Site:
         return self.do(lambda core, now: core.tick(now))
 
 
-def test_the_first_caller_loads_a_model_and_later_ones_find_it_there() -> None:
+def test_first_caller_loads_a_model_that_later_callers_share() -> None:
     site = Site()
     assert site.wants(A, 1) == [LoadModelStep(A), AdmitStep(1)]
     assert site.wants(A, 2) == [AdmitStep(2)]
 
 
-def test_callers_who_come_during_a_load_wait_for_that_one_load_in_order() -> None:
+def test_callers_during_a_load_wait_for_it_in_order() -> None:
     core = ModelCachePolicy(BUDGET, TERMS)
     assert core.wanted(A, 1, 0) == [LoadModelStep(A)]
     assert core.wanted(A, 2, 0) == []
@@ -87,32 +87,32 @@ def test_callers_who_come_during_a_load_wait_for_that_one_load_in_order() -> Non
     assert core.loaded(A, 5) == [AdmitStep(1), AdmitStep(2), AdmitStep(3)]
 
 
-def test_two_models_that_fit_are_there_together() -> None:
+def test_two_models_that_fit_are_loaded_together() -> None:
     site = Site(A)
     assert site.wants(B, 1) == [LoadModelStep(B), AdmitStep(1)]
     assert site.core.used_bytes() == 8
 
 
-def test_the_least_recently_used_idle_model_makes_room() -> None:
+def test_least_recently_used_idle_model_is_evicted() -> None:
     site = Site(A, B, A)
     assert site.wants(C, 1) == [UnloadModelStep(B), LoadModelStep(C), AdmitStep(1)]
 
 
-def test_no_more_models_go_than_are_needed_and_none_if_that_is_not_enough() -> None:
+def test_only_as_many_models_are_evicted_as_needed() -> None:
     site = Site(A, B)
     site.wants(A, 1)
     assert site.wants(BIG, 2) == []
     assert site.core.stage(B) is Stage.LOADED
 
 
-def test_a_busy_model_is_waited_for() -> None:
+def test_busy_model_is_waited_for() -> None:
     site = Site(A, B)
     site.wants(A, 1)
     assert site.wants(BIG, 2) == []
     assert site.finishes(A) == [UnloadModelStep(B), UnloadModelStep(A), LoadModelStep(BIG), AdmitStep(2)]
 
 
-def test_while_somebody_waits_for_a_busy_model_others_are_served_by_it_for_a_while_and_then_no_more() -> None:
+def test_busy_model_that_must_go_accepts_callers_only_for_a_while() -> None:
     site = Site(A)
     site.wants(A, 1)
     assert site.wants(BIG, 2) == []
@@ -124,7 +124,7 @@ def test_while_somebody_waits_for_a_busy_model_others_are_served_by_it_for_a_whi
     assert site.finishes(BIG) == [UnloadModelStep(BIG), LoadModelStep(A), AdmitStep(4)]
 
 
-def test_the_model_that_was_told_to_end_stays_the_one_though_its_jobs_are_the_last_used() -> None:
+def test_closing_model_stays_the_chosen_one() -> None:
     site = Site(A, B)
     site.wants(B, 1)
     site.wants(B, 2)
@@ -138,7 +138,7 @@ def test_the_model_that_was_told_to_end_stays_the_one_though_its_jobs_are_the_la
     assert site.finishes(C) == [UnloadModelStep(C), LoadModelStep(B), AdmitStep(5)]
 
 
-def test_what_fits_beside_is_loaded_past_somebody_who_waits_until_their_patience_ends() -> None:
+def test_model_that_fits_is_loaded_past_a_waiting_caller_for_a_while() -> None:
     site = Site(A)
     site.wants(A, 1)
     assert site.wants(BIG, 2) == []
@@ -150,7 +150,7 @@ def test_what_fits_beside_is_loaded_past_somebody_who_waits_until_their_patience
     assert site.finishes(A) == [UnloadModelStep(A), LoadModelStep(BIG), AdmitStep(2)]
 
 
-def test_room_is_made_for_the_first_who_waits_and_for_no_other() -> None:
+def test_memory_is_freed_only_for_the_first_waiting_caller() -> None:
     site = Site(A, B)
     site.wants(B, 1)
     assert site.wants(BIG, 2) == []
@@ -159,7 +159,7 @@ def test_room_is_made_for_the_first_who_waits_and_for_no_other() -> None:
     assert site.finishes(BIG) == [UnloadModelStep(BIG), LoadModelStep(C), AdmitStep(3)]
 
 
-def test_room_that_is_being_made_is_taken_by_nobody_else() -> None:
+def test_memory_being_freed_is_reserved() -> None:
     core = ModelCachePolicy(BUDGET, TERMS)
     core.wanted(A, 1, 0)
     core.loaded(A, 0)
@@ -169,7 +169,7 @@ def test_room_that_is_being_made_is_taken_by_nobody_else() -> None:
     assert core.unloaded(A, 1) == [LoadModelStep(BIG)]
 
 
-def test_when_the_waiting_caller_goes_the_closed_model_takes_callers_again() -> None:
+def test_closed_model_reopens_when_the_waiting_caller_leaves() -> None:
     site = Site(A)
     site.wants(A, 1)
     site.wants(BIG, 2)
@@ -178,13 +178,13 @@ def test_when_the_waiting_caller_goes_the_closed_model_takes_callers_again() -> 
     assert site.do(lambda core, now: core.withdrawn(2, now)) == [AdmitStep(3)]
 
 
-def test_a_model_larger_than_the_machine_is_refused_with_the_numbers() -> None:
+def test_model_larger_than_the_machine_is_refused_with_the_numbers() -> None:
     core = ModelCachePolicy(3 * 2**30, {A: CacheTerms(need_bytes=5 * 2**30, keep_alive_seconds=None)})
     assert core.wanted(A, 1, 0) == [RefuseStep(1, "needs 5.0 GiB, but models may use 3.0 GiB on this machine", None)]
     assert core.unavailable_reason(A, 0)
 
 
-def test_a_pinned_model_stays_and_what_does_not_fit_beside_it_is_refused_by_name() -> None:
+def test_pinned_model_stays_and_a_conflicting_one_is_refused_by_name() -> None:
     site = Site(A)
     site.core.pin(A, pinned=True)
     (refused,) = site.wants(BIG, 1)
@@ -219,7 +219,7 @@ def test_keep_alive_counts_from_the_last_job_and_spares_busy_and_pinned_models()
     assert site.after(0) == [UnloadModelStep(B)]
 
 
-def test_a_failed_load_tells_all_who_wait_and_is_not_tried_again_at_once() -> None:
+def test_failed_load_refuses_all_waiting_callers_and_is_not_retried_immediately() -> None:
     core = ModelCachePolicy(BUDGET, TERMS)
     core.wanted(A, 1, 0)
     core.wanted(A, 2, 0)
@@ -230,7 +230,7 @@ def test_a_failed_load_tells_all_who_wait_and_is_not_tried_again_at_once() -> No
     assert core.wanted(A, 5, 7) == [RefuseStep(5, "still", 9.0)]
 
 
-def test_a_load_that_fails_again_and_again_waits_for_a_person() -> None:
+def test_load_that_keeps_failing_waits_for_a_manual_retry() -> None:
     core = ModelCachePolicy(BUDGET, TERMS)
     now = 0.0
     for _ in range(model_cache_policy.MOST_FAILURES):
@@ -242,7 +242,7 @@ def test_a_load_that_fails_again_and_again_waits_for_a_person() -> None:
     assert core.wanted(A, 1, now) == [LoadModelStep(A)]
 
 
-def test_a_load_that_failed_is_tried_again_without_a_caller_and_counts_as_failed_until_it_succeeds() -> None:
+def test_failed_load_is_retried_in_the_background_and_counts_as_failed_until_then() -> None:
     core = ModelCachePolicy(BUDGET, TERMS)
     core.wanted(A, 1, 0)
     core.load_failed(A, "out of memory", 0)
@@ -259,7 +259,7 @@ def test_a_load_that_failed_is_tried_again_without_a_caller_and_counts_as_failed
     assert core.tick(1000) == []
 
 
-def test_a_load_that_failed_is_not_tried_in_the_room_of_another_and_can_be_asked_for_again() -> None:
+def test_failed_load_is_not_retried_at_the_expense_of_another_model() -> None:
     core = ModelCachePolicy(BUDGET, TERMS)
     core.wanted(BIG, 1, 0)
     core.load_failed(BIG, "out of memory", 0)
@@ -270,7 +270,7 @@ def test_a_load_that_failed_is_not_tried_in_the_room_of_another_and_can_be_asked
     assert core.unavailable_reason(BIG, 6) == "", "only a request makes the other one leave"
 
 
-def test_an_engine_that_is_gone_for_good_gives_its_memory_back() -> None:
+def test_engine_that_is_gone_for_good_frees_its_memory() -> None:
     site = Site(A)
     site.wants(A, 1)
     assert site.wants(BIG, 2) == []
@@ -278,14 +278,14 @@ def test_an_engine_that_is_gone_for_good_gives_its_memory_back() -> None:
     assert site.finishes(A) == [], "its job ended too, and counts for nothing"
 
 
-def test_a_preload_takes_free_room_and_nobodys() -> None:
+def test_preload_uses_only_free_memory() -> None:
     site = Site(A)
     assert site.do(lambda core, now: core.preload(B, now)) == [LoadModelStep(B)]
     assert site.do(lambda core, now: core.preload(C, now)) == []
     assert site.do(lambda core, now: core.preload(B, now)) == []
 
 
-def test_a_person_may_unload_what_is_idle_and_nothing_else() -> None:
+def test_only_idle_models_can_be_unloaded_manually() -> None:
     site = Site(A)
     site.wants(A, 1)
     assert site.core.unload(A) == []
@@ -294,18 +294,18 @@ def test_a_person_may_unload_what_is_idle_and_nothing_else() -> None:
     assert site.core.unload(A) == []
 
 
-def test_what_is_learnt_of_a_loaded_model_counts_from_its_next_load_on() -> None:
+def test_measured_memory_applies_from_the_next_load() -> None:
     site = Site(A)
-    site.core.learn(A, CacheTerms(need_bytes=1, keep_alive_seconds=None))
+    site.core.set_terms(A, CacheTerms(need_bytes=1, keep_alive_seconds=None))
     assert site.core.used_bytes() == 4
     site.do(lambda core, _now: core.unload(A))
-    site.core.learn(A, CacheTerms(need_bytes=1, keep_alive_seconds=None))
+    site.core.set_terms(A, CacheTerms(need_bytes=1, keep_alive_seconds=None))
     site.wants(A, 1)
     assert site.core.used_bytes() == 1
 
 
 class Machine(RuleBasedStateMachine):
-    """Callers, jobs, loads that take their time or fail, pins and clocks, in any order; a shell that does what it is told."""
+    """Callers, jobs, slow and failing loads, pins and clocks in any order, with a shell that follows the decisions."""
 
     models = st.sampled_from(sorted(TERMS))
 
@@ -403,7 +403,7 @@ class Machine(RuleBasedStateMachine):
             assert self.core.jobs(model) == self.jobs.count(model)
 
     def teardown(self) -> None:
-        """When jobs end, loads end and time passes, everybody who waits is admitted or refused."""
+        """When jobs and loads end and time passes, every waiting caller is admitted or refused."""
         for _ in range(4 * len(TERMS) + len(self.waiting)):
             while self.jobs:
                 self.finish(0)

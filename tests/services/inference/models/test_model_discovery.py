@@ -17,14 +17,14 @@ def names(catalogue: Catalog) -> list[str]:
     return [entry.name for entry in catalogue.entries]
 
 
-def test_the_default_model_is_the_packaged_one_and_is_loaded_at_start() -> None:
+def test_packaged_model_is_the_default_and_loaded_at_start() -> None:
     (entry,) = model_discovery.find({}).entries
     assert (entry.name, entry.preload) == ("smollm2", True)
     assert entry.file.suffix == ".gguf"
     assert entry.file.read_bytes()[:4] == b"GGUF"
 
 
-def test_the_setting_replaces_it_and_is_loaded_at_start(tmp_path: Path) -> None:
+def test_setting_replaces_the_default_and_is_loaded_at_start(tmp_path: Path) -> None:
     files(tmp_path, "a.gguf")
     defaults = Defaults(slots=2, keep_alive_seconds=5.0)
     found = model_discovery.find({"a": f"{tmp_path}/a.gguf", "b": f"{tmp_path}/a.gguf"}, defaults=defaults).entries
@@ -33,14 +33,14 @@ def test_the_setting_replaces_it_and_is_loaded_at_start(tmp_path: Path) -> None:
     )
 
 
-def test_a_folder_is_served_on_demand_each_file_once(tmp_path: Path) -> None:
+def test_models_in_a_folder_are_served_on_demand_each_file_once(tmp_path: Path) -> None:
     files(tmp_path, "b.gguf", "a.GGUF", "c-00001-of-00002.gguf", "c-00002-of-00002.gguf", "mmproj-a.gguf", "notes.txt")
     found = model_discovery.find({}, folder=tmp_path)
     assert names(found) == ["a", "b", "c"]
     assert not any(entry.preload for entry in found.entries)
 
 
-def test_the_three_ways_go_together_and_nothing_is_served_twice(tmp_path: Path) -> None:
+def test_three_sources_combine_and_nothing_is_served_twice(tmp_path: Path) -> None:
     files(tmp_path, "a.gguf", "b.gguf", "c.gguf", "d.gguf", "e.gguf")
     yaml = tmp_path / "models.yaml"
     yaml.write_text("models:\n- {name: b, slots: 9}\n- {name: renamed, file: c.gguf, aliases: [e]}\n- {name: far, service: s}\n")
@@ -50,13 +50,13 @@ def test_the_three_ways_go_together_and_nothing_is_served_twice(tmp_path: Path) 
     assert [other.name for other in found.elsewhere] == ["far"]
 
 
-def test_a_worker_whose_registry_names_only_other_services_has_nothing_of_its_own(tmp_path: Path) -> None:
+def test_registry_of_other_services_only_gives_no_models(tmp_path: Path) -> None:
     yaml = tmp_path / "models.yaml"
     yaml.write_text("- {name: far, service: s, path: /infer}\n")
     assert names(model_discovery.find({}, yaml)) == []
 
 
-def test_all_mistakes_of_all_three_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_of_all_sources_are_reported_together(tmp_path: Path) -> None:
     files(tmp_path, "p-00001-of-00002.gguf", "b.gguf", "B.gguf")
     yaml = tmp_path / "models.yaml"
     yaml.write_text(
@@ -64,7 +64,7 @@ def test_all_mistakes_of_all_three_are_told_at_once(tmp_path: Path) -> None:
     )
     with pytest.raises(errors.BadSettings) as refused:
         model_discovery.find({"m": f"{tmp_path}/m.gguf", "n,": "~nobody-here/x", "x": f"{tmp_path}/b.gguf"}, yaml, tmp_path)
-    for told in (
+    for message in (
         f"models.yaml line 1, models[0]: a: there is no file {tmp_path}/no.gguf",
         "models.yaml line 2, models[1].slots",
         "models.yaml line 3, models[2]: the name x is already used by models.yaml line 1, models[0]",
@@ -73,26 +73,26 @@ def test_all_mistakes_of_all_three_are_told_at_once(tmp_path: Path) -> None:
         "MODELS: the name x is already used",
         f"MODELS_DIR: p: there is no file {tmp_path}/p-00002-of-00002.gguf",
     ):
-        assert told in refused.value.message
+        assert message in refused.value.message
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         pytest.param(b"\xff\xfe", "is not UTF-8", id="no text"),
         pytest.param(b"models: []", "its list of models is empty", id="no model"),
         pytest.param(None, "cannot read", id="no file"),
     ],
 )
-def test_a_models_yaml_that_cannot_be_used(tmp_path: Path, content: bytes | None, told: str) -> None:
+def test_unusable_models_yaml(tmp_path: Path, content: bytes | None, message: str) -> None:
     yaml = tmp_path / "models.yaml"
     if content is not None:
         yaml.write_bytes(content)
-    with pytest.raises(errors.BadSettings, match=told):
+    with pytest.raises(errors.BadSettings, match=message):
         model_discovery.find({}, yaml)
 
 
-def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
+def test_unusable_folder(tmp_path: Path) -> None:
     with pytest.raises(errors.BadSettings, match=r"cannot read .*No such file"):
         model_discovery.find({}, folder=tmp_path / "none")
     with pytest.raises(errors.BadSettings, match=r"no \.gguf file"):
@@ -105,13 +105,13 @@ def test_two_files_of_one_name_in_a_folder(tmp_path: Path) -> None:
         model_discovery.find({}, folder=tmp_path)
 
 
-def test_more_names_than_can_be_announced(tmp_path: Path) -> None:
+def test_too_many_names_to_announce(tmp_path: Path) -> None:
     files(tmp_path, *(f"{number}.gguf" for number in range(MAX_NAMES + 1)))
     with pytest.raises(errors.BadSettings, match="65 names and aliases"):
         model_discovery.find({}, folder=tmp_path)
 
 
-def test_a_missing_package_is_said_with_the_command_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_discovery, "DEFAULT_PACKAGE", "no-such-package-here")
     with pytest.raises(errors.BadSettings, match="not installed") as refused:
         model_discovery.find({})

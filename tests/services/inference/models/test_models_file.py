@@ -1,4 +1,4 @@
-"""models.yaml: what is understood, and what a person with a mistake in it is told."""
+"""models.yaml: what is understood, and how mistakes are reported."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def entry(name: str = "a", file: str = "a.gguf", **fields: Any) -> CatalogEntry:
         pytest.param("slots:\n  digest: ~", {}, id="a field without a value is as if it were not there"),
     ],
 )
-def test_a_field(field: str, expected: dict[str, Any]) -> None:
+def test_field_values(field: str, expected: dict[str, Any]) -> None:
     assert entries(f"models:\n- name: a\n  file: a.gguf\n  {field}\n") == [entry(**expected)]
 
 
@@ -67,11 +67,11 @@ def test_a_field(field: str, expected: dict[str, Any]) -> None:
         pytest.param("- {name: 7, file: a.gguf}", [entry("7")], id="a name that looks like a number is a name"),
     ],
 )
-def test_forms(text: str, expected: list[CatalogEntry]) -> None:
+def test_file_forms(text: str, expected: list[CatalogEntry]) -> None:
     assert entries(text, {"a": FOLDER / "found.gguf"}) == expected
 
 
-def test_a_registry_of_services_is_accepted_as_it_is() -> None:
+def test_registry_of_services_is_accepted_as_is() -> None:
     text = """
     - name: llm-gptq
       service: llm-gptq-service.ai-models.svc.cluster.local
@@ -86,7 +86,7 @@ def test_a_registry_of_services_is_accepted_as_it_is() -> None:
     assert [located.entry for located in reading.located] == [entry("embeddings", "embeddings.gguf")]
 
 
-def test_the_same_in_a_config_map() -> None:
+def test_registry_in_a_config_map() -> None:
     text = """
 apiVersion: v1
 kind: ConfigMap
@@ -101,7 +101,7 @@ data:
     assert read(text).elsewhere == [RemoteModel(ModelName("llm-gptq"), "llm", "/infer")]
 
 
-def test_a_config_map_in_a_config_map_is_not_opened() -> None:
+def test_nested_config_map_is_not_opened() -> None:
     inner = "kind: ConfigMap\\ndata: {a: '- {name: a, file: b}'}"
     (mistake, *_) = read(f'kind: ConfigMap\ndata: {{x: "{inner}"}}').mistakes
     assert "the text in data" in mistake
@@ -128,7 +128,7 @@ def test_replicas_gpu_memory_and_max_batch_size_of_another_platform() -> None:
     ]
 
 
-def test_the_workers_settings_hold_where_a_model_says_nothing() -> None:
+def test_worker_settings_are_the_defaults() -> None:
     defaults = Defaults(slots=7, context_tokens=512, gpu_layers=3, keep_alive_seconds=60.0)
     reading = read("- {name: a, file: a.gguf}\n- {name: b, file: b.gguf, slots: 1, keep_alive: forever}", defaults=defaults)
     assert [located.entry for located in reading.located] == [
@@ -137,7 +137,7 @@ def test_the_workers_settings_hold_where_a_model_says_nothing() -> None:
     ]
 
 
-def test_the_example_is_without_mistakes_and_explains_every_field() -> None:
+def test_example_is_valid_and_explains_every_field() -> None:
     text = (Path(__file__).parents[4] / "deploy/models.example.yaml").read_text()
     assert [found.name for found in entries(text)] == ["gemma3-4b", "llama3", "mistral", "qwen3"]
     explained = {line.removeprefix("#   ").partition(":")[0] for line in text.splitlines() if line.startswith("#   ")}
@@ -187,15 +187,15 @@ def test_the_example_is_without_mistakes_and_explains_every_field() -> None:
         pytest.param("x" * (MAX_CHARACTERS + 1), f"at most {MAX_CHARACTERS} are allowed", id="a text without end"),
     ],
 )
-def test_a_mistake_is_told_with_its_place(text: str, mistake: str) -> None:
+def test_mistake_is_reported_with_its_line(text: str, mistake: str) -> None:
     reading = read(text)
     assert mistake in "\n".join(reading.mistakes)
-    assert all(told.startswith("models.yaml") for told in reading.mistakes)
+    assert all(mistake.startswith("models.yaml") for mistake in reading.mistakes)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_together() -> None:
     reading = read("models:\n- {name: a, file: x, slots: 0, memory: 0}\n- {name: b, colour: 3}\n")
-    assert [told.partition(":")[0] for told in reading.mistakes] == [
+    assert [mistake.partition(":")[0] for mistake in reading.mistakes] == [
         "models.yaml line 2, models[0].slots",
         "models.yaml line 2, models[0].memory",
         "models.yaml line 3, models[1].colour",
@@ -203,7 +203,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     ]
 
 
-def test_mistakes_without_end_are_counted() -> None:
+def test_too_many_mistakes_are_counted() -> None:
     reading = read("- {}\n" * 500)
     assert len(reading.mistakes) == models_file.MAX_MISTAKES + 1
     assert "450 more mistakes" in reading.mistakes[-1]
@@ -223,7 +223,7 @@ _LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'
         pytest.param("- {name: a}\n" * 80_000, id="entries"),
     ],
 )
-def test_a_bomb_does_not_go_off(text: str) -> None:
+def test_yaml_bomb_is_refused(text: str) -> None:
     with pytest.raises(yaml_tree.NotReadable, match=r"more than 10000 values|more than 32 levels deep"):
         yaml_tree.read(text)
 
@@ -231,5 +231,5 @@ def test_a_bomb_does_not_go_off(text: str) -> None:
 @given(st.text(max_size=200) | st.text("[]{}:,-?&*!|>'\"#%@` \n\tab<", max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     reading = read(text)
-    assert all(told.startswith("models.yaml") for told in reading.mistakes)
+    assert all(mistake.startswith("models.yaml") for mistake in reading.mistakes)
     assert all(located.entry.name.isprintable() for located in reading.located)

@@ -24,7 +24,7 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "4XB", "GiB", "4 i", "1e9", "4GiB or so", "9999999TiB", "nan", "٤GiB", "1" * 400])
-def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
+def test_invalid_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"4GiB|at most 1024 TiB"):
         quantities.parse_bytes(text)
 
@@ -48,7 +48,7 @@ def test_durations(text: str, seconds: float | None) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5 minutes", "m", "-5m", "5m!", "1y", "9999999d", "999999999h", "inf", "5m 3"])
-def test_what_is_no_duration_is_refused_with_a_way_out(text: str) -> None:
+def test_invalid_duration_is_refused_with_a_hint(text: str) -> None:
     with pytest.raises(ValueError, match=r"forever"):
         quantities.parse_seconds(text)
 
@@ -61,6 +61,6 @@ def test_any_text_is_a_quantity_or_refused(text: str) -> None:
         assert 0 <= (quantities.parse_seconds(text) or 0.0) <= quantities.MAX_SECONDS
 
 
-def test_sizes_are_shown_in_the_unit_that_fits() -> None:
+def test_sizes_are_shown_in_a_fitting_unit() -> None:
     assert quantities.show_bytes(5 * 2**30 + 2**29) == "5.5 GiB"
     assert quantities.show_bytes(300 * 2**20) == "300 MiB"

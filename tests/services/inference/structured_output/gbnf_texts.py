@@ -1,4 +1,4 @@
-"""GBNF without llama.cpp: whether a text fits a grammar, and texts drawn from one. Small and slow, and reads GBNF with code of its own."""
+"""Match texts against GBNF, and generate texts from it, without llama.cpp. Small and slow, with its own GBNF parser."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Formats that are there to break something: schemas and grammars that nest, repeat, double and lead back to themselves."""
+"""Hostile formats: schemas and grammars that nest, repeat, duplicate, and recurse."""
 
 import json
 import random

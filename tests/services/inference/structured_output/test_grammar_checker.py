@@ -49,20 +49,20 @@ def has_ended(pid: int | None) -> bool:
     return not is_alive(pid)
 
 
-async def test_a_hostile_format_is_taken_or_refused_and_the_process_lives_on() -> None:
+async def test_hostile_format_is_accepted_or_refused_and_the_process_survives() -> None:
     corpus = hostile.corpus()
     assert len(corpus) >= 300
     refused: dict[str, str] = {}
-    async with with_vocabulary() as asked:
-        await asked.check('root ::= "a"')
-        pid = asked.pid
+    async with with_vocabulary() as checker:
+        await checker.check('root ::= "a"')
+        pid = checker.pid
         for name, wanted in corpus.items():
             try:
-                await asked.check(output_formats.grammar_of(wanted))
+                await checker.check(output_formats.grammar_of(wanted))
             except errors.BadRequest as error:
                 refused[name] = error.message
-            assert asked.pid == pid, name
-        await asked.check('root ::= "b"')
+            assert checker.pid == pid, name
+        await checker.check('root ::= "b"')
         assert is_alive(pid)
     assert not is_alive(pid)
     assert not [message for message in refused.values() if len(message) > 500 or not message.startswith("format")]
@@ -72,11 +72,11 @@ async def test_a_hostile_format_is_taken_or_refused_and_the_process_lives_on() -
         assert name not in refused
 
 
-async def test_tools_of_real_servers_are_taken() -> None:
-    async with with_vocabulary() as asked:
+async def test_tools_of_real_servers_are_accepted() -> None:
+    async with with_vocabulary() as checker:
         for wanted in tool_schemas.SCHEMAS.values():
-            await asked.check(output_formats.grammar_of_schema(json.dumps(wanted)))
-        await asked.check(output_formats.any_object())
+            await checker.check(output_formats.grammar_of_schema(json.dumps(wanted)))
+        await checker.check(output_formats.any_object())
 
 
 @pytest.mark.parametrize(
@@ -88,25 +88,25 @@ async def test_tools_of_real_servers_are_taken() -> None:
         pytest.param('root ::= "a"{2,1}', "more than 2 s or 512 MiB", id="a repeat that fills the memory"),
     ],
 )
-async def test_llama_cpp_may_do_what_it_likes_with_a_grammar(grammar: str, words: str) -> None:
+async def test_checker_survives_whatever_llama_cpp_does(grammar: str, words: str) -> None:
     """Also with those that `grammar_limits` would have kept from it."""
-    async with with_vocabulary() as asked:
+    async with with_vocabulary() as checker:
         with pytest.raises(errors.BadRequest, match=f"^format: .*{words}"):
-            await asked.check(grammar)
-        pid = asked.pid
-        await asked.check('root ::= "a"')
-        assert asked.pid == pid
+            await checker.check(grammar)
+        pid = checker.pid
+        await checker.check('root ::= "a"')
+        assert checker.pid == pid
 
 
-async def test_a_verdict_is_remembered_and_the_oldest_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_verdicts_are_cached_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_checker, "MOST_VERDICTS", 2)
     # Says how often it was asked, as the reason of a refusal.
     code = "n = 0\n" + SPEAKS + "n += 1; verdicts.send(sock, GrammarVerdict(Judgement.REFUSED, f'question {n}'))"
-    async with with_code(code) as asked:
+    async with with_code(code) as checker:
 
         async def answer(grammar: str) -> str:
             with pytest.raises(errors.BadRequest) as raised:
-                await asked.check(grammar)
+                await checker.check(grammar)
             return raised.value.message.partition("question ")[2]
 
         assert [await answer(name) for name in ("a", "b", "a", "c", "a", "b")] == ["1", "2", "1", "3", "1", "4"]
@@ -123,19 +123,19 @@ async def test_a_verdict_is_remembered_and_the_oldest_forgotten(monkeypatch: pyt
         pytest.param("signal.pause()", id="it says nothing"),
     ],
 )
-async def test_a_process_that_fails_refuses_that_grammar_and_is_started_again(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failing_process_refuses_that_grammar_and_is_restarted(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checker_messages, "WALL_SECONDS", 0.3)
     monkeypatch.setattr(grammar_checker, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(grammar_checker, "EXIT_SECONDS", 0.1)
     code = SPEAKS + f"if grammar == b'bad': {answer}\n    verdicts.send(sock, GrammarVerdict(Judgement.FITS))"
-    async with with_code(code) as asked:
-        await asked.check("good")
-        first = asked.pid
+    async with with_code(code) as checker:
+        await checker.check("good")
+        first = checker.pid
         with pytest.raises(errors.BadRequest, match=r"^format: the grammar was not compiled"):
-            await asked.check("bad")
+            await checker.check("bad")
         assert not is_alive(first)
-        await asked.check("another good one")
-        assert asked.pid != first
+        await checker.check("another good one")
+        assert checker.pid != first
 
 
 @pytest.mark.parametrize(
@@ -145,64 +145,64 @@ async def test_a_process_that_fails_refuses_that_grammar_and_is_started_again(an
         pytest.param(SPEAKS.replace("FITS", "NO_VOCABULARY") + "pass", "load a vocabulary from", id="no vocabulary"),
     ],
 )
-async def test_a_process_that_does_not_start_is_not_the_callers_fault(code: str, words: str) -> None:
-    async with with_code(code) as asked:
+async def test_process_that_does_not_start_is_not_the_callers_fault(code: str, words: str) -> None:
+    async with with_code(code) as checker:
         with pytest.raises(errors.Unavailable, match=words):
-            await asked.check("x")
-        assert asked.pid is None
+            await checker.check("x")
+        assert checker.pid is None
 
 
-async def test_a_file_that_is_no_model_has_no_vocabulary(tmp_path: Path) -> None:
+async def test_invalid_model_file_has_no_vocabulary(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + bytes(64))
-    async with Checker(path, engine_supervisor.scrubbed(os.environ)) as asked:
+    async with Checker(path, engine_supervisor.scrubbed(os.environ)) as checker:
         with pytest.raises(errors.Unavailable, match="load a vocabulary from"):
-            await asked.check('root ::= "a"')
+            await checker.check('root ::= "a"')
 
 
-async def test_more_than_may_wait_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_callers_beyond_the_queue_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_checker, "MOST_WAITING", 2)
     code = SPEAKS + "time.sleep(0.05); verdicts.send(sock, GrammarVerdict(Judgement.FITS))"
-    async with with_code(code) as asked:
-        ends = await asyncio.gather(*(asked.check(str(number)) for number in range(5)), return_exceptions=True)
+    async with with_code(code) as checker:
+        ends = await asyncio.gather(*(checker.check(str(number)) for number in range(5)), return_exceptions=True)
     assert [type(end) for end in ends if end is not None] == [errors.Overloaded] * (len(ends) - ends.count(None))
     assert 2 <= ends.count(None) < 5
 
 
-async def test_who_goes_away_leaves_no_answer_for_the_next(tmp_path: Path) -> None:
-    asked_for = tmp_path / "asked"
+async def test_canceled_caller_leaves_no_answer_for_the_next(tmp_path: Path) -> None:
+    request_arrived = tmp_path / "asked"
     code = (
         SPEAKS
         + f"""
     if grammar == b'slow':
-        open({str(asked_for)!r}, 'w').close()
+        open({str(request_arrived)!r}, 'w').close()
         select = __import__('select').select([sock], [], [], 60)
         break
     verdicts.send(sock, GrammarVerdict(Judgement.REFUSED, grammar.decode()))"""
     )
-    async with with_code(code) as asked:
-        slow = asyncio.create_task(asked.check("slow"))
-        await until(asked_for.exists)
+    async with with_code(code) as checker:
+        slow = asyncio.create_task(checker.check("slow"))
+        await until(request_arrived.exists)
         slow.cancel()
         with pytest.raises(asyncio.CancelledError):
             await slow
         with pytest.raises(errors.BadRequest, match="next"):
-            await asked.check("next")
+            await checker.check("next")
 
 
-async def test_nobody_asks_and_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_checker, "IDLE_SECONDS", 0.0)
-    async with with_code(SPEAKS + "verdicts.send(sock, GrammarVerdict(Judgement.FITS))") as asked:
+    async with with_code(SPEAKS + "verdicts.send(sock, GrammarVerdict(Judgement.FITS))") as checker:
         for grammar in ("a", "b"):
-            ready = asyncio.create_task(asked.check(grammar))
-            await until(lambda: asked.pid is not None)
-            pid = asked.pid
+            ready = asyncio.create_task(checker.check(grammar))
+            await until(lambda: checker.pid is not None)
+            pid = checker.pid
             await ready
             await until(partial(has_ended, pid))
-            assert asked.pid is None
+            assert checker.pid is None
 
 
-async def test_the_process_sees_no_secrets(tmp_path: Path) -> None:
+async def test_process_gets_no_secrets(tmp_path: Path) -> None:
     seen = tmp_path / "environment"
     code = (
         f"import os; open({str(seen)!r}, 'w').write(repr(dict(os.environ)))\n"
@@ -210,6 +210,6 @@ async def test_the_process_sees_no_secrets(tmp_path: Path) -> None:
         + "verdicts.send(sock, GrammarVerdict(Judgement.FITS))"
     )
     environment = engine_supervisor.scrubbed({**os.environ, "OPENAI_API_KEY": "canary"})
-    async with Checker(Path("model.gguf"), environment, program=(sys.executable, "-c", code)) as asked:
-        await asked.check("x")
+    async with Checker(Path("model.gguf"), environment, program=(sys.executable, "-c", code)) as checker:
+        await checker.check("x")
     assert "canary" not in seen.read_text()

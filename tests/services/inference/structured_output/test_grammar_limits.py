@@ -24,7 +24,7 @@ from services.inference.structured_output.schema_errors import SchemaRefused
         pytest.param('root ::= "a"{1000}', id="1,000 repeats"),
     ],
 )
-def test_what_may_pass(grammar: str) -> None:
+def test_accepted_grammars(grammar: str) -> None:
     grammar_limits.check(grammar)
 
 
@@ -79,13 +79,13 @@ DOUBLING = "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1} | r{n + 1}\n" for n in 
         pytest.param("root ::= a$b", "'\\$' is not expected", id="a sign that is none"),
     ],
 )
-def test_what_may_not(grammar: str, words: str) -> None:
+def test_refused_grammars(grammar: str, words: str) -> None:
     with pytest.raises(SchemaRefused, match=words):
         grammar_limits.check(grammar)
 
 
 @pytest.mark.parametrize("sign", ["(", "[", '"', "\\", "|", "{", "#", "\n", " ", "a ", "()", '""', "(|", ".?", "r ::= r\n"])
-def test_what_fills_all_the_room_is_read_in_its_time(sign: str) -> None:
+def test_grammar_at_the_limits_is_checked_in_time(sign: str) -> None:
     """A reader that goes back would take minutes for these, and the test's time limit ends it."""
     text = "root ::= " + sign * ((grammar_limits.MOST_BYTES - 9) // len(sign))
     with suppress(SchemaRefused):
@@ -94,6 +94,6 @@ def test_what_fills_all_the_room_is_read_in_its_time(sign: str) -> None:
 
 @given(st.text('rot :=ab"()[]{}*+?|.\\-^,12\n<>!#', max_size=60))
 @example('r ::= "a"\nroot ::= r{2}')
-def test_any_text_is_taken_or_refused(text: str) -> None:
+def test_any_text_is_accepted_or_refused(text: str) -> None:
     with suppress(SchemaRefused):
         grammar_limits.check(f"root ::= {text}")

@@ -13,7 +13,7 @@ def grammar(expression: str) -> str:
 
 
 @given(bounds, bounds, st.data())
-def test_exactly_the_whole_numbers_between_the_bounds(one: int | None, other: int | None, data: st.DataObject) -> None:
+def test_exactly_the_integers_between_the_bounds(one: int | None, other: int | None, data: st.DataObject) -> None:
     low, high = (min(one, other), max(one, other)) if one is not None and other is not None else (one, other)
     wanted = grammar(integers.between(low, high))
     near = [bound + step for bound in (low, high) if bound is not None for step in (-11, -1, 0, 1, 11)]
@@ -22,7 +22,7 @@ def test_exactly_the_whole_numbers_between_the_bounds(one: int | None, other: in
 
 
 @pytest.mark.parametrize("text", ["007", "+7", "7.0", "", "-0"])
-def test_whole_numbers_have_one_spelling(text: str) -> None:
+def test_integers_have_one_spelling(text: str) -> None:
     assert not fits(grammar(integers.between(-10, 10)), text)
 
 
@@ -33,7 +33,7 @@ def test_decimals_between_the_bounds(low: int, width: int, value: object) -> Non
 
 
 @pytest.mark.parametrize(("low", "high", "text"), [(5, None, "4.9"), (None, -5, "-4.9"), (None, 5, "5.1"), (-5, None, "-5.1")])
-def test_decimals_beyond_their_one_bound(low: int | None, high: int | None, text: str) -> None:
+def test_decimals_with_one_bound(low: int | None, high: int | None, text: str) -> None:
     wanted = grammar(integers.real_between(low, high))
     assert not fits(wanted, text)
     assert fits(wanted, str(low if low is not None else high))

@@ -15,7 +15,7 @@ def test_json_is_any_object() -> None:
     assert not fits(grammar, "[1]")
 
 
-def test_a_grammar_is_passed_on_as_it_is() -> None:
+def test_grammar_is_passed_on_unchanged() -> None:
     assert output_formats.grammar_of(OutputFormat(FormatKind.GBNF, 'root ::= "a"')) == 'root ::= "a"'
 
 
@@ -24,7 +24,7 @@ def test_tools_of_real_servers_fit_the_limits(name: str) -> None:
     assert output_formats.grammar_of(OutputFormat(FormatKind.JSON_SCHEMA, json.dumps(tool_schemas.SCHEMAS[name])))
 
 
-def test_all_of_them_at_once_fit_the_limits() -> None:
+def test_all_tools_together_fit_the_limits() -> None:
     calls = [
         {"properties": {"name": {"const": name}, "arguments": wanted}, "required": ["name", "arguments"]} for name, wanted in ALONE.items()
     ]
@@ -56,13 +56,13 @@ ALONE = {name: wanted for name, wanted in tool_schemas.SCHEMAS.items() if "$ref"
         pytest.param(OutputFormat(FormatKind.GBNF, ""), r"^format\.grammar: there is no rule `root`", id="no grammar"),
     ],
 )
-def test_the_field_is_named(wanted: OutputFormat, message: str) -> None:
+def test_error_names_the_field(wanted: OutputFormat, message: str) -> None:
     with pytest.raises(errors.BadRequest, match=message) as raised:
         output_formats.grammar_of(wanted)
     assert raised.value.hint
 
 
-def test_a_name_as_long_as_the_schema_does_not_come_back_whole() -> None:
+def test_very_long_name_is_shortened_in_the_error() -> None:
     with pytest.raises(errors.BadRequest, match="must be one of") as raised:
         output_formats.grammar_of_schema(json.dumps({"properties": {"x" * 60_000: {"type": "text"}}}))
     assert len(raised.value.message) < 500

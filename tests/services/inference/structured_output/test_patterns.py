@@ -47,7 +47,7 @@ def grammar_of(pattern: str) -> str:
         "^a{b}$",
     ],
 )
-def test_a_pattern_takes_what_re_finds(pattern: str) -> None:
+def test_pattern_matches_like_re(pattern: str) -> None:
     grammar = grammar_of(pattern)
     # JSON schema's `$` is the end of the text; Python's also stands before a last line break.
     expected = re.compile(re.sub(r"(?<!\\)\$(?=$|\|)", r"\\Z", pattern), re.ASCII)
@@ -92,13 +92,13 @@ def test_a_pattern_takes_what_re_finds(pattern: str) -> None:
         pytest.param("a" * 257, "257 characters, at most 256", id="too long"),
     ],
 )
-def test_what_is_refused(pattern: str, words: str) -> None:
+def test_refused_patterns(pattern: str, words: str) -> None:
     with pytest.raises(SchemaRefused, match=words):
         grammar_of(pattern)
 
 
 @given(st.text(r"ab(|)[]^$*+?{}12,\dwsb.-x:=!<P", max_size=30))
-def test_any_pattern_is_taken_or_refused(pattern: str) -> None:
+def test_any_pattern_is_accepted_or_refused(pattern: str) -> None:
     try:
         grammar = grammar_of(pattern)
     except SchemaRefused:

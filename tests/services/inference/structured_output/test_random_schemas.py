@@ -1,4 +1,4 @@
-"""Random schemas: values that fit are taken, others are not, and what a grammar writes is valid. jsonschema is the judge."""
+"""Random schemas: only valid values are accepted, and generated text is valid. jsonschema is the judge."""
 
 import json
 import random
@@ -85,7 +85,7 @@ def mutated(value: Any, rng: random.Random) -> Any:
 
 
 @given(schemas, st.randoms(use_true_random=False))
-def test_values_that_fit_are_taken_and_others_are_not(wanted: dict[str, Any], rng: random.Random) -> None:
+def test_only_valid_values_are_accepted(wanted: dict[str, Any], rng: random.Random) -> None:
     grammar = grammar_of(wanted)
     validator = jsonschema.Draft202012Validator(wanted)
     value = instance(wanted, rng)
@@ -97,13 +97,13 @@ def test_values_that_fit_are_taken_and_others_are_not(wanted: dict[str, Any], rn
 
 
 @given(schemas, st.randoms(use_true_random=False))
-def test_what_is_written_fits(wanted: dict[str, Any], rng: random.Random) -> None:
+def test_generated_text_is_valid(wanted: dict[str, Any], rng: random.Random) -> None:
     text = drawn(grammar_of(wanted), rng)
     jsonschema.validate(json.loads(text), wanted, jsonschema.Draft202012Validator)
 
 
 @pytest.mark.parametrize("name", tool_schemas.SCHEMAS)
-def test_what_is_written_fits_a_tool(name: str) -> None:
+def test_generated_tool_call_is_valid(name: str) -> None:
     wanted = tool_schemas.SCHEMAS[name]
     # What the converter says that it passes over.
     judged = json.loads(json.dumps(wanted).replace('"uniqueItems": true, ', ""))

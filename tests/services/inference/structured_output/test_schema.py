@@ -1,4 +1,4 @@
-"""Which JSON a schema's grammar takes. `gbnf_texts` decides, not llama.cpp."""
+"""Which JSON the grammar of a schema accepts. `gbnf_texts` decides, not llama.cpp."""
 
 import json
 from string import ascii_uppercase
@@ -223,7 +223,7 @@ A_OR_B = {"a": {"type": "integer"}, "b": {"type": "boolean"}}
         ),
     ],
 )
-def test_what_is_taken(wanted: object, taken: list[object], refused: list[object]) -> None:
+def test_accepted_values(wanted: object, taken: list[object], refused: list[object]) -> None:
     grammar = grammar_of(wanted)
     assert [value for value in taken if not fits(grammar, compact(value))] == []
     assert [value for value in refused if fits(grammar, compact(value))] == []
@@ -245,7 +245,7 @@ def test_what_is_taken(wanted: object, taken: list[object], refused: list[object
         ('{"a":"\\t\\"\\/"}', True),
     ],
 )
-def test_only_compact_json_is_written(text: str, is_taken: bool) -> None:
+def test_only_compact_json_is_generated(text: str, is_taken: bool) -> None:
     assert fits(grammar_of({"type": "object"}), text) == is_taken
 
 
@@ -293,7 +293,7 @@ def test_only_compact_json_is_written(text: str, is_taken: bool) -> None:
         pytest.param(False, "no value fits `false`", id="false"),
     ],
 )
-def test_what_is_refused(wanted: object, message: str) -> None:
+def test_refused_schemas(wanted: object, message: str) -> None:
     with pytest.raises(SchemaRefused, match=message):
         grammar_of(wanted)
 
@@ -308,7 +308,7 @@ def test_what_is_refused(wanted: object, message: str) -> None:
         pytest.param([f"{n:061}" for n in range(250)], id="fewer may be longer"),
     ],
 )
-def test_a_long_enum_takes_its_values_and_no_other(values: list[str]) -> None:
+def test_long_enum_accepts_exactly_its_values(values: list[str]) -> None:
     grammar = grammar_of({"enum": values})
     grammar_limits.check(grammar)
     for value in (values[0], values[77], values[-1]):
@@ -318,12 +318,12 @@ def test_a_long_enum_takes_its_values_and_no_other(values: list[str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "nul", '{"type":"object"} x', "[" * 100_000, "{'a': 1}"])
-def test_text_that_is_no_json_is_refused(text: str) -> None:
+def test_invalid_json_is_refused(text: str) -> None:
     with pytest.raises(SchemaRefused):
         schema.grammar_of(text)
 
 
-def test_a_schema_stands_between_two_fixed_texts() -> None:
+def test_schema_between_two_fixed_texts() -> None:
     grammar = schema.grammar_of('{"type":"integer"}', before='<call>"\n', after="</call>")
     grammar_limits.check(grammar)
     assert fits(grammar, '<call>"\n12</call>')

@@ -43,7 +43,7 @@ def is_taken(vocabulary: CheckerVocabulary, grammar: str, text: str) -> bool:
 
 
 @pytest.mark.parametrize("name", tool_schemas.SCHEMAS)
-def test_it_takes_the_same_texts(name: str, vocabulary: CheckerVocabulary) -> None:
+def test_llama_cpp_accepts_the_same_texts(name: str, vocabulary: CheckerVocabulary) -> None:
     grammar = grammar_of(tool_schemas.SCHEMAS[name])
     for seed in range(15):
         rng = random.Random(seed)
@@ -54,7 +54,7 @@ def test_it_takes_the_same_texts(name: str, vocabulary: CheckerVocabulary) -> No
         assert is_taken(vocabulary, grammar, changed) == fits(grammar, changed), changed
 
 
-def test_a_step_on_the_longest_enum_is_bounded_also_where_no_two_values_begin_alike(vocabulary: CheckerVocabulary) -> None:
+def test_step_on_the_longest_enum_is_bounded_without_common_prefixes(vocabulary: CheckerVocabulary) -> None:
     """llama.cpp tries every value on every token there: 0.35 s here, and no later step has so much to try."""
     grammar = grammar_of({"enum": [chr(0x4E00 + n) + "x" for n in range(schema.MOST_ENUM_VALUES)]})
     sampler = native.llama_sampler_init_grammar(vocabulary.pointer, grammar.encode(), b"root")

@@ -1,4 +1,4 @@
-"""Parameters of tools as servers of the Model Context Protocol describe them: long enums, long texts, nested and recursive objects."""
+"""Tool parameters as servers of the Model Context Protocol describe them: long enums, long texts, nested and recursive objects."""
 
 import json
 from pathlib import Path

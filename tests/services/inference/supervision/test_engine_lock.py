@@ -8,8 +8,8 @@ from hypothesis import strategies as some
 from services.inference.supervision.engine_lock import EngineLock, EngineTurn
 
 
-class Visitor:
-    """Wants a turn, notes that it has it, and keeps it until told to go."""
+class LockUser:
+    """Waits for a turn, records it, and keeps it until released."""
 
     def __init__(self, turns: EngineLock, *, alone: bool) -> None:
         self.alone = alone
@@ -41,25 +41,25 @@ class Visitor:
 
 
 async def settled() -> None:
-    """Whoever can go on has done so."""
+    """Run everything that can run."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
-async def test_many_are_in_together() -> None:
+async def test_shared_turns_run_together() -> None:
     turns = EngineLock()
-    visitors = [Visitor(turns, alone=False) for _ in range(3)]
+    visitors = [LockUser(turns, alone=False) for _ in range(3)]
     await settled()
     assert all(one.is_in for one in visitors)
     for one in visitors:
         await one.leave()
 
 
-async def test_who_is_to_be_alone_waits_for_all_and_holds_up_the_rest() -> None:
+async def test_exclusive_turn_waits_for_all_and_delays_later_ones() -> None:
     turns = EngineLock()
-    first, second = Visitor(turns, alone=False), Visitor(turns, alone=False)
+    first, second = LockUser(turns, alone=False), LockUser(turns, alone=False)
     await settled()
-    alone, later = Visitor(turns, alone=True), Visitor(turns, alone=False)
+    alone, later = LockUser(turns, alone=True), LockUser(turns, alone=False)
     await first.leave()
     await settled()
     assert (alone.is_in, later.is_in) == (False, False)
@@ -72,18 +72,18 @@ async def test_who_is_to_be_alone_waits_for_all_and_holds_up_the_rest() -> None:
     await later.leave()
 
 
-async def test_a_turn_can_end_before_its_block() -> None:
+async def test_turn_can_end_before_its_block() -> None:
     turns = EngineLock()
-    first = Visitor(turns, alone=True)
+    first = LockUser(turns, alone=True)
     await settled()
-    second = Visitor(turns, alone=True)
+    second = LockUser(turns, alone=True)
     await settled()
     assert first.turn is not None
     first.turn.leave()
     await settled()
     assert second.is_in
     await first.leave()
-    third = Visitor(turns, alone=False)
+    third = LockUser(turns, alone=False)
     await settled()
     assert not third.is_in, "leaving twice gave nobody's turn away"
     await second.leave()
@@ -91,11 +91,11 @@ async def test_a_turn_can_end_before_its_block() -> None:
 
 
 @pytest.mark.parametrize("alone", [False, True])
-async def test_who_gives_up_in_the_line_holds_up_nobody(alone: bool) -> None:
+async def test_canceled_waiter_delays_nobody(alone: bool) -> None:
     turns = EngineLock()
-    first = Visitor(turns, alone=not alone)
+    first = LockUser(turns, alone=not alone)
     await settled()
-    waiting, behind = Visitor(turns, alone=True), Visitor(turns, alone=False)
+    waiting, behind = LockUser(turns, alone=True), LockUser(turns, alone=False)
     await settled()
     await waiting.give_up()
     await settled()
@@ -106,11 +106,11 @@ async def test_who_gives_up_in_the_line_holds_up_nobody(alone: bool) -> None:
     await behind.leave()
 
 
-async def test_who_gives_up_in_the_moment_of_being_let_in_gives_the_turn_back() -> None:
+async def test_waiter_canceled_while_admitted_releases_its_turn() -> None:
     turns = EngineLock()
-    first = Visitor(turns, alone=True)
+    first = LockUser(turns, alone=True)
     await settled()
-    unlucky, next_one = Visitor(turns, alone=True), Visitor(turns, alone=True)
+    unlucky, next_one = LockUser(turns, alone=True), LockUser(turns, alone=True)
     await settled()
     assert first.turn is not None
     first.turn.leave()
@@ -123,17 +123,17 @@ async def test_who_gives_up_in_the_moment_of_being_let_in_gives_the_turn_back() 
 
 
 @given(some.lists(some.tuples(some.sampled_from(["together", "alone", "leave", "give up"]), some.integers(0, 7)), max_size=40))
-def test_nobody_alone_has_company_and_nobody_waits_for_nothing(story: list[tuple[str, int]]) -> None:
-    asyncio.run(_live_through(story))
+def test_exclusive_turns_are_alone_and_no_turn_waits_needlessly(steps: list[tuple[str, int]]) -> None:
+    asyncio.run(_live_through(steps))
 
 
-async def _live_through(story: list[tuple[str, int]]) -> None:
+async def _live_through(steps: list[tuple[str, int]]) -> None:
     turns = EngineLock()
-    visitors: list[Visitor] = []
-    for what, which in story:
+    visitors: list[LockUser] = []
+    for what, which in steps:
         match what:
             case "together" | "alone":
-                visitors.append(Visitor(turns, alone=what == "alone"))
+                visitors.append(LockUser(turns, alone=what == "alone"))
             case "leave" if inside := [one for one in visitors if one.is_in]:
                 await inside[which % len(inside)].leave()
             case "give up" if here := [one for one in visitors if not one.task.done()]:
@@ -149,6 +149,6 @@ async def _live_through(story: list[tuple[str, int]]) -> None:
     assert all(one.is_over for one in visitors)
 
 
-def _to_the_end(visitors: list[Visitor]) -> Iterator[Visitor]:
+def _to_the_end(visitors: list[LockUser]) -> Iterator[LockUser]:
     while inside := [one for one in visitors if one.is_in]:
         yield inside[0]

@@ -1,4 +1,4 @@
-"""The supervision of an engine, with engines that fail in every way they can. None of them loads a model."""
+"""The supervisor with engines that fail in every possible way. None of them loads a model."""
 
 import asyncio
 import os
@@ -74,7 +74,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_supervisor, "EXIT_SECONDS", 0.2)
 
 
-async def test_five_crashes_are_the_end_and_it_says_so() -> None:
+async def test_engine_is_given_up_after_five_crashes() -> None:
     watch = Watch()
     async with supervised("raise SystemExit(3)", watch) as engine:
         await until(lambda: engine.state is ModelState.FAILED)
@@ -85,7 +85,7 @@ async def test_five_crashes_are_the_end_and_it_says_so() -> None:
             await engine.generate(job(), Reader())
 
 
-async def test_a_model_that_cannot_be_loaded_is_not_tried_again() -> None:
+async def test_model_that_cannot_be_loaded_is_not_retried() -> None:
     code = SPEAKS.replace('wire.Loaded("a fake", 64, "", True, "")', 'wire.LoadFailed("no memory")')
     watch = Watch()
     async with supervised(code, watch) as engine:
@@ -94,7 +94,7 @@ async def test_a_model_that_cannot_be_loaded_is_not_tried_again() -> None:
         assert watch.restarts == []
 
 
-async def test_a_program_that_cannot_be_started_counts_as_crashes() -> None:
+async def test_program_that_does_not_start_counts_as_crashed() -> None:
     engine = SupervisedEngine(ModelName("fake"), LOAD, Watch(), program=("/nowhere/engine",))
     await engine.run()
     assert engine.state is ModelState.FAILED
@@ -110,14 +110,14 @@ async def test_a_program_that_cannot_be_started_counts_as_crashes() -> None:
         pytest.param("sock.close(); time.sleep(60)", "signal 9", id="a closed socket and a process that stays"),
     ],
 )
-async def test_an_engine_that_goes_mad_fails_its_generations(code: str, words: str) -> None:
+async def test_engine_that_sends_nonsense_fails_its_generations(code: str, words: str) -> None:
     async with supervised(SPEAKS + "next(arriving)\n" + code) as engine:
         await until(lambda: engine.state is ModelState.READY)
         with pytest.raises(errors.ModelCrashed, match=words):
             await engine.generate(job(), Reader())
 
 
-async def test_reports_of_a_cancelled_generation_disturb_nobody() -> None:
+async def test_reports_of_a_canceled_generation_are_ignored() -> None:
     code = """
 for command in arriving:
     if isinstance(command, wire.StartGeneration):
@@ -141,7 +141,7 @@ for command in arriving:
     assert (end.usage.prompt_tokens, end.usage.completion_tokens) == (3, 1)
 
 
-async def test_an_engine_that_does_not_end_is_killed() -> None:
+async def test_engine_that_does_not_end_is_killed() -> None:
     code = SPEAKS + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)"
     async with supervised(code) as engine:
         await until(lambda: engine.state is ModelState.READY)
@@ -151,7 +151,7 @@ async def test_an_engine_that_does_not_end_is_killed() -> None:
         os.kill(pid, 0)
 
 
-def test_an_engine_inherits_nothing_that_is_secret() -> None:
+def test_engine_inherits_no_secrets() -> None:
     environment = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "0", "DATABASE_URL": "x", "OPENAI_API_KEY": "x", "NODE_KEY_FILE": "x"}
     assert set(engine_supervisor.scrubbed(environment)) == {"PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "GGML_NO_BACKTRACE"}
 
@@ -166,7 +166,7 @@ def test_an_engine_inherits_nothing_that_is_secret() -> None:
         pytest.param("os.kill(os.getpid(), signal.SIGSTOP)", id="it is stopped"),
     ],
 )
-async def test_a_hung_engine_is_killed_and_started_again(code: str) -> None:
+async def test_hung_engine_is_killed_and_restarted(code: str) -> None:
     hangs = SPEAKS + ANSWERS + 'command = next(arriving)\naccept(command)\nstep(command, "one")\n' + code
     async with supervised(hangs, watchdog_seconds=0.2) as engine:
         await until(lambda: engine.state is ModelState.READY)
@@ -180,14 +180,14 @@ async def test_a_hung_engine_is_killed_and_started_again(code: str) -> None:
             os.kill(pid, 0)
 
 
-async def test_an_engine_that_never_loads_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_engine_that_never_loads_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "LOAD_SECONDS", 0.02)
     async with supervised("import time; time.sleep(60)", watchdog_seconds=0.02) as engine:
         await until(lambda: engine.state is ModelState.FAILED)
         assert "did not report progress with loading" in engine.detail
 
 
-#: After the last command a long silence, and then a step of nobody.
+#: After the last command a long silence, and then an unrelated step.
 SILENCE = """
 time.sleep(0.3)
 sock.sendall(wire.pack(wire.StepReport((), 0.004, 0.003, 0, 0)))
@@ -195,7 +195,7 @@ for command in arriving: pass
 """
 
 
-async def test_an_engine_without_work_may_be_silent() -> None:
+async def test_idle_engine_may_be_silent() -> None:
     async with supervised(SPEAKS + SILENCE, watchdog_seconds=0.02) as engine:
         await until(lambda: engine.figures().steps)
         assert engine.state is ModelState.READY
@@ -213,7 +213,7 @@ class SlowReader(Reader):
         await self.may_read.wait()
 
 
-async def test_an_engine_that_waits_for_nobody_but_a_slow_reader_is_not_hung() -> None:
+async def test_engine_waiting_for_a_slow_reader_is_not_hung() -> None:
     code = 'command = next(arriving)\naccept(command)\nstep(command, "one")\nstep(command, " two", "stop")\n' + SILENCE
     async with supervised(SPEAKS + ANSWERS + code, watchdog_seconds=0.02) as engine:
         await until(lambda: engine.state is ModelState.READY)
@@ -226,7 +226,7 @@ async def test_an_engine_that_waits_for_nobody_but_a_slow_reader_is_not_hung() -
     assert reader.text == "one two"
 
 
-async def test_the_figures_are_those_of_the_steps() -> None:
+async def test_speed_is_measured_from_the_steps() -> None:
     code = 'for command in arriving:\n    accept(command)\n    step(command, "one", seconds=0.2)\n    step(command, " two", "stop", 0.6)\n'
     async with supervised(SPEAKS + ANSWERS + code) as engine:
         await until(lambda: engine.state is ModelState.READY)
@@ -238,7 +238,7 @@ async def test_the_figures_are_those_of_the_steps() -> None:
 
 # --- an engine that dies ------------------------------------------------------------------------------------------------------
 
-#: In its first life it dies where the test says; in the next ones it answers.
+#: Its first process dies where the test says; later ones answer.
 DIES_ONCE = """
 import os, pathlib
 def die_at(point):
@@ -278,7 +278,7 @@ for command in arriving:
         ("end", {0, 1}),
     ],
 )
-async def test_wherever_an_engine_dies_the_next_one_answers(point: str, failures: set[int], tmp_path: Path) -> None:
+async def test_next_engine_answers_wherever_the_last_one_died(point: str, failures: set[int], tmp_path: Path) -> None:
     marker = tmp_path / "died"
     code = DIES_ONCE.replace("MARKER", repr(str(marker))).replace("POINT", repr(point)) + SPEAKS + ANSWERS + GOES_ON
     failed, answered, reader = [], False, Reader()
@@ -296,7 +296,7 @@ async def test_wherever_an_engine_dies_the_next_one_answers(point: str, failures
     assert all(error.retryable for error in failed)
 
 
-async def test_who_stops_an_engine_ends_its_generations() -> None:
+async def test_shutdown_ends_the_generations() -> None:
     engine = SupervisedEngine(
         ModelName("fake"), LOAD, Watch(), (sys.executable, "-c", SPEAKS + ANSWERS + "for command in arriving: accept(command)")
     )
@@ -332,7 +332,7 @@ for command in arriving:
 """
 
 
-async def test_a_request_that_ended_two_engines_is_not_run_again(tmp_path: Path) -> None:
+async def test_request_that_killed_two_engines_is_not_run_again(tmp_path: Path) -> None:
     code = SPEAKS + ANSWERS + DIES_OF_POISON.replace("MARKER", repr(str(tmp_path / "lived")))
     suspected = PoisonRequests(time.monotonic)
     innocent, guilty = job("waiting"), job("poison")
@@ -363,7 +363,7 @@ async def test_a_request_that_ended_two_engines_is_not_run_again(tmp_path: Path)
         assert engine.pid == pid
 
 
-#: Says of each generation whether others came soon after the first.
+#: Reports for each generation whether others arrived soon after the first.
 SEES_COMPANY = """
 import select
 while True:
@@ -378,8 +378,8 @@ while True:
 """
 
 
-@pytest.mark.parametrize(("standing", "says"), [(RequestSuspicion.CLEAR, "company"), (RequestSuspicion.SUSPECT, "alone")])
-async def test_a_suspect_runs_alone(standing: RequestSuspicion, says: str) -> None:
+@pytest.mark.parametrize(("standing", "text"), [(RequestSuspicion.CLEAR, "company"), (RequestSuspicion.SUSPECT, "alone")])
+async def test_suspect_runs_alone(standing: RequestSuspicion, text: str) -> None:
     suspected = PoisonRequests(time.monotonic)
     if standing is RequestSuspicion.SUSPECT:
         suspected.died([poison_requests.fingerprint(job("suspect"))], alone=False)
@@ -390,11 +390,11 @@ async def test_a_suspect_runs_alone(standing: RequestSuspicion, says: str) -> No
             tasks.create_task(engine.generate(job("suspect"), reader))
             for other in others:
                 tasks.create_task(engine.generate(job("other"), other))
-    assert reader.text == says
+    assert reader.text == text
     assert all(other.text for other in others)
 
 
-async def test_a_copy_that_waited_for_its_turn_is_refused_when_the_other_was_the_second() -> None:
+async def test_waiting_copy_is_refused_after_the_second_crash() -> None:
     code = SPEAKS + ANSWERS + "command = next(arriving)\naccept(command)\ntime.sleep(0.1)\nos.abort()"
     suspected = PoisonRequests(time.monotonic)
     suspected.died([poison_requests.fingerprint(job())], alone=False)
@@ -404,7 +404,7 @@ async def test_a_copy_that_waited_for_its_turn_is_refused_when_the_other_was_the
     assert [type(one) for one in both] == [errors.ModelCrashed, errors.Poison]
 
 
-async def test_a_finished_answer_is_whole_and_nobodys_crime_when_the_engine_dies_before_it_is_read() -> None:
+async def test_finished_answer_is_delivered_and_not_blamed_for_a_later_crash() -> None:
     code = 'command = next(arriving)\naccept(command)\nstep(command, "one")\nstep(command, " two", "stop")\nos.abort()'
     suspected, watch = PoisonRequests(time.monotonic), Watch()
     async with supervised(SPEAKS + ANSWERS + code, watch, suspected=suspected) as engine:

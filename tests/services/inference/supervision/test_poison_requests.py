@@ -18,20 +18,20 @@ class Clock:
         return self.now
 
 
-def test_whoever_ran_when_an_engine_died_is_suspect() -> None:
+def test_every_request_running_during_a_crash_is_suspect() -> None:
     suspected = PoisonRequests(Clock())
     suspected.died([A], alone=False)
     assert [suspected.suspicion(one) for one in (A, B)] == [RequestSuspicion.SUSPECT, RequestSuspicion.CLEAR]
 
 
-def test_company_never_convicts() -> None:
+def test_crash_with_others_never_convicts() -> None:
     suspected = PoisonRequests(Clock())
     for _ in range(3):
         suspected.died([A, B], alone=False)
     assert [suspected.suspicion(one) for one in (A, B)] == [RequestSuspicion.SUSPECT, RequestSuspicion.SUSPECT]
 
 
-def test_a_second_death_alone_convicts() -> None:
+def test_second_crash_alone_convicts() -> None:
     suspected = PoisonRequests(Clock())
     suspected.died([A, B], alone=False)
     suspected.died([A], alone=True)
@@ -40,7 +40,7 @@ def test_a_second_death_alone_convicts() -> None:
     assert suspected.suspicion(A) is RequestSuspicion.POISON, "another engine that died of it makes it no better"
 
 
-def test_who_ran_well_is_cleared() -> None:
+def test_successful_run_clears_a_suspect() -> None:
     suspected = PoisonRequests(Clock())
     suspected.died([A], alone=False)
     suspected.clear(A)
@@ -48,7 +48,7 @@ def test_who_ran_well_is_cleared() -> None:
     assert suspected.suspicion(A) is RequestSuspicion.CLEAR
 
 
-def test_what_was_long_ago_is_forgotten() -> None:
+def test_old_suspicion_expires() -> None:
     clock = Clock()
     suspected = PoisonRequests(clock)
     suspected.died([A], alone=True)
@@ -58,7 +58,7 @@ def test_what_was_long_ago_is_forgotten() -> None:
     assert suspected.suspicion(A) is RequestSuspicion.CLEAR
 
 
-def test_the_oldest_give_way() -> None:
+def test_oldest_records_are_dropped() -> None:
     suspected = PoisonRequests(Clock())
     requests = [number.to_bytes(32) for number in range(MOST_SUSPECTS + 1)]
     suspected.died(requests[:-1], alone=False)
@@ -83,12 +83,12 @@ def test_the_oldest_give_way() -> None:
         pytest.param(lambda: job("hello", model="other"), False, id="another model"),
     ],
 )
-def test_a_request_is_known_again(other: Callable[[], GenerationJob], same: bool) -> None:
+def test_same_request_has_the_same_fingerprint(other: Callable[[], GenerationJob], same: bool) -> None:
     assert (poison_requests.fingerprint(job("hello")) == poison_requests.fingerprint(other())) is same
 
 
-def test_an_answer_that_goes_on_is_the_same_request_and_another_grammar_is_not() -> None:
+def test_resumed_request_has_the_same_fingerprint_and_another_grammar_has_not() -> None:
     plain = job("hello")
-    resumed = GenerationJob(plain.model, plain.messages, plain.parameters, plain.asked, salt="tenant", delivered=(1, 2), request="r")
-    bound = GenerationJob(plain.model, plain.messages, plain.parameters, plain.asked, grammar='root ::= "a"')
+    resumed = GenerationJob(plain.model, plain.messages, plain.parameters, plain.requested, salt="tenant", delivered=(1, 2), request="r")
+    bound = GenerationJob(plain.model, plain.messages, plain.parameters, plain.requested, grammar='root ::= "a"')
     assert poison_requests.fingerprint(resumed) == poison_requests.fingerprint(plain) != poison_requests.fingerprint(bound)

@@ -5,16 +5,16 @@ from services.inference.supervision.watchdog import FIRST_STEP_SECONDS, LOAD_SEC
 
 def ticks_to_the_end(watchdog: Watchdog) -> int:
     ticks = 1
-    while not watchdog.ticked():
+    while not watchdog.tick():
         ticks += 1
     return ticks
 
 
 def loaded(*steps: float, step_seconds: float = STEP_SECONDS) -> Watchdog:
     watchdog = Watchdog(step_seconds)
-    watchdog.loaded()
+    watchdog.load_ended()
     for seconds in steps:
-        watchdog.stepped(seconds)
+        watchdog.step_ended(seconds)
     return watchdog
 
 
@@ -29,17 +29,17 @@ def loaded(*steps: float, step_seconds: float = STEP_SECONDS) -> Watchdog:
         pytest.param(loaded(0.0, step_seconds=1200.0), 1200.0, id="a step, as it is asked for"),
     ],
 )
-def test_silence_is_borne_so_long(watchdog: Watchdog, seconds: float) -> None:
+def test_time_until_an_engine_counts_as_hung(watchdog: Watchdog, seconds: float) -> None:
     assert ticks_to_the_end(watchdog) == seconds / TICK_SECONDS
 
 
-def test_any_word_ends_the_silence() -> None:
+def test_any_report_ends_the_silence() -> None:
     watchdog = loaded(0.01)
     for _ in range(3):
-        assert not any(watchdog.ticked() for _ in range(int(STEP_SECONDS / TICK_SECONDS) - 1))
-        watchdog.heard()
+        assert not any(watchdog.tick() for _ in range(int(STEP_SECONDS / TICK_SECONDS) - 1))
+        watchdog.report_received()
 
 
-def test_a_short_limit_has_short_ticks() -> None:
+def test_short_limit_has_short_ticks() -> None:
     watchdog = loaded(0.0, step_seconds=0.2)
     assert (watchdog.tick_seconds, ticks_to_the_end(watchdog)) == (0.05, 4)

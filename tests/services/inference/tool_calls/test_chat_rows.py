@@ -33,11 +33,11 @@ def test_arguments_of_calls(arguments: str, seen: object) -> None:
     assert row["tool_calls"] == [{"id": "I", "type": "function", "function": {"name": "F", "arguments": seen}}]
 
 
-def test_a_message_without_calls_has_no_key_for_them() -> None:
+def test_message_without_calls_has_no_tool_calls_key() -> None:
     assert rows(ChatMessage("user", "hi")) == [{"role": "user", "content": "HI"}]
 
 
-def test_the_answer_to_a_call_says_which_and_whose() -> None:
+def test_tool_message_has_the_id_and_name_of_its_call() -> None:
     answers = rows(called("{}", "i1"), ChatMessage("tool", "yes", tool_call_id="i1"), ChatMessage("tool", "no", tool_call_id="i2"))[1:]
     assert answers == [
         {"role": "tool", "content": "YES", "tool_call_id": "I1", "name": "F"},
@@ -53,25 +53,25 @@ def test_the_answer_to_a_call_says_which_and_whose() -> None:
         pytest.param(ChatMessage("assistant", ""), "", id="an empty text"),
     ],
 )
-def test_content_of_templates_that_want_none(message: ChatMessage, content: str | None) -> None:
+def test_content_for_templates_that_need_none(message: ChatMessage, content: str | None) -> None:
     assert rows(message, habits=Habits(none_without_text=True))[0]["content"] == content
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("call_id", "kept"),
     [("call_abcdefghijklmnopqrstuvwx", False), ("Ab3456789", True), ("", False), ("ab-456789", False), ("ÄÖÜ456789", False)],
 )
-def test_short_ids(given: str, kept: bool) -> None:
-    call, answer = rows(called("{}", given), ChatMessage("tool", "", tool_call_id=given), habits=Habits(short_ids=True))
+def test_short_ids(call_id: str, kept: bool) -> None:
+    call, answer = rows(called("{}", call_id), ChatMessage("tool", "", tool_call_id=call_id), habits=Habits(short_ids=True))
     identity = answer["tool_call_id"]
     assert isinstance(identity, str)
     assert call["tool_calls"] == [{"id": identity, "type": "function", "function": {"name": "F", "arguments": {}}}]
     assert len(identity) == 9
     assert identity.isalnum()
-    assert (identity == given.upper()) is kept
+    assert (identity == call_id.upper()) is kept
 
 
-def test_tools_have_the_form_of_the_convention() -> None:
+def test_tools_are_rendered_as_openai_functions() -> None:
     assert chat_rows.tool_rows((Tool("f", "d", '{"properties": {"a": {"type": "number"}}}'), Tool("g")), str.upper) == [
         {"type": "function", "function": {"name": "F", "description": "D", "parameters": {"PROPERTIES": {"A": {"TYPE": "NUMBER"}}}}},
         {"type": "function", "function": {"name": "G", "description": "", "parameters": {"TYPE": "OBJECT", "PROPERTIES": {}}}},
@@ -88,12 +88,12 @@ def test_tools_have_the_form_of_the_convention() -> None:
         pytest.param((Tool("f", "", "[" * 100_000),), r"tools\[0\]\.function\.parameters must be", id="nested deeper than a stack"),
     ],
 )
-def test_tools_that_cannot_be_shown(tools: tuple[Tool, ...], message: str) -> None:
+def test_tools_that_cannot_be_rendered(tools: tuple[Tool, ...], message: str) -> None:
     with pytest.raises(errors.BadRequest, match=message):
         chat_rows.tool_rows(tools, str)
 
 
-def test_arguments_nested_too_deep_are_refused_by_place() -> None:
+def test_too_deeply_nested_arguments_are_refused_with_their_place() -> None:
     deep = json.dumps({"a": json.loads("[" * 50 + "]" * 50)})
     with pytest.raises(errors.BadRequest, match=r"messages\[1\]\.tool_calls\[0\]\.function\.arguments is nested deeper than 32 levels"):
         rows(ChatMessage("user", ""), called(deep))

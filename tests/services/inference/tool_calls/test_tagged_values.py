@@ -43,7 +43,7 @@ def value_of(text: str, schema: object) -> object:
         pytest.param("[" * 5_000, {"type": "array"}, "[" * 5_000, id="deeper than can be read"),
     ],
 )
-def test_what_a_text_between_tags_is(text: str, schema: object, value: object) -> None:
+def test_value_between_tags(text: str, schema: object, value: object) -> None:
     assert value_of(text, schema) == value
     assert type(value_of(text, schema)) is type(value)
 
@@ -53,12 +53,12 @@ def test_numbers_keep_all_their_digits() -> None:
     assert tagged_values.arguments_of({"a": written}, {"a": {"type": "number"}}) == f'{{"a": {written}}}'
 
 
-def test_names_are_json_too() -> None:
+def test_names_are_encoded_as_json() -> None:
     assert json.loads(tagged_values.arguments_of({'"\n': "1", "é": "x"}, {})) == {'"\n': 1, "é": "x"}
 
 
 @pytest.mark.parametrize("parameters", ["", "{}", "7", "{", '{"properties": 7}', "[" * 5_000])
-def test_a_tool_that_says_nothing_of_its_parameters(parameters: str) -> None:
+def test_tool_without_parameter_schema(parameters: str) -> None:
     assert tagged_values.properties_of(Tool("f", "", parameters)) == {}
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.tool_calls import call_findings, tool_call_parser
-from services.inference.tool_calls.tool_call_parser import Parsed, ToolCallParser
+from services.inference.tool_calls.tool_call_parser import ParsedText, ToolCallParser
 from services.inference.tool_calls.tool_format import ToolStyle
 from shared.api.generation import Tool, ToolCall
 from tests import tiers
@@ -21,17 +21,17 @@ LONG = "x" * call_findings.MAX_HELD_CHARACTERS
 A = ("f", '{"a": 1}')
 
 
-def parsed(style: ToolStyle, pieces: Iterable[str]) -> Parsed:
+def parsed(style: ToolStyle, pieces: Iterable[str]) -> ParsedText:
     """All that came out of one answer."""
     numbers = itertools.count()
     parser = ToolCallParser(style, TOOLS, lambda: f"call_{next(numbers)}")
     parts = [parser.push(piece) for piece in pieces]
     parts.append(parser.finish())
-    return Parsed("".join(part.text for part in parts), tuple(call for part in parts for call in part.calls))
+    return ParsedText("".join(part.text for part in parts), tuple(call for part in parts for call in part.calls))
 
 
-def expected(text: str, *calls: tuple[str, str]) -> Parsed:
-    return Parsed(text, tuple(ToolCall(f"call_{number}", name, arguments) for number, (name, arguments) in enumerate(calls)))
+def expected(text: str, *calls: tuple[str, str]) -> ParsedText:
+    return ParsedText(text, tuple(ToolCall(f"call_{number}", name, arguments) for number, (name, arguments) in enumerate(calls)))
 
 
 CASES = [
@@ -156,12 +156,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("style", "answer", "result"), CASES)
-def test_an_answer_as_a_whole(style: str, answer: str, result: Parsed) -> None:
+def test_whole_answer(style: str, answer: str, result: ParsedText) -> None:
     assert parsed(ToolStyle(style), [answer]) == result
 
 
 @pytest.mark.parametrize(("style", "answer", "result"), CASES)
-def test_the_same_character_by_character_and_cut_in_two(style: str, answer: str, result: Parsed) -> None:
+def test_answer_split_by_character_or_in_two(style: str, answer: str, result: ParsedText) -> None:
     assert parsed(ToolStyle(style), answer) == result
     # Every cut of a short answer; of a long one some near its ends, where the decisions are.
     for cut in range(len(answer)) if len(answer) < 1_000 else (1, 12, len(answer) - 50):
@@ -195,7 +195,7 @@ fragments = st.sampled_from(
 
 
 @given(st.sampled_from(ToolStyle), st.lists(st.one_of(fragments, st.text(max_size=3)), max_size=12), st.data())
-def test_where_the_pieces_end_makes_no_difference(style: ToolStyle, answer: list[str], data: st.DataObject) -> None:
+def test_split_makes_no_difference(style: ToolStyle, answer: list[str], data: st.DataObject) -> None:
     text = "".join(answer)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     pieces = [text[first:last] for first, last in itertools.pairwise([0, *cuts, len(text)])]
@@ -206,7 +206,7 @@ def test_where_the_pieces_end_makes_no_difference(style: ToolStyle, answer: list
 
 
 @pytest.mark.parametrize("style", ToolStyle)
-def test_of_random_texts_without_calls_no_character_is_lost(style: ToolStyle) -> None:
+def test_random_text_without_calls_keeps_every_character(style: ToolStyle) -> None:
     random_source = random.Random(4)
     signs = (
         "<tool_call>",
@@ -242,20 +242,20 @@ def test_of_random_texts_without_calls_no_character_is_lost(style: ToolStyle) ->
         pytest.param("mistral", ["[1, ", "[TOOLS]"], ["[1,", " [TOOLS]"], id="another bracket is no tag"),
     ],
 )
-def test_what_cannot_be_a_call_is_not_held_back(style: str, pieces: list[str], shown: list[str]) -> None:
+def test_text_that_cannot_be_a_call_is_not_held_back(style: str, pieces: list[str], shown: list[str]) -> None:
     parser = ToolCallParser(ToolStyle(style), TOOLS, lambda: "i")
     assert [parser.push(piece).text for piece in pieces] == shown
 
 
-def test_a_call_with_a_tag_is_given_out_as_soon_as_it_is_complete() -> None:
+def test_tagged_call_is_emitted_as_soon_as_it_is_complete() -> None:
     parser = ToolCallParser(ToolStyle.HERMES, TOOLS, lambda: "i")
     assert parser.push(f"<tool_call>{F[:-1]}").calls == ()
     assert parser.push("}").calls == (ToolCall("i", *A),)
-    assert parser.push("\n</tool_call>\n") == parser.finish() == Parsed()
+    assert parser.push("\n</tool_call>\n") == parser.finish() == ParsedText()
 
 
 @pytest.mark.parametrize("style", ToolStyle)
-def test_what_is_held_back_is_bounded(style: ToolStyle) -> None:
+def test_held_back_text_is_bounded(style: ToolStyle) -> None:
     parser = ToolCallParser(style, TOOLS, lambda: "i")
     opening = {ToolStyle.HERMES: "<tool_call>{", ToolStyle.MISTRAL: "[TOOL_CALLS][{"}.get(style, "{")
     sent = opening + '"name": "f", "arguments": {"a": "'
@@ -271,12 +271,12 @@ def test_what_is_held_back_is_bounded(style: ToolStyle) -> None:
 @pytest.mark.parametrize(
     "part", ["<tool_call>", "<tool_call>{", '<tool_call>{"', "[TOOL_CALLS][", "[TOOL_CALLS][{", "<tool_call", "<", "{", "[", ";", " "]
 )
-def test_hostile_answers_are_texts(style: ToolStyle, part: str) -> None:
+def test_hostile_answers_are_text(style: ToolStyle, part: str) -> None:
     """Each would take minutes if any part of it were scanned again and again."""
     text = part * (150_000 // len(part))
-    assert parsed(style, [text]) == Parsed(text)
+    assert parsed(style, [text]) == ParsedText(text)
     few = text[:9_000]
-    assert parsed(style, [few[at : at + 3] for at in range(0, len(few), 3)]) == Parsed(few)
+    assert parsed(style, [few[at : at + 3] for at in range(0, len(few), 3)]) == ParsedText(few)
 
 
 def test_ids_are_long_and_the_same_on_every_worker() -> None:
@@ -294,7 +294,7 @@ def test_ids_are_long_and_the_same_on_every_worker() -> None:
         max_leaves=8,
     )
 )
-def test_arguments_are_what_the_model_wrote(value: object) -> None:
+def test_arguments_are_passed_on_verbatim(value: object) -> None:
     arguments = json.dumps({"value": value})
     found = parsed(ToolStyle.HERMES, f'<tool_call>{{"name": "get_weather", "arguments": {arguments}}}</tool_call>')
     assert found == expected("", ("get_weather", arguments))

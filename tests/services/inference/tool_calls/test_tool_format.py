@@ -6,7 +6,7 @@ import pytest
 from services.inference.engine.prompt import ChatTemplate
 from services.inference.structured_output import output_formats
 from services.inference.tool_calls import tool_format
-from services.inference.tool_calls.tool_call_parser import Parsed, ToolCallParser
+from services.inference.tool_calls.tool_call_parser import ParsedText, ToolCallParser
 from services.inference.tool_calls.tool_format import ToolStyle
 from shared import errors
 from shared.api.generation import Tool, ToolCall
@@ -77,7 +77,7 @@ def accepts(schema: dict[str, object], value: object) -> bool:
         pytest.param('{{ tools }} <|python_tag|>{"name": .., "parameters": ..}', ToolStyle.LLAMA, id="llama's instructions"),
     ],
 )
-def test_the_style_is_read_from_the_template(source: str, style: ToolStyle) -> None:
+def test_style_is_read_from_the_template(source: str, style: ToolStyle) -> None:
     template = ChatTemplate(source, bos="<s>", eos="</s>")
     assert tool_format.style_of(source, template.rendered_call) is style
 
@@ -88,10 +88,10 @@ LIST, LIST_END = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", "<�
 COMMENTARY, MESSAGE = "<|channel|>commentary to=functions", " <|constrain|>json<|message|>"
 
 
-def read_back(style: ToolStyle, answer: str, tools: tuple[Tool, ...]) -> Parsed:
+def read_back(style: ToolStyle, answer: str, tools: tuple[Tool, ...]) -> ParsedText:
     parser = ToolCallParser(style, tools, lambda: "i")
     parsed = (parser.push(answer), parser.finish())
-    return Parsed("".join(part.text for part in parsed), parsed[0].calls + parsed[1].calls)
+    return ParsedText("".join(part.text for part in parsed), parsed[0].calls + parsed[1].calls)
 
 
 def check_format(style: ToolStyle, tools: tuple[Tool, ...], prefix: str, value: object, suffix: str) -> None:
@@ -101,7 +101,7 @@ def check_format(style: ToolStyle, tools: tuple[Tool, ...], prefix: str, value: 
     assert accepts(json.loads(written.schema), value)
     assert output_formats.grammar_of_schema(written.schema, field="tools", before=prefix, after=suffix)
     answer = prefix + json.dumps(value) + suffix
-    assert read_back(style, answer, tools) == Parsed("", (ToolCall("i", "get_weather", '{"city": "a"}'),))
+    assert read_back(style, answer, tools) == ParsedText("", (ToolCall("i", "get_weather", '{"city": "a"}'),))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def check_format(style: ToolStyle, tools: tuple[Tool, ...], prefix: str, value: 
         (ToolStyle.GENERIC, "", "", CALL),
     ],
 )
-def test_a_call_of_one_of_several_has_its_name_in_the_json(style: ToolStyle, prefix: str, suffix: str, call: object) -> None:
+def test_name_is_in_the_json_if_there_are_several_tools(style: ToolStyle, prefix: str, suffix: str, call: object) -> None:
     check_format(style, (WEATHER, CLOCK, TREE), prefix, call, suffix)
     if not tool_format.SHAPES[style].before_arguments:
         check_format(style, (WEATHER,), prefix, call, suffix)
@@ -134,11 +134,11 @@ def test_a_call_of_one_of_several_has_its_name_in_the_json(style: ToolStyle, pre
         (ToolStyle.HARMONY, f"{COMMENTARY}.get_weather{MESSAGE}", ""),
     ],
 )
-def test_a_call_of_the_only_tool_has_its_name_where_the_style_has_it(style: ToolStyle, prefix: str, suffix: str) -> None:
+def test_name_of_the_only_tool_is_where_the_style_puts_it(style: ToolStyle, prefix: str, suffix: str) -> None:
     check_format(style, (WEATHER,), prefix, ARGUMENTS, suffix)
 
 
-def test_the_arguments_of_the_only_tool_keep_their_references() -> None:
+def test_arguments_of_the_only_tool_keep_their_references() -> None:
     schema = schema_of(ToolStyle.DEEPSEEK, TREE)
     assert accepts(schema, {"tree": {"below": [{"below": []}]}, "old": 3, "like": {}})
     assert not accepts(schema, {"tree": {"below": [{"below": 1}]}})
@@ -161,12 +161,12 @@ def test_the_arguments_of_the_only_tool_keep_their_references() -> None:
         pytest.param({"name": "plant", "arguments": {"tree": {}, "like": 1}}, False, id="wrong in a reference to a property"),
     ],
 )
-def test_the_schema_of_several_tools(call: object, accepted: bool) -> None:
+def test_schema_of_several_tools(call: object, accepted: bool) -> None:
     assert accepts(schema_of(ToolStyle.GENERIC, WEATHER, CLOCK, TREE), call) is accepted
     assert accepts(schema_of(ToolStyle.MISTRAL, WEATHER, CLOCK, TREE), [call]) is accepted
 
 
-def test_definitions_of_two_tools_stay_apart() -> None:
+def test_definitions_of_two_tools_stay_separate() -> None:
     texts = Tool("texts", "", '{"properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"type": "string"}}}')
     numbers = Tool("numbers", "", '{"properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"type": "number"}}}')
     schema = schema_of(ToolStyle.GENERIC, texts, numbers)
@@ -176,19 +176,19 @@ def test_definitions_of_two_tools_stay_apart() -> None:
     assert not accepts(schema, {"name": "numbers", "arguments": {"a": "b"}})
 
 
-def test_a_schema_may_refer_to_itself() -> None:
+def test_schema_may_refer_to_itself() -> None:
     schema = schema_of(ToolStyle.LLAMA, Tool("nest", "", '{"properties": {"a": {"$ref": "#"}}, "additionalProperties": false}'))
     assert accepts(schema, {"name": "nest", "parameters": {"a": {"a": {}}}})
     assert not accepts(schema, {"name": "nest", "parameters": {"a": {"b": {}}}})
 
 
-def test_a_parameter_may_have_the_name_of_a_keyword() -> None:
+def test_parameter_may_have_the_name_of_a_keyword() -> None:
     tool = Tool("f", "", '{"properties": {"default": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"type": "string"}}}')
     assert accepts(schema_of(ToolStyle.GENERIC, tool), {"name": "f", "arguments": {"default": "a"}})
     assert not accepts(schema_of(ToolStyle.GENERIC, tool), {"name": "f", "arguments": {"default": 1}})
 
 
-def test_what_only_looks_like_a_reference_is_left_alone() -> None:
+def test_lookalike_references_are_left_alone() -> None:
     parameters = {
         "type": "object",
         "properties": {"$ref": {"const": {"$ref": "#/$defs/x"}}, "b": {"enum": [{"$ref": "#"}], "default": {"$ref": "#"}}},
@@ -208,14 +208,14 @@ def test_what_only_looks_like_a_reference_is_left_alone() -> None:
         pytest.param('{"items":' * 50 + "{}" + "}" * 50, "nested deeper than 32", id="too deep"),
     ],
 )
-def test_parameters_that_no_call_can_have(parameters: str, message: str) -> None:
+def test_unusable_parameters(parameters: str, message: str) -> None:
     with pytest.raises(errors.BadRequest, match=message):
         tool_format.grammar_schema((CLOCK, Tool("f", "", parameters)), ToolStyle.GENERIC)
     with pytest.raises(errors.BadRequest, match=message.replace(r"\[1\]", r"\[0\]")):
         tool_format.grammar_schema((Tool("f", "", parameters),), ToolStyle.HARMONY)
 
 
-def test_the_marks_that_the_engine_has_to_show() -> None:
+def test_marks_that_the_engine_must_show() -> None:
     lists = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
     tags = ("<tool_call>", "</tool_call>")
     assert {style: shape.spellings for style, shape in tool_format.SHAPES.items()} == {

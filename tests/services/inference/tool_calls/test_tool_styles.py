@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from services.inference.engine.prompt import ChatTemplate
 from services.inference.tool_calls import call_findings
-from services.inference.tool_calls.tool_call_parser import Parsed, ToolCallParser
+from services.inference.tool_calls.tool_call_parser import ParsedText, ToolCallParser
 from services.inference.tool_calls.tool_format import ToolStyle
 from shared.api.generation import ChatMessage, Tool, ToolCall
 from tests.services.inference.engine import tool_style_templates
@@ -33,17 +33,17 @@ N = ("f", '{"n": 5}')
 TN = ("f", '{"t": "5", "n": 5}')
 
 
-def parsed(style: str, pieces: Iterable[str]) -> Parsed:
+def parsed(style: str, pieces: Iterable[str]) -> ParsedText:
     """All that came out of one answer."""
     numbers = itertools.count()
     parser = ToolCallParser(ToolStyle(style), TOOLS, lambda: f"call_{next(numbers)}")
     parts = [parser.push(piece) for piece in pieces]
     parts.append(parser.finish())
-    return Parsed("".join(part.text for part in parts), tuple(call for part in parts for call in part.calls))
+    return ParsedText("".join(part.text for part in parts), tuple(call for part in parts for call in part.calls))
 
 
-def called(*calls: tuple[str, str], text: str = "") -> Parsed:
-    return Parsed(text, tuple(ToolCall(f"call_{number}", *call) for number, call in enumerate(calls)))
+def called(*calls: tuple[str, str], text: str = "") -> ParsedText:
+    return ParsedText(text, tuple(ToolCall(f"call_{number}", *call) for number, call in enumerate(calls)))
 
 
 def json_call(name: str) -> str:
@@ -153,7 +153,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("style", "answer", "result"), CASES)
-def test_an_answer_however_it_is_cut(style: str, answer: str, result: Parsed) -> None:
+def test_answer_split_anywhere(style: str, answer: str, result: ParsedText) -> None:
     assert parsed(style, [answer]) == parsed(style, answer) == result
     for cut in range(len(answer)):
         assert parsed(style, [answer[:cut], answer[cut:]]) == result
@@ -170,7 +170,7 @@ def test_an_answer_however_it_is_cut(style: str, answer: str, result: Parsed) ->
         pytest.param("harmony", ["He", "llo"], ["He", "llo"], id="harmony: a text without a channel"),
     ],
 )
-def test_what_cannot_be_a_call_is_not_held_back(style: str, pieces: list[str], shown: list[str]) -> None:
+def test_text_that_cannot_be_a_call_is_not_held_back(style: str, pieces: list[str], shown: list[str]) -> None:
     parser = ToolCallParser(ToolStyle(style), (F,), lambda: "i")
     assert [parser.push(piece).text for piece in pieces] == shown
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_a_call_is_not_held_back(style: str, pieces: list[str], s
     "long",
     [" " * 64 + "<function=f><parameter=t>", "<tool_call>f<arg_key>t</arg_key><arg_value>", '[TOOL_CALLS]f[ARGS]{"', COMMENTARY[:-5]],
 )
-def test_a_call_without_an_end_is_a_text_in_time(style: ToolStyle, long: str) -> None:
+def test_endless_call_becomes_text_in_time(style: ToolStyle, long: str) -> None:
     sent = long + "x" * 2 * call_findings.MAX_HELD_CHARACTERS
     parser = ToolCallParser(style, (F,), lambda: "i")
     shown = ""
@@ -198,12 +198,12 @@ def test_a_call_without_an_end_is_a_text_in_time(style: ToolStyle, long: str) ->
         *("[TOOL_CALLS]f[CALL_ID]", LIST, "<｜tool▁call▁begin｜>f<｜tool▁sep｜>", "<|channel|>", START, "<|end|>", "<|start|>"),
     ],
 )
-def test_hostile_answers_are_texts(style: ToolStyle, part: str) -> None:
+def test_hostile_answers_are_text(style: ToolStyle, part: str) -> None:
     """Each would take minutes if any part of it were scanned again and again."""
     text = part * (70_000 // len(part))
-    assert parsed(style, [text]) == Parsed(text)
+    assert parsed(style, [text]) == ParsedText(text)
     few = text[:3_000]
-    assert parsed(style, [few[at : at + 3] for at in range(0, len(few), 3)]) == Parsed(few)
+    assert parsed(style, [few[at : at + 3] for at in range(0, len(few), 3)]) == ParsedText(few)
 
 
 #: No header of a message: with one of these as well, what is not shown may be a thought.
@@ -218,14 +218,14 @@ messages = st.lists(st.sampled_from((*MARKS, "<|message|>", "<|end|>", THOUGHT, 
 
 
 @given(st.sampled_from(ToolStyle), answers | messages, st.data())
-def test_where_the_pieces_end_makes_no_difference(style: ToolStyle, answer: str, data: st.DataObject) -> None:
+def test_split_makes_no_difference(style: ToolStyle, answer: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(answer)), max_size=6)))
     pieces = [answer[first:last] for first, last in itertools.pairwise([0, *cuts, len(answer)])]
     assert parsed(style, pieces) == parsed(style, [answer]) == parsed(style, answer)
 
 
 @given(st.sampled_from(ToolStyle), answers)
-def test_without_calls_no_character_is_lost(style: ToolStyle, answer: str) -> None:
+def test_text_without_calls_keeps_every_character(style: ToolStyle, answer: str) -> None:
     found = parsed(style, [answer])
     assert found.calls or found.text == answer
 
@@ -244,13 +244,13 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("family", TEMPLATES)
 @given(text=st.text(), number=st.integers(), items=st.lists(st.text() | st.none() | st.booleans()))
-def test_a_call_as_a_template_shows_it_is_read_as_it_was(family: str, text: str, number: int, items: list[object]) -> None:
+def test_call_rendered_by_a_template_is_read_back(family: str, text: str, number: int, items: list[object]) -> None:
     arguments = {"t": text, "n": number, "l": items}
     assume(not any(mark in json.dumps(arguments, ensure_ascii=False) for mark in ("</parameter>", "</arg_value>", "\ufdd0")))
     call = ToolCall("i", "f", json.dumps(arguments))
     template = ChatTemplate(getattr(tool_style_templates, family), bos="", eos="")
-    asked = (ChatMessage("user", "u"),)
-    before, whole = template.render(asked, TOOLS), template.render((*asked, ChatMessage("assistant", "", (call,))), TOOLS)
+    question = (ChatMessage("user", "u"),)
+    before, whole = template.render(question, TOOLS), template.render((*question, ChatMessage("assistant", "", (call,))), TOOLS)
     generation = len("<|start|>assistant" if family == "HARMONY" else "[assistant]")
     shown = whole.removeprefix(before)[:-generation]
     found = parsed(TEMPLATES[family], [shown])

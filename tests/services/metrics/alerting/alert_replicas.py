@@ -1,4 +1,4 @@
-"""Replicas of the alerts on one PostgreSQL, and the mesh that all of them see."""
+"""Replicas of the alerting module that share one PostgreSQL and see the same mesh."""
 
 import asyncio
 import math
@@ -15,7 +15,7 @@ from services.metrics.alerting.rule_watch import RuleWatch
 from shared.api import alerts as api
 from shared.rpc import RpcCall
 from shared.types import NodeId
-from tests.services.metrics.alerting.test_delivery import Told
+from tests.services.metrics.alerting.test_delivery import FakeChannel
 
 CALL = cast("RpcCall", type("OfAnOperator", (), {"found": None})())
 ONE, TWO = NodeId("UONE"), NodeId("UTWO")
@@ -41,11 +41,11 @@ class Mesh:
 
 
 class Replica:
-    """One life of one. A test says when it has its round, so that nothing happens between them."""
+    """One life of a replica. A test runs each round, so that nothing happens in between."""
 
     def __init__(self, mesh: Mesh, store: AlertStore, node: NodeId = ONE) -> None:
         self.mesh = mesh
-        self.chat, self.mail = Told("chat"), Told("mail")
+        self.chat, self.mail = FakeChannel("chat"), FakeChannel("mail")
         self.watch = RuleWatch(mesh.read, lambda: mesh.now)
         self.keeper = AlertPersistence(self.watch, node, lambda: mesh.replicas, lambda: mesh.now)
         self.keeper.delivery = Delivery([self.chat, self.mail])
@@ -64,7 +64,7 @@ class Replica:
             await self.round()
 
     @property
-    def told(self) -> tuple[int, int]:
+    def sent_counts(self) -> tuple[int, int]:
         """How many beginnings and ends."""
         return sum(len(notice.began) for notice in self.chat.got), sum(len(notice.ended) for notice in self.chat.got)
 

@@ -1,4 +1,4 @@
-"""Who takes what a webhook tells."""
+"""A fake webhook endpoint."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ class Chat:
     def __init__(self) -> None:
         self.status = 200
         self.got: list[dict[str, Any]] = []
-        self.asked = 0
+        self.requests = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body = b""
@@ -18,7 +18,7 @@ class Chat:
             body += message["body"]
             if not message.get("more_body"):
                 break
-        self.asked += 1
+        self.requests += 1
         if self.status == 200:
             self.got.append(json.loads(body))
         await send({"type": "http.response.start", "status": self.status, "headers": []})

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of alerts on PostgreSQL."""
+"""Fixtures for tests of alerts on PostgreSQL."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack

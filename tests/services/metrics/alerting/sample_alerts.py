@@ -1,4 +1,4 @@
-"""Alerts for what tells them, as the desk would make them."""
+"""Sample alerts for tests of the channels."""
 
 import hashlib
 

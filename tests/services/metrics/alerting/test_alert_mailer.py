@@ -1,4 +1,4 @@
-"""Alerts by mail, to a real server on loopback: one that takes them, one that is away, one that hangs; and a storm of them."""
+"""Alerts by email to a real server on loopback: one that accepts them, one that is down, one that hangs; and an alert storm."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -40,13 +40,13 @@ class Clock:
         return self.now
 
     def pass_by(self, seconds: float, mailing: AlertMailer) -> None:
-        """The mailing hears of nothing, and looks at the clock."""
+        """Wake the mailer without a notice, so that it looks at the clock."""
         self.now += seconds
-        mailing.tell(AlertNotice())
+        mailing.notify(AlertNotice())
 
 
 @asynccontextmanager
-async def telling(server: MailServer, clock: Clock, *to: str) -> AsyncIterator[AlertMailer]:
+async def running_mailer(server: MailServer, clock: Clock, *to: str) -> AsyncIterator[AlertMailer]:
     async with serving(server):
         mailing = AlertMailer(mailer.parse(f"smtp://localhost:{server.port}", FROM), to or (OPS,), "https://ai.example.org", clock)
         running = asyncio.create_task(mailing.run())
@@ -57,10 +57,10 @@ async def telling(server: MailServer, clock: Clock, *to: str) -> AsyncIterator[A
             await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_one_mail_for_all_that_began_and_ended_in_one_look_to_everybody() -> None:
+async def test_alerts_of_one_evaluation_go_to_all_recipients_in_one_mail() -> None:
     server = MailServer()
-    async with telling(server, Clock(), OPS, "anna@example.org") as mailing:
-        mailing.tell(
+    async with running_mailer(server, Clock(), OPS, "anna@example.org") as mailing:
+        mailing.notify(
             AlertNotice((alert(), alert("{model} is slow", Severity.WARNING, model="llama3")), (alert("disk full", ended=NOON + 60),))
         )
         await server.wait_for(2)
@@ -76,11 +76,11 @@ async def test_one_mail_for_all_that_began_and_ended_in_one_look_to_everybody() 
     assert (mailing.check().ok, mailing.check().needed, mailing.check().detail) == (True, False, "")
 
 
-async def test_warnings_wait_for_others_of_their_kind() -> None:
+async def test_warnings_are_batched() -> None:
     server, clock = MailServer(), Clock()
-    async with telling(server, clock) as mailing:
+    async with running_mailer(server, clock) as mailing:
         for number in range(10):
-            mailing.tell(began(alert(f"number {number}", Severity.WARNING)))
+            mailing.notify(began(alert(f"number {number}", Severity.WARNING)))
             clock.pass_by(10, mailing)
         await asyncio.sleep(0.05)
         assert (server.connections, mailing.waiting) == (0, 10)
@@ -90,11 +90,11 @@ async def test_warnings_wait_for_others_of_their_kind() -> None:
     assert [mail["Subject"] for _, _, mail in server.mails] == ["aimesh: 10 alerts firing, including: number 0"]
 
 
-async def test_a_storm_is_twenty_mails_and_one_of_what_was_held_back() -> None:
+async def test_alert_storm_sends_twenty_mails_and_one_summary() -> None:
     server, clock = MailServer(), Clock()
-    async with telling(server, clock) as mailing:
+    async with running_mailer(server, clock) as mailing:
         for number in range(300):
-            mailing.tell(began(alert(f"number {number}")))
+            mailing.notify(began(alert(f"number {number}")))
             clock.now += 1
             # Its task has its turn.
             await asyncio.sleep(0)
@@ -112,29 +112,29 @@ async def test_a_storm_is_twenty_mails_and_one_of_what_was_held_back() -> None:
     assert "https://ai.example.org/admin/alerts" in held.get_content()
 
 
-async def test_a_mail_server_that_is_away_gets_them_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mails_are_sent_once_an_unavailable_server_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alert_mailer, "PAUSES_SECONDS", (0.01,) * 1000)
     server = MailServer(answers={"MAIL": ["421 go away"]})
-    async with telling(server, Clock()) as telling_it:
-        telling_it.tell(began(alert()))
+    async with running_mailer(server, Clock()) as mailing:
+        mailing.notify(began(alert()))
         await until(lambda: server.connections > len(mail_queue.PAUSES_SECONDS) + 1)
-        check = telling_it.check()
+        check = mailing.check()
         assert (check.ok, check.needed) == (False, False)
         assert ", 0 lost: the server refuses (421)" in check.detail
         # So that a restart does not lose it.
-        assert telling_it.waiting == 1
+        assert mailing.waiting == 1
         server.answers["MAIL"] = ["250 ok"]
         await server.wait_for(1)
-        await until(lambda: telling_it.waiting == 0)
-        assert telling_it.check().ok
+        await until(lambda: mailing.waiting == 0)
+        assert mailing.check().ok
 
 
-async def test_news_that_nobody_takes_are_bounded_and_the_rest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unsent_mails_are_bounded_and_the_rest_is_batched(monkeypatch: pytest.MonkeyPatch) -> None:
     server, clock = MailServer(hangs=True), Clock()
     people = tuple(f"number{number}@example.org" for number in range(MOST_MAILED))
-    async with telling(server, clock, *people) as mailing:
+    async with running_mailer(server, clock, *people) as mailing:
         for number in range(3 * MOST_WAITING):
-            mailing.tell(began(alert(f"number {number}")))
+            mailing.notify(began(alert(f"number {number}")))
             clock.now += 60
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -147,31 +147,31 @@ async def test_news_that_nobody_takes_are_bounded_and_the_rest_waits(monkeypatch
         assert "0 lost" in opened.check().detail or not opened.check().detail
 
 
-async def test_a_recipient_that_there_is_not_keeps_nobody_from_theirs_and_is_not_named(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_rejected_recipient_does_not_block_the_others_and_is_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("metrics")
     try:
         server = MailServer(answers={"RCPT": [f"550 5.1.1 <{OPS}>: no such user", "250 ok"]})
-        async with telling(server, Clock(), OPS, "anna@example.org") as mailing:
-            mailing.tell(began(alert()))
+        async with running_mailer(server, Clock(), OPS, "anna@example.org") as mailing:
+            mailing.notify(began(alert()))
             await server.wait_for(1)
             await until(lambda: mailing.waiting == 0)
             assert "1 lost" in mailing.check().detail
             assert "example" not in mailing.check().detail
     finally:
         logs.silence()
-    said = capsys.readouterr().out
-    assert "mail not sent" in said
-    assert "mail sent" in said
-    assert "example" not in said
+    output = capsys.readouterr().out
+    assert "mail not sent" in output
+    assert "mail sent" in output
+    assert "example" not in output
 
 
-async def test_a_label_with_lines_of_its_own_is_no_header_and_no_other_recipient() -> None:
+async def test_newlines_in_a_label_add_no_header_or_recipient() -> None:
     server = MailServer()
-    async with telling(server, Clock()) as mailing:
+    async with running_mailer(server, Clock()) as mailing:
         hostile = "x\r\nBcc: eve@example.com\r\n\r\n.\r\nMAIL FROM:<eve@example.com>"
-        mailing.tell(began(alert("{model} is gone", model=hostile)))
-        mailing.tell(ended(alert("{model} is gone", model=hostile, ended=NOON)))
-        mailing.tell(began(alert()))
+        mailing.notify(began(alert("{model} is gone", model=hostile)))
+        mailing.notify(ended(alert("{model} is gone", model=hostile, ended=NOON)))
+        mailing.notify(began(alert()))
         await server.wait_for(1)
     commands = [line.partition(":")[0].upper() for line in server.plain]
     assert (commands.count("MAIL FROM"), commands.count("RCPT TO")) == (1, 1)
@@ -179,7 +179,7 @@ async def test_a_label_with_lines_of_its_own_is_no_header_and_no_other_recipient
     assert (to, mail["Bcc"]) == (OPS, None)
 
 
-async def test_the_service_mails_its_alerts_and_its_health_knows_the_mail() -> None:
+async def test_service_sends_mail_and_reports_its_state_in_the_health() -> None:
     server = MailServer()
     async with testnet() as net, serving(server):
         settings = MetricsSettings(
@@ -200,7 +200,7 @@ async def test_the_service_mails_its_alerts_and_its_health_knows_the_mail() -> N
     assert server.mails[0][2]["From"] == "aimesh <noreply@localhost>"
 
 
-async def test_a_mail_server_that_cannot_be_one_ends_the_service_at_its_start(tmp_path: Path) -> None:
+async def test_invalid_mail_server_stops_the_service_at_start(tmp_path: Path) -> None:
     settings = MetricsSettings(
         node_key_file=tmp_path / "node.nk", mesh=MESH, alert_mail_to=(OPS,), smtp_url="http://s3cret", mail_from="me"
     )

@@ -1,4 +1,4 @@
-"""An alert from its first sign to its end: who is told, once, and who is not."""
+"""The life of an alert, and which notifications are sent."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,7 +35,7 @@ HOT = AlertRule(
 
 
 class Now:
-    """``MetricReadings`` that are what the test says."""
+    """``MetricReadings`` with the values of a test."""
 
     def __init__(self, queues: Mapping[str, float] | None = None, machines: Mapping[str, float] | None = None) -> None:
         self._vectors: dict[str, Vector] = {
@@ -59,7 +59,7 @@ def silence(name: str, *, until: float, **about: str) -> AlertSilence:
     return AlertSilence(f"id of {name}", name, labels(**about), until, "ann", "it compiles")
 
 
-def test_an_alert_fires_when_it_has_lasted_and_is_told_once_and_once_when_it_is_over(at: AlertStates) -> None:
+def test_alert_fires_after_its_hold_time_and_notifies_once_on_start_and_end(at: AlertStates) -> None:
     assert not at.look(Now({"llama3": 150}), 1000)
     assert ([one.firing for one in at.pending()], at.firing()) == ([False], [])
     notice = at.look(Now({"llama3": 150}), 1060)
@@ -72,13 +72,13 @@ def test_an_alert_fires_when_it_has_lasted_and_is_told_once_and_once_when_it_is_
     assert [one.ended for one in at.ended()] == [1090]
 
 
-def test_what_never_fired_is_no_news_when_it_is_over(at: AlertStates) -> None:
+def test_pending_alert_that_ends_sends_no_notification(at: AlertStates) -> None:
     at.look(Now({"llama3": 150}), 1000)
     assert not at.look(Now(), 1015)
     assert at.ended() == []
 
 
-def test_the_gravest_come_first_then_the_oldest(at: AlertStates) -> None:
+def test_alerts_are_sorted_by_severity_then_age(at: AlertStates) -> None:
     at.look(Now({"b": 150}), 1000)
     at.look(Now({"a": 150, "b": 150}), 1030)
     at.look(Now({"a": 150, "b": 150}, {"box": 0.9}), 1100)
@@ -89,7 +89,7 @@ def test_the_gravest_come_first_then_the_oldest(at: AlertStates) -> None:
     ]
 
 
-def test_a_silence_keeps_an_alert_quiet_and_its_end_does_not_lose_it(at: AlertStates) -> None:
+def test_silenced_alert_is_sent_when_the_silence_ends(at: AlertStates) -> None:
     made = silence("cpu_high", until=2000, node="box")
     assert at.silence(made)
     notice = at.look(Now(machines={"box": 0.9, "other": 0.9}), 1000)
@@ -100,13 +100,13 @@ def test_a_silence_keeps_an_alert_quiet_and_its_end_does_not_lose_it(at: AlertSt
     assert at.silences() == []
 
 
-def test_an_alert_that_began_and_ended_in_silence_is_no_news(at: AlertStates) -> None:
+def test_alert_that_starts_and_ends_while_silenced_is_never_sent(at: AlertStates) -> None:
     at.silence(silence("", until=2000))
     assert not at.look(Now(machines={"box": 0.9}), 1000)
     assert not at.look(Now(), 1015)
 
 
-def test_a_silence_can_be_ended_early(at: AlertStates) -> None:
+def test_silence_can_be_ended_early(at: AlertStates) -> None:
     made = silence("cpu_high", until=2000)
     at.silence(made)
     at.look(Now(machines={"box": 0.9}), 1000)
@@ -115,7 +115,7 @@ def test_a_silence_can_be_ended_early(at: AlertStates) -> None:
     assert at.look(Now(machines={"box": 0.9}), 1015).began
 
 
-def test_who_looks_after_it_is_remembered_until_it_is_over(at: AlertStates) -> None:
+def test_acknowledgement_lasts_until_the_alert_resolves(at: AlertStates) -> None:
     at.look(Now(machines={"box": 0.9}), 1000)
     [alert] = at.firing()
     assert at.acknowledge(alert.id, "ann", 1000) is not None
@@ -127,16 +127,16 @@ def test_who_looks_after_it_is_remembered_until_it_is_over(at: AlertStates) -> N
     assert [one.seen_by for one in at.firing()] == [""]
 
 
-def test_one_rule_that_holds_for_everything_buries_nothing(at: AlertStates) -> None:
+def test_one_rule_with_too_many_alerts_does_not_hide_others(at: AlertStates) -> None:
     at.look(Now({"llama3": 150}, {f"box{number}": 0.9 for number in range(1000)}), 1000)
     at.look(Now({"llama3": 150}, {f"box{number}": 0.9 for number in range(1000)}), 1100)
     assert len(at.firing()) == alert_state.MAX_OF_ONE_RULE + 1
-    assert at.crowded == {"cpu_high": 1000 - alert_state.MAX_OF_ONE_RULE}
+    assert at.omitted == {"cpu_high": 1000 - alert_state.MAX_OF_ONE_RULE}
     at.look(Now({"llama3": 150}, {"box": 0.9}), 1200)
-    assert at.crowded == {}
+    assert at.omitted == {}
 
 
-def test_silences_and_what_is_over_are_bounded(at: AlertStates) -> None:
+def test_silences_and_resolved_alerts_are_bounded(at: AlertStates) -> None:
     for number in range(alert_state.MAX_SILENCES):
         assert at.silence(silence(str(number), until=1e12))
     assert not at.silence(silence("one more", until=1e12))
@@ -148,7 +148,7 @@ def test_silences_and_what_is_over_are_bounded(at: AlertStates) -> None:
     assert at.ended() == []
 
 
-def test_every_rule_of_ours_can_be_looked_at() -> None:
+def test_all_of_our_rules_can_be_evaluated() -> None:
     class Nothing:
         def latest(self, _selector: Selector) -> Vector:
             return {}
@@ -167,12 +167,12 @@ def test_every_rule_of_ours_can_be_looked_at() -> None:
 
 def restarted(before: AlertStates, now: float) -> AlertStates:
     made = AlertStates([LONG_QUEUE, HOT])
-    made.hear_silences(before.silences(), frozenset(), now)
+    made.merge_silences(before.silences(), frozenset(), now)
     made.show(before.remembered(), now)
     return made
 
 
-def test_after_a_restart_what_was_told_is_not_told_again_and_its_end_is(at: AlertStates) -> None:
+def test_after_a_restart_only_the_resolution_is_sent(at: AlertStates) -> None:
     at.look(Now(machines={"box": 0.9, "other": 0.9}), 1000)
     at.acknowledge(at.firing()[0].id, "ann", 1001)
     again = restarted(at, 1100)
@@ -183,14 +183,14 @@ def test_after_a_restart_what_was_told_is_not_told_again_and_its_end_is(at: Aler
     assert [one.ended for one in again.ended()] == [1115]
 
 
-def test_how_long_it_has_held_goes_on_over_a_restart(at: AlertStates) -> None:
+def test_hold_time_continues_across_a_restart(at: AlertStates) -> None:
     at.look(Now({"llama3": 150}), 1000)
     again = restarted(at, 1030)
     assert [one.since for one in again.pending()] == [1000]
     assert again.look(Now({"llama3": 150}), 1060).began
 
 
-def test_what_nobody_looked_at_for_long_begins_anew(at: AlertStates) -> None:
+def test_state_expires_after_a_long_outage(at: AlertStates) -> None:
     at.look(Now({"llama3": 150}, {"box": 0.9}), 1000)
     now = 1000 + alert_state.OUTAGE_SECONDS
     again = restarted(at, now)
@@ -199,7 +199,7 @@ def test_what_nobody_looked_at_for_long_begins_anew(at: AlertStates) -> None:
     assert [one.since for one in again.pending()] == [now + 15]
 
 
-def test_what_was_seen_without_postgresql_wins_over_what_the_last_leader_knew(at: AlertStates) -> None:
+def test_state_seen_without_postgresql_overrides_the_last_leaders(at: AlertStates) -> None:
     at.look(Now(machines={"box": 0.9, "other": 0.9}), 1000)
     box, other = at.firing()
     at.acknowledge(box.id, "ann", 1001)
@@ -212,12 +212,12 @@ def test_what_was_seen_without_postgresql_wins_over_what_the_last_leader_knew(at
     assert [(one.since, one.seen_by) for one in again.firing()] == [(1000, "bob")]
 
 
-def test_before_the_first_look_nothing_is_remembered(at: AlertStates) -> None:
+def test_nothing_is_stored_before_the_first_evaluation(at: AlertStates) -> None:
     at.look(Now(machines={"box": 0.9}), 1000)
     assert restarted(at, 1010).remembered() == []
 
 
-def test_who_follows_shows_what_the_leader_knows_and_nothing_else(at: AlertStates) -> None:
+def test_follower_shows_exactly_the_leaders_state(at: AlertStates) -> None:
     follower = AlertStates([LONG_QUEUE, HOT])
     at.look(Now({"llama3": 150}, {"box": 0.9}), 1000)
     follower.show(at.remembered(), 1001)
@@ -227,31 +227,31 @@ def test_who_follows_shows_what_the_leader_knows_and_nothing_else(at: AlertState
     assert (follower.firing(), follower.pending(), follower.ended()) == ([], [], at.ended())
 
 
-def test_who_looks_after_it_may_be_said_at_another_replica(at: AlertStates) -> None:
+def test_acknowledgements_from_other_replicas_are_merged(at: AlertStates) -> None:
     at.look(Now(machines={"box": 0.9}), 1000)
     [box] = at.firing()
     [stored] = at.remembered()
-    at.hear([replace(stored, alert=replace(box, seen_by="ann", seen_at=1005.0))])
+    at.merge_acknowledgements([replace(stored, alert=replace(box, seen_by="ann", seen_at=1005.0))])
     at.acknowledge(box.id, "bob", 1003)
     [mine] = at.acknowledged()
-    at.hear([replace(stored, alert=replace(box, seen_by="ann", seen_at=1005.0))])
+    at.merge_acknowledgements([replace(stored, alert=replace(box, seen_by="ann", seen_at=1005.0))])
     assert [one.seen_by for one in at.firing()] == ["ann"], "who said so last"
     at.acknowledge(box.id, "bob", 1010)
     at.forget_written(frozenset(), [mine])
     assert [one.seen_at for one in at.acknowledged()] == [1010], "said while the other was written"
 
 
-def test_silences_of_all_replicas_are_one_list_and_absence_ends_none(at: AlertStates) -> None:
+def test_silences_from_all_replicas_are_merged_and_none_is_dropped(at: AlertStates) -> None:
     mine, theirs = silence("cpu_high", until=2000), silence("queue_depth_high", until=2000)
     at.silence(mine)
-    at.hear_silences([theirs], frozenset(), 1000)
+    at.merge_silences([theirs], frozenset(), 1000)
     assert at.silences() == [mine, theirs]
-    at.hear_silences([], frozenset({theirs.id}), 1000)
+    at.merge_silences([], frozenset({theirs.id}), 1000)
     assert at.silences() == [mine]
     at.end_silence(mine.id)
-    at.hear_silences([mine], frozenset(), 1000)
+    at.merge_silences([mine], frozenset(), 1000)
     assert at.silences() == [], "the others do not know yet that it was ended"
     assert at.ended_silences() == {mine.id}
     at.forget_written(frozenset({mine.id}), [])
-    at.hear_silences([silence("old", until=999)], frozenset(), 1000)
+    at.merge_silences([silence("old", until=999)], frozenset(), 1000)
     assert (at.silences(), at.ended_silences()) == ([], frozenset())

@@ -1,4 +1,4 @@
-"""Metrics services on a mesh, started again and beside each other: who was told of an alert is not told again, and hears of its end."""
+"""Restarted and concurrent metrics services on a mesh: each alert is sent once, and so is its resolution."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -51,17 +51,17 @@ def _alerts(running: RunningNode) -> AlertingModule:
 
 
 async def _written(database: str) -> None:
-    """That somebody was told, and the silence."""
+    """Wait until the notification and the silence are stored."""
     async with AlertStore.open(database, all_rules.ALL) as store:
         for _ in range(500):
-            if any(one.told and not one.owed for one in await store.alerts(0)) and (await store.silences(0)).ids:
+            if any(one.notified and not one.owed for one in await store.alerts(0)) and (await store.silences(0)).ids:
                 return
             await asyncio.sleep(0.01)
     raise AssertionError("it was not written within 5 s")
 
 
 @pytest.mark.parametrize("with_database", [True, False])
-async def test_an_alert_that_goes_on_over_a_restart_is_told_once(
+async def test_alert_that_fires_across_a_restart_is_sent_once(
     net: TestNet, postgres_url: str, monkeypatch: pytest.MonkeyPatch, with_database: bool
 ) -> None:
     monkeypatch.setattr(rule_watch, "EVERY_SECONDS", 0.05)
@@ -90,9 +90,7 @@ async def test_an_alert_that_goes_on_over_a_restart_is_told_once(
     assert [got["status"] for got in chat.got] == (["firing", "resolved"] if with_database else ["firing", "firing", "resolved"])
 
 
-async def test_of_two_services_one_leads_and_the_other_takes_over_within_seconds(
-    net: TestNet, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_second_service_takes_over_within_seconds(net: TestNet, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rule_watch, "EVERY_SECONDS", 0.05)
     monkeypatch.setattr(persistence, "EVERY_SECONDS", 0.05)
     monkeypatch.setattr(persistence, "_SOON_SECONDS", 0.02)

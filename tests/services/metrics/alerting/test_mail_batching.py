@@ -1,4 +1,4 @@
-"""When a mail is due and what is in it: no clock, no loop, no mail."""
+"""When an email is due and what it contains: no clock, no event loop, no mail server."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.services.metrics.alerting.sample_alerts import NOON, alert, began, en
 
 
 @pytest.mark.parametrize("severity", [Severity.PAGE, Severity.CRITICAL])
-def test_what_somebody_gets_up_for_is_told_at_once_with_all_that_waits(severity: Severity) -> None:
+def test_pages_are_sent_immediately_with_everything_queued(severity: Severity) -> None:
     rounds = MailBatching()
     rounds.note(began(alert("slow", Severity.WARNING)), 0)
     assert rounds.take_due(1) is None
@@ -23,7 +23,7 @@ def test_what_somebody_gets_up_for_is_told_at_once_with_all_that_waits(severity:
 
 
 @pytest.mark.parametrize("severity", [Severity.WARNING, Severity.TICKET])
-def test_what_can_wait_is_gathered_and_does_not_wait_longer_for_each_that_comes(severity: Severity) -> None:
+def test_warnings_are_batched_with_a_fixed_delay(severity: Severity) -> None:
     rounds = MailBatching()
     rounds.note(began(alert("a", severity)), 0)
     rounds.note(began(alert("b", severity)), GATHER_SECONDS - 1)
@@ -33,7 +33,7 @@ def test_what_can_wait_is_gathered_and_does_not_wait_longer_for_each_that_comes(
     assert len(due.began) == 2
 
 
-def test_the_end_of_a_page_waits_too_and_what_ended_meanwhile_has_not_only_begun() -> None:
+def test_resolutions_are_batched_and_cancel_an_unsent_start() -> None:
     rounds = MailBatching()
     rounds.note(began(alert("slow", Severity.WARNING)), 0)
     rounds.note(ended(alert("slow", Severity.WARNING, ended=NOON + 60), alert("gone", ended=NOON + 60)), 60)
@@ -43,13 +43,13 @@ def test_the_end_of_a_page_waits_too_and_what_ended_meanwhile_has_not_only_begun
     assert (due.began, [one.summary for one in due.ended]) == ((), ["gone", "slow"])
 
 
-def test_news_of_nothing_are_no_mail() -> None:
+def test_empty_notice_sends_no_mail() -> None:
     rounds = MailBatching()
     rounds.note(AlertNotice(), 0)
     assert (rounds.take_due(1e9), rounds.seconds_to_wait(0)) == (None, None)
 
 
-def test_a_storm_is_so_many_mails_an_hour_and_the_last_says_when_the_next_comes() -> None:
+def test_storm_is_limited_per_hour_and_the_last_mail_says_when_the_next_comes() -> None:
     rounds, sent = MailBatching(), []
     for second in range(3600):
         rounds.note(began(alert(f"number {second}")), second)
@@ -68,7 +68,7 @@ def test_a_storm_is_so_many_mails_an_hour_and_the_last_says_when_the_next_comes(
     assert late.pause_seconds == 1
 
 
-def test_in_a_storm_the_gravest_find_room() -> None:
+def test_storm_keeps_the_most_severe_alerts() -> None:
     rounds = MailBatching()
     rounds.note(began(*(alert(f"number {number}", Severity.TICKET) for number in range(MOST_WAITING * 2))), 0)
     rounds.note(began(alert("gone")), 1)
@@ -78,7 +78,7 @@ def test_in_a_storm_the_gravest_find_room() -> None:
     assert (len(due.began), due.left_out) == (MOST_WAITING, MOST_WAITING + 1)
 
 
-def test_after_a_quiet_hour_all_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_resets_after_a_quiet_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mail_batching, "MOST_AN_HOUR", 2)
     rounds = MailBatching()
     for second in (0, 1, 2):

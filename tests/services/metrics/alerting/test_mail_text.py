@@ -1,4 +1,4 @@
-"""What a mail about alerts says, whatever stands in the labels of a metric."""
+"""The text of alert emails, whatever the labels contain."""
 
 import dataclasses
 import re
@@ -42,11 +42,11 @@ def mail(*began: ActiveAlert, over: tuple[ActiveAlert, ...] = (), **more: float)
         ((SLOW,), (OVER,), "aimesh: 1 alert firing, including: llama3 is slow; 1 resolved"),
     ],
 )
-def test_the_subject_says_how_many_and_what_is_worst(began: tuple[ActiveAlert, ...], over: tuple[ActiveAlert, ...], subject: str) -> None:
+def test_subject_has_the_count_and_the_worst_alert(began: tuple[ActiveAlert, ...], over: tuple[ActiveAlert, ...], subject: str) -> None:
     assert mail(*began, over=over).subject == subject
 
 
-def test_the_text_says_what_it_is_since_when_and_what_to_do() -> None:
+def test_text_says_what_since_when_and_what_to_do() -> None:
     text = mail(SLOW, over=(OVER,)).text
     assert "https://ai.example.org/admin/alerts\n" in text
     assert "As of 21 November 2026, 12:03 UTC." in text
@@ -58,13 +58,13 @@ def test_the_text_says_what_it_is_since_when_and_what_to_do() -> None:
     assert "1 alert resolved:\n\n- disk of box is full (ticket, 21 November 2026, 10:00 UTC until 21 November 2026, 11:59 UTC)\n" in text
 
 
-def test_without_an_address_of_the_pages_the_command_line_is_named() -> None:
+def test_without_a_public_url_the_text_names_the_command() -> None:
     text = mail_text.written(MailBatch(began=(SLOW,), ended=()), "", NOW).text
     assert "`aicli alerts list`" in text
     assert "/admin" not in text
 
 
-def test_of_a_hundred_alerts_ten_are_told_in_full_and_none_is_kept_from_the_count() -> None:
+def test_only_ten_of_a_hundred_alerts_are_described_in_full() -> None:
     text = mail(*(alert(f"number {number}") for number in range(100)), left_out=7).text
     assert "100 alerts firing:" in text
     assert text.count("runbook:") == mail_text.MOST_IN_FULL
@@ -73,7 +73,7 @@ def test_of_a_hundred_alerts_ten_are_told_in_full_and_none_is_kept_from_the_coun
     assert "7 more with lower severity: https://ai.example.org/admin/alerts" in text
 
 
-def test_what_was_held_back_is_said_with_its_number_and_where_to_look() -> None:
+def test_text_says_how_many_alerts_were_held_back() -> None:
     text = mail(SLOW, over=(OVER,), left_out=5, held_seconds=1500).text
     assert "7 alerts were held back for 25 minutes, because 20 emails were sent within an hour." in text
     text = mail(SLOW, pause_seconds=2400).text
@@ -94,7 +94,7 @@ def test_what_was_held_back_is_said_with_its_number_and_where_to_look() -> None:
         "$(reboot)",
     ],
 )
-def test_a_label_is_one_short_line_no_header_no_link_and_no_command(hostile: str) -> None:
+def test_label_cannot_add_a_line_header_link_or_command(hostile: str) -> None:
     written = mail(alert("{model} is slow", model=hostile), SLOW, over=(alert("{model} was slow", ended=NOON, model=hostile),))
     letter = Letter("ops@example.org", written.subject, written.text)
     read = BytesParser(policy=default).parsebytes(letters.written(letter, MailSender("aimesh", "noreply@example.org"), NOW, "abc"))
@@ -113,7 +113,7 @@ def test_a_label_is_one_short_line_no_header_no_link_and_no_command(hostile: str
 
 
 def understood(alert: ActiveAlert) -> tuple[str, int, dict[str, str]]:
-    """What `aicli` makes of what the mail tells to type: the alert's name, for how many seconds, with which labels."""
+    """Parse the command in the mail like `aicli`: the alert's name, the duration in seconds, the labels."""
     words = shlex.split(mail_text.silencing(alert))
     assert words[:3] == ["aicli", "alerts", "silence"]
     with alerts.silence.make_context("silence", words[3:]) as context:
@@ -121,13 +121,13 @@ def understood(alert: ActiveAlert) -> tuple[str, int, dict[str, str]]:
 
 
 @pytest.mark.parametrize("where", [{}, {"model": "llama3"}, {"model": "llama3", "service": "gateway"}, {"model": "llama3:8b, b=c%20"}])
-def test_aicli_understands_what_the_mail_tells_to_type(where: dict[str, str]) -> None:
+def test_aicli_parses_the_suggested_command(where: dict[str, str]) -> None:
     assert understood(alert(**where)) == ("no_worker", 7200, where)
 
 
 @settings(derandomize=True, deadline=None)
 @given(st.dictionaries(st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,10}", fullmatch=True), st.text(min_size=1, max_size=15), max_size=3))
-def test_whatever_stands_in_its_labels_only_that_alert_is_silenced(where: dict[str, str]) -> None:
+def test_suggested_silence_only_covers_that_alert(where: dict[str, str]) -> None:
     one = dataclasses.replace(alert(), labels=labels(**where))
     assert mail_text.is_typed(one)
     assert understood(one) == ("no_worker", 7200, where)
@@ -135,7 +135,7 @@ def test_whatever_stands_in_its_labels_only_that_alert_is_silenced(where: dict[s
     assert mail_text.silencing(one).isprintable()
 
 
-def test_a_silence_that_is_for_more_than_this_alert_says_so() -> None:
+def test_broader_silence_says_so() -> None:
     """A silence takes no labels as long as this."""
     text = mail(alert(model="x" * 201), alert("another", model="x" * 200)).text
     assert "  silence all alerts of this name for 2 hours: aicli alerts silence no_worker --for 2h\n" in text

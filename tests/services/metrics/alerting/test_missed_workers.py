@@ -1,6 +1,6 @@
-"""A metrics service that is started again while a worker is gone: the alert goes on, and ends when the worker is back or was removed.
+"""A metrics service restarts while a worker is missing: the alert continues, and ends when the worker is back or was removed.
 
-On a real PostgreSQL; the last one on a real mesh, too.
+Runs on a real PostgreSQL; the last test also uses a real mesh.
 """
 
 import math
@@ -26,7 +26,7 @@ from shared.discovery import directory
 from shared.discovery.directory import FORGOTTEN_AFTER, Announcement, Directory
 from shared.telemetry import instruments
 from shared.types import NodeId, Role
-from tests.services.metrics.alerting.test_delivery import Told
+from tests.services.metrics.alerting.test_delivery import FakeChannel
 from tests.services.metrics.test_service import Gateway, Worker
 from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 
@@ -53,7 +53,7 @@ class Life:
 
     def __init__(self, running_service: RunningService, store: AlertStore) -> None:
         self.running_service = running_service
-        self.chat = Told("chat")
+        self.chat = FakeChannel("chat")
         self.directory = Directory(lambda: running_service.now, lambda: running_service.moment)
         self.watch = RuleWatch(self._text, lambda: running_service.now)
         self.keeper = AlertPersistence(self.watch, ME, lambda: [ME], lambda: running_service.now)
@@ -85,7 +85,7 @@ class Life:
         return [(alert.rule.name, dict(alert.labels).get("node", ""), alert.since) for alert in self.watch.alert_states.firing()]
 
     @property
-    def told(self) -> tuple[int, int]:
+    def sent_counts(self) -> tuple[int, int]:
         """How many beginnings and ends."""
         return sum(len(notice.began) for notice in self.chat.got), sum(len(notice.ended) for notice in self.chat.got)
 
@@ -114,28 +114,28 @@ async def killed(running_service: RunningService, store: AlertStore) -> tuple[Li
     running_service.up = {BOB}
     await life.look(6)
     ((name, node, since),) = life.firing
-    assert (name, node, life.told) == ("worker_gone", ANN, (1, 0))
+    assert (name, node, life.sent_counts) == ("worker_gone", ANN, (1, 0))
     return life, since
 
 
-async def test_the_alert_goes_on_over_a_restart_and_ends_when_the_worker_is_back(store: AlertStore) -> None:
+async def test_alert_continues_across_a_restart_until_the_worker_is_back(store: AlertStore) -> None:
     running_service = RunningService()
     _, since = await killed(running_service, store)
     second = await restarted(running_service, store)
     await second.look(10)
-    assert (second.firing, second.told) == ([("worker_gone", ANN, since)], (0, 0)), "told before"
+    assert (second.firing, second.sent_counts) == ([("worker_gone", ANN, since)], (0, 0)), "told before"
     third = await restarted(running_service, store)
     await third.look(2)
     assert third.firing == [("worker_gone", ANN, since)]
     running_service.up = {ANN, BOB}
     await third.look()
-    assert (third.firing, third.told) == ([], (0, 1))
+    assert (third.firing, third.sent_counts) == ([], (0, 1))
     fourth = await restarted(running_service, store)
     await fourth.look(10)
-    assert (fourth.firing, fourth.told) == ([], (0, 0))
+    assert (fourth.firing, fourth.sent_counts) == ([], (0, 0))
 
 
-async def test_it_ends_when_an_administrator_revokes_the_worker(store: AlertStore) -> None:
+async def test_alert_ends_when_an_administrator_revokes_the_worker(store: AlertStore) -> None:
     running_service = RunningService()
     await killed(running_service, store)
     second = await restarted(running_service, store)
@@ -143,10 +143,10 @@ async def test_it_ends_when_an_administrator_revokes_the_worker(store: AlertStor
     assert [name for name, *_ in second.firing] == ["worker_gone"]
     running_service.revoked.add(ANN)
     await second.look()
-    assert (second.firing, second.told) == ([], (0, 1))
+    assert (second.firing, second.sent_counts) == ([], (0, 1))
 
 
-async def test_it_ends_an_hour_after_the_worker_went(store: AlertStore) -> None:
+async def test_alert_ends_an_hour_after_the_worker_left(store: AlertStore) -> None:
     running_service = RunningService()
     _, since = await killed(running_service, store)
     second = await restarted(running_service, store)
@@ -155,10 +155,10 @@ async def test_it_ends_an_hour_after_the_worker_went(store: AlertStore) -> None:
     await second.look()
     assert [name for name, *_ in second.firing] == ["worker_gone"]
     await second.look(2)
-    assert (second.firing, second.told) == ([], (0, 1))
+    assert (second.firing, second.sent_counts) == ([], (0, 1))
 
 
-async def test_a_worker_that_dies_together_with_the_metrics_service_is_missed(store: AlertStore) -> None:
+async def test_worker_that_dies_with_the_metrics_service_is_missed(store: AlertStore) -> None:
     running_service = RunningService()
     first = await restarted(running_service, store)
     await first.look(2)
@@ -175,7 +175,7 @@ async def test_a_worker_that_dies_together_with_the_metrics_service_is_missed(st
     assert running_service.now - began == worker_attendance.MEETING.total_seconds() + 60, "time to meet, and a minute that the rule holds"
 
 
-async def test_after_an_outage_of_hours_nobody_is_missed_and_nobody_is_brought_back(store: AlertStore) -> None:
+async def test_after_an_outage_of_hours_no_worker_is_missed_or_restored(store: AlertStore) -> None:
     running_service = RunningService()
     await killed(running_service, store)
     running_service.now += OUTAGE_SECONDS + 60
@@ -187,7 +187,7 @@ async def test_after_an_outage_of_hours_nobody_is_missed_and_nobody_is_brought_b
     assert third.watch.attendance.members() == {}
 
 
-async def test_a_look_without_postgresql_ends_nothing_for_good(store: AlertStore) -> None:
+async def test_evaluation_without_postgresql_does_not_end_alerts_for_good(store: AlertStore) -> None:
     running_service = RunningService()
     _, since = await killed(running_service, store)
     second = Life(running_service, store)
@@ -196,10 +196,10 @@ async def test_a_look_without_postgresql_ends_nothing_for_good(store: AlertStore
     assert (second.keeper.leads, second.firing) == (True, []), "it does not know the worker yet"
     third = await restarted(running_service, store)
     await third.look()
-    assert (third.firing, third.told) == ([("worker_gone", ANN, since)], (0, 0))
+    assert (third.firing, third.sent_counts) == ([("worker_gone", ANN, since)], (0, 0))
 
 
-async def test_it_is_written_when_somebody_comes_or_goes_and_not_at_each_look(store: AlertStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_workers_are_stored_only_when_they_change(store: AlertStore, monkeypatch: pytest.MonkeyPatch) -> None:
     running_service = RunningService()
     life = await restarted(running_service, store)
     await life.look()
@@ -240,7 +240,7 @@ def _alerts(running: RunningNode) -> AlertingModule:
 
 
 def _gone(running: RunningNode) -> list[str]:
-    """Whom the alerts miss."""
+    """The workers that the alerts report as missing."""
     return [dict(alert.labels)["node"] for alert in _alerts(running).watch.alert_states.firing() if alert.rule.name == "worker_gone"]
 
 
@@ -250,7 +250,7 @@ async def _missing_in_text(running: RunningNode) -> list[str]:
     return [line for line in lines if line.startswith(f"{instruments.NODE_UP.name}{{") and float(line.rpartition(" ")[2]) == 0]
 
 
-async def test_a_service_that_starts_again_misses_the_worker_in_alerts_health_and_metrics(
+async def test_restarted_service_reports_the_missing_worker_everywhere(
     net: TestNet, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rule_watch, "EVERY_SECONDS", 0.05)
@@ -298,4 +298,4 @@ async def test_a_service_that_starts_again_misses_the_worker_in_alerts_health_an
 
 def _is_written(running: RunningNode) -> bool:
     written = _alerts(running)._persistence._written or {}
-    return any(one.told and not one.owed and one.alert.rule.name == "worker_gone" for one in written.values())
+    return any(one.notified and not one.owed and one.alert.rule.name == "worker_gone" for one in written.values())

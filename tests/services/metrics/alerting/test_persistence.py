@@ -33,7 +33,7 @@ from tests.services.web.servers import serving
 from tests.testnet import until
 
 
-async def test_an_alert_its_helper_and_a_silence_outlive_a_restart(mesh: Mesh, replicas: Replicas) -> None:
+async def test_alert_acknowledgement_and_silence_survive_a_restart(mesh: Mesh, replicas: Replicas) -> None:
     first = await replicas.start()
     mesh.text = DRIFTING
     await first.look()
@@ -45,29 +45,29 @@ async def test_an_alert_its_helper_and_a_silence_outlive_a_restart(mesh: Mesh, r
     second = await replicas.restart(first)
     assert (await second.alerts()).silences == (silence,)
     await second.look(3)
-    assert second.told == (0, 0), "told before"
+    assert second.sent_counts == (0, 0), "told before"
     [again] = (await second.alerts()).alerts
     assert (again.id, again.since, again.seen_by) == (alert.id, alert.since, "operator")
     mesh.text = WELL
     await second.look()
-    assert second.told == (0, 1)
+    assert second.sent_counts == (0, 1)
 
     third = await replicas.restart(second)
     await third.look()
-    assert third.told == (0, 0)
+    assert third.sent_counts == (0, 0)
     assert await third.shown() == [("ledger_drift", "over", "operator")]
 
 
-async def test_how_long_it_has_held_outlives_a_restart(mesh: Mesh, replicas: Replicas) -> None:
+async def test_hold_time_survives_a_restart(mesh: Mesh, replicas: Replicas) -> None:
     mesh.text = LONG_QUEUE
     first = await replicas.start()
     await first.look(4)
     second = await replicas.restart(first)
     await second.look()
-    assert (first.told, second.told) == ((0, 0), (1, 0)), "a minute has passed since it began"
+    assert (first.sent_counts, second.sent_counts) == ((0, 0), (1, 0)), "a minute has passed since it began"
 
 
-async def test_news_that_one_way_took_before_the_end_are_told_by_the_other_after_it(mesh: Mesh, replicas: Replicas) -> None:
+async def test_notices_queued_by_one_channel_are_sent_by_the_next_leader(mesh: Mesh, replicas: Replicas) -> None:
     mesh.text = DRIFTING
     first = await replicas.start()
     first.mail.takes = False
@@ -83,7 +83,7 @@ async def test_news_that_one_way_took_before_the_end_are_told_by_the_other_after
     assert ([len(notice.ended) for notice in third.chat.got], len(third.mail.got)) == ([1], 0)
 
 
-async def test_nothing_is_written_of_alerts_while_there_are_none(mesh: Mesh, replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_written_while_there_are_no_alerts(mesh: Mesh, replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
     replica = await replicas.start()
     await replica.look()
     written: list[int] = []
@@ -100,7 +100,7 @@ async def test_nothing_is_written_of_alerts_while_there_are_none(mesh: Mesh, rep
     assert written == [1, 1], "that it began, and that it was told"
 
 
-async def test_what_is_old_is_thrown_away(mesh: Mesh, replicas: Replicas, store: AlertStore) -> None:
+async def test_old_rows_are_deleted(mesh: Mesh, replicas: Replicas, store: AlertStore) -> None:
     mesh.text = DRIFTING
     replica = await replicas.start()
     await replica.watch.silence_alerts(api.SilenceAlerts(60), CALL)
@@ -114,42 +114,42 @@ async def test_what_is_old_is_thrown_away(mesh: Mesh, replicas: Replicas, store:
     assert (await store.silences(0)).ids == frozenset()
 
 
-async def test_after_an_hour_without_a_leader_alerts_begin_anew(mesh: Mesh, replicas: Replicas) -> None:
+async def test_alerts_start_over_after_an_hour_without_a_leader(mesh: Mesh, replicas: Replicas) -> None:
     mesh.text = LONG_QUEUE
     first = await replicas.start()
     await first.look(8)
     mesh.now += OUTAGE_SECONDS
     second = await replicas.restart(first)
     await second.look(8)
-    assert (first.told, second.told) == ((1, 0), (1, 1)), "its end an hour ago, and that it began again"
+    assert (first.sent_counts, second.sent_counts) == ((1, 0), (1, 1)), "its end an hour ago, and that it began again"
 
 
 # --- beside each other --------------------------------------------------------------------------------------------------
 
 
-async def test_one_leads_and_both_show_the_same(mesh: Mesh, replicas: Replicas) -> None:
+async def test_one_replica_leads_and_both_show_the_same_alerts(mesh: Mesh, replicas: Replicas) -> None:
     one, two = await replicas.start(ONE), await replicas.start(TWO)
     mesh.text = LONG_QUEUE
     for _ in range(6):
         await one.look()
         await two.look()
     assert (one.keeper.leads, two.keeper.leads) == (True, False)
-    assert (one.told, two.told) == ((1, 0), (0, 0))
+    assert (one.sent_counts, two.sent_counts) == ((1, 0), (0, 0))
     assert await one.alerts() == await two.alerts()
     mesh.text = WELL
     await one.look()
     await two.round()
     assert await two.shown() == [("queue_depth_high", "over", "")]
-    assert (one.told, two.told) == ((1, 1), (0, 0))
+    assert (one.sent_counts, two.sent_counts) == ((1, 1), (0, 0))
 
 
-async def test_a_silence_and_a_helper_count_whichever_replica_heard_of_them(mesh: Mesh, replicas: Replicas) -> None:
+async def test_silences_and_acknowledgements_work_on_any_replica(mesh: Mesh, replicas: Replicas) -> None:
     one, two = await replicas.start(ONE), await replicas.start(TWO)
     made = await two.watch.silence_alerts(api.SilenceAlerts(3600, "ledger_drift"), CALL)
     await two.round()
     mesh.text = DRIFTING
     await one.look(3)
-    assert one.told == (0, 0), "nobody is told of it"
+    assert one.sent_counts == (0, 0), "nobody is told of it"
     await two.round()
     [alert] = (await two.alerts()).alerts
     assert alert.silenced
@@ -161,30 +161,28 @@ async def test_a_silence_and_a_helper_count_whichever_replica_heard_of_them(mesh
     await two.watch.end_silence(api.EndSilence(made.id), CALL)
     await two.round()
     await one.look()
-    assert (await one.silences(), one.told) == (set(), (1, 0))
+    assert (await one.silences(), one.sent_counts) == (set(), (1, 0))
 
 
-async def test_another_takes_over_when_the_session_of_the_leader_ends_and_tells_nothing_again(mesh: Mesh, replicas: Replicas) -> None:
+async def test_new_leader_sends_nothing_twice(mesh: Mesh, replicas: Replicas) -> None:
     one, two = await replicas.start(ONE), await replicas.start(TWO)
     mesh.text = DRIFTING
     await one.look()
     await two.round()
     await replicas.cut(one)
     await two.look(3)
-    assert (two.keeper.leads, two.told) == (True, (0, 0))
+    assert (two.keeper.leads, two.sent_counts) == (True, (0, 0))
     mesh.text = WELL
     await two.look()
-    assert (one.told, two.told) == ((1, 0), (0, 1))
+    assert (one.sent_counts, two.sent_counts) == ((1, 0), (0, 1))
 
 
-async def test_a_leader_that_lost_its_lock_without_noticing_tells_nobody(
-    mesh: Mesh, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_leader_that_lost_its_lock_sends_nothing(mesh: Mesh, replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = await replicas.start(ONE), await replicas.start(TWO)
     await one.look()
 
     async def hangs_meanwhile() -> str:
-        """It has confirmed its lock, and is stopped while it collects; the other leads and tells."""
+        """A leader that confirmed its lock is paused while it collects; the other one leads and sends."""
         await replicas.cut(one)
         await two.look()
         return mesh.text
@@ -194,13 +192,13 @@ async def test_a_leader_that_lost_its_lock_without_noticing_tells_nobody(
     with pytest.raises(errors.Unavailable, match="does not answer"):
         await one.look()
     monkeypatch.undo()
-    assert (one.told, two.told) == ((0, 0), (1, 0))
+    assert (one.sent_counts, two.sent_counts) == ((0, 0), (1, 0))
     await replicas.reconnect(one)
     await one.look()
-    assert (one.keeper.leads, one.told) == (False, (0, 0))
+    assert (one.keeper.leads, one.sent_counts) == (False, (0, 0))
 
 
-async def test_the_leader_stays_when_its_session_was_cut_and_nobody_else_took_the_lock(mesh: Mesh, replicas: Replicas) -> None:
+async def test_leader_keeps_the_lead_after_a_dropped_session_if_the_lock_is_free(mesh: Mesh, replicas: Replicas) -> None:
     one = await replicas.start(ONE)
     mesh.text = DRIFTING
     await one.look()
@@ -209,13 +207,13 @@ async def test_the_leader_stays_when_its_session_was_cut_and_nobody_else_took_th
     await one.look()
     mesh.text = WELL
     await one.look()
-    assert (one.keeper.leads, one.told) == (True, (1, 1))
+    assert (one.keeper.leads, one.sent_counts) == (True, (1, 1))
 
 
 # --- a rolling upgrade from replicas that all evaluate ----------------------------------------------------------------------
 
 
-async def test_nobody_leads_beside_a_replica_of_an_older_version_and_its_alerts_go_on_afterwards(
+async def test_no_replica_leads_beside_an_older_version_and_its_alerts_continue(
     mesh: Mesh, replicas: Replicas, store: AlertStore, postgres_url: str
 ) -> None:
     before = await replicas.start(ONE)
@@ -236,7 +234,7 @@ async def test_nobody_leads_beside_a_replica_of_an_older_version_and_its_alerts_
     assert await new.shown() == [("ledger_drift", "firing", "operator")]
     mesh.replicas = [TWO]
     await new.look(2)
-    assert (new.keeper.leads, new.told) == (True, (0, 0)), "told by the old one"
+    assert (new.keeper.leads, new.sent_counts) == (True, (0, 0)), "told by the old one"
     assert await admin.fetchval("SELECT array_agg(node) FROM metrics.alarms") == ["leader"]
 
     mesh.replicas = [NodeId("UOLD")]
@@ -245,7 +243,7 @@ async def test_nobody_leads_beside_a_replica_of_an_older_version_and_its_alerts_
     await admin.close()
 
 
-async def test_the_workers_that_an_older_replica_knew_are_missed(replicas: Replicas, store: AlertStore, postgres_url: str) -> None:
+async def test_workers_known_to_an_older_replica_are_missed(replicas: Replicas, store: AlertStore, postgres_url: str) -> None:
     admin = await asyncpg.connect(postgres_url)
     folder = Path(persistence.__file__).parents[1] / "migrations"
     insert = (folder / "0004_pre_leader.sql").read_text().partition("INSERT INTO")
@@ -310,7 +308,7 @@ def seen_by(book: SampleWindow) -> dict[str, float]:
     }
 
 
-async def test_after_a_restart_every_long_look_back_sees_what_it_would_have_seen_without(mesh: Mesh, replicas: Replicas) -> None:
+async def test_stored_window_gives_the_same_growth_after_a_restart(mesh: Mesh, replicas: Replicas) -> None:
     counting = Counting(mesh)
     first = await replicas.start()
     throughout = SampleWindow(all_rules.ALL)
@@ -321,7 +319,7 @@ async def test_after_a_restart_every_long_look_back_sees_what_it_would_have_seen
         for book in (throughout, first.watch.sample_window):
             book.take(found_now, mesh.now)
     mesh.now += 1
-    await replicas.cut(first)  # it may have said nothing for too long
+    await replicas.cut(first)  # the connection may have been idle for too long
     await replicas.reconnect(first)
     await first.look()
     firing = {(one.rule.name, dict(one.labels).get("window")) for one in first.watch.alert_states.firing()}
@@ -337,11 +335,11 @@ async def test_after_a_restart_every_long_look_back_sees_what_it_would_have_seen
     for what, value in expected.items():
         assert math.isclose(found[what], value, rel_tol=0.001), what
     assert {(one.rule.name, dict(one.labels).get("window")) for one in second.watch.alert_states.firing()} == firing
-    assert second.told == (0, 0), "nothing fires or ends because of the restart"
+    assert second.sent_counts == (0, 0), "nothing fires or ends because of the restart"
     assert [rule for rule in objectives.RULES if (rule.name, dict(rule.labels)["window"]) in firing]
 
 
-async def test_what_another_version_wrote_of_the_windows_is_left(replicas: Replicas, postgres_url: str, mesh: Mesh) -> None:
+async def test_window_written_by_another_version_is_ignored(replicas: Replicas, postgres_url: str, mesh: Mesh) -> None:
     first = await replicas.start()
     await first.look()
     admin = await asyncpg.connect(postgres_url)
@@ -376,7 +374,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_quick")
-async def test_postgresql_goes_and_comes_back_while_an_alert_fires(postgres: PostgresServer, postgres_url: str, mesh: Mesh) -> None:
+async def test_alert_survives_a_postgresql_outage(postgres: PostgresServer, postgres_url: str, mesh: Mesh) -> None:
     chat = Chat()
     mesh.text = DRIFTING
     async with (
@@ -394,7 +392,7 @@ async def test_postgresql_goes_and_comes_back_while_an_alert_fires(postgres: Pos
                 [check] = [check for check in await one.checks() if check.name == "alerts"]
                 assert (check.ok, check.needed) == (False, False)
                 assert "a restart would lose silences" in check.detail
-                # What is new is told without PostgreSQL, and once; who follows shows what it read last, with its age.
+                # Without PostgreSQL, new alerts are sent once; followers show what they read last, with its age.
                 mesh.text = DRIFTING.replace("ledger_drift_micro", "ledger_drift_micro_gone")
                 await until(lambda: len(chat.got) == 2)
                 mesh.text, mesh.now = DRIFTING, mesh.now + 15
@@ -419,7 +417,7 @@ async def test_postgresql_goes_and_comes_back_while_an_alert_fires(postgres: Pos
 
 
 @pytest.mark.usefixtures("_quick")
-async def test_a_service_that_starts_without_postgresql_goes_on_with_what_it_finds_there(
+async def test_service_started_without_postgresql_continues_from_the_stored_state(
     postgres: PostgresServer, postgres_url: str, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(persistence, "REMEMBERING_SECONDS", 30.0)
@@ -448,7 +446,7 @@ async def test_a_service_that_starts_without_postgresql_goes_on_with_what_it_fin
         postgres.ensure_running()
 
 
-async def test_without_postgresql_the_first_of_those_that_live_continues_where_the_leader_is_gone(mesh: Mesh, replicas: Replicas) -> None:
+async def test_without_postgresql_the_first_live_replica_takes_over(mesh: Mesh, replicas: Replicas) -> None:
     one, two = await replicas.start(ONE), await replicas.start(TWO)
     for each in (one, two):
         each.session = None
@@ -459,7 +457,7 @@ async def test_without_postgresql_the_first_of_those_that_live_continues_where_t
     assert two.keeper.leads
 
 
-async def test_when_postgresql_is_back_the_last_leader_is_let_in_first_if_it_lives(mesh: Mesh, replicas: Replicas) -> None:
+async def test_after_an_outage_the_previous_leader_reconnects_first(mesh: Mesh, replicas: Replicas) -> None:
     one, two = await replicas.start(ONE), await replicas.start(TWO)
     await replicas.cut(one)
     await replicas.cut(two)
@@ -473,7 +471,7 @@ async def test_when_postgresql_is_back_the_last_leader_is_let_in_first_if_it_liv
     assert two.keeper.leads
 
 
-async def test_a_silence_that_no_table_has_stays_and_is_written_again(mesh: Mesh, replicas: Replicas, store: AlertStore) -> None:
+async def test_unsaved_silence_is_kept_and_written_again(mesh: Mesh, replicas: Replicas, store: AlertStore) -> None:
     replica = await replicas.start()
     made = await replica.watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
     await replica.look()
@@ -483,12 +481,12 @@ async def test_a_silence_that_no_table_has_stays_and_is_written_again(mesh: Mesh
     assert (await store.silences(mesh.now)).ids == {made.id}
 
 
-async def test_without_a_database_nobody_complains(mesh: Mesh) -> None:
+async def test_service_without_a_database_is_healthy(mesh: Mesh) -> None:
     alerts = AlertingModule(MetricsSettings(node_key_file=Path("/nowhere"), port=0), ONE, mesh.read, WorkerAttendance())
     assert [(check.name, check.ok) for check in await alerts.checks()] == [("alert rules", True)]
 
 
-async def test_a_role_that_may_not_make_its_schema_is_told(postgres: PostgresServer, postgres_url: str) -> None:
+async def test_missing_schema_privilege_is_reported(postgres: PostgresServer, postgres_url: str) -> None:
     name = f"nobody_much_{secrets.token_hex(4)}"
     admin = await asyncpg.connect(postgres_url)
     await admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")

@@ -1,4 +1,4 @@
-"""Text of metrics in, alerts out: on the list, in the log, at the webhook; and what people do about them."""
+"""From metrics to alerts: the list, the log, the webhook, and what users do about them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -73,7 +73,7 @@ async def test_all_is_well(mesh: Mesh) -> None:
     assert mesh.notice == []
 
 
-async def test_an_alert_is_listed_told_and_over(mesh: Mesh) -> None:
+async def test_alert_is_listed_sent_and_resolved(mesh: Mesh) -> None:
     watch = mesh.watch()
     await look_for_minutes(mesh, watch, 1)
     mesh.text = DRIFTING
@@ -87,14 +87,14 @@ async def test_an_alert_is_listed_told_and_over(mesh: Mesh) -> None:
     assert [(len(notice.began), len(notice.ended)) for notice in mesh.notice] == [(1, 0), (0, 1)]
 
 
-async def test_a_service_that_goes_is_missed(mesh: Mesh) -> None:
+async def test_missing_service_raises_an_alert(mesh: Mesh) -> None:
     watch = mesh.watch()
     mesh.text = WELL.replace('ai_platform_node_up{service="gateway",node="UAAA"} 1', 'ai_platform_node_up{service="gateway",node="UAAA"} 0')
     await look_for_minutes(mesh, watch, 5)
     assert (await states(watch))["service_down"] == "firing"
 
 
-async def test_people_look_after_alerts_and_silence_them(mesh: Mesh) -> None:
+async def test_alerts_can_be_acknowledged_and_silenced(mesh: Mesh) -> None:
     watch = mesh.watch()
     made = await watch.silence_alerts(api.SilenceAlerts(3600, "ledger_drift", why="we are at it"), CALL)
     mesh.text = DRIFTING
@@ -120,19 +120,19 @@ async def test_people_look_after_alerts_and_silence_them(mesh: Mesh) -> None:
         (api.SilenceAlerts(60, why="x" * 201), "200 characters"),
     ],
 )
-async def test_a_silence_that_makes_no_sense_is_refused(mesh: Mesh, request_: api.SilenceAlerts, words: str) -> None:
+async def test_invalid_silences_are_refused(mesh: Mesh, request_: api.SilenceAlerts, words: str) -> None:
     with pytest.raises(errors.BadRequest, match=words):
         await mesh.watch().silence_alerts(request_, CALL)
 
 
-async def test_what_there_is_not_is_said(mesh: Mesh) -> None:
+async def test_unknown_alerts_and_silences_are_reported(mesh: Mesh) -> None:
     with pytest.raises(errors.NotFound):
         await mesh.watch().acknowledge_alert(api.AcknowledgeAlert("nothing"), CALL)
     with pytest.raises(errors.NotFound):
         await mesh.watch().end_silence(api.EndSilence("nothing"), CALL)
 
 
-async def test_what_finds_no_room_is_said(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_full_lists_are_reported(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = mesh.watch()
     await watch.look()
     assert watch.check().ok
@@ -142,7 +142,7 @@ async def test_what_finds_no_room_is_said(mesh: Mesh, monkeypatch: pytest.Monkey
     assert (watch.check().ok, watch.check().needed, "1 series exceed the limit" in watch.check().detail) == (False, False, True)
 
 
-async def test_alerts_beyond_those_of_one_rule_that_are_listed_are_said(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_omitted_alerts_of_one_rule_are_counted(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = mesh.watch()
     monkeypatch.setattr(alert_state, "MAX_OF_ONE_RULE", 3)
     mesh.text = "\n".join([WELL, *(f'ai_platform_node_up{{service="inference",node="U{number}"}} 0' for number in range(8))])
@@ -154,7 +154,7 @@ async def test_alerts_beyond_those_of_one_rule_that_are_listed_are_said(mesh: Me
     assert watch.check().ok
 
 
-def test_samples_are_those_that_are_asked_for() -> None:
+def test_only_requested_samples_are_kept() -> None:
     text = '# HELP a b\na{x="1",y=""} 5\na 7\nab 9\nb{x="q\\"\\\\ \\n"} +Inf\nb{x="q\\"\\\\ \\n"} 2.5e3\nc NaN\n'
     assert list(sample_reader.read(text, {"a": (), "b": (), "c": ()})) == [
         Sample("a", labels(x="1"), 5),
@@ -163,7 +163,7 @@ def test_samples_are_those_that_are_asked_for() -> None:
     ]
 
 
-def test_what_no_selector_means_is_passed_over_before_it_is_taken_apart() -> None:
+def test_unselected_lines_are_skipped_before_parsing() -> None:
     selector = Selector(instruments.REQUESTS, (("service", ("auth", 'a"b')), ("model", ("",))), (("method", ("x",)),))
     name = selector.name
     lines = (
@@ -182,7 +182,7 @@ def test_what_no_selector_means_is_passed_over_before_it_is_taken_apart() -> Non
 
 
 @asynccontextmanager
-async def telling(url: str) -> AsyncIterator[Webhook]:
+async def running_webhook(url: str) -> AsyncIterator[Webhook]:
     hook = Webhook(url, "https://ai.example.org")
     running = asyncio.create_task(hook.run())
     try:
@@ -200,11 +200,11 @@ async def news_of(mesh: Mesh) -> list[AlertNotice]:
     return mesh.notice
 
 
-async def test_a_webhook_hears_of_the_beginning_and_of_the_end(mesh: Mesh) -> None:
+async def test_webhook_gets_the_start_and_the_end(mesh: Mesh) -> None:
     chat = Chat()
-    async with serving(chat) as url, telling(f"{url}/hook/secret") as hook:
+    async with serving(chat) as url, running_webhook(f"{url}/hook/secret") as hook:
         for notice in await news_of(mesh):
-            hook.tell(notice)
+            hook.notify(notice)
         await until(lambda: len(chat.got) == 2)
     first, second = chat.got
     assert (first["version"], first["status"], second["status"]) == ("4", "firing", "resolved")
@@ -218,14 +218,14 @@ async def test_a_webhook_hears_of_the_beginning_and_of_the_end(mesh: Mesh) -> No
     assert second["alerts"][0]["endsAt"] > alert["startsAt"]
 
 
-async def test_a_webhook_that_is_away_hears_of_it_later_and_its_address_is_not_told(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unavailable_webhook_gets_the_notice_later_and_its_url_is_not_logged(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "_BACKOFF", Backoff(0.01, 60))
     chat = Chat()
     chat.status = 503
-    async with serving(chat) as url, telling(f"{url}/hook/secret") as hook:
+    async with serving(chat) as url, running_webhook(f"{url}/hook/secret") as hook:
         for notice in await news_of(mesh):
-            hook.tell(notice)
-        await until(lambda: chat.asked >= 3)
+            hook.notify(notice)
+        await until(lambda: chat.requests >= 3)
         assert (hook.check().ok, hook.check().needed) == (False, False)
         assert "secret" not in hook.check().detail
         chat.status = 200
@@ -234,9 +234,9 @@ async def test_a_webhook_that_is_away_hears_of_it_later_and_its_address_is_not_t
     assert [got["status"] for got in chat.got] == ["firing", "resolved"]
 
 
-async def test_news_that_nobody_takes_do_not_pile_up(mesh: Mesh) -> None:
+async def test_undelivered_notices_are_bounded(mesh: Mesh) -> None:
     hook = Webhook("http://127.0.0.1:1/", "")
     [notice, _] = await news_of(mesh)
     for _ in range(webhook.MAX_WAITING * 3):
-        hook.tell(notice)
+        hook.notify(notice)
     assert len(hook._waiting) == webhook.MAX_WAITING

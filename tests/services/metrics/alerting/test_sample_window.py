@@ -1,4 +1,4 @@
-"""What the rules read is what was there: growth over any window, whatever began again, and nothing of what is gone."""
+"""Growth over any window, across counter resets, without series that disappeared."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +33,7 @@ def filled(values: list[float], window: int) -> SampleWindow:
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=300), st.integers(1, 280))
-def test_growth_over_a_window_of_the_last_hour_is_exact(values: list[int], steps: int) -> None:
+def test_growth_within_the_last_hour_is_exact(values: list[int], steps: int) -> None:
     made = filled([float(value) for value in values], HOUR)
     start = max(0, len(values) - 1 - min(steps, 240))
     pairs = zip(values[start:], values[start + 1 :], strict=False)
@@ -41,7 +41,7 @@ def test_growth_over_a_window_of_the_last_hour_is_exact(values: list[int], steps
     assert made.increase(COST, TimeWindow(min(steps, 240) * int(STEP))) == {labels(model="llama3"): expected}
 
 
-def test_growth_over_days_is_right_to_five_minutes() -> None:
+def test_growth_over_days_is_accurate_to_five_minutes() -> None:
     made = SampleWindow([rule(8 * DAY)])
     for step in range(0, 8 * DAY, 60):
         made.take([cost(float(step))], float(step))
@@ -51,14 +51,14 @@ def test_growth_over_days_is_right_to_five_minutes() -> None:
     assert points < 4_000
 
 
-def test_what_was_never_seen_has_not_grown() -> None:
+def test_unseen_series_have_no_growth() -> None:
     made = SampleWindow([rule(HOUR)])
     assert made.increase(COST, TimeWindow(HOUR)) == {}
     made.take([cost(5)], 0.0)
     assert made.increase(COST, TimeWindow(HOUR)) == {labels(model="llama3"): 0}
 
 
-def test_what_is_gone_is_no_part_of_the_present() -> None:
+def test_series_that_disappeared_have_no_latest_value() -> None:
     made = SampleWindow([rule(10 * MINUTE), rule()])
     here = Sample(QUEUE.name, labels(service="gateway", model="a"), 3)
     there = Sample(QUEUE.name, labels(service="inference", model="a"), 9)
@@ -71,14 +71,14 @@ def test_what_is_gone_is_no_part_of_the_present() -> None:
     assert len(made) == 0
 
 
-def test_series_beyond_the_bound_are_left_out_and_counted() -> None:
+def test_series_above_the_limit_are_dropped_and_counted() -> None:
     made = SampleWindow([rule(HOUR)])
     many = [cost(1, node=str(number)) for number in range(sample_window.MAX_SERIES + 7)]
     made.take(many, 0.0)
     assert (len(made), made.left_out) == (sample_window.MAX_SERIES, 7)
 
 
-def test_what_no_rule_means_takes_no_room() -> None:
+def test_series_that_no_rule_uses_are_not_stored() -> None:
     made = SampleWindow(all_rules.ALL)
     calls = (instruments.REQUEST_DURATION.name + "_bucket", instruments.TTFT_SECONDS.name + "_bucket")
     of_workers = [
@@ -88,7 +88,7 @@ def test_what_no_rule_means_takes_no_room() -> None:
     assert (len(made), made.left_out) == (1, 0)
 
 
-def test_a_mesh_of_200_workers_finds_room() -> None:
+def test_mesh_of_200_workers_fits() -> None:
     text = (
         "".join(
             f'{name}{{service="inference",node="n{node}",model="m{model}",le="{bound}"}} 1\n'
@@ -104,7 +104,7 @@ def test_a_mesh_of_200_workers_finds_room() -> None:
     assert (len(made), made.left_out) == (1, 0)
 
 
-def test_it_wants_what_the_rules_look_at() -> None:
+def test_wanted_series_are_those_of_the_rules() -> None:
     names = SampleWindow(all_rules.ALL).wanted
     assert instruments.LEDGER_DRIFT.name in names
     assert instruments.BUILD_INFO.name not in names

@@ -1,4 +1,4 @@
-"""Who is missed, told from what a directory sees: whoever went without a word, over a restart as well; and nobody who was meant to go."""
+"""Which workers are missing: those that disappeared, also across a restart, but not those that left on purpose."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -32,10 +32,10 @@ class RunningService:
     def _seconds(self) -> float:
         return self.now.timestamp()
 
-    def hear(self, *nodes: NodeId, **changes: object) -> None:
+    def announce(self, *nodes: NodeId, **changes: object) -> None:
         for node in nodes:
-            said = msgspec.structs.replace(Announcement(Role.WORKER, node, "0.1.0", STARTED), **changes)
-            self.directory.apply_announcement(said, "punched", "swarm")
+            announcement = msgspec.structs.replace(Announcement(Role.WORKER, node, "0.1.0", STARTED), **changes)
+            self.directory.apply_announcement(announcement, "punched", "swarm")
         self.look()
 
     def pass_by(self, length: timedelta = timedelta(seconds=GONE_AFTER_SECONDS + 1)) -> None:
@@ -60,11 +60,11 @@ def running_service() -> RunningService:
     return RunningService()
 
 
-def test_who_goes_without_a_word_is_missed_until_it_is_back(running_service: RunningService) -> None:
-    running_service.hear(ANN, BOB)
+def test_worker_that_disappears_is_missed_until_it_is_back(running_service: RunningService) -> None:
+    running_service.announce(ANN, BOB)
     assert running_service.missed == set()
     running_service.pass_by()
-    running_service.hear(BOB)
+    running_service.announce(BOB)
     assert running_service.missed == {ANN}
     (entry,) = running_service.attendance.missed().values()
     assert (entry.alive, entry.path, entry.since) == (False, "punched", running_service.now)
@@ -72,34 +72,34 @@ def test_who_goes_without_a_word_is_missed_until_it_is_back(running_service: Run
     (sample,) = running_service.attendance.samples()
     assert (sample.name, sample.value) == (instruments.NODE_UP.name, 0)
     assert dict(sample.labels) == {"service": "inference", "node": instruments.node_label(ANN)}
-    running_service.hear(ANN)
+    running_service.announce(ANN)
     assert running_service.missed == set()
 
 
-def test_who_is_meant_to_go_is_not_missed(running_service: RunningService) -> None:
-    running_service.hear(ANN, BOB)
-    running_service.hear(ANN, draining=True)
-    running_service.hear(ANN, draining=True, leaving=True)
+def test_worker_that_leaves_on_purpose_is_not_missed(running_service: RunningService) -> None:
+    running_service.announce(ANN, BOB)
+    running_service.announce(ANN, draining=True)
+    running_service.announce(ANN, draining=True, leaving=True)
     running_service.revoked.add(BOB)
     running_service.pass_by()
     running_service.pass_by(2 * MEETING)
     assert (running_service.missed, running_service.kept) == (set(), [])
 
 
-def test_who_was_never_let_in_is_not_missed(running_service: RunningService) -> None:
+def test_worker_that_was_never_admitted_is_not_missed(running_service: RunningService) -> None:
     running_service.directory.add_refused(ANN, Role.WORKER, "0.1.0", "no certificate")
     running_service.pass_by(2 * MEETING)
     assert running_service.kept == []
 
 
 def test_only_workers_are_missed(running_service: RunningService) -> None:
-    running_service.hear(ANN, role=Role.WEB)
+    running_service.announce(ANN, role=Role.WEB)
     running_service.pass_by()
     assert running_service.kept == []
 
 
-def test_who_was_missed_before_a_restart_still_is_and_since_then(running_service: RunningService) -> None:
-    running_service.hear(ANN)
+def test_worker_missed_before_a_restart_keeps_its_time(running_service: RunningService) -> None:
+    running_service.announce(ANN)
     running_service.pass_by()
     (before,) = running_service.attendance.missed().values()
     running_service.now += timedelta(minutes=10)
@@ -109,35 +109,35 @@ def test_who_was_missed_before_a_restart_still_is_and_since_then(running_service
     running_service.look()
     (after,) = running_service.attendance.missed().values()
     assert (after.node, after.since, after.path, after.why_gone) == (before.node, before.since, before.path, before.why_gone)
-    running_service.hear(ANN)
+    running_service.announce(ANN)
     assert running_service.missed == set()
 
 
-def test_who_went_while_nobody_looked_is_missed_when_all_others_have_been_met(running_service: RunningService) -> None:
-    running_service.hear(ANN, BOB)
+def test_worker_that_left_during_a_restart_is_missed_after_the_grace_period(running_service: RunningService) -> None:
+    running_service.announce(ANN, BOB)
     running_service.restart(running_service.kept)
     running_service.look()
-    running_service.hear(BOB)
+    running_service.announce(BOB)
     running_service.pass_by(MEETING - timedelta(seconds=1))
-    running_service.hear(BOB)
+    running_service.announce(BOB)
     assert running_service.missed == set()
     running_service.pass_by(timedelta(seconds=1))
     assert running_service.missed == {ANN}
     assert "has not come back" in running_service.attendance.missed()[ANN].why_gone
 
 
-def test_what_is_seen_since_the_start_is_known_better_than_what_was_kept(running_service: RunningService) -> None:
-    running_service.hear(ANN)
+def test_facts_since_the_start_override_stored_ones(running_service: RunningService) -> None:
+    running_service.announce(ANN)
     running_service.pass_by()
     kept = running_service.kept
     running_service.restart(())
-    running_service.hear(ANN)
+    running_service.announce(ANN)
     running_service.attendance.recall(kept, running_service.now)
     assert running_service.missed == set()
 
 
-def test_who_is_revoked_after_a_restart_is_missed_no_more(running_service: RunningService) -> None:
-    running_service.hear(ANN)
+def test_worker_revoked_after_a_restart_is_no_longer_missed(running_service: RunningService) -> None:
+    running_service.announce(ANN)
     running_service.pass_by()
     running_service.restart(running_service.kept)
     running_service.look()
@@ -147,8 +147,8 @@ def test_who_is_revoked_after_a_restart_is_missed_no_more(running_service: Runni
     assert running_service.kept == []
 
 
-def test_an_hour_after_it_went_it_is_forgotten_whoever_saw_it_go(running_service: RunningService) -> None:
-    running_service.hear(ANN)
+def test_missing_worker_is_forgotten_after_an_hour(running_service: RunningService) -> None:
+    running_service.announce(ANN)
     running_service.pass_by()
     running_service.restart(running_service.kept)
     running_service.pass_by(FORGOTTEN_AFTER)
@@ -157,22 +157,22 @@ def test_an_hour_after_it_went_it_is_forgotten_whoever_saw_it_go(running_service
     assert running_service.kept == []
 
 
-def test_a_moment_that_is_still_to_come_is_not_waited_for(running_service: RunningService) -> None:
+def test_stored_time_in_the_future_is_clamped(running_service: RunningService) -> None:
     running_service.restart([AttendedWorker(ANN, "nats", running_service.now + timedelta(days=365))])
     running_service.pass_by(FORGOTTEN_AFTER + timedelta(seconds=1))
     assert running_service.kept == []
 
 
-def test_there_is_room_for_as_many_as_a_directory_has(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_workers_fit_as_in_the_directory(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_attendance, "MAX_NODES", 3)
-    running_service.hear(*(NodeId(f"U{number}") for number in range(10)))
+    running_service.announce(*(NodeId(f"U{number}") for number in range(10)))
     assert len(running_service.kept) == 3
     running_service.restart([AttendedWorker(NodeId(f"U{number}"), "nats") for number in range(10)])
     assert len(running_service.kept) == 3
 
 
-def test_what_a_peer_said_of_its_end_can_be_kept(running_service: RunningService) -> None:
-    running_service.hear(ANN)
+def test_reason_from_a_peer_can_be_stored(running_service: RunningService) -> None:
+    running_service.announce(ANN)
     running_service.directory.mark_gone(ANN, "bye\0\n" + "x" * 5000)
     running_service.look()
     (member,) = running_service.kept

@@ -23,22 +23,22 @@ ANN, BEN, CYD = (UserId(UUID(int=number)) for number in (1, 2, 3))
 def test_count(seen: list[tuple[UserId, float]], now: float, expected: dict[str, int]) -> None:
     users = ActiveUserCounter()
     for user, at in seen:
-        users.saw(user, at)
+        users.record(user, at)
     assert users.count(now) == expected
 
 
-def test_those_who_left_the_longest_window_are_forgotten() -> None:
+def test_users_beyond_the_longest_window_are_forgotten() -> None:
     users = ActiveUserCounter()
-    users.saw(ANN, 0.0)
-    users.saw(BEN, 7 * DAY)
+    users.record(ANN, 0.0)
+    users.record(BEN, 7 * DAY)
     users.count(7 * DAY + 1)
     assert len(users) == 1
 
 
-def test_memory_is_bounded_and_the_longest_unseen_goes_first() -> None:
+def test_memory_is_bounded_and_the_least_recent_user_is_dropped() -> None:
     users = ActiveUserCounter(limit=2)
     for at, user in enumerate([ANN, BEN, ANN, CYD]):
-        users.saw(user, float(at))
+        users.record(user, float(at))
     assert len(users) == 2
-    users.saw(ANN, 9.0)
+    users.record(ANN, 9.0)
     assert users.count(9.0)["1h"] == 2

@@ -34,7 +34,7 @@ def _values(metrics: telemetry.Metrics, name: str) -> dict[tuple[str, ...], floa
     }
 
 
-def test_every_event_counts_by_its_name() -> None:
+def test_every_event_increments_its_counter() -> None:
     metrics = telemetry.Metrics("metrics")
     counted = EventCounters(metrics)
     for event in (
@@ -78,7 +78,7 @@ def test_active_users_follow_completed_requests() -> None:
     assert _values(metrics, "ai_platform_active_users") == {("1h",): 1, ("24h",): 2, ("7d",): 2}
 
 
-def test_names_of_models_cannot_make_series_without_end() -> None:
+def test_unknown_model_names_create_no_series() -> None:
     metrics = telemetry.Metrics("metrics")
     counted = EventCounters(metrics)
     for number in range(event_counters.MAX_MODELS + 50):

@@ -44,7 +44,7 @@ ALL = tuple(_node(role) for role in SERVICE_ROLES)
 
 
 def _with(role: Role, **changes: object) -> tuple[NodeFact, ...]:
-    """All well, but for what is said of one role's node."""
+    """A healthy mesh, with changes to the node of one role."""
     return tuple(NodeFact(**{**_fields(fact), **changes}) if fact.role is role else fact for fact in ALL)  # type: ignore[arg-type]
 
 
@@ -70,7 +70,7 @@ def _of(decided: SystemHealth, name: str, kind: str | None = None) -> ComponentH
     return found
 
 
-def test_all_well_shows_services_servers_and_workers() -> None:
+def test_healthy_mesh_lists_services_servers_and_workers() -> None:
     decided = _decide(ALL)
     assert decided.status == "healthy"
     assert [(component.kind, component.name) for component in decided.components] == [
@@ -156,14 +156,14 @@ def test_decide(nodes: tuple[NodeFact, ...], whole: str, name: str, status: str,
     assert detail in component.detail
 
 
-def test_a_worker_that_said_goodbye_is_not_down() -> None:
-    stopped = NodeFact(role=Role.WORKER, label="U1", alive=False, since=WENT, why_not="stopped", path="nats", said_goodbye=True)
+def test_worker_that_left_cleanly_is_not_down() -> None:
+    stopped = NodeFact(role=Role.WORKER, label="U1", alive=False, since=WENT, why_not="stopped", path="nats", left_cleanly=True)
     decided = _decide((*ALL, stopped))
     assert decided.status == "healthy"
     assert "U1" not in {component.name for component in decided.components}
 
 
-def test_a_server_that_nobody_reaches_is_down_and_its_users_are_degraded() -> None:
+def test_unreachable_server_is_down_and_its_users_are_degraded() -> None:
     nodes = tuple(
         NodeFact(role=fact.role, label=fact.label, alive=True, since=START, checks=_failing(fact.role, "postgresql")) for fact in ALL
     )
@@ -195,12 +195,12 @@ def test_since(first: tuple[NodeFact, ...], second: tuple[NodeFact, ...], name: 
     assert _of(after, name).since == since
 
 
-def test_a_clock_that_runs_ahead_on_another_machine_is_not_believed() -> None:
+def test_future_time_from_another_machine_is_clamped() -> None:
     decided = _decide(_with(Role.AUTH, since=NOW + timedelta(days=1)))
     assert _of(decided, "auth").since == NOW
 
 
-def test_it_travels() -> None:
+def test_health_survives_encoding() -> None:
     decided = _decide(ALL)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(decided), type=SystemHealth) == decided
 
@@ -208,7 +208,7 @@ def test_it_travels() -> None:
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 
-def test_paths_say_who_is_reached_by_a_relay_only_and_who_not_at_all() -> None:
+def test_paths_list_relayed_and_unreachable_nodes() -> None:
     relayed = _with(Role.WORKER, path="relayed")
     paths = _of(_decide(relayed), "paths")
     assert (paths.kind, paths.status) == ("path", "healthy")
@@ -223,7 +223,7 @@ def test_paths_say_who_is_reached_by_a_relay_only_and_who_not_at_all() -> None:
     assert "through a relay only" in paths.detail
 
 
-def test_who_is_alone_has_no_paths() -> None:
+def test_single_node_has_no_paths_component() -> None:
     decided = _decide(_without(*(set(SERVICE_ROLES) - {Role.METRICS})))
     assert "path" not in {component.kind for component in decided.components}
 
@@ -255,7 +255,7 @@ def _with_signs(signals: HealthSignals, before: SystemHealth | None = None, now:
         ),
     ],
 )
-def test_certificates_are_one_component(certificates: tuple[CertificateSignal, ...], status: str, detail: str) -> None:
+def test_all_certificates_are_one_component(certificates: tuple[CertificateSignal, ...], status: str, detail: str) -> None:
     decided = _with_signs(HealthSignals(certificates))
     found = _of(decided, "certificates", "certificate")
     assert (found.status, decided.status) == (status, status)
@@ -275,7 +275,7 @@ def test_certificates_are_one_component(certificates: tuple[CertificateSignal, .
         pytest.param(2, 60, "degraded", "2 requests queued, and none started for 60 s", id="nothing moves"),
     ],
 )
-def test_a_queue_that_is_long_or_does_not_move_degrades_the_whole(waiting: int, still_seconds: int, status: str, detail: str) -> None:
+def test_long_or_stalled_queue_degrades_the_mesh(waiting: int, still_seconds: int, status: str, detail: str) -> None:
     decided = _with_signs(HealthSignals(queues=(QueueSignal("llama3", waiting, NOW - timedelta(seconds=still_seconds)),)))
     found = _of(decided, "llama3", "queue")
     assert (found.status, decided.status) == (status, status)
@@ -283,7 +283,7 @@ def test_a_queue_that_is_long_or_does_not_move_degrades_the_whole(waiting: int, 
     assert found.since == NOW
 
 
-def test_a_queue_is_known_since_it_was_first_seen() -> None:
+def test_queue_age_starts_when_it_is_first_seen() -> None:
     later = NOW + timedelta(seconds=30)
     first = _with_signs(HealthSignals(queues=(QueueSignal("llama3", 2, NOW),)))
     assert _of(_with_signs(HealthSignals(queues=(QueueSignal("llama3", 5, later),)), first, later), "llama3").since == NOW
@@ -292,17 +292,17 @@ def test_a_queue_is_known_since_it_was_first_seen() -> None:
 # --- servers and doubts -----------------------------------------------------------------------------------------------
 
 
-def test_a_server_is_up_while_somebody_reaches_it() -> None:
+def test_server_is_up_while_any_service_reaches_it() -> None:
     assert health.servers_up(ALL) == {"postgresql": True, "valkey": True, "nats": True}
     assert health.servers_up(_with(Role.AUTH, checks=_failing(Role.AUTH, "postgresql")))["postgresql"]
-    nobody = tuple(NodeFact(**{**_fields(fact), "checks": _failing(fact.role, "valkey")}) for fact in ALL)  # type: ignore[arg-type]
-    assert health.servers_up(nobody) == {"postgresql": True, "valkey": False, "nats": True}
-    # The dead say nothing, and of a server that nobody can be asked about nothing is known.
+    unreachable = tuple(NodeFact(**{**_fields(fact), "checks": _failing(fact.role, "valkey")}) for fact in ALL)  # type: ignore[arg-type]
+    assert health.servers_up(unreachable) == {"postgresql": True, "valkey": False, "nats": True}
+    # Dead nodes report nothing, and a server that no node reports is left out.
     assert health.servers_up(_with(Role.METRICS, alive=False)[:0]) == {}
 
 
-def test_doubts_of_a_node_are_put_together() -> None:
-    told = health.doubts({"U1": 1, "U2": 3}, {"U2": "5 numbers were refused", "U3": "1 number was refused"})
-    assert "1 time within" in told["U1"][0]
-    assert ("3 times within" in told["U2"][0], told["U2"][1:]) == (True, ("5 numbers were refused",))
-    assert told["U3"] == ("1 number was refused",)
+def test_doubts_about_a_node_are_combined() -> None:
+    doubts = health.doubts({"U1": 1, "U2": 3}, {"U2": "5 numbers were refused", "U3": "1 number was refused"})
+    assert "1 time within" in doubts["U1"][0]
+    assert ("3 times within" in doubts["U2"][0], doubts["U2"][1:]) == (True, ("5 numbers were refused",))
+    assert doubts["U3"] == ("1 number was refused",)

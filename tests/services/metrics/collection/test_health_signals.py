@@ -1,4 +1,4 @@
-"""What the collections of a mesh say of its health, one after another."""
+"""Health signals from successive collections of metrics."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -25,11 +25,11 @@ class Mesh:
 
     def look(self, *, gateway_is_there: bool = True) -> health_signals.HealthSignals:
         self.now += timedelta(seconds=15)
-        told = [prometheus_merge.MetricSource(self.worker.render(), {"service": "inference", "node": WORKER[:12]})]
+        samples = [prometheus_merge.MetricSource(self.worker.render(), {"service": "inference", "node": WORKER[:12]})]
         if gateway_is_there:
-            told.append(prometheus_merge.MetricSource(self.gateway.render(), {"service": "gateway", "node": "UG"}))
+            samples.append(prometheus_merge.MetricSource(self.gateway.render(), {"service": "gateway", "node": "UG"}))
         self.reader.take(
-            sample_reader.read(prometheus_merge.render(prometheus_merge.merge(told)), dict.fromkeys(health_signals.SERIES, ())), self.now
+            sample_reader.read(prometheus_merge.render(prometheus_merge.merge(samples)), dict.fromkeys(health_signals.SERIES, ())), self.now
         )
         return self.reader.signals(self.now)
 
@@ -39,7 +39,7 @@ def mesh() -> Mesh:
     return Mesh()
 
 
-def test_every_certificate_is_read_with_the_age_of_its_list(mesh: Mesh) -> None:
+def test_certificates_are_read_with_the_age_of_their_revocation_list(mesh: Mesh) -> None:
     assert mesh.look().certificates == ()
     mesh.gateway.certificate_seconds_left.set(3600)
     mesh.gateway.revocation_list_age.set(700)
@@ -49,7 +49,7 @@ def test_every_certificate_is_read_with_the_age_of_its_list(mesh: Mesh) -> None:
     assert [(one.ends_soon, one.has_old_list) for one in found] == [(True, True), (True, False)]
 
 
-def test_a_queue_moves_when_one_of_it_begins(mesh: Mesh) -> None:
+def test_queue_counts_as_moving_when_a_request_starts(mesh: Mesh) -> None:
     mesh.gateway.queue_depth.labels(model="llama3").set(2)
     # What waits at the worker was counted by the gateway.
     mesh.worker.queue_depth.labels(model="llama3").set(9)
@@ -67,14 +67,14 @@ def test_a_queue_moves_when_one_of_it_begins(mesh: Mesh) -> None:
     assert [one.moved_at for one in mesh.look().queues] == [mesh.now]
 
 
-def test_the_longest_queues_are_shown(mesh: Mesh) -> None:
+def test_longest_queues_are_shown(mesh: Mesh) -> None:
     for number in range(health_signals.MAX_QUEUES + 5):
         mesh.gateway.queue_depth.labels(model=f"m{number}").set(number + 1)
     queues = mesh.look().queues
     assert (len(queues), queues[0].waiting, queues[-1].waiting) == (health_signals.MAX_QUEUES, health_signals.MAX_QUEUES + 5, 6)
 
 
-def test_a_lie_counts_for_an_hour(mesh: Mesh) -> None:
+def test_wrong_count_is_reported_for_an_hour(mesh: Mesh) -> None:
     mesh.look()
     mesh.gateway.wrong_counts.labels(node=WORKER).inc(2)
     assert mesh.look().catches == {WORKER[:12]: 2}
@@ -87,7 +87,7 @@ def test_a_lie_counts_for_an_hour(mesh: Mesh) -> None:
     assert mesh.look().catches == {}
 
 
-def test_what_a_gateway_counted_before_we_heard_it_is_not_of_this_hour(mesh: Mesh) -> None:
+def test_counts_before_the_first_sample_are_ignored(mesh: Mesh) -> None:
     mesh.gateway.wrong_counts.labels(node=WORKER).inc(7)
     assert mesh.look(gateway_is_there=False).catches == {}
     assert mesh.look().catches == {}
@@ -97,7 +97,7 @@ def test_what_a_gateway_counted_before_we_heard_it_is_not_of_this_hour(mesh: Mes
     assert mesh.look().catches == {WORKER[:12]: 1}
 
 
-def test_a_gateway_that_began_again_counts_from_nothing(mesh: Mesh) -> None:
+def test_restarted_gateway_counts_from_zero(mesh: Mesh) -> None:
     mesh.gateway.wrong_counts.labels(node=WORKER).inc(7)
     mesh.look()
     mesh.gateway = Metrics("gateway")
@@ -106,7 +106,7 @@ def test_a_gateway_that_began_again_counts_from_nothing(mesh: Mesh) -> None:
     assert mesh.look().catches == {WORKER[:12]: 2}
 
 
-def test_a_worker_cannot_accuse_another_and_cannot_claim_a_queue(mesh: Mesh) -> None:
+def test_worker_cannot_report_counts_or_queues_of_others(mesh: Mesh) -> None:
     mesh.look()
     mesh.worker.wrong_counts.labels(node="UOTHER").inc(5)
     mesh.worker.queue_depth.labels(model="llama3").set(5)
@@ -114,14 +114,14 @@ def test_a_worker_cannot_accuse_another_and_cannot_claim_a_queue(mesh: Mesh) -> 
     assert (found.catches, found.queues) == ({}, ())
 
 
-def test_a_gateway_with_very_many_workers_takes_no_more_memory(mesh: Mesh) -> None:
+def test_gateway_with_very_many_workers_uses_bounded_memory(mesh: Mesh) -> None:
     mesh.look()
     for number in range(3):
-        told = [
+        samples = [
             Sample("ai_platform_wrong_counts_total", (("exported_node", f"{number}-{n}"), ("node", "UG"), ("service", "gateway")), 1.0)
             for n in range(5000)
         ]
-        mesh.reader.take(told, mesh.now)
+        mesh.reader.take(samples, mesh.now)
         mesh.now += timedelta(hours=2)
         assert mesh.reader.signals(mesh.now).catches == {}
     assert len(mesh.reader._catches._totals) <= 10_000

@@ -1,4 +1,4 @@
-"""A node is read on from where the last reading ended."""
+"""Reading continues where the last reading of a node ended."""
 
 import pytest
 
@@ -18,51 +18,51 @@ class Node:
         self.ring: RingBuffer[int] = RingBuffer(20)
         self.answers = 100
 
-    async def ask(self, after: int) -> RingReading[int]:
+    async def fetch(self, after: int) -> RingReading[int]:
         self.answers -= 1
         if self.answers < 0:
             raise errors.LinkLost("gone")
         return self.ring.read(after, 3)
 
 
-async def test_what_is_new_is_read_once_and_in_order() -> None:
+async def test_new_items_are_read_once_and_in_order() -> None:
     node, marks = Node(), ReadPositions[int](page=3, most_readings=5)
     node.ring.add(range(7))
-    assert (await marks.read(HERE, node.ask)).items == tuple(range(7))
-    assert (await marks.read(HERE, node.ask)).items == ()
+    assert (await marks.read(HERE, node.fetch)).items == tuple(range(7))
+    assert (await marks.read(HERE, node.fetch)).items == ()
     node.ring.add(range(7, 9))
-    assert (await marks.read(HERE, node.ask)).items == (7, 8)
+    assert (await marks.read(HERE, node.fetch)).items == (7, 8)
 
 
-async def test_a_node_with_very_much_tells_the_rest_in_the_next_round() -> None:
+async def test_large_backlog_is_read_over_several_rounds() -> None:
     node, marks = Node(), ReadPositions[int](page=3, most_readings=2)
     node.ring.add(range(10))
-    assert (await marks.read(HERE, node.ask)).items == tuple(range(6))
-    assert (await marks.read(HERE, node.ask)).items == tuple(range(6, 10))
+    assert (await marks.read(HERE, node.fetch)).items == tuple(range(6))
+    assert (await marks.read(HERE, node.fetch)).items == tuple(range(6, 10))
 
 
-async def test_what_was_overwritten_is_counted() -> None:
+async def test_overwritten_items_are_counted() -> None:
     node, marks = Node(), ReadPositions[int](page=3, most_readings=100)
     node.ring.add(range(2))
-    await marks.read(HERE, node.ask)
+    await marks.read(HERE, node.fetch)
     node.ring.add(range(2, 50))
-    found = await marks.read(HERE, node.ask)
+    found = await marks.read(HERE, node.fetch)
     assert (found.items, found.lost) == (tuple(range(30, 50)), 28)
 
 
-async def test_what_was_read_before_a_node_went_silent_is_not_lost_and_the_rest_waits() -> None:
+async def test_items_read_before_a_failure_are_kept_and_the_rest_is_read_later() -> None:
     node, marks = Node(), ReadPositions[int](page=3, most_readings=5)
     node.ring.add(range(8))
     node.answers = 1
-    assert (await marks.read(HERE, node.ask)).items == (0, 1, 2)
+    assert (await marks.read(HERE, node.fetch)).items == (0, 1, 2)
     node.answers = 100
-    assert (await marks.read(HERE, node.ask)).items == tuple(range(3, 8))
+    assert (await marks.read(HERE, node.fetch)).items == tuple(range(3, 8))
 
 
-async def test_nodes_without_end_take_no_memory_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_is_bounded_with_ever_new_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_positions, "_MOST_NODES", 3)
     node, marks = Node(), ReadPositions[int](page=3, most_readings=5)
     node.ring.add(range(2))
     for number in range(10):
-        assert (await marks.read(NodeId(f"U{number:055}"), node.ask)).items == (0, 1)
+        assert (await marks.read(NodeId(f"U{number:055}"), node.fetch)).items == (0, 1)
         assert len(marks._after) <= 3

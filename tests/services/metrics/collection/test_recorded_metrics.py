@@ -1,4 +1,4 @@
-"""What may be recorded and what comes of it; what breaks a rule is refused with the rule, and nobody takes another's room."""
+"""What may be recorded and how; invalid records are refused with the rule, and no node can use up the space of another."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -18,9 +18,14 @@ ME, OTHER = ("gateway", "UAAA"), ("inference", "UBBB")
 
 
 def take(
-    store: RecordedMetricSet, name: str, value: float, labels: Mapping[str, str] | None = None, who: recorded_metrics.Who = ME, **more: Any
+    store: RecordedMetricSet,
+    name: str,
+    value: float,
+    labels: Mapping[str, str] | None = None,
+    reporter: recorded_metrics.MetricReporter = ME,
+    **more: Any,
 ) -> None:
-    store.record(RecordMetric(name, value, dict(labels or {}), **more), who, NOW)
+    store.record(RecordMetric(name, value, dict(labels or {}), **more), reporter, NOW)
 
 
 def samples(store: RecordedMetricSet) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -49,7 +54,7 @@ def test_record(name: str, values: list[float], expected: float) -> None:
     assert samples(store) == {(name, frozenset({("team", "a")})): expected}
 
 
-def test_metrics_of_the_list_are_taken_with_their_labels() -> None:
+def test_platform_metrics_are_accepted_with_their_labels() -> None:
     store = RecordedMetricSet()
     take(store, "ai_platform_queue_depth", 3, {"model": "llama3"})
     take(store, "ai_platform_tokens_total", 5, {"type": "input", "model": "llama3"})
@@ -57,7 +62,7 @@ def test_metrics_of_the_list_are_taken_with_their_labels() -> None:
     assert sorted(samples(store).values()) == [3, 10]
 
 
-def test_other_namespaces_are_those_that_are_registered() -> None:
+def test_only_registered_namespaces_are_accepted() -> None:
     store = RecordedMetricSet(("billing", "my_app"))
     take(store, "my_app_jobs_total", 1)
     with pytest.raises(errors.BadRequest, match=r"registered namespace \(billing_…, my_app_…\)"):
@@ -66,16 +71,16 @@ def test_other_namespaces_are_those_that_are_registered() -> None:
         take(RecordedMetricSet(()), "custom_jobs_total", 1)
 
 
-def test_each_node_has_its_own_numbers() -> None:
+def test_each_node_has_its_own_values() -> None:
     store = RecordedMetricSet()
     take(store, "custom_load", 1)
-    take(store, "custom_load", 2, who=OTHER)
+    take(store, "custom_load", 2, reporter=OTHER)
     text = prometheus_merge.render(prometheus_merge.Merger({}).merge(store.sources()))
     assert 'custom_load{service="gateway",node="UAAA"} 1\n' in text
     assert 'custom_load{service="inference",node="UBBB"} 2\n' in text
 
 
-def test_labels_make_series_in_any_order_and_empty_ones_do_not() -> None:
+def test_label_order_and_empty_labels_do_not_matter() -> None:
     store = RecordedMetricSet()
     take(store, "custom_a", 1, {"x": "1", "y": "2"})
     take(store, "custom_a", 2, {"y": "2", "x": "1"})
@@ -127,7 +132,7 @@ def test_any_label_value_survives(text: str) -> None:
         pytest.param("custom_a", 1, {"x": "y" * 201}, "the limit is 200", id="long label value"),
     ],
 )
-def test_what_breaks_a_rule_is_refused_with_the_rule(name: str, value: float, labels: Mapping[str, str], rule: str) -> None:
+def test_invalid_records_are_refused_with_the_rule(name: str, value: float, labels: Mapping[str, str], rule: str) -> None:
     store = RecordedMetricSet()
     with pytest.raises(errors.BadRequest, match=rule):
         take(store, name, value, labels)
@@ -138,7 +143,7 @@ def test_what_breaks_a_rule_is_refused_with_the_rule(name: str, value: float, la
 @pytest.mark.parametrize(
     ("minutes", "is_taken"), [(0, True), (-4, True), (0.5, True), (-6, False), (2, False), (60 * 24 * 365, False), (-60 * 24 * 365, False)]
 )
-def test_samples_of_another_time_are_refused(minutes: float, is_taken: bool) -> None:
+def test_samples_with_a_wrong_time_are_refused(minutes: float, is_taken: bool) -> None:
     store = RecordedMetricSet()
     at = NOW + timedelta(minutes=minutes)
     if is_taken:
@@ -149,33 +154,33 @@ def test_samples_of_another_time_are_refused(minutes: float, is_taken: bool) -> 
             take(store, "custom_a", 1, at=at)
 
 
-def test_label_values_without_end_take_the_room_of_one_node_and_are_counted() -> None:
+def test_too_many_label_values_fill_only_one_nodes_limit_and_are_counted() -> None:
     store = RecordedMetricSet()
     batch = store.record_all((RecordMetric("custom_a", 1, {"x": str(number)}) for number in range(20_000)), ME, NOW)
     left_out = 20_000 - recorded_metrics.MAX_SERIES_OF_ONE
-    assert (batch.taken, batch.refused, store.refused) == (recorded_metrics.MAX_SERIES_OF_ONE, left_out, left_out)
+    assert (batch.accepted, batch.refused, store.refused) == (recorded_metrics.MAX_SERIES_OF_ONE, left_out, left_out)
     assert store.first_refused == "custom_a of gateway UAAA"
-    take(store, "custom_b", 1, who=OTHER)
+    take(store, "custom_b", 1, reporter=OTHER)
     take(store, "custom_a", 5, {"x": "0"})
     assert len(store) == recorded_metrics.MAX_SERIES_OF_ONE + 1
 
 
-def test_the_thousandth_series_is_the_last_of_all() -> None:
+def test_total_limit_is_one_thousand_series() -> None:
     store = RecordedMetricSet()
     for node in range(3):
         store.record_all((RecordMetric("custom_a", 1, {"x": str(number)}) for number in range(500)), ("inference", str(node)), NOW)
     assert len(store) == recorded_metrics.MAX_SERIES
 
 
-def test_a_batch_is_not_undone_for_one_that_is_wrong() -> None:
+def test_one_invalid_sample_does_not_undo_its_batch() -> None:
     store = RecordedMetricSet()
     samples_ = [RecordMetric("custom_a", 1), RecordMetric("nonsense", 1), RecordMetric("custom_b_total", -1), RecordMetric("custom_c", 3)]
     done = store.record_all(samples_, ME, NOW)
-    assert (done.taken, done.refused, len(done.problems)) == (2, 2, 2)
+    assert (done.accepted, done.refused, len(done.problems)) == (2, 2, 2)
     assert {name for name, _ in samples(store)} == {"custom_a", "custom_c"}
 
 
-def test_a_counter_cannot_leave_the_numbers() -> None:
+def test_counter_cannot_overflow() -> None:
     store = RecordedMetricSet()
     take(store, "custom_a_total", 1e308)
     with pytest.raises(errors.BadRequest, match="range of numbers"):

@@ -5,7 +5,7 @@ from services.metrics.collection.rejected_records import REMEMBERED, RejectedRec
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def test_who_records_nonsense_is_news_once_and_a_complaint_for_a_while() -> None:
+def test_rejected_records_are_logged_once_and_reported_for_a_while() -> None:
     refusals = RejectedRecords()
     assert refusals.note("U1", 3, "value: NaN", NOW)
     assert not refusals.note("U1", 2, "value: negative", NOW + REMEMBERED)
@@ -16,7 +16,7 @@ def test_who_records_nonsense_is_news_once_and_a_complaint_for_a_while() -> None
     assert refusals.complaints(after)["U1"].startswith("1 recorded sample was rejected")
 
 
-def test_what_it_quotes_and_whom_it_remembers_is_bounded() -> None:
+def test_quoted_text_and_remembered_nodes_are_bounded() -> None:
     refusals = RejectedRecords()
     for number in range(1500):
         refusals.note(f"U{number}", 1, "x" * 10_000, NOW)

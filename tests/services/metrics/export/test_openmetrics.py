@@ -1,4 +1,4 @@
-"""The merged text as OpenMetrics: whatever nodes say, a strict parser reads it, and nothing of ours is lost."""
+"""The merged metrics as OpenMetrics: whatever nodes send, a strict parser accepts the result, and our own series are complete."""
 
 import string
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def _worker() -> NodeMetrics:
     return metrics.read()
 
 
-def test_real_nodes_with_their_exemplars() -> None:
+def test_merge_real_nodes_with_exemplars() -> None:
     read = _worker()
     assert read.exemplars
     sources = [MetricSource(read.text, labels, exemplars=read.exemplars) for labels in (A, B)]
@@ -77,9 +77,9 @@ def test_real_nodes_with_their_exemplars() -> None:
     text = openmetrics.render(merged, KNOWN)
     families = {family.name: family for family in strict.text_string_to_metric_families(text)}
     for name in ("ai_platform_ttft_seconds", "gen_ai_server_time_to_first_token_seconds", "ai_platform_request_duration_seconds"):
-        told = [sample for sample in families[name].samples if sample.exemplar]
-        assert {sample.labels["node"] for sample in told} == {"UA", "UB"}
-        assert {tuple(sample.exemplar.labels.items()) for sample in told if sample.exemplar} == {(("trace_id", TRACE),)}
+        with_exemplars = [sample for sample in families[name].samples if sample.exemplar]
+        assert {sample.labels["node"] for sample in with_exemplars} == {"UA", "UB"}
+        assert {tuple(sample.exemplar.labels.items()) for sample in with_exemplars if sample.exemplar} == {(("trace_id", TRACE),)}
     # The same series as in the other format, by its own parser, where a counter is named otherwise.
     here = {(sample.name, tuple(sorted(sample.labels.items())), sample.value) for one in families.values() for sample in one.samples}
     there = {
@@ -111,7 +111,7 @@ def test_families(text: str, families: dict[str, str]) -> None:
     assert _families(_text(text, known={"h": "histogram"})) == families
 
 
-def test_nobody_takes_a_name_that_is_ours() -> None:
+def test_platform_names_cannot_be_taken_over() -> None:
     text = _text("# TYPE ai_platform_requests gauge\nai_platform_requests 1\n", "# TYPE ai_platform_requests_total counter\n", known=KNOWN)
     assert _families(text) == {"ai_platform_requests": "counter"}
 
@@ -133,7 +133,7 @@ def test_nobody_takes_a_name_that_is_ours() -> None:
     ],
 )
 @pytest.mark.parametrize("as_block", [True, False])
-def test_a_histogram_that_does_not_add_up_costs_itself_alone(old: str, new: str, *, as_block: bool) -> None:
+def test_inconsistent_histogram_drops_only_itself(old: str, new: str, *, as_block: bool) -> None:
     broken = HISTOGRAM.replace(old, new)
     assert broken != HISTOGRAM
     text = _text(broken if as_block else broken + "odd 1\n", HISTOGRAM)
@@ -147,7 +147,7 @@ def test_a_histogram_that_does_not_add_up_costs_itself_alone(old: str, new: str,
     assert nodes == {"UB"}
 
 
-def test_a_histogram_whose_lines_lie_apart_is_put_together() -> None:
+def test_histogram_with_scattered_lines_is_reassembled() -> None:
     mixed = """# HELP h a
 # TYPE h histogram
 h_bucket{le="+Inf",x="1"} 2
@@ -166,7 +166,7 @@ BUCKET = 'h_bucket{le="0.5"}'
 
 
 @pytest.mark.parametrize("as_block", [True, False])
-def test_an_exemplar_is_shown_at_its_bucket(*, as_block: bool) -> None:
+def test_exemplar_is_shown_at_its_bucket(*, as_block: bool) -> None:
     text = _text(HISTOGRAM if as_block else HISTOGRAM + "odd 1\n", exemplars={BUCKET: GOOD})
     (shown,) = _shown(text).values()
     assert (shown.labels, shown.value, float(shown.timestamp or 0)) == ({"trace_id": TRACE}, 0.25, 1_763_000_000.5)
@@ -193,7 +193,7 @@ def test_an_exemplar_is_shown_at_its_bucket(*, as_block: bool) -> None:
         pytest.param("", GOOD, id="nowhere"),
     ],
 )
-def test_an_exemplar_that_is_none_is_not_passed_on(where: str, exemplar: Exemplar, *, as_block: bool) -> None:
+def test_invalid_exemplar_is_dropped(where: str, exemplar: Exemplar, *, as_block: bool) -> None:
     text = _text(HISTOGRAM if as_block else HISTOGRAM + "odd 1\n", exemplars={where: exemplar})
     assert _shown(text) == {}
     assert " # {" not in text
@@ -245,9 +245,10 @@ exemplars = st.dictionaries(
 
 
 @given(st.lists(st.tuples(texts, exemplars), max_size=3))
-def test_whatever_nodes_say_the_result_can_be_read(told: list[tuple[str, dict[str, Exemplar]]]) -> None:
+def test_output_is_valid_whatever_nodes_send(texts_of_nodes: list[tuple[str, dict[str, Exemplar]]]) -> None:
     sources = [
-        MetricSource(text, {"service": "inference", "node": f"U{number}"}, exemplars=shown) for number, (text, shown) in enumerate(told)
+        MetricSource(text, {"service": "inference", "node": f"U{number}"}, exemplars=shown)
+        for number, (text, shown) in enumerate(texts_of_nodes)
     ]
     merged = prometheus_merge.merge([*sources, MetricSource(HISTOGRAM, A)], KNOWN)
     list(strict.text_string_to_metric_families(openmetrics.render(merged, KNOWN)))
@@ -255,9 +256,9 @@ def test_whatever_nodes_say_the_result_can_be_read(told: list[tuple[str, dict[st
 
 
 @given(st.lists(texts, max_size=3), st.booleans())
-def test_taken_as_a_whole_or_line_by_line_is_the_same(told: list[str], ours: bool) -> None:
-    """A second source of the same labels, which says nothing, has every text looked at line by line."""
-    sources = [MetricSource(text, {"service": "inference", "node": f"U{number}"}) for number, text in enumerate(told)]
+def test_block_and_line_parsing_give_the_same_result(texts_of_nodes: list[str], ours: bool) -> None:
+    """A second, empty source with the same labels makes every text be parsed line by line."""
+    sources = [MetricSource(text, {"service": "inference", "node": f"U{number}"}) for number, text in enumerate(texts_of_nodes)]
     own = (
         [MetricSource(_block("a_total", "counter", [({"node": "U0"}, "1", "")]) + "\n", {"service": "metrics"}, trusted=True)]
         if ours
@@ -270,7 +271,7 @@ def test_taken_as_a_whole_or_line_by_line_is_the_same(told: list[str], ours: boo
     assert whole.dropped == by_line.dropped
 
 
-def test_a_merger_that_has_seen_a_text_reads_it_again_with_other_numbers() -> None:
+def test_cached_text_is_read_again_with_new_numbers() -> None:
     merger = prometheus_merge.Merger()
     first = merger.merge([MetricSource(HISTOGRAM, A), MetricSource(HISTOGRAM, B)])
     second = merger.merge([MetricSource(HISTOGRAM.replace("h_sum 1.5", "h_sum 9"), A)])

@@ -1,4 +1,4 @@
-"""Merging texts, by tables; and whatever comes in, what goes out is read by an independent parser."""
+"""Merging metrics, by cases; an independent parser accepts the result whatever comes in."""
 
 import string
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ def _merged(*texts: str) -> Result:
         pytest.param("# TYPE a rocket\n# just text\n\n", "", id="comments go"),
     ],
 )
-def test_one_text(text: str, expected: str) -> None:
+def test_merge_one_text(text: str, expected: str) -> None:
     assert _merged(text) == Result(expected, 0)
 
 
@@ -88,7 +88,7 @@ def test_one_text(text: str, expected: str) -> None:
         "} 1",
     ],
 )
-def test_a_broken_line_costs_itself_alone(line: str) -> None:
+def test_broken_line_drops_only_itself(line: str) -> None:
     merged = _merged(f"# TYPE ok gauge\nok 1\n{line}\nok 2\nok2 3")
     assert merged.text.count("\nok{") == 1
     assert "\nok2{" in merged.text
@@ -117,37 +117,37 @@ def test_a_broken_line_costs_itself_alone(line: str) -> None:
         pytest.param('a{exported_service="w",z="1"} 1\na{service="w",z="1"} 1', "", {"a"}, 1, id="moved onto another"),
     ],
 )
-def test_families_that_meet(one: str, two: str, names: set[str], dropped: int) -> None:
+def test_merge_families_of_the_same_name(one: str, two: str, names: set[str], dropped: int) -> None:
     merged = _merged(one, two)
     assert {family.name for family in text_string_to_metric_families(merged.text)} == names
     assert merged.dropped == dropped
 
 
-def test_a_known_family_cannot_be_taken() -> None:
+def test_known_family_cannot_be_redefined() -> None:
     known = {"h": "histogram"}
     thief = MetricSource("# TYPE h gauge\nh 1\n# TYPE h_sum gauge\nh_sum 1", A)
     honest = MetricSource("# TYPE h histogram\nh_sum 1", B)
     assert _merge([thief, honest], known) == Result('# HELP h \n# TYPE h histogram\nh_sum{service="gateway",node="UB"} 1\n', 2)
 
 
-def test_our_own_text_keeps_its_labels() -> None:
+def test_own_text_keeps_its_labels() -> None:
     merged = _merge([MetricSource('up{node="UB"} 1', A, trusted=True)])
     assert 'up{service="auth",node="UB"} 1' in merged.text
 
 
-def test_a_node_has_a_limit_of_series() -> None:
+def test_series_per_node_are_limited() -> None:
     many = "\n".join(f'a{{x="{number}"}} 1' for number in range(prometheus_merge.MAX_SERIES_PER_SOURCE + 5))
     merged = _merged(many, "b 1")
     assert merged.dropped == 5
     assert "\nb{" in merged.text
 
 
-def test_a_node_has_a_limit_of_empty_families() -> None:
+def test_empty_families_per_node_are_limited() -> None:
     merged = _merged("\n".join(f"# TYPE a{number} gauge" for number in range(prometheus_merge.MAX_FAMILIES_PER_SOURCE + 5)))
     assert merged.text.count("# TYPE") == prometheus_merge.MAX_FAMILIES_PER_SOURCE
 
 
-def test_real_nodes_are_told_apart_and_each_family_is_declared_once() -> None:
+def test_nodes_are_distinguished_and_each_family_is_declared_once() -> None:
     texts = []
     for service in ("auth", "gateway"):
         metrics = telemetry.Metrics(service)
@@ -178,7 +178,7 @@ lines = st.one_of(lines_of_series, st.builds("# TYPE {} {}".format, names, kinds
 
 
 @given(st.lists(st.lists(lines, max_size=12).map("\n".join), max_size=3))
-def test_whatever_nodes_say_the_result_can_be_read(texts: list[str]) -> None:
+def test_output_is_valid_whatever_nodes_send(texts: list[str]) -> None:
     merged = _merge([MetricSource(text, {"service": "auth", "node": f"U{number}"}) for number, text in enumerate(texts)])
     seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
     names_seen: set[str] = set()
@@ -194,7 +194,7 @@ def test_whatever_nodes_say_the_result_can_be_read(texts: list[str]) -> None:
 
 
 @given(st.dictionaries(label_names, values, max_size=3), st.floats(allow_nan=False, allow_infinity=False))
-def test_a_valid_series_arrives_as_it_left(labels: dict[str, str], number: float) -> None:
+def test_valid_series_arrive_unchanged(labels: dict[str, str], number: float) -> None:
     text = prometheus_merge.render_family("m", "gauge", "help\\\n", iter([(labels, number)]))
     merged = _merge([MetricSource(text, {}, trusted=True)])
     assert merged.dropped == 0
@@ -236,14 +236,14 @@ def _family(kind: str, *lines: str) -> str:
         pytest.param(_family("gauge", "a_total", 'a_total{x="2"} 1'), 1, 1, id="with a line that is none"),
     ],
 )
-def test_a_family_in_the_usual_form(text: str, taken: int, dropped: int) -> None:
+def test_family_in_the_usual_form(text: str, taken: int, dropped: int) -> None:
     merged = prometheus_merge.merge([MetricSource(text, A), MetricSource(text, {**A, "node": "UC"})])
     assert (sum(family.size for family in merged.families), merged.dropped) == (2 * taken, 2 * dropped)
     families = list(text_string_to_metric_families(prometheus_merge.render(merged)))
     assert {sample.labels["node"] for family in families for sample in family.samples} <= {"UA", "UC"}
 
 
-def test_what_we_say_of_a_node_it_cannot_say_again() -> None:
+def test_node_cannot_repeat_our_series_about_it() -> None:
     ours = MetricSource(_family("gauge", 'a_total{service="auth",node="UA"} 1'), {"service": "metrics", "node": "UM"}, trusted=True)
     nodes = [MetricSource(_family("gauge", "a_total 7"), labels) for labels in (A, B)]
     merged = _merge([*nodes, ours])
@@ -252,14 +252,14 @@ def test_what_we_say_of_a_node_it_cannot_say_again() -> None:
     assert 'a_total{service="gateway",node="UB"} 7\n' in merged.text
 
 
-def test_a_merge_after_many_numbers_still_knows_what_a_counter_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counter_rules_hold_after_many_merges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metric_families, "_MAX_NUMBERS", 1)
     merger = prometheus_merge.Merger()
     for _ in range(2):
         assert merger.merge([MetricSource(_family("counter", "a_total -1", 'a_total{x="1"} 5', 'a_total{x="2"} 6'), A)]).dropped == 1
 
 
-def test_a_merger_forgets_labels_that_are_ever_new(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ever_new_labels_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metric_families, "_MAX_HEADS", 10)
     merger = prometheus_merge.Merger()
     for number in range(50):

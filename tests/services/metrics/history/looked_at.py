@@ -1,4 +1,4 @@
-"""A small mesh that is looked at, and its clock: what the tests of the history's tables write and read."""
+"""A small sampled mesh and its clock, for tests of the history tables."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ KEEPS = {rollup.RAW: timedelta(hours=24), rollup.MINUTE: timedelta(days=7), roll
 
 
 class Mesh:
-    """Two workers that generate so many tokens a look, and the metrics service itself."""
+    """Two workers that generate this many tokens per sample, and the metrics service itself."""
 
     def __init__(self, workers: Sequence[str] = ("a", "b")) -> None:
         self.now = BEGIN

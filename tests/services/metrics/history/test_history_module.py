@@ -1,4 +1,4 @@
-"""The history beside a PostgreSQL that goes and comes back: the service goes on, says so, and catches up."""
+"""The history during a PostgreSQL outage: the service continues, reports it, and catches up."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -46,12 +46,12 @@ def _history(running: RunningNode) -> HistoryModule:
 
 
 async def _drawn(history: HistoryModule, begin: datetime, now: datetime) -> tuple[float | None, ...]:
-    asked = api.GetHistory(("ai_platform_node_up",), begin, now, 15)
-    (line,) = (await history.get_history(asked, _NO_CALL)).lines
+    request = api.GetHistory(("ai_platform_node_up",), begin, now, 15)
+    (line,) = (await history.get_history(request, _NO_CALL)).lines
     return line.values
 
 
-async def test_postgresql_goes_and_comes_back(
+async def test_history_survives_a_postgresql_outage(
     net: TestNet, postgres: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(history_module, "AGAIN_SECONDS", 0.02)
@@ -75,9 +75,9 @@ async def test_postgresql_goes_and_comes_back(
     postgres.kill()
     await look(4)
     health = await running.node.health()
-    (said,) = [check for check in health.checks if check.name == "postgresql"]
-    assert (said.ok, said.needed) == (False, False)
-    assert "gap" in said.detail
+    (check,) = [check for check in health.checks if check.name == "postgresql"]
+    assert (check.ok, check.needed) == (False, False)
+    assert "gap" in check.detail
     assert "ai_platform_node_up" in await cast("MetricsService", running.service).metrics_text()
     with pytest.raises(errors.Unavailable):
         await _drawn(history, begin, now)
@@ -90,7 +90,7 @@ async def test_postgresql_goes_and_comes_back(
     assert await _drawn(history, begin, now) == (None, *[1.0] * 8), "nothing is missing"
 
 
-async def test_it_starts_without_postgresql(net: TestNet, postgres: PostgresServer, postgres_url: str) -> None:
+async def test_service_starts_without_postgresql(net: TestNet, postgres: PostgresServer, postgres_url: str) -> None:
     postgres.kill()
     try:
         running = await _start(net, postgres_url)
@@ -105,7 +105,7 @@ async def test_it_starts_without_postgresql(net: TestNet, postgres: PostgresServ
 
 
 @pytest.mark.parametrize(("is_set", "raw_hours"), [(False, 24), (True, 0)])
-async def test_without_a_database_nobody_complains(net: TestNet, postgres_url: str, is_set: bool, raw_hours: int) -> None:
+async def test_service_without_a_database_is_healthy(net: TestNet, postgres_url: str, is_set: bool, raw_hours: int) -> None:
     history = _history(await _start(net, postgres_url if is_set else None, raw_hours))
     assert await history.checks() == ()
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""The history on a real PostgreSQL: written once, rolled up to the same each time, thrown away by age, and caught up with."""
+"""The history on a real PostgreSQL: written once, rolled up deterministically, deleted by age, and caught up."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,7 +15,7 @@ from tests.servers import PostgresServer
 from tests.services.metrics.history.looked_at import BEGIN, KEEPS, Mesh
 
 
-async def test_what_was_seen_is_drawn(store: HistoryStore) -> None:
+async def test_stored_samples_are_drawn(store: HistoryStore) -> None:
     mesh = Mesh()
     for _ in range(13):
         await mesh.look()
@@ -49,7 +49,7 @@ async def everything(store: HistoryStore) -> list[tuple[object, ...]]:
     return found
 
 
-async def test_keeping_again_changes_nothing(store: HistoryStore) -> None:
+async def test_writing_again_changes_nothing(store: HistoryStore) -> None:
     mesh = Mesh()
     for _ in range(30):
         await mesh.look()
@@ -62,7 +62,7 @@ async def test_keeping_again_changes_nothing(store: HistoryStore) -> None:
     assert await everything(store) == before
 
 
-async def test_an_hour_is_the_sum_of_its_looks_also_in_the_night_when_clocks_are_put_forward(store: HistoryStore) -> None:
+async def test_hourly_sums_are_right_across_a_clock_change(store: HistoryStore) -> None:
     mesh = Mesh()
     for _ in range(490):
         await mesh.look()
@@ -73,7 +73,7 @@ async def test_an_hour_is_the_sum_of_its_looks_also_in_the_night_when_clocks_are
     assert list(line.values[:2]) == pytest.approx([2 * 30 * 238 / (238 * 15), 2 * 30 * 240 / 3600])
 
 
-async def test_minutes_and_hours_that_were_missed_are_made_later(store: HistoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missed_rollups_are_caught_up(store: HistoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = Mesh()
     monkeypatch.setattr(history_writer, "MAX_WAITING", 1000)
     mesh.keeper = HistoryWriter(mesh.text, KEEPS, lambda: mesh.now)
@@ -86,10 +86,10 @@ async def test_minutes_and_hours_that_were_missed_are_made_later(store: HistoryS
     rolled = HistoryStore.write_rolled
     calls: Iterator[int] = iter(range(1000))
 
-    async def breaks(self: HistoryStore, *given: object) -> None:
+    async def breaks(self: HistoryStore, *arguments: object) -> None:
         if next(calls) == 5:
             raise Broken
-        await rolled(self, *given)  # type: ignore[arg-type]
+        await rolled(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(HistoryStore, "write_rolled", breaks)
     with pytest.raises(Broken):
@@ -99,7 +99,7 @@ async def test_minutes_and_hours_that_were_missed_are_made_later(store: HistoryS
     assert [row.looks for row in await store.rows(rollup.HOUR, BEGIN, mesh.now, ["a"])] == [1, 238]
 
 
-async def test_other_names_in_the_middle_of_a_minute_are_counted_once(store: HistoryStore) -> None:
+async def test_layout_change_within_a_minute_counts_once(store: HistoryStore) -> None:
     mesh = Mesh()
     for number in range(8):
         await mesh.look()
@@ -112,7 +112,7 @@ async def test_other_names_in_the_middle_of_a_minute_are_counted_once(store: His
     assert line.values[1] == 3
 
 
-async def test_the_old_goes_and_a_wrong_clock_throws_nothing_away(store: HistoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_rows_are_deleted_but_not_by_a_wrong_clock(store: HistoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history_writer, "STEADY_LOOKS", 3)
     mesh = Mesh()
     for _ in range(5):
@@ -135,7 +135,7 @@ async def test_the_old_goes_and_a_wrong_clock_throws_nothing_away(store: History
     assert await store.rows(rollup.MINUTE, BEGIN, BEGIN + timedelta(hours=1), ["a"]), "minutes live longer"
 
 
-async def test_what_waits_is_bounded_and_the_gap_is_shown(store: HistoryStore) -> None:
+async def test_queue_is_bounded_and_the_gap_is_shown(store: HistoryStore) -> None:
     mesh = Mesh()
     for _ in range(history_writer.MAX_WAITING + 20):
         await mesh.look()
@@ -145,7 +145,7 @@ async def test_what_waits_is_bounded_and_the_gap_is_shown(store: HistoryStore) -
     assert [value is None for value in line.values] == [True] * 21 + [False] * (history_writer.MAX_WAITING - 1)
 
 
-async def test_a_role_that_may_not_make_its_schema_is_told(postgres: PostgresServer, postgres_url: str) -> None:
+async def test_missing_schema_privilege_is_reported(postgres: PostgresServer, postgres_url: str) -> None:
     async with HistoryStore.open(postgres_url) as store:
         await store._database.run("delete_layouts", BEGIN.date())
     admin = await asyncpg.connect(postgres_url)

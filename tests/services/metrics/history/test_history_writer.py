@@ -1,4 +1,4 @@
-"""When the history samples: at the times that its rows are called after, whatever timers make of them."""
+"""Samples are taken at the times their rows are named after, however imprecise timers are."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -13,8 +13,8 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 @pytest.mark.parametrize("started", [3.0, 0.0, 14.9996])
 @pytest.mark.parametrize("late", [-0.0005, 0.0, 0.4])
-async def test_no_look_is_called_after_a_time_before_it(monkeypatch: pytest.MonkeyPatch, started: float, late: float) -> None:
-    """An event loop that counts in milliseconds may bring it half of one early: 15 s ago nobody looked."""
+async def test_sample_time_is_never_before_its_period(monkeypatch: pytest.MonkeyPatch, started: float, late: float) -> None:
+    """An event loop with millisecond timers may wake half a millisecond early, in the previous period."""
     now, looked, slept = BEGIN + timedelta(seconds=started), list[datetime](), 0
 
     async def text() -> str:

@@ -1,5 +1,5 @@
-"""What charts are drawn from: the same numbers as a slow and simple way finds, of one machine alone where one is named, and a counter's
-rate right in every step, also in those that were seen in part."""
+"""Chart lines equal those of a slow, simple implementation, for all nodes or one, and counter rates are right in every step, including
+partially sampled ones."""
 
 import hashlib
 import random
@@ -22,7 +22,7 @@ from tests.services.metrics.history.looked_at import BEGIN, KEEPS, Mesh
 
 NODES = ("UAAAAAAAAAAA", "UBBBBBBBBBBB", "UCCCCCCCCCCC")
 DEPTH, TOKENS, CPU = "ai_platform_queue_depth", "ai_platform_tokens_total", "ai_platform_host_cpu_usage_ratio"
-#: Of which layouts have some, each in an order of its own; the last one begins as another one does.
+#: Layouts with some of these names, each in its own order; the last one has the start of another.
 NAMES = (CPU, f'{DEPTH}{{model="m"}}', f'{DEPTH}{{model="n"}}', f'{TOKENS}{{model="m",type="output"}}', f"{DEPTH}_elsewhere")
 RATE = 2 * 30 / 15
 
@@ -96,13 +96,13 @@ def slowly(
     return found
 
 
-def told(points: Sequence[StoredPoint]) -> dict[tuple[object, ...], list[float]]:
+def by_line(points: Sequence[StoredPoint]) -> dict[tuple[object, ...], list[float]]:
     assert len({(point.service, point.node, point.name, point.step) for point in points}) == len(points)
     return {(each.service, each.node, each.name, each.step): [each.growth, each.mean, each.nodes, each.peak] for each in points}
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_postgresql_finds_what_a_simple_way_finds(store: HistoryStore, postgres_url: str, seed: int) -> None:
+async def test_query_gives_the_same_lines_as_a_simple_implementation(store: HistoryStore, postgres_url: str, seed: int) -> None:
     draw = random.Random(seed)
     connection = await asyncpg.connect(postgres_url)
     try:
@@ -114,16 +114,16 @@ async def test_postgresql_finds_what_a_simple_way_finds(store: HistoryStore, pos
         by = tuple(draw.sample((HistoryGrouping.SERVICE, HistoryGrouping.NODE), draw.randint(0, 2)))
         since = BEGIN + timedelta(seconds=draw.randrange(0, 2 * 3600))
         until = since + timedelta(seconds=draw.randrange(1, 4 * 3600))
-        asked = GetHistory(names, since, until, draw.choice((15, 45, 60, 600, 3600)), by, draw.choice((None, None, *NODES)))
-        question = query_plan.read(asked, BEGIN + timedelta(hours=3), KEEPS)
+        request = GetHistory(names, since, until, draw.choice((15, 45, 60, 600, 3600)), by, draw.choice((None, None, *NODES)))
+        question = query_plan.read(request, BEGIN + timedelta(hours=3), KEEPS)
         pieces = await store._pieces(question)
-        found, wanted = told((await store.lines(question, by, 100_000)).points), slowly(rows, pieces, question, by)
+        found, wanted = by_line((await store.lines(question, by, 100_000)).points), slowly(rows, pieces, question, by)
         assert found.keys() == wanted.keys()
         for key, numbers in found.items():
             assert numbers == pytest.approx(wanted[key], rel=1e-6), key
 
 
-async def test_a_question_about_one_machine_is_answered_of_it_alone(store: HistoryStore) -> None:
+async def test_query_for_one_node_returns_only_its_lines(store: HistoryStore) -> None:
     mesh = Mesh(NODES[:2])
     for _ in range(9):
         await mesh.look()
@@ -136,7 +136,7 @@ async def test_a_question_about_one_machine_is_answered_of_it_alone(store: Histo
 
 
 @pytest.mark.parametrize("step", [15, 30, 60, 150])
-async def test_a_counter_that_grows_evenly_has_one_rate_in_every_step_whenever_it_is_asked(store: HistoryStore, step: int) -> None:
+async def test_steady_counter_has_the_same_rate_in_every_step(store: HistoryStore, step: int) -> None:
     """Also in the first step, in the last one, and in one in which the service was started again."""
     mesh, seen = Mesh(), []
     for number in range(45):
@@ -154,7 +154,7 @@ async def test_a_counter_that_grows_evenly_has_one_rate_in_every_step_whenever_i
     assert [each for each in seen if abs(each[2] - RATE) > 0.05 * RATE] == []
 
 
-async def test_a_question_is_planned_by_what_it_asks_however_often_it_was_asked_before(store: HistoryStore) -> None:
+async def test_query_plan_does_not_depend_on_earlier_queries(store: HistoryStore) -> None:
     """A plan for any question reads the whole table once for each step; PostgreSQL would come to it at the sixth."""
     mesh = Mesh()
     for _ in range(9):
@@ -167,7 +167,7 @@ async def test_a_question_is_planned_by_what_it_asks_however_often_it_was_asked_
         assert tuple(await transaction._connection.fetchrow(plans)) == (0, 16)
 
 
-async def test_where_whoever_looks_has_no_numbers_of_its_own_a_step_is_as_long_as_it_is(store: HistoryStore) -> None:
+async def test_without_collection_times_a_step_has_its_full_length(store: HistoryStore) -> None:
     mesh = Mesh()
     mesh.own = Metrics("metrics")
     mesh.own.active_users.labels(time_window="1h").set(2)

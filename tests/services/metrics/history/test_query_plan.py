@@ -1,4 +1,4 @@
-"""Questions about the history are answered from the rows that fit, or refused with the way to ask."""
+"""History queries are answered from matching rows, or refused with advice."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -14,7 +14,7 @@ KEEPS = {15: timedelta(hours=24), 60: timedelta(days=7), 3600: timedelta(days=73
 NAME = "ai_platform_queue_depth"
 
 
-def asked(ago: timedelta, step: int = 60, name: str = NAME) -> GetHistory:
+def request(ago: timedelta, step: int = 60, name: str = NAME) -> GetHistory:
     return GetHistory((name,), NOW - ago, NOW, step)
 
 
@@ -31,20 +31,20 @@ def asked(ago: timedelta, step: int = 60, name: str = NAME) -> GetHistory:
         (timedelta(days=900), 86400, 3600),
     ],
 )
-def test_the_longest_rows_that_fit_and_are_there(ago: timedelta, step: int, resolution: int) -> None:
-    assert query_plan.read(asked(ago, step), NOW, KEEPS).resolution == resolution
+def test_coarsest_available_resolution_is_chosen(ago: timedelta, step: int, resolution: int) -> None:
+    assert query_plan.read(request(ago, step), NOW, KEEPS).resolution == resolution
 
 
 @pytest.mark.parametrize(
     ("question", "reason"),
     [
-        (asked(timedelta(hours=1), 20), "multiple of 15"),
-        (asked(timedelta(hours=1), 0), "multiple of 15"),
-        (asked(timedelta(hours=-1)), "no past time"),
-        (asked(timedelta(days=5)), "1000"),
-        (asked(timedelta(hours=1), name="up"), "no history"),
-        (asked(timedelta(hours=1), name=f"p0:{NAME}"), "unknown prefix"),
-        (asked(timedelta(hours=1), name=f"p95:{NAME}"), "no history"),
+        (request(timedelta(hours=1), 20), "multiple of 15"),
+        (request(timedelta(hours=1), 0), "multiple of 15"),
+        (request(timedelta(hours=-1)), "no past time"),
+        (request(timedelta(days=5)), "1000"),
+        (request(timedelta(hours=1), name="up"), "no history"),
+        (request(timedelta(hours=1), name=f"p0:{NAME}"), "unknown prefix"),
+        (request(timedelta(hours=1), name=f"p95:{NAME}"), "no history"),
         *(
             (GetHistory((NAME,), NOW - timedelta(hours=1), NOW, node=node), "not a node ID")
             for node in ("", "UABC", "U\0" + "A" * 54, "U" * 57)
@@ -54,25 +54,25 @@ def test_the_longest_rows_that_fit_and_are_there(ago: timedelta, step: int, reso
         (GetHistory((NAME,), datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)), "no past time"),
     ],
 )
-def test_what_cannot_be_answered_is_refused_with_a_hint(question: GetHistory, reason: str) -> None:
+def test_invalid_queries_are_refused_with_a_hint(question: GetHistory, reason: str) -> None:
     with pytest.raises(errors.BadRequest, match=reason) as refused:
         query_plan.read(question, NOW, KEEPS)
     assert refused.value.hint
 
 
-def test_a_node_is_read_by_what_the_history_has_of_its_id() -> None:
-    asked_of = [GetHistory((NAME,), NOW - timedelta(hours=1), NOW, node=node) for node in (None, "U" + "A" * 55, "U" + "A" * 11)]
-    assert [query_plan.read(each, NOW, KEEPS).node for each in asked_of] == [None, "UAAAAAAAAAAA", "UAAAAAAAAAAA"]
+def test_node_id_may_be_a_prefix() -> None:
+    requests = [GetHistory((NAME,), NOW - timedelta(hours=1), NOW, node=node) for node in (None, "U" + "A" * 55, "U" + "A" * 11)]
+    assert [query_plan.read(each, NOW, KEEPS).node for each in requests] == [None, "UAAAAAAAAAAA", "UAAAAAAAAAAA"]
 
 
-def test_the_hint_about_too_many_steps_works() -> None:
+def test_hint_for_too_many_steps_works() -> None:
     with pytest.raises(errors.BadRequest) as refused:
-        query_plan.read(asked(timedelta(days=5)), NOW, KEEPS)
+        query_plan.read(request(timedelta(days=5)), NOW, KEEPS)
     step = int(refused.value.hint.split()[-1])
-    assert query_plan.read(asked(timedelta(days=5), step), NOW, KEEPS).steps <= 1000
+    assert query_plan.read(request(timedelta(days=5), step), NOW, KEEPS).steps <= 1000
 
 
-def test_quantiles_lie_evenly_in_their_bucket() -> None:
+def test_quantiles_are_interpolated_within_their_bucket() -> None:
     counts = [(0.1, 0.0), (0.5, 8.0), (1.0, 10.0), (float("inf"), 10.0)]
     assert chart_lines.quantile(0.5, counts) == pytest.approx(0.1 + 0.4 * 5 / 8)
     assert chart_lines.quantile(0.95, counts) == pytest.approx(0.875)
@@ -82,7 +82,7 @@ def test_quantiles_lie_evenly_in_their_bucket() -> None:
 
 
 def test_too_many_lines_are_refused() -> None:
-    question = query_plan.read(asked(timedelta(hours=1)), NOW, KEEPS)
+    question = query_plan.read(request(timedelta(hours=1)), NOW, KEEPS)
     points = [StoredPoint("inference", f"n{number}", NAME, 0, 1, 1, 1, 1) for number in range(201)]
     with pytest.raises(errors.BadRequest, match="201 lines"):
         chart_lines.draw(question, [HistoryGrouping.NODE], points, {})

@@ -1,4 +1,4 @@
-"""Sums of sums are sums: minutes, then hours, lose nothing and count nothing twice; times are UTC."""
+"""Sums of sums are sums: minutes and hours lose nothing and count nothing twice; times are UTC."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -19,26 +19,26 @@ def comparable(rows: list[StoredRows]) -> list[tuple[object, ...]]:
 
 
 @given(raw_rows, st.integers(1, 7))
-def test_rolled_from_the_rolled_is_rolled_from_the_raw(rows: list[StoredRows], size: int) -> None:
+def test_rollup_of_rollups_equals_rollup_of_raw_rows(rows: list[StoredRows], size: int) -> None:
     minutes = [row for first in range(0, len(rows), size) for row in rollup.roll(rows[first : first + size])]
     assert comparable(rollup.roll(minutes)) == comparable(rollup.roll(rows))
 
 
 @given(raw_rows)
-def test_nothing_is_lost_and_nothing_counted_twice(rows: list[StoredRows]) -> None:
+def test_nothing_is_lost_or_counted_twice(rows: list[StoredRows]) -> None:
     rolled = rollup.roll(rows)
     assert sum(row.looks for row in rolled) == len(rows)
     assert sum(sum(row.sums) for row in rolled) == sum(sum(row.sums) for row in rows)
     assert max((max(row.peaks or ()) for row in rolled), default=0) == max((max(row.sums) for row in rows), default=0)
 
 
-def test_no_sum_leaves_the_range_of_four_bytes() -> None:
+def test_sums_fit_into_four_bytes() -> None:
     (row,) = rollup.roll([StoredRows("a", "s", 1, 1, [3e38], None)] * 9)
     assert row.sums[0] < float("inf")
 
 
 @given(st.integers(0, 4_000_000_000), st.sampled_from((15, 60, 3600)), st.integers(-12, 14))
-def test_times_begin_where_they_begin_in_utc(at: int, seconds: int, hours: int) -> None:
+def test_periods_start_at_utc_boundaries(at: int, seconds: int, hours: int) -> None:
     here = datetime.fromtimestamp(at, timezone(timedelta(hours=hours)))
     begin = rollup.floor(here, seconds)
     assert begin.tzinfo is UTC
@@ -47,7 +47,7 @@ def test_times_begin_where_they_begin_in_utc(at: int, seconds: int, hours: int) 
 
 
 @given(st.sampled_from((15, 60, 3600)), st.integers(0, 5000), st.integers(1, 5000), st.none() | st.integers(0, 5000), st.integers(0, 90))
-def test_every_moment_is_read_from_one_resolution(resolution: int, since: int, minutes: int, rolled: int | None, hours: int) -> None:
+def test_each_moment_is_read_from_one_resolution(resolution: int, since: int, minutes: int, rolled: int | None, hours: int) -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     begin, until = start + timedelta(minutes=since), start + timedelta(minutes=since + minutes)
     newest = {60: None if rolled is None else start + timedelta(minutes=rolled), 3600: start + timedelta(hours=hours)}
@@ -58,7 +58,7 @@ def test_every_moment_is_read_from_one_resolution(resolution: int, since: int, m
     assert all(piece.resolution <= resolution for piece in pieces)
 
 
-def test_what_is_not_rolled_up_yet_is_read_as_it_was_seen() -> None:
+def test_time_without_rollup_is_read_from_raw_rows() -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     hours = timedelta(hours=1)
     found = rollup.pieces(3600, at, at + 3 * hours, {3600: at, 60: at + hours + timedelta(minutes=30)})

@@ -1,4 +1,4 @@
-"""One look becomes a row per node: counters as what they grew by, gauges as they are, in a bounded room."""
+"""One sample becomes a row per node: growth for counters, values for gauges, within bounds."""
 
 from datetime import UTC, datetime
 
@@ -32,7 +32,7 @@ def values(look: MeshReading, node: str = "n") -> dict[str, float]:
     return dict(zip(row.names, row.values, strict=True))
 
 
-def test_what_a_real_node_says_is_found() -> None:
+def test_real_metrics_are_read() -> None:
     metrics = Metrics("gateway")
     metrics.queue_depth.labels(model="m").set(3)
     metrics.host_cpu.labels("laptop-1").set(0.5)
@@ -60,7 +60,7 @@ def test_what_a_real_node_says_is_found() -> None:
     assert not [name for name in found if name.startswith("ai_platform_request_duration")], "no model is involved"
 
 
-def test_kinds_are_known_by_names() -> None:
+def test_kind_is_known_by_name() -> None:
     for one in kept_series.ALL:
         assert kept_series.is_counter(one.name) == (one.instrument.kind != "gauge"), one.name
         own = {label.removeprefix("exported_") for label in one.labels}
@@ -70,7 +70,7 @@ def test_kinds_are_known_by_names() -> None:
 
 
 @given(st.lists(st.one_of(st.integers(0, 1000), st.none()), max_size=30))
-def test_growth_adds_up_to_what_was_counted(steps: list[int | None]) -> None:
+def test_growth_adds_up_to_the_count(steps: list[int | None]) -> None:
     """None: the program was started again."""
     reader = RowReader()
     reader.read(text(("inference", "n", tokens(5))), AT)
@@ -81,21 +81,21 @@ def test_growth_adds_up_to_what_was_counted(steps: list[int | None]) -> None:
     assert shown == counted
 
 
-def test_of_a_node_that_is_new_nobody_knows_since_when_it_counts() -> None:
+def test_new_node_has_no_growth_at_first() -> None:
     reader = RowReader()
     assert reader.read(text(("inference", "n", tokens(1e9))), AT).rows == ()
     grown = values(reader.read(text(("inference", "n", tokens(1e9, 8))), AT))
     assert sorted(grown.values()) == [0, 8], "the second series began after the first look"
 
 
-def test_whoever_looks_for_the_first_time_knows_gauges_and_no_counters() -> None:
+def test_first_reading_has_gauges_but_no_counters() -> None:
     """As when the service was started again: what was done meanwhile is not known, and not nothing."""
     gauge = "ai_platform_queue_depth"
     both = tokens(7) + f'# HELP {gauge} q\n# TYPE {gauge} gauge\n{gauge}{{model="m"}} 2\n'
     assert values(RowReader().read(text(("inference", "n", both)), AT)) == {f'{gauge}{{model="m"}}': 2}
 
 
-def test_growth_of_a_node_that_did_not_answer_once_is_told_later() -> None:
+def test_growth_during_a_missed_reading_is_added_later() -> None:
     reader = RowReader()
     reader.read(text(("inference", "n", tokens(10))), AT)
     ours = Metrics("metrics")
@@ -106,7 +106,7 @@ def test_growth_of_a_node_that_did_not_answer_once_is_told_later() -> None:
     assert list(values(reader.read(text(("inference", "n", tokens(25))), AT)).values()) == [15]
 
 
-def test_a_crowd_is_bounded_and_counted() -> None:
+def test_too_many_series_are_bounded_and_counted() -> None:
     reader = RowReader()
     crowd = text(*((("inference", f"n{number}", tokens(1))) for number in range(kept_series.MAX_NODES + 7)))
     assert reader.read(crowd, AT).left_out == 7
@@ -116,7 +116,7 @@ def test_a_crowd_is_bounded_and_counted() -> None:
     assert (len(look.rows[0].values), look.left_out) == (kept_series.MAX_SERIES, 5)
 
 
-def test_no_lie_makes_a_number_that_postgresql_cannot_hold() -> None:
+def test_no_value_exceeds_what_postgresql_can_store() -> None:
     name = "ai_platform_queue_depth"
     lie = f'# HELP {name} q\n# TYPE {name} gauge\n{name}{{model="a"}} NaN\n{name}{{model="b"}} 1e300\n{name}{{model="c"}} 3\n'
     long = tokens(1, model="m" * (kept_series.MAX_LABEL_VALUE + 1))

@@ -1,4 +1,4 @@
-"""Traces are put together whatever order their spans come in, found by either id, and take a bounded room."""
+"""Traces are assembled from spans in any order, found by either id, and bounded."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,57 +9,57 @@ from services.metrics.traces.trace_store import TraceStore
 from shared.spans import REQUEST_ID, Span, SpanKind, Value
 
 
-def told(trace: int, span: int, *, service: str = "gateway", start: int = 0, **attributes: Value) -> NodeSpan:
+def node_span(trace: int, span: int, *, service: str = "gateway", start: int = 0, **attributes: Value) -> NodeSpan:
     made = Span(f"{trace:032x}", f"{span:016x}", "", "work", SpanKind.INTERNAL, start, start + 1, "", dict(attributes))
     return NodeSpan(service, "node", made)
 
 
-def test_a_trace_is_found_by_its_id_and_by_its_requests() -> None:
+def test_trace_is_found_by_its_id_and_its_requests() -> None:
     kept = TraceStore()
     request = "0192f0c1-2b3a-7c4d-8e5f-001122334455"
-    kept.put([told(1, 2, start=5), told(2, 9)])
-    kept.put([told(1, 1, start=1, **{REQUEST_ID: request})])
+    kept.put([node_span(1, 2, start=5), node_span(2, 9)])
+    kept.put([node_span(1, 1, start=1, **{REQUEST_ID: request})])
     assert [one.span.span_id[-1] for one in kept.find(f"{1:032x}")] == ["1", "2"]
     assert kept.find(request) == kept.find(f"{1:032x}")
     assert kept.find("nothing") == []
 
 
-def test_what_is_told_twice_is_kept_once() -> None:
+def test_repeated_span_is_stored_once() -> None:
     kept = TraceStore()
-    assert len(kept.put([told(1, 1), told(1, 2)])) == 2
-    assert kept.put([told(1, 1), told(1, 2)]) == []
+    assert len(kept.put([node_span(1, 1), node_span(1, 2)])) == 2
+    assert kept.put([node_span(1, 1), node_span(1, 2)]) == []
     assert len(kept.find(f"{1:032x}")) == 2
 
 
-def test_new_traces_are_asked_for_a_few_times() -> None:
+def test_new_traces_are_requested_a_few_times() -> None:
     kept = TraceStore()
-    kept.put([told(1, 1)])
+    kept.put([node_span(1, 1)])
     assert [kept.wanted() for _ in range(5)] == [(f"{1:032x}",)] * 3 + [()] * 2
-    kept.put([told(1, 2)])
+    kept.put([node_span(1, 2)])
     assert kept.wanted() == (), "it has been"
 
 
-def test_so_many_are_asked_for_at_a_time() -> None:
+def test_requested_traces_per_round_are_limited() -> None:
     kept = TraceStore()
-    kept.put([told(number, 1) for number in range(trace_store.MAX_WANTED + 50)])
+    kept.put([node_span(number, 1) for number in range(trace_store.MAX_WANTED + 50)])
     assert len(kept.wanted()) == trace_store.MAX_WANTED
     assert f"{trace_store.MAX_WANTED:032x}" in kept.wanted()
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2**40)), max_size=200))
-def test_no_span_is_lost_or_doubled(spans: list[tuple[int, int]]) -> None:
+def test_no_span_is_lost_or_duplicated(spans: list[tuple[int, int]]) -> None:
     kept = TraceStore()
     for trace, span in spans:
-        kept.put([told(trace, span)])
+        kept.put([node_span(trace, span)])
     for trace in range(31):
         found = [one.span.span_id for one in kept.find(f"{trace:032x}")]
         assert sorted(found) == sorted({f"{span:016x}" for of, span in spans if of == trace})
 
 
-def test_the_oldest_go_first_and_all_of_them() -> None:
+def test_oldest_traces_are_dropped_whole() -> None:
     kept = TraceStore()
     for number in range(trace_store.MAX_TRACES + 100):
-        kept.put([told(number, span, **{REQUEST_ID: f"r{number}"}) for span in range(3)])
+        kept.put([node_span(number, span, **{REQUEST_ID: f"r{number}"}) for span in range(3)])
     assert len(kept) == trace_store.MAX_TRACES
     assert kept.find(f"{99:032x}") == kept.find("r99") == []
     assert len(kept.find("r100")) == 3
@@ -67,9 +67,9 @@ def test_the_oldest_go_first_and_all_of_them() -> None:
     assert len(kept._wanted) <= trace_store.MAX_TRACES
 
 
-def test_a_node_that_makes_up_spans_takes_the_room_of_one_trace() -> None:
+def test_made_up_spans_use_the_limit_of_one_trace() -> None:
     kept = TraceStore()
-    kept.put([told(1, number) for number in range(100_000)])
+    kept.put([node_span(1, number) for number in range(100_000)])
     assert len(kept.find(f"{1:032x}")) == trace_store.MAX_SPANS_OF_ONE
-    kept.put([told(2, 1)])
+    kept.put([node_span(2, 1)])
     assert len(kept.find(f"{2:032x}")) == 1

@@ -64,7 +64,7 @@ def cpu(values: Values | float, node: str = A, service: str = "inference") -> Hi
     return line(history_queries.OF_MACHINE[HistoryQuery.CPU], values, service=service, node=node)
 
 
-def test_requests_that_nobody_made_are_none_a_second_and_those_of_a_gap_are_not_known() -> None:
+def test_idle_seconds_are_zero_and_gaps_are_unknown() -> None:
     whole = (
         line(history_queries.MESH_SEEN, steady(2.0, without=range(6, 20))),
         line(history_queries.COMPLETED, [None] * 100 + [2.0] * 20, status="success"),
@@ -79,14 +79,14 @@ def test_requests_that_nobody_made_are_none_a_second_and_those_of_a_gap_are_not_
     assert charts.gaps == "No data from 12:03 to 12:10."
 
 
-def test_ends_that_are_no_failures_have_lines_of_their_own_where_they_are() -> None:
+def test_other_outcomes_have_their_own_lines_where_they_occur() -> None:
     whole = line(history_queries.MESH_SEEN, 2.0), line(history_queries.COMPLETED, 1.0, status="limited")
     assert [each.label for each in chart(drawn(found(whole=answer(*whole))), "requests").lines] == [
         "Completed", "Failed", "Rate limited",
     ]  # fmt: skip
 
 
-def test_tokens_and_first_tokens_are_the_gateways() -> None:
+def test_tokens_and_first_tokens_are_measured_by_the_gateway() -> None:
     services = (
         line(history_queries.GATEWAY_SEEN, steady(1.0, without=range(60)), service="gateway"),
         line(history_queries.TOKENS, steady(7.0, without=range(60)), service="gateway", type="output"),
@@ -102,15 +102,15 @@ def test_tokens_and_first_tokens_are_the_gateways() -> None:
     )  # fmt: skip
     tokens = chart(charts, "tokens").lines
     assert [(each.label, each.latest) for each in tokens] == [("Input", "0"), ("Output", "7")]
-    # While the gateway was away, nobody knows.
+    # Unknown while the gateway was down.
     assert tokens[0].points.startswith("," * 60 + "0")
 
 
-def test_a_gateway_that_was_away_wrote_no_tokens_that_anybody_knows_of() -> None:
+def test_tokens_are_unknown_while_the_gateway_was_down() -> None:
     assert chart(drawn(found(services=answer())), "tokens").lines == ()
 
 
-def test_what_waits_and_what_runs_is_by_model() -> None:
+def test_queued_and_running_requests_are_shown_by_model() -> None:
     models = (
         line(history_queries.QUEUE, 1.0, model="small"),
         line(history_queries.QUEUE, 5.0, model="large"),
@@ -122,30 +122,30 @@ def test_what_waits_and_what_runs_is_by_model() -> None:
     assert [(each.label, each.highest) for each in chart(charts, "running").lines] == [("large", "3")]
 
 
-def test_round_trips_are_by_the_way_of_the_links_the_shortest_first() -> None:
+def test_round_trips_are_shown_by_path_shortest_first() -> None:
     measured = {"nats": 0.0412, "relayed": 0.12, "direct": 0.0004}
     trips = [line(history_queries.ROUND_TRIPS, seconds, path=path) for path, seconds in measured.items()]
     for node in ("", A):
-        told = chart(drawn(found(round_trips=answer(*trips)), node=node), "round_trips")
-        assert [(each.label, each.latest) for each in told.lines] == [
+        drawn_chart = chart(drawn(found(round_trips=answer(*trips)), node=node), "round_trips")
+        assert [(each.label, each.latest) for each in drawn_chart.lines] == [
             ("Direct", "0.4 ms"), ("Relay", "120 ms"), ("NATS", "41 ms"),
         ]  # fmt: skip
-        assert told.note == ""
+        assert drawn_chart.note == ""
     assert chart(drawn(found()), "round_trips").note == "No data in this period."
 
 
-def test_memory_is_the_share_of_what_there_is() -> None:
+def test_memory_is_shown_as_a_share() -> None:
     used, whole = (history_queries.OF_MACHINE[each] for each in (HistoryQuery.MEMORY, HistoryQuery.MEMORY_SIZE))
     lines = (
         line(used, 4e9, service="inference", node=A), line(whole, 16e9, service="inference", node=A),
-        # Nobody knows of how much.
+        # The total is unknown.
         line(used, 4e9, service="inference", node=B),
     )  # fmt: skip
     memory = chart(drawn(found(machines=answer(*lines))), "memory")
     assert [(each.label, each.latest, each.points.split(",")[0]) for each in memory.lines] == [("inference UAAAAAAAA", "25 %", ".25")]
 
 
-def test_there_are_charts_of_gpus_only_where_there_are_gpus() -> None:
+def test_gpu_charts_exist_only_with_gpus() -> None:
     of_gpus = {"gpu", "gpu_memory", "heat"}
     assert not of_gpus & {each.id for each in drawn(found()).charts}
     heat = line(history_queries.OF_MACHINE[HistoryQuery.GPU_HEAT], 71.0, service="inference", node=A, gpu="1")
@@ -154,7 +154,7 @@ def test_there_are_charts_of_gpus_only_where_there_are_gpus() -> None:
     assert [(each.label, each.latest) for each in chart(charts, "heat").lines] == [("inference GPU 1", "71 °C")]
 
 
-def test_a_chart_has_twelve_lines_and_says_how_many_are_not_shown() -> None:
+def test_chart_is_limited_to_twelve_lines_and_counts_the_rest() -> None:
     nodes = [f"U{letter * 11}" for letter in "ABCDEFGHIJKLMNOP"]
     cpus = [cpu(place / 100, node) for place, node in enumerate(nodes)]
     disk = history_queries.OF_MACHINE[HistoryQuery.DISK]
@@ -168,38 +168,38 @@ def test_a_chart_has_twelve_lines_and_says_how_many_are_not_shown() -> None:
     assert fullest.note == "Showing the 12 fullest; 4 more not shown."
 
 
-def test_a_machine_with_gaps_is_named_and_its_name_cannot_turn_the_sentence_around() -> None:
+def test_machine_with_gaps_is_named_and_its_name_cannot_reverse_the_sentence() -> None:
     lines = (cpu(steady(0.5, without=range(6, 20)), A), cpu(steady(0.4, without=range(100, 120)), B))
     charts = drawn(found(machines=answer(*lines)), names={A: "\u202eevil"})
     assert chart(charts, "cpu").note == "\u2068inference\u2069: no data since 12:50. \u2068evil\u2069: no data from 12:03 to 12:10."
     assert charts.gaps == ""
 
 
-def test_a_gap_of_all_is_said_once() -> None:
+def test_common_gap_is_described_once() -> None:
     whole, services = looked(without=range(6, 20))
     lines = (cpu(steady(0.5, without=range(6, 20))),)
     charts = drawn(found(whole=whole, services=services, machines=answer(*lines)))
     assert (charts.gaps, chart(charts, "cpu").note) == ("No data from 12:03 to 12:10.", "")
 
 
-def test_many_broken_machines_are_counted() -> None:
+def test_machines_with_gaps_are_counted() -> None:
     lines = [cpu(steady(0.5, without=range(6, 20)), f"U{letter * 11}") for letter in "ABCDE"]
     note = chart(drawn(found(machines=answer(*lines))), "cpu").note
     assert note.count("no data") == 3
     assert note.endswith(" 2 more with gaps.")
 
 
-def test_a_history_that_has_just_begun_says_so() -> None:
+def test_new_history_says_when_it_starts() -> None:
     whole, _ = looked(without=range(40))
     assert drawn(found(whole=whole)).gaps == "The history starts at 12:20."
 
 
-def test_nothing_yet_is_an_empty_page() -> None:
+def test_page_without_history_is_empty() -> None:
     assert drawn(found(whole=answer())).is_empty
     assert drawn(found(whole=answer(line(history_queries.MESH_SEEN, steady(None))))).is_empty
 
 
-def test_machines_are_called_as_people_call_them() -> None:
+def test_machines_are_labeled_by_name() -> None:
     lines = cpu(0.5, A), cpu(0.4, B, "gateway")
     labels = [each.label for each in chart(drawn(found(machines=answer(*lines)), names={A: "rig"}), "cpu").lines]
     assert labels == ["gateway", "rig"]
@@ -211,7 +211,7 @@ def on_machine(
     return line(history_queries.OF_MACHINE[question], value, service=service, node=node, machine=machine)
 
 
-def test_all_nodes_of_a_machine_are_one_line_with_its_name() -> None:
+def test_all_nodes_of_a_machine_share_a_line_with_its_name() -> None:
     lines = (
         on_machine("box-0a1b2c", 0.4, A, "gateway"),
         on_machine("box-0a1b2c", 0.6, B, "auth"),
@@ -221,29 +221,29 @@ def test_all_nodes_of_a_machine_are_one_line_with_its_name() -> None:
     assert [(each.label, each.latest) for each in found.lines] == [("box", "50 %"), ("rig", "90 %")]
 
 
-def test_machines_of_one_name_are_told_apart_by_their_ids() -> None:
+def test_machines_of_the_same_name_are_distinguished_by_id() -> None:
     lines = on_machine("box-0a1b2c", 0.4, A), on_machine("box-ffffff", 0.6, B)
     assert [each.label for each in chart(drawn(found_machines(*lines)), "cpu").lines] == ["box 0a1b2c", "box ffffff"]
 
 
-def test_a_machine_that_does_not_know_its_name_has_those_of_its_nodes() -> None:
+def test_machine_without_a_name_is_labeled_by_its_nodes() -> None:
     lines = on_machine("machine-0a1b2c", 0.4, A), on_machine("machine-0a1b2c", 0.4, B)
     assert [each.label for each in chart(drawn(found_machines(*lines), names={A: "rig"}), "cpu").lines] == ["rig, inference"]
 
 
-def test_a_worker_cannot_change_the_figures_of_a_machine_with_our_own_services() -> None:
+def test_worker_cannot_change_the_figures_of_a_machine_that_runs_our_services() -> None:
     lines = on_machine("box-0a1b2c", 0.4, A, "gateway"), on_machine("box-0a1b2c", 1.0, B)
     assert [(each.label, each.latest) for each in chart(drawn(found_machines(*lines)), "cpu").lines] == [("box", "40 %")]
 
 
-def test_history_from_before_machines_were_known_joins_the_line_of_its_machine() -> None:
+def test_older_history_joins_the_line_of_its_machine() -> None:
     old, new = cpu([0.2] * 60 + [None] * 60), on_machine("rig-ffffff", [None] * 60 + [0.4] * 60, A)
     (only,) = chart(drawn(found_machines(old, new)), "cpu").lines
     assert (only.label, only.lowest, only.highest) == ("rig", "20 %", "40 %")
     assert "" not in only.points.split(",")
 
 
-def test_the_free_disk_space_of_a_machine_is_that_of_its_fullest_disk() -> None:
+def test_free_disk_space_is_that_of_the_fullest_disk() -> None:
     lines = [on_machine("box-0a1b2c", free, node, "gateway", HistoryQuery.DISK) for free, node in ((9e9, A), (2e9, B))]
     assert [each.latest for each in chart(drawn(found_machines(*lines)), "disk").lines] == ["2 GB"]
 
@@ -252,7 +252,7 @@ def found_machines(*lines: HistoryLine) -> dict[HistoryQuery, History | errors.A
     return found(machines=answer(*lines))
 
 
-def test_a_heading_has_the_current_value_of_its_chart() -> None:
+def test_heading_has_the_current_value() -> None:
     machines = [on_machine(f"box{place}-0a1b2c", place / 10, f"U{place * 11:011}") for place in (3, 8)]
     disks = [on_machine(f"box{place}-0a1b2c", place * 1e9, f"U{place * 11:011}", question=HistoryQuery.DISK) for place in (3, 8)]
     whole = (
@@ -272,17 +272,17 @@ def test_a_heading_has_the_current_value_of_its_chart() -> None:
     assert (now["tokens"], now["waiting"]) == ("0", "")
 
 
-def test_a_value_that_is_old_is_not_current() -> None:
+def test_old_value_is_not_current() -> None:
     assert chart(drawn(found_machines(cpu([0.5] * 60 + [None] * 60))), "cpu").now == ""
 
 
-def test_the_page_of_one_machine_has_its_lines_alone() -> None:
+def test_page_of_one_machine_has_only_its_lines() -> None:
     charts = drawn(found(machines=answer(cpu(0.5, A), cpu(0.4, B))), node=B)
     assert {"requests", "first", "tokens", "waiting", "running"} & {each.id for each in charts.charts} == set()
     assert [each.label for each in chart(charts, "cpu").lines] == ["inference"]
 
 
-def test_too_many_machines_for_one_answer_are_asked_for_one_by_one_or_drawn_together() -> None:
+def test_too_many_machines_are_split_or_combined() -> None:
     answers = found(machines=REFUSED) | dict.fromkeys(history_queries.OF_MACHINE, answer()) | {HistoryQuery.CPU: answer(cpu(0.5))}
     assert [each.label for each in chart(drawn(answers), "cpu").lines] == ["inference"]
     together = answer(line(history_queries.OF_MACHINE[HistoryQuery.CPU], 0.3, service="inference"))
@@ -293,18 +293,18 @@ def test_too_many_machines_for_one_answer_are_asked_for_one_by_one_or_drawn_toge
     assert (alone.lines, alone.note) == ((), "Unavailable: that would be 412 lines.")
 
 
-def test_a_chart_that_could_not_be_read_says_why_and_the_others_stand() -> None:
+def test_unreadable_chart_says_why_and_the_others_stay() -> None:
     charts = drawn(found(models=AWAY, machines=answer(cpu(0.5))))
     assert (chart(charts, "waiting").lines, chart(charts, "waiting").note) == ((), "Unavailable: nobody there.")
     assert len(chart(charts, "cpu").lines) == 1
 
 
-def test_without_a_word_about_the_whole_there_is_nothing_to_draw() -> None:
+def test_nothing_is_drawn_without_the_whole_mesh() -> None:
     with pytest.raises(errors.NotReachable):
         drawn(found(whole=AWAY))
 
 
-def test_a_table_has_the_mean_of_each_ten_minutes() -> None:
+def test_table_has_ten_minute_means() -> None:
     values = [float(step // 20) for step in range(STEPS)]
     charts = drawn(found(machines=answer(cpu([each / 10 for each in values]))))
     assert charts.periods == ("12:00", "12:10", "12:20", "12:30", "12:40", "12:50")
@@ -313,7 +313,7 @@ def test_a_table_has_the_mean_of_each_ten_minutes() -> None:
     assert (only.lowest, only.highest) == ("0 %", "50 %")
 
 
-def test_an_open_page_gets_what_it_names() -> None:
+def test_open_page_gets_the_values_it_names() -> None:
     charts = drawn(found(machines=answer(cpu(0.5))))
     values = history_charts.values(charts)
     assert (values["since"], values["p0"], values["gaps"]) == (str(int(SINCE.timestamp())), "12:00", "")

@@ -24,12 +24,12 @@ _ = None
         pytest.param((), [], id="no steps"),
     ],
 )
-def test_where_a_line_is_broken(values: history_view.Values, found: list[Gap]) -> None:
+def test_gaps_between_steps(values: history_view.Values, found: list[Gap]) -> None:
     assert history_view.gaps(values) == found
 
 
 @given(st.lists(st.none() | st.floats(0, 9), max_size=40))
-def test_every_step_without_a_number_is_in_a_gap_or_before_or_behind_the_line(values: list[float | None]) -> None:
+def test_every_missing_step_is_in_a_gap_or_outside_the_line(values: list[float | None]) -> None:
     found = history_view.gaps(tuple(values))
     inside = {step for gap in found for step in range(gap.begin, gap.end)}
     assert all(values[step] is None for step in inside)
@@ -49,7 +49,7 @@ def test_every_step_without_a_number_is_in_a_gap_or_before_or_behind_the_line(va
          "no data from 12:01 to 12:02, from 12:03 to 12:04, from 12:05 to 12:06, and 1 more gap"),
     ],
 )  # fmt: skip
-def test_gaps_are_said_in_words(found: list[Gap], words: str) -> None:
+def test_gaps_are_described(found: list[Gap], words: str) -> None:
     assert history_view.describe_gaps(found, GRID) == words
 
 
@@ -57,7 +57,7 @@ def test_many_gaps_are_counted() -> None:
     assert history_view.describe_gaps([Gap(at, at + 1) for at in range(1, 19, 2)], GRID).endswith(", and 6 more gaps")
 
 
-def test_over_more_than_a_day_a_moment_has_its_day() -> None:
+def test_moment_has_its_day_if_the_span_exceeds_a_day() -> None:
     grid = Grid(datetime(2026, 11, 1, tzinfo=UTC), timedelta(hours=4), 180)
     assert history_view.moment(grid.begins(2), grid) == "1 Nov 08:00"
     day = Grid(datetime(2026, 11, 1, tzinfo=UTC), timedelta(minutes=10), 144)
@@ -93,7 +93,7 @@ def test_numbers_have_their_unit(unit: ChartUnit, value: float | None, words: st
     assert history_view.text(unit, value) == words
 
 
-def test_what_the_scripts_get_is_short_and_has_the_gaps() -> None:
+def test_script_values_are_short_and_keep_gaps() -> None:
     assert history_view.written(ChartUnit.RATE, (0.0, 0.4251, _, 12.345, 1234.5, 0.00001)) == "0,.425,,12.3,1.23e3,1e-5"
     assert history_view.written(ChartUnit.SHARE, (0.0, 0.4251, 0.4, 1.0, 0.999, 0.001)) == "0,.43,.4,1,1,0"
     assert history_view.written(ChartUnit.CELSIUS, (71.4, _)) == "71,"
@@ -101,7 +101,7 @@ def test_what_the_scripts_get_is_short_and_has_the_gaps() -> None:
 
 
 @given(st.lists(st.none() | st.floats(0, 1e15), max_size=30), st.sampled_from(ChartUnit))
-def test_what_is_written_for_scripts_is_near_to_what_it_was(values: list[float | None], unit: ChartUnit) -> None:
+def test_script_values_are_close_to_the_originals(values: list[float | None], unit: ChartUnit) -> None:
     read = [float(each) if each else None for each in history_view.written(unit, tuple(values)).split(",")] if values else []
     assert len(read) == len(values)
     for before, after in zip(values, read, strict=True):
@@ -112,22 +112,22 @@ def test_what_is_written_for_scripts_is_near_to_what_it_was(values: list[float |
             )
 
 
-def test_sums_and_shares_know_only_what_is_known() -> None:
+def test_sums_and_shares_only_use_known_values() -> None:
     assert history_view.added((1.0, _, _), (2.0, 3.0, _)) == (3.0, 3.0, _)
     assert history_view.shared((1.0, _, 1.0, 1.0), (4.0, 4.0, _, 0.0)) == (0.25, _, _, _)
 
 
-def test_a_counter_that_was_not_there_counted_nothing_only_while_somebody_looked() -> None:
+def test_missing_counter_is_zero_only_while_metrics_were_collected() -> None:
     assert history_view.counted((_, 2.0, _, _), (1.0, 1.0, 0.0, _)) == (0.0, 2.0, 0.0, _)
 
 
-def test_the_latest_number_is_not_an_old_one() -> None:
+def test_latest_value_is_never_an_old_one() -> None:
     assert history_view.latest((1.0, 2.0, _, _)) == 2.0
     assert history_view.latest((2.0, _, _, _)) is None
     assert history_view.latest(()) is None
 
 
-def test_answers_of_different_length_fit_together() -> None:
+def test_series_of_different_length_are_aligned() -> None:
     grid = Grid(GRID.since, GRID.step, 3)
     assert grid.fit((1.0,)) == (1.0, _, _)
     assert grid.fit((1.0, 2.0, 3.0, 4.0)) == (1.0, 2.0, 3.0)

@@ -19,25 +19,25 @@ def report(*sums: UsageSum) -> UsageSummary:
     return UsageSummary(UsageSum(), buckets, (), ())
 
 
-def test_a_day_is_24_whole_hours_with_the_present_one_last() -> None:
-    asked = usage_chart.of_span(UsageSpan.DAY, NOW)
-    assert (asked.since, asked.until, asked.bucket) == (
+def test_day_is_24_whole_hours_including_the_current_one() -> None:
+    sent = usage_chart.of_span(UsageSpan.DAY, NOW)
+    assert (sent.since, sent.until, sent.bucket) == (
         datetime(2026, 11, 19, 15, tzinfo=UTC), datetime(2026, 11, 20, 15, tzinfo=UTC), Bucket.HOUR,
     )  # fmt: skip
 
 
-def test_a_month_is_30_whole_days_of_utc_with_today_last() -> None:
+def test_month_is_30_whole_utc_days_including_today() -> None:
     # In Kiribati the day has begun that is 14 hours away here.
-    asked = usage_chart.of_span(UsageSpan.MONTH, NOW.astimezone(timezone(timedelta(hours=14))))
-    assert (asked.since, asked.until) == (datetime(2026, 10, 22, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC))
-    assert asked.bucket is Bucket.DAY
+    sent = usage_chart.of_span(UsageSpan.MONTH, NOW.astimezone(timezone(timedelta(hours=14))))
+    assert (sent.since, sent.until) == (datetime(2026, 10, 22, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC))
+    assert sent.bucket is Bucket.DAY
 
 
 @given(st.datetimes(datetime(2000, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)), st.sampled_from(UsageSpan))  # noqa: DTZ001 - Hypothesis takes its bounds without a zone
-def test_what_is_asked_for_has_now_in_its_last_piece(now: datetime, span: UsageSpan) -> None:
-    asked = usage_chart.of_span(span, now)
-    step = timedelta(hours=1) if asked.bucket is Bucket.HOUR else timedelta(days=1)
-    assert asked.until - step <= now < asked.until
+def test_last_bucket_contains_now(now: datetime, span: UsageSpan) -> None:
+    sent = usage_chart.of_span(span, now)
+    step = timedelta(hours=1) if sent.bucket is Bucket.HOUR else timedelta(days=1)
+    assert sent.until - step <= now < sent.until
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_is_asked_for_has_now_in_its_last_piece(now: datetime, span: UsageS
         (UsageMeasure.LATENCY, "lines", "p50"),
     ],
 )
-def test_what_was_chosen_is_drawn_and_the_rest_can_be_read(measure: UsageMeasure, kind: str, drawn: str) -> None:
+def test_chosen_measure_is_drawn_and_the_others_are_in_the_table(measure: UsageMeasure, kind: str, drawn: str) -> None:
     chart = usage_chart.draw(report(BUSY), measure, Bucket.DAY)
     assert (chart.kind, chart.columns[0].name) == (kind, drawn)
     assert {column.name for column in chart.columns} == {"requests", "failed", "tokens", "cost", "p50", "p95"}
@@ -60,7 +60,7 @@ def test_only_columns_of_one_unit_are_drawn_as_lines() -> None:
     assert units == [" s", " s", "", "", "", ""]
 
 
-def test_a_line_has_what_people_read_and_what_is_drawn() -> None:
+def test_line_has_the_text_and_the_value() -> None:
     (line,) = usage_chart.draw(report(BUSY), UsageMeasure.COST, Bucket.DAY).lines
     assert (line.label, line.id) == ("19 Nov", "2026-11-19T00:00:00+00:00")
     assert (line.requests, line.requests_value, line.failed) == ("1,200", "1200", "3")
@@ -69,12 +69,12 @@ def test_a_line_has_what_people_read_and_what_is_drawn() -> None:
     assert (line.p50, line.p50_value, line.p95, line.p95_value) == ("840 ms", "0.84", "12 s", "12.34")
 
 
-def test_where_nothing_was_answered_no_latency_is_drawn() -> None:
+def test_latency_without_answers_is_not_drawn() -> None:
     (line,) = usage_chart.draw(report(UsageSum()), UsageMeasure.LATENCY, Bucket.HOUR).lines
     assert (line.label, line.p95, line.p95_value, line.requests_value) == ("00:00", "–", "", "0")
 
 
-def test_the_sums_say_what_is_behind_them() -> None:
+def test_sums_have_details() -> None:
     line = usage_chart.summed(BUSY)
     assert (line.requests, line.requests_detail) == ("1,200", "3 failed, 4 cached")
     assert (line.tokens, line.tokens_detail) == ("2,500", "2,000 in, 500 out")
@@ -93,7 +93,7 @@ def test_the_sums_say_what_is_behind_them() -> None:
         (-2_500_000, "-2.50"), (-500, "-0.0005"),
     ],
 )  # fmt: skip
-def test_a_cost_is_read_at_a_glance(micro: int, text: str) -> None:
+def test_cost_is_easy_to_read(micro: int, text: str) -> None:
     assert usage_chart.cost(micro) == text
 
 
@@ -104,11 +104,11 @@ def test_a_cost_is_read_at_a_glance(micro: int, text: str) -> None:
         (59_600, "1 min"), (61_000, "1 min 1 s"), (3_600_000, "60 min"),
     ],
 )  # fmt: skip
-def test_a_latency_is_read_at_a_glance(milliseconds: int | None, text: str) -> None:
+def test_latency_is_easy_to_read(milliseconds: int | None, text: str) -> None:
     assert usage_chart.latency(milliseconds) == text
 
 
 @pytest.mark.parametrize("text", ["", "day'--", "DAY", "\0", "month "])
-def test_a_word_that_is_none_is_the_first(text: str) -> None:
+def test_invalid_choice_is_the_default(text: str) -> None:
     assert usage_chart.read_span(text) is UsageSpan.MONTH
     assert usage_chart.read_measure(text) is UsageMeasure.REQUESTS

@@ -5,7 +5,7 @@ from services.web.http.forms import LoginForm, RegistrationFields
 from shared import errors
 
 
-def test_a_form_is_read_with_its_spaces_signs_and_umlauts() -> None:
+def test_form_is_decoded_with_spaces_plus_signs_and_umlauts() -> None:
     form = forms.convert(forms.read_fields(b"name=J%C3%BCrgen+M&password=a%26b%3D+"), LoginForm)
     assert form == LoginForm(name="Jürgen M", password="a&b= ")
 
@@ -25,12 +25,12 @@ def test_a_form_is_read_with_its_spaces_signs_and_umlauts() -> None:
         pytest.param(b"=&=&=", id="no names"),
     ],
 )
-def test_a_form_that_does_not_fit_is_a_bad_request(content: bytes) -> None:
+def test_invalid_form_is_a_bad_request(content: bytes) -> None:
     with pytest.raises(errors.BadRequest):
         forms.convert(forms.read_fields(content), LoginForm)
 
 
-def test_a_json_body_is_read() -> None:
+def test_json_body_is_decoded() -> None:
     body = b'{"username": "john_doe", "email": "john@example.com", "password": "secure_password"}'
     assert forms.read_json(body, RegistrationFields) == RegistrationFields("john_doe", "john@example.com", "secure_password")
 
@@ -47,13 +47,13 @@ def test_a_json_body_is_read() -> None:
         pytest.param(b'{"username": "a", "email": "b"}', id="a missing field"),
     ],
 )
-def test_json_that_does_not_fit_is_a_bad_request(content: bytes) -> None:
+def test_invalid_json_is_a_bad_request(content: bytes) -> None:
     with pytest.raises(errors.BadRequest):
         forms.read_json(content, RegistrationFields)
 
 
 @pytest.mark.parametrize(("text", "limit"), [("", None), ("  ", None), ("1", 1), (" 250 ", 250), ("999999999", 999_999_999)])
-def test_a_limit_is_a_number_or_nothing(text: str, limit: int | None) -> None:
+def test_limit_is_a_number_or_empty(text: str, limit: int | None) -> None:
     assert forms.read_limit(text, "requests per hour") == limit
 
 

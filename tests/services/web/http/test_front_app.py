@@ -15,7 +15,7 @@ from tests.services.web import servers
 
 
 @pytest.mark.parametrize("path", ["/", "/login", "/nope", "/dashboard", "/static/style.css", "/static/nope", "/v1/models", "/api/../x"])
-async def test_every_answer_has_the_security_headers(app: ASGIApp, path: str) -> None:
+async def test_every_response_has_the_security_headers(app: ASGIApp, path: str) -> None:
     async with httpx.AsyncClient(transport=servers.in_process(app), base_url="https://ai.example.org") as client:
         answer = await client.get(path)
     for name in (
@@ -37,7 +37,7 @@ async def test_no_strict_transport_on_plain_http(app: ASGIApp) -> None:
         assert "strict-transport-security" not in (await client.get("/")).headers
 
 
-async def test_requests_are_counted_under_a_short_list_of_labels(pages: Litestar) -> None:
+async def test_requests_are_counted_with_few_labels(pages: Litestar) -> None:
     metrics = Metrics("web")
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
         app = front_app.FrontApp(pages, gateway, metrics, Traces(ratio=0.0), always_over_tls=False)
@@ -60,7 +60,7 @@ async def test_requests_are_counted_under_a_short_list_of_labels(pages: Litestar
     }
 
 
-async def test_every_page_is_counted_under_its_own_name(pages: Litestar) -> None:
+async def test_every_page_is_counted_by_its_route(pages: Litestar) -> None:
     metrics = Metrics("web")
     handlers = [route for route in application.ROUTES if isinstance(route, HTTPRouteHandler)]
     patterns = {(verb, path) for handler in handlers for verb in handler.http_methods for path in handler.paths}
@@ -74,7 +74,7 @@ async def test_every_page_is_counted_under_its_own_name(pages: Litestar) -> None
     assert {f"{verb} {re.sub(':[a-z]+}', '}', path)}" for verb, path in patterns} <= counted
 
 
-async def test_a_page_whose_trace_is_kept_is_an_exemplar_of_its_time(pages: Litestar) -> None:
+async def test_kept_trace_becomes_an_exemplar(pages: Litestar) -> None:
     metrics = Metrics("web")
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
         app = front_app.FrontApp(pages, gateway, metrics, Traces(ratio=1.0), always_over_tls=False)

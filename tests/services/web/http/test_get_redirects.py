@@ -30,5 +30,5 @@ READABLE = (
         ("/somewhere/else", "/"),
     ],
 )
-def test_the_nearest_page_that_can_be_read(path: str, above: str) -> None:
+def test_nearest_readable_page(path: str, above: str) -> None:
     assert get_redirects.find(path, READABLE) == above

@@ -57,11 +57,11 @@ async def client(upstream: Upstream) -> AsyncIterator[httpx.AsyncClient]:
         ("/API/x", False),
     ],
 )
-def test_whose_path_it_is(path: str, theirs: bool) -> None:
-    assert passthrough.takes(path) is theirs
+def test_paths_of_web_and_gateway(path: str, theirs: bool) -> None:
+    assert passthrough.accepts(path) is theirs
 
 
-async def test_a_request_arrives_as_it_was_sent(client: httpx.AsyncClient, upstream: Upstream) -> None:
+async def test_request_arrives_unchanged(client: httpx.AsyncClient, upstream: Upstream) -> None:
     answer = await client.post("/v1/some%2Fthing?a=1&b=%20&a=2", content=b"body \x00\xff", headers={"Authorization": "Bearer key"})
     seen = upstream.seen[0]
     assert (seen.method, seen.raw_path, seen.query, seen.body) == ("POST", b"/v1/some%2Fthing", b"a=1&b=%20&a=2", b"body \x00\xff")
@@ -71,7 +71,7 @@ async def test_a_request_arrives_as_it_was_sent(client: httpx.AsyncClient, upstr
     assert answer.headers.get_list("x-twice") == ["1", "2"]
 
 
-async def test_the_gateway_sees_no_cookie_and_no_claims_of_the_client_about_itself(client: httpx.AsyncClient, upstream: Upstream) -> None:
+async def test_gateway_gets_no_cookie_and_no_forged_client_headers(client: httpx.AsyncClient, upstream: Upstream) -> None:
     headers = {
         "Cookie": "aimesh_session=secret; other=1",
         "X-Forwarded-Host": "evil.example",
@@ -95,7 +95,7 @@ async def test_the_gateway_sees_no_cookie_and_no_claims_of_the_client_about_itse
     assert seen.values("host") != [client.base_url.netloc]
 
 
-async def test_web_shows_the_gateway_who_it_is_and_no_client_can_do_that_for_it(upstream: Upstream) -> None:
+async def test_web_authenticates_to_the_gateway_and_clients_cannot_forge_it(upstream: Upstream) -> None:
     metrics = Metrics("web")
     async with (
         serving(upstream) as gateway_url,
@@ -107,7 +107,7 @@ async def test_web_shows_the_gateway_who_it_is_and_no_client_can_do_that_for_it(
     assert upstream.seen[0].values("x-aimesh-web-secret") == [b"s" * 32]
 
 
-async def test_the_trace_of_the_client_goes_on_and_a_broken_one_is_replaced(client: httpx.AsyncClient, upstream: Upstream) -> None:
+async def test_trace_context_is_passed_on_or_replaced_if_invalid(client: httpx.AsyncClient, upstream: Upstream) -> None:
     trace = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
     await client.get("/v1/models", headers={"traceparent": trace})
     await client.get("/v1/models", headers={"traceparent": "nonsense"})
@@ -120,7 +120,7 @@ async def test_the_trace_of_the_client_goes_on_and_a_broken_one_is_replaced(clie
     assert made[0].startswith(b"00-")
 
 
-async def test_an_answer_carries_our_headers_and_none_of_its_hop(client: httpx.AsyncClient) -> None:
+async def test_response_has_our_headers_and_no_hop_by_hop_ones(client: httpx.AsyncClient) -> None:
     answer = await client.get("/v1/models")
     assert "set-cookie" not in answer.headers
     assert "keep-alive" not in answer.headers
@@ -130,7 +130,7 @@ async def test_an_answer_carries_our_headers_and_none_of_its_hop(client: httpx.A
     assert len(answer.headers.get_list("date")) == 1
 
 
-async def test_codings_and_policies_of_the_gateway_pass_untouched(client: httpx.AsyncClient) -> None:
+async def test_encodings_and_policies_of_the_gateway_pass_unchanged(client: httpx.AsyncClient) -> None:
     async with client.stream("GET", "/docs") as answer:
         content = b"".join([chunk async for chunk in answer.aiter_raw()])
     assert content == b"\x1f\x8b not really gzip"
@@ -138,7 +138,7 @@ async def test_codings_and_policies_of_the_gateway_pass_untouched(client: httpx.
     assert answer.headers.get_list("content-security-policy") == ["default-src 'self'"]
 
 
-async def test_chunks_come_when_they_are_sent(client: httpx.AsyncClient, upstream: Upstream) -> None:
+async def test_chunks_are_passed_on_immediately(client: httpx.AsyncClient, upstream: Upstream) -> None:
     async with asyncio.timeout(SOON), client.stream("GET", "/v1/stream") as answer:
         chunks = answer.aiter_raw()
         for number in range(4):
@@ -149,7 +149,7 @@ async def test_chunks_come_when_they_are_sent(client: httpx.AsyncClient, upstrea
         assert [chunk async for chunk in chunks] == []
 
 
-async def test_a_body_reaches_the_gateway_while_it_is_still_being_sent(client: httpx.AsyncClient, upstream: Upstream) -> None:
+async def test_body_is_streamed_to_the_gateway(client: httpx.AsyncClient, upstream: Upstream) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"first "
         await upstream.body_began.wait()
@@ -161,14 +161,14 @@ async def test_a_body_reaches_the_gateway_while_it_is_still_being_sent(client: h
     assert upstream.seen[0].values("transfer-encoding") == [b"chunked"]
 
 
-async def test_a_client_that_goes_away_takes_its_request_with_it(client: httpx.AsyncClient, upstream: Upstream) -> None:
+async def test_disconnected_client_cancels_its_request(client: httpx.AsyncClient, upstream: Upstream) -> None:
     async with asyncio.timeout(SOON):
         async with client.stream("GET", "/v1/stream") as answer:
             assert await anext(answer.aiter_raw()) == b"data: 0\n\n"
         await upstream.client_gone.wait()
 
 
-async def test_a_client_that_goes_away_in_the_middle_of_its_body_takes_it_along(client: httpx.AsyncClient, upstream: Upstream) -> None:
+async def test_client_that_disconnects_during_its_body_cancels_the_request(client: httpx.AsyncClient, upstream: Upstream) -> None:
     async with asyncio.timeout(SOON):
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         writer.write(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nonly this")
@@ -179,7 +179,7 @@ async def test_a_client_that_goes_away_in_the_middle_of_its_body_takes_it_along(
     del reader
 
 
-async def test_a_length_beside_a_transfer_coding_is_not_passed_on(client: httpx.AsyncClient, upstream: Upstream) -> None:
+async def test_content_length_beside_a_transfer_encoding_is_dropped(client: httpx.AsyncClient, upstream: Upstream) -> None:
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     writer.write(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
     writer.write(b"5\r\nhello\r\n0\r\n\r\n")
@@ -188,20 +188,20 @@ async def test_a_length_beside_a_transfer_coding_is_not_passed_on(client: httpx.
     assert [(seen.body, seen.values("content-length")) for seen in upstream.seen] in ([], [(b"hello", [])])
 
 
-async def test_a_stream_that_breaks_between_events_ends_with_one_error_event(client: httpx.AsyncClient) -> None:
+async def test_stream_broken_between_events_ends_with_one_error_event(client: httpx.AsyncClient) -> None:
     answer = await client.get("/v1/break-events")
     first, second, rest = answer.text.split("\n\n")
     assert (first, rest) == ("data: 1", "")
     assert json.loads(second.removeprefix("data: "))["error"]["code"] == "link_lost"
 
 
-async def test_an_answer_that_breaks_is_cut_off_and_not_ended(client: httpx.AsyncClient) -> None:
+async def test_broken_response_is_cut_off_not_completed(client: httpx.AsyncClient) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         await client.get("/v1/break-json")
 
 
 @pytest.mark.parametrize("path", ["/api/../metrics", "/v1/%2e%2e/metrics", "/api/..", "/v1/./models", "/api/x/%2E%2e/%2e./healthz"])
-async def test_no_path_leads_out_of_the_api(client: httpx.AsyncClient, upstream: Upstream, path: str) -> None:
+async def test_no_path_escapes_the_api(client: httpx.AsyncClient, upstream: Upstream, path: str) -> None:
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     answer = await asyncio.wait_for(reader.read(), SOON)
@@ -211,7 +211,7 @@ async def test_no_path_leads_out_of_the_api(client: httpx.AsyncClient, upstream:
     assert upstream.seen == []
 
 
-async def test_a_gateway_that_is_down_is_a_503_with_a_hint() -> None:
+async def test_unavailable_gateway_gives_503_with_a_hint() -> None:
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
         app = front_app.FrontApp(no_pages, gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
         async with httpx.AsyncClient(transport=servers.in_process(app), base_url="http://localhost") as client:
@@ -223,7 +223,7 @@ async def test_a_gateway_that_is_down_is_a_503_with_a_hint() -> None:
     assert answer.headers["retry-after"] == "1"
 
 
-async def test_web_waits_longer_than_the_gateway_may_take(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_web_times_out_later_than_the_gateway(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     """Web cut whole answers off after 120 s, and their callers paid for them."""
     monkeypatch.setattr(passthrough, "SLACK_SECONDS", 0.25)
     async with serving(upstream) as url, passthrough.Passthrough.open(url, request_seconds=0.25) as gateway:
@@ -235,21 +235,21 @@ async def test_web_waits_longer_than_the_gateway_may_take(upstream: Upstream, mo
     assert asyncio.get_running_loop().time() - began >= 0.5
 
 
-async def test_the_gateways_health_in_words(upstream: Upstream) -> None:
+async def test_health_of_the_gateway_is_described(upstream: Upstream) -> None:
     async with serving(upstream) as url, passthrough.Passthrough.open(url) as gateway:
         assert "returned 201" in await gateway.healthy()
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
         assert "is not responding (ConnectError)" in await gateway.healthy()
 
 
-async def test_many_at_once(client: httpx.AsyncClient, upstream: Upstream) -> None:
+async def test_many_requests_at_once(client: httpx.AsyncClient, upstream: Upstream) -> None:
     bodies = [str(number).encode() * 1000 for number in range(50)]
     answers = await asyncio.gather(*(client.post("/v1/x", content=body) for body in bodies))
     assert [answer.content for answer in answers] == bodies
     assert len(upstream.seen) == 50
 
 
-async def test_a_connection_that_fails_once_is_tried_again(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_connection_is_retried_once(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     connect, failures = loop.create_connection, [OSError("out of luck")]
 

@@ -16,8 +16,8 @@ def test_strict_transport_only_over_tls(over_tls: bool) -> None:
     assert (b"strict-transport-security" in dict(security_headers.secured([], over_tls=over_tls))) is over_tls
 
 
-def test_what_the_answer_says_itself_stands() -> None:
-    given = [(b"Cache-Control", b"public, max-age=60"), (b"content-type", b"text/css")]
-    result = security_headers.secured(given, over_tls=True)
-    assert result[:2] == given
+def test_headers_of_the_response_are_kept() -> None:
+    headers = [(b"Cache-Control", b"public, max-age=60"), (b"content-type", b"text/css")]
+    result = security_headers.secured(headers, over_tls=True)
+    assert result[:2] == headers
     assert [name for name, _ in result if name.lower() == b"cache-control"] == [b"Cache-Control"]

@@ -12,7 +12,7 @@ def opened(content: bytes) -> zipfile.ZipFile:
     return zipfile.ZipFile(io.BytesIO(content))
 
 
-def test_files_come_out_as_their_pieces_went_in() -> None:
+def test_files_are_extracted_as_written() -> None:
     archive = ZipStream(NOW)
     pieces = [("one.txt", b"first, "), ("one.txt", b"second"), ("empty.txt", b""), ("two/three.bin", bytes(range(256)))]
     sent = b"".join([*(archive.add(name, piece) for name, piece in pieces), archive.close()])
@@ -24,7 +24,7 @@ def test_files_come_out_as_their_pieces_went_in() -> None:
         assert found.getinfo("one.txt").date_time == (2026, 11, 20, 14, 5, 8)
 
 
-def test_nothing_is_kept_but_what_is_being_packed() -> None:
+def test_only_the_current_piece_is_in_memory() -> None:
     archive, rng = ZipStream(NOW), random.Random(7)
     piece = 65_536
     kept = most = 0
@@ -42,6 +42,6 @@ def _again(rng_seed: int, pieces: int) -> bytes:
     return b"".join([*(archive.add("large.bin", rng.randbytes(65_536)) for _ in range(pieces)), archive.close()])
 
 
-def test_an_archive_without_files_is_one() -> None:
+def test_empty_archive_is_valid() -> None:
     with opened(ZipStream(NOW).close()) as found:
         assert found.namelist() == []

@@ -1,6 +1,6 @@
-"""axe-core on a page that a test has opened: what keeps people with disabilities from using it.
+"""Run axe-core, the accessibility checker, on an open page.
 
-The engine goes in by the DevTools protocol, which the policy of a page does not stop; the page itself never serves it.
+The script is injected over the DevTools protocol, which a page's policy does not block; the page itself never serves it.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.acceptance.chromium import Page
 
 ENGINE = Path(__file__).parents[4] / "services" / "web" / "npm" / "node_modules" / "axe-core" / "axe.min.js"
-#: WCAG 2.2 at level AA, and what axe recommends besides.
+#: WCAG 2.2 at level AA, and axe's best practices.
 _TAGS = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 SERIOUS = ("serious", "critical")
 _RUN = """

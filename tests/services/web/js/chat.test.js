@@ -9,7 +9,7 @@ import { EventParser, MAX_EVENT_CHARACTERS } from '../../../../services/web/stat
 const texts = (chat) => chat.messages.map(({ role, text, state }) => [role, text, state])
 
 test('a question is followed by an answer that grows', () => {
-  let chat = conversation.ask(conversation.EMPTY, 'Why?')
+  let chat = conversation.addPrompt(conversation.EMPTY, 'Why?')
   chat = conversation.receive(chat, 'waiting', { message: 'The model is loading' })
   assert.equal(chat.messages[1].waiting, 'The model is loading')
   for (const text of ['Be', 'cause']) chat = conversation.receive(chat, 'chunk', { text })
@@ -23,14 +23,14 @@ test('a question is followed by an answer that grows', () => {
 })
 
 test('nothing is asked while an answer is written, and nothing blank', () => {
-  const chat = conversation.ask(conversation.EMPTY, 'one')
-  assert.equal(conversation.ask(chat, 'two'), chat)
+  const chat = conversation.addPrompt(conversation.EMPTY, 'one')
+  assert.equal(conversation.addPrompt(chat, 'two'), chat)
   assert.equal(conversation.regenerate(chat), chat)
-  assert.equal(conversation.ask(conversation.EMPTY, ' \n'), conversation.EMPTY)
+  assert.equal(conversation.addPrompt(conversation.EMPTY, ' \n'), conversation.EMPTY)
 })
 
 test('what comes after the end changes nothing, and neither does an unknown event', () => {
-  const chat = conversation.ask(conversation.EMPTY, 'one')
+  const chat = conversation.addPrompt(conversation.EMPTY, 'one')
   assert.equal(conversation.receive(chat, 'new-kind', {}), chat)
   const stopped = conversation.end(chat, 'stopped')
   assert.equal(conversation.receive(stopped, 'chunk', { text: 'late' }), stopped)
@@ -38,14 +38,14 @@ test('what comes after the end changes nothing, and neither does an unknown even
 })
 
 test('a problem keeps the text before it and is not overwritten by the end', () => {
-  let chat = conversation.receive(conversation.ask(conversation.EMPTY, 'q'), 'chunk', { text: 'half' })
+  let chat = conversation.receive(conversation.addPrompt(conversation.EMPTY, 'q'), 'chunk', { text: 'half' })
   chat = conversation.end(conversation.receive(chat, 'problem', { code: 'worker_lost', message: 'gone', hint: 'again' }), 'done')
   assert.deepEqual(texts(chat)[1], ['assistant', 'half', 'failed'])
   assert.equal(chat.messages[1].problem.hint, 'again')
 })
 
 test('regenerating asks the same question again', () => {
-  let chat = conversation.end(conversation.receive(conversation.ask(conversation.EMPTY, 'q'), 'chunk', { text: 'a' }), 'done')
+  let chat = conversation.end(conversation.receive(conversation.addPrompt(conversation.EMPTY, 'q'), 'chunk', { text: 'a' }), 'done')
   chat = conversation.regenerate(chat)
   assert.deepEqual(texts(chat), [
     ['user', 'q', 'done'],
@@ -55,10 +55,10 @@ test('regenerating asks the same question again', () => {
 })
 
 test('a question whose answer failed without a word is not sent again with the next', () => {
-  let chat = conversation.receive(conversation.ask(conversation.EMPTY, 'lost'), 'problem', { code: 'x', message: 'y' })
-  chat = conversation.ask(chat, 'next')
+  let chat = conversation.receive(conversation.addPrompt(conversation.EMPTY, 'lost'), 'problem', { code: 'x', message: 'y' })
+  chat = conversation.addPrompt(chat, 'next')
   assert.deepEqual(conversation.toMessages(chat), [{ role: 'user', content: 'next' }])
-  chat = conversation.ask(conversation.end(conversation.receive(chat, 'chunk', { text: 'part' }), 'stopped'), 'more')
+  chat = conversation.addPrompt(conversation.end(conversation.receive(chat, 'chunk', { text: 'part' }), 'stopped'), 'more')
   assert.deepEqual(
     conversation.toMessages(chat).map(({ content }) => content),
     ['next', 'part', 'more'],
@@ -66,14 +66,17 @@ test('a question whose answer failed without a word is not sent again with the n
 })
 
 test('a rating finds its answer by its request', () => {
-  let chat = conversation.end(conversation.receive(conversation.ask(conversation.EMPTY, 'q'), 'usage', { request_id: 'req_1' }), 'done')
+  let chat = conversation.end(
+    conversation.receive(conversation.addPrompt(conversation.EMPTY, 'q'), 'usage', { request_id: 'req_1' }),
+    'done',
+  )
   chat = conversation.rate(chat, 'req_1', 'up')
   assert.equal(chat.messages[1].rating, 'up')
   assert.deepEqual(conversation.rate(chat, '', 'down'), chat)
 })
 
 test('an answer that was stopped can be rated as soon as there is something of it', () => {
-  let chat = conversation.ask(conversation.EMPTY, 'q')
+  let chat = conversation.addPrompt(conversation.EMPTY, 'q')
   const stopped = () => conversation.end(chat, 'stopped').messages[1]
   assert.equal(conversation.canBeRated(stopped()), false)
   chat = conversation.receive(chat, 'began', { request_id: 'req_1' })

@@ -1,4 +1,4 @@
-"""One Chromium for all tests of a file: every page in it has a profile of its own."""
+"""One Chromium for all tests of a file; every page has its own profile."""
 
 from collections.abc import AsyncIterator
 

@@ -1,6 +1,6 @@
-"""A hundred answers of a model that wants to run a script in the reader's page, or to tell somebody what was said (SECURITY T12).
+"""A hundred model answers that try to run a script in the reader's page, or to leak the chat (SECURITY T12).
 
-`RAN` in a payload runs something that the page notices; `BEACON` is an address of the page's own site, which no policy stops.
+`RAN` in a payload runs something that the page notices; `BEACON` is a URL of the page's own site, which no policy blocks.
 """
 
 RAN = "parent.ran({n})"

@@ -1,4 +1,4 @@
-"""The markup that playground.js works on, as the template of the page has to have it."""
+"""The markup that playground.js works on, as the template must produce it."""
 
 MODELS = '<option value="small">small</option><option value="large">large</option>'
 NUMBERS = (("temperature", "Temperature"), ("max_tokens", "Max tokens"), ("top_p", "Top p"), ("seed", "Seed"))

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { readPoints, readSeries, say } from '../../../../services/web/static/js/series_table.js'
+import { formatValue, readPoints, readSeries } from '../../../../services/web/static/js/series_table.js'
 
 const SINCE = 1_795_176_000
 
@@ -77,5 +77,5 @@ test('numbers have their unit', () => {
     ['count', 2.5, '2.5'],
     ['', 0.012345, '0.012'],
   ])
-    assert.equal(say(unit, value), words)
+    assert.equal(formatValue(unit, value), words)
 })

@@ -1,4 +1,4 @@
-"""A small site for the scripts of the pages: the modules as they are, pages of a test's own, and the policy that they must live with."""
+"""A small site for scripts: the real modules, test pages, and the real content security policy."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ Message = MutableMapping[str, Any]
 
 
 @dataclass(slots=True)
-class Visit:
+class ReceivedRequest:
     """One request, and the way to answer it piece by piece."""
 
     path: str
@@ -76,7 +76,7 @@ class Visit:
             pass
 
 
-Answer = Callable[[Visit], Awaitable[None]]
+Answer = Callable[[ReceivedRequest], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class Site:
     pages: dict[str, str] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
     #: Every address that was asked for, in order.
-    asked: list[str] = field(default_factory=list)
+    requested_paths: list[str] = field(default_factory=list)
     origin: str = ""
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
@@ -96,11 +96,11 @@ class Site:
             if not message["more_body"]:
                 break
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        page_request = Visit(scope["path"], headers, body, send, receive)
-        self.asked.append(scope["path"])
+        page_request = ReceivedRequest(scope["path"], headers, body, send, receive)
+        self.requested_paths.append(scope["path"])
         await (self.answers.get(page_request.path) or self._answer)(page_request)
 
-    async def _answer(self, page_request: Visit) -> None:
+    async def _answer(self, page_request: ReceivedRequest) -> None:
         if page_request.path in self.pages:
             await page_request.answer(200, self.pages[page_request.path], "text/html; charset=utf-8")
             return
@@ -134,7 +134,7 @@ async def opened(chrome: Browser, site: Site, *, dark: bool = False, width: int 
 
 
 def assert_quiet(page: Page, site: Site, violations: list[str]) -> None:
-    """No error in the console, no breach of the policy, and nobody else was asked for anything."""
+    """No console errors, no policy violations, and no requests to third parties."""
     assert violations == []
     assert page.problems == []
     assert [url for url in page.requests if not url.startswith((f"{site.origin}/", "data:", "about:"))] == []

@@ -1,4 +1,4 @@
-"""The accessibility check itself: it runs under our policy, it finds what is wrong, and it finds nothing where nothing is."""
+"""The accessibility checker itself: it runs under our policy and finds faults only where there are some."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.services.web.js.site import Site, opened
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_a_page_with_faults_is_told_which(chrome: Browser) -> None:
+async def test_axe_reports_the_faults_of_a_page(chrome: Browser) -> None:
     site = Site()
     site.show('<img src="data:,"><input id="nameless"><p class="soft">text</p><button></button>')
     async with opened(chrome, site) as page:
@@ -19,7 +19,7 @@ async def test_a_page_with_faults_is_told_which(chrome: Browser) -> None:
         assert any("nameless" in place for each in found for place in each.places)
 
 
-async def test_a_good_page_has_no_violations(chrome: Browser) -> None:
+async def test_valid_page_has_no_violations(chrome: Browser) -> None:
     site = Site()
     site.show('<form><label for="name">Name</label><input id="name"><button>Save</button></form>')
     for dark in (False, True):

@@ -1,4 +1,4 @@
-"""Charts in a real page: uPlot under the strict policy and trusted types, read by pointer, by keyboard and as a table."""
+"""Charts in a real page: uPlot under the strict policy and Trusted Types, read by pointer, by keyboard and as a table."""
 
 import asyncio
 
@@ -6,12 +6,12 @@ import pytest
 
 from tests.acceptance.chromium import Browser, Page
 from tests.services.web.js import axe
-from tests.services.web.js.site import Site, Visit, key, opened, wait_for
+from tests.services.web.js.site import ReceivedRequest, Site, key, opened, wait_for
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HEAD = '<link rel="stylesheet" href="/uplot.css"><script defer src="/uplot.js"></script>'
-#: The text of what the chart says above itself, the day first.
+#: The text above the chart, starting with the day.
 READING = "document.querySelector('.plot output').textContent"
 
 
@@ -53,7 +53,7 @@ async def drawn_in(page: Page, name: str) -> None:
     await wait_for(page, dots_in(await colour(page, name)))
 
 
-async def test_a_table_becomes_a_chart_that_keyboard_and_pointer_read(chrome: Browser) -> None:
+async def test_table_becomes_a_chart_for_keyboard_and_pointer(chrome: Browser) -> None:
     site = Site()
     for kind, dark in (("bars", False), ("lines", True)):
         site.show(table(kind, ROWS), "chart", head=HEAD)
@@ -66,7 +66,7 @@ async def test_a_table_becomes_a_chart_that_keyboard_and_pointer_read(chrome: Br
             await page.evaluate("document.querySelector('[aria-roledescription=chart]').focus()")
             for name, wanted in (
                 ("ArrowRight", "1 Nov Tokens: 1,200Latency: 35 ms"),
-                # A day without a number says none.
+                # A day without a value shows none.
                 ("ArrowRight", "2 Nov TokensLatency: 40 ms"),
                 ("End", "3 Nov Tokens: 900Latency: 45 ms"),
                 ("ArrowRight", "3 Nov Tokens: 900Latency: 45 ms"),
@@ -95,15 +95,15 @@ async def test_lines_of_one_unit_are_drawn_together_and_bars_one_by_one(chrome: 
             await drawn_in(page, "--series-1")
             found = [await page.evaluate(dots_in(await colour(page, name))) for name in ("--series-1", "--series-2")]
             assert found == drawn, kind
-            # A line has a mark beside its name.
+            # A line has a mark next to its name.
             assert await page.evaluate("document.querySelectorAll('.plot output i').length") == sum(drawn)
 
 
-async def test_a_chart_follows_its_table_and_the_choice_of_colours(chrome: Browser) -> None:
+async def test_chart_follows_its_table_and_the_color_scheme(chrome: Browser) -> None:
     site = Site()
     site.show(f'<section data-live-source="/live">{table("lines", ROWS)}</section>', "chart", "live", head=HEAD)
 
-    async def live(page_request: Visit) -> None:
+    async def live(page_request: ReceivedRequest) -> None:
         await page_request.begin()
         await page_request.event({"days": [{"id": "3 Nov", "tokens": "5"}, {"id": "4 Nov", "day": "4 Nov", "tokens": "7"}]})
         await looked.wait()
@@ -133,7 +133,7 @@ async def test_a_chart_follows_its_table_and_the_choice_of_colours(chrome: Brows
         await drawn_in(page, "--series-1")
 
 
-async def test_times_are_utc_and_a_table_without_rows_draws_when_they_come(chrome: Browser) -> None:
+async def test_times_are_utc_and_an_empty_table_is_drawn_later(chrome: Browser) -> None:
     site = Site()
     hours = [(f"{hour:02}:00", str(hour), "1") for hour in range(24)]
     made = table("lines", hours)
@@ -160,7 +160,7 @@ async def test_times_are_utc_and_a_table_without_rows_draws_when_they_come(chrom
         assert await page.evaluate("document.querySelectorAll('.plot')[1].hidden") is False
 
 
-async def test_without_the_library_the_table_stays_as_it_is(chrome: Browser) -> None:
+async def test_without_the_library_the_table_stays(chrome: Browser) -> None:
     site = Site()
     site.show(table("bars", ROWS), "chart")
     async with opened(chrome, site) as page:
@@ -179,7 +179,7 @@ CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) { window.
 """
 
 
-async def test_the_scale_of_what_is_counted_has_no_halves(chrome: Browser) -> None:
+async def test_scale_of_counts_has_no_fractions(chrome: Browser) -> None:
     site = Site()
     site.show(table("bars", [("1 Nov", "0", "1"), ("2 Nov", "1", "1")]), "chart", head=HEAD)
     async with opened(chrome, site) as page:
@@ -193,7 +193,7 @@ async def test_the_scale_of_what_is_counted_has_no_halves(chrome: Browser) -> No
         assert "1" not in await page.evaluate("written")
 
 
-async def test_one_day_alone_among_many_is_seen(chrome: Browser) -> None:
+async def test_single_day_is_visible(chrome: Browser) -> None:
     site = Site()
     rows = [(f"day {number}", "900" if number == 80 else "", "") for number in range(90)]
     site.show(table("lines", rows), "chart", head=HEAD)
@@ -220,7 +220,7 @@ def series(*lines: tuple[str, str], unit: str = "share") -> str:
     )
 
 
-async def test_a_line_of_the_history_is_read_step_by_step_and_broken_where_nothing_is_known(chrome: Browser) -> None:
+async def test_history_line_is_read_step_by_step_with_gaps(chrome: Browser) -> None:
     site = Site()
     site.show(series(("rig", ".1,.2,,.4"), ("gateway", ".5,.5,.5,.5")), "chart", head=HEAD)
     async with opened(chrome, site, width=390) as page:
@@ -236,13 +236,13 @@ async def test_a_line_of_the_history_is_read_step_by_step_and_broken_where_nothi
         ):
             await key(page, name)
             await wait_for(page, f"{READING} === '{wanted}'")
-        # The table scrolls by itself, below the chart.
+        # The table scrolls separately, below the chart.
         assert await page.evaluate("document.querySelector('.plot').closest('.scrolls') === null")
         assert await page.evaluate("document.querySelector('details > .scrolls > table').rows.length") == 3
         assert [each for each in await axe.violations(page) if each.is_serious] == []
 
 
-async def test_twelve_lines_can_be_told_apart_by_colour_and_dash(chrome: Browser) -> None:
+async def test_twelve_lines_differ_in_color_and_dash(chrome: Browser) -> None:
     site = Site()
     names = [f"machine {number}" for number in range(12)]
     site.show(series(*((name, f".{number},.{number}") for number, name in enumerate(names))), "chart", head=HEAD)
@@ -254,11 +254,11 @@ async def test_twelve_lines_can_be_told_apart_by_colour_and_dash(chrome: Browser
         assert len(set(looks)) == len(looks) == 12
 
 
-async def test_a_line_that_comes_later_is_drawn_and_time_goes_on(chrome: Browser) -> None:
+async def test_added_line_is_drawn_and_time_advances(chrome: Browser) -> None:
     site = Site()
     site.show(series(("rig", ".1,.2")), "chart", "live", head=HEAD)
 
-    async def live(page_request: Visit) -> None:
+    async def live(page_request: ReceivedRequest) -> None:
         await page_request.begin()
         rows = [{"id": name, "label": name, "points": points, "latest": "x"} for name, points in (("rig", ".1,.9"), ("new", ".3,.4"))]
         await page_request.event({"since": str(SINCE + 600), "cpu": rows})
@@ -273,7 +273,7 @@ async def test_a_line_that_comes_later_is_drawn_and_time_goes_on(chrome: Browser
         await wait_for(page, f"{READING} === '12:10 rig: 90 %new: 40 %'")
 
 
-async def test_a_chart_without_lines_takes_no_room_until_one_comes(chrome: Browser) -> None:
+async def test_chart_without_lines_is_hidden_until_one_arrives(chrome: Browser) -> None:
     site = Site()
     site.show(series(), "chart", head=HEAD)
     async with opened(chrome, site) as page:

@@ -1,4 +1,4 @@
-"""The parts of the scripts that know no page, run under Node.js; and the code samples of the playground, run as what they are."""
+"""The pure parts of the scripts under Node.js, and the playground's code samples, executed."""
 
 import asyncio
 import json
@@ -25,24 +25,24 @@ sys.modules["openai"] = types.SimpleNamespace(OpenAI=OpenAI)
 """
 
 
-async def run(*command: str, given: str = "", **environment: str) -> str:
-    """What the program says; its output is the message when it fails."""
+async def run(*command: str, stdin: str = "", **environment: str) -> str:
+    """Return the program's output, which is also the message if it fails."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env={"PATH": "/usr/bin:/bin", **environment}
     )
     async with asyncio.timeout(SECONDS):
-        said, _ = await process.communicate(given.encode())
-    assert process.returncode == 0, said.decode()[-8000:]
-    return said.decode()
+        output, _ = await process.communicate(stdin.encode())
+    assert process.returncode == 0, output.decode()[-8000:]
+    return output.decode()
 
 
 @pytest.mark.parametrize("file", sorted(HERE.glob("*.test.js")), ids=lambda path: path.name)
-async def test_the_pure_parts(file: Path) -> None:
-    said = await run(str(find_node()), "--test", "--test-reporter=tap", str(file))
-    assert "\n# fail 0" in said
-    assert "\n# skipped 0" in said
-    assert "\n# pass 0" not in said
+async def test_pure_modules(file: Path) -> None:
+    output = await run(str(find_node()), "--test", "--test-reporter=tap", str(file))
+    assert "\n# fail 0" in output
+    assert "\n# skipped 0" in output
+    assert "\n# pass 0" not in output
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +54,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-async def test_the_curl_sample_sends_the_request_whatever_is_in_it(made: Any) -> None:
-    said = await run("bash", given=CURL + made["samples"]["curl"], AIMESH_API_KEY="aip_x")
-    words = said.split("\0")
+async def test_curl_sample_sends_any_request(made: Any) -> None:
+    output = await run("bash", stdin=CURL + made["samples"]["curl"], AIMESH_API_KEY="aip_x")
+    words = output.split("\0")
     assert words[0] == "https://ai.example/v1/chat/completions"
     assert "Authorization: Bearer aip_x" in words
     assert json.loads(words[words.index("-d") + 1]) == {**made["request"], "stream": True}
 
 
-async def test_the_python_sample_sends_the_request_whatever_is_in_it(made: Any) -> None:
-    said = await run(sys.executable, "-", given=OPENAI + made["samples"]["python"], AIMESH_API_KEY="aip_x")
-    client, request = map(json.loads, said.splitlines())
+async def test_python_sample_sends_any_request(made: Any) -> None:
+    output = await run(sys.executable, "-", stdin=OPENAI + made["samples"]["python"], AIMESH_API_KEY="aip_x")
+    client, request = map(json.loads, output.splitlines())
     assert client == {"base_url": "https://ai.example/v1", "api_key": "aip_x"}
     assert request == {**made["request"], "stream": True}
 
 
-async def test_the_javascript_sample_sends_the_request_whatever_is_in_it(made: Any, tmp_path: Path) -> None:
+async def test_javascript_sample_sends_any_request(made: Any, tmp_path: Path) -> None:
     package = tmp_path / "node_modules" / "aimesh-client"
     package.mkdir(parents=True)
     (package / "package.json").write_text('{"type": "module", "exports": "./index.js"}', encoding="utf-8")
@@ -84,7 +84,7 @@ async def test_the_javascript_sample_sends_the_request_whatever_is_in_it(made: A
     assert asked == {"maxTokens": expected.pop("max_tokens"), **expected}
 
 
-async def test_the_aicli_sample_asks_the_question_whatever_is_in_it(made: Any) -> None:
-    words = (await run("bash", given=AICLI + made["samples"]["aicli"])).split("\0")[:-1]
+async def test_aicli_sample_sends_any_prompt(made: Any) -> None:
+    words = (await run("bash", stdin=AICLI + made["samples"]["aicli"])).split("\0")[:-1]
     system, question = (message["content"] for message in made["request"]["messages"])
     assert words == ["infer", "-m", "llama-3", "--temperature", "0.2", "--max-tokens", "64", "-s", system, question]

@@ -1,4 +1,4 @@
-"""A page that follows its server: values, attributes and rows change in place, and a lost connection comes back by itself."""
+"""A live page: values, attributes and rows change in place, and a lost connection is restored."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from tests.acceptance.chromium import Browser, Page
 from tests.services.web.js import axe
-from tests.services.web.js.site import PATIENCE_SECONDS, Site, Visit, opened, press, wait_for
+from tests.services.web.js.site import PATIENCE_SECONDS, ReceivedRequest, Site, opened, press, wait_for
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -38,7 +38,7 @@ BODY = """
 """
 
 
-#: Nobody waits for real seconds here: attempts follow at once, and silence is a function that the test calls.
+#: No real waiting: attempts follow immediately, and silence is a function that the test calls.
 CLOCK = """
 Math.random = () => -0.98
 const wait = window.setTimeout
@@ -50,12 +50,12 @@ window.setTimeout = (then, ms) => ms === 45000 ? (window.silences = 1 + (window.
 class Server:
     """Every connection of a page, and its end."""
 
-    visits: asyncio.Queue[Visit] = field(default_factory=asyncio.Queue)
-    gone: asyncio.Queue[Visit] = field(default_factory=asyncio.Queue)
+    visits: asyncio.Queue[ReceivedRequest] = field(default_factory=asyncio.Queue)
+    gone: asyncio.Queue[ReceivedRequest] = field(default_factory=asyncio.Queue)
     over: dict[int, asyncio.Event] = field(default_factory=dict)
     refuses: int = 0
 
-    async def __call__(self, page_request: Visit) -> None:
+    async def __call__(self, page_request: ReceivedRequest) -> None:
         if self.refuses:
             await page_request.answer(self.refuses, '{"error": {"code": "unauthorized", "message": "no"}}', "application/json")
             self.gone.put_nowait(page_request)
@@ -73,16 +73,16 @@ class Server:
             left.cancel()
         self.gone.put_nowait(page_request)
 
-    async def next(self) -> Visit:
+    async def next(self) -> ReceivedRequest:
         async with asyncio.timeout(PATIENCE_SECONDS):
             return await self.visits.get()
 
-    def close(self, page_request: Visit) -> None:
+    def close(self, page_request: ReceivedRequest) -> None:
         self.over[id(page_request)].set()
 
 
 @asynccontextmanager
-async def followed(chrome: Browser) -> AsyncIterator[tuple[Page, Server, Visit]]:
+async def followed(chrome: Browser) -> AsyncIterator[tuple[Page, Server, ReceivedRequest]]:
     """The page, the server that it follows, and its first connection."""
     site, server = Site(), Server()
     site.show(BODY, "live")
@@ -101,7 +101,7 @@ async def state(page: Page, wanted: str) -> None:
     await wait_for(page, f"document.querySelector('section').dataset.liveState === '{wanted}'")
 
 
-async def test_values_and_allowed_attributes_follow(chrome: Browser) -> None:
+async def test_values_and_allowed_attributes_are_updated(chrome: Browser) -> None:
     async with followed(chrome) as (page, _, page_request):
         await page_request.event({"requests.today": 12, "seen.text": "now", "seen.at": "2026-01-02T03:04:05Z", "bad": "alert(1)"})
         await page_request.event({"bar": 8, "top": 2, "no_nodes": True, "link": "/new"})
@@ -121,7 +121,7 @@ async def test_values_and_allowed_attributes_follow(chrome: Browser) -> None:
         await wait_for(page, "document.getElementById('total').textContent.startsWith('<img')")
 
 
-async def test_what_stands_outside_of_it_follows_where_it_says_so(chrome: Browser) -> None:
+async def test_elements_outside_the_region_are_updated_if_marked(chrome: Browser) -> None:
     async with followed(chrome) as (page, _, page_request):
         await page_request.event({"banner": "1 alert:"})
         await wait_for(page, "!document.getElementById('beside').hidden")
@@ -131,7 +131,7 @@ async def test_what_stands_outside_of_it_follows_where_it_says_so(chrome: Browse
         await wait_for(page, "document.getElementById('beside').hidden")
 
 
-async def test_rows_come_change_move_and_go_and_those_that_stay_are_not_touched(chrome: Browser) -> None:
+async def test_rows_are_added_changed_moved_and_removed_without_touching_others(chrome: Browser) -> None:
     async with followed(chrome) as (page, _, page_request):
         ids = "[...document.querySelectorAll('#list > [data-id]')].map(each => each.dataset.id).join('')"
         await page.evaluate("window.first = document.querySelector('[data-id=a]'); first.querySelector('input').focus()")
@@ -164,7 +164,7 @@ async def test_rows_come_change_move_and_go_and_those_that_stay_are_not_touched(
         await wait_for(page, f"{ids} === ''")
 
 
-async def test_a_connection_that_is_lost_comes_back_and_the_page_says_so(chrome: Browser) -> None:
+async def test_lost_connection_is_restored_and_shown(chrome: Browser) -> None:
     async with followed(chrome) as (page, server, page_request):
         await page_request.event({"requests.today": 1})
         await state(page, "live")
@@ -180,13 +180,13 @@ async def test_a_connection_that_is_lost_comes_back_and_the_page_says_so(chrome:
         assert await text(page, "#total") == "2"
 
 
-async def test_a_connection_that_fell_silent_is_given_up_for_a_new_one(chrome: Browser) -> None:
+async def test_silent_connection_is_replaced(chrome: Browser) -> None:
     async with followed(chrome) as (page, server, page_request):
         await page_request.event({})
         await state(page, "live")
         await page_request.event({"requests.today": "still"})
         await wait_for(page, "document.getElementById('total').textContent === 'still'")
-        # Each word begins the waiting anew.
+        # Each event restarts the timer.
         assert await page.evaluate("silences") == 3
         # The three quarters of a minute without a word, at once.
         await page.evaluate("silence()")
@@ -196,7 +196,7 @@ async def test_a_connection_that_fell_silent_is_given_up_for_a_new_one(chrome: B
         await wait_for(page, "document.getElementById('total').textContent === 'heard'")
 
 
-async def test_a_page_that_nobody_looks_at_holds_no_connection(chrome: Browser) -> None:
+async def test_hidden_page_has_no_connection(chrome: Browser) -> None:
     async with followed(chrome) as (page, server, page_request):
         await page_request.event({})
         await state(page, "live")
@@ -214,7 +214,7 @@ async def test_a_page_that_nobody_looks_at_holds_no_connection(chrome: Browser) 
         await wait_for(page, "document.getElementById('total').textContent === 'back'")
 
 
-async def test_somebody_who_is_signed_out_is_told_and_asks_no_more(chrome: Browser) -> None:
+async def test_signed_out_user_is_told_and_the_page_stops(chrome: Browser) -> None:
     async with followed(chrome) as (page, server, page_request):
         server.refuses = 401
         server.close(page_request)
@@ -227,7 +227,7 @@ async def test_somebody_who_is_signed_out_is_told_and_asks_no_more(chrome: Brows
         page.problems.clear()
 
 
-async def test_waits_double_up_to_half_a_minute_and_are_spread(chrome: Browser) -> None:
+async def test_retry_delays_double_up_to_half_a_minute_with_jitter(chrome: Browser) -> None:
     async with followed(chrome) as (page, _, __):
         waits = await page.evaluate(
             "import('/js/live.js').then(live => [1, 2, 3, 6, 50].map(attempt => [live.waitMs(attempt, 0), live.waitMs(attempt, 1)]))"
@@ -235,7 +235,7 @@ async def test_waits_double_up_to_half_a_minute_and_are_spread(chrome: Browser) 
         assert waits == [[500, 1000], [1000, 2000], [2000, 4000], [15000, 30000], [15000, 30000]]
 
 
-async def test_an_event_that_makes_no_sense_is_noted_and_the_next_one_counts(chrome: Browser) -> None:
+async def test_invalid_event_is_logged_and_the_next_one_is_used(chrome: Browser) -> None:
     async with followed(chrome) as (page, _, page_request):
         await page_request.write("data: {broken\n\n")
         await page_request.event({"requests.today": "next"})
@@ -245,7 +245,7 @@ async def test_an_event_that_makes_no_sense_is_noted_and_the_next_one_counts(chr
         page.problems.clear()
 
 
-async def test_a_button_in_a_new_row_works_as_one_of_the_page(chrome: Browser) -> None:
+async def test_button_in_a_new_row_works(chrome: Browser) -> None:
     site, server = Site(), Server()
     form = '<form method="post" data-live-attr="action:revoke" data-confirm="Sure?"><button>Revoke</button></form>'
     row = f'<li><code data-live="key"></code> {form}</li>'

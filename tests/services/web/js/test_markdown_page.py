@@ -1,4 +1,4 @@
-"""Answers of a model in a real page: a hundred that attack the reader do nothing, and a long one keeps the page usable."""
+"""Model answers in a real page: a hundred attacks do nothing, and a long answer keeps the page responsive."""
 
 import json
 
@@ -7,11 +7,11 @@ import pytest
 from tests.acceptance.chromium import Browser, Page
 from tests.services.web.js import axe
 from tests.services.web.js.payloads import nested, payloads
-from tests.services.web.js.site import Site, Visit, opened
+from tests.services.web.js.site import ReceivedRequest, Site, opened
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-#: Draws each text in an article of its own: whole, and a second time letter by letter, as it would be streamed.
+#: Renders each text in its own article: whole, and again letter by letter as if it were streamed.
 DRAW = """
 import { show, Writing } from '/js/markdown_view.js'
 window.runs = []
@@ -28,7 +28,7 @@ window.draw = (texts) => {
   }
 }
 """
-#: What a page without our care does with the same texts: HTML as HTML, each in a frame of its own.
+#: The same texts in a careless page: as HTML, each in its own frame.
 CARELESS = """
 window.runs = []
 window.ran = (name) => window.runs.push(name)
@@ -52,10 +52,10 @@ DRAWN = """
 async def draw(page: Page, site: Site, script: str, texts: list[str]) -> None:
     """Returns when everything that the texts could have set off has had its time."""
 
-    async def answer(page_request: Visit) -> None:
+    async def answer(page_request: ReceivedRequest) -> None:
         await page_request.answer(200, script, "text/javascript")
 
-    async def ping(page_request: Visit) -> None:
+    async def ping(page_request: ReceivedRequest) -> None:
         await page_request.answer(200, "pong", "text/plain")
 
     site.answers |= {"/draw.js": answer, "/ping": ping}
@@ -68,7 +68,7 @@ async def draw(page: Page, site: Site, script: str, texts: list[str]) -> None:
         assert await page.evaluate("fetch('/ping').then(answer => answer.text())") == "pong"
 
 
-async def test_a_hundred_attacks_run_nothing_and_ask_for_nothing(chrome: Browser) -> None:
+async def test_hundred_attacks_run_and_load_nothing(chrome: Browser) -> None:
     site = Site()
     site.show("", head='<script type="module" src="/draw.js"></script>')
     texts = [*payloads(), nested()]
@@ -76,7 +76,7 @@ async def test_a_hundred_attacks_run_nothing_and_ask_for_nothing(chrome: Browser
         await draw(page, site, DRAW, texts)
         modules = {f"/js/{name}.js" for name in ("markdown_view", "markdown", "markdown_text", "texts")}
         expected = modules | {"/", "/style.css", "/scripts.css", "/draw.js", "/ping"}
-        assert set(site.asked) == expected
+        assert set(site.requested_paths) == expected
         assert {url.removeprefix(site.origin) for url in page.requests if not url.startswith("data:")} == expected
         assert await page.evaluate("window.runs") == []
         articles = await page.evaluate(DRAWN)
@@ -98,11 +98,11 @@ async def test_a_hundred_attacks_run_nothing_and_ask_for_nothing(chrome: Browser
         )
 
 
-async def test_the_same_attacks_do_harm_in_a_page_that_takes_html(chrome: Browser) -> None:
+async def test_same_attacks_succeed_without_sanitizing(chrome: Browser) -> None:
     """So the test above can fail: without our care, most of them run or ask for something."""
     site = Site()
 
-    async def loose(page_request: Visit) -> None:
+    async def loose(page_request: ReceivedRequest) -> None:
         page = '<!doctype html><title>x</title><link rel="icon" href="data:,"><main></main><script type="module" src="/draw.js"></script>'
         await page_request.begin(200, "text/html", content_security_policy="img-src 'self' data:; connect-src 'self'")
         await page_request.write(page)
@@ -112,9 +112,13 @@ async def test_the_same_attacks_do_harm_in_a_page_that_takes_html(chrome: Browse
     async with opened(chrome, site) as page:
         await draw(page, site, CARELESS, payloads())
         ran = {int(name) for name in await page.evaluate("window.runs")}
-        asked = {int(path.rpartition("/")[2]) for path in site.asked if path.startswith("/beacon/") and path.rpartition("/")[2].isdigit()}
+        sent = {
+            int(path.rpartition("/")[2])
+            for path in site.requested_paths
+            if path.startswith("/beacon/") and path.rpartition("/")[2].isdigit()
+        }
         assert len(ran) >= 25
-        assert len(asked) >= 25
+        assert len(sent) >= 25
         # This page is made to have faults; they are not for the check at its end.
         page.problems.clear()
         page.requests.clear()
@@ -143,7 +147,7 @@ print("a very long line of code that scrolls" + "in its own box and not with the
 """
 
 
-async def test_an_answer_is_readable_for_everybody(chrome: Browser) -> None:
+async def test_answer_is_accessible(chrome: Browser) -> None:
     site = Site()
     site.show("<h2>Answers</h2>", head='<script type="module" src="/draw.js"></script>')
     for dark, width in ((False, 1280), (True, 400)):
@@ -198,7 +202,7 @@ GROWING = {
 
 
 @pytest.mark.nightly("clock")
-async def test_twenty_thousand_tokens_take_a_share_of_the_time_and_not_its_square(chrome: Browser) -> None:
+async def test_long_answer_is_rendered_in_linear_time(chrome: Browser) -> None:
     site = Site()
     site.show("")
     async with opened(chrome, site) as page:
@@ -227,7 +231,7 @@ KEPT = """
 """
 
 
-async def test_what_is_settled_is_never_drawn_again(chrome: Browser) -> None:
+async def test_finished_blocks_are_never_rendered_again(chrome: Browser) -> None:
     site = Site()
     site.show("")
     async with opened(chrome, site) as page:

@@ -1,4 +1,4 @@
-"""The chat page in a real browser: what a person types, sees, hears and stops, and what the server gets of it."""
+"""The chat page in a real browser: what users type, see, hear and stop, and what the server gets."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ import pytest
 from tests.acceptance.chromium import Browser, Page
 from tests.services.web.js import axe
 from tests.services.web.js.playground_page import playground
-from tests.services.web.js.site import PATIENCE_SECONDS, Site, Visit, key, opened, press, wait_for, write
+from tests.services.web.js.site import PATIENCE_SECONDS, ReceivedRequest, Site, key, opened, press, wait_for, write
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -22,17 +22,17 @@ LAST = "[...document.querySelectorAll('[data-chat-message=answer]')].at(-1)"
 class Answers:
     """Each question as it comes; the test writes the answer and opens the gate that ends it."""
 
-    asked: asyncio.Queue[Visit] = field(default_factory=asyncio.Queue)
+    questions: asyncio.Queue[ReceivedRequest] = field(default_factory=asyncio.Queue)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)
     numbers: int = 0
 
-    async def __call__(self, page_request: Visit) -> None:
+    async def __call__(self, page_request: ReceivedRequest) -> None:
         self.over.clear()
         self.left.clear()
         self.numbers += 1
         await page_request.begin()
-        self.asked.put_nowait(page_request)
+        self.questions.put_nowait(page_request)
         async with asyncio.TaskGroup() as tasks:
             over = tasks.create_task(self.over.wait())
             gone = tasks.create_task(page_request.gone())
@@ -44,9 +44,9 @@ class Answers:
             over.cancel()
             gone.cancel()
 
-    async def next(self) -> Visit:
+    async def next(self) -> ReceivedRequest:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            return await self.asked.get()
+            return await self.questions.get()
 
 
 @dataclass
@@ -54,15 +54,15 @@ class Chat:
     page: Page
     answers: Answers
     site: Site
-    feedback: list[Visit]
+    feedback: list[ReceivedRequest]
 
-    async def ask(self, text: str) -> Visit:
+    async def send(self, text: str) -> ReceivedRequest:
         await self.page.evaluate("document.getElementById('message').focus()")
         await write(self.page, text)
         await key(self.page, "Enter", text="\r")
         return await self.answers.next()
 
-    async def say(self, page_request: Visit, *pieces: str, usage: bool = True) -> None:
+    async def answer(self, page_request: ReceivedRequest, *pieces: str, usage: bool = True) -> None:
         """The whole answer, and its end."""
         for piece in pieces:
             await page_request.event({"text": piece}, "chunk")
@@ -82,9 +82,9 @@ class Chat:
 
 @asynccontextmanager
 async def chatting(chrome: Browser, *, dark: bool = False, width: int = 1280) -> AsyncIterator[Chat]:
-    site, answers, feedback = Site(), Answers(), list[Visit]()
+    site, answers, feedback = Site(), Answers(), list[ReceivedRequest]()
 
-    async def rate(page_request: Visit) -> None:
+    async def rate(page_request: ReceivedRequest) -> None:
         feedback.append(page_request)
         status = 204 if len(feedback) < 3 else 503
         await page_request.answer(status, "", "application/json")
@@ -97,7 +97,7 @@ async def chatting(chrome: Browser, *, dark: bool = False, width: int = 1280) ->
         yield Chat(page, answers, site, feedback)
 
 
-async def test_a_question_is_answered_in_markdown_as_it_comes(chrome: Browser) -> None:
+async def test_answer_is_rendered_as_markdown_while_it_streams(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
         await chat.page.evaluate("document.querySelector('details').open = true")
         await chat.page.evaluate(
@@ -105,7 +105,7 @@ async def test_a_question_is_answered_in_markdown_as_it_comes(chrome: Browser) -
             "{model: 'large', temperature: ' 0,5 ', max_tokens: '64', system: ' Be brief '}))"
             " document.querySelector(`[name=${name}]`).value = value"
         )
-        page_request = await chat.ask("What is *this*?")
+        page_request = await chat.send("What is *this*?")
         assert page_request.headers["x-form-token"] == "form-token"
         assert page_request.sent == {
             "model": "large",
@@ -119,18 +119,18 @@ async def test_a_question_is_answered_in_markdown_as_it_comes(chrome: Browser) -
         await page_request.event({"text": "It is **bo"}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'It is **bo'")
         assert await chat.part("waiting") == ""
-        # A screen reader is not told of every piece.
+        # Screen readers do not announce every piece.
         assert await chat.page.evaluate("document.querySelector('[data-chat=announcement]').textContent") == ""
-        await chat.say(page_request, "ld** <b>x</b>", "\n\n```py\nx\n```")
+        await chat.answer(page_request, "ld** <b>x</b>", "\n\n```py\nx\n```")
         assert await chat.page.evaluate(f"{LAST}.querySelector('strong').textContent") == "bold"
         assert "<b>x</b>" in await chat.part("text")
         assert await chat.part("usage") == "1,200 + 34 tokens · 41.3 tokens/s · 0.0012 credits"
         assert "It is bold" in await chat.page.evaluate("document.querySelector('[data-chat=announcement]').textContent")
-        # The question stands there as it was typed, and the next one knows the whole chat.
+        # The prompt is shown as typed, and the next one includes the whole chat.
         assert await chat.page.evaluate("document.querySelector('.chat-question').textContent") == "What is *this*?"
-        page_request = await chat.ask("And?")
+        page_request = await chat.send("And?")
         assert [message["role"] for message in page_request.sent["messages"]] == ["user", "assistant", "user"]
-        await chat.say(page_request, "So.")
+        await chat.answer(page_request, "So.")
 
 
 async def test_enter_sends_and_shift_enter_does_not(chrome: Browser) -> None:
@@ -140,7 +140,7 @@ async def test_enter_sends_and_shift_enter_does_not(chrome: Browser) -> None:
         await write(chat.page, "one")
         await key(chat.page, "Enter", shift=True, text="\r")
         await write(chat.page, "two")
-        assert chat.answers.asked.empty()
+        assert chat.answers.questions.empty()
         await key(chat.page, "Enter", text="\r")
         page_request = await chat.answers.next()
         assert page_request.sent["messages"][0]["content"] == "one\ntwo"
@@ -148,14 +148,14 @@ async def test_enter_sends_and_shift_enter_does_not(chrome: Browser) -> None:
         await write(chat.page, "next")
         await key(chat.page, "Enter", text="\r")
         assert await chat.page.evaluate("document.getElementById('message').value") == "next"
-        await chat.say(page_request, "ok")
+        await chat.answer(page_request, "ok")
         assert chat.answers.numbers == 1
 
 
 @pytest.mark.parametrize("way", ["button", "Escape"])
-async def test_stopping_closes_the_connection_and_keeps_what_came(chrome: Browser, way: str) -> None:
+async def test_stop_closes_the_connection_and_keeps_the_text(chrome: Browser, way: str) -> None:
     async with chatting(chrome) as chat:
-        page_request = await chat.ask("Tell me everything")
+        page_request = await chat.send("Tell me everything")
         await page_request.event({"text": "Once upon"}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'Once upon'")
         if way == "button":
@@ -169,23 +169,23 @@ async def test_stopping_closes_the_connection_and_keeps_what_came(chrome: Browse
         assert await chat.part("usage") == "Stopped."
         assert await chat.part("problem") == ""
         assert await chat.page.evaluate("document.activeElement.id") == "message"
-        page_request = await chat.ask("Go on")
+        page_request = await chat.send("Go on")
         assert [message["content"] for message in page_request.sent["messages"]] == ["Tell me everything", "Once upon", "Go on"]
-        await chat.say(page_request, "a time")
+        await chat.answer(page_request, "a time")
 
 
-async def test_an_answer_can_be_had_again_and_a_chat_begun_anew(chrome: Browser) -> None:
+async def test_answer_can_be_regenerated_and_a_chat_restarted(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
-        await chat.say(await chat.ask("q"), "first")
+        await chat.answer(await chat.send("q"), "first")
         await press(chat.page, "[data-chat-act=regenerate]")
         page_request = await chat.answers.next()
         assert page_request.sent["messages"] == [{"role": "user", "content": "q"}]
-        await chat.say(page_request, "second")
+        await chat.answer(page_request, "second")
         assert await chat.page.evaluate(
             "[...document.querySelectorAll('[data-chat-message]')].map(each => each.querySelector('p') ? 1 : 0)"
         ) == [0, 1]
         assert await chat.part("text") == "second"
-        page_request = await chat.ask("more")
+        page_request = await chat.send("more")
         # In the middle of an answer: it ends, and nothing of it comes after.
         await press(chat.page, "[data-chat-act=clear]")
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -193,14 +193,14 @@ async def test_an_answer_can_be_had_again_and_a_chat_begun_anew(chrome: Browser)
         await chat.state("empty")
         assert await chat.page.evaluate("document.querySelectorAll('[data-chat-message]').length") == 0
         assert await chat.page.evaluate("document.querySelector('[data-chat=empty]').hidden") is False
-        page_request = await chat.ask("new")
+        page_request = await chat.send("new")
         assert [message["content"] for message in page_request.sent["messages"]] == ["new"]
-        await chat.say(page_request, "fresh")
+        await chat.answer(page_request, "fresh")
 
 
-async def test_a_new_chat_begins_before_the_old_answer_has_ended(chrome: Browser) -> None:
+async def test_new_chat_starts_before_the_old_answer_ends(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
-        page_request = await chat.ask("old")
+        page_request = await chat.send("old")
         await page_request.event({"text": "old"}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'old'")
         await chat.page.evaluate(
@@ -212,13 +212,13 @@ async def test_a_new_chat_begins_before_the_old_answer_has_ended(chrome: Browser
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'fresh'")
         assert await chat.page.evaluate("document.querySelector('[data-playground]').dataset.chatState") == "writing"
         assert await chat.part("usage") == ""
-        await chat.say(page_request, " text")
+        await chat.answer(page_request, " text")
         assert await chat.part("text") == "fresh text"
 
 
-async def test_an_answer_in_an_endless_event_is_given_up(chrome: Browser) -> None:
+async def test_endless_event_is_aborted(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
-        page_request = await chat.ask("endless")
+        page_request = await chat.send("endless")
         await page_request.write("data: " + "x" * 1_100_000)
         async with asyncio.timeout(PATIENCE_SECONDS):
             await chat.answers.left.wait()
@@ -226,26 +226,26 @@ async def test_an_answer_in_an_endless_event_is_given_up(chrome: Browser) -> Non
         assert (await chat.part("problem")).startswith("The server rejected the request.")
 
 
-async def test_every_problem_says_what_to_do_and_the_text_before_it_stays(chrome: Browser) -> None:
+async def test_every_error_says_what_to_do_and_keeps_the_text(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
-        page_request = await chat.ask("one")
+        page_request = await chat.send("one")
         await page_request.event({"text": "half an"}, "chunk")
         await page_request.event({"code": "worker_lost", "message": "The worker went away.", "hint": "Send it again."}, "problem")
-        await chat.say(page_request, usage=False)
+        await chat.answer(page_request, usage=False)
         assert await chat.part("text") == "half an"
         assert await chat.part("problem") == "The worker went away. Send it again."
-        page_request = await chat.ask("none")
+        page_request = await chat.send("none")
         await page_request.event({"code": "no_worker", "message": "No worker.", "hint": ""}, "problem")
-        await chat.say(page_request, usage=False)
+        await chat.answer(page_request, usage=False)
         # Nothing came to copy or to rate; it can be asked again.
         acts = "[...document.querySelectorAll('[data-chat-message]:last-child [data-chat-act]')].map(each => each.hidden)"
         assert await chat.page.evaluate(acts) == [True, False, True, True]
-        page_request = await chat.ask("two")
+        page_request = await chat.send("two")
         # An end without a word about tokens.
-        await chat.say(page_request, "cut o", usage=False)
+        await chat.answer(page_request, "cut o", usage=False)
         assert (await chat.part("problem")).startswith("The answer was interrupted.")
 
-        async def refuse(page_request: Visit) -> None:
+        async def refuse(page_request: ReceivedRequest) -> None:
             body = '{"error": {"code": "rate_limited", "message": "Too many requests.", "hint": "Wait 20 s."}}'
             await page_request.answer(429, body, "application/json")
 
@@ -255,7 +255,7 @@ async def test_every_problem_says_what_to_do_and_the_text_before_it_stays(chrome
         await key(chat.page, "Enter", text="\r")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=problem]').textContent === 'Too many requests. Wait 20 s.'")
 
-        async def to_login(page_request: Visit) -> None:
+        async def to_login(page_request: ReceivedRequest) -> None:
             await page_request.begin(303, location="/login")
             await page_request.end()
 
@@ -267,7 +267,7 @@ async def test_every_problem_says_what_to_do_and_the_text_before_it_stays(chrome
         chat.page.problems[:] = [problem for problem in chat.page.problems if "429" not in problem]
 
 
-async def test_a_server_that_is_gone_is_told(chrome: Browser) -> None:
+async def test_lost_server_is_reported(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
         await chat.page.send("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
         await chat.page.evaluate("document.getElementById('message').focus()")
@@ -279,10 +279,10 @@ async def test_a_server_that_is_gone_is_told(chrome: Browser) -> None:
         chat.page.problems[:] = [problem for problem in chat.page.problems if "ERR_INTERNET_DISCONNECTED" not in problem]
 
 
-async def test_a_thumb_goes_to_the_answer_that_it_is_for(chrome: Browser) -> None:
+async def test_rating_goes_to_its_answer(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
-        await chat.say(await chat.ask("one"), "1")
-        await chat.say(await chat.ask("two"), "2")
+        await chat.answer(await chat.send("one"), "1")
+        await chat.answer(await chat.send("two"), "2")
         pressed = "[...document.querySelectorAll('[data-chat-act=up]')].map(each => each.ariaPressed).join()"
         await press(chat.page, "[data-chat-act=up]")
         await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'Rating saved.'")
@@ -291,7 +291,7 @@ async def test_a_thumb_goes_to_the_answer_that_it_is_for(chrome: Browser) -> Non
         assert await chat.page.evaluate(pressed) == "true,false"
         await press(chat.page, "[data-chat-message]:last-child [data-chat-act=down]")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat-act=down]').ariaPressed === 'true'")
-        # The third is not taken: the button goes back to what is saved, and says so.
+        # The third one is refused: the button returns to the stored rating and says so.
         await press(chat.page, "[data-chat-act=down]")
         await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'The rating couldn’t be saved.'")
         assert await chat.page.evaluate(pressed) == "true,false"
@@ -299,17 +299,17 @@ async def test_a_thumb_goes_to_the_answer_that_it_is_for(chrome: Browser) -> Non
         chat.page.problems[:] = [problem for problem in chat.page.problems if "503" not in problem]
 
 
-async def test_an_answer_that_was_stopped_can_be_rated_once_something_of_it_came(chrome: Browser) -> None:
+async def test_stopped_answer_can_be_rated_if_it_has_text(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
         hidden = f"[...{LAST}.querySelectorAll('[data-chat-act=up], [data-chat-act=down]')].map(each => each.hidden)"
-        page_request = await chat.ask("Tell me nothing")
+        page_request = await chat.send("Tell me nothing")
         await page_request.event({"request_id": "req_0"}, "began")
         await page_request.event({"message": "The model is loading"}, "waiting")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=waiting]').textContent.includes('loading')")
         await press(chat.page, "[data-chat-act=stop]")
         await chat.state("ready")
         assert await chat.page.evaluate(hidden) == [True, True]
-        page_request = await chat.ask("Tell me everything")
+        page_request = await chat.send("Tell me everything")
         await page_request.event({"request_id": "req_1"}, "began")
         await page_request.event({"text": "Once upon"}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'Once upon'")
@@ -322,9 +322,9 @@ async def test_an_answer_that_was_stopped_can_be_rated_once_something_of_it_came
         assert [page_request.sent for page_request in chat.feedback] == [{"request_id": "req_1", "rating": "down"}]
 
 
-async def test_a_parameter_that_is_no_number_is_said_and_nothing_is_sent(chrome: Browser) -> None:
+async def test_invalid_parameter_is_reported_and_nothing_is_sent(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
-        await chat.say(await chat.ask("one"), "answer")
+        await chat.answer(await chat.send("one"), "answer")
         await chat.page.evaluate("document.querySelector('[name=temperature]').value = 'warm'")
         # Folded away, where a browser would say nothing at all.
         assert not await chat.page.evaluate("document.querySelector('details').open")
@@ -340,9 +340,9 @@ async def test_a_parameter_that_is_no_number_is_said_and_nothing_is_sent(chrome:
         assert (await chat.answers.next()).sent["messages"][-1]["content"] == "two"
 
 
-async def test_the_chat_as_code_names_the_present_settings(chrome: Browser) -> None:
+async def test_code_sample_uses_the_current_settings(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
-        await chat.say(await chat.ask("It's <b>"), "answer")
+        await chat.answer(await chat.send("It's <b>"), "answer")
         await chat.page.evaluate("document.querySelector('[name=temperature]').value = '0.7'")
         await press(chat.page, "[data-chat-act=code]")
         await wait_for(chat.page, "document.querySelector('dialog').open")
@@ -360,10 +360,10 @@ async def test_the_chat_as_code_names_the_present_settings(chrome: Browser) -> N
         await wait_for(chat.page, "!document.querySelector('dialog').open")
 
 
-async def test_the_end_stays_in_sight_until_the_reader_scrolls_away(chrome: Browser) -> None:
+async def test_page_scrolls_to_the_end_until_the_reader_scrolls_up(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
         distance = "(box => box.scrollHeight - box.scrollTop - box.clientHeight)(document.querySelector('[data-chat=log]'))"
-        page_request = await chat.ask("long")
+        page_request = await chat.send("long")
         await page_request.event({"text": "line\n\n" * 100}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelectorAll('p').length > 100 && {distance} <= 1")
         assert await chat.page.evaluate("document.querySelector('[data-chat=latest]').hidden")
@@ -375,29 +375,29 @@ async def test_the_end_stays_in_sight_until_the_reader_scrolls_away(chrome: Brow
         await press(chat.page, "[data-chat=latest]")
         await page_request.event({"text": "end\n\n" * 50}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelectorAll('p').length > 250 && {distance} <= 1")
-        await chat.say(page_request, "done")
+        await chat.answer(page_request, "done")
 
 
-async def test_the_page_is_usable_for_everybody_and_on_a_telephone(chrome: Browser) -> None:
+async def test_page_is_accessible_and_fits_a_phone(chrome: Browser) -> None:
     for dark, width in ((False, 1280), (True, 400)):
         async with chatting(chrome, dark=dark, width=width) as chat:
-            await chat.say(await chat.ask("q"), "text with `code` and [a link](https://example.org/)\n\n```\ncode\n```")
+            await chat.answer(await chat.send("q"), "text with `code` and [a link](https://example.org/)\n\n```\ncode\n```")
             assert await axe.violations(chat.page) == []
             assert await chat.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-async def test_an_answer_is_copied_as_the_model_wrote_it(chrome: Browser) -> None:
+async def test_answer_is_copied_as_markdown(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
         await chat.page.evaluate(
             "window.copied = []; Object.defineProperty(navigator, 'clipboard', {value: {writeText: async text => { copied.push(text) }}})"
         )
         button = f"{LAST}.querySelector('[data-chat-act=copy]')"
-        page_request = await chat.ask("What is it?")
+        page_request = await chat.send("What is it?")
         await page_request.event({"text": "It is **bo"}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'It is **bo'")
         # What is half written is not copied.
         assert await chat.page.evaluate(f"{button}.hidden")
-        await chat.say(page_request, "ld**")
+        await chat.answer(page_request, "ld**")
         await press(chat.page, "[data-chat-act=copy]")
         await wait_for(chat.page, f"{button}.dataset.copied === 'true'")
         assert await chat.page.evaluate("copied") == ["It is **bold**"]
@@ -405,7 +405,7 @@ async def test_an_answer_is_copied_as_the_model_wrote_it(chrome: Browser) -> Non
         assert await chat.page.evaluate(f"[{button}.ariaLabel, {button}.querySelectorAll('svg').length]") == ["Copy answer", 1]
 
 
-async def test_the_parameters_in_force_are_shown_while_their_fields_are_folded(chrome: Browser) -> None:
+async def test_parameters_in_force_are_shown_while_the_fields_are_collapsed(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
         shown = "document.querySelector('[data-chat=params]').textContent"
         assert await chat.page.evaluate(shown) == "Model defaults"

@@ -1,10 +1,10 @@
-"""Copying, asking before something is done, and the choice of light or dark: as a person uses them, under the page's policy."""
+"""Copying, confirmations, and the color scheme, as users see them, under the page's policy."""
 
 import pytest
 
 from tests.acceptance.chromium import Browser, Page
 from tests.services.web.js import axe
-from tests.services.web.js.site import Site, Visit, key, opened, press, wait_for
+from tests.services.web.js.site import ReceivedRequest, Site, key, opened, press, wait_for
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -14,7 +14,7 @@ COPY = """
 <figure class="code"><figcaption>curl <button type="button" id="third" data-copy="">Copy</button></figcaption>
   <pre tabindex="0"><code>curl x</code></pre></figure>
 """
-#: Stands in for the system's clipboard, which tests share with each other, and for the two seconds.
+#: Replaces the system clipboard, which tests share, and the two-second timer.
 CLIPBOARD = """
 window.copied = []
 Object.defineProperty(navigator, 'clipboard', { value: { writeText: async (text) => { CLIPBOARD } } })
@@ -29,7 +29,7 @@ async def copying(page: Page, site: Site, clipboard: str = "window.copied.push(t
     await page.goto(f"{site.origin}/")
 
 
-async def test_copying_says_so_for_two_seconds_to_eyes_and_ears(chrome: Browser) -> None:
+async def test_copy_button_confirms_for_two_seconds_visibly_and_audibly(chrome: Browser) -> None:
     site = Site()
     async with opened(chrome, site) as page:
         await copying(page, site)
@@ -71,7 +71,7 @@ CONFIRM = """
 
 
 async def confirming(page: Page, site: Site, sent: list[tuple[str, bytes]]) -> None:
-    async def take(page_request: Visit) -> None:
+    async def take(page_request: ReceivedRequest) -> None:
         sent.append((page_request.path, page_request.body))
         await page_request.answer(200, '<!doctype html><title>x</title><link rel="icon" href="data:,"><p>done', "text/html")
 
@@ -80,7 +80,7 @@ async def confirming(page: Page, site: Site, sent: list[tuple[str, bytes]]) -> N
     await page.goto(f"{site.origin}/")
 
 
-async def test_a_form_that_needs_a_yes_is_sent_after_it_and_as_it_was(chrome: Browser) -> None:
+async def test_confirmed_form_is_sent_unchanged(chrome: Browser) -> None:
     site, sent = Site(), list[tuple[str, bytes]]()
     async with opened(chrome, site) as page:
         await confirming(page, site, sent)
@@ -97,7 +97,7 @@ async def test_a_form_that_needs_a_yes_is_sent_after_it_and_as_it_was(chrome: Br
 
 
 @pytest.mark.parametrize("way", ["Escape", "Enter", "button"])
-async def test_no_means_no_and_it_is_asked_again(chrome: Browser, way: str) -> None:
+async def test_rejected_confirmation_asks_again(chrome: Browser, way: str) -> None:
     site, sent = Site(), list[tuple[str, bytes]]()
     async with opened(chrome, site) as page:
         await confirming(page, site, sent)
@@ -113,7 +113,7 @@ async def test_no_means_no_and_it_is_asked_again(chrome: Browser, way: str) -> N
         assert sent == []
 
 
-async def test_only_the_button_that_asks_for_it_is_confirmed(chrome: Browser) -> None:
+async def test_only_the_marked_button_asks_for_confirmation(chrome: Browser) -> None:
     site, sent = Site(), list[tuple[str, bytes]]()
     async with opened(chrome, site) as page:
         await confirming(page, site, sent)
@@ -127,7 +127,7 @@ async def test_only_the_button_that_asks_for_it_is_confirmed(chrome: Browser) ->
         assert sent == [("/save", b""), ("/save", b"act=delete")]
 
 
-async def test_a_dialog_of_the_page_opens_and_closes(chrome: Browser) -> None:
+async def test_dialog_opens_and_closes(chrome: Browser) -> None:
     site = Site()
     async with opened(chrome, site) as page:
         await confirming(page, site, [])
@@ -144,7 +144,7 @@ MENU = """
 
 
 @pytest.mark.parametrize("way", ["Escape", "Tab", "elsewhere"])
-async def test_the_menu_of_the_account_closes_when_somebody_goes_on(chrome: Browser, way: str) -> None:
+async def test_account_menu_closes_when_focus_leaves(chrome: Browser, way: str) -> None:
     site = Site()
     site.show(MENU, "nav")
     async with opened(chrome, site) as page:
@@ -175,7 +175,7 @@ EARLY = (
 EARLY += ".observe(document, {childList: true, subtree: true})"
 
 
-async def test_a_choice_of_colours_holds_on_every_page_from_its_first_moment(chrome: Browser) -> None:
+async def test_color_scheme_applies_to_every_page_from_the_start(chrome: Browser) -> None:
     site = Site()
     head = '<script src="/js/theme.js"></script>'
     site.show(THEME, head=head)
@@ -198,7 +198,7 @@ async def test_a_choice_of_colours_holds_on_every_page_from_its_first_moment(chr
         assert await page.evaluate("early") == "none"
 
 
-async def test_where_nothing_may_be_stored_the_choice_holds_for_the_page(chrome: Browser) -> None:
+async def test_without_storage_the_color_scheme_applies_to_the_page(chrome: Browser) -> None:
     site = Site()
     site.show(THEME, head='<script src="/js/theme.js"></script>')
     async with opened(chrome, site) as page:

@@ -1,4 +1,4 @@
-"""What the scripts weigh on the way to a browser, and what none of them may contain."""
+"""The download size of the scripts, and what none of them may contain."""
 
 import gzip
 import re
@@ -43,7 +43,7 @@ def with_imports(names: tuple[str, ...]) -> set[Path]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_loads_little(page: str) -> None:
+def test_page_weight(page: str) -> None:
     names, files, most = PAGES[page]
     paths = with_imports(names) | {FILES[name][0] for name in files}
     raw = sum(len(path.read_bytes()) for path in paths)
@@ -59,10 +59,10 @@ def test_no_script_writes_html_or_code(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_every_script_says_what_it_owns_and_asks_nobody_else(path: Path) -> None:
+def test_every_script_says_what_it_owns_and_calls_no_third_party(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("// ")
-    # Whole modules of ours, beside it; nothing by name, nothing from elsewhere, nothing at run time.
+    # Only whole modules of ours from the same folder; no named packages, no third parties, no dynamic imports.
     assert len(re.findall(r"^import ", text, re.MULTILINE)) == len(IMPORT.findall(text))
     code = re.sub(r"/\*\*.*?\*/", "", text, flags=re.DOTALL)
     assert not re.search(r"import\(|https?://[a-z]", code)

@@ -1,4 +1,4 @@
-"""The pages of accounts in a real browser: the way to the provider and back under our policy, and whether everybody can use them."""
+"""The account pages in a real browser: the round trip to the login provider under our policy, and accessibility."""
 
 import contextlib
 import json
@@ -104,7 +104,7 @@ async def sign_in(stage: Stage, page: Page, name: str = "alice") -> None:
     await page.click("button", "Sign in")
 
 
-async def test_the_way_to_the_provider_and_back_breaks_no_policy(stage: Stage) -> None:
+async def test_provider_round_trip_violates_no_policy(stage: Stage) -> None:
     page = await stage.chrome.open()
     await page.goto(f"{stage.origin}/login?then=/settings")
     await page.click("button", "Continue with Corp")
@@ -118,7 +118,7 @@ async def test_the_way_to_the_provider_and_back_breaks_no_policy(stage: Stage) -
     assert stage.mesh.sessions == {}
 
 
-async def test_without_javascript_it_works_as_well(stage: Stage) -> None:
+async def test_login_works_without_javascript(stage: Stage) -> None:
     page = await stage.chrome.open(javascript=False)
     await page.goto(f"{stage.origin}/login?then=/settings")
     await page.click("button", "Continue with Corp")
@@ -133,7 +133,7 @@ async def test_without_javascript_it_works_as_well(stage: Stage) -> None:
         pytest.param(390, False, id="phone"),
     ],
 )
-async def test_everybody_can_use_the_pages(stage: Stage, width: int, dark: bool) -> None:
+async def test_pages_are_accessible(stage: Stage, width: int, dark: bool) -> None:
     mesh = stage.mesh
     alice = mesh.accounts["alice"].user
     team = mesh.add_team("W" * 100, alice, mesh.add_account(f"bob{width}{dark}", "x", "b" * 80 + "@example.com"))
@@ -175,7 +175,7 @@ class Invited:
     @property
     def read(self) -> list[str]:
         """The codes that were looked at."""
-        return [asked.request.token for asked in self.stage.mesh.asked if isinstance(asked.request, organizations.ReadInvitation)]
+        return [call.request.token for call in self.stage.mesh.calls if isinstance(call.request, organizations.ReadInvitation)]
 
     async def opens(self, path: str) -> None:
         await self.page.goto(f"{self.stage.origin}{path}")
@@ -204,7 +204,7 @@ async def invited(stage: Stage, name: str = "Acme", *, signed_in: bool = True, *
     mesh.add_account(bob, "correct horse")
     team = mesh.add_team(name, mesh.add_account(name, "x"))
     mesh.invitations[CODE_OF_MAIL] = team
-    mesh.asked.clear()
+    mesh.calls.clear()
     page = await stage.chrome.open(**window)
     if signed_in:
         await sign_in(stage, page, bob)
@@ -215,7 +215,7 @@ async def invited(stage: Stage, name: str = "Acme", *, signed_in: bool = True, *
     await page.send("Page.close")
 
 
-async def test_an_invitation_says_to_whom_one_says_yes(stage: Stage) -> None:
+async def test_invitation_shows_the_organization_before_joining(stage: Stage) -> None:
     async with invited(stage) as bob:
         await bob.opens(f"/invitation#{CODE_OF_MAIL}")
         assert await bob.offer() == "Join Acme as a member? Invited by Acme. Expires 27 Nov 2026."
@@ -226,7 +226,7 @@ async def test_an_invitation_says_to_whom_one_says_yes(stage: Stage) -> None:
         assert bob.page.problems == []
 
 
-async def test_who_has_to_sign_in_first_is_asked_afterwards(stage: Stage) -> None:
+async def test_visitor_signs_in_and_then_sees_the_invitation(stage: Stage) -> None:
     async with invited(stage, signed_in=False) as bob:
         await bob.opens(f"/invitation#{CODE_OF_MAIL}")
         await bob.page.fill(name=bob.name, password="correct horse")
@@ -235,7 +235,7 @@ async def test_who_has_to_sign_in_first_is_asked_afterwards(stage: Stage) -> Non
         assert bob.page.problems == []
 
 
-async def test_a_code_that_is_put_in_by_hand_is_looked_at_once_it_is_whole(stage: Stage) -> None:
+async def test_typed_code_is_looked_up_once_complete(stage: Stage) -> None:
     async with invited(stage) as bob:
         await bob.opens("/invitation")
         await bob.page.evaluate("document.getElementById('code').focus()")
@@ -244,7 +244,7 @@ async def test_a_code_that_is_put_in_by_hand_is_looked_at_once_it_is_whole(stage
         assert bob.read == []
         await bob.page.evaluate("document.getElementById('code').blur()")
         assert "Join Acme" in await bob.offer()
-        # Another one that was copied: the offer of the first goes at once.
+        # Pasting another code removes the first offer immediately.
         stage.mesh.broken["auth.readInvitation"] = errors.Unavailable("auth is away")
         await bob.pastes("another-code-of-another-mail")
         assert await bob.refusal() == "We can’t show the details of this invitation right now. You can still join."
@@ -257,7 +257,7 @@ async def test_a_code_that_is_put_in_by_hand_is_looked_at_once_it_is_whole(stage
         assert len([problem for problem in bob.page.problems if "503" not in problem]) == 0
 
 
-async def test_a_code_that_opens_nothing_says_so_before_anything_is_sent(stage: Stage) -> None:
+async def test_unknown_code_is_reported_before_submitting(stage: Stage) -> None:
     async with invited(stage) as bob:
         stage.mesh.invitations.clear()
         await bob.opens(f"/invitation#{CODE_OF_MAIL}")
@@ -273,7 +273,7 @@ async def test_a_code_that_opens_nothing_says_so_before_anything_is_sent(stage: 
         assert [problem for problem in bob.page.problems if "404" not in problem] == []
 
 
-async def test_without_javascript_one_joins_as_ever(stage: Stage) -> None:
+async def test_joining_works_without_javascript(stage: Stage) -> None:
     async with invited(stage, javascript=False) as bob:
         await bob.opens("/invitation")
         await bob.page.fill(code=CODE_OF_MAIL)
@@ -287,7 +287,7 @@ async def test_without_javascript_one_joins_as_ever(stage: Stage) -> None:
     ("width", "dark"),
     [pytest.param(1280, False, id="light", marks=pytest.mark.nightly("pages")), pytest.param(390, True, id="dark phone")],
 )
-async def test_a_hostile_organisation_stays_a_name(stage: Stage, name: str, width: int, dark: bool) -> None:
+async def test_hostile_organization_name_is_escaped(stage: Stage, name: str, width: int, dark: bool) -> None:
     hostile = NAMES[name]
     async with invited(stage, hostile, width=width, dark=dark) as bob:
         await bob.opens(f"/invitation#{CODE_OF_MAIL}")

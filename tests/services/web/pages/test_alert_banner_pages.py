@@ -1,4 +1,4 @@
-"""What administrators are told at the top of their pages while something bad fires; and that no page waits for it."""
+"""The alert banner for administrators; no page waits for it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -40,7 +40,7 @@ class MeshWithGate(AdminMesh):
         self.gate.set()
         #: Questions for the alerts that have been answered, or have failed.
         self.answered = 0
-        self._told = asyncio.Event()
+        self._polled = asyncio.Event()
 
     async def call(
         self,
@@ -58,12 +58,12 @@ class MeshWithGate(AdminMesh):
             return await super().call(method, request, to=to, deadline_seconds=deadline_seconds, credential=credential)
         finally:
             self.answered += 1
-            self._told.set()
+            self._polled.set()
 
-    async def told(self) -> None:
+    async def polled(self) -> None:
         """Returns when an answer is known."""
         async with asyncio.timeout(HANG_SECONDS):
-            await self._told.wait()
+            await self._polled.wait()
         await asyncio.sleep(0)
 
     def _get_usage_report(self, request: GetUsageReport, credential: Credential | None) -> UsageSummary:
@@ -92,39 +92,39 @@ async def root(browser: Browser) -> Browser:
 
 
 @pytest.mark.parametrize("path", ["/admin", "/admin/users", "/admin/prices", "/dashboard"])
-async def test_an_administrator_reads_what_fires_on_every_page(root: Browser, mesh: MeshWithGate, path: str) -> None:
+async def test_administrator_sees_firing_alerts_on_every_page(root: Browser, mesh: MeshWithGate, path: str) -> None:
     mesh.add_alert()
     mesh.add_alert("cpu_high", "warning")
     await root.get(path)
-    await mesh.told()
+    await mesh.polled()
     assert LINE in (await root.get(path)).text
 
 
 @pytest.mark.parametrize("change", [{"severity": "warning"}, {"state": "pending"}, {"state": "over"}, {"seen_by": "ada"}])
-async def test_nothing_is_said_of_what_can_wait_or_is_looked_after(root: Browser, mesh: MeshWithGate, change: dict[str, str]) -> None:
+async def test_warnings_and_acknowledged_alerts_are_not_in_the_banner(root: Browser, mesh: MeshWithGate, change: dict[str, str]) -> None:
     mesh.alerts[:] = [msgspec.structs.replace(mesh.add_alert(), **change)]
     await root.get("/admin")
-    await mesh.told()
+    await mesh.polled()
     assert NO_LINE in (await root.get("/admin")).text
 
 
-async def test_the_page_of_alerts_has_them_all_and_other_pages_have_no_line(root: Browser, mesh: MeshWithGate) -> None:
+async def test_alerts_page_has_no_banner(root: Browser, mesh: MeshWithGate) -> None:
     mesh.add_alert()
     await root.get("/admin")
-    await mesh.told()
+    await mesh.polled()
     for path in ("/admin/alerts", "/usage", "/api-keys", "/settings"):
         assert 'data-live="banner"' not in (await root.get(path)).text, path
 
 
 @pytest.mark.parametrize("role", [UserRole.USER, UserRole.NODE_OWNER, UserRole.DEVELOPER])
-async def test_nobody_else_reads_of_alerts_and_nobody_asks_in_their_name(
+async def test_other_users_see_no_banner_and_cause_no_calls(
     browser: Browser, root: Browser, mesh: MeshWithGate, role: UserRole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.web.alert_poller.ASK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("services.web.alert_poller.MIN_POLL_SECONDS", 0.0)
     mesh.add_alert()
     await root.get("/admin")
-    await mesh.told()
-    mesh.asked.clear()
+    await mesh.polled()
+    mesh.calls.clear()
     browser.client.cookies.clear()
     mesh.add_person("bob", role)
     await browser.sign_in("bob", "correct horse")
@@ -133,10 +133,10 @@ async def test_nobody_else_reads_of_alerts_and_nobody_asks_in_their_name(
     assert "banner" not in page.text
     assert "no_worker" not in page.text
     await asyncio.sleep(0)
-    assert "metrics.listAlerts" not in mesh.names_asked()
+    assert "metrics.listAlerts" not in mesh.called_methods()
 
 
-async def test_no_page_waits_for_a_metrics_service_that_does_not_answer(root: Browser, mesh: MeshWithGate) -> None:
+async def test_no_page_waits_for_a_hanging_metrics_service(root: Browser, mesh: MeshWithGate) -> None:
     mesh.add_alert()
     mesh.gate.clear()
     for path in ("/admin", "/admin/users", "/dashboard"):
@@ -147,27 +147,27 @@ async def test_no_page_waits_for_a_metrics_service_that_does_not_answer(root: Br
     assert mesh.answered == 0
 
 
-async def test_pages_stand_without_the_line_while_metrics_is_away(root: Browser, mesh: MeshWithGate) -> None:
+async def test_pages_have_no_banner_while_metrics_is_down(root: Browser, mesh: MeshWithGate) -> None:
     mesh.broken["metrics"] = errors.NotReachable("no metrics node is reachable")
     await root.get("/admin/users")
-    await mesh.told()
+    await mesh.polled()
     page = await root.get("/admin/users")
     assert page.status_code == 200
     assert NO_LINE in page.text
 
 
-async def test_many_pages_are_one_question(root: Browser, mesh: MeshWithGate) -> None:
+async def test_many_pages_share_one_call(root: Browser, mesh: MeshWithGate) -> None:
     for _ in range(10):
         await root.get("/admin/users")
-    await mesh.told()
+    await mesh.polled()
     await root.get("/dashboard")
     assert mesh.answered == 1
 
 
-async def test_what_was_done_on_the_page_of_alerts_is_so_on_the_next_page(root: Browser, mesh: MeshWithGate) -> None:
+async def test_action_on_the_alerts_page_applies_to_the_next_page(root: Browser, mesh: MeshWithGate) -> None:
     alert = mesh.add_alert()
     await root.get("/admin")
-    await mesh.told()
+    await mesh.polled()
     page = await root.get("/admin/alerts")
     done = await root.submit(page, f"/admin/alerts/{alert.id}/acknowledge")
     await root.get(done.headers["location"])
@@ -175,10 +175,10 @@ async def test_what_was_done_on_the_page_of_alerts_is_so_on_the_next_page(root: 
 
 
 @pytest.mark.parametrize("path", ["/live/health", "/live/overview", "/live/nodes"])
-async def test_pages_that_follow_their_server_hear_of_it(app: ASGIApp, mesh: MeshWithGate, root: Browser, path: str) -> None:
+async def test_live_pages_get_the_banner(app: ASGIApp, mesh: MeshWithGate, root: Browser, path: str) -> None:
     mesh.add_alert()
     await root.get("/admin")
-    await mesh.told()
+    await mesh.polled()
     values = await followed.first_event(app, path, "root")
     assert (values["banner"], values["banner_names"]) == ("1 alert:", "no_worker is wrong")
     mesh.add_person("bob", UserRole.NODE_OWNER)
@@ -186,11 +186,11 @@ async def test_pages_that_follow_their_server_hear_of_it(app: ASGIApp, mesh: Mes
         assert "banner" not in await followed.first_event(app, path, "bob")
 
 
-async def test_the_line_comes_and_goes_while_somebody_looks(
+async def test_banner_appears_and_disappears_on_an_open_page(
     app: ASGIApp, site: App, mesh: MeshWithGate, chrome: Chrome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_updates, "_EVERY_SECONDS", 0.02)
-    monkeypatch.setattr("services.web.alert_poller.ASK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("services.web.alert_poller.MIN_POLL_SECONDS", 0.0)
     token = mesh.add_session(mesh.accounts["root"].user)
     album = Album()
     shown = "document.querySelector('[data-live-beside]')?.checkVisibility()"

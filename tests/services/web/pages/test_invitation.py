@@ -19,7 +19,7 @@ async def bob(mesh: FakeMesh, browser: Browser) -> Browser:
     return browser
 
 
-async def test_looking_at_an_invitation_does_not_use_it(bob: Browser, mesh: FakeMesh) -> None:
+async def test_viewing_an_invitation_does_not_use_it(bob: Browser, mesh: FakeMesh) -> None:
     page = await bob.get("/invitation?token=invited-bob")
     assert forms_of(page)["/invitation"]["code"] == "invited-bob"
     assert "bob@example.com" in page.text
@@ -27,7 +27,7 @@ async def test_looking_at_an_invitation_does_not_use_it(bob: Browser, mesh: Fake
 
 
 @pytest.mark.parametrize("typed", [False, True], ids=["of the address", "from the mail"])
-async def test_accepting_leads_to_the_organisation(bob: Browser, mesh: FakeMesh, typed: bool) -> None:
+async def test_accepting_leads_to_the_organization(bob: Browser, mesh: FakeMesh, typed: bool) -> None:
     page = await bob.get("/invitation" if typed else "/invitation?token=invited-bob")
     answer = await bob.submit(page, "/invitation", **({"code": " invited-bob\n"} if typed else {}))
     (team,) = mesh.teams
@@ -37,7 +37,7 @@ async def test_accepting_leads_to_the_organisation(bob: Browser, mesh: FakeMesh,
     assert "Switch to this organization" in joined.text
 
 
-async def test_a_code_that_is_none_stays_in_the_form(bob: Browser) -> None:
+async def test_invalid_code_stays_in_the_form(bob: Browser) -> None:
     page = await bob.submit(await bob.get("/invitation"), "/invitation", code='"><script>alert(1)</script>')
     assert page.status_code == 404
     assert "Copy the whole code from the mail." in page.text
@@ -45,7 +45,7 @@ async def test_a_code_that_is_none_stays_in_the_form(bob: Browser) -> None:
     assert forms_of(page)["/invitation"]["code"] == '"><script>alert(1)</script>'
 
 
-async def test_a_visitor_signs_in_first_and_comes_back(browser: Browser, mesh: FakeMesh) -> None:
+async def test_visitor_signs_in_first_and_comes_back(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("bob", "battery staple")
     answer = await browser.get("/invitation?token=invited-bob")
     assert answer.headers["location"] == "/login?then=/invitation"
@@ -53,14 +53,14 @@ async def test_a_visitor_signs_in_first_and_comes_back(browser: Browser, mesh: F
     assert answer.headers["location"] == "/invitation"
 
 
-async def test_a_form_from_elsewhere_joins_nobody(bob: Browser, mesh: FakeMesh) -> None:
+async def test_cross_site_form_joins_nothing(bob: Browser, mesh: FakeMesh) -> None:
     page = await bob.get("/invitation?token=invited-bob")
     assert (await bob.submit(page, "/invitation", {"Sec-Fetch-Site": "cross-site"})).status_code == 403
     assert (await bob.submit(page, "/invitation", token="")).status_code == 403
     assert "invited-bob" in mesh.invitations
 
 
-async def ask(browser: Browser, code: str, /, **headers: str) -> httpx.Response:
+async def post_code(browser: Browser, code: str, /, **headers: str) -> httpx.Response:
     """As the script of the page does."""
     token = forms_of(await browser.get("/invitation"))["/invitation"]["token"]
     sent = SAME_ORIGIN | {"X-Form-Token": token} | {name.replace("_", "-"): value for name, value in headers.items()}
@@ -68,49 +68,49 @@ async def ask(browser: Browser, code: str, /, **headers: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize(("role", "words"), [(TeamRole.MEMBER, "a member"), (TeamRole.OWNER, "an owner")])
-async def test_the_script_hears_to_what_a_code_invites(bob: Browser, mesh: FakeMesh, role: TeamRole, words: str) -> None:
+async def test_script_reads_the_invitation_of_a_code(bob: Browser, mesh: FakeMesh, role: TeamRole, words: str) -> None:
     mesh.offered = role
-    answer = await ask(bob, " invited-bob\n")
+    answer = await post_code(bob, " invited-bob\n")
     assert answer.json() == {"organisation": "Acme", "role": words, "invited_by": "alice", "until": "27 Nov 2026"}
     assert answer.headers["cache-control"] == "no-store"
     assert "invited-bob" in mesh.invitations
-    (asked,) = [each for each in mesh.asked if each.method == "auth.readInvitation"]
-    assert asked.request == organizations.ReadInvitation("invited-bob")
+    (call,) = [each for each in mesh.calls if each.method == "auth.readInvitation"]
+    assert call.request == organizations.ReadInvitation("invited-bob")
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_a_hostile_name_is_data_and_no_page(bob: Browser, mesh: FakeMesh, name: str) -> None:
+async def test_hostile_name_is_json_not_html(bob: Browser, mesh: FakeMesh, name: str) -> None:
     mesh.invitations["another-code"] = mesh.add_team(NAMES[name], mesh.add_account(NAMES[name], "x"))
-    answer = await ask(bob, "another-code")
+    answer = await post_code(bob, "another-code")
     assert answer.headers["content-type"].startswith("application/json")
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert (answer.json()["organisation"], answer.json()["invited_by"]) == (NAMES[name], NAMES[name])
 
 
 @pytest.mark.parametrize("code", ["", "nobody's", '"><script>alert(1)</script>'])
-async def test_a_code_that_opens_nothing_is_refused_as_json(bob: Browser, code: str) -> None:
-    answer = await ask(bob, code)
+async def test_unknown_code_is_refused_as_json(bob: Browser, code: str) -> None:
+    answer = await post_code(bob, code)
     assert answer.status_code == 404
     assert answer.json()["error"]["message"] == "no open invitation for you has this code"
 
 
-async def test_who_guesses_too_often_hears_when_to_come_back(bob: Browser, mesh: FakeMesh) -> None:
+async def test_too_many_guesses_get_retry_after(bob: Browser, mesh: FakeMesh) -> None:
     mesh.broken["auth.readInvitation"] = errors.Limited("too many codes", hint="wait a while", retry_after_seconds=60)
-    answer = await ask(bob, "invited-bob")
+    answer = await post_code(bob, "invited-bob")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
 
 
-async def test_the_offer_is_for_our_own_page_alone(bob: Browser, mesh: FakeMesh) -> None:
+async def test_offer_is_same_origin_only(bob: Browser, mesh: FakeMesh) -> None:
     for headers in ({"Sec_Fetch_Site": "cross-site"}, {"X_Form_Token": ""}, {"X_Form_Token": "0" * 97}):
-        assert (await ask(bob, "invited-bob", **headers)).status_code == 403
+        assert (await post_code(bob, "invited-bob", **headers)).status_code == 403
     page = await bob.get("/invitation")
     as_form = {"token": forms_of(page)["/invitation"]["token"], "code": "invited-bob"}
     assert (await bob.client.post("/invitation/offer", data=as_form, headers=SAME_ORIGIN)).status_code == 415
     assert (await bob.get("/invitation/offer?code=invited-bob")).status_code == 405
-    assert "auth.readInvitation" not in mesh.names_asked()
+    assert "auth.readInvitation" not in mesh.called_methods()
 
 
-async def test_a_visitor_is_offered_nothing(browser: Browser, mesh: FakeMesh) -> None:
+async def test_visitor_gets_no_offer(browser: Browser, mesh: FakeMesh) -> None:
     answer = await browser.client.post("/invitation/offer", json={"code": "invited-bob"}, headers=SAME_ORIGIN)
     assert answer.status_code == 303
-    assert "auth.readInvitation" not in mesh.names_asked()
+    assert "auth.readInvitation" not in mesh.called_methods()

@@ -18,18 +18,18 @@ def test_limits_of_a_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("0", "must be more than 0"), ("-1", "must be more"), ("1,5", "such as 2.5"), ("0.0000001", "decimals")]
+    ("text", "message"), [("0", "must be more than 0"), ("-1", "must be more"), ("1,5", "such as 2.5"), ("0.0000001", "decimals")]
 )
-def test_a_budget_that_is_none(text: str, says: str) -> None:
-    with pytest.raises(errors.BadRequest, match=f"budget.*{says}"):
+def test_invalid_budget(text: str, message: str) -> None:
+    with pytest.raises(errors.BadRequest, match=f"budget.*{message}"):
         key_forms.read_limits(NewKeyForm("laptop", budget=text))
 
 
-def test_the_optional_field_of_a_key_may_be_left_out() -> None:
+def test_optional_field_of_a_key_may_be_omitted() -> None:
     assert forms.convert(forms.read_fields(b"name=laptop"), NewKeyForm).requests_per_hour == ""
 
 
-def test_a_form_with_a_name_alone_asks_for_what_is_usual() -> None:
+def test_form_with_only_a_name_requests_the_defaults() -> None:
     assert key_forms.read_request(NewKeyForm(" laptop ")) == GenerateApiKey("laptop")
 
 
@@ -45,34 +45,34 @@ def test_a_form_with_a_name_alone_asks_for_what_is_usual() -> None:
         (NewKeyForm("k", use=KeyUse.ALL, may_run="yes"), KeyKind.LIVE, ()),
     ],
 )
-def test_the_use_of_a_key(form: NewKeyForm, kind: KeyKind, scopes: tuple[str, ...]) -> None:
-    asked = key_forms.read_request(form)
-    assert (asked.kind, asked.bounds.scopes) == (kind, scopes)
-    assert asked.all_rights is (form.use is KeyUse.ALL)
+def test_use_of_a_key(form: NewKeyForm, kind: KeyKind, scopes: tuple[str, ...]) -> None:
+    sent = key_forms.read_request(form)
+    assert (sent.kind, sent.bounds.scopes) == (kind, scopes)
+    assert sent.all_rights is (form.use is KeyUse.ALL)
 
 
-def test_a_key_that_may_do_nothing_is_refused() -> None:
+def test_key_without_permissions_is_refused() -> None:
     with pytest.raises(errors.BadRequest, match="has no permissions"):
         key_forms.read_request(NewKeyForm("k", use=KeyUse.CHOSEN))
 
 
-def test_models_and_networks_are_lists_however_they_are_typed() -> None:
-    asked = key_forms.read_request(NewKeyForm("k", models="small, large large", networks="192.0.2.0/24 2001:db8::/48,"))
-    assert asked.bounds == KeyBounds((), (ModelName("small"), ModelName("large")), ("192.0.2.0/24", "2001:db8::/48"))
+def test_models_and_networks_are_parsed_as_lists() -> None:
+    sent = key_forms.read_request(NewKeyForm("k", models="small, large large", networks="192.0.2.0/24 2001:db8::/48,"))
+    assert sent.bounds == KeyBounds((), (ModelName("small"), ModelName("large")), ("192.0.2.0/24", "2001:db8::/48"))
 
 
 @pytest.mark.parametrize(("text", "days"), [("", None), ("0", 0), (" 30 ", 30)])
-def test_how_long_a_key_is_good(text: str, days: int | None) -> None:
+def test_lifetime_of_a_key(text: str, days: int | None) -> None:
     assert key_forms.read_request(NewKeyForm("k", days=text)).days == days
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "1.5", "99999", "٣"])
-def test_what_is_no_number_of_days(text: str) -> None:
+def test_invalid_number_of_days(text: str) -> None:
     with pytest.raises(errors.BadRequest, match="number of days"):
         key_forms.read_request(NewKeyForm("k", days=text))
 
 
-def test_each_role_is_shown_the_permissions_that_it_has() -> None:
+def test_each_role_sees_its_permissions() -> None:
     assert "may_write_models" not in key_forms.scopes_of(UserRole.USER)
     assert "may_write_models" in key_forms.scopes_of(UserRole.DEVELOPER)
     assert set(key_forms.scopes_of(UserRole.ADMIN)) == set(key_forms.SCOPES)

@@ -24,15 +24,15 @@ KEY = ApiKey(KeyId(UUID(int=1)), UserId(UUID(int=2)), "laptop", "aip_live_abc…
         ({"bounds": KeyBounds(("inference:execute", "moon:fly"))}, "Run models, moon:fly"),
     ],
 )
-def test_what_a_key_may_do_in_words(change: dict[str, object], may: str) -> None:
+def test_permissions_of_a_key_in_words(change: dict[str, object], may: str) -> None:
     assert key_view.line_of(msgspec.structs.replace(KEY, **change), NOW).may == may
 
 
-def test_every_permission_has_its_words() -> None:
+def test_every_permission_has_a_label() -> None:
     assert set(key_view.WORDS) == set(Permission)
 
 
-def test_with_what_and_from_where() -> None:
+def test_models_and_networks_of_a_key() -> None:
     bounds = KeyBounds((), (ModelName("small"), ModelName("large")), ("192.0.2.0/24",))
     assert key_view.line_of(msgspec.structs.replace(KEY, bounds=bounds), NOW).bounds == ("only small, large", "from 192.0.2.0/24")
 
@@ -48,13 +48,13 @@ def test_with_what_and_from_where() -> None:
         (30, False, "revoked", ""),
     ],
 )
-def test_the_end_of_a_key(days: int | None, is_active: bool, state: str, tone: str) -> None:
+def test_expiry_of_a_key(days: int | None, is_active: bool, state: str, tone: str) -> None:
     expires_at = None if days is None else NOW + timedelta(days=days)
     line = key_view.line_of(msgspec.structs.replace(KEY, expires_at=expires_at, is_active=is_active), NOW)
     assert (line.state, line.tone) == (state, tone)
 
 
-def test_active_ones_come_first_and_the_newest_of_each() -> None:
+def test_active_keys_come_first_newest_first() -> None:
     def made(name: str, days_ago: int, *, is_active: bool = True) -> ApiKey:
         return msgspec.structs.replace(KEY, name=name, created_at=NOW - timedelta(days=days_ago), is_active=is_active)
 

@@ -18,7 +18,7 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
     return browser
 
 
-async def test_a_new_key_is_shown_in_the_answer_and_never_again(alice: Browser) -> None:
+async def test_new_key_is_shown_once(alice: Browser) -> None:
     limits = {"requests_per_hour": "20", "requests_per_minute": "3", "tokens_per_minute": "4000", "concurrency": "2", "budget": "1234.5"}
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop", **limits)
     assert page.status_code == 201
@@ -34,16 +34,16 @@ async def test_a_new_key_is_shown_in_the_answer_and_never_again(alice: Browser) 
 
 
 @pytest.mark.parametrize(
-    ("name", "limit", "said"),
+    ("name", "limit", "message"),
     [
         pytest.param("phone", "many", "must be a whole number", id="a limit that is no number"),
         pytest.param(" ", "5", "a key needs a name", id="no name"),
     ],
 )
-async def test_a_refused_key_keeps_what_was_typed(alice: Browser, mesh: FakeMesh, name: str, limit: str, said: str) -> None:
+async def test_refused_key_keeps_the_input(alice: Browser, mesh: FakeMesh, name: str, limit: str, message: str) -> None:
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name=name, requests_per_hour=limit)
     assert page.status_code == 400
-    assert said.lower() in page.text.lower()
+    assert message.lower() in page.text.lower()
     fields = forms_of(page)["/api-keys"]
     assert (fields["name"], fields["requests_per_hour"]) == (name, limit)
     assert ("<details open>" in page.text) == bool(limit)
@@ -58,7 +58,7 @@ async def test_every_limit_of_a_refused_form_is_kept(alice: Browser, mesh: FakeM
     assert typed.items() <= forms_of(page)["/api-keys"].items()
 
 
-async def test_revoking_asks_first_and_then_does_it(alice: Browser, mesh: FakeMesh) -> None:
+async def test_revoking_needs_confirmation(alice: Browser, mesh: FakeMesh) -> None:
     key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
     path = f"/api-keys/{key.id}/revoke"
     assert f'href="{path}"' in (await alice.get("/api-keys")).text
@@ -74,7 +74,7 @@ async def test_revoking_asks_first_and_then_does_it(alice: Browser, mesh: FakeMe
     assert (await alice.get(path)).status_code == 404
 
 
-async def test_another_persons_key_can_neither_be_seen_nor_revoked(alice: Browser, mesh: FakeMesh) -> None:
+async def test_key_of_another_user_can_be_neither_seen_nor_revoked(alice: Browser, mesh: FakeMesh) -> None:
     key = mesh.add_key(mesh.add_account("bob", "correct horse"), "bobs key")
     path = f"/api-keys/{key.id}/revoke"
     assert "bobs key" not in (await alice.get("/api-keys")).text
@@ -97,13 +97,13 @@ async def test_another_persons_key_can_neither_be_seen_nor_revoked(alice: Browse
 async def test_forged_forms_change_nothing(alice: Browser, mesh: FakeMesh, path: str, token: str | None, headers: dict[str, str]) -> None:
     good = forms_of(await alice.get("/api-keys"))["/api-keys"]["token"]
     fields = {"token": good if token is None else token} | ({"name": "x"} if path == "/api-keys" else {})
-    mesh.asked.clear()
+    mesh.calls.clear()
     answer = await alice.client.post(path, data=fields, headers=headers)
     assert answer.status_code == 403
-    assert set(mesh.names_asked()) <= {"auth.resumeSession"}
+    assert set(mesh.called_methods()) <= {"auth.resumeSession"}
 
 
-async def test_html_and_sql_in_a_key_name_are_only_text(alice: Browser) -> None:
+async def test_html_and_sql_in_a_key_name_are_escaped(alice: Browser) -> None:
     name = "'; DROP TABLE api_keys; --<b onclick=x>"
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name=name)
     assert page.status_code == 201
@@ -112,7 +112,7 @@ async def test_html_and_sql_in_a_key_name_are_only_text(alice: Browser) -> None:
     assert "DROP TABLE api_keys" in page.text
 
 
-async def test_auth_going_away_keeps_the_person_signed_in(alice: Browser, mesh: FakeMesh) -> None:
+async def test_outage_of_auth_keeps_the_user_signed_in(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["auth.generateApiKey"] = errors.Unavailable("PostgreSQL does not answer")
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop")
     assert page.status_code == 503
@@ -121,7 +121,7 @@ async def test_auth_going_away_keeps_the_person_signed_in(alice: Browser, mesh: 
     assert (await alice.get("/api-keys")).status_code == 200
 
 
-async def test_a_new_key_comes_with_lines_that_use_it(alice: Browser, mesh: FakeMesh) -> None:
+async def test_new_key_comes_with_usage_examples(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop")
     for sample in (
         "curl http://localhost:3000/v1/chat/completions",
@@ -131,44 +131,44 @@ async def test_a_new_key_comes_with_lines_that_use_it(alice: Browser, mesh: Fake
     ):
         assert sample in page.text
     assert 'data-copy="#secret"' in page.text
-    # The lines read the key from its variable: it stands on the page once.
+    # The examples read the key from a variable: it is on the page only once.
     key = shown_key(page)
     assert key is not None
     assert page.text.count(key) == 1
 
 
-async def test_what_a_key_may_and_how_long_reaches_auth_and_the_list(alice: Browser, mesh: FakeMesh) -> None:
+async def test_permissions_and_lifetime_reach_auth_and_the_list(alice: Browser, mesh: FakeMesh) -> None:
     form = {"use": "run", "models": "smollm2", "networks": "192.0.2.0/24", "days": "7"}
     await alice.submit(await alice.get("/api-keys"), "/api-keys", name="ci", **form)
-    asked = next(asked.request for asked in mesh.asked if isinstance(asked.request, auth.GenerateApiKey))
+    call = next(call.request for call in mesh.calls if isinstance(call.request, auth.GenerateApiKey))
     bounds = auth.KeyBounds(("inference:execute",), (ModelName("smollm2"),), ("192.0.2.0/24",))
-    assert asked == auth.GenerateApiKey("ci", bounds=bounds, days=7)
+    assert call == auth.GenerateApiKey("ci", bounds=bounds, days=7)
     page = await alice.get("/api-keys")
     for words in ("Run models", "only smollm2", "from 192.0.2.0/24", "27 Nov 2026", 'data-tone="warn"'):
         assert words in page.text
 
 
-async def test_a_key_for_tests_is_marked(alice: Browser, mesh: FakeMesh) -> None:
+async def test_key_for_tests_is_marked(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="ci", use="test")
     assert (shown_key(page) or "").startswith("aip_test_")
     assert '<span class="tag">test</span>' in page.text
 
 
-async def test_only_administrators_are_offered_their_kind(alice: Browser, mesh: FakeMesh) -> None:
+async def test_only_administrators_are_offered_admin_keys(alice: Browser, mesh: FakeMesh) -> None:
     assert 'value="adm"' not in (await alice.get("/api-keys")).text
     account = mesh.accounts["alice"]
     mesh.sessions = {token: msgspec.structs.replace(account.user, role=UserRole.ADMIN) for token in mesh.sessions}
     assert 'value="adm"' in (await alice.get("/api-keys")).text
 
 
-async def test_what_was_chosen_stays_open_after_a_refusal(alice: Browser) -> None:
+async def test_chosen_options_stay_open_after_a_refusal(alice: Browser) -> None:
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name=" ", use="run")
     assert page.status_code == 400
     assert '<option value="run" selected>' in page.text
     assert "<details open>" in page.text
 
 
-async def test_the_keys_of_an_organisation_are_called_so(alice: Browser, mesh: FakeMesh) -> None:
+async def test_keys_of_an_organization_are_labeled(alice: Browser, mesh: FakeMesh) -> None:
     team = mesh.add_team("Acme", mesh.accounts["alice"].user)
     mesh.acting = dict.fromkeys(mesh.sessions, team)
     page = await alice.get("/api-keys")
@@ -176,7 +176,7 @@ async def test_the_keys_of_an_organisation_are_called_so(alice: Browser, mesh: F
     assert "which pays for their usage" in page.text
 
 
-async def test_a_key_gets_another_name(alice: Browser, mesh: FakeMesh) -> None:
+async def test_rename_a_key(alice: Browser, mesh: FakeMesh) -> None:
     key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
     answer = await alice.submit(await alice.get(f"/api-keys/{key.id}"), f"/api-keys/{key.id}/rename", name="desk")
     assert answer.status_code == 303
@@ -185,7 +185,7 @@ async def test_a_key_gets_another_name(alice: Browser, mesh: FakeMesh) -> None:
     assert mesh.keys[0].name == "desk"
 
 
-async def test_a_name_that_is_refused_stays_in_its_field(alice: Browser, mesh: FakeMesh) -> None:
+async def test_refused_name_stays_in_its_field(alice: Browser, mesh: FakeMesh) -> None:
     key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
     page = await alice.submit(await alice.get(f"/api-keys/{key.id}"), f"/api-keys/{key.id}/rename", name="  ")
     assert page.status_code == 400
@@ -194,7 +194,7 @@ async def test_a_name_that_is_refused_stays_in_its_field(alice: Browser, mesh: F
     assert mesh.keys[0].name == "laptop"
 
 
-async def test_a_new_secret_is_shown_once_and_the_old_one_goes_on_as_chosen(alice: Browser, mesh: FakeMesh) -> None:
+async def test_rotated_secret_is_shown_once_and_the_old_one_expires_as_chosen(alice: Browser, mesh: FakeMesh) -> None:
     key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
     path = f"/api-keys/{key.id}"
     page = await alice.submit(await alice.get(path), f"{path}/rotate", overlap="3600")
@@ -202,41 +202,41 @@ async def test_a_new_secret_is_shown_once_and_the_old_one_goes_on_as_chosen(alic
     secret = shown_key(page)
     assert secret is not None
     assert "The old one keeps working for 1 hour." in page.text
-    asked = next(asked.request for asked in mesh.asked if isinstance(asked.request, auth.RotateApiKey))
-    assert asked == auth.RotateApiKey(str(key.id), 3600)
+    call = next(call.request for call in mesh.calls if isinstance(call.request, auth.RotateApiKey))
+    assert call == auth.RotateApiKey(str(key.id), 3600)
     assert secret not in (await alice.get(path)).text
 
 
 @pytest.mark.parametrize("overlap", ["1", "-3600", "x", "9999999"])
-async def test_an_overlap_that_nobody_offered_is_refused(alice: Browser, mesh: FakeMesh, overlap: str) -> None:
+async def test_unknown_overlap_is_refused(alice: Browser, mesh: FakeMesh, overlap: str) -> None:
     key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
     path = f"/api-keys/{key.id}"
     page = await alice.submit(await alice.get(path), f"{path}/rotate", overlap=overlap)
     assert page.status_code == 400
     assert shown_key(page) is None
-    assert "auth.rotateApiKey" not in mesh.names_asked()
+    assert "auth.rotateApiKey" not in mesh.called_methods()
 
 
-async def test_a_new_secret_is_confirmed_first_where_the_login_is_old(alice: Browser, mesh: FakeMesh) -> None:
+async def test_rotation_needs_a_recent_login(alice: Browser, mesh: FakeMesh) -> None:
     key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
     path = f"/api-keys/{key.id}"
     page = await alice.get(path)
     mesh.is_stale = True
-    asked = await alice.submit(page, f"{path}/rotate", overlap="0")
-    assert "Confirm it’s you" in asked.text
-    done = await alice.submit(asked, f"{path}/rotate", confirm_password="correct horse")
+    confirm_page = await alice.submit(page, f"{path}/rotate", overlap="0")
+    assert "Confirm it’s you" in confirm_page.text
+    done = await alice.submit(confirm_page, f"{path}/rotate", confirm_password="correct horse")
     assert shown_key(done)
     assert "The old one is revoked." in done.text
 
 
 @pytest.mark.parametrize("path", ["", "/revoke"])
-async def test_a_key_that_is_another_persons_or_gone_has_no_page(alice: Browser, mesh: FakeMesh, path: str) -> None:
+async def test_foreign_or_deleted_key_has_no_page(alice: Browser, mesh: FakeMesh, path: str) -> None:
     key = mesh.add_key(mesh.add_account("bob", "correct horse"), "bobs key")
     assert (await alice.get(f"/api-keys/{key.id}{path}")).status_code == 404
     assert (await alice.get(f"/api-keys/{uuid4()}{path}")).status_code == 404
 
 
-async def test_an_expired_key_says_so_and_can_still_be_revoked(alice: Browser, mesh: FakeMesh) -> None:
+async def test_expired_key_says_so_and_can_be_revoked(alice: Browser, mesh: FakeMesh) -> None:
     key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
     mesh.keys[0] = msgspec.structs.replace(key, expires_at=NOW - timedelta(days=1))
     page = await alice.get("/api-keys")
@@ -244,14 +244,14 @@ async def test_an_expired_key_says_so_and_can_still_be_revoked(alice: Browser, m
     assert f'href="/api-keys/{key.id}/revoke"' in page.text
 
 
-async def test_without_the_gateway_the_lines_name_no_model(alice: Browser, mesh: FakeMesh) -> None:
+async def test_examples_name_no_model_without_the_gateway(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["gateway"] = errors.NotReachable("no node of that role is alive")
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop")
     assert page.status_code == 201
     assert "Replace MODEL with a model’s name." in page.text
 
 
-async def test_revoking_a_key_offers_what_it_made(alice: Browser, mesh: FakeMesh) -> None:
+async def test_revoking_a_key_offers_the_keys_it_created(alice: Browser, mesh: FakeMesh) -> None:
     await alice.submit(await alice.get("/api-keys"), "/api-keys", name="leaked")
     leaked = mesh.keys[-1]
     assert "Also revoke the keys it created" not in (await alice.get(f"/api-keys/{leaked.id}/revoke")).text
@@ -261,5 +261,5 @@ async def test_revoking_a_key_offers_what_it_made(alice: Browser, mesh: FakeMesh
     page = await alice.get(f"/api-keys/{leaked.id}/revoke")
     assert "Also revoke the keys it created: <bdi>grandchild</bdi>, <bdi>child</bdi>" in page.text
     await alice.submit(page, f"/api-keys/{leaked.id}/revoke", with_made="yes")
-    asked = next(asked.request for asked in mesh.asked if isinstance(asked.request, auth.RevokeApiKey))
-    assert asked == auth.RevokeApiKey(str(leaked.id), with_made=True)
+    call = next(call.request for call in mesh.calls if isinstance(call.request, auth.RevokeApiKey))
+    assert call == auth.RevokeApiKey(str(leaked.id), with_made=True)

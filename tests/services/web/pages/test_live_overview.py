@@ -1,4 +1,4 @@
-"""The overview while somebody looks at it."""
+"""The live overview page."""
 
 import re
 from datetime import datetime, timedelta
@@ -39,16 +39,16 @@ OLD, NEW = RequestId(key_of(1)), RequestId(key_of(2))
         pytest.param(-30, 1, NEW, True, id="the clock was set back"),
     ],
 )
-def test_when_a_report_is_worth_asking_for(took: float, seconds: float, newest: RequestId | None, due: bool) -> None:
+def test_when_a_report_is_due(took: float, seconds: float, newest: RequestId | None, due: bool) -> None:
     last = LastReport(NOW, took, OLD)
     assert overview.is_due(last, newest, NOW + timedelta(seconds=seconds)) is due
 
 
-def test_the_first_report_is_always_asked_for() -> None:
+def test_first_report_is_always_due() -> None:
     assert overview.is_due(None, None, NOW)
 
 
-async def test_the_stream_brings_every_value_that_the_page_names(app: ASGIApp, browser: Browser, mesh: FakeMesh) -> None:
+async def test_stream_has_every_value_the_page_names(app: ASGIApp, browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     mesh.log(NOW, RequestStatus.LIMITED, "rate_limited")
     mesh.limits = (gateway.LimitState("user", "requests_per_hour", 1000, 960, 2480.0),)
@@ -72,7 +72,7 @@ async def test_the_stream_brings_every_value_that_the_page_names(app: ASGIApp, b
     assert (values["limits"][0]["left"], values["connection"]) == ("960", "")
 
 
-async def test_what_the_page_shows_first_is_what_the_stream_says(app: ASGIApp, browser: Browser, mesh: FakeMesh) -> None:
+async def test_first_page_equals_the_stream(app: ASGIApp, browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     mesh.use(NOW, 3, 1234, cost=1_500_000, p95_ms=840)
     values = await followed.first_event(app, "/live/overview", "alice")
@@ -82,20 +82,20 @@ async def test_what_the_page_shows_first_is_what_the_stream_says(app: ASGIApp, b
         assert f'data-live="{name}">{values[name]}</p>' in text, name
 
 
-async def test_without_the_gateway_the_stream_says_that_it_is_stale(app: ASGIApp, mesh: FakeMesh) -> None:
+async def test_stream_without_the_gateway_is_stale(app: ASGIApp, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     mesh.broken["gateway"] = errors.NotReachable("nobody there")
     assert await followed.first_event(app, "/live/overview", "alice") == {"connection": "stale"}
 
 
-async def test_a_visitor_follows_nothing(browser: Browser, mesh: FakeMesh) -> None:
+async def test_visitor_cannot_follow(browser: Browser, mesh: FakeMesh) -> None:
     answer = await browser.get("/live/overview")
     # A stream is no page to come back to; the script of the page takes the way to the login for its end.
     assert (answer.status_code, answer.headers["location"]) == (303, "/login")
-    assert mesh.names_asked() == []
+    assert mesh.called_methods() == []
 
 
-async def test_whose_session_has_ended_is_told_no_more(app: ASGIApp, browser: Browser, mesh: FakeMesh) -> None:
+async def test_stream_ends_with_the_session(app: ASGIApp, browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     await browser.sign_in("alice", "correct horse")
     mesh.sessions.clear()
@@ -110,7 +110,7 @@ class Clock:
         return self.now
 
 
-async def test_a_report_is_asked_for_again_only_when_it_is_due(site: App, mesh: FakeMesh) -> None:
+async def test_report_is_requested_again_only_when_due(site: App, mesh: FakeMesh) -> None:
     user = mesh.add_account("alice", "correct horse")
     token = mesh.add_session(user)
     clock = Clock()
@@ -127,6 +127,6 @@ async def test_a_report_is_asked_for_again_only_when_it_is_due(site: App, mesh: 
         if new:
             mesh.log(clock.now)
         values = await following.read()
-        shown.append((values["requests"], mesh.names_asked().count("gateway.getUsageReport")))
+        shown.append((values["requests"], mesh.called_methods().count("gateway.getUsageReport")))
     # New requests are in the sums as soon as those are asked for again; without any, they are asked for once a minute.
     assert shown == [("0", 1), ("0", 1), ("1", 2), ("2", 3), ("2", 3), ("3", 4), ("3", 4), ("3", 5)]

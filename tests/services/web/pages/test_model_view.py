@@ -22,7 +22,7 @@ def price(model: ModelName | None, input_micro: int, output_micro: int, request:
     return ModelPrice(model, MicroCredits(input_micro), MicroCredits(output_micro), MicroCredits(request), MicroCredits(second))
 
 
-def test_a_served_model_with_its_places_the_least_busy_first() -> None:
+def test_served_model_lists_its_workers_least_busy_first() -> None:
     nodes = [
         worker("UBUSY", SMOL, running=3),
         worker("UIDLE", SMOL),
@@ -53,7 +53,7 @@ def test_a_served_model_with_its_places_the_least_busy_first() -> None:
         pytest.param(worker("U1", BIG, why_not="it drains"), "Down", "it drains", id="not usable"),
     ],
 )
-def test_what_nobody_serves_is_for_who_can_do_something(row: NodeRow, state: str, why: str) -> None:
+def test_unserved_models_are_shown_to_those_who_can_load_them(row: NodeRow, state: str, why: str) -> None:
     assert model_view.join([], [row], None, unserved_too=False) == ()
     (line,) = model_view.join([], [row], None, unserved_too=True)
     assert (line.name, line.state, line.why, line.workers, line.context_tokens) == (BIG, state, why, 0, None)
@@ -64,15 +64,15 @@ def test_gone_machines_and_other_services_have_no_models() -> None:
     assert model_view.join([], nodes, None, unserved_too=True) == ()
 
 
-def test_a_price_is_the_models_own_or_everybodys() -> None:
-    everybody = price(None, 100_000, 200_000)
-    (line,) = model_view.join([SERVED], None, [everybody], unserved_too=False)
+def test_price_is_the_models_own_or_the_default() -> None:
+    default_price = price(None, 100_000, 200_000)
+    (line,) = model_view.join([SERVED], None, [default_price], unserved_too=False)
     assert line.price == model_view.ModelPriceView("0.1", "0.2", "")
     own = price(SMOL, 2_500_000, 7_500_000, request=100, second=20)
-    (line,) = model_view.join([SERVED], None, [everybody, own], unserved_too=False)
+    (line,) = model_view.join([SERVED], None, [default_price, own], unserved_too=False)
     assert line.price == model_view.ModelPriceView("2.5", "7.5", "0.0001 per request, 0.00002 per compute second")
 
 
-def test_without_nodes_and_prices_there_is_still_the_model() -> None:
+def test_model_is_shown_without_nodes_and_prices() -> None:
     (line,) = model_view.join([SERVED], None, None, unserved_too=True)
     assert (line.name, line.places, line.price) == (SMOL, (), None)

@@ -18,7 +18,7 @@ async def sign_in(mesh: FakeMesh, browser: Browser, role: UserRole) -> Browser:
     user = msgspec.structs.replace(mesh.add_account("alice", "correct horse"), role=role)
     mesh.accounts["alice"] = Account(user, "correct horse")
     await browser.sign_in("alice", "correct horse")
-    mesh.asked.clear()
+    mesh.calls.clear()
     return browser
 
 
@@ -36,10 +36,10 @@ async def dana(mesh: FakeMesh, browser: Browser) -> Browser:
 
 
 def orders(mesh: FakeMesh) -> list[msgspec.Struct]:
-    return [each.request for each in mesh.asked if each.method in ("gateway.loadModel", "gateway.unloadModel")]
+    return [each.request for each in mesh.calls if each.method in ("gateway.loadModel", "gateway.unloadModel")]
 
 
-async def test_what_is_served_where_and_at_what_price(alice: Browser, mesh: FakeMesh) -> None:
+async def test_served_models_with_workers_and_prices(alice: Browser, mesh: FakeMesh) -> None:
     mesh.served = (gateway.ServedModel(ModelName("smollm2"), 1, 32_768, aliases=("small", "gpt-3.5-turbo")),)
     mesh.add_worker("UWORKER1AAAA", "smollm2", labels={"room": "3"})
     mesh.add_worker("UWORKER2AAAA", "smollm2", "unserved", why_not="its clock is off")
@@ -51,12 +51,12 @@ async def test_what_is_served_where_and_at_what_price(alice: Browser, mesh: Fake
         "its clock is off", ">0.1</td>", "0.2<span", "+ 0.0001 per request", 'href="/playground?model=smollm2"',
     ):  # fmt: skip
         assert text in page.text, text
-    # What nobody serves is no concern of somebody who cannot load it, and so are orders.
+    # Users who cannot load models see neither unserved ones nor the buttons.
     assert "unserved" not in page.text
     assert ORDERS not in forms_of(page)
 
 
-async def test_a_model_without_a_price_is_free_and_one_for_vectors_is_not_tried(alice: Browser, mesh: FakeMesh) -> None:
+async def test_unpriced_model_is_free_and_an_embedding_model_has_no_try_link(alice: Browser, mesh: FakeMesh) -> None:
     mesh.served = (gateway.ServedModel(ModelName("vectors"), 1, 512, only_embeds=True),)
     page = await alice.get("/models")
     assert page.text.count(">Free</td>") == 2
@@ -64,16 +64,16 @@ async def test_a_model_without_a_price_is_free_and_one_for_vectors_is_not_tried(
     assert "/playground?model" not in page.text
 
 
-@pytest.mark.parametrize(("role", "said"), [(UserRole.USER, "ask an administrator of this mesh"), (UserRole.ADMIN, "add one")])
-async def test_no_models_yet_says_what_to_do(mesh: FakeMesh, browser: Browser, role: UserRole, said: str) -> None:
+@pytest.mark.parametrize(("role", "message"), [(UserRole.USER, "ask an administrator of this mesh"), (UserRole.ADMIN, "add one")])
+async def test_missing_models_are_explained(mesh: FakeMesh, browser: Browser, role: UserRole, message: str) -> None:
     mesh.workers = 0
     page = await (await sign_in(mesh, browser, role)).get("/models")
     assert page.status_code == 200
-    assert said in page.text
+    assert message in page.text
 
 
 @pytest.mark.parametrize(
-    ("broken", "status", "said"),
+    ("broken", "status", "message"),
     [
         ("gateway.listModels", 503, "See <code>aicli stack status</code>."),
         ("gateway.listNodes", 200, "We can’t show where models run right now."),
@@ -81,16 +81,16 @@ async def test_no_models_yet_says_what_to_do(mesh: FakeMesh, browser: Browser, r
         ("gateway", 503, "No node of that role is alive."),
     ],
 )
-async def test_a_part_that_is_away_takes_its_part(alice: Browser, mesh: FakeMesh, broken: str, status: int, said: str) -> None:
+async def test_unavailable_part_is_missing_alone(alice: Browser, mesh: FakeMesh, broken: str, status: int, message: str) -> None:
     mesh.broken[broken] = AWAY
     page = await alice.get("/models")
     assert page.status_code == status
-    assert said in page.text
+    assert message in page.text
     assert "No models: no worker is online" not in page.text
 
 
 @pytest.mark.parametrize(
-    ("typed", "order", "said"),
+    ("typed", "order", "message"),
     [
         (("load", ""), gateway.LoadOnWorker(ModelName("smollm2")), "Model loaded."),
         (("pin", "UWORKER1"), gateway.LoadOnWorker(ModelName("smollm2"), NodeId("UWORKER1"), True), "Model loaded and pinned."),
@@ -99,22 +99,24 @@ async def test_a_part_that_is_away_takes_its_part(alice: Browser, mesh: FakeMesh
         (("unload", "UWORKER1"), gateway.UnloadOnWorkers(ModelName("smollm2"), NodeId("UWORKER1")), "Model unloaded."),
     ],
 )
-async def test_a_developer_gives_orders(dana: Browser, mesh: FakeMesh, typed: tuple[str, str], order: msgspec.Struct, said: str) -> None:
+async def test_developer_loads_and_unloads_models(
+    dana: Browser, mesh: FakeMesh, typed: tuple[str, str], order: msgspec.Struct, message: str
+) -> None:
     act, worker = typed
     answer = await dana.submit(await dana.get("/models"), ORDERS, act=act, worker=worker)
     assert (answer.status_code, answer.headers["location"]) == (303, f"/models?done={act}")
     assert orders(mesh) == [order]
-    assert said in (await dana.get(f"/models?done={act}")).text
+    assert message in (await dana.get(f"/models?done={act}")).text
 
 
-async def test_what_nobody_serves_can_be_loaded_by_who_may(dana: Browser, mesh: FakeMesh) -> None:
+async def test_unserved_model_can_be_loaded(dana: Browser, mesh: FakeMesh) -> None:
     mesh.add_worker("UWORKER2", "big")
     page = await dana.get("/models")
     assert "<bdi>big</bdi>" in page.text
     assert "Degraded" in page.text
 
 
-async def test_who_may_not_is_refused_by_the_gateway(alice: Browser, mesh: FakeMesh) -> None:
+async def test_gateway_refuses_unauthorized_orders(alice: Browser, mesh: FakeMesh) -> None:
     token = forms_of(await alice.get("/models"))["/logout"]["token"]
     answer = await alice.client.post(
         ORDERS, data={"token": token, "model": "smollm2", "act": "load"}, headers={"Sec-Fetch-Site": "same-origin"}
@@ -123,7 +125,7 @@ async def test_who_may_not_is_refused_by_the_gateway(alice: Browser, mesh: FakeM
     assert "Ask an administrator of this mesh to do it." in answer.text
 
 
-async def test_a_worker_that_did_not_obey_is_named_with_its_reason(dana: Browser, mesh: FakeMesh) -> None:
+async def test_worker_that_refused_is_named_with_its_reason(dana: Browser, mesh: FakeMesh) -> None:
     mesh.places = (
         gateway.ModelPlace(NodeId("UWORKER1"), ModelName("smollm2"), "unloaded", ""),
         gateway.ModelPlace(NodeId("UWORKER2AAAA"), ModelName("smollm2"), "", "<b>it answers right now"),
@@ -135,47 +137,45 @@ async def test_a_worker_that_did_not_obey_is_named_with_its_reason(dana: Browser
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "message"),
     [
         (errors.DeadlineExceeded("no answer"), 504, "eload this page in a minute."),
         (errors.Unavailable("the memory is full", hint="unload another model"), 503, "Unload another model."),
     ],
 )
-async def test_an_order_that_fails_says_what_to_do(
-    dana: Browser, mesh: FakeMesh, error: errors.AimeshError, status: int, said: str
-) -> None:
+async def test_failed_order_says_what_to_do(dana: Browser, mesh: FakeMesh, error: errors.AimeshError, status: int, message: str) -> None:
     page = await dana.get("/models")
     mesh.broken["gateway.loadModel"] = error
     answer = await dana.submit(page, ORDERS, act="load")
     assert answer.status_code == status
-    assert said in answer.text
+    assert message in answer.text
     assert "<bdi>smollm2</bdi>" in answer.text
 
 
 @pytest.mark.parametrize("typed", [{"act": "explode"}, {"act": "load", "model": "nope"}, {"act": "load", "extra": "1"}, {"act": ""}])
-async def test_an_order_that_no_button_gives_is_refused(dana: Browser, mesh: FakeMesh, typed: dict[str, str]) -> None:
+async def test_unknown_action_is_refused(dana: Browser, mesh: FakeMesh, typed: dict[str, str]) -> None:
     answer = await dana.submit(await dana.get("/models"), ORDERS, **typed)
     assert answer.status_code in (400, 404)
 
 
-async def test_an_order_from_elsewhere_changes_nothing(dana: Browser, mesh: FakeMesh) -> None:
+async def test_cross_site_order_changes_nothing(dana: Browser, mesh: FakeMesh) -> None:
     page = await dana.get("/models")
     assert (await dana.submit(page, ORDERS, {"Sec-Fetch-Site": "cross-site"}, act="unload")).status_code == 403
     assert (await dana.submit(page, ORDERS, token="forged", act="unload")).status_code == 403
     assert orders(mesh) == []
 
 
-async def test_a_login_that_is_too_old_is_confirmed_first(dana: Browser, mesh: FakeMesh) -> None:
+async def test_old_login_is_confirmed_first(dana: Browser, mesh: FakeMesh) -> None:
     page = await dana.get("/models")
     mesh.broken["gateway.unloadModel"] = errors.ConfirmationNeeded("confirm that it is you", hint="with your password")
-    asked = await dana.submit(page, ORDERS, act="unload")
-    assert asked.status_code == 403
-    assert forms_of(asked)[ORDERS] | {"token": ""} == {
+    confirm_page = await dana.submit(page, ORDERS, act="unload")
+    assert confirm_page.status_code == 403
+    assert forms_of(confirm_page)[ORDERS] | {"token": ""} == {
         "token": "", "model": "smollm2", "act": "unload", "confirm_password": "",
     }  # fmt: skip
 
 
-async def test_hostile_names_are_texts(dana: Browser, mesh: FakeMesh) -> None:
+async def test_hostile_names_are_escaped(dana: Browser, mesh: FakeMesh) -> None:
     name = '"><script>alert(1)</script>\u202e' + "x" * 200
     mesh.served = (gateway.ServedModel(ModelName(name), 1, 512, aliases=(name,)),)
     mesh.add_worker("U<b>", name, why_not="<img src=x>", labels={"room": "<i>"})
@@ -186,7 +186,7 @@ async def test_hostile_names_are_texts(dana: Browser, mesh: FakeMesh) -> None:
 
 
 @pytest.mark.parametrize("role", [UserRole.USER, UserRole.NODE_OWNER])
-async def test_only_who_may_order_sees_orders(mesh: FakeMesh, browser: Browser, role: UserRole) -> None:
+async def test_only_authorized_users_see_the_buttons(mesh: FakeMesh, browser: Browser, role: UserRole) -> None:
     mesh.add_worker("UWORKER1", "smollm2", "unserved")
     page = await (await sign_in(mesh, browser, role)).get("/models")
     assert ORDERS not in forms_of(page)
@@ -194,7 +194,7 @@ async def test_only_who_may_order_sees_orders(mesh: FakeMesh, browser: Browser, 
     assert "Manage" not in page.text
 
 
-async def test_try_it_leads_to_the_playground_with_this_model(alice: Browser, mesh: FakeMesh) -> None:
+async def test_try_it_links_to_the_playground_with_the_model(alice: Browser, mesh: FakeMesh) -> None:
     mesh.served = tuple(gateway.ServedModel(ModelName(name), 1, 512) for name in ("smollm2", "org/big model+1?&#"))
     page = await alice.get("/models")
     found = re.findall(r'<a href="(/playground[^"]*)" aria-label="Try ', page.text)
@@ -204,5 +204,5 @@ async def test_try_it_leads_to_the_playground_with_this_model(alice: Browser, me
         assert re.search(rf'<option value="{re.escape(html.escape(name))}" selected', opened.text), opened.text
 
 
-async def test_a_word_that_no_redirect_brings_says_nothing(alice: Browser) -> None:
+async def test_unknown_notice_is_not_shown(alice: Browser) -> None:
     assert 'role="status"><p>' not in (await alice.get("/models?done=<b>pwned</b>")).text

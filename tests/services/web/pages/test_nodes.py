@@ -32,7 +32,7 @@ async def alice(mesh: AdminMesh, browser: Browser) -> Browser:
     return browser
 
 
-async def test_an_administrator_sees_every_machine_with_its_path_load_and_models(root: Browser, mesh: AdminMesh) -> None:
+async def test_administrator_sees_every_machine_with_path_load_and_models(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_member(WORKER, name="rig-1")
     mesh.add_node(WORKER)
     mesh.add_node(GATEWAY, Role.GATEWAY)
@@ -44,20 +44,20 @@ async def test_an_administrator_sees_every_machine_with_its_path_load_and_models
     assert f'href="/admin/nodes/{GATEWAY}/revoke"' not in page.text
 
 
-async def test_why_a_machine_is_not_used_is_on_the_page(root: Browser, mesh: AdminMesh) -> None:
+async def test_reason_why_a_machine_is_unused_is_shown(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_node(WORKER, why_not="its clock is 40 s off")
     page = await root.get("/admin/nodes")
     assert "Degraded" in page.text
     assert "its clock is 40 s off" in page.text
 
 
-async def test_no_machines_yet_leads_to_a_ticket(root: Browser) -> None:
+async def test_without_machines_the_page_links_to_tickets(root: Browser) -> None:
     page = await root.get("/admin/nodes")
     assert '<p class="card empty" data-live-show="no_nodes">No nodes yet.' in page.text
     assert '<div class="card table wide nodes" hidden' in page.text
 
 
-async def test_an_owner_has_a_page_with_their_own_machines_alone(alice: Browser, mesh: AdminMesh) -> None:
+async def test_owner_has_a_page_with_their_own_machines(alice: Browser, mesh: AdminMesh) -> None:
     mesh.add_member(WORKER, name="mine")
     mesh.add_member(WAITING, name="of somebody else", owner="bob")
     mesh.add_node(WORKER)
@@ -71,13 +71,13 @@ async def test_an_owner_has_a_page_with_their_own_machines_alone(alice: Browser,
     assert (await alice.get("/admin/nodes")).status_code == 403
 
 
-async def test_an_administrator_has_one_list_and_not_two(root: Browser) -> None:
+async def test_administrator_has_one_list(root: Browser) -> None:
     for path, there in (("/nodes", "/admin/nodes"), ("/nodes/tickets", "/admin/nodes/tickets")):
         answer = await root.get(path)
         assert (answer.status_code, answer.headers["location"]) == (303, there)
 
 
-async def test_others_do_not_come_in(browser: Browser, mesh: AdminMesh) -> None:
+async def test_others_are_refused(browser: Browser, mesh: AdminMesh) -> None:
     mesh.add_person("bob", UserRole.USER)
     await browser.sign_in("bob", "correct horse")
     for path in ("/nodes", "/nodes/tickets", "/live/nodes", f"/nodes/{WORKER}/revoke"):
@@ -85,38 +85,38 @@ async def test_others_do_not_come_in(browser: Browser, mesh: AdminMesh) -> None:
 
 
 @pytest.mark.parametrize(
-    ("away", "said"),
+    ("away", "message"),
     [
         pytest.param("gateway", "The gateway isn’t responding,", id="gateway"),
         pytest.param("auth.listNodes", "This mesh has no CA", id="a mesh without certificates"),
     ],
 )
-async def test_the_list_stands_with_what_can_be_had(root: Browser, mesh: AdminMesh, away: str, said: str) -> None:
+async def test_list_is_shown_while_a_part_is_unavailable(root: Browser, mesh: AdminMesh, away: str, message: str) -> None:
     mesh.add_member(WORKER, name="rig-1")
     mesh.add_node(WORKER)
     mesh.broken[away] = errors.Unavailable("this mesh has no CA", hint="set MESH_CA_KEY_FILE at auth")
     page = await root.get("/admin/nodes")
     assert page.status_code == 200
-    assert said in page.text
+    assert message in page.text
     assert WORKER in page.text
 
 
-async def test_a_waiting_machine_is_approved_after_a_look_at_its_facts(root: Browser, mesh: AdminMesh) -> None:
+async def test_pending_machine_is_approved_after_reviewing_its_facts(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_member(WAITING, MemberState.PENDING, name="new rig")
     listed = await root.get("/admin/nodes")
     assert f'href="/admin/nodes/{WAITING}/approve" aria-label="Approve new rig {WAITING[:9]}"' in listed.text
-    asked = await root.get(f"/admin/nodes/{WAITING}/approve")
-    assert WAITING in asked.text
-    assert "gpu=a100" in asked.text
+    confirm_page = await root.get(f"/admin/nodes/{WAITING}/approve")
+    assert WAITING in confirm_page.text
+    assert "gpu=a100" in confirm_page.text
     assert mesh.states()[0] is MemberState.PENDING
-    done = await root.submit(asked, f"/admin/nodes/{WAITING}/approve")
+    done = await root.submit(confirm_page, f"/admin/nodes/{WAITING}/approve")
     assert (done.status_code, done.headers["location"]) == (303, "/admin/nodes?done=approved")
     assert mesh.states()[0] is MemberState.ACTIVE
     assert "Node approved." in (await root.get("/admin/nodes?done=approved")).text
     assert (await root.get(f"/admin/nodes/{WAITING}/approve")).status_code == 404
 
 
-async def test_an_owner_cannot_approve(alice: Browser, mesh: AdminMesh) -> None:
+async def test_owner_cannot_approve(alice: Browser, mesh: AdminMesh) -> None:
     mesh.add_member(WAITING, MemberState.PENDING)
     assert (await alice.get(f"/admin/nodes/{WAITING}/approve")).status_code == 403
     assert (await alice.client.post(f"/admin/nodes/{WAITING}/approve", data={"token": "x"})).status_code == 403
@@ -124,12 +124,12 @@ async def test_an_owner_cannot_approve(alice: Browser, mesh: AdminMesh) -> None:
     assert mesh.states()[0] is MemberState.PENDING
 
 
-async def test_revoking_is_asked_first_and_keeps_the_reason(root: Browser, mesh: AdminMesh) -> None:
+async def test_revoking_needs_confirmation_and_stores_the_reason(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_member(WORKER, name="rig-1")
-    asked = await root.get(f"/admin/nodes/{WORKER}/revoke")
-    assert "Revoke “<bdi>rig-1</bdi>”?" in asked.text
+    confirm_page = await root.get(f"/admin/nodes/{WORKER}/revoke")
+    assert "Revoke “<bdi>rig-1</bdi>”?" in confirm_page.text
     assert mesh.states()[0] is MemberState.ACTIVE
-    done = await root.submit(asked, f"/admin/nodes/{WORKER}/revoke", reason=" sold ")
+    done = await root.submit(confirm_page, f"/admin/nodes/{WORKER}/revoke", reason=" sold ")
     assert done.headers["location"] == "/admin/nodes?done=revoked"
     assert (mesh.states()[0], mesh.members[0].reason) == (MemberState.REVOKED, "sold")
     page = await root.get("/admin/nodes?done=revoked")
@@ -138,7 +138,7 @@ async def test_revoking_is_asked_first_and_keeps_the_reason(root: Browser, mesh:
     assert (await root.get(f"/admin/nodes/{WORKER}/revoke")).status_code == 404
 
 
-async def test_a_refused_revocation_keeps_what_was_typed(root: Browser, mesh: AdminMesh) -> None:
+async def test_refused_revocation_keeps_the_input(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_member(WORKER)
     page = await root.submit(await root.get(f"/admin/nodes/{WORKER}/revoke"), f"/admin/nodes/{WORKER}/revoke", reason="refuse")
     assert page.status_code == 403
@@ -146,7 +146,7 @@ async def test_a_refused_revocation_keeps_what_was_typed(root: Browser, mesh: Ad
     assert forms_of(page)[f"/admin/nodes/{WORKER}/revoke"]["reason"] == "refuse"
 
 
-async def test_an_owner_revokes_their_own_and_nobody_elses(alice: Browser, mesh: AdminMesh) -> None:
+async def test_owner_revokes_only_their_own_machines(alice: Browser, mesh: AdminMesh) -> None:
     mesh.add_member(WORKER)
     mesh.add_member(WAITING, owner="bob")
     await alice.submit(await alice.get(f"/nodes/{WORKER}/revoke"), f"/nodes/{WORKER}/revoke")
@@ -155,7 +155,7 @@ async def test_an_owner_revokes_their_own_and_nobody_elses(alice: Browser, mesh:
 
 
 @pytest.mark.parametrize("action", ["approve", "revoke"])
-async def test_a_form_from_elsewhere_changes_nothing(root: Browser, mesh: AdminMesh, action: str) -> None:
+async def test_cross_site_form_changes_nothing(root: Browser, mesh: AdminMesh, action: str) -> None:
     mesh.add_member(WAITING, MemberState.PENDING)
     path = f"/admin/nodes/{WAITING}/{action}"
     page = await root.get(path)
@@ -164,7 +164,7 @@ async def test_a_form_from_elsewhere_changes_nothing(root: Browser, mesh: AdminM
     assert mesh.states()[0] is MemberState.PENDING
 
 
-async def test_hostile_names_are_texts(root: Browser, mesh: AdminMesh) -> None:
+async def test_hostile_names_are_escaped(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_member(WORKER, name=HOSTILE)
     mesh.add_node(WORKER, why_not="<img src=x>")
     mesh.add_member(WAITING, MemberState.PENDING, name="x" * 100, owner=HOSTILE)
@@ -175,11 +175,11 @@ async def test_hostile_names_are_texts(root: Browser, mesh: AdminMesh) -> None:
         assert "&lt;script&gt;alert(1)" in text
 
 
-async def test_a_word_that_no_redirect_brings_says_nothing(root: Browser) -> None:
+async def test_unknown_notice_is_not_shown(root: Browser) -> None:
     assert 'role="status"><p>' not in (await root.get("/admin/nodes?done=<b>pwned</b>")).text
 
 
-async def test_the_stream_brings_the_rows_of_the_page(app: ASGIApp, mesh: AdminMesh) -> None:
+async def test_stream_has_the_rows_of_the_page(app: ASGIApp, mesh: AdminMesh) -> None:
     mesh.add_person("alice", UserRole.NODE_OWNER)
     mesh.add_member(WORKER, name="rig-1")
     mesh.add_node(WORKER)
@@ -189,14 +189,14 @@ async def test_the_stream_brings_the_rows_of_the_page(app: ASGIApp, mesh: AdminM
     assert (values["summary"], values["no_nodes"], values["connection"]) == ("1 node, 1 OK", False, "")
 
 
-async def test_a_stream_without_the_gateway_says_that_it_is_stale(app: ASGIApp, mesh: AdminMesh) -> None:
+async def test_stream_without_the_gateway_is_stale(app: ASGIApp, mesh: AdminMesh) -> None:
     mesh.add_person("root", UserRole.ADMIN)
     mesh.broken["gateway"] = errors.NotReachable("nobody there")
     assert await followed.first_event(app, "/live/nodes", "root") == {"connection": "stale"}
 
 
-async def test_approving_asks_auth_in_the_persons_name(root: Browser, mesh: AdminMesh) -> None:
+async def test_approval_uses_the_users_credential(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_member(WAITING, MemberState.PENDING)
     await root.submit(await root.get(f"/admin/nodes/{WAITING}/approve"), f"/admin/nodes/{WAITING}/approve")
-    asked = [each for each in mesh.asked if each.method == "auth.approveNode"]
-    assert [(each.request, each.credential) for each in asked] == [(membership.ApproveMember(WAITING), "access-root")]
+    call = [each for each in mesh.calls if each.method == "auth.approveNode"]
+    assert [(each.request, each.credential) for each in call] == [(membership.ApproveMember(WAITING), "access-root")]

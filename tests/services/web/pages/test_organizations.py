@@ -30,13 +30,13 @@ def roles(mesh: FakeMesh, team: TenantId) -> dict[str, TeamRole]:
     return {member.username: member.role for member in mesh.teams[team].members}
 
 
-async def test_who_belongs_to_none_is_told_how_to_begin(alice: Browser) -> None:
+async def test_user_without_organizations_is_told_how_to_start(alice: Browser) -> None:
     page = await alice.get("/organisations")
     assert "You aren’t in an organization yet" in page.text
     assert "Personal account" in page.text
 
 
-async def test_making_one_leads_to_its_page(alice: Browser, mesh: FakeMesh) -> None:
+async def test_creating_an_organization_leads_to_its_page(alice: Browser, mesh: FakeMesh) -> None:
     answer = await alice.submit(await alice.get("/organisations"), "/organisations", name=" Acme ")
     (team,) = mesh.teams
     assert answer.headers["location"] == f"/organisations/{team}?done=created"
@@ -45,14 +45,14 @@ async def test_making_one_leads_to_its_page(alice: Browser, mesh: FakeMesh) -> N
     assert "No pending invitations." in page.text
 
 
-async def test_a_name_that_is_none_is_kept_in_the_form(alice: Browser, mesh: FakeMesh) -> None:
+async def test_invalid_name_is_kept_in_the_form(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.submit(await alice.get("/organisations"), "/organisations", name="\u202eAcme")
     assert page.status_code == 400
     assert forms_of(page)["/organisations"]["name"] == "\u202eAcme"
     assert mesh.teams == {}
 
 
-async def test_acting_for_an_organisation_and_for_oneself_again(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_switch_to_an_organization_and_back(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     before = alice.client.cookies["aimesh_session"]
     answer = await alice.submit(await alice.get("/organisations"), "/organisations/switch", id=str(acme))
     assert answer.headers["location"] == "/organisations?done=switched"
@@ -65,16 +65,14 @@ async def test_acting_for_an_organisation_and_for_oneself_again(alice: Browser, 
 
 
 @pytest.mark.parametrize(("id_", "status"), [(str(UUID(int=1)), 404), ("nonsense", 400), (EVIL, 400)])
-async def test_one_cannot_act_for_others(alice: Browser, mesh: FakeMesh, acme: TenantId, id_: str, status: int) -> None:
+async def test_cannot_act_for_another_organization(alice: Browser, mesh: FakeMesh, acme: TenantId, id_: str, status: int) -> None:
     page = await alice.submit(await alice.get("/organisations"), "/organisations/switch", id=id_)
     assert page.status_code == status
     assert EVIL not in page.text
     assert mesh.acting == {}
 
 
-async def test_an_owner_sees_all_and_a_member_only_who_is_there(
-    alice: Browser, tls_browser: Browser, mesh: FakeMesh, acme: TenantId
-) -> None:
+async def test_owner_sees_everything_and_members_see_members(alice: Browser, tls_browser: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     here = f"/organisations/{acme}"
     await alice.submit(await alice.get(here), f"{here}/invite", email="carol@example.com")
     owners = await alice.get(here)
@@ -89,7 +87,7 @@ async def test_an_owner_sees_all_and_a_member_only_who_is_there(
     assert {action for action in forms_of(members) if action.startswith(here)} == {f"{here}/leave"}
 
 
-async def test_strangers_do_not_hear_that_there_is_one(tls_browser: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_strangers_cannot_see_that_it_exists(tls_browser: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     mesh.add_account("mallory", "x")
     await tls_browser.sign_in("mallory", "x")
     assert (await tls_browser.get(f"/organisations/{acme}")).status_code == 404
@@ -97,7 +95,7 @@ async def test_strangers_do_not_hear_that_there_is_one(tls_browser: Browser, mes
     assert (await tls_browser.get("/organisations/not-an-id")).status_code == 404
 
 
-async def test_an_invitation_shows_its_link_once(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_invitation_link_is_shown_once(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     here = f"/organisations/{acme}"
     page = await alice.submit(await alice.get(here), f"{here}/invite", email="carol@example.com", role="owner")
     assert page.status_code == 201
@@ -109,24 +107,24 @@ async def test_an_invitation_shows_its_link_once(alice: Browser, mesh: FakeMesh,
 
 
 @pytest.mark.parametrize(("email", "role"), [("nobody", "member"), ("carol@example.com", "king")])
-async def test_a_refused_invitation_keeps_what_was_typed(alice: Browser, acme: TenantId, email: str, role: str) -> None:
+async def test_refused_invitation_keeps_the_input(alice: Browser, acme: TenantId, email: str, role: str) -> None:
     here = f"/organisations/{acme}"
     page = await alice.submit(await alice.get(here), f"{here}/invite", email=email, role=role)
     assert page.status_code == 400
     assert forms_of(page)[f"{here}/invite"]["email"] == email
 
 
-async def test_an_invitation_is_confirmed_first(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_invitation_needs_confirmation(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     here = f"/organisations/{acme}"
     mesh.is_stale = True
-    asked = await alice.submit(await alice.get(here), f"{here}/invite", email="carol@example.com", role="member")
+    confirm_page = await alice.submit(await alice.get(here), f"{here}/invite", email="carol@example.com", role="member")
     assert mesh.invitations == {}
-    page = await alice.submit(asked, f"{here}/invite", confirm_password="correct horse")
+    page = await alice.submit(confirm_page, f"{here}/invite", confirm_password="correct horse")
     assert page.status_code == 201
     assert "<bdi>carol@example.com</bdi> was invited" in page.text
 
 
-async def test_withdrawing_an_invitation(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_withdraw_an_invitation(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     here = f"/organisations/{acme}"
     await alice.submit(await alice.get(here), f"{here}/invite", email="carol@example.com")
     page = await alice.get(here)
@@ -138,7 +136,7 @@ async def test_withdrawing_an_invitation(alice: Browser, mesh: FakeMesh, acme: T
     assert "There is no open invitation with this id." in again.text
 
 
-async def test_roles_are_set_and_the_last_owner_stays_one(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_roles_can_be_set_except_for_the_last_owner(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     here, page = f"/organisations/{acme}", await alice.get(f"/organisations/{acme}")
     alice_id, bob_id = (str(mesh.accounts[name].user.id) for name in ("alice", "bob"))
     refused = await alice.submit(page, f"{here}/role", user_id=alice_id, role="member")
@@ -149,7 +147,7 @@ async def test_roles_are_set_and_the_last_owner_stays_one(alice: Browser, mesh: 
     assert roles(mesh, acme) == {"alice": TeamRole.MEMBER, "bob": TeamRole.OWNER}
 
 
-async def test_removing_a_member(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_remove_a_member(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     here = f"/organisations/{acme}"
     page = await alice.get(here)
     assert "data-confirm" in page.text
@@ -158,7 +156,7 @@ async def test_removing_a_member(alice: Browser, mesh: FakeMesh, acme: TenantId)
     assert set(roles(mesh, acme)) == {"alice"}
 
 
-async def test_renaming(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_rename_an_organization(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     here = f"/organisations/{acme}"
     answer = await alice.submit(await alice.get(here), f"{here}/rename", name=EVIL)
     assert answer.headers["location"] == f"{here}?done=renamed"
@@ -168,7 +166,7 @@ async def test_renaming(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     assert EVIL not in (await alice.get("/organisations")).text
 
 
-async def test_who_leaves_while_acting_for_it_stays_signed_in_as_oneself(tls_browser: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_leaving_the_active_organization_switches_back(tls_browser: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     here = f"/organisations/{acme}"
     await tls_browser.sign_in("bob", "battery staple")
     await tls_browser.submit(await tls_browser.get("/organisations"), "/organisations/switch", id=str(acme))
@@ -180,7 +178,7 @@ async def test_who_leaves_while_acting_for_it_stays_signed_in_as_oneself(tls_bro
     assert set(roles(mesh, acme)) == {"alice"}
 
 
-async def test_the_last_owner_cannot_leave_and_goes_on_acting_for_it(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_last_owner_cannot_leave_and_stays_switched(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     here = f"/organisations/{acme}"
     await alice.submit(await alice.get("/organisations"), "/organisations/switch", id=str(acme))
     token = forms_of(await alice.get(here))[f"{here}/rename"]["token"]
@@ -190,7 +188,7 @@ async def test_the_last_owner_cannot_leave_and_goes_on_acting_for_it(alice: Brow
     assert "<small>in <bdi>Acme</bdi></small>" in (await alice.get(here)).text
 
 
-async def test_an_owner_beside_another_may_leave(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_owner_may_leave_if_another_remains(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     here = f"/organisations/{acme}"
     page = await alice.get(here)
     await alice.submit(page, f"{here}/role", user_id=str(mesh.accounts["bob"].user.id), role="owner")
@@ -199,14 +197,14 @@ async def test_an_owner_beside_another_may_leave(alice: Browser, mesh: FakeMesh,
     assert roles(mesh, acme) == {"bob": TeamRole.OWNER}
 
 
-async def test_auth_being_away_is_a_503(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_unavailable_auth_gives_503(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     mesh.broken |= {name: errors.NotReachable("nobody is there") for name in ("auth.listOrganisations", "auth.getOrganisation")}
     for path in ("/organisations", f"/organisations/{acme}"):
         assert (await alice.get(path)).status_code == 503
 
 
 @pytest.mark.parametrize("act", ["rename", "invite", "role", "remove", "leave"])
-async def test_forms_from_elsewhere_are_refused(alice: Browser, mesh: FakeMesh, acme: TenantId, act: str) -> None:
+async def test_cross_site_forms_are_refused(alice: Browser, mesh: FakeMesh, acme: TenantId, act: str) -> None:
     here = f"/organisations/{acme}"
     if act == "leave":
         # The only owner has no such form.
@@ -219,7 +217,7 @@ async def test_forms_from_elsewhere_are_refused(alice: Browser, mesh: FakeMesh, 
     assert mesh.teams[acme] == before
 
 
-async def test_one_that_shares_its_founders_limits_says_so(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+async def test_shared_limits_of_the_founder_are_mentioned(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
     for path in ("/organisations", f"/organisations/{acme}"):
         assert "pro tier" in (await alice.get(path)).text
     page = mesh.teams[acme]

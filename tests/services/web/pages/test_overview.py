@@ -20,32 +20,32 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
     """A browser in which alice is signed in."""
     mesh.add_account("alice", "correct horse", tier=Tier.PRO)
     assert (await browser.sign_in("alice", "correct horse")).status_code == 303
-    mesh.asked.clear()
+    mesh.calls.clear()
     return browser
 
 
-async def test_the_landing_page_says_whether_the_mesh_is_ready(browser: Browser, mesh: FakeMesh) -> None:
+async def test_landing_page_says_whether_the_mesh_is_ready(browser: Browser, mesh: FakeMesh) -> None:
     assert "OK · 1 worker online" in (await browser.get("/")).text
     mesh.workers = 0
     assert "no worker is online" in (await browser.get("/")).text
     assert "Create an account" in (await browser.get("/")).text
 
 
-async def test_where_registration_is_closed_the_start_page_offers_no_account(browser: Browser, mesh: FakeMesh) -> None:
+async def test_closed_registration_offers_no_account_on_the_landing_page(browser: Browser, mesh: FakeMesh) -> None:
     mesh.options = msgspec.structs.replace(mesh.options, open_registration=False)
     text = (await browser.get("/")).text
     assert "Create an account" not in text
     assert '<a class="button" href="/login">Sign in</a>' in text
 
 
-async def test_the_landing_page_stands_when_everything_else_is_down(alice: Browser, mesh: FakeMesh) -> None:
+async def test_landing_page_works_when_everything_else_is_down(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken |= {"auth": AWAY, "gateway": AWAY}
     page = await alice.get("/")
     assert page.status_code == 200
     assert "isn’t responding" in page.text
 
 
-async def test_the_overview_shows_usage_by_day_and_what_is_left(alice: Browser, mesh: FakeMesh) -> None:
+async def test_overview_shows_daily_usage_and_remaining_quota(alice: Browser, mesh: FakeMesh) -> None:
     mesh.use(NOW, 3, 1234, cost=1_500_000, p95_ms=840)
     mesh.use(NOW - timedelta(days=5), 2, 766, failed=1)
     mesh.limits = (gateway.LimitState("user", "requests_per_hour", 1000, 960, 2480.0),)
@@ -58,12 +58,12 @@ async def test_the_overview_shows_usage_by_day_and_what_is_left(alice: Browser, 
     assert '<strong data-live="left">960</strong>' in page.text
     assert "Resets in 42 min" in page.text
     assert 'data-live="label" data-live-attr="datetime:id">20 Nov</time></th><td class="n" data-value="3"' in page.text
-    # Thirty days, and the one that new rows are made from.
+    # Thirty days, and the template for new rows.
     assert page.text.count('data-live="label" data-live-attr="datetime:id"') == 31
     assert "pro tier" in page.text
 
 
-async def test_a_day_is_shown_by_the_hour(alice: Browser, mesh: FakeMesh) -> None:
+async def test_day_is_shown_by_hour(alice: Browser, mesh: FakeMesh) -> None:
     mesh.use(NOW, 3)
     mesh.use(NOW - timedelta(days=2), 4)
     page = await alice.get("/dashboard?span=day")
@@ -76,7 +76,7 @@ async def test_a_day_is_shown_by_the_hour(alice: Browser, mesh: FakeMesh) -> Non
 @pytest.mark.parametrize(
     ("show", "kind", "first"), [("tokens", "bars", "Tokens"), ("latency", "lines", "Median latency"), ("nope", "bars", "Requests")]
 )
-async def test_each_number_leads_to_its_chart(alice: Browser, mesh: FakeMesh, show: str, kind: str, first: str) -> None:
+async def test_each_number_links_to_its_chart(alice: Browser, mesh: FakeMesh, show: str, kind: str, first: str) -> None:
     mesh.use(NOW, 3)
     page = await alice.get(f"/dashboard?show={show}")
     assert f'<table data-chart="{kind}">' in page.text
@@ -85,7 +85,7 @@ async def test_each_number_leads_to_its_chart(alice: Browser, mesh: FakeMesh, sh
     assert page.text.count('aria-current="true"') == 2
 
 
-async def test_the_last_ten_requests_with_how_they_ended(alice: Browser, mesh: FakeMesh) -> None:
+async def test_last_ten_requests_have_their_outcome(alice: Browser, mesh: FakeMesh) -> None:
     for number in range(12):
         mesh.log(NOW - timedelta(minutes=number))
     mesh.log(NOW, RequestStatus.LIMITED, "rate_limited")
@@ -96,7 +96,7 @@ async def test_the_last_ten_requests_with_how_they_ended(alice: Browser, mesh: F
     assert 'href="/requests">All requests</a>' in page.text
 
 
-async def test_a_newcomer_has_the_first_steps_before_empty_numbers(alice: Browser, mesh: FakeMesh) -> None:
+async def test_new_user_sees_first_steps_before_empty_numbers(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.get("/dashboard")
     assert page.text.index("Get started") < page.text.index("No requests in the last 30 days") < page.text.index("No requests yet")
     mesh.log(NOW)
@@ -105,7 +105,7 @@ async def test_a_newcomer_has_the_first_steps_before_empty_numbers(alice: Browse
     assert 'data-live-show="is_unused" hidden>' in page.text
 
 
-async def test_the_overview_shows_the_credits(alice: Browser, mesh: FakeMesh) -> None:
+async def test_overview_shows_the_credits(alice: Browser, mesh: FakeMesh) -> None:
     mesh.account = ledger.Account(
         MicroCredits(99_750_000), MicroCredits(1_234_500_000), MicroCredits(0), MicroCredits(100_000_000), FEBRUARY
     )
@@ -114,7 +114,7 @@ async def test_the_overview_shows_the_credits(alice: Browser, mesh: FakeMesh) ->
     assert "100 per month included; renews 1 Feb 2027" in page.text
 
 
-async def test_who_has_no_limits_is_shown_none(browser: Browser, mesh: FakeMesh) -> None:
+async def test_user_without_limits_sees_none(browser: Browser, mesh: FakeMesh) -> None:
     mesh.account = ledger.Account(MicroCredits(0), MicroCredits(-5), MicroCredits(0), None, FEBRUARY)
     mesh.add_account("bob", "correct horse", tier=Tier.ENTERPRISE)
     await browser.sign_in("bob", "correct horse")
@@ -124,14 +124,14 @@ async def test_who_has_no_limits_is_shown_none(browser: Browser, mesh: FakeMesh)
     assert "1,000,000,000" not in page.text
 
 
-async def test_a_model_that_gives_vectors_only_is_no_first_step(alice: Browser, mesh: FakeMesh) -> None:
+async def test_embedding_model_is_not_used_in_the_first_steps(alice: Browser, mesh: FakeMesh) -> None:
     mesh.served = (gateway.ServedModel(ModelName("vectors"), 1, 512, only_embeds=True), gateway.ServedModel(ModelName("chatty"), 1, 512))
     page = await alice.get("/dashboard")
     assert "chatty" in page.text
     assert "&#34;model&#34;: &#34;vectors&#34;" not in page.text
 
 
-async def test_hostile_names_are_texts(alice: Browser, mesh: FakeMesh) -> None:
+async def test_hostile_names_are_escaped(alice: Browser, mesh: FakeMesh) -> None:
     mesh.log(NOW, RequestStatus.ERROR, "<img src=x>", model="<script>alert(1)</script>\u202e" + "x" * 200)
     page = await alice.get("/dashboard")
     assert "<script>alert" not in page.text
@@ -139,22 +139,22 @@ async def test_hostile_names_are_texts(alice: Browser, mesh: FakeMesh) -> None:
     assert '<bdi data-live="model">&lt;script&gt;alert(1)' in page.text
 
 
-async def test_the_first_steps_name_this_address_and_a_served_model(alice: Browser) -> None:
+async def test_first_steps_use_this_address_and_a_served_model(alice: Browser) -> None:
     page = await alice.get("/dashboard")
     assert "curl http://localhost:3000/v1/chat/completions" in page.text
     assert 'base_url="http://localhost:3000/v1"' in page.text
     assert "smollm2" in page.text
 
 
-async def test_web_calls_with_the_access_token_of_the_person(alice: Browser, mesh: FakeMesh) -> None:
+async def test_calls_use_the_users_access_token(alice: Browser, mesh: FakeMesh) -> None:
     await alice.get("/dashboard")
-    for asked in mesh.asked:
-        expected = None if asked.method == "auth.resumeSession" else "access-alice"
-        assert asked.credential == expected, asked.method
+    for call in mesh.calls:
+        expected = None if call.method == "auth.resumeSession" else "access-alice"
+        assert call.credential == expected, call.method
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
         pytest.param("gateway", "The gateway isn’t responding,</strong>", id="gateway down"),
         pytest.param("gateway.getUsageReport", "Usage is unavailable right now", id="usage cannot be read"),
@@ -163,14 +163,14 @@ async def test_web_calls_with_the_access_token_of_the_person(alice: Browser, mes
         pytest.param("gateway.listModels", "Replace MODEL with a model’s name", id="models cannot be read"),
     ],
 )
-async def test_a_part_that_is_down_takes_its_numbers_and_not_the_page(alice: Browser, mesh: FakeMesh, broken: str, said: str) -> None:
+async def test_unavailable_part_hides_only_its_numbers(alice: Browser, mesh: FakeMesh, broken: str, message: str) -> None:
     mesh.broken[broken] = AWAY
     page = await alice.get("/dashboard")
     assert page.status_code == 200
-    assert said in page.text
+    assert message in page.text
 
 
-async def test_a_gateway_that_is_down_is_said_once_and_nothing_claims_to_be_live(alice: Browser, mesh: FakeMesh) -> None:
+async def test_unavailable_gateway_is_reported_once_and_the_page_is_not_live(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["gateway"] = AWAY
     page = await alice.get("/dashboard?span=day")
     assert page.text.count("isn’t responding") == 1
@@ -179,7 +179,7 @@ async def test_a_gateway_that_is_down_is_said_once_and_nothing_claims_to_be_live
     assert "Get started" in page.text
 
 
-async def test_auth_being_down_is_a_friendly_503(alice: Browser, mesh: FakeMesh) -> None:
+async def test_unavailable_auth_gives_a_friendly_503(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["auth"] = errors.NotReachable("auth does not answer", hint="see `aicli stack status`", retry_after_seconds=2.5)
     page = await alice.get("/dashboard")
     assert page.status_code == 503
@@ -194,11 +194,11 @@ async def test_no_page_of_numbers_opens_while_auth_is_down(alice: Browser, mesh:
     page = await alice.get(path)
     assert page.status_code == 503
     assert "See <code>aicli stack status</code>." in page.text
-    assert {name for name in mesh.names_asked() if name.startswith("gateway.")} == set()
+    assert {name for name in mesh.called_methods() if name.startswith("gateway.")} == set()
 
 
 @pytest.mark.parametrize("query", ["?span=year", "?span=%00", "?show=" + "x" * 3000, "?span=day&span=month", "?show=%ff"])
-async def test_a_changed_address_shows_the_overview_all_the_same(alice: Browser, mesh: FakeMesh, query: str) -> None:
+async def test_edited_query_still_shows_the_overview(alice: Browser, mesh: FakeMesh, query: str) -> None:
     mesh.use(NOW, 3)
     page = await alice.get(f"/dashboard{query}")
     assert page.status_code == 200
@@ -215,7 +215,7 @@ async def test_personal_pages_lead_to_the_login_and_back(browser: Browser, mesh:
     assert answer.headers["location"] == path
 
 
-async def test_a_session_that_ended_is_taken_from_the_browser(alice: Browser, mesh: FakeMesh) -> None:
+async def test_cookie_of_an_ended_session_is_deleted(alice: Browser, mesh: FakeMesh) -> None:
     mesh.sessions.clear()
     answer = await alice.get("/dashboard")
     assert answer.status_code == 303
@@ -238,7 +238,7 @@ async def test_a_session_that_ended_is_taken_from_the_browser(alice: Browser, me
         ("GET", "/%ff%fe", 404),
     ],
 )
-async def test_wrong_paths_and_methods_get_a_page_in_the_same_look(browser: Browser, method: str, path: str, status: int) -> None:
+async def test_unknown_paths_and_methods_get_an_error_page(browser: Browser, method: str, path: str, status: int) -> None:
     answer = await browser.client.request(method, path)
     assert answer.status_code == status
     if status >= 400:
@@ -248,12 +248,12 @@ async def test_wrong_paths_and_methods_get_a_page_in_the_same_look(browser: Brow
         assert answer.headers["allow"]
 
 
-async def test_a_body_over_the_limit_is_refused(browser: Browser) -> None:
+async def test_body_over_the_limit_is_refused(browser: Browser) -> None:
     answer = await browser.client.post("/login", data={"token": "t" * 20_000}, headers={"Sec-Fetch-Site": "same-origin"})
     assert answer.status_code == 413
 
 
-async def test_a_bug_shows_its_request_id_and_nothing_else(alice: Browser, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bug_shows_its_request_id_and_nothing_else(alice: Browser, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> object:
         raise ZeroDivisionError("secret detail")
 
@@ -290,7 +290,7 @@ USAGE_PATHS = (
 @pytest.mark.parametrize(
     "path", ["/", "/login", "/register", "/dashboard", "/api-keys", "/login-link?token=abc", *ACCOUNT_PATHS, *USAGE_PATHS]
 )
-async def test_pages_load_nothing_from_elsewhere_and_have_nothing_inline(alice: Browser, path: str) -> None:
+async def test_pages_load_nothing_from_third_parties_and_have_nothing_inline(alice: Browser, path: str) -> None:
     text = (await alice.get(path)).text
     assert text.count("<script") == len(re.findall(r'<script(?: type="module"| defer)? src="/static/[^"]+"></script>', text))
     assert " style=" not in text
@@ -300,7 +300,7 @@ async def test_pages_load_nothing_from_elsewhere_and_have_nothing_inline(alice: 
         assert not address.startswith("//")
 
 
-async def test_static_files_are_kept_by_browsers_and_change_their_address_with_their_content(browser: Browser) -> None:
+async def test_static_files_are_cached_and_their_url_changes_with_the_content(browser: Browser) -> None:
     page = await browser.get("/")
     path = re.findall(r'href="(/static/\w{12}/style\.css)"', page.text)[0]
     answer = await browser.get(path)
@@ -308,7 +308,7 @@ async def test_static_files_are_kept_by_browsers_and_change_their_address_with_t
     assert "immutable" in answer.headers["cache-control"]
 
 
-async def test_a_get_changes_nothing(alice: Browser, mesh: FakeMesh) -> None:
+async def test_get_changes_nothing(alice: Browser, mesh: FakeMesh) -> None:
     key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
     mesh.links["link-token"] = mesh.accounts["alice"].user
     for path in ("/", "/login", "/register", "/dashboard", "/api-keys", f"/api-keys/{key.id}/revoke", "/login-link?token=link-token"):
@@ -323,18 +323,18 @@ async def test_a_get_changes_nothing(alice: Browser, mesh: FakeMesh) -> None:
         "gateway.listModels",
         "gateway.getServiceHealth",
     }
-    assert set(mesh.names_asked()) <= reading
+    assert set(mesh.called_methods()) <= reading
     assert "link-token" in mesh.links
 
 
 @pytest.mark.parametrize("host", ["evil.example/x onload=1", "evil.example$(reboot)", "evil.example'; reboot; '", "user@evil.example", ""])
-async def test_an_odd_host_header_is_not_repeated(browser: Browser, host: str) -> None:
+async def test_odd_host_header_is_not_repeated(browser: Browser, host: str) -> None:
     page = await browser.client.get("/", headers={"host": host})
     assert "evil.example" not in page.text
     assert page.status_code == 400 or "curl http://127.0.0.1:3000/v1" in page.text
 
 
-async def test_every_form_carries_a_token_of_its_own_session(alice: Browser) -> None:
+async def test_every_form_has_a_token_of_its_session(alice: Browser) -> None:
     for path in ("/dashboard", "/api-keys"):
         for fields in forms_of(await alice.get(path)).values():
             assert len(fields["token"]) == 97
@@ -368,7 +368,7 @@ _ON = {
 
 
 @pytest.mark.parametrize("scheme", _SCHEMES, ids=["light", "dark"])
-def test_text_contrast_is_wcag_aa(scheme: dict[str, str]) -> None:
+def test_text_contrast_meets_wcag_aa(scheme: dict[str, str]) -> None:
     too_weak = [
         f"{text} on {ground}" for text, grounds in _ON.items() for ground in grounds if contrast(scheme[text], scheme[ground]) < 4.5
     ]
@@ -376,7 +376,7 @@ def test_text_contrast_is_wcag_aa(scheme: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("scheme", _SCHEMES, ids=["light", "dark"])
-def test_fields_bars_and_focus_stand_out_from_their_ground(scheme: dict[str, str]) -> None:
+def test_controls_and_focus_have_enough_contrast(scheme: dict[str, str]) -> None:
     for name in ("field", "bar", "focus", "series-1", "series-2", "series-3", "series-4"):
         assert contrast(scheme[name], scheme["surface"]) >= 3
     assert contrast(scheme["focus"], scheme["page"]) >= 3

@@ -58,12 +58,12 @@ def read_events(text: str) -> list[tuple[str, Any]]:
     return found
 
 
-async def ask(browser: Browser, question: dict[str, Any] = HELLO) -> httpx.Response:
+async def send(browser: Browser, question: dict[str, Any] = HELLO) -> httpx.Response:
     return await browser.client.post("/playground/answer", json=question, headers=await headers_of(browser))
 
 
-def asked_of(mesh: FakeMesh) -> list[ProcessInferenceRequest]:
-    return [asked.request for asked in mesh.asked if isinstance(asked.request, ProcessInferenceRequest)]
+def inference_calls(mesh: FakeMesh) -> list[ProcessInferenceRequest]:
+    return [call.request for call in mesh.calls if isinstance(call.request, ProcessInferenceRequest)]
 
 
 # --- The page ---------------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def options(page: httpx.Response) -> list[tuple[str, bool]]:
     return [(name, bool(chosen)) for name, chosen in re.findall(r'<option value="([^"]+)"( selected)?>', page.text)]
 
 
-async def test_the_models_that_can_be_asked_are_there_the_default_one_chosen(alice: Browser, mesh: FakeMesh) -> None:
+async def test_available_models_are_listed_with_the_default_chosen(alice: Browser, mesh: FakeMesh) -> None:
     mesh.served = SERVED
     assert options(await alice.get("/playground")) == [("smollm2", True), ("large", False)]
 
@@ -98,7 +98,7 @@ async def test_every_icon_has_a_name(alice: Browser, mesh: FakeMesh) -> None:
         ("?model=gone", "gone", "smollm2"),
     ],
 )
-async def test_a_link_chooses_and_then_the_preference(
+async def test_link_chooses_the_model_before_the_preference(
     alice: Browser, mesh: FakeMesh, link: str, preferred: str | None, chosen: str
 ) -> None:
     mesh.served = SERVED
@@ -106,7 +106,7 @@ async def test_a_link_chooses_and_then_the_preference(
     assert (chosen, True) in options(await alice.get(f"/playground{link}"))
 
 
-async def test_without_models_it_says_so(alice: Browser, mesh: FakeMesh) -> None:
+async def test_missing_models_are_reported(alice: Browser, mesh: FakeMesh) -> None:
     mesh.workers = 0
     page = await alice.get("/playground")
     assert page.status_code == 200
@@ -114,14 +114,14 @@ async def test_without_models_it_says_so(alice: Browser, mesh: FakeMesh) -> None
     assert "data-playground" not in page.text
 
 
-async def test_without_the_gateway_it_says_so(alice: Browser, mesh: FakeMesh) -> None:
+async def test_unavailable_gateway_is_reported(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["gateway"] = AWAY
     page = await alice.get("/playground")
     assert page.status_code == 200
     assert "isn’t responding" in page.text
 
 
-async def test_names_of_models_are_text(alice: Browser, mesh: FakeMesh) -> None:
+async def test_model_names_are_escaped(alice: Browser, mesh: FakeMesh) -> None:
     mesh.served = (ServedModel(ModelName('"><script>alert(1)</script>'), 1, 2048),)
     assert "<script>alert" not in (await alice.get("/playground")).text
 
@@ -129,8 +129,8 @@ async def test_names_of_models_are_text(alice: Browser, mesh: FakeMesh) -> None:
 # --- An answer --------------------------------------------------------------------------------------------------------
 
 
-async def test_an_answer_comes_in_pieces_and_ends_with_what_it_took(alice: Browser, mesh: FakeMesh) -> None:
-    answer = await ask(alice)
+async def test_answer_streams_and_ends_with_its_usage(alice: Browser, mesh: FakeMesh) -> None:
+    answer = await send(alice)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["cache-control"] == "no-store"
@@ -145,41 +145,41 @@ async def test_an_answer_comes_in_pieces_and_ends_with_what_it_took(alice: Brows
     assert read_events(answer.text) == [("began", began), ("chunk", {"text": "Hello "}), ("chunk", {"text": "there."}), ("usage", took)]
 
 
-async def test_what_was_typed_reaches_the_gateway_in_the_persons_name(alice: Browser, mesh: FakeMesh) -> None:
-    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    await ask(alice, HELLO | {"messages": said, "system": "Be brief.", "temperature": 0, "max_tokens": 7, "top_p": 0.5, "seed": 3})
-    (asked,) = asked_of(mesh)
-    request = asked.request
+async def test_input_reaches_the_gateway_with_the_users_credential(alice: Browser, mesh: FakeMesh) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    await send(alice, HELLO | {"messages": messages, "system": "Be brief.", "temperature": 0, "max_tokens": 7, "top_p": 0.5, "seed": 3})
+    (sent,) = inference_calls(mesh)
+    request = sent.request
     assert [(each.role, each.content) for each in request.messages] == [
         ("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c"),
     ]  # fmt: skip
     assert (request.model, request.temperature, request.max_tokens, request.top_p, request.seed) == ("smollm2", 0, 7, 0.5, 3)
-    credential = next(each.credential for each in mesh.asked if each.request is asked)
+    credential = next(each.credential for each in mesh.calls if each.request is sent)
     assert credential is not None
 
 
-async def test_what_an_answer_waits_for_is_told(alice: Browser, mesh: FakeMesh) -> None:
+async def test_waiting_messages_are_streamed(alice: Browser, mesh: FakeMesh) -> None:
     mesh.waiting = "loading smollm2 …"
-    (named, _), waiting, *_ = read_events((await ask(alice)).text)
+    (named, _), waiting, *_ = read_events((await send(alice)).text)
     assert (named, waiting) == ("began", ("waiting", {"message": "loading smollm2 …"}))
 
 
-async def test_a_refusal_of_the_gateway_is_told_with_what_to_do(alice: Browser, mesh: FakeMesh) -> None:
+async def test_refusal_of_the_gateway_is_streamed_with_its_hint(alice: Browser, mesh: FakeMesh) -> None:
     refusal = errors.BudgetExhausted("there are no credits left", hint="ask an administrator for more")
     mesh.failures = [(0, refusal)]
-    ((name, problem),) = read_events((await ask(alice)).text)
+    ((name, problem),) = read_events((await send(alice)).text)
     assert (name, problem["code"], problem["message"], problem["hint"]) == (
         "problem", refusal.code, refusal.message, refusal.hint,
     )  # fmt: skip
 
 
-async def test_an_answer_that_loses_its_gateway_goes_on_where_it_stopped(alice: Browser, mesh: FakeMesh) -> None:
+async def test_answer_resumes_after_its_gateway_is_lost(alice: Browser, mesh: FakeMesh) -> None:
     mesh.pieces = ("one ", "two ", "three")
     mesh.failures = [(2, errors.LinkLost("the link was lost"))]
-    told = read_events((await ask(alice)).text)
-    assert [facts["text"] for name, facts in told if name == "chunk"] == ["one ", "two ", "three"]
-    assert told[-1][0] == "usage"
-    first, second = asked_of(mesh)
+    events = read_events((await send(alice)).text)
+    assert [facts["text"] for name, facts in events if name == "chunk"] == ["one ", "two ", "three"]
+    assert events[-1][0] == "usage"
+    first, second = inference_calls(mesh)
     assert (first.rest, second.rest) == (None, gateway.Rest(2))
     assert first.idempotency_key == second.idempotency_key
 
@@ -193,11 +193,11 @@ async def test_an_answer_that_loses_its_gateway_goes_on_where_it_stopped(alice: 
         ({"finish_reason": FinishReason.LENGTH, "clamped_to": 31}, "Stopped: you’re out of credits."),
     ],
 )
-def test_how_an_answer_ended(change: dict[str, Any], note: str) -> None:
+def test_finish_note_of_an_answer(change: dict[str, Any], note: str) -> None:
     assert answer_events.describe_usage(msgspec.structs.replace(RESULT, **change)).note == note
 
 
-def test_a_speed_is_told_only_where_there_was_something_to_measure() -> None:
+def test_speed_is_shown_only_if_measurable() -> None:
     assert answer_events.describe_usage(RESULT).tokens_per_second == 30.0
     for change in ({"cached": True}, {"response_time_ms": 40}, {"usage": gateway.Usage(1, 1)}):
         assert answer_events.describe_usage(msgspec.structs.replace(RESULT, **change)).tokens_per_second is None
@@ -220,7 +220,7 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_pieces_are_sent_as_they_come_and_leaving_ends_the_work(real: Browser, mesh: FakeMesh) -> None:
+async def test_pieces_are_sent_immediately_and_leaving_stops_the_generation(real: Browser, mesh: FakeMesh) -> None:
     mesh.gate.clear()
     async with real.client.stream("POST", "/playground/answer", json=HELLO, headers=await headers_of(real)) as answer:
         text = ""
@@ -231,12 +231,12 @@ async def test_pieces_are_sent_as_they_come_and_leaving_ends_the_work(real: Brow
         assert mesh.running == 1
     await mesh.left.wait()
     await until(lambda: bool(mesh.cancelled))
-    # The gateway goes on with what is asked under a key, so it is told as well.
-    assert mesh.cancelled == [asked_of(mesh)[0].idempotency_key]
+    # The gateway continues requests with a key, so it must be told to cancel.
+    assert mesh.cancelled == [inference_calls(mesh)[0].idempotency_key]
     assert mesh.running == 0
 
 
-async def test_a_bug_cuts_the_answer_off_and_gives_nothing_away(real: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bug_cuts_off_the_answer_and_reveals_nothing(real: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> None:
         raise ZeroDivisionError("secret")
 
@@ -252,13 +252,13 @@ async def test_a_bug_cuts_the_answer_off_and_gives_nothing_away(real: Browser, m
     assert "secret" not in text
 
 
-async def test_an_answer_that_was_read_to_its_end_is_not_cancelled(real: Browser, mesh: FakeMesh) -> None:
+async def test_complete_answer_is_not_canceled(real: Browser, mesh: FakeMesh) -> None:
     answer = await real.client.post("/playground/answer", json=HELLO, headers=await headers_of(real))
     assert read_events(answer.text)[-1][0] == "usage"
     assert mesh.cancelled == []
 
 
-async def test_a_fifth_answer_at_once_is_refused_and_a_left_one_makes_room(real: Browser, mesh: FakeMesh, site: App) -> None:
+async def test_fifth_concurrent_answer_is_refused_until_one_ends(real: Browser, mesh: FakeMesh, site: App) -> None:
     mesh.gate.clear()
     headers = await headers_of(real)
     async with asyncio.TaskGroup() as tasks:
@@ -287,18 +287,18 @@ async def test_a_fifth_answer_at_once_is_refused_and_a_left_one_makes_room(real:
         pytest.param(HELLO | {"tools": []}, id="a field that it does not have"),
     ],
 )
-async def test_what_is_no_question_is_refused(alice: Browser, mesh: FakeMesh, question: dict[str, Any]) -> None:
-    answer = await ask(alice, question)
+async def test_invalid_question_is_refused(alice: Browser, mesh: FakeMesh, question: dict[str, Any]) -> None:
+    answer = await send(alice, question)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
     assert answer.json()["error"]["hint"]
-    assert asked_of(mesh) == []
+    assert inference_calls(mesh) == []
 
 
-async def test_a_long_chat_fits_and_a_longer_one_does_not(alice: Browser, mesh: FakeMesh) -> None:
+async def test_long_chat_fits_and_a_longer_one_is_refused(alice: Browser, mesh: FakeMesh) -> None:
     long = HELLO | {"messages": [{"role": "user", "content": "x" * 200_000}]}
-    assert (await ask(alice, long)).status_code == 200
+    assert (await send(alice, long)).status_code == 200
     longer = HELLO | {"messages": [{"role": "user", "content": "x" * playground.MAX_BODY_BYTES}]}
-    answer = await ask(alice, longer)
+    answer = await send(alice, longer)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
     assert "too large for this page" in answer.json()["error"]["message"]
 
@@ -312,25 +312,25 @@ async def test_a_long_chat_fits_and_a_longer_one_does_not(alice: Browser, mesh: 
         pytest.param({"Sec-Fetch-Site": "cross-site"}, id="from another site"),
     ],
 )
-async def test_only_our_page_may_ask(alice: Browser, mesh: FakeMesh, path: str, wrong: dict[str, str]) -> None:
+async def test_questions_are_same_origin_only(alice: Browser, mesh: FakeMesh, path: str, wrong: dict[str, str]) -> None:
     content = HELLO if path.endswith("answer") else {"request_id": str(UUID(int=1)), "rating": "up"}
     answer = await alice.client.post(path, json=content, headers=await headers_of(alice) | wrong)
     assert answer.status_code in (400, 403)
-    assert asked_of(mesh) == []
+    assert inference_calls(mesh) == []
     assert mesh.ratings == []
 
 
 @pytest.mark.parametrize("path", ["/playground/answer", "/playground/feedback"])
-async def test_nobody_asks_without_signing_in(browser: Browser, mesh: FakeMesh, path: str) -> None:
+async def test_questions_need_a_session(browser: Browser, mesh: FakeMesh, path: str) -> None:
     answer = await browser.client.post(path, json=HELLO, headers=SAME_ORIGIN)
     assert answer.status_code in (303, 401)
-    assert asked_of(mesh) == []
+    assert inference_calls(mesh) == []
 
 
 # --- Thumbs -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_thumb_is_given_to_the_request(alice: Browser, mesh: FakeMesh) -> None:
+async def test_rating_is_sent_for_the_request(alice: Browser, mesh: FakeMesh) -> None:
     headers = await headers_of(alice)
     for thumb in ("up", "down"):
         answer = await alice.client.post("/playground/feedback", json={"request_id": str(UUID(int=9)), "rating": thumb}, headers=headers)
@@ -339,13 +339,13 @@ async def test_a_thumb_is_given_to_the_request(alice: Browser, mesh: FakeMesh) -
 
 
 @pytest.mark.parametrize("content", [{"request_id": "nine", "rating": "up"}, {"request_id": str(UUID(int=9)), "rating": "best"}])
-async def test_what_is_no_thumb_is_refused(alice: Browser, mesh: FakeMesh, content: dict[str, str]) -> None:
+async def test_invalid_rating_is_refused(alice: Browser, mesh: FakeMesh, content: dict[str, str]) -> None:
     answer = await alice.client.post("/playground/feedback", json=content, headers=await headers_of(alice))
     assert answer.status_code == 400
     assert mesh.ratings == []
 
 
-async def test_a_thumb_that_the_gateway_cannot_take_is_an_error(alice: Browser, mesh: FakeMesh) -> None:
+async def test_rating_refused_by_the_gateway_is_an_error(alice: Browser, mesh: FakeMesh) -> None:
     headers = await headers_of(alice)
     mesh.broken["gateway"] = AWAY
     answer = await alice.client.post("/playground/feedback", json={"request_id": str(UUID(int=9)), "rating": "up"}, headers=headers)

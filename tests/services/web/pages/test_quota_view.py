@@ -15,7 +15,7 @@ def quota(*limits: LimitState, per_hour: int = 100, used: int = 40) -> UserQuota
     return UserQuota(UserId(UUID(int=1)), Tier.PRO, per_hour, used, per_hour - used, FEBRUARY, limits)
 
 
-def test_every_limit_is_a_meter() -> None:
+def test_every_limit_has_a_meter() -> None:
     lines = quota_view.limits(
         quota(
             LimitState("user", "requests_per_hour", 1000, 960, 2480.4),
@@ -34,40 +34,40 @@ def test_every_limit_is_a_meter() -> None:
     ]
 
 
-def test_a_kind_of_a_newer_gateway_is_shown_by_its_own_word() -> None:
+def test_unknown_kind_of_limit_is_shown_by_its_name() -> None:
     (line,) = quota_view.limits(quota(LimitState("user", "images_per_day", 5, 5, 0.0)))
     assert line.label == "Images per day"
 
 
-def test_a_gateway_that_lists_no_limits_says_the_hours_one() -> None:
+def test_older_gateway_shows_the_hourly_limit() -> None:
     (line,) = quota_view.limits(quota())
     assert (line.label, line.left, line.limit) == ("Requests per hour", "60", "100")
 
 
-def test_who_has_no_limits_has_no_meters() -> None:
+def test_without_limits_there_are_no_meters() -> None:
     assert quota_view.limits(quota(per_hour=gateway.NO_LIMIT)) == ()
 
 
 @pytest.mark.parametrize(("limit", "remaining"), [(0, 0), (10, -5), (10, 10_000)])
-def test_a_meter_stays_within_itself(limit: int, remaining: int) -> None:
+def test_meter_stays_between_zero_and_full(limit: int, remaining: int) -> None:
     (line,) = quota_view.limits(quota(LimitState("user", "requests_per_hour", limit, remaining, 1.0)))
     assert 0 <= int(line.percent) <= 100
 
 
-def test_credits_say_what_is_left_and_when_there_are_more() -> None:
+def test_credits_show_the_balance_and_the_renewal() -> None:
     account = ledger.Account(MicroCredits(99_750_000), MicroCredits(1_234_500_000), MicroCredits(0), MicroCredits(100_000_000), FEBRUARY)
     line = quota_view.credits(account)
     assert (line.left, line.detail) == ("1,334.25", "100 per month included; renews 1 Feb 2027")
 
 
-def test_what_running_requests_hold_is_said() -> None:
+def test_reserved_credits_are_mentioned() -> None:
     account = ledger.Account(MicroCredits(5_000_000), MicroCredits(0), MicroCredits(1_000_000), MicroCredits(5_000_000), FEBRUARY)
     line = quota_view.credits(account)
     assert line.left == "4.00"
     assert line.detail.startswith("1.00 reserved for running requests; ")
 
 
-def test_no_bound_and_no_answer_are_told_apart() -> None:
+def test_unlimited_and_unknown_credits_differ() -> None:
     unbound = ledger.Account(MicroCredits(0), MicroCredits(-5), MicroCredits(0), None, FEBRUARY)
     assert quota_view.credits(unbound).left == "unlimited"
     assert quota_view.credits(None).left == "–"

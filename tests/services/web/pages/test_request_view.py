@@ -17,7 +17,7 @@ REQUEST = LoggedRequest(
 )  # fmt: skip
 
 
-def test_an_answered_request() -> None:
+def test_successful_request() -> None:
     (line,) = request_view.lines([REQUEST], {KEY: "laptop"})
     assert (line.time, line.at) == ("20 Nov 2026, 14:05:07", "2026-11-20T14:05:07+00:00")
     assert (line.model, line.key, line.status, line.tone) == ("smollm2", "laptop", "Completed", "good")
@@ -26,13 +26,13 @@ def test_an_answered_request() -> None:
 
 
 @pytest.mark.parametrize("status", list(RequestStatus))
-def test_every_end_has_a_word(status: RequestStatus) -> None:
+def test_every_outcome_has_a_word(status: RequestStatus) -> None:
     (line,) = request_view.lines([msgspec.structs.replace(REQUEST, status=status)])
     assert line.status
     assert line.tone in ("good", "warn", "bad", "off")
 
 
-def test_a_failed_request_says_why_and_what_to_do() -> None:
+def test_failed_request_says_why_and_what_to_do() -> None:
     failed = msgspec.structs.replace(
         REQUEST, status=RequestStatus.LIMITED, error_code="rate_limited", prompt_tokens=0, completion_tokens=0, model=None
     )
@@ -49,22 +49,22 @@ def test_every_error_has_a_meaning_and_advice(code: str) -> None:
     assert request_view.advise(code).endswith((".", "!"))
 
 
-def test_advice_is_only_for_errors_that_there_are() -> None:
+def test_advice_exists_only_for_existing_errors() -> None:
     assert set(request_view._ADVICE) <= set(errors.BY_CODE)
 
 
-def test_an_error_of_a_newer_gateway_has_advice_all_the_same() -> None:
+def test_unknown_error_of_a_newer_gateway_has_advice() -> None:
     assert request_view.explain("<b>new</b>") == ""
     assert request_view.advise("<b>new</b>").startswith("Retry.")
 
 
-def test_whose_key_it_was() -> None:
+def test_key_of_a_request() -> None:
     assert request_view.key_name(None, {}) == "Signed-in session"
     assert request_view.key_name(KEY, {KEY: "laptop"}) == "laptop"
     assert request_view.key_name(KEY, {}) == "Another key (0198b1a2)"
 
 
 @pytest.mark.parametrize(("rating", "thumb"), [(1, ("Good", "good")), (-1, ("Bad", "bad")), (0, ("", "")), (None, ("", ""))])
-def test_a_thumb(rating: int | None, thumb: tuple[str, str]) -> None:
+def test_rating_of_a_request(rating: int | None, thumb: tuple[str, str]) -> None:
     (line,) = request_view.lines([msgspec.structs.replace(REQUEST, rating=rating)])
     assert (line.thumb, line.thumb_tone) == thumb

@@ -26,7 +26,7 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
     """A browser in which alice is signed in."""
     mesh.add_account("alice", "correct horse")
     await browser.sign_in("alice", "correct horse")
-    mesh.asked.clear()
+    mesh.calls.clear()
     return browser
 
 
@@ -39,12 +39,12 @@ def rows(answer: httpx.Response) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(answer.text, newline="")))
 
 
-def asked(mesh: FakeMesh) -> ListRequests:
-    (found,) = [each.request for each in mesh.asked if isinstance(each.request, ListRequests)]
+def sent_request(mesh: FakeMesh) -> ListRequests:
+    (found,) = [each.request for each in mesh.calls if isinstance(each.request, ListRequests)]
     return found
 
 
-async def test_each_request_says_how_it_ended_and_what_to_do(alice: Browser, mesh: FakeMesh) -> None:
+async def test_each_request_shows_its_outcome_and_advice(alice: Browser, mesh: FakeMesh) -> None:
     key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
     mesh.log(NOW - timedelta(minutes=1), key_id=key.id, rating=1, cached=True)
     mesh.log(NOW, RequestStatus.LIMITED, "rate_limited")
@@ -60,32 +60,32 @@ async def test_each_request_says_how_it_ended_and_what_to_do(alice: Browser, mes
     assert "Prompts and answers are never stored" in page.text
 
 
-async def test_no_requests_yet_leads_to_the_playground(alice: Browser) -> None:
+async def test_without_requests_the_page_links_to_the_playground(alice: Browser) -> None:
     page = await alice.get("/requests")
     assert 'No requests yet. Try a model in the <a href="/playground">' in page.text
     assert "<table" not in page.text
 
 
-async def test_filters_are_asked_for_and_stay_typed(alice: Browser, mesh: FakeMesh) -> None:
+async def test_filters_are_sent_and_kept_in_the_form(alice: Browser, mesh: FakeMesh) -> None:
     key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
     mesh.log(NOW, RequestStatus.ERROR, "worker_lost", model="big", key_id=key.id)
     mesh.log(NOW, RequestStatus.ERROR, "worker_lost", model="other", key_id=key.id)
     page = await alice.get(f"/requests?status=error&model=big&key={key.id}")
     assert ids(page) == [1]
-    assert (asked(mesh).status, asked(mesh).model, asked(mesh).key_id) == (RequestStatus.ERROR, "big", key.id)
+    assert (sent_request(mesh).status, sent_request(mesh).model, sent_request(mesh).key_id) == (RequestStatus.ERROR, "big", key.id)
     assert '<option value="error" selected>' in page.text
     assert 'name="model" value="big"' in page.text
     assert f'<option value="{key.id}" selected>laptop</option>' in page.text
     assert f'href="/requests.csv?status=error&amp;model=big&amp;key={key.id}">Export CSV' in page.text
 
 
-async def test_where_no_request_fits_all_can_be_shown(alice: Browser, mesh: FakeMesh) -> None:
+async def test_filter_without_matches_can_be_cleared(alice: Browser, mesh: FakeMesh) -> None:
     mesh.log(NOW)
     page = await alice.get("/requests?status=timeout")
     assert 'No matching requests. <a href="/requests">Show all</a>' in page.text
 
 
-async def test_the_log_goes_on_page_by_page_with_its_filters(alice: Browser, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pages_of_the_log_keep_the_filters(alice: Browser, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "ROWS_OF_A_PAGE", 2)
     for number in range(5):
         mesh.log(NOW - timedelta(minutes=number), model="big")
@@ -99,13 +99,13 @@ async def test_the_log_goes_on_page_by_page_with_its_filters(alice: Browser, mes
     assert seen == [[3, 4], [5]]
 
 
-async def test_behind_the_last_page_there_is_a_way_back(alice: Browser, mesh: FakeMesh) -> None:
+async def test_page_after_the_last_links_back(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.get("/requests?before=2020-01-01T00:00:00%2B00:00")
     assert "No older requests." in page.text
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "message"),
     [
         ("status=nope", "Unknown status."),
         ("status=%3Cscript%3E", "Unknown status."),
@@ -114,12 +114,12 @@ async def test_behind_the_last_page_there_is_a_way_back(alice: Browser, mesh: Fa
         ("before=" + "9" * 300, "Before is not a date such as 2026-02-01."),
     ],
 )
-async def test_filters_that_are_none_are_said_and_kept(alice: Browser, mesh: FakeMesh, query: str, said: str) -> None:
+async def test_invalid_filters_are_reported_and_kept(alice: Browser, mesh: FakeMesh, query: str, message: str) -> None:
     page = await alice.get(f"/requests?{query}")
     assert page.status_code == 400
-    assert said in page.text
+    assert message in page.text
     assert "<script>" not in page.text
-    assert "gateway.listRequests" not in mesh.names_asked()
+    assert "gateway.listRequests" not in mesh.called_methods()
     assert "No requests yet" not in page.text
 
 
@@ -128,7 +128,7 @@ async def test_odd_queries_are_answered(alice: Browser, query: str) -> None:
     assert (await alice.get(f"/requests?{query}")).status_code in (200, 400)
 
 
-async def test_without_the_gateway_the_page_says_what_to_do(alice: Browser, mesh: FakeMesh) -> None:
+async def test_unavailable_gateway_is_explained(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["gateway"] = AWAY
     page = await alice.get("/requests")
     assert page.status_code == 503
@@ -136,7 +136,7 @@ async def test_without_the_gateway_the_page_says_what_to_do(alice: Browser, mesh
     assert 'name="status"' in page.text
 
 
-async def test_without_auth_the_keys_have_no_names(alice: Browser, mesh: FakeMesh) -> None:
+async def test_without_auth_keys_have_no_names(alice: Browser, mesh: FakeMesh) -> None:
     mesh.log(NOW, key_id=key_of(5))
     mesh.broken["auth.listApiKeys"] = AWAY
     page = await alice.get("/requests")
@@ -144,12 +144,12 @@ async def test_without_auth_the_keys_have_no_names(alice: Browser, mesh: FakeMes
     assert "Another key (00000000)" in page.text
 
 
-async def test_a_key_that_is_gone_can_still_be_chosen(alice: Browser, mesh: FakeMesh) -> None:
+async def test_deleted_key_can_still_be_filtered(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.get(f"/requests?key={key_of(5)}")
     assert f'<option value="{key_of(5)}" selected>Another key</option>' in page.text
 
 
-async def test_hostile_names_are_texts(alice: Browser, mesh: FakeMesh) -> None:
+async def test_hostile_names_are_escaped(alice: Browser, mesh: FakeMesh) -> None:
     name = '<script>alert(1)</script>"\u202e' + "x" * 200
     key = mesh.add_key(mesh.accounts["alice"].user, name)
     mesh.log(NOW, RequestStatus.ERROR, "<img src=x>", model=name, key_id=key.id)
@@ -161,7 +161,7 @@ async def test_hostile_names_are_texts(alice: Browser, mesh: FakeMesh) -> None:
     assert "<bdi>&lt;script&gt;alert(1)" in page.text
 
 
-async def test_the_log_comes_as_a_table_with_the_same_filters(alice: Browser, mesh: FakeMesh) -> None:
+async def test_csv_export_uses_the_same_filters(alice: Browser, mesh: FakeMesh) -> None:
     key = mesh.add_key(mesh.accounts["alice"].user, "=cmd")
     mesh.log(NOW - timedelta(minutes=2), key_id=key.id, rating=-1)
     mesh.log(NOW - timedelta(minutes=1), RequestStatus.ERROR, "worker_lost")
@@ -178,7 +178,7 @@ async def test_the_log_comes_as_a_table_with_the_same_filters(alice: Browser, me
 
 
 class SlowExport:
-    """The gateway's, which waits behind its first rows until it is told how to go on."""
+    """The gateway's stream, which waits after its first rows until released."""
 
     def __init__(self, mesh: FakeMesh) -> None:
         self._rows = LoggedRequests((mesh.log(NOW),))
@@ -213,7 +213,7 @@ async def export(mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> SlowExport:
 
 
 @pytest.mark.parametrize("end", ["goes on", "breaks", "is left"])
-async def test_rows_are_sent_while_the_gateway_still_reads(app: ASGIApp, export: SlowExport, end: str) -> None:
+async def test_rows_are_streamed_while_the_gateway_reads(app: ASGIApp, export: SlowExport, end: str) -> None:
     async with asyncio.timeout(10), servers.serving(app) as origin, httpx.AsyncClient(base_url=origin) as client:
         await Browser(client).sign_in("alice", "correct horse")
         async with client.stream("GET", "/requests.csv") as answer:
@@ -230,18 +230,18 @@ async def test_rows_are_sent_while_the_gateway_still_reads(app: ASGIApp, export:
                 # A table that is cut is no file that looks whole.
                 with pytest.raises(httpx.RemoteProtocolError):
                     await read_until(lines, "smollm2")
-        # Who leaves is not read for any longer.
+        # Reading stops when the client disconnects.
         await export.was_closed.wait()
 
 
-async def test_a_table_of_nothing_has_its_head(alice: Browser) -> None:
+async def test_empty_export_has_its_header(alice: Browser) -> None:
     answer = await alice.get("/requests.csv")
     assert answer.text.startswith("id,created_at,key_id,key_name,model,status")
     assert rows(answer) == []
 
 
 @pytest.mark.parametrize(("query", "status"), [("", 503), ("?status=nope", 400)])
-async def test_a_table_that_cannot_be_had_is_a_page_that_says_why(alice: Browser, mesh: FakeMesh, query: str, status: int) -> None:
+async def test_failed_export_is_an_error_page(alice: Browser, mesh: FakeMesh, query: str, status: int) -> None:
     mesh.broken["gateway"] = AWAY
     answer = await alice.get(f"/requests.csv{query}")
     assert answer.status_code == status

@@ -22,19 +22,19 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
     """A browser in which alice is signed in."""
     mesh.add_account("alice", "correct horse")
     await browser.sign_in("alice", "correct horse")
-    mesh.asked.clear()
+    mesh.calls.clear()
     return browser
 
 
-def reports_asked(mesh: FakeMesh) -> list[usage_report.GetUsageReport]:
-    return [asked.request for asked in mesh.asked if isinstance(asked.request, usage_report.GetUsageReport)]
+def report_requests(mesh: FakeMesh) -> list[usage_report.GetUsageReport]:
+    return [call.request for call in mesh.calls if isinstance(call.request, usage_report.GetUsageReport)]
 
 
 def rows(answer: httpx.Response) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(answer.text, newline="")))
 
 
-async def test_usage_by_day_by_model_and_by_key(alice: Browser, mesh: FakeMesh) -> None:
+async def test_usage_by_day_model_and_key(alice: Browser, mesh: FakeMesh) -> None:
     mesh.use(NOW, 1200, 4500, cost=2_500_000, p95_ms=840, failed=7)
     key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
     mesh.used_models = (UsageOfModel(ModelName("rare"), UsageSum(1)), UsageOfModel(ModelName("smollm2"), SUM, up=3, down=1))
@@ -55,36 +55,36 @@ async def test_usage_by_day_by_model_and_by_key(alice: Browser, mesh: FakeMesh) 
 @pytest.mark.parametrize(
     ("days", "shown"), [("30", 30), ("90", 90), ("365", 365), ("31", 30), ("", 30), ("-1", 30), ("٣٠", 30), ("x" * 300, 30)]
 )
-async def test_as_many_days_as_were_chosen(alice: Browser, mesh: FakeMesh, days: str, shown: int) -> None:
+async def test_chosen_number_of_days_is_shown(alice: Browser, mesh: FakeMesh, days: str, shown: int) -> None:
     mesh.use(NOW, 1)
     page = await alice.client.get("/usage", params={"days": days})
     assert page.text.count('<tr data-id="202') == shown
     assert f'aria-current="true">{shown} days</a>' in page.text
-    (asked,) = reports_asked(mesh)
-    assert asked.until - asked.since == timedelta(days=shown)
+    (sent,) = report_requests(mesh)
+    assert sent.until - sent.since == timedelta(days=shown)
 
 
-async def test_who_has_used_nothing_is_led_to_the_playground(alice: Browser) -> None:
+async def test_user_without_usage_is_led_to_the_playground(alice: Browser) -> None:
     page = await alice.get("/usage")
     assert 'No requests in the last 30 days. Try a model in the <a href="/playground">' in page.text
     assert "<table" not in page.text
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [("gateway", "Usage is unavailable right now."), ("auth.listApiKeys", "Another key (00000000)")],
 )
-async def test_a_part_that_is_away_takes_its_part_and_not_the_page(alice: Browser, mesh: FakeMesh, broken: str, said: str) -> None:
+async def test_unavailable_part_is_missing_alone(alice: Browser, mesh: FakeMesh, broken: str, message: str) -> None:
     mesh.use(NOW, 1)
     mesh.used_keys = (UsageOfKey(key_of(5), SUM),)
     mesh.broken[broken] = AWAY
     page = await alice.get("/usage")
     assert page.status_code == 200
-    assert said in page.text
+    assert message in page.text
     assert 'action="/usage.csv"' in page.text
 
 
-async def test_hostile_names_are_texts(alice: Browser, mesh: FakeMesh) -> None:
+async def test_hostile_names_are_escaped(alice: Browser, mesh: FakeMesh) -> None:
     mesh.use(NOW, 1)
     name = '<script>alert(1)</script>"&\u202e' + "x" * 200
     key = mesh.add_key(mesh.accounts["alice"].user, name)
@@ -96,7 +96,7 @@ async def test_hostile_names_are_texts(alice: Browser, mesh: FakeMesh) -> None:
     assert 'href="/requests?model=%3Cscript%3Ealert' in page.text
 
 
-async def test_the_days_come_as_a_table(alice: Browser, mesh: FakeMesh) -> None:
+async def test_csv_export_of_the_days(alice: Browser, mesh: FakeMesh) -> None:
     mesh.use(NOW, 3, 70, cost=1_500_000, p95_ms=840, failed=1)
     answer = await alice.get("/usage.csv?since=2026-11-18&until=2026-11-20")
     assert answer.status_code == 200
@@ -107,13 +107,13 @@ async def test_the_days_come_as_a_table(alice: Browser, mesh: FakeMesh) -> None:
     assert (found[2]["requests"], found[2]["cost_credits"], found[2]["p95_ms"], found[0]["requests"]) == ("3", "1.5", "840", "0")
 
 
-async def test_without_days_it_is_the_last_thirty(alice: Browser) -> None:
+async def test_default_is_the_last_thirty_days(alice: Browser) -> None:
     found = rows(await alice.get("/usage.csv"))
     assert (found[0]["date"], found[-1]["date"], len(found)) == ("2026-10-22", "2026-11-20", 30)
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "message"),
     [
         ("since=yesterday", "Since is not a date such as 2026-02-01."),
         ("since=2026-11-20&until=2026-11-19", "The first day is after the last."),
@@ -123,28 +123,28 @@ async def test_without_days_it_is_the_last_thirty(alice: Browser) -> None:
         ("since=%00&until=%27%22%3Cscript%3E", "Until is not a date"),
     ],
 )
-async def test_days_that_are_none_are_asked_for_again(alice: Browser, query: str, said: str) -> None:
+async def test_invalid_days_are_reported(alice: Browser, query: str, message: str) -> None:
     page = await alice.get(f"/usage.csv?{query}")
     assert page.status_code == 400
     assert page.headers["content-type"].startswith("text/html")
-    assert said in page.text
+    assert message in page.text
     assert "<script>" not in page.text
 
 
-async def test_days_that_were_typed_are_kept(alice: Browser) -> None:
+async def test_typed_days_are_kept(alice: Browser) -> None:
     page = await alice.get("/usage.csv?since=2026-11-20&until=2026-11-19")
     assert 'name="since" type="date" value="2026-11-20"' in page.text
     assert 'name="until" type="date" value="2026-11-19"' in page.text
 
 
-async def test_a_table_without_the_gateway_is_a_page_that_says_so(alice: Browser, mesh: FakeMesh) -> None:
+async def test_failed_export_is_an_error_page(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["gateway"] = AWAY
     answer = await alice.get("/usage.csv")
     assert answer.status_code == 503
     assert "See <code>aicli stack status</code>." in answer.text
 
 
-async def test_tables_are_for_who_has_signed_in(browser: Browser, mesh: FakeMesh) -> None:
+async def test_exports_need_a_session(browser: Browser, mesh: FakeMesh) -> None:
     for path in ("/usage.csv", "/requests.csv"):
         assert (await browser.get(path)).headers["location"] == f"/login?then={path}"
-    assert "gateway.getUsageReport" not in mesh.names_asked()
+    assert "gateway.getUsageReport" not in mesh.called_methods()

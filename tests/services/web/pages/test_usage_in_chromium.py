@@ -1,4 +1,4 @@
-"""The overview, usage, the log and the models in a real browser: numbers that move by themselves, and whether everybody can use them."""
+"""The overview, usage, the log and the models in a real browser: live numbers and accessibility."""
 
 import json
 import random
@@ -78,7 +78,7 @@ async def opened(stage: Stage, username: str, *, width: int = 1280, dark: bool =
     return page
 
 
-async def test_a_new_request_shows_up_by_itself(stage: Stage) -> None:
+async def test_new_request_appears_without_a_reload(stage: Stage) -> None:
     mesh = stage.mesh
     page = await opened(stage, "newcomer")
     await wait_for(page, "document.querySelector('[data-live-source]').dataset.liveState === 'live'")
@@ -86,7 +86,7 @@ async def test_a_new_request_shows_up_by_itself(stage: Stage) -> None:
     assert await page.evaluate("document.querySelector('[data-live-show=no_recent]').hidden") is False
     mesh.log(NOW, RequestStatus.ERROR, "worker_lost", model="<b>smollm2</b>")
     stage.now += timedelta(minutes=1)
-    # The log, the sums and the chart follow, and what said that there is nothing is gone.
+    # The log, the sums and the chart update, and the empty-state text is gone.
     await wait_for(page, "document.querySelector('[data-live=requests]').textContent === '1'")
     await wait_for(page, "document.querySelector('[data-live-list=recent] > [data-id] bdi').textContent === '<b>smollm2</b>'")
     await wait_for(page, "document.querySelector('[data-live-list=buckets] > :last-child td').dataset.value === '1'")
@@ -97,7 +97,7 @@ async def test_a_new_request_shows_up_by_itself(stage: Stage) -> None:
     await page.send("Page.close")
 
 
-async def test_numbers_move_without_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_numbers_change_without_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_updates, "_EVERY_SECONDS", EVERY_SECONDS)
     mesh = stage.mesh
     page = await opened(stage, "watcher")
@@ -123,7 +123,7 @@ async def test_numbers_move_without_a_reload(stage: Stage, monkeypatch: pytest.M
         pytest.param(390, False, id="phone"),
     ],
 )
-async def test_everybody_can_use_the_pages(stage: Stage, width: int, dark: bool) -> None:
+async def test_pages_are_accessible(stage: Stage, width: int, dark: bool) -> None:
     mesh, long = stage.mesh, "W" * 120
     page = await opened(stage, f"ada{width}{dark}", width=width, dark=dark)
     user = mesh.accounts[f"ada{width}{dark}"].user

@@ -9,7 +9,7 @@ TOKENS = csrf.FormTokens("a secret of the web service, long enough", os.urandom)
 SESSION = "session-1"
 
 
-def test_a_token_is_good_for_its_session_as_often_as_needed() -> None:
+def test_token_is_valid_for_its_session_repeatedly() -> None:
     token = TOKENS.issue(SESSION)
     TOKENS.check(token, SESSION)
     TOKENS.check(token, SESSION)
@@ -37,7 +37,7 @@ ISSUED = TOKENS.issue(SESSION)
         pytest.param(csrf.FormTokens("another secret", os.urandom).issue(SESSION), SESSION, id="signed with another secret"),
     ],
 )
-def test_a_foreign_token_is_refused(token: str, session: str | None) -> None:
+def test_token_of_another_session_is_refused(token: str, session: str | None) -> None:
     with pytest.raises(errors.NotAllowed):
         TOKENS.check(token, session)
 
@@ -55,7 +55,7 @@ OWN = frozenset({"localhost:3000", "ai.example.org"})
         pytest.param(None, None, id="no browser at all: the token decides"),
     ],
 )
-def test_own_origins_pass(fetch_site: str | None, origin: str | None) -> None:
+def test_own_origins_are_accepted(fetch_site: str | None, origin: str | None) -> None:
     csrf.check_origin(fetch_site=fetch_site, origin=origin, own_hosts=OWN)
 
 

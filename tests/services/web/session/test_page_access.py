@@ -1,4 +1,4 @@
-"""Who may open each page."""
+"""Access to each page."""
 
 import dataclasses
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ def test_every_page_has_its_row(pages: Litestar) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "who"),
+    ("path", "audience"),
     [
         ("/", PageAudience.ANYBODY),
         ("/login", PageAudience.ANYBODY),
@@ -44,28 +44,28 @@ def test_every_page_has_its_row(pages: Litestar) -> None:
         ("/live/health", PageAudience.ADMIN),
     ],
 )
-def test_the_longest_row_that_fits_holds(path: str, who: PageAudience) -> None:
-    assert page_access.find_audience(path) is who
+def test_longest_matching_row_wins(path: str, audience: PageAudience) -> None:
+    assert page_access.find_audience(path) is audience
 
 
 @pytest.mark.parametrize("path", ["/adminx", "/api-keysx", "/nowhere", "/loginx/code", "/ADMIN"])
-def test_what_has_no_row_belongs_to_nobody(path: str) -> None:
+def test_path_without_a_row_is_an_error(path: str) -> None:
     with pytest.raises(ValueError, match="add one"):
         page_access.find_audience(path)
 
 
 def test_roles_and_their_pages() -> None:
-    for who, roles in (
+    for audience, roles in (
         (PageAudience.PERSON, set(UserRole)),
         (PageAudience.NODE_OWNER, {UserRole.ADMIN, UserRole.NODE_OWNER}),
         (PageAudience.ADMIN, {UserRole.ADMIN}),
     ):
         for role in UserRole:
             if role in roles:
-                page_access.check(who, session(role))
+                page_access.check(audience, session(role))
             else:
                 with pytest.raises(errors.NotAllowed, match="can open this page"):
-                    page_access.check(who, session(role))
+                    page_access.check(audience, session(role))
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_roles_and_their_pages() -> None:
         ("/" + "a" * 300, request_context.HOME),
     ],
 )
-def test_a_login_leads_to_pages_of_ours_alone(then: str, leads_to: str) -> None:
+def test_login_leads_only_to_our_own_pages(then: str, leads_to: str) -> None:
     assert request_context.own_page(then) == leads_to
 
 
-def test_a_page_without_a_row_stops_the_start(site: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    pages = {path: who for path, who in page_access.PAGES.items() if path != "/api-keys"}
+def test_page_without_a_row_stops_the_start(site: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = {path: audience for path, audience in page_access.PAGES.items() if path != "/api-keys"}
     monkeypatch.setattr(page_access, "PAGES", pages)
     with pytest.raises(ValueError, match="/api-keys"):
         application.build(dataclasses.replace(site))

@@ -13,7 +13,7 @@ import pytest
 from services.inference import service
 from services.inference.backends.remote import embedding_answer, ollama, openai
 from services.inference.backends.remote.http_server_client import ServerTimeouts
-from services.inference.jobs.backend_interface import Embeds
+from services.inference.jobs.backend_interface import EmbeddingBackend
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors, telemetry
@@ -81,7 +81,7 @@ def api(request: pytest.FixtureRequest) -> Api:
 async def test_each_text_has_its_vector_one_long_and_in_its_place(api: Api) -> None:
     reader = VectorReader()
     async with api.asking(api.good([[3, 4], [0.5, 0], [0, -2]])) as (server, backend):
-        assert isinstance(backend, Embeds)
+        assert isinstance(backend, EmbeddingBackend)
         embedded = await backend.embed(job("one", "two", "three"), reader)
     assert embedded == Embedded(2, 5)
     assert reader.vectors == [pytest.approx((0.6, 0.8)), (1.0, 0.0), (0.0, -1.0)]

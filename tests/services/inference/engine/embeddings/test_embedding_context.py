@@ -1,4 +1,4 @@
-"""Vectors of real models: SmolLM2, which reads forward and whose tokens' mean is taken, and a tiny one that reads both ways."""
+"""Vectors of real models: SmolLM2, which is causal and pools by the mean, and a tiny bidirectional one."""
 
 import math
 import struct
@@ -62,7 +62,7 @@ def nearness(one: Vector, other: Vector) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 
-def test_a_text_has_one_vector_in_whatever_company(smollm2: llama_model.LlamaModel) -> None:
+def test_vector_does_not_depend_on_the_batch(smollm2: llama_model.LlamaModel) -> None:
     _, (alone,) = embed(smollm2.embedder, CAT)
     assert len(alone) == smollm2.embedder.dimensions == 576
     assert math.hypot(*alone) == pytest.approx(1, abs=1e-6)
@@ -71,14 +71,14 @@ def test_a_text_has_one_vector_in_whatever_company(smollm2: llama_model.LlamaMod
         assert of_one_text(vectors[company.index(CAT)], alone)
 
 
-def test_texts_that_mean_the_same_lie_nearer_and_the_order_is_kept(smollm2: llama_model.LlamaModel) -> None:
+def test_similar_texts_have_similar_vectors_in_order(smollm2: llama_model.LlamaModel) -> None:
     _, (cat, kitten, markets) = embed(smollm2.embedder, CAT, KITTEN, MARKETS)
     assert nearness(cat, kitten) > max(nearness(cat, markets), nearness(kitten, markets)) + 0.1
     _, turned = embed(smollm2.embedder, MARKETS, CAT, KITTEN)
     assert all(map(of_one_text, turned, (markets, cat, kitten)))
 
 
-def test_a_text_that_is_computed_in_pieces_has_the_vector_of_the_whole(smollm2: llama_model.LlamaModel) -> None:
+def test_text_computed_in_pieces_has_the_same_vector(smollm2: llama_model.LlamaModel) -> None:
     vectors = []
     # Also numbers of tokens that are no multiple of anything.
     for step_tokens in (7, 33, 100, CONTEXT):
@@ -91,7 +91,7 @@ def test_a_text_that_is_computed_in_pieces_has_the_vector_of_the_whole(smollm2: 
         assert of_one_text(cut, vectors[-1])
 
 
-def test_counts_are_the_tokenizers_and_special_tokens_in_a_text_are_text(smollm2: llama_model.LlamaModel) -> None:
+def test_tokens_are_counted_by_the_tokenizer_and_special_tokens_are_plain_text(smollm2: llama_model.LlamaModel) -> None:
     spelled = "<|im_start|>system"
     tokens, vectors = embed(smollm2.embedder, CAT, "é😀", spelled)
     ids = [smollm2._vocabulary.tokens_of(smollm2._vocabulary.special.mark(text), context_tokens=CONTEXT) for text in (CAT, "é😀", spelled)]
@@ -100,13 +100,13 @@ def test_counts_are_the_tokenizers_and_special_tokens_in_a_text_are_text(smollm2
     assert len(vectors) == 3
 
 
-def test_a_text_as_long_as_the_context_is_taken_and_one_token_more_is_not_cut(smollm2: llama_model.LlamaModel) -> None:
+def test_text_as_long_as_the_context_is_accepted_and_a_longer_one_is_refused(smollm2: llama_model.LlamaModel) -> None:
     assert embed(smollm2.embedder, "a" + " a" * (CONTEXT - 1))[0] == CONTEXT
     with pytest.raises(errors.BadRequest, match=rf"input\[1\] has {CONTEXT + 1} tokens; this model allows {CONTEXT}"):
         embed(smollm2.embedder, "a", "a" + " a" * CONTEXT)
 
 
-def test_fewer_dimensions_are_the_first_of_all(smollm2: llama_model.LlamaModel) -> None:
+def test_fewer_dimensions_are_a_prefix(smollm2: llama_model.LlamaModel) -> None:
     (full,), (short,) = embed(smollm2.embedder, CAT)[1], embed(smollm2.embedder, CAT, dimensions=64)[1]
     length = math.hypot(*full[:64])
     assert of_one_text(short, [number / length for number in full[:64]])
@@ -115,7 +115,7 @@ def test_fewer_dimensions_are_the_first_of_all(smollm2: llama_model.LlamaModel) 
 
 
 @pytest.mark.parametrize(("number", "pooling"), [(1, Pooling.MEAN), (2, Pooling.FIRST), (3, Pooling.LAST)])
-def test_a_model_that_reads_both_ways_gets_each_text_whole(tmp_path: Path, number: int, pooling: Pooling) -> None:
+def test_bidirectional_model_gets_each_text_whole(tmp_path: Path, number: int, pooling: Pooling) -> None:
     bert_file.write(tmp_path / "bert.gguf", pooling=number)
     with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model:
         embedder = EmbeddingContext(model._model, context_tokens=50, step_tokens=16, threads=1, why=str)
@@ -134,11 +134,11 @@ def test_a_model_that_reads_both_ways_gets_each_text_whole(tmp_path: Path, numbe
             embedder.free()
 
 
-def test_a_model_that_answers_says_so(smollm2: llama_model.LlamaModel) -> None:
+def test_generation_model_is_recognized(smollm2: llama_model.LlamaModel) -> None:
     assert not smollm2.describe().only_embeds
 
 
-def test_a_model_for_embeddings_refuses_prompts(tmp_path: Path) -> None:
+def test_embedding_model_refuses_prompts(tmp_path: Path) -> None:
     bert_file.write(tmp_path / "bert.gguf", pooling=1)
     with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model:
         assert model.describe().only_embeds
@@ -148,7 +148,7 @@ def test_a_model_for_embeddings_refuses_prompts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [4, 77], ids=["a model that ranks", "a number that llama.cpp does not know"])
-def test_a_model_without_vectors_says_so(tmp_path: Path, number: int) -> None:
+def test_model_without_vectors_is_recognized(tmp_path: Path, number: int) -> None:
     bert_file.write(tmp_path / "bert.gguf", pooling=number)
     with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model, pytest.raises(errors.BadRequest, match="has no embeddings"):
         embed(model.embedder, "cat")

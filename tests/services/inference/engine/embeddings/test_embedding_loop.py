@@ -1,4 +1,4 @@
-"""The turns of embeddings, on a model whose vectors are counts of letters."""
+"""The embedding loop, on a model whose vectors count letters."""
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ LETTERS = "abcd"
 
 
 class LetterModel:
-    """A token is a letter; a text's vector says how often it has each. Checks that it is fed without gaps."""
+    """Each letter is a token; a vector counts letters. Checks that tokens arrive without gaps."""
 
     context_tokens = 40
     step_tokens = 8
@@ -54,8 +54,8 @@ class LetterModel:
         self.memory.pop(slot, None)
 
 
-class Asked:
-    """A loop and what it has told of each request."""
+class EmbeddingRun:
+    """Runs an `EmbeddingLoop` and collects its reports by request."""
 
     def __init__(self, model: LetterModel, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.model = model
@@ -64,7 +64,7 @@ class Asked:
         self.vectors: dict[int, list[tuple[float, ...]]] = {}
         self.refused: dict[int, errors.Problem] = {}
 
-    def ask(self, number: int, *inputs: str, dimensions: int | None = None) -> None:
+    def embed(self, number: int, *inputs: str, dimensions: int | None = None) -> None:
         command = EmbedTexts(number, inputs, dimensions)
         try:
             self.loop.measure(command)
@@ -95,21 +95,21 @@ class Asked:
 
 
 def test_requests_get_their_own_vectors_in_order() -> None:
-    asked = Asked(LetterModel())
-    asked.ask(1, "a", "bbb", "ab" * 15)
-    asked.ask(2, "cd")
-    asked.run()
-    assert asked.accepted == {1: 34, 2: 2}
-    assert asked.vectors == {1: [(1, 0, 0, 0), (0, 1, 0, 0), (0.707, 0.707, 0, 0)], 2: [(0, 0, 0.707, 0.707)]}
-    assert max(asked.model.batches) == LetterModel.step_tokens
-    assert not asked.model.memory
+    run = EmbeddingRun(LetterModel())
+    run.embed(1, "a", "bbb", "ab" * 15)
+    run.embed(2, "cd")
+    run.run()
+    assert run.accepted == {1: 34, 2: 2}
+    assert run.vectors == {1: [(1, 0, 0, 0), (0, 1, 0, 0), (0.707, 0.707, 0, 0)], 2: [(0, 0, 0.707, 0.707)]}
+    assert max(run.model.batches) == LetterModel.step_tokens
+    assert not run.model.memory
 
 
-def test_fewer_dimensions_are_the_first_ones_made_one_long() -> None:
-    asked = Asked(LetterModel())
-    asked.ask(1, "abcccc", dimensions=2)
-    asked.run()
-    assert asked.vectors == {1: [(0.707, 0.707)]}
+def test_fewer_dimensions_are_a_normalized_prefix() -> None:
+    run = EmbeddingRun(LetterModel())
+    run.embed(1, "abcccc", dimensions=2)
+    run.run()
+    assert run.vectors == {1: [(0.707, 0.707)]}
 
 
 @pytest.mark.parametrize(
@@ -122,54 +122,54 @@ def test_fewer_dimensions_are_the_first_ones_made_one_long() -> None:
         pytest.param(("?", "a" * 30), None, r"computed no vector for input\[0\]", id="the same with a text behind it that is begun"),
     ],
 )
-def test_one_wrong_text_refuses_its_request_and_no_other(inputs: tuple[str, ...], dimensions: int | None, message: str) -> None:
-    asked = Asked(LetterModel())
-    asked.ask(1, *inputs, dimensions=dimensions)
-    asked.ask(2, "d")
-    asked.run()
-    assert list(asked.refused) == [1]
+def test_invalid_text_refuses_only_its_request(inputs: tuple[str, ...], dimensions: int | None, message: str) -> None:
+    run = EmbeddingRun(LetterModel())
+    run.embed(1, *inputs, dimensions=dimensions)
+    run.embed(2, "d")
+    run.run()
+    assert list(run.refused) == [1]
     with pytest.raises(errors.AimeshError, match=message):
-        raise errors.from_problem(asked.refused[1])
-    assert asked.vectors[2] == [(0, 0, 0, 1)]
-    assert not asked.model.memory
+        raise errors.from_problem(run.refused[1])
+    assert run.vectors[2] == [(0, 0, 0, 1)]
+    assert not run.model.memory
 
 
 @pytest.mark.parametrize("refuses", [errors.BadRequest("it ranks"), errors.Unavailable("no memory")])
-def test_a_model_that_cannot_says_why_each_time(refuses: errors.AimeshError) -> None:
-    asked = Asked(LetterModel(refuses))
-    asked.ask(1, "a")
-    asked.ask(2, "a")
-    assert [problem.message for problem in asked.refused.values()] == [refuses.message] * 2
-    assert asked.loop.idle
+def test_model_without_vectors_refuses_every_request_with_the_reason(refuses: errors.AimeshError) -> None:
+    run = EmbeddingRun(LetterModel(refuses))
+    run.embed(1, "a")
+    run.embed(2, "a")
+    assert [problem.message for problem in run.refused.values()] == [refuses.message] * 2
+    assert run.loop.idle
 
 
-def test_while_answers_run_a_turn_takes_little_and_never_nothing() -> None:
+def test_embeddings_make_progress_without_slowing_answers_much() -> None:
     model = LetterModel()
     ticks = iter(range(1000))
-    asked = Asked(model, clock=lambda: next(ticks) * 1.0)
-    asked.ask(1, "a" * 40)
-    asked.turn(StepReport((), seconds=0.001, answering=2, read=0))
-    while not asked.loop.idle:
-        asked.turn(StepReport((), seconds=0.001, answering=2, read=30))
+    run = EmbeddingRun(model, clock=lambda: next(ticks) * 1.0)
+    run.embed(1, "a" * 40)
+    run.turn(StepReport((), seconds=0.001, answering=2, read=0))
+    while not run.loop.idle:
+        run.turn(StepReport((), seconds=0.001, answering=2, read=30))
     *regular, last = model.batches[1:]
     assert set(regular) == {LEAST_TOKENS}
     assert 0 < last <= LEAST_TOKENS
-    asked.ask(2, "a" * 40)
-    asked.turn(None)
+    run.embed(2, "a" * 40)
+    run.turn(None)
     assert model.batches[-1] == LetterModel.step_tokens
 
 
-def test_cancel_at_every_moment_leaves_the_others_and_no_memory() -> None:
+def test_cancel_at_any_moment_frees_memory_and_leaves_other_requests() -> None:
     for moment in range(12):
-        asked = Asked(LetterModel())
-        asked.ask(1, "a" * 30, "b" * 30)
-        asked.ask(2, "c" * 20)
+        run = EmbeddingRun(LetterModel())
+        run.embed(1, "a" * 30, "b" * 30)
+        run.embed(2, "c" * 20)
         for _ in range(moment):
-            asked.turn()
-        asked.loop.cancel(1)
-        asked.loop.cancel(1)
-        before = len(asked.vectors.get(1, ()))
-        asked.run()
-        assert asked.vectors[2] == [(0, 0, 1, 0)]
-        assert len(asked.vectors.get(1, ())) == before
-        assert not asked.model.memory
+            run.turn()
+        run.loop.cancel(1)
+        run.loop.cancel(1)
+        before = len(run.vectors.get(1, ()))
+        run.run()
+        assert run.vectors[2] == [(0, 0, 1, 0)]
+        assert len(run.vectors.get(1, ())) == before
+        assert not run.model.memory

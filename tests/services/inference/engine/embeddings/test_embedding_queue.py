@@ -22,7 +22,7 @@ def test_short_texts_share_a_batch() -> None:
     assert queue.idle
 
 
-def test_a_long_text_goes_on_where_it_lies_and_others_follow_beside_it() -> None:
+def test_long_text_continues_in_its_slot_and_others_share_its_batches() -> None:
     queue = EmbeddingQueue(4, whole=False)
     queue.submit(texts(1, 10, 3))
     assert shown(queue.take(4)) == [(0, 0, 0, 4)]
@@ -31,13 +31,13 @@ def test_a_long_text_goes_on_where_it_lies_and_others_follow_beside_it() -> None
     assert shown(queue.take(4)) == [(1, 1, 2, 1)]
 
 
-def test_no_more_texts_in_a_batch_than_slots() -> None:
+def test_texts_per_batch_are_limited_by_the_slots() -> None:
     queue = EmbeddingQueue(2, whole=False)
     queue.submit(texts(1, 1, 1, 1))
     assert [len(queue.take(100)), len(queue.take(100)), len(queue.take(100))] == [2, 1, 0]
 
 
-def test_a_whole_text_is_taken_whole_and_alone_where_it_is_over_the_budget() -> None:
+def test_unsplittable_text_is_batched_alone_if_it_exceeds_the_budget() -> None:
     queue = EmbeddingQueue(4, whole=True)
     queue.submit(texts(1, 10, 2, 3))
     assert shown(queue.take(4)) == [(0, 0, 0, 10)]
@@ -51,7 +51,7 @@ def test_without_a_budget_one_token_is_read() -> None:
     assert shown(queue.take(0)) == [(0, 0, 0, 1)]
 
 
-def test_cancel_says_which_slot_is_to_be_cleared() -> None:
+def test_cancel_returns_the_slot_to_clear() -> None:
     queue = EmbeddingQueue(4, whole=False)
     queue.submit(texts(1, 1, 10, 1) + texts(2, 5))
     queue.take(4)
@@ -68,7 +68,7 @@ def test_cancel_says_which_slot_is_to_be_cleared() -> None:
     st.booleans(),
     st.lists(st.tuples(st.integers(-3, 20), st.none() | st.integers(0, 5)), max_size=60),
 )
-def test_every_text_is_read_once_in_order_and_the_memory_is_enough(
+def test_every_text_is_read_once_in_order_within_the_memory(
     requests: list[list[int]], slots: int, whole: bool, turns: list[tuple[int, int | None]]
 ) -> None:
     queue, longest, step = EmbeddingQueue(slots, whole=whole), 30, 20

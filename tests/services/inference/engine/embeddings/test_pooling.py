@@ -32,14 +32,14 @@ def test_pooled(pooling: Pooling, pieces: list[tuple[tuple[float, ...], int]], e
     assert unpacked(pooled.packed(3)) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_cut_vector_is_one_long_again() -> None:
+def test_truncated_vector_is_normalized_again() -> None:
     pooled = Pooled(Pooling.MEAN)
     pooled.add((3.0, 4.0, 100.0), 1)
     assert unpacked(pooled.packed(2)) == pytest.approx((0.6, 0.8))
 
 
 @pytest.mark.parametrize("vector", [(0.0, 0.0), (math.nan, 1.0), (math.inf, 1.0)], ids=["of zeros", "with no number", "without end"])
-def test_what_has_no_direction_is_no_vector(vector: tuple[float, ...]) -> None:
+def test_zero_vector_has_no_direction(vector: tuple[float, ...]) -> None:
     pooled = Pooled(Pooling.MEAN)
     pooled.add(vector, 1)
     assert pooled.packed(2) is None
@@ -47,7 +47,7 @@ def test_what_has_no_direction_is_no_vector(vector: tuple[float, ...]) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-10, 10), st.floats(1, 10)), min_size=1, max_size=30), st.data())
-def test_the_mean_is_the_same_however_a_text_is_cut(rows: list[tuple[float, float]], data: st.DataObject) -> None:
+def test_mean_does_not_depend_on_the_split(rows: list[tuple[float, float]], data: st.DataObject) -> None:
     cuts = sorted({0, len(rows), *data.draw(st.lists(st.integers(0, len(rows)), max_size=5))})
     pieces, whole = Pooled(Pooling.MEAN), Pooled(Pooling.MEAN)
     for begin, end in itertools.pairwise(cuts):

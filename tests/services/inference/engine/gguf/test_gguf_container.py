@@ -39,7 +39,7 @@ def u64(number: int) -> bytes:
 
 
 @pytest.mark.parametrize("version", gguf_container.VERSIONS)
-def test_a_sound_file_is_read(version: int) -> None:
+def test_valid_file_is_read(version: int) -> None:
     assert read(whole(version=version)) == GgufContainer(
         version,
         {
@@ -52,7 +52,7 @@ def test_a_sound_file_is_read(version: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "says"),
+    ("raw", "message"),
     [
         pytest.param(b"", "not a GGUF file", id="an empty file"),
         pytest.param(b"GG", "not a GGUF file", id="half a magic number"),
@@ -112,8 +112,8 @@ def test_a_sound_file_is_read(version: int) -> None:
         pytest.param(whole()[: -len(bytes(24)) - 1], "its tensors end at byte", id="the last weight is missing"),
     ],
 )
-def test_what_is_not_sound_is_refused_in_words(raw: bytes, says: str) -> None:
-    with pytest.raises(NotAModel, match=says):
+def test_invalid_file_is_refused_with_a_message(raw: bytes, message: str) -> None:
+    with pytest.raises(NotAModel, match=message):
         read(raw)
 
 
@@ -123,18 +123,18 @@ def test_padding_may_be_missing_at_the_end() -> None:
     assert read(whole({}, (ONE, TWO))[:-padding]).tensors == Tensors(2, 136, 168)
 
 
-def test_the_weights_are_never_read() -> None:
+def test_weights_are_never_read() -> None:
     header = gguf_files.joined(gguf_files.header({}, (ONE, TWO)))
     assert read(header, size=len(header) + 168).tensors.count == 2
 
 
-def test_a_file_that_gets_shorter_is_refused() -> None:
+def test_file_that_shrinks_is_refused() -> None:
     raw = whole()
     with pytest.raises(NotAModel, match="was truncated while it was read: it ends at byte 100"):
         read(raw[:100], len(raw))
 
 
-def test_a_header_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_header_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = whole({"a.text": text("x" * 2000)})
     assert read(raw).tensors.count == 2
     monkeypatch.setattr(gguf_container, "MAX_HEADER_BYTES", 1024 * 1024 - 1)
@@ -144,14 +144,14 @@ def test_a_header_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -
         read(raw)
 
 
-def test_texts_are_counted_over_all_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strings_are_counted_over_all_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_container, "MAX_STRINGS", 3)
     assert set(read(whole({"x": texts(["a", "b"]), "y": texts(["c"])})).values) == {"x", "y"}
     with pytest.raises(NotAModel, match="'y' claims 2 texts"):
         read(whole({"x": texts(["a", "b"]), "y": texts(["c", "d"])}))
 
 
-def test_what_is_large_is_not_kept() -> None:
+def test_large_values_are_not_kept() -> None:
     values = read(whole({"x": text("a" * 4097), "y": array("u8", [1] * 513), "a.number": single("u8", 9)})).values
     assert values == {
         "x": Value(ValueKind.STRING, None, None),
@@ -161,7 +161,7 @@ def test_what_is_large_is_not_kept() -> None:
 
 
 class CountingFile(io.BytesIO):
-    """Counts what is read; and nobody may ask it for everything."""
+    """Counts the bytes that are read, and refuses to read everything."""
 
     def __init__(self, raw: bytes) -> None:
         super().__init__(raw)
@@ -176,7 +176,7 @@ class CountingFile(io.BytesIO):
         return got
 
 
-def test_a_large_vocabulary_is_read_once_and_in_chunks() -> None:
+def test_large_vocabulary_is_read_once_and_in_chunks() -> None:
     """As large as Gemma's, with its merges."""
     count = 262_144
     tokens = b"".join(u64(6) + b"%06d" % number for number in range(count))
@@ -192,7 +192,7 @@ def test_a_large_vocabulary_is_read_once_and_in_chunks() -> None:
     assert file.reads <= len(header) // gguf_container.CHUNK_BYTES + 2
 
 
-def test_the_table_of_types_is_ggmls_own() -> None:
+def test_tensor_types_match_ggml() -> None:
     ours = {number: (stored.block_elements, stored.block_bytes) for number, stored in gguf_container.TENSOR_TYPES.items()}
     assert ours == gguf_by_llama.block_sizes()
 
@@ -235,7 +235,7 @@ def a_pair(draw: st.DrawFn) -> tuple[Typed, Value]:
     shapes=st.lists(st.tuples(SHAPES, st.sampled_from(sorted(gguf_files.STORAGE))), max_size=4),
     chunk=st.integers(1, 64),
 )
-def test_whatever_is_written_is_read(pairs: dict[str, tuple[Typed, Value]], shapes: list[tuple[tuple[int, ...], str]], chunk: int) -> None:
+def test_written_values_are_read_back(pairs: dict[str, tuple[Typed, Value]], shapes: list[tuple[tuple[int, ...], str]], chunk: int) -> None:
     """At every size of chunk, so that each part of the format is once cut by a chunk's border."""
     tensors = [Tensor(f"tensor {number}", shape, storage) for number, (shape, storage) in enumerate(shapes)]
     raw = gguf_files.joined(gguf_files.file({key: typed for key, (typed, _) in pairs.items()}, tensors))

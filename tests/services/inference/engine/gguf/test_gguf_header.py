@@ -33,7 +33,7 @@ def u32(number: int) -> Typed:
     return single("u32", number)
 
 
-def test_the_packaged_model_says_what_it_is() -> None:
+def test_header_of_the_packaged_model() -> None:
     path = model_discovery.packaged()
     with path.open("rb") as file:
         header = gguf_header.read_header(file, path.stat().st_size)
@@ -61,7 +61,7 @@ def test_the_packaged_model_says_what_it_is() -> None:
     assert gguf_header.kv_bytes_per_token(header) == 30 * 3 * (64 + 64) * 2
 
 
-def test_what_a_file_does_not_say_is_not_made_up() -> None:
+def test_missing_facts_are_not_made_up() -> None:
     header = read({"general.architecture": text("llama")}, ())
     assert header.context_length is None
     assert header.block_count is None
@@ -73,12 +73,12 @@ def test_what_a_file_does_not_say_is_not_made_up() -> None:
     assert gguf_header.kv_bytes_per_token(header) is None
 
 
-def test_tensors_are_added_up() -> None:
+def test_tensors_are_summed_up() -> None:
     header = llama()
     assert (header.tensor_count, header.parameter_count, header.tensor_bytes) == (2, 64 * 5 + 64, 64 * 5 * 2 + 64 * 4)
 
 
-def test_the_vocabulary_is_counted() -> None:
+def test_vocabulary_is_counted() -> None:
     assert read(LLAMA | {"tokenizer.ggml.tokens": texts(["a", "b", "c"])}).vocabulary_size == 3
 
 
@@ -92,7 +92,7 @@ def test_the_vocabulary_is_counted() -> None:
         pytest.param(texts(["{{ messages }}"]), False, id="a list of them"),
     ],
 )
-def test_a_chat_template_is_found(template: Typed, has: bool) -> None:
+def test_chat_template_is_found(template: Typed, has: bool) -> None:
     assert read(LLAMA | {"tokenizer.chat_template": template}).has_chat_template == has
 
 
@@ -102,7 +102,7 @@ def test_blocks_may_differ() -> None:
     assert header.kv_head_counts == (1, 0)
 
 
-def test_heads_that_share_nothing_have_keys_of_their_own() -> None:
+def test_heads_without_sharing_have_their_own_keys() -> None:
     assert llama().kv_head_counts == (4, 4)
 
 
@@ -111,7 +111,7 @@ def test_heads_may_be_wider_than_their_share() -> None:
     assert (header.key_length, header.value_length) == (128, 96)
 
 
-def test_the_parts_of_a_split_model_are_told_apart() -> None:
+def test_parts_of_a_split_model_are_recognized() -> None:
     split = {"split.no": single("u16", 1), "split.count": single("u16", 3)}
     later = read(split)
     assert later.architecture is None
@@ -122,7 +122,7 @@ def test_the_parts_of_a_split_model_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("pooling", [None, *PoolingKind])
-def test_the_pooling_of_an_embedding_model_is_read(pooling: PoolingKind | None) -> None:
+def test_pooling_of_an_embedding_model_is_read(pooling: PoolingKind | None) -> None:
     pairs = {"general.architecture": text("bert")}
     if pooling is not None:
         pairs["bert.pooling_type"] = u32(pooling)
@@ -130,7 +130,7 @@ def test_the_pooling_of_an_embedding_model_is_read(pooling: PoolingKind | None) 
 
 
 @pytest.mark.parametrize(
-    ("pairs", "says"),
+    ("pairs", "message"),
     [
         pytest.param({}, "does not name the architecture", id="no architecture"),
         pytest.param({"general.architecture": u32(1)}, "general.architecture is not a text", id="an architecture that is a number"),
@@ -160,13 +160,13 @@ def test_the_pooling_of_an_embedding_model_is_read(pooling: PoolingKind | None) 
         pytest.param(LLAMA | {"split.no": single("u16", 2), "split.count": single("u16", 2)}, "split.no is 2", id="the third of two parts"),
     ],
 )
-def test_facts_that_cannot_be_are_refused(pairs: dict[str, Typed], says: str) -> None:
-    with pytest.raises(NotAModel, match=says):
+def test_impossible_facts_are_refused(pairs: dict[str, Typed], message: str) -> None:
+    with pytest.raises(NotAModel, match=message):
         read(pairs)
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("more", "message"),
     [
         pytest.param({"block_count": u32(0)}, "block_count is 0, but must be from 1 to 512", id="no layers"),
         pytest.param({"block_count": u32(513)}, "block_count is 513", id="a layer too many"),
@@ -193,18 +193,18 @@ def test_facts_that_cannot_be_are_refused(pairs: dict[str, Typed], says: str) ->
         ),
     ],
 )
-def test_what_would_end_the_process_of_llama_is_refused(more: dict[str, Typed], says: str) -> None:
-    with pytest.raises(NotAModel, match=says):
+def test_values_that_would_crash_llama_cpp_are_refused(more: dict[str, Typed], message: str) -> None:
+    with pytest.raises(NotAModel, match=message):
         read(LLAMA | {f"llama.{key}": value for key, value in more.items()})
 
 
-def test_a_mixture_of_experts_is_read() -> None:
+def test_mixture_of_experts_is_read() -> None:
     """As DeepSeek V3 has them."""
     counts = {"expert_count": 256, "expert_used_count": 8, "expert_group_count": 8, "expert_group_used_count": 4}
     assert llama(**{key: u32(number) for key, number in counts.items()}).architecture == "llama"
 
 
-def test_an_expert_that_is_none_is_forgiven_where_llama_forgives_it() -> None:
+def test_zero_experts_are_accepted_where_llama_cpp_accepts_them() -> None:
     with pytest.raises(NotAModel, match="0 of 1 experts"):
         llama(expert_count=u32(1))
     assert read({"general.architecture": text("hunyuan-dense"), "hunyuan-dense.expert_count": u32(1)}).block_count is None
@@ -218,12 +218,12 @@ def test_an_expert_that_is_none_is_forgiven_where_llama_forgives_it() -> None:
         pytest.param("q8_0", "q4_0", 2 * (34 + 18), id="quantised, one block for each layer"),
     ],
 )
-def test_a_token_of_context_has_a_price(type_k: CacheType, type_v: CacheType, expected: int) -> None:
+def test_kv_bytes_per_token(type_k: CacheType, type_v: CacheType, expected: int) -> None:
     header = llama(attention__head_count_kv=u32(2))
     assert gguf_header.kv_bytes_per_token(header, type_k, type_v) == expected
 
 
-def test_only_blocks_with_attention_cost_context() -> None:
+def test_only_attention_blocks_need_kv_memory() -> None:
     header = llama(attention__head_count_kv=array("i32", [0, 1]))
     assert gguf_header.kv_bytes_per_token(header) == (16 + 16) * 2
 
@@ -236,5 +236,5 @@ def test_only_blocks_with_attention_cost_context() -> None:
         pytest.param(replace(llama(), key_length=None), None, id="an unknown width"),
     ],
 )
-def test_the_price_is_not_guessed(header: GgufHeader, expected: int | None) -> None:
+def test_unknown_kv_size_is_not_guessed(header: GgufHeader, expected: int | None) -> None:
     assert gguf_header.kv_bytes_per_token(header) == expected

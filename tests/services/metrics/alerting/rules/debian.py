@@ -17,7 +17,7 @@ def program(name: str) -> str:
 
 
 def check(name: str, *arguments: str | Path) -> str:
-    """What a program says of a file that is in order."""
+    """Run a program's check of a valid file."""
     done = subprocess.run([program(name), *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Series in memory: readings for the evaluator, and what it says of a whole course."""
+"""Series in memory: readings for the evaluator, and its results over time."""
 
 import itertools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Every alert rule: it names what there is, it fires, it does not fire just below, and it ends."""
+"""Every alert rule uses existing metrics, fires, does not fire just below its threshold, and resolves."""
 
 import re
 
@@ -21,8 +21,8 @@ SELECTORS = sorted(
     key=lambda selector: promql.render(expressions.Latest(selector)),
 )
 EVERY = [pytest.param(trial, id=trial.id) for trial in trials.ALL]
-#: What the metrics service adds to what a node says; a label of its own with another value moves.
-GIVEN = {"service", "node"}
+#: Labels that the metrics service adds; a node's own label of that name is renamed.
+ADDED_LABELS = {"service", "node"}
 
 
 def series_of(instrument: Instrument) -> set[str]:
@@ -31,24 +31,24 @@ def series_of(instrument: Instrument) -> set[str]:
 
 
 def labels_of(instrument: Instrument) -> set[str]:
-    moved = {f"exported_{label}" for label in GIVEN & set(instrument.labels)}
-    return {*instrument.labels, *GIVEN, *moved, *(("le",) if instrument.kind is InstrumentKind.HISTOGRAM else ())}
+    moved = {f"exported_{label}" for label in ADDED_LABELS & set(instrument.labels)}
+    return {*instrument.labels, *ADDED_LABELS, *moved, *(("le",) if instrument.kind is InstrumentKind.HISTOGRAM else ())}
 
 
-def test_what_a_rule_asks_for_exists() -> None:
+def test_the_metric_of_every_rule_exists() -> None:
     for selector in SELECTORS:
         with case(promql.render(expressions.Latest(selector))):
             assert selector.instrument in instruments.ALL
             assert selector.name in series_of(selector.instrument)
-            asked = {label for label, _ in (*selector.where, *selector.without)}
-            assert asked <= labels_of(selector.instrument)
+            selected = {label for label, _ in (*selector.where, *selector.without)}
+            assert selected <= labels_of(selector.instrument)
             for values in (values for label, values in (*selector.where, *selector.without) if label == "service"):
                 assert set(values) <= set(SERVICE_NAMES.values())
             bounds = {f"{float(bound)!s}" for bound in selector.instrument.buckets}
             assert all(bound in bounds for label, values in selector.where if label == "le" for bound in values)
 
 
-def test_what_a_rule_groups_by_is_a_label_of_what_it_groups() -> None:
+def test_every_grouping_label_exists_on_the_grouped_series() -> None:
     for rule in all_rules.ALL:
         with case((rule.name, rule.labels)):
             for part in expressions.walk(rule.when):
@@ -57,7 +57,7 @@ def test_what_a_rule_groups_by_is_a_label_of_what_it_groups() -> None:
                     assert set(part.by) <= known
 
 
-def test_a_text_names_only_labels_that_the_alert_has() -> None:
+def test_texts_only_use_labels_of_their_alert() -> None:
     for rule in all_rules.ALL:
         with case((rule.name, rule.labels)):
             assert re.fullmatch(r"[a-z][a-z_]*", rule.name)
@@ -75,7 +75,7 @@ def test_both_sides_of_a_condition_have_the_same_labels() -> None:
                 assert len({expressions.labels_of(side) for side in expressions.parts_of(part)}) == 1
 
 
-def test_no_two_rules_make_the_same_alert() -> None:
+def test_no_two_rules_create_the_same_alert() -> None:
     keys = [(rule.name, rule.labels) for rule in all_rules.ALL]
     assert len(keys) == len(set(keys))
 
@@ -96,19 +96,19 @@ def test_no_two_rules_make_the_same_alert() -> None:
         ("ledger_drift", -3, "-3 micro-credits"),
     ],
 )
-def test_a_value_is_told_with_its_unit(name: str, value: float, shown: str) -> None:
+def test_values_are_shown_with_their_unit(name: str, value: float, shown: str) -> None:
     rule = next(rule for rule in all_rules.ALL if rule.name == name)
     assert rule.shown(value) == shown
 
 
-def test_what_is_recorded_under_one_name_is_one_thing() -> None:
+def test_each_recorded_name_has_one_expression() -> None:
     names = [recording.name for recording in all_rules.RECORDINGS]
     assert len(names) == len(set(names))
     windows = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
     assert {f"ai_platform:requests:error_ratio_rate{window}" for window in windows} <= set(names)
 
 
-def test_the_thresholds_that_were_ordered_are_kept() -> None:
+def test_thresholds_match_the_specification() -> None:
     wanted = {
         "high_latency": ("warning", "> 1)"),
         "error_rate_spike": ("critical", "> 0.05)"),
@@ -125,13 +125,13 @@ def test_the_thresholds_that_were_ordered_are_kept() -> None:
     assert [one.target for one in objectives.OBJECTIVES] == [0.999, 0.9995, 0.95]
 
 
-def test_every_rule_is_tried() -> None:
+def test_every_rule_is_tested() -> None:
     tried = {trial.id for trial in trials.ALL}
     assert tried == {"-".join((rule.name, *(value for _, value in rule.labels))) for rule in all_rules.ALL if rule.name != "watchdog"}
 
 
 @pytest.mark.parametrize("trial", EVERY)
-def test_it_fires_and_ends(trial: Trial) -> None:
+def test_rule_fires_and_resolves(trial: Trial) -> None:
     course = trial.course
     seen = watch(trial.rule, trial.lines(course, trial.over), trial.step_seconds, course.steps)
     assert not firing(seen[course.quiet - 1])
@@ -141,13 +141,13 @@ def test_it_fires_and_ends(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize("trial", EVERY)
-def test_it_does_not_fire_just_below(trial: Trial) -> None:
+def test_rule_does_not_fire_just_below_its_threshold(trial: Trial) -> None:
     course = trial.calm_course
     seen = watch(trial.rule, trial.lines(course, trial.under), trial.step_seconds, course.steps)
     assert not [at for at, alerts in enumerate(seen) if firing(alerts)]
 
 
-def test_an_alert_holds_for_as_long_as_its_rule_says() -> None:
+def test_alert_stays_pending_for_the_hold_time_of_its_rule() -> None:
     [trial] = [trial for trial in trials.ALL if trial.rule.name == "gpu_saturation"]
     seen = watch(trial.rule, trial.lines(trial.course, trial.over), trial.step_seconds, trial.course.steps)
     first = next(at for at, alerts in enumerate(seen) if alerts)
@@ -156,12 +156,12 @@ def test_an_alert_holds_for_as_long_as_its_rule_says() -> None:
     assert (alert.since, alert.value) == (first * 60, 0.91)
 
 
-def test_the_watchdog_fires_always() -> None:
+def test_watchdog_always_fires() -> None:
     [rule] = [rule for rule in all_rules.ALL if rule.name == "watchdog"]
     assert all(firing(alerts) == {()} for alerts in watch(rule, [], 60, 3))
 
 
-def test_a_few_failures_of_a_few_requests_are_no_alert() -> None:
+def test_few_failures_among_few_requests_raise_no_alert() -> None:
     [trial] = [trial for trial in trials.BURNING if trial.id == "availability_burn-1h"]
     status = instruments.COMPLETED_REQUESTS
     course = Course(10, 60, 10)
@@ -172,14 +172,14 @@ def test_a_few_failures_of_a_few_requests_are_no_alert() -> None:
     assert not any(watch(trial.rule, lines, 60, course.steps))
 
 
-def test_a_mesh_of_five_days_has_no_unusual_costs() -> None:
+def test_five_day_old_mesh_has_no_cost_anomaly() -> None:
     [trial] = [trial for trial in trials.ALL if trial.rule.name == "cost_anomaly"]
     course = Course(5 * 24, 24, 1)
     assert not any(watch(trial.rule, trial.lines(course, 100), 3600, course.steps))
 
 
-def test_the_labels_that_rules_look_for_are_those_of_a_real_text() -> None:
-    """A worker that a gateway tells of is another node than the one that tells it; a method's service is the one that serves it."""
+def test_rule_labels_exist_in_real_metrics() -> None:
+    """A gateway reports about another node, its worker; a method's service is the one that serves it."""
     gateway = Metrics("gateway")
     gateway.wrong_counts.labels(node="w").inc()
     gateway.requests.labels(service="gateway", method="chat", status="success").inc()

@@ -1,4 +1,4 @@
-"""An alert on its whole way: a scrape, a rule, a real Prometheus, a real Alertmanager started as it is shipped, a webhook. And its end."""
+"""An alert and its resolution, end to end: a scrape, a rule, Prometheus and Alertmanager as shipped, a webhook."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ DELIVERED_SECONDS = 30
 
 
 class Outside(ThreadingHTTPServer):
-    """What Prometheus scrapes, and what Alertmanager tells."""
+    """The metrics that Prometheus scrapes, and the webhook that Alertmanager calls."""
 
     daemon_threads = True
 
@@ -40,7 +40,7 @@ class Outside(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Requests)
         self.drift = 0
         #: Path -> the messages that came there.
-        self.told: dict[str, list[dict[str, Any]]] = {}
+        self.received: dict[str, list[dict[str, Any]]] = {}
 
     @property
     def address(self) -> str:
@@ -54,7 +54,7 @@ class Outside(ThreadingHTTPServer):
         return f'{up}{instruments.LEDGER_DRIFT.name}{{service="gateway",node="g"}} {self.drift}\n'
 
     def alerts(self, path: str, status: str) -> list[dict[str, Any]]:
-        return [alert for message in self.told.get(path, []) for alert in message["alerts"] if alert["status"] == status]
+        return [alert for message in self.received.get(path, []) for alert in message["alerts"] if alert["status"] == status]
 
 
 class _Requests(BaseHTTPRequestHandler):
@@ -65,7 +65,7 @@ class _Requests(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         message = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.told.setdefault(self.path, []).append(message)
+        self.server.received.setdefault(self.path, []).append(message)
         self._answer(b"")
 
     def _answer(self, body: bytes) -> None:
@@ -91,7 +91,7 @@ def outside() -> Iterator[Outside]:
 
 @contextmanager
 def running(folder: Path, *command: str, **environment: str) -> Iterator[None]:
-    """A program in a folder of its own, that does not outlive the test."""
+    """Run a program in its own folder, until the end of the test."""
     folder.mkdir(exist_ok=True)
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
@@ -130,26 +130,29 @@ def alertmanager(folder: Path, outside: Outside) -> Iterator[str]:
 
 
 @contextmanager
-def prometheus(folder: Path, scraped: str, told: str, *, every: str = "200ms") -> Iterator[str]:
+def prometheus(folder: Path, scraped: str, alertmanager_address: str, *, every: str = "200ms") -> Iterator[str]:
     """As it is shipped, but for addresses and pace. Yields its address."""
     folder.mkdir()
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": "200ms"}
     config["rule_files"] = [str(DEPLOY / "prometheus" / "rules" / "*.rules.yml")]
     config["scrape_configs"] = [{**config["scrape_configs"][0], "static_configs": [{"targets": [scraped]}]}]
-    config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [told]
+    config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [alertmanager_address]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     address = f"127.0.0.1:{free_port()}"
     options = (f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}")
-    # An alert that fires before Alertmanager is found is said again after this; a minute is the default.
+    # Resends an alert that fired before Alertmanager was found; the default is a minute.
     with running(folder, debian.program("prometheus"), *options, "--rules.alert.resend-delay=500ms"):
         yield address
 
 
-async def test_an_alert_goes_all_the_way_to_a_webhook_and_so_does_its_end(outside: Outside, tmp_path: Path) -> None:
-    with alertmanager(tmp_path / "alertmanager", outside) as told, prometheus(tmp_path / "prometheus", outside.address, told) as address:
+async def test_alert_and_its_resolution_reach_a_webhook(outside: Outside, tmp_path: Path) -> None:
+    with (
+        alertmanager(tmp_path / "alertmanager", outside) as received,
+        prometheus(tmp_path / "prometheus", outside.address, received) as address,
+    ):
         await until(lambda: outside.alerts("/watchdog", "firing"), seconds=DELIVERED_SECONDS)
-        assert set(outside.told) == {"/watchdog"}
+        assert set(outside.received) == {"/watchdog"}
 
         outside.drift = 5
         await until(lambda: outside.alerts("/page", "firing"), seconds=DELIVERED_SECONDS)
@@ -160,13 +163,13 @@ async def test_an_alert_goes_all_the_way_to_a_webhook_and_so_does_its_end(outsid
 
         outside.drift = 0
         await until(lambda: outside.alerts("/page", "resolved"), seconds=DELIVERED_SECONDS)
-        assert set(outside.told) == {"/watchdog", "/page"}
+        assert set(outside.received) == {"/watchdog", "/page"}
         async with httpx.AsyncClient() as http:
             rules = (await http.get(f"http://{address}/api/v1/rules")).json()["data"]["groups"]
         assert not [rule["lastError"] for group in rules for rule in group["rules"] if rule["health"] == "err"]
 
 
-async def test_prometheus_takes_the_text_of_a_mesh(outside: Outside, tmp_path: Path) -> None:
+async def test_prometheus_scrapes_a_mesh(outside: Outside, tmp_path: Path) -> None:
     """In the form that it asks for, which is OpenMetrics."""
     port = free_port()
     async with testnet() as net:
@@ -182,18 +185,18 @@ async def test_prometheus_takes_the_text_of_a_mesh(outside: Outside, tmp_path: P
                         await asyncio.sleep(0.05)
                         for target in (await http.get("/targets")).json()["data"]["activeTargets"]:
                             assert (target["lastError"], target["health"] == "down") == ("", False)
-                asked = (await http.get("/query", params={"query": f'{instruments.NODE_UP.name}{{service="metrics"}}'})).json()
-    [found] = asked["data"]["result"]
+                response = (await http.get("/query", params={"query": f'{instruments.NODE_UP.name}{{service="metrics"}}'})).json()
+    [found] = response["data"]["result"]
     assert found["value"][1] == "1"
 
 
-async def test_what_follows_from_something_worse_is_not_sent_besides(outside: Outside, tmp_path: Path) -> None:
+async def test_inhibited_alerts_are_not_sent(outside: Outside, tmp_path: Path) -> None:
     silenced = [
         {"alertname": "high_latency", "severity": "warning", "service": "gateway"},
         {"alertname": "response_slow", "severity": "critical", "model": "llama3"},
         {"alertname": "availability_burn", "severity": "ticket", "window": "1d"},
     ]
-    said = [
+    posted_labels = [
         {"alertname": "service_down", "severity": "page", "service": "gateway"},
         {"alertname": "high_latency", "severity": "warning", "service": "auth"},
         {"alertname": "ledger_drift", "severity": "page", "node": "g"},
@@ -202,12 +205,12 @@ async def test_what_follows_from_something_worse_is_not_sent_besides(outside: Ou
     with alertmanager(tmp_path / "alertmanager", outside) as address:
         async with httpx.AsyncClient(base_url=f"http://{address}/api/v2") as http:
             await _ready(http, "/status")
-            posted = await http.post("/alerts", json=[{"labels": each} for each in (*said, *silenced)])
+            posted = await http.post("/alerts", json=[{"labels": each} for each in (*posted_labels, *silenced)])
             assert posted.status_code == 200
             found = (await http.get("/alerts", params={"inhibited": "false"})).json()
-        assert sorted(_words(alert["labels"]) for alert in found) == sorted(_words(each) for each in said)
+        assert sorted(_words(alert["labels"]) for alert in found) == sorted(_words(each) for each in posted_labels)
         await until(lambda: outside.alerts("/page", "firing"), seconds=DELIVERED_SECONDS)
-        assert "/ticket" not in outside.told
+        assert "/ticket" not in outside.received
 
 
 def _words(labels: dict[str, str]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What an expression is worth where PromQL and plain arithmetic differ. That Prometheus agrees on every rule, test_promtool.py shows."""
+"""Values of expressions where PromQL and plain arithmetic differ. test_promtool.py checks every rule against Prometheus."""
 
 import math
 
@@ -38,8 +38,8 @@ DEPTH = Selector(instruments.QUEUE_DEPTH)
 CALLS = Selector(instruments.REQUESTS)
 
 
-class Told:
-    """Readings that are told by name; what is selected is left to the selector's tests."""
+class FakeReadings:
+    """Readings by name; selectors have their own tests."""
 
     def __init__(self, **vectors: Vector) -> None:
         self._vectors = vectors
@@ -78,16 +78,16 @@ GROWN = Aggregate(Fold.SUM, ("model",), Increase(CALLS, TimeWindow(300)))
         pytest.param(Always(), {(): 1.0}, id="always"),
     ],
 )
-def test_what_an_expression_is_worth(expression: Expression, worth: Vector) -> None:
-    told = Told(
+def test_evaluate(expression: Expression, worth: Vector) -> None:
+    readings = FakeReadings(
         latest={labels(model="a", node="x"): 2.0, labels(model="a", node="y"): 1.0, labels(model="b", node="x"): 0.0},
         increase={labels(model="a", node="x"): 0.0},
     )
-    assert evaluate(expression, told) == worth
+    assert evaluate(expression, readings) == worth
 
 
-def test_what_is_absent_has_the_labels_that_it_would_have() -> None:
-    assert evaluate(Absent(series(instruments.REQUESTS, service="auth", status=("success", "internal"))), Told()) == {
+def test_absent_returns_the_labels_of_its_selector() -> None:
+    assert evaluate(Absent(series(instruments.REQUESTS, service="auth", status=("success", "internal"))), FakeReadings()) == {
         labels(service="auth"): 1.0
     }
 
@@ -102,21 +102,21 @@ def test_what_is_absent_has_the_labels_that_it_would_have() -> None:
         pytest.param(0.95, {"1": 5, "2": 10}, math.nan, id="no bucket for the rest"),
     ],
 )
-def test_a_quantile_lies_within_its_bucket(share: float, buckets: dict[str, float], worth: float) -> None:
-    told = Told(latest={labels(le=bound, service="web"): count for bound, count in buckets.items()})
-    [(key, found)] = evaluate(Quantile(share, Aggregate(Fold.SUM, ("service", "le"), Latest(DEPTH))), told).items()
+def test_quantile_stays_within_its_bucket(share: float, buckets: dict[str, float], worth: float) -> None:
+    readings = FakeReadings(latest={labels(le=bound, service="web"): count for bound, count in buckets.items()})
+    [(key, found)] = evaluate(Quantile(share, Aggregate(Fold.SUM, ("service", "le"), Latest(DEPTH))), readings).items()
     assert key == labels(service="web")
     assert found == pytest.approx(worth, nan_ok=True)
 
 
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.floats(allow_nan=True, allow_infinity=True), max_size=8), st.floats(allow_nan=False))
-def test_what_holds_and_what_does_not_are_the_whole(values: dict[str, float], threshold: float) -> None:
-    told = Told(latest={labels(model=name): value for name, value in values.items()})
+def test_condition_and_its_complement_cover_all_series(values: dict[str, float], threshold: float) -> None:
+    readings = FakeReadings(latest={labels(model=name): value for name, value in values.items()})
     condition = above(BY_MODEL, threshold)
-    holds, rest = evaluate(condition, told), evaluate(Unless(BY_MODEL, condition), told)
-    assert holds.keys() | rest.keys() == evaluate(BY_MODEL, told).keys()
+    holds, rest = evaluate(condition, readings), evaluate(Unless(BY_MODEL, condition), readings)
+    assert holds.keys() | rest.keys() == evaluate(BY_MODEL, readings).keys()
     assert not holds.keys() & rest.keys()
-    assert evaluate(Both(condition, BY_MODEL), told) == holds
+    assert evaluate(Both(condition, BY_MODEL), readings) == holds
 
 
 def rule(hold_seconds: int) -> AlertRule:
@@ -132,8 +132,8 @@ def rule(hold_seconds: int) -> AlertRule:
     )
 
 
-def test_an_alert_that_ends_in_between_begins_anew() -> None:
-    deep, shallow = Told(latest={A: 2.0}), Told(latest={A: 1.0})
+def test_alert_that_stops_before_its_hold_time_starts_over() -> None:
+    deep, shallow = FakeReadings(latest={A: 2.0}), FakeReadings(latest={A: 1.0})
     key = labels(model="a", window="1h")
     at = advance(rule(60), deep, {}, 100)
     assert at == {key: Active(100, 2.0, firing=False)}
@@ -144,13 +144,13 @@ def test_an_alert_that_ends_in_between_begins_anew() -> None:
     assert advance(rule(0), deep, {}, 100)[key].firing
 
 
-def test_each_set_of_labels_is_an_alert_of_its_own() -> None:
-    first = advance(rule(60), Told(latest={A: 2.0}), {}, 0)
-    both = advance(rule(60), Told(latest={A: 2.0, B: 3.0}), first, 60)
+def test_each_label_set_is_its_own_alert() -> None:
+    first = advance(rule(60), FakeReadings(latest={A: 2.0}), {}, 0)
+    both = advance(rule(60), FakeReadings(latest={A: 2.0, B: 3.0}), first, 60)
     assert {dict(key)["model"]: alert.firing for key, alert in both.items()} == {"a": True, "b": False}
 
 
-def test_what_is_not_grouped_is_refused_where_labels_matter() -> None:
+def test_ungrouped_expressions_are_refused_where_labels_matter() -> None:
     with pytest.raises(ValueError, match="not aggregated"):
         expressions.labels_of(above(Latest(DEPTH), 1))
     with pytest.raises(ValueError, match="is not a histogram"):
@@ -172,9 +172,9 @@ def test_what_is_not_grouped_is_refused_where_labels_matter() -> None:
         ),
     ],
 )
-def test_how_it_is_written_in_promql(expression: Expression, text: str) -> None:
+def test_render_promql(expression: Expression, text: str) -> None:
     assert promql.render(expression) == text
 
 
-def test_empty_labels_are_none() -> None:
+def test_empty_labels_are_treated_as_absent() -> None:
     assert evaluation.labels(model="", service="web") == (("service", "web"),)

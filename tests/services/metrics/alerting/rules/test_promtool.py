@@ -1,5 +1,5 @@
-"""Prometheus and our own evaluator say the same of the same series, at every step, of every alert: promtool runs the rules as they are
-shipped over the series of the trials, and expects the alerts that the evaluator found."""
+"""Prometheus and our evaluator agree on every alert at every step: promtool runs the shipped rules over the series of the trials and
+expects the alerts that the evaluator found."""
 
 import json
 import re
@@ -79,14 +79,14 @@ def _series(line: Line) -> str:
 
 
 @pytest.mark.parametrize("trial", EVERY)
-def test_prometheus_fires_and_ends_it_too(trial: Trial, tmp_path: Path) -> None:
+def test_prometheus_fires_and_resolves_the_same_alerts(trial: Trial, tmp_path: Path) -> None:
     assert run(tmp_path, trial.rule.name, trial.lines(trial.course, trial.over), trial.course, trial.step_seconds)
 
 
 # What each trial asserts takes a process of promtool; `make test` asks it for every alert that fires.
 @pytest.mark.nightly("long")
 @pytest.mark.parametrize("trial", EVERY)
-def test_prometheus_does_not_fire_it_just_below_either(trial: Trial, tmp_path: Path) -> None:
+def test_prometheus_does_not_fire_just_below_the_threshold(trial: Trial, tmp_path: Path) -> None:
     course = trial.calm_course
     run(tmp_path, trial.rule.name, trial.lines(course, trial.under), course, trial.step_seconds)
 
@@ -95,7 +95,7 @@ def test_prometheus_always_fires_the_watchdog(tmp_path: Path) -> None:
     assert run(tmp_path, "watchdog", [], Course(1, 1, 1), 60) == 3
 
 
-def test_a_difference_would_be_seen(tmp_path: Path) -> None:
+def test_promtool_detects_a_difference(tmp_path: Path) -> None:
     """promtool is not content with anything: the same series under another name are another result."""
     [trial] = [trial for trial in trials.ALL if trial.rule.name == "queue_depth_high"]
     lines = [Line(line.name.replace("queue_depth", "queue"), line.labels, line.values) for line in trial.lines(trial.course, trial.over)]

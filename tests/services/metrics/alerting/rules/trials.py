@@ -1,7 +1,7 @@
-"""For every alert, series that bring it about, series that just do not, and their return to normal.
+"""For every alert: series that make it fire, series that almost do, and their return to normal.
 
-A course is quiet, then there is trouble, then it is quiet again. The level of the trouble is what differs between a trial that
-fires and one that does not; where a level cannot be almost reached, the trouble is shorter instead.
+A course is quiet, then has trouble, then is quiet again. A trial that fires and one that does not differ in the level of the trouble;
+where the level cannot almost be reached, the trouble is shorter instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,7 +65,7 @@ class Trial:
     step_seconds: int
     course: Course
     lines: Lines
-    #: The trouble that fires, and the one that just does not.
+    #: The level of trouble that fires, and the one that just does not.
     over: float
     under: float
     #: Steps of the trouble that is too short to fire, where that is what ``under`` has to be.
@@ -114,8 +114,8 @@ def _completed_by_models(course: Course, level: float) -> Sequence[Line]:
     """One model fails, another one does not, and what is asked of no model fails always."""
     status = instruments.COMPLETED_REQUESTS
     well = line(status, course.counter(100, 100), status="success", service="metrics", node="m", model="phi")
-    nobody = line(status, course.counter(100, 100), status="error", service="metrics", node="m", model="")
-    return (*_completed(course, level), well, nobody)
+    other_service = line(status, course.counter(100, 100), status="error", service="metrics", node="m", model="")
+    return (*_completed(course, level), well, other_service)
 
 
 def _first_tokens(course: Course, level: float) -> Sequence[Line]:

@@ -1,4 +1,4 @@
-"""A line of a log as OTLP has it; what is no line is left out."""
+"""Log lines as OTLP records; invalid lines are dropped."""
 
 import json
 
@@ -24,7 +24,7 @@ LINE = {
 }
 
 
-def test_a_line_is_as_the_specification_has_it() -> None:
+def test_encoded_line_follows_the_specification() -> None:
     body = json.loads(log_records.encode([LogLine("gateway", "UABC", json.dumps(LINE))], "1"))
     [resource] = body["resourceLogs"]
     assert {each["key"]: each["value"]["stringValue"] for each in resource["resource"]["attributes"]}["service.name"] == "gateway"
@@ -47,7 +47,7 @@ def test_a_line_is_as_the_specification_has_it() -> None:
     ]
 
 
-def test_lines_are_grouped_by_who_told_them() -> None:
+def test_lines_are_grouped_by_node() -> None:
     text = json.dumps(LINE)
     lines = [LogLine("gateway", "a", text), LogLine("auth", "b", text), LogLine("gateway", "a", text)]
     body = json.loads(log_records.encode(lines, "1"))
@@ -55,5 +55,5 @@ def test_lines_are_grouped_by_who_told_them() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", "{}", '{"ts": 5}', '{"ts": "yesterday"}', '{"event": "without a time"}'])
-def test_what_is_no_line_is_left_out(text: str) -> None:
+def test_invalid_lines_are_dropped(text: str) -> None:
     assert json.loads(log_records.encode([LogLine("auth", "a", text)], "1")) == {"resourceLogs": []}

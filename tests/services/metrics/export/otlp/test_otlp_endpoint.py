@@ -1,4 +1,4 @@
-"""The ways in which an OTLP endpoint can be broken, each over a real socket: all are told from one another, and none holds anything up."""
+"""Failures of an OTLP endpoint, each over a real socket: they are distinguished, and none blocks anything."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from shared import errors
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
-def says(text: str) -> Answer:
+def answering_with(text: str) -> Answer:
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(text.encode())
         await writer.drain()
@@ -37,7 +37,7 @@ async def drips(writer: asyncio.StreamWriter) -> None:
 
 
 class Floods:
-    """Has no end, and as much as anybody takes."""
+    """Sends an endless answer as fast as it is read."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -80,54 +80,56 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("answer", "words", "seconds"),
     [
-        pytest.param(says("HTTP/1.1 503 x\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n"), "returned 503", 7, id="says when"),
-        pytest.param(says("HTTP/1.1 429 x\r\ncontent-length: 0\r\n\r\n"), "returned 429", None, id="does not say when"),
-        pytest.param(says("HTTP/1.1 503 x\r\nretry-after: Sat, 21 Nov 2026 14:00:00 GMT\r\n\r\n"), "returned 503", None, id="a date"),
-        pytest.param(says("HTTP/1.1 503 x\r\nretry-after: -1\r\n\r\n"), "returned 503", None, id="says nonsense"),
-        pytest.param(says("SSH-2.0-x\r\n\r\n"), "is not responding: RemoteProtocolError", None, id="is no HTTP"),
+        pytest.param(answering_with("HTTP/1.1 503 x\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n"), "returned 503", 7, id="says when"),
+        pytest.param(answering_with("HTTP/1.1 429 x\r\ncontent-length: 0\r\n\r\n"), "returned 429", None, id="does not say when"),
         pytest.param(
-            says("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx"), "is not responding: RemoteProtocolError", None, id="breaks off"
+            answering_with("HTTP/1.1 503 x\r\nretry-after: Sat, 21 Nov 2026 14:00:00 GMT\r\n\r\n"), "returned 503", None, id="a date"
         ),
-        pytest.param(says(""), "is not responding: RemoteProtocolError", None, id="hangs up"),
+        pytest.param(answering_with("HTTP/1.1 503 x\r\nretry-after: -1\r\n\r\n"), "returned 503", None, id="says nonsense"),
+        pytest.param(answering_with("SSH-2.0-x\r\n\r\n"), "is not responding: RemoteProtocolError", None, id="is no HTTP"),
+        pytest.param(
+            answering_with("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx"), "is not responding: RemoteProtocolError", None, id="breaks off"
+        ),
+        pytest.param(answering_with(""), "is not responding: RemoteProtocolError", None, id="hangs up"),
         pytest.param(hangs, r"is not responding: \w*Timeout", None, id="says nothing"),
         pytest.param(drips, r"is not responding: \w*Timeout", None, id="comes byte by byte"),
     ],
 )
-async def test_what_may_be_tried_again_is_said(answer: Answer, words: str, seconds: float | None) -> None:
+async def test_temporary_failures_can_be_retried(answer: Answer, words: str, seconds: float | None) -> None:
     async with answering(answer) as post:
         with pytest.raises(errors.Unavailable, match=words) as refused:
             await post("/v1/traces", b"{}")
     assert refused.value.retry_after_seconds == seconds
 
 
-async def test_an_answer_without_an_end_is_cut_off() -> None:
+async def test_endless_response_is_cut_off() -> None:
     floods = Floods()
     async with answering(floods) as post:
         await post("/v1/traces", b"{}")
-    # What was on the way in the buffers of two sockets is besides.
+    # Plus what was in the buffers of the two sockets.
     assert floods.sent < 16 * 1024 * 1024
 
 
 @pytest.mark.parametrize("status", [301, 400, 404, 500])
-async def test_what_will_never_be_taken_is_said(status: int) -> None:
-    async with answering(says(f"HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n")) as post:
+async def test_permanent_failures_are_reported(status: int) -> None:
+    async with answering(answering_with(f"HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n")) as post:
         with pytest.raises(errors.BadRequest, match=f"rejected /v1/traces with {status}"):
             await post("/v1/traces", b"{}")
 
 
-async def test_garbage_in_a_good_answer_is_nobody_s_concern() -> None:
+async def test_invalid_body_of_a_successful_response_is_ignored() -> None:
     for form in ("", "content-type: application/json\r\n"):
-        answer = says(f"HTTP/1.1 200 OK\r\n{form}content-encoding: gzip\r\ncontent-length: 3\r\n\r\n\x01\x02\x03")
+        answer = answering_with(f"HTTP/1.1 200 OK\r\n{form}content-encoding: gzip\r\ncontent-length: 3\r\n\r\n\x01\x02\x03")
         async with answering(answer) as post:
             assert await post("/v1/traces", b"{}") is None
 
 
 def rejecting(why: str) -> Answer:
     body = json.dumps({"partialSuccess": {"rejectedSpans": "1", "errorMessage": why}})
-    return says(f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}")
+    return answering_with(f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}")
 
 
-async def test_what_was_rejected_is_told_without_the_key_that_an_endpoint_may_quote() -> None:
+async def test_rejection_is_reported_without_a_quoted_key() -> None:
     headers = {"authorization": "Bearer abcdef123456", "x-tenant": "7"}
     async with answering(rejecting("7 of abcdef123456 are too old, Bearer"), headers) as post:
         assert await post("/v1/traces", b"{}") == Rejection(1, "7 of … are too old, Bearer")

@@ -1,4 +1,4 @@
-"""An endpoint that is away loses nothing for a while, takes what it missed when it is back, and never takes memory without end."""
+"""An unavailable endpoint gets what it missed when it is back, within a bound on memory."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from tests.stopwatch import HANG_SECONDS
 from tests.testnet import until
 
 
-def told(number: int) -> NodeSpan:
+def node_span(number: int) -> NodeSpan:
     return NodeSpan("gateway", "node", Span("a" * 32, f"{number:016x}", "", "work", SpanKind.INTERNAL, 0, 1, "", {}))
 
 
@@ -24,22 +24,22 @@ class Endpoint:
     def __init__(self) -> None:
         self.took: list[int] = []
         self.refusal: errors.AimeshError | None = None
-        self.asked = asyncio.Condition()
+        self.called = asyncio.Condition()
 
     async def send(self, batch: Sequence[NodeSpan]) -> None:
-        async with self.asked:
-            self.asked.notify_all()
+        async with self.called:
+            self.called.notify_all()
         if self.refusal is not None:
             raise self.refusal
         self.took += [int(one.span.span_id, 16) for one in batch]
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(HANG_SECONDS), self.asked:
-            await self.asked.wait_for(lambda: len(self.took) >= count)
+        async with asyncio.timeout(HANG_SECONDS), self.called:
+            await self.called.wait_for(lambda: len(self.took) >= count)
 
-    async def until_asked(self) -> None:
-        async with asyncio.timeout(HANG_SECONDS), self.asked:
-            await self.asked.wait()
+    async def until_called(self) -> None:
+        async with asyncio.timeout(HANG_SECONDS), self.called:
+            await self.called.wait()
 
 
 @pytest.fixture
@@ -64,24 +64,24 @@ async def box(endpoint: Endpoint, lost: list[int], monkeypatch: pytest.MonkeyPat
 async def drained(box: OtlpOutbox[NodeSpan]) -> None:
     await until(lambda: len(box) == 0)
     # What was taken out last has been sent when the box waits again.
-    await until(lambda: not box._some.is_set())
+    await until(lambda: not box._has_waiting.is_set())
 
 
-async def test_all_are_sent_in_order_and_in_batches(box: OtlpOutbox[NodeSpan], endpoint: Endpoint, lost: list[int]) -> None:
-    box.put([told(number) for number in range(otlp_outbox.BATCH * 2 + 10)])
+async def test_items_are_sent_in_order_and_in_batches(box: OtlpOutbox[NodeSpan], endpoint: Endpoint, lost: list[int]) -> None:
+    box.put([node_span(number) for number in range(otlp_outbox.BATCH * 2 + 10)])
     box.put([])
     await drained(box)
     assert endpoint.took == list(range(otlp_outbox.BATCH * 2 + 10))
     assert lost == []
 
 
-async def test_an_endpoint_that_is_back_takes_what_it_missed(box: OtlpOutbox[NodeSpan], endpoint: Endpoint, lost: list[int]) -> None:
+async def test_recovered_endpoint_gets_what_it_missed(box: OtlpOutbox[NodeSpan], endpoint: Endpoint, lost: list[int]) -> None:
     endpoint.refusal = errors.Unavailable("http://otlp does not answer")
-    box.put([told(1), told(2)])
-    await endpoint.until_asked()
-    await endpoint.until_asked()
+    box.put([node_span(1), node_span(2)])
+    await endpoint.until_called()
+    await endpoint.until_called()
     assert box.trouble == "http://otlp does not answer"
-    box.put([told(3)])
+    box.put([node_span(3)])
     endpoint.refusal = None
     await drained(box)
     assert endpoint.took == [1, 2, 3]
@@ -89,20 +89,18 @@ async def test_an_endpoint_that_is_back_takes_what_it_missed(box: OtlpOutbox[Nod
     assert lost == []
 
 
-async def test_an_endpoint_that_says_when_is_asked_then_and_not_hours_later(
-    box: OtlpOutbox[NodeSpan], endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(otlp_outbox, "_LONGEST_ASKED_SECONDS", 0.2)
+async def test_retry_after_is_honored_up_to_a_limit(box: OtlpOutbox[NodeSpan], endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlp_outbox, "_MAX_RETRY_AFTER_SECONDS", 0.2)
     endpoint.refusal = errors.Unavailable("busy", retry_after_seconds=3600)
-    box.put([told(1)])
-    await endpoint.until_asked()
+    box.put([node_span(1)])
+    await endpoint.until_called()
     began = time.monotonic()
-    await endpoint.until_asked()
+    await endpoint.until_called()
     assert time.monotonic() - began > 0.15
 
 
-class Said:
-    """Stands where the log is."""
+class FakeLog:
+    """A fake log."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
@@ -114,40 +112,38 @@ class Said:
         self.lines.append(("info", ""))
 
 
-async def test_trouble_is_said_once_for_all_tries_and_so_is_its_end(
-    box: OtlpOutbox[NodeSpan], endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = Said()
-    monkeypatch.setattr(otlp_outbox, "_log", said)
+async def test_failure_and_recovery_are_logged_once(box: OtlpOutbox[NodeSpan], endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = FakeLog()
+    monkeypatch.setattr(otlp_outbox, "_log", log)
     for why in ("away", "busy"):
         endpoint.refusal = errors.Unavailable(why)
-        box.put([told(1)])
+        box.put([node_span(1)])
         for _ in range(4):
-            await endpoint.until_asked()
+            await endpoint.until_called()
     endpoint.refusal = None
-    box.put([told(2)])
+    box.put([node_span(2)])
     await drained(box)
-    assert said.lines == [("warning", "away"), ("warning", "busy"), ("info", "")]
+    assert log.lines == [("warning", "away"), ("warning", "busy"), ("info", "")]
 
 
-async def test_what_it_refuses_for_good_is_let_go(box: OtlpOutbox[NodeSpan], endpoint: Endpoint, lost: list[int]) -> None:
+async def test_permanently_rejected_batch_is_dropped(box: OtlpOutbox[NodeSpan], endpoint: Endpoint, lost: list[int]) -> None:
     endpoint.refusal = errors.BadRequest("http://otlp refuses traces with 404")
-    box.put([told(1), told(2)])
+    box.put([node_span(1), node_span(2)])
     await drained(box)
     endpoint.refusal = None
-    box.put([told(3)])
+    box.put([node_span(3)])
     await drained(box)
     assert endpoint.took == [3]
     assert lost == [2]
 
 
-async def test_the_oldest_go_where_there_are_too_many(box: OtlpOutbox[NodeSpan], endpoint: Endpoint, lost: list[int]) -> None:
+async def test_oldest_items_are_dropped_when_full(box: OtlpOutbox[NodeSpan], endpoint: Endpoint, lost: list[int]) -> None:
     endpoint.refusal = errors.Unavailable("away")
     for start in range(0, otlp_outbox.MAX_WAITING + 5_000, 1_000):
-        box.put([told(number) for number in range(start, start + 1_000)])
+        box.put([node_span(number) for number in range(start, start + 1_000)])
     assert len(box) <= otlp_outbox.MAX_WAITING
     assert sum(lost) == 5_000
-    await endpoint.until_asked()
+    await endpoint.until_called()
     endpoint.refusal = None
     await drained(box)
     assert endpoint.took[-1] == otlp_outbox.MAX_WAITING + 4_999

@@ -1,4 +1,4 @@
-"""An endpoint that takes a part of what it is sent: counted, said once, and seen in the health with what to do; over real sockets."""
+"""An endpoint that rejects some items: they are counted, logged once, and shown in the health with advice; over real sockets."""
 
 import json
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ from tests.testnet import MESH, RunningNode, TestNet, free_port, testnet, until
 LINE = LogLine("auth", "node", '{"ts": "2026-11-21T12:00:00Z", "level": "info", "event": "x"}')
 
 
-def _told(count: int) -> list[NodeSpan]:
+def _node_spans(count: int) -> list[NodeSpan]:
     return [
         NodeSpan("auth", "node", Span("a" * 32, f"{number:016x}", "", "work", SpanKind.INTERNAL, 0, 1, "", {})) for number in range(count)
     ]
@@ -34,8 +34,8 @@ async def net() -> AsyncIterator[TestNet]:
         yield running
 
 
-class Said:
-    """Stands where the log is."""
+class FakeLog:
+    """A fake log."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, int, str]] = []
@@ -62,21 +62,21 @@ def _counted(running: RunningNode, name: str) -> float:
 
 async def _sent(running: RunningNode, spans: int = 0, lines: int = 0) -> None:
     boxes = _boxes(running)
-    boxes.spans.put(_told(spans))
+    boxes.spans.put(_node_spans(spans))
     boxes.logs.put([LINE] * lines)
-    await until(lambda: not (len(boxes.spans) or len(boxes.logs) or boxes.spans._some.is_set() or boxes.logs._some.is_set()))
+    await until(lambda: not (len(boxes.spans) or len(boxes.logs) or boxes.spans._has_waiting.is_set() or boxes.logs._has_waiting.is_set()))
 
 
-async def test_what_an_endpoint_rejects_is_counted_said_once_and_seen(net: TestNet, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = Said()
-    monkeypatch.setattr(otlp_outbox, "_log", said)
+async def test_partial_rejections_are_counted_logged_once_and_shown(net: TestNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = FakeLog()
+    monkeypatch.setattr(otlp_outbox, "_log", log)
     # Its own lines are sent at the start and not again.
     monkeypatch.setattr(log_collector, "EVERY_SECONDS", 3600)
     port = free_port()
     with otlp_receiver.receiving(port) as receiver:
         running = await _start(net, port)
         await _sent(running, spans=5, lines=5)
-        assert (_check(running).ok, said.lines) == (True, [])
+        assert (_check(running).ok, log.lines) == (True, [])
 
         _reject(receiver, span_records.PATH, rejectedSpans="2", errorMessage="span 7 is too old")
         await _sent(running, spans=5)
@@ -86,7 +86,7 @@ async def test_what_an_endpoint_rejects_is_counted_said_once_and_seen(net: TestN
         await _sent(running, lines=5)
         assert (_counted(running, "spans_lost"), _counted(running, "log_lines_lost")) == (2 + 3, 4), "no more than there were"
         event = "the OTLP endpoint rejected some items"
-        assert said.lines == [(event, "spans", 2, "span 7 is too old"), (event, "log lines", 4, "no room")]
+        assert log.lines == [(event, "spans", 2, "span 7 is too old"), (event, "log lines", 4, "no room")]
         check = _check(running)
         assert (check.name, check.ok, check.needed) == ("OTLP", False, False)
         assert "5 spans, the last one because: span 8 is too old" in check.detail
@@ -105,7 +105,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("answer", BROKEN.values(), ids=BROKEN.keys())
-async def test_an_answer_that_is_broken_changes_nothing(net: TestNet, answer: bytes) -> None:
+async def test_broken_response_changes_nothing(net: TestNet, answer: bytes) -> None:
     port = free_port()
     with otlp_receiver.receiving(port) as receiver:
         running = await _start(net, port)
@@ -117,8 +117,8 @@ async def test_an_answer_that_is_broken_changes_nothing(net: TestNet, answer: by
         assert _counted(running, "spans_lost") == 0
 
 
-def _reject(receiver: Receiver, path: str, **said: str) -> None:
-    receiver.answers[path] = json.dumps({"partialSuccess": said}).encode()
+def _reject(receiver: Receiver, path: str, **success: str) -> None:
+    receiver.answers[path] = json.dumps({"partialSuccess": success}).encode()
 
 
 async def _start(net: TestNet, port: int) -> RunningNode:

@@ -1,4 +1,4 @@
-"""What an endpoint says of a batch that it took in part: in both forms, whole or broken, and for how long it is remembered."""
+"""Partial success responses: both encodings, valid or broken, and how long they are remembered."""
 
 import json
 import random
@@ -11,8 +11,8 @@ from services.metrics.export.otlp.partial_success import REMEMBERED_SECONDS, Rej
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
 
 
-def in_json(**said: object) -> bytes:
-    return json.dumps({"partialSuccess": said}).encode()
+def in_json(**fields: object) -> bytes:
+    return json.dumps({"partialSuccess": fields}).encode()
 
 
 def in_protobuf(count: bytes, why: bytes = b"") -> bytes:
@@ -39,7 +39,7 @@ def in_protobuf(count: bytes, why: bytes = b"") -> bytes:
         pytest.param(PROTOBUF, b"\x10\x01\x19" + b"x" * 8 + b"\x25" + b"x" * 4 + in_protobuf(b"\x05"), Rejection(5, ""), id="other fields"),
     ],
 )
-def test_what_was_rejected_is_read(form: str, body: bytes, found: Rejection) -> None:
+def test_rejected_count_and_reason_are_read(form: str, body: bytes, found: Rejection) -> None:
     assert partial_success.read(form, body) == found
 
 
@@ -72,11 +72,11 @@ def test_what_was_rejected_is_read(form: str, body: bytes, found: Rejection) -> 
         ("text/html", b"<html>"),
     ],
 )
-def test_an_answer_that_is_none_says_nothing(form: str, body: bytes) -> None:
+def test_invalid_body_means_no_rejection(form: str, body: bytes) -> None:
     assert partial_success.read(form, body) is None
 
 
-def test_no_bytes_break_the_reader() -> None:
+def test_arbitrary_bytes_do_not_break_the_parser() -> None:
     rng = random.Random(7)
     whole = in_protobuf(b"\xac\x02", b"too old")
     for _ in range(3000):
@@ -87,7 +87,7 @@ def test_no_bytes_break_the_reader() -> None:
         assert found is None or (0 <= found.count < 2**63 and len(found.why) <= 200)
 
 
-def test_a_reason_is_news_once_and_numbers_in_it_make_no_other() -> None:
+def test_reason_is_logged_once_whatever_its_numbers() -> None:
     seen = Rejections("spans")
     assert seen.note(Rejection(2, "span 17 is too old"), 100)
     assert not seen.note(Rejection(3, "span 18 is too old"), 110)
@@ -97,7 +97,7 @@ def test_a_reason_is_news_once_and_numbers_in_it_make_no_other() -> None:
     assert sum(seen.note(Rejection(1, "x" * number), 140) for number in range(100)) == 6, "who has so many reasons makes them up"
 
 
-def test_it_is_over_when_nothing_was_rejected_for_a_while() -> None:
+def test_rejection_ends_after_a_quiet_period() -> None:
     seen = Rejections("spans")
     assert not seen.end(0)
     seen.note(Rejection(2, ""), 100)
@@ -111,7 +111,7 @@ def test_it_is_over_when_nothing_was_rejected_for_a_while() -> None:
     assert "5 spans" in seen.complaint(last + 3)
 
 
-def test_a_warning_is_said_and_no_complaint() -> None:
+def test_warning_is_logged_without_a_complaint() -> None:
     seen = Rejections("log lines")
     assert seen.note(Rejection(0, "use gzip"), 100)
     assert not seen.note(Rejection(0, "use gzip"), 200)

@@ -1,4 +1,4 @@
-"""The OTLP body has what the specification asks for, and what a node may put into it is small."""
+"""The OTLP body follows the specification, and what a node can put into it is limited."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ def changed(**fields: Any) -> Span:
     return msgspec.structs.replace(SPAN, **fields)
 
 
-def test_spans_are_grouped_by_the_node_that_told_them() -> None:
+def test_spans_are_grouped_by_node() -> None:
     gateway, worker = NodeSpan("gateway", "aaa", SPAN), NodeSpan("inference", "bbb", changed(span_id="1" * 16))
     body = json.loads(otlp.encode([gateway, worker, replace(gateway, span=changed(span_id="2" * 16))], "1.2.3"))
     resources = {
@@ -32,7 +32,7 @@ def test_spans_are_grouped_by_the_node_that_told_them() -> None:
     assert body["resourceSpans"][0]["scopeSpans"][0]["scope"] == {"name": "aimesh", "version": "1.2.3"}
 
 
-def test_a_span_is_as_the_specification_has_it() -> None:
+def test_encoded_span_follows_the_specification() -> None:
     span = changed(
         parent_id="f" * 16,
         error="overloaded",
@@ -58,7 +58,7 @@ def test_a_span_is_as_the_specification_has_it() -> None:
     }
 
 
-def test_a_sound_span_is_taken() -> None:
+def test_valid_span_is_accepted() -> None:
     assert is_sound(SPAN, "inference")
     assert is_sound(changed(parent_id="a" * 16, attributes={"gen_ai.usage.output_tokens": 5}), "inference")
     assert is_sound(changed(attributes={REQUEST_ID: "x"}), "gateway")
@@ -87,11 +87,11 @@ def test_a_sound_span_is_taken() -> None:
     ],
     ids=str,
 )
-def test_what_a_node_makes_up_is_not(fields: dict[str, Any]) -> None:
+def test_invalid_span_is_refused(fields: dict[str, Any]) -> None:
     assert not is_sound(changed(**fields), "inference")
 
 
-def test_headers_are_read_as_opentelemetry_writes_them() -> None:
+def test_headers_are_parsed_like_opentelemetry() -> None:
     assert otlp_endpoint.read_headers("") == {}
     assert otlp_endpoint.read_headers("Authorization=Bearer a=b, x-scope-orgid = 1 ,") == {
         "authorization": "Bearer a=b",
@@ -100,7 +100,7 @@ def test_headers_are_read_as_opentelemetry_writes_them() -> None:
 
 
 @pytest.mark.parametrize("text", ["secret-token", "a b=c", "=secret", "ä=secret", "a\nb=c", "a=b\nc"])
-def test_headers_that_are_none_are_refused_without_a_word_of_them(text: str) -> None:
+def test_invalid_headers_are_refused_without_quoting_them(text: str) -> None:
     with pytest.raises(ValueError, match="header 1") as caught:
         otlp_endpoint.read_headers(text)
     assert "secret" not in str(caught.value)

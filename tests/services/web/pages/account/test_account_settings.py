@@ -28,7 +28,7 @@ async def save_preferences(browser: Browser, **values: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize("path", TABS)
-async def test_each_tab_marks_itself_and_leads_to_the_others(alice: Browser, path: str) -> None:
+async def test_each_tab_is_marked_and_links_to_the_others(alice: Browser, path: str) -> None:
     page = await alice.get(path)
     assert page.status_code == 200
     assert f'href="{path}" aria-current="page"' in page.text
@@ -38,7 +38,7 @@ async def test_each_tab_marks_itself_and_leads_to_the_others(alice: Browser, pat
     assert page.text.count("<h1") == 1
 
 
-async def test_changing_name_and_address(alice: Browser, mesh: FakeMesh) -> None:
+async def test_change_name_and_address(alice: Browser, mesh: FakeMesh) -> None:
     answer = await alice.submit(await alice.get("/settings"), "/settings", username=" alice2 ", email="alice2@example.com ")
     assert (answer.status_code, answer.headers["location"]) == (303, "/settings?done=saved")
     assert mesh.accounts["alice2"].user.email == "alice2@example.com"
@@ -47,7 +47,7 @@ async def test_changing_name_and_address(alice: Browser, mesh: FakeMesh) -> None
     assert 'class="who"><bdi>alice2' in page.text
 
 
-async def test_a_taken_name_keeps_what_was_typed(alice: Browser, mesh: FakeMesh) -> None:
+async def test_taken_name_keeps_the_input(alice: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("taken", "x")
     page = await alice.submit(await alice.get("/settings"), "/settings", username="taken", email="new@example.com")
     assert page.status_code == 409
@@ -56,13 +56,13 @@ async def test_a_taken_name_keeps_what_was_typed(alice: Browser, mesh: FakeMesh)
     assert (fields["username"], fields["email"]) == ("taken", "new@example.com")
 
 
-async def test_a_new_address_is_confirmed_by_the_password_and_then_set(alice: Browser, mesh: FakeMesh) -> None:
+async def test_new_address_needs_the_password(alice: Browser, mesh: FakeMesh) -> None:
     mesh.is_stale = True
-    asked = await alice.submit(await alice.get("/settings"), "/settings", username="alice", email="new@example.com")
-    assert asked.status_code == 403
-    assert "Confirm it’s you" in asked.text
+    confirm_page = await alice.submit(await alice.get("/settings"), "/settings", username="alice", email="new@example.com")
+    assert confirm_page.status_code == 403
+    assert "Confirm it’s you" in confirm_page.text
     assert mesh.accounts["alice"].user.email == "alice@example.com"
-    wrong = await alice.submit(asked, "/settings", confirm_password="wrong horse")
+    wrong = await alice.submit(confirm_page, "/settings", confirm_password="wrong horse")
     assert wrong.status_code == 403
     done = await alice.submit(wrong, "/settings", confirm_password="correct horse")
     assert done.status_code == 303
@@ -79,32 +79,32 @@ async def test_a_new_address_is_confirmed_by_the_password_and_then_set(alice: Br
         ({"provider"}, {"link"}),
     ],
 )
-async def test_it_is_confirmed_by_what_the_person_has(alice: Browser, mesh: FakeMesh, has: set[str], asked_for: set[str]) -> None:
+async def test_confirmation_offers_what_the_user_has(alice: Browser, mesh: FakeMesh, has: set[str], asked_for: set[str]) -> None:
     mesh.is_stale = True
     mesh.options = msgspec.structs.replace(mesh.options, oidc_name="Corp" if "provider" in has else None)
     mesh.with_factor |= {"alice"} if "factor" in has else set()
     mesh.without_password |= set() if "password" in has else {"alice"}
-    asked = await alice.submit(await alice.get("/settings"), "/settings", username="alice", email="new@example.com")
-    links = {"link"} if 'then=/settings/security">Corp</a>' in asked.text else set()
-    assert {name for name in forms_of(asked)["/settings"] if name.startswith("confirm")} | links == asked_for
+    confirm_page = await alice.submit(await alice.get("/settings"), "/settings", username="alice", email="new@example.com")
+    links = {"link"} if 'then=/settings/security">Corp</a>' in confirm_page.text else set()
+    assert {name for name in forms_of(confirm_page)["/settings"] if name.startswith("confirm")} | links == asked_for
 
 
-async def test_while_that_is_not_known_both_ways_are_offered(alice: Browser, mesh: FakeMesh) -> None:
+async def test_unknown_sign_in_options_offer_both_confirmations(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.get("/settings")
     mesh.is_stale = True
     mesh.broken["auth.getAccount"] = AWAY
-    asked = await alice.submit(page, "/settings", username="alice", email="new@example.com")
-    assert {name for name in forms_of(asked)["/settings"] if name.startswith("confirm")} == {"confirm_password", "confirm_code"}
+    confirm_page = await alice.submit(page, "/settings", username="alice", email="new@example.com")
+    assert {name for name in forms_of(confirm_page)["/settings"] if name.startswith("confirm")} == {"confirm_password", "confirm_code"}
 
 
-async def test_hostile_names_are_text(alice: Browser, mesh: FakeMesh) -> None:
+async def test_hostile_names_are_escaped(alice: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("taken", "x")
     page = await alice.submit(await alice.get("/settings"), "/settings", username="taken", email=f'"{EVIL}\u202e')
     assert EVIL not in page.text
     assert "&lt;script&gt;" in page.text
 
 
-async def test_preferences_are_kept_and_the_theme_comes_at_once(alice: Browser, mesh: FakeMesh) -> None:
+async def test_preferences_are_stored_and_the_theme_applies_immediately(alice: Browser, mesh: FakeMesh) -> None:
     answer = await save_preferences(alice, default_model="smollm2", theme="dark")
     assert answer.headers["location"] == "/settings/preferences?done=saved"
     assert (mesh.preferences.default_model, mesh.preferences.theme, mesh.preferences.notify_by_mail) == ("smollm2", "dark", False)
@@ -115,7 +115,7 @@ async def test_preferences_are_kept_and_the_theme_comes_at_once(alice: Browser, 
     assert 'value="yes" checked' not in page.text
 
 
-async def test_the_theme_does_not_wait_until_the_session_is_asked_for_again(
+async def test_theme_does_not_wait_for_the_session_cache(
     alice: Browser, site: request_context.App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(site.sessions, "_clock", lambda: 0.0)
@@ -124,21 +124,21 @@ async def test_the_theme_does_not_wait_until_the_session_is_asked_for_again(
     assert '<html lang="en" data-theme="dark">' in (await alice.get("/settings")).text
 
 
-async def test_preferences_can_be_taken_back(alice: Browser, mesh: FakeMesh) -> None:
+async def test_preferences_can_be_reset(alice: Browser, mesh: FakeMesh) -> None:
     await save_preferences(alice, default_model="smollm2", theme="dark")
     await save_preferences(alice, notify_by_mail="yes")
     assert (mesh.preferences.default_model, mesh.preferences.theme, mesh.preferences.notify_by_mail) == (None, "system", True)
     assert "data-theme" not in (await alice.get("/settings")).text.partition("<head>")[0]
 
 
-async def test_a_chosen_model_that_is_served_no_more_stays_chosen(alice: Browser, mesh: FakeMesh) -> None:
+async def test_chosen_model_stays_chosen_when_no_longer_served(alice: Browser, mesh: FakeMesh) -> None:
     await save_preferences(alice, default_model="of-yesterday")
     page = await alice.get("/settings/preferences")
     assert "<option selected>of-yesterday</option>" in page.text
     assert "<option>smollm2</option>" in page.text
 
 
-async def test_the_gateway_being_away_takes_the_choice_and_not_the_page(alice: Browser, mesh: FakeMesh) -> None:
+async def test_unavailable_gateway_hides_the_model_choice_only(alice: Browser, mesh: FakeMesh) -> None:
     await save_preferences(alice, default_model="smollm2")
     mesh.broken["gateway"] = AWAY
     page = await alice.get("/settings/preferences")
@@ -149,14 +149,14 @@ async def test_the_gateway_being_away_takes_the_choice_and_not_the_page(alice: B
     assert (mesh.preferences.default_model, mesh.preferences.theme) == (ModelName("smollm2"), "light")
 
 
-async def test_a_theme_that_is_none_is_refused(alice: Browser, mesh: FakeMesh) -> None:
+async def test_invalid_theme_is_refused(alice: Browser, mesh: FakeMesh) -> None:
     page = await save_preferences(alice, theme=EVIL)
     assert page.status_code == 400
     assert EVIL not in page.text
     assert mesh.preferences.theme == "system"
 
 
-async def test_auth_being_away_is_a_503(alice: Browser, mesh: FakeMesh) -> None:
+async def test_unavailable_auth_gives_503(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["auth.getAccount"] = AWAY
     for path in TABS:
         assert (await alice.get(path)).status_code == 503
@@ -166,7 +166,7 @@ async def test_auth_being_away_is_a_503(alice: Browser, mesh: FakeMesh) -> None:
     ("path", "values"),
     [("/settings", {"username": "mallory", "email": "m@example.com"}), ("/settings/preferences", {"theme": "dark"})],
 )
-async def test_forms_from_elsewhere_are_refused(alice: Browser, mesh: FakeMesh, path: str, values: dict[str, str]) -> None:
+async def test_cross_site_forms_are_refused(alice: Browser, mesh: FakeMesh, path: str, values: dict[str, str]) -> None:
     page = await alice.get(path)
     assert (await alice.submit(page, path, {"Sec-Fetch-Site": "cross-site"}, **values)).status_code == 403
     assert (await alice.submit(page, path, **values, token="")).status_code == 403

@@ -39,7 +39,7 @@ async def _sign_in(mesh: FakeMesh, browser: Browser, step: Step, then: str = "")
 
 
 @pytest.mark.parametrize("code", [CODE, f" {CODE} ", RECOVERY_CODES[0]], ids=["of the app", "with spaces around", "for recovery"])
-async def test_a_code_finishes_the_login_under_another_token(halfway: Browser, mesh: FakeMesh, code: str) -> None:
+async def test_code_completes_the_login_under_a_new_token(halfway: Browser, mesh: FakeMesh, code: str) -> None:
     before = halfway.client.cookies["aimesh_session"]
     answer = await halfway.submit(await halfway.get("/login/code"), "/login/code", code=code)
     assert (answer.status_code, answer.headers["location"]) == (303, "/dashboard")
@@ -48,7 +48,7 @@ async def test_a_code_finishes_the_login_under_another_token(halfway: Browser, m
     assert (await halfway.get("/dashboard")).status_code == 200
 
 
-async def test_the_page_that_asked_for_the_login_is_not_forgotten_on_the_way(browser: Browser, mesh: FakeMesh) -> None:
+async def test_requested_page_is_kept_during_the_login(browser: Browser, mesh: FakeMesh) -> None:
     await _sign_in(mesh, browser, Step.ENTER_CODE, then="/api-keys")
     page = await browser.get("/login/code?then=/api-keys")
     answer = await browser.submit(page, "/login/code", code=CODE)
@@ -56,13 +56,13 @@ async def test_the_page_that_asked_for_the_login_is_not_forgotten_on_the_way(bro
 
 
 @pytest.mark.parametrize("then", ["https://evil.example", "//evil.example", "/logout"])
-async def test_a_code_leads_nowhere_else(halfway: Browser, then: str) -> None:
+async def test_code_does_not_redirect_elsewhere(halfway: Browser, then: str) -> None:
     page = await halfway.client.get("/login/code", params={"then": then})
     answer = await halfway.submit(page, "/login/code", code=CODE, then=then)
     assert answer.headers["location"] == "/dashboard"
 
 
-async def test_a_wrong_code_says_so_and_lets_nobody_in(halfway: Browser) -> None:
+async def test_wrong_code_is_reported_and_does_not_sign_in(halfway: Browser) -> None:
     page = await halfway.submit(await halfway.get("/login/code"), "/login/code", code="000000")
     assert page.status_code == 403
     assert "The code is wrong, or was used before." in page.text
@@ -70,7 +70,7 @@ async def test_a_wrong_code_says_so_and_lets_nobody_in(halfway: Browser) -> None
     assert (await halfway.get("/dashboard")).headers["location"] == "/login/code"
 
 
-async def test_without_the_code_no_page_of_a_person_opens_and_none_is_shown_in_the_frame(halfway: Browser) -> None:
+async def test_no_personal_page_opens_before_the_code(halfway: Browser) -> None:
     page = await halfway.get("/login/code")
     assert 'href="/api-keys"' not in page.text
     for path in ("/dashboard", "/settings", "/settings/security", "/organisations", "/invitation"):
@@ -78,14 +78,14 @@ async def test_without_the_code_no_page_of_a_person_opens_and_none_is_shown_in_t
         assert (answer.status_code, answer.headers["location"]) == (303, "/login/code")
 
 
-async def test_somebody_else_can_sign_in_instead(halfway: Browser, mesh: FakeMesh) -> None:
+async def test_another_user_can_sign_in_instead(halfway: Browser, mesh: FakeMesh) -> None:
     answer = await halfway.submit(await halfway.get("/login/code"), "/logout")
     assert answer.status_code == 303
     assert mesh.sessions == {}
     assert (await halfway.get("/login")).status_code == 200
 
 
-async def test_a_login_that_lacks_nothing_has_no_business_here(browser: Browser, mesh: FakeMesh) -> None:
+async def test_completed_login_is_redirected(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     await browser.sign_in("alice", "correct horse")
     for path in ("/login/code", "/login/second-factor", "/login"):
@@ -94,19 +94,19 @@ async def test_a_login_that_lacks_nothing_has_no_business_here(browser: Browser,
     assert mesh.seeds_begun == 0
 
 
-async def test_a_visitor_signs_in_first(browser: Browser) -> None:
+async def test_visitor_signs_in_first(browser: Browser) -> None:
     for path in ("/login/code", "/login/second-factor"):
         assert (await browser.get(path)).headers["location"].startswith("/login")
 
 
-async def test_a_code_from_elsewhere_is_refused(halfway: Browser, mesh: FakeMesh) -> None:
+async def test_cross_site_code_is_refused(halfway: Browser, mesh: FakeMesh) -> None:
     page = await halfway.get("/login/code")
     assert (await halfway.submit(page, "/login/code", {"Sec-Fetch-Site": "cross-site"}, code=CODE)).status_code == 403
     assert (await halfway.submit(page, "/login/code", code=CODE, token="")).status_code == 403
-    assert "auth.confirmLogin" not in mesh.names_asked()
+    assert "auth.confirmLogin" not in mesh.called_methods()
 
 
-async def test_auth_being_away_is_said_and_the_code_can_be_sent_again(halfway: Browser, mesh: FakeMesh) -> None:
+async def test_unavailable_auth_is_reported_and_the_code_can_be_sent_again(halfway: Browser, mesh: FakeMesh) -> None:
     page = await halfway.get("/login/code")
     mesh.broken["auth.confirmLogin"] = errors.Unavailable("Valkey does not answer")
     assert (await halfway.submit(page, "/login/code", code=CODE)).status_code == 503
@@ -117,7 +117,7 @@ async def test_auth_being_away_is_said_and_the_code_can_be_sent_again(halfway: B
 # --- setting it up ---------------------------------------------------------------------------------------------------
 
 
-async def test_an_administrator_sets_up_the_second_factor_and_sees_the_recovery_codes_once(new_admin: Browser, mesh: FakeMesh) -> None:
+async def test_administrator_sets_up_the_second_factor_and_sees_recovery_codes_once(new_admin: Browser, mesh: FakeMesh) -> None:
     page = await new_admin.get("/login/second-factor?then=/api-keys")
     assert 'class="qr"' in page.text
     assert "JBSW Y3DP EHPK" in page.text
@@ -132,7 +132,7 @@ async def test_an_administrator_sets_up_the_second_factor_and_sees_the_recovery_
     assert (await new_admin.get("/dashboard")).status_code == 200
 
 
-async def test_a_mistyped_code_asks_for_no_second_scan(new_admin: Browser, mesh: FakeMesh) -> None:
+async def test_mistyped_code_keeps_the_seed(new_admin: Browser, mesh: FakeMesh) -> None:
     page = await new_admin.get("/login/second-factor")
     wrong = await new_admin.submit(page, "/login/second-factor", code="000000")
     assert wrong.status_code == 400
@@ -145,7 +145,7 @@ async def test_a_mistyped_code_asks_for_no_second_scan(new_admin: Browser, mesh:
 @pytest.mark.parametrize(
     "uri", ["", "javascript:alert(1)", "otpauth://totp/x?secret=short", f"https://evil.example/?secret={SEED}", "otpauth://totp/[?secret=A"]
 )
-async def test_a_seed_that_is_none_is_not_drawn(new_admin: Browser, uri: str) -> None:
+async def test_invalid_seed_is_not_drawn(new_admin: Browser, uri: str) -> None:
     page = await new_admin.get("/login/second-factor")
     wrong = await new_admin.submit(page, "/login/second-factor", code="000000", uri=uri)
     assert wrong.status_code == 400
@@ -153,7 +153,7 @@ async def test_a_seed_that_is_none_is_not_drawn(new_admin: Browser, uri: str) ->
     assert "evil" not in wrong.text
 
 
-async def test_a_login_that_took_too_long_begins_again(new_admin: Browser, mesh: FakeMesh) -> None:
+async def test_expired_login_starts_over(new_admin: Browser, mesh: FakeMesh) -> None:
     mesh.is_stale = True
     answer = await new_admin.get("/login/second-factor")
     assert answer.headers["location"] == "/login?done=late"
@@ -161,7 +161,7 @@ async def test_a_login_that_took_too_long_begins_again(new_admin: Browser, mesh:
     assert "The sign-in timed out" in (await new_admin.get("/login?done=late")).text
 
 
-async def test_a_person_who_has_it_already_is_not_asked_to_set_it_up(halfway: Browser, mesh: FakeMesh) -> None:
+async def test_user_with_a_second_factor_is_not_asked_to_set_it_up(halfway: Browser, mesh: FakeMesh) -> None:
     answer = await halfway.get("/login/second-factor")
     assert answer.headers["location"] == "/login/code"
     assert mesh.seeds_begun == 0

@@ -31,7 +31,7 @@ def unpacked(answer: httpx.Response) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-async def test_the_archive_has_what_auth_and_the_gateway_keep(alice: Browser, mesh: FakeMesh) -> None:
+async def test_archive_has_the_data_of_auth_and_gateway(alice: Browser, mesh: FakeMesh) -> None:
     mesh.add_logged_request("smollm2")
     mesh.add_logged_request('=HYPERLINK("https://evil.example")')
     answer = await export(alice)
@@ -48,30 +48,30 @@ async def test_the_archive_has_what_auth_and_the_gateway_keep(alice: Browser, me
     assert json.loads(files["usage.json"])["total"]["requests"] == 2
 
 
-async def test_the_export_is_confirmed_before_its_first_byte(alice: Browser, mesh: FakeMesh) -> None:
+async def test_export_is_confirmed_before_its_first_byte(alice: Browser, mesh: FakeMesh) -> None:
     mesh.is_stale = True
-    asked = await export(alice)
-    assert asked.status_code == 403
-    assert "Confirm it’s you" in asked.text
-    answer = await alice.submit(asked, f"{HERE}/export", confirm_password="correct horse")
+    confirm_page = await export(alice)
+    assert confirm_page.status_code == 403
+    assert "Confirm it’s you" in confirm_page.text
+    answer = await alice.submit(confirm_page, f"{HERE}/export", confirm_password="correct horse")
     assert "README.txt" in unpacked(answer)
 
 
-async def test_a_gateway_that_is_away_leaves_word_of_what_is_missing(alice: Browser, mesh: FakeMesh) -> None:
+async def test_unavailable_gateway_leaves_a_note_in_the_archive(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["gateway"] = AWAY
     files = unpacked(await export(alice))
     assert list(files) == ["README.txt", "account.json", "requests-MISSING.txt", "usage-MISSING.txt"]
     assert b"Export the data again" in files["usage-MISSING.txt"]
 
 
-async def test_auth_being_away_is_a_503_and_no_archive(alice: Browser, mesh: FakeMesh) -> None:
+async def test_unavailable_auth_gives_503_and_no_archive(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["auth.exportAccount"] = AWAY
     answer = await export(alice)
     assert answer.status_code == 503
     assert answer.headers["content-type"].startswith("text/html")
 
 
-async def test_nobody_exports_the_requests_of_a_whole_organisation(alice: Browser, mesh: FakeMesh) -> None:
+async def test_archive_has_no_requests_of_the_organization(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.get(HERE)
     team = mesh.add_team("Acme", mesh.accounts["alice"].user)
     mesh.acting[alice.client.cookies["aimesh_session"]] = team
@@ -79,10 +79,10 @@ async def test_nobody_exports_the_requests_of_a_whole_organisation(alice: Browse
     assert answer.status_code == 400
     assert "You are acting as an organization" in answer.text
     assert f"{HERE}/export" not in forms_of(answer)
-    assert "auth.exportAccount" not in mesh.names_asked()
+    assert "auth.exportAccount" not in mesh.called_methods()
 
 
-async def test_deleting_the_account_is_thirty_days_away_and_can_be_called_off(alice: Browser, mesh: FakeMesh) -> None:
+async def test_account_deletion_takes_thirty_days_and_can_be_canceled(alice: Browser, mesh: FakeMesh) -> None:
     answer = await alice.submit(await alice.get(HERE), f"{HERE}/delete")
     assert answer.headers["location"] == HERE
     page = await alice.get(HERE)
@@ -94,14 +94,14 @@ async def test_deleting_the_account_is_thirty_days_away_and_can_be_called_off(al
     assert "Your account won’t be deleted." in (await alice.get(f"{HERE}?done=kept")).text
 
 
-async def test_a_box_that_is_not_ticked_deletes_nothing(alice: Browser, mesh: FakeMesh) -> None:
+async def test_unticked_box_deletes_nothing(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.submit(await alice.get(HERE), f"{HERE}/delete", sure="")
     assert page.status_code == 400
     assert "The deletion is not confirmed." in page.text
     assert mesh.erased_at is None
 
 
-async def test_who_is_needed_cannot_be_deleted_and_reads_why(alice: Browser, mesh: FakeMesh) -> None:
+async def test_last_owner_cannot_be_deleted_and_reads_why(alice: Browser, mesh: FakeMesh) -> None:
     why = "others are in an organisation that only you own: Acme"
     mesh.broken["auth.requestErasure"] = errors.NotAllowed(why, hint="make one of its members an owner first")
     page = await alice.submit(await alice.get(HERE), f"{HERE}/delete")
@@ -110,9 +110,9 @@ async def test_who_is_needed_cannot_be_deleted_and_reads_why(alice: Browser, mes
 
 
 @pytest.mark.parametrize("act", ["export", "delete"])
-async def test_forms_from_elsewhere_are_refused(alice: Browser, mesh: FakeMesh, act: str) -> None:
+async def test_cross_site_forms_are_refused(alice: Browser, mesh: FakeMesh, act: str) -> None:
     page = await alice.get(HERE)
     assert (await alice.submit(page, f"{HERE}/{act}", {"Sec-Fetch-Site": "cross-site"})).status_code == 403
     assert (await alice.submit(page, f"{HERE}/{act}", token="")).status_code == 403
     assert mesh.erased_at is None
-    assert "auth.exportAccount" not in mesh.names_asked()
+    assert "auth.exportAccount" not in mesh.called_methods()

@@ -26,9 +26,9 @@ async def leave(browser: Browser, **fields: str) -> httpx.Response:
     return await browser.submit(await browser.get("/login"), "/login/oidc", **fields)
 
 
-async def come_back(browser: Browser, **said: str) -> httpx.Response:
+async def come_back(browser: Browser, **query: str) -> httpx.Response:
     """As the provider sends the browser back: from another site, by a link."""
-    return await browser.client.get("/login/oidc/back", params=said, headers={"Sec-Fetch-Site": "cross-site"})
+    return await browser.client.get("/login/oidc/back", params=query, headers={"Sec-Fetch-Site": "cross-site"})
 
 
 def session_cookie(answer: httpx.Response) -> str:
@@ -38,7 +38,7 @@ def session_cookie(answer: httpx.Response) -> str:
     return cookies["aimesh_session"].value if "aimesh_session" in cookies else ""
 
 
-async def test_the_button_is_there_only_where_there_is_a_provider(browser: Browser, mesh: FakeMesh) -> None:
+async def test_button_exists_only_with_a_provider(browser: Browser, mesh: FakeMesh) -> None:
     for path in ("/login", "/register"):
         assert "Continue with Corp" in (await browser.get(path)).text
     mesh.options = msgspec.structs.replace(mesh.options, oidc_name=None)
@@ -46,9 +46,9 @@ async def test_the_button_is_there_only_where_there_is_a_provider(browser: Brows
         assert "/login/oidc" not in forms_of(await browser.get(path))
 
 
-async def test_the_button_leads_to_the_provider_without_a_redirect_of_the_form(browser: Browser, mesh: FakeMesh) -> None:
+async def test_button_leads_to_the_provider_without_a_form_redirect(browser: Browser, mesh: FakeMesh) -> None:
     page = await leave(browser)
-    # Chromium refuses a redirect of a form to another site where the policy says form-action 'self'.
+    # Chromium blocks the redirect of a form to another site if the policy has form-action 'self'.
     assert page.status_code == 200
     assert re.search(r'<meta http-equiv="refresh" content="0;url=https://login\.example/authorize\?state=state-0&amp;x=1">', page.text)
     assert mesh.begun["state-0"].redirect_uri == "http://localhost:3000/login/oidc/back"
@@ -57,13 +57,13 @@ async def test_the_button_leads_to_the_provider_without_a_redirect_of_the_form(b
         assert part.lower() in cookie.lower()
 
 
-async def test_the_binding_over_tls_is_this_hosts_alone(tls_browser: Browser) -> None:
+async def test_binding_cookie_over_tls_is_host_only(tls_browser: Browser) -> None:
     page = await leave(tls_browser)
     (cookie,) = [line for line in page.headers.get_list("set-cookie") if line.startswith("__Host-aimesh_login=")]
     assert "Secure" in cookie
 
 
-async def test_coming_back_signs_in_and_leads_on(browser: Browser, mesh: FakeMesh) -> None:
+async def test_callback_signs_in_and_redirects(browser: Browser, mesh: FakeMesh) -> None:
     login = await browser.get("/login?then=/api-keys")
     await browser.submit(login, "/login/oidc")
     answer = await come_back(browser, state="state-0", **BACK)
@@ -73,14 +73,14 @@ async def test_coming_back_signs_in_and_leads_on(browser: Browser, mesh: FakeMes
     assert (await browser.get("/dashboard")).status_code == 200
 
 
-async def test_a_second_factor_here_is_asked_for_all_the_same(browser: Browser, mesh: FakeMesh) -> None:
+async def test_second_factor_is_still_required(browser: Browser, mesh: FakeMesh) -> None:
     mesh.with_factor.add("alice")
     await leave(browser)
     answer = await come_back(browser, state="state-0", **BACK)
     assert answer.headers["location"] == "/login/code"
 
 
-async def test_an_answer_in_another_browser_signs_nobody_in(browser: Browser, tls_browser: Browser, mesh: FakeMesh) -> None:
+async def test_callback_in_another_browser_does_not_sign_in(browser: Browser, tls_browser: Browser, mesh: FakeMesh) -> None:
     await leave(tls_browser)
     page = await come_back(browser, state="state-0", **BACK)
     assert page.status_code == 401
@@ -91,41 +91,41 @@ async def test_an_answer_in_another_browser_signs_nobody_in(browser: Browser, tl
 
 
 @pytest.mark.parametrize(
-    "said",
+    "query",
     [
         pytest.param({"error": "access_denied", "error_description": "<script>call 555-evil</script>"}, id="the provider refused"),
         pytest.param({}, id="nothing at all"),
     ],
 )
-async def test_what_the_provider_says_in_words_is_said_to_nobody(browser: Browser, said: dict[str, str]) -> None:
+async def test_error_text_of_the_provider_is_not_shown(browser: Browser, query: dict[str, str]) -> None:
     await leave(browser)
-    state = {"state": "state-0"} if said else {}
-    page = await come_back(browser, **state, **said)
+    state = {"state": "state-0"} if query else {}
+    page = await come_back(browser, **state, **query)
     assert page.status_code in (401, 403)
     assert "555-evil" not in page.text
     assert "Start the login again." in page.text
 
 
 @pytest.mark.parametrize("then", ["https://evil.example", "//evil.example", "/\\evil.example"])
-async def test_it_leads_nowhere_else(browser: Browser, mesh: FakeMesh, then: str) -> None:
+async def test_callback_does_not_redirect_elsewhere(browser: Browser, mesh: FakeMesh, then: str) -> None:
     await leave(browser, then=then)
     assert mesh.begun["state-0"].then == "/dashboard"
 
 
-async def test_the_provider_being_away_is_a_503(browser: Browser, mesh: FakeMesh) -> None:
+async def test_unavailable_provider_gives_503(browser: Browser, mesh: FakeMesh) -> None:
     page = await browser.get("/login")
     mesh.broken["auth.beginOidc"] = errors.Unavailable("the login provider does not answer")
     assert (await browser.submit(page, "/login/oidc")).status_code == 503
 
 
-async def test_a_form_from_elsewhere_begins_nothing(browser: Browser, mesh: FakeMesh) -> None:
+async def test_cross_site_form_starts_no_login(browser: Browser, mesh: FakeMesh) -> None:
     page = await browser.get("/login")
     assert (await browser.submit(page, "/login/oidc", {"Sec-Fetch-Site": "cross-site"})).status_code == 403
     assert (await browser.submit(page, "/login/oidc", token="")).status_code == 403
     assert mesh.begun == {}
 
 
-async def test_who_has_no_password_here_confirms_at_the_provider(browser: Browser, mesh: FakeMesh) -> None:
+async def test_user_without_a_password_confirms_at_the_provider(browser: Browser, mesh: FakeMesh) -> None:
     await browser.sign_in("alice", "correct horse")
     old = browser.client.cookies["aimesh_session"]
     page = await browser.get("/login/oidc?fresh=yes&then=/settings/security")
@@ -140,14 +140,14 @@ async def test_who_has_no_password_here_confirms_at_the_provider(browser: Browse
     assert len(mesh.sessions) == 1
 
 
-async def test_a_mesh_without_a_provider_says_so(browser: Browser, mesh: FakeMesh) -> None:
+async def test_mesh_without_a_provider_says_so(browser: Browser, mesh: FakeMesh) -> None:
     page = await browser.get("/login")
     mesh.options = msgspec.structs.replace(mesh.options, oidc_name=None)
     assert "This mesh has no login provider" in (await browser.get("/login/oidc")).text
     assert (await browser.submit(page, "/login/oidc")).status_code == 404
 
 
-async def test_linking_comes_back_to_the_settings_and_keeps_the_session(browser: Browser, mesh: FakeMesh) -> None:
+async def test_linking_returns_to_the_settings_and_keeps_the_session(browser: Browser, mesh: FakeMesh) -> None:
     await browser.sign_in("alice", "correct horse")
     before = browser.client.cookies["aimesh_session"]
     left = await browser.submit(await browser.get("/settings/security"), "/settings/security/providers/link")
@@ -161,7 +161,7 @@ async def test_linking_comes_back_to_the_settings_and_keeps_the_session(browser:
     assert "Account linked." in page.text
 
 
-async def test_a_link_that_failed_is_said_beside_the_way_back(browser: Browser, mesh: FakeMesh) -> None:
+async def test_failed_link_is_reported(browser: Browser, mesh: FakeMesh) -> None:
     await browser.sign_in("alice", "correct horse")
     await browser.submit(await browser.get("/settings/security"), "/settings/security/providers/link")
     page = await come_back(browser, state="state-0", error="access_denied")
@@ -170,7 +170,7 @@ async def test_a_link_that_failed_is_said_beside_the_way_back(browser: Browser, 
     assert mesh.provider_links == []
 
 
-async def test_removing_a_link(browser: Browser, mesh: FakeMesh) -> None:
+async def test_remove_a_link(browser: Browser, mesh: FakeMesh) -> None:
     await browser.sign_in("alice", "correct horse")
     mesh.provider_links.append(accounts.OidcLink("https://login.example", "subject-1", "", mesh.accounts["alice"].user.created_at))
     page = await browser.get("/settings/security")
@@ -179,7 +179,7 @@ async def test_removing_a_link(browser: Browser, mesh: FakeMesh) -> None:
     assert mesh.provider_links == []
 
 
-async def test_the_last_way_in_cannot_be_removed(browser: Browser, mesh: FakeMesh) -> None:
+async def test_last_sign_in_method_cannot_be_removed(browser: Browser, mesh: FakeMesh) -> None:
     await browser.sign_in("alice", "correct horse")
     mesh.without_password.add("alice")
     mesh.provider_links.append(accounts.OidcLink("https://login.example", "subject-1", "", mesh.accounts["alice"].user.created_at))

@@ -1,4 +1,4 @@
-"""The reader here decodes the drawn code by the rules of ISO/IEC 18004, so it does not trust the library that draws it."""
+"""The tests decode the QR code by the rules of ISO/IEC 18004, so they do not trust the library that draws it."""
 
 import re
 
@@ -11,7 +11,7 @@ URI = "otpauth://totp/aimesh%20test:alice?secret=JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PX
 CAPACITY = {4: 62, 5: 84, 6: 106, 7: 122, 8: 152, 9: 180, 10: 213}
 #: Version -> (blocks, codewords for correction in each), of table 9.
 BLOCKS = {4: (2, 18), 5: (2, 24), 6: (4, 16), 7: (4, 18), 8: (4, 22), 9: (5, 22), 10: (5, 26)}
-#: Annex C: what stands for level M and masks 0 to 7.
+#: Annex C: the format information of level M and masks 0 to 7.
 FORMATS = [
     "101010000010010", "101000100100101", "101111001111100", "101101101001011",
     "100010111111001", "100000011001110", "100111110010111", "100101010100000",
@@ -81,11 +81,11 @@ def text_of(codewords: list[int], version: int) -> str:
     short, longer = divmod(len(codewords) - blocks * correction, blocks)
     lengths = [short + (block >= blocks - longer) for block in range(blocks)]
     rows: list[list[int]] = [[] for _ in range(blocks)]
-    given = iter(codewords)
+    codes_left = iter(codewords)
     for place in range(max(lengths)):
         for block in range(blocks):
             if place < lengths[block]:
-                rows[block].append(next(given))
+                rows[block].append(next(codes_left))
     stream = "".join(f"{word:08b}" for row in rows for word in row)
     counted = 16 if version == 10 else 8
     assert stream[:4] == "0100"
@@ -94,13 +94,13 @@ def text_of(codewords: list[int], version: int) -> str:
 
 
 @pytest.mark.parametrize("version", CAPACITY)
-def test_the_drawn_code_decodes_to_the_seed(version: int) -> None:
+def test_qr_code_decodes_to_the_seed(version: int) -> None:
     for spare in (0, 1, 5):
         uri = URI.ljust(CAPACITY[version], "x")[: CAPACITY[version] - spare]
         assert decode(modules_of(second_factor.draw(uri))) == uri
 
 
-def test_the_largest_seed_fills_version_10_and_a_longer_one_is_not_drawn() -> None:
+def test_largest_seed_fits_version_10_and_a_longer_one_is_refused() -> None:
     uri = URI.ljust(213, "x")
     matrix = modules_of(second_factor.draw(uri))
     assert len(matrix) == 57
@@ -108,7 +108,7 @@ def test_the_largest_seed_fills_version_10_and_a_longer_one_is_not_drawn() -> No
     assert second_factor.draw(uri + "x") is None
 
 
-def test_the_drawing_has_no_style_that_the_csp_forbids_and_its_own_colors_for_both_themes() -> None:
+def test_qr_code_has_no_inline_style_and_works_in_both_themes() -> None:
     svg = second_factor.draw(URI)
     assert "style" not in svg
     assert '<path fill="#fff"' in svg

@@ -21,40 +21,40 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
     return browser
 
 
-async def test_changing_the_password(alice: Browser, mesh: FakeMesh) -> None:
+async def test_change_the_password(alice: Browser, mesh: FakeMesh) -> None:
     answer = await alice.submit(await alice.get(HERE), f"{HERE}/password", new_password=NEW, repeated=NEW)
     assert answer.headers["location"] == f"{HERE}?done=password"
     assert mesh.accounts["alice"].password == NEW
     assert "All other sessions ended" in (await alice.get(f"{HERE}?done=password")).text
 
 
-@pytest.mark.parametrize(("new", "repeated", "said"), [("zq7!x", "zq7!x", "shorter than 8"), (NEW, NEW + "x", "do not match")])
-async def test_a_password_that_is_refused(alice: Browser, mesh: FakeMesh, new: str, repeated: str, said: str) -> None:
+@pytest.mark.parametrize(("new", "repeated", "message"), [("zq7!x", "zq7!x", "shorter than 8"), (NEW, NEW + "x", "do not match")])
+async def test_refused_password(alice: Browser, mesh: FakeMesh, new: str, repeated: str, message: str) -> None:
     page = await alice.submit(await alice.get(HERE), f"{HERE}/password", new_password=new, repeated=repeated)
     assert page.status_code == 400
-    assert said in page.text
+    assert message in page.text
     assert new not in page.text
     assert mesh.accounts["alice"].password == "correct horse"
 
 
-async def test_a_new_password_is_confirmed_by_the_old_one_and_then_set(alice: Browser, mesh: FakeMesh) -> None:
+async def test_new_password_needs_the_old_one(alice: Browser, mesh: FakeMesh) -> None:
     mesh.is_stale = True
-    asked = await alice.submit(await alice.get(HERE), f"{HERE}/password", new_password=NEW, repeated=NEW)
-    assert asked.status_code == 403
+    confirm_page = await alice.submit(await alice.get(HERE), f"{HERE}/password", new_password=NEW, repeated=NEW)
+    assert confirm_page.status_code == 403
     assert mesh.accounts["alice"].password == "correct horse"
-    done = await alice.submit(asked, f"{HERE}/password", confirm_password="correct horse")
+    done = await alice.submit(confirm_page, f"{HERE}/password", confirm_password="correct horse")
     assert done.status_code == 303
     assert mesh.accounts["alice"].password == NEW
 
 
-async def test_who_has_no_password_is_offered_one(alice: Browser, mesh: FakeMesh) -> None:
+async def test_user_without_a_password_can_set_one(alice: Browser, mesh: FakeMesh) -> None:
     mesh.without_password.add("alice")
     page = await alice.get(HERE)
     assert "Set a password" in page.text
     assert "have no password here" in page.text
 
 
-async def test_the_rule_for_passwords_names_fifteen_while_there_is_no_second_factor(alice: Browser, mesh: FakeMesh) -> None:
+async def test_password_minimum_is_fifteen_without_a_second_factor(alice: Browser, mesh: FakeMesh) -> None:
     assert "15 or more without a second factor" in (await alice.get(HERE)).text
     mesh.with_factor.add("alice")
     assert "15 or more" not in (await alice.get(HERE)).text
@@ -63,7 +63,7 @@ async def test_the_rule_for_passwords_names_fifteen_while_there_is_no_second_fac
 # --- the second factor -----------------------------------------------------------------------------------------------
 
 
-async def test_switching_the_second_factor_on_shows_the_codes_once(alice: Browser, mesh: FakeMesh) -> None:
+async def test_enabling_the_second_factor_shows_the_codes_once(alice: Browser, mesh: FakeMesh) -> None:
     seed = await alice.submit(await alice.get(HERE), f"{HERE}/second-factor/begin")
     assert seed.status_code == 200
     assert 'class="qr"' in seed.text
@@ -78,20 +78,20 @@ async def test_switching_the_second_factor_on_shows_the_codes_once(alice: Browse
     assert "10 recovery codes left" in page.text
 
 
-async def test_looking_at_the_page_makes_no_seed(alice: Browser, mesh: FakeMesh) -> None:
+async def test_viewing_the_page_creates_no_seed(alice: Browser, mesh: FakeMesh) -> None:
     await alice.get(HERE)
     assert mesh.seeds_begun == 0
 
 
-async def test_it_is_confirmed_before_a_seed_is_shown(alice: Browser, mesh: FakeMesh) -> None:
+async def test_seed_is_shown_after_confirmation(alice: Browser, mesh: FakeMesh) -> None:
     mesh.is_stale = True
-    asked = await alice.submit(await alice.get(HERE), f"{HERE}/second-factor/begin")
-    assert "Confirm it’s you" in asked.text
-    seed = await alice.submit(asked, f"{HERE}/second-factor/begin", confirm_password="correct horse")
+    confirm_page = await alice.submit(await alice.get(HERE), f"{HERE}/second-factor/begin")
+    assert "Confirm it’s you" in confirm_page.text
+    seed = await alice.submit(confirm_page, f"{HERE}/second-factor/begin", confirm_password="correct horse")
     assert 'class="qr"' in seed.text
 
 
-async def test_switching_it_off_takes_a_code(alice: Browser, mesh: FakeMesh) -> None:
+async def test_disabling_needs_a_code(alice: Browser, mesh: FakeMesh) -> None:
     mesh.with_factor.add("alice")
     page = await alice.get(HERE)
     wrong = await alice.submit(page, f"{HERE}/second-factor/off", code="000000")
@@ -103,14 +103,14 @@ async def test_switching_it_off_takes_a_code(alice: Browser, mesh: FakeMesh) -> 
     assert mesh.with_factor == set()
 
 
-async def test_new_recovery_codes_are_shown_in_the_answer(alice: Browser, mesh: FakeMesh) -> None:
+async def test_new_recovery_codes_are_shown_in_the_response(alice: Browser, mesh: FakeMesh) -> None:
     mesh.with_factor.add("alice")
     codes = await alice.submit(await alice.get(HERE), f"{HERE}/second-factor/codes")
     assert all(code in codes.text for code in RECOVERY_CODES)
     assert "Your old codes no longer work" in codes.text
 
 
-async def test_renewing_codes_of_a_factor_that_is_off_by_now_is_said(alice: Browser, mesh: FakeMesh) -> None:
+async def test_renewing_codes_of_a_disabled_factor_is_refused(alice: Browser, mesh: FakeMesh) -> None:
     mesh.with_factor.add("alice")
     page = await alice.get(HERE)
     mesh.with_factor.clear()
@@ -122,7 +122,7 @@ async def test_renewing_codes_of_a_factor_that_is_off_by_now_is_said(alice: Brow
 # --- sessions --------------------------------------------------------------------------------------------------------
 
 
-async def test_the_sessions_are_listed_this_one_first(alice: Browser, mesh: FakeMesh) -> None:
+async def test_sessions_are_listed_with_the_current_one_first(alice: Browser, mesh: FakeMesh) -> None:
     mesh.add_other_session("aicli/2.0", kind=SessionKind.PROGRAM)
     mesh.add_other_session(f"{EVIL}\u202e" + "x" * 200, address="198.51.100.1")
     page = await alice.get(HERE)
@@ -132,30 +132,30 @@ async def test_the_sessions_are_listed_this_one_first(alice: Browser, mesh: Fake
     assert EVIL not in page.text
 
 
-async def test_one_session_is_ended_or_all_others(alice: Browser, mesh: FakeMesh) -> None:
+async def test_one_or_all_other_sessions_can_be_ended(alice: Browser, mesh: FakeMesh) -> None:
     kept, ended = mesh.add_other_session("curl/8"), mesh.add_other_session(FIREFOX)
     page = await alice.get(HERE)
     answer = await alice.submit(page, f"{HERE}/sessions/end", id=ended)
     assert answer.headers["location"] == f"{HERE}?done=ended"
     assert [each.id for each in mesh.others] == [kept]
-    # It had ended by itself: that is what was wanted.
+    # It had already ended, which is what was wanted.
     assert (await alice.submit(page, f"{HERE}/sessions/end", id=ended)).status_code == 303
-    everybody = await alice.submit(page, f"{HERE}/sessions/end", id="")
-    assert everybody.headers["location"] == f"{HERE}?done=others"
+    all_ended = await alice.submit(page, f"{HERE}/sessions/end", id="")
+    assert all_ended.headers["location"] == f"{HERE}?done=others"
     assert mesh.others == []
     assert "End others" not in (await alice.get(HERE)).text
 
 
-@pytest.mark.parametrize(("broken", "said"), [("auth.listSessions", "unavailable right now"), ("auth.listOidcLinks", "Second factor")])
-async def test_a_part_that_cannot_be_had_is_missing_alone(alice: Browser, mesh: FakeMesh, broken: str, said: str) -> None:
+@pytest.mark.parametrize(("broken", "message"), [("auth.listSessions", "unavailable right now"), ("auth.listOidcLinks", "Second factor")])
+async def test_unavailable_part_is_missing_alone(alice: Browser, mesh: FakeMesh, broken: str, message: str) -> None:
     mesh.broken[broken] = AWAY
     page = await alice.get(HERE)
     assert page.status_code == 200
-    assert said in page.text
+    assert message in page.text
 
 
 @pytest.mark.parametrize(
-    ("agent", "said"),
+    ("agent", "message"),
     [
         (FIREFOX, "Firefox on Linux"),
         (
@@ -170,8 +170,8 @@ async def test_a_part_that_cannot_be_had_is_missing_alone(alice: Browser, mesh: 
         ("", "Unknown program"),
     ],
 )
-def test_programs_are_called_what_people_call_them(agent: str, said: str) -> None:
-    assert security.program_of(agent) == said
+def test_programs_are_named(agent: str, message: str) -> None:
+    assert security.program_of(agent) == message
 
 
 FORMS = {
@@ -184,13 +184,13 @@ FORMS = {
 
 
 @pytest.mark.parametrize("path", FORMS)
-async def test_forms_from_elsewhere_are_refused(alice: Browser, mesh: FakeMesh, path: str) -> None:
+async def test_cross_site_forms_are_refused(alice: Browser, mesh: FakeMesh, path: str) -> None:
     mesh.with_factor.add("alice")
     mesh.add_other_session("curl/8")
     page = await alice.get(HERE)
     assert path in forms_of(page)
-    mesh.asked.clear()
+    mesh.calls.clear()
     assert (await alice.submit(page, path, {"Sec-Fetch-Site": "cross-site"}, **FORMS[path])).status_code == 403
     assert (await alice.submit(page, path, **FORMS[path], token="")).status_code == 403
     assert (await alice.submit(page, path, **FORMS[path], role="admin")).status_code == 400
-    assert set(mesh.names_asked()) == {"auth.resumeSession"}
+    assert set(mesh.called_methods()) == {"auth.resumeSession"}

@@ -28,7 +28,7 @@ def cookies_set(answer: httpx.Response) -> SimpleCookie:
     return cookies
 
 
-async def test_registering_signs_in_and_shows_the_first_key_once(browser: Browser, mesh: FakeMesh) -> None:
+async def test_registration_signs_in_and_shows_the_first_key_once(browser: Browser, mesh: FakeMesh) -> None:
     page = await register(browser)
     assert page.status_code == 200
     key = shown_key(page)
@@ -43,44 +43,44 @@ async def test_registering_signs_in_and_shows_the_first_key_once(browser: Browse
     assert [key.name for key in mesh.keys] == ["first key"]
 
 
-async def test_reloading_the_first_page_neither_registers_twice_nor_shows_the_key_again(browser: Browser, mesh: FakeMesh) -> None:
+async def test_reload_after_registration_neither_repeats_it_nor_shows_the_key(browser: Browser, mesh: FakeMesh) -> None:
     form = forms_of(await browser.get("/register"))["/register"] | PERSON
     first = await browser.client.post("/register", data=form, headers={"Sec-Fetch-Site": "same-origin"})
     assert shown_key(first)
     reloaded = await browser.client.post("/register", data=form, headers={"Sec-Fetch-Site": "same-origin"})
     assert (reloaded.status_code, reloaded.headers["location"]) == (303, "/dashboard")
-    assert mesh.names_asked().count("auth.registerUser") == 1
+    assert mesh.called_methods().count("auth.registerUser") == 1
     assert len(mesh.keys) == 1
 
 
 @pytest.mark.parametrize(
-    ("values", "status", "said"),
+    ("values", "status", "message"),
     [
         pytest.param({"username": "taken"}, 409, "The username &#39;taken&#39; is taken", id="a taken name"),
         pytest.param({"password": "zq7"}, 400, "shorter than 8", id="a short password"),
     ],
 )
-async def test_a_refused_registration_keeps_what_was_typed_but_not_the_password(
-    browser: Browser, mesh: FakeMesh, values: dict[str, str], status: int, said: str
+async def test_refused_registration_keeps_the_input_except_the_password(
+    browser: Browser, mesh: FakeMesh, values: dict[str, str], status: int, message: str
 ) -> None:
     mesh.add_account("taken", "correct horse")
     page = await register(browser, **values)
     assert page.status_code == status
-    assert said in page.text
+    assert message in page.text
     fields = forms_of(page)["/register"]
     wanted = PERSON | values
     assert (fields["username"], fields["email"], fields["password"]) == (wanted["username"], wanted["email"], "")
     assert wanted["password"] not in page.text
 
 
-async def test_an_account_whose_first_key_failed_is_welcomed_without_one(browser: Browser, mesh: FakeMesh) -> None:
+async def test_account_without_a_first_key_is_welcomed(browser: Browser, mesh: FakeMesh) -> None:
     mesh.broken["auth.generateApiKey"] = errors.Unavailable("PostgreSQL does not answer")
     page = await register(browser)
     assert page.status_code == 200
     assert "but we couldn’t create its first key" in page.text
 
 
-async def test_an_account_that_could_not_be_signed_in_says_that_it_exists(browser: Browser, mesh: FakeMesh) -> None:
+async def test_account_that_could_not_be_signed_in_is_reported_as_created(browser: Browser, mesh: FakeMesh) -> None:
     mesh.broken["auth.loginUser"] = errors.Unavailable("Valkey does not answer")
     page = await register(browser)
     assert page.status_code == 503
@@ -96,20 +96,20 @@ async def test_login_by_name_or_address(browser: Browser, mesh: FakeMesh, name: 
     assert "Sign out" in (await browser.get("/dashboard")).text
 
 
-async def test_who_registers_on_the_way_to_a_page_is_led_on_to_it(browser: Browser, mesh: FakeMesh) -> None:
-    """As with an invitation: its link asks for somebody to sign in who has no account yet."""
+async def test_registration_leads_to_the_requested_page(browser: Browser, mesh: FakeMesh) -> None:
+    """As with an invitation: its link leads a user without an account to the login."""
     login = await browser.get("/login?then=/invitation")
     assert 'href="/register?then=/invitation"' in login.text
     form = await browser.get("/register?then=/invitation")
     assert 'href="/login?then=/invitation"' in form.text
     page = await browser.submit(form, "/register", **PERSON)
     assert '<a class="button" href="/invitation">View invitation</a>' in page.text
-    # The key is shown here alone, so that nothing leads on by itself.
+    # The key is shown only here, so there is no automatic redirect.
     assert shown_key(page)
 
 
 @pytest.mark.parametrize("then", ["", "https://evil.example", "//evil.example", "/logout", "/dashboard"])
-async def test_a_registration_leads_nowhere_else(browser: Browser, then: str) -> None:
+async def test_registration_does_not_redirect_elsewhere(browser: Browser, then: str) -> None:
     form = await browser.client.get("/register", params={"then": then})
     page = await browser.submit(form, "/register", **PERSON, then=then)
     assert page.status_code == 200
@@ -117,7 +117,7 @@ async def test_a_registration_leads_nowhere_else(browser: Browser, then: str) ->
     assert "evil.example" not in page.text
 
 
-async def test_a_wrong_password_keeps_the_name(browser: Browser, mesh: FakeMesh) -> None:
+async def test_wrong_password_keeps_the_name(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     page = await browser.sign_in("alice", "wrong horse")
     assert page.status_code == 401
@@ -128,7 +128,7 @@ async def test_a_wrong_password_keeps_the_name(browser: Browser, mesh: FakeMesh)
 
 
 @pytest.mark.parametrize("then", ["https://evil.example", "//evil.example", "/logout", "/dashboard@evil.example", ""])
-async def test_a_login_leads_nowhere_else(browser: Browser, mesh: FakeMesh, then: str) -> None:
+async def test_login_does_not_redirect_elsewhere(browser: Browser, mesh: FakeMesh, then: str) -> None:
     mesh.add_account("alice", "correct horse")
     page = await browser.client.get("/login", params={"then": then})
     assert forms_of(page)["/login"]["then"] == ""
@@ -136,7 +136,7 @@ async def test_a_login_leads_nowhere_else(browser: Browser, mesh: FakeMesh, then
     assert answer.headers["location"] == "/dashboard"
 
 
-async def test_the_session_cookie_on_plain_http(browser: Browser, mesh: FakeMesh) -> None:
+async def test_session_cookie_on_plain_http(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     cookie = cookies_set(await browser.sign_in("alice", "correct horse"))["aimesh_session"]
     assert cookie.value in mesh.sessions
@@ -144,7 +144,7 @@ async def test_the_session_cookie_on_plain_http(browser: Browser, mesh: FakeMesh
     assert not cookie["secure"]
 
 
-async def test_the_session_cookie_over_tls(tls_browser: Browser, mesh: FakeMesh) -> None:
+async def test_session_cookie_over_tls(tls_browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     answer = await tls_browser.sign_in("alice", "correct horse")
     cookie = cookies_set(answer)["__Host-aimesh_session"]
@@ -154,7 +154,7 @@ async def test_the_session_cookie_over_tls(tls_browser: Browser, mesh: FakeMesh)
     assert (await tls_browser.get("/dashboard")).status_code == 200
 
 
-async def test_logging_out_ends_the_session_here_and_at_auth(browser: Browser, mesh: FakeMesh) -> None:
+async def test_logout_ends_the_session_here_and_at_auth(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     await browser.sign_in("alice", "correct horse")
     answer = await browser.submit(await browser.get("/dashboard"), "/logout")
@@ -163,25 +163,25 @@ async def test_logging_out_ends_the_session_here_and_at_auth(browser: Browser, m
     assert (await browser.get("/dashboard")).status_code == 303
 
 
-async def test_a_login_says_that_it_is_a_browsers_and_which(browser: Browser, mesh: FakeMesh) -> None:
+async def test_login_says_which_browser_it_is(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     browser.client.headers["user-agent"] = "Firefox/140"
     await browser.sign_in("alice", "correct horse")
-    (asked,) = [each.request for each in mesh.asked if each.method == "auth.loginUser"]
-    assert isinstance(asked, auth.LoginUser)
-    assert (asked.kind, asked.client.agent) == (auth.SessionKind.BROWSER, "Firefox/140")
-    assert asked.client.address
+    (call,) = [each.request for each in mesh.calls if each.method == "auth.loginUser"]
+    assert isinstance(call, auth.LoginUser)
+    assert (call.kind, call.client.agent) == (auth.SessionKind.BROWSER, "Firefox/140")
+    assert call.client.address
 
 
-async def test_json_login_opens_a_programs_session(browser: Browser, mesh: FakeMesh) -> None:
+async def test_json_login_opens_a_program_session(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     await browser.client.post("/login", json={"username": "alice", "password": "correct horse"})
-    asked = mesh.asked[-1].request
-    assert isinstance(asked, auth.LoginUser)
-    assert asked.kind is auth.SessionKind.PROGRAM
+    sent = mesh.calls[-1].request
+    assert isinstance(sent, auth.LoginUser)
+    assert sent.kind is auth.SessionKind.PROGRAM
 
 
-async def test_where_registration_is_closed_the_pages_say_whom_to_ask(browser: Browser, mesh: FakeMesh) -> None:
+async def test_closed_registration_says_whom_to_ask(browser: Browser, mesh: FakeMesh) -> None:
     mesh.options = msgspec.structs.replace(mesh.options, open_registration=False)
     page = await browser.get("/register")
     assert "An administrator can also create one for you" in page.text
@@ -191,15 +191,15 @@ async def test_where_registration_is_closed_the_pages_say_whom_to_ask(browser: B
     assert "Ask an administrator of this mesh" in (await browser.get("/login")).text
 
 
-async def test_with_an_invitation_its_addressee_registers_and_joins(browser: Browser, mesh: FakeMesh) -> None:
+async def test_invited_user_registers_and_joins(browser: Browser, mesh: FakeMesh) -> None:
     mesh.options = msgspec.structs.replace(mesh.options, open_registration=False)
     page = await browser.submit(await browser.get("/register"), "/register", **PERSON, invitation=mesh.invitation)
     assert shown_key(page)
-    accepted = [asked.request for asked in mesh.asked if isinstance(asked.request, organizations.AcceptInvitation)]
+    accepted = [call.request for call in mesh.calls if isinstance(call.request, organizations.AcceptInvitation)]
     assert accepted == [organizations.AcceptInvitation(mesh.invitation)]
 
 
-async def test_the_rule_for_passwords_is_auths(browser: Browser, mesh: FakeMesh) -> None:
+async def test_password_rule_is_that_of_auth(browser: Browser, mesh: FakeMesh) -> None:
     mesh.options = msgspec.structs.replace(mesh.options, password_min_length=15)
     page = await browser.get("/register")
     assert 'minlength="15"' in page.text
@@ -207,19 +207,19 @@ async def test_the_rule_for_passwords_is_auths(browser: Browser, mesh: FakeMesh)
 
 
 @pytest.mark.parametrize("path", ["/login", "/register"])
-async def test_the_forms_stand_while_auth_is_away(browser: Browser, mesh: FakeMesh, path: str) -> None:
+async def test_forms_are_shown_while_auth_is_down(browser: Browser, mesh: FakeMesh, path: str) -> None:
     mesh.broken["auth"] = errors.NotReachable("no node of that role is alive")
     page = await browser.get(path)
     assert page.status_code == 200
     assert path in forms_of(page)
 
 
-async def test_a_word_that_a_redirect_brings_is_ours_or_nobodys(browser: Browser) -> None:
+async def test_only_known_notices_are_shown_after_a_redirect(browser: Browser) -> None:
     assert "Password changed" in (await browser.get("/login?done=reset")).text
     assert 'role="status"' not in (await browser.get("/login?done=%3Cscript%3E")).text
 
 
-async def test_logging_out_ends_the_session_at_the_provider_too(browser: Browser, mesh: FakeMesh) -> None:
+async def test_logout_ends_the_session_at_the_provider(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     mesh.ends_at = "https://login.example/logout?client_id=a&id_token_hint=b"
     await browser.sign_in("alice", "correct horse")
@@ -229,10 +229,10 @@ async def test_logging_out_ends_the_session_at_the_provider_too(browser: Browser
     assert mesh.sessions == {}
     assert cookies_set(answer)["aimesh_session"].value == ""
     # It is asked while the session is still there.
-    assert mesh.names_asked().index("auth.leaveOidc") < mesh.names_asked().index("auth.logoutUser")
+    assert mesh.called_methods().index("auth.leaveOidc") < mesh.called_methods().index("auth.logoutUser")
 
 
-async def test_logging_out_needs_no_provider(browser: Browser, mesh: FakeMesh) -> None:
+async def test_logout_works_without_the_provider(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     await browser.sign_in("alice", "correct horse")
     mesh.broken["auth.leaveOidc"] = errors.Unavailable("the provider does not answer")
@@ -250,7 +250,7 @@ async def test_logging_out_needs_no_provider(browser: Browser, mesh: FakeMesh) -
         pytest.param({"Origin": "null"}, id="a sandboxed frame"),
     ],
 )
-async def test_forms_sent_from_elsewhere_are_refused(browser: Browser, mesh: FakeMesh, headers: dict[str, str]) -> None:
+async def test_cross_site_forms_are_refused(browser: Browser, mesh: FakeMesh, headers: dict[str, str]) -> None:
     mesh.add_account("alice", "correct horse")
     page = await browser.get("/login")
     answer = await browser.submit(page, "/login", headers, name="alice", password="correct horse")
@@ -258,7 +258,7 @@ async def test_forms_sent_from_elsewhere_are_refused(browser: Browser, mesh: Fak
     assert mesh.sessions == {}
 
 
-async def test_an_old_browser_on_our_own_page_is_let_in(browser: Browser, mesh: FakeMesh) -> None:
+async def test_browser_without_fetch_metadata_is_accepted_on_our_own_page(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     page = await browser.get("/login")
     headers = {"Origin": "http://localhost:3000"}
@@ -266,7 +266,7 @@ async def test_an_old_browser_on_our_own_page_is_let_in(browser: Browser, mesh: 
 
 
 @pytest.mark.parametrize("path", ["/register", "/login", "/login-link"])
-async def test_a_visitors_form_without_its_cookie_or_token_is_refused(browser: Browser, mesh: FakeMesh, path: str) -> None:
+async def test_form_without_cookie_or_token_is_refused(browser: Browser, mesh: FakeMesh, path: str) -> None:
     values = {"/register": PERSON, "/login": {"name": "alice", "password": "correct horse"}, "/login-link": {"link": "link"}}[path]
     page = await browser.get(path)
     no_token = await browser.submit(page, path, **values, token="")
@@ -274,10 +274,10 @@ async def test_a_visitors_form_without_its_cookie_or_token_is_refused(browser: B
     browser.client.cookies.clear()
     no_cookie = await browser.submit(page, path, **values)
     assert no_cookie.status_code == 403
-    assert set(mesh.names_asked()) <= {"auth.getSignInOptions"}
+    assert set(mesh.called_methods()) <= {"auth.getSignInOptions"}
 
 
-async def test_a_token_of_another_session_is_refused(browser: Browser, mesh: FakeMesh, tls_browser: Browser) -> None:
+async def test_token_of_another_session_is_refused(browser: Browser, mesh: FakeMesh, tls_browser: Browser) -> None:
     mesh.add_account("alice", "correct horse")
     mesh.add_account("mallory", "correct horse")
     await browser.sign_in("alice", "correct horse")
@@ -288,7 +288,7 @@ async def test_a_token_of_another_session_is_refused(browser: Browser, mesh: Fak
     assert len(mesh.sessions) == 2
 
 
-async def test_a_login_link_is_used_by_its_button_and_only_once(browser: Browser, mesh: FakeMesh) -> None:
+async def test_login_link_works_once_by_its_button(browser: Browser, mesh: FakeMesh) -> None:
     mesh.links["one-time-token"] = mesh.add_account("alice", "correct horse")
     page = await browser.get("/login-link?token=one-time-token")
     assert "one-time-token" in mesh.links
@@ -302,7 +302,7 @@ async def test_a_login_link_is_used_by_its_button_and_only_once(browser: Browser
     assert "Run <code>aicli dashboard</code> again." in again.text
 
 
-async def test_html_in_names_is_shown_as_text(browser: Browser, mesh: FakeMesh) -> None:
+async def test_html_in_names_is_escaped(browser: Browser, mesh: FakeMesh) -> None:
     evil = "<script>alert(1)</script>"
     mesh.add_account(evil, "correct horse")
     page = await register(browser, username=evil)
@@ -313,7 +313,7 @@ async def test_html_in_names_is_shown_as_text(browser: Browser, mesh: FakeMesh) 
     assert "<img src=x" not in page.text
 
 
-async def test_json_needs_no_csrf_token_and_gets_the_user(browser: Browser, mesh: FakeMesh) -> None:
+async def test_json_needs_no_csrf_token_and_returns_the_user(browser: Browser, mesh: FakeMesh) -> None:
     answer = await browser.client.post("/register", json=PERSON)
     assert answer.status_code == 201
     user = answer.json()
@@ -323,7 +323,7 @@ async def test_json_needs_no_csrf_token_and_gets_the_user(browser: Browser, mesh
     assert "john_doe" in mesh.accounts
 
 
-async def test_json_login_answers_with_the_access_token_and_sets_no_cookie(browser: Browser, mesh: FakeMesh) -> None:
+async def test_json_login_returns_the_access_token_and_sets_no_cookie(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("john_doe", "secure_password")
     answer = await browser.client.post("/login", json={"username": "john_doe", "password": "secure_password"})
     assert answer.status_code == 200
@@ -352,32 +352,32 @@ async def test_json_errors_are_openai_error_objects(
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "multipart/form-data; boundary=x", ""])
-async def test_other_bodies_are_refused(browser: Browser, media_type: str) -> None:
+async def test_other_content_types_are_refused(browser: Browser, media_type: str) -> None:
     answer = await browser.client.post("/login", content=b"{}", headers={"content-type": media_type})
     assert answer.status_code == 415
 
 
-async def test_a_script_signs_in_with_its_code_in_one_step(browser: Browser, mesh: FakeMesh) -> None:
+async def test_script_signs_in_with_its_code_in_one_step(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("ann", "correct horse")
     body = {"username": "ann", "password": "correct horse", "code": "123456"}
     assert (await browser.client.post("/login", json=body)).status_code == 200
-    asked = mesh.asked[-1].request
-    assert isinstance(asked, auth.LoginUser)
-    assert asked.credentials == auth.Credentials("correct horse", username="ann", code="123456")
+    sent = mesh.calls[-1].request
+    assert isinstance(sent, auth.LoginUser)
+    assert sent.credentials == auth.Credentials("correct horse", username="ann", code="123456")
 
 
-async def test_a_browser_keeps_its_mark_and_sends_it_with_its_next_sign_in(browser: Browser, mesh: FakeMesh) -> None:
+async def test_browser_keeps_its_mark_and_sends_it_at_the_next_sign_in(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     cookie = cookies_set(await browser.sign_in("alice", "correct horse"))["aimesh_browser"]
     assert (cookie.value, cookie["httponly"], cookie["samesite"]) == ("mark", True, "lax")
     assert int(cookie["max-age"]) >= 365 * 24 * 3600
     assert "aimesh_browser" not in cookies_set(await browser.submit(await browser.get("/dashboard"), "/logout"))
     await browser.sign_in("alice", "wrong horse battery")
-    first, second = (asked.request for asked in mesh.asked if isinstance(asked.request, auth.LoginUser))
+    first, second = (call.request for call in mesh.calls if isinstance(call.request, auth.LoginUser))
     assert (first.browser, second.browser) == ("", "mark")
 
 
-async def test_a_slow_sender_is_refused_and_holds_no_turn(app: ASGIApp, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_client_is_refused_and_holds_no_slot(app: ASGIApp, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_context, "_BODY_SECONDS", 0.2)
     mesh.add_account("ada", "correct horse")
     async with servers.serving(app) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:

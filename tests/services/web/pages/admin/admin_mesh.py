@@ -1,4 +1,4 @@
-"""The fake mesh with what administrators ask of it: machines, tickets, people, prices, the audit log and the health of every part."""
+"""The fake mesh with what administrators need: nodes, tickets, users, prices, the audit log and the health of every component."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -23,7 +23,7 @@ GATEWAY = NodeId("U" + "GATEWAY" + "A" * 48)
 
 
 class AdminMesh(FakeReport, FakeHistory, FakeAlerts):
-    """A test writes the lists and reads ``asked``."""
+    """A test writes the lists and reads ``calls``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts):
         return [member.state for member in self.members]
 
     def requests_of(self, method: str) -> list[msgspec.Struct]:
-        return [asked.request for asked in self.asked if asked.method == method]
+        return [call.request for call in self.calls if call.method == method]
 
     # --- machines and tickets
 

@@ -1,4 +1,4 @@
-"""An administrator's browser, before a mesh that has what administrators look at."""
+"""An administrator's browser on a mesh with data for every admin page."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The metrics service's part of the fake mesh that is about alerts: a test writes what is wrong, and people look after it."""
+"""The fake mesh, alert part of the metrics service: a test sets what is wrong, and users acknowledge and silence it."""
 
 from datetime import timedelta
 
@@ -32,7 +32,7 @@ class FakeAlerts(FakeMesh):
         ended_minutes_ago: float = 0,
         **labels: str,
     ) -> Alert:
-        """That has lasted for so many minutes."""
+        """An alert that has been firing for this many minutes."""
         ended = NOW - timedelta(minutes=ended_minutes_ago) if state == "over" else None
         alert = Alert(
             f"{len(self.alerts):012x}", name, severity, labels, state, (ended or NOW) - timedelta(minutes=minutes), ended, 0.97345,
@@ -42,7 +42,7 @@ class FakeAlerts(FakeMesh):
         return alert
 
     def _admin(self, credential: Credential | None) -> auth.User:
-        """Raises NotAllowed for anybody else."""
+        """Raises NotAllowed for other users."""
         raise NotImplementedError
 
     def _list_alerts(self, _request: alerts.ListAlerts, credential: Credential | None) -> alerts.Alerts:

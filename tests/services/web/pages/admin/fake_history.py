@@ -1,4 +1,4 @@
-"""What the metrics service keeps, for the fake mesh: series as a test writes them, summed as a question wants them."""
+"""The fake mesh, history part of the metrics service: series written by tests, aggregated per query."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Kept:
 
 
 class FakeHistory(FakeMesh):
-    """A test writes ``kept``; ``refused`` is what the service says of everything."""
+    """A test writes ``kept``; ``refused`` is the service's error for every query."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,15 +76,15 @@ class FakeHistory(FakeMesh):
         since = datetime.fromtimestamp(request.since.timestamp() // request.step_seconds * request.step_seconds, UTC)
         return History(since, request.step_seconds, 15, tuple(lines))
 
-    def _lines(self, asked: str, request: GetHistory, steps: int) -> list[HistoryLine]:
+    def _lines(self, requested: str, request: GetHistory, steps: int) -> list[HistoryLine]:
         found: dict[tuple[tuple[str, str], ...], list[float | None]] = {}
         left_out = {*(set(HistoryGrouping) - set(request.by)), *(() if HistoryGrouping.NODE in request.by else ("machine",))}
         for one in self.kept:
-            if one.name != asked.rpartition(":")[2] or (request.node is not None and one.labels["node"] != request.node[:12]):
+            if one.name != requested.rpartition(":")[2] or (request.node is not None and one.labels["node"] != request.node[:12]):
                 continue
             key = tuple(sorted((label, value) for label, value in one.labels.items() if label not in left_out))
             sums = found.setdefault(key, [None] * steps)
             for step in range(steps):
                 if (value := one.value(step)) is not None:
                     sums[step] = (sums[step] or 0.0) + value
-        return [HistoryLine(asked, dict(key), tuple(values)) for key, values in sorted(found.items())]
+        return [HistoryLine(requested, dict(key), tuple(values)) for key, values in sorted(found.items())]

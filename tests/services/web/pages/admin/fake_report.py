@@ -1,4 +1,4 @@
-"""What everybody used, of a mesh whose users are those that it has."""
+"""The fake mesh, business report of the gateway."""
 
 from shared import errors
 from shared.api import business

@@ -1,4 +1,4 @@
-"""Follows a page over a real server, because a stream that never ends is nothing for a client within the process."""
+"""Follow a live page over a real server, because an in-process client cannot read an endless stream."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ _PATIENCE_SECONDS = 10
 
 
 async def first_event(app: object, path: str, username: str, password: str = "correct horse") -> dict[str, Any]:
-    """What the stream at ``path`` says first to somebody who has signed in."""
+    """Return the first event of the stream at ``path`` for a signed-in user."""
     async with servers.serving(app) as origin, httpx.AsyncClient(base_url=origin) as client:
         await Browser(client).sign_in(username, password)
         async with asyncio.timeout(_PATIENCE_SECONDS), client.stream("GET", path) as answer:

@@ -1,4 +1,4 @@
-"""A mesh in which everything that people and machines may name has a hostile name."""
+"""A mesh in which everything that users and nodes can name has a hostile name."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,7 +16,7 @@ from tests.services.web.fake_usage import FakeUsage
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
 
 SCRIPT = "</title></textarea>\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
-#: Turns around what stands behind it, and never says where that ends.
+#: Reverses the text after it, without an end.
 RTL = "\u202egnp\u2067.exe"
 LONG = "W" * 200
 EMOJI = "👩‍👩‍👧‍👦🏴‍☠️é̂̂"
@@ -40,7 +40,7 @@ class HostileMesh(AdminMesh):
 
 @dataclass(frozen=True, slots=True)
 class SeededDb:
-    """Everything has the same name; what the paths of pages need beside it."""
+    """Everything has the same name, except what the paths of pages need."""
 
     mesh: HostileMesh
     name: str
@@ -70,7 +70,7 @@ def build(mesh: HostileMesh, name: str) -> SeededDb:
     mesh.checks = (gateway.Check(name, False, name),)
     for state in ("firing", "pending", "over"):
         alert = mesh.add_alert(state, state=state)
-        # How grave it is and what to do stands in its rule.
+        # Severity and advice come from the rule.
         mesh.alerts[-1] = msgspec.structs.replace(alert, name=name, labels={name: name}, summary=name, description=name, seen_by=name)
     mesh.silences.append(alerts.Silence(name, name, {name: name}, NOW, name, name))
     mesh.keep_everything(model=name, gpu=name)

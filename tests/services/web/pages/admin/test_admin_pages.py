@@ -1,4 +1,4 @@
-"""What holds for every page of administrators."""
+"""Rules for every admin page."""
 
 import re
 from uuid import UUID
@@ -60,7 +60,7 @@ def dana(mesh: AdminMesh) -> str:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_pages_load_nothing_from_elsewhere_and_have_nothing_inline(root: Browser, dana: str, path: str) -> None:
+async def test_pages_load_nothing_from_third_parties_and_have_nothing_inline(root: Browser, dana: str, path: str) -> None:
     page = await root.get(path.format(user=dana))
     text = page.text
     assert page.status_code == 200
@@ -85,15 +85,15 @@ async def test_headings_tabs_and_tables_are_in_order(root: Browser, dana: str, p
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_every_form_that_changes_something_carries_a_token(root: Browser, dana: str, path: str) -> None:
+async def test_every_changing_form_has_a_token(root: Browser, dana: str, path: str) -> None:
     for fields in forms_of(await root.get(path.format(user=dana))).values():
         assert len(fields["token"]) == 97
 
 
-async def test_a_get_changes_nothing(root: Browser, mesh: AdminMesh, dana: str) -> None:
+async def test_get_changes_nothing(root: Browser, mesh: AdminMesh, dana: str) -> None:
     for path in PATHS:
         await root.get(path.format(user=dana))
-    assert set(mesh.names_asked()) <= _READING
+    assert set(mesh.called_methods()) <= _READING
 
 
 #: Group -> the name of each page, with its path.
@@ -105,7 +105,7 @@ NAVIGATION = {
 }
 
 
-async def test_the_navigation_is_grouped_and_each_page_has_its_own_name_as_its_heading(root: Browser, dana: str) -> None:
+async def test_navigation_is_grouped_and_each_page_has_its_own_heading(root: Browser, dana: str) -> None:
     for pages in NAVIGATION.values():
         for name, path in pages.items():
             text = (await root.get(path)).text

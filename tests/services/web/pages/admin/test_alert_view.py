@@ -32,7 +32,7 @@ def of(*found: Alert, silences: tuple[Silence, ...] = ()) -> alert_view.AlertsVi
     [(0, "less than a minute"), (59.9, "less than a minute"), (60, "1 min"), (3_599, "59 min"), (3_600, "1 h"), (86_399, "23 h"),
      (86_400, "1 day"), (200_000, "2 days"), (-5, "less than a minute")],
 )  # fmt: skip
-def test_how_long_is_said_in_the_largest_unit(seconds: float, words: str) -> None:
+def test_duration_uses_the_largest_unit(seconds: float, words: str) -> None:
     assert alert_view.lasting(seconds) == words
 
 
@@ -50,25 +50,25 @@ def test_how_long_is_said_in_the_largest_unit(seconds: float, words: str) -> Non
         pytest.param((alert(seen_by="ada"), alert(silenced=True)), "2 alerts", "warn", "All acknowledged", id="all in hand"),
     ],
 )
-def test_one_word_at_the_top(found: tuple[Alert, ...], word: str, tone: str, sentence: str) -> None:
+def test_overall_status(found: tuple[Alert, ...], word: str, tone: str, sentence: str) -> None:
     lines = of(*found)
     assert (lines.word, lines.tone) == (word, tone)
     assert lines.sentence.startswith(sentence)
     assert bool(lines.sentence) == bool(sentence)
 
 
-def test_what_was_read_long_ago_says_so() -> None:
+def test_old_data_is_marked() -> None:
     lines = alert_view.describe(Alerts((), (), NOW - timedelta(minutes=3)), NOW)
     assert (lines.tone, lines.calm, lines.sentence) == ("warn", False, "As of 3 min ago: the metrics service cannot read PostgreSQL.")
 
 
-def test_nobody_knows_is_not_that_nothing_is_wrong() -> None:
+def test_unknown_is_not_shown_as_ok() -> None:
     lines = alert_view.describe(None, NOW)
     assert (lines.word, lines.away, lines.calm) == ("Unknown", True, False)
     assert (of().away, of().calm, of(alert()).calm, of(alert("pending")).calm) == (False, True, False, False)
 
 
-def test_an_alert_says_all_that_is_known_of_it() -> None:
+def test_alert_has_all_its_details() -> None:
     (line,) = of(alert(node="n1", gpu="0")).now
     assert (line.severity, line.tone, line.lasted, line.since) == ("page", "bad", "12 min", "20 Nov 2026, 13:52 UTC")
     assert (line.labels, line.value) == ("gpu=0, node=n1", "97.3 %")
@@ -79,16 +79,16 @@ def test_an_alert_says_all_that_is_known_of_it() -> None:
     assert (bare.labels, bare.only_this, bare.tone) == ("–", "This alert", "off")
 
 
-def test_only_what_has_nobody_can_be_taken() -> None:
+def test_only_unacknowledged_alerts_can_be_acknowledged() -> None:
     assert [line.is_free for line in of(alert(), alert(seen_by="ada"), alert(silenced=True)).now] == [True, False, True]
 
 
-def test_what_fires_what_may_and_what_is_over_are_apart() -> None:
+def test_firing_pending_and_resolved_alerts_are_separate() -> None:
     lines = of(alert("pending"), alert("over"), alert(), alert("unheard-of"))
     assert (len(lines.now), len(lines.pending), len(lines.over)) == (1, 2, 1)
 
 
-def test_a_silenced_one_says_until_when_by_the_longest_silence_that_covers_it() -> None:
+def test_silenced_alert_shows_the_end_of_its_longest_silence() -> None:
     silences = (silence(why="known"), silence("", 3, "bob", node="n1"), silence("other", 9), silence(hours=8, node="n2"))
     (line,) = of(alert(silenced=True, node="n1"), silences=silences).now
     assert (line.is_silenced, line.silenced_until, line.silenced_by) == (True, "20 Nov 2026, 17:05 UTC", "bob")
@@ -97,27 +97,27 @@ def test_a_silenced_one_says_until_when_by_the_longest_silence_that_covers_it() 
     assert not of(alert()).now[0].is_silenced
 
 
-def test_what_is_over_says_when_and_how_long_it_was() -> None:
+def test_resolved_alert_shows_when_and_how_long() -> None:
     lines = of(alert("over"), msgspec.structs.replace(alert("over"), ended=NOW))
     assert [(line.ended, line.lasted) for line in lines.over] == [("20 Nov 2026, 14:00 UTC", "7 min"), ("20 Nov 2026, 14:05 UTC", "12 min")]
     # It came twice: two rows.
     assert len({line.id for line in lines.over}) == 2
 
 
-def test_a_silence_says_what_it_covers() -> None:
+def test_silence_shows_what_it_covers() -> None:
     (every, some) = of(silences=(silence(""), silence(node="n1", why="repair"))).silences
     assert (every.name, every.labels, every.why, every.end_path) == ("All alerts", "All", "–", "/admin/alerts/silences/0001/end")
     assert (some.name, some.labels, some.why, some.until) == ("no_worker", "node=n1", "repair", "20 Nov 2026, 15:05 UTC")
 
 
-def test_a_storm_is_cut_off_and_counted() -> None:
+def test_too_many_alerts_are_cut_off_and_counted() -> None:
     lines = of(*[alert()] * 130, *[alert("over")] * 101, *[alert("pending")] * 102, silences=(silence(),) * 100)
     assert (len(lines.now), len(lines.pending), len(lines.over), len(lines.silences)) == (100, 100, 100, 100)
     assert (lines.word, lines.more) == ("130 alerts", "30 alerts, 2 pending, 1 over")
     assert of(alert()).more == ""
 
 
-def test_an_event_has_every_field_and_can_be_sent() -> None:
+def test_event_has_every_field_and_can_be_encoded() -> None:
     lines = of(alert(), alert("over"), silences=(silence(),))
     values = dataclasses.asdict(lines)
     assert set(values) == {each.name for each in dataclasses.fields(lines)}

@@ -13,7 +13,7 @@ PATH = "/admin/alerts"
 AWAY = errors.NotReachable("no metrics node is reachable", hint="start it with `python -m services.metrics`")
 
 
-async def test_what_fires_comes_first_then_what_may_then_silences_then_what_is_over(root: Browser, mesh: AdminMesh) -> None:
+async def test_sections_are_firing_pending_silences_resolved(root: Browser, mesh: AdminMesh) -> None:
     for state, name in (("firing", "no_worker"), ("pending", "cpu_high"), ("over", "disk_low")):
         mesh.add_alert(name, state=state, node="n1")
     mesh.silences.append(Silence("0001", "worker_gone", {}, NOW, "ada", "moving house"))
@@ -35,14 +35,14 @@ async def test_what_fires_comes_first_then_what_may_then_silences_then_what_is_o
     assert 'aria-current="page">Alerts</a>' in page.text
 
 
-async def test_nothing_wrong_says_what_is_watched(root: Browser) -> None:
+async def test_without_alerts_the_page_says_what_is_monitored(root: Browser) -> None:
     text = (await root.get(PATH)).text
     assert "No alerts</span>" in text
     assert '<p data-live-show="calm">The metrics service checks requests' in text
     assert '<div class="group" data-live-show="now" hidden>' in text
 
 
-async def test_a_metrics_service_that_is_away_is_said_and_the_page_stands(root: Browser, mesh: AdminMesh) -> None:
+async def test_unavailable_metrics_service_is_reported_on_the_page(root: Browser, mesh: AdminMesh) -> None:
     mesh.broken["metrics"] = AWAY
     page = await root.get(PATH)
     assert page.status_code == 200
@@ -51,7 +51,7 @@ async def test_a_metrics_service_that_is_away_is_said_and_the_page_stands(root: 
     assert "No alerts" not in page.text
 
 
-async def test_who_looks_after_an_alert_is_seen_by_the_others(root: Browser, mesh: AdminMesh) -> None:
+async def test_acknowledgement_is_visible_to_others(root: Browser, mesh: AdminMesh) -> None:
     alert = mesh.add_alert()
     mesh.add_alert("cpu_high")
     action = f"{PATH}/{alert.id}/acknowledge"
@@ -73,7 +73,7 @@ async def test_who_looks_after_an_alert_is_seen_by_the_others(root: Browser, mes
         pytest.param("name", "604800", SilenceAlerts(604_800.0, "no_worker", {}, "moving house"), id="all of its name for a week"),
     ],
 )
-async def test_a_silence_covers_one_or_all_of_its_name(
+async def test_silence_covers_one_alert_or_all_of_its_name(
     root: Browser, mesh: AdminMesh, covers: str, lifetime: str, wanted: SilenceAlerts
 ) -> None:
     mesh.add_alert("cpu_high", node="n1")
@@ -87,7 +87,7 @@ async def test_a_silence_covers_one_or_all_of_its_name(
     assert after.count("moving house") == 2
 
 
-async def test_a_silence_is_ended(root: Browser, mesh: AdminMesh) -> None:
+async def test_silence_can_be_ended(root: Browser, mesh: AdminMesh) -> None:
     mesh.silences.append(Silence("0001", "no_worker", {}, NOW, "ada", ""))
     done = await root.submit(await root.get(PATH), f"{PATH}/silences/0001/end")
     assert (done.status_code, done.headers["location"]) == (303, f"{PATH}?done=ended")
@@ -96,7 +96,7 @@ async def test_a_silence_is_ended(root: Browser, mesh: AdminMesh) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "message"),
     [
         pytest.param({"lifetime": "60"}, "Unknown duration.", id="a time of its own"),
         pytest.param({"lifetime": "3600.0"}, "Unknown duration.", id="a number written otherwise"),
@@ -104,15 +104,15 @@ async def test_a_silence_is_ended(root: Browser, mesh: AdminMesh) -> None:
         pytest.param({"why": "x" * 201}, "The reason is longer than 200 characters.", id="a long story"),
     ],
 )
-async def test_a_silence_that_does_not_fit_is_refused(root: Browser, mesh: AdminMesh, typed: dict[str, str], said: str) -> None:
+async def test_invalid_silence_is_refused(root: Browser, mesh: AdminMesh, typed: dict[str, str], message: str) -> None:
     action = f"{PATH}/{mesh.add_alert().id}/silence"
     page = await root.submit(await root.get(PATH), action, **{"lifetime": "3600", "covers": "this", "why": ""} | typed)
     assert page.status_code == 400
-    assert said in page.text
+    assert message in page.text
     assert mesh.silences == []
 
 
-async def test_a_refused_silence_keeps_what_was_typed_where_it_was_typed(root: Browser, mesh: AdminMesh) -> None:
+async def test_refused_silence_keeps_the_input_in_its_form(root: Browser, mesh: AdminMesh) -> None:
     mesh.most_silences = 0
     first, second = (f"{PATH}/{mesh.add_alert(node=node).id}/silence" for node in ("n1", "n2"))
     page = await root.submit(await root.get(PATH), second, lifetime="86400", covers="name", why="moving house")
@@ -123,7 +123,7 @@ async def test_a_refused_silence_keeps_what_was_typed_where_it_was_typed(root: B
     assert page.text.count('value="86400" selected') == 1
 
 
-async def test_an_alert_that_is_gone_meanwhile_is_said(root: Browser, mesh: AdminMesh) -> None:
+async def test_resolved_alert_cannot_be_acknowledged(root: Browser, mesh: AdminMesh) -> None:
     alert = mesh.add_alert()
     page = await root.get(PATH)
     mesh.alerts.clear()
@@ -134,7 +134,7 @@ async def test_an_alert_that_is_gone_meanwhile_is_said(root: Browser, mesh: Admi
         assert "No alerts</span>" in answer.text
 
 
-async def test_what_cannot_be_done_while_metrics_is_away_is_said(root: Browser, mesh: AdminMesh) -> None:
+async def test_failed_actions_are_reported_while_metrics_is_down(root: Browser, mesh: AdminMesh) -> None:
     alert = mesh.add_alert()
     mesh.silences.append(Silence("0001", "no_worker", {}, NOW, "ada", ""))
     page = await root.get(PATH)
@@ -146,7 +146,7 @@ async def test_what_cannot_be_done_while_metrics_is_away_is_said(root: Browser, 
         assert "<code>python -m services.metrics</code>" in answer.text
 
 
-async def test_acts_come_only_from_our_own_page(root: Browser, mesh: AdminMesh) -> None:
+async def test_cross_site_actions_are_refused(root: Browser, mesh: AdminMesh) -> None:
     mesh.silences.append(Silence("0001", "other", {}, NOW, "ada", ""))
     alert = mesh.add_alert()
     page = await root.get(PATH)
@@ -157,7 +157,7 @@ async def test_acts_come_only_from_our_own_page(root: Browser, mesh: AdminMesh) 
     assert mesh.requests_of("metrics.acknowledgeAlert") == []
 
 
-async def test_the_page_is_followed_by_a_stream(app: ASGIApp, mesh: AdminMesh) -> None:
+async def test_page_is_live(app: ASGIApp, mesh: AdminMesh) -> None:
     mesh.add_person("root", UserRole.ADMIN)
     mesh.add_alert(node="n1")
     values = await followed.first_event(app, "/live/alerts", "root")
@@ -165,7 +165,7 @@ async def test_the_page_is_followed_by_a_stream(app: ASGIApp, mesh: AdminMesh) -
     assert values["now"][0]["summary"] == "no_worker is wrong"
 
 
-async def test_what_was_shown_stays_while_metrics_is_away(app: ASGIApp, mesh: AdminMesh) -> None:
+async def test_live_page_keeps_its_content_while_metrics_is_down(app: ASGIApp, mesh: AdminMesh) -> None:
     mesh.add_person("root", UserRole.ADMIN)
     mesh.broken["metrics"] = AWAY
     assert await followed.first_event(app, "/live/alerts", "root") == {"connection": "stale"}
@@ -176,4 +176,4 @@ async def test_only_administrators_open_and_follow_it(browser: Browser, mesh: Ad
     await browser.sign_in("bob", "correct horse")
     for path in (PATH, "/live/alerts"):
         assert (await browser.get(path)).status_code == 403
-    assert "metrics.listAlerts" not in mesh.names_asked()
+    assert "metrics.listAlerts" not in mesh.called_methods()

@@ -1,4 +1,4 @@
-"""What an administrator does with alerts in a browser: they come and go by themselves, and what is being typed stays."""
+"""Alerts in a real browser: they appear and disappear without a reload, and typed input is kept."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -50,7 +50,7 @@ async def shows(page: Page, *words: str) -> None:
         await page.until(f"document.body.innerText.includes({each!r})")
 
 
-async def test_alerts_come_and_go_without_a_reload(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
+async def test_alerts_appear_and_disappear_without_a_reload(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     async with alerts_page(app, mesh, chrome) as page:
         await page.evaluate("window.isTheSame = true")
         await shows(page, "No alerts")
@@ -63,7 +63,7 @@ async def test_alerts_come_and_go_without_a_reload(app: ASGIApp, mesh: AdminMesh
         assert await page.evaluate("isTheSame")
 
 
-async def test_what_is_being_typed_stays_while_other_alerts_come(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
+async def test_input_is_kept_while_alerts_arrive(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     alert = mesh.add_alert("cpu_high", "warning", node="n1")
     async with alerts_page(app, mesh, chrome) as page:
         await page.press(".silencing summary")
@@ -79,12 +79,12 @@ async def test_what_is_being_typed_stays_while_other_alerts_come(app: ASGIApp, m
         assert await page.evaluate(f"{own}.querySelector('input[name=why]').value") == "moving house"
         assert await page.evaluate(f"{own}.querySelector('details').open")
         assert await page.evaluate(f"document.activeElement === {own}.querySelector('input[name=why]')")
-        # Somebody looks after it by now, so that nobody is asked to.
+        # It is acknowledged now, so the button is gone.
         assert not await page.evaluate(f"{own}.querySelector('form[action$=acknowledge]').checkVisibility()")
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-async def test_an_alert_is_looked_after_silenced_and_told_again(app: ASGIApp, mesh: AdminMesh, chrome: Browser, javascript: bool) -> None:
+async def test_alert_is_acknowledged_silenced_and_unsilenced(app: ASGIApp, mesh: AdminMesh, chrome: Browser, javascript: bool) -> None:
     if not javascript:
         mesh.add_alert(node="n1")
     async with alerts_page(app, mesh, chrome, javascript=javascript) as page:
@@ -109,7 +109,7 @@ async def test_an_alert_is_looked_after_silenced_and_told_again(app: ASGIApp, me
         assert not await page.evaluate("document.getElementById('silences').checkVisibility()")
 
 
-async def test_everything_is_reached_by_the_keyboard(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
+async def test_everything_is_reachable_by_keyboard(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     mesh.add_alert(node="n1")
     async with alerts_page(app, mesh, chrome) as page:
         await page.evaluate("document.querySelector('.tabs > div:last-of-type a:last-of-type').focus()")
@@ -127,7 +127,7 @@ async def test_everything_is_reached_by_the_keyboard(app: ASGIApp, mesh: AdminMe
             assert await page.evaluate("document.activeElement.name") == name
 
 
-async def test_it_looks_well_with_much_on_it(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
+async def test_full_page_has_no_layout_problems(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     album = Album()
     for name, severity in (("no_worker", "page"), ("error_rate_spike", "critical"), ("cpu_high", "warning"), ("disk_low", "ticket")):
         mesh.add_alert(name, severity, node=MACHINE)

@@ -10,7 +10,7 @@ from tests.services.web.pages.admin.admin_mesh import AdminMesh
 PATH = "/admin/organisations"
 
 
-async def test_all_are_listed_and_one_is_found(root: Browser, mesh: AdminMesh) -> None:
+async def test_organizations_are_listed_and_searched(root: Browser, mesh: AdminMesh) -> None:
     assert "No organizations yet." in (await root.get(PATH)).text
     acme, other = mesh.add_organisation("Acme"), mesh.add_organisation("Other")
     text = (await root.get(PATH)).text
@@ -22,7 +22,7 @@ async def test_all_are_listed_and_one_is_found(root: Browser, mesh: AdminMesh) -
     assert "No matching organizations." in (await root.get(f"{PATH}?search=zzz")).text
 
 
-async def test_a_tier_is_set_for_one(root: Browser, mesh: AdminMesh) -> None:
+async def test_set_the_tier_of_an_organization(root: Browser, mesh: AdminMesh) -> None:
     acme, _ = mesh.add_organisation("Acme"), mesh.add_organisation("Other")
     done = await root.submit(await root.get(PATH), f"{PATH}/{acme.id}/tier", tier="enterprise")
     assert (done.status_code, done.headers["location"]) == (303, f"{PATH}?done=tier")
@@ -32,7 +32,7 @@ async def test_a_tier_is_set_for_one(root: Browser, mesh: AdminMesh) -> None:
     assert '<option value="enterprise" selected>' in page
 
 
-async def test_one_has_its_credits_and_is_given_more(root: Browser, mesh: AdminMesh) -> None:
+async def test_organization_shows_its_credits_and_gets_more(root: Browser, mesh: AdminMesh) -> None:
     acme = mesh.add_organisation("Acme")
     page = await root.get(f"{PATH}/{acme.id}")
     for word in ("Acme", str(acme.id), ">1.5<", f'href="/organisations/{acme.id}"', "free tier"):
@@ -47,24 +47,26 @@ async def test_one_has_its_credits_and_is_given_more(root: Browser, mesh: AdminM
     assert [(each.user, each.amount_micro, each.note) for each in mesh.moved.values()] == [(str(acme.id), 25_500_000, "paid")]
 
 
-@pytest.mark.parametrize(("amount", "said"), [("many", "is not an amount"), ("0", "The amount is 0."), ("99999999", "That is too much.")])
-async def test_an_amount_that_is_none_is_refused_and_kept(root: Browser, mesh: AdminMesh, amount: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("amount", "message"), [("many", "is not an amount"), ("0", "The amount is 0."), ("99999999", "That is too much.")]
+)
+async def test_invalid_amount_is_refused_and_kept(root: Browser, mesh: AdminMesh, amount: str, message: str) -> None:
     acme = mesh.add_organisation("Acme")
     page = await root.submit(await root.get(f"{PATH}/{acme.id}"), f"{PATH}/{acme.id}/credits", amount=amount, note="x")
     assert page.status_code == 400
-    assert said in page.text
+    assert message in page.text
     assert f'value="{amount}"' in page.text
     assert not mesh.moved
 
 
-async def test_one_that_there_is_not_and_a_gateway_that_is_away(root: Browser, mesh: AdminMesh) -> None:
+async def test_unknown_organization_and_unavailable_gateway(root: Browser, mesh: AdminMesh) -> None:
     assert (await root.get(f"{PATH}/{uuid4()}")).status_code == 404
     acme = mesh.add_organisation("Acme")
     mesh.broken["gateway.readAccount"] = errors.NotReachable("no gateway is reachable")
     assert "The gateway isn’t responding." in (await root.get(f"{PATH}/{acme.id}")).text
 
 
-async def test_a_tier_that_there_is_not_is_refused(root: Browser, mesh: AdminMesh) -> None:
+async def test_unknown_tier_is_refused(root: Browser, mesh: AdminMesh) -> None:
     acme = mesh.add_organisation("Acme")
     page = await root.submit(await root.get(PATH), f"{PATH}/{acme.id}/tier", tier="gold")
     assert page.status_code == 400
@@ -72,22 +74,22 @@ async def test_a_tier_that_there_is_not_is_refused(root: Browser, mesh: AdminMes
     assert mesh.organisations == [acme]
 
 
-async def test_a_form_from_elsewhere_sets_nothing(root: Browser, mesh: AdminMesh) -> None:
+async def test_cross_site_form_is_refused(root: Browser, mesh: AdminMesh) -> None:
     acme = mesh.add_organisation("Acme")
     page = await root.get(PATH)
     assert (await root.submit(page, f"{PATH}/{acme.id}/tier", {"Sec-Fetch-Site": "cross-site"}, tier="pro")).status_code == 403
     assert mesh.organisations == [acme]
 
 
-async def test_the_password_is_asked_for(root: Browser, mesh: AdminMesh) -> None:
+async def test_tier_change_needs_the_password(root: Browser, mesh: AdminMesh) -> None:
     acme = mesh.add_organisation("Acme")
     mesh.is_stale = True
-    asked = await root.submit(await root.get(PATH), f"{PATH}/{acme.id}/tier", tier="pro")
-    assert "Confirm it’s you" in asked.text
+    confirm_page = await root.submit(await root.get(PATH), f"{PATH}/{acme.id}/tier", tier="pro")
+    assert "Confirm it’s you" in confirm_page.text
     assert mesh.organisations == [acme]
 
 
-async def test_hostile_names_are_texts_and_auth_away_is_said(root: Browser, mesh: AdminMesh) -> None:
+async def test_hostile_names_are_escaped_and_unavailable_auth_is_reported(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_organisation('"><script>alert(1)</script>')
     text = (await root.get(PATH)).text
     assert "<script>alert" not in text

@@ -1,4 +1,4 @@
-"""The audit log on a phone: every entry can be read, and nothing is wider than the screen."""
+"""The audit log on a phone: every entry is readable, and nothing is wider than the screen."""
 
 import msgspec
 import pytest
@@ -20,7 +20,7 @@ WIDER = """
 
 @pytest.mark.nightly("pages")
 @pytest.mark.parametrize("width", [320, 375])
-async def test_the_audit_log_fits_a_phone(app: ASGIApp, mesh: AdminMesh, chrome: Browser, width: int) -> None:
+async def test_audit_log_fits_a_phone(app: ASGIApp, mesh: AdminMesh, chrome: Browser, width: int) -> None:
     token = mesh.add_session(mesh.add_person("root", UserRole.ADMIN))
     mesh.add_row(1, "organisation.remove_member_by_administrator", Result.REFUSED, str(WORKER))
     mesh.add_row(2, target="W" * 200)

@@ -26,11 +26,11 @@ async def test_rows_are_shown_with_their_details(root: Browser, mesh: AdminMesh)
         assert word in text
 
 
-async def test_an_empty_log_says_so(root: Browser) -> None:
+async def test_empty_log_says_so(root: Browser) -> None:
     assert "No matching entries." in (await root.get(PATH)).text
 
 
-async def test_filters_are_asked_for_and_stay_in_the_fields(root: Browser, mesh: AdminMesh) -> None:
+async def test_filters_are_sent_and_kept_in_the_fields(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_row(1, result=Result.FAILED)
     page = await root.get(f"{PATH}?chain=house&actor=alice&action=key&result=failed&since=2026-02-01")
     assert mesh.requests_of("auth.listAudit") == [
@@ -42,7 +42,7 @@ async def test_filters_are_asked_for_and_stay_in_the_fields(root: Browser, mesh:
 
 
 @pytest.mark.parametrize(
-    ("query", "status", "said"),
+    ("query", "status", "message"),
     [
         pytest.param("since=yesterday", 400, "Since is not a date such as 2026-02-01.", id="no day"),
         pytest.param("before=x", 400, "Before is not a date such as 2026-02-01.", id="no moment"),
@@ -50,13 +50,13 @@ async def test_filters_are_asked_for_and_stay_in_the_fields(root: Browser, mesh:
         pytest.param("actor=nobody", 404, "There is no user called &#39;nobody&#39;.", id="nobody"),
     ],
 )
-async def test_a_filter_that_cannot_be_meant_is_said(root: Browser, query: str, status: int, said: str) -> None:
+async def test_invalid_filter_is_reported(root: Browser, query: str, status: int, message: str) -> None:
     page = await root.get(f"{PATH}?{query}")
     assert page.status_code == status
-    assert said in page.text
+    assert message in page.text
 
 
-async def test_older_rows_follow_and_the_filters_stay(root: Browser, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_older_rows_keep_the_filters(root: Browser, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_log, "ROWS_OF_A_PAGE", 3)
     for number in range(1, 6):
         mesh.add_row(number)
@@ -70,7 +70,7 @@ async def test_older_rows_follow_and_the_filters_stay(root: Browser, mesh: Admin
     assert ">Newest</a>" in page.text
 
 
-async def test_a_whole_log_is_said_to_be_whole(root: Browser, mesh: AdminMesh) -> None:
+async def test_intact_log_is_reported_as_intact(root: Browser, mesh: AdminMesh) -> None:
     mesh.report = AuditReport((ChainState("house", 1200, None, "", 7), ChainState("x", 34, None, "", 1)))
     page = await root.submit(await root.get(PATH), f"{PATH}/verify")
     assert page.status_code == 200
@@ -81,7 +81,7 @@ async def test_a_whole_log_is_said_to_be_whole(root: Browser, mesh: AdminMesh) -
     assert "1 row in 1 chain against 1 signed anchor." in page.text
 
 
-async def test_the_first_bad_row_is_named(root: Browser, mesh: AdminMesh) -> None:
+async def test_first_bad_row_is_named(root: Browser, mesh: AdminMesh) -> None:
     mesh.report = AuditReport((ChainState("house", 12, None, "", 7), ChainState("abc", 34, 17, "the row was <edited>", 1)))
     page = await root.submit(await root.get(PATH), f"{PATH}/verify")
     assert "The log was modified." in page.text
@@ -89,7 +89,7 @@ async def test_the_first_bad_row_is_named(root: Browser, mesh: AdminMesh) -> Non
     assert "<code>house</code>: row" not in page.text
 
 
-async def test_a_log_that_is_too_long_is_verified_elsewhere(root: Browser, mesh: AdminMesh) -> None:
+async def test_too_long_log_is_verified_with_the_command(root: Browser, mesh: AdminMesh) -> None:
     page = await root.get(f"{PATH}?chain=house")
     mesh.broken["auth.verifyAudit"] = errors.DeadlineExceeded("no answer within 60 s")
     answer = await root.submit(page, f"{PATH}/verify")
@@ -98,7 +98,7 @@ async def test_a_log_that_is_too_long_is_verified_elsewhere(root: Browser, mesh:
     assert mesh.requests_of("auth.verifyAudit") == [VerifyAudit("house")]
 
 
-async def test_the_export_is_a_file_of_one_json_object_a_line(root: Browser, mesh: AdminMesh) -> None:
+async def test_export_is_a_file_of_json_lines(root: Browser, mesh: AdminMesh) -> None:
     for number in range(1, 4):
         mesh.add_row(number)
     page = await root.get(f"{PATH}?chain=house&since=2026-02-01")
@@ -111,12 +111,12 @@ async def test_the_export_is_a_file_of_one_json_object_a_line(root: Browser, mes
     assert mesh.requests_of("auth.exportAudit") == [ExportAudit("house", datetime(2026, 2, 1, tzinfo=UTC))]
 
 
-async def test_an_empty_export_is_an_empty_file(root: Browser) -> None:
+async def test_empty_export_is_an_empty_file(root: Browser) -> None:
     answer = await root.submit(await root.get(PATH), f"{PATH}/export")
     assert (answer.status_code, answer.content) == (200, b"")
 
 
-async def test_an_export_that_cannot_begin_is_a_page_and_no_file(root: Browser, mesh: AdminMesh) -> None:
+async def test_failed_export_is_a_page_not_a_file(root: Browser, mesh: AdminMesh) -> None:
     page = await root.get(PATH)
     mesh.broken["auth.exportAudit"] = errors.Unavailable("PostgreSQL does not answer", hint="try again")
     answer = await root.submit(page, f"{PATH}/export")
@@ -126,15 +126,15 @@ async def test_an_export_that_cannot_begin_is_a_page_and_no_file(root: Browser, 
 
 
 @pytest.mark.parametrize("what", ["verify", "export"])
-async def test_a_form_from_elsewhere_is_refused(root: Browser, mesh: AdminMesh, what: str) -> None:
+async def test_cross_site_form_is_refused(root: Browser, mesh: AdminMesh, what: str) -> None:
     page = await root.get(PATH)
     assert (await root.submit(page, f"{PATH}/{what}", {"Sec-Fetch-Site": "cross-site"})).status_code == 403
     assert (await root.submit(page, f"{PATH}/{what}", token="forged")).status_code == 403
     assert (await root.get(f"{PATH}/{what}")).status_code == 405
-    assert not {"auth.verifyAudit", "auth.exportAudit"} & set(mesh.names_asked())
+    assert not {"auth.verifyAudit", "auth.exportAudit"} & set(mesh.called_methods())
 
 
-async def test_what_was_written_by_others_is_text(root: Browser, mesh: AdminMesh) -> None:
+async def test_text_from_others_is_escaped(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_row(1, target='"><script>alert(1)</script>\u202egnp')
     text = (await root.get(PATH)).text
     assert "<script>alert" not in text
@@ -144,6 +144,6 @@ async def test_what_was_written_by_others_is_text(root: Browser, mesh: AdminMesh
     assert forms_of(odd)[f"{PATH}/verify"]["chain"] == '"><script>alert(1)'
 
 
-async def test_auth_away_is_said(root: Browser, mesh: AdminMesh) -> None:
+async def test_unavailable_auth_is_reported(root: Browser, mesh: AdminMesh) -> None:
     mesh.broken["auth.listAudit"] = errors.NotReachable("no auth is reachable")
     assert (await root.get(PATH)).status_code == 503

@@ -1,4 +1,4 @@
-"""The charts of administrators: the page with its states, what it asks, and what an open one is sent."""
+"""The admin charts: the page in all its states, its queries, and its live updates."""
 
 import asyncio
 import gzip
@@ -44,11 +44,11 @@ def rows(text: str, chart: str) -> list[str]:
     return re.findall(r'<tr data-id="[^"]+"[^>]*><th scope="row"><bdi[^>]*>(.*?)</bdi>', section)
 
 
-def asked(mesh: AdminMesh) -> int:
-    return mesh.names_asked().count("metrics.getHistory")
+def count_queries(mesh: AdminMesh) -> int:
+    return mesh.called_methods().count("metrics.getHistory")
 
 
-async def test_every_chart_is_there_with_its_lines(root: Browser, mesh: AdminMesh) -> None:
+async def test_every_chart_has_its_lines(root: Browser, mesh: AdminMesh) -> None:
     mesh.keep_everything()
     mesh.add_member(WORKER)
     page = await root.get(PATH)
@@ -61,13 +61,13 @@ async def test_every_chart_is_there_with_its_lines(root: Browser, mesh: AdminMes
 
 
 @pytest.mark.parametrize("span", HistorySpan)
-async def test_each_time_is_asked_for_in_a_few_calls_and_kept_in_the_address(root: Browser, mesh: AdminMesh, span: HistorySpan) -> None:
+async def test_each_span_needs_few_calls_and_is_kept_in_the_url(root: Browser, mesh: AdminMesh, span: HistorySpan) -> None:
     mesh.keep_everything()
     page = await root.get(f"{PATH}?span={span}")
-    assert asked(mesh) == FEW
+    assert count_queries(mesh) == FEW
     assert {request.until - request.since for request in mesh.requests_of("metrics.getHistory")} == {history_queries.STEPS[span].whole}
     assert f'<a href="{PATH}?span={span}" aria-current="true">' in page.text
-    # Only the last hour follows by itself, and whoever sees another one is told so.
+    # Only the last hour is live, and the page says so for the others.
     assert ('data-live-source="/live/charts"' in page.text, "This view doesn’t update." in page.text) == (
         span is HistorySpan.HOUR,
         span is not HistorySpan.HOUR,
@@ -75,36 +75,36 @@ async def test_each_time_is_asked_for_in_a_few_calls_and_kept_in_the_address(roo
     assert ('data-live="p0"' in page.text) == (span is HistorySpan.HOUR)
 
 
-async def test_a_mesh_with_more_machines_than_an_answer_has_lines_asks_a_bounded_number_of_times(root: Browser, mesh: AdminMesh) -> None:
+async def test_calls_are_bounded_with_too_many_machines_for_one_response(root: Browser, mesh: AdminMesh) -> None:
     mesh.keep_everything()
     for place in range(250):
         mesh.keep_machine(f"UMANY{place:07}")
     page = await root.get(PATH)
-    assert asked(mesh) == len(history_queries.HistoryQuery) == 14
+    assert count_queries(mesh) == len(history_queries.HistoryQuery) == 14
     # What has few enough lines is shown by machine, the rest by service.
     assert rows(page.text, "heat") == ["inference GPU 0"]
     assert sorted(rows(page.text, "cpu")) == ["gateway", "inference"]
 
 
-async def test_where_it_is_known_how_many_machines_there_are_nothing_is_asked_in_vain(root: Browser, mesh: AdminMesh) -> None:
+async def test_known_number_of_machines_avoids_refused_queries(root: Browser, mesh: AdminMesh) -> None:
     mesh.keep_everything()
     for place in range(250):
         node = NodeId(f"UMANY{place:07}".replace("0", "A").replace("1", "B").replace("8", "C").replace("9", "D").ljust(56, "A"))
         mesh.add_member(node)
         mesh.keep_machine(node[:12])
     page = await root.get(PATH)
-    assert asked(mesh) == MANY
+    assert count_queries(mesh) == MANY
     assert rows(page.text, "heat") == ["inference GPU 0"]
     assert sorted(rows(page.text, "cpu")) == ["gateway", "inference"]
     page = await root.get(f"{PATH}?node={WORKER}")
     # The page of one machine is as small as in a small mesh, and as whole.
-    assert asked(mesh) == MANY + OF_ONE
+    assert count_queries(mesh) == MANY + OF_ONE
     assert rows(page.text, "heat") == ["inference GPU 0"]
     assert rows(page.text, "cpu") == ["inference"]
     assert "Unavailable:" not in page.text
 
 
-async def test_more_gpus_than_an_answer_has_lines_are_drawn_together_and_that_is_asked_once(root: Browser, mesh: AdminMesh) -> None:
+async def test_too_many_gpus_are_combined_with_one_more_query(root: Browser, mesh: AdminMesh) -> None:
     mesh.keep_everything()
     mesh.most_lines = 16
     for place in range(250):
@@ -112,26 +112,26 @@ async def test_more_gpus_than_an_answer_has_lines_are_drawn_together_and_that_is
     for place in range(20):
         mesh.keep("gpu_usage_ratio", 0.5, service="inference", node=f"UMANY{place:07}", gpu="0")
     page = await root.get(PATH)
-    assert asked(mesh) == MANY
+    assert count_queries(mesh) == MANY
     assert rows(page.text, "gpu") == ["inference GPU 0"]
 
 
-async def test_a_machine_has_a_page_of_its_own(root: Browser, mesh: AdminMesh) -> None:
+async def test_each_machine_has_a_page(root: Browser, mesh: AdminMesh) -> None:
     mesh.keep_everything()
     mesh.add_member(WORKER, name="rig <1>")
     mesh.add_node(WORKER)
     link = f"{PATH}?node={WORKER}"
     assert f'href="{link}" aria-label="Charts of rig &lt;1&gt; UWORKERAA"' in (await root.get("/admin/nodes")).text
-    before = asked(mesh)
+    before = count_queries(mesh)
     page = await root.get(link)
-    assert (shown(page.text), asked(mesh) - before) == ([*OF_EITHER, *OF_MACHINES], OF_ONE)
+    assert (shown(page.text), count_queries(mesh) - before) == ([*OF_EITHER, *OF_MACHINES], OF_ONE)
     assert rows(page.text, "cpu") == ["rig &lt;1&gt;"]
     assert f'href="{PATH}?span=week&amp;node={WORKER}"' in page.text
     assert f'data-live-source="/live/charts?node={WORKER}"' in page.text
     assert "rig &lt;1&gt;</bdi>" in page.text
 
 
-async def test_a_machine_that_nobody_knows_has_no_lines(root: Browser, mesh: AdminMesh) -> None:
+async def test_unknown_machine_has_no_lines(root: Browser, mesh: AdminMesh) -> None:
     mesh.keep_everything()
     page = await root.get(f"{PATH}?node=UNKNOWN{'A' * 49}")
     assert (page.status_code, shown(page.text), rows(page.text, "cpu")) == (200, [*OF_EITHER, "cpu", "memory", "disk"], [])
@@ -140,13 +140,13 @@ async def test_a_machine_that_nobody_knows_has_no_lines(root: Browser, mesh: Adm
 
 @pytest.mark.parametrize("node", ["<script>", "short", "U" + "A" * 80, "../../etc"])
 @pytest.mark.parametrize("path", [PATH, "/live/charts"])
-async def test_what_is_no_machine_is_not_asked_about(root: Browser, mesh: AdminMesh, path: str, node: str) -> None:
+async def test_invalid_machine_id_is_not_queried(root: Browser, mesh: AdminMesh, path: str, node: str) -> None:
     page = await root.get(f"{path}?node={quote(node)}")
-    assert (page.status_code, asked(mesh)) == (404, 0)
+    assert (page.status_code, count_queries(mesh)) == (404, 0)
     assert "Choose one from the list of nodes." in page.text
 
 
-async def test_a_mesh_without_a_history_says_what_would_make_one(root: Browser, mesh: AdminMesh) -> None:
+async def test_mesh_without_history_says_how_to_enable_it(root: Browser, mesh: AdminMesh) -> None:
     mesh.refused = errors.NotFound("this mesh keeps no history of its metrics", hint="give the metrics service a DATABASE_URL")
     page = await root.get(PATH)
     assert (page.status_code, shown(page.text)) == (200, [])
@@ -163,7 +163,7 @@ async def test_a_mesh_without_a_history_says_what_would_make_one(root: Browser, 
         pytest.param(errors.Unavailable("PostgreSQL does not answer", hint="see `aicli stack status`"), id="no database"),
     ],
 )
-async def test_the_page_stands_while_the_history_cannot_be_read(root: Browser, mesh: AdminMesh, error: errors.AimeshError) -> None:
+async def test_page_is_shown_while_the_history_is_unreadable(root: Browser, mesh: AdminMesh, error: errors.AimeshError) -> None:
     mesh.broken["metrics"] = error
     page = await root.get(f"{PATH}?span=week")
     assert page.status_code == 200
@@ -171,18 +171,18 @@ async def test_the_page_stands_while_the_history_cannot_be_read(root: Browser, m
     assert f'<a href="{PATH}?span=week">Try again</a>' in page.text
 
 
-async def test_a_history_that_is_still_empty_says_when_there_will_be_something(root: Browser) -> None:
+async def test_empty_history_says_when_data_will_come(root: Browser) -> None:
     assert "collects data every 15 seconds" in (await root.get(PATH)).text
     assert "The history has just started" in (await root.get(f"{PATH}?span=month")).text
 
 
-async def test_without_auth_machines_have_no_names_and_charts_all_the_same(root: Browser, mesh: AdminMesh) -> None:
+async def test_charts_work_without_auth_but_without_names(root: Browser, mesh: AdminMesh) -> None:
     mesh.keep_everything()
     mesh.broken["auth.listNodes"] = errors.NotReachable("nobody there")
     assert rows((await root.get(PATH)).text, "heat") == ["inference GPU 0"]
 
 
-async def test_a_gap_is_said_in_words_and_is_no_zero(root: Browser, mesh: AdminMesh) -> None:
+async def test_gap_is_described_and_not_drawn_as_zero(root: Browser, mesh: AdminMesh) -> None:
     away = range(40, 54)
     mesh.keep("active_users", lambda step: None if step in away else 2.0)
     mesh.keep_machine(fake_history.NODE, cpu=lambda step: None if step in away else 0.0)
@@ -197,12 +197,12 @@ async def test_only_administrators_see_and_follow_them(browser: Browser, mesh: A
     mesh.add_person("bob", UserRole.NODE_OWNER)
     await browser.sign_in("bob", "correct horse")
     assert [(await browser.get(path)).status_code for path in (PATH, "/live/charts")] == [403, 403]
-    # Nor does the page of machines lead those there who may not see it.
+    # Nor does the nodes page link to the charts for users who may not see them.
     assert "/admin/charts" not in (await browser.get("/nodes")).text
-    assert asked(mesh) == 0
+    assert count_queries(mesh) == 0
 
 
-async def test_what_needs_no_history_is_sent_before_it_is_read(app: ASGIApp, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_page_head_is_sent_before_the_history_is_read(app: ASGIApp, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh.keep_everything()
     mesh.add_person("root", UserRole.ADMIN)
     seen, whole = asyncio.Event(), AdminMesh.call
@@ -226,15 +226,15 @@ async def test_what_needs_no_history_is_sent_before_it_is_read(app: ASGIApp, mes
     assert text.count("<h1") == text.count("</html>") == 1
 
 
-async def test_a_history_that_takes_too_long_is_not_waited_for(root: Browser, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_history_times_out(root: Browser, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh.keep_everything()
     monkeypatch.setattr(charts, "WHOLE_SECONDS", 0.0)
     page = await root.get(PATH)
-    assert (page.status_code, asked(mesh)) == (200, 0)
+    assert (page.status_code, count_queries(mesh)) == (200, 0)
     assert "Choose a shorter period." in page.text
 
 
-async def test_the_largest_page_is_light(root: Browser, mesh: AdminMesh) -> None:
+async def test_largest_page_is_light(root: Browser, mesh: AdminMesh) -> None:
     mesh.keep_everything()
     for place in range(20):
         node = f"UMANY{place:07}"
@@ -282,19 +282,19 @@ def following(site: App, mesh: AdminMesh, clock: Clock) -> charts.ChartUpdates:
     return charts.ChartUpdates(page_request, "")
 
 
-async def test_an_open_page_asks_again_every_fifteen_seconds(following: charts.ChartUpdates, mesh: AdminMesh, clock: Clock) -> None:
+async def test_open_page_refreshes_every_fifteen_seconds(following: charts.ChartUpdates, mesh: AdminMesh, clock: Clock) -> None:
     mesh.keep_everything()
     seen = []
     for seconds in (0, 2, 12.9, 0.1, 2, 13):
         clock.now += timedelta(seconds=seconds)
         values = await following.read()
-        seen.append((asked(mesh), "cpu" in values))
+        seen.append((count_queries(mesh), "cpu" in values))
     # The page came with its numbers.
     assert seen == [(0, False), (0, False), (0, False), (FEW, True), (FEW, True), (2 * FEW, True)]
 
 
 @pytest.mark.parametrize(("took", "pause"), [(0.2, 15), (3, 30), (120, 300)])
-async def test_a_history_that_is_much_work_is_asked_for_more_rarely(
+async def test_expensive_history_is_refreshed_less_often(
     following: charts.ChartUpdates, mesh: AdminMesh, clock: Clock, took: float, pause: float
 ) -> None:
     def slow(_: int) -> float:
@@ -304,33 +304,29 @@ async def test_a_history_that_is_much_work_is_asked_for_more_rarely(
     mesh.keep("active_users", slow)
     began = clock.now = clock.now + timedelta(seconds=15)
     await following.read()
-    assert asked(mesh) == FEW
+    assert count_queries(mesh) == FEW
     clock.now = began + timedelta(seconds=pause - 0.5)
     await following.read()
-    assert asked(mesh) == FEW
+    assert count_queries(mesh) == FEW
     clock.now = began + timedelta(seconds=pause)
     await following.read()
-    assert asked(mesh) == 2 * FEW
+    assert count_queries(mesh) == 2 * FEW
 
 
-async def test_an_open_page_is_stale_until_the_metrics_service_is_back(
-    following: charts.ChartUpdates, mesh: AdminMesh, clock: Clock
-) -> None:
+async def test_open_page_is_stale_until_the_metrics_service_is_back(following: charts.ChartUpdates, mesh: AdminMesh, clock: Clock) -> None:
     mesh.keep_everything()
     seen: list[live_updates.Values] = []
-    for seconds, is_away in ((15, False), (15, True), (2, True), (13, False)):
+    for seconds, is_unavailable in ((15, False), (15, True), (2, True), (13, False)):
         clock.now += timedelta(seconds=seconds)
-        mesh.broken = {"metrics": errors.NotReachable("nobody there")} if is_away else {}
+        mesh.broken = {"metrics": errors.NotReachable("nobody there")} if is_unavailable else {}
         seen.append(await following.read())
     assert [values["connection"] for values in seen] == ["", "stale", "stale", ""]
     # What was there stays, and a page that cannot be filled asks no more often.
     assert all("cpu" in values for values in seen)
-    assert asked(mesh) == 3 * FEW
+    assert count_queries(mesh) == 3 * FEW
 
 
-async def test_the_stream_brings_every_value_that_the_page_names(
-    root: Browser, following: charts.ChartUpdates, mesh: AdminMesh, clock: Clock
-) -> None:
+async def test_stream_has_every_value_the_page_names(root: Browser, following: charts.ChartUpdates, mesh: AdminMesh, clock: Clock) -> None:
     mesh.keep_everything()
     mesh.add_member(WORKER)
     clock.now += timedelta(seconds=15)
@@ -351,7 +347,7 @@ async def test_the_stream_brings_every_value_that_the_page_names(
         assert named - set(lists) - set(known) == set()
 
 
-async def test_the_stream_is_an_administrators(app: ASGIApp, mesh: AdminMesh) -> None:
+async def test_stream_is_for_administrators_only(app: ASGIApp, mesh: AdminMesh) -> None:
     mesh.keep_everything()
     mesh.add_person("root", UserRole.ADMIN)
     values = await followed.first_event(app, "/live/charts", "root")

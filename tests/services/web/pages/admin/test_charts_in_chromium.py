@@ -1,4 +1,4 @@
-"""The charts of administrators in a real browser: drawn, followed, and for everybody to use."""
+"""The admin charts in a real browser: drawn, live, and accessible."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,7 +32,7 @@ async def opened(
         assert page.problems == []
 
 
-async def test_everybody_can_use_the_page(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
+async def test_page_is_accessible(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     mesh.keep_everything(model="W" * 200)
     for place in range(14):
         mesh.keep_machine(f"UMANY{place:07}", cpu=place / 14)
@@ -45,7 +45,7 @@ async def test_everybody_can_use_the_page(app: ASGIApp, mesh: AdminMesh, chrome:
             assert await page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-async def test_without_scripts_the_numbers_are_there(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
+async def test_values_are_readable_without_scripts(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     mesh.keep_everything()
     async with opened(app, mesh, chrome, "/admin/charts?span=week", javascript=False) as page:
         text = await page.text()
@@ -53,7 +53,7 @@ async def test_without_scripts_the_numbers_are_there(app: ASGIApp, mesh: AdminMe
         assert await page.evaluate("[...document.querySelectorAll('table')].every(each => each.checkVisibility())")
 
 
-async def test_an_open_page_follows(app: ASGIApp, mesh: AdminMesh, chrome: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_open_page_is_live(app: ASGIApp, mesh: AdminMesh, chrome: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_updates, "_EVERY_SECONDS", 0.02)
     monkeypatch.setattr(charts, "SOONEST_SECONDS", 0.0)
     load = [0.25]

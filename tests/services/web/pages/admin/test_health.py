@@ -11,7 +11,7 @@ from tests.services.web.pages.admin import followed
 from tests.services.web.pages.admin.admin_mesh import GATEWAY, WORKER, AdminMesh
 
 
-async def test_every_part_is_shown_with_why_and_since(root: Browser, mesh: AdminMesh) -> None:
+async def test_every_component_is_shown_with_reason_and_time(root: Browser, mesh: AdminMesh) -> None:
     parts = (ComponentHealth("auth", "service", "healthy", NOW), ComponentHealth("Valkey", "server", "down", NOW, "start <it>"))
     mesh.health, mesh.checks = SystemHealth("down", parts), (Check("postgresql", False, "no connection"),)
     mesh.add_node(WORKER)
@@ -24,7 +24,7 @@ async def test_every_part_is_shown_with_why_and_since(root: Browser, mesh: Admin
 
 
 @pytest.mark.parametrize("away", ["gateway", "metrics"])
-async def test_the_page_stands_when_a_part_is_away(root: Browser, mesh: AdminMesh, away: str) -> None:
+async def test_page_is_shown_while_a_part_is_unavailable(root: Browser, mesh: AdminMesh, away: str) -> None:
     mesh.health = SystemHealth("healthy", (ComponentHealth("auth", "service", "healthy", NOW),))
     mesh.broken[away] = errors.NotReachable("nobody there")
     page = await root.get("/admin")
@@ -35,18 +35,18 @@ async def test_the_page_stands_when_a_part_is_away(root: Browser, mesh: AdminMes
     assert ("–</p>" in page.text) == (away == "gateway")
 
 
-async def test_the_whole_is_asked_by_web_itself_so_that_it_is_seen_while_auth_is_away(root: Browser, mesh: AdminMesh) -> None:
+async def test_web_reads_the_health_itself_while_auth_is_down(root: Browser, mesh: AdminMesh) -> None:
     await root.get("/admin")
-    (credential,) = {asked.credential for asked in mesh.asked if asked.method == "metrics.getSystemHealth"}
+    (credential,) = {call.credential for call in mesh.calls if call.method == "metrics.getSystemHealth"}
     assert credential is None
 
 
-async def test_nobody_answering_is_said_as_that(root: Browser, mesh: AdminMesh) -> None:
+async def test_missing_response_is_shown_as_unknown(root: Browser, mesh: AdminMesh) -> None:
     mesh.broken |= {"gateway": errors.NotReachable("no"), "metrics": errors.NotReachable("no")}
     assert "Unknown</span>" in (await root.get("/admin")).text
 
 
-async def test_the_page_is_followed_by_a_stream(app: ASGIApp, mesh: AdminMesh) -> None:
+async def test_page_is_live(app: ASGIApp, mesh: AdminMesh) -> None:
     mesh.checks = (Check("valkey", True),)
     mesh.add_person("root", UserRole.ADMIN)
     values = await followed.first_event(app, "/live/health", "root")
@@ -59,9 +59,9 @@ async def test_only_administrators_open_and_follow_it(browser: Browser, mesh: Ad
     await browser.sign_in("bob", "correct horse")
     for path in ("/admin", "/live/health", "/admin/users", "/admin/audit", "/admin/prices", "/admin/settings", "/admin/nodes"):
         assert (await browser.get(path)).status_code == 403, path
-    assert set(mesh.names_asked()) <= {"auth.loginUser", "auth.resumeSession", "auth.getSignInOptions"}
+    assert set(mesh.called_methods()) <= {"auth.loginUser", "auth.resumeSession", "auth.getSignInOptions"}
 
 
-async def test_who_has_not_signed_in_is_led_there(browser: Browser) -> None:
+async def test_visitor_is_redirected_to_sign_in(browser: Browser) -> None:
     answer = await browser.get("/admin/users")
     assert (answer.status_code, answer.headers["location"]) == (303, "/login?then=/admin/users")

@@ -10,7 +10,7 @@ from shared.api.metrics import ComponentHealth, SystemHealth
 from shared.types import ModelName, NodeId, Role
 
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
-DOOR = ServiceHealth("degraded", (Check("postgresql", False, "start it"), Check("valkey", True)), 1, (ModelName("m"),), 1234)
+GATEWAY_HEALTH = ServiceHealth("degraded", (Check("postgresql", False, "start it"), Check("valkey", True)), 1, (ModelName("m"),), 1234)
 
 
 def row(role: Role, *, usable: bool = True) -> NodeRow:
@@ -18,30 +18,30 @@ def row(role: Role, *, usable: bool = True) -> NodeRow:
 
 
 @pytest.mark.parametrize(
-    ("whole", "door", "word", "tone"),
+    ("whole", "gateway_health", "word", "tone"),
     [
-        pytest.param(SystemHealth("healthy", ()), DOOR, "OK", "good", id="metrics has the word"),
+        pytest.param(SystemHealth("healthy", ()), GATEWAY_HEALTH, "OK", "good", id="metrics has the word"),
         pytest.param(SystemHealth("down", ()), None, "Down", "bad", id="down"),
-        pytest.param(None, DOOR, "Degraded", "warn", id="the gateway where metrics is away"),
+        pytest.param(None, GATEWAY_HEALTH, "Degraded", "warn", id="the gateway where metrics is away"),
         pytest.param(None, None, "Unknown", "warn", id="nobody answers"),
         pytest.param(SystemHealth("melting", ()), None, "melting", "warn", id="a word of a newer version"),
     ],
 )
-def test_one_word_at_the_top(whole: SystemHealth | None, door: ServiceHealth | None, word: str, tone: str) -> None:
-    found = health_view.describe(whole, door, None)
+def test_overall_status(whole: SystemHealth | None, gateway_health: ServiceHealth | None, word: str, tone: str) -> None:
+    found = health_view.describe(whole, gateway_health, None)
     assert (found.word, found.tone) == (word, tone)
 
 
-def test_what_is_wrong_comes_first() -> None:
+def test_problems_come_first() -> None:
     parts = tuple(ComponentHealth(status, "service", status, NOW, "why") for status in ("healthy", "down", "degraded"))
     found = health_view.describe(SystemHealth("down", parts), None, None)
     assert [(part.name, part.tone) for part in found.parts] == [("down", "bad"), ("degraded", "warn"), ("healthy", "good")]
     assert (found.parts[0].since, found.parts[0].why) == ("20 Nov 2026, 14:05 UTC", "why")
 
 
-def test_numbers_of_nodes_and_of_the_gateway() -> None:
+def test_node_and_request_counts() -> None:
     rows = (row(Role.WORKER), row(Role.WORKER, usable=False), row(Role.GATEWAY))
-    found = health_view.describe(None, DOOR, rows)
+    found = health_view.describe(None, GATEWAY_HEALTH, rows)
     assert (found.workers, found.nodes, found.in_flight, found.models) == ("1 of 2", "2 of 3", "1,234", "1")
     assert [(check.name, check.state, check.why) for check in found.checks] == [
         ("postgresql", "Down", "start it"),
@@ -51,8 +51,8 @@ def test_numbers_of_nodes_and_of_the_gateway() -> None:
     assert {nothing.workers, nothing.nodes, nothing.in_flight, nothing.models} == {"–"}
 
 
-def test_an_event_says_the_same_and_which_lists_are_empty() -> None:
-    values = json.loads(msgspec.json.encode(health_view.values(health_view.describe(None, DOOR, ()))))
+def test_event_equals_the_page_and_marks_empty_lists() -> None:
+    values = json.loads(msgspec.json.encode(health_view.values(health_view.describe(None, GATEWAY_HEALTH, ()))))
     assert (values["word"], values["no_parts"], values["no_checks"]) == ("Degraded", True, False)
     assert values["checks"][0] == {
         "id": "postgresql",

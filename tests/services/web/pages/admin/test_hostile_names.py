@@ -1,4 +1,4 @@
-"""Whatever people and machines are called: on every page that shows it, a name is a text. A new page joins by itself."""
+"""Names of users and nodes are escaped on every page that shows them. New pages are covered automatically."""
 
 import html
 import re
@@ -24,15 +24,15 @@ from tests.services.web.pages.admin.hostile import LONG, NAMES, RTL, HostileMesh
 
 #: No pages: files, streams, and ways to elsewhere.
 NO_PAGES = re.compile(r"/static/.*|/live/.*|.*\.csv|/login/oidc/back|/login-link|/login/oidc")
-#: For whoever asks, and about nobody; the seed of a second factor.
+#: Pages that show no names, or only the seed of a second factor.
 NAMELESS = {"/", "/forgot", "/reset", "/login/second-factor", "/admin/runbooks/{name:str}"}
 #: Pages of node owners; administrators have their own.
 OF_OWNERS = ("/nodes", "/nodes/tickets")
-#: Elements that nothing inside turns around what is beside them.
+#: Elements whose content cannot reverse the text around them.
 ISOLATING = {"bdi", "textarea", "option", "title"}
 #: As browsers have it: a block turns around no other, and so is safe where nothing comes behind the name.
 BLOCKS = {"td", "th", "dt", "dd", "li", "p", "h1", "h2", "h3", "div", "summary", "caption", "pre", "section", "main", "button"}
-#: Where a link may lead; the last is for the telephone's app, with the code beside it.
+#: Allowed link targets; the last one is for the authenticator app, with the code beside it.
 OURS = re.compile(r"/(?!/)|[#?]|$|otpauth://totp/")
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
@@ -53,7 +53,7 @@ class Shown(HTMLParser):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        #: Where it stands as a text, or in an attribute.
+        #: Where it appears as text or in an attribute.
         self.places: list[str] = []
         self.wrong: list[str] = []
         self._open: list[tuple[str, list[str]]] = [("", [])]
@@ -113,7 +113,7 @@ async def client(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def become(seeded_db: SeededDb, pattern: str) -> bool:
-    """Who the page is for: in the middle of a login where that is what it is for. False for a visitor, where everybody may open it."""
+    """Sign in as far as the page requires. False for a page that anyone may open."""
     who = page_access.find_audience(pattern)
     step = Step.SET_UP_MFA if pattern.endswith("second-factor") else Step.ENTER_CODE
     seeded_db.mesh.steps = {seeded_db.session: step if who is PageAudience.HALFWAY else Step.DONE}
@@ -127,7 +127,7 @@ async def opened(client: httpx.AsyncClient, seeded_db: SeededDb, pattern: str) -
 
 
 @pytest.mark.parametrize("kind", NAMES)
-async def test_a_name_is_a_text(client: httpx.AsyncClient, mesh: HostileMesh, kind: str) -> None:
+async def test_names_are_escaped(client: httpx.AsyncClient, mesh: HostileMesh, kind: str) -> None:
     seeded_db = hostile.build(mesh, NAMES[kind])
     for pattern in pages():
         with case(pattern):
@@ -141,9 +141,7 @@ async def test_a_name_is_a_text(client: httpx.AsyncClient, mesh: HostileMesh, ki
 @pytest.mark.parametrize(
     ("name", "shown"), [("org/big-model+1:q4_0@v2", True), ("x; reboot", False), ("x'y", False), ('x"y', False), ("-x", False)]
 )
-async def test_a_model_stands_in_code_only_where_its_name_can_do_nothing_there(
-    browser: Browser, mesh: HostileMesh, name: str, shown: bool
-) -> None:
+async def test_model_name_is_quoted_safely_in_code(browser: Browser, mesh: HostileMesh, name: str, shown: bool) -> None:
     mesh.served = (ServedModel(ModelName(name), 1, 512),)
     mesh.add_account("alice", "correct horse")
     await browser.sign_in("alice", "correct horse")

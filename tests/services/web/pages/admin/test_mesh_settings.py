@@ -10,7 +10,7 @@ from tests.services.web.pages.admin.admin_mesh import GATEWAY, WORKER, AdminMesh
 PATH = "/admin/settings"
 
 
-async def test_what_the_services_tell_is_shown(root: Browser, mesh: AdminMesh) -> None:
+async def test_reported_facts_are_shown(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_node(WORKER)
     mesh.add_node(GATEWAY, Role.GATEWAY)
     text = (await root.get(PATH)).text
@@ -27,7 +27,7 @@ async def test_what_the_services_tell_is_shown(root: Browser, mesh: AdminMesh) -
         assert word in text
 
 
-async def test_it_stands_without_the_gateway_and_without_auths_word(root: Browser, mesh: AdminMesh) -> None:
+async def test_page_works_without_the_gateway_and_auth_settings(root: Browser, mesh: AdminMesh) -> None:
     mesh.broken |= {name: errors.NotReachable("no") for name in ("gateway", "auth.getSignInOptions", "auth.getSigningKeys")}
     page = await root.get(PATH)
     assert page.status_code == 200
@@ -35,7 +35,7 @@ async def test_it_stands_without_the_gateway_and_without_auths_word(root: Browse
     assert "The gateway isn’t responding." in page.text
 
 
-async def test_tiers_and_settings_are_shown_the_changed_ones_first(root: Browser, mesh: AdminMesh) -> None:
+async def test_tiers_and_settings_are_shown_with_changed_ones_first(root: Browser, mesh: AdminMesh) -> None:
     mesh.tiers = (TierTerms(Tier.FREE, 100, 10, None, 10, MicroCredits(2_500_000)), TierTerms(Tier.ENTERPRISE))
     mesh.settings = (
         ShownSetting("AUDIT_DAYS", "365", "365", "days that acts are kept"),
@@ -53,7 +53,7 @@ async def test_tiers_and_settings_are_shown_the_changed_ones_first(root: Browser
     assert all(name in usual for name in ("AUDIT_DAYS", "DATA_KEY_OLD", "not set"))
 
 
-async def test_a_service_that_does_not_tell_its_settings_says_so(root: Browser, mesh: AdminMesh) -> None:
+async def test_service_without_readable_settings_says_so(root: Browser, mesh: AdminMesh) -> None:
     mesh.broken |= {"auth.getSettings": errors.NotReachable("no"), "gateway.listTiers": errors.NotReachable("no")}
     page = await root.get(PATH)
     assert page.status_code == 200
@@ -61,7 +61,7 @@ async def test_a_service_that_does_not_tell_its_settings_says_so(root: Browser, 
     assert "The gateway isn’t responding." in page.text
 
 
-def test_two_versions_at_once_are_an_upgrade_and_those_that_are_gone_do_not_count() -> None:
+def test_mixed_versions_are_shown_as_an_upgrade_ignoring_gone_nodes() -> None:
     mesh = AdminMesh()
     one, gone = mesh.add_node(WORKER), mesh.add_node(WORKER, alive=False)
     rows = (one, msgspec.structs.replace(one, version="1.1.0"), msgspec.structs.replace(gone, version="0.9"))

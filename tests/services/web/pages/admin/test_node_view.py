@@ -41,12 +41,12 @@ def joined(members: tuple[Member, ...] = (), rows: tuple[NodeRow, ...] | None = 
         pytest.param(member(ONE, MemberState.REVOKED), row(ONE), "Revoked", "off", "stolen", id="revoked though still there"),
     ],
 )
-def test_the_state_says_the_most_important_thing(known: Member | None, seen: NodeRow | None, state: str, tone: str, why: str) -> None:
+def test_state_shows_the_most_important_fact(known: Member | None, seen: NodeRow | None, state: str, tone: str, why: str) -> None:
     line = joined((known,) if known else (), (seen,) if seen else ()).lines[0]
     assert (line.state, line.tone, line.why) == (state, tone, why)
 
 
-def test_a_line_has_what_both_services_know() -> None:
+def test_row_combines_both_services() -> None:
     line = joined((member(ONE),), (row(ONE),)).lines[0]
     assert (line.name, line.about, line.path, line.round_trip) == ("name of A", "alice · a=1, b=2", "Direct", "1.3 ms")
     assert (line.load, line.models, line.until) == ("2 of 4, 1 queued", "m", "20 Nov, 14:05 UTC")
@@ -56,21 +56,21 @@ def test_a_line_has_what_both_services_know() -> None:
     ("path", "shown"),
     [("nats", "NATS"), ("relayed", "Relay"), ("self", "Local"), ("direct", "Direct"), ("by mail", "by mail"), ("", "–")],
 )
-def test_how_a_machine_is_reached_is_said_in_words(path: str, shown: str) -> None:
+def test_path_is_described(path: str, shown: str) -> None:
     assert joined((), (msgspec.structs.replace(row(ONE), path=path),)).lines[0].path == shown
 
 
-def test_who_has_no_name_is_called_by_its_role() -> None:
+def test_node_without_a_name_is_labeled_by_its_role() -> None:
     line = joined((), (row(ONE),)).lines[0]
     assert (line.name, line.short) == ("worker", ONE[:9])
 
 
-def test_without_the_gateway_nobody_is_called_gone() -> None:
+def test_without_the_gateway_no_node_is_shown_as_gone() -> None:
     line = joined((member(ONE),), None).lines[0]
     assert (line.state, line.path, line.load) == ("Unknown", "–", "–")
 
 
-def test_waiting_ones_come_first_and_revoked_ones_last() -> None:
+def test_pending_nodes_come_first_and_revoked_ones_last() -> None:
     members = (member(ONE, MemberState.REVOKED), member(TWO), member(THREE, MemberState.PENDING))
     found = joined(members, ())
     assert [line.id for line in found.lines] == [THREE, TWO, ONE]
@@ -87,24 +87,24 @@ def test_waiting_ones_come_first_and_revoked_ones_last() -> None:
         pytest.param(member(ONE, role=Role.AUTH), "/admin/nodes", (), id="auth cannot revoke itself"),
     ],
 )
-def test_only_what_can_be_done_is_offered(known: Member, root: str, actions: tuple[str, ...]) -> None:
+def test_only_possible_actions_are_offered(known: Member, root: str, actions: tuple[str, ...]) -> None:
     line = joined((known,), (), root).lines[0]
     assert (line.approve, line.revoke) == tuple(f"{root}/{ONE}/{word}" if word in actions else "" for word in ("approve", "revoke"))
 
 
-def test_an_owner_sees_no_machine_of_others() -> None:
+def test_owner_sees_only_their_own_machines() -> None:
     found = joined((member(ONE),), (row(ONE), row(TWO)), "/nodes")
     assert [line.id for line in found.lines] == [ONE]
 
 
-def test_too_many_are_counted_and_not_drawn() -> None:
+def test_too_many_nodes_are_counted_and_omitted() -> None:
     many = tuple(msgspec.structs.replace(member(ONE), id=NodeId(f"U{number:055}")) for number in range(node_view.MOST_LINES + 7))
     found = joined(many)
     assert (len(found.lines), found.left_out) == (node_view.MOST_LINES, 7)
     assert found.summary.startswith("507 nodes")
 
 
-def test_a_plain_line_is_texts_alone() -> None:
+def test_row_has_only_strings() -> None:
     plain = asdict(joined((member(ONE),), (row(ONE),)).lines[0])
     assert plain["id"] == ONE
     assert all(isinstance(value, str) for value in plain.values())

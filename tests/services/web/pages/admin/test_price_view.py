@@ -17,7 +17,7 @@ def price(model: str | None, input_: int = 0, output: int = 0, request: int = 0,
 
 
 @pytest.mark.parametrize(
-    ("given", "micro"),
+    ("price", "micro"),
     [
         pytest.param(price(None), 0, id="free"),
         pytest.param(price(None, 2_000_000), 2_000, id="1,000 tokens in at 2 credits a million"),
@@ -26,11 +26,11 @@ def price(model: str | None, input_: int = 0, output: int = 0, request: int = 0,
         pytest.param(price(None, 0, 0, 7, 3), 22, id="a request and five seconds"),
     ],
 )
-def test_the_example_costs_what_the_gateway_would_charge(given: ModelPrice, micro: int) -> None:
-    assert price_view.example(given) == micro
+def test_example_cost_equals_the_gateways_charge(price: ModelPrice, micro: int) -> None:
+    assert price_view.example(price) == micro
 
 
-def test_the_default_comes_first_and_the_past_behind_what_holds() -> None:
+def test_default_price_comes_first_and_history_after_current_prices() -> None:
     default, zeta, alpha = price(None, 1), price("zeta", 2), price("alpha", 3)
     older, oldest = price("alpha", 4, days_ago=1), price("alpha", 5, days_ago=2)
     found = price_view.lines((zeta, alpha, default), (oldest, alpha, older, zeta, default))
@@ -39,6 +39,6 @@ def test_the_default_comes_first_and_the_past_behind_what_holds() -> None:
     ]  # fmt: skip
 
 
-def test_models_without_a_price_of_their_own_are_named() -> None:
+def test_models_without_their_own_price_are_named() -> None:
     served = [ServedModel(ModelName(name), 1, 2048) for name in ("b", "a", "c")]
     assert price_view.without_own(served, (price(None), price("c"))) == ("a", "b")

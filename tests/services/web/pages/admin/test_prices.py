@@ -30,17 +30,17 @@ async def test_prices_are_shown_in_credits_with_an_example(root: Browser, mesh: 
     assert f'<a href="{PATH}?model=smollm2#set">smollm2</a>' in text
 
 
-async def test_a_model_without_a_price_is_one_click_from_its_own(root: Browser) -> None:
+async def test_model_without_a_price_links_to_its_form(root: Browser) -> None:
     page = await root.get(f"{PATH}?model=smollm2")
     assert forms_of(page)[PATH]["model"] == "smollm2"
 
 
-async def test_a_model_with_a_price_is_not_among_those_without(root: Browser, mesh: AdminMesh) -> None:
+async def test_model_with_a_price_is_not_listed_as_unpriced(root: Browser, mesh: AdminMesh) -> None:
     mesh.prices = [price(None, 1, 1), price("smollm2", 2, 2)]
     assert "Using the default price:" not in (await root.get(PATH)).text
 
 
-async def test_the_past_is_shown_where_it_is_asked_for(root: Browser, mesh: AdminMesh) -> None:
+async def test_price_history_is_shown_on_request(root: Browser, mesh: AdminMesh) -> None:
     mesh.prices, mesh.past_prices = [price("smollm2", 3_000_000, 0)], [price("smollm2", 7_770_000, 0, days_ago=3)]
     assert "7.77" not in (await root.get(PATH)).text
     text = (await root.get(f"{PATH}?history=yes")).text
@@ -48,7 +48,7 @@ async def test_the_past_is_shown_where_it_is_asked_for(root: Browser, mesh: Admi
     assert text.count('<span class="tag">previous</span>') == 1
 
 
-async def test_a_price_is_set_by_the_million_as_it_is_read(root: Browser, mesh: AdminMesh) -> None:
+async def test_price_is_entered_per_million_tokens(root: Browser, mesh: AdminMesh) -> None:
     typed = {"model": " smollm2 ", "input": "100", "output": "0.5", "request": "", "compute_second": "0.000001"}
     done = await root.submit(await root.get(PATH), PATH, **typed)
     assert (done.status_code, done.headers["location"]) == (303, f"{PATH}?done=set")
@@ -58,13 +58,13 @@ async def test_a_price_is_set_by_the_million_as_it_is_read(root: Browser, mesh: 
     assert "New requests use this price." in (await root.get(done.headers["location"])).text
 
 
-async def test_the_default_is_the_price_without_a_model(root: Browser, mesh: AdminMesh) -> None:
+async def test_default_is_the_price_without_a_model(root: Browser, mesh: AdminMesh) -> None:
     await root.submit(await root.get(PATH), PATH, input="1", output="2")
     assert [each.model for each in mesh.prices] == [None]
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "message"),
     [
         pytest.param({"output": "1"}, "The input price is missing.", id="nothing typed"),
         pytest.param({"input": "1", "output": "cheap"}, "The output price: &#39;cheap&#39; is not an amount", id="no number"),
@@ -77,17 +77,17 @@ async def test_the_default_is_the_price_without_a_model(root: Browser, mesh: Adm
         pytest.param({"input": "99999999", "output": "1"}, "The price of input tokens is out of range.", id="the gateway refuses"),
     ],
 )
-async def test_a_refused_price_keeps_what_was_typed(root: Browser, mesh: AdminMesh, typed: dict[str, str], said: str) -> None:
+async def test_refused_price_keeps_the_input(root: Browser, mesh: AdminMesh, typed: dict[str, str], message: str) -> None:
     page = await root.submit(await root.get(PATH), PATH, model="smollm2", **typed)
     assert page.status_code == 400
-    assert said in page.text
+    assert message in page.text
     fields = forms_of(page)[PATH]
     assert {name: fields[name] for name in typed} == typed
     assert fields["model"] == "smollm2"
     assert mesh.prices == []
 
 
-async def test_no_prices_and_no_models_are_said(root: Browser, mesh: AdminMesh) -> None:
+async def test_missing_prices_and_models_are_reported(root: Browser, mesh: AdminMesh) -> None:
     mesh.broken["gateway.listModels"] = errors.NotReachable("no")
     text = (await root.get(PATH)).text
     assert "No prices yet" in text
@@ -96,17 +96,17 @@ async def test_no_prices_and_no_models_are_said(root: Browser, mesh: AdminMesh) 
     assert (await root.get(PATH)).status_code == 503
 
 
-async def test_setting_is_sensitive_and_only_from_our_own_page(root: Browser, mesh: AdminMesh) -> None:
+async def test_setting_a_price_is_sensitive_and_same_origin(root: Browser, mesh: AdminMesh) -> None:
     page = await root.get(PATH)
     assert (await root.submit(page, PATH, {"Sec-Fetch-Site": "cross-site"}, input="1", output="1")).status_code == 403
     assert (await root.submit(page, PATH, token="forged", input="1", output="1")).status_code == 403
     mesh.is_stale = True
-    asked = await root.submit(page, PATH, input="1", output="2")
-    assert "Confirm it’s you" in asked.text
+    confirm_page = await root.submit(page, PATH, input="1", output="2")
+    assert "Confirm it’s you" in confirm_page.text
     assert mesh.prices == []
 
 
-async def test_hostile_names_of_models_are_texts(root: Browser, mesh: AdminMesh) -> None:
+async def test_hostile_model_names_are_escaped(root: Browser, mesh: AdminMesh) -> None:
     mesh.prices = [price('"><script>alert(1)</script>', 1, 1)]
     for path in (PATH, f"{PATH}?model=%22%3E%3Cscript%3Ealert(1)"):
         text = (await root.get(path)).text

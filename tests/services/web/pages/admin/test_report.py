@@ -16,11 +16,11 @@ def heads(text: str) -> list[str]:
     return re.findall(r'<th role="rowheader" scope="row"[^>]*>(?:<a href="[^"]+">)?(?:<bdi>)?([^<]+)', text)
 
 
-async def test_days_are_the_beginning(root: Browser, mesh: AdminMesh) -> None:
+async def test_report_starts_with_days(root: Browser, mesh: AdminMesh) -> None:
     text = (await root.get(PATH)).text
-    (asked,) = mesh.requests_of("gateway.getBusinessReport")
-    assert ((asked.until - asked.since).days, asked.by) == (7, "day")  # type: ignore[attr-defined]
-    assert heads(text) == [str(asked.since), "Total"]  # type: ignore[attr-defined]
+    (sent,) = mesh.requests_of("gateway.getBusinessReport")
+    assert ((sent.until - sent.since).days, sent.by) == (7, "day")  # type: ignore[attr-defined]
+    assert heads(text) == [str(sent.since), "Total"]  # type: ignore[attr-defined]
     for word in (
         ">2.00<", "credits, 0.442 refunded", ">1,234<", "3 in 7, 2 in 24 hours, 1 in the last hour", "and 1 key created", ">75 %<",
         "3 of 4 ratings", ">1,221<", "21 failed, 5 rate limited", ">1,000,000<", "31.2 per second", ">2.44<", "0.002 per request",
@@ -31,7 +31,7 @@ async def test_days_are_the_beginning(root: Browser, mesh: AdminMesh) -> None:
 
 
 @pytest.mark.parametrize("by", ["user", "owner"])
-async def test_people_have_their_names_and_lead_to_their_page(root: Browser, mesh: AdminMesh, by: str) -> None:
+async def test_users_have_names_and_links(root: Browser, mesh: AdminMesh, by: str) -> None:
     dana = mesh.add_person("dana", UserRole.DEVELOPER)
     text = (await root.get(f"{PATH}?by={by}&days=90")).text
     assert heads(text) == ["root", "dana", "Total"]
@@ -40,14 +40,14 @@ async def test_people_have_their_names_and_lead_to_their_page(root: Browser, mes
     assert str(dana.id) in heads((await root.get(f"{PATH}?by={by}")).text)
 
 
-async def test_what_has_no_name_says_so(root: Browser, mesh: AdminMesh) -> None:
+async def test_unnamed_rows_say_so(root: Browser, mesh: AdminMesh) -> None:
     mesh.names = ("smollm2", None)
     assert heads((await root.get(f"{PATH}?by=model")).text) == ["smollm2", "No model", "Total"]
     mesh.names = ('{"region": "eu", "gpu": "a100"}', None)
     assert heads((await root.get(f"{PATH}?by=label")).text) == ["gpu=a100 region=eu", "No labels or node", "Total"]
 
 
-async def test_the_choices_keep_each_other(root: Browser) -> None:
+async def test_choices_keep_each_other(root: Browser) -> None:
     text = (await root.get(f"{PATH}?by=model&days=30")).text
     assert '<a href="/admin/report?days=30&amp;by=model" aria-current="true">Model</a>' in text
     assert '<a href="/admin/report?days=30&amp;by=user">User</a>' in text
@@ -55,20 +55,20 @@ async def test_the_choices_keep_each_other(root: Browser) -> None:
     assert 'href="/admin/report.csv?days=30&amp;by=model"' in text
 
 
-async def test_what_is_no_choice_is_the_first_one(root: Browser, mesh: AdminMesh) -> None:
+async def test_invalid_choice_is_the_default(root: Browser, mesh: AdminMesh) -> None:
     assert (await root.get(f"{PATH}?by=everything&days=-1")).status_code == 200
-    (asked,) = mesh.requests_of("gateway.getBusinessReport")
-    assert ((asked.until - asked.since).days, asked.by) == (7, "day")  # type: ignore[attr-defined]
+    (sent,) = mesh.requests_of("gateway.getBusinessReport")
+    assert ((sent.until - sent.since).days, sent.by) == (7, "day")  # type: ignore[attr-defined]
 
 
-async def test_nothing_used_and_more_than_is_shown(root: Browser, mesh: AdminMesh) -> None:
+async def test_empty_and_truncated_reports(root: Browser, mesh: AdminMesh) -> None:
     mesh.names = ()
     assert "No requests in the last 7 days." in (await root.get(PATH)).text
     mesh.names, mesh.more = ("a",), True
     assert "Only the most expensive rows are listed" in (await root.get(PATH)).text
 
 
-async def test_the_table_to_take_along_runs_nothing(root: Browser, mesh: AdminMesh) -> None:
+async def test_csv_export_contains_no_formula(root: Browser, mesh: AdminMesh) -> None:
     mesh.names = ("=HYPERLINK(1)", None)
     answer = await root.get(f"{PATH}.csv?by=model&days=30")
     assert answer.headers["content-type"].startswith("text/csv")
@@ -78,7 +78,7 @@ async def test_the_table_to_take_along_runs_nothing(root: Browser, mesh: AdminMe
     assert {(row["requests"], row["cost_micro"], row["cost_credits"]) for row in rows} == {("1221", "2442000", "2.442")}
 
 
-async def test_who_does_not_answer_is_missing(root: Browser, mesh: AdminMesh) -> None:
+async def test_unavailable_services_are_left_out(root: Browser, mesh: AdminMesh) -> None:
     mesh.broken["auth.countNewAccounts"] = errors.NotReachable("no auth is reachable")
     assert "and 1 key created" not in (await root.get(PATH)).text
     mesh.broken["gateway.getBusinessReport"] = errors.NotReachable("no gateway is reachable")
@@ -86,7 +86,7 @@ async def test_who_does_not_answer_is_missing(root: Browser, mesh: AdminMesh) ->
     assert (page.status_code, "The report is unavailable right now." in page.text) == (200, True)
 
 
-async def test_names_are_texts(root: Browser, mesh: AdminMesh) -> None:
+async def test_names_are_escaped(root: Browser, mesh: AdminMesh) -> None:
     mesh.names = ("<script>alert(1)</script>",)
     text = (await root.get(f"{PATH}?by=model")).text
     assert "<script>alert" not in text

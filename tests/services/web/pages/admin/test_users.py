@@ -16,7 +16,7 @@ def names(text: str) -> list[str]:
     return re.findall(r'<a href="/admin/users/[0-9a-f-]{36}"><bdi>([^<]+)</bdi></a>', text)
 
 
-async def test_everybody_is_listed_with_role_tier_and_state(root: Browser, mesh: AdminMesh) -> None:
+async def test_users_are_listed_with_role_tier_and_state(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_person("dana", UserRole.DEVELOPER)
     text = (await root.get("/admin/users")).text
     assert names(text) == ["root", "dana"]
@@ -32,7 +32,7 @@ async def test_everybody_is_listed_with_role_tier_and_state(root: Browser, mesh:
         pytest.param("%", [], id="no pattern"),
     ],
 )
-async def test_somebody_is_found(root: Browser, mesh: AdminMesh, search: str, found: list[str]) -> None:
+async def test_search_a_user(root: Browser, mesh: AdminMesh, search: str, found: list[str]) -> None:
     for name in ("dana", "jordan", "lee"):
         mesh.add_account(name, "x")
     page = await root.client.get("/admin/users", params={"search": search})
@@ -41,7 +41,7 @@ async def test_somebody_is_found(root: Browser, mesh: AdminMesh, search: str, fo
     assert f'value="{search}"' in page.text
 
 
-async def test_a_long_list_is_read_page_by_page(root: Browser, mesh: AdminMesh) -> None:
+async def test_long_list_is_paged(root: Browser, mesh: AdminMesh) -> None:
     for number in range(paged_search.ROWS_OF_A_PAGE * 2):
         mesh.add_account(f"dana-{number}", "x")
     read, path = [], "/admin/users?search=dana"
@@ -56,13 +56,13 @@ async def test_a_long_list_is_read_page_by_page(root: Browser, mesh: AdminMesh) 
     assert len({name for page in read for name in page}) == 200
 
 
-async def test_a_place_that_is_none_is_said(root: Browser) -> None:
+async def test_invalid_page_position_is_reported(root: Browser) -> None:
     page = await root.get("/admin/users?after=x")
     assert page.status_code == 400
     assert "go back to the first page" in page.text.lower()
 
 
-async def test_a_page_of_one_has_their_credits_quota_and_usage(root: Browser, mesh: AdminMesh) -> None:
+async def test_user_page_has_credits_quota_and_usage(root: Browser, mesh: AdminMesh) -> None:
     dana = mesh.add_person("dana", UserRole.USER)
     text = (await root.get(f"/admin/users/{dana.id}")).text
     for word in ("dana@example.com", str(dana.id), ">1.5<", "1,234", "5 failed", "2.5", "smollm2", "of 100 requests"):
@@ -71,7 +71,7 @@ async def test_a_page_of_one_has_their_credits_quota_and_usage(root: Browser, me
     assert (report.tenant_id, (report.until - report.since).days) == (dana.id, 30)  # type: ignore[attr-defined]
 
 
-async def test_without_the_gateway_the_account_can_still_be_changed(root: Browser, mesh: AdminMesh) -> None:
+async def test_account_can_be_changed_without_the_gateway(root: Browser, mesh: AdminMesh) -> None:
     dana = mesh.add_person("dana", UserRole.USER)
     mesh.broken["gateway"] = errors.NotReachable("nobody there")
     page = await root.get(f"/admin/users/{dana.id}")
@@ -83,7 +83,7 @@ async def test_without_the_gateway_the_account_can_still_be_changed(root: Browse
 
 
 @pytest.mark.parametrize(
-    ("what", "typed", "word", "said"),
+    ("what", "typed", "word", "message"),
     [
         pytest.param("role", {"role": "node-owner"}, "role", "Role changed.", id="role"),
         pytest.param("tier", {"tier": "pro"}, "tier", "Tier changed.", id="tier"),
@@ -91,8 +91,8 @@ async def test_without_the_gateway_the_account_can_still_be_changed(root: Browse
         pytest.param("credits", {"amount": "25.5", "note": " gift "}, "credits", "Credits updated.", id="credits"),
     ],
 )
-async def test_what_is_set_is_done_and_said(
-    root: Browser, mesh: AdminMesh, *, what: str, typed: dict[str, str], word: str, said: str
+async def test_change_is_applied_and_reported(
+    root: Browser, mesh: AdminMesh, *, what: str, typed: dict[str, str], word: str, message: str
 ) -> None:
     dana = mesh.add_person("dana", UserRole.USER)
     path = f"/admin/users/{dana.id}"
@@ -105,10 +105,10 @@ async def test_what_is_set_is_done_and_said(
     assert [(each.user, each.amount_micro, each.note) for each in mesh.moved.values()] == (
         [(str(dana.id), 25_500_000, "gift")] if what == "credits" else []
     )
-    assert said in (await root.get(done.headers["location"])).text
+    assert message in (await root.get(done.headers["location"])).text
 
 
-async def test_a_closed_account_is_opened_again(root: Browser, mesh: AdminMesh) -> None:
+async def test_disabled_account_can_be_enabled(root: Browser, mesh: AdminMesh) -> None:
     dana = mesh.add_person("dana", UserRole.USER)
     path = f"/admin/users/{dana.id}"
     await root.submit(await root.get(path), f"{path}/active")
@@ -119,7 +119,7 @@ async def test_a_closed_account_is_opened_again(root: Browser, mesh: AdminMesh) 
     assert mesh.accounts["dana"].user.is_active
 
 
-async def test_the_same_form_twice_books_once(root: Browser, mesh: AdminMesh) -> None:
+async def test_repeated_form_books_once(root: Browser, mesh: AdminMesh) -> None:
     dana = mesh.add_person("dana", UserRole.USER)
     path = f"/admin/users/{dana.id}"
     page = await root.get(path)
@@ -132,7 +132,7 @@ async def test_the_same_form_twice_books_once(root: Browser, mesh: AdminMesh) ->
 
 
 @pytest.mark.parametrize(
-    ("what", "typed", "said"),
+    ("what", "typed", "message"),
     [
         pytest.param("role", {"role": "emperor"}, "Unknown role.", id="no role"),
         pytest.param("tier", {"tier": ""}, "Unknown tier.", id="no tier"),
@@ -142,13 +142,13 @@ async def test_the_same_form_twice_books_once(root: Browser, mesh: AdminMesh) ->
         pytest.param("credits", {"amount": "1", "transfer": "x"}, "The form has no transfer ID.", id="no transfer"),
     ],
 )
-async def test_what_cannot_be_meant_is_said(root: Browser, mesh: AdminMesh, what: str, typed: dict[str, str], said: str) -> None:
+async def test_invalid_input_is_reported(root: Browser, mesh: AdminMesh, what: str, typed: dict[str, str], message: str) -> None:
     dana = mesh.add_person("dana", UserRole.USER)
     path = f"/admin/users/{dana.id}"
     form = await root.get(path)
     page = await root.submit(form, f"{path}/{what}", **typed)
     assert page.status_code == 400
-    assert said in page.text
+    assert message in page.text
     assert (mesh.accounts["dana"].user, mesh.moved) == (dana, {})
     if what == "credits":
         # With its number: a second try of what was perhaps booked is booked once.
@@ -156,7 +156,7 @@ async def test_what_cannot_be_meant_is_said(root: Browser, mesh: AdminMesh, what
         assert forms_of(page)[f"{path}/credits"].items() >= kept.items()
 
 
-async def test_nobody_is_offered_what_they_may_not_do_to_themselves(root: Browser, mesh: AdminMesh) -> None:
+async def test_own_account_offers_no_forbidden_actions(root: Browser, mesh: AdminMesh) -> None:
     path = f"/admin/users/{mesh.accounts['root'].user.id}"
     page = await root.get(path)
     assert "You can’t change your own role" in page.text
@@ -168,21 +168,21 @@ async def test_nobody_is_offered_what_they_may_not_do_to_themselves(root: Browse
     assert "You cannot close your own account." in closed.text
 
 
-async def test_the_password_is_asked_for_and_the_form_goes_on(root: Browser, mesh: AdminMesh) -> None:
+async def test_confirmation_needs_the_password_and_resumes_the_form(root: Browser, mesh: AdminMesh) -> None:
     dana = mesh.add_person("dana", UserRole.USER)
     path = f"/admin/users/{dana.id}"
     mesh.is_stale = True
-    asked = await root.submit(await root.get(path), f"{path}/credits", amount="5", note="x")
-    assert asked.status_code == 403
-    assert "Confirm it’s you" in asked.text
+    confirm_page = await root.submit(await root.get(path), f"{path}/credits", amount="5", note="x")
+    assert confirm_page.status_code == 403
+    assert "Confirm it’s you" in confirm_page.text
     assert mesh.moved == {}
-    done = await root.submit(asked, f"{path}/credits", confirm_password="correct horse")
+    done = await root.submit(confirm_page, f"{path}/credits", confirm_password="correct horse")
     assert done.status_code == 303
     assert [each.amount_micro for each in mesh.moved.values()] == [5_000_000]
 
 
 @pytest.mark.parametrize("what", ["role", "tier", "active", "credits"])
-async def test_a_form_from_elsewhere_changes_nothing(root: Browser, mesh: AdminMesh, what: str) -> None:
+async def test_cross_site_form_changes_nothing(root: Browser, mesh: AdminMesh, what: str) -> None:
     dana = mesh.add_person("dana", UserRole.USER)
     path = f"/admin/users/{dana.id}"
     page = await root.get(path)
@@ -193,7 +193,7 @@ async def test_a_form_from_elsewhere_changes_nothing(root: Browser, mesh: AdminM
     assert (mesh.accounts["dana"].user, mesh.moved) == (dana, {})
 
 
-async def test_nobody_else_may(browser: Browser, mesh: AdminMesh) -> None:
+async def test_only_administrators_may_open_it(browser: Browser, mesh: AdminMesh) -> None:
     bob = mesh.add_person("bob", UserRole.DEVELOPER)
     await browser.sign_in("bob", "correct horse")
     token = forms_of(await browser.get("/dashboard"))["/logout"]["token"]
@@ -203,13 +203,13 @@ async def test_nobody_else_may(browser: Browser, mesh: AdminMesh) -> None:
     assert mesh.accounts["bob"].user == bob
 
 
-async def test_a_user_that_is_not_there_is_a_page_that_says_so(root: Browser) -> None:
+async def test_unknown_user_has_a_not_found_page(root: Browser) -> None:
     page = await root.get("/admin/users/00000000-0000-0000-0000-000000000001")
     assert page.status_code == 404
     assert (await root.get("/admin/users/somebody")).status_code == 404
 
 
-async def test_hostile_names_are_texts(root: Browser, mesh: AdminMesh) -> None:
+async def test_hostile_names_are_escaped(root: Browser, mesh: AdminMesh) -> None:
     odd = mesh.add_person(HOSTILE, UserRole.USER)
     mesh.add_person("x" * 200, UserRole.USER)
     for path in ("/admin/users", f"/admin/users/{odd.id}", "/admin/users?search=%3Cscript%3Ealert(1)"):
@@ -218,12 +218,12 @@ async def test_hostile_names_are_texts(root: Browser, mesh: AdminMesh) -> None:
         assert "&lt;script&gt;alert(1)" in text
 
 
-async def test_auth_away_is_a_page_that_says_so(root: Browser, mesh: AdminMesh) -> None:
+async def test_unavailable_auth_has_an_error_page(root: Browser, mesh: AdminMesh) -> None:
     mesh.broken["auth.listUsers"] = errors.NotReachable("no auth is reachable", hint="start it")
     assert (await root.get("/admin/users")).status_code == 503
 
 
-async def test_a_lost_second_factor_is_removed(root: Browser, mesh: AdminMesh) -> None:
+async def test_lost_second_factor_can_be_removed(root: Browser, mesh: AdminMesh) -> None:
     dana = mesh.add_person("dana", UserRole.USER)
     mesh.with_factor.add("dana")
     path = f"/admin/users/{dana.id}"
@@ -231,19 +231,19 @@ async def test_a_lost_second_factor_is_removed(root: Browser, mesh: AdminMesh) -
     assert answer.status_code == 303
     assert mesh.with_factor == set()
     assert "Second factor removed" in (await root.get(answer.headers["location"])).text
-    # Once more: it says that there is none.
+    # The second time it reports that there is none.
     again = await root.submit(await root.get(path), f"{path}/remove-factor")
     assert again.status_code == 404
     assert "Dana has no second factor." in again.text
 
 
-async def test_removing_a_factor_is_confirmed_first(root: Browser, mesh: AdminMesh) -> None:
+async def test_removing_a_factor_needs_confirmation(root: Browser, mesh: AdminMesh) -> None:
     dana = mesh.add_person("dana", UserRole.USER)
     mesh.with_factor.add("dana")
     path = f"/admin/users/{dana.id}"
     mesh.is_stale = True
-    asked = await root.submit(await root.get(path), f"{path}/remove-factor")
-    assert "Confirm it’s you" in asked.text
+    confirm_page = await root.submit(await root.get(path), f"{path}/remove-factor")
+    assert "Confirm it’s you" in confirm_page.text
     assert mesh.with_factor == {"dana"}
-    await root.submit(asked, f"{path}/remove-factor", confirm_password="correct horse")
+    await root.submit(confirm_page, f"{path}/remove-factor", confirm_password="correct horse")
     assert mesh.with_factor == set()
