@@ -175,7 +175,7 @@ async def measure_worker(rows: Rows, _shared: None, options: Options) -> None:
         worker = (await running.pids())["inference"]
         assert worker is not None
         # Another child is the mesh's sidecar.
-        (engine,) = (child for child, command in processes.children_of(worker).items() if "engine.process" in command)
+        (engine,) = (child for child, command in processes.children_of(worker).items() if "engine.engine_process" in command)
         held = processes.resident_mb(worker) + processes.resident_mb(engine)
     expected = model_discovery.packaged().stat().st_size / 1e6 + WORKER_SLOTS * WORKER_SLOT_TOKENS * KV_BYTES_A_TOKEN / 1e6
     claim = f"memory of worker and engine, {WORKER_SLOTS} slots of {WORKER_SLOT_TOKENS}, less model file and KV ({expected:.0f} MB)"

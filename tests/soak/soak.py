@@ -40,7 +40,7 @@ START_SECONDS = 30.0
 
 SERVICES = ("auth", "gateway", "metrics", "web", "inference", "inference-echo")
 #: Text in the command of a child process -> its name.
-CHILDREN = {"engine.process": "engine", "grammar.compiling": "grammars", "sidecar": "sidecar"}
+CHILDREN = {"engine.engine_process": "engine", "structured_output.checker_process": "grammars", "sidecar": "sidecar"}
 #: This process may end: it starts with a new grammar and exits after a minute without one.
 COMES_AND_GOES = "inference: grammars"
 #: How many errors are shown.
