@@ -203,5 +203,5 @@ def _prepare(options: Options) -> str:
 
 
 if __name__ == "__main__":
-    limits, cores = (1800.0, 240.0), len(os.sched_getaffinity(0))
+    limits, cores = (1800.0, 600.0), len(os.sched_getaffinity(0))
     report.run(__doc__, PARTS, limits=limits, quick_parts=QUICK_PARTS, before=_prepare, rounds=(3, 1), threads=(cores, cores))
