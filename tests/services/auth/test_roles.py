@@ -91,6 +91,13 @@ def test_an_invalid_limit_is_refused_with_the_valid_range(asked: ApiKeyLimits, s
         roles.check_limits_of_new_key(principal(), asked)
 
 
+def test_a_key_cannot_give_a_permission_that_it_lacks() -> None:
+    maker = a_key(stored=(Permission.INFER, Permission.WRITE_KEYS))
+    asked = KeyBounds(scopes=(Permission.INFER, Permission.READ_USAGE))
+    with pytest.raises(errors.NotAllowed, match="you cannot give permissions that you lack: usage:read"):
+        roles.terms_of_new_key(maker, UserRole.USER, GenerateApiKey("k", bounds=asked), NOW)
+
+
 @pytest.mark.parametrize("role", UserRole)
 def test_a_key_with_all_permissions_of_its_owner_opens_a_session(role: UserRole) -> None:
     kind = KeyKind.ADMIN if role is UserRole.ADMIN else KeyKind.LIVE

@@ -104,6 +104,16 @@ async def test_canceling_a_request_that_was_just_assigned_passes_its_place_on() 
         assert here.dispatch.in_flight == 2
 
 
+async def test_a_claim_that_its_caller_does_not_take_is_released() -> None:
+    async with site() as here:
+        here.worker(1)
+        finding = here.dispatch.find(requirements())
+        await anext(finding)
+        assert here.dispatch.in_flight == 1
+        await finding.aclose()
+        assert here.dispatch.in_flight == 0
+
+
 async def test_announcements_of_new_or_free_workers_wake_the_queue() -> None:
     async with site() as here:
         here.directory.worker(1, "m", load=WorkerLoad(slots=1, running=3))
