@@ -56,7 +56,7 @@ test-system: ## install the system packages that some tests need (Debian, as roo
 check: setup-dev ## format, lint, types, import contracts, size budgets, dependencies, docs drift
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy shared services cli stack tools
+	@$(BIN)/mypy shared services cli stack tools bench
 	@$(BIN)/mypy --config-file sdk/python/pyproject.toml
 	@$(BIN)/lint-imports
 	@cd shared/transports/hyperswarm/sidecar && node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
