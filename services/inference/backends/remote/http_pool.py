@@ -27,7 +27,7 @@ class PoolExhausted(Exception):
 
 
 class HttpConnectionPool:
-    """Created by `opened`. ``give_back`` every connection that ``ask`` returns."""
+    """Created by `opened`. ``release`` every connection that ``ask`` returns."""
 
     def __init__(self, to: ServerOrigin, tls: ssl.SSLContext | None, limits: PoolLimits) -> None:
         self._to = to
@@ -58,7 +58,7 @@ class HttpConnectionPool:
             self._places.release()
             raise
 
-    def give_back(self, connection: HttpServerConnection) -> None:
+    def release(self, connection: HttpServerConnection) -> None:
         """Keep the connection if its response is complete; else close it at once, which stops the server."""
         self._used.discard(connection)
         if connection.is_reusable:

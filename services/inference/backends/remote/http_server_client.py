@@ -95,13 +95,13 @@ class ServerExchange:
             try:
                 _check_type(head, self._kind)
             except BadStream:
-                self._pool.give_back(self._connection)
+                self._pool.release(self._connection)
                 raise
         self._left = until - self._clock()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._pool.give_back(self._connection)
+        self._pool.release(self._connection)
         if isinstance(error, _FAILURES):
             raise _meaning(self._server.source, error) from error
 
@@ -169,9 +169,9 @@ class ServerExchange:
                 while len(body) < MAX_REFUSAL_BYTES and (piece := await connection.read(until)):
                     body += piece
         finally:
-            self._pool.give_back(connection)
-        said = bytes(body[:MAX_REFUSAL_BYTES])
-        return server_errors.judge(self._server.source, head.status, said, head.headers.get("retry-after"), now=time.time())
+            self._pool.release(connection)
+        content = bytes(body[:MAX_REFUSAL_BYTES])
+        return server_errors.judge(self._server.source, head.status, content, head.headers.get("retry-after"), now=time.time())
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,17 +234,17 @@ def translated(source: RefusalSource) -> Iterator[None]:
 
 
 def _meaning(source: RefusalSource, error: Exception) -> AimeshError:
-    said = source.cleaned(str(error))
+    reason = source.cleaned(str(error))
     match error:
         case PoolExhausted():
             message = f"{source.name} has {MAX_CONNECTIONS} requests of this worker open"
             return errors.Overloaded(message, retry_after_seconds=POOL_SECONDS)
         case HttpFailure():
             hint = f"is it running? see {source.url_setting}"
-            return errors.Unavailable(f"{source.name} does not answer: {said}", hint=hint, retry_after_seconds=5.0)
+            return errors.Unavailable(f"{source.name} does not answer: {reason}", hint=hint, retry_after_seconds=5.0)
         case ServerTimedOut():
-            return errors.Unavailable(f"{source.name} did not {said}", hint="look at the server's own log")
-    return errors.Unavailable(f"{source.name} broke its protocol: {said}")
+            return errors.Unavailable(f"{source.name} did not {reason}", hint="look at the server's own log")
+    return errors.Unavailable(f"{source.name} broke its protocol: {reason}")
 
 
 def _check_type(head: ReplyHead, kind: str) -> None:

@@ -214,15 +214,15 @@ class AnswerAssembly:
             calls.append(ToolCall(call.id or self._draw_id(), call.name, "".join(call.arguments) or "{}"))
         return tuple(calls)
 
-    def _logprobs(self, said: _Logprobs | None) -> tuple[TokenLogprob, ...]:
-        if said is None:
+    def _logprobs(self, reported: _Logprobs | None) -> tuple[TokenLogprob, ...]:
+        if reported is None:
             return ()
-        tokens = said.content or ()
+        tokens = reported.content or ()
         return tuple(TokenLogprob(self._chance(token), tuple(map(self._chance, token.top_logprobs or ()))) for token in tokens)
 
-    def _chance(self, said: _Chance) -> TokenChance:
-        piece = said.token.encode() if said.bytes is None else _bytes(said.bytes)
-        return TokenChance(self._numbers.setdefault(piece, -1 - len(self._numbers)), piece, said.logprob)
+    def _chance(self, reported: _Chance) -> TokenChance:
+        piece = reported.token.encode() if reported.bytes is None else _bytes(reported.bytes)
+        return TokenChance(self._numbers.setdefault(piece, -1 - len(self._numbers)), piece, reported.logprob)
 
 
 def _guess_index(branch: _Branch, part: _CallDelta) -> int:

@@ -73,9 +73,9 @@ class RemoteServer:
             body = self.api.chat_body(listed.own_name, job, max_tokens)
             answers = self.api.chat_assembly(job.requested.n or 1)
             await self._pass_on(body, answers, sink)
-        said, reasons = answers.usage or ReportedUsage(), answers.reasons()
+        usage, reasons = answers.usage or ReportedUsage(), answers.reasons()
         bounds = token_counts.bounds(job.messages, job.requested, sent_bytes=len(body), max_tokens=max_tokens)
-        counted = token_counts.settle(said.prompt_tokens, said.completion_tokens, said.cached_tokens, answers.pieces, bounds)
+        counted = token_counts.settle(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, answers.pieces, bounds)
         if counted.recounted:
             log.warning("usage_recounted", server=self.server.source.name, model=job.model, fields=counted.recounted)
         return Generation(reasons[0], counted.usage, reasons if len(reasons) > 1 else ())

@@ -67,8 +67,8 @@ def judge(source: RefusalSource, status: int, body: bytes, retry_after: str | No
     """``now`` is the Unix time, for a Retry-After that is a date."""
     if status == 429 and _code(body) in _NO_CREDIT:
         status = 402
-    said = words(source, body)
-    if (error := _needs_change(source, status, said)) is not None:
+    reason = words(source, body)
+    if (error := _needs_change(source, status, reason)) is not None:
         return ServerRefusal(error)
     seconds = _seconds(retry_after, now)
     soon = seconds is None or seconds <= MAX_RETRY_AFTER_SECONDS
@@ -80,7 +80,7 @@ def judge(source: RefusalSource, status: int, body: bytes, retry_after: str | No
         504: (errors.Unavailable, "is not ready (status 504)"),
     }.get(status, (errors.Unavailable, f"failed with status {status}"))
     retryable = soon and status in (429, 502, 503, 504)
-    return ServerRefusal(kind(f"{source.name} {what}{_suffix(said)}", retry_after_seconds=after), retryable, seconds)
+    return ServerRefusal(kind(f"{source.name} {what}{_suffix(reason)}", retry_after_seconds=after), retryable, seconds)
 
 
 def judge_event(source: RefusalSource, body: bytes) -> AimeshError:
@@ -98,9 +98,9 @@ def words(source: RefusalSource, body: bytes) -> str:
     except UNREADABLE:
         return source.cleaned(body.decode("utf-8", "replace"))
     inner = convert_or(_ErrorObject(), complaint.error)
-    for said in (inner.message, complaint.error, complaint.message, complaint.detail):
-        if isinstance(said, str) and said:
-            return source.cleaned(said)
+    for reason in (inner.message, complaint.error, complaint.message, complaint.detail):
+        if isinstance(reason, str) and reason:
+            return source.cleaned(reason)
     return source.cleaned(body.decode("utf-8", "replace"))
 
 
@@ -111,18 +111,18 @@ def _code(body: bytes) -> object:
         return None
 
 
-def _needs_change(source: RefusalSource, status: int, said: str) -> AimeshError | None:
+def _needs_change(source: RefusalSource, status: int, reason: str) -> AimeshError | None:
     """Return the error if a retry can't help: the caller must change the request, or the owner the settings or the account."""
-    suffix = _suffix(said)
+    suffix = _suffix(reason)
     match status:
         case 400 | 422:
             return errors.BadRequest(f"{source.name} refuses the request{suffix}")
-        case 500 if _TOO_LONG.search(said):
+        case 500 if _TOO_LONG.search(reason):
             # Older versions of Ollama send this for a text that is too long for the model.
             return errors.BadRequest(f"{source.name} refuses the request{suffix}")
         case 413:
             return errors.TooLarge(f"{source.name} accepts no request of this size{suffix}")
-        case 404 if "model" in said.lower():
+        case 404 if "model" in reason.lower():
             # Only the message tells a missing model from a wrong address.
             return errors.UnknownModel(f"{source.name} does not have this model now{suffix}", hint="`aicli models` lists what is served")
     message, hint = "", ""
@@ -140,8 +140,8 @@ def _needs_change(source: RefusalSource, status: int, said: str) -> AimeshError 
     return errors.Unavailable(f"{source.name} {message}", hint=hint) if message else None
 
 
-def _suffix(said: str) -> str:
-    return f": {said}" if said else ""
+def _suffix(reason: str) -> str:
+    return f": {reason}" if reason else ""
 
 
 def _seconds(retry_after: str | None, now: float) -> float | None:

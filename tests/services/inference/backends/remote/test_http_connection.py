@@ -342,7 +342,7 @@ def test_certificates_are_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
                     for _ in range(2):
                         connection, head = await pool.ask(ASKED, soon())
                         assert (head.status, await read(connection)) == (200, b"helloworld")
-                        pool.give_back(connection)
+                        pool.release(connection)
                     elsewhere = ServerOrigin("localhost", server.origin.port, True, "localhost", "")
                     async with http_pool.opened(elsewhere, limits) as other:
                         with pytest.raises(ConnectFailed, match="certificate is not trusted"):

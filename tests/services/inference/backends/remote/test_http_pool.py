@@ -37,7 +37,7 @@ async def ask(pool: HttpConnectionPool) -> HttpServerConnection:
 async def finish(pool: HttpConnectionPool, connection: HttpServerConnection) -> None:
     while await connection.read(soon()):
         pass
-    pool.give_back(connection)
+    pool.release(connection)
 
 
 async def test_one_after_the_other_takes_one_connection() -> None:
@@ -57,9 +57,9 @@ async def test_the_warmest_connection_is_taken() -> None:
 
 async def test_what_has_not_come_to_its_end_is_closed_at_once() -> None:
     async with pooled(saying(KEPT[:-1]), 1) as (server, pool):
-        pool.give_back(await ask(pool))
+        pool.release(await ask(pool))
         await until(lambda: server.left == 1, seconds=5)
-        pool.give_back(await ask(pool))
+        pool.release(await ask(pool))
         assert server.connections == 2
 
 
@@ -69,7 +69,7 @@ async def test_what_is_left_of_a_large_answer_does_not_keep_the_next_one_from_co
     async with pooled(saying(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size)), 1) as (server, pool):
         connection = await ask(pool)
         await until(lambda: connection._is_paused)
-        pool.give_back(connection)
+        pool.release(connection)
         await finish(pool, await ask(pool))
         assert server.connections == 2
 
@@ -159,7 +159,7 @@ async def test_there_are_never_more_than_allowed_and_the_next_one_waits() -> Non
         # One is given the connection of somebody who has finished, the other the place of somebody who left.
         await finish(pool, connections[0])
         connections[1].abort()
-        pool.give_back(connections[1])
+        pool.release(connections[1])
         assert await waiting[0] is connections[0]
         assert await waiting[1] not in connections
         assert server.connections == 257
@@ -188,7 +188,7 @@ async def test_whoever_goes_while_waiting_takes_no_place_along() -> None:
             await asyncio.sleep(0)
             if not is_finished:
                 connection.abort()
-            pool.give_back(connection)
+            pool.release(connection)
             # It has been given the connection, or the place, and has not yet run.
             waiting[1].cancel()
             await finish(pool, await waiting[2])
