@@ -18,7 +18,7 @@ from tests.testnet import MESH, NatsServer
 
 
 class IdleService:
-    """A service without methods of its own."""
+    """A service without methods."""
 
     role: ClassVar[Role] = Role.WORKER
 

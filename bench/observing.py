@@ -1,6 +1,6 @@
 """The memory of the metrics service, and how long a scrape of the whole mesh takes, with 200 workers on a real mesh.
 
-The real service runs in a process of its own behind a real NATS server, with its history in a real PostgreSQL; it polls, evaluates alerts,
+The real service runs in a separate process behind a real NATS server, with its history in a real PostgreSQL; it polls, evaluates alerts,
 reads spans and writes the history as usual. The workers are nodes of one other process, with the metrics that `bench.scrape` gives them.
 A scrape is GET /metrics over HTTP with everything that the nodes do for it. Here 200 workers share a core; 200 machines would not.
 """

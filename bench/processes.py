@@ -51,7 +51,7 @@ async def watching_memory(pid: int, every_seconds: float) -> AsyncIterator[list[
 class Neighbours:
     """The share of the processors that other processes use: above a few percent the figures are not valid.
 
-    llama.cpp's threads wait for each other after every operation, so one that shares its core delays all of them.
+    llama.cpp's threads wait for each other after every operation, so a thread that shares its core delays all of them.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """How many samples a second the metrics service records in batches, over the mesh and in process.
 
-The real service runs in a process of its own behind a real NATS server; a worker's node in this process sends. In process, the same batches
+The real service runs in a separate process behind a real NATS server; a worker's node in this process sends. In process, the same batches
 go to the same rules without msgpack, links and a second process. Both take turns.
 """
 

@@ -238,7 +238,7 @@ async def _measure_crowd(rows: Rows, bootstrap: Bootstrap, _arguments: Options) 
 
 
 async def _measure_deaf(rows: Rows, bootstrap: Bootstrap, _arguments: Options) -> None:
-    """Write to a peer that stops reading, and to one that grants the largest window and is stopped."""
+    """Write to a peer that stops reading, and to a stopped peer that granted the largest window."""
     topic, greedy_topic = os.urandom(32), os.urandom(32)
     async with _swarm(bootstrap) as swarm, processes.serving("swarm", _options(bootstrap, topic)):
         await swarm.join(topic)

@@ -23,7 +23,7 @@ TEMPLATE_TOKENS = 30
 SHORT_PROMPT, SHARED_PREFIX, QUESTION, LONG_PROMPT = 200, 1000, 20, 4000
 #: In one round.
 FIRST_TOKENS = 6
-#: Each takes a few seconds, and one that a neighbour delayed must not be the median.
+#: Each takes a few seconds, and a measurement that a neighbor delayed must not be the median.
 LEAST_PREFIXES = 3
 #: Many prompts, each of which begins with one of a few pages, as in a company.
 CHATS, CHATS_AT_ONCE, PAGES, PAGE, CHAT_PROMPT, CHAT_TOKENS = 200, 16, 10, 192, 256, 32

@@ -1,1 +1,1 @@
-"""The five services, each a program of its own; they meet over RPC and never import each other."""
+"""The five services, each a separate program; they meet over RPC and never import each other."""

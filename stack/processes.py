@@ -11,7 +11,7 @@ import msgspec
 
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.05
-#: Linux ends a killed process within this time even if busy; one that waits for a broken disk never ends.
+#: Linux ends a killed process within this time even if busy; a process that waits for a broken disk never ends.
 _KILL_SECONDS = 10.0
 
 

@@ -535,7 +535,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted; run the same command again to go on.\n")
+        sys.stderr.write("\nInterrupted; run the same command again to continue.\n")
         return 130
     return 0
 

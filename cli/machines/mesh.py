@@ -44,7 +44,7 @@ async def _live(command: Sequence[str], environment: Mapping[str, str], ready: C
         if line:
             ready()
         status = await process.wait()
-        raise errors.Internal(f"it ended with status {status}", hint="what it said of the reason is above")
+        raise errors.Internal(f"it ended with status {status}", hint="its output above says why")
     finally:
         await _end(process)
 

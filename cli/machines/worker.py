@@ -1,6 +1,6 @@
 """`aicli worker`: run one more worker on this machine, in the foreground.
 
-It joins a mesh with a ticket and later uses its state folder, or it gets a node of its own in the stack of this machine. This process then
+It joins a mesh with a ticket and later uses its state folder, or it gets a separate node in the stack of this machine. This process then
 becomes the worker, so Ctrl-C, exit status and output are the worker's own. A lock on `run/local-worker-N.lock`, held as long as the process
 lives, keeps two workers of a stack from using the same node.
 """

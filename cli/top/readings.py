@@ -97,7 +97,7 @@ def numbers(answers: Sequence[History]) -> Numbers:
     )
 
 
-#: The history queries: names and grouping. A metric of every node is a query of its own, because an answer has at most 200
+#: The history queries: names and grouping. A metric of every node is a separate query, because an answer has at most 200
 #: lines.
 QUESTIONS: tuple[tuple[tuple[str, ...], tuple[HistoryGrouping, ...]], ...] = (
     ((instruments.COMPLETED_REQUESTS.name, instruments.TOKENS.name), (HistoryGrouping.SERVICE,)),

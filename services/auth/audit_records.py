@@ -23,7 +23,7 @@ _MOST_TIMES = 2**31 - 1
 
 
 def done(action: str, by: Principal, *, tenant: TenantId | None = None, target: object = "", **details: str) -> AuditedAct:
-    """Record that ``by`` did it. ``tenant`` is the tenant whose chain it belongs to, if that is not the one that ``by`` acts for."""
+    """Record that ``by`` did it. ``tenant`` owns the chain, if ``by`` acts for another tenant."""
     return _act(action, by.tenant_id if tenant is None else tenant, by.user_id, target, details)
 
 

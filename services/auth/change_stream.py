@@ -9,7 +9,7 @@ from shared import errors
 from shared.api.auth import Change
 from shared.node import lifecycle
 
-#: Changes that a slow watcher has not read. Beyond this they are replaced by one that means: forget everything.
+#: Changes that a slow watcher has not read. Beyond this, one change replaces them: forget everything.
 _UNREAD = 100
 _PRUNE_EVERY_SECONDS = 3600
 _WAIT_SECONDS = 1

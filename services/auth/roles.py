@@ -190,7 +190,7 @@ def _end_of_new_key(caller: Principal, request: GenerateApiKey, now: datetime) -
         raise errors.BadRequest(f"days: a test key is valid for 1 to {TEST_KEY_DAYS} days", hint="create a live key for a longer lifetime")
     ends_at = now + timedelta(days=days) if days else None
     creators_end = _time(caller.expires_at)
-    # Without an explicit lifetime, a key that expires soon creates one that expires with it.
+    # Without an explicit lifetime, a key that expires soon creates keys that expire with it.
     return creators_end if request.days is None and creators_end is not None and ends_at is not None and creators_end < ends_at else ends_at
 
 

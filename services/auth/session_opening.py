@@ -31,7 +31,7 @@ class KnownBrowsers:
     """Marks browsers that have logged in to an account, so a stranger's failed attempts don't count against them (OWASP: device cookies).
 
     A mark is an id and its MAC, stored only in the browser. It is bound to the account and its password, so a mark obtained with an old
-    password is worthless. It grants no access, only attempts of its own.
+    password is worthless. It grants no access, only separate attempts.
     """
 
     #: The first one signs; the others are derived from a former DATA_KEY.

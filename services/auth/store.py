@@ -26,7 +26,7 @@ from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
 
 #: Anyone who needs more is creating one key per request.
 MOST_ACTIVE_KEYS = 100
-#: If more changes were missed, the watcher is told to forget everything.
+#: If more changes were missed, the watcher must forget everything.
 _MOST_MISSED = 1000
 #: Of each kind, in an access review; the longest unused come first.
 _MOST_STALE = 1000

@@ -1,4 +1,4 @@
-"""Keeps a receipt of each request for a day, so that a gateway can settle the requests of one that died.
+"""Keeps a receipt of each request for a day, so that a gateway can settle a dead gateway's requests.
 
 A receipt is readable as soon as its request ends, and in the file some milliseconds later. `kill -9` loses the receipts of those
 milliseconds, a power cut also what the system hadn't written yet. Requests without a receipt are not charged.

@@ -134,7 +134,7 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
 def free_cores() -> int:
     """Return the number of cores for an engine: all but one, which the worker and the rest of the machine need.
 
-    llama.cpp's threads wait for each other after every operation, so one that shares its core slows all of them down:
+    llama.cpp's threads wait for each other after every operation, so a thread that shares its core slows all of them down:
     on two cores with other work, two threads gave 2 to 16 tokens a second and one thread 18 to 61.
     """
     return max(1, len(os.sched_getaffinity(0)) - 1)

@@ -107,7 +107,7 @@ ORDER BY node = 'leader' DESC, held_at DESC
 LIMIT $2;
 
 -- name: write_alarms
--- Some of the leader's; doing it again gives the same. Who looks after it is told by `acknowledge`.
+-- Some of the leader's; doing it again gives the same. `acknowledge` records who handles it.
 INSERT INTO alarms (node, id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, owed)
 SELECT 'leader', id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, string_to_array(owed, ',')
 FROM unnest(
@@ -123,7 +123,7 @@ SET value = excluded.value, firing = excluded.firing, ended = excluded.ended, to
 DELETE FROM alarms WHERE node <> 'leader' OR (id, since) NOT IN (SELECT * FROM unnest($1::text[], $2::timestamptz[]));
 
 -- name: acknowledge
--- Somebody looks after an alert that lasts: on the leader's row, which is made where only a replica before 0.2 has one.
+-- Acknowledge a firing alert: on the leader's row, which is made where only a replica before 0.2 has one.
 INSERT INTO alarms (node, id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, owed)
 SELECT 'leader', id, since, rule, severity, labels, value, firing, ended, $2, $3, told, held_at, owed FROM alarms
 WHERE id = $1 AND ended IS NULL

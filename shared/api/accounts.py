@@ -123,7 +123,7 @@ class OpenSessions(Body, frozen=True):
 
 
 class EndSession(Body, frozen=True):
-    """None ends all sessions except the one that asks."""
+    """None ends all sessions except the caller's."""
 
     id: str | None = None
 

@@ -131,7 +131,7 @@ class LogoutUser(Body, frozen=True):
 
 
 class ApiKeyLimits(Body, frozen=True, omit_defaults=False):
-    """Limits of one key, in addition to its user's. None means no limit of its own. The tightest limit applies."""
+    """Limits of one key, in addition to its user's. None means no extra limit. The tightest limit applies."""
 
     requests_per_hour: int | None = None
     requests_per_minute: int | None = None

@@ -118,7 +118,7 @@ class Calls:
         return [first, *rest]
 
     def withdraw(self, call_id: int) -> list[Frame]:
-        """Cancel one of our calls, or discard the unread items of one that has ended. Safe to call twice."""
+        """Cancel one of our calls, or discard the unread items of an ended call. Safe to call twice."""
         call = self._calls.get(call_id)
         if call is None:
             if (unread := self._unread.pop(call_id, None)) is not None:

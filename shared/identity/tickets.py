@@ -62,7 +62,7 @@ def parse(text: str) -> Ticket:
     try:
         raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
         body, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
-        # In base64 several texts encode the same bytes; only the one that was printed is valid.
+        # In base64 several texts encode the same bytes; only the printed one is valid.
         if _checksum(body) != checksum or base64.urlsafe_b64encode(raw).decode().rstrip("=") != encoded:
             raise _not_whole()
         found = _decode(body)

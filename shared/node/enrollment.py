@@ -174,7 +174,7 @@ async def open_session(
 
 
 class EnrollmentSession:
-    """A newcomer's links to auth. A request goes to a connected auth, or to the next one that connects."""
+    """A newcomer's links to auth. A request goes to a connected auth, or to the next one to connect."""
 
     def __init__(self, route: EnrollmentRoute, transport: SwarmTransport, report: Report, options: EnrollmentOptions) -> None:
         self.transport = transport

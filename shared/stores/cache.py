@@ -199,7 +199,7 @@ class _WaitLimit:
         self._next: asyncio.Handle = self._loop.call_later(seconds, self._look)
 
     def watch(self, answer: "asyncio.Future[Reply]") -> "asyncio.Future[Reply]":
-        """Wait for this answer. The last of several is the one that ends."""
+        """Wait for this answer. Of several, the last ends."""
         self._answer = answer
         return answer
 

@@ -232,7 +232,7 @@ class span(OpenSpan):  # noqa: N801 - read as a statement: with tracing.span("ro
 class CallSpan(Generic[T]):
     """A context manager that wraps a stream to another node in a client span.
 
-    It can be exited by another task than the one that entered it, as happens inside generators.
+    Another task than the one entering it may exit it, as happens inside generators.
     """
 
     __slots__ = ("_stream", "span")

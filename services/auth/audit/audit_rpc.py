@@ -60,7 +60,7 @@ class AuditRpc:
         return report
 
     async def _send(self, chain: str, request: audit.ExportAudit, stream: StreamCall[audit.AuditRow]) -> None:
-        """Send without gaps, so that it can be verified: from the first row in the period to the last one that exists now."""
+        """Send without gaps, so that it can be verified: from the first row in the period to the newest."""
         until = (await self._rows.end_of(chain)).last_row
         first = 1 if request.since is None else await self._rows.first_since(chain, request.since)
         if first is None:

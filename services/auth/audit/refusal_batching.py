@@ -26,7 +26,7 @@ class _Open:
     """A kind that was seen less than a minute ago."""
 
     until: float
-    #: The first one after the one that was written, for its time and request.
+    #: The first after the written one, for its time and request.
     next_refusal: AuditedAct | None = None
     times: int = 0
 

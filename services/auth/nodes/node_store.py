@@ -130,7 +130,7 @@ class NodeStore:
         return MeshState(row["number"], row["epoch"], row["epoch_changed_at"], tuple(NodeId(node) for node in row["revoked"]))
 
     async def raise_number(self, seen: int) -> None:
-        """Raise the list's number to one that was published before, unless it is as high."""
+        """Raise the list's number to a published one, unless it is as high."""
         await self._db.run("raise_list_number", seen)
 
     async def rotate_epoch(self) -> None:

@@ -3,7 +3,7 @@
 Strangers have 5 attempts per account and address in 15 minutes, and 10 per account from all addresses. A used-up window makes the next one
 twice as long, up to an hour. An address has 30 attempts in 15 minutes for all accounts. After 100 failures in a row the password is no
 longer compared until it is reset or three days have passed (NIST SP 800-63B-4 §3.2.2). A browser that has logged in before
-(`session_opening.KnownBrowsers`) has 10 attempts of its own and none of the other limits, so strangers cannot lock the owner out.
+(`session_opening.KnownBrowsers`) has 10 separate attempts and none of the other limits, so strangers cannot lock the owner out.
 
 An attempt is charged before its hash is compared, so concurrent attempts gain nothing. A success resets the counters; an attempt whose
 hash could not be compared is refunded.

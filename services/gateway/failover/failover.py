@@ -181,7 +181,7 @@ class FailoverState(Generic[Request, Item, End]):
         if now - self._waiting_since >= patience:
             # The last worker's error is more useful than "no worker".
             return GivenUp(self.final_error(error if self._last is None or isinstance(error, errors.Overloaded) else self._last))
-        # Try all workers again: one that failed may be back.
+        # Try all workers again: a failed worker may be back.
         self._failed.clear()
         self._waits += 1
         return RetryPause(BACKOFF.pause(self._waits, draw))
@@ -192,7 +192,7 @@ class FailoverState(Generic[Request, Item, End]):
 
     def _is_poison(self, gone: int) -> bool:
         """Count one more lost worker. A lost link proves no crash, because the worker may still run. A worker lost without a response,
-        after one that had begun, may have been disconnected before it was asked, as in a network partition."""
+        after another had begun, may have been disconnected before it was asked, as in a network partition."""
         if not gone:
             self._losses.clear()
         if self._has_responded or not any(self._losses):

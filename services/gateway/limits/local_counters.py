@@ -66,9 +66,9 @@ class LocalCounters:
         self._del(key)
         return value
 
-    def _set(self, key: str, value: Argument, _px: str, milliseconds: float) -> None:
+    def _set(self, key: str, value: str, _px: str, milliseconds: float) -> None:
         self._del(key)
-        self._find_or_make(key, _text(value))
+        self._find_or_make(key, value)
         self._pexpire(key, milliseconds)
 
     def _del(self, key: str) -> None:

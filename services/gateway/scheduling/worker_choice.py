@@ -105,7 +105,7 @@ def _why_not(requirements: WorkerRequirements, row: Candidate, rule: PromptPriva
 
 
 def without_outliers(rows: Rows) -> Rows:
-    """Drop ejected workers; if all are ejected, keep the one that returns first, so that a model never loses its last worker."""
+    """Drop ejected workers; if all are ejected, keep the first to return, so that a model never loses its last worker."""
     return [row for row in rows if not row.ejection_seconds] or [min(rows, key=lambda row: row.ejection_seconds)]
 
 

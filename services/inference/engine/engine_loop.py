@@ -77,7 +77,7 @@ class EngineLoop:
         return self._scheduler.idle
 
     def measure(self, command: StartGeneration) -> int:
-        """Return the size of a command's text. Raises BadRequest for one that can't fit the context, before any work is done."""
+        """Return the size of a command's text. Raises BadRequest if it can't fit the context, before any work is done."""
         size = sum(_text_bytes(message.content) for message in command.messages)
         context = self._compute.context_tokens
         if size > (most := context * self._compute.longest_token_bytes):

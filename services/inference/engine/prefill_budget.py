@@ -23,7 +23,7 @@ class PrefillBudget:
         self._most = most
         #: Number of answers, rounded up to a power of two -> seconds of a step that reads nothing.
         self._step_seconds: dict[int, float] = {}
-        #: The same -> steps that read, since the last one that didn't.
+        #: The same -> steps that read, since the last step that didn't.
         self._steps_since: dict[int, int] = {}
         self._token_seconds = 0.0
 

@@ -20,7 +20,7 @@ from services.inference.structured_output.schema_errors import SchemaRefused
 MOST_BYTES = 64 * 1024
 #: Nesting depth of subschemas; a $ref starts at 0 again.
 MOST_DEEP = 16
-#: Converted subschemas; one that is used twice counts once.
+#: Converted subschemas; a subschema that is used twice counts once.
 MOST_SUBSCHEMAS = 500
 #: In one enum, and in all together. Measured with SmolLM2's 49,152 tokens: 500 values compile in 10 ms, and a step in which all can
 #: follow takes llama.cpp 40 ms, or 350 ms if all start with different characters.

@@ -16,7 +16,7 @@ from services.metrics.history.row_reader import MOST
 RAW: Final = 15
 MINUTE: Final = 60
 HOUR: Final = 3600
-#: Resolution -> the finer one that it is made from.
+#: Resolution -> the finer one it is made from.
 FROM: Final = {MINUTE: RAW, HOUR: MINUTE}
 
 

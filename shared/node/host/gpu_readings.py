@@ -85,7 +85,7 @@ class Gpus:
             return nvml.NvmlRefused("it does not answer")
         answer: asyncio.Future[T | nvml.NoDriver | nvml.NvmlRefused] = asyncio.get_running_loop().create_future()
         self._answered[what] = answer.done
-        # Not a pool: its threads would be joined when the process ends, and one that hangs in the driver would prevent that.
+        # Not a pool: its threads would be joined when the process ends, and a thread that hangs in the driver would prevent that.
         threading.Thread(target=_answer, args=(answer, work), name=f"nvml {what}", daemon=True).start()
         # Not wait_for, which would cancel the future that the thread still has to resolve.
         done, _ = await asyncio.wait({answer}, timeout=self._answer_seconds)

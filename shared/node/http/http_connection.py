@@ -39,7 +39,7 @@ class HttpConnection(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
     #: Runs while the write buffer is full.
     _stalled: asyncio.TimerHandle | None = None
-    #: The request being answered; ``cycle`` is the last one that was read.
+    #: The request being answered; ``cycle`` is the last one read.
     _answering: RequestResponseCycle | None = None
     #: The answer to an invalid request, after which nothing is read.
     _refusal: bytes | None = None

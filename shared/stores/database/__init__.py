@@ -39,7 +39,7 @@ _LEASE_SECONDS = 20
 _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('aimesh.leader.' || current_schema() || '.' || $1, 0))"
 #: "on" for a standby, and if an administrator or provider has set it.
 _ONLY_READS = "SELECT current_setting('transaction_read_only')"
-#: Unread notifications. When the queue is full they are dropped, and the reader is told that it missed some.
+#: Unread notifications. When the queue is full they are dropped, and the reader learns that it missed some.
 _UNREAD_NOTIFICATIONS = 1000
 #: ``shared.node`` allows 2 s for all checks of a service together. If PostgreSQL hangs, closing the connection takes 0.5 s more.
 _CHECK_SECONDS = 1.0

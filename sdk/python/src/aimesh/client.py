@@ -58,7 +58,7 @@ class Client:
 
     @property
     def session(self) -> Session | None:
-        """The current session: each renewal replaces the one that was passed."""
+        """The current session: each renewal replaces the passed one."""
         return None if self._context.login is None else self._context.login.session
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ class SseParser:
         self._is_first_line = True
 
     def push(self, piece: bytes) -> list[SseEvent]:
-        """Return the events that are complete now. Raises ProtocolError for one that is too long."""
+        """Return the events that are complete now. Raises ProtocolError for an event that is too long."""
         return [event for line in self._split(piece) if (event := self._parse(line)) is not None]
 
     def _split(self, piece: bytes) -> list[bytes]:
