@@ -1,11 +1,11 @@
 // Stream an answer. If the connection breaks, the stream resumes after the last piece.
 
-import { broken, field, object, readAnswer, readJson } from './answers.js'
+import { brokenAnswer, field, object, readAnswer, readJson } from './answers.js'
 import { INFERENCE_PATH } from './calls.js'
 import { Deadline } from './deadline.js'
 import { AimeshError, ConnectionFailed, fromAnswer } from './errors.js'
 import { EventStreamParser } from './event_stream.js'
-import { passesOn } from './retries.js'
+import { canResumeAfter } from './retries.js'
 
 /** @import {Answer} from '../index.d.ts' */
 /** @import {Call} from './calls.js' */
@@ -25,7 +25,7 @@ export class AnswerStream {
   #pieces
   #isAborted = false
   /** The reason for a missing answer. @type {unknown} */
-  #why = null
+  #failure = null
   /** The id of the last event with text, and its number. @type {string | null} */
   #lastId = null
   #lastNumber = 0
@@ -65,7 +65,7 @@ export class AnswerStream {
     try {
       return await this.#pieces.next()
     } catch (error) {
-      this.#why = error
+      this.#failure = error
       if (this.#isAborted) return { done: true, value: undefined }
       throw error
     }
@@ -87,7 +87,7 @@ export class AnswerStream {
    */
   async finish() {
     while (!(await this.next()).done);
-    if (this.#answer === null) throw this.#why ?? this.#call.signal.reason
+    if (this.#answer === null) throw this.#failure ?? this.#call.signal.reason
     return this.#answer
   }
 
@@ -96,7 +96,7 @@ export class AnswerStream {
     if (this.#answer !== null || this.#call.signal.aborted) return
     this.#isAborted = true
     this.#call.deadline.stop(new DOMException('the stream was aborted', 'AbortError'))
-    this.#call.leave(this.#call.signal.reason)
+    this.#call.cancelUnlessAnswered(this.#call.signal.reason)
   }
 
   /** @returns {AsyncGenerator<string, undefined, void>} */
@@ -106,12 +106,12 @@ export class AnswerStream {
         try {
           yield* this.#attempt()
         } catch (error) {
-          if (this.#text !== '' && !this.#canGoOn(error)) throw error
+          if (this.#text !== '' && !this.#canResume(error)) throw error
           await this.#call.waitAfter(error)
         }
       }
     } catch (error) {
-      if (!this.#isAborted) this.#call.leave(error)
+      if (!this.#isAborted) this.#call.cancelUnlessAnswered(error)
       throw error
     } finally {
       this.#call.deadline.end()
@@ -119,8 +119,8 @@ export class AnswerStream {
   }
 
   /** @param {unknown} error */
-  #canGoOn(error) {
-    return !this.#isUnnumbered && error instanceof AimeshError && passesOn(error)
+  #canResume(error) {
+    return !this.#isUnnumbered && error instanceof AimeshError && canResumeAfter(error)
   }
 
   /**
@@ -128,18 +128,18 @@ export class AnswerStream {
    * @returns {AsyncGenerator<string, void, void>}
    */
   async *#attempt() {
-    const silence = new Deadline(this.#silenceMs, this.#call.signal, silent)
+    const silence = new Deadline(this.#silenceMs, this.#call.signal, silenceError)
     try {
-      const asked = this.#call.sent({ method: 'POST', path: INFERENCE_PATH, body: this.#body, headers: this.#lastSeen() })
+      const request = this.#call.prepare({ method: 'POST', path: INFERENCE_PATH, body: this.#body, headers: this.#resumeHeaders() })
       silence.begin()
-      const response = await this.#call.gateway.open(asked, silence.signal)
+      const response = await this.#call.gateway.open(request, silence.signal)
       ensureEvents(response)
       const parser = new EventStreamParser()
       for await (const bytes of this.#call.gateway.read(response, silence.signal)) {
         // No timeout while the caller processes a piece.
         silence.hold()
         for (const event of parser.feed(bytes)) {
-          const piece = this.#take(event)
+          const piece = this.#handleEvent(event)
           if (piece !== '') yield piece
           this.#call.signal.throwIfAborted()
         }
@@ -151,11 +151,11 @@ export class AnswerStream {
     } finally {
       silence.end()
     }
-    if (this.#answer === null) throw unfinished()
+    if (this.#answer === null) throw unfinishedError()
   }
 
   /** @returns {Record<string, string>} */
-  #lastSeen() {
+  #resumeHeaders() {
     return this.#lastId === null ? {} : { 'last-event-id': this.#lastId }
   }
 
@@ -163,13 +163,13 @@ export class AnswerStream {
    * @param {ServerEvent} event
    * @returns {string} the new text; empty for none
    */
-  #take({ data, id }) {
+  #handleEvent({ data, id }) {
     if (this.#answer !== null || data === '[DONE]') return ''
-    const said = object(readJson(data), 'an event')
-    if (Object.hasOwn(said, 'error')) throw fromAnswer(null, said)
-    if (Object.hasOwn(said, 'text')) return this.#takeText(field(said, 'text', 'string'), id)
+    const payload = object(readJson(data), 'an event')
+    if (Object.hasOwn(payload, 'error')) throw fromAnswer(null, payload)
+    if (Object.hasOwn(payload, 'text')) return this.#addText(field(payload, 'text', 'string'), id)
     // Ignore unknown events of newer gateways.
-    if (Object.hasOwn(said, 'finish_reason')) this.#answer = readAnswer(said, this.#text)
+    if (Object.hasOwn(payload, 'finish_reason')) this.#answer = readAnswer(payload, this.#text)
     return ''
   }
 
@@ -177,7 +177,7 @@ export class AnswerStream {
    * @param {string} text
    * @param {string | null} id
    */
-  #takeText(text, id) {
+  #addText(text, id) {
     const number = Number(EVENT_ID.exec(id ?? '')?.[1] ?? 0)
     if (number > 0) {
       // The gateway repeats text instead of resuming.
@@ -186,7 +186,7 @@ export class AnswerStream {
       this.#lastNumber = number
     } else this.#isUnnumbered = true
     this.#text += text
-    this.#call.progressed()
+    this.#call.resetFailures()
     return text
   }
 }
@@ -194,15 +194,16 @@ export class AnswerStream {
 /** @param {Response} response */
 function ensureEvents(response) {
   const type = response.headers.get('content-type') ?? ''
-  if (!/^text\/event-stream\b/i.test(type)) throw broken(`the response is ${type.slice(0, 100) || 'of no type'}, not a stream of events`)
+  if (!/^text\/event-stream\b/i.test(type))
+    throw brokenAnswer(`the response is ${type.slice(0, 100) || 'without a content type'}, not a stream of events`)
 }
 
-function unfinished() {
-  return new ConnectionFailed('the stream ended before its answer did', { code: 'connection_failed', retryable: true })
+function unfinishedError() {
+  return new ConnectionFailed('the stream ended before the answer was complete', { code: 'connection_failed', retryable: true })
 }
 
 /** @param {number} milliseconds */
-function silent(milliseconds) {
+function silenceError(milliseconds) {
   const hint = 'a proxy between the client and the gateway may be buffering responses'
   return new ConnectionFailed(`the gateway sent nothing for ${milliseconds} ms`, { code: 'connection_failed', hint, retryable: true })
 }

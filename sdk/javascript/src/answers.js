@@ -1,10 +1,10 @@
-// Convert the gateway's answers, and check that every field is there and of its type. Pure.
+// Convert the gateway's answers, and check that every field is present and has the right type. Pure.
 // Unknown fields are ignored, because a newer gateway may send them.
 
 import { AnswerBroken } from './errors.js'
 
 /** @import {Answer, Embeddings, Model, Quota, QuotaLimit, Usage, UsageDay} from '../index.d.ts' */
-/** @typedef {Record<string, unknown>} Said */
+/** @typedef {Record<string, unknown>} JsonObject */
 
 /**
  * @typedef {object} Kinds
@@ -15,23 +15,23 @@ import { AnswerBroken } from './errors.js'
 
 /**
  * @param {unknown} json
- * @param {string | null} text the text of a stream, whose last event has none
+ * @param {string | null} text the text of a stream, because its last event contains none
  * @returns {Answer}
  */
 export function readAnswer(json, text = null) {
-  const said = object(json, 'the answer')
-  const usage = object(said.usage, 'usage')
+  const answer = object(json, 'the answer')
+  const usage = object(answer.usage, 'usage')
   return {
-    text: text ?? field(said, 'response', 'string'),
-    model: field(said, 'model', 'string'),
+    text: text ?? field(answer, 'response', 'string'),
+    model: field(answer, 'model', 'string'),
     usage: {
       promptTokens: field(usage, 'prompt_tokens', 'number'),
       completionTokens: field(usage, 'completion_tokens', 'number'),
       totalTokens: field(usage, 'total_tokens', 'number'),
     },
-    finishReason: field(said, 'finish_reason', 'string'),
-    requestId: field(said, 'request_id', 'string'),
-    responseTimeMs: field(said, 'response_time_ms', 'number'),
+    finishReason: field(answer, 'finish_reason', 'string'),
+    requestId: field(answer, 'request_id', 'string'),
+    responseTimeMs: field(answer, 'response_time_ms', 'number'),
   }
 }
 
@@ -51,15 +51,15 @@ export function readModels(json) {
  * @returns {Embeddings}
  */
 export function readEmbeddings(json) {
-  const said = object(json, 'the answer')
-  const usage = object(said.usage, 'usage')
-  const rows = list(said.data, 'data').map((each) => object(each, 'an embedding'))
+  const answer = object(json, 'the answer')
+  const usage = object(answer.usage, 'usage')
+  const rows = list(answer.data, 'data').map((each) => object(each, 'an embedding'))
   rows.forEach((row, index) => {
-    if (row.index !== index) throw broken('the embeddings are not in the order of the texts')
+    if (row.index !== index) throw brokenAnswer('the embeddings are not in the order of the texts')
   })
   return {
     vectors: rows.map((row) => list(row.embedding, 'embedding').map(finite)),
-    model: field(said, 'model', 'string'),
+    model: field(answer, 'model', 'string'),
     usage: { promptTokens: field(usage, 'prompt_tokens', 'number'), totalTokens: field(usage, 'total_tokens', 'number') },
   }
 }
@@ -69,12 +69,12 @@ export function readEmbeddings(json) {
  * @returns {Usage}
  */
 export function readUsage(json) {
-  const said = object(json, 'the answer')
+  const answer = object(json, 'the answer')
   return {
-    userId: field(said, 'user_id', 'string'),
-    requestCount: field(said, 'request_count', 'number'),
-    tokensUsed: field(said, 'tokens_used', 'number'),
-    days: list(said.days, 'days').map(readDay),
+    userId: field(answer, 'user_id', 'string'),
+    requestCount: field(answer, 'request_count', 'number'),
+    tokensUsed: field(answer, 'tokens_used', 'number'),
+    days: list(answer.days, 'days').map(readDay),
   }
 }
 
@@ -97,15 +97,15 @@ function readDay(json) {
  * @returns {Quota}
  */
 export function readQuota(json) {
-  const said = object(json, 'the answer')
+  const answer = object(json, 'the answer')
   return {
-    userId: field(said, 'user_id', 'string'),
-    tier: field(said, 'tier', 'string'),
-    limitPerHour: field(said, 'limit_per_hour', 'number'),
-    usedThisHour: field(said, 'used_this_hour', 'number'),
-    remaining: field(said, 'remaining', 'number'),
-    resetsInSeconds: field(said, 'resets_in_seconds', 'number'),
-    limits: list(said.limits, 'limits').map(readLimit),
+    userId: field(answer, 'user_id', 'string'),
+    tier: field(answer, 'tier', 'string'),
+    limitPerHour: field(answer, 'limit_per_hour', 'number'),
+    usedThisHour: field(answer, 'used_this_hour', 'number'),
+    remaining: field(answer, 'remaining', 'number'),
+    resetsInSeconds: field(answer, 'resets_in_seconds', 'number'),
+    limits: list(answer.limits, 'limits').map(readLimit),
   }
 }
 
@@ -132,30 +132,30 @@ export function readJson(text) {
   try {
     return JSON.parse(text)
   } catch (error) {
-    throw broken('the response is not JSON', error)
+    throw brokenAnswer('the response is not JSON', error)
   }
 }
 
 /**
  * @param {unknown} value
  * @param {string} what
- * @returns {Said}
+ * @returns {JsonObject}
  */
 export function object(value, what) {
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return /** @type {Said} */ (value)
-  throw broken(`${what} is not an object`)
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return /** @type {JsonObject} */ (value)
+  throw brokenAnswer(`${what} is not an object`)
 }
 
 /**
  * @template {keyof Kinds} K
- * @param {Said} said
+ * @param {JsonObject} record
  * @param {string} name
  * @param {K} kind
  * @returns {Kinds[K]}
  */
-export function field(said, name, kind) {
-  if (typeof said[name] === kind) return /** @type {Kinds[K]} */ (said[name])
-  throw broken(`${name} is not a ${kind}`)
+export function field(record, name, kind) {
+  if (typeof record[name] === kind) return /** @type {Kinds[K]} */ (record[name])
+  throw brokenAnswer(`${name} is not a ${kind}`)
 }
 
 /**
@@ -165,7 +165,7 @@ export function field(said, name, kind) {
  */
 function list(value, name) {
   if (Array.isArray(value)) return value
-  throw broken(`${name} is not a list`)
+  throw brokenAnswer(`${name} is not a list`)
 }
 
 /**
@@ -174,7 +174,7 @@ function list(value, name) {
  */
 function finite(value) {
   if (typeof value === 'number' && Number.isFinite(value)) return value
-  throw broken('a vector contains something other than numbers')
+  throw brokenAnswer('a vector contains something other than numbers')
 }
 
 /**
@@ -182,7 +182,7 @@ function finite(value) {
  * @param {unknown} [cause]
  * @returns {AnswerBroken}
  */
-export function broken(what, cause) {
+export function brokenAnswer(what, cause) {
   return new AnswerBroken(what, {
     code: 'answer_broken',
     hint: 'check that baseUrl is the address of an aimesh gateway, and that no proxy changes its responses',

@@ -1,4 +1,4 @@
-// The credential of requests: a key, or the access token of a session, renewed once for all calls that need it.
+// Provide the credential of requests: a key, or the access token of a session, which is renewed once for all concurrent calls.
 
 import { NotAuthenticated, SessionEnded } from './errors.js'
 
@@ -13,7 +13,7 @@ import { NotAuthenticated, SessionEnded } from './errors.js'
  */
 
 /** For calls without a credential. @type {Bearer} */
-export const NOBODY = { token: () => null, renew: async () => false, explain: (failure) => failure }
+export const NO_CREDENTIAL = { token: () => null, renew: async () => false, explain: (failure) => failure }
 
 /** @implements {Bearer} */
 export class Key {
@@ -44,7 +44,7 @@ export class Key {
 /** @implements {Bearer} */
 export class Login {
   #session
-  #ask
+  #renewSession
   /** @type {Promise<boolean> | null} */
   #renewing = null
   /** Why the session cannot be renewed. @type {NotAuthenticated | null} */
@@ -52,12 +52,12 @@ export class Login {
 
   /**
    * @param {Session} session
-   * @param {(sessionToken: string) => Promise<Session>} ask renews the session, quickly or not at all: a session token works once, and reusing
-   *   it more than ten seconds later counts as theft
+   * @param {(sessionToken: string) => Promise<Session>} renewSession must give up within ten seconds: a session token works once, and
+   *   reusing it later than that counts as theft
    */
-  constructor(session, ask) {
+  constructor(session, renewSession) {
     this.#session = session
-    this.#ask = ask
+    this.#renewSession = renewSession
   }
 
   get session() {
@@ -86,7 +86,7 @@ export class Login {
 
   async #renew() {
     try {
-      this.#session = await this.#ask(this.#session.sessionToken)
+      this.#session = await this.#renewSession(this.#session.sessionToken)
       return true
     } catch (error) {
       if (!(error instanceof NotAuthenticated)) throw error

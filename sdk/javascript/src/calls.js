@@ -4,9 +4,9 @@ import { Deadline, pause } from './deadline.js'
 import { AimeshError, AnswerBroken, ConnectionFailed } from './errors.js'
 import { pauseMs } from './retries.js'
 
-/** @import {Asked, Gateway} from './gateway.js' */
+/** @import {GatewayRequest, Gateway} from './gateway.js' */
 
-/** For a cancellation, which runs in the background; without it the gateway ends the answer after 30 s. */
+/** For a cancellation, which runs in the background. If it fails, the gateway ends the answer after 30 s. */
 const WITHDRAW_MS = 5000
 export const INFERENCE_PATH = '/api/inference'
 
@@ -15,7 +15,7 @@ export const INFERENCE_PATH = '/api/inference'
  * @property {AbortSignal | undefined} signal
  * @property {number} timeoutMs for all attempts together
  * @property {number} maxRetries
- * @property {boolean} once it runs a model, so a retry must not run it again
+ * @property {boolean} once whether it runs a model: a retry must not run it again
  */
 
 export class Call {
@@ -42,20 +42,20 @@ export class Call {
   }
 
   /**
-   * @param {Asked} asked
+   * @param {GatewayRequest} request
    * @returns {Promise<unknown>} the answer as JSON
    */
-  async ask(asked) {
+  async ask(request) {
     try {
       while (true) {
         try {
-          return await this.gateway.ask(this.sent(asked), this.signal)
+          return await this.gateway.ask(this.prepare(request), this.signal)
         } catch (error) {
           await this.waitAfter(error)
         }
       }
     } catch (error) {
-      this.leave(error)
+      this.cancelUnlessAnswered(error)
       throw error
     } finally {
       this.deadline.end()
@@ -63,19 +63,19 @@ export class Call {
   }
 
   /**
-   * @param {Asked} asked
-   * @returns {Asked} as it is sent
+   * @param {GatewayRequest} request
+   * @returns {GatewayRequest} as it is sent
    */
-  sent(asked) {
+  prepare(request) {
     this.deadline.begin()
     // Otherwise the gateway would run a canceled request.
     this.signal.throwIfAborted()
     this.#isSent = true
-    return this.#key === null ? asked : { ...asked, headers: { ...asked.headers, 'idempotency-key': this.#key } }
+    return this.#key === null ? request : { ...request, headers: { ...request.headers, 'idempotency-key': this.#key } }
   }
 
-  /** New text starts the count of failures again. */
-  progressed() {
+  /** Call this for new text: only consecutive failures count. */
+  resetFailures() {
     this.#failed = 0
   }
 
@@ -94,12 +94,12 @@ export class Call {
   }
 
   /**
-   * Cancel a request that has an idempotency key: the gateway keeps those running after a disconnect.
-   * @param {unknown} error why there is no answer; an error of the gateway needs no cancellation
+   * Cancel a request that has an idempotency key, because the gateway would continue it after a disconnect.
+   * @param {unknown} error why there is no answer; after an error of the gateway, nothing is left to cancel
    */
-  leave(error) {
-    const isTold = error instanceof AimeshError && !(error instanceof ConnectionFailed || error instanceof AnswerBroken)
-    if (this.#key === null || !this.#isSent || (isTold && !this.signal.aborted)) return
+  cancelUnlessAnswered(error) {
+    const isGatewayError = error instanceof AimeshError && !(error instanceof ConnectionFailed || error instanceof AnswerBroken)
+    if (this.#key === null || !this.#isSent || (isGatewayError && !this.signal.aborted)) return
     const deadline = new Deadline(WITHDRAW_MS)
     deadline.begin()
     this.gateway

@@ -2,7 +2,7 @@
 
 import { AnswerStream } from './answer_stream.js'
 import { readAnswer, readEmbeddings, readModels, readQuota, readUsage } from './answers.js'
-import { Key, Login, NOBODY } from './bearers.js'
+import { Key, Login, NO_CREDENTIAL } from './bearers.js'
 import { Call, INFERENCE_PATH } from './calls.js'
 import { Gateway } from './gateway.js'
 import { renew } from './logins.js'
@@ -24,7 +24,7 @@ export class AIInferenceClient {
   /** @param {ClientOptions} options */
   constructor({ apiKey, session, baseUrl, timeoutMs = TIMEOUT_MS, maxRetries = MAX_RETRIES, fetch = globalThis.fetch }) {
     const address = addressOf(baseUrl)
-    const anonymous = new Gateway(address, NOBODY, fetch)
+    const anonymous = new Gateway(address, NO_CREDENTIAL, fetch)
     this.#login = session === undefined ? null : new Login(sessionOf(session, apiKey), (spent) => renew(anonymous, spent))
     this.#gateway = new Gateway(address, this.#login ?? new Key(credentialOf(apiKey)), fetch)
     this.#timeoutMs = timeoutOf(timeoutMs)

@@ -1,4 +1,4 @@
-// The time limit of a call, and the signal that ends it: on timeout, on the caller's abort, or when the caller stops reading.
+// Limit the time of a call, with a signal that ends it: on timeout, on the caller's abort, or when the caller stops reading.
 
 import { DeadlineExceeded } from './errors.js'
 
@@ -7,8 +7,8 @@ export class Deadline {
   #control = new AbortController()
   #timeoutMs
   /** @type {AbortSignal | undefined} */
-  #callers
-  #late
+  #callerSignal
+  #timeoutError
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer
   /** @type {number | null} */
@@ -16,13 +16,13 @@ export class Deadline {
 
   /**
    * @param {number} timeoutMs
-   * @param {AbortSignal} [callers] the caller's signal
-   * @param {(timeoutMs: number) => unknown} [late] returns the signal's reason on timeout
+   * @param {AbortSignal} [callerSignal] the caller's signal
+   * @param {(timeoutMs: number) => unknown} [timeoutError] returns the signal's reason on timeout
    */
-  constructor(timeoutMs, callers, late = exceeded) {
+  constructor(timeoutMs, callerSignal, timeoutError = exceeded) {
     this.#timeoutMs = timeoutMs
-    this.#callers = callers
-    this.#late = late
+    this.#callerSignal = callerSignal
+    this.#timeoutError = timeoutError
   }
 
   /** @returns {AbortSignal} aborted when the call ends early, with the error for the caller */
@@ -39,15 +39,15 @@ export class Deadline {
   begin() {
     if (this.#endsAt !== null) return
     this.renew(this.#timeoutMs)
-    if (this.#callers?.aborted) this.stop(this.#callers.reason)
-    else this.#callers?.addEventListener('abort', this.#follow)
+    if (this.#callerSignal?.aborted) this.stop(this.#callerSignal.reason)
+    else this.#callerSignal?.addEventListener('abort', this.#follow)
   }
 
   /** @param {number} timeoutMs from now */
   renew(timeoutMs) {
     this.hold()
     this.#endsAt = performance.now() + timeoutMs
-    this.#timer = setTimeout(() => this.stop(this.#late(timeoutMs)), timeoutMs)
+    this.#timer = setTimeout(() => this.stop(this.#timeoutError(timeoutMs)), timeoutMs)
   }
 
   /** Stop the timer until it is renewed; the caller can still abort. */
@@ -64,10 +64,10 @@ export class Deadline {
   /** Stop the timer and ignore the caller's signal. Safe to call twice. */
   end() {
     this.hold()
-    this.#callers?.removeEventListener('abort', this.#follow)
+    this.#callerSignal?.removeEventListener('abort', this.#follow)
   }
 
-  #follow = () => this.stop(this.#callers?.reason)
+  #follow = () => this.stop(this.#callerSignal?.reason)
 }
 
 /**

@@ -1,4 +1,4 @@
-// The errors of this package, by the stable codes of the gateway. Pure.
+// Define the errors of this package, by the stable codes of the gateway. Pure.
 
 /** @import {ErrorFacts} from '../index.d.ts' */
 
@@ -19,7 +19,7 @@ export class AimeshError extends Error {
     this.requestId = facts.requestId ?? null
     /** The wrong field, if there is one. */
     this.param = facts.param ?? null
-    /** When to retry, if the gateway said so. */
+    /** When to retry, if the gateway sent a time. */
     this.retryAfterMs = facts.retryAfterMs ?? null
     /** Whether a retry can help. */
     this.retryable = facts.retryable ?? false
@@ -129,7 +129,7 @@ const ROWS = {
   deadline_exceeded: [DeadlineExceeded, true],
 }
 
-/** code -> its class, and whether a retry can help. A Map, because a code could be the name of an object's own property. */
+/** code -> its class, and whether a retry can help. A Map, because an unknown code could be the name of an inherited property. */
 export const KINDS = new Map(Object.entries(ROWS))
 
 /**
@@ -160,23 +160,23 @@ function closest(status) {
 }
 
 /**
- * Return the error of a response: by the gateway's error object, or by the status if a proxy answered.
+ * Return the error of a response, from the gateway's error object, or from the status if a proxy answered.
  * @param {number | null} status null for an error in a stream
  * @param {unknown} body the parsed body
  * @param {(name: string) => string | null} header
  * @returns {AimeshError}
  */
 export function fromAnswer(status, body, header = () => null) {
-  const told = objectIn(objectIn(body).error)
+  const details = objectIn(objectIn(body).error)
   const nearest = closest(status ?? 500)
-  const code = textIn(told.code) || nearest
+  const code = textIn(details.code) || nearest
   const [Kind, isRetryable] = KINDS.get(code) ?? KINDS.get(nearest) ?? [Internal, false]
-  return new Kind(textIn(told.message) || `the gateway answered with status ${status}`, {
+  return new Kind(textIn(details.message) || `the gateway answered with status ${status}`, {
     code,
-    hint: textIn(told.hint),
+    hint: textIn(details.hint),
     status,
-    requestId: textIn(told.request_id) || header('x-request-id'),
-    param: textIn(told.param) || null,
+    requestId: textIn(details.request_id) || header('x-request-id'),
+    param: textIn(details.param) || null,
     retryAfterMs: retryAfterMs(header),
     retryable: isRetryable && header('x-should-retry') !== 'false',
   })
@@ -192,8 +192,8 @@ function retryAfterMs(header) {
     ['retry-after-ms', 1],
     ['retry-after', 1000],
   ])) {
-    const said = header(name)
-    if (said !== null && /^\d{1,9}$/.test(said)) return Number(said) * unit
+    const value = header(name)
+    if (value !== null && /^\d{1,9}$/.test(value)) return Number(value) * unit
   }
   return null
 }

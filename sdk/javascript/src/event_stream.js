@@ -1,10 +1,10 @@
 // Parse server-sent events from bytes in any pieces, as in the HTML standard, "event stream interpretation", with limits. Pure.
 
-import { broken } from './answers.js'
+import { brokenAnswer } from './answers.js'
 
 /**
- * Includes line breaks. Most events have some hundred bytes; a cached answer arrives in one event, with up to 1 MiB of text, which JSON
- * makes at most six times as long.
+ * Includes line breaks. Most events have a few hundred bytes. A cached answer arrives in one event with up to 1 MiB of text, and JSON
+ * escapes make that at most six times as long.
  */
 export const MAX_EVENT_BYTES = 8 * 1024 * 1024
 
@@ -28,7 +28,7 @@ export class EventStreamParser {
   #data = []
   /** @type {string | null} */
   #id = null
-  // `fatal`, because a text with replaced characters would pass for the answer.
+  // `fatal`, because otherwise invalid bytes would be replaced silently.
   #decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
   /**
@@ -57,7 +57,7 @@ export class EventStreamParser {
   #keep(part) {
     if (part.length === 0) return
     this.#eventBytes += part.length
-    if (this.#eventBytes > MAX_EVENT_BYTES) throw broken('an event of the stream has no end')
+    if (this.#eventBytes > MAX_EVENT_BYTES) throw brokenAnswer('an event of the stream has no end')
     // Copy, because the caller may reuse the chunk.
     this.#parts.push(part.slice())
   }
@@ -95,9 +95,9 @@ export class EventStreamParser {
     const parts = this.#parts
     this.#parts = []
     try {
-      return this.#decoder.decode(parts.length === 1 ? parts[0] : joined(parts))
+      return this.#decoder.decode(parts.length === 1 ? parts[0] : concatenated(parts))
     } catch (error) {
-      throw broken('the stream is not UTF-8', error)
+      throw brokenAnswer('the stream is not UTF-8', error)
     }
   }
 }
@@ -106,7 +106,7 @@ export class EventStreamParser {
  * @param {Uint8Array[]} parts
  * @returns {Uint8Array}
  */
-export function joined(parts) {
+export function concatenated(parts) {
   const whole = new Uint8Array(parts.reduce((size, part) => size + part.length, 0))
   let at = 0
   for (const part of parts) {

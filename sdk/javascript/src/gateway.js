@@ -1,9 +1,9 @@
 // Exchange HTTP requests and responses with the gateway, with limits. Every failure is an AimeshError or the signal's reason.
 
-import { broken, readJson } from './answers.js'
+import { brokenAnswer, readJson } from './answers.js'
 import { until } from './deadline.js'
 import { AnswerBroken, ConnectionFailed, fromAnswer, NotAuthenticated } from './errors.js'
-import { joined } from './event_stream.js'
+import { concatenated } from './event_stream.js'
 
 /** @import {Bearer} from './bearers.js' */
 
@@ -13,7 +13,7 @@ const MAX_ANSWER_BYTES = 64 * 1024 * 1024
 const MAX_ERROR_BYTES = 64 * 1024
 
 /**
- * @typedef {object} Asked
+ * @typedef {object} GatewayRequest
  * @property {string} method
  * @property {string} path
  * @property {string} [body] JSON
@@ -37,48 +37,48 @@ export class Gateway {
   }
 
   /**
-   * @param {Asked} asked
+   * @param {GatewayRequest} request
    * @param {AbortSignal} signal
    * @returns {Promise<unknown>} the answer as JSON
    */
-  async ask(asked, signal) {
-    const response = await this.open(asked, signal)
+  async ask(request, signal) {
+    const response = await this.open(request, signal)
     return readJson(await this.#text(response, MAX_ANSWER_BYTES, signal))
   }
 
   /**
-   * @param {Asked} asked
+   * @param {GatewayRequest} request
    * @param {AbortSignal} signal
    * @returns {Promise<Response>} a successful response; read its body with `read`
    */
-  async open(asked, signal) {
+  async open(request, signal) {
     const token = this.#bearer.token()
-    const response = await this.#send(asked, token, signal)
+    const response = await this.#send(request, token, signal)
     if (response.ok) return response
     const failure = await this.#failure(response, signal)
     if (!(failure instanceof NotAuthenticated)) throw failure
     // A rejected request was not run, so any request may be sent again.
     if (!(await until(signal, this.#bearer.renew(token)))) throw this.#bearer.explain(failure)
-    const again = await this.#send(asked, this.#bearer.token(), signal)
+    const again = await this.#send(request, this.#bearer.token(), signal)
     if (again.ok) return again
     throw await this.#failure(again, signal)
   }
 
   /**
-   * @param {Asked} asked
+   * @param {GatewayRequest} request
    * @param {string | null} token
    * @param {AbortSignal} signal
    */
   async #send({ method, path, body, headers }, token, signal) {
     /** @type {Record<string, string>} */
-    const all = { ...headers }
-    if (token !== null) all.authorization = `Bearer ${token}`
-    if (body !== undefined) all['content-type'] = 'application/json'
-    return await this.#unlessLost(signal, () =>
+    const allHeaders = { ...headers }
+    if (token !== null) allHeaders.authorization = `Bearer ${token}`
+    if (body !== undefined) allHeaders['content-type'] = 'application/json'
+    return await this.#orConnectionFailed(signal, () =>
       this.#fetch.call(globalThis, this.#baseUrl + path, {
         method,
         body,
-        headers: all,
+        headers: allHeaders,
         signal,
         // The key identifies the caller, not a browser's cookies.
         credentials: 'omit',
@@ -99,7 +99,7 @@ export class Gateway {
     const reader = response.body.getReader()
     try {
       while (true) {
-        const { done, value } = await this.#unlessLost(signal, () => reader.read())
+        const { done, value } = await this.#orConnectionFailed(signal, () => reader.read())
         if (done) return
         yield value
       }
@@ -121,13 +121,13 @@ export class Gateway {
     let size = 0
     for await (const part of this.read(response, signal)) {
       size += part.length
-      if (size > mostBytes) throw broken(`an answer has more than ${mostBytes} bytes`)
+      if (size > mostBytes) throw brokenAnswer(`an answer has more than ${mostBytes} bytes`)
       parts.push(part)
     }
     try {
-      return new TextDecoder('utf-8', { fatal: true }).decode(joined(parts))
+      return new TextDecoder('utf-8', { fatal: true }).decode(concatenated(parts))
     } catch (error) {
-      throw broken('the response is not UTF-8', error)
+      throw brokenAnswer('the response is not UTF-8', error)
     }
   }
 
@@ -158,13 +158,13 @@ export class Gateway {
    * @param {() => Promise<T>} work
    * @returns {Promise<T>}
    */
-  async #unlessLost(signal, work) {
+  async #orConnectionFailed(signal, work) {
     try {
       signal.throwIfAborted()
       return await until(signal, work())
     } catch (error) {
       if (signal.aborted) throw signal.reason
-      throw lost(this.#baseUrl, error)
+      throw connectionFailed(this.#baseUrl, error)
     }
   }
 }
@@ -174,7 +174,7 @@ export class Gateway {
  * @param {unknown} error thrown by `fetch` or while reading the body
  * @returns {ConnectionFailed}
  */
-export function lost(where, error) {
+export function connectionFailed(where, error) {
   const cause = error instanceof Error && error.cause instanceof Error ? error.cause : error
   const why = cause instanceof Error ? ('code' in cause && cause.code ? String(cause.code) : cause.message) : String(cause)
   return new ConnectionFailed(`the connection to ${where} failed: ${why}`, {

@@ -1,7 +1,7 @@
 // Log in, and renew a login session. These calls need no credential.
 
 import { field, object } from './answers.js'
-import { NOBODY } from './bearers.js'
+import { NO_CREDENTIAL } from './bearers.js'
 import { Call } from './calls.js'
 import { Gateway } from './gateway.js'
 import { addressOf, loginBody, timeoutOf } from './requests.js'
@@ -18,11 +18,11 @@ const RENEWAL_RETRIES = 2
  * @param {LoginOptions} options
  * @returns {Promise<Session>} for a client, instead of a key
  */
-export async function login({ baseUrl, signal, timeoutMs = LOGIN_MS, fetch = globalThis.fetch, ...who }) {
-  const gateway = new Gateway(addressOf(baseUrl), NOBODY, fetch)
+export async function login({ baseUrl, signal, timeoutMs = LOGIN_MS, fetch = globalThis.fetch, ...credentials }) {
+  const gateway = new Gateway(addressOf(baseUrl), NO_CREDENTIAL, fetch)
   // No retries: a wrong password would count twice.
   const call = new Call(gateway, { signal, timeoutMs: timeoutOf(timeoutMs), maxRetries: 0, once: false })
-  return readSession(await call.ask({ method: 'POST', path: '/api/auth/login', body: loginBody(who) }))
+  return readSession(await call.ask({ method: 'POST', path: '/api/auth/login', body: loginBody(credentials) }))
 }
 
 /**
@@ -41,6 +41,6 @@ export async function renew(gateway, sessionToken) {
  * @returns {Session}
  */
 function readSession(json) {
-  const said = object(json, 'the answer')
-  return Object.freeze({ accessToken: field(said, 'access_token', 'string'), sessionToken: field(said, 'session_token', 'string') })
+  const answer = object(json, 'the answer')
+  return Object.freeze({ accessToken: field(answer, 'access_token', 'string'), sessionToken: field(answer, 'session_token', 'string') })
 }

@@ -2,10 +2,10 @@
 
 /** @import {CallOptions, EmbedRequest, InferenceRequest, Session} from '../index.d.ts' */
 
-const OF_A_CALL = ['signal', 'timeoutMs']
-const OF_INFERENCE = ['prompt', 'messages', 'system', 'model', 'maxTokens', 'temperature', 'topP', 'topK', 'stop', 'seed']
-const OF_LOGIN = ['username', 'email', 'password', 'code']
-const OF_EMBEDDING = ['input', 'model', 'dimensions']
+const CALL_OPTIONS = ['signal', 'timeoutMs']
+const INFERENCE_OPTIONS = ['prompt', 'messages', 'system', 'model', 'maxTokens', 'temperature', 'topP', 'topK', 'stop', 'seed']
+const LOGIN_OPTIONS = ['username', 'email', 'password', 'code']
+const EMBEDDING_OPTIONS = ['input', 'model', 'dimensions']
 /** The gateway's limit. */
 export const MAX_BODY_BYTES = 1024 * 1024
 /** The longest delay of a timer; beyond it JavaScript's timers fire immediately. */
@@ -18,7 +18,7 @@ const LONGEST_TIMEOUT_MS = 2 ** 31 - 1
  * @throws {TypeError} for an unknown option
  */
 export function inferenceBody(request, stream) {
-  const body = chosen(request, OF_INFERENCE)
+  const body = pickOptions(request, INFERENCE_OPTIONS)
   return JSON.stringify(stream ? { ...body, stream } : body)
 }
 
@@ -28,7 +28,7 @@ export function inferenceBody(request, stream) {
  * @throws {TypeError} for an unknown option
  */
 export function embeddingBody(request) {
-  return JSON.stringify({ ...chosen(request, OF_EMBEDDING), encoding_format: 'float' })
+  return JSON.stringify({ ...pickOptions(request, EMBEDDING_OPTIONS), encoding_format: 'float' })
 }
 
 /**
@@ -36,7 +36,7 @@ export function embeddingBody(request) {
  * @throws {TypeError} for an unknown option
  */
 export function ensureOptions(options) {
-  chosen(options, [])
+  pickOptions(options, [])
 }
 
 /**
@@ -73,7 +73,7 @@ export function credentialOf(apiKey) {
  * @returns {Session}
  */
 export function sessionOf(session, apiKey) {
-  if (apiKey !== undefined) throw new TypeError('give apiKey or session, not both')
+  if (apiKey !== undefined) throw new TypeError('pass either apiKey or session, not both')
   const { accessToken, sessionToken } = /** @type {Record<string, unknown>} */ (session ?? {})
   for (const token of [accessToken, sessionToken]) {
     if (typeof token !== 'string' || !/^[!-~]+$/.test(token)) throw new TypeError('session must be the result of `login`')
@@ -82,12 +82,12 @@ export function sessionOf(session, apiKey) {
 }
 
 /**
- * @param {object} who
+ * @param {object} credentials
  * @returns {string}
  * @throws {TypeError} for an unknown option
  */
-export function loginBody(who) {
-  return JSON.stringify(chosen(who, OF_LOGIN))
+export function loginBody(credentials) {
+  return JSON.stringify(pickOptions(credentials, LOGIN_OPTIONS))
 }
 
 /**
@@ -109,15 +109,15 @@ export function addressOf(baseUrl) {
 }
 
 /**
- * @param {object} said
+ * @param {object} options
  * @param {string[]} names the options to send
  * @returns {Record<string, unknown>}
  */
-function chosen(said, names) {
-  if (typeof said !== 'object' || said === null) throw new TypeError('a request is an object such as { prompt, model, maxTokens }')
-  const unknown = Object.keys(said).find((name) => !names.includes(name) && !OF_A_CALL.includes(name))
+function pickOptions(options, names) {
+  if (typeof options !== 'object' || options === null) throw new TypeError('a request is an object such as { prompt, model, maxTokens }')
+  const unknown = Object.keys(options).find((name) => !names.includes(name) && !CALL_OPTIONS.includes(name))
   if (unknown !== undefined) {
-    throw new TypeError(`unknown option ${JSON.stringify(unknown)}; use ${[...names, ...OF_A_CALL].join(', ')}`)
+    throw new TypeError(`unknown option ${JSON.stringify(unknown)}; use ${[...names, ...CALL_OPTIONS].join(', ')}`)
   }
-  return Object.fromEntries(Object.entries(said).filter(([name]) => names.includes(name)))
+  return Object.fromEntries(Object.entries(options).filter(([name]) => names.includes(name)))
 }

@@ -11,7 +11,7 @@ const LONGEST_PAUSE_MS = 8000
  * After these errors a stream that has delivered text can resume, because another gateway has the rest or takes over. All other errors after
  * text are final.
  */
-const PASSES_ON = new Set(['connection_failed', 'draining', 'link_lost', 'in_progress', 'rate_limited', 'unavailable', 'overloaded'])
+const RESUMABLE = new Set(['connection_failed', 'draining', 'link_lost', 'in_progress', 'rate_limited', 'unavailable', 'overloaded'])
 
 /**
  * @typedef {object} Attempts
@@ -30,11 +30,11 @@ export function pauseMs(error, { failed, maxRetries, remainingMs, random }) {
   if (!error.retryable) return null
   // A request that is still running is not a failure: wait as long as there is time.
   if (failed >= maxRetries && !(error instanceof InProgress)) return null
-  const grown = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(failed, 10))
-  const drawn = grown * (0.5 + random() / 2)
+  const backoff = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(failed, 10))
+  const jittered = backoff * (0.5 + random() / 2)
   // Jitter spreads the callers that got the same retry time.
-  const told = error.retryAfterMs === null ? 0 : error.retryAfterMs + drawn / 10
-  const pause = Math.max(drawn, told)
+  const requested = error.retryAfterMs === null ? 0 : error.retryAfterMs + jittered / 10
+  const pause = Math.max(jittered, requested)
   return pause < remainingMs ? pause : null
 }
 
@@ -42,6 +42,6 @@ export function pauseMs(error, { failed, maxRetries, remainingMs, random }) {
  * @param {AimeshError} error
  * @returns {boolean} whether a stream that has delivered text can resume after it
  */
-export function passesOn(error) {
-  return PASSES_ON.has(error.code)
+export function canResumeAfter(error) {
+  return RESUMABLE.has(error.code)
 }

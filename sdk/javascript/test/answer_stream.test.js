@@ -130,7 +130,7 @@ test('and given up where none come', async (context) => {
 
 test('also where the connections end well', async (context) => {
   const { client, seen } = await scripted(context, events([]))
-  await assert.rejects(client.stream(ASKED).finish(), /ended before its answer/)
+  await assert.rejects(client.stream(ASKED).finish(), /ended before the answer was complete/)
   assert.equal(seen.length, 3)
 })
 

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { AnswerBroken, ConnectionFailed, fromAnswer } from '../src/errors.js'
-import { passesOn, pauseMs } from '../src/retries.js'
+import { canResumeAfter, pauseMs } from '../src/retries.js'
 
 const of = (code, status, after = null) => fromAnswer(status, { error: { code } }, (name) => (name === 'retry-after-ms' ? after : null))
 const attempts = (changed = {}) => ({ failed: 0, maxRetries: 2, remainingMs: 60_000, random: () => 1, ...changed })
@@ -33,6 +33,6 @@ for (const [name, error, changed, expected] of cases) {
 }
 
 test('after text, a stream resumes only where another gateway has the rest', () => {
-  for (const code of ['link_lost', 'draining']) assert.ok(passesOn(of(code, null)))
-  for (const code of ['worker_lost', 'model_crashed', 'deadline_exceeded', 'internal']) assert.ok(!passesOn(of(code, null)))
+  for (const code of ['link_lost', 'draining']) assert.ok(canResumeAfter(of(code, null)))
+  for (const code of ['worker_lost', 'model_crashed', 'deadline_exceeded', 'internal']) assert.ok(!canResumeAfter(of(code, null)))
 })

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { fromAnswer } from '../src/errors.js'
-import { passesOn, pauseMs } from '../src/retries.js'
+import { canResumeAfter, pauseMs } from '../src/retries.js'
 import { END, event, events, failure, hangUp, json, scripted, WHOLE, words } from './servers.js'
 
 const vectors = JSON.parse(readFileSync(new URL('../../test_vectors.json', import.meta.url), 'utf8'))
@@ -26,7 +26,7 @@ for (const vector of vectors.retries) {
     const after = vector.retry_after_ms === null ? null : String(vector.retry_after_ms)
     const error = fromAnswer(vector.status, { error: { code: vector.code } }, (name) => (name === 'retry-after-ms' ? after : null))
     const attempts = { failed: vector.failures - 1, maxRetries: 2, remainingMs: vector.left_ms, random: () => 0.5 }
-    const isFinal = vector.status === null && !passesOn(error)
+    const isFinal = vector.status === null && !canResumeAfter(error)
     const pause = isFinal ? null : pauseMs(error, attempts)
     assert.equal(pause !== null, vector.retried)
     if (pause !== null) assert.ok(pause >= vector.at_least_ms, `${pause}`)

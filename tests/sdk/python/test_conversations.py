@@ -223,7 +223,7 @@ def test_unknown_events_of_a_newer_gateway_are_ignored() -> None:
     ("reply", "why"),
     [
         pytest.param(Try(headers=JSON, pieces=[WHOLE]), "not a stream of events", id="an answer in one piece"),
-        pytest.param(Try(headers={}), "of no type", id="nothing"),
+        pytest.param(Try(headers={}), "without a content type", id="nothing"),
         pytest.param(Try(pieces=[b"data: {\n\n"]), "an event is not JSON", id="no JSON"),
         pytest.param(Try(pieces=[b"data: \xff\n\n"]), "an event is not JSON", id="no UTF-8"),
         pytest.param(Try(pieces=[event({"text": 7})]), "an event.text must be a string", id="a text that is none"),

@@ -340,7 +340,7 @@ def _events(exchange: _Exchange[Answer]) -> Steps[Answer]:
         raise errors.from_response(head.status, head.headers, (yield from _body(exchange, MAX_ERROR_BYTES)))
     kind = head.headers.get("content-type", "")
     if not kind.lower().startswith("text/event-stream"):
-        raise ProtocolError(f"the answer is {kind[:100] or 'of no type'}, not a stream of events", hint=_WRONG_SERVER)
+        raise ProtocolError(f"the answer is {kind[:100] or 'without a content type'}, not a stream of events", hint=_WRONG_SERVER)
     progress, parser = exchange.progress, SseParser()
     while piece := (yield from _piece(exchange)):
         for event in parser.push(piece):
