@@ -9,9 +9,9 @@ from shared import errors
 from shared.stores import database
 from shared.telemetry import Metrics, logs
 
-#: A job runs for at most a twentieth of the time, unless a round takes longer than three minutes.
+#: The pause is 20 times as long as the round, so a job runs for at most a twentieth of the time.
 _SHARE = 20
-#: Upper limit on the pause; the alert upkeep_late fires after three hours.
+#: The longest pause, even after a longer round; the alert upkeep_late fires after three hours.
 _MOST_PAUSE_SECONDS = 3600.0
 
 _log = logs.get(part="upkeep")
@@ -48,5 +48,5 @@ async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[ob
 
 
 def pause_seconds(seconds: float, took: float) -> float:
-    """Return the pause after a round that ``took`` so long, for a job with an interval of ``seconds``."""
+    """Return the pause after a round that took ``took`` seconds, for a job with an interval of ``seconds``."""
     return min(_MOST_PAUSE_SECONDS, max(seconds, _SHARE * took))

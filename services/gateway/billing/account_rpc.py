@@ -21,7 +21,7 @@ from shared.api.ledger import MICRO, Account, ListPrices, ModelPrices, ReadAccou
 from shared.telemetry import logs
 from shared.types import Credential, RequestId, TenantId, Tier, UserId
 
-#: 10 billion credits: safely within 64 bits, and more than any real transfer.
+#: 10 billion credits: within 64 bits, and more than any real transfer.
 MOST_TOP_UP = 10_000_000_000 * MICRO
 MAX_NOTE_CHARACTERS = 500
 
@@ -37,7 +37,7 @@ class CreditTransfer:
 
 
 class AccountRpc:
-    """Account methods. The gate has already checked administrator permissions."""
+    """Implements the account methods. The authorizer has already checked administrator permissions."""
 
     def __init__(self, store: LedgerStore, ledger: Ledger, plans: Mapping[Tier, TierPlan], rpc: node_interface.NodeRpc) -> None:
         self._store = store

@@ -32,7 +32,7 @@ from shared.types import ModelName, NodeId, RequestId, Tier
 
 #: How long a reservation lasts without a heartbeat, and the heartbeat interval.
 LEASE_SECONDS, HEARTBEAT_SECONDS = 90.0, 30.0
-#: Time between a lease's end and settlement by others. Clocks are PostgreSQL's, but a heartbeat may be on its way.
+#: Time between a lease's end and settlement by another gateway, because a heartbeat may still be in flight.
 GRACE_SECONDS = 30.0
 #: How long a receipt that says "still running" is believed.
 MOST_SECONDS = 2 * 3600.0
@@ -183,8 +183,8 @@ class Ledger:
         self._healthy_since = self._healthy_since if self._healthy_since is not None else self._clock()
 
     async def sweep(self, write: WriteRows, find_receipts: FindReceipts) -> None:
-        """Settle what dead gateways left open, by the worker's receipt. Wait after an outage of PostgreSQL, so that live gateways can
-        extend their leases first."""
+        """Settle the requests of dead gateways, using the workers' receipts. Wait after an outage of PostgreSQL, so that live gateways
+        can extend their leases first."""
         if self._healthy_since is None or self._clock() - self._healthy_since < HEARTBEAT_SECONDS:
             return
         overdue = await self._store.list_overdue(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)

@@ -38,10 +38,10 @@ class LedgerStore:
         self, wanted: Sequence[ReservationRequest], *, gateway: NodeId, lease_seconds: float
     ) -> list[GrantedReservation | InsufficientCredits]:
         """Reserve in one transaction; answer in order. An existing reservation is kept and reported as repeated."""
-        columns = zip(*(_columns(one) for one in wanted), strict=True)
+        columns = zip(*(_columns(reservation) for reservation in wanted), strict=True)
         rows = await self._database.rows("reserve", *columns, gateway, lease_seconds, deadline_seconds=2)
         answers = {row["request_id"]: _answer(row) for row in rows}
-        return [answers[one.request_id] for one in wanted]
+        return [answers[reservation.request_id] for reservation in wanted]
 
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
         await self._database.run("extend_leases", list(requests), seconds)
@@ -53,7 +53,7 @@ class LedgerStore:
 
     async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
         """Record at most one claim per request; return the recorded ones. The others are locked right now, or not open."""
-        columns = zip(*((one.request_id, one.worker, one.delivered_before) for one in claims), strict=True)
+        columns = zip(*((claim.request_id, claim.worker, claim.delivered_before) for claim in claims), strict=True)
         return {RequestId(row["request_id"]) for row in await self._database.rows("record_claims", *columns, deadline_seconds=2)}
 
     async def read_account(self, owner: TenantId, monthly_micro: MicroCredits | None) -> AccountRow:

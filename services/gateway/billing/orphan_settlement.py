@@ -1,7 +1,7 @@
 """Settles requests whose gateway died. Pure.
 
-The worker's receipt says how much the dead gateway had acknowledged, so what the caller got; that is billed. Without a receipt nothing
-is billed, in the user's favor.
+The worker's receipt says how many tokens the dead gateway acknowledged, and so how many the caller got. Only these are billed. Without a
+receipt, nothing is billed.
 """
 
 from datetime import datetime

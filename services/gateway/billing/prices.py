@@ -30,7 +30,7 @@ class Price:
         return MicroCredits(_rounded_up(millionths) + price.request_micro + compute)
 
     def fixed(self, prompt_tokens: int, most_seconds: float) -> MicroCredits:
-        """Return the maximum cost without output."""
+        """Return the maximum cost of everything but the output."""
         return self.cost(prompt_tokens, 0, most_seconds)
 
 

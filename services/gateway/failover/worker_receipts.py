@@ -1,7 +1,8 @@
 """Collects workers' receipts for requests whose gateway died.
 
-Only the last worker of a request is asked, and only its receipt counts. A worker that failed and was replaced may still have a receipt
-of its part; any other receipt is an attempt to bill another worker's work, and a strike. The ledger bills at most what was reserved.
+Only the last worker of a request is asked, and only its receipt counts. A worker that was replaced after a failure may still have a
+receipt for its part. Any other receipt is an attempt to bill another worker's work, and earns a strike. The ledger bills at most what was
+reserved.
 """
 
 import asyncio
@@ -35,11 +36,11 @@ async def collect(
     doesn't respond or sends invalid receipts."""
     # Paused and draining workers keep their receipts, too.
     alive = {worker.node for worker in directory.entries(Role.WORKER) if worker.alive}
-    wanted = {one.request_id: one for one in reservations}
+    wanted = {reservation.request_id: reservation for reservation in reservations}
     request_ids_by_worker: dict[NodeId, list[RequestId]] = {}
-    for one in reservations:
-        if one.workers and one.workers[-1] in alive:
-            request_ids_by_worker.setdefault(one.workers[-1], []).append(one.request_id)
+    for reservation in reservations:
+        if reservation.workers and reservation.workers[-1] in alive:
+            request_ids_by_worker.setdefault(reservation.workers[-1], []).append(reservation.request_id)
     found: dict[RequestId, Receipt] = {}
 
     async def ask(node: NodeId, request_ids: Sequence[RequestId]) -> None:

@@ -28,7 +28,7 @@ from shared.timing.bounded_waits import BoundedWait
 
 #: Concurrent sign-ins: slightly more than auth hashes at once. Many of them in one turn of the event loop would delay all streams.
 _SIGN_INS_AT_ONCE = 8
-#: Half of these per address: an office behind one address can still use all of auth's CPU, and leaves room for others.
+#: One address may use half of them: enough for an office behind one address to keep auth busy, while others still get in.
 _SIGN_INS_OF_ONE_ADDRESS = 4
 _LONGEST_WAIT_SECONDS = 20.0
 #: A registration with the longest allowed values is under 2 KiB. These callers are unauthenticated, so slow bodies are cut off early.

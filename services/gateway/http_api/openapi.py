@@ -20,13 +20,13 @@ _SCHEMES: dict[Audience, list[Json]] = {
 }
 
 #: Sent with every response.
-_REQUEST_ID: Json = {"X-Request-Id": {"description": "Identifies the request in logs and accounts", "schema": {"type": "string"}}}
+_REQUEST_ID: Json = {"X-Request-Id": {"description": "The id of the request in logs and usage", "schema": {"type": "string"}}}
 _ALLOWANCE: Json = {
     name: {"description": what, "schema": {"type": "string"}}
     for name, what in (
         ("X-RateLimit-Limit-Requests", "The tightest limit on requests"),
-        ("X-RateLimit-Remaining-Requests", "What is left of it"),
-        ("X-RateLimit-Reset-Requests", "Time until it is unused again"),
+        ("X-RateLimit-Remaining-Requests", "Requests left within this limit"),
+        ("X-RateLimit-Reset-Requests", "Time until the limit is fully available again"),
     )
 }
 _RETRY_AFTER: Json = {"Retry-After": {"description": "Seconds after which a retry may succeed", "schema": {"type": "integer"}}}

@@ -41,7 +41,7 @@ class LimitAnswer(msgspec.Struct, frozen=True):
     kind: str
     limit: int
     remaining: int
-    #: Until it is unused again.
+    #: Until the limit is fully available again.
     resets_in_seconds: float
 
 
@@ -145,10 +145,10 @@ class RestUsage:
         await call.answer(msgspec.convert(usage, UsageAnswer, from_attributes=True))
 
     async def _quota(self, call: HttpCall) -> None:
-        found = await self._quotas.look(call.caller)
-        hour, caller = limit_rules.hourly(found), call.caller
-        each = tuple(LimitAnswer(one.scope, one.kind, one.limit, one.remaining, one.resets_in_seconds) for one in found)
-        await call.answer(QuotaAnswer(caller.user_id, caller.tier, hour.limit, hour.used, hour.remaining, hour.resets_in_seconds, each))
+        allowances = await self._quotas.look(call.caller)
+        hour, caller = limit_rules.hourly(allowances), call.caller
+        limits = tuple(LimitAnswer(left.scope, left.kind, left.limit, left.remaining, left.resets_in_seconds) for left in allowances)
+        await call.answer(QuotaAnswer(caller.user_id, caller.tier, hour.limit, hour.used, hour.remaining, hour.resets_in_seconds, limits))
 
     async def _requests(self, call: HttpCall) -> None:
         query = request_bodies.read_query(call.query, RequestsQuery)

@@ -157,7 +157,7 @@ def size_of(chunk: Chunk | Vectors) -> int:
     if isinstance(chunk, Vectors):
         return _CHUNK_BYTES + sum(_VECTOR_BYTES + len(vector) for vector in chunk.vectors)
     calls = sum(_CALL_BYTES + _CHARACTER_BYTES * len(call.name + call.arguments) for call in chunk.tool_calls)
-    logprobs = sum(_logprob_bytes(one) for one in chunk.logprobs)
+    logprobs = sum(map(_logprob_bytes, chunk.logprobs))
     return _CHUNK_BYTES + _CHARACTER_BYTES * len(chunk.text) + _TOKEN_BYTES * len(chunk.token_ids) + logprobs + calls
 
 

@@ -14,8 +14,8 @@ from shared.types import TenantId
 
 
 def seal(plain: bytes, tenant: TenantId, storage_key: str, secret: str, *, compression: int = 1) -> bytes:
-    """Encrypt for the storage key ``storage_key``; it can't be decrypted under another. ``compression``: a zlib level, 0 for none."""
-    # Answers have hundreds of similar chunks: the default leaves a third of their size.
+    """Encrypt for this storage key; it can't be decrypted under another. ``compression``: a zlib level, 0 for none."""
+    # Answers have hundreds of similar chunks: the default level reduces them to a third.
     return bytes(_box(tenant, secret).encrypt(zlib.compress(plain, level=compression), storage_key.encode()))
 
 

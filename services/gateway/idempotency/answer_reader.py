@@ -58,8 +58,8 @@ class StoredAnswers(Generic[Piece, End]):
 
 
 class AnswerReader(Generic[Head, Piece, End]):
-    """The answer to a request under a key, made for this call or an earlier one. Iterate it for its numbered chunks; number 0 is a waiting
-    notice. Read ``result`` after them."""
+    """The answer to a request under a key, generated for this call or an earlier call. Iterate it for its numbered chunks; number 0 is a
+    waiting notice. Read ``result`` after them."""
 
     def __init__(
         self,

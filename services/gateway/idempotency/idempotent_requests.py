@@ -352,12 +352,12 @@ class IdempotentRequests:
         if not running:
             return
         running_requests = {request_id: self._ours[request_id] for request_id in running}
-        still = await self._store.extend_leases(running, seconds=LEASE_SECONDS)
-        for request_id in [one for one, is_withdrawn in still.items() if is_withdrawn]:
+        still_ours = await self._store.extend_leases(running, seconds=LEASE_SECONDS)
+        for request_id in [request_id for request_id, is_withdrawn in still_ours.items() if is_withdrawn]:
             self._cancel_run(running_requests[request_id])
         for request_id, run in running.items():
             # It may have ended during the query.
-            if request_id in still or request_id not in self._ours or request_id in self._unsaved:
+            if request_id in still_ours or request_id not in self._ours or request_id in self._unsaved:
                 continue
             _log.warning("another gateway took over a request", request=str(request_id))
             del self._ours[request_id]

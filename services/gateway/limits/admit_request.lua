@@ -1,21 +1,21 @@
--- Counts one request against several limits: against all of them, or against none if one has no room.
+-- Counts one request against several limits: against all of them, or, if one of them is exhausted, against none.
 -- local_counters.py implements the commands for times when Valkey is down.
 --
 -- requests_per_hour: a hash of requests by minute. A window has the current minute and the 60 before it: more than an hour, so that no
 --     hour, wherever it starts, ever exceeds the limit.
--- requests_per_minute, tokens_per_minute: GCRA. The key holds the time at which the limit is unused again, at most a minute ahead.
--- concurrency: a sorted set of requests by the end of their lease, which the gateway extends (extend_places.lua).
+-- requests_per_minute, tokens_per_minute: GCRA. The key holds the time when the limit is fully available again, at most a minute ahead.
+-- concurrency: a sorted set of requests by the end of their lease, which the gateway extends (extend_slots.lua).
 --
 -- KEYS: the request's hold (written if it reserves tokens), then one for each limit
--- ARGV: current time in seconds (empty: the server's clock), 1 to count or 0 to look, tokens, request id, seconds of the lease,
+-- ARGV: current time in seconds (empty: the server's clock), 1 to count or 0 only to check, tokens, request id, seconds of the lease,
 --     then for each limit its kind and its number
--- Returns {1 if admitted else 0, then for each limit: left, milliseconds until it fits, milliseconds until it is unused}
+-- Returns {1 if admitted else 0, then for each limit: left, milliseconds until the request fits, milliseconds until it is fully available}
 
 local MINUTE, WINDOW = 60, 60
 -- Keys outlive their content by a minute, in case the clock steps back.
 local SLACK_MS = 60000
--- Rounding tolerance, at most a hundredth of one unit: rounding must not refuse the last unit.
-local function lost(each)
+-- Tolerance for rounding, at most a hundredth of one unit, so that rounding never refuses the last unit.
+local function tolerance(each)
     return math.min(0.001, each / 100)
 end
 
@@ -27,9 +27,9 @@ end
 local counting, tokens, id, lease = ARGV[2] == '1', tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local minute = math.floor(now / 60)
 local lease_ms = math.ceil(lease * 1000)
--- Lease without an extension: after this time, the slots of a killed gateway are free.
-local place = math.min(lease, 30)
-local place_ms = math.ceil(place * 1000)
+-- Lease of a slot until its first extension: after this time, the slots of a killed gateway are free.
+local slot_lease = math.min(lease, 30)
+local slot_lease_ms = math.ceil(slot_lease * 1000)
 
 local function exact(number)
     return string.format('%.17g', number)
@@ -40,7 +40,7 @@ local function milliseconds(seconds)
     return math.max(0, math.ceil(seconds * 1000 - 0.001))
 end
 
--- Each kind: `look` fills left, retry and resets; `take` changes them and the key.
+-- Each kind of limit: `look` reads the key and returns left, retry and resets; `take` counts the request and updates them.
 local kinds = {}
 
 local function leaves_in(counted)
@@ -50,11 +50,11 @@ end
 kinds.requests_per_hour = {
     look = function(key, most)
         local fields = redis.call('HGETALL', key)
-        local minutes, counts, over, used = {}, {}, {}, 0
+        local minutes, counts, expired, used = {}, {}, {}, 0
         for n = 1, #fields, 2 do
             local counted = tonumber(fields[n])
             if counted < minute - WINDOW then
-                over[#over + 1] = fields[n]
+                expired[#expired + 1] = fields[n]
             else
                 -- Include future minutes, counted before the clock stepped back.
                 minutes[#minutes + 1] = counted
@@ -79,11 +79,11 @@ kinds.requests_per_hour = {
         if minutes[1] then
             resets = leaves_in(minutes[1])
         end
-        return {left = most - used, retry = retry, resets = resets, over = over, oldest = minutes[1] or minute}
+        return {left = most - used, retry = retry, resets = resets, expired = expired, oldest = minutes[1] or minute}
     end,
     take = function(key, most, found)
-        if found.over[1] then
-            redis.call('HDEL', key, unpack(found.over))
+        if found.expired[1] then
+            redis.call('HDEL', key, unpack(found.expired))
         end
         redis.call('HINCRBY', key, minute, 1)
         redis.call('PEXPIRE', key, (WINDOW + 1) * 60000 + SLACK_MS)
@@ -93,7 +93,7 @@ kinds.requests_per_hour = {
 }
 
 local function left_of(each, ahead)
-    return math.floor((MINUTE - ahead + lost(each)) / each)
+    return math.floor((MINUTE - ahead + tolerance(each)) / each)
 end
 
 local function gcra(cost)
@@ -108,7 +108,7 @@ local function gcra(cost)
             end
             local ahead = math.max(back_at - now, 0)
             local retry = 0
-            if ahead + cost * each > MINUTE + lost(each) then
+            if ahead + cost * each > MINUTE + tolerance(each) then
                 retry = ahead + cost * each - MINUTE
             end
             return {left = left_of(each, ahead), retry = retry, resets = ahead, ahead = ahead}
@@ -137,19 +137,19 @@ kinds.concurrency = {
             resets = tonumber(redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2]) - now
         end
         if used + 1 > most then
-            -- Nobody knows when a slot becomes free, so retry in a second.
+            -- It is unknown when a slot becomes free, so retry in a second.
             retry = 1
         end
         return {left = most - used, retry = retry, resets = resets}
     end,
     take = function(key, most, found)
         redis.call('ZREMRANGEBYSCORE', key, '-inf', exact(now))
-        redis.call('ZADD', key, exact(now + place), id)
-        if redis.call('PTTL', key) < place_ms + SLACK_MS then
-            redis.call('PEXPIRE', key, place_ms + SLACK_MS)
+        redis.call('ZADD', key, exact(now + slot_lease), id)
+        if redis.call('PTTL', key) < slot_lease_ms + SLACK_MS then
+            redis.call('PEXPIRE', key, slot_lease_ms + SLACK_MS)
         end
         found.left = found.left - 1
-        found.resets = math.max(found.resets, now + place - now)
+        found.resets = math.max(found.resets, now + slot_lease - now)
     end
 }
 

@@ -46,7 +46,7 @@ class LimitKind(StrEnum):
     CONCURRENCY = "concurrency"
 
 
-#: Limits of which a request returns the unused part.
+#: Limits whose unused part is returned when a request ends.
 HELD = (LimitKind.TOKENS_PER_MINUTE, LimitKind.CONCURRENCY)
 
 
@@ -71,13 +71,13 @@ class Count:
     left: int
     #: Time until the request would be admitted; 0 if it would be now.
     retry_after_seconds: float
-    #: Time until the limit is unused again; for hourly limits, until the oldest minute expires.
+    #: Time until the limit is fully available again; for hourly limits, until the oldest minute expires.
     resets_in_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class LimitVerdict:
-    """Whether a request is admitted, and each limit's count: with the request if admitted, without it if not."""
+    """Says whether a request is admitted. The counts include it only if it is."""
 
     admitted: bool
     counts: tuple[Count, ...]
@@ -195,8 +195,8 @@ def allowances(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> tuple
 
 def tightest(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> TightestLimit:
     found = allowances(limits, counts)
-    requests = [one for one in found if one.kind in {LimitKind.REQUESTS_PER_HOUR, LimitKind.REQUESTS_PER_MINUTE}]
-    tokens = [one for one in found if one.kind is LimitKind.TOKENS_PER_MINUTE]
+    requests = [allowance for allowance in found if allowance.kind in {LimitKind.REQUESTS_PER_HOUR, LimitKind.REQUESTS_PER_MINUTE}]
+    tokens = [allowance for allowance in found if allowance.kind is LimitKind.TOKENS_PER_MINUTE]
     return TightestLimit(_least(requests), _least(tokens))
 
 
@@ -220,13 +220,15 @@ def describe(allowance: Allowance, tier: Tier) -> str:
 
 def hourly(found: Sequence[Allowance]) -> Allowance:
     """Return the caller's tightest hourly limit; UNLIMITED if there is none."""
-    least = _least([one for one in found if one.kind is LimitKind.REQUESTS_PER_HOUR and one.scope is not LimitScope.MODEL])
-    return least or Allowance(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, UNLIMITED, UNLIMITED, 0)
+    hours = [left for left in found if left.kind is LimitKind.REQUESTS_PER_HOUR and left.scope is not LimitScope.MODEL]
+    return _least(hours) or Allowance(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, UNLIMITED, UNLIMITED, 0)
 
 
 def states(found: Iterable[Allowance]) -> tuple[LimitState, ...]:
     """Convert allowances to wire types."""
-    return tuple(LimitState(one.scope, one.kind, one.limit, one.remaining, one.resets_in_seconds, one.name, one.source) for one in found)
+    return tuple(
+        LimitState(left.scope, left.kind, left.limit, left.remaining, left.resets_in_seconds, left.name, left.source) for left in found
+    )
 
 
 def attach_limits(error: Exception, tightest: TightestLimit | None) -> None:

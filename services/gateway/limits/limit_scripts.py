@@ -8,12 +8,12 @@ from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import ConcurrencySlot, Count, LimitVerdict, RequestLimit
 from shared.types import RequestId
 
-#: A call takes 0.2 ms, but a busy machine may not schedule Valkey for 20 ms now and then, and counting elsewhere would exceed the
-#: limit. So this allows four such pauses.
+#: A call takes 0.2 ms, but a busy machine sometimes doesn't schedule Valkey for 20 ms. This allows for four such pauses, because counting
+#: in the gateway instead would let requests exceed the limit.
 ANSWER_SECONDS = 0.08
 #: Lease of a concurrency slot without an extension, as in ``admit_request.lua``.
 SLOT_SECONDS = 30.0
-_ADMIT, _SETTLE, _EXTEND = "admit_request", "settle_request", "extend_places"
+_ADMIT, _SETTLE, _EXTEND = "admit_request", "settle_request", "extend_slots"
 
 Argument = str | int | float | bytes
 
@@ -38,7 +38,7 @@ class LimitScripts:
             counters.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"), urgent=True)
 
     async def connect(self) -> None:
-        """Connect in advance, outside of the 80 ms. Raises Unavailable after a second or two."""
+        """Connect in advance, because connecting may take longer than 80 ms. Raises Unavailable after a second or two."""
         await self._counters.connect()
 
     async def look(self, found: Sequence[RequestLimit], *, tokens: int, now: float | None = None) -> LimitVerdict:

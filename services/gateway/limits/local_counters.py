@@ -11,7 +11,7 @@ from lupa import lua51  # the version of Lua that Valkey runs
 
 from services.gateway.limits.limit_scripts import Argument
 
-#: A counter takes 0.3 KB, or 4 KB after a busy hour. The least recently used are dropped.
+#: A counter takes 0.3 KB, or 4 KB after a busy hour. The least recently used ones are dropped.
 _MOST_KEYS = 20_000
 
 
@@ -103,7 +103,7 @@ class LocalCounters:
 
     def _zrange(self, key: str, _first: int, _last: int, _with_scores: str) -> Any:
         """Return the last member and its score, the only range that the scripts ask for."""
-        member, score = max(self._find(key).items(), key=lambda one: one[1])
+        member, score = max(self._find(key).items(), key=lambda member_and_score: member_and_score[1])
         return self._lua.table(member, repr(score))
 
     def _zremrangebyscore(self, key: str, _least: str, most: str) -> None:

@@ -1,6 +1,6 @@
-"""Refuses callers with far more requests than may run at once, before their bodies are read. Pure.
+"""Refuses requests of callers far above their concurrency limit, before reading the bodies. Pure.
 
-The limits would refuse these requests, too, but only after reading a body and asking Valkey for each.
+The limits would refuse these requests, too, but only after reading each body and asking Valkey.
 """
 
 from collections import Counter
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from services.gateway.limits.limit_rules import LimitKind, RequestLimit
 from shared import errors
 
-#: Requests allowed beyond the limit: some are just ending, and the limits decide about the rest.
+#: Requests allowed beyond the limit, because some are just ending. The limits decide about these.
 SLACK = 16
 
 
 class PerTenantConcurrency:
-    """Counts the requests present at this gateway."""
+    """Counts the requests that this gateway is handling."""
 
     def __init__(self) -> None:
         self._here: Counter[str] = Counter()
@@ -30,7 +30,7 @@ class PerTenantConcurrency:
         for limit in counted:
             if self._here[limit.counter] >= limit.most + SLACK:
                 raise errors.Limited(
-                    f"{self._here[limit.counter]} of your requests are already here; your limit is {limit.most} concurrent requests",
+                    f"{self._here[limit.counter]} of your requests are already in progress; your limit is {limit.most} concurrent requests",
                     hint="send fewer requests at the same time",
                     retry_after_seconds=1,
                 )

@@ -1,4 +1,4 @@
-"""Counts requests against the limits in Valkey, or in this process while Valkey is down, as the settings say."""
+"""Counts requests against the limits in Valkey. While Valkey is down, the settings choose: count here, don't count, or refuse requests."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ from shared.stores.cache import CacheRefuses
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, RequestId, Tier
 
-#: How long after its deadline an unsettled request's tokens are still recorded.
+#: How long the tokens of an unsettled request stay recorded after its deadline.
 _LEASE_SLACK_SECONDS = 10.0
 #: Concurrent calls to Valkey. It handles one after another, so 1,000 at once would exceed the answer timeout; others wait here, where
 #: waiting doesn't count as a failure of Valkey.
@@ -44,7 +44,7 @@ PROBE_SECONDS = 1.0
 SLOT_HEARTBEAT_SECONDS = 9.0
 #: Slots per call, about 0.5 ms of Valkey's time.
 _SLOTS_AT_ONCE = 256
-#: Requests that ended while Valkey was down and are settled later, about 300 KB. Others end with their lease.
+#: Requests that ended while Valkey was down and are settled later, about 300 KB. Beyond that, their slots and tokens expire.
 _MOST_UNSETTLED = 1_000
 #: The probe writes, because a read-only Valkey is of no use.
 _PROBE = RequestLimit(LimitScope.USER, LimitKind.CONCURRENCY, limit_rules.hold("probe"), limit_rules.UNLIMITED)
@@ -171,7 +171,7 @@ class Quotas:
         """Extend all slots once. Never raises; while Valkey is down, only the local counts are extended."""
         now = self._clock()
         # An unsettled request ends with its deadline.
-        self._slots = {request_id: one for request_id, one in self._slots.items() if now < one[1]}
+        self._slots = {request_id: (spent, until) for request_id, (spent, until) in self._slots.items() if now < until}
         await self._local.extend(_slots_of(spent for spent, _ in self._slots.values() if spent.counted is CountedRequest.HERE))
         waiting = deque(self._slots)
         while waiting:
@@ -257,7 +257,7 @@ class Quotas:
 
     def _failed(self, error: errors.Unavailable, began: float) -> None:
         now = self._clock()
-        # No answer to any call for so long is more than one slow call.
+        # If no call was answered in this time, Valkey is down; it isn't just one slow call.
         is_silent = now - began >= ANSWER_SECONDS and self._answered_at < began
         # A refusal applies to all calls.
         if self._breaker.failed(now, times=FAILURES if is_silent or isinstance(error, CacheRefuses) else 1):

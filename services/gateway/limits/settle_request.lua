@@ -1,6 +1,6 @@
--- Returns what a request did not use: its concurrency slot and its unused tokens. A second call finds nothing to return.
+-- Returns a request's concurrency slot and its unused tokens. A second call finds nothing to return.
 --
--- KEYS: the request's hold, then one for each limit of which it holds something
+-- KEYS: the request's hold, then one for each limit that it holds a part of
 -- ARGV: current time in seconds (empty: the server's clock), tokens used, request id, then for each limit its kind and its number
 -- Returns 1 if there was something to return, else 0
 
@@ -14,24 +14,24 @@ if not now then
 end
 local used, id = tonumber(ARGV[2]), ARGV[3]
 
-local gave, taken, position = 0, {}, 1
+local returned, reserved, position = 0, {}, 1
 local held = redis.call('GETDEL', KEYS[1])
 if held then
-    gave = 1
+    returned = 1
     for number in string.gmatch(held, '%S+') do
-        taken[#taken + 1] = tonumber(number)
+        reserved[#reserved + 1] = tonumber(number)
     end
 end
 
 for i = 2, #KEYS do
     local name, most = ARGV[2 * i], tonumber(ARGV[2 * i + 1])
     if name == 'concurrency' then
-        gave = math.max(gave, redis.call('ZREM', KEYS[i], id))
+        returned = math.max(returned, redis.call('ZREM', KEYS[i], id))
     elseif held then
         position = position + 1
         local back_at = tonumber(redis.call('GET', KEYS[i]) or now)
-        -- What the passing time has restored is not returned again.
-        local unused = math.min((taken[1] - used) * (MINUTE / most), math.max(taken[position] - now, 0))
+        -- Don't return again what the passing time has already restored.
+        local unused = math.min((reserved[1] - used) * (MINUTE / most), math.max(reserved[position] - now, 0))
         local ahead = math.max(back_at - now, 0) - unused
         if ahead > 0 then
             redis.call('SET', KEYS[i], string.format('%.17g', now + ahead), 'PX', math.ceil(ahead * 1000) + SLACK_MS)
@@ -40,4 +40,4 @@ for i = 2, #KEYS do
         end
     end
 end
-return gave
+return returned

@@ -60,7 +60,8 @@ def with_old_setting(plan: TierPlan, setting: str, requests_per_hour: int | None
 
 
 def plan_of(plans: Mapping[Tier, TierPlan], tier: Tier, *, shares_limits: bool) -> TierPlan:
-    """Return the tier's plan, without credits for an organization that shares its founder's limits: founding must not earn credits."""
+    """Return the tier's plan. An organization that shares its founder's limits gets no credits: otherwise users could found organizations
+    to get more."""
     return replace(plans[tier], credits=0) if shares_limits else plans[tier]
 
 

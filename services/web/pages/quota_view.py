@@ -33,7 +33,7 @@ class LimitView:
     #: 0 to 100.
     percent: str = "0"
     #: The accessible name of the meter.
-    said: str = ""
+    meter_label: str = ""
     #: `bad` if little is left.
     tone: str = ""
     renewal: str = ""
@@ -105,7 +105,7 @@ def _line(state: LimitState) -> LimitView:
         left=usage_chart.number(remaining),
         limit=usage_chart.number(state.limit),
         percent=str(percent),
-        said=f"{percent} % left",
+        meter_label=f"{percent} % left",
         tone="bad" if percent <= _LOW else "",
         renewal=_renewal(state, remaining),
     )

@@ -389,7 +389,7 @@ async def test_too_many_requests_of_one_caller_are_refused_before_their_bodies_a
             await reading.acquire()
         answer = await ask()
         assert answer[0]["status"] == 429
-        assert b"already here" in answer[1]["body"]
+        assert b"already in progress" in answer[1]["body"]
         assert reading.locked()
         # Others do not suffer for it, and those that wait are still here.
         assert not any(task.done() for task in crowd)

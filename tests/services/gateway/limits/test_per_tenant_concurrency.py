@@ -19,7 +19,7 @@ def test_excess_requests_are_refused_until_some_have_ended() -> None:
     with ExitStack() as inside:
         for _ in range(MINE.most + per_tenant_concurrency.SLACK - 1):
             inside.enter_context(door.count_request([MINE]))
-        said = "20 of your requests are already here; your limit is 4 concurrent requests"
+        said = "20 of your requests are already in progress; your limit is 4 concurrent requests"
         with door.count_request([MINE]), pytest.raises(errors.Limited, match=said):
             door.count_request([MINE]).__enter__()
         with door.count_request([MINE]):
@@ -33,7 +33,7 @@ def test_the_tightest_limit_applies_and_a_refusal_is_not_counted() -> None:
         for _ in range(OF_KEY.most + per_tenant_concurrency.SLACK):
             inside.enter_context(door.count_request([MINE, OF_KEY]))
         for _ in range(100):
-            with pytest.raises(errors.Limited, match="17 of your requests are already here; your limit is 1 concurrent requests"):
+            with pytest.raises(errors.Limited, match="17 of your requests are already in progress; your limit is 1 concurrent requests"):
                 door.count_request([MINE, OF_KEY]).__enter__()
         # Another key of the same user.
         with door.count_request([MINE]):
