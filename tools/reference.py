@@ -10,7 +10,7 @@ from types import ModuleType
 import msgspec
 
 import services
-from services.web.session import page_access as pages
+from services.web import page_access as pages
 from shared import api, config, errors
 from shared.access import access_table
 from shared.access.access_table import AccessRule, Audience, Permission

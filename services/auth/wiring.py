@@ -42,15 +42,15 @@ from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.privacy.retention import Days, Retention
 from services.auth.sealing import DataSealer
 from services.auth.session_opening import SessionOpening
+from services.auth.sessions.active_keys import ActiveKeys
 from services.auth.sessions.failed_logins import FailedLogins
 from services.auth.sessions.identities import CountRefusal, Identities
 from services.auth.sessions.key_last_used import KeyLastUsed
 from services.auth.sessions.session_store import SessionStore
+from services.auth.sessions.signing_key_rpc import SigningKeyRpc
+from services.auth.sessions.signing_key_store import SigningKeyStore
 from services.auth.sessions.tokens import AccessTokens
 from services.auth.settings import AuthSettings
-from services.auth.signing.active_keys import ActiveKeys
-from services.auth.signing.signing_key_rpc import SigningKeyRpc
-from services.auth.signing.signing_key_store import SigningKeyStore
 from services.auth.store import AccountTables
 from services.auth.store import opened as database_of
 from shared import errors

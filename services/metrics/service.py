@@ -14,11 +14,11 @@ from services.metrics.collection.log_collector import LogCollector
 from services.metrics.collection.mesh_survey import MeshSurvey
 from services.metrics.collection.recorded_metrics import RecordedMetricSet
 from services.metrics.collection.recording_rpc import RecordingRpc
-from services.metrics.export.otlp import otlp_outbox
-from services.metrics.export.otlp.otlp_outbox import OtlpOutboxes
+from services.metrics.collection.traces_module import TracesModule
+from services.metrics.export import otlp_outbox
+from services.metrics.export.otlp_outbox import OtlpOutboxes
 from services.metrics.history.history_module import HistoryModule
 from services.metrics.settings import MetricsSettings
-from services.metrics.traces.traces_module import TracesModule
 from shared import errors
 from shared import node as nodes
 from shared.api import auth

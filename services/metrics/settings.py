@@ -5,7 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from services.metrics.export.otlp import otlp_endpoint
+from services.metrics.export import otlp_endpoint
 from shared import node
 from shared.config import Port, Variable
 from shared.mail import email_address

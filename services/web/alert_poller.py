@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from services.web import alert_banner
 from services.web.alert_banner import AlertBanner
-from services.web.session.mesh_calls import MeshCalls
+from services.web.mesh_calls import MeshCalls
 from shared import errors
 from shared.api import alerts
 from shared.types import Credential

@@ -13,7 +13,7 @@ from uuid import uuid4
 import msgspec
 
 from services.web.http.event_response import event
-from services.web.session.mesh_calls import MeshAnswer, MeshCalls
+from services.web.mesh_calls import MeshAnswer, MeshCalls
 from shared import amounts, errors
 from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod

@@ -11,7 +11,7 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ControllerRouterHandler, ExceptionHandlersMap
 
-from services.web import request_context
+from services.web import page_access, request_context
 from services.web.http import forms, get_redirects, json_errors
 from services.web.pages import invitation, keys, landing, models, nodes, overview, playground, requests, usage
 from services.web.pages import organizations as teams
@@ -29,7 +29,6 @@ from services.web.pages.admin import (
     users,
 )
 from services.web.request_context import App, ConfirmFirst, HttpRequest, Page, PageRequest, SignInFirst, StepFirst
-from services.web.session import page_access
 from shared import context, errors
 from shared.api import accounts, auth
 from shared.telemetry import logs

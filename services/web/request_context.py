@@ -15,12 +15,11 @@ from litestar import MediaType, Response
 from litestar import Request as LitestarRequest
 from litestar.datastructures import Cookie, State
 
-from services.web import alert_banner, answer_events, live_updates, rendering, runbooks
+from services.web import alert_banner, answer_events, csrf, live_updates, page_access, rendering, runbooks, sessions
 from services.web.alert_poller import AlertPoller
 from services.web.http import forms, json_errors
-from services.web.session import csrf, page_access, sessions
-from services.web.session.mesh_calls import MeshCalls
-from services.web.session.page_access import PageAudience
+from services.web.mesh_calls import MeshCalls
+from services.web.page_access import PageAudience
 from services.web.settings import WebSettings
 from shared import addresses, errors
 from shared.api import accounts, auth
@@ -142,7 +141,7 @@ class PageRequest:
     @property
     def person(self) -> auth.LoginSession:
         """Return the session, on a page that requires one."""
-        assert self.session is not None, "services/web/session/page_access.py allows anonymous access to this page"
+        assert self.session is not None, "services/web/page_access.py allows anonymous access to this page"
         return self.session
 
     async def find_session(self) -> auth.LoginSession | None:

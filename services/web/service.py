@@ -9,9 +9,8 @@ from typing import ClassVar
 
 from litestar.types import ASGIApp
 
-from services.web import application, rendering, request_context
+from services.web import application, csrf, rendering, request_context, sessions
 from services.web.http import front_app, passthrough
-from services.web.session import csrf, sessions
 from services.web.settings import WebSettings
 from shared.api.gateway import Check
 from shared.node import Node

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from services.metrics.export.otlp import log_records, otlp_values, span_records
+from services.metrics.export import log_records, otlp_values, span_records
 from services.metrics.settings import MetricsSettings
 from shared import config
 from shared.types import MeshName

@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from services.web.session.mesh_calls import MeshCalls
+from services.web.mesh_calls import MeshCalls
 from shared import errors
 from shared.api import accounts, auth, gateway, organizations, privacy, usage_report
 from shared.api.method import Method, Reply, Request

@@ -19,7 +19,7 @@ from joserfc import jws
 
 from services.auth import api_keys
 from services.auth.jws_algorithms import AllowedAlgorithms
-from services.auth.signing.signing_keys import VerificationKeys
+from services.auth.sessions.signing_keys import VerificationKeys
 from shared import errors
 from shared.identity import credentials
 from shared.types import Credential, TenantId, UserId

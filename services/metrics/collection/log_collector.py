@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from services.metrics.collection.read_positions import ReadPositions
-from services.metrics.export.otlp.log_records import LogLine
-from services.metrics.export.otlp.otlp_outbox import OtlpOutbox
+from services.metrics.export.log_records import LogLine
+from services.metrics.export.otlp_outbox import OtlpOutbox
 from shared import node as nodes
 from shared.api import node as node_api
 from shared.discovery import directory

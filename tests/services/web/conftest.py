@@ -10,9 +10,8 @@ import pytest
 from litestar import Litestar
 from litestar.types import ASGIApp
 
-from services.web import application, rendering, request_context
+from services.web import application, csrf, rendering, request_context, sessions
 from services.web.http import front_app, passthrough
-from services.web.session import csrf, sessions
 from services.web.settings import WebSettings
 from shared.telemetry import Metrics
 from shared.telemetry.tracing import Traces

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from services.web.session import mesh_calls
+from services.web import mesh_calls
 from shared import errors
 from shared.api import auth, gateway, ledger, usage_report
 from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
@@ -59,7 +59,7 @@ class Account:
 
 
 class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
-    """Implements services.web.session.mesh_calls.MeshCalls. A test reads ``calls`` and writes the rest."""
+    """Implements services.web.mesh_calls.MeshCalls. A test reads ``calls`` and writes the rest."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -12,9 +12,8 @@ import pytest
 from litestar import Litestar
 from litestar.types import ASGIApp
 
-from services.web import application, live_updates
-from services.web.session import page_access
-from services.web.session.page_access import PageAudience
+from services.web import application, live_updates, page_access
+from services.web.page_access import PageAudience
 from shared.api.auth import Step
 from shared.types import UserRole
 from tests import tiers

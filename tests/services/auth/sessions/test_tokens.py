@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.auth.sessions.signing_keys import PrivateSigningKey
 from services.auth.sessions.tokens import AccessTokens, SessionToken
-from services.auth.signing.signing_keys import PrivateSigningKey
 from shared import errors
 from shared.types import Credential, TenantId, UserId
 

@@ -16,9 +16,8 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from services.web import application, rendering, request_context
+from services.web import application, csrf, rendering, request_context, sessions
 from services.web.http import front_app, passthrough
-from services.web.session import csrf, sessions
 from services.web.settings import WebSettings
 from shared import errors
 from shared.api import accounts, organizations

@@ -13,9 +13,8 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from services.web import application, live_updates, rendering, request_context
+from services.web import application, csrf, live_updates, rendering, request_context, sessions
 from services.web.http import front_app, passthrough
-from services.web.session import csrf, sessions
 from services.web.settings import WebSettings
 from shared.api import gateway, ledger
 from shared.api.usage_report import UsageOfKey, UsageOfModel, UsageSum

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from services.web.session import mesh_calls
+from services.web import mesh_calls
 from shared import errors
 from shared.api import audit, auth, gateway, ledger, membership, metrics, organizations, service_settings, usage_report
 from shared.api.membership import Member, MemberState, TicketRow, TicketState

@@ -9,9 +9,8 @@ import httpx
 import pytest
 from litestar.types import ASGIApp
 
-from services.web import application
-from services.web.session import page_access
-from services.web.session.page_access import PageAudience
+from services.web import application, page_access
+from services.web.page_access import PageAudience
 from shared.api.auth import Step
 from shared.api.gateway import ServedModel
 from shared.types import ModelName, UserRole

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from services.metrics.export.otlp import log_records
-from services.metrics.export.otlp.log_records import LogLine
+from services.metrics.export import log_records
+from services.metrics.export.log_records import LogLine
 
 LINE = {
     "ts": "2026-11-21T10:00:00.123Z",

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from services.auth.signing import key_rotation
-from services.auth.signing.key_rotation import KnownKey, RotationPlan
-from services.auth.signing.signing_key_store import KeyChange, SigningKeyStore, StoredKey
-from services.auth.signing.signing_keys import KeySealer, PrivateSigningKey
+from services.auth.sessions import key_rotation
+from services.auth.sessions.key_rotation import KnownKey, RotationPlan
+from services.auth.sessions.signing_key_store import KeyChange, SigningKeyStore, StoredKey
+from services.auth.sessions.signing_keys import KeySealer, PrivateSigningKey
 from shared import errors
 from shared.node import lifecycle
 from shared.telemetry import logs

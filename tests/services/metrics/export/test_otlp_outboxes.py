@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.metrics.collection import log_collector
-from services.metrics.export.otlp import log_records, otlp_outbox, span_records
-from services.metrics.export.otlp.log_records import LogLine
-from services.metrics.export.otlp.otlp_outbox import OtlpOutboxes
-from services.metrics.export.otlp.span_records import NodeSpan
+from services.metrics.export import log_records, otlp_outbox, span_records
+from services.metrics.export.log_records import LogLine
+from services.metrics.export.otlp_outbox import OtlpOutboxes
+from services.metrics.export.span_records import NodeSpan
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared.api.gateway import Check

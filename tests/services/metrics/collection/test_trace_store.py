@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.metrics.export.otlp.span_records import NodeSpan
-from services.metrics.traces import trace_store
-from services.metrics.traces.trace_store import TraceStore
+from services.metrics.collection import trace_store
+from services.metrics.collection.trace_store import TraceStore
+from services.metrics.export.span_records import NodeSpan
 from shared.spans import REQUEST_ID, Span, SpanKind, Value
 
 

@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from services.metrics.collection.read_positions import ReadPositions
-from services.metrics.export.otlp.otlp_outbox import OtlpOutbox
-from services.metrics.export.otlp.span_records import NodeSpan
-from services.metrics.traces.span_validation import is_sound
-from services.metrics.traces.trace_store import TraceStore
+from services.metrics.collection.span_validation import is_sound
+from services.metrics.collection.trace_store import TraceStore
+from services.metrics.export.otlp_outbox import OtlpOutbox
+from services.metrics.export.span_records import NodeSpan
 from shared import errors, rpc, telemetry
 from shared import node as nodes
 from shared.api import metrics as api

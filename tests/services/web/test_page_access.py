@@ -7,10 +7,9 @@ from uuid import UUID
 import pytest
 from litestar import Litestar
 
-from services.web import application, request_context
+from services.web import application, page_access, request_context
+from services.web.page_access import PageAudience
 from services.web.request_context import App
-from services.web.session import page_access
-from services.web.session.page_access import PageAudience
 from shared import errors
 from shared.api import auth
 from shared.types import Credential, Tier, UserId, UserRole

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from services.web.session import csrf
+from services.web import csrf
 from shared import errors
 
 TOKENS = csrf.FormTokens("a secret of the web service, long enough", os.urandom)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from services.metrics.export.otlp.otlp_values import attributes, resource
+from services.metrics.export.otlp_values import attributes, resource
 from shared.spans import Span, SpanKind
 
 PATH: Final = "/v1/traces"

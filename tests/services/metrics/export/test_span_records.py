@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.metrics.export.otlp import otlp_endpoint
-from services.metrics.export.otlp import span_records as otlp
-from services.metrics.export.otlp.span_records import NodeSpan
-from services.metrics.traces.span_validation import is_sound
+from services.metrics.collection.span_validation import is_sound
+from services.metrics.export import otlp_endpoint
+from services.metrics.export import span_records as otlp
+from services.metrics.export.span_records import NodeSpan
 from shared.spans import REQUEST_ID, Span, SpanKind
 
 SPAN = Span("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "", "chat llama3", SpanKind.CLIENT, 10**18, 10**18 + 5, "", {})

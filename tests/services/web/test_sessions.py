@@ -1,6 +1,6 @@
 import pytest
 
-from services.web.session import sessions
+from services.web import sessions
 from shared import errors
 from tests.services.web.fake_mesh import FakeMesh
 

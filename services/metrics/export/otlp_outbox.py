@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
-from services.metrics.export.otlp import log_records, otlp_endpoint, span_records
-from services.metrics.export.otlp.log_records import LogLine
-from services.metrics.export.otlp.partial_success import Rejection, Rejections
-from services.metrics.export.otlp.span_records import NodeSpan
+from services.metrics.export import log_records, otlp_endpoint, span_records
+from services.metrics.export.log_records import LogLine
+from services.metrics.export.partial_success import Rejection, Rejections
+from services.metrics.export.span_records import NodeSpan
 from shared import errors
 from shared import node as nodes
 from shared.api.gateway import Check

@@ -61,7 +61,7 @@ def find_audience(path: str) -> PageAudience:
     for length in range(len(parts), -1, -1):
         if (audience := PAGES.get("/" + "/".join(parts[:length]))) is not None and (length or not parts):
             return audience
-    raise ValueError(f"{path} has no row in services/web/session/page_access.py; add one")
+    raise ValueError(f"{path} has no row in services/web/page_access.py; add one")
 
 
 def check(audience: PageAudience, session: LoginSession) -> None:

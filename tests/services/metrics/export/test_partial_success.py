@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from services.metrics.export.otlp import partial_success
-from services.metrics.export.otlp.partial_success import REMEMBERED_SECONDS, Rejection, Rejections
+from services.metrics.export import partial_success
+from services.metrics.export.partial_success import REMEMBERED_SECONDS, Rejection, Rejections
 
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
 

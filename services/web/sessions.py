@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.web.session.mesh_calls import MeshCalls
+from services.web.mesh_calls import MeshCalls
 from shared import errors
 from shared.api import auth
 

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from services.metrics.export.otlp import otlp_endpoint
-from services.metrics.export.otlp.otlp_endpoint import Post
-from services.metrics.export.otlp.partial_success import Rejection
+from services.metrics.export import otlp_endpoint
+from services.metrics.export.otlp_endpoint import Post
+from services.metrics.export.partial_success import Rejection
 from shared import errors
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from services.metrics.export.otlp.otlp_values import attributes, resource, value
+from services.metrics.export.otlp_values import attributes, resource, value
 from shared.spans import Value
 
 PATH: Final = "/v1/logs"

@@ -6,9 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.auth.sessions import tokens
-from services.auth.signing import key_rotation
-from services.auth.signing.key_rotation import KEPT, PUBLISHED, KnownKey, RotationPlan
+from services.auth.sessions import key_rotation, tokens
+from services.auth.sessions.key_rotation import KEPT, PUBLISHED, KnownKey, RotationPlan
 
 NOW = datetime(2026, 2, 1, tzinfo=UTC)
 LIFETIME = timedelta(days=90)

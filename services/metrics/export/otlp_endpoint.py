@@ -9,8 +9,8 @@ from typing import Final
 
 import httpx
 
-from services.metrics.export.otlp import partial_success
-from services.metrics.export.otlp.partial_success import Rejection
+from services.metrics.export import partial_success
+from services.metrics.export.partial_success import Rejection
 from shared import errors
 
 #: The deadline for the whole request, including a slow response.

@@ -2,7 +2,7 @@
 
 from services.auth import audit_records
 from services.auth.audit_records import AuditTrail
-from services.auth.signing.active_keys import ActiveKeys
+from services.auth.sessions.active_keys import ActiveKeys
 from shared.api import auth
 from shared.rpc import RpcCall, serves
 from shared.telemetry import logs

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from services.metrics.export.otlp import otlp_outbox
-from services.metrics.export.otlp.otlp_outbox import OtlpOutbox
-from services.metrics.export.otlp.span_records import NodeSpan
+from services.metrics.export import otlp_outbox
+from services.metrics.export.otlp_outbox import OtlpOutbox
+from services.metrics.export.span_records import NodeSpan
 from shared import errors
 from shared.spans import Span, SpanKind
 from shared.timing.backoff import Backoff

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.metrics.export.otlp.span_records import NodeSpan
+from services.metrics.export.span_records import NodeSpan
 from shared.spans import REQUEST_ID
 
 MAX_TRACES: Final = 1_000

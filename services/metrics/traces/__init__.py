@@ -1,1 +1,0 @@
-"""Collect the traces of the whole mesh, keep the latest, and pass them to the OTLP exporter."""

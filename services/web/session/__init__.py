@@ -1,1 +1,0 @@
-"""Sessions, form tokens, and access to pages."""
