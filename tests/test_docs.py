@@ -545,7 +545,7 @@ PAGE_SOURCES = sorted(
         *(_WEB / "static" / "js").glob("*.js"),
         *(path for path in _WEB.rglob("*.py") if "node_modules" not in path.parts),
         ROOT / "services" / "auth" / "mail_texts.py",
-        ROOT / "services" / "metrics" / "alerting" / "mail_text.py",
+        ROOT / "services" / "metrics" / "alerting" / "alert_emails.py",
     ]
 )
 

@@ -10,11 +10,10 @@ from services.metrics import scrape_endpoint
 from services.metrics.alerting.alerting_module import AlertingModule
 from services.metrics.alerting.worker_attendance import WorkerAttendance
 from services.metrics.collection.event_counters import EventCounters
-from services.metrics.collection.log_collector import LogCollector
+from services.metrics.collection.log_and_trace_collectors import LogCollector, TraceCollector
 from services.metrics.collection.mesh_survey import MeshSurvey
 from services.metrics.collection.recorded_metrics import RecordedMetricSet
 from services.metrics.collection.recording_rpc import RecordingRpc
-from services.metrics.collection.traces_module import TracesModule
 from services.metrics.export import otlp_outbox
 from services.metrics.export.otlp_outbox import OtlpOutboxes
 from services.metrics.history.history_module import HistoryModule
@@ -75,7 +74,8 @@ class MetricsService:
             yield service
 
     def _start(self) -> None:
-        node, boxes, traces = self._node, self._outboxes, TracesModule()
+        node, boxes = self._node, self._outboxes
+        traces = TraceCollector(node, self._survey.each, None if boxes is None else boxes.spans)
         node.dispatcher.add(self._recording)
         node.dispatcher.add(traces)
         node.dispatcher.add(self._history)
@@ -84,7 +84,7 @@ class MetricsService:
         node.tasks.create_task(self._alerting.run(), name="alerts")
         node.tasks.create_task(self._follow_events(), name="events")
         node.tasks.create_task(self._keep_looking(), name="health")
-        node.tasks.create_task(traces.collect(node, self._survey.each, None if boxes is None else boxes.spans), name="traces")
+        node.tasks.create_task(traces.run(), name="traces")
         if boxes is not None:
             node.tasks.create_task(LogCollector(node, self._survey.each, boxes.logs).run(), name="logs")
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from services.metrics.export import log_records, otlp_values, span_records
+from services.metrics.export import otlp_records
 from services.metrics.settings import MetricsSettings
 from shared import config
 from shared.types import MeshName
@@ -63,7 +63,7 @@ def test_a_pipeline_names_what_is_declared(name: str) -> None:
 
 def test_the_collector_takes_what_the_metrics_service_hands_on_and_no_more_than_it_has_room_for() -> None:
     pipelines = COLLECTOR["service"]["pipelines"]
-    assert {f"/v1/{signal}" for signal in pipelines} == {span_records.PATH, log_records.PATH}
+    assert {f"/v1/{signal}" for signal in pipelines} == {otlp_records.SPANS_PATH, otlp_records.LOGS_PATH}
     assert all(pipeline["processors"][0] == "memory_limiter" for pipeline in pipelines.values())
     assert all(exporter["sending_queue"]["queue_size"] <= 100 for exporter in COLLECTOR["exporters"].values())
 
@@ -171,7 +171,7 @@ def test_loki_is_asked_at_its_own_endpoint_for_otlp() -> None:
 def test_streams_are_named_by_labels_that_loki_makes_of_what_is_sent() -> None:
     (rule,) = LOKI["limits_config"]["otlp_config"]["resource_attributes"]["attributes_config"]
     assert rule["action"] == "index_label"
-    sent = {each["key"] for each in otlp_values.resource("gateway", "UB", "1")["attributes"]}
+    sent = {each["key"] for each in otlp_records.resource("gateway", "UB", "1")["attributes"]}
     assert set(rule["attributes"]) <= sent
     labels = {name.replace(".", "_") for name in rule["attributes"]}
     shown = [query.expression for board in writing.ALL for panel in board.panels if panel.kind == "logs" for query in panel.queries]

@@ -1,4 +1,4 @@
-"""Send alerts by email, in batches. ``mail_batching`` decides when, ``mail_text`` writes them, and ``shared.mail`` sends them.
+"""Send alerts by email, in batches. ``alert_emails`` decides when and writes them, and ``shared.mail`` sends them.
 
 Addresses never appear in the log or the health.
 """
@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from services.metrics.alerting import mail_text
+from services.metrics.alerting import alert_emails
+from services.metrics.alerting.alert_emails import MailBatch, MailBatching
 from services.metrics.alerting.alert_state import AlertNotice
-from services.metrics.alerting.mail_batching import MailBatch, MailBatching
 from shared.api.gateway import Check
 from shared.mail import mailer
 from shared.mail.mailer import MailSink, SmtpMailer
@@ -73,6 +73,6 @@ class AlertMailer:
     async def _hand_over(self, due: MailBatch, opened: SmtpMailer) -> None:
         if due.pause_seconds is not None:
             _log.warning("alert emails paused: hourly limit reached", seconds=round(due.pause_seconds))
-        text = mail_text.written(due, self._pages, datetime.now(UTC))
+        text = alert_emails.written(due, self._pages, datetime.now(UTC))
         for address in self._to:
             await opened.send(address, text.subject, text.text)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Final
 
-from services.metrics.alerting import sample_reader
+from services.metrics.alerting import sample_window
 from services.metrics.alerting.alert_state import MAX_LABEL, MAX_SILENCE_SECONDS, ActiveAlert, AlertSilence, AlertStates
 from services.metrics.alerting.rules import all_rules
 from services.metrics.alerting.rules.evaluation import labels
@@ -56,7 +56,7 @@ class RuleWatch:
         self._due_at = time.monotonic() + EVERY_SECONDS
         text = await self._text()
         now = self._clock()
-        self.sample_window.take(chain(sample_reader.read(text, self.sample_window.wanted), self.attendance.samples()), now)
+        self.sample_window.take(chain(sample_window.read_samples(text, self.sample_window.wanted), self.attendance.samples()), now)
         notice = self.alert_states.look(self.sample_window, now)
         for alert in notice.began:
             _log.warning("alert", name=alert.rule.name, severity=alert.rule.severity, about=dict(alert.labels), summary=alert.summary)

@@ -1,4 +1,4 @@
-"""Keep the samples that the alert rules need, as far back as their windows. Pure; memory is bounded.
+"""Read the samples that the alert rules need from the metrics text, and keep them as far back as their windows. Pure; memory is bounded.
 
 Counters are stored as their total increase, which resets cannot falsify: in short steps for the last hour, in longer steps before. The
 next leader continues from ``dump``.
@@ -6,9 +6,10 @@ next leader continues from ``dump``.
 
 import bisect
 import math
+import re
 import zlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -16,7 +17,9 @@ import msgspec
 
 from services.metrics.alerting.rules.alert_rule import AlertRule
 from services.metrics.alerting.rules.evaluation import Labels, Vector
+from services.metrics.alerting.rules.evaluation import labels as sorted_labels
 from services.metrics.alerting.rules.expressions import Increase, Selector, TimeWindow, walk
+from services.metrics.export.series import escape, parse_head
 
 MAX_SERIES: Final = 20_000
 _CLOSE_SECONDS, _FAR_SECONDS = 15.0, 300.0
@@ -25,6 +28,8 @@ _NEAR_PAST_SECONDS: Final = 70 * 60.0
 _GONE_SECONDS: Final = 60.0
 #: The increase during a longer pause is ignored, because its time is unknown.
 _PAUSE_SECONDS: Final = 300.0
+_LINE = re.compile(r"[^\n]+")
+_ESCAPED = re.compile(r"\\(.)")
 
 #: A stored counter: name, labels, value, time, total increase, and the times and increases of each track.
 _Dumped: TypeAlias = tuple[str, Labels, float, float, float, tuple[tuple[bytes, bytes], ...]]
@@ -211,3 +216,56 @@ def _is_meant(labels: Labels, selector: Selector) -> bool:
     return all(has.get(label, "") in values for label, values in selector.where) and all(
         has.get(label, "") not in values for label, values in selector.without
     )
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _LineFilter:
+    """A cheap test of an unparsed line, because most lines of a large mesh are not wanted."""
+
+    #: The line must contain one text of each group …
+    needed: tuple[tuple[str, ...], ...]
+    #: … and none of these.
+    unwanted: tuple[str, ...]
+
+    @classmethod
+    def of(cls, selector: Selector) -> "_LineFilter":
+        # A label that can be empty can be missing.
+        needed = tuple(tuple(_pair(label, value) for value in values) for label, values in selector.where if "" not in values)
+        unwanted = [_pair(label, value) for label, values in selector.without for value in values if value]
+        # The character before excludes labels such as exported_service.
+        return cls(needed, tuple(before + pair for pair in unwanted for before in "{,"))
+
+    def may_be(self, line: str) -> bool:
+        return all(any(pair in line for pair in pairs) for pairs in self.needed) and not any(pair in line for pair in self.unwanted)
+
+
+def read_samples(text: str, wanted: Mapping[str, Sequence[Selector]]) -> Iterator[Sample]:
+    """Yield the finite samples that match a selector of their name, and possibly more; all if the name has no selectors."""
+    glances = {name: [_LineFilter.of(selector) for selector in selectors] for name, selectors in wanted.items()}
+    for found in _LINE.finditer(text):
+        line = found.group()
+        name = line.partition("{")[0].partition(" ")[0]
+        known = glances.get(name)
+        if known is None or (known and not any(glance.may_be(line) for glance in known)):
+            continue
+        head, _, number = line.rpartition(" ")
+        value = float(number)
+        labels = _parse_labels(head)
+        if labels is not None and math.isfinite(value):
+            yield Sample(name, labels, value)
+
+
+def _pair(label: str, value: str) -> str:
+    return f'{label}="{escape(value)}"'
+
+
+def _parse_labels(head: str) -> Labels | None:
+    parsed = parse_head(head)
+    return None if parsed is None else sorted_labels(**{label: _plain(text) for label, text in parsed.labels.items()})
+
+
+def _plain(escaped: str) -> str:
+    return _ESCAPED.sub(lambda found: "\n" if found.group(1) == "n" else found.group(1), escaped)

@@ -9,19 +9,18 @@ an hour, even while others serve: its owner may not know. Workers that were stop
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import StrEnum
 from itertools import chain
+from typing import Final
 
 import msgspec
 
-from services.metrics.collection import component_health
-from services.metrics.collection.component_health import ComponentFinding, ComponentStatus, PathFacts
-from services.metrics.collection.health_signals import HealthSignals
+from services.metrics.alerting.rules import request_rules
+from services.metrics.collection.health_signals import CertificateSignal, HealthSignals, QueueSignal
 from shared.api.gateway import Check
 from shared.api.metrics import ComponentHealth, SystemHealth
 from shared.types import SERVICE_NAMES, SERVICE_ROLES, Role
-
-_BADNESS = {ComponentStatus.HEALTHY: 0, ComponentStatus.DEGRADED: 1, ComponentStatus.DOWN: 2}
 
 #: Prompts need these. If another service is down, the mesh is degraded.
 ESSENTIAL = frozenset({Role.AUTH, Role.GATEWAY, Role.WORKER})
@@ -32,6 +31,30 @@ SERVERS = {"postgresql": "PostgreSQL", "valkey": "Valkey", "nats": "NATS", "hype
 OPTIONAL = "hyperswarm"
 _NO_SIGNALS = HealthSignals()
 _LOST = "disappeared without shutting down; run `aicli worker status` on its machine"
+#: How many nodes a component names.
+_NAMED: Final = 5
+#: A queue is stuck after this time without a start. Requests wait at most QUEUE_SECONDS (30 s by default), so all of them were rejected.
+STILL_AFTER: Final = timedelta(seconds=60)
+
+
+class ComponentStatus(StrEnum):
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    DOWN = "down"
+
+
+_BADNESS = {ComponentStatus.HEALTHY: 0, ComponentStatus.DEGRADED: 1, ComponentStatus.DOWN: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentFinding:
+    """A component whose `since` still has to be compared with the previous decision."""
+
+    name: str
+    kind: str
+    status: ComponentStatus
+    detail: str
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +105,11 @@ def decide(
     servers = [_server(check, name, nodes, now) for check, name in SERVERS.items() if check != OPTIONAL or _is_reported(check, nodes)]
     # Leave out workers that were meant to go; `aicli nodes` lists them.
     workers = [_worker(fact, now) for fact in nodes if fact.role is Role.WORKER and (fact.alive or not fact.left_cleanly)]
-    parts = [*component_health.certificates(signals, now), *component_health.queues(signals, now)]
+    parts = [*_certificates(signals, now), *(_queue(queue, now) for queue in signals.queues)]
     found = [
         *services.values(),
         *servers,
-        *component_health.paths([_path_facts(fact) for fact in nodes if _has_path(fact)], now),
+        *_paths(nodes, now),
         *parts,
         *sorted(workers, key=lambda finding: finding.name),
     ]
@@ -178,15 +201,6 @@ def _worker(fact: NodeFact, now: datetime) -> ComponentFinding:
     return ComponentFinding(fact.label, "worker", ComponentStatus.HEALTHY, "", fact.since)
 
 
-def _has_path(fact: NodeFact) -> bool:
-    """Return whether the paths component covers this node. A node that is gone has its own component."""
-    return fact.path not in ("", "self") if fact.alive else not (fact.path or fact.left_cleanly)
-
-
-def _path_facts(fact: NodeFact) -> PathFacts:
-    return PathFacts(f"{SERVICE_NAMES[fact.role]} {fact.label}", fact.path, fact.why_not)
-
-
 def _dated(finding: ComponentFinding, now: datetime, before: Mapping[str, ComponentHealth]) -> ComponentHealth:
     component = ComponentHealth(
         name=finding.name, kind=finding.kind, status=finding.status, since=min(finding.since, now), detail=finding.detail
@@ -199,3 +213,74 @@ def _dated(finding: ComponentFinding, now: datetime, before: Mapping[str, Compon
     # The directory knows when a node went or came back, but not when other changes happened.
     is_death_or_return = ComponentStatus.DOWN in (finding.status, last.status) and finding.status is not ComponentStatus.DEGRADED
     return component if is_death_or_return else msgspec.structs.replace(component, since=now)
+
+
+# --- components that are not processes ------------------------------------------------------------------------------
+# At most degraded, because requests still succeed. All nodes share one component for paths and one for certificates.
+
+
+def _has_path(fact: NodeFact) -> bool:
+    """Return whether the paths component covers this node. A node that is gone has its own component."""
+    return fact.path not in ("", "self") if fact.alive else not (fact.path or fact.left_cleanly)
+
+
+def _paths(nodes: Sequence[NodeFact], now: datetime) -> Iterable[ComponentFinding]:
+    """Yield the component of all paths; nothing without other nodes."""
+    named = [(f"{SERVICE_NAMES[fact.role]} {fact.label}", fact) for fact in nodes if _has_path(fact)]
+    if not named:
+        return
+    missed = [f"{name} ({fact.why_not or 'unknown reason'})" for name, fact in named if not fact.path]
+    relayed = [name for name, fact in named if fact.path == "relayed"]
+    details = [
+        *([f"unreachable: {_named(missed)}; run `aicli doctor` on its machine"] if missed else []),
+        *([f"reached through a relay only, which is slower: {_named(relayed)}; open a UDP port there"] if relayed else []),
+    ]
+    yield ComponentFinding("paths", "path", ComponentStatus.DEGRADED if missed else ComponentStatus.HEALTHY, "; ".join(details), now)
+
+
+def _certificates(signals: HealthSignals, now: datetime) -> Iterable[ComponentFinding]:
+    """Yield the component of all certificates; nothing in a mesh without certificates."""
+    if not signals.certificates:
+        return
+    ending = [f"{one.holder} {_ends(one)}" for one in signals.certificates if one.ends_soon]
+    outdated = [f"{one.holder} for {_span(one.list_seconds)}" for one in signals.certificates if one.has_old_list]
+    details = [
+        *([f"renewal overdue: {_named(ending)}; see docs/runbooks/certificate_expiring.md"] if ending else []),
+        *([f"revocation list outdated: {_named(outdated)}; see docs/runbooks/revocation_list_old.md"] if outdated else []),
+    ]
+    if details:
+        yield ComponentFinding("certificates", "certificate", ComponentStatus.DEGRADED, "; ".join(details), now)
+        return
+    following = min(signals.certificates, key=lambda one: one.seconds_left)
+    yield ComponentFinding(
+        "certificates", "certificate", ComponentStatus.HEALTHY, f"next to expire: {following.holder} {_ends(following)}", now
+    )
+
+
+def _queue(queue: QueueSignal, now: datetime) -> ComponentFinding:
+    detail = f"{queue.waiting:,} requests queued" if queue.waiting > 1 else "1 request queued"
+    still = now - queue.moved_at
+    if still >= STILL_AFTER:
+        detail += f", and none started for {_span(still.total_seconds())}: check its workers with `aicli nodes`"
+    elif queue.waiting > request_rules.QUEUE_IS_LONG:
+        detail += ": all its workers are busy; see docs/runbooks/queue_depth_high.md"
+    else:
+        return ComponentFinding(queue.model, "queue", ComponentStatus.HEALTHY, detail, now)
+    return ComponentFinding(queue.model, "queue", ComponentStatus.DEGRADED, detail, now)
+
+
+def _ends(certificate: CertificateSignal) -> str:
+    left = certificate.seconds_left
+    return f"expires in {_span(left)}" if left > 0 else f"expired {_span(-left)} ago"
+
+
+def _named(texts: Sequence[str]) -> str:
+    more = len(texts) - _NAMED
+    return ", ".join(texts[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

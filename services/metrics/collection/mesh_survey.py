@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from services.metrics.alerting import sample_reader
+from services.metrics.alerting import sample_window
 from services.metrics.alerting.worker_attendance import WorkerAttendance
 from services.metrics.collection import health, health_signals
 from services.metrics.collection.event_counters import EventCounters
@@ -104,7 +104,7 @@ class MeshSurvey:
         self._node.metrics.scrape_dropped_series.set(merged.dropped)
         found = MeshMetrics(merged)
         self._signals.take(
-            sample_reader.read(found.text_of(health_signals.FAMILIES), dict.fromkeys(health_signals.SERIES, ())), datetime.now(UTC)
+            sample_window.read_samples(found.text_of(health_signals.FAMILIES), dict.fromkeys(health_signals.SERIES, ())), datetime.now(UTC)
         )
         return found
 

@@ -1,4 +1,4 @@
-"""Validate and store metrics that other nodes record. Pure.
+"""Validate and store metrics that other nodes record, and remember what was rejected. Pure.
 
 A metric is one of the platform's own, with exactly its labels, or its name starts with a namespace that the operator registered. Each
 node's series get the labels of that node and count against its own limit.
@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from math import isfinite
 from typing import Final
 
-from services.metrics.collection.rejected_records import RejectedRecords
 from services.metrics.export import prometheus_merge, series
 from shared import errors
 from shared.api.metrics import RecordMetric
@@ -25,6 +24,12 @@ MAX_LABELS: Final = 10
 MAX_NAME: Final = 200
 MAX_LABEL_VALUE: Final = 200
 MAX_PROBLEMS: Final = 10
+#: How long the health shows rejections.
+REMEMBERED: Final = timedelta(minutes=10)
+#: Callers have certificates, so there are few.
+_MAX_NODES: Final = 1000
+#: Truncates errors, because they can quote what was sent.
+_MAX_PROBLEM: Final = 200
 #: The maximum age of a sample, and how far it may be in the future.
 _OLDEST, _YOUNGEST = timedelta(minutes=5), timedelta(minutes=1)
 
@@ -49,6 +54,42 @@ class RecordBatch:
     accepted: int
     refused: int
     problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _RejectedRecord:
+    samples: int
+    problem: str
+    at: datetime
+
+
+class RejectedRecords:
+    """Rejections by node label."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, _RejectedRecord] = {}
+
+    def note(self, node: str, samples: int, problem: str, now: datetime) -> bool:
+        """Note rejected ``samples`` of one call and the first error. Returns whether to log it."""
+        last = self._of.pop(node, None)
+        is_news = last is None or now - last.at > REMEMBERED
+        before = 0 if last is None or is_news else last.samples
+        if len(self._of) >= _MAX_NODES:
+            del self._of[next(iter(self._of))]
+        self._of[node] = _RejectedRecord(before + samples, problem[:_MAX_PROBLEM], now)
+        return is_news
+
+    def complaints(self, now: datetime) -> Mapping[str, str]:
+        """Return a complaint per node."""
+        return {
+            node: f"{_numbers(found.samples)} rejected, the last one because: {found.problem}"
+            for node, found in self._of.items()
+            if now - found.at <= REMEMBERED
+        }
+
+
+def _numbers(count: int) -> str:
+    return "1 recorded sample was" if count == 1 else f"{count:,} recorded samples were"
 
 
 class RecordedMetricSet:

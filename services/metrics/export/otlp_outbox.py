@@ -8,10 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
-from services.metrics.export import log_records, otlp_endpoint, span_records
-from services.metrics.export.log_records import LogLine
+from services.metrics.export import otlp_endpoint, otlp_records
+from services.metrics.export.otlp_records import LogLine, NodeSpan
 from services.metrics.export.partial_success import Rejection, Rejections
-from services.metrics.export.span_records import NodeSpan
 from shared import errors
 from shared import node as nodes
 from shared.api.gateway import Check
@@ -127,10 +126,10 @@ async def opened(node: nodes.Node, url: str, headers: str) -> AsyncIterator[Otlp
     async with otlp_endpoint.opened(url, otlp_endpoint.read_headers(headers)) as post:
 
         async def send_spans(spans: Sequence[NodeSpan]) -> Rejection | None:
-            return await post(span_records.PATH, span_records.encode(spans, version()))
+            return await post(otlp_records.SPANS_PATH, otlp_records.encode_spans(spans, version()))
 
         async def send_logs(lines: Sequence[LogLine]) -> Rejection | None:
-            return await post(log_records.PATH, log_records.encode(lines, version()))
+            return await post(otlp_records.LOGS_PATH, otlp_records.encode_logs(lines, version()))
 
         metrics = node.metrics
         lost, rejected = (metrics.spans_lost.labels(reason=reason).inc for reason in ("not_taken", "rejected"))

@@ -45,6 +45,6 @@ def test_invalid_settings_are_refused_with_a_hint_and_without_the_address(
 
 
 def test_mails_of_an_hour_fit_the_queue() -> None:
-    from services.metrics.alerting.mail_batching import MOST_AN_HOUR
+    from services.metrics.alerting.alert_emails import MOST_AN_HOUR
 
     assert MOST_MAILED * MOST_AN_HOUR <= MOST_WAITING

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from services.metrics.alerting import alert_mailer
+from services.metrics.alerting.alert_emails import GATHER_SECONDS, MOST_AN_HOUR, MOST_WAITING
 from services.metrics.alerting.alert_mailer import AlertMailer
 from services.metrics.alerting.alert_state import AlertNotice
 from services.metrics.alerting.alerting_module import AlertingModule
-from services.metrics.alerting.mail_batching import GATHER_SECONDS, MOST_AN_HOUR, MOST_WAITING
 from services.metrics.alerting.rules.alert_rule import Severity
 from services.metrics.alerting.worker_attendance import WorkerAttendance
 from services.metrics.service import MetricsService

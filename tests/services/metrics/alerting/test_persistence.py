@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from services.metrics.alerting import persistence, rule_watch, sample_reader
+from services.metrics.alerting import persistence, rule_watch, sample_window
 from services.metrics.alerting.alert_state import ENDED_SECONDS, OUTAGE_SECONDS, StoredAlertState
 from services.metrics.alerting.alert_store import AlertStore, Leadership
 from services.metrics.alerting.alerting_module import AlertingModule
@@ -315,7 +315,7 @@ async def test_stored_window_gives_the_same_growth_after_a_restart(mesh: Mesh, r
     # Now and then for three days and more, and as it really is for the last hour.
     for seconds in [1800.0] * 140 + [300.0] * 60 + [15.0] * 250:
         counting.work(seconds)
-        found_now = list(sample_reader.read(mesh.text, throughout.wanted))
+        found_now = list(sample_window.read_samples(mesh.text, throughout.wanted))
         for book in (throughout, first.watch.sample_window):
             book.take(found_now, mesh.now)
     mesh.now += 1
@@ -328,7 +328,7 @@ async def test_stored_window_gives_the_same_growth_after_a_restart(mesh: Mesh, r
     second = await replicas.restart(first)
     counting.work(15)
     await second.round(looks=True)
-    throughout.take(sample_reader.read(mesh.text, throughout.wanted), mesh.now)
+    throughout.take(sample_window.read_samples(mesh.text, throughout.wanted), mesh.now)
     expected, found = seen_by(throughout), seen_by(second.watch.sample_window)
     assert set(found) == set(expected)
     assert len(found) > 30

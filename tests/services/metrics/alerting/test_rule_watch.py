@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from services.metrics.alerting import alert_state, sample_reader, sample_window, webhook
+from services.metrics.alerting import alert_state, sample_window, webhook
 from services.metrics.alerting.alert_state import AlertNotice
 from services.metrics.alerting.rule_watch import RuleWatch
 from services.metrics.alerting.rules.evaluation import labels
@@ -156,7 +156,7 @@ async def test_omitted_alerts_of_one_rule_are_counted(mesh: Mesh, monkeypatch: p
 
 def test_only_requested_samples_are_kept() -> None:
     text = '# HELP a b\na{x="1",y=""} 5\na 7\nab 9\nb{x="q\\"\\\\ \\n"} +Inf\nb{x="q\\"\\\\ \\n"} 2.5e3\nc NaN\n'
-    assert list(sample_reader.read(text, {"a": (), "b": (), "c": ()})) == [
+    assert list(sample_window.read_samples(text, {"a": (), "b": (), "c": ()})) == [
         Sample("a", labels(x="1"), 5),
         Sample("a", (), 7),
         Sample("b", labels(x='q"\\ \n'), 2500),
@@ -175,7 +175,7 @@ def test_unselected_lines_are_skipped_before_parsing() -> None:
         f'{name}{{service="a\\"b"}} 5',
         f'{name}{{service="auth",xmethod="x"}} 6',
     )
-    assert [sample.value for sample in sample_reader.read("\n".join(lines), {name: (selector,)})] == [1, 2, 5, 6]
+    assert [sample.value for sample in sample_window.read_samples("\n".join(lines), {name: (selector,)})] == [1, 2, 5, 6]
 
 
 # --- the webhook -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.metrics.alerting import sample_reader, sample_window
+from services.metrics.alerting import sample_window
 from services.metrics.alerting.rules import all_rules
 from services.metrics.alerting.rules.alert_rule import AlertRule, DashboardName, Severity
 from services.metrics.alerting.rules.evaluation import labels
@@ -100,7 +100,7 @@ def test_mesh_of_200_workers_fits() -> None:
         + f'{instruments.LEDGER_DRIFT.name}{{service="gateway",node="g"}} 3\n'
     )
     made = SampleWindow(all_rules.ALL)
-    made.take(sample_reader.read(text, made.wanted), 0.0)
+    made.take(sample_window.read_samples(text, made.wanted), 0.0)
     assert (len(made), made.left_out) == (1, 0)
 
 

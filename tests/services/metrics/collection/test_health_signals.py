@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.metrics.alerting import sample_reader
+from services.metrics.alerting import sample_window
 from services.metrics.alerting.sample_window import Sample
 from services.metrics.collection import health_signals
 from services.metrics.collection.health_signals import CertificateSignal, HealthSignalReader
@@ -29,7 +29,8 @@ class Mesh:
         if gateway_is_there:
             samples.append(prometheus_merge.MetricSource(self.gateway.render(), {"service": "gateway", "node": "UG"}))
         self.reader.take(
-            sample_reader.read(prometheus_merge.render(prometheus_merge.merge(samples)), dict.fromkeys(health_signals.SERIES, ())), self.now
+            sample_window.read_samples(prometheus_merge.render(prometheus_merge.merge(samples)), dict.fromkeys(health_signals.SERIES, ())),
+            self.now,
         )
         return self.reader.signals(self.now)
 

@@ -1,11 +1,15 @@
-"""Traces are assembled from spans in any order, found by either id, and bounded."""
+"""Traces are assembled from spans in any order, found by either id, and bounded. What a node can put into a span is limited."""
 
+from typing import Any
+
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.metrics.collection import trace_store
-from services.metrics.collection.trace_store import TraceStore
-from services.metrics.export.span_records import NodeSpan
+from services.metrics.collection.trace_store import TraceStore, is_sound
+from services.metrics.export.otlp_records import NodeSpan
 from shared.spans import REQUEST_ID, Span, SpanKind, Value
 
 
@@ -73,3 +77,43 @@ def test_made_up_spans_use_the_limit_of_one_trace() -> None:
     assert len(kept.find(f"{1:032x}")) == trace_store.MAX_SPANS_OF_ONE
     kept.put([node_span(2, 1)])
     assert len(kept.find(f"{2:032x}")) == 1
+
+
+SPAN = Span("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "", "chat llama3", SpanKind.CLIENT, 10**18, 10**18 + 5, "", {})
+
+
+def changed(**fields: Any) -> Span:
+    return msgspec.structs.replace(SPAN, **fields)
+
+
+def test_valid_span_is_accepted() -> None:
+    assert is_sound(SPAN, "inference")
+    assert is_sound(changed(parent_id="a" * 16, attributes={"gen_ai.usage.output_tokens": 5}), "inference")
+    assert is_sound(changed(attributes={REQUEST_ID: "x"}), "gateway")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"trace_id": "short"},
+        {"trace_id": "G" * 32},
+        {"span_id": ""},
+        {"span_id": "0" * 15 + "\n"},
+        {"parent_id": "x"},
+        {"name": ""},
+        {"name": "n" * 10_000},
+        {"error": "e" * 10_000},
+        {"start_ns": -1},
+        {"start_ns": 10**18 + 6},
+        {"end_ns": 2**70},
+        {"attributes": {str(number): 1 for number in range(100)}},
+        {"attributes": {"a" * 1000: 1}},
+        {"attributes": {"a": "b" * 10_000}},
+        {"attributes": {"a": 2**70}},
+        {"attributes": {"a": float("nan")}},
+        {"attributes": {REQUEST_ID: "somebody else's"}},
+    ],
+    ids=str,
+)
+def test_invalid_span_is_refused(fields: dict[str, Any]) -> None:
+    assert not is_sound(changed(**fields), "inference")

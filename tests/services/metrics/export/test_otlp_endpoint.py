@@ -133,3 +133,18 @@ async def test_rejection_is_reported_without_a_quoted_key() -> None:
     headers = {"authorization": "Bearer abcdef123456", "x-tenant": "7"}
     async with answering(rejecting("7 of abcdef123456 are too old, Bearer"), headers) as post:
         assert await post("/v1/traces", b"{}") == Rejection(1, "7 of … are too old, Bearer")
+
+
+def test_headers_are_parsed_like_opentelemetry() -> None:
+    assert otlp_endpoint.read_headers("") == {}
+    assert otlp_endpoint.read_headers("Authorization=Bearer a=b, x-scope-orgid = 1 ,") == {
+        "authorization": "Bearer a=b",
+        "x-scope-orgid": "1",
+    }
+
+
+@pytest.mark.parametrize("text", ["secret-token", "a b=c", "=secret", "ä=secret", "a\nb=c", "a=b\nc"])
+def test_invalid_headers_are_refused_without_quoting_them(text: str) -> None:
+    with pytest.raises(ValueError, match="header 1") as caught:
+        otlp_endpoint.read_headers(text)
+    assert "secret" not in str(caught.value)

@@ -8,7 +8,7 @@ import pytest
 
 from services.metrics.export import otlp_outbox
 from services.metrics.export.otlp_outbox import OtlpOutbox
-from services.metrics.export.span_records import NodeSpan
+from services.metrics.export.otlp_records import NodeSpan
 from shared import errors
 from shared.spans import Span, SpanKind
 from shared.timing.backoff import Backoff

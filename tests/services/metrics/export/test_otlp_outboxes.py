@@ -5,11 +5,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.metrics.collection import log_collector
-from services.metrics.export import log_records, otlp_outbox, span_records
-from services.metrics.export.log_records import LogLine
+from services.metrics.collection import log_and_trace_collectors
+from services.metrics.export import otlp_outbox, otlp_records
 from services.metrics.export.otlp_outbox import OtlpOutboxes
-from services.metrics.export.span_records import NodeSpan
+from services.metrics.export.otlp_records import LogLine, NodeSpan
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared.api.gateway import Check
@@ -71,18 +70,18 @@ async def test_partial_rejections_are_counted_logged_once_and_shown(net: TestNet
     log = FakeLog()
     monkeypatch.setattr(otlp_outbox, "_log", log)
     # Its own lines are sent at the start and not again.
-    monkeypatch.setattr(log_collector, "EVERY_SECONDS", 3600)
+    monkeypatch.setattr(log_and_trace_collectors, "EVERY_SECONDS", 3600)
     port = free_port()
     with otlp_receiver.receiving(port) as receiver:
         running = await _start(net, port)
         await _sent(running, spans=5, lines=5)
         assert (_check(running).ok, log.lines) == (True, [])
 
-        _reject(receiver, span_records.PATH, rejectedSpans="2", errorMessage="span 7 is too old")
+        _reject(receiver, otlp_records.SPANS_PATH, rejectedSpans="2", errorMessage="span 7 is too old")
         await _sent(running, spans=5)
-        _reject(receiver, span_records.PATH, rejectedSpans="9", errorMessage="span 8 is too old")
+        _reject(receiver, otlp_records.SPANS_PATH, rejectedSpans="9", errorMessage="span 8 is too old")
         await _sent(running, spans=3)
-        _reject(receiver, log_records.PATH, rejectedLogRecords="4", errorMessage="no room")
+        _reject(receiver, otlp_records.LOGS_PATH, rejectedLogRecords="4", errorMessage="no room")
         await _sent(running, lines=5)
         assert (_counted(running, "spans_lost"), _counted(running, "log_lines_lost")) == (2 + 3, 4), "no more than there were"
         event = "the OTLP endpoint rejected some items"
@@ -109,7 +108,7 @@ async def test_broken_response_changes_nothing(net: TestNet, answer: bytes) -> N
     port = free_port()
     with otlp_receiver.receiving(port) as receiver:
         running = await _start(net, port)
-        receiver.answers[span_records.PATH] = answer
+        receiver.answers[otlp_records.SPANS_PATH] = answer
         await _sent(running, spans=5)
         await _sent(running, spans=5)
         assert len(receiver.spans) == 10

@@ -2,8 +2,8 @@
 
 import pytest
 
-from services.metrics.collection import read_positions
-from services.metrics.collection.read_positions import ReadPositions
+from services.metrics.collection import log_and_trace_collectors
+from services.metrics.collection.log_and_trace_collectors import ReadPositions
 from shared import errors
 from shared.telemetry.ring_buffer import RingBuffer, RingReading
 from shared.types import NodeId
@@ -60,7 +60,7 @@ async def test_items_read_before_a_failure_are_kept_and_the_rest_is_read_later()
 
 
 async def test_memory_is_bounded_with_ever_new_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_positions, "_MOST_NODES", 3)
+    monkeypatch.setattr(log_and_trace_collectors, "_MOST_NODES", 3)
     node, marks = Node(), ReadPositions[int](page=3, most_readings=5)
     node.ring.add(range(2))
     for number in range(10):

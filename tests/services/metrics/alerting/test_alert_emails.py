@@ -1,4 +1,4 @@
-"""The text of alert emails, whatever the labels contain."""
+"""When an email is due and what it contains, whatever the labels contain: no clock, no event loop, no mail server."""
 
 import dataclasses
 import re
@@ -12,14 +12,99 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.admin import alerts
-from services.metrics.alerting import mail_text
-from services.metrics.alerting.alert_state import ActiveAlert
-from services.metrics.alerting.mail_batching import MailBatch
+from services.metrics.alerting import alert_emails
+from services.metrics.alerting.alert_emails import GATHER_SECONDS, MOST_AN_HOUR, MOST_WAITING, MailBatch, MailBatching
+from services.metrics.alerting.alert_state import ActiveAlert, AlertNotice
 from services.metrics.alerting.rules.alert_rule import Severity
 from services.metrics.alerting.rules.evaluation import labels
 from shared.mail import letters
 from shared.mail.letters import Letter, MailSender
-from tests.services.metrics.alerting.sample_alerts import NOON, alert
+from tests.services.metrics.alerting.sample_alerts import NOON, alert, began, ended
+
+
+@pytest.mark.parametrize("severity", [Severity.PAGE, Severity.CRITICAL])
+def test_pages_are_sent_immediately_with_everything_queued(severity: Severity) -> None:
+    rounds = MailBatching()
+    rounds.note(began(alert("slow", Severity.WARNING)), 0)
+    assert rounds.take_due(1) is None
+    rounds.note(began(alert("gone", severity)), 1)
+    assert rounds.seconds_to_wait(1) == 0
+    due = rounds.take_due(1)
+    assert due is not None
+    assert [one.summary for one in due.began] == ["gone", "slow"]
+    assert (rounds.take_due(1), rounds.seconds_to_wait(1), len(rounds)) == (None, None, 0)
+
+
+@pytest.mark.parametrize("severity", [Severity.WARNING, Severity.TICKET])
+def test_warnings_are_batched_with_a_fixed_delay(severity: Severity) -> None:
+    rounds = MailBatching()
+    rounds.note(began(alert("a", severity)), 0)
+    rounds.note(began(alert("b", severity)), GATHER_SECONDS - 1)
+    assert rounds.seconds_to_wait(GATHER_SECONDS - 1) == 1
+    due = rounds.take_due(GATHER_SECONDS)
+    assert due is not None
+    assert len(due.began) == 2
+
+
+def test_resolutions_are_batched_and_cancel_an_unsent_start() -> None:
+    rounds = MailBatching()
+    rounds.note(began(alert("slow", Severity.WARNING)), 0)
+    rounds.note(ended(alert("slow", Severity.WARNING, ended=NOON + 60), alert("gone", ended=NOON + 60)), 60)
+    assert rounds.take_due(60) is None
+    due = rounds.take_due(GATHER_SECONDS)
+    assert due is not None
+    assert (due.began, [one.summary for one in due.ended]) == ((), ["gone", "slow"])
+
+
+def test_empty_notice_sends_no_mail() -> None:
+    rounds = MailBatching()
+    rounds.note(AlertNotice(), 0)
+    assert (rounds.take_due(1e9), rounds.seconds_to_wait(0)) == (None, None)
+
+
+def test_storm_is_limited_per_hour_and_the_last_mail_says_when_the_next_comes() -> None:
+    rounds, sent = MailBatching(), []
+    for second in range(3600):
+        rounds.note(began(alert(f"number {second}")), second)
+        if (due := rounds.take_due(second)) is not None:
+            sent.append(due)
+    assert len(sent) == MOST_AN_HOUR
+    assert [due.pause_seconds is not None for due in sent] == [False] * (MOST_AN_HOUR - 1) + [True]
+    assert sent[-1].pause_seconds == 3600 - (MOST_AN_HOUR - 1)
+    assert rounds.seconds_to_wait(3599) == 1
+    late = rounds.take_due(3600)
+    assert late is not None
+    assert late.held_seconds == 3600 - MOST_AN_HOUR
+    assert len(late) == 3600 - MOST_AN_HOUR
+    assert (len(late.began), late.left_out) == (MOST_WAITING, 3600 - MOST_AN_HOUR - MOST_WAITING)
+    # One mail of an hour ago has made room for one, and no more.
+    assert late.pause_seconds == 1
+
+
+def test_storm_keeps_the_most_severe_alerts() -> None:
+    rounds = MailBatching()
+    rounds.note(began(*(alert(f"number {number}", Severity.TICKET) for number in range(MOST_WAITING * 2))), 0)
+    rounds.note(began(alert("gone")), 1)
+    due = rounds.take_due(1)
+    assert due is not None
+    assert due.began[0].summary == "gone"
+    assert (len(due.began), due.left_out) == (MOST_WAITING, MOST_WAITING + 1)
+
+
+def test_limit_resets_after_a_quiet_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alert_emails, "MOST_AN_HOUR", 2)
+    rounds = MailBatching()
+    for second in (0, 1, 2):
+        rounds.note(began(alert(f"number {second}")), second)
+        rounds.take_due(second)
+    late = rounds.take_due(3600)
+    assert late is not None
+    assert late.held_seconds == 3598
+    rounds.note(began(alert()), 9000)
+    due = rounds.take_due(9000)
+    assert due is not None
+    assert (due.held_seconds, due.pause_seconds) == (None, None)
+
 
 NOW = datetime(2026, 11, 21, 12, 3, tzinfo=UTC)
 PAGES = "https://ai.example.org/"
@@ -27,9 +112,9 @@ SLOW = alert("{model} is slow", Severity.WARNING, since=NOON - 3600, model="llam
 OVER = alert("disk of box is full", Severity.TICKET, since=NOON - 7200, ended=NOON - 60)
 
 
-def mail(*began: ActiveAlert, over: tuple[ActiveAlert, ...] = (), **more: float) -> mail_text.MailText:
+def mail(*began: ActiveAlert, over: tuple[ActiveAlert, ...] = (), **more: float) -> alert_emails.MailText:
     left_out = int(more.pop("left_out", 0))
-    return mail_text.written(MailBatch(began=began, ended=over, left_out=left_out, **more), PAGES, NOW)
+    return alert_emails.written(MailBatch(began=began, ended=over, left_out=left_out, **more), PAGES, NOW)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +144,7 @@ def test_text_says_what_since_when_and_what_to_do() -> None:
 
 
 def test_without_a_public_url_the_text_names_the_command() -> None:
-    text = mail_text.written(MailBatch(began=(SLOW,), ended=()), "", NOW).text
+    text = alert_emails.written(MailBatch(began=(SLOW,), ended=()), "", NOW).text
     assert "`aicli alerts list`" in text
     assert "/admin" not in text
 
@@ -67,9 +152,9 @@ def test_without_a_public_url_the_text_names_the_command() -> None:
 def test_only_ten_of_a_hundred_alerts_are_described_in_full() -> None:
     text = mail(*(alert(f"number {number}") for number in range(100)), left_out=7).text
     assert "100 alerts firing:" in text
-    assert text.count("runbook:") == mail_text.MOST_IN_FULL
-    assert text.count("\n- number") == mail_text.MOST_NAMED
-    assert f"- and {100 - mail_text.MOST_IN_FULL - mail_text.MOST_NAMED} more\n" in text
+    assert text.count("runbook:") == alert_emails.MOST_IN_FULL
+    assert text.count("\n- number") == alert_emails.MOST_NAMED
+    assert f"- and {100 - alert_emails.MOST_IN_FULL - alert_emails.MOST_NAMED} more\n" in text
     assert "7 more with lower severity: https://ai.example.org/admin/alerts" in text
 
 
@@ -114,7 +199,7 @@ def test_label_cannot_add_a_line_header_link_or_command(hostile: str) -> None:
 
 def understood(alert: ActiveAlert) -> tuple[str, int, dict[str, str]]:
     """Parse the command in the mail like `aicli`: the alert's name, the duration in seconds, the labels."""
-    words = shlex.split(mail_text.silencing(alert))
+    words = shlex.split(alert_emails.silencing(alert))
     assert words[:3] == ["aicli", "alerts", "silence"]
     with alerts.silence.make_context("silence", words[3:]) as context:
         return context.params["name"], context.params["seconds"], context.params["labels"]
@@ -129,10 +214,10 @@ def test_aicli_parses_the_suggested_command(where: dict[str, str]) -> None:
 @given(st.dictionaries(st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,10}", fullmatch=True), st.text(min_size=1, max_size=15), max_size=3))
 def test_suggested_silence_only_covers_that_alert(where: dict[str, str]) -> None:
     one = dataclasses.replace(alert(), labels=labels(**where))
-    assert mail_text.is_typed(one)
+    assert alert_emails.is_typed(one)
     assert understood(one) == ("no_worker", 7200, where)
-    assert mail_text.silencing(one).isascii()
-    assert mail_text.silencing(one).isprintable()
+    assert alert_emails.silencing(one).isascii()
+    assert alert_emails.silencing(one).isprintable()
 
 
 def test_broader_silence_says_so() -> None:
