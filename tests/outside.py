@@ -177,7 +177,8 @@ def children_of(pid: int) -> list[int]:
     """Whatever thread of it has started them."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text(encoding="ascii").split()]
+        with suppress(FileNotFoundError):  # a thread that ended meanwhile
+            found += [int(child) for child in (task / "children").read_text(encoding="ascii").split()]
     return found
 
 

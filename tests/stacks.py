@@ -31,7 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cli import profile
 from shared.node.client_node import ClientNode, ClientSettings, client
-from shared.types import Credential, MeshName
+from shared.types import Credential, MeshName, UserId
 from stack import ports as stack_ports
 from stack import stack_home as homes
 from stack import stack_plan, status_overview
@@ -178,11 +178,24 @@ class RunningStack:
     async def database(self, service: str) -> AsyncIterator[asyncpg.Connection]:
         """PostgreSQL as the role of one service, which sees all tenants."""
         url = stack_plan.database_url_file(self.place, service).read_text(encoding="utf-8").strip()
-        connection = await asyncpg.connect(url, timeout=5, server_settings={"search_path": service, "aimesh.tenant": "*"})
+        connection = await asyncpg.connect(url, timeout=30, server_settings={"search_path": service, "aimesh.tenant": "*"})
         try:
             yield connection
         finally:
             await connection.close(timeout=5)
+
+    async def recorded(self, user: UserId, requests: int) -> None:
+        """Wait until PostgreSQL has this many requests of a user.
+
+        A caller waits 0.25 s for its row; if PostgreSQL takes longer, the row is only in the gateway's journal when the caller is answered.
+        """
+
+        async def is_written() -> bool:
+            async with self.database("gateway") as database:
+                count: int = await database.fetchval("SELECT count(*) FROM request_logs WHERE user_id = $1", user)
+            return count >= requests
+
+        await until(is_written, what=f"{requests} requests are in PostgreSQL")
 
     async def metric(self, program: str, name: str, /, **labels: str) -> float:
         """The sum of the samples of one service's /metrics that have these labels."""
@@ -216,6 +229,7 @@ async def until(
     clock: Callable[[], float] = stopwatch.now,
 ) -> T:
     """What ``condition`` returns as soon as that is true; fails loudly when it never is."""
+    seconds = stopwatch.patience(seconds)
     deadline = clock() + seconds
     seen: object = None
     while True:

@@ -32,6 +32,11 @@ def within(seconds: float) -> Iterator[None]:
     assert took < seconds or not bounds_hold, f"it took {took:.2f} s, not less than {seconds} s"
 
 
+def patience(seconds: float) -> float:
+    """How long a test waits for what must happen: these seconds in the nightly run, and in `make test` at least HANG_SECONDS."""
+    return seconds if bounds_hold else max(seconds, HANG_SECONDS)
+
+
 def _waited_seconds() -> float:
     try:
         return read_waited(_PRESSURE.read_text(encoding="ascii"))

@@ -199,6 +199,7 @@ testnet.__test__ = False  # type: ignore[attr-defined]  # its name begins as a t
 
 async def until(condition: Any, *, seconds: float = 5.0) -> None:
     """Wait for something that happens by itself; fails loudly when it does not. The seconds are those of ``tests.stopwatch``."""
+    seconds = stopwatch.patience(seconds)
     deadline = stopwatch.now() + seconds
     while not condition():
         assert stopwatch.now() < deadline, f"did not happen within {seconds} s"

@@ -10,7 +10,7 @@ import pytest
 from stack import stack_plan
 from stack.servers import nats_users
 from tests import stacks
-from tests.stacks import RunningStack
+from tests.stacks import RunningStack, until
 from tests.testnet import NatsServer, free_port
 
 
@@ -54,7 +54,12 @@ async def test_servers_of_ones_own_take_the_place_of_the_embedded_ones(planned: 
         assert f"starting {', '.join(('dht', *stack_plan.SERVICES))}\n" in up.err
         assert set(await planned.programs()) == {"dht", *stack_plan.SERVICES}
         assert (await planned.aicli("infer", "one two three")).out.split() == ["one", "two", "three"]
-        (row,) = (await planned.aicli("usage", "--json")).json()["days"]
+
+        async def usage() -> list[dict[str, object]]:
+            days: list[dict[str, object]] = (await planned.aicli("usage", "--json")).json()["days"]
+            return days
+
+        (row,) = await until(usage, what="the request is in the usage")
         assert row["request_count"] == 1
         assert (await planned.aicli("doctor")).status == 0
 

@@ -26,7 +26,7 @@ async def _second_worker(stack: RunningStack) -> AsyncIterator[None]:
     worker = await stack.start_aicli("worker", "--backend", "echo", ECHO_TOKEN_MS="20")
     try:
         assert worker.stdout is not None
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while json.loads(await worker.stdout.readline())["event"] != "ready":
                 pass
         yield

@@ -92,7 +92,7 @@ async def _rows(stack: RunningStack) -> AsyncIterator[tuple[str, bytes]]:
 async def superuser(stack: RunningStack) -> asyncpg.Connection:
     server = stack_plan.postgres_of(stack.place)
     url = server.url(server.admin, secret_files.read(stack.place, secret_files.POSTGRES_ADMIN))
-    return await asyncpg.connect(url, timeout=5)
+    return await asyncpg.connect(url, timeout=30)
 
 
 @asynccontextmanager

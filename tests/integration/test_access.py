@@ -100,7 +100,7 @@ async def test_anothers_user_id_is_refused_over_nats_micro(stack: RunningStack, 
 
         async def ask(about: UserId, credential: str) -> str | None:
             headers = {"content-type": "application/json", "authorization": f"Bearer {credential}"}
-            answer = await nats.request(subject, msgspec.json.encode(request(about)), timeout=5, headers=headers)
+            answer = await nats.request(subject, msgspec.json.encode(request(about)), timeout=30, headers=headers)
             return (answer.headers or {}).get("Nats-Service-Error-Code")
 
         assert await ask(bob.id, ann.access_token) == "403"

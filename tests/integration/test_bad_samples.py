@@ -132,7 +132,7 @@ async def test_a_million_label_values_take_the_room_of_one_node(stack: RunningSt
     # Nobody else lacks room for it.
     async with stack.operator() as nats:
         sample = msgspec.json.encode(RecordMetric("custom_of_another", 1))
-        answer = await nats.request(f"aimesh.{MESH}.rpc.{metrics.record_metric.name}", sample, timeout=5, headers=_JSON)
+        answer = await nats.request(f"aimesh.{MESH}.rpc.{metrics.record_metric.name}", sample, timeout=30, headers=_JSON)
     assert msgspec.json.decode(answer.data) == {}, answer.data
     assert node_label(worker.id) in _said_once(_warnings(stack)[said_before:])
     assert "custom_flood" in await _told(stack, node_label(worker.id))
@@ -186,7 +186,7 @@ async def _resident_bytes(stack: RunningStack) -> int:
 async def _details(stack: RunningStack) -> list[str]:
     """What the health says is wrong."""
     async with stack.operator() as nats:
-        answer = await nats.request(f"aimesh.{MESH}.rpc.{metrics.get_system_health.name}", b"{}", timeout=5, headers=_JSON)
+        answer = await nats.request(f"aimesh.{MESH}.rpc.{metrics.get_system_health.name}", b"{}", timeout=30, headers=_JSON)
     health = msgspec.json.decode(answer.data, type=metrics.SystemHealth)
     return [f"{one.name}: {one.detail}" for one in health.components if one.status != "healthy"]
 

@@ -118,7 +118,7 @@ async def test_an_answer_that_was_stopped_can_be_rated_by_who_asked_for_it(stack
 
 async def _free(busy: Callable[[], Awaitable[float]], asked: "asyncio.Task[float]") -> float:
     """When the worker was first seen without work. The caller's own end is not waited for."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await busy():
             if asked.done():
                 await asyncio.sleep(0)

@@ -66,6 +66,8 @@ async def test_nothing_personal_is_left_and_every_sum_is(stack: RunningStack, ap
 async def _use_everything(stack: RunningStack, api_client: ApiClient, gone: Person, other: Person) -> Known:
     rpc = api_client.mesh.rpc
     answered = [await asking.rpc(api_client.mesh, person.key.secret, "some words of a prompt") for person in (gone, other, gone)]
+    await stack.recorded(gone.id, 2)
+    await stack.recorded(other.id, 1)
     await rpc.call(usage_report.give_feedback, usage_report.GiveFeedback(answered[0].request_id, 1), credential=gone.key.secret)
     spare = await api_client.make_key(gone, f"spare of {gone.username}")
     await rpc.call(auth.revoke_api_key, auth.RevokeApiKey(str(spare.id)), credential=gone.access_token)
@@ -83,6 +85,7 @@ async def _use_everything(stack: RunningStack, api_client: ApiClient, gone: Pers
     keys = (await rpc.call(auth.list_api_keys, auth.ListApiKeys(), credential=gone.access_token)).keys
     acting = await rpc.call(accounts.switch_organisation, accounts.SwitchTeam(team.id), credential=gone.access_token)
     await asking.rpc(api_client.mesh, acting.access_token, "on the bill of all of us")
+    await stack.recorded(gone.id, 3)
     return Known((gone.username, f"{gone.username}@example.org", *(key.preview for key in keys)))
 
 

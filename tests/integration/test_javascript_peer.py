@@ -301,6 +301,7 @@ async def test_the_program_of_the_documentation_calls_a_whole_stack(stack: Runni
     assert said["remaining"] > 0
     assert answer["text"]
     assert streamed
+    await stack.recorded(ann.id, 2)
     async with stack.database("gateway") as database:
         query = "SELECT status, completion_tokens FROM gateway.request_logs WHERE user_id = $1 ORDER BY id"
         (whole, tokens), (other, _) = await database.fetch(query, ann.id)

@@ -76,13 +76,13 @@ async def whole(lines: AsyncIterator[str]) -> list[Any]:
     return [event if event == "[DONE]" else json.loads(event) for event in found]
 
 
-async def refusal(ticket: tickets.Ticket, key: NodeKey | None = None, *, find_seconds: float = 20) -> errors.AimeshError:
+async def refusal(ticket: tickets.Ticket, key: NodeKey | None = None, *, find_seconds: float = 60) -> errors.AimeshError:
     with pytest.raises(errors.AimeshError) as raised:
         await enroll(ticket, key, find_seconds=find_seconds)
     return raised.value
 
 
-async def enroll(ticket: tickets.Ticket, key: NodeKey | None = None, *, find_seconds: float = 20) -> Membership:
+async def enroll(ticket: tickets.Ticket, key: NodeKey | None = None, *, find_seconds: float = 60) -> Membership:
     means = EnrollmentOptions(find_seconds=find_seconds, poll_seconds=0.2)
     return await enrollment.enroll(ticket, key or new_key(), EnrollingNode("test"), lambda line: None, means)
 
@@ -202,7 +202,7 @@ async def test_a_ticket_that_is_no_good_says_why_and_lets_nobody_in(stack: Runni
 
 async def test_a_machine_waits_for_its_approval(stack: RunningStack) -> None:
     ticket, key = tickets.parse(await outside.ticket(stack, "client", "--approval")), new_key()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         joining = asyncio.create_task(enroll(ticket, key))
 
         async def waits() -> bool:

@@ -44,6 +44,7 @@ async def test_a_request_is_paid_and_given_back(stack: RunningStack, ann: Person
     assert answer.status_code == 200, answer.text
     usage = answer.json()["usage"]
     cost = 100 * usage["prompt_tokens"] + 200 * usage["completion_tokens"]
+    await stack.recorded(ann.id, 1)
     used = (await stack.aicli("usage", "--json", AICLI_API_KEY=ann.key.secret)).json()
     assert used["cost_micro"] == cost
     assert used["account"]["included_micro"] == used["account"]["monthly_micro"] - cost
@@ -66,6 +67,7 @@ async def test_a_key_with_a_budget_spends_no_more_than_that(stack: RunningStack,
     usages = [answer.json()["usage"] for answer in paid]
     assert sum(100 * usage["prompt_tokens"] + 200 * usage["completion_tokens"] for usage in usages) <= 40_000
     assert await _answers(stack, ann) == 200
+    await stack.recorded(ann.id, len(paid) + 1)
     left = (await stack.aicli("usage", "--json", AICLI_API_KEY=made.json()["key"])).json()
     # The key has the usual rights: it may not list keys, and reads what it spent by its id.
     spent = sum(day["cost_micro"] for day in left["days"] if day["api_key_id"] == made.json()["id"])

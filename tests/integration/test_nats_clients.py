@@ -49,15 +49,15 @@ async def test_the_five_services_are_found_by_a_ping(stack: RunningStack) -> Non
 
 async def test_info_names_the_endpoints_and_stats_counts_their_calls(stack: RunningStack, ann: Person) -> None:
     async with stack.operator() as connection:
-        info = json.loads((await connection.request("$SRV.INFO.auth", timeout=5)).data)
+        info = json.loads((await connection.request("$SRV.INFO.auth", timeout=30)).data)
         subjects = {one["name"]: one["subject"] for one in info["endpoints"]}
 
         async def calls() -> int:
-            stats = json.loads((await connection.request("$SRV.STATS.auth", timeout=5)).data)
+            stats = json.loads((await connection.request("$SRV.STATS.auth", timeout=30)).data)
             return int(next(one["num_requests"] for one in stats["endpoints"] if one["name"] == "validateApiKey"))
 
         before = await calls()
-        await connection.request(subjects["validateApiKey"], msgpack.packb({"apiKey": ann.key.secret}), timeout=5)
+        await connection.request(subjects["validateApiKey"], msgpack.packb({"apiKey": ann.key.secret}), timeout=30)
         assert await calls() == before + 1
 
 
@@ -65,8 +65,8 @@ async def test_validate_api_key_by_msgpack_and_by_json(stack: RunningStack, ann:
     subject = f"aimesh.{MESH}.rpc.auth.validateApiKey"
     request = {"apiKey": ann.key.secret}
     async with stack.operator() as connection:
-        packed = await connection.request(subject, msgpack.packb(request), timeout=5)
-        plain = await connection.request(subject, json.dumps(request).encode(), timeout=5, headers={"content-type": "application/json"})
+        packed = await connection.request(subject, msgpack.packb(request), timeout=30)
+        plain = await connection.request(subject, json.dumps(request).encode(), timeout=30, headers={"content-type": "application/json"})
     found = msgpack.unpackb(packed.data)
     assert found["username"] == ann.username
     assert found["tier"] == "pro"
@@ -77,7 +77,7 @@ async def test_validate_api_key_by_msgpack_and_by_json(stack: RunningStack, ann:
 @pytest.mark.parametrize(("key", "status"), [("aip_live_" + "0" * 49, "401"), ("", "401"), ("nonsense", "401"), (5, "400"), (None, "400")])
 async def test_a_bad_key_is_an_error_of_the_micro_protocol(stack: RunningStack, key: object, status: str) -> None:
     async with stack.operator() as connection:
-        answer = await connection.request(f"aimesh.{MESH}.rpc.auth.validateApiKey", msgpack.packb({"apiKey": key}), timeout=5)
+        answer = await connection.request(f"aimesh.{MESH}.rpc.auth.validateApiKey", msgpack.packb({"apiKey": key}), timeout=30)
     assert answer.headers is not None
     assert answer.headers["Nats-Service-Error-Code"] == status
     assert json.loads(answer.data)["error"]["code"] in {"not_authenticated", "bad_request"}
@@ -100,6 +100,7 @@ async def test_the_program_of_the_documentation_runs_inference(stack: RunningSta
     assert texts.strip()
     headers, _, end = last.partition("} ")
     assert "'stream': 'end'" in headers
+    await stack.recorded(ann.id, 2)
     async with stack.database("gateway") as database:
         query = "SELECT status, completion_tokens FROM gateway.request_logs WHERE user_id = $1 ORDER BY id"
         (first, _), (second, tokens) = await database.fetch(query, ann.id)

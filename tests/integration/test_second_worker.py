@@ -74,12 +74,13 @@ async def test_a_worker_by_hand_is_used_and_a_killed_one_is_left_out(stack: Runn
 
 async def test_a_worker_that_is_asked_to_stop_finishes_what_it_runs(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     """SIGTERM of the stack's only echo worker: the running answers come whole, and the supervisor starts it again."""
-    count = 500
+    # An answer takes 5 s, so that all eight run at the same time on a busy machine, too.
+    count = 1000
     words = "word " * count
     running = [asyncio.create_task(asking.rpc(api_client.mesh, ann.key.secret, words, deadline_seconds=60)) for _ in range(8)]
 
     async def generating() -> bool:
-        # No new process is asked: they run for 2.5 s, and on a busy machine it may start for longer.
+        # No new process is asked: on a busy machine it may take as long to start.
         found = await api_client.mesh.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=ann.key.secret)
         return sum(row.running for row in found.nodes if "echo" in row.models) >= 8
 

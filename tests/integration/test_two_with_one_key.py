@@ -27,6 +27,12 @@ async def test_a_second_worker_with_the_same_key_stops_and_the_first_one_works_o
 
     await until(answers, seconds=20, what="the first worker answers", ignoring=(errors.PeerError,))
     assert (await stack.pids())["inference-echo"] == first
+
+    async def is_counted() -> bool:
+        return await stack.metric("gateway", "ai_platform_contested_keys_total") > counted
+
+    # Auth may have told the worker before the gateway heard both.
+    await until(is_counted, what="the gateway counts it")
     assert await stack.metric("gateway", "ai_platform_contested_keys_total") == counted + 1
 
 

@@ -54,6 +54,8 @@ async def test_rows_are_the_sum_of_the_answers_for_each_user_and_key(
         assert (await http.post("/api/inference", json={"prompt": "x", "model": "no-such"})).status_code == 404
 
     users = [ann.id, bob.id]
+    await stack.recorded(ann.id, len(asked) // 2 + 1)
+    await stack.recorded(bob.id, len(asked) // 2)
     async with stack.database("gateway") as database:
         logged = await database.fetch("SELECT * FROM request_logs WHERE user_id = ANY($1) AND status = 'success'", users)
         daily = await database.fetch("SELECT * FROM usage_stats WHERE user_id = ANY($1)", users)
@@ -170,6 +172,7 @@ async def test_a_request_over_its_limit_has_a_row_and_no_usage(stack: RunningSta
     async with stack.http(tight.secret) as http:
         await asking.inference(http, "first")
         asking.problem(await http.post("/api/inference", json={"model": "echo", "prompt": "second"}), 429, "rate_limited")
+    await stack.recorded(ann.id, 2)
     first, second = await _rows(stack, ann)
     assert (first["status"], second["status"]) == ("success", "limited")
     assert (second["error_code"], second["tokens_used"], second["api_key_id"]) == ("rate_limited", 0, tight.id)

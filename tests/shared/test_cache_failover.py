@@ -119,7 +119,7 @@ async def test_a_read_that_waits_ends_with_a_failover_and_the_next_reaches_the_n
         await cache.append("t:l", b"1", most=10)
         end = await cache.log_end("t:l")
         reading = asyncio.create_task(cache.read_log("t:l", end))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (await client.info("clients"))["blocked_clients"]:
                 await asyncio.sleep(0)
                 if reading.done():

@@ -238,7 +238,7 @@ async def test_opening_waits_for_a_server_that_is_still_starting(postgres: Postg
         await asyncio.sleep(0.02)
         assert not opening.done()
         postgres.start()
-        db = await asyncio.wait_for(opening, 10)
+        db = await asyncio.wait_for(opening, 30)
         assert (await db.check()).ok
 
 
@@ -250,13 +250,13 @@ async def test_a_database_that_does_not_exist_is_a_wrong_setting(postgres_url: s
 
 async def test_notifications_arrive_and_a_reconnect_says_so(postgres_url: str, package: Path) -> None:
     async with opened(postgres_url, package) as db, contextlib.aclosing(db.listen("things")) as payloads:
-        assert await asyncio.wait_for(anext(payloads), 5) is None
+        assert await asyncio.wait_for(anext(payloads), 30) is None
         await db.row("tell", "one")
-        assert await asyncio.wait_for(anext(payloads), 5) == "one"
+        assert await asyncio.wait_for(anext(payloads), 30) == "one"
         await db.row("cut_others")
-        assert await asyncio.wait_for(anext(payloads), 5) is None
+        assert await asyncio.wait_for(anext(payloads), 30) is None
         await db.row("tell", "two")
-        assert await asyncio.wait_for(anext(payloads), 5) == "two"
+        assert await asyncio.wait_for(anext(payloads), 30) == "two"
 
 
 async def test_a_listener_that_does_not_read_learns_that_it_missed_some(postgres_url: str, package: Path) -> None:
@@ -265,9 +265,9 @@ async def test_a_listener_that_does_not_read_learns_that_it_missed_some(postgres
         async with db.transaction() as tx:
             for n in range(1002):
                 await tx.row("tell", str(n))
-        seen = [await asyncio.wait_for(anext(payloads), 5)]
+        seen = [await asyncio.wait_for(anext(payloads), 30)]
         while seen[-1] != "1001":
-            seen.append(await asyncio.wait_for(anext(payloads), 5))
+            seen.append(await asyncio.wait_for(anext(payloads), 30))
         assert None in seen
 
 

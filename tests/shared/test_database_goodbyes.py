@@ -140,7 +140,7 @@ async def test_a_cut_at_any_message_is_unavailable_and_nothing_else(
         async with Database.open(url, schema="shop", package=tmp_path) as db:
             stand_in.cut, stand_in.has_cut = Cut(after_messages, last_words, in_an_answer), False
             with contextlib.suppress(errors.Unavailable):
-                await asyncio.wait_for(use(db), 10)
+                await asyncio.wait_for(use(db), 30)
             was_cut = stand_in.has_cut
             stand_in.cut = None
             await db.rows("list")

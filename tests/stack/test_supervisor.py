@@ -80,13 +80,13 @@ class RunningSupervisor:
         return found
 
     async def until(self, name: str, state: str) -> ProgramStatus:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (found := await self.status(name)).state != state:
                 await asyncio.sleep(0.01)
         return found
 
     async def until_logged(self, name: str, text: str) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while text not in logged(self.home, name):
                 await asyncio.sleep(0.01)
 
@@ -188,13 +188,13 @@ async def main():
 asyncio.run(main())
 """
     with subprocess.Popen([sys.executable, "-c", script], cwd=homes.checkout()) as killed:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while await control.send(home.control_socket, StatusRequest()) is None:
                 await asyncio.sleep(0.02)
         pid = (await RunningSupervisor(home).until("dummy", "running")).pid
         assert pid is not None
         killed.kill()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while processes.start_of(pid) is not None:
             await asyncio.sleep(0.01)
 
@@ -252,7 +252,7 @@ async def test_expired_log_lines_are_removed_at_start(home: StackHome) -> None:
     (home.logs / "a_folder.log").mkdir()  # what cannot be shortened ends nothing
     async with supervising(home, program("dummy", *SLEEP)) as running:
         await running.until("dummy", "running")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while home.log("gone").stat().st_size:
                 await asyncio.sleep(0.01)
         assert (await running.status("dummy")).state == "running"
@@ -280,7 +280,7 @@ async def test_real_servers_run_under_a_very_long_path(tmp_path: Path, short_pat
     async with supervising(home, *servers):
         for server in servers:
             assert server.probe is not None
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while not await probes.is_ready(server.probe):
                     await asyncio.sleep(0.02)
         postgres.provision(planned.postgres, {role: secret_files.read(home, f"postgres_{role}") for role in secret_files.DATABASE_ROLES})

@@ -12,7 +12,7 @@ from tests.acceptance import chromium
 from tests.stacks import REPOSITORY
 
 SOURCES = REPOSITORY / "sdk" / "javascript" / "src"
-SECONDS = 20
+SECONDS = 30
 REQUEST = "0192f0c1000070008000000000000001"
 END = {
     "request_id": "0192f0c1-0000-7000-8000-000000000001",

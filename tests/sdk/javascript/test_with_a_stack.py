@@ -80,6 +80,7 @@ async def test_answer_streams_in_order(stack: RunningStack, ann: Person, tmp_pat
     )
     assert (answer["text"], answer["model"], answer["finishReason"]) == ("a b", "echo", "length")
     assert answer["usage"] == {"promptTokens": 3, "completionTokens": 2, "totalTokens": 5}
+    await stack.recorded(ann.id, 1)
     async with stack.database("gateway") as database:
         row = await database.fetchrow("SELECT user_id, tokens_used FROM request_logs WHERE id = $1", answer["requestId"])
     assert (row["user_id"], row["tokens_used"]) == (ann.id, 5)
@@ -160,6 +161,7 @@ async def test_interrupted_stream_continues_as_one_request(stack: RunningStack, 
     async with cutting(stack.url("gateway"), [0, 700, 1500, 9000]) as url:
         result = await run_program(tmp_path, program, url, ann.key.secret)
     assert (result["whole"], result["pieces"], result["answer"]["usage"]["completionTokens"]) == (True, 300, 300)
+    await stack.recorded(ann.id, 1)
     async with stack.database("gateway") as database:
         assert await database.fetchval("SELECT count(*) FROM request_logs WHERE user_id = $1", ann.id) == 1
 
@@ -196,7 +198,7 @@ async def test_leaving_a_stream_frees_the_model(stack: RunningStack, ann: Person
     async def is_free() -> bool:
         return await busy_slots(stack) == 0
 
-    await until(is_free, seconds=2, what="the slot is free")
+    await until(is_free, what="the slot is free")
 
     async def counted() -> int | None:
         async with stack.database("gateway") as database:

@@ -20,7 +20,7 @@ from tests.stacks import RunningStack, until
 
 SDK = Path(__file__).resolve().parents[3] / "sdk" / "python"
 LONG = " ".join(f"word{number}" for number in range(300))
-#: Takes 5 s, so that a canceled answer is noticed.
+#: Takes 5 s, so that the reader leaves before its end.
 LONGER = "word " * 1000
 
 addresses = pytest.mark.parametrize("address", ["gateway", "web"])
@@ -189,8 +189,11 @@ async def test_leaving_frees_the_slot(stack: RunningStack, ann: Person, address:
         await until(busy, what="the worker runs it")
         seen.set()
         await leaving
-        # Without the cancellation, the answer would end after five seconds.
-        await until(free, seconds=4, what="the slot is free")
+        await until(free, what="the slot is free")
+    await stack.recorded(ann.id, 1)
+    async with stack.database("gateway") as database:
+        (row,) = await database.fetch("SELECT status, completion_tokens FROM request_logs WHERE user_id = $1", ann.id)
+    assert (row["status"], row["completion_tokens"] < 1000) == ("cancelled", True)
 
 
 # --- the README -----------------------------------------------------------------------------------------------------

@@ -479,15 +479,15 @@ async def test_a_bad_first_password_is_a_wrong_setting(settings: AuthSettings) -
 async def test_a_watcher_learns_of_a_change_made_by_hand(world: Surroundings, settings: AuthSettings) -> None:
     user, _ = await world.user_with_key()
     async with contextlib.aclosing(world.service._wiring.changes.watch(0)) as changes:
-        assert (await asyncio.wait_for(anext(changes), 5)).user_id is None
+        assert (await asyncio.wait_for(anext(changes), 30)).user_id is None
         connection = await asyncpg.connect(settings.database_url)
         try:
             await connection.execute("UPDATE auth.users SET is_active = false WHERE id = $1", user.id)
         finally:
             await connection.close()
-        change = await asyncio.wait_for(anext(changes), 5)
+        change = await asyncio.wait_for(anext(changes), 30)
         while change.user_id is None:  # the service's own "I listen now" may come between
-            change = await asyncio.wait_for(anext(changes), 5)
+            change = await asyncio.wait_for(anext(changes), 30)
         assert change.user_id == user.id
     assert world.service._wiring.changes._watchers == set()
 
@@ -499,7 +499,7 @@ async def test_a_watch_ends_when_the_service_drains(world: Surroundings) -> None
 
     watching = asyncio.ensure_future(watch())
     world.drain_started.set()
-    assert await asyncio.wait_for(watching, 5) >= 1
+    assert await asyncio.wait_for(watching, 30) >= 1
 
 
 async def test_a_slow_watcher_is_told_to_forget_everything(world: Surroundings) -> None:

@@ -29,7 +29,7 @@ class Rounds:
 
 async def run(work: Callable[[], Awaitable[None]], over: asyncio.Event, metrics: Metrics) -> None:
     task = asyncio.create_task(background_jobs.repeat(UpkeepJob.ROLL, 0, work, metrics))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await over.wait()
     task.cancel()
 

@@ -310,7 +310,7 @@ async def served(
             async with httpx.AsyncClient(base_url=url, transport=transport) as http:
                 return await http.get("/v1/models", headers=[*BEARER.items(), *headers])
 
-        async with asyncio.TaskGroup() as tasks, asyncio.timeout(10):
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(30):
             tasks.create_task(server.run())
             yield ask
             server.stop()

@@ -169,7 +169,7 @@ async def test_a_migration_that_cannot_get_its_lock_blocks_nobody(connection: as
         for _ in range(3):
             await until(it_waits, seconds=30, what="the migration waits for the lock")
             # Behind the waiting lock, for as long as the migration waits for it.
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 assert await others.fetchval("SELECT count(*) FROM request_logs") == ROWS
         assert not migrating.done()
         await report.rollback()

@@ -189,7 +189,7 @@ async def test_metrics(running_service: RunningService) -> None:
 
 async def _written(running_service: RunningService, rows: int = 1) -> None:
     """A cancelled request does not wait for its row."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(running_service.store.rows) < rows:  # noqa: ASYNC110
             await asyncio.sleep(0)
 

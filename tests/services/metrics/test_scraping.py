@@ -90,7 +90,7 @@ def _exemplars(text: str) -> set[tuple[str, str]]:
 
 async def _collected_with_the_worker(scraper: httpx.AsyncClient) -> httpx.Response:
     """A collection that was made before it came is kept for a second."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while TRACE not in (got := await scraper.get("/metrics", headers=OPENMETRICS)).text:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     return got

@@ -242,7 +242,7 @@ async def test_reachable_servers_are_a_metric(net: TestNet) -> None:
         return {dict(labels)["server"]: up for labels, up in _values(await _text(gateway), "ai_platform_server_up").items()}
 
     async def become(wanted: dict[str, float]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 if await servers() == wanted:
                     return
@@ -256,7 +256,7 @@ async def test_reachable_servers_are_a_metric(net: TestNet) -> None:
 
 async def _degraded_by(caller: RunningNode, kind: str, name: str, words: str) -> api.ComponentHealth:
     """Return the component once the whole is degraded. Collects the metrics meanwhile, as the alerts do."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             await _text(caller)
             health = await _health(caller)
@@ -286,7 +286,7 @@ async def test_killed_worker_is_missed_but_a_stopped_one_is_not(net: TestNet) ->
 
 
 async def _healthy(caller: RunningNode) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             if (await _health(caller)).status == "healthy":
                 return

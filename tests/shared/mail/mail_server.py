@@ -45,11 +45,11 @@ class MailServer:
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def wait_for(self, mails: int) -> None:
-        async with asyncio.timeout(20), self.arrived:
+        async with asyncio.timeout(30), self.arrived:
             await self.arrived.wait_for(lambda: len(self.mails) >= mails)
 
     async def wait_for_connections(self, connections: int) -> None:
-        async with asyncio.timeout(20), self.arrived:
+        async with asyncio.timeout(30), self.arrived:
             await self.arrived.wait_for(lambda: self.connections >= connections)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -67,7 +67,7 @@ class MailServer:
             self.arrived.notify_all()
 
     async def wait_until_ended(self, connections: int) -> None:
-        async with asyncio.timeout(20), self.arrived:
+        async with asyncio.timeout(30), self.arrived:
             await self.arrived.wait_for(lambda: self.ended >= connections)
 
     async def keep(self, sender: str, to: str, body: bytes) -> None:

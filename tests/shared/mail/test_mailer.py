@@ -25,7 +25,7 @@ async def mailing(server: MailServer, url: str) -> AsyncIterator[Mailer]:
 
 
 async def until_told(opened: Mailer, words: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while words not in opened.check().detail:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
 
@@ -132,7 +132,7 @@ async def test_a_temporarily_failing_server_gets_the_mail_later(monkeypatch: pyt
     server = MailServer(answers={"RCPT": ["451 greylisted", "421 busy", "250 ok"]})
     async with mailing(server, "smtp://localhost:{}") as opened:
         await opened.send("anna@example.com", "hello", TEXT)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await server.wait_for(1)
     assert server.connections == 3
 
@@ -183,7 +183,7 @@ async def test_a_dead_mail_server_does_not_delay_shutdown(monkeypatch: pytest.Mo
     monkeypatch.setattr(mailer, "SHUTDOWN_SECONDS", 0.05)
     server = MailServer(hangs=True)
     async with serving(server):
-        async with asyncio.timeout(5), mailer.opened(mailer.parse(f"smtp://localhost:{server.port}", FROM)) as opened:
+        async with asyncio.timeout(30), mailer.opened(mailer.parse(f"smtp://localhost:{server.port}", FROM)) as opened:
             await opened.send("anna@example.com", "hello", TEXT)
             await server.wait_for_connections(1)
         await server.wait_until_ended(1)

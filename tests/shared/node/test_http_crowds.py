@@ -69,7 +69,7 @@ async def _besiege(place: http_ports.Place) -> list[Slow]:
 async def test_2000_slow_connections_are_closed_in_time_and_block_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", HEAD_SECONDS)
     waited: list[float] = []
-    async with http_ports.serving(_app) as place, asyncio.timeout(20), connected(place) as (reader, writer):
+    async with http_ports.serving(_app) as place, asyncio.timeout(30), connected(place) as (reader, writer):
         writer.write(http_ports.REQUEST)
         assert b"fine" in await answer(reader)
         slow = await _besiege(place)
@@ -125,7 +125,7 @@ async def test_the_65th_connection_of_an_address_is_refused_and_others_are_serve
         asked += 1
         await _app(scope, receive, send)
 
-    async with http_ports.serving(app) as place, asyncio.timeout(10):
+    async with http_ports.serving(app) as place, asyncio.timeout(30):
         first = [await asyncio.open_connection(*place) for _ in range(64)]
         async with connected(place) as (reader, _):
             refusal = await reader.read()

@@ -118,7 +118,7 @@ async def test_a_slow_request_head_is_accepted_once_complete(monkeypatch: pytest
 async def test_nothing_is_read_while_requests_are_queued() -> None:
     """Or a client could fill the memory: each answer, and each call that listens for the end of its connection, would read some."""
     door, megabytes = Door(), 64
-    async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(10):
+    async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(30):
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         before = b"".join(get(f"/{number}") for number in range(95)) + get("/wait")
         writer.write(before + b"POST /b HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % (megabytes << 20))

@@ -22,7 +22,7 @@ from tests.testnet import MESH, RunningNode, testnet, until
 
 SUBJECT = f"aimesh.{MESH}.rpc.gateway.processInferenceRequest"
 #: A busy machine may pause for longer than nats-py's own half second.
-SECONDS = 20
+SECONDS = 30
 JSON = {"content-type": "application/json"}
 STREAM = {**JSON, "stream": "true"}
 

@@ -223,9 +223,9 @@ async def test_a_revocation_by_hand_counts_and_is_announced(members: NodeStore, 
     await by_hand.run(postgres_url, "INSERT INTO auth.nodes (id, role) VALUES ($1, 'worker')", node)
     before = await state(members)
     async with contextlib.aclosing(members.follow()) as changes:
-        await asyncio.wait_for(anext(changes), 5)
+        await asyncio.wait_for(anext(changes), 30)
         await by_hand.run(postgres_url, statement, node)
-        await asyncio.wait_for(anext(changes), 5)
+        await asyncio.wait_for(anext(changes), 30)
     after = await state(members)
     assert after.number > before.number
     assert after.epoch == before.epoch + 1

@@ -44,7 +44,7 @@ async def test_the_cached_answer_is_used_while_there_is_no_newer_one(state: str)
     known = PrincipalCache(lambda: source.now)
     assert await known.ask("k", source.says(ANN), owner) == ANN
     source.state = state
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await known.ask("k", source.says("newer"), owner) == ANN
     source.state = "well"
     assert await known.ask("k", source.says("newer"), owner) == "newer"
@@ -112,7 +112,7 @@ async def test_an_announced_change_invalidates_the_cache(world: Surroundings) ->
     admin = await world.admin_token()
     assembly = world.service._wiring
     known = assembly.identities.principal_cache
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         user_id = (await world.ask(auth.identify, auth.Identify(admin))).user_id
         # What the service hears when it begins to listen empties it, too.
         while not known._answers:

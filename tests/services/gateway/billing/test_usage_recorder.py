@@ -55,7 +55,7 @@ async def test_rows_go_to_disk_while_postgresql_is_down() -> None:
         while not store.writes:  # noqa: ASYNC110
             await asyncio.sleep(0)
         await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             records.reserve()
             await records.written(records.add(row()))
         assert not first.written.is_set()
@@ -118,7 +118,7 @@ async def test_a_slow_store_delays_a_request_by_a_quarter_of_a_second() -> None:
     async with recorder(store, journal).running() as records:
         records.reserve()
         pending = records.add(row())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await records.written(pending)
         assert (pending.in_journal, pending.written.is_set()) == (True, False)
         store.stalled.set()

@@ -272,7 +272,7 @@ async def test_a_caller_may_cancel_at_any_gateway(running_service: RunningServic
     monkeypatch.setattr(idempotent_requests, "HEARTBEAT_SECONDS", 3600.0)
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 3
-    async with gateway.idempotency.running(), asyncio.timeout(10):
+    async with gateway.idempotency.running(), asyncio.timeout(30):
         reading = [asyncio.create_task(gateway.ask(one)) for one in (asked(), asked(part("k", 2)), asked("other"), asked(who=BOB))]
         await until_running(gateway, runs=4)
         while not await running_service.listeners():

@@ -88,7 +88,7 @@ async def _cannot_save(client: Any, _url: str) -> AsyncIterator[None]:
 
 async def _save(client: Any, ends: str) -> None:
     await client.bgsave()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await _has_saved(client, ends):  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
 
@@ -106,7 +106,7 @@ async def _busy(client: Any, url: str) -> AsyncIterator[None]:
     async with redis.Redis.from_url(url, socket_timeout=60) as other:
         endless = asyncio.ensure_future(other.eval("while true do end", 0))
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not await _says_busy(client):  # noqa: ASYNC110 - it tells nobody
                     await asyncio.sleep(0.01)
             yield

@@ -127,7 +127,7 @@ class Site:
     async def backend(self, *entries: CatalogEntry, budget: int = 10) -> AsyncIterator[LlamaBackend]:
         catalogue = Catalog(entries)
         async with (
-            asyncio.timeout(20),
+            asyncio.timeout(30),
             llama.opened(
                 catalogue, OPTIONS, 3, MemoryBudget(budget, "a test"), self.watch, start=self.start, digests_file=self.digests_file
             ) as backend,

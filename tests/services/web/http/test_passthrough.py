@@ -14,7 +14,7 @@ from tests.services.web import servers
 from tests.services.web.servers import Upstream, serving
 
 #: Generous: a test that waits so long has failed.
-SOON = 5
+SOON = 30
 
 
 @pytest.fixture

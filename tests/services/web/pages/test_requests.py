@@ -214,7 +214,7 @@ async def export(mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> SlowExport:
 
 @pytest.mark.parametrize("end", ["goes on", "breaks", "is left"])
 async def test_rows_are_streamed_while_the_gateway_reads(app: ASGIApp, export: SlowExport, end: str) -> None:
-    async with asyncio.timeout(10), servers.serving(app) as origin, httpx.AsyncClient(base_url=origin) as client:
+    async with asyncio.timeout(30), servers.serving(app) as origin, httpx.AsyncClient(base_url=origin) as client:
         await Browser(client).sign_in("alice", "correct horse")
         async with client.stream("GET", "/requests.csv") as answer:
             assert (answer.status_code, "content-length" in answer.headers) == (200, False)

@@ -62,7 +62,7 @@ async def test_an_idle_connection_is_closed(place: Place, monkeypatch: pytest.Mo
 
 async def test_500_slow_request_heads_do_not_block_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 1.0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         slow = [await asyncio.open_connection(*place) for _ in range(500)]
         for _, writer in slow:
             writer.write(b"GET /x HTTP/1.1\r\n")
@@ -191,7 +191,7 @@ async def test_the_application_sees_the_request_as_sent(place: Place, name: str)
     asked, seen = HTTP[name]
     cut = min(len(asked), 300)
     for size in (1, 7, cut):
-        async with connected(place) as (reader, writer), asyncio.timeout(10):
+        async with connected(place) as (reader, writer), asyncio.timeout(30):
             for begin in range(0, cut, size):
                 writer.write(asked[begin : min(begin + size, cut)])
                 await asyncio.sleep(0)

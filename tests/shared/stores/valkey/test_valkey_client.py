@@ -68,7 +68,7 @@ async def crowd(seed: int) -> None:
                 await asyncio.sleep(0)
             task.cancel()
 
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
             for number in range(1000):
                 task = tasks.create_task(caller(number))
                 if chance.random() < 0.4:
@@ -195,7 +195,7 @@ async def test_a_server_that_talks_nonsense_is_left(garbage: bytes) -> None:
 
 async def test_a_silent_server_is_left_and_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(valkey_client, "SILENCE_SECONDS", 0.05)
-    async with on_unix(nothing) as (server, path), lane_to(path) as lane, asyncio.timeout(20):
+    async with on_unix(nothing) as (server, path), lane_to(path) as lane, asyncio.timeout(30):
         began = time.monotonic()
         found = await asyncio.gather(*(asking(lane, number) for number in range(5)), return_exceptions=True)
         assert [type(one) for one in found] == [TimeoutError] * 5
@@ -335,7 +335,7 @@ async def test_without_a_server_all_are_told_at_once_and_the_next_tries_again(tm
 
 async def test_connecting_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(valkey_client, "CONNECT_SECONDS", 0.05)
-    async with on_unix(nothing) as (server, path), lane_to(ValkeyUrl(path=str(path), password="s3cret")) as lane, asyncio.timeout(20):
+    async with on_unix(nothing) as (server, path), lane_to(ValkeyUrl(path=str(path), password="s3cret")) as lane, asyncio.timeout(30):
         with pytest.raises(TimeoutError, match=r"no connection within 0\.05 s"):
             await asking(lane, "a")
         server.answer = echo

@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path as FilePath
 
 import pytest
@@ -63,7 +64,7 @@ async def test_aborting_notifies_the_peer_immediately() -> None:
     async with pair() as (one, other):
         here, there = await meet(one, other)
         here.close("go away", abort=True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await there.wait_closed()
         with pytest.raises(ConnectionClosed):
             there.send(b"x")
@@ -77,7 +78,7 @@ async def test_a_closed_swarm_notifies_its_peers_and_ends_its_iteration() -> Non
             pid = (await other.stats()).pid
         assert [connection async for connection in other] == []
         assert not swarms.is_running(pid)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await here.wait_closed()
 
 
@@ -184,7 +185,11 @@ async def test_a_swarm_canceled_while_opening_leaves_no_process() -> None:
 
 
 def children() -> set[str]:
-    return {pid for task in FilePath("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    found: set[str] = set()
+    for task in FilePath("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that ended meanwhile
+            found |= set((task / "children").read_text().split())
+    return found
 
 
 @pytest.mark.parametrize("topic", [b"", b"short", bytes(33)])

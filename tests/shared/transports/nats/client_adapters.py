@@ -129,5 +129,5 @@ async def nats_py(wanted: Wanted) -> AsyncIterator[JudgedClient]:
     try:
         yield judged
     finally:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await judged.client.close()

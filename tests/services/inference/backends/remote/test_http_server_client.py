@@ -111,7 +111,7 @@ async def test_an_answer_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch)
     async with asking(Answer(["data: " + "x" * 1000 + "\n\n"], endless=True)) as (fake, server):
         with pytest.raises(errors.Unavailable, match="an answer of more than 100000 bytes"):
             await read(server)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await fake.left.wait()
 
 
@@ -197,7 +197,7 @@ async def test_tries_are_few_and_the_last_error_is_told() -> None:
 async def test_being_cancelled_closes_the_connection_which_stops_the_server(answer: Answer) -> None:
     async with asking(answer) as (fake, server):
         task = asyncio.create_task(read(server))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not fake.headers:  # noqa: ASYNC110  # what another task does and nobody signals
                 await asyncio.sleep(0)
             task.cancel()
@@ -256,7 +256,7 @@ async def test_an_answer_of_another_type_is_not_listened_to_any_longer() -> None
     async with asking(Answer(["<html>"], headers={"content-type": "text/html"}, hang=True)) as (fake, server):
         with pytest.raises(errors.Unavailable, match="text/html"):
             await read(server)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await fake.left.wait()
 
 

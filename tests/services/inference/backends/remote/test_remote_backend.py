@@ -204,7 +204,7 @@ async def test_a_server_that_does_not_come_to_an_end_is_given_up(api: Api, answe
     async with api.asking(answer, seconds=0.2) as (server, backend):
         with pytest.raises(errors.Unavailable, match="did not"):
             await backend.embed(job("one"), VectorReader())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await server.left.wait()
 
 
@@ -238,7 +238,7 @@ async def test_a_cancelled_request_closes_the_connection(api: Api) -> None:
         await until(lambda: server.asked)
         assert backend.models()[0].running == 1
         task.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await server.left.wait()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -388,6 +388,6 @@ async def test_slow_client_is_refused_and_holds_no_slot(app: ASGIApp, mesh: Fake
         answer = await client.post("/login", json={"username": "ada", "password": "correct horse"})
         assert answer.status_code == 200
         for reader, writer in slow:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 assert (await reader.readuntil(b"\r\n")).split()[1] == b"400"
             writer.close()

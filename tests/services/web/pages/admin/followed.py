@@ -9,7 +9,7 @@ import httpx
 from tests.services.web import servers
 from tests.services.web.browser import Browser
 
-_PATIENCE_SECONDS = 10
+_PATIENCE_SECONDS = 30
 
 
 async def first_event(app: object, path: str, username: str, password: str = "correct horse") -> dict[str, Any]:

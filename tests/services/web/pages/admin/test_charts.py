@@ -214,7 +214,7 @@ async def test_page_head_is_sent_before_the_history_is_read(app: ASGIApp, mesh: 
 
     monkeypatch.setattr(AdminMesh, "call", slow)
     text = ""
-    async with servers.serving(app) as origin, httpx.AsyncClient(base_url=origin) as client, asyncio.timeout(10):
+    async with servers.serving(app) as origin, httpx.AsyncClient(base_url=origin) as client, asyncio.timeout(30):
         await Browser(client).sign_in("root", "correct horse")
         async with client.stream("GET", PATH) as answer:
             async for piece in answer.aiter_text():
