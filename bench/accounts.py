@@ -24,7 +24,7 @@ from bench import calls, http_load, processes, report, rivals, tenants
 from bench.http_load import Client, Load, Outcome, Spread
 from bench.report import Options, Rows
 from bench.tenants import REFUSALS
-from services.gateway.admission.callers import Callers
+from services.gateway.callers import Callers
 from shared.api import auth
 from shared.types import Credential
 from tests.people import ApiClient

@@ -14,10 +14,10 @@ from typing import NamedTuple, Protocol
 
 from bench import http_load, rivals
 from bench.http_load import Client
+from services.inference import jobs
 from services.inference.backends import llama
 from services.inference.engine import engine_messages
 from services.inference.engine.kv_slots import KvMode
-from services.inference.jobs import generation_job
 from services.inference.models import catalog, memory, model_discovery
 from shared.api.generation import Sampling
 from shared.api.inference import Chunk
@@ -122,7 +122,7 @@ class _Engine:
         asked = Sampling(
             max_tokens=max_tokens, temperature=TEMPERATURE, top_k=TOP_K, top_p=TOP_P, min_p=0.0, seed=self._seed, ignore_eos=True
         )
-        job = generation_job.check(model_discovery.DEFAULT_MODEL, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
+        job = jobs.check(model_discovery.DEFAULT_MODEL, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
         # One tenant, as in llama-server, so that both may reuse prefixes of earlier prompts.
         job = replace(job, salt="bench")
         async with asyncio.timeout(ANSWER_SECONDS):

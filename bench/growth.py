@@ -23,9 +23,8 @@ from services.gateway import store
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.reports.days_store import DaysStore
-from services.gateway.reports.usage_store import UsageStore
 from services.gateway.store import GatewayStore
+from services.gateway.usage_store import DaysStore, UsageStore
 from shared import context, errors
 from shared.api.usage_report import ListRequests
 from shared.stores.database import Database, queries

@@ -64,7 +64,7 @@ SHARED = {
     "tests/services/inference/test_embeddings.py": "model",
     "tests/services/inference/backends/test_isolation.py": "model",
     "tests/services/inference/backends/test_llama.py": "model",
-    "tests/services/inference/engine/embeddings/test_embedding_context.py": "model",
+    "tests/services/inference/engine/test_embedding_context.py": "model",
     "tests/services/inference/engine/test_llama_model.py": "model",
     "tests/services/inference/structured_output/test_with_llama.py": "model",
 }

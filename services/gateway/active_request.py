@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import ClassVar
 
-from services.gateway.admission.prompt_admission import AdmittedPrompt, AdmittedTexts
 from services.gateway.billing.ledger import HeldCredits
-from services.gateway.failover.relay import AnswerItem, Embedding
 from services.gateway.idempotency.response_cache import AnswerOrigin
 from services.gateway.limits.limit_rules import Spent, TightestLimit
+from services.gateway.prompt_admission import AdmittedPrompt, AdmittedTexts
+from services.gateway.relay import AnswerItem, Embedding
 from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
 from shared.api import embedding, gateway, inference
@@ -59,7 +59,6 @@ class ActiveRequest(ABC):
         self.worker: DirectoryEntry | None = None
 
     def runs_on(self, claim: Claim) -> None:
-        """Record each worker that is asked."""
         self.worker = claim.worker
         self._claims.append(claim)
 
@@ -74,7 +73,6 @@ class ActiveRequest(ABC):
 
     @property
     def allowance(self) -> TightestLimit | None:
-        """Return the remaining limits for the response headers."""
         return None if self.spent is None else self.spent.tightest
 
     @property
@@ -117,7 +115,6 @@ class ActiveRequest(ABC):
 
     @property
     def cached(self) -> bool:
-        """Whether the answer came from the cache."""
         return False
 
     @property

@@ -1,4 +1,4 @@
-"""Repeats the gateway's background work on PostgreSQL, and measures when each job last succeeded."""
+"""Repeats the gateway's background work on PostgreSQL, adds and drops partitions, and measures when each job last succeeded."""
 
 import asyncio
 import time
@@ -14,7 +14,10 @@ _SHARE = 20
 #: The longest pause, even after a longer round; the alert upkeep_late fires after three hours.
 _MOST_PAUSE_SECONDS = 3600.0
 
-_log = logs.get(part="upkeep")
+#: Four weeks of the request log or a month of the ledger, so that gateways may be down for long.
+AHEAD_DAYS = 35
+
+_log, _partition_log = logs.get(part="upkeep"), logs.get(part="partitions")
 
 
 class UpkeepJob(StrEnum):
@@ -50,3 +53,24 @@ async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[ob
 def pause_seconds(seconds: float, took: float) -> float:
     """Return the pause after a round that took ``took`` seconds, for a job with an interval of ``seconds``."""
     return min(_MOST_PAUSE_SECONDS, max(seconds, _SHARE * took))
+
+
+class Partitions:
+    """Adds partitions to the growing tables in advance, and drops old ones of the request log. Every method may raise Unavailable.
+
+    Any number of gateways may do so at the same time. Does nothing if a lock isn't available immediately; a later round retries.
+    """
+
+    def __init__(self, opened: database.Database, metrics: Metrics) -> None:
+        self._database = opened
+        self._metrics = metrics
+
+    async def extend(self) -> None:
+        while name := await self._database.value("add_partition", AHEAD_DAYS):
+            _partition_log.info("partition added", name=name)
+        self._metrics.partitions_ahead.set(await self._database.value("measure_partitions_ahead"))
+
+    async def drop_old(self, days: int) -> None:
+        """Drop partitions of the request log whose rows are all older than this."""
+        while name := await self._database.value("drop_partition", days):
+            _partition_log.info("partition dropped", name=name, older_than_days=days)

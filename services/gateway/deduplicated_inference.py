@@ -15,7 +15,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from services.gateway.admission.prompt_admission import BadField
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_buffer import Piece
 from services.gateway.idempotency.answer_reader import RepeatedAnswerFacts
@@ -23,6 +22,7 @@ from services.gateway.idempotency.answer_runs import AnswerRun
 from services.gateway.idempotency.idempotency_keys import FIELD, End, IdempotentRequest
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.pipeline import Pipeline
+from services.gateway.prompt_admission import BadField
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, Vectors

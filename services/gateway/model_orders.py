@@ -5,11 +5,13 @@ from collections.abc import Mapping
 
 from services.gateway import node_interface
 from shared import errors
-from shared.api import inference
+from shared.api import gateway, inference
 from shared.api.gateway import LoadOnWorker, ModelPlace, ModelPlaces, UnloadOnWorkers
 from shared.api.inference import ModelStatus
 from shared.discovery import directory
 from shared.discovery.directory import DirectoryEntry
+from shared.rpc import RpcCall, serves
+from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import logs
 from shared.types import ModelName, NodeId, Role
 
@@ -22,33 +24,52 @@ _log = logs.get(part="model orders")
 
 
 class ModelOrders:
-    def __init__(self, rpc: node_interface.NodeRpc, nodes: node_interface.NodeDirectory, aliases: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        rpc: node_interface.NodeRpc,
+        nodes: node_interface.NodeDirectory,
+        aliases: Mapping[str, str],
+        audit_reporting: AuditReporting,
+    ) -> None:
         self._rpc = rpc
         self._nodes = nodes
         self._aliases = aliases
+        self._audit_reporting = audit_reporting
 
-    async def load(self, request: LoadOnWorker, seconds: float) -> ModelPlaces:
+    @serves(gateway.load_model)
+    async def load(self, request: LoadOnWorker, call: RpcCall) -> ModelPlaces:
         """Load the model on one worker. Raises UnknownModel, or the last worker's error."""
+        place = await self._load_on_one(request, call.remaining_seconds())
+        self._audit_reporting.report_action("model.load", call.principal, target=request.model, worker=str(request.worker or ""))
+        return ModelPlaces((place,))
+
+    @serves(gateway.unload_model)
+    async def unload(self, request: UnloadOnWorkers, call: RpcCall) -> ModelPlaces:
+        """Unload the model; return each worker's state. Raises UnknownModel, or the error of the only worker."""
+        places = await self._unload_everywhere(request, call.remaining_seconds())
+        self._audit_reporting.report_action("model.unload", call.principal, target=request.model, worker=str(request.worker or ""))
+        return ModelPlaces(places)
+
+    async def _load_on_one(self, request: LoadOnWorker, seconds: float) -> ModelPlace:
         model, workers = self._find(request.model, request.worker)
         workers.sort(key=directory.expected_wait)
         order = inference.LoadModel(model, request.pin)
         *others, last = workers[:ATTEMPTS]
         for worker in others:
             try:
-                return ModelPlaces((await self._load(worker, order, seconds),))
+                return await self._load(worker, order, seconds)
             except _RETRYABLE as error:
                 _log.info("worker did not load a model", worker=worker.node, model=model, code=errors.code_of(error))
-        return ModelPlaces((await self._load(last, order, seconds),))
+        return await self._load(last, order, seconds)
 
-    async def unload(self, request: UnloadOnWorkers, seconds: float) -> ModelPlaces:
-        """Unload the model; return each worker's state. Raises UnknownModel, or the error of the only worker."""
+    async def _unload_everywhere(self, request: UnloadOnWorkers, seconds: float) -> tuple[ModelPlace, ...]:
         model, workers = self._find(request.model, request.worker)
         order = inference.UnloadModel(model)
         if len(workers) == 1:
-            return ModelPlaces((await self._unload(workers[0], order, seconds),))
+            return (await self._unload(workers[0], order, seconds),)
         async with asyncio.TaskGroup() as tasks:
             unloads = [tasks.create_task(self._try_unload(worker, order, seconds)) for worker in workers]
-        return ModelPlaces(tuple(task.result() for task in unloads))
+        return tuple(task.result() for task in unloads)
 
     async def _load(self, worker: DirectoryEntry, order: inference.LoadModel, seconds: float) -> ModelPlace:
         status = await self._rpc.call(inference.load_model, order, to=worker.node, deadline_seconds=seconds)

@@ -26,10 +26,10 @@ from services.gateway.active_request import ActiveEmbedding, ActivePrompt, Activ
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
-from services.gateway.failover.relay import AnswerItem, Embedding, Relay
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.limits.quotas import Quotas
+from services.gateway.relay import AnswerItem, Embedding, Relay
 from services.gateway.request_admission import RequestAdmission
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.dispatch import Dispatch

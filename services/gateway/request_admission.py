@@ -9,9 +9,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from services.gateway import node_interface
+from services.gateway import node_interface, prompt_admission
 from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest
-from services.gateway.admission import prompt_admission
 from services.gateway.billing.ledger import CostBounds, HeldCredits, Ledger
 from services.gateway.limits import limit_rules
 from services.gateway.limits.quotas import LimitReached, Quotas

@@ -11,12 +11,9 @@ from functools import partial
 from typing import ClassVar
 from uuid import UUID
 
-import msgspec
-
-from services.gateway import background_jobs
-from services.gateway.admission import prompt_admission
-from services.gateway.admission.callers import Callers
-from services.gateway.background_jobs import UpkeepJob
+from services.gateway import background_jobs, node_rows, prompt_admission
+from services.gateway.background_jobs import Partitions, UpkeepJob
+from services.gateway.billing import orphan_settlement
 from services.gateway.billing.account_rpc import AccountRpc
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner
@@ -24,11 +21,10 @@ from services.gateway.billing.journal import Journal
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.usage_recorder import UsageRecorder
+from services.gateway.callers import Callers
 from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
-from services.gateway.failover import worker_receipts
-from services.gateway.failover.relay import Relay
-from services.gateway.http_api.api_reference import Reference
 from services.gateway.http_api.http_app import HttpApp
+from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
 from services.gateway.http_api.rest_inference import RestInference
 from services.gateway.http_api.rest_usage import RestUsage
@@ -42,31 +38,25 @@ from services.gateway.limits.quotas import LimitRules, Quotas
 from services.gateway.model_orders import ModelOrders
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_routes import OpenAi
-from services.gateway.partitions import Partitions
 from services.gateway.pipeline import Pipeline, PipelineDependencies
-from services.gateway.reports import node_rows
-from services.gateway.reports.business_reports import BusinessReports
-from services.gateway.reports.days_store import DaysStore
-from services.gateway.reports.usage_reports import UsageReports
-from services.gateway.reports.usage_store import UsageStore
-from services.gateway.scheduling import queue_settings as queue_rules
-from services.gateway.scheduling import routing, served_models, worker_choice
+from services.gateway.relay import Relay
+from services.gateway.scheduling import fair_queue as queue_rules
+from services.gateway.scheduling import model_coverage, routing, worker_choice
 from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.quarantine import Quarantine, QuarantineStore
 from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.worker_choice import PromptPrivacy
-from services.gateway.scheduling.worker_health.quarantine import Quarantine
-from services.gateway.scheduling.worker_health.quarantine_store import QuarantineStore
-from services.gateway.scheduling.worker_health.worker_presence import WorkerPresence
-from services.gateway.settings import GatewaySettings
-from services.gateway.shown_settings import GatewayShown
+from services.gateway.scheduling.worker_records import WorkerPresence
+from services.gateway.settings import GatewaySettings, GatewayShown
 from services.gateway.store import GatewayStore
 from services.gateway.store import opened as database_of
+from services.gateway.usage_reports import BusinessReports, UsageReports
+from services.gateway.usage_store import DaysStore, UsageStore
 from shared import context, errors
 from shared.access import access_table
 from shared.access.access_table import Permission
 from shared.api import auth, embedding, gateway
-from shared.api import ledger as ledgers
 from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.api.usage_report import UserUsage
@@ -108,9 +98,11 @@ class GatewayService:
 
     def __init__(self, settings: GatewaySettings, node: Node, opened: OpenedGateway) -> None:
         self._node = node
-        self._store, self._cache, self._ledger = opened.requests, opened.cache, opened.ledger
+        self._store, self._cache = opened.requests, opened.cache
         self._quarantine = opened.quarantine
-        self._accounts = AccountRpc(opened.ledger_store, opened.ledger, settings.plans(), node.rpc)
+        self.audit_reporting = AuditReporting(node.rpc)
+        self._accounts = AccountRpc(opened.ledger_store, opened.ledger, settings.plans(), node.rpc, self.audit_reporting)
+        node.dispatcher.add(self._accounts)
         self._seconds = settings.request_timeout_seconds
         self._web_hop_secret = settings.web_hop_secret
         self._names = routing.ModelNames(settings.model_aliases, settings.default_model)
@@ -130,13 +122,12 @@ class GatewayService:
             count=lambda kind, outcome: retries.labels(kind=kind, outcome=outcome).inc(),
             flag=opened.quarantine.report,
         )
-        self._model_orders = ModelOrders(node.rpc, node.directory, settings.model_aliases)
+        node.dispatcher.add(ModelOrders(node.rpc, node.directory, settings.model_aliases, self.audit_reporting))
         self.callers = Callers(
             node.rpc,
             aliases=settings.model_aliases,
             count_refusal=lambda reason: auth_failures.labels(reason=reason).inc(),
         )
-        self.audit_reporting = AuditReporting(node.rpc)
         node.dispatcher.gate = Authorizer(self.callers.identify, self._on_refusal)
         parts = PipelineDependencies(
             quotas=self._quotas,
@@ -167,7 +158,7 @@ class GatewayService:
             await ledger_store.ensure_default_price(*settings.default_price())
             ledger = Ledger(ledger_store, settings.plans(), node.id, node.metrics)
             quarantine = Quarantine(QuarantineStore(database), node.metrics.wrong_counts)
-            find_receipts = partial(worker_receipts.collect, node.rpc, node.directory, strike=quarantine.strike)
+            find_receipts = partial(orphan_settlement.collect_receipts, node.rpc, node.directory, strike=quarantine.strike)
             journal, metrics = Journal(settings.journal), node.metrics
             async with (
                 file_lock.hold(settings.journal),
@@ -191,7 +182,7 @@ class GatewayService:
                 node.tasks.create_task(service.watch_limits())
                 node.tasks.create_task(service._quotas.keep_slots())
                 node.tasks.create_task(service.queue_sharing.run())
-                node.tasks.create_task(served_models.measure(node, service._dispatch))
+                node.tasks.create_task(model_coverage.measure(node, service._dispatch))
                 node.tasks.create_task(service.audit_reporting.run())
                 partitions = Partitions(database, node.metrics)
                 node.tasks.create_task(background_jobs.repeat(UpkeepJob.PARTITIONS, 600, partitions.extend, node.metrics))
@@ -207,7 +198,6 @@ class GatewayService:
                 await service.audit_reporting.send()
 
     async def watch_limits(self) -> None:
-        """Run ``Quotas.watch`` forever."""
         await self._quotas.connect()
         await self._quotas.watch()
 
@@ -215,7 +205,6 @@ class GatewayService:
         return 1 + len(self._node.directory.usable(Role.GATEWAY))
 
     def watch_workers(self) -> None:
-        """Publish workers that join or leave."""
         presence = WorkerPresence()
 
         def publish_change(entry: DirectoryEntry) -> None:
@@ -313,18 +302,6 @@ class GatewayService:
         caller = None if call.credential is None else await self.callers.identify(call.credential)
         return gateway.ServedModels(self._catalogue(caller))
 
-    @serves(gateway.load_model)
-    async def load_model(self, request: gateway.LoadOnWorker, call: RpcCall) -> gateway.ModelPlaces:
-        places = await self._model_orders.load(request, call.remaining_seconds())
-        self.audit_reporting.report_action("model.load", call.principal, target=request.model, worker=str(request.worker or ""))
-        return places
-
-    @serves(gateway.unload_model)
-    async def unload_model(self, request: gateway.UnloadOnWorkers, call: RpcCall) -> gateway.ModelPlaces:
-        places = await self._model_orders.unload(request, call.remaining_seconds())
-        self.audit_reporting.report_action("model.unload", call.principal, target=request.model, worker=str(request.worker or ""))
-        return places
-
     @serves(gateway.list_nodes)
     async def list_nodes(self, _request: gateway.ListNodes, call: RpcCall) -> gateway.NodeRows:
         return gateway.NodeRows(node_rows.of_mesh(self._node, self._dispatch))
@@ -371,42 +348,6 @@ class GatewayService:
     async def read_usage(self, request: gateway.ReadUsage, _call: RpcCall) -> UserUsage:
         """Return a tenant's usage. Only auth may call this; it has checked access."""
         return await self._store.read_usage(request.tenant_id)
-
-    # --- billing ------------------------------------------------------------------------------------------------------
-
-    @serves(ledgers.read_account)
-    async def read_account(self, request: ledgers.ReadAccount, call: RpcCall) -> ledgers.Account:
-        return await self._accounts.read_account(call.principal, request, call.credential)
-
-    @serves(ledgers.top_up)
-    async def top_up(self, request: ledgers.TopUp, call: RpcCall) -> ledgers.Account:
-        moved = await self._accounts.top_up(call.principal, request, call.credential)
-        self.audit_reporting.report_action(
-            "credits.move", call.principal, target=moved.owner, micro=str(request.amount_micro), note=request.note
-        )
-        return moved.account
-
-    @serves(ledgers.list_prices)
-    async def list_prices(self, request: ledgers.ListPrices, call: RpcCall) -> ledgers.ModelPrices:
-        return await self._accounts.list_prices(request)
-
-    @serves(ledgers.set_price)
-    async def set_price(self, request: ledgers.SetPrice, call: RpcCall) -> ledgers.ModelPrices:
-        prices = await self._accounts.set_price(call.principal, request)
-        self.audit_reporting.report_action(
-            "price.set", call.principal, target=request.price.model or "default", price=msgspec.json.encode(request.price).decode()
-        )
-        return prices
-
-    @serves(ledgers.revert_request)
-    async def revert_request(self, request: ledgers.RevertRequest, call: RpcCall) -> ledgers.Account:
-        account = await self._accounts.revert(call.principal, request, call.credential)
-        self.audit_reporting.report_action("credits.revert", call.principal, target=request.request_id, note=request.note)
-        return account
-
-    @serves(ledgers.verify_ledger)
-    async def verify_ledger(self, request: ledgers.VerifyLedger, call: RpcCall) -> ledgers.LedgerReport:
-        return await self._ledger.verify(full=request.full)
 
     async def _other(self, user_id: UserId, credential: Credential | None) -> auth.Principal:
         user = await self._node.rpc.call(auth.get_user, auth.GetUser(user_id), credential=credential)

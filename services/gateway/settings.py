@@ -1,4 +1,4 @@
-"""Reads the gateway's settings from the environment."""
+"""Reads the gateway's settings from the environment, and shows them to administrators."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -12,9 +12,12 @@ from services.gateway.limits import tiers
 from services.gateway.limits.limit_rules import WithoutValkey
 from services.gateway.limits.tiers import TierPlan
 from shared import node
+from shared.api import service_settings as api
 from shared.api.ledger import MICRO
 from shared.config import Port, Variable
 from shared.node import client_address
+from shared.node.shown_settings import shown
+from shared.rpc import RpcCall, serves
 from shared.types import ModelName, Tier
 
 _NUMBERS = ", ".join(tiers.NUMBERS)
@@ -151,3 +154,28 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     def default_price(self) -> tuple[int, int]:
         """Return micro-credits per million tokens, input and output."""
         return int(self.price_per_input_token * MICRO * MICRO), int(self.price_per_output_token * MICRO * MICRO)
+
+
+class GatewayShown:
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+
+    @serves(api.gateway_settings)
+    async def get_settings(self, request: api.GetSettings, call: RpcCall) -> api.ShownSettings:
+        return shown(self._settings)
+
+    @serves(api.list_tiers)
+    async def list_tiers(self, request: api.ListTiers, call: RpcCall) -> api.Tiers:
+        return api.Tiers(
+            tuple(
+                api.TierTerms(
+                    tier,
+                    requests_per_hour=plan.requests_per_hour,
+                    requests_per_minute=plan.requests_per_minute,
+                    tokens_per_minute=plan.tokens_per_minute,
+                    concurrency=plan.concurrency,
+                    monthly_micro=plan.monthly_micro,
+                )
+                for tier, plan in self._settings.plans().items()
+            )
+        )

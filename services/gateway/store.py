@@ -27,12 +27,6 @@ class GatewayStore:
     def __init__(self, opened: database.Database) -> None:
         self._database = opened
 
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator["GatewayStore"]:
-        async with opened(url) as gateways:
-            yield cls(gateways)
-
     async def write_requests(self, rows: Sequence[RequestRow]) -> None:
         """Write all rows or none; writing a row again changes nothing. Raises RowsRefused, too."""
         columns = zip(*(_columns(row) for row in rows), strict=True)

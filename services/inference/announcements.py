@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from services.inference import console_status
-from services.inference.jobs.backend_interface import Backend, MeasuredBackend
+from services.inference.backend_interface import Backend, MeasuredBackend
 from shared import telemetry
 from shared.api import inference
 from shared.api.inference import ModelStatus

@@ -188,7 +188,6 @@ class ConsoleNode(Protocol):
 
 
 def read_facts(node: ConsoleNode, statuses: tuple[ModelStatus, ...], *, is_paused: bool, now: float) -> WorkerFacts:
-    """Take a snapshot of a running node."""
     standing = node.trust.standing()
     checks = node.node_transports.checks()
     known = node.directory.entries()
@@ -232,7 +231,6 @@ class ConsoleStatus:
         self._written_at = 0.0
 
     async def run(self, look_seconds: float = LOOK_SECONDS) -> None:
-        """Look until cancelled."""
         while True:
             # Sleep first: at the very start, Hyperswarm for example isn't up yet.
             await asyncio.sleep(look_seconds)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from services.inference.jobs.backend_interface import Sink
+from services.inference.backend_interface import Sink
 from shared import errors
 from shared.api.generation import ChatMessage, Generation, Sampling, Usage
 from shared.api.inference import Chunk

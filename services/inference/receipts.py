@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from services.inference.jobs.backend_interface import Sink
+from services.inference.backend_interface import Sink
 from shared import errors
 from shared.api import inference
 from shared.api.generation import Generation
@@ -158,7 +158,6 @@ class ReceiptKeeper:
                 self._keep(meter.receipt(ended, self._now()))
 
     def read(self, request_ids: tuple[RequestId, ...]) -> tuple[SignedReceipt, ...]:
-        """Return the known receipts, signed."""
         texts = (self._text(request_id) for request_id in request_ids)
         return tuple(SignedReceipt(text, self._key.sign(inference.RECEIPT_PURPOSE, text)) for text in texts if text is not None)
 

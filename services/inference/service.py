@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import ClassVar, Generic, TypeVar
 
-from services.inference import announcements, console_status, infer_http
+import msgspec
+
+from services.inference import announcements, console_status, infer_http, jobs
 from services.inference.announcements import PAUSED, Announcements, WorkerNode, WorkerPause
+from services.inference.backend_interface import Backend, EmbeddingBackend, ModelLoader, Sink, VectorSink
 from services.inference.backends import backend_selection
-from services.inference.chunk_coalescing import CoalescedChunks
-from services.inference.jobs import embedding_job, generation_job
-from services.inference.jobs.backend_interface import Backend, EmbeddingBackend, ModelLoader, Sink, VectorSink
 from services.inference.receipts import ReceiptKeeper
 from services.inference.settings import InferenceSettings
 from shared import errors, spans, telemetry
@@ -27,6 +27,11 @@ from shared.stores import file_lock
 from shared.telemetry import logs, tracing
 from shared.telemetry.answer_metrics import WorkerAnswers
 from shared.types import ModelName, Role
+
+#: Chunks held back are lost if the worker dies; another worker then computes them again.
+GATHER_SECONDS = 0.25
+#: Most tokens in a chunk, which then has a few hundred characters and at most 16 KiB.
+MOST_TOKENS = 64
 
 log = logs.get()
 
@@ -80,7 +85,7 @@ class InferenceService:
 
     @serves(inference.process_prompt)
     async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
-        origin = generation_job.JobOrigin(str(request.request_id), request.salt, request.delivered)
+        origin = jobs.JobOrigin(str(request.request_id), request.salt, request.delivered)
         credited_items = (lambda: stream.credited_items) if request.reader_paced else None
         with self._receipts.meter(request.request_id, len(request.delivered), credited_items) as meter:
             sink = meter.metered(_MeshSink(stream))
@@ -123,7 +128,7 @@ class InferenceService:
         prompt: str | tuple[ChatMessage, ...],
         requested: Sampling,
         sink: Sink,
-        origin: generation_job.JobOrigin = generation_job.NO_ORIGIN,
+        origin: jobs.JobOrigin = jobs.NO_ORIGIN,
     ) -> Generation:
         """Run a prompt from the mesh or from HTTP. Raises UnknownModel and BadRequest, and what the backend raises."""
         status = self._status(model)
@@ -131,7 +136,7 @@ class InferenceService:
         model = status.model_id
         if status.only_embeds:
             raise errors.BadRequest(f"{model} only computes embeddings", hint="request embeddings, or use another model")
-        job = generation_job.check(
+        job = jobs.check_prompt(
             model, prompt, requested, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63), origin=origin
         )
         timed = _TimedSink(sink)
@@ -171,7 +176,7 @@ class InferenceService:
         )
 
 
-def _attributes(job: generation_job.GenerationJob, backend: str) -> dict[str, spans.Value]:
+def _attributes(job: jobs.GenerationJob, backend: str) -> dict[str, spans.Value]:
     """Span attributes by OpenTelemetry's conventions; they never hold a text of the prompt or the answer."""
     parameters = job.parameters
     return {
@@ -234,7 +239,6 @@ class _TimedSink:
         await self._sink.send(item)
 
     def trace(self, span: tracing.span) -> None:
-        """Add the phases that the answer reached."""
         ended_ns = spans.now_ns()
         accepted_ns = self._accepted_ns or self._first_ns or ended_ns
         first_ns = self._first_ns or ended_ns
@@ -260,7 +264,7 @@ async def run_embedding(
     backend: Backend, model: ModelName, request: embedding.Embed, sink: VectorSink, metrics: telemetry.Metrics
 ) -> Embedded:
     """Run a request for embeddings. Raises BadRequest, UnknownMethod if the backend has no embeddings, and what the backend raises."""
-    job = embedding_job.check(model, request)
+    job = jobs.check_texts(model, request)
     if not isinstance(backend, EmbeddingBackend):
         raise errors.UnknownMethod(f"the backend {backend.name} has no embeddings", hint="use a worker with another backend")
     method = embedding.embed.name.partition(".")[2]
@@ -289,3 +293,44 @@ def _print_line(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
+
+
+class CoalescedChunks:
+    """Joins the chunks of an answer that is not streamed, because a frame per token would be wasted on it.
+
+    Sends the first chunk at once, so that the caller knows that its answer has begun, and joins the others. ``flush`` it at the end."""
+
+    def __init__(self, sink: Sink, clock: Callable[[], float] = time.monotonic) -> None:
+        self._sink = sink
+        self._clock = clock
+        self._held: dict[int, Chunk] = {}
+        self._sent_at = 0.0
+
+    def accept(self, prompt_tokens: int | None) -> None:
+        self._sink.accept(prompt_tokens)
+
+    async def send(self, item: Chunk) -> None:
+        if item.waiting:
+            await self._sink.send(item)
+            return
+        held = self._held.get(item.answer)
+        together = self._held[item.answer] = item if held is None else _joined(held, item)
+        is_due = len(together.token_ids) >= MOST_TOKENS or self._clock() - self._sent_at >= GATHER_SECONDS
+        if is_due or item.finish is not None:
+            await self.flush()
+
+    async def flush(self) -> None:
+        held, self._held = self._held, {}
+        self._sent_at = self._clock()
+        for chunk in held.values():
+            await self._sink.send(chunk)
+
+
+def _joined(first: Chunk, then: Chunk) -> Chunk:
+    return msgspec.structs.replace(
+        then,
+        text=first.text + then.text,
+        token_ids=first.token_ids + then.token_ids,
+        logprobs=first.logprobs + then.logprobs,
+        tool_calls=first.tool_calls + then.tool_calls,
+    )

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from cli.machines import worker
 from services.inference import __main__ as inference
+from services.inference.backend_interface import Sink
 from services.inference.backends import echo
-from services.inference.jobs.backend_interface import Sink
-from services.inference.jobs.generation_job import GenerationJob
+from services.inference.jobs import GenerationJob
 from shared import errors
 from shared.api.generation import Generation
 

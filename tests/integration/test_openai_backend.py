@@ -9,7 +9,7 @@ import pytest
 from services.inference.backends import echo
 from services.inference.backends.remote import openai
 from services.inference.backends.remote.remote_backend import RemoteBackend
-from services.inference.jobs.embedding_job import EmbeddingJob
+from services.inference.jobs import EmbeddingJob
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
 from shared.api.embedding import Embedded

@@ -1,9 +1,10 @@
 """Serves accounts to their owners, and the administration of accounts and prices."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
+
+import msgspec
 
 from services.gateway import node_interface
 from services.gateway.billing import prices
@@ -15,9 +16,23 @@ from shared import errors
 from shared.access import access_table
 from shared.access.access_table import Permission
 from shared.api import auth, organizations
+from shared.api import ledger as ledgers
 from shared.api.auth import Principal
 from shared.api.gateway import KeyBudget
-from shared.api.ledger import MICRO, Account, ListPrices, ModelPrices, ReadAccount, RevertRequest, SetPrice, TopUp
+from shared.api.ledger import (
+    MICRO,
+    Account,
+    LedgerReport,
+    ListPrices,
+    ModelPrices,
+    ReadAccount,
+    RevertRequest,
+    SetPrice,
+    TopUp,
+    VerifyLedger,
+)
+from shared.rpc import RpcCall, serves
+from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import logs
 from shared.types import Credential, RequestId, TenantId, Tier, UserId
 
@@ -28,25 +43,24 @@ MAX_NOTE_CHARACTERS = 500
 _log = logs.get(part="accounts")
 
 
-@dataclass(frozen=True, slots=True)
-class CreditTransfer:
-    """The owner of a changed account, and its new state."""
-
-    owner: TenantId
-    account: Account
-
-
 class AccountRpc:
     """Implements the account methods. The authorizer has already checked administrator permissions."""
 
-    def __init__(self, store: LedgerStore, ledger: Ledger, plans: Mapping[Tier, TierPlan], rpc: node_interface.NodeRpc) -> None:
+    def __init__(
+        self,
+        store: LedgerStore,
+        ledger: Ledger,
+        plans: Mapping[Tier, TierPlan],
+        rpc: node_interface.NodeRpc,
+        audit_reporting: AuditReporting,
+    ) -> None:
         self._store = store
         self._ledger = ledger
         self._plans = plans
         self._rpc = rpc
+        self._audit_reporting = audit_reporting
 
     async def account_of(self, caller: Principal) -> Account:
-        """Return the account of the caller's tenant."""
         return await self._account(caller.tenant_id, self._ledger.plan_of(caller))
 
     async def _account(self, owner: TenantId, plan: TierPlan) -> Account:
@@ -62,7 +76,9 @@ class AccountRpc:
         spent, reserved = await self._store.read_key_spending(caller.tenant_id, caller.key_id)
         return KeyBudget(caller.key_limits.budget_micro, spent, reserved)
 
-    async def read_account(self, caller: Principal, request: ReadAccount, credential: Credential | None) -> Account:
+    @serves(ledgers.read_account)
+    async def read_account(self, request: ReadAccount, call: RpcCall) -> Account:
+        caller = call.principal
         if request.user_id is None or request.user_id == caller.user_id:
             return await self.account_of(caller)
         if not access_table.may(caller, Permission.EVERYTHING):
@@ -70,29 +86,40 @@ class AccountRpc:
                 "this is another user's account", hint="omit userId for your own account; only an administrator can read others"
             )
         owner = TenantId(request.user_id)
-        return await self._account(owner, await self._plan_of(owner, credential))
+        return await self._account(owner, await self._plan_of(owner, call.credential))
 
-    async def top_up(self, caller: Principal, request: TopUp, credential: Credential | None) -> CreditTransfer:
+    @serves(ledgers.top_up)
+    async def top_up(self, request: TopUp, call: RpcCall) -> Account:
         if not 0 < abs(request.amount_micro) <= MOST_TOP_UP:
             raise errors.BadRequest("the amount is 0 or too large", hint="transfer at most 10 billion credits at once")
         _check_note(request.note)
-        owner, plan = await self._find_owner(request.user, credential)
+        owner, plan = await self._find_owner(request.user, call.credential)
         transfer_id = request.transfer_id or RequestId(uuid4())
         if await self._store.top_up(transfer_id, owner, request.amount_micro, request.note, plan.monthly_micro):
-            _log.info("credits moved", owner=owner, micro=request.amount_micro, transfer_id=transfer_id, by=caller.user_id)
-        return CreditTransfer(owner, await self._account(owner, plan))
+            _log.info("credits moved", owner=owner, micro=request.amount_micro, transfer_id=transfer_id, by=call.principal.user_id)
+        account = await self._account(owner, plan)
+        self._audit_reporting.report_action(
+            "credits.move", call.principal, target=owner, micro=str(request.amount_micro), note=request.note
+        )
+        return account
 
-    async def list_prices(self, request: ListPrices) -> ModelPrices:
+    @serves(ledgers.list_prices)
+    async def list_prices(self, request: ListPrices, call: RpcCall) -> ModelPrices:
         return ModelPrices(tuple(row.price for row in await self._store.list_prices(history=request.history)))
 
-    async def set_price(self, caller: Principal, request: SetPrice) -> ModelPrices:
+    @serves(ledgers.set_price)
+    async def set_price(self, request: SetPrice, call: RpcCall) -> ModelPrices:
         prices.check(request.price)
         await self._store.add_price(request.price)
         await self._ledger.refresh_prices()
-        _log.info("price set", model=request.price.model, by=caller.user_id)
-        return await self.list_prices(ListPrices())
+        _log.info("price set", model=request.price.model, by=call.principal.user_id)
+        listed = await self.list_prices(ListPrices(), call)
+        price = msgspec.json.encode(request.price).decode()
+        self._audit_reporting.report_action("price.set", call.principal, target=request.price.model or "default", price=price)
+        return listed
 
-    async def revert(self, caller: Principal, request: RevertRequest, credential: Credential | None) -> Account:
+    @serves(ledgers.revert_request)
+    async def revert(self, request: RevertRequest, call: RpcCall) -> Account:
         _check_note(request.note)
         try:
             owner = await self._store.revert(request.request_id, request.note)
@@ -102,8 +129,14 @@ class AccountRpc:
             raise errors.NotFound(
                 "no request with this id has cost anything", hint="if the request is still running, refund it after it has ended"
             )
-        _log.info("request reverted", request_id=request.request_id, user_id=owner, by=caller.user_id)
-        return await self._account(owner, await self._plan_of(owner, credential))
+        _log.info("request reverted", request_id=request.request_id, user_id=owner, by=call.principal.user_id)
+        account = await self._account(owner, await self._plan_of(owner, call.credential))
+        self._audit_reporting.report_action("credits.revert", call.principal, target=request.request_id, note=request.note)
+        return account
+
+    @serves(ledgers.verify_ledger)
+    async def verify(self, request: VerifyLedger, call: RpcCall) -> LedgerReport:
+        return await self._ledger.verify(full=request.full)
 
     async def _find_owner(self, text: str, credential: Credential | None) -> tuple[TenantId, TierPlan]:
         try:

@@ -1,19 +1,39 @@
-"""Settles requests whose gateway died. Pure.
+"""Settles requests whose gateway died.
 
 The worker's receipt says how many tokens the dead gateway acknowledged, and so how many the caller got. Only these are billed. Without a
 receipt, nothing is billed.
+
+Only the last worker of a request is asked, and only its receipt counts. A worker that was replaced after a failure may still have a
+receipt for its part. Any other receipt is an attempt to bill another worker's work, and earns a strike. The ledger bills at most what was
+reserved.
 """
 
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
+import msgspec
+
+from services.gateway import node_interface
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import OpenReservation
+from shared import errors
 from shared.api import inference
-from shared.api.inference import Receipt
-from shared.types import MicroCredits, RequestStatus, UserId
+from shared.api.inference import Receipt, SignedReceipt
+from shared.identity import node_keys
+from shared.telemetry import logs
+from shared.types import MicroCredits, NodeId, RequestId, RequestStatus, Role, UserId
 
 ERROR_CODE = "gateway_lost"
+#: A worker that doesn't respond in time is asked again in the next round.
+DEADLINE_SECONDS = 2.0
+
+#: Called for a worker that sends a receipt for a request that it did not run.
+Strike = Callable[[NodeId], object]
+
+_decode = msgspec.msgpack.Decoder(Receipt).decode
+_log = logs.get(part="receipts")
 
 
 def end_of(reservation: OpenReservation, price: Price, receipt: Receipt | None, *, most_seconds: float, now: datetime) -> RequestRow | None:
@@ -54,3 +74,67 @@ def end_of(reservation: OpenReservation, price: Price, receipt: Receipt | None, 
 
 def _within(claimed: int, most: int) -> int:
     return min(max(claimed, 0), most)
+
+
+async def collect_receipts(
+    rpc: node_interface.NodeRpc, directory: node_interface.NodeDirectory, reservations: Sequence[OpenReservation], strike: Strike
+) -> dict[RequestId, Receipt]:
+    """Return the receipts of these requests; ``inference.RUNNING`` for a request that still runs. Never raises for a worker that
+    doesn't respond or sends invalid receipts."""
+    # Paused and draining workers keep their receipts, too.
+    alive = {worker.node for worker in directory.entries(Role.WORKER) if worker.alive}
+    wanted = {reservation.request_id: reservation for reservation in reservations}
+    request_ids_by_worker: dict[NodeId, list[RequestId]] = {}
+    for reservation in reservations:
+        if reservation.workers and reservation.workers[-1] in alive:
+            request_ids_by_worker.setdefault(reservation.workers[-1], []).append(reservation.request_id)
+    found: dict[RequestId, Receipt] = {}
+
+    async def ask(node: NodeId, request_ids: Sequence[RequestId]) -> None:
+        for signed in await _read(rpc, node, request_ids):
+            receipt = _verified(signed, node)
+            if receipt is not None and _ran_last(node, receipt.request_id, wanted):
+                found[receipt.request_id] = receipt
+            elif receipt is None or not _ran_before(node, receipt.request_id, wanted):
+                _log.warning("worker sent a receipt for a request that it did not run", worker=node)
+                strike(node)
+
+    async with asyncio.TaskGroup() as tasks:
+        for node, request_ids in request_ids_by_worker.items():
+            tasks.create_task(ask(node, request_ids))
+    return found
+
+
+async def _read(rpc: node_interface.NodeRpc, node: NodeId, request_ids: Sequence[RequestId]) -> Iterable[SignedReceipt]:
+    found: list[SignedReceipt] = []
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            for first in range(0, len(request_ids), inference.MOST_RECEIPTS):
+                request = inference.ReadReceipts(tuple(request_ids[first : first + inference.MOST_RECEIPTS]))
+                reply = await rpc.call(inference.read_receipts, request, to=node, deadline_seconds=DEADLINE_SECONDS)
+                # One receipt too many is enough to prove a worker wrong, so the rest isn't checked.
+                found += reply.receipts[: len(request.request_ids) + 1]
+    except (errors.AimeshError, TimeoutError):
+        return found
+    return found
+
+
+def _verified(signed: SignedReceipt, node: NodeId) -> Receipt | None:
+    """Return None for a bad signature or impossible values."""
+    if not node_keys.verify(node, inference.RECEIPT_PURPOSE, signed.text, signed.signature):
+        return None
+    try:
+        receipt = _decode(signed.text)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return receipt if min(receipt.prompt_tokens, receipt.completion_tokens, receipt.credited_tokens) >= 0 else None
+
+
+def _ran_last(node: NodeId, request_id: RequestId, wanted: Mapping[RequestId, OpenReservation]) -> bool:
+    reservation = wanted.get(request_id)
+    return reservation is not None and reservation.workers[-1:] == (node,)
+
+
+def _ran_before(node: NodeId, request_id: RequestId, wanted: Mapping[RequestId, OpenReservation]) -> bool:
+    reservation = wanted.get(request_id)
+    return reservation is not None and node in reservation.workers

@@ -6,16 +6,17 @@ Routes are one table (``service``), and each names the credential it needs. The 
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
 
-from services.gateway.admission.callers import Callers
+from services.gateway.callers import Callers
 from services.gateway.http_api import http_errors
 from services.gateway.http_api.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
-from services.gateway.limits.limit_rules import RequestLimit
-from services.gateway.limits.per_tenant_concurrency import PerTenantConcurrency
+from services.gateway.limits.limit_rules import LimitKind, RequestLimit
 from shared import addresses, context, errors
 from shared.access import access_table
 from shared.access.access_table import AccessRule, Audience
@@ -245,3 +246,41 @@ async def _fail(call: HttpCall, error: errors.AimeshError) -> None:
         await call.fail(error)
     except errors.Cancelled:
         _log.info("client disconnected before it read its error", code=errors.code_of(error))
+
+
+#: Requests allowed beyond the limit, because some are just ending. The limits decide about these.
+SLACK = 16
+
+
+class PerTenantConcurrency:
+    """Refuses requests of callers far above their concurrency limit, before reading the bodies.
+
+    The limits would refuse these requests, too, but only after reading each body and asking Valkey.
+    """
+
+    def __init__(self) -> None:
+        self._here: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._here)
+
+    @contextmanager
+    def count_request(self, limits: Sequence[RequestLimit]) -> Iterator[None]:
+        """Count a request for the duration of the block, against its caller's ``limits``. Raises Limited."""
+        counted = [limit for limit in limits if limit.kind is LimitKind.CONCURRENCY]
+        for limit in counted:
+            if self._here[limit.counter] >= limit.most + SLACK:
+                raise errors.Limited(
+                    f"{self._here[limit.counter]} of your requests are already in progress; your limit is {limit.most} concurrent requests",
+                    hint="send fewer requests at the same time",
+                    retry_after_seconds=1,
+                )
+        for limit in counted:
+            self._here[limit.counter] += 1
+        try:
+            yield
+        finally:
+            for limit in counted:
+                self._here[limit.counter] -= 1
+                if not self._here[limit.counter]:
+                    del self._here[limit.counter]

@@ -7,12 +7,11 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.admission.prompt_admission import BadField
 from services.gateway.http_api import http_errors
-from services.gateway.http_api.error_bodies import ErrorBody
 from services.gateway.http_api.http_errors import Headers
-from services.gateway.http_api.response_formats import ServerSentEvent
+from services.gateway.http_api.response_formats import ErrorBody, ServerSentEvent
 from services.gateway.idempotency import cache_keys
+from services.gateway.prompt_admission import BadField
 from shared import errors
 from shared.api.auth import Principal
 from shared.timing.bounded_waits import BoundedWaits
@@ -86,7 +85,6 @@ class HttpCall:
 
     @property
     def caller(self) -> Principal:
-        """The caller of a route with a credential."""
         assert self.principal is not None
         return self.principal
 
@@ -116,7 +114,6 @@ class HttpCall:
 
     @property
     def query(self) -> bytes:
-        """The raw query string."""
         found: bytes = self._scope.get("query_string", b"")
         return found
 
@@ -181,7 +178,6 @@ class HttpCall:
                 return b"".join(parts)
 
     def close(self) -> None:
-        """Release resources after the response."""
         self._writes.close()
 
     def add_headers(self, extra: Headers) -> None:
@@ -228,7 +224,6 @@ class HttpCall:
         return 0.0 if self._write_lock.locked() else self._loop.time() - self._written_at
 
     async def send_heartbeat(self) -> None:
-        """Send a heartbeat for the client and the proxies."""
         await self.send_comment("still here")
 
     async def end_events(self) -> None:

@@ -2,11 +2,11 @@
 
 import math
 
-from services.gateway.admission.prompt_admission import BadField
-from services.gateway.http_api.error_bodies import ErrorBody, ErrorObject
+from services.gateway.http_api.response_formats import ErrorBody, ErrorObject
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import Allowance, TightestLimit
 from services.gateway.limits.quotas import LimitReached
+from services.gateway.prompt_admission import BadField
 from shared import errors
 from shared.errors import AimeshError, Fault
 from shared.types import RequestId

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from services.gateway.admission.prompt_admission import BadField
+from services.gateway.prompt_admission import BadField
 from shared import errors
 
 S = TypeVar("S", bound=msgspec.Struct)

@@ -1,4 +1,4 @@
-"""Defines how an API formats an answer. Pure."""
+"""Defines how an API formats an answer, and OpenAI's error object. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -7,11 +7,26 @@ from typing import Protocol
 
 import msgspec
 
-from services.gateway.admission.prompt_admission import BadField
-from services.gateway.http_api.error_bodies import ErrorBody
+from services.gateway.prompt_admission import BadField
 from shared.api.gateway import InferenceResult, Rest
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName, RequestId
+
+
+class ErrorObject(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    #: Stable: match on it.
+    code: str
+    #: The invalid field, if there is one.
+    param: str | None
+    #: What to do next; may be empty.
+    hint: str
+    request_id: RequestId
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    error: ErrorObject
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,135 @@
 """Serves the /api routes for your own account: registration, login, API keys; and the public keys of access tokens."""
 
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
 
 from services.gateway import node_interface
-from services.gateway.http_api import key_bodies, request_bodies
+from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
+from services.gateway.prompt_admission import BadField
+from shared import amounts
 from shared.api import auth
-from shared.types import Credential, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, MicroCredits, ModelName, Tier, UserId, UserRole
+
+#: The range of auth's columns.
+Limit = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Days = Annotated[int, msgspec.Meta(ge=0, le=3650)]
+
+
+class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A new key. Omitted limits aren't set on the key; the account's limits apply in any case."""
+
+    name: str = "default"
+    user_id: UserId | None = None
+    requests_per_hour: Limit | None = None
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    #: Concurrent requests.
+    concurrency: Limit | None = None
+    #: In credits, over all requests of the key; use a string for more than 15 digits.
+    budget: str | int | float | None = None
+    #: live, test or adm.
+    kind: auth.KeyKind = auth.KeyKind.LIVE
+    #: For example `inference:execute`; empty for using models and reading usage.
+    scopes: tuple[str, ...] = ()
+    #: Everything that this kind of key can get from you, now and later, instead of scopes.
+    all_rights: bool = False
+    #: Allowed models; empty for all.
+    models: tuple[ModelName, ...] = ()
+    #: Allowed networks in CIDR form; empty for all.
+    networks: tuple[str, ...] = ()
+    #: Days until it expires; 0 for never. The default is 90, or 30 for a test key.
+    days: Days | None = None
+
+
+class ApiKeyView(msgspec.Struct, frozen=True):
+    id: KeyId
+    user_id: UserId
+    name: str
+    preview: str
+    is_active: bool
+    created_at: datetime
+    requests_per_hour: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrency: int | None
+    #: In credits; a string, to keep it exact.
+    budget: str | None
+    kind: auth.KeyKind
+    scopes: tuple[str, ...]
+    models: tuple[ModelName, ...]
+    networks: tuple[str, ...]
+    last_used_at: datetime | None
+    #: null for never.
+    expires_at: datetime | None
+    #: The key that created it; null if a login did.
+    made_by: KeyId | None
+
+
+class RevokeQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Also revoke the keys that it created, directly or indirectly.
+    with_made: bool = False
+
+
+class ApiKeysAnswer(msgspec.Struct, frozen=True):
+    keys: tuple[ApiKeyView, ...]
+
+
+class ApiKeyAnswer(msgspec.Struct, frozen=True):
+    """The only response that contains a whole key."""
+
+    api_key: Credential
+    key: ApiKeyView
+
+
+def to_key_request(body: ApiKeyBody) -> auth.GenerateApiKey:
+    """Convert the body. Raises BadField for an invalid budget; auth checks the limits."""
+    limits = auth.ApiKeyLimits(
+        body.requests_per_hour, body.requests_per_minute, body.tokens_per_minute, body.concurrency, _micro(body.budget)
+    )
+    bounds = auth.KeyBounds(body.scopes, body.models, body.networks)
+    return auth.GenerateApiKey(body.name, body.user_id, limits, body.kind, bounds, body.days, body.all_rights)
+
+
+def to_key_answer(made: auth.CreatedApiKey) -> ApiKeyAnswer:
+    return ApiKeyAnswer(made.api_key, to_key_view(made.key))
+
+
+def to_key_view(key: auth.ApiKey) -> ApiKeyView:
+    limits = key.limits
+    return ApiKeyView(
+        id=key.id,
+        user_id=key.user_id,
+        name=key.name,
+        preview=key.preview,
+        is_active=key.is_active,
+        created_at=key.created_at,
+        requests_per_hour=limits.requests_per_hour,
+        requests_per_minute=limits.requests_per_minute,
+        tokens_per_minute=limits.tokens_per_minute,
+        concurrency=limits.concurrency,
+        budget=None if limits.budget_micro is None else amounts.written(limits.budget_micro),
+        kind=key.kind,
+        scopes=key.bounds.scopes,
+        models=key.bounds.models,
+        networks=key.bounds.networks,
+        last_used_at=key.last_used_at,
+        expires_at=key.expires_at,
+        made_by=key.made_by,
+    )
+
+
+def _micro(budget: str | int | float | None) -> MicroCredits | None:
+    if budget is None:
+        return None
+    try:
+        return amounts.read_json(budget)
+    except ValueError as error:
+        raise BadField("budget", f"is invalid: {error}") from error
+
 
 #: How long verifiers may cache the keys; a new key is published for three times as long before it signs.
 _JWKS_SECONDS = 300
@@ -110,15 +230,15 @@ class RestAccounts:
             ),
             HttpRoute(
                 verb="POST", path="/api/auth/api-keys", handler=self._make_key, method="generateApiKey",
-                summary="Create an API key (shown once)", body=key_bodies.ApiKeyBody, answer=key_bodies.ApiKeyAnswer, status=201,
+                summary="Create an API key (shown once)", body=ApiKeyBody, answer=ApiKeyAnswer, status=201,
             ),
             HttpRoute(
                 verb="GET", path="/api/auth/api-keys", handler=self._list_keys, method="listApiKeys",
-                summary="List your API keys, without their secrets", answer=key_bodies.ApiKeysAnswer,
+                summary="List your API keys, without their secrets", answer=ApiKeysAnswer,
             ),
             HttpRoute(
                 verb="DELETE", path="/api/auth/api-keys/{key}", handler=self._revoke_key, method="revokeApiKey",
-                summary="Revoke an API key by its id or name", query=key_bodies.RevokeQuery, answer=key_bodies.ApiKeyView,
+                summary="Revoke an API key by its id or name", query=RevokeQuery, answer=ApiKeyView,
             ),
             HttpRoute(
                 verb="GET", path="/.well-known/jwks.json", handler=self._jwks, method="getSigningKeys",
@@ -153,19 +273,19 @@ class RestAccounts:
         await call.answer(Done())
 
     async def _make_key(self, call: HttpCall) -> None:
-        body = request_bodies.read_either_case(call.body, key_bodies.ApiKeyBody)
-        made = await self._rpc.call(auth.generate_api_key, key_bodies.to_request(body), credential=call.credential)
-        await call.answer(key_bodies.to_answer(made), status=201)
+        body = request_bodies.read_either_case(call.body, ApiKeyBody)
+        made = await self._rpc.call(auth.generate_api_key, to_key_request(body), credential=call.credential)
+        await call.answer(to_key_answer(made), status=201)
 
     async def _list_keys(self, call: HttpCall) -> None:
         listed = await self._rpc.call(auth.list_api_keys, auth.ListApiKeys(), credential=call.credential)
-        await call.answer(key_bodies.ApiKeysAnswer(tuple(key_bodies.to_view(key) for key in listed.keys)))
+        await call.answer(ApiKeysAnswer(tuple(to_key_view(key) for key in listed.keys)))
 
     async def _revoke_key(self, call: HttpCall) -> None:
-        query = request_bodies.read_query(call.query, key_bodies.RevokeQuery)
+        query = request_bodies.read_query(call.query, RevokeQuery)
         request = auth.RevokeApiKey(call.rest_of_path, query.with_made)
         revoked = await self._rpc.call(auth.revoke_api_key, request, credential=call.credential)
-        await call.answer(key_bodies.to_view(revoked))
+        await call.answer(to_key_view(revoked))
 
     async def _jwks(self, call: HttpCall) -> None:
         found = await self._rpc.call(auth.get_signing_keys, auth.GetSigningKeys())

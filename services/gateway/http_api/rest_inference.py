@@ -2,13 +2,12 @@
 
 import msgspec
 
-from services.gateway.admission.prompt_admission import BadField
 from services.gateway.deduplicated_inference import DeduplicatedInference
 from services.gateway.http_api import answer_delivery, request_bodies, response_formats
-from services.gateway.http_api.error_bodies import ErrorBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.http_api.response_formats import AnswerFacts, ServerSentEvent
+from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent
+from services.gateway.prompt_admission import BadField
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import ChatMessage, Usage
 from shared.api.inference import Chunk

@@ -42,12 +42,8 @@ class AnswerRunId:
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome(Generic[End]):
-    """How a run ended: exactly one field is set."""
-
-    end: End | None
-    failure: BaseException | None
+#: How a run ended: its result or its failure.
+_Outcome = tuple[End | None, BaseException | None]
 
 
 class AnswerRun(Generic[Head, Piece, End]):
@@ -58,29 +54,17 @@ class AnswerRun(Generic[Head, Piece, End]):
         #: Its deadline, by the owner's clock.
         self.ends_at = ends_at
         self.is_over = False
-        self._buffer = buffer
+        self.buffer = buffer
+        #: What is known before the first chunk.
+        self.head: Head | None = None
+        #: The error; None while it runs and after success.
+        self.failure: BaseException | None = None
         self._owner = owner
-        self._head: Head | None = None
         self._end: End | None = None
-        self._failure: BaseException | None = None
         self._why_stopped: errors.AimeshError | None = None
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._cancel: Callable[[], object] = lambda: None
-
-    @property
-    def chunks(self) -> tuple[Piece, ...] | None:
-        """Return all chunks so far; None if the answer is too long to keep."""
-        return self._buffer.whole
-
-    @property
-    def last(self) -> int:
-        """Return the number of the newest chunk; 0 before the first."""
-        return self._buffer.last
-
-    @property
-    def is_read(self) -> bool:
-        return self._buffer.is_read
 
     @property
     def was_stopped(self) -> bool:
@@ -90,43 +74,41 @@ class AnswerRun(Generic[Head, Piece, End]):
     def reader(self, after: int = 0) -> "AnswerRunReader[Head, Piece, End]":
         """Read everything after the chunk ``after``. Raises AnswerGone if that was dropped. Enter the reader before the next await: an
         answer without readers is canceled unless it is kept."""
-        return AnswerRunReader(self, self._buffer.join(after))
+        return AnswerRunReader(self, self.buffer.join(after))
 
     # --- for the producer -------------------------------------------------------------------------------------------
 
     def set_head(self, head: Head) -> None:
-        """Set what is known before the first chunk."""
-        self._head = head
+        self.head = head
         self._changed.set()
 
     async def add(self, chunk: Piece) -> None:
         """Add a chunk; wait while the answer is too far ahead of its readers, up to the run's deadline."""
-        self._buffer.add(chunk)
+        self.buffer.add(chunk)
         self._changed.set()
-        has_room = self._buffer.make_room(crowded=self._owner.crowded)
+        has_room = self.buffer.make_room(crowded=self._owner.crowded)
         self._owner.update_size(self)
         while not has_room:
             self._room.clear()
             await self._room.wait()
-            has_room = self._buffer.make_room(crowded=self._owner.crowded)
+            has_room = self.buffer.make_room(crowded=self._owner.crowded)
 
     # --- for readers and the owner ----------------------------------------------------------------------------------
 
     def next(self, reader: ReaderId) -> tuple[int, Piece] | None:
-        found = self._buffer.next(reader)
+        found = self.buffer.next(reader)
         if found is not None:
             self._room.set()
         return found
 
     def leave(self, reader: ReaderId) -> None:
-        self._buffer.leave(reader)
+        self.buffer.leave(reader)
         self._room.set()
-        if not self._buffer.wanted and not self.is_over:
+        if not self.buffer.wanted and not self.is_over:
             self._owner.forget(self)
             self._cancel()
 
     async def wait(self) -> None:
-        """Wait for a change."""
         self._changed.clear()
         await self._changed.wait()
 
@@ -137,38 +119,20 @@ class AnswerRun(Generic[Head, Piece, End]):
         self._cancel()
 
     @property
-    def head(self) -> Head | None:
-        return self._head
-
-    @property
     def end(self) -> End:
         """Return the result, or raise what the run raised."""
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         assert self._end is not None  # the run succeeded
         return self._end
-
-    @property
-    def failure(self) -> BaseException | None:
-        """Return the error; None while it runs and after success."""
-        return self._failure
-
-    @property
-    def size(self) -> int:
-        return self._buffer.size
-
-    @property
-    def kept(self) -> bool:
-        return self._buffer.kept
 
     def set_task(self, task: "asyncio.Task[_Outcome[End]]") -> None:
         self._cancel = task.cancel
 
     def finish(self, task: "asyncio.Task[_Outcome[End]]") -> None:
-        outcome = _Outcome(None, self._why_stopped or _cancelled()) if task.cancelled() else task.result()
-        self._end, self._failure = outcome.end, outcome.failure
-        if not (self._failure is None or self._buffer.is_read or isinstance(self._failure, errors.AimeshError)):
-            _log.error("answer failed unexpectedly without a reader", exc_info=self._failure)
+        self._end, self.failure = (None, self._why_stopped or _cancelled()) if task.cancelled() else task.result()
+        if not (self.failure is None or self.buffer.is_read or isinstance(self.failure, errors.AimeshError)):
+            _log.error("answer failed unexpectedly without a reader", exc_info=self.failure)
         self.is_over = True
         self._changed.set()
 
@@ -247,7 +211,6 @@ class AnswerRuns:
         return self._bytes > self._most_bytes
 
     def find(self, name: AnswerRunId) -> AnswerRun[Any, Any, Any] | None:
-        """Return a running or kept answer."""
         self._forget_old()
         return self._runs.get(name)
 
@@ -275,10 +238,9 @@ class AnswerRuns:
             self._bytes -= self._sizes.pop(run.name, 0)
 
     def update_size(self, run: AnswerRun[Any, Any, Any]) -> None:
-        """Update the answer's size."""
         if self._runs.get(run.name) is run:
-            self._bytes += run.size - self._sizes.get(run.name, 0)
-            self._sizes[run.name] = run.size
+            self._bytes += run.buffer.size - self._sizes.get(run.name, 0)
+            self._sizes[run.name] = run.buffer.size
         if self.crowded:
             self._forget_old()
 
@@ -295,15 +257,15 @@ class AnswerRuns:
         # Readers raise a failure; raised here, it would end all other answers.
         (made,) = await asyncio.gather(within(), return_exceptions=True)
         if not isinstance(made, BaseException):
-            return _Outcome(made, None)
+            return made, None
         # Raised as CancelledError, it would cancel the reader's task.
-        return _Outcome(None, _cancelled() if isinstance(made, asyncio.CancelledError) else made)
+        return None, _cancelled() if isinstance(made, asyncio.CancelledError) else made
 
     def _ended(self, run: AnswerRun[Head, Piece, End], task: "asyncio.Task[_Outcome[End]]") -> None:
         run.finish(task)
         if self._runs.get(run.name) is not run:
             return
-        if run.kept:
+        if run.buffer.kept:
             self._finished[run.name] = self._clock() + KEPT_SECONDS
         else:
             self.forget(run)

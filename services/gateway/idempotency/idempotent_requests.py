@@ -256,7 +256,7 @@ class IdempotentRequests:
     async def _failed(
         self, request: IdempotentRequest, claimed: NewKeyUse | Orphaned, run: AnswerRun[Any, Any, Any], error: errors.AimeshError
     ) -> None:
-        if run.last == 0 or not idempotency_keys.kind_of(request.request).counts_in_part:
+        if run.buffer.last == 0 or not idempotency_keys.kind_of(request.request).counts_in_part:
             self._runs.forget(run)
             await self._give_up(request, claimed)
         else:
@@ -264,7 +264,7 @@ class IdempotentRequests:
 
     async def _end(self, request: IdempotentRequest, run: AnswerRun[Any, Any, Any], ending: _Ending) -> None:
         await self._save(request.request_id, ending)
-        if request.request_id not in self._ours and ending.answer is not None and run.chunks is not None:
+        if request.request_id not in self._ours and ending.answer is not None and run.buffer.whole is not None:
             # Repeats now read it from the store.
             self._runs.forget(run)
 
@@ -313,7 +313,7 @@ class IdempotentRequests:
         head = run.head
         if head is None:
             return None
-        kept = KeptAnswer(head.request_id, head.model, head.began_at, run.chunks, result, problem)
+        kept = KeptAnswer(head.request_id, head.model, head.began_at, run.buffer.whole, result, problem)
         level = idempotency_keys.kind_of(request.request).compression
         body = msgspec.msgpack.encode(kept)
         answer = answer_encryption.seal(body, request.owner, str(request.request_id), self._secret, compression=level)
@@ -365,7 +365,7 @@ class IdempotentRequests:
 
     def _stop_unread(self, running: Mapping[RequestId, AnswerRun[Any, Any, Any]]) -> None:
         now = self._clock()
-        self._unread = {request_id: self._unread.get(request_id, now) for request_id, run in running.items() if not run.is_read}
+        self._unread = {request_id: self._unread.get(request_id, now) for request_id, run in running.items() if not run.buffer.is_read}
         for request_id, since in self._unread.items():
             if now - since >= UNREAD_SECONDS:
                 running[request_id].stop(errors.Cancelled("the answer had no reader for a while"))

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from services.gateway.failover.relay import AnswerItem
 from services.gateway.idempotency import answer_encryption, cache_keys
 from services.gateway.idempotency.answer_runs import AnswerRun, AnswerRunId, AnswerRunReader, AnswerRuns
 from services.gateway.idempotency.cache_keys import CacheQuestion, CacheUse
 from services.gateway.limits.circuit_breaker import Breaker
+from services.gateway.relay import AnswerItem
 from shared import errors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, PromptAccepted
@@ -168,7 +168,7 @@ class ResponseCache:
             if generation is None:
                 raise errors.LinkLost("the answer ended without its end marker", hint="retry the request")
             # Store it before its readers see the end, because then the run is no longer found.
-            await self._keep(question, name, run.chunks, generation)
+            await self._keep(question, name, run.buffer.whole, generation)
             return generation
 
         return self._runs.start(at, produce, seconds=self._bounds.most_seconds)

@@ -118,13 +118,8 @@ class LimitRefusal:
     tightest: TightestLimit
 
 
-@dataclass(frozen=True, slots=True)
-class ConcurrencySlot:
-    """A request's slot in a concurrency limit."""
-
-    #: Key of its counter.
-    counter: str
-    request_id: RequestId
+#: A request's slot in a concurrency limit: the key of its counter, and the request.
+ConcurrencySlot = tuple[str, RequestId]
 
 
 class CountedRequest(Enum):

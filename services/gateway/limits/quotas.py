@@ -24,8 +24,7 @@ from services.gateway.limits.limit_rules import (
     TightestLimit,
     WithoutValkey,
 )
-from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Counters, LimitScripts
-from services.gateway.limits.local_counters import LocalCounters
+from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Counters, LimitScripts, LocalCounters
 from services.gateway.limits.tiers import TierPlan
 from shared import errors
 from shared.api.auth import Principal
@@ -290,6 +289,4 @@ class Quotas:
 
 
 def _slots_of(running: Iterable[Spent]) -> list[ConcurrencySlot]:
-    return [
-        ConcurrencySlot(limit.counter, spent.request_id) for spent in running for limit in spent.held if limit.kind is LimitKind.CONCURRENCY
-    ]
+    return [(limit.counter, spent.request_id) for spent in running for limit in spent.held if limit.kind is LimitKind.CONCURRENCY]

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from services.gateway.http_api import response_formats
-from services.gateway.http_api.error_bodies import ErrorBody
-from services.gateway.http_api.response_formats import AnswerFacts, ServerSentEvent
+from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent
 from services.gateway.openai_api.chat_request import ChatBody
 from shared.api.gateway import InferenceResult
 from shared.api.generation import ToolCall, Usage

@@ -4,12 +4,12 @@ from typing import Literal
 
 import msgspec
 
-from services.gateway.admission.prompt_admission import BadField
 from services.gateway.http_api import request_bodies
 from services.gateway.openai_api import messages as openai_messages
 from services.gateway.openai_api import messages as openai_tools
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.openai_api.messages import AllowedToolsChoice, ChatBodyMessage, Chosen, NamedTool, SchemaBody, ToolBody
+from services.gateway.prompt_admission import BadField
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import FormatKind, OutputFormat
 from shared.types import ModelName
@@ -30,13 +30,11 @@ class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     json_schema: SchemaBody | None = None
 
 
-class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A chat request. Other parameters that have no effect here (user, metadata, …) are accepted; see ``parameters``."""
+class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The parameters that chats and completions share."""
 
-    messages: tuple[ChatBodyMessage, ...]
     model: ModelName | None = None
     max_tokens: int | None = None
-    max_completion_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     frequency_penalty: float | None = None
@@ -44,13 +42,6 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: Logit bias by token id.
     logit_bias: dict[str, float] | None = None
     n: int | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = None
-    response_format: ResponseFormat | None = None
-    tools: tuple[ToolBody, ...] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice | None = None
-    #: If false, only the first call of an answer is returned.
-    parallel_tool_calls: bool = True
     #: The next five are extensions of local engines, not OpenAI's.
     top_k: int | None = None
     min_p: float | None = None
@@ -68,6 +59,20 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
+class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A chat request. Other parameters that have no effect here (user, metadata, …) are accepted; see ``parameters``."""
+
+    messages: tuple[ChatBodyMessage, ...]
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    tools: tuple[ToolBody, ...] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice | None = None
+    #: If false, only the first call of an answer is returned.
+    parallel_tool_calls: bool = True
+
+
 def read(body: bytes) -> ChatBody:
     """Parse the body. Raises BadRequest that names the field."""
     found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.CHAT, ChatBody)
@@ -75,8 +80,7 @@ def read(body: bytes) -> ChatBody:
     if "messages" in found:
         found["messages"] = openai_messages.tidy(found["messages"])
     chat = request_bodies.convert(found, ChatBody)
-    if chat.stream_options is not None and not chat.stream:
-        raise BadField("stream_options", "requires stream=true")
+    ensure_streamed(chat)
     return chat
 
 
@@ -86,22 +90,10 @@ def to_request(chat: ChatBody) -> InferenceRequest:
         raise BadField("max_tokens", "and max_completion_tokens differ; send only one")
     openai_parameters.ensure_tokens("max_completion_tokens", chat.max_completion_tokens)
     tools, tool_choice = _tools(chat)
-    return InferenceRequest(
+    return msgspec.structs.replace(
+        sampled_request(chat),
         messages=openai_messages.to_messages(chat.messages),
-        model=chat.model,
         max_tokens=chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
-        temperature=chat.temperature,
-        top_p=chat.top_p,
-        top_k=chat.top_k,
-        stop=stops(chat.stop),
-        seed=chat.seed,
-        min_p=chat.min_p,
-        repeat_penalty=chat.repeat_penalty,
-        frequency_penalty=chat.frequency_penalty,
-        presence_penalty=chat.presence_penalty,
-        logit_bias=biases(chat.logit_bias),
-        ignore_eos=chat.ignore_eos,
-        n=chat.n,
         top_logprobs=_top_logprobs(chat),
         format=_format(chat),
         tools=tools,
@@ -109,20 +101,39 @@ def to_request(chat: ChatBody) -> InferenceRequest:
     )
 
 
-def stops(stop: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else stop or ()
+def ensure_streamed(body: SamplingBody) -> None:
+    """Raise BadField for stream options without a stream."""
+    if body.stream_options is not None and not body.stream:
+        raise BadField("stream_options", "requires stream=true")
 
 
-def biases(named: dict[str, float] | None) -> dict[int, float]:
+def sampled_request(body: SamplingBody) -> InferenceRequest:
+    """Return a request with the shared parameters. Raises BadField."""
+    return InferenceRequest(
+        model=body.model,
+        max_tokens=body.max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        stop=(body.stop,) if isinstance(body.stop, str) else body.stop or (),
+        seed=body.seed,
+        min_p=body.min_p,
+        repeat_penalty=body.repeat_penalty,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        logit_bias=_biases(body.logit_bias),
+        ignore_eos=body.ignore_eos,
+        n=body.n,
+        format=None if body.grammar is None else OutputFormat(FormatKind.GBNF, body.grammar),
+    )
+
+
+def _biases(named: dict[str, float] | None) -> dict[int, float]:
     """Convert token ids. Raises BadField."""
     named = named or {}
     if not all(token.isascii() and token.isdecimal() and len(token) <= _TOKEN_DIGITS for token in named):
         raise BadField("logit_bias", "must have token ids as its keys")
     return {int(token): value for token, value in named.items()}
-
-
-def gbnf(grammar: str | None) -> OutputFormat | None:
-    return None if grammar is None else OutputFormat(FormatKind.GBNF, grammar)
 
 
 def _top_logprobs(chat: ChatBody) -> int | None:
@@ -135,7 +146,7 @@ def _format(chat: ChatBody) -> OutputFormat | None:
     if chat.grammar is not None:
         if chat.response_format is not None:
             raise BadField("grammar", "and response_format exclude each other; send only one")
-        return gbnf(chat.grammar)
+        return OutputFormat(FormatKind.GBNF, chat.grammar)
     wanted = chat.response_format
     if wanted is None:
         return None

@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from services.gateway.admission.prompt_admission import BadField
+from services.gateway.prompt_admission import BadField
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Tool, ToolCall, ToolChoice
 
 #: Aliases of roles.

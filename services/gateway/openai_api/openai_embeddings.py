@@ -7,11 +7,11 @@ from typing import Literal
 import msgspec
 
 from services.gateway.active_request import NUMBER_BYTES
-from services.gateway.admission.prompt_admission import BadField
 from services.gateway.deduplicated_inference import DeduplicatedInference
 from services.gateway.http_api import answer_delivery, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
+from services.gateway.prompt_admission import BadField
 from shared.api import embedding
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult
 from shared.types import ModelName

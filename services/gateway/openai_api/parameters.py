@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from services.gateway.admission.prompt_admission import RANGES, BadField
+from services.gateway.prompt_admission import RANGES, BadField
 
 Taken = Callable[[object], bool]
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from services.gateway.http_api.error_bodies import ErrorBody
-from services.gateway.http_api.response_formats import AnswerFacts, ServerSentEvent
+from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent
 from services.gateway.openai_api import response_events
 from services.gateway.openai_api.chat_format import TokenChoice, logprobs_of
 from services.gateway.openai_api.response_events import OutputCall, OutputItem, OutputMessage, OutputTextPart, Response

@@ -12,7 +12,7 @@ from datetime import datetime
 from services.gateway.scheduling.prefix_affinity import PrefixAffinity
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import Occupancy, WorkerCapacity
-from services.gateway.scheduling.worker_health.worker_records import DishonestWorkers, Outliers, SlowStart
+from services.gateway.scheduling.worker_records import DishonestWorkers, Outliers, SlowStart
 from shared.discovery.directory import ANNOUNCE_SECONDS, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
 
@@ -64,7 +64,6 @@ class WorkerStats:
     replaced_at: dict[NodeId, float] = field(default_factory=dict)
 
     def apply_change(self, worker: DirectoryEntry, clock: float, now: datetime) -> None:
-        """Record a change in the directory."""
         if not worker.alive:
             self.occupancy.forget(worker.node)
             self.slow_start.forget(worker.node)

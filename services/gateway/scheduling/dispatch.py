@@ -15,12 +15,11 @@ from datetime import UTC, datetime
 from services.gateway import node_interface
 from services.gateway.scheduling import candidates, worker_choice
 from services.gateway.scheduling.candidates import Candidate, WorkerStats
-from services.gateway.scheduling.eligible_workers import EligibleWorkers
-from services.gateway.scheduling.fair_queue import ModelQueue
+from services.gateway.scheduling.fair_queue import ModelQueue, QueueSettings
 from services.gateway.scheduling.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport
-from services.gateway.scheduling.queue_settings import QueueSettings
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import HeldClaims
+from services.gateway.scheduling.worker_choice import EligibleWorkers
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from shared.discovery.directory import DirectoryEntry
@@ -175,7 +174,6 @@ class Dispatch:
             self._assign_places(name, freed=node)
 
     def record_answer_length(self, model: ModelName, tokens: int) -> None:
-        """Record the length of an answer."""
         self.model_queue(model).record_length(tokens)
 
     def charge(self, requirements: WorkerRequirements, cost: float) -> None:
@@ -192,7 +190,6 @@ class Dispatch:
         return [report for peers in self._peers.values() if (report := peers.report(self.clock())) is not None]
 
     def apply_report(self, report: QueueReport) -> None:
-        """Apply the report of another gateway."""
         model_queue = self.model_queue(report.model)
         for worker in self._peers[report.model].apply_report(report, self.clock()):
             self.worker_stats.occupancy.record_offer(worker, report.model)

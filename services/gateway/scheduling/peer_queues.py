@@ -139,7 +139,6 @@ class PeerQueues:
     # --- what this gateway does -----------------------------------------------------------------------------------------
 
     def record_charge(self, tenant: TenantId, cost: float) -> None:
-        """Record that the tenant was charged here."""
         charges = self._unsent.charges
         charges[tenant] = charges.pop(tenant, 0.0) + cost
         if len(charges) > MOST_UNREPORTED:

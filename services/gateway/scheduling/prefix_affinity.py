@@ -64,7 +64,6 @@ class PrefixAffinity:
         return len(self._read)
 
     def record(self, model: ModelName, names: Sequence[bytes], node: NodeId, now: float) -> None:
-        """Record that the node processes a prompt with these prefixes."""
         for name in names:
             readers = self._read.setdefault((model, name), {})
             readers.pop(node, None)

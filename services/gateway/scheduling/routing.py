@@ -59,7 +59,6 @@ def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelN
 
 
 def catalogue(workers: Sequence[DirectoryEntry], names: ModelNames) -> tuple[ServedModel, ...]:
-    """Return the served models as shown to callers."""
     offers = [(offer.name, offer.context_tokens) for worker in workers for offer in worker.announcement.models if offer.ready]
     return tuple(
         ServedModel(

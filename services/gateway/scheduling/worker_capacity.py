@@ -62,7 +62,6 @@ class Occupancy:
             del self._ours[node]
 
     def apply_announcement(self, announcement: Announcement) -> None:
-        """Compare a new announcement with our count."""
         self._others[announcement.node] = {offer.name: self._beyond_ours(announcement, offer) for offer in announcement.models}
         self._delegated.pop(announcement.node, None)
 
@@ -76,7 +75,6 @@ class Occupancy:
             self._delegated[node][model] -= 1
 
     def record_offer(self, node: NodeId, model: ModelName) -> None:
-        """Record that another gateway released a place."""
         others = self._others.get(node, {})
         others[model] = max(0, others.get(model, 0) - 1)
 

@@ -3,19 +3,22 @@
 Both are lists of small steps. ELIGIBILITY_STEPS return a reason against one candidate, or an empty text; since they only exclude, a
 retry never reaches a worker that the first attempt couldn't use. PREFERENCE_STEPS narrow the rows to the better ones, or return them
 all. A canary, or local workers before a paid API, would be a preference step; a new restriction is an eligibility step.
+``EligibleWorkers`` applies them to the directory.
 """
 
+import contextlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 
-from services.gateway.scheduling import prefix_affinity
-from services.gateway.scheduling.candidates import Candidate
+from services.gateway import node_interface
+from services.gateway.scheduling import candidates, prefix_affinity, worker_records
+from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.routing import WorkerRequirements
-from services.gateway.scheduling.worker_health import worker_records
+from services.gateway.scheduling.worker_capacity import WorkerCapacity
 from shared import errors
 from shared.discovery.directory import DirectoryEntry
-from shared.types import TenantId
+from shared.types import ModelName, NodeId, Role, TenantId
 
 Rows = Sequence[Candidate]
 
@@ -147,3 +150,64 @@ def choose_worker(requirements: WorkerRequirements, rows: Rows, rng: random.Rand
         with_room = step(requirements, with_room, rng)
     first, second = rng.sample(with_room, 2) if len(with_room) > 1 else (with_room[0], with_room[0])
     return first if first.wait <= second.wait else second
+
+
+#: With several gateways, an announced place is used only after this time: the announcement may predate another gateway's call.
+_ROOM_SECONDS = 0.1
+
+
+class EligibleWorkers:
+    """Filters the directory's workers by what a request requires."""
+
+    def __init__(
+        self, directory: node_interface.NodeDirectory, worker_stats: WorkerStats, rule: PromptPrivacy, clock: Callable[[], float]
+    ) -> None:
+        self._directory = directory
+        self._worker_stats = worker_stats
+        self._rule = rule
+        self._clock = clock
+        #: When each worker was first seen with room.
+        self._room: dict[ModelName, dict[NodeId, float]] = {}
+
+    def rows(self, requirements: WorkerRequirements) -> Sequence[Candidate]:
+        """Return the workers that may run the request now; none if one is loading the model or restarting its engine. Raises NotReachable
+        if there is no such worker either."""
+        table = self._worker_stats.table(requirements, self._usable(), self._clock())
+        try:
+            return eligible(requirements, table, self._rule)
+        except errors.NotReachable:
+            there = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
+            soon = self._worker_stats.table(requirements, there, self._clock(), or_soon=True)
+            if any(not row.offer.ready for row in soon):
+                with contextlib.suppress(errors.NotReachable):
+                    eligible(requirements, [row for row in soon if not row.offer.ready], self._rule)
+                    return ()
+            raise
+
+    def refusal(self, requirements: WorkerRequirements) -> errors.NotReachable | None:
+        """Return why no worker may run the request any more; None if one may."""
+        try:
+            self.rows(requirements)
+        except errors.NotReachable as error:
+            return error
+        return None
+
+    def owners(self) -> set[str]:
+        return {entry.announcement.owner for entry in self._usable()}
+
+    def capacity(self, model: ModelName) -> dict[NodeId, WorkerCapacity]:
+        occupancy = self._worker_stats.occupancy
+        return {worker.node: occupancy.capacity_of(worker, offer) for worker, offer in candidates.offering(model, self._usable())}
+
+    def room_lasts(self, model: ModelName) -> bool:
+        """Return whether some worker has had room for a while."""
+        now, before = self._clock(), self._room.get(model, {})
+        self._room[model] = {node: before.get(node, now) for node, capacity in self.capacity(model).items() if capacity.has_room}
+        return any(now - since >= _ROOM_SECONDS for since in self._room[model].values())
+
+    def forget_room(self) -> None:
+        """Reset what ``room_lasts`` has seen."""
+        self._room.clear()
+
+    def _usable(self) -> Sequence[DirectoryEntry]:
+        return self._directory.usable(Role.WORKER)

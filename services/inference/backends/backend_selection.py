@@ -7,10 +7,10 @@ from functools import partial
 from typing import assert_never
 
 from services.inference import parent_death
+from services.inference.backend_interface import Backend, Watcher
 from services.inference.backends import echo, llama
-from services.inference.engine import engine_messages
-from services.inference.jobs.backend_interface import Backend, Watcher
-from services.inference.models import gpus, memory, model_discovery
+from services.inference.engine import devices, engine_messages
+from services.inference.models import memory, model_discovery
 from services.inference.settings import InferenceSettings, free_cores
 from services.inference.supervision import engine_supervisor
 from services.inference.supervision.poison_requests import PoisonRequests
@@ -49,9 +49,9 @@ def opened(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[
 async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None) -> AsyncIterator[Backend]:
     catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
     threads = settings.threads or free_cores()
-    wanted = gpus.flavour() if settings.gpu_layers else None
-    found = None if wanted is None else await gpus.probe(engine_supervisor.inherited())
-    for line in gpus.describe(found, wanted, threads):
+    wanted = devices.flavour() if settings.gpu_layers else None
+    found = None if wanted is None else await devices.probe(engine_supervisor.inherited())
+    for line in devices.describe(found, wanted, threads):
         log.info("devices", found=line)
         if print_line is not None:
             print_line(line)

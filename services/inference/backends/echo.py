@@ -8,14 +8,13 @@ import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.engine import sampling
-from services.inference.engine.embeddings.pooling import Pooled, Pooling
-from services.inference.engine.output_text import StopSequences
+from services.inference.engine.embedding_loop import Pooled, Pooling
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
-from services.inference.jobs.backend_interface import Sink, VectorSink, Watcher
-from services.inference.jobs.embedding_job import EmbeddingJob
-from services.inference.jobs.generation_job import GenerationJob
-from services.inference.jobs.queue_limits import QueueLimits
+from services.inference.engine.sequence import StopSequences
+from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.queue_limits import QueueLimits
 from shared import errors
 from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation, Usage

@@ -7,14 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from services.inference import engine_speed
+from services.inference.backend_interface import Sink, VectorSink, WaitingSink, Watcher
 from services.inference.backends.model_cache import CachedModel, EngineInterface, ModelCache, StartEngine
-from services.inference.engine import engine_messages
-from services.inference.engine.gguf import gguf_header
-from services.inference.jobs import engine_speed
-from services.inference.jobs.backend_interface import Sink, VectorSink, WaitingSink, Watcher
-from services.inference.jobs.embedding_job import EmbeddingJob
-from services.inference.jobs.engine_speed import EngineSpeed
-from services.inference.jobs.generation_job import GenerationJob
+from services.inference.engine import engine_messages, gguf_header
+from services.inference.engine_speed import EngineSpeed
+from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models import memory
 from services.inference.models.catalog import Catalog
 from services.inference.models.digests import KnownDigests

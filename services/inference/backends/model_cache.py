@@ -14,12 +14,10 @@ from typing import Protocol, assert_never
 
 import msgspec
 
+from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.engine import engine_messages
-from services.inference.jobs.backend_interface import Sink, VectorSink, Watcher
-from services.inference.jobs.embedding_job import EmbeddingJob
-from services.inference.jobs.engine_speed import EngineSpeed
-from services.inference.jobs.generation_job import GenerationJob
-from services.inference.jobs.queue_limits import QueueLimits
+from services.inference.engine_speed import EngineSpeed
+from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models import memory
 from services.inference.models.catalog import CatalogEntry
 from services.inference.models.digests import KnownDigests
@@ -35,6 +33,7 @@ from services.inference.models.model_cache_policy import (
     UnloadModelStep,
 )
 from services.inference.models.model_files import ModelFile
+from services.inference.queue_limits import QueueLimits
 from shared import errors
 from shared.api.embedding import Embedded
 from shared.api.generation import Generation

@@ -1,16 +1,29 @@
-"""Lists the devices that this build of llama.cpp can use: ``python -m services.inference.engine.devices`` prints them as JSON.
+"""Finds the GPUs of this machine and those that llama.cpp can use, and explains what to do about the others.
 
-It is a separate program, because the worker must not load a GPU driver.
+``python -m services.inference.engine.devices`` prints those of llama.cpp as JSON. It is a separate program, because the worker must not
+load a GPU driver.
 """
 
+import asyncio
 import ctypes
+import os
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
+from shared.telemetry import logs
+
 #: GPU and integrated GPU in ggml_backend_dev_type.
 _GPU_TYPES = frozenset({1, 2})
+PROGRAM = (sys.executable, "-P", "-m", "services.inference.engine.devices")
+#: An idle driver takes some seconds to start.
+PROBE_SECONDS = 30.0
+_DEVICE_FILES = (("nvidia*[0-9]", "cuda"), ("kfd", "rocm"), ("dri/renderD*", "vulkan"))
+_MAKERS = {"cuda": "an NVIDIA GPU", "rocm": "an AMD GPU", "vulkan": "a GPU", "metal": "a GPU"}
+
+log = logs.get()
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -58,6 +71,52 @@ def _device(library: ctypes.CDLL, device: int) -> Device:
         call(device).decode("utf-8", "replace") for call in (library.ggml_backend_dev_name, library.ggml_backend_dev_description)
     )
     return Device(name, description, total.value, free.value)
+
+
+def flavour(devices: Path = Path("/dev"), platform: str = sys.platform) -> str | None:
+    """Return the engine for this machine's GPU, as in `make worker-…`; None without a GPU."""
+    if platform == "darwin":
+        return "metal"
+    return next((name for pattern, name in _DEVICE_FILES if any(devices.glob(pattern))), None)
+
+
+async def probe(environment: Mapping[str, str]) -> FoundDevices | None:
+    """Run llama.cpp's device search in a separate process; None if it fails."""
+    process = await asyncio.create_subprocess_exec(
+        *PROGRAM, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=dict(environment)
+    )
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            answer, _ = await process.communicate()
+        return msgspec.json.decode(answer, type=FoundDevices)
+    except (TimeoutError, msgspec.MsgspecError) as error:
+        log.warning("gpu_probe_failed", reason=str(error) or "no answer in time")
+        return None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def describe(found: FoundDevices | None, wanted: str | None, threads: int) -> Iterator[str]:
+    """Say in sentences which devices will be used, and how to use the others. Pure."""
+    if found is not None and found.devices:
+        for device in found.devices:
+            yield f"{device.name}: {device.description}, {_gib(device.free_bytes)} of {_gib(device.total_bytes)} GiB free"
+        return
+    cores = os.cpu_count() or 1
+    yield f"no GPU is used: {threads} of {cores} processor threads"
+    if wanted is not None and found is not None and found.built_for_gpu:
+        yield f"this machine has {_MAKERS[wanted]}, but llama.cpp cannot use it: is its driver installed?"
+    elif wanted is not None:
+        yield (
+            f"this machine has {_MAKERS[wanted]}, but llama-cpp-python was built without support for it: "
+            f"run `make worker-{wanted}`, then restart the worker"
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}"
 
 
 def main() -> None:

@@ -8,11 +8,9 @@ import msgspec
 
 from services.inference.engine import sampling, sequence
 from services.inference.engine.engine_messages import AnswerProgress, GenerationAccepted, GenerationRefused, StartGeneration, StepReport
-from services.inference.engine.hashed_tokens import HashedTokens
-from services.inference.engine.kv_slots import KvMode, SlotPlace, Slots
-from services.inference.engine.prefill_budget import PrefillBudget
+from services.inference.engine.kv_slots import HashedTokens, KvMode, SlotPlace, Slots
 from services.inference.engine.sampling import Parameters
-from services.inference.engine.scheduler import Feed, Scheduler, StepPlan
+from services.inference.engine.scheduler import Feed, PrefillBudget, Scheduler, StepPlan
 from services.inference.engine.sequence import DrawnToken
 from services.inference.tool_calls import tool_call_parser
 from services.inference.tool_calls.tool_call_parser import ToolCallParser
@@ -93,7 +91,6 @@ class EngineLoop:
         return HashedTokens(self._compute.prompt_tokens(command.messages, command.tools, raw=command.raw))
 
     def begin(self, command: StartGeneration, prompt: HashedTokens) -> GenerationAccepted | GenerationRefused:
-        """Queue a command's answers."""
         try:
             started = [self._start(command, prompt, answer) for answer in range(command.parameters.n)]
         except errors.BadRequest as error:

@@ -22,11 +22,10 @@ import llama_cpp.llama_cpp as native
 import msgspec
 
 from services.inference import parent_death
-from services.inference.engine import confinement, engine_messages, llama_model, model_loading
-from services.inference.engine.embeddings.embedding_loop import EmbeddingLoop
+from services.inference.engine import confinement, engine_messages, gguf_header, llama_model, model_loading
+from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_loop import EngineLoop
-from services.inference.engine.gguf import gguf_header
-from services.inference.engine.gguf.gguf_header import NotAModel
+from services.inference.engine.gguf_header import NotAModel
 from services.inference.engine.tokenize_queue import TokenizeQueue
 from shared import errors
 

@@ -8,12 +8,67 @@ later prompt of the same tenant with the same prefix reuses them. There are two 
 - ``FAST``: all slots share one pool of cells. A prefix in another slot is shared by reference; the pool may run out.
 """
 
+import hashlib
 import itertools
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from services.inference.engine.hashed_tokens import HashedTokens
+#: Tokens per hash. It covers all blocks before its own and has 128 bits of BLAKE2, so equal hashes mean equal tokens.
+BLOCK = 64
+_HASH_BYTES = 16
+
+
+class HashedTokens:
+    """A list of tokens with a hash per block, to compare long prompts. Its owner may only append to it."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+        self._hashes: list[bytes] = []
+        self.hash_blocks()
+
+    def hash_blocks(self) -> None:
+        """Hash new complete blocks, in 2 µs each."""
+        hashes, tokens = self._hashes, self.tokens
+        last = hashes[-1] if hashes else b""
+        for at in range(len(hashes) * BLOCK, len(tokens) - BLOCK + 1, BLOCK):
+            last = hashlib.blake2b(last + array("i", tokens[at : at + BLOCK]).tobytes(), digest_size=_HASH_BYTES).digest()
+            hashes.append(last)
+
+    def copy(self) -> "HashedTokens":
+        copied = HashedTokens([])
+        copied.tokens, copied._hashes = self.tokens.copy(), self._hashes.copy()
+        return copied
+
+    def common(self, other: "HashedTokens", most: int, guess: int = 0) -> int:
+        """Return the length of the common prefix, at most ``most``. A good ``guess`` makes it faster."""
+        most = min(most, len(self.tokens), len(other.tokens))
+        at = BLOCK * _common_blocks(self._hashes, other._hashes, most // BLOCK, guess // BLOCK)
+        end = min(at + BLOCK, most)
+        one, two = self.tokens[at:end], other.tokens[at:end]
+        if one == two:
+            return end
+        for token, its in zip(one, two, strict=True):
+            if token != its:
+                break
+            at += 1
+        return at
+
+
+def _common_blocks(one: list[bytes], two: list[bytes], most: int, guess: int) -> int:
+    """Count equal blocks among the first ``most`` by bisection."""
+    same, differs, middle = 0, most + 1, min(guess, most) or most
+    while differs - same > 1:
+        if one[middle - 1] == two[middle - 1]:
+            same = middle
+            # After a correct guess, try the next block first.
+            middle = same + 1 if middle == guess else (same + differs) // 2
+        else:
+            differs = middle
+            middle = (same + differs) // 2
+    return same
+
 
 #: A shared prefix of this length is worth copying a slot, which takes as long as computing a few tokens, or waiting a step or two
 #: for a prompt that is being read.
@@ -131,7 +186,6 @@ class Slots:
         holder.used_at = next(self._ticks)
 
     def empty(self, slot: int) -> None:
-        """Forget the slot's tokens."""
         self._drop(self._slots[slot])
 
     def evict(self) -> int | None:

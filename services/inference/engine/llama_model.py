@@ -13,7 +13,7 @@ import jinja2
 import llama_cpp.llama_cpp as native
 
 from services.inference.engine import model_loading, prompt
-from services.inference.engine.embeddings.embedding_context import EmbeddingContext
+from services.inference.engine.embedding_context import EmbeddingContext
 from services.inference.engine.engine_messages import LoadCommand, Loaded
 from services.inference.engine.kv_slots import KvMode, SlotPlace
 from services.inference.engine.model_loading import LoadRefused, NativeLog, NativeModel

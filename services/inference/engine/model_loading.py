@@ -12,8 +12,8 @@ from pathlib import Path
 
 import llama_cpp.llama_cpp as native
 
+from services.inference.engine import gguf_header
 from services.inference.engine.engine_messages import KvType, LoadCommand
-from services.inference.engine.gguf import gguf_header
 from services.inference.engine.kv_slots import KvMode
 
 #: Per slot, unless the setting or a smaller model limits it: memory grows with slots × context.

@@ -1,15 +1,87 @@
-"""One answer in the engine: its tokens, how many of them are computed, and when it ends.  Pure."""
+"""One answer in the engine: its tokens and visible text, how many tokens are computed, and when it ends.  Pure."""
 
+import codecs
 from dataclasses import dataclass, field
 
-from services.inference.engine import output_text
-from services.inference.engine.hashed_tokens import HashedTokens
+from services.inference.engine.kv_slots import HashedTokens
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
-from services.inference.tool_calls.tool_call_parser import ToolCallParser
+from services.inference.tool_calls.tool_call_parser import ParsedText, ToolCallParser
 from shared import errors
 from shared.api.generation import ToolCall
 from shared.api.inference import TokenLogprob
 from shared.types import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class VisibleText:
+    """The text that a token made visible."""
+
+    text: str
+    #: A stop sequence is complete; the text ends before it.
+    stopped: bool = False
+    calls: tuple[ToolCall, ...] = ()
+
+
+class StopSequences:
+    """Searches a text for the earliest of several stop sequences, however the text is split into pieces."""
+
+    def __init__(self, sequences: tuple[str, ...]) -> None:
+        self._sequences = sequences
+        #: The end of the text that may be the start of a stop sequence; shorter than the longest of them.
+        self._held = ""
+
+    def push(self, text: str) -> VisibleText:
+        """Add text; return the part that can't belong to a stop sequence."""
+        self._held += text
+        found = [at for at in (self._held.find(sequence) for sequence in self._sequences) if at >= 0]
+        if found:
+            shown = self._held[: min(found)]
+            self._held = ""
+            return VisibleText(shown, stopped=True)
+        keep = self._longest_beginning()
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return VisibleText(shown)
+
+    def finish(self) -> str:
+        """Return the text that was held back, at the end."""
+        held, self._held = self._held, ""
+        return held
+
+    def _longest_beginning(self) -> int:
+        """Return the length of the longest suffix of the held text that is a prefix of a stop sequence."""
+        longest = max((len(sequence) for sequence in self._sequences), default=0)
+        for length in range(min(longest - 1, len(self._held)), 0, -1):
+            if any(sequence.startswith(self._held[-length:]) for sequence in self._sequences):
+                return length
+        return 0
+
+
+@dataclass(slots=True)
+class AnswerText:
+    """The visible text of one generation."""
+
+    stops: StopSequences
+    calls: ToolCallParser | None = None
+    #: Invalid bytes become U+FFFD; incomplete characters are held back.
+    _characters: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+
+    def push(self, piece: bytes) -> VisibleText:
+        shown = self.stops.push(self._characters.decode(piece))
+        if self.calls is None:
+            return shown
+        parsed = self.calls.push(shown.text)
+        last = self.calls.finish() if shown.stopped else ParsedText()
+        return VisibleText(parsed.text + last.text, shown.stopped, parsed.calls + last.calls)
+
+    def finish(self) -> VisibleText:
+        """Return the rest, at the end. An incomplete character is dropped."""
+        held = self.stops.finish()
+        if self.calls is None:
+            return VisibleText(held)
+        parsed, last = self.calls.push(held), self.calls.finish()
+        return VisibleText(parsed.text + last.text, calls=parsed.calls + last.calls)
+
 
 #: Later, shorter prompts may delay a prompt by this share of the tokens that it has to read.
 OVERTAKEN = 0.2
@@ -45,7 +117,7 @@ class Sequence:
     #: The most tokens of the answer, including those that another worker delivered.
     limit: int
     parameters: Parameters
-    output: output_text.AnswerText
+    output: AnswerText
     salt: str = ""
     #: The tokens that existed when it got its slot, and can be computed many at a time.
     bulk: int = 0
@@ -112,7 +184,7 @@ def start(
     """Create a sequence. Raises BadRequest if not even one token fits the context after the prompt."""
     room = check_fits(len(prompt.tokens), context_tokens)
     limit = min(parameters.max_tokens or DEFAULT_MAX_TOKENS, room)
-    shown = output_text.AnswerText(output_text.StopSequences(parameters.stop), calls)
+    shown = AnswerText(StopSequences(parameters.stop), calls)
     return Sequence(identity, answer, prompt.copy(), len(prompt.tokens), limit, parameters, shown, salt)
 
 

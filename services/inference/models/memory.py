@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.inference.engine import gguf_header
 from services.inference.engine.devices import Device
 from services.inference.engine.engine_messages import KvType
-from services.inference.engine.gguf import gguf_header
-from services.inference.engine.gguf.gguf_header import GgufHeader
+from services.inference.engine.gguf_header import GgufHeader
 from services.inference.models import quantities
 from services.inference.models.catalog import CatalogEntry
 
@@ -52,7 +52,6 @@ def measure(setting: int | None, devices: Sequence[Device] = (), *, root: Path =
 
 
 def context_tokens(header: GgufHeader, entry: CatalogEntry) -> int:
-    """Return the context of a slot."""
     wanted = entry.context_tokens or DEFAULT_CONTEXT_TOKENS
     return min(wanted, header.context_length or wanted)
 

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.inference.engine.gguf import gguf_header
-from services.inference.engine.gguf.gguf_header import GgufHeader
+from services.inference.engine import gguf_header
+from services.inference.engine.gguf_header import GgufHeader
 from services.inference.models import digests
 from services.inference.models.catalog import CatalogEntry
 from services.inference.models.digests import KnownDigests, Stamps

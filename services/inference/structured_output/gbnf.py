@@ -5,6 +5,11 @@ An expression is text that can be part of a sequence; alternatives are in parent
 
 from itertools import groupby
 
+
+class SchemaRefused(Exception):
+    """The message, for the caller, has the place and the reason. `output_formats` turns it into a BadRequest with the field's name."""
+
+
 #: Longer expressions get a rule, so that repeated text is written once and parentheses don't nest.
 MOST_INLINE_CHARACTERS = 40
 #: llama.cpp creates a rule for every optional repeat; a larger upper bound is dropped (SECURITY.md, T6).

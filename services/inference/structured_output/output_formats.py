@@ -3,7 +3,7 @@
 from typing import assert_never
 
 from services.inference.structured_output import gbnf, grammar_limits, schema
-from services.inference.structured_output.schema_errors import SchemaRefused
+from services.inference.structured_output.gbnf import SchemaRefused
 from shared import errors
 from shared.api.generation import FormatKind, OutputFormat
 

@@ -7,7 +7,7 @@ are only allowed at the ends of the pattern or of an outermost alternative; with
 from dataclasses import dataclass
 
 from services.inference.structured_output import gbnf
-from services.inference.structured_output.schema_errors import SchemaRefused
+from services.inference.structured_output.gbnf import SchemaRefused
 
 #: SECURITY.md, T6.
 MOST_CHARACTERS = 256
@@ -177,7 +177,6 @@ class _PatternReader:
         return [(ord(sign), ord(sign))]
 
     def _escape(self) -> Ranges:
-        """Read an escape after its backslash."""
         sign = self._pattern[self._at : self._at + 1]
         if not sign:
             raise self._refuse("a backslash at the end")
@@ -236,7 +235,6 @@ def _common(first: Ranges, second: Ranges) -> Ranges:
 
 
 def _without(ranges: Ranges) -> Ranges:
-    """Return all other characters."""
     others, start = [], 0
     for low, high in sorted(ranges):
         if start < low:

@@ -12,9 +12,9 @@ from urllib.parse import unquote
 
 import msgspec
 
-from services.inference.structured_output import gbnf, keywords, scalars, schema_merging
+from services.inference.structured_output import gbnf, keywords, scalars
+from services.inference.structured_output.gbnf import SchemaRefused
 from services.inference.structured_output.keywords import Json, Schema
-from services.inference.structured_output.schema_errors import SchemaRefused
 
 #: SECURITY.md, T6. Real tool schemas have a few kilobytes, mostly descriptions.
 MOST_BYTES = 64 * 1024
@@ -94,7 +94,7 @@ class _SchemaConversion:
     def _settled(self, schema: Schema, path: str, depth: int) -> str:
         try:
             settled = self._settle(schema, path, depth)
-        except schema_merging.Contradiction:
+        except keywords.Contradiction:
             raise SchemaRefused(f"{path}: no value fits all of this at once") from None
         for keyword in ("anyOf", "oneOf"):
             if keyword in settled:
@@ -143,10 +143,10 @@ class _SchemaConversion:
             parts.append((self._target(reference, path), path))
         for part, place in parts:
             if part is False:
-                raise schema_merging.Contradiction
+                raise keywords.Contradiction
             if isinstance(part, dict):
                 self._enter(part, place, depth + 1)
-                settled = schema_merging.merged(settled, self._settle(part, place, depth + 1), path)
+                settled = keywords.merged(settled, self._settle(part, place, depth + 1), path)
             elif part is not True:
                 raise SchemaRefused(f"{place}: a schema must be an object, true or false")
         return settled
@@ -163,8 +163,8 @@ class _SchemaConversion:
                 expressions.append(self._convert(beside or alternative, place, depth + 1))
             elif isinstance(alternative, dict):
                 try:
-                    one = schema_merging.merged(beside, self._settle(alternative, place, depth + 1), place)
-                except schema_merging.Contradiction:
+                    one = keywords.merged(beside, self._settle(alternative, place, depth + 1), place)
+                except keywords.Contradiction:
                     continue
                 expressions.append(self._convert(one, place, depth + 1))
             else:
@@ -237,8 +237,8 @@ class _SchemaConversion:
             return self._rules.built_in("member")
         if names is not True:
             try:
-                names = schema_merging.both({"type": "string"}, names, f"{path}.propertyNames")
-            except schema_merging.Contradiction:
+                names = keywords.both({"type": "string"}, names, f"{path}.propertyNames")
+            except keywords.Contradiction:
                 raise SchemaRefused(f"{path}.propertyNames: names are strings") from None
             key = self._convert(names, f"{path}.propertyNames", depth + 1)
         else:
@@ -314,5 +314,4 @@ def _path_of(reference: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Shorten a name for a message."""
     return repr(text if len(text) <= 60 else text[:57] + "…")

@@ -7,8 +7,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from services.inference.backend_interface import Sink, VectorSink
 from services.inference.engine import engine_messages
-from services.inference.jobs.backend_interface import Sink, VectorSink
 from services.inference.supervision.engine_lock import EngineTurn
 from shared import errors
 from shared.api.embedding import Embedded, Vectors

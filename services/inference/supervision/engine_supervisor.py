@@ -18,11 +18,10 @@ from typing import assert_never
 
 import msgspec
 
+from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.engine import engine_messages
-from services.inference.jobs.backend_interface import Sink, VectorSink, Watcher
-from services.inference.jobs.embedding_job import EmbeddingJob
-from services.inference.jobs.engine_speed import EngineSpeed, StepMeter
-from services.inference.jobs.generation_job import GenerationJob
+from services.inference.engine_speed import EngineSpeed, StepMeter
+from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.supervision import poison_requests
 from services.inference.supervision.engine_calls import EmbeddingCall, EngineCall, EngineDied, GenerationCall
 from services.inference.supervision.engine_lock import EngineLock, EngineTurn

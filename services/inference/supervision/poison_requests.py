@@ -12,8 +12,7 @@ from enum import Enum, auto
 
 import msgspec
 
-from services.inference.jobs.embedding_job import EmbeddingJob
-from services.inference.jobs.generation_job import GenerationJob
+from services.inference.jobs import EmbeddingJob, GenerationJob
 
 #: A hundred bytes each; enough for thirty crashes of a full engine.
 MOST_SUSPECTS = 1000
@@ -70,5 +69,4 @@ class PoisonRequests:
             self._records.popitem(last=False)
 
     def clear(self, request: bytes) -> None:
-        """The request finished without a crash."""
         self._records.pop(request, None)

@@ -26,7 +26,6 @@ class Watchdog:
         self._longest_seconds = 0.0
 
     def report_received(self) -> None:
-        """The engine sent a report."""
         self._silent_ticks = 0
 
     def load_ended(self) -> None:

@@ -5,8 +5,15 @@ from enum import Enum
 
 import msgspec
 
-from services.inference.tool_calls.call_findings import BLANKS, Call
+#: The longest call, with the text held back before it.
+MAX_HELD_CHARACTERS = 64 * 1024
+#: Blanks around a call belong to it; more than these are text.
+MAX_BLANKS = 64
 
+BLANKS = " \t\r\n"
+
+#: Name and arguments, a JSON text.
+Call = tuple[str, str]
 #: JSON parsers refuse deeper arguments anyway.
 MAX_DEPTH = 64
 

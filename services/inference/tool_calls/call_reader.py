@@ -6,8 +6,7 @@ A step is a generator that yields until it has enough text. Its result must not 
 from collections.abc import Generator, Mapping
 
 from services.inference.tool_calls import call_json, tagged_values
-from services.inference.tool_calls.call_findings import BLANKS, MAX_BLANKS, Call
-from services.inference.tool_calls.call_json import JsonScanner, Scan
+from services.inference.tool_calls.call_json import BLANKS, MAX_BLANKS, Call, JsonScanner, Scan
 from services.inference.tool_calls.tagged_values import Properties
 
 #: Of tools, parameters and other text between two marks. The API allows 64.
@@ -41,7 +40,6 @@ class CallReader:
         self.is_shown = True
 
     def begin(self) -> None:
-        """Start reading a possible call."""
         self.at = self.settled = 0
         self.may_end = False
 
@@ -96,7 +94,6 @@ class CallReader:
         return self.text[begin:end]
 
     def name_until(self, mark: str) -> Generator[None, None, str]:
-        """Read a name and the mark after it."""
         begin, last = self.at, self.at + MAX_NAME_CHARACTERS + len(mark)
         while (end := self.text.find(mark, begin, last)) < 0:
             if len(self.text) >= last:
@@ -106,7 +103,6 @@ class CallReader:
         return self.text[begin:end]
 
     def value_until(self, mark: str) -> Generator[None, None, str]:
-        """Read a value and the mark after it."""
         begin = self.at
         while (end := self.text.find(mark, self.at)) < 0:
             self.at = max(self.at, len(self.text) - len(mark) + 1)

@@ -13,8 +13,7 @@ from aimesh.errors import BadRequest, ProtocolError
 from aimesh.json_fields import JsonFields
 
 from services.gateway.http_api import request_bodies, rest_accounts, rest_inference, rest_usage
-from services.gateway.http_api.key_bodies import ApiKeyBody
-from services.gateway.http_api.rest_accounts import LoginBody, RegisterBody
+from services.gateway.http_api.rest_accounts import ApiKeyBody, LoginBody, RegisterBody
 from services.gateway.http_api.rest_inference import InferenceBody
 from services.gateway.openai_api import chat_format as openai_answers
 from services.gateway.openai_api import openai_embeddings

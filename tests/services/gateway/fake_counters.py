@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from services.gateway.limits.limit_scripts import Argument
-from services.gateway.limits.local_counters import LocalCounters
+from services.gateway.limits.limit_scripts import Argument, LocalCounters
 from shared import errors
 
 

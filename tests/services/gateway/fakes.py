@@ -9,17 +9,16 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from services.gateway.admission.callers import Callers
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
 from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder, Writer
+from services.gateway.callers import Callers
 from services.gateway.deduplicated_inference import DeduplicatedInference
-from services.gateway.failover.relay import Relay
-from services.gateway.http_api.api_reference import Reference
 from services.gateway.http_api.http_app import HttpApp
+from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
 from services.gateway.http_api.rest_inference import RestInference
 from services.gateway.http_api.rest_usage import RestUsage
@@ -32,6 +31,7 @@ from services.gateway.limits.quotas import LimitRules, Quotas
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_routes import OpenAi
 from services.gateway.pipeline import Pipeline, PipelineDependencies
+from services.gateway.relay import Relay
 from services.gateway.scheduling import routing, worker_choice
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.worker_choice import PromptPrivacy
@@ -45,8 +45,9 @@ from shared.api.ledger import MICRO, LedgerReport, ModelPrice
 from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
 from shared.discovery.directory import Announcement, Directory, ModelOffer, WorkerLoad
 from shared.identity import credentials
+from shared.rpc import RpcCall
 from shared.telemetry import Metrics
-from shared.types import Credential, FinishReason, KeyId, MicroCredits, ModelName, NodeId, RequestId, Role, Tier, UserId, UserRole
+from shared.types import Credential, FinishReason, KeyId, MicroCredits, ModelName, NodeId, Peer, RequestId, Role, Tier, UserId, UserRole
 from tests.services.gateway.fake_counters import FakeCounters
 
 USER = UserId(UUID(int=1))
@@ -55,6 +56,13 @@ KEY = Credential(credentials.PREFIX + "x" * 43 + credentials.checksum("x" * 43))
 TOKEN = Credential("aaa.eyJleHAiOjk5OTk5OTk5OTl9.ccc")
 OWNER = auth.Principal(USER, "ada", UserRole.USER, Tier.FREE, KEY_ID, "laptop")
 PERSON = auth.Principal(USER, "ada", UserRole.USER, Tier.FREE)
+
+
+def rpc_call(principal: auth.Principal) -> RpcCall:
+    """What a handler gets with a request of this user."""
+    made = RpcCall(Peer(Role.CLIENT, node_id(1)), deadline=0, credential=None, idempotency_key=None)
+    made.found = principal
+    return made
 
 
 def node_id(number: int) -> NodeId:

@@ -7,8 +7,8 @@ from uuid import UUID
 
 import pytest
 
-from services.gateway.failover.relay import Relay
 from services.gateway.pipeline import Pipeline
+from services.gateway.relay import Relay
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest

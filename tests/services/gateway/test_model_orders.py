@@ -11,8 +11,9 @@ from shared.api import auth, gateway, inference
 from shared.api.gateway import ModelPlace
 from shared.api.inference import ModelState, ModelStatus
 from shared.discovery.directory import WorkerLoad
+from shared.rpc.audit_reporting import AuditReporting
 from shared.types import ModelName, NodeId, Tier, UserRole
-from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, node_id
+from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, node_id, rpc_call
 
 ADMIN = auth.Principal(USER, "root", UserRole.ADMIN, Tier.FREE)
 M = ModelName("m")
@@ -40,15 +41,15 @@ class Site:
         for number, models in enumerate(workers):
             # The first is the least loaded, so it is asked first.
             self.nodes.worker(number, *models, load=WorkerLoad(slots=1, running=number))
-        self.orders = ModelOrders(self.rpc, self.nodes, {"alias": "m"})
+        self.orders = ModelOrders(self.rpc, self.nodes, {"alias": "m"}, AuditReporting(self.rpc))
 
     async def load(self, model: str = "m", worker: str | None = None, pin: bool | None = None) -> tuple[ModelPlace, ...]:
         request = gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin)
-        return (await self.orders.load(request, 10)).places
+        return (await self.orders.load(request, rpc_call(ADMIN))).places
 
     async def unload(self, model: str = "m", worker: str | None = None) -> tuple[ModelPlace, ...]:
         request = gateway.UnloadOnWorkers(ModelName(model), None if worker is None else NodeId(worker))
-        return (await self.orders.unload(request, 10)).places
+        return (await self.orders.unload(request, rpc_call(ADMIN))).places
 
     @property
     def called_nodes(self) -> list[NodeId | None]:

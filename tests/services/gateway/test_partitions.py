@@ -15,12 +15,11 @@ import pytest
 
 from services import gateway
 from services.gateway import store as stores
+from services.gateway.background_jobs import AHEAD_DAYS, Partitions
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.request_record import RequestRow
-from services.gateway.partitions import AHEAD_DAYS, Partitions
-from services.gateway.reports.days_store import DaysStore
-from services.gateway.reports.usage_store import UsageStore
 from services.gateway.store import GatewayStore
+from services.gateway.usage_store import DaysStore, UsageStore
 from shared import context
 from shared.api.usage_report import ListRequests
 from shared.stores import database

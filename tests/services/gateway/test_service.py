@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from services.gateway.idempotency import idempotent_requests
-from services.gateway.scheduling.worker_health import worker_records
+from services.gateway.scheduling import worker_records
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors

@@ -13,6 +13,7 @@ import pytest
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.usage_recorder import RowsRefused
 from services.gateway.store import GatewayStore
+from services.gateway.store import opened as database_of
 from shared.types import KeyId, ModelName, RequestId, RequestStatus, UserId
 
 KEY = KeyId(UUID(int=2))
@@ -21,8 +22,8 @@ NOON = datetime.now(UTC).replace(hour=12)
 
 @pytest.fixture
 async def store(postgres_url: str) -> AsyncIterator[GatewayStore]:
-    async with GatewayStore.open(postgres_url) as opened:
-        yield opened
+    async with database_of(postgres_url) as opened:
+        yield GatewayStore(opened)
 
 
 def row(

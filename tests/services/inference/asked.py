@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from services.inference.jobs.generation_job import GenerationJob
+from services.inference.jobs import GenerationJob
 from shared.api.generation import ChatMessage, Sampling
 from shared.telemetry import logs
 from tests.services.inference import standins

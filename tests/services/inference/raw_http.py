@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from services.inference.backends.remote.http_request import ServerOrigin
+from services.inference.backends.remote.http_messages import ServerOrigin
 
 ASKED = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 KEPT = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.inference.jobs import generation_job
+from services.inference import jobs
 from shared import telemetry
 from shared.api import inference
 from shared.api.gateway import Check
@@ -105,6 +105,6 @@ class Node:
         self.offers.append(Offer(models, load, not_ready))
 
 
-def job(prompt: str | tuple[ChatMessage, ...] = "hello", *, model: str = "smollm2", **sampling: object) -> generation_job.GenerationJob:
+def job(prompt: str | tuple[ChatMessage, ...] = "hello", *, model: str = "smollm2", **sampling: object) -> jobs.GenerationJob:
     requested = Sampling(**sampling)  # type: ignore[arg-type]
-    return generation_job.check(ModelName(model), prompt, requested, context_tokens=2048, draw_seed=lambda: 1)
+    return jobs.check_prompt(ModelName(model), prompt, requested, context_tokens=2048, draw_seed=lambda: 1)

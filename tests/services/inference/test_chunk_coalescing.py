@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference import chunk_coalescing
-from services.inference.chunk_coalescing import CoalescedChunks
+from services.inference import service
+from services.inference.service import CoalescedChunks
 from shared.api.generation import ToolCall
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
 from shared.types import FinishReason
@@ -40,7 +40,7 @@ async def test_old_enough_chunk_is_sent_with_the_next() -> None:
     gathered = CoalescedChunks(reader, clock)
     for number in range(3):
         await gathered.send(word(number))
-    clock.now += chunk_coalescing.GATHER_SECONDS
+    clock.now += service.GATHER_SECONDS
     await gathered.send(word(3))
     assert [chunk.token_ids for chunk in reader.chunks] == [(0,), (1, 2, 3)]
 
@@ -48,9 +48,9 @@ async def test_old_enough_chunk_is_sent_with_the_next() -> None:
 async def test_chunk_size_is_bounded() -> None:
     reader, clock = Reader(), Clock()
     gathered = CoalescedChunks(reader, clock)
-    for number in range(1 + 3 * chunk_coalescing.MOST_TOKENS):
+    for number in range(1 + 3 * service.MOST_TOKENS):
         await gathered.send(word(number))
-    assert [len(chunk.token_ids) for chunk in reader.chunks] == [1, *[chunk_coalescing.MOST_TOKENS] * 3]
+    assert [len(chunk.token_ids) for chunk in reader.chunks] == [1, *[service.MOST_TOKENS] * 3]
 
 
 async def test_last_chunk_is_sent_immediately_and_marked() -> None:

@@ -10,11 +10,11 @@ import pytest
 import pytest_asyncio
 
 from services.inference import service
+from services.inference.backend_interface import EmbeddingBackend
 from services.inference.backends import echo, llama
 from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
-from services.inference.jobs.backend_interface import EmbeddingBackend
-from services.inference.jobs.embedding_job import EmbeddingJob
+from services.inference.jobs import EmbeddingJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Defaults
 from services.inference.models.model_discovery import DEFAULT_MODEL

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from services.inference.announcements import Announcements, WorkerPause
-from services.inference.jobs.backend_interface import Sink
-from services.inference.jobs.generation_job import GenerationJob
+from services.inference.backend_interface import Sink
+from services.inference.jobs import GenerationJob
 from services.inference.models.model_discovery import packaged
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings

@@ -12,8 +12,8 @@ import msgspec
 from services.inference.backends.remote import token_counts
 from services.inference.backends.remote.event_stream import BadStream, convert_or
 from services.inference.backends.remote.openai_chat import JsonObject
-from services.inference.engine.embeddings.pooling import Pooled, Pooling
-from services.inference.jobs.embedding_job import EmbeddingJob
+from services.inference.engine.embedding_loop import Pooled, Pooling
+from services.inference.jobs import EmbeddingJob
 from shared import errors
 from shared.api import embedding
 from shared.api.embedding import Embedded

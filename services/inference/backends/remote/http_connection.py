@@ -9,8 +9,7 @@ import os
 import ssl
 from typing import ClassVar, cast
 
-from services.inference.backends.remote.http_reply import BrokenReply, HttpFailure, HttpReply, ReplyHead
-from services.inference.backends.remote.http_request import ServerOrigin
+from services.inference.backends.remote.http_messages import BrokenReply, HttpFailure, HttpReply, ReplyHead, ServerOrigin
 
 #: Buffered for a slow reader, plus one piece of at most 256 KiB.
 MAX_WAITING_BYTES = 128 * 1024

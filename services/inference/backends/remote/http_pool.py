@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from services.inference.backends.remote import http_connection
 from services.inference.backends.remote.http_connection import HttpServerConnection, StaleConnection
-from services.inference.backends.remote.http_reply import ReplyHead
-from services.inference.backends.remote.http_request import ServerOrigin
+from services.inference.backends.remote.http_messages import ReplyHead, ServerOrigin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,11 @@ from math import inf
 from types import TracebackType
 from typing import Self
 
-from services.inference.backends.remote import http_pool, http_request, server_errors
+from services.inference.backends.remote import http_messages, http_pool, server_errors
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
 from services.inference.backends.remote.http_connection import HttpServerConnection
+from services.inference.backends.remote.http_messages import HttpFailure, ReplyHead, RequestWriter
 from services.inference.backends.remote.http_pool import HttpConnectionPool, PoolExhausted, PoolLimits
-from services.inference.backends.remote.http_reply import HttpFailure, ReplyHead
-from services.inference.backends.remote.http_request import RequestWriter
 from services.inference.backends.remote.server_errors import RefusalSource, ServerRefusal
 from shared import errors
 from shared.errors import AimeshError
@@ -209,7 +208,7 @@ async def connected(source: RefusalSource, url: str, timeouts: ServerTimeouts) -
     # A compressed answer could grow a thousandfold, and text in small pieces gains nothing.
     headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "aimesh", **key}
     try:
-        origin = http_request.origin(url)
+        origin = http_messages.origin(url)
         requests = RequestWriter(origin, headers)
     except ValueError as error:
         raise errors.BadSettings(f"{source.url_setting}: {error}", hint="see docs/howto/other-backends.md") from error

@@ -8,6 +8,7 @@ from functools import partial
 import msgspec
 
 from services.inference import upstreams
+from services.inference.backend_interface import Watcher
 from services.inference.backends.remote import embedding_answer, ollama_chat, remote_backend, remote_models
 from services.inference.backends.remote.event_stream import Lines, convert_or
 from services.inference.backends.remote.http_server_client import ServerTimeouts
@@ -15,7 +16,6 @@ from services.inference.backends.remote.ollama_chat import OllamaAssembly
 from services.inference.backends.remote.remote_backend import RemoteBackend, ServerApi
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
 from services.inference.backends.remote.server_errors import RefusalSource
-from services.inference.jobs.backend_interface import Watcher
 from shared.types import ModelName
 
 NAME = "ollama"

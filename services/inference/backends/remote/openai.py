@@ -7,6 +7,7 @@ from functools import partial
 import msgspec
 
 from services.inference import upstreams
+from services.inference.backend_interface import Watcher
 from services.inference.backends.remote import embedding_answer, http_server_client, openai_chat, remote_backend, remote_models
 from services.inference.backends.remote.event_stream import StreamEventParser
 from services.inference.backends.remote.http_server_client import ServerTimeouts
@@ -14,7 +15,6 @@ from services.inference.backends.remote.openai_answer import AnswerAssembly
 from services.inference.backends.remote.remote_backend import RemoteBackend, RemoteServer, ServerApi
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
 from services.inference.backends.remote.server_errors import RefusalSource
-from services.inference.jobs.backend_interface import Watcher
 from services.inference.upstreams import Upstream
 from shared import errors
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from services.inference.backend_interface import Sink, VectorSink
 from services.inference.backends.remote import embedding_answer, http_server_client, remote_models, server_errors, token_counts
 from services.inference.backends.remote.embedding_answer import EmbeddingAssembly, EmbeddingReply
 from services.inference.backends.remote.http_server_client import Server, ServerTimedOut, ServerTimeouts
@@ -13,9 +14,7 @@ from services.inference.backends.remote.openai_answer import AnswerAssembly, Rep
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
-from services.inference.jobs.backend_interface import Sink, VectorSink
-from services.inference.jobs.embedding_job import EmbeddingJob
-from services.inference.jobs.generation_job import GenerationJob
+from services.inference.jobs import EmbeddingJob, GenerationJob
 from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import ModelStatus

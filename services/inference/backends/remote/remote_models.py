@@ -10,10 +10,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from services.inference.jobs.backend_interface import Watcher
-from services.inference.jobs.embedding_job import EmbeddingJob
-from services.inference.jobs.generation_job import GenerationJob
-from services.inference.jobs.queue_limits import QueueLimits
+from services.inference.backend_interface import Watcher
+from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.queue_limits import QueueLimits
 from shared import errors
 from shared.api.inference import ModelState, ModelStatus
 from shared.telemetry import logs

@@ -15,13 +15,15 @@ from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.limits import tiers
 from services.gateway.store import GatewayStore
 from shared import errors
-from shared.api import auth, organizations
+from shared.api import audit, auth, organizations
 from shared.api.gateway import KeyBudget
 from shared.api.ledger import MICRO, ListPrices, ModelPrice, ReadAccount, RevertRequest, SetPrice, TopUp
+from shared.api.method import Nothing
+from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, RequestId, TenantId, Tier, UserId, UserRole
 from tests.services.gateway.billing.test_ledger_store import row
-from tests.services.gateway.fakes import OWNER, FakeRpc, node_id
+from tests.services.gateway.fakes import OWNER, FakeRpc, node_id, rpc_call
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 ADA = auth.User(OWNER.user_id, "ada", "ada@example.org", UserRole.USER, Tier.FREE, is_active=True, created_at=LONG_AGO)
@@ -35,13 +37,24 @@ class Site:
         self.requests, self.ledger = requests, ledger
         rpc = FakeRpc()
         rpc.answers |= {"auth.getUserCalled": self._user, "auth.getUser": self._user, "auth.getOrganisation": self._organisation}
-        self.books = AccountRpc(ledger_store, ledger, tiers.DEFAULTS, rpc)
+        rpc.answers[audit.record_acts.name] = self._record
+        self.acts: list[audit.AuditedAct] = []
+        self.audit_reporting = AuditReporting(rpc)
+        self.books = AccountRpc(ledger_store, ledger, tiers.DEFAULTS, rpc, self.audit_reporting)
 
     @staticmethod
     async def _user(request: Any) -> auth.User:
         if getattr(request, "user", "ada") != "ada" or getattr(request, "user_id", ADA.id) != ADA.id:
             raise errors.NotFound("there is no such user")
         return ADA
+
+    async def _record(self, request: audit.RecordActs) -> Nothing:
+        self.acts += request.acts
+        return Nothing()
+
+    async def audited(self) -> list[tuple[str, str, dict[str, str]]]:
+        await self.audit_reporting.send()
+        return [(act.action, act.target, act.details) for act in self.acts]
 
     @staticmethod
     async def _organisation(request: organizations.GetOrganization) -> organizations.OrganizationDetails:
@@ -69,7 +82,7 @@ class _NothingWaits:
 
 
 async def test_an_account_starts_with_the_tiers_credits(site: Site) -> None:
-    account = await site.books.read_account(OWNER, ReadAccount(), None)
+    account = await site.books.read_account(ReadAccount(), rpc_call(OWNER))
     assert (account.included_micro, account.balance_micro, account.reserved_micro, account.monthly_micro) == (FREE, 0, 0, FREE)
     assert account.renews_at > datetime.now(UTC)
     assert (account.renews_at.day, account.renews_at.hour) == (1, 0)
@@ -93,34 +106,32 @@ async def test_the_remaining_budget_of_a_key(site: Site) -> None:
 
 
 async def test_only_an_admin_reads_other_accounts(site: Site) -> None:
-    assert (await site.books.read_account(ADMIN, ReadAccount(ADA.id), None)).included_micro == FREE
+    assert (await site.books.read_account(ReadAccount(ADA.id), rpc_call(ADMIN))).included_micro == FREE
     for nobody in (OWNER, msgspec.structs.replace(ADMIN, scopes=("usage:read",))):
         with pytest.raises(errors.NotAllowed, match="this is another user's account"):
-            await site.books.read_account(nobody, ReadAccount(UserId(uuid4())), None)
+            await site.books.read_account(ReadAccount(UserId(uuid4())), rpc_call(nobody))
 
 
 async def test_a_repeated_top_up_happens_once(site: Site) -> None:
     order = TopUp("ada", MicroCredits(5 * MICRO), "prize", RequestId(uuid4()))
     for _ in range(3):
-        assert (await site.books.top_up(ADMIN, order, None)).account.balance_micro == 5 * MICRO
-    moved = await site.books.top_up(ADMIN, TopUp("ada", MicroCredits(-2 * MICRO)), None)
-    assert (moved.owner, moved.account.balance_micro) == (ADA.id, 3 * MICRO)
+        assert (await site.books.top_up(order, rpc_call(ADMIN))).balance_micro == 5 * MICRO
+    account = await site.books.top_up(TopUp("ada", MicroCredits(-2 * MICRO)), rpc_call(ADMIN))
+    assert account.balance_micro == 3 * MICRO
+    assert (await site.audited())[-1] == ("credits.move", str(ADA.id), {"micro": str(-2 * MICRO), "note": ""})
     assert (await site.ledger.verify()).findings == ()
 
 
 async def test_an_organisation_is_topped_up_by_its_id(site: Site) -> None:
-    moved = await site.books.top_up(ADMIN, TopUp(str(ACME.id), MicroCredits(5 * MICRO)), None)
-    assert (moved.owner, moved.account.balance_micro, moved.account.monthly_micro) == (
-        ACME.id,
-        5 * MICRO,
-        tiers.DEFAULTS[Tier.PRO].monthly_micro,
-    )
-    assert await site.books.read_account(ADMIN, ReadAccount(UserId(ACME.id)), None) == moved.account
+    account = await site.books.top_up(TopUp(str(ACME.id), MicroCredits(5 * MICRO)), rpc_call(ADMIN))
+    assert (account.balance_micro, account.monthly_micro) == (5 * MICRO, tiers.DEFAULTS[Tier.PRO].monthly_micro)
+    assert [(action, target) for action, target, _ in await site.audited()] == [("credits.move", str(ACME.id))]
+    assert await site.books.read_account(ReadAccount(UserId(ACME.id)), rpc_call(ADMIN)) == account
     for whose in ("Acme", str(uuid4())):
         with pytest.raises(errors.NotFound, match=r"there is no such user|no user or organization has the id"):
-            await site.books.top_up(ADMIN, TopUp(whose, MicroCredits(MICRO)), None)
+            await site.books.top_up(TopUp(whose, MicroCredits(MICRO)), rpc_call(ADMIN))
     with pytest.raises(errors.NotFound, match="no user or organization has the id"):
-        await site.books.read_account(ADMIN, ReadAccount(UserId(uuid4())), None)
+        await site.books.read_account(ReadAccount(UserId(uuid4())), rpc_call(ADMIN))
 
 
 @pytest.mark.parametrize(
@@ -138,30 +149,32 @@ async def test_invalid_amounts_and_notes_are_refused(site: Site, order: TopUp) -
         errors.BadRequest,
         match=r"the amount is 0 or too large|a note must be one line of at most ",
     ):
-        await site.books.top_up(ADMIN, order, None)
+        await site.books.top_up(order, rpc_call(ADMIN))
 
 
 async def test_a_new_price_applies_to_new_requests_only(site: Site) -> None:
     model = ModelName("m")
     bounds = CostBounds(model=model, prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
     before = await site.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
-    found = await site.books.set_price(ADMIN, SetPrice(ModelPrice(model, MicroCredits(0), MicroCredits(5 * MICRO))))
+    found = await site.books.set_price(SetPrice(ModelPrice(model, MicroCredits(0), MicroCredits(5 * MICRO))), rpc_call(ADMIN))
     assert [price.model for price in found.prices] == [model, None]
+    assert [(action, target) for action, target, _ in await site.audited()] == [("price.set", model)]
     after = await site.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
     assert (before.price.cost(0, 100, 0), after.price.cost(0, 100, 0)) == (20_000, 500)
-    assert len((await site.books.list_prices(ListPrices(history=True))).prices) == 2
+    assert len((await site.books.list_prices(ListPrices(history=True), rpc_call(ADMIN))).prices) == 2
     with pytest.raises(errors.BadRequest, match="the price of input tokens is out of range"):
-        await site.books.set_price(ADMIN, SetPrice(ModelPrice(model, MicroCredits(-1), MicroCredits(0))))
+        await site.books.set_price(SetPrice(ModelPrice(model, MicroCredits(-1), MicroCredits(0))), rpc_call(ADMIN))
 
 
 async def test_a_request_is_refunded_once(site: Site) -> None:
     request = RequestId(uuid4())
     await site.ledger.reserve(OWNER, request, CostBounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0))
     with pytest.raises(errors.NotFound, match="no request with this id has cost anything"):
-        await site.books.revert(ADMIN, RevertRequest(request), None)
+        await site.books.revert(RevertRequest(request), rpc_call(ADMIN))
     await site.requests.write_requests([row(OWNER.user_id, request, 700)])
-    assert (await site.books.read_account(OWNER, ReadAccount(), None)).free_micro == FREE - 700
-    assert (await site.books.revert(ADMIN, RevertRequest(request, "nonsense"), None)).free_micro == FREE
+    assert (await site.books.read_account(ReadAccount(), rpc_call(OWNER))).free_micro == FREE - 700
+    assert (await site.books.revert(RevertRequest(request, "nonsense"), rpc_call(ADMIN))).free_micro == FREE
+    assert await site.audited() == [("credits.revert", str(request), {"note": "nonsense"})]
     with pytest.raises(errors.AlreadyExists, match="the cost of this request was already refunded"):
-        await site.books.revert(ADMIN, RevertRequest(request), None)
+        await site.books.revert(RevertRequest(request), rpc_call(ADMIN))
     assert (await site.ledger.verify()).findings == ()

@@ -18,7 +18,7 @@ from services.gateway.store import GatewayStore
 from shared import errors
 from shared.node import lifecycle
 from shared.types import MicroCredits, ModelName, NodeId, RequestId, UserId
-from tests.services.gateway.failover.test_worker_receipts import Mesh, Worker, make_receipt
+from tests.services.gateway.billing.test_worker_receipts import Mesh, Worker, make_receipt
 from tests.services.gateway.fakes import USER, node_id
 from tests.testnet import until
 

@@ -1,7 +1,6 @@
 import pytest
 
-from services.gateway.billing.ledger import RESERVE_SECONDS, LedgerUnavailable
-from services.gateway.billing.suspend_detector import SUSPENDED_SECONDS, TICK_SECONDS, SuspendDetector
+from services.gateway.billing.ledger import RESERVE_SECONDS, SUSPENDED_SECONDS, TICK_SECONDS, LedgerUnavailable, SuspendDetector
 from tests.services.gateway.billing.test_ledger import BOUNDS, Site, new_request, site
 from tests.services.gateway.fakes import OWNER
 

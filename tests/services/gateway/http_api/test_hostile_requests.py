@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.admission import prompt_admission
+from services.gateway import prompt_admission
 from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpApp
 from services.gateway.openai_api import chat_request as openai_chat

@@ -13,9 +13,10 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from services.gateway.http_api import http_app
 from services.gateway.http_api.http_app import HttpApp, HttpRoute
 from services.gateway.http_api.http_call import MAX_BODY_BYTES, HttpCall
-from services.gateway.limits import per_tenant_concurrency, tiers
+from services.gateway.limits import tiers
 from services.gateway.limits.quotas import LimitRules, Quotas
 from shared import errors
 from shared.access.access_table import Audience
@@ -384,7 +385,7 @@ async def test_too_many_requests_of_one_caller_are_refused_before_their_bodies_a
         return sent
 
     async with asyncio.TaskGroup() as tasks:
-        crowd = [tasks.create_task(ask()) for _ in range(at_once + per_tenant_concurrency.SLACK)]
+        crowd = [tasks.create_task(ask()) for _ in range(at_once + http_app.SLACK)]
         for _ in crowd:
             await reading.acquire()
         answer = await ask()

@@ -8,7 +8,6 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from services.gateway.admission.prompt_admission import BadField
 from services.gateway.deduplicated_inference import RepeatedRequest
 from services.gateway.http_api import answer_delivery, http_call, response_formats
 from services.gateway.http_api.http_app import HttpApp, HttpRoute
@@ -21,6 +20,7 @@ from services.gateway.openai_api.completion_format import CompletionFormat
 from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
+from services.gateway.prompt_admission import BadField
 from shared import context, errors
 from shared.access import access_table
 from shared.access.access_table import AccessRule

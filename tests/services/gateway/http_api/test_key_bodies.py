@@ -5,15 +5,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.gateway.admission.prompt_admission import BadField
-from services.gateway.http_api import key_bodies, request_bodies
+from services.gateway.http_api import request_bodies, rest_accounts
+from services.gateway.prompt_admission import BadField
 from shared.api import auth
 from shared.types import Credential, MicroCredits
 from tests.services.gateway.fakes import KEY_ID, USER
 
 
 def read(text: str) -> auth.GenerateApiKey:
-    return key_bodies.to_request(request_bodies.read_either_case(text.encode(), key_bodies.ApiKeyBody))
+    return rest_accounts.to_key_request(request_bodies.read_either_case(text.encode(), rest_accounts.ApiKeyBody))
 
 
 def test_every_limit_reaches_auth() -> None:
@@ -55,7 +55,7 @@ def test_the_answer_has_flat_limits_and_the_budget_in_credits() -> None:
     at = datetime(2026, 1, 2, tzinfo=UTC)
     limits = auth.ApiKeyLimits(1, None, 3, 4, MicroCredits(2_500_000))
     made = auth.CreatedApiKey(Credential("aip_live_x"), auth.ApiKey(KEY_ID, USER, "ci", "aip…x", True, at, limits=limits))
-    answer = key_bodies.to_answer(made)
+    answer = rest_accounts.to_key_answer(made)
     assert answer.api_key == "aip_live_x"
     shown = answer.key
     assert (shown.requests_per_hour, shown.requests_per_minute, shown.tokens_per_minute, shown.concurrency) == (1, None, 3, 4)

@@ -317,9 +317,9 @@ async def test_an_empty_set_of_signing_keys_is_not_cached(api_client: Auth, http
 
 def test_only_the_creation_of_a_key_returns_its_secret() -> None:
     """By their types: what is shown again and again has a preview."""
-    from services.gateway.http_api import key_bodies, rest_accounts
+    from services.gateway.http_api import rest_accounts
 
-    kinds: list[Any] = [key_bodies.ApiKeyView, key_bodies.ApiKeysAnswer, rest_accounts.UserAnswer, rest_accounts.PublicKey]
+    kinds: list[Any] = [rest_accounts.ApiKeyView, rest_accounts.ApiKeysAnswer, rest_accounts.UserAnswer, rest_accounts.PublicKey]
     for kind in kinds:
         assert not {"api_key", "password", "secret", "access_token"} & {each.name for each in msgspec.structs.fields(kind)}
 

@@ -175,7 +175,7 @@ async def test_an_answer_times_out_without_readers_too(runs: AnswerRuns) -> None
         await run.wait()
         while not run.is_over:
             await run.wait()
-        assert run.size < 70_000
+        assert run.buffer.size < 70_000
         with pytest.raises(errors.DeadlineExceeded, match="the answer was not ready after"):
             _ = [one async for one in reader]
 
@@ -186,7 +186,7 @@ async def test_a_slow_reader_delays_the_producer_but_no_other_reader(runs: Answe
     with slow:
         await anext(slow)
         await asyncio.sleep(0.01)
-        assert run.last < 300
+        assert run.buffer.last < 300
         assert await read(run.reader()) == list(range(1, 2001))
         assert [number async for number, _ in slow] == list(range(2, 2001))
 
@@ -272,7 +272,7 @@ async def test_readers_join_and_leave_at_random(runs: AnswerRuns, seed: int) -> 
     async def one_reader() -> None:
         for _ in range(rng.randrange(300)):
             await asyncio.sleep(0)
-        after = rng.randint(0, run.last + 2)
+        after = rng.randint(0, run.buffer.last + 2)
         stops_at = rng.choice([200, 200, rng.randint(1, 200)])
         seen = []
         with run.reader(after) as reader:
@@ -296,7 +296,7 @@ async def test_a_reader_that_leaves_makes_room_for_a_long_answer(runs: AnswerRun
     with run.reader() as stalled:
         await anext(stalled)
         await asyncio.sleep(0.02)
-        assert 9_000 < run.last < 12_000
+        assert 9_000 < run.buffer.last < 12_000
     while not run.is_over:
         await run.wait()
     assert run.end == 12_000

@@ -10,12 +10,12 @@ from uuid import UUID
 import pytest
 import redis
 
-from services.gateway.failover.relay import AnswerItem
 from services.gateway.idempotency import response_cache
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import PREFIX, CacheQuestion, CacheUse
 from services.gateway.idempotency.response_cache import VALKEY_SECONDS, AnswerOrigin, CacheBounds, ResponseCache
 from services.gateway.limits import circuit_breaker
+from services.gateway.relay import AnswerItem
 from shared import errors
 from shared.api.generation import ChatMessage, Generation, Usage
 from shared.api.inference import Chunk, ModelConfig, PromptAccepted

@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.gateway.limits import limit_rules
-from services.gateway.limits.limit_rules import ConcurrencySlot, LimitKind, LimitScope, RequestLimit
-from services.gateway.limits.limit_scripts import SLOT_SECONDS, LimitScripts
-from services.gateway.limits.local_counters import LocalCounters
+from services.gateway.limits.limit_rules import LimitKind, LimitScope, RequestLimit
+from services.gateway.limits.limit_scripts import SLOT_SECONDS, LimitScripts, LocalCounters
 from shared import errors
 from shared.stores.cache import Cache
 from shared.types import RequestId
@@ -73,7 +72,7 @@ def test_local_counters_give_the_same_answers_as_valkey(
                     assert await valkey.settle(held, mine, tokens=tokens, now=now) == expected
                 elif move == "extend":
                     mine = asked[-1 - int(more) % len(asked)]
-                    places = [ConcurrencySlot(one.counter, mine) for one in held if one.kind is LimitKind.CONCURRENCY]
+                    places = [(one.counter, mine) for one in held if one.kind is LimitKind.CONCURRENCY]
                     await local.extend(places, now=now)
                     await valkey.extend(places, now=now)
                 elif move == "look":
@@ -201,7 +200,7 @@ async def test_a_slot_of_a_killed_gateway_is_free_after_30_s_but_not_before(valk
     one, killed, alive = limit(LimitKind.CONCURRENCY, 2), request(), request()
     for mine in (killed, alive):
         assert (await valkey_limits.admit([one], mine, tokens=0, lease_seconds=310, now=NOW)).admitted
-    await valkey_limits.extend([ConcurrencySlot(one.counter, alive)], now=NOW + 20)
+    await valkey_limits.extend([(one.counter, alive)], now=NOW + 20)
     assert not (await valkey_limits.look([one], tokens=0, now=NOW + SLOT_SECONDS - 0.1)).admitted
     assert await ask(valkey_limits, one, now=NOW + SLOT_SECONDS)
     assert not await ask(valkey_limits, one, now=NOW + SLOT_SECONDS)

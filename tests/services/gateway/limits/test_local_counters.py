@@ -4,9 +4,8 @@ from uuid import uuid4
 
 import pytest
 
-from services.gateway.limits.limit_rules import ConcurrencySlot, LimitKind, LimitScope, RequestLimit
-from services.gateway.limits.limit_scripts import SLOT_SECONDS, LimitScripts
-from services.gateway.limits.local_counters import LocalCounters
+from services.gateway.limits.limit_rules import LimitKind, LimitScope, RequestLimit
+from services.gateway.limits.limit_scripts import SLOT_SECONDS, LimitScripts, LocalCounters
 from shared.types import RequestId
 
 
@@ -61,7 +60,7 @@ async def test_a_slot_is_free_after_half_a_minute_without_an_extension() -> None
     assert killed
     assert alive
     here.now += SLOT_SECONDS - 1
-    await here.limits.extend([ConcurrencySlot(one.counter, alive)])
+    await here.limits.extend([(one.counter, alive)])
     assert not await here.ask(one)
     here.now += 1
     assert await here.left(one) == 1

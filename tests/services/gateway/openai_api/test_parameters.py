@@ -11,7 +11,6 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
-from services.gateway.admission.prompt_admission import BadField
 from services.gateway.openai_api import chat_request as openai_chat
 from services.gateway.openai_api import completion_request as openai_completions
 from services.gateway.openai_api import parameters as openai_parameters
@@ -21,6 +20,7 @@ from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.openai_embeddings import EmbeddingBody
 from services.gateway.openai_api.parameters import ParameterRule
 from services.gateway.openai_api.response_request import ResponseBody
+from services.gateway.prompt_admission import BadField
 
 PAGE = Path(__file__).parents[4] / "docs/howto/openai-api.md"
 ROW = re.compile(r"^\| `(?P<name>\w+)` \| (?P<state>[\w ]+) \| ?(?P<says>.*?) ?\|$", re.MULTILINE)

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.queue_settings import QueueSettings
+from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.queue_settings import QueueSettings
+from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_choice import PromptPrivacy
 from services.gateway.scheduling.worker_claims import Claim

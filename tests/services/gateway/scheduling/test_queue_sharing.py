@@ -11,7 +11,7 @@ import pytest
 import redis.asyncio as redis
 
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.queue_settings import QueueSettings
+from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.queue_sharing import LOG, QueueSharing
 from services.gateway.scheduling.worker_claims import Claim
 from shared.discovery.directory import WorkerLoad

@@ -8,9 +8,9 @@ from typing import cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.gateway.scheduling import served_models
+from services.gateway.scheduling import model_coverage
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.worker_health.worker_records import STRIKES
+from services.gateway.scheduling.worker_records import STRIKES
 from shared.node import Node
 from shared.telemetry import Metrics
 from tests.services.gateway.fakes import FakeDirectory, node_id
@@ -29,12 +29,12 @@ class FakeNode:
 
 
 async def test_the_gauge_follows_workers_that_join_leave_and_are_quarantined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served_models, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(model_coverage, "EVERY_SECONDS", 0.01)
     node = FakeNode()
     dispatch = Dispatch(node.directory, random.Random(1))
     node.directory.worker(1, "phi", "llama3")
     node.directory.worker(2, "phi")
-    measuring = asyncio.create_task(served_models.measure(cast("Node", node), dispatch))
+    measuring = asyncio.create_task(model_coverage.measure(cast("Node", node), dispatch))
     try:
         await until(lambda: node.shown() == {"phi": 2, "llama3": 1})
         node.directory.mark_gone(node_id(1), "silent for 6 s")

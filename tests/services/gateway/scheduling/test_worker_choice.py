@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.scheduling import worker_choice
+from services.gateway.scheduling import worker_choice, worker_records
 from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_choice import PromptPrivacy
-from services.gateway.scheduling.worker_health import worker_records
 from shared import errors
 from shared.discovery.directory import ModelOffer, WorkerLoad
 from shared.types import ModelName, NodeId, Role, UserId

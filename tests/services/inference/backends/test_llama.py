@@ -17,7 +17,7 @@ from services.inference.backends import llama
 from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
 from services.inference.engine.kv_slots import KvMode
-from services.inference.jobs.generation_job import GenerationJob
+from services.inference.jobs import GenerationJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry, Defaults
 from services.inference.models.model_discovery import DEFAULT_MODEL

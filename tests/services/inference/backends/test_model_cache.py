@@ -11,15 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.backends import llama, model_cache
 from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
 from services.inference.engine.engine_messages import KvType
 from services.inference.engine.kv_slots import KvMode
-from services.inference.jobs.backend_interface import Sink, VectorSink, Watcher
-from services.inference.jobs.embedding_job import EmbeddingJob
-from services.inference.jobs.engine_speed import EngineSpeed
-from services.inference.jobs.generation_job import GenerationJob
+from services.inference.engine_speed import EngineSpeed
+from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models import digests, model_cache_policy
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.memory import MemoryBudget

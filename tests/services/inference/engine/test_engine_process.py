@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from services.inference.engine import engine_messages, engine_process
-from services.inference.engine.embeddings.embedding_loop import EmbeddingLoop
+from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import CancelGeneration, GenerationAccepted, GenerationRefused, StartGeneration, StepReport
-from services.inference.engine.hashed_tokens import HashedTokens
+from services.inference.engine.kv_slots import HashedTokens
 from services.inference.engine.sampling import Parameters
 from shared.api.generation import ChatMessage, Tool
-from tests.services.inference.engine.embeddings.test_embedding_loop import LetterModel
+from tests.services.inference.engine.test_embedding_loop import LetterModel
 from tests.services.inference.engine.toy_model import ToyModel
 
 DEADLINE_SECONDS = 30

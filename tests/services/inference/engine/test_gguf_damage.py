@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine.gguf import gguf_container, gguf_header
-from services.inference.engine.gguf.gguf_header import GgufHeader, NotAModel
+from services.inference.engine import gguf_container, gguf_header
+from services.inference.engine.gguf_header import GgufHeader, NotAModel
 from tests import gguf_by_llama, gguf_files
 from tests.gguf_files import LlamaShape, Role, Tensor, array, single, text, texts
 

@@ -6,8 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.inference.engine.hashed_tokens import HashedTokens
-from services.inference.engine.kv_slots import WORTH_SHARING_TOKENS, KvMode, SlotPlace, Slots
+from services.inference.engine.kv_slots import WORTH_SHARING_TOKENS, HashedTokens, KvMode, SlotPlace, Slots
 from tests import tiers
 
 EXACT, FAST = KvMode.EXACT, KvMode.FAST

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.engine.output_text import AnswerText, StopSequences
+from services.inference.engine.sequence import AnswerText, StopSequences
 from services.inference.tool_calls.tool_call_parser import ToolCallParser, ids_of
 from services.inference.tool_calls.tool_format import ToolStyle
 from shared.api.generation import Tool

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.engine.prefill_budget import FIRST_TOKENS, LEAST_TOKENS, QUIET_EVERY, SLOWDOWN, PrefillBudget
+from services.inference.engine.scheduler import FIRST_TOKENS, LEAST_TOKENS, QUIET_EVERY, SLOWDOWN, PrefillBudget
 
 MOST = 1024
 STEP_SECONDS = 0.02

@@ -7,11 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.engine import sequence
-from services.inference.engine.hashed_tokens import HashedTokens
-from services.inference.engine.kv_slots import KvMode, Slots
-from services.inference.engine.prefill_budget import LEAST_TOKENS, PrefillBudget
+from services.inference.engine.kv_slots import HashedTokens, KvMode, Slots
 from services.inference.engine.sampling import Parameters
-from services.inference.engine.scheduler import Feed, Scheduler, StepPlan
+from services.inference.engine.scheduler import LEAST_TOKENS, Feed, PrefillBudget, Scheduler, StepPlan
 from tests import tiers
 
 EXACT, FAST = KvMode.EXACT, KvMode.FAST

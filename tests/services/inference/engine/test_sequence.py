@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.engine import sequence
-from services.inference.engine.hashed_tokens import HashedTokens
+from services.inference.engine.kv_slots import HashedTokens
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
 from services.inference.engine.sequence import AppendedToken
 from shared import errors

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from services.inference.backends import llama
-from services.inference.engine import engine_messages
+from services.inference.engine import engine_messages, gguf_header
 from services.inference.engine.devices import Device
 from services.inference.engine.engine_messages import KvType
-from services.inference.engine.gguf import gguf_header
-from services.inference.engine.gguf.gguf_header import GgufHeader
-from services.inference.jobs.embedding_job import EmbeddingJob
+from services.inference.engine.gguf_header import GgufHeader
+from services.inference.jobs import EmbeddingJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.memory import MemoryBudget

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.inference.structured_output import grammar_limits
-from services.inference.structured_output.schema_errors import SchemaRefused
+from services.inference.structured_output.gbnf import SchemaRefused
 
 
 @pytest.mark.parametrize(

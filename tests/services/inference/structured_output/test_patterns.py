@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.structured_output import gbnf, patterns
-from services.inference.structured_output.schema_errors import SchemaRefused
+from services.inference.structured_output.gbnf import SchemaRefused
 from tests.services.inference.structured_output.gbnf_texts import fits
 
 ALPHABET = 'ab01_- .,|"\\/(){}[]äÄ中🦊\t\n'

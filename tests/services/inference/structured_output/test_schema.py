@@ -6,7 +6,7 @@ from string import ascii_uppercase
 import pytest
 
 from services.inference.structured_output import grammar_limits, schema
-from services.inference.structured_output.schema_errors import SchemaRefused
+from services.inference.structured_output.gbnf import SchemaRefused
 from tests.services.inference.structured_output.gbnf_texts import compact, fits, grammar_of
 
 NODE = {

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from services.inference.jobs.generation_job import GenerationJob
+from services.inference.jobs import GenerationJob
 from services.inference.supervision import poison_requests
 from services.inference.supervision.poison_requests import KEPT_SECONDS, MOST_SUSPECTS, PoisonRequests, RequestSuspicion
 from shared.api.generation import ChatMessage

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.tool_calls import call_findings, tool_call_parser
+from services.inference.tool_calls import call_json, tool_call_parser
 from services.inference.tool_calls.tool_call_parser import ParsedText, ToolCallParser
 from services.inference.tool_calls.tool_format import ToolStyle
 from shared.api.generation import Tool, ToolCall
@@ -17,7 +17,7 @@ TOOLS = (Tool("f"), Tool("get_weather"))
 F = '{"name": "f", "arguments": {"a": 1}}'
 LLAMA_F = '{"name": "f", "parameters": {"a": 1}}'
 TAGGED = f"<tool_call>\n{F}\n</tool_call>"
-LONG = "x" * call_findings.MAX_HELD_CHARACTERS
+LONG = "x" * call_json.MAX_HELD_CHARACTERS
 A = ("f", '{"a": 1}')
 
 
@@ -263,7 +263,7 @@ def test_held_back_text_is_bounded(style: ToolStyle) -> None:
     for _ in range(200):
         sent += "x" * 1_000
         shown += parser.push("x" * 1_000).text
-        assert len(sent) - len(shown) <= call_findings.MAX_HELD_CHARACTERS
+        assert len(sent) - len(shown) <= call_json.MAX_HELD_CHARACTERS
     assert shown + parser.finish().text == sent
 
 

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.inference.engine.prompt import ChatTemplate
-from services.inference.tool_calls import call_findings
+from services.inference.tool_calls import call_json
 from services.inference.tool_calls.tool_call_parser import ParsedText, ToolCallParser
 from services.inference.tool_calls.tool_format import ToolStyle
 from shared.api.generation import ChatMessage, Tool, ToolCall
@@ -181,12 +181,12 @@ def test_text_that_cannot_be_a_call_is_not_held_back(style: str, pieces: list[st
     [" " * 64 + "<function=f><parameter=t>", "<tool_call>f<arg_key>t</arg_key><arg_value>", '[TOOL_CALLS]f[ARGS]{"', COMMENTARY[:-5]],
 )
 def test_endless_call_becomes_text_in_time(style: ToolStyle, long: str) -> None:
-    sent = long + "x" * 2 * call_findings.MAX_HELD_CHARACTERS
+    sent = long + "x" * 2 * call_json.MAX_HELD_CHARACTERS
     parser = ToolCallParser(style, (F,), lambda: "i")
     shown = ""
-    for first, last in itertools.pairwise([0, len(long), call_findings.MAX_HELD_CHARACTERS + 1, len(sent)]):
+    for first, last in itertools.pairwise([0, len(long), call_json.MAX_HELD_CHARACTERS + 1, len(sent)]):
         shown += parser.push(sent[first:last]).text
-        assert last - len(shown) <= call_findings.MAX_HELD_CHARACTERS
+        assert last - len(shown) <= call_json.MAX_HELD_CHARACTERS
     assert shown + parser.finish().text == sent
 
 

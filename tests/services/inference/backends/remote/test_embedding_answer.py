@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from services.inference.backends.remote import embedding_answer
 from services.inference.backends.remote.embedding_answer import BATCH_TEXTS, EmbeddingAssembly, EmbeddingReply
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
-from services.inference.jobs.embedding_job import EmbeddingJob
+from services.inference.jobs import EmbeddingJob
 from shared import errors
 from shared.api.embedding import MAX_DIMENSIONS, Embedded
 from shared.types import ModelName

@@ -13,9 +13,8 @@ import uvloop
 
 from services.inference.backends.remote import http_connection, http_pool
 from services.inference.backends.remote.http_connection import ConnectFailed, HttpServerConnection, StaleConnection, WriteTimedOut
+from services.inference.backends.remote.http_messages import BrokenReply, ReplyHead, ServerOrigin
 from services.inference.backends.remote.http_pool import PoolLimits
-from services.inference.backends.remote.http_reply import BrokenReply, ReplyHead
-from services.inference.backends.remote.http_request import ServerOrigin
 from tests.services.inference.raw_http import ASKED, KEPT, RawServer, Serve, asked, once, raw_server, saying, silent
 from tests.services.inference.standins import until
 from tests.shared.transports.nats.test_tls import make_certificate

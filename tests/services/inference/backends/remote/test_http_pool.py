@@ -8,9 +8,8 @@ import pytest
 
 from services.inference.backends.remote import http_pool
 from services.inference.backends.remote.http_connection import MAX_WAITING_BYTES, ConnectFailed, HttpServerConnection
+from services.inference.backends.remote.http_messages import BrokenReply, ServerOrigin
 from services.inference.backends.remote.http_pool import HttpConnectionPool, PoolExhausted, PoolLimits
-from services.inference.backends.remote.http_reply import BrokenReply
-from services.inference.backends.remote.http_request import ServerOrigin
 from tests.services.inference.raw_http import ASKED, KEPT, RawServer, Serve, asked, once, raw_server, saying, silent
 from tests.services.inference.standins import until
 from tests.testnet import free_port

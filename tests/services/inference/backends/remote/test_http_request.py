@@ -1,7 +1,7 @@
 import pytest
 
-from services.inference.backends.remote import http_request
-from services.inference.backends.remote.http_request import RequestWriter, ServerOrigin
+from services.inference.backends.remote import http_messages
+from services.inference.backends.remote.http_messages import RequestWriter, ServerOrigin
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from services.inference.backends.remote.http_request import RequestWriter, Serve
     ],
 )
 def test_origins(url: str, expected: ServerOrigin) -> None:
-    assert http_request.origin(url) == expected
+    assert http_messages.origin(url) == expected
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,12 @@ def test_origins(url: str, expected: ServerOrigin) -> None:
 )
 def test_what_is_no_address_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(ValueError, match="the URL") as refused:
-        http_request.origin(url)
+        http_messages.origin(url)
     assert "secret" not in str(refused.value)
 
 
 def test_the_bytes_of_requests() -> None:
-    requests = RequestWriter(http_request.origin("http://h:8000/v1"), {"authorization": "Bearer key"})
+    requests = RequestWriter(http_messages.origin("http://h:8000/v1"), {"authorization": "Bearer key"})
     assert requests.get("/models") == b"GET /v1/models HTTP/1.1\r\nhost: h:8000\r\nauthorization: Bearer key\r\n\r\n"
     assert requests.post_json("/chat", b'{"a": 1}') == (
         b"POST /v1/chat HTTP/1.1\r\nhost: h:8000\r\nauthorization: Bearer key\r\n"
@@ -49,18 +49,18 @@ def test_the_bytes_of_requests() -> None:
 )
 def test_no_header_brings_another_one_along(value: str) -> None:
     with pytest.raises(ValueError, match="'authorization'") as refused:
-        RequestWriter(http_request.origin("http://h"), {"authorization": value})
+        RequestWriter(http_messages.origin("http://h"), {"authorization": value})
     assert str(refused.value) == "the header 'authorization' has a character that is not allowed"
 
 
 @pytest.mark.parametrize("name", ["a b", "a:", "a\r\nb", "", "A"])
 def test_nor_does_a_name(name: str) -> None:
     with pytest.raises(ValueError, match="the header"):
-        RequestWriter(http_request.origin("http://h"), {name: "a"})
+        RequestWriter(http_messages.origin("http://h"), {name: "a"})
 
 
 @pytest.mark.parametrize("path", ["/a b", "/a\r\nx: y", "models", "/ü"])
 def test_nor_a_path(path: str) -> None:
-    requests = RequestWriter(http_request.origin("http://h"), {})
+    requests = RequestWriter(http_messages.origin("http://h"), {})
     with pytest.raises(ValueError, match="the path"):
         requests.get(path)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from services.inference import service
+from services.inference.backend_interface import EmbeddingBackend
 from services.inference.backends.remote import embedding_answer, ollama, openai
 from services.inference.backends.remote.http_server_client import ServerTimeouts
-from services.inference.jobs.backend_interface import EmbeddingBackend
-from services.inference.jobs.embedding_job import EmbeddingJob
+from services.inference.jobs import EmbeddingJob
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors, telemetry
 from shared.api.embedding import MAX_INPUTS, Embed, Embedded, Vectors

@@ -1,1 +1,0 @@
-"""Identifies callers and validates their requests."""

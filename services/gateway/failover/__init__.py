@@ -1,1 +1,0 @@
-"""Runs requests on workers, and fails over to another worker when one is lost."""

@@ -1,0 +1,283 @@
+"""Runs a request on a worker and streams its response.
+
+If the worker fails, another one takes over: from the start if nothing was delivered, else after the last token if the answer can
+resume. The caller only sees a pause. Closing the stream early cancels the generation on the worker.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, closing, suppress
+from dataclasses import dataclass, replace
+from typing import Generic
+
+from services.gateway import node_interface
+from services.gateway.failover import AnswerFailover, Ended, FailoverState, GivenUp, RetryBudget, RetryOnWorker, VectorsFailover
+from services.gateway.scheduling.dispatch import Dispatch, WaitingRequests
+from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.scheduling.worker_claims import Claim
+from shared import errors, spans
+from shared.api import embedding, inference
+from shared.api.generation import Generation
+from shared.api.method import End, Item, Request, StreamMethod
+from shared.discovery.directory import DirectoryEntry
+from shared.telemetry import logs, tracing
+from shared.telemetry.instruments import node_label
+from shared.timing.bounded_waits import BoundedWaits
+from shared.types import NodeId
+
+#: Fail over if a live worker sends nothing for this long in a started answer.
+STALL_SECONDS = 15.0
+
+AnswerItem = inference.PromptAccepted | inference.Chunk | Generation
+Embedding = inference.PromptAccepted | embedding.Vectors | embedding.Embedded
+#: Counts a retry by kind and outcome.
+Count = Callable[[str, str], object]
+#: Called before each worker is asked, with the number of answer tokens that the caller already has.
+RunsOn = Callable[[Claim, int], object]
+
+#: Operation names of OpenTelemetry.
+_OPERATIONS = {inference.process_prompt.name: "chat", embedding.embed.name: "embeddings"}
+
+_log = logs.get(part="relay")
+
+
+def _ignore(*_: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _RelayParts:
+    """Dependencies shared by all requests."""
+
+    rpc: node_interface.NodeRpc
+    dispatch: Dispatch
+    clock: Callable[[], float]
+    draw: Callable[[], float]
+    count: Count
+    flag: Callable[[NodeId], object]
+    stall_seconds: float
+    budget: RetryBudget
+
+
+class Relay:
+    """Runs requests on workers, with failover."""
+
+    def __init__(
+        self,
+        rpc: node_interface.NodeRpc,
+        dispatch: Dispatch,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        draw: Callable[[], float] = random.random,
+        count: Count = _ignore,
+        flag: Callable[[NodeId], object] = _ignore,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
+        """``draw`` returns numbers from 0 to 1; ``flag`` counts a worker that reports wrong token counts."""
+        self._parts = _RelayParts(rpc, dispatch, clock, draw, count, flag, stall_seconds, RetryBudget())
+
+    def generate(
+        self, prompt: inference.ProcessPrompt, requirements: WorkerRequirements, *, seconds: float, runs_on: RunsOn = _ignore
+    ) -> AsyncGenerator[AnswerItem]:
+        """Yield PromptAccepted, chunks, and finally the Generation with the counts of the whole answer. Raises the last worker's error,
+        WorkerLost if a part was delivered, or Poison if two engines crashed. ``runs_on`` gets each worker that is asked. Close it with
+        ``aclose``."""
+        return _RunningCall(
+            self._parts, inference.process_prompt, AnswerFailover(prompt), requirements, seconds, runs_on=runs_on
+        ).stream_response()
+
+    def embed(
+        self, texts: embedding.Embed, requirements: WorkerRequirements, *, seconds: float, runs_on: RunsOn = _ignore
+    ) -> AsyncGenerator[Embedding]:
+        """Yield vectors; otherwise like ``generate``. Some vectors may arrive before it raises a worker's error."""
+        return _RunningCall(self._parts, embedding.embed, VectorsFailover(texts), requirements, seconds, runs_on=runs_on).stream_response()
+
+
+class _RunningCall(Generic[Request, Item, End]):
+    """Runs one request on one worker after another."""
+
+    def __init__(
+        self,
+        parts: _RelayParts,
+        method: StreamMethod[Request, Item, End],
+        state: FailoverState[Request, Item, End],
+        requirements: WorkerRequirements,
+        seconds: float,
+        *,
+        runs_on: RunsOn,
+    ) -> None:
+        self._parts = parts
+        self._method = method
+        self._state = state
+        self._requirements = requirements
+        self._seconds = seconds
+        self._runs_on = runs_on
+        self._operation = _OPERATIONS[method.name]
+        self._ends_at = 0.0
+        #: Why another worker is asked; None for the first.
+        self._retry: RetryOnWorker | None = None
+        #: Workers lost during this request.
+        self._lost: list[DirectoryEntry] = []
+
+    async def stream_response(self) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
+        budget, clock = self._parts.budget, self._parts.clock
+        self._ends_at = clock() + self._seconds
+        budget.begin(clock())
+        try:
+            while True:
+                claim = self._claim_now()
+                if claim is None:
+                    async with aclosing(self._wait_for_claim()) as steps:
+                        async for step in steps:
+                            if isinstance(step, Claim):
+                                claim = step
+                            elif not self._state.began:
+                                yield self._state.waiting_notice(step.why)
+                assert claim is not None  # the generator ends with one
+                outcome = "left"
+                try:
+                    async with aclosing(self._stream_from(claim)) as answers:
+                        async for item in answers:
+                            yield item
+                    outcome = "answered"
+                    return
+                except errors.AimeshError as error:
+                    outcome = "failed"
+                    claim.record_failure(error)
+                    decision = self._decide(claim, error)
+                finally:
+                    self._count(outcome)
+                if isinstance(decision, Ended):
+                    yield decision.end
+                    return
+                self._retry = decision
+        finally:
+            budget.end()
+
+    def _claim_now(self) -> Claim | None:
+        if self._retry is not None:
+            return None
+        selecting = tracing.begin("route.select", {"gen_ai.request.model": self._requirements.model})
+        claim: Claim | None = None
+        with suppress(errors.NotReachable):
+            claim = self._parts.dispatch.claim_now(self._requirements)
+        if claim is not None and selecting is not None:
+            selecting.end()
+        return claim
+
+    async def _wait_for_claim(self) -> AsyncGenerator[WaitingRequests | Claim]:
+        """Wait in the queue; search again while no worker can resume the answer."""
+        state, clock = self._state, self._parts.clock
+        while True:
+            requirements = replace(self._requirements, excluded=state.excluded, digest=state.digest)
+            selecting = tracing.begin("route.select", {"gen_ai.request.model": requirements.model})
+            try:
+                async with aclosing(self._parts.dispatch.find(requirements)) as steps:
+                    async for step in steps:
+                        if selecting is not None and isinstance(step, Claim):
+                            selecting.end()
+                        yield step
+                return
+            except (errors.NotReachable, errors.Overloaded) as error:
+                if selecting is not None:
+                    selecting.error = errors.code_of(error)
+                    selecting.end()
+                decision = state.on_no_worker(error, clock(), self._parts.draw)
+            if isinstance(decision, GivenUp):
+                raise decision.error from None
+            left = self._ends_at - clock()
+            if left <= decision.seconds:
+                raise errors.DeadlineExceeded("no worker could resume the answer in time", hint="retry with a longer timeout")
+            await asyncio.sleep(decision.seconds)
+
+    async def _stream_from(self, claim: Claim) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
+        state, left = self._state, self._ends_at - self._parts.clock()
+        state.record_attempt(_digest(claim.worker, self._requirements))
+        self._runs_on(claim, state.delivered_tokens)
+        silence = BoundedWaits(self._parts.stall_seconds)
+        with claim, closing(silence):
+            try:
+                call = self._parts.rpc.stream(self._method, state.request, to=claim.worker.node, deadline_seconds=left)
+                async with tracing.CallSpan(f"{self._operation} {self._requirements.model}", self._attributes(claim), call) as answer:
+                    items, is_accepted = aiter(answer), False
+                    try:
+                        # If no other worker can resume, keep waiting for this one.
+                        while (item := await self._next(items, silence if state.began and state.can_resume else None)) is not None:
+                            state.record_response()
+                            if not is_accepted and isinstance(answer.accepted, inference.PromptAccepted):
+                                is_accepted = True
+                                if state.record_acceptance(answer.accepted):
+                                    yield answer.accepted
+                            if state.record_item(item):
+                                yield item
+                            if state.began:
+                                claim.record_delivery()
+                    except errors.LinkLost:
+                        if answer.accepted is not None:
+                            state.record_response()
+                        raise
+                    self._check(claim.worker, answer.end)
+                    yield state.with_total_usage(answer.end)
+            finally:
+                if state.processed_tokens is not None:
+                    claim.record_tokens(*state.processed_tokens)
+
+    async def _next(self, items: AsyncIterator[Item], silence: BoundedWaits | None) -> Item | None:
+        """Return None at the end of the stream. Raises LinkLost if the worker stalls."""
+        if silence is None:
+            return await anext(items, None)
+        try:
+            with silence:
+                return await anext(items, None)
+        except TimeoutError as error:
+            raise errors.LinkLost(f"the worker has sent nothing for {self._parts.stall_seconds:g} s in mid-answer") from error
+
+    def _attributes(self, claim: Claim) -> dict[str, spans.Value]:
+        return {
+            "rpc.system": "aimesh",
+            "gen_ai.operation.name": self._operation,
+            "gen_ai.provider.name": "aimesh",
+            "gen_ai.request.model": self._requirements.model,
+            "server.address": node_label(claim.worker.node),
+        }
+
+    def _decide(self, claim: Claim, error: errors.AimeshError) -> RetryOnWorker | Ended[End]:
+        """Raise what the caller gets, or return how to continue."""
+        state = self._state
+        stats, clock = self._parts.dispatch.worker_stats, self._parts.dispatch.clock()
+        gone = sum(not stats.may_be_running(worker, clock) for worker in self._lost)
+        decision = state.on_failure(claim.worker.node, error, gone=gone)
+        if isinstance(error, errors.LinkLost):
+            self._lost.append(claim.worker)
+        if isinstance(decision, GivenUp):
+            raise decision.error from error
+        if isinstance(decision, Ended):
+            return decision
+        if not decision.is_free and not self._parts.budget.spend(self._parts.clock()):
+            self._parts.count(_kind(decision), "over_budget")
+            raise state.final_error(error) from error
+        what = "worker lost in mid-answer" if decision.is_resumption else "worker failed before its first token"
+        _log.warning(what, worker=claim.worker.node, code=errors.code_of(error))
+        return decision
+
+    def _check(self, worker: DirectoryEntry, end: End) -> None:
+        dispatch = self._parts.dispatch
+        if not self._state.has_wrong_counts(end, self._requirements):
+            return
+        self._parts.flag(worker.node)
+        quarantined = dispatch.worker_stats.dishonest_workers.strike(worker.node, dispatch.clock())
+        what = "worker quarantined for wrong token counts" if quarantined else "worker reported wrong token counts"
+        _log.warning(what, worker=worker.node, model=self._requirements.model)
+
+    def _count(self, outcome: str) -> None:
+        if self._retry is not None:
+            self._parts.count(_kind(self._retry), outcome)
+
+
+def _kind(retry: RetryOnWorker) -> str:
+    return "resumption" if retry.is_resumption else "retry"
+
+
+def _digest(worker: DirectoryEntry, requirements: WorkerRequirements) -> str:
+    return next((offer.digest for offer in worker.announcement.models if offer.name == requirements.model), "")

@@ -1,1 +1,0 @@
-"""Sums up days of usage, and reports on them."""

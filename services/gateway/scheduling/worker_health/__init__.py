@@ -1,1 +1,0 @@
-"""Tracks which workers are new, unreliable or dishonest."""

@@ -1,0 +1,193 @@
+"""Remembers each worker's failures, arrival and wrong token counts. Pure.
+
+- ``Outliers`` works like Envoy's outlier detection: five failures in a row eject a worker for 30 s, then for 60 s, and so on. A model's
+  last worker is never ejected (``worker_choice.without_outliers``).
+- ``SlowStart`` sends few requests to a new worker.
+- ``DishonestWorkers`` quarantines workers that report wrong token counts. Wrong counts are never billed (``active_request``), but such a
+  worker may lie about more. A restart of the worker doesn't end a quarantine; time or an administrator's pardon does. ``quarantine``
+  shares it between gateways and persists it.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from services.gateway.scheduling.routing import WorkerRequirements
+from shared import errors
+from shared.api import events
+from shared.discovery.directory import DirectoryEntry
+from shared.types import ModelName, NodeId, Role
+
+FAILURES = 5
+EJECTION_SECONDS = 30.0
+#: Envoy's max_ejection_time.
+LONGEST_EJECTION_SECONDS = 300.0
+#: After this time without an ejection, the rest starts at REST_SECONDS again.
+FORGIVEN_SECONDS = 300.0
+
+#: Errors that indicate a faulty worker; being full, draining or older does not.
+_FAULTS = (errors.LinkLost, errors.NotReachable, errors.ModelCrashed, errors.Unavailable, errors.ProtocolViolation, errors.DeadlineExceeded)
+
+
+@dataclass(slots=True)
+class _FailureRecord:
+    failures: int = 0
+    ejections: int = 0
+    until: float = 0.0
+
+
+class Outliers:
+    """Tracks failures for each worker and model, because a broken model says nothing about the worker's others."""
+
+    def __init__(self) -> None:
+        #: Only for workers that have failed and are still present.
+        self._records: dict[tuple[NodeId, ModelName], _FailureRecord] = {}
+
+    def record_failure(self, node: NodeId, model: ModelName, error: errors.AimeshError, now: float) -> bool:
+        """Record a failure; return whether it ejects the worker."""
+        if not isinstance(error, _FAULTS):
+            return False
+        record = self._records.setdefault((node, model), _FailureRecord())
+        if now < record.until:
+            return False  # the call started before the ejection
+        record.failures += 1
+        if record.failures < FAILURES:
+            return False
+        record.ejections = record.ejections + 1 if now - record.until < FORGIVEN_SECONDS else 1
+        record.failures = 0
+        record.until = now + min(LONGEST_EJECTION_SECONDS, EJECTION_SECONDS * record.ejections)
+        return True
+
+    def record_delivery(self, node: NodeId, model: ModelName) -> None:
+        if record := self._records.get((node, model)):
+            record.failures = 0
+
+    def forget(self, node: NodeId) -> None:
+        """Forget a worker that left or restarted."""
+        for key in [key for key in self._records if key[0] == node]:
+            del self._records[key]
+
+    def ejection_seconds(self, node: NodeId, model: ModelName, now: float) -> float:
+        """Return the seconds left of an ejection; 0 if none."""
+        record = self._records.get((node, model))
+        return 0.0 if record is None else max(0.0, record.until - now)
+
+
+#: A new worker gets a tenth of its share at first and all of it after this time: few requests meet its slow first answers, or an early
+#: crash.
+SLOW_START_SECONDS = 30.0
+_FIRST_SHARE = 0.1
+
+
+class SlowStart:
+    def __init__(self) -> None:
+        self._since: dict[NodeId, tuple[datetime, float]] = {}
+
+    def record_start(self, worker: DirectoryEntry, clock: float, now: datetime) -> bool:
+        """Return whether the worker is new or has restarted."""
+        before = self._since.get(worker.node)
+        if before is not None and before[0] == worker.since:
+            return False
+        # A worker first seen now has been present since it started.
+        self._since[worker.node] = (worker.since, clock - max(0.0, (now - worker.since).total_seconds()))
+        return True
+
+    def forget(self, node: NodeId) -> None:
+        self._since.pop(node, None)
+
+    def arrived_at(self, node: NodeId) -> float | None:
+        """Return the arrival by the caller's clock; None for an unknown worker."""
+        found = self._since.get(node)
+        return None if found is None else found[1]
+
+    def share(self, node: NodeId, clock: float) -> float:
+        """Return a number from 0.1 to 1."""
+        arrived_at = self.arrived_at(node)
+        return 1.0 if arrived_at is None else min(1.0, _FIRST_SHARE + (1 - _FIRST_SHARE) * (clock - arrived_at) / SLOW_START_SECONDS)
+
+
+#: Number of strikes that start a quarantine, and for how long a strike counts.
+STRIKES, WITHIN_SECONDS = 3, 3600.0
+QUARANTINE_SECONDS = 3600.0
+#: Tolerance for each answer: some backends count the end token, which has no text.
+_SLACK_SHARE, _SLACK_TOKENS = 0.02, 1
+#: More than any admitted prompt, plus what a template or server may add.
+MOST_PROMPT_TOKENS = 4 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class _StrikeRecord:
+    struck_at: deque[float] = field(default_factory=lambda: deque(maxlen=STRIKES))
+    until: float = 0.0
+
+
+class DishonestWorkers:
+    """Tracks strikes and quarantines in memory."""
+
+    def __init__(self) -> None:
+        #: Only workers with strikes; few, because each needs a certificate.
+        self._records: dict[NodeId, _StrikeRecord] = {}
+
+    def strike(self, node: NodeId, now: float) -> bool:
+        """Record a wrong count; return whether it starts a quarantine."""
+        record = self._records.setdefault(node, _StrikeRecord())
+        if now < record.until:
+            return False  # the call started before the quarantine
+        record.struck_at.append(now)
+        if len(record.struck_at) < STRIKES or now - record.struck_at[0] > WITHIN_SECONDS:
+            return False
+        record.struck_at.clear()
+        record.until = now + QUARANTINE_SECONDS
+        return True
+
+    def learn(self, left: Mapping[NodeId, float], now: float, *, unless: Set[NodeId] = frozenset()) -> None:
+        """Apply the quarantines of all gateways, except for the workers of ``unless``."""
+        for node in (self._records.keys() | left.keys()) - unless:
+            record = self._records.setdefault(node, _StrikeRecord())
+            seconds = left.get(node, 0.0)
+            if seconds or now < record.until:
+                # Quarantined elsewhere, or pardoned.
+                record.struck_at.clear()
+            record.until = now + seconds if seconds else 0.0
+
+    def seconds_left(self, node: NodeId, now: float) -> float:
+        """Return the seconds left of a quarantine; 0 if none."""
+        record = self._records.get(node)
+        return 0.0 if record is None else max(0.0, record.until - now)
+
+
+def why_not(seconds_left: float) -> str:
+    """Return the reason as text; empty if not in quarantine."""
+    if not seconds_left:
+        return ""
+    return f"is in quarantine for {max(1, round(seconds_left / 60))} min: it reported wrong token counts {STRIKES} times"
+
+
+def is_wrong(claimed: int, received: int, answers: int) -> bool:
+    """Return whether the claimed count contradicts the tokens that came. ``received`` 0: the backend sends no ids, so this can't tell."""
+    if claimed < 0:
+        return True
+    return received > 0 and abs(claimed - received) > max(_SLACK_TOKENS * answers, _SLACK_SHARE * received)
+
+
+def is_impossible(requirements: WorkerRequirements, prompt_tokens: int) -> bool:
+    """Return whether no prompt could have so many tokens. The worker's tokenizer and template count, so only extremes are wrong."""
+    return not 0 <= prompt_tokens <= max(requirements.prompt_tokens, MOST_PROMPT_TOKENS)
+
+
+class WorkerPresence:
+    """Tracks the live workers, so that each join and leave is published once."""
+
+    def __init__(self) -> None:
+        self._alive: set[NodeId] = set()
+
+    def changed(self, entry: DirectoryEntry, now: datetime) -> events.WorkerJoined | events.WorkerLeft | None:
+        """Return the event to publish; None if the worker neither joined nor left."""
+        if entry.role is not Role.WORKER or entry.alive == (entry.node in self._alive):
+            return None
+        if entry.alive:
+            self._alive.add(entry.node)
+            return events.WorkerJoined(at=now, node=entry.node, models=tuple(offer.name for offer in entry.announcement.models))
+        self._alive.remove(entry.node)
+        return events.WorkerLeft(at=now, node=entry.node, why=entry.why_gone)

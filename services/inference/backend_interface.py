@@ -1,0 +1,111 @@
+"""The interface between the service and the backends, which run the models."""
+
+from typing import Protocol, runtime_checkable
+
+from services.inference.engine_speed import EngineSpeed
+from services.inference.jobs import EmbeddingJob, GenerationJob
+from shared.api.embedding import Embedded, Vectors
+from shared.api.generation import Generation
+from shared.api.inference import Chunk, ModelStatus
+from shared.types import ModelName
+
+
+class Watcher(Protocol):
+    """Observes a backend's models. Its methods never block or raise."""
+
+    def changed(self) -> None:
+        """A status may have changed. Safe to call at any time."""
+        ...
+
+    def restarting(self, model: ModelName) -> None:
+        """A model's engine died and is being restarted."""
+        ...
+
+
+class Sink(Protocol):
+    """Receives the chunks of an answer: a mesh stream or an HTTP response."""
+
+    def accept(self, prompt_tokens: int | None) -> None:
+        """The prompt was accepted and queued. ``prompt_tokens`` is None if the count is known only at the end."""
+        ...
+
+    async def send(self, item: Chunk) -> None:
+        """Waits for a slow reader. Raises CancelledError once the reader is gone."""
+        ...
+
+
+class VectorSink(Protocol):
+    """Receives the vectors of texts."""
+
+    def accept(self, prompt_tokens: int | None) -> None:
+        """The texts were accepted and queued. ``prompt_tokens`` is None if the count is known only at the end."""
+        ...
+
+    async def send(self, item: Vectors) -> None:
+        """Waits for a slow reader. Raises CancelledError once the reader is gone."""
+        ...
+
+
+class WaitingSink:
+    """Passes the progress messages of a model's load on to a reader of vectors."""
+
+    def __init__(self, sink: VectorSink) -> None:
+        self._sink = sink
+
+    def accept(self, prompt_tokens: int | None) -> None:
+        """Does nothing: texts are accepted by their own sink."""
+
+    async def send(self, item: Chunk) -> None:
+        await self._sink.send(Vectors(waiting=item.waiting))
+
+
+class Backend(Protocol):
+    """Runs models. Each backend module's ``opened`` is an async context manager that creates one."""
+
+    name: str
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        """Return the status of every configured model, failed ones included. Never blocks."""
+        ...
+
+    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+        """Run one of its models. Raises BadRequest, Overloaded (queue full), Unavailable (not loaded) or ModelCrashed.
+        Cancelling the task stops the generation within one step; ``max_tokens`` bounds what it may buffer."""
+        ...
+
+    def expected_wait_seconds(self) -> float:
+        """Estimate the queueing time of a new job on the busiest model."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingBackend(Protocol):
+    """A backend that computes embeddings."""
+
+    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+        """Compute the vectors of all texts, in order. Raises BadRequest, Overloaded, Unavailable or ModelCrashed. Cancelling the
+        task stops it within one batch."""
+        ...
+
+
+@runtime_checkable
+class ModelLoader(Protocol):
+    """A backend whose models people can load and unload."""
+
+    async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
+        """Return when the model is loaded; raises Unavailable with the reason. ``pin`` sets or removes its pin.
+        Cancelling stops the waiting, not the load."""
+        ...
+
+    async def unload(self, model: ModelName) -> ModelStatus:
+        """Return when the model's memory is free; raises Overloaded while it has requests."""
+        ...
+
+
+@runtime_checkable
+class MeasuredBackend(Protocol):
+    """A backend that measures its own speed."""
+
+    def figures(self, model: ModelName) -> EngineSpeed:
+        """Return the model's speed over the last seconds. Never blocks."""
+        ...

@@ -1,0 +1,156 @@
+"""Computes embeddings in a second llama.cpp context on the model's weights, which is created for the first text.
+
+Only the engine's process imports this module. The context for answers can't do it: a context for embeddings outputs every token and
+has a row of logits for each, so its batches must be small if the vocabulary is large.
+"""
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+
+import llama_cpp.llama_cpp as native
+
+from services.inference.engine.embedding_loop import Pooling, TextPiece
+from shared import errors
+
+#: For the logits that llama.cpp computes for every token: 1 MB each with a vocabulary of 256,000.
+LOGITS_BYTES = 64 * 1024 * 1024
+SLOTS = 32
+#: The same for recurrent models, whose slots each have a state in memory.
+SLOTS_WITH_STATE = 4
+
+_FLOAT_BYTES = 4
+_POOLINGS = {
+    native.LLAMA_POOLING_TYPE_MEAN: Pooling.MEAN,
+    native.LLAMA_POOLING_TYPE_CLS: Pooling.FIRST,
+    native.LLAMA_POOLING_TYPE_LAST: Pooling.LAST,
+}
+
+
+class EmbeddingContext:
+    """Valid as long as the model is. Not thread-safe."""
+
+    def __init__(self, model: native.llama_model_p, *, context_tokens: int, step_tokens: int, threads: int, why: Callable[[], str]) -> None:
+        self._model = model
+        self._vocab = native.llama_model_get_vocab(model)
+        self._threads = threads
+        self._why = why
+        self._context: native.llama_context_p | None = None
+        self._batch: native.llama_batch | None = None
+        keeps_state = bool(native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
+        self.context_tokens = context_tokens
+        self.step_tokens = max(1, min(step_tokens, context_tokens, LOGITS_BYTES // (_FLOAT_BYTES * self._words())))
+        # llama.cpp aborts if a batch has fewer tokens than slots.
+        self.slots = min(SLOTS_WITH_STATE if keeps_state else SLOTS, self.step_tokens)
+        self.dimensions = int(native.llama_model_n_embd_out(model))
+        self.pooling = Pooling.MEAN
+        self.whole = False
+
+    def prepare(self) -> None:
+        """Create the context, if there is none. Raises BadRequest if this model has no embeddings, and Unavailable without memory."""
+        if self._context is not None:
+            return
+        kind = self._pooling_type()
+        # Encoder-decoder models are not supported, and other poolings are for models that rank texts.
+        if native.llama_model_has_encoder(self._model) or kind not in _POOLINGS:
+            raise errors.BadRequest("this model has no embeddings", hint="use a model for embeddings or for text generation")
+        self.pooling = _POOLINGS[kind]
+        context = self._create(self.step_tokens, kind)
+        # Only a context knows the attention, which the file or llama.cpp sets.
+        self.whole = not native.llama_get_causal_attn(context)
+        if self.whole:
+            native.llama_free(context)
+            context = self._create(self.context_tokens, kind)
+        self._context = context
+        self._batch = native.llama_batch_init(int(native.llama_n_batch(context)), 0, 1)
+
+    def tokens_of(self, text: str) -> list[int]:
+        """Tokenize a text, with the model's start and end tokens; special tokens in the text are plain text. Raises BadRequest."""
+        raw = text.encode("utf-8", "replace")
+        room = len(raw) + 8
+        tokens = (native.llama_token * room)()
+        count = native.llama_tokenize(self._vocab, raw, len(raw), tokens, room, True, False)
+        if count < 0:
+            raise errors.BadRequest("the model's tokenizer cannot read this text")
+        return tokens[:count]
+
+    def run(self, pieces: Sequence[TextPiece]) -> list[Sequence[float]]:
+        """Compute one batch and return the pooled vector of each piece. Clears the slots of texts that end. Raises ModelCrashed."""
+        assert self._context is not None  # `prepare` created it
+        status = native.llama_decode(self._context, self._filled(pieces))
+        if status != 0:
+            raise errors.ModelCrashed(f"llama_decode of embeddings gave {status}: {self._why()}")
+        native.llama_synchronize(self._context)
+        rows: list[Sequence[float]] = [native.llama_get_embeddings_seq(self._context, piece.slot)[: self.dimensions] for piece in pieces]
+        for piece in pieces:
+            if piece.ends:
+                self.clear(piece.slot)
+        return rows
+
+    def clear(self, slot: int) -> None:
+        assert self._context is not None  # `prepare` created it
+        # A bidirectional model has no KV cache.
+        if memory := native.llama_get_memory(self._context):
+            native.llama_memory_seq_rm(memory, slot, -1, -1)
+
+    def free(self) -> None:
+        """Call it before the model is freed. Safe to call twice."""
+        if self._batch is not None:
+            native.llama_batch_free(self._batch)
+            self._batch = None
+        if self._context is not None:
+            native.llama_free(self._context)
+            self._context = None
+
+    def _words(self) -> int:
+        return int(native.llama_vocab_n_tokens(self._vocab))
+
+    def _create(self, tokens: int, pooling: int) -> native.llama_context_p:
+        """Create a context whose batches have at least ``tokens`` tokens."""
+        # llama.cpp tries a batch with the same number in each slot, and aborts if that exceeds the outputs.
+        batch_tokens = math.ceil(tokens / self.slots) * self.slots
+        parameters = native.llama_context_default_params()
+        # Room for one started text and a batch of others.
+        parameters.n_ctx = self.context_tokens + batch_tokens
+        parameters.n_batch = parameters.n_ubatch = batch_tokens
+        parameters.n_outputs_max = batch_tokens
+        parameters.n_seq_max = self.slots
+        parameters.n_threads = parameters.n_threads_batch = self._threads
+        parameters.kv_unified = True
+        parameters.embeddings = True
+        parameters.pooling_type = pooling
+        # With flash attention, vectors depend more on how a text is split into pieces. Even without it, quantized weights change a
+        # vector of length 1 by up to 0.01, depending on the processor and the batch (SmolLM2, Q4_1).
+        parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        context: native.llama_context_p | None = native.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise errors.Unavailable(f"not enough memory for embeddings: {self._why()}", hint="try again when less is running")
+        return context
+
+    def _pooling_type(self) -> int:
+        """Return the pooling in the model's file, or the mean if there is none, as in models that generate text."""
+        kind = self._metadata("general.architecture")
+        written = self._metadata(f"{kind}.pooling_type")
+        number = int(written) if written.isdigit() else native.LLAMA_POOLING_TYPE_NONE
+        return int(native.LLAMA_POOLING_TYPE_MEAN if number == native.LLAMA_POOLING_TYPE_NONE else number)
+
+    def _metadata(self, key: str) -> str:
+        """Return an empty text if the file lacks the key."""
+        value = ctypes.create_string_buffer(64)
+        found = native.llama_model_meta_val_str(self._model, key.encode(), value, len(value))
+        return value.value.decode("utf-8", "replace") if found >= 0 else ""
+
+    def _filled(self, pieces: Sequence[TextPiece]) -> native.llama_batch:
+        batch = self._batch
+        assert batch is not None  # `prepare` created it
+        at = 0
+        for piece in pieces:
+            for offset, token in enumerate(piece.tokens):
+                batch.token[at] = token
+                batch.pos[at] = piece.start + offset  # type: ignore[call-overload]  # the binding declares a pointer too many
+                batch.n_seq_id[at] = 1
+                batch.seq_id[at][0] = piece.slot
+                batch.logits[at] = True
+                at += 1
+        batch.n_tokens = at
+        return batch

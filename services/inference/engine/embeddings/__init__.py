@@ -1,1 +1,0 @@
-"""Embeddings: the queue of texts, their batches and the pooling of vectors."""

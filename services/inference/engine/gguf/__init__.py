@@ -1,1 +1,0 @@
-"""Reads and checks the headers of model files before llama.cpp sees them."""

@@ -1,0 +1,289 @@
+"""Interprets and checks the header of a model file before llama.cpp maps it.
+
+llama.cpp aborts its process on some values instead of refusing the file, such as a repeated word in the vocabulary, 0 layers, or
+more used experts than there are. They are refused here with a message. llama.cpp itself refuses missing tensors and wrong shapes.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from services.inference.engine import gguf_container
+from services.inference.engine.gguf_container import NotAModel, Value, ValueKind
+
+__all__ = ["CacheType", "GgufHeader", "NotAModel", "PoolingKind", "check_parts", "kv_bytes_per_token", "read_header"]
+
+#: LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS; beyond them llama.cpp aborts.
+MAX_LAYERS = 512
+MAX_EXPERTS = 1024
+#: Larger than any model, and small enough to compute with.
+MAX_CONTEXT_TOKENS = 1 << 30
+MAX_WIDTH = 1 << 24
+#: llama.cpp opens all parts at once; less than confinement.MAX_OPEN_FILES.
+MAX_PARTS = 512
+
+#: llama.cpp's formats of the KV cache.
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+
+_TOKENS = "tokenizer.ggml.tokens"
+_ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+#: Models without a KV cache, which read a text at once.
+_WITHOUT_CACHE = frozenset(
+    (
+        *("bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert"),
+        *("nomic-bert-moe", "t5encoder", "dream", "llada", "llada-moe", "rnd1"),
+    )
+)
+#: llama.cpp ignores a single expert in these.
+_SINGLE_EXPERT_ALLOWED = frozenset({"hunyuan-dense", "hunyuan_vl"})
+
+
+class PoolingKind(IntEnum):
+    """How the vectors of a text's tokens become one, by llama.cpp's numbers."""
+
+    NONE = 0
+    MEAN = 1
+    CLS = 2
+    LAST = 3
+    RANK = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufHeader:
+    """None and () mean that the file has no value."""
+
+    version: int
+    #: None only in later parts of a split model.
+    architecture: str | None
+    name: str | None
+    #: llama.cpp's number of the quantization, LLAMA_FTYPE.
+    file_type: int | None
+    context_length: int | None
+    block_count: int | None
+    embedding_length: int | None
+    head_counts: tuple[int, ...]
+    #: Fewer than the heads if several share keys and values; 0 in a block without attention.
+    kv_head_counts: tuple[int, ...]
+    key_length: int | None
+    value_length: int | None
+    vocabulary_size: int | None
+    pooling_type: PoolingKind | None
+    has_chat_template: bool
+    tensor_count: int
+    parameter_count: int
+    tensor_bytes: int
+    #: 1 for a model in one file.
+    split_count: int
+    split_number: int
+
+
+def read_header(file: BinaryIO, size: int) -> GgufHeader:
+    """Read and check the header of a file of ``size`` bytes. Raises NotAModel."""
+    container = gguf_container.read(file, size, distinct=_TOKENS)
+    facts = _Facts(container.values)
+    split_count, split_number = _split(facts)
+    if facts.architecture is None and split_number == 0:
+        raise NotAModel("it does not name the architecture of a model (general.architecture)")
+    _refuse_experts(facts)
+    _refuse_rope_scaling(facts)
+    blocks = _blocks(facts)
+    embedding_length = facts.number("embedding_length", most=MAX_WIDTH)
+    heads = facts.per_block("attention.head_count", blocks)
+    head_length = embedding_length // heads[0] if embedding_length and heads and heads[0] else None
+    return GgufHeader(
+        version=container.version,
+        architecture=facts.architecture,
+        name=facts.text("general.name"),
+        file_type=facts.number("general.file_type"),
+        context_length=facts.number("context_length", least=1, most=MAX_CONTEXT_TOKENS),
+        block_count=blocks,
+        embedding_length=embedding_length,
+        head_counts=heads,
+        kv_head_counts=facts.per_block("attention.head_count_kv", blocks) or heads,
+        key_length=facts.number("attention.key_length", most=MAX_WIDTH) or head_length,
+        value_length=facts.number("attention.value_length", most=MAX_WIDTH) or head_length,
+        vocabulary_size=facts.array_length(_TOKENS, ValueKind.STRING),
+        pooling_type=_pooling(facts),
+        has_chat_template=facts.has_text("tokenizer.chat_template"),
+        tensor_count=container.tensors.count,
+        parameter_count=container.tensors.elements,
+        tensor_bytes=container.tensors.bytes,
+        split_count=split_count,
+        split_number=split_number,
+    )
+
+
+def kv_bytes_per_token(header: GgufHeader, type_k: CacheType = "f16", type_v: CacheType = "f16") -> int | None:
+    """Return the most memory that one token of context needs; None if unknown.
+
+    Models with windows, shared or compressed keys need less. The fixed state of a recurrent model doesn't count, so None for a
+    purely recurrent one.
+    """
+    if header.architecture in _WITHOUT_CACHE:
+        return 0
+    if header.key_length is None or header.value_length is None or not any(header.kv_head_counts):
+        return None
+    stored = {stored.name: stored for stored in gguf_container.TENSOR_TYPES.values()}
+    return sum(
+        stored[type_k].bytes_of(heads * header.key_length) + stored[type_v].bytes_of(heads * header.value_length)
+        for heads in header.kv_head_counts
+    )
+
+
+def check_parts(path: Path) -> GgufHeader:
+    """Check the headers of all parts of the model at ``path``, and return the first. Raises NotAModel, which names the file."""
+    first = _read_file(path)
+    for number, part in enumerate(_further_parts(path, first), start=1):
+        header = _read_file(part)
+        if (header.split_number, header.split_count) != (number, first.split_count):
+            raise NotAModel(
+                f"{part}: its header says part {header.split_number + 1} of {header.split_count}, "
+                f"but it should be part {number + 1} of {first.split_count}"
+            )
+    return first
+
+
+def _further_parts(path: Path, first: GgufHeader) -> Iterator[Path]:
+    """Yield the other parts, by the names that llama.cpp will open."""
+    if first.split_number:
+        raise NotAModel(f"{path}: it is part {first.split_number + 1} of {first.split_count}; a model is opened by its first part")
+    if first.split_count == 1:
+        return
+    if first.split_count > MAX_PARTS:
+        raise NotAModel(f"{path}: its header says {first.split_count} parts; at most {MAX_PARTS} are allowed")
+    ending = _part_suffix(1, first.split_count)
+    if not path.name.endswith(ending) or path.name == ending:
+        raise NotAModel(f"{path}: it is the first of {first.split_count} parts, so its name must end in {ending}")
+    for number in range(2, first.split_count + 1):
+        yield path.with_name(path.name.removesuffix(ending) + _part_suffix(number, first.split_count))
+
+
+def _part_suffix(number: int, count: int) -> str:
+    return f"-{number:05}-of-{count:05}.gguf"
+
+
+def _read_file(path: Path) -> GgufHeader:
+    try:
+        # Opening a pipe would block.
+        if not path.is_file():
+            raise NotAModel("there is no such file")
+        with path.open("rb") as file:
+            return read_header(file, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise NotAModel(f"{path}: it cannot be read: {error.strerror}") from error
+    except NotAModel as error:
+        raise NotAModel(f"{path}: {error}") from error
+
+
+class _Facts:
+    """Typed access to the pairs. A key without a section, such as `context_length`, belongs to the architecture."""
+
+    def __init__(self, values: dict[str, Value]) -> None:
+        self._values = values
+        self.architecture = self.text("general.architecture")
+
+    def text(self, key: str) -> str | None:
+        found = self._find(key)
+        if found is None:
+            return None
+        name, value = found
+        if value.kind is not ValueKind.STRING or value.count is not None or value.raw is None:
+            raise NotAModel(f"{name} is not a text, or has more than {gguf_container.MAX_KEPT_TEXT_BYTES} bytes")
+        try:
+            return value.raw.decode()
+        except UnicodeDecodeError:
+            raise NotAModel(f"{name} is not UTF-8") from None
+
+    def has_text(self, key: str) -> bool:
+        found = self._find(key)
+        return found is not None and found[1].kind is ValueKind.STRING and found[1].count is None and found[1].raw != b""
+
+    def number(self, key: str, *, least: int = 0, most: int = (1 << 32) - 1, kind: ValueKind = ValueKind.UINT32) -> int | None:
+        found = self._find(key)
+        if found is None:
+            return None
+        name, value = found
+        if value.kind is not kind or value.count is not None or value.raw is None:
+            raise NotAModel(f"{name} is not a number of the type {kind.name.lower()}")
+        return _within(name, int.from_bytes(value.raw, "little"), least, most)
+
+    def per_block(self, key: str, blocks: int | None, *, most: int = MAX_WIDTH) -> tuple[int, ...]:
+        """Read one number per block, or one for all; empty if the key is missing."""
+        found = self._find(key)
+        if found is None or blocks is None:
+            return ()
+        name, value = found
+        if value.count is None:
+            return (self.number(key, most=most) or 0,) * blocks
+        if value.count != blocks or value.kind not in (ValueKind.INT32, ValueKind.UINT32) or value.raw is None:
+            raise NotAModel(f"{name} is not an array of {blocks} 32-bit numbers, one per block")
+        numbers = (int.from_bytes(value.raw[at : at + 4], "little") for at in range(0, len(value.raw), 4))
+        return tuple(_within(name, number, 0, most) for number in numbers)
+
+    def array_length(self, key: str, kind: ValueKind) -> int | None:
+        found = self._find(key)
+        if found is None:
+            return None
+        name, value = found
+        if value.kind is not kind or value.count is None:
+            raise NotAModel(f"{name} is not an array of the type {kind.name.lower()}")
+        return value.count
+
+    def _find(self, key: str) -> tuple[str, Value] | None:
+        name = key if key.startswith(("general.", "tokenizer.", "split.")) else f"{self.architecture}.{key}"
+        value = self._values.get(name)
+        return None if value is None else (name, value)
+
+
+def _within(name: str, number: int, least: int, most: int) -> int:
+    if not least <= number <= most:
+        raise NotAModel(f"{name} is {number}, but must be from {least} to {most}")
+    return number
+
+
+def _split(facts: _Facts) -> tuple[int, int]:
+    count = facts.number("split.count", kind=ValueKind.UINT16) or 1
+    number = facts.number("split.no", kind=ValueKind.UINT16) or 0
+    return count, _within("split.no", number, 0, count - 1)
+
+
+def _pooling(facts: _Facts) -> PoolingKind | None:
+    number = facts.number("pooling_type", most=max(PoolingKind))
+    return None if number is None else PoolingKind(number)
+
+
+def _blocks(facts: _Facts) -> int | None:
+    blocks = facts.number("block_count", least=1, most=MAX_LAYERS)
+    if blocks is not None:
+        # llama.cpp asserts that layers which predict further tokens are among the blocks.
+        facts.number("nextn_predict_layers", most=blocks)
+    return blocks
+
+
+def _refuse_rope_scaling(facts: _Facts) -> None:
+    scaling = facts.text("rope.scaling.type")
+    if scaling is not None and scaling not in _ROPE_SCALINGS:
+        raise NotAModel(f"rope.scaling.type is {scaling[:64]!r}, but must be one of {', '.join(_ROPE_SCALINGS)}")
+
+
+def _refuse_experts(facts: _Facts) -> None:
+    experts = facts.number("expert_count", most=MAX_EXPERTS) or 0
+    used = max(facts.per_block("expert_used_count", _blocks(facts), most=MAX_EXPERTS), default=0)
+    groups = facts.number("expert_group_count", most=MAX_EXPERTS) or 0
+    groups_used = facts.number("expert_group_used_count", most=MAX_EXPERTS) or 0
+    if experts <= 1 and facts.architecture in _SINGLE_EXPERT_ALLOWED:
+        return
+    for wrong in _wrong_experts(experts, used, groups, groups_used):
+        raise NotAModel(f"its numbers of experts are inconsistent: {wrong}")
+
+
+def _wrong_experts(experts: int, used: int, groups: int, groups_used: int) -> Iterator[str]:
+    if used > experts or (experts and not used):
+        yield f"{used} of {experts} experts in use"
+    if groups and groups >= experts:
+        yield f"{groups} groups of {experts} experts"
+    if groups > 1 and (experts % groups or not 0 < groups_used < groups):
+        yield f"{groups_used} of {groups} groups of {experts} experts in use"

@@ -1,0 +1,118 @@
+"""Checks requests and turns them into jobs for a backend.  Pure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.inference.engine import sampling
+from services.inference.engine.sampling import Parameters
+from shared import errors
+from shared.api import embedding
+from shared.api.generation import ChatMessage, Sampling, ToolChoice
+from shared.types import ModelName
+
+ROLES = ("system", "user", "assistant", "tool")
+MAX_TOOLS = 128
+#: A mesh message has at most 1 MiB.
+MAX_PROMPT_CHARACTERS = 1024 * 1024
+MAX_MESSAGES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationJob:
+    model: ModelName
+    messages: tuple[ChatMessage, ...]
+    parameters: Parameters
+    #: The caller's own parameters, without our defaults.
+    requested: Sampling = field(default_factory=Sampling)
+    #: Prompts with the same salt may share their KV cache; empty shares with none.
+    salt: str = ""
+    #: Token ids that another worker already delivered.
+    delivered: tuple[int, ...] = ()
+    #: A checked GBNF grammar for the answer; empty for none.
+    grammar: str = ""
+    #: The request's id, the same on every worker.
+    request: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobOrigin:
+    """The fields that a request over the mesh has and one over HTTP lacks; `GenerationJob` explains them."""
+
+    request: str = ""
+    salt: str = ""
+    delivered: tuple[int, ...] = ()
+
+
+NO_ORIGIN = JobOrigin()
+
+
+def check_prompt(
+    model: ModelName,
+    prompt: str | tuple[ChatMessage, ...],
+    requested: Sampling,
+    *,
+    context_tokens: int | None,
+    draw_seed: Callable[[], int],
+    origin: JobOrigin = NO_ORIGIN,
+) -> GenerationJob:
+    """Raises BadRequest, which names the field. A plain prompt becomes a chat of one user message: `aicli infer "Say hello"`
+    asks for an answer, not for a continuation."""
+    messages = (ChatMessage("user", prompt),) if isinstance(prompt, str) else prompt
+    _check_messages(messages)
+    parameters = sampling.check(requested, context_tokens=context_tokens, draw_seed=draw_seed)
+    _check_together(requested, parameters, origin)
+    if requested.raw and len(messages) > 1:
+        raise errors.BadRequest("raw allows one message, and messages has more", hint="send prompt, not messages")
+    return GenerationJob(model, messages, parameters, requested, origin.salt, origin.delivered, request=origin.request)
+
+
+def _check_together(requested: Sampling, parameters: Parameters, origin: JobOrigin) -> None:
+    if requested.tools and requested.format is not None:
+        raise errors.BadRequest("format and tools exclude each other", hint="give one of them")
+    if len(requested.tools) > MAX_TOOLS:
+        raise errors.BadRequest(f"tools holds {len(requested.tools)} tools; at most {MAX_TOOLS} are allowed")
+    if requested.tool_choice is ToolChoice.REQUIRED and not requested.tools:
+        raise errors.BadRequest("tool_choice requires a call, but tools is empty")
+    if requested.raw and requested.tools:
+        raise errors.BadRequest("raw and tools exclude each other: tools are for chats", hint="give one of them")
+    if parameters.ignore_eos and (requested.format is not None or requested.tool_choice is ToolChoice.REQUIRED):
+        raise errors.BadRequest("ignore_eos and format exclude each other: a format has an end", hint="give one of them")
+    if origin.delivered and parameters.n > 1:
+        raise errors.BadRequest("delivered: only a single answer can be continued, and n asks for more")
+    if any(not 0 <= token <= sampling.MAX_TOKEN_ID for token in origin.delivered):
+        raise errors.BadRequest("delivered: a token id is out of range")
+
+
+def _check_messages(messages: tuple[ChatMessage, ...]) -> None:
+    if not any(message.content.strip() or message.tool_calls for message in messages):
+        raise errors.BadRequest("the prompt is empty", hint="send a prompt, or at least one message with content")
+    if len(messages) > MAX_MESSAGES:
+        raise errors.BadRequest(f"messages holds {len(messages)} messages; at most {MAX_MESSAGES} are allowed")
+    characters = sum(len(message.content) for message in messages)
+    if characters > MAX_PROMPT_CHARACTERS:
+        raise errors.BadRequest(f"the prompt has {characters} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
+    for position, message in enumerate(messages):
+        if message.role not in ROLES:
+            raise errors.BadRequest(f"messages[{position}].role must be one of {', '.join(ROLES)}, not {message.role[:40]!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingJob:
+    model: ModelName
+    inputs: tuple[str, ...]
+    dimensions: int | None = None
+
+
+def check_texts(model: ModelName, request: embedding.Embed) -> EmbeddingJob:
+    """Raises BadRequest, which names the field. The gateway checks the same, but a worker trusts no caller."""
+    if not 0 < len(request.inputs) <= embedding.MAX_INPUTS:
+        raise errors.BadRequest(f"input holds {len(request.inputs)} texts; 1 to {embedding.MAX_INPUTS} are allowed")
+    for number, text in enumerate(request.inputs):
+        if not text:
+            raise errors.BadRequest(f"input[{number}] is empty", hint="leave empty texts out")
+    size = sum(len(text.encode("utf-8", "replace")) for text in request.inputs)
+    if size > embedding.MAX_INPUT_BYTES:
+        raise errors.BadRequest(f"input has {size} bytes; at most {embedding.MAX_INPUT_BYTES} are allowed", hint="send fewer texts at once")
+    if request.dimensions is not None and not 0 < request.dimensions <= embedding.MAX_DIMENSIONS:
+        raise errors.BadRequest(f"dimensions must be from 1 to {embedding.MAX_DIMENSIONS}, not {request.dimensions}")
+    return EmbeddingJob(model, request.inputs, request.dimensions)

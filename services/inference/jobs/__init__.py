@@ -1,1 +1,0 @@
-"""Jobs that a worker runs, and the interface of the backends that run them."""

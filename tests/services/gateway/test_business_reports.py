@@ -1,0 +1,60 @@
+"""What a report may ask for, and what the job does with the days."""
+
+from datetime import date, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway import usage_reports
+from services.gateway.usage_reports import BusinessReports
+from services.gateway.usage_store import DaysStore
+from shared import errors
+from shared.api.business import MOST_DAYS, BusinessGrouping, GetBusinessReport
+
+SINCE = date(2026, 3, 1)
+
+
+@given(st.dates(date(1000, 1, 1), date(3000, 1, 1)), st.integers(-MOST_DAYS * 2, MOST_DAYS * 2))
+def test_a_report_covers_a_limited_number_of_days(since: date, days: int) -> None:
+    asked = GetBusinessReport(since, since + timedelta(days=days))
+    if 1 <= days <= MOST_DAYS:
+        usage_reports.check_period(asked)
+    else:
+        with pytest.raises(errors.BadRequest, match=r"days; the limit is 750|since must be before until"):
+            usage_reports.check_period(asked)
+
+
+@pytest.mark.parametrize("by", list(BusinessGrouping))
+def test_a_label_requires_grouping_by_label(by: BusinessGrouping) -> None:
+    asked = GetBusinessReport(SINCE, SINCE + timedelta(days=1), by, "region")
+    if by is BusinessGrouping.LABEL:
+        usage_reports.check_period(asked)
+    else:
+        with pytest.raises(errors.BadRequest, match="requires grouping by label"):
+            usage_reports.check_period(asked)
+
+
+class Days(DaysStore):
+    """With days to sum up; it writes down what it is asked to do."""
+
+    def __init__(self, *stale: date) -> None:
+        self.stale, self.done = list(stale), list[str]()
+
+    async def open_days(self) -> None:
+        self.done.append("open")
+
+    async def roll_one(self) -> date | None:
+        if not self.stale:
+            return None
+        self.done.append(f"roll {self.stale[0]}")
+        return self.stale.pop(0)
+
+    async def close_days(self, days: int) -> None:
+        self.done.append(f"close after {days} days")
+
+
+async def test_days_are_summed_up_before_their_rows_are_deleted() -> None:
+    days = Days(SINCE, SINCE + timedelta(days=1))
+    await BusinessReports(days, request_log_days=90).roll()
+    assert days.done == ["open", "roll 2026-03-01", "roll 2026-03-02", "close after 90 days"]

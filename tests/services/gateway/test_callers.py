@@ -1,0 +1,200 @@
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.callers import Callers
+from shared import errors
+from shared.api import auth
+from shared.identity import credentials
+from shared.types import Credential
+from tests.services.gateway.fakes import KEY, OWNER, PERSON, TOKEN, USER, FakeRpc
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def site(clock: Time | None = None, wall: Time | None = None) -> tuple[Callers, FakeRpc]:
+    rpc = FakeRpc()
+
+    async def validate(request: auth.ValidateApiKey) -> auth.Principal:
+        await asyncio.sleep(0)
+        return OWNER
+
+    async def identify(request: auth.Identify) -> auth.Principal:
+        return PERSON
+
+    rpc.answers |= {"auth.validateApiKey": validate, "auth.identify": identify}
+    return Callers(rpc, clock or Time(), wall or Time()), rpc
+
+
+def raising(error: errors.AimeshError) -> Callable[[object], Awaitable[object]]:
+    async def answer(_request: object) -> object:
+        raise error
+
+    return answer
+
+
+MALFORMED = [
+    None, "", "x", "aip_live_", KEY[:-1], KEY + "x", KEY + "\n", KEY[:-1] + ("0" if KEY[-1] != "0" else "1"), KEY.lower(),
+    "aip_join_" + KEY[9:],
+    "' OR 1=1 --", "a.b", "a.b.c.d", "a.b.c\n", "ä.ö.ü", "x" * 70_000, "a." + "b" * 5000 + ".c", "\x00",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("credential", MALFORMED, ids=lambda text: repr(text)[:30])
+async def test_a_malformed_credential_is_counted_without_asking_auth(credential: str | None) -> None:
+    refusals: list[str] = []
+    _, rpc = site()
+    callers = Callers(rpc, Time(), Time(), count_refusal=refusals.append)
+    with pytest.raises(
+        errors.NotAuthenticated,
+        match=r"no credential|the credential is neither an API key|this is not a valid API key: its checksum",
+    ):
+        await callers.identify(None if credential is None else Credential(credential))
+    assert not rpc.called
+    assert refusals == ["missing" if credential is None else "malformed"]
+
+
+@given(st.text(max_size=200))
+def test_random_text_is_refused_without_asking_auth(text: str) -> None:
+    if text.count(".") == 2:
+        return
+    callers, rpc = site()
+    with pytest.raises(errors.NotAuthenticated, match="the credential is neither an API key"):
+        asyncio.run(callers.identify(Credential(text)))
+    assert not rpc.called
+
+
+async def test_keys_and_tokens_go_to_their_own_methods() -> None:
+    callers, rpc = site()
+    assert await callers.identify(KEY) is OWNER
+    assert await callers.identify(TOKEN) is PERSON
+    assert rpc.called == ["auth.validateApiKey", "auth.identify"]
+
+
+async def test_concurrent_requests_of_one_caller_ask_auth_once() -> None:
+    callers, rpc = site()
+    await asyncio.gather(*(callers.identify(KEY) for _ in range(100)))
+    assert len(rpc.called) == 1
+
+
+async def test_refusals_are_not_cached() -> None:
+    callers, rpc = site()
+    rpc.answers["auth.validateApiKey"] = raising(errors.NotAuthenticated("revoked"))
+    for _ in range(2):
+        with pytest.raises(errors.NotAuthenticated, match="revoked"):
+            await callers.identify(KEY)
+    assert len(rpc.called) == 2
+
+
+async def test_without_auth_a_five_minute_old_answer_is_used() -> None:
+    clock = Time()
+    callers, rpc = site(clock)
+    await callers.identify(KEY)
+    rpc.answers["auth.validateApiKey"] = raising(errors.NotReachable("no auth"))
+    clock.now = 299
+    assert await callers.identify(KEY) is OWNER
+    clock.now = 300
+    with pytest.raises(errors.NotReachable, match="no auth"):
+        await callers.identify(KEY)
+
+
+async def test_an_auth_that_is_still_starting_is_unavailable() -> None:
+    """A caller's 404 would say that its path or its model is not there."""
+    callers, rpc = site(Time())
+    rpc.answers["auth.validateApiKey"] = raising(errors.UnknownMethod("auth.validateApiKey"))
+    with pytest.raises(errors.Unavailable, match="auth is still starting"):
+        await callers.identify(KEY)
+
+
+async def test_an_access_token_is_not_accepted_past_its_expiry() -> None:
+    clock, wall = Time(), Time()
+    wall.now = 9_999_999_998  # the token ends a second later
+    callers, rpc = site(clock, wall)
+    await callers.identify(TOKEN)
+    clock.now = 0.9
+    await callers.identify(TOKEN)
+    assert len(rpc.called) == 1
+    clock.now = 1.1
+    await callers.identify(TOKEN)
+    assert len(rpc.called) == 2
+
+
+async def test_a_user_change_takes_effect_immediately_and_a_broken_stream_is_reopened() -> None:
+    clock = Time()
+    callers, rpc = site(clock)
+    async with asyncio.TaskGroup() as tasks:
+        watch = tasks.create_task(callers.watch())
+        rpc.changes.put_nowait(auth.Change(1))
+        await _until(rpc.changes.empty)
+        await callers.identify(KEY)
+        clock.now = 50
+        await callers.identify(KEY)
+        assert len(rpc.called) == 1
+        rpc.changes.put_nowait(auth.Change(2, USER))
+        await _until(rpc.changes.empty)
+        await callers.identify(KEY)
+        assert len(rpc.called) == 2
+        rpc.changes.put_nowait(errors.LinkLost("auth died"))
+        await _until(rpc.changes.empty)
+        clock.now = 56  # more than 5 s later, without a stream
+        await callers.identify(KEY)
+        assert len(rpc.called) == 3
+        watch.cancel()
+
+
+async def test_a_revocation_during_a_call_to_auth_is_not_lost() -> None:
+    callers, rpc = site()
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def validate(request: auth.ValidateApiKey) -> auth.Principal:
+        asked.set()
+        await answer.wait()
+        return OWNER
+
+    rpc.answers["auth.validateApiKey"] = validate
+    async with asyncio.TaskGroup() as tasks:
+        watch = tasks.create_task(callers.watch())
+        rpc.changes.put_nowait(auth.Change(1))
+        await _until(rpc.changes.empty)
+        asking = tasks.create_task(callers.identify(KEY))
+        await asked.wait()
+        # Auth has read the key, and then it is revoked.
+        rpc.changes.put_nowait(auth.Change(2, USER))
+        await _until(rpc.changes.empty)
+        answer.set()
+        assert await asking is OWNER
+        rpc.answers["auth.validateApiKey"] = raising(errors.NotAuthenticated("revoked"))
+        with pytest.raises(errors.NotAuthenticated, match="revoked"):
+            await callers.identify(KEY)
+        watch.cancel()
+
+
+async def test_a_key_that_auth_refused_is_not_accepted_while_auth_is_down() -> None:
+    clock = Time()
+    callers, rpc = site(clock)
+    await callers.identify(KEY)
+    clock.now = 10
+    for error in (errors.NotAuthenticated("revoked"), errors.NotReachable("no auth")):
+        rpc.answers["auth.validateApiKey"] = raising(error)
+        with pytest.raises(type(error)):
+            await callers.identify(KEY)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def test_the_fakes_key_is_well_formed() -> None:
+    assert credentials.looks_like_api_key(KEY)

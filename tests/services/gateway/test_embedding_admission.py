@@ -1,0 +1,55 @@
+from typing import Any
+
+import pytest
+
+from services.gateway import prompt_admission
+from services.gateway.prompt_admission import BadField
+from shared import errors
+from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, EmbeddingRequest
+
+
+def admit(**fields: Any) -> prompt_admission.AdmittedTexts:
+    return prompt_admission.admit_texts(EmbeddingRequest(**{"inputs": ("a",), **fields}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"inputs": ("a",) * MAX_INPUTS}, id="as many texts as may be"),
+        pytest.param({"inputs": ("é" * (MAX_INPUT_BYTES // 2),)}, id="as many bytes as may be"),
+        pytest.param({"inputs": (" ",)}, id="a blank, of which the model says whether it is something"),
+        pytest.param({"dimensions": 1}, id="one dimension"),
+        pytest.param({"dimensions": MAX_DIMENSIONS}, id="the most dimensions"),
+    ],
+)
+def test_valid_requests_are_accepted(fields: dict[str, Any]) -> None:
+    assert admit(**fields).inputs == fields.get("inputs", ("a",))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        pytest.param({"inputs": ()}, "input", id="no text"),
+        pytest.param({"inputs": ("",)}, "input", id="an empty text alone"),
+        pytest.param({"inputs": ("a", "")}, "input[1]", id="an empty text among others"),
+        pytest.param({"inputs": ("a",) * (MAX_INPUTS + 1)}, "input", id="one text too many"),
+        pytest.param({"dimensions": 0}, "dimensions", id="no dimension"),
+        pytest.param({"dimensions": -1}, "dimensions", id="fewer than none"),
+        pytest.param({"dimensions": MAX_DIMENSIONS + 1}, "dimensions", id="too many dimensions"),
+        pytest.param({"model": ""}, "model", id="a model without a name"),
+        pytest.param({"model": "m" * 201}, "model", id="a model with a long name"),
+    ],
+)
+def test_a_refusal_names_the_field(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(BadField) as refused:
+        admit(**fields)
+    assert refused.value.field == field
+
+
+def test_one_byte_over_the_limit_is_too_large() -> None:
+    with pytest.raises(errors.TooLarge, match=f"{MAX_INPUT_BYTES + 1} bytes"):
+        admit(inputs=("a", "b" * MAX_INPUT_BYTES))
+
+
+def test_claimed_tokens_are_capped_by_the_bytes() -> None:
+    assert admit(inputs=("é", "ab")).most_prompt_tokens == 4 + 2 * 4

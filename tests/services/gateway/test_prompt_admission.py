@@ -1,0 +1,137 @@
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway import prompt_admission
+from shared import errors
+from shared.api.gateway import InferenceRequest
+from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Tool, ToolChoice
+from tests.cases import case
+
+
+def request(**fields: object) -> InferenceRequest:
+    return InferenceRequest(**{"prompt": "hi", **fields})  # type: ignore[arg-type]
+
+
+BAD_NUMBERS = [-3, -2.1, math.nan, math.inf, -math.inf, 2**63, 10**30, True, False, "1", [], {}]
+
+
+def test_a_number_out_of_range_or_of_the_wrong_type_is_refused_by_name() -> None:
+    for field, value in itertools.product(prompt_admission.RANGES, BAD_NUMBERS):
+        with case((field, value)):
+            with pytest.raises(prompt_admission.BadField, match=f"^{field} must be") as refused:
+                prompt_admission.admit(request(**{field: value}))
+            assert refused.value.field == field
+
+
+@pytest.mark.parametrize("field", prompt_admission.RANGES)
+def test_a_four_hundred_digit_number_is_refused_not_an_internal_error(field: str) -> None:
+    """math.isfinite raises OverflowError for it."""
+    with pytest.raises(prompt_admission.BadField, match=f"^{field} must be"):
+        prompt_admission.admit(request(**{field: 10**400}))
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("temperature", [0, 0.0, 1.5, 2], [2.0001]),
+        ("top_p", [0.0001, 1], [0, 1.01]),
+        ("top_k", [0, 1, 1000], [1001, 1.5]),
+        ("max_tokens", [1, 32768], [0, 32769, 2.5]),
+        ("seed", [0, 2**63 - 1], [2**63, 1.0]),
+        ("min_p", [0, 0.05, 1], [-0.01, 1.01]),
+        ("repeat_penalty", [0.1, 1, 2], [0, 2.1]),
+        ("frequency_penalty", [-2, 0, 2], [-2.1, 2.1]),
+        ("presence_penalty", [-2, 0, 2], [-2.1, 2.1]),
+        ("n", [1, 4], [0, 5, 1.0]),
+        ("top_logprobs", [0, 20], [-1, 21]),
+    ],
+)
+def test_ranges(field: str, good: list[float], bad: list[float]) -> None:
+    for value in good:
+        prompt_admission.admit(request(**{field: value}))
+    for value in bad:
+        with pytest.raises(prompt_admission.BadField):
+            prompt_admission.admit(request(**{field: value}))
+
+
+@given(st.floats() | st.integers(), st.sampled_from(sorted(prompt_admission.RANGES)))
+def test_nothing_outside_the_allow_list_is_admitted(value: float, field: str) -> None:
+    allowed = prompt_admission.RANGES[field]
+    try:
+        prompt_admission.admit(request(**{field: value}))
+    except prompt_admission.BadField:
+        return
+    assert allowed.low <= value <= allowed.high
+    assert not allowed.whole or isinstance(value, int)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        pytest.param({"prompt": None}, "prompt is missing", id="nothing to run"),
+        pytest.param({"prompt": ""}, "prompt is empty", id="empty"),
+        pytest.param({"prompt": " \n\t\u00a0"}, "prompt is empty", id="only white space"),
+        pytest.param({"messages": (ChatMessage("user", "x"),)}, "exclude each other", id="prompt and messages"),
+        pytest.param({"prompt": None, "messages": (ChatMessage("user", ""),)}, "have no text", id="messages without text"),
+        pytest.param({"prompt": None, "messages": (ChatMessage("judge", "x"),)}, r"messages\[0\].role must be one of", id="unknown role"),
+        pytest.param({"prompt": None, "messages": (ChatMessage("user", "x"),) * 1001}, "at most 1000", id="too many messages"),
+        pytest.param({"prompt": None, "messages": (ChatMessage("user", "x"),), "system": "y"}, "system requires prompt", id="system twice"),
+        pytest.param({"stop": ("a",) * 5}, "stop must have at most 4", id="too many stops"),
+        pytest.param({"stop": ("",)}, "stop must contain texts", id="empty stop"),
+        pytest.param({"stop": ("x" * 65,)}, "stop must contain texts", id="long stop"),
+        pytest.param({"model": ""}, "model must have", id="empty model"),
+        pytest.param({"model": "m" * 201}, "model must have", id="long model"),
+    ],
+)
+def test_refusals_name_the_field(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(errors.BadRequest, match=says):
+        prompt_admission.admit(request(**fields))
+
+
+def test_a_prompt_too_large_for_a_frame_is_refused() -> None:
+    prompt_admission.admit(request(prompt="x" * prompt_admission.MAX_PROMPT_BYTES))
+    with pytest.raises(errors.TooLarge, match="the prompt has"):
+        prompt_admission.admit(request(prompt="ä" * (prompt_admission.MAX_PROMPT_BYTES // 2 + 1)))
+
+
+def test_a_plain_prompt_becomes_a_chat() -> None:
+    admitted = prompt_admission.admit(request(system="Be brief."))
+    assert admitted.messages == (ChatMessage("system", "Be brief."), ChatMessage("user", "hi"))
+
+
+def tool(name: str = "look_up", **more: str) -> Tool:
+    return Tool(name, **more)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        pytest.param({"tools": tuple(tool(f"t{n}") for n in range(129))}, "tools", id="more tools than anybody has"),
+        pytest.param({"tools": (tool(), tool())}, "tools", id="two of one name"),
+        pytest.param({"tools": (tool("look up"),)}, "tools[0].function.name", id="a name with a space"),
+        pytest.param({"tools": (tool("é"),)}, "tools[0].function.name", id="a name that is not ASCII"),
+        pytest.param({"tools": (tool("t" * 65),)}, "tools[0].function.name", id="a long name"),
+        pytest.param({"tool_choice": ToolChoice.REQUIRED}, "tool_choice", id="a call of nothing"),
+        pytest.param({"tools": (tool(),), "format": OutputFormat(FormatKind.JSON)}, "response_format", id="tools and a format"),
+        pytest.param({"logit_bias": dict.fromkeys(range(301), 1.0)}, "logit_bias", id="a bias for too many tokens"),
+        pytest.param({"logit_bias": {-1: 1.0}}, "logit_bias", id="a negative token"),
+        pytest.param({"logit_bias": {2**31: 1.0}}, "logit_bias", id="a token of 32 bits"),
+        pytest.param({"logit_bias": {1: 100.5}}, "logit_bias", id="a bias beyond 100"),
+        pytest.param({"logit_bias": {1: math.nan}}, "logit_bias", id="a bias that is no number"),
+    ],
+)
+def test_invalid_tools_and_biases_are_refused(fields: dict[str, object], field: str) -> None:
+    with pytest.raises(prompt_admission.BadField) as refused:
+        prompt_admission.admit(request(**fields))
+    assert refused.value.field == field
+
+
+def test_tool_descriptions_count_as_prompt() -> None:
+    few, many = (prompt_admission.admit(request(tools=(tool(description="d" * length),))).most_prompt_tokens for length in (1, 1001))
+    assert many - few == 1000
+    with pytest.raises(errors.TooLarge, match="the prompt has"):
+        prompt_admission.admit(request(tools=(tool(parameters="x" * prompt_admission.MAX_PROMPT_BYTES),)))

@@ -1,0 +1,251 @@
+import random
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.gateway.failover import AnswerFailover, GivenUp, RetryOnWorker
+from services.gateway.relay import Relay
+from services.gateway.scheduling import worker_records
+from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.routing import WorkerRequirements
+from shared import errors
+from shared.api import inference
+from shared.api.generation import ChatMessage, Generation, Usage
+from shared.api.inference import PromptAccepted
+from shared.discovery.directory import WorkerLoad
+from shared.types import FinishReason, ModelName, NodeId, RequestId
+from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, node_id
+
+PROMPT = inference.ProcessPrompt((ChatMessage("user", "hi"),), inference.ModelConfig(model=ModelName("m")), RequestId(node_id))  # type: ignore[arg-type]
+
+WISH = WorkerRequirements(ModelName("m"), USER, USER, prompt_tokens=1, max_tokens=10)
+
+
+class Site:
+    def __init__(self, *workers: FakeWorker, **more: Any) -> None:
+        self.rpc, self.directory = FakeRpc(), FakeDirectory()
+        self.dispatch = Dispatch(self.directory, random.Random(5))
+        self.relay = Relay(self.rpc, self.dispatch, **more)
+        for number, worker in enumerate(workers):
+            self.rpc.workers[node_id(number)] = worker
+            # The first is the least loaded, so it is asked first.
+            self.directory.worker(number, "m", load=WorkerLoad(slots=8, running=number))
+
+    async def text(self) -> str:
+        """Its texts, and a point for its end."""
+        async with aclosing(self.relay.generate(PROMPT, WISH, seconds=10)) as answers:
+            said = [answer async for answer in answers]
+        return "".join("." if isinstance(answer, Generation) else answer.text for answer in said if not isinstance(answer, PromptAccepted))
+
+
+@pytest.mark.parametrize("error", [errors.LinkLost, errors.NotReachable, errors.Draining, errors.Overloaded, errors.ModelCrashed])
+async def test_another_worker_takes_over_before_the_first_token(error: type[errors.AimeshError]) -> None:
+    broken, good = FakeWorker(fails_with=error("x")), FakeWorker()
+    site = Site(broken, good)
+    assert await site.text() == "Hello world!."
+    assert (len(broken.asked), len(good.asked)) == (1, 1)
+    assert site.dispatch.in_flight == 0
+
+
+async def test_after_three_attempts_the_last_error_is_returned() -> None:
+    workers = [FakeWorker(fails_with=errors.Unavailable(f"{number}")) for number in range(5)]
+    site = Site(*workers)
+    with pytest.raises(errors.Unavailable):
+        await site.text()
+    assert sum(len(worker.asked) for worker in workers) == 3
+    assert max(len(worker.asked) for worker in workers) == 1
+
+
+async def test_a_request_that_crashed_two_engines_gets_no_third() -> None:
+    workers = [FakeWorker(fails_with=errors.ModelCrashed(f"{number}")) for number in range(5)]
+    with pytest.raises(errors.Poison, match="twice"):
+        await Site(*workers).text()
+    assert sum(len(worker.asked) for worker in workers) == 2
+
+
+async def test_another_worker_is_tried_if_one_fails_to_load_the_model() -> None:
+    class Loading(FakeWorker):
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+            yield inference.Chunk("", (), waiting="loading smollm2: 40 %")
+            raise errors.Unavailable("no memory")
+
+    cold, warm = Loading(), FakeWorker()
+    assert await Site(cold, warm).text() == "Hello world!."
+    assert (len(cold.asked), len(warm.asked)) == (1, 1)
+
+
+async def test_a_single_worker_is_not_retried() -> None:
+    alone = FakeWorker(fails_with=errors.Overloaded("full"))
+    with pytest.raises(errors.Overloaded, match="full"):
+        await Site(alone).text()
+    assert len(alone.asked) == 1
+
+
+async def test_without_a_digest_an_answer_is_not_resumed_after_the_first_token() -> None:
+    broken, other = FakeWorker(fails_with=errors.LinkLost("gone"), fails_after=1), FakeWorker()
+    with pytest.raises(errors.WorkerLost, match="gone"):
+        await Site(broken, other).text()
+    assert not other.asked
+
+
+@pytest.mark.parametrize("error", [errors.BadRequest, errors.DeadlineExceeded])
+async def test_errors_that_every_worker_would_return_are_not_retried(error: type[errors.AimeshError]) -> None:
+    workers = [FakeWorker(fails_with=error("x")), FakeWorker(fails_with=error("x"))]
+    with pytest.raises(error):
+        await Site(*workers).text()
+    assert sum(len(worker.asked) for worker in workers) == 1
+
+
+async def test_no_worker() -> None:
+    with pytest.raises(errors.NotReachable, match="no worker can run m now"):
+        await Site().text()
+
+
+async def test_closing_the_stream_early_cancels_the_work_on_the_worker() -> None:
+    worker = FakeWorker()
+    site = Site(worker)
+    async with aclosing(site.relay.generate(PROMPT, WISH, seconds=10)) as answers:
+        await anext(answers)
+        assert site.dispatch.in_flight == 1
+    assert worker.left_early == 1
+    assert site.dispatch.in_flight == 0
+
+
+# --- workers that are lost ------------------------------------------------------------------------------------------------
+
+
+class Dying(FakeWorker):
+    """The whole process ends, before it says a word or behind its first; the directory learns it with the link's end."""
+
+    def __init__(self, site_of: "list[Site]", number: int, *, after: int = 0) -> None:
+        super().__init__()
+        self._site_of, self._number, self._after = site_of, number, after
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        for position in range(self._after):
+            yield inference.Chunk("x", (position + 1,))
+        (site,) = self._site_of
+        site.directory.mark_gone(node_id(self._number), "the link ended")
+        raise errors.LinkLost("gone")
+
+
+def dying(count: int, **more: int) -> Site:
+    holder: list[Site] = []
+    holder.append(Site(*(Dying(holder, number, **more) for number in range(count))))
+    return holder[0]
+
+
+async def test_a_request_that_crashed_two_workers_gets_no_third() -> None:
+    site = dying(4)
+    with pytest.raises(errors.Poison, match="two workers were lost"):
+        await site.text()
+    assert sum(len(worker.asked) for worker in site.rpc.workers.values()) == 2
+    assert site.dispatch.in_flight == 0
+
+
+class Twin(FakeWorker):
+    """Another process uses its key: the announcements of both are heard in turn, and its links break."""
+
+    def __init__(self, site_of: "list[Site]", number: int) -> None:
+        super().__init__()
+        self._site_of, self._number = site_of, number
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        (site,) = self._site_of
+        entry = site.directory.find(node_id(self._number))
+        assert entry is not None
+        younger = msgspec.structs.replace(entry.announcement, started_at=entry.announcement.started_at + timedelta(seconds=1))
+        site.directory.apply_announcement(younger, "nats")
+        raise errors.LinkLost("two processes with one key have answered")
+        yield  # makes it a generator
+
+
+async def test_links_that_break_because_two_processes_share_a_key_are_never_poison() -> None:
+    holder: list[Site] = []
+    holder.append(Site(*(Twin(holder, number) for number in range(4))))
+    with pytest.raises(errors.PeerError) as told:
+        await holder[0].text()
+    assert told.value.status == 503
+
+
+async def test_two_lost_links_to_live_workers_are_not_poison() -> None:
+    workers = [FakeWorker(fails_with=errors.LinkLost(f"{number}")) for number in range(2)]
+    assert await Site(*workers, FakeWorker()).text() == "Hello world!."
+
+
+@pytest.mark.parametrize(
+    ("heard", "gone", "poison"),
+    [
+        pytest.param((True, True), 1, True, id="both had begun"),
+        pytest.param((False, False), 1, True, id="it ended both at once"),
+        pytest.param((False, True), 1, True, id="the first at once"),
+        pytest.param((True, False), 1, False, id="the second may have been away before it was asked, as a half that is cut off"),
+        pytest.param((True, True), 0, False, id="the first runs on: only its link was lost"),
+    ],
+)
+def test_which_lost_workers_make_a_request_poison(heard: tuple[bool, bool], gone: int, poison: bool) -> None:
+    state = AnswerFailover(PROMPT)
+    decisions = []
+    for number, was_heard in enumerate(heard):
+        state.record_attempt("d")
+        if was_heard:
+            state.record_response()
+        decisions.append(state.on_failure(node_id(number), errors.LinkLost("gone"), gone=gone * number))
+    assert decisions[0] == RetryOnWorker(is_resumption=False, is_free=False)
+    assert isinstance(decisions[1], GivenUp) == poison
+    if isinstance(decisions[1], GivenUp):
+        assert (decisions[1].error.code, decisions[1].error.status) == ("poison", 400)
+
+
+# --- workers that lie -----------------------------------------------------------------------------------------------------
+
+
+class MiscountingWorker(FakeWorker):
+    """Gives what it should, and claims something else."""
+
+    def __init__(self, claims: int, *, prompt: int = 7) -> None:
+        super().__init__(words=("x",) * 10)
+        self._usage = Usage(prompt, claims)
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        async for said in super().run(prompt):
+            yield Generation(FinishReason.STOP, self._usage) if isinstance(said, Generation) else said
+
+
+@pytest.mark.parametrize("claims", [12, 100, -1, 2**63])
+async def test_a_worker_with_wrong_token_counts_gets_no_fourth_request(claims: int) -> None:
+    liar, honest = MiscountingWorker(claims), FakeWorker()
+    flagged: list[NodeId] = []
+    site = Site(liar, honest, flag=flagged.append)
+    for _ in range(10):
+        await site.text()
+    assert (len(liar.asked), flagged) == (worker_records.STRIKES, [node_id(0)] * worker_records.STRIKES)
+    assert len(honest.asked) == 7
+
+
+@pytest.mark.parametrize("prompt", [-5, 2**63])
+async def test_a_worker_with_an_impossible_prompt_count_is_flagged(prompt: int) -> None:
+    site = Site(MiscountingWorker(10, prompt=prompt), FakeWorker())
+    for _ in range(5):
+        await site.text()
+    assert len(site.rpc.workers[node_id(0)].asked) == worker_records.STRIKES
+
+
+async def test_the_quarantine_of_the_last_worker_is_named_in_the_error() -> None:
+    site = Site(MiscountingWorker(100))
+    for _ in range(worker_records.STRIKES):
+        assert await site.text() == "x" * 10 + "."
+    with pytest.raises(errors.NotReachable, match="in quarantine"):
+        await site.text()
+
+
+async def test_a_worker_with_correct_counts_is_never_flagged() -> None:
+    flagged: list[NodeId] = []
+    site = Site(FakeWorker(), flag=flagged.append)
+    for _ in range(20):
+        await site.text()
+    assert not flagged

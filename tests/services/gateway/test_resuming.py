@@ -1,0 +1,342 @@
+"""An answer that its worker leaves in the middle: on workers that fail where a test says, over the real relay."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.failover import RESUME_WAIT_SECONDS, WINDOW_SECONDS, AnswerFailover, GivenUp, RetryPause
+from services.gateway.relay import Relay
+from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.routing import WorkerRequirements
+from shared import errors
+from shared.api import inference
+from shared.api.generation import Generation, Usage
+from shared.api.inference import Chunk, PromptAccepted
+from shared.context import new_request_id
+from shared.discovery.directory import Announcement, ModelOffer, WorkerLoad
+from shared.types import FinishReason, ModelName
+from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, announcement, node_id
+
+MODEL = ModelName("m")
+DIGEST = "d" * 64
+WORDS = tuple(f" w{number}" for number in range(8))
+#: A worker that was cut off before it could say that this was all.
+BEFORE_THE_END = len(WORDS)
+
+
+@dataclass
+class Teller(FakeWorker):
+    """Says WORDS, one token each, behind those that were delivered; fails before the tokens that ``falls`` names, each once.
+
+    Text lags: a word is shown with the next one, as half a character or the beginning of a stop sequence would be."""
+
+    falls: list[tuple[int, errors.AimeshError]] = field(default_factory=list)
+    is_opaque: bool = False
+    hangs: bool = False
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[Chunk | Generation]:
+        held = WORDS[len(prompt.delivered) - 1] if prompt.delivered else ""
+        for position in range(len(prompt.delivered), len(WORDS)):
+            self._fall(position)
+            last = position == len(WORDS) - 1
+            text, held = held + (WORDS[position] if last else ""), WORDS[position]
+            finish = FinishReason.LENGTH if last else None
+            yield Chunk(text, () if self.is_opaque else (position + 1,), finish=finish)
+        self._fall(BEFORE_THE_END)
+        yield Generation(FinishReason.LENGTH, Usage(self.prompt_tokens, len(WORDS) - len(prompt.delivered), 2))
+
+    def _fall(self, position: int) -> None:
+        if self.falls and self.falls[0][0] == position:
+            raise self.falls.pop(0)[1]
+
+
+class Site:
+    def __init__(self, *workers: FakeWorker, digests: Sequence[str] = (), **more: Any) -> None:
+        self.rpc, self.directory = FakeRpc(), FakeDirectory()
+        self.counted: Counter[tuple[str, str]] = Counter()
+        self.workers = workers
+        dispatch = Dispatch(self.directory, random.Random(5))
+        self.relay = Relay(self.rpc, dispatch, draw=lambda: 0.0, count=self._count, **more)
+        for number, worker in enumerate(workers):
+            self.rpc.workers[node_id(number)] = worker
+            self.directory.apply_announcement(self._announcement(number, digests[number] if digests else DIGEST), "nats")
+
+    @staticmethod
+    def _announcement(number: int, digest: str) -> Announcement:
+        # The first is the least loaded, so it is asked first.
+        return replace_models(announcement(number, load=WorkerLoad(slots=100, running=number)), digest)
+
+    def _count(self, kind: str, outcome: str) -> None:
+        self.counted[kind, outcome] += 1
+
+    async def collect(
+        self, prompt: inference.ProcessPrompt | None = None, *, seconds: float = 30
+    ) -> tuple[list[PromptAccepted], str, list[int], Generation | None]:
+        """Raises what the relay raises, with what had come in ``received``."""
+        self.received: list[Any] = []
+        requirements = WorkerRequirements(MODEL, USER, USER, prompt_tokens=1, max_tokens=10)
+        async with aclosing(self.relay.generate(prompt or make_prompt(), requirements, seconds=seconds)) as answers:
+            async for item in answers:
+                self.received.append(item)
+        chunks = [one for one in self.received if isinstance(one, Chunk)]
+        end = self.received[-1]
+        return (
+            [one for one in self.received if isinstance(one, PromptAccepted)],
+            "".join(chunk.text for chunk in chunks),
+            [token for chunk in chunks for token in chunk.token_ids],
+            end if isinstance(end, Generation) else None,
+        )
+
+
+def replace_models(item: Announcement, digest: str) -> Announcement:
+    return Announcement(item.role, item.node, item.version, item.started_at, (ModelOffer(MODEL, 2048, digest),), item.load)
+
+
+def make_prompt(**config: Any) -> inference.ProcessPrompt:
+    return inference.ProcessPrompt("hi", inference.ModelConfig(model=MODEL, seed=5, **config), new_request_id())
+
+
+def lost(position: int, kind: type[errors.AimeshError] = errors.LinkLost) -> tuple[int, errors.AimeshError]:
+    return position, kind("gone")
+
+
+WHOLE = ([PromptAccepted(7)], "".join(WORDS), list(range(1, 9)))
+
+
+@pytest.mark.parametrize("position", range(1, BEFORE_THE_END))
+@pytest.mark.parametrize("kind", [errors.LinkLost, errors.ModelCrashed, errors.Draining, errors.Unavailable, errors.ProtocolViolation])
+async def test_another_worker_resumes_after_the_last_token(position: int, kind: type[errors.AimeshError]) -> None:
+    first, second = Teller(falls=[lost(position, kind)]), Teller(prompt_tokens=9)
+    site = Site(first, second)
+    accepted, text, tokens, end = await site.collect()
+    assert (accepted, text, tokens) == WHOLE
+    # The prompt is counted as the worker counted it that began, and every token once.
+    assert end == Generation(FinishReason.LENGTH, Usage(7, len(WORDS), 2))
+    assert second.asked[0].delivered == tuple(range(1, position + 1))
+    assert second.asked[0].model_config.seed == first.asked[0].model_config.seed
+    assert site.counted == {("resumption", "answered"): 1}
+
+
+async def test_losing_a_worker_after_the_last_token_needs_no_resumption() -> None:
+    second = Teller()
+    site = Site(Teller(falls=[lost(BEFORE_THE_END)]), second)
+    assert await site.collect() == (*WHOLE, Generation(FinishReason.LENGTH, Usage(7, len(WORDS))))
+    assert not second.asked
+
+
+async def test_an_answer_is_resumed_at_most_twice() -> None:
+    # Whoever is asked, falls.
+    falls = [lost(2), lost(4)]
+    site = Site(*(Teller(falls=falls) for _ in range(4)))
+    assert (await site.collect())[:3] == WHOLE
+    falls = [lost(2), lost(4), lost(6)]
+    site = Site(*(Teller(falls=falls) for _ in range(4)))
+    with pytest.raises(errors.WorkerLost, match="the worker was lost during its answer, and no other worker could resume it: gone"):
+        await site.collect()
+    assert site.counted == {("resumption", "failed"): 2}
+    # What had come is whole as far as it goes.
+    assert [token for one in site.received if isinstance(one, Chunk) for token in one.token_ids] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_restarted_worker_resumes_its_own_answer() -> None:
+    site = Site(Teller(falls=[lost(3), lost(3, errors.Unavailable), lost(3, errors.Unavailable), lost(3, errors.NotReachable)]))
+    assert (await site.collect())[:3] == WHOLE
+    assert len(site.workers[0].asked) == 5
+
+
+@pytest.mark.parametrize("kind", [errors.LinkLost, errors.Draining, errors.NotReachable])
+async def test_the_only_worker_is_retried_if_it_may_be_back_soon(kind: type[errors.AimeshError]) -> None:
+    site = Site(Teller(falls=[lost(0, kind)]))
+    assert (await site.collect())[1:3] == WHOLE[1:]
+    assert site.counted == {("retry", "answered"): 1}
+
+
+async def test_pauses_grow_with_jitter() -> None:
+    state = AnswerFailover(make_prompt())
+    state.record_attempt(DIGEST)
+    state.record_item(Chunk("a", (1,)))
+    state.on_failure(node_id(1), errors.LinkLost("gone"))
+    no_worker = errors.NotReachable("nobody")
+    assert [state.on_no_worker(no_worker, 0.0, lambda: 1.0) for _ in range(6)] == [
+        RetryPause(each) for each in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0)
+    ]
+    assert state.on_no_worker(no_worker, 1.0, lambda: 0.25) == RetryPause(0.25)
+    assert isinstance(state.on_no_worker(no_worker, RESUME_WAIT_SECONDS, lambda: 1.0), GivenUp)
+
+
+async def test_waiting_for_a_worker_ends() -> None:
+    ticks = iter(range(10_000))
+    site = Site(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
+    with pytest.raises(errors.WorkerLost, match="gone"):
+        await site.collect()
+    assert len(site.workers[0].asked) < 30
+
+
+async def test_waiting_for_a_worker_ends_at_the_deadline() -> None:
+    ticks = iter(range(10_000))
+    site = Site(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
+    with pytest.raises(errors.DeadlineExceeded, match="could resume the answer in time"):
+        await site.collect(seconds=RESUME_WAIT_SECONDS / 2)
+
+
+async def test_a_worker_with_another_model_file_does_not_resume() -> None:
+    first, other = Teller(falls=[lost(3), lost(3, errors.NotReachable)]), Teller()
+    site = Site(first, other, digests=[DIGEST, "e" * 64])
+    assert (await site.collect())[:3] == WHOLE
+    # The first was waited for.
+    assert (len(first.asked), len(other.asked)) == (3, 0)
+
+
+async def test_a_request_that_crashes_two_engines_while_resuming_is_poison() -> None:
+    falls = [lost(2, errors.ModelCrashed), lost(3, errors.ModelCrashed)]
+    site = Site(*(Teller(falls=falls) for _ in range(3)))
+    with pytest.raises(errors.Poison, match="twice"):
+        await site.collect()
+    assert sum(len(worker.asked) for worker in site.workers) == 2
+
+
+async def test_an_exhausted_retry_budget_returns_the_error() -> None:
+    site = Site(*(Teller(falls=[lost(0)] * 200) for _ in range(2)))
+    outcomes = []
+    for _ in range(80):
+        with pytest.raises(errors.LinkLost, match="gone"):
+            await site.collect()
+        outcomes.append(sum(len(worker.asked) for worker in site.workers))
+    # Ten a second over the window, and a fifth of the requests.
+    assert outcomes[-1] - 80 <= 100 + 80 * 0.2
+    assert site.counted["retry", "over_budget"] > 0
+
+
+async def test_ended_requests_count_for_retries_only_within_the_window() -> None:
+    now = 0.0
+    tellers = [Teller(), Teller()]
+    site = Site(*tellers, clock=lambda: now)
+    for _ in range(500):
+        await site.collect()
+    now = 2 * WINDOW_SECONDS
+    for teller in tellers:
+        teller.falls, teller.asked = [lost(0)] * 400, []
+    for _ in range(150):
+        with pytest.raises(errors.LinkLost, match="gone"):
+            await site.collect()
+    assert sum(len(teller.asked) for teller in tellers) - 150 <= 100 + 150 * 0.2
+
+
+async def test_a_worker_that_cannot_resume_is_not_reported_as_a_bad_request() -> None:
+    falls = [lost(2), lost(2, errors.BadRequest)]
+    site = Site(*(Teller(falls=falls) for _ in range(3)))
+    assert (await site.collect())[:3] == WHOLE
+    assert sum(len(worker.asked) for worker in site.workers) == 3
+
+
+@pytest.mark.parametrize("opaque", [True, False], ids=["a backend without token ids", "several answers"])
+async def test_an_answer_that_cannot_be_resumed_ends_with_one_clear_error(*, opaque: bool) -> None:
+    second = Teller()
+    site = Site(Teller(falls=[lost(3)], is_opaque=opaque), second)
+    with pytest.raises(errors.WorkerLost) as caught:
+        await site.collect(None if opaque else make_prompt(n=2))
+    problem = caught.value.to_problem()
+    assert (problem.code, problem.retryable, caught.value.status) == ("worker_lost", True, 503)
+    assert not second.asked
+
+
+async def test_a_stalled_worker_is_replaced() -> None:
+    second = Teller()
+    site = Site(FakeWorker(words=WORDS, hangs_after=3), second, stall_seconds=0.02)
+    _, text, tokens, _ = await site.collect()
+    assert tokens == WHOLE[2]
+    assert second.asked[0].delivered == (1, 2, 3)
+    assert site.workers[0].left_early == 1
+    assert text  # FakeWorker's words do not lag, so a piece is said twice; the tokens tell
+
+
+async def test_a_caller_that_disconnects_during_a_stall_is_only_canceled() -> None:
+    worker = FakeWorker(words=WORDS, hangs_after=3)
+    site = Site(worker, Teller(), stall_seconds=30)
+    task = asyncio.create_task(site.collect())
+    await worker.said.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert worker.left_early == 1
+    assert not site.workers[1].asked
+
+
+ILLEGAL = [
+    pytest.param([Chunk("a", (1,), finish=FinishReason.STOP), Chunk("b", (2,))], id="goes on behind its end"),
+    pytest.param([Chunk("a", (1,), answer=1)], id="an answer that nobody asked for"),
+    pytest.param([Chunk("a", (1,), answer=-1)], id="an answer below the first"),
+    pytest.param([Chunk("a", (-1,))], id="a token below the first"),
+    pytest.param([Chunk("a", (2**63,))], id="a token far beyond the last"),
+    pytest.param([Chunk("a" * 65_537, (1,))], id="a chunk of more than 64 KiB"),
+    pytest.param([Chunk("a", (1,) * 9)], id="more tokens than were asked for"),
+    pytest.param([Chunk("a" * 60_000, (1,)), Chunk("b" * 60_000, (1,))], id="more text than there are tokens for"),
+]
+
+
+@pytest.mark.parametrize("chunks", ILLEGAL)
+async def test_invalid_chunks_never_reach_the_caller(chunks: list[Chunk]) -> None:
+    class MiscountingWorker(FakeWorker):
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[Chunk | Generation]:
+            for chunk in chunks:
+                yield chunk
+            yield Generation(FinishReason.STOP, Usage(7, 2))
+
+    site = Site(MiscountingWorker())
+    with pytest.raises((errors.ProtocolViolation, errors.WorkerLost)):
+        _, text, *_ = await site.collect(make_prompt(max_tokens=8))
+        # Complete before it went on: what came then is left out.
+        assert text == "a"
+        raise errors.ProtocolViolation("was cut off")
+    assert chunks[-1] not in site.received
+
+
+FAILURES = st.sampled_from(
+    [
+        errors.LinkLost,
+        errors.ModelCrashed,
+        errors.Unavailable,
+        errors.Draining,
+        errors.Overloaded,
+        errors.BadRequest,
+        errors.ProtocolViolation,
+    ]
+)
+FALLS = st.lists(st.tuples(st.integers(0, BEFORE_THE_END), FAILURES), max_size=3)
+
+
+@given(falls=st.lists(FALLS, min_size=1, max_size=4))
+def test_whatever_fails_the_caller_gets_the_whole_answer_or_its_start_and_one_error(
+    falls: list[list[tuple[int, type[errors.AimeshError]]]],
+) -> None:
+    async def run() -> None:
+        ticks = iter(range(10_000))
+        site = Site(*(Teller(falls=[lost(*one) for one in mine]) for mine in falls), clock=lambda: float(next(ticks)))
+        error, end = None, None
+        try:
+            *_, end = await site.collect(make_prompt(max_tokens=len(WORDS)))
+        except errors.AimeshError as raised:
+            error = raised
+        item = [one for one in site.received if isinstance(one, Chunk)]
+        text, tokens = "".join(chunk.text for chunk in item), [token for chunk in item for token in chunk.token_ids]
+        assert "".join(WORDS).startswith(text)
+        assert tokens == list(range(1, len(tokens) + 1))
+        if error is None:
+            assert (text, len(tokens)) == ("".join(WORDS), len(WORDS))
+            assert end is not None
+            assert (end.usage.prompt_tokens, end.usage.completion_tokens) == (7, len(WORDS))
+        elif tokens:
+            assert isinstance(error, errors.WorkerLost | errors.Poison)
+        # Work is given to three at most.
+        gave = [prompt for worker in site.workers for prompt in worker.asked]
+        assert len({prompt.delivered for prompt in gave}) <= 3
+
+    asyncio.run(run())

@@ -1,0 +1,50 @@
+from typing import Any
+
+import pytest
+
+from services.inference import jobs
+from services.inference.jobs import EmbeddingJob
+from shared import errors
+from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, Embed
+from shared.context import new_request_id
+from shared.types import ModelName
+
+MODEL = ModelName("smollm2")
+
+
+def check(**fields: Any) -> EmbeddingJob:
+    values = {"model": ModelName("an alias"), "inputs": ("a",), "request_id": new_request_id(), **fields}
+    return jobs.check_texts(MODEL, Embed(**values))
+
+
+def test_job_has_the_backends_model_name() -> None:
+    assert check(inputs=("a", "b"), dimensions=3) == EmbeddingJob(MODEL, ("a", "b"), 3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"inputs": ("a",) * MAX_INPUTS}, id="as many texts as may be"),
+        pytest.param({"inputs": ("é" * (MAX_INPUT_BYTES // 2),)}, id="as many bytes as may be"),
+        pytest.param({"dimensions": MAX_DIMENSIONS}, id="the most dimensions"),
+    ],
+)
+def test_accepted(fields: dict[str, Any]) -> None:
+    assert check(**fields).inputs == fields.get("inputs", ("a",))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        pytest.param({"inputs": ()}, "input holds 0 texts", id="no text"),
+        pytest.param({"inputs": ("a",) * (MAX_INPUTS + 1)}, "input holds 257 texts; 1 to 256", id="one text too many"),
+        pytest.param({"inputs": ("a", "")}, r"input\[1\] is empty", id="an empty text"),
+        pytest.param({"inputs": ("a", "b" * MAX_INPUT_BYTES)}, f"input has {MAX_INPUT_BYTES + 1} bytes", id="one byte too many"),
+        pytest.param({"dimensions": 0}, "dimensions must be from 1", id="no dimension"),
+        pytest.param({"dimensions": -(10**15)}, "dimensions must be from 1", id="far fewer than none"),
+        pytest.param({"dimensions": MAX_DIMENSIONS + 1}, f"to {MAX_DIMENSIONS}", id="too many dimensions"),
+    ],
+)
+def test_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.BadRequest, match=message):
+        check(**fields)

@@ -1,0 +1,62 @@
+import pytest
+
+from services.inference import engine_speed as measured
+from services.inference.engine import engine_messages
+from services.inference.engine_speed import WINDOW_SECONDS, EngineSpeed, StepMeter
+
+
+def step(seconds: float, decode_seconds: float, answering: int = 1) -> engine_messages.StepReport:
+    return engine_messages.StepReport((), seconds, decode_seconds, answering, 0)
+
+
+def test_speed_without_steps_is_zero() -> None:
+    assert StepMeter().figures(100.0) == EngineSpeed()
+
+
+def test_time_outside_of_decoding_is_overhead() -> None:
+    meter = StepMeter()
+    meter.record(step(0.1, 0.09, 4), 0.0)
+    meter.record(step(0.3, 0.29, 8), 0.5)
+    figures = meter.figures(1.0)
+    assert figures.steps == 2
+    assert figures.overhead == pytest.approx(0.05)
+    assert figures.step_seconds == pytest.approx(0.2)
+    assert figures.tokens_per_second == pytest.approx(30.0)
+
+
+def test_old_steps_do_not_count() -> None:
+    meter = StepMeter()
+    meter.record(step(0.1, 0.0), 0.0)
+    meter.record(step(0.1, 0.1), WINDOW_SECONDS)
+    assert meter.figures(WINDOW_SECONDS) == EngineSpeed(steps=1, overhead=0.0, step_seconds=0.1, tokens_per_second=10.0)
+    assert meter.figures(3 * WINDOW_SECONDS) == EngineSpeed()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "decode_seconds", "overhead"),
+    [
+        pytest.param(0.1, 0.2, 0.0, id="clocks that disagree are no negative overhead"),
+        pytest.param(0.1, -1.0, 1.0, id="nor more than all"),
+        pytest.param(0.0, 0.0, 0.0, id="a step of no time has none"),
+    ],
+)
+def test_overhead_is_a_share(seconds: float, decode_seconds: float, overhead: float) -> None:
+    meter = StepMeter()
+    meter.record(step(seconds, decode_seconds), 0.0)
+    assert meter.figures(0.0).overhead == overhead
+
+
+def test_fast_engine_is_measured_over_the_window_only() -> None:
+    meter = StepMeter()
+    for number in range(20_000):
+        meter.record(step(0.001, 0.001), number / 1000)
+    assert meter.figures(20.0).steps == pytest.approx(10_000, rel=0.11)
+
+
+def test_speeds_of_replicas_are_added() -> None:
+    busy = EngineSpeed(steps=30, overhead=0.1, step_seconds=0.1, tokens_per_second=80.0)
+    slow = EngineSpeed(steps=10, overhead=0.5, step_seconds=0.1, tokens_per_second=20.0)
+    both = measured.together([busy, slow, EngineSpeed()])
+    assert both.steps == 40
+    assert (both.overhead, both.step_seconds, both.tokens_per_second) == pytest.approx((0.2, 0.1, 100.0))
+    assert measured.together([EngineSpeed(), EngineSpeed()]) == EngineSpeed()
