@@ -1,4 +1,4 @@
-"""What every command takes from outside: the environment, the current folder, and the connection to the mesh."""
+"""What every command depends on: the environment, the current folder, and the connection to the mesh."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class CliContext:
-    """The object of click's context; tests replace it."""
+    """The object in click's context; tests replace it."""
 
     environment: Mapping[str, str]
     folder: Path
@@ -37,7 +37,7 @@ class CliContext:
         return found
 
     def run(self, work: "Callable[[CliConnection], Awaitable[T]]", *, key_needed: bool = True) -> T:
-        """Open the mesh, do ``work`` and close it. Ctrl-C raises KeyboardInterrupt after an orderly close."""
+        """Connect to the mesh, run ``work``, and disconnect. Ctrl-C raises KeyboardInterrupt after a clean disconnect."""
         from cli import interrupts
 
         chosen = self.profile(key_needed=key_needed)

@@ -115,7 +115,7 @@ async def open_(profile: Profile) -> AsyncIterator[CliConnection]:
             if profile.nats_url is None:
                 raise
             # The message is written for services, which read NATS_URL. Users have a profile and a stack instead. If a server answered and
-            # refused, its own reason and hint are right.
-            hint = "start the stack with `make up`; `aicli doctor` says more" if error.retry_after_seconds is not None else error.hint
+            # refused, keep its own reason and hint.
+            hint = "start the stack with `make up`; see `aicli doctor` for details" if error.retry_after_seconds is not None else error.hint
             raise errors.Unavailable(error.message, hint=hint, retry_after_seconds=error.retry_after_seconds) from error
         yield MeshConnection(client, profile)

@@ -132,7 +132,7 @@ def _failed(error: Exception, as_json: bool) -> ExitCode:
 
 
 def _as_known(error: Exception) -> "AimeshError":
-    """Return an error of ours unchanged, of a group the first of ours; anything else is a bug of aicli or a problem of the machine."""
+    """Return an AimeshError unchanged, and the first one of a group. Anything else is a bug of aicli or a problem of the machine."""
 
     if isinstance(error, errors.AimeshError):
         return error

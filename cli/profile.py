@@ -1,8 +1,8 @@
 """Find, read and write profiles: TOML files that name the mesh, the node and the API key to use.
 
-The first of these applies: AICLI_PROFILE, AIMESH_HOME, the stack of the checkout that the command runs in, the user's default profile.
-AICLI_API_KEY replaces the profile's key. A place that is named explicitly and has no profile is an error and never skipped: the command
-would use another mesh than intended.
+The first of these that is set applies: AICLI_PROFILE, AIMESH_HOME, the stack of the checkout that the command runs in, the user's default
+profile. AICLI_API_KEY replaces the profile's key. If an explicitly named place has no profile, that is an error: the command would
+otherwise use another mesh than intended.
 """
 
 import os

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey
 
     #: The value of an option.
-    Wish = int | str | bool | tuple[str, ...] | None
+    OptionValue = int | str | bool | tuple[str, ...] | None
 
 #: The range of auth's columns.
 _LIMIT = click.IntRange(1, 2**31 - 1)
@@ -58,7 +58,7 @@ def keys() -> None:
 @click.option("--days", type=click.IntRange(0, 3650), help="Lifetime in days; 0 means no expiry. Default: 90, or 30 for a test key.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"key": …, "id": …, "name": …}.')
 @click.pass_obj
-def create(here: CliContext, /, name: str, *, as_json: bool, **wishes: "Wish") -> None:
+def create(here: CliContext, /, name: str, *, as_json: bool, **options: "OptionValue") -> None:
     """Create a key called NAME and print it. It is shown only once.
 
     By default, a key can use models and read usage; change this with --scope or --all-rights. A live key never has admin rights. Limits
@@ -66,7 +66,7 @@ def create(here: CliContext, /, name: str, *, as_json: bool, **wishes: "Wish") -
     """
     from shared.api import auth
 
-    made = here.call(auth.generate_api_key, _request(name, wishes))
+    made = here.call(auth.generate_api_key, _request(name, options))
     if as_json:
         printing.show_json({"key": made.api_key, "id": str(made.key.id), "name": made.key.name})
         return
@@ -75,7 +75,7 @@ def create(here: CliContext, /, name: str, *, as_json: bool, **wishes: "Wish") -
     printing.note(_expiry(made.key))
 
 
-def _request(name: str, wishes: "dict[str, Wish]") -> "GenerateApiKey":
+def _request(name: str, options: "dict[str, OptionValue]") -> "GenerateApiKey":
     from typing import Any, cast
 
     import msgspec
@@ -83,12 +83,12 @@ def _request(name: str, wishes: "dict[str, Wish]") -> "GenerateApiKey":
     from shared.api import auth
     from shared.types import ModelName
 
-    each = cast("dict[str, Any]", wishes)
-    kind = auth.KeyKind(each.pop("kind"))
-    models = tuple(ModelName(model) for model in each.pop("models"))
-    bounds = auth.KeyBounds(each.pop("scopes"), models, each.pop("networks"))
-    days, all_rights = each.pop("days"), each.pop("all_rights")
-    limits = msgspec.structs.replace(auth.ApiKeyLimits(), **each)
+    values = cast("dict[str, Any]", options)
+    kind = auth.KeyKind(values.pop("kind"))
+    models = tuple(ModelName(model) for model in values.pop("models"))
+    bounds = auth.KeyBounds(values.pop("scopes"), models, values.pop("networks"))
+    days, all_rights = values.pop("days"), values.pop("all_rights")
+    limits = msgspec.structs.replace(auth.ApiKeyLimits(), **values)
     return auth.GenerateApiKey(name=name, limits=limits, kind=kind, bounds=bounds, days=days, all_rights=all_rights)
 
 
@@ -145,7 +145,7 @@ def scan(here: CliContext, /, places: tuple[Path, ...], *, revokes: bool, as_jso
     from cli.account import leaked_keys
 
     found = [leak for place in places or (Path(),) for leak in leaked_keys.find(place)]
-    ended = {leak.secret: _revoke_by_itself(here, leak.secret) for leak in found if revokes and leak.is_key}
+    ended = {leak.secret: _revoke_with_own_secret(here, leak.secret) for leak in found if revokes and leak.is_key}
     if as_json:
         rows: list[Json] = [
             {"path": str(leak.path), "line": leak.line, "kind": leak.kind, "key": leak.preview, "now": ended.get(leak.secret, "")}
@@ -165,7 +165,7 @@ def scan(here: CliContext, /, places: tuple[Path, ...], *, revokes: bool, as_jso
     sys.exit(1 if found else 0)
 
 
-def _revoke_by_itself(here: CliContext, secret: str) -> str:
+def _revoke_with_own_secret(here: CliContext, secret: str) -> str:
     """Return what to print about a leaked key after trying to revoke it."""
     from cli.account import login
     from shared.types import Credential
@@ -216,15 +216,15 @@ def revoke(here: CliContext, /, key: str, *, with_made: bool, as_json: bool) -> 
     """Revoke a key by name or ID. It stops working immediately and cannot be restored."""
     from shared.api import auth
 
-    gone = here.call(auth.revoke_api_key, auth.RevokeApiKey(_no_secret(key), with_made))
+    revoked = here.call(auth.revoke_api_key, auth.RevokeApiKey(_no_secret(key), with_made))
     if as_json:
-        printing.show_json(printing.plain(gone))
+        printing.show_json(printing.plain(revoked))
         return
     also = " and all keys it created" if with_made else ""
-    click.echo(f"Revoked {printing.printable(gone.name)} ({printing.printable(gone.preview)}){also}.")
-    if not with_made and (left := _made_by(here, gone)):
-        names = ", ".join(printing.printable(each.name) for each in left)
-        printing.note(f"Keys it created still work: {names}. To revoke them too: aicli keys revoke --with-made {gone.id}")
+    click.echo(f"Revoked {printing.printable(revoked.name)} ({printing.printable(revoked.preview)}){also}.")
+    if not with_made and (created := _made_by(here, revoked)):
+        names = ", ".join(printing.printable(other.name) for other in created)
+        printing.note(f"Keys it created still work: {names}. To revoke them too: aicli keys revoke --with-made {revoked.id}")
 
 
 def _made_by(here: CliContext, key: "ApiKey") -> "list[ApiKey]":
@@ -235,12 +235,12 @@ def _made_by(here: CliContext, key: "ApiKey") -> "list[ApiKey]":
         listed = here.call(auth.list_api_keys, auth.ListApiKeys())
     except errors.CallerError:
         return []
-    return [each for each in listed.keys if each.made_by == key.id and each.is_active]
+    return [other for other in listed.keys if other.made_by == key.id and other.is_active]
 
 
 def _no_secret(key: str) -> str:
     if key.startswith("aip_"):
-        # A whole key on the command line is now in the shell's history and in ps. Revoking it is right, pasting it was not.
+        # A key on the command line ends up in the shell's history and in `ps`.
         raise errors.BadRequest("this is the key itself; never put a key on a command line", hint="use its name or ID; see aicli keys list")
     return key
 
@@ -252,7 +252,7 @@ def _state(key: "ApiKey") -> str:
 
 
 def _bounds(key: "ApiKey") -> Iterator[str]:
-    """Return what limits a key: kind, scopes, models, networks. Nothing for a live key without limits."""
+    """Return the kind, scopes, models and networks that restrict a key; nothing for an unrestricted live key."""
     if key.kind != "live":
         yield {"test": "test", "adm": "administer"}.get(key.kind, key.kind)
     yield from key.bounds.scopes

@@ -39,7 +39,7 @@ def login(here: CliContext, /, name: str | None, *, password_stdin: bool, key_na
 
     place = profile.find(here.environment, here.folder)
     before = profile.read(place.path)
-    name = name or prompt_for("username or e-mail address", "the argument USERNAME")
+    name = name or prompt_for("username or email address", "the argument USERNAME")
     by_email = "@" in name
     credentials = auth.Credentials(
         password=password_from(password_stdin, confirm=False),
@@ -79,7 +79,7 @@ async def _exchange(
     try:
         made = await connection.call(auth.generate_api_key, auth.GenerateApiKey(name=title, kind=kind, all_rights=True), credential=token)
         if old is not None:
-            # The profile forgets its old key, so revoke it: otherwise it would stay valid without anyone knowing.
+            # The new key replaces the old one in the profile. Revoke the old key, or it would stay valid unnoticed.
             await revoke(connection, old, by=token)
     finally:
         await connection.call(auth.logout_user, auth.LogoutUser(session.session_token), credential=token)
@@ -144,7 +144,7 @@ def logout(here: CliContext) -> None:
         return await revoke(connection, key, by=key)
 
     is_over = True
-    # A key that was revoked elsewhere is refused; then it only has to be removed here.
+    # If the key was revoked elsewhere, it only has to be removed here.
     with suppress(errors.NotAuthenticated):
         is_over = here.run(work)
     profile.write(place.path, replace(before, api_key=None, username=None))

@@ -41,7 +41,7 @@ def register(
 
     data = auth.UserData(
         username=username or prompt_for("username", "the argument USERNAME"),
-        email=email or prompt_for("e-mail address", "--email"),
+        email=email or prompt_for("email address", "--email"),
         password=password_from(password_stdin, confirm=True),
     )
     user = here.call(auth.register_user, auth.RegisterUser(data, invitation=invitation), key_needed=False)

@@ -28,7 +28,7 @@ def _read_labels(context: click.Context, parameter: click.Parameter, values: tup
     found = {}
     for pair in (pair for value in values for pair in value.split(",")):
         try:
-            key, content = (_meant(part) for part in pair.partition("=")[::2])
+            key, content = (_decode(part) for part in pair.partition("=")[::2])
         except UnicodeDecodeError as error:
             raise click.BadParameter(f"{pair!r}: invalid percent encoding", context, parameter) from error
         if not key or not content or _LONE_PERCENT.search(pair):
@@ -37,8 +37,8 @@ def _read_labels(context: click.Context, parameter: click.Parameter, values: tup
     return found
 
 
-def _meant(written: str) -> str:
-    return unquote(written, errors="strict")
+def _decode(encoded: str) -> str:
+    return unquote(encoded, errors="strict")
 
 
 @click.group()
@@ -59,7 +59,7 @@ def show(here: CliContext, /, *, everything: bool, as_json: bool) -> None:
     if as_json:
         rows: dict[str, printing.Json] = {
             "alerts": [printing.plain(alert) for alert in chosen],
-            "silences": [printing.plain(one) for one in found.silences],
+            "silences": [printing.plain(silence) for silence in found.silences],
         }
         printing.show_json(rows | ({} if found.as_of is None else {"as_of": printing.plain(found.as_of)}))
         return
@@ -69,20 +69,20 @@ def show(here: CliContext, /, *, everything: bool, as_json: bool) -> None:
         TableColumn("SEVERITY", lambda alert: alert.severity, lambda alert: _STYLES.get(alert.severity, "")),
         TableColumn("STATE", _state),
         TableColumn("SINCE", lambda alert: printing.ago(alert.since)),
-        TableColumn("WHAT", lambda alert: alert.summary),
-        TableColumn("WHERE", lambda alert: printing.names(f"{name}={value}" for name, value in alert.labels.items())),
-        TableColumn("DO", lambda alert: alert.runbook),
+        TableColumn("SUMMARY", lambda alert: alert.summary),
+        TableColumn("LABELS", lambda alert: printing.names(f"{name}={value}" for name, value in alert.labels.items())),
+        TableColumn("RUNBOOK", lambda alert: alert.runbook),
     ]
     printing.show_rows(chosen, columns, as_json=False, empty="No alerts")
     if found.silences:
         click.echo()
         of_silences: list[TableColumn[Silence]] = [
-            TableColumn("SILENCE", lambda one: one.id),
-            TableColumn("ALERT", lambda one: one.name or "all"),
-            TableColumn("WHERE", lambda one: printing.names(f"{name}={value}" for name, value in one.labels.items())),
-            TableColumn("UNTIL", lambda one: printing.moment(one.until)),
-            TableColumn("BY", lambda one: one.by),
-            TableColumn("WHY", lambda one: one.why),
+            TableColumn("SILENCE", lambda silence: silence.id),
+            TableColumn("ALERT", lambda silence: silence.name or "all"),
+            TableColumn("LABELS", lambda silence: printing.names(f"{name}={value}" for name, value in silence.labels.items())),
+            TableColumn("UNTIL", lambda silence: printing.moment(silence.until)),
+            TableColumn("BY", lambda silence: silence.by),
+            TableColumn("WHY", lambda silence: silence.why),
         ]
         printing.show_rows(found.silences, of_silences, as_json=False, empty="")
     if found.as_of is not None:

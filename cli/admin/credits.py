@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 # Parse unknown options as arguments, so that -5 is an amount.
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("whose")
+@click.argument("whose", metavar="ACCOUNT")
 @click.argument("amount", callback=credit_amounts.reader(), required=False)
 @click.option("--note", default="", help="Reason, stored with the entries.")
 @click.option("--transfer-id", type=click.UUID, metavar="UUID", help="Makes retries safe: a transfer with the same ID is applied once.")
 @click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object; amounts in micro-credits.")
 @click.pass_obj
 def credits_(here: CliContext, /, whose: str, amount: "MicroCredits | None", *, note: str, transfer_id: UUID | None, as_json: bool) -> None:
-    """Show the credits of an account, or add AMOUNT to them. WHOSE is a username, email address, user ID or organization ID.
+    """Show the credits of an account, or add AMOUNT to them. ACCOUNT is a username, email address, user ID or organization ID.
 
     \b
     aicli admin credits alice 100

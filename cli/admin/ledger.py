@@ -27,20 +27,20 @@ def ledger() -> None:
 @click.pass_context
 def verify(context: click.Context, /, *, full: bool, as_json: bool) -> None:
     """Verify the entries since the last signed checkpoint. Exits with 1 and lists the problems if anything is wrong."""
-    from shared.api import ledger as books
+    from shared.api import ledger as contract
 
     here = context.find_object(CliContext)
     assert here is not None  # set by the group
     seconds = _FULL_VERIFY_SECONDS if full else _VERIFY_SECONDS
-    report = here.run(lambda connection: connection.call(books.verify_ledger, books.VerifyLedger(full), deadline_seconds=seconds))
+    report = here.run(lambda connection: connection.call(contract.verify_ledger, contract.VerifyLedger(full), deadline_seconds=seconds))
     wrong = _is_wrong(report)
     if as_json:
         printing.show_json(printing.plain(report))
     else:
         accounts, entries = printing.counted(report.accounts, "account"), printing.counted(report.entries, "entry", "entries")
-        looked = f"{accounts}, {entries}, {printing.counted(report.open_reservations, 'open reservation')}"
-        closed = f" Until {report.closed_until.isoformat()} is covered by signed checkpoints." if report.closed_until else ""
-        click.echo(f"The ledger is {'WRONG' if wrong else 'OK'}: {looked}.{closed}")
+        checked = f"{accounts}, {entries}, {printing.counted(report.open_reservations, 'open reservation')}"
+        closed = f" Days until {report.closed_until.isoformat()} are covered by signed checkpoints." if report.closed_until else ""
+        click.echo(f"The ledger is {'WRONG' if wrong else 'OK'}: {checked}.{closed}")
         for finding in report.findings:
             click.echo(f"  {printing.printable(finding)}")
     if wrong:
@@ -62,10 +62,10 @@ def revert(here: CliContext, /, request_id: UUID, *, note: str, as_json: bool) -
     The ID is in the response (X-Request-ID header) and in the logs.
     """
     from cli.output import credit_amounts, printing
-    from shared.api import ledger as books
+    from shared.api import ledger as contract
     from shared.types import RequestId
 
-    account = here.call(books.revert_request, books.RevertRequest(RequestId(request_id), note))
+    account = here.call(contract.revert_request, contract.RevertRequest(RequestId(request_id), note))
     if as_json:
         printing.show_json(printing.plain(account))
         return

@@ -97,9 +97,11 @@ def _confirm(here: CliContext, beginning: str) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError("a revoked key can't be restored; confirm with --yes")
     members = here.call(membership.list_members, membership.ListMembers()).members
-    meant = [member for member in members if member.id.startswith(beginning)]
+    matching = [member for member in members if member.id.startswith(beginning)]
     # With no or several matches, auth explains the problem.
-    if len(meant) == 1 and not click.confirm(f"Revoke {printing.printable(_described(meant[0]))}? Its key can't be restored.", err=True):
+    if len(matching) == 1 and not click.confirm(
+        f"Revoke {printing.printable(_described(matching[0]))}? Its key can't be restored.", err=True
+    ):
         printing.note("Nothing changed.")
         click.get_current_context().exit(1)
 

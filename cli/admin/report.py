@@ -190,14 +190,14 @@ async def _fetch(connection: "CliConnection", query: "GetBusinessReport") -> Fou
 def _each(micro: "MicroCredits", number: int) -> str:
     from shared import business_report_rows
 
-    one = business_report_rows.each(micro, number)
-    return "–" if one is None else _credits(one)
+    each = business_report_rows.each(micro, number)
+    return "–" if each is None else _credits(each)
 
 
-def _speed(one: "BusinessSum") -> str:
+def _speed(row: "BusinessSum") -> str:
     from shared import business_report_rows
 
-    speed = business_report_rows.tokens_per_second(one)
+    speed = business_report_rows.tokens_per_second(row)
     return "–" if speed is None else f"{speed:.1f}"
 
 
@@ -212,24 +212,24 @@ def _credits(micro: "MicroCredits") -> str:
 
 
 _USAGE: "Mapping[str, Callable[[BusinessSum], str]]" = {
-    "REQUESTS": lambda one: str(one.requests),
-    "FAILED": lambda one: str(one.failed + one.timed_out),
-    "LIMITED": lambda one: str(one.limited),
-    "TOKENS IN": lambda one: str(one.prompt_tokens),
-    "OUT": lambda one: str(one.completion_tokens),
+    "REQUESTS": lambda row: str(row.requests),
+    "FAILED": lambda row: str(row.failed + row.timed_out),
+    "LIMITED": lambda row: str(row.limited),
+    "TOKENS IN": lambda row: str(row.prompt_tokens),
+    "OUT": lambda row: str(row.completion_tokens),
     "TOKENS/S": _speed,
-    "CACHED": lambda one: _share(one.cached, one.requests),
-    "CONVERSATIONS": lambda one: str(one.conversations),
-    "USERS": lambda one: str(one.users),
-    "LIKED": lambda one: f"{one.thumbs_up} of {one.thumbs_up + one.thumbs_down}" if one.thumbs_up + one.thumbs_down else "–",
+    "CACHED": lambda row: _share(row.cached, row.requests),
+    "CONVERSATIONS": lambda row: str(row.conversations),
+    "USERS": lambda row: str(row.users),
+    "LIKED": lambda row: f"{row.thumbs_up} of {row.thumbs_up + row.thumbs_down}" if row.thumbs_up + row.thumbs_down else "–",
 }
 _COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
-    "REQUESTS": lambda one: str(one.requests),
-    "CREDITS": lambda one: _credits(one.cost_micro),
-    "PER REQUEST": lambda one: _each(one.cost_micro, one.requests),
-    "PER CONVERSATION": lambda one: _each(one.cost_micro, one.conversations),
-    "CACHED": lambda one: _share(one.cached, one.requests),
-    "SAVED": lambda one: _credits(one.saved_micro),
+    "REQUESTS": lambda row: str(row.requests),
+    "CREDITS": lambda row: _credits(row.cost_micro),
+    "PER REQUEST": lambda row: _each(row.cost_micro, row.requests),
+    "PER CONVERSATION": lambda row: _each(row.cost_micro, row.conversations),
+    "CACHED": lambda row: _share(row.cached, row.requests),
+    "SAVED": lambda row: _credits(row.saved_micro),
 }
 
 
@@ -254,7 +254,7 @@ def _below(found: FoundReport) -> list[str]:
     ]
     if found.new is not None:
         users, keys = business_report_rows.registered(found.new), business_report_rows.keys_made(found.new)
-        lines.append(f"new           {users} registered, {printing.counted(keys, 'key')} made")
+        lines.append(f"new           {users} registered, {printing.counted(keys, 'key')} created")
     return lines
 
 

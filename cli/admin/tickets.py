@@ -74,9 +74,9 @@ def create(
 def _explain(made: "NewTicket") -> None:
     row = made.row
     machines = printing.counted(row.uses, "machine")
-    there = "On that machine" if row.uses == 1 else "On each machine"
+    where = "On that machine" if row.uses == 1 else "On each machine"
     printing.note(f"The ticket admits {machines} and expires {printing.moment(row.expires_at)}. Anyone who has it can use it.")
-    printing.note(f"{there}: {COMMANDS.get(row.role, 'join')} TICKET")
+    printing.note(f"{where}: {COMMANDS.get(row.role, 'join')} TICKET")
     if row.needs_approval:
         printing.note("Then run here: aicli admin nodes approve ID")
     for warning in made.warnings:
@@ -116,9 +116,9 @@ def revoke(here: CliContext, /, ticket: str, *, as_json: bool) -> None:
 
     if ticket.startswith("aip_"):
         raise errors.BadRequest("this is the ticket itself, not its ID", hint="see aicli admin tickets list")
-    gone = here.call(membership.revoke_ticket, membership.RevokeTicket(ticket))
+    revoked = here.call(membership.revoke_ticket, membership.RevokeTicket(ticket))
     if as_json:
-        printing.show_json(printing.plain(gone))
+        printing.show_json(printing.plain(revoked))
     else:
-        stay = f". {gone.used} of its machines stay: aicli admin nodes list" if gone.used else ""
-        click.echo(f"Revoked ticket {printing.printable(gone.id)}{stay}.")
+        note = f". Machines that joined with it stay ({revoked.used}): aicli admin nodes list" if revoked.used else ""
+        click.echo(f"Revoked ticket {printing.printable(revoked.id)}{note}.")

@@ -122,7 +122,7 @@ def infer(
 def _from_stdin() -> str:
     text = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
     if len(text) > _MAX_PROMPT_BYTES:
-        raise errors.TooLarge(f"the prompt is longer than {_MAX_PROMPT_BYTES // 1024} KiB", hint="shorten it, or ask about its parts")
+        raise errors.TooLarge(f"the prompt is longer than {_MAX_PROMPT_BYTES // 1024} KiB", hint="shorten or split it")
     try:
         return text.decode()
     except UnicodeDecodeError as error:
@@ -166,7 +166,7 @@ def _format(choice: str | None) -> "OutputFormat | None":
         return OutputFormat(FormatKind.JSON)
     kind = {".json": FormatKind.JSON_SCHEMA, ".gbnf": FormatKind.GBNF}.get(Path(choice).suffix.lower())
     if kind is None:
-        raise click.UsageError(f"--format {choice}: give `json`, a JSON schema in a .json file, or a grammar in a .gbnf file")
+        raise click.UsageError(f"--format {choice}: use `json`, a JSON schema in a .json file, or a grammar in a .gbnf file")
     try:
         with Path(choice).open("rb") as file:
             text = file.read(_MAX_PROMPT_BYTES).decode()
@@ -178,7 +178,7 @@ def _format(choice: str | None) -> "OutputFormat | None":
 
 
 def _refuse_bad_text(text: str) -> None:
-    """Reject invalid UTF-8 in arguments, which Python keeps as lone surrogates (PEP 383): no wire carries it."""
+    """Reject invalid UTF-8 in arguments, which Python keeps as lone surrogates (PEP 383): it can't be sent."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -193,31 +193,31 @@ async def _stream_answer(
     from shared.rpc.resumable_stream import StreamRequest
     from shared.timing import retry_policy
 
-    outlet = StdoutWriter(sys.stdout)
+    writer = StdoutWriter(sys.stdout)
     waiting = _WaitingNotice()
     parts: list[str] = []
 
     def lost(began: bool) -> None:
         waiting.show("")
         if shown.notes:
-            _note_lost(began=began, in_line=not outlet.at_line_start)
+            _note_lost(began=began, in_line=not writer.at_line_start)
 
-    asking = StreamRequest(connection, random.Random(), retry_policy.DEFAULT if resume else retry_policy.NONE)  # noqa: S311 - spreads load
-    async with asking.ask(request, seconds=_DEADLINE_SECONDS, lost=lost) as answer:
+    stream_request = StreamRequest(connection, random.Random(), retry_policy.DEFAULT if resume else retry_policy.NONE)  # noqa: S311 - spreads load
+    async with stream_request.ask(request, seconds=_DEADLINE_SECONDS, lost=lost) as answer:
         try:
             async for chunk in answer:
                 waiting.show(chunk.waiting)
                 if shown.answer:
-                    await outlet.write(_for_stdout(chunk.text))
+                    await writer.write(_for_stdout(chunk.text))
                 else:
                     parts.append(chunk.text)
         finally:
             waiting.show("")
             # At a terminal, end the line before an error or ^C is printed.
             if shown.answer and sys.stdout.isatty():
-                await outlet.end_line()
+                await writer.end_line()
         if shown.answer:
-            await outlet.end_line()
+            await writer.end_line()
         return "".join(parts), answer.end
 
 

@@ -54,27 +54,27 @@ def trace(here: CliContext, /, *, request_id: str, as_json: bool) -> None:
 
 def lines(spans: "Sequence[TracedSpan]", *, indented: bool = True) -> list[TraceLine]:
     """Sort spans below their parents; spans with an unknown parent are roots."""
-    known = {one.span.span_id for one in spans}
+    known = {traced.span.span_id for traced in spans}
     below: dict[str, list[TracedSpan]] = {}
-    for one in sorted(spans, key=lambda one: (one.span.start_ns, one.span.end_ns)):
-        below.setdefault(one.span.parent_id if one.span.parent_id in known else "", []).append(one)
-    began_ns = min((one.span.start_ns for one in spans), default=0)
+    for traced in sorted(spans, key=lambda traced: (traced.span.start_ns, traced.span.end_ns)):
+        below.setdefault(traced.span.parent_id if traced.span.parent_id in known else "", []).append(traced)
+    began_ns = min((traced.span.start_ns for traced in spans), default=0)
     found: list[TraceLine] = []
-    left = [(one, 0) for one in reversed(below.get("", []))]
+    left = [(root, 0) for root in reversed(below.get("", []))]
     while left:
-        one, depth = left.pop()
-        span = one.span
+        traced, depth = left.pop()
+        span = traced.span
         found.append(
             TraceLine(
                 span=("  " * depth if indented else "") + span.name,
-                service=one.service,
-                node=one.node,
+                service=traced.service,
+                node=traced.node,
                 start_ms=round((span.start_ns - began_ns) / 1e6, 3),
                 took_ms=round((span.end_ns - span.start_ns) / 1e6, 3),
                 error=span.error,
                 attributes=span.attributes,
             )
         )
-        # Each span is shown once. A cycle, which only a lying node can make, has no root and is not shown.
+        # Each span is shown once. A cycle, which only a faulty node can send, has no root and is not shown.
         left += [(part, depth + 1) for part in reversed(below.pop(span.span_id, []))]
     return found

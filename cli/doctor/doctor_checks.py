@@ -1,6 +1,6 @@
 """The checks of `aicli doctor`: from the profile on disk over NATS or Hyperswarm, auth and gateway to the workers and models.
 
-If a check fails, later checks that depend on it are listed as not made, so that the first problem is fixed first.
+If a check fails, checks that depend on it are listed as not checked, so that users fix the first problem first.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from shared.node import membership_file
 from shared.node.membership_file import MembershipFile
 from shared.types import Role
 
-#: A step that takes longer than this is broken for a user who waits.
+#: A slower step counts as broken.
 _STEP_SECONDS = 5.0
 #: PostgreSQL stops when its disk is full, and useful models are larger than this.
 _LOW_DISK_BYTES = 1024**3
@@ -125,7 +125,7 @@ async def _check_server(url: str) -> DoctorFinding:
     except OSError as error:
         return DoctorFinding("NATS", False, f"cannot connect to {where}: {error.strerror or error}", hint)
     if greeting != b"INFO ":
-        return DoctorFinding("NATS", False, f"what listens at {where} is not NATS", hint)
+        return DoctorFinding("NATS", False, f"the server at {where} is not NATS", hint)
     return DoctorFinding("NATS", True, f"listens at {where}")
 
 
@@ -150,7 +150,7 @@ async def _examine_services(connection: CliConnection, chosen: Profile, findings
         findings += [wrong("gateway", error), *unchecked("gateway", "workers", "models")]
         return
     findings.append(DoctorFinding("gateway", True, f"alive, {printing.counted(health.in_flight, 'request')} in flight"))
-    hint = "aicli stack status shows the services; aicli stack logs gateway says more"
+    hint = "see aicli stack status and aicli stack logs gateway"
     findings += [DoctorFinding(check.name, False, check.detail, hint) for check in health.checks if not check.ok]
     findings.append(await _check_quota(connection, chosen))
     findings += _check_workers(health)
@@ -158,7 +158,7 @@ async def _examine_services(connection: CliConnection, chosen: Profile, findings
 
 
 async def _check_auth(connection: CliConnection, chosen: Profile) -> DoctorFinding:
-    """Any answer of auth shows that it is up, even a refusal."""
+    """Check that auth answers; even a refusal shows that it is up."""
     if chosen.api_key is None:
         alive = bool(connection.alive(Role.AUTH))
         return DoctorFinding("auth", True, "alive") if alive else DoctorFinding("auth", None, "not seen yet; log in to query it")

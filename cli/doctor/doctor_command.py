@@ -61,4 +61,4 @@ def _show(finding: "DoctorFinding") -> None:
     shown = printing.styled(f"{word:<6}", colour, sys.stdout)
     click.echo(f"{shown} {finding.check:<11} {printing.printable(finding.detail)}".rstrip())
     if finding.hint:
-        click.echo(f"{'':<19}{printing.styled('do: ', 'yellow', sys.stdout)}{printing.printable(finding.hint)}")
+        click.echo(f"{'':<19}{printing.styled('fix: ', 'yellow', sys.stdout)}{printing.printable(finding.hint)}")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _DHT_SECONDS = 10.0
 #: A random punch takes up to 20 s; a peer that needs longer needs a relay.
 _FIND_SECONDS = 25.0
-#: Other machines connect here, so it is quick.
+#: Auth was found a moment ago, so this is quick.
 _MEMBER_SECONDS = 8.0
 _CHECKS = ("Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock", "member")
 
@@ -43,7 +43,7 @@ async def examine(
     try:
         yield DoctorFinding("Node.js", True, str(hyperswarm.find_node()))
     except hyperswarm.NodeMissing as error:
-        yield DoctorFinding("Node.js", False, str(error), "make setup, or set NODE_BINARY to a Node.js of 20 or newer")
+        yield DoctorFinding("Node.js", False, str(error), "run make setup, or set NODE_BINARY to Node.js 20 or newer")
         for finding in unchecked("Node.js", *_CHECKS[1:]):
             yield finding
         return
@@ -62,7 +62,7 @@ async def examine(
     if leads_in and not is_in_use:
         yield await _examine_membership(kept, key)
     else:
-        yield DoctorFinding("member", None, "not checked: " + ("a running worker uses the key" if is_in_use else "way in first"))
+        yield DoctorFinding("member", None, "not checked: " + ("a running worker uses the key" if is_in_use else "fix way in first"))
 
 
 async def examine_worker(folder: "Folder") -> AsyncIterator[DoctorFinding]:
@@ -80,7 +80,7 @@ async def examine_worker(folder: "Folder") -> AsyncIterator[DoctorFinding]:
         return
     yield DoctorFinding("worker", True, f"{folder.root}: {key.id[:9]}… of mesh {kept.mesh}")
     running = join.is_running(folder)
-    yield DoctorFinding("running", running, "a worker runs" if running else "no worker is running", "" if running else "aicli worker")
+    yield DoctorFinding("running", running, "a worker is running" if running else "no worker is running", "" if running else "aicli worker")
     if folder.paused.exists():
         yield DoctorFinding("paused", False, "it is paused and gets no requests", "aicli worker resume")
     async for finding in examine(kept, key, is_in_use=running):
@@ -96,7 +96,7 @@ def check_certificate(kept: MembershipFile, key: node_keys.NodeKey, now: float) 
         trust.check_not_revoked(key.id)
         if not kept.certificate:
             return DoctorFinding(
-                "certificate", False, "none yet: an administrator must approve this machine", "aicli admin nodes approve, there"
+                "certificate", False, "none yet: an administrator must approve this machine", "ask them to run aicli admin nodes approve"
             )
         found = certificates.check(kept.certificate, kept.authorities, now)
     except errors.CertificateExpired as error:
@@ -104,7 +104,7 @@ def check_certificate(kept: MembershipFile, key: node_keys.NodeKey, now: float) 
     except errors.AimeshError as error:
         return wrong("certificate", error)
     if found.node != key.id:
-        return DoctorFinding("certificate", False, "it belongs to another key than the one next to it", "join again with a new ticket")
+        return DoctorFinding("certificate", False, "it belongs to another key", "join again with a new ticket")
     return DoctorFinding("certificate", True, f"{found.role} until {datetime.fromtimestamp(found.not_after).astimezone():%Y-%m-%d %H:%M}")
 
 
@@ -115,7 +115,7 @@ async def _examine_dht(route: EnrollmentRoute) -> AsyncIterator[DoctorFinding]:
             opened = swarm_settings.opener(node_keys.NodeKey(node_keys.new_seed()), nodes, route.relays)()
             swarm = await stack.enter_async_context(opened)
         except (hyperswarm.SwarmError, errors.AimeshError) as error:
-            yield DoctorFinding("sidecar", False, str(error), "make setup installs its packages")
+            yield DoctorFinding("sidecar", False, str(error), "run make setup to install its packages")
             for finding in unchecked("sidecar", "DHT", "NAT", "relay"):
                 yield finding
             return
@@ -144,7 +144,7 @@ def check_dht(found: DhtStats, route: EnrollmentRoute) -> DoctorFinding:
     if found.bootstrapped and found.nodes:
         return DoctorFinding("DHT", True, f"{printing.counted(found.nodes, 'node answers', 'nodes answer')} ({route.dht})")
     if route.is_on_this_machine:
-        hint = "these are on the machine that made the ticket: its administrator has to set DHT_HOST, then make a new one"
+        hint = "these nodes are on the machine that created the ticket; its administrator must set DHT_HOST and create a new ticket"
     else:
         hint = f"{enrollment.NO_ANSWER_HINT}, or try another network, such as a phone's"
     return DoctorFinding("DHT", False, f"no DHT node answers ({route.dht})", hint)
@@ -155,16 +155,16 @@ def check_nat(found: DhtStats, route: EnrollmentRoute) -> DoctorFinding:
     if route.is_on_this_machine:
         return DoctorFinding("NAT", True, "none: the mesh's DHT is on this machine")
     if found.randomized:
-        text = "symmetric: every peer sees another port. It reaches open machines directly, others like it through a relay"
+        text = "symmetric: each peer sees a different port. Open machines are reached directly, other symmetric NATs through a relay"
         return DoctorFinding("NAT", True, text)
     if not found.firewalled:
         return DoctorFinding("NAT", True, f"none: this machine is reachable at {seen}")
-    return DoctorFinding("NAT", True, f"it keeps ports ({seen} from outside): direct connections get through")
+    return DoctorFinding("NAT", True, f"port-preserving ({seen} from outside): direct connections work")
 
 
 def check_relay(found: DhtStats, route: EnrollmentRoute) -> DoctorFinding:
     if route.relays:
-        return DoctorFinding("relay", True, f"{len(route.relays)} known to this machine, for when no direct path is found")
+        return DoctorFinding("relay", True, f"{len(route.relays)} known, used if there is no direct path")
     if found.randomized:
         hint = "run aicli mesh relay on a publicly reachable host, and set DHT_RELAYS of the stack to the key that it prints"
         return DoctorFinding("relay", False, "none, and this NAT may need one", hint)
@@ -188,12 +188,12 @@ async def _examine_auth(route: EnrollmentRoute, find_seconds: float) -> AsyncIte
 
 
 async def _examine_membership(kept: MembershipFile, key: node_keys.NodeKey) -> DoctorFinding:
-    """Check whether auth still knows this key: it does not even answer a revoked one."""
+    """Check whether auth still accepts this key; it doesn't answer revoked ones."""
     try:
         await enrollment.renew_at_enrollment_topic(kept, key, options=EnrollmentOptions(find_seconds=_MEMBER_SECONDS, approval_seconds=0))
     except errors.NotReachable:
-        hint = "aicli admin nodes list says so, there; a new ticket lets this machine in again"
-        return DoctorFinding("member", False, "auth answers others and not this machine's key: it was revoked", hint)
+        hint = "an administrator can check with aicli admin nodes list; to join again, use a new ticket"
+        return DoctorFinding("member", False, "auth answers others, but not this machine's key: it was revoked", hint)
     except errors.AimeshError as error:
         return wrong("member", error)
     return DoctorFinding("member", True, "auth renews the certificate")

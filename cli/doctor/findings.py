@@ -22,4 +22,4 @@ def wrong(check: str, error: errors.AimeshError) -> DoctorFinding:
 
 def unchecked(because: str, *checks: str) -> Iterator[DoctorFinding]:
     """Return a finding for each check that makes no sense until ``because`` is fixed."""
-    return (DoctorFinding(check, None, f"not checked: {because} first") for check in checks)
+    return (DoctorFinding(check, None, f"not checked: fix {because} first") for check in checks)

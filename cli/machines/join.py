@@ -145,10 +145,10 @@ def read_ticket(text: str, here: Path) -> "Ticket":
 
 
 async def join(folder: Folder, ticket: "Ticket", node: "EnrollingNode", report: Callable[[str], None]) -> "MembershipFile":
-    """Make this machine a worker of the ticket's mesh, unless it already is one with this ticket. Requires the lock.
+    """Make this machine a worker of the ticket's mesh, unless it has already joined with this ticket. Requires the lock.
 
     Each ticket gets a new key, which replaces the old one only when the mesh has accepted it: a revoked machine joins as a new one, and an
-    invalid ticket changes nothing. Raises what ``enrolling.enroll`` does, and BadSettings for a folder of another mesh.
+    invalid ticket changes nothing. Raises what ``enrollment.enroll`` raises, and BadSettings for a folder of another mesh.
     """
     kept = folder.kept()
     if kept is not None and ticket.authority_id not in kept.authorities:
@@ -158,11 +158,11 @@ async def join(folder: Folder, ticket: "Ticket", node: "EnrollingNode", report: 
         report(f"this machine already joined mesh {kept.mesh} with this ticket")
         return await finish(folder, kept, report)
     try:
-        return await _enrol(folder, ticket, node, report)
+        return await _enroll(folder, ticket, node, report)
     except errors.NodeRevoked:
         # The key is from an earlier attempt, whose node was revoked since.
         folder.new_key.unlink()
-        return await _enrol(folder, ticket, node, report)
+        return await _enroll(folder, ticket, node, report)
     except errors.BadTicket as error:
         if kept is None or not kept.certificate:
             raise
@@ -183,7 +183,7 @@ async def finish(folder: Folder, kept: "MembershipFile", report: Callable[[str],
     return found
 
 
-async def _enrol(folder: Folder, ticket: "Ticket", node: "EnrollingNode", report: Callable[[str], None]) -> "MembershipFile":
+async def _enroll(folder: Folder, ticket: "Ticket", node: "EnrollingNode", report: Callable[[str], None]) -> "MembershipFile":
     from shared.identity import node_keys
     from shared.node import enrollment, membership_file
     from stack import secret_files

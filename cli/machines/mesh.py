@@ -23,7 +23,7 @@ _GRACE_SECONDS = 3.0
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], ready: Callable[[], None]) -> None:
-    """Call ``ready`` when the program reports that it is. Raises Internal if it exits, or is not ready in time."""
+    """Run the program; call ``ready`` when it reports that it is ready. Raises Internal if it exits, or is not ready in time."""
     try:
         interrupts.run(_live(command, environment, ready), grace_seconds=2 * _GRACE_SECONDS)
     except KeyboardInterrupt:
@@ -40,11 +40,11 @@ async def _live(command: Sequence[str], environment: Mapping[str, str], ready: C
             async with asyncio.timeout(_READY_SECONDS):
                 line = await process.stdout.readline()
         except TimeoutError:
-            raise errors.Internal(f"not ready after {_READY_SECONDS:.0f} s", hint="are the DHT nodes reachable by UDP?") from None
+            raise errors.Internal(f"not ready after {_READY_SECONDS:.0f} s", hint="check that the DHT nodes are reachable by UDP") from None
         if line:
             ready()
         status = await process.wait()
-        raise errors.Internal(f"it ended with status {status}", hint="its output above says why")
+        raise errors.Internal(f"the program ended with status {status}", hint="its output above says why")
     finally:
         await _end(process)
 

@@ -65,7 +65,7 @@ def connect(here: CliContext, /, ticket: str, *, name: str, api_key_stdin: bool,
         raise click.UsageError(f"profile {name!r} already exists ({files.profile}); choose another --name, or use --force")
     read = join.read_ticket(ticket, here.folder)
     api_key = _key_from_stdin() if api_key_stdin else None
-    interrupts.run(_enrol(files, read, printing.note))
+    interrupts.run(_enroll(files, read, printing.note))
     used = profile.Profile(node_key_file=files.key, mesh=read.mesh, nats_url=None, mesh_file=files.mesh, api_key=api_key)
     profile.write(files.profile, used)
     if as_json:
@@ -88,8 +88,8 @@ def _key_from_stdin() -> "Credential":
     return Credential(key)
 
 
-async def _enrol(files: _Files, ticket: "Ticket", report: Callable[[str], None]) -> None:
-    """Save key and membership. Raises what ``enrolling.enroll`` does, and BadTicket if the ticket is not for a client."""
+async def _enroll(files: _Files, ticket: "Ticket", report: Callable[[str], None]) -> None:
+    """Save key and membership. Raises what ``enrollment.enroll`` raises, and BadTicket if the ticket is not for a client."""
     import platform
 
     from shared.identity import node_keys

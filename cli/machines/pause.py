@@ -1,6 +1,6 @@
 """`aicli worker pause|resume|status`: control a joined machine's worker.
 
-It works through files in the state folder, so it works without the mesh, and a pause outlives a restart.
+These commands only use files in the state folder, so they work without the mesh, and a pause survives a restart.
 """
 
 from typing import TYPE_CHECKING

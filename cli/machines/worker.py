@@ -167,7 +167,7 @@ def joined_environment(outside: Mapping[str, str], options: Mapping[str, str], f
         "WORKER_PAUSE_FILE": str(folder.paused),
         "WORKER_REPORT_FILE": str(folder.status),
     }
-    # A person watches: show status sentences instead of the log, of which only errors remain.
+    # A person watches, so show status sentences, and only warnings and errors of the log.
     shown = {"WORKER_STATUS": "plain", "LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
     # NAME_FILE would override NAME.
     inherited = {name: value for name, value in outside.items() if name.removesuffix("_FILE") not in {*fixed, *options}}

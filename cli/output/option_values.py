@@ -28,7 +28,7 @@ def duration_between(shortest: timedelta, longest: timedelta, rule: str) -> Call
 
 def read_labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """Parse KEY=VALUE: several with commas, the option several times."""
-    pairs = dict(each.partition("=")[::2] for value in values for each in value.split(","))
+    pairs = dict(pair.partition("=")[::2] for value in values for pair in value.split(","))
     for key, content in pairs.items():
         if not _LABEL.fullmatch(key) or not _LABEL.fullmatch(content):
             shown = f"{key}={content}"

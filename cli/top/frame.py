@@ -93,7 +93,7 @@ class TopFrame(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make(readings: MeshReadings, now: float, at: datetime) -> TopFrame:
-    """``now`` is a time of the readings' clock, ``at`` is the time of day."""
+    """Return the frame. ``now`` is by the readings' clock, ``at`` is the time of day."""
     health, nodes = readings.health.answer, readings.nodes.answer
     wrong = _wrong(health.components if health is not None else (), at)
     numbers = readings.numbers.answer or Numbers()
@@ -135,9 +135,9 @@ def _firing(readings: MeshReadings, at: datetime) -> tuple[FiringAlert, ...]:
 
 
 def _wrong(components: Iterable[ComponentHealth], at: datetime) -> tuple[UnhealthyComponent, ...]:
-    ill = [component for component in components if component.status != "healthy"]
-    ill.sort(key=lambda component: component.status != "down")
-    return tuple(UnhealthyComponent(one.name, one.kind, one.status, _seconds(at - one.since), one.detail) for one in ill)
+    unhealthy = [component for component in components if component.status != "healthy"]
+    unhealthy.sort(key=lambda component: component.status != "down")
+    return tuple(UnhealthyComponent(part.name, part.kind, part.status, _seconds(at - part.since), part.detail) for part in unhealthy)
 
 
 def _node(node: NodeRow, loads: Mapping[str, NodeLoad]) -> NodeLoadLine:

@@ -46,13 +46,13 @@ class LiveView:
         with self._terminal.taken(lambda key: self._queue_event(Pressed(key))) as screen, self._resizing():
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    looking = tasks.create_task(self._look_for_ever())
+                    polling = tasks.create_task(self._poll_forever())
                     await self._show(screen)
-                    looking.cancel()
+                    polling.cancel()
             except ExceptionGroup as group:
                 raise group.exceptions[0] from None
 
-    async def _look_for_ever(self) -> None:
+    async def _poll_forever(self) -> None:
         while True:
             began = time.monotonic()
             await self._events.put(await self._sources.look())

@@ -89,14 +89,14 @@ class Sources:
                 calls = [tasks.create_task(self._history(now, names, by)) for names, by in readings.QUESTIONS]
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
-        answers = [each.result() for each in calls]
+        answers = [call.result() for call in calls]
         refused = [answer for answer in answers if isinstance(answer, errors.BadRequest)]
         if len(refused) == len(answers):
             raise refused[0]
         return readings.numbers([answer for answer in answers if isinstance(answer, History)])
 
     async def _history(self, now: datetime, names: Sequence[str], by: Sequence[HistoryGrouping]) -> History | errors.BadRequest:
-        """A mesh may have more nodes than an answer has lines; show the ones there are."""
+        """Return BadRequest instead of raising it: if a mesh has too many nodes for one query, the others are still shown."""
         try:
             return await self._call(
                 metrics.get_history, metrics.GetHistory(tuple(names), now - _AROUND, now + _AROUND, _STEP_SECONDS, tuple(by))

@@ -15,8 +15,8 @@ from cli.top.frame import MOST_ALERTS, MOST_WRONG, FiringAlert, NodeLoadLine, Si
 _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "down": "red"}
 _STATES: Final = {"used": "green", "not used": "yellow", "not admitted": "red", "gone": "red"}
 _SEVERITIES: Final = {"page": "red", "critical": "red", "warning": "yellow"}
-#: What an operator reads from a source, shown when the source is silent.
-_WORDS: Final = {"health": "the health", "alerts": "the alerts", "nodes": "the nodes", "numbers": "the numbers"}
+#: What a source shows, for the line that says that it is silent.
+_WORDS: Final = {"health": "the health", "alerts": "the alerts", "nodes": "the nodes", "numbers": "the rates"}
 #: How many nodes a key scrolls; no mesh has more than the last number.
 _STEPS: Final = {"up": -1, "down": 1, "page up": -10, "page down": 10, "end": 1_000_000}
 #: Longer model names are cut, because they would fill the table.
@@ -132,7 +132,7 @@ def _title(frame: TopFrame) -> Line:
 def _body(frame: TopFrame, width: int | None) -> Iterator[Line]:
     yield from (_silent(silent) for silent in _by_problem(frame.silent))
     for wrong in frame.wrong:
-        yield from _ill(wrong, width)
+        yield from _unhealthy(wrong, width)
     yield from _more(frame.parts_wrong, MOST_WRONG, "/admin in the browser")
     yield from (_alert(alert) for alert in frame.alerts)
     yield from _more(frame.alerts_firing, MOST_ALERTS, "aicli alerts list")
@@ -148,20 +148,20 @@ def _more(number: int | None, shown: int, where: str) -> Iterator[Line]:
 
 
 def _by_problem(silent: Sequence[SilentSource]) -> Iterator[tuple[list[SilentSource], str]]:
-    """Sources that are silent for the same reason share a line."""
-    for problem, group in groupby(sorted(silent, key=lambda one: one.problem), key=lambda one: one.problem):
+    """Group the silent sources by reason; a group shares a line."""
+    for problem, group in groupby(sorted(silent, key=lambda source: source.problem), key=lambda source: source.problem):
         yield list(group), problem
 
 
-def _silent(of: tuple[list[SilentSource], str]) -> Line:
-    group, problem = of
-    words = printing.names(_WORDS.get(one.source, one.source) for one in group)
-    ages = [one.age_seconds for one in group if one.age_seconds is not None]
+def _silent(silent: tuple[list[SilentSource], str]) -> Line:
+    group, problem = silent
+    words = printing.names(_WORDS.get(source.source, source.source) for source in group)
+    ages = [source.age_seconds for source in group if source.age_seconds is not None]
     old = f"{words}: {printing.duration(max(ages))} old" if ages else f"{words}: unknown"
     return (TextSpan(f"{old} – {_clean(problem)}", "yellow"),)
 
 
-def _ill(wrong: UnhealthyComponent, width: int | None) -> Iterator[Line]:
+def _unhealthy(wrong: UnhealthyComponent, width: int | None) -> Iterator[Line]:
     text = _clean(f"{wrong.kind} {wrong.name}, {printing.duration(wrong.seconds)}: {wrong.detail}")
     first, *rest = _folded(text, width)
     yield (TextSpan(f"{_clean(wrong.status):<{_WORD}}", _COLOURS.get(wrong.status, "yellow")), TextSpan(f" {first}"))
@@ -241,12 +241,12 @@ _STATE: Final = "STATE"
 class _Filled:
     """A column with its cells, from the first node to the last."""
 
-    column: TextColumn
+    definition: TextColumn
     cells: tuple[str, ...]
 
     @property
     def width(self) -> int:
-        return max(map(len, (self.column.title, *self.cells)))
+        return max(map(len, (self.definition.title, *self.cells)))
 
     @property
     def has_values(self) -> bool:
@@ -258,18 +258,20 @@ def _table(frame: TopFrame, view: View, width: int | None) -> Iterator[Line]:
     by = COLUMNS[view.sort]
     nodes = _sorted(frame.nodes, by)
     filled = [_Filled(column, tuple(_clean(column.cell(node)) for node in nodes)) for column in COLUMNS]
-    filled = _chosen([one for one in filled if one.has_values or one.column is by], by, width)
+    filled = _chosen([column for column in filled if column.has_values or column.definition is by], by, width)
     is_old = any(silent.source == "nodes" for silent in frame.silent)
-    yield tuple(_spaced(TextSpan(_padded(one, one.column.title), "bold") for one in filled))
+    yield tuple(_spaced(TextSpan(_padded(column, column.definition.title), "bold") for column in filled))
     for place, node in enumerate(nodes):
-        yield tuple(_spaced(_cell(one, place, node, is_old=is_old) for one in filled))
+        yield tuple(_spaced(_cell(column, place, node, is_old=is_old) for column in filled))
 
 
 def _chosen(filled: list[_Filled], by: TextColumn, width: int | None) -> list[_Filled]:
     """Return the columns that fit; the sort column always does."""
-    removable = sorted((one for one in filled if one.column.rank and one.column is not by), key=lambda one: one.column.rank)
+    removable = sorted(
+        (column for column in filled if column.definition.rank and column.definition is not by), key=lambda column: column.definition.rank
+    )
     while width is not None and removable and _least_width(filled) > width:
-        filled = [one for one in filled if one is not removable[0]]
+        filled = [column for column in filled if column is not removable[0]]
         del removable[0]
     return filled
 
@@ -277,12 +279,12 @@ def _chosen(filled: list[_Filled], by: TextColumn, width: int | None) -> list[_F
 def _least_width(filled: Sequence[_Filled]) -> int:
     """Return the width of a line whose last column is cut as far as possible."""
     *whole, last = filled
-    return sum(one.width + len(_GAP) for one in whole) + min(last.width, _LEAST_LAST)
+    return sum(column.width + len(_GAP) for column in whole) + min(last.width, _LEAST_LAST)
 
 
-def _cell(one: _Filled, place: int, node: NodeLoadLine, *, is_old: bool) -> TextSpan:
-    style = "dim" if is_old else _STATES.get(node.state, "") if one.column.title == _STATE else ""
-    return TextSpan(_padded(one, one.cells[place]), style)
+def _cell(column: _Filled, place: int, node: NodeLoadLine, *, is_old: bool) -> TextSpan:
+    style = "dim" if is_old else _STATES.get(node.state, "") if column.definition.title == _STATE else ""
+    return TextSpan(_padded(column, column.cells[place]), style)
 
 
 def _sorted(nodes: Sequence[NodeLoadLine], by: TextColumn) -> list[NodeLoadLine]:
@@ -292,8 +294,8 @@ def _sorted(nodes: Sequence[NodeLoadLine], by: TextColumn) -> list[NodeLoadLine]
     return sorted(nodes, key=lambda node: (-(-1.0 if (value := key(node)) is None else value), node.kind, node.id))
 
 
-def _padded(one: _Filled, text: str) -> str:
-    return text.rjust(one.width) if one.column.is_number else text.ljust(one.width)
+def _padded(column: _Filled, text: str) -> str:
+    return text.rjust(column.width) if column.definition.is_number else text.ljust(column.width)
 
 
 def _spaced(spans: Iterable[TextSpan]) -> Iterator[TextSpan]:

@@ -199,7 +199,7 @@ class AccountTables:
         )  # fmt: skip
         if row is None:
             where = "" if key.team_id is None else " here, or you are no longer a member of this organization"
-            raise errors.BadRequest(f"there are already {MOST_ACTIVE_KEYS} active keys{where}", hint="revoke one that is no longer used")
+            raise errors.BadRequest(f"there are already {MOST_ACTIVE_KEYS} active keys{where}", hint="revoke a key that you no longer use")
         return _key(row)
 
     async def list_keys(self, tenant: TenantId, user_id: UserId) -> tuple[ApiKey, ...]:

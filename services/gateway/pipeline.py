@@ -172,7 +172,7 @@ class Pipeline:
     def _answers(
         self,
         running: ActivePrompt,
-        asked: inference.ProcessPrompt,
+        admitted: inference.ProcessPrompt,
         requirements: routing.WorkerRequirements,
         *,
         seconds: float,
@@ -180,7 +180,7 @@ class Pipeline:
         cache: cache_keys.CacheRequest,
     ) -> AsyncGenerator[AnswerItem]:
         parts = self._parts
-        config, streamed = asked.model_config, not running.is_unstreamed
+        config, streamed = admitted.model_config, not running.is_unstreamed
         use = cache_keys.plan(cache, config, only_when_asked=parts.cache_only_when_asked)
         responses = parts.responses if use else None
         # Cached and idempotent answers have several readers and run ahead of them; an unstreamed answer is read at its end.
@@ -189,7 +189,7 @@ class Pipeline:
         if config.seed is None:
             # Set by the gateway, so that another worker can draw the same tokens after a failover.
             seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if drawn_seed is None else drawn_seed)
-        prompt = msgspec.structs.replace(asked, model_config=seeded, streamed=streamed, reader_paced=paced)
+        prompt = msgspec.structs.replace(admitted, model_config=seeded, streamed=streamed, reader_paced=paced)
 
         def runs_on(claim: Claim, delivered_tokens: int) -> None:
             running.runs_on(claim)
@@ -198,8 +198,8 @@ class Pipeline:
         if responses is None:
             return parts.relay.generate(prompt, requirements, seconds=seconds, runs_on=runs_on)
         digest = routing.digest_of(requirements.model, parts.directory.usable(Role.WORKER))
-        assert not isinstance(asked.prompt, str)  # admission makes messages of it
-        question = cache_keys.CacheQuestion(requirements.tenant, asked.prompt, config, digest)
+        assert not isinstance(admitted.prompt, str)  # admission converts it to messages
+        question = cache_keys.CacheQuestion(requirements.tenant, admitted.prompt, config, digest)
 
         def generate(seconds: float) -> AsyncGenerator[AnswerItem]:
             return parts.relay.generate(prompt, requirements, seconds=seconds, runs_on=runs_on)

@@ -160,27 +160,27 @@ WHERE NOT EXISTS (SELECT FROM prices WHERE model IS NULL);
 
 -- name: verify_ledger
 -- Verify the sums in one snapshot: entries and payments since $2, and checkpoints for the time before it; NULL: all entries.
-WITH young AS MATERIALIZED (SELECT transfer, kind, account, owner, amount_micro FROM entries WHERE at >= coalesce($2::timestamptz, '-infinity')),
+WITH recent_entries AS MATERIALIZED (SELECT transfer, kind, account, owner, amount_micro FROM entries WHERE at >= coalesce($2::timestamptz, '-infinity')),
 per_account AS (
     SELECT owner, sum(included)::bigint AS included, sum(balance)::bigint AS balance
     FROM (
         SELECT owner, included_micro, balance_micro FROM ledger_balances WHERE $2::timestamptz IS NOT NULL
         UNION ALL
         SELECT owner, sum(amount_micro) FILTER (WHERE account = 'included'), sum(amount_micro) FILTER (WHERE account = 'balance')
-        FROM young GROUP BY owner
+        FROM recent_entries GROUP BY owner
     ) AS parts (owner, included, balance)
     GROUP BY owner
 ),
 held AS (SELECT owner, sum(reserved_micro) AS micro FROM reservations WHERE state = 'reserved' GROUP BY owner),
 held_by_key AS (SELECT key_id, sum(reserved_micro) AS micro FROM reservations WHERE state = 'reserved' GROUP BY key_id),
 spent AS (
-    SELECT transfer, sum(amount_micro) AS micro FROM young WHERE kind = 'usage' AND account = 'revenue' GROUP BY transfer
+    SELECT transfer, sum(amount_micro) AS micro FROM recent_entries WHERE kind = 'usage' AND account = 'revenue' GROUP BY transfer
 ),
 paid AS (SELECT request_id, settled_micro FROM reservations WHERE settled_micro > 0 AND ended_at >= coalesce($2::timestamptz, '-infinity'))
 SELECT
     (SELECT coalesce(sum(abs(coalesce(a.included_micro, 0) - coalesce(e.included, 0)) + abs(coalesce(a.balance_micro, 0) - coalesce(e.balance, 0))), 0)
      FROM accounts AS a FULL JOIN per_account AS e USING (owner))::bigint AS drift_micro,
-    (SELECT coalesce(sum(amount_micro), 0) FROM young)::bigint AS sum_micro,
+    (SELECT coalesce(sum(amount_micro), 0) FROM recent_entries)::bigint AS sum_micro,
     (SELECT coalesce(sum(abs(coalesce(a.reserved_micro, 0) - coalesce(h.micro, 0))), 0) FROM accounts AS a FULL JOIN held AS h USING (owner))::bigint
         AS account_reserved_drift_micro,
     (SELECT coalesce(sum(abs(k.reserved_micro - coalesce(h.micro, 0))), 0) FROM key_spending AS k LEFT JOIN held_by_key AS h USING (key_id))::bigint
@@ -189,7 +189,7 @@ SELECT
      WHERE coalesce(r.settled_micro, 0) <> coalesce(s.micro, 0)) AS wrong_settles,
     (SELECT count(*) FROM reservations WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1)) AS overdue,
     (SELECT count(*) FROM accounts) AS accounts,
-    (SELECT count(*) FROM young) AS entries,
+    (SELECT count(*) FROM recent_entries) AS entries,
     (SELECT count(*) FROM reservations WHERE state = 'reserved') AS open_reservations,
     (SELECT max(day) FROM ledger_checkpoints) AS last_day,
     (SELECT coalesce(sha256(string_agg(convert_to(concat_ws('|', owner, included_micro, balance_micro), 'UTF8'), '\x0a' ORDER BY owner)), '')

@@ -88,7 +88,7 @@ class OpenedGateway:
 #: Anonymous callers see only the models that everybody may use.
 _ANONYMOUS = TenantId(UUID(int=0))
 #: Time to discover workers after start, before the list of models is complete.
-_FINDING_SECONDS = 3.0
+_DISCOVERY_SECONDS = 3.0
 
 
 class GatewayService:
@@ -143,7 +143,7 @@ class GatewayService:
             responses=_responses(settings, node, opened.cache, opened.answer_runs),
             cache_only_when_asked=settings.response_cache == "asked",
         )
-        self._pipeline = Pipeline(parts, worker_wait_seconds=_FINDING_SECONDS)
+        self._pipeline = Pipeline(parts, worker_wait_seconds=_DISCOVERY_SECONDS)
         self._idempotency = opened.idempotency
         self.reports = opened.reports
         self._deduplicated = DeduplicatedInference(self._pipeline, opened.idempotency)
@@ -329,7 +329,7 @@ class GatewayService:
         if request.user_id is not None and request.user_id != principal.user_id:
             if not access_table.may(principal, Permission.EVERYTHING):
                 raise errors.NotAllowed("only an administrator can read another user's quota", hint="omit userId to read your own")
-            principal = await self._other(request.user_id, call.credential)
+            principal = await self._read_principal(request.user_id, call.credential)
         found = await self._quotas.look(principal, lambda model: prompt_admission.is_open(principal, model))
         hour = limit_rules.hourly(found)
         return gateway.UserQuota(
@@ -349,7 +349,7 @@ class GatewayService:
         """Return a tenant's usage. Only auth may call this; it has checked access."""
         return await self._store.read_usage(request.tenant_id)
 
-    async def _other(self, user_id: UserId, credential: Credential | None) -> auth.Principal:
+    async def _read_principal(self, user_id: UserId, credential: Credential | None) -> auth.Principal:
         user = await self._node.rpc.call(auth.get_user, auth.GetUser(user_id), credential=credential)
         return auth.Principal(user.id, user.username, user.role, user.tier)
 

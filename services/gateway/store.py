@@ -17,8 +17,8 @@ from shared.types import TenantId, UserId
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[database.Database]:
     """Open the gateway's database for all of its stores."""
-    async with database.Database.open(url, schema="gateway", package=Path(__file__).parent) as gateways:
-        yield gateways
+    async with database.Database.open(url, schema="gateway", package=Path(__file__).parent) as gateway_database:
+        yield gateway_database
 
 
 class GatewayStore:

@@ -40,8 +40,8 @@ class UsageReports:
             raise errors.NotAllowed("only an administrator can see everybody's usage", hint="leave everybody out to see your own")
         sums = await self._store.sums(None if request.everybody else _subject(call.principal, request.tenant_id), request)
         found = {bucket.at: bucket.sum for bucket in sums.buckets}
-        each = tuple(UsageBucket(at, found.get(at, UsageSum())) for at in starts)
-        return msgspec.structs.replace(sums, buckets=each)
+        all_buckets = tuple(UsageBucket(at, found.get(at, UsageSum())) for at in starts)
+        return msgspec.structs.replace(sums, buckets=all_buckets)
 
     @serves(usage_report.list_requests)
     async def list_requests(self, request: usage_report.ListRequests, call: RpcCall) -> LoggedRequests:

@@ -302,7 +302,7 @@ class SetRole(Body, frozen=True):
 
 
 class SetActive(Body, frozen=True):
-    """Close or reopen an account. Its keys and sessions stop and work with it."""
+    """Close or reopen an account. Its keys and sessions don't work while it is closed."""
 
     user: str
     is_active: bool

@@ -2,8 +2,8 @@
 
 The proof is that each process announced itself twice, SPACING_SECONDS apart, at least OVERLAP_SECONDS after the other's first one. After a
 restart, announcements of the dead process may still arrive late over the second transport; so announcements made before the other
-process started only count after LATE_SECONDS. They do count then, because clocks may differ. The younger process must stop. Only
-``started_at`` decides which one that is, so that all nodes agree.
+process started only count after LATE_SECONDS. They do count then, because clocks may differ. The younger process must stop. To make all
+nodes agree on which that is, only ``started_at`` decides.
 """
 
 from collections import OrderedDict

@@ -122,7 +122,7 @@ class Trust:
         if hello.version != wire.VERSION:
             raise errors.ProtocolViolation(f"the peer speaks version {hello.version}, we speak {wire.VERSION}: update the older one")
         if hello.node != proved:
-            raise errors.NotCertified("the HELLO names another key than the one that was proven")
+            raise errors.NotCertified("the HELLO names a different key than the connection proved")
         self.check_not_revoked(proved)
         if not node_keys.verify(hello.node, "hello", wire.hello_text(hello, self.me.id, link_id), hello.signature):
             raise errors.NotCertified("the HELLO is not signed for this connection")

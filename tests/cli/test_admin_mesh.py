@@ -127,7 +127,7 @@ def test_tickets_list(running_service: Shell) -> None:
 def test_tickets_revoke(running_service: Shell) -> None:
     result = running_service("admin", "tickets", "revoke", "0123")
     assert running_service.mesh.calls[0].request == membership.RevokeTicket("0123")
-    assert result.stdout == "Revoked ticket 0123456789abcdef. 1 of its machines stay: aicli admin nodes list.\n"
+    assert result.stdout == "Revoked ticket 0123456789abcdef. Machines that joined with it stay (1): aicli admin nodes list.\n"
     result = running_service("admin", "tickets", "revoke", TICKET)
     assert (result.exit_code, len(running_service.mesh.calls)) == (2, 1)
     assert TICKET not in result.output

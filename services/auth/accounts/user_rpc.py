@@ -134,7 +134,7 @@ class UserRpc:
     async def get_user(self, request: auth.GetUser, call: RpcCall) -> auth.User:
         user = await self._store.find_user(request.user_id)
         if user is None:
-            raise errors.NotFound("there is no user with this id", hint="`aicli admin users list` shows them")
+            raise errors.NotFound("there is no user with this id", hint="`aicli admin users list` shows the ids")
         return user
 
     @serves(auth.get_user_called)
@@ -144,7 +144,7 @@ class UserRpc:
     @serves(auth.list_users)
     async def list_users(self, request: auth.ListUsers, call: RpcCall) -> auth.Users:
         if not 1 <= request.limit <= _MOST_USERS_LISTED:
-            raise errors.BadRequest(f"limit: 1 to {_MOST_USERS_LISTED}")
+            raise errors.BadRequest(f"`limit` must be between 1 and {_MOST_USERS_LISTED}")
         found = await self._store.list_users(request.limit + 1, request.search, request.after)
         return auth.Users(found[: request.limit], more=len(found) > request.limit)
 

@@ -143,13 +143,13 @@ class IdempotentRequests:
     ) -> AnswerRunReader[Head, Piece, End] | StoredAnswers[Piece, End]:
         ends_at = self._clock() + seconds
         waits = 0
-        with self._counted() as wait:
+        with self._bounded_wait() as wait:
             while True:
                 match await self._claim(request):
                     case NewKeyUse() | Orphaned() as claimed:
                         return (await self._begin(request, claimed, produce)).reader(after)
                     case EndedRequest(request_id, answer):
-                        return self._over(request, request_id, answer, after)
+                        return self._open_ended(request, request_id, answer, after)
                     case RunningHere(request_id) if (run := self._runs.find(_name(request, request_id))) is not None:
                         return run.reader(after)
                     case _:  # elsewhere, or here while it begins or ends
@@ -193,7 +193,7 @@ class IdempotentRequests:
 
         return self._runs.start(_name(request, request.request_id), make, seconds=self.most_seconds, kept=True)
 
-    def _over(
+    def _open_ended(
         self, request: IdempotentRequest, request_id: RequestId, answer: bytes | None, after: int
     ) -> AnswerRunReader[Any, Any, Any] | StoredAnswers[Any, Any]:
         kept = None if answer is None else self._unseal(request, request_id, answer)
@@ -207,7 +207,7 @@ class IdempotentRequests:
         return run.reader(after)
 
     @contextmanager
-    def _counted(self) -> Iterator[Callable[[float, float], Awaitable[None]]]:
+    def _bounded_wait(self) -> Iterator[Callable[[float, float], Awaitable[None]]]:
         waits = False
 
         async def wait(pause: float, ends_at: float) -> None:

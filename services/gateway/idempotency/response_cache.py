@@ -116,8 +116,8 @@ class ResponseCache:
         Raises what ``generate`` raises. Close it with ``aclose``: an answer without other readers then ends.
         """
         name = cache_keys.name(question, self._secret)
-        at = AnswerRunId(question.tenant, name.encode())
-        reader = self._join(at, seconds) if use.read else None
+        run_id = AnswerRunId(question.tenant, name.encode())
+        reader = self._join(run_id, seconds) if use.read else None
         origin = AnswerOrigin.JOINED
         if reader is None and use.read:
             if (found := await self._find(question, name)) is not None:
@@ -128,10 +128,10 @@ class ResponseCache:
                 yield found.generation
                 return
             # Another request may have started meanwhile. Without an await until the first reader, only one starts.
-            reader = self._join(at, seconds)
+            reader = self._join(run_id, seconds)
         if reader is None:
             origin = AnswerOrigin.MISS
-            reader = self._start(question, name, at, generate).reader()
+            reader = self._start(question, name, run_id, generate).reader()
         self._set_origin(origin, set_origin)
         async with aclosing(_follow(reader)) as answers:
             async for item in answers:
@@ -141,8 +141,8 @@ class ResponseCache:
         self._counted.labels(result=origin.value).inc()
         set_origin(origin)
 
-    def _join(self, at: AnswerRunId, seconds: float) -> "AnswerRunReader[PromptAccepted, Chunk, Generation] | None":
-        run: AnswerRun[PromptAccepted, Chunk, Generation] | None = self._runs.find(at)
+    def _join(self, run_id: AnswerRunId, seconds: float) -> "AnswerRunReader[PromptAccepted, Chunk, Generation] | None":
+        run: AnswerRun[PromptAccepted, Chunk, Generation] | None = self._runs.find(run_id)
         # A run that is near its deadline could fail with an error that isn't this request's.
         if run is None or run.ends_at - self._clock() < seconds / 2:
             return None
@@ -152,7 +152,7 @@ class ResponseCache:
             return None
 
     def _start(
-        self, question: CacheQuestion, name: str, at: AnswerRunId, generate: Generate
+        self, question: CacheQuestion, name: str, run_id: AnswerRunId, generate: Generate
     ) -> "AnswerRun[PromptAccepted, Chunk, Generation]":
         async def produce(run: "AnswerRun[PromptAccepted, Chunk, Generation]") -> Generation:
             generation: Generation | None = None
@@ -171,7 +171,7 @@ class ResponseCache:
             await self._keep(question, name, run.buffer.whole, generation)
             return generation
 
-        return self._runs.start(at, produce, seconds=self._bounds.most_seconds)
+        return self._runs.start(run_id, produce, seconds=self._bounds.most_seconds)
 
     # --- Valkey -----------------------------------------------------------------------------------------------------
 

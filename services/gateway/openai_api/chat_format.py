@@ -130,12 +130,12 @@ class Models(msgspec.Struct, frozen=True):
 def logprobs_of(drawn: Sequence[TokenLogprob]) -> tuple[TokenChoice, ...]:
     return tuple(
         TokenChoice(
-            piece_text(one.drawn.piece),
-            one.drawn.logprob,
-            tuple(one.drawn.piece),
-            tuple(Alternative(piece_text(other.piece), other.logprob, tuple(other.piece)) for other in one.top),
+            piece_text(token.drawn.piece),
+            token.drawn.logprob,
+            tuple(token.drawn.piece),
+            tuple(Alternative(piece_text(other.piece), other.logprob, tuple(other.piece)) for other in token.top),
         )
-        for one in drawn
+        for token in drawn
     )
 
 
@@ -168,12 +168,12 @@ class ChatFormat:
     def gather(self, chunk: Chunk) -> None:
         # A worker may send more answers than requested.
         if chunk.answer < len(self._gathered):
-            self._gathered[chunk.answer].take(chunk)
+            self._gathered[chunk.answer].add(chunk)
 
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
         if chunk.answer >= len(self._gathered):
             return ()
-        delta = self._gathered[chunk.answer].take(chunk)
+        delta = self._gathered[chunk.answer].add(chunk)
         logprobs = ChoiceLogprobs(logprobs_of(chunk.logprobs)) if chunk.logprobs else None
         choices = self._beginning(chunk.answer)
         if delta != _NOTHING or logprobs is not None:
@@ -194,10 +194,12 @@ class ChatFormat:
         return (ServerSentEvent(error),)
 
     def whole(self, result: InferenceResult) -> ChatCompletion:
-        about = self._known()
+        about = self._facts()
         choices = tuple(
-            one.choice(index, reason, with_logprobs=self._with_logprobs)
-            for index, (one, reason) in enumerate(zip(self._gathered, response_formats.reasons(result, len(self._gathered)), strict=True))
+            gathered.choice(index, reason, with_logprobs=self._with_logprobs)
+            for index, (gathered, reason) in enumerate(
+                zip(self._gathered, response_formats.reasons(result, len(self._gathered)), strict=True)
+            )
         )
         return ChatCompletion(_id(about), about.created, about.model, choices, ChatUsage.of(result.usage), about.fingerprint)
 
@@ -208,11 +210,11 @@ class ChatFormat:
         return [ChunkChoice(Delta(role="assistant", content=""), index=index)]
 
     def _event(self, choices: tuple[ChunkChoice, ...], usage: ChatUsage | None = None) -> ServerSentEvent:
-        about = self._known()
+        about = self._facts()
         shown_usage = usage if self._include_usage else msgspec.UNSET
         return ServerSentEvent(ChatChunk(_id(about), about.created, about.model, choices, shown_usage, about.fingerprint))
 
-    def _known(self) -> AnswerFacts:
+    def _facts(self) -> AnswerFacts:
         assert self._about is not None  # `begin` was called
         return self._about
 
@@ -226,7 +228,7 @@ class _GatheredChat:
         self._calls: list[AnswerToolCall] = []
         self._logprobs: list[TokenChoice] = []
 
-    def take(self, chunk: Chunk) -> Delta:
+    def add(self, chunk: Chunk) -> Delta:
         """Add a chunk; return the delta."""
         first = len(self._calls)
         wanted = chunk.tool_calls if self._parallel_calls else chunk.tool_calls[: max(0, 1 - first)]

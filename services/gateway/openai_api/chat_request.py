@@ -156,11 +156,11 @@ def _format(chat: ChatBody) -> OutputFormat | None:
 
 
 def _tools(chat: ChatBody) -> Chosen:
-    tools = tuple(openai_tools.tool(one.function.name, one.function.description, one.function.parameters) for one in chat.tools or ())
+    tools = tuple(openai_tools.tool(tool.function.name, tool.function.description, tool.function.parameters) for tool in chat.tools or ())
     match chat.tool_choice:
         case NamedTool(function=named):
             return openai_tools.choose_of(tools, (named.name,), "required")
         case AllowedToolsChoice(allowed_tools=allowed):
-            return openai_tools.choose_of(tools, tuple(one.function.name for one in allowed.tools), allowed.mode)
+            return openai_tools.choose_of(tools, tuple(tool.function.name for tool in allowed.tools), allowed.mode)
         case choice:
             return openai_tools.choose(tools, choice)

@@ -69,13 +69,13 @@ class CompletionFormat:
 
     def gather(self, chunk: Chunk) -> None:
         if chunk.answer < self._answers:
-            self._gathered[self._index(chunk.answer)].take(chunk)
+            self._gathered[self._index(chunk.answer)].add(chunk)
 
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
         if chunk.answer >= self._answers:
             return ()
         index = self._index(chunk.answer)
-        logprobs = self._gathered[index].take(chunk)
+        logprobs = self._gathered[index].add(chunk)
         if not chunk.text and logprobs is None:
             return ()
         return (self._event((CompletionChoice(self._echo(index) + chunk.text, index, logprobs),)),)
@@ -104,8 +104,8 @@ class CompletionFormat:
     def whole(self, result: InferenceResult) -> Completion:
         self.close(result)
         choices = tuple(
-            CompletionChoice(self._echo(index) + one.text, index, one.logprobs, finish_word(reason))
-            for index, (one, reason) in enumerate(zip(self._gathered, self._reasons, strict=True))
+            CompletionChoice(self._echo(index) + gathered.text, index, gathered.logprobs, finish_word(reason))
+            for index, (gathered, reason) in enumerate(zip(self._gathered, self._reasons, strict=True))
         )
         return self._completion(choices, ChatUsage.of(self._usage))
 
@@ -144,7 +144,7 @@ class _GatheredCompletion:
     def logprobs(self) -> LegacyLogprobs | None:
         return None if self._top is None else _legacy(self._drawn, self._top, 0)
 
-    def take(self, chunk: Chunk) -> LegacyLogprobs | None:
+    def add(self, chunk: Chunk) -> LegacyLogprobs | None:
         """Add a chunk; return its log probabilities for a stream."""
         self._texts.append(chunk.text)
         if self._top is None or not chunk.logprobs:
@@ -156,18 +156,18 @@ class _GatheredCompletion:
 
 
 def _legacy(drawn: Sequence[TokenLogprob], top: int, offset: int) -> LegacyLogprobs:
-    tokens = tuple(piece_text(one.drawn.piece) for one in drawn)
+    tokens = tuple(piece_text(token.drawn.piece) for token in drawn)
     offsets = []
     for token in tokens:
         offsets.append(offset)
         offset += len(token)
-    likeliest = tuple({piece_text(other.piece): other.logprob for other in one.top} for one in drawn) if top else None
-    return LegacyLogprobs(tokens, tuple(one.drawn.logprob for one in drawn), likeliest, tuple(offsets))
+    likeliest = tuple({piece_text(other.piece): other.logprob for other in token.top} for token in drawn) if top else None
+    return LegacyLogprobs(tokens, tuple(token.drawn.logprob for token in drawn), likeliest, tuple(offsets))
 
 
-def _sum(one: Usage, other: Usage) -> Usage:
+def _sum(first: Usage, second: Usage) -> Usage:
     return Usage(
-        one.prompt_tokens + other.prompt_tokens,
-        one.completion_tokens + other.completion_tokens,
-        one.cached_tokens + other.cached_tokens,
+        first.prompt_tokens + second.prompt_tokens,
+        first.completion_tokens + second.completion_tokens,
+        first.cached_tokens + second.cached_tokens,
     )

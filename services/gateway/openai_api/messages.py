@@ -164,8 +164,8 @@ def tool(name: str, description: str | None, parameters: JsonObject | None) -> T
 
 def ensure_functions(tools: object) -> None:
     """Raise BadField for OpenAI's built-in tools."""
-    for position, one in enumerate(tools if isinstance(tools, list) else ()):
-        if isinstance(one, dict) and one.get("type", "function") != "function":
+    for position, found in enumerate(tools if isinstance(tools, list) else ()):
+        if isinstance(found, dict) and found.get("type", "function") != "function":
             raise BadField(f"tools[{position}].type", "must be function; other tools are not supported")
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from services.gateway.prompt_admission import RANGES, BadField
 
-Taken = Callable[[object], bool]
+ValueTest = Callable[[object], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class ParameterRule:
 
     #: Why it is ignored, or for a refused one, what to do instead.
     description: str
-    #: Accepts values without effect.
-    takes: Taken = lambda _value: False
+    #: Returns whether a value is accepted, because it has no effect.
+    accepts: ValueTest = lambda _value: False
     #: Whether every value of the right type is accepted.
     ignored: bool = False
 
@@ -102,7 +102,7 @@ def without(found: Mapping[str, object], rules: Mapping[str, ParameterRule], kin
     """Return ``found`` without parameters that have no effect. Raises BadField for refused ones."""
     for name in rules.keys() & found.keys():
         value = found[name]
-        if value is not None and not rules[name].takes(value):
+        if value is not None and not rules[name].accepts(value):
             raise BadField(name, rules[name].description if not rules[name].ignored else "has the wrong type; leave it out")
     fields = kind.__struct_fields__
     return {name: value for name, value in found.items() if name not in rules and not (value is None and name in fields)}

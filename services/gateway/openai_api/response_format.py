@@ -33,7 +33,7 @@ class ResponsesFormat:
         self._about = about
 
     def gather(self, chunk: Chunk) -> None:
-        self._take(chunk)
+        self._add(chunk)
 
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
         if chunk.answer:
@@ -44,7 +44,7 @@ class ResponsesFormat:
             item, index = self._message_id, self._items.index(None)
             logprobs = logprobs_of(chunk.logprobs)
             events.append(_event(response_events.TextDelta("response.output_text.delta", self._next(), item, index, chunk.text, logprobs)))
-        for call in self._take(chunk):
+        for call in self._add(chunk):
             events += self._call_events(call)
         return events
 
@@ -75,10 +75,10 @@ class ResponsesFormat:
             output=self._output(status),
             usage=response_events.ResponseUsage.of(result.usage),
             incomplete_details=response_events.Incomplete("max_output_tokens") if status == "incomplete" else None,
-            completed_at=self._known().created + result.response_time_ms // 1000 if status == "completed" else None,
+            completed_at=self._facts().created + result.response_time_ms // 1000 if status == "completed" else None,
         )
 
-    def _take(self, chunk: Chunk) -> Sequence[OutputCall]:
+    def _add(self, chunk: Chunk) -> Sequence[OutputCall]:
         if chunk.answer:
             return ()
         self._texts.append(chunk.text)
@@ -94,7 +94,7 @@ class ResponsesFormat:
 
     def _call(self, call: ToolCall) -> OutputCall:
         number = sum(item is not None for item in self._items)
-        return OutputCall(f"fc_{self._known().request_id.hex}{number:03d}", "completed", call.id, call.name, call.arguments)
+        return OutputCall(f"fc_{self._facts().request_id.hex}{number:03d}", "completed", call.id, call.name, call.arguments)
 
     def _beginning(self) -> list[ServerSentEvent]:
         if self._is_begun:
@@ -138,7 +138,7 @@ class ResponsesFormat:
 
     @property
     def _message_id(self) -> str:
-        return f"msg_{self._known().request_id.hex}"
+        return f"msg_{self._facts().request_id.hex}"
 
     def _message(self, status: str) -> OutputMessage:
         logprobs = tuple(self._logprobs) if self._body.with_logprobs else ()
@@ -157,7 +157,7 @@ class ResponsesFormat:
         incomplete_details: response_events.Incomplete | None = None,
         completed_at: int | None = None,
     ) -> Response:
-        about, body = self._known(), self._body
+        about, body = self._facts(), self._body
         return Response(
             id=f"resp_{about.request_id.hex}",
             created_at=about.created,
@@ -185,7 +185,7 @@ class ResponsesFormat:
         self._sequence += 1
         return number
 
-    def _known(self) -> AnswerFacts:
+    def _facts(self) -> AnswerFacts:
         assert self._about is not None  # `begin` was called
         return self._about
 

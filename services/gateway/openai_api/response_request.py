@@ -246,11 +246,11 @@ def _format(body: TextFormat | None) -> OutputFormat | None:
 
 
 def _tools(body: ResponseBody) -> Chosen:
-    tools = tuple(openai_tools.tool(one.name, one.description, one.parameters) for one in body.tools)
+    tools = tuple(openai_tools.tool(tool.name, tool.description, tool.parameters) for tool in body.tools)
     match body.tool_choice:
         case ChosenFunction(name=name):
             return openai_tools.choose_of(tools, (name,), "required")
         case AllowedFunctions(mode=mode, tools=allowed):
-            return openai_tools.choose_of(tools, tuple(one.name for one in allowed), mode)
+            return openai_tools.choose_of(tools, tuple(tool.name for tool in allowed), mode)
         case choice:
             return openai_tools.choose(tools, choice)

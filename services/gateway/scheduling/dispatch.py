@@ -284,40 +284,40 @@ class Dispatch:
         is_shared = self._peers[model].has_peers
         if is_shared and freed is None and not self._workers.room_lasts(model):
             return
-        at = freed if is_shared else None
+        only_at = freed if is_shared else None
         began = True
         while began and model_queue.queue and self._has_room(model, model_queue):
             began = False
             full: set[_Kind] = set()
             for waiter in model_queue.queue.turns():
                 kind = _kind(waiter.requirements, owners)
-                if kind not in full and (began := self._serve(waiter, at)):
+                if kind not in full and (began := self._serve(waiter, only_at)):
                     break
                 full.add(kind)
             if began:
                 self._measure(model)
-            if at is not None:
+            if only_at is not None:
                 break
 
-    def _serve(self, waiter: QueuedRequest, at: NodeId | None) -> bool:
-        return self._delegate_place(waiter, at) if isinstance(waiter, PeerTicket) else self._begin_or_refuse(waiter, at)
+    def _serve(self, waiter: QueuedRequest, only_at: NodeId | None) -> bool:
+        return self._delegate_place(waiter, only_at) if isinstance(waiter, PeerTicket) else self._begin_or_refuse(waiter, only_at)
 
-    def _delegate_place(self, ticket: PeerTicket, at: NodeId | None) -> bool:
+    def _delegate_place(self, ticket: PeerTicket, only_at: NodeId | None) -> bool:
         """Leave a free place to another gateway's request; False if there is none. Announced places are known there, too."""
         try:
-            row = worker_choice.choose_worker(ticket.requirements, _only(at, self._workers.rows(ticket.requirements)), self._rng)
+            row = worker_choice.choose_worker(ticket.requirements, _only(only_at, self._workers.rows(ticket.requirements)), self._rng)
         except errors.NotReachable:
             return False
         if row is None:
             return False
         self.worker_stats.occupancy.delegate(row.node, ticket.requirements.model)
-        self._peers[ticket.requirements.model].delegate_place(ticket, row.node, self.clock(), is_ours=at is not None)
+        self._peers[ticket.requirements.model].delegate_place(ticket, row.node, self.clock(), is_ours=only_at is not None)
         return True
 
-    def _begin_or_refuse(self, waiter: QueuedRequest, at: NodeId | None) -> bool:
+    def _begin_or_refuse(self, waiter: QueuedRequest, only_at: NodeId | None) -> bool:
         assert isinstance(waiter, _Waiter)
         try:
-            return self._begin(waiter, _only(at, self._workers.rows(waiter.requirements)))
+            return self._begin(waiter, _only(only_at, self._workers.rows(waiter.requirements)))
         except errors.NotReachable as error:
             self.model_queue(waiter.requirements.model).queue.leave(waiter)
             waiter.outcome.set_result(error)
@@ -339,8 +339,8 @@ class Dispatch:
 
     def _has_room(self, model: ModelName, model_queue: ModelQueue[QueuedRequest]) -> bool:
         capacity = self._workers.capacity(model)
-        model_queue.slots = sum(each.slots for each in capacity.values())
-        return any(each.has_room for each in capacity.values())
+        model_queue.slots = sum(worker.slots for worker in capacity.values())
+        return any(worker.has_room for worker in capacity.values())
 
     # --- worker changes -----------------------------------------------------------------------------------------------
 
@@ -371,8 +371,8 @@ class Dispatch:
                 waiter.outcome.set_result(refusal)
 
 
-def _only(at: NodeId | None, rows: Sequence[Candidate]) -> Sequence[Candidate]:
-    return rows if at is None else [row for row in rows if row.node == at]
+def _only(only_at: NodeId | None, rows: Sequence[Candidate]) -> Sequence[Candidate]:
+    return rows if only_at is None else [row for row in rows if row.node == only_at]
 
 
 def _ignore() -> None: ...

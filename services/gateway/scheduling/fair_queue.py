@@ -27,7 +27,7 @@ Ticket = TypeVar("Ticket", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
-class _TenantQueue:
+class _QueuedTicket:
     tenant: TenantId
     kind: Hashable
     cost: float
@@ -44,7 +44,7 @@ class FairQueue(Generic[Ticket]):
     """Tracks waiting requests, and the service that each tenant got."""
 
     def __init__(self) -> None:
-        self._places: dict[Ticket, _TenantQueue] = {}
+        self._places: dict[Ticket, _QueuedTicket] = {}
         #: This gateway's requests, by tenant and urgency.
         self._local: Counter[tuple[TenantId, bool]] = Counter()
         #: In order of arrival; only tenants with waiting requests.
@@ -90,7 +90,7 @@ class FairQueue(Generic[Ticket]):
         """Add a request, even if a place is free. ``urgent`` requests resume an answer and come first. Requests that wait at another
         gateway are ordered, too, but not ``is_local``. A tenant's requests of one ``kind`` may run on the same workers."""
         self._arrivals += 1
-        self._places[ticket] = _TenantQueue(tenant, kind, cost, self._arrivals, urgent, is_local)
+        self._places[ticket] = _QueuedTicket(tenant, kind, cost, self._arrivals, urgent, is_local)
         if is_local:
             self._local[tenant, urgent] += 1
         if urgent:
@@ -239,7 +239,7 @@ class ModelQueue(Generic[Ticket]):
     def waiting_notice(self, ticket: Ticket, now: float) -> str:
         """Return the notice for a waiting caller; empty until a new request has a position."""
         if now - self._placed_at >= (_PLACES_SECONDS if ticket in self._places else _NEWCOMERS_SECONDS):
-            self._places = {each: place for place, each in enumerate(self.queue.order(), 1)}
+            self._places = {queued: place for place, queued in enumerate(self.queue.order(), 1)}
             self._placed_at = now
         place = self._places.get(ticket)
         if place is None:
@@ -269,10 +269,8 @@ class QueueSettings:
 
     def check_bounds(self, model_queue: ModelQueue[_Ticket], requirements: WorkerRequirements, waiting_anywhere: int, more: int) -> None:
         """Check the bounds for a queued request, or for one ``more``. Raises Overloaded."""
-        own, position = (
-            model_queue.queue.waiting_of(requirements.limited_as) + more,
-            model_queue.queue.position_of_last(requirements.limited_as) + more,
-        )
+        own = model_queue.queue.waiting_of(requirements.limited_as) + more
+        position = model_queue.queue.position_of_last(requirements.limited_as) + more
         retry = model_queue.retry_seconds(position)
         if own > self.queue_per_tenant:
             full = f"{own - 1} of your requests are already queued for {requirements.model}, which is the limit"

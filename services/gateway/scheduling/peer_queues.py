@@ -54,7 +54,7 @@ class PeerOffer(msgspec.Struct, array_like=True, frozen=True):
 class QueueReport(msgspec.Struct, array_like=True, frozen=True):
     """One gateway's report about its queue for one model."""
 
-    #: A gateway that started earlier has a lesser name.
+    #: Begins with the start time, so that the name of an older gateway is less.
     gateway: str
     model: ModelName
     #: The tenants whose count changed; if ``whole``, all waiting ones.
@@ -188,11 +188,11 @@ class PeerQueues:
             self._model_queue.queue.correct(charge.tenant, charge.cost - self._settle_charges(report.gateway, charge.tenant))
         known = self._tickets.setdefault(report.gateway, {})
         if report.whole:
-            for tenant, urgent in known.keys() - {(each.tenant, urgent) for each in report.waiting for urgent in (False, True)}:
+            for tenant, urgent in known.keys() - {(waiting.tenant, urgent) for waiting in report.waiting for urgent in (False, True)}:
                 self._set_waiting(report.gateway, tenant, urgent, 0)
-        for each in report.waiting:
-            self._set_waiting(report.gateway, each.tenant, False, each.ordinary)
-            self._set_waiting(report.gateway, each.tenant, True, each.urgent)
+        for waiting in report.waiting:
+            self._set_waiting(report.gateway, waiting.tenant, False, waiting.ordinary)
+            self._set_waiting(report.gateway, waiting.tenant, True, waiting.urgent)
         if report.gateway < self._own_name:
             self._align(report)
         return tuple(offer.worker for offer in report.offers if offer.to == self._own_name)

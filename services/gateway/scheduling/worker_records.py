@@ -23,7 +23,7 @@ FAILURES = 5
 EJECTION_SECONDS = 30.0
 #: Envoy's max_ejection_time.
 LONGEST_EJECTION_SECONDS = 300.0
-#: After this time without an ejection, the rest starts at REST_SECONDS again.
+#: After this time without an ejection, the next one lasts EJECTION_SECONDS again.
 FORGIVEN_SECONDS = 300.0
 
 #: Errors that indicate a faulty worker; being full, draining or older does not.

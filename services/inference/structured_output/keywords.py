@@ -138,7 +138,7 @@ def merged(first: Schema, second: Schema, path: str) -> Schema:
         elif keyword in _MERGE:
             result[keyword] = _MERGE[keyword](result[keyword], value, f"{path}.{keyword}")
         else:
-            raise SchemaRefused(f"{path}: two different values of `{keyword}` cannot be merged; write one that covers both")
+            raise SchemaRefused(f"{path}: two different values of `{keyword}` cannot be merged; write a single value that covers both")
     return result
 
 

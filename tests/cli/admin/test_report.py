@@ -65,7 +65,7 @@ def test_usage_by_day(report_shell: Shell) -> None:
     assert lines[4:] == [
         "revenue       2.5 credits",
         "active users  1 in the last hour, 2 in 24 hours, 3 in 7 days, 4 in 30 days",
-        "new           3 registered, 4 keys made",
+        "new           3 registered, 4 keys created",
     ]
 
 

@@ -91,7 +91,7 @@ def test_without_a_profile_nothing_else_is_checked(tmp_path: Path) -> None:
 def test_text_output_says_what_to_do(tmp_path: Path) -> None:
     lines = Shell(tmp_path, FakeMesh(), {"HOME": str(tmp_path)})("doctor").stdout.splitlines()
     assert lines[0].startswith("WRONG  profile")
-    assert lines[1].strip().startswith("do: run `make up`")
+    assert lines[1].strip().startswith("fix: run `make up`")
 
 
 async def test_nats_is_down(shell: Shell) -> None:
@@ -100,7 +100,7 @@ async def test_nats_is_down(shell: Shell) -> None:
     use(shell, port)
     findings = await examined(shell)
     assert wrong(findings) == ["NATS"]
-    assert findings[-1] == DoctorFinding("models", None, "not checked: NATS first")
+    assert findings[-1] == DoctorFinding("models", None, "not checked: fix NATS first")
 
 
 async def test_nats_rejects_the_node(shell: Shell) -> None:
@@ -113,7 +113,7 @@ async def test_nats_rejects_the_node(shell: Shell) -> None:
         use(shell, port)
         findings = await doctor_checks.examine(CliContext(shell.environment, shell.folder, refused))
     assert wrong(findings) == ["mesh"]
-    assert findings[-1] == DoctorFinding("models", None, "not checked: mesh first")
+    assert findings[-1] == DoctorFinding("models", None, "not checked: fix mesh first")
 
 
 async def test_another_server_listens_there(shell: Shell) -> None:
@@ -195,7 +195,7 @@ async def test_no_gateway(shell: Shell) -> None:
         use(shell, port)
         findings = await examined(shell)
     assert wrong(findings) == ["gateway"]
-    assert findings[-1] == DoctorFinding("models", None, "not checked: gateway first")
+    assert findings[-1] == DoctorFinding("models", None, "not checked: fix gateway first")
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_certificate(found: MembershipFile, ok: bool, message: str, hint: str) -
             id="a ticket of a DHT on loopback",
         ),
         pytest.param(
-            doctor_worker_checks.check_nat(BOX, ELSEWHERE), True, "it keeps ports (5.5.5.11:49737", "", id="a NAT that keeps ports"
+            doctor_worker_checks.check_nat(BOX, ELSEWHERE), True, "port-preserving (5.5.5.11:49737", "", id="a NAT that keeps ports"
         ),
         pytest.param(
             doctor_worker_checks.check_nat(replace(BOX, firewalled=False), ELSEWHERE),
@@ -154,7 +154,7 @@ async def test_joined_worker_is_checked_completely(tmp_path: Path) -> None:
         await net.nodes[0].stop()
         found = [finding async for finding in doctor_worker_checks.examine(membership_of(folder), key, find_seconds=0.5)]
         assert wrong(found) == ["way in"]
-        assert found[-2:] == [DoctorFinding(check, None, "not checked: way in first") for check in ("clock", "member")]
+        assert found[-2:] == [DoctorFinding(check, None, "not checked: fix way in first") for check in ("clock", "member")]
 
 
 def membership_of(folder: join.Folder) -> MembershipFile:
@@ -190,7 +190,7 @@ async def lets_in(found: MembershipFile, key: node_keys.NodeKey) -> AsyncIterato
 
 async def keeps_out(found: MembershipFile, key: node_keys.NodeKey) -> AsyncIterator[DoctorFinding]:
     yield DoctorFinding("DHT", False, "no DHT node answers", "UDP?")
-    yield DoctorFinding("way in", None, "not checked: DHT first")
+    yield DoctorFinding("way in", None, "not checked: fix DHT first")
 
 
 def here(shell: Shell) -> CliContext:
@@ -209,7 +209,7 @@ async def test_later_checks_are_skipped_without_a_connection(client: Shell) -> N
     client.mesh.answer(auth.list_api_keys, auth.ApiKeys(()))
     client.mesh.answer(gateway.get_service_health, HEALTHY)
     found = await doctor_checks.examine(here(client), keeps_out)
-    assert found[-4:] == [DoctorFinding(check, None, "not checked: DHT first") for check in ("auth", "gateway", "workers", "models")]
+    assert found[-4:] == [DoctorFinding(check, None, "not checked: fix DHT first") for check in ("auth", "gateway", "workers", "models")]
     assert client.mesh.calls == []
 
 

@@ -219,7 +219,7 @@ async def test_revoked_machine_joins_again_as_a_new_node(net: SwarmNet, machine:
     net.revoke(old, net.nodes[0])
     code, out, _ = await machine.run("doctor", "--worker")
     assert code == 1
-    assert "auth answers others and not this machine's key: it was revoked" in out
+    assert "auth answers others, but not this machine's key: it was revoked" in out
     code, out, _ = await machine.run("worker", "--join", tickets.render(door.ticket(Role.WORKER)), "--no-serve")
     assert (code, "certified as worker" in out) == (0, True)
     assert node_keys.load(folder.key).id not in (old, "")

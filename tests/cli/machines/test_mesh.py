@@ -94,7 +94,7 @@ async def test_command_ends_with_its_program() -> None:
         os.kill(child_of(process.pid), signal.SIGKILL)
         _, errors_shown = await process.communicate()
         assert process.returncode == 1
-        assert b"it ended with status -9" in errors_shown
+        assert b"the program ended with status -9" in errors_shown
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_common_reason_is_shown_once_and_the_table_is_dimmed() -> None:
     found = frame.make(
         MeshReadings(nodes=SourceAnswer(NodeRows(seen.NODES), 1.0).missed(away), numbers=SourceAnswer(problem=away)), 15.0, AT
     )
-    assert "the nodes, the numbers: 14 s old – no gateway answers" in shown(found)
+    assert "the nodes, the rates: 14 s old – no gateway answers" in shown(found)
     *_, last = text_view.fitted(found, View(), 120, 40)
     assert {span.style for span in last if span.text.strip()} == {"dim"}
     never = frame.make(MeshReadings(health=SourceAnswer(problem=away)), 15.0, AT)

@@ -72,7 +72,7 @@ def test_unavailable_source_is_mentioned_and_the_rest_is_shown(watching: Shell) 
     watching.mesh.answer(metrics.get_history, away)
     done = watching("top")
     assert done.exit_code == 0
-    assert "the health, the alerts, the numbers: unknown – no metrics answers" in done.stdout
+    assert "the health, the alerts, the rates: unknown – no metrics answers" in done.stdout
     assert WORKER[:9] in done.stdout
 
 
@@ -108,7 +108,7 @@ def test_too_many_nodes_for_one_response_lose_only_their_loads(watching: Shell) 
     assert "tokens/s: 340 in, 1,234 out" in done.stdout
     assert "50%" not in done.stdout
     watching.mesh.answer(metrics.get_history, errors.BadRequest("since and until: no time that is over is between them"))
-    assert "the numbers: unknown – since and until" in watching("top").stdout
+    assert "the rates: unknown – since and until" in watching("top").stdout
 
 
 @pytest.mark.parametrize("seconds", ["0", "0.4", "-1", "3601", "nan", "soon"])

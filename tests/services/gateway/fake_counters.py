@@ -1,4 +1,4 @@
-"""Valkey, where no test is about it: its scripts run in this process."""
+"""Valkey's scripts run in this process, for tests that aren't about Valkey."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from shared import errors
 
 
 class FakeCounters:
-    """The script runner of shared.stores.cache. Its clock stands still, and it may be away."""
+    """The script runner of shared.stores.cache, with a clock that stands still; may be unavailable."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -21,11 +21,11 @@ class FakeCounters:
             raise errors.Unavailable("Valkey does not answer")
 
     def script(self, name: str, lua: str, *, urgent: bool = False) -> None:
-        assert urgent, "a request does not wait until others have their large values"
+        assert urgent, "a request must not wait for other clients' large values"
         self._counters.script(name, lua)
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float | None = None) -> Any:
-        assert seconds is not None, "a request does not wait for long"
+        assert seconds is not None, "a request must not wait without a limit"
         self.calls += 1
         if self.away:
             raise errors.Unavailable("Valkey does not answer")

@@ -1,4 +1,4 @@
-"""A mesh, workers and a store of our own, with the same interfaces as the real ones."""
+"""A fake mesh, fake workers and fake stores, with the same interfaces as the real ones."""
 
 import asyncio
 import random
@@ -75,7 +75,7 @@ def announcement(number: int, *models: str, load: WorkerLoad | None = None, only
 
 
 class FakeDirectory(Directory):
-    """The real one, with a clock that stands still."""
+    """The real directory with a clock that stands still."""
 
     def __init__(self) -> None:
         super().__init__(lambda: 0.0)
@@ -86,7 +86,7 @@ class FakeDirectory(Directory):
 
 @dataclass
 class FakeWorker:
-    """Says its words, one token each; may fail before or after some, and may wait to be cancelled."""
+    """Generates its words, one token each; may fail or hang before any of them."""
 
     words: Sequence[str] = ("Hello", " world", "!")
     prompt_tokens: int = 7
@@ -94,7 +94,7 @@ class FakeWorker:
     fails_after: int = 0
     hangs_after: int | None = None
     asked: list[inference.ProcessPrompt] = field(default_factory=list)
-    said: asyncio.Event = field(default_factory=asyncio.Event)
+    is_hanging: asyncio.Event = field(default_factory=asyncio.Event)
     left_early: int = 0
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
@@ -102,7 +102,7 @@ class FakeWorker:
             if self.fails_with is not None and position == self.fails_after:
                 raise self.fails_with
             if self.hangs_after == position:
-                self.said.set()
+                self.is_hanging.set()
                 await asyncio.Event().wait()
             yield inference.Chunk(word, (position + 1,))
         yield Generation(FinishReason.STOP, Usage(self.prompt_tokens, len(self.words)))
@@ -124,7 +124,7 @@ class _Answer:
 
 
 class FakeRpc:
-    """Calls go to ``answers`` by method name, prompts to ``workers`` by node."""
+    """Answers calls with ``answers`` by method name, and prompts with ``workers`` by node."""
 
     def __init__(self) -> None:
         self.workers: dict[NodeId, FakeWorker] = {}
@@ -168,7 +168,7 @@ class FakeRpc:
 
 
 class FakeLedgerStore(LedgerStore):
-    """Grants what is asked for; may refuse, or have less."""
+    """Grants what is asked for; may refuse, or grant less."""
 
     def __init__(self) -> None:
         self.reserved: list[ReservationRequest] = []
@@ -191,7 +191,7 @@ class FakeLedgerStore(LedgerStore):
         return LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 0, 0, 0, 0)
 
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
-        """On a slow machine a test may run into the first heartbeat."""
+        """On a slow machine, a test may run until the first heartbeat."""
 
     async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[OpenReservation, ...]:
         return ()
@@ -207,7 +207,7 @@ class FakeLedgerStore(LedgerStore):
 
 @dataclass
 class FakeJournal:
-    """A disk in memory; may be full."""
+    """A journal in memory; may be full."""
 
     rows: list[RequestRow] = field(default_factory=list)
     full: bool = False
@@ -226,7 +226,7 @@ class FakeJournal:
 
 @dataclass
 class FakeStore:
-    """Keeps rows as PostgreSQL would; may be away."""
+    """Keeps rows like PostgreSQL; may be unavailable."""
 
     rows: dict[UUID, RequestRow] = field(default_factory=dict)
     away: bool = False
@@ -279,7 +279,7 @@ class FakeReports:
 
 
 class FakeKeys(IdempotencyStore):
-    """Idempotency keys of one gateway that lives for ever."""
+    """Idempotency keys of a single gateway that never dies."""
 
     def __init__(self) -> None:
         self.held: dict[tuple[UserId, str], HeldKey] = {}
@@ -302,14 +302,14 @@ class FakeKeys(IdempotencyStore):
         self.held = {at: one for at, one in self.held.items() if one.request_id != request_id}
 
     async def abandon(self, request_id: RequestId) -> None:
-        """It lives for ever."""
+        """Not needed: this gateway never dies."""
 
     async def withdraw(self, owner: UserId, key: str) -> None:
-        """There is no other gateway to tell."""
+        """Not needed: there is no other gateway to notify."""
 
 
 class RunningService:
-    """A whole gateway on fakes, with one worker that serves smollm2."""
+    """A whole gateway with a fake mesh and store, and one worker that serves smollm2."""
 
     def __init__(
         self, recorder: UsageRecorder, store: FakeStore, ledger: Ledger, books: FakeLedgerStore, runs: AnswerRuns, *, free: int = 100

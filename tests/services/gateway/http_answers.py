@@ -1,4 +1,4 @@
-"""What the tests of the HTTP door ask with, and how they read what it answers."""
+"""What the tests of the HTTP API send, and how they read the answers."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Gateways that share a real PostgreSQL and know each other only by it, each with a maker of answers that a test holds up."""
+"""Gateways that share only a real PostgreSQL, each with a generator of answers that the test can pause."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -108,7 +108,7 @@ class Gateway:
 
 
 class RunningService:
-    """Makes gateways that die when the test says so."""
+    """Creates gateways that die when the test says so."""
 
     def __init__(self, store: IdempotencyStore, url: str) -> None:
         self.store = store
@@ -134,12 +134,12 @@ class RunningService:
             await connection.close()
 
     async def listeners(self) -> int:
-        """Connections that wait for notifications."""
+        """Return the number of connections that wait for notifications."""
         found = await self.sql("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'")
         return int(found[0][0])
 
     async def the_lease_ends(self) -> None:
-        """As after kill -9 of whoever holds one."""
+        """As after kill -9 of the process that holds one."""
         await self.sql("UPDATE idempotency_keys SET lease_until = now() - interval '1 s' WHERE state = 'running'")
 
     async def row(self) -> Any:

@@ -1,4 +1,4 @@
-"""What is written to the log while a test runs."""
+"""What a test writes to the log."""
 
 from collections.abc import Mapping
 
@@ -8,14 +8,14 @@ from shared.telemetry import logs
 
 
 class Lines:
-    """Events with their fields, in their order."""
+    """Events with their fields, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._lines: list[tuple[str, str]] = []
         monkeypatch.setattr(logs, "_write", self._take)
 
     def of(self, event: str) -> list[str]:
-        """The fields of each of them, as a text."""
+        """Return the fields of each event as text."""
         return [fields for written, fields in self._lines if written == event]
 
     def _take(self, _level: int, event: str, fields: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""OpenAI's own Python client at a gateway on fakes, over a real socket."""
+"""OpenAI's own Python client connected to a gateway with a fake mesh and store, over a real socket."""
 
 import asyncio
 import socket

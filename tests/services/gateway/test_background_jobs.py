@@ -1,4 +1,4 @@
-"""Background work is repeated whatever happens to it, and tells when it last succeeded."""
+"""Background jobs are repeated even if they fail, and report when they last succeeded."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ from tests.services.gateway.log_lines import Lines
 
 
 class Rounds:
-    """Work that ends in a given way each time, and then for good."""
+    """A job with the given outcomes; it hangs after the last one."""
 
     def __init__(self, *ends: Exception | None) -> None:
         self.ends, self.over = list(ends), asyncio.Event()
@@ -37,7 +37,7 @@ async def run(work: Callable[[], Awaitable[None]], over: asyncio.Event, metrics:
 @pytest.mark.parametrize(
     "error",
     [
-        pytest.param(errors.Unavailable("PostgreSQL does not answer"), id="PostgreSQL is away"),
+        pytest.param(errors.Unavailable("PostgreSQL does not answer"), id="PostgreSQL is down"),
         pytest.param(asyncpg.CheckViolationError("a row of somebody"), id="PostgreSQL refuses"),
     ],
 )

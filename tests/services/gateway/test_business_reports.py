@@ -1,4 +1,4 @@
-"""What a report may ask for, and what the job does with the days."""
+"""What a report may contain, and what the background job does with the days."""
 
 from datetime import date, timedelta
 
@@ -36,7 +36,7 @@ def test_a_label_requires_grouping_by_label(by: BusinessGrouping) -> None:
 
 
 class Days(DaysStore):
-    """With days to sum up; it writes down what it is asked to do."""
+    """A store with days to summarize; it records its calls."""
 
     def __init__(self, *stale: date) -> None:
         self.stale, self.done = list(stale), list[str]()

@@ -23,10 +23,10 @@ def remembered(*, watched: bool = False) -> CallerCache:
 @pytest.mark.parametrize(
     ("watched", "later", "is_there"),
     [
-        pytest.param(True, 59.9, True, id="60 s while auth tells of changes"),
-        pytest.param(True, 60, False, id="and no longer"),
-        pytest.param(False, 4.9, True, id="5 s without that"),
-        pytest.param(False, 5, False, id="and no longer than that"),
+        pytest.param(True, 59.9, True, id="60 s while auth reports changes"),
+        pytest.param(True, 60, False, id="at most 60 s"),
+        pytest.param(False, 4.9, True, id="5 s without reports"),
+        pytest.param(False, 5, False, id="at most 5 s without reports"),
     ],
 )
 def test_a_cached_answer_expires(watched: bool, later: float, is_there: bool) -> None:

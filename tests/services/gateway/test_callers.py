@@ -108,7 +108,7 @@ async def test_without_auth_a_five_minute_old_answer_is_used() -> None:
 
 
 async def test_an_auth_that_is_still_starting_is_unavailable() -> None:
-    """A caller's 404 would say that its path or its model is not there."""
+    """A caller's 404 would mean that its path or model doesn't exist."""
     callers, rpc = site(Time())
     rpc.answers["auth.validateApiKey"] = raising(errors.UnknownMethod("auth.validateApiKey"))
     with pytest.raises(errors.Unavailable, match="auth is still starting"):
@@ -167,7 +167,7 @@ async def test_a_revocation_during_a_call_to_auth_is_not_lost() -> None:
         await _until(rpc.changes.empty)
         asking = tasks.create_task(callers.identify(KEY))
         await asked.wait()
-        # Auth has read the key, and then it is revoked.
+        # Auth has read the key, then the key is revoked.
         rpc.changes.put_nowait(auth.Change(2, USER))
         await _until(rpc.changes.empty)
         answer.set()

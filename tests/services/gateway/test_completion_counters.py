@@ -1,4 +1,4 @@
-"""What is counted of requests that ended: their cost, and answers that broke off."""
+"""What is counted when requests end: their cost, and incomplete answers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ async def running_service() -> AsyncIterator[RunningService]:
 
 
 async def ask(running_service: RunningService, model: str = "smollm2") -> InferenceResult:
-    context.start()  # as a door does
+    context.start()  # as an HTTP route does
     async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi", model=model), seconds=10) as running:
         async for _ in running:
             pass
@@ -31,7 +31,7 @@ def cost(running_service: RunningService, model: str) -> float | None:
 
 
 def aborted(running_service: RunningService) -> dict[str, float]:
-    """Without the known reasons that are shown as 0 from the start."""
+    """Return the counters that are not 0. Known reasons start at 0."""
     (family,) = running_service.metrics.streams_aborted.collect()
     return {sample.labels["reason"]: sample.value for sample in family.samples if sample.name.endswith("_total") and sample.value}
 
@@ -69,7 +69,7 @@ async def test_unknown_codes_of_newer_workers_are_counted_as_other(running_servi
 async def test_a_reader_that_leaves_mid_answer_is_counted_as_canceled(running_service: RunningService) -> None:
     running_service.worker.hangs_after = 2
     asking = asyncio.create_task(ask(running_service))
-    await running_service.worker.said.wait()
+    await running_service.worker.is_hanging.wait()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking

@@ -1,4 +1,4 @@
-"""On a real PostgreSQL, under a role that row-level security holds: days that are summed up, and reports of them."""
+"""Summaries of days and their reports, on a real PostgreSQL with row-level security in force."""
 
 import asyncio
 import random
@@ -38,7 +38,7 @@ async def opened(plain_url: str) -> AsyncIterator[database.Database]:
 
 @pytest.fixture
 async def connection(opened: database.Database, plain_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Of somebody who has the service's password and binds himself to no tenant."""
+    """As somebody with the service's password who chooses no tenant."""
     found = await asyncpg.connect(plain_url, server_settings={"search_path": "gateway"})
     yield found
     await found.close()
@@ -60,7 +60,7 @@ def row(**changed: object) -> RequestRow:
 
 
 def some_rows(seed: int, number: int) -> list[RequestRow]:
-    """Of four whole days and the one that runs."""
+    """Of four whole days and the current one."""
     dice = random.Random(seed)
     return [
         row(
@@ -174,7 +174,7 @@ async def test_a_day_is_summed_up_once_and_late_requests_are_added(
     await GatewayStore(opened).write_requests([row(), row()])
     assert BEGIN.date() in await roll(days)
     assert await roll(days) == []
-    # With their rows gone, only sums that are kept still know these two.
+    # Without their rows, only the stored sums still include these two.
     await connection.execute("SET aimesh.tenant = '*'")
     await connection.execute("DELETE FROM request_logs")
     await GatewayStore(opened).write_requests([late := row()])
@@ -191,7 +191,7 @@ async def test_the_current_day_is_summed_up_in_ten_minute_pieces(
     piece = now.replace(minute=now.minute // 10 * 10, second=0, microsecond=0)
     await days.open_days()
     await connection.execute("SET aimesh.tenant = '*'")
-    # As if this day had begun so much later, so that the test says the same at any time of the day.
+    # As if this day had started later, so that the test's result is the same at any time of day.
     await connection.execute("UPDATE usage_rolls SET rolled_until = $1 WHERE day = $2", piece - timedelta(minutes=20), piece.date())
     begun = max(piece - timedelta(minutes=20), TODAY)
     await GatewayStore(opened).write_requests([row(created_at=begun), row(created_at=datetime.now(UTC))])
@@ -233,13 +233,13 @@ async def test_sums_outlive_the_request_log(days: DaysStore, opened: database.Da
     rows = some_rows(5, 100)
     await GatewayStore(opened).write_requests(rows)
     usage = UsageStore(opened)
-    assert await usage.delete_old(1, 1000) == 0, "no row goes before its day is summed up"
+    assert await usage.delete_old(1, 1000) == 0, "no row is deleted before its day is summarized"
     await roll(days)
     before = await report(days)
     await days.close_days(1)
     assert await usage.delete_old(1, 1000) > 0
     assert await report(days) == before
-    # What comes for such a day now would be all that is left of it.
+    # A late row of such a day would be the only one of that day.
     await GatewayStore(opened).write_requests([row()])
     assert await roll(days) == []
     assert await report(days) == before
@@ -270,7 +270,7 @@ async def test_the_cost_of_requests_equals_the_ledgers_revenue(
     )
     rows = some_rows(6, 60)
     for one in rows:
-        # What was held bounds what is taken.
+        # The reservation limits the payment.
         held = dice.randrange(10**12)
         await connection.execute(
             "INSERT INTO accounts AS account (owner, reserved_micro) VALUES ($1, $2)"

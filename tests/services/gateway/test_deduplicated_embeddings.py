@@ -1,4 +1,4 @@
-"""Embeddings under an idempotency key: through the pipeline, on a real PostgreSQL for the keys and a worker of our own."""
+"""Embeddings with an idempotency key: through the pipeline, with a real PostgreSQL for the keys and a fake worker."""
 
 import asyncio
 import struct
@@ -43,7 +43,7 @@ class Worker(FakeWorker):
         assert isinstance(prompt, Embed)
         for number, text in enumerate(prompt.inputs, start=1):
             if number == self.waits_at:
-                self.said.set()
+                self.is_hanging.set()
                 await self.gate.wait()
             if number == self.fails_at:
                 raise errors.BadRequest("this text is too long")
@@ -60,23 +60,23 @@ class ReceivedAnswer:
 
 
 class Gateways:
-    """Two that know each other only by PostgreSQL, with one worker behind both."""
+    """Two gateways that share only PostgreSQL and one worker."""
 
     def __init__(
         self,
         running_service: RunningService,
         worker: Worker,
-        doors: tuple[DeduplicatedInference, DeduplicatedInference],
+        gateways: tuple[DeduplicatedInference, DeduplicatedInference],
         once: DeduplicatedInference,
         url: str,
     ) -> None:
-        self.running_service, self.worker, self.doors, self.once = running_service, worker, doors, once
+        self.running_service, self.worker, self.gateways, self.once = running_service, worker, gateways, once
         self._url = url
 
-    async def ask(self, *inputs: str, key: str | None = "k", door: int = 0, seconds: float = 10, **fields: Any) -> ReceivedAnswer:
-        context.start()  # as a door does
+    async def ask(self, *inputs: str, key: str | None = "k", index: int = 0, seconds: float = 10, **fields: Any) -> ReceivedAnswer:
+        context.start()  # as an HTTP route does
         request = EmbeddingRequest(inputs or ("a", "bb"), **fields)
-        async with self.doors[door].embed(OWNER, request, seconds=seconds, key=key) as answer:
+        async with self.gateways[index].embed(OWNER, request, seconds=seconds, key=key) as answer:
             vectors = [vector async for _, vectors in answer for vector in vectors.vectors]
         return ReceivedAnswer(vectors, answer.result, answer.is_repeat, answer.allowance is not None)
 
@@ -89,7 +89,7 @@ class Gateways:
 
     @property
     def runs(self) -> tuple[int, int]:
-        """Of the worker, and rows in the request log."""
+        """Return the number of the worker's runs, and of rows in the request log."""
         return len(self.worker.asked), len(self.running_service.store.rows)
 
 
@@ -100,12 +100,14 @@ async def gateways(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         worker = Worker()
         running_service.worker = worker
         running_service.add_worker(1, worker, "smollm2")
-        doors = []
+        gateways = []
         for name in ("Uone", "Utwo"):
             runs = await stack.enter_async_context(AnswerRuns().running())
             keys = IdempotentRequests(IdempotencyStore(database), runs, NodeId(name), secret="s" * 16, most_seconds=10)
-            doors.append(DeduplicatedInference(running_service.pipeline, keys))
-        yield Gateways(running_service, worker, (doors[0], doors[1]), DeduplicatedInference(running_service.pipeline, keys), postgres_url)
+            gateways.append(DeduplicatedInference(running_service.pipeline, keys))
+        yield Gateways(
+            running_service, worker, (gateways[0], gateways[1]), DeduplicatedInference(running_service.pipeline, keys), postgres_url
+        )
 
 
 async def test_without_a_key_requests_run_independently(gateways: Gateways) -> None:
@@ -115,9 +117,9 @@ async def test_without_a_key_requests_run_independently(gateways: Gateways) -> N
     assert await gateways.stored() == []
 
 
-@pytest.mark.parametrize("door", [0, 1], ids=["the same gateway", "another one"])
-async def test_a_repeat_gets_the_same_vectors_and_is_not_billed(gateways: Gateways, door: int) -> None:
-    first, again = await gateways.ask(), await gateways.ask(door=door)
+@pytest.mark.parametrize("index", [0, 1], ids=["the same gateway", "another one"])
+async def test_a_repeat_gets_the_same_vectors_and_is_not_billed(gateways: Gateways, index: int) -> None:
+    first, again = await gateways.ask(), await gateways.ask(index=index)
     assert first.vectors == again.vectors == [packed(1, CANARY), packed(2, CANARY)]
     assert first.result == again.result
     assert [(one.is_repeat, one.has_allowance) for one in (first, again)] == [(False, True), (True, False)]
@@ -125,12 +127,12 @@ async def test_a_repeat_gets_the_same_vectors_and_is_not_billed(gateways: Gatewa
     assert gateways.running_service.store.only_row.id == first.result.request_id
 
 
-@pytest.mark.parametrize("door", [0, 1], ids=["the same gateway", "another one"])
-async def test_fifty_concurrent_requests_run_once(gateways: Gateways, door: int) -> None:
+@pytest.mark.parametrize("index", [0, 1], ids=["the same gateway", "another one"])
+async def test_fifty_concurrent_requests_run_once(gateways: Gateways, index: int) -> None:
     gateways.worker.waits_at = 2
     first = asyncio.create_task(gateways.ask())
-    await gateways.worker.said.wait()
-    rest = [asyncio.create_task(gateways.ask(door=door)) for _ in range(49)]
+    await gateways.worker.is_hanging.wait()
+    rest = [asyncio.create_task(gateways.ask(index=index)) for _ in range(49)]
     await asyncio.sleep(0.02)
     gateways.worker.gate.set()
     received = [await first, *await asyncio.gather(*rest)]
@@ -146,7 +148,7 @@ async def test_another_request_under_the_key_is_a_conflict(gateways: Gateways, o
         await gateways.ask(**other)
     with pytest.raises(errors.IdempotencyConflict):
         await gateways.ask("a", "b")
-    # The same texts in other pieces are other texts.
+    # The same characters split differently are different texts.
     with pytest.raises(errors.IdempotencyConflict):
         await gateways.ask("abb")
     assert gateways.runs == (1, 1)
@@ -163,7 +165,7 @@ async def test_prompts_and_embeddings_never_share_a_key(gateways: Gateways) -> N
 async def test_a_caller_that_lost_its_connection_finds_the_finished_answer(gateways: Gateways) -> None:
     gateways.worker.waits_at = 2
     lost = asyncio.create_task(gateways.ask())
-    await gateways.worker.said.wait()
+    await gateways.worker.is_hanging.wait()
     lost.cancel()
     with pytest.raises(asyncio.CancelledError):
         await lost
@@ -199,7 +201,7 @@ async def test_an_answer_too_large_to_store_is_repeated_by_its_gateway(gateways:
     first, again = await gateways.ask(), await gateways.ask()
     assert (first.vectors, again.is_repeat) == (again.vectors, True)
     with pytest.raises(errors.AnswerGone, match="too long to store"):
-        await gateways.ask(door=1)
+        await gateways.ask(index=1)
     assert gateways.runs == (1, 1)
 
 

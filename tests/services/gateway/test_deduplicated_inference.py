@@ -1,4 +1,4 @@
-"""Through the pipeline, on a real PostgreSQL for the keys and a worker of our own."""
+"""Idempotency keys through the whole pipeline, in a real PostgreSQL, with a fake worker."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ class Caller:
     async def ask(
         self, again: RepeatedRequest = NEVER, *, stops_after: int | None = None, whole: bool = False, **fields: Any
     ) -> ReceivedAnswer:
-        context.start()  # as a door does
+        context.start()  # as an HTTP route does
         request = InferenceRequest(**{"prompt": "hi", **fields})
         received = ReceivedAnswer()
         async with self.once.run(OWNER, request, seconds=10, again=again, whole=whole) as answer:
@@ -96,7 +96,7 @@ async def test_a_caller_that_lost_its_stream_gets_the_rest(caller: Caller) -> No
     caller.running_service.worker.hangs_after = 2
     cut = await caller.ask(KEY, stops_after=1)
     assert cut.answer is not None
-    await caller.running_service.worker.said.wait()
+    await caller.running_service.worker.is_hanging.wait()
     reading = asyncio.create_task(caller.ask(RepeatedRequest(key="k", rest=Rest(1)), stops_after=2))
     received = await reading
     assert (received.numbers, received.text) == ([2], " world")

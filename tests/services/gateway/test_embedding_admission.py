@@ -15,9 +15,9 @@ def admit(**fields: Any) -> prompt_admission.AdmittedTexts:
 @pytest.mark.parametrize(
     "fields",
     [
-        pytest.param({"inputs": ("a",) * MAX_INPUTS}, id="as many texts as may be"),
-        pytest.param({"inputs": ("é" * (MAX_INPUT_BYTES // 2),)}, id="as many bytes as may be"),
-        pytest.param({"inputs": (" ",)}, id="a blank, of which the model says whether it is something"),
+        pytest.param({"inputs": ("a",) * MAX_INPUTS}, id="the most texts"),
+        pytest.param({"inputs": ("é" * (MAX_INPUT_BYTES // 2),)}, id="the most bytes"),
+        pytest.param({"inputs": (" ",)}, id="a space, which the model may accept or not"),
         pytest.param({"dimensions": 1}, id="one dimension"),
         pytest.param({"dimensions": MAX_DIMENSIONS}, id="the most dimensions"),
     ],
@@ -33,8 +33,8 @@ def test_valid_requests_are_accepted(fields: dict[str, Any]) -> None:
         pytest.param({"inputs": ("",)}, "input", id="an empty text alone"),
         pytest.param({"inputs": ("a", "")}, "input[1]", id="an empty text among others"),
         pytest.param({"inputs": ("a",) * (MAX_INPUTS + 1)}, "input", id="one text too many"),
-        pytest.param({"dimensions": 0}, "dimensions", id="no dimension"),
-        pytest.param({"dimensions": -1}, "dimensions", id="fewer than none"),
+        pytest.param({"dimensions": 0}, "dimensions", id="zero dimensions"),
+        pytest.param({"dimensions": -1}, "dimensions", id="negative"),
         pytest.param({"dimensions": MAX_DIMENSIONS + 1}, "dimensions", id="too many dimensions"),
         pytest.param({"model": ""}, "model", id="a model without a name"),
         pytest.param({"model": "m" * 201}, "model", id="a model with a long name"),

@@ -1,4 +1,4 @@
-"""Requests for embeddings on their way through the gateway, on the fakes."""
+"""Requests for embeddings in the pipeline, with a fake mesh and store."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ def packed(*numbers: float) -> bytes:
 
 @dataclass
 class EmbeddingWorker(FakeWorker):
-    """The vector of a text is (its length, 1); what it sends may be replaced, to lie."""
+    """The vector of a text is (its length, 1); a test can replace what is sent, to make it lie."""
 
     vectors: tuple[bytes, ...] | None = None
     claims: int | None = None
@@ -46,7 +46,7 @@ class EmbeddingWorker(FakeWorker):
         for position in range(0, len(made), 2):
             yield Vectors(made[position : position + 2])
             if self.hangs_after is not None:
-                self.said.set()
+                self.is_hanging.set()
                 await asyncio.Event().wait()
         yield Embedded(2, self.claims if self.claims is not None else self.prompt_tokens)
 
@@ -72,13 +72,13 @@ async def client(running_service: RunningService) -> AsyncIterator[openai.AsyncO
 
 
 async def ask(running_service: RunningService, *inputs: str, who: Principal = OWNER, **fields: Any) -> tuple[list[bytes], EmbeddingResult]:
-    context.start()  # as a door does
+    context.start()  # as an HTTP route does
     async with running_service.once.embed(who, EmbeddingRequest(inputs, **fields), seconds=10) as answer:
         found = [vector async for _, vectors in answer for vector in vectors.vectors]
     return found, answer.result
 
 
-# --- the way ------------------------------------------------------------------------------------------------------------
+# --- the path ------------------------------------------------------------------------------------------------------------
 
 
 async def test_vectors_arrive_in_order_with_a_row(running_service: RunningService) -> None:
@@ -125,10 +125,10 @@ async def test_another_worker_takes_over_before_the_first_vector(running_service
         pytest.param({"vectors": (packed(1, 1),)}, id="too few vectors"),
         pytest.param({"vectors": (packed(1, 1),) * 3}, id="too many vectors"),
         pytest.param({"vectors": (packed(1, 1), packed(1))}, id="vectors of two sizes"),
-        pytest.param({"vectors": (b"12345",) * 2}, id="half a number"),
-        pytest.param({"vectors": (b"",) * 2}, id="vectors of nothing"),
-        pytest.param({"vectors": (packed(math.nan, 1),) * 2}, id="what is no number"),
-        pytest.param({"vectors": (packed(math.inf, 1),) * 2}, id="a number without end"),
+        pytest.param({"vectors": (b"12345",) * 2}, id="a part of a number"),
+        pytest.param({"vectors": (b"",) * 2}, id="empty vectors"),
+        pytest.param({"vectors": (packed(math.nan, 1),) * 2}, id="NaN"),
+        pytest.param({"vectors": (packed(math.inf, 1),) * 2}, id="infinity"),
         pytest.param({"vectors": (bytes(4 * (embedding.MAX_DIMENSIONS + 1)),) * 2}, id="more numbers than any model gives"),
     ],
 )
@@ -153,7 +153,7 @@ async def test_claimed_tokens_are_capped_by_the_bytes(running_service: RunningSe
 async def test_a_caller_that_disconnects_cancels_the_work(running_service: RunningService) -> None:
     running_service.worker.hangs_after = 0
     asking = asyncio.create_task(ask(running_service, "a", "b"))
-    await running_service.worker.said.wait()
+    await running_service.worker.is_hanging.wait()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
@@ -161,15 +161,15 @@ async def test_a_caller_that_disconnects_cancels_the_work(running_service: Runni
     async with asyncio.timeout(30):
         while not running_service.store.rows:  # noqa: ASYNC110
             await asyncio.sleep(0)
-    # The count came before the first vector.
+    # The token count arrived before the first vector.
     assert (running_service.store.only_row.status, running_service.store.only_row.prompt_tokens) == ("cancelled", 7)
 
 
-# --- OpenAI's door ------------------------------------------------------------------------------------------------------
+# --- OpenAI's API -------------------------------------------------------------------------------------------------------
 
 
 async def test_openais_client_gets_numbers_in_both_encodings(client: openai.AsyncOpenAI) -> None:
-    # Left out, the client asks for base64 and decodes it.
+    # By default, the client requests base64 and decodes it.
     for encoding in (openai.omit, "float"):
         answer = await client.embeddings.create(model="llama3", input=["a", "bb"], encoding_format=encoding)
         assert [(one.index, list(one.embedding)) for one in answer.data] == [(0, [1, 1]), (1, [2, 1])]
@@ -188,7 +188,7 @@ async def test_openais_client_retries_under_its_key_and_is_answered_once(
 
     answers = [await ask(encoding, "a", "bb") for encoding in ("float", "float", openai.omit)]
     shown = [[list(one.embedding) for one in answer.parse().data] for answer in answers]
-    assert shown == [[[1, 1], [2, 1]]] * 3, "how the numbers are written is no part of the request"
+    assert shown == [[[1, 1], [2, 1]]] * 3, "the encoding is not part of the request's fingerprint"
     assert [answer.headers.get("idempotent-replayed") for answer in answers] == [None, "true", "true"]
     row = running_service.store.only_row
     assert [answer.headers.get("x-original-request-id") for answer in answers] == [None, str(row.id), str(row.id)]

@@ -1,4 +1,4 @@
-"""A key with bounds: what it may do, with which models and from where, at the HTTP door and over RPC; and what is said to who may not."""
+"""Keys with limits on methods, models and networks, over HTTP and over RPC, and the messages of refusals."""
 
 import asyncio
 import socket
@@ -37,7 +37,7 @@ async def running_service() -> AsyncIterator[RunningService]:
 
 
 def bind(running_service: RunningService, **bounds: Any) -> Principal:
-    """From now on the key has these bounds."""
+    """Limit the key from now on."""
     principal = msgspec.structs.replace(OWNER, **bounds)
 
     async def validate(_request: auth.ValidateApiKey) -> Principal:
@@ -80,7 +80,7 @@ async def test_a_model_outside_the_keys_scope_is_refused_before_a_worker_is_call
     assert error["message"] == "this key may not use qwen"
     assert "smollm2" in error["hint"]
     assert running_service.worker.asked == []
-    assert running_service.books.reserved == [], "nothing is held for it"
+    assert running_service.books.reserved == [], "nothing is reserved for it"
 
 
 @pytest.mark.parametrize("path", [path for path in BODIES if path != "/v1/embeddings"])
@@ -103,7 +103,7 @@ async def test_a_key_for_an_alias_covers_the_model(running_service: RunningServi
 async def test_the_default_model_is_no_way_around_a_keys_models(running_service: RunningService) -> None:
     bind(running_service, models=(SMOLLM2,))
     async with client(running_service) as http:
-        # The first that is served, by name: qwen.
+        # The first served model by name: qwen.
         error = problem(await http.post("/api/inference", json={"prompt": "hi"}), 403, "not_allowed")
         assert "qwen" in error["message"]
 
@@ -184,7 +184,7 @@ async def test_a_key_without_scopes_may_use_nothing(running_service: RunningServ
 
 @dataclass(frozen=True)
 class OverLink:
-    """A call as a gate sees it."""
+    """A call with the fields that a gate reads."""
 
     credential: Credential | None = KEY
     caller_role: Role = Role.CLIENT
@@ -205,21 +205,21 @@ def gate(running_service: RunningService) -> tuple[Authorizer, list[tuple[str, P
             gateway.process_inference_request,
             ProcessInferenceRequest(InferenceRequest(prompt="hi")),
             "ada may not do this: gateway.processInferenceRequest needs inference:execute",
-            id="a scope that the key has not",
+            id="a scope that the key lacks",
         ),
         pytest.param(
             {"scopes": ("*",)},
             ledger.verify_ledger,
             ledger.VerifyLedger(),
             "ada is no administrator",
-            id="all of a user's is not an admin's",
+            id="all scopes of a user aren't an administrator's",
         ),
         pytest.param(
             {"role": UserRole.ADMIN, "scopes": ("inference:execute", "usage:read")},
             ledger.verify_ledger,
             ledger.VerifyLedger(),
             "the key 'laptop' has not the scope * that gateway.verifyLedger needs",
-            id="an administrator's everyday key is no administrator",
+            id="an administrator's live key can't administer",
         ),
         pytest.param(
             {"networks": ("0.0.0.0/0", "::/0")},
@@ -234,20 +234,20 @@ async def test_a_refused_key_gets_the_reason_over_rpc(
     running_service: RunningService, bounds: dict[str, Any], method: Any, request_: msgspec.Struct, message: str
 ) -> None:
     caller = bind(running_service, **bounds)
-    door, refused = gate(running_service)
+    access_gate, refused = gate(running_service)
     with pytest.raises(errors.NotAllowed) as caught:
-        await door.admit(method, request_, OverLink())
+        await access_gate.admit(method, request_, OverLink())
     assert caught.value.message == message
     assert caught.value.hint
-    assert refused == [(method.name, caller, message)], "the audit log hears of it"
+    assert refused == [(method.name, caller, message)], "the refusal is in the audit log"
 
 
 async def test_the_limits_of_a_key_inside_the_request_apply_too(running_service: RunningService) -> None:
     bind(running_service, scopes=("usage:read",))
-    door, _ = gate(running_service)
+    access_gate, _ = gate(running_service)
     request = ProcessInferenceRequest(InferenceRequest(prompt="hi"), gateway.Auth(KEY))
     with pytest.raises(errors.NotAllowed):
-        await door.admit(gateway.process_inference_request, request, OverLink(None))
+        await access_gate.admit(gateway.process_inference_request, request, OverLink(None))
 
 
 # --- networks -------------------------------------------------------------------------------------------------------------
@@ -256,22 +256,22 @@ async def test_the_limits_of_a_key_inside_the_request_apply_too(running_service:
 @pytest.mark.parametrize(
     ("networks", "address", "is_let_in"),
     [
-        pytest.param(("192.0.2.0/24",), "192.0.2.255", True, id="in it"),
-        pytest.param(("192.0.2.0/24",), "192.0.3.0", False, id="beside it"),
+        pytest.param(("192.0.2.0/24",), "192.0.2.255", True, id="inside the network"),
+        pytest.param(("192.0.2.0/24",), "192.0.3.0", False, id="outside the network"),
         pytest.param(("198.51.100.7/32", "192.0.2.0/24"), "192.0.2.1", True, id="in one of them"),
         pytest.param(("192.0.2.7",), "192.0.2.7", True, id="a single address"),
-        pytest.param(("192.0.2.7",), "192.0.2.8", False, id="and its neighbour"),
-        pytest.param(("192.0.2.0/24",), "::ffff:192.0.2.1", True, id="IPv4 in its IPv6 clothes"),
-        pytest.param(("192.0.2.0/24",), "::ffff:192.0.3.1", False, id="and that does not make it another one"),
-        pytest.param(("::/0",), "192.0.2.1", False, id="every IPv6 address is no IPv4 address"),
-        pytest.param(("::/0",), "::ffff:192.0.2.1", False, id="in no clothes either"),
-        pytest.param(("0.0.0.0/0",), "2001:db8::1", False, id="and the other way round"),
+        pytest.param(("192.0.2.7",), "192.0.2.8", False, id="the next address"),
+        pytest.param(("192.0.2.0/24",), "::ffff:192.0.2.1", True, id="IPv4-mapped IPv6 address"),
+        pytest.param(("192.0.2.0/24",), "::ffff:192.0.3.1", False, id="IPv4-mapped IPv6 address outside"),
+        pytest.param(("::/0",), "192.0.2.1", False, id="all of IPv6 doesn't include IPv4"),
+        pytest.param(("::/0",), "::ffff:192.0.2.1", False, id="all of IPv6 doesn't include IPv4-mapped"),
+        pytest.param(("0.0.0.0/0",), "2001:db8::1", False, id="all of IPv4 doesn't include IPv6"),
         pytest.param(("2001:db8::/32",), "2001:db8:ffff::1", True, id="IPv6"),
-        pytest.param(("2001:db8::/32",), "2001:db9::1", False, id="IPv6 beside it"),
-        pytest.param(("fe80::/10",), "fe80::1%eth0", True, id="with the zone of a link"),
-        pytest.param(("0.0.0.0/0", "::/0"), "not an address", False, id="what is no address is nowhere"),
-        pytest.param(("0.0.0.0/0", "::/0"), "", False, id="nothing is nowhere"),
-        pytest.param((), "not an address", True, id="a key without networks is good everywhere"),
+        pytest.param(("2001:db8::/32",), "2001:db9::1", False, id="IPv6 outside"),
+        pytest.param(("fe80::/10",), "fe80::1%eth0", True, id="with a zone index"),
+        pytest.param(("0.0.0.0/0", "::/0"), "not an address", False, id="not an address"),
+        pytest.param(("0.0.0.0/0", "::/0"), "", False, id="an empty address"),
+        pytest.param((), "not an address", True, id="a key without networks is valid everywhere"),
     ],
 )
 async def test_which_networks_a_key_may_be_used_from(
@@ -298,7 +298,7 @@ async def test_an_overlong_address_is_truncated_in_the_error(running_service: Ru
 async def served(
     running_service: RunningService, hop_secret: str | None = None, **settings: Any
 ) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
-    """The gateway's own server; a call says from which of this machine's addresses it comes."""
+    """The gateway's own server, with calls from any of this machine's addresses."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         server = node_http.HttpServer(
@@ -323,15 +323,15 @@ FORWARDED, HOP = "X-Forwarded-For", client_address.SECRET.decode()
 @pytest.mark.parametrize(
     ("source", "claims", "is_let_in"),
     [
-        pytest.param(PROXY, ["192.0.2.7"], True, id="a proxy that the settings name is believed"),
-        pytest.param(PROXY, ["198.51.100.7"], False, id="also where that shuts the door"),
-        pytest.param(STRANGER, ["192.0.2.7"], False, id="a stranger who claims to be a proxy is not"),
-        pytest.param(PROXY, ["192.0.2.7, 198.51.100.7"], False, id="what the client said before the proxy added its word is nothing"),
-        pytest.param(PROXY, ["192.0.2.7", "198.51.100.7"], False, id="nor as a header of its own"),
-        pytest.param(PROXY, ["198.51.100.7, 192.0.2.7"], True, id="the last word is the proxy's"),
-        pytest.param(PROXY, ["::ffff:192.0.2.7"], True, id="IPv4 in its IPv6 clothes"),
+        pytest.param(PROXY, ["192.0.2.7"], True, id="a trusted proxy"),
+        pytest.param(PROXY, ["198.51.100.7"], False, id="a trusted proxy, outside the network"),
+        pytest.param(STRANGER, ["192.0.2.7"], False, id="an untrusted proxy"),
+        pytest.param(PROXY, ["192.0.2.7, 198.51.100.7"], False, id="a part that the client sent is ignored"),
+        pytest.param(PROXY, ["192.0.2.7", "198.51.100.7"], False, id="a header that the client sent is ignored"),
+        pytest.param(PROXY, ["198.51.100.7, 192.0.2.7"], True, id="the last part is the proxy's"),
+        pytest.param(PROXY, ["::ffff:192.0.2.7"], True, id="an IPv4-mapped IPv6 address"),
         pytest.param(PROXY, ["nonsense"], False, id="nonsense"),
-        pytest.param(PROXY, [], False, id="nobody said anything: it is the proxy's own address"),
+        pytest.param(PROXY, [], False, id="no header: the proxy's own address counts"),
     ],
 )
 async def test_which_proxies_are_trusted_for_the_client_address(
@@ -356,13 +356,13 @@ HOP_SECRET = "s" * 32
 @pytest.mark.parametrize(
     ("headers", "is_let_in"),
     [
-        pytest.param([(FORWARDED, "192.0.2.7"), (HOP, HOP_SECRET)], True, id="web is believed, wherever it connects from"),
-        pytest.param([(FORWARDED, "198.51.100.7"), (HOP, HOP_SECRET)], False, id="also where that shuts somebody out"),
-        pytest.param([(FORWARDED, "192.0.2.7"), (HOP, "t" * 32)], False, id="another secret proves nothing"),
-        pytest.param([(FORWARDED, "192.0.2.7"), (HOP, "")], False, id="nor does an empty one"),
-        pytest.param([(FORWARDED, "192.0.2.7"), (HOP, HOP_SECRET), (HOP, "t" * 32)], False, id="nor two of them"),
-        pytest.param([(FORWARDED, "192.0.2.7, 192.0.2.7"), (HOP, HOP_SECRET)], False, id="web sends one address"),
-        pytest.param([(HOP, HOP_SECRET)], False, id="without an address it is web's own"),
+        pytest.param([(FORWARDED, "192.0.2.7"), (HOP, HOP_SECRET)], True, id="web is trusted from any address"),
+        pytest.param([(FORWARDED, "198.51.100.7"), (HOP, HOP_SECRET)], False, id="web is trusted, outside the network"),
+        pytest.param([(FORWARDED, "192.0.2.7"), (HOP, "t" * 32)], False, id="a wrong secret"),
+        pytest.param([(FORWARDED, "192.0.2.7"), (HOP, "")], False, id="an empty secret"),
+        pytest.param([(FORWARDED, "192.0.2.7"), (HOP, HOP_SECRET), (HOP, "t" * 32)], False, id="two secrets"),
+        pytest.param([(FORWARDED, "192.0.2.7, 192.0.2.7"), (HOP, HOP_SECRET)], False, id="web sends only one address"),
+        pytest.param([(HOP, HOP_SECRET)], False, id="no address: web's own counts"),
     ],
 )
 async def test_web_authenticates_its_hop_with_a_secret(
@@ -392,7 +392,7 @@ async def test_other_headers_do_not_change_the_client_address(running_service: R
 async def test_a_trusted_proxy_from_the_settings_is_used(
     running_service: RunningService, trusted: tuple[str, ...], *, is_let_in: bool
 ) -> None:
-    """As where web, or a proxy with TLS, runs in another container."""
+    """As if web, or a proxy with TLS, ran in another container."""
     bind(running_service, networks=("192.0.2.0/24",))
     async with served(running_service, trusted_proxies=trusted) as ask:
         answer = await ask(STRANGER, [(FORWARDED, "192.0.2.7")])
@@ -400,7 +400,7 @@ async def test_a_trusted_proxy_from_the_settings_is_used(
 
 
 async def test_uvicorns_environment_variable_trusts_no_proxy(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
-    """uvicorn would read it by itself."""
+    """uvicorn would interpret the header by itself."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     bind(running_service, networks=("192.0.2.0/24",))
     async with served(running_service) as ask:

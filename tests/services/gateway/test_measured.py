@@ -1,4 +1,4 @@
-"""What a gateway measures of its requests, on its real code paths; and that no number of users makes more of it."""
+"""The gateway's metrics of requests, on its real code paths; their number doesn't grow with the number of users."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -30,7 +30,7 @@ async def running_service() -> AsyncIterator[RunningService]:
 
 
 async def _ask(running_service: RunningService, who: Principal = OWNER, model: str = "smollm2", **fields: object) -> None:
-    context.start()  # as a door does
+    context.start()  # as an HTTP route does
     request = InferenceRequest(prompt="hi", model=ModelName(model), **fields)  # type: ignore[arg-type]  # of the right types by name
     async with running_service.pipeline.run(who, request, seconds=10) as running:
         async for _ in running:
@@ -99,7 +99,7 @@ async def test_a_thousand_tenants_create_no_more_series_than_a_few() -> None:
         models = [f"model-{number}" for number in range(MODELS)]
         worker = FakeWorker()
         running_service.add_worker(2, worker, *models)
-        # Nobody waits before a worker is asked again.
+        # A retry doesn't wait.
         running_service.pipeline = Pipeline(
             replace(running_service.parts, relay=Relay(running_service.rpc, running_service.dispatch, draw=lambda: 0.0))
         )
@@ -110,7 +110,7 @@ async def test_a_thousand_tenants_create_no_more_series_than_a_few() -> None:
             with contextlib.suppress(errors.AimeshError):
                 await _ask(running_service, who, model)
 
-        # Everything that there is, once, and a limit that is reached.
+        # Every kind of request once, and a limit that is reached.
         for number in range(len(ways) * MODELS):
             await ask(_tenant(TENANTS + number), models[number % MODELS], ways[number // MODELS])
         greedy = _tenant(2 * TENANTS + len(ways) * MODELS)

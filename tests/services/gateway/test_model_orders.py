@@ -1,4 +1,4 @@
-"""Orders about models, on a mesh of our own."""
+"""Loading and unloading models, with a fake mesh."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ M = ModelName("m")
 
 
 class Rpc(FakeRpc):
-    """Notes which node was asked for what; ``refuse`` has the errors of some."""
+    """Records the calls of each node; ``refuse`` has the errors of some."""
 
     def __init__(self) -> None:
         super().__init__()

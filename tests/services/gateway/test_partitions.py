@@ -71,22 +71,22 @@ def metrics() -> Metrics:
 
 
 def request_id_at(moment: datetime) -> RequestId:
-    """As gateways make them."""
+    """As gateways create them."""
     milliseconds = int(moment.timestamp() * 1000)
     return RequestId(UUID(int=(milliseconds << 80) | (context.new_request_id().int & ((1 << 80) - 1))))
 
 
 def row(at: datetime, **changed: object) -> RequestRow:
-    given: dict[str, object] = {
+    values: dict[str, object] = {
         "id": request_id_at(at), "user_id": ADA, "api_key_id": None, "prompt_hash": None, "model_used": ModelName("smollm2"),
         "response_time_ms": 5, "prompt_tokens": 1, "completion_tokens": 1, "status": RequestStatus.SUCCESS, "error_code": None,
         "created_at": at,
     }  # fmt: skip
-    return RequestRow(**{**given, **changed})  # type: ignore[arg-type]
+    return RequestRow(**{**values, **changed})  # type: ignore[arg-type]
 
 
 async def fill(connection: asyncpg.Connection) -> None:
-    """The version before: that many requests over two months, each paid."""
+    """As the version before: this many requests over two months, each paid."""
     await connection.execute(
         "INSERT INTO prices (input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro) VALUES (0, 0, 0, 0)"
     )
@@ -135,7 +135,7 @@ async def test_old_tables_become_the_first_partitions_without_copying(connection
         assert (report.findings, report.entries) == ((), 2 * ROWS)
         young, again = row(datetime.now(UTC)), await connection.fetchval("SELECT id FROM request_logs LIMIT 1")
         await GatewayStore(opened).write_requests([young, row(datetime.now(UTC), id=again)])
-        assert await connection.fetchval("SELECT count(*) FROM request_logs") == ROWS + 1, "one of the two was there"
+        assert await connection.fetchval("SELECT count(*) FROM request_logs") == ROWS + 1, "one of the two existed already"
         ledger = LedgerStore(opened)
         transfer = await connection.fetchval("SELECT transfer FROM entries LIMIT 1")
         assert await ledger.top_up(transfer, TenantId(ADA), MicroCredits(5), "", None), "the same id in another kind is another transfer"
@@ -167,7 +167,7 @@ async def test_a_migration_that_cannot_get_its_lock_blocks_nobody(connection: as
 
         for _ in range(3):
             await until(it_waits, seconds=30, what="the migration waits for the lock")
-            # Behind the waiting lock, for as long as the migration waits for it.
+            # It queues behind the migration's lock request.
             async with asyncio.timeout(30):
                 assert await others.fetchval("SELECT count(*) FROM request_logs") == ROWS
         assert not migrating.done()
@@ -201,7 +201,7 @@ async def test_any_number_of_gateways_add_partitions_in_advance(
     await GatewayStore(opened).write_requests([row(later["since"])])
     assert await connection.fetchval("SELECT tableoid::regclass::text FROM request_logs") == later["name"]
     await connection.execute("SELECT set_config('aimesh.tenant', '', false)")
-    assert await connection.fetchval(f"SELECT count(*) FROM {later['name']}") == 0, "the wall is around each partition, too"
+    assert await connection.fetchval(f"SELECT count(*) FROM {later['name']}") == 0, "row-level security applies to each partition too"
 
 
 async def test_entries_that_arrive_before_their_partition_are_kept_and_moved(
@@ -249,7 +249,7 @@ async def test_old_partitions_of_the_request_log_are_dropped_but_none_of_the_led
     await Partitions(opened, metrics).extend()
     now = datetime.now(UTC)
     await GatewayStore(opened).write_requests([row(now), row(now - timedelta(days=40))])
-    # As if all of it had happened so long ago.
+    # As if all of it had happened that long ago.
     names = dict(await connection.fetch("SELECT name, parent FROM partitions"))
     await connection.execute(
         "UPDATE partitions SET until = now() - interval '31 days' WHERE name = 'request_logs_first' OR parent <> 'request_logs'"
@@ -257,7 +257,7 @@ async def test_old_partitions_of_the_request_log_are_dropped_but_none_of_the_led
     days = DaysStore(opened)
     partitions = Partitions(opened, metrics)
     await partitions.drop_old(30)
-    assert dict(await connection.fetch("SELECT name, parent FROM partitions")) == names, "no day is summed up"
+    assert dict(await connection.fetch("SELECT name, parent FROM partitions")) == names, "no day is summarized"
     await days.open_days()
     await connection.execute("UPDATE usage_rolls SET is_final = true, is_stale = false, rolled_at = now()")
     await asyncio.gather(*(partitions.drop_old(30) for _ in range(3)))

@@ -25,7 +25,7 @@ async def running_service() -> AsyncIterator[RunningService]:
 
 
 async def ask(running_service: RunningService, who: Principal = OWNER, seconds: float = 10, **fields: Any) -> tuple[str, InferenceResult]:
-    context.start()  # as a door does
+    context.start()  # as an HTTP route does
     request = InferenceRequest(**{"prompt": "hi", **fields})
     async with running_service.pipeline.run(who, request, seconds=seconds) as running:
         text = "".join([chunk.text async for _, chunk in running])
@@ -107,7 +107,7 @@ async def test_a_limited_request_has_a_row_and_a_retry_time() -> None:
 async def test_a_cancelled_request_records_what_was_delivered(running_service: RunningService) -> None:
     running_service.worker.hangs_after = 2
     asking = asyncio.create_task(ask(running_service))
-    await running_service.worker.said.wait()
+    await running_service.worker.is_hanging.wait()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
@@ -148,9 +148,9 @@ async def test_a_deadline_is_a_timeout_even_if_it_arrives_as_a_cancellation(runn
 
 class MiscountingWorker(FakeWorker):
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
-        async for said in super().run(prompt):
-            # Few enough that text of this length could have them.
-            yield msgspec.structs.replace(said, usage=Usage(10**12, 50)) if isinstance(said, Generation) else said
+        async for item in super().run(prompt):
+            # So few that a text of this length could have them.
+            yield msgspec.structs.replace(item, usage=Usage(10**12, 50)) if isinstance(item, Generation) else item
 
 
 async def test_output_is_counted_by_token_ids_and_not_by_the_workers_claim(running_service: RunningService) -> None:
@@ -188,7 +188,7 @@ async def test_metrics(running_service: RunningService) -> None:
 
 
 async def _written(running_service: RunningService, rows: int = 1) -> None:
-    """A cancelled request does not wait for its row."""
+    """A canceled request doesn't wait for its row."""
     async with asyncio.timeout(30):
         while len(running_service.store.rows) < rows:  # noqa: ASYNC110
             await asyncio.sleep(0)

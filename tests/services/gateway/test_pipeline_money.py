@@ -1,4 +1,4 @@
-"""What requests hold and what they cost, on the way through the pipeline. Here an input token costs 1 micro-credit, an output token 2."""
+"""What requests reserve and cost in the pipeline. Here an input token costs 1 micro-credit, an output token 2."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -82,7 +82,7 @@ async def test_tokens_delivered_before_a_cancellation_are_billed() -> None:
 async def test_an_unstreamed_answer_that_fails_is_free(
     running_service: RunningService, error: errors.AimeshError, streamed: bool, cost: int, state: ReservationState
 ) -> None:
-    """A proxy of ours cut a whole answer off, and its caller paid for 1,524 tokens that nobody saw."""
+    """One of our proxies once cut off a whole answer, and its caller paid for 1,524 tokens that nobody saw."""
     running_service.worker.fails_with, running_service.worker.fails_after = error, 1
     with pytest.raises(errors.AimeshError):
         async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10, streamed=streamed) as running:
@@ -109,7 +109,7 @@ async def test_a_request_without_max_tokens_reserves_what_the_context_allows(run
 
 
 class Slots(FakeWorker):
-    """Works on four requests at once, each until the test says that its time is over."""
+    """A worker that runs four requests at once, each until the test ends it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,12 +120,12 @@ class Slots(FakeWorker):
         async with self.free:
             self.works.append(done := asyncio.Event())
             await done.wait()
-            async for said in super().run(prompt):
-                yield said
+            async for item in super().run(prompt):
+                yield item
 
 
 async def test_compute_seconds_exclude_time_in_the_queue(running_service: RunningService) -> None:
-    """48 equal requests cost 1.11 to 5.44."""
+    """Before, 48 equal requests cost between 1.11 and 5.44."""
     price = Price(1, ModelPrice(None, MicroCredits(0), MicroCredits(0), compute_second_micro=MicroCredits(1000)))
     running_service.books.prices = (price,)
     await running_service.parts.ledger.refresh_prices()

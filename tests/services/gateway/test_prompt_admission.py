@@ -72,7 +72,7 @@ def test_nothing_outside_the_allow_list_is_admitted(value: float, field: str) ->
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        pytest.param({"prompt": None}, "prompt is missing", id="nothing to run"),
+        pytest.param({"prompt": None}, "prompt is missing", id="no prompt"),
         pytest.param({"prompt": ""}, "prompt is empty", id="empty"),
         pytest.param({"prompt": " \n\t\u00a0"}, "prompt is empty", id="only white space"),
         pytest.param({"messages": (ChatMessage("user", "x"),)}, "exclude each other", id="prompt and messages"),
@@ -110,16 +110,16 @@ def tool(name: str = "look_up", **more: str) -> Tool:
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        pytest.param({"tools": tuple(tool(f"t{n}") for n in range(129))}, "tools", id="more tools than anybody has"),
+        pytest.param({"tools": tuple(tool(f"t{n}") for n in range(129))}, "tools", id="too many tools"),
         pytest.param({"tools": (tool(), tool())}, "tools", id="two of one name"),
         pytest.param({"tools": (tool("look up"),)}, "tools[0].function.name", id="a name with a space"),
         pytest.param({"tools": (tool("é"),)}, "tools[0].function.name", id="a name that is not ASCII"),
         pytest.param({"tools": (tool("t" * 65),)}, "tools[0].function.name", id="a long name"),
-        pytest.param({"tool_choice": ToolChoice.REQUIRED}, "tool_choice", id="a call of nothing"),
+        pytest.param({"tool_choice": ToolChoice.REQUIRED}, "tool_choice", id="a required call without tools"),
         pytest.param({"tools": (tool(),), "format": OutputFormat(FormatKind.JSON)}, "response_format", id="tools and a format"),
         pytest.param({"logit_bias": dict.fromkeys(range(301), 1.0)}, "logit_bias", id="a bias for too many tokens"),
         pytest.param({"logit_bias": {-1: 1.0}}, "logit_bias", id="a negative token"),
-        pytest.param({"logit_bias": {2**31: 1.0}}, "logit_bias", id="a token of 32 bits"),
+        pytest.param({"logit_bias": {2**31: 1.0}}, "logit_bias", id="a token id above 31 bits"),
         pytest.param({"logit_bias": {1: 100.5}}, "logit_bias", id="a bias beyond 100"),
         pytest.param({"logit_bias": {1: math.nan}}, "logit_bias", id="a bias that is no number"),
     ],

@@ -36,10 +36,10 @@ class Site:
             self.directory.worker(number, "m", load=WorkerLoad(slots=8, running=number))
 
     async def text(self) -> str:
-        """Its texts, and a point for its end."""
+        """Return its texts, with a full stop for its end."""
         async with aclosing(self.relay.generate(PROMPT, WISH, seconds=10)) as answers:
-            said = [answer async for answer in answers]
-        return "".join("." if isinstance(answer, Generation) else answer.text for answer in said if not isinstance(answer, PromptAccepted))
+            items = [answer async for answer in answers]
+        return "".join("." if isinstance(answer, Generation) else answer.text for answer in items if not isinstance(answer, PromptAccepted))
 
 
 @pytest.mark.parametrize("error", [errors.LinkLost, errors.NotReachable, errors.Draining, errors.Overloaded, errors.ModelCrashed])
@@ -119,7 +119,7 @@ async def test_closing_the_stream_early_cancels_the_work_on_the_worker() -> None
 
 
 class Dying(FakeWorker):
-    """The whole process ends, before it says a word or behind its first; the directory learns it with the link's end."""
+    """A worker whose whole process ends, before or after its first word; the directory learns it when the link ends."""
 
     def __init__(self, site_of: "list[Site]", number: int, *, after: int = 0) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ async def test_a_request_that_crashed_two_workers_gets_no_third() -> None:
 
 
 class Twin(FakeWorker):
-    """Another process uses its key: the announcements of both are heard in turn, and its links break."""
+    """A worker whose key another process uses too: the directory gets announcements of both in turn, and its links break."""
 
     def __init__(self, site_of: "list[Site]", number: int) -> None:
         super().__init__()
@@ -167,9 +167,9 @@ class Twin(FakeWorker):
 async def test_links_that_break_because_two_processes_share_a_key_are_never_poison() -> None:
     holder: list[Site] = []
     holder.append(Site(*(Twin(holder, number) for number in range(4))))
-    with pytest.raises(errors.PeerError) as told:
+    with pytest.raises(errors.PeerError) as caught:
         await holder[0].text()
-    assert told.value.status == 503
+    assert caught.value.status == 503
 
 
 async def test_two_lost_links_to_live_workers_are_not_poison() -> None:
@@ -180,11 +180,11 @@ async def test_two_lost_links_to_live_workers_are_not_poison() -> None:
 @pytest.mark.parametrize(
     ("heard", "gone", "poison"),
     [
-        pytest.param((True, True), 1, True, id="both had begun"),
-        pytest.param((False, False), 1, True, id="it ended both at once"),
-        pytest.param((False, True), 1, True, id="the first at once"),
-        pytest.param((True, False), 1, False, id="the second may have been away before it was asked, as a half that is cut off"),
-        pytest.param((True, True), 0, False, id="the first runs on: only its link was lost"),
+        pytest.param((True, True), 1, True, id="both had responded"),
+        pytest.param((False, False), 1, True, id="both ended without a response"),
+        pytest.param((False, True), 1, True, id="the first ended without a response"),
+        pytest.param((True, False), 1, False, id="the second may have been unreachable before, as in a split mesh"),
+        pytest.param((True, True), 0, False, id="the first still runs: only its link was lost"),
     ],
 )
 def test_which_lost_workers_make_a_request_poison(heard: tuple[bool, bool], gone: int, poison: bool) -> None:
@@ -201,19 +201,19 @@ def test_which_lost_workers_make_a_request_poison(heard: tuple[bool, bool], gone
         assert (decisions[1].error.code, decisions[1].error.status) == ("poison", 400)
 
 
-# --- workers that lie -----------------------------------------------------------------------------------------------------
+# --- dishonest workers ----------------------------------------------------------------------------------------------------
 
 
 class MiscountingWorker(FakeWorker):
-    """Gives what it should, and claims something else."""
+    """A worker that generates the right tokens but reports other numbers."""
 
     def __init__(self, claims: int, *, prompt: int = 7) -> None:
         super().__init__(words=("x",) * 10)
         self._usage = Usage(prompt, claims)
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
-        async for said in super().run(prompt):
-            yield Generation(FinishReason.STOP, self._usage) if isinstance(said, Generation) else said
+        async for item in super().run(prompt):
+            yield Generation(FinishReason.STOP, self._usage) if isinstance(item, Generation) else item
 
 
 @pytest.mark.parametrize("claims", [12, 100, -1, 2**63])

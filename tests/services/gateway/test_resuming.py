@@ -1,4 +1,4 @@
-"""An answer that its worker leaves in the middle: on workers that fail where a test says, over the real relay."""
+"""Answers whose worker fails in the middle, at tokens that the test chooses, over the real relay."""
 
 import asyncio
 import random
@@ -80,7 +80,7 @@ class Site:
     async def collect(
         self, prompt: inference.ProcessPrompt | None = None, *, seconds: float = 30
     ) -> tuple[list[PromptAccepted], str, list[int], Generation | None]:
-        """Raises what the relay raises, with what had come in ``received``."""
+        """Raise what the relay raises; ``received`` has what arrived before."""
         self.received: list[Any] = []
         requirements = WorkerRequirements(MODEL, USER, USER, prompt_tokens=1, max_tokens=10)
         async with aclosing(self.relay.generate(prompt or make_prompt(), requirements, seconds=seconds)) as answers:
@@ -118,7 +118,7 @@ async def test_another_worker_resumes_after_the_last_token(position: int, kind: 
     site = Site(first, second)
     accepted, text, tokens, end = await site.collect()
     assert (accepted, text, tokens) == WHOLE
-    # The prompt is counted as the worker counted it that began, and every token once.
+    # The prompt's tokens are those that the first worker counted, and every token counts once.
     assert end == Generation(FinishReason.LENGTH, Usage(7, len(WORDS), 2))
     assert second.asked[0].delivered == tuple(range(1, position + 1))
     assert second.asked[0].model_config.seed == first.asked[0].model_config.seed
@@ -133,7 +133,7 @@ async def test_losing_a_worker_after_the_last_token_needs_no_resumption() -> Non
 
 
 async def test_an_answer_is_resumed_at_most_twice() -> None:
-    # Whoever is asked, falls.
+    # Every worker fails.
     falls = [lost(2), lost(4)]
     site = Site(*(Teller(falls=falls) for _ in range(4)))
     assert (await site.collect())[:3] == WHOLE
@@ -142,7 +142,7 @@ async def test_an_answer_is_resumed_at_most_twice() -> None:
     with pytest.raises(errors.WorkerLost, match="the worker was lost during its answer, and no other worker could resume it: gone"):
         await site.collect()
     assert site.counted == {("resumption", "failed"): 2}
-    # What had come is whole as far as it goes.
+    # What arrived before has no gap.
     assert [token for one in site.received if isinstance(one, Chunk) for token in one.token_ids] == [1, 2, 3, 4, 5, 6]
 
 
@@ -191,7 +191,7 @@ async def test_a_worker_with_another_model_file_does_not_resume() -> None:
     first, other = Teller(falls=[lost(3), lost(3, errors.NotReachable)]), Teller()
     site = Site(first, other, digests=[DIGEST, "e" * 64])
     assert (await site.collect())[:3] == WHOLE
-    # The first was waited for.
+    # The gateway waited for the first worker.
     assert (len(first.asked), len(other.asked)) == (3, 0)
 
 
@@ -210,7 +210,7 @@ async def test_an_exhausted_retry_budget_returns_the_error() -> None:
         with pytest.raises(errors.LinkLost, match="gone"):
             await site.collect()
         outcomes.append(sum(len(worker.asked) for worker in site.workers))
-    # Ten a second over the window, and a fifth of the requests.
+    # The budget: ten per second over the window, plus a fifth of the requests.
     assert outcomes[-1] - 80 <= 100 + 80 * 0.2
     assert site.counted["retry", "over_budget"] > 0
 
@@ -255,14 +255,14 @@ async def test_a_stalled_worker_is_replaced() -> None:
     assert tokens == WHOLE[2]
     assert second.asked[0].delivered == (1, 2, 3)
     assert site.workers[0].left_early == 1
-    assert text  # FakeWorker's words do not lag, so a piece is said twice; the tokens tell
+    assert text  # FakeWorker's text doesn't lag, so a part is repeated; the tokens show the truth
 
 
 async def test_a_caller_that_disconnects_during_a_stall_is_only_canceled() -> None:
     worker = FakeWorker(words=WORDS, hangs_after=3)
     site = Site(worker, Teller(), stall_seconds=30)
     task = asyncio.create_task(site.collect())
-    await worker.said.wait()
+    await worker.is_hanging.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -271,11 +271,11 @@ async def test_a_caller_that_disconnects_during_a_stall_is_only_canceled() -> No
 
 
 ILLEGAL = [
-    pytest.param([Chunk("a", (1,), finish=FinishReason.STOP), Chunk("b", (2,))], id="goes on behind its end"),
-    pytest.param([Chunk("a", (1,), answer=1)], id="an answer that nobody asked for"),
-    pytest.param([Chunk("a", (1,), answer=-1)], id="an answer below the first"),
-    pytest.param([Chunk("a", (-1,))], id="a token below the first"),
-    pytest.param([Chunk("a", (2**63,))], id="a token far beyond the last"),
+    pytest.param([Chunk("a", (1,), finish=FinishReason.STOP), Chunk("b", (2,))], id="continues after its end"),
+    pytest.param([Chunk("a", (1,), answer=1)], id="an answer that was not requested"),
+    pytest.param([Chunk("a", (1,), answer=-1)], id="a negative answer number"),
+    pytest.param([Chunk("a", (-1,))], id="a negative token id"),
+    pytest.param([Chunk("a", (2**63,))], id="a token id that is too large"),
     pytest.param([Chunk("a" * 65_537, (1,))], id="a chunk of more than 64 KiB"),
     pytest.param([Chunk("a", (1,) * 9)], id="more tokens than were asked for"),
     pytest.param([Chunk("a" * 60_000, (1,)), Chunk("b" * 60_000, (1,))], id="more text than there are tokens for"),
@@ -293,7 +293,7 @@ async def test_invalid_chunks_never_reach_the_caller(chunks: list[Chunk]) -> Non
     site = Site(MiscountingWorker())
     with pytest.raises((errors.ProtocolViolation, errors.WorkerLost)):
         _, text, *_ = await site.collect(make_prompt(max_tokens=8))
-        # Complete before it went on: what came then is left out.
+        # Complete before it continued: the rest is left out.
         assert text == "a"
         raise errors.ProtocolViolation("was cut off")
     assert chunks[-1] not in site.received
@@ -335,7 +335,7 @@ def test_whatever_fails_the_caller_gets_the_whole_answer_or_its_start_and_one_er
             assert (end.usage.prompt_tokens, end.usage.completion_tokens) == (7, len(WORDS))
         elif tokens:
             assert isinstance(error, errors.WorkerLost | errors.Poison)
-        # Work is given to three at most.
+        # At most three workers get the request.
         gave = [prompt for worker in site.workers for prompt in worker.asked]
         assert len({prompt.delivered for prompt in gave}) <= 3
 

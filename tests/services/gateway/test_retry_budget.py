@@ -41,7 +41,7 @@ def test_running_requests_count_however_long_they_take() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=300))
 def test_no_window_has_more_retries_than_the_budget(steps: list[tuple[float, bool]]) -> None:
-    """Half of the requests fail again and again: the workers see at most a fifth more."""
+    """Half of the requests keep failing: the workers get at most a fifth more requests."""
     budget, now = RetryBudget(), 0.0
     requests: list[float] = []
     retries: list[float] = []

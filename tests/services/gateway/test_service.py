@@ -1,4 +1,4 @@
-"""The whole gateway on a real mesh, with real PostgreSQL and Valkey; auth and the workers are small stand-ins."""
+"""The whole gateway on a real mesh, with real PostgreSQL and Valkey; auth and the workers are small fakes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -136,7 +136,7 @@ class Site:
         return text, answer.end
 
     async def ended(self) -> list[tuple[str, int]]:
-        """How requests ended, when the first row is there: a caller that goes away does not wait for it."""
+        """Return how requests ended, once the first row is there: a caller that leaves doesn't wait for its row."""
         async with asyncio.timeout(HANG_SECONDS):
             while not (logged := await self.rows("SELECT status, completion_tokens FROM gateway.request_logs")):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -259,7 +259,7 @@ async def test_only_admins_read_other_users_quotas(site: Site) -> None:
 
 
 async def test_the_log_names_accounts_by_id(site: Site) -> None:
-    """What is written there as a target cannot be erased, and an administrator may well type an e-mail address."""
+    """The audit log's target can't be erased, and an administrator may well type an email address."""
     order = ledger.TopUp(OTHER.email, MicroCredits(7), "a prize")
     await site.client.rpc.call(ledger.top_up, order, credential=ADMIN_TOKEN)
     await until(lambda: site.auth.acts)
@@ -301,11 +301,11 @@ async def test_models_are_only_shown_to_callers_who_may_use_them(site: Site) -> 
         directory.apply_announcement(announcement(number, name, owner=owner, labels={"shared": "no"}), "nats")
 
     async def shown(credential: Credential | None) -> list[str]:
-        told = await site.client.rpc.call(gateway.list_models, gateway.ListModels(), credential=credential)
-        return [model.name for model in told.models]
+        answer = await site.client.rpc.call(gateway.list_models, gateway.ListModels(), credential=credential)
+        return [model.name for model in answer.models]
 
     assert await shown(KEY) == ["adas", "smollm2"]
-    assert await shown(None) == ["smollm2"], "who says no name sees what everybody may use"
+    assert await shown(None) == ["smollm2"], "without a credential, the models that everybody may use are listed"
 
 
 async def test_a_quarantined_worker_is_shown_with_the_reason(site: Site) -> None:
@@ -322,8 +322,8 @@ async def test_a_quarantined_worker_is_shown_with_the_reason(site: Site) -> None
     pardon = gateway.PardonNode(worker[:12])
     with pytest.raises(errors.NotAllowed):
         await site.client.rpc.call(gateway.pardon_node, pardon, credential=KEY)
-    told = await site.client.rpc.call(gateway.pardon_node, pardon, credential=ADMIN_TOKEN)
-    assert told.node == worker
+    answer = await site.client.rpc.call(gateway.pardon_node, pardon, credential=ADMIN_TOKEN)
+    assert answer.node == worker
     assert (await site.ask())[0] == "Hello world"
     await service.audit_reporting.send()
     assert [(act.action, act.target) for act in site.auth.acts if act.action == "node.pardon"] == [("node.pardon", worker)]
@@ -386,7 +386,7 @@ async def test_a_second_worker_is_used_and_a_dead_one_is_not(site: Site) -> None
     await asyncio.gather(*(site.ask() for _ in range(8)))
     assert min(first.ran, other.ran) >= 2
     await second.cut()
-    # Before anybody has noticed, requests that meet the dead one are taken over by the other.
+    # Before its end is noticed, requests sent to the dead worker are taken over by the other.
     outcomes = await asyncio.gather(*(site.ask() for _ in range(4)))
     assert {text for text, _ in outcomes} == {"Hello world"}
     await until(lambda: len(directory.usable(Role.WORKER)) == 1, seconds=7)

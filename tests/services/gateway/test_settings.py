@@ -30,7 +30,7 @@ def test_an_old_variable_disables_the_minute_limit_unless_its_tier_sets_one() ->
     assert load(DEFAULT_RATE_LIMIT="5000").plans()[Tier.FREE] == TierPlan(5000, None, None, 10, 100_000)
     assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="concurrency=3").plans()[Tier.FREE] == TierPlan(5000, None, None, 3, 100_000)
     assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="requests_per_minute=7").plans()[Tier.FREE] == TierPlan(5000, 7, None, 10, 100_000)
-    # An empty variable is none, as compose passes it.
+    # An empty variable counts as unset, because Compose passes it that way.
     assert load(PREMIUM_RATE_LIMIT="").plans()[Tier.PRO] == TierPlan(1000, 100, None, 100, 1_000_000)
     assert load(PREMIUM_RATE_LIMIT="1000").plans()[Tier.PRO] == TierPlan(1000, None, None, 100, 1_000_000)
 

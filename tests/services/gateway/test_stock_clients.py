@@ -1,4 +1,4 @@
-"""`processInferenceRequest` by a stock NATS client (nats-py), at the real gateway: who may ask, what is billed, what is refused and why."""
+"""`processInferenceRequest` with a stock NATS client (nats-py) at a real gateway: access, billing, and refusals with their reasons."""
 
 import asyncio
 import json
@@ -117,14 +117,14 @@ class Site:
         return await self.send({"request": {"prompt": prompt}, **more}, credential)
 
     async def send(self, body: Any, credential: str | None = ANY, headers: dict[str, str] = JSON, subject: str = SUBJECT) -> Msg:
-        given = headers if credential is None else {**headers, "authorization": f"Bearer {credential}"}
-        return await self.nats.request(subject, json.dumps(body).encode(), headers=given, timeout=SECONDS)
+        all_headers = headers if credential is None else {**headers, "authorization": f"Bearer {credential}"}
+        return await self.nats.request(subject, json.dumps(body).encode(), headers=all_headers, timeout=SECONDS)
 
     async def stream(self, body: Any, credential: str = ANY) -> Any:
         inbox = self.nats.new_inbox()
         replies = await self.nats.subscribe(inbox)
-        given = {**STREAM, "authorization": f"Bearer {credential}"}
-        await self.nats.publish(SUBJECT, json.dumps(body).encode(), reply=inbox, headers=given)
+        all_headers = {**STREAM, "authorization": f"Bearer {credential}"}
+        await self.nats.publish(SUBJECT, json.dumps(body).encode(), reply=inbox, headers=all_headers)
         return replies
 
     async def read(self, body: Any) -> list[Msg]:
@@ -135,7 +135,7 @@ class Site:
         return found
 
     async def rows(self, count: int = 1) -> list[tuple[Any, ...]]:
-        """How requests ended and what they cost, oldest first, when there are so many."""
+        """Return how the oldest requests ended and what they cost, once there are this many."""
         found: list[tuple[Any, ...]] = []
         connection = await asyncpg.connect(self.database_url)
         try:
@@ -169,13 +169,13 @@ async def site(postgres_url: str, valkey_url: str) -> AsyncIterator[Site]:
 
 
 def problem(message: Msg) -> tuple[str, str]:
-    """Code and words of an error."""
+    """Return an error's code and message."""
     assert message.headers is not None
     assert "Nats-Service-Error-Code" in message.headers, message.data
     return json.loads(message.data)["error"]["code"], message.headers["Nats-Service-Error"]
 
 
-# --- who may ask --------------------------------------------------------------------------------------------------------
+# --- access -------------------------------------------------------------------------------------------------------------
 
 
 async def test_the_key_may_be_in_the_header_or_in_auth_or_in_both(site: Site) -> None:
@@ -198,7 +198,7 @@ async def test_the_key_may_be_in_the_header_or_in_auth_or_in_both(site: Site) ->
             NO_RIGHT,
             {},
             ("not_allowed", "ada may not do this: gateway.processInferenceRequest needs inference:execute"),
-            id="a key without the right",
+            id="a key without the scope",
         ),
         pytest.param(OTHER_MODEL, {}, ("not_allowed", "this key may not use smollm2"), id="a key for other models"),
         pytest.param(
@@ -245,7 +245,7 @@ async def test_a_stream_is_billed_once(site: Site) -> None:
 @pytest.mark.parametrize(
     ("more", "ended"),
     [
-        pytest.param({}, ("rejected", "too_large", False), id="nobody can have it"),
+        pytest.param({}, ("rejected", "too_large", False), id="without a key nobody can read it"),
         pytest.param({"idempotencyKey": "once"}, ("cancelled", "cancelled", True), id="a stream of the same key may have read it"),
     ],
 )
@@ -263,7 +263,7 @@ async def test_an_answer_that_is_too_large_is_canceled(site: Site, more: Any, en
 
 
 async def test_a_caller_that_disconnects_frees_its_slots_and_pays_for_what_it_got(site: Site) -> None:
-    """Two at once are allowed, so the third would be refused if a place were lost."""
+    """Two requests at once are allowed, so the third would be refused if a slot were lost."""
     running = [await site.stream({"request": {"prompt": "endless"}}) for _ in range(2)]
     for replies in running:
         await replies.next_msg(SECONDS)
@@ -279,7 +279,7 @@ async def test_a_caller_that_disconnects_frees_its_slots_and_pays_for_what_it_go
     assert site.gateway.node.dispatcher.running == 0
 
 
-# --- the seed's names ---------------------------------------------------------------------------------------------------
+# --- subject names ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("service", ["worker", "inference"])

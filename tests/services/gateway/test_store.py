@@ -1,4 +1,4 @@
-"""On a real PostgreSQL."""
+"""The gateway's store on a real PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator

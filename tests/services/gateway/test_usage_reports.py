@@ -1,4 +1,4 @@
-"""What a report asks for, and who may ask it about whom; the store behind it is a small stand-in."""
+"""What a report contains, and who may request it about whom; with a fake store."""
 
 import asyncio
 import itertools
@@ -34,7 +34,7 @@ def make_query(since: datetime, until: datetime, bucket: Bucket = Bucket.DAY, **
     return GetUsageReport(since, until, bucket, **more)  # type: ignore[arg-type]
 
 
-# --- the pieces of a time -------------------------------------------------------------------------------------------------
+# --- parts of a period ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,25 @@ def make_query(since: datetime, until: datetime, bucket: Bucket = Bucket.DAY, **
         pytest.param("2026-03-01T00:00:00Z", "2026-03-31T00:00:00Z", Bucket.DAY, "2026-03-01T00:00:00Z", 30, id="thirty whole days"),
         pytest.param("2026-03-01T23:59:59Z", "2026-03-02T00:00:01Z", Bucket.DAY, "2026-03-01T00:00:00Z", 2, id="two seconds of two days"),
         pytest.param("2026-03-01T10:00:00Z", "2026-03-01T10:00:01Z", Bucket.DAY, "2026-03-01T00:00:00Z", 1, id="a second of a day"),
-        pytest.param("2026-03-01T00:00:00Z", "2026-03-02T00:00:00Z", Bucket.DAY, "2026-03-01T00:00:00Z", 1, id="the end is not in it"),
+        pytest.param("2026-03-01T00:00:00Z", "2026-03-02T00:00:00Z", Bucket.DAY, "2026-03-01T00:00:00Z", 1, id="the end is excluded"),
         pytest.param("2026-03-01T10:59:59Z", "2026-03-01T11:00:00Z", Bucket.HOUR, "2026-03-01T10:00:00Z", 1, id="an hour's last second"),
         pytest.param("2026-03-01T10:05:30Z", "2026-03-01T10:07:30Z", Bucket.MINUTE, "2026-03-01T10:05:00Z", 3, id="minutes"),
-        pytest.param("2026-03-01T00:30:00+02:00", "2026-03-01T02:00:00+02:00", Bucket.DAY, "2026-02-28T00:00:00Z", 1, id="days are UTC's"),
+        pytest.param("2026-03-01T00:30:00+02:00", "2026-03-01T02:00:00+02:00", Bucket.DAY, "2026-02-28T00:00:00Z", 1, id="days are in UTC"),
         pytest.param(
-            "2026-03-01T10:45:00+05:30", "2026-03-01T11:45:00+05:30", Bucket.HOUR, "2026-03-01T05:00:00Z", 2, id="and hours, in India, too"
+            "2026-03-01T10:45:00+05:30",
+            "2026-03-01T11:45:00+05:30",
+            Bucket.HOUR,
+            "2026-03-01T05:00:00Z",
+            2,
+            id="hours are in UTC, in India too",
         ),
         pytest.param(
-            "2026-03-29T00:00:00+01:00", "2026-03-30T00:00:00+02:00", Bucket.HOUR, "2026-03-28T23:00:00Z", 23, id="summer time begins"
+            "2026-03-29T00:00:00+01:00",
+            "2026-03-30T00:00:00+02:00",
+            Bucket.HOUR,
+            "2026-03-28T23:00:00Z",
+            23,
+            id="daylight saving time begins",
         ),
     ],
 )
@@ -92,7 +102,7 @@ EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo
 @pytest.mark.parametrize(
     ("since", "until"),
     [
-        pytest.param(NOON, NOON, id="no time at all"),
+        pytest.param(NOON, NOON, id="an empty period"),
         pytest.param(NOON, NOON - timedelta(days=1), id="backwards"),
         pytest.param(NOON.replace(tzinfo=None), NOON + timedelta(days=1), id="since without a zone"),
         pytest.param(NOON, (NOON + timedelta(days=1)).replace(tzinfo=None), id="until without a zone"),
@@ -115,12 +125,12 @@ def test_an_invalid_period_is_a_client_error(since: datetime, until: datetime) -
         usage_reports.buckets(make_query(since, until, Bucket.HOUR))
 
 
-# --- who asks about whom --------------------------------------------------------------------------------------------------
+# --- access ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class StandIn:
-    """The store: remembers what it was asked."""
+    """A store that records its calls."""
 
     found: UsageSummary = field(default_factory=lambda: UsageSummary(UsageSum(), (), (), ()))
     asked_for: list[TenantId | None] = field(default_factory=list)
@@ -151,10 +161,10 @@ class StandIn:
         if not self.old:
             self.is_idle.set()
             await asyncio.Event().wait()
-        gone = self.old.pop(0)
-        if isinstance(gone, errors.AimeshError):
-            raise gone
-        return gone
+        deleted = self.old.pop(0)
+        if isinstance(deleted, errors.AimeshError):
+            raise deleted
+        return deleted
 
 
 @pytest.fixture
@@ -173,12 +183,12 @@ DAY = make_query(NOON, NOON + timedelta(days=1))
 @pytest.mark.parametrize(
     ("caller", "about", "expected"),
     [
-        pytest.param(PERSON, {}, TenantId(USER), id="one's own where nobody is named"),
+        pytest.param(PERSON, {}, TenantId(USER), id="one's own by default"),
         pytest.param(PERSON, {"tenant_id": TenantId(USER)}, TenantId(USER), id="one's own by name"),
-        pytest.param(ADMIN, {"tenant_id": OTHER}, OTHER, id="an administrator sees another's"),
-        pytest.param(ADMIN, {"everybody": True}, None, id="and everybody's"),
-        pytest.param(ADMIN, {}, TenantId(ADMIN.user_id), id="and their own"),
-        pytest.param(ADMIN, {"everybody": True, "tenant_id": OTHER}, None, id="everybody goes before one"),
+        pytest.param(ADMIN, {"tenant_id": OTHER}, OTHER, id="an administrator sees another tenant's"),
+        pytest.param(ADMIN, {"everybody": True}, None, id="an administrator sees everybody's"),
+        pytest.param(ADMIN, {}, TenantId(ADMIN.user_id), id="an administrator's own by default"),
+        pytest.param(ADMIN, {"everybody": True, "tenant_id": OTHER}, None, id="everybody overrides a tenant"),
     ],
 )
 async def test_whose_usage_is_reported(
@@ -245,7 +255,7 @@ async def test_paging_from_an_invalid_time_is_a_client_error(store: StandIn, rep
     assert store.asked_for == []
 
 
-# --- the job that ends old rows -------------------------------------------------------------------------------------------
+# --- the job that deletes old rows-----------------------------------------------------------------------------------------
 
 
 async def test_old_rows_are_deleted_in_batches(store: StandIn, reports: UsageReports, monkeypatch: pytest.MonkeyPatch) -> None:

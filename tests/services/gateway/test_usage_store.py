@@ -1,4 +1,4 @@
-"""On a real PostgreSQL, as in a stack that runs: the gateway's role owns its schema and is no superuser, so row-level security holds it."""
+"""Usage reports on a real PostgreSQL. As in a running stack, the gateway's role owns its schema and row-level security applies to it."""
 
 import random
 from collections import defaultdict
@@ -68,7 +68,7 @@ async def write(opened: database.Database, rows: Sequence[RequestRow]) -> None:
 
 
 def some_rows(seed: int, number: int) -> list[RequestRow]:
-    """Of two people, one of whom asks for an organisation now and then."""
+    """Requests of two people; one of them sometimes uses an organization."""
     dice = random.Random(seed)
     return [
         row(
@@ -292,7 +292,7 @@ async def test_a_canceled_request_can_be_rated_by_its_owner_but_not_one_that_nev
     await write(opened, [has_text, is_empty])
     assert not await store.rate(TenantId(BOB), BOB, has_text.id, -1)
     assert await store.rate(TenantId(ADA), ADA, has_text.id, -1)
-    # A whole answer may have no token of text: vectors have none.
+    # A complete answer may have no text tokens: vectors have none.
     assert await store.rate(TenantId(ADA), ADA, is_empty.id, -1) is (status is RequestStatus.SUCCESS)
     assert await ratings(store) == {has_text.id: -1, is_empty.id: -1 if status is RequestStatus.SUCCESS else None}
 
@@ -315,7 +315,7 @@ async def test_only_ones_own_answered_requests_can_be_rated(opened: database.Dat
     assert await store.rate(TEAM, ADA, for_team.id, 1)
     for tenant, user, request in [(TenantId(ADA), ADA, for_team.id), (TEAM, BOB, for_team.id), (TenantId(BOB), BOB, for_team.id)]:
         await store.unrate(tenant, user, request)
-    assert (await ratings(store, TEAM))[for_team.id] == 1, "nobody else takes a thumb back"
+    assert (await ratings(store, TEAM))[for_team.id] == 1, "nobody else can remove a rating"
 
 
 async def test_ratings_are_summed_by_model(opened: database.Database, store: UsageStore) -> None:
@@ -335,7 +335,7 @@ async def test_ratings_are_summed_by_model(opened: database.Database, store: Usa
     assert (await store.sums(TenantId(BOB), asked)).models == ()
 
 
-# --- what ends ------------------------------------------------------------------------------------------------------------
+# --- retention ------------------------------------------------------------------------------------------------------------
 
 
 async def test_rows_past_their_retention_are_deleted_in_batches(opened: database.Database, store: UsageStore) -> None:
@@ -369,20 +369,20 @@ async def test_ratings_are_deleted_like_rows(opened: database.Database, store: U
     assert sorted((await ratings(store)).values(), key=str) == [1, None, None, None]
 
 
-# --- the second wall ------------------------------------------------------------------------------------------------------
+# --- row-level security-----------------------------------------------------------------------------------------------------
 
 TABLES = ("request_logs", "usage_stats", "feedback")
 
 
 async def test_a_bound_tenant_reads_no_other_tenants_row_by_its_id(opened: database.Database, store: UsageStore) -> None:
-    """All of them are right: not even who knows an id gets anything by it."""
+    """All arguments are valid: even knowing an id gives no access."""
     bobs = [row(user_id=BOB) for _ in range(20)]
     await write(opened, bobs)
     ids = [one.id for one in bobs]
     assert [await store.rate(TenantId(BOB), BOB, one, 1) for one in ids[:5]] == [True] * 5
     for guessed in ids:
         async with opened.bound(ADA) as transaction:
-            # With the arguments of the rightful tenant, as a mistake in our own code would have them.
+            # With the rightful tenant's arguments, as a mistake in our own code would pass them.
             assert await transaction.run("rate_request", guessed, BOB, BOB, -1) == 0
             assert await transaction.run("unrate_request", guessed, BOB, BOB) == 0
     async with opened.bound(ADA) as transaction:
@@ -411,7 +411,7 @@ async def test_a_statement_without_a_where_clause_only_sees_its_tenant(
         await store.rate(one.tenant_id, one.user_id, one.id, 1)
     seen = f"SELECT tenant_id FROM gateway.{table}"
     async with _connected(plain_url) as connection:
-        assert await connection.fetch(seen) == [], "who has not said for whom sees nothing"
+        assert await connection.fetch(seen) == [], "without a tenant, no row is visible"
         assert await connection.execute(f"DELETE FROM gateway.{table}") == "DELETE 0"
         for tenant, expected in [(str(ADA), {ADA}), (str(BOB), {BOB}), ("*", {ADA, BOB}), ("", set()), ("*,*", set()), ("%", set())]:
             await connection.execute("SELECT set_config('aimesh.tenant', $1, false)", tenant)
@@ -420,7 +420,7 @@ async def test_a_statement_without_a_where_clause_only_sees_its_tenant(
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute(f"UPDATE gateway.{table} SET tenant_id = $1", BOB)
         await connection.execute(f"ALTER TABLE gateway.{table} NO FORCE ROW LEVEL SECURITY")
-        assert len(await connection.fetch(seen)) == 2, "it is the force that holds the owner of the table"
+        assert len(await connection.fetch(seen)) == 2, "FORCE applies the policy to the table's owner"
 
 
 async def test_the_next_transaction_is_not_bound_to_the_last_ones_tenant(opened: database.Database, store: UsageStore) -> None:

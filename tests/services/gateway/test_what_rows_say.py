@@ -1,4 +1,4 @@
-"""What a request's row says for the reports: on whose machine it ran, whether it begins a conversation, what the cache saved."""
+"""What a request's row contains for reports: whose machine ran it, whether it starts a conversation, what the cache saved."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -60,10 +60,10 @@ async def test_a_request_that_never_ran_has_no_worker_owner(running_service: Run
 
 
 async def test_a_conversation_begins_without_an_earlier_answer(running_service: RunningService) -> None:
-    said, answered, more = ChatMessage("user", "hi"), ChatMessage("assistant", "hello"), ChatMessage("user", "and?")
+    question, answer, follow_up = ChatMessage("user", "hi"), ChatMessage("assistant", "hello"), ChatMessage("user", "and?")
     await ask(running_service.pipeline)
-    await ask(running_service.pipeline, prompt=None, messages=(said,))
-    await ask(running_service.pipeline, prompt=None, messages=(said, answered, more))
+    await ask(running_service.pipeline, prompt=None, messages=(question,))
+    await ask(running_service.pipeline, prompt=None, messages=(question, answer, follow_up))
     assert [row.begins_conversation for row in running_service.store.rows.values()] == [True, True, False]
 
 

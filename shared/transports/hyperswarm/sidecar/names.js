@@ -28,10 +28,10 @@ class Names {
   async #resolve(host) {
     if (!this.asking.has(host)) {
       const learn = (addresses) => addresses.length > 0 && this.known.set(host, addresses)
-      const asked = this.ask(host).then(learn, () => {})
+      const pending = this.ask(host).then(learn, () => {})
       this.asking.set(
         host,
-        asked.finally(() => this.asking.delete(host)),
+        pending.finally(() => this.asking.delete(host)),
       )
     }
     let timer

@@ -138,14 +138,14 @@ class Swarm extends Hyperswarm {
   }
 
   /** Returns whether any nearby DHT node or bootstrap node answers. The latter may have moved, and nothing else contacts them while we
-   * believe to be offline. */
+   * believe that we are offline. */
   async isOnline() {
     const nodes = this.dht.toArray({ limit: 3 })
     if (nodes.length === 0) this.dht.refresh()
     else this.lastNodes = nodes
-    const asked = [...(this.lastNodes ?? [])]
-    for await (const node of this.dht._resolveBootstrapNodes()) asked.push(node)
-    const pings = asked.map(({ host, port }) => this.dht.ping({ host, port }, { retry: false }))
+    const candidates = [...(this.lastNodes ?? [])]
+    for await (const node of this.dht._resolveBootstrapNodes()) candidates.push(node)
+    const pings = candidates.map(({ host, port }) => this.dht.ping({ host, port }, { retry: false }))
     const isOnline = await Promise.any(pings).then(Boolean, () => false)
     this.dht.needsOlder = !isOnline
     return isOnline

@@ -38,11 +38,11 @@ function adopt(connection, message, publicKey, outbox) {
     const head = [stream.remotePublicKey, stream.handshakeHash, Buffer.of(name.length, name.length >> 8)]
     underWay.add(number)
     outbox.send(TYPE.REQUEST, number, Buffer.concat([...head, name, value]))
-    const said = await new Promise((resolve) => waiting.set(number, resolve))
+    const response = await new Promise((resolve) => waiting.set(number, resolve))
     for (const each of [waiting, underWay]) each.delete(number)
-    if (said[0] !== 0) throw refusal(JSON.parse(said.toString('utf8', 1)))
+    if (response[0] !== 0) throw refusal(JSON.parse(response.toString('utf8', 1)))
     if (strangers.delete(stream)) connection.mostBytes = MAX_REQUEST
-    return said.subarray(1)
+    return response.subarray(1)
   }
   const rpc = new ProtomuxRPC(stream, { id: publicKey, valueEncoding: null })
   // Python knows the methods, so every name has a responder.
@@ -51,7 +51,7 @@ function adopt(connection, message, publicKey, outbox) {
 }
 
 /** u8 0 | value, or u8 1 | {"code", "message"} in JSON */
-const answer = (number, said) => waiting.get(number)?.(said)
+const answer = (number, response) => waiting.get(number)?.(response)
 const refusal = ({ code, message }) => Object.assign(new Error(message), { code })
 
 module.exports = { adopt, answer }

@@ -1,4 +1,4 @@
-"""What people and administrators ask of the ledger, on a real PostgreSQL and with an auth of our own."""
+"""The ledger's methods for people and administrators, on a real PostgreSQL and with a fake auth."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -101,7 +101,7 @@ async def test_the_remaining_budget_of_a_key(site: Site) -> None:
     for request in (first, second):
         await site.ledger.reserve(limited, request, bounds)
     await site.requests.write_requests([row(OWNER.user_id, first, 700)])
-    # 1,000 tokens at 200 micro-credits are held for the second one.
+    # 1,000 tokens at 200 micro-credits are reserved for the second request.
     assert await site.books.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(700), MicroCredits(200_000))
 
 

@@ -1,4 +1,4 @@
-"""Which worker runs a request is known after its gateway died, and only that worker is paid for it."""
+"""After a gateway died it is known which worker ran a request, and only that worker is paid for it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -71,7 +71,7 @@ async def test_a_claim_skips_a_request_that_is_being_settled(site: Site) -> None
 
 
 async def test_another_workers_receipt_bills_nobody(site: Site) -> None:
-    """One stranger made 5 tokens 4,096."""
+    """A receipt of another worker once turned 5 tokens into 4,096."""
     request, bait = await site.reserve(), await site.reserve()
     honest, liar = Worker(make_receipt(request, completion=5)), Worker(make_receipt(request, completion=4096))
     mesh = Mesh(honest, liar)
@@ -91,7 +91,7 @@ async def test_another_workers_receipt_bills_nobody(site: Site) -> None:
 
 
 class Recorded:
-    """A store that may be away, and may have rows locked."""
+    """A store that may be unavailable or have locked rows."""
 
     def __init__(self) -> None:
         self.claims: list[WorkerClaim] = []

@@ -1,4 +1,4 @@
-"""On a real PostgreSQL, under a role that row-level security holds: days of the ledger are closed, and verifying relies on them."""
+"""Days of the ledger are closed, and verification relies on them; on a real PostgreSQL with row-level security in force."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable
@@ -25,7 +25,7 @@ SECRET = "the secret of all gateways"
 
 
 class ClosedLedger:
-    """Four days of top-ups, and today's; what tests do to them."""
+    """Four days of top-ups and today's, and ways to tamper with them."""
 
     def __init__(self, opened: database.Database, connection: asyncpg.Connection) -> None:
         self.opened, self.connection = opened, connection
@@ -55,7 +55,7 @@ class ClosedLedger:
         return [day for (day,) in await self.connection.fetch("SELECT day FROM ledger_checkpoints ORDER BY day")]
 
     async def tamper(self, statement: str) -> None:
-        """As somebody who owns the tables can."""
+        """As the owner of the tables can."""
         await self.connection.execute("ALTER TABLE entries DISABLE TRIGGER USER")
         await self.connection.execute(statement)
 
@@ -69,7 +69,7 @@ async def books(plain_url: str) -> AsyncIterator[ClosedLedger]:
             for micro, owner in enumerate(OWNERS, start=10 * days):
                 await found.top_up(TODAY - timedelta(days=days) + timedelta(hours=23), owner, micro)
         await found.top_up(datetime.now(UTC), OWNERS[0], 7)
-        # Whatever the time is, the day before the last one is over for long.
+        # At any time, the day before yesterday has long ended.
         await found.checkpoints.close_days()
         yield found
         await connection.close()
@@ -88,7 +88,7 @@ async def test_each_past_day_is_closed_once_by_any_number_of_gateways(books: Clo
 
 
 async def test_verify_reads_the_open_day_and_full_reads_everything(books: ClosedLedger) -> None:
-    """The entry of a closed day that somebody took away tells which of the two read it."""
+    """A missing entry of a closed day shows whether a verification reads that day."""
     first = (await books.closed())[0]
     await books.tamper("DELETE FROM entries WHERE at = (SELECT min(at) FROM entries)")
     assert (await books.verify()).findings == ()
@@ -119,7 +119,7 @@ async def test_todays_errors_are_found_without_reading_the_past(books: ClosedLed
     [
         pytest.param("UPDATE ledger_balances SET balance_micro = balance_micro + 1", "the owners' balances", id="sums"),
         pytest.param("UPDATE ledger_checkpoints SET payments_micro = 0", "was changed after it was written", id="a checkpoint"),
-        pytest.param("DELETE FROM ledger_checkpoints WHERE day = $1", "checkpoints are missing", id="one in the middle"),
+        pytest.param("DELETE FROM ledger_checkpoints WHERE day = $1", "checkpoints are missing", id="a deleted checkpoint"),
         pytest.param("UPDATE ledger_checkpoints SET anchor = '{}'", "has no signature", id="no signature"),
     ],
 )
@@ -155,8 +155,8 @@ async def test_a_signature_is_verified_once(books: ClosedLedger, monkeypatch: py
     check = audit_anchors.check
 
     def count(anchors: Iterable[Anchor], keys: Collection[NodeId]) -> Anchors:
-        verified.extend(given := list(anchors))
-        return check(given, keys)
+        verified.extend(batch := list(anchors))
+        return check(batch, keys)
 
     monkeypatch.setattr(audit_anchors, "check", count)
     ledger = LedgerStore(books.opened, books.store_of(SECRET))

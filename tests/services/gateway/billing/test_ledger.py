@@ -1,4 +1,4 @@
-"""What the ledger does when PostgreSQL hesitates, and when other gateways die."""
+"""The ledger while PostgreSQL is slow, and after other gateways died."""
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -25,7 +25,7 @@ BOUNDS = CostBounds(model=ModelName("m"), prompt_tokens=100, max_tokens=1000, an
 
 
 class Site(FakeLedgerStore):
-    """A store that may hesitate, a clock that is set by hand, and the ledger of one gateway."""
+    """One gateway's ledger, with a store that may be slow and a clock that the test sets."""
 
     def __init__(self) -> None:
         super().__init__()

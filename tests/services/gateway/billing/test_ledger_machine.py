@@ -1,4 +1,4 @@
-"""The ledger's SQL against a model of it in a few lines, through any sequence of what can happen to it."""
+"""The ledger's SQL against a short Python model, through any sequence of events."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ class Reservation:
 
 
 class Machine(RuleBasedStateMachine):
-    """Every step is told to both."""
+    """Applies every step to both."""
 
     #: Set for each test: hypothesis makes the machines itself.
     runner: asyncio.Runner
@@ -108,7 +108,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.reservations)
     @rule(which=st.lists(st.tuples(st.integers(0, 50), amounts), min_size=1, max_size=4), state=st.sampled_from(ReservationState))
     def settle(self, which: list[tuple[int, int]], state: ReservationState) -> None:
-        """Also what is settled already, and the same twice in one batch."""
+        """Including requests that are settled already, and the same one twice in a batch."""
         chosen = {self.some(number): cost for number, cost in which}
         rows = []
         for request, cost in chosen.items():

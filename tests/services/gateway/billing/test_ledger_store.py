@@ -26,7 +26,7 @@ GATEWAY = NodeId("U" + "A" * 55)
 
 
 class Books:
-    """Stores, and what tests say to them."""
+    """Stores, and shorter ways to call them."""
 
     def __init__(self, requests: GatewayStore, ledger: LedgerStore, url: str) -> None:
         self.requests, self.ledger, self.url = requests, ledger, url
@@ -73,7 +73,7 @@ class Books:
             await connection.close()
 
     async def count(self, table: str, tenant: str) -> int:
-        """What somebody sees who has the service's password and says that he is this tenant."""
+        """Return what somebody with the service's password sees after choosing this tenant."""
         connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": tenant})
         try:
             return int(await connection.fetchval(f"SELECT count(*) FROM {table}"))
@@ -99,7 +99,7 @@ def new_request() -> RequestId:
 
 @pytest.fixture
 async def books(plain_url: str) -> AsyncIterator[Books]:
-    """As a role that meets the second wall."""
+    """As a role that row-level security applies to."""
     async with store.opened(plain_url) as opened:
         ledger = LedgerStore(opened)
         await ledger.ensure_default_price(100_000_000, 200_000_000)
@@ -121,7 +121,7 @@ async def test_a_settled_request_is_charged_once_however_often_it_is_settled(boo
     assert await books.reserve(ada, request=request) == GrantedReservation(500)
     await asyncio.gather(*(books.settle(ada, (request, 300)) for _ in range(16)))
     assert await books.account(ada) == (3200, 0, 0)
-    # A reservation that has ended is ended, and its request cannot be reserved again.
+    # An ended reservation stays ended, and its request can't be reserved again.
     await books.settle(ada, (request, 500))
     assert await books.reserve(ada, request=request) == GrantedReservation(500, is_repeated=True)
     assert await books.account(ada) == (3200, 0, 0)
@@ -184,9 +184,9 @@ async def test_a_key_spends_no_more_than_its_budget(books: Books) -> None:
     await books.settle(ada, *((request, 50) for request in granted), key=key)
     assert await books.account(ada) == (3000, 0, 0)
     assert sum([isinstance(await books.reserve(ada, tokens=100, **budget), GrantedReservation) for _ in range(10)]) == 5
-    # Others of the same user are not held back by it.
+    # Other requests of the same user don't wait for it.
     assert await books.reserve(ada, tokens=2500) == GrantedReservation(2500)
-    # What is given back to the user can be spent with the key again.
+    # What the user gets back can be spent with the key again.
     assert await books.ledger.read_key_spending(ada, key) == (500, 500)
     assert await books.ledger.revert(granted[0], "the answer was nonsense") == ada
     assert await books.ledger.read_key_spending(ada, key) == (450, 500)
@@ -203,7 +203,7 @@ async def test_included_credits_renew_monthly_and_are_spent_first(books: Books) 
     assert await books.account(ada, 1000) == (1000, 1600, 0)
     await books.reserve(ada, request=second, tokens=100, monthly_micro=MicroCredits(1000))
     await books.settle(ada, (second, 100))
-    # What is left of a month is over with it, and a larger tier gives the difference at once.
+    # The rest of a month expires with it, and a higher tier grants the difference immediately.
     await books.execute("UPDATE accounts SET month = month - interval '1 month'")
     assert await books.account(ada, 1000) == (1000, 1600, 0)
     assert await books.account(ada, 5000) == (5000, 1600, 0)
@@ -258,17 +258,17 @@ async def test_verify_finds_errors(books: Books) -> None:
 
 
 async def test_expired_leases_are_listed_after_the_grace_period_unless_extended(books: Books) -> None:
-    ada, gone, alive = new_owner(), new_request(), new_request()
-    await books.reserve(ada, request=gone, lease=-40, tokens=7, answers=2)
+    ada, expired, alive = new_owner(), new_request(), new_request()
+    await books.reserve(ada, request=expired, lease=-40, tokens=7, answers=2)
     await books.reserve(ada, request=alive, lease=-40)
     await books.ledger.extend_leases([alive], 90)
     (found,) = await books.ledger.list_overdue(grace_seconds=30, most=100)
-    assert (found.request_id, found.owner, found.prompt_tokens, found.completion_tokens) == (gone, ada, 10, 14)
+    assert (found.request_id, found.owner, found.prompt_tokens, found.completion_tokens) == (expired, ada, 10, 14)
     assert await books.ledger.list_overdue(grace_seconds=60, most=100) == ()
 
 
 async def test_extending_leases_does_not_wait_for_settlements_in_progress(books: Books) -> None:
-    # It would be a circle where a settling that has one row wants another one.
+    # A settlement that has locked one row and needs another would be a deadlock.
     ada, settling, running = new_owner(), new_request(), new_request()
     for request in (settling, running):
         await books.reserve(ada, request=request, lease=-40)
@@ -299,7 +299,7 @@ async def test_a_takeover_committed_while_the_row_is_written_is_seen(books: Book
 
 
 async def test_concurrent_settlements_are_charged_one_after_the_other(books: Books) -> None:
-    """From one account: the second must see what the first has left of the included credits."""
+    """From one account: the second request must see what the first has left of the included credits."""
     ada, first, second = new_owner(), new_request(), new_request()
     await books.ledger.top_up(new_request(), ada, MicroCredits(1000), "", MicroCredits(500))
     for request in (first, second):
@@ -344,7 +344,7 @@ async def test_a_concurrent_second_settlement_charges_nothing(books: Books) -> N
     ],
 )
 async def test_a_month_of_credits_starts_at_midnight_utc_in_any_session_time_zone(books: Books, now: str, zone: str, month: date) -> None:
-    # In this database the clock of the function stands still.
+    # In this database, the function's clock stands still.
     await books.execute(
         f"CREATE FUNCTION now() RETURNS timestamptz LANGUAGE sql STABLE AS $$ SELECT '{now}'::timestamptz $$;"
         "ALTER FUNCTION open_account(uuid, bigint) SET search_path = gateway, pg_catalog"
@@ -393,7 +393,7 @@ async def test_the_gateway_that_takes_over_a_request_charges_for_it(plain_url: s
         assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=first) == Orphaned(7)
         assert await books.account(ada) == (3500, 0, 0)
         await books.reserve(ada, request=second)
-        # The first gateway lives after all, and says what it delivered.
+        # The first gateway is still alive, and reports what it delivered.
         await books.settle(ada, (first, 400), (second, 300))
         assert await books.account(ada) == (3200, 0, 0)
         assert await books.log(ada) == [(second, "success", None, 300)]
@@ -401,7 +401,7 @@ async def test_the_gateway_that_takes_over_a_request_charges_for_it(plain_url: s
 
 
 async def test_a_bound_tenant_cannot_read_other_tenants_rows(plain_url: str) -> None:
-    """With the arguments of the rightful tenant, as a mistake in our own code would have them; and nobody at all sees nothing."""
+    """With the rightful tenant's arguments, as a mistake in our own code would pass them; without a tenant, nothing is visible."""
     ada, bob, request, key = new_owner(), new_owner(), new_request(), KeyId(uuid4())
     async with store.opened(plain_url) as opened:
         books, keys = Books(GatewayStore(opened), LedgerStore(opened), plain_url), IdempotencyStore(opened)

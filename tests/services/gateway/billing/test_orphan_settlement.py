@@ -30,14 +30,14 @@ def make_receipt(prompt_tokens: int, completion_tokens: int, seconds: float, bef
 @pytest.mark.parametrize(
     ("receipt", "cost", "state", "counts"),
     [
-        pytest.param(None, 0, ReservationState.EXPIRED, (0, 0), id="nobody knows: free"),
+        pytest.param(None, 0, ReservationState.EXPIRED, (0, 0), id="no receipt: free"),
         pytest.param(make_receipt(10, 0, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="a prompt without an answer is free"),
-        pytest.param(make_receipt(10, 20, 2.0), 10 + 40 + 10, ReservationState.SETTLED, (10, 20), id="what had credit is paid"),
+        pytest.param(make_receipt(10, 20, 2.0), 10 + 40 + 10, ReservationState.SETTLED, (10, 20), id="tokens with credit are paid"),
+        pytest.param(make_receipt(10**9, 10**9, -5.0), 100 + 100, ReservationState.SETTLED, (100, 50), id="at most what was reserved"),
         pytest.param(
-            make_receipt(10**9, 10**9, -5.0), 100 + 100, ReservationState.SETTLED, (100, 50), id="no more than was held is believed"
+            make_receipt(10, 5, 0.0, before=10**6), 10 + 10, ReservationState.SETTLED, (10, 5), id="claims about others are ignored"
         ),
-        pytest.param(make_receipt(10, 5, 0.0, before=10**6), 10 + 10, ReservationState.SETTLED, (10, 5), id="nor what it says of others"),
-        pytest.param(make_receipt(-10, -20, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="nor less than nothing"),
+        pytest.param(make_receipt(-10, -20, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="negative numbers"),
     ],
 )
 def test_how_an_orphan_is_settled(receipt: Receipt | None, cost: int, state: ReservationState, counts: tuple[int, int]) -> None:

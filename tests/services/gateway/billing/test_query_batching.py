@@ -9,7 +9,7 @@ from shared import errors
 
 
 class Store:
-    """Doubles numbers, when it is let."""
+    """Doubles numbers when the test allows it."""
 
     def __init__(self) -> None:
         self.asked: list[list[int]] = []

@@ -19,7 +19,7 @@ def test_a_very_late_tick_counts_as_a_suspension(late: float, stopped: bool) -> 
 async def test_a_deadline_that_passed_during_a_suspension_does_not_blame_postgresql(site: Site) -> None:
     site.stops_for = RESERVE_SECONDS + 3
     assert (await site.ledger.reserve(OWNER, new_request(), BOUNDS)).max_tokens == 1000
-    # Once: a PostgreSQL that is away is away.
+    # Only once: PostgreSQL is still down.
     site.stops_for, site.failures = RESERVE_SECONDS + 3, 1000
     began = site.now
     with pytest.raises(LedgerUnavailable, match="the ledger can't be reached"):

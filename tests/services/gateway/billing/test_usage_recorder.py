@@ -59,7 +59,7 @@ async def test_rows_go_to_disk_while_postgresql_is_down() -> None:
             records.reserve()
             await records.written(records.add(row()))
         assert not first.written.is_set()
-        # What its caller was told of is on the disk by now.
+        # Every request whose caller knows its end is on disk.
         assert records.journal_rows == len(journal.rows) == 2
         store.away = False
         await first.written.wait()
@@ -163,7 +163,7 @@ async def test_a_refused_row_does_not_block_others_and_is_retried(monkeypatch: p
         await records.written(records.add(later))
         assert later.id in store.rows
         assert len(lines.of("PostgreSQL refused a request row; keeping it for retries")) == 1
-        # Somebody mended what was wrong.
+        # The problem was fixed.
         store.refuses.clear()
         await asyncio.gather(*(one.written.wait() for one in pending))
     assert len(store.rows) == 101

@@ -1,4 +1,4 @@
-"""Receipts as the gateway reads them, of workers that may be gone, slow or liars."""
+"""How the gateway reads receipts of workers that may be gone, slow or dishonest."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -24,7 +24,7 @@ Answering = Callable[[inference.ReadReceipts], Awaitable[inference.Receipts]]
 
 
 class Worker:
-    """Says the receipts that it has."""
+    """A worker that returns the given receipts."""
 
     def __init__(self, *receipts: Receipt, signed_by: node_keys.NodeKey | None = None) -> None:
         self.key = node_keys.NodeKey(node_keys.new_seed())
@@ -150,7 +150,7 @@ async def test_missing_old_and_slow_workers_delay_nobody(monkeypatch: pytest.Mon
         key = others[2].key
         return inference.Receipts((SignedReceipt(b"\xff\x00", key.sign("receipt", b"\xff\x00")), SignedReceipt(b"", b"")))
 
-    # The fourth is not even on the mesh.
+    # The fourth worker isn't on the mesh.
     for worker, answer in zip(others, (gone, slow, garbage), strict=False):
         mesh.add(worker.key, answer)
     left = [claimed(new_request_id(), worker) for worker in others]

@@ -1,4 +1,4 @@
-"""What hostile callers send, in numbers: nothing of it reaches a worker, nothing of it is our fault."""
+"""Many requests of hostile callers: none reaches a worker, and none causes an internal error."""
 
 import asyncio
 import contextlib
@@ -54,7 +54,7 @@ async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClie
         yield client
 
 
-# --- another path than the one that is checked -----------------------------------------------------------------------------
+# --- paths that are decoded differently ------------------------------------------------------------------------------------
 
 HEADERS = (
     "", "X-Forwarded-Host: localhost\r\n", "X-Forwarded-For: 127.0.0.1\r\n", "X-Original-URL: /docs\r\n", "X-Rewrite-URL: /docs\r\n",
@@ -84,7 +84,7 @@ async def test_500_spellings_of_each_route_all_need_a_credential(running_service
 
 
 async def _status(app: HttpApp, verb: str, path: str, header: str, host: str) -> int:
-    """As uvicorn hands a request on."""
+    """As uvicorn passes a request on."""
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -124,7 +124,7 @@ def test_a_deeply_nested_5_kb_body_costs_a_millisecond_and_a_megabyte() -> None:
     tracemalloc.stop()
     assert peak < 1_000_000
     for bomb in bombs:
-        # On the processor: what else this machine does is not counted.
+        # CPU time of this thread, without other programs.
         assert min(_seconds(bomb) for _ in range(20)) < 0.001
 
 
@@ -238,7 +238,7 @@ def test_2000_values_of_a_parameter_are_in_range_or_refused(path: str, name: str
                 drawn = getattr(request, field)
                 assert drawn is None or allowed.holds(drawn), (field, drawn)
     assert statuses <= {400, 413}
-    # Null is as good as absent where there is such a parameter.
+    # Null is the same as absent for known parameters.
     assert taken == 0 if name in ("n_discard", "n_keep") or (path, name) == ("/v1/responses", "n") else taken > 0
 
 

@@ -1,4 +1,4 @@
-"""The HTTP door, on the fakes."""
+"""The HTTP API, with a fake mesh and store."""
 
 import asyncio
 import gzip
@@ -296,13 +296,13 @@ async def test_an_error_code_of_a_newer_peer_is_not_a_500(http: httpx.AsyncClien
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_disconnects_cancels_the_generation(running_service: RunningService, stream: bool) -> None:
     running_service.worker.hangs_after = 1
-    gone = asyncio.Event()
+    disconnected = asyncio.Event()
     body = [{"type": "http.request", "body": json.dumps({**CHAT, "stream": stream}).encode(), "more_body": False}]
 
     async def receive() -> dict[str, Any]:
         if body:
             return body.pop()
-        await gone.wait()
+        await disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(_message: Any) -> None: ...
@@ -311,8 +311,8 @@ async def test_a_client_that_disconnects_cancels_the_generation(running_service:
     serving = asyncio.create_task(
         running_service.app()({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}, receive, send)
     )
-    await running_service.worker.said.wait()
-    gone.set()
+    await running_service.worker.is_hanging.wait()
+    disconnected.set()
     await serving
     assert running_service.worker.left_early == 1
     async with asyncio.timeout(30):
@@ -321,7 +321,7 @@ async def test_a_client_that_disconnects_cancels_the_generation(running_service:
     assert (running_service.store.only_row.status, running_service.store.only_row.completion_tokens) == ("cancelled", 1)
 
 
-# --- what is there --------------------------------------------------------------------------------------------------------
+# --- routes ---------------------------------------------------------------------------------------------------------------
 
 
 async def test_openapi_describes_every_route(http: httpx.AsyncClient, running_service: RunningService) -> None:
@@ -392,7 +392,7 @@ async def test_too_many_requests_of_one_caller_are_refused_before_their_bodies_a
         assert answer[0]["status"] == 429
         assert b"already in progress" in answer[1]["body"]
         assert reading.locked()
-        # Others do not suffer for it, and those that wait are still here.
+        # Other callers aren't affected, and the waiting ones are still connected.
         assert not any(task.done() for task in crowd)
         for task in crowd:
             task.cancel()
@@ -410,7 +410,7 @@ async def test_requests_that_outlast_the_drain_are_told_to_retry(
             tasks.create_task(server.run())
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", headers=BEARER) as http:
                 asking = tasks.create_task(http.post("/v1/chat/completions", json={**CHAT, "stream": True}))
-                await running_service.worker.said.wait()
+                await running_service.worker.is_hanging.wait()
                 server.stop()
                 answer = await asking
     if words:

@@ -1,4 +1,4 @@
-"""What holds for every HTTP call: ids and heartbeats of streams, headers that may be read in one way only, slow bodies."""
+"""Rules for every HTTP call: ids and heartbeats of streams, ambiguous headers, slow bodies."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
 from tests.stopwatch import HANG_SECONDS
 
 BEARER = {"authorization": f"Bearer {KEY}"}
-#: Each door of a streamed answer, and what it is asked.
+#: Each route with a streamed answer, and a request body for it.
 STREAMS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "stream": True},
     "/v1/completions": {"prompt": "hi", "stream": True},
@@ -67,7 +67,7 @@ async def test_the_last_event_of_each_chunk_has_an_id(http: httpx.AsyncClient, r
     assert found == [response_formats.write_event_id(request_id, number) for number in (1, 2, 3)]
     blocks = [block for block in answer.text.split("\n\n") if "id: " in block]
     for block, word in zip(blocks, ("Hello", " world", "!"), strict=True):
-        assert json.dumps(word)[1:-1] in block, "who knows the id has the word"
+        assert json.dumps(word)[1:-1] in block, "every word is sent with an event id"
 
 
 def test_an_event_id_names_the_rest_of_the_answer() -> None:
@@ -119,7 +119,7 @@ async def test_a_resumed_stream_gets_the_rest_without_duplicates(running_service
 
 
 class Slow(FakeWorker):
-    """Says its first and its second word when it is let to."""
+    """Generates its first and second word when the test allows it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Slow(FakeWorker):
 
 
 class Reader:
-    """One call of an application by hand, so that what is sent can be seen while it is sent."""
+    """One call of an application by hand, so that a test sees what is sent while it is sent."""
 
     def __init__(self, path: str, body: dict[str, Any]) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -287,7 +287,7 @@ async def test_keys_and_event_ids_with_other_characters_are_refused(value: bytes
 
 @pytest.mark.parametrize(
     ("grace", "rate", "whole"),
-    [pytest.param(0.02, 10**9, 5.0, id="too few bytes in a second"), pytest.param(5.0, 1, 0.02, id="not there in time at all")],
+    [pytest.param(0.02, 10**9, 5.0, id="too few bytes in a second"), pytest.param(5.0, 1, 0.02, id="not complete in time")],
 )
 async def test_a_body_that_arrives_too_slowly_is_a_400(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch, grace: float, rate: int, whole: float

@@ -1,4 +1,4 @@
-"""Keys as /api has them: every limit by its name in either case, and a budget that is exact."""
+"""Keys in /api: every limit by its name in both spellings, and an exact budget."""
 
 import json
 from datetime import UTC, datetime

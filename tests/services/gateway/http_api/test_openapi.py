@@ -1,4 +1,4 @@
-"""The OpenAPI document is one, has every route, and describes what is really taken and answered."""
+"""The OpenAPI document is valid, has every route, and describes real requests and responses."""
 
 import json
 from collections.abc import AsyncIterator
@@ -86,8 +86,8 @@ def test_every_reference_resolves(document: dict[str, Any]) -> None:
 
 def test_every_route_is_listed_with_its_credential_body_and_errors(document: dict[str, Any], running_service: RunningService) -> None:
     routes = [route for by_verb in running_service.app()._routes.values() for route in by_verb.values()]
-    told = {(verb.upper(), path) for path, operations in document["paths"].items() for verb in operations}
-    assert told == {(route.verb, route.path) for route in routes} | {("GET", path) for path in ("/healthz", "/readyz", "/metrics")}
+    documented = {(verb.upper(), path) for path, operations in document["paths"].items() for verb in operations}
+    assert documented == {(route.verb, route.path) for route in routes} | {("GET", path) for path in ("/healthz", "/readyz", "/metrics")}
     for route in routes:
         operation = document["paths"][route.path][route.verb.lower()]
         assert bool(operation["security"]) is (route.access.who is Audience.PERSON)
@@ -113,8 +113,8 @@ async def test_requests_and_responses_match_the_document(
         content = operation["responses"]["200"]["content"]
         fits(document, content["application/json"]["schema"], answer.json())
         streams = {**body, "payload": {"prompt": "hi", "stream": True}} if "payload" in body else {**body, "stream": True}
-        told = await http.post(path, json=streams)
-        data = [line.removeprefix("data: ") for line in told.text.split("\n") if line.startswith("data: {")]
+        answer = await http.post(path, json=streams)
+        data = [line.removeprefix("data: ") for line in answer.text.split("\n") if line.startswith("data: {")]
         assert data
         for event in data:
             fits(document, {"anyOf": content["text/event-stream"]["schema"]["x-event-data"]["oneOf"]}, json.loads(event))

@@ -1,4 +1,4 @@
-"""Crowds at the door."""
+"""The limit of concurrent requests per tenant, which is checked before all others."""
 
 from contextlib import ExitStack
 
@@ -15,34 +15,34 @@ HOURLY = RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, "user:me", 0
 
 
 def test_excess_requests_are_refused_until_some_have_ended() -> None:
-    door = PerTenantConcurrency()
-    with ExitStack() as inside:
+    concurrency = PerTenantConcurrency()
+    with ExitStack() as stack:
         for _ in range(MINE.most + http_app.SLACK - 1):
-            inside.enter_context(door.count_request([MINE]))
-        said = "20 of your requests are already in progress; your limit is 4 concurrent requests"
-        with door.count_request([MINE]), pytest.raises(errors.Limited, match=said):
-            door.count_request([MINE]).__enter__()
-        with door.count_request([MINE]):
+            stack.enter_context(concurrency.count_request([MINE]))
+        message = "20 of your requests are already in progress; your limit is 4 concurrent requests"
+        with concurrency.count_request([MINE]), pytest.raises(errors.Limited, match=message):
+            concurrency.count_request([MINE]).__enter__()
+        with concurrency.count_request([MINE]):
             pass
-    assert not len(door)
+    assert not len(concurrency)
 
 
 def test_the_tightest_limit_applies_and_a_refusal_is_not_counted() -> None:
-    door = PerTenantConcurrency()
-    with ExitStack() as inside:
+    concurrency = PerTenantConcurrency()
+    with ExitStack() as stack:
         for _ in range(OF_KEY.most + http_app.SLACK):
-            inside.enter_context(door.count_request([MINE, OF_KEY]))
+            stack.enter_context(concurrency.count_request([MINE, OF_KEY]))
         for _ in range(100):
             with pytest.raises(errors.Limited, match="17 of your requests are already in progress; your limit is 1 concurrent requests"):
-                door.count_request([MINE, OF_KEY]).__enter__()
+                concurrency.count_request([MINE, OF_KEY]).__enter__()
         # Another key of the same user.
-        with door.count_request([MINE]):
+        with concurrency.count_request([MINE]):
             pass
 
 
 def test_a_caller_without_a_concurrency_limit_is_never_refused() -> None:
-    door = PerTenantConcurrency()
-    with ExitStack() as inside:
+    concurrency = PerTenantConcurrency()
+    with ExitStack() as stack:
         for _ in range(1000):
-            inside.enter_context(door.count_request([HOURLY]))
-    assert not len(door)
+            stack.enter_context(concurrency.count_request([HOURLY]))
+    assert not len(concurrency)

@@ -1,4 +1,4 @@
-"""Accounts and keys over HTTP: what auth is asked in whose name, and what of its answer is shown. On the fakes."""
+"""Accounts and keys over HTTP: what is requested of auth in whose name, and how its response is shown. With a fake mesh."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ API_KEY = auth.ApiKey(
 
 @dataclass
 class Auth:
-    """Keeps what it was asked, and with which credential."""
+    """Records its requests and their credentials."""
 
     running_service: RunningService
     asked: list[tuple[str, msgspec.Struct, Credential | None]] = field(default_factory=list)
@@ -101,7 +101,7 @@ async def test_a_login_forwards_where_it_comes_from(api_client: Auth, http: http
     assert answer.status_code == 200
     credentials = auth.Credentials("pass word", "ada", None, "123456")
     expected = auth.LoginUser(credentials, auth.SessionKind.PROGRAM, auth.ClientFacts("192.0.2.7", "curl/8.1"))
-    assert api_client.only == (expected, None), "a login is nobody's yet, whatever else was sent"
+    assert api_client.only == (expected, None), "a login has no credential, whatever else was sent"
     shown = answer.json()
     assert {name: shown[name] for name in ("access_token", "token_type", "expires_in", "session_token", "step")} == {
         "access_token": "a.b.c", "token_type": "Bearer", "expires_in": 600, "session_token": "s" * 43, "step": "enter_code",
@@ -122,7 +122,7 @@ async def test_the_second_step_uses_the_login_of_the_first(
     running_service.rpc.answers["auth.identify"] = identify
     api_client.answers("auth.confirmLogin", SESSION)
     problem(await http.get("/api/auth/api-keys", headers=bearer(TOKEN)), 403, "second_factor_needed")
-    assert api_client.asked == [], "the first step alone is good for nothing else"
+    assert api_client.asked == [], "the first step alone gives no other access"
     assert (await http.post("/api/auth/confirm", json={"code": "123456"}, headers=bearer(TOKEN))).status_code == 200
     assert api_client.only == (auth.ConfirmLogin("123456"), TOKEN)
 
@@ -297,7 +297,7 @@ async def test_a_missing_key_name_is_refused(api_client: Auth, http: httpx.Async
     assert api_client.asked == []
 
 
-# --- the keys that sign ---------------------------------------------------------------------------------------------------
+# --- signing keys ---------------------------------------------------------------------------------------------------------
 
 
 async def test_anyone_may_fetch_and_cache_the_signing_keys(api_client: Auth, http: httpx.AsyncClient) -> None:
@@ -316,7 +316,7 @@ async def test_an_empty_set_of_signing_keys_is_not_cached(api_client: Auth, http
 
 
 def test_only_the_creation_of_a_key_returns_its_secret() -> None:
-    """By their types: what is shown again and again has a preview."""
+    """By their types: keys that are shown repeatedly have a preview only."""
     from services.gateway.http_api import rest_accounts
 
     kinds: list[Any] = [rest_accounts.ApiKeyView, rest_accounts.ApiKeysAnswer, rest_accounts.UserAnswer, rest_accounts.PublicKey]
@@ -342,9 +342,9 @@ async def test_many_sign_ins_are_sent_to_auth_a_few_at_a_time(running_service: R
         async with asyncio.timeout(30):
             while asked < 4:  # noqa: ASYNC110 - nothing tells when it does
                 await asyncio.sleep(0.01)
-        # Whoever has a credential does not stand in their line.
+        # Callers with a credential don't wait in this queue.
         models = await http.get("/v1/models", headers={"authorization": f"Bearer {KEY}"})
         assert models.status_code == 200
         gate.set()
     assert [answer.result().status_code for answer in crowd] == [200] * 30
-    assert at_once == 4, "one address has half of the turns"
+    assert at_once == 4, "one address gets at most half of the turns"

@@ -1,4 +1,4 @@
-"""What was used, over HTTP: quota, the request log in pages, and thumbs. On the fakes."""
+"""Usage over HTTP: quota, pages of the request log, and feedback. With a fake mesh and store."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -79,21 +79,21 @@ async def test_paging_continues_from_the_time_of_the_last_request(running_servic
 @pytest.mark.parametrize(
     ("query", "named"),
     [
-        pytest.param("limit=0", "limit", id="none at all"),
-        pytest.param("limit=501", "limit", id="more than a page has"),
-        pytest.param("limit=-1", "limit", id="fewer than none"),
-        pytest.param("limit=99999999999999999999", "limit", id="more than a number"),
-        pytest.param("limit=1.5", "limit", id="half a request"),
+        pytest.param("limit=0", "limit", id="zero"),
+        pytest.param("limit=501", "limit", id="more than a page"),
+        pytest.param("limit=-1", "limit", id="negative"),
+        pytest.param("limit=99999999999999999999", "limit", id="a number that is too large"),
+        pytest.param("limit=1.5", "limit", id="a fraction"),
         pytest.param("limit=", "limit", id="an empty number"),
         pytest.param("limit=5&limit=6", "limit", id="two numbers"),
-        pytest.param("status=fine", "status", id="a status that there is not"),
-        pytest.param("before=yesterday", "before", id="no time"),
+        pytest.param("status=fine", "status", id="an unknown status"),
+        pytest.param("before=yesterday", "before", id="not a time"),
         pytest.param("before=2026-13-01T00:00:00Z", "before", id="a thirteenth month"),
-        pytest.param("user_id=1", "user_id", id="a field that there is not"),
-        pytest.param("tenant_id=00000000-0000-0000-0000-000000000063", "tenant_id", id="another's"),
+        pytest.param("user_id=1", "user_id", id="an unknown field"),
+        pytest.param("tenant_id=00000000-0000-0000-0000-000000000063", "tenant_id", id="another tenant"),
         pytest.param("limit", "query string", id="no value"),
-        pytest.param("&".join(f"a{number}=1" for number in range(21)), "query string", id="a great many"),
-        pytest.param("model=%ff", "query string", id="no UTF-8"),
+        pytest.param("&".join(f"a{number}=1" for number in range(21)), "query string", id="too many parameters"),
+        pytest.param("model=%ff", "query string", id="not UTF-8"),
     ],
 )
 async def test_an_invalid_query_names_its_field(running_service: RunningService, http: httpx.AsyncClient, query: str, named: str) -> None:
@@ -108,7 +108,7 @@ async def test_a_time_without_a_time_zone_is_refused(running_service: RunningSer
     assert running_service.reports.asked == []
 
 
-# --- thumbs ---------------------------------------------------------------------------------------------------------------
+# --- feedback -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rating", [1, -1, 0])

@@ -1,4 +1,4 @@
-"""Crowds at the routes that need no credential: slow senders and one busy address do not keep others from signing in."""
+"""Many callers of routes without a credential: slow senders and one busy address don't keep others from signing in."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ async def running_service() -> AsyncIterator[RunningService]:
 
 @asynccontextmanager
 async def served(running_service: RunningService) -> AsyncIterator[int]:
-    """The port of the gateway's own server."""
+    """Runs the gateway's own server and yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         server = node_http.HttpServer(running_service.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
         async with asyncio.TaskGroup() as tasks:
@@ -61,7 +61,7 @@ async def customer(port: int, address: str = CUSTOMER) -> AsyncIterator[httpx.As
 
 
 async def send_slowly(port: int, begun: asyncio.Semaphore) -> None:
-    """Begins a login and never ends it; when the gateway has had enough, the next one."""
+    """Start a login and never finish it; when the gateway closes the connection, start the next one."""
     head = b"POST /api/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 60\r\n\r\n{"
     while True:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(ATTACKER, 0))
@@ -78,7 +78,7 @@ async def send_slowly(port: int, begun: asyncio.Semaphore) -> None:
 async def test_64_slow_connections_of_one_address_do_not_delay_other_sign_ins(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A customer who had to wait for one of them would wait this long.
+    # A user who had to wait for one of them would wait this long.
     monkeypatch.setattr(http_app, "SIGN_IN_BODY_SECONDS", 2 * HANG_SECONDS)
     begun = asyncio.Semaphore(0)
     async with served(running_service) as port, asyncio.TaskGroup() as tasks:

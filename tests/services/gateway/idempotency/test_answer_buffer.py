@@ -92,7 +92,7 @@ def test_a_kept_answer_waits_for_no_reader_until_it_is_too_long() -> None:
         buffer.join(0)
     assert read_all(buffer, reader) == list(range(2, 11))
     buffer.leave(reader)
-    # Nobody reads: it runs on, in bounded memory.
+    # Without a reader it continues, in bounded memory.
     for number in range(11, 100):
         buffer.add(chunk(number))
         assert buffer.make_room()
@@ -114,8 +114,8 @@ def test_over_the_memory_limit_only_what_readers_need_is_kept() -> None:
 @pytest.mark.parametrize(
     "one",
     [
-        pytest.param(Chunk("a", (70_000,)), id="a letter"),
-        pytest.param(Chunk("\N{GRINNING FACE}" * 50, tuple(range(10_000, 10_040))), id="wide letters"),
+        pytest.param(Chunk("a", (70_000,)), id="a character"),
+        pytest.param(Chunk("\N{GRINNING FACE}" * 50, tuple(range(10_000, 10_040))), id="characters of four bytes"),
         pytest.param(
             Chunk("a", (70_000,), logprobs=(TokenLogprob(TokenChance(70_000, b"a", -0.5), (TokenChance(70_001, b"b" * 8, -1.5),) * 20),)),
             id="log probabilities",
@@ -139,7 +139,7 @@ def test_the_estimated_size_of_a_chunk_is_never_too_low(one: Chunk | Vectors) ->
 
 
 class Readers(RuleBasedStateMachine):
-    """Readers come and go at any time, and each sees every number once, in order, with its own text."""
+    """Readers come and go at any time; each receives every number once, in order, with its own text."""
 
     readers = Bundle("readers")
 

@@ -39,7 +39,7 @@ def chunk(number: int) -> Chunk:
 
 
 def says(count: int, gate: asyncio.Event | None = None) -> Produce[str, Chunk, int]:
-    """Makes so many chunks, the second half of them behind a gate."""
+    """Makes this many chunks, the second half after a gate opens."""
 
     async def produce(run: AnswerRun[str, Chunk, int]) -> int:
         run.set_head("head")
@@ -99,7 +99,7 @@ async def test_an_answer_is_canceled_when_its_last_reader_leaves(runs: AnswerRun
     with second:
         assert await anext(second) == (1, chunk(1))
         assert not cancelled.is_set()
-    # Nobody may join what is about to end.
+    # A run that is about to end can't be joined.
     assert runs.find(NAME) is None
     await asyncio.wait_for(cancelled.wait(), 0.1)
     assert runs.bytes == 0
@@ -219,7 +219,7 @@ async def test_many_concurrent_answers_stay_within_the_memory_limit() -> None:
             return seen
 
         assert await asyncio.gather(*map(watch, readers)) == [list(range(1, 301))] * 20
-        # Each may hold as much as lies ahead of its reader.
+        # Each may buffer what its reader hasn't read yet.
         assert most <= 200_000 + 20 * 70_000
 
 

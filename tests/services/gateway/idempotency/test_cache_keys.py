@@ -89,9 +89,9 @@ def test_anything_that_may_change_an_answer_changes_its_key() -> None:
 
 
 def test_every_field_of_a_request_is_in_the_key() -> None:
-    # A field that is added to the contract is in the name without anybody thinking of it.
-    said = msgspec.msgpack.decode(cache_keys.canonical(ModelConfig(model=ModelName("m"), temperature=0, raw=True)))
-    assert said == {"model": "m", "temperature": 0, "raw": True}
+    # A field added to the contract becomes part of the cache key automatically.
+    decoded = msgspec.msgpack.decode(cache_keys.canonical(ModelConfig(model=ModelName("m"), temperature=0, raw=True)))
+    assert decoded == {"model": "m", "temperature": 0, "raw": True}
 
 
 def test_equal_requests_have_equal_keys() -> None:

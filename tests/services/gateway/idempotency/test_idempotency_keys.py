@@ -45,7 +45,7 @@ def held(state: KeyState = KeyState.RUNNING, request: RequestId = ONE, gateway: 
     ("row", "ours", "found"),
     [
         pytest.param(held(), {ONE}, RunningHere(ONE), id="runs here"),
-        pytest.param(held(), {TWO}, AbandonedRequest(ONE), id="this node ran it before it was started anew"),
+        pytest.param(held(), {TWO}, AbandonedRequest(ONE), id="this node ran it before a restart"),
         pytest.param(held(gateway=THERE), set(), RunningElsewhere(THERE, ONE), id="runs elsewhere"),
         pytest.param(held(KeyState.ENDED, answer=b"a"), {ONE}, EndedRequest(ONE, b"a"), id="was answered"),
         pytest.param(held(KeyState.FAILED, gateway=THERE), set(), EndedRequest(ONE, None), id="failed, and its answer was too long"),

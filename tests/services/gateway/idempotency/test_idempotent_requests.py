@@ -1,4 +1,4 @@
-"""On a real PostgreSQL, with two gateways that know each other only by it."""
+"""On a real PostgreSQL, with two gateways that share only the database."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
@@ -126,7 +126,7 @@ async def test_a_repeat_gets_the_same_answer(running_service: RunningService) ->
         assert repeat.result == first.result
     assert (await other.ask(asked(after=3))).texts == whole(after=3)
     assert (gateway.maker.seeds, other.maker.seeds) == ([7], [])
-    # What is in PostgreSQL need not be in memory, too.
+    # An answer in PostgreSQL needn't be in memory too.
     assert gateway.runs.bytes == 0
 
 
@@ -207,7 +207,7 @@ async def test_a_different_request_under_the_key_is_always_a_conflict(running_se
     for place in (gateway, other):
         assert isinstance((await place.ask(asked(prompt="ho"))).error, errors.IdempotencyConflict)
         assert is_whole(await place.ask(asked()))
-    # Another caller's key of the same name is another key.
+    # The same key of another caller is a different key.
     assert is_whole(await other.ask(asked(who=BOB, prompt="ho")))
 
 
@@ -215,7 +215,7 @@ async def test_stored_answers_cannot_be_read_in_postgresql(running_service: Runn
     gateway = await running_service.gateway()
     await gateway.ask(asked(prompt="a CANARY prompt"))
     assert b"CANARY" not in (await running_service.row())["answer"]
-    # Another owner's row opens nothing, even with the bytes in it.
+    # Another owner's row can't be decrypted, even with these bytes in it.
     await running_service.sql("UPDATE idempotency_keys SET owner = $1", BOB)
     stolen = await gateway.ask(asked(who=BOB, prompt="a CANARY prompt"))
     assert isinstance(stolen.error, errors.AnswerGone)
@@ -296,7 +296,7 @@ async def test_a_gateway_that_missed_a_cancellation_learns_of_it_with_its_heartb
     await other.idempotency.cancel(ADA, "k")
     await gateway.idempotency.heartbeat()
     assert isinstance((await reading).error, errors.Cancelled)
-    # Whoever takes it over runs a request of its own.
+    # A takeover runs a new request.
     other.maker.waits_at = 3
     reading = asyncio.create_task(other.ask(asked()))
     await until_running(other)
@@ -333,7 +333,7 @@ async def test_nothing_is_stored_for_an_answer_that_never_started(running_servic
     assert is_whole(await gateway.ask(asked()))
 
 
-# --- gateways that go -----------------------------------------------------------------------------------------------
+# --- dying gateways --------------------------------------------------------------------------------------------------
 
 
 async def test_another_gateway_resumes_with_the_same_seed_after_what_the_caller_has(running_service: RunningService) -> None:
@@ -345,7 +345,7 @@ async def test_another_gateway_resumes_with_the_same_seed_after_what_the_caller_
     assert rest.texts == whole(after=2)
     assert rest.numbers == [3, 4, 5]
     assert other.maker.seeds == [7]
-    # The dead one wakes up: its next heartbeat ends what it still makes, and its end changes nothing.
+    # The dead gateway wakes up: its next heartbeat stops its generation, and its end changes nothing.
     before = await running_service.row()
     await dying.idempotency.heartbeat()
     dying.maker.gate.set()
@@ -361,7 +361,7 @@ async def test_a_gateway_that_cannot_resume_leaves_the_request_to_the_next(runni
     other.maker.fails_at, other.maker.error = 1, errors.Unavailable("no worker is there")
     for _ in range(2):
         assert isinstance((await other.ask(asked(after=2, seed=98))).error, errors.Unavailable)
-    # What the caller has came from the first one's seed, and still goes on.
+    # The caller's answer was generated from the first seed, and continues from it.
     assert (await third.ask(asked(after=2, seed=99))).texts == whole(after=2)
     assert (other.maker.seeds, third.maker.seeds) == ([7, 7], [7])
 
@@ -457,9 +457,9 @@ async def test_a_repeat_with_little_time_is_told_to_retry(running_service: Runni
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
     await gateway.ask(asked(), stops_after=1)
-    told = (await other.ask(asked(), seconds=2.05)).error
-    assert isinstance(told, errors.InProgress)
-    assert (told.status, told.retry_after_seconds) == (409, 2)
+    error = (await other.ask(asked(), seconds=2.05)).error
+    assert isinstance(error, errors.InProgress)
+    assert (error.status, error.retry_after_seconds) == (409, 2)
 
 
 async def test_a_limited_number_of_repeats_wait_for_another_gateway(
@@ -483,7 +483,7 @@ async def test_a_limited_number_of_repeats_wait_for_another_gateway(
 
 
 class Flaky(IdempotencyStore):
-    """A store whose PostgreSQL goes away when the test says so."""
+    """A store whose PostgreSQL becomes unavailable when the test says so."""
 
     def __init__(self, store: IdempotencyStore) -> None:
         super().__init__(store._database)
@@ -523,7 +523,7 @@ async def test_a_request_that_ended_during_an_outage_of_postgresql_is_not_run_ag
     with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
         await gateway.idempotency.heartbeat()
     store.away = False
-    # Before it is told, the answer is read from memory; after it, from the store.
+    # Before the store is available, the answer is read from memory; afterwards from the store.
     assert is_whole(await gateway.ask(asked()))
     assert (await running_service.row())["state"] == "running"
     await gateway.idempotency.heartbeat()

@@ -1,4 +1,4 @@
-"""Idempotency keys, Last-Event-ID and the response cache at the HTTP door, on the fakes."""
+"""Idempotency keys, Last-Event-ID and the response cache over HTTP, with a fake mesh and store."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -126,14 +126,14 @@ async def test_one_prompt_more_or_less_is_a_different_request(
 
 
 class HangsAt(FakeWorker):
-    """In the middle of its answer to the prompt with this number."""
+    """Hangs in the middle of its answer to the prompt with this number."""
 
     number = 1
 
     async def run(self, prompt: ProcessPrompt) -> AsyncIterator[Chunk | Generation]:
         self.hangs_after = 1 if len(self.asked) == self.number else None
-        async for said in super().run(prompt):
-            yield said
+        async for item in super().run(prompt):
+            yield item
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -142,11 +142,11 @@ async def test_several_prompts_are_canceled_by_their_one_key(http: httpx.AsyncCl
     worker.number = number
     running_service.add_worker(1, worker, "smollm2")
     asking = asyncio.create_task(http.post("/v1/completions", json={"prompt": ["a", "b", "c"]}, headers=WITH_KEY))
-    await worker.said.wait()
+    await worker.is_hanging.wait()
     await http.delete("/api/inference", headers=WITH_KEY)
-    told = await asking
-    assert (told.status_code, told.json()["error"]["code"]) == (499, "cancelled"), "who still waits is told"
-    assert len(worker.asked) == number, "the next is not begun any more"
+    answer = await asking
+    assert (answer.status_code, answer.json()["error"]["code"]) == (499, "cancelled"), "a waiting caller is told"
+    assert len(worker.asked) == number, "the next prompt is not started"
 
 
 async def test_several_prompts_under_one_key_run_once_each(http: httpx.AsyncClient, running_service: RunningService) -> None:

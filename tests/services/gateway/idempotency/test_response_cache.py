@@ -1,4 +1,4 @@
-"""On a real Valkey."""
+"""The response cache on a real Valkey."""
 
 import asyncio
 import secrets
@@ -34,7 +34,7 @@ END = Generation(FinishReason.STOP, Usage(7, 3))
 
 
 class Worker:
-    """Says the same words every time, and counts the times. The last word waits for the gate."""
+    """Generates the same words every time, and counts the runs. The last word waits for the gate."""
 
     def __init__(self, *words: str) -> None:
         self.words = words or ("Hello", " CANARY", "!")
@@ -62,7 +62,7 @@ class Worker:
 
 
 class Place:
-    """A cache, what it was told, and a shorter way to ask it."""
+    """A cache, the origins of its answers, and a shorter way to ask it."""
 
     def __init__(self, cache: ResponseCache, metrics: Metrics, runs: AnswerRuns) -> None:
         self.cache, self.metrics, self.runs = cache, metrics, runs
@@ -74,7 +74,7 @@ class Place:
         question = CacheQuestion(who, (ChatMessage("user", prompt),), ModelConfig(model=ModelName("m"), temperature=0))
         answers = self.cache.answer(question, worker, use=use, seconds=seconds, set_origin=self.origins.append)
         async with aclosing(answers):
-            return [said async for said in answers if not (isinstance(said, Chunk) and said.waiting)]
+            return [answer async for answer in answers if not (isinstance(answer, Chunk) and answer.waiting)]
 
     def counted(self, result: AnswerOrigin) -> float:
         return self.metrics.registry.get_sample_value("ai_platform_response_cache_total", {"result": result.value}) or 0
@@ -144,7 +144,7 @@ async def test_a_reader_that_leaves_does_not_affect_others_but_the_last_one_canc
     asking = [asyncio.create_task(place.ask(worker)) for _ in range(3)]
     while len(place.origins) < 3:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
-    # The first is the one that the others joined.
+    # The others joined the first.
     asking[0].cancel()
     await asyncio.wait([asking[0]])
     assert worker.cancelled == 0
@@ -205,10 +205,10 @@ async def test_a_damaged_value_is_a_miss(place: Place, client: Any) -> None:
 async def test_a_value_of_another_key_or_tenant_is_a_miss(place: Place, client: Any) -> None:
     worker, other = Worker(), Worker("theirs", "!")
     await place.ask(other, who=BOB)
-    (theirs,) = answers_in(client)
+    (other_entry,) = answers_in(client)
     await place.ask(worker)
-    (mine,) = set(answers_in(client)) - {theirs}
-    client.set(mine, client.get(theirs))
+    (own_entry,) = set(answers_in(client)) - {other_entry}
+    client.set(own_entry, client.get(other_entry))
     assert await place.ask(worker) == whole(worker)
 
 
@@ -280,7 +280,7 @@ async def test_a_stalled_valkey_costs_little_and_is_soon_skipped(
             return await run(*args, seconds=seconds)
 
         monkeypatch.setattr(place.cache._values, "run", counted)
-        # Here no second passes, after which it would look again.
+        # It checks again only after a second, which doesn't pass here.
         monkeypatch.setattr(place.cache, "_clock", lambda: 0.0)
         os.kill(valkey.pid, signal.SIGSTOP)
         try:

@@ -1,4 +1,4 @@
-"""Counters in Valkey for tests about what is counted: how long an answer takes is another test's matter."""
+"""Counters in Valkey without a time limit, for tests about what is counted."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from shared.stores.cache import Cache
 
 
 class PatientCounters:
-    """A cache whose scripts may take as long as they need: the machine that the tests run on may be busy with others."""
+    """A cache whose scripts may take any time, because the machine that runs the tests may be busy."""
 
     def __init__(self, cache: Cache) -> None:
         self.script, self.connect = cache.script, cache.connect

@@ -1,4 +1,4 @@
-"""A Valkey that is there, answers, and refuses to write: one way for each reason that it has."""
+"""A running Valkey that refuses to write, for each of its reasons."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from redis import exceptions
 
 @asynccontextmanager
 async def refusing(url: str, reason: str) -> AsyncIterator[None]:
-    """For the time of the block, the ``reason`` by the word that it answers with."""
+    """Make it refuse for ``reason``, the first word of its error, until the block ends."""
     ways = {
         "MISCONF": _cannot_save,
         "NOREPLICAS": _without_replicas,
@@ -67,7 +67,7 @@ async def _lost_replica(client: Any, url: str) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _cannot_save(client: Any, _url: str) -> AsyncIterator[None]:
-    """Where its file should be there is a folder."""
+    """A folder is in the place of its file."""
     found = await client.config_get("dir", "dbfilename", "save")
     file, kept = Path(found["dir"]) / found["dbfilename"], Path(found["dir"]) / "kept.rdb"
     with suppress(FileNotFoundError):
@@ -100,7 +100,7 @@ async def _has_saved(client: Any, ends: str) -> bool:
 
 @asynccontextmanager
 async def _busy(client: Any, url: str) -> AsyncIterator[None]:
-    """A script that does not end: after a while it answers others that it is busy."""
+    """A script that doesn't end: after a while, other clients get the error that the server is busy."""
     before = await client.config_get("busy-reply-threshold")
     await client.config_set("busy-reply-threshold", 1)
     async with redis.Redis.from_url(url, socket_timeout=60) as other:

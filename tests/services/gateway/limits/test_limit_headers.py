@@ -1,4 +1,4 @@
-"""What an answer says of the limits."""
+"""The rate limit headers of answers."""
 
 from collections.abc import AsyncIterator
 

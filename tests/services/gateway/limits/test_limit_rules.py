@@ -27,7 +27,7 @@ def test_an_organisation_that_shares_its_founders_limits_uses_the_founders_count
     founder = principal(key=False)
     team = msgspec.structs.replace(founder, user_id=UserId(UUID(int=7)), team_id=TenantId(UUID(int=8)), founder_id=founder.user_id)
     assert limit_rules.of_caller(team, FREE) == limit_rules.of_caller(founder, FREE)
-    assert team.tenant_id == TenantId(UUID(int=8)), "it is charged itself"
+    assert team.tenant_id == TenantId(UUID(int=8)), "the organization is charged"
     own = msgspec.structs.replace(team, founder_id=None)
     assert not set(limit_rules.of_caller(own, FREE)) & set(limit_rules.of_caller(founder, FREE))
 
@@ -45,14 +45,14 @@ def test_an_organisation_that_shares_limits_has_no_credits_of_its_own() -> None:
             principal(),
             FREE,
             [(LimitScope.USER, HOUR, 100), (LimitScope.USER, MINUTE, 10), (LimitScope.USER, AT_ONCE, 10)],
-            id="a user has its tier's",
+            id="a user has the limits of the tier",
         ),
-        pytest.param(principal(), tiers.NO_LIMITS, [], id="who has no limits is not counted"),
+        pytest.param(principal(), tiers.NO_LIMITS, [], id="a user without limits is not counted"),
         pytest.param(
             principal(requests_per_hour=5, tokens_per_minute=900),
             tiers.NO_LIMITS,
             [(LimitScope.KEY, HOUR, 5), (LimitScope.KEY, TOKENS, 900)],
-            id="a key may have limits of its own",
+            id="a key can have its own limits",
         ),
         pytest.param(principal(key=False, requests_per_hour=5), tiers.NO_LIMITS, [], id="an access token has no key"),
     ],

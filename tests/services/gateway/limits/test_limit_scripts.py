@@ -1,4 +1,4 @@
-"""The scripts on a real Valkey: local counters give the same answers, they are exact, and they leave nothing behind."""
+"""The scripts on a real Valkey: they are exact, leave nothing behind, and local counters give the same answers."""
 
 import asyncio
 import random
@@ -107,7 +107,7 @@ async def ask(
 )
 async def test_exactly_the_limit_of_four_hundred_concurrent_requests_is_admitted(valkey_limits: LimitScripts, kind: LimitKind) -> None:
     one = limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
-    # The clock stands still, or a minute's limit would let more in while the calls are on their way.
+    # The clock stands still; otherwise a limit per minute would admit more during the calls.
     answers = await asyncio.gather(*(ask(valkey_limits, one, tokens=10, now=NOW) for _ in range(400)))
     assert sum(answers) == 100
 
@@ -139,11 +139,11 @@ async def test_no_hour_exceeds_the_limit(valkey_limits: LimitScripts) -> None:
         if verdict.admitted:
             let_in.append(now)
         else:
-            # What it promises is true: one more fits then.
+            # The promised time is right: one more request fits then.
             assert (await valkey_limits.look([one], tokens=0, now=now + verdict.counts[0].retry_after_seconds)).admitted
     for position, end in enumerate(let_in):
         assert sum(end - 3600 <= at <= end for at in let_in[: position + 1]) <= 20
-    # And it is not wasted: at most one minute of the window is given away.
+    # And it isn't wasteful: at most one minute of the window is lost.
     assert len(let_in) > 0.9 * 20 * (let_in[-1] - let_in[0]) / 3660
 
 
@@ -172,7 +172,7 @@ async def test_unused_tokens_are_returned_once(valkey_limits: LimitScripts) -> N
 async def test_tokens_restored_by_time_are_not_returned_again(valkey_limits: LimitScripts) -> None:
     one, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
     await valkey_limits.admit([one], mine, tokens=1000, lease_seconds=LEASE_SECONDS, now=NOW)
-    # A minute later all of it is there again, and somebody takes it.
+    # A minute later everything is available again, and another request uses it.
     await ask(valkey_limits, one, tokens=1000, now=NOW + 60)
     await valkey_limits.settle([one], mine, tokens=0, now=NOW + 60)
     assert (await valkey_limits.look([one], tokens=0, now=NOW + 60)).counts[0].left == 0
@@ -196,7 +196,7 @@ async def test_a_slot_is_freed_when_its_lease_expires(valkey_limits: LimitScript
 
 
 async def test_a_slot_of_a_killed_gateway_is_free_after_30_s_but_not_before(valkey_limits: LimitScripts) -> None:
-    """A killed gateway locked users out for 312 s."""
+    """A killed gateway once locked users out for 312 s."""
     one, killed, alive = limit(LimitKind.CONCURRENCY, 2), request(), request()
     for mine in (killed, alive):
         assert (await valkey_limits.admit([one], mine, tokens=0, lease_seconds=310, now=NOW)).admitted
@@ -236,7 +236,7 @@ async def test_every_key_expires(cache: Cache, valkey_limits: LimitScripts) -> N
     assert 60 < seconds[LimitKind.TOKENS_PER_MINUTE] <= 66
     assert 30 < seconds[LimitKind.CONCURRENCY] <= 90
     assert 0 < await cache.run("ttl", [limit_rules.hold(mine)], []) <= 30_000
-    # A shorter one does not take a longer one's lease away.
+    # A shorter lease doesn't cut a longer one short.
     await valkey_limits.admit(found, request(), tokens=10, lease_seconds=1)
     assert await cache.run("ttl", [found[-1].counter], []) > 61_000
     await valkey_limits.settle([one for one in found if one.kind in limit_rules.HELD], mine, tokens=0)

@@ -1,4 +1,4 @@
-"""Counting in this process. ``test_limit_scripts`` checks that the answers are the same as Valkey's."""
+"""Limits counted in this process. ``test_limit_scripts`` checks that the answers are the same as Valkey's."""
 
 from uuid import uuid4
 
@@ -10,7 +10,7 @@ from shared.types import RequestId
 
 
 class Here:
-    """The limits of this process, by a clock that a test sets."""
+    """Local counters with a clock that the test sets."""
 
     def __init__(self, *, most: int = 1000) -> None:
         self.now = 1000.0
@@ -18,7 +18,7 @@ class Here:
         self.limits = LimitScripts(self.counters)
 
     async def ask(self, *found: RequestLimit, tokens: int = 10, lease_seconds: float = 600.0) -> RequestId | None:
-        """The request, if it was admitted."""
+        """Return the request's id if it was admitted."""
         request_id = RequestId(uuid4())
         verdict = await self.limits.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds)
         return request_id if verdict.admitted else None

@@ -1,4 +1,4 @@
-"""Limits with Valkey there, away and back; the first half on its model, the second on a real one that is killed and stopped."""
+"""Limits while Valkey is up, down and back; first with fake counters, then with a real server that is killed and stopped."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ HOURLY = replace(tiers.NO_LIMITS, requests_per_hour=10)
 
 
 class ApiClient:
-    """Quotas, and what can be seen of them."""
+    """Quotas and their metrics."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class ApiClient:
 
     @property
     def decisions(self) -> tuple[float, float, float]:
-        """Admitted, refused and uncounted."""
+        """Return the numbers of admitted, refused and uncounted requests."""
         admitted, refused, uncounted = (
             self.metrics.registry.get_sample_value("ai_platform_ratelimit_decisions_total", {"decision": word}) or 0.0
             for word in ("admitted", "refused", "uncounted")
@@ -87,7 +87,7 @@ def counters() -> FakeCounters:
     return FakeCounters()
 
 
-# --- Valkey is there ----------------------------------------------------------------------------------------------------
+# --- Valkey is up -------------------------------------------------------------------------------------------------------
 
 
 async def test_a_refusal_names_the_limit_and_the_wait(counters: FakeCounters) -> None:
@@ -173,7 +173,7 @@ async def test_slots_are_held_exactly_while_their_requests_run(counters: FakeCou
     await api_client.quotas.settle(settled, tokens=0)
     await api_client.quotas.extend_slots()
     assert await api_client.let_in(5) == 2
-    # Nobody settles it, but its deadline passes.
+    # It is never settled, but its deadline passes.
     for _ in range(10):
         now = counters.now = now + SLOT_HEARTBEAT_SECONDS
         await api_client.quotas.extend_slots()
@@ -209,7 +209,7 @@ async def test_unused_tokens_are_returned_once(counters: FakeCounters, away: boo
     assert left[LimitKind.TOKENS_PER_MINUTE] == 900 if not away else 900 <= left[LimitKind.TOKENS_PER_MINUTE] <= 1000
 
 
-# --- Valkey is away -----------------------------------------------------------------------------------------------------
+# --- Valkey is down -----------------------------------------------------------------------------------------------------
 
 
 async def test_without_valkey_a_gateway_counts_its_share(counters: FakeCounters) -> None:
@@ -271,7 +271,7 @@ async def test_requests_that_end_during_an_outage_are_settled_afterwards(counter
 
 async def test_a_cancellation_after_valkey_counted_is_settled() -> None:
     class Slow(FakeCounters):
-        """Counts, and its answer comes too late."""
+        """Counts, but answers too late."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -318,7 +318,7 @@ async def test_a_slow_call_opens_the_breaker_unless_others_are_answered(others_a
     assert api_client.degraded is not others_are_answered
 
 
-# --- a real one -----------------------------------------------------------------------------------------------------------
+# --- a real Valkey----------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -331,7 +331,7 @@ async def watched_quotas(valkey_url: str, counters: Callable[[Cache], Counters])
 
 
 class CountingCache:
-    """A cache that counts the requests that it is asked about, without those of the watch that looks whether Valkey is back."""
+    """A cache that counts the calls of its scripts, except the probes for Valkey's return."""
 
     def __init__(self, cache: Cache) -> None:
         self.script, self.connect = cache.script, cache.connect
@@ -377,7 +377,7 @@ async def kill_and_bring_back(api_client: ApiClient, valkey: ValkeyServer) -> No
         # Not in a thread: it would die with that.
         valkey.ensure_running()
     await until_it_counts_again(api_client)
-    # What it had written down it still knows, and it counts.
+    # It still has what it had saved, and counts.
     assert 95 <= await api_client.let_in(120) <= 100
 
 
@@ -397,11 +397,11 @@ async def test_valkey_is_suspended_and_resumed_without_an_error(valkey_url: str,
             for _ in range(20):
                 await api_client.spend()
             assert api_client.degraded
-            assert cache.asked - before == 1, "one waits, and nobody after it"
+            assert cache.asked - before == 1, "only the first request waits"
         finally:
             os.kill(valkey.pid, signal.SIGCONT)
         await until_it_counts_again(api_client)
-        # It may have counted when it went on, although nobody waited for the answer any more.
+        # It may have counted when it continued, although no caller waited for the answer.
         hour, at_once = await api_client.quotas.look(ADA)
         assert 5 <= hour.used <= 6
         assert at_once.used in {5, 6}
@@ -418,13 +418,13 @@ async def test_a_read_only_valkey_counts_as_down(
     assert await api_client.let_in(5) == 5
     async with refusing(valkey_url, reason):
         spent = await api_client.spend()
-        assert api_client.degraded, "what it refuses to one it refuses to all"
+        assert api_client.degraded, "it refuses all writes"
         assert spent.counted is CountedRequest.HERE
-        # Where there is no memory left it still takes what gives memory back, which does not mean that it is well.
+        # Without memory it still accepts commands that free memory, which doesn't mean that it is healthy.
         await api_client.quotas.settle(spent, tokens=0)
         assert await api_client.let_in(50) == 50
         assert api_client.degraded
-        assert await api_client.let_in(100) == 49, "it counts here, whatever was counted there"
+        assert await api_client.let_in(100) == 49, "counting is local, whatever Valkey counted"
     (line,) = lines.of("valkey is not counting limits")
     assert reason in line
     await until_it_counts_again(api_client)

@@ -24,7 +24,7 @@ def test_limits_of_models_whose_names_have_dots() -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "messages"),
     [
         ({"requests": "7", "concurrency": "0"}, ("'requests' is not one of", "concurrency=0")),
         ({"credits": "-1"}, ("credits=-1",)),
@@ -32,10 +32,10 @@ def test_limits_of_models_whose_names_have_dots() -> None:
         ({"tokens_per_minute": "1" * 13}, ("unlimited",)),
     ],
 )
-def test_all_mistakes_in_a_tier_are_reported(numbers: dict[str, str], said: tuple[str, ...]) -> None:
+def test_all_mistakes_in_a_tier_are_reported(numbers: dict[str, str], messages: tuple[str, ...]) -> None:
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - what it says is looked at
         tiers.changed(FREE, numbers)
-    assert all(part in str(refused.value) for part in said)
+    assert all(part in str(refused.value) for part in messages)
 
 
 @pytest.mark.parametrize("place", ["concurrency", "smollm2.credits", "smollm2.", ".concurrency"])

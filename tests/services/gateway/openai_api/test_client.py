@@ -103,14 +103,14 @@ async def test_the_client_assembles_a_chat_from_its_stream(client: openai.AsyncO
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me see.")
     assert choice.message.tool_calls is not None
     assert choice.message.tool_calls[0].function.name == "look_up"
-    # As clients do it: the answer goes in again as it came out.
+    # As clients do: the answer is part of the next request.
     result: Any = {"role": "tool", "tool_call_id": choice.message.tool_calls[0].id, "content": "1"}
     for sent in (choice.message, choice.message.to_dict()):
         await client.chat.completions.create(model="smollm2", messages=[*messages, sent, result], tools=[tool])
 
 
 class Calls(FakeWorker):
-    """Says a word, and asks for something."""
+    """A worker that generates a word and a tool call."""
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         yield inference.Chunk("Let me see.", (5,))
@@ -159,7 +159,7 @@ async def test_a_worker_lost_during_the_stream_is_an_error_in_the_stream(
 async def test_closing_a_stream_cancels_the_generation(client: openai.AsyncOpenAI, running_service: RunningService) -> None:
     running_service.worker.hangs_after = 2
     stream = await client.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": "hi"}], stream=True)
-    await running_service.worker.said.wait()
+    await running_service.worker.is_hanging.wait()
     await stream.close()
     async with asyncio.timeout(30):
         while not running_service.store.rows:  # noqa: ASYNC110

@@ -1,4 +1,4 @@
-"""POST /v1/completions, on the fakes; OpenAI's own types judge the answers."""
+"""POST /v1/completions, with a fake mesh and store; OpenAI's own types check the answers."""
 
 import json
 from collections.abc import AsyncIterator
@@ -100,8 +100,8 @@ async def test_a_prompt_that_fails_during_the_stream_ends_it_with_the_error(
         async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
             if prompt.prompt[0].content == "Two":  # type: ignore[union-attr]
                 raise errors.DeadlineExceeded("late")
-            async for said in super().run(prompt):
-                yield said
+            async for item in super().run(prompt):
+                yield item
 
     running_service.add_worker(1, FailsOnTwo(), "smollm2")
     answer = await http.post("/v1/completions", json={"prompt": ["One", "Two"], "stream": True})
@@ -121,7 +121,7 @@ async def test_echo_repeats_the_prompt_once_at_the_start(
 
 
 class Likely(FakeWorker):
-    """Two answers of two tokens, with log probabilities."""
+    """Two answers of two tokens with log probabilities."""
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         for word in ("ab", "c"):

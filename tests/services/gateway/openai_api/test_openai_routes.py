@@ -1,4 +1,4 @@
-"""/v1/chat/completions and /v1/models, on the fakes."""
+"""/v1/chat/completions and /v1/models, with a fake mesh and store."""
 
 import json
 from collections.abc import AsyncIterator
@@ -124,7 +124,7 @@ async def test_users_have_different_and_stable_salts(http: httpx.AsyncClient, ru
 
 
 class Caller(FakeWorker):
-    """Answers twice: with a call of a tool, and with a word; both with log probabilities."""
+    """A worker with two answers, a tool call and a word, both with log probabilities."""
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         drawn = inference.TokenChance(5, "é".encode()[:1], -0.5)
@@ -163,12 +163,12 @@ async def test_a_stream_of_calls_and_several_answers(http: httpx.AsyncClient, ru
 
 
 class Loading(FakeWorker):
-    """Has to load its model first, and says so."""
+    """A worker that reports that it loads the model first."""
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         yield inference.Chunk("", (), waiting="loading smollm2: 40 %")
-        async for said in super().run(prompt):
-            yield said
+        async for item in super().run(prompt):
+            yield item
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/inference"])
@@ -207,7 +207,7 @@ async def test_models_are_those_that_the_caller_may_use(http: httpx.AsyncClient,
     kept: dict[str, Any] = {"labels": {"shared": "no"}}
     running_service.add_worker(2, FakeWorker(), "anothers", owner=str(UUID(int=77)), **kept)
     running_service.add_worker(3, FakeWorker(), "mine", owner=str(USER), **kept)
-    # Of this one somebody else keeps one machine, and the house has another.
+    # One machine with this model is another user's and not shared, the other is the operator's.
     running_service.add_worker(4, FakeWorker(), "smollm2", owner=str(UUID(int=77)), **kept)
     assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["mine", "smollm2"]
     assert (await http.get("/v1/models/mine")).status_code == 200

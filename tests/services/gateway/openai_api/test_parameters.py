@@ -1,4 +1,4 @@
-"""Every parameter that OpenAI documents has a place in the code, and the same one in docs/howto/openai-api.md."""
+"""Every parameter that OpenAI documents is handled in the code as docs/howto/openai-api.md says."""
 
 import json
 import re
@@ -44,8 +44,8 @@ def documented(params: Any) -> set[str]:
 def state(rule: ParameterRule) -> str:
     if rule.ignored:
         return "ignored"
-    takes_something = any(rule.takes(value) for value in (False, "auto", "none", "medium", "disabled", [], ["text"]))
-    return "in part" if takes_something else "refused"
+    accepts_something = any(rule.accepts(value) for value in (False, "auto", "none", "medium", "disabled", [], ["text"]))
+    return "in part" if accepts_something else "refused"
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -78,7 +78,7 @@ def test_a_rule_applies_to_every_kind_of_value(api: str, name: str) -> None:
     read, good = READERS[api]
     for value in (None, False, True, 0, 1, 1.5, "", "auto", "none", "x" * 9, [], ["text"], {}, {"a": {"b": 1}}):
         body = json.dumps({**good, name: value}).encode()
-        if value is None or rule.takes(value):
+        if value is None or rule.accepts(value):
             read(body)
         else:
             with pytest.raises(BadField) as refused:

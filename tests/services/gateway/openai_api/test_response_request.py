@@ -1,4 +1,4 @@
-"""POST /v1/responses, on the fakes; OpenAI's own types judge the answers and every event."""
+"""POST /v1/responses, with a fake mesh and store; OpenAI's own types check the answers and every event."""
 
 import json
 from collections.abc import AsyncIterator
@@ -82,7 +82,7 @@ async def test_the_events_of_a_text_answer(http: httpx.AsyncClient) -> None:
 
 
 class Calls(FakeWorker):
-    """Says a word, and asks for two things."""
+    """A worker that generates a word and two tool calls."""
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         yield inference.Chunk("Let me see.", (5,))
@@ -143,7 +143,7 @@ async def test_a_failure_before_the_first_text_has_a_status(http: httpx.AsyncCli
 
 
 async def test_a_conversation_becomes_the_same_chat(http: httpx.AsyncClient, running_service: RunningService) -> None:
-    said = {
+    response = {
         "type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "phase": "commentary",
         "content": [{"type": "output_text", "text": "Let me see.", "annotations": [], "logprobs": []}],
     }  # fmt: skip
@@ -153,7 +153,7 @@ async def test_a_conversation_becomes_the_same_chat(http: httpx.AsyncClient, run
             {"role": "developer", "content": "Be brief."},
             {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Why "}, {"type": "input_text", "text": "x"}]},
             {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "…"},
-            said,
+            response,
             {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "look_up", "arguments": "{}", "status": "completed"},
             {"type": "function_call", "call_id": "c2", "name": "count", "arguments": "{}"},
             {"type": "function_call_output", "call_id": "c1", "output": "1"},

@@ -1,4 +1,4 @@
-"""Callers at one dispatch, with workers that are announced and never asked: a caller holds its claim for as long as it likes."""
+"""Callers of one dispatch, with workers that are announced but never called: a caller holds its claim as long as it likes."""
 
 import asyncio
 import random
@@ -31,7 +31,7 @@ def requirements(of: int = 1, **more: Any) -> WorkerRequirements:
 
 
 class Caller:
-    """One request: waits, holds its place until ``leave``, and remembers what it was told."""
+    """One request: waits, holds its slot until ``leave``, and records the notices that it gets."""
 
     def __init__(self, site: "Site", wanted: WorkerRequirements) -> None:
         self.notices: list[str] = []
@@ -97,7 +97,7 @@ class Site:
         self.directory.worker(number, "m", load=WorkerLoad(slots=slots), **more)
 
     async def ask(self, of: int = 1, **more: Any) -> Caller:
-        """Returns when it has its place, its error, or waits."""
+        """Return when it has a slot or an error, or waits."""
         caller = Caller(self, requirements(of, **more))
         await settled()
         return caller
@@ -107,14 +107,14 @@ class Site:
 
 
 async def settled() -> None:
-    """Every task has done what it could without time passing."""
+    """Let every task run until it waits for something that takes time."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 @asynccontextmanager
 async def site(**rules: Any) -> AsyncIterator[Site]:
-    """Ends whatever still runs."""
+    """Cancels what still runs at the end."""
     async with asyncio.TaskGroup() as tasks:
         here = Site(tasks, QueueSettings(**rules))
         try:
@@ -125,7 +125,7 @@ async def site(**rules: Any) -> AsyncIterator[Site]:
 
 
 async def finish(here: Site) -> Iterator[Caller]:
-    """Let whoever runs leave, one after the other, until nobody runs; gives them in the order in which they began."""
+    """End the running requests one after the other until none runs; returns them in the order in which they started."""
     done = 0
     while done < len(here.began):
         await here.began[done].leave()

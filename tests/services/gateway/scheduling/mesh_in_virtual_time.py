@@ -25,13 +25,13 @@ from tests.services.gateway.fakes import FakeDirectory, announcement, node_id
 from tests.shared.timing.virtual_time import VirtualLoop
 
 M = ModelName("m")
-#: From a gateway to a worker of the same house, one way.
+#: One-way delay between a gateway and a worker in the same network.
 NEAR_SECONDS = 0.0005
 #: As ``shared.node.announcements`` has it.
 SETTLE_SECONDS = 0.05
 PROMPT_TOKENS = 40
 TOKEN_SECONDS = 0.02
-#: Between a caller's requests, and after one that was refused.
+#: The pause between a caller's requests, and after a refusal.
 _THINKING_SECONDS, _REFUSED_SECONDS = 0.001, 0.5
 
 
@@ -44,7 +44,7 @@ def requirements(of: int, tokens: int, founder: int | None = None) -> WorkerRequ
 
 
 class Worker:
-    """Runs ``slots`` calls at once, the others in the order in which they came, and announces each change as a node does."""
+    """Runs ``slots`` calls at once and the others in order of arrival, and announces each change as a node does."""
 
     def __init__(self, mesh: "Mesh", number: int, slots: int, distance_seconds: float) -> None:
         self.node = node_id(number)
@@ -105,15 +105,15 @@ class Worker:
 
     def announce(self) -> None:
         self._is_announcing = False
-        said = announcement(self._number, M, load=WorkerLoad(self.slots, self._running, len(self._waiting)))
+        announced = announcement(self._number, M, load=WorkerLoad(self.slots, self._running, len(self._waiting)))
         for gateway in self._mesh.gateways:
             if gateway.is_killed:
                 continue
-            asyncio.get_running_loop().call_later(self.distance_seconds, gateway.directory.apply_announcement, said, "nats")
+            asyncio.get_running_loop().call_later(self.distance_seconds, gateway.directory.apply_announcement, announced, "nats")
 
 
 class SharedLog:
-    """As the one in Valkey, some way off."""
+    """Like the stream in Valkey, with a delay."""
 
     def __init__(self) -> None:
         self.entries: list[bytes] = []
@@ -157,7 +157,7 @@ class Gateway:
 
 @dataclass
 class Served:
-    """What a tenant got."""
+    """What a tenant received."""
 
     #: Of each request that began, the seconds to its first token, and how many others began while it waited.
     waits: list[float] = field(default_factory=list)
@@ -167,7 +167,7 @@ class Served:
 
 
 class Mesh:
-    """``alone``: gateways that do not share their queues, as those of an older version."""
+    """``alone``: gateways that don't share their queues, like those of an older version."""
 
     def __init__(self, tasks: asyncio.TaskGroup, gateways: int, rules: QueueSettings, alone: Set[int]) -> None:
         self.tasks = tasks
@@ -194,7 +194,7 @@ class Mesh:
         return made
 
     async def ask(self, at: int, of: int, tokens: int) -> None:
-        """One request, from its coming to its end."""
+        """Run one request, from its arrival to its end."""
         served = self.served[of]
         asked_at = self._clock()
         turns_before = len(self.turns)
@@ -232,25 +232,25 @@ class Mesh:
             await self.ask(at, of, tokens)
 
     def flood(self, at: int, of: int, tokens: int = 50, at_once: int = 12) -> None:
-        """A tenant that always waits."""
+        """A tenant that always has a request waiting."""
         for _ in range(at_once):
             self.start(at, self._keep_asking(at, of, tokens))
 
     def trickle(self, at: int, of: int, tokens: int = 20) -> None:
-        """A tenant that sends a request now and then, one at a time."""
+        """A tenant that sends a request now and then, only one at a time."""
         self.start(at, self._ask_now_and_then(at, of, tokens))
 
     def start(self, at: int, work: Coroutine[Any, Any, None]) -> None:
         self.gateways[at].tasks.append(self.tasks.create_task(work))
 
     def kill(self, at: int) -> None:
-        """It says nothing more; the workers hear that its calls have ended."""
+        """It sends nothing more; the workers notice that its calls have ended."""
         for task in self.gateways[at].tasks:
             task.cancel()
         self.gateways[at].is_killed = True
 
     def idle_share(self) -> float:
-        """Of the slots' time."""
+        """Return the share of the slots' time that was idle."""
         whole = sum(worker.slots for worker in self.workers.values()) * self._clock()
         return sum(worker.idle_slot_seconds() for worker in self.workers.values()) / whole
 
@@ -258,7 +258,7 @@ class Mesh:
 def run(
     script: Callable[[Mesh], Awaitable[None]], gateways: int, rules: QueueSettings | None = None, *, alone: Set[int] = frozenset()
 ) -> None:
-    """Run ``script`` in virtual time, and end what it started."""
+    """Run ``script`` in virtual time, and cancel the tasks that it started."""
 
     async def main() -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -1,4 +1,4 @@
-"""Whether a worker may still run as the process that it was: what was heard of its node, and when."""
+"""Whether a worker may still be the same process, by what the gateway received from its node, and when."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -18,12 +18,12 @@ NODE = node_id(1)
 @pytest.mark.parametrize(
     ("heard", "at", "there"),
     [
-        pytest.param([(0, FIRST)], 1.0, True, id="it lives"),
-        pytest.param([(0, FIRST), (1, None)], 1.5, False, id="it is gone"),
-        pytest.param([(0, FIRST), (1, None), (2, SECOND)], 2.0, False, id="it was gone, and was started again"),
-        pytest.param([(0, FIRST), (2, SECOND)], 3.0, True, id="another process is heard, which may be a second one with its key"),
-        pytest.param([(0, FIRST), (2, SECOND)], 2.0 + TWIN_SECONDS, False, id="only the other process is heard"),
-        pytest.param([(0, FIRST), (1, SECOND), (2, FIRST), (3, SECOND)], 5.0, True, id="both are heard in turn"),
+        pytest.param([(0, FIRST)], 1.0, True, id="alive"),
+        pytest.param([(0, FIRST), (1, None)], 1.5, False, id="gone"),
+        pytest.param([(0, FIRST), (1, None), (2, SECOND)], 2.0, False, id="gone and restarted"),
+        pytest.param([(0, FIRST), (2, SECOND)], 3.0, True, id="another process announces itself, maybe a second one with the same key"),
+        pytest.param([(0, FIRST), (2, SECOND)], 2.0 + TWIN_SECONDS, False, id="only the other process announces itself"),
+        pytest.param([(0, FIRST), (1, SECOND), (2, FIRST), (3, SECOND)], 5.0, True, id="both announce themselves in turn"),
     ],
 )
 def test_a_process_with_a_duplicate_is_not_taken_for_gone(heard: list[tuple[float, datetime | None]], at: float, there: bool) -> None:

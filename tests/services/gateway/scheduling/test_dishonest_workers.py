@@ -19,7 +19,7 @@ def test_the_third_strike_within_an_hour_starts_a_quarantine_of_an_hour() -> Non
     assert [known.strike(DISHONEST, now) for now in (0.0, 1.0, 2.0)] == [False, False, True]
     assert known.seconds_left(DISHONEST, 2.0) == QUARANTINE_SECONDS
     assert known.seconds_left(OTHER, 2.0) == 0
-    # What it had begun before does not prolong it; and when it is over it begins anew.
+    # Requests that started before don't prolong it, and after its end the count starts again.
     assert not known.strike(DISHONEST, 3.0)
     back_at = 2.0 + QUARANTINE_SECONDS
     assert known.seconds_left(DISHONEST, back_at) == 0
@@ -38,7 +38,7 @@ def test_quarantines_of_other_gateways_apply() -> None:
     assert (known.seconds_left(OTHER, 1.0), known.seconds_left(DISHONEST, 1.0)) == (50.0, 0.0)
     # Its own strikes still count.
     assert [known.strike(DISHONEST, now) for now in (2.0, 3.0)] == [False, True]
-    # PostgreSQL has not heard of the third one yet.
+    # PostgreSQL doesn't have the third strike yet.
     known.learn({}, 4.0, unless={DISHONEST})
     assert known.seconds_left(DISHONEST, 4.0) > 0
     # Pardoned.
@@ -50,18 +50,18 @@ def test_quarantines_of_other_gateways_apply() -> None:
 @pytest.mark.parametrize(
     ("claimed", "came", "answers", "wrong"),
     [
-        pytest.param(100, 100, 1, False, id="the truth"),
-        pytest.param(101, 100, 1, False, id="the end counted, too"),
-        pytest.param(12, 8, 4, False, id="the end of each of four answers"),
+        pytest.param(100, 100, 1, False, id="the right number"),
+        pytest.param(101, 100, 1, False, id="with the end token"),
+        pytest.param(12, 8, 4, False, id="with the end tokens of four answers"),
         pytest.param(1020, 1000, 1, False, id="two percent"),
         pytest.param(1021, 1000, 1, True, id="more than two percent"),
         pytest.param(110, 100, 1, True, id="a tenth more"),
         pytest.param(1000, 100, 1, True, id="ten times as many"),
         pytest.param(2**63, 100, 1, True, id="2^63"),
-        pytest.param(-1, 100, 1, True, id="below nothing"),
-        pytest.param(-1, 0, 1, True, id="below nothing, of an answer without ids"),
-        pytest.param(0, 100, 1, True, id="none, of an answer that came"),
-        pytest.param(5000, 0, 1, False, id="nobody can tell: no ids came"),
+        pytest.param(-1, 100, 1, True, id="negative"),
+        pytest.param(-1, 0, 1, True, id="negative, without token ids"),
+        pytest.param(0, 100, 1, True, id="zero for an answer with tokens"),
+        pytest.param(5000, 0, 1, False, id="unknown: no token ids were sent"),
     ],
 )
 def test_which_counts_are_wrong(claimed: int, came: int, answers: int, wrong: bool) -> None:
@@ -76,7 +76,7 @@ def test_a_quarantined_worker_is_not_eligible_and_the_error_says_why() -> None:
         known.dishonest_workers.strike(DISHONEST, 10.0)
     rows = worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
     assert [row.node for row in rows] == [OTHER]
-    # Other than one that fails, also the last one: it is said why nobody is left, and who tells `aicli nodes` the same.
+    # Unlike a failing worker, the last one is excluded too. The error names the reason, and so does `aicli nodes`.
     directory.mark_gone(OTHER, "stopped")
     with pytest.raises(errors.NotReachable, match="in quarantine for 60 min: it reported wrong token counts"):
         worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
@@ -95,6 +95,6 @@ def test_a_restarted_worker_stays_in_quarantine() -> None:
     for _ in range(worker_records.STRIKES):
         known.dishonest_workers.strike(DISHONEST, 10.0)
     directory.mark_gone(DISHONEST, "stopped")
-    (gone,) = directory.entries(Role.WORKER)
-    known.apply_change(gone, 11.0, gone.since)
+    (entry,) = directory.entries(Role.WORKER)
+    known.apply_change(entry, 11.0, entry.since)
     assert known.dishonest_workers.seconds_left(DISHONEST, 11.0) > 0

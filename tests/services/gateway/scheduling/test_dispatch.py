@@ -93,7 +93,7 @@ async def test_canceling_a_request_that_was_just_assigned_passes_its_place_on() 
         here.worker(1)
         first, _, second, third = [await here.ask() for _ in range(4)]
         first._may_leave.set()
-        # The first leaves in this turn of the loop: the claim is given out, and the second has not run yet.
+        # The first ends in this turn of the loop: the slot is assigned, and the second hasn't run yet.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert here.dispatch.waiting == 1
@@ -137,7 +137,7 @@ async def test_if_one_of_two_workers_dies_the_other_serves_the_queue() -> None:
         assert all(caller.error is None for caller in callers)
         for caller in [caller for caller in callers[:4] if caller.node == node_id(1)]:
             await caller.leave()
-        assert len(here.began) == 4, "what ends on a worker that is gone frees nothing"
+        assert len(here.began) == 4, "a request that ends on a lost worker frees no slot"
         await finish(here)
         assert len(here.began) == 8
         assert {caller.node for caller in callers[4:]} == {node_id(2)}
@@ -176,7 +176,7 @@ async def test_requests_keep_waiting_while_a_worker_loads_the_model() -> None:
         assert late.error is None
         here.directory.apply_announcement(msgspec.structs.replace(ready, not_ready="paused by its owner"), "nats")
         await settled()
-        assert isinstance(late.error, errors.NotReachable), "there is no telling when a pause ends"
+        assert isinstance(late.error, errors.NotReachable), "it is unknown when a pause ends"
 
 
 async def test_if_only_ineligible_workers_are_left_the_request_is_refused() -> None:
@@ -271,12 +271,12 @@ async def test_waiting_callers_learn_their_new_position(monkeypatch: pytest.Monk
                 await here.began[-1].leave()
                 await last.wait_for_notice(f"position {place} of {place}")
         assert last.notices[0] == "position 3 of 3, about 24 s"
-        assert len(last.notices) == len(set(last.notices)), "only what is new is said"
+        assert len(last.notices) == len(set(last.notices)), "only new notices are sent"
 
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """A full collection of all that a test process holds takes 100 ms, which nobody here is to be blamed for."""
+    """A full garbage collection of the test process takes 100 ms, which isn't the queue's fault."""
     gc.collect()
     gc.disable()
     yield

@@ -1,4 +1,4 @@
-"""Whatever requests and workers do, no place is left free while somebody waits for it, none is lost, and none is given out twice."""
+"""Whatever requests and workers do, no slot stays free while a request waits for it, none is lost, and none is assigned twice."""
 
 import asyncio
 import random
@@ -23,7 +23,7 @@ M = ModelName("m")
 WORKERS, SLOTS, QUEUE = 3, 2, 12
 #: The third worker belongs to the third tenant and is not trusted.
 OWNER = UserId(UUID(int=3))
-#: Two that run, and one that the worker holds.
+#: Two run, and the worker holds a third.
 MOST = SLOTS + 1
 
 
@@ -115,7 +115,7 @@ class Requests(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting or self.running)
     @rule(data=st.data(), also_ends=st.booleans())
     def is_cancelled(self, data: st.DataObject, also_ends: bool) -> None:
-        """Perhaps in the very moment in which another's end gives it the place."""
+        """Possibly at the moment when the end of another request assigns it the slot."""
         one = data.draw(st.sampled_from(self.waiting + self.running))
         if also_ends and self.running:
             self.running[0].end()
@@ -131,7 +131,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, WORKERS - 1))
     def goes(self, number: int) -> None:
-        """What ran there ends with the link."""
+        """Its requests end with the link."""
         self.directory.mark_gone(node_id(number), "its link died")
         for each in self.running:
             if each.node == node_id(number):
@@ -140,7 +140,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(seconds=st.floats(0, 40))
     def passes_by(self, seconds: float) -> None:
-        """Somebody who waits looks once a second; here it is anybody's word that makes the gateway look."""
+        """A waiting request checks once a second; here any announcement makes the gateway check."""
         self.now += seconds
         self.dispatch._assign_places(M)
         self.settle()
@@ -159,7 +159,7 @@ class Requests(RuleBasedStateMachine):
     def nobody_waits_for_a_free_place(self) -> None:
         for each in self.waiting:
             there = [entry for entry in self.directory.usable(Role.WORKER) if self.may(each.requirements, entry.node)]
-            assert there, "nobody can run it, and it was not told"
+            assert there, "no worker can run it, and it wasn't notified"
             busy = {entry.node: sum(other.node == entry.node for other in self.running) for entry in there}
             resting = {node for node in busy if self.dispatch.worker_stats.outliers.ejection_seconds(node, M, self.now)}
             assert all(count == MOST for node, count in busy.items() if node not in resting)

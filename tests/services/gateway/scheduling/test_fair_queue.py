@@ -1,4 +1,4 @@
-"""Whose turn it is, told in calls: no clock, no loop."""
+"""Which tenant is next, as a sequence of calls without clock or event loop."""
 
 from uuid import UUID
 
@@ -110,7 +110,7 @@ def test_a_waiting_tenants_counter_is_never_dropped() -> None:
     assert queue.counter_of(C) == 1_000_000
     queue.enter(A, 1, 1)
     queue.correct(A, -queue.counter_of(A))
-    assert next(queue.turns()) == 1, "what C was served counts"
+    assert next(queue.turns()) == 1, "the tokens that C received count"
 
 
 def test_nothing_is_left_of_finished_requests() -> None:
@@ -124,7 +124,7 @@ def test_nothing_is_left_of_finished_requests() -> None:
 
 
 class Turns(RuleBasedStateMachine):
-    """Five tenants, any costs. MOST is the dearest request."""
+    """Five tenants with any costs. MOST is the most expensive request."""
 
     MOST = 50
 
@@ -184,13 +184,13 @@ class Turns(RuleBasedStateMachine):
     def who_waits_is_found(self) -> None:
         assert len(self.queue) == len(self.waiting)
         assert sorted(self.queue.order()) == sorted(self.waiting)
-        # Work conserving: whoever looks for somebody to serve finds one of every tenant that waits.
+        # Work conserving: one request of every waiting tenant can be found.
         assert {self.waiting[ticket][0] for ticket in self.queue.turns()} == self.backlogged()
 
     @invariant()
     def two_that_both_wait_are_served_alike(self) -> None:
         for one, other in self.served_together.values():
-            # The paper's bound: twice the dearest request.
+            # The paper's bound: twice the most expensive request.
             assert abs(one - other) <= 2 * self.MOST
 
     @invariant()

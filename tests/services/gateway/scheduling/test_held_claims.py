@@ -32,7 +32,7 @@ def test_a_held_call_that_leaves_frees_no_slot() -> None:
     held.hold(NODE, MODEL, waiting)
     held.release(NODE, MODEL, leaving)
     assert not waiting.has_started
-    # Nor does it get the slot of another one.
+    # It doesn't get the slot of another request either.
     held.release(NODE, MODEL, Claim())
     assert (leaving.has_started, waiting.has_started) == (False, True)
 

@@ -1,4 +1,4 @@
-"""What a gateway makes of the reports of another one. How fair that is over a whole mesh is ``test_queue_sharing``'s."""
+"""How a gateway uses the reports of another. ``test_queue_sharing`` checks how fair a whole mesh is."""
 
 from uuid import UUID
 
@@ -21,7 +21,7 @@ ONE_WAITS = QueueReport("a", MODEL, (PeerWaiting(ADA, 1),), whole=True)
 
 
 class Gateway:
-    """The younger of two, in whose queue a request of the older one waits."""
+    """The younger of two gateways, in whose queue a request of the older one waits."""
 
     def __init__(self) -> None:
         self.model_queue: ModelQueue[QueuedRequest] = ModelQueue()
@@ -37,7 +37,7 @@ class Gateway:
         return self.model_queue.queue.counter_of(ADA)
 
     def delegate(self, now: float) -> float:
-        """Leave it a place; returns what that is thought to cost."""
+        """Offer it a slot; returns the expected cost."""
         (ticket,) = self.waiting
         assert isinstance(ticket, PeerTicket)
         self.peers.delegate_place(ticket, WORKER, now, is_ours=True)

@@ -1,4 +1,4 @@
-"""Quarantine on a real PostgreSQL, over several gateways and their restarts."""
+"""Quarantine in a real PostgreSQL, with several gateways that restart."""
 
 from collections.abc import AsyncIterator
 
@@ -46,7 +46,7 @@ async def test_strikes_of_all_gateways_add_up_and_survive_restarts(site: Site) -
         for gateway in (first, second, restarted):
             assert QUARANTINE_SECONDS - 60 < left(gateway) <= QUARANTINE_SECONDS
             assert not left(gateway, OTHER)
-    # What it had begun before does not prolong it.
+    # Requests that started before don't prolong it.
     second.strike(DISHONEST)
     await second.refresh()
     assert left(second) <= QUARANTINE_SECONDS
@@ -75,7 +75,7 @@ async def test_old_strikes_expire_and_a_quarantine_ends(site: Site) -> None:
     assert not left(gateway)
     gateway.report(DISHONEST)
     await gateway.refresh()
-    assert not left(gateway), "its strikes begin anew"
+    assert not left(gateway), "its strikes start again"
 
 
 async def test_a_pardon_applies_at_all_gateways(site: Site) -> None:
@@ -134,4 +134,4 @@ async def test_strikes_during_a_query_quarantine_a_worker_immediately(site: Site
 
     gateway = Quarantine(StrikingStore(site.opened), site.metrics.wrong_counts, lambda: 100.0)
     await gateway.refresh()
-    assert left(gateway), "the answer is older than the strikes"
+    assert left(gateway), "the query started before the strikes"

@@ -1,4 +1,4 @@
-"""The bounds of the queue, at a whole dispatch."""
+"""The limits of the queue, with a whole dispatch."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ async def test_over_the_bound_requests_are_refused_immediately_with_a_retry_time
         assert [caller.error is None for caller in others] == [True, True, False]
         assert "5 requests are already queued" in str(others[-1].error)
         third = await here.ask(3)
-        assert isinstance(third.error, errors.Overloaded), "nor is there a place for one that has none yet"
+        assert isinstance(third.error, errors.Overloaded), "a tenant without waiting requests is refused too"
         assert here.dispatch.waiting == here.depth() == 5
 
 
@@ -73,7 +73,7 @@ async def test_a_request_that_waited_too_long_is_refused() -> None:
 
 
 async def test_two_thousand_requests_for_one_thousand_places() -> None:
-    """800 places on ten workers and 200 in the queue, of 50 tenants."""
+    """800 requests on ten workers and 200 in the queue, of 50 tenants."""
     async with site(queue_most=200, queue_per_tenant=50) as here:
         for number in range(10):
             here.worker(number, slots=72)  # and an eighth of them held

@@ -1,4 +1,4 @@
-"""Fairness over several gateways, in virtual time: 8 slots, and tenants that ask at different gateways."""
+"""Fairness over several gateways, in virtual time: 8 slots, and tenants that use different gateways."""
 
 import asyncio
 import random
@@ -35,7 +35,7 @@ def workers(mesh: Mesh, count: int, slots: int) -> None:
 
 
 def crowd(gateways: int, count: int, slots: int) -> dict[int, Served]:
-    """What each gets in 40 s of three tenants that always wait and two that ask now and then, each at another gateway."""
+    """What each tenant gets in 40 s: three always have a request waiting, two send one now and then, each at another gateway."""
     found: dict[int, Served] = {}
 
     async def script(mesh: Mesh) -> None:
@@ -137,7 +137,7 @@ def test_queue_bounds_apply_to_the_whole_mesh() -> None:
         for gateway in mesh.gateways:
             for (tenant, _), count in gateway.dispatch.model_queue("m").queue.local.items():
                 waiting[tenant.int == 2] += count
-        # What comes to the gateways within the time of one report may be too much.
+        # Requests that arrive within one report interval may exceed the limit.
         assert 20 - 2 <= waiting[True] <= 20 + 2 * 2
         assert 80 - 4 <= waiting.total() <= 80 + 2 * 2
         assert all(abs(gateway.dispatch.waiting_anywhere - waiting.total()) <= 4 for gateway in mesh.gateways)
@@ -156,7 +156,7 @@ def test_a_killed_gateway_holds_no_turns() -> None:
         mesh.kill(2)
         idle_before = sum(worker.idle_slot_seconds() for worker in mesh.workers.values())
         await pass_time(10)
-        # Each slot once at most, for as long as a place waits to be taken.
+        # Each slot at most once, for the time until an offer is accepted.
         assert sum(worker.idle_slot_seconds() for worker in mesh.workers.values()) - idle_before <= 8 * 1.0
         for gateway in mesh.gateways[:2]:
             assert gateway.dispatch.waiting_anywhere == 24 - sum(each.dispatch.in_flight for each in mesh.gateways[:2])
@@ -196,7 +196,7 @@ def test_a_new_gateway_learns_the_counters() -> None:
         await pass_time(3)
         here, there = (gateway.dispatch.model_queue("m").queue.counters() for gateway in mesh.gateways)
         assert here.keys() == there.keys()
-        # All that is known to one only are some requests of 100 each.
+        # Only one gateway knows of some requests of 100 tokens each.
         assert all(abs(here[tenant] - there[tenant]) <= 500 for tenant in here)
         assert min(here.values()) > 5_000
 
@@ -239,13 +239,13 @@ def test_gateways_without_changes_send_nothing() -> None:
         for number in range(20):
             mesh.start(number % 2, mesh.ask(number % 2, number % 3, 50))
         await pass_time(5)
-        told = len(mesh.log.entries)
-        assert told
+        entries = len(mesh.log.entries)
+        assert entries
         assert len(mesh.turns) == 20
         for _ in range(20):
             mesh.start(0, mesh.ask(0, 1, 1))
             await pass_time(0.3)
-        assert len(mesh.log.entries) == told
+        assert len(mesh.log.entries) == entries
 
     run(script, 2)
 
@@ -266,7 +266,7 @@ def test_unreadable_reports_are_skipped() -> None:
 
 @asynccontextmanager
 async def real_gateway(valkey_url: str, number: int) -> AsyncIterator[Dispatch]:
-    """One with a connection to Valkey and a directory of its own; both hear of one worker with one slot."""
+    """A gateway with its own connection to Valkey and its own directory; both know a single worker with one slot."""
     directory = FakeDirectory()
     directory.worker(1, "m", load=WorkerLoad(slots=1))
     dispatch = Dispatch(directory, random.Random(1), QueueSettings(queue_seconds=60), name=f"gateway{number}")
@@ -334,7 +334,7 @@ async def test_over_a_real_valkey_a_freed_place_goes_to_the_gateway_with_the_nex
             tasks.create_task(ask(first, 1))
         # Two are at the worker, one of them held.
         await until_all_know(4, first)
-        # The second gateway hears that the worker is full.
+        # The second gateway learns that the worker is full.
         second._directory.worker(1, "m", load=WorkerLoad(1, 1, 1))
         tasks.create_task(ask(second, 2))
         await until_all_know(5, first, second)

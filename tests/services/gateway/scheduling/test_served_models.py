@@ -1,4 +1,4 @@
-"""The gauge of a gateway: how many workers could serve each model."""
+"""The gateway's gauge of how many workers could serve each model."""
 
 import asyncio
 import random

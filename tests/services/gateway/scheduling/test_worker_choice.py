@@ -1,4 +1,4 @@
-"""Whom the table of candidates sends a request to."""
+"""Which worker a request is sent to."""
 
 import random
 from collections import Counter
@@ -27,7 +27,7 @@ OTHER = UserId(UUID(int=99))
 
 
 class Site:
-    """Workers, and what a gateway has seen of them."""
+    """Workers, and what a gateway has recorded about them."""
 
     def __init__(self) -> None:
         self.directory, self.known = FakeDirectory(), WorkerStats()
@@ -55,7 +55,7 @@ class Site:
         return Counter(None if row is None else row.node for row in found)
 
 
-# --- who may ------------------------------------------------------------------------------------------------------------
+# --- access -------------------------------------------------------------------------------------------------------------
 
 
 def test_workers_without_the_model_are_no_candidates() -> None:
@@ -68,16 +68,18 @@ def test_workers_without_the_model_are_no_candidates() -> None:
 @pytest.mark.parametrize(
     ("rule", "owner", "labels", "may"),
     [
-        pytest.param(PromptPrivacy.GROUP, "", {}, True, id="the house"),
+        pytest.param(PromptPrivacy.GROUP, "", {}, True, id="the operator's machine"),
         pytest.param(PromptPrivacy.GROUP, str(OTHER), {}, True, id="a lent machine serves the group"),
-        pytest.param(PromptPrivacy.GROUP, str(OTHER), {"shared": "no"}, False, id="unless its owner keeps it"),
-        pytest.param(PromptPrivacy.GROUP, str(USER), {"shared": "no"}, True, id="which serves its owner"),
-        pytest.param(PromptPrivacy.TRUSTED, "", {}, True, id="trusted: the house"),
-        pytest.param(PromptPrivacy.TRUSTED, str(OTHER), {}, False, id="trusted: no machine of somebody else"),
-        pytest.param(PromptPrivacy.TRUSTED, str(OTHER), {"trusted": "yes"}, True, id="trusted: unless labelled so"),
-        pytest.param(PromptPrivacy.TRUSTED, str(OTHER), {"trusted": "no"}, False, id="trusted: no is no"),
-        pytest.param(PromptPrivacy.TRUSTED, str(OTHER), {"trusted": "yes", "shared": "no"}, False, id="trusted: and not kept"),
-        pytest.param(PromptPrivacy.TRUSTED, str(USER), {}, True, id="trusted: one's own"),
+        pytest.param(PromptPrivacy.GROUP, str(OTHER), {"shared": "no"}, False, id="unless its owner doesn't share it"),
+        pytest.param(PromptPrivacy.GROUP, str(USER), {"shared": "no"}, True, id="an unshared machine serves its owner"),
+        pytest.param(PromptPrivacy.TRUSTED, "", {}, True, id="trusted: the operator's machine"),
+        pytest.param(PromptPrivacy.TRUSTED, str(OTHER), {}, False, id="trusted: another user's machine"),
+        pytest.param(PromptPrivacy.TRUSTED, str(OTHER), {"trusted": "yes"}, True, id="trusted: another user's machine with trusted=yes"),
+        pytest.param(PromptPrivacy.TRUSTED, str(OTHER), {"trusted": "no"}, False, id="trusted: another user's machine with trusted=no"),
+        pytest.param(
+            PromptPrivacy.TRUSTED, str(OTHER), {"trusted": "yes", "shared": "no"}, False, id="trusted: trusted=yes, but not shared"
+        ),
+        pytest.param(PromptPrivacy.TRUSTED, str(USER), {}, True, id="trusted: the user's own machine"),
     ],
 )
 def test_prompt_privacy(rule: PromptPrivacy, owner: str, labels: dict[str, str], may: bool) -> None:
@@ -138,11 +140,11 @@ def test_none_of_ten_thousand_choices_is_a_worker_that_may_not_see_the_prompt() 
             except errors.NotReachable:
                 continue
             assert row is not None
-            said = row.worker.announcement
+            announced = row.worker.announcement
             assert row.node not in requirements.excluded
-            if said.owner != str(requirements.tenant):
-                assert said.labels.get("shared") != "no"
-                assert rule is PromptPrivacy.GROUP or not said.owner or said.labels.get("trusted") == "yes"
+            if announced.owner != str(requirements.tenant):
+                assert announced.labels.get("shared") != "no"
+                assert rule is PromptPrivacy.GROUP or not announced.owner or announced.labels.get("trusted") == "yes"
             site.known.occupancy.begin(row.node, M)
             placed += 1
     assert placed > 8_000
@@ -162,7 +164,7 @@ def test_no_worker_and_no_allowed_worker_have_different_errors() -> None:
         Site().nodes()
 
 
-# --- whom to ask --------------------------------------------------------------------------------------------------------
+# --- preferences -------------------------------------------------------------------------------------------------------
 
 
 def test_the_less_loaded_of_two_workers_is_chosen() -> None:
@@ -192,11 +194,11 @@ def test_a_worker_with_the_model_loaded_is_preferred() -> None:
     site.worker(9, running=3)
     assert site.chosen() == {node_id(9): 40}
     site.worker(9, running=5)
-    assert node_id(9) not in site.chosen(), "a full one is not waited for while others could load"
+    assert node_id(9) not in site.chosen(), "a full worker is not waited for while others could load the model"
 
 
 @pytest.mark.parametrize(
-    ("expected_wait", "chosen"), [pytest.param(3.0, 1, id="waiting is faster"), pytest.param(30.0, 2, id="loading is")]
+    ("expected_wait", "chosen"), [pytest.param(3.0, 1, id="waiting is faster"), pytest.param(30.0, 2, id="loading is faster")]
 )
 def test_loading_a_model_elsewhere_counts_as_a_wait_of_ten_seconds(expected_wait: float, chosen: int) -> None:
     site = Site()
@@ -227,7 +229,7 @@ def test_the_worker_with_the_cached_prefix_is_chosen_unless_it_is_much_busier() 
     known = replace(WISH, beginnings=(b"1", b"2", b"3"))
     site.known.prefix_affinity.record(M, (b"1", b"2"), node_id(1), now=900)
     assert site.chosen(known) == {node_id(1): 40}
-    assert node_id(1) not in site.chosen(replace(WISH, beginnings=(b"1", b"x", b"y", b"z"))), "a quarter is not worth it"
+    assert node_id(1) not in site.chosen(replace(WISH, beginnings=(b"1", b"x", b"y", b"z"))), "a quarter of the prefix isn't worth it"
     assert node_id(1) not in site.chosen(known, clock=1201), "it was too long ago"
     site.worker(1, running=4, slots=8)
     assert node_id(1) not in site.chosen(known)
@@ -300,7 +302,7 @@ def test_five_failures_in_a_row_eject_a_worker_for_longer_each_time() -> None:
     assert sound(site, 1031 + 59) == [node_id(2)]
     assert len(sound(site, 1031 + 60)) == 2
     fail(site, 1, now=1031 + 60 + 301)
-    assert len(sound(site, 1031 + 60 + 301 + 30)) == 2, "it was well for so long that it begins anew"
+    assert len(sound(site, 1031 + 60 + 301 + 30)) == 2, "it was healthy for so long that its record starts again"
 
 
 def test_an_ejection_lasts_five_minutes_at_most() -> None:
@@ -319,7 +321,7 @@ def test_the_last_worker_of_a_model_is_never_ejected() -> None:
     for number in (1, 2, 3):
         site.worker(number)
         fail(site, number, now=1000.0 + number)
-    assert sound(site, 1010) == [node_id(1)], "the one that is back the soonest"
+    assert sound(site, 1010) == [node_id(1)], "the worker whose pause ends first"
     assert site.chosen(clock=1010) == {node_id(1): 40}
 
 
@@ -353,7 +355,7 @@ def test_a_worker_that_is_full_or_stopping_is_not_an_outlier() -> None:
     assert len(sound(site)) == 2
 
 
-# --- seats --------------------------------------------------------------------------------------------------------------
+# --- slots --------------------------------------------------------------------------------------------------------------
 
 
 def busy(site: Site) -> int:
@@ -377,7 +379,7 @@ def test_a_call_of_another_gateway_counts_until_the_next_announcement() -> None:
     site.worker(1, running=3)
     assert busy(site) == 3
     site.known.occupancy.end(node, M)
-    assert busy(site) == 2, "the end of ours is known before the worker has said it"
+    assert busy(site) == 2, "our request's end is known before the worker announces it"
     site.worker(1)
     assert busy(site) == 0
 

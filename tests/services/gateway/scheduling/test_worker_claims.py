@@ -1,4 +1,4 @@
-"""What becomes of a place on a worker."""
+"""The life of a slot on a worker."""
 
 from contextlib import aclosing
 

@@ -15,22 +15,22 @@ after(() => {
   for (const child of children) child.kill('SIGKILL')
 })
 
-/** A sidecar at the other end of a pipe, what it says, and how it ends. */
+/** Starts a sidecar at the other end of a pipe; returns the pipe, a function that waits for a message, and the exit code's promise. */
 function sidecar() {
   const stdio = ['ignore', 'ignore', 'ignore', 'pipe']
   const child = spawn(process.execPath, [path.join(__dirname, '..', 'main.js'), '3'], { stdio })
   children.push(child)
-  const said = []
+  const messages = []
   const waiting = []
   const parser = new Parser((type, id, chunk, begin, end) => {
-    said.push([type, id, chunk.toString('utf8', begin, end)])
+    messages.push([type, id, chunk.toString('utf8', begin, end)])
     for (const check of waiting) check()
   })
   child.stdio[3].on('data', (chunk) => parser.feed(chunk)).on('error', () => {})
   const until = (type) =>
     new Promise((resolve) => {
       const check = () => {
-        const found = said.find((each) => each[0] === type)
+        const found = messages.find((each) => each[0] === type)
         if (found) resolve(found)
       }
       waiting.push(check)
@@ -40,29 +40,29 @@ function sidecar() {
 }
 
 const BAD = {
-  'a length of nothing': Buffer.alloc(9),
-  'a length beyond all': Buffer.alloc(9, 255),
+  'a length of 0': Buffer.alloc(9),
+  'a length above the limit': Buffer.alloc(9, 255),
   'a call before HELLO': call(1, { method: 'stats' }),
   'a HELLO without a seed': frame(TYPE.HELLO, 0, Buffer.from('{}')),
-  'a HELLO that is no JSON': frame(TYPE.HELLO, 0, Buffer.alloc(40)),
+  'a HELLO that is not JSON': frame(TYPE.HELLO, 0, Buffer.alloc(40)),
   'HELLO twice': Buffer.concat([HELLO, HELLO]),
   'an unknown type': Buffer.concat([HELLO, frame(0x77, 0)]),
   'an unknown call': Buffer.concat([HELLO, call(1, { method: 'constructor' })]),
-  'a call that is no JSON': Buffer.concat([HELLO, frame(TYPE.CALL, 1, Buffer.from('{'))]),
+  'a call that is not JSON': Buffer.concat([HELLO, frame(TYPE.CALL, 1, Buffer.from('{'))]),
   'a credit of three bytes': Buffer.concat([HELLO, frame(TYPE.CREDIT, 1, Buffer.alloc(3))]),
-  'a close without a how': Buffer.concat([HELLO, frame(TYPE.CLOSE, 1)]),
-  'an answer that nobody asked for': Buffer.concat([HELLO, frame(TYPE.RESPONSE, 1, Buffer.alloc(1))]),
+  'a close without a mode': Buffer.concat([HELLO, frame(TYPE.CLOSE, 1)]),
+  'an answer without a request': Buffer.concat([HELLO, frame(TYPE.RESPONSE, 1, Buffer.alloc(1))]),
 }
 
 for (const [name, bytes] of Object.entries(BAD)) {
-  test(`a parent that sends ${name} is left with 65`, async () => {
+  test(`the sidecar exits with 65 after ${name}`, async () => {
     const { pipe, ended } = sidecar()
     pipe.write(bytes)
     assert.equal(await ended, 65)
   })
 }
 
-test('it is ready, answers, and leaves with its parent', async () => {
+test('the sidecar becomes ready, answers, and exits with its parent', async () => {
   const { pipe, until, ended } = sidecar()
   // Byte by byte, unlike any real parent.
   for (const byte of Buffer.concat([HELLO, call(9, { method: 'stats' })])) pipe.write(Buffer.of(byte))

@@ -10,13 +10,13 @@ function resolver() {
   return { ask, questions }
 }
 
-test('an address needs no resolver, and an address before a name is one more', async () => {
+test('an address needs no resolver, and an address before a name is added to its addresses', async () => {
   const names = new Names({ ask: async () => ['203.0.113.6'] })
   assert.deepEqual(await names.addressesOf('203.0.113.5'), ['203.0.113.5'])
   assert.deepEqual(await names.addressesOf('203.0.113.5@dht.test'), ['203.0.113.5', '203.0.113.6'])
 })
 
-test('every question is a new one, so that a name may move', async () => {
+test('every call resolves the name again, so it may move', async () => {
   let present = ['203.0.113.5']
   const names = new Names({ ask: async () => present })
   assert.deepEqual(await names.addressesOf('dht.test'), ['203.0.113.5'])
@@ -24,14 +24,14 @@ test('every question is a new one, so that a name may move', async () => {
   assert.deepEqual(await names.addressesOf('dht.test'), ['203.0.113.6'])
 })
 
-test('a resolver that fails, or knows nothing, does not unsay what it said', async () => {
+test('the last addresses stay if the resolver fails or returns none', async () => {
   const answers = [Promise.resolve(['203.0.113.5']), Promise.reject(new Error('EAI_AGAIN')), Promise.resolve([])]
   const names = new Names({ ask: () => answers.shift() })
   for (let i = 0; i < 3; i++) assert.deepEqual(await names.addressesOf('dht.test'), ['203.0.113.5'])
   assert.equal(answers.length, 0)
 })
 
-test('a resolver that hangs is asked once, holds nobody up, and is heard in the end', async () => {
+test('a hanging resolver is asked once, blocks nobody, and its late answer is used', async () => {
   const { ask, questions } = resolver()
   const names = new Names({ ask, patienceMs: 1 })
   assert.deepEqual(await names.addressesOf('dht.test'), [])

@@ -90,26 +90,26 @@ test('with nodes that answer we are online, without we are not', async () => {
 test('former addresses are asked only when nobody else answers', async () => {
   const dead = { host: '127.0.0.1', port: 1 }
   const made = swarm({ bootstrap: [dead], older: testnet.bootstrap })
-  const asked = async () => {
+  const bootstrapNodes = async () => {
     const found = []
     for await (const { host, port } of made.dht._resolveBootstrapNodes()) found.push({ host, port })
     return found
   }
-  assert.deepEqual(await asked(), [dead])
+  assert.deepEqual(await bootstrapNodes(), [dead])
   assert.equal(await made.isOnline(), false)
-  assert.deepEqual(await asked(), [dead, ...testnet.bootstrap])
+  assert.deepEqual(await bootstrapNodes(), [dead, ...testnet.bootstrap])
   assert.equal(await made.isOnline(), true)
-  assert.deepEqual(await asked(), [dead])
+  assert.deepEqual(await bootstrapNodes(), [dead])
 })
 
-test('a swarm that is given other bootstrap nodes keeps them', async () => {
+test('new bootstrap nodes of a swarm stay after it was offline', async () => {
   const made = swarm({ bootstrap: [{ host: '127.0.0.1', port: 1 }] })
   assert.equal(await made.isOnline(), false)
   made.dht.setBootstrap(testnet.bootstrap, [])
   assert.equal(await made.isOnline(), true)
 })
 
-test('told nobody, a swarm begins with the public DHT', async () => {
+test('without bootstrap nodes, a swarm uses the public DHT', async () => {
   const { dht } = swarm({ bootstrap: [] })
   dht.setBootstrap(null, [])
   assert.ok(dht.bootstrapNodes.length > 0)

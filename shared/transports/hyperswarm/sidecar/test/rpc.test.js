@@ -14,7 +14,7 @@ async function visit() {
   const [client, stream] = [new NoiseStream(true), new NoiseStream(false)]
   client.rawStream.pipe(stream.rawStream).pipe(client.rawStream)
   for (const each of [client, stream]) each.on('error', () => {})
-  const told = []
+  const messages = []
   const arrived = new Promise((resolve) => stream.once('data', resolve))
   const rpc = new ProtomuxRPC(client, { id: stream.publicKey, valueEncoding: null })
   const message = await arrived
@@ -22,23 +22,23 @@ async function visit() {
   const outbox = {
     send(type, number, payload = Buffer.alloc(0)) {
       assert.equal(type, TYPE.REQUEST)
-      told.push({ number, payload })
+      messages.push({ number, payload })
       listeners.shift()?.()
     },
   }
   const connection = { stream, mostBytes: 0 }
   adopt(connection, message, stream.publicKey, outbox)
-  const asked = async (count) => {
-    while (told.length < count) await new Promise((resolve) => listeners.push(resolve))
-    return told[count - 1]
+  const waitForMessage = async (count) => {
+    while (messages.length < count) await new Promise((resolve) => listeners.push(resolve))
+    return messages[count - 1]
   }
   return {
     client,
     stream,
     connection,
     rpc,
-    told,
-    asked,
+    messages,
+    waitForMessage,
     ask: (method, value) => rpc.request(method, Buffer.from(value)).catch((error) => error),
   }
 }
@@ -46,43 +46,43 @@ async function visit() {
 const value = (text) => Buffer.concat([Buffer.of(0), Buffer.from(text)])
 const refusal = Buffer.concat([Buffer.of(1), Buffer.from('{"code":"not_certified","message":"who are you?"}')])
 
-async function answered(visitor, said) {
+async function askAndAnswer(visitor, response) {
   const asking = visitor.ask('shout', 'hello')
-  const { number } = await visitor.asked(visitor.told.length + 1)
-  answer(number, said)
+  const { number } = await visitor.waitForMessage(visitor.messages.length + 1)
+  answer(number, response)
   return asking
 }
 
 test('a request goes to Python with key, connection and method, and comes back with a value or a refusal', async () => {
   const visitor = await visit()
   const asking = visitor.ask('shout', 'hello')
-  const { number, payload } = await visitor.asked(1)
+  const { number, payload } = await visitor.waitForMessage(1)
   const head = [visitor.client.publicKey, visitor.stream.handshakeHash, Buffer.of(5, 0), Buffer.from('shouthello')]
   assert.deepEqual(payload, Buffer.concat(head))
   assert.equal(visitor.stream.handshakeHash.length, 64)
   answer(number, value('HELLO'))
   assert.equal((await asking).toString(), 'HELLO')
-  const refused = await answered(visitor, refusal)
+  const refused = await askAndAnswer(visitor, refusal)
   assert.deepEqual([refused.code, refused.cause.code, refused.cause.message], ['REQUEST_ERROR', 'not_certified', 'who are you?'])
   visitor.client.destroy()
 })
 
-test('who was answered nothing but refusals goes, who was answered stays', async (context) => {
+test('a client whose requests were all refused is disconnected, one with an answer stays', async (context) => {
   context.mock.timers.enable({ apis: ['setTimeout'] })
   const [known, stranger] = [await visit(), await visit()]
-  await answered(known, value('welcome'))
-  await answered(stranger, refusal)
+  await askAndAnswer(known, value('welcome'))
+  await askAndAnswer(stranger, refusal)
   context.mock.timers.tick(STRANGER_MS)
   assert.equal(stranger.stream.destroying, true)
   assert.equal(known.stream.destroying, false)
   known.client.destroy()
 })
 
-test('few strangers at a time', async () => {
+test('only a few strangers are allowed at a time', async () => {
   const visitors = []
   for (let number = 0; number < MAX_STRANGERS; number++) visitors.push(await visit())
   assert.equal((await visit()).stream.destroying, true)
-  await answered(visitors[0], value('welcome'))
+  await askAndAnswer(visitors[0], value('welcome'))
   assert.equal(
     visitors.some(({ stream }) => stream.destroying),
     false,
@@ -92,38 +92,38 @@ test('few strangers at a time', async () => {
   for (const { client } of [...visitors, next]) client.destroy()
 })
 
-test('Python learns that a client of a request is gone, and late answers are ignored', async () => {
+test('Python learns that the client of a request disconnected, and late answers are ignored', async () => {
   const visitor = await visit()
   const asking = visitor.ask('shout', 'hello')
-  const { number } = await visitor.asked(1)
+  const { number } = await visitor.waitForMessage(1)
   visitor.client.destroy()
   await new Promise((resolve) => visitor.stream.once('close', resolve))
-  assert.deepEqual(visitor.told.slice(1), [{ number, payload: Buffer.alloc(0) }])
+  assert.deepEqual(visitor.messages.slice(1), [{ number, payload: Buffer.alloc(0) }])
   answer(number, value('HELLO'))
   assert.equal((await asking).code, 'CHANNEL_CLOSED')
 })
 
 test('Python learns that a known client disconnected, but not a stranger', async () => {
   const [known, stranger] = [await visit(), await visit()]
-  await answered(known, value('welcome'))
-  await answered(stranger, refusal)
+  await askAndAnswer(known, value('welcome'))
+  await askAndAnswer(stranger, refusal)
   assert.equal(stranger.connection.mostBytes, 0)
   assert.ok(known.connection.mostBytes > 1024 * 1024)
   for (const visitor of [known, stranger]) {
     visitor.client.destroy()
     await new Promise((resolve) => visitor.stream.once('close', resolve))
   }
-  assert.deepEqual(known.told.slice(1), [{ number: 0, payload: known.stream.handshakeHash }])
-  assert.equal(stranger.told.length, 1)
+  assert.deepEqual(known.messages.slice(1), [{ number: 0, payload: known.stream.handshakeHash }])
+  assert.equal(stranger.messages.length, 1)
 })
 
-test('so many requests of one client are under way', async () => {
+test('a client may have 32 requests in progress', async () => {
   const visitor = await visit()
   const asking = Array.from({ length: 33 }, () => visitor.ask('shout', 'hello'))
   assert.equal((await asking[32]).cause.code, 'BUSY')
-  for (const { number } of [...visitor.told]) answer(number, value('HELLO'))
+  for (const { number } of [...visitor.messages]) answer(number, value('HELLO'))
   assert.equal(
-    (await Promise.all(asking.slice(0, 32))).every((said) => said.toString() === 'HELLO'),
+    (await Promise.all(asking.slice(0, 32))).every((response) => response.toString() === 'HELLO'),
     true,
   )
   visitor.client.destroy()
