@@ -8,8 +8,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 TESTS ?=
 #: Narrows the mutants: make mutants ONLY=money, or numbers of entries: ONLY="3 17"
 ONLY ?=
-#: Test processes at a time. One more than there are processors: much of their time they wait for a server.
-AT_ONCE ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+#: Test processes at a time. Two more than there are processors: much of their time they wait for a server.
+AT_ONCE ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 # Tests start hundreds of Python programs, and each would compile this repository anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -41,7 +41,7 @@ worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan:
 status: ## what runs, since when, and what does not
 	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status
 
-test: setup-dev ## run the tests in about 16 minutes on 2 cores, without the nightly ones (TESTS=tests/cli for some of them)
+test: setup-dev ## run the tests in about 12 minutes on 2 cores, without the nightly ones (TESTS=tests/cli for some of them)
 	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),--numprocesses $(AT_ONCE))
 
 test-all: setup-dev ## run all tests, also the nightly ones, with random seeds and full volumes (an hour)

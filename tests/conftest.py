@@ -97,7 +97,7 @@ def valkey_url(valkey: ValkeyServer) -> str:
     return valkey.url
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium_process() -> Iterator[Chromium]:
     with chromium.starting() as started:
         yield started
@@ -105,7 +105,7 @@ def chromium_process() -> Iterator[Chromium]:
 
 @pytest.fixture
 async def chrome(chromium_process: Chromium) -> AsyncIterator[Browser]:
-    """The Chromium of the module; the windows that a test opens have their own cookies and are closed after it."""
+    """The Chromium of this test process; the windows that a test opens have their own cookies and are closed after it."""
     async with chromium_process.control() as browser:
         yield browser
 

@@ -83,7 +83,7 @@ class Machine:
         """The folder of its worker."""
         return self.home / "worker"
 
-    async def aicli(self, *arguments: str, stdin: str = "", deadline_seconds: float = 60, **variables: str) -> Outcome:
+    async def aicli(self, *arguments: str, stdin: str = "", deadline_seconds: float = 120, **variables: str) -> Outcome:
         """Run it to the end, as a person would."""
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(

@@ -4,7 +4,7 @@
         await running.aicli("infer", "hello")
         await running.kill("gateway")
 
-``OfFolder`` is one for all tests of a folder. Two cores bear one stack at a time, so it goes before another folder's tests begin.
+``OfFolders`` is one for all tests of some folders. It goes before another folder's tests begin.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import tomllib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -94,7 +94,7 @@ class RunningStack:
 
     # --- as a person -------------------------------------------------------------------------------------------------
 
-    async def aicli(self, *arguments: str, stdin: str = "", deadline_seconds: float = 60, **variables: str) -> Outcome:
+    async def aicli(self, *arguments: str, stdin: str = "", deadline_seconds: float = 120, **variables: str) -> Outcome:
         """Run `aicli` as a person would."""
         process = await self.start_aicli(*arguments, **variables)
         try:
@@ -277,27 +277,27 @@ async def stack(release: Release = HEAD, /, **variables: str) -> AsyncIterator[R
         await running.down()
 
 
-class OfFolder:
-    """One stack for the tests of a folder: up with the first that asks for it, down when the next test is elsewhere.
+class OfFolders:
+    """One stack for the tests of some folders: up with the first that asks for it, down when the next test is elsewhere.
 
     For a conftest: a fixture returns ``get``, and ``pytest_runtest_teardown`` calls ``leave``.
     """
 
-    def __init__(self, folder: Path, **variables: str) -> None:
-        self._folder = folder
+    def __init__(self, folders: Collection[Path], **variables: str) -> None:
+        self._folders = folders
         self._variables = variables
         self._running: RunningStack | None = None
 
     def get(self, config: pytest.Config) -> RunningStack:
         if self._running is None:
-            # Also when the run is interrupted, and nobody says that the folder is left.
+            # Also when the run is interrupted, and nobody says that the folders are left.
             config.add_cleanup(self._down)
             self._running = _plan_stack(self._variables)
             _in_a_loop_of_its_own(self._running.up)
         return self._running
 
     def leave(self, next_test: pytest.Item | None) -> None:
-        if next_test is None or self._folder not in next_test.path.parents:
+        if next_test is None or not set(self._folders) & set(next_test.path.parents):
             self._down()
 
     def _down(self) -> None:

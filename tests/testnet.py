@@ -10,6 +10,9 @@
 
 import asyncio
 import contextlib
+import fcntl
+import functools
+import os
 import socket
 import subprocess
 import tempfile
@@ -26,6 +29,7 @@ from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
 from shared.node.settings import NodeSettings
 from shared.types import MeshName, NodeId, Role
+from stack import ports
 from stack.servers import nats_server as nats_program
 from stack.servers import nats_users
 from stack.servers.nats_users import MeshNode
@@ -36,16 +40,29 @@ MESH = MeshName("test")
 DRAIN_SECONDS = 5.0
 
 
+#: It has a byte for each port: the process that locks the byte has the port.
+_PORTS_FILE = Path(tempfile.gettempdir()) / f"aimesh-test-ports-{os.getuid()}"
+#: Ports of this process, whose locks don't exclude each other.
 _given: set[int] = set()
 
 
+@functools.cache
+def _ports_file() -> int:
+    # Closing any descriptor of the file would end the locks.
+    return os.open(_PORTS_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+
 def free_port() -> int:
-    """Never the same one twice: the system gives a port again as soon as nobody has it, and whom it was meant for has it only later."""
+    """A port that no other call gets until this process ends, in other test processes either: its server starts only later.
+
+    The system doesn't give it to an outgoing connection meanwhile, because it is below 32768.
+    """
     while True:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = int(sock.getsockname()[1])
-        if port not in _given:
+        port = ports.find_free()
+        if port in _given:
+            continue
+        with contextlib.suppress(OSError):
+            fcntl.lockf(_ports_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             _given.add(port)
             return port
 

@@ -49,7 +49,12 @@ SHARED = {
     "tests/acceptance": "browser",
     "tests/chaos": "browser",
     "tests/integration": "stack",
-    "tests/sdk": "sdk",
+    # On a second one like it, so that the first isn't the last to end.
+    "tests/sdk": "second stack",
+    "tests/integration/test_joining.py": "second stack",
+    "tests/integration/test_metrics.py": "second stack",
+    "tests/integration/test_second_worker.py": "second stack",
+    "tests/integration/test_two_with_one_key.py": "second stack",
     # Without that stack.
     "tests/acceptance/test_watching.py": "",
     "tests/chaos/test_invariants.py": "",
@@ -68,8 +73,20 @@ SHARED = {
     "tests/services/inference/engine/test_llama_model.py": "model",
     "tests/services/inference/structured_output/test_with_llama.py": "model",
 }
-#: Begun before all others, because they take longest in one process.
-FIRST = ("stack", "browser", "model", "sdk")
+#: Begun before all others, because they take longest in one process: begun last, one of them would run alone. In this order, so that
+#: no more than two stacks run beside the models.
+FIRST = (
+    *("stack", "browser", "model"),
+    "tests/services/inference/structured_output/test_grammar_checker.py",
+    "tests/services/inference/tool_calls/test_tool_call_parser.py",
+    "tests/shared/rpc/test_swarm_mesh.py",
+    "tests/cli/machines/test_join.py",
+    "second stack",
+    "tests/deploy/test_compose_services.py",
+    "tests/integration/test_backup.py",
+    "tests/stack/test_up_down.py",
+    "tests/integration/test_no_secret_in_logs.py",
+)
 #: The part of its full volume that a fuzz test has in `make test`.
 FRACTION = 5
 

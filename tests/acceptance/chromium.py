@@ -18,9 +18,9 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests import capabilities
+from tests import capabilities, stopwatch
 
-_ANSWER_SECONDS = 30
+_ANSWER_SECONDS = 60
 _FLAGS = (
     "--headless=new", "--remote-debugging-pipe", "--no-first-run", "--no-default-browser-check", "--disable-gpu",
     "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -37,7 +37,7 @@ class Failed(AssertionError):
 class Chromium:
     """A process with an empty profile, which one event loop at a time controls. It starts when it is needed.
 
-    A start takes seconds, and every window has cookies of its own: the tests of a module can share a process.
+    A start takes seconds, and every window has cookies of its own: all tests of a test process can share it.
     """
 
     def __init__(self) -> None:
@@ -279,6 +279,7 @@ class Page:
 
     async def until(self, condition: str, *, seconds: float = _ANSWER_SECONDS) -> None:
         """Until this JavaScript expression is true, over as many pages as it takes."""
+        seconds = stopwatch.patience(seconds)
         deadline = time.monotonic() + seconds
         while not await self._is_true(condition):
             if time.monotonic() > deadline:

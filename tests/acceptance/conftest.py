@@ -17,8 +17,8 @@ PROVIDER_PORT = free_port()
 #: Slow enough to see an answer grow, and to stop it.
 ECHO_TOKEN_MS = "20"
 
-_shared = stacks.OfFolder(
-    Path(__file__).parent,
+_shared = stacks.OfFolders(
+    (Path(__file__).parent,),
     INFERENCE_BACKEND="echo",
     ECHO_TOKEN_MS=ECHO_TOKEN_MS,
     OIDC_ISSUER=f"http://127.0.0.1:{PROVIDER_PORT}",

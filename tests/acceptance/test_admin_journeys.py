@@ -2,8 +2,6 @@
 
 import re
 
-import pytest
-
 from tests import outside
 from tests.acceptance import authenticator
 from tests.acceptance.visitor import Visitor, administrator
@@ -67,7 +65,6 @@ async def test_nobody_else_comes_into_administration(stack: RunningStack, watch:
         await ann.sees("Only administrators can open this page")
 
 
-@pytest.mark.timeout(120)
 async def test_a_machine_joins_waits_is_approved_and_revoked_on_the_page(stack: RunningStack, watch: Watch, api_client: ApiClient) -> None:
     ada = await administrator(await watch.open(), stack.url("web"), api_client)
     page = ada.page

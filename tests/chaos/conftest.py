@@ -21,8 +21,8 @@ SETTINGS = {"RESPONSE_CACHE": "off", "DEFAULT_RATE_LIMIT": "1000000", "TIER_FREE
 #: Where traces would go. Nobody is there, but in the test that looks at them: an endpoint that is away is no fault at all.
 OTLP_PORT = free_port()
 
-_shared = stacks.OfFolder(
-    Path(__file__).parent,
+_shared = stacks.OfFolders(
+    (Path(__file__).parent,),
     AIMESH_ECHO="1",
     ECHO_TOKEN_MS=ECHO_TOKEN_MS,
     OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{OTLP_PORT}",

@@ -11,6 +11,7 @@ import httpx
 import redis.asyncio as redis
 
 from stack import stack_plan
+from tests import stopwatch
 from tests.chaos import clients, world
 from tests.chaos.clients import Manner
 from tests.chaos.invariants import Allowed
@@ -40,7 +41,7 @@ async def _broken(
             fault_at = time.monotonic()
             back_at = await breaks(world)
             await clients.until_served(seen, since=back_at)
-        allowed = replace(allowed, since=fault_at, until=back_at + SLACK_SECONDS)
+        allowed = replace(allowed, since=fault_at, until=back_at + stopwatch.patience(SLACK_SECONDS))
         return await world.judge(fault, what, seen, allowed, fault_at=fault_at, recovered_at=back_at)
 
 

@@ -112,7 +112,7 @@ class House:
         command = command.replace(
             "exec psql", f"export PGPASSWORD=$(cat {self._database.server.admin_password}) && exec {postgres.binaries()}/psql"
         )
-        subprocess.run(["sh", "-ec", command], cwd=compose_file.ROOT, check=True, timeout=30)
+        subprocess.run(["sh", "-ec", command], cwd=compose_file.ROOT, check=True, timeout=120)
 
     def nats(self) -> Container:
         conf = self.handed / "nats" / "nats.conf"

@@ -57,5 +57,5 @@ def test_systemd_itself_finds_no_mistake(unit: Path, tmp_path: Path) -> None:
     # It wants the program to be there.
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text(encoding="utf-8").replace("/opt/aimesh/.venv/bin/aicli", "/bin/true"), encoding="utf-8")
-    done = subprocess.run([analyze, "verify", "--man=no", str(copy)], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run([analyze, "verify", "--man=no", str(copy)], capture_output=True, text=True, check=False, timeout=120)
     assert unit.name not in done.stderr, done.stderr

@@ -48,7 +48,7 @@ def test_systemd_itself_finds_no_mistake(tmp_path: Path) -> None:
     assert analyze is not None
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text(encoding="utf-8").replace("/opt/aimesh/.venv/bin/aicli", "/bin/true"), encoding="utf-8")
-    done = subprocess.run([analyze, "verify", "--man=no", str(copy)], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run([analyze, "verify", "--man=no", str(copy)], capture_output=True, text=True, check=False, timeout=120)
     assert UNIT.name not in done.stderr, done.stderr
 
 
@@ -67,5 +67,5 @@ def test_the_containers_join_once_and_then_serve_on_the_hosts_network() -> None:
 
 def test_a_schema_finds_nothing_wrong() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,39 +1,22 @@
-"""One stack for all tests of this folder: up with the first of them, down before the tests of any other folder."""
+"""People on the stack that these tests share with those of the SDKs."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from shared.types import Tier
-from tests import people, stacks
+from tests import echo_stack, people
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack
-
-#: So that an answer of a thousand words is long enough to be cancelled or cut off in its middle.
-ECHO_TOKEN_MS = "5"
-
-#: The limits of an hour stay, for the tests that are about them; a minute's would slow all others down.
-WITHIN_A_MINUTE = "requests_per_minute=unlimited,concurrency=unlimited"
-
-_shared = stacks.OfFolder(
-    Path(__file__).parent,
-    AIMESH_ECHO="1",
-    ECHO_TOKEN_MS=ECHO_TOKEN_MS,
-    TIER_FREE=WITHIN_A_MINUTE,
-    TIER_PRO=WITHIN_A_MINUTE,
-    # The tests are the proxy.
-    TRUSTED_PROXIES="127.0.0.1",
-)
 
 
 @pytest.fixture
 def stack(pytestconfig: pytest.Config) -> RunningStack:
-    return _shared.get(pytestconfig)
+    return echo_stack.shared.get(pytestconfig)
 
 
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
-    _shared.leave(nextitem)
+    echo_stack.shared.leave(nextitem)
 
 
 @pytest.fixture

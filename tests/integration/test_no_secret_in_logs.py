@@ -49,8 +49,8 @@ _CODE_LINE = re.compile(r"^[0-9A-Za-z_-]{40,}$", re.MULTILINE)
 @pytest.fixture(scope="module")
 def stack(pytestconfig: pytest.Config) -> Iterator[RunningStack]:
     """One of its own: the folder's has no login provider."""
-    own = stacks.OfFolder(
-        Path(__file__),
+    own = stacks.OfFolders(
+        (Path(__file__),),
         INFERENCE_BACKEND="echo",
         LOG_LEVEL="debug",
         TIER_FREE="requests_per_minute=unlimited,concurrency=unlimited",

@@ -207,7 +207,8 @@ async def test_a_certified_client_that_opens_and_resets_without_end_is_cut_off_a
             link.send(Cancel(number))
             sent += 1
             if sent % 100 == 0:
-                await asyncio.sleep(0)
+                # The sidecars pass them on meanwhile.
+                await asyncio.sleep(0.001)
                 most = max(most, memory_kib())
         await until(lambda: link.closed is not None)
         print(f"T14: cut off after {sent} calls; +{most - before} KiB for both sides: {lost[0].message}")

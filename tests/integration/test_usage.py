@@ -162,7 +162,7 @@ async def _running_there(stack: RunningStack) -> int:
 
 async def test_a_deadline_that_passes_is_a_timeout(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     with pytest.raises(errors.DeadlineExceeded):
-        await asking.rpc(api_client.mesh, ann.key.secret, LONG, deadline_seconds=0.5)
+        await asking.rpc(api_client.mesh, ann.key.secret, LONG, deadline_seconds=1.5)
     row = await _only_row(stack, ann)
     assert (row["status"], row["error_code"]) == ("timeout", "deadline_exceeded")
 

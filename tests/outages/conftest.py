@@ -7,7 +7,7 @@ import pytest
 from tests import stacks
 from tests.stacks import RunningStack
 
-_shared = stacks.OfFolder(Path(__file__).parent, INFERENCE_BACKEND="echo")
+_shared = stacks.OfFolders((Path(__file__).parent,), INFERENCE_BACKEND="echo")
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ async def test_locks_of_other_names_and_other_schemas_are_others(package: Path, 
 
 
 async def test_a_leader_that_says_nothing_loses_its_lock(package: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "_LEASE_SECONDS", 1)
+    monkeypatch.setattr(database, "_LEASE_SECONDS", 2)
     async with (
         Database.open(postgres_url, schema="one", package=package) as opened,
         opened.leadership("alerts") as hangs,

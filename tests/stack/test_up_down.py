@@ -95,7 +95,7 @@ async def test_service_that_cannot_start_is_reported_with_its_reason(
     assert "\n" not in caught.value.message
     assert any("TLS_CERT_FILE" in line for line in messages)
     # Repaired by a person, it comes up from where it is.
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(200):
         await up_down.up(home, {"BIND_HOST": ""}, tmp_path, messages.append)
 
 

@@ -69,9 +69,8 @@ test('the connection of a stream that was read to its end is used again', async 
 
 test('a server that says its end and then nothing more holds nobody up', async (context) => {
   const { client } = await scripted(context, events([...ALL, ...END], 'hang'))
-  const began = performance.now()
+  // Without the end of the answer this would be a DeadlineExceeded.
   assert.equal((await client.stream({ ...ASKED, timeoutMs: 5000 }).finish()).text, TEXT)
-  assert.ok(performance.now() - began < 3000)
 })
 
 test('whatever comes behind the answer changes nothing', async (context) => {
@@ -168,8 +167,8 @@ test('an answer that is gone raises an error and is not requested again', async 
 
 test('a gateway that says nothing any more is left for a new connection', async (context) => {
   const { baseUrl, seen } = await scripted(context, silence, events(ALL.slice(0, 2), 'hang'), events([...ALL.slice(2), ...END]))
-  const call = new Call(new Gateway(baseUrl, new Key(KEY), fetch), { signal: undefined, timeoutMs: 5000, maxRetries: 2, once: true })
-  const stream = new AnswerStream(call, JSON.stringify({ ...ASKED, stream: true }), { silenceMs: 40 })
+  const call = new Call(new Gateway(baseUrl, new Key(KEY), fetch), { signal: undefined, timeoutMs: 30_000, maxRetries: 2, once: true })
+  const stream = new AnswerStream(call, JSON.stringify({ ...ASKED, stream: true }), { silenceMs: 500 })
   assert.deepEqual(await piecesOf(stream), ['one', ' two', ' three', ' four'])
   assert.deepEqual(lastIds(seen), [undefined, undefined, '2'])
 })
@@ -179,9 +178,9 @@ test('a reader who takes his time is no silence', async (context) => {
     events(ALL.slice(0, 2), 'hang')(response)
     setTimeout(() => response.end([...ALL.slice(2), ...END].join('')), 20)
   })
-  const call = new Call(new Gateway(baseUrl, new Key(KEY), fetch), { signal: undefined, timeoutMs: 5000, maxRetries: 2, once: true })
-  const stream = new AnswerStream(call, JSON.stringify({ ...ASKED, stream: true }), { silenceMs: 30 })
-  for await (const _ of stream) await new Promise((resolve) => setTimeout(resolve, 50))
+  const call = new Call(new Gateway(baseUrl, new Key(KEY), fetch), { signal: undefined, timeoutMs: 30_000, maxRetries: 2, once: true })
+  const stream = new AnswerStream(call, JSON.stringify({ ...ASKED, stream: true }), { silenceMs: 500 })
+  for await (const _ of stream) await new Promise((resolve) => setTimeout(resolve, 600))
   assert.equal(stream.answer.text, TEXT)
   assert.equal(seen.length, 1)
 })
@@ -280,7 +279,7 @@ test("a caller's signal ends a stream with its reason", async (context) => {
 
 test('a stream ends when its time is over', async (context) => {
   const { client, onceWithdrawn } = await scripted(context, events(ALL.slice(0, 1), 'hang'))
-  const stream = client.stream({ ...ASKED, timeoutMs: 60 })
+  const stream = client.stream({ ...ASKED, timeoutMs: 500 })
   await assert.rejects(piecesOf(stream), DeadlineExceeded)
   assert.equal(stream.text, 'one')
   await onceWithdrawn()

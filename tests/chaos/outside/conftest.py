@@ -17,7 +17,7 @@ from tests.people import Person
 from tests.stacks import RunningStack, until
 
 _SERVE = ("--backend", "echo")
-_stack = stacks.OfFolder(Path(__file__).parent, **SETTINGS)
+_stack = stacks.OfFolders((Path(__file__).parent,), **SETTINGS)
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ from tests.testnet import until
 
 ROOT = Path(main.__file__).parent.parent
 #: Ends a hang: Python and Node.js start while other tests run.
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 class Gateway:

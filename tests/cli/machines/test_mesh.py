@@ -19,7 +19,7 @@ from stack.stack_home import checkout
 from tests.cli.fake_mesh import Shell
 
 #: Ends a hang: Python, Node.js and a DHT start while other tests run.
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 @asynccontextmanager

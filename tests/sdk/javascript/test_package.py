@@ -14,7 +14,7 @@ from shared.transports.hyperswarm import find_node
 from tests.stacks import REPOSITORY
 
 PACKAGE = REPOSITORY / "sdk" / "javascript"
-SECONDS = 60
+SECONDS = 200
 MOST_LINES = 400
 #: What a person still likes to download.
 MOST_BYTES = 64 * 1024

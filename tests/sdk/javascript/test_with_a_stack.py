@@ -18,7 +18,7 @@ from tests.people import Person
 from tests.stacks import REPOSITORY, RunningStack, until
 
 PACKAGE = REPOSITORY / "sdk" / "javascript"
-SECONDS = 60
+SECONDS = 200
 EXAMPLES = re.findall(r"```javascript\n(.*?)```", (PACKAGE / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 #: What each example prints.
 PRINTED = (

@@ -43,12 +43,12 @@ class SessionServer(Server):
         # Without the lock, which each request needs for its reply.
         if request.path == RENEW:
             self.renewing.set()
-            self.may_renew.wait(5)
+            self.may_renew.wait(30)
         elif not self._is_good(request):
             if (request.body or {}).get("prompt") == "late":
                 self.is_late.set()
-                self.may_refuse.wait(5)
-            self.together.wait(5)
+                self.may_refuse.wait(30)
+            self.together.wait(30)
         return super()._answer(connection, request)  # type: ignore[arg-type]
 
     def _is_good(self, request: ReceivedRequest) -> bool:

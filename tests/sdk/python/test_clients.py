@@ -144,7 +144,7 @@ async def test_errors_are_those_of_the_gateway(kind: str) -> None:
 async def test_leaving_a_stream_closes_its_connection_and_cancels(kind: str) -> None:
     async with staged(kind, events(text(1, "three"), then=Then.HANG)) as stage:
         assert await stage.client.read("hi", most=1) == Got(["three"], None)
-        assert await asyncio.to_thread(stage.server.left.wait, 5)
+        assert await asyncio.to_thread(stage.server.left.wait, 30)
         assert stage.server.withdrawn == [stage.server.received[0].headers["idempotency-key"]]
 
 
@@ -152,7 +152,7 @@ async def test_leaving_a_stream_closes_its_connection_and_cancels(kind: str) -> 
 async def test_without_a_key_leaving_only_closes_the_connection(kind: str) -> None:
     async with staged(kind, events(text(1, "three"), then=Then.HANG)) as stage:
         await stage.client.read("hi", most=1, resume=False)
-        assert await asyncio.to_thread(stage.server.left.wait, 5)
+        assert await asyncio.to_thread(stage.server.left.wait, 30)
         assert "idempotency-key" not in stage.server.received[0].headers
         assert not stage.server.withdrawn
 
@@ -173,9 +173,9 @@ async def test_lost_gateway_does_not_delay_leaving(kind: str) -> None:
 @both
 async def test_timeout_ends_a_call(kind: str) -> None:
     async with staged(kind, Reply(then=Then.HANG)) as stage:
-        with pytest.raises(aimesh.DeadlineExceeded, match=r"no answer within 0.3 s"):
-            await stage.client.inference("hi", timeout=0.3)
-        assert await asyncio.to_thread(stage.server.left.wait, 5)
+        with pytest.raises(aimesh.DeadlineExceeded, match=r"no answer within 1 s"):
+            await stage.client.inference("hi", timeout=1.0)
+        assert await asyncio.to_thread(stage.server.left.wait, 30)
         assert len(stage.server.withdrawn) == 1
 
 
@@ -184,8 +184,8 @@ async def test_timeout_ends_a_call(kind: str) -> None:
 async def test_endless_stream_is_ended_by_its_timeout(kind: str, part: bytes) -> None:
     async with staged(kind, events(part, then=Then.ENDLESS)) as stage:
         with pytest.raises(aimesh.DeadlineExceeded, match="no answer within"):
-            await stage.client.read("hi", timeout=0.3)
-        assert await asyncio.to_thread(stage.server.left.wait, 5)
+            await stage.client.read("hi", timeout=1.0)
+        assert await asyncio.to_thread(stage.server.left.wait, 30)
 
 
 @both
@@ -207,18 +207,18 @@ async def test_complete_answer_does_not_wait_for_the_connection_to_close(kind: s
 async def test_canceled_task_cancels_the_request() -> None:
     async with staged("asyncio", Reply(then=Then.HANG)) as stage:
         task = asyncio.ensure_future(stage.client.inference("hi"))
-        assert await asyncio.to_thread(stage.server.hanging.wait, 5)
+        assert await asyncio.to_thread(stage.server.hanging.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await asyncio.to_thread(stage.server.left.wait, 5)
+        assert await asyncio.to_thread(stage.server.left.wait, 30)
         assert len(stage.server.withdrawn) == 1
 
 
 async def test_failed_stream_is_closed_without_a_with_block() -> None:
     with scripted_server.serving(events(text(1, "a"), then=Then.HANG)) as server:
         async with aimesh.AsyncClient(KEY, server.url) as client:
-            stream = client.stream("hi", timeout=0.2)
+            stream = client.stream("hi", timeout=1.0)
             with pytest.raises(aimesh.DeadlineExceeded, match="no answer within"):
                 _ = [piece async for piece in stream]
             assert stream.text == "a"
@@ -235,7 +235,7 @@ def test_ctrl_c_cancels_the_request() -> None:
     with scripted_server.serving(events(text(1, "a"), then=Then.HANG)) as server, aimesh.Client(KEY, server.url) as client:
 
         def press_when_it_hangs() -> None:
-            if server.hanging.wait(5):
+            if server.hanging.wait(30):
                 signal.pthread_kill(main, signal.SIGUSR1)
 
         presser = threading.Thread(target=press_when_it_hangs)
@@ -248,7 +248,7 @@ def test_ctrl_c_cancels_the_request() -> None:
             presser.join()
             signal.signal(signal.SIGUSR1, before)
         assert stream.text in {"", "a"}
-        assert server.left.wait(5)
+        assert server.left.wait(30)
         assert len(server.withdrawn) == 1
         assert list(stream) == []
 

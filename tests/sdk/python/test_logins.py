@@ -172,7 +172,7 @@ async def test_late_refusal_uses_the_token_that_was_already_renewed(kind: str) -
         async with logged_in(kind, server) as ann:
             server.age()
             late = asyncio.ensure_future(ann.client.inference("late"))
-            assert await asyncio.to_thread(server.is_late.wait, 5)
+            assert await asyncio.to_thread(server.is_late.wait, 30)
             await ann.client.inference("hi")
             server.may_refuse.set()
             assert (await late).text == "three small words"
@@ -236,7 +236,7 @@ async def test_canceling_during_a_renewal_leaves_it_to_the_others() -> None:
             server.age()
             server.may_renew.clear()
             leaver = asyncio.ensure_future(ann.client.inference("hi"))
-            assert await asyncio.to_thread(server.renewing.wait, 5)
+            assert await asyncio.to_thread(server.renewing.wait, 30)
             leaver.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await leaver
@@ -251,7 +251,7 @@ async def test_client_closed_during_a_renewal_leaves_nothing_behind() -> None:
             server.age()
             server.may_renew.clear()
             leaver = asyncio.ensure_future(ann.client.inference("hi"))
-            assert await asyncio.to_thread(server.renewing.wait, 5)
+            assert await asyncio.to_thread(server.renewing.wait, 30)
             leaver.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await leaver

@@ -217,7 +217,7 @@ async def test_readme_examples_run(stack: RunningStack, ann: Person, tmp_path: P
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(file), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment, cwd=tmp_path
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(200):
         out, err = await process.communicate()
     assert (process.returncode, err.decode()) == (0, "")
     assert out.decode().strip(), "every example shows something"

@@ -250,7 +250,7 @@ async def test_an_answer_that_cannot_be_resumed_ends_with_one_clear_error(*, opa
 
 async def test_a_stalled_worker_is_replaced() -> None:
     second = Teller()
-    site = Site(FakeWorker(words=WORDS, hangs_after=3), second, stall_seconds=0.02)
+    site = Site(FakeWorker(words=WORDS, hangs_after=3), second, stall_seconds=0.5)
     _, text, tokens, _ = await site.collect()
     assert tokens == WHOLE[2]
     assert second.asked[0].delivered == (1, 2, 3)

@@ -89,7 +89,7 @@ async def test_a_running_request_with_a_broken_body_is_a_bad_request() -> None:
 
 
 async def test_a_hundred_requests_may_be_queued(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(http_connection, "HEAD_SECONDS", 1.0)
     door = Door()
     async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(get("/wait") + b"".join(get(f"/{number}") for number in range(200)))
@@ -103,14 +103,14 @@ async def test_a_hundred_requests_may_be_queued(monkeypatch: pytest.MonkeyPatch)
 
 async def test_a_slow_request_head_is_accepted_once_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though what follows it is refused, and the answer takes longer than a head may."""
-    monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(http_connection, "HEAD_SECONDS", 1.0)
     door = Door()
     async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(b"G")
         await asyncio.sleep(0.01)
         writer.write(get("/wait")[1:] + BAD)
         await until(lambda: door.asked == ["/wait"])
-        asyncio.get_running_loop().call_later(0.2, door.open.set)
+        asyncio.get_running_loop().call_later(1.2, door.open.set)
         assert (await answer(reader)).endswith(b"/wait")
         assert (await answer(reader)).startswith(b"HTTP/1.1 400 ")
 

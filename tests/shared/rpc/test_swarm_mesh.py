@@ -234,7 +234,7 @@ async def test_eight_processes_of_one_profile_call_at_once() -> None:
         profile = net.join("profile", Role.CLIENT)
         callers = [await net.client(profile) for _ in range(8)]
         asked = auth.LoginUser(auth.Credentials("x", "ada"))
-        replies = await asyncio.gather(*(caller.rpc.call(auth.login_user, asked, deadline_seconds=20) for caller in callers))
+        replies = await asyncio.gather(*(caller.rpc.call(auth.login_user, asked, deadline_seconds=60) for caller in callers))
         assert len(replies) == 8
         assert len({NodeId(link.peer.node) for caller in callers for link in caller.node_transports.links()}) == 1
 
@@ -255,7 +255,7 @@ async def test_if_the_configured_dht_nodes_are_gone_saved_ones_lead_to_the_mesh(
             with stopwatch.within(10):
                 again = await net.client(profile)
                 asked = auth.LoginUser(auth.Credentials("x", "ada"))
-                await again.rpc.call(auth.login_user, asked, deadline_seconds=20)
+                await again.rpc.call(auth.login_user, asked, deadline_seconds=60)
             # Links that were there live on.
             assert worker.node.id in {link.peer.node for link in gateway.node.node_transports.links()}
 

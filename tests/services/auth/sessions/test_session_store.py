@@ -101,11 +101,12 @@ async def test_a_browser_session_stays_open_with_its_token_until_it_is_closed(se
 
 
 async def test_an_idle_session_expires_and_a_used_one_does_not(cache: Cache, clock: Clock) -> None:
-    sessions = sessions_of(cache, clock, idle_seconds=0.3)
+    idle_seconds = 1.5
+    sessions = sessions_of(cache, clock, idle_seconds=idle_seconds)
     used, looked_at = await sessions.open(BROWSER), await sessions.open(BROWSER)
     for _ in range(9):
-        await asyncio.sleep(0.045)
-        clock.now += 0.045
+        await asyncio.sleep(0.15 * idle_seconds)
+        clock.now += 0.15 * idle_seconds
         await resumed(sessions, used.token)
         await sessions.find(looked_at.session.id)
     assert await sessions.find(looked_at.session.id) is None

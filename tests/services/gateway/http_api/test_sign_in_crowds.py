@@ -95,7 +95,7 @@ async def test_64_slow_connections_of_one_address_do_not_delay_other_sign_ins(
 async def test_a_body_that_is_too_large_or_too_slow_is_a_client_error(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_app, "SIGN_IN_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(http_app, "SIGN_IN_BODY_SECONDS", 1.0)
     async with served(running_service) as port, customer(port) as http:
         for body in (b" " * (SIGN_IN_BODY_BYTES + 1), b"{"):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -306,7 +306,7 @@ async def test_a_gateway_that_missed_a_cancellation_learns_of_it_with_its_heartb
 
 
 async def test_an_answer_that_timed_out_keeps_what_was_delivered(running_service: RunningService) -> None:
-    gateway = await running_service.gateway(most_seconds=0.05)
+    gateway = await running_service.gateway(most_seconds=0.5)
     gateway.maker.waits_at = 3
     for _ in range(2):
         received = await gateway.ask(asked())

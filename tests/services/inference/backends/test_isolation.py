@@ -174,7 +174,7 @@ async def test_hung_engine_is_killed_and_the_next_one_answers() -> None:
                 assert engine.pid is not None
                 os.kill(engine.pid, signal.SIGSTOP)
 
-    async with engines("smollm2", watchdog_seconds=0.5) as (engine,):
+    async with engines("smollm2", watchdog_seconds=3.0) as (engine,):
         pid = engine.pid
         with pytest.raises(errors.ModelCrashed, match="hung"):
             await engine.generate(job("Count to a hundred.", max_tokens=64, ignore_eos=True), Stopping())

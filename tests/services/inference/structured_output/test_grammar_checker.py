@@ -124,7 +124,7 @@ async def test_verdicts_are_cached_and_the_oldest_is_dropped(monkeypatch: pytest
     ],
 )
 async def test_failing_process_refuses_that_grammar_and_is_restarted(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checker_messages, "WALL_SECONDS", 0.3)
+    monkeypatch.setattr(checker_messages, "WALL_SECONDS", 1.0)
     monkeypatch.setattr(grammar_checker, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(grammar_checker, "EXIT_SECONDS", 0.1)
     code = SPEAKS + f"if grammar == b'bad': {answer}\n    verdicts.send(sock, GrammarVerdict(Judgement.FITS))"

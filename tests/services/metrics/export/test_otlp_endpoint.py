@@ -74,7 +74,7 @@ async def answering(answer: Answer, headers: Mapping[str, str] | None = None) ->
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otlp_endpoint, "_SECONDS", 0.3)
+    monkeypatch.setattr(otlp_endpoint, "_SECONDS", 1.0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from shared.transports.hyperswarm import find_node
 
 HERE = Path(__file__).parent
-SECONDS = 100
+SECONDS = 200
 CURL = 'curl() { for word in "$@"; do printf "%s\\0" "$word"; done; }\n'
 AICLI = 'aicli() { for word in "$@"; do printf "%s\\0" "$word"; done; }\n'
 OPENAI = """

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from shared.node.http import http_connection
+from tests import stopwatch
 from tests.shared.node import http_ports
 from tests.shared.node.http_ports import REQUEST, Place, answer, connected
 from tests.stopwatch import HANG_SECONDS
@@ -44,7 +45,9 @@ async def test_an_incomplete_request_head_closes_the_connection(
         with suppress(ConnectionResetError):  # it may close with our bytes unread
             await reader.read()
         trickling.cancel()
-        assert 0.1 < asyncio.get_running_loop().time() - began < 2
+        took = asyncio.get_running_loop().time() - began
+        assert took > 0.1
+        assert took < 2 or not stopwatch.bounds_hold
 
 
 async def _trickle(writer: asyncio.StreamWriter, rest: bytes) -> None:
@@ -62,7 +65,7 @@ async def test_an_idle_connection_is_closed(place: Place, monkeypatch: pytest.Mo
 
 async def test_500_slow_request_heads_do_not_block_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 1.0)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         slow = [await asyncio.open_connection(*place) for _ in range(500)]
         for _, writer in slow:
             writer.write(b"GET /x HTTP/1.1\r\n")
@@ -74,12 +77,13 @@ async def test_500_slow_request_heads_do_not_block_others(place: Place, monkeypa
 
 
 async def test_a_connection_may_be_idle_between_two_requests(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.01)
+    head_seconds = 0.4
+    monkeypatch.setattr(http_connection, "HEAD_SECONDS", head_seconds)
     async with connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         for _ in range(2):
             writer.write(REQUEST)
             assert b"200" in await answer(reader)
-            await asyncio.sleep(0.04)  # the time in which a begun head would be over
+            await asyncio.sleep(1.5 * head_seconds)  # the time in which a begun head would be over
 
 
 async def test_pipelined_requests_are_answered_in_order(place: Place) -> None:

@@ -199,10 +199,10 @@ async def test_an_unread_stream_ends(running_service: RunningService, visitor: V
 
 
 async def test_a_waiting_reader_is_not_idle(running_service: RunningService, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulled_streams, "SILENCE_SECONDS", 0.02)
+    monkeypatch.setattr(pulled_streams, "SILENCE_SECONDS", 0.4)
     waiting = asyncio.ensure_future(visitor.next(await visitor.start("silent")))
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(asyncio.shield(waiting), 0.05)
+        await asyncio.wait_for(asyncio.shield(waiting), 0.8)
     assert running_service.service.running == 1
     waiting.cancel()
     await freed(running_service)

@@ -132,7 +132,7 @@ async def test_the_key_is_derived_from_the_seed_and_stays() -> None:
 
 
 async def test_a_connection_that_nobody_accepts_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.transports.hyperswarm.connection_table.UNTAKEN_SECONDS", 0.1)
+    monkeypatch.setattr("shared.transports.hyperswarm.connection_table.UNTAKEN_SECONDS", 1.0)
     async with pair() as (one, other):
         topic = swarms.new_topic()
         await one.join(topic)

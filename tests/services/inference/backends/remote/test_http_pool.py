@@ -99,10 +99,11 @@ async def test_a_connection_that_is_not_used_is_closed_in_time() -> None:
 
 
 async def test_each_connection_is_closed_in_its_own_time() -> None:
-    async with pooled(saying(KEPT), idle_seconds=0.03) as (server, pool):
+    idle_seconds = 1.0
+    async with pooled(saying(KEPT), idle_seconds=idle_seconds) as (server, pool):
         first, second = await ask(pool), await ask(pool)
         await finish(pool, first)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.7 * idle_seconds)
         await finish(pool, second)
         await until(lambda: not first.is_open, seconds=5)
         assert second.is_open
@@ -149,7 +150,7 @@ async def test_a_new_connection_that_fails_is_not_replaced() -> None:
 
 
 async def test_there_are_never_more_than_allowed_and_the_next_one_waits() -> None:
-    async with pooled(saying(KEPT), 256, turn_seconds=0.05) as (server, pool):
+    async with pooled(saying(KEPT), 256, turn_seconds=0.5) as (server, pool):
         connections = await asyncio.gather(*(ask(pool) for _ in range(256)))
         with pytest.raises(PoolExhausted):
             await ask(pool)
