@@ -179,7 +179,7 @@ class GatewayService:
                 service = cls(settings, node, opened)
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
-                node.tasks.create_task(service.watch_limits())
+                node.tasks.create_task(service._quotas.watch())
                 node.tasks.create_task(service._quotas.keep_slots())
                 node.tasks.create_task(service.queue_sharing.run())
                 node.tasks.create_task(model_coverage.measure(node, service._dispatch))
@@ -196,10 +196,6 @@ class GatewayService:
                 node.tasks.create_task(background_jobs.repeat(UpkeepJob.RETENTION, 3600, delete_old, node.metrics))
                 yield service
                 await service.audit_reporting.send()
-
-    async def watch_limits(self) -> None:
-        await self._quotas.connect()
-        await self._quotas.watch()
 
     def _gateways(self) -> int:
         return 1 + len(self._node.directory.usable(Role.GATEWAY))

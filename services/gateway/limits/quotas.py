@@ -210,7 +210,8 @@ class Quotas:
             await self._valkey.connect()
 
     async def watch(self) -> None:
-        """Probe Valkey every second while it is down, and settle what waits when it is back. Runs forever."""
+        """Connect to Valkey, probe it every second while it is down, and settle what waits when it is back. Runs forever."""
+        await self.connect()
         while True:
             await self._needs_watch.wait()
             await asyncio.sleep(PROBE_SECONDS)

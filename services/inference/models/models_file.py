@@ -193,7 +193,8 @@ class _File:
             return
         path = values.pop("path", None)
         service = values.pop("service", None)
-        file = self._find_file(values.pop("file", None), values["name"])
+        written = values.pop("file", None)
+        file = self.found.get(values["name"]) if written is None else self.folder / written
         if file is not None:
             if service is None and path is not None:
                 self._mistake(item, f"{where}.path", "needs `service`; the model's file is `file:`")
@@ -218,9 +219,6 @@ class _File:
                 yield field, read_value(value)
             except ValueError as error:
                 self._mistake(value, f"{where}.{key.text}", str(error))
-
-    def _find_file(self, written: Path | None, name: str) -> Path | None:
-        return self.found.get(name) if written is None else self.folder / written
 
     def _check_names(self, fields: YamlFields, known: tuple[str, ...], where: str) -> None:
         seen: set[str] = set()

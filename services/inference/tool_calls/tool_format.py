@@ -138,7 +138,7 @@ def grammar_schema(tools: tuple[Tool, ...], style: ToolStyle) -> CallFormat:
     shape = SHAPES[style]
     if len(tools) == 1 and shape.before_arguments:
         schema = _object_schema(0, tools[0])
-        _check_depth(schema)
+        _moved(schema, "")  # raises BadRequest for a schema that is nested too deep
         return CallFormat(shape.before_arguments.format(name=tools[0].name), _json(schema), shape.after_arguments)
     definitions: dict[str, object] = {}
     calls = [_call_schema(position, tool, shape.arguments_key, definitions) for position, tool in enumerate(tools)]
@@ -156,7 +156,7 @@ def _json(schema: dict[str, object]) -> str:
 
 def _call_schema(position: int, tool: Tool, arguments_key: str, definitions: dict[str, object]) -> dict[str, object]:
     parameters = _object_schema(position, tool)
-    if _has_references(parameters):
+    if parameters != _moved(parameters, ""):
         # References start at the root, so move their targets there, under a name for this tool.
         moved = _moved(parameters, str(position))
         assert isinstance(moved, dict)
@@ -191,17 +191,9 @@ _DATA_KEYWORDS = frozenset({"const", "default", "enum", "example", "examples"})
 _NAMED_SCHEMAS = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
 
 
-def _check_depth(schema: object) -> None:
-    """Raises BadRequest."""
-    _moved(schema, "")
-
-
-def _has_references(schema: object) -> bool:
-    return schema != _moved(schema, "")
-
-
 def _moved(schema: object, name: str, depth: int = 0) -> object:
-    """Return the schema with its internal references changed for its new place, `#/$defs/<name>`."""
+    """Return the schema with its internal references changed for its new place, `#/$defs/<name>`. Raises BadRequest if it is nested too
+    deep."""
     if depth > chat_rows.MAX_JSON_DEPTH:
         raise errors.BadRequest(f"tools: a schema of parameters is nested deeper than {chat_rows.MAX_JSON_DEPTH} levels")
     if isinstance(schema, list):
