@@ -16,7 +16,7 @@ from bench import report, tenants
 from bench.http_load import Outcome, Spread, Steady
 from bench.report import Options, Rows
 from shared.types import Role
-from stack.servers import nats_users
+from stack.servers import nats_server
 from tests import replicas
 from tests.stacks import MESH
 
@@ -104,7 +104,7 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
         ports = [tenants.gateway_port(running)]
         for number in GATEWAYS[1:]:
             folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="aimesh-gateway-")))
-            key_file = await asyncio.to_thread(nats_users.add_node, running.place, MESH, f"gateway-{number}", Role.GATEWAY)
+            key_file = await asyncio.to_thread(nats_server.add_node, running.place, MESH, f"gateway-{number}", Role.GATEWAY)
             gateway = await opened.enter_async_context(replicas.replica(running, "gateway", key_file=key_file, folder=folder))
             await gateway.ready()
             ports.append(int(gateway.url.rpartition(":")[2]))

@@ -27,7 +27,8 @@ from services.gateway.store import GatewayStore
 from services.gateway.usage_store import DaysStore, UsageStore
 from shared import context, errors
 from shared.api.usage_report import ListRequests
-from shared.stores.database import Database, queries
+from shared.stores import queries
+from shared.stores.database import Database
 from shared.types import KeyId, MeshName, ModelName, RequestStatus, TenantId, UserId
 from tests.servers import PostgresServer, running
 

@@ -23,7 +23,7 @@ from services.metrics.history.history_writer import HistoryWriter
 from services.metrics.history.row_reader import HistoryRow, MeshReading
 from services.web.charts import history_queries
 from shared.api.metrics import GetHistory, HistoryGrouping
-from shared.stores.database import queries
+from shared.stores import queries
 from tests.servers import PostgresServer, running
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

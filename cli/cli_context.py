@@ -49,7 +49,6 @@ class CliContext:
         return interrupts.run(connected())
 
     def call(self, method: "Method[Request, Reply]", request: "Request", *, key_needed: bool = True) -> "Reply":
-        """Make one call and return its answer."""
         return self.run(lambda connection: connection.call(method, request), key_needed=key_needed)
 
     def connector(self) -> "Connect":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from click.shell_completion import get_completion_class
 
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
@@ -32,7 +33,7 @@ COMMANDS = {
     "usage": "cli.account.usage:usage",
     "quota": "cli.account.usage:quota",
     "report": "cli.admin.report:report",
-    "register": "cli.account.register:register",
+    "register": "cli.account.login:register",
     "login": "cli.account.login:login",
     "logout": "cli.account.login:logout",
     "keys": "cli.account.keys:keys",
@@ -42,7 +43,7 @@ COMMANDS = {
     "stack": "stack.stack_commands:stack",
     "mesh": "cli.machines.mesh:mesh",
     "admin": "cli.admin.admin_commands:admin",
-    "completion": "cli.completion:completion",
+    "completion": "cli.main:completion",
 }
 
 _EXIT_CODES = "\n".join(["\b", "Exit codes:", *(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())])
@@ -172,8 +173,23 @@ def aicli(context: click.Context, profile: str | None) -> None:
     context.obj = here.with_profile(profile) if profile else here
 
 
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the completion script of a shell.
+
+    \b
+    bash: eval "$(aicli completion bash)"      in ~/.bashrc
+    zsh:  eval "$(aicli completion zsh)"       in ~/.zshrc
+    fish: aicli completion fish | source       in ~/.config/fish/config.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(context.find_root().command, {}, "aicli", "_AICLI_COMPLETE").source())
+
+
 def main() -> NoReturn:
-    """The entry point of the program."""
     for stream in (sys.stdout, sys.stderr):
         # If a terminal cannot show a character, print an escape instead of failing.
         if hasattr(stream, "reconfigure"):

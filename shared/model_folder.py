@@ -40,7 +40,6 @@ def find(folder: Path) -> FoundModels:
 
 
 def parts(file: Path) -> tuple[Path, ...]:
-    """Return all files of one model."""
     part = _PART.fullmatch(file.stem)
     if part is None:
         return (file,)

@@ -75,7 +75,6 @@ def parse(text: str) -> Traceparent | None:
 
 
 def now_ns() -> int:
-    """Return the wall-clock time used for spans."""
     return time.monotonic_ns() + _EPOCH
 
 

@@ -89,5 +89,4 @@ def _write_page(home: StackHome, wanted: Profile) -> None:
 
 
 def page(home: StackHome) -> Path:
-    """Return the file with the first user's password and key."""
     return home.root / "admin.txt"

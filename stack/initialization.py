@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stack import ports, secret_files, settings, stack_plan
 from stack import stack_home as homes
-from stack.servers import nats_users
+from stack.servers import nats_server
 from stack.settings import StackSettings
 from stack.stack_home import StackHome
 
@@ -33,7 +33,7 @@ def ensure(home: StackHome, environment: Mapping[str, str], folder: Path) -> Ini
     if loaded.echo and loaded.echo_port is None:
         recorded = settings.record(home, {"ECHO_SERVICE_PORT": str(ports.find_free())}, folder)
         loaded = settings.load(recorded)
-    nats_users.ensure(home, loaded.mesh, loaded.nats_port)
+    nats_server.ensure(home, loaded.mesh, loaded.nats_port)
     database = stack_plan.postgres_of(home)
     for role in secret_files.DATABASE_ROLES:
         # Written each time: it contains the path of the socket, and homes get moved.

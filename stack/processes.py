@@ -56,7 +56,6 @@ def end(children: Iterable[Child], stop_signal: Callable[[str], signal.Signals],
 
 
 def _wait(children: list[Child], seconds: float) -> None:
-    """Wait until none is alive, or until the deadline."""
     deadline = time.monotonic() + seconds
     while any(is_alive(child) for child in children) and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)

@@ -64,14 +64,14 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
     from shared.identity import node_keys
     from shared.types import Role
     from stack import initialization
-    from stack.servers import nats_users
+    from stack.servers import nats_server
 
     if not re.fullmatch(_NODE_NAME, name):
         raise click.UsageError(f"{name!r} is not a valid node name; use lowercase letters, digits and -, starting with a letter")
     home = _home()
     # Ignore the environment, which only `init` and `up` save: a NATS_URL exported for a service means nothing here.
     made = initialization.ensure(home, {}, Path.cwd())
-    key_file = nats_users.add_node(home, made.settings.mesh, name, Role(role))
+    key_file = nats_server.add_node(home, made.settings.mesh, name, Role(role))
     if as_json:
         printing.show_json({"name": name, "role": role, "id": node_keys.load(key_file).id, "key_file": str(key_file)})
         return

@@ -57,7 +57,6 @@ class StackHome:
 
     @property
     def settings_file(self) -> Path:
-        """The saved settings of the user, for later commands."""
         return self.root / "stack.env"
 
     @property

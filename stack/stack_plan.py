@@ -83,7 +83,6 @@ def make(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], 
 
 
 def servers(home: StackHome, settings: StackSettings, visible: Mapping[str, str]) -> Iterator[Program]:
-    """Return the servers that this stack runs itself."""
     if not _has_external_databases(settings):
         yield postgres.program(postgres_of(home), visible)
     if not settings.redis_url:
@@ -183,7 +182,6 @@ def nats_url(settings: StackSettings) -> str:
 
 
 def url_of(name: str, settings: StackSettings) -> str:
-    """Return a program's HTTP address on this machine."""
     public = name in ("gateway", "web")
     scheme = "https" if public and settings.tls_cert_file else "http"
     everywhere = settings.host in ("0.0.0.0", "::", "localhost")  # noqa: S104 - compared, not bound

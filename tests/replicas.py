@@ -18,7 +18,7 @@ import httpx
 from shared.identity import node_keys
 from shared.types import NodeId, Role
 from stack import settings, stack_plan
-from stack.servers import nats_users
+from stack.servers import nats_server
 from tests.stacks import HEAD, MESH, Release, RunningStack, until
 from tests.testnet import free_port
 
@@ -70,7 +70,7 @@ async def replica(
     than ``python -m``."""
     home, name = stack.place, f"{service}-replica"
     if key_file is None:
-        key_file = await asyncio.to_thread(nats_users.add_node, home, MESH, name, ROLES[service])
+        key_file = await asyncio.to_thread(nats_server.add_node, home, MESH, name, ROLES[service])
     port, log_file = free_port(), folder / f"{name}.log"
     environment = _environment(stack, service) | {
         "NODE_KEY_FILE": str(key_file),

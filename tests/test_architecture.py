@@ -45,7 +45,7 @@ READS_ENVIRONMENT = {
     "services/inference/supervision/engine_supervisor.py": "hands the machine's variables on to the engine's process, without secrets",
 }
 #: Where SQL stands, besides queries.sql and migrations.
-HOLDS_SQL = {"shared/stores/database": "the migration runner's own table"}
+HOLDS_SQL = {"shared/stores/database": "settings of a session", "shared/stores/migrations": "the migration runner's own table"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,8 @@ from shared.node.member import Node, Service, member
 from shared.node.settings import NodeSettings
 from shared.types import MeshName, NodeId, Role
 from stack import ports
-from stack.servers import nats_server as nats_program
-from stack.servers import nats_users
-from stack.servers.nats_users import MeshNode
+from stack.servers import nats_server
+from stack.servers.nats_server import MeshNode
 from tests import stopwatch
 
 MESH = MeshName("test")
@@ -79,7 +78,7 @@ class NatsServer:
         self._nodes: list[MeshNode] = []
         # The server refuses an empty list of users.
         self.key("operator", Role.OPERATOR)
-        rendered = nats_users.render_server(self.port, folder / "nats.pid")
+        rendered = nats_server.render_server(self.port, folder / "nats.pid")
         (folder / "nats.conf").write_text(rendered.replace("127.0.0.1", f"[{host}]" if ":" in host else host), encoding="utf-8")
 
     def key(self, name: str, role: Role) -> Path:
@@ -88,24 +87,24 @@ class NatsServer:
         path.touch(mode=0o600)
         path.write_bytes(node_keys.new_seed())
         self._nodes.append(MeshNode(name, role, node_keys.load(path).id))
-        nats_users.write(self.folder, MESH, self._nodes)
+        nats_server.write(self.folder, MESH, self._nodes)
         if self._process is not None:
-            nats_users.reload(self.folder)
+            nats_server.reload(self.folder)
         return path
 
     def remove(self, node: NodeId) -> None:
         """The server knows this key no more, and closes its connections."""
         self._nodes = [each for each in self._nodes if each.node != node]
-        nats_users.write(self.folder, MESH, self._nodes)
+        nats_server.write(self.folder, MESH, self._nodes)
         self.reload()
 
     def reload(self) -> None:
         """Let the server read its files again."""
-        nats_users.reload(self.folder)
+        nats_server.reload(self.folder)
 
     @staticmethod
     def binary() -> str:
-        return str(nats_program.binary())
+        return str(nats_server.binary())
 
     def start(self) -> None:
         with (self.folder / "nats.log").open("ab") as log:

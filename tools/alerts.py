@@ -49,7 +49,6 @@ Prometheus computes these series for the objectives, for each window.
 
 
 def rule_files() -> dict[str, str]:
-    """Return the text of each rule file, by name."""
     files = {"recorded": _file("recorded", [{"record": one.name, "expr": promql.recorded(one)} for one in all_rules.RECORDINGS])}
     files |= {group: _file(group, [_alert(rule) for rule in members]) for group, members in all_rules.GROUPS.items()}
     return {f"{name}.rules.yml": text for name, text in files.items()}

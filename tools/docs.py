@@ -29,7 +29,6 @@ PAGES: Mapping[str, Callable[[], str]] = {
 
 
 def render(page: str) -> str:
-    """Return the text of a page."""
     return NOTICE + PAGES[page]().strip() + "\n"
 
 

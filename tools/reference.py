@@ -11,12 +11,10 @@ import msgspec
 
 import services
 from services.web import page_access as pages
-from shared import api, config, errors
-from shared.access import access_table
-from shared.access.access_table import AccessRule, Audience, Permission
+from shared import access_table, api, config, errors
+from shared.access_table import AccessRule, Audience, Permission
 from shared.api.method import Method, Nothing, StreamMethod
-from shared.discovery import topics
-from shared.frames import wire
+from shared.protocol import topics, wire
 from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
 from stack import settings as stack_settings
@@ -110,7 +108,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def commands() -> str:
-    from cli import reference as cli_reference  # noqa: PLC0415 - the CLI is not needed for any other page
+    from tools import cli_reference  # noqa: PLC0415 - the CLI is not needed for any other page
 
     return cli_reference.render()
 
@@ -304,7 +302,6 @@ def frames() -> str:
 
 
 def failures() -> str:
-    """List the errors and their codes."""
     rows = []
     for code, kind in errors.BY_CODE.items():
         meaning = shapes.docstring(kind) or "–"

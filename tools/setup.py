@@ -380,7 +380,6 @@ def ensure_engine_wheel() -> Path:
 
 
 def only(name: str, folder: Path) -> Path:
-    """Return the part of engine.lock for one package."""
     return _filtered(folder / "engine-only.lock", lambda package: package == name)
 
 

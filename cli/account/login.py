@@ -1,10 +1,11 @@
-"""`aicli login` and `aicli logout`: an API key for this machine, saved in the profile.
+"""`aicli register`, `aicli login` and `aicli logout`: an account, and an API key for this machine, saved in the profile.
 
 The password and its session are discarded immediately. Only the key stays: `aicli keys list` shows it under the machine's name, and it can
 be revoked from anywhere.
 """
 
 import asyncio
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.account.register import password_from, prompt_for
 from cli.cli_context import CliContext
 from cli.output import printing
 from shared import errors
@@ -22,6 +22,49 @@ if TYPE_CHECKING:
     from cli.profile import Profile
     from shared.api.auth import CreatedApiKey, Credentials, LoginSession, User
     from shared.types import Credential
+
+
+def password_from(stdin: bool, *, confirm: bool) -> str:
+    """Read the password from the first line of stdin, or prompt for it. Raises click.UsageError if neither is possible."""
+    if stdin:
+        password = sys.stdin.readline().rstrip("\r\n")
+        if not password:
+            raise click.UsageError("the first line of stdin is empty; expected a password")
+        return password
+    return prompt_for("password", "--password-stdin", hidden=True, confirm=confirm)
+
+
+def prompt_for(what: str, otherwise: str, *, hidden: bool = False, confirm: bool = False) -> str:
+    """Prompt at the terminal. Without a terminal, say which option to use instead."""
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"cannot prompt for the {what} without a terminal; use {otherwise}")
+    answer: str = click.prompt(what.capitalize(), hide_input=hidden, confirmation_prompt=confirm, err=True)
+    return answer
+
+
+@click.command()
+@click.argument("username", required=False)
+@click.option("--email", metavar="ADDRESS", help="Email address of the account.")
+@click.option("--invitation", metavar="CODE", help="Invitation code from your invitation email, if registration is closed.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from the first line of stdin.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
+@click.pass_obj
+def register(
+    here: CliContext, /, username: str | None, email: str | None, *, invitation: str | None, password_stdin: bool, as_json: bool
+) -> None:
+    """Create an account. Prompts for anything you leave out."""
+    from shared.api import auth
+
+    data = auth.UserData(
+        username=username or prompt_for("username", "the argument USERNAME"),
+        email=email or prompt_for("email address", "--email"),
+        password=password_from(password_stdin, confirm=True),
+    )
+    user = here.call(auth.register_user, auth.RegisterUser(data, invitation=invitation), key_needed=False)
+    if as_json:
+        printing.show_json(printing.plain(user))
+    else:
+        click.echo(f"Account {printing.printable(user.username)} created. Next: aicli login {printing.printable(user.username)}")
 
 
 @click.command()

@@ -4,13 +4,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.admin.access_review import access_review
 from cli.admin.audit import audit
-from cli.admin.credits import credits_
-from cli.admin.ledger import ledger
+from cli.admin.credits import credits_, ledger
 from cli.admin.members import nodes
 from cli.admin.prices import prices
-from cli.admin.signing_keys import signing_keys
 from cli.admin.tickets import tickets
 from cli.cli_context import CliContext
 from cli.output import printing
@@ -19,6 +16,8 @@ from cli.output.printing import TableColumn
 if TYPE_CHECKING:
     from cli.connection import CliConnection
     from shared.api.auth import User
+    from shared.api.privacy import StaleKey, StaleNode, StaleUser
+
 
 #: The maximum of one answer of auth.
 PAGE = 1000
@@ -36,9 +35,6 @@ async def newest(connection: "CliConnection", most: int, search: str = "") -> "t
         if not page.more or len(users) >= most:
             return users
 
-
-if TYPE_CHECKING:
-    from shared.api.auth import User
 
 #: A copy of shared.types.Tier, so that `--help` need not import it; a test compares the two.
 TIERS = ("free", "pro", "enterprise")
@@ -65,9 +61,7 @@ admin.add_command(nodes)
 admin.add_command(credits_, "credits")
 admin.add_command(prices)
 admin.add_command(ledger)
-admin.add_command(access_review)
 admin.add_command(audit)
-admin.add_command(signing_keys)
 
 
 @admin.group()
@@ -171,3 +165,68 @@ def _show(user: "User", *, as_json: bool) -> None:
     else:
         state = "open" if user.is_active else "closed"
         click.echo(f"{printing.printable(user.username)}: {user.role}, tier {user.tier}, {state}")
+
+
+@admin.group("signing-keys")
+def signing_keys() -> None:
+    """Manage the keys that sign access tokens."""
+
+
+@signing_keys.command()
+@click.option("--at-once", is_flag=True, help="Revoke the current key now (it leaked). All access tokens become invalid.")
+@click.option("--json", "as_json", is_flag=True, help="Print the public keys as a JSON list.")
+@click.pass_obj
+def rotate(here: CliContext, /, *, at_once: bool, as_json: bool) -> None:
+    """Publish a new signing key. It takes effect after 15 minutes, when every service knows it. Nobody is logged out."""
+    from shared.api import auth
+
+    found = here.call(auth.rotate_signing_keys, auth.RotateSigningKeys(at_once))
+    if as_json:
+        printing.show_json(printing.plain(found))
+        return
+    for key in found.keys:
+        click.echo(key.kid)
+    printing.note(
+        "All access tokens are invalid now. Sessions get new ones automatically." if at_once else "The new key takes effect in 15 minutes."
+    )
+
+
+@admin.command("access-review")
+@click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="Days without use.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"keys": […], "users": […], "nodes": […]}.')
+@click.pass_obj
+def access_review(here: CliContext, /, *, days: int, as_json: bool) -> None:
+    """List stale access: keys, accounts and nodes that haven't been used for a long time.
+
+    Remove what isn't needed: aicli keys revoke, aicli admin users disable, aicli admin nodes revoke.
+    """
+    from shared.api import privacy
+
+    found = here.call(privacy.review_access, privacy.ReviewAccess(days))
+    if as_json:
+        printing.show_json(printing.plain(found))
+        return
+    keys: list[TableColumn[StaleKey]] = [
+        TableColumn("KEY", lambda key: key.name),
+        TableColumn("OWNER", lambda key: key.owner),
+        TableColumn("KIND", lambda key: key.kind),
+        TableColumn("LAST USED", lambda key: "never" if key.last_used_at is None else f"{printing.ago(key.last_used_at)} ago"),
+        TableColumn("WHY", lambda key: key.why),
+        TableColumn("ID", lambda key: key.id),
+    ]
+    users: list[TableColumn[StaleUser]] = [
+        TableColumn("USER", lambda user: user.username),
+        TableColumn("ROLE", lambda user: user.role),
+        TableColumn("LAST SEEN", lambda user: "never" if user.last_seen_at is None else f"{printing.ago(user.last_seen_at)} ago"),
+        TableColumn("WHY", lambda user: user.why),
+    ]
+    nodes: list[TableColumn[StaleNode]] = [
+        TableColumn("NODE", lambda node: node.name or node.id[:12]),
+        TableColumn("ROLE", lambda node: node.role),
+        TableColumn("OWNER", lambda node: node.owner or "the mesh"),
+        TableColumn("LAST SEEN", lambda node: f"{printing.ago(node.last_seen_at)} ago"),
+        TableColumn("WHY", lambda node: node.why),
+    ]
+    printing.show_rows(found.keys, keys, as_json=False, empty="No stale keys.")
+    printing.show_rows(found.users, users, as_json=False, empty="No stale accounts.")
+    printing.show_rows(found.nodes, nodes, as_json=False, empty="No stale nodes.")

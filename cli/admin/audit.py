@@ -17,9 +17,9 @@ from shared import errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
-    from shared.access.audit_anchors import Anchors
-    from shared.access.audit_chain import ChainVerifier
     from shared.api.audit import AuditReport, AuditRow, ChainState, ExportAudit
+    from shared.audit_anchors import Anchors
+    from shared.audit_chain import ChainVerifier
     from shared.types import NodeId
 
 #: A copy of shared.api.audit.Result, so that `--help` need not import it; a test compares the two.
@@ -191,7 +191,7 @@ async def _copy(connection: "CliConnection", request: "ExportAudit", out: Binary
 
 def _trusted(file: Path | None, keys: tuple[str, ...]) -> "Anchors":
     """Return the anchors of a file signed with these keys, or with any keys. Raises BadRequest for an invalid line."""
-    from shared.access import audit_anchors
+    from shared import audit_anchors
     from shared.types import NodeId
 
     if file is None:
@@ -204,8 +204,8 @@ def _trusted(file: Path | None, keys: tuple[str, ...]) -> "Anchors":
 
 
 def _verified(file: Path, anchors: "Anchors", chain: str | None, *, partial: bool) -> "AuditReport":
-    from shared.access.audit_chain import ChainVerifier
     from shared.api.audit import AuditReport, ChainState
+    from shared.audit_chain import ChainVerifier
 
     verifiers = {} if partial else {name: ChainVerifier(name, anchors.checkpoints(name)) for name in anchors.chains()}
     unreadable: list[ChainState] = []
@@ -245,7 +245,7 @@ def _state(verifier: "ChainVerifier", anchors: "Anchors") -> "ChainState":
 
 def _signers(anchors: "Anchors") -> "NodeId":
     """Name the keys in order, if one replaced another."""
-    from shared.access import audit_anchors
+    from shared import audit_anchors
     from shared.types import NodeId
 
     return NodeId(", ".join(audit_anchors.keys_of(anchors.good)))

@@ -1,4 +1,4 @@
-"""`aicli admin credits`: show and top up an account's credits."""
+"""`aicli admin credits` and `aicli admin ledger`: show and top up credits, verify the ledger and refund requests."""
 
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -7,11 +7,12 @@ import click
 
 from cli.cli_context import CliContext
 from cli.output import credit_amounts, printing
+from cli.output.exit_codes import ExitCode
 from shared import errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
-    from shared.api.ledger import Account, TopUp
+    from shared.api.ledger import Account, LedgerReport, TopUp
     from shared.types import MicroCredits
 
 
@@ -73,3 +74,65 @@ async def _top_up(connection: "CliConnection", wanted: "TopUp") -> "Account":
     except errors.AimeshError as error:
         error.hint = f"to retry safely, run it again with --transfer-id {wanted.transfer_id}"
         raise
+
+
+#: Longer than the gateway's own limit.
+_VERIFY_SECONDS, _FULL_VERIFY_SECONDS = 60, 1860
+
+
+@click.group()
+def ledger() -> None:
+    """Verify the ledger and refund requests."""
+
+
+@ledger.command()
+@click.option("--full", is_flag=True, help="Verify every entry, and compare each closed day with its checkpoint. May take minutes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the totals and findings as a JSON object.")
+@click.pass_context
+def verify(context: click.Context, /, *, full: bool, as_json: bool) -> None:
+    """Verify the entries since the last signed checkpoint. Exits with 1 and lists the problems if anything is wrong."""
+    from shared.api import ledger as contract
+
+    here = context.find_object(CliContext)
+    assert here is not None  # set by the group
+    seconds = _FULL_VERIFY_SECONDS if full else _VERIFY_SECONDS
+    report = here.run(lambda connection: connection.call(contract.verify_ledger, contract.VerifyLedger(full), deadline_seconds=seconds))
+    wrong = _is_wrong(report)
+    if as_json:
+        printing.show_json(printing.plain(report))
+    else:
+        accounts, entries = printing.counted(report.accounts, "account"), printing.counted(report.entries, "entry", "entries")
+        checked = f"{accounts}, {entries}, {printing.counted(report.open_reservations, 'open reservation')}"
+        closed = f" Days until {report.closed_until.isoformat()} are covered by signed checkpoints." if report.closed_until else ""
+        click.echo(f"The ledger is {'WRONG' if wrong else 'OK'}: {checked}.{closed}")
+        for finding in report.findings:
+            click.echo(f"  {printing.printable(finding)}")
+    if wrong:
+        context.exit(ExitCode.FAILED)
+
+
+def _is_wrong(report: "LedgerReport") -> bool:
+    return bool(report.drift_micro or report.sum_micro or report.reserved_drift_micro or report.overdue or report.findings)
+
+
+@ledger.command()
+@click.argument("request_id", type=click.UUID)
+@click.option("--note", default="", help="Reason, stored with the entries.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object; amounts in micro-credits.")
+@click.pass_obj
+def revert(here: CliContext, /, request_id: UUID, *, note: str, as_json: bool) -> None:
+    """Refund the request with this ID. Each request can be refunded once.
+
+    The ID is in the response (X-Request-ID header) and in the logs.
+    """
+    from cli.output import credit_amounts, printing
+    from shared.api import ledger as contract
+    from shared.types import RequestId
+
+    account = here.call(contract.revert_request, contract.RevertRequest(RequestId(request_id), note))
+    if as_json:
+        printing.show_json(printing.plain(account))
+        return
+    click.echo("Refunded. The account now:")
+    for line in credit_amounts.account_lines(account):
+        click.echo(line)

@@ -16,7 +16,7 @@ import click
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
 from cli.output import option_values, printing
-from shared import errors
+from shared import errors, model_folder
 
 if TYPE_CHECKING:
     from cli.machines.join import Folder
@@ -113,9 +113,8 @@ def _read_options(folder: Path, backend: str | None, models: Sequence[str], slot
 
 
 def _in_folder(here: Path, folder: str | None) -> list[str]:
-    from cli.machines import gguf_folder
 
-    return [] if folder is None else [f"{name}={path}" for name, path in gguf_folder.find_models(here / Path(folder).expanduser()).items()]
+    return [] if folder is None else [f"{name}={path}" for name, path in find_models(here / Path(folder).expanduser()).items()]
 
 
 # --- a member of another machine's mesh -------------------------------------------------------------------------------
@@ -200,7 +199,7 @@ def _in_stack(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a worker of this machine's stack, with its own node."""
     from shared.types import Role
     from stack import settings, stack_home, stack_plan
-    from stack.servers import nats_users
+    from stack.servers import nats_server
 
     stack = stack_home.locate(environment)
     if not stack.nats.is_dir():
@@ -213,7 +212,7 @@ def _in_stack(environment: Mapping[str, str]) -> dict[str, str]:
             "this stack uses your own NATS server, so aicli can't add a node to it",
             hint="run aicli stack add-node NAME worker, reload the NATS users, and set NODE_KEY_FILE to the new key",
         )
-    key_file = nats_users.add_node(stack, chosen.mesh, _claim_name(stack), Role.WORKER)
+    key_file = nats_server.add_node(stack, chosen.mesh, _claim_name(stack), Role.WORKER)
     own = stack_plan.service_environment(stack, chosen, recorded, "inference") | {"NODE_KEY_FILE": str(key_file)}
     # The user's environment overrides the settings of the stack's own worker, also if one has NAME and the other NAME_FILE. The mesh
     # is always the stack's.
@@ -254,3 +253,20 @@ def _become(environment: Mapping[str, str]) -> NoReturn:
     sys.stdout.flush()
     # No shell and no child: this process becomes the worker.
     os.execve(command[0], command, {**environment, "PYTHONPATH": path})  # noqa: S606
+
+
+def find_models(folder: Path) -> dict[str, Path]:
+    """Return every model with its name. Raises BadSettings if there is none, or an invalid name."""
+    if not folder.is_dir():
+        raise errors.BadSettings(f"there is no folder {folder}", hint="set --models to the folder that contains your .gguf files")
+    found = model_folder.find(folder)
+    for clash in found.clashes:
+        raise errors.BadSettings(f"{clash.second} and {clash.first} would both be served as {clash.name}", hint="rename one of them")
+    for name, path in found.models.items():
+        if "=" in name or "," in str(path):
+            raise errors.BadSettings(
+                f"{path}: model names can't contain = and paths can't contain commas", hint="rename it, or create a link to it"
+            )
+    if not found.models:
+        raise errors.BadSettings(f"no .gguf files in {folder}", hint="put a model there, or use --model NAME=PATH")
+    return found.models

@@ -55,7 +55,6 @@ def account_lines(account: "Account") -> Iterator[str]:
 
 
 def budget_line(budget: "KeyBudget") -> str:
-    """Show what is left of one key's own budget."""
     from shared.amounts import written
 
     held = f", {written(budget.reserved_micro)} of it held by running requests" if budget.reserved_micro else ""

@@ -46,7 +46,6 @@ class Terminal:
     stdout: TextIO
 
     def is_screen(self) -> bool:
-        """Return whether stdout is a terminal."""
         return self.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
     def size(self) -> tuple[int, int]:

@@ -87,7 +87,6 @@ def scrolled(frame: TopFrame, view: View, width: int, height: int) -> View:
 
 
 def fitted(frame: TopFrame, view: View, width: int, height: int) -> list[Line]:
-    """Return the lines that fit a terminal of this size."""
     title = (*_title(frame), TextSpan(f"   q quit   s sort: {COLUMNS[view.sort].title.lower()}   ↑ ↓ scroll", "dim"))
     above = _above(frame, width, height)
     lines: list[Line] = [title, *above]
@@ -109,7 +108,6 @@ def _node_rows(above: Sequence[Line], height: int) -> int:
 
 
 def whole(frame: TopFrame) -> list[str]:
-    """Return everything as plain text."""
     table = [(), *_table(frame, View(), None)] if frame.nodes else []
     return ["".join(span.text for span in line).rstrip() for line in (_title(frame), *_body(frame, None), *table)]
 

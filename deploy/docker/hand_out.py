@@ -16,7 +16,7 @@ from cli import profile
 from shared.types import MeshName, Role
 from stack import secret_files
 from stack import stack_home as homes
-from stack.servers import nats_users, postgres
+from stack.servers import nats_server, postgres
 from stack.stack_home import StackHome
 
 #: Users: of our own images and the NATS container; of the PostgreSQL and Valkey images.
@@ -49,8 +49,8 @@ def recipients(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipient
 def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     ensure_valkey_password(home)
     redis_url = f"redis://:{secret_files.read(home, 'valkey_password')}@valkey:6379".encode()
-    gpu_key = nats_users.add_node(home, mesh, "worker-gpu", Role.WORKER)
-    ollama_key = nats_users.add_node(home, mesh, "worker-ollama", Role.WORKER)
+    gpu_key = nats_server.add_node(home, mesh, "worker-gpu", Role.WORKER)
+    ollama_key = nats_server.add_node(home, mesh, "worker-ollama", Role.WORKER)
     token = {"service_token": secret(home, "service_token")}
     yield (
         "auth",

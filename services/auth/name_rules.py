@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from uuid import UUID
 
 from shared import errors
-from shared.mail import email_address
+from shared.mail import letters
 from shared.types import ModelName
 
 #: auth creates it at its first start; nobody else can.
@@ -31,8 +31,8 @@ def check_username(username: str) -> None:
 
 
 def check_email(email: str) -> None:
-    if not email_address.may_be_email(email):
-        most = email_address.LONGEST
+    if not letters.may_be_email(email):
+        most = letters.LONGEST_ADDRESS
         raise errors.BadRequest(f"email: an address such as you@example.com, at most {most} characters", hint="check the address")
     if email.lower() == ADMIN_EMAIL:
         raise errors.AlreadyExists(f"the address {ADMIN_EMAIL} is reserved", hint="choose another address")

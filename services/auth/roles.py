@@ -13,9 +13,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 import msgspec
 
 from services.auth import name_rules
-from shared import amounts, errors
-from shared.access import access_table
-from shared.access.access_table import Permission
+from shared import access_table, amounts, errors
+from shared.access_table import Permission
 from shared.api.auth import KEY_DAYS, TEST_KEY_DAYS, ApiKey, ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind, Principal
 from shared.types import UserId, UserRole
 

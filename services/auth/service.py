@@ -16,7 +16,8 @@ from shared import errors
 from shared.api import accounts, auth, service_settings
 from shared.api.gateway import Check
 from shared.api.method import Nothing
-from shared.node import Node, shown_settings
+from shared.node import Node
+from shared.node.settings import list_settings
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.rpc.authorization import Authorizer, CallerIdentity
 from shared.telemetry import logs
@@ -99,7 +100,7 @@ class AuthService:
 
     @serves(service_settings.auth_settings)
     async def get_settings(self, request: service_settings.GetSettings, call: RpcCall) -> service_settings.ShownSettings:
-        return shown_settings.shown(self._settings)
+        return list_settings(self._settings)
 
     # --- refusals -------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from shared.api.auth import ApiKey, ApiKeyLimits, Change, KeyBounds, KeyKind, Pr
 from shared.api.business import NewOfDay
 from shared.api.gateway import Check
 from shared.api.privacy import StaleKey, StaleUser
-from shared.mail import email_address
+from shared.mail import letters
 from shared.stores import database
 from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
 
@@ -133,7 +133,7 @@ class AccountTables:
 
     async def find_account(self, name: str) -> StoredAccount | None:
         """Find by user name or e-mail address. Anything else is not looked up."""
-        if email_address.may_be_email(name):
+        if letters.may_be_email(name):
             row = await self._db.row("find_user_by_email", name)
         elif name_rules.may_be_username(name):
             row = await self._db.row("find_user_by_username", name)

@@ -19,7 +19,7 @@ from shared.api.embedding import Embedded, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceResult
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk
-from shared.discovery.directory import DirectoryEntry
+from shared.protocol.directory import DirectoryEntry
 from shared.types import MicroCredits, ModelName, RequestId
 
 

@@ -8,8 +8,8 @@ from shared import errors
 from shared.api import gateway, inference
 from shared.api.gateway import LoadOnWorker, ModelPlace, ModelPlaces, UnloadOnWorkers
 from shared.api.inference import ModelStatus
-from shared.discovery import directory
-from shared.discovery.directory import DirectoryEntry
+from shared.protocol import directory
+from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcCall, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import logs

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
-from shared.discovery.directory import DirectoryEntry
+from shared.protocol.directory import DirectoryEntry
 from shared.types import Credential, NodeId, Role
 
 Item_co = TypeVar("Item_co", covariant=True)
@@ -51,7 +51,7 @@ class NodeRpc(Protocol):
 
 
 class NodeDirectory(Protocol):
-    """See ``shared.discovery.directory.Directory``."""
+    """See ``shared.protocol.directory.Directory``."""
 
     def entries(self, role: Role | None = None) -> Sequence[DirectoryEntry]: ...
 

@@ -3,8 +3,8 @@
 from services.gateway.scheduling import worker_records
 from services.gateway.scheduling.dispatch import Dispatch
 from shared.api.gateway import NodeRow
-from shared.discovery.directory import DirectoryEntry
 from shared.node import Node
+from shared.protocol.directory import DirectoryEntry
 from shared.telemetry.metrics_registry import version
 from shared.types import SERVICE_NAMES, Role
 

@@ -21,7 +21,7 @@ from shared import errors, spans
 from shared.api import embedding, inference
 from shared.api.generation import Generation
 from shared.api.method import End, Item, Request, StreamMethod
-from shared.discovery.directory import DirectoryEntry
+from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import logs, tracing
 from shared.telemetry.instruments import node_label
 from shared.timing.bounded_waits import BoundedWaits

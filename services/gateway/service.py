@@ -53,15 +53,14 @@ from services.gateway.store import GatewayStore
 from services.gateway.store import opened as database_of
 from services.gateway.usage_reports import BusinessReports, UsageReports
 from services.gateway.usage_store import DaysStore, UsageStore
-from shared import context, errors
-from shared.access import access_table
-from shared.access.access_table import Permission
+from shared import access_table, client_address, context, errors
+from shared.access_table import Permission
 from shared.api import auth, embedding, gateway
 from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.api.usage_report import UserUsage
-from shared.discovery.directory import DirectoryEntry
-from shared.node import Node, client_address
+from shared.node import Node
+from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.rpc.authorization import Authorizer, CallerIdentity

@@ -11,12 +11,11 @@ from msgspec import Meta
 from services.gateway.limits import tiers
 from services.gateway.limits.limit_rules import WithoutValkey
 from services.gateway.limits.tiers import TierPlan
-from shared import node
+from shared import client_address, node
 from shared.api import service_settings as api
 from shared.api.ledger import MICRO
 from shared.config import Port, Variable
-from shared.node import client_address
-from shared.node.shown_settings import shown
+from shared.node.settings import list_settings
 from shared.rpc import RpcCall, serves
 from shared.types import ModelName, Tier
 
@@ -162,7 +161,7 @@ class GatewayShown:
 
     @serves(api.gateway_settings)
     async def get_settings(self, request: api.GetSettings, call: RpcCall) -> api.ShownSettings:
-        return shown(self._settings)
+        return list_settings(self._settings)
 
     @serves(api.list_tiers)
     async def list_tiers(self, request: api.ListTiers, call: RpcCall) -> api.Tiers:

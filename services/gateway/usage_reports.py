@@ -6,9 +6,8 @@ import msgspec
 
 from services.gateway import usage_store
 from services.gateway.usage_store import DaysStore, UsageStore
-from shared import errors
-from shared.access import access_table
-from shared.access.access_table import Permission
+from shared import access_table, errors
+from shared.access_table import Permission
 from shared.api import business, usage_report
 from shared.api.auth import Principal
 from shared.api.business import BusinessGrouping, GetBusinessReport

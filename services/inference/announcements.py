@@ -11,7 +11,7 @@ from services.inference.backend_interface import Backend, MeasuredBackend
 from shared import telemetry
 from shared.api import inference
 from shared.api.inference import ModelStatus
-from shared.discovery import directory
+from shared.protocol import directory
 from shared.types import ModelName
 
 LOOK_SECONDS = 0.5

@@ -16,10 +16,10 @@ from shared.api import worker_status
 from shared.api.gateway import Check
 from shared.api.inference import SERVED, ModelStatus
 from shared.api.worker_status import Reached, WorkerStatus
-from shared.discovery import directory
-from shared.discovery.directory import Directory
 from shared.identity import private_file
 from shared.identity.trust import Trust
+from shared.protocol import directory
+from shared.protocol.directory import Directory
 from shared.types import MeshName, NodeId, Role
 
 LOOK_SECONDS = 1.0

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from services.metrics.settings import MetricsSettings
 from shared.api.metrics import MetricsTextFormat
-from shared.node.http import http_server
+from shared.node import http_server
 from shared.node.lifecycle import background
 from shared.telemetry import text_formats
 

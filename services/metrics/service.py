@@ -25,7 +25,7 @@ from shared.api import metrics as api
 from shared.api.auth import Principal
 from shared.api.gateway import Check
 from shared.api.metrics import MetricsTextFormat
-from shared.frames import wire
+from shared.protocol import wire
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.rpc.authorization import Authorizer, CallerIdentity

@@ -8,7 +8,7 @@ from msgspec import Meta
 from services.metrics.export import otlp_endpoint
 from shared import node
 from shared.config import Port, Variable
-from shared.mail import email_address
+from shared.mail import letters
 
 #: The mail queue can hold an hour of emails to this many addresses while the mail server is down.
 MOST_MAILED = 5
@@ -80,7 +80,7 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
     def _mistakes_of_mail(self) -> Iterator[str]:
         """Yield mistakes without quoting addresses, because they are logged."""
         for place, to in enumerate(self.alert_mail_to, start=1):
-            if not email_address.may_be_email(to):
+            if not letters.may_be_email(to):
                 yield f"ALERT_MAIL_TO: number {place} is not an address such as ops@example.org; separate addresses with commas"
         if len(self.alert_mail_to) > MOST_MAILED:
             yield f"ALERT_MAIL_TO: {len(self.alert_mail_to)} addresses, at most {MOST_MAILED}; use a mailing list for more people"

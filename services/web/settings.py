@@ -7,9 +7,8 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
-from shared import node
+from shared import client_address, node
 from shared.config import Port, Variable
-from shared.node import client_address
 
 #: 256 random bits are at least this long in base64 or hex.
 MIN_SECRET_CHARACTERS = 32

@@ -125,7 +125,6 @@ def raw_of_hex(text: str) -> bytes:
 
 
 def node_of(raw: bytes) -> NodeId:
-    """Return the node id of a 32-byte public key."""
     return NodeId(_encode(nkeys.PREFIX_BYTE_USER, raw))
 
 

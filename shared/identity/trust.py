@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import msgspec
 
 from shared import errors
-from shared.discovery import topics
-from shared.frames import wire
-from shared.frames.wire import Hello
 from shared.identity import certificates, node_keys
 from shared.identity.certificates import Certificate, RevocationList
+from shared.protocol import topics, wire
+from shared.protocol.wire import Hello
 from shared.types import AuthorityId, NodeId, Peer, Role
 
 #: The current CA key and the next one.

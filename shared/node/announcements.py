@@ -7,15 +7,15 @@ from collections.abc import Callable
 import msgspec
 
 from shared import errors
-from shared.discovery import directory, topics
-from shared.discovery.directory import Announcement, Directory
-from shared.discovery.duplicate_keys import DuplicateKeys, process_name
-from shared.frames.wire import Announce
 from shared.node.transports import Transports
+from shared.protocol import directory, topics
+from shared.protocol.directory import Announcement, Directory
+from shared.protocol.duplicate_keys import DuplicateKeys, process_name
+from shared.protocol.wire import Announce
+from shared.transports.handshake import HandshakeRefusal
 from shared.transports.link import Link, LocalNode
 from shared.transports.nats.nats_protocol import NatsMessage
-from shared.transports.swarm_link.handshake import HandshakeRefusal
-from shared.transports.swarm_link.swarm_link import SwarmLink
+from shared.transports.swarm_link import SwarmLink
 from shared.types import SERVICE_ROLES, NodeId, Role
 
 SETTLE_SECONDS = 0.05

@@ -15,17 +15,17 @@ from shared import errors
 from shared.api import membership as membership_api
 from shared.api import node as node_api
 from shared.api.gateway import Check
-from shared.discovery import topics
-from shared.discovery.directory import Directory, DirectoryEntry
 from shared.identity import certificates
 from shared.identity.node_keys import raw_of
 from shared.identity.trust import Trust
 from shared.node import membership_file
 from shared.node.membership_file import MembershipFile
+from shared.protocol import topics
+from shared.protocol.directory import Directory, DirectoryEntry
 from shared.rpc import calling
 from shared.rpc.calling import RpcClient
 from shared.rpc.connection import RpcConnection
-from shared.transports.swarm_link.swarm_transport import MeetingTopics, SwarmTransport
+from shared.transports.swarm_transport import MeetingTopics, SwarmTransport
 from shared.types import NodeId, Role
 
 #: Auth confirms the list every two minutes, so a revocation arrives in time even if every push was lost.

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.discovery.directory import Directory
 from shared.identity import node_keys
 from shared.identity.trust import Trust
 from shared.node.announcements import Announcer
 from shared.node.lifecycle import background
 from shared.node.transports import Transports
+from shared.protocol.directory import Directory
 from shared.rpc.calling import RpcClient
 from shared.rpc.connection_pool import WAIT_SECONDS, ConnectionPool
 from shared.transports.link import LocalNode
@@ -22,7 +22,7 @@ from shared.transports.nats_link import NatsTransport
 from shared.types import MeshName, Role
 
 if TYPE_CHECKING:
-    from shared.transports.swarm_link.swarm_transport import SwarmTransport
+    from shared.transports.swarm_transport import SwarmTransport
 
 SOFTWARE = "aimesh/0.1"
 #: How long a call over Hyperswarm waits for a node to be found: hole punching and relays take time.

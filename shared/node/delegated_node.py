@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared import errors
-from shared.discovery.directory import Directory
 from shared.identity import certificates, node_keys
 from shared.identity.trust import Trust
 from shared.node import membership_file, swarm_settings
 from shared.node.certificate_renewal import CertificateRenewal, DhtNodeCache
 from shared.node.transports import Transports
+from shared.protocol.directory import Directory
 from shared.rpc.calling import RpcClient
 from shared.transports.link import LocalNode
-from shared.transports.swarm_link.swarm_transport import SwarmTransport
+from shared.transports.swarm_transport import SwarmTransport
 from shared.types import Role
 
 

@@ -8,7 +8,7 @@ import msgspec
 from shared import errors
 from shared.api import events
 from shared.api.events import Event
-from shared.discovery import topics
+from shared.protocol import topics
 from shared.transports.link import LocalNode
 from shared.transports.nats.nats_protocol import NatsMessage
 from shared.transports.nats_link import NatsTransport
@@ -79,7 +79,6 @@ class DomainEvents:
             self._transport.nats.unsubscribe(sid)
 
     async def run(self) -> None:
-        """Send published events. Ends by cancellation."""
         while True:
             together = [await self._out.queue.get()]
             await asyncio.sleep(GATHER_SECONDS)

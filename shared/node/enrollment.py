@@ -19,17 +19,17 @@ from shared import addresses, errors
 from shared.api import membership as contract
 from shared.api.membership import Membership
 from shared.api.method import Method, Reply, Request
-from shared.discovery import topics
 from shared.identity import certificates, node_keys, tickets
 from shared.identity.trust import Trust
 from shared.node import membership_file, swarm_settings
 from shared.node.lifecycle import background
 from shared.node.membership_file import MembershipFile
+from shared.protocol import topics
 from shared.rpc import calling
 from shared.rpc.connection import RpcConnection
+from shared.transports.handshake import HandshakeRefusal
 from shared.transports.link import Link, LocalNode
-from shared.transports.swarm_link.handshake import HandshakeRefusal
-from shared.transports.swarm_link.swarm_transport import STARTING, MeetingTopics, SwarmTransport
+from shared.transports.swarm_transport import STARTING, MeetingTopics, SwarmTransport
 from shared.types import AuthorityId, MeshName, NodeId, Peer, Role
 
 Report = Callable[[str], None]

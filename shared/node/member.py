@@ -17,14 +17,13 @@ from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.method import Method, StreamMethod
 from shared.api.metrics import MetricsTextFormat
-from shared.discovery.directory import Announcement, Directory, ModelOffer, WorkerLoad
 from shared.identity import node_keys
 from shared.identity.trust import Trust
 from shared.node import membership_file
 from shared.node.announcements import Announcer
 from shared.node.certificate_renewal import CertificateRenewal, DhtNodeCache
 from shared.node.domain_events import DomainEvents
-from shared.node.host.host_metrics import Host
+from shared.node.host_metrics import Host
 from shared.node.lifecycle import DRAIN_SECONDS, background
 from shared.node.mesh_gauges import MeshGauges
 from shared.node.settings import NodeSettings
@@ -32,13 +31,13 @@ from shared.node.stock_clients.nats_micro import Micro
 from shared.node.stock_clients.stock_rpc_clients import StockRpcClients
 from shared.node.swarm_settings import initial_nodes, keys_of, open_swarm
 from shared.node.transports import Transports
+from shared.protocol.directory import Announcement, Directory, ModelOffer, WorkerLoad
 from shared.stores import file_lock
 from shared.telemetry import log_buffer, logs, tracing
-from shared.telemetry.exemplars import Exemplars
-from shared.telemetry.metrics_registry import Metrics, version
+from shared.telemetry.metrics_registry import Exemplars, Metrics, version
 from shared.transports.link import LocalNode
 from shared.transports.nats_link import NatsTransport
-from shared.transports.swarm_link.swarm_transport import SwarmTransport
+from shared.transports.swarm_transport import SwarmTransport
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
 
 #: Services often start before their NATS server. After this they exit and are restarted.

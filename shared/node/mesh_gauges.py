@@ -6,13 +6,12 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter as Counted
 
-from shared.discovery.directory import PATHS
 from shared.identity.trust import Trust
 from shared.node.domain_events import DomainEvents
-from shared.node.labelled_gauge import LabelledGauge
 from shared.node.transports import Transports
+from shared.protocol.directory import PATHS
 from shared.telemetry.instruments import node_label
-from shared.telemetry.metrics_registry import Metrics
+from shared.telemetry.metrics_registry import LabelledGauge, Metrics
 from shared.transports.link import Link
 
 #: The maximum number of peers with a round-trip metric, to keep the output short on large meshes.

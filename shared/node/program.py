@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 
 from shared import config, errors
-from shared.node.http.http_server import HttpServer, Operations, listen
+from shared.node.http_server import HttpServer, Operations, listen
 from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
 from shared.rpc import authorization

@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from shared import addresses
+from shared import addresses, config
+from shared.api.service_settings import ShownSetting, ShownSettings
 from shared.config import Settings, Variable
 from shared.node import http_connection_limits
+from shared.telemetry import redaction
 from shared.transports.nats.login import NatsFiles
 from shared.types import MeshName
 
@@ -143,3 +145,19 @@ class PublicNodeSettings(NodeSettings, frozen=True, kw_only=True):
                 http_connection_limits.network(each)
             except ValueError:
                 yield f"METRICS_NETWORKS: {each!r} is neither an address nor a network such as 10.0.0.0/8"
+
+
+def list_settings(settings: config.Settings) -> ShownSettings:
+    """Return a service's settings without secrets, including those inside URLs."""
+    return ShownSettings(
+        tuple(
+            ShownSetting(
+                setting.variable.name,
+                redaction.text(value),
+                redaction.text(setting.default or ""),
+                setting.variable.help,
+                is_secret=setting.variable.secret,
+            )
+            for setting, value in config.shown(settings)
+        )
+    )

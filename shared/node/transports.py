@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 from shared import errors
 from shared.api.gateway import Check
-from shared.discovery import topics
-from shared.discovery.directory import Directory
 from shared.identity.trust import Trust
+from shared.protocol import topics
+from shared.protocol.directory import Directory
 from shared.rpc.connection import RpcConnection
 from shared.rpc.serving import Dispatcher
 from shared.transports.link import Link
 from shared.transports.nats_link import NatsTransport
-from shared.transports.swarm_link.swarm_transport import SwarmTransport
+from shared.transports.swarm_transport import SwarmTransport
 from shared.types import NodeId, Peer, Role
 
 MAX_FAULTS = 500
@@ -54,7 +54,6 @@ class Transports:
         return (*nats, "swarm") if self.swarm is not None and self.swarm.connected else nats
 
     def checks(self) -> tuple[Check, ...]:
-        """Return the state of each transport."""
         found = []
         if self.nats is not None:
             found.append(Check("NATS", not self.nats.trouble, self.nats.trouble))
@@ -99,7 +98,7 @@ class Transports:
         """Connect to a peer over one transport. Raises PeerError, NodeRevoked, and WrongRole if SPEAKS_TO forbids the call: NATS would drop
         the HELLO silently, and the link would take the peer for dead."""
         if not topics.may_link(self._trust.role, peer.role):
-            raise errors.WrongRole(f"the role {self._trust.role} may not call {peer.role}", hint="see shared/discovery/topics.py")
+            raise errors.WrongRole(f"the role {self._trust.role} may not call {peer.role}", hint="see shared/protocol/topics.py")
         self._trust.check_not_revoked(peer.node)
         if transport == "nats" and self.nats is not None:
             return self._adopt(await self.nats.dial(peer))

@@ -1,4 +1,4 @@
-"""Authenticates the caller of each RPC method and applies `shared.access.access_table`.
+"""Authenticates the caller of each RPC method and applies `shared.access_table`.
 
 Services check nowhere else what a user may call. Handlers check whose data a user may touch.
 """
@@ -9,9 +9,8 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from shared import errors
-from shared.access import access_table
-from shared.access.access_table import Audience
+from shared import access_table, errors
+from shared.access_table import Audience
 from shared.api.auth import Principal
 from shared.rpc.serving import AnyMethod, Gate
 from shared.types import Credential, Role

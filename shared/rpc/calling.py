@@ -11,7 +11,7 @@ import msgspec
 
 from shared import context, errors
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
-from shared.frames import wire
+from shared.protocol import wire
 from shared.rpc import bodies
 from shared.rpc.connection import RpcConnection
 from shared.rpc.connection_pool import ConnectionPool

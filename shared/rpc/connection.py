@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from shared import errors
-from shared.frames import calls, wire
-from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Item, Piece, Reply
+from shared.protocol import calls, wire
+from shared.protocol.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Item, Piece, Reply
 from shared.rpc.serving import Dispatcher
 from shared.transports.link import Link
 from shared.types import Peer

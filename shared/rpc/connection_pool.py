@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
 
 from shared import errors
-from shared.discovery import directory
-from shared.discovery.directory import Directory, DirectoryEntry
+from shared.protocol import directory
+from shared.protocol.directory import Directory, DirectoryEntry
 from shared.rpc.connection import RpcConnection
 from shared.types import NodeId, Peer, Role
 

@@ -16,7 +16,7 @@ import msgspec
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
-from shared.frames import wire
+from shared.protocol import wire
 from shared.rpc import bodies
 from shared.telemetry import tracing
 from shared.timing.bounded_waits import BoundedWait

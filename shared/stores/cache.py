@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 from shared import errors
 from shared.api.gateway import Check
-from shared.stores.valkey import resp, valkey_client, valkey_url
-from shared.stores.valkey.resp import Reply, ReplyError, Word
-from shared.stores.valkey.valkey_client import LoginRefused, ValkeyConnection
+from shared.stores import resp, valkey_client, valkey_url
+from shared.stores.resp import Reply, ReplyError, Word
+from shared.stores.valkey_client import LoginRefused, ValkeyConnection
 
 #: Turns of the event loop, each of which reads what has arrived. An idle loop makes them at once.
 _TURNS = 20
@@ -119,10 +119,6 @@ class Cache:
 
     async def set(self, key: str, value: bytes | str, *, ttl_seconds: float) -> None:
         await self._ask("SET", key, value, "PX", _milliseconds(ttl_seconds))
-
-    async def prolong(self, key: str, *, ttl_seconds: float) -> bytes | None:
-        """Read a value and extend its life to ``ttl_seconds`` from now; None if it is gone."""
-        return _bytes(await self._ask("GETEX", key, "PX", _milliseconds(ttl_seconds)))
 
     async def take(self, key: str) -> bytes | None:
         """Read and delete a value in one step, so that only one caller gets it."""

@@ -13,8 +13,7 @@ from typing import Final, Generic, Self, TypeVar
 from prometheus_client import Counter, Histogram
 
 from shared import errors
-from shared.telemetry.exemplars import Exemplars
-from shared.telemetry.metrics_registry import Metrics
+from shared.telemetry.metrics_registry import Exemplars, Metrics
 from shared.telemetry.tracing import error_code
 from shared.types import ModelName
 

@@ -1,7 +1,8 @@
-"""Define the type of a row in the instrument list."""
+"""Define the type of a row in the instrument list, and the three kinds of rows."""
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 
 class InstrumentKind(StrEnum):
@@ -10,19 +11,23 @@ class InstrumentKind(StrEnum):
     HISTOGRAM = "histogram"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Instrument:
-    name: str
     kind: InstrumentKind
+    name: str
     help: str
-    unit: str = ""
     labels: tuple[str, ...] = ()
+    unit: str = ""
     #: Label values that are known in advance. A counter exports them as 0 from the start, because Prometheus' ``increase`` misses the first
     #: increment of a series that begins above 0.
     known: tuple[tuple[str, ...], ...] = ()
     #: The upper bounds of a histogram, without infinity.
     buckets: tuple[float, ...] = ()
 
+
+counter = partial(Instrument, InstrumentKind.COUNTER)
+gauge = partial(Instrument, InstrumentKind.GAUGE)
+histogram = partial(Instrument, InstrumentKind.HISTOGRAM)
 
 #: OTel's gen_ai durations (.01 … 81.92), with smaller buckets for calls on a local network.
 CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)

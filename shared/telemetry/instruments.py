@@ -9,405 +9,277 @@ from typing import Literal, get_args
 
 from shared import errors
 from shared.telemetry import gen_ai_instruments, host_instruments
-from shared.telemetry.instrument import CALL_SECONDS, FIRST_TOKEN_SECONDS, OUTPUT_TOKEN_SECONDS, Instrument, InstrumentKind
+from shared.telemetry.instrument import CALL_SECONDS, FIRST_TOKEN_SECONDS, OUTPUT_TOKEN_SECONDS, Instrument, counter, gauge, histogram
 from shared.types import NodeId
 
 # --- every service -------------------------------------------------------------------------------------------------
 
-REQUESTS = Instrument(
-    name="ai_platform_requests_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("service", "method", "status"),
-    help="Completed calls and HTTP requests, by status: success or the error code",
+REQUESTS = counter(
+    "ai_platform_requests_total", "Completed calls and HTTP requests, by status: success or the error code", ("service", "method", "status")
 )
-REQUEST_DURATION = Instrument(
-    name="ai_platform_request_duration_seconds",
-    kind=InstrumentKind.HISTOGRAM,
+REQUEST_DURATION = histogram(
+    "ai_platform_request_duration_seconds",
+    "Duration of a call; model is empty if the call involves no model",
+    ("service", "method", "model"),
     unit="seconds",
-    labels=("service", "method", "model"),
     buckets=CALL_SECONDS,
-    help="Duration of a call; model is empty if the call involves no model",
 )
-INFLIGHT_REQUESTS = Instrument(
-    name="ai_platform_inflight_requests",
-    kind=InstrumentKind.GAUGE,
-    labels=("service",),
-    help="Calls that are currently running",
+INFLIGHT_REQUESTS = gauge("ai_platform_inflight_requests", "Calls that are currently running", ("service",))
+LINKS = gauge("ai_platform_links", "Links to other nodes, by state: opening, open or draining", ("state",))
+NATS_RECONNECTS = counter("ai_platform_nats_reconnects_total", "How often the connection to NATS was lost and restored")
+NATS_CALLBACK_ERRORS = counter(
+    "ai_platform_nats_callback_errors_total", "Messages from NATS that were lost because this node's own code raised an error: alert on any"
 )
-LINKS = Instrument(
-    name="ai_platform_links",
-    kind=InstrumentKind.GAUGE,
-    labels=("state",),
-    help="Links to other nodes, by state: opening, open or draining",
-)
-NATS_RECONNECTS = Instrument(
-    name="ai_platform_nats_reconnects_total",
-    kind=InstrumentKind.COUNTER,
-    help="How often the connection to NATS was lost and restored",
-)
-NATS_CALLBACK_ERRORS = Instrument(
-    name="ai_platform_nats_callback_errors_total",
-    kind=InstrumentKind.COUNTER,
-    help="Messages from NATS that were lost because this node's own code raised an error: alert on any",
-)
-LINKS_BY_PATH = Instrument(
-    name="ai_platform_links_by_path",
-    kind=InstrumentKind.GAUGE,
-    labels=("path",),
-    help="Open links to other nodes, by path: nats, direct, punched or relayed",
-)
-PEER_RTT = Instrument(
-    name="ai_platform_peer_rtt_seconds",
-    kind=InstrumentKind.GAUGE,
+LINKS_BY_PATH = gauge("ai_platform_links_by_path", "Open links to other nodes, by path: nats, direct, punched or relayed", ("path",))
+PEER_RTT = gauge("ai_platform_peer_rtt_seconds", "Last measured round trip on the link to another node", ("peer", "path"), unit="seconds")
+ROUND_TRIP = gauge(
+    "ai_platform_round_trip_seconds",
+    "Mean of the last measured round trips over the open links, by path: nats, direct, punched or relayed",
+    ("path",),
     unit="seconds",
-    labels=("peer", "path"),
-    help="Last measured round trip on the link to another node",
-)
-ROUND_TRIP = Instrument(
-    name="ai_platform_round_trip_seconds",
-    kind=InstrumentKind.GAUGE,
-    unit="seconds",
-    labels=("path",),
-    help="Mean of the last measured round trips over the open links, by path: nats, direct, punched or relayed",
 )
 _LOST_FOR = (("overwritten",), ("not_taken",), ("rejected",))
-SPANS_LOST = Instrument(
-    name="ai_platform_spans_lost_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("reason",),
+SPANS_LOST = counter(
+    "ai_platform_spans_lost_total",
+    "Lost spans of sampled traces, by reason: overwritten before they were read, not_taken by the OTLP endpoint, or rejected by it",
+    ("reason",),
     known=_LOST_FOR,
-    help="Lost spans of sampled traces, by reason: overwritten before they were read, not_taken by the OTLP endpoint, or rejected by it",
 )
-SIDECAR_RESTARTS = Instrument(
-    name="ai_platform_sidecar_restarts_total",
-    kind=InstrumentKind.COUNTER,
-    help="How often the Hyperswarm sidecar died and was restarted",
+SIDECAR_RESTARTS = counter("ai_platform_sidecar_restarts_total", "How often the Hyperswarm sidecar died and was restarted")
+STRANGERS_REFUSED = counter(
+    "ai_platform_strangers_refused_total", "Rejected connections over Hyperswarm: no certificate of this mesh, revoked, or too many at once"
 )
-STRANGERS_REFUSED = Instrument(
-    name="ai_platform_strangers_refused_total",
-    kind=InstrumentKind.COUNTER,
-    help="Rejected connections over Hyperswarm: no certificate of this mesh, revoked, or too many at once",
+CONTESTED_KEYS = counter(
+    "ai_platform_contested_keys_total",
+    "How often two processes used the same node key, or links were replaced so often that they probably did: alert on any",
 )
-CONTESTED_KEYS = Instrument(
-    name="ai_platform_contested_keys_total",
-    kind=InstrumentKind.COUNTER,
-    help="How often two processes used the same node key, or links were replaced so often that they probably did: alert on any",
-)
-CERTIFICATE_SECONDS_LEFT = Instrument(
-    name="ai_platform_certificate_seconds_left",
-    kind=InstrumentKind.GAUGE,
+CERTIFICATE_SECONDS_LEFT = gauge(
+    "ai_platform_certificate_seconds_left",
+    "Time until this node's certificate expires; negative after that. It is renewed when a third of its lifetime is left",
     unit="seconds",
-    help="Time until this node's certificate expires; negative after that. It is renewed when a third of its lifetime is left",
 )
-REVOCATION_LIST_AGE = Instrument(
-    name="ai_platform_revocation_list_age_seconds",
-    kind=InstrumentKind.GAUGE,
+REVOCATION_LIST_AGE = gauge(
+    "ai_platform_revocation_list_age_seconds",
+    "Time since auth last confirmed this node's revocation list; over 600 the node is degraded",
     unit="seconds",
-    help="Time since auth last confirmed this node's revocation list; over 600 the node is degraded",
 )
-LOG_LINES_LOST = Instrument(
-    name="ai_platform_log_lines_lost_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("reason",),
+LOG_LINES_LOST = counter(
+    "ai_platform_log_lines_lost_total",
+    "Log lines that never reach the OTLP endpoint, by reason: overwritten before they were read, not_taken by it, or rejected by it",
+    ("reason",),
     known=_LOST_FOR,
-    help="Log lines that never reach the OTLP endpoint, by reason: overwritten before they were read, not_taken by it, or rejected by it",
 )
-BUILD_INFO = Instrument(
-    name="ai_platform_build_info",
-    kind=InstrumentKind.GAUGE,
-    labels=("service", "version", "python"),
-    help="Always 1; the labels show the running version",
-)
+BUILD_INFO = gauge("ai_platform_build_info", "Always 1; the labels show the running version", ("service", "version", "python"))
 
 # --- auth ------------------------------------------------------------------------------------------------------------
 
-REGISTRATIONS = Instrument(name="ai_platform_registrations_total", kind=InstrumentKind.COUNTER, help="Users registered")
-KEYS_CREATED = Instrument(name="ai_platform_keys_created_total", kind=InstrumentKind.COUNTER, help="API keys created")
+REGISTRATIONS = counter("ai_platform_registrations_total", "Users registered")
+KEYS_CREATED = counter("ai_platform_keys_created_total", "API keys created")
 AuthFailure = Literal[
     "bad_ticket", "bad_token", "closed_account", "expired_key", "link_over", "malformed", "missing", "oidc", "reset_over", "revoked_key",
     "rotated_key", "session_over", "session_reused", "too_many_logins", "unknown_key", "wrong_code", "wrong_password",
 ]  # fmt: skip
-AUTH_FAILURES = Instrument(
-    name="ai_platform_auth_failures_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("reason",),
+AUTH_FAILURES = counter(
+    "ai_platform_auth_failures_total",
+    "Rejected credentials, by reason, such as wrong_password, unknown_key, revoked_key or malformed",
+    ("reason",),
     known=tuple((reason,) for reason in get_args(AuthFailure)),
-    help="Rejected credentials, by reason, such as wrong_password, unknown_key, revoked_key or malformed",
 )
 
-AUDIT_CHAIN_VALID = Instrument(
-    name="ai_platform_audit_chain_valid",
-    kind=InstrumentKind.GAUGE,
-    help="1 if the last verification of the audit log's chain and anchors succeeded, 0 if a row was tampered with",
+AUDIT_CHAIN_VALID = gauge(
+    "ai_platform_audit_chain_valid",
+    "1 if the last verification of the audit log's chain and anchors succeeded, 0 if a row was tampered with",
 )
 
 # --- gateway ---------------------------------------------------------------------------------------------------------
 
-RATE_LIMIT_VIOLATIONS = Instrument(
-    name="ai_platform_rate_limit_violations_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("scope", "tier", "model"),
-    help="Requests rejected by a rate limit; scope is user, key or model: the one with the longest wait",
+RATE_LIMIT_VIOLATIONS = counter(
+    "ai_platform_rate_limit_violations_total",
+    "Requests rejected by a rate limit; scope is user, key or model: the one with the longest wait",
+    ("scope", "tier", "model"),
 )
-RATE_LIMIT_DEGRADED = Instrument(
-    name="ai_platform_ratelimit_degraded",
-    kind=InstrumentKind.GAUGE,
-    help="1 while Valkey is unavailable for rate limits, whatever LIMITER_WITHOUT_VALKEY says: alert after a minute",
+RATE_LIMIT_DEGRADED = gauge(
+    "ai_platform_ratelimit_degraded",
+    "1 while Valkey is unavailable for rate limits, whatever LIMITER_WITHOUT_VALKEY says: alert after a minute",
 )
-RATE_LIMIT_DECISIONS = Instrument(
-    name="ai_platform_ratelimit_decisions_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("decision",),
-    help="Requests by rate limit decision: admitted, refused, or uncounted while Valkey was unavailable",
+RATE_LIMIT_DECISIONS = counter(
+    "ai_platform_ratelimit_decisions_total",
+    "Requests by rate limit decision: admitted, refused, or uncounted while Valkey was unavailable",
+    ("decision",),
 )
-STREAMS_ABORTED = Instrument(
-    name="ai_platform_streams_aborted_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("reason",),
+STREAMS_ABORTED = counter(
+    "ai_platform_streams_aborted_total",
+    "Answers that ended early after their first token, by reason: cancelled by the client, or the error code",
+    ("reason",),
     known=tuple((reason,) for reason in (*sorted(errors.BY_CODE), "other")),
-    help="Answers that ended early after their first token, by reason: cancelled by the client, or the error code",
 )
-INTER_TOKEN_SECONDS = Instrument(
-    name="ai_platform_inter_token_seconds",
-    kind=InstrumentKind.HISTOGRAM,
+INTER_TOKEN_SECONDS = histogram(
+    "ai_platform_inter_token_seconds",
+    "Mean time between two tokens of each answer",
+    ("model",),
     unit="seconds",
-    labels=("model",),
     buckets=OUTPUT_TOKEN_SECONDS,
-    help="Mean time between two tokens of each answer",
 )
-COST = Instrument(
-    name="ai_platform_cost_micro_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("model",),
-    help="Cost of completed requests in micro-credits: a million is one credit",
-)
-LEDGER_RESERVE_SECONDS = Instrument(
-    name="ai_platform_ledger_reserve_seconds",
-    kind=InstrumentKind.HISTOGRAM,
+COST = counter("ai_platform_cost_micro_total", "Cost of completed requests in micro-credits: a million is one credit", ("model",))
+LEDGER_RESERVE_SECONDS = histogram(
+    "ai_platform_ledger_reserve_seconds",
+    "Time that PostgreSQL took to reserve the maximum cost of a request",
     unit="seconds",
     buckets=CALL_SECONDS,
-    help="Time that PostgreSQL took to reserve the maximum cost of a request",
 )
-LEDGER_OPEN_RESERVATIONS = Instrument(
-    name="ai_platform_ledger_open_reservations",
-    kind=InstrumentKind.GAUGE,
-    help="Open credit reservations of this gateway's requests",
+LEDGER_OPEN_RESERVATIONS = gauge("ai_platform_ledger_open_reservations", "Open credit reservations of this gateway's requests")
+LEDGER_OLDEST_RESERVATION = gauge(
+    "ai_platform_ledger_oldest_reservation_seconds", "Age of the oldest open reservation; 0 without any", unit="seconds"
 )
-LEDGER_OLDEST_RESERVATION = Instrument(
-    name="ai_platform_ledger_oldest_reservation_seconds",
-    kind=InstrumentKind.GAUGE,
-    unit="seconds",
-    help="Age of the oldest open reservation; 0 without any",
-)
-SETTLE_JOURNAL_ROWS = Instrument(
-    name="ai_platform_settle_journal_rows",
-    kind=InstrumentKind.GAUGE,
-    help="Rows in the journal on disk that are not in PostgreSQL yet",
-)
-USAGE_QUEUE_ROWS = Instrument(
-    name="ai_platform_usage_queue_rows",
-    kind=InstrumentKind.GAUGE,
-    help="Usage rows queued for PostgreSQL",
-)
-SETTLE_FAILURES = Instrument(
-    name="ai_platform_settle_failures_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("reason",),
-    help="Failed attempts to write usage rows, by reason: PostgreSQL was down, full or read-only (unavailable), or rejected the rows"
+SETTLE_JOURNAL_ROWS = gauge("ai_platform_settle_journal_rows", "Rows in the journal on disk that are not in PostgreSQL yet")
+USAGE_QUEUE_ROWS = gauge("ai_platform_usage_queue_rows", "Usage rows queued for PostgreSQL")
+SETTLE_FAILURES = counter(
+    "ai_platform_settle_failures_total",
+    "Failed attempts to write usage rows, by reason: PostgreSQL was down, full or read-only (unavailable), or rejected the rows"
     " (refused). The rows wait in the journal",
+    ("reason",),
 )
 
-RETRIES = Instrument(
-    name="ai_platform_retries_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("kind", "outcome"),
-    known=tuple(product(("retry", "resumption"), ("answered", "failed", "left", "over_budget"))),
-    help="Requests moved to another worker, by kind: retry (before the first token) or resumption (mid-answer); and by outcome: answered,"
+RETRIES = counter(
+    "ai_platform_retries_total",
+    "Requests moved to another worker, by kind: retry (before the first token) or resumption (mid-answer); and by outcome: answered,"
     " failed, left (the caller disconnected), or over_budget (not sent)",
+    ("kind", "outcome"),
+    known=tuple(product(("retry", "resumption"), ("answered", "failed", "left", "over_budget"))),
 )
 
-WRONG_COUNTS = Instrument(
-    name="ai_platform_wrong_counts_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("node",),
-    help="Answers for which a worker reported wrong token counts. They are not billed, and the third within an hour quarantines the worker"
+WRONG_COUNTS = counter(
+    "ai_platform_wrong_counts_total",
+    "Answers for which a worker reported wrong token counts. They are not billed, and the third within an hour quarantines the worker"
     " for an hour",
+    ("node",),
 )
 
-LEDGER_DRIFT = Instrument(
-    name="ai_platform_ledger_drift_micro",
-    kind=InstrumentKind.GAUGE,
-    help="Difference between accounts, entries and reservations in micro-credits; any value but 0 is an error",
+LEDGER_DRIFT = gauge(
+    "ai_platform_ledger_drift_micro", "Difference between accounts, entries and reservations in micro-credits; any value but 0 is an error"
 )
 
-UPKEEP_LAST_SUCCESS = Instrument(
-    name="ai_platform_upkeep_last_success_timestamp_seconds",
-    kind=InstrumentKind.GAUGE,
-    labels=("job",),
-    help="Unix time of the last success of a gateway's background job on PostgreSQL: verify, checkpoint, roll, retention or partitions",
+UPKEEP_LAST_SUCCESS = gauge(
+    "ai_platform_upkeep_last_success_timestamp_seconds",
+    "Unix time of the last success of a gateway's background job on PostgreSQL: verify, checkpoint, roll, retention or partitions",
+    ("job",),
 )
-UPKEEP_AGE = Instrument(
-    name="ai_platform_upkeep_age_seconds",
-    kind=InstrumentKind.GAUGE,
-    labels=("job",),
-    help="Seconds since the last success of the gateway's background job; before the first success, since the gateway started",
+UPKEEP_AGE = gauge(
+    "ai_platform_upkeep_age_seconds",
+    "Seconds since the last success of the gateway's background job; before the first success, since the gateway started",
+    ("job",),
 )
-PARTITIONS_AHEAD = Instrument(
-    name="ai_platform_partitions_ahead_seconds",
-    kind=InstrumentKind.GAUGE,
+PARTITIONS_AHEAD = gauge(
+    "ai_platform_partitions_ahead_seconds",
+    "How far into the future the gateway's tables have partitions; later rows go to the default partitions",
     unit="seconds",
-    help="How far into the future the gateway's tables have partitions; later rows go to the default partitions",
 )
 
-MODEL_WORKERS = Instrument(
-    name="ai_platform_model_workers",
-    kind=InstrumentKind.GAUGE,
-    labels=("model",),
-    help="Workers that can serve the model now, by each of its names; a model that lost its last worker stays at 0 for a day",
+MODEL_WORKERS = gauge(
+    "ai_platform_model_workers",
+    "Workers that can serve the model now, by each of its names; a model that lost its last worker stays at 0 for a day",
+    ("model",),
 )
 
-RESPONSE_CACHE = Instrument(
-    name="ai_platform_response_cache_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("result",),
+RESPONSE_CACHE = counter(
+    "ai_platform_response_cache_total",
+    "Deterministic requests by result: hit (cached), joined (shared with an identical running request) or miss",
+    ("result",),
     known=(("hit",), ("joined",), ("miss",)),
-    help="Deterministic requests by result: hit (cached), joined (shared with an identical running request) or miss",
 )
 
 # --- gateway and inference -------------------------------------------------------------------------------------------
 
-TOKENS = Instrument(
-    name="ai_platform_tokens_total",
-    kind=InstrumentKind.COUNTER,
+TOKENS = counter(
+    "ai_platform_tokens_total",
+    "Tokens by type: input (prompt) or output (generated). Gateway and inference both count them, so filter by service",
+    ("type", "model"),
     unit="tokens",
-    labels=("type", "model"),
-    help="Tokens by type: input (prompt) or output (generated). Gateway and inference both count them, so filter by service",
 )
-TTFT_SECONDS = Instrument(
-    name="ai_platform_ttft_seconds",
-    kind=InstrumentKind.HISTOGRAM,
+TTFT_SECONDS = histogram(
+    "ai_platform_ttft_seconds",
+    "Time from the start of a request to its first text, including queueing",
+    ("model",),
     unit="seconds",
-    labels=("model",),
     buckets=FIRST_TOKEN_SECONDS,
-    help="Time from the start of a request to its first text, including queueing",
 )
-QUEUE_DEPTH = Instrument(
-    name="ai_platform_queue_depth",
-    kind=InstrumentKind.GAUGE,
-    labels=("model",),
-    help="Requests that are waiting for a free slot",
-)
+QUEUE_DEPTH = gauge("ai_platform_queue_depth", "Requests that are waiting for a free slot", ("model",))
 
-QUEUE_WAIT_SECONDS = Instrument(
-    name="ai_platform_queue_wait_seconds",
-    kind=InstrumentKind.HISTOGRAM,
+QUEUE_WAIT_SECONDS = histogram(
+    "ai_platform_queue_wait_seconds",
+    "Time that a request waited at the gateway for a worker; excludes rejected and canceled requests",
+    ("model",),
     unit="seconds",
-    labels=("model",),
     buckets=FIRST_TOKEN_SECONDS,
-    help="Time that a request waited at the gateway for a worker; excludes rejected and canceled requests",
 )
 
 # --- inference -------------------------------------------------------------------------------------------------------
 
-WORKER_UP = Instrument(
-    name="ai_platform_worker_up",
-    kind=InstrumentKind.GAUGE,
-    labels=("model",),
-    help="1 while the engine of this model is running, 0 while it is loading, failed or restarting",
+WORKER_UP = gauge(
+    "ai_platform_worker_up", "1 while the engine of this model is running, 0 while it is loading, failed or restarting", ("model",)
 )
-WORKER_SLOTS = Instrument(
-    name="ai_platform_worker_slots",
-    kind=InstrumentKind.GAUGE,
-    labels=("model", "state"),
-    help="Sequences that the engine can run concurrently, by state: busy or free",
+WORKER_SLOTS = gauge(
+    "ai_platform_worker_slots", "Sequences that the engine can run concurrently, by state: busy or free", ("model", "state")
 )
-ENGINE_RESTARTS = Instrument(
-    name="ai_platform_engine_restarts_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("model",),
-    help="How often the engine process died and was restarted",
+ENGINE_RESTARTS = counter("ai_platform_engine_restarts_total", "How often the engine process died and was restarted", ("model",))
+ENGINE_OVERHEAD = gauge(
+    "ai_platform_engine_overhead_ratio",
+    "Share of the engine's busy time in the last 10 s that was not llama.cpp computing, from 0 to 1; 0 when idle",
+    ("model",),
 )
-ENGINE_OVERHEAD = Instrument(
-    name="ai_platform_engine_overhead_ratio",
-    kind=InstrumentKind.GAUGE,
-    labels=("model",),
-    help="Share of the engine's busy time in the last 10 s that was not llama.cpp computing, from 0 to 1; 0 when idle",
-)
-ENGINE_STEP_SECONDS = Instrument(
-    name="ai_platform_engine_step_seconds",
-    kind=InstrumentKind.GAUGE,
+ENGINE_STEP_SECONDS = gauge(
+    "ai_platform_engine_step_seconds",
+    "Mean duration of an engine step in the last 10 s: the time between two tokens of an answer",
+    ("model",),
     unit="seconds",
-    labels=("model",),
-    help="Mean duration of an engine step in the last 10 s: the time between two tokens of an answer",
 )
-ENGINE_TOKENS_PER_SECOND = Instrument(
-    name="ai_platform_engine_tokens_per_second",
-    kind=InstrumentKind.GAUGE,
+ENGINE_TOKENS_PER_SECOND = gauge(
+    "ai_platform_engine_tokens_per_second",
+    "Tokens per second of busy time that the engine generated for all answers in the last 10 s",
+    ("model",),
     unit="tokens",
-    labels=("model",),
-    help="Tokens per second of busy time that the engine generated for all answers in the last 10 s",
 )
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
-ACTIVE_USERS = Instrument(
-    name="ai_platform_active_users",
-    kind=InstrumentKind.GAUGE,
-    labels=("time_window",),
-    help="Users with a completed request in the last 1h, 24h or 7d, counted while the metrics service was up",
+ACTIVE_USERS = gauge(
+    "ai_platform_active_users",
+    "Users with a completed request in the last 1h, 24h or 7d, counted while the metrics service was up",
+    ("time_window",),
 )
-EVENTS = Instrument(
-    name="ai_platform_events_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("event",),
-    help="Domain events, by name, such as user.registered or key.created",
+EVENTS = counter("ai_platform_events_total", "Domain events, by name, such as user.registered or key.created", ("event",))
+EVENTS_DROPPED = counter(
+    "ai_platform_events_dropped_total", "Domain events that were dropped because they arrived faster than they were read"
 )
-EVENTS_DROPPED = Instrument(
-    name="ai_platform_events_dropped_total",
-    kind=InstrumentKind.COUNTER,
-    help="Domain events that were dropped because they arrived faster than they were read",
+COMPLETED_REQUESTS = counter(
+    "ai_platform_completed_requests_total",
+    "Completed inference requests over all gateways, by status: success, error, timeout, cancelled, limited or rejected (invalid)",
+    ("status", "model"),
 )
-COMPLETED_REQUESTS = Instrument(
-    name="ai_platform_completed_requests_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("status", "model"),
-    help="Completed inference requests over all gateways, by status: success, error, timeout, cancelled, limited or rejected (invalid)",
-)
-COMPLETED_TOKENS = Instrument(
-    name="ai_platform_completed_tokens_total",
-    kind=InstrumentKind.COUNTER,
+COMPLETED_TOKENS = counter(
+    "ai_platform_completed_tokens_total",
+    "Tokens of completed inference requests over all gateways, prompt and answer together",
+    ("model",),
     unit="tokens",
-    labels=("model",),
-    help="Tokens of completed inference requests over all gateways, prompt and answer together",
 )
-NODE_UP = Instrument(
-    name="ai_platform_node_up",
-    kind=InstrumentKind.GAUGE,
-    labels=("service", "node"),
-    help="1 for a live node, 0 for one that disappeared without shutting down cleanly; removed after an hour",
+NODE_UP = gauge(
+    "ai_platform_node_up",
+    "1 for a live node, 0 for one that disappeared without shutting down cleanly; removed after an hour",
+    ("service", "node"),
 )
-SERVER_UP = Instrument(
-    name="ai_platform_server_up",
-    kind=InstrumentKind.GAUGE,
-    labels=("server",),
-    help="1 while any service reaches the server (postgresql, valkey, nats, hyperswarm), 0 while none of them does",
+SERVER_UP = gauge(
+    "ai_platform_server_up",
+    "1 while any service reaches the server (postgresql, valkey, nats, hyperswarm), 0 while none of them does",
+    ("server",),
 )
-SCRAPE_FAILURES = Instrument(
-    name="ai_platform_scrape_failures_total",
-    kind=InstrumentKind.COUNTER,
-    labels=("service", "reason"),
-    help="Failed attempts to read a live node's metrics, by error code",
+SCRAPE_FAILURES = counter(
+    "ai_platform_scrape_failures_total", "Failed attempts to read a live node's metrics, by error code", ("service", "reason")
 )
-SCRAPE_DROPPED_SERIES = Instrument(
-    name="ai_platform_scrape_dropped_series",
-    kind=InstrumentKind.GAUGE,
-    help="Series dropped from the last collection: malformed, over a node's limit, or of a different type than elsewhere",
+SCRAPE_DROPPED_SERIES = gauge(
+    "ai_platform_scrape_dropped_series",
+    "Series dropped from the last collection: malformed, over a node's limit, or of a different type than elsewhere",
 )
-CUSTOM_SERIES = Instrument(
-    name="ai_platform_custom_series",
-    kind=InstrumentKind.GAUGE,
-    help="Series created by recordMetric; at most 1000",
-)
+CUSTOM_SERIES = gauge("ai_platform_custom_series", "Series created by recordMetric; at most 1000")
 
 ALL: tuple[Instrument, ...] = (
     *(found for found in list(globals().values()) if isinstance(found, Instrument)),

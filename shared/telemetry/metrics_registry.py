@@ -1,20 +1,46 @@
-"""Hold the metrics of a node. Each node has its own registry, because several nodes can share a process."""
+"""Hold the metrics of a node, with exemplars. Each node has its own registry, because several nodes can share a process."""
 
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
-from typing import Generic, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 
+from shared import context
 from shared.api.metrics import MetricsTextFormat
 from shared.api.node import Exemplar, NodeMetrics
 from shared.telemetry import gen_ai_instruments, host_instruments, instruments
 from shared.telemetry.instrument import Instrument, InstrumentKind
+
+#: A bucket holds one exemplar and is read every few seconds, so most updates at high rates would be wasted.
+PAUSE_SECONDS: Final = 0.02
+
+
+class Exemplars:
+    """Chooses requests with sampled traces, at a limited rate. One per node."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next_at = 0.0
+
+    def of_request(self) -> dict[str, str] | None:
+        """Return the exemplar for all observations of the current request, or None for most requests."""
+        now = context.current.get()
+        trace = None if now is None or now.span is None else now.span.trace
+        if trace is None or not trace.sampled:
+            return None
+        at = self._clock()
+        if at < self._next_at:
+            return None
+        self._next_at = at + PAUSE_SECONDS
+        return {"trace_id": trace.id}
+
 
 Family = TypeVar("Family", Counter, Gauge, Histogram)
 
@@ -202,3 +228,19 @@ def version() -> str:
         return metadata.version("aimesh")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+class LabelledGauge:
+    """``gauge`` is called when there is something to show; until then the gauge does not exist."""
+
+    def __init__(self, gauge: Callable[[], Gauge]) -> None:
+        self._gauge = gauge
+        self._shown: set[tuple[str, ...]] = set()
+
+    def show(self, values: Mapping[tuple[str, ...], float]) -> None:
+        """Export these label values, and no others."""
+        for labels in self._shown - values.keys():
+            self._gauge().remove(*labels)
+        for labels, value in values.items():
+            self._gauge().labels(*labels).set(value)
+        self._shown = set(values)

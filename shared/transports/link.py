@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shared import errors
-from shared.frames import wire
-from shared.frames.wire import Frame, Hello, Ping, Pong
 from shared.identity import node_keys
+from shared.protocol import wire
+from shared.protocol.wire import Frame, Hello, Ping, Pong
 from shared.types import MeshName, NodeId, Peer, Role
 
 #: Each side pings this often, and treats this much silence as a dead peer. Fixed, because both ends must agree.

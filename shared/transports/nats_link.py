@@ -13,11 +13,10 @@ from collections.abc import Callable
 import msgspec
 
 from shared import errors
-from shared.discovery import topics
-from shared.frames import wire
-from shared.frames.wire import Frame, Hello, Item
 from shared.identity import node_keys
 from shared.identity.trust import Trust
+from shared.protocol import topics, wire
+from shared.protocol.wire import Frame, Hello, Item
 from shared.transports.link import HELLO_SECONDS, SILENCE_SECONDS, TICK_SECONDS, Link, LocalNode
 from shared.transports.nats.login import NatsFiles
 from shared.transports.nats.nats_client import NatsClient
@@ -338,7 +337,6 @@ class NatsTransport:
                 link.close(errors.ProtocolViolation(why))
 
     def _close_revoked(self, nodes: frozenset[NodeId]) -> None:
-        """Close the links of revoked nodes."""
         for link in self.links():
             if link.peer.node in nodes:
                 link.close(errors.NodeRevoked("this node was revoked"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shared import errors
 from shared.identity import node_keys
-from shared.transports.hyperswarm import node_binary, swarm_errors
+from shared.transports.hyperswarm import sidecar_process, swarm_errors
 from stack.ports import WantedPort
 from stack.servers.program import DatagramProbe, Program
 from stack.settings import DHT_NODES, PUBLIC_DHT, StackSettings, is_ipv4
@@ -68,7 +68,6 @@ def bind_of(host: str) -> str:
 
 
 def is_embedded(settings: StackSettings) -> bool:
-    """Return whether this stack runs its own DHT nodes."""
     return settings.hyperswarm and not settings.dht_bootstrap
 
 
@@ -160,8 +159,8 @@ def _split(nodes: tuple[str, ...]) -> list[dict[str, object]]:
 
 def _command(program: str, options: Mapping[str, object], node: Path | None) -> tuple[str, ...]:
     try:
-        binary = node or node_binary.find_node()
-        folder = node_binary.find_sidecar().parent
+        binary = node or sidecar_process.find_node()
+        folder = sidecar_process.find_sidecar().parent
     except swarm_errors.NodeMissing as error:
         raise errors.BadSettings(str(error), hint="or do without: HYPERSWARM=off") from error
     return (os.fspath(binary), str(folder / program), json.dumps(options))

@@ -12,7 +12,7 @@ import msgspec
 from shared import errors
 from shared.identity import certificates
 from shared.types import AuthorityId, MeshName, NodeId
-from stack.servers import nats_users
+from stack.servers import nats_server
 from stack.stack_home import StackHome
 
 _LOOK_SECONDS = 1.0
@@ -65,7 +65,7 @@ def _changed_at(path: Path) -> int | None:
 
 def _apply(home: StackHome, mesh: MeshName) -> None:
     try:
-        gone = nats_users.revoke(home, mesh, read_revoked(list_file(home)))
+        gone = nats_server.revoke(home, mesh, read_revoked(list_file(home)))
     except (errors.AimeshError, OSError) as error:
         _log.error("revocations: %s", error)
         return

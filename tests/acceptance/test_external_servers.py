@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stack import stack_plan
-from stack.servers import nats_users
+from stack.servers import nats_server
 from tests import stacks
 from tests.stacks import RunningStack, until
 from tests.testnet import NatsServer, free_port
@@ -30,7 +30,7 @@ def users_conf(planned: RunningStack, tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     port = int(planned.environment["NATS_URL"].rpartition(":")[2])
     config = folder / "nats.conf"
-    config.write_text(nats_users.render_server(port, folder / "nats.pid"), encoding="utf-8")
+    config.write_text(nats_server.render_server(port, folder / "nats.pid"), encoding="utf-8")
     # Nobody is let in before there is a list.
     (folder / "users.conf").write_text("users = [{ user: nobody, password: nothing }]\n", encoding="utf-8")
     with (folder / "log").open("wb") as log:
@@ -42,7 +42,7 @@ def users_conf(planned: RunningStack, tmp_path: Path) -> Iterator[Path]:
 
 def let_in(planned: RunningStack, users_conf: Path) -> None:
     users_conf.write_text((planned.place.nats / "users.conf").read_text(encoding="utf-8"), encoding="utf-8")
-    nats_users.reload(users_conf.parent)
+    nats_server.reload(users_conf.parent)
 
 
 async def test_servers_of_ones_own_take_the_place_of_the_embedded_ones(planned: RunningStack, users_conf: Path) -> None:

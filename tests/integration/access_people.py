@@ -1,6 +1,6 @@
 """Everybody whom the matrix of access asks as: each has an account or a key made by real calls, and says what it ought to be allowed.
 
-What somebody may do is written down here once more, from the issue and not from ``shared.access.access_table``: this is what that is
+What somebody may do is written down here once more, from the issue and not from ``shared.access_table``: this is what that is
 compared with.
 """
 
@@ -15,18 +15,18 @@ from dataclasses import dataclass, replace
 import redis.asyncio as redis
 
 from shared import errors
-from shared.access.access_table import FRESH_SECONDS
+from shared.access_table import FRESH_SECONDS
 from shared.api import accounts, auth, organizations
 from shared.api.auth import KeyBounds, KeyKind
-from shared.discovery.directory import Directory
 from shared.identity import node_keys
 from shared.identity.trust import Trust
 from shared.node.client_node import SOFTWARE, ClientNode, _calling
+from shared.protocol.directory import Directory
 from shared.transports.link import LocalNode
 from shared.transports.nats_link import NatsTransport
 from shared.types import Credential, Role, TenantId, Tier, UserId, UserRole
 from stack import stack_plan
-from stack.servers import nats_users
+from stack.servers import nats_server
 from tests.integration import asking
 from tests.integration.access_requests import Things
 from tests.people import ApiClient, Person
@@ -70,7 +70,7 @@ class Asker:
 @asynccontextmanager
 async def node(stack: RunningStack, role: Role) -> AsyncIterator[ClientNode]:
     """A node of this role that serves nothing, beside those of the stack."""
-    key = node_keys.load(nats_users.add_node(stack.place, MESH, f"matrix-{role}", role))
+    key = node_keys.load(nats_server.add_node(stack.place, MESH, f"matrix-{role}", role))
     url = f"nats://127.0.0.1:{stack.environment['NATS_PORT']}"
     me, trust = LocalNode(MESH, role, key, SOFTWARE), Trust(key, role)
 

@@ -1,6 +1,6 @@
 """Who may what, asked of the running services: everybody × every method and route × what is one's own and what is another's.
 
-The table of ``shared.access.access_table`` says which rights a method asks for; who has them, and what follows, is worked out here once
+The table of ``shared.access_table`` says which rights a method asks for; who has them, and what follows, is worked out here once
 more and not by ``access.check``. A method or a route without a request here fails the test, so no cell is left out.
 """
 
@@ -16,9 +16,8 @@ import msgspec
 import pytest
 from nats.aio.client import Client as NatsClient
 
-from shared import errors
-from shared.access import access_table
-from shared.access.access_table import AccessRule, Audience
+from shared import access_table, errors
+from shared.access_table import AccessRule, Audience
 from shared.api import accounts, auth, gateway, organizations, usage_report
 from shared.api.method import StreamMethod
 from shared.node.client_node import ClientNode

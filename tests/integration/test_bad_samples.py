@@ -22,12 +22,12 @@ from shared import errors
 from shared.api import metrics
 from shared.api.gateway import Check
 from shared.api.metrics import RecordMetric, RecordMetrics
-from shared.frames import wire
 from shared.node import Node, NodeSettings
 from shared.node.member import Service
+from shared.protocol import wire
 from shared.telemetry.instruments import node_label
 from shared.types import Role
-from stack.servers import nats_users
+from stack.servers import nats_server
 from tests.stacks import MESH, RunningStack, total, until
 from tests.testnet import live
 
@@ -60,7 +60,7 @@ class Worker:
 @pytest.fixture
 async def worker(stack: RunningStack) -> AsyncIterator[Node]:
     """One more of the stack. What was recorded is forgotten afterwards: others use the stack."""
-    key_file = nats_users.add_node(stack.place, MESH, "bad-samples", Role.WORKER)
+    key_file = nats_server.add_node(stack.place, MESH, "bad-samples", Role.WORKER)
     settings = NodeSettings(mesh=MESH, nats_url=f"nats://127.0.0.1:{stack.environment['NATS_PORT']}", node_key_file=key_file)
     started: asyncio.Future[tuple[Node, Service]] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()

@@ -14,10 +14,9 @@ import pytest
 
 from shared import errors
 from shared.api import auth, inference
-from shared.discovery import topics
-from shared.frames import wire
-from shared.frames.wire import Call, Cancel, Hello
 from shared.node import membership_file
+from shared.protocol import topics, wire
+from shared.protocol.wire import Call, Cancel, Hello
 from shared.rpc import bodies
 from shared.transports.hyperswarm import find_node
 from shared.transports.swarm_link import SwarmLink

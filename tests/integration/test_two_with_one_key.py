@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from shared import errors
-from shared.discovery import duplicate_keys
+from shared.protocol import duplicate_keys
 from tests import replicas
 from tests.integration import asking
 from tests.people import ApiClient, Person

@@ -14,7 +14,7 @@ from services.metrics.alerting import rule_watch
 from services.metrics.alerting.rules import all_rules
 from shared.api import alerts, metrics
 from shared.api.metrics import ComponentHealth, SystemHealth
-from shared.discovery import directory
+from shared.protocol import directory
 from tests.chaos import streams
 from tests.stacks import MESH, RunningStack, until
 

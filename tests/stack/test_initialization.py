@@ -8,7 +8,7 @@ from shared.identity import credentials, node_keys
 from shared.types import Role
 from stack import initialization, secret_files, stack_plan
 from stack import stack_home as homes
-from stack.servers import nats_users
+from stack.servers import nats_server
 from stack.stack_home import StackHome
 
 
@@ -70,12 +70,12 @@ def test_port_of_the_echo_worker_is_chosen_once(home: StackHome, tmp_path: Path)
 
 def test_added_nodes_survive_another_init(home: StackHome, tmp_path: Path) -> None:
     settings = initialization.ensure(home, {}, tmp_path).settings
-    key = nats_users.add_node(home, settings.mesh, "worker-2", Role.WORKER)
-    assert nats_users.add_node(home, settings.mesh, "worker-2", Role.WORKER) == key
+    key = nats_server.add_node(home, settings.mesh, "worker-2", Role.WORKER)
+    assert nats_server.add_node(home, settings.mesh, "worker-2", Role.WORKER) == key
     initialization.ensure(home, {}, tmp_path)
     assert node_keys.load(key).id in (home.nats / "users.conf").read_text()
     with pytest.raises(errors.BadSettings, match="name of a worker already"):
-        nats_users.add_node(home, settings.mesh, "worker-2", Role.GATEWAY)
+        nats_server.add_node(home, settings.mesh, "worker-2", Role.GATEWAY)
 
 
 def test_older_home_gets_what_the_metrics_role_needs(home: StackHome) -> None:

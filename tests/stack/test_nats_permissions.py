@@ -1,4 +1,4 @@
-"""The whole permission table of ``shared.discovery.topics`` against a real nats-server: what each role may do works, and nothing else.
+"""The whole permission table of ``shared.protocol.topics`` against a real nats-server: what each role may do works, and nothing else.
 
 What a role may do is written down here a second time, by subject kind and in the words of IDENTITY.md, so that a slip in
 the table does not go unnoticed.
@@ -17,8 +17,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from shared.discovery import topics
 from shared.identity import node_keys
+from shared.protocol import topics
 from shared.types import SERVICE_ROLES, NodeId, Role
 from tests.testnet import MESH, NatsServer
 

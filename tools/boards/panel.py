@@ -63,8 +63,8 @@ class Dashboard:
     panels: tuple[Panel, ...]
 
 
-def lines(title: str, help_: str, unit: PanelUnit, *queries: PanelQuery, **more: Any) -> Panel:
-    return Panel(title=title, help=help_, unit=unit, queries=queries, **more)
+def lines(title: str, help_: str, unit: PanelUnit, expression: str, legend: str = "", *others: PanelQuery, **more: Any) -> Panel:
+    return Panel(title=title, help=help_, unit=unit, queries=(PanelQuery(expression, legend), *others), **more)
 
 
 def stat(title: str, help_: str, unit: PanelUnit, expression: str, **more: Any) -> Panel:

@@ -14,7 +14,6 @@ FOLDER: Final = generated.ROOT / "deploy" / "grafana" / "dashboards"
 
 
 def files() -> dict[str, str]:
-    """Return the text of each file, by name."""
     return {f"{one.board}.json": json.dumps(render(one), indent=2, ensure_ascii=False) + "\n" for one in ALL}
 
 

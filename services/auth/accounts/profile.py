@@ -7,8 +7,7 @@ from services.auth import audit_records, mail_texts, name_rules
 from services.auth.accounts.account_store import AccountStore
 from services.auth.dependencies import Dependencies
 from services.auth.mfa.factors import FactorState
-from shared import errors
-from shared.access import access_table
+from shared import access_table, errors
 from shared.api import accounts, auth
 from shared.mail.mailer import Mailer
 from shared.rpc import RpcCall, serves

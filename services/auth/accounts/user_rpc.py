@@ -9,8 +9,7 @@ from services.auth.accounts.session_revocation import SessionRevocation
 from services.auth.dependencies import Dependencies
 from services.auth.mfa.factor_store import FactorStore
 from services.auth.nodes.node_store import NodeStore
-from shared import errors
-from shared.access import access_table
+from shared import access_table, errors
 from shared.api import auth, business, events, gateway, privacy, usage_report
 from shared.api.usage_report import UserUsage
 from shared.mail.mailer import Mailer

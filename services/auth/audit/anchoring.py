@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from services.auth.audit.audit_store import AuditStore
-from shared import errors
-from shared.access import audit_anchors
-from shared.access.audit_anchors import Anchor
+from shared import audit_anchors, errors
+from shared.audit_anchors import Anchor
 from shared.identity.node_keys import NodeKey
 from shared.telemetry import logs
 from shared.types import MeshName, NodeId

@@ -10,11 +10,10 @@ from typing import Final, cast
 import msgspec
 
 from services.auth import audit_records
-from shared import errors
-from shared.access import audit_chain
-from shared.access.audit_anchors import Anchor
-from shared.access.audit_chain import ChainHead, ChainLink
+from shared import audit_chain, errors
 from shared.api.audit import AuditedAct, AuditRow, Result
+from shared.audit_anchors import Anchor
+from shared.audit_chain import ChainHead, ChainLink
 from shared.stores import database
 from shared.types import UserId
 

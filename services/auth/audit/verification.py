@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 
 from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.audit_store import AuditStore, ChainEnd
-from shared.access import audit_anchors
-from shared.access.audit_anchors import Anchor, AnchorFinding
-from shared.access.audit_chain import ChainVerifier, Checkpoint
+from shared import audit_anchors
 from shared.api.audit import AuditReport, ChainState
+from shared.audit_anchors import Anchor, AnchorFinding
+from shared.audit_chain import ChainVerifier, Checkpoint
 from shared.telemetry import Metrics, logs
 
 _log = logs.get(part="audit")

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 from shared import errors
 from shared.api.membership import TopicSecret
-from shared.discovery import topics
 from shared.identity import certificates, node_keys
 from shared.identity.certificates import Subject
+from shared.protocol import topics
 from shared.types import AuthorityId, NodeId
 
 #: After a change of epoch, nodes also get the previous secret for this long, so that early and late ones meet.

@@ -20,8 +20,7 @@ from services.auth.oidc.provider import Provider
 from services.auth.sealing import DataSealer
 from services.auth.sessions.session_store import SessionOver, StoredLogin
 from services.auth.settings import AuthSettings
-from shared import errors
-from shared.access import access_table
+from shared import access_table, errors
 from shared.api import accounts, auth, events
 from shared.api.auth import SessionKind, Step
 from shared.api.method import Nothing

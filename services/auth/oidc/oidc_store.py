@@ -10,7 +10,7 @@ from uuid import uuid4
 from services.auth import audit_records
 from services.auth.audit_records import AuditTrail
 from services.auth.oidc.account_provisioning import FoundAccounts, Identity, NameTaken
-from shared.mail import email_address
+from shared.mail import letters
 from shared.stores import database
 from shared.types import UserId, UserRole
 
@@ -88,7 +88,7 @@ class OidcStore:
 
 
 def _email(identity: Identity) -> str | None:
-    return identity.email if identity.email is not None and email_address.may_be_email(identity.email) else None
+    return identity.email if identity.email is not None and letters.may_be_email(identity.email) else None
 
 
 def _user_id(value: object) -> UserId | None:

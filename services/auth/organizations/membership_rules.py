@@ -10,7 +10,7 @@ from services.auth import api_keys, name_rules, roles
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.organizations import TeamRole
-from shared.mail import email_address
+from shared.mail import letters
 from shared.types import TenantId, UserId
 
 #: For administrators.
@@ -81,7 +81,7 @@ def check_name(name: str) -> str:
 def check_invited(email: str) -> str:
     """Raises BadRequest."""
     email = email.strip()
-    if not email_address.may_be_email(email):
+    if not letters.may_be_email(email):
         raise errors.BadRequest("email: an address such as you@example.com, at most 100 characters", hint="check the address")
     return email
 

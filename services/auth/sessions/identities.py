@@ -12,8 +12,7 @@ from services.auth.sessions.principal_cache import PrincipalCache
 from services.auth.sessions.session_store import OpenedSession, SessionStore, StoredSession
 from services.auth.sessions.tokens import LIFETIME_SECONDS, AccessTokens
 from services.auth.store import AccountTables, OwnedKey
-from shared import errors
-from shared.access import access_table
+from shared import access_table, errors
 from shared.api import auth
 from shared.api.auth import Principal, Step, User
 from shared.telemetry.instruments import AuthFailure

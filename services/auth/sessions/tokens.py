@@ -50,7 +50,7 @@ class AccessTokenClaims(msgspec.Struct, frozen=True, kw_only=True):
     sid: str
     #: The tenant that is charged: an organization, or the user. None in tokens from older versions of auth.
     tid: TenantId | None = None
-    #: Scopes of `shared.access.access_table`, separated by spaces (RFC 9068 §2.2.3).
+    #: Scopes of `shared.access_table`, separated by spaces (RFC 9068 §2.2.3).
     scope: str = ""
     jti: str
     iat: int

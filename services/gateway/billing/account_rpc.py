@@ -12,9 +12,8 @@ from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import TierPlan
-from shared import errors
-from shared.access import access_table
-from shared.access.access_table import Permission
+from shared import access_table, errors
+from shared.access_table import Permission
 from shared.api import auth, organizations
 from shared.api import ledger as ledgers
 from shared.api.auth import Principal

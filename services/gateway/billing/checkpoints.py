@@ -12,9 +12,9 @@ from datetime import date, datetime
 
 import msgspec
 
-from shared.access import audit_anchors
-from shared.access.audit_anchors import Anchor
-from shared.access.audit_chain import START, ChainHead
+from shared import audit_anchors
+from shared.audit_anchors import Anchor
+from shared.audit_chain import START, ChainHead
 from shared.types import MeshName
 
 _CHAIN = "ledger"

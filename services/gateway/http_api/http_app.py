@@ -17,13 +17,12 @@ from services.gateway.callers import Callers
 from services.gateway.http_api import http_errors
 from services.gateway.http_api.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
 from services.gateway.limits.limit_rules import LimitKind, RequestLimit
-from shared import addresses, context, errors
-from shared.access import access_table
-from shared.access.access_table import AccessRule, Audience
+from shared import access_table, addresses, context, errors
+from shared.access_table import AccessRule, Audience
 from shared.api.auth import Principal
 from shared.spans import OpenSpan
 from shared.telemetry import Metrics, logs, tracing
-from shared.telemetry.exemplars import Exemplars
+from shared.telemetry.metrics_registry import Exemplars
 from shared.timing.admission_semaphore import AdmissionSemaphore
 from shared.timing.bounded_waits import BoundedWait
 

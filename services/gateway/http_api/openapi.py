@@ -13,7 +13,7 @@ import msgspec
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import ErrorBody
-from shared.access.access_table import Audience
+from shared.access_table import Audience
 from shared.telemetry.metrics_registry import version
 
 #: Any node of a JSON Schema or OpenAPI document.

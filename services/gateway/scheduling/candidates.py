@@ -13,7 +13,7 @@ from services.gateway.scheduling.prefix_affinity import PrefixAffinity
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import Occupancy, WorkerCapacity
 from services.gateway.scheduling.worker_records import DishonestWorkers, Outliers, SlowStart
-from shared.discovery.directory import ANNOUNCE_SECONDS, DirectoryEntry, ModelOffer
+from shared.protocol.directory import ANNOUNCE_SECONDS, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
 
 #: Time to load a model of a few gigabytes from disk, added to the expected wait of a worker without it.

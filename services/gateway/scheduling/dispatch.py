@@ -22,7 +22,7 @@ from services.gateway.scheduling.worker_capacity import HeldClaims
 from services.gateway.scheduling.worker_choice import EligibleWorkers
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
-from shared.discovery.directory import DirectoryEntry
+from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import Metrics
 from shared.types import ModelName, NodeId, Role, TenantId
 

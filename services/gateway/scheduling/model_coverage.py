@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.gateway.scheduling.dispatch import Dispatch
-from shared.discovery.directory import DirectoryEntry
 from shared.node import Node
+from shared.protocol.directory import DirectoryEntry
 from shared.types import ModelName, NodeId, Role
 
 #: A model without workers is no longer reported after this time.

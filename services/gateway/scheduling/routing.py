@@ -6,7 +6,7 @@ from datetime import datetime
 
 from shared import errors
 from shared.api.gateway import ServedModel
-from shared.discovery.directory import DirectoryEntry
+from shared.protocol.directory import DirectoryEntry
 from shared.types import ModelName, NodeId, TenantId
 
 #: Echoes its prompt, for load tests; sorted last, so that it never becomes the default.

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.discovery.directory import Announcement, DirectoryEntry, ModelOffer
+from shared.protocol.directory import Announcement, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
 
 #: A worker may queue this share of its slots, and at least one call, so that a slot has work while the end of one answer and the next

@@ -17,7 +17,7 @@ from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import WorkerCapacity
 from shared import errors
-from shared.discovery.directory import DirectoryEntry
+from shared.protocol.directory import DirectoryEntry
 from shared.types import ModelName, NodeId, Role, TenantId
 
 Rows = Sequence[Candidate]

@@ -7,7 +7,7 @@ from services.gateway.scheduling import fair_queue
 from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
-from shared.discovery.directory import DirectoryEntry
+from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import logs
 from shared.types import ModelName
 

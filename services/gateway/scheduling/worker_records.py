@@ -16,7 +16,7 @@ from datetime import datetime
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import events
-from shared.discovery.directory import DirectoryEntry
+from shared.protocol.directory import DirectoryEntry
 from shared.types import ModelName, NodeId, Role
 
 FAILURES = 5

@@ -11,7 +11,7 @@ from typing import Final
 
 from services.metrics.alerting.rules.evaluation import labels
 from services.metrics.alerting.sample_window import Sample
-from shared.discovery.directory import FORGOTTEN_AFTER, MAX_NODES, Announcement, DirectoryEntry
+from shared.protocol.directory import FORGOTTEN_AFTER, MAX_NODES, Announcement, DirectoryEntry
 from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, NodeId, Role
 

@@ -11,7 +11,7 @@ from shared import errors
 from shared import node as nodes
 from shared.api import metrics as api
 from shared.api import node as node_api
-from shared.discovery.directory import DirectoryEntry
+from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcCall, serves
 from shared.spans import Span
 from shared.telemetry import log_buffer, tracing

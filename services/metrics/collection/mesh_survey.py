@@ -20,7 +20,7 @@ from shared import node as nodes
 from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.metrics import ComponentHealth, MetricsTextFormat, NodeView, SystemHealth
-from shared.discovery import directory as directories
+from shared.protocol import directory
 from shared.telemetry import instruments
 from shared.telemetry.metrics_registry import version
 from shared.types import SERVICE_NAMES, NodeId, Role
@@ -108,7 +108,7 @@ class MeshSurvey:
         )
         return found
 
-    async def _read_metrics(self, entry: directories.DirectoryEntry) -> prometheus_merge.MetricSource | None:
+    async def _read_metrics(self, entry: directory.DirectoryEntry) -> prometheus_merge.MetricSource | None:
         try:
             async with self._call_limit:
                 answer = await self._node.rpc.call(
@@ -153,12 +153,12 @@ class MeshSurvey:
         own = NodeView(self._node.id, SERVICE_NAMES[Role.METRICS], "self", None, alive=True, since=self._node.started_at, why_not="")
         return (own, *(self._view_of(entry) for entry in self._known()))
 
-    def _view_of(self, entry: directories.DirectoryEntry) -> NodeView:
+    def _view_of(self, entry: directory.DirectoryEntry) -> NodeView:
         seconds = self._node.node_transports.round_trip_seconds(entry.node)
         milliseconds = None if seconds is None else round(seconds * 1000, 3)
         return NodeView(entry.node, SERVICE_NAMES[entry.role], entry.path, milliseconds, entry.alive, entry.since, entry.why_not)
 
-    async def _read_health(self, entry: directories.DirectoryEntry) -> health.NodeFact:
+    async def _read_health(self, entry: directory.DirectoryEntry) -> health.NodeFact:
         try:
             async with self._call_limit:
                 answer = await self._node.rpc.call(
@@ -179,7 +179,7 @@ class MeshSurvey:
             path="self",
         )
 
-    def _fact(self, entry: directories.DirectoryEntry, *, checks: tuple[Check, ...] = (), no_answer: str = "") -> health.NodeFact:
+    def _fact(self, entry: directory.DirectoryEntry, *, checks: tuple[Check, ...] = (), no_answer: str = "") -> health.NodeFact:
         return health.NodeFact(
             role=entry.role,
             label=instruments.node_label(entry.node),
@@ -201,7 +201,7 @@ class MeshSurvey:
 
     # --- nodes ------------------------------------------------------------------------------------------------------
 
-    def _known(self) -> list[directories.DirectoryEntry]:
+    def _known(self) -> list[directory.DirectoryEntry]:
         """Return the nodes to ask, and the missing workers. Metrics services may not call each other."""
         known = {one.node: one for one in self._node.directory.entries() if one.role in SERVICE_NAMES and one.role is not Role.METRICS}
         self._attendance.look(known.values(), self._node.node_transports.is_revoked, datetime.now(UTC))
@@ -209,7 +209,7 @@ class MeshSurvey:
         unseen = {node: entry for node, entry in self._attendance.missed().items() if node not in known or not known[node].path}
         return [*{**known, **unseen}.values()]
 
-    async def each(self, call: Callable[[directories.DirectoryEntry], Coroutine[object, object, T]]) -> Sequence[T]:
+    async def each(self, call: Callable[[directory.DirectoryEntry], Coroutine[object, object, T]]) -> Sequence[T]:
         """Ask all live nodes concurrently. ``call`` must not raise."""
         async with asyncio.TaskGroup() as tasks:
             calls = [tasks.create_task(call(entry)) for entry in self._known() if entry.alive]

@@ -28,7 +28,7 @@ _ALWAYS = {"Completed", "Failed"}
 #: Path of a link -> label; the fastest path first.
 _PATHS = {"direct": "Direct", "punched": "Direct (NAT)", "relayed": "Relay", "nats": "NATS"}
 _GATEWAY, _WORKER = "gateway", "inference"
-#: shared/node/host/machine.py appends it to the host name, which a container does not know.
+#: shared/node/machine.py appends it to the host name, which a container does not know.
 _BOOT_SUFFIX = re.compile(r"-[0-9a-f]{6}\Z")
 _NAMELESS_HOST = "machine"
 

@@ -11,7 +11,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from services.web.http import passthrough, security_headers
 from shared import context, errors
 from shared.telemetry import Metrics, tracing
-from shared.telemetry.exemplars import Exemplars
+from shared.telemetry.metrics_registry import Exemplars
 
 #: The parameter types in a route pattern.
 _TYPE = re.compile(r":\w+(?=})")

@@ -15,8 +15,7 @@ from litestar.types import HTTPScope, Message, Receive, Send
 
 from services.web.http import json_errors
 from services.web.http.security_headers import Header
-from shared import context, errors
-from shared.node import client_address
+from shared import client_address, context, errors
 
 CONNECT_SECONDS = 3.0
 #: Retry a failed connection once: nothing has been sent, and the delay may have been ours.

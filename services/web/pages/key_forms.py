@@ -7,7 +7,7 @@ import msgspec
 
 from services.web.http import forms
 from shared import amounts, errors
-from shared.access.access_table import ROLES, Permission
+from shared.access_table import ROLES, Permission
 from shared.api.auth import ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind
 from shared.types import MicroCredits, ModelName, UserRole
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from shared.access.access_table import Permission
+from shared.access_table import Permission
 from shared.api.auth import ApiKey, ApiKeyLimits, KeyKind
 
 #: Keys that expire within this time are highlighted.

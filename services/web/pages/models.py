@@ -14,9 +14,8 @@ from services.web import rendering
 from services.web.pages import model_view
 from services.web.pages.model_view import ServedModelView
 from services.web.request_context import Page, PageRequest
-from shared import errors
-from shared.access import access_table
-from shared.access.access_table import Permission
+from shared import access_table, errors
+from shared.access_table import Permission
 from shared.api import gateway, ledger
 from shared.api.gateway import LoadOnWorker, ModelPlace, UnloadOnWorkers
 from shared.types import ModelName, NodeId

@@ -18,9 +18,9 @@ import msgspec
 
 from shared import errors
 from shared.api.method import Method, StreamMethod
-from shared.discovery import topics
 from shared.node.stock_clients import stock_calls
 from shared.node.stock_clients.stock_calls import MAX_ANSWER_BYTES, CallLimits, StockCall
+from shared.protocol import topics
 from shared.rpc.serving import AnyMethod, Dispatcher, Handler
 from shared.transports.nats import nats_protocol
 from shared.transports.nats.nats_client import NatsClient

@@ -16,12 +16,12 @@ import msgspec
 
 from shared import errors
 from shared.api.method import Method, Nothing, StreamMethod
-from shared.discovery import topics
 from shared.identity import certificates, node_keys
 from shared.identity.trust import Trust
 from shared.node.stock_clients import stock_calls
 from shared.node.stock_clients.pulled_streams import PulledStream, PulledStreams
 from shared.node.stock_clients.stock_calls import CallLimits
+from shared.protocol import topics
 from shared.rpc.serving import Dispatcher
 from shared.transports.hyperswarm import Request, RequestRefused
 from shared.types import NodeId, Peer, Role
@@ -84,7 +84,6 @@ class StockRpcClients:
             raise RequestRefused(problem.code, f"{problem.message} – {problem.hint}" if problem.hint else problem.message) from error
 
     def gone(self, channel: bytes) -> None:
-        """Forget a closed connection."""
         self._clients.pop(channel, None)
         self._streams.stop_all(channel)
 

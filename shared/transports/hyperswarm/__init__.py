@@ -18,8 +18,8 @@ from shared.transports.hyperswarm.connection_table import (
 )
 from shared.transports.hyperswarm.firewall import Firewall
 from shared.transports.hyperswarm.key_derivation import public_key
-from shared.transports.hyperswarm.node_binary import find_node
 from shared.transports.hyperswarm.peer_connection import MAX_MESSAGE_BYTES, Path, PeerAddress, PeerConnection
+from shared.transports.hyperswarm.sidecar_process import find_node
 from shared.transports.hyperswarm.stock_requests import Request
 from shared.transports.hyperswarm.swarm import Swarm
 from shared.transports.hyperswarm.swarm_errors import ConnectionClosed, NodeMissing, RequestRefused, SidecarLost, SwarmError

@@ -14,7 +14,6 @@ _Point = tuple[int, int, int, int]
 
 
 def public_key(seed: bytes) -> bytes:
-    """Return the 32-byte public key of ``seed``."""
     if len(seed) != 32:
         raise ValueError("a seed must have 32 bytes")
     digest = bytearray(hashlib.sha512(seed).digest()[:32])

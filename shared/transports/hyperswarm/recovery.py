@@ -111,7 +111,6 @@ class Recovery:
         self.look_up_all(now)
 
     def look_up_all(self, now: float) -> None:
-        """Look up all topics now."""
         for state in self._topics.values():
             state.due_at, state.lookups = now, 0
 

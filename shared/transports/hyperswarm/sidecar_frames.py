@@ -37,7 +37,6 @@ class BadFrame(ValueError):
 
 
 def header(kind: int, number: int, size: int) -> bytes:
-    """Return the header of a payload of ``size`` bytes."""
     return _HEADER.pack(_COUNTED + size, kind, number)
 
 

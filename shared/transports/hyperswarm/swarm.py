@@ -12,7 +12,7 @@ from pathlib import Path as FilePath
 from typing import Any, Final, Self
 
 from shared.timing.backoff import Backoff
-from shared.transports.hyperswarm import connection_table, node_binary
+from shared.transports.hyperswarm import connection_table, sidecar_process
 from shared.transports.hyperswarm.connection_table import ConnectionTable, ConnectionTerms
 from shared.transports.hyperswarm.firewall import Firewall
 from shared.transports.hyperswarm.flow_control import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
@@ -102,8 +102,8 @@ class Swarm:
 
     async def __aenter__(self) -> Self:
         """Raises NodeMissing, SwarmError."""
-        node = self.node or node_binary.find_node()
-        self._command = [node, "--no-warnings", node_binary.find_sidecar()]
+        node = self.node or sidecar_process.find_node()
+        self._command = [node, "--no-warnings", sidecar_process.find_sidecar()]
         await self._start()
         try:
             tasks = await self._stack.enter_async_context(asyncio.TaskGroup())

@@ -14,10 +14,9 @@ from shared.identity import node_keys
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
 from shared.transports.nats import nats_protocol, servers
-from shared.transports.nats.handover import Handover
 from shared.transports.nats.login import NatsFiles, NatsLogin
 from shared.transports.nats.nats_protocol import NatsMessage
-from shared.transports.nats.server_connection import NatsSession
+from shared.transports.nats.server_connection import Handover, NatsSession
 from shared.transports.nats.servers import ServerAddress, ServerList
 
 #: The login timeout per server. It doubles up to the second value while no server accepts us, because they may be overloaded.

@@ -1,6 +1,8 @@
-"""One TCP connection to a NATS server: the login, PINGs in both directions, and the server's messages."""
+"""One TCP connection to a NATS server: the login, PINGs in both directions, and the server's messages. Also the move to
+another server."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
@@ -196,3 +198,32 @@ class NatsSession(asyncio.Protocol):
 
     def _why_ended(self, error: Exception | None) -> Exception:
         return self.problem or error or ConnectionResetError("the NATS server closed the connection")
+
+
+class Handover:
+    """Moves from one server to another without losing or repeating messages, while both connections are subscribed.
+
+    Delivers messages of the old connection at once and holds those of the new one. At the end it returns the held messages that the old
+    connection did not deliver."""
+
+    def __init__(self, deliver: Callable[[NatsMessage], None]) -> None:
+        self._deliver = deliver
+        self._delivered: Counter[NatsMessage] = Counter()
+        self._held: list[NatsMessage] = []
+
+    def from_old(self, message: NatsMessage) -> None:
+        self._delivered[message] += 1
+        self._deliver(message)
+
+    def from_new(self, message: NatsMessage) -> None:
+        self._held.append(message)
+
+    def remaining(self) -> list[NatsMessage]:
+        """Return what is left to deliver, once the old connection is drained."""
+        left = []
+        for message in self._held:
+            if self._delivered[message]:
+                self._delivered[message] -= 1
+            else:
+                left.append(message)
+        return left

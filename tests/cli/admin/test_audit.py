@@ -11,12 +11,11 @@ from msgspec.structs import replace
 
 from cli.admin import admin_commands
 from cli.admin.audit import RESULTS, audit
-from shared import errors
-from shared.access import audit_anchors, audit_chain
-from shared.access.audit_chain import ChainHead
+from shared import audit_anchors, audit_chain, errors
 from shared.api import audit as log
 from shared.api.audit import AuditedAct, AuditReport, AuditRow, ChainState, Result
 from shared.api.method import Nothing
+from shared.audit_chain import ChainHead
 from shared.types import MeshName, NodeId, TenantId, UserId
 from tests.cli.fake_mesh import Shell
 

@@ -14,12 +14,12 @@ from services.auth.service import AuthService
 from shared.api import auth, events, gateway, membership
 from shared.api.method import Method, Reply, Request
 from shared.api.usage_report import UserUsage
-from shared.discovery.directory import Directory
 from shared.identity import node_keys, tickets
 from shared.identity.trust import Trust
 from shared.node import Node
 from shared.node.certificate_renewal import CertificateRenewal
 from shared.node.membership_file import MembershipFile
+from shared.protocol.directory import Directory
 from shared.rpc import Dispatcher, RpcCall
 from shared.rpc.authorization import check_declared
 from shared.telemetry import Metrics

@@ -11,8 +11,7 @@ import pytest
 
 from services.auth.sessions.session_store import GRACE_SECONDS, StoredLogin
 from services.auth.settings import AuthSettings
-from shared import errors
-from shared.access import access_table
+from shared import access_table, errors
 from shared.api import accounts, auth
 from shared.api.audit import Result
 from shared.api.auth import SessionKind, Step

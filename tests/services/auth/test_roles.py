@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.auth import roles
-from shared import errors
-from shared.access import access_table
-from shared.access.access_table import Permission
+from shared import access_table, errors
+from shared.access_table import Permission
 from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind, Principal
 from shared.types import KeyId, MicroCredits, ModelName, TenantId, Tier, UserId, UserRole
 from tests.cases import case

@@ -43,8 +43,8 @@ from shared.api.generation import Generation, Usage
 from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, LedgerReport, ModelPrice
 from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
-from shared.discovery.directory import Announcement, Directory, ModelOffer, WorkerLoad
 from shared.identity import credentials
+from shared.protocol.directory import Announcement, Directory, ModelOffer, WorkerLoad
 from shared.rpc import RpcCall
 from shared.telemetry import Metrics
 from shared.types import Credential, FinishReason, KeyId, MicroCredits, ModelName, NodeId, Peer, RequestId, Role, Tier, UserId, UserRole

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import openai
 
-from shared.node.http.http_server import HttpServer
+from shared.node.http_server import HttpServer
 from shared.node.settings import NodeSettings
 from tests.services.gateway.fakes import KEY, RunningService
 

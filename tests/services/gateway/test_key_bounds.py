@@ -12,12 +12,11 @@ import httpx
 import msgspec
 import pytest
 
-from shared import errors
+from shared import client_address, errors
 from shared.api import auth, gateway, ledger, usage_report
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, ProcessInferenceRequest
-from shared.node import client_address
-from shared.node.http import http_server as node_http
+from shared.node import http_server
 from shared.node.settings import NodeSettings
 from shared.rpc.authorization import Authorizer
 from shared.types import Credential, ModelName, Role, UserRole
@@ -301,8 +300,10 @@ async def served(
     """The gateway's own server, with calls from any of this machine's addresses."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        server = node_http.HttpServer(
-            client_address.ClientAddress(running_service.app(), hop_secret), sock, NodeSettings(node_key_file=Path("/nowhere"), **settings)
+        server = http_server.HttpServer(
+            client_address.ClientAddress(running_service.app(), hop_secret),
+            sock,
+            NodeSettings(node_key_file=Path("/nowhere"), **settings),
         )
 
         async def ask(source: str, headers: list[tuple[str, str]]) -> httpx.Response:

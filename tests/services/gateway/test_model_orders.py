@@ -10,7 +10,7 @@ from shared import errors
 from shared.api import auth, gateway, inference
 from shared.api.gateway import ModelPlace
 from shared.api.inference import ModelState, ModelStatus
-from shared.discovery.directory import WorkerLoad
+from shared.protocol.directory import WorkerLoad
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import ModelName, NodeId, Tier, UserRole
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, node_id, rpc_call

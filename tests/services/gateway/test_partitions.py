@@ -22,8 +22,7 @@ from services.gateway.store import GatewayStore
 from services.gateway.usage_store import DaysStore, UsageStore
 from shared import context
 from shared.api.usage_report import ListRequests
-from shared.stores import database
-from shared.stores.database import migrations, queries
+from shared.stores import database, migrations, queries
 from shared.telemetry import Metrics
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, Role, TenantId, UserId
 from tests.stacks import until

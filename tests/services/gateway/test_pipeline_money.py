@@ -13,7 +13,7 @@ from shared.api import inference
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import Generation
 from shared.api.ledger import ModelPrice
-from shared.discovery.directory import WorkerLoad
+from shared.protocol.directory import WorkerLoad
 from shared.types import MicroCredits, RequestStatus
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService

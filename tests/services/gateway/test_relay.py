@@ -16,7 +16,7 @@ from shared import errors
 from shared.api import inference
 from shared.api.generation import ChatMessage, Generation, Usage
 from shared.api.inference import PromptAccepted
-from shared.discovery.directory import WorkerLoad
+from shared.protocol.directory import WorkerLoad
 from shared.types import FinishReason, ModelName, NodeId, RequestId
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, node_id
 

@@ -21,7 +21,7 @@ from shared.api import inference
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk, PromptAccepted
 from shared.context import new_request_id
-from shared.discovery.directory import Announcement, ModelOffer, WorkerLoad
+from shared.protocol.directory import Announcement, ModelOffer, WorkerLoad
 from shared.types import FinishReason, ModelName
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, announcement, node_id
 

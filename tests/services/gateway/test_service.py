@@ -19,9 +19,9 @@ from shared.api import audit, auth, gateway, inference, ledger, usage_report
 from shared.api.gateway import Check, InferenceRequest, ProcessInferenceRequest
 from shared.api.generation import Generation, Usage
 from shared.api.method import Nothing
-from shared.discovery.directory import ModelOffer, WorkerLoad
 from shared.node import Node, NodeSettings
 from shared.node.client_node import ClientNode
+from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.types import Credential, FinishReason, MicroCredits, ModelName, Role, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer

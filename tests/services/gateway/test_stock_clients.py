@@ -15,13 +15,13 @@ from nats.aio.msg import Msg
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
-from shared.access.access_table import Permission
+from shared.access_table import Permission
 from shared.api import auth, inference
 from shared.api.auth import Principal
 from shared.api.generation import Generation, Usage
-from shared.discovery.directory import ModelOffer, WorkerLoad
 from shared.identity import credentials
 from shared.node import Node
+from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.types import Credential, FinishReason, KeyId, ModelName, Role, Tier, UserId, UserRole
 from tests.services.gateway.test_service import StandIn, StandInAuth

@@ -10,9 +10,9 @@ from shared.api import inference
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Sampling
 from shared.api.inference import Chunk
-from shared.discovery import directory
 from shared.identity import node_keys
 from shared.identity.trust import Trust
+from shared.protocol import directory
 from shared.types import MeshName, ModelName, NodeId, Role
 
 #: Ends an answer; no byte of any UTF-8 text.

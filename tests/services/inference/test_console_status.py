@@ -12,9 +12,9 @@ from services.inference.console_status import LOAD_EVERY_SECONDS, MEASURE_SECOND
 from shared.api import worker_status
 from shared.api.inference import ModelState, ModelStatus
 from shared.api.worker_status import Reached
-from shared.discovery.directory import Announcement
 from shared.identity import certificates, node_keys
 from shared.identity.certificates import Subject
+from shared.protocol.directory import Announcement
 from shared.types import MeshName, ModelName, NodeId, Role
 from tests.services.inference.standins import Node
 

@@ -18,7 +18,7 @@ from shared.api import metrics as api
 from shared.api.gateway import Check
 from shared.api.metrics import MetricsTextFormat
 from shared.node import Node, NodeSettings
-from shared.node.http.http_server import Operations
+from shared.node.http_server import Operations
 from shared.telemetry.answer_metrics import MeasuredAnswer, WorkerAnswers
 from shared.telemetry.tracing import Traces
 from shared.types import ModelName, Role

@@ -6,7 +6,7 @@ import pytest
 
 from services.metrics.settings import MOST_MAILED, MetricsSettings
 from shared import config, errors
-from shared.mail.mail_queue import MOST_WAITING
+from shared.mail.mailer import MOST_WAITING
 
 SMTP = {"SMTP_URL": "smtp://user:s3cret@mail.example.org"}
 

@@ -7,8 +7,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from shared import errors
-from shared.access import access_table
+from shared import access_table, errors
 from shared.api import accounts as contract
 from shared.api import auth, privacy, usage_report
 from shared.api.auth import Step

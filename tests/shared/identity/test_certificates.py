@@ -10,9 +10,9 @@ import pytest
 from nacl.signing import SigningKey
 
 from shared import errors
-from shared.frames import wire
 from shared.identity import certificates, node_keys
 from shared.identity.certificates import Certificate, Subject
+from shared.protocol import wire
 from shared.types import AuthorityId, NodeId, Role
 
 NOW = 1_767_225_600

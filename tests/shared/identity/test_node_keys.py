@@ -8,9 +8,9 @@ import pytest
 from nacl.signing import SigningKey
 
 from shared import errors
-from shared.frames import wire
-from shared.frames.wire import Hello
 from shared.identity import node_keys
+from shared.protocol import wire
+from shared.protocol.wire import Hello
 from shared.types import NodeId, Role
 
 #: The raw key of the test vector: the bytes 0 to 31.

@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 from shared import errors
-from shared.discovery.topics import SPEAKS_TO
-from shared.frames import wire
-from shared.frames.wire import Hello
 from shared.identity import certificates, node_keys
 from shared.identity.certificates import Subject
 from shared.identity.trust import NEWCOMER_SECONDS, Trust
+from shared.protocol import wire
+from shared.protocol.topics import SPEAKS_TO
+from shared.protocol.wire import Hello
 from shared.types import NodeId, Peer, Role
 
 NOW = 1_767_225_600.0

@@ -1,5 +1,6 @@
 """Nothing that a person chose becomes a header of a mail, or another recipient."""
 
+import time
 from datetime import UTC, datetime
 from email.parser import BytesParser
 from email.policy import default
@@ -70,3 +71,24 @@ def test_valid_senders(text: str, sender: MailSender) -> None:
 def test_invalid_senders(text: str) -> None:
     with pytest.raises(ValueError, match="use Name"):
         letters.parse_sender(text)
+
+
+@pytest.mark.parametrize("text", ["anna@example.org", "a.b+c@mail.example.org", "root@localhost"])
+def test_valid_addresses(text: str) -> None:
+    assert letters.may_be_email(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "anna", "anna@", "@example.org", "a@b@c", "a b@c.d", "anna@example.org\n", "a@b.c,d@e.f", "a@-b.c", "ä@b.c"]
+)
+def test_invalid_addresses(text: str) -> None:
+    assert not letters.may_be_email(text)
+
+
+def test_the_length_limit_and_overlong_addresses_are_cheap() -> None:
+    longest = "a" * (letters.LONGEST_ADDRESS - len("@example.org")) + "@example.org"
+    assert letters.may_be_email(longest)
+    assert not letters.may_be_email("a" + longest)
+    began = time.process_time()
+    assert not letters.may_be_email("a@" + "a-" * 10_000_000)
+    assert time.process_time() - began < 0.5

@@ -1,7 +1,7 @@
 """Which mail is next, and what becomes of one that failed; no clock, no loop."""
 
 from shared.mail.letters import Letter
-from shared.mail.mail_queue import MOST_WAITING, PAUSES_SECONDS, MailQueue
+from shared.mail.mailer import MOST_WAITING, PAUSES_SECONDS, MailQueue
 
 
 def letter(number: int = 0) -> Letter:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from shared import errors
-from shared.mail import mail_queue, mailer
-from shared.mail.mail_queue import MOST_WAITING
-from shared.mail.mailer import Mailer
+from shared.mail import mailer
+from shared.mail.mailer import MOST_WAITING, Mailer
 from shared.telemetry import logs
 from tests.shared.mail.mail_server import MailServer, serving, throw_away_certificate
 
@@ -128,7 +127,7 @@ async def test_an_unreachable_server_is_retried(tls_at_once: bool) -> None:
 
 
 async def test_a_temporarily_failing_server_gets_the_mail_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mail_queue, "PAUSES_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(mailer, "PAUSES_SECONDS", (0.01, 0.01, 0.01))
     server = MailServer(answers={"RCPT": ["451 greylisted", "421 busy", "250 ok"]})
     async with mailing(server, "smtp://localhost:{}") as opened:
         await opened.send("anna@example.com", "hello", TEXT)
@@ -138,7 +137,7 @@ async def test_a_temporarily_failing_server_gets_the_mail_later(monkeypatch: pyt
 
 
 async def test_after_four_attempts_a_mail_is_dropped_and_the_next_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mail_queue, "PAUSES_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(mailer, "PAUSES_SECONDS", (0.01, 0.01, 0.01))
     server = MailServer(answers={"MAIL": ["451 a", "451 b", "451 c", "451 d", "250 ok"]})
     async with mailing(server, "smtp://localhost:{}") as opened:
         await opened.send("anna@example.com", "first", TEXT)

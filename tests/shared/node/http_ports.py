@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from shared.node.http import http_server
+from shared.node import http_server
 from shared.node.settings import NodeSettings
 
 Place = tuple[str, int]

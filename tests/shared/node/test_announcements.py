@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from shared.discovery import directory
-from shared.discovery.directory import Announcement, Directory
 from shared.node.announcements import Announcer
+from shared.protocol import directory
+from shared.protocol.directory import Announcement, Directory
 from shared.types import NodeId, Peer, Role
 
 WORKER = NodeId("UWORKER")

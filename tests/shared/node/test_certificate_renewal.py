@@ -14,8 +14,6 @@ import pytest
 from shared import errors
 from shared.api import membership as contract
 from shared.api import node as node_api
-from shared.discovery import topics
-from shared.discovery.directory import Announcement, Directory
 from shared.identity import certificates, node_keys
 from shared.identity.certificates import Subject
 from shared.identity.node_keys import Authority, NodeKey
@@ -23,7 +21,9 @@ from shared.identity.trust import Trust
 from shared.node import membership_file
 from shared.node.certificate_renewal import LOST_SECONDS, CertificateRenewal
 from shared.node.lifecycle import background
-from shared.transports.swarm_link import MeetingTopics
+from shared.protocol import topics
+from shared.protocol.directory import Announcement, Directory
+from shared.transports.swarm_transport import MeetingTopics
 from shared.types import MeshName, NodeId, Role
 from tests.testnet import until
 

@@ -16,7 +16,7 @@ from shared.node import enrollment, membership_file
 from shared.node.enrollment import EnrollingNode, EnrollmentOptions, EnrollmentRoute
 from shared.node.membership_file import MembershipFile
 from shared.transports import hyperswarm
-from shared.transports.swarm_link.swarm_transport import STARTING
+from shared.transports.swarm_transport import STARTING
 from shared.types import MeshName, Role
 from tests.front_door import FrontDoor
 from tests.swarmnet import SwarmNet, swarmnet

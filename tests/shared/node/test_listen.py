@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared import errors
-from shared.node.http import http_server
+from shared.node import http_server
 
 
 def test_a_taken_port_is_reported_with_its_process_and_the_setting() -> None:

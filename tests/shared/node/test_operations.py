@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import httpx
 
 from shared.api.gateway import Check
-from shared.node.http.http_server import App, Operations
+from shared.node.http_server import App, Operations
 from shared.node.member import Node
 from shared.node.settings import NodeSettings, PublicNodeSettings
 from shared.types import Role

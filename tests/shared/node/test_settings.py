@@ -1,11 +1,15 @@
 """What every service refuses, and what it only warns of."""
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
+from services.auth.settings import AuthSettings
+from services.gateway.settings import GatewaySettings
 from shared import config, errors
-from shared.node.settings import NodeSettings
+from shared.config import Variable
+from shared.node.settings import NodeSettings, list_settings
 
 GIVEN = {"NODE_KEY_FILE": "/nowhere"}
 
@@ -57,3 +61,36 @@ def test_paths_are_read_as_paths() -> None:
     assert load(NATS_CA_FILE="/etc/ca.pem").nats_ca_file == Path("/etc/ca.pem")
     files = load(NATS_CERT_FILE="/a/c.pem", NATS_KEY_FILE="/a/k.pem", NATS_CREDS_FILE="/a/u.creds").nats_files
     assert (files.ca, files.cert, files.key, files.creds) == (None, Path("/a/c.pem"), Path("/a/k.pem"), Path("/a/u.creds"))
+
+
+class Example(config.Settings, frozen=True, kw_only=True):
+    days: Annotated[int, Variable("DAYS", "how long")] = 90
+    password: Annotated[str, Variable("PASSWORD", "of somebody", secret=True)] = ""
+    server: Annotated[str, Variable("SERVER", "where")] = "nats://localhost"
+    #: Not from the environment.
+    inner: int = 0
+
+
+def test_values_and_defaults_are_shown() -> None:
+    (days, password, server) = list_settings(Example(days=7)).settings
+    assert (days.name, days.value, days.default, days.help) == ("DAYS", "7", "90", "how long")
+    assert (password.value, password.is_secret) == ("", True)
+    assert server.value == "nats://localhost"
+
+
+def test_secrets_are_only_shown_as_set() -> None:
+    told = list_settings(Example(password="hunter2", server="nats://user:hunter2@localhost")).settings
+    assert told[1].value == "set"
+    assert "hunter2" not in repr(told)
+
+
+def test_every_secret_setting_is_declared_secret() -> None:
+    """A new setting with a word of these in its name and no `secret=True` would be shown to administrators."""
+    names = {
+        setting.variable.name: setting.variable.secret for kind in (AuthSettings, GatewaySettings) for setting in config.settings_of(kind)
+    }
+    words = ("SECRET", "PASSWORD", "TOKEN", "PEPPER", "DATA_KEY", "_URL")
+    harmless = {"PASSWORD_MIN_LENGTH", "PUBLIC_URL", "PRICE_PER_INPUT_TOKEN", "PRICE_PER_OUTPUT_TOKEN"}
+    suspicious = {name for name in names if any(word in name for word in words)} - harmless
+    assert suspicious
+    assert {name for name in suspicious if not names[name]} <= {"NATS_URL"}, "which is redacted"

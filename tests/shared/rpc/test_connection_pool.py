@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from shared import errors
-from shared.discovery.directory import Announcement, Directory
+from shared.protocol.directory import Announcement, Directory
 from shared.rpc import ConnectionPool
 from shared.rpc.connection import RpcConnection
 from shared.types import NodeId, Peer, Role

@@ -11,9 +11,9 @@ import pytest
 
 from shared import errors, rpc
 from shared.api import auth, node
-from shared.frames import wire
-from shared.frames.wire import Call, Cancel, Error, Frame, Reply
 from shared.node.lifecycle import background
+from shared.protocol import wire
+from shared.protocol.wire import Call, Cancel, Error, Frame, Reply
 from shared.rpc import bodies
 from shared.rpc.connection import MAX_UNREAD_BYTES, RESETS_AT_ONCE, RESETS_PER_SECOND, RpcConnection
 from shared.transports.link import Link

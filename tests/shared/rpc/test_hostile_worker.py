@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from shared import errors
 from shared.api import inference
 from shared.api.generation import Generation, Usage
-from shared.frames import wire
-from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Hello, Item, Piece, Ping, Pong, Reply
 from shared.node.lifecycle import background
+from shared.protocol import wire
+from shared.protocol.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Hello, Item, Piece, Ping, Pong, Reply
 from shared.rpc import Dispatcher, bodies
 from shared.rpc.calling import RpcReply
 from shared.rpc.connection import RpcConnection

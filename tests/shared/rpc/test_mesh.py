@@ -17,11 +17,11 @@ from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.generation import Generation, Usage
 from shared.api.method import Nothing
-from shared.frames import windows, wire
-from shared.frames.wire import Call, Item
 from shared.node.client_node import ClientSettings, client
 from shared.node.member import Node
 from shared.node.settings import NodeSettings
+from shared.protocol import windows, wire
+from shared.protocol.wire import Call, Item
 from shared.rpc import bodies
 from shared.types import Credential, FinishReason, ModelName, RequestId, Role, Tier, UserId, UserRole
 from tests import stopwatch

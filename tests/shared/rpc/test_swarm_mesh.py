@@ -14,12 +14,12 @@ from shared.api import auth, inference
 from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.generation import Generation, Usage
-from shared.discovery import duplicate_keys
-from shared.discovery.directory import DirectoryEntry
 from shared.identity import node_keys
 from shared.node import membership_file
 from shared.node.client_node import ClientNode
 from shared.node.member import Node
+from shared.protocol import duplicate_keys
+from shared.protocol.directory import DirectoryEntry
 from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId, Role, Tier, UserId, UserRole
 from tests import dht, stopwatch
 from tests.front_door import FrontDoor

@@ -13,12 +13,12 @@ import uvloop
 
 from shared import errors
 from shared.node.member import CHECK_SECONDS
+from shared.stores import valkey_client
 from shared.stores.cache import _CHECK_SECONDS, Cache
-from shared.stores.valkey import valkey_client
-from shared.stores.valkey.resp import ReplyError
+from shared.stores.resp import ReplyError
 from tests.servers import ValkeyServer
 from tests.services.gateway.limits.refusing_valkey import refusing
-from tests.shared.stores.valkey.fake_valkey import Visitor, answer_a_busy_program, nothing, on_unix
+from tests.shared.stores.fake_valkey import Visitor, answer_a_busy_program, nothing, on_unix
 
 COUNT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
 

@@ -8,7 +8,7 @@ import pytest
 from shared import context, errors, telemetry
 from shared.telemetry import answer_metrics
 from shared.telemetry.answer_metrics import GatewayAnswers, MeasuredAnswer, WorkerAnswers
-from shared.telemetry.exemplars import PAUSE_SECONDS, Exemplars
+from shared.telemetry.metrics_registry import PAUSE_SECONDS, Exemplars
 from shared.telemetry.tracing import ServingSpan, Traces
 from shared.types import ModelName
 

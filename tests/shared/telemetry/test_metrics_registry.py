@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shared import telemetry
 from shared.telemetry import instruments, metrics_registry
 from shared.telemetry.instruments import InstrumentKind
+from shared.telemetry.metrics_registry import LabelledGauge, Metrics
 from tests.cases import case
 
 ROOT = Path(__file__).parents[3]
@@ -140,3 +141,22 @@ def test_the_reference_lists_every_instrument() -> None:
     page = instruments.reference()
     assert all(f"| `{one.name}` |" in page for one in instruments.ALL)
     assert page.endswith("\n")
+
+
+def test_removed_series_are_no_longer_shown() -> None:
+    metrics = Metrics("web")
+    series = LabelledGauge(lambda: metrics.gpu_usage)
+    series.show({("m", "0"): 0.5, ("m", "1"): 0.25})
+    assert 'ai_platform_gpu_usage_ratio{gpu="1",machine="m"} 0.25' in metrics.render()
+    series.show({("m", "0"): 0.75})
+    text = metrics.render()
+    assert 'ai_platform_gpu_usage_ratio{gpu="0",machine="m"} 0.75' in text
+    assert 'gpu="1"' not in text
+    series.show({})
+    assert 'gpu="0"' not in metrics.render()
+
+
+def test_an_empty_gauge_is_omitted() -> None:
+    metrics = Metrics("web")
+    LabelledGauge(lambda: metrics.gpu_usage).show({})
+    assert "gpu" not in metrics.render()

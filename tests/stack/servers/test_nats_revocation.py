@@ -15,7 +15,7 @@ from shared.transports.nats.nats_client import NatsClient
 from shared.types import MeshName, NodeId, Role
 from stack import initialization
 from stack import stack_home as homes
-from stack.servers import nats_revocation, nats_users
+from stack.servers import nats_revocation, nats_server
 from stack.stack_home import StackHome
 from tests.testnet import NatsServer
 
@@ -71,21 +71,21 @@ def test_list_without_a_valid_ca_signature_revokes_nothing(home: StackHome) -> N
 
 
 def test_revoked_user_stays_revoked(home: StackHome, tmp_path: Path) -> None:
-    key = nats_users.add_node(home, MESH, "gpu-box", Role.WORKER)
+    key = nats_server.add_node(home, MESH, "gpu-box", Role.WORKER)
     box = node_keys.load(key).id
-    gone = nats_users.revoke(home, MESH, {box, NodeId("UNKNOWN")})
+    gone = nats_server.revoke(home, MESH, {box, NodeId("UNKNOWN")})
     assert [each.name for each in gone] == ["gpu-box"]
-    assert nats_users.revoke(home, MESH, {box}) == []
+    assert nats_server.revoke(home, MESH, {box}) == []
     initialization.ensure(home, {}, tmp_path)
-    nats_users.add_node(home, MESH, "another", Role.WORKER)
+    nats_server.add_node(home, MESH, "another", Role.WORKER)
     # Also when the list has forgotten it: a certificate ends, a user of NATS does not.
-    nats_users.revoke(home, MESH, set())
+    nats_server.revoke(home, MESH, set())
     assert box not in users(home)
     assert node(home, "another") in users(home)
     with pytest.raises(errors.BadSettings, match="has been revoked"):
-        nats_users.add_node(home, MESH, "gpu-box", Role.WORKER)
+        nats_server.add_node(home, MESH, "gpu-box", Role.WORKER)
     key.unlink()
-    assert node_keys.load(nats_users.add_node(home, MESH, "gpu-box", Role.WORKER)).id in users(home)
+    assert node_keys.load(nats_server.add_node(home, MESH, "gpu-box", Role.WORKER)).id in users(home)
 
 
 @contextlib.asynccontextmanager
@@ -99,7 +99,7 @@ async def watching(home: StackHome) -> AsyncIterator[None]:
 async def test_revoked_node_is_disconnected_and_others_are_not(home: StackHome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nats_revocation, "_LOOK_SECONDS", 0.02)
     server = NatsServer(home.nats)
-    nats_users.ensure(home, MESH, server.port)
+    nats_server.ensure(home, MESH, server.port)
     server.start()
     closed = asyncio.Event()
     web, metrics = Client(), Client()

@@ -14,9 +14,8 @@ from services.auth import api_keys
 from services.auth.sessions.identities import Identities
 from services.auth.sessions.key_last_used import KeyLastUsed
 from services.auth.store import AccountTables
-from shared import errors
-from shared.access import access_table
-from shared.access.access_table import Permission
+from shared import access_table, errors
+from shared.access_table import Permission
 from shared.api import auth, events
 from shared.api.auth import ApiKeyLimits, KeyBounds, KeyKind
 from shared.identity import credentials

@@ -6,8 +6,7 @@ import pytest
 
 from services.auth.accounts.password_changes import FOR_AN_ACCOUNT, FOR_AN_ADDRESS
 from services.auth.sessions import failed_logins, hourly_limits
-from shared import errors
-from shared.access import access_table
+from shared import access_table, errors
 from shared.api import accounts, auth
 from shared.types import NodeId
 from tests.services.auth.accounts.surroundings import CLIENT, WEB, ApiClient, Person, by_hand, token_of

@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from shared import errors
-from shared.access import access_table
+from shared import access_table, errors
 from shared.api import accounts, auth
 from shared.api.accounts import Preferences
 from shared.types import ModelName, TenantId, UserId, UserRole

@@ -13,10 +13,10 @@ from services.auth.audit.audit_log import AuditLog
 from services.auth.audit.audit_store import AuditStore
 from services.auth.audit.audit_upkeep import AuditUpkeep
 from services.auth.audit.verification import Verification
-from shared.access import audit_anchors, audit_chain
-from shared.access.audit_anchors import Anchor
-from shared.access.audit_chain import ChainHead
+from shared import audit_anchors, audit_chain
 from shared.api.audit import ChainState
+from shared.audit_anchors import Anchor
+from shared.audit_chain import ChainHead
 from shared.telemetry import Metrics
 from shared.types import MeshName
 from tests.services.auth.audit.conftest import KEYS

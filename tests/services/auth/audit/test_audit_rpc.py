@@ -19,9 +19,9 @@ from services.auth.audit.audit_store import AuditStore
 from services.auth.audit.verification import Verification
 from services.auth.store import AccountTables
 from shared import errors
-from shared.access.audit_chain import PLATFORM_CHAIN, ChainVerifier
 from shared.api import audit, auth
 from shared.api.method import Method, Reply, Request
+from shared.audit_chain import PLATFORM_CHAIN, ChainVerifier
 from shared.rpc import Dispatcher, RpcCall, StreamCall
 from shared.rpc.authorization import Authorizer
 from shared.telemetry import Metrics

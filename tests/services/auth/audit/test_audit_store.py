@@ -12,7 +12,7 @@ import pytest
 from services.auth import store
 from services.auth.audit.audit_store import AuditQuery, AuditStore
 from services.auth.audit.verification import Verification
-from shared.access import audit_chain
+from shared import audit_chain
 from shared.api.audit import Result
 from shared.types import TenantId, UserId
 from tests.services.auth import by_hand

@@ -8,9 +8,9 @@ import asyncpg
 from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.audit_store import AuditStore
 from services.auth.audit.verification import Verification
-from shared.access import audit_chain
-from shared.access.audit_chain import ChainHead
+from shared import audit_chain
 from shared.api.audit import AuditedAct, Result
+from shared.audit_chain import ChainHead
 from tests import tiers
 from tests.services.auth.audit.deeds import TENANT, act, fill, superuser
 

@@ -10,8 +10,7 @@ from services.auth.mfa import totp
 from services.auth.sealing import DataSealer
 from services.auth.sessions.session_store import StoredLogin
 from services.auth.settings import AuthSettings
-from shared import errors
-from shared.access import access_table
+from shared import access_table, errors
 from shared.api import accounts, audit, auth
 from shared.api.auth import Step
 from tests.services.auth import by_hand

@@ -6,9 +6,8 @@ import msgspec
 import pytest
 
 from services.auth.mfa import totp
-from shared import errors
-from shared.access import access_table
-from shared.access.access_table import Audience
+from shared import access_table, errors
+from shared.access_table import Audience
 from shared.api import auth
 from shared.api.auth import Step
 from shared.api.method import Method, Nothing

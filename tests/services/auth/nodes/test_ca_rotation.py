@@ -10,13 +10,13 @@ import pytest
 from services.auth.nodes.ca_keys import CaKeys, MeshState
 from shared import errors
 from shared.api.membership import Membership
-from shared.discovery.directory import Directory
 from shared.identity import node_keys
 from shared.identity.certificates import Subject
 from shared.identity.node_keys import Authority, NodeKey
 from shared.identity.trust import Trust
 from shared.node import membership_file
 from shared.node.certificate_renewal import CertificateRenewal
+from shared.protocol.directory import Directory
 from shared.types import MeshName, Role
 
 MESH = MeshName("test")

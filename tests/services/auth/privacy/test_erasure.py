@@ -5,8 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from shared import errors
-from shared.access import access_table
+from shared import access_table, errors
 from shared.api import privacy
 from tests.services.auth.accounts.surroundings import by_hand
 from tests.services.auth.privacy.surroundings import AwaySessions, Canaries, PrivacyDesk, administrator, user_with_data

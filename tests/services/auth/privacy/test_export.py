@@ -5,8 +5,7 @@ import json
 import pytest
 
 from services.auth import audit_records
-from shared import errors
-from shared.access import access_table
+from shared import access_table, errors
 from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, user_with_data
 from tests.services.auth.surroundings import PASSWORD
 

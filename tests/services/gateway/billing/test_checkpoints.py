@@ -12,9 +12,9 @@ from services.gateway import store as stores
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner
 from services.gateway.billing.ledger_store import LedgerStore
-from shared.access import audit_anchors
-from shared.access.audit_anchors import Anchor, Anchors
+from shared import audit_anchors
 from shared.api.ledger import LedgerReport
+from shared.audit_anchors import Anchor, Anchors
 from shared.stores import database
 from shared.types import MeshName, NodeId
 

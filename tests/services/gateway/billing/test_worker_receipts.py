@@ -14,8 +14,8 @@ from shared import errors
 from shared.api import inference
 from shared.api.inference import Receipt, SignedReceipt
 from shared.context import new_request_id
-from shared.discovery.directory import Announcement, Directory
 from shared.identity import node_keys
+from shared.protocol.directory import Announcement, Directory
 from shared.types import ModelName, NodeId, RequestId, Role
 from tests.services.gateway.fakes import USER
 

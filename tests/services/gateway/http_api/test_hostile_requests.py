@@ -23,7 +23,7 @@ from services.gateway.openai_api import chat_request as openai_chat
 from services.gateway.openai_api import completion_request as openai_completions
 from services.gateway.openai_api import response_request as openai_responses
 from shared import errors
-from shared.access.access_table import Audience
+from shared.access_table import Audience
 from shared.api.gateway import InferenceRequest
 from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import KEY, RunningService

@@ -19,9 +19,9 @@ from services.gateway.http_api.http_call import MAX_BODY_BYTES, HttpCall
 from services.gateway.limits import tiers
 from services.gateway.limits.quotas import LimitRules, Quotas
 from shared import errors
-from shared.access.access_table import Audience
+from shared.access_table import Audience
 from shared.api import auth
-from shared.node.http import http_server as node_http
+from shared.node import http_server
 from shared.node.settings import NodeSettings
 from shared.types import ModelName, RequestId, Role, Tier, UserRole
 from tests.cases import case
@@ -402,10 +402,10 @@ async def test_too_many_requests_of_one_caller_are_refused_before_their_bodies_a
 async def test_requests_that_outlast_the_drain_are_told_to_retry(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, words: int
 ) -> None:
-    monkeypatch.setattr(node_http, "DRAIN_SECONDS", 0)
+    monkeypatch.setattr(http_server, "DRAIN_SECONDS", 0)
     running_service.worker.hangs_after = words
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        server = node_http.HttpServer(running_service.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
+        server = http_server.HttpServer(running_service.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
         async with asyncio.TaskGroup() as tasks, asyncio.timeout(30):
             tasks.create_task(server.run())
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", headers=BEARER) as http:

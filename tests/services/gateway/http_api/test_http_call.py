@@ -21,9 +21,8 @@ from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
 from services.gateway.prompt_admission import BadField
-from shared import context, errors
-from shared.access import access_table
-from shared.access.access_table import AccessRule
+from shared import access_table, context, errors
+from shared.access_table import AccessRule
 from shared.api import inference
 from shared.api.gateway import InferenceRequest, Rest
 from shared.api.generation import Generation, Usage

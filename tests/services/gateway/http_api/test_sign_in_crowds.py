@@ -13,7 +13,7 @@ import pytest
 from services.gateway.http_api import http_app
 from services.gateway.http_api.http_app import SIGN_IN_BODY_BYTES
 from shared.api import auth
-from shared.node.http import http_server as node_http
+from shared.node import http_server
 from shared.node.settings import NodeSettings
 from shared.timing.admission_semaphore import AdmissionSemaphore
 from shared.types import Tier, UserRole
@@ -44,7 +44,7 @@ async def running_service() -> AsyncIterator[RunningService]:
 async def served(running_service: RunningService) -> AsyncIterator[int]:
     """Runs the gateway's own server and yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        server = node_http.HttpServer(running_service.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
+        server = http_server.HttpServer(running_service.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.run())
             try:

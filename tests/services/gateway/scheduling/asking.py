@@ -14,7 +14,7 @@ from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
-from shared.discovery.directory import WorkerLoad
+from shared.protocol.directory import WorkerLoad
 from shared.telemetry import Metrics
 from shared.types import ModelName, NodeId, UserId
 from tests.services.gateway.fakes import FakeDirectory

@@ -19,7 +19,7 @@ from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
-from shared.discovery.directory import WorkerLoad
+from shared.protocol.directory import WorkerLoad
 from shared.types import ModelName, NodeId, UserId
 from tests.services.gateway.fakes import FakeDirectory, announcement, node_id
 from tests.shared.timing.virtual_time import VirtualLoop

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from services.gateway.scheduling.candidates import TWIN_SECONDS, WorkerStats
-from shared.discovery.directory import Announcement
+from shared.protocol.directory import Announcement
 from shared.types import Role
 from tests.services.gateway.fakes import FakeDirectory, node_id
 

@@ -10,7 +10,7 @@ import pytest
 from services.gateway.scheduling.peer_queues import PeerOffer, QueueReport
 from services.gateway.scheduling.worker_choice import PromptPrivacy
 from shared import errors
-from shared.discovery.directory import WorkerLoad
+from shared.protocol.directory import WorkerLoad
 from tests.services.gateway.fakes import node_id
 from tests.services.gateway.scheduling.asking import M, finish, requirements, settled, site, tenant
 from tests.stopwatch import HANG_SECONDS

@@ -15,7 +15,7 @@ from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_choice import PromptPrivacy
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
-from shared.discovery.directory import WorkerLoad
+from shared.protocol.directory import WorkerLoad
 from shared.types import ModelName, NodeId, Role, UserId
 from tests.services.gateway.fakes import FakeDirectory, node_id
 

@@ -2,7 +2,7 @@ import pytest
 
 from services.gateway.scheduling import model_coverage
 from services.gateway.scheduling.model_coverage import MISSED_SECONDS, ModelCoverage
-from shared.discovery.directory import ModelOffer
+from shared.protocol.directory import ModelOffer
 from shared.types import ModelName, NodeId, Role
 from tests.services.gateway.fakes import FakeDirectory, node_id
 

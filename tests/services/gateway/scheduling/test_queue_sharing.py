@@ -14,7 +14,7 @@ from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.queue_sharing import LOG, QueueSharing
 from services.gateway.scheduling.worker_claims import Claim
-from shared.discovery.directory import WorkerLoad
+from shared.protocol.directory import WorkerLoad
 from shared.stores.cache import Cache
 from shared.telemetry import logs
 from tests.services.gateway.fakes import FakeDirectory

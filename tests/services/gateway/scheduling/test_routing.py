@@ -6,7 +6,7 @@ import pytest
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.routing import ModelNames
 from shared import errors
-from shared.discovery.directory import DirectoryEntry, ModelOffer
+from shared.protocol.directory import DirectoryEntry, ModelOffer
 from shared.types import ModelName, Role
 from tests.services.gateway.fakes import FakeDirectory, node_id
 

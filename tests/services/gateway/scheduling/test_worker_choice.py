@@ -17,7 +17,7 @@ from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_choice import PromptPrivacy
 from shared import errors
-from shared.discovery.directory import ModelOffer, WorkerLoad
+from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.types import ModelName, NodeId, Role, UserId
 from tests.services.gateway.fakes import USER, FakeDirectory, node_id
 

@@ -17,7 +17,7 @@ from services.metrics.alerting.worker_attendance import WorkerAttendance
 from services.metrics.service import MetricsService
 from services.metrics.settings import MOST_MAILED, MetricsSettings
 from shared import errors
-from shared.mail import mail_queue, mailer
+from shared.mail import mailer
 from shared.telemetry import logs
 from shared.types import Role
 from tests.services.metrics.alerting.sample_alerts import NOON, alert, began, ended
@@ -117,7 +117,7 @@ async def test_mails_are_sent_once_an_unavailable_server_is_back(monkeypatch: py
     server = MailServer(answers={"MAIL": ["421 go away"]})
     async with running_mailer(server, Clock()) as mailing:
         mailing.notify(began(alert()))
-        await until(lambda: server.connections > len(mail_queue.PAUSES_SECONDS) + 1)
+        await until(lambda: server.connections > len(mailer.PAUSES_SECONDS) + 1)
         check = mailing.check()
         assert (check.ok, check.needed) == (False, False)
         assert ", 0 lost: the server refuses (421)" in check.detail
@@ -141,7 +141,7 @@ async def test_unsent_mails_are_bounded_and_the_rest_is_batched(monkeypatch: pyt
         await until(lambda: server.connections > 0)
         opened = mailing._smtp
         assert opened is not None
-        assert 0 < opened.waiting <= mail_queue.MOST_WAITING + 1
+        assert 0 < opened.waiting <= mailer.MOST_WAITING + 1
         assert len(mailing._batching._waiting) == MOST_WAITING
         # None was given away where there was no room.
         assert "0 lost" in opened.check().detail or not opened.check().detail

@@ -22,8 +22,8 @@ from services.metrics.alerting.rule_watch import RuleWatch
 from services.metrics.alerting.rules import all_rules
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
-from shared.discovery import directory
-from shared.discovery.directory import FORGOTTEN_AFTER, Announcement, Directory
+from shared.protocol import directory
+from shared.protocol.directory import FORGOTTEN_AFTER, Announcement, Directory
 from shared.telemetry import instruments
 from shared.types import NodeId, Role
 from tests.services.metrics.alerting.test_delivery import FakeChannel

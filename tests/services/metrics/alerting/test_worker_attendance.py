@@ -8,7 +8,7 @@ import pytest
 
 from services.metrics.alerting import worker_attendance
 from services.metrics.alerting.worker_attendance import MEETING, AttendedWorker, WorkerAttendance
-from shared.discovery.directory import FORGOTTEN_AFTER, GONE_AFTER_SECONDS, Announcement, Directory
+from shared.protocol.directory import FORGOTTEN_AFTER, GONE_AFTER_SECONDS, Announcement, Directory
 from shared.telemetry import instruments
 from shared.types import NodeId, Role
 

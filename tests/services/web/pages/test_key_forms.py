@@ -4,7 +4,7 @@ from services.web.http import forms
 from services.web.pages import key_forms
 from services.web.pages.key_forms import KeyUse, NewKeyForm
 from shared import errors
-from shared.access.access_table import Permission
+from shared.access_table import Permission
 from shared.api.auth import ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind
 from shared.types import MicroCredits, ModelName, UserRole
 

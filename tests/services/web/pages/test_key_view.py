@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from services.web.pages import key_view
-from shared.access.access_table import Permission
+from shared.access_table import Permission
 from shared.api.auth import ApiKey, KeyBounds, KeyKind
 from shared.types import KeyId, ModelName, UserId
 from tests.services.web.fake_mesh import NOW

@@ -3,7 +3,7 @@
 import os
 import subprocess
 
-from shared.transports.hyperswarm import node_binary
+from shared.transports.hyperswarm import sidecar_process
 
 SECONDS = 60
 #: Of code: what can be said in Python is said in Python.
@@ -11,9 +11,9 @@ MOST_LINES = 600
 
 
 def test_the_tests_of_the_sidecar_pass() -> None:
-    sidecar = node_binary.find_sidecar().parent
+    sidecar = sidecar_process.find_sidecar().parent
     # Node takes a folder for a module and a pattern for a pattern: no shell is needed.
-    command = [str(node_binary.find_node()), "--test", "--test-reporter=spec", "test/*.test.js"]
+    command = [str(sidecar_process.find_node()), "--test", "--test-reporter=spec", "test/*.test.js"]
     done = subprocess.run(
         command, cwd=sidecar, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False, timeout=SECONDS
     )
@@ -22,6 +22,6 @@ def test_the_tests_of_the_sidecar_pass() -> None:
 
 
 def test_the_sidecar_stays_small() -> None:
-    programs = node_binary.SIDECAR.glob("*.js")
+    programs = sidecar_process.SIDECAR.glob("*.js")
     lines = [line.strip() for program in programs for line in program.read_text(encoding="utf-8").splitlines()]
     assert len([line for line in lines if line and not line.startswith(("//", "/*", "*"))]) <= MOST_LINES

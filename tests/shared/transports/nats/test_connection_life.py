@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from shared import errors
-from shared.discovery.directory import Directory
-from shared.frames.wire import MAX_BODY_BYTES, Call, Frame, Piece, Ping
 from shared.identity import node_keys
 from shared.node.lifecycle import background
 from shared.node.transports import Transports
+from shared.protocol.directory import Directory
+from shared.protocol.wire import MAX_BODY_BYTES, Call, Frame, Piece, Ping
 from shared.transports import nats_link
 from shared.transports.link import Link, LocalNode
 from shared.transports.nats import nats_client

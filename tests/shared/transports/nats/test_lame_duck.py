@@ -6,9 +6,9 @@ from pathlib import Path
 from shared.identity import node_keys
 from shared.node.lifecycle import background
 from shared.transports.link import LocalNode
-from shared.transports.nats.handover import Handover
 from shared.transports.nats.nats_client import NatsClient
 from shared.transports.nats.nats_protocol import NatsMessage
+from shared.transports.nats.server_connection import Handover
 from shared.transports.nats_link import NatsTransport
 from shared.types import Peer, Role
 from tests.shared.transports.nats.real_servers import cluster

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from shared.frames.wire import Frame, Item, Reply
 from shared.identity import node_keys
+from shared.protocol.wire import Frame, Item, Reply
 from shared.transports.link import EAGER_FRAMES, LocalNode
 from shared.transports.nats.nats_client import NatsClient
 from shared.transports.nats_link import NatsLink, NatsTransport

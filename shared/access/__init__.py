@@ -1,1 +1,0 @@
-"""Who may do what, and the hash chains of the audit log that show what was done."""

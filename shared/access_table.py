@@ -1,0 +1,330 @@
+"""Holds who may call each RPC method and each HTTP route, and decides whether a caller may. Pure.
+
+``Method.callers`` lists the node roles that may call a method; this table says what the user behind the call must be allowed to do. A
+program does not start if one of its methods has no row. Whether a caller may touch the particular data is checked by the handler
+(``subject_of``), and again by PostgreSQL's row-level security.
+"""
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import ip_address, ip_network
+
+from shared import errors
+from shared.api.auth import Principal, Step
+from shared.types import Role, UserRole
+
+#: How recently a user must have shown a password or code before a sensitive action (SECURITY.md §5). Does not apply to keys.
+FRESH_SECONDS = 300
+
+
+class Permission(StrEnum):
+    """What a user may do. These are also the scopes of API keys, which never exceed the rights of the creator."""
+
+    INFER = "inference:execute"
+    READ_MODELS = "model:read"
+    WRITE_MODELS = "model:write"
+    OWN_NODES = "node:own"
+    READ_USAGE = "usage:read"
+    WRITE_KEYS = "key:write"
+    WRITE_ACCOUNT = "account:write"
+    EVERYTHING = "*"
+
+
+_OWN = frozenset({Permission.READ_USAGE, Permission.WRITE_KEYS, Permission.WRITE_ACCOUNT})
+
+ROLES: Mapping[UserRole, frozenset[Permission]] = {
+    UserRole.USER: _OWN | {Permission.INFER},
+    UserRole.NODE_OWNER: _OWN | {Permission.INFER, Permission.OWN_NODES},
+    UserRole.DEVELOPER: _OWN | {Permission.INFER, Permission.READ_MODELS, Permission.WRITE_MODELS},
+    UserRole.ADMIN: frozenset({Permission.EVERYTHING}),
+}
+
+
+class Audience(StrEnum):
+    """Whether a method needs to know a user."""
+
+    #: No user: any node among the method's callers, which includes anonymous visitors if web or the gateway may call it.
+    NODE = "node"
+    PERSON = "person"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessRule:
+    who: Audience
+    #: Any of these is enough. Empty means that any authenticated user may call.
+    needs: frozenset[Permission] = frozenset()
+    #: Logins older than FRESH_SECONDS must be confirmed first.
+    fresh: bool = False
+    #: Also allowed before the second factor is entered.
+    halfway: bool = False
+    #: Nodes of these roles may call without a credential.
+    unless: Set[Role] = frozenset()
+
+
+def _person(*needs: Permission, fresh: bool = False, halfway: bool = False, unless: Iterable[Role] = ()) -> AccessRule:
+    return AccessRule(who=Audience.PERSON, needs=frozenset(needs), fresh=fresh, halfway=halfway, unless=frozenset(unless))
+
+
+_NODE = AccessRule(who=Audience.NODE)
+_KNOWN = _person()
+_HALFWAY = _person(halfway=True)
+_ACCOUNT = _person(Permission.WRITE_ACCOUNT)
+_ACCOUNT_FRESH = _person(Permission.WRITE_ACCOUNT, fresh=True)
+_KEYS = _person(Permission.WRITE_KEYS)
+_KEYS_FRESH = _person(Permission.WRITE_KEYS, fresh=True)
+_INFER = _person(Permission.INFER)
+_USAGE = _person(Permission.READ_USAGE)
+_MODELS = _person(Permission.WRITE_MODELS)
+_NODES = _person(Permission.OWN_NODES)
+_ADMIN = _person(Permission.EVERYTHING)
+_ADMIN_FRESH = _person(Permission.EVERYTHING, fresh=True)
+_WATCHING = _person(Permission.EVERYTHING, unless={Role.OPERATOR})
+_PEOPLE = frozenset({Role.CLIENT, Role.WEB, Role.GATEWAY, Role.OPERATOR})
+
+METHODS: Mapping[str, AccessRule] = {
+    # --- accounts and sessions
+    "auth.registerUser": _NODE,
+    "auth.loginUser": _NODE,
+    "auth.refreshSession": _NODE,
+    "auth.resumeSession": _NODE,
+    "auth.logoutUser": _NODE,
+    "auth.confirmLogin": _HALFWAY,
+    "auth.confirmAgain": _KNOWN,
+    "auth.createLoginLink": _ACCOUNT,
+    "auth.redeemLoginLink": _NODE,
+    "auth.listSessions": _ACCOUNT,
+    "auth.endSession": _ACCOUNT,
+    "auth.getAccount": _KNOWN,
+    "auth.changeProfile": _ACCOUNT,
+    "auth.changePassword": _ACCOUNT_FRESH,
+    "auth.requestPasswordReset": _NODE,
+    "auth.resetPassword": _NODE,
+    "auth.setPreferences": _ACCOUNT,
+    # --- second factor
+    "auth.beginMfa": _person(Permission.WRITE_ACCOUNT, fresh=True, halfway=True),
+    "auth.enableMfa": _person(Permission.WRITE_ACCOUNT, fresh=True, halfway=True),
+    "auth.disableMfa": _ACCOUNT_FRESH,
+    "auth.renewRecoveryCodes": _ACCOUNT_FRESH,
+    # --- OpenID
+    "auth.beginOidc": _NODE,
+    "auth.finishOidc": _NODE,
+    "auth.leaveOidc": _NODE,
+    "auth.getSignInOptions": _NODE,
+    "auth.listOidcLinks": _ACCOUNT,
+    "auth.removeOidcLink": _ACCOUNT_FRESH,
+    # --- API keys
+    "auth.generateApiKey": _KEYS_FRESH,
+    "auth.rotateApiKey": _KEYS_FRESH,
+    "auth.renameApiKey": _KEYS,
+    "auth.listApiKeys": _KEYS,
+    "auth.revokeApiKey": _KEYS,
+    "auth.validateApiKey": _NODE,
+    "auth.identify": _NODE,
+    # --- organizations
+    "auth.createOrganisation": _ACCOUNT,
+    "auth.listOrganisations": _ACCOUNT,
+    "auth.getOrganisation": _ACCOUNT,
+    "auth.renameOrganisation": _ACCOUNT,
+    "auth.switchOrganisation": _ACCOUNT,
+    "auth.inviteMember": _ACCOUNT_FRESH,
+    "auth.withdrawInvitation": _ACCOUNT,
+    "auth.readInvitation": _ACCOUNT,
+    "auth.acceptInvitation": _ACCOUNT,
+    "auth.setOrganisationRole": _ACCOUNT_FRESH,
+    "auth.removeOrganisationMember": _ACCOUNT,
+    # --- own data
+    "auth.exportAccount": _ACCOUNT_FRESH,
+    "auth.requestErasure": _ACCOUNT_FRESH,
+    "auth.cancelErasure": _ACCOUNT,
+    "auth.getUserUsage": _USAGE,
+    # --- administration
+    "auth.getSettings": _ADMIN,
+    "gateway.getSettings": _ADMIN,
+    "gateway.listTiers": _ADMIN,
+    "auth.setTier": _ADMIN_FRESH,
+    "auth.setRole": _ADMIN_FRESH,
+    "auth.setActive": _ADMIN_FRESH,
+    "auth.removeMfa": _ADMIN_FRESH,
+    "auth.getUser": _ADMIN,
+    "auth.getUserCalled": _ADMIN,
+    "auth.listUsers": _ADMIN,
+    "auth.nameUsers": _ADMIN,
+    "auth.countNewAccounts": _ADMIN,
+    "auth.listAllOrganisations": _ADMIN,
+    "auth.setOrganisationTier": _ADMIN_FRESH,
+    "auth.rotateSigningKeys": _ADMIN_FRESH,
+    "auth.reviewAccess": _ADMIN,
+    "auth.listAudit": _ADMIN,
+    "auth.exportAudit": _ADMIN,
+    "auth.verifyAudit": _ADMIN,
+    # --- for the other services
+    "auth.getSigningKeys": _NODE,
+    "auth.recordActs": _NODE,
+    "auth.watchChanges": _NODE,
+    # --- nodes
+    "auth.enrollNode": _NODE,
+    "auth.renewCertificate": _NODE,
+    "auth.createTicket": _person(Permission.OWN_NODES, fresh=True),
+    "auth.listTickets": _NODES,
+    "auth.revokeTicket": _NODES,
+    "auth.listNodes": _NODES,
+    "auth.approveNode": _ADMIN,
+    "auth.revokeNode": _NODES,
+    # --- the gateway
+    "gateway.processInferenceRequest": _INFER,
+    "gateway.cancelInference": _INFER,
+    "gateway.embed": _INFER,
+    "gateway.getServiceHealth": _NODE,
+    "gateway.getUserQuota": _USAGE,
+    "gateway.listModels": _person(Permission.INFER, Permission.READ_MODELS, unless=_PEOPLE),
+    "gateway.loadModel": _MODELS,
+    "gateway.unloadModel": _MODELS,
+    "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
+    "gateway.pardonNode": _ADMIN_FRESH,
+    "gateway.readUsage": _NODE,
+    "gateway.getUsageReport": _USAGE,
+    "gateway.getBusinessReport": _ADMIN,
+    "gateway.listRequests": _USAGE,
+    "gateway.exportRequests": _USAGE,
+    "gateway.giveFeedback": _INFER,
+    "gateway.readAccount": _USAGE,
+    "gateway.topUp": _ADMIN_FRESH,
+    "gateway.setPrice": _ADMIN_FRESH,
+    "gateway.listPrices": _KNOWN,
+    "gateway.revertRequest": _ADMIN_FRESH,
+    "gateway.verifyLedger": _person(Permission.EVERYTHING, unless={Role.METRICS}),
+    # --- workers, metrics and every node: no user involved
+    "inference.processPrompt": _NODE,
+    "inference.embed": _NODE,
+    "inference.listAvailableModels": _NODE,
+    "inference.getModelStatus": _NODE,
+    "inference.loadModel": _NODE,
+    "inference.unloadModel": _NODE,
+    "inference.readReceipts": _NODE,
+    "metrics.recordMetric": _NODE,
+    "metrics.recordMetrics": _NODE,
+    "metrics.getMetrics": _NODE,
+    "metrics.getSystemHealth": _person(Permission.EVERYTHING, unless={Role.GATEWAY, Role.WEB, Role.OPERATOR}),
+    "metrics.listAlerts": _WATCHING,
+    "metrics.acknowledgeAlert": _WATCHING,
+    "metrics.silenceAlerts": _WATCHING,
+    "metrics.endSilence": _WATCHING,
+    "metrics.getTrace": _WATCHING,
+    "metrics.getHistory": _WATCHING,
+    "node.readRevocations": _NODE,
+    "node.readMetrics": _NODE,
+    "node.readHealth": _NODE,
+    "node.readSpans": _NODE,
+    "node.readLogs": _NODE,
+}
+
+
+#: The gateway's routes. Each needs the same permissions as the method that it calls.
+ROUTES: Mapping[str, AccessRule] = {
+    "GET /openapi.json": _NODE,
+    "GET /docs": _NODE,
+    "GET /.well-known/jwks.json": _NODE,
+    "POST /api/auth/register": METHODS["auth.registerUser"],
+    "POST /api/auth/login": METHODS["auth.loginUser"],
+    "POST /api/auth/refresh": METHODS["auth.refreshSession"],
+    "POST /api/auth/logout": METHODS["auth.logoutUser"],
+    "POST /api/auth/confirm": METHODS["auth.confirmLogin"],
+    "POST /api/auth/api-keys": METHODS["auth.generateApiKey"],
+    "GET /api/auth/api-keys": METHODS["auth.listApiKeys"],
+    "DELETE /api/auth/api-keys/{key}": METHODS["auth.revokeApiKey"],
+    "GET /api/usage": METHODS["auth.getUserUsage"],
+    "GET /api/quota": METHODS["gateway.getUserQuota"],
+    "GET /api/requests": METHODS["gateway.listRequests"],
+    "POST /api/feedback": METHODS["gateway.giveFeedback"],
+    "POST /api/inference": METHODS["gateway.processInferenceRequest"],
+    "POST /api/infer": METHODS["gateway.processInferenceRequest"],
+    "DELETE /api/inference": METHODS["gateway.cancelInference"],
+    "POST /v1/chat/completions": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/completions": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/responses": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/embeddings": METHODS["gateway.embed"],
+    "GET /v1/models": _person(Permission.INFER, Permission.READ_MODELS),
+    "GET /v1/models/{model}": _person(Permission.INFER, Permission.READ_MODELS),
+}
+
+
+def of_route(verb: str, path: str) -> AccessRule:
+    """Raises ValueError for a route without a row."""
+    access = ROUTES.get(f"{verb} {path}")
+    if access is None:
+        raise ValueError(f"{verb} {path} has no row in shared/access_table.py: say who may use it")
+    return access
+
+
+def of_method(name: str) -> AccessRule:
+    """Raises ValueError for a method without a row."""
+    access = METHODS.get(name)
+    if access is None:
+        raise ValueError(f"{name} has no row in shared/access_table.py: say who may call it")
+    return access
+
+
+def may(caller: Principal, permission: Permission) -> bool:
+    """Return whether the caller has this permission."""
+    return bool(permissions_of(caller.role, caller.scopes) & {permission, Permission.EVERYTHING})
+
+
+def permissions_of(role: UserRole, scopes: Iterable[str] | None) -> frozenset[Permission]:
+    """Return what a key with these scopes may do now; None stands for a login. A scope that the owner has lost grants nothing."""
+    granted = ROLES[role]
+    if scopes is None:
+        return granted
+    wanted = frozenset(Permission(scope) for scope in scopes)
+    if Permission.EVERYTHING in wanted:
+        return granted
+    return wanted if Permission.EVERYTHING in granted else wanted & granted
+
+
+def check(access: AccessRule, caller: Principal, now: float, what: str) -> None:
+    """``now`` in seconds since 1970. Raises NotAllowed, SecondFactorNeeded or ConfirmationNeeded."""
+    if caller.step is not Step.DONE and not access.halfway:
+        raise _step_missing(caller.step)
+    if access.needs and not any(may(caller, permission) for permission in access.needs):
+        raise errors.NotAllowed(_lacking(access, caller, what), hint=_who_can(access, caller))
+    if access.fresh and caller.confirmed_at is not None and now - caller.confirmed_at > FRESH_SECONDS:
+        raise errors.ConfirmationNeeded(
+            "this action is sensitive, and you logged in a while ago", hint="confirm your password or a code, then try again"
+        )
+
+
+def check_network(caller: Principal, address: str | None) -> None:
+    """Raises NotAllowed if the caller's key is bound to other networks, or if the caller's address is unknown."""
+    if not caller.networks:
+        return
+    if address is None:
+        raise errors.NotAllowed("this key is bound to networks, but this connection shows no address", hint="use the HTTP API with it")
+    try:
+        here = ip_address(address)
+    except ValueError:
+        here = None
+    if here is not None:
+        mapped = getattr(here, "ipv4_mapped", None)
+        if any((mapped or here) in ip_network(network) for network in caller.networks):
+            return
+    raise errors.NotAllowed(f"this key may not be used from {address[:60]}", hint="use it from its networks, or make another key")
+
+
+def _step_missing(step: Step) -> errors.AimeshError:
+    if step is Step.ENTER_CODE:
+        return errors.SecondFactorNeeded("the login lacks its code", hint="send the six digits of your authenticator app to confirmLogin")
+    return errors.SecondFactorNeeded("administrators need a second factor", hint="log in on the web page and set it up; it takes a minute")
+
+
+def _lacking(access: AccessRule, caller: Principal, what: str) -> str:
+    wanted = " or ".join(sorted(access.needs))
+    if access.needs == {Permission.EVERYTHING}:
+        who = f"the key {caller.key_name!r}" if caller.key_id is not None and caller.role is UserRole.ADMIN else caller.username
+        return f"{who} is no administrator" if caller.role is not UserRole.ADMIN else f"{who} has not the scope * that {what} needs"
+    return f"{caller.username} may not do this: {what} needs {wanted}"
+
+
+def _who_can(access: AccessRule, caller: Principal) -> str:
+    if caller.key_id is not None and ROLES[caller.role] & (access.needs | {Permission.EVERYTHING}):
+        return "use a key with this scope, or log in"
+    return "ask an administrator of this mesh to do it"

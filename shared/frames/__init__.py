@@ -1,1 +1,0 @@
-"""The call protocol of the mesh without any I/O: ``wire`` is what the bytes mean, ``calls`` what may follow what."""

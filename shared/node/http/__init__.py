@@ -1,1 +1,0 @@
-"""The HTTP port of a service: its server, its limits, and access to /metrics."""

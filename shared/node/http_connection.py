@@ -1,0 +1,295 @@
+"""Hardens uvicorn's HTTP connections against untrusted clients: limits what a client may hold, and refuses ambiguous requests.
+
+uvicorn itself stops its timer at the first byte and waits for ever for a reader. It limits neither the head of a request nor the framing
+of chunks, treats trailers as headers, and loses the body of a request that offers another protocol. It keeps reading while pipelined
+requests wait, answers a broken request before earlier ones, and tells only the last of them that the client is gone.
+"""
+
+import asyncio
+from collections.abc import Sequence, Sized
+from contextlib import suppress
+from functools import partial
+from typing import Any, cast
+
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from shared.joined_writes import JoinedWrites
+from shared.node.http_connection_limits import ConnectionRefusal, HttpConnectionLimits
+
+#: A request head is usually one packet. Also applies to a connection that sends nothing.
+HEAD_SECONDS = 10.0
+#: A client that reads nothing for so long, while the buffer is full or the answer ends, is gone.
+STALLED_SECONDS = 30.0
+#: Real clients do not pipeline, or send a handful of requests.
+PIPELINED_MOST = 100
+#: The allowed framing bytes (sizes, line ends, extensions) per byte of a body. A chunk of one byte has 5.
+FRAMING_RATIO = 8
+
+#: The same as nginx. Clients send 1 or 2 KiB.
+HEAD_BYTES = 32 * 1024
+#: The same as Apache. A browser behind two proxies sends 30.
+HEADERS_MOST = 100
+
+#: With the Retry-After of each refusal.
+_REFUSED = {ConnectionRefusal.FULL: (b"503 Service Unavailable", b"5"), ConnectionRefusal.TOO_MANY: (b"429 Too Many Requests", b"10")}
+
+
+class HttpConnection(HttpToolsProtocol):
+    """Closes connections that do not complete a request head in time."""
+
+    #: Runs until a request head is complete, or until the last answer is read.
+    _deadline: asyncio.TimerHandle | None = None
+    #: Runs while the write buffer is full.
+    _stalled: asyncio.TimerHandle | None = None
+    #: The request being answered; ``cycle`` is the last one read.
+    _answering: RequestResponseCycle | None = None
+    #: The answer to an invalid request, after which nothing is read.
+    _refusal: bytes | None = None
+    #: Bytes since the last head or body ended, minus the allowance for body bytes.
+    _surplus = 0
+
+    def __init__(self, *args: Any, places: "HttpConnectionLimits[HttpConnection]", **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._places = places
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        transport = cast("asyncio.Transport", _Joining(transport))
+        super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
+        address = None if self.client is None else self.client[0]
+        refusal = self._places.enter(self, address)
+        if refusal is ConnectionRefusal.FULL and (other := self._places.longest_waiting()) is not None:
+            other.make_room()
+            refusal = self._places.enter(self, address)
+        if refusal is not None:
+            status, seconds = _REFUSED[refusal]
+            self._refuse_now(_plain(status, refusal.value, b"retry-after: %b\r\n" % seconds))
+        else:
+            self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._places.leave(self)
+        self._rest()
+        self._end_stall()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._end_stall()
+        self._stalled = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._end_stall()
+        super().resume_writing()
+
+    def make_room(self) -> None:
+        self._places.leave(self)
+        self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None or self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        self._surplus += len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as error:
+            found = error.__context__
+            self._refuse(str(found) if isinstance(found, _Mistake) else "this is not HTTP/1.1")
+            return
+        if self._surplus > HEAD_BYTES:
+            self._refuse(f"more than {HEAD_BYTES} bytes that belong to no body")
+        elif self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]  # it is None before the first request
+            self._watch()
+        else:
+            self._rest()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) == HEADERS_MOST:
+            raise _Mistake(f"more than {HEADERS_MOST} headers")
+        super().on_header(name, value.rstrip(b" \t"))
+
+    def on_headers_complete(self) -> None:
+        self._surplus = 0
+        method = self.parser.get_method().decode("ascii")
+        mistake = find_mistake(method, self.url, self.parser.get_http_version(), self.headers)
+        if mistake is not None:
+            raise _Mistake(mistake)
+        if len(self.pipeline) == PIPELINED_MOST:
+            raise _Mistake(f"more than {PIPELINED_MOST} requests wait for their answers")
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+            # Trailers after a chunked body are not headers of this request.
+            self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        self._surplus -= (1 + FRAMING_RATIO) * len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._surplus = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self._refusal is None or self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+        else:
+            self._refuse_now(self._refusal)
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._ensure_flushed()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, partial(self._answer, app))
+
+    async def _answer(self, app: Any, *call: Any) -> None:
+        try:
+            # When a drain times out, uvicorn cancels what still runs, which is not the application's fault.
+            with suppress(asyncio.CancelledError):
+                await app(*call)
+        finally:
+            # Runs after uvicorn has closed the connection, if it does not keep it alive.
+            self.loop.call_soon(self._ensure_flushed)
+
+    def _parse(self, data: bytes) -> None:
+        while True:
+            try:
+                return self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                # The parser now expects another protocol, and there may be a body.
+                method, version = self.parser.get_method().decode("ascii"), self.parser.get_http_version()
+                data = without_upgrade(method, self.url, version, self.headers) + data[offer.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _refuse(self, why: str) -> None:
+        """Send the refusal once earlier requests are answered."""
+        self._refusal = _plain(b"400 Bad Request", why)
+        self._rest()
+        cycle = self.cycle
+        if cycle is None or (cycle.response_complete and not cycle.more_body):  # type: ignore[redundant-expr]
+            self._refuse_now(self._refusal)
+        elif cycle.more_body and self.pipeline:
+            # Its turn will never come.
+            self.pipeline.popleft()
+        elif cycle.more_body:
+            answer = b"" if cycle.response_started else self._refusal
+            cycle.disconnected = True
+            cycle.message_event.set()
+            self._refuse_now(answer)
+
+    def _refuse_now(self, answer: bytes) -> None:
+        self._refusal = answer
+        self.transport.write(answer)
+        self._end()
+
+    def _end(self) -> None:
+        self.transport.close()
+        self._ensure_flushed()
+
+    def _ensure_flushed(self) -> None:
+        """Limit how long a closing transport waits for its reader."""
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._rest()
+            self._deadline = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+    def _watch(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self._end_at_deadline)
+            self._places.await_request(self)
+
+    def _end_at_deadline(self) -> None:
+        self._deadline = None
+        self._end()
+
+    def _end_stall(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _rest(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+            self._places.request_received(self)
+
+
+class _Mistake(Exception):
+    """The reason for refusing a request, raised through the parser."""
+
+
+class _Joining:
+    """A transport that joins the head and body of an answer, and stream chunks that arrive together, into one write."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._writes = JoinedWrites(transport)
+        self.write = self._writes.write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        self._writes.flush()
+        self._transport.close()
+
+    def get_write_buffer_size(self) -> int:
+        self._writes.flush()
+        return self._transport.get_write_buffer_size()
+
+
+class _Flow(FlowControl):
+    """Keeps reading paused while requests wait: any call that waits for its body or for a disconnect would resume it."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
+
+
+def _plain(status: bytes, text: str, headers: bytes = b"") -> bytes:
+    body = text.encode()
+    head = b"HTTP/1.1 %b\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
+    return head % (status, len(body), headers) + body
+
+
+def find_mistake(method: str, target: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+    """Return a sentence for the client about a head that is too large or that two servers could read differently, or None. Pure.
+
+    Header names must be lowercase. The parser itself refuses bare line feeds, folded lines, control characters, and invalid, repeated or
+    conflicting lengths.
+    """
+    if version not in {"1.0", "1.1"}:
+        return "this port only supports HTTP/1.1"
+    # Proxies send only the path. A full URL and the Host header could name different hosts.
+    if method == "CONNECT" or not target.startswith(b"/") or b"#" in target:
+        return "the request target must be a path"
+    names = [name for name, _ in headers]
+    hosts = names.count(b"host")
+    if hosts > 1 or (hosts == 0 and version == "1.1"):
+        return "a request needs exactly one Host header"
+    if b"transfer-encoding" in names:
+        found = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+        # In HTTP/1.0 it is invalid framing (RFC 9112 §6.1).
+        if found != [b"chunked"] or version == "1.0":
+            return "the only supported Transfer-Encoding is chunked, in HTTP/1.1"
+    if len(target) + sum(map(len, names)) + sum(len(value) for _, value in headers) > HEAD_BYTES:
+        return f"the head is larger than {HEAD_BYTES} bytes"
+    return None
+
+
+def without_upgrade(method: str, target: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Return the head without the offer of another protocol, which a server may ignore (RFC 9110 §7.8)."""
+    lines = [b"%b: %b\r\n" % header for header in headers if header[0] != b"upgrade"]
+    return b"%b %b HTTP/%b\r\n%b\r\n" % (method.encode(), target, version.encode(), b"".join(lines))

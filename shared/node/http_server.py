@@ -1,0 +1,204 @@
+"""A service's HTTP port: serves /healthz, /readyz and /metrics itself, and passes the rest to the service's own application."""
+
+import errno
+import hmac
+import socket
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+import uvicorn
+
+from shared import addresses, errors, processes
+from shared.api.metrics import MetricsTextFormat
+from shared.api.node import NodeHealth
+from shared.node import http_connection_limits
+from shared.node.http_connection import HttpConnection
+from shared.node.lifecycle import DRAIN_SECONDS
+from shared.node.settings import NodeSettings, PublicNodeSettings
+from shared.telemetry import text_formats
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_CONNECTIONS = 2000
+BACKLOG = 1024
+KEEP_ALIVE_SECONDS = 60
+#: A request with one of these came through a proxy, so the connection's address is not the client's.
+_FORWARDING = frozenset(
+    {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
+    | {b"cf-connecting-ip", b"true-client-ip"}
+)
+
+_json = msgspec.json.Encoder().encode
+
+
+class ObservedNode(Protocol):
+    """The part of a node that its HTTP port reports about."""
+
+    service_name: str
+
+    async def health(self) -> NodeHealth: ...
+
+    def metrics_text(self, form: MetricsTextFormat) -> str: ...
+
+
+class HttpService(Protocol):
+    def asgi(self) -> App | None: ...
+
+
+@runtime_checkable
+class SpeaksForTheMesh(Protocol):
+    """A service whose /metrics covers more than itself."""
+
+    async def metrics_text(self, form: MetricsTextFormat) -> str: ...
+
+
+class Operations:
+    """Serves what every service has over HTTP, and passes the rest to ``app``."""
+
+    def __init__(self, node: ObservedNode, settings: NodeSettings) -> None:
+        self._node = node
+        self._settings = settings
+        self._metrics_text: Callable[[MetricsTextFormat], Awaitable[str]] | None = None
+        self._app: App | None = None
+        self._is_open = False
+        self._routes = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
+
+    def open(self, service: HttpService) -> None:
+        """Start passing requests to the service's own application."""
+        self._app = service.asgi()
+        self._is_open = True
+        if isinstance(service, SpeaksForTheMesh):
+            self._metrics_text = service.metrics_text
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return  # uvicorn runs without lifespan, and no service uses WebSocket
+        route = self._routes.get(scope["path"])
+        if route is not None and scope["method"] in {"GET", "HEAD"}:
+            status, body, content_type = await route(scope)
+            await _respond(send, status, body, content_type)
+        elif route is not None:
+            await _respond(send, 405, _problem("method_not_allowed", f"{scope['path']} answers GET"))
+        elif self._app is not None:
+            await self._app(scope, receive, send)
+        elif not self._is_open:
+            await _respond(send, 503, _problem("unavailable", "this service is starting; /readyz says what it waits for"))
+        else:
+            await _respond(send, 404, _problem("not_found", "here are /healthz, /readyz and /metrics; the API is on the gateway's port"))
+
+    async def _healthz(self, _: Scope) -> tuple[int, bytes, str]:
+        return 200, _json({"status": "alive", "service": self._node.service_name}), "application/json"
+
+    async def _readyz(self, _: Scope) -> tuple[int, bytes, str]:
+        health = await self._node.health()
+        return 200 if health.ready else 503, _json(health), "application/json"
+
+    async def _metrics(self, scope: Scope) -> tuple[int, bytes, str]:
+        if not self._settings.metrics_enabled:
+            return 404, _problem("not_found", "METRICS_ENABLED=false turned the metrics off"), "application/json"
+        if isinstance(self._settings, PublicNodeSettings) and not may_scrape(scope, self._settings):
+            why = "/metrics is for this machine, METRICS_NETWORKS and requests with METRICS_TOKEN; the metrics service has all metrics"
+            return 403, _problem("not_allowed", why), "application/json"
+        form = text_formats.choose(scope["headers"])
+        text = await self._metrics_text(form) if self._metrics_text is not None else self._node.metrics_text(form)
+        return 200, text.encode(), text_formats.CONTENT_TYPES[form]
+
+
+def listen(host: str, port: int, variable: str) -> socket.socket:
+    """Return a listening socket. Raises BadSettings, which names the variable, if the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            who = processes.listener_on(port)
+            raise errors.BadSettings(f"port {port} is taken by {who}", hint=f"stop it, or set {variable} to a free port") from error
+        raise errors.BadSettings(f"cannot listen on {host}:{port}: {error.strerror}", hint=f"set {variable} to another port") from error
+    sock.listen(BACKLOG)
+    return sock
+
+
+class HttpServer:
+    """uvicorn on one socket as a coroutine, without signal handlers and lifespan, and with a drain that we start."""
+
+    def __init__(self, app: App, sock: socket.socket, settings: NodeSettings) -> None:
+        trusted = map(http_connection_limits.network, settings.trusted_proxies)
+        places = http_connection_limits.HttpConnectionLimits[HttpConnection](
+            MAX_CONNECTIONS, settings.http_connections_per_address, trusted
+        )
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                # Override uvicorn's own default and environment variable.
+                forwarded_allow_ips=list(settings.trusted_proxies),
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                ws="none",
+                loop="none",
+                http=partial(HttpConnection, places=places),  # type: ignore[arg-type]  # it asks for a class, and calls it
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=int(DRAIN_SECONDS),
+                ssl_certfile=settings.tls_cert_file,
+                ssl_keyfile=settings.tls_key_file,
+            )
+        )
+        self._socket = sock
+
+    async def run(self) -> None:
+        """Serve until ``stop``, then wait up to DRAIN_SECONDS for running requests."""
+        await self._server.serve(sockets=[self._socket])
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Do nothing: the program handles signals."""
+        yield
+
+
+def _problem(code: str, message: str) -> bytes:
+    kind = "service_unavailable_error" if code == errors.Unavailable.code else "invalid_request_error"
+    return _json({"error": {"message": message, "type": kind, "code": code, "param": None}})
+
+
+async def _respond(send: Send, status: int, body: bytes, content_type: str = "application/json") -> None:
+    headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def may_scrape(scope: MutableMapping[str, Any], settings: PublicNodeSettings) -> bool:
+    """Decide who may read /metrics on a public port: only scrapers that an operator has configured, because the metrics service collects
+    every node's metrics over the mesh. ``scope`` is ASGI's, with the client address that trusted proxies reported. Pure."""
+    headers = [(bytes(name).lower(), bytes(value)) for name, value in scope["headers"]]
+    sent = [value for name, value in headers if name == b"authorization"]
+    if settings.metrics_token is not None and len(sent) == 1:
+        wanted = b"Bearer " + settings.metrics_token.encode()
+        if hmac.compare_digest(sent[0], wanted):
+            return True
+    host, port = scope.get("client") or ("", 0)
+    address = addresses.parse(host)
+    if address is None:
+        return False
+    is_forwarded = any(name in _FORWARDING for name, _ in headers)
+    if address.is_loopback and not is_forwarded:
+        return True
+    # uvicorn uses port 0 for an address reported by a trusted proxy. Otherwise a forwarded address is the proxy's own.
+    is_known = not is_forwarded or port == 0
+    return is_known and any(address in http_connection_limits.network(each) for each in settings.metrics_networks)

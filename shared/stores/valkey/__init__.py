@@ -1,1 +1,0 @@
-"""A small client for Valkey and Redis, used only by ``shared.stores.cache``: pipelined commands over one connection."""

@@ -1,0 +1,285 @@
+"""Who is alive, since when, and whom to pick: the directory, fed with facts and a clock of our own."""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import errors
+from shared.protocol import directory
+from shared.protocol.directory import Announcement, Directory, DirectoryEntry, ModelOffer, PeerRoute, WorkerLoad
+from shared.types import ModelName, NodeId, Role
+
+STARTED = datetime(2026, 1, 2, tzinfo=UTC)
+WORKER = NodeId("UWORKER")
+
+
+@dataclass
+class Hours:
+    """A directory, its clock, and what its watcher was told."""
+
+    seconds: float = 0.0
+    told: list[DirectoryEntry] = field(default_factory=list)
+    nodes: Directory = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nodes = Directory(lambda: self.seconds, lambda: STARTED + timedelta(seconds=self.seconds))
+        self.nodes.watch(self.told.append)
+
+    def pass_by(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.nodes.tick()
+
+
+def make_announcement(node: NodeId = WORKER, **changes: object) -> Announcement:
+    return msgspec.structs.replace(Announcement(Role.WORKER, node, "0.1.0", STARTED), **changes)
+
+
+def test_a_silent_node_is_gone_within_six_seconds() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats")
+    silent = 0.0
+    while here.nodes.usable(Role.WORKER):
+        here.pass_by(directory.TICK_SECONDS)
+        silent += directory.TICK_SECONDS
+    assert 2 * directory.ANNOUNCE_SECONDS < silent <= 6
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert "silent for" in entry.why_not
+    assert entry.since == STARTED + timedelta(seconds=silent)
+
+
+def test_one_lost_announcement_changes_nothing() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats")
+    here.pass_by(2 * directory.ANNOUNCE_SECONDS + 1)
+    here.nodes.apply_announcement(make_announcement(), "nats")
+    here.pass_by(directory.ANNOUNCE_SECONDS)
+    assert [entry.node for entry in here.nodes.usable(Role.WORKER)] == [WORKER]
+    assert len(here.told) == 1
+
+
+def test_a_node_is_back_with_its_next_announcement_and_alive_since_then() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats")
+    here.pass_by(2)
+    here.nodes.mark_gone(WORKER, "its link died")
+    here.pass_by(1)
+    here.nodes.apply_announcement(make_announcement(), "nats")
+    assert [(entry.alive, entry.since.second) for entry in here.told] == [(True, 0), (False, 2), (True, 3)]
+
+
+def test_a_restart_under_the_same_key_is_reported_even_if_unnoticed() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats")
+    here.pass_by(1)
+    here.nodes.apply_announcement(make_announcement(started_at=STARTED + timedelta(seconds=1)), "nats")
+    assert [entry.since.second for entry in here.told] == [0, 1]
+
+
+def test_a_node_on_two_transports_is_one_node_on_the_better_path() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "punched", "swarm")
+    here.nodes.apply_announcement(make_announcement(), "nats", "nats")
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert (entry.path, [route.transport for route in entry.routes]) == ("nats", ["nats", "swarm"])
+    assert [told.path for told in here.told] == ["punched", "nats"]
+
+
+def test_a_node_moves_when_a_path_dies_and_is_gone_with_the_last_one() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats", "nats")
+    here.nodes.apply_announcement(make_announcement(), "direct", "swarm")
+    here.nodes.remove_route(WORKER, "nats", "the link fell silent")
+    (entry,) = here.nodes.usable(Role.WORKER)
+    assert (entry.path, entry.alive, entry.why_not) == ("direct", True, "")
+    here.nodes.remove_route(WORKER, "swarm", "its link ended")
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert (entry.path, entry.alive, entry.why_not) == ("direct", False, "its link ended")
+    assert not here.nodes.usable(Role.WORKER)
+
+
+def test_silence_on_one_transport_ends_only_that_path() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats", "nats")
+    here.nodes.apply_announcement(make_announcement(), "relayed", "swarm")
+    here.seconds += directory.GONE_AFTER_SECONDS - 1
+    here.nodes.apply_announcement(make_announcement(), "relayed", "swarm")
+    here.pass_by(2)
+    (entry,) = here.nodes.usable(Role.WORKER)
+    assert entry.path == "relayed"
+
+
+def test_a_relayed_link_that_becomes_direct_is_shown_as_direct() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "relayed", "swarm")
+    here.nodes.apply_announcement(make_announcement(), "punched", "swarm")
+    assert [told.path for told in here.told] == ["relayed", "punched"]
+    assert len(here.nodes.entries(Role.WORKER)[0].routes) == 1
+
+
+def test_nodes_stay_alive_while_our_own_connection_is_down() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats", "nats")
+    here.nodes.drop_routes("nats")
+    here.seconds += 60
+    here.nodes.tick(listening=())
+    assert here.nodes.usable(Role.WORKER)
+
+
+def test_while_one_transport_is_down_the_other_is_used_immediately() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats", "nats")
+    here.nodes.apply_announcement(make_announcement(), "direct", "swarm")
+    here.nodes.drop_routes("nats")
+    assert here.nodes.usable(Role.WORKER)[0].path == "direct"
+
+
+def test_a_restart_drops_the_paths_of_the_old_process() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats", "nats")
+    here.nodes.apply_announcement(make_announcement(), "direct", "swarm")
+    here.nodes.apply_announcement(make_announcement(started_at=STARTED + timedelta(seconds=5)), "direct", "swarm")
+    assert [route.transport for route in here.nodes.usable(Role.WORKER)[0].routes] == ["swarm"]
+
+
+def test_a_refused_node_is_shown_with_the_reason_and_an_alive_one_stays_alive() -> None:
+    here = Hours()
+    here.nodes.add_refused(WORKER, Role.WORKER, "aimesh/0.1.0", "the certificate expired 2 h ago")
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert (entry.refused, entry.alive, entry.why_not) == (True, False, "the certificate expired 2 h ago")
+    here.pass_by(10)
+    here.nodes.add_refused(WORKER, Role.WORKER, "aimesh/0.1.0", "the certificate expired 3 h ago")
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert (entry.why_not, entry.since) == ("the certificate expired 3 h ago", STARTED)
+    here.nodes.apply_announcement(make_announcement(), "direct", "swarm")
+    here.nodes.add_refused(WORKER, Role.WORKER, "aimesh/0.1.0", "whatever")
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert (entry.refused, entry.alive) == (False, True)
+
+
+def test_a_repeated_announcement_is_only_a_change_for_a_busy_node() -> None:
+    here = Hours()
+    for load in (WorkerLoad(), WorkerLoad(), WorkerLoad(running=1), WorkerLoad(running=1)):
+        here.nodes.apply_announcement(make_announcement(load=load), "nats")
+    assert [entry.announcement.load.running for entry in here.told] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("announcement", "why"),
+    [
+        (make_announcement(draining=True), "draining: it finishes its work and stops"),
+        (make_announcement(not_ready="loads its model"), "loads its model"),
+        (make_announcement(leaving=True), "stopped"),
+    ],
+)
+def test_the_reason_why_a_node_is_not_used(announcement: Announcement, why: str) -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats")
+    here.nodes.apply_announcement(announcement, "nats")
+    assert here.nodes.usable(Role.WORKER) == []
+    assert [entry.why_not for entry in here.nodes.entries()] == [why]
+
+
+def test_a_gone_node_is_eventually_forgotten() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats")
+    here.nodes.mark_gone(WORKER, "its link died")
+    here.pass_by(directory.FORGOTTEN_AFTER.total_seconds() - 1)
+    assert here.nodes.find(WORKER) is not None
+    here.pass_by(2)
+    assert here.nodes.find(WORKER) is None
+
+
+def test_a_peer_that_announces_endlessly_does_not_fill_the_directory() -> None:
+    here = Hours()
+    for number in range(directory.MAX_NODES + 10):
+        here.nodes.apply_announcement(make_announcement(NodeId(f"U{number}")), "nats")
+    assert len(here.nodes.entries()) == directory.MAX_NODES
+    here.nodes.apply_announcement(make_announcement(NodeId("U1"), draining=True), "nats")
+    assert len(here.nodes.usable(Role.WORKER)) == directory.MAX_NODES - 1
+
+
+# --- the wire -------------------------------------------------------------------------------------------------------
+
+
+def test_an_announcement_survives_encoding_even_a_longer_one_of_a_newer_version() -> None:
+    announcement = make_announcement(
+        models=(ModelOffer(ModelName("smollm2"), 2048, "abc"),), load=WorkerLoad(4, 1, 2, 0.5), labels={"trust": "1"}
+    )
+    assert directory.decode(directory.encode(announcement)) == announcement
+    newer = [*msgspec.msgpack.decode(directory.encode(announcement)), "a field of tomorrow"]
+    assert directory.decode(msgspec.msgpack.encode(newer)) == announcement
+
+
+@pytest.mark.parametrize("body", [b"", b"\xc1", b"\x90", b"\x91" * 5000, directory.encode(make_announcement(labels={"x": "y" * 20_000}))])
+def test_an_invalid_announcement_is_a_protocol_violation(body: bytes) -> None:
+    with pytest.raises(errors.ProtocolViolation, match="an announcement"):
+        directory.decode(body)
+
+
+@pytest.mark.parametrize("field", ["started_at", "made_at"])
+def test_a_time_without_a_time_zone_is_a_protocol_violation(field: str) -> None:
+    """It cannot be compared with the others."""
+    naive = msgspec.structs.replace(make_announcement(), **{field: datetime(2026, 1, 1)})  # noqa: DTZ001
+    with pytest.raises(errors.ProtocolViolation, match="timezone"):
+        directory.decode(directory.encode(naive))
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_a_protocol_violation_or_an_announcement(body: bytes) -> None:
+    try:
+        assert isinstance(directory.decode(body), Announcement)
+    except errors.ProtocolViolation:
+        pass
+
+
+# --- picking --------------------------------------------------------------------------------------------------------
+
+
+def entries(*running: int) -> list[DirectoryEntry]:
+    return [
+        DirectoryEntry(
+            make_announcement(NodeId(f"U{number}"), load=WorkerLoad(slots=4, running=busy)),
+            (PeerRoute("nats", "nats", 0.0),),
+            "nats",
+            STARTED,
+            "",
+        )
+        for number, busy in enumerate(running)
+    ]
+
+
+def picked(workers: list[DirectoryEntry], rng: random.Random) -> str | None:
+    found = directory.pick(workers, rng, directory.expected_wait)
+    return None if found is None else found.node
+
+
+def test_picking_from_no_node_and_from_one() -> None:
+    assert directory.pick([], random.Random(0), directory.expected_wait) is None
+    (only,) = entries(9)
+    assert directory.pick([only], random.Random(0), directory.expected_wait) is only
+
+
+def test_the_idle_one_of_two_nodes_is_picked() -> None:
+    workers = entries(4, 0)
+    assert {picked(workers, random.Random(seed)) for seed in range(20)} == {"U1"}
+
+
+def test_the_busiest_of_many_is_never_picked_and_the_others_share() -> None:
+    workers = entries(0, 0, 0, 4)
+    rng = random.Random(1)
+    counted = Counter(picked(workers, rng) for _ in range(600))
+    assert sorted(counted) == ["U0", "U1", "U2"]
+    assert min(counted.values()) > 100
+
+
+def test_calls_sent_since_the_last_announcement_count() -> None:
+    (worker,) = entries(1)
+    assert directory.expected_wait(worker, in_flight=3) > directory.expected_wait(worker)
+    patient = msgspec.structs.replace(worker.announcement, load=WorkerLoad(slots=4, running=1, expected_wait_seconds=9))
+    assert directory.expected_wait(DirectoryEntry(patient, (PeerRoute("nats", "nats", 0.0),), "nats", STARTED, "")) > 9
