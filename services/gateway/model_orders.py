@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from services.gateway import node_interface
+from services.gateway.scheduling import routing
 from shared import errors
 from shared.api import gateway, inference
 from shared.api.gateway import LoadOnWorker, ModelPlace, ModelPlaces, UnloadOnWorkers
@@ -90,9 +91,9 @@ class ModelOrders:
         """Find the model by name or alias, and its workers in any state, to retry failed ones. Raises UnknownModel or NotFound."""
         alive = [entry for entry in self._nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
         model = requested
-        if not any(_has(entry, model) for entry in alive):
+        if not any(routing.has_model(entry, model) for entry in alive):
             model = ModelName(self._aliases.get(requested, requested))
-        holders = [entry for entry in alive if _has(entry, model)]
+        holders = [entry for entry in alive if routing.has_model(entry, model)]
         if not holders:
             raise errors.UnknownModel(f"no worker has the model {requested[:80]!r}", hint="see `aicli models` and `aicli nodes`")
         if id_prefix is None:
@@ -102,10 +103,6 @@ class ModelOrders:
             many = "several workers have" if matching else "no worker with the model has"
             raise errors.NotFound(f"{many} an id that starts with {id_prefix[:60]!r}", hint="see `aicli nodes` for the ids")
         return model, matching
-
-
-def _has(worker: DirectoryEntry, model: ModelName) -> bool:
-    return any(offer.name == model for offer in worker.announcement.models)
 
 
 def _place(worker: NodeId, status: ModelStatus) -> ModelPlace:

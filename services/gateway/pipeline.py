@@ -11,28 +11,22 @@ gateway writes the row.
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
 from prometheus_client import Counter
 
-from services.gateway import node_interface
 from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest
-from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.response_cache import ResponseCache
-from services.gateway.limits.quotas import Quotas
 from services.gateway.relay import AnswerItem, Embedding, Relay
 from services.gateway.request_admission import RequestAdmission
 from services.gateway.scheduling import routing
-from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from shared.api import events, inference
@@ -54,47 +48,30 @@ Running = TypeVar("Running", bound=ActiveRequest)
 _log = logs.get(part="pipeline")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PipelineDependencies:
-    """The parts that the pipeline uses."""
-
-    quotas: Quotas
-    ledger: Ledger
-    dispatch: Dispatch
-    relay: Relay
-    recorder: UsageRecorder
-    directory: node_interface.NodeDirectory
-    names: routing.ModelNames
-    metrics: Metrics
-    publish: Callable[[events.Event], None]
-    prompt_hash_secret: str
-    #: None if the cache is disabled.
-    responses: ResponseCache | None = None
-    cache_only_when_asked: bool = False
-
-
 class Pipeline:
-    """Runs any number of requests concurrently. ``worker_wait_seconds``: see ``RequestAdmission``."""
+    """Runs any number of requests concurrently."""
 
     def __init__(
-        self, parts: PipelineDependencies, clock: Callable[[], float] = time.monotonic, *, worker_wait_seconds: float = 0.0
+        self,
+        admission: RequestAdmission,
+        relay: Relay,
+        recorder: UsageRecorder,
+        publish: Callable[[events.Event], None],
+        *,
+        responses: ResponseCache | None = None,
+        cache_only_when_asked: bool = False,
     ) -> None:
-        self._parts = parts
-        self.clock = clock
-        self._answers_ended = GatewayAnswers(parts.metrics)
-        self._endings = CompletionCounters(parts.metrics)
-        self._admission = RequestAdmission(
-            quotas=parts.quotas,
-            ledger=parts.ledger,
-            dispatch=parts.dispatch,
-            directory=parts.directory,
-            names=parts.names,
-            metrics=parts.metrics,
-            prompt_hash_secret=parts.prompt_hash_secret,
-            clock=clock,
-            worker_wait_seconds=worker_wait_seconds,
-            discovery_ends_at=clock() + worker_wait_seconds,
-        )
+        """``responses`` is None if the cache is disabled."""
+        self._admission = admission
+        self._quotas, self._ledger = admission.quotas, admission.ledger
+        self._relay = relay
+        self._recorder = recorder
+        self._publish = publish
+        self._responses = responses
+        self._cache_only_when_asked = cache_only_when_asked
+        self.clock = admission.clock
+        self._answers_ended = GatewayAnswers(admission.metrics)
+        self._endings = CompletionCounters(admission.metrics)
 
     def run(
         self,
@@ -125,7 +102,7 @@ class Pipeline:
 
         async def begin() -> AsyncGenerator[Embedding]:
             texts, requirements = await self._admission.admit_texts(running, principal, request, seconds)
-            return self._parts.relay.embed(texts, requirements, seconds=seconds, runs_on=lambda claim, _: running.runs_on(claim))
+            return self._relay.embed(texts, requirements, seconds=seconds, runs_on=lambda claim, _: running.runs_on(claim))
 
         return self._recorded(running, principal, seconds, begin)
 
@@ -134,7 +111,7 @@ class Pipeline:
         self, running: Running, principal: Principal, seconds: float, begin: Callable[[], Awaitable[AsyncGenerator[Any]]]
     ) -> AsyncIterator[Running]:
         """Close the worker's stream and write the row, however the block ends."""
-        self._parts.recorder.reserve()
+        self._recorder.reserve()
         failure: errors.AimeshError | None = None
         status, is_taken_over = RequestStatus.ERROR, False
         try:
@@ -161,13 +138,13 @@ class Pipeline:
                 written = None if is_taken_over else self._record(running, principal, status, failure)
                 if is_taken_over:
                     # The gateway that continues the request, or settles its overdue reservation, writes the row.
-                    self._parts.recorder.release()
-                    self._parts.ledger.ended(running.request_id)
+                    self._recorder.release()
+                    self._ledger.ended(running.request_id)
             if running.spent is not None:
-                await self._parts.quotas.settle(running.spent, tokens=0 if running.cached else running.usage.total_tokens)
+                await self._quotas.settle(running.spent, tokens=0 if running.cached else running.usage.total_tokens)
             if written is not None and (status is RequestStatus.SUCCESS or failure is not None):
                 with tracing.span("ledger.settle"):
-                    await self._parts.recorder.written(written)
+                    await self._recorder.written(written)
 
     def _answers(
         self,
@@ -179,10 +156,9 @@ class Pipeline:
         drawn_seed: int | None,
         cache: cache_keys.CacheRequest,
     ) -> AsyncGenerator[AnswerItem]:
-        parts = self._parts
         config, streamed = admitted.model_config, not running.is_unstreamed
-        use = cache_keys.plan(cache, config, only_when_asked=parts.cache_only_when_asked)
-        responses = parts.responses if use else None
+        use = cache_keys.plan(cache, config, only_when_asked=self._cache_only_when_asked)
+        responses = self._responses if use else None
         # Cached and idempotent answers have several readers and run ahead of them; an unstreamed answer is read at its end.
         paced = responses is None and streamed and drawn_seed is None
         seeded = config
@@ -193,16 +169,16 @@ class Pipeline:
 
         def runs_on(claim: Claim, delivered_tokens: int) -> None:
             running.runs_on(claim)
-            parts.ledger.claimed(running.request_id, claim.worker.node, delivered_tokens if paced else 0)
+            self._ledger.claimed(running.request_id, claim.worker.node, delivered_tokens if paced else 0)
 
         if responses is None:
-            return parts.relay.generate(prompt, requirements, seconds=seconds, runs_on=runs_on)
-        digest = routing.digest_of(requirements.model, parts.directory.usable(Role.WORKER))
+            return self._relay.generate(prompt, requirements, seconds=seconds, runs_on=runs_on)
+        digest = routing.digest_of(requirements.model, self._admission.directory.usable(Role.WORKER))
         assert not isinstance(admitted.prompt, str)  # admission converts it to messages
         question = cache_keys.CacheQuestion(requirements.tenant, admitted.prompt, config, digest)
 
         def generate(seconds: float) -> AsyncGenerator[AnswerItem]:
-            return parts.relay.generate(prompt, requirements, seconds=seconds, runs_on=runs_on)
+            return self._relay.generate(prompt, requirements, seconds=seconds, runs_on=runs_on)
 
         return responses.answer(question, generate, use=use, seconds=seconds, set_origin=running.set_origin)
 
@@ -234,8 +210,8 @@ class Pipeline:
             begins_conversation=running.begins_conversation,
             saved_micro=running.saved_micro,
         )
-        written = self._parts.recorder.add(row)
-        self._parts.ledger.ended(row.id)
+        written = self._recorder.add(row)
+        self._ledger.ended(row.id)
         # Operators search the log by request id; the caller's identity is only in the row.
         _log.info(
             "request ended", status=row.status, error_code=row.error_code, model=row.model_used, milliseconds=row.response_time_ms,
@@ -259,7 +235,7 @@ class Pipeline:
         )
         self._answers_ended.ended(answer, asked=running.held is not None and not row.cached)
         self._endings.ended(row, was_read=running.first_text_seconds is not None, complete=running.complete)
-        self._parts.publish(
+        self._publish(
             events.RequestCompleted(
                 at=datetime.now(UTC),
                 request_id=row.id,

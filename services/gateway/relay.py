@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Generic
 
 from services.gateway import node_interface
@@ -46,22 +46,8 @@ _log = logs.get(part="relay")
 def _ignore(*_: object) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _RelayParts:
-    """Dependencies shared by all requests."""
-
-    rpc: node_interface.NodeRpc
-    dispatch: Dispatch
-    clock: Callable[[], float]
-    draw: Callable[[], float]
-    count: Count
-    flag: Callable[[NodeId], object]
-    stall_seconds: float
-    budget: RetryBudget
-
-
 class Relay:
-    """Runs requests on workers, with failover."""
+    """Runs requests on workers, with failover. Its attributes are for ``_RunningCall``."""
 
     def __init__(
         self,
@@ -75,7 +61,14 @@ class Relay:
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         """``draw`` returns numbers from 0 to 1; ``flag`` counts a worker that reports wrong token counts."""
-        self._parts = _RelayParts(rpc, dispatch, clock, draw, count, flag, stall_seconds, RetryBudget())
+        self.rpc = rpc
+        self.dispatch = dispatch
+        self.clock = clock
+        self.draw = draw
+        self.count = count
+        self.flag = flag
+        self.stall_seconds = stall_seconds
+        self.budget = RetryBudget()
 
     def generate(
         self, prompt: inference.ProcessPrompt, requirements: WorkerRequirements, *, seconds: float, runs_on: RunsOn = _ignore
@@ -83,15 +76,14 @@ class Relay:
         """Yield PromptAccepted, chunks, and finally the Generation with the counts of the whole answer. Raises the last worker's error,
         WorkerLost if a part was delivered, or Poison if two engines crashed. ``runs_on`` gets each worker that is asked. Close it with
         ``aclose``."""
-        return _RunningCall(
-            self._parts, inference.process_prompt, AnswerFailover(prompt), requirements, seconds, runs_on=runs_on
-        ).stream_response()
+        state = AnswerFailover(prompt)
+        return _RunningCall(self, inference.process_prompt, state, requirements, seconds, runs_on=runs_on).stream_response()
 
     def embed(
         self, texts: embedding.Embed, requirements: WorkerRequirements, *, seconds: float, runs_on: RunsOn = _ignore
     ) -> AsyncGenerator[Embedding]:
         """Yield vectors; otherwise like ``generate``. Some vectors may arrive before it raises a worker's error."""
-        return _RunningCall(self._parts, embedding.embed, VectorsFailover(texts), requirements, seconds, runs_on=runs_on).stream_response()
+        return _RunningCall(self, embedding.embed, VectorsFailover(texts), requirements, seconds, runs_on=runs_on).stream_response()
 
 
 class _RunningCall(Generic[Request, Item, End]):
@@ -99,7 +91,7 @@ class _RunningCall(Generic[Request, Item, End]):
 
     def __init__(
         self,
-        parts: _RelayParts,
+        relay: Relay,
         method: StreamMethod[Request, Item, End],
         state: FailoverState[Request, Item, End],
         requirements: WorkerRequirements,
@@ -107,7 +99,7 @@ class _RunningCall(Generic[Request, Item, End]):
         *,
         runs_on: RunsOn,
     ) -> None:
-        self._parts = parts
+        self._relay = relay
         self._method = method
         self._state = state
         self._requirements = requirements
@@ -121,7 +113,7 @@ class _RunningCall(Generic[Request, Item, End]):
         self._lost: list[DirectoryEntry] = []
 
     async def stream_response(self) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
-        budget, clock = self._parts.budget, self._parts.clock
+        budget, clock = self._relay.budget, self._relay.clock
         self._ends_at = clock() + self._seconds
         budget.begin(clock())
         try:
@@ -161,19 +153,19 @@ class _RunningCall(Generic[Request, Item, End]):
         selecting = tracing.begin("route.select", {"gen_ai.request.model": self._requirements.model})
         claim: Claim | None = None
         with suppress(errors.NotReachable):
-            claim = self._parts.dispatch.claim_now(self._requirements)
+            claim = self._relay.dispatch.claim_now(self._requirements)
         if claim is not None and selecting is not None:
             selecting.end()
         return claim
 
     async def _wait_for_claim(self) -> AsyncGenerator[WaitingRequests | Claim]:
         """Wait in the queue; search again while no worker can resume the answer."""
-        state, clock = self._state, self._parts.clock
+        state, clock = self._state, self._relay.clock
         while True:
             requirements = replace(self._requirements, excluded=state.excluded, digest=state.digest)
             selecting = tracing.begin("route.select", {"gen_ai.request.model": requirements.model})
             try:
-                async with aclosing(self._parts.dispatch.find(requirements)) as steps:
+                async with aclosing(self._relay.dispatch.find(requirements)) as steps:
                     async for step in steps:
                         if selecting is not None and isinstance(step, Claim):
                             selecting.end()
@@ -183,7 +175,7 @@ class _RunningCall(Generic[Request, Item, End]):
                 if selecting is not None:
                     selecting.error = errors.code_of(error)
                     selecting.end()
-                decision = state.on_no_worker(error, clock(), self._parts.draw)
+                decision = state.on_no_worker(error, clock(), self._relay.draw)
             if isinstance(decision, GivenUp):
                 raise decision.error from None
             left = self._ends_at - clock()
@@ -192,13 +184,13 @@ class _RunningCall(Generic[Request, Item, End]):
             await asyncio.sleep(decision.seconds)
 
     async def _stream_from(self, claim: Claim) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
-        state, left = self._state, self._ends_at - self._parts.clock()
+        state, left = self._state, self._ends_at - self._relay.clock()
         state.record_attempt(_digest(claim.worker, self._requirements))
         self._runs_on(claim, state.delivered_tokens)
-        silence = BoundedWaits(self._parts.stall_seconds)
+        silence = BoundedWaits(self._relay.stall_seconds)
         with claim, closing(silence):
             try:
-                call = self._parts.rpc.stream(self._method, state.request, to=claim.worker.node, deadline_seconds=left)
+                call = self._relay.rpc.stream(self._method, state.request, to=claim.worker.node, deadline_seconds=left)
                 async with tracing.CallSpan(f"{self._operation} {self._requirements.model}", self._attributes(claim), call) as answer:
                     items, is_accepted = aiter(answer), False
                     try:
@@ -231,7 +223,7 @@ class _RunningCall(Generic[Request, Item, End]):
             with silence:
                 return await anext(items, None)
         except TimeoutError as error:
-            raise errors.LinkLost(f"the worker has sent nothing for {self._parts.stall_seconds:g} s in mid-answer") from error
+            raise errors.LinkLost(f"the worker has sent nothing for {self._relay.stall_seconds:g} s in mid-answer") from error
 
     def _attributes(self, claim: Claim) -> dict[str, spans.Value]:
         return {
@@ -245,7 +237,7 @@ class _RunningCall(Generic[Request, Item, End]):
     def _decide(self, claim: Claim, error: errors.AimeshError) -> RetryOnWorker | Ended[End]:
         """Raise what the caller gets, or return how to continue."""
         state = self._state
-        stats, clock = self._parts.dispatch.worker_stats, self._parts.dispatch.clock()
+        stats, clock = self._relay.dispatch.worker_stats, self._relay.dispatch.clock()
         gone = sum(not stats.may_be_running(worker, clock) for worker in self._lost)
         decision = state.on_failure(claim.worker.node, error, gone=gone)
         if isinstance(error, errors.LinkLost):
@@ -254,25 +246,25 @@ class _RunningCall(Generic[Request, Item, End]):
             raise decision.error from error
         if isinstance(decision, Ended):
             return decision
-        if not decision.is_free and not self._parts.budget.spend(self._parts.clock()):
-            self._parts.count(_kind(decision), "over_budget")
+        if not decision.is_free and not self._relay.budget.spend(self._relay.clock()):
+            self._relay.count(_kind(decision), "over_budget")
             raise state.final_error(error) from error
         what = "worker lost in mid-answer" if decision.is_resumption else "worker failed before its first token"
         _log.warning(what, worker=claim.worker.node, code=errors.code_of(error))
         return decision
 
     def _check(self, worker: DirectoryEntry, end: End) -> None:
-        dispatch = self._parts.dispatch
+        dispatch = self._relay.dispatch
         if not self._state.has_wrong_counts(end, self._requirements):
             return
-        self._parts.flag(worker.node)
+        self._relay.flag(worker.node)
         quarantined = dispatch.worker_stats.dishonest_workers.strike(worker.node, dispatch.clock())
         what = "worker quarantined for wrong token counts" if quarantined else "worker reported wrong token counts"
         _log.warning(what, worker=worker.node, model=self._requirements.model)
 
     def _count(self, outcome: str) -> None:
         if self._retry is not None:
-            self._parts.count(_kind(self._retry), outcome)
+            self._relay.count(_kind(self._retry), outcome)
 
 
 def _kind(retry: RetryOnWorker) -> str:

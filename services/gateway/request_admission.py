@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import hmac
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,9 +47,9 @@ class RequestAdmission:
     names: routing.ModelNames
     metrics: Metrics
     prompt_hash_secret: str
-    clock: Callable[[], float]
-    worker_wait_seconds: float
-    discovery_ends_at: float
+    clock: Callable[[], float] = time.monotonic
+    worker_wait_seconds: float = 0.0
+    discovery_ends_at: float = -math.inf
 
     async def admit_prompt(
         self, running: ActivePrompt, principal: Principal, request: InferenceRequest, seconds: float

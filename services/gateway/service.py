@@ -38,12 +38,13 @@ from services.gateway.limits.quotas import LimitRules, Quotas
 from services.gateway.model_orders import ModelOrders
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_routes import OpenAi
-from services.gateway.pipeline import Pipeline, PipelineDependencies
+from services.gateway.pipeline import Pipeline
 from services.gateway.relay import Relay
-from services.gateway.scheduling import fair_queue as queue_rules
+from services.gateway.request_admission import RequestAdmission
 from services.gateway.scheduling import model_coverage, routing, worker_choice
 from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.quarantine import Quarantine, QuarantineStore
 from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.worker_choice import PromptPrivacy
@@ -108,14 +109,14 @@ class GatewayService:
         rules = LimitRules(plans=settings.plans(), models=settings.model_plans(), without_valkey=settings.limiter_without_valkey)
         self._quotas = Quotas(opened.cache, rules, node.metrics, self._gateways)
         self._policy = PromptPrivacy(settings.routing_policy)
-        queueing = queue_rules.QueueSettings(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
+        queueing = QueueSettings(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
         rng = random.Random()  # noqa: S311 - the choice of a worker needs no cryptographic randomness
         name = f"{time.time_ns() // 1_000_000:013d}.{node.id}"
         worker_stats = WorkerStats(dishonest_workers=opened.quarantine.dishonest_workers)
         self._dispatch = Dispatch(node.directory, rng, queueing, node.metrics, name=name, worker_stats=worker_stats)
         self.queue_sharing = QueueSharing(opened.cache, self._dispatch, name)
         retries, auth_failures = node.metrics.retries, node.metrics.auth_failures
-        self._relay = Relay(
+        relay = Relay(
             node.rpc,
             self._dispatch,
             count=lambda kind, outcome: retries.labels(kind=kind, outcome=outcome).inc(),
@@ -128,24 +129,28 @@ class GatewayService:
             count_refusal=lambda reason: auth_failures.labels(reason=reason).inc(),
         )
         node.dispatcher.gate = Authorizer(self.callers.identify, self._on_refusal)
-        parts = PipelineDependencies(
+        admission = RequestAdmission(
             quotas=self._quotas,
             ledger=opened.ledger,
             dispatch=self._dispatch,
-            relay=self._relay,
-            recorder=opened.recorder,
             directory=node.directory,
             names=self._names,
             metrics=node.metrics,
-            publish=node.publish,
             prompt_hash_secret=settings.prompt_hash_secret,
+            worker_wait_seconds=_DISCOVERY_SECONDS,
+            discovery_ends_at=time.monotonic() + _DISCOVERY_SECONDS,
+        )
+        pipeline = Pipeline(
+            admission,
+            relay,
+            opened.recorder,
+            node.publish,
             responses=_responses(settings, node, opened.cache, opened.answer_runs),
             cache_only_when_asked=settings.response_cache == "asked",
         )
-        self._pipeline = Pipeline(parts, worker_wait_seconds=_DISCOVERY_SECONDS)
         self._idempotency = opened.idempotency
         self.reports = opened.reports
-        self._deduplicated = DeduplicatedInference(self._pipeline, opened.idempotency)
+        self._deduplicated = DeduplicatedInference(pipeline, opened.idempotency)
         self._http = self._http_app()
 
     @classmethod

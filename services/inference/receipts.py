@@ -44,11 +44,12 @@ _decode = msgspec.msgpack.Decoder(Receipt).decode
 
 
 class RequestMeter:
-    """One request. Counts what its caller is sent, through the sink that ``metered`` returns."""
+    """One request. Passes its answer on to ``sink``, and counts what the caller is sent."""
 
     def __init__(
-        self, request_id: RequestId, delivered_before: int, clock: Callable[[], float], credited_items: CreditedItems | None
+        self, request_id: RequestId, delivered_before: int, sink: Sink, clock: Callable[[], float], credited_items: CreditedItems | None
     ) -> None:
+        self._sink = sink
         self._clock = clock
         self._credited_items = credited_items
         #: Tokens of each item without credit; bounded by the caller's window.
@@ -65,13 +66,13 @@ class RequestMeter:
     def has_begun(self) -> bool:
         return self._prompt_tokens is not None or self._completion_tokens > 0
 
-    def metered(self, sink: Sink) -> Sink:
-        return _MeteredSink(sink, self)
-
-    def accepted(self, prompt_tokens: int | None) -> None:
+    def accept(self, prompt_tokens: int | None) -> None:
         self._prompt_tokens = prompt_tokens
+        self._sink.accept(prompt_tokens)
 
-    def sent(self, tokens: int) -> None:
+    async def send(self, item: inference.Chunk) -> None:
+        await self._sink.send(item)
+        tokens = len(item.token_ids)
         self._completion_tokens += tokens
         if self._credited_items is not None:
             self._uncredited.append(tokens)
@@ -94,20 +95,6 @@ class RequestMeter:
         while self._seen_credits < credited and self._uncredited:
             self._seen_credits += 1
             self._credited_tokens += self._uncredited.popleft()
-
-
-class _MeteredSink:
-    def __init__(self, sink: Sink, meter: RequestMeter) -> None:
-        self._sink = sink
-        self._meter = meter
-
-    def accept(self, prompt_tokens: int | None) -> None:
-        self._meter.accepted(prompt_tokens)
-        self._sink.accept(prompt_tokens)
-
-    async def send(self, item: inference.Chunk) -> None:
-        await self._sink.send(item)
-        self._meter.sent(len(item.token_ids))
 
 
 class ReceiptKeeper:
@@ -137,10 +124,12 @@ class ReceiptKeeper:
         self._is_well = True
 
     @contextmanager
-    def meter(self, request_id: RequestId, delivered_before: int, credited_items: CreditedItems | None = None) -> Iterator[RequestMeter]:
+    def meter(
+        self, request_id: RequestId, delivered_before: int, sink: Sink, credited_items: CreditedItems | None = None
+    ) -> Iterator[RequestMeter]:
         """Write a receipt for the request that the block runs, however it ends. ``credited_items`` is None if the credits don't show
         what the caller has received."""
-        meter = self._running[request_id] = RequestMeter(request_id, delivered_before, self._clock, credited_items)
+        meter = self._running[request_id] = RequestMeter(request_id, delivered_before, sink, self._clock, credited_items)
         ended = errors.Internal.code
         try:
             yield meter

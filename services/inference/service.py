@@ -87,10 +87,9 @@ class InferenceService:
     async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
         origin = jobs.JobOrigin(str(request.request_id), request.salt, request.delivered)
         credited_items = (lambda: stream.credited_items) if request.reader_paced else None
-        with self._receipts.meter(request.request_id, len(request.delivered), credited_items) as meter:
-            sink = meter.metered(_MeshSink(stream))
-            gathered = None if request.streamed else CoalescedChunks(sink)
-            generation = await self.generate(request.model_config.model, request.prompt, request.model_config, gathered or sink, origin)
+        with self._receipts.meter(request.request_id, len(request.delivered), _MeshSink(stream), credited_items) as meter:
+            gathered = None if request.streamed else CoalescedChunks(meter)
+            generation = await self.generate(request.model_config.model, request.prompt, request.model_config, gathered or meter, origin)
             if gathered is not None:
                 await gathered.flush()
             meter.finished(generation)

@@ -6,7 +6,6 @@ import msgspec
 
 from services.gateway.http_api import request_bodies
 from services.gateway.openai_api import messages as openai_messages
-from services.gateway.openai_api import messages as openai_tools
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.openai_api.messages import AllowedToolsChoice, ChatBodyMessage, Chosen, NamedTool, SchemaBody, ToolBody
 from services.gateway.prompt_admission import BadField
@@ -76,7 +75,7 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def read(body: bytes) -> ChatBody:
     """Parse the body. Raises BadRequest that names the field."""
     found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.CHAT, ChatBody)
-    openai_tools.ensure_functions(found.get("tools"))
+    openai_messages.ensure_functions(found.get("tools"))
     if "messages" in found:
         found["messages"] = openai_messages.tidy(found["messages"])
     chat = request_bodies.convert(found, ChatBody)
@@ -152,15 +151,17 @@ def _format(chat: ChatBody) -> OutputFormat | None:
         return None
     if wanted.type == "json_schema" and wanted.json_schema is None:
         raise BadField("response_format.json_schema", "is missing")
-    return openai_tools.json_format(wanted.type, None if wanted.json_schema is None else wanted.json_schema.schema)
+    return openai_messages.json_format(wanted.type, None if wanted.json_schema is None else wanted.json_schema.schema)
 
 
 def _tools(chat: ChatBody) -> Chosen:
-    tools = tuple(openai_tools.tool(tool.function.name, tool.function.description, tool.function.parameters) for tool in chat.tools or ())
+    tools = tuple(
+        openai_messages.tool(tool.function.name, tool.function.description, tool.function.parameters) for tool in chat.tools or ()
+    )
     match chat.tool_choice:
         case NamedTool(function=named):
-            return openai_tools.choose_of(tools, (named.name,), "required")
+            return openai_messages.choose_of(tools, (named.name,), "required")
         case AllowedToolsChoice(allowed_tools=allowed):
-            return openai_tools.choose_of(tools, tuple(tool.function.name for tool in allowed.tools), allowed.mode)
+            return openai_messages.choose_of(tools, tuple(tool.function.name for tool in allowed.tools), allowed.mode)
         case choice:
-            return openai_tools.choose(tools, choice)
+            return openai_messages.choose(tools, choice)

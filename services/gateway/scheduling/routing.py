@@ -93,7 +93,7 @@ def resolve(wanted: ModelName | None, workers: Sequence[DirectoryEntry], names: 
     if not models:
         raise _no_worker(workers)
     for model in meanings:
-        if absent := [worker for worker in workers if _has(worker, model)]:
+        if absent := [worker for worker in workers if has_model(worker, model)]:
             raise errors.NotReachable(f"no worker can run {model} now: {_reasons(absent)}", hint=_NO_WORKER_HINT)
     model = ModelName(names.aliases.get(requested, requested))
     if just_started:
@@ -151,7 +151,7 @@ def _serves(worker: DirectoryEntry, model: ModelName) -> bool:
     return any(offer.name == model and offer.ready for offer in worker.announcement.models)
 
 
-def _has(worker: DirectoryEntry, model: ModelName) -> bool:
+def has_model(worker: DirectoryEntry, model: ModelName) -> bool:
     return any(offer.name == model for offer in worker.announcement.models)
 
 

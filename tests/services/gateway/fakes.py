@@ -26,12 +26,14 @@ from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_keys import HeldKey, IdempotentRequest, KeyState, NewKeyUse, Orphaned
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
+from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.limits import tiers
 from services.gateway.limits.quotas import LimitRules, Quotas
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_routes import OpenAi
-from services.gateway.pipeline import Pipeline, PipelineDependencies
+from services.gateway.pipeline import Pipeline
 from services.gateway.relay import Relay
+from services.gateway.request_admission import RequestAdmission
 from services.gateway.scheduling import routing, worker_choice
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.worker_choice import PromptPrivacy
@@ -332,22 +334,24 @@ class RunningService:
         self.relay = Relay(self.rpc, self.dispatch)
         self.callers = Callers(self.rpc, aliases=self.names.aliases)
         self.reports = FakeReports()
-        self.parts = parts = PipelineDependencies(
+        self.admission = RequestAdmission(
             quotas=self.quotas,
             ledger=ledger,
             dispatch=self.dispatch,
-            relay=self.relay,
-            recorder=recorder,
             directory=self.directory,
             names=self.names,
             metrics=self.metrics,
-            publish=self.published.append,
             prompt_hash_secret="s" * 16,
         )
-        self.pipeline = Pipeline(parts)
+        self.pipeline = self.new_pipeline()
         keys = IdempotentRequests(FakeKeys(), runs, node_id(99), secret="s" * 16, most_seconds=30)
         self.once = DeduplicatedInference(self.pipeline, keys)
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
+
+    def new_pipeline(
+        self, admission: RequestAdmission | None = None, relay: Relay | None = None, responses: ResponseCache | None = None
+    ) -> Pipeline:
+        return Pipeline(admission or self.admission, relay or self.relay, self.recorder, self.published.append, responses=responses)
 
     def add_worker(self, number: int, worker: FakeWorker, *models: str, load: WorkerLoad | None = None, **more: Any) -> None:
         self.rpc.workers[node_id(number)] = worker

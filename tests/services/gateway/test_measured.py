@@ -2,12 +2,10 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from uuid import UUID
 
 import pytest
 
-from services.gateway.pipeline import Pipeline
 from services.gateway.relay import Relay
 from shared import context, errors
 from shared.api.auth import Principal
@@ -100,9 +98,8 @@ async def test_a_thousand_tenants_create_no_more_series_than_a_few() -> None:
         worker = FakeWorker()
         running_service.add_worker(2, worker, *models)
         # A retry doesn't wait.
-        running_service.pipeline = Pipeline(
-            replace(running_service.parts, relay=Relay(running_service.rpc, running_service.dispatch, draw=lambda: 0.0))
-        )
+        relay = Relay(running_service.rpc, running_service.dispatch, draw=lambda: 0.0)
+        running_service.pipeline = running_service.new_pipeline(relay=relay)
         ways = [None, *(kind("it failed") for kind in errors.BY_CODE.values())]
 
         async def ask(who: Principal, model: str, fails_with: errors.AimeshError | None) -> None:

@@ -1,5 +1,7 @@
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -195,7 +197,8 @@ async def _written(running_service: RunningService, rows: int = 1) -> None:
 
 
 async def test_a_request_waits_for_a_worker_that_just_left(running_service: RunningService) -> None:
-    patient = Pipeline(running_service.parts, worker_wait_seconds=5.0)
+    admission = replace(running_service.admission, worker_wait_seconds=5.0, discovery_ends_at=time.monotonic() + 5.0)
+    patient = running_service.new_pipeline(admission)
     announced = running_service.directory.entries(Role.WORKER)[0].announcement
     running_service.directory.mark_gone(announced.node, "its link was lost")
 
@@ -215,7 +218,8 @@ async def test_a_request_waits_for_a_worker_that_just_left(running_service: Runn
 
 async def test_a_worker_that_left_long_ago_is_not_waited_for(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "MISSED_SECONDS", 0.0)
-    quick = Pipeline(running_service.parts, iter(range(0, 10_000, 100)).__next__, worker_wait_seconds=50.0)
+    clock = iter(range(0, 10_000, 100)).__next__
+    quick = running_service.new_pipeline(replace(running_service.admission, clock=clock, worker_wait_seconds=50.0, discovery_ends_at=50.0))
     running_service.directory.mark_gone(running_service.directory.entries(Role.WORKER)[0].node, "its link was lost")
     with pytest.raises(errors.NotReachable):
         async with quick.run(OWNER, InferenceRequest(prompt="hi"), seconds=10):

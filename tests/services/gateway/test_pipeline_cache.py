@@ -1,7 +1,6 @@
 """The response cache in the pipeline, on a real Valkey."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,7 +41,7 @@ async def asker(valkey_url: str) -> AsyncIterator[Asker]:
     bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
     async with fakes.running_service() as running_service, Cache.open(valkey_url) as values, AnswerRuns().running() as runs:
         responses = ResponseCache(values, runs, running_service.metrics, bounds, secret="s" * 16)
-        yield Asker(running_service, Pipeline(replace(running_service.pipeline._parts, responses=responses)))
+        yield Asker(running_service, running_service.new_pipeline(responses=responses))
 
 
 async def test_a_cache_hit_has_a_row_that_says_so(asker: Asker) -> None:

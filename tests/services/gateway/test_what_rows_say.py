@@ -1,7 +1,6 @@
 """What a request's row contains for reports: whose machine ran it, whether it starts a conversation, what the cache saved."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,7 +79,7 @@ async def test_a_cached_answer_saves_what_it_would_have_cost(running_service: Ru
     bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
     async with Cache.open(valkey_url) as values, AnswerRuns().running() as runs:
         responses = ResponseCache(values, runs, running_service.metrics, bounds, secret="s" * 16)
-        pipeline = Pipeline(replace(running_service.parts, responses=responses))
+        pipeline = running_service.new_pipeline(responses=responses)
         running_service.add_worker(1, running_service.worker, "smollm2", **OWNED)
         await ask(pipeline)
         await ask(pipeline)

@@ -39,11 +39,10 @@ def read(receipts: ReceiptKeeper, request_id: RequestId) -> Receipt | None:
 async def work(receipts: ReceiptKeeper, *, tokens: int = 2, delivered: int = 0, request_id: RequestId | None = None) -> RequestId:
     """One answer, whole."""
     request_id = request_id or new_request_id()
-    with receipts.meter(request_id, delivered) as running:
-        sink = running.metered(Reader())
-        sink.accept(7)
+    with receipts.meter(request_id, delivered, Reader()) as running:
+        running.accept(7)
         for token in range(tokens):
-            await sink.send(Chunk("a", (token,)))
+            await running.send(Chunk("a", (token,)))
         running.finished(STOP)
     return request_id
 
@@ -67,11 +66,10 @@ async def test_finished_request_has_a_signed_receipt() -> None:
 
 async def test_only_tokens_of_items_with_credit_are_credited() -> None:
     receipts, request_id, granted = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0), new_request_id(), [0]
-    with receipts.meter(request_id, 0, lambda: granted[-1]) as running:
-        sink = running.metered(Reader())
-        await sink.send(Chunk("", (), waiting="loading"))
+    with receipts.meter(request_id, 0, Reader(), lambda: granted[-1]) as running:
+        await running.send(Chunk("", (), waiting="loading"))
         for first in range(0, 9, 3):
-            await sink.send(Chunk("abc", (first, first + 1, first + 2)))
+            await running.send(Chunk("abc", (first, first + 1, first + 2)))
         for items, tokens in ((0, 0), (1, 0), (3, 6)):
             granted.append(items)
             found = read(receipts, request_id)
@@ -94,20 +92,18 @@ async def test_receipt_has_the_duration() -> None:
 
 async def test_running_request_has_a_receipt_of_what_was_sent() -> None:
     receipts, request_id = ReceiptKeeper(None, KEY, clock=lambda: 0.0), new_request_id()
-    with receipts.meter(request_id, 0) as running:
-        sink = running.metered(Reader())
-        sink.accept(7)
-        await sink.send(Chunk("a", (1, 2)))
+    with receipts.meter(request_id, 0, Reader()) as running:
+        running.accept(7)
+        await running.send(Chunk("a", (1, 2)))
         assert read(receipts, request_id) == Receipt(request_id, 7, 0, 2, inference.RUNNING)
 
 
 @pytest.mark.parametrize(("error", "ended"), [(errors.ModelCrashed("x"), "model_crashed"), (asyncio.CancelledError(), "cancelled")])
 async def test_abandoned_request_has_a_receipt(error: BaseException, ended: str) -> None:
     receipts, request_id = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0), new_request_id()
-    with pytest.raises(type(error)), receipts.meter(request_id, 0) as running:
-        sink = running.metered(Reader())
-        sink.accept(7)
-        await sink.send(Chunk("a", (1,)))
+    with pytest.raises(type(error)), receipts.meter(request_id, 0, Reader()) as running:
+        running.accept(7)
+        await running.send(Chunk("a", (1,)))
         raise error
     assert read(receipts, request_id) == Receipt(request_id, 7, 0, 1, ended, NOW)
 
@@ -115,7 +111,7 @@ async def test_abandoned_request_has_a_receipt(error: BaseException, ended: str)
 async def test_refused_retry_keeps_the_earlier_receipt() -> None:
     receipts = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0)
     request_id = await work(receipts)
-    with pytest.raises(errors.Overloaded), receipts.meter(request_id, 2):
+    with pytest.raises(errors.Overloaded), receipts.meter(request_id, 2, Reader()):
         raise errors.Overloaded("full")
     assert read(receipts, request_id) == Receipt(request_id, 7, 0, 2, "stop", NOW)
     await work(receipts, request_id=request_id, delivered=2, tokens=4)
@@ -124,8 +120,8 @@ async def test_refused_retry_keeps_the_earlier_receipt() -> None:
 
 async def test_backend_without_token_ids_reports_its_count() -> None:
     receipts, request_id = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0), new_request_id()
-    with receipts.meter(request_id, 0) as running:
-        await running.metered(Reader()).send(Chunk("abc", ()))
+    with receipts.meter(request_id, 0, Reader()) as running:
+        await running.send(Chunk("abc", ()))
         running.finished(STOP)
     assert read(receipts, request_id) == Receipt(request_id, 7, 0, 2, "stop", NOW)
 
