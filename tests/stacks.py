@@ -154,7 +154,7 @@ class RunningStack:
     def url(self, service: str) -> str:
         return f"http://127.0.0.1:{self.environment[f'{service.upper()}_SERVICE_PORT']}"
 
-    def http(self, key: str | None = None, *, service: str = "gateway", timeout_seconds: float = 30) -> httpx.AsyncClient:
+    def http(self, key: str | None = None, *, service: str = "gateway", timeout_seconds: float = 60) -> httpx.AsyncClient:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
         return httpx.AsyncClient(base_url=self.url(service), headers=headers, timeout=timeout_seconds, trust_env=False, limits=limits)

@@ -34,3 +34,10 @@ def test_a_bound_holds_at_night_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     with stopwatch.within(3):
         pass
+
+
+def test_a_short_wait_is_long_enough_for_a_busy_machine_but_at_night(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopwatch, "bounds_hold", False)
+    assert [stopwatch.patience(seconds) for seconds in (0.5, 100)] == [stopwatch.HANG_SECONDS, 100]
+    monkeypatch.setattr(stopwatch, "bounds_hold", True)
+    assert stopwatch.patience(0.5) == 0.5

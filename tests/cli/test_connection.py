@@ -110,7 +110,7 @@ async def start() -> AsyncIterator[Start]:
 
 
 async def finish(process: Process) -> tuple[int | None, str, str]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
 
@@ -133,7 +133,7 @@ async def test_ctrl_c_stops_the_generation(net: TestNet, start: Start, options: 
     assert isinstance(running_service.service, Gateway)
     process = await start(profile_of(net), "infer", "hang", *options)
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         if not options:
             assert await process.stdout.read(5) == b"hang "
         await running_service.service.called.wait()
@@ -149,7 +149,7 @@ async def test_closed_stdout_stops_the_generation(net: TestNet, start: Start) ->
     reader, writer = os.pipe()
     process = await start(profile_of(net), "infer", "-", stdout=writer)
     os.close(writer)
-    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
         finished = tasks.create_task(process.communicate(b"word " * 100_000))
         assert await asyncio.to_thread(os.read, reader, 4) == b"word"
         os.close(reader)

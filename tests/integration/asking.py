@@ -24,7 +24,7 @@ class Answered:
     completion_tokens: int
 
 
-async def rpc(mesh: ClientNode, key: Credential, prompt: str, *, deadline_seconds: float = 30) -> Answered:
+async def rpc(mesh: ClientNode, key: Credential, prompt: str, *, deadline_seconds: float = 60) -> Answered:
     request = gateway.ProcessInferenceRequest(InferenceRequest(prompt=prompt, model=ECHO))
     async with mesh.rpc.stream(gateway.process_inference_request, request, credential=key, deadline_seconds=deadline_seconds) as answer:
         text = "".join([chunk.text async for chunk in answer])

@@ -41,8 +41,12 @@ async def test_the_five_services_are_found_by_a_ping(stack: RunningStack) -> Non
             return {one["name"] for one in await _ping(connection, "$SRV.PING")} == set(SERVICE_ROLES)
 
         await until(all_answer, what="all five answer")
-        workers = await _ping(connection, "$SRV.PING.worker")
-        assert len(workers) == 2
+
+        async def both_workers() -> list[dict[str, str]] | None:
+            found = await _ping(connection, "$SRV.PING.worker")
+            return found if len(found) == 2 else None
+
+        workers = await until(both_workers, what="both workers answer")
         assert len({one["id"] for one in workers}) == 2
         assert all(one["type"] == "io.nats.micro.v1.ping_response" for one in workers)
 

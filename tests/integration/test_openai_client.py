@@ -13,7 +13,7 @@ from tests.stacks import RunningStack
 @pytest.fixture(params=["gateway", "web"])
 async def client(request: pytest.FixtureRequest, stack: RunningStack, ann: Person) -> AsyncIterator[openai.AsyncOpenAI]:
     base_url = stack.url(request.param) + "/v1"
-    async with openai.AsyncOpenAI(api_key=ann.key.secret, base_url=base_url, max_retries=0, timeout=30) as made:
+    async with openai.AsyncOpenAI(api_key=ann.key.secret, base_url=base_url, max_retries=0, timeout=120) as made:
         yield made
 
 

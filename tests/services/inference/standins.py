@@ -14,6 +14,7 @@ from shared.identity import node_keys
 from shared.identity.trust import Trust
 from shared.protocol import directory
 from shared.types import MeshName, ModelName, NodeId, Role
+from tests import stopwatch
 
 #: Ends an answer; no byte of any UTF-8 text.
 END_TOKEN = 0xFF
@@ -60,7 +61,7 @@ class Watch:
 
 async def until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Poll a condition of another process, which cannot signal it."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(stopwatch.patience(seconds)):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 

@@ -25,6 +25,7 @@ from shared import errors
 from shared.api.generation import ChatMessage, Generation
 from shared.api.inference import Chunk, ModelState
 from shared.types import FinishReason, ModelName
+from tests import stopwatch
 from tests.services.inference.standins import Reader, Watch, job, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -161,7 +162,11 @@ HOSTILE = {"angle brackets": "<" * 60_000, "markup": "<p>Hello <b>you</b></p>\n"
 
 @pytest.mark.parametrize("kind", HOSTILE)
 async def test_long_prompt_does_not_delay_four_running_answers(backend: LlamaBackend, kind: str) -> None:
-    """Several tries, because others use this machine, too: the fault held up the answers each time, for more than a second."""
+    """Several tries, because others use this machine, too: the fault held up the answers each time, for more than a second.
+
+    `make test` tries once and measures nothing.
+    """
+    tries = 6 if stopwatch.bounds_hold else 1
     streams = [Timed() for _ in range(4)]
 
     async def run_tokens(count: int) -> float:
@@ -175,17 +180,17 @@ async def test_long_prompt_does_not_delay_four_running_answers(backend: LlamaBac
             await backend.generate(job(HOSTILE[kind]), Reader())
 
     ratios: list[float] = []
-    async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(200), asyncio.TaskGroup() as tasks:
         answers = [tasks.create_task(backend.generate(job("Hi", max_tokens=460, ignore_eos=True), stream)) for stream in streams]
         await until(lambda: all(stream.times for stream in streams))
-        while len(ratios) < 6 and min(ratios, default=9) > 3:
+        while len(ratios) < tries and min(ratios, default=9) > 3:
             quiet = await run_tokens(25)
             hostile = tasks.create_task(refused())
             ratios.append(await run_tokens(25) / quiet)
             await hostile
         for answer in answers:
             answer.cancel()
-    assert min(ratios) <= 3
+    assert min(ratios) <= 3 or not stopwatch.bounds_hold
 
 
 async def test_answer_may_fill_the_context(backend: LlamaBackend) -> None:
@@ -197,11 +202,10 @@ async def test_answer_may_fill_the_context(backend: LlamaBackend) -> None:
 
 
 async def test_cancel_frees_the_slot(backend: LlamaBackend) -> None:
-    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(200), asyncio.TaskGroup() as tasks:
         four = [await begun(backend, tasks, job(LONG, max_tokens=900, seed=seed)) for seed in range(4)]
         waiting = tasks.create_task(backend.generate(job("Hi", max_tokens=2), Reader()))
-        await asyncio.sleep(0.02)
-        assert (backend.models()[0].running, backend.models()[0].queued) == (4, 1)
+        await until(lambda: (backend.models()[0].running, backend.models()[0].queued) == (4, 1))
         four[1].cancel()
         await waiting
         assert not any(task.done() for index, task in enumerate(four) if index != 1)
@@ -232,7 +236,7 @@ async def test_killed_engine_fails_its_generations_and_restarts(backend: LlamaBa
 
     pid = backend.engine_pid(DEFAULT_MODEL)
     assert pid is not None
-    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(200), asyncio.TaskGroup() as tasks:
         readers = [Reader(), Reader()]
         for reader in readers:
             tasks.create_task(fails(reader))
@@ -283,7 +287,7 @@ async def test_slow_reader_delays_no_other_request(backend: LlamaBackend) -> Non
             await self.gate.wait()
             await super().send(item)
 
-    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(200), asyncio.TaskGroup() as tasks:
         slow = Slow()
         held = tasks.create_task(backend.generate(job(LONG, max_tokens=30), slow))
         await generate(backend, job(LONG, max_tokens=30))
@@ -313,7 +317,7 @@ asyncio.run(main())
 async def test_engine_dies_with_its_worker() -> None:
     worker = await asyncio.create_subprocess_exec(sys.executable, "-c", ORPHAN, stdout=asyncio.subprocess.PIPE)
     assert worker.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         pid = int(await worker.stdout.readline())
         worker.kill()
         await worker.wait()

@@ -426,7 +426,7 @@ async def test_service_started_without_postgresql_continues_from_the_stored_stat
         await until(before.watch.alert_states.firing)
         old = await before.watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
         async with AlertStore.open(postgres_url, all_rules.ALL) as store:
-            for _ in range(500):
+            for _ in range(3000):
                 if (await store.silences(0)).ids and await store.alerts(0):
                     break
                 await asyncio.sleep(0.01)
