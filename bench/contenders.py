@@ -122,7 +122,7 @@ class _Engine:
         asked = Sampling(
             max_tokens=max_tokens, temperature=TEMPERATURE, top_k=TOP_K, top_p=TOP_P, min_p=0.0, seed=self._seed, ignore_eos=True
         )
-        job = jobs.check(model_discovery.DEFAULT_MODEL, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
+        job = jobs.check_prompt(model_discovery.DEFAULT_MODEL, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
         # One tenant, as in llama-server, so that both may reuse prefixes of earlier prompts.
         job = replace(job, salt="bench")
         async with asyncio.timeout(ANSWER_SECONDS):

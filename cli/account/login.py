@@ -61,10 +61,9 @@ def register(
         password=password_from(password_stdin, confirm=True),
     )
     user = here.call(auth.register_user, auth.RegisterUser(data, invitation=invitation), key_needed=False)
-    if as_json:
-        printing.show_json(printing.plain(user))
-    else:
-        click.echo(f"Account {printing.printable(user.username)} created. Next: aicli login {printing.printable(user.username)}")
+    printing.show_message(
+        user, f"Account {printing.printable(user.username)} created. Next: aicli login {printing.printable(user.username)}", as_json=as_json
+    )
 
 
 @click.command()

@@ -160,11 +160,8 @@ def remove_mfa(here: CliContext, /, user: str, *, as_json: bool) -> None:
 
 
 def _show(user: "User", *, as_json: bool) -> None:
-    if as_json:
-        printing.show_json(printing.plain(user))
-    else:
-        state = "open" if user.is_active else "closed"
-        click.echo(f"{printing.printable(user.username)}: {user.role}, tier {user.tier}, {state}")
+    state = "open" if user.is_active else "closed"
+    printing.show_message(user, f"{printing.printable(user.username)}: {user.role}, tier {user.tier}, {state}", as_json=as_json)
 
 
 @admin.group("signing-keys")

@@ -98,10 +98,7 @@ def ack(here: CliContext, /, *, alert_id: str, as_json: bool) -> None:
     from shared.api import alerts as contract
 
     seen = here.call(contract.acknowledge_alert, contract.AcknowledgeAlert(alert_id))
-    if as_json:
-        printing.show_json(printing.plain(seen))
-    else:
-        click.echo(f"{seen.name}: {seen.seen_by} acknowledged it")
+    printing.show_message(seen, f"{seen.name}: {seen.seen_by} acknowledged it", as_json=as_json)
 
 
 @alerts.command()
@@ -116,12 +113,11 @@ def silence(here: CliContext, /, *, name: str, seconds: int, labels: dict[str, s
     from shared.api import alerts as contract
 
     made = here.call(contract.silence_alerts, contract.SilenceAlerts(seconds, name, labels, why))
-    if as_json:
-        printing.show_json(printing.plain(made))
-    else:
-        click.echo(
-            f"{made.name or 'All alerts'}: silenced until {printing.moment(made.until)}. To end it: aicli alerts unsilence {made.id}"
-        )
+    printing.show_message(
+        made,
+        f"{made.name or 'All alerts'}: silenced until {printing.moment(made.until)}. To end it: aicli alerts unsilence {made.id}",
+        as_json=as_json,
+    )
 
 
 @alerts.command()

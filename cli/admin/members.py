@@ -85,10 +85,7 @@ def pardon(here: CliContext, /, node: str, *, as_json: bool) -> None:
     from shared.api import gateway
 
     pardoned = here.call(gateway.pardon_node, gateway.PardonNode(node))
-    if as_json:
-        printing.show_json(printing.plain(pardoned))
-    else:
-        click.echo(f"Pardoned worker {pardoned.node[:9]}. It gets requests again.")
+    printing.show_message(pardoned, f"Pardoned worker {pardoned.node[:9]}. It gets requests again.", as_json=as_json)
 
 
 def _confirm(here: CliContext, beginning: str) -> None:
@@ -107,10 +104,7 @@ def _confirm(here: CliContext, beginning: str) -> None:
 
 
 def _show(member: "Member", done: str, *, as_json: bool) -> None:
-    if as_json:
-        printing.show_json(printing.plain(member))
-    else:
-        click.echo(f"{done} {printing.printable(_described(member))}.")
+    printing.show_message(member, f"{done} {printing.printable(_described(member))}.", as_json=as_json)
 
 
 def _described(member: "Member") -> str:

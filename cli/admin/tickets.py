@@ -117,8 +117,5 @@ def revoke(here: CliContext, /, ticket: str, *, as_json: bool) -> None:
     if ticket.startswith("aip_"):
         raise errors.BadRequest("this is the ticket itself, not its ID", hint="see aicli admin tickets list")
     revoked = here.call(membership.revoke_ticket, membership.RevokeTicket(ticket))
-    if as_json:
-        printing.show_json(printing.plain(revoked))
-    else:
-        note = f". Machines that joined with it stay ({revoked.used}): aicli admin nodes list" if revoked.used else ""
-        click.echo(f"Revoked ticket {printing.printable(revoked.id)}{note}.")
+    note = f". Machines that joined with it stay ({revoked.used}): aicli admin nodes list" if revoked.used else ""
+    printing.show_message(revoked, f"Revoked ticket {printing.printable(revoked.id)}{note}.", as_json=as_json)

@@ -41,6 +41,14 @@ def show_json(value: Json) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
 
 
+def show_message(value: msgspec.Struct, text: str, *, as_json: bool) -> None:
+    """Print a service's answer as JSON, or as ``text``."""
+    if as_json:
+        show_json(plain(value))
+    else:
+        click.echo(text)
+
+
 @dataclass(frozen=True, slots=True)
 class TableColumn(Generic[Row]):
     title: str

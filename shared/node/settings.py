@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from shared import addresses, config
-from shared.api.service_settings import ShownSetting, ShownSettings
 from shared.config import Settings, Variable
 from shared.node import http_connection_limits
-from shared.telemetry import redaction
 from shared.transports.nats.login import NatsFiles
 from shared.types import MeshName
+
+if TYPE_CHECKING:
+    from shared.api.service_settings import ShownSettings
 
 
 class NodeSettings(Settings, frozen=True, kw_only=True):
@@ -147,8 +148,12 @@ class PublicNodeSettings(NodeSettings, frozen=True, kw_only=True):
                 yield f"METRICS_NETWORKS: {each!r} is neither an address nor a network such as 10.0.0.0/8"
 
 
-def list_settings(settings: config.Settings) -> ShownSettings:
+def list_settings(settings: config.Settings) -> "ShownSettings":
     """Return a service's settings without secrets, including those inside URLs."""
+    # Imported here, because `aicli` imports this module and needs neither.
+    from shared.api.service_settings import ShownSetting, ShownSettings  # noqa: PLC0415
+    from shared.telemetry import redaction  # noqa: PLC0415
+
     return ShownSettings(
         tuple(
             ShownSetting(

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared import telemetry
 from shared.telemetry import instruments, metrics_registry
-from shared.telemetry.instruments import InstrumentKind
+from shared.telemetry.instrument import InstrumentKind
 from shared.telemetry.metrics_registry import LabelledGauge, Metrics
 from tests.cases import case
 

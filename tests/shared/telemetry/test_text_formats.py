@@ -5,7 +5,7 @@ from shared import context, telemetry
 from shared.api.metrics import MetricsTextFormat
 from shared.telemetry import instruments, text_formats
 from shared.telemetry.answer_metrics import MeasuredAnswer, WorkerAnswers
-from shared.telemetry.instruments import InstrumentKind
+from shared.telemetry.instrument import InstrumentKind
 from shared.telemetry.tracing import Traces
 from shared.types import ModelName
 

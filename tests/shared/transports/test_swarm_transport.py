@@ -15,7 +15,8 @@ from shared.transports import swarm_transport
 from shared.transports.handshake import link_id
 from shared.transports.hyperswarm import NodeMissing, Path, PathChanged, PeerFailed, SidecarDied, SidecarLost, SidecarRestarted
 from shared.transports.link import TICK_SECONDS
-from shared.transports.swarm_link import STUCK_SECONDS, MeetingTopics, SwarmLink
+from shared.transports.swarm_link import STUCK_SECONDS, SwarmLink
+from shared.transports.swarm_transport import MeetingTopics
 from shared.types import Role
 from tests.shared.transports.swarm_fakes import FakeSwarm, connect, pair
 from tests.shared.transports.swarm_people import NOW, Clock, certified, frames_of, member, new_authority, new_key, settle, stranger_at
