@@ -7,10 +7,9 @@ import asyncio
 import atexit
 import json
 import secrets
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from shared.transports import hyperswarm
 from shared.transports.hyperswarm import PeerAddress
+from tests import testnet
 
 SIDECAR = Path(hyperswarm.__file__).parent / "sidecar"
 HOST = "127.0.0.1"
@@ -80,9 +80,5 @@ async def companion(script: str, options: dict[str, object]) -> AsyncIterator[tu
 
 
 def free_ports(count: int) -> list[int]:
-    """UDP ports that are free now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
+    """UDP ports that nobody else gets meanwhile: each sidecar of another test takes some."""
+    return [testnet.free_port(is_udp=True) for _ in range(count)]

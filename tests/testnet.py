@@ -51,13 +51,13 @@ def _ports_file() -> int:
     return os.open(_PORTS_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
 
-def free_port() -> int:
+def free_port(*, is_udp: bool = False) -> int:
     """A port that no other call gets until this process ends, in other test processes either: its server starts only later.
 
     The system doesn't give it to an outgoing connection meanwhile, because it is below 32768.
     """
     while True:
-        port = ports.find_free()
+        port = ports.find_free(is_udp=is_udp)
         if port in _given:
             continue
         with contextlib.suppress(OSError):

@@ -33,7 +33,7 @@ from tests.testnet import RunningNode, live, until
 MODULES = dht.SIDECAR / "node_modules"
 PEER = Path(__file__).parent / "javascript_peer.js"
 PAGE = REPOSITORY / "docs" / "howto" / "javascript-peer.md"
-SECONDS = 30
+SECONDS = 60
 #: As for every revoked node.
 REVOKED_SECONDS = 5
 #: Far less than a call may take.

@@ -13,7 +13,7 @@ from typing import TextIO
 
 #: Where a picture begins, and the terminal's own screen.
 PICTURE, LEFT = "\x1b[H", "\x1b[?1049l"
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ POLICY = (
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 #: The machine may have other things to do.
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 FILES = {
     "/style.css": (WEB / "static" / "style.css", "text/css"),
     "/scripts.css": (WEB / "static" / "js" / "scripts.css", "text/css"),

@@ -14,7 +14,7 @@ from shared.transports.hyperswarm import Event, PeerAddress, PeerConnection, Sid
 from tests import dht
 
 #: Longer than anything here takes on a slow machine.
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 
 E = TypeVar("E")
 

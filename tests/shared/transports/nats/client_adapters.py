@@ -64,7 +64,7 @@ class OurClient:
         self._client.subscribe(subject, lambda message: hear(message.payload))
 
     async def flush(self) -> None:
-        await self._client.flush(deadline_seconds=10)
+        await self._client.flush(deadline_seconds=30)
 
     async def close(self) -> None:
         await self._client.close()

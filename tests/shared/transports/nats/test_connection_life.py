@@ -34,8 +34,8 @@ async def transport_of(server: ScriptedNats, role: Role) -> AsyncIterator[NatsTr
     transport = NatsTransport(LocalNode(MESH, role, node_keys.NodeKey(node_keys.new_seed()), "test"), server.url)
     opened: list[Link] = []
     transport.on_link = opened.append
-    await transport.connect(deadline_seconds=10)
-    await transport.nats.flush(deadline_seconds=10)
+    await transport.connect(deadline_seconds=30)
+    await transport.nats.flush(deadline_seconds=30)
     async with background() as tasks:
         tasks.create_task(transport.run())
         yield transport
@@ -174,10 +174,10 @@ async def test_a_slow_login_leaves_one_connection_and_one_delivery(monkeypatch: 
         client.subscribe("a.b", heard.append)
         await client.connect(deadline_seconds=20)
         server.release()
-        await client.flush(deadline_seconds=10)
+        await client.flush(deadline_seconds=30)
         await until(lambda: len(server.connections) == 1)
         client.publish("a.b", b"once")
-        await client.flush(deadline_seconds=10)
+        await client.flush(deadline_seconds=30)
         assert [message.payload for message in heard] == [b"once"]
         await client.close()
         await until(lambda: not server.connections)
@@ -223,7 +223,7 @@ async def test_closing_during_the_login_tries_no_other_server() -> None:
 async def test_closing_during_a_reconnect_leaves_no_connection() -> None:
     async with scripted_nats() as server:
         client = client_of(server)
-        await client.connect(deadline_seconds=10)
+        await client.connect(deadline_seconds=30)
         async with background() as tasks:
             tasks.create_task(client.run())
             server.holds = lambda connection: True
@@ -251,7 +251,7 @@ async def test_a_server_that_accepts_and_evicts_immediately_is_not_hammered() ->
             return False
 
         server.cuts = evict
-        await client.connect(deadline_seconds=10)
+        await client.connect(deadline_seconds=30)
         async with background() as tasks:
             tasks.create_task(client.run())
             # The server notes an eviction before the client has read of it.
@@ -281,11 +281,11 @@ async def test_a_raising_callback_only_loses_its_own_message() -> None:
                 raise ValueError("a message that our code cannot handle")
             heard.append(message.payload)
 
-        await client.connect(deadline_seconds=10)
+        await client.connect(deadline_seconds=30)
         client.subscribe("a.b", hear)
         for payload in (b"bad 1", b"good 1", b"bad 2", b"good 2", b"bad 3", b"good 3"):
             client.publish("a.b", payload)
-        await client.flush(deadline_seconds=10)
+        await client.flush(deadline_seconds=30)
         assert heard == [b"good 1", b"good 2", b"good 3"]
         assert client.connected
         assert client.callback_errors == 3
@@ -296,7 +296,7 @@ async def test_a_raising_callback_only_loses_its_own_message() -> None:
 async def test_flush_waits_for_the_reply_to_its_own_ping() -> None:
     async with scripted_nats() as server:
         client = client_of(server)
-        await client.connect(deadline_seconds=10)
+        await client.connect(deadline_seconds=30)
         [connection] = server.connections
         server.holds = lambda connection: True
         assert client._session is not None

@@ -38,13 +38,13 @@ async def test_the_client_learns_of_a_server_and_moves_to_it_without_a_gap() -> 
         heard: list[NatsMessage] = []
         client.on_connection = told.append
         client.subscribe("a.b", heard.append, queue="q")
-        await client.connect(deadline_seconds=10)
+        await client.connect(deadline_seconds=30)
         async with background() as tasks:
             tasks.create_task(client.run())
             first.tell(connect_urls=[f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"], ldm=True)
             await until(lambda: bool(second.connections) and not first.connections, seconds=20)
             client.publish("a.b", b"over the second")
-            await client.flush(deadline_seconds=10)
+            await client.flush(deadline_seconds=30)
             assert [each.payload for each in heard] == [b"over the second"]
             assert told == []
             assert client.reconnects == 0
@@ -56,7 +56,7 @@ async def test_a_new_server_that_dies_during_the_move_is_not_used() -> None:
         client = NatsClient(first.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
         heard: list[NatsMessage] = []
         client.subscribe("a.b", heard.append)
-        await client.connect(deadline_seconds=10)
+        await client.connect(deadline_seconds=30)
         async with background() as tasks:
             tasks.create_task(client.run())
             [old] = first.connections
@@ -70,9 +70,9 @@ async def test_a_new_server_that_dies_during_the_move_is_not_used() -> None:
             first.info["ldm"] = False
             first.release()
             await until(lambda: client.reconnects == 1, seconds=20)
-            await client.flush(deadline_seconds=10)
+            await client.flush(deadline_seconds=30)
             client.publish("a.b", b"after it")
-            await client.flush(deadline_seconds=10)
+            await client.flush(deadline_seconds=30)
             assert [each.payload for each in heard] == [b"after it"]
             await client.close()
 
@@ -82,13 +82,13 @@ async def test_a_client_that_knows_no_other_server_stays() -> None:
         client = NatsClient(server.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
         heard: list[NatsMessage] = []
         client.subscribe("a.b", heard.append)
-        await client.connect(deadline_seconds=10)
+        await client.connect(deadline_seconds=30)
         async with background() as tasks:
             tasks.create_task(client.run())
             server.tell(ldm=True)
-            await client.flush(deadline_seconds=10)
+            await client.flush(deadline_seconds=30)
             client.publish("a.b", b"still here")
-            await client.flush(deadline_seconds=10)
+            await client.flush(deadline_seconds=30)
             assert [each.payload for each in heard] == [b"still here"]
             assert server.accepted == 1
             await client.close()
@@ -102,8 +102,8 @@ async def test_a_mesh_link_survives_its_server_in_a_real_cluster(tmp_path: Path)
         lost: list[bool] = []
         caller.on_connection = worker.on_connection = lost.append
         for transport in (caller, worker):
-            await transport.connect(deadline_seconds=10)
-            await transport.nats.flush(deadline_seconds=10)
+            await transport.connect(deadline_seconds=30)
+            await transport.nats.flush(deadline_seconds=30)
         async with background() as tasks:
             for transport in (caller, worker):
                 tasks.create_task(transport.run())

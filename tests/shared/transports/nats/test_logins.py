@@ -30,10 +30,10 @@ def url_of(server: NatsServer, credentials: str, scheme: str = "nats") -> str:
 async def talk(client: NatsClient) -> None:
     """Log in and hear oneself."""
     heard: list[bytes] = []
-    await client.connect(deadline_seconds=10)
+    await client.connect(deadline_seconds=30)
     client.subscribe("a.b", lambda message: heard.append(message.payload))
     client.publish("a.b", b"hello")
-    await client.flush(deadline_seconds=10)
+    await client.flush(deadline_seconds=30)
     assert heard == [b"hello"]
     await client.close()
 
@@ -47,7 +47,7 @@ async def refusal(client: NatsClient) -> errors.Unavailable:
 
 @asynccontextmanager
 async def kept(client: NatsClient) -> AsyncIterator[None]:
-    await client.connect(deadline_seconds=10)
+    await client.connect(deadline_seconds=30)
     async with background() as tasks:
         tasks.create_task(client.run())
         yield
@@ -155,7 +155,7 @@ async def test_a_server_with_too_low_a_limit_is_refused_with_both_figures(tmp_pa
             with pytest.raises(errors.TooLarge, match=r"1048577 bytes .* 1048576"):
                 client.publish("a.b", bytes(1024 * 1024 + 1))
             client.publish("a.b", bytes(1024 * 1024))
-            await client.flush(deadline_seconds=10)
+            await client.flush(deadline_seconds=30)
             server.kill()
             configure(server, "max_payload: 4KB")
             server.start()
