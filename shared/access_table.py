@@ -307,7 +307,7 @@ def check_network(caller: Principal, address: str | None) -> None:
         mapped = getattr(here, "ipv4_mapped", None)
         if any((mapped or here) in ip_network(network) for network in caller.networks):
             return
-    raise errors.NotAllowed(f"this key may not be used from {address[:60]}", hint="use it from its networks, or make another key")
+    raise errors.NotAllowed(f"this key may not be used from {address[:60]}", hint="use it from its networks, or create another key")
 
 
 def _step_missing(step: Step) -> errors.AimeshError:

@@ -156,7 +156,7 @@ def _convert(raw: str, kind: Any) -> Any:
         kind = next(one for one in get_args(kind) if one is not NoneType)
     if kind is bool:
         if raw.lower() not in _WORDS_FOR_BOOL:
-            raise ValueError("say true or false")
+            raise ValueError("use true or false")
         return _WORDS_FOR_BOOL[raw.lower()]
     if kind is Path:
         return Path(raw).expanduser()
@@ -173,7 +173,7 @@ def _convert(raw: str, kind: Any) -> Any:
 def _pair(part: str) -> tuple[str, str]:
     name, equals, value = part.partition("=")
     if not equals or not name.strip() or not value.strip():
-        raise ValueError("say name=value, several with commas between them")
+        raise ValueError("write name=value, separated by commas")
     return name.strip(), value.strip()
 
 

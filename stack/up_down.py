@@ -58,7 +58,7 @@ async def up(home: StackHome, environment: Mapping[str, str], folder: Path, repo
     made = initialization.ensure(home, environment, folder)
     if made.made:
         what = ", ".join(made.made) if len(made.made) < _FEW else f"{len(made.made)} secrets and node keys"
-        report(f"made {what} in {home.root}")
+        report(f"created {what} in {home.root}")
     for warning in config.find_misspelled_names(settings.known_names(), {**environment, **made.recorded}):
         report(f"warning: {warning}")
     if made.settings.host not in addresses.LOOPBACK and made.settings.tls_cert_file is None:

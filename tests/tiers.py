@@ -120,7 +120,7 @@ def find_longest(path: str, table: dict[str, str]) -> str:
 
 
 def find_group(item: pytest.Item) -> str:
-    """The nightly group of a test; empty for one that every run has."""
+    """Return the nightly group of a test; empty if the test is in every run."""
     marker = item.get_closest_marker("nightly")
     if marker is None:
         return find_longest(item.nodeid.partition("::")[0], FOLDERS)
@@ -155,7 +155,7 @@ def pytest_configure(config: pytest.Config) -> None:
     untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.register_profile("test", untimed, derandomize=True, database=None, max_examples=volume(100))
     settings.register_profile("nightly", untimed, max_examples=100, print_blob=True)
-    # For `make mutants`: the same examples each time, and no search for the smallest one that fails.
+    # For `make mutants`: the same examples each time, without shrinking failures.
     settings.register_profile("mutants", untimed, phases=(Phase.explicit, Phase.generate), derandomize=True, database=None)
     settings.load_profile(config.getoption("--hypothesis-profile") or ("nightly" if _is_nightly else "test"))
     is_worker = hasattr(config, "workerinput")

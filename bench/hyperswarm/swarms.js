@@ -16,7 +16,7 @@ const { bootstrap, topic, size, total, count } = JSON.parse(json)
 const ECHO = 0x45
 const COUNT = 0x53
 const REPORT = 0x51
-/** The sidecar's greeting: the one who dialled speaks first, and says what it takes before it has to grant more. */
+/** The sidecar's greeting: the dialing side sends first, with the number of bytes it accepts before it grants more. */
 const PREFACE = Buffer.from([0x48, 0x01, 0x00, 0x20, 0x00, 0x00])
 
 const say = (what) => process.stdout.write(`${JSON.stringify(what)}\n`)

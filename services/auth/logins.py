@@ -72,7 +72,7 @@ class LoginRpc:
     async def confirm_login(self, request: auth.ConfirmLogin, call: RpcCall) -> auth.LoginSession:
         session = await self._identities.session_of(call.credential)
         if session.step is not Step.ENTER_CODE:
-            raise errors.BadRequest("this login needs no code", hint="use it as it is")
+            raise errors.BadRequest("this login needs no code", hint="use it without confirmLogin")
         await self._check_code(call, request.code, session, "session.open")
         return await self._opening.complete(session)
 

@@ -51,7 +51,9 @@ def models_of(names: Iterable[str]) -> tuple[ModelName, ...]:
     if len(models) > _MOST_MODELS:
         raise errors.BadRequest(f"models: at most {_MOST_MODELS}", hint="leave it out to allow every model")
     if not all(model.strip() and len(model) <= _LONGEST_MODEL_NAME and model.isprintable() for model in models):
-        raise errors.BadRequest(f"models: each is 1 to {_LONGEST_MODEL_NAME} printable characters", hint="`aicli models list` shows them")
+        raise errors.BadRequest(
+            f"models: each name must have 1 to {_LONGEST_MODEL_NAME} printable characters", hint="`aicli models list` shows them"
+        )
     return models
 
 

@@ -75,7 +75,7 @@ class AuthService:
     @serves(auth.validate_api_key)
     async def validate_api_key(self, request: auth.ValidateApiKey, call: RpcCall) -> auth.Principal:
         principal = await self._identities.of_key(request.api_key)
-        _log.info("key recognised", key_id=principal.key_id, user_id=principal.user_id)
+        _log.info("key recognized", key_id=principal.key_id, user_id=principal.user_id)
         return principal
 
     @serves(auth.identify)

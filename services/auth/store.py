@@ -102,7 +102,7 @@ class AccountTables:
             async with self._db.transaction() as transaction:
                 yield transaction
         except database.UniqueViolation as error:
-            what = "e-mail address" if "email" in str(error.constraint_name) else "user name"
+            what = "email address" if "email" in str(error.constraint_name) else "user name"
             raise errors.AlreadyExists(f"this {what} is taken", hint="log in, or choose another") from error
 
     async def is_invited(self, token_hash: str, email: str) -> bool:
@@ -132,7 +132,7 @@ class AccountTables:
         return bool(await self._db.value("has_admin"))
 
     async def find_account(self, name: str) -> StoredAccount | None:
-        """Find by user name or e-mail address. Anything else is not looked up."""
+        """Find by user name or email address. Anything else is not looked up."""
         if letters.may_be_email(name):
             row = await self._db.row("find_user_by_email", name)
         elif name_rules.may_be_username(name):
@@ -153,7 +153,7 @@ class AccountTables:
             account = await self.find_account(text)
             user = account.user if account else None
         if user is None:
-            raise errors.NotFound(f"there is no user {text[:100]!r}", hint="give a user name, an e-mail address or a user id")
+            raise errors.NotFound(f"there is no user {text[:100]!r}", hint="give a user name, an email address or a user id")
         return user
 
     async def find_appearance(self, user_id: UserId, team_id: TenantId | None) -> tuple[str | None, str | None]:

@@ -58,7 +58,7 @@ async def prepare(mesh_file: Path, profile: node_keys.NodeKey, node: Path | None
     """Raises BadSettings if the profile has not joined a mesh, and NotCertified if its certificate cannot be renewed."""
     membership = membership_file.load(mesh_file)
     if membership is None:
-        raise errors.BadSettings(f"there is no {mesh_file}", hint="aicli mesh connect TICKET makes a profile for this machine")
+        raise errors.BadSettings(f"there is no {mesh_file}", hint="run `aicli mesh connect TICKET` to create a profile for this machine")
     own = node_keys.NodeKey(node_keys.new_seed())
     trust = Trust(own, Role.CLIENT)
     membership_file.load_into(trust, membership)

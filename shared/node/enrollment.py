@@ -170,7 +170,7 @@ async def open_session(
         try:
             yield session
         finally:
-            await transport.close(errors.LinkLost("the newcomer is done"))
+            await transport.close(errors.LinkLost("the enrollment is complete"))
 
 
 class EnrollmentSession:

@@ -80,7 +80,7 @@ def load(path: Path) -> MembershipFile | None:
             raise ValueError(f"{len(body)} bytes")
         return _decode(body)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        raise errors.BadSettings(f"{path} is damaged", hint="delete it; auth sends a node on NATS all of it again") from error
+        raise errors.BadSettings(f"{path} is damaged", hint="delete it; a node that uses NATS gets its contents from auth again") from error
 
 
 def save(path: Path, membership: MembershipFile) -> None:

@@ -70,7 +70,7 @@ class RpcReply(Generic[Item, End]):
     def end(self) -> End:
         """Return how the stream ended; only after the iteration."""
         if self._end is None:
-            raise RuntimeError(f"the stream of {self._method.name} is not over yet")
+            raise RuntimeError(f"the stream of {self._method.name} has not ended yet")
         return self._end
 
     def __aiter__(self) -> "RpcReply[Item, End]":

@@ -123,7 +123,7 @@ class RpcConnection:
         while (frames := self._calls.item(call_id, body)) is None:
             serving = self._serving.get(call_id)
             if serving is None or not self._calls.is_open(call_id):
-                raise errors.LinkLost("the caller is gone")
+                raise errors.LinkLost("the caller disconnected")
             serving.credit = self.loop.create_future()
             await serving.credit
         for frame in frames:

@@ -95,7 +95,7 @@ class SwarmLink(Link):
     def silence(self) -> None:
         """End the link without notifying the peer."""
         self._says_goodbye = False
-        self.close(errors.LinkLost("this node has fallen silent"))
+        self.close(errors.LinkLost("this node has stopped sending"))
 
     def _on_message(self, body: bytes) -> None:
         if self.closed is not None:

@@ -181,7 +181,7 @@ class SwarmTransport:
         self._is_closed = True
         for link in self.links():
             link.silence()
-        self._end_all(errors.LinkLost("this node has fallen silent"))
+        self._end_all(errors.LinkLost("this node has stopped sending"))
 
     async def dht_nodes(self) -> tuple[str, ...]:
         """Return DHT nodes that are online now, as host:port; empty if unknown."""

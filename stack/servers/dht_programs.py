@@ -99,7 +99,7 @@ def relay_key(seed_file: Path) -> str:
             raise ValueError(f"{len(seed)} bytes")
     except (OSError, ValueError) as error:
         raise errors.BadSettings(
-            f"{seed_file} holds no relay key of 64 characters in hex", hint="delete it, and a new one is made"
+            f"{seed_file} contains no relay key (64 hexadecimal digits)", hint="delete it; a new one will be created"
         ) from error
     return node_keys.NodeKey(node_keys.seed_of(seed)).raw.hex()
 
@@ -162,5 +162,5 @@ def _command(program: str, options: Mapping[str, object], node: Path | None) -> 
         binary = node or sidecar_process.find_node()
         folder = sidecar_process.find_sidecar().parent
     except swarm_errors.NodeMissing as error:
-        raise errors.BadSettings(str(error), hint="or do without: HYPERSWARM=off") from error
+        raise errors.BadSettings(str(error), hint="or disable Hyperswarm with HYPERSWARM=off") from error
     return (os.fspath(binary), str(folder / program), json.dumps(options))

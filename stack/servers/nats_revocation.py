@@ -39,7 +39,7 @@ def read_revoked(path: Path) -> frozenset[NodeId]:
     except FileNotFoundError:
         return frozenset()
     except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
-        raise errors.BadSettings(f"{path} cannot be read: {error}", hint="restart auth, which writes it anew") from error
+        raise errors.BadSettings(f"{path} cannot be read: {error}", hint="restart auth, which writes it again") from error
     if not kept.revocations:
         return frozenset()
     return frozenset(certificates.check_list(kept.revocations, kept.authorities).nodes)
@@ -70,4 +70,4 @@ def _apply(home: StackHome, mesh: MeshName) -> None:
         _log.error("revocations: %s", error)
         return
     for node in gone:
-        _log.warning("%s (%s) is revoked: it is no user of NATS any more", node.name, node.node)
+        _log.warning("%s (%s) was revoked and is no longer a NATS user", node.name, node.node)

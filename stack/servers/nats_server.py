@@ -93,7 +93,7 @@ def add_node(home: StackHome, mesh: MeshName, name: str, role: Role) -> Path:
     places. The server adds the user within milliseconds after this returns, so a client that connects immediately has to retry.
     """
     if name in NODES:
-        raise errors.BadSettings(f"{name} is the name of a {NODES[name]} already, the stack's own", hint="choose another name")
+        raise errors.BadSettings(f"{name} is already the name of the stack's own {NODES[name]}", hint="choose another name")
     with _locked(home):
         key_file = home.key(name)
         ensure_file(key_file, node_keys.new_seed)
@@ -103,7 +103,7 @@ def add_node(home: StackHome, mesh: MeshName, name: str, role: Role) -> Path:
         if added.node in read_revoked(home.nats):
             raise errors.BadSettings(f"{name} has been revoked", hint=f"choose another name, or delete {key_file} to give it a new key")
         if name in known and known[name].role is not role:
-            raise errors.BadSettings(f"{name} is the name of a {known[name].role} already", hint="choose another name")
+            raise errors.BadSettings(f"{name} is already the name of a {known[name].role}", hint="choose another name")
         if added not in nodes:
             write(home.nats, mesh, [*(node for node in nodes if node.name != name), added])
             reload(home.nats)

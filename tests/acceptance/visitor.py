@@ -113,7 +113,7 @@ class Visitor:
 
 
 async def administrator(page: Page, origin: str, api_client: ApiClient) -> Visitor:
-    """A new one who is signed in, with a second factor."""
+    """Sign in a new administrator with a second factor."""
     person = await api_client.register("ada")
     await api_client.mesh.rpc.call(auth.set_role, auth.SetRole(person.username, UserRole.ADMIN), credential=api_client.admin_key)
     ada = Visitor(page, origin, person.username, person.password)

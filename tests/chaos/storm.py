@@ -39,7 +39,7 @@ from tests.stacks import RunningStack, until
 PAUSE_SECONDS = (1.0, 8.0)
 HANGS_FOR_SECONDS = 3.0
 READY_SECONDS = 60.0
-#: How a request may end while things are broken. That it is poison is wrong of one that did nothing, but two workers were lost with it.
+#: Error codes allowed while parts are broken. "poison" is wrong for a harmless request, but two workers were lost with it.
 CODES = scenarios_servers.AWAY | {
     CONNECTION_LOST, GAVE_UP, "cancelled", "deadline_exceeded", "draining", "link_lost", "not_reachable", "overloaded", "poison",
     "worker_lost",

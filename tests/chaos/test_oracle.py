@@ -20,8 +20,8 @@ FAILED = Attempt(door=Door.RPC, prompt="a b c d e f g h", began=9, ended=12, tex
     ("attempt", "rows"),
     [
         pytest.param(GOOD, ROWS, id="a success in the middle of the fault"),
-        pytest.param(FAILED, {}, id="one that was touched, without a row"),
-        pytest.param(FAILED, {ID: Row("error", 0, 2)}, id="one that was touched, with what it received"),
+        pytest.param(FAILED, {}, id="affected by a fault, without a row"),
+        pytest.param(FAILED, {ID: Row("error", 0, 2)}, id="affected by a fault, with the tokens received"),
         pytest.param(FAILED, {ID: Row("error", 0, 5)}, id="a few tokens were on their way"),
         pytest.param(replace(FAILED, request_id=None), {}, id="it never learnt its id"),
         pytest.param(replace(FAILED, began=14.9, ended=18), {}, id="begun just before the end of the fault"),

@@ -39,7 +39,9 @@ async def test_a_request_that_failed_over_has_one_whole_trace(
     told = await streams.kill_workers(stack, ann, kills=1, count=20)
     assert told.wrong == []
     with otlp_receiver.receiving(otlp_port) as collector:
-        found = await until(lambda: _failed_over(collector), seconds=40, what="the collector has the whole trace of one that failed over")
+        found = await until(
+            lambda: _failed_over(collector), seconds=40, what="the collector has the whole trace of a request that failed over"
+        )
         assert collector.trace(before), "what was made before the collector came is there as well"
         await until(lambda: _has_log(collector, before), what="the collector has what the gateway logged about it")
     [first, second] = sorted((one for one in found if (one.service, one.name) == ("gateway", "chat echo")), key=_start)

@@ -286,7 +286,7 @@ COUNTED = f"sum({COUNTED_HERE})"
 
 
 class Prometheus:
-    """A real one that scrapes the whole mesh, twice a second. It can be killed, and goes on with what it had."""
+    """A real Prometheus that scrapes the whole mesh twice a second. It can be killed, and continues with its stored data."""
 
     def __init__(self, folder: Path, scraped: str) -> None:
         self._folder = folder

@@ -163,7 +163,7 @@ class SeededDb:
         )  # fmt: skip
 
     async def _admins(self) -> list[Asker]:
-        """With a second factor, before it, and the keys of the one who has it."""
+        """One with a second factor, one without it yet, and the keys of the first."""
         first, second = [await self.register("boss") for _ in range(2)]
         for person in (first, second):
             await self._rpc.call(auth.set_role, auth.SetRole(person.username, UserRole.ADMIN), credential=self._stack.api_key)

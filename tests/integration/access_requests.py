@@ -36,7 +36,7 @@ from shared.types import Credential, MicroCredits, ModelName, RequestId, Role, T
 
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
 NOBODY = UserId(UUID(int=404))
-#: A key gives no more than it has, and one that makes keys may have no other right.
+#: A key can't give more permissions than it has. A key that creates keys may have no other permission.
 _MAKERS_OWN = ("key:write",)
 NO_TEAM = TenantId(UUID(int=405))
 NO_MODEL = ModelName("no-such-model")

@@ -79,7 +79,7 @@ async def use_sessions(side: Side, name: str) -> auth.LoginSession:
     for what, found in (("wrong password", auth.Credentials("wrong", name)), ("nobody", auth.Credentials(PASSWORD, "no-such-person"))):
         await side.ask(what, auth.login_user, auth.LoginUser(found, kind=auth.SessionKind.BROWSER))
     by_mail = auth.Credentials(PASSWORD, email=f"{name}@example.org")
-    first = sure(await side.ask("by e-mail", auth.login_user, auth.LoginUser(by_mail, kind=auth.SessionKind.BROWSER)))
+    first = sure(await side.ask("by email", auth.login_user, auth.LoginUser(by_mail, kind=auth.SessionKind.BROWSER)))
     await side.ask("an open one", auth.resume_session, auth.ResumeSession(first.session_token))
     await side.ask("an open one", auth.logout_user, auth.LogoutUser(first.session_token))
     await side.ask("one that was ended", auth.resume_session, auth.ResumeSession(first.session_token))

@@ -1,4 +1,4 @@
-"""A Hyperswarm peer as a process of its own, and the one who watches it: what it says, when it said it, and until when to wait for it.
+"""A Hyperswarm peer in its own process, and its observer, which records the peer's messages with their times and waits for them.
 
 The process pings every connection ten times a second, because an open connection may never carry a byte: "alive" is said when the
 first answer came. Times are of the monotonic clock, which all namespaces of a machine share.

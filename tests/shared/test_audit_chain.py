@@ -1,4 +1,4 @@
-"""The audit log's chains: whatever somebody does to the rows, the first one that is not as it was written is named."""
+"""The audit log's chains: after any change of the rows, the first changed row is reported."""
 
 import random
 from collections.abc import Callable, Sequence

@@ -31,7 +31,7 @@ FORM = mixture.FORMS[0]
     ("response", "status", "whole", "wrong"),
     [
         pytest.param(STREAM + b"data: [DONE]\n\n", 200, True, None, id="a whole stream"),
-        pytest.param(STREAM, 200, False, "it ended with", id="one that broke off"),
+        pytest.param(STREAM, 200, False, "it ended with", id="an incomplete stream"),
         pytest.param(b"", 0, False, "0 b''", id="nothing"),
         pytest.param(STREAM + b'data: {"error": {}}\n\ndata: [DONE]\n\n', 200, True, "it ended with", id="a stream with an error"),
         pytest.param(JSON + b'{"a": {}}', 200, True, None, id="a whole answer"),

@@ -175,7 +175,7 @@ def test_npm_lock_names_no_registry_and_has_every_hash(folder: Path) -> None:
     packages = json.loads(text)["packages"]
     assert '"resolved"' not in text
     assert all(each["integrity"].startswith("sha512-") for name, each in packages.items() if name)
-    # Packages are installed with --ignore-scripts; one that needs its script would be installed but not work.
+    # Packages are installed with --ignore-scripts; a package that needs its script would be installed but not work.
     assert not [name for name, each in packages.items() if each.get("hasInstallScript")]
     # npm refuses a lock that lacks what a package may want, and a mirror need not have what is for other systems.
     wanted = {f"node_modules/{name}" for each in packages.values() for name in each.get("optionalDependencies", {})}

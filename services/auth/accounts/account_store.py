@@ -41,7 +41,7 @@ class AccountStore:
             async with self._db.transaction() as transaction:
                 yield transaction
         except database.UniqueViolation as error:
-            what = "e-mail address" if "email" in str(error.constraint_name) else "user name"
+            what = "email address" if "email" in str(error.constraint_name) else "user name"
             raise errors.AlreadyExists(f"this {what} is taken", hint="choose another") from error
 
     async def change_profile(self, transaction: database.Transaction, user_id: UserId, username: str | None, email: str | None) -> None:

@@ -118,7 +118,7 @@ class ApiKeyRpc:
             return caller.role
         user = await self._store.find_user(user_id)
         if user is None:
-            raise errors.NotFound("there is no user with this id", hint="`aicli admin users list` shows them")
+            raise errors.NotFound("there is no user with this id", hint="`aicli admin users list` shows the ids")
         return user.role
 
     async def _get_key(self, caller: auth.Principal, text: str) -> auth.ApiKey:

@@ -219,7 +219,7 @@ def member_row(node: KnownNode) -> Member:
 def signed_text(ticket_id: str, newcomer: NodeId, auth: NodeId, channel: bytes) -> bytes:
     """Return what both keys sign for this connection. Raises NotAllowed if the connection has no channel binding."""
     if not channel:
-        raise errors.NotAllowed("a ticket is used over Hyperswarm", hint="the operator's nodes need none: NATS vouches for them")
+        raise errors.NotAllowed("tickets only work over Hyperswarm", hint="nodes that use NATS need no ticket")
     return tickets.use_text(ticket_id, newcomer, auth, channel)
 
 

@@ -107,7 +107,7 @@ class NodeStore:
         return tuple(_stale_node(row, days) for row in await self._db.rows("list_idle_nodes", days, MOST_LISTED))
 
     async def ensure_vouched(self, node: NodeId, role: Role) -> None:
-        """Make a node active that NATS vouches for. A revoked one stays revoked."""
+        """Make a node active that NATS has authenticated. A revoked one stays revoked."""
         await self._db.run("add_vouched_node", node, role)
 
     async def note_certified(self, node: NodeId, until: datetime) -> bool:

@@ -1,6 +1,6 @@
 """Turn the provider's claims into an account: read the identity, map groups to a role, then find, link or create the account.
 
-An account belongs to the person who knows its password. A matching e-mail address from the provider does not open it: its owner logs in
+An account belongs to the person who knows its password. A matching email address from the provider does not open it: its owner logs in
 once and links the two.
 """
 
@@ -64,7 +64,7 @@ class RoleTable:
 class FoundAccounts:
     #: The account linked to this (issuer, subject).
     known: UserId | None = None
-    #: The account with the same e-mail address.
+    #: The account with the same email address.
     same_email: UserId | None = None
 
 
@@ -172,11 +172,11 @@ def decide_account(
         return LinkAccount(link_to, role)
     if found.same_email is not None:
         raise errors.AlreadyExists(
-            "there is an account with your e-mail address", hint="log in with its password, then link the provider in the settings"
+            "there is an account with your email address", hint="log in with its password, then link the provider in the settings"
         )
     if identity.email is None:
         raise errors.BadRequest(
-            "the login provider does not share your e-mail address", hint="an administrator: add the scope email to OIDC_SCOPES"
+            "the login provider does not share your email address", hint="an administrator: add the scope email to OIDC_SCOPES"
         )
     name_rules.check_email(identity.email)
     return CreateAccount(identity.email, role or UserRole.USER)

@@ -59,7 +59,7 @@ class OidcStore:
         async with self._db.transaction() as transaction:
             linked = await transaction.run("link_oidc_identity", identity.issuer, identity.subject, user_id, _email(identity))
             if linked:
-                # The subject may be an e-mail address, so it goes into the details, which can be erased.
+                # The subject may be an email address, so it goes into the details, which can be erased.
                 act = audit_records.done_by("oidc.link", user_id, target=user_id, issuer=identity.issuer, subject=identity.subject)
                 await self._trail.add(transaction, act)
         return bool(linked)

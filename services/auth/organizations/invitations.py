@@ -88,7 +88,7 @@ class Invitations:
                 await self._trail.add(transaction, audit_records.done("organisation.join", caller, tenant=joined.id, target=caller.user_id))
         if joined is None:
             raise membership_rules.why_not_accepted(await self._organisations.find_invitation(token_hash), datetime.now(UTC))
-        _log.info("organisation joined", organisation=joined.id, user_id=caller.user_id)
+        _log.info("organization joined", organisation=joined.id, user_id=caller.user_id)
         return joined
 
     async def _charge(self, user_id: UserId) -> Guess:

@@ -121,4 +121,4 @@ def why_not_accepted(invitation: KnownInvitation | None, now: datetime) -> error
         return errors.NotFound("this invitation was withdrawn", hint=again)
     if invitation.expires_at <= now:
         return errors.NotFound(f"this invitation expired {api_keys.ago((now - invitation.expires_at).total_seconds())}", hint=again)
-    return errors.NotAllowed("this invitation is for another e-mail address", hint="log in with the account that has the invited address")
+    return errors.NotAllowed("this invitation is for another email address", hint="log in with the account that has the invited address")

@@ -32,7 +32,7 @@ class OrganizationRpc:
         async with self._organisations.transaction() as transaction:
             made = await self._organisations.add(transaction, name, caller.user_id, most)
             await self._trail.add(transaction, audit_records.done("organisation.create", caller, tenant=made.id, target=made.id))
-        _log.info("organisation created", organisation=made.id, by=caller.user_id)
+        _log.info("organization created", organisation=made.id, by=caller.user_id)
         return made
 
     @serves(api.list_organisations)
@@ -71,7 +71,7 @@ class OrganizationRpc:
             act = audit_records.done("organisation.role", caller, tenant=id_, target=request.user_id, role=request.role)
             await self._trail.add(transaction, act)
             page = await self._organisations.get_page(transaction, id_, membership_rules.asker(caller))
-        _log.info("organisation role set", organisation=id_, user_id=request.user_id, role=request.role, by=caller.user_id)
+        _log.info("organization role set", organisation=id_, user_id=request.user_id, role=request.role, by=caller.user_id)
         return page
 
     @serves(api.remove_team_member)
@@ -86,7 +86,7 @@ class OrganizationRpc:
             await self._trail.add(transaction, act)
         for key_id in ended:
             self._node.publish(events.KeyRevoked(datetime.now(UTC), key_id, request.user_id))
-        _log.info("organisation left", organisation=id_, user_id=request.user_id, keys=len(ended), by=caller.user_id)
+        _log.info("organization left", organisation=id_, user_id=request.user_id, keys=len(ended), by=caller.user_id)
         return Nothing()
 
     # --- administration ----------------------------------------------------------------------------------------------
@@ -104,5 +104,5 @@ class OrganizationRpc:
             await self._organisations.set_tier(transaction, id_, request.tier)
             act = audit_records.done("organisation.tier", caller, tenant=id_, target=id_, before=before.tier, after=request.tier)
             await self._trail.add(transaction, act)
-        _log.info("organisation tier set", organisation=id_, tier=request.tier, by=caller.user_id)
+        _log.info("organization tier set", organisation=id_, tier=request.tier, by=caller.user_id)
         return msgspec.structs.replace(before, tier=request.tier, shares_limits=False)

@@ -112,7 +112,7 @@ class OrganizationStore:
         )
         if row is None:
             most = membership_rules.MOST_INVITATIONS_A_DAY
-            raise errors.Limited(f"{most} invitations were sent within a day", hint="go on tomorrow", retry_after_seconds=24 * 3600)
+            raise errors.Limited(f"{most} invitations were sent within a day", hint="continue tomorrow", retry_after_seconds=24 * 3600)
         return _invitation(row)
 
     async def withdraw(self, transaction: database.Transaction, organisation: TenantId, invitation: UUID) -> bool:

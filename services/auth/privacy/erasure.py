@@ -76,7 +76,7 @@ class Erasures:
         if at is None:
             raise self._identities.session_over()
         if is_new:
-            _log.info("erasure planned", user_id=user.id, at=at.isoformat())
+            _log.info("erasure scheduled", user_id=user.id, at=at.isoformat())
             await self._mailer.send(user.email, *mail_texts.erasure_planned(user.username, at, self._settings.public_url))
         return privacy.Erasure(at)
 
@@ -101,7 +101,7 @@ class Erasures:
                 await self._notify_kept(user)
 
     async def _notify_kept(self, user: User) -> None:
-        _log.info("erasure called off", user_id=user.id)
+        _log.info("erasure canceled", user_id=user.id)
         await self._mailer.send(user.email, *mail_texts.erasure_called_off(user.username))
 
     # --- the job -----------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ ORDER BY array_position(ARRAY['pending', 'active', 'revoked'], nodes.state), nod
 LIMIT $1;
 
 -- name: add_vouched_node
--- Make a node active that NATS vouches for; no row if it was revoked.
+-- Make a node active that NATS has authenticated; no row if it was revoked.
 INSERT INTO nodes (id, role) VALUES ($1, $2)
 ON CONFLICT (id) DO UPDATE SET role = EXCLUDED.role, state = 'active', idle_since = now()
 WHERE nodes.state <> 'revoked'

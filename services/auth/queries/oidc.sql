@@ -1,5 +1,5 @@
 -- name: find_oidc_user
--- The account linked to this identity, and the account with this e-mail address; each may be null.
+-- The account linked to this identity, and the account with this email address; each may be null.
 SELECT
     (SELECT user_id FROM oidc_identities WHERE issuer = $1 AND subject = $2) AS known,
     (SELECT id FROM users WHERE lower(email) = lower($3)) AS same_email;
@@ -19,7 +19,7 @@ INSERT INTO oidc_identities (issuer, subject, user_id, email) VALUES ($1, $2, $3
 ON CONFLICT (issuer, subject) DO NOTHING;
 
 -- name: note_oidc_login
--- Record a login, and the e-mail address that the provider has now.
+-- Record a login, and the email address that the provider has now.
 UPDATE oidc_identities SET last_login_at = now(), email = $3 WHERE issuer = $1 AND subject = $2;
 
 -- name: set_oidc_role

@@ -41,9 +41,9 @@ class CheckpointStore:
             balances_hash = await transaction.value("hash_balances")
             chain = await self.list_checkpoints(transaction)
             closed = LedgerDay(day=day, balances_hash=balances_hash, **{name: row[name] for name in _SUMS})
-            made = self._signer.sign(closed, chain[-1] if chain else None, datetime.now(UTC))
-            await transaction.run("add_checkpoint", *(getattr(closed, name) for name in _NAMES), made.hash, made.anchor)
-        return made
+            checkpoint = self._signer.sign(closed, chain[-1] if chain else None, datetime.now(UTC))
+            await transaction.run("add_checkpoint", *(getattr(closed, name) for name in _NAMES), checkpoint.hash, checkpoint.anchor)
+        return checkpoint
 
     async def list_checkpoints(self, transaction: database.Transaction) -> list[LedgerCheckpoint]:
         return [

@@ -37,11 +37,11 @@ class Journal:
                 body = file.read(MOST_BYTES)
         except FileNotFoundError:
             return []
-        rows, whole = decode(body)
-        if whole < len(body):
-            _log.warning("journal truncated at its end", bytes_lost=len(body) - whole, rows=len(rows))
+        rows, valid_bytes = decode(body)
+        if valid_bytes < len(body):
+            _log.warning("journal truncated at its end", bytes_lost=len(body) - valid_bytes, rows=len(rows))
             # Otherwise later records would be unreadable.
-            os.truncate(self._path, whole)
+            os.truncate(self._path, valid_bytes)
         self._holds_rows = bool(rows)
         return rows
 

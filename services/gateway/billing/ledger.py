@@ -135,7 +135,7 @@ class Ledger:
         """Reserve the request's maximum cost. Raises BudgetExhausted, and LedgerUnavailable if PostgreSQL is down for more than 2 s. Follow
         every call that doesn't raise with ``ended``."""
         price = self._prices.find(bounds.model)
-        wanted = ReservationRequest(
+        request = ReservationRequest(
             request_id=request_id,
             owner=principal.tenant_id,
             key_id=principal.key_id,
@@ -150,9 +150,9 @@ class Ledger:
             monthly_micro=self.plan_of(principal).monthly_micro,
             key_budget_micro=principal.key_limits.budget_micro,
         )
-        answer = await self._reserve(wanted)
+        answer = await self._reserve(request)
         if isinstance(answer, InsufficientCredits):
-            raise _exhausted(answer, wanted)
+            raise _exhausted(answer, request)
         self._open[request_id] = self._clock()
         return HeldCredits(request_id, price, answer.max_tokens, clamped=answer.max_tokens < bounds.max_tokens)
 
@@ -209,12 +209,12 @@ class Ledger:
         assert price is not None  # a foreign key, and prices are never deleted
         return orphan_settlement.end_of(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC))
 
-    async def _reserve(self, wanted: ReservationRequest) -> GrantedReservation | InsufficientCredits:
+    async def _reserve(self, request: ReservationRequest) -> GrantedReservation | InsufficientCredits:
         gives_up_at, suspensions = self._clock() + RESERVE_SECONDS, self._suspend_detector.suspensions
         has_retried = was_suspended = False
         while True:
             try:
-                answer = await self._batches.ask(wanted)
+                answer = await self._batches.ask(request)
             except errors.Unavailable as error:
                 if not was_suspended and self._suspend_detector.suspensions > suspensions:
                     # This process was suspended, so give PostgreSQL its time once more.
@@ -229,16 +229,16 @@ class Ledger:
                 raise errors.Internal("a request id was used twice", hint="retry the request")
             return answer
 
-    async def _reserve_all(self, wanted: Sequence[ReservationRequest]) -> list[GrantedReservation | InsufficientCredits]:
+    async def _reserve_all(self, requests: Sequence[ReservationRequest]) -> list[GrantedReservation | InsufficientCredits]:
         began = time.perf_counter()
         try:
-            return await self._store.reserve(wanted, gateway=self._gateway, lease_seconds=LEASE_SECONDS)
+            return await self._store.reserve(requests, gateway=self._gateway, lease_seconds=LEASE_SECONDS)
         finally:
             self._metrics.ledger_reserve_seconds.observe(time.perf_counter() - began)
 
 
-def _exhausted(answer: InsufficientCredits, wanted: ReservationRequest) -> errors.BudgetExhausted:
-    least = wanted.fixed_micro + -(-min(LEAST_TOKENS, wanted.max_tokens) * wanted.answers * wanted.micro_per_million // MICRO)
+def _exhausted(answer: InsufficientCredits, request: ReservationRequest) -> errors.BudgetExhausted:
+    least = request.fixed_micro + -(-min(LEAST_TOKENS, request.max_tokens) * request.answers * request.micro_per_million // MICRO)
     left = f"{_credits(answer.room_micro)} left, this request needs at least {_credits(least)}"
     if answer.of_key:
         return errors.BudgetExhausted(f"this key's budget is too low: {left}", hint="ask for a key with a larger budget")

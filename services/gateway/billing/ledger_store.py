@@ -35,13 +35,13 @@ class LedgerStore:
         self._checkpoints = checkpoints
 
     async def reserve(
-        self, wanted: Sequence[ReservationRequest], *, gateway: NodeId, lease_seconds: float
+        self, requests: Sequence[ReservationRequest], *, gateway: NodeId, lease_seconds: float
     ) -> list[GrantedReservation | InsufficientCredits]:
         """Reserve in one transaction; answer in order. An existing reservation is kept and reported as repeated."""
-        columns = zip(*(_columns(reservation) for reservation in wanted), strict=True)
+        columns = zip(*(_columns(reservation) for reservation in requests), strict=True)
         rows = await self._database.rows("reserve", *columns, gateway, lease_seconds, deadline_seconds=2)
         answers = {row["request_id"]: _answer(row) for row in rows}
-        return [answers[reservation.request_id] for reservation in wanted]
+        return [answers[reservation.request_id] for reservation in requests]
 
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
         await self._database.run("extend_leases", list(requests), seconds)
@@ -161,11 +161,11 @@ class AlreadyReverted(Exception):
     """The request was already refunded."""
 
 
-def _columns(wanted: ReservationRequest) -> tuple[object, ...]:
+def _columns(request: ReservationRequest) -> tuple[object, ...]:
     return (
-        *(wanted.request_id, wanted.owner, wanted.key_id, wanted.model, wanted.price_id),
-        *(wanted.prompt_tokens, wanted.max_tokens, wanted.least_tokens, wanted.answers, wanted.fixed_micro, wanted.micro_per_million),
-        *(wanted.monthly_micro, wanted.monthly_micro is not None, wanted.key_budget_micro),
+        *(request.request_id, request.owner, request.key_id, request.model, request.price_id),
+        *(request.prompt_tokens, request.max_tokens, request.least_tokens, request.answers, request.fixed_micro, request.micro_per_million),
+        *(request.monthly_micro, request.monthly_micro is not None, request.key_budget_micro),
     )
 
 

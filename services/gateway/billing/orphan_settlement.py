@@ -83,7 +83,7 @@ async def collect_receipts(
     doesn't respond or sends invalid receipts."""
     # Paused and draining workers keep their receipts, too.
     alive = {worker.node for worker in directory.entries(Role.WORKER) if worker.alive}
-    wanted = {reservation.request_id: reservation for reservation in reservations}
+    reservations_by_id = {reservation.request_id: reservation for reservation in reservations}
     request_ids_by_worker: dict[NodeId, list[RequestId]] = {}
     for reservation in reservations:
         if reservation.workers and reservation.workers[-1] in alive:
@@ -93,9 +93,9 @@ async def collect_receipts(
     async def ask(node: NodeId, request_ids: Sequence[RequestId]) -> None:
         for signed in await _read(rpc, node, request_ids):
             receipt = _verified(signed, node)
-            if receipt is not None and _ran_last(node, receipt.request_id, wanted):
+            if receipt is not None and _ran_last(node, receipt.request_id, reservations_by_id):
                 found[receipt.request_id] = receipt
-            elif receipt is None or not _ran_before(node, receipt.request_id, wanted):
+            elif receipt is None or not _ran_before(node, receipt.request_id, reservations_by_id):
                 _log.warning("worker sent a receipt for a request that it did not run", worker=node)
                 strike(node)
 
@@ -130,11 +130,11 @@ def _verified(signed: SignedReceipt, node: NodeId) -> Receipt | None:
     return receipt if min(receipt.prompt_tokens, receipt.completion_tokens, receipt.credited_tokens) >= 0 else None
 
 
-def _ran_last(node: NodeId, request_id: RequestId, wanted: Mapping[RequestId, OpenReservation]) -> bool:
-    reservation = wanted.get(request_id)
+def _ran_last(node: NodeId, request_id: RequestId, reservations: Mapping[RequestId, OpenReservation]) -> bool:
+    reservation = reservations.get(request_id)
     return reservation is not None and reservation.workers[-1:] == (node,)
 
 
-def _ran_before(node: NodeId, request_id: RequestId, wanted: Mapping[RequestId, OpenReservation]) -> bool:
-    reservation = wanted.get(request_id)
+def _ran_before(node: NodeId, request_id: RequestId, reservations: Mapping[RequestId, OpenReservation]) -> bool:
+    reservation = reservations.get(request_id)
     return reservation is not None and node in reservation.workers

@@ -90,10 +90,10 @@ class UsageRecorder:
     async def running(self) -> AsyncIterator["UsageRecorder"]:
         """Write rows in the background, starting with those that an earlier process left in the journal. At the end of the block, drain
         for up to 10 s, including the rows of requests that are being canceled; the rest stays in the journal."""
-        left = await asyncio.to_thread(self._journal.read)
-        if left:
-            _log.info("writing rows of an earlier run", rows=len(left))
-            self._waiting += [PendingRow(row, in_journal=True) for row in left]
+        journaled = await asyncio.to_thread(self._journal.read)
+        if journaled:
+            _log.info("writing rows of an earlier run", rows=len(journaled))
+            self._waiting += [PendingRow(row, in_journal=True) for row in journaled]
         async with asyncio.TaskGroup() as tasks:
             writer = tasks.create_task(self._write_rows())
             try:

@@ -63,9 +63,9 @@ def headers(error: AimeshError) -> Headers:
     if code == 409 and not error.to_problem().retryable:
         # OpenAI's clients retry a 409 unless told not to.
         found.append((b"x-should-retry", b"false"))
-    left = error.tightest if isinstance(error, LimitReached) else limit_rules.attached_limits(error)
-    if left is not None:
-        found += allowance_headers(left)
+    tightest = error.tightest if isinstance(error, LimitReached) else limit_rules.attached_limits(error)
+    if tightest is not None:
+        found += allowance_headers(tightest)
     return found
 
 

@@ -94,8 +94,8 @@ def to_key_request(body: ApiKeyBody) -> auth.GenerateApiKey:
     return auth.GenerateApiKey(body.name, body.user_id, limits, body.kind, bounds, body.days, body.all_rights)
 
 
-def to_key_answer(made: auth.CreatedApiKey) -> ApiKeyAnswer:
-    return ApiKeyAnswer(made.api_key, to_key_view(made.key))
+def to_key_answer(created: auth.CreatedApiKey) -> ApiKeyAnswer:
+    return ApiKeyAnswer(created.api_key, to_key_view(created.key))
 
 
 def to_key_view(key: auth.ApiKey) -> ApiKeyView:
@@ -274,8 +274,8 @@ class RestAccounts:
 
     async def _make_key(self, call: HttpCall) -> None:
         body = request_bodies.read_either_case(call.body, ApiKeyBody)
-        made = await self._rpc.call(auth.generate_api_key, to_key_request(body), credential=call.credential)
-        await call.answer(to_key_answer(made), status=201)
+        created = await self._rpc.call(auth.generate_api_key, to_key_request(body), credential=call.credential)
+        await call.answer(to_key_answer(created), status=201)
 
     async def _list_keys(self, call: HttpCall) -> None:
         listed = await self._rpc.call(auth.list_api_keys, auth.ListApiKeys(), credential=call.credential)

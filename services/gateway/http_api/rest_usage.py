@@ -147,13 +147,16 @@ class RestUsage:
     async def _quota(self, call: HttpCall) -> None:
         allowances = await self._quotas.look(call.caller)
         hour, caller = limit_rules.hourly(allowances), call.caller
-        limits = tuple(LimitAnswer(left.scope, left.kind, left.limit, left.remaining, left.resets_in_seconds) for left in allowances)
+        limits = tuple(
+            LimitAnswer(allowance.scope, allowance.kind, allowance.limit, allowance.remaining, allowance.resets_in_seconds)
+            for allowance in allowances
+        )
         await call.answer(QuotaAnswer(caller.user_id, caller.tier, hour.limit, hour.used, hour.remaining, hour.resets_in_seconds, limits))
 
     async def _requests(self, call: HttpCall) -> None:
         query = request_bodies.read_query(call.query, RequestsQuery)
-        wanted = ListRequests(status=query.status, model=query.model, before=query.before, limit=query.limit)
-        found = await self._reports.requests(call.caller, wanted)
+        request_filter = ListRequests(status=query.status, model=query.model, before=query.before, limit=query.limit)
+        found = await self._reports.requests(call.caller, request_filter)
         await call.answer(RequestsAnswer(tuple(_answer(request) for request in found)))
 
     async def _feedback(self, call: HttpCall) -> None:

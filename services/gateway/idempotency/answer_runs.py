@@ -255,11 +255,11 @@ class AnswerRuns:
                 ) from None
 
         # Readers raise a failure; raised here, it would end all other answers.
-        (made,) = await asyncio.gather(within(), return_exceptions=True)
-        if not isinstance(made, BaseException):
-            return made, None
+        (outcome,) = await asyncio.gather(within(), return_exceptions=True)
+        if not isinstance(outcome, BaseException):
+            return outcome, None
         # Raised as CancelledError, it would cancel the reader's task.
-        return None, _cancelled() if isinstance(made, asyncio.CancelledError) else made
+        return None, _cancelled() if isinstance(outcome, asyncio.CancelledError) else outcome
 
     def _ended(self, run: AnswerRun[Head, Piece, End], task: "asyncio.Task[_Outcome[End]]") -> None:
         run.finish(task)

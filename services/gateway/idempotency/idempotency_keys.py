@@ -184,9 +184,9 @@ def fingerprint(request: InferenceRequest | EmbeddingRequest, secret: str, toget
     return hmac.new(secret.encode(), content, hashlib.sha256).digest()
 
 
-def classify(held: HeldKey, wanted: bytes, *, node: NodeId, ours: Container[RequestId]) -> ExistingKeyUse:
+def classify(held: HeldKey, fingerprint: bytes, *, node: NodeId, ours: Container[RequestId]) -> ExistingKeyUse:
     """Judge a held key. ``ours``: the requests of this process. Raises IdempotencyConflict."""
-    if not hmac.compare_digest(held.fingerprint, wanted):
+    if not hmac.compare_digest(held.fingerprint, fingerprint):
         raise errors.IdempotencyConflict(
             "this idempotency key was used for another request", hint="use a new key for each request, and repeat requests unchanged"
         )

@@ -157,20 +157,20 @@ class IdempotentRequests:
                         await wait(_BACKOFF.pause(waits), ends_at)
 
     async def _claim(self, request: IdempotentRequest) -> NewKeyUse | Orphaned | ExistingKeyUse:
-        wanted = idempotency_keys.fingerprint(request.request, self._secret, request.together)
+        fingerprint = idempotency_keys.fingerprint(request.request, self._secret, request.together)
         dead: RequestId | None = None
         # Set before the row exists: other calls must not take it for an orphan of an earlier process.
         self._ours[request.request_id] = request
         claimed: NewKeyUse | Orphaned | None = None
         try:
             while True:
-                claimed = await self._store.claim(request, wanted, self._node, lease_seconds=LEASE_SECONDS, dead=dead)
+                claimed = await self._store.claim(request, fingerprint, self._node, lease_seconds=LEASE_SECONDS, dead=dead)
                 if claimed is not None:
                     return claimed
                 held = await self._store.find(request.owner, request.key)
                 if held is None:  # it was freed meanwhile
                     continue
-                found = idempotency_keys.classify(held, wanted, node=self._node, ours=self._ours)
+                found = idempotency_keys.classify(held, fingerprint, node=self._node, ours=self._ours)
                 if not isinstance(found, AbandonedRequest):
                     return found
                 dead = found.request_id
@@ -196,9 +196,9 @@ class IdempotentRequests:
     def _open_ended(
         self, request: IdempotentRequest, request_id: RequestId, answer: bytes | None, after: int
     ) -> AnswerRunReader[Any, Any, Any] | StoredAnswers[Any, Any]:
-        kept = None if answer is None else self._unseal(request, request_id, answer)
-        if kept is not None and kept.chunks is not None:
-            return StoredAnswers(kept, after)
+        stored = None if answer is None else self._unseal(request, request_id, answer)
+        if stored is not None and stored.chunks is not None:
+            return StoredAnswers(stored, after)
         run = self._runs.find(_name(request, request_id))
         if run is None:
             raise errors.AnswerGone(
@@ -313,9 +313,9 @@ class IdempotentRequests:
         head = run.head
         if head is None:
             return None
-        kept = KeptAnswer(head.request_id, head.model, head.began_at, run.buffer.whole, result, problem)
+        stored = KeptAnswer(head.request_id, head.model, head.began_at, run.buffer.whole, result, problem)
         level = idempotency_keys.kind_of(request.request).compression
-        body = msgspec.msgpack.encode(kept)
+        body = msgspec.msgpack.encode(stored)
         answer = answer_encryption.seal(body, request.owner, str(request.request_id), self._secret, compression=level)
         return answer if len(answer) <= MOST_ANSWER_BYTES else None
 

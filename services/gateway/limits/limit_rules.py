@@ -204,25 +204,34 @@ def refusal(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> LimitRef
 def describe(allowance: Allowance, tier: Tier) -> str:
     """Describe the limit for people."""
     owner = {LimitScope.USER: f"the {tier} tier's", LimitScope.KEY: "this key's", LimitScope.MODEL: "the model's"}[allowance.scope]
-    what = {
+    unit = {
         LimitKind.REQUESTS_PER_HOUR: "requests per hour",
         LimitKind.REQUESTS_PER_MINUTE: "requests per minute",
         LimitKind.TOKENS_PER_MINUTE: "tokens per minute",
         LimitKind.CONCURRENCY: "concurrent requests",
     }[allowance.kind]
-    return f"{owner} limit of {allowance.limit} {what}"
+    return f"{owner} limit of {allowance.limit} {unit}"
 
 
 def hourly(found: Sequence[Allowance]) -> Allowance:
     """Return the caller's tightest hourly limit; UNLIMITED if there is none."""
-    hours = [left for left in found if left.kind is LimitKind.REQUESTS_PER_HOUR and left.scope is not LimitScope.MODEL]
+    hours = [allowance for allowance in found if allowance.kind is LimitKind.REQUESTS_PER_HOUR and allowance.scope is not LimitScope.MODEL]
     return _least(hours) or Allowance(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, UNLIMITED, UNLIMITED, 0)
 
 
 def states(found: Iterable[Allowance]) -> tuple[LimitState, ...]:
     """Convert allowances to wire types."""
     return tuple(
-        LimitState(left.scope, left.kind, left.limit, left.remaining, left.resets_in_seconds, left.name, left.source) for left in found
+        LimitState(
+            allowance.scope,
+            allowance.kind,
+            allowance.limit,
+            allowance.remaining,
+            allowance.resets_in_seconds,
+            allowance.name,
+            allowance.source,
+        )
+        for allowance in found
     )
 
 

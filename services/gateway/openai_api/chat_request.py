@@ -127,12 +127,12 @@ def sampled_request(body: SamplingBody) -> InferenceRequest:
     )
 
 
-def _biases(named: dict[str, float] | None) -> dict[int, float]:
+def _biases(biases: dict[str, float] | None) -> dict[int, float]:
     """Convert token ids. Raises BadField."""
-    named = named or {}
-    if not all(token.isascii() and token.isdecimal() and len(token) <= _TOKEN_DIGITS for token in named):
+    biases = biases or {}
+    if not all(token.isascii() and token.isdecimal() and len(token) <= _TOKEN_DIGITS for token in biases):
         raise BadField("logit_bias", "must have token ids as its keys")
-    return {int(token): value for token, value in named.items()}
+    return {int(token): value for token, value in biases.items()}
 
 
 def _top_logprobs(chat: ChatBody) -> int | None:
@@ -146,12 +146,12 @@ def _format(chat: ChatBody) -> OutputFormat | None:
         if chat.response_format is not None:
             raise BadField("grammar", "and response_format exclude each other; send only one")
         return OutputFormat(FormatKind.GBNF, chat.grammar)
-    wanted = chat.response_format
-    if wanted is None:
+    requested = chat.response_format
+    if requested is None:
         return None
-    if wanted.type == "json_schema" and wanted.json_schema is None:
+    if requested.type == "json_schema" and requested.json_schema is None:
         raise BadField("response_format.json_schema", "is missing")
-    return openai_messages.json_format(wanted.type, None if wanted.json_schema is None else wanted.json_schema.schema)
+    return openai_messages.json_format(requested.type, None if requested.json_schema is None else requested.json_schema.schema)
 
 
 def _tools(chat: ChatBody) -> Chosen:

@@ -150,9 +150,9 @@ class _GatheredCompletion:
         if self._top is None or not chunk.logprobs:
             return None
         self._drawn += chunk.logprobs
-        shown = _legacy(chunk.logprobs, self._top, self._offset)
-        self._offset += sum(map(len, shown.tokens))
-        return shown
+        logprobs = _legacy(chunk.logprobs, self._top, self._offset)
+        self._offset += sum(map(len, logprobs.tokens))
+        return logprobs
 
 
 def _legacy(drawn: Sequence[TokenLogprob], top: int, offset: int) -> LegacyLogprobs:
@@ -161,7 +161,7 @@ def _legacy(drawn: Sequence[TokenLogprob], top: int, offset: int) -> LegacyLogpr
     for token in tokens:
         offsets.append(offset)
         offset += len(token)
-    likeliest = tuple({piece_text(other.piece): other.logprob for other in token.top} for token in drawn) if top else None
+    likeliest = tuple({piece_text(alternative.piece): alternative.logprob for alternative in token.top} for token in drawn) if top else None
     return LegacyLogprobs(tokens, tuple(token.drawn.logprob for token in drawn), likeliest, tuple(offsets))
 
 

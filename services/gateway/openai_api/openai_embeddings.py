@@ -91,8 +91,8 @@ def to_request(body: EmbeddingBody) -> EmbeddingRequest:
 
 
 def answer(body: EmbeddingBody, vectors: list[bytes], result: EmbeddingResult) -> EmbeddingList:
-    shown = _base64 if body.encoding_format == "base64" else _numbers
-    data = tuple(EmbeddingObject(shown(vector), index) for index, vector in enumerate(vectors))
+    encode = _base64 if body.encoding_format == "base64" else _numbers
+    data = tuple(EmbeddingObject(encode(vector), index) for index, vector in enumerate(vectors))
     return EmbeddingList(data, result.model, EmbeddingUsage(result.prompt_tokens, result.prompt_tokens))
 
 

@@ -127,10 +127,10 @@ class ResponsesFormat:
 
     def _call_events(self, call: OutputCall) -> list[ServerSentEvent]:
         index = self._items.index(call)
-        begun = OutputCall(call.id, "in_progress", call.call_id, call.name, "")
+        started = OutputCall(call.id, "in_progress", call.call_id, call.name, "")
         name = "response.function_call_arguments"
         return [
-            _event(response_events.ItemEvent("response.output_item.added", self._next(), index, begun)),
+            _event(response_events.ItemEvent("response.output_item.added", self._next(), index, started)),
             _event(response_events.ArgumentsDelta(f"{name}.delta", self._next(), call.id, index, call.arguments)),
             _event(response_events.ArgumentsDone(f"{name}.done", self._next(), call.id, index, call.name, call.arguments)),
             _event(response_events.ItemEvent("response.output_item.done", self._next(), index, call)),

@@ -130,7 +130,7 @@ class FairQueue(Generic[Ticket]):
     def correct(self, tenant: TenantId, by: float) -> None:
         self._counters[tenant] = self._counters.pop(tenant, 0.0) + by
         if len(self._counters) > MAX_TENANTS:
-            idle = next((known for known in self._counters if known not in self._waiting), None)
+            idle = next((candidate for candidate in self._counters if candidate not in self._waiting), None)
             if idle is not None:
                 del self._counters[idle]
                 self._had_turn.pop(idle, None)

@@ -162,8 +162,8 @@ class PeerQueues:
         if not queue and not unsent.reported and not unsent.offers:
             return None
         whole = bool(queue.local) and now - unsent.whole_at >= WHOLE_SECONDS
-        known = unsent.reported
-        changed = queue.local if whole else {key for key in {*known, *queue.local} if known.get(key, 0) != queue.local.get(key, 0)}
+        reported = unsent.reported
+        changed = queue.local if whole else {key for key in {*reported, *queue.local} if reported.get(key, 0) != queue.local.get(key, 0)}
         if not (whole or changed or unsent.charges or unsent.offers):
             return None
         tenants = {tenant for tenant, _ in changed}
@@ -186,9 +186,9 @@ class PeerQueues:
         self._last_report_at[report.gateway] = now
         for charge in report.charges:
             self._model_queue.queue.correct(charge.tenant, charge.cost - self._settle_charges(report.gateway, charge.tenant))
-        known = self._tickets.setdefault(report.gateway, {})
+        tickets = self._tickets.setdefault(report.gateway, {})
         if report.whole:
-            for tenant, urgent in known.keys() - {(waiting.tenant, urgent) for waiting in report.waiting for urgent in (False, True)}:
+            for tenant, urgent in tickets.keys() - {(waiting.tenant, urgent) for waiting in report.waiting for urgent in (False, True)}:
                 self._set_waiting(report.gateway, tenant, urgent, 0)
         for waiting in report.waiting:
             self._set_waiting(report.gateway, waiting.tenant, False, waiting.ordinary)
@@ -225,8 +225,8 @@ class PeerQueues:
         self._tickets.pop(gateway, None)
 
     def _set_waiting(self, gateway: str, tenant: TenantId, urgent: bool, count: int) -> None:
-        known = self._tickets[gateway]
-        tickets = known.setdefault((tenant, urgent), deque())
+        tickets_by_tenant = self._tickets[gateway]
+        tickets = tickets_by_tenant.setdefault((tenant, urgent), deque())
         while len(tickets) > max(0, count):
             self._model_queue.queue.leave(tickets.popleft())
         requirements = WorkerRequirements(self._model, tenant, tenant, 0, _UNKNOWN_TOKENS)
@@ -235,7 +235,7 @@ class PeerQueues:
             tickets.append(ticket)
             self._model_queue.queue.enter(tenant, ticket, self._model_queue.cost(requirements), urgent=urgent, is_local=False)
         if not tickets:
-            del known[tenant, urgent]
+            del tickets_by_tenant[tenant, urgent]
 
     def _settle_charges(self, gateway: str, tenant: TenantId) -> float:
         """Clear and return the tenant's charges for places delegated to that gateway."""
@@ -248,9 +248,9 @@ class PeerQueues:
     def _align(self, report: QueueReport) -> None:
         """Adopt the oldest gateway's counters: new gateways learn them this way, and differences don't persist."""
         queue = self._model_queue.queue
-        own = queue.counters()
+        own_counters = queue.counters()
         for counter in report.counters:
-            if counter.tenant in own:
+            if counter.tenant in own_counters:
                 unknown_there = self._unsent.charges.get(counter.tenant, 0.0)
                 unknown_there += sum(place.cost for place in self._delegated if place.tenant == counter.tenant)
-                queue.correct(counter.tenant, counter.cost + unknown_there - own[counter.tenant])
+                queue.correct(counter.tenant, counter.cost + unknown_there - own_counters[counter.tenant])

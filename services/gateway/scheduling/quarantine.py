@@ -84,9 +84,9 @@ class Quarantine:
             while self._unsaved:
                 await self._store.strike(self._unsaved[0])
                 self._unsaved.popleft()
-            left = await self._store.list_quarantined()
+            seconds_left = await self._store.list_quarantined()
             # The query doesn't include strikes added since it ran.
-            self.dishonest_workers.learn(left, self._clock(), unless=frozenset(self._unsaved))
+            self.dishonest_workers.learn(seconds_left, self._clock(), unless=frozenset(self._unsaved))
 
     async def pardon(self, beginning: str) -> NodeId:
         """Clear the strikes of the worker whose id starts with ``beginning``, at all gateways. Raises NotFound, BadRequest, Unavailable."""

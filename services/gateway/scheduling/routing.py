@@ -133,8 +133,12 @@ def ensure_answers(model: ModelName, usable: Iterable[DirectoryEntry]) -> None:
 def _meanings(requested: str, aliases: Mapping[str, str]) -> tuple[ModelName, ...]:
     """Return the possible models, likeliest first. A model's own name wins over an equal alias."""
     spellings = _spellings(requested)
-    named = [*spellings[:1], *(aliases[name] for name in spellings if name in aliases)]
-    return tuple(dict.fromkeys(ModelName(name) for name in (*named, *spellings, *(other for name in named for other in _spellings(name)))))
+    resolved = [*spellings[:1], *(aliases[name] for name in spellings if name in aliases)]
+    return tuple(
+        dict.fromkeys(
+            ModelName(name) for name in (*resolved, *spellings, *(spelling for name in resolved for spelling in _spellings(name)))
+        )
+    )
 
 
 def _spellings(name: str) -> tuple[str, ...]:

@@ -176,11 +176,11 @@ class EligibleWorkers:
         try:
             return eligible(requirements, table, self._rule)
         except errors.NotReachable:
-            there = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
-            soon = self._worker_stats.table(requirements, there, self._clock(), or_soon=True)
-            if any(not row.offer.ready for row in soon):
+            present = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
+            usable_soon = self._worker_stats.table(requirements, present, self._clock(), or_soon=True)
+            if any(not row.offer.ready for row in usable_soon):
                 with contextlib.suppress(errors.NotReachable):
-                    eligible(requirements, [row for row in soon if not row.offer.ready], self._rule)
+                    eligible(requirements, [row for row in usable_soon if not row.offer.ready], self._rule)
                     return ()
             raise
 

@@ -92,7 +92,7 @@ class EchoBackend:
             await sink.send(Chunk(text, (token_id(word),), finish=reason))
             if reason is not None:
                 return Generation(reason, Usage(prompt_tokens, count - replayed))
-        raise AssertionError("a prompt has a word, and a limit is at least one")
+        raise AssertionError("the prompt has at least one word, and max_tokens is at least 1")
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         """Texts that share words have similar vectors."""

@@ -156,7 +156,7 @@ async def answer(dispatcher: Dispatcher, stock: StockCall, *, most_bytes: int = 
         return await dispatcher.answer(stock.handler, stock.request, _call(stock, DEADLINE_SECONDS), stock.encode)
     whole = method.whole
     if whole is None:
-        raise errors.BadRequest(f"{method.name} has no whole answer", hint="ask for the stream; see docs/protocol.md")
+        raise errors.BadRequest(f"{method.name} only streams its answer", hint="request the stream; see docs/protocol.md")
     gathered = _GatheredItems(method, stock.encode, most_bytes - _END_BYTES)
     call = StreamCall[Any](_call(stock, STREAM_DEADLINE_SECONDS), gathered, 0, is_whole=True)
     return await dispatcher.answer(stock.handler, stock.request, call, lambda end: stock.encode(whole.of(gathered.items, end)))

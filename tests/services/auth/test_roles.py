@@ -1,4 +1,4 @@
-"""What a recognised caller may do, and that a key never does more than who made it."""
+"""What an authenticated caller may do; a key never has more permissions than its creator."""
 
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network

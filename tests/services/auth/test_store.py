@@ -81,7 +81,7 @@ async def test_an_unknown_name_finds_no_user(store: AccountTables, name: str) ->
     ("username", "email", "what"),
     [
         pytest.param("ANNA", "other@example.com", "user name", id="the name in other letters"),
-        pytest.param("other", "Anna@Example.com", "e-mail address", id="the address in other letters"),
+        pytest.param("other", "Anna@Example.com", "email address", id="the address in other letters"),
     ],
 )
 async def test_a_taken_name_error_says_what_is_taken(store: AccountTables, username: str, email: str, what: str) -> None:

@@ -151,10 +151,10 @@ DAMAGED, LOADING = ("bad", ModelState.FAILED, "bad.gguf is not a usable model"),
 @pytest.mark.parametrize(
     ("models", "not_ready"),
     [
-        pytest.param((GOOD,), "", id="one that answers"),
+        pytest.param((GOOD,), "", id="a model that answers"),
         pytest.param((DAMAGED, GOOD), "", id="a damaged one beside a good one"),
-        pytest.param((LOADING, GOOD), "", id="one that is loading beside a good one"),
-        pytest.param((DAMAGED, ON_DISK), "", id="one that is loaded for the first request"),
+        pytest.param((LOADING, GOOD), "", id="a loading model beside a good one"),
+        pytest.param((DAMAGED, ON_DISK), "", id="a model loaded on the first request"),
         pytest.param((LOADING,), "slow: loading", id="none yet"),
         pytest.param((DAMAGED, LOADING), "bad: bad.gguf is not a usable model; slow: loading", id="none, for two reasons"),
         pytest.param((), "it has no model to serve", id="no models"),

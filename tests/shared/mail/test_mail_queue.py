@@ -1,4 +1,4 @@
-"""Which mail is next, and what becomes of one that failed; no clock, no loop."""
+"""Which mail is next, and when a failed one is retried; without clock or event loop."""
 
 from shared.mail.letters import Letter
 from shared.mail.mailer import MOST_WAITING, PAUSES_SECONDS, MailQueue

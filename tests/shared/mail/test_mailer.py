@@ -195,7 +195,7 @@ async def test_the_queue_is_bounded_and_overflow_is_reported() -> None:
             await opened.send("anna@example.com", "hello", TEXT)
         assert "30 lost" in opened.check().detail
         server.hangs = False
-        # The one that hangs is cut off at the end of the test; none of this waits for it.
+        # The hanging delivery is canceled at the end of the test; nothing here waits for it.
 
 
 async def test_an_invalid_address_is_refused_before_anything_is_sent() -> None:

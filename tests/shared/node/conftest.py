@@ -8,6 +8,6 @@ from tests.stopwatch import HANG_SECONDS
 
 @pytest.fixture(autouse=True)
 def _no_timer_closes_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a test waits for the end of a connection, no timer ends it but one that the test sets."""
+    """Only timers that the test sets close connections."""
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 2 * HANG_SECONDS)
     monkeypatch.setattr(http_connection, "STALLED_SECONDS", 2 * HANG_SECONDS)

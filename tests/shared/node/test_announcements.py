@@ -1,4 +1,4 @@
-"""What of a node that cannot be reached is shown to people, and what is believed of one that announces itself."""
+"""What people see of an unreachable node, and which announcements of a node are accepted."""
 
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ def announcer(role: Role, nodes: Directory, revoked: frozenset[NodeId] = frozens
     [
         pytest.param(Role.GATEWAY, frozenset(), "no path: not allowed", id="a gateway shows why"),
         pytest.param(Role.WORKER, frozenset(), None, id="a worker shows nobody"),
-        pytest.param(Role.GATEWAY, frozenset({WORKER}), None, id="of a revoked one that is the consequence and not the reason"),
+        pytest.param(Role.GATEWAY, frozenset({WORKER}), None, id="for a revoked node, unreachability is a consequence, not the reason"),
     ],
 )
 def test_the_reason_why_a_node_is_unreachable(role: Role, revoked: frozenset[NodeId], shown: str | None) -> None:

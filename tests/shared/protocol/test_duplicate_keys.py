@@ -59,9 +59,7 @@ def every(seconds: float, instance: str, first: float, last: float) -> list[tupl
             {"younger", "third"},
             id="three processes",
         ),
-        pytest.param(
-            [*every(2, "elder", 0, 40), *every(2, "younger", 11, 13)], {"younger"}, id="one that ended soon was there all the same"
-        ),
+        pytest.param([*every(2, "elder", 0, 40), *every(2, "younger", 11, 13)], {"younger"}, id="a process that ended soon counts too"),
         pytest.param([*every(6, "elder", 0, 60), *every(7, "younger", 1, 57)], {"younger"}, id="two links that push each other out"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The cache against a real Valkey that is killed, emptied and restarted; and against one that does as it is told."""
+"""The cache with a real Valkey that is killed, emptied and restarted, and with a scripted one."""
 
 import asyncio
 import time

@@ -18,7 +18,7 @@ FIRST, SECOND = Migration(1, "0001_pre_a.sql", "SELECT 1"), Migration(2, "0002_p
     [
         pytest.param({}, [FIRST, SECOND], id="an empty database gets all"),
         pytest.param({1: FIRST.sha256}, [SECOND], id="what ran does not run again"),
-        pytest.param({2: SECOND.sha256}, [FIRST], id="one that was merged late still runs"),
+        pytest.param({2: SECOND.sha256}, [FIRST], id="a migration merged late still runs"),
         pytest.param({1: FIRST.sha256, 2: SECOND.sha256}, [], id="nothing to do"),
         pytest.param({1: FIRST.sha256, 2: SECOND.sha256, 3: "?"}, [], id="a newer version was here"),
     ],

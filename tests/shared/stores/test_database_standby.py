@@ -1,4 +1,4 @@
-"""A PostgreSQL that only reads: one that was set so, and a real primary and its standby behind one address that fails over."""
+"""A read-only PostgreSQL: by its settings, and a real primary and standby behind an address that fails over."""
 
 import asyncio
 import contextlib

@@ -298,7 +298,7 @@ async def test_five_hundred_unauthenticated_peers_reach_nothing_and_delay_no_kno
         fresh = certified(Role.WORKER, mesh)
         theirs = stranger_at(gateway, key=fresh.me)
         await settle()
-        assert theirs.closed is not None, "one that was never seen waits its turn"
+        assert theirs.closed is not None, "an unknown peer waits its turn"
         for each in strangers:
             if each.closed is None:
                 rogue = Trust(new_key(), Role.WORKER, (mesh.id,))

@@ -62,7 +62,7 @@ async def test_attempts_that_reveal_taken_names_are_counted_and_others_are_not(w
         with pytest.raises(errors.BadRequest, match="password: it is shorter than 8 characters"):
             await register(world, "short", "192.0.2.7", password="short")
     for _ in range(MOST):
-        with pytest.raises(errors.AlreadyExists, match="this e-mail address is taken"):
+        with pytest.raises(errors.AlreadyExists, match="this email address is taken"):
             await register(world, "other", "192.0.2.7", email="anna@example.com")
     with pytest.raises(errors.Limited, match="too many accounts were requested from your address"):
         await register(world, "other", "192.0.2.7", email="anna@example.com")

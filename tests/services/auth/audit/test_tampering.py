@@ -1,4 +1,4 @@
-"""T25: a superuser changes any row, in the database itself, and the verifier names the first one that is wrong."""
+"""A superuser changes any row in the database itself, and the verifier reports the first wrong one (T25)."""
 
 import random
 from collections.abc import Awaitable, Callable

@@ -104,7 +104,7 @@ async def test_the_code_that_enabled_the_factor_logs_nobody_in(api_client: ApiCl
 @pytest.mark.parametrize(("steps", "is_good"), [(-2, False), (-1, True), (0, True), (1, True), (2, False)])
 async def test_a_phone_may_be_thirty_seconds_off(api_client: ApiClient, steps: int, is_good: bool) -> None:
     _, phone, _ = await api_client.with_factor()
-    # Into the middle of a step, far from the one that is used.
+    # Into the middle of a step, far from the step of the code that is used.
     api_client.clock.ahead += 300 + totp.STEP_SECONDS / 2 - api_client.clock() % totp.STEP_SECONDS
     if is_good:
         assert (await api_client.login(code=phone.code(steps))).step is Step.DONE

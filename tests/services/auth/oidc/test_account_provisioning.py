@@ -143,7 +143,7 @@ def test_which_account_is_chosen(link_to: UserId | None, found: FoundAccounts, t
 @pytest.mark.parametrize("verified", [True, False])
 def test_a_matching_address_does_not_take_over_an_account(verified: bool) -> None:
     identity = Identity("i", "s", "ann@example.com", email_verified=verified)
-    with pytest.raises(errors.AlreadyExists, match="with your e-mail address") as refused:
+    with pytest.raises(errors.AlreadyExists, match="with your email address") as refused:
         account_provisioning.decide_account(identity, None, FoundAccounts(None, FIRST), MAKERS)
     assert "password" in refused.value.hint
     assert "link" in refused.value.hint
@@ -260,7 +260,7 @@ async def test_roles_follow_the_groups_at_every_login(tables: Tables) -> None:
 
 async def test_a_user_with_an_account_links_it(tables: Tables) -> None:
     own = tables.have("ann", "ann@example.com")
-    with pytest.raises(errors.AlreadyExists, match="there is an account with your e-mail address"):
+    with pytest.raises(errors.AlreadyExists, match="there is an account with your email address"):
         await admit(ANN, None, tables, NOBODY)
     assert await admit(ANN, own, tables, NOBODY) == own
     assert await admit(ANN, None, tables, NOBODY) == own

@@ -150,7 +150,7 @@ async def test_a_closed_account_stays_closed(web: Web, settings: AuthSettings) -
 async def test_an_account_with_a_password_is_linked_by_its_owner(web: Web) -> None:
     anna = await web.password_session("anna")
     web.provider.claims = {"email": anna.user.email}
-    with pytest.raises(errors.AlreadyExists, match="with your e-mail address"):
+    with pytest.raises(errors.AlreadyExists, match="with your email address"):
         await web.log_in()
     assert (await web.log_in(anna)).session is None
     assert await web.links(anna) == ["ann-1"]

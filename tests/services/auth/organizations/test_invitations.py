@@ -44,7 +44,7 @@ async def test_a_user_with_the_address_and_the_token_joins(seeded_db: SeededDb) 
     anna, ben, carl = await seeded_db.person("anna"), await seeded_db.person("ben"), await seeded_db.person("carl")
     acme = await seeded_db.found(anna)
     token = (await invite(seeded_db, acme, anna, "BEN@EXAMPLE.COM", TeamRole.OWNER)).token
-    with pytest.raises(errors.NotAllowed, match="another e-mail address"):
+    with pytest.raises(errors.NotAllowed, match="another email address"):
         await accept(seeded_db, token, carl.login)
     joined = await accept(seeded_db, f" {token}\n", ben.login)
     assert (joined.id, joined.role, joined.members) == (acme.id, TeamRole.OWNER, 2)
@@ -72,7 +72,7 @@ async def test_one_of_fifty_concurrent_acceptances_succeeds(seeded_db: SeededDb,
         pytest.param("UPDATE auth.invitations SET withdrawn_at = now()", "was withdrawn", id="withdrawn"),
         pytest.param("UPDATE auth.invitations SET accepted_at = now()", "was already used", id="used"),
         pytest.param("DELETE FROM auth.invitations", "no such invitation", id="gone"),
-        pytest.param("UPDATE auth.users SET email = 'benjamin@example.com' WHERE username = 'ben'", "another e-mail", id="moved away"),
+        pytest.param("UPDATE auth.users SET email = 'benjamin@example.com' WHERE username = 'ben'", "another email", id="moved away"),
     ],
 )
 async def test_an_invalid_invitation_says_why(seeded_db: SeededDb, postgres_url: str, statement: str, says: str) -> None:

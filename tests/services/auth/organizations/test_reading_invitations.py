@@ -15,7 +15,7 @@ from tests.services.auth import by_hand
 from tests.services.auth.organizations.seeded_database import Person, SeededDb, opened_organizations, refusal_of
 
 NEVER_GIVEN = "never-given-out-by-anybody"
-#: What makes a good code one that Ben may not read, each in its own way.
+#: Changes of a valid invitation, each of which makes its code unusable for Ben.
 SPOILS = {
     "used": "UPDATE auth.invitations SET accepted_at = now()",
     "withdrawn": "UPDATE auth.invitations SET withdrawn_at = now()",

@@ -60,7 +60,7 @@ def test_local_counters_give_the_same_answers_as_valkey(
     async def play() -> None:
         local, now = LimitScripts(LocalCounters()), NOW
         found = [limit(kind, most) for kind, most in numbers]
-        held = [one for one in found if one.kind in limit_rules.HELD]
+        held = [rule for rule in found if rule.kind in limit_rules.HELD]
         asked = [request()]
         async with Cache.open(valkey_url) as cache:
             valkey = LimitScripts(PatientCounters(cache))
@@ -72,7 +72,7 @@ def test_local_counters_give_the_same_answers_as_valkey(
                     assert await valkey.settle(held, mine, tokens=tokens, now=now) == expected
                 elif move == "extend":
                     mine = asked[-1 - int(more) % len(asked)]
-                    places = [(one.counter, mine) for one in held if one.kind is LimitKind.CONCURRENCY]
+                    places = [(rule.counter, mine) for rule in held if rule.kind is LimitKind.CONCURRENCY]
                     await local.extend(places, now=now)
                     await valkey.extend(places, now=now)
                 elif move == "look":
@@ -106,9 +106,9 @@ async def ask(
     "kind", [LimitKind.REQUESTS_PER_HOUR, LimitKind.REQUESTS_PER_MINUTE, LimitKind.TOKENS_PER_MINUTE, LimitKind.CONCURRENCY]
 )
 async def test_exactly_the_limit_of_four_hundred_concurrent_requests_is_admitted(valkey_limits: LimitScripts, kind: LimitKind) -> None:
-    one = limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
+    rule = limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
     # The clock stands still; otherwise a limit per minute would admit more during the calls.
-    answers = await asyncio.gather(*(ask(valkey_limits, one, tokens=10, now=NOW) for _ in range(400)))
+    answers = await asyncio.gather(*(ask(valkey_limits, rule, tokens=10, now=NOW) for _ in range(400)))
     assert sum(answers) == 100
 
 
@@ -132,15 +132,15 @@ async def test_a_request_counts_against_all_limits_or_none(valkey_limits: LimitS
 async def test_no_hour_exceeds_the_limit(valkey_limits: LimitScripts) -> None:
     rng = random.Random(7)
     let_in: list[float] = []
-    now, one = 5_000_000.0, limit(LimitKind.REQUESTS_PER_HOUR, 20)
+    now, rule = 5_000_000.0, limit(LimitKind.REQUESTS_PER_HOUR, 20)
     for _ in range(1500):
         now += rng.expovariate(1 / 40)
-        verdict = await valkey_limits.admit([one], request(), tokens=0, lease_seconds=1, now=now)
+        verdict = await valkey_limits.admit([rule], request(), tokens=0, lease_seconds=1, now=now)
         if verdict.admitted:
             let_in.append(now)
         else:
             # The promised time is right: one more request fits then.
-            assert (await valkey_limits.look([one], tokens=0, now=now + verdict.counts[0].retry_after_seconds)).admitted
+            assert (await valkey_limits.look([rule], tokens=0, now=now + verdict.counts[0].retry_after_seconds)).admitted
     for position, end in enumerate(let_in):
         assert sum(end - 3600 <= at <= end for at in let_in[: position + 1]) <= 20
     # And it isn't wasteful: at most one minute of the window is lost.
@@ -149,61 +149,61 @@ async def test_no_hour_exceeds_the_limit(valkey_limits: LimitScripts) -> None:
 
 @pytest.mark.parametrize(("most", "tokens"), [(10, 1), (7, 1), (100, 30), (90_000, 4096)])
 async def test_the_wait_is_exact_to_a_millisecond(valkey_limits: LimitScripts, most: int, tokens: int) -> None:
-    one = limit(LimitKind.TOKENS_PER_MINUTE, most)
-    while (verdict := await valkey_limits.admit([one], request(), tokens=tokens, lease_seconds=1, now=NOW)).admitted:
+    rule = limit(LimitKind.TOKENS_PER_MINUTE, most)
+    while (verdict := await valkey_limits.admit([rule], request(), tokens=tokens, lease_seconds=1, now=NOW)).admitted:
         pass
     wait = verdict.counts[0].retry_after_seconds
-    assert not (await valkey_limits.look([one], tokens=tokens, now=NOW + wait - 0.002)).admitted
-    assert (await valkey_limits.look([one], tokens=tokens, now=NOW + wait)).admitted
+    assert not (await valkey_limits.look([rule], tokens=tokens, now=NOW + wait - 0.002)).admitted
+    assert (await valkey_limits.look([rule], tokens=tokens, now=NOW + wait)).admitted
 
 
 async def test_unused_tokens_are_returned_once(valkey_limits: LimitScripts) -> None:
-    one, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
-    await valkey_limits.admit([one], mine, tokens=900, lease_seconds=LEASE_SECONDS, now=NOW)
-    await ask(valkey_limits, one, tokens=100, now=NOW)
-    assert not await ask(valkey_limits, one, tokens=1, now=NOW)
-    assert await valkey_limits.settle([one], mine, tokens=200, now=NOW)
+    rule, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
+    await valkey_limits.admit([rule], mine, tokens=900, lease_seconds=LEASE_SECONDS, now=NOW)
+    await ask(valkey_limits, rule, tokens=100, now=NOW)
+    assert not await ask(valkey_limits, rule, tokens=1, now=NOW)
+    assert await valkey_limits.settle([rule], mine, tokens=200, now=NOW)
     for _ in range(3):
-        assert not await valkey_limits.settle([one], mine, tokens=200, now=NOW)
-    assert (await valkey_limits.look([one], tokens=0, now=NOW)).counts[0].left == 700
-    assert not await valkey_limits.settle([one], request(), tokens=0, now=NOW)
+        assert not await valkey_limits.settle([rule], mine, tokens=200, now=NOW)
+    assert (await valkey_limits.look([rule], tokens=0, now=NOW)).counts[0].left == 700
+    assert not await valkey_limits.settle([rule], request(), tokens=0, now=NOW)
 
 
 async def test_tokens_restored_by_time_are_not_returned_again(valkey_limits: LimitScripts) -> None:
-    one, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
-    await valkey_limits.admit([one], mine, tokens=1000, lease_seconds=LEASE_SECONDS, now=NOW)
+    rule, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
+    await valkey_limits.admit([rule], mine, tokens=1000, lease_seconds=LEASE_SECONDS, now=NOW)
     # A minute later everything is available again, and another request uses it.
-    await ask(valkey_limits, one, tokens=1000, now=NOW + 60)
-    await valkey_limits.settle([one], mine, tokens=0, now=NOW + 60)
-    assert (await valkey_limits.look([one], tokens=0, now=NOW + 60)).counts[0].left == 0
+    await ask(valkey_limits, rule, tokens=1000, now=NOW + 60)
+    await valkey_limits.settle([rule], mine, tokens=0, now=NOW + 60)
+    assert (await valkey_limits.look([rule], tokens=0, now=NOW + 60)).counts[0].left == 0
 
 
 async def test_more_tokens_than_reserved_are_owed(valkey_limits: LimitScripts) -> None:
-    one, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
-    await valkey_limits.admit([one], mine, tokens=100, lease_seconds=LEASE_SECONDS, now=NOW)
-    await valkey_limits.settle([one], mine, tokens=400, now=NOW)
-    assert (await valkey_limits.look([one], tokens=0, now=NOW)).counts[0].left == 600
+    rule, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
+    await valkey_limits.admit([rule], mine, tokens=100, lease_seconds=LEASE_SECONDS, now=NOW)
+    await valkey_limits.settle([rule], mine, tokens=400, now=NOW)
+    assert (await valkey_limits.look([rule], tokens=0, now=NOW)).counts[0].left == 600
 
 
 async def test_a_slot_is_freed_when_its_lease_expires(valkey_limits: LimitScripts) -> None:
-    one, alive = limit(LimitKind.CONCURRENCY, 20), request()
-    await valkey_limits.admit([one], alive, tokens=0, lease_seconds=500, now=NOW)
-    assert sum([await ask(valkey_limits, one, lease_seconds=5, now=NOW) for _ in range(100)]) == 19
-    assert not await ask(valkey_limits, one, now=NOW + 4.99)
-    assert sum([await ask(valkey_limits, one, now=NOW + 5) for _ in range(100)]) == 19
-    assert await valkey_limits.settle([one], alive, tokens=0, now=NOW + 5)
-    assert await ask(valkey_limits, one, now=NOW + 5)
+    rule, alive = limit(LimitKind.CONCURRENCY, 20), request()
+    await valkey_limits.admit([rule], alive, tokens=0, lease_seconds=500, now=NOW)
+    assert sum([await ask(valkey_limits, rule, lease_seconds=5, now=NOW) for _ in range(100)]) == 19
+    assert not await ask(valkey_limits, rule, now=NOW + 4.99)
+    assert sum([await ask(valkey_limits, rule, now=NOW + 5) for _ in range(100)]) == 19
+    assert await valkey_limits.settle([rule], alive, tokens=0, now=NOW + 5)
+    assert await ask(valkey_limits, rule, now=NOW + 5)
 
 
 async def test_a_slot_of_a_killed_gateway_is_free_after_30_s_but_not_before(valkey_limits: LimitScripts) -> None:
     """A killed gateway once locked users out for 312 s."""
-    one, killed, alive = limit(LimitKind.CONCURRENCY, 2), request(), request()
+    rule, killed, alive = limit(LimitKind.CONCURRENCY, 2), request(), request()
     for mine in (killed, alive):
-        assert (await valkey_limits.admit([one], mine, tokens=0, lease_seconds=310, now=NOW)).admitted
-    await valkey_limits.extend([(one.counter, alive)], now=NOW + 20)
-    assert not (await valkey_limits.look([one], tokens=0, now=NOW + SLOT_SECONDS - 0.1)).admitted
-    assert await ask(valkey_limits, one, now=NOW + SLOT_SECONDS)
-    assert not await ask(valkey_limits, one, now=NOW + SLOT_SECONDS)
+        assert (await valkey_limits.admit([rule], mine, tokens=0, lease_seconds=310, now=NOW)).admitted
+    await valkey_limits.extend([(rule.counter, alive)], now=NOW + 20)
+    assert not (await valkey_limits.look([rule], tokens=0, now=NOW + SLOT_SECONDS - 0.1)).admitted
+    assert await ask(valkey_limits, rule, now=NOW + SLOT_SECONDS)
+    assert not await ask(valkey_limits, rule, now=NOW + SLOT_SECONDS)
 
 
 async def test_a_clock_that_steps_back_costs_a_minute_at_most(valkey_limits: LimitScripts) -> None:
@@ -230,7 +230,7 @@ async def test_every_key_expires(cache: Cache, valkey_limits: LimitScripts) -> N
     mine = request()
     await valkey_limits.admit(found, mine, tokens=10, lease_seconds=30)
     cache.script("ttl", "return redis.call('PTTL', KEYS[1])")
-    seconds = {one.kind: await cache.run("ttl", [one.counter], []) / 1000 for one in found}
+    seconds = {rule.kind: await cache.run("ttl", [rule.counter], []) / 1000 for rule in found}
     assert 3600 < seconds[LimitKind.REQUESTS_PER_HOUR] <= 3720
     assert 60 < seconds[LimitKind.REQUESTS_PER_MINUTE] <= 61
     assert 60 < seconds[LimitKind.TOKENS_PER_MINUTE] <= 66
@@ -239,7 +239,7 @@ async def test_every_key_expires(cache: Cache, valkey_limits: LimitScripts) -> N
     # A shorter lease doesn't cut a longer one short.
     await valkey_limits.admit(found, request(), tokens=10, lease_seconds=1)
     assert await cache.run("ttl", [found[-1].counter], []) > 61_000
-    await valkey_limits.settle([one for one in found if one.kind in limit_rules.HELD], mine, tokens=0)
+    await valkey_limits.settle([rule for rule in found if rule.kind in limit_rules.HELD], mine, tokens=0)
     assert await cache.run("ttl", [limit_rules.hold(mine)], []) == -2
 
 

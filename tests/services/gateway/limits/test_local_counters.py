@@ -23,8 +23,8 @@ class Here:
         verdict = await self.limits.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds)
         return request_id if verdict.admitted else None
 
-    async def left(self, one: RequestLimit) -> int:
-        return (await self.limits.look([one], tokens=0)).counts[0].left
+    async def left(self, rule: RequestLimit) -> int:
+        return (await self.limits.look([rule], tokens=0)).counts[0].left
 
 
 def limit(kind: LimitKind, most: int) -> RequestLimit:
@@ -33,37 +33,37 @@ def limit(kind: LimitKind, most: int) -> RequestLimit:
 
 @pytest.mark.parametrize("kind", LimitKind)
 async def test_exactly_as_many_requests_as_the_limit_are_admitted(kind: LimitKind) -> None:
-    here, one = Here(), limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
-    assert sum([await here.ask(one) is not None for _ in range(200)]) == 100
+    here, rule = Here(), limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
+    assert sum([await here.ask(rule) is not None for _ in range(200)]) == 100
 
 
 async def test_unused_tokens_are_returned_once() -> None:
-    here, one = Here(), limit(LimitKind.TOKENS_PER_MINUTE, 1000)
-    mine = await here.ask(one, tokens=500)
+    here, rule = Here(), limit(LimitKind.TOKENS_PER_MINUTE, 1000)
+    mine = await here.ask(rule, tokens=500)
     assert mine
-    assert await here.ask(one, tokens=500)
-    assert [await here.limits.settle([one], mine, tokens=100) for _ in range(2)] == [True, False]
-    assert await here.left(one) == 400
+    assert await here.ask(rule, tokens=500)
+    assert [await here.limits.settle([rule], mine, tokens=100) for _ in range(2)] == [True, False]
+    assert await here.left(rule) == 400
 
 
 async def test_a_reservation_ends_with_its_lease() -> None:
-    here, one = Here(), limit(LimitKind.TOKENS_PER_MINUTE, 1000)
-    mine = await here.ask(one, tokens=500, lease_seconds=20)
+    here, rule = Here(), limit(LimitKind.TOKENS_PER_MINUTE, 1000)
+    mine = await here.ask(rule, tokens=500, lease_seconds=20)
     assert mine
     here.now += 21
-    assert not await here.limits.settle([one], mine, tokens=0)
+    assert not await here.limits.settle([rule], mine, tokens=0)
 
 
 async def test_a_slot_is_free_after_half_a_minute_without_an_extension() -> None:
-    here, one = Here(), limit(LimitKind.CONCURRENCY, 2)
-    killed, alive = await here.ask(one), await here.ask(one)
+    here, rule = Here(), limit(LimitKind.CONCURRENCY, 2)
+    killed, alive = await here.ask(rule), await here.ask(rule)
     assert killed
     assert alive
     here.now += SLOT_SECONDS - 1
-    await here.limits.extend([(one.counter, alive)])
-    assert not await here.ask(one)
+    await here.limits.extend([(rule.counter, alive)])
+    assert not await here.ask(rule)
     here.now += 1
-    assert await here.left(one) == 1
+    assert await here.left(rule) == 1
 
 
 async def test_the_least_recently_used_counters_are_dropped() -> None:

@@ -45,11 +45,11 @@ async def test_one_request_is_served_next_although_another_tenant_has_queued_500
     async with site(queue_per_tenant=500) as here:
         here.worker(1)
         flood = [await here.ask(1) for _ in range(500)]
-        one = await here.ask(2)
-        assert not one.began.is_set()
+        late = await here.ask(2)
+        assert not late.began.is_set()
         await flood[0].leave()
         await settled()
-        assert here.began[-1] is one
+        assert here.began[-1] is late
 
 
 async def test_two_waiting_tenants_take_turns_by_service_received() -> None:

@@ -107,20 +107,20 @@ class Requests(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data(), fails=st.booleans())
     def ends(self, data: st.DataObject, fails: bool) -> None:
-        one = data.draw(st.sampled_from(self.running))
-        one.fails = errors.LinkLost("x") if fails else None
-        one.end()
+        request = data.draw(st.sampled_from(self.running))
+        request.fails = errors.LinkLost("x") if fails else None
+        request.end()
         self.settle()
 
     @precondition(lambda self: self.waiting or self.running)
     @rule(data=st.data(), also_ends=st.booleans())
     def is_cancelled(self, data: st.DataObject, also_ends: bool) -> None:
         """Possibly at the moment when the end of another request assigns it the slot."""
-        one = data.draw(st.sampled_from(self.waiting + self.running))
+        request = data.draw(st.sampled_from(self.waiting + self.running))
         if also_ends and self.running:
             self.running[0].end()
             self.loop.run_until_complete(asyncio.sleep(0))
-        one.task.cancel()
+        request.task.cancel()
         self.settle()
 
     @rule(number=st.integers(0, WORKERS - 1))

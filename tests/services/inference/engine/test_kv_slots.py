@@ -61,7 +61,12 @@ def other(count: int) -> list[int]:
         pytest.param(EXACT, [], [upto(16)], upto(90), SlotPlace(1, 16, 0), id="exact: just worth copying"),
         pytest.param(EXACT, [], [upto(15)], upto(90), SlotPlace(1, 0), id="exact: not worth copying"),
         pytest.param(
-            EXACT, [upto(50) + other(9)], [upto(66)], upto(150), SlotPlace(2, 66, 1), id="exact: copied from the one that has more"
+            EXACT,
+            [upto(50) + other(9)],
+            [upto(66)],
+            upto(150),
+            SlotPlace(2, 66, 1),
+            id="exact: copied from the slot with the longer prefix",
         ),
         pytest.param(EXACT, [upto(15)], [], upto(90), SlotPlace(1, 0), id="exact: an empty slot rather than one for a few tokens"),
         pytest.param(EXACT, [upto(16)], [], upto(90), SlotPlace(0, 16), id="exact: enough tokens to take it"),

@@ -123,7 +123,7 @@ def _code(spelled: str) -> int:
 
 
 def fits(grammar: str, text: str) -> bool:
-    """Whether the whole text is one that the grammar allows."""
+    """Return whether the grammar allows the whole text."""
     return len(text) in _Matching(parsed(grammar), text).ends(Name("root"), 0)
 
 

@@ -1,4 +1,4 @@
-"""Alerts by email to a real server on loopback: one that accepts them, one that is down, one that hangs; and an alert storm."""
+"""Alerts by email to a real server on loopback: a server that accepts them, is down, or hangs; and an alert storm."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -166,12 +166,12 @@ async def test_a_client_without_an_introduction_is_refused(running_service: Runn
     ("make", "code"),
     [
         pytest.param(lambda key: b"", "not_certified", id="none"),
-        pytest.param(lambda key: b"\xc1" * 40, "not_certified", id="one that is none"),
+        pytest.param(lambda key: b"\xc1" * 40, "not_certified", id="not a certificate"),
         pytest.param(lambda key: certificate(key, authority=FOREIGN_CA), "not_certified", id="one of another mesh"),
         pytest.param(lambda key: certificate(new_key()), "not_certified", id="one of another key"),
         pytest.param(lambda key: certificate(key, Role.WORKER), "wrong_role", id="a worker's"),
         pytest.param(lambda key: certificate(key, Role.GATEWAY), "wrong_role", id="a gateway's"),
-        pytest.param(lambda key: certificate(key, at=NOW - 25 * 3600), "certificate_expired", id="one that has ended"),
+        pytest.param(lambda key: certificate(key, at=NOW - 25 * 3600), "certificate_expired", id="an expired certificate"),
         pytest.param(lambda key: certificate(key, at=NOW + 3600), "clock_skew", id="one from the future"),
     ],
 )
@@ -230,7 +230,7 @@ async def test_the_number_of_remembered_introductions_is_bounded(running_service
     await second.introduce()
     await first.ask(LIST_MODELS)
     await third.introduce()
-    assert await second.refused(LIST_MODELS) == "not_certified", "the one that was silent for longest was forgotten"
+    assert await second.refused(LIST_MODELS) == "not_certified", "the client that was silent for the longest time was forgotten"
     for visitor in (first, third):
         await visitor.ask(LIST_MODELS)
 

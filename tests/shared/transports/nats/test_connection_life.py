@@ -87,7 +87,7 @@ async def test_after_every_reconnect_both_sides_can_dial_immediately() -> None:
 
 
 def _dials(server: ScriptedNats, caller: NatsTransport, worker: NatsTransport, moved: NatsTransport) -> list[Awaitable[Link]]:
-    """From the other side, if the server has heard where the one that moved is now."""
+    """From the other side, if the server knows where the moved side is now."""
     other = worker if moved is caller else caller
     heard = any(moved.me.node in str(each.subscriptions) for each in server.connections)
     return [other.dial(peer_of(moved))] if heard else []

@@ -129,7 +129,7 @@ def test_calls_are_assembled_from_any_pieces(first: str, second: str, data: st.D
     [
         pytest.param([calls(part(0, "{}", "f"))], [ToolCall("drawn1", "f", "{}")], id="a call without an id is given one"),
         pytest.param([calls(part(0, {"a": 1}, "f", "x"))], [ToolCall("x", "f", '{"a":1}')], id="arguments as an object"),
-        pytest.param([{"delta": {"tool_calls": part(0, "{}", "f", "x")}}], [ToolCall("x", "f", "{}")], id="older TGI: one that is no list"),
+        pytest.param([{"delta": {"tool_calls": part(0, "{}", "f", "x")}}], [ToolCall("x", "f", "{}")], id="older TGI: not a list"),
         pytest.param(
             [calls(part(0, "{", "f", "x")), calls(part(0, "}", "f", "x"))], [ToolCall("x", "f", "{}")], id="a name that is repeated"
         ),

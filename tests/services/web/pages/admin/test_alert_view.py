@@ -42,7 +42,7 @@ def test_duration_uses_the_largest_unit(seconds: float, words: str) -> None:
         pytest.param((), "No alerts", "good", "", id="calm"),
         pytest.param((alert("over"),), "No alerts", "good", "", id="what is over is not wrong"),
         pytest.param((alert("pending"),), "No alerts", "good", "1 pending", id="not yet"),
-        pytest.param((alert(),), "1 alert", "bad", "1 unacknowledged", id="one that is open"),
+        pytest.param((alert(),), "1 alert", "bad", "1 unacknowledged", id="an open alert"),
         pytest.param((alert(), alert("pending")), "1 alert", "bad", "1 unacknowledged", id="pending ones do not count"),
         pytest.param((alert(), alert(seen_by="ada")), "2 alerts", "bad", "1 unacknowledged", id="one of two is open"),
         pytest.param((alert(severity="ticket"),), "1 alert", "warn", "1 unacknowledged", id="it can wait"),
