@@ -42,8 +42,12 @@ class AnswerRunId:
     key: bytes
 
 
-#: How a run ended: its result or its failure.
-_Outcome = tuple[End | None, BaseException | None]
+@dataclass(frozen=True, slots=True)
+class _Outcome(Generic[End]):
+    """How a run ended: exactly one field is set."""
+
+    end: End | None
+    failure: BaseException | None
 
 
 class AnswerRun(Generic[Head, Piece, End]):
@@ -130,7 +134,8 @@ class AnswerRun(Generic[Head, Piece, End]):
         self._cancel = task.cancel
 
     def finish(self, task: "asyncio.Task[_Outcome[End]]") -> None:
-        self._end, self.failure = (None, self._why_stopped or _cancelled()) if task.cancelled() else task.result()
+        outcome = _Outcome(None, self._why_stopped or _cancelled()) if task.cancelled() else task.result()
+        self._end, self.failure = outcome.end, outcome.failure
         if not (self.failure is None or self.buffer.is_read or isinstance(self.failure, errors.AimeshError)):
             _log.error("answer failed unexpectedly without a reader", exc_info=self.failure)
         self.is_over = True
@@ -255,11 +260,11 @@ class AnswerRuns:
                 ) from None
 
         # Readers raise a failure; raised here, it would end all other answers.
-        (outcome,) = await asyncio.gather(within(), return_exceptions=True)
-        if not isinstance(outcome, BaseException):
-            return outcome, None
+        (made,) = await asyncio.gather(within(), return_exceptions=True)
+        if not isinstance(made, BaseException):
+            return _Outcome(made, None)
         # Raised as CancelledError, it would cancel the reader's task.
-        return None, _cancelled() if isinstance(outcome, asyncio.CancelledError) else outcome
+        return _Outcome(None, _cancelled() if isinstance(made, asyncio.CancelledError) else made)
 
     def _ended(self, run: AnswerRun[Head, Piece, End], task: "asyncio.Task[_Outcome[End]]") -> None:
         run.finish(task)
