@@ -36,7 +36,7 @@ def random_text(characters: int = credentials.RANDOM_CHARACTERS) -> str:
 
 
 def hash_token(text: str) -> str:
-    """Return the stored form of an opaque token; 256 random bits need no slower hash."""
+    """Return the stored form of an opaque token, whose 256 random bits need no slower hash, and of what is only counted."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -7,22 +7,12 @@ from dataclasses import replace
 import msgspec
 
 from services.auth import audit_records, roles
-from services.auth.client_facing_roles import CLIENT_FACING, client_address
 from services.auth.dependencies import Dependencies
 from services.auth.mfa.factors import Factors
 from services.auth.session_opening import SessionOpening
-from services.auth.sessions import failed_logins
+from services.auth.sessions import failed_logins, session_store
 from services.auth.sessions.failed_logins import Guess
-from services.auth.sessions.identities import CODE_HINT
-from services.auth.sessions.session_store import (
-    LINK_SECONDS,
-    ClosedSession,
-    OpenedSession,
-    SessionOver,
-    StoredLogin,
-    StoredLoginLink,
-    StoredSession,
-)
+from services.auth.sessions.identities import CLIENT_FACING, CODE_HINT, client_address
 from services.auth.store import StoredAccount
 from shared import errors
 from shared.api import accounts, auth
@@ -62,7 +52,7 @@ class LoginRpc:
             raise errors.NotAllowed("only the web pages can open a browser session", hint="leave kind out")
         address = _address(request.client, call)
         account, browser = await self._prove(typed, address, request.browser)
-        login = StoredLogin(user_id=account.user.id, kind=request.kind, client=_client(request.client, call), browser=browser)
+        login = session_store.StoredLogin(user_id=account.user.id, kind=request.kind, client=_client(request.client, call), browser=browser)
         login = await self._with_step(account.user, login, typed.code, address)
         # Before the session is opened: the browser's mark depends on the hash.
         account = await self._with_current_hash(account, typed.password)
@@ -93,7 +83,7 @@ class LoginRpc:
             await transaction.run(_INVALIDATE_USER, caller.user_id)
         return Nothing()
 
-    async def begin(self, user: auth.User, login: StoredLogin) -> auth.LoginSession:
+    async def begin(self, user: auth.User, login: session_store.StoredLogin) -> auth.LoginSession:
         """Open a session for a user whom an OpenID provider authenticated, with the step that the login still lacks."""
         return await self._opening.open(user, await self._with_step(user, login, None, ""))
 
@@ -107,19 +97,19 @@ class LoginRpc:
             raise self._identities.session_over()
         user = await self._bearer(session)
         found = await self._sessions.refresh(request.session_token)
-        if isinstance(found, ClosedSession):
+        if isinstance(found, session_store.ClosedSession):
             await self._record_reuse(found)
             raise self._identities.session_reused()
-        if found is SessionOver.OTHER_KIND:
+        if found is session_store.SessionOver.OTHER_KIND:
             raise errors.BadRequest("this is the token of a browser session", hint="use resumeSession, which keeps it the same")
         return self._continue(user, found)
 
     @serves(auth.resume_session)
     async def resume_session(self, request: auth.ResumeSession, call: RpcCall) -> auth.LoginSession:
         found = await self._sessions.resume(request.session_token)
-        if found is SessionOver.OTHER_KIND:
+        if found is session_store.SessionOver.OTHER_KIND:
             raise errors.BadRequest("this is the token of a program's session", hint="use refreshSession, which returns a new one")
-        if found is SessionOver.ENDED:
+        if found is session_store.SessionOver.ENDED:
             raise self._identities.session_over()
         answer = self._continue(await self._bearer(found.session), found)
         theme, team_name = await self._find_appearance(answer)
@@ -189,12 +179,12 @@ class LoginRpc:
         roles.check_may_open_session(caller)
         if caller.key_id is None:
             session = await self._identities.session_of(call.credential)
-            link = StoredLoginLink(
+            link = session_store.StoredLoginLink(
                 user_id=caller.user_id, confirmed_at=session.confirmed_at, has_factor=session.has_factor, team_id=session.team_id
             )
         else:
-            link = StoredLoginLink(user_id=caller.user_id)
-        return auth.LoginLink(await self._sessions.create_link(link), LINK_SECONDS)
+            link = session_store.StoredLoginLink(user_id=caller.user_id)
+        return auth.LoginLink(await self._sessions.create_link(link), session_store.LINK_SECONDS)
 
     @serves(auth.redeem_login_link)
     async def redeem_login_link(self, request: auth.RedeemLoginLink, call: RpcCall) -> auth.LoginSession:
@@ -202,7 +192,7 @@ class LoginRpc:
         if link is None:
             raise self._identities.link_over()
         user = await self._identities.active_user(await self._store.find_user(link.user_id))
-        login = StoredLogin(
+        login = session_store.StoredLogin(
             user_id=user.id,
             kind=SessionKind.BROWSER,
             client=_client(request.client, call),
@@ -238,7 +228,9 @@ class LoginRpc:
             raise self._identities.closed()
         return account, browser
 
-    async def _with_step(self, user: auth.User, login: StoredLogin, code: str | None, address: str) -> StoredLogin:
+    async def _with_step(
+        self, user: auth.User, login: session_store.StoredLogin, code: str | None, address: str
+    ) -> session_store.StoredLogin:
         """Look for a second factor only once the password was right, so nobody else learns whether there is one."""
         if login.has_factor:
             return login
@@ -255,7 +247,7 @@ class LoginRpc:
             return replace(login, step=Step.SET_UP_MFA)
         return login
 
-    async def _check_code(self, call: RpcCall, code: str, session: StoredSession, action: str) -> None:
+    async def _check_code(self, call: RpcCall, code: str, session: session_store.StoredSession, action: str) -> None:
         caller, address = call.principal, session.client.address
         with self._counting():
             right = await self._factors.take(caller.user_id, code, address or str(call.caller.node), session.browser)
@@ -263,7 +255,7 @@ class LoginRpc:
             self._note(audit_records.refused(action, caller, "wrong code"), caller.user_id, address)
             raise errors.NotAllowed("the code is wrong, or was already used", hint=CODE_HINT)
 
-    async def _check_password(self, call: RpcCall, password: str | None, session: StoredSession) -> None:
+    async def _check_password(self, call: RpcCall, password: str | None, session: session_store.StoredSession) -> None:
         caller, seen = call.principal, session.client.address
         address = seen or str(call.caller.node)
         account = await self._store.find_account(caller.username)
@@ -286,20 +278,18 @@ class LoginRpc:
                 await self._guesses.refund(guess)
             raise
 
-    async def _bearer(self, session: StoredSession) -> auth.User:
-        """Return the user of a session to be continued."""
+    async def _bearer(self, session: session_store.StoredSession) -> auth.User:
         user = await self._identities.bearer(session)
         if session.team_id is not None and await self._identities.find_team_terms(user.id, session.team_id) is None:
             raise self._identities.session_over()
         return user
 
-    def _continue(self, user: auth.User, found: OpenedSession | SessionOver) -> auth.LoginSession:
-        if isinstance(found, SessionOver):
+    def _continue(self, user: auth.User, found: session_store.OpenedSession | session_store.SessionOver) -> auth.LoginSession:
+        if isinstance(found, session_store.SessionOver):
             raise self._identities.session_over()
         return self._identities.answer(user, found)
 
     async def _find_own_id(self, call: RpcCall) -> str | None:
-        """Return the id of the calling session; None for a key."""
         return None if call.principal.key_id is not None else (await self._identities.session_of(call.credential)).id
 
     async def _with_current_hash(self, account: StoredAccount, password: str) -> StoredAccount:
@@ -317,7 +307,7 @@ class LoginRpc:
 
     # --- audit log ------------------------------------------------------------------------------------------------------
 
-    async def _record_reuse(self, closed: ClosedSession) -> None:
+    async def _record_reuse(self, closed: session_store.ClosedSession) -> None:
         _log.warning("a used session token was presented again; its session was ended", session=closed.id, user_id=closed.user_id)
         async with self._store.transaction() as transaction:
             await self._trail.add(transaction, audit_records.done_by("session.reuse", closed.user_id, target=closed.id))

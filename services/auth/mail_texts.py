@@ -53,7 +53,6 @@ def factor_removed(username: str) -> AccountMail:
 
 
 def address_changed_to(username: str) -> AccountMail:
-    """Write the notice to the new address."""
     return _text("Your email address was changed", username, "We now send emails about your account to this address.")
 
 

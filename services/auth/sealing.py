@@ -38,6 +38,12 @@ def read_key(text: str, name: str = "DATA_KEY") -> bytes:
     return raw
 
 
+def read_keys(data_key: str, data_key_old: str | None) -> tuple[bytes, ...]:
+    """Return the current key, and then the former one if there is one. Raises BadSettings."""
+    former = () if data_key_old is None else (read_key(data_key_old, "DATA_KEY_OLD"),)
+    return (read_key(data_key), *former)
+
+
 def derive(key: bytes, purpose: str) -> bytes:
     """Derive an independent key for another purpose, like signing (RFC 5869). It reveals nothing about DATA_KEY."""
     return HKDF(hashes.SHA256(), _KEY_BYTES, salt=None, info=b"aimesh/" + purpose.encode()).derive(key)
@@ -58,8 +64,7 @@ class DataSealer:
     @classmethod
     def of(cls, data_key: str, data_key_old: str | None = None) -> "DataSealer":
         """Build it from the settings. Raises BadSettings."""
-        former = () if data_key_old is None else (read_key(data_key_old, "DATA_KEY_OLD"),)
-        return cls(read_key(data_key), *former)
+        return cls(*read_keys(data_key, data_key_old))
 
     def seal(self, purpose: str, owner: object, plain: bytes) -> bytes:
         nonce = os.urandom(_NONCE_BYTES)

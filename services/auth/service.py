@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 from typing import ClassVar
 
 from services.auth import audit_records, wiring
-from services.auth.client_facing_roles import CLIENT_FACING
 from services.auth.oidc.oidc_rpc import OidcDependencies
 from services.auth.oidc.oidc_store import OidcStore
-from services.auth.sessions.identities import logged_in_from
+from services.auth.sessions.identities import CLIENT_FACING, logged_in_from
 from services.auth.settings import AuthSettings
 from services.auth.wiring import OpenedStores, Wiring
 from shared import errors

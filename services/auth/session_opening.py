@@ -40,8 +40,7 @@ class KnownBrowsers:
     @classmethod
     def of(cls, data_key: str, data_key_old: str | None) -> "KnownBrowsers":
         """Build it from the settings. Raises BadSettings."""
-        former = () if data_key_old is None else (sealing.read_key(data_key_old, "DATA_KEY_OLD"),)
-        return cls(tuple(sealing.derive(key, "known-browser") for key in (sealing.read_key(data_key), *former)))
+        return cls(tuple(sealing.derive(key, "known-browser") for key in sealing.read_keys(data_key, data_key_old)))
 
     def read(self, mark: str, account: StoredAccount | None) -> str:
         """Return the id of a browser that has logged in to this account before; empty for any other."""

@@ -73,6 +73,17 @@ async def opened(url: str) -> AsyncIterator[database.Database]:
         yield db
 
 
+@contextlib.asynccontextmanager
+async def naming_user(db: database.Database, hint: str) -> AsyncIterator[database.Transaction]:
+    """Begin a transaction that writes a user name or an address. Raises AlreadyExists if it is taken."""
+    try:
+        async with db.transaction() as transaction:
+            yield transaction
+    except database.UniqueViolation as error:
+        what = "email address" if "email" in str(error.constraint_name) else "user name"
+        raise errors.AlreadyExists(f"this {what} is taken", hint=hint) from error
+
+
 class AccountTables:
     def __init__(self, db: database.Database) -> None:
         self._db = db
@@ -95,15 +106,9 @@ class AccountTables:
 
     # --- users -------------------------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def adding_user(self) -> AsyncIterator[database.Transaction]:
+    def adding_user(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
         """Raises AlreadyExists if a name or an address written in it is taken."""
-        try:
-            async with self._db.transaction() as transaction:
-                yield transaction
-        except database.UniqueViolation as error:
-            what = "email address" if "email" in str(error.constraint_name) else "user name"
-            raise errors.AlreadyExists(f"this {what} is taken", hint="log in, or choose another") from error
+        return naming_user(self._db, "log in, or choose another")
 
     async def is_invited(self, token_hash: str, email: str) -> bool:
         """Return whether an open invitation to this address has this code."""
@@ -144,6 +149,13 @@ class AccountTables:
     async def find_user(self, user_id: UserId) -> User | None:
         row = await self._db.row("find_user_by_id", user_id)
         return None if row is None else _user(row)
+
+    async def get_user(self, user_id: UserId) -> User:
+        """Raises NotFound."""
+        user = await self.find_user(user_id)
+        if user is None:
+            raise errors.NotFound("there is no user with this id", hint="`aicli admin users list` shows the ids")
+        return user
 
     async def get_user_called(self, text: str) -> User:
         """Find by name, address or id; `name_rules` keeps them distinct. Raises NotFound."""
@@ -228,7 +240,7 @@ class AccountTables:
 
     async def revoke_key(self, transaction: database.Transaction, key: ApiKey) -> ApiKey | None:
         """Return None if it was revoked before."""
-        row = await transaction.row("revoke_key", key.id, _tenant(key))
+        row = await transaction.row("revoke_key", key.id, tenant_of(key))
         return None if row is None else _key(row)
 
     async def list_keys_made_by(self, key_id: KeyId) -> tuple[ApiKey, ...]:
@@ -237,15 +249,15 @@ class AccountTables:
 
     async def rename_key(self, transaction: database.Transaction, key: ApiKey, name: str) -> ApiKey | None:
         """Return None if it was revoked before."""
-        row = await transaction.row("rename_key", key.id, _tenant(key), name)
+        row = await transaction.row("rename_key", key.id, tenant_of(key), name)
         return None if row is None else _key(row)
 
     async def rotate_key(self, transaction: database.Transaction, key: ApiKey, mark: Mark, overlap_seconds: int) -> ApiKey | None:
         """Keep the current secret for the overlap, and end older ones. Return None if the key has ended."""
         await transaction.run("end_former_secrets", key.id, float(overlap_seconds))
-        if not await transaction.run("keep_former_secret", key.id, _tenant(key), float(overlap_seconds)):
+        if not await transaction.run("keep_former_secret", key.id, tenant_of(key), float(overlap_seconds)):
             return None
-        row = await transaction.row("replace_secret", key.id, _tenant(key), mark.key_hash, mark.preview)
+        row = await transaction.row("replace_secret", key.id, tenant_of(key), mark.key_hash, mark.preview)
         return None if row is None else _key(row)
 
     async def find_owner_of_key(self, key_hash: str) -> OwnedKey | None:
@@ -354,7 +366,8 @@ def _team(row: database.DatabaseRow) -> TenantId | None:
     return None if row["team_id"] is None else TenantId(row["team_id"])
 
 
-def _tenant(key: ApiKey) -> TenantId:
+def tenant_of(key: ApiKey) -> TenantId:
+    """Return the organization that owns the key, or else its user."""
     return TenantId(key.user_id) if key.team_id is None else key.team_id
 
 

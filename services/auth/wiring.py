@@ -7,47 +7,40 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from services.auth import api_keys, name_rules, sealing
-from services.auth.accounts import password_changes as own_passwords
 from services.auth.accounts.account_store import AccountStore
 from services.auth.accounts.api_key_rpc import ApiKeyRpc
-from services.auth.accounts.password_changes import MailLimits, PasswordChanges
+from services.auth.accounts.password_changes import PasswordChanges
 from services.auth.accounts.profile import ProfileRpc
-from services.auth.accounts.registration_limits import RegistrationLimits
-from services.auth.accounts.session_revocation import SessionRevocation
+from services.auth.accounts.request_limits import MailLimits, RegistrationLimits
 from services.auth.accounts.user_rpc import AccessReviews, FactorRemoval, UserRpc
 from services.auth.audit.anchoring import Anchoring, AnchorKeys
-from services.auth.audit.audit_log import AuditLog
+from services.auth.audit.audit_log import AuditLog, AuditUpkeep
 from services.auth.audit.audit_rpc import AuditRpc
 from services.auth.audit.audit_store import AuditStore
-from services.auth.audit.audit_upkeep import AuditUpkeep
 from services.auth.audit.verification import Verification
 from services.auth.change_stream import ChangeStream
 from services.auth.dependencies import Dependencies
 from services.auth.logins import LoginRpc
 from services.auth.mfa.factors import Factors
 from services.auth.mfa.mfa_enrollment import MfaEnrollment
-from services.auth.nodes.enrollment_rpc import EnrollmentRpc
 from services.auth.nodes.mesh_ca import MeshCa
-from services.auth.nodes.node_admin_rpc import NodeAdminRpc
+from services.auth.nodes.node_rpc import EnrollmentRpc, NodeAdminRpc
 from services.auth.nodes.node_store import NodeStore
 from services.auth.oidc.oidc_rpc import OidcDependencies, OidcRpc
-from services.auth.organizations.invitations import Invitations
-from services.auth.organizations.organization_rpc import OrganizationRpc
+from services.auth.organizations.organization_rpc import Invitations, OrganizationRpc
 from services.auth.organizations.organization_store import OrganizationStore
 from services.auth.passwords import Passwords
-from services.auth.privacy import erasure, export, retention
+from services.auth.privacy import export, retention
 from services.auth.privacy.erasure import Erasures
 from services.auth.privacy.export import Exports
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.privacy.retention import Days, Retention
 from services.auth.sealing import DataSealer
 from services.auth.session_opening import SessionOpening
-from services.auth.sessions.active_keys import ActiveKeys
+from services.auth.sessions.active_keys import ActiveKeys, SigningKeyRpc
 from services.auth.sessions.failed_logins import FailedLogins
-from services.auth.sessions.identities import CountRefusal, Identities
-from services.auth.sessions.key_last_used import KeyLastUsed
+from services.auth.sessions.identities import CountRefusal, Identities, KeyLastUsed
 from services.auth.sessions.session_store import SessionStore
-from services.auth.sessions.signing_key_rpc import SigningKeyRpc
 from services.auth.sessions.signing_key_store import SigningKeyStore
 from services.auth.sessions.tokens import AccessTokens
 from services.auth.settings import AuthSettings
@@ -123,52 +116,43 @@ class Wiring:
         self.upkeep = AuditUpkeep(self.trail, self._audit_rows, anchoring, self._verification, days=settings.audit_days)
 
     def connect(self, ca: MeshCa | None, oidc: OidcDependencies) -> ServiceParts:
-        factors = Factors.of(self._parts)
-        groups = (
-            self._login_handlers(factors, oidc),
-            self._account_handlers(factors),
-            self._organization_handlers(),
-            self._mesh_handlers(ca),
-        )
-        background: tuple[Work, ...] = (self.changes.run, self.last_used.run, self.upkeep.run, self._opened.signers.run)
-        return ServiceParts(
-            tuple(handler for group in groups for handler in group.handlers),
-            (*background, *(work for group in groups for work in group.work), *((ca.run,) if ca is not None else ())),
-        )
-
-    def _login_handlers(self, factors: Factors, oidc: OidcDependencies) -> ServiceParts:
-        rows = PrivacyStore(self._opened.database)
-        needs = erasure.ErasureDependencies(rows=rows, sessions=self._parts.sessions, mailer=self._opened.mailer, audit=self._audit_rows)
-        erasures = Erasures(self._parts, needs)
-        opening = SessionOpening(self._parts, at_login=(erasures.call_off_at_login,))
-        logins = LoginRpc(self._parts, factors, opening)
-        exports = Exports(self._parts, rows, (export.sessions(self._parts.sessions), export.audit(self._audit_rows)))
-        lost = FactorRemoval(self._parts, SessionRevocation(self._parts.store, self._parts.sessions), self._opened.mailer)
+        parts, database, cache, mailer = self._parts, self._opened.database, self._opened.cache, self._opened.mailer
+        accounts, organizations, own_data = AccountStore(database), OrganizationStore(database), PrivacyStore(database)
+        factors = Factors.of(parts)
+        erasures = Erasures(parts, own_data, self._audit_rows, mailer)
+        opening = SessionOpening(parts, at_login=(erasures.call_off_at_login,))
+        logins = LoginRpc(parts, factors, opening)
+        passwords = PasswordChanges(parts, accounts, MailLimits(cache), mailer)
         days = Days(invitations=self._settings.invitation_days, ended_keys=self._settings.ended_key_days)
-        kept = Retention(retention.own(rows, days))
-        return ServiceParts(
-            (logins, MfaEnrollment(self._parts, factors, opening), lost, OidcRpc(self._parts, oidc, logins), erasures, exports),
-            (erasures.run, kept.run),
+        handlers = (
+            logins,
+            MfaEnrollment(parts, factors, opening),
+            FactorRemoval(parts, mailer),
+            OidcRpc(parts, oidc, logins),
+            erasures,
+            Exports(parts, own_data, (export.sessions(parts.sessions), export.audit(self._audit_rows))),
+            UserRpc(parts, RegistrationLimits(cache, self._settings.registrations_per_address)),
+            passwords,
+            ProfileRpc(parts, accounts, factors, mailer),
+            ApiKeyRpc(parts),
+            OrganizationRpc(parts, organizations),
+            Invitations(parts, organizations, mailer),
+            EnrollmentRpc(parts, self._members, ca),
+            NodeAdminRpc(parts, self._members, ca),
+            AccessReviews(parts, self._members),
+            AuditRpc(parts.store, self.trail, self._audit_rows, self._verification),
+            SigningKeyRpc(self.trail, self._opened.signers),
         )
-
-    def _account_handlers(self, factors: Factors) -> ServiceParts:
-        rows, mailer = AccountStore(self._opened.database), self._opened.mailer
-        ends = SessionRevocation(self._parts.store, self._parts.sessions)
-        needs = own_passwords.PasswordChangeDependencies(rows=rows, ends=ends, limits=MailLimits(self._opened.cache), mailer=mailer)
-        changes = PasswordChanges(self._parts, needs)
-        limits = RegistrationLimits(self._opened.cache, self._settings.registrations_per_address)
-        return ServiceParts((UserRpc(self._parts, limits), changes, ProfileRpc(self._parts, rows, factors, mailer)), (changes.run,))
-
-    def _organization_handlers(self) -> ServiceParts:
-        teams = OrganizationStore(self._opened.database)
-        invitations = Invitations(self._parts, teams, self._opened.mailer)
-        return ServiceParts((ApiKeyRpc(self._parts), OrganizationRpc(self._parts, teams), invitations), ())
-
-    def _mesh_handlers(self, ca: MeshCa | None) -> ServiceParts:
-        archive = AuditRpc(self._parts.store, self.trail, self._audit_rows, self._verification)
-        nodes = (EnrollmentRpc(self._parts, self._members, ca), NodeAdminRpc(self._parts, self._members, ca))
-        published = SigningKeyRpc(self.trail, self._opened.signers)
-        return ServiceParts((*nodes, archive, published, AccessReviews(self._parts, self._members)), ())
+        background = (
+            self.changes.run,
+            self.last_used.run,
+            self.upkeep.run,
+            self._opened.signers.run,
+            erasures.run,
+            Retention(retention.own(own_data, days)).run,
+            passwords.run,
+        )
+        return ServiceParts(handlers, background if ca is None else (*background, ca.run))
 
     def mesh_ca(self) -> MeshCa | None:
         """Return None if auth is no CA."""
@@ -211,8 +195,8 @@ async def ensure_first_admin(settings: AuthSettings, store: AccountTables, passw
 
 
 def _anchor_keys(settings: AuthSettings) -> AnchorKeys:
-    former = () if settings.data_key_old is None else (sealing.read_key(settings.data_key_old, "DATA_KEY_OLD"),)
-    return AnchorKeys.of(*(sealing.derive(key, "audit-anchor") for key in (sealing.read_key(settings.data_key), *former)))
+    keys = sealing.read_keys(settings.data_key, settings.data_key_old)
+    return AnchorKeys.of(*(sealing.derive(key, "audit-anchor") for key in keys))
 
 
 def _sessions(settings: AuthSettings, cache: Cache) -> SessionStore:

@@ -1,6 +1,7 @@
 """Build the Litestar application of the pages: routes and error handlers."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import urlencode
@@ -12,10 +13,10 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ControllerRouterHandler, ExceptionHandlersMap
 
 from services.web import page_access, request_context
-from services.web.http import forms, get_redirects, json_errors
+from services.web.http import forms, json_errors
 from services.web.pages import invitation, keys, landing, models, nodes, overview, playground, requests, usage
 from services.web.pages import organizations as teams
-from services.web.pages.account import account_settings, forgotten_password, login_steps, own_data, provider_login, security, signing_in
+from services.web.pages.account import account_settings, forgotten_password, own_data, provider_login, second_factor, security, signing_in
 from services.web.pages.admin import (
     alerts,
     all_organizations,
@@ -30,15 +31,19 @@ from services.web.pages.admin import (
 )
 from services.web.request_context import App, ConfirmFirst, HttpRequest, Page, PageRequest, SignInFirst, StepFirst
 from shared import context, errors
-from shared.api import accounts, auth
+from shared.api import accounts
 from shared.telemetry import logs
 
 _log = logs.get(part="pages")
 
+#: A parameter in a route pattern, and what each type of it matches.
+_PARAMETER = re.compile(r"\{\w+(?::(\w+))?\}")
+_KINDS = {"uuid": "[0-9A-Fa-f-]{36}"}
+
 ROUTES: tuple[ControllerRouterHandler, ...] = (
     *landing.ROUTES,
     *signing_in.ROUTES,
-    *login_steps.ROUTES,
+    *second_factor.ROUTES,
     *provider_login.ROUTES,
     *forgotten_password.ROUTES,
     *overview.ROUTES,
@@ -64,8 +69,6 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *audit_log.ROUTES,
     *mesh_settings.ROUTES,
 )
-#: Sign-in step -> its page.
-STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor", auth.Step.DONE: request_context.HOME}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +158,7 @@ class Failures:
         return page_request.redirect(f"/login?{urlencode(words, safe='/')}" if words else "/login")
 
     def step_first(self, request: HttpRequest, error: StepFirst) -> Page:
-        return self._find_page_request(request).redirect(STEPS[error.step])
+        return self._find_page_request(request).redirect(signing_in.STEPS[error.step])
 
     def confirmation_needed(self, request: HttpRequest, error: errors.ConfirmationNeeded) -> Page:
         return self.refused(request, error) if _sent_json(request) else self.confirm_first(request, ConfirmFirst())
@@ -183,7 +186,7 @@ class Failures:
 
     def not_http(self, request: HttpRequest, error: HTTPException) -> Page:
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "GET" and _wants_html(request):
-            return self._find_page_request(request).redirect(get_redirects.find(request.scope["path"], _READABLE))
+            return self._find_page_request(request).redirect(find_readable_parent(request.scope["path"], _READABLE))
         kind = _KIND_OF_STATUS.get(error.status_code, errors.BadRequest)
         answer = self.refused(request, kind(_MESSAGE_OF_STATUS.get(error.status_code, "this page cannot handle the request")))
         answer.headers.update({name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"})
@@ -232,3 +235,23 @@ def _wants_html(request: HttpRequest) -> bool:
 
 def _sent_json(request: HttpRequest) -> bool:
     return request_context.media_type(request) == "application/json"
+
+
+def find_readable_parent(path: str, readable: Iterable[str]) -> str:
+    """Return the page to redirect to when a browser sends GET to a path that only accepts forms, as after a reload in another tab.
+
+    It is the closest parent path that matches a readable route pattern, because that page has the form. The root matches always.
+    """
+    pages = [_compiled(pattern) for pattern in readable]
+    while path != "/":
+        path = path.rpartition("/")[0] or "/"
+        if any(page.fullmatch(path) for page in pages):
+            break
+    return path
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    pieces = (
+        _KINDS.get(found or "", "[^/]+") if number % 2 else re.escape(found) for number, found in enumerate(_PARAMETER.split(pattern))
+    )
+    return re.compile("".join(pieces))

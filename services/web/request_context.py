@@ -15,8 +15,8 @@ from litestar import MediaType, Response
 from litestar import Request as LitestarRequest
 from litestar.datastructures import Cookie, State
 
-from services.web import alert_banner, answer_events, csrf, live_updates, page_access, rendering, runbooks, sessions
-from services.web.alert_poller import AlertPoller
+from services.web import alert_banner, csrf, live_updates, page_access, rendering, runbooks, sessions
+from services.web.alert_banner import AlertPoller
 from services.web.http import forms, json_errors
 from services.web.mesh_calls import MeshCalls
 from services.web.page_access import PageAudience
@@ -93,7 +93,8 @@ class App:
     renderer: rendering.Renderer
     now: Callable[[], datetime]
     followers: ConcurrencyLimit = field(default_factory=live_updates.follower_limit)
-    answers: ConcurrencyLimit = field(default_factory=answer_events.answer_limit)
+    #: Limits concurrent answers in the playground, in total and per user. The gateway has its own limits.
+    answers: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(200, most_of_one=4))
     runbooks: Mapping[str, str] = field(default_factory=runbooks.load)
     alert_poller: AlertPoller = field(default_factory=lambda: AlertPoller(time.monotonic))
     #: Limits concurrent registrations and sign-ins, so that a burst of them does not slow other requests.

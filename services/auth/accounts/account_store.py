@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from services.auth import store
+from services.auth.sessions.session_store import SessionStore
+from services.auth.store import AccountTables
 from shared import errors
 from shared.api.accounts import Preferences
 from shared.stores import database
@@ -34,15 +37,9 @@ class AccountStore:
             raise _deleted()
         return OwnRow(_preferences(row), row["has_password"], row["erase_at"])
 
-    @contextlib.asynccontextmanager
-    async def renaming(self) -> AsyncIterator[database.Transaction]:
+    def renaming(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
         """Raises AlreadyExists if a name or an address written in it is taken."""
-        try:
-            async with self._db.transaction() as transaction:
-                yield transaction
-        except database.UniqueViolation as error:
-            what = "email address" if "email" in str(error.constraint_name) else "user name"
-            raise errors.AlreadyExists(f"this {what} is taken", hint="choose another") from error
+        return store.naming_user(self._db, "choose another")
 
     async def change_profile(self, transaction: database.Transaction, user_id: UserId, username: str | None, email: str | None) -> None:
         """``None`` leaves a value unchanged. Raises NotFound."""
@@ -94,3 +91,20 @@ def _preferences(row: database.DatabaseRow) -> Preferences:
 
 def _deleted() -> errors.NotFound:
     return errors.NotFound("this account was closed or deleted a moment ago", hint="ask an administrator of this mesh")
+
+
+class SessionRevocation:
+    """Changes an account and ends its sessions together, or does neither."""
+
+    def __init__(self, store: AccountTables, sessions: SessionStore) -> None:
+        self._store = store
+        self._sessions = sessions
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, user_id: UserId, *, but: str | None = None) -> AsyncIterator[database.Transaction]:
+        """Sessions end before the commit, so nothing changes while Valkey is down; and again after it: until then the old one worked."""
+        async with self._store.transaction() as transaction:
+            yield transaction
+            await self._sessions.end_all(user_id, but)
+            await transaction.run("tell_of_user", user_id)
+        await self._sessions.end_all(user_id, but)

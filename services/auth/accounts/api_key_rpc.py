@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from services.auth import api_keys, audit_records, name_rules, roles
 from services.auth.dependencies import Dependencies
-from services.auth.store import NewKey
+from services.auth.store import NewKey, tenant_of
 from shared import errors
 from shared.api import auth, events
 from shared.rpc import RpcCall, serves
@@ -63,7 +63,9 @@ class ApiKeyRpc:
         revoked = await self._revoke(caller, key) or key
         # The key first, then those that it created, until none is left: a stolen key may create more meanwhile.
         for _ in range(_MOST_ROUNDS if request.with_made else 0):
-            made = [each for each in await self._store.list_keys_made_by(key.id) if roles.is_admin(caller) or _tenant(each) == _tenant(key)]
+            made = [
+                each for each in await self._store.list_keys_made_by(key.id) if roles.is_admin(caller) or tenant_of(each) == tenant_of(key)
+            ]
             if not made:
                 break
             for each in made:
@@ -72,11 +74,11 @@ class ApiKeyRpc:
 
     async def _revoke(self, caller: auth.Principal, key: auth.ApiKey, **details: str) -> auth.ApiKey | None:
         """Return None if it was revoked before."""
-        async with self._store.bound(_tenant(key)) as transaction:
+        async with self._store.bound(tenant_of(key)) as transaction:
             revoked = await self._store.revoke_key(transaction, key)
             if revoked is None:
                 return None
-            await self._trail.add(transaction, audit_records.done("key.revoke", caller, tenant=_tenant(key), target=key.id, **details))
+            await self._trail.add(transaction, audit_records.done("key.revoke", caller, tenant=tenant_of(key), target=key.id, **details))
         self._node.publish(events.KeyRevoked(datetime.now(UTC), key.id, key.user_id))
         _log.info("key revoked", key_id=key.id, user_id=key.user_id, by=caller.user_id)
         return revoked
@@ -87,11 +89,11 @@ class ApiKeyRpc:
         name_rules.check_key_name(request.name)
         key = await self._get_key(caller, request.key)
         _check_own(caller, key, "renames")
-        async with self._store.bound(_tenant(key)) as transaction:
+        async with self._store.bound(tenant_of(key)) as transaction:
             renamed = await self._store.rename_key(transaction, key, request.name.strip())
             if renamed is None:
                 raise _ended(key)
-            await self._trail.add(transaction, audit_records.done("key.rename", caller, tenant=_tenant(key), target=key.id))
+            await self._trail.add(transaction, audit_records.done("key.rename", caller, tenant=tenant_of(key), target=key.id))
         return renamed
 
     @serves(auth.rotate_api_key)
@@ -104,11 +106,13 @@ class ApiKeyRpc:
         roles.check_may_rotate(caller, key, await self._role_of(caller, key.user_id))
         secret = api_keys.generate(key.kind)
         mark = api_keys.Mark(self._identities.digest(secret), api_keys.preview(secret))
-        async with self._store.bound(_tenant(key)) as transaction:
+        async with self._store.bound(tenant_of(key)) as transaction:
             rotated = await self._store.rotate_key(transaction, key, mark, request.overlap_seconds)
             if rotated is None:
                 raise _ended(key)
-            act = audit_records.done("key.rotate", caller, tenant=_tenant(key), target=key.id, overlap_seconds=str(request.overlap_seconds))
+            act = audit_records.done(
+                "key.rotate", caller, tenant=tenant_of(key), target=key.id, overlap_seconds=str(request.overlap_seconds)
+            )
             await self._trail.add(transaction, act)
         _log.info("key rotated", key_id=key.id, user_id=key.user_id, by=caller.user_id)
         return auth.CreatedApiKey(secret, rotated)
@@ -116,10 +120,7 @@ class ApiKeyRpc:
     async def _role_of(self, caller: auth.Principal, user_id: UserId) -> UserRole:
         if user_id == caller.user_id:
             return caller.role
-        user = await self._store.find_user(user_id)
-        if user is None:
-            raise errors.NotFound("there is no user with this id", hint="`aicli admin users list` shows the ids")
-        return user.role
+        return (await self._store.get_user(user_id)).role
 
     async def _get_key(self, caller: auth.Principal, text: str) -> auth.ApiKey:
         """Find by id, or by a name that is unique among the caller's active keys. Raises NotFound, and BadRequest for several."""
@@ -152,7 +153,3 @@ def _check_own(caller: auth.Principal, key: auth.ApiKey, what: str) -> None:
 
 def _ended(key: auth.ApiKey) -> errors.BadRequest:
     return errors.BadRequest(f"the key {key.name!r} was revoked or has expired", hint="create a new one")
-
-
-def _tenant(key: auth.ApiKey) -> TenantId:
-    return TenantId(key.user_id) if key.team_id is None else key.team_id

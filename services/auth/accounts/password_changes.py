@@ -3,53 +3,26 @@
 import asyncio
 from dataclasses import dataclass
 
-from services.auth import api_keys, audit_records, client_facing_roles, mail_texts
-from services.auth.accounts.account_store import AccountStore
-from services.auth.accounts.session_revocation import SessionRevocation
+from services.auth import api_keys, audit_records, mail_texts
+from services.auth.accounts import request_limits
+from services.auth.accounts.account_store import AccountStore, SessionRevocation
+from services.auth.accounts.request_limits import MailLimits
 from services.auth.dependencies import Dependencies
-from services.auth.sessions import hourly_limits
-from services.auth.sessions.hourly_limits import HourlyLimits
+from services.auth.sessions import identities
 from services.auth.store import StoredAccount
 from shared import context, errors
 from shared.api import accounts
 from shared.api.method import Nothing
 from shared.mail.mailer import Mailer
 from shared.rpc import RpcCall, serves
-from shared.stores.cache import Cache
 from shared.telemetry import logs
-from shared.types import TenantId, UserId
+from shared.types import TenantId
 
 RESET_SECONDS = 1800
 #: Requests that wait to be processed; each takes a few milliseconds.
 _MOST_WAITING = 200
 
 _log = logs.get(part="auth")
-
-
-FOR_AN_ACCOUNT = 3
-#: For one client address, whatever accounts it asks for.
-FOR_AN_ADDRESS = 10
-
-
-class MailLimits:
-    """How often password resets may be requested. Every method may raise Unavailable."""
-
-    def __init__(self, cache: Cache) -> None:
-        self._requested = HourlyLimits(cache, "reset_mails")
-
-    async def charge_address(self, requester: str) -> None:
-        """Raises Limited, which reveals nothing about any account."""
-        wait_seconds = await self._requested.count(f"from:{requester}", FOR_AN_ADDRESS)
-        if wait_seconds:
-            raise errors.Limited(
-                "too many password resets were requested from your address",
-                hint=f"wait; {FOR_AN_ADDRESS} per hour are allowed",
-                retry_after_seconds=wait_seconds,
-            )
-
-    async def may_mail(self, user_id: UserId) -> bool:
-        """Count the mail and return whether to send it. An error would reveal that the account exists."""
-        return not await self._requested.count(f"to:{user_id}", FOR_AN_ACCOUNT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +32,21 @@ class _ResetRequest:
     request: context.RequestContext | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PasswordChangeDependencies:
-    rows: AccountStore
-    ends: SessionRevocation
-    limits: MailLimits
-    mailer: Mailer
-
-
 class PasswordChanges:
     """``run`` is the task that processes reset requests. They are answered before anything is looked up, so neither the answer nor its
     timing reveals whether an account exists."""
 
-    def __init__(self, parts: Dependencies, needs: PasswordChangeDependencies) -> None:
+    def __init__(self, parts: Dependencies, rows: AccountStore, limits: MailLimits, mailer: Mailer) -> None:
         self._settings = parts.settings
         self._store = parts.store
         self._identities = parts.identities
         self._passwords = parts.passwords
         self._guesses = parts.guesses
         self._trail = parts.trail
-        self._rows = needs.rows
-        self._ends = needs.ends
-        self._limits = needs.limits
-        self._mailer = needs.mailer
+        self._rows = rows
+        self._ends = SessionRevocation(parts.store, parts.sessions)
+        self._limits = limits
+        self._mailer = mailer
         self._requests: asyncio.Queue[_ResetRequest] = asyncio.Queue(_MOST_WAITING)
 
     @serves(accounts.change_password)
@@ -104,8 +69,8 @@ class PasswordChanges:
 
     @serves(accounts.request_password_reset)
     async def request_password_reset(self, request: accounts.RequestPasswordReset, call: RpcCall) -> Nothing:
-        address = client_facing_roles.client_address(request.client, call)
-        await self._limits.charge_address(hourly_limits.requester_of(address or "", call.caller.node))
+        address = identities.client_address(request.client, call)
+        await self._limits.charge_address(request_limits.requester_of(address or "", call.caller.node))
         try:
             self._requests.put_nowait(_ResetRequest(request.name.strip(), context.current.get()))
         except asyncio.QueueFull:

@@ -3,12 +3,13 @@
 import asyncio
 from datetime import UTC, datetime
 
-from services.auth import api_keys, audit_records, client_facing_roles, mail_texts, name_rules, roles
-from services.auth.accounts.registration_limits import RegistrationLimits
-from services.auth.accounts.session_revocation import SessionRevocation
+from services.auth import api_keys, audit_records, mail_texts, name_rules, roles
+from services.auth.accounts.account_store import SessionRevocation
+from services.auth.accounts.request_limits import RegistrationLimits
 from services.auth.dependencies import Dependencies
 from services.auth.mfa.factor_store import FactorStore
 from services.auth.nodes.node_store import NodeStore
+from services.auth.sessions import identities
 from shared import access_table, errors
 from shared.api import auth, business, events, gateway, privacy, usage_report
 from shared.api.usage_report import UserUsage
@@ -41,7 +42,7 @@ class UserRpc:
         name_rules.check_username(data.username)
         name_rules.check_email(data.email)
         self._passwords.check(data.password, username=data.username, email=data.email)
-        address = client_facing_roles.client_address(request.client, call)
+        address = identities.client_address(request.client, call)
         if by is None and address is not None:
             # Other callers are nodes, which an administrator let into the mesh.
             await self._limits.charge(address, call.caller.node)
@@ -131,10 +132,7 @@ class UserRpc:
 
     @serves(auth.get_user)
     async def get_user(self, request: auth.GetUser, call: RpcCall) -> auth.User:
-        user = await self._store.find_user(request.user_id)
-        if user is None:
-            raise errors.NotFound("there is no user with this id", hint="`aicli admin users list` shows the ids")
-        return user
+        return await self._store.get_user(request.user_id)
 
     @serves(auth.get_user_called)
     async def get_user_called(self, request: auth.GetUserCalled, call: RpcCall) -> auth.User:
@@ -168,10 +166,10 @@ class UserRpc:
 class FactorRemoval:
     """Lets an administrator remove a lost second factor. The user gets a mail, so that a removal under false pretenses is noticed."""
 
-    def __init__(self, parts: Dependencies, ends: SessionRevocation, mailer: Mailer) -> None:
+    def __init__(self, parts: Dependencies, mailer: Mailer) -> None:
         self._users = parts.store
         self._store = FactorStore(parts.store)
-        self._ends = ends
+        self._ends = SessionRevocation(parts.store, parts.sessions)
         self._mailer = mailer
         self._trail = parts.trail
 

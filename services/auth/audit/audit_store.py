@@ -117,7 +117,10 @@ class AuditStore:
         return total
 
     async def shred_of(self, transaction: database.Transaction, user_id: UserId) -> int:
-        """Erase the personal parts of everything that a user did. The transaction must see every tenant's rows."""
+        """Erase the personal parts of everything that a user did; the chain still verifies. Idempotent.
+
+        The transaction must see every tenant's rows.
+        """
         return await transaction.run("shred_audit_details_of", user_id)
 
     # --- anchors -----------------------------------------------------------------------------------------------------

@@ -21,12 +21,10 @@ def new_codes() -> tuple[str, ...]:
 
 
 def digest(code: str, owner: UserId, pepper: str) -> str:
-    """Return the stored form, in hex."""
     return hmac.digest(pepper.encode(), f"recovery code/{owner}/{normal(code)}".encode(), hashlib.sha256).hex()
 
 
 def may_be(code: str) -> bool:
-    """Return whether it has the form of a code."""
     typed = normal(code)
     return len(typed) == _GROUP * _GROUPS and set(typed) <= set(_ALPHABET)
 

@@ -6,14 +6,13 @@ The administrator sets the issuer; every other address comes from the document f
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from shared import errors
+from shared import addresses, errors
 
 T = TypeVar("T")
 
@@ -158,9 +157,5 @@ def _is_safe(parts: SplitResult, *, loopback_allowed: bool) -> bool:
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    found = addresses.parse(host)
+    return host == "localhost" or (found is not None and found.is_loopback)

@@ -14,6 +14,7 @@ from urllib.parse import quote_plus, urlencode, urlsplit
 
 import msgspec
 
+from services.auth import api_keys
 from services.auth.oidc import discovery
 from services.auth.oidc.discovery import ClientAuthentication, ClientRegistration, ProviderMetadata
 from shared import errors
@@ -119,7 +120,7 @@ def begin_login(
         verifier=verifier,
         redirect_uri=purpose.redirect_uri,
         then=purpose.then,
-        bound_to=_hash(binding),
+        bound_to=api_keys.hash_token(binding),
         began_at=now,
         link_to=purpose.link_to,
         max_age_seconds=purpose.max_age_seconds,
@@ -129,7 +130,7 @@ def begin_login(
 
 def check_answer(answer: ProviderReply, pending: PendingLogin, binding: str, metadata: ProviderMetadata) -> str:
     """Return the code. Raises NotAuthenticated for an answer to another login, and otherwise what the provider's error means."""
-    if not hmac.compare_digest(_hash(binding), pending.bound_to):
+    if not hmac.compare_digest(api_keys.hash_token(binding), pending.bound_to):
         raise start_again("this login was started in another browser, or its cookie is gone")
     if pending.issuer != metadata.issuer:
         raise start_again("the login provider was changed in the meantime")
@@ -216,7 +217,3 @@ def _translate_error(error: str) -> errors.AimeshError:
 
 def _with_query(address: str, query: Mapping[str, str]) -> str:
     return address + ("&" if "?" in address else "?") + urlencode(query)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,5 @@
 """Run a login with the provider, from the button to a verified identity, and the logout there. Touches no accounts."""
 
-import hashlib
 import secrets
 import time
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from services.auth import api_keys
 from services.auth.oidc import account_provisioning, discovery, flow, id_tokens
 from services.auth.oidc.account_provisioning import Identity
 from services.auth.oidc.discovery import ClientRegistration
@@ -125,7 +125,7 @@ class OidcLogins:
 
 
 def _key(state: str) -> str:
-    return f"auth:oidc:{hashlib.sha256(state.encode()).hexdigest()}"
+    return f"auth:oidc:{api_keys.hash_token(state)}"
 
 
 def _random_text() -> str:

@@ -1,15 +1,14 @@
 """RPC methods to log in with the provider, and to link an account to it or unlink it."""
 
 import contextlib
-import hashlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
 
-from services.auth import audit_records
+from services.auth import api_keys, audit_records
 from services.auth.dependencies import Dependencies
+from services.auth.logins import LoginRpc
 from services.auth.oidc import account_provisioning, discovery
 from services.auth.oidc.account_provisioning import Identity, ProvisionedAccount, RoleTable
 from services.auth.oidc.discovery import ClientRegistration
@@ -70,15 +69,7 @@ class ProviderSessions:
 
 
 def _key(session_token: str) -> str:
-    return f"auth:oidc:session:{hashlib.sha256(session_token.encode()).hexdigest()}"
-
-
-class OpensSessions(Protocol):
-    """The part of ``logins.LoginRpc`` that is needed here."""
-
-    async def begin(self, user: auth.User, login: StoredLogin) -> auth.LoginSession:
-        """Return the session with the step that the login still lacks."""
-        ...
+    return f"auth:oidc:session:{api_keys.hash_token(session_token)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +97,7 @@ class OidcDependencies:
 class OidcRpc:
     """Any method may raise Unavailable: the provider, PostgreSQL or Valkey does not answer."""
 
-    def __init__(self, parts: Dependencies, oidc: OidcDependencies, logins: OpensSessions) -> None:
+    def __init__(self, parts: Dependencies, oidc: OidcDependencies, logins: LoginRpc) -> None:
         self._node = parts.node
         self._store = parts.store
         self._sessions = parts.sessions

@@ -5,13 +5,12 @@ payments still add up.
 """
 
 import secrets
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from services.auth import audit_records, mail_texts
-from services.auth.accounts.session_revocation import SessionsToEnd
+from services.auth.audit.audit_store import AuditStore
 from services.auth.dependencies import Dependencies
-from services.auth.privacy.privacy_store import Due, PrivacyStore
+from services.auth.privacy.privacy_store import PrivacyStore
 from shared import errors
 from shared.api import privacy
 from shared.api.auth import User
@@ -30,34 +29,18 @@ _EVERY_SECONDS = 600
 _log = logs.get(part="privacy")
 
 
-class AuditDetails(Protocol):
-    """The part of the audit log that erasure needs."""
-
-    async def shred_of(self, transaction: "Transaction", user_id: UserId) -> int:
-        """Erase the personal parts of everything that this user did; the chain still verifies. Idempotent."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErasureDependencies:
-    rows: PrivacyStore
-    sessions: SessionsToEnd
-    mailer: Mailer
-    audit: AuditDetails | None = None
-
-
 class Erasures:
     """``run`` is the job. Any number of replicas may run it; each account is handled by one of them."""
 
-    def __init__(self, parts: Dependencies, needs: ErasureDependencies) -> None:
+    def __init__(self, parts: Dependencies, rows: PrivacyStore, audit: AuditStore, mailer: Mailer) -> None:
         self._settings = parts.settings
         self._store = parts.store
         self._identities = parts.identities
         self._trail = parts.trail
-        self._rows = needs.rows
-        self._sessions = needs.sessions
-        self._mailer = needs.mailer
-        self._audit = needs.audit
+        self._rows = rows
+        self._sessions = parts.sessions
+        self._mailer = mailer
+        self._audit = audit
 
     @serves(privacy.request_erasure)
     async def request_erasure(self, request: privacy.RequestErasure, call: RpcCall) -> privacy.Erasure:
@@ -117,24 +100,20 @@ class Erasures:
 
     async def _erase(self, user_id: UserId) -> None:
         async with self._rows.erasing() as transaction:
-            due = await self._rows.take_due(transaction, user_id)
-            if due is None:
+            role = await self._rows.take_due(transaction, user_id)
+            if role is None:
                 return
-            if await self._is_last_administrator(transaction, due):
+            # An account that is due doesn't count as remaining.
+            if role is UserRole.ADMIN and not await self._rows.administrators(transaction):
                 _log.error("the last administrator cannot be deleted: appoint another one, or cancel the deletion", user_id=user_id)
                 return
             await self._rows.erase(transaction, user_id, secrets.token_hex(4))
-            if self._audit is not None:
-                await self._audit.shred_of(transaction, user_id)
+            await self._audit.shred_of(transaction, user_id)
             # Before the commit, so that nothing is deleted while Valkey is down; and again after it, for logins in between.
             await self._sessions.end_all(user_id)
             await self._trail.add(transaction, audit_records.of_mesh("user.erased", None, target=user_id))
         await self._sessions.end_all(user_id)
         _log.info("account erased", user_id=user_id)
-
-    async def _is_last_administrator(self, transaction: "Transaction", due: Due) -> bool:
-        """``due`` doesn't count as remaining."""
-        return due.role is UserRole.ADMIN and not await self._rows.administrators(transaction)
 
     async def _check_not_needed(self, transaction: "Transaction", user_id: UserId, role: UserRole) -> None:
         if role is UserRole.ADMIN and not await self._rows.administrators(transaction) - {user_id}:

@@ -3,34 +3,34 @@
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 import msgspec
 
 from services.auth import audit_records
-from services.auth.audit.audit_store import AuditQuery
+from services.auth.audit.audit_store import AuditQuery, AuditStore
 from services.auth.dependencies import Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
-from services.auth.sessions.session_store import StoredSession
+from services.auth.sessions.session_store import SessionStore
 from shared.api import privacy
-from shared.api.audit import AuditRow
 from shared.api.method import Nothing
 from shared.rpc import StreamCall, serves
 from shared.types import TenantId, UserId
 
 #: Per message; the limit of the wire is higher.
 _PIECE_BYTES = 65_536
+#: Rows of the audit log read at once.
+_PAGE = 500
 
-#: The description of each file of auth's own tables.
-_DESCRIPTIONS = {
-    "account.json": "Your account: name, address, role, tier.",
-    "preferences.json": "Your preferences from the settings page, if you have set any.",
-    "keys.json": "Your API keys, including ended ones. Their secrets are not stored.",
-    "organisations.json": "The organizations that you are a member of.",
-    "invitations.json": "Invitations to organizations, sent to you and by you.",
-    "logins-at-providers.json": "Logins at providers that open your account.",
-    "nodes.json": "Machines that you added to the mesh.",
-    "tickets.json": "Tickets with which machines can join in your name.",
+#: File of auth's own tables -> its query and its description.
+_OWN_FILES = {
+    "account.json": ("export_account", "Your account: name, address, role, tier."),
+    "preferences.json": ("export_preferences", "Your preferences from the settings page, if you have set any."),
+    "keys.json": ("export_keys", "Your API keys, including ended ones. Their secrets are not stored."),
+    "organisations.json": ("export_organisations", "The organizations that you are a member of."),
+    "invitations.json": ("export_invitations", "Invitations to organizations, sent to you and by you."),
+    "logins-at-providers.json": ("export_links", "Logins at providers that open your account."),
+    "nodes.json": ("export_nodes", "Machines that you added to the mesh."),
+    "tickets.json": ("export_tickets", "Tickets with which machines can join in your name."),
 }
 
 Rows = Callable[[UserId], AsyncIterator[msgspec.Struct | msgspec.Raw]]
@@ -52,7 +52,7 @@ class Exports:
         """``others``: sessions and the audit log."""
         self._store = parts.store
         self._trail = parts.trail
-        self._sources = (*(_own(rows, name, query) for name, query in rows.exported.items()), *others)
+        self._sources = (*(_own(rows, name) for name in _OWN_FILES), *others)
 
     @serves(privacy.export_account)
     async def export_account(self, request: privacy.ExportAccount, stream: StreamCall[privacy.ExportedFile]) -> Nothing:
@@ -60,7 +60,7 @@ class Exports:
         async with self._store.transaction() as transaction:
             act = audit_records.done("account.export", caller, tenant=TenantId(caller.user_id), target=caller.user_id)
             await self._trail.add(transaction, act)
-        await _send(stream, "README.txt", [read_me(self._sources).encode()])
+        await stream.send(privacy.ExportedFile("README.txt", read_me(self._sources).encode()))
         for source in self._sources:
             pieces = bytearray()
             async for chunk in _array(source.rows(caller.user_id)):
@@ -82,11 +82,6 @@ def read_me(sources: Iterable[ExportSource]) -> str:
     )
 
 
-async def _send(stream: StreamCall[privacy.ExportedFile], name: str, pieces: Iterable[bytes]) -> None:
-    for piece in pieces:
-        await stream.send(privacy.ExportedFile(name, piece))
-
-
 async def _array(rows: AsyncIterator[msgspec.Struct | msgspec.Raw]) -> AsyncIterator[bytes]:
     before = b"[\n"
     async for row in rows:
@@ -95,30 +90,17 @@ async def _array(rows: AsyncIterator[msgspec.Struct | msgspec.Raw]) -> AsyncIter
     yield b"[]\n" if before == b"[\n" else b"\n]\n"
 
 
-def _own(store: PrivacyStore, name: str, query: str) -> ExportSource:
+def _own(store: PrivacyStore, name: str) -> ExportSource:
+    query, description = _OWN_FILES[name]
+
     async def rows(user_id: UserId) -> AsyncIterator[msgspec.Struct | msgspec.Raw]:
         for row in await store.rows_of(query, user_id):
             yield row
 
-    return ExportSource(name, _DESCRIPTIONS[name], rows)
+    return ExportSource(name, description, rows)
 
 
-_PAGE = 500
-
-
-class SessionList(Protocol):
-    async def list_of(self, user_id: UserId) -> tuple[StoredSession, ...]:
-        """Return the open sessions. Raises Unavailable."""
-        ...
-
-
-class AuditList(Protocol):
-    async def list_rows(self, query: AuditQuery, limit: int) -> tuple[AuditRow, ...]:
-        """Return the newest rows, and all that share the time of the last one. Raises Unavailable."""
-        ...
-
-
-def sessions(open_sessions: SessionList) -> ExportSource:
+def sessions(open_sessions: SessionStore) -> ExportSource:
     async def rows(user_id: UserId) -> AsyncIterator[msgspec.Struct | msgspec.Raw]:
         for session in await open_sessions.list_of(user_id):
             yield session.shown(None)
@@ -126,7 +108,7 @@ def sessions(open_sessions: SessionList) -> ExportSource:
     return ExportSource("sessions.json", "Your open logins and their addresses; older ones are not stored.", rows)
 
 
-def audit(log: AuditList) -> ExportSource:
+def audit(log: AuditStore) -> ExportSource:
     async def rows(user_id: UserId) -> AsyncIterator[msgspec.Struct | msgspec.Raw]:
         before: datetime | None = None
         while page := await log.list_rows(AuditQuery(actor=user_id, before=before), _PAGE):

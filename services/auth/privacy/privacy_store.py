@@ -1,10 +1,7 @@
 """Erasure, export and retention in auth's tables. Every method may raise Unavailable."""
 
-from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
 
 import msgspec
 
@@ -34,28 +31,6 @@ _ERASED = (
     "erase_refusals",
     "erase_mentions",
 )
-
-#: File of the export -> query.
-_EXPORTED = MappingProxyType(
-    {
-        "account.json": "export_account",
-        "preferences.json": "export_preferences",
-        "keys.json": "export_keys",
-        "organisations.json": "export_organisations",
-        "invitations.json": "export_invitations",
-        "logins-at-providers.json": "export_links",
-        "nodes.json": "export_nodes",
-        "tickets.json": "export_tickets",
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """An account that is due for erasure, locked until the end of the transaction."""
-
-    user_id: UserId
-    role: UserRole
 
 
 class PrivacyStore:
@@ -93,10 +68,10 @@ class PrivacyStore:
         """A transaction with more time, for ``take_due`` and ``erase``."""
         return self._db.transaction(deadline_seconds=_ERASURE_SECONDS)
 
-    async def take_due(self, transaction: database.Transaction, user_id: UserId) -> Due | None:
-        """Return None if another replica handles it, or it was canceled."""
+    async def take_due(self, transaction: database.Transaction, user_id: UserId) -> UserRole | None:
+        """Lock an account that is due until the end of the transaction. Return None if another replica handles it, or it was canceled."""
         row = await transaction.row("take_due_erasure", user_id)
-        return None if row is None else Due(UserId(row["id"]), UserRole(row["role"]))
+        return None if row is None else UserRole(row["role"])
 
     async def erase(self, transaction: database.Transaction, user_id: UserId, pseudonym: str) -> None:
         """Erase everything in auth's tables, except the personal parts of this user's acts in the audit log."""
@@ -106,11 +81,6 @@ class PrivacyStore:
         await transaction.run("erase_user", user_id, pseudonym)
 
     # --- export ------------------------------------------------------------------------------------------------------
-
-    @property
-    def exported(self) -> Mapping[str, str]:
-        """File -> query, for ``rows_of``."""
-        return _EXPORTED
 
     async def rows_of(self, query: str, user_id: UserId) -> tuple[msgspec.Raw, ...]:
         """Each row is a JSON object."""

@@ -1,4 +1,4 @@
-"""Hold this replica's opened signing keys and keep them the same as every other replica's."""
+"""Hold this replica's opened signing keys, keep them the same as every other replica's, and publish and rotate them by RPC."""
 
 import asyncio
 import contextlib
@@ -7,12 +7,16 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from services.auth.sessions import key_rotation
-from services.auth.sessions.key_rotation import KnownKey, RotationPlan
+from services.auth import audit_records
+from services.auth.audit_records import AuditTrail
+from services.auth.sealing import DataSealer
+from services.auth.sessions import signing_keys
 from services.auth.sessions.signing_key_store import KeyChange, SigningKeyStore, StoredKey
-from services.auth.sessions.signing_keys import KeySealer, PrivateSigningKey
+from services.auth.sessions.signing_keys import KnownKey, PrivateSigningKey, RotationPlan
 from shared import errors
+from shared.api import auth
 from shared.node import lifecycle
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 
 if TYPE_CHECKING:
@@ -33,7 +37,7 @@ class ActiveKeys:
     def __init__(
         self,
         rows: SigningKeyStore,
-        sealer: KeySealer,
+        sealer: DataSealer,
         lifetime: timedelta,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -62,7 +66,7 @@ class ActiveKeys:
             tasks.create_task(lifecycle.every(_REFRESH_SECONDS, self.refresh))
 
     def signer(self) -> PrivateSigningKey:
-        chosen = key_rotation.signer_of(self._known, self._now())
+        chosen = signing_keys.signer_of(self._known, self._now())
         assert chosen is not None, "begin has created the first key"
         return self._opened[chosen.kid]
 
@@ -80,12 +84,12 @@ class ActiveKeys:
     async def refresh(self) -> None:
         """Read the keys, and rotate them if it is due. Raises Unavailable."""
         stored = await self._read()
-        if key_rotation.plan([one.known for one in stored], self._now(), self._lifetime).is_empty and not self._outdated(stored):
+        if signing_keys.plan([one.known for one in stored], self._now(), self._lifetime).is_empty and not self._outdated(stored):
             return
         async with self._rows.changing() as (change, found):
             locked = self._readable(found)
             # Again under the lock: another replica may have done it a moment ago.
-            plan = key_rotation.plan([one.known for one in locked], self._now(), self._lifetime)
+            plan = signing_keys.plan([one.known for one in locked], self._now(), self._lifetime)
             await self._apply(change, plan)
             for one in self._outdated(locked):
                 if one.known.kid not in plan.drop:
@@ -97,7 +101,7 @@ class ActiveKeys:
         """Rotate in one transaction with what the block writes. ``at_once`` drops all other keys. Raises Unavailable."""
         async with self._rows.changing() as (change, found):
             known = [one.known for one in self._readable(found)]
-            await self._apply(change, (key_rotation.plan_emergency if at_once else key_rotation.plan_rotation)(known, self._now()))
+            await self._apply(change, (signing_keys.plan_emergency if at_once else signing_keys.plan_rotation)(known, self._now()))
             yield change.transaction
         # Committed already; if the keys cannot be read now, ``run`` will.
         with contextlib.suppress(errors.Unavailable):
@@ -158,3 +162,25 @@ class ActiveKeys:
                     async for _ in changes:
                         await self._read()
             await asyncio.sleep(_RETRY_SECONDS)
+
+
+class SigningKeyRpc:
+    def __init__(self, trail: AuditTrail, signers: ActiveKeys) -> None:
+        self._trail = trail
+        self._signers = signers
+
+    @serves(auth.get_signing_keys)
+    async def get_signing_keys(self, request: auth.GetSigningKeys, call: RpcCall) -> auth.SigningKeys:
+        return self._published()
+
+    @serves(auth.rotate_signing_keys)
+    async def rotate_signing_keys(self, request: auth.RotateSigningKeys, call: RpcCall) -> auth.SigningKeys:
+        caller = call.principal
+        async with self._signers.rotating(at_once=request.at_once) as transaction:
+            act = audit_records.of_mesh("signing_keys.rotate", caller, at_once="yes" if request.at_once else "no")
+            await self._trail.add(transaction, act)
+        _log.info("signing keys rotated", at_once=request.at_once, by=caller.user_id)
+        return self._published()
+
+    def _published(self) -> auth.SigningKeys:
+        return auth.SigningKeys(tuple(auth.SigningKey(key.kid, key.x) for key in self._signers.published()))

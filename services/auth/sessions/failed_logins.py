@@ -9,13 +9,13 @@ An attempt is charged before its hash is compared, so concurrent attempts gain n
 hash could not be compared is refunded.
 """
 
-import hashlib
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.auth import api_keys
 from shared import addresses, errors
 from shared.stores.cache import Cache
 from shared.types import UserId
@@ -130,15 +130,11 @@ def _keys(account: str, address: str, browser: str) -> tuple[str, str, str, str]
     network = addresses.client_network(address) or address
     return (
         _key("at", account, network) if address else "",
-        f"auth:failed_logins:{_hash(account)}",
-        f"auth:failed_logins:from:{_hash(network)}" if address else "",
+        f"auth:failed_logins:{api_keys.hash_token(account)}",
+        f"auth:failed_logins:from:{api_keys.hash_token(network)}" if address else "",
         _MESH_KEY,
     )
 
 
 def _key(what: str, account: str, of: str) -> str:
-    return f"auth:failed_logins:{what}:{_hash(account)}:{_hash(of)}"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return f"auth:failed_logins:{what}:{api_keys.hash_token(account)}:{api_keys.hash_token(of)}"

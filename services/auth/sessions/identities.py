@@ -1,23 +1,43 @@
-"""Find the principal of a credential, which is an API key or an access token. Each refusal is counted by its reason."""
+"""Find the principal of a credential, which is an API key or an access token. Each refusal is counted by its reason.
 
+While PostgreSQL is down, its last answers about administrators are used: they must be able to see what is wrong.
+"""
+
+import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar, cast
 
 from services.auth import api_keys
-from services.auth.sessions.key_last_used import KeyLastUsed
-from services.auth.sessions.principal_cache import PrincipalCache
 from services.auth.sessions.session_store import OpenedSession, SessionStore, StoredSession
 from services.auth.sessions.tokens import LIFETIME_SECONDS, AccessTokens
 from services.auth.store import AccountTables, OwnedKey
 from shared import access_table, errors
 from shared.api import auth
-from shared.api.auth import Principal, Step, User
+from shared.api.auth import ClientFacts, Principal, Step, User
+from shared.rpc import RpcCall
+from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
-from shared.types import Credential, TenantId, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, Role, TenantId, Tier, UserId, UserRole
 
+#: Another replica may still reach PostgreSQL and revoke there, without this one noticing.
+MAX_AGE_SECONDS = 3600.0
+#: How long to wait for PostgreSQL if there is a cached answer; auth's callers wait 2 s in all.
+WAIT_SECONDS = 0.4
+MAX_ANSWERS = 1_000
+_WRITE_EVERY_SECONDS = 5
+#: Keys per interval; further ones are recorded at their next use.
+_MOST_NOTED = 10_000
+
+#: The services that clients connect to. Only they know a client's address; what a client says about its own address proves nothing.
+CLIENT_FACING = frozenset({Role.WEB, Role.GATEWAY})
+
+T = TypeVar("T")
 CountRefusal = Callable[[AuthFailure], None]
 
 #: The client address at the login behind the running call's credential; empty for a key. For refusals, whose calls carry no client address.
@@ -27,6 +47,8 @@ _KEY_HINT = "create a new one on the dashboard or with `aicli keys create`"
 _LOGIN_HINT = "log in again"
 CODE_HINT = "wait for the app's next code, and check the phone's clock; a recovery code works once"
 _CLOSED_HINT = "ask an administrator of this mesh to reopen it"
+
+_log = logs.get(part="last_known")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +68,7 @@ class Identities:
         store: AccountTables,
         sessions: SessionStore,
         tokens: AccessTokens,
-        last_used: KeyLastUsed,
+        last_used: "KeyLastUsed",
         *,
         pepper: str,
         count_refusal: CountRefusal,
@@ -211,3 +233,99 @@ def _administrator_of_key(owned: OwnedKey | None) -> UserId | None:
     if owned is None or not (owned.key_is_active and owned.user_is_active) or owned.principal.role is not UserRole.ADMIN:
         return None
     return owned.principal.user_id
+
+
+def client_address(client: ClientFacts, call: RpcCall) -> str | None:
+    """Return the client's address as web or the gateway saw it (empty if unknown), or None if another service calls."""
+    return client.address if call.caller_role in CLIENT_FACING else None
+
+
+# --- while PostgreSQL is down ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _CachedPrincipal:
+    user_id: UserId
+    value: object
+    at: float
+
+
+class PrincipalCache:
+    """PostgreSQL's answers about administrators. Keys are digests of credentials and ids; no credential is stored.
+
+    While PostgreSQL is down for all replicas nobody can be revoked or closed, because that is stored there. Earlier changes were announced
+    and removed by ``forget``. So a cached answer is still right, and it is used only if there is no newer one.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._answers: OrderedDict[Hashable, _CachedPrincipal] = OrderedDict()
+        #: Grows with every ``forget``: an answer that was requested before one is not cached after it.
+        self._changes = 0
+        self._is_healthy = True
+
+    async def ask(self, key: Hashable, question: Callable[[], Awaitable[T]], administrator: Callable[[T], UserId | None]) -> T:
+        """Return the answer of PostgreSQL, or else the cached one. ``administrator`` returns whose answer it is, or None if it must not be
+        cached.
+
+        Raises Unavailable if there is neither.
+        """
+        last = self._answers.get(key)
+        usable = last is not None and self._clock() - last.at < MAX_AGE_SECONDS
+        changes_before = self._changes
+        try:
+            async with asyncio.timeout(WAIT_SECONDS if usable else None):
+                value = await question()
+        except (errors.Unavailable, TimeoutError) as error:
+            if last is None or not usable or changes_before != self._changes:
+                raise
+            if self._is_healthy:
+                _log.warning("PostgreSQL does not answer: using its last answers for administrators", reason=str(error))
+            self._is_healthy = False
+            return cast("T", last.value)
+        self._is_healthy = True
+        self._answers.pop(key, None)
+        user_id = administrator(value)
+        if user_id is not None and changes_before == self._changes:
+            self._answers[key] = _CachedPrincipal(user_id, value, self._clock())
+            if len(self._answers) > MAX_ANSWERS:
+                self._answers.popitem(last=False)
+        return value
+
+    def forget(self, user_id: UserId | None) -> None:
+        """Drop what is known about this user, or about everyone for None."""
+        self._changes += 1
+        if user_id is None:
+            self._answers.clear()
+        for key in [key for key, answer in self._answers.items() if answer.user_id == user_id]:
+            del self._answers[key]
+
+
+# --- last use of keys ------------------------------------------------------------------------------------------------
+
+
+class KeyLastUsed:
+    """Records when each key was last used, to the minute. A crash loses a few seconds.
+
+    ``note`` never blocks; ``run`` is the task that writes.
+    """
+
+    def __init__(self, store: AccountTables) -> None:
+        self._store = store
+        self._noted: set[KeyId] = set()
+
+    def note(self, key_id: KeyId) -> None:
+        if len(self._noted) < _MOST_NOTED:
+            self._noted.add(key_id)
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(_WRITE_EVERY_SECONDS)
+            await self.write()
+
+    async def write(self) -> None:
+        """Write now. What cannot be written is dropped."""
+        noted, self._noted = self._noted, set()
+        if noted:
+            with contextlib.suppress(errors.Unavailable):
+                await self._store.touch_keys(sorted(noted))

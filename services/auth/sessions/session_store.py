@@ -264,7 +264,7 @@ class SessionStore:
         return bool(await self._run("end", self._clock(), "id", str(user_id), session_id))
 
     async def end_all(self, user_id: UserId, but: str | None = None) -> int:
-        """Return how many ended. ``but``: the id of the session to keep."""
+        """End all sessions of this user, except the one with the id ``but``; return how many ended. Idempotent."""
         return len(_ended(await self._run("end", self._clock(), "user", str(user_id), but or "")))
 
     # --- links ---------------------------------------------------------------------------------------------------------

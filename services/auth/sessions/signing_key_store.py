@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import datetime
 
-from services.auth.sessions.key_rotation import KnownKey
+from services.auth.sessions.signing_keys import KnownKey
 from shared.stores import database
 
 _CHANGES = "auth_signing_keys"

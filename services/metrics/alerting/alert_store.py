@@ -41,8 +41,6 @@ class _SilenceDetails(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class StoredSilences:
-    """The silences in PostgreSQL."""
-
     lasting: tuple[AlertSilence, ...]
     ended: frozenset[str]
 

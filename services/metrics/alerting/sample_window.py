@@ -37,8 +37,6 @@ _Dumped: TypeAlias = tuple[str, Labels, float, float, float, tuple[tuple[bytes, 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One collected value."""
-
     name: str
     labels: Labels
     value: float

@@ -24,8 +24,6 @@ _WENT_UNSEEN: Final = "it has not come back since the metrics service restarted"
 
 @dataclass(frozen=True, slots=True)
 class AttendedWorker:
-    """A known worker."""
-
     node: NodeId
     #: The last path to it, as in ``DirectoryEntry``.
     path: str

@@ -59,8 +59,6 @@ class ComponentFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFact:
-    """The facts about one node."""
-
     role: Role
     label: str
     alive: bool

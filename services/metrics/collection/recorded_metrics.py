@@ -13,7 +13,7 @@ from typing import Final
 
 from services.metrics.export import prometheus_merge, series
 from shared import errors
-from shared.api.metrics import RecordMetric
+from shared.api.metrics import RecordedMetrics, RecordMetric
 from shared.telemetry import instruments
 from shared.telemetry.instrument import Instrument, InstrumentKind
 
@@ -45,15 +45,6 @@ _PARTS: Final = frozenset(
 _Labels = tuple[tuple[str, str], ...]
 #: The labels service and node of the caller.
 MetricReporter = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class RecordBatch:
-    """The result of a batch."""
-
-    accepted: int
-    refused: int
-    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +99,7 @@ class RecordedMetricSet:
     def __len__(self) -> int:
         return self._count
 
-    def record_all(self, samples: Iterable[RecordMetric], reporter: MetricReporter, now: datetime) -> "RecordBatch":
+    def record_all(self, samples: Iterable[RecordMetric], reporter: MetricReporter, now: datetime) -> RecordedMetrics:
         """Record each valid sample of a batch."""
         accepted, refused, problems = 0, 0, list[str]()
         for sample in samples:
@@ -119,7 +110,7 @@ class RecordedMetricSet:
                 refused += 1
                 if len(problems) < MAX_PROBLEMS:
                     problems.append(error.message)
-        return RecordBatch(accepted, refused, tuple(problems))
+        return RecordedMetrics(accepted, refused, tuple(problems))
 
     def record(self, sample: RecordMetric, reporter: MetricReporter, now: datetime) -> None:
         """Add to a counter or set a gauge. Raises BadRequest for an invalid sample, and changes nothing then."""

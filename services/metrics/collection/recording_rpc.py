@@ -45,7 +45,7 @@ class RecordingRpc:
         batch = self._recorded.record_all(request.samples, reporter, now)
         if batch.refused:
             self._log_refusal(reporter, batch.refused, batch.problems[0], now)
-        return api.RecordedMetrics(batch.accepted, batch.refused, batch.problems)
+        return batch
 
     def _log_refusal(self, reporter: MetricReporter, samples: int, problem: str, now: datetime) -> None:
         """Log rejected samples once per caller, because callers keep sending them."""

@@ -14,7 +14,6 @@ import httpx
 from litestar.types import HTTPScope, Message, Receive, Send
 
 from services.web.http import json_errors
-from services.web.http.security_headers import Header
 from shared import client_address, context, errors
 
 CONNECT_SECONDS = 3.0
@@ -28,6 +27,8 @@ STALLED_SECONDS = 30.0
 MAX_CONNECTIONS = 2000
 #: Less than uvicorn's 5 s, so that web never reuses a connection while the gateway closes it.
 KEEPALIVE_SECONDS = 3.0
+
+Header = tuple[bytes, bytes]
 
 _PREFIXES = ("/api/", "/v1/", "/docs/")
 _EXACT = frozenset({"/api", "/v1", "/docs", "/openapi.json", "/.well-known/jwks.json"})

@@ -1,12 +1,18 @@
-"""Describe API keys for the pages. Pure."""
+"""Describe API keys for the pages, and convert the form for a new key into the request to auth. Pure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from uuid import UUID
 
-from shared.access_table import Permission
-from shared.api.auth import ApiKey, ApiKeyLimits, KeyKind
+import msgspec
+
+from services.web.http import forms
+from shared import amounts, errors
+from shared.access_table import ROLES, Permission
+from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind
+from shared.types import MicroCredits, ModelName, UserRole
 
 #: Keys that expire within this time are highlighted.
 _SOON = timedelta(days=7)
@@ -102,3 +108,129 @@ def _tone(key: ApiKey, now: datetime) -> str:
     if key.expires_at is None or not key.is_active:
         return ""
     return "bad" if key.expires_at <= now else "warn" if key.expires_at - now <= _SOON else ""
+
+
+# --- new keys --------------------------------------------------------------------------------------------------------
+
+
+class KeyUse(StrEnum):
+    """The access preset of a key: its kind and its scopes."""
+
+    #: Run models and read usage, the default scopes.
+    USUAL = "usual"
+    #: Everything that a live key of its owner can do.
+    ALL = "all"
+    #: Run models only.
+    RUN = "run"
+    CHOSEN = "chosen"
+    TEST = "test"
+    ADMIN = "adm"
+
+
+#: Checkbox field -> its permission.
+SCOPES: Mapping[str, Permission] = {
+    "may_run": Permission.INFER,
+    "may_read_models": Permission.READ_MODELS,
+    "may_write_models": Permission.WRITE_MODELS,
+    "may_own_nodes": Permission.OWN_NODES,
+    "may_read_usage": Permission.READ_USAGE,
+    "may_write_keys": Permission.WRITE_KEYS,
+    "may_write_account": Permission.WRITE_ACCOUNT,
+}
+
+
+class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    #: Limits; empty means the tier default.
+    requests_per_hour: str = ""
+    requests_per_minute: str = ""
+    tokens_per_minute: str = ""
+    concurrency: str = ""
+    budget: str = ""
+    use: KeyUse = KeyUse.USUAL
+    #: Empty for the default lifetime, 0 for no expiry.
+    days: str = ""
+    #: Names separated by commas or spaces.
+    models: str = ""
+    networks: str = ""
+    #: Checkboxes; browsers send only those that are checked.
+    may_run: str = ""
+    may_read_models: str = ""
+    may_write_models: str = ""
+    may_own_nodes: str = ""
+    may_read_usage: str = ""
+    may_write_keys: str = ""
+    may_write_account: str = ""
+
+    @property
+    def has_limits(self) -> bool:
+        return any((self.requests_per_hour, self.requests_per_minute, self.tokens_per_minute, self.concurrency, self.budget))
+
+    @property
+    def has_bounds(self) -> bool:
+        return self.use is not KeyUse.USUAL or bool(self.models or self.networks)
+
+
+def read_request(form: NewKeyForm) -> GenerateApiKey:
+    """Return the request to create the key. Raises BadRequest."""
+    return GenerateApiKey(
+        name=form.name.strip(),
+        limits=read_limits(form),
+        kind={KeyUse.TEST: KeyKind.TEST, KeyUse.ADMIN: KeyKind.ADMIN}.get(form.use, KeyKind.LIVE),
+        bounds=KeyBounds(_scopes(form), tuple(ModelName(name) for name in _names(form.models)), _names(form.networks)),
+        days=_read_days(form.days),
+        all_rights=form.use is KeyUse.ALL,
+    )
+
+
+def read_limits(form: NewKeyForm) -> ApiKeyLimits:
+    """Return the optional limits of a new key. Raises BadRequest."""
+    return ApiKeyLimits(
+        requests_per_hour=forms.read_limit(form.requests_per_hour, "requests per hour"),
+        requests_per_minute=forms.read_limit(form.requests_per_minute, "requests per minute"),
+        tokens_per_minute=forms.read_limit(form.tokens_per_minute, "tokens per minute"),
+        concurrency=forms.read_limit(form.concurrency, "concurrent requests"),
+        budget_micro=_read_budget(form.budget),
+    )
+
+
+def scopes_of(role: UserRole) -> Mapping[str, Permission]:
+    """Return the checkboxes for a role."""
+    granted = ROLES[role]
+    return {field: scope for field, scope in SCOPES.items() if scope in granted or Permission.EVERYTHING in granted}
+
+
+def _scopes(form: NewKeyForm) -> tuple[str, ...]:
+    if form.use is KeyUse.RUN:
+        return (Permission.INFER.value,)
+    if form.use is not KeyUse.CHOSEN:
+        return ()
+    chosen = tuple(scope.value for field, scope in SCOPES.items() if getattr(form, field))
+    if not chosen:
+        raise errors.BadRequest("the key has no permissions", hint="select at least one permission")
+    return chosen
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text.replace(",", " ").split()))
+
+
+def _read_days(text: str) -> int | None:
+    text = text.strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 4):
+        raise errors.BadRequest("the expiry must be a number of days", hint="choose one from the list")
+    return int(text)
+
+
+def _read_budget(text: str) -> MicroCredits | None:
+    if not text.strip():
+        return None
+    try:
+        budget = amounts.read(text)
+    except ValueError as error:
+        raise errors.BadRequest(f"budget: {error}", hint="leave it empty for no budget") from error
+    if budget <= 0:
+        raise errors.BadRequest("the budget must be more than 0", hint="leave it empty for no budget")
+    return budget

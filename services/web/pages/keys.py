@@ -12,9 +12,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from services.web import rendering
-from services.web.pages import key_forms, key_view, model_view
-from services.web.pages.key_forms import NewKeyForm
-from services.web.pages.key_view import ApiKeyRow
+from services.web.pages import key_view, model_view
+from services.web.pages.key_view import ApiKeyRow, NewKeyForm
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import auth, gateway
@@ -100,7 +99,7 @@ async def create_api_key(page_request: NamedDependency[PageRequest]) -> Page:
     """Create a key. Responds with the page itself, because a redirect would have to carry the key."""
     form = await page_request.read_form(NewKeyForm)
     try:
-        created = await page_request.submit(auth.generate_api_key, key_forms.read_request(form))
+        created = await page_request.submit(auth.generate_api_key, key_view.read_request(form))
     except errors.CallerError as error:
         return await _list(page_request, typed=form, problem=error)
     return await _list(page_request, created=created)
@@ -176,7 +175,7 @@ async def _list(
         team=person.team_name if person.team_id is not None else None,
         boxes=tuple(
             ScopeCheckbox(field, key_view.WORDS[scope], scope, bool(getattr(typed, field)))
-            for field, scope in key_forms.scopes_of(person.user.role).items()
+            for field, scope in key_view.scopes_of(person.user.role).items()
         ),
         is_admin=person.user.role == "admin",
         address=page_request.address,

@@ -115,7 +115,7 @@ async def switch(page_request: NamedDependency[PageRequest]) -> Page:
 @get(f"{_HERE}/{{team:uuid}}")
 async def show_team(page_request: NamedDependency[PageRequest], team: FromPath[UUID], done: FromQuery[str] = "") -> Page:
     page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
-    return _team_page(page_request, _team_view(page_request, page), notice=rendering.find_notice(done, _DONE))
+    return _team_page(page_request, page, notice=rendering.find_notice(done, _DONE))
 
 
 @post(f"{_HERE}/{{team:uuid}}/rename")
@@ -139,8 +139,7 @@ async def invite(page_request: NamedDependency[PageRequest], team: FromPath[UUID
     except errors.CallerError as error:
         return await _refused(page_request, team, error, typed=form)
     page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
-    view = _team_view(page_request, page, invited=invited, link=f"{page_request.address}/invitation#{invited.token}")
-    return _team_page(page_request, view, status=HTTPStatus.CREATED)
+    return _team_page(page_request, page, invited=invited)
 
 
 @post(f"{_HERE}/{{team:uuid}}/withdraw")
@@ -218,20 +217,20 @@ async def _list(
 
 async def _refused(page_request: PageRequest, team: UUID, error: errors.CallerError, *, typed: InviteForm | None = None) -> Page:
     page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
-    return _team_page(page_request, _team_view(page_request, page, typed=typed, problem=error))
+    return _team_page(page_request, page, typed=typed, problem=error)
 
 
-def _team_view(
+def _team_page(
     page_request: PageRequest,
     page: api.OrganizationDetails,
     *,
     invited: NewInvitation | None = None,
-    link: str = "",
     typed: InviteForm | None = None,
     problem: errors.CallerError | None = None,
-) -> OrganizationMembersPage:
+    notice: rendering.Notice | None = None,
+) -> Page:
     person = page_request.person
-    return OrganizationMembersPage(
+    view = OrganizationMembersPage(
         organisation=page.organisation,
         # Owners first, then by name.
         members=tuple(sorted(page.members, key=lambda member: (member.role is not TeamRole.OWNER, member.username.lower()))),
@@ -240,16 +239,12 @@ def _team_view(
         user_id=person.user.id,
         acts_for=person.team_id,
         invited=invited,
-        link=link,
+        link="" if invited is None else f"{page_request.address}/invitation#{invited.token}",
         typed=typed,
         problem=problem,
     )
-
-
-def _team_page(
-    page_request: PageRequest, view: OrganizationMembersPage, *, status: int = HTTPStatus.OK, notice: rendering.Notice | None = None
-) -> Page:
-    return page_request.page("organizations/team.html", view, here="organisations", status=status, problem=view.problem, notice=notice)
+    status = HTTPStatus.OK if invited is None else HTTPStatus.CREATED
+    return page_request.page("organizations/team.html", view, here="organisations", status=status, problem=problem, notice=notice)
 
 
 ROUTES = (show_organisations, create, switch, show_team, rename, invite, withdraw, set_role, remove, leave)

@@ -1,29 +1,37 @@
 """Serve the playground, a chat with a model. Only the page holds the chat; each request carries all of it."""
 
 import asyncio
+import random
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
+from uuid import uuid4
 
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import answer_events
-from services.web.http.event_response import EventResponse
+from services.web.http.event_response import EventResponse, event
+from services.web.mesh_calls import MeshAnswer, MeshCalls
 from services.web.request_context import Page, PageRequest
-from shared import errors
+from shared import amounts, errors
 from shared.api import accounts, gateway, usage_report
-from shared.api.gateway import InferenceRequest
+from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
 from shared.api.generation import ChatMessage
-from shared.types import ModelName, RequestId
+from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
+from shared.rpc.resumable_stream import StreamRequest
+from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId
 
 #: More than the context of most models can hold.
 MOST_MESSAGES = 200
 MAX_BODY_BYTES = 256 * 1024
 #: Enough to upload a pasted text over a slow connection.
 _QUESTION_SECONDS = 60.0
+#: Long enough for a worker to load its model and write a long answer. Users can press Stop.
+_ANSWER_SECONDS = 600.0
 
 
 class Speaker(StrEnum):
@@ -91,9 +99,10 @@ def choose(served: gateway.ServedModels, *wanted: ModelName | None) -> ModelName
 async def answer(page_request: NamedDependency[PageRequest]) -> EventResponse:
     """Stream an answer. An invalid request gets an error status; later errors are events."""
     request = read_question(await page_request.read_json(ChatQuestion, seconds=_QUESTION_SECONDS))
-    caller = answer_events.UserCaller(page_request.app.caller, page_request.person.access_token)
-    slot = page_request.app.answers.one_more(str(page_request.person.user.id), answer_events.refusal())
-    return EventResponse(lambda: answer_events.events(caller, request, slot))
+    caller = UserCaller(page_request.app.caller, page_request.person.access_token)
+    refusal = errors.Overloaded("you have too many running answers", hint="stop one, or wait until it ends", retry_after_seconds=5)
+    slot = page_request.app.answers.one_more(str(page_request.person.user.id), refusal)
+    return EventResponse(lambda: aclosing(answer_events(caller, request, slot)))
 
 
 def read_question(question: ChatQuestion) -> InferenceRequest:
@@ -119,6 +128,104 @@ async def rate(page_request: NamedDependency[PageRequest]) -> None:
     rating = await page_request.read_json(Rating)
     thumb = 1 if rating.rating is Thumb.UP else -1
     await page_request.call(usage_report.give_feedback, usage_report.GiveFeedback(rating.request_id, thumb))
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+# The request runs with the user's credential. If a gateway fails, another one resumes the answer (shared/rpc/resumable_stream.py).
+# Closing the stream early stops the worker.
+
+
+class AnswerBegan(msgspec.Struct, frozen=True):
+    """Tells the page the request id with the first chunk, so that users can rate an answer that they stop."""
+
+    request_id: RequestId
+
+
+class AnswerUsage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The usage of an answer, as the page shows it."""
+
+    request_id: RequestId
+    prompt_tokens: int
+    completion_tokens: int
+    cost: str
+    #: None if the answer was too short to measure.
+    tokens_per_second: float | None = None
+    #: Why the answer ended, where that matters.
+    note: str = ""
+
+
+class AnswerFailed(msgspec.Struct, frozen=True):
+    """Why an answer failed, and what to do."""
+
+    code: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserCaller:
+    """A caller bound to one user's credential, as ``StreamRequest`` needs it."""
+
+    caller: MeshCalls
+    credential: Credential
+
+    async def call(
+        self, method: Method[Request, Reply], request: Request, *, to: NodeId | None = None, deadline_seconds: float = 10
+    ) -> Reply:
+        return await self.caller.call(method, request, to=to, deadline_seconds=deadline_seconds, credential=self.credential)
+
+    def stream(
+        self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
+    ) -> AbstractAsyncContextManager[MeshAnswer[Item, End]]:
+        return self.caller.stream(method, request, deadline_seconds=deadline_seconds, credential=self.credential)
+
+
+async def answer_events(caller: UserCaller, request: InferenceRequest, slot: AbstractContextManager[None]) -> AsyncGenerator[bytes]:
+    """Yield all events of one answer. Errors are events too, so this raises none."""
+    wanted = ProcessInferenceRequest(request, idempotency_key=str(uuid4()))
+    asking = StreamRequest(caller, random.Random())  # noqa: S311 - spreads load
+    try:
+        with slot:
+            async with asking.ask(wanted, seconds=_ANSWER_SECONDS, lost=lambda _began: None) as answer:
+                async for chunk in answer:
+                    # Sent again when another gateway resumes the answer under a new id.
+                    if chunk.request_id is not None:
+                        yield event("began", AnswerBegan(chunk.request_id))
+                    if chunk.waiting:
+                        yield event("waiting", {"message": chunk.waiting})
+                    if chunk.text:
+                        yield event("chunk", {"text": chunk.text})
+                yield event("usage", describe_usage(answer.end))
+    except errors.AimeshError as error:
+        yield event("problem", AnswerFailed(errors.code_of(error), error.message, error.hint))
+
+
+def describe_usage(result: InferenceResult) -> AnswerUsage:
+    return AnswerUsage(
+        request_id=result.request_id,
+        prompt_tokens=result.usage.prompt_tokens,
+        completion_tokens=result.usage.completion_tokens,
+        cost=amounts.written(result.cost_micro),
+        tokens_per_second=_speed(result),
+        note=_note(result),
+    )
+
+
+def _speed(result: InferenceResult) -> float | None:
+    seconds = (result.response_time_ms - result.first_token_ms) / 1000
+    # The measured time starts with the first token, so it covers one token less.
+    made = result.usage.completion_tokens - 1
+    return made / seconds if seconds > 0 and made > 0 and not result.cached else None
+
+
+def _note(result: InferenceResult) -> str:
+    if result.cached:
+        return "Served from cache."
+    if result.finish_reason is not FinishReason.LENGTH:
+        return ""
+    if result.clamped_to is not None:
+        return "Stopped: you’re out of credits."
+    return "Stopped at the max tokens limit."
 
 
 ROUTES = (show_playground, answer, rate)

@@ -56,10 +56,6 @@ class HourlyQuotaView:
     resets_at: datetime
     resets_in_minutes: int
 
-    @property
-    def left_percent(self) -> int:
-        return 100 * self.left // self.limit if self.limit else 0
-
 
 def limits(quota: UserQuota) -> tuple[LimitView, ...]:
     """Return the limits; empty for a tier without limits."""

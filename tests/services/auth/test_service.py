@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from services.auth import api_keys, passwords
-from services.auth.accounts import registration_limits
+from services.auth.accounts import request_limits
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
@@ -119,7 +119,7 @@ async def test_with_closed_registration_an_invitation_admits_only_its_addressee(
 
 
 async def test_with_closed_registration_an_inviter_admits_few_people_a_day(settings: AuthSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registration_limits, "MOST_INVITED_A_DAY", 2)
+    monkeypatch.setattr(request_limits, "MOST_INVITED_A_DAY", 2)
     world = Surroundings()
     closed = msgspec.structs.replace(settings, open_registration=False, organisations_per_user=5)
     async with AuthService.open(closed, world.as_node()) as world.service:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from services.web import application
 from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
 
@@ -86,3 +87,35 @@ async def test_cross_site_login_is_refused_even_with_a_session(alice: Browser) -
     assert answer.status_code == 403
     assert "another site" in answer.text
     assert (await alice.client.post("/login", data=fields, headers=SAME_ORIGIN)).status_code == 303
+
+
+ID = "6d1f0e8a-0000-4000-8000-00000000000f"
+READABLE = (
+    "/",
+    "/organisations",
+    "/organisations/{team:uuid}",
+    "/settings/security",
+    "/admin/nodes",
+    "/admin/nodes/{node_id:str}/approve",
+    "/a.b",
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "above"),
+    [
+        ("/logout", "/"),
+        ("/", "/"),
+        ("/organisations/switch", "/organisations"),
+        (f"/organisations/{ID}/rename", f"/organisations/{ID}"),
+        ("/settings/security/second-factor/begin", "/settings/security"),
+        ("/admin/nodes/UABC/approve/x", "/admin/nodes/UABC/approve"),
+        ("/admin/nodes/UABC/approve", "/admin/nodes"),
+        # A dot is a dot.
+        ("/a.b/c", "/a.b"),
+        ("/aXb/c", "/"),
+        ("/somewhere/else", "/"),
+    ],
+)
+def test_nearest_readable_page(path: str, above: str) -> None:
+    assert application.find_readable_parent(path, READABLE) == above

@@ -12,7 +12,7 @@ from litestar.response import Stream
 
 from services.web import rendering
 from services.web.http import downloads, forms
-from services.web.http.zip_stream import ZipStream
+from services.web.http.downloads import ZipStream
 from services.web.pages import requests
 from services.web.request_context import Page, PageRequest, form_errors
 from shared import errors

@@ -29,7 +29,7 @@ _DONE = {
     "undone": "Your session has expired, so nothing was changed. Sign in and try again.",
 }
 #: Missing sign-in step -> its page.
-_STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor"}
+STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +159,7 @@ async def redeem_login_link(page_request: NamedDependency[PageRequest]) -> Page:
 
 def after_login(session: auth.LoginSession, then: str) -> str:
     """Return the missing sign-in step, or the requested page."""
-    step, page = _STEPS.get(session.step), request_context.own_page(then)
+    step, page = STEPS.get(session.step), request_context.own_page(then)
     if step is None:
         return page
     return step if page == request_context.HOME else f"{step}?then={page}"

@@ -20,8 +20,6 @@ _RUNBOOK = re.compile(r"docs/runbooks/(\w+)\.md")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertView:
-    """One alert."""
-
     id: str = ""
     name: str = ""
     severity: str = ""

@@ -1,18 +1,106 @@
-"""Show the health of the mesh and of each component, live."""
+"""Show the health of the mesh and of each component, live, as metrics reports it, or the gateway while metrics is down."""
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 
 from litestar import get
 from litestar.di import NamedDependency
 
 from services.web import live_updates
 from services.web.http.event_response import EventResponse
-from services.web.pages.admin import health_view
-from services.web.pages.admin.health_view import ComponentView, HealthView
+from services.web.pages.admin import time_texts
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
 from shared.api import gateway, metrics
+from shared.api.gateway import Check, NodeRow, ServiceHealth
+from shared.api.metrics import ComponentHealth, SystemHealth
+from shared.types import Role
+
+#: Status -> heading, tone and sentence.
+_VERDICTS = {
+    "healthy": ("OK", "good", "All required components are up."),
+    "degraded": ("Degraded", "warn", "Requests may still succeed. The components below show the problem and what to do."),
+    "down": ("Down", "bad", "A required component is down, so requests fail. The components below show which one and what to do."),
+}
+_UNKNOWN = (
+    "Unknown",
+    "warn",
+    "Neither the metrics service nor the gateway is responding. Run aicli stack status to see what is running.",
+)
+_WORDS = {"healthy": ("OK", "good"), "degraded": ("Degraded", "warn"), "down": ("Down", "bad")}
+_ORDER = {"down": 0, "degraded": 1, "healthy": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentView:
+    id: str = ""
+    name: str = ""
+    kind: str = ""
+    state: str = ""
+    tone: str = ""
+    since: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthView:
+    word: str
+    tone: str
+    sentence: str
+    #: The components that metrics reports; empty while metrics is down.
+    parts: tuple[ComponentView, ...]
+    #: The gateway's dependencies; empty while the gateway is down.
+    checks: tuple[ComponentView, ...]
+    workers: str
+    in_flight: str
+    models: str
+    nodes: str
+
+
+def describe(whole: SystemHealth | None, gateway: ServiceHealth | None, nodes: Iterable[NodeRow] | None) -> HealthView:
+    status = whole.status if whole is not None else gateway.status if gateway is not None else None
+    word, tone, sentence = _UNKNOWN if status is None else _VERDICTS.get(status, (status, "warn", ""))
+    rows = None if nodes is None else tuple(nodes)
+    workers = None if rows is None else [row for row in rows if row.role is Role.WORKER]
+    return HealthView(
+        word=word,
+        tone=tone,
+        sentence=sentence,
+        parts=() if whole is None else tuple(map(_part, sorted(whole.components, key=lambda part: _ORDER.get(part.status, 0)))),
+        checks=() if gateway is None else tuple(map(_check, gateway.checks)),
+        workers=time_texts.NOTHING if workers is None else f"{sum(row.usable for row in workers):,} of {len(workers):,}",
+        in_flight=time_texts.NOTHING if gateway is None else f"{gateway.in_flight:,}",
+        models=time_texts.NOTHING if gateway is None else f"{len(gateway.models):,}",
+        nodes=time_texts.NOTHING if rows is None else f"{sum(row.usable for row in rows):,} of {len(rows):,}",
+    )
+
+
+def values(lines: HealthView) -> dict[str, object]:
+    """Return the live values."""
+    plain = asdict(lines)
+    return {**plain, "no_parts": not lines.parts, "no_checks": not lines.checks}
+
+
+def _part(part: ComponentHealth) -> ComponentView:
+    state, tone = _WORDS.get(part.status, (part.status, "warn"))
+    return ComponentView(
+        id=f"{part.kind} {part.name}",
+        name=part.name,
+        kind=part.kind,
+        state=state,
+        tone=tone,
+        since=time_texts.moment(part.since),
+        why=part.detail,
+    )
+
+
+def _check(check: Check) -> ComponentView:
+    state, tone = ("OK", "good") if check.ok else ("Down", "bad")
+    return ComponentView(id=check.name, name=check.name, state=state, tone=tone, why=check.detail)
+
+
+# --- page ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +118,7 @@ async def show_health(page_request: NamedDependency[PageRequest]) -> Page:
 @get("/live/health")
 async def follow_health(page_request: NamedDependency[PageRequest]) -> EventResponse:
     async def read() -> live_updates.Values:
-        return health_view.values(await _lines(page_request)) | page_request.banner_values()
+        return values(await _lines(page_request)) | page_request.banner_values()
 
     return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), read)
 
@@ -42,7 +130,7 @@ async def _lines(page_request: PageRequest) -> HealthView:
         page_request.fetch(gateway.get_service_health, gateway.GetServiceHealth()),
         page_request.fetch(gateway.list_nodes, gateway.ListNodes()),
     )
-    return health_view.describe(whole, gateway_health, nodes.nodes if nodes else None)
+    return describe(whole, gateway_health, nodes.nodes if nodes else None)
 
 
 async def _whole(page_request: PageRequest) -> metrics.SystemHealth | None:

@@ -1,6 +1,7 @@
 """Show the prices and their history, and set new ones."""
 
 import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -9,12 +10,15 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
 from services.web import rendering
-from services.web.pages.admin import price_view
-from services.web.pages.admin.price_view import PriceView
 from services.web.request_context import Page, PageRequest
 from shared import amounts, errors
 from shared.api import gateway, ledger
+from shared.api.gateway import ServedModel
+from shared.api.ledger import MICRO, ModelPrice
 from shared.types import MicroCredits, ModelName
+
+#: The example: input tokens, output tokens and compute seconds.
+EXAMPLE_IN, EXAMPLE_OUT, EXAMPLE_SECONDS = 1000, 500, 5
 
 _DONE = {"set": "New requests use this price. Running requests keep theirs."}
 
@@ -32,6 +36,14 @@ class PriceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 NOTHING_TYPED = PriceForm()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceView:
+    price: ModelPrice
+    example_micro: MicroCredits
+    #: In force now, not a previous price.
+    is_current: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +112,42 @@ async def _page_of(
     )
     history = (await page_request.call(ledger.list_prices, ledger.ListPrices(history=True))).prices if with_history else ()
     return PricesPage(
-        lines=price_view.lines(current.prices, history),
+        lines=price_lines(current.prices, history),
         with_history=with_history,
-        unpriced=price_view.without_own(models.models, current.prices) if models else (),
+        unpriced=without_own(models.models, current.prices) if models else (),
         knows_models=models is not None,
         typed=typed,
-        example=(price_view.EXAMPLE_IN, price_view.EXAMPLE_OUT, price_view.EXAMPLE_SECONDS),
+        example=(EXAMPLE_IN, EXAMPLE_OUT, EXAMPLE_SECONDS),
         problem=problem,
     )
+
+
+# --- lines ----------------------------------------------------------------------------------------------------------
+
+
+def cost_of_example(price: ModelPrice) -> MicroCredits:
+    """Return the cost of the example. The total is rounded up once, as in the gateway."""
+    millionths = EXAMPLE_IN * price.input_micro_per_million + EXAMPLE_OUT * price.output_micro_per_million
+    return MicroCredits(-(-millionths // MICRO) + price.request_micro + EXAMPLE_SECONDS * price.compute_second_micro)
+
+
+def price_lines(current: Iterable[ModelPrice], history: Sequence[ModelPrice] = ()) -> tuple[PriceView, ...]:
+    """Return the prices: the default first, then by name; each followed by its previous prices, newest first."""
+    now = {price.model: price for price in current}
+    former = [price for price in history if price != now.get(price.model)]
+    found = [PriceView(price=price, example_micro=cost_of_example(price), is_current=True) for price in now.values()]
+    found += [PriceView(price=price, example_micro=cost_of_example(price), is_current=False) for price in former]
+    return tuple(sorted(found, key=_place))
+
+
+def without_own(served: Iterable[ServedModel], current: Iterable[ModelPrice]) -> tuple[ModelName, ...]:
+    priced = {price.model for price in current}
+    return tuple(sorted(model.name for model in served if model.name not in priced))
+
+
+def _place(line: PriceView) -> tuple[str, bool, float]:
+    since = line.price.since
+    return line.price.model or "", not line.is_current, 0.0 if since is None else -since.timestamp()
 
 
 ROUTES = (show_prices, set_price)

@@ -14,9 +14,9 @@ import msgspec
 
 from services.auth import mail_texts
 from services.auth.accounts.account_store import AccountStore
-from services.auth.accounts.password_changes import MailLimits, PasswordChangeDependencies, PasswordChanges
+from services.auth.accounts.password_changes import PasswordChanges
 from services.auth.accounts.profile import ProfileRpc
-from services.auth.accounts.session_revocation import SessionRevocation
+from services.auth.accounts.request_limits import MailLimits
 from services.auth.dependencies import Dependencies
 from services.auth.mfa.factors import FactorState
 from services.auth.passwords import Passwords
@@ -63,7 +63,7 @@ class FakePostman:
 
 @dataclass
 class FakeSessions:
-    """``SessionsToEnd``; ``away``: as if Valkey were."""
+    """The end of sessions; ``away``: as if Valkey were."""
 
     ended: list[tuple[UserId, str | None]] = field(default_factory=list)
     away: bool = False
@@ -168,10 +168,7 @@ class ApiClient:
             identities=cast("Any", self.identities),
             trail=self.trail,
         )
-        needs = PasswordChangeDependencies(
-            rows=self.rows, ends=SessionRevocation(self.store, self.sessions), limits=MailLimits(self.cache), mailer=self.mailer
-        )
-        self.changes = PasswordChanges(self.parts, needs)
+        self.changes = PasswordChanges(self.parts, self.rows, MailLimits(self.cache), self.mailer)
         self.dispatcher.add(self.changes)
         self.dispatcher.add(ProfileRpc(self.parts, self.rows, self.factors, self.mailer))
 

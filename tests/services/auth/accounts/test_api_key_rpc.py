@@ -11,8 +11,7 @@ from uuid import uuid4
 import pytest
 
 from services.auth import api_keys
-from services.auth.sessions.identities import Identities
-from services.auth.sessions.key_last_used import KeyLastUsed
+from services.auth.sessions.identities import Identities, KeyLastUsed
 from services.auth.store import AccountTables
 from shared import access_table, errors
 from shared.access_table import Permission

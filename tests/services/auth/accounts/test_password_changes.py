@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from services.auth.accounts.password_changes import FOR_AN_ACCOUNT, FOR_AN_ADDRESS
-from services.auth.sessions import failed_logins, hourly_limits
+from services.auth.accounts import request_limits
+from services.auth.accounts.request_limits import FOR_AN_ACCOUNT, FOR_AN_ADDRESS
+from services.auth.sessions import failed_logins
 from shared import access_table, errors
 from shared.api import accounts, auth
 from shared.types import NodeId
@@ -285,7 +286,7 @@ async def test_a_client_cannot_choose_its_address(api_client: ApiClient) -> None
     ],
 )
 def test_whose_requests_are_counted(address: str, requester: str) -> None:
-    assert hourly_limits.requester_of(address, NodeId("UNODE")) == requester
+    assert request_limits.requester_of(address, NodeId("UNODE")) == requester
 
 
 async def test_a_short_outage_loses_one_request_and_not_the_task(api_client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:

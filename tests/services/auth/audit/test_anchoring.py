@@ -9,9 +9,8 @@ import pytest
 
 from services.auth import store
 from services.auth.audit.anchoring import Anchoring, AnchorKeys
-from services.auth.audit.audit_log import AuditLog
+from services.auth.audit.audit_log import AuditLog, AuditUpkeep
 from services.auth.audit.audit_store import AuditStore
-from services.auth.audit.audit_upkeep import AuditUpkeep
 from services.auth.audit.verification import Verification
 from shared import audit_anchors, audit_chain
 from shared.api.audit import ChainState

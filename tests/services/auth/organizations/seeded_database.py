@@ -13,13 +13,11 @@ from services.auth.accounts.api_key_rpc import ApiKeyRpc
 from services.auth.accounts.user_rpc import AccessReviews
 from services.auth.dependencies import Dependencies
 from services.auth.nodes.node_store import NodeStore
-from services.auth.organizations.invitations import Invitations
-from services.auth.organizations.organization_rpc import OrganizationRpc
+from services.auth.organizations.organization_rpc import Invitations, OrganizationRpc
 from services.auth.organizations.organization_store import OrganizationStore
 from services.auth.roles import KeyTerms
 from services.auth.sessions.failed_logins import FailedLogins, Guess
-from services.auth.sessions.identities import Identities
-from services.auth.sessions.key_last_used import KeyLastUsed
+from services.auth.sessions.identities import Identities, KeyLastUsed
 from services.auth.store import AccountTables, NewKey, opened
 from shared import errors
 from shared.api import auth, organizations

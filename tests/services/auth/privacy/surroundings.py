@@ -12,7 +12,7 @@ from services.auth import audit_records
 from services.auth.audit.audit_log import AuditLog
 from services.auth.audit.audit_store import AuditStore
 from services.auth.privacy import export
-from services.auth.privacy.erasure import ErasureDependencies, Erasures
+from services.auth.privacy.erasure import Erasures
 from services.auth.privacy.export import Exports
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.sessions.session_store import SessionStore, StoredLogin
@@ -64,8 +64,8 @@ class PrivacyDesk:
         api_client.dispatcher.add(self.exports)
 
     def replica(self, sessions: Any = None) -> Erasures:
-        needs = ErasureDependencies(rows=self.rows, sessions=sessions or self.sessions, mailer=self.api_client.mailer, audit=self.audit)
-        return Erasures(self._parts(), needs)
+        parts = dataclasses.replace(self._parts(), sessions=sessions or self.sessions)
+        return Erasures(parts, self.rows, self.audit, self.api_client.mailer)
 
     def _parts(self) -> Any:
         return dataclasses.replace(self.api_client.parts, trail=self.log)

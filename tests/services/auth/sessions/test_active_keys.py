@@ -15,11 +15,9 @@ from joserfc.jwk import OKPKey
 
 from services.auth import sealing, store
 from services.auth.sealing import DataSealer
-from services.auth.sessions.active_keys import ActiveKeys
-from services.auth.sessions.key_rotation import KEPT, PUBLISHED
-from services.auth.sessions.signing_key_rpc import SigningKeyRpc
+from services.auth.sessions.active_keys import ActiveKeys, SigningKeyRpc
 from services.auth.sessions.signing_key_store import SigningKeyStore
-from services.auth.sessions.signing_keys import PrivateSigningKey, VerificationKeys
+from services.auth.sessions.signing_keys import KEPT, PUBLISHED, PrivateSigningKey, VerificationKeys
 from shared import errors
 from shared.api import auth
 from shared.api.audit import AuditedAct

@@ -158,7 +158,7 @@ def test_too_many_label_values_fill_only_one_nodes_limit_and_are_counted() -> No
     store = RecordedMetricSet()
     batch = store.record_all((RecordMetric("custom_a", 1, {"x": str(number)}) for number in range(20_000)), ME, NOW)
     left_out = 20_000 - recorded_metrics.MAX_SERIES_OF_ONE
-    assert (batch.accepted, batch.refused, store.refused) == (recorded_metrics.MAX_SERIES_OF_ONE, left_out, left_out)
+    assert (batch.taken, batch.refused, store.refused) == (recorded_metrics.MAX_SERIES_OF_ONE, left_out, left_out)
     assert store.first_refused == "custom_a of gateway UAAA"
     take(store, "custom_b", 1, reporter=OTHER)
     take(store, "custom_a", 5, {"x": "0"})
@@ -176,7 +176,7 @@ def test_one_invalid_sample_does_not_undo_its_batch() -> None:
     store = RecordedMetricSet()
     samples_ = [RecordMetric("custom_a", 1), RecordMetric("nonsense", 1), RecordMetric("custom_b_total", -1), RecordMetric("custom_c", 3)]
     done = store.record_all(samples_, ME, NOW)
-    assert (done.accepted, done.refused, len(done.problems)) == (2, 2, 2)
+    assert (done.taken, done.refused, len(done.problems)) == (2, 2, 2)
     assert {name for name, _ in samples(store)} == {"custom_a", "custom_c"}
 
 

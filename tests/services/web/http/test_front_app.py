@@ -82,3 +82,23 @@ async def test_kept_trace_becomes_an_exemplar(pages: Litestar) -> None:
             await client.get("/login")
     (head,) = metrics.read().exemplars
     assert head.startswith("ai_platform_request_duration_seconds_bucket{")
+
+
+def test_every_security_header_is_added() -> None:
+    added = dict(front_app.with_security_headers([], over_tls=False))
+    assert added[b"x-content-type-options"] == b"nosniff"
+    assert added[b"cache-control"] == b"no-store"
+    assert b"default-src 'none'" in added[b"content-security-policy"]
+    assert b"unsafe" not in added[b"content-security-policy"]
+
+
+@pytest.mark.parametrize("over_tls", [True, False])
+def test_strict_transport_only_over_tls(over_tls: bool) -> None:
+    assert (b"strict-transport-security" in dict(front_app.with_security_headers([], over_tls=over_tls))) is over_tls
+
+
+def test_headers_of_the_response_are_kept() -> None:
+    headers = [(b"Cache-Control", b"public, max-age=60"), (b"content-type", b"text/css")]
+    result = front_app.with_security_headers(headers, over_tls=True)
+    assert result[:2] == headers
+    assert [name for name, _ in result if name.lower() == b"cache-control"] == [b"Cache-Control"]

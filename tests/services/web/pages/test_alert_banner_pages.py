@@ -120,7 +120,7 @@ async def test_alerts_page_has_no_banner(root: Browser, mesh: MeshWithGate) -> N
 async def test_other_users_see_no_banner_and_cause_no_calls(
     browser: Browser, root: Browser, mesh: MeshWithGate, role: UserRole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.web.alert_poller.MIN_POLL_SECONDS", 0.0)
+    monkeypatch.setattr("services.web.alert_banner.MIN_POLL_SECONDS", 0.0)
     mesh.add_alert()
     await root.get("/admin")
     await mesh.polled()
@@ -190,7 +190,7 @@ async def test_banner_appears_and_disappears_on_an_open_page(
     app: ASGIApp, site: App, mesh: MeshWithGate, chrome: Chrome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_updates, "_EVERY_SECONDS", 0.02)
-    monkeypatch.setattr("services.web.alert_poller.MIN_POLL_SECONDS", 0.0)
+    monkeypatch.setattr("services.web.alert_banner.MIN_POLL_SECONDS", 0.0)
     token = mesh.add_session(mesh.accounts["root"].user)
     album = Album()
     shown = "document.querySelector('[data-live-beside]')?.checkVisibility()"

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from litestar.types import ASGIApp
 
-from services.web import answer_events
 from services.web.pages import playground
 from services.web.pages.playground import MOST_MESSAGES
 from services.web.request_context import App
@@ -194,13 +193,13 @@ async def test_answer_resumes_after_its_gateway_is_lost(alice: Browser, mesh: Fa
     ],
 )
 def test_finish_note_of_an_answer(change: dict[str, Any], note: str) -> None:
-    assert answer_events.describe_usage(msgspec.structs.replace(RESULT, **change)).note == note
+    assert playground.describe_usage(msgspec.structs.replace(RESULT, **change)).note == note
 
 
 def test_speed_is_shown_only_if_measurable() -> None:
-    assert answer_events.describe_usage(RESULT).tokens_per_second == 30.0
+    assert playground.describe_usage(RESULT).tokens_per_second == 30.0
     for change in ({"cached": True}, {"response_time_ms": 40}, {"usage": gateway.Usage(1, 1)}):
-        assert answer_events.describe_usage(msgspec.structs.replace(RESULT, **change)).tokens_per_second is None
+        assert playground.describe_usage(msgspec.structs.replace(RESULT, **change)).tokens_per_second is None
 
 
 # --- Leaving ----------------------------------------------------------------------------------------------------------
@@ -240,7 +239,7 @@ async def test_bug_cuts_off_the_answer_and_reveals_nothing(real: Browser, monkey
     def broken(_: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(answer_events, "describe_usage", broken)
+    monkeypatch.setattr(playground, "describe_usage", broken)
     text = ""
     headers = await headers_of(real)
     with pytest.raises(httpx.RemoteProtocolError):

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from litestar.types import ASGIApp
 
-from services.web import alert_banner, assets, live_updates, request_context
+from services.web import alert_banner, live_updates, rendering, request_context
 from services.web.charts import history_queries
 from services.web.charts.history_queries import HistorySpan
 from services.web.pages.admin import charts
@@ -242,7 +242,7 @@ async def test_largest_page_is_light(root: Browser, mesh: AdminMesh) -> None:
         for name, size in (("usage_ratio", 0.7), ("memory_used_bytes", 6e10), ("memory_total_bytes", 8e10), ("temperature_celsius", 70.0)):
             mesh.keep(f"gpu_{name}", lambda step, size=size: size * (1 + step % 9 / 40), service="inference", node=node, gpu="0")  # type: ignore[misc]
     page = await root.get(PATH)
-    files = assets.load().files
+    files = rendering.load_assets().files
     names = set(re.findall(r'"/static/[0-9a-f]+/([^"]+)"', page.text)) | {
         "js/series_table.js",
         "js/texts.js",

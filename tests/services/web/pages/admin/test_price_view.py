@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.web.pages.admin import price_view
+from services.web.pages.admin import prices
 from shared.api.gateway import ServedModel
 from shared.api.ledger import ModelPrice
 from shared.types import MicroCredits, ModelName
@@ -27,13 +27,13 @@ def price(model: str | None, input_: int = 0, output: int = 0, request: int = 0,
     ],
 )
 def test_example_cost_equals_the_gateways_charge(price: ModelPrice, micro: int) -> None:
-    assert price_view.example(price) == micro
+    assert prices.cost_of_example(price) == micro
 
 
 def test_default_price_comes_first_and_history_after_current_prices() -> None:
     default, zeta, alpha = price(None, 1), price("zeta", 2), price("alpha", 3)
     older, oldest = price("alpha", 4, days_ago=1), price("alpha", 5, days_ago=2)
-    found = price_view.lines((zeta, alpha, default), (oldest, alpha, older, zeta, default))
+    found = prices.price_lines((zeta, alpha, default), (oldest, alpha, older, zeta, default))
     assert [(line.price, line.is_current) for line in found] == [
         (default, True), (alpha, True), (older, False), (oldest, False), (zeta, True),
     ]  # fmt: skip
@@ -41,4 +41,4 @@ def test_default_price_comes_first_and_history_after_current_prices() -> None:
 
 def test_models_without_their_own_price_are_named() -> None:
     served = [ServedModel(ModelName(name), 1, 2048) for name in ("b", "a", "c")]
-    assert price_view.without_own(served, (price(None), price("c"))) == ("a", "b")
+    assert prices.without_own(served, (price(None), price("c"))) == ("a", "b")

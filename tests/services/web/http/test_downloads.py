@@ -3,7 +3,7 @@ import random
 import zipfile
 from datetime import UTC, datetime
 
-from services.web.http.zip_stream import ZipStream
+from services.web.http.downloads import ZipStream
 
 NOW = datetime(2026, 11, 20, 14, 5, 8, tzinfo=UTC)
 

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.auth.sessions import key_rotation, tokens
-from services.auth.sessions.key_rotation import KEPT, PUBLISHED, KnownKey, RotationPlan
+from services.auth.sessions import signing_keys, tokens
+from services.auth.sessions.signing_keys import KEPT, PUBLISHED, KnownKey, RotationPlan
 
 NOW = datetime(2026, 2, 1, tzinfo=UTC)
 LIFETIME = timedelta(days=90)
@@ -19,7 +19,7 @@ def key(kid: str, signs_from: datetime, *, retired_at: datetime | None = None, e
 
 
 def signer(keys: Sequence[KnownKey], now: datetime) -> str | None:
-    found = key_rotation.signer_of(keys, now)
+    found = signing_keys.signer_of(keys, now)
     return None if found is None else found.kid
 
 
@@ -57,7 +57,7 @@ RETIRED = replace(ONE, retired_at=TWO.signs_from)
     ],
 )
 def test_what_is_due_at_which_time(keys: list[KnownKey], now: datetime, expected: RotationPlan) -> None:
-    assert key_rotation.plan(keys, now, LIFETIME) == expected
+    assert signing_keys.plan(keys, now, LIFETIME) == expected
 
 
 @pytest.mark.parametrize(
@@ -82,14 +82,14 @@ def test_the_times_are_as_documented() -> None:
 
 
 def test_an_administrators_rotation_adds_exactly_one_key() -> None:
-    plan = key_rotation.plan_rotation([ONE], NOW + MINUTE)
+    plan = signing_keys.plan_rotation([ONE], NOW + MINUTE)
     assert plan == RotationPlan(make=NOW + MINUTE + PUBLISHED, epoch=0, retire=("one",))
-    assert key_rotation.plan_rotation([RETIRED, TWO], NOW + MINUTE).is_empty
-    assert key_rotation.plan_rotation([], NOW) == RotationPlan(make=NOW, epoch=0)
+    assert signing_keys.plan_rotation([RETIRED, TWO], NOW + MINUTE).is_empty
+    assert signing_keys.plan_rotation([], NOW) == RotationPlan(make=NOW, epoch=0)
 
 
 def test_an_emergency_drops_all_keys_and_changes_the_issuer() -> None:
-    plan = key_rotation.plan_emergency([RETIRED, replace(TWO, epoch=3)], NOW)
+    plan = signing_keys.plan_emergency([RETIRED, replace(TWO, epoch=3)], NOW)
     assert plan == RotationPlan(make=NOW, epoch=4, drop=("one", "two"))
 
 
@@ -106,7 +106,7 @@ def test_over_a_simulated_year_no_token_lacks_its_key() -> None:
     signed: dict[str, datetime] = {}
     now, looks = NOW, 0
     while now < NOW + timedelta(days=365):
-        keys = done(keys, key_rotation.plan(keys, now, timedelta(days=30)), now)
+        keys = done(keys, signing_keys.plan(keys, now, timedelta(days=30)), now)
         # A token of up to 10 minutes, and a minute of leeway.
         recent = {kid for kid, at in signed.items() if now - at < timedelta(minutes=11)}
         assert recent <= {one.kid for one in keys if not one.is_over(now)}

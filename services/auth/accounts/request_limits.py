@@ -1,0 +1,95 @@
+"""Limit how often accounts and password resets may be requested, counted in Valkey for all replicas.
+
+An account brings credits, and an attempt reveals whether a name is taken.
+"""
+
+from pathlib import Path
+
+from services.auth import api_keys
+from shared import addresses, errors
+from shared.stores.cache import Cache
+from shared.types import NodeId, TenantId, UserId
+
+#: Per inviter and per organization, while registration is closed: without mail the inviter sees the codes and could use them all.
+MOST_INVITED_A_DAY = 20
+#: Mails to reset a password per hour.
+FOR_AN_ACCOUNT = 3
+#: For one client address, whatever accounts it asks for.
+FOR_AN_ADDRESS = 10
+_SCRIPT = "hourly"
+_DAY_SECONDS = 24 * 3600
+
+
+class HourlyLimits:
+    """May raise Unavailable. ``what`` separates its counters from all others."""
+
+    def __init__(self, cache: Cache, what: str, *, seconds: int = 3600) -> None:
+        self._cache = cache
+        self._what = what
+        self._seconds = seconds
+        cache.script(_SCRIPT, Path(__file__).with_name("hourly_limits.lua").read_text(encoding="utf-8"))
+
+    async def count(self, subject: str, most: int) -> float:
+        """Return 0 if it was counted, otherwise the seconds to wait."""
+        # Hashed, because an address is personal data.
+        key = f"auth:{self._what}:{api_keys.hash_token(subject)}"
+        return int(await self._cache.run(_SCRIPT, [key], [most, self._seconds * 1000])) / 1000
+
+
+def requester_of(address: str, node: NodeId) -> str:
+    """Return what to count under: the address, or its network for IPv6, or the calling node if there is no address."""
+    return addresses.client_network(address) or str(node)
+
+
+class RegistrationLimits:
+    """Every method may raise Unavailable."""
+
+    def __init__(self, cache: Cache, most: int) -> None:
+        self._registrations = HourlyLimits(cache, "registrations")
+        self._invitations = HourlyLimits(cache, "invited", seconds=_DAY_SECONDS)
+        self._most = most
+
+    async def charge(self, address: str, node: NodeId) -> None:
+        """Count before anything is looked up. Raises Limited. Loopback addresses are not counted."""
+        seen = addresses.parse(address)
+        if seen is not None and seen.is_loopback:
+            return
+        wait_seconds = await self._registrations.count(requester_of(address, node), self._most)
+        if wait_seconds:
+            raise errors.Limited(
+                "too many accounts were requested from your address",
+                hint=f"wait; {self._most} per hour are allowed. An administrator can add people at any time",
+                retry_after_seconds=wait_seconds,
+            )
+
+    async def charge_inviter(self, inviter: UserId, organisation: TenantId) -> None:
+        """Raises Limited."""
+        for subject in (inviter, organisation):
+            wait_seconds = await self._invitations.count(str(subject), MOST_INVITED_A_DAY)
+            if wait_seconds:
+                raise errors.Limited(
+                    f"{MOST_INVITED_A_DAY} people have registered with this organization's or this inviter's invitations within a day",
+                    hint="try again tomorrow, or ask an administrator for an account",
+                    retry_after_seconds=wait_seconds,
+                )
+
+
+class MailLimits:
+    """How often password resets may be requested. Every method may raise Unavailable."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._requested = HourlyLimits(cache, "reset_mails")
+
+    async def charge_address(self, requester: str) -> None:
+        """Raises Limited, which reveals nothing about any account."""
+        wait_seconds = await self._requested.count(f"from:{requester}", FOR_AN_ADDRESS)
+        if wait_seconds:
+            raise errors.Limited(
+                "too many password resets were requested from your address",
+                hint=f"wait; {FOR_AN_ADDRESS} per hour are allowed",
+                retry_after_seconds=wait_seconds,
+            )
+
+    async def may_mail(self, user_id: UserId) -> bool:
+        """Count the mail and return whether to send it. An error would reveal that the account exists."""
+        return not await self._requested.count(f"to:{user_id}", FOR_AN_ACCOUNT)
