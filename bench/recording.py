@@ -34,7 +34,7 @@ def _rate_in_process(batch: RecordMetrics, seconds: float) -> float:
     """Return the samples a second."""
     recorded, began, taken = RecordedMetricSet(), time.perf_counter(), 0
     while (took := time.perf_counter() - began) < seconds:
-        taken += recorded.record_all(batch.samples, ("inference", "bench"), datetime.now(UTC)).accepted
+        taken += recorded.record_all(batch.samples, ("inference", "bench"), datetime.now(UTC)).taken
     return taken / took
 
 
