@@ -41,7 +41,7 @@ READS_ENVIRONMENT = {
     "cli": "a person's shell is the CLI's settings",
     "stack": "the supervisor hands its own environment on to its children",
     "tools": "set-up, before there is a program",
-    "shared/transports/hyperswarm/node_binary": "which Node.js there is, the machine knows",
+    "shared/transports/hyperswarm/sidecar_process.py": "finds the machine's Node.js",
     "services/inference/supervision/engine_supervisor.py": "hands the machine's variables on to the engine's process, without secrets",
 }
 #: Where SQL stands, besides queries.sql and migrations.
@@ -197,10 +197,10 @@ MAX_NAMES_TWICE = 25
 MAX_FOLDER_MODULES = 20
 #: folder -> how many modules it may still have. These numbers may only fall.
 LARGE_FOLDERS: dict[str, int] = {}
-#: Modules without the packages' own __init__; the goal is 560. This number may only fall, or grow by one for 170 lines of new work.
-MAX_MODULES = 620
+#: Modules without the packages' own __init__. This number may only fall, or grow by one for 170 lines of new work.
+MAX_MODULES = 535
 #: Python lines of SOURCE without generated files; the goal is 85,600. This number may only fall, or grow by the line budget of new work.
-MAX_SOURCE_LINES = 93_950
+MAX_SOURCE_LINES = 92_471
 SOURCE = ("shared", "services", "cli", "stack", "sdk", "tools", "bench")
 GENERATED = {"sdk/python/src/aimesh/client.py", "sdk/python/src/aimesh/wire.py"}
 #: Imports in the longest chain of modules inside `shared`, each package's __init__ counted; the goal is 10. This number may only fall.
