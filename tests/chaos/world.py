@@ -24,7 +24,7 @@ import asyncpg
 from services.gateway.limits import tiers
 from shared import errors
 from shared.api import gateway
-from tests import people, stacks
+from tests import people, stacks, stopwatch
 from tests.chaos import clients, faulty_worker, history, invariants, ledger
 from tests.chaos.clients import Clients
 from tests.chaos.invariants import Allowed
@@ -42,6 +42,8 @@ UNREACHED = ",".join([*(f"{name}=1000000000" for name in tiers.LIMITS), "credits
 START_SECONDS = 20.0
 #: A call that ended is in the books within this time, unless its gateway died.
 REST_SECONDS = 15.0
+#: A reservation waits two seconds for PostgreSQL; on a busy machine, as in `make test`, that may be too short without any fault.
+BUSY = "ledger_unavailable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +175,8 @@ class World:
     ) -> Outcome:
         """When all is at rest: the calls and the books together before the oracle."""
         books, tired = await self._at_rest(seen, allowed)
-        found = invariants.violations(seen.calls, books, allowed) + tired + await self._verified() + self._tracebacks()
+        judged = [call for call in seen.calls if stopwatch.bounds_hold or call.ends != (BUSY,) or BUSY in allowed.codes]
+        found = invariants.violations(judged, books, allowed) + tired + await self._verified() + self._tracebacks()
         return Outcome(
             fault=fault,
             what=what,
