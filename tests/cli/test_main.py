@@ -146,7 +146,7 @@ def test_closed_stdout_is_no_failure() -> None:
     """`aicli … | head -1`: the pipe is closed before anything is written."""
     reader, writer = os.pipe()
     os.close(reader)
-    code = "from cli import main, completion; main.main()"
+    code = "from cli import main; main.main()"
     try:
         ended = subprocess.run(
             [sys.executable, "-c", code, "completion", "zsh"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=120, check=False

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[4]
 PAGE = ROOT / "docs" / "reference" / "audit.md"
 #: What makes an act; its first argument is the action.
-MAKES = re.compile(r"(^|\.)(audit_records\.(done|done_by|of_mesh|refused)|audit_reporting\.report_action)$")
+MAKES = re.compile(r"(^|\.)(audit_records\.(done|done_by|of_mesh|refused)|_?audit_reporting\.report_action)$")
 ACTION = re.compile(r"[a-z_]+\.[a-z_]+")
 
 
@@ -45,6 +45,7 @@ def test_actions_have_the_form_that_filters_expect() -> None:
         'audit_records.done("key.burn", who)',
         'audit_records.of_mesh("key.burn" if hot else "key.burn", None)',
         'self.audit_reporting.report_action("key.burn", who)',
+        'self._audit_reporting.report_action("key.burn", who)',
     ],
 )
 def test_an_undescribed_action_would_be_found(line: str) -> None:
