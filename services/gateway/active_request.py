@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from services.gateway.billing.ledger import HeldCredits
 from services.gateway.idempotency.response_cache import AnswerOrigin
-from services.gateway.limits.limit_rules import Spent, TightestLimit
+from services.gateway.limits.limit_rules import LimitUsage, TightestLimit
 from services.gateway.prompt_admission import AdmittedPrompt, AdmittedTexts
 from services.gateway.relay import AnswerItem, Embedding
 from services.gateway.scheduling.worker_claims import Claim
@@ -39,7 +39,7 @@ class ActiveRequest(ABC):
         #: Set before the first item is read.
         self.model: ModelName | None = None
         #: Usage counted against the limits; None until the request is admitted.
-        self.spent: Spent | None = None
+        self.limit_usage: LimitUsage | None = None
         #: The reserved cost; None until it is reserved.
         self.held: HeldCredits | None = None
         #: The worker's stream; closing it ends the work there.
@@ -58,7 +58,7 @@ class ActiveRequest(ABC):
         #: The current worker; None before one is claimed, and for cached answers.
         self.worker: DirectoryEntry | None = None
 
-    def runs_on(self, claim: Claim) -> None:
+    def add_claim(self, claim: Claim) -> None:
         self.worker = claim.worker
         self._claims.append(claim)
 
@@ -73,7 +73,7 @@ class ActiveRequest(ABC):
 
     @property
     def allowance(self) -> TightestLimit | None:
-        return None if self.spent is None else self.spent.tightest
+        return None if self.limit_usage is None else self.limit_usage.tightest
 
     @property
     def usage(self) -> Usage:
@@ -186,8 +186,8 @@ class ActivePrompt(ActiveRequest):
     def set_origin(self, origin: AnswerOrigin) -> None:
         self._origin = origin
 
-    def admitted(self, admitted: AdmittedPrompt, answers: int, prompt_hash: str) -> None:
-        self._admitted, self._wanted_answers, self.prompt_hash = admitted, answers, prompt_hash
+    def record_admission(self, prompt: AdmittedPrompt, answers: int, prompt_hash: str) -> None:
+        self._admitted, self._wanted_answers, self.prompt_hash = prompt, answers, prompt_hash
 
     def __aiter__(self) -> "ActivePrompt":
         return self

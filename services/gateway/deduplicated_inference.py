@@ -1,6 +1,6 @@
 """Answers each request once per idempotency key; requests without a key run independently.
 
-    async with requests.run(principal, request, seconds=60, again=RepeatedRequest(key)) as answer:
+    async with requests.run(principal, request, seconds=60, repeat=RepeatedRequest(key)) as answer:
         async for number, chunk in answer: …
     # the row is written before the caller learns how the request ended
     answer.result
@@ -41,7 +41,7 @@ class RepeatedRequest:
     together: bytes = b""
 
 
-NEVER = RepeatedRequest()
+NO_REPEAT = RepeatedRequest()
 
 Piece_co = TypeVar("Piece_co", covariant=True)
 End_co = TypeVar("End_co", covariant=True)
@@ -73,17 +73,17 @@ class DeduplicatedInference:
         request: InferenceRequest,
         *,
         seconds: float,
-        again: RepeatedRequest = NEVER,
+        repeat: RepeatedRequest = NO_REPEAT,
         whole: bool = False,
         cache: cache_keys.CacheRequest = cache_keys.CacheRequest.NOTHING,
         streamed: bool = True,
     ) -> AbstractAsyncContextManager[InferenceReply[Chunk, InferenceResult]]:
-        """Return the answer after ``again.rest``, or the ``whole`` answer; in larger chunks if it is neither ``streamed`` nor under a key.
+        """Return the answer after ``repeat.rest``, or the ``whole`` answer; in larger chunks if it is neither ``streamed`` nor under a key.
         If TooLarge leaves the block of an unstreamed request, the generation ends, at no cost without a key. Raises what
         ``Pipeline.run`` and ``IdempotentRequests.answer`` raise."""
-        if again.key is not None:
-            return self._run_under_key(principal, request, again, seconds=seconds, whole=whole, cache=cache, streamed=streamed)
-        if again.rest is not None:
+        if repeat.key is not None:
+            return self._run_under_key(principal, request, repeat, seconds=seconds, whole=whole, cache=cache, streamed=streamed)
+        if repeat.rest is not None:
             raise BadField("Last-Event-ID", f"requires the {FIELD} of the original request; without one, an answer ends with its stream")
         return self._pipeline.run(principal, request, seconds=seconds, cache=cache, streamed=streamed)
 
@@ -95,9 +95,9 @@ class DeduplicatedInference:
             return self._pipeline.embed(principal, request, seconds=seconds)
 
         async def produce(run: AnswerRun[Any, Vectors, EmbeddingResult], _seed: int) -> EmbeddingResult:
-            return await _make(run, self._pipeline.embed(principal, request, seconds=self._idempotency.most_seconds))
+            return await _record_answer(run, self._pipeline.embed(principal, request, seconds=self._idempotency.most_seconds))
 
-        return self._idempotency.answer(_keyed(key, principal, request, NEVER), produce, seconds=seconds, whole=True)
+        return self._idempotency.answer(_keyed(key, principal, request, NO_REPEAT), produce, seconds=seconds, whole=True)
 
     async def withdraw(self, principal: Principal, key: str) -> None:
         """Cancel the request under this key. Does nothing if no gateway runs it. Raises Unavailable."""
@@ -108,15 +108,15 @@ class DeduplicatedInference:
         self,
         principal: Principal,
         request: InferenceRequest,
-        again: RepeatedRequest,
+        repeat: RepeatedRequest,
         *,
         seconds: float,
         whole: bool,
         cache: cache_keys.CacheRequest,
         streamed: bool,
     ) -> AsyncIterator[InferenceReply[Chunk, InferenceResult]]:
-        assert again.key is not None
-        keyed_request = _keyed(again.key, principal, request, again)
+        assert repeat.key is not None
+        keyed_request = _keyed(repeat.key, principal, request, repeat)
 
         async def produce(run: AnswerRun[Any, Chunk, InferenceResult], seed: int) -> InferenceResult:
             # The maximum, because every reader has its own deadline.
@@ -124,7 +124,7 @@ class DeduplicatedInference:
             running = self._pipeline.run(
                 principal, request, seconds=left, drawn_seed=seed, cache=cache, continues_elsewhere=lambda: not run.was_stopped
             )
-            return await _make(run, running)
+            return await _record_answer(run, running)
 
         async with self._idempotency.answer(keyed_request, produce, seconds=seconds, whole=whole) as answer:
             try:
@@ -133,11 +133,11 @@ class DeduplicatedInference:
                 if not streamed and not answer.is_repeat:
                     # It is still billed: other callers may have read it as a stream.
                     with suppress(errors.Unavailable):
-                        await self.withdraw(principal, again.key)
+                        await self.withdraw(principal, repeat.key)
                 raise
 
 
-async def _make(run: AnswerRun[Any, Piece, End], running: AbstractAsyncContextManager[InferenceReply[Piece, End]]) -> End:
+async def _record_answer(run: AnswerRun[Any, Piece, End], running: AbstractAsyncContextManager[InferenceReply[Piece, End]]) -> End:
     async with running as answer:
         run.set_head(answer)
         async for _, chunk in answer:
@@ -145,7 +145,7 @@ async def _make(run: AnswerRun[Any, Piece, End], running: AbstractAsyncContextMa
     return answer.result
 
 
-def _keyed(key: str, principal: Principal, request: InferenceRequest | EmbeddingRequest, again: RepeatedRequest) -> IdempotentRequest:
+def _keyed(key: str, principal: Principal, request: InferenceRequest | EmbeddingRequest, repeat: RepeatedRequest) -> IdempotentRequest:
     now = context.current.get() or context.start()
     return IdempotentRequest(
         owner=principal.tenant_id,
@@ -153,6 +153,6 @@ def _keyed(key: str, principal: Principal, request: InferenceRequest | Embedding
         request=request,
         request_id=now.request_id,
         seed=secrets.randbits(63),
-        after=0 if again.rest is None else again.rest.after,
-        together=again.together,
+        after=0 if repeat.rest is None else repeat.rest.after,
+        together=repeat.together,
     )

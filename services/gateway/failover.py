@@ -151,13 +151,14 @@ class FailoverState(Generic[Request, Item, End]):
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
-    def on_failure(self, node: NodeId, error: errors.AimeshError, *, gone: int = 0) -> RetryOnWorker | Ended[End] | GivenUp:
-        """Decide what follows the failure of the current worker. ``gone``: how many lost workers have not returned as the same process."""
+    def on_failure(self, node: NodeId, error: errors.AimeshError, *, lost_workers: int = 0) -> RetryOnWorker | Ended[End] | GivenUp:
+        """Decide what follows the failure of the current worker. ``lost_workers``: how many workers were lost earlier and have not returned
+        as the same process."""
         self._crashes += isinstance(error, errors.ModelCrashed)
         if self._crashes == MOST_CRASHES:
             message = "this request crashed the engine twice and will not be run again"
             return GivenUp(errors.Poison(message, hint="change the request; see the workers' logs for details"))
-        if isinstance(error, errors.LinkLost) and self._is_poison(gone):
+        if isinstance(error, errors.LinkLost) and self._is_poison(lost_workers):
             message = "two workers were lost while they ran this request; it will not be given to a third"
             return GivenUp(errors.Poison(message, hint="retry only if the request can't be the cause; see the workers' logs"))
         is_retryable = isinstance(error, _RETRYABLE) or (self.began and isinstance(error, _CANNOT_RESUME))
@@ -187,10 +188,10 @@ class FailoverState(Generic[Request, Item, End]):
     def final_error(self, error: errors.AimeshError) -> errors.AimeshError:
         return error
 
-    def _is_poison(self, gone: int) -> bool:
+    def _is_poison(self, lost_workers: int) -> bool:
         """Count one more lost worker. A lost link proves no crash, because the worker may still run. A worker lost without a response,
         after another had begun, may have been disconnected before it was asked, as in a network partition."""
-        if not gone:
+        if not lost_workers:
             self._losses.clear()
         if self._has_responded or not any(self._losses):
             self._losses.append(self._has_responded)
@@ -281,10 +282,10 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         prompt_tokens = end.usage.prompt_tokens if self._prompt_tokens is None else self._prompt_tokens
         return msgspec.structs.replace(end, usage=Usage(prompt_tokens, self._tokens, end.usage.cached_tokens))
 
-    def on_failure(self, node: NodeId, error: errors.AimeshError, *, gone: int = 0) -> RetryOnWorker | Ended[Generation] | GivenUp:
+    def on_failure(self, node: NodeId, error: errors.AimeshError, *, lost_workers: int = 0) -> RetryOnWorker | Ended[Generation] | GivenUp:
         if self._finish is not None:
             return Ended(Generation(self._finish, Usage(self._prompt_tokens or 0, self._tokens)))
-        return super().on_failure(node, error, gone=gone)
+        return super().on_failure(node, error, lost_workers=lost_workers)
 
     def final_error(self, error: errors.AimeshError) -> errors.AimeshError:
         if not self.began:

@@ -102,7 +102,7 @@ class Pipeline:
 
         async def begin() -> AsyncGenerator[Embedding]:
             texts, requirements = await self._admission.admit_texts(running, principal, request, seconds)
-            return self._relay.embed(texts, requirements, seconds=seconds, runs_on=lambda claim, _: running.runs_on(claim))
+            return self._relay.embed(texts, requirements, seconds=seconds, on_claim=lambda claim, _: running.add_claim(claim))
 
         return self._recorded(running, principal, seconds, begin)
 
@@ -140,8 +140,8 @@ class Pipeline:
                     # The gateway that continues the request, or settles its overdue reservation, writes the row.
                     self._recorder.release()
                     self._ledger.ended(running.request_id)
-            if running.spent is not None:
-                await self._quotas.settle(running.spent, tokens=0 if running.cached else running.usage.total_tokens)
+            if running.limit_usage is not None:
+                await self._quotas.settle(running.limit_usage, tokens=0 if running.cached else running.usage.total_tokens)
             if written is not None and (status is RequestStatus.SUCCESS or failure is not None):
                 with tracing.span("ledger.settle"):
                     await self._recorder.written(written)
@@ -167,18 +167,18 @@ class Pipeline:
             seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if drawn_seed is None else drawn_seed)
         prompt = msgspec.structs.replace(admitted, model_config=seeded, streamed=streamed, reader_paced=paced)
 
-        def runs_on(claim: Claim, delivered_tokens: int) -> None:
-            running.runs_on(claim)
+        def on_claim(claim: Claim, delivered_tokens: int) -> None:
+            running.add_claim(claim)
             self._ledger.claimed(running.request_id, claim.worker.node, delivered_tokens if paced else 0)
 
         if responses is None:
-            return self._relay.generate(prompt, requirements, seconds=seconds, runs_on=runs_on)
+            return self._relay.generate(prompt, requirements, seconds=seconds, on_claim=on_claim)
         digest = routing.digest_of(requirements.model, self._admission.directory.usable(Role.WORKER))
         assert not isinstance(admitted.prompt, str)  # admission converts it to messages
         question = cache_keys.CacheQuestion(requirements.tenant, admitted.prompt, config, digest)
 
         def generate(seconds: float) -> AsyncGenerator[AnswerItem]:
-            return self._relay.generate(prompt, requirements, seconds=seconds, runs_on=runs_on)
+            return self._relay.generate(prompt, requirements, seconds=seconds, on_claim=on_claim)
 
         return responses.answer(question, generate, use=use, seconds=seconds, set_origin=running.set_origin)
 

@@ -1,6 +1,6 @@
 -- name: write_requests
 -- Write ended requests: settle their reservations, log them, and add what was delivered to the day's usage. Existing rows stay as they are.
-WITH given AS (
+WITH ended AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::integer[],
         $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
@@ -13,7 +13,7 @@ WITH given AS (
 ),
 settled AS MATERIALIZED (
     -- Always lock in this order, so that gateways can't deadlock on accounts.
-    SELECT given.*, settle(id, cost_micro, state) AS settled_micro FROM given ORDER BY tenant_id, id
+    SELECT ended.*, settle(id, cost_micro, state) AS settled_micro FROM ended ORDER BY tenant_id, id
 ),
 fresh AS (
     INSERT INTO request_logs (
@@ -87,7 +87,7 @@ WHERE request_id IN (
 
 -- name: record_claims
 -- Record which workers run these requests. Skip locked rows, as above.
-WITH given AS (
+WITH claims AS (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[]) AS row (request_id, worker, delivered_before)
 ),
 free AS (
@@ -96,9 +96,9 @@ free AS (
     FOR UPDATE SKIP LOCKED
 )
 UPDATE reservations AS held
-SET workers = held.workers || given.worker::varchar, delivered_before = given.delivered_before, claimed_at = now()
-FROM given JOIN free USING (request_id)
-WHERE held.request_id = given.request_id
+SET workers = held.workers || claims.worker::varchar, delivered_before = claims.delivered_before, claimed_at = now()
+FROM claims JOIN free USING (request_id)
+WHERE held.request_id = claims.request_id
 RETURNING held.request_id;
 
 -- name: list_overdue
@@ -288,7 +288,7 @@ SELECT fingerprint, request_id, state, answer, gateway
 FROM idempotency_keys
 WHERE owner = $1 AND key = $2;
 
--- name: prolong_keys
+-- name: extend_key_leases
 -- Extend the leases of requests; return those that are still ours, and whether their caller canceled them.
 UPDATE idempotency_keys
 SET lease_until = now() + make_interval(secs => $2)
@@ -506,7 +506,7 @@ GROUP BY GROUPING SETS ((), (name))
 ORDER BY is_total DESC, CASE WHEN $3 = 'day' THEN name END, cost_micro DESC, succeeded DESC, name
 LIMIT $5;
 
--- name: sum_given_back
+-- name: sum_refunds
 -- Sum up a period's refunds.
 SELECT coalesce(-sum(amount_micro), 0)::bigint
 FROM entries

@@ -35,7 +35,7 @@ Embedding = inference.PromptAccepted | embedding.Vectors | embedding.Embedded
 #: Counts a retry by kind and outcome.
 Count = Callable[[str, str], object]
 #: Called before each worker is asked, with the number of answer tokens that the caller already has.
-RunsOn = Callable[[Claim, int], object]
+OnClaim = Callable[[Claim, int], object]
 
 #: Operation names of OpenTelemetry.
 _OPERATIONS = {inference.process_prompt.name: "chat", embedding.embed.name: "embeddings"}
@@ -71,19 +71,19 @@ class Relay:
         self.budget = RetryBudget()
 
     def generate(
-        self, prompt: inference.ProcessPrompt, requirements: WorkerRequirements, *, seconds: float, runs_on: RunsOn = _ignore
+        self, prompt: inference.ProcessPrompt, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
     ) -> AsyncGenerator[AnswerItem]:
         """Yield PromptAccepted, chunks, and finally the Generation with the counts of the whole answer. Raises the last worker's error,
-        WorkerLost if a part was delivered, or Poison if two engines crashed. ``runs_on`` gets each worker that is asked. Close it with
+        WorkerLost if a part was delivered, or Poison if two engines crashed. ``on_claim`` gets each worker that is asked. Close it with
         ``aclose``."""
         state = AnswerFailover(prompt)
-        return _RunningCall(self, inference.process_prompt, state, requirements, seconds, runs_on=runs_on).stream_response()
+        return _RunningCall(self, inference.process_prompt, state, requirements, seconds, on_claim=on_claim).stream_response()
 
     def embed(
-        self, texts: embedding.Embed, requirements: WorkerRequirements, *, seconds: float, runs_on: RunsOn = _ignore
+        self, texts: embedding.Embed, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
     ) -> AsyncGenerator[Embedding]:
         """Yield vectors; otherwise like ``generate``. Some vectors may arrive before it raises a worker's error."""
-        return _RunningCall(self, embedding.embed, VectorsFailover(texts), requirements, seconds, runs_on=runs_on).stream_response()
+        return _RunningCall(self, embedding.embed, VectorsFailover(texts), requirements, seconds, on_claim=on_claim).stream_response()
 
 
 class _RunningCall(Generic[Request, Item, End]):
@@ -97,14 +97,14 @@ class _RunningCall(Generic[Request, Item, End]):
         requirements: WorkerRequirements,
         seconds: float,
         *,
-        runs_on: RunsOn,
+        on_claim: OnClaim,
     ) -> None:
         self._relay = relay
         self._method = method
         self._state = state
         self._requirements = requirements
         self._seconds = seconds
-        self._runs_on = runs_on
+        self._on_claim = on_claim
         self._operation = _OPERATIONS[method.name]
         self._ends_at = 0.0
         #: Why another worker is asked; None for the first.
@@ -186,7 +186,7 @@ class _RunningCall(Generic[Request, Item, End]):
     async def _stream_from(self, claim: Claim) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
         state, left = self._state, self._ends_at - self._relay.clock()
         state.record_attempt(_digest(claim.worker, self._requirements))
-        self._runs_on(claim, state.delivered_tokens)
+        self._on_claim(claim, state.delivered_tokens)
         silence = BoundedWaits(self._relay.stall_seconds)
         with claim, closing(silence):
             try:
@@ -238,8 +238,8 @@ class _RunningCall(Generic[Request, Item, End]):
         """Raise what the caller gets, or return how to continue."""
         state = self._state
         stats, clock = self._relay.dispatch.worker_stats, self._relay.dispatch.clock()
-        gone = sum(not stats.may_be_running(worker, clock) for worker in self._lost)
-        decision = state.on_failure(claim.worker.node, error, gone=gone)
+        lost_workers = sum(not stats.may_be_running(worker, clock) for worker in self._lost)
+        decision = state.on_failure(claim.worker.node, error, lost_workers=lost_workers)
         if isinstance(error, errors.LinkLost):
             self._lost.append(claim.worker)
         if isinstance(decision, GivenUp):

@@ -57,7 +57,7 @@ class RequestAdmission:
         """Return the call for a worker, with a seed only if the caller set one. Raises what ``_admit`` and ``prompt_admission`` raise."""
         admitted = prompt_admission.admit(request)
         answers = request.n or 1
-        running.admitted(admitted, answers, fingerprint(admitted.messages, self.prompt_hash_secret))
+        running.record_admission(admitted, answers, fingerprint(admitted.messages, self.prompt_hash_secret))
         model = await self._find_model(running, principal, request.model)
         limits = self.quotas.limits(principal, model)
         default = self._default_max_tokens(limit_rules.most_tokens(limits), model, admitted.likely_prompt_tokens, answers)
@@ -75,7 +75,7 @@ class RequestAdmission:
             limited_as=principal.limited_as,
             prompt_tokens=admitted.likely_prompt_tokens,
             max_tokens=bounds.max_tokens * answers,
-            beginnings=prefix_affinity.beginnings(admitted.messages, salt, request.tools),
+            prefix_hashes=prefix_affinity.hash_prefixes(admitted.messages, salt, request.tools),
         )
         held = await self._admit(running, principal, limits, requirements, bounds)
         sampling = {field: getattr(request, field) for field in _SAMPLED} | {"max_tokens": held.max_tokens}
@@ -106,7 +106,7 @@ class RequestAdmission:
                 running.model = routing.resolve(wanted, workers, self.names, just_started=now < self.discovery_ends_at)
                 break
             except errors.NotReachable:
-                if now >= gives_up_at or not (now < self.discovery_ends_at or routing.are_missed(workers, datetime.now(UTC))):
+                if now >= gives_up_at or not (now < self.discovery_ends_at or routing.any_recently_lost(workers, datetime.now(UTC))):
                     raise
             await asyncio.sleep(_LOOK_SECONDS)
         if isinstance(running, ActivePrompt):
@@ -130,7 +130,7 @@ class RequestAdmission:
         tokens = requirements.prompt_tokens + requirements.max_tokens
         try:
             with tracing.span("ratelimit.acquire"):
-                running.spent = await self.quotas.spend(
+                running.limit_usage = await self.quotas.spend(
                     limits, running.request_id, tier=principal.tier, tokens=tokens, seconds=bounds.seconds
                 )
         except LimitReached as error:

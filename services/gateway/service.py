@@ -260,10 +260,10 @@ class GatewayService:
         seconds = min(self._seconds, stream.remaining_seconds())
         if stream.is_whole and request.rest is not None:
             raise prompt_admission.BadField("rest", "requires a stream; omit it to get the whole answer")
-        again = RepeatedRequest(key=request.idempotency_key, rest=request.rest)
+        repeat = RepeatedRequest(key=request.idempotency_key, rest=request.rest)
         cache = cache_keys.CacheRequest.OFF if request.fresh else cache_keys.CacheRequest.NOTHING
         run = self._deduplicated.run(
-            principal, request.request, seconds=seconds, again=again, cache=cache, whole=stream.is_whole, streamed=not stream.is_whole
+            principal, request.request, seconds=seconds, repeat=repeat, cache=cache, whole=stream.is_whole, streamed=not stream.is_whole
         )
         async with run as answer:
             first_id: RequestId | None = answer.request_id
@@ -330,7 +330,7 @@ class GatewayService:
             if not access_table.may(principal, Permission.EVERYTHING):
                 raise errors.NotAllowed("only an administrator can read another user's quota", hint="omit userId to read your own")
             principal = await self._read_principal(request.user_id, call.credential)
-        found = await self._quotas.look(principal, lambda model: prompt_admission.is_open(principal, model))
+        found = await self._quotas.read(principal, lambda model: prompt_admission.is_open(principal, model))
         hour = limit_rules.hourly(found)
         return gateway.UserQuota(
             user_id=principal.user_id,

@@ -176,7 +176,7 @@ class DaysStore:
         async with self._database.transaction(deadline_seconds=_REPORT_SECONDS) as transaction:
             # One row is the total, and another tells whether there are more than MOST_ROWS.
             found = await transaction.rows("report_days", query.since, query.until, query.by.value, query.label, MOST_ROWS + 2)
-            refunded = await transaction.value("sum_given_back", query.since, query.until)
+            refunded = await transaction.value("sum_refunds", query.since, query.until)
             active = await transaction.row("count_active_users")
         assert active is not None  # an aggregate without GROUP BY always has one row
         total = next((_business_sum(row) for row in found if row["is_total"] and row["succeeded"] is not None), BusinessSum())

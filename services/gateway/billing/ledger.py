@@ -207,7 +207,7 @@ class Ledger:
     async def _row(self, reservation: OpenReservation, receipt: Receipt | None) -> RequestRow | None:
         price = await self._store.find_price(reservation.price_id)
         assert price is not None  # a foreign key, and prices are never deleted
-        return orphan_settlement.end_of(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC))
+        return orphan_settlement.build_row(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC))
 
     async def _reserve(self, request: ReservationRequest) -> GrantedReservation | InsufficientCredits:
         gives_up_at, suspensions = self._clock() + RESERVE_SECONDS, self._suspend_detector.suspensions

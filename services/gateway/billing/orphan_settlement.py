@@ -36,7 +36,9 @@ _decode = msgspec.msgpack.Decoder(Receipt).decode
 _log = logs.get(part="receipts")
 
 
-def end_of(reservation: OpenReservation, price: Price, receipt: Receipt | None, *, most_seconds: float, now: datetime) -> RequestRow | None:
+def build_row(
+    reservation: OpenReservation, price: Price, receipt: Receipt | None, *, most_seconds: float, now: datetime
+) -> RequestRow | None:
     """Return the request's row; None if its worker may still run it."""
     if receipt is not None and receipt.ended == inference.RUNNING:
         if (now - reservation.created_at).total_seconds() < most_seconds:

@@ -21,11 +21,11 @@ async def answer(
     """Run the request and answer the call. Raises what ``DeduplicatedInference.run`` raises."""
     if stream:
         call.expect_events(form.failed)
-    again = read_repeat(call)
+    repeat = read_repeat(call)
     async with deduplicated.run(
-        call.caller, request, seconds=seconds, again=again, whole=True, cache=call.cache_request, streamed=stream
+        call.caller, request, seconds=seconds, repeat=repeat, whole=True, cache=call.cache_request, streamed=stream
     ) as reply:
-        await send_chunks(call, reply, form, stream=stream, after=0 if again.rest is None else again.rest.after)
+        await send_chunks(call, reply, form, stream=stream, after=0 if repeat.rest is None else repeat.rest.after)
     # The row is written before the caller learns how the request ended.
     if stream:
         await call.send_events(form.last_events(reply.result))

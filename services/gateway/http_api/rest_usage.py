@@ -145,7 +145,7 @@ class RestUsage:
         await call.answer(msgspec.convert(usage, UsageAnswer, from_attributes=True))
 
     async def _quota(self, call: HttpCall) -> None:
-        allowances = await self._quotas.look(call.caller)
+        allowances = await self._quotas.read(call.caller)
         hour, caller = limit_rules.hourly(allowances), call.caller
         limits = tuple(
             LimitAnswer(allowance.scope, allowance.kind, allowance.limit, allowance.remaining, allowance.resets_in_seconds)

@@ -230,7 +230,7 @@ class AnswerRuns:
             self.forget(other)
         run: AnswerRun[Head, Piece, End] = AnswerRun(name, AnswerBuffer(kept=kept), self._clock() + seconds, self)
         self._runs[name] = run
-        task = self._tasks.create_task(self._make(run, produce, seconds))
+        task = self._tasks.create_task(self._produce_outcome(run, produce, seconds))
         run.set_task(task)
         task.add_done_callback(lambda task: self._ended(run, task))
         return run
@@ -249,7 +249,9 @@ class AnswerRuns:
         if self.crowded:
             self._forget_old()
 
-    async def _make(self, run: AnswerRun[Head, Piece, End], produce: Produce[Head, Piece, End], seconds: float) -> "_Outcome[End]":
+    async def _produce_outcome(
+        self, run: AnswerRun[Head, Piece, End], produce: Produce[Head, Piece, End], seconds: float
+    ) -> "_Outcome[End]":
         async def within() -> End:
             try:
                 async with asyncio.timeout(seconds):
@@ -260,11 +262,11 @@ class AnswerRuns:
                 ) from None
 
         # Readers raise a failure; raised here, it would end all other answers.
-        (made,) = await asyncio.gather(within(), return_exceptions=True)
-        if not isinstance(made, BaseException):
-            return _Outcome(made, None)
+        (result,) = await asyncio.gather(within(), return_exceptions=True)
+        if not isinstance(result, BaseException):
+            return _Outcome(result, None)
         # Raised as CancelledError, it would cancel the reader's task.
-        return _Outcome(None, _cancelled() if isinstance(made, asyncio.CancelledError) else made)
+        return _Outcome(None, _cancelled() if isinstance(result, asyncio.CancelledError) else result)
 
     def _ended(self, run: AnswerRun[Head, Piece, End], task: "asyncio.Task[_Outcome[End]]") -> None:
         run.finish(task)

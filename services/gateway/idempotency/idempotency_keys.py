@@ -184,15 +184,15 @@ def fingerprint(request: InferenceRequest | EmbeddingRequest, secret: str, toget
     return hmac.new(secret.encode(), content, hashlib.sha256).digest()
 
 
-def classify(held: HeldKey, fingerprint: bytes, *, node: NodeId, ours: Container[RequestId]) -> ExistingKeyUse:
-    """Judge a held key. ``ours``: the requests of this process. Raises IdempotencyConflict."""
+def classify(held: HeldKey, fingerprint: bytes, *, node: NodeId, own_requests: Container[RequestId]) -> ExistingKeyUse:
+    """Judge a held key. ``own_requests``: the requests of this process. Raises IdempotencyConflict."""
     if not hmac.compare_digest(held.fingerprint, fingerprint):
         raise errors.IdempotencyConflict(
             "this idempotency key was used for another request", hint="use a new key for each request, and repeat requests unchanged"
         )
     if held.state is not KeyState.RUNNING:
         return EndedRequest(held.request_id, held.answer)
-    if held.request_id in ours:
+    if held.request_id in own_requests:
         return RunningHere(held.request_id)
     return AbandonedRequest(held.request_id) if held.gateway == node else RunningElsewhere(held.gateway, held.request_id)
 

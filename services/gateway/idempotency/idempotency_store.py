@@ -43,7 +43,7 @@ class IdempotencyStore:
 
     async def extend_leases(self, requests: Collection[RequestId], *, seconds: float) -> dict[RequestId, bool]:
         """Extend leases; return the requests that are still ours, and whether their caller canceled them."""
-        rows = await self._database.rows("prolong_keys", list(requests), seconds)
+        rows = await self._database.rows("extend_key_leases", list(requests), seconds)
         return {RequestId(row["request_id"]): row["is_withdrawn"] for row in rows}
 
     async def withdraw(self, owner: TenantId, key: str) -> None:

@@ -95,7 +95,7 @@ class IdempotentRequests:
         self.most_seconds = most_seconds
         self._clock = clock
         #: Requests claimed by this process, or being claimed, whose end is not saved yet.
-        self._ours: dict[RequestId, IdempotentRequest] = {}
+        self._own_requests: dict[RequestId, IdempotentRequest] = {}
         self._unsaved: dict[RequestId, _Ending] = {}
         #: When each answer without readers lost its last one.
         self._unread: dict[RequestId, float] = {}
@@ -132,7 +132,7 @@ class IdempotentRequests:
     async def cancel(self, owner: TenantId, key: str) -> None:
         """Cancel the answer at any gateway; what was delivered is billed. The same request under the same key then runs again. Raises
         Unavailable if the other gateways couldn't be notified."""
-        for own in [own for own in self._ours.values() if own.owner == owner and idempotency_keys.is_part(own.key, key)]:
+        for own in [own for own in self._own_requests.values() if own.owner == owner and idempotency_keys.is_part(own.key, key)]:
             self._cancel_run(own)
         await self._store.withdraw(owner, key)
 
@@ -160,7 +160,7 @@ class IdempotentRequests:
         fingerprint = idempotency_keys.fingerprint(request.request, self._secret, request.together)
         dead: RequestId | None = None
         # Set before the row exists: other calls must not take it for an orphan of an earlier process.
-        self._ours[request.request_id] = request
+        self._own_requests[request.request_id] = request
         claimed: NewKeyUse | Orphaned | None = None
         try:
             while True:
@@ -170,14 +170,14 @@ class IdempotentRequests:
                 held = await self._store.find(request.owner, request.key)
                 if held is None:  # it was freed meanwhile
                     continue
-                found = idempotency_keys.classify(held, fingerprint, node=self._node, ours=self._ours)
+                found = idempotency_keys.classify(held, fingerprint, node=self._node, own_requests=self._own_requests)
                 if not isinstance(found, AbandonedRequest):
                     return found
                 dead = found.request_id
         finally:
             # If the response to a claim was lost, the next repeat finds an orphan and takes over.
             if claimed is None:
-                del self._ours[request.request_id]
+                del self._own_requests[request.request_id]
 
     async def _begin(
         self, request: IdempotentRequest, claimed: NewKeyUse | Orphaned, produce: Produce[Head, Piece, End]
@@ -188,10 +188,10 @@ class IdempotentRequests:
             await self._give_up(request, claimed)
             raise
 
-        async def make(run: AnswerRun[Head, Piece, End]) -> End:
-            return await self._make(request, claimed, run, produce)
+        async def run_and_save(run: AnswerRun[Head, Piece, End]) -> End:
+            return await self._run_and_save(request, claimed, run, produce)
 
-        return self._runs.start(_name(request, request.request_id), make, seconds=self.most_seconds, kept=True)
+        return self._runs.start(_name(request, request.request_id), run_and_save, seconds=self.most_seconds, kept=True)
 
     def _open_ended(
         self, request: IdempotentRequest, request_id: RequestId, answer: bytes | None, after: int
@@ -229,7 +229,7 @@ class IdempotentRequests:
 
     # --- runs -------------------------------------------------------------------------------------------------------
 
-    async def _make(
+    async def _run_and_save(
         self, request: IdempotentRequest, claim: NewKeyUse | Orphaned, run: AnswerRun[Head, Piece, End], produce: Produce[Head, Piece, End]
     ) -> End:
         async def failed(error: errors.AimeshError) -> None:
@@ -264,7 +264,7 @@ class IdempotentRequests:
 
     async def _end(self, request: IdempotentRequest, run: AnswerRun[Any, Any, Any], ending: _Ending) -> None:
         await self._save(request.request_id, ending)
-        if request.request_id not in self._ours and ending.answer is not None and run.buffer.whole is not None:
+        if request.request_id not in self._own_requests and ending.answer is not None and run.buffer.whole is not None:
             # Repeats now read it from the store.
             self._runs.forget(run)
 
@@ -277,7 +277,7 @@ class IdempotentRequests:
 
     async def _abandon(self, request: IdempotentRequest) -> None:
         # Treat it as an orphan from here on, even if PostgreSQL can't be updated.
-        self._ours.pop(request.request_id, None)
+        self._own_requests.pop(request.request_id, None)
         try:
             await self._store.abandon(request.request_id)
         except errors.Unavailable:
@@ -300,7 +300,7 @@ class IdempotentRequests:
         else:
             await self._store.end(request_id, ending.state, ending.answer)
         self._unsaved.pop(request_id, None)
-        self._ours.pop(request_id, None)
+        self._own_requests.pop(request_id, None)
 
     def _seal(
         self,
@@ -334,7 +334,7 @@ class IdempotentRequests:
                 if request_id is None:
                     with suppress(errors.Unavailable):  # the next heartbeat retries
                         await self.heartbeat()
-                elif (request := self._ours.get(request_id)) is not None:
+                elif (request := self._own_requests.get(request_id)) is not None:
                     self._cancel_run(request)
 
     def _cancel_run(self, request: IdempotentRequest) -> None:
@@ -346,21 +346,21 @@ class IdempotentRequests:
         for request_id, ending in list(self._unsaved.items()):
             await self._write_end(request_id, ending)
         # A request without a run is just being claimed, and its row may not exist yet.
-        runs = {request_id: self._runs.find(_name(request, request_id)) for request_id, request in self._ours.items()}
+        runs = {request_id: self._runs.find(_name(request, request_id)) for request_id, request in self._own_requests.items()}
         running = {request_id: run for request_id, run in runs.items() if run is not None}
         self._stop_unread(running)
         if not running:
             return
-        running_requests = {request_id: self._ours[request_id] for request_id in running}
-        still_ours = await self._store.extend_leases(running, seconds=LEASE_SECONDS)
-        for request_id in [request_id for request_id, is_withdrawn in still_ours.items() if is_withdrawn]:
+        running_requests = {request_id: self._own_requests[request_id] for request_id in running}
+        extended = await self._store.extend_leases(running, seconds=LEASE_SECONDS)
+        for request_id in [request_id for request_id, is_withdrawn in extended.items() if is_withdrawn]:
             self._cancel_run(running_requests[request_id])
         for request_id, run in running.items():
             # It may have ended during the query.
-            if request_id in still_ours or request_id not in self._ours or request_id in self._unsaved:
+            if request_id in extended or request_id not in self._own_requests or request_id in self._unsaved:
                 continue
             _log.warning("another gateway took over a request", request=str(request_id))
-            del self._ours[request_id]
+            del self._own_requests[request_id]
             run.stop(errors.LinkLost("another gateway continues this request", hint="retry with the same idempotency key"))
 
     def _stop_unread(self, running: Mapping[RequestId, AnswerRun[Any, Any, Any]]) -> None:

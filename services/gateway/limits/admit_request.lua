@@ -40,7 +40,7 @@ local function milliseconds(seconds)
     return math.max(0, math.ceil(seconds * 1000 - 0.001))
 end
 
--- Each kind of limit: `look` reads the key and returns left, retry and resets; `take` counts the request and updates them.
+-- Each kind of limit: `read` reads the key and returns left, retry and resets; `count` counts the request and updates them.
 local kinds = {}
 
 local function leaves_in(counted)
@@ -48,7 +48,7 @@ local function leaves_in(counted)
 end
 
 kinds.requests_per_hour = {
-    look = function(key, most)
+    read = function(key, most)
         local fields = redis.call('HGETALL', key)
         local minutes, counts, expired, used = {}, {}, {}, 0
         for n = 1, #fields, 2 do
@@ -81,7 +81,7 @@ kinds.requests_per_hour = {
         end
         return {left = most - used, retry = retry, resets = resets, expired = expired, oldest = minutes[1] or minute}
     end,
-    take = function(key, most, found)
+    count = function(key, most, found)
         if found.expired[1] then
             redis.call('HDEL', key, unpack(found.expired))
         end
@@ -98,7 +98,7 @@ end
 
 local function gcra(cost)
     return {
-        look = function(key, most)
+        read = function(key, most)
             local each = MINUTE / most
             local back_at = tonumber(redis.call('GET', key) or now)
             if back_at > now + MINUTE then
@@ -113,7 +113,7 @@ local function gcra(cost)
             end
             return {left = left_of(each, ahead), retry = retry, resets = ahead, ahead = ahead}
         end,
-        take = function(key, most, found)
+        count = function(key, most, found)
             local each = MINUTE / most
             found.back_at = math.min(now + (found.ahead + cost * each), now + MINUTE)
             local ahead = found.back_at - now
@@ -130,7 +130,7 @@ kinds.requests_per_minute = gcra(1)
 kinds.tokens_per_minute = gcra(tokens)
 
 kinds.concurrency = {
-    look = function(key, most)
+    read = function(key, most)
         local used = redis.call('ZCOUNT', key, '(' .. exact(now), '+inf')
         local resets, retry = 0, 0
         if used > 0 then
@@ -142,7 +142,7 @@ kinds.concurrency = {
         end
         return {left = most - used, retry = retry, resets = resets}
     end,
-    take = function(key, most, found)
+    count = function(key, most, found)
         redis.call('ZREMRANGEBYSCORE', key, '-inf', exact(now))
         redis.call('ZADD', key, exact(now + slot_lease), id)
         if redis.call('PTTL', key) < slot_lease_ms + SLACK_MS then
@@ -156,7 +156,7 @@ kinds.concurrency = {
 local admitted, found = 1, {}
 for i = 2, #KEYS do
     local kind, most = kinds[ARGV[2 * i + 2]], tonumber(ARGV[2 * i + 3])
-    found[i] = kind.look(KEYS[i], most)
+    found[i] = kind.read(KEYS[i], most)
     if found[i].retry > 0 then
         admitted = 0
     end
@@ -166,7 +166,7 @@ if admitted == 1 and counting then
     local held = {tokens}
     for i = 2, #KEYS do
         local name = ARGV[2 * i + 2]
-        kinds[name].take(KEYS[i], tonumber(ARGV[2 * i + 3]), found[i])
+        kinds[name].count(KEYS[i], tonumber(ARGV[2 * i + 3]), found[i])
         if name == 'tokens_per_minute' then
             held[#held + 1] = exact(found[i].back_at)
         end

@@ -133,7 +133,7 @@ class CountedRequest(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class LimitUsage:
     """What an admitted request has used, for ``Quotas.settle``."""
 
     counted: CountedRequest
@@ -144,20 +144,20 @@ class Spent:
 
 
 @lru_cache(maxsize=4096)  # called several times per request; sized for the active callers
-def of_caller(principal: Principal, plan: TierPlan) -> tuple[RequestLimit, ...]:
+def caller_limits(principal: Principal, plan: TierPlan) -> tuple[RequestLimit, ...]:
     """Return the limits of this caller's user, and of its key if it used one."""
-    of_user = _of_scope(LimitScope.USER, f"{principal.limited_as}", plan)
+    user_limits = _scope_limits(LimitScope.USER, f"{principal.limited_as}", plan)
     if principal.key_id is None:
-        return of_user
-    return (*of_user, *_of_scope(LimitScope.KEY, f"{principal.key_id}", principal.key_limits))
+        return user_limits
+    return (*user_limits, *_scope_limits(LimitScope.KEY, f"{principal.key_id}", principal.key_limits))
 
 
-def of_model(model: ModelName, models: Mapping[ModelName, TierPlan]) -> tuple[RequestLimit, ...]:
+def model_limits(model: ModelName, models: Mapping[ModelName, TierPlan]) -> tuple[RequestLimit, ...]:
     """Return the limits that apply to all callers of the model."""
-    return _of_scope(LimitScope.MODEL, model, models[model]) if model in models else ()
+    return _scope_limits(LimitScope.MODEL, model, models[model]) if model in models else ()
 
 
-def _of_scope(scope: LimitScope, owner: str, plan: TierPlan | ApiKeyLimits) -> tuple[RequestLimit, ...]:
+def _scope_limits(scope: LimitScope, owner: str, plan: TierPlan | ApiKeyLimits) -> tuple[RequestLimit, ...]:
     most = {
         LimitKind.REQUESTS_PER_HOUR: plan.requests_per_hour,
         LimitKind.REQUESTS_PER_MINUTE: plan.requests_per_minute,
@@ -221,18 +221,7 @@ def hourly(found: Sequence[Allowance]) -> Allowance:
 
 def states(found: Iterable[Allowance]) -> tuple[LimitState, ...]:
     """Convert allowances to wire types."""
-    return tuple(
-        LimitState(
-            allowance.scope,
-            allowance.kind,
-            allowance.limit,
-            allowance.remaining,
-            allowance.resets_in_seconds,
-            allowance.name,
-            allowance.source,
-        )
-        for allowance in found
-    )
+    return tuple(LimitState(one.scope, one.kind, one.limit, one.remaining, one.resets_in_seconds, one.name, one.source) for one in found)
 
 
 def attach_limits(error: Exception, tightest: TightestLimit | None) -> None:

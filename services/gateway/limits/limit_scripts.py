@@ -47,7 +47,7 @@ class LimitScripts:
         """Connect in advance, because connecting may take longer than 80 ms. Raises Unavailable after a second or two."""
         await self._counters.connect()
 
-    async def look(self, found: Sequence[RequestLimit], *, tokens: int, now: float | None = None) -> LimitVerdict:
+    async def read(self, found: Sequence[RequestLimit], *, tokens: int, now: float | None = None) -> LimitVerdict:
         args = [_time(now), 0, tokens, "", 0, *_numbers(found)]
         # The script needs a key for the hold, but doesn't use it here.
         return await self._ask(limit_rules.hold("none"), found, args)

@@ -18,9 +18,9 @@ from services.gateway.limits.limit_rules import (
     CountedRequest,
     LimitKind,
     LimitScope,
+    LimitUsage,
     LimitVerdict,
     RequestLimit,
-    Spent,
     TightestLimit,
     WithoutValkey,
 )
@@ -101,14 +101,14 @@ class Quotas:
         self._breaker = Breaker()
         self._answered_at = -math.inf
         self._calls = asyncio.Semaphore(_AT_ONCE)
-        self._unsettled: deque[tuple[Spent, int]] = deque(maxlen=_MOST_UNSETTLED)
+        self._unsettled: deque[tuple[LimitUsage, int]] = deque(maxlen=_MOST_UNSETTLED)
         #: Requests that hold a concurrency slot, and their deadlines.
-        self._slots: dict[RequestId, tuple[Spent, float]] = {}
+        self._slots: dict[RequestId, tuple[LimitUsage, float]] = {}
         #: Set while Valkey is down or settlements wait.
         self._needs_watch = asyncio.Event()
         self._degraded.set(0)
 
-    async def spend(self, found: Sequence[RequestLimit], request_id: RequestId, *, tier: Tier, tokens: int, seconds: float) -> Spent:
+    async def spend(self, found: Sequence[RequestLimit], request_id: RequestId, *, tier: Tier, tokens: int, seconds: float) -> LimitUsage:
         """Count a request of at most ``tokens`` and ``seconds`` against the limits ``found``. Pass the result to ``settle``. Raises
         LimitReached or TokensTooLarge without counting; Unavailable if Valkey is down and the setting is "closed"."""
         most = limit_rules.most_tokens(found)
@@ -120,17 +120,17 @@ class Quotas:
             )
         if not found:
             self._admitted.inc()
-            return Spent(CountedRequest.NOWHERE, request_id, (), limit_rules.TightestLimit())
+            return LimitUsage(CountedRequest.NOWHERE, request_id, (), limit_rules.TightestLimit())
         lease_seconds = seconds + _LEASE_SLACK_SECONDS
         held = tuple(limit for limit in found if limit.kind in limit_rules.HELD)
         try:
             verdict = await self._ask(lambda: self._valkey.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds))
         except asyncio.CancelledError:
             # Valkey may have counted it, so settle it.
-            self._settle_later(Spent(CountedRequest.VALKEY, request_id, held, TightestLimit()), 0)
+            self._settle_later(LimitUsage(CountedRequest.VALKEY, request_id, held, TightestLimit()), 0)
             raise
         if verdict is not None:
-            return self._spent(CountedRequest.VALKEY, request_id, found, verdict, tier, lease_seconds=lease_seconds)
+            return self._admit(CountedRequest.VALKEY, request_id, found, verdict, tier, lease_seconds=lease_seconds)
         match self._rules.without_valkey:
             case "degrade":
                 found = limit_rules.shares(found, self._gateways())
@@ -138,29 +138,29 @@ class Quotas:
                 least = limit_rules.most_tokens(found)
                 tokens = tokens if least is None else min(tokens, least)
                 verdict = await self._local.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds)
-                return self._spent(CountedRequest.HERE, request_id, found, verdict, tier, lease_seconds=lease_seconds)
+                return self._admit(CountedRequest.HERE, request_id, found, verdict, tier, lease_seconds=lease_seconds)
             case "open":
                 self._uncounted.inc()
-                return Spent(CountedRequest.NOWHERE, request_id, held, TightestLimit())
+                return LimitUsage(CountedRequest.NOWHERE, request_id, held, TightestLimit())
             case "closed":
                 self._refused.inc()
-                self._settle_later(Spent(CountedRequest.NOWHERE, request_id, held, TightestLimit()), 0)
+                self._settle_later(LimitUsage(CountedRequest.NOWHERE, request_id, held, TightestLimit()), 0)
                 raise errors.Unavailable("requests can't be counted: Valkey is down", hint="retry soon", retry_after_seconds=1)
 
-    async def settle(self, spent: Spent, *, tokens: int) -> None:
+    async def settle(self, usage: LimitUsage, *, tokens: int) -> None:
         """Return what the request did not use. Never raises; safe to call twice. If Valkey is down, it is settled later."""
-        if not spent.held:
+        if not usage.held:
             return
-        self._slots.pop(spent.request_id, None)
-        if spent.counted is CountedRequest.HERE:
-            await self._local.settle(spent.held, spent.request_id, tokens=tokens)
+        self._slots.pop(usage.request_id, None)
+        if usage.counted is CountedRequest.HERE:
+            await self._local.settle(usage.held, usage.request_id, tokens=tokens)
         settled: bool | None = None
         try:
             # Even if counted here: Valkey may have counted it, too, and answered too late.
-            settled = await self._ask(lambda: self._valkey.settle(spent.held, spent.request_id, tokens=tokens))
+            settled = await self._ask(lambda: self._valkey.settle(usage.held, usage.request_id, tokens=tokens))
         finally:
             if settled is None:
-                self._settle_later(spent, tokens)
+                self._settle_later(usage, tokens)
 
     async def keep_slots(self) -> None:
         """Extend the slots of running requests forever, so that those of a killed gateway expire soon."""
@@ -170,8 +170,8 @@ class Quotas:
         """Extend all slots once. Never raises; while Valkey is down, only the local counts are extended."""
         now = self._clock()
         # An unsettled request ends with its deadline.
-        self._slots = {request_id: (spent, until) for request_id, (spent, until) in self._slots.items() if now < until}
-        await self._local.extend(_slots_of(spent for spent, _ in self._slots.values() if spent.counted is CountedRequest.HERE))
+        self._slots = {request_id: (usage, until) for request_id, (usage, until) in self._slots.items() if now < until}
+        await self._local.extend(_slots_of(usage for usage, _ in self._slots.values() if usage.counted is CountedRequest.HERE))
         waiting = deque(self._slots)
         while waiting:
             batch = [waiting.popleft() for _ in range(min(_SLOTS_AT_ONCE, len(waiting)))]
@@ -186,23 +186,23 @@ class Quotas:
             if await self._ask(extend) is None:
                 return
 
-    async def look(self, principal: Principal, is_open: Callable[[ModelName], bool] = lambda _model: False) -> tuple[Allowance, ...]:
+    async def read(self, principal: Principal, is_open: Callable[[ModelName], bool] = lambda _model: False) -> tuple[Allowance, ...]:
         """Return what is left of this caller's limits and of each limited model that ``is_open`` to it, without counting."""
-        models = (limit for model in self._rules.models if is_open(model) for limit in limit_rules.of_model(model, self._rules.models))
+        models = (limit for model in self._rules.models if is_open(model) for limit in limit_rules.model_limits(model, self._rules.models))
         found = (*self.limits_of(principal), *models)
-        verdict = await self._ask(lambda: self._valkey.look(found, tokens=0)) if found else LimitVerdict(admitted=True, counts=())
+        verdict = await self._ask(lambda: self._valkey.read(found, tokens=0)) if found else LimitVerdict(admitted=True, counts=())
         if verdict is None:
             found = limit_rules.shares(found, self._gateways())
-            verdict = await self._local.look(found, tokens=0)
+            verdict = await self._local.read(found, tokens=0)
         return limit_rules.allowances(found, verdict.counts)
 
     def limits_of(self, principal: Principal) -> tuple[RequestLimit, ...]:
         """Return the caller's limits without those of models."""
-        return limit_rules.of_caller(principal, self._rules.plans[principal.tier])
+        return limit_rules.caller_limits(principal, self._rules.plans[principal.tier])
 
     def limits(self, principal: Principal, model: ModelName) -> tuple[RequestLimit, ...]:
         """Return every limit that a request of this caller to this model counts against."""
-        return (*self.limits_of(principal), *limit_rules.of_model(model, self._rules.models))
+        return (*self.limits_of(principal), *limit_rules.model_limits(model, self._rules.models))
 
     async def connect(self) -> None:
         """Connect before the first request, so that a burst doesn't wait for it. Never raises."""
@@ -219,7 +219,7 @@ class Quotas:
                 await self._probe()
             await self._settle_pending()
 
-    def _spent(
+    def _admit(
         self,
         counted: CountedRequest,
         request_id: RequestId,
@@ -228,16 +228,16 @@ class Quotas:
         tier: Tier,
         *,
         lease_seconds: float,
-    ) -> Spent:
+    ) -> LimitUsage:
         if not verdict.admitted:
             self._refused.inc()
             raise LimitReached(limit_rules.refusal(found, verdict.counts), tier)
         self._admitted.inc()
         held = tuple(limit for limit in found if limit.kind in limit_rules.HELD)
-        spent = Spent(counted, request_id, held, limit_rules.tightest(found, verdict.counts))
+        usage = LimitUsage(counted, request_id, held, limit_rules.tightest(found, verdict.counts))
         if any(limit.kind is LimitKind.CONCURRENCY for limit in held):
-            self._slots[request_id] = spent, self._clock() + lease_seconds
-        return spent
+            self._slots[request_id] = usage, self._clock() + lease_seconds
+        return usage
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T | None:
         async with self._calls:
@@ -275,19 +275,19 @@ class Quotas:
             self._degraded.set(0)
             _log.info("valkey is counting limits again")
 
-    def _settle_later(self, spent: Spent, tokens: int) -> None:
-        self._unsettled.append((spent, tokens))
+    def _settle_later(self, usage: LimitUsage, tokens: int) -> None:
+        self._unsettled.append((usage, tokens))
         self._needs_watch.set()
 
     async def _settle_pending(self) -> None:
         while self._unsettled:
-            spent, tokens = self._unsettled.popleft()
-            if await self._ask(lambda: self._valkey.settle(spent.held, spent.request_id, tokens=tokens)) is None:  # noqa: B023 - awaited now
-                self._unsettled.appendleft((spent, tokens))
+            usage, tokens = self._unsettled.popleft()
+            if await self._ask(lambda: self._valkey.settle(usage.held, usage.request_id, tokens=tokens)) is None:  # noqa: B023 - awaited now
+                self._unsettled.appendleft((usage, tokens))
                 return
         if not self._breaker.is_open:
             self._needs_watch.clear()
 
 
-def _slots_of(running: Iterable[Spent]) -> list[ConcurrencySlot]:
-    return [(limit.counter, spent.request_id) for spent in running for limit in spent.held if limit.kind is LimitKind.CONCURRENCY]
+def _slots_of(running: Iterable[LimitUsage]) -> list[ConcurrencySlot]:
+    return [(limit.counter, usage.request_id) for usage in running for limit in usage.held if limit.kind is LimitKind.CONCURRENCY]

@@ -88,12 +88,12 @@ def of_models(numbers: Mapping[str, str]) -> dict[ModelName, TierPlan]:
         by_model.setdefault(ModelName(model), {})[name] = text
     plans: dict[ModelName, TierPlan] = {}
     mistakes: list[str] = []
-    for model, of_model in by_model.items():
+    for model, model_numbers in by_model.items():
         if not model:
-            mistakes.append(f"{', '.join(of_model)}: write model.{LIMITS[0]}=number")
+            mistakes.append(f"{', '.join(model_numbers)}: write model.{LIMITS[0]}=number")
             continue
         try:
-            plans[model] = changed(NO_LIMITS, of_model, LIMITS, setting="MODEL_LIMITS")
+            plans[model] = changed(NO_LIMITS, model_numbers, LIMITS, setting="MODEL_LIMITS")
         except ValueError as error:
             mistakes.append(f"{model}: {error}")
     if mistakes:

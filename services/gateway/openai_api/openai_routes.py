@@ -86,8 +86,8 @@ class OpenAi:
             return
         *earlier, last = zip(requests, _parts(answer_delivery.read_repeat(call), requests), strict=True)
         ends_at = time.monotonic() + self._request_seconds
-        for request, again in earlier:
-            result = await self._complete_one(call, request, again, form, stream=body.stream, seconds=ends_at - time.monotonic())
+        for request, repeat in earlier:
+            result = await self._complete_one(call, request, repeat, form, stream=body.stream, seconds=ends_at - time.monotonic())
             if body.stream:
                 await call.send_events(form.end(result))
             else:
@@ -102,13 +102,13 @@ class OpenAi:
             await call.answer(form.whole(result))
 
     async def _complete_one(
-        self, call: HttpCall, request: InferenceRequest, again: RepeatedRequest, form: CompletionFormat, *, stream: bool, seconds: float
+        self, call: HttpCall, request: InferenceRequest, repeat: RepeatedRequest, form: CompletionFormat, *, stream: bool, seconds: float
     ) -> InferenceResult:
         """Run one of several prompts. Its events have no ids: after a lost stream, the caller repeats the request under the same key."""
         if stream:
             call.expect_events(form.failed)
         async with self._deduplicated.run(
-            call.caller, request, seconds=seconds, again=again, whole=True, cache=call.cache_request, streamed=stream
+            call.caller, request, seconds=seconds, repeat=repeat, whole=True, cache=call.cache_request, streamed=stream
         ) as reply:
             await answer_delivery.send_chunks(call, reply, form, stream=stream, with_ids=False)
         return reply.result
@@ -130,11 +130,11 @@ class OpenAi:
         return Model(model.name, self._started_at, model.only_embeds)
 
 
-def _parts(again: RepeatedRequest, requests: tuple[InferenceRequest, ...]) -> tuple[RepeatedRequest, ...]:
+def _parts(repeat: RepeatedRequest, requests: tuple[InferenceRequest, ...]) -> tuple[RepeatedRequest, ...]:
     """Derive a key for each of several prompts; each answer is bound to the same set of prompts. Raises BadRequest for Last-Event-ID."""
-    if again.rest is not None:
+    if repeat.rest is not None:
         raise BadField("Last-Event-ID", "works with one prompt only; repeat a request with several prompts from its start")
-    if again.key is None:
-        return (again,) * len(requests)
-    key, together = again.key, idempotency_keys.digest(requests)
+    if repeat.key is None:
+        return (repeat,) * len(requests)
+    key, together = repeat.key, idempotency_keys.digest(requests)
     return tuple(RepeatedRequest(key=idempotency_keys.part(key, number), together=together) for number in range(len(requests)))

@@ -91,8 +91,8 @@ class WorkerStats:
     ) -> list[Candidate]:
         """Return the ``workers`` with the model ready; with ``or_soon``, all that have it."""
         found = list(offering(requirements.model, workers, or_soon=or_soon))
-        since = {worker.node: self.slow_start.arrived_at(worker.node) or 0.0 for worker, _ in found} if requirements.beginnings else {}
-        read = self.prefix_affinity.shares(requirements.model, requirements.beginnings, since, clock)
+        since = {worker.node: self.slow_start.arrived_at(worker.node) or 0.0 for worker, _ in found} if requirements.prefix_hashes else {}
+        read = self.prefix_affinity.shares(requirements.model, requirements.prefix_hashes, since, clock)
         rows = []
         for worker, offer in found:
             capacity, cached = self.occupancy.capacity_of(worker, offer), read.get(worker.node, 0.0)

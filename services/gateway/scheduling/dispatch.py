@@ -162,8 +162,8 @@ class Dispatch:
             self._peers[model] = PeerQueues(self._name, model, found)
         return found
 
-    def release_place(self, claim: Claim, model: ModelName, seconds: float | None) -> None:
-        """Release a claim's place; ``seconds`` is how long it ran, None if that isn't representative."""
+    def release_slot(self, claim: Claim, model: ModelName, seconds: float | None) -> None:
+        """Release a claim's slot; ``seconds`` is how long it ran, None if that isn't representative."""
         node = claim.worker.node
         self.worker_stats.occupancy.end(node, model)
         self._held.release(node, model, claim)
@@ -171,7 +171,7 @@ class Dispatch:
             self.model_queue(model).record_duration(seconds)
         # The worker's other models may be waiting for it, too.
         for name in [name for name, model_queue in self._queues.items() if model_queue.queue]:
-            self._assign_places(name, freed=node)
+            self._assign_slots(name, freed=node)
 
     def record_answer_length(self, model: ModelName, tokens: int) -> None:
         self.model_queue(model).record_length(tokens)
@@ -195,23 +195,23 @@ class Dispatch:
             self.worker_stats.occupancy.record_offer(worker, report.model)
             # Use the offer here, even if another gateway is next in our order; otherwise offers could circulate.
             if not self._use_offer(model_queue, worker):
-                self._assign_places(report.model, freed=worker)
+                self._assign_slots(report.model, freed=worker)
         # With waiting requests elsewhere, this gateway's own may now be worth reporting.
         self._measure(report.model)
 
     def expire_peers(self) -> None:
-        """Reclaim places that other gateways did not use, and forget silent gateways. Call it regularly while requests wait anywhere."""
+        """Reclaim slots that other gateways did not use, and forget silent gateways. Call it regularly while requests wait anywhere."""
         for model, peers in list(self._peers.items()):
             for worker in peers.expire(self.clock()):
                 self.worker_stats.occupancy.reclaim(worker, model)
             if peers.has_peers and self.model_queue(model).queue:
-                self._assign_places(model)
+                self._assign_slots(model)
 
     def forget_peers(self) -> None:
         """Schedule without the other gateways, because their reports can't be read."""
         for model, peers in self._peers.items():
             peers.forget_all()
-            self._assign_places(model)
+            self._assign_slots(model)
 
     # --- the queue ----------------------------------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class Dispatch:
             self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 1)
         rows = self._workers.rows(requirements)
         model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), urgent=urgent, kind=requirements.tenant)
-        # Queued requests found no free place, so room found now suits only this request, unless it was left to another gateway's request.
+        # Queued requests found no free slot, so room found now suits only this request, unless it was left to another gateway's request.
         is_first = urgent or len(model_queue.queue) == sum(model_queue.queue.local.values())
         if is_first and self._begin(waiter, rows):
             return waiter
@@ -239,10 +239,10 @@ class Dispatch:
         return waiter
 
     def _describe_wait(self, waiter: _Waiter) -> str:
-        """Return the notice for a request that still waits. Also look for places, because the end of an ejection is not announced."""
+        """Return the notice for a request that still waits. Also look for slots, because the end of an ejection is not announced."""
         model_queue, now = self.model_queue(waiter.requirements.model), self.clock()
         if not waiter.outcome.done() and now - model_queue.looked_at >= NOTICE_SECONDS:
-            self._assign_places(waiter.requirements.model)
+            self._assign_slots(waiter.requirements.model)
         return "" if waiter.outcome.done() else model_queue.waiting_notice(waiter, now)
 
     def _leave(self, waiter: _Waiter) -> None:
@@ -256,7 +256,7 @@ class Dispatch:
         self._metrics.queue_depth.labels(model=model).set(sum(self.model_queue(model).queue.local.values()))
         self.on_change()
 
-    # --- places -------------------------------------------------------------------------------------------------------
+    # --- slots --------------------------------------------------------------------------------------------------------
 
     def _begin(self, waiter: _Waiter, rows: Sequence[Candidate]) -> bool:
         row = worker_choice.choose_worker(waiter.requirements, rows, self._rng)
@@ -270,15 +270,15 @@ class Dispatch:
         charged = model_queue.cost(requirements)
         model_queue.queue.dequeue(waiter, charged)
         self._peers[requirements.model].record_charge(requirements.limited_as, charged)
-        self.worker_stats.prefix_affinity.record(requirements.model, requirements.beginnings, row.node, self.clock())
+        self.worker_stats.prefix_affinity.record(requirements.model, requirements.prefix_hashes, row.node, self.clock())
         self._metrics.queue_wait_seconds.labels(model=requirements.model).observe(self.clock() - waiter.entered_at)
         claim = Claim(self, row.worker, requirements, charged, waits_there=row.capacity.free <= 0)
         if row.capacity.free <= 0:
             self._held.hold(row.node, requirements.model, claim)
         return claim
 
-    def _assign_places(self, model: ModelName, freed: NodeId | None = None) -> None:
-        """Assign free places in queue order. ``freed``: a worker with a place that only this gateway knows of."""
+    def _assign_slots(self, model: ModelName, freed: NodeId | None = None) -> None:
+        """Assign free slots in queue order. ``freed``: a worker with a slot that only this gateway knows of."""
         model_queue, owners = self.model_queue(model), self._workers.owners()
         model_queue.looked_at = self.clock()
         is_shared = self._peers[model].has_peers
@@ -300,10 +300,10 @@ class Dispatch:
                 break
 
     def _serve(self, waiter: QueuedRequest, only_at: NodeId | None) -> bool:
-        return self._delegate_place(waiter, only_at) if isinstance(waiter, PeerTicket) else self._begin_or_refuse(waiter, only_at)
+        return self._delegate_slot(waiter, only_at) if isinstance(waiter, PeerTicket) else self._begin_or_refuse(waiter, only_at)
 
-    def _delegate_place(self, ticket: PeerTicket, only_at: NodeId | None) -> bool:
-        """Leave a free place to another gateway's request; False if there is none. Announced places are known there, too."""
+    def _delegate_slot(self, ticket: PeerTicket, only_at: NodeId | None) -> bool:
+        """Leave a free slot to another gateway's request; False if there is none. Announced slots are known there, too."""
         try:
             row = worker_choice.choose_worker(ticket.requirements, _only(only_at, self._workers.rows(ticket.requirements)), self._rng)
         except errors.NotReachable:
@@ -311,7 +311,7 @@ class Dispatch:
         if row is None:
             return False
         self.worker_stats.occupancy.delegate(row.node, ticket.requirements.model)
-        self._peers[ticket.requirements.model].delegate_place(ticket, row.node, self.clock(), is_ours=only_at is not None)
+        self._peers[ticket.requirements.model].delegate_slot(ticket, row.node, self.clock(), is_ours=only_at is not None)
         return True
 
     def _begin_or_refuse(self, waiter: QueuedRequest, only_at: NodeId | None) -> bool:
@@ -324,7 +324,7 @@ class Dispatch:
             return True
 
     def _use_offer(self, model_queue: ModelQueue[QueuedRequest], worker: NodeId) -> bool:
-        """Assign an offered place to the first local request that may use it; False if there is none. Requests that no worker can run any
+        """Assign an offered slot to the first local request that may use it; False if there is none. Requests that no worker can run any
         more are refused, which changes the order."""
         refused = True
         while refused:
@@ -354,7 +354,7 @@ class Dispatch:
             if offering != self._offering.get(model):
                 self._offering[model] = offering
                 self._refuse_unservable(model)
-            self._assign_places(model)
+            self._assign_slots(model)
 
     def _refuse_unservable(self, model: ModelName) -> None:
         """Refuse requests that no worker can run any more, instead of letting them wait in vain."""

@@ -1,7 +1,7 @@
 """Orders waiting requests fairly between tenants, by the Virtual Token Counter algorithm. Pure.
 
 A tenant's counter grows with the service it gets, and the waiting tenant with the lowest counter is next (Sheng et al., "Fairness in
-Serving Large Language Models", arXiv 2401.00588). Two rules hold: no place stays free while a request waits, and the counters of two
+Serving Large Language Models", arXiv 2401.00588). Two rules hold: no slot stays free while a request waits, and the counters of two
 tenants that always wait differ by at most the cost of the running requests. Being idle earns no credit: the counter of a tenant that
 returns is raised to the lowest of those waiting.
 """
@@ -44,7 +44,7 @@ class FairQueue(Generic[Ticket]):
     """Tracks waiting requests, and the service that each tenant got."""
 
     def __init__(self) -> None:
-        self._places: dict[Ticket, _QueuedTicket] = {}
+        self._queued: dict[Ticket, _QueuedTicket] = {}
         #: This gateway's requests, by tenant and urgency.
         self._local: Counter[tuple[TenantId, bool]] = Counter()
         #: In order of arrival; only tenants with waiting requests.
@@ -58,10 +58,10 @@ class FairQueue(Generic[Ticket]):
         self._arrivals = 0
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._queued)
 
     def __contains__(self, ticket: Ticket) -> bool:
-        return ticket in self._places
+        return ticket in self._queued
 
     def waiting_of(self, tenant: TenantId) -> int:
         """Return the tenant's waiting requests without urgent ones."""
@@ -69,7 +69,7 @@ class FairQueue(Generic[Ticket]):
 
     def has_waiting(self, tenant: TenantId, kind: Hashable) -> bool:
         """Return whether a non-urgent request of this kind waits."""
-        return any(self._places[ticket].kind == kind for ticket in self._waiting.get(tenant, ()))
+        return any(self._queued[ticket].kind == kind for ticket in self._waiting.get(tenant, ()))
 
     @property
     def local(self) -> Mapping[tuple[TenantId, bool], int]:
@@ -87,10 +87,10 @@ class FairQueue(Generic[Ticket]):
     def enter(
         self, tenant: TenantId, ticket: Ticket, cost: float, *, urgent: bool = False, is_local: bool = True, kind: Hashable = None
     ) -> None:
-        """Add a request, even if a place is free. ``urgent`` requests resume an answer and come first. Requests that wait at another
+        """Add a request, even if a slot is free. ``urgent`` requests resume an answer and come first. Requests that wait at another
         gateway are ordered, too, but not ``is_local``. A tenant's requests of one ``kind`` may run on the same workers."""
         self._arrivals += 1
-        self._places[ticket] = _QueuedTicket(tenant, kind, cost, self._arrivals, urgent, is_local)
+        self._queued[ticket] = _QueuedTicket(tenant, kind, cost, self._arrivals, urgent, is_local)
         if is_local:
             self._local[tenant, urgent] += 1
         if urgent:
@@ -103,28 +103,28 @@ class FairQueue(Generic[Ticket]):
 
     def leave(self, ticket: Ticket) -> None:
         """Remove a request that was not served. Does nothing if it isn't queued."""
-        if (place := self._places.pop(ticket, None)) is None:
+        if (queued := self._queued.pop(ticket, None)) is None:
             return
-        if place.is_local:
-            self._local[place.tenant, place.urgent] -= 1
-            if not self._local[place.tenant, place.urgent]:
-                del self._local[place.tenant, place.urgent]
-        if place.urgent:
+        if queued.is_local:
+            self._local[queued.tenant, queued.urgent] -= 1
+            if not self._local[queued.tenant, queued.urgent]:
+                del self._local[queued.tenant, queued.urgent]
+        if queued.urgent:
             del self._urgent[ticket]
             return
-        waiting = self._waiting[place.tenant]
+        waiting = self._waiting[queued.tenant]
         del waiting[ticket]
         if not waiting:
-            del self._waiting[place.tenant]
-            self._last_left = self.counter_of(place.tenant)
+            del self._waiting[queued.tenant]
+            self._last_left = self.counter_of(queued.tenant)
 
     def dequeue(self, ticket: Ticket, cost: float) -> None:
         """Remove a request that is served now, and charge its tenant the estimated ``cost``; ``correct`` adjusts it later."""
-        place = self._places[ticket]
-        self.correct(place.tenant, cost)
+        queued = self._queued[ticket]
+        self.correct(queued.tenant, cost)
         self._arrivals += 1
-        if not place.urgent:
-            self._had_turn[place.tenant] = self._arrivals
+        if not queued.urgent:
+            self._had_turn[queued.tenant] = self._arrivals
         self.leave(ticket)
 
     def correct(self, tenant: TenantId, by: float) -> None:
@@ -144,7 +144,7 @@ class FairQueue(Generic[Ticket]):
 
     def turns(self, *, only_local: bool = False) -> Iterator[Ticket]:
         """Yield the requests that may be next, in order: urgent ones, then each tenant's oldest of a kind. Call again after ``dequeue``."""
-        yield from [ticket for ticket in self._urgent if not only_local or self._places[ticket].is_local]
+        yield from [ticket for ticket in self._urgent if not only_local or self._queued[ticket].is_local]
         if not self._waiting:
             return
         # The first is nearly always taken, so the others are sorted only if needed.
@@ -165,7 +165,7 @@ class FairQueue(Generic[Ticket]):
                 heapq.heappop(heap)
                 continue
             found.append(ticket)
-            turn = (counter + self._places[ticket].cost, self._arrivals + len(found))
+            turn = (counter + self._queued[ticket].cost, self._arrivals + len(found))
             heapq.heapreplace(heap, (*turn, number, tenant, rest))
         return found
 
@@ -178,14 +178,14 @@ class FairQueue(Generic[Ticket]):
     def _first_of(self, tenant: TenantId, only_local: bool) -> Iterator[Ticket]:
         seen = set[Hashable]()
         for ticket in self._waiting[tenant]:
-            place = self._places[ticket]
-            if place.kind not in seen and (place.is_local or not only_local):
-                seen.add(place.kind)
+            queued = self._queued[ticket]
+            if queued.kind not in seen and (queued.is_local or not only_local):
+                seen.add(queued.kind)
                 yield ticket
 
     def _turn(self, tenant: TenantId) -> tuple[float, int, int]:
         """Break ties by the longest time without a turn, then by arrival."""
-        return self.counter_of(tenant), self._had_turn.get(tenant, 0), self._places[next(iter(self._waiting[tenant]))].number
+        return self.counter_of(tenant), self._had_turn.get(tenant, 0), self._queued[next(iter(self._waiting[tenant]))].number
 
 
 # --- the queue of one model ---------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ _WEIGHT = 0.2
 #: Assumed length of an answer until the first has ended.
 _FIRST_GUESS_TOKENS = 256.0
 #: Computing all positions takes milliseconds for a thousand requests, and faster updates would be no use to a reader.
-_PLACES_SECONDS = 1.0
+_POSITIONS_SECONDS = 1.0
 #: The same, for a request without a position.
 _NEWCOMERS_SECONDS = 0.2
 #: Retry time if the speed of the queue is unknown.
@@ -212,10 +212,10 @@ class ModelQueue(Generic[Ticket]):
     mean_tokens: float = _FIRST_GUESS_TOKENS
     #: Total slots of the eligible workers.
     slots: int = 1
-    #: When free places were last looked for.
+    #: When free slots were last looked for.
     looked_at: float = float("-inf")
-    _places: dict[Ticket, int] = field(default_factory=dict)
-    _placed_at: float = float("-inf")
+    _positions: dict[Ticket, int] = field(default_factory=dict)
+    _positions_at: float = float("-inf")
 
     def cost(self, requirements: WorkerRequirements) -> float:
         """Estimate the cost. The prompt bound counts bytes, of which a token has about four."""
@@ -238,15 +238,15 @@ class ModelQueue(Generic[Ticket]):
 
     def waiting_notice(self, ticket: Ticket, now: float) -> str:
         """Return the notice for a waiting caller; empty until a new request has a position."""
-        if now - self._placed_at >= (_PLACES_SECONDS if ticket in self._places else _NEWCOMERS_SECONDS):
-            self._places = {queued: place for place, queued in enumerate(self.queue.order(), 1)}
-            self._placed_at = now
-        place = self._places.get(ticket)
-        if place is None:
+        if now - self._positions_at >= (_POSITIONS_SECONDS if ticket in self._positions else _NEWCOMERS_SECONDS):
+            self._positions = {queued: position for position, queued in enumerate(self.queue.order(), 1)}
+            self._positions_at = now
+        position = self._positions.get(ticket)
+        if position is None:
             return ""
-        expected = self.expected_seconds(place)
+        expected = self.expected_seconds(position)
         about = "" if expected is None else f", about {max(1, round(expected))} s"
-        return f"position {place} of {max(place, len(self.queue))}{about}"
+        return f"position {position} of {max(position, len(self.queue))}{about}"
 
 
 def _moving_average(mean: float, newest: float) -> float:

@@ -1,7 +1,7 @@
 """Shares queue state between gateways, so that all of them use one fair order. Pure.
 
-Each gateway keeps the others' waiting requests as ``PeerTicket`` in its own queues. When a place becomes free and the next request
-waits elsewhere, the gateway offers the place to that one. Reports carry absolute counts, so the next report repairs a lost one.
+Each gateway keeps the others' waiting requests as ``PeerTicket`` in its own queues. When a slot becomes free and the next request
+waits elsewhere, the gateway offers the slot to that one. Reports carry absolute counts, so the next report repairs a lost one.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ from shared.types import ModelName, NodeId, TenantId
 WHOLE_SECONDS = 1.0
 #: How long a report stays valid.
 SILENT_SECONDS = 3.0
-#: How long a place is reserved for another gateway.
+#: How long a slot is reserved for another gateway.
 DELEGATION_SECONDS = 0.5
 #: Tenants with unreported charges; the longest unchanged is dropped.
 MOST_UNREPORTED = 1_000
@@ -45,7 +45,7 @@ class Charge(msgspec.Struct, array_like=True, frozen=True):
 
 
 class PeerOffer(msgspec.Struct, array_like=True, frozen=True):
-    """A free place on a worker, offered to the gateway ``to``."""
+    """A free slot on a worker, offered to the gateway ``to``."""
 
     to: str
     worker: NodeId
@@ -98,7 +98,7 @@ class PeerTicket:
 
 
 @dataclass(slots=True)
-class _DelegatedPlace:
+class _DelegatedSlot:
     until: float
     delegated_at: float
     gateway: str
@@ -129,7 +129,7 @@ class PeerQueues:
         self._last_report_at: dict[str, float] = {}
         #: Oldest first.
         self._tickets: dict[str, dict[tuple[TenantId, bool], deque[PeerTicket]]] = {}
-        self._delegated: deque[_DelegatedPlace] = deque()
+        self._delegated: deque[_DelegatedSlot] = deque()
 
     @property
     def has_peers(self) -> bool:
@@ -144,15 +144,15 @@ class PeerQueues:
         if len(charges) > MOST_UNREPORTED:
             del charges[next(iter(charges))]
 
-    def delegate_place(self, ticket: PeerTicket, worker: NodeId, now: float, *, is_ours: bool) -> None:
-        """Leave a free place to the gateway of ``ticket``. ``is_ours``: only this gateway knows that it is free."""
+    def delegate_slot(self, ticket: PeerTicket, worker: NodeId, now: float, *, is_ours: bool) -> None:
+        """Leave a free slot to the gateway of ``ticket``. ``is_ours``: only this gateway knows that it is free."""
         tenant, queue = ticket.requirements.limited_as, self._model_queue.queue
         self._tickets[ticket.gateway][tenant, ticket.urgent].remove(ticket)
         queue.leave(ticket)
-        # Charge it until the other gateway's report does, so that one tenant doesn't get several places at once.
+        # Charge it until the other gateway's report does, so that one tenant doesn't get several slots at once.
         cost = self._model_queue.cost(ticket.requirements)
         queue.correct(tenant, cost)
-        self._delegated.append(_DelegatedPlace(now + DELEGATION_SECONDS, now, ticket.gateway, tenant, worker, cost))
+        self._delegated.append(_DelegatedSlot(now + DELEGATION_SECONDS, now, ticket.gateway, tenant, worker, cost))
         if is_ours:
             self._unsent.offers.append(PeerOffer(ticket.gateway, worker))
 
@@ -182,7 +182,7 @@ class PeerQueues:
     # --- what the others do ---------------------------------------------------------------------------------------------
 
     def apply_report(self, report: QueueReport, now: float) -> tuple[NodeId, ...]:
-        """Apply another gateway's report; return the workers on which it offers us a place."""
+        """Apply another gateway's report; return the workers on which it offers us a slot."""
         self._last_report_at[report.gateway] = now
         for charge in report.charges:
             self._model_queue.queue.correct(charge.tenant, charge.cost - self._settle_charges(report.gateway, charge.tenant))
@@ -198,14 +198,14 @@ class PeerQueues:
         return tuple(offer.worker for offer in report.offers if offer.to == self._own_name)
 
     def expire(self, now: float) -> list[NodeId]:
-        """Forget silent gateways; return the workers whose delegated places may be used here again."""
+        """Forget silent gateways; return the workers whose delegated slots may be used here again."""
         found = []
         while self._delegated and self._delegated[0].until <= now:
-            place = self._delegated.popleft()
-            self._model_queue.queue.correct(place.tenant, -place.cost)
-            found.append(place.worker)
-            if self._last_report_at.get(place.gateway, 0.0) < place.delegated_at:
-                self._forget(place.gateway)
+            slot = self._delegated.popleft()
+            self._model_queue.queue.correct(slot.tenant, -slot.cost)
+            found.append(slot.worker)
+            if self._last_report_at.get(slot.gateway, 0.0) < slot.delegated_at:
+                self._forget(slot.gateway)
         for gateway, reported_at in list(self._last_report_at.items()):
             if now - reported_at > SILENT_SECONDS:
                 self._forget(gateway)
@@ -238,11 +238,11 @@ class PeerQueues:
             del tickets_by_tenant[tenant, urgent]
 
     def _settle_charges(self, gateway: str, tenant: TenantId) -> float:
-        """Clear and return the tenant's charges for places delegated to that gateway."""
+        """Clear and return the tenant's charges for slots delegated to that gateway."""
         settled = 0.0
-        for place in self._delegated:
-            if (place.gateway, place.tenant) == (gateway, tenant):
-                settled, place.cost = settled + place.cost, 0.0
+        for slot in self._delegated:
+            if (slot.gateway, slot.tenant) == (gateway, tenant):
+                settled, slot.cost = settled + slot.cost, 0.0
         return settled
 
     def _align(self, report: QueueReport) -> None:
@@ -252,5 +252,5 @@ class PeerQueues:
         for counter in report.counters:
             if counter.tenant in own_counters:
                 unknown_there = self._unsent.charges.get(counter.tenant, 0.0)
-                unknown_there += sum(place.cost for place in self._delegated if place.tenant == counter.tenant)
+                unknown_there += sum(slot.cost for slot in self._delegated if slot.tenant == counter.tenant)
                 queue.correct(counter.tenant, counter.cost + unknown_there - own_counters[counter.tenant])

@@ -19,13 +19,13 @@ MAX_BLOCKS = 64
 LIVES_SECONDS = 300.0
 LEAST_SHARE = 0.3
 #: Prefixes kept: 1,000 prompts of maximum length, about 300 bytes each.
-MAX_NAMES = 64_000
+MAX_PREFIXES = 64_000
 #: Workers remembered for one prefix, so that shared system prompts stay small.
 MAX_READERS = 8
-_NAME_BYTES = 12
+_HASH_BYTES = 12
 
 
-def beginnings(messages: Sequence[ChatMessage], salt: str, tools: Sequence[Tool] = ()) -> tuple[bytes, ...]:
+def hash_prefixes(messages: Sequence[ChatMessage], salt: str, tools: Sequence[Tool] = ()) -> tuple[bytes, ...]:
     """Return the hashes of the prompt's prefixes, one for each whole block, shortest first; none for a shorter prompt.
 
     Above MAX_BLOCKS, only every second, fourth, … prefix is hashed. A shorter prompt hashes each of these, too, so a conversation
@@ -36,12 +36,12 @@ def beginnings(messages: Sequence[ChatMessage], salt: str, tools: Sequence[Tool]
     stride = 1
     while blocks // stride > MAX_BLOCKS:
         stride *= 2
-    running = hashlib.blake2b(digest_size=_NAME_BYTES, key=salt.encode()[: hashlib.blake2b.MAX_KEY_SIZE])
-    step, view, names = stride * BLOCK_BYTES, memoryview(text), []
+    running = hashlib.blake2b(digest_size=_HASH_BYTES, key=salt.encode()[: hashlib.blake2b.MAX_KEY_SIZE])
+    step, view, hashes = stride * BLOCK_BYTES, memoryview(text), []
     for start in range(0, blocks // stride * step, step):
         running.update(view[start : start + step])
-        names.append(running.digest())
-    return tuple(names)
+        hashes.append(running.digest())
+    return tuple(hashes)
 
 
 def _rendered(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> bytes:
@@ -63,25 +63,25 @@ class PrefixAffinity:
     def __len__(self) -> int:
         return len(self._read)
 
-    def record(self, model: ModelName, names: Sequence[bytes], node: NodeId, now: float) -> None:
-        for name in names:
-            readers = self._read.setdefault((model, name), {})
+    def record(self, model: ModelName, hashes: Sequence[bytes], node: NodeId, now: float) -> None:
+        for prefix_hash in hashes:
+            readers = self._read.setdefault((model, prefix_hash), {})
             readers.pop(node, None)
             readers[node] = now
             if len(readers) > MAX_READERS:
                 del readers[next(iter(readers))]
-            self._read.move_to_end((model, name))
-        while len(self._read) > MAX_NAMES:
+            self._read.move_to_end((model, prefix_hash))
+        while len(self._read) > MAX_PREFIXES:
             self._read.popitem(last=False)
 
-    def shares(self, model: ModelName, names: Sequence[bytes], since: Mapping[NodeId, float], now: float) -> dict[NodeId, float]:
+    def shares(self, model: ModelName, hashes: Sequence[bytes], since: Mapping[NodeId, float], now: float) -> dict[NodeId, float]:
         """Return, for the nodes of ``since``, the share of the prompt that they recently processed. Entries from before a node's start
         don't count, because its cache is gone."""
         found: dict[NodeId, float] = {}
-        for count in range(len(names), 0, -1):
-            for node, read_at in self._read.get((model, names[count - 1]), {}).items():
+        for count in range(len(hashes), 0, -1):
+            for node, read_at in self._read.get((model, hashes[count - 1]), {}).items():
                 if node not in found and node in since and read_at >= since[node] and now - read_at <= LIVES_SECONDS:
-                    found[node] = count / len(names)
+                    found[node] = count / len(hashes)
             if len(found) == len(since):
                 break
         return found

@@ -15,7 +15,7 @@ from shared.telemetry import logs
 LOG = "gateway:queues"
 #: A few seconds of a busy mesh; a gateway that fell further behind starts at the end.
 MOST_ENTRIES = 1_000
-#: How often to check for unused delegated places and silent peers while requests wait.
+#: How often to check for unused delegated slots and silent peers while requests wait.
 _LOOK_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
 

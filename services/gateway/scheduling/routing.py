@@ -15,7 +15,7 @@ _SYNTHETIC = "echo"
 #: Ollama's tag for a model without a version.
 _LATEST = ":latest"
 
-MISSED_SECONDS = 10.0
+RECENTLY_LOST_SECONDS = 10.0
 
 _NO_WORKER_HINT = "see `aicli nodes`; start a worker with `aicli worker`"
 
@@ -42,7 +42,7 @@ class WorkerRequirements:
     prompt_tokens: int
     max_tokens: int
     #: Hashes of the prompt's prefixes, shortest first (``prefix_affinity``).
-    beginnings: tuple[bytes, ...] = ()
+    prefix_hashes: tuple[bytes, ...] = ()
     #: Model file needed to resume an answer; None for any.
     digest: str | None = None
     #: Workers that failed this request.
@@ -119,9 +119,9 @@ def digest_of(model: ModelName, usable: Iterable[DirectoryEntry]) -> str:
     return digests.pop() if len(digests) == 1 else ""
 
 
-def are_missed(workers: Iterable[DirectoryEntry], now: datetime) -> bool:
+def any_recently_lost(workers: Iterable[DirectoryEntry], now: datetime) -> bool:
     """Return whether a worker left so recently that it may be back soon, for example after a restart."""
-    return any(not worker.alive and (now - worker.since).total_seconds() < MISSED_SECONDS for worker in workers)
+    return any(not worker.alive and (now - worker.since).total_seconds() < RECENTLY_LOST_SECONDS for worker in workers)
 
 
 def ensure_answers(model: ModelName, usable: Iterable[DirectoryEntry]) -> None:

@@ -1,7 +1,7 @@
 """Tracks the load of each worker: this gateway's calls by its own count, other gateways' by the worker's announcements. Pure.
 
 An announcement is milliseconds old, our own count is exact. So each announcement is compared with our count on arrival; the difference
-is other gateways' calls until the next one. A place that we release is free immediately.
+is other gateways' calls until the next one. A slot that we release is free immediately.
 """
 
 from collections import Counter, deque
@@ -44,64 +44,64 @@ class Occupancy:
     """Counts the calls on every worker."""
 
     def __init__(self) -> None:
-        self._ours: dict[NodeId, dict[ModelName, int]] = {}
-        self._others: dict[NodeId, dict[ModelName, int]] = {}
-        #: Free places left to other gateways.
+        self._own_calls: dict[NodeId, dict[ModelName, int]] = {}
+        self._other_calls: dict[NodeId, dict[ModelName, int]] = {}
+        #: Free slots left to other gateways.
         self._delegated: dict[NodeId, Counter[ModelName]] = {}
 
     def begin(self, node: NodeId, model: ModelName) -> None:
-        running = self._ours.setdefault(node, {})
+        running = self._own_calls.setdefault(node, {})
         running[model] = running.get(model, 0) + 1
 
     def end(self, node: NodeId, model: ModelName) -> None:
-        running = self._ours[node]
+        running = self._own_calls[node]
         running[model] -= 1
         if not running[model]:
             del running[model]
         if not running:
-            del self._ours[node]
+            del self._own_calls[node]
 
     def apply_announcement(self, announcement: Announcement) -> None:
-        self._others[announcement.node] = {offer.name: self._beyond_ours(announcement, offer) for offer in announcement.models}
+        self._other_calls[announcement.node] = {offer.name: self._count_others(announcement, offer) for offer in announcement.models}
         self._delegated.pop(announcement.node, None)
 
     def delegate(self, node: NodeId, model: ModelName) -> None:
-        """Leave a free place to another gateway. The worker's next announcement shows whether it was used."""
+        """Leave a free slot to another gateway. The worker's next announcement shows whether it was used."""
         self._delegated.setdefault(node, Counter())[model] += 1
 
     def reclaim(self, node: NodeId, model: ModelName) -> None:
-        """Reclaim an unused place. Does nothing if the worker has announced itself since."""
+        """Reclaim an unused slot. Does nothing if the worker has announced itself since."""
         if self._delegated.get(node, _NOTHING)[model]:
             self._delegated[node][model] -= 1
 
     def record_offer(self, node: NodeId, model: ModelName) -> None:
-        others = self._others.get(node, {})
+        others = self._other_calls.get(node, {})
         others[model] = max(0, others.get(model, 0) - 1)
 
     def forget(self, node: NodeId) -> None:
         """Forget a worker's announcement. Our calls there still end with ``end``."""
-        self._others.pop(node, None)
+        self._other_calls.pop(node, None)
         self._delegated.pop(node, None)
 
     def capacity_of(self, worker: DirectoryEntry, offer: ModelOffer) -> WorkerCapacity:
         announcement, node = worker.announcement, worker.announcement.node
-        if node not in self._others:
+        if node not in self._other_calls:
             self.apply_announcement(announcement)
         # A worker that doesn't report per model shares its slots among its models.
-        slots, ours = (offer.slots, self._count(node, offer.name)) if offer.slots else (announcement.load.slots, self._count(node))
-        others = self._others[node].get(offer.name, 0) + self._delegated.get(node, _NOTHING)[offer.name]
-        return WorkerCapacity(max(1, slots), ours + others)
+        slots, own = (offer.slots, self._count(node, offer.name)) if offer.slots else (announcement.load.slots, self._count(node))
+        others = self._other_calls[node].get(offer.name, 0) + self._delegated.get(node, _NOTHING)[offer.name]
+        return WorkerCapacity(max(1, slots), own + others)
 
     def total(self) -> int:
-        return sum(sum(running.values()) for running in self._ours.values())
+        return sum(sum(running.values()) for running in self._own_calls.values())
 
-    def _beyond_ours(self, announcement: Announcement, offer: ModelOffer) -> int:
+    def _count_others(self, announcement: Announcement, offer: ModelOffer) -> int:
         if offer.slots:
             return max(0, offer.busy - self._count(announcement.node, offer.name))
         return max(0, announcement.load.running + announcement.load.queued - self._count(announcement.node))
 
     def _count(self, node: NodeId, model: ModelName | None = None) -> int:
-        running = self._ours.get(node, {})
+        running = self._own_calls.get(node, {})
         return sum(running.values()) if model is None else running.get(model, 0)
 
 
@@ -130,7 +130,7 @@ class HeldClaims:
         self._held.setdefault((node, model), deque()).append(claim)
 
     def release(self, node: NodeId, model: ModelName, claim: Holdable) -> None:
-        """Release the place of a claim, held or not."""
+        """Release the slot of a claim, held or not."""
         held = self._held.get((node, model))
         if held is None:
             return

@@ -152,7 +152,7 @@ def choose_worker(requirements: WorkerRequirements, rows: Rows, rng: random.Rand
     return first if first.wait <= second.wait else second
 
 
-#: With several gateways, an announced place is used only after this time: the announcement may predate another gateway's call.
+#: With several gateways, an announced slot is used only after this time: the announcement may predate another gateway's call.
 _ROOM_SECONDS = 0.1
 
 

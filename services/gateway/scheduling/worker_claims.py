@@ -1,4 +1,4 @@
-"""Holds a place on a worker for one request, and reports its outcome to the dispatch."""
+"""Holds a slot on a worker for one request, and reports its outcome to the dispatch."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -14,7 +14,7 @@ from shared.types import ModelName
 _log = logs.get(part="dispatch")
 
 
-class Issuer(Protocol):
+class ClaimTracker(Protocol):
     """See ``dispatch.Dispatch``."""
 
     @property
@@ -23,8 +23,8 @@ class Issuer(Protocol):
     @property
     def worker_stats(self) -> WorkerStats: ...
 
-    def release_place(self, claim: "Claim", model: ModelName, seconds: float | None) -> None:
-        """Release the claim's place; ``seconds`` is how long it ran, None if that isn't representative."""
+    def release_slot(self, claim: "Claim", model: ModelName, seconds: float | None) -> None:
+        """Release the claim's slot; ``seconds`` is how long it ran, None if that isn't representative."""
 
     def charge(self, requirements: WorkerRequirements, cost: float) -> None:
         """Correct the charge of the request's tenant."""
@@ -34,14 +34,14 @@ class Issuer(Protocol):
 
 
 class Claim:
-    """A place on a worker. Use it with ``with`` while the worker runs the request."""
+    """A slot on a worker. Use it with ``with`` while the worker runs the request."""
 
     def __init__(
-        self, issuer: Issuer, worker: DirectoryEntry, requirements: WorkerRequirements, charged: float, *, waits_there: bool = False
+        self, tracker: ClaimTracker, worker: DirectoryEntry, requirements: WorkerRequirements, charged: float, *, waits_there: bool = False
     ) -> None:
         """``waits_there``: the worker must finish another request first."""
         self.worker = worker
-        self._issuer = issuer
+        self._tracker = tracker
         self._requirements = requirements
         self._charged = charged
         self._held = False
@@ -51,7 +51,7 @@ class Claim:
         self._failed = False
         self._has_token_counts = False
         self._hold()
-        self._works_since = None if waits_there else issuer.clock()
+        self._works_since = None if waits_there else tracker.clock()
         self.has_started = not waits_there
         self._worked_seconds = 0.0
 
@@ -60,13 +60,13 @@ class Claim:
         """Return how long the worker computed; 0 while the call waits there, and if it failed before it delivered anything."""
         if self._failed and not self._delivered:
             return 0.0
-        return self._worked_seconds if self._works_since is None else self._issuer.clock() - self._works_since
+        return self._worked_seconds if self._works_since is None else self._tracker.clock() - self._works_since
 
     def mark_started(self) -> None:
         """Record that the worker has started the call. Safe to call twice."""
         if not self.has_started:
             self.has_started = True
-            self._works_since = self._issuer.clock()
+            self._works_since = self._tracker.clock()
 
     def __enter__(self) -> "Claim":
         self._hold()
@@ -78,43 +78,43 @@ class Claim:
         self.release()
 
     def release(self) -> None:
-        """Release the place. Safe to call twice."""
+        """Release the slot. Safe to call twice."""
         if self._held:
             self._held = False
             if self._works_since is not None:
-                self._worked_seconds, self._works_since = self._issuer.clock() - self._works_since, None
-            seconds = self._issuer.clock() - self._began_at if self._entered and not self._failed else None
-            self._issuer.release_place(self, self._requirements.model, seconds)
+                self._worked_seconds, self._works_since = self._tracker.clock() - self._works_since, None
+            seconds = self._tracker.clock() - self._began_at if self._entered and not self._failed else None
+            self._tracker.release_slot(self, self._requirements.model, seconds)
 
     def record_delivery(self) -> None:
         """Record that the worker delivered tokens. Safe to call for every chunk."""
         if not self._delivered:
             self._delivered = True
             self.mark_started()
-            self._issuer.worker_stats.outliers.record_delivery(self.worker.node, self._requirements.model)
+            self._tracker.worker_stats.outliers.record_delivery(self.worker.node, self._requirements.model)
 
     def record_failure(self, error: errors.AimeshError) -> None:
         """Record the worker's failure. The tenant is charged only for what ``record_tokens`` reported."""
         self._failed = True
         if not self._has_token_counts:
             self._charge(0.0)
-        issuer, node, model = self._issuer, self.worker.node, self._requirements.model
-        if issuer.worker_stats.outliers.record_failure(node, model, error, issuer.clock()):
-            ejection_seconds = issuer.worker_stats.outliers.ejection_seconds(node, model, issuer.clock())
+        tracker, node, model = self._tracker, self.worker.node, self._requirements.model
+        if tracker.worker_stats.outliers.record_failure(node, model, error, tracker.clock()):
+            ejection_seconds = tracker.worker_stats.outliers.ejection_seconds(node, model, tracker.clock())
             _log.warning("worker ejected", worker=node, model=model, seconds=ejection_seconds, code=errors.code_of(error))
 
     def record_tokens(self, prompt: int, completion: int) -> None:
         """Replace the estimated cost by the actual one. A prompt longer than the request's bound is not believed."""
         self._has_token_counts = True
         self._charge(fair_queue.cost(min(max(prompt, 0), self._requirements.prompt_tokens), completion))
-        self._issuer.record_answer_length(self._requirements.model, completion)
+        self._tracker.record_answer_length(self._requirements.model, completion)
 
     def _charge(self, cost: float) -> None:
-        self._issuer.charge(self._requirements, cost - self._charged)
+        self._tracker.charge(self._requirements, cost - self._charged)
         self._charged = cost
 
     def _hold(self) -> None:
         if not self._held:
             self._held = True
-            self._began_at = self._issuer.clock()
-            self._issuer.worker_stats.occupancy.begin(self.worker.node, self._requirements.model)
+            self._began_at = self._tracker.clock()
+            self._tracker.worker_stats.occupancy.begin(self.worker.node, self._requirements.model)

@@ -62,9 +62,9 @@ PERSON = auth.Principal(USER, "ada", UserRole.USER, Tier.FREE)
 
 def rpc_call(principal: auth.Principal) -> RpcCall:
     """What a handler gets with a request of this user."""
-    made = RpcCall(Peer(Role.CLIENT, node_id(1)), deadline=0, credential=None, idempotency_key=None)
-    made.found = principal
-    return made
+    call = RpcCall(Peer(Role.CLIENT, node_id(1)), deadline=0, credential=None, idempotency_key=None)
+    call.found = principal
+    return call
 
 
 def node_id(number: int) -> NodeId:
@@ -95,7 +95,7 @@ class FakeWorker:
     fails_with: errors.AimeshError | None = None
     fails_after: int = 0
     hangs_after: int | None = None
-    asked: list[inference.ProcessPrompt] = field(default_factory=list)
+    received: list[inference.ProcessPrompt] = field(default_factory=list)
     is_hanging: asyncio.Event = field(default_factory=asyncio.Event)
     left_early: int = 0
 
@@ -154,7 +154,7 @@ class FakeRpc:
         assert to is not None
         assert credential is None, "a worker never sees whose prompt it runs"
         worker = self.workers[to]
-        worker.asked.append(request)
+        worker.received.append(request)
         answer = _Answer(worker.run(request), inference.PromptAccepted(worker.prompt_tokens))
         try:
             yield answer
@@ -267,11 +267,11 @@ class FakeReports:
 
     def __init__(self) -> None:
         self.rows: tuple[LoggedRequest, ...] = ()
-        self.asked: list[ListRequests] = []
+        self.received: list[ListRequests] = []
         self.ratings: dict[RequestId, int] = {}
 
-    async def requests(self, caller: auth.Principal, asked: ListRequests) -> tuple[LoggedRequest, ...]:
-        self.asked.append(asked)
+    async def requests(self, caller: auth.Principal, request: ListRequests) -> tuple[LoggedRequest, ...]:
+        self.received.append(request)
         return tuple(row for row in self.rows if row.user_id == caller.user_id)
 
     async def rate(self, caller: auth.Principal, request: RequestId, rating: int) -> None:
@@ -287,12 +287,12 @@ class FakeKeys(IdempotencyStore):
         self.held: dict[tuple[UserId, str], HeldKey] = {}
 
     async def claim(
-        self, asked: IdempotentRequest, fingerprint: bytes, node: NodeId, *, lease_seconds: float, dead: RequestId | None = None
+        self, request: IdempotentRequest, fingerprint: bytes, node: NodeId, *, lease_seconds: float, dead: RequestId | None = None
     ) -> NewKeyUse | Orphaned | None:
-        if (asked.owner, asked.key) in self.held:
+        if (request.owner, request.key) in self.held:
             return None
-        self.held[asked.owner, asked.key] = HeldKey(fingerprint, asked.request_id, KeyState.RUNNING, None, node)
-        return NewKeyUse(asked.seed)
+        self.held[request.owner, request.key] = HeldKey(fingerprint, request.request_id, KeyState.RUNNING, None, node)
+        return NewKeyUse(request.seed)
 
     async def find(self, owner: UserId, key: str) -> HeldKey | None:
         return self.held.get((owner, key))

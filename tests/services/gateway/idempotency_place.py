@@ -32,7 +32,7 @@ def request_id() -> RequestId:
     return RequestId(uuid4())
 
 
-def asked(
+def keyed_request(
     key: str = "k", *, who: UserId = ADA, after: int = 0, seed: int = 7, request: RequestId | None = None, **fields: Any
 ) -> IdempotentRequest:
     wanted = InferenceRequest(**{"prompt": "hi", **fields})
@@ -57,16 +57,16 @@ class Maker:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     seeds: list[int] = field(default_factory=list)
 
-    async def make(self, run: AnswerRun[Head, Chunk, InferenceResult], asked: IdempotentRequest, seed: int) -> InferenceResult:
+    async def make(self, run: AnswerRun[Head, Chunk, InferenceResult], request: IdempotentRequest, seed: int) -> InferenceResult:
         self.seeds.append(seed)
-        run.set_head(Head(asked.request_id))
+        run.set_head(Head(request.request_id))
         for number in range(1, self.length + 1):
             if number == self.waits_at:
                 await self.gate.wait()
             if number == self.fails_at:
                 raise self.error
             await run.add(Chunk(f"CANARY {seed} {number}", (number,)))
-        return InferenceResult(asked.request_id, MODEL, FinishReason.STOP, Usage(3, self.length), 5, 1)
+        return InferenceResult(request.request_id, MODEL, FinishReason.STOP, Usage(3, self.length), 5, 1)
 
 
 @dataclass
@@ -119,8 +119,8 @@ class RunningService:
         stack = AsyncExitStack()
         self._stacks.append(stack)
         runs = await stack.enter_async_context(AnswerRuns().running())
-        made = IdempotentRequests(store or self.store, runs, NodeId(name), secret=SECRET, most_seconds=most_seconds)
-        return Gateway(made, runs)
+        idempotency = IdempotentRequests(store or self.store, runs, NodeId(name), secret=SECRET, most_seconds=most_seconds)
+        return Gateway(idempotency, runs)
 
     async def close(self) -> None:
         for stack in self._stacks:
@@ -151,8 +151,8 @@ class RunningService:
 async def running_service(url: str) -> AsyncIterator[RunningService]:
     gateways: database.Database
     async with opened(url) as gateways:
-        made = RunningService(IdempotencyStore(gateways), url)
+        service = RunningService(IdempotencyStore(gateways), url)
         try:
-            yield made
+            yield service
         finally:
-            await made.close()
+            await service.close()

@@ -20,7 +20,7 @@ async def connected(running_service: RunningService) -> AsyncIterator[openai.Asy
         sock.listen()
         server = HttpServer(running_service.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
         serving = asyncio.create_task(server.run())
-        async with openai.AsyncOpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{sock.getsockname()[1]}/v1", max_retries=0) as made:
-            yield made
+        async with openai.AsyncOpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{sock.getsockname()[1]}/v1", max_retries=0) as client:
+            yield client
         server.stop()
         await serving

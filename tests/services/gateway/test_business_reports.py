@@ -17,22 +17,22 @@ SINCE = date(2026, 3, 1)
 
 @given(st.dates(date(1000, 1, 1), date(3000, 1, 1)), st.integers(-MOST_DAYS * 2, MOST_DAYS * 2))
 def test_a_report_covers_a_limited_number_of_days(since: date, days: int) -> None:
-    asked = GetBusinessReport(since, since + timedelta(days=days))
+    query = GetBusinessReport(since, since + timedelta(days=days))
     if 1 <= days <= MOST_DAYS:
-        usage_reports.check_period(asked)
+        usage_reports.check_period(query)
     else:
         with pytest.raises(errors.BadRequest, match=r"days; the limit is 750|since must be before until"):
-            usage_reports.check_period(asked)
+            usage_reports.check_period(query)
 
 
 @pytest.mark.parametrize("by", list(BusinessGrouping))
 def test_a_label_requires_grouping_by_label(by: BusinessGrouping) -> None:
-    asked = GetBusinessReport(SINCE, SINCE + timedelta(days=1), by, "region")
+    query = GetBusinessReport(SINCE, SINCE + timedelta(days=1), by, "region")
     if by is BusinessGrouping.LABEL:
-        usage_reports.check_period(asked)
+        usage_reports.check_period(query)
     else:
         with pytest.raises(errors.BadRequest, match="requires grouping by label"):
-            usage_reports.check_period(asked)
+            usage_reports.check_period(query)
 
 
 class Days(DaysStore):

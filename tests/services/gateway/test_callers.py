@@ -21,7 +21,7 @@ class Time:
         return self.now
 
 
-def site(clock: Time | None = None, wall: Time | None = None) -> tuple[Callers, FakeRpc]:
+def make_callers(clock: Time | None = None, wall: Time | None = None) -> tuple[Callers, FakeRpc]:
     rpc = FakeRpc()
 
     async def validate(request: auth.ValidateApiKey) -> auth.Principal:
@@ -52,7 +52,7 @@ MALFORMED = [
 @pytest.mark.parametrize("credential", MALFORMED, ids=lambda text: repr(text)[:30])
 async def test_a_malformed_credential_is_counted_without_asking_auth(credential: str | None) -> None:
     refusals: list[str] = []
-    _, rpc = site()
+    _, rpc = make_callers()
     callers = Callers(rpc, Time(), Time(), count_refusal=refusals.append)
     with pytest.raises(
         errors.NotAuthenticated,
@@ -67,27 +67,27 @@ async def test_a_malformed_credential_is_counted_without_asking_auth(credential:
 def test_random_text_is_refused_without_asking_auth(text: str) -> None:
     if text.count(".") == 2:
         return
-    callers, rpc = site()
+    callers, rpc = make_callers()
     with pytest.raises(errors.NotAuthenticated, match="the credential is neither an API key"):
         asyncio.run(callers.identify(Credential(text)))
     assert not rpc.called
 
 
 async def test_keys_and_tokens_go_to_their_own_methods() -> None:
-    callers, rpc = site()
+    callers, rpc = make_callers()
     assert await callers.identify(KEY) is OWNER
     assert await callers.identify(TOKEN) is PERSON
     assert rpc.called == ["auth.validateApiKey", "auth.identify"]
 
 
 async def test_concurrent_requests_of_one_caller_ask_auth_once() -> None:
-    callers, rpc = site()
+    callers, rpc = make_callers()
     await asyncio.gather(*(callers.identify(KEY) for _ in range(100)))
     assert len(rpc.called) == 1
 
 
 async def test_refusals_are_not_cached() -> None:
-    callers, rpc = site()
+    callers, rpc = make_callers()
     rpc.answers["auth.validateApiKey"] = raising(errors.NotAuthenticated("revoked"))
     for _ in range(2):
         with pytest.raises(errors.NotAuthenticated, match="revoked"):
@@ -97,7 +97,7 @@ async def test_refusals_are_not_cached() -> None:
 
 async def test_without_auth_a_five_minute_old_answer_is_used() -> None:
     clock = Time()
-    callers, rpc = site(clock)
+    callers, rpc = make_callers(clock)
     await callers.identify(KEY)
     rpc.answers["auth.validateApiKey"] = raising(errors.NotReachable("no auth"))
     clock.now = 299
@@ -109,7 +109,7 @@ async def test_without_auth_a_five_minute_old_answer_is_used() -> None:
 
 async def test_an_auth_that_is_still_starting_is_unavailable() -> None:
     """A caller's 404 would mean that its path or model doesn't exist."""
-    callers, rpc = site(Time())
+    callers, rpc = make_callers(Time())
     rpc.answers["auth.validateApiKey"] = raising(errors.UnknownMethod("auth.validateApiKey"))
     with pytest.raises(errors.Unavailable, match="auth is still starting"):
         await callers.identify(KEY)
@@ -118,7 +118,7 @@ async def test_an_auth_that_is_still_starting_is_unavailable() -> None:
 async def test_an_access_token_is_not_accepted_past_its_expiry() -> None:
     clock, wall = Time(), Time()
     wall.now = 9_999_999_998  # the token ends a second later
-    callers, rpc = site(clock, wall)
+    callers, rpc = make_callers(clock, wall)
     await callers.identify(TOKEN)
     clock.now = 0.9
     await callers.identify(TOKEN)
@@ -130,7 +130,7 @@ async def test_an_access_token_is_not_accepted_past_its_expiry() -> None:
 
 async def test_a_user_change_takes_effect_immediately_and_a_broken_stream_is_reopened() -> None:
     clock = Time()
-    callers, rpc = site(clock)
+    callers, rpc = make_callers(clock)
     async with asyncio.TaskGroup() as tasks:
         watch = tasks.create_task(callers.watch())
         rpc.changes.put_nowait(auth.Change(1))
@@ -152,11 +152,11 @@ async def test_a_user_change_takes_effect_immediately_and_a_broken_stream_is_reo
 
 
 async def test_a_revocation_during_a_call_to_auth_is_not_lost() -> None:
-    callers, rpc = site()
-    asked, answer = asyncio.Event(), asyncio.Event()
+    callers, rpc = make_callers()
+    reached, answer = asyncio.Event(), asyncio.Event()
 
     async def validate(request: auth.ValidateApiKey) -> auth.Principal:
-        asked.set()
+        reached.set()
         await answer.wait()
         return OWNER
 
@@ -166,7 +166,7 @@ async def test_a_revocation_during_a_call_to_auth_is_not_lost() -> None:
         rpc.changes.put_nowait(auth.Change(1))
         await _until(rpc.changes.empty)
         asking = tasks.create_task(callers.identify(KEY))
-        await asked.wait()
+        await reached.wait()
         # Auth has read the key, then the key is revoked.
         rpc.changes.put_nowait(auth.Change(2, USER))
         await _until(rpc.changes.empty)
@@ -180,7 +180,7 @@ async def test_a_revocation_during_a_call_to_auth_is_not_lost() -> None:
 
 async def test_a_key_that_auth_refused_is_not_accepted_while_auth_is_down() -> None:
     clock = Time()
-    callers, rpc = site(clock)
+    callers, rpc = make_callers(clock)
     await callers.identify(KEY)
     clock.now = 10
     for error in (errors.NotAuthenticated("revoked"), errors.NotReachable("no auth")):

@@ -14,8 +14,8 @@ from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 async def ask(running_service: RunningService, model: str = "smollm2") -> InferenceResult:

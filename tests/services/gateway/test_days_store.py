@@ -87,7 +87,7 @@ def by_hand(rows: Sequence[RequestRow]) -> BusinessSum:
         return sum(one.status is status for one in rows)
 
     good = [one for one in rows if one.status is RequestStatus.SUCCESS]
-    made = [one for one in good if not one.cached]
+    uncached = [one for one in good if not one.cached]
     let_in = [one for one in rows if one.status not in (RequestStatus.LIMITED, RequestStatus.REJECTED)]
     return BusinessSum(
         succeeded=len(good),
@@ -98,8 +98,8 @@ def by_hand(rows: Sequence[RequestRow]) -> BusinessSum:
         prompt_tokens=sum(one.prompt_tokens for one in rows),
         completion_tokens=sum(one.completion_tokens for one in rows),
         response_ms=sum(one.response_time_ms for one in good),
-        made_tokens=sum(one.completion_tokens for one in made),
-        made_ms=sum(one.response_time_ms for one in made),
+        made_tokens=sum(one.completion_tokens for one in uncached),
+        made_ms=sum(one.response_time_ms for one in uncached),
         cached=sum(one.cached for one in rows),
         saved_micro=MicroCredits(sum(one.saved_micro for one in rows)),
         conversations=sum(one.begins_conversation for one in let_in),

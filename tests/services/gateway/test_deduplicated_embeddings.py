@@ -90,7 +90,7 @@ class Gateways:
     @property
     def runs(self) -> tuple[int, int]:
         """Return the number of the worker's runs, and of rows in the request log."""
-        return len(self.worker.asked), len(self.running_service.store.rows)
+        return len(self.worker.received), len(self.running_service.store.rows)
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ async def test_prompts_and_embeddings_never_share_a_key(gateways: Gateways) -> N
     await gateways.ask("hi")
     context.start()
     with pytest.raises(errors.IdempotencyConflict):
-        async with gateways.once.run(OWNER, InferenceRequest(prompt="hi"), seconds=10, again=RepeatedRequest(key="k")):
+        async with gateways.once.run(OWNER, InferenceRequest(prompt="hi"), seconds=10, repeat=RepeatedRequest(key="k")):
             pass
 
 

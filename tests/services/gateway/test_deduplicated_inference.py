@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.deduplicated_inference import NEVER, DeduplicatedInference, InferenceReply, RepeatedRequest
+from services.gateway.deduplicated_inference import NO_REPEAT, DeduplicatedInference, InferenceReply, RepeatedRequest
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
@@ -34,12 +34,12 @@ class Caller:
         self.once, self.running_service = once, running_service
 
     async def ask(
-        self, again: RepeatedRequest = NEVER, *, stops_after: int | None = None, whole: bool = False, **fields: Any
+        self, repeat: RepeatedRequest = NO_REPEAT, *, stops_after: int | None = None, whole: bool = False, **fields: Any
     ) -> ReceivedAnswer:
         context.start()  # as an HTTP route does
         request = InferenceRequest(**{"prompt": "hi", **fields})
         received = ReceivedAnswer()
-        async with self.once.run(OWNER, request, seconds=10, again=again, whole=whole) as answer:
+        async with self.once.run(OWNER, request, seconds=10, repeat=repeat, whole=whole) as answer:
             received.answer = answer
             async for number, chunk in answer:
                 received.numbers.append(number)
@@ -51,7 +51,7 @@ class Caller:
 
     @property
     def runs(self) -> int:
-        return len(self.running_service.worker.asked)
+        return len(self.running_service.worker.received)
 
 
 @pytest.fixture
@@ -129,10 +129,10 @@ async def test_a_different_body_is_a_conflict(caller: Caller) -> None:
 
 async def test_the_seed_is_fixed_by_the_first_request(caller: Caller) -> None:
     await caller.ask(KEY)
-    (asked,) = caller.running_service.worker.asked
-    assert asked.model_config.seed is not None
+    (prompt,) = caller.running_service.worker.received
+    assert prompt.model_config.seed is not None
     await caller.ask(RepeatedRequest(key="other"), seed=5)
-    assert caller.running_service.worker.asked[1].model_config.seed == 5
+    assert caller.running_service.worker.received[1].model_config.seed == 5
 
 
 async def test_a_request_handed_over_by_a_stopping_gateway_has_one_row(postgres_url: str) -> None:

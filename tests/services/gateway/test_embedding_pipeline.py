@@ -42,9 +42,9 @@ class EmbeddingWorker(FakeWorker):
         if self.fails_with is not None:
             raise self.fails_with
         yield Vectors(waiting="loading smollm2")
-        made = self.vectors if self.vectors is not None else tuple(packed(len(text), 1) for text in prompt.inputs)
-        for position in range(0, len(made), 2):
-            yield Vectors(made[position : position + 2])
+        vectors = self.vectors if self.vectors is not None else tuple(packed(len(text), 1) for text in prompt.inputs)
+        for position in range(0, len(vectors), 2):
+            yield Vectors(vectors[position : position + 2])
             if self.hangs_after is not None:
                 self.is_hanging.set()
                 await asyncio.Event().wait()
@@ -53,10 +53,10 @@ class EmbeddingWorker(FakeWorker):
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service(free=3) as made:
-        made.worker = EmbeddingWorker()
-        made.add_worker(1, made.worker, "smollm2")
-        yield made
+    async with fakes.running_service(free=3) as service:
+        service.worker = EmbeddingWorker()
+        service.add_worker(1, service.worker, "smollm2")
+        yield service
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClie
 
 @pytest.fixture
 async def client(running_service: RunningService) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai_clients.connected(running_service) as made:
-        yield made
+    async with openai_clients.connected(running_service) as client:
+        yield client
 
 
 async def ask(running_service: RunningService, *inputs: str, who: Principal = OWNER, **fields: Any) -> tuple[list[bytes], EmbeddingResult]:
@@ -89,8 +89,8 @@ async def test_vectors_arrive_in_order_with_a_row(running_service: RunningServic
     assert (row.id, row.user_id, row.api_key_id, row.status) == (result.request_id, USER, KEY_ID, "success")
     assert (row.prompt_tokens, row.completion_tokens, row.model_used) == (7, 0, "smollm2")
     assert row.prompt_hash is not None
-    (asked,) = running_service.worker.asked
-    assert str(USER) not in repr(asked)
+    (prompt,) = running_service.worker.received
+    assert str(USER) not in repr(prompt)
     assert 'tokens_total{model="smollm2",type="input"} 7.0' in running_service.metrics.render()
 
 
@@ -193,7 +193,7 @@ async def test_openais_client_retries_under_its_key_and_is_answered_once(
     row = running_service.store.only_row
     assert [answer.headers.get("x-original-request-id") for answer in answers] == [None, str(row.id), str(row.id)]
     assert [answer.headers.get("x-ratelimit-remaining-requests") for answer in answers] == ["2", None, None]
-    assert (len(running_service.worker.asked), row.status, row.prompt_tokens) == (1, "success", 7)
+    assert (len(running_service.worker.received), row.status, row.prompt_tokens) == (1, "success", 7)
     with pytest.raises(openai.ConflictError) as refused:
         await ask("float", "a", "b")
     assert refused.value.code == "idempotency_conflict"
@@ -202,7 +202,7 @@ async def test_openais_client_retries_under_its_key_and_is_answered_once(
 async def test_an_invalid_key_is_a_400(http: httpx.AsyncClient, running_service: RunningService) -> None:
     answer = await http.post("/v1/embeddings", json={"input": "a"}, headers={"idempotency-key": "x" * 256})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
-    assert not running_service.worker.asked
+    assert not running_service.worker.received
 
 
 async def test_base64_is_the_vector_unchanged(http: httpx.AsyncClient, running_service: RunningService) -> None:
@@ -241,7 +241,7 @@ async def test_a_wrong_field_is_a_400_that_names_it(
     answer = await http.post("/v1/embeddings", json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "bad_request", param), error
-    assert not running_service.worker.asked
+    assert not running_service.worker.received
 
 
 async def test_errors_of_the_worker_keep_their_status(http: httpx.AsyncClient, running_service: RunningService) -> None:
@@ -265,5 +265,5 @@ async def test_a_prompt_for_an_embedding_model_reaches_no_worker(http: httpx.Asy
     answer = await http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
     assert "bge is an embedding model" in answer.json()["error"]["message"]
-    assert not worker.asked
+    assert not worker.received
     assert (await http.post("/v1/embeddings", json={"model": "bge", "input": "hi"})).status_code == 200

@@ -30,9 +30,9 @@ SMOLLM2, QWEN = ModelName("smollm2"), ModelName("qwen")
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        made.add_worker(2, FakeWorker(), "qwen")
-        yield made
+    async with fakes.running_service() as service:
+        service.add_worker(2, FakeWorker(), "qwen")
+        yield service
 
 
 def bind(running_service: RunningService, **bounds: Any) -> Principal:
@@ -78,7 +78,7 @@ async def test_a_model_outside_the_keys_scope_is_refused_before_a_worker_is_call
         error = problem(await http.post(path, json=body), 403, "not_allowed")
     assert error["message"] == "this key may not use qwen"
     assert "smollm2" in error["hint"]
-    assert running_service.worker.asked == []
+    assert running_service.worker.received == []
     assert running_service.books.reserved == [], "nothing is reserved for it"
 
 

@@ -23,8 +23,8 @@ MOST_SERIES = 10_000
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 async def _ask(running_service: RunningService, who: Principal = OWNER, model: str = "smollm2", **fields: object) -> None:

@@ -24,18 +24,18 @@ class Rpc(FakeRpc):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[tuple[str, NodeId | None, Any]] = []
+        self.received: list[tuple[str, NodeId | None, Any]] = []
         self.refuse: dict[NodeId, errors.AimeshError] = {}
 
     async def call(self, method: Any, request: Any, *, to: NodeId | None = None, **_more: Any) -> Any:
-        self.asked.append((method.name, to, request))
+        self.received.append((method.name, to, request))
         if to in self.refuse:
             raise self.refuse[to]
         state = ModelState.READY if method is inference.load_model else ModelState.UNLOADED
         return ModelStatus(request.model_id, state, "", "llama", 2048, 4, 0, 0, pinned=True, memory_bytes=9)
 
 
-class Site:
+class ModelOrdersHarness:
     def __init__(self, *workers: tuple[str, ...]) -> None:
         self.rpc, self.nodes = Rpc(), FakeDirectory()
         for number, models in enumerate(workers):
@@ -53,75 +53,77 @@ class Site:
 
     @property
     def called_nodes(self) -> list[NodeId | None]:
-        return [node for _, node, _ in self.rpc.asked]
+        return [node for _, node, _ in self.rpc.received]
 
 
 async def test_the_least_busy_worker_with_the_model_loads_it() -> None:
-    site = Site(("other",), ("m",), ("m",))
-    assert await site.load(pin=True) == (ModelPlace(node_id(1), M, "ready", "", True, 9),)
-    assert site.rpc.asked == [("inference.loadModel", node_id(1), inference.LoadModel(M, True))]
+    harness = ModelOrdersHarness(("other",), ("m",), ("m",))
+    assert await harness.load(pin=True) == (ModelPlace(node_id(1), M, "ready", "", True, 9),)
+    assert harness.rpc.received == [("inference.loadModel", node_id(1), inference.LoadModel(M, True))]
 
 
 async def test_another_worker_is_tried_if_one_has_no_memory_and_the_last_error_is_returned() -> None:
-    site = Site(("m",), ("m",))
-    site.rpc.refuse[node_id(0)] = errors.Unavailable("no room")
-    assert [place.worker for place in await site.load()] == [node_id(1)]
-    site = Site(*[("m",)] * 5)
+    harness = ModelOrdersHarness(("m",), ("m",))
+    harness.rpc.refuse[node_id(0)] = errors.Unavailable("no room")
+    assert [place.worker for place in await harness.load()] == [node_id(1)]
+    harness = ModelOrdersHarness(*[("m",)] * 5)
     for number in range(5):
-        site.rpc.refuse[node_id(number)] = errors.Unavailable(f"no room {number}")
+        harness.rpc.refuse[node_id(number)] = errors.Unavailable(f"no room {number}")
     with pytest.raises(errors.Unavailable, match=f"no room {ATTEMPTS - 1}"):
-        await site.load()
-    assert site.called_nodes == [node_id(number) for number in range(ATTEMPTS)]
+        await harness.load()
+    assert harness.called_nodes == [node_id(number) for number in range(ATTEMPTS)]
 
 
 async def test_every_worker_unloads_the_model_even_if_one_refuses() -> None:
-    site = Site(("m",), ("m",), ("other",))
-    site.rpc.refuse[node_id(0)] = errors.Overloaded("m is in use")
-    assert set(await site.unload()) == {
+    harness = ModelOrdersHarness(("m",), ("m",), ("other",))
+    harness.rpc.refuse[node_id(0)] = errors.Overloaded("m is in use")
+    assert set(await harness.unload()) == {
         ModelPlace(node_id(0), M, "", "m is in use"),
         ModelPlace(node_id(1), M, "unloaded", "", True, 9),
     }
 
 
 async def test_the_only_workers_error_is_returned() -> None:
-    site = Site(("m",))
-    site.rpc.refuse[node_id(0)] = errors.Overloaded("m is in use")
+    harness = ModelOrdersHarness(("m",))
+    harness.rpc.refuse[node_id(0)] = errors.Overloaded("m is in use")
     with pytest.raises(errors.Overloaded, match="m is in use"):
-        await site.unload()
+        await harness.unload()
 
 
 async def test_a_worker_is_chosen_by_a_prefix_of_its_id() -> None:
-    site = Site(("m",), ("m",))
-    await site.load(worker=node_id(1))
-    await site.unload(worker=node_id(1))
-    assert site.called_nodes == [node_id(1), node_id(1)]
+    harness = ModelOrdersHarness(("m",), ("m",))
+    await harness.load(worker=node_id(1))
+    await harness.unload(worker=node_id(1))
+    assert harness.called_nodes == [node_id(1), node_id(1)]
 
 
 @pytest.mark.parametrize(
     ("order", "error"),
     [
-        pytest.param(lambda site: site.load("x"), errors.UnknownModel, id="a model that nobody has"),
-        pytest.param(lambda site: site.unload("x"), errors.UnknownModel, id="nothing to unload"),
-        pytest.param(lambda site: site.load(worker="Z"), errors.NotFound, id="no such worker"),
-        pytest.param(lambda site: site.load(worker="U"), errors.NotFound, id="several workers"),
+        pytest.param(lambda harness: harness.load("x"), errors.UnknownModel, id="a model that nobody has"),
+        pytest.param(lambda harness: harness.unload("x"), errors.UnknownModel, id="nothing to unload"),
+        pytest.param(lambda harness: harness.load(worker="Z"), errors.NotFound, id="no such worker"),
+        pytest.param(lambda harness: harness.load(worker="U"), errors.NotFound, id="several workers"),
     ],
 )
-async def test_an_ambiguous_or_unknown_worker_is_refused(order: Callable[[Site], Any], error: type[errors.AimeshError]) -> None:
-    site = Site(("m",), ("m",))
+async def test_an_ambiguous_or_unknown_worker_is_refused(
+    order: Callable[[ModelOrdersHarness], Any], error: type[errors.AimeshError]
+) -> None:
+    harness = ModelOrdersHarness(("m",), ("m",))
     with pytest.raises(error):
-        await order(site)
-    assert not site.rpc.asked
+        await order(harness)
+    assert not harness.rpc.received
 
 
 async def test_aliases_work_and_workers_that_are_not_ready_are_included() -> None:
-    site = Site()
-    site.nodes.worker(0, "m", not_ready="m: it failed")
-    await site.load("alias")
-    assert site.rpc.asked == [("inference.loadModel", node_id(0), inference.LoadModel(M, None))]
+    harness = ModelOrdersHarness()
+    harness.nodes.worker(0, "m", not_ready="m: it failed")
+    await harness.load("alias")
+    assert harness.rpc.received == [("inference.loadModel", node_id(0), inference.LoadModel(M, None))]
 
 
 async def test_a_stopping_worker_is_not_asked() -> None:
-    site = Site()
-    site.nodes.worker(0, "m", draining=True)
+    harness = ModelOrdersHarness()
+    harness.nodes.worker(0, "m", draining=True)
     with pytest.raises(errors.UnknownModel):
-        await site.load()
+        await harness.load()

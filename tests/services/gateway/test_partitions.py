@@ -277,9 +277,9 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "index"), FILTERS)
+@pytest.mark.parametrize(("filtered_by", "index"), FILTERS)
 async def test_every_filter_of_the_request_log_uses_an_index(
-    opened: database.Database, connection: asyncpg.Connection, asked: dict[str, object], index: str
+    opened: database.Database, connection: asyncpg.Connection, filtered_by: dict[str, object], index: str
 ) -> None:
     await connection.execute(
         "INSERT INTO request_logs (id, tenant_id, user_id, api_key_id, model_used, response_time_ms, tokens_used, prompt_tokens,"
@@ -291,9 +291,9 @@ async def test_every_filter_of_the_request_log_uses_an_index(
         ADA, UUID(int=7),
     )  # fmt: skip
     await connection.execute("ANALYZE request_logs")
-    filters = ListRequests(**asked)  # type: ignore[arg-type]
+    filters = ListRequests(**filtered_by)  # type: ignore[arg-type]
     found = await UsageStore(opened).requests(TenantId(ADA), filters)
-    assert len(found) == (20 if asked and filters.status is not RequestStatus.SUCCESS else filters.limit)
+    assert len(found) == (20 if filtered_by and filters.status is not RequestStatus.SUCCESS else filters.limit)
     arguments: Sequence[object] = (ADA, None, filters.status and filters.status.value, filters.model, filters.key_id, 50)
     async with connection.transaction():
         await connection.fetchval(queries.load(FOLDER / "queries.sql")["plan_pages"].text)

@@ -22,8 +22,8 @@ from tests.services.gateway.fakes import KEY_ID, OWNER, PERSON, USER, FakeWorker
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 async def ask(running_service: RunningService, who: Principal = OWNER, seconds: float = 10, **fields: Any) -> tuple[str, InferenceResult]:
@@ -52,7 +52,7 @@ async def test_an_answer_has_its_row(running_service: RunningService) -> None:
 async def test_the_worker_gets_a_seed_but_no_user(running_service: RunningService) -> None:
     await ask(running_service)
     await ask(running_service, seed=5)
-    first, second = running_service.worker.asked
+    first, second = running_service.worker.received
     assert first.model_config.seed is not None
     assert second.model_config.seed == 5
     assert str(USER) not in repr(first)
@@ -158,7 +158,7 @@ class MiscountingWorker(FakeWorker):
 async def test_output_is_counted_by_token_ids_and_not_by_the_workers_claim(running_service: RunningService) -> None:
     running_service.add_worker(1, liar := MiscountingWorker(), "smollm2")
     _, result = await ask(running_service)
-    assert liar.asked
+    assert liar.received
     assert result.usage.completion_tokens == 3
     assert result.usage.prompt_tokens < 1000
 
@@ -169,7 +169,7 @@ async def test_a_full_queue_of_rows_refuses_before_anything_runs(running_service
         running_service.recorder.reserve()
     with pytest.raises(errors.Unavailable):
         await ask(running_service)
-    assert not running_service.worker.asked
+    assert not running_service.worker.received
     running_service.recorder._reserved = 0
     running_service.store.away = False
 
@@ -217,7 +217,7 @@ async def test_a_request_waits_for_a_worker_that_just_left(running_service: Runn
 
 
 async def test_a_worker_that_left_long_ago_is_not_waited_for(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routing, "MISSED_SECONDS", 0.0)
+    monkeypatch.setattr(routing, "RECENTLY_LOST_SECONDS", 0.0)
     clock = iter(range(0, 10_000, 100)).__next__
     quick = running_service.new_pipeline(replace(running_service.admission, clock=clock, worker_wait_seconds=50.0, discovery_ends_at=50.0))
     running_service.directory.mark_gone(running_service.directory.entries(Role.WORKER)[0].node, "its link was lost")

@@ -33,7 +33,7 @@ class Asker:
 
     @property
     def runs(self) -> int:
-        return len(self.running_service.worker.asked)
+        return len(self.running_service.worker.received)
 
 
 @pytest.fixture
@@ -45,11 +45,11 @@ async def asker(valkey_url: str) -> AsyncIterator[Asker]:
 
 
 async def test_a_cache_hit_has_a_row_that_says_so(asker: Asker) -> None:
-    (first, made), (again, hit) = await asker.ask(), await asker.ask()
+    (first, computed), (again, hit) = await asker.ask(), await asker.ask()
     assert first == again == "Hello world!"
-    assert (made.cached, hit.cached) == (False, True)
-    assert made.request_id != hit.request_id
-    assert made.usage == hit.usage
+    assert (computed.cached, hit.cached) == (False, True)
+    assert computed.request_id != hit.request_id
+    assert computed.usage == hit.usage
     assert [row.cached for row in asker.running_service.store.rows.values()] == [False, True]
     assert asker.runs == 1
 

@@ -23,8 +23,8 @@ from tests.testnet import until
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 async def test_an_answer_costs_what_was_delivered_and_not_what_was_reserved(running_service: RunningService) -> None:
@@ -39,7 +39,7 @@ async def test_an_answer_costs_what_was_delivered_and_not_what_was_reserved(runn
 async def test_low_credits_shorten_the_answer_with_a_notice(running_service: RunningService) -> None:
     running_service.books.most_tokens = 20
     _, result = await ask(running_service, max_tokens=50)
-    assert running_service.worker.asked[0].model_config.max_tokens == 20
+    assert running_service.worker.received[0].model_config.max_tokens == 20
     assert result.clamped_to == 20
 
 
@@ -47,7 +47,7 @@ async def test_insufficient_credits_are_a_402_before_any_worker_is_called(runnin
     running_service.books.refuses = InsufficientCredits(0, of_key=False)
     with pytest.raises(errors.BudgetExhausted):
         await ask(running_service)
-    assert not running_service.worker.asked
+    assert not running_service.worker.received
     row = running_service.store.only_row
     assert (row.status, row.error_code, row.reservation) == (RequestStatus.REJECTED, "budget_exhausted", ReservationState.RELEASED)
 
@@ -57,7 +57,7 @@ async def test_without_postgresql_no_request_runs(running_service: RunningServic
     running_service.books.away = True
     with pytest.raises(errors.Unavailable, match="ledger"):
         await ask(running_service)
-    assert not running_service.worker.asked
+    assert not running_service.worker.received
 
 
 async def test_a_request_that_fails_before_its_first_token_is_free(running_service: RunningService) -> None:
@@ -93,10 +93,10 @@ async def test_an_unstreamed_answer_that_fails_is_free(
 
 
 async def test_a_caller_that_abandons_an_unstreamed_answer_pays_for_what_was_generated() -> None:
-    asked = InferenceRequest(prompt="hi")
+    request = InferenceRequest(prompt="hi")
     async with (
         fakes.running_service() as running_service,
-        running_service.pipeline.run(OWNER, asked, seconds=10, streamed=False) as running,
+        running_service.pipeline.run(OWNER, request, seconds=10, streamed=False) as running,
     ):
         async for _ in running:
             break

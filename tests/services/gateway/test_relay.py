@@ -25,7 +25,7 @@ PROMPT = inference.ProcessPrompt((ChatMessage("user", "hi"),), inference.ModelCo
 WISH = WorkerRequirements(ModelName("m"), USER, USER, prompt_tokens=1, max_tokens=10)
 
 
-class Site:
+class RelayHarness:
     def __init__(self, *workers: FakeWorker, **more: Any) -> None:
         self.rpc, self.directory = FakeRpc(), FakeDirectory()
         self.dispatch = Dispatch(self.directory, random.Random(5))
@@ -45,26 +45,26 @@ class Site:
 @pytest.mark.parametrize("error", [errors.LinkLost, errors.NotReachable, errors.Draining, errors.Overloaded, errors.ModelCrashed])
 async def test_another_worker_takes_over_before_the_first_token(error: type[errors.AimeshError]) -> None:
     broken, good = FakeWorker(fails_with=error("x")), FakeWorker()
-    site = Site(broken, good)
-    assert await site.text() == "Hello world!."
-    assert (len(broken.asked), len(good.asked)) == (1, 1)
-    assert site.dispatch.in_flight == 0
+    harness = RelayHarness(broken, good)
+    assert await harness.text() == "Hello world!."
+    assert (len(broken.received), len(good.received)) == (1, 1)
+    assert harness.dispatch.in_flight == 0
 
 
 async def test_after_three_attempts_the_last_error_is_returned() -> None:
     workers = [FakeWorker(fails_with=errors.Unavailable(f"{number}")) for number in range(5)]
-    site = Site(*workers)
+    harness = RelayHarness(*workers)
     with pytest.raises(errors.Unavailable):
-        await site.text()
-    assert sum(len(worker.asked) for worker in workers) == 3
-    assert max(len(worker.asked) for worker in workers) == 1
+        await harness.text()
+    assert sum(len(worker.received) for worker in workers) == 3
+    assert max(len(worker.received) for worker in workers) == 1
 
 
 async def test_a_request_that_crashed_two_engines_gets_no_third() -> None:
     workers = [FakeWorker(fails_with=errors.ModelCrashed(f"{number}")) for number in range(5)]
     with pytest.raises(errors.Poison, match="twice"):
-        await Site(*workers).text()
-    assert sum(len(worker.asked) for worker in workers) == 2
+        await RelayHarness(*workers).text()
+    assert sum(len(worker.received) for worker in workers) == 2
 
 
 async def test_another_worker_is_tried_if_one_fails_to_load_the_model() -> None:
@@ -74,45 +74,45 @@ async def test_another_worker_is_tried_if_one_fails_to_load_the_model() -> None:
             raise errors.Unavailable("no memory")
 
     cold, warm = Loading(), FakeWorker()
-    assert await Site(cold, warm).text() == "Hello world!."
-    assert (len(cold.asked), len(warm.asked)) == (1, 1)
+    assert await RelayHarness(cold, warm).text() == "Hello world!."
+    assert (len(cold.received), len(warm.received)) == (1, 1)
 
 
 async def test_a_single_worker_is_not_retried() -> None:
     alone = FakeWorker(fails_with=errors.Overloaded("full"))
     with pytest.raises(errors.Overloaded, match="full"):
-        await Site(alone).text()
-    assert len(alone.asked) == 1
+        await RelayHarness(alone).text()
+    assert len(alone.received) == 1
 
 
 async def test_without_a_digest_an_answer_is_not_resumed_after_the_first_token() -> None:
     broken, other = FakeWorker(fails_with=errors.LinkLost("gone"), fails_after=1), FakeWorker()
     with pytest.raises(errors.WorkerLost, match="gone"):
-        await Site(broken, other).text()
-    assert not other.asked
+        await RelayHarness(broken, other).text()
+    assert not other.received
 
 
 @pytest.mark.parametrize("error", [errors.BadRequest, errors.DeadlineExceeded])
 async def test_errors_that_every_worker_would_return_are_not_retried(error: type[errors.AimeshError]) -> None:
     workers = [FakeWorker(fails_with=error("x")), FakeWorker(fails_with=error("x"))]
     with pytest.raises(error):
-        await Site(*workers).text()
-    assert sum(len(worker.asked) for worker in workers) == 1
+        await RelayHarness(*workers).text()
+    assert sum(len(worker.received) for worker in workers) == 1
 
 
 async def test_no_worker() -> None:
     with pytest.raises(errors.NotReachable, match="no worker can run m now"):
-        await Site().text()
+        await RelayHarness().text()
 
 
 async def test_closing_the_stream_early_cancels_the_work_on_the_worker() -> None:
     worker = FakeWorker()
-    site = Site(worker)
-    async with aclosing(site.relay.generate(PROMPT, WISH, seconds=10)) as answers:
+    harness = RelayHarness(worker)
+    async with aclosing(harness.relay.generate(PROMPT, WISH, seconds=10)) as answers:
         await anext(answers)
-        assert site.dispatch.in_flight == 1
+        assert harness.dispatch.in_flight == 1
     assert worker.left_early == 1
-    assert site.dispatch.in_flight == 0
+    assert harness.dispatch.in_flight == 0
 
 
 # --- workers that are lost ------------------------------------------------------------------------------------------------
@@ -121,52 +121,52 @@ async def test_closing_the_stream_early_cancels_the_work_on_the_worker() -> None
 class Dying(FakeWorker):
     """A worker whose whole process ends, before or after its first word; the directory learns it when the link ends."""
 
-    def __init__(self, site_of: "list[Site]", number: int, *, after: int = 0) -> None:
+    def __init__(self, harness_of: "list[RelayHarness]", number: int, *, after: int = 0) -> None:
         super().__init__()
-        self._site_of, self._number, self._after = site_of, number, after
+        self._harness_of, self._number, self._after = harness_of, number, after
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         for position in range(self._after):
             yield inference.Chunk("x", (position + 1,))
-        (site,) = self._site_of
-        site.directory.mark_gone(node_id(self._number), "the link ended")
+        (harness,) = self._harness_of
+        harness.directory.mark_gone(node_id(self._number), "the link ended")
         raise errors.LinkLost("gone")
 
 
-def dying(count: int, **more: int) -> Site:
-    holder: list[Site] = []
-    holder.append(Site(*(Dying(holder, number, **more) for number in range(count))))
+def dying(count: int, **more: int) -> RelayHarness:
+    holder: list[RelayHarness] = []
+    holder.append(RelayHarness(*(Dying(holder, number, **more) for number in range(count))))
     return holder[0]
 
 
 async def test_a_request_that_crashed_two_workers_gets_no_third() -> None:
-    site = dying(4)
+    harness = dying(4)
     with pytest.raises(errors.Poison, match="two workers were lost"):
-        await site.text()
-    assert sum(len(worker.asked) for worker in site.rpc.workers.values()) == 2
-    assert site.dispatch.in_flight == 0
+        await harness.text()
+    assert sum(len(worker.received) for worker in harness.rpc.workers.values()) == 2
+    assert harness.dispatch.in_flight == 0
 
 
 class Twin(FakeWorker):
     """A worker whose key another process uses too: the directory gets announcements of both in turn, and its links break."""
 
-    def __init__(self, site_of: "list[Site]", number: int) -> None:
+    def __init__(self, harness_of: "list[RelayHarness]", number: int) -> None:
         super().__init__()
-        self._site_of, self._number = site_of, number
+        self._harness_of, self._number = harness_of, number
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
-        (site,) = self._site_of
-        entry = site.directory.find(node_id(self._number))
+        (harness,) = self._harness_of
+        entry = harness.directory.find(node_id(self._number))
         assert entry is not None
         younger = msgspec.structs.replace(entry.announcement, started_at=entry.announcement.started_at + timedelta(seconds=1))
-        site.directory.apply_announcement(younger, "nats")
+        harness.directory.apply_announcement(younger, "nats")
         raise errors.LinkLost("two processes with one key have answered")
         yield  # makes it a generator
 
 
 async def test_links_that_break_because_two_processes_share_a_key_are_never_poison() -> None:
-    holder: list[Site] = []
-    holder.append(Site(*(Twin(holder, number) for number in range(4))))
+    holder: list[RelayHarness] = []
+    holder.append(RelayHarness(*(Twin(holder, number) for number in range(4))))
     with pytest.raises(errors.PeerError) as caught:
         await holder[0].text()
     assert caught.value.status == 503
@@ -174,11 +174,11 @@ async def test_links_that_break_because_two_processes_share_a_key_are_never_pois
 
 async def test_two_lost_links_to_live_workers_are_not_poison() -> None:
     workers = [FakeWorker(fails_with=errors.LinkLost(f"{number}")) for number in range(2)]
-    assert await Site(*workers, FakeWorker()).text() == "Hello world!."
+    assert await RelayHarness(*workers, FakeWorker()).text() == "Hello world!."
 
 
 @pytest.mark.parametrize(
-    ("heard", "gone", "poison"),
+    ("heard", "lost_workers", "poison"),
     [
         pytest.param((True, True), 1, True, id="both had responded"),
         pytest.param((False, False), 1, True, id="both ended without a response"),
@@ -187,14 +187,14 @@ async def test_two_lost_links_to_live_workers_are_not_poison() -> None:
         pytest.param((True, True), 0, False, id="the first still runs: only its link was lost"),
     ],
 )
-def test_which_lost_workers_make_a_request_poison(heard: tuple[bool, bool], gone: int, poison: bool) -> None:
+def test_which_lost_workers_make_a_request_poison(heard: tuple[bool, bool], lost_workers: int, poison: bool) -> None:
     state = AnswerFailover(PROMPT)
     decisions = []
     for number, was_heard in enumerate(heard):
         state.record_attempt("d")
         if was_heard:
             state.record_response()
-        decisions.append(state.on_failure(node_id(number), errors.LinkLost("gone"), gone=gone * number))
+        decisions.append(state.on_failure(node_id(number), errors.LinkLost("gone"), lost_workers=lost_workers * number))
     assert decisions[0] == RetryOnWorker(is_resumption=False, is_free=False)
     assert isinstance(decisions[1], GivenUp) == poison
     if isinstance(decisions[1], GivenUp):
@@ -220,32 +220,32 @@ class MiscountingWorker(FakeWorker):
 async def test_a_worker_with_wrong_token_counts_gets_no_fourth_request(claims: int) -> None:
     liar, honest = MiscountingWorker(claims), FakeWorker()
     flagged: list[NodeId] = []
-    site = Site(liar, honest, flag=flagged.append)
+    harness = RelayHarness(liar, honest, flag=flagged.append)
     for _ in range(10):
-        await site.text()
-    assert (len(liar.asked), flagged) == (worker_records.STRIKES, [node_id(0)] * worker_records.STRIKES)
-    assert len(honest.asked) == 7
+        await harness.text()
+    assert (len(liar.received), flagged) == (worker_records.STRIKES, [node_id(0)] * worker_records.STRIKES)
+    assert len(honest.received) == 7
 
 
 @pytest.mark.parametrize("prompt", [-5, 2**63])
 async def test_a_worker_with_an_impossible_prompt_count_is_flagged(prompt: int) -> None:
-    site = Site(MiscountingWorker(10, prompt=prompt), FakeWorker())
+    harness = RelayHarness(MiscountingWorker(10, prompt=prompt), FakeWorker())
     for _ in range(5):
-        await site.text()
-    assert len(site.rpc.workers[node_id(0)].asked) == worker_records.STRIKES
+        await harness.text()
+    assert len(harness.rpc.workers[node_id(0)].received) == worker_records.STRIKES
 
 
 async def test_the_quarantine_of_the_last_worker_is_named_in_the_error() -> None:
-    site = Site(MiscountingWorker(100))
+    harness = RelayHarness(MiscountingWorker(100))
     for _ in range(worker_records.STRIKES):
-        assert await site.text() == "x" * 10 + "."
+        assert await harness.text() == "x" * 10 + "."
     with pytest.raises(errors.NotReachable, match="in quarantine"):
-        await site.text()
+        await harness.text()
 
 
 async def test_a_worker_with_correct_counts_is_never_flagged() -> None:
     flagged: list[NodeId] = []
-    site = Site(FakeWorker(), flag=flagged.append)
+    harness = RelayHarness(FakeWorker(), flag=flagged.append)
     for _ in range(20):
-        await site.text()
+        await harness.text()
     assert not flagged

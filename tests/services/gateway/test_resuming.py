@@ -58,7 +58,7 @@ class Teller(FakeWorker):
             raise self.falls.pop(0)[1]
 
 
-class Site:
+class ResumingHarness:
     def __init__(self, *workers: FakeWorker, digests: Sequence[str] = (), **more: Any) -> None:
         self.rpc, self.directory = FakeRpc(), FakeDirectory()
         self.counted: Counter[tuple[str, str]] = Counter()
@@ -115,48 +115,50 @@ WHOLE = ([PromptAccepted(7)], "".join(WORDS), list(range(1, 9)))
 @pytest.mark.parametrize("kind", [errors.LinkLost, errors.ModelCrashed, errors.Draining, errors.Unavailable, errors.ProtocolViolation])
 async def test_another_worker_resumes_after_the_last_token(position: int, kind: type[errors.AimeshError]) -> None:
     first, second = Teller(falls=[lost(position, kind)]), Teller(prompt_tokens=9)
-    site = Site(first, second)
-    accepted, text, tokens, end = await site.collect()
+    harness = ResumingHarness(first, second)
+    accepted, text, tokens, end = await harness.collect()
     assert (accepted, text, tokens) == WHOLE
     # The prompt's tokens are those that the first worker counted, and every token counts once.
     assert end == Generation(FinishReason.LENGTH, Usage(7, len(WORDS), 2))
-    assert second.asked[0].delivered == tuple(range(1, position + 1))
-    assert second.asked[0].model_config.seed == first.asked[0].model_config.seed
-    assert site.counted == {("resumption", "answered"): 1}
+    assert second.received[0].delivered == tuple(range(1, position + 1))
+    assert second.received[0].model_config.seed == first.received[0].model_config.seed
+    assert harness.counted == {("resumption", "answered"): 1}
 
 
 async def test_losing_a_worker_after_the_last_token_needs_no_resumption() -> None:
     second = Teller()
-    site = Site(Teller(falls=[lost(BEFORE_THE_END)]), second)
-    assert await site.collect() == (*WHOLE, Generation(FinishReason.LENGTH, Usage(7, len(WORDS))))
-    assert not second.asked
+    harness = ResumingHarness(Teller(falls=[lost(BEFORE_THE_END)]), second)
+    assert await harness.collect() == (*WHOLE, Generation(FinishReason.LENGTH, Usage(7, len(WORDS))))
+    assert not second.received
 
 
 async def test_an_answer_is_resumed_at_most_twice() -> None:
     # Every worker fails.
     falls = [lost(2), lost(4)]
-    site = Site(*(Teller(falls=falls) for _ in range(4)))
-    assert (await site.collect())[:3] == WHOLE
+    harness = ResumingHarness(*(Teller(falls=falls) for _ in range(4)))
+    assert (await harness.collect())[:3] == WHOLE
     falls = [lost(2), lost(4), lost(6)]
-    site = Site(*(Teller(falls=falls) for _ in range(4)))
+    harness = ResumingHarness(*(Teller(falls=falls) for _ in range(4)))
     with pytest.raises(errors.WorkerLost, match="the worker was lost during its answer, and no other worker could resume it: gone"):
-        await site.collect()
-    assert site.counted == {("resumption", "failed"): 2}
+        await harness.collect()
+    assert harness.counted == {("resumption", "failed"): 2}
     # What arrived before has no gap.
-    assert [token for one in site.received if isinstance(one, Chunk) for token in one.token_ids] == [1, 2, 3, 4, 5, 6]
+    assert [token for one in harness.received if isinstance(one, Chunk) for token in one.token_ids] == [1, 2, 3, 4, 5, 6]
 
 
 async def test_a_restarted_worker_resumes_its_own_answer() -> None:
-    site = Site(Teller(falls=[lost(3), lost(3, errors.Unavailable), lost(3, errors.Unavailable), lost(3, errors.NotReachable)]))
-    assert (await site.collect())[:3] == WHOLE
-    assert len(site.workers[0].asked) == 5
+    harness = ResumingHarness(
+        Teller(falls=[lost(3), lost(3, errors.Unavailable), lost(3, errors.Unavailable), lost(3, errors.NotReachable)])
+    )
+    assert (await harness.collect())[:3] == WHOLE
+    assert len(harness.workers[0].received) == 5
 
 
 @pytest.mark.parametrize("kind", [errors.LinkLost, errors.Draining, errors.NotReachable])
 async def test_the_only_worker_is_retried_if_it_may_be_back_soon(kind: type[errors.AimeshError]) -> None:
-    site = Site(Teller(falls=[lost(0, kind)]))
-    assert (await site.collect())[1:3] == WHOLE[1:]
-    assert site.counted == {("retry", "answered"): 1}
+    harness = ResumingHarness(Teller(falls=[lost(0, kind)]))
+    assert (await harness.collect())[1:3] == WHOLE[1:]
+    assert harness.counted == {("retry", "answered"): 1}
 
 
 async def test_pauses_grow_with_jitter() -> None:
@@ -174,100 +176,100 @@ async def test_pauses_grow_with_jitter() -> None:
 
 async def test_waiting_for_a_worker_ends() -> None:
     ticks = iter(range(10_000))
-    site = Site(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
+    harness = ResumingHarness(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
     with pytest.raises(errors.WorkerLost, match="gone"):
-        await site.collect()
-    assert len(site.workers[0].asked) < 30
+        await harness.collect()
+    assert len(harness.workers[0].received) < 30
 
 
 async def test_waiting_for_a_worker_ends_at_the_deadline() -> None:
     ticks = iter(range(10_000))
-    site = Site(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
+    harness = ResumingHarness(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
     with pytest.raises(errors.DeadlineExceeded, match="could resume the answer in time"):
-        await site.collect(seconds=RESUME_WAIT_SECONDS / 2)
+        await harness.collect(seconds=RESUME_WAIT_SECONDS / 2)
 
 
 async def test_a_worker_with_another_model_file_does_not_resume() -> None:
     first, other = Teller(falls=[lost(3), lost(3, errors.NotReachable)]), Teller()
-    site = Site(first, other, digests=[DIGEST, "e" * 64])
-    assert (await site.collect())[:3] == WHOLE
+    harness = ResumingHarness(first, other, digests=[DIGEST, "e" * 64])
+    assert (await harness.collect())[:3] == WHOLE
     # The gateway waited for the first worker.
-    assert (len(first.asked), len(other.asked)) == (3, 0)
+    assert (len(first.received), len(other.received)) == (3, 0)
 
 
 async def test_a_request_that_crashes_two_engines_while_resuming_is_poison() -> None:
     falls = [lost(2, errors.ModelCrashed), lost(3, errors.ModelCrashed)]
-    site = Site(*(Teller(falls=falls) for _ in range(3)))
+    harness = ResumingHarness(*(Teller(falls=falls) for _ in range(3)))
     with pytest.raises(errors.Poison, match="twice"):
-        await site.collect()
-    assert sum(len(worker.asked) for worker in site.workers) == 2
+        await harness.collect()
+    assert sum(len(worker.received) for worker in harness.workers) == 2
 
 
 async def test_an_exhausted_retry_budget_returns_the_error() -> None:
-    site = Site(*(Teller(falls=[lost(0)] * 200) for _ in range(2)))
+    harness = ResumingHarness(*(Teller(falls=[lost(0)] * 200) for _ in range(2)))
     outcomes = []
     for _ in range(80):
         with pytest.raises(errors.LinkLost, match="gone"):
-            await site.collect()
-        outcomes.append(sum(len(worker.asked) for worker in site.workers))
+            await harness.collect()
+        outcomes.append(sum(len(worker.received) for worker in harness.workers))
     # The budget: ten per second over the window, plus a fifth of the requests.
     assert outcomes[-1] - 80 <= 100 + 80 * 0.2
-    assert site.counted["retry", "over_budget"] > 0
+    assert harness.counted["retry", "over_budget"] > 0
 
 
 async def test_ended_requests_count_for_retries_only_within_the_window() -> None:
     now = 0.0
     tellers = [Teller(), Teller()]
-    site = Site(*tellers, clock=lambda: now)
+    harness = ResumingHarness(*tellers, clock=lambda: now)
     for _ in range(500):
-        await site.collect()
+        await harness.collect()
     now = 2 * WINDOW_SECONDS
     for teller in tellers:
-        teller.falls, teller.asked = [lost(0)] * 400, []
+        teller.falls, teller.received = [lost(0)] * 400, []
     for _ in range(150):
         with pytest.raises(errors.LinkLost, match="gone"):
-            await site.collect()
-    assert sum(len(teller.asked) for teller in tellers) - 150 <= 100 + 150 * 0.2
+            await harness.collect()
+    assert sum(len(teller.received) for teller in tellers) - 150 <= 100 + 150 * 0.2
 
 
 async def test_a_worker_that_cannot_resume_is_not_reported_as_a_bad_request() -> None:
     falls = [lost(2), lost(2, errors.BadRequest)]
-    site = Site(*(Teller(falls=falls) for _ in range(3)))
-    assert (await site.collect())[:3] == WHOLE
-    assert sum(len(worker.asked) for worker in site.workers) == 3
+    harness = ResumingHarness(*(Teller(falls=falls) for _ in range(3)))
+    assert (await harness.collect())[:3] == WHOLE
+    assert sum(len(worker.received) for worker in harness.workers) == 3
 
 
 @pytest.mark.parametrize("opaque", [True, False], ids=["a backend without token ids", "several answers"])
 async def test_an_answer_that_cannot_be_resumed_ends_with_one_clear_error(*, opaque: bool) -> None:
     second = Teller()
-    site = Site(Teller(falls=[lost(3)], is_opaque=opaque), second)
+    harness = ResumingHarness(Teller(falls=[lost(3)], is_opaque=opaque), second)
     with pytest.raises(errors.WorkerLost) as caught:
-        await site.collect(None if opaque else make_prompt(n=2))
+        await harness.collect(None if opaque else make_prompt(n=2))
     problem = caught.value.to_problem()
     assert (problem.code, problem.retryable, caught.value.status) == ("worker_lost", True, 503)
-    assert not second.asked
+    assert not second.received
 
 
 async def test_a_stalled_worker_is_replaced() -> None:
     second = Teller()
-    site = Site(FakeWorker(words=WORDS, hangs_after=3), second, stall_seconds=0.5)
-    _, text, tokens, _ = await site.collect()
+    harness = ResumingHarness(FakeWorker(words=WORDS, hangs_after=3), second, stall_seconds=0.5)
+    _, text, tokens, _ = await harness.collect()
     assert tokens == WHOLE[2]
-    assert second.asked[0].delivered == (1, 2, 3)
-    assert site.workers[0].left_early == 1
+    assert second.received[0].delivered == (1, 2, 3)
+    assert harness.workers[0].left_early == 1
     assert text  # FakeWorker's text doesn't lag, so a part is repeated; the tokens show the truth
 
 
 async def test_a_caller_that_disconnects_during_a_stall_is_only_canceled() -> None:
     worker = FakeWorker(words=WORDS, hangs_after=3)
-    site = Site(worker, Teller(), stall_seconds=30)
-    task = asyncio.create_task(site.collect())
+    harness = ResumingHarness(worker, Teller(), stall_seconds=30)
+    task = asyncio.create_task(harness.collect())
     await worker.is_hanging.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert worker.left_early == 1
-    assert not site.workers[1].asked
+    assert not harness.workers[1].received
 
 
 ILLEGAL = [
@@ -290,13 +292,13 @@ async def test_invalid_chunks_never_reach_the_caller(chunks: list[Chunk]) -> Non
                 yield chunk
             yield Generation(FinishReason.STOP, Usage(7, 2))
 
-    site = Site(MiscountingWorker())
+    harness = ResumingHarness(MiscountingWorker())
     with pytest.raises((errors.ProtocolViolation, errors.WorkerLost)):
-        _, text, *_ = await site.collect(make_prompt(max_tokens=8))
+        _, text, *_ = await harness.collect(make_prompt(max_tokens=8))
         # Complete before it continued: the rest is left out.
         assert text == "a"
         raise errors.ProtocolViolation("was cut off")
-    assert chunks[-1] not in site.received
+    assert chunks[-1] not in harness.received
 
 
 FAILURES = st.sampled_from(
@@ -319,13 +321,13 @@ def test_whatever_fails_the_caller_gets_the_whole_answer_or_its_start_and_one_er
 ) -> None:
     async def run() -> None:
         ticks = iter(range(10_000))
-        site = Site(*(Teller(falls=[lost(*one) for one in mine]) for mine in falls), clock=lambda: float(next(ticks)))
+        harness = ResumingHarness(*(Teller(falls=[lost(*one) for one in mine]) for mine in falls), clock=lambda: float(next(ticks)))
         error, end = None, None
         try:
-            *_, end = await site.collect(make_prompt(max_tokens=len(WORDS)))
+            *_, end = await harness.collect(make_prompt(max_tokens=len(WORDS)))
         except errors.AimeshError as raised:
             error = raised
-        item = [one for one in site.received if isinstance(one, Chunk)]
+        item = [one for one in harness.received if isinstance(one, Chunk)]
         text, tokens = "".join(chunk.text for chunk in item), [token for chunk in item for token in chunk.token_ids]
         assert "".join(WORDS).startswith(text)
         assert tokens == list(range(1, len(tokens) + 1))
@@ -336,7 +338,7 @@ def test_whatever_fails_the_caller_gets_the_whole_answer_or_its_start_and_one_er
         elif tokens:
             assert isinstance(error, errors.WorkerLost | errors.Poison)
         # At most three workers get the request.
-        gave = [prompt for worker in site.workers for prompt in worker.asked]
+        gave = [prompt for worker in harness.workers for prompt in worker.received]
         assert len({prompt.delivered for prompt in gave}) <= 3
 
     asyncio.run(run())

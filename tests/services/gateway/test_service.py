@@ -56,17 +56,17 @@ class StandIn:
 class StandInAuth(StandIn):
     role: ClassVar[Role] = Role.AUTH
     revoked: ClassVar[bool]
-    asked: ClassVar[int]
+    received: ClassVar[int]
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self.changes: asyncio.Queue[auth.Change] = asyncio.Queue()
-        self.revoked, self.asked = False, 0  # type: ignore[misc]
+        self.revoked, self.received = False, 0  # type: ignore[misc]
         self.acts: list[audit.AuditedAct] = []
 
     @serves(auth.validate_api_key)
     async def validate(self, request: auth.ValidateApiKey, _call: RpcCall) -> auth.Principal:
-        self.asked += 1  # type: ignore[misc]
+        self.received += 1  # type: ignore[misc]
         if self.revoked or request.api_key != KEY:
             raise errors.NotAuthenticated("unknown or revoked")
         return OWNER
@@ -122,7 +122,7 @@ class StandInWorker(StandIn):
         return Generation(FinishReason.STOP, Usage(5, 2))
 
 
-class Site:
+class GatewayMesh:
     def __init__(self, net: TestNet, client: ClientNode, nodes: dict[str, RunningNode], url: str) -> None:
         self.net, self.client, self.nodes, self.url = net, client, nodes, url
         self.auth: StandInAuth = nodes["auth"].service  # type: ignore[assignment]
@@ -151,7 +151,7 @@ class Site:
 
 
 @pytest.fixture
-async def site(postgres_url: str, valkey_url: str) -> AsyncIterator[Site]:
+async def mesh(postgres_url: str, valkey_url: str) -> AsyncIterator[GatewayMesh]:
     async with testnet() as net:
         nodes = {"auth": await net.start(StandInAuth), "worker": await net.start(StandInWorker)}
         settings = GatewaySettings(
@@ -163,45 +163,45 @@ async def site(postgres_url: str, valkey_url: str) -> AsyncIterator[Site]:
         client = await net.client()
         directory = nodes["gateway"].node.directory
         await until(lambda: directory.usable(Role.WORKER) and directory.usable(Role.AUTH) and client.directory.usable(Role.GATEWAY))
-        yield Site(net, client, nodes, postgres_url)
+        yield GatewayMesh(net, client, nodes, postgres_url)
 
 
-async def test_answers_have_their_rows(site: Site) -> None:
-    results = [await site.ask(model="llama3") for _ in range(3)]
+async def test_answers_have_their_rows(mesh: GatewayMesh) -> None:
+    results = [await mesh.ask(model="llama3") for _ in range(3)]
     assert {text for text, _ in results} == {"Hello world"}
-    logged = await site.rows("SELECT * FROM gateway.request_logs")
+    logged = await mesh.rows("SELECT * FROM gateway.request_logs")
     assert {row["id"] for row in logged} == {result.request_id for _, result in results}
     assert sum(row["tokens_used"] for row in logged) == sum(result.usage.total_tokens for _, result in results) == 21
-    (usage,) = await site.rows("SELECT * FROM gateway.usage_stats")
+    (usage,) = await mesh.rows("SELECT * FROM gateway.usage_stats")
     assert (usage["user_id"], usage["api_key_id"], usage["request_count"], usage["tokens_used"]) == (USER, OWNER.key_id, 3, 21)
 
 
-async def test_a_repeated_request_is_answered_from_the_cache_unless_it_asks_for_a_fresh_answer(site: Site) -> None:
-    worker = site.nodes["worker"].service
-    answers = [await site.ask(seed=7, fresh=fresh) for fresh in (False, False, True)]
+async def test_a_repeated_request_is_answered_from_the_cache_unless_it_asks_for_a_fresh_answer(mesh: GatewayMesh) -> None:
+    worker = mesh.nodes["worker"].service
+    answers = [await mesh.ask(seed=7, fresh=fresh) for fresh in (False, False, True)]
     assert [(text, result.cached) for text, result in answers] == [("Hello world", False), ("Hello world", True), ("Hello world", False)]
     assert worker.ran == 2
-    costs = await site.rows("SELECT cost_micro > 0 AS paid, cached FROM gateway.request_logs ORDER BY created_at")
+    costs = await mesh.rows("SELECT cost_micro > 0 AS paid, cached FROM gateway.request_logs ORDER BY created_at")
     assert [tuple(row) for row in costs] == [(True, False), (False, True), (True, False)]
 
 
-async def test_a_running_request_records_its_worker(site: Site) -> None:
-    worker = site.nodes["worker"]
+async def test_a_running_request_records_its_worker(mesh: GatewayMesh) -> None:
+    worker = mesh.nodes["worker"]
     worker.service.hangs = True
-    asked = ProcessInferenceRequest(InferenceRequest(prompt="hi"))
-    async with site.client.rpc.stream(gateway.process_inference_request, asked, credential=KEY) as answer:
+    request = ProcessInferenceRequest(InferenceRequest(prompt="hi"))
+    async with mesh.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
         await anext(aiter(answer))
         async with asyncio.timeout(30):
-            while (found := [tuple(row) for row in await site.rows("SELECT workers FROM gateway.reservations")]) == [([],)]:  # noqa: ASYNC110
+            while (found := [tuple(row) for row in await mesh.rows("SELECT workers FROM gateway.reservations")]) == [([],)]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     assert found == [([worker.node.id],)]
 
 
-async def test_with_a_key_a_request_continues_without_its_reader_until_canceled(site: Site) -> None:
-    worker, call = site.nodes["worker"].service, site.client.rpc.call
+async def test_with_a_key_a_request_continues_without_its_reader_until_canceled(mesh: GatewayMesh) -> None:
+    worker, call = mesh.nodes["worker"].service, mesh.client.rpc.call
     worker.hangs = True
-    asked = ProcessInferenceRequest(InferenceRequest(prompt="hi"), idempotency_key="k")
-    async with site.client.rpc.stream(gateway.process_inference_request, asked, credential=KEY) as answer:
+    request = ProcessInferenceRequest(InferenceRequest(prompt="hi"), idempotency_key="k")
+    async with mesh.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
         await anext(answer)
     for credential, key in ((TOKEN, "unknown"), (ADMIN_TOKEN, "k")):
         await call(gateway.cancel_inference, gateway.CancelInference(key), credential=credential)
@@ -210,65 +210,65 @@ async def test_with_a_key_a_request_continues_without_its_reader_until_canceled(
         await call(gateway.cancel_inference, gateway.CancelInference("k"))
     await call(gateway.cancel_inference, gateway.CancelInference("k"), credential=KEY)
     await until(lambda: worker.cancelled == 1)
-    assert await site.ended() == [("cancelled", 1)]
+    assert await mesh.ended() == [("cancelled", 1)]
 
 
 async def test_a_delete_at_another_gateway_stops_the_request_immediately(
-    site: Site, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+    mesh: GatewayMesh, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idempotent_requests, "HEARTBEAT_SECONDS", 3600.0)
-    net, worker = site.net, site.nodes["worker"].service
+    net, worker = mesh.net, mesh.nodes["worker"].service
     settings = GatewaySettings(
-        mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("gateway2", Role.GATEWAY), database_url=site.url,
+        mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("gateway2", Role.GATEWAY), database_url=mesh.url,
         redis_url=valkey_url, prompt_hash_secret="s" * 32,
     )  # fmt: skip
-    first, second = site.nodes["gateway"].node.id, await net.start(GatewayService, settings)
-    await until(lambda: second.node.directory.usable(Role.AUTH) and len(site.client.directory.usable(Role.GATEWAY)) == 2)
+    first, second = mesh.nodes["gateway"].node.id, await net.start(GatewayService, settings)
+    await until(lambda: second.node.directory.usable(Role.AUTH) and len(mesh.client.directory.usable(Role.GATEWAY)) == 2)
     worker.hangs = True
-    asked = ProcessInferenceRequest(InferenceRequest(prompt="hi"), idempotency_key="k")
+    request = ProcessInferenceRequest(InferenceRequest(prompt="hi"), idempotency_key="k")
     with pytest.raises(errors.Cancelled):
-        async with site.client.rpc.stream(gateway.process_inference_request, asked, credential=KEY, to=first) as answer:
+        async with mesh.client.rpc.stream(gateway.process_inference_request, request, credential=KEY, to=first) as answer:
             await anext(aiter(answer))
-            await site.client.rpc.call(gateway.cancel_inference, gateway.CancelInference("k"), credential=KEY, to=second.node.id)
+            await mesh.client.rpc.call(gateway.cancel_inference, gateway.CancelInference("k"), credential=KEY, to=second.node.id)
             async for _ in answer:
                 pass
     await until(lambda: worker.cancelled == 1)
-    assert await site.ended() == [("cancelled", 1)]
+    assert await mesh.ended() == [("cancelled", 1)]
 
 
-async def test_limits_and_the_quota(site: Site) -> None:
-    outcomes = await asyncio.gather(*(site.ask() for _ in range(30)), return_exceptions=True)
+async def test_limits_and_the_quota(mesh: GatewayMesh) -> None:
+    outcomes = await asyncio.gather(*(mesh.ask() for _ in range(30)), return_exceptions=True)
     assert sum(isinstance(outcome, errors.Limited) for outcome in outcomes) == 10
-    quota = await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(), credential=KEY)
+    quota = await mesh.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(), credential=KEY)
     assert (quota.limit_per_hour, quota.used_this_hour, quota.remaining) == (20, 20, 0)
-    logged = await site.rows("SELECT status, count(*) FROM gateway.request_logs GROUP BY 1 ORDER BY 1")
+    logged = await mesh.rows("SELECT status, count(*) FROM gateway.request_logs GROUP BY 1 ORDER BY 1")
     assert [tuple(row) for row in logged] == [("limited", 10), ("success", 20)]
 
 
-async def test_only_admins_read_other_users_quotas(site: Site) -> None:
+async def test_only_admins_read_other_users_quotas(mesh: GatewayMesh) -> None:
     other = gateway.GetUserQuota(OTHER.id)
     for credential in (KEY, TOKEN):
         with pytest.raises(errors.NotAllowed):
-            await site.client.rpc.call(gateway.get_user_quota, other, credential=credential)
-    own = await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(USER), credential=KEY)
+            await mesh.client.rpc.call(gateway.get_user_quota, other, credential=credential)
+    own = await mesh.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(USER), credential=KEY)
     assert own.user_id == USER
-    seen = await site.client.rpc.call(gateway.get_user_quota, other, credential=ADMIN_TOKEN)
+    seen = await mesh.client.rpc.call(gateway.get_user_quota, other, credential=ADMIN_TOKEN)
     assert (seen.user_id, seen.tier, seen.used_this_hour) == (OTHER.id, Tier.PRO, 0)
     with pytest.raises(errors.NotFound):
-        await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(UserId(UUID(int=8))), credential=ADMIN_TOKEN)
+        await mesh.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(UserId(UUID(int=8))), credential=ADMIN_TOKEN)
 
 
-async def test_the_log_names_accounts_by_id(site: Site) -> None:
+async def test_the_log_names_accounts_by_id(mesh: GatewayMesh) -> None:
     """The audit log's target can't be erased, and an administrator may well type an email address."""
     order = ledger.TopUp(OTHER.email, MicroCredits(7), "a prize")
-    await site.client.rpc.call(ledger.top_up, order, credential=ADMIN_TOKEN)
-    await until(lambda: site.auth.acts)
-    (act,) = site.auth.acts
+    await mesh.client.rpc.call(ledger.top_up, order, credential=ADMIN_TOKEN)
+    await until(lambda: mesh.auth.acts)
+    (act,) = mesh.auth.acts
     assert (act.action, act.target, act.details) == ("credits.move", str(OTHER.id), {"micro": "7", "note": "a prize"})
 
 
-async def test_nodes_and_models_and_health(site: Site) -> None:
-    call = site.client.rpc.call
+async def test_nodes_and_models_and_health(mesh: GatewayMesh) -> None:
+    call = mesh.client.rpc.call
     with pytest.raises(errors.NotAuthenticated):
         await call(gateway.list_nodes, gateway.ListNodes())
     rows = (await call(gateway.list_nodes, gateway.ListNodes(), credential=KEY)).nodes
@@ -283,8 +283,8 @@ async def test_nodes_and_models_and_health(site: Site) -> None:
     assert (health.status, health.workers, health.in_flight) == ("healthy", 1, 0)
 
 
-async def test_hanging_stores_are_named(site: Site, postgres: PostgresServer, valkey: ValkeyServer) -> None:
-    node = site.nodes["gateway"].node
+async def test_hanging_stores_are_named(mesh: GatewayMesh, postgres: PostgresServer, valkey: ValkeyServer) -> None:
+    node = mesh.nodes["gateway"].node
     assert (await node.health()).ready
     with postgres.hung(), valkey.hung():
         health = await node.health()
@@ -295,79 +295,79 @@ async def test_hanging_stores_are_named(site: Site, postgres: PostgresServer, va
     }
 
 
-async def test_models_are_only_shown_to_callers_who_may_use_them(site: Site) -> None:
-    directory = site.nodes["gateway"].node.directory
+async def test_models_are_only_shown_to_callers_who_may_use_them(mesh: GatewayMesh) -> None:
+    directory = mesh.nodes["gateway"].node.directory
     for number, (name, owner) in enumerate((("adas", f"{USER}"), ("bobs", f"{UUID(int=77)}")), start=50):
         directory.apply_announcement(announcement(number, name, owner=owner, labels={"shared": "no"}), "nats")
 
     async def shown(credential: Credential | None) -> list[str]:
-        answer = await site.client.rpc.call(gateway.list_models, gateway.ListModels(), credential=credential)
+        answer = await mesh.client.rpc.call(gateway.list_models, gateway.ListModels(), credential=credential)
         return [model.name for model in answer.models]
 
     assert await shown(KEY) == ["adas", "smollm2"]
     assert await shown(None) == ["smollm2"], "without a credential, the models that everybody may use are listed"
 
 
-async def test_a_quarantined_worker_is_shown_with_the_reason(site: Site) -> None:
-    service: GatewayService = site.nodes["gateway"].service  # type: ignore[assignment]
-    worker = site.nodes["worker"].node.id
+async def test_a_quarantined_worker_is_shown_with_the_reason(mesh: GatewayMesh) -> None:
+    service: GatewayService = mesh.nodes["gateway"].service  # type: ignore[assignment]
+    worker = mesh.nodes["worker"].node.id
     for _ in range(worker_records.STRIKES):
         service._quarantine.strike(worker)
-    rows = (await site.client.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=KEY)).nodes
+    rows = (await mesh.client.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=KEY)).nodes
     (row,) = [row for row in rows if row.id == worker]
     assert not row.usable
     assert "in quarantine for 60 min" in row.why_not
     with pytest.raises(errors.NotReachable, match="in quarantine"):
-        await site.ask()
+        await mesh.ask()
     pardon = gateway.PardonNode(worker[:12])
     with pytest.raises(errors.NotAllowed):
-        await site.client.rpc.call(gateway.pardon_node, pardon, credential=KEY)
-    answer = await site.client.rpc.call(gateway.pardon_node, pardon, credential=ADMIN_TOKEN)
+        await mesh.client.rpc.call(gateway.pardon_node, pardon, credential=KEY)
+    answer = await mesh.client.rpc.call(gateway.pardon_node, pardon, credential=ADMIN_TOKEN)
     assert answer.node == worker
-    assert (await site.ask())[0] == "Hello world"
+    assert (await mesh.ask())[0] == "Hello world"
     await service.audit_reporting.send()
-    assert [(act.action, act.target) for act in site.auth.acts if act.action == "node.pardon"] == [("node.pardon", worker)]
+    assert [(act.action, act.target) for act in mesh.auth.acts if act.action == "node.pardon"] == [("node.pardon", worker)]
 
 
-async def test_a_callers_cancellation_reaches_the_worker_and_is_recorded(site: Site) -> None:
-    worker: StandInWorker = site.nodes["worker"].service  # type: ignore[assignment]
+async def test_a_callers_cancellation_reaches_the_worker_and_is_recorded(mesh: GatewayMesh) -> None:
+    worker: StandInWorker = mesh.nodes["worker"].service  # type: ignore[assignment]
     worker.hangs = True
     request = ProcessInferenceRequest(InferenceRequest(prompt="hi"))
-    async with site.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
+    async with mesh.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
         async for _ in answer:
             break
     await until(lambda: worker.cancelled == 1)
-    assert await site.ended() == [("cancelled", 1)]
+    assert await mesh.ended() == [("cancelled", 1)]
 
 
-async def test_the_first_chunk_has_the_request_id_so_that_a_canceled_answer_can_be_rated(site: Site) -> None:
-    worker: StandInWorker = site.nodes["worker"].service  # type: ignore[assignment]
+async def test_the_first_chunk_has_the_request_id_so_that_a_canceled_answer_can_be_rated(mesh: GatewayMesh) -> None:
+    worker: StandInWorker = mesh.nodes["worker"].service  # type: ignore[assignment]
     request = ProcessInferenceRequest(InferenceRequest(prompt="hi"))
-    async with site.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
+    async with mesh.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
         names = [chunk.request_id async for chunk in answer]
     assert names == [answer.end.request_id, None]
-    await site.ended()
+    await mesh.ended()
     worker.hangs = True
-    async with site.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
+    async with mesh.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
         stopped = (await anext(aiter(answer))).request_id
     assert stopped is not None
     async with asyncio.timeout(HANG_SECONDS):
-        while len(await site.rows("SELECT id FROM gateway.request_logs")) < 2:  # noqa: ASYNC110
+        while len(await mesh.rows("SELECT id FROM gateway.request_logs")) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    await site.client.rpc.call(usage_report.give_feedback, usage_report.GiveFeedback(stopped, -1), credential=KEY)
-    assert [tuple(row) for row in await site.rows("SELECT request_id, rating FROM gateway.feedback")] == [(stopped, -1)]
+    await mesh.client.rpc.call(usage_report.give_feedback, usage_report.GiveFeedback(stopped, -1), credential=KEY)
+    assert [tuple(row) for row in await mesh.rows("SELECT request_id, rating FROM gateway.feedback")] == [(stopped, -1)]
 
 
-async def test_a_revoked_key_stops_working_immediately(site: Site) -> None:
-    await site.ask()
-    await site.ask()
-    assert site.auth.asked == 1
-    site.auth.revoked = True  # type: ignore[misc]
-    site.auth.changes.put_nowait(auth.Change(5, USER))
+async def test_a_revoked_key_stops_working_immediately(mesh: GatewayMesh) -> None:
+    await mesh.ask()
+    await mesh.ask()
+    assert mesh.auth.received == 1
+    mesh.auth.revoked = True  # type: ignore[misc]
+    mesh.auth.changes.put_nowait(auth.Change(5, USER))
 
     async def refused() -> bool:
         try:
-            await site.ask()
+            await mesh.ask()
         except errors.NotAuthenticated:
             return True
         return False
@@ -377,37 +377,37 @@ async def test_a_revoked_key_stops_working_immediately(site: Site) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_second_worker_is_used_and_a_dead_one_is_not(site: Site) -> None:
-    second = await site.net.start(StandInWorker)
-    directory = site.nodes["gateway"].node.directory
+async def test_a_second_worker_is_used_and_a_dead_one_is_not(mesh: GatewayMesh) -> None:
+    second = await mesh.net.start(StandInWorker)
+    directory = mesh.nodes["gateway"].node.directory
     await until(lambda: len(directory.usable(Role.WORKER)) == 2, seconds=3)
-    first: StandInWorker = site.nodes["worker"].service  # type: ignore[assignment]
+    first: StandInWorker = mesh.nodes["worker"].service  # type: ignore[assignment]
     other: StandInWorker = second.service  # type: ignore[assignment]
-    await asyncio.gather(*(site.ask() for _ in range(8)))
+    await asyncio.gather(*(mesh.ask() for _ in range(8)))
     assert min(first.ran, other.ran) >= 2
     await second.cut()
     # Before its end is noticed, requests sent to the dead worker are taken over by the other.
-    outcomes = await asyncio.gather(*(site.ask() for _ in range(4)))
+    outcomes = await asyncio.gather(*(mesh.ask() for _ in range(4)))
     assert {text for text, _ in outcomes} == {"Hello world"}
     await until(lambda: len(directory.usable(Role.WORKER)) == 1, seconds=7)
 
 
-async def test_a_deadline_is_recorded_as_a_timeout(site: Site) -> None:
-    worker: StandInWorker = site.nodes["worker"].service  # type: ignore[assignment]
+async def test_a_deadline_is_recorded_as_a_timeout(mesh: GatewayMesh) -> None:
+    worker: StandInWorker = mesh.nodes["worker"].service  # type: ignore[assignment]
     worker.hangs = True
     with pytest.raises(errors.DeadlineExceeded):
-        await site.ask(seconds=0.3)
-    assert await site.ended() == [("timeout", 1)]
+        await mesh.ask(seconds=0.3)
+    assert await mesh.ended() == [("timeout", 1)]
 
 
-async def test_drain_finishes_running_requests_and_writes_their_rows(site: Site) -> None:
-    await site.ask()
-    asking = asyncio.create_task(site.ask())
+async def test_drain_finishes_running_requests_and_writes_their_rows(mesh: GatewayMesh) -> None:
+    await mesh.ask()
+    asking = asyncio.create_task(mesh.ask())
     await asyncio.sleep(0)
-    await site.nodes["gateway"].stop()
+    await mesh.nodes["gateway"].stop()
     try:
         await asking
         expected = 2
     except errors.AimeshError:
         expected = 1
-    assert len(await site.rows("SELECT id FROM gateway.request_logs WHERE status = 'success'")) == expected
+    assert len(await mesh.rows("SELECT id FROM gateway.request_logs WHERE status = 'success'")) == expected

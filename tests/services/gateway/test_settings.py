@@ -36,16 +36,16 @@ def test_an_old_variable_disables_the_minute_limit_unless_its_tier_sets_one() ->
 
 
 def test_each_limit_names_its_setting() -> None:
-    found = load(DEFAULT_RATE_LIMIT="9", TIER_FREE="tokens_per_minute=50", MODEL_LIMITS="smollm2.concurrency=3")
-    free, model = found.plans()[Tier.FREE], found.model_plans()[ModelName("smollm2")]
+    loaded = load(DEFAULT_RATE_LIMIT="9", TIER_FREE="tokens_per_minute=50", MODEL_LIMITS="smollm2.concurrency=3")
+    free, model = loaded.plans()[Tier.FREE], loaded.model_plans()[ModelName("smollm2")]
     names = ("requests_per_hour", "tokens_per_minute", "concurrency")
     assert [free.source_of(name) for name in names] == ["DEFAULT_RATE_LIMIT", "TIER_FREE", "default"]
     assert model.source_of("concurrency") == "MODEL_LIMITS"
 
 
 def test_limits_of_a_model() -> None:
-    found = load(MODEL_LIMITS="smollm2.requests_per_minute=600,smollm2.concurrency=32")
-    assert found.model_plans() == {ModelName("smollm2"): TierPlan(None, 600, None, 32, None)}
+    loaded = load(MODEL_LIMITS="smollm2.requests_per_minute=600,smollm2.concurrency=32")
+    assert loaded.model_plans() == {ModelName("smollm2"): TierPlan(None, 600, None, 32, None)}
     assert load().model_plans() == {}
 
 

@@ -107,7 +107,7 @@ STATUS = inference.ModelStatus(ModelName("smollm2"), inference.ModelState.READY,
 
 
 @dataclass
-class Site:
+class StockClientHarness:
     nats: nats.NATS
     gateway: RunningNode
     worker: Worker
@@ -128,28 +128,28 @@ class Site:
         return replies
 
     async def read(self, body: Any) -> list[Msg]:
-        replies, found = await self.stream(body), []
-        while not found or found[-1].headers.get("stream") == "item":
-            found.append(await replies.next_msg(SECONDS))
+        replies, messages = await self.stream(body), []
+        while not messages or messages[-1].headers.get("stream") == "item":
+            messages.append(await replies.next_msg(SECONDS))
         await replies.unsubscribe()
-        return found
+        return messages
 
     async def rows(self, count: int = 1) -> list[tuple[Any, ...]]:
         """Return how the oldest requests ended and what they cost, once there are this many."""
-        found: list[tuple[Any, ...]] = []
+        rows: list[tuple[Any, ...]] = []
         connection = await asyncpg.connect(self.database_url)
         try:
             async with asyncio.timeout(SECONDS):
-                while len(found) < count:
+                while len(rows) < count:
                     query = "SELECT status, error_code, completion_tokens, cost_micro > 0 FROM gateway.request_logs ORDER BY id"
-                    found = [tuple(row) for row in await connection.fetch(query)]
+                    rows = [tuple(row) for row in await connection.fetch(query)]
         finally:
             await connection.close()
-        return found
+        return rows
 
 
 @pytest.fixture
-async def site(postgres_url: str, valkey_url: str) -> AsyncIterator[Site]:
+async def harness(postgres_url: str, valkey_url: str) -> AsyncIterator[StockClientHarness]:
     async with testnet() as net:
         seed = net.server.key("operator", Role.OPERATOR).read_text()
         await net.start(KeyAuth)
@@ -164,7 +164,7 @@ async def site(postgres_url: str, valkey_url: str) -> AsyncIterator[Site]:
         await until(lambda: directory.usable(Role.WORKER) and directory.usable(Role.AUTH))
         connection = await nats.connect(net.server.url, nkeys_seed_str=seed, allow_reconnect=False)
         assert isinstance(worker.service, Worker)
-        yield Site(connection, running, worker.service, postgres_url)
+        yield StockClientHarness(connection, running, worker.service, postgres_url)
         await connection.close()
 
 
@@ -178,14 +178,14 @@ def problem(message: Msg) -> tuple[str, str]:
 # --- access -------------------------------------------------------------------------------------------------------------
 
 
-async def test_the_key_may_be_in_the_header_or_in_auth_or_in_both(site: Site) -> None:
+async def test_the_key_may_be_in_the_header_or_in_auth_or_in_both(harness: StockClientHarness) -> None:
     answers = [
-        await site.ask(),
-        await site.ask(credential=None, auth={"apiKey": ANY}),
-        await site.ask(auth={"apiKey": ANY}),
+        await harness.ask(),
+        await harness.ask(credential=None, auth={"apiKey": ANY}),
+        await harness.ask(auth={"apiKey": ANY}),
     ]
     assert [json.loads(answer.data)["text"] for answer in answers] == ["Hello world"] * 3
-    assert await site.rows(3) == [("success", None, 2, True)] * 3
+    assert await harness.rows(3) == [("success", None, 2, True)] * 3
 
 
 @pytest.mark.parametrize(
@@ -218,28 +218,28 @@ async def test_the_key_may_be_in_the_header_or_in_auth_or_in_both(site: Site) ->
         ),
     ],
 )
-async def test_a_refusal_gives_its_reason(site: Site, credential: str | None, more: Any, refusal: tuple[str, str]) -> None:
-    code, words = problem(await site.ask(credential=credential, **more))
+async def test_a_refusal_gives_its_reason(harness: StockClientHarness, credential: str | None, more: Any, refusal: tuple[str, str]) -> None:
+    code, words = problem(await harness.ask(credential=credential, **more))
     assert (code, words[: len(refusal[1])]) == refusal
-    assert site.worker.ran == 0
+    assert harness.worker.ran == 0
 
 
-async def test_a_too_large_prompt_is_refused_with_its_size(site: Site) -> None:
-    code, words = problem(await site.ask("x" * 1_000_000))
+async def test_a_too_large_prompt_is_refused_with_its_size(harness: StockClientHarness) -> None:
+    code, words = problem(await harness.ask("x" * 1_000_000))
     assert (code, words) == ("too_large", "the prompt has 1000000 bytes; the limit is 983040")
 
 
 # --- what is billed -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_stream_is_billed_once(site: Site) -> None:
-    *items, end = await site.read({"request": {"prompt": "hi"}})
+async def test_a_stream_is_billed_once(harness: StockClientHarness) -> None:
+    *items, end = await harness.read({"request": {"prompt": "hi"}})
     assert "".join(json.loads(item.data)["text"] for item in items) == "Hello world"
     assert json.loads(end.data)["usage"] == {"promptTokens": 5, "completionTokens": 2, "cachedTokens": 0}
-    assert await site.rows() == [("success", None, 2, True)]
-    whole = json.loads((await site.ask()).data)
+    assert await harness.rows() == [("success", None, 2, True)]
+    whole = json.loads((await harness.ask()).data)
     assert whole["costMicro"] == json.loads(end.data)["costMicro"] > 0
-    assert len(await site.rows(2)) == 2
+    assert len(await harness.rows(2)) == 2
 
 
 @pytest.mark.parametrize(
@@ -249,46 +249,46 @@ async def test_a_stream_is_billed_once(site: Site) -> None:
         pytest.param({"idempotencyKey": "once"}, ("cancelled", "cancelled", True), id="a stream of the same key may have read it"),
     ],
 )
-async def test_an_answer_that_is_too_large_is_canceled(site: Site, more: Any, ended: Any) -> None:
+async def test_an_answer_that_is_too_large_is_canceled(harness: StockClientHarness, more: Any, ended: Any) -> None:
     body = {**LARGE_ANSWER, **more}
-    assert problem(await site.send(body))[0] == "too_large"
-    await until(lambda: site.worker.running == 0, seconds=SECONDS)
-    [(status, code, tokens, is_paid)] = await site.rows()
+    assert problem(await harness.send(body))[0] == "too_large"
+    await until(lambda: harness.worker.running == 0, seconds=SECONDS)
+    [(status, code, tokens, is_paid)] = await harness.rows()
     assert (status, code, is_paid) == ended
     assert 0 < tokens < LARGE_COUNT
-    *items, end = await site.read(body)
+    *items, end = await harness.read(body)
     assert "".join(json.loads(item.data)["text"] for item in items) == LARGE * LARGE_COUNT
     assert end.headers["stream"] == "end"
-    assert (await site.rows(2))[1] == ("success", None, LARGE_COUNT, True)
+    assert (await harness.rows(2))[1] == ("success", None, LARGE_COUNT, True)
 
 
-async def test_a_caller_that_disconnects_frees_its_slots_and_pays_for_what_it_got(site: Site) -> None:
+async def test_a_caller_that_disconnects_frees_its_slots_and_pays_for_what_it_got(harness: StockClientHarness) -> None:
     """Two requests at once are allowed, so the third would be refused if a slot were lost."""
-    running = [await site.stream({"request": {"prompt": "endless"}}) for _ in range(2)]
+    running = [await harness.stream({"request": {"prompt": "endless"}}) for _ in range(2)]
     for replies in running:
         await replies.next_msg(SECONDS)
-    code, _ = problem(await site.ask())
+    code, _ = problem(await harness.ask())
     assert code == "rate_limited"
     for replies in running:
         await replies.unsubscribe()
-    await until(lambda: site.worker.cancelled == 2, seconds=SECONDS)
-    rows = await site.rows(3)
+    await until(lambda: harness.worker.cancelled == 2, seconds=SECONDS)
+    rows = await harness.rows(3)
     assert [(status, is_paid) for status, _, tokens, is_paid in rows if tokens] == [("cancelled", True)] * 2
-    answers = await asyncio.gather(site.ask(), site.ask())
+    answers = await asyncio.gather(harness.ask(), harness.ask())
     assert [json.loads(answer.data)["text"] for answer in answers] == ["Hello world"] * 2
-    assert site.gateway.node.dispatcher.running == 0
+    assert harness.gateway.node.dispatcher.running == 0
 
 
 # --- subject names ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("service", ["worker", "inference"])
-async def test_models_are_also_listed_under_the_service_name(site: Site, service: str) -> None:
+async def test_models_are_also_listed_under_the_service_name(harness: StockClientHarness, service: str) -> None:
     subject = f"aimesh.{MESH}.rpc.{service}"
-    listed = await site.send({}, None, subject=f"{subject}.listAvailableModels")
+    listed = await harness.send({}, None, subject=f"{subject}.listAvailableModels")
     assert [model["modelId"] for model in json.loads(listed.data)["models"]] == ["smollm2"]
-    status = await site.send({"modelId": "smollm2"}, None, subject=f"{subject}.getModelStatus")
+    status = await harness.send({"modelId": "smollm2"}, None, subject=f"{subject}.getModelStatus")
     assert json.loads(status.data)["state"] == "ready"
-    assert problem(await site.send({"modelId": "x"}, None, subject=f"{subject}.getModelStatus"))[0] == "unknown_model"
-    prompt = await site.send({"prompt": "hi"}, None, subject=f"{subject}.processPrompt")
+    assert problem(await harness.send({"modelId": "x"}, None, subject=f"{subject}.getModelStatus"))[0] == "unknown_model"
+    prompt = await harness.send({"prompt": "hi"}, None, subject=f"{subject}.processPrompt")
     assert problem(prompt) == ("wrong_role", "a operator may not call inference.processPrompt")

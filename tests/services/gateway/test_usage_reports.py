@@ -66,9 +66,9 @@ def make_query(since: datetime, until: datetime, bucket: Bucket = Bucket.DAY, **
     ],
 )
 def test_the_buckets_of_a_period(since: str, until: str, bucket: Bucket, first: str, number: int) -> None:
-    found = usage_reports.buckets(make_query(datetime.fromisoformat(since), datetime.fromisoformat(until), bucket))
-    assert (found[0], len(found)) == (datetime.fromisoformat(first), number)
-    assert {at.utcoffset() for at in found} == {timedelta()}
+    buckets = usage_reports.buckets(make_query(datetime.fromisoformat(since), datetime.fromisoformat(until), bucket))
+    assert (buckets[0], len(buckets)) == (datetime.fromisoformat(first), number)
+    assert {at.utcoffset() for at in buckets} == {timedelta()}
 
 
 STEPS = {Bucket.MINUTE: timedelta(minutes=1), Bucket.HOUR: timedelta(hours=1), Bucket.DAY: timedelta(days=1)}
@@ -83,10 +83,10 @@ STEPS = {Bucket.MINUTE: timedelta(minutes=1), Bucket.HOUR: timedelta(hours=1), B
 def test_every_moment_of_the_period_is_in_one_bucket(since: datetime, pieces: float, zones: tuple[int, int], bucket: Bucket) -> None:
     begin = since.replace(tzinfo=timezone(timedelta(minutes=zones[0])))
     end = (begin + max(STEPS[bucket] * pieces, timedelta(microseconds=1))).astimezone(timezone(timedelta(minutes=zones[1])))
-    found = usage_reports.buckets(make_query(begin, end, bucket))
-    assert found[0] <= begin < found[0] + STEPS[bucket]
-    assert found[-1] < end <= found[-1] + STEPS[bucket]
-    assert all(later - earlier == STEPS[bucket] for earlier, later in itertools.pairwise(found))
+    buckets = usage_reports.buckets(make_query(begin, end, bucket))
+    assert buckets[0] <= begin < buckets[0] + STEPS[bucket]
+    assert buckets[-1] < end <= buckets[-1] + STEPS[bucket]
+    assert all(later - earlier == STEPS[bucket] for earlier, later in itertools.pairwise(buckets))
 
 
 def test_the_number_of_buckets_is_limited() -> None:

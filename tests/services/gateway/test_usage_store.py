@@ -129,10 +129,10 @@ async def test_sums_equal_those_computed_by_hand(
     rows = some_rows(seed, 400)
     await write(opened, rows)
     since, until = BEGIN + timedelta(hours=7, minutes=11), BEGIN + timedelta(days=3, seconds=1)
-    asked = GetUsageReport(since, until, bucket)
+    query = GetUsageReport(since, until, bucket)
     within = [one for one in rows if since <= one.created_at < until and tenant in (None, one.tenant_id)]
     assert len(within) > 50
-    sums = await store.sums(tenant, asked)
+    sums = await store.sums(tenant, query)
     assert sums.total == by_hand(within)
     assert {bucket.at: bucket.sum for bucket in sums.buckets} == grouped(
         within, lambda one: BEGIN + (one.created_at - BEGIN) // STEP[bucket] * STEP[bucket]
@@ -141,7 +141,7 @@ async def test_sums_equal_those_computed_by_hand(
         name: found for name, found in grouped(within, lambda one: one.model_used).items() if name is not None
     }
     assert {key.key_id: key.sum for key in sums.keys} == grouped(within, lambda one: one.api_key_id)
-    assert {bucket.at for bucket in sums.buckets} <= set(usage_reports.buckets(asked))
+    assert {bucket.at for bucket in sums.buckets} <= set(usage_reports.buckets(query))
 
 
 async def test_a_tenant_without_usage_has_empty_sums(store: UsageStore) -> None:
@@ -232,9 +232,9 @@ async def test_filters_of_the_list(opened: database.Database, store: UsageStore)
             lambda one: one.model_used == MODELS[0] and one.status is RequestStatus.ERROR,
         ),
     ]
-    for asked, fits in cases:
-        found = await store.requests(TenantId(ADA), asked)
-        assert {request.id for request in found} == {one.id for one in own if fits(one)}, asked
+    for query, fits in cases:
+        found = await store.requests(TenantId(ADA), query)
+        assert {request.id for request in found} == {one.id for one in own if fits(one)}, query
 
 
 async def test_a_row_is_shown_as_written(opened: database.Database, store: UsageStore) -> None:
@@ -325,14 +325,14 @@ async def test_ratings_are_summed_by_model(opened: database.Database, store: Usa
     await write(opened, [*rows, row(created_at=now - timedelta(minutes=1))])
     for one, (_, rating) in zip(rows, thumbs, strict=True):
         assert await store.rate(TenantId(ADA), ADA, one.id, rating)
-    asked = GetUsageReport(now - timedelta(hours=1), now + timedelta(hours=1), Bucket.HOUR)
+    query = GetUsageReport(now - timedelta(hours=1), now + timedelta(hours=1), Bucket.HOUR)
     for tenant in (TenantId(ADA), None):
-        sums = await store.sums(tenant, asked)
+        sums = await store.sums(tenant, query)
         assert {model.model: (model.sum.requests, model.up, model.down) for model in sums.models} == {
             "smollm2": (4, 2, 1),
             "qwen": (1, 0, 1),
         }
-    assert (await store.sums(TenantId(BOB), asked)).models == ()
+    assert (await store.sums(TenantId(BOB), query)).models == ()
 
 
 # --- retention ------------------------------------------------------------------------------------------------------------

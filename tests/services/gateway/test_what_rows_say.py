@@ -46,7 +46,7 @@ async def test_the_owner_is_that_of_the_worker_that_took_over(running_service: R
     running_service.add_worker(2, running_service.worker, "smollm2", owner="took-over")
     for _ in range(5):
         await ask(running_service.pipeline)
-    assert lost.asked
+    assert lost.received
     assert {row.worker_owner for row in running_service.store.rows.values()} == {"took-over"}
 
 
@@ -83,7 +83,7 @@ async def test_a_cached_answer_saves_what_it_would_have_cost(running_service: Ru
         running_service.add_worker(1, running_service.worker, "smollm2", **OWNED)
         await ask(pipeline)
         await ask(pipeline)
-    made, hit = running_service.store.rows.values()
-    assert (made.worker_owner, hit.worker_owner) == ("7c2e", None)
-    assert (made.saved_micro, hit.cost_micro) == (0, 0)
-    assert hit.saved_micro == made.cost_micro > 0
+    computed, hit = running_service.store.rows.values()
+    assert (computed.worker_owner, hit.worker_owner) == ("7c2e", None)
+    assert (computed.saved_micro, hit.cost_micro) == (0, 0)
+    assert hit.saved_micro == computed.cost_micro > 0

@@ -32,7 +32,7 @@ ACME = organizations.Organization(TenantId(uuid4()), "Acme", Tier.PRO, LONG_AGO,
 FREE = 100_000 * MICRO
 
 
-class Site:
+class AccountRpcHarness:
     def __init__(self, requests: GatewayStore, ledger_store: LedgerStore, ledger: Ledger) -> None:
         self.requests, self.ledger = requests, ledger
         rpc = FakeRpc()
@@ -40,7 +40,7 @@ class Site:
         rpc.answers[audit.record_acts.name] = self._record
         self.acts: list[audit.AuditedAct] = []
         self.audit_reporting = AuditReporting(rpc)
-        self.books = AccountRpc(ledger_store, ledger, tiers.DEFAULTS, rpc, self.audit_reporting)
+        self.account_rpc = AccountRpc(ledger_store, ledger, tiers.DEFAULTS, rpc, self.audit_reporting)
 
     @staticmethod
     async def _user(request: Any) -> auth.User:
@@ -64,7 +64,7 @@ class Site:
 
 
 @pytest.fixture
-async def site(postgres_url: str) -> AsyncIterator[Site]:
+async def harness(postgres_url: str) -> AsyncIterator[AccountRpcHarness]:
     async with store.opened(postgres_url) as opened:
         ledger_store, requests = LedgerStore(opened), GatewayStore(opened)
         await ledger_store.ensure_default_price(100_000_000, 200_000_000)
@@ -74,64 +74,66 @@ async def site(postgres_url: str) -> AsyncIterator[Site]:
             return {}
 
         async with ledger.running(_NothingWaits(), requests.write_requests, no_receipts):
-            yield Site(requests, ledger_store, ledger)
+            yield AccountRpcHarness(requests, ledger_store, ledger)
 
 
 class _NothingWaits:
     waiting: tuple[RequestId, ...] = ()
 
 
-async def test_an_account_starts_with_the_tiers_credits(site: Site) -> None:
-    account = await site.books.read_account(ReadAccount(), rpc_call(OWNER))
+async def test_an_account_starts_with_the_tiers_credits(harness: AccountRpcHarness) -> None:
+    account = await harness.account_rpc.read_account(ReadAccount(), rpc_call(OWNER))
     assert (account.included_micro, account.balance_micro, account.reserved_micro, account.monthly_micro) == (FREE, 0, 0, FREE)
     assert account.renews_at > datetime.now(UTC)
     assert (account.renews_at.day, account.renews_at.hour) == (1, 0)
     rich = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), tier=Tier.ENTERPRISE)
-    enterprise = await site.books.account_of(rich)
+    enterprise = await harness.account_rpc.account_of(rich)
     assert (enterprise.included_micro, enterprise.monthly_micro) == (0, None)
 
 
-async def test_the_remaining_budget_of_a_key(site: Site) -> None:
-    assert await site.books.find_key_budget(OWNER) is None
+async def test_the_remaining_budget_of_a_key(harness: AccountRpcHarness) -> None:
+    assert await harness.account_rpc.find_key_budget(OWNER) is None
     limited = msgspec.structs.replace(OWNER, key_limits=auth.ApiKeyLimits(budget_micro=MicroCredits(5 * MICRO)))
-    assert await site.books.find_key_budget(msgspec.structs.replace(limited, key_id=None)) is None
-    assert await site.books.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(0), MicroCredits(0))
+    assert await harness.account_rpc.find_key_budget(msgspec.structs.replace(limited, key_id=None)) is None
+    assert await harness.account_rpc.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(0), MicroCredits(0))
     bounds = CostBounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
     first, second = RequestId(uuid4()), RequestId(uuid4())
     for request in (first, second):
-        await site.ledger.reserve(limited, request, bounds)
-    await site.requests.write_requests([row(OWNER.user_id, first, 700)])
+        await harness.ledger.reserve(limited, request, bounds)
+    await harness.requests.write_requests([row(OWNER.user_id, first, 700)])
     # 1,000 tokens at 200 micro-credits are reserved for the second request.
-    assert await site.books.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(700), MicroCredits(200_000))
+    assert await harness.account_rpc.find_key_budget(limited) == KeyBudget(
+        MicroCredits(5 * MICRO), MicroCredits(700), MicroCredits(200_000)
+    )
 
 
-async def test_only_an_admin_reads_other_accounts(site: Site) -> None:
-    assert (await site.books.read_account(ReadAccount(ADA.id), rpc_call(ADMIN))).included_micro == FREE
+async def test_only_an_admin_reads_other_accounts(harness: AccountRpcHarness) -> None:
+    assert (await harness.account_rpc.read_account(ReadAccount(ADA.id), rpc_call(ADMIN))).included_micro == FREE
     for nobody in (OWNER, msgspec.structs.replace(ADMIN, scopes=("usage:read",))):
         with pytest.raises(errors.NotAllowed, match="this is another user's account"):
-            await site.books.read_account(ReadAccount(UserId(uuid4())), rpc_call(nobody))
+            await harness.account_rpc.read_account(ReadAccount(UserId(uuid4())), rpc_call(nobody))
 
 
-async def test_a_repeated_top_up_happens_once(site: Site) -> None:
+async def test_a_repeated_top_up_happens_once(harness: AccountRpcHarness) -> None:
     order = TopUp("ada", MicroCredits(5 * MICRO), "prize", RequestId(uuid4()))
     for _ in range(3):
-        assert (await site.books.top_up(order, rpc_call(ADMIN))).balance_micro == 5 * MICRO
-    account = await site.books.top_up(TopUp("ada", MicroCredits(-2 * MICRO)), rpc_call(ADMIN))
+        assert (await harness.account_rpc.top_up(order, rpc_call(ADMIN))).balance_micro == 5 * MICRO
+    account = await harness.account_rpc.top_up(TopUp("ada", MicroCredits(-2 * MICRO)), rpc_call(ADMIN))
     assert account.balance_micro == 3 * MICRO
-    assert (await site.audited())[-1] == ("credits.move", str(ADA.id), {"micro": str(-2 * MICRO), "note": ""})
-    assert (await site.ledger.verify()).findings == ()
+    assert (await harness.audited())[-1] == ("credits.move", str(ADA.id), {"micro": str(-2 * MICRO), "note": ""})
+    assert (await harness.ledger.verify()).findings == ()
 
 
-async def test_an_organisation_is_topped_up_by_its_id(site: Site) -> None:
-    account = await site.books.top_up(TopUp(str(ACME.id), MicroCredits(5 * MICRO)), rpc_call(ADMIN))
+async def test_an_organisation_is_topped_up_by_its_id(harness: AccountRpcHarness) -> None:
+    account = await harness.account_rpc.top_up(TopUp(str(ACME.id), MicroCredits(5 * MICRO)), rpc_call(ADMIN))
     assert (account.balance_micro, account.monthly_micro) == (5 * MICRO, tiers.DEFAULTS[Tier.PRO].monthly_micro)
-    assert [(action, target) for action, target, _ in await site.audited()] == [("credits.move", str(ACME.id))]
-    assert await site.books.read_account(ReadAccount(UserId(ACME.id)), rpc_call(ADMIN)) == account
+    assert [(action, target) for action, target, _ in await harness.audited()] == [("credits.move", str(ACME.id))]
+    assert await harness.account_rpc.read_account(ReadAccount(UserId(ACME.id)), rpc_call(ADMIN)) == account
     for whose in ("Acme", str(uuid4())):
         with pytest.raises(errors.NotFound, match=r"there is no such user|no user or organization has the id"):
-            await site.books.top_up(TopUp(whose, MicroCredits(MICRO)), rpc_call(ADMIN))
+            await harness.account_rpc.top_up(TopUp(whose, MicroCredits(MICRO)), rpc_call(ADMIN))
     with pytest.raises(errors.NotFound, match="no user or organization has the id"):
-        await site.books.read_account(ReadAccount(UserId(uuid4())), rpc_call(ADMIN))
+        await harness.account_rpc.read_account(ReadAccount(UserId(uuid4())), rpc_call(ADMIN))
 
 
 @pytest.mark.parametrize(
@@ -144,37 +146,37 @@ async def test_an_organisation_is_topped_up_by_its_id(site: Site) -> None:
         TopUp("ada", MicroCredits(1), "two\nlines"),
     ],
 )
-async def test_invalid_amounts_and_notes_are_refused(site: Site, order: TopUp) -> None:
+async def test_invalid_amounts_and_notes_are_refused(harness: AccountRpcHarness, order: TopUp) -> None:
     with pytest.raises(
         errors.BadRequest,
         match=r"the amount is 0 or too large|a note must be one line of at most ",
     ):
-        await site.books.top_up(order, rpc_call(ADMIN))
+        await harness.account_rpc.top_up(order, rpc_call(ADMIN))
 
 
-async def test_a_new_price_applies_to_new_requests_only(site: Site) -> None:
+async def test_a_new_price_applies_to_new_requests_only(harness: AccountRpcHarness) -> None:
     model = ModelName("m")
     bounds = CostBounds(model=model, prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
-    before = await site.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
-    found = await site.books.set_price(SetPrice(ModelPrice(model, MicroCredits(0), MicroCredits(5 * MICRO))), rpc_call(ADMIN))
+    before = await harness.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
+    found = await harness.account_rpc.set_price(SetPrice(ModelPrice(model, MicroCredits(0), MicroCredits(5 * MICRO))), rpc_call(ADMIN))
     assert [price.model for price in found.prices] == [model, None]
-    assert [(action, target) for action, target, _ in await site.audited()] == [("price.set", model)]
-    after = await site.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
+    assert [(action, target) for action, target, _ in await harness.audited()] == [("price.set", model)]
+    after = await harness.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
     assert (before.price.cost(0, 100, 0), after.price.cost(0, 100, 0)) == (20_000, 500)
-    assert len((await site.books.list_prices(ListPrices(history=True), rpc_call(ADMIN))).prices) == 2
+    assert len((await harness.account_rpc.list_prices(ListPrices(history=True), rpc_call(ADMIN))).prices) == 2
     with pytest.raises(errors.BadRequest, match="the price of input tokens is out of range"):
-        await site.books.set_price(SetPrice(ModelPrice(model, MicroCredits(-1), MicroCredits(0))), rpc_call(ADMIN))
+        await harness.account_rpc.set_price(SetPrice(ModelPrice(model, MicroCredits(-1), MicroCredits(0))), rpc_call(ADMIN))
 
 
-async def test_a_request_is_refunded_once(site: Site) -> None:
+async def test_a_request_is_refunded_once(harness: AccountRpcHarness) -> None:
     request = RequestId(uuid4())
-    await site.ledger.reserve(OWNER, request, CostBounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0))
+    await harness.ledger.reserve(OWNER, request, CostBounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0))
     with pytest.raises(errors.NotFound, match="no request with this id has cost anything"):
-        await site.books.revert(RevertRequest(request), rpc_call(ADMIN))
-    await site.requests.write_requests([row(OWNER.user_id, request, 700)])
-    assert (await site.books.read_account(ReadAccount(), rpc_call(OWNER))).free_micro == FREE - 700
-    assert (await site.books.revert(RevertRequest(request, "nonsense"), rpc_call(ADMIN))).free_micro == FREE
-    assert await site.audited() == [("credits.revert", str(request), {"note": "nonsense"})]
+        await harness.account_rpc.revert(RevertRequest(request), rpc_call(ADMIN))
+    await harness.requests.write_requests([row(OWNER.user_id, request, 700)])
+    assert (await harness.account_rpc.read_account(ReadAccount(), rpc_call(OWNER))).free_micro == FREE - 700
+    assert (await harness.account_rpc.revert(RevertRequest(request, "nonsense"), rpc_call(ADMIN))).free_micro == FREE
+    assert await harness.audited() == [("credits.revert", str(request), {"note": "nonsense"})]
     with pytest.raises(errors.AlreadyExists, match="the cost of this request was already refunded"):
-        await site.books.revert(RevertRequest(request), rpc_call(ADMIN))
-    assert (await site.ledger.verify()).findings == ()
+        await harness.account_rpc.revert(RevertRequest(request), rpc_call(ADMIN))
+    assert (await harness.ledger.verify()).findings == ()

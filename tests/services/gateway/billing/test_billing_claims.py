@@ -28,7 +28,7 @@ WANTED = ReservationRequest(
 )  # fmt: skip
 
 
-class Site:
+class BillingStores:
     def __init__(self, opened: store.database.Database, url: str) -> None:
         self.requests, self.ledger, self.url = GatewayStore(opened), LedgerStore(opened), url
 
@@ -42,50 +42,50 @@ class Site:
 
 
 @pytest.fixture
-async def site(plain_url: str) -> AsyncIterator[Site]:
+async def stores(plain_url: str) -> AsyncIterator[BillingStores]:
     async with store.opened(plain_url) as opened:
-        made = Site(opened, plain_url)
-        await made.ledger.ensure_default_price(0, 1_000_000)
-        yield made
+        stores = BillingStores(opened, plain_url)
+        await stores.ledger.ensure_default_price(0, 1_000_000)
+        yield stores
 
 
-async def test_claims_keep_their_order_and_delivered_tokens(site: Site) -> None:
-    request, other = await site.reserve(), await site.reserve()
-    assert await site.ledger.record_claims([WorkerClaim(request, node_id(1), 0)]) == {request}
-    assert await site.ledger.record_claims([WorkerClaim(request, node_id(2), 7), WorkerClaim(other, node_id(1), 0)]) == {request, other}
-    found = (await site.overdue())[request]
+async def test_claims_keep_their_order_and_delivered_tokens(stores: BillingStores) -> None:
+    request, other = await stores.reserve(), await stores.reserve()
+    assert await stores.ledger.record_claims([WorkerClaim(request, node_id(1), 0)]) == {request}
+    assert await stores.ledger.record_claims([WorkerClaim(request, node_id(2), 7), WorkerClaim(other, node_id(1), 0)]) == {request, other}
+    found = (await stores.overdue())[request]
     assert (found.workers, found.delivered_before) == ((node_id(1), node_id(2)), 7)
     assert found.claimed_at is not None
     assert abs((found.claimed_at - datetime.now(UTC)).total_seconds()) < 60
 
 
-async def test_a_claim_skips_a_request_that_is_being_settled(site: Site) -> None:
-    settling, running = await site.reserve(), await site.reserve()
+async def test_a_claim_skips_a_request_that_is_being_settled(stores: BillingStores) -> None:
+    settling, running = await stores.reserve(), await stores.reserve()
     claims = [WorkerClaim(settling, node_id(1), 0), WorkerClaim(running, node_id(1), 0)]
-    connection = await asyncpg.connect(site.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+    connection = await asyncpg.connect(stores.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
     async with connection.transaction():
         await connection.execute("SELECT FROM reservations WHERE request_id = $1 FOR UPDATE", settling)
-        assert await site.ledger.record_claims(claims) == {running}
+        assert await stores.ledger.record_claims(claims) == {running}
     await connection.close()
-    assert await site.ledger.record_claims(claims[:1]) == {settling}
+    assert await stores.ledger.record_claims(claims[:1]) == {settling}
 
 
-async def test_another_workers_receipt_bills_nobody(site: Site) -> None:
+async def test_another_workers_receipt_bills_nobody(stores: BillingStores) -> None:
     """A receipt of another worker once turned 5 tokens into 4,096."""
-    request, bait = await site.reserve(), await site.reserve()
+    request, bait = await stores.reserve(), await stores.reserve()
     honest, liar = Worker(make_receipt(request, completion=5)), Worker(make_receipt(request, completion=4096))
     mesh = Mesh(honest, liar)
-    await site.ledger.record_claims([WorkerClaim(request, honest.key.id, 0), WorkerClaim(bait, liar.key.id, 0)])
-    overdue = await site.overdue()
-    price = await site.ledger.find_price(1)
+    await stores.ledger.record_claims([WorkerClaim(request, honest.key.id, 0), WorkerClaim(bait, liar.key.id, 0)])
+    overdue = await stores.overdue()
+    price = await stores.ledger.find_price(1)
     assert price is not None
     receipts = await mesh.of(*overdue.values())
     rows = [
-        orphan_settlement.end_of(one, price, receipts.get(one.request_id), most_seconds=3600, now=datetime.now(UTC))
+        orphan_settlement.build_row(one, price, receipts.get(one.request_id), most_seconds=3600, now=datetime.now(UTC))
         for one in overdue.values()
     ]
-    await site.requests.write_requests([row for row in rows if row is not None])
-    account = await site.ledger.read_account(USER, None)
+    await stores.requests.write_requests([row for row in rows if row is not None])
+    account = await stores.ledger.read_account(USER, None)
     assert (account.balance_micro, account.reserved_micro) == (-5, 0)
     assert mesh.struck == [liar.key.id]
 

@@ -64,14 +64,14 @@ class ClosedLedger:
 async def books(plain_url: str) -> AsyncIterator[ClosedLedger]:
     async with stores.opened(plain_url) as opened:
         connection = await asyncpg.connect(plain_url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
-        found = ClosedLedger(opened, connection)
+        closed_ledger = ClosedLedger(opened, connection)
         for days in range(DAYS, 0, -1):
             for micro, owner in enumerate(OWNERS, start=10 * days):
-                await found.top_up(TODAY - timedelta(days=days) + timedelta(hours=23), owner, micro)
-        await found.top_up(datetime.now(UTC), OWNERS[0], 7)
+                await closed_ledger.top_up(TODAY - timedelta(days=days) + timedelta(hours=23), owner, micro)
+        await closed_ledger.top_up(datetime.now(UTC), OWNERS[0], 7)
         # At any time, the day before yesterday has long ended.
-        await found.checkpoints.close_days()
-        yield found
+        await closed_ledger.checkpoints.close_days()
+        yield closed_ledger
         await connection.close()
 
 

@@ -38,8 +38,8 @@ def test_a_corrupted_record_is_ignored(tmp_path: Path) -> None:
     body = path.read_bytes()
     for at in range(len(body)):
         changed = bytes([*body[:at], body[at] ^ 1, *body[at + 1 :]])
-        found, whole = decode(changed)
-        assert found == rows[: len(found)]
-        assert len(found) < 2
+        decoded, whole = decode(changed)
+        assert decoded == rows[: len(decoded)]
+        assert len(decoded) < 2
         assert whole <= at
     assert decode(os.urandom(1000))[0] == []

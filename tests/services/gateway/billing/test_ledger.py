@@ -24,7 +24,7 @@ from tests.services.gateway.fakes import OWNER, USER, FakeLedgerStore, node_id
 BOUNDS = CostBounds(model=ModelName("m"), prompt_tokens=100, max_tokens=1000, answers=1, seconds=60.0)
 
 
-class Site(FakeLedgerStore):
+class LedgerHarness(FakeLedgerStore):
     """One gateway's ledger, with a store that may be slow and a clock that the test sets."""
 
     def __init__(self) -> None:
@@ -87,24 +87,24 @@ class Site(FakeLedgerStore):
 
 
 @pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    made = Site()
-    async with made.ledger.running(made, made.write, made.find_receipts):
-        yield made
+async def harness() -> AsyncIterator[LedgerHarness]:
+    harness = LedgerHarness()
+    async with harness.ledger.running(harness, harness.write, harness.find_receipts):
+        yield harness
 
 
 def new_request() -> RequestId:
     return RequestId(uuid4())
 
 
-async def test_the_maximum_cost_of_a_request_is_reserved(site: Site) -> None:
-    held = await site.ledger.reserve(OWNER, new_request(), BOUNDS)
-    (wanted,) = site.reserved
+async def test_the_maximum_cost_of_a_request_is_reserved(harness: LedgerHarness) -> None:
+    held = await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
+    (wanted,) = harness.reserved
     assert (wanted.fixed_micro, wanted.micro_per_million, wanted.max_tokens) == (100, 2_000_000, 1000)
     assert (wanted.owner, wanted.monthly_micro, wanted.key_budget_micro) == (USER, 100_000_000_000, None)
     assert (held.max_tokens, held.clamped) == (1000, False)
-    site.most_tokens = 20
-    held = await site.ledger.reserve(OWNER, new_request(), BOUNDS)
+    harness.most_tokens = 20
+    held = await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
     assert (held.max_tokens, held.clamped) == (20, True)
 
 
@@ -115,65 +115,65 @@ async def test_the_maximum_cost_of_a_request_is_reserved(site: Site) -> None:
         (True, "this key's budget is too low: 0.00005 credits left"),
     ],
 )
-async def test_an_insufficient_balance_error_says_how_much_is_missing(site: Site, of_key: bool, message: str) -> None:
-    site.refuses = InsufficientCredits(50, of_key=of_key)
+async def test_an_insufficient_balance_error_says_how_much_is_missing(harness: LedgerHarness, of_key: bool, message: str) -> None:
+    harness.refuses = InsufficientCredits(50, of_key=of_key)
     with pytest.raises(errors.BudgetExhausted, match=message) as caught:
-        await site.ledger.reserve(OWNER, new_request(), BOUNDS)
+        await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
     assert (errors.code_of(caught.value), caught.value.status) == ("budget_exhausted", 402)
 
 
-async def test_reserved_credits_are_shown_until_the_request_ends(site: Site) -> None:
+async def test_reserved_credits_are_shown_until_the_request_ends(harness: LedgerHarness) -> None:
     def shown() -> tuple[float | None, float | None]:
-        value = site.metrics.registry.get_sample_value
+        value = harness.metrics.registry.get_sample_value
         return value("ai_platform_ledger_open_reservations"), value("ai_platform_ledger_oldest_reservation_seconds")
 
     assert shown() == (0, 0)
     first, second = new_request(), new_request()
-    await site.ledger.reserve(OWNER, first, BOUNDS)
-    site.now += 5
-    await site.ledger.reserve(OWNER, second, BOUNDS)
-    site.now += 2
+    await harness.ledger.reserve(OWNER, first, BOUNDS)
+    harness.now += 5
+    await harness.ledger.reserve(OWNER, second, BOUNDS)
+    harness.now += 2
     assert shown() == (2, 7)
-    site.ledger.ended(first)
+    harness.ledger.ended(first)
     assert shown() == (1, 2)
-    site.ledger.ended(second)
-    site.ledger.ended(second)
+    harness.ledger.ended(second)
+    harness.ledger.ended(second)
     assert shown() == (0, 0)
     # Each of the two was one statement.
-    assert site.metrics.registry.get_sample_value("ai_platform_ledger_reserve_seconds_count") == 2
+    assert harness.metrics.registry.get_sample_value("ai_platform_ledger_reserve_seconds_count") == 2
 
 
-async def test_a_short_outage_of_postgresql_is_waited_out(site: Site) -> None:
-    site.failures = 2
-    assert (await site.ledger.reserve(OWNER, new_request(), BOUNDS)).max_tokens == 1000
-    site.failures = 100
+async def test_a_short_outage_of_postgresql_is_waited_out(harness: LedgerHarness) -> None:
+    harness.failures = 2
+    assert (await harness.ledger.reserve(OWNER, new_request(), BOUNDS)).max_tokens == 1000
+    harness.failures = 100
     with pytest.raises(LedgerUnavailable) as caught:
-        await site.ledger.reserve(OWNER, new_request(), BOUNDS)
+        await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
     assert (errors.code_of(caught.value), caught.value.status) == ("ledger_unavailable", 503)
-    assert site.now < 1 + 3
+    assert harness.now < 1 + 3
 
 
-async def test_an_organisation_that_shares_its_founders_limits_gets_no_included_credits(site: Site) -> None:
+async def test_an_organisation_that_shares_its_founders_limits_gets_no_included_credits(harness: LedgerHarness) -> None:
     team = msgspec.structs.replace(OWNER, team_id=TenantId(uuid4()), founder_id=USER)
-    await site.ledger.reserve(team, RequestId(uuid4()), BOUNDS)
-    await site.ledger.reserve(OWNER, RequestId(uuid4()), BOUNDS)
-    assert [one.monthly_micro for one in site.reserved] == [0, tiers.DEFAULTS[OWNER.tier].monthly_micro]
+    await harness.ledger.reserve(team, RequestId(uuid4()), BOUNDS)
+    await harness.ledger.reserve(OWNER, RequestId(uuid4()), BOUNDS)
+    assert [one.monthly_micro for one in harness.reserved] == [0, tiers.DEFAULTS[OWNER.tier].monthly_micro]
 
 
-async def test_a_retry_finds_a_reservation_whose_response_was_lost(site: Site) -> None:
-    site.failures, site.happened_anyway = 1, True
-    assert (await site.ledger.reserve(OWNER, new_request(), BOUNDS)).max_tokens == 1000
+async def test_a_retry_finds_a_reservation_whose_response_was_lost(harness: LedgerHarness) -> None:
+    harness.failures, harness.happened_anyway = 1, True
+    assert (await harness.ledger.reserve(OWNER, new_request(), BOUNDS)).max_tokens == 1000
     with pytest.raises(errors.Internal, match="twice"):
-        await site.ledger.reserve(OWNER, new_request(), BOUNDS)
+        await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
 
 
-async def test_leases_are_extended_for_running_requests_and_unwritten_rows(site: Site) -> None:
+async def test_leases_are_extended_for_running_requests_and_unwritten_rows(harness: LedgerHarness) -> None:
     running, ended, waiting = new_request(), new_request(), new_request()
     for request in (running, ended):
-        await site.ledger.reserve(OWNER, request, BOUNDS)
-    site.ledger.ended(ended)
-    await site.ledger.heartbeat([waiting])
-    assert site.extended == [running, waiting]
+        await harness.ledger.reserve(OWNER, request, BOUNDS)
+    harness.ledger.ended(ended)
+    await harness.ledger.heartbeat([waiting])
+    assert harness.extended == [running, waiting]
 
 
 def overdue(request: RequestId) -> OpenReservation:
@@ -181,34 +181,34 @@ def overdue(request: RequestId) -> OpenReservation:
     return OpenReservation(request, USER, None, ModelName("m"), 1, 100, 50, long_ago, long_ago)
 
 
-async def test_orphans_are_settled_but_not_right_after_an_outage_of_postgresql(site: Site) -> None:
+async def test_orphans_are_settled_but_not_right_after_an_outage_of_postgresql(harness: LedgerHarness) -> None:
     sent, unknown, running = new_request(), new_request(), new_request()
-    site.overdue = (overdue(sent), overdue(unknown), overdue(running))
-    site.receipts = {sent: Receipt(sent, 10, 0, 90, "stop", credited_tokens=20), running: Receipt(running, 10, 0, 20, RUNNING)}
-    await site.sweep()
-    await site.ledger.heartbeat([])
-    await site.sweep()
-    site.now += ledgers.HEARTBEAT_SECONDS + 1
-    site.away = True
+    harness.overdue = (overdue(sent), overdue(unknown), overdue(running))
+    harness.receipts = {sent: Receipt(sent, 10, 0, 90, "stop", credited_tokens=20), running: Receipt(running, 10, 0, 20, RUNNING)}
+    await harness.sweep()
+    await harness.ledger.heartbeat([])
+    await harness.sweep()
+    harness.now += ledgers.HEARTBEAT_SECONDS + 1
+    harness.away = True
     with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
-        await site.ledger.heartbeat([])
-    await site.sweep()
-    site.away = False
-    await site.ledger.heartbeat([])
-    await site.sweep()
-    assert site.rows == []
-    site.now += ledgers.HEARTBEAT_SECONDS
-    await site.ledger.heartbeat([])
-    await site.sweep()
-    assert [(row.id, row.cost_micro, row.reservation) for row in site.rows] == [
+        await harness.ledger.heartbeat([])
+    await harness.sweep()
+    harness.away = False
+    await harness.ledger.heartbeat([])
+    await harness.sweep()
+    assert harness.rows == []
+    harness.now += ledgers.HEARTBEAT_SECONDS
+    await harness.ledger.heartbeat([])
+    await harness.sweep()
+    assert [(row.id, row.cost_micro, row.reservation) for row in harness.rows] == [
         (sent, 50, ReservationState.SETTLED),
         (unknown, 0, ReservationState.EXPIRED),
     ]
 
 
-async def test_ledger_drift_shows_in_the_metrics(site: Site) -> None:
-    await site.ledger.verify()
-    assert "ai_platform_ledger_drift_micro 0.0" in site.metrics.render()
-    site.report = LedgerReport(MicroCredits(3), MicroCredits(-2), MicroCredits(1), 0, 0, 0, 0, ("something is wrong",))
-    await site.ledger.verify()
-    assert "ai_platform_ledger_drift_micro 6.0" in site.metrics.render()
+async def test_ledger_drift_shows_in_the_metrics(harness: LedgerHarness) -> None:
+    await harness.ledger.verify()
+    assert "ai_platform_ledger_drift_micro 0.0" in harness.metrics.render()
+    harness.report = LedgerReport(MicroCredits(3), MicroCredits(-2), MicroCredits(1), 0, 0, 0, 0, ("something is wrong",))
+    await harness.ledger.verify()
+    assert "ai_platform_ledger_drift_micro 6.0" in harness.metrics.render()

@@ -112,18 +112,18 @@ class Machine(RuleBasedStateMachine):
         chosen = {self.some(number): cost for number, cost in which}
         rows = []
         for request, cost in chosen.items():
-            found = self.reservations[request]
-            rows.append(replace(row(self.owners[found.owner], request, cost), reservation=state))
-            if found.cost is None:
-                account = self.accounts[found.owner]
-                found.cost = min(cost, found.held)
-                of_included = min(account.included, found.cost)
+            reservation = self.reservations[request]
+            rows.append(replace(row(self.owners[reservation.owner], request, cost), reservation=state))
+            if reservation.cost is None:
+                account = self.accounts[reservation.owner]
+                reservation.cost = min(cost, reservation.held)
+                of_included = min(account.included, reservation.cost)
                 account.included -= of_included
-                account.balance -= found.cost - of_included
-                account.reserved -= found.held
-                if found.with_key:
-                    account.key_reserved -= found.held
-                    account.key_spent += found.cost
+                account.balance -= reservation.cost - of_included
+                account.reserved -= reservation.held
+                if reservation.with_key:
+                    account.key_reserved -= reservation.held
+                    account.key_spent += reservation.cost
         self.run(self.books.requests.write_requests([*rows, rows[0]]))
 
     @rule(number=numbers, amount=st.integers(-500, 2000).filter(bool), again=st.booleans())
@@ -138,19 +138,19 @@ class Machine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 50))
     def revert(self, which: int) -> None:
         request = self.some(which)
-        found = self.reservations[request]
-        if found.reverted:
+        reservation = self.reservations[request]
+        if reservation.reverted:
             with pytest.raises(AlreadyReverted):
                 self.run(self.books.ledger.revert(request, ""))
             return
         owner = self.run(self.books.ledger.revert(request, ""))
-        if not found.cost:
+        if not reservation.cost:
             assert owner is None
             return
-        assert owner == self.owners[found.owner]
-        found.reverted = True
-        self.accounts[found.owner].balance += found.cost
-        self.accounts[found.owner].key_spent -= found.cost if found.with_key else 0
+        assert owner == self.owners[reservation.owner]
+        reservation.reverted = True
+        self.accounts[reservation.owner].balance += reservation.cost
+        self.accounts[reservation.owner].key_spent -= reservation.cost if reservation.with_key else 0
 
     @rule(number=numbers)
     def a_month_passes(self, number: int) -> None:

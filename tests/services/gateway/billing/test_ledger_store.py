@@ -384,10 +384,10 @@ async def test_the_gateway_that_takes_over_a_request_charges_for_it(plain_url: s
         keys = IdempotencyStore(opened)
         await books.ledger.ensure_default_price(1, 1)
         ada, first, second = new_owner(), new_request(), new_request()
-        asked = IdempotentRequest(owner=ada, key="k", request=InferenceRequest(prompt="hi"), request_id=first, seed=7)
-        assert await keys.claim(asked, b"f" * 32, GATEWAY, lease_seconds=90) == NewKeyUse(7)
+        keyed_request = IdempotentRequest(owner=ada, key="k", request=InferenceRequest(prompt="hi"), request_id=first, seed=7)
+        assert await keys.claim(keyed_request, b"f" * 32, GATEWAY, lease_seconds=90) == NewKeyUse(7)
         await books.reserve(ada, request=first)
-        again = replace(asked, request_id=second)
+        again = replace(keyed_request, request_id=second)
         assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90) is None
         assert await books.account(ada) == (3500, 0, 500)
         assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=first) == Orphaned(7)
@@ -407,8 +407,8 @@ async def test_a_bound_tenant_cannot_read_other_tenants_rows(plain_url: str) -> 
         books, keys = Books(GatewayStore(opened), LedgerStore(opened), plain_url), IdempotencyStore(opened)
         await books.ledger.ensure_default_price(100_000_000, 200_000_000)
         assert await books.reserve(bob, request=request, key_id=key, key_budget_micro=MicroCredits(5000)) == GrantedReservation(500)
-        asked = IdempotentRequest(owner=bob, key="once", request=InferenceRequest(prompt="hi"), request_id=request, seed=7)
-        assert await keys.claim(asked, b"f" * 32, GATEWAY, lease_seconds=60) == NewKeyUse(7)
+        keyed_request = IdempotentRequest(owner=bob, key="once", request=InferenceRequest(prompt="hi"), request_id=request, seed=7)
+        assert await keys.claim(keyed_request, b"f" * 32, GATEWAY, lease_seconds=60) == NewKeyUse(7)
         async with opened.bound(ada) as transaction:
             assert await transaction.row("read_key_spending", key) is None
             assert await transaction.row("find_key", bob, "once") is None

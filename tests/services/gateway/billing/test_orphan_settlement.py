@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from services.gateway.billing.orphan_settlement import end_of
+from services.gateway.billing.orphan_settlement import build_row
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import ReservationState
 from services.gateway.billing.reservations import OpenReservation
@@ -41,14 +41,14 @@ def make_receipt(prompt_tokens: int, completion_tokens: int, seconds: float, bef
     ],
 )
 def test_how_an_orphan_is_settled(receipt: Receipt | None, cost: int, state: ReservationState, counts: tuple[int, int]) -> None:
-    row = end_of(OPEN, PRICE, receipt, most_seconds=3600, now=NOW)
+    row = build_row(OPEN, PRICE, receipt, most_seconds=3600, now=NOW)
     assert row is not None
     assert (row.cost_micro, row.reservation, (row.prompt_tokens, row.completion_tokens)) == (cost, state, counts)
     assert (row.id, row.user_id, row.created_at, row.error_code) == (OPEN.request_id, OPEN.owner, OPEN.created_at, "gateway_lost")
 
 
 def test_tokens_of_earlier_workers_are_billed_by_the_gateways_own_count() -> None:
-    row = end_of(replace(OPEN, delivered_before=15), PRICE, make_receipt(10, 5, 0.0, before=40), most_seconds=3600, now=NOW)
+    row = build_row(replace(OPEN, delivered_before=15), PRICE, make_receipt(10, 5, 0.0, before=40), most_seconds=3600, now=NOW)
     assert row is not None
     assert (row.cost_micro, row.completion_tokens) == (10 + 40, 20)
 
@@ -61,14 +61,14 @@ def test_tokens_of_earlier_workers_are_billed_by_the_gateways_own_count() -> Non
 def test_seconds_count_from_the_claim(queued: float | None, told_seconds: float, paid_seconds: float) -> None:
     claimed_at = None if queued is None else OPEN.created_at + timedelta(seconds=queued)
     receipt = Receipt(ID, 0, 0, 1, "stop", OPEN.created_at + timedelta(seconds=10), told_seconds, credited_tokens=1)
-    row = end_of(replace(OPEN, claimed_at=claimed_at), PRICE, receipt, most_seconds=3600, now=NOW)
+    row = build_row(replace(OPEN, claimed_at=claimed_at), PRICE, receipt, most_seconds=3600, now=NOW)
     assert row is not None
     assert (row.cost_micro, row.response_time_ms) == (2 + 5 * paid_seconds, 10_000)
 
 
 def test_a_running_orphan_is_checked_later_but_not_forever() -> None:
     receipt = Receipt(ID, 10, 0, 20, RUNNING)
-    assert end_of(OPEN, PRICE, receipt, most_seconds=3600, now=NOW) is None
-    row = end_of(OPEN, PRICE, receipt, most_seconds=3600, now=NOW + timedelta(hours=1))
+    assert build_row(OPEN, PRICE, receipt, most_seconds=3600, now=NOW) is None
+    row = build_row(OPEN, PRICE, receipt, most_seconds=3600, now=NOW + timedelta(hours=1))
     assert row is not None
     assert (row.cost_micro, row.reservation) == (0, ReservationState.EXPIRED)

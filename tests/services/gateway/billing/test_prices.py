@@ -41,9 +41,9 @@ def test_a_cost_is_the_exact_sum_rounded_up(tokens: tuple[int, int], each: tuple
 
 
 def test_a_model_has_its_own_price_or_the_default() -> None:
-    found = PriceList.of([price(None, 1, 1), SEED])
-    assert found.find(ModelName("llama")) == SEED
-    assert found.find(ModelName("other")).price.model is None
+    price_list = PriceList.of([price(None, 1, 1), SEED])
+    assert price_list.find(ModelName("llama")) == SEED
+    assert price_list.find(ModelName("other")).price.model is None
 
 
 @pytest.mark.parametrize("numbers", [(-1, 0), (0, prices.MOST_PER_MILLION + 1), (0, 0, -1), (0, 0, 0, prices.MOST_OTHER + 1)])

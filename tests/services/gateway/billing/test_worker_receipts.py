@@ -40,7 +40,7 @@ class Mesh:
     def __init__(self, *workers: Worker) -> None:
         self.directory = Directory(lambda: 0.0)
         self._workers: dict[NodeId, Answering] = {}
-        self.asked: list[inference.ReadReceipts] = []
+        self.received: list[inference.ReadReceipts] = []
         self.struck: list[NodeId] = []
         for worker in workers:
             self.add(worker.key, worker.answer)
@@ -52,7 +52,7 @@ class Mesh:
     async def call(self, method: Any, request: Any, *, to: NodeId | None = None, deadline_seconds: float = 10, **_: Any) -> Any:
         assert method is inference.read_receipts
         assert to is not None
-        self.asked.append(request)
+        self.received.append(request)
         async with asyncio.timeout(deadline_seconds):
             return await self._workers[to](request)
 
@@ -77,9 +77,9 @@ async def test_only_the_worker_that_claimed_a_request_is_asked_for_its_receipt()
         Worker(make_receipt(one, completion=4096)),
     )
     mesh = Mesh(first, second, stranger)
-    found = await mesh.of(claimed(one, first), claimed(two, second), claimed(new_request_id()))
-    assert found == {one: make_receipt(one), two: make_receipt(two, ended="running")}
-    assert [asked.request_ids for asked in mesh.asked] == [(one,), (two,)]
+    receipts = await mesh.of(claimed(one, first), claimed(two, second), claimed(new_request_id()))
+    assert receipts == {one: make_receipt(one), two: make_receipt(two, ended="running")}
+    assert [request.request_ids for request in mesh.received] == [(one,), (two,)]
     assert mesh.struck == []
 
 
@@ -96,8 +96,8 @@ async def test_a_receipt_from_a_replaced_worker_bills_nothing_without_a_strike()
     one, two = new_request_id(), new_request_id()
     before, after = Worker(make_receipt(one, completion=40), make_receipt(two)), Worker(make_receipt(one, before=4, completion=8))
     mesh = Mesh(before, after)
-    found = await mesh.of(claimed(one, before, after), claimed(two, before))
-    assert found == {one: make_receipt(one, before=4, completion=8), two: make_receipt(two)}
+    receipts = await mesh.of(claimed(one, before, after), claimed(two, before))
+    assert receipts == {one: make_receipt(one, before=4, completion=8), two: make_receipt(two)}
     assert mesh.struck == []
 
 
@@ -161,4 +161,4 @@ async def test_many_receipts_are_requested_in_batches() -> None:
     worker = Worker()
     mesh = Mesh(worker)
     await mesh.of(*(claimed(new_request_id(), worker) for _ in range(600)))
-    assert [len(asked.request_ids) for asked in mesh.asked] == [256, 256, 88]
+    assert [len(request.request_ids) for request in mesh.received] == [256, 256, 88]

@@ -44,8 +44,8 @@ READ: dict[str, Read] = {
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ async def test_500_spellings_of_each_route_all_need_a_credential(running_service
         statuses = {await _status(app, route.verb, *variant) for variant in variants}
         assert 401 in statuses
         assert statuses <= {401, 404, 405}, (route.path, statuses)
-    assert (running_service.rpc.called, running_service.worker.asked) == ([], [])
+    assert (running_service.rpc.called, running_service.worker.received) == ([], [])
 
 
 async def _status(app: HttpApp, verb: str, path: str, header: str, host: str) -> int:
@@ -165,7 +165,7 @@ async def test_too_many_of_anything_is_a_4xx(http: httpx.AsyncClient, running_se
     for body in many[path]:
         answer = await http.post(path, json={**HI[path], **body})
         assert answer.status_code == 400, answer.text[:300]
-    assert not running_service.worker.asked
+    assert not running_service.worker.received
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ async def test_addresses_in_any_field_are_never_called(http: httpx.AsyncClient, 
         assert answer.status_code == 400, (path, answer.text)
         sent += 1
     assert sent >= 200
-    assert (called, running_service.worker.asked) == (0, [])
+    assert (called, running_service.worker.received) == (0, [])
     listener.close()
     await listener.wait_closed()
 

@@ -32,8 +32,8 @@ from tests.services.gateway.http_answers import BEARER, CHAT, events, problem
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ async def test_inference_stream(http: httpx.AsyncClient) -> None:
 )
 async def test_infer_takes_both_spellings(http: httpx.AsyncClient, running_service: RunningService, body: dict[str, object]) -> None:
     assert (await http.post("/api/infer", json=body)).status_code == 200
-    assert running_service.worker.asked[0].model_config.max_tokens == 9
+    assert running_service.worker.received[0].model_config.max_tokens == 9
 
 
 async def test_infer_takes_a_prompt_alone(http: httpx.AsyncClient) -> None:
@@ -236,8 +236,8 @@ async def test_register_login_and_key(running_service: RunningService) -> None:
 
     running_service.rpc.answers |= {"auth.registerUser": register, "auth.loginUser": login, "auth.generateApiKey": generate}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway") as http:
-        made = await http.post("/api/auth/register", json={"username": "ada", "email": "ada@example.com", "password": "secure_password"})
-        assert (made.status_code, made.json()["id"]) == (201, str(USER))
+        answer = await http.post("/api/auth/register", json={"username": "ada", "email": "ada@example.com", "password": "secure_password"})
+        assert (answer.status_code, answer.json()["id"]) == (201, str(USER))
         token = (await http.post("/api/auth/login", json={"email": "ada@example.com", "password": "x"})).json()["access_token"]
         answer = await http.post("/api/auth/api-keys", json={"name": "My CLI Key"}, headers={"authorization": f"Bearer {token}"})
         assert (answer.status_code, answer.json()["api_key"]) == (201, KEY)

@@ -45,8 +45,8 @@ STREAMS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ async def test_a_resumed_stream_gets_the_rest_without_duplicates(running_service
         context.start()
         reader = Reader(path, {})
         call = HttpCall(reader.scope, reader.receive, reader.send, new_request_id())
-        again = RepeatedRequest(key="k", rest=Rest(after) if after else None)
-        async with running_service.once.run(principal, request, seconds=5, again=again, whole=True) as reply:
+        repeat = RepeatedRequest(key="k", rest=Rest(after) if after else None)
+        async with running_service.once.run(principal, request, seconds=5, repeat=repeat, whole=True) as reply:
             await answer_delivery.send_chunks(call, reply, FORMS[path](), stream=True, after=after)
         return reply.request_id, b"".join(message.get("body", b"") for message in reader.sent)
 
@@ -111,7 +111,7 @@ async def test_a_resumed_stream_gets_the_rest_without_duplicates(running_service
     else:
         expected = b""
     assert await read_stream(after) == (whole_id, expected)
-    assert len(running_service.worker.asked) == 1
+    assert len(running_service.worker.received) == 1
 
 
 # --- heartbeats -----------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ async def test_ambiguous_headers_are_refused(running_service: RunningService, tw
     await running_service.app()(reader.scope, reader.receive, reader.send)
     assert reader.sent[0]["status"] == 400
     assert not running_service.rpc.called
-    assert not running_service.worker.asked
+    assert not running_service.worker.received
 
 
 @pytest.mark.parametrize("name", ["x_api_key", "Authorization_", "x-api-key_", "http_authorization", "x-forwarded-authorization"])
@@ -362,10 +362,10 @@ async def test_a_route_with_a_name_in_braces_passes_the_rest_of_the_path(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(cast("dict[str, AccessRule]", access_table.ROUTES), "GET /things/{name}", access_table.METHODS["auth.loginUser"])
-    asked: list[str] = []
+    paths: list[str] = []
 
     async def handler(call: HttpCall) -> None:
-        asked.append(call.rest_of_path)
+        paths.append(call.rest_of_path)
         await call.answer(ChatBody(messages=()))
 
     route = HttpRoute(verb="GET", path="/things/{name}", handler=handler, method="x", summary="x")
@@ -373,4 +373,4 @@ async def test_a_route_with_a_name_in_braces_passes_the_rest_of_the_path(
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
         for path, status in (("/things/a", 200), ("/things/a/b", 200), ("/things/", 404), ("/things", 404), ("/thingsa", 404)):
             assert (await http.get(path)).status_code == status
-    assert asked == ["a", "a/b"]
+    assert paths == ["a", "a/b"]

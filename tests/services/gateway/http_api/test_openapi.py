@@ -42,8 +42,8 @@ ASKED: dict[str, list[dict[str, Any]]] = {
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 @pytest.fixture

@@ -34,11 +34,11 @@ class Auth:
     """Records its requests and their credentials."""
 
     running_service: RunningService
-    asked: list[tuple[str, msgspec.Struct, Credential | None]] = field(default_factory=list)
+    received: list[tuple[str, msgspec.Struct, Credential | None]] = field(default_factory=list)
 
     def answers(self, method: str, answer: msgspec.Struct | errors.AimeshError) -> None:
         async def give(request: msgspec.Struct) -> msgspec.Struct:
-            self.asked.append((method, request, self.running_service.rpc.credentials[-1]))
+            self.received.append((method, request, self.running_service.rpc.credentials[-1]))
             if isinstance(answer, errors.AimeshError):
                 raise answer
             return answer
@@ -47,14 +47,14 @@ class Auth:
 
     @property
     def only(self) -> tuple[msgspec.Struct, Credential | None]:
-        ((_, request, credential),) = self.asked
+        ((_, request, credential),) = self.received
         return request, credential
 
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ async def test_the_second_step_uses_the_login_of_the_first(
     running_service.rpc.answers["auth.identify"] = identify
     api_client.answers("auth.confirmLogin", SESSION)
     problem(await http.get("/api/auth/api-keys", headers=bearer(TOKEN)), 403, "second_factor_needed")
-    assert api_client.asked == [], "the first step alone gives no other access"
+    assert api_client.received == [], "the first step alone gives no other access"
     assert (await http.post("/api/auth/confirm", json={"code": "123456"}, headers=bearer(TOKEN))).status_code == 200
     assert api_client.only == (auth.ConfirmLogin("123456"), TOKEN)
 
@@ -133,11 +133,11 @@ async def test_a_session_is_refreshed_and_ended_by_its_token_alone(api_client: A
     api_client.answers("auth.logoutUser", Nothing())
     assert (await http.post("/api/auth/refresh", json={name: "t" * 43})).json()["session_token"] == "s" * 43
     assert (await http.post("/api/auth/logout", json={name: "t" * 43})).json() == {"done": True}
-    assert [(method, credential) for method, _, credential in api_client.asked] == [
+    assert [(method, credential) for method, _, credential in api_client.received] == [
         ("auth.refreshSession", None),
         ("auth.logoutUser", None),
     ]
-    assert [request for _, request, _ in api_client.asked] == [auth.RefreshSession("t" * 43), auth.LogoutUser("t" * 43)]
+    assert [request for _, request, _ in api_client.received] == [auth.RefreshSession("t" * 43), auth.LogoutUser("t" * 43)]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,9 @@ async def test_an_invalid_body_names_its_field_and_never_reaches_auth(
 
 
 @pytest.mark.parametrize(
-    "asked", [("login", "auth.loginUser"), ("register", "auth.registerUser"), ("refresh", "auth.refreshSession")], ids=lambda pair: pair[0]
+    "operation",
+    [("login", "auth.loginUser"), ("register", "auth.registerUser"), ("refresh", "auth.refreshSession")],
+    ids=lambda pair: pair[0],
 )
 @pytest.mark.parametrize(
     ("error", "shown"),
@@ -176,9 +178,9 @@ async def test_an_invalid_body_names_its_field_and_never_reaches_auth(
     ],
 )
 async def test_refusals_of_auth_keep_their_message(
-    api_client: Auth, http: httpx.AsyncClient, asked: tuple[str, str], error: errors.AimeshError, shown: tuple[int, str]
+    api_client: Auth, http: httpx.AsyncClient, operation: tuple[str, str], error: errors.AimeshError, shown: tuple[int, str]
 ) -> None:
-    (path, method), (status, code) = asked, shown
+    (path, method), (status, code) = operation, shown
     bodies = {"login": {"username": "ada", "password": "x"}, "register": REGISTER, "refresh": {"session_token": "x"}}
     api_client.answers(method, error)
     answer = await http.post(f"/api/auth/{path}", json=bodies[path])
@@ -240,7 +242,7 @@ async def test_omitted_fields_are_left_to_auth(api_client: Auth, http: httpx.Asy
 async def test_invalid_limits_name_their_field(api_client: Auth, http: httpx.AsyncClient, body: dict[str, object], named: str) -> None:
     api_client.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
     error = problem(await http.post("/api/auth/api-keys", json=body, headers=bearer(TOKEN)), 400, "bad_request")
-    assert (error["param"], api_client.asked) == (named, [])
+    assert (error["param"], api_client.received) == (named, [])
 
 
 async def test_auths_refusal_of_a_limit_reaches_the_caller(api_client: Auth, http: httpx.AsyncClient) -> None:
@@ -294,7 +296,7 @@ async def test_a_key_is_revoked_with_all_keys_that_it_created(api_client: Auth, 
 async def test_a_missing_key_name_is_refused(api_client: Auth, http: httpx.AsyncClient) -> None:
     api_client.answers("auth.revokeApiKey", API_KEY)
     problem(await http.delete("/api/auth/api-keys/", headers=bearer(KEY)), 404, "not_found")
-    assert api_client.asked == []
+    assert api_client.received == []
 
 
 # --- signing keys ---------------------------------------------------------------------------------------------------------
@@ -325,14 +327,14 @@ def test_only_the_creation_of_a_key_returns_its_secret() -> None:
 
 
 async def test_many_sign_ins_are_sent_to_auth_a_few_at_a_time(running_service: RunningService, http: httpx.AsyncClient) -> None:
-    asked, at_once, gate = 0, 0, asyncio.Event()
+    running, at_once, gate = 0, 0, asyncio.Event()
 
     async def log_in(_: msgspec.Struct) -> msgspec.Struct:
-        nonlocal asked, at_once
-        asked += 1
-        at_once = max(at_once, asked)
+        nonlocal running, at_once
+        running += 1
+        at_once = max(at_once, running)
         await gate.wait()
-        asked -= 1
+        running -= 1
         return SESSION
 
     running_service.rpc.answers["auth.loginUser"] = log_in
@@ -340,7 +342,7 @@ async def test_many_sign_ins_are_sent_to_auth_a_few_at_a_time(running_service: R
     async with asyncio.TaskGroup() as tasks:
         crowd = [tasks.create_task(http.post("/api/auth/login", json=body)) for _ in range(30)]
         async with asyncio.timeout(30):
-            while asked < 4:  # noqa: ASYNC110 - nothing tells when it does
+            while running < 4:  # noqa: ASYNC110 - nothing tells when it does
                 await asyncio.sleep(0.01)
         # Callers with a credential don't wait in this queue.
         models = await http.get("/v1/models", headers={"authorization": f"Bearer {KEY}"})

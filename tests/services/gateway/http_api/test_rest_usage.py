@@ -29,9 +29,9 @@ def logged(number: RequestId, user: UserId = USER, **changed: Any) -> LoggedRequ
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        made.reports.rows = (logged(OWN, rating=-1), logged(ANOTHERS, UserId(UUID(int=99))))
-        yield made
+    async with fakes.running_service() as service:
+        service.reports.rows = (logged(OWN, rating=-1), logged(ANOTHERS, UserId(UUID(int=99))))
+        yield service
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ async def test_query_parameters_filter_the_list(running_service: RunningService,
     query: dict[str, str | int] = {"limit": 7, "before": "2026-03-02T13:00:00+01:00", "status": "limited", "model": "qwen 2"}
     assert (await http.get("/api/requests", params=query)).status_code == 200
     assert (await http.get("/api/requests?")).status_code == 200
-    assert running_service.reports.asked == [
+    assert running_service.reports.received == [
         ListRequests(status=RequestStatus.LIMITED, model=ModelName("qwen 2"), before=NOON, limit=7),
         ListRequests(limit=50),
     ]
@@ -73,7 +73,7 @@ async def test_paging_continues_from_the_time_of_the_last_request(running_servic
     running_service.reports.rows = (logged(OWN, created_at=exact),)
     shown = (await http.get("/api/requests")).json()["requests"][-1]["created_at"]
     assert (await http.get("/api/requests", params={"before": shown})).status_code == 200
-    assert running_service.reports.asked[-1].before == exact
+    assert running_service.reports.received[-1].before == exact
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ async def test_paging_continues_from_the_time_of_the_last_request(running_servic
 async def test_an_invalid_query_names_its_field(running_service: RunningService, http: httpx.AsyncClient, query: str, named: str) -> None:
     error = problem(await http.get(f"/api/requests?{query}"), 400, "bad_request")
     assert named in error["message"]
-    assert running_service.reports.asked == []
+    assert running_service.reports.received == []
 
 
 async def test_a_time_without_a_time_zone_is_refused(running_service: RunningService, http: httpx.AsyncClient) -> None:
     error = problem(await http.get("/api/requests?before=2026-03-02T12:00:00"), 400, "bad_request")
     assert (error["param"], "zone" in error["message"]) == ("before", True)
-    assert running_service.reports.asked == []
+    assert running_service.reports.received == []
 
 
 # --- feedback -------------------------------------------------------------------------------------------------------------

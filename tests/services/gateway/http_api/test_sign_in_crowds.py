@@ -30,14 +30,14 @@ LOGIN = {"username": "ada", "password": "secret"}
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
+    async with fakes.running_service() as service:
         user = auth.User(USER, "ada", "ada@example.com", UserRole.USER, Tier.FREE, True, fakes.announcement(1).started_at)
 
         async def login(_request: auth.LoginUser) -> auth.LoginSession:
             return auth.LoginSession(TOKEN, 600, "opaque", user)
 
-        made.rpc.answers["auth.loginUser"] = login
-        yield made
+        service.rpc.answers["auth.loginUser"] = login
+        yield service
 
 
 @asynccontextmanager
@@ -114,12 +114,12 @@ async def test_a_body_that_is_too_large_or_too_slow_is_a_client_error(
 
 
 async def test_many_sign_ins_of_one_address_leave_slots_for_others_and_get_a_429(running_service: RunningService) -> None:
-    hung, asked = asyncio.Event(), asyncio.Semaphore(0)
+    hung, waiting = asyncio.Event(), asyncio.Semaphore(0)
     answers = running_service.rpc.answers["auth.loginUser"]
 
     async def login(request: auth.LoginUser) -> object:
         if request.client.address == ATTACKER:
-            asked.release()
+            waiting.release()
             await hung.wait()
         return await answers(request)
 
@@ -130,7 +130,7 @@ async def test_many_sign_ins_of_one_address_leave_slots_for_others_and_get_a_429
     async with served(running_service) as port, customer(port, ATTACKER) as crowd, customer(port) as http, asyncio.TaskGroup() as tasks:
         asking = [tasks.create_task(crowd.post("/api/auth/login", json=LOGIN)) for _ in range(20)]
         for _ in range(4):
-            await asked.acquire()
+            await waiting.acquire()
         assert (await http.post("/api/auth/login", json=LOGIN)).status_code == 200
         done, _ = await asyncio.wait(asking[:], return_when=asyncio.FIRST_COMPLETED)
         error = problem(next(iter(done)).result(), 429, "rate_limited")

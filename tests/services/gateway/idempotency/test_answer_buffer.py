@@ -66,10 +66,10 @@ def test_only_the_latest_waiting_notice_is_read_once_and_never_after_text() -> N
 def test_generation_runs_only_so_far_ahead_of_the_fastest_reader() -> None:
     buffer = AnswerBuffer(kept=False, ahead_bytes=3 * answer_buffer.size_of(chunk(1)))
     fast, slow = buffer.join(0), buffer.join(0)
-    made = 0
+    count = 0
     while buffer.make_room():
-        buffer.add(chunk(made := made + 1))
-    assert made == 4
+        buffer.add(chunk(count := count + 1))
+    assert count == 4
     buffer.next(fast)
     assert buffer.make_room()
     buffer.leave(fast)
@@ -146,23 +146,23 @@ class Readers(RuleBasedStateMachine):
     @initialize(kept=st.booleans())
     def begin(self, kept: bool) -> None:
         self.buffer = AnswerBuffer(kept=kept, most_bytes=12 * 500, ahead_bytes=4 * 500)
-        self.made = 0
+        self.added = 0
         self.seen: dict[ReaderId, list[int]] = {}
         self.after: dict[ReaderId, int] = {}
 
     @rule(crowded=st.booleans(), wide=st.integers(1, 20))
     def make(self, crowded: bool, wide: int) -> None:
         if self.buffer.make_room(crowded=crowded):
-            self.made += 1
-            self.buffer.add(Chunk(str(self.made) + " " * wide, (self.made,)))
+            self.added += 1
+            self.buffer.add(Chunk(str(self.added) + " " * wide, (self.added,)))
 
     @rule()
     def wait(self) -> None:
-        self.buffer.add(waiting(f"after {self.made}"))
+        self.buffer.add(waiting(f"after {self.added}"))
 
     @rule(target=readers, back=st.integers(-2, 8))
     def join(self, back: int) -> object:
-        after = max(0, self.made - back)
+        after = max(0, self.added - back)
         try:
             reader = self.buffer.join(after)
         except errors.AnswerGone:
@@ -178,14 +178,14 @@ class Readers(RuleBasedStateMachine):
         for _ in range(count):
             found = self.buffer.next(reader)
             if found is None:
-                assert max(self.after[reader], self.made) == self.after[reader] + len(self.seen[reader])
+                assert max(self.after[reader], self.added) == self.after[reader] + len(self.seen[reader])
                 return
             number, one = found
             if number:
                 assert one.text.strip() == str(number)
                 self.seen[reader].append(number)
             else:
-                assert one.waiting == f"after {self.made}"
+                assert one.waiting == f"after {self.added}"
 
     @rule(reader=readers)
     def leave(self, reader: ReaderId) -> None:
@@ -201,14 +201,14 @@ class Readers(RuleBasedStateMachine):
     def memory_is_bounded(self) -> None:
         if hasattr(self, "buffer"):
             assert self.buffer.size <= 12 * 500 + 600
-            assert self.buffer.last == self.made
+            assert self.buffer.last == self.added
 
     def teardown(self) -> None:
         for reader, numbers in self.seen.items():
             while (found := self.buffer.next(reader)) is not None:
                 numbers.append(found[0])
             rest = [number for number in numbers if number]
-            assert rest == list(range(self.after[reader] + 1, max(self.after[reader], self.made) + 1))
+            assert rest == list(range(self.after[reader] + 1, max(self.after[reader], self.added) + 1))
 
 
 TestReaders = Readers.TestCase

@@ -16,7 +16,7 @@ PLAIN = CacheQuestion(ADA, (ChatMessage("user", "hi"),), ModelConfig(model=Model
 
 
 @pytest.mark.parametrize(
-    ("cache_control", "x_cache", "asked"),
+    ("cache_control", "x_cache", "expected"),
     [
         (None, None, CacheRequest.NOTHING),
         ("no-store", None, CacheRequest.OFF),
@@ -30,12 +30,12 @@ PLAIN = CacheQuestion(ADA, (ChatMessage("user", "hi"),), ModelConfig(model=Model
         ("\x00,,,=", "perhaps", CacheRequest.NOTHING),
     ],
 )
-def test_headers_control_the_cache(cache_control: str | None, x_cache: str | None, asked: CacheRequest) -> None:
-    assert cache_keys.read_headers(cache_control, x_cache) is asked
+def test_headers_control_the_cache(cache_control: str | None, x_cache: str | None, expected: CacheRequest) -> None:
+    assert cache_keys.read_headers(cache_control, x_cache) is expected
 
 
 @pytest.mark.parametrize(
-    ("asked", "sampling", "only_when_asked", "use"),
+    ("requested", "sampling", "only_when_asked", "use"),
     [
         (CacheRequest.NOTHING, Sampling(temperature=0), False, CacheUse(read=True, write=True)),
         (CacheRequest.NOTHING, Sampling(seed=0), False, CacheUse(read=True, write=True)),
@@ -47,8 +47,8 @@ def test_headers_control_the_cache(cache_control: str | None, x_cache: str | Non
         (CacheRequest.ON, Sampling(), False, CacheUse(read=False, write=False)),
     ],
 )
-def test_which_requests_use_the_cache(asked: CacheRequest, sampling: Sampling, only_when_asked: bool, use: CacheUse) -> None:
-    assert cache_keys.plan(asked, sampling, only_when_asked=only_when_asked) == use
+def test_which_requests_use_the_cache(requested: CacheRequest, sampling: Sampling, only_when_asked: bool, use: CacheUse) -> None:
+    assert cache_keys.plan(requested, sampling, only_when_asked=only_when_asked) == use
 
 
 def changed(**fields: Any) -> CacheQuestion:

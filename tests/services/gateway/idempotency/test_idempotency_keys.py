@@ -42,7 +42,7 @@ def held(state: KeyState = KeyState.RUNNING, request: RequestId = ONE, gateway: 
 
 
 @pytest.mark.parametrize(
-    ("row", "ours", "found"),
+    ("row", "own_requests", "result"),
     [
         pytest.param(held(), {ONE}, RunningHere(ONE), id="runs here"),
         pytest.param(held(), {TWO}, AbandonedRequest(ONE), id="this node ran it before a restart"),
@@ -51,14 +51,14 @@ def held(state: KeyState = KeyState.RUNNING, request: RequestId = ONE, gateway: 
         pytest.param(held(KeyState.FAILED, gateway=THERE), set(), EndedRequest(ONE, None), id="failed, and its answer was too long"),
     ],
 )
-def test_what_a_repeated_request_finds(row: HeldKey, ours: set[RequestId], found: ExistingKeyUse) -> None:
-    assert idempotency_keys.classify(row, b"f", node=HERE, ours=ours) == found
+def test_what_a_repeated_request_finds(row: HeldKey, own_requests: set[RequestId], result: ExistingKeyUse) -> None:
+    assert idempotency_keys.classify(row, b"f", node=HERE, own_requests=own_requests) == result
 
 
 @pytest.mark.parametrize("state", list(KeyState))
 def test_another_request_under_the_same_key_is_a_conflict(state: KeyState) -> None:
     with pytest.raises(errors.IdempotencyConflict) as refused:
-        idempotency_keys.classify(held(state), b"g", node=HERE, ours={ONE})
+        idempotency_keys.classify(held(state), b"g", node=HERE, own_requests={ONE})
     assert (refused.value.code, refused.value.status) == ("idempotency_conflict", 409)
 
 
@@ -110,12 +110,12 @@ def test_a_resumed_request_gets_a_matching_answer_or_an_error(
     claimed: NewKeyUse | Orphaned, after: int, answers: int | None, is_resumption: bool
 ) -> None:
     request = InferenceRequest(prompt="hi", n=answers)
-    asked = IdempotentRequest(owner=UserId(UUID(int=1)), key="k", request=request, request_id=ONE, seed=1, after=after)
+    keyed_request = IdempotentRequest(owner=UserId(UUID(int=1)), key="k", request=request, request_id=ONE, seed=1, after=after)
     if is_resumption:
-        idempotency_keys.ensure_can_resume(claimed, asked)
+        idempotency_keys.ensure_can_resume(claimed, keyed_request)
         return
     with pytest.raises(
         errors.AnswerGone,
         match=r"the answer to resume is no longer stored|the gateway that ran this request is gone",
     ):
-        idempotency_keys.ensure_can_resume(claimed, asked)
+        idempotency_keys.ensure_can_resume(claimed, keyed_request)

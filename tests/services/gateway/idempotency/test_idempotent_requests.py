@@ -13,7 +13,7 @@ from shared import errors
 from shared.timing.backoff import Backoff
 from shared.types import NodeId, RequestId
 from tests.services.gateway import idempotency_place
-from tests.services.gateway.idempotency_place import ADA, BOB, Gateway, Maker, ReceivedAnswer, RunningService, asked, request_id
+from tests.services.gateway.idempotency_place import ADA, BOB, Gateway, Maker, ReceivedAnswer, RunningService, keyed_request, request_id
 
 F = b"f" * 32
 NODE = NodeId("Uone")
@@ -21,8 +21,8 @@ NODE = NodeId("Uone")
 
 @pytest.fixture
 async def running_service(postgres_url: str) -> AsyncIterator[RunningService]:
-    async with idempotency_place.running_service(postgres_url) as made:
-        yield made
+    async with idempotency_place.running_service(postgres_url) as service:
+        yield service
 
 
 @pytest.fixture(autouse=True)
@@ -47,35 +47,37 @@ async def until_running(gateway: Gateway, runs: int = 1) -> None:
 
 
 async def test_one_of_fifty_concurrent_claims_succeeds(running_service: RunningService) -> None:
-    claims = await asyncio.gather(*(running_service.store.claim(asked(seed=seed), F, NODE, lease_seconds=9) for seed in range(50)))
+    claims = await asyncio.gather(*(running_service.store.claim(keyed_request(seed=seed), F, NODE, lease_seconds=9) for seed in range(50)))
     (won,) = [claim for claim in claims if claim is not None]
     assert isinstance(won, NewKeyUse)
     assert (await running_service.row())["seed"] == won.seed
 
 
 async def test_one_of_fifty_concurrent_takeovers_succeeds(running_service: RunningService) -> None:
-    await running_service.store.claim(asked(seed=1), F, NODE, lease_seconds=9)
+    await running_service.store.claim(keyed_request(seed=1), F, NODE, lease_seconds=9)
     await running_service.the_lease_ends()
-    claims = await asyncio.gather(*(running_service.store.claim(asked(seed=seed), F, NODE, lease_seconds=9) for seed in range(2, 52)))
+    claims = await asyncio.gather(
+        *(running_service.store.claim(keyed_request(seed=seed), F, NODE, lease_seconds=9) for seed in range(2, 52))
+    )
     assert [claim for claim in claims if claim is not None] == [Orphaned(1)]
 
 
 async def test_two_callers_may_use_the_same_key(running_service: RunningService) -> None:
-    assert await running_service.store.claim(asked(who=ADA), F, NODE, lease_seconds=9) == NewKeyUse(7)
-    assert await running_service.store.claim(asked(who=BOB, seed=8), F, NODE, lease_seconds=9) == NewKeyUse(8)
+    assert await running_service.store.claim(keyed_request(who=ADA), F, NODE, lease_seconds=9) == NewKeyUse(7)
+    assert await running_service.store.claim(keyed_request(who=BOB, seed=8), F, NODE, lease_seconds=9) == NewKeyUse(8)
 
 
 async def test_a_different_request_does_not_take_over(running_service: RunningService) -> None:
-    await running_service.store.claim(asked(), F, NODE, lease_seconds=9)
+    await running_service.store.claim(keyed_request(), F, NODE, lease_seconds=9)
     await running_service.the_lease_ends()
-    assert await running_service.store.claim(asked(), b"g" * 32, NODE, lease_seconds=9) is None
+    assert await running_service.store.claim(keyed_request(), b"g" * 32, NODE, lease_seconds=9) is None
 
 
 async def test_a_gateway_that_lost_its_lease_changes_nothing(running_service: RunningService) -> None:
     old, new = request_id(), request_id()
-    await running_service.store.claim(asked(request=old), F, NODE, lease_seconds=9)
+    await running_service.store.claim(keyed_request(request=old), F, NODE, lease_seconds=9)
     await running_service.the_lease_ends()
-    assert await running_service.store.claim(asked(request=new), F, NODE, lease_seconds=9) == Orphaned(7)
+    assert await running_service.store.claim(keyed_request(request=new), F, NODE, lease_seconds=9) == Orphaned(7)
     await running_service.store.end(old, KeyState.ENDED, b"late")
     await running_service.store.free(old)
     await running_service.store.abandon(old)
@@ -86,15 +88,15 @@ async def test_a_gateway_that_lost_its_lease_changes_nothing(running_service: Ru
 
 async def test_an_ended_request_keeps_its_state_until_it_expires(running_service: RunningService) -> None:
     first = request_id()
-    await running_service.store.claim(asked(request=first), F, NODE, lease_seconds=9)
+    await running_service.store.claim(keyed_request(request=first), F, NODE, lease_seconds=9)
     for answer in (b"one", b"two"):
         await running_service.store.end(first, KeyState.ENDED, answer)
-    assert await running_service.store.claim(asked(), F, NODE, lease_seconds=9, dead=first) is None
+    assert await running_service.store.claim(keyed_request(), F, NODE, lease_seconds=9, dead=first) is None
     held = await running_service.store.find(ADA, "k")
     assert held is not None
     assert (held.state, held.answer) == (KeyState.ENDED, b"one")
     await running_service.sql("UPDATE idempotency_keys SET expires_at = now()")
-    assert await running_service.store.claim(asked(seed=9), b"g" * 32, NODE, lease_seconds=9) == NewKeyUse(9)
+    assert await running_service.store.claim(keyed_request(seed=9), b"g" * 32, NODE, lease_seconds=9) == NewKeyUse(9)
     assert (await running_service.row())["answer"] is None
 
 
@@ -104,7 +106,7 @@ async def test_the_sweep_deletes_only_expired_keys(running_service: RunningServi
     ids: list[RequestId] = []
     for number in range(35):
         ids.append(request_id())
-        await running_service.store.claim(asked(str(number), request=ids[-1]), F, NODE, lease_seconds=900)
+        await running_service.store.claim(keyed_request(str(number), request=ids[-1]), F, NODE, lease_seconds=900)
     for one in ids[:30]:
         await running_service.store.end(one, KeyState.ENDED, b"a")
     await running_service.sql("UPDATE idempotency_keys SET expires_at = now() WHERE key::int <> 3")
@@ -119,12 +121,12 @@ async def test_the_sweep_deletes_only_expired_keys(running_service: RunningServi
 
 async def test_a_repeat_gets_the_same_answer(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
-    first = await gateway.ask(asked())
+    first = await gateway.ask(keyed_request())
     assert is_whole(first)
-    for repeat in (await gateway.ask(asked(seed=8)), await other.ask(asked(seed=9))):
+    for repeat in (await gateway.ask(keyed_request(seed=8)), await other.ask(keyed_request(seed=9))):
         assert is_whole(repeat)
         assert repeat.result == first.result
-    assert (await other.ask(asked(after=3))).texts == whole(after=3)
+    assert (await other.ask(keyed_request(after=3))).texts == whole(after=3)
     assert (gateway.maker.seeds, other.maker.seeds) == ([7], [])
     # An answer in PostgreSQL needn't be in memory too.
     assert gateway.runs.bytes == 0
@@ -133,7 +135,7 @@ async def test_a_repeat_gets_the_same_answer(running_service: RunningService) ->
 async def test_fifty_concurrent_requests_run_once(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
     gateway.maker.waits_at = 3
-    asking = [asyncio.create_task(gateway.ask(asked(seed=seed))) for seed in range(50)]
+    asking = [asyncio.create_task(gateway.ask(keyed_request(seed=seed))) for seed in range(50)]
     await until_running(gateway)
     gateway.maker.gate.set()
     received = await asyncio.gather(*asking)
@@ -143,7 +145,7 @@ async def test_fifty_concurrent_requests_run_once(running_service: RunningServic
 
 async def test_fifty_concurrent_requests_on_two_gateways_run_once(running_service: RunningService) -> None:
     gateways = [await running_service.gateway(), await running_service.gateway("Utwo")]
-    received = await asyncio.gather(*(gateways[number % 2].ask(asked(seed=number)) for number in range(50)))
+    received = await asyncio.gather(*(gateways[number % 2].ask(keyed_request(seed=number)) for number in range(50)))
     (seed,) = gateways[0].maker.seeds + gateways[1].maker.seeds
     assert all(is_whole(one, seed) for one in received)
 
@@ -151,9 +153,9 @@ async def test_fifty_concurrent_requests_on_two_gateways_run_once(running_servic
 async def test_a_repeat_joins_the_running_answer_where_its_caller_is(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
     gateway.maker.waits_at = 4
-    cut = await gateway.ask(asked(), stops_after=2)
+    cut = await gateway.ask(keyed_request(), stops_after=2)
     assert cut.numbers == [1, 2]
-    rest = asyncio.create_task(gateway.ask(asked(after=2)))
+    rest = asyncio.create_task(gateway.ask(keyed_request(after=2)))
     await asyncio.sleep(0.01)
     gateway.maker.gate.set()
     assert (await rest).texts == whole(after=2)
@@ -163,12 +165,12 @@ async def test_a_repeat_joins_the_running_answer_where_its_caller_is(running_ser
 async def test_an_answer_is_completed_after_its_caller_left(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
     gateway.maker.waits_at = 4
-    asking = asyncio.create_task(gateway.ask(asked()))
+    asking = asyncio.create_task(gateway.ask(keyed_request()))
     await until_running(gateway)
     asking.cancel()
     await asyncio.wait([asking])
     gateway.maker.gate.set()
-    assert is_whole(await gateway.ask(asked()))
+    assert is_whole(await gateway.ask(keyed_request()))
     assert gateway.maker.seeds == [7]
 
 
@@ -177,17 +179,17 @@ async def test_an_answer_without_readers_is_canceled_after_a_while(
 ) -> None:
     gateway = await running_service.gateway()
     gateway.maker.waits_at = 4
-    staying = asyncio.create_task(gateway.ask(asked("read")))
-    leaving = asyncio.create_task(gateway.ask(asked("left")))
+    staying = asyncio.create_task(gateway.ask(keyed_request("read")))
+    leaving = asyncio.create_task(gateway.ask(keyed_request("left")))
     await until_running(gateway, runs=2)
     leaving.cancel()
     await asyncio.wait([leaving])
     await gateway.idempotency.heartbeat()
-    back = await gateway.ask(asked("left"), stops_after=3)
+    back = await gateway.ask(keyed_request("left"), stops_after=3)
     assert (back.numbers, gateway.maker.seeds) == ([1, 2, 3], [7, 7])
     monkeypatch.setattr(idempotent_requests, "UNREAD_SECONDS", 0.0)
     await gateway.idempotency.heartbeat()
-    late = asyncio.create_task(gateway.ask(asked("left", seed=8)))
+    late = asyncio.create_task(gateway.ask(keyed_request("left", seed=8)))
     await until_running(gateway, runs=3)
     gateway.maker.gate.set()
     assert is_whole(await staying)
@@ -198,26 +200,26 @@ async def test_an_answer_without_readers_is_canceled_after_a_while(
 async def test_a_different_request_under_the_key_is_always_a_conflict(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 3
-    running = asyncio.create_task(gateway.ask(asked()))
+    running = asyncio.create_task(gateway.ask(keyed_request()))
     await until_running(gateway)
     for place in (gateway, other):
-        assert isinstance((await place.ask(asked(prompt="ho"))).error, errors.IdempotencyConflict)
+        assert isinstance((await place.ask(keyed_request(prompt="ho"))).error, errors.IdempotencyConflict)
     gateway.maker.gate.set()
     assert is_whole(await running)
     for place in (gateway, other):
-        assert isinstance((await place.ask(asked(prompt="ho"))).error, errors.IdempotencyConflict)
-        assert is_whole(await place.ask(asked()))
+        assert isinstance((await place.ask(keyed_request(prompt="ho"))).error, errors.IdempotencyConflict)
+        assert is_whole(await place.ask(keyed_request()))
     # The same key of another caller is a different key.
-    assert is_whole(await other.ask(asked(who=BOB, prompt="ho")))
+    assert is_whole(await other.ask(keyed_request(who=BOB, prompt="ho")))
 
 
 async def test_stored_answers_cannot_be_read_in_postgresql(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
-    await gateway.ask(asked(prompt="a CANARY prompt"))
+    await gateway.ask(keyed_request(prompt="a CANARY prompt"))
     assert b"CANARY" not in (await running_service.row())["answer"]
     # Another owner's row can't be decrypted, even with these bytes in it.
     await running_service.sql("UPDATE idempotency_keys SET owner = $1", BOB)
-    stolen = await gateway.ask(asked(who=BOB, prompt="a CANARY prompt"))
+    stolen = await gateway.ask(keyed_request(who=BOB, prompt="a CANARY prompt"))
     assert isinstance(stolen.error, errors.AnswerGone)
     assert stolen.texts == []
 
@@ -226,16 +228,16 @@ async def test_stored_answers_cannot_be_read_in_postgresql(running_service: Runn
 async def test_a_request_that_failed_before_any_text_runs_again(running_service: RunningService, error: errors.AimeshError) -> None:
     gateway = await running_service.gateway()
     gateway.maker.fails_at, gateway.maker.error = 1, error
-    assert (await gateway.ask(asked())).error is error
+    assert (await gateway.ask(keyed_request())).error is error
     gateway.maker = Maker()
-    assert is_whole(await gateway.ask(asked(seed=8)), seed=8)
+    assert is_whole(await gateway.ask(keyed_request(seed=8)), seed=8)
 
 
 async def test_a_request_that_failed_after_text_repeats_its_error(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.fails_at = 3
     for place in (gateway, gateway, other):
-        received = await place.ask(asked())
+        received = await place.ask(keyed_request())
         assert received.texts == whole(length=2)
         assert isinstance(received.error, errors.LinkLost)
         assert received.error.message == "gone"
@@ -247,15 +249,15 @@ async def test_a_bug_frees_the_key_too(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
     gateway.maker.fails_at, gateway.maker.error = 1, ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
-        await gateway.ask(asked())
+        await gateway.ask(keyed_request())
     gateway.maker = Maker()
-    assert is_whole(await gateway.ask(asked()))
+    assert is_whole(await gateway.ask(keyed_request()))
 
 
 async def test_a_caller_that_cancels_ends_only_its_own_answer(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
     gateway.maker.waits_at = 3
-    reading = [asyncio.create_task(gateway.ask(one)) for one in (asked(), asked("other"), asked(who=BOB))]
+    reading = [asyncio.create_task(gateway.ask(one)) for one in (keyed_request(), keyed_request("other"), keyed_request(who=BOB))]
     await until_running(gateway, runs=3)
     await gateway.idempotency.cancel(ADA, "unknown")
     await gateway.idempotency.cancel(ADA, "k")
@@ -265,7 +267,7 @@ async def test_a_caller_that_cancels_ends_only_its_own_answer(running_service: R
     gateway.maker.gate.set()
     assert all(is_whole(one) for one in await asyncio.gather(*reading[1:]))
     # Under the same key it is made anew, and is the same.
-    assert is_whole(await gateway.ask(asked(seed=8)))
+    assert is_whole(await gateway.ask(keyed_request(seed=8)))
 
 
 async def test_a_caller_may_cancel_at_any_gateway(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +275,10 @@ async def test_a_caller_may_cancel_at_any_gateway(running_service: RunningServic
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 3
     async with gateway.idempotency.running(), asyncio.timeout(30):
-        reading = [asyncio.create_task(gateway.ask(one)) for one in (asked(), asked(part("k", 2)), asked("other"), asked(who=BOB))]
+        reading = [
+            asyncio.create_task(gateway.ask(one))
+            for one in (keyed_request(), keyed_request(part("k", 2)), keyed_request("other"), keyed_request(who=BOB))
+        ]
         await until_running(gateway, runs=4)
         while not await running_service.listeners():
             pass
@@ -284,21 +289,21 @@ async def test_a_caller_may_cancel_at_any_gateway(running_service: RunningServic
         gateway.maker.gate.set()
         assert all(is_whole(one) for one in await asyncio.gather(*reading[2:]))
         # Under the same key it is made anew, and nobody has withdrawn that.
-        reading = [asyncio.create_task(other.ask(asked(seed=8)))]
+        reading = [asyncio.create_task(other.ask(keyed_request(seed=8)))]
         assert is_whole(await reading[0])
 
 
 async def test_a_gateway_that_missed_a_cancellation_learns_of_it_with_its_heartbeat(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 3
-    reading = asyncio.create_task(gateway.ask(asked()))
+    reading = asyncio.create_task(gateway.ask(keyed_request()))
     await until_running(gateway)
     await other.idempotency.cancel(ADA, "k")
     await gateway.idempotency.heartbeat()
     assert isinstance((await reading).error, errors.Cancelled)
     # A takeover runs a new request.
     other.maker.waits_at = 3
-    reading = asyncio.create_task(other.ask(asked()))
+    reading = asyncio.create_task(other.ask(keyed_request()))
     await until_running(other)
     await other.idempotency.heartbeat()
     other.maker.gate.set()
@@ -309,7 +314,7 @@ async def test_an_answer_that_timed_out_keeps_what_was_delivered(running_service
     gateway = await running_service.gateway(most_seconds=0.5)
     gateway.maker.waits_at = 3
     for _ in range(2):
-        received = await gateway.ask(asked())
+        received = await gateway.ask(keyed_request())
         assert received.texts == whole(length=2)
         assert isinstance(received.error, errors.DeadlineExceeded)
     assert len(gateway.maker.seeds) == 1
@@ -320,17 +325,17 @@ async def test_an_answer_too_long_to_store_is_only_repeated_by_its_gateway(
 ) -> None:
     monkeypatch.setattr(idempotent_requests, "MOST_ANSWER_BYTES", 50)
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
-    assert is_whole(await gateway.ask(asked()))
-    assert is_whole(await gateway.ask(asked()))
-    assert isinstance((await other.ask(asked())).error, errors.AnswerGone)
+    assert is_whole(await gateway.ask(keyed_request()))
+    assert is_whole(await gateway.ask(keyed_request()))
+    assert isinstance((await other.ask(keyed_request())).error, errors.AnswerGone)
     assert other.maker.seeds == []
 
 
 async def test_nothing_is_stored_for_an_answer_that_never_started(running_service: RunningService) -> None:
     gateway = await running_service.gateway()
-    assert isinstance((await gateway.ask(asked(after=2))).error, errors.AnswerGone)
+    assert isinstance((await gateway.ask(keyed_request(after=2))).error, errors.AnswerGone)
     assert gateway.maker.seeds == []
-    assert is_whole(await gateway.ask(asked()))
+    assert is_whole(await gateway.ask(keyed_request()))
 
 
 # --- dying gateways --------------------------------------------------------------------------------------------------
@@ -339,9 +344,9 @@ async def test_nothing_is_stored_for_an_answer_that_never_started(running_servic
 async def test_another_gateway_resumes_with_the_same_seed_after_what_the_caller_has(running_service: RunningService) -> None:
     dying, other = await running_service.gateway(), await running_service.gateway("Utwo")
     dying.maker.waits_at = 4
-    assert (await dying.ask(asked(), stops_after=2)).numbers == [1, 2]
+    assert (await dying.ask(keyed_request(), stops_after=2)).numbers == [1, 2]
     await running_service.the_lease_ends()
-    rest = await other.ask(asked(after=2, seed=99))
+    rest = await other.ask(keyed_request(after=2, seed=99))
     assert rest.texts == whole(after=2)
     assert rest.numbers == [3, 4, 5]
     assert other.maker.seeds == [7]
@@ -349,30 +354,30 @@ async def test_another_gateway_resumes_with_the_same_seed_after_what_the_caller_
     before = await running_service.row()
     await dying.idempotency.heartbeat()
     dying.maker.gate.set()
-    assert is_whole(await dying.ask(asked()))
+    assert is_whole(await dying.ask(keyed_request()))
     assert await running_service.row() == before
 
 
 async def test_a_gateway_that_cannot_resume_leaves_the_request_to_the_next(running_service: RunningService) -> None:
     dying, other, third = await running_service.gateway(), await running_service.gateway("Utwo"), await running_service.gateway("Uthree")
     dying.maker.waits_at = 4
-    assert (await dying.ask(asked(), stops_after=2)).numbers == [1, 2]
+    assert (await dying.ask(keyed_request(), stops_after=2)).numbers == [1, 2]
     await running_service.the_lease_ends()
     other.maker.fails_at, other.maker.error = 1, errors.Unavailable("no worker is there")
     for _ in range(2):
-        assert isinstance((await other.ask(asked(after=2, seed=98))).error, errors.Unavailable)
+        assert isinstance((await other.ask(keyed_request(after=2, seed=98))).error, errors.Unavailable)
     # The caller's answer was generated from the first seed, and continues from it.
-    assert (await third.ask(asked(after=2, seed=99))).texts == whole(after=2)
+    assert (await third.ask(keyed_request(after=2, seed=99))).texts == whole(after=2)
     assert (other.maker.seeds, third.maker.seeds) == ([7, 7], [7])
 
 
 async def test_a_heartbeat_stops_requests_that_another_gateway_took_over(running_service: RunningService) -> None:
     zombie, other = await running_service.gateway(), await running_service.gateway("Utwo")
     zombie.maker.waits_at = 4
-    reading = asyncio.create_task(zombie.ask(asked()))
+    reading = asyncio.create_task(zombie.ask(keyed_request()))
     await until_running(zombie)
     await running_service.the_lease_ends()
-    assert is_whole(await other.ask(asked()))
+    assert is_whole(await other.ask(keyed_request()))
     await zombie.idempotency.heartbeat()
     received = await reading
     assert received.texts == whole(length=3)
@@ -382,11 +387,11 @@ async def test_a_heartbeat_stops_requests_that_another_gateway_took_over(running
 async def test_a_heartbeat_extends_leases_and_stops_nothing_else(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
-    reading = asyncio.create_task(gateway.ask(asked()))
+    reading = asyncio.create_task(gateway.ask(keyed_request()))
     await until_running(gateway)
     await running_service.the_lease_ends()
     await gateway.idempotency.heartbeat()
-    assert (await other.ask(asked(), seconds=0)).error is not None
+    assert (await other.ask(keyed_request(), seconds=0)).error is not None
     gateway.maker.gate.set()
     assert is_whole(await reading)
     assert other.maker.seeds == []
@@ -403,7 +408,7 @@ async def test_heartbeats_at_any_moment_stop_nothing(running_service: RunningSer
 
     async with asyncio.TaskGroup() as group:
         group.create_task(keep_heartbeats())
-        received = await asyncio.gather(*(gateway.ask(asked(str(number % 40))) for number in range(120)))
+        received = await asyncio.gather(*(gateway.ask(keyed_request(str(number % 40))) for number in range(120)))
         done = True
     assert all(is_whole(one) for one in received)
     assert len(gateway.maker.seeds) == 40
@@ -412,40 +417,40 @@ async def test_heartbeats_at_any_moment_stop_nothing(running_service: RunningSer
 async def test_a_restarted_gateway_takes_over_its_own_requests_immediately(running_service: RunningService) -> None:
     before = await running_service.gateway()
     before.maker.waits_at = 4
-    await before.ask(asked(), stops_after=2)
+    await before.ask(keyed_request(), stops_after=2)
     after = await running_service.gateway()  # the same node, another process
-    assert (await after.ask(asked(after=2))).texts == whole(after=2)
+    assert (await after.ask(keyed_request(after=2))).texts == whole(after=2)
     assert after.maker.seeds == [7]
 
 
 async def test_a_stopping_gateway_releases_its_unfinished_requests_immediately(running_service: RunningService) -> None:
     leaving, other = await running_service.gateway(), await running_service.gateway("Utwo")
     leaving.maker.waits_at = 4
-    await leaving.ask(asked(), stops_after=2)
+    await leaving.ask(keyed_request(), stops_after=2)
     await running_service.close()
     assert (await other_after(running_service, after=2)).texts == whole(after=2)
     assert other.maker.seeds == []
 
 
 async def other_after(running_service: RunningService, *, after: int) -> ReceivedAnswer:
-    return await (await running_service.gateway("Uthree")).ask(asked(after=after))
+    return await (await running_service.gateway("Uthree")).ask(keyed_request(after=after))
 
 
 async def test_several_answers_are_not_resumed_elsewhere_but_restarted(running_service: RunningService) -> None:
     dying, other = await running_service.gateway(), await running_service.gateway("Utwo")
     dying.maker.waits_at = 4
-    await dying.ask(asked(n=2), stops_after=2)
+    await dying.ask(keyed_request(n=2), stops_after=2)
     await running_service.the_lease_ends()
-    assert isinstance((await other.ask(asked(n=2, after=2))).error, errors.AnswerGone)
-    assert is_whole(await other.ask(asked(n=2)))
+    assert isinstance((await other.ask(keyed_request(n=2, after=2))).error, errors.AnswerGone)
+    assert is_whole(await other.ask(keyed_request(n=2)))
 
 
 async def test_a_repeat_waits_for_another_gateway_and_gets_its_answer(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
-    first = asyncio.create_task(gateway.ask(asked()))
+    first = asyncio.create_task(gateway.ask(keyed_request()))
     await until_running(gateway)
-    repeat = asyncio.create_task(other.ask(asked()))
+    repeat = asyncio.create_task(other.ask(keyed_request()))
     await asyncio.sleep(0.03)
     assert not repeat.done()
     gateway.maker.gate.set()
@@ -456,8 +461,8 @@ async def test_a_repeat_waits_for_another_gateway_and_gets_its_answer(running_se
 async def test_a_repeat_with_little_time_is_told_to_retry(running_service: RunningService) -> None:
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
-    await gateway.ask(asked(), stops_after=1)
-    error = (await other.ask(asked(), seconds=2.05)).error
+    await gateway.ask(keyed_request(), stops_after=1)
+    error = (await other.ask(keyed_request(), seconds=2.05)).error
     assert isinstance(error, errors.InProgress)
     assert (error.status, error.retry_after_seconds) == (409, 2)
 
@@ -468,8 +473,8 @@ async def test_a_limited_number_of_repeats_wait_for_another_gateway(
     monkeypatch.setattr(idempotent_requests, "MOST_WAITING", 3)
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
-    await gateway.ask(asked(), stops_after=1)
-    repeats = [asyncio.create_task(other.ask(asked())) for _ in range(10)]
+    await gateway.ask(keyed_request(), stops_after=1)
+    repeats = [asyncio.create_task(other.ask(keyed_request())) for _ in range(10)]
     refused: set[asyncio.Task[ReceivedAnswer]] = set()
     while len(refused) < 7:
         refused, _ = await asyncio.wait(repeats, timeout=0.01)
@@ -514,21 +519,21 @@ async def test_a_request_that_ended_during_an_outage_of_postgresql_is_not_run_ag
     store = Flaky(running_service.store)
     gateway = await running_service.gateway(store=store)
     gateway.maker.waits_at = 4
-    running = asyncio.create_task(gateway.ask(asked()))
+    running = asyncio.create_task(gateway.ask(keyed_request()))
     await until_running(gateway)
     store.away = True
     gateway.maker.gate.set()
     assert is_whole(await running)
-    assert isinstance((await gateway.ask(asked())).error, errors.Unavailable)
+    assert isinstance((await gateway.ask(keyed_request())).error, errors.Unavailable)
     with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
         await gateway.idempotency.heartbeat()
     store.away = False
     # Before the store is available, the answer is read from memory; afterwards from the store.
-    assert is_whole(await gateway.ask(asked()))
+    assert is_whole(await gateway.ask(keyed_request()))
     assert (await running_service.row())["state"] == "running"
     await gateway.idempotency.heartbeat()
     assert (await running_service.row())["state"] == "ended"
-    assert is_whole(await (await running_service.gateway("Utwo")).ask(asked()))
+    assert is_whole(await (await running_service.gateway("Utwo")).ask(keyed_request()))
     assert gateway.maker.seeds == [7]
 
 
@@ -536,14 +541,14 @@ async def test_a_key_that_could_not_be_freed_is_freed_later(running_service: Run
     store = Flaky(running_service.store)
     gateway = await running_service.gateway(store=store)
     gateway.maker.waits_at = gateway.maker.fails_at = 1
-    running = asyncio.create_task(gateway.ask(asked()))
+    running = asyncio.create_task(gateway.ask(keyed_request()))
     await until_running(gateway)
     store.away = True
     gateway.maker.gate.set()
     assert isinstance((await running).error, errors.LinkLost)
     store.away = False
     gateway.maker = Maker()
-    again = asyncio.create_task(gateway.ask(asked()))
+    again = asyncio.create_task(gateway.ask(keyed_request()))
     await asyncio.sleep(0.02)
     assert not again.done()
     await gateway.idempotency.heartbeat()
@@ -559,6 +564,6 @@ async def test_a_claim_with_a_lost_response_is_taken_over_by_the_next_repeat(run
             return claimed
 
     gateway = await running_service.gateway(store=Loses(running_service.store))
-    assert isinstance((await gateway.ask(asked())).error, errors.Unavailable)
-    assert is_whole(await gateway.ask(asked(seed=8)))
+    assert isinstance((await gateway.ask(keyed_request())).error, errors.Unavailable)
+    assert is_whole(await gateway.ask(keyed_request(seed=8)))
     assert gateway.maker.seeds == [7]

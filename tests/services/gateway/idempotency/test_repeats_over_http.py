@@ -20,8 +20,8 @@ WITH_KEY = {"idempotency-key": "order 17"}
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 @pytest.fixture
@@ -47,14 +47,14 @@ async def test_a_repeat_gets_the_same_answer_and_is_not_billed(http: httpx.Async
     again = await http.post(path, json=body, headers=WITH_KEY)
     assert first.status_code == again.status_code == 200, first.text
     assert first.json() == again.json()
-    assert len(running_service.worker.asked) == len(running_service.store.rows) == 1
+    assert len(running_service.worker.received) == len(running_service.store.rows) == 1
     assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (False, "true")
 
 
 async def test_a_stream_and_a_whole_answer_may_repeat_each_other(http: httpx.AsyncClient, running_service: RunningService) -> None:
     await chat(http, STREAM)
     assert (await chat(http, CHAT)).json()["choices"][0]["message"]["content"] == "Hello world!"
-    assert len(running_service.worker.asked) == 1
+    assert len(running_service.worker.received) == 1
 
 
 async def test_a_stream_is_resumed(http: httpx.AsyncClient, running_service: RunningService) -> None:
@@ -65,13 +65,13 @@ async def test_a_stream_is_resumed(http: httpx.AsyncClient, running_service: Run
     assert '"Hello"' not in rest.text
     assert '" world"' in rest.text
     assert whole.text.endswith(rest.text[rest.text.index(f"id: {second}") :])
-    assert len(running_service.worker.asked) == 1
+    assert len(running_service.worker.received) == 1
 
 
 async def test_resuming_a_stream_without_its_key_is_refused(http: httpx.AsyncClient, running_service: RunningService) -> None:
     answer = await http.post("/v1/chat/completions", json=STREAM, headers={"last-event-id": f"{uuid4().hex}-2"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Last-Event-ID")
-    assert running_service.worker.asked == []
+    assert running_service.worker.received == []
 
 
 async def test_a_different_body_is_a_conflict_that_is_not_retried(http: httpx.AsyncClient) -> None:
@@ -98,7 +98,7 @@ async def test_a_repeated_stream_is_the_same_stream_and_can_be_resumed(
     behind = f"id: {ids(first)[0]}\n"
     assert first.text.endswith(rest.text)
     assert 0 < len(rest.text) < len(first.text) - first.text.index(behind)
-    assert len(running_service.worker.asked) == 1
+    assert len(running_service.worker.received) == 1
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/completions", "/api/inference"])
@@ -109,7 +109,7 @@ async def test_a_different_body_under_the_key_is_refused_by_every_api(
     await http.post(path, json={name: "hi"}, headers=WITH_KEY)
     answer = await http.post(path, json={name: "ho"}, headers=WITH_KEY)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_conflict")
-    assert len(running_service.worker.asked) == 1
+    assert len(running_service.worker.received) == 1
 
 
 SEVERAL = [{"prompt": ["a", "b"]}, {"prompt": ["a"]}, {"prompt": "b"}, {"prompt": ["a", "b", "c"]}, {"prompt": ["a", "c"]}]
@@ -122,7 +122,7 @@ async def test_one_prompt_more_or_less_is_a_different_request(
     for body in (first, *(each for each in SEVERAL if each != first)):
         answer = await http.post("/v1/completions", json=body, headers=WITH_KEY)
         assert answer.status_code == (200 if body == first else 409), body
-    assert len(running_service.worker.asked) == len(first["prompt"])
+    assert len(running_service.worker.received) == len(first["prompt"])
 
 
 class HangsAt(FakeWorker):
@@ -131,7 +131,7 @@ class HangsAt(FakeWorker):
     number = 1
 
     async def run(self, prompt: ProcessPrompt) -> AsyncIterator[Chunk | Generation]:
-        self.hangs_after = 1 if len(self.asked) == self.number else None
+        self.hangs_after = 1 if len(self.received) == self.number else None
         async for item in super().run(prompt):
             yield item
 
@@ -146,14 +146,14 @@ async def test_several_prompts_are_canceled_by_their_one_key(http: httpx.AsyncCl
     await http.delete("/api/inference", headers=WITH_KEY)
     answer = await asking
     assert (answer.status_code, answer.json()["error"]["code"]) == (499, "cancelled"), "a waiting caller is told"
-    assert len(worker.asked) == number, "the next prompt is not started"
+    assert len(worker.received) == number, "the next prompt is not started"
 
 
 async def test_several_prompts_under_one_key_run_once_each(http: httpx.AsyncClient, running_service: RunningService) -> None:
     body = {"prompt": ["a", "b"]}
     first, second = [await http.post("/v1/completions", json=body, headers=WITH_KEY) for _ in range(2)]
     assert first.json()["choices"] == second.json()["choices"]
-    assert len(running_service.worker.asked) == 2
+    assert len(running_service.worker.received) == 2
     assert second.headers.get_list("idempotent-replayed") == ["true"]
     assert len(first.headers.get_list("x-ratelimit-remaining-requests")) == 1
     lost = await http.post("/v1/completions", json=body, headers={**WITH_KEY, "last-event-id": "0" * 32 + "-1"})

@@ -90,8 +90,8 @@ async def opened(url: str, **bounds: Any) -> AsyncIterator[Place]:
 
 @pytest.fixture
 async def place(valkey_url: str) -> AsyncIterator[Place]:
-    async with opened(valkey_url) as made:
-        yield made
+    async with opened(valkey_url) as connection:
+        yield connection
 
 
 @pytest.fixture

@@ -40,10 +40,10 @@ def test_both_limits_are_in_the_headers_and_none_without_limits() -> None:
 
 
 def test_a_refusal_has_a_retry_time_in_milliseconds() -> None:
-    found = dict(http_errors.headers(LimitReached(LimitRefusal(REQUESTS, 5.2001, TightestLimit(REQUESTS, TOKENS)), Tier.FREE)))
-    assert (found[b"retry-after"], found[b"retry-after-ms"]) == (b"6", b"5201")
-    assert found[b"x-ratelimit-remaining-requests"] == b"0"
-    assert found[b"x-ratelimit-remaining-tokens"] == b"85904"
+    headers = dict(http_errors.headers(LimitReached(LimitRefusal(REQUESTS, 5.2001, TightestLimit(REQUESTS, TOKENS)), Tier.FREE)))
+    assert (headers[b"retry-after"], headers[b"retry-after-ms"]) == (b"6", b"5201")
+    assert headers[b"x-ratelimit-remaining-requests"] == b"0"
+    assert headers[b"x-ratelimit-remaining-tokens"] == b"85904"
 
 
 def test_limits_credits_and_overload_have_different_errors() -> None:
@@ -56,8 +56,8 @@ def test_limits_credits_and_overload_have_different_errors() -> None:
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
@@ -65,10 +65,10 @@ async def running_service() -> AsyncIterator[RunningService]:
 async def test_a_budget_refusal_has_the_limit_headers(running_service: RunningService, path: str, key: dict[str, str]) -> None:
     running_service.books.refuses = InsufficientCredits(0, of_key=False)
     running_service.add_worker(2, FakeWorker(), "minilm", only_embeds=True)
-    asked = CHAT if "chat" in path else {"input": "hi", "model": "minilm"}
+    plain = CHAT if "chat" in path else {"input": "hi", "model": "minilm"}
     transport = httpx.ASGITransport(running_service.app())
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER | key) as client:
-        for body in (asked, {**asked, "stream": True} if "chat" in path else asked):
+        for body in (plain, {**plain, "stream": True} if "chat" in path else plain):
             answer = await client.post(path, json=body)
             problem(answer, 402, "budget_exhausted")
             assert answer.headers["x-ratelimit-limit-requests"] == "100"

@@ -26,10 +26,10 @@ def principal(*, key: bool = True, **limited: int) -> Principal:
 def test_an_organisation_that_shares_its_founders_limits_uses_the_founders_counters() -> None:
     founder = principal(key=False)
     team = msgspec.structs.replace(founder, user_id=UserId(UUID(int=7)), team_id=TenantId(UUID(int=8)), founder_id=founder.user_id)
-    assert limit_rules.of_caller(team, FREE) == limit_rules.of_caller(founder, FREE)
+    assert limit_rules.caller_limits(team, FREE) == limit_rules.caller_limits(founder, FREE)
     assert team.tenant_id == TenantId(UUID(int=8)), "the organization is charged"
     own = msgspec.structs.replace(team, founder_id=None)
-    assert not set(limit_rules.of_caller(own, FREE)) & set(limit_rules.of_caller(founder, FREE))
+    assert not set(limit_rules.caller_limits(own, FREE)) & set(limit_rules.caller_limits(founder, FREE))
 
 
 def test_an_organisation_that_shares_limits_has_no_credits_of_its_own() -> None:
@@ -58,31 +58,31 @@ def test_an_organisation_that_shares_limits_has_no_credits_of_its_own() -> None:
     ],
 )
 def test_limits_of_a_caller(caller: Principal, plan: TierPlan, expected: list[tuple[LimitScope, LimitKind, int]]) -> None:
-    assert [(limit.scope, limit.kind, limit.most) for limit in limit_rules.of_caller(caller, plan)] == expected
+    assert [(limit.scope, limit.kind, limit.most) for limit in limit_rules.caller_limits(caller, plan)] == expected
 
 
 def test_a_models_limits_apply_to_every_caller() -> None:
     models = {MODEL: TierPlan(None, 600, None, 32, None)}
-    found = limit_rules.of_model(MODEL, models)
-    assert [(limit.scope, limit.kind, limit.most) for limit in found] == [(LimitScope.MODEL, MINUTE, 600), (LimitScope.MODEL, AT_ONCE, 32)]
-    assert limit_rules.of_model(ModelName("other"), models) == ()
+    limits = limit_rules.model_limits(MODEL, models)
+    assert [(limit.scope, limit.kind, limit.most) for limit in limits] == [(LimitScope.MODEL, MINUTE, 600), (LimitScope.MODEL, AT_ONCE, 32)]
+    assert limit_rules.model_limits(ModelName("other"), models) == ()
 
 
 def test_all_counters_are_distinct_and_on_one_cluster_node() -> None:
     everything = TierPlan(1, 1, 1, 1, 1)
-    found = [
-        *limit_rules.of_caller(principal(requests_per_hour=1, requests_per_minute=1, tokens_per_minute=1, concurrency=1), everything),
-        *limit_rules.of_model(MODEL, {MODEL: everything}),
+    limits = [
+        *limit_rules.caller_limits(principal(requests_per_hour=1, requests_per_minute=1, tokens_per_minute=1, concurrency=1), everything),
+        *limit_rules.model_limits(MODEL, {MODEL: everything}),
     ]
-    assert len({limit.counter for limit in found}) == len(found) == 12
-    assert {limit.counter.split("{")[1].split("}")[0] for limit in found} == {"limits"}
+    assert len({limit.counter for limit in limits}) == len(limits) == 12
+    assert {limit.counter.split("{")[1].split("}")[0] for limit in limits} == {"limits"}
 
 
 def test_the_tightest_limit_of_a_kind_has_the_least_left() -> None:
-    found = [USER_HOUR, KEY_HOUR, USER_TOKENS]
-    tight = limit_rules.tightest(found, [Count(5, 0, 7), Count(7, 0, 9), Count(400, 0, 36)])
+    limits = [USER_HOUR, KEY_HOUR, USER_TOKENS]
+    tight = limit_rules.tightest(limits, [Count(5, 0, 7), Count(7, 0, 9), Count(400, 0, 36)])
     assert tight == TightestLimit(Allowance(LimitScope.USER, HOUR, 100, 5, 7), Allowance(LimitScope.USER, TOKENS, 1000, 400, 36))
-    assert limit_rules.tightest(found[:2], [Count(50, 0, 7), Count(7, 0, 9)]) == TightestLimit(Allowance(LimitScope.KEY, HOUR, 10, 7, 9))
+    assert limit_rules.tightest(limits[:2], [Count(50, 0, 7), Count(7, 0, 9)]) == TightestLimit(Allowance(LimitScope.KEY, HOUR, 10, 7, 9))
     assert limit_rules.tightest([], []) == TightestLimit()
 
 

@@ -35,11 +35,11 @@ steps = st.one_of(
     st.floats(0, 0.5), st.floats(0, 5), st.floats(0, 90), st.floats(3000, 4000), st.floats(-200, 0), st.sampled_from([60.0, 3600.0, 3660.0])
 )
 admits = st.tuples(st.just("admit"), steps, st.integers(0, 60), st.floats(100, 1000))
-looks = st.tuples(st.just("look"), steps, st.integers(0, 60), st.just(0.0))
+reads = st.tuples(st.just("read"), steps, st.integers(0, 60), st.just(0.0))
 #: Of one of the last requests, with fewer tokens than reserved, or more, or none.
 settles = st.tuples(st.just("settle"), steps, st.integers(0, 70), st.integers(0, 5))
 extends = st.tuples(st.just("extend"), steps, st.just(0), st.integers(0, 5))
-moves = st.lists(st.one_of(admits, admits, settles, looks, extends), max_size=40)
+moves = st.lists(st.one_of(admits, admits, settles, reads, extends), max_size=40)
 sets_of_limits = st.lists(
     st.one_of(
         st.tuples(st.just(LimitKind.REQUESTS_PER_HOUR), st.integers(1, 8)),
@@ -59,28 +59,28 @@ def test_local_counters_give_the_same_answers_as_valkey(
 ) -> None:
     async def play() -> None:
         local, now = LimitScripts(LocalCounters()), NOW
-        found = [limit(kind, most) for kind, most in numbers]
-        held = [rule for rule in found if rule.kind in limit_rules.HELD]
-        asked = [request()]
+        limits = [limit(kind, most) for kind, most in numbers]
+        held = [rule for rule in limits if rule.kind in limit_rules.HELD]
+        request_ids = [request()]
         async with Cache.open(valkey_url) as cache:
             valkey = LimitScripts(PatientCounters(cache))
             for move, step, tokens, more in played:
                 now = max(0.0, now + step)
                 if move == "settle":
-                    mine = asked[-1 - int(more) % len(asked)]
+                    mine = request_ids[-1 - int(more) % len(request_ids)]
                     expected = await local.settle(held, mine, tokens=tokens, now=now)
                     assert await valkey.settle(held, mine, tokens=tokens, now=now) == expected
                 elif move == "extend":
-                    mine = asked[-1 - int(more) % len(asked)]
-                    places = [(rule.counter, mine) for rule in held if rule.kind is LimitKind.CONCURRENCY]
-                    await local.extend(places, now=now)
-                    await valkey.extend(places, now=now)
-                elif move == "look":
-                    assert await valkey.look(found, tokens=tokens, now=now) == await local.look(found, tokens=tokens, now=now)
+                    mine = request_ids[-1 - int(more) % len(request_ids)]
+                    slots = [(rule.counter, mine) for rule in held if rule.kind is LimitKind.CONCURRENCY]
+                    await local.extend(slots, now=now)
+                    await valkey.extend(slots, now=now)
+                elif move == "read":
+                    assert await valkey.read(limits, tokens=tokens, now=now) == await local.read(limits, tokens=tokens, now=now)
                 else:
-                    asked.append(request())
-                    wanted = await local.admit(found, asked[-1], tokens=tokens, lease_seconds=more, now=now)
-                    assert await valkey.admit(found, asked[-1], tokens=tokens, lease_seconds=more, now=now) == wanted
+                    request_ids.append(request())
+                    wanted = await local.admit(limits, request_ids[-1], tokens=tokens, lease_seconds=more, now=now)
+                    assert await valkey.admit(limits, request_ids[-1], tokens=tokens, lease_seconds=more, now=now) == wanted
 
     asyncio.run(play())
 
@@ -97,9 +97,9 @@ def valkey_limits(cache: Cache) -> LimitScripts:
 
 
 async def ask(
-    valkey: LimitScripts, *found: RequestLimit, tokens: int = 10, lease_seconds: float = LEASE_SECONDS, now: float | None = None
+    valkey: LimitScripts, *limits: RequestLimit, tokens: int = 10, lease_seconds: float = LEASE_SECONDS, now: float | None = None
 ) -> bool:
-    return (await valkey.admit(found, request(), tokens=tokens, lease_seconds=lease_seconds, now=now)).admitted
+    return (await valkey.admit(limits, request(), tokens=tokens, lease_seconds=lease_seconds, now=now)).admitted
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ async def test_the_servers_clock_works_too(valkey_limits: LimitScripts) -> None:
 async def test_a_request_counts_against_all_limits_or_none(valkey_limits: LimitScripts, position: int) -> None:
     tight = limit(LimitKind.CONCURRENCY, 2)
     others = [limit(LimitKind.REQUESTS_PER_HOUR, 50), limit(LimitKind.REQUESTS_PER_MINUTE, 50), limit(LimitKind.TOKENS_PER_MINUTE, 500)]
-    found = [*others[:position], tight, *others[position:]]
-    assert [await ask(valkey_limits, *found, now=NOW) for _ in range(5)] == [True, True, False, False, False]
-    counts = (await valkey_limits.look(others, tokens=0, now=NOW)).counts
+    limits = [*others[:position], tight, *others[position:]]
+    assert [await ask(valkey_limits, *limits, now=NOW) for _ in range(5)] == [True, True, False, False, False]
+    counts = (await valkey_limits.read(others, tokens=0, now=NOW)).counts
     assert [count.left for count in counts] == [48, 48, 480]
 
 
@@ -140,7 +140,7 @@ async def test_no_hour_exceeds_the_limit(valkey_limits: LimitScripts) -> None:
             let_in.append(now)
         else:
             # The promised time is right: one more request fits then.
-            assert (await valkey_limits.look([rule], tokens=0, now=now + verdict.counts[0].retry_after_seconds)).admitted
+            assert (await valkey_limits.read([rule], tokens=0, now=now + verdict.counts[0].retry_after_seconds)).admitted
     for position, end in enumerate(let_in):
         assert sum(end - 3600 <= at <= end for at in let_in[: position + 1]) <= 20
     # And it isn't wasteful: at most one minute of the window is lost.
@@ -153,8 +153,8 @@ async def test_the_wait_is_exact_to_a_millisecond(valkey_limits: LimitScripts, m
     while (verdict := await valkey_limits.admit([rule], request(), tokens=tokens, lease_seconds=1, now=NOW)).admitted:
         pass
     wait = verdict.counts[0].retry_after_seconds
-    assert not (await valkey_limits.look([rule], tokens=tokens, now=NOW + wait - 0.002)).admitted
-    assert (await valkey_limits.look([rule], tokens=tokens, now=NOW + wait)).admitted
+    assert not (await valkey_limits.read([rule], tokens=tokens, now=NOW + wait - 0.002)).admitted
+    assert (await valkey_limits.read([rule], tokens=tokens, now=NOW + wait)).admitted
 
 
 async def test_unused_tokens_are_returned_once(valkey_limits: LimitScripts) -> None:
@@ -165,7 +165,7 @@ async def test_unused_tokens_are_returned_once(valkey_limits: LimitScripts) -> N
     assert await valkey_limits.settle([rule], mine, tokens=200, now=NOW)
     for _ in range(3):
         assert not await valkey_limits.settle([rule], mine, tokens=200, now=NOW)
-    assert (await valkey_limits.look([rule], tokens=0, now=NOW)).counts[0].left == 700
+    assert (await valkey_limits.read([rule], tokens=0, now=NOW)).counts[0].left == 700
     assert not await valkey_limits.settle([rule], request(), tokens=0, now=NOW)
 
 
@@ -175,14 +175,14 @@ async def test_tokens_restored_by_time_are_not_returned_again(valkey_limits: Lim
     # A minute later everything is available again, and another request uses it.
     await ask(valkey_limits, rule, tokens=1000, now=NOW + 60)
     await valkey_limits.settle([rule], mine, tokens=0, now=NOW + 60)
-    assert (await valkey_limits.look([rule], tokens=0, now=NOW + 60)).counts[0].left == 0
+    assert (await valkey_limits.read([rule], tokens=0, now=NOW + 60)).counts[0].left == 0
 
 
 async def test_more_tokens_than_reserved_are_owed(valkey_limits: LimitScripts) -> None:
     rule, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
     await valkey_limits.admit([rule], mine, tokens=100, lease_seconds=LEASE_SECONDS, now=NOW)
     await valkey_limits.settle([rule], mine, tokens=400, now=NOW)
-    assert (await valkey_limits.look([rule], tokens=0, now=NOW)).counts[0].left == 600
+    assert (await valkey_limits.read([rule], tokens=0, now=NOW)).counts[0].left == 600
 
 
 async def test_a_slot_is_freed_when_its_lease_expires(valkey_limits: LimitScripts) -> None:
@@ -201,7 +201,7 @@ async def test_a_slot_of_a_killed_gateway_is_free_after_30_s_but_not_before(valk
     for mine in (killed, alive):
         assert (await valkey_limits.admit([rule], mine, tokens=0, lease_seconds=310, now=NOW)).admitted
     await valkey_limits.extend([(rule.counter, alive)], now=NOW + 20)
-    assert not (await valkey_limits.look([rule], tokens=0, now=NOW + SLOT_SECONDS - 0.1)).admitted
+    assert not (await valkey_limits.read([rule], tokens=0, now=NOW + SLOT_SECONDS - 0.1)).admitted
     assert await ask(valkey_limits, rule, now=NOW + SLOT_SECONDS)
     assert not await ask(valkey_limits, rule, now=NOW + SLOT_SECONDS)
 
@@ -210,7 +210,7 @@ async def test_a_clock_that_steps_back_costs_a_minute_at_most(valkey_limits: Lim
     minute, tokens = limit(LimitKind.REQUESTS_PER_MINUTE, 10), limit(LimitKind.TOKENS_PER_MINUTE, 100)
     for _ in range(3):
         assert await ask(valkey_limits, minute, tokens, now=NOW)
-    verdict = await valkey_limits.look([minute, tokens], tokens=10, now=NOW - 86_400)
+    verdict = await valkey_limits.read([minute, tokens], tokens=10, now=NOW - 86_400)
     assert not verdict.admitted
     assert max(count.retry_after_seconds for count in verdict.counts) <= 60
     assert await ask(valkey_limits, minute, tokens, now=NOW - 86_400 + 60)
@@ -221,32 +221,32 @@ async def test_a_lowered_limit_applies_immediately(valkey_limits: LimitScripts) 
     for _ in range(5):
         await ask(valkey_limits, hour, now=NOW)
     lower = RequestLimit(hour.scope, hour.kind, hour.counter, 3)
-    verdict = await valkey_limits.look([lower], tokens=0, now=NOW)
+    verdict = await valkey_limits.read([lower], tokens=0, now=NOW)
     assert (verdict.admitted, verdict.counts[0].left) == (False, -2)
 
 
 async def test_every_key_expires(cache: Cache, valkey_limits: LimitScripts) -> None:
-    found = [limit(kind, 100) for kind in LimitKind]
+    limits = [limit(kind, 100) for kind in LimitKind]
     mine = request()
-    await valkey_limits.admit(found, mine, tokens=10, lease_seconds=30)
+    await valkey_limits.admit(limits, mine, tokens=10, lease_seconds=30)
     cache.script("ttl", "return redis.call('PTTL', KEYS[1])")
-    seconds = {rule.kind: await cache.run("ttl", [rule.counter], []) / 1000 for rule in found}
+    seconds = {rule.kind: await cache.run("ttl", [rule.counter], []) / 1000 for rule in limits}
     assert 3600 < seconds[LimitKind.REQUESTS_PER_HOUR] <= 3720
     assert 60 < seconds[LimitKind.REQUESTS_PER_MINUTE] <= 61
     assert 60 < seconds[LimitKind.TOKENS_PER_MINUTE] <= 66
     assert 30 < seconds[LimitKind.CONCURRENCY] <= 90
     assert 0 < await cache.run("ttl", [limit_rules.hold(mine)], []) <= 30_000
     # A shorter lease doesn't cut a longer one short.
-    await valkey_limits.admit(found, request(), tokens=10, lease_seconds=1)
-    assert await cache.run("ttl", [found[-1].counter], []) > 61_000
-    await valkey_limits.settle([rule for rule in found if rule.kind in limit_rules.HELD], mine, tokens=0)
+    await valkey_limits.admit(limits, request(), tokens=10, lease_seconds=1)
+    assert await cache.run("ttl", [limits[-1].counter], []) > 61_000
+    await valkey_limits.settle([rule for rule in limits if rule.kind in limit_rules.HELD], mine, tokens=0)
     assert await cache.run("ttl", [limit_rules.hold(mine)], []) == -2
 
 
 async def test_without_valkey_it_raises_unavailable() -> None:
     async with Cache.open("unix:///nowhere/valkey.sock") as nowhere:
         with pytest.raises(errors.Unavailable, match="Valkey does not answer"):
-            await LimitScripts(nowhere).look([limit(LimitKind.CONCURRENCY, 1)], tokens=0)
+            await LimitScripts(nowhere).read([limit(LimitKind.CONCURRENCY, 1)], tokens=0)
 
 
 def test_a_hold_is_on_the_cluster_node_of_the_counters() -> None:

@@ -9,7 +9,7 @@ from services.gateway.limits.limit_scripts import SLOT_SECONDS, LimitScripts, Lo
 from shared.types import RequestId
 
 
-class Here:
+class LocalLimits:
     """Local counters with a clock that the test sets."""
 
     def __init__(self, *, most: int = 1000) -> None:
@@ -17,14 +17,14 @@ class Here:
         self.counters = LocalCounters(lambda: self.now, most=most)
         self.limits = LimitScripts(self.counters)
 
-    async def ask(self, *found: RequestLimit, tokens: int = 10, lease_seconds: float = 600.0) -> RequestId | None:
+    async def ask(self, *limits: RequestLimit, tokens: int = 10, lease_seconds: float = 600.0) -> RequestId | None:
         """Return the request's id if it was admitted."""
         request_id = RequestId(uuid4())
-        verdict = await self.limits.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds)
+        verdict = await self.limits.admit(limits, request_id, tokens=tokens, lease_seconds=lease_seconds)
         return request_id if verdict.admitted else None
 
     async def left(self, rule: RequestLimit) -> int:
-        return (await self.limits.look([rule], tokens=0)).counts[0].left
+        return (await self.limits.read([rule], tokens=0)).counts[0].left
 
 
 def limit(kind: LimitKind, most: int) -> RequestLimit:
@@ -33,57 +33,57 @@ def limit(kind: LimitKind, most: int) -> RequestLimit:
 
 @pytest.mark.parametrize("kind", LimitKind)
 async def test_exactly_as_many_requests_as_the_limit_are_admitted(kind: LimitKind) -> None:
-    here, rule = Here(), limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
-    assert sum([await here.ask(rule) is not None for _ in range(200)]) == 100
+    local, rule = LocalLimits(), limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
+    assert sum([await local.ask(rule) is not None for _ in range(200)]) == 100
 
 
 async def test_unused_tokens_are_returned_once() -> None:
-    here, rule = Here(), limit(LimitKind.TOKENS_PER_MINUTE, 1000)
-    mine = await here.ask(rule, tokens=500)
+    local, rule = LocalLimits(), limit(LimitKind.TOKENS_PER_MINUTE, 1000)
+    mine = await local.ask(rule, tokens=500)
     assert mine
-    assert await here.ask(rule, tokens=500)
-    assert [await here.limits.settle([rule], mine, tokens=100) for _ in range(2)] == [True, False]
-    assert await here.left(rule) == 400
+    assert await local.ask(rule, tokens=500)
+    assert [await local.limits.settle([rule], mine, tokens=100) for _ in range(2)] == [True, False]
+    assert await local.left(rule) == 400
 
 
 async def test_a_reservation_ends_with_its_lease() -> None:
-    here, rule = Here(), limit(LimitKind.TOKENS_PER_MINUTE, 1000)
-    mine = await here.ask(rule, tokens=500, lease_seconds=20)
+    local, rule = LocalLimits(), limit(LimitKind.TOKENS_PER_MINUTE, 1000)
+    mine = await local.ask(rule, tokens=500, lease_seconds=20)
     assert mine
-    here.now += 21
-    assert not await here.limits.settle([rule], mine, tokens=0)
+    local.now += 21
+    assert not await local.limits.settle([rule], mine, tokens=0)
 
 
 async def test_a_slot_is_free_after_half_a_minute_without_an_extension() -> None:
-    here, rule = Here(), limit(LimitKind.CONCURRENCY, 2)
-    killed, alive = await here.ask(rule), await here.ask(rule)
+    local, rule = LocalLimits(), limit(LimitKind.CONCURRENCY, 2)
+    killed, alive = await local.ask(rule), await local.ask(rule)
     assert killed
     assert alive
-    here.now += SLOT_SECONDS - 1
-    await here.limits.extend([(rule.counter, alive)])
-    assert not await here.ask(rule)
-    here.now += 1
-    assert await here.left(rule) == 1
+    local.now += SLOT_SECONDS - 1
+    await local.limits.extend([(rule.counter, alive)])
+    assert not await local.ask(rule)
+    local.now += 1
+    assert await local.left(rule) == 1
 
 
 async def test_the_least_recently_used_counters_are_dropped() -> None:
-    here, kept = Here(most=100), limit(LimitKind.REQUESTS_PER_HOUR, 1001)
-    assert await here.ask(kept)
+    local, kept = LocalLimits(most=100), limit(LimitKind.REQUESTS_PER_HOUR, 1001)
+    assert await local.ask(kept)
     for number in range(1000):
-        await here.ask(RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, f"c{number}", 10), kept)
-    assert len(here.counters) == 100
-    assert await here.left(kept) == 0
+        await local.ask(RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, f"c{number}", 10), kept)
+    assert len(local.counters) == 100
+    assert await local.left(kept) == 0
 
 
 async def test_looking_keeps_nothing() -> None:
-    here = Here()
+    local = LocalLimits()
     for kind in LimitKind:
-        assert await here.left(limit(kind, 100)) == 100
-    assert len(here.counters) == 0
+        assert await local.left(limit(kind, 100)) == 100
+    assert len(local.counters) == 0
 
 
 async def test_an_unknown_command_is_an_error_and_not_an_answer() -> None:
-    here = Here()
-    here.counters.script("other", "return redis.call('INCR', KEYS[1])")
+    local = LocalLimits()
+    local.counters.script("other", "return redis.call('INCR', KEYS[1])")
     with pytest.raises(NotImplementedError, match="the command INCR is not implemented"):
-        await here.counters.run("other", ["a"], [])
+        await local.counters.run("other", ["a"], [])

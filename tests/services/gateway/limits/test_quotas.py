@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from services.gateway.limits import limit_rules, quotas, tiers
-from services.gateway.limits.limit_rules import CountedRequest, LimitKind, Spent, WithoutValkey
+from services.gateway.limits.limit_rules import CountedRequest, LimitKind, LimitUsage, WithoutValkey
 from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Argument, Counters
 from services.gateway.limits.quotas import SLOT_HEARTBEAT_SECONDS, LimitReached, LimitRules, Quotas
 from services.gateway.limits.tiers import TierPlan
@@ -51,13 +51,13 @@ class ApiClient:
         rules = LimitRules(plans={Tier.FREE: plan, Tier.ENTERPRISE: tiers.NO_LIMITS}, models=models or {}, without_valkey=mode)
         self.quotas = Quotas(counters, rules, self.metrics, lambda: gateways, clock)
 
-    async def spend(self, caller: Principal = ADA, *, tokens: int = 10, model: ModelName = MODEL) -> Spent:
+    async def spend(self, caller: Principal = ADA, *, tokens: int = 10, model: ModelName = MODEL) -> LimitUsage:
         return await self.quotas.spend(self.quotas.limits(caller, model), RequestId(uuid4()), tier=caller.tier, tokens=tokens, seconds=30)
 
     async def let_in(self, times: int) -> int:
         found = await asyncio.gather(*(self.spend() for _ in range(times)), return_exceptions=True)
-        assert all(isinstance(one, Spent | LimitReached) for one in found), found
-        return sum(isinstance(one, Spent) for one in found)
+        assert all(isinstance(one, LimitUsage | LimitReached) for one in found), found
+        return sum(isinstance(one, LimitUsage) for one in found)
 
     @property
     def decisions(self) -> tuple[float, float, float]:
@@ -92,9 +92,9 @@ def counters() -> FakeCounters:
 
 async def test_a_refusal_names_the_limit_and_the_wait(counters: FakeCounters) -> None:
     api_client = ApiClient(counters, TierPlan(100, 10, None, None, None))
-    spent = [await api_client.spend() for _ in range(10)]
-    assert spent[-1].tightest.requests is not None
-    assert (spent[-1].tightest.requests.kind, spent[-1].tightest.requests.remaining) == (LimitKind.REQUESTS_PER_MINUTE, 0)
+    usage = [await api_client.spend() for _ in range(10)]
+    assert usage[-1].tightest.requests is not None
+    assert (usage[-1].tightest.requests.kind, usage[-1].tightest.requests.remaining) == (LimitKind.REQUESTS_PER_MINUTE, 0)
     with pytest.raises(LimitReached, match="the free tier's limit of 10 requests per minute is used up") as refused:
         await api_client.spend()
     assert refused.value.retry_after_seconds == pytest.approx(6, abs=0.01)
@@ -111,7 +111,7 @@ async def test_the_tightest_of_user_key_and_model_applies(counters: FakeCounters
     with pytest.raises(LimitReached, match="the model's limit of 3 concurrent requests is reached"):
         await api_client.spend()
     await api_client.spend(model=ModelName("other"))
-    (hour, *_) = await api_client.quotas.look(ADA)
+    (hour, *_) = await api_client.quotas.read(ADA)
     assert hour.used == 4
 
 
@@ -131,10 +131,10 @@ async def test_a_request_that_never_fits_is_refused_without_a_retry(counters: Fa
 async def test_a_caller_without_limits_costs_no_call(counters: FakeCounters) -> None:
     api_client = ApiClient(counters, HOURLY)
     rich = Principal(UserId(UUID(int=9)), "eve", UserRole.USER, Tier.ENTERPRISE)
-    spent = await api_client.spend(rich)
-    await api_client.quotas.settle(spent, tokens=5)
-    assert await api_client.quotas.look(rich) == ()
-    assert (spent.counted, counters.calls, limit_rules.most_tokens(api_client.quotas.limits(rich, MODEL))) == (
+    usage = await api_client.spend(rich)
+    await api_client.quotas.settle(usage, tokens=5)
+    assert await api_client.quotas.read(rich) == ()
+    assert (usage.counted, counters.calls, limit_rules.most_tokens(api_client.quotas.limits(rich, MODEL))) == (
         CountedRequest.NOWHERE,
         0,
         None,
@@ -149,14 +149,14 @@ async def test_every_limit_in_force_is_listed_with_its_source(counters: FakeCoun
     api_client = ApiClient(counters, plan, models=models)
     caller = msgspec.structs.replace(ADA, key_id=KeyId(UUID(int=5)), key_limits=ApiKeyLimits(tokens_per_minute=500))
     await api_client.spend(caller)
-    found = await api_client.quotas.look(caller, lambda model: model == MODEL)
+    found = await api_client.quotas.read(caller, lambda model: model == MODEL)
     assert [(one.scope, one.kind, one.name, one.used, one.limit, one.source) for one in found] == [
         ("user", "requests_per_hour", "", 1, 50, "DEFAULT_RATE_LIMIT"),
         ("user", "concurrency", "", 1, 4, "TIER_FREE"),
         ("key", "tokens_per_minute", "", 10, 500, "key"),
         ("model", "concurrency", "smollm2", 1, 3, "MODEL_LIMITS"),
     ]
-    assert [one.scope for one in await api_client.quotas.look(ADA)] == ["user", "user"]
+    assert [one.scope for one in await api_client.quotas.read(ADA)] == ["user", "user"]
 
 
 @pytest.mark.parametrize("away", [False, True])
@@ -198,12 +198,12 @@ async def test_each_decision_is_counted_once(counters: FakeCounters, away: bool)
 async def test_unused_tokens_are_returned_once(counters: FakeCounters, away: bool) -> None:
     api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000, concurrency=1))
     counters.away = away
-    spent = await api_client.spend(tokens=900)
+    usage = await api_client.spend(tokens=900)
     with pytest.raises(LimitReached, match="the free tier's limit of 1 concurrent requests is reached"):
         await api_client.spend()
     for _ in range(3):
-        await api_client.quotas.settle(spent, tokens=100)
-    left = {one.kind: one.remaining for one in await api_client.quotas.look(ADA)}
+        await api_client.quotas.settle(usage, tokens=100)
+    left = {one.kind: one.remaining for one in await api_client.quotas.read(ADA)}
     # By the real clock of the degraded mode a token or two may have come back meanwhile.
     assert left[LimitKind.CONCURRENCY] == 1
     assert left[LimitKind.TOKENS_PER_MINUTE] == 900 if not away else 900 <= left[LimitKind.TOKENS_PER_MINUTE] <= 1000
@@ -245,27 +245,27 @@ async def test_five_failures_in_a_row_open_the_breaker(counters: FakeCounters) -
     for _ in range(3):
         counters.away = True
         for _ in range(4):
-            await api_client.quotas.look(ADA)
+            await api_client.quotas.read(ADA)
         counters.away = False
-        await api_client.quotas.look(ADA)
+        await api_client.quotas.read(ADA)
     assert not api_client.degraded
     counters.away = True
     for _ in range(5):
-        await api_client.quotas.look(ADA)
+        await api_client.quotas.read(ADA)
     assert api_client.degraded
 
 
 async def test_requests_that_end_during_an_outage_are_settled_afterwards(counters: FakeCounters) -> None:
     api_client = ApiClient(counters, replace(tiers.NO_LIMITS, concurrency=2))
-    spent = [await api_client.spend(), await api_client.spend()]
+    usage = [await api_client.spend(), await api_client.spend()]
     counters.away = True
-    for one in spent:
+    for one in usage:
         await api_client.quotas.settle(one, tokens=0)
     counters.away = False
     with pytest.raises(LimitReached, match="the free tier's limit of 2 concurrent requests is reached"):
         await api_client.spend()
     async with api_client.watched(), asyncio.timeout(HANG_SECONDS):
-        while (await api_client.quotas.look(ADA))[0].remaining < 2:  # noqa: ASYNC110 - it is asked, and tells nobody
+        while (await api_client.quotas.read(ADA))[0].remaining < 2:  # noqa: ASYNC110 - it is asked, and tells nobody
             await asyncio.sleep(0.01)
 
 
@@ -291,9 +291,9 @@ async def test_a_cancellation_after_valkey_counted_is_settled() -> None:
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert (await api_client.quotas.look(ADA))[0].remaining == 0
+    assert (await api_client.quotas.read(ADA))[0].remaining == 0
     async with api_client.watched(), asyncio.timeout(HANG_SECONDS):
-        while (await api_client.quotas.look(ADA))[0].remaining < 1:  # noqa: ASYNC110 - it is asked, and tells nobody
+        while (await api_client.quotas.read(ADA))[0].remaining < 1:  # noqa: ASYNC110 - it is asked, and tells nobody
             await asyncio.sleep(0.01)
 
 
@@ -309,12 +309,12 @@ async def test_a_slow_call_opens_the_breaker_unless_others_are_answered(others_a
                 return await super().run(script, keys, args, seconds=seconds)
             self.is_slow = False
             if others_are_answered:
-                await api_client.quotas.look(ADA)
+                await api_client.quotas.read(ADA)
             now[0] += 2 * ANSWER_SECONDS
             raise errors.Unavailable("Valkey does not answer")
 
     api_client = ApiClient(Slow(), HOURLY, clock=lambda: now[0])
-    await api_client.quotas.look(ADA)
+    await api_client.quotas.read(ADA)
     assert api_client.degraded is not others_are_answered
 
 
@@ -324,10 +324,10 @@ async def test_a_slow_call_opens_the_breaker_unless_others_are_answered(others_a
 @asynccontextmanager
 async def watched_quotas(valkey_url: str, counters: Callable[[Cache], Counters]) -> AsyncIterator[ApiClient]:
     async with Cache.open(valkey_url) as cache:
-        made = ApiClient(counters(cache), TierPlan(100, None, None, 1000, None))
-        await made.quotas.connect()
-        async with made.watched():
-            yield made
+        api_client = ApiClient(counters(cache), TierPlan(100, None, None, 1000, None))
+        await api_client.quotas.connect()
+        async with api_client.watched():
+            yield api_client
 
 
 class CountingCache:
@@ -335,19 +335,19 @@ class CountingCache:
 
     def __init__(self, cache: Cache) -> None:
         self.script, self.connect = cache.script, cache.connect
-        self.asked = 0
+        self.calls = 0
         self._cache = cache
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float | None = None) -> list[int]:
-        self.asked += quotas._PROBE.counter not in keys
+        self.calls += quotas._PROBE.counter not in keys
         found: list[int] = await self._cache.run(script, keys, args, seconds=seconds)
         return found
 
 
 @pytest.fixture
 async def api_client(valkey_url: str) -> AsyncIterator[ApiClient]:
-    async with watched_quotas(valkey_url, lambda cache: cache) as made:
-        yield made
+    async with watched_quotas(valkey_url, lambda cache: cache) as api_client:
+        yield api_client
 
 
 async def test_exactly_the_limit_of_four_hundred_concurrent_requests_is_admitted(valkey_url: str) -> None:
@@ -382,27 +382,27 @@ async def kill_and_bring_back(api_client: ApiClient, valkey: ValkeyServer) -> No
 
 
 async def test_valkey_is_suspended_and_resumed_without_an_error(valkey_url: str, valkey: ValkeyServer) -> None:
-    made: list[CountingCache] = []
+    caches: list[CountingCache] = []
 
     def counting(cache: Cache) -> CountingCache:
-        made.append(CountingCache(cache))
-        return made[0]
+        caches.append(CountingCache(cache))
+        return caches[0]
 
     async with watched_quotas(valkey_url, counting) as api_client:
         assert await api_client.let_in(5) == 5
-        (cache,) = made
-        before = cache.asked
+        (cache,) = caches
+        before = cache.calls
         os.kill(valkey.pid, signal.SIGSTOP)
         try:
             for _ in range(20):
                 await api_client.spend()
             assert api_client.degraded
-            assert cache.asked - before == 1, "only the first request waits"
+            assert cache.calls - before == 1, "only the first request waits"
         finally:
             os.kill(valkey.pid, signal.SIGCONT)
         await until_it_counts_again(api_client)
         # It may have counted when it continued, although no caller waited for the answer.
-        hour, at_once = await api_client.quotas.look(ADA)
+        hour, at_once = await api_client.quotas.read(ADA)
         assert 5 <= hour.used <= 6
         assert at_once.used in {5, 6}
 
@@ -417,11 +417,11 @@ async def test_a_read_only_valkey_counts_as_down(
     lines = Lines(monkeypatch)
     assert await api_client.let_in(5) == 5
     async with refusing(valkey_url, reason):
-        spent = await api_client.spend()
+        usage = await api_client.spend()
         assert api_client.degraded, "it refuses all writes"
-        assert spent.counted is CountedRequest.HERE
+        assert usage.counted is CountedRequest.HERE
         # Without memory it still accepts commands that free memory, which doesn't mean that it is healthy.
-        await api_client.quotas.settle(spent, tokens=0)
+        await api_client.quotas.settle(usage, tokens=0)
         assert await api_client.let_in(50) == 50
         assert api_client.degraded
         assert await api_client.let_in(100) == 49, "counting is local, whatever Valkey counted"

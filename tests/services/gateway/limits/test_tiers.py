@@ -19,8 +19,8 @@ def test_a_setting_overrides_its_default_and_the_rest_stays() -> None:
 
 
 def test_limits_of_models_whose_names_have_dots() -> None:
-    found = tiers.of_models({"qwen2.5.concurrency": "3", "qwen2.5.requests_per_minute": "8", "smollm2.tokens_per_minute": "7"})
-    assert found == {ModelName("qwen2.5"): TierPlan(None, 8, None, 3, None), ModelName("smollm2"): TierPlan(None, None, 7, None, None)}
+    plans = tiers.of_models({"qwen2.5.concurrency": "3", "qwen2.5.requests_per_minute": "8", "smollm2.tokens_per_minute": "7"})
+    assert plans == {ModelName("qwen2.5"): TierPlan(None, 8, None, 3, None), ModelName("smollm2"): TierPlan(None, None, 7, None, None)}
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,14 @@ from tests.services.gateway.fakes import TOKEN, FakeWorker, RunningService
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service(free=5) as made:
-        yield made
+    async with fakes.running_service(free=5) as service:
+        yield service
 
 
 @pytest.fixture
 async def client(running_service: RunningService) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai_clients.connected(running_service) as made:
-        yield made
+    async with openai_clients.connected(running_service) as client:
+        yield client
 
 
 async def test_plain_answer(client: openai.AsyncOpenAI) -> None:
@@ -83,11 +83,11 @@ async def test_the_client_assembles_a_response_from_its_stream(client: openai.As
     tool: Any = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}, "strict": True}
     async with client.responses.stream(model="smollm2", input="hi", tools=[tool]) as stream:
         snapshots = [event.snapshot async for event in stream if event.type == "response.output_text.delta"]
-        found = await stream.get_final_response()
+        response = await stream.get_final_response()
     assert snapshots[-1] == "Let me see."
-    assert [item.type for item in found.output] == ["message", "function_call"]
+    assert [item.type for item in response.output] == ["message", "function_call"]
     with pytest.raises(openai.BadRequestError) as refused:
-        await client.responses.create(model="smollm2", input="hi", previous_response_id=found.id)
+        await client.responses.create(model="smollm2", input="hi", previous_response_id=response.id)
     assert refused.value.param == "previous_response_id"
 
 
@@ -98,8 +98,8 @@ async def test_the_client_assembles_a_chat_from_its_stream(client: openai.AsyncO
     async with client.chat.completions.stream(model="smollm2", messages=messages, tools=[tool]) as stream:
         async for _ in stream:
             pass
-        found = await stream.get_final_completion()
-    choice = found.choices[0]
+        completion = await stream.get_final_completion()
+    choice = completion.choices[0]
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me see.")
     assert choice.message.tool_calls is not None
     assert choice.message.tool_calls[0].function.name == "look_up"

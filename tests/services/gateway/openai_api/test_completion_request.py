@@ -20,8 +20,8 @@ BEARER = {"authorization": f"Bearer {KEY}"}
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 @pytest.fixture
@@ -30,14 +30,14 @@ async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClie
         yield client
 
 
-async def complete(http: httpx.AsyncClient, **asked: Any) -> Completion:
-    answer = await http.post("/v1/completions", json={"prompt": "Once", **asked})
+async def complete(http: httpx.AsyncClient, **fields: Any) -> Completion:
+    answer = await http.post("/v1/completions", json={"prompt": "Once", **fields})
     assert answer.status_code == 200, answer.text
     return Completion.model_validate(answer.json())
 
 
-async def streamed(http: httpx.AsyncClient, **asked: Any) -> list[dict[str, Any]]:
-    answer = await http.post("/v1/completions", json={"prompt": "Once", "stream": True, **asked})
+async def streamed(http: httpx.AsyncClient, **fields: Any) -> list[dict[str, Any]]:
+    answer = await http.post("/v1/completions", json={"prompt": "Once", "stream": True, **fields})
     lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if line.startswith("data: ")]
     assert lines.pop() == "[DONE]"
     return [json.loads(line) for line in lines]
@@ -48,14 +48,14 @@ def text_of(events: list[dict[str, Any]], index: int) -> str:
 
 
 async def test_a_completion_sends_its_text_unchanged_to_the_model(http: httpx.AsyncClient, running_service: RunningService) -> None:
-    found = await complete(http, model="llama3", grammar="root ::= [a]")
-    assert (found.object, found.model, found.choices[0].text, found.choices[0].finish_reason) == (
+    completion = await complete(http, model="llama3", grammar="root ::= [a]")
+    assert (completion.object, completion.model, completion.choices[0].text, completion.choices[0].finish_reason) == (
         *("text_completion", "smollm2", "Hello world!", "stop"),
     )
-    assert found.usage is not None
-    assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.total_tokens) == (7, 3, 10)
-    assert found.id == f"cmpl-{running_service.store.only_row.id.hex}"
-    (prompt,) = running_service.worker.asked
+    assert completion.usage is not None
+    assert (completion.usage.prompt_tokens, completion.usage.completion_tokens, completion.usage.total_tokens) == (7, 3, 10)
+    assert completion.id == f"cmpl-{running_service.store.only_row.id.hex}"
+    (prompt,) = running_service.worker.received
     assert prompt.prompt == (ChatMessage("user", "Once"),)
     config = prompt.model_config
     assert (config.raw, config.max_tokens) == (True, 16)
@@ -65,21 +65,21 @@ async def test_a_completion_sends_its_text_unchanged_to_the_model(http: httpx.As
 
 async def test_a_chat_is_not_raw(http: httpx.AsyncClient, running_service: RunningService) -> None:
     await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]})
-    assert running_service.worker.asked[0].model_config.raw is False
+    assert running_service.worker.received[0].model_config.raw is False
 
 
 async def test_each_prompt_has_its_own_answers_and_row(http: httpx.AsyncClient, running_service: RunningService) -> None:
-    found = await complete(http, prompt=["One", "Two", "Three"])
-    assert [(choice.index, choice.text) for choice in found.choices] == [(index, "Hello world!") for index in range(3)]
-    assert found.usage is not None
-    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (21, 9)
-    assert [prompt.prompt[0].content for prompt in running_service.worker.asked if isinstance(prompt.prompt, tuple)] == [
+    completion = await complete(http, prompt=["One", "Two", "Three"])
+    assert [(choice.index, choice.text) for choice in completion.choices] == [(index, "Hello world!") for index in range(3)]
+    assert completion.usage is not None
+    assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (21, 9)
+    assert [prompt.prompt[0].content for prompt in running_service.worker.received if isinstance(prompt.prompt, tuple)] == [
         "One",
         "Two",
         "Three",
     ]
     assert len(running_service.store.rows) == 3
-    assert found.id.removeprefix("cmpl-") == running_service.worker.asked[0].request_id.hex
+    assert completion.id.removeprefix("cmpl-") == running_service.worker.received[0].request_id.hex
 
 
 async def test_several_prompts_in_a_stream(http: httpx.AsyncClient) -> None:
@@ -134,9 +134,9 @@ class Likely(FakeWorker):
 
 async def test_log_probabilities_use_the_legacy_format(http: httpx.AsyncClient, running_service: RunningService) -> None:
     running_service.add_worker(1, Likely(), "smollm2")
-    found = await complete(http, n=2, best_of=2, logprobs=2)
-    assert [choice.finish_reason for choice in found.choices] == ["length", "stop"]
-    for choice in found.choices:
+    completion = await complete(http, n=2, best_of=2, logprobs=2)
+    assert [choice.finish_reason for choice in completion.choices] == ["length", "stop"]
+    for choice in completion.choices:
         assert choice.logprobs is not None
         assert choice.logprobs.tokens == ["ab", "c"]
         assert choice.logprobs.token_logprobs == [-0.5, -0.5]
@@ -170,4 +170,4 @@ async def test_a_wrong_parameter_is_a_400_that_names_it(
 ) -> None:
     answer = await http.post("/v1/completions", json={"prompt": "Once", **wrong})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
-    assert not running_service.worker.asked
+    assert not running_service.worker.received

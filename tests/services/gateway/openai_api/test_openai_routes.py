@@ -32,8 +32,8 @@ RESULT = {"role": "tool", "content": "x", "tool_call_id": "c1"}
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 @pytest.fixture
@@ -78,13 +78,13 @@ async def test_chat_stream(http: httpx.AsyncClient, running_service: RunningServ
 
 async def test_chat_parameters_reach_the_worker(http: httpx.AsyncClient, running_service: RunningService) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    asked = {
+    fields = {
         "n": 2, "logprobs": True, "top_logprobs": 3, "min_p": 0.1, "repeat_penalty": 1.1,
         "frequency_penalty": 0.5, "presence_penalty": -0.5,
         "logit_bias": {"17": -100}, "ignore_eos": True, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
     }  # fmt: skip
-    assert (await http.post("/v1/chat/completions", json={**CHAT, **asked})).status_code == 200
-    (prompt,) = running_service.worker.asked
+    assert (await http.post("/v1/chat/completions", json={**CHAT, **fields})).status_code == 200
+    (prompt,) = running_service.worker.received
     config = prompt.model_config
     assert (config.n, config.top_logprobs, config.min_p, config.repeat_penalty) == (2, 3, 0.1, 1.1)
     assert (config.frequency_penalty, config.presence_penalty, config.logit_bias, config.ignore_eos) == (0.5, -0.5, {17: -100.0}, True)
@@ -106,7 +106,7 @@ async def test_allowed_tools_reach_the_worker(
 ) -> None:
     tools = [TOOL, {"type": "function", "function": {"name": "count"}}]
     await http.post("/v1/chat/completions", json={**CHAT, "tools": tools, "tool_choice": choice})
-    config = running_service.worker.asked[0].model_config
+    config = running_service.worker.received[0].model_config
     assert [tool.name for tool in config.tools] == names
     assert config.tool_choice == must
     if "look_up" in names:
@@ -116,7 +116,7 @@ async def test_allowed_tools_reach_the_worker(
 async def test_users_have_different_and_stable_salts(http: httpx.AsyncClient, running_service: RunningService) -> None:
     await http.post("/v1/chat/completions", json=CHAT)
     await http.post("/v1/chat/completions", json={**CHAT, "messages": [{"role": "user", "content": "other"}]})
-    mine, again = (prompt.salt for prompt in running_service.worker.asked)
+    mine, again = (prompt.salt for prompt in running_service.worker.received)
     assert mine == again
     assert mine
     assert mine != request_admission.prompt_salt(UserId(UUID(int=7)), "s" * 16)
@@ -183,11 +183,11 @@ async def test_waiting_notices_are_sent_as_comments(http: httpx.AsyncClient, run
 
 async def test_without_parallel_calls_an_answer_has_one_call(http: httpx.AsyncClient, running_service: RunningService) -> None:
     running_service.worker.run = _calls_twice  # type: ignore[method-assign]
-    asked = {**CHAT, "tools": [TOOL]}
+    fields = {**CHAT, "tools": [TOOL]}
     for parallel, ids in ((None, ["c1", "c2"]), (True, ["c1", "c2"]), (False, ["c1"])):
-        body = (await http.post("/v1/chat/completions", json={**asked, "parallel_tool_calls": parallel})).json()
+        body = (await http.post("/v1/chat/completions", json={**fields, "parallel_tool_calls": parallel})).json()
         assert [call["id"] for call in body["choices"][0]["message"]["tool_calls"]] == ids
-        stream = await http.post("/v1/chat/completions", json={**asked, "parallel_tool_calls": parallel, "stream": True})
+        stream = await http.post("/v1/chat/completions", json={**fields, "parallel_tool_calls": parallel, "stream": True})
         deltas = [event["choices"][0]["delta"] for event in events(stream)[:-1]]
         assert [call["id"] for delta in deltas for call in delta.get("tool_calls", [])] == ids
 
@@ -217,9 +217,9 @@ async def test_models_are_those_that_the_caller_may_use(http: httpx.AsyncClient,
 
 async def test_a_model_is_found_by_any_of_its_names(http: httpx.AsyncClient, running_service: RunningService) -> None:
     running_service.add_worker(2, FakeWorker(), "org/name:8b")
-    for name, found in (("smollm2", "smollm2"), ("llama3", "smollm2"), ("org/name:8b", "org/name:8b"), ("org%2Fname:8b", "org/name:8b")):
+    for name, shown in (("smollm2", "smollm2"), ("llama3", "smollm2"), ("org/name:8b", "org/name:8b"), ("org%2Fname:8b", "org/name:8b")):
         answer = await http.get(f"/v1/models/{name}")
-        assert (answer.status_code, answer.json()["id"], answer.json()["object"]) == (200, found, "model"), answer.text
+        assert (answer.status_code, answer.json()["id"], answer.json()["object"]) == (200, shown, "model"), answer.text
     error = problem(await http.get("/v1/models/gpt-9"), 404, "unknown_model")
     assert error["param"] == "model"
     assert "smollm2" in error["message"]
@@ -313,4 +313,4 @@ async def test_a_wrong_parameter_is_a_400_that_names_it(
 ) -> None:
     error = problem(await http.post("/v1/chat/completions", json={**CHAT, **wrong}), 400, "bad_request")
     assert error["param"] == param
-    assert not running_service.worker.asked
+    assert not running_service.worker.received

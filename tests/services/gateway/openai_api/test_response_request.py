@@ -25,8 +25,8 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as made:
-        yield made
+    async with fakes.running_service() as service:
+        yield service
 
 
 @pytest.fixture
@@ -35,36 +35,41 @@ async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClie
         yield client
 
 
-async def respond(http: httpx.AsyncClient, **asked: Any) -> Response:
-    answer = await http.post("/v1/responses", json={"input": "hi", **asked})
+async def respond(http: httpx.AsyncClient, **fields: Any) -> Response:
+    answer = await http.post("/v1/responses", json={"input": "hi", **fields})
     assert answer.status_code == 200, answer.text
     return Response.model_validate(answer.json())
 
 
-async def streamed(http: httpx.AsyncClient, **asked: Any) -> list[Any]:
-    answer = await http.post("/v1/responses", json={"input": "hi", "stream": True, **asked})
+async def streamed(http: httpx.AsyncClient, **fields: Any) -> list[Any]:
+    answer = await http.post("/v1/responses", json={"input": "hi", "stream": True, **fields})
     assert "[DONE]" not in answer.text
-    found = []
+    events = []
     for block in answer.text.split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.split("\n") if not line.startswith(":") and line)
         if lines:
             event = EVENT.validate_python(json.loads(lines["data"]))
             assert lines["event"] == event.type
-            found.append(event)
-    assert [event.sequence_number for event in found] == list(range(len(found)))
-    return found
+            events.append(event)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    return events
 
 
 async def test_a_plain_answer(http: httpx.AsyncClient, running_service: RunningService) -> None:
-    found = await respond(http, model="llama3", instructions="Be brief.", temperature=0.5, metadata={"a": "b"}, store=True)
-    assert (found.output_text, found.status, found.model, found.object) == ("Hello world!", "completed", "smollm2", "response")
-    assert (found.instructions, found.temperature, found.metadata, found.parallel_tool_calls) == ("Be brief.", 0.5, {"a": "b"}, True)
-    assert (found.error, found.incomplete_details, found.tool_choice, found.tools) == (None, None, "auto", [])
-    assert found.usage is not None
-    assert (found.usage.input_tokens, found.usage.output_tokens, found.usage.total_tokens) == (7, 3, 10)
-    assert found.id == f"resp_{running_service.store.only_row.id.hex}"
-    assert found.to_dict()["store"] is False
-    assert running_service.worker.asked[0].prompt == (ChatMessage("system", "Be brief."), ChatMessage("user", "hi"))
+    response = await respond(http, model="llama3", instructions="Be brief.", temperature=0.5, metadata={"a": "b"}, store=True)
+    assert (response.output_text, response.status, response.model, response.object) == ("Hello world!", "completed", "smollm2", "response")
+    assert (response.instructions, response.temperature, response.metadata, response.parallel_tool_calls) == (
+        "Be brief.",
+        0.5,
+        {"a": "b"},
+        True,
+    )
+    assert (response.error, response.incomplete_details, response.tool_choice, response.tools) == (None, None, "auto", [])
+    assert response.usage is not None
+    assert (response.usage.input_tokens, response.usage.output_tokens, response.usage.total_tokens) == (7, 3, 10)
+    assert response.id == f"resp_{running_service.store.only_row.id.hex}"
+    assert response.to_dict()["store"] is False
+    assert running_service.worker.received[0].prompt == (ChatMessage("system", "Be brief."), ChatMessage("user", "hi"))
 
 
 async def test_the_events_of_a_text_answer(http: httpx.AsyncClient) -> None:
@@ -95,11 +100,11 @@ async def test_calls_are_separate_items(http: httpx.AsyncClient, running_service
     running_service.add_worker(1, Calls(), "smollm2")
     plain = await respond(http, tools=[TOOL, OTHER], parallel_tool_calls=parallel)
     events = await streamed(http, tools=[TOOL, OTHER], parallel_tool_calls=parallel)
-    for found in (plain, events[-1].response):
-        assert [item.type for item in found.output] == ["message", *["function_call"] * len(ids)]
-        assert [item.call_id for item in found.output[1:]] == ids
-        assert (found.output[1].name, found.output[1].arguments) == ("look_up", '{"what": "x"}')
-        assert [tool.name for tool in found.tools] == ["look_up", "count"]
+    for response in (plain, events[-1].response):
+        assert [item.type for item in response.output] == ["message", *["function_call"] * len(ids)]
+        assert [item.call_id for item in response.output[1:]] == ids
+        assert (response.output[1].name, response.output[1].arguments) == ("look_up", '{"what": "x"}')
+        assert [tool.name for tool in response.tools] == ["look_up", "count"]
     done = [event.item for event in events if event.type == "response.output_item.done"]
     assert sorted(item.id for item in done) == sorted(item.id for item in events[-1].response.output)
     for event in events:
@@ -116,8 +121,12 @@ async def test_a_truncated_answer_is_incomplete(http: httpx.AsyncClient, running
     running_service.add_worker(1, Cut(), "smollm2")
     plain, (*_, last) = await respond(http, max_output_tokens=1), await streamed(http, max_output_tokens=1)
     assert last.type == "response.incomplete"
-    for found in (plain, last.response):
-        assert (found.status, found.incomplete_details.reason, found.output[0].status) == ("incomplete", "max_output_tokens", "incomplete")
+    for response in (plain, last.response):
+        assert (response.status, response.incomplete_details.reason, response.output[0].status) == (
+            "incomplete",
+            "max_output_tokens",
+            "incomplete",
+        )
 
 
 async def test_an_empty_answer_is_an_empty_message(http: httpx.AsyncClient, running_service: RunningService) -> None:
@@ -162,7 +171,7 @@ async def test_a_conversation_becomes_the_same_chat(http: httpx.AsyncClient, run
             {"role": "user", "content": "go on"},
         ],
     )  # fmt: skip
-    assert running_service.worker.asked[0].prompt == (
+    assert running_service.worker.received[0].prompt == (
         ChatMessage("system", "Be brief."),
         ChatMessage("user", "Why x"),
         ChatMessage("assistant", "Let me see.", (ToolCall("c1", "look_up", "{}"), ToolCall("c2", "count", "{}"))),
@@ -191,22 +200,22 @@ async def test_output_items_are_accepted_as_input(http: httpx.AsyncClient, runni
     ],
 )
 async def test_allowed_tools(http: httpx.AsyncClient, running_service: RunningService, choice: object, names: list[str], must: str) -> None:
-    found = await respond(http, tools=[TOOL, OTHER], tool_choice=choice)
-    config = running_service.worker.asked[0].model_config
+    response = await respond(http, tools=[TOOL, OTHER], tool_choice=choice)
+    config = running_service.worker.received[0].model_config
     assert ([tool.name for tool in config.tools], config.tool_choice) == (names, must)
-    assert json.loads(found.to_json())["tool_choice"] == (choice or "auto")
+    assert json.loads(response.to_json())["tool_choice"] == (choice or "auto")
 
 
 async def test_formats_and_log_probabilities(http: httpx.AsyncClient, running_service: RunningService) -> None:
     form = {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}
-    found = await respond(http, text={"format": form}, include=["message.output_text.logprobs"], top_logprobs=2)
-    config = running_service.worker.asked[0].model_config
+    response = await respond(http, text={"format": form}, include=["message.output_text.logprobs"], top_logprobs=2)
+    config = running_service.worker.received[0].model_config
     assert config.format is not None
     assert (config.format.kind, json.loads(config.format.text), config.top_logprobs) == (FormatKind.JSON_SCHEMA, SCHEMA, 2)
-    assert found.text is not None
-    assert json.loads(found.text.to_json())["format"] == form
+    assert response.text is not None
+    assert json.loads(response.text.to_json())["format"] == form
     await respond(http, text={"format": {"type": "json_object"}}, include=["reasoning.encrypted_content"])
-    config = running_service.worker.asked[1].model_config
+    config = running_service.worker.received[1].model_config
     assert (config.format.kind if config.format else None, config.top_logprobs) == (FormatKind.JSON, None)
 
 
@@ -234,4 +243,4 @@ async def test_a_wrong_parameter_is_a_400_that_names_it(
 ) -> None:
     answer = await http.post("/v1/responses", json={"input": "hi", **wrong})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
-    assert not running_service.worker.asked
+    assert not running_service.worker.received

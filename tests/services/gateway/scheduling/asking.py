@@ -33,7 +33,7 @@ def requirements(of: int = 1, **more: Any) -> WorkerRequirements:
 class Caller:
     """One request: waits, holds its slot until ``leave``, and records the notices that it gets."""
 
-    def __init__(self, site: "Site", wanted: WorkerRequirements) -> None:
+    def __init__(self, harness: "DispatchHarness", wanted: WorkerRequirements) -> None:
         self.notices: list[str] = []
         self.claim: Claim | None = None
         self.error: errors.AimeshError | None = None
@@ -42,13 +42,13 @@ class Caller:
         self.began = asyncio.Event()
         self._may_leave = asyncio.Event()
         self._noticed = asyncio.Condition()
-        self._site = site
-        self.task = site.tasks.create_task(self._run(wanted))
+        self._harness = harness
+        self.task = harness.tasks.create_task(self._run(wanted))
 
     async def _run(self, wanted: WorkerRequirements) -> None:
         asked_at = time.thread_time()
         try:
-            async with aclosing(self._site.dispatch.find(wanted)) as steps:
+            async with aclosing(self._harness.dispatch.find(wanted)) as steps:
                 async for step in steps:
                     if isinstance(step, WaitingRequests):
                         self.notices.append(step.why)
@@ -63,7 +63,7 @@ class Caller:
             self.seconds = time.thread_time() - asked_at
         assert self.claim is not None
         with self.claim:
-            self._site.began.append(self)
+            self._harness.began.append(self)
             self.began.set()
             await self._may_leave.wait()
 
@@ -85,7 +85,7 @@ class Caller:
         await asyncio.wait((self.task,))
 
 
-class Site:
+class DispatchHarness:
     def __init__(self, tasks: asyncio.TaskGroup, rules: QueueSettings) -> None:
         self.tasks = tasks
         self.directory = FakeDirectory()
@@ -113,22 +113,22 @@ async def settled() -> None:
 
 
 @asynccontextmanager
-async def site(**rules: Any) -> AsyncIterator[Site]:
+async def dispatch_harness(**rules: Any) -> AsyncIterator[DispatchHarness]:
     """Cancels what still runs at the end."""
     async with asyncio.TaskGroup() as tasks:
-        here = Site(tasks, QueueSettings(**rules))
+        harness = DispatchHarness(tasks, QueueSettings(**rules))
         try:
-            yield here
+            yield harness
         finally:
             for task in list(tasks._tasks):
                 task.cancel()
 
 
-async def finish(here: Site) -> Iterator[Caller]:
+async def finish(harness: DispatchHarness) -> Iterator[Caller]:
     """End the running requests one after the other until none runs; returns them in the order in which they started."""
     done = 0
-    while done < len(here.began):
-        await here.began[done].leave()
+    while done < len(harness.began):
+        await harness.began[done].leave()
         await settled()
         done += 1
-    return iter(here.began)
+    return iter(harness.began)

@@ -189,9 +189,9 @@ class Mesh:
                 self.start(number, QueueSharing(self.log, dispatch, name).run())
 
     def worker(self, slots: int, distance_seconds: float = NEAR_SECONDS) -> Worker:
-        made = Worker(self, 100 + len(self.workers), slots, distance_seconds)
-        self.workers[made.node] = made
-        return made
+        worker = Worker(self, 100 + len(self.workers), slots, distance_seconds)
+        self.workers[worker.node] = worker
+        return worker
 
     async def ask(self, at: int, of: int, tokens: int) -> None:
         """Run one request, from its arrival to its end."""

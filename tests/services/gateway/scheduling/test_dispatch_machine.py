@@ -27,7 +27,7 @@ OWNER = UserId(UUID(int=3))
 MOST = SLOTS + 1
 
 
-class Asked:
+class QueuedCaller:
     """One request."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, dispatch: Dispatch, requirements: WorkerRequirements) -> None:
@@ -70,12 +70,12 @@ class Requests(RuleBasedStateMachine):
         self.now = 0.0
         rules = QueueSettings(PromptPrivacy.TRUSTED, queue_seconds=1e9, queue_most=QUEUE, queue_per_tenant=QUEUE // 2)
         self.dispatch = Dispatch(self.directory, random.Random(1), rules, clock=lambda: self.now)
-        self.asked: list[Asked] = []
+        self.callers: list[QueuedCaller] = []
         self.comes(0)
 
     def teardown(self) -> None:
-        for each in self.asked:
-            each.task.cancel()
+        for caller in self.callers:
+            caller.task.cancel()
         self.settle()
         assert (self.dispatch.in_flight, self.dispatch.waiting) == (0, 0)
         self.loop.close()
@@ -88,12 +88,12 @@ class Requests(RuleBasedStateMachine):
         self.loop.run_until_complete(turns())
 
     @property
-    def running(self) -> list[Asked]:
-        return [each for each in self.asked if each.node is not None]
+    def running(self) -> list[QueuedCaller]:
+        return [caller for caller in self.callers if caller.node is not None]
 
     @property
-    def waiting(self) -> list[Asked]:
-        return [each for each in self.asked if not each.task.done() and each.node is None]
+    def waiting(self) -> list[QueuedCaller]:
+        return [caller for caller in self.callers if not caller.task.done() and caller.node is None]
 
     @rule(tenant=st.integers(1, 3), failed=st.sets(st.integers(0, WORKERS - 1), max_size=1))
     def asks(self, tenant: int, failed: set[int]) -> None:
@@ -101,7 +101,7 @@ class Requests(RuleBasedStateMachine):
         requirements = WorkerRequirements(M, asking, asking, 10, 10, excluded=frozenset(map(node_id, failed)))
         with_loop = self.loop
         asyncio.set_event_loop(with_loop)
-        self.asked.append(Asked(with_loop, self.dispatch, requirements))
+        self.callers.append(QueuedCaller(with_loop, self.dispatch, requirements))
         self.settle()
 
     @precondition(lambda self: self.running)
@@ -133,16 +133,16 @@ class Requests(RuleBasedStateMachine):
     def goes(self, number: int) -> None:
         """Its requests end with the link."""
         self.directory.mark_gone(node_id(number), "its link died")
-        for each in self.running:
-            if each.node == node_id(number):
-                each.end()
+        for caller in self.running:
+            if caller.node == node_id(number):
+                caller.end()
         self.settle()
 
     @rule(seconds=st.floats(0, 40))
     def passes_by(self, seconds: float) -> None:
         """A waiting request checks once a second; here any announcement makes the gateway check."""
         self.now += seconds
-        self.dispatch._assign_places(M)
+        self.dispatch._assign_slots(M)
         self.settle()
 
     @invariant()
@@ -153,12 +153,12 @@ class Requests(RuleBasedStateMachine):
     @invariant()
     def no_worker_has_more_than_fits(self) -> None:
         for number in range(WORKERS):
-            assert sum(each.node == node_id(number) for each in self.running) <= MOST
+            assert sum(caller.node == node_id(number) for caller in self.running) <= MOST
 
     @invariant()
-    def nobody_waits_for_a_free_place(self) -> None:
-        for each in self.waiting:
-            there = [entry for entry in self.directory.usable(Role.WORKER) if self.may(each.requirements, entry.node)]
+    def nobody_waits_for_a_free_slot(self) -> None:
+        for caller in self.waiting:
+            there = [entry for entry in self.directory.usable(Role.WORKER) if self.may(caller.requirements, entry.node)]
             assert there, "no worker can run it, and it wasn't notified"
             busy = {entry.node: sum(other.node == entry.node for other in self.running) for entry in there}
             resting = {node for node in busy if self.dispatch.worker_stats.outliers.ejection_seconds(node, M, self.now)}
@@ -167,15 +167,15 @@ class Requests(RuleBasedStateMachine):
 
     @invariant()
     def nobody_runs_where_it_may_not(self) -> None:
-        for each in self.running:
-            assert each.node is not None
-            assert self.may(each.requirements, each.node)
+        for caller in self.running:
+            assert caller.node is not None
+            assert self.may(caller.requirements, caller.node)
 
     @invariant()
-    def whoever_was_refused_had_no_place(self) -> None:
-        for each in self.asked:
-            assert not isinstance(each.refused, errors.Overloaded) or not each.requirements.excluded
-        self.asked = [each for each in self.asked if not each.task.done()]
+    def refused_requests_had_no_slot(self) -> None:
+        for caller in self.callers:
+            assert not isinstance(caller.refused, errors.Overloaded) or not caller.requirements.excluded
+        self.callers = [caller for caller in self.callers if not caller.task.done()]
 
     @staticmethod
     def may(requirements: WorkerRequirements, node: NodeId) -> bool:

@@ -22,7 +22,7 @@ def filled(*tickets: tuple[UserId, str], cost: float = 10) -> FairQueue[str]:
 
 def take(queue: FairQueue[str]) -> str:
     ticket = next(queue.turns())
-    queue.dequeue(ticket, queue._places[ticket].cost)
+    queue.dequeue(ticket, queue._queued[ticket].cost)
     return ticket
 
 

@@ -73,5 +73,5 @@ def test_the_number_of_counted_models_is_bounded(mesh: Mesh, monkeypatch: pytest
     monkeypatch.setattr(model_coverage, "MAX_MODELS", 3)
     mesh.count()
     mesh.workers.worker(3, *(f"m{number}" for number in range(10)))
-    found = mesh.count()
-    assert (len(found), found["phi"], found["llama3"]) == (3, 2, 1)
+    counts = mesh.count()
+    assert (len(counts), counts["phi"], counts["llama3"]) == (3, 2, 1)

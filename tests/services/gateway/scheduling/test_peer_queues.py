@@ -40,12 +40,12 @@ class Gateway:
         """Offer it a slot; returns the expected cost."""
         (ticket,) = self.waiting
         assert isinstance(ticket, PeerTicket)
-        self.peers.delegate_place(ticket, WORKER, now, is_ours=True)
+        self.peers.delegate_slot(ticket, WORKER, now, is_ours=True)
         assert not self.waiting
         return self.model_queue.cost(ticket.requirements)
 
 
-def test_a_delegated_place_that_is_not_used_costs_its_tenant_nothing() -> None:
+def test_a_delegated_slot_that_is_not_used_costs_its_tenant_nothing() -> None:
     gateway = Gateway()
     assert gateway.delegate(0.0) == gateway.charged > 0
     assert gateway.peers.expire(DELEGATION_SECONDS - 0.01) == []
@@ -53,7 +53,7 @@ def test_a_delegated_place_that_is_not_used_costs_its_tenant_nothing() -> None:
     assert gateway.charged == 0
 
 
-def test_a_delegated_place_that_is_used_is_charged_once() -> None:
+def test_a_delegated_slot_that_is_used_is_charged_once() -> None:
     gateway = Gateway()
     gateway.delegate(0.0)
     gateway.peers.apply_report(QueueReport("a", MODEL, charges=(Charge(ADA, 7.0),)), 0.1)

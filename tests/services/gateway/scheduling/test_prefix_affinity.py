@@ -18,25 +18,25 @@ SINCE = {node_id(number): 0.0 for number in range(10)}
 def test_the_next_turn_of_a_conversation_shares_its_prefix() -> None:
     first = (SYSTEM, ChatMessage("user", "hello " * 100))
     then = (*first, ChatMessage("assistant", "hi " * 100), ChatMessage("user", "and now?"))
-    shorter, longer = prefix_affinity.beginnings(first, "salt"), prefix_affinity.beginnings(then, "salt")
+    shorter, longer = prefix_affinity.hash_prefixes(first, "salt"), prefix_affinity.hash_prefixes(then, "salt")
     assert longer[: len(shorter)] == shorter
     assert len(longer) > len(shorter)
 
 
 def test_an_extended_text_keeps_its_prefixes() -> None:
-    short, long = (prefix_affinity.beginnings((ChatMessage("user", "word " * count),), "salt") for count in (200, 300))
+    short, long = (prefix_affinity.hash_prefixes((ChatMessage("user", "word " * count),), "salt") for count in (200, 300))
     assert long[: len(short)] == short
 
 
 def test_two_tenants_share_no_prefix_hashes() -> None:
-    assert not set(prefix_affinity.beginnings((SYSTEM,), "one")) & set(prefix_affinity.beginnings((SYSTEM,), "two"))
+    assert not set(prefix_affinity.hash_prefixes((SYSTEM,), "one")) & set(prefix_affinity.hash_prefixes((SYSTEM,), "two"))
 
 
 def test_roles_and_tools_are_part_of_the_prefix() -> None:
     text = "word " * 200
     tools = (Tool("search"),)
     names = [
-        prefix_affinity.beginnings((ChatMessage(role, text),), "salt", with_tools)
+        prefix_affinity.hash_prefixes((ChatMessage(role, text),), "salt", with_tools)
         for role in ("user", "system")
         for with_tools in ((), tools)
     ]
@@ -44,18 +44,18 @@ def test_roles_and_tools_are_part_of_the_prefix() -> None:
 
 
 def test_a_prompt_shorter_than_a_block_has_no_prefixes() -> None:
-    assert prefix_affinity.beginnings((ChatMessage("user", "hi"),), "salt") == ()
+    assert prefix_affinity.hash_prefixes((ChatMessage("user", "hi"),), "salt") == ()
 
 
 def test_lone_surrogates_are_hashed_too() -> None:
-    assert prefix_affinity.beginnings((ChatMessage("user", "\ud800" * 200),), "salt")
+    assert prefix_affinity.hash_prefixes((ChatMessage("user", "\ud800" * 200),), "salt")
 
 
 @given(st.integers(1, 400), st.integers(1, 400))
 def test_a_long_prompt_has_few_prefixes_and_matches_its_last_turn(blocks: int, more: int) -> None:
     text = "".join(f"{number:07d} " for number in range((blocks + more) * BLOCK_BYTES // 8))
     last, now = (
-        prefix_affinity.beginnings((ChatMessage("user", text[: count * BLOCK_BYTES]),), "salt") for count in (blocks, blocks + more)
+        prefix_affinity.hash_prefixes((ChatMessage("user", text[: count * BLOCK_BYTES]),), "salt") for count in (blocks, blocks + more)
     )
     assert 0 < len(last) <= prefix_affinity.MAX_BLOCKS
     assert len(now) <= prefix_affinity.MAX_BLOCKS
@@ -86,7 +86,7 @@ def test_old_prefixes_and_those_of_ended_processes_do_not_count() -> None:
 
 
 def test_the_number_of_prefixes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix_affinity, "MAX_NAMES", 100)
+    monkeypatch.setattr(prefix_affinity, "MAX_PREFIXES", 100)
     readers = PrefixAffinity()
     for number in range(300):
         readers.record(M, (b"shared", str(number).encode()), node_id(number % 10), now=number)

@@ -16,7 +16,7 @@ from tests.services.gateway.fakes import node_id
 DISHONEST, OTHER = node_id(1), node_id(2)
 
 
-class Site:
+class QuarantineHarness:
     def __init__(self, opened: database.Database) -> None:
         self.opened = opened
         self.metrics = Metrics("gateway")
@@ -26,23 +26,23 @@ class Site:
 
 
 @pytest.fixture
-async def site(plain_url: str) -> AsyncIterator[Site]:
+async def harness(plain_url: str) -> AsyncIterator[QuarantineHarness]:
     async with store.opened(plain_url) as opened:
-        yield Site(opened)
+        yield QuarantineHarness(opened)
 
 
 def left(gateway: Quarantine, node: NodeId = DISHONEST) -> float:
     return gateway.dishonest_workers.seconds_left(node, 100.0)
 
 
-async def test_strikes_of_all_gateways_add_up_and_survive_restarts(site: Site) -> None:
-    first, second = site.gateway(), site.gateway()
+async def test_strikes_of_all_gateways_add_up_and_survive_restarts(harness: QuarantineHarness) -> None:
+    first, second = harness.gateway(), harness.gateway()
     for gateway in (first, second, first):
         assert not left(first)
         gateway.strike(DISHONEST)
         await gateway.refresh()
     await second.refresh()
-    async with site.gateway().running() as restarted:
+    async with harness.gateway().running() as restarted:
         for gateway in (first, second, restarted):
             assert QUARANTINE_SECONDS - 60 < left(gateway) <= QUARANTINE_SECONDS
             assert not left(gateway, OTHER)
@@ -50,15 +50,15 @@ async def test_strikes_of_all_gateways_add_up_and_survive_restarts(site: Site) -
     second.strike(DISHONEST)
     await second.refresh()
     assert left(second) <= QUARANTINE_SECONDS
-    assert site.metrics.registry.get_sample_value("ai_platform_wrong_counts_total", {"node": DISHONEST}) == 4
+    assert harness.metrics.registry.get_sample_value("ai_platform_wrong_counts_total", {"node": DISHONEST}) == 4
 
 
-async def test_old_strikes_expire_and_a_quarantine_ends(site: Site) -> None:
-    gateway = site.gateway()
+async def test_old_strikes_expire_and_a_quarantine_ends(harness: QuarantineHarness) -> None:
+    gateway = harness.gateway()
     for _ in range(2):
         gateway.report(DISHONEST)
     await gateway.refresh()
-    async with site.opened.transaction() as transaction:
+    async with harness.opened.transaction() as transaction:
         await transaction._connection.execute(
             "UPDATE worker_strikes SET struck_at = ARRAY(SELECT at - interval '1 h' FROM unnest(struck_at) AS at)"
         )
@@ -69,7 +69,7 @@ async def test_old_strikes_expire_and_a_quarantine_ends(site: Site) -> None:
         gateway.report(DISHONEST)
     await gateway.refresh()
     assert left(gateway)
-    async with site.opened.transaction() as transaction:
+    async with harness.opened.transaction() as transaction:
         await transaction._connection.execute("UPDATE worker_strikes SET quarantined_until = now()")
     await gateway.refresh()
     assert not left(gateway)
@@ -78,8 +78,8 @@ async def test_old_strikes_expire_and_a_quarantine_ends(site: Site) -> None:
     assert not left(gateway), "its strikes start again"
 
 
-async def test_a_pardon_applies_at_all_gateways(site: Site) -> None:
-    first, second = site.gateway(), site.gateway()
+async def test_a_pardon_applies_at_all_gateways(harness: QuarantineHarness) -> None:
+    first, second = harness.gateway(), harness.gateway()
     for _ in range(3):
         first.strike(DISHONEST)
     second.strike(OTHER)
@@ -101,7 +101,7 @@ async def test_a_pardon_applies_at_all_gateways(site: Site) -> None:
     assert not left(first)
 
 
-async def test_without_postgresql_a_gateway_counts_alone_and_saves_later(site: Site) -> None:
+async def test_without_postgresql_a_gateway_counts_alone_and_saves_later(harness: QuarantineHarness) -> None:
     class Away(QuarantineStore):
         is_away = True
 
@@ -110,8 +110,8 @@ async def test_without_postgresql_a_gateway_counts_alone_and_saves_later(site: S
                 raise errors.Unavailable("PostgreSQL does not answer")
             await super().strike(node)
 
-    away = Away(site.opened)
-    first, second = Quarantine(away, site.metrics.wrong_counts, lambda: 100.0), site.gateway()
+    away = Away(harness.opened)
+    first, second = Quarantine(away, harness.metrics.wrong_counts, lambda: 100.0), harness.gateway()
     for _ in range(3):
         first.strike(DISHONEST)
     with pytest.raises(errors.Unavailable):
@@ -124,7 +124,7 @@ async def test_without_postgresql_a_gateway_counts_alone_and_saves_later(site: S
     assert left(second)
 
 
-async def test_strikes_during_a_query_quarantine_a_worker_immediately(site: Site) -> None:
+async def test_strikes_during_a_query_quarantine_a_worker_immediately(harness: QuarantineHarness) -> None:
     class StrikingStore(QuarantineStore):
         async def list_quarantined(self) -> dict[NodeId, float]:
             found = await super().list_quarantined()
@@ -132,6 +132,6 @@ async def test_strikes_during_a_query_quarantine_a_worker_immediately(site: Site
                 gateway.strike(DISHONEST)
             return found
 
-    gateway = Quarantine(StrikingStore(site.opened), site.metrics.wrong_counts, lambda: 100.0)
+    gateway = Quarantine(StrikingStore(harness.opened), harness.metrics.wrong_counts, lambda: 100.0)
     await gateway.refresh()
     assert left(gateway), "the query started before the strikes"

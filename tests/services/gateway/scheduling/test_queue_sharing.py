@@ -194,11 +194,11 @@ def test_a_new_gateway_learns_the_counters() -> None:
         mesh.flood(1, 2, at_once=4)
         mesh.flood(1, 1, at_once=4)
         await pass_time(3)
-        here, there = (gateway.dispatch.model_queue("m").queue.counters() for gateway in mesh.gateways)
-        assert here.keys() == there.keys()
+        first, second = (gateway.dispatch.model_queue("m").queue.counters() for gateway in mesh.gateways)
+        assert first.keys() == second.keys()
         # Only one gateway knows of some requests of 100 tokens each.
-        assert all(abs(here[tenant] - there[tenant]) <= 500 for tenant in here)
-        assert min(here.values()) > 5_000
+        assert all(abs(first[tenant] - second[tenant]) <= 500 for tenant in first)
+        assert min(first.values()) > 5_000
 
     run(script, 2)
 
@@ -292,7 +292,7 @@ async def test_gateways_schedule_alone_while_valkey_refuses_and_share_again_afte
                     with step:
                         await asyncio.Event().wait()
 
-        asked = [tasks.create_task(ask(first)) for _ in range(4)]
+        callers = [tasks.create_task(ask(first)) for _ in range(4)]
         await until_all_know(2, first)
 
         async def both_fail() -> bool:
@@ -303,7 +303,7 @@ async def test_gateways_schedule_alone_while_valkey_refuses_and_share_again_afte
         await client.delete(LOG)
         await until_all_know(2, first, second)
         assert sorted(fields["call"] for fields in logged) == ["append", "read", "read"]
-        for task in asked:
+        for task in callers:
             task.cancel()
 
 
@@ -314,7 +314,7 @@ async def until_all_know(count: int, *gateways: Dispatch) -> None:
     await until(do_all, seconds=20, what=f"all gateways know of {count} that wait")
 
 
-async def test_over_a_real_valkey_a_freed_place_goes_to_the_gateway_with_the_next_request(valkey_url: str) -> None:
+async def test_over_a_real_valkey_a_freed_slot_goes_to_the_gateway_with_the_next_request(valkey_url: str) -> None:
     async with AsyncExitStack() as opened:
         cache = await opened.enter_async_context(Cache.open(valkey_url))
         await cache.delete(LOG)

@@ -7,42 +7,42 @@ import pytest
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from tests.services.gateway.fakes import node_id
-from tests.services.gateway.scheduling.asking import M, requirements, settled, site, tenant
+from tests.services.gateway.scheduling.asking import M, dispatch_harness, requirements, settled, tenant
 
 
 async def test_an_unused_claim_is_released_with_the_search() -> None:
-    async with site() as here:
-        here.worker(1)
-        async with aclosing(here.dispatch.find(requirements())) as steps:
+    async with dispatch_harness() as harness:
+        harness.worker(1)
+        async with aclosing(harness.dispatch.find(requirements())) as steps:
             claim = await anext(steps)
-            assert here.dispatch.in_flight == 1
-        assert here.dispatch.in_flight == 0
+            assert harness.dispatch.in_flight == 1
+        assert harness.dispatch.in_flight == 0
         assert isinstance(claim, Claim)
         with claim:
-            assert here.dispatch.in_flight == 1
-        assert here.dispatch.in_flight == 0
+            assert harness.dispatch.in_flight == 1
+        assert harness.dispatch.in_flight == 0
 
 
 async def test_a_worker_that_fails_five_times_in_a_row_is_ejected_while_there_is_another() -> None:
-    async with site() as here:
-        here.worker(1, slots=50)
-        here.worker(2, slots=50)
+    async with dispatch_harness() as harness:
+        harness.worker(1, slots=50)
+        harness.worker(2, slots=50)
         failures = 0
         while failures < 5:
-            caller = await here.ask()
+            caller = await harness.ask()
             assert caller.claim is not None
             if caller.node == node_id(1):
                 caller.claim.record_failure(errors.LinkLost("x"))
                 failures += 1
             await caller.leave()
-        assert {(await here.ask()).node for _ in range(20)} == {node_id(2)}
+        assert {(await harness.ask()).node for _ in range(20)} == {node_id(2)}
 
 
 async def test_a_failed_call_affects_neither_turns_nor_the_mean_duration() -> None:
-    async with site() as here:
-        here.worker(1)
-        caller = await here.ask()
-        model_queue = here.dispatch.model_queue(M)
+    async with dispatch_harness() as harness:
+        harness.worker(1)
+        caller = await harness.ask()
+        model_queue = harness.dispatch.model_queue(M)
         assert model_queue.queue.counter_of(tenant(1)) > 0
         assert caller.claim is not None
         caller.claim.record_failure(errors.LinkLost("x"))
@@ -52,22 +52,22 @@ async def test_a_failed_call_affects_neither_turns_nor_the_mean_duration() -> No
 
 
 async def test_delivered_tokens_of_a_failed_call_are_charged_up_to_the_bound() -> None:
-    async with site() as here:
-        here.worker(1)
-        caller = await here.ask()
+    async with dispatch_harness() as harness:
+        harness.worker(1)
+        caller = await harness.ask()
         assert caller.claim is not None
         caller.claim.record_tokens(10**9, 5)
         caller.claim.record_failure(errors.LinkLost("x"))
-        assert here.dispatch.model_queue(M).queue.counter_of(tenant(1)) == 40 + 2 * 5
+        assert harness.dispatch.model_queue(M).queue.counter_of(tenant(1)) == 40 + 2 * 5
 
 
 async def test_the_queue_and_the_claim_charge_the_same_despite_a_changed_mean() -> None:
-    async with site() as here:
-        here.worker(1)
-        first, second = await here.ask(1, max_tokens=1000), await here.ask(1, max_tokens=1000)
-        third = await here.ask(2, max_tokens=1000)
+    async with dispatch_harness() as harness:
+        harness.worker(1)
+        first, second = await harness.ask(1, max_tokens=1000), await harness.ask(1, max_tokens=1000)
+        third = await harness.ask(2, max_tokens=1000)
         assert first.claim is not None
-        before = here.dispatch.model_queue(M).queue.counter_of(tenant(2))
+        before = harness.dispatch.model_queue(M).queue.counter_of(tenant(2))
         # The mean length of the answers changes while the third waits.
         first.claim.record_tokens(40, 1000)
         await first.leave()
@@ -75,4 +75,4 @@ async def test_the_queue_and_the_claim_charge_the_same_despite_a_changed_mean() 
         await settled()
         assert third.claim is not None
         third.claim.record_failure(errors.NotReachable("its engine died"))
-        assert here.dispatch.model_queue(M).queue.counter_of(tenant(2)) == pytest.approx(before)
+        assert harness.dispatch.model_queue(M).queue.counter_of(tenant(2)) == pytest.approx(before)
