@@ -37,11 +37,11 @@ def test_add_node_creates_a_key_and_a_user(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "role", "words"),
     [
-        ("gpu-box", "gateway", "worker already"),
+        ("gpu-box", "gateway", "already the name of a worker"),
         ("../x", "worker", "lowercase letters"),
         ("Box", "worker", "lowercase letters"),
         ("box", "king", "king"),
-        ("auth", "worker", "auth already"),
+        ("auth", "worker", "already the name of the stack's own auth"),
     ],
 )
 def test_add_node_refuses(tmp_path: Path, name: str, role: str, words: str) -> None:

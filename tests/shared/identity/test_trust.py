@@ -86,7 +86,7 @@ def test_an_altered_replayed_or_borrowed_hello_is_refused() -> None:
     good = hello(worker, gateway)
     gateway.admit(good, worker.me.id, LINK, NOW)
     cases = [
-        (good, thief.me.id, LINK, "another key"),
+        (good, thief.me.id, LINK, "a different key"),
         (good, worker.me.id, LINK + 1, "not signed for this connection"),
         (hello(worker, other_gateway), worker.me.id, LINK, "not signed for this connection"),
         (msgspec.structs.replace(good, node=thief.me.id), thief.me.id, LINK, "not signed"),

@@ -268,7 +268,7 @@ async def test_a_stream_arrives_in_order_and_ends() -> None:
         await net.start(Worker)
         door = await net.start(Gateway)
         async with door.node.rpc.stream(inference.process_prompt, prompt("tok", 5000)) as answer:
-            with pytest.raises(RuntimeError, match="not over yet"):
+            with pytest.raises(RuntimeError, match="has not ended yet"):
                 answer.end  # noqa: B018
             ids = [chunk.token_ids[0] async for chunk in answer]
         assert ids == list(range(5000))

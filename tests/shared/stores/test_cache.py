@@ -34,18 +34,6 @@ async def test_values_live_for_their_time(valkey_url: str) -> None:
         assert await cache.get("t:long") is None
 
 
-async def test_prolonging_what_has_gone_does_not_bring_it_back(valkey_url: str) -> None:
-    async with Cache.open(valkey_url) as cache:
-        ttl_seconds = 0.5
-        await cache.set("t:p", b"1", ttl_seconds=ttl_seconds)
-        assert await cache.prolong("t:p", ttl_seconds=60) == b"1"
-        await asyncio.sleep(1.1 * ttl_seconds)
-        assert await cache.prolong("t:p", ttl_seconds=60) == b"1"
-        await cache.delete("t:p")
-        assert await cache.prolong("t:p", ttl_seconds=60) is None
-        assert await cache.get("t:p") is None
-
-
 async def test_of_many_takers_one_gets_the_value(valkey_url: str) -> None:
     async with Cache.open(valkey_url) as cache:
         await cache.set("t:once", b"x", ttl_seconds=60)
