@@ -51,7 +51,7 @@ test-all: setup-dev ## run all tests, also the nightly ones, with random seeds a
 	exit $$failed
 
 test-system: ## install the system packages that some tests need (Debian, as root); without them those tests are skipped
-	@$(PYTHON) tools/setup.py system
+	@$(PYTHON) tools/system_packages.py
 
 check: setup-dev ## format, lint, types, import contracts, size budgets, dependencies, docs drift
 	@$(BIN)/ruff format --check .

@@ -131,7 +131,7 @@ def ensure_python_server() -> Path:
         setup.run("installing what llama_cpp.server needs", *pip, "--require-hashes", "-r", str(lock))
         with tempfile.TemporaryDirectory() as temporary:
             setup.run("installing what llama-cpp-python needs", *pip, "--require-hashes", "-r", str(setup.others(Path(temporary))))
-        setup.run("installing llama-cpp-python", *pip, "--no-deps", str(wheel))
+        setup.run("installing llama-cpp-python", *pip, "--no-deps", wheel)
 
     return ensure_environment(folder() / "python", lock, install)
 

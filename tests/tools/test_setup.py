@@ -2,12 +2,12 @@ import contextlib
 import json
 import platform
 import shutil
-import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests import capabilities
 from tools import setup
 
 ALL = frozenset({"g++", "cc", "make"})
@@ -112,6 +112,101 @@ def test_gpu_without_its_compiler_is_reported_with_a_remedy(monkeypatch: pytest.
     assert setup.flavour() == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("log", "shown"),
+    [
+        pytest.param(b"Collecting cmake\n", "", id="before the first step"),
+        pytest.param(b"  [1/78] cc a.c\n  [39/78] cc b.c\n", "39 of 78 steps, about 2 min left, ", id="halfway after 100 seconds"),
+        pytest.param(b"  [78/78] ld\n", "78 of 78 steps, less than a minute left, ", id="after the last step"),
+    ],
+)
+def test_position_of_a_build(log: bytes, shown: str) -> None:
+    assert setup.engine_position(log, 100.0) == shown
+
+
+@pytest.fixture
+def engine_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache of engines; returns the folder of this machine's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(setup, "ENGINE_LOG", tmp_path / "engine-build.log")
+    monkeypatch.setattr(setup, "CHOICE", tmp_path / "no choice")
+    monkeypatch.delenv("ENGINE_WHEEL", raising=False)
+    return setup.cache_folder() / setup.build_key()
+
+
+def _built_by(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    monkeypatch.setattr(
+        setup, "engine_commands", lambda build: [["mkdir", str(build / "out")], ["/bin/sh", "-c", script, "sh", str(build)]]
+    )
+
+
+def test_engine_is_built_once_while_other_steps_run(monkeypatch: pytest.MonkeyPatch, engine_cache: Path) -> None:
+    _built_by(monkeypatch, 'while ! test -e "$1/go"; do sleep 0.02; done; echo wheel > "$1/out/engine.whl"')
+    with setup.engine_wheel() as wheel:
+        (building,) = engine_cache.glob(".building-*")
+        # The build waits for this other step.
+        (building / "go").touch()
+        assert Path(wheel()).read_text() == "wheel\n"
+    assert [path.name for path in engine_cache.iterdir()] == ["engine.whl"]
+    _built_by(monkeypatch, "exit 1")
+    assert setup.ensure_engine_wheel() == str(engine_cache / "engine.whl")
+
+
+def test_given_wheel_is_taken_by_its_hash(monkeypatch: pytest.MonkeyPatch, engine_cache: Path, tmp_path: Path) -> None:
+    _built_by(monkeypatch, "exit 1")
+    name, digest = f"llama_cpp_python-{setup.engine_version()}-py3-none-linux_x86_64.whl", f"#sha256={'0' * 64}"
+    plain = setup.build_key()
+    for given, expected in (
+        (f"https://ai.example.org/{name}{digest}", f"https://ai.example.org/{name}{digest}"),
+        (f"{tmp_path}/{name}{digest}", f"file://{tmp_path}/{name}{digest}"),
+    ):
+        monkeypatch.setenv("ENGINE_WHEEL", given)
+        assert setup.ensure_engine_wheel() == expected
+        assert setup.build_key() != plain
+    # A run without the variable keeps what an earlier one saved, until an engine is chosen.
+    monkeypatch.delenv("ENGINE_WHEEL")
+    monkeypatch.setattr(setup, "CHOICE", tmp_path / "choice")
+    setup.CHOICE.write_text(f"cpu\n{expected}\n")
+    assert (setup.flavour(), setup.ensure_engine_wheel()) == ("cpu", expected)
+    setup.choose("cpu")
+    assert setup.build_key() == plain
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        pytest.param("/x/llama_cpp_python-{}-py3-none-any.whl", "has no hash: add #sha256=", id="no hash"),
+        pytest.param("/x/llama_cpp_python-{}-py3-none-any.whl#sha256=00", "has no hash: add #sha256=", id="a short hash"),
+        pytest.param(
+            f"/x/llama_cpp_python-0.0.1-py3-none-any.whl#sha256={'0' * 64}", "this release needs llama_cpp_python-", id="another version"
+        ),
+    ],
+)
+def test_given_wheel_that_cannot_be_checked_is_refused(given: str, reason: str) -> None:
+    with pytest.raises(setup.SetupFailed, match=reason):
+        setup.find_wheel(given.format(setup.engine_version()))
+
+
+def test_failed_build_shows_the_end_of_its_log(monkeypatch: pytest.MonkeyPatch, engine_cache: Path) -> None:
+    _built_by(monkeypatch, "echo no room on the disk; exit 3")
+    with pytest.raises(setup.SetupFailed, match=r"from source, once failed \(exit status 3\)(.|\n)*no room on the disk"):
+        setup.ensure_engine_wheel()
+    assert list(engine_cache.iterdir()) == []
+
+
+def test_build_ends_with_its_set_up(monkeypatch: pytest.MonkeyPatch, engine_cache: Path, tmp_path: Path) -> None:
+    # The compiler is a child of a child.
+    _built_by(monkeypatch, f"sleep 1000 & echo $! > {tmp_path}/compiler; wait")
+    with pytest.raises(KeyboardInterrupt), setup.engine_wheel():
+        while not (tmp_path / "compiler").exists() or not (compiler := (tmp_path / "compiler").read_text()):
+            time.sleep(0.02)
+        raise KeyboardInterrupt
+    with contextlib.suppress(psutil.NoSuchProcess):
+        # Raises TimeoutExpired if it runs on.
+        psutil.Process(int(compiler)).wait(timeout=30)
+    assert list(engine_cache.iterdir()) == []
+
+
 def test_package_with_missing_files_is_found(tmp_path: Path) -> None:
     for name in ("whole", "damaged"):
         info = tmp_path / f"{name}-1.0.dist-info"
@@ -180,68 +275,6 @@ def test_npm_lock_names_no_registry_and_has_every_hash(folder: Path) -> None:
     # npm refuses a lock that lacks what a package may want, and a mirror need not have what is for other systems.
     wanted = {f"node_modules/{name}" for each in packages.values() for name in each.get("optionalDependencies", {})}
     assert wanted <= packages.keys()
-
-
-ALL_PACKAGES = "chromium chromium-sandbox fonts-liberation iproute2 iptables conntrack prometheus prometheus-alertmanager pgbouncer"
-
-
-@pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
-    """The programs that the machine has, which is a bare Debian."""
-    programs = {"apt-get"}
-    monkeypatch.setattr(setup, "SBIN", tmp_path)
-    monkeypatch.setattr(setup.shutil, "which", lambda program: program if program in programs else None)
-    monkeypatch.setattr(setup.os, "geteuid", lambda: 1000)
-    return programs
-
-
-def test_installed_browser_is_the_one_the_tests_use() -> None:
-    assert setup.BROWSERS == capabilities.BROWSERS
-
-
-def test_ordinary_user_gets_one_command_for_system_packages(installed: set[str]) -> None:
-    with pytest.raises(setup.SetupFailed, match=f"(?m)^  sudo apt-get install -y --no-install-recommends {ALL_PACKAGES}$"):
-        setup.ensure_system()
-    installed |= {"chromium-browser", "ip", "iptables", "conntrack", "promtool", "amtool"}
-    with pytest.raises(setup.SetupFailed, match=r"(?m)^  sudo apt-get install -y --no-install-recommends pgbouncer$"):
-        setup.ensure_system()
-
-
-def test_systems_other_than_debian_get_the_list_of_programs(installed: set[str]) -> None:
-    installed.remove("apt-get")
-    with pytest.raises(setup.SetupFailed, match=r"skipped here.*Debian's names: chromium, "):
-        setup.ensure_system()
-
-
-def test_root_installs_only_missing_system_packages(installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
-    ran: list[tuple[str, ...]] = []
-    monkeypatch.setattr(setup, "apt_get", lambda *command: ran.append(command))
-    monkeypatch.setattr(setup, "without_services", lambda *_: contextlib.nullcontext())
-    installed |= {"chromium", "ip", "iptables", "conntrack"}
-    setup.ensure_system()
-    assert ran == [("apt-get", "update"), (*setup.INSTALL, "prometheus", "prometheus-alertmanager", "pgbouncer")]
-    installed |= {"promtool", "amtool"}
-    (tmp_path / "pgbouncer").touch()
-    ran.clear()
-    setup.ensure_system()
-    assert not ran
-
-
-def test_packages_installed_for_tests_start_no_service(tmp_path: Path) -> None:
-    policy, units = tmp_path / "policy-rc.d", tmp_path / "units"
-    units.mkdir()
-    (units / "mine.service").write_text("[Unit]")
-    with pytest.raises(ZeroDivisionError), setup.without_services(policy, units, ["prometheus", "mine"]):
-        assert subprocess.run([policy, "prometheus", "start"], check=False).returncode == 101
-        raise ZeroDivisionError
-    assert not policy.exists()
-    assert (units / "prometheus.service").readlink() == Path("/dev/null")
-    assert (units / "mine.service").read_text() == "[Unit]"
-    policy.write_text("#!/bin/sh")
-    with setup.without_services(policy, tmp_path / "no systemd", ["prometheus"]):
-        pass
-    assert policy.read_text() == "#!/bin/sh"
 
 
 def test_locks_name_no_index() -> None:
