@@ -52,6 +52,8 @@ _EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls", "too
 #: Added by OpenAI's Python client to an answer, and sent back with it.
 _PARSED, _PARSED_ARGUMENTS = "parsed", "parsed_arguments"
 _TEXTS = ("text", "refusal", None)
+#: Hints for the prompt caches of OpenAI and Anthropic; the cache here needs none.
+_CACHE_HINTS = ("prompt_cache_breakpoint", "cache_control")
 
 
 def tidy(messages: object) -> object:
@@ -69,7 +71,11 @@ def to_messages(messages: tuple[ChatBodyMessage, ...]) -> tuple[ChatMessage, ...
 
 
 def _tidy(position: int, message: dict[str, object]) -> dict[str, object]:
-    tidied = {name: value for name, value in message.items() if name != _PARSED and not (name in _EMPTY and value in (None, [], ""))}
+    tidied = {
+        name: value
+        for name, value in message.items()
+        if name not in (_PARSED, *_CACHE_HINTS) and not (name in _EMPTY and value in (None, [], ""))
+    }
     if tidied.get("function_call") is not None or message.get("role") == "function":
         raise BadField(f"messages[{position}]", "uses a deprecated form; use tool_calls and the role tool")
     if isinstance(calls := tidied.get("tool_calls"), list):
@@ -90,8 +96,7 @@ def _part(field: str, part: object) -> object:
         return part
     if part.get("type") not in _TEXTS:
         raise BadField(field, "must be a text part; images, audio and files are not supported")
-    # A hint for OpenAI's prompt cache; the cache here needs none.
-    return {name: value for name, value in part.items() if name != "prompt_cache_breakpoint"}
+    return {name: value for name, value in part.items() if name not in _CACHE_HINTS}
 
 
 def _message(position: int, message: ChatBodyMessage) -> ChatMessage:
@@ -128,6 +133,8 @@ class FunctionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ToolBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     function: FunctionBody
     type: Literal["function"] = "function"
+    #: Accepted and ignored.
+    cache_control: JsonObject | None = None
 
 
 class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

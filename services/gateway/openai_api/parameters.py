@@ -39,9 +39,9 @@ _USER = _ignored(str, "the credential identifies the caller")
 _METADATA = _ignored(dict, "requests are not stored")
 _CACHE_KEY = _ignored(str, "prompt prefixes are cached automatically, per account")
 _CACHE_OPTIONS = _ignored(dict, "prompt prefixes are cached automatically, per account")
-_SERVICE_TIER = _only("must be auto or default; there are no service tiers", "auto", "default")
+_SERVICE_TIER = _ignored(str, "there are no service tiers")
 _MODERATION = ParameterRule("is not supported; there is no moderation")
-_VERBOSITY = _only("must be medium; say in the prompt how long the answer should be", "medium")
+_VERBOSITY = _ignored(str, "say in the prompt how long the answer should be")
 
 CHAT: Mapping[str, ParameterRule] = {
     "user": _USER,
@@ -50,15 +50,16 @@ CHAT: Mapping[str, ParameterRule] = {
     "prompt_cache_key": _CACHE_KEY,
     "prompt_cache_retention": _CACHE_KEY,
     "prompt_cache_options": _CACHE_OPTIONS,
-    "store": _only("must be false; answers are not stored", False),
+    "cache_control": _ignored(dict, "prompt prefixes are cached automatically, per account; also in messages, their parts and tools"),
+    "store": _ignored(bool, "answers are not stored"),
     "functions": _only("is deprecated; use tools", []),
     "function_call": _only("is deprecated; use tool_choice", "none", "auto"),
     "service_tier": _SERVICE_TIER,
     "modalities": _only('must be ["text"]; models only generate text', ["text"]),
-    "reasoning_effort": _only("must be none; the thinking time of a model cannot be set", "none"),
+    "reasoning_effort": _ignored(str, "the thinking time of a model cannot be set"),
     "verbosity": _VERBOSITY,
     "audio": ParameterRule("is not supported; models only generate text"),
-    "prediction": ParameterRule("is not supported; leave it out, the answer is the same"),
+    "prediction": _ignored(dict, "it only makes answers faster, not different"),
     "web_search_options": ParameterRule("is not supported; offer a tool that searches the web"),
     "moderation": _MODERATION,
 }
@@ -77,6 +78,7 @@ RESPONSES: Mapping[str, ParameterRule] = {
     "prompt_cache_key": _CACHE_KEY,
     "prompt_cache_retention": _CACHE_KEY,
     "prompt_cache_options": _CACHE_OPTIONS,
+    "cache_control": _CACHE_OPTIONS,
     "store": _ignored(bool, "answers are not stored, and the response says so"),
     "max_tool_calls": _ignored(int, "it limits OpenAI's built-in tools, which are not supported"),
     "background": _only("must be false; wait for the answer, or stream it", False),

@@ -161,7 +161,8 @@ class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class TextBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: TextFormat | None = None
-    verbosity: Literal["medium"] | None = None
+    #: Accepted and ignored.
+    verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class ResponseStreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -192,7 +193,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     parallel_tool_calls: bool = True
     #: Returned with the response.
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
-    #: Its effort must be none.
+    #: Accepted and ignored.
     reasoning: JsonObject | None = None
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
@@ -212,8 +213,6 @@ def read(content: bytes) -> ResponseBody:
     for name in body.include:
         if name not in openai_parameters.INCLUDABLE:
             raise BadField("include", f"contains {name[:64]!r}, which is not supported")
-    if body.reasoning is not None and body.reasoning.get("effort") not in (None, "none"):
-        raise BadField("reasoning.effort", "must be none; the thinking time of a model can't be set")
     if body.stream_options is not None and not body.stream:
         raise BadField("stream_options", "requires stream=true")
     return body

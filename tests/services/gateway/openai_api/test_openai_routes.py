@@ -16,6 +16,7 @@ from tests.services.gateway import fakes
 from tests.services.gateway.fakes import USER, FakeWorker, RunningService, node_id
 from tests.services.gateway.http_answers import BEARER, CHAT, events, problem
 
+HINT = {"type": "ephemeral"}
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -261,6 +262,9 @@ async def test_without_workers_it_is_a_503(http: httpx.AsyncClient, running_serv
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "prompt_cache_breakpoint": {"mode": "explicit"}}]}]},
         {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [CHOICE]}}},
         {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": True}},
+        {"prediction": {"type": "content", "content": "x"}, "service_tier": "flex", "reasoning_effort": "high", "verbosity": "low"},
+        {"store": True, "safety_identifier": "x", "cache_control": HINT, "tools": [{**TOOL, "cache_control": HINT}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": HINT}], "cache_control": HINT}]},
     ],
 )  # fmt: skip
 async def test_supported_parameters_are_accepted(http: httpx.AsyncClient, harmless: dict[str, object]) -> None:
@@ -278,7 +282,7 @@ async def test_supported_parameters_are_accepted(http: httpx.AsyncClient, harmle
         ({"response_format": {"type": "json_object"}, "grammar": "root ::= [a]"}, "grammar"),
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"logit_bias": {"a": 5}}, "logit_bias"), ({"logit_bias": {"1": 101}}, "logit_bias"),
-        ({"store": True}, "store"), ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
         ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
         ({"surprise": 1}, "surprise"), ({"temperature": "1"}, "temperature"), ({"temperature": True}, "temperature"),
@@ -302,8 +306,9 @@ async def test_supported_parameters_are_accepted(http: httpx.AsyncClient, harmle
         ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [OTHER]}}}, "tool_choice"),
         ({"audio": {"voice": "x", "format": "wav"}}, "audio"), ({"modalities": ["text", "audio"]}, "modalities"),
         ({"functions": [{"name": "f"}]}, "functions"), ({"function_call": {"name": "f"}}, "function_call"), ({"metadata": 5}, "metadata"),
-        ({"web_search_options": {}}, "web_search_options"), ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
-        ({"service_tier": "flex"}, "service_tier"), ({"reasoning_effort": "high"}, "reasoning_effort"), ({"verbosity": "low"}, "verbosity"),
+        ({"web_search_options": {}}, "web_search_options"), ({"prediction": "x"}, "prediction"), ({"service_tier": 1}, "service_tier"),
+        ({"reasoning_effort": 1}, "reasoning_effort"), ({"verbosity": {}}, "verbosity"), ({"store": "no"}, "store"),
+        ({"cache_control": "ephemeral"}, "cache_control"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"moderation": {"model": "x"}}, "moderation"), ({"surprise": None}, "surprise"), ({"messages": None}, "messages"),
     ],

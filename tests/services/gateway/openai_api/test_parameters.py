@@ -87,5 +87,5 @@ def test_a_rule_applies_to_every_kind_of_value(api: str, name: str) -> None:
 
 
 def test_true_is_not_accepted_as_one() -> None:
-    with pytest.raises(BadField, match="store must be false"):
-        openai_chat.read(b'{"messages": [{"role": "user", "content": "hi"}], "store": 0}')
+    with pytest.raises(BadField, match="background must be false"):
+        openai_responses.read(b'{"input": "hi", "background": 0}')

@@ -206,6 +206,11 @@ async def test_allowed_tools(http: httpx.AsyncClient, running_service: RunningSe
     assert json.loads(response.to_json())["tool_choice"] == (choice or "auto")
 
 
+async def test_parameters_without_effect_are_accepted(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    await respond(http, reasoning={"effort": "high"}, text={"verbosity": "low"}, service_tier="flex", store=True)
+    assert running_service.worker.received
+
+
 async def test_formats_and_log_probabilities(http: httpx.AsyncClient, running_service: RunningService) -> None:
     form = {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}
     response = await respond(http, text={"format": form}, include=["message.output_text.logprobs"], top_logprobs=2)
@@ -232,7 +237,7 @@ async def test_formats_and_log_probabilities(http: httpx.AsyncClient, running_se
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [TOOL], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"), ({"include": ["file_search"]}, "include"),
-        ({"reasoning": {"effort": "high"}}, "reasoning.effort"), ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"reasoning": 5}, "reasoning"), ({"text": {"verbosity": "loud"}}, "text.verbosity"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"), ({"truncation": "auto"}, "truncation"),
         ({"max_output_tokens": 0}, "max_output_tokens"), ({"top_logprobs": 21}, "top_logprobs"), ({"metadata": {"a": 1}}, "metadata[...]"),
         ({"messages": []}, "messages"), ({"prompt": {"id": "x"}}, "prompt"), ({"stream_options": {}}, "stream_options"),
