@@ -29,6 +29,9 @@ _REFUSED = re.compile(r"NATS refused|Permissions Violation")
 #: What a peer logs of two processes with one key, and what the younger one says when it stops.
 _CONTESTED = re.compile(r"two processes use one node key|another process already runs as this node")
 
+#: How long a replica may take to leave the mesh.
+_LEAVE_SECONDS = 15
+
 
 @dataclass(frozen=True, slots=True)
 class Replica:
@@ -81,8 +84,13 @@ async def replica(
     try:
         yield Replica(service, node_keys.load(key_file).id, f"http://127.0.0.1:{port}", process, log_file)
     finally:
-        process.kill()
-        await asyncio.to_thread(process.wait)
+        # Peers ask a killed node for some seconds more, which would fail the requests of the next test.
+        process.terminate()
+        try:
+            await asyncio.to_thread(process.wait, _LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            await asyncio.to_thread(process.wait)
 
 
 def refusals(stack: RunningStack, seconds: list[Replica]) -> list[str]:

@@ -29,6 +29,12 @@ class Asked:
 async def _ask_in_every_way(stack: RunningStack, api_client: ApiClient, person: Person, key: Key) -> list[Asked]:
     """At once; prompts of different lengths, so that no two sums agree by chance."""
     async with stack.http(key.secret) as http, asyncio.TaskGroup() as tasks:
+
+        async def is_known() -> bool:
+            return (await http.get("/v1/models")).is_success
+
+        # Auth is asked about a new key once and has 2 s, which a busy machine needs for more than this.
+        await until(is_known, what="the gateway knows the key")
         waiting = []
         for number in range(EACH):
             ways = ("rpc", *asking.OVER_HTTP)

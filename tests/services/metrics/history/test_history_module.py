@@ -87,7 +87,8 @@ async def test_history_survives_a_postgresql_outage(
     await until(lambda: history._writer.waiting == 0)
     await look(1)
     await until(lambda: history._writer.waiting == 0)
-    assert await _drawn(history, begin, now) == (None, *[1.0] * 8), "nothing is missing"
+    # The module may have looked by itself before the first one.
+    assert (await _drawn(history, begin, now))[1:] == (1.0,) * 8, "nothing is missing"
 
 
 async def test_service_starts_without_postgresql(net: TestNet, postgres: PostgresServer, postgres_url: str) -> None:
