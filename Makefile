@@ -41,7 +41,7 @@ worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan:
 status: ## what runs, since when, and what does not
 	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status
 
-test: setup-dev ## run the tests in about 12 minutes on 2 cores, without the nightly ones (TESTS=tests/cli for some of them)
+test: setup-dev ## run the tests in 12 to 15 minutes on 2 cores, without the nightly ones (TESTS=tests/cli for some of them)
 	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),--numprocesses $(AT_ONCE))
 
 test-all: setup-dev ## run all tests, also the nightly ones, with random seeds and full volumes (an hour)
