@@ -133,6 +133,16 @@ def is_placeholder(word: str) -> bool:
     return "…" in word or "..." in word
 
 
+@cache
+def existing() -> frozenset[Path]:
+    """The files that git knows or would add, with their folders; a checkout also has folders in which only caches are left."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    files = {path for name in listed if name and (path := ROOT / name).is_file()}
+    return frozenset(files.union(*(path.parents for path in files)))
+
+
 # --- links ----------------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +154,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         if re.match(r"[a-z]+:", path):
             continue
         target = (page.parent / path).resolve() if path else page
-        if not target.exists():
+        if target not in existing():
             broken.append(f"{match[1]}: there is no such file")
         elif anchor and anchor not in anchors(target):
             broken.append(f"{match[1]}: {target.name} has no such heading")
@@ -172,7 +182,7 @@ def test_pages_that_the_code_names_exist() -> None:
     for path in (path for root in ("cli", "services", "shared", "tools", "bench", "deploy") for path in (ROOT / root).rglob("*")):
         if path.suffix in {".py", ".sql", ".lua", ".html", ".Dockerfile"} and "node_modules" not in path.parts:
             named = re.findall(r"\bdocs/[\w./-]+\.md\b", path.read_text(encoding="utf-8"))
-            missing += [f"{path.relative_to(ROOT)}: {name}" for name in named if not (ROOT / name).exists()]
+            missing += [f"{path.relative_to(ROOT)}: {name}" for name in named if ROOT / name not in existing()]
     assert not missing
 
 
@@ -257,7 +267,7 @@ def test_files_of_the_life_of_a_request_exist() -> None:
     rows = re.findall(r"^\| [^|]+ \| ((?:`[\w/]+\.py`(?:, )?)+) \|$", text, re.MULTILINE)
     files = [file for row in rows for file in re.findall(r"`([^`]+)`", row)]
     assert len(files) > 15
-    assert [file for file in files if not ((ROOT / file).exists() or (ROOT / "services/gateway" / file).exists())] == []
+    assert [file for file in files if not {ROOT / file, ROOT / "services/gateway" / file} & existing()] == []
 
 
 def test_modules_that_are_shown_exist() -> None:
@@ -475,7 +485,7 @@ def missing_name(name: str) -> str | None:
     if name.startswith(("aicli ", "make ", "python -m ")):
         return None
     if re.match(r"\w+/", name) and (ROOT / name.partition("/")[0]).is_dir():
-        return None if (ROOT / name).exists() else "there is no such file or folder"
+        return None if ROOT / name in existing() else "there is no such file or folder"
     if re.fullmatch(r"[A-Z][A-Z0-9_]+", name) and "_" in name:
         known = {setting for service in SERVICE_NAMES.values() for setting in declared_by(service)} | stack_settings.known_names()
         return None if {name, name.removesuffix("_FILE")} & known else "there is no such setting"
