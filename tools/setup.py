@@ -54,7 +54,8 @@ LEVELS = {"runtime": "runtime.lock", "dev": "dev.lock"}
 #: (llama.cpp #26954, docs/decisions/0011). On processors with such instructions, the engine is built without them.
 WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
 #: Build only what is loaded. CMake reads the file when the project begins.
-ONLY_THE_ENGINE = ("-DLLAVA_BUILD=OFF", shlex.quote(f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={ROOT / 'tools' / 'engine.cmake'}"))
+LEFT_OUT = ROOT / "tools" / "engine.cmake"
+ONLY_THE_ENGINE = ("-DLLAVA_BUILD=OFF", shlex.quote(f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={LEFT_OUT}"))
 #: The interval of progress lines in a log file; a terminal shows the seconds.
 PLAIN_PROGRESS_SECONDS = 20
 
@@ -97,8 +98,8 @@ class SetupMachine:
 REQUIRED_PROGRAMS = {"g++": "g++", "cc": "gcc", "make": "make"}
 
 
-def find_mistakes(machine: SetupMachine) -> list[str]:
-    """Describe what is missing on this machine, each with the command to fix it. Pure."""
+def find_mistakes(machine: SetupMachine, *, has_wheel: bool = False) -> list[str]:
+    """Describe what is missing on this machine, each with the command to fix it. With a wheel of the engine, nothing is compiled. Pure."""
     found = []
     if machine.python < (3, 11):
         found.append(
@@ -108,7 +109,7 @@ def find_mistakes(machine: SetupMachine) -> list[str]:
     if not machine.has_venv:
         found.append("this Python has no venv module: apt-get install python3-venv")
     for program, package in REQUIRED_PROGRAMS.items():
-        if program not in machine.programs:
+        if program not in machine.programs and not has_wheel:
             found.append(f"{program} is missing (llama.cpp is compiled here): apt-get install {package}")
     if machine.free_gb < DISK_NEEDED_GB:
         found.append(
@@ -197,9 +198,13 @@ def build_key() -> str:
     """Name one build by its version, flags and processor. By default, llama.cpp compiles for the processor it is built on."""
     is_portable = "-DGGML_NATIVE=OFF" in cmake_args().upper().split()
     processor, flags = ("any", "") if is_portable else (processor_name(), compiler_flags())
-    only = (ROOT / "tools" / "engine.cmake").read_text(encoding="utf-8")
-    facts = "\n".join([processor, cmake_args(), only, flags, os.environ.get("FORCE_CMAKE", ""), chosen_wheel()])
+    facts = "\n".join([processor, cmake_args(), flags, os.environ.get("FORCE_CMAKE", "")])
     return f"{engine_version()}-{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+
+
+def wheel_folder() -> Path:
+    """Return the folder of wheels that this machine builds, named by the build and by what is left out of it."""
+    return cache_folder() / f"{build_key()}-{hashlib.sha256(LEFT_OUT.read_bytes()).hexdigest()[:8]}"
 
 
 def processor_name() -> str:
@@ -218,7 +223,7 @@ def cache_folder() -> Path:
 
 def digest_of(level: str) -> str:
     """Return a digest that changes with anything that this level installs."""
-    digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT} {build_key()}".encode())
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT} {chosen_wheel() or wheel_folder().name}".encode())
     for name in ["build.lock", LEVELS[level], "model.lock", "engine.lock", "engine-build.lock"]:
         digest.update((LOCKS / name).read_bytes())
     for path in (ROOT / "pyproject.toml", *(folder / "package-lock.json" for folder in npm_folders(level))):
@@ -379,10 +384,10 @@ def ensure_engine_wheel() -> str:
 @contextmanager
 def engine_wheel() -> Iterator[Callable[[], str]]:
     """Build the wheel in the background if there is none; the yielded function waits for it. It appears whole or not at all."""
-    folder = cache_folder() / build_key()
-    found = [chosen_wheel()] if chosen_wheel() else [str(path) for path in folder.glob("*.whl")]
+    folder = wheel_folder()
+    found = chosen_wheel() or next((str(path) for path in folder.glob("*.whl")), "")
     if found:
-        yield lambda: found[0]
+        yield lambda: found
         return
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".building-*"):
@@ -390,7 +395,11 @@ def engine_wheel() -> Iterator[Callable[[], str]]:
         if time.time() - left.stat().st_mtime > 24 * 3600:
             shutil.rmtree(left, ignore_errors=True)
     # Beside the target, so that the rename stays within one file system.
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as temporary, ENGINE_LOG.open("wb") as log:
+    with (
+        # Compilers that are being stopped may still write to it; what they leave is removed as above.
+        tempfile.TemporaryDirectory(prefix=".building-", dir=folder, ignore_cleanup_errors=True) as temporary,
+        ENGINE_LOG.open("wb") as log,
+    ):
         build = Path(temporary)
         began = time.monotonic()
         # Its own session, so that all compilers end with it.
@@ -529,7 +538,7 @@ def main() -> int:
             return 0
         cache = cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
-        mistakes = find_mistakes(look_at_machine([ROOT, cache, Path(tempfile.gettempdir())]))
+        mistakes = find_mistakes(look_at_machine([ROOT, cache, Path(tempfile.gettempdir())]), has_wheel=bool(wheel))
         if mistakes:
             raise SetupFailed("This machine is not ready for aimesh:\n" + "\n".join("  - " + mistake for mistake in mistakes))
         set_up(level)

@@ -37,6 +37,12 @@ def test_everything_missing_is_reported_together() -> None:
     assert len(setup.find_mistakes(setup.SetupMachine((3, 8), False, frozenset(), 0.0))) == 6
 
 
+def test_machine_with_a_wheel_of_the_engine_needs_no_compiler() -> None:
+    machine = setup.SetupMachine((3, 11), True, frozenset(), 10.0)
+    assert setup.find_mistakes(machine, has_wheel=True) == []
+    assert len(setup.find_mistakes(machine)) == 3
+
+
 def test_engine_has_its_own_lock(tmp_path: Path) -> None:
     engine, others = setup.only("llama-cpp-python", tmp_path).read_text(), setup.others(tmp_path).read_text()
     assert engine.count("==") == 1
@@ -131,7 +137,7 @@ def engine_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(setup, "ENGINE_LOG", tmp_path / "engine-build.log")
     monkeypatch.setattr(setup, "CHOICE", tmp_path / "no choice")
     monkeypatch.delenv("ENGINE_WHEEL", raising=False)
-    return setup.cache_folder() / setup.build_key()
+    return setup.wheel_folder()
 
 
 def _built_by(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -155,21 +161,21 @@ def test_engine_is_built_once_while_other_steps_run(monkeypatch: pytest.MonkeyPa
 def test_given_wheel_is_taken_by_its_hash(monkeypatch: pytest.MonkeyPatch, engine_cache: Path, tmp_path: Path) -> None:
     _built_by(monkeypatch, "exit 1")
     name, digest = f"llama_cpp_python-{setup.engine_version()}-py3-none-linux_x86_64.whl", f"#sha256={'0' * 64}"
-    plain = setup.build_key()
+    plain = setup.digest_of("runtime")
     for given, expected in (
         (f"https://ai.example.org/{name}{digest}", f"https://ai.example.org/{name}{digest}"),
         (f"{tmp_path}/{name}{digest}", f"file://{tmp_path}/{name}{digest}"),
     ):
         monkeypatch.setenv("ENGINE_WHEEL", given)
         assert setup.ensure_engine_wheel() == expected
-        assert setup.build_key() != plain
+        assert setup.digest_of("runtime") != plain
     # A run without the variable keeps what an earlier one saved, until an engine is chosen.
     monkeypatch.delenv("ENGINE_WHEEL")
     monkeypatch.setattr(setup, "CHOICE", tmp_path / "choice")
     setup.CHOICE.write_text(f"cpu\n{expected}\n")
     assert (setup.flavour(), setup.ensure_engine_wheel()) == ("cpu", expected)
     setup.choose("cpu")
-    assert setup.build_key() == plain
+    assert setup.digest_of("runtime") == plain
 
 
 @pytest.mark.parametrize(
