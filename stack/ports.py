@@ -67,7 +67,9 @@ def is_free(port: int, *, is_udp: bool = False, bind: str = "127.0.0.1") -> bool
             raise errors.BadSettings(f"port {port} needs root", hint="choose one above 1023") from error
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
-                raise errors.BadSettings(f"this machine has no address {bind}", hint="bind to one of its own, or to 0.0.0.0") from error
+                raise errors.BadSettings(
+                    f"this machine has no address {bind}", hint="bind to one of its addresses, or to 0.0.0.0"
+                ) from error
             return False
     return True
 

@@ -96,7 +96,7 @@ class MetricsService:
         """Return None: the service has no pages, and the node serves /metrics."""
 
     async def metrics_text(self, form: MetricsTextFormat = MetricsTextFormat.PROMETHEUS) -> str:
-        """Return the metrics of the whole mesh. The node serves them at /metrics instead of its own."""
+        """Return the metrics of the whole mesh, which this node serves at /metrics."""
         return (await self._survey.metrics.get()).text(form)
 
     # --- handlers ---------------------------------------------------------------------------------------------------

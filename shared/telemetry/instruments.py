@@ -264,7 +264,7 @@ COMPLETED_TOKENS = counter(
 )
 NODE_UP = gauge(
     "ai_platform_node_up",
-    "1 for a live node, 0 for one that disappeared without shutting down cleanly; removed after an hour",
+    "1 for a live node, 0 for a node that disappeared without shutting down cleanly; removed after an hour",
     ("service", "node"),
 )
 SERVER_UP = gauge(

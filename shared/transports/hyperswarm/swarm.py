@@ -211,7 +211,7 @@ class Swarm:
         )
 
     async def __aiter__(self) -> AsyncIterator[PeerConnection]:
-        """Yield connections as they open, until the swarm is closed. One that is not accepted within seconds is closed."""
+        """Yield connections as they open, until the swarm is closed. A connection that is not accepted within seconds is closed."""
         async for connection in self._table.arrivals():
             yield connection
 
