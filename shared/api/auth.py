@@ -391,7 +391,7 @@ class RedeemLoginLink(Body, frozen=True):
 register_user = Method("auth.registerUser", RegisterUser, User, callers=PEOPLE)
 login_user = Method("auth.loginUser", LoginUser, LoginSession, callers=PEOPLE)
 refresh_session = Method("auth.refreshSession", RefreshSession, LoginSession, callers=PEOPLE)
-resume_session = Method("auth.resumeSession", ResumeSession, LoginSession, callers={Role.WEB})
+resume_session = Method("auth.resumeSession", ResumeSession, LoginSession, callers={Role.WEB}, asks_another=True)
 confirm_login = Method("auth.confirmLogin", ConfirmLogin, LoginSession, callers=PEOPLE)
 confirm_again = Method("auth.confirmAgain", ConfirmAgain, Nothing, callers=PEOPLE)
 logout_user = Method("auth.logoutUser", LogoutUser, Nothing, callers=PEOPLE)
@@ -402,8 +402,10 @@ rotate_api_key = Method("auth.rotateApiKey", RotateApiKey, CreatedApiKey, caller
 rename_api_key = Method("auth.renameApiKey", RenameApiKey, ApiKey, callers=PEOPLE)
 list_api_keys = Method("auth.listApiKeys", ListApiKeys, ApiKeys, callers=PEOPLE)
 revoke_api_key = Method("auth.revokeApiKey", RevokeApiKey, ApiKey, callers=PEOPLE)
-validate_api_key = Method("auth.validateApiKey", ValidateApiKey, Principal, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR})
-identify = Method("auth.identify", Identify, Principal, callers={Role.GATEWAY, Role.METRICS, Role.WEB})
+validate_api_key = Method(
+    "auth.validateApiKey", ValidateApiKey, Principal, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR}, asks_another=True
+)
+identify = Method("auth.identify", Identify, Principal, callers={Role.GATEWAY, Role.METRICS, Role.WEB}, asks_another=True)
 set_tier = Method("auth.setTier", SetTier, User, callers=PEOPLE)
 set_role = Method("auth.setRole", SetRole, User, callers=PEOPLE)
 set_active = Method("auth.setActive", SetActive, User, callers=PEOPLE)

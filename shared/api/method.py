@@ -36,6 +36,8 @@ class Method(Generic[Request, Reply]):
     request: type[Request]
     reply: type[Reply]
     callers: Set[Role]
+    #: If a node is slow to answer, ask another one as well. Only for methods that may run twice, and that users' requests wait for.
+    asks_another: bool = False
     #: The role to look up in the directory; None if every service serves it and the caller names the node.
     served_by: Role | None = field(init=False)
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Generic
 
@@ -16,6 +16,9 @@ from shared.rpc import bodies
 from shared.rpc.connection import RpcConnection
 from shared.rpc.connection_pool import ConnectionPool
 from shared.types import Credential, NodeId
+
+#: How long the first node may take before another is asked as well. A killed node is only noticed after three seconds of silence.
+_ASK_ANOTHER_SECONDS = 0.5
 
 
 class _PendingCall:
@@ -130,7 +133,32 @@ class RpcClient:
         """Call once. Raises AimeshError: the peer's, or NotReachable, LinkLost, DeadlineExceeded. Cancellation reaches the peer."""
         until = _until(deadline_seconds)
         connection = self._pool.ready(method.served_by, to) or await self._pool.connection(method.served_by, to, until)
+        if method.asks_another and to is None:
+            return await self._ask_two(connection, method, request, until, credential)
         return await _ask(connection, method, request, until, credential)
+
+    async def _ask_two(
+        self, connection: RpcConnection, method: Method[Request, Reply], request: Request, until: float, credential: Credential | None
+    ) -> Reply:
+        """Ask another node too if the first is slow or fails. Return the first answer; without one, raise the first node's failure."""
+
+        async def ask_another() -> Reply:
+            another = await self._pool.connection(method.served_by, None, until, without=connection.peer.node)
+            return await _ask(another, method, request, until, credential)
+
+        async with asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(_outcome(_ask(connection, method, request, until, credential)))]
+            await asyncio.wait(asked, timeout=_ASK_ANOTHER_SECONDS)
+            if not _is_answered(asked[0]) and self._pool.has_another(connection.peer):
+                asked.append(tasks.create_task(_outcome(ask_another())))
+            while not any(map(_is_answered, asked)) and (waiting := [task for task in asked if not task.done()]):
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            outcome = next(filter(_is_answered, asked), asked[0]).result()
+            for task in asked:
+                task.cancel()
+        if isinstance(outcome, errors.AimeshError):
+            raise outcome
+        return outcome
 
     @asynccontextmanager
     async def stream(
@@ -176,6 +204,18 @@ async def _ask(
     finally:
         pending.timer.cancel()
     return bodies.decode_reply(method.reply, body, method.name)
+
+
+async def _outcome(answer: Awaitable[Reply]) -> Reply | errors.AimeshError:
+    try:
+        return await answer
+    except errors.AimeshError as error:
+        return error
+
+
+def _is_answered(task: asyncio.Task[Reply | errors.AimeshError]) -> bool:
+    """Return whether a node answered. A refusal is an answer."""
+    return task.done() and not isinstance(task.result(), errors.PeerError)
 
 
 def _until(deadline_seconds: float) -> float:

@@ -75,9 +75,9 @@ class ConnectionPool:
             return None
         return self._open(entry)
 
-    async def connection(self, role: Role | None, to: NodeId | None, until: float) -> RpcConnection:
+    async def connection(self, role: Role | None, to: NodeId | None, until: float, *, without: NodeId | None = None) -> RpcConnection:
         """Connect to ``to``, or to the least loaded usable node of ``role``. Raises NotReachable, or what ``refusal`` returns."""
-        refused: set[NodeId] = set()
+        refused = set() if without is None else {without}
         for _ in range(MAX_DIALS):
             entry = await self._entry(role, to, refused, until)
             try:
@@ -88,6 +88,10 @@ class ConnectionPool:
                 if to is not None:
                     raise
         raise errors.NotReachable(f"no {role} answers", hint="run `aicli doctor`", retry_after_seconds=1)
+
+    def has_another(self, peer: Peer) -> bool:
+        """Return whether another node can do what this one does."""
+        return any(entry.node != peer.node for entry in self._directory.usable(peer.role))
 
     def in_flight(self, node: NodeId) -> int:
         """Return how many of our calls this node has not answered yet."""
