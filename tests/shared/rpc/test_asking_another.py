@@ -86,7 +86,7 @@ async def test_a_killed_auth_delays_no_users_request() -> None:
 
 async def test_another_node_is_asked_unless_the_first_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calling, "_ASK_ANOTHER_SECONDS", 60)
-    async with testnet() as net:
+    async with asyncio.timeout(60), testnet() as net:
         auths, door = [await start_auth(net)], await net.start(Gateway)
 
         async def ask(key: str) -> None:
@@ -96,9 +96,8 @@ async def test_another_node_is_asked_unless_the_first_has_answered(monkeypatch: 
             return sum(each.asked for each in auths)
 
         # Where there is no other, it is not waited for.
-        async with asyncio.timeout(30):
-            with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
-                await ask("store is down")
+        with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
+            await ask("store is down")
         assert asked() == 1
         auths.append(await start_auth(net))
         await until(lambda: len(door.node.directory.usable(Role.AUTH)) == 2, seconds=30)
