@@ -1,6 +1,6 @@
-"""Install the Debian packages that some tests need, as root (`make test-system`). It changes nothing in the checkout.
+"""Install the Debian packages that some tests need, as root (`make test-system`).
 
-Like setup.py, this runs on the system's own python3 (standard library only).
+It writes nothing to the checkout, which may belong to another user, and runs on the system's own python3 (standard library only).
 """
 
 from __future__ import annotations  # an older Python must get as far as an error message
@@ -51,7 +51,6 @@ def find_lacking_packages() -> list[str]:
 
 
 def ensure_system() -> None:
-    """Install the Debian packages that some tests need, as root. Writes nothing to the checkout, which may belong to another user."""
     lacking = find_lacking_packages()
     if not lacking:
         sys.stderr.write("The system has all packages that the tests need.\n")
@@ -99,6 +98,9 @@ def main() -> int:
     except (SystemNotReady, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted; run the same command again to continue.\n")
+        return 130
     return 0
 
 

@@ -67,3 +67,16 @@ def test_packages_installed_for_tests_start_no_service(tmp_path: Path) -> None:
     with system_packages.without_services(policy, tmp_path / "no systemd", ["prometheus"]):
         pass
     assert policy.read_text() == "#!/bin/sh"
+
+
+def test_ctrl_c_ends_the_installation_without_a_traceback(
+    installed: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*command: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(system_packages.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(system_packages, "without_services", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(system_packages, "apt_get", interrupted)
+    assert system_packages.main() == 130
+    assert capsys.readouterr().err == "\nInterrupted; run the same command again to continue.\n"
