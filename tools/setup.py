@@ -152,8 +152,9 @@ def flavour() -> str:
 
 def chosen_wheel() -> str:
     """Return the URL of the wheel to use instead of a build, or an empty text. Raises SetupFailed if ENGINE_WHEEL can't be used."""
-    given = os.environ.get("ENGINE_WHEEL")
-    return find_wheel(given) if given else _saved_choice()[1]
+    # A saved wheel is checked too: after an update, it is of the wrong version.
+    given = os.environ.get("ENGINE_WHEEL") or _saved_choice()[1]
+    return find_wheel(given) if given else ""
 
 
 def _saved_choice() -> tuple[str, str]:
@@ -437,7 +438,7 @@ def find_wheel(given: str) -> str:
         raise SetupFailed(f"ENGINE_WHEEL has no hash: add #sha256=… to {given}, as `sha256sum` prints it")
     prefix = f"{ENGINE.replace('-', '_')}-{engine_version()}-"
     if not address.rpartition("/")[2].startswith(prefix):
-        raise SetupFailed(f"ENGINE_WHEEL is {given}, but this release needs {prefix}….whl")
+        raise SetupFailed(f"ENGINE_WHEEL is {given}, but this release needs {prefix}….whl; without a wheel: make worker-cpu")
     return given if "://" in address else f"{Path(address).expanduser().absolute().as_uri()}#{digest}"
 
 
@@ -471,6 +472,7 @@ def engine_position(log: bytes, seconds: float) -> str:
 
 
 def only(name: str, folder: Path) -> Path:
+    """Return the part of engine.lock for one package."""
     return _filtered(folder / "engine-only.lock", lambda package: package == name)
 
 

@@ -178,6 +178,13 @@ def test_given_wheel_is_taken_by_its_hash(monkeypatch: pytest.MonkeyPatch, engin
     assert setup.digest_of("runtime") == plain
 
 
+def test_saved_wheel_of_an_older_release_is_refused(monkeypatch: pytest.MonkeyPatch, engine_cache: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(setup, "CHOICE", tmp_path / "choice")
+    setup.CHOICE.write_text(f"cpu\nfile:///x/llama_cpp_python-0.0.1-py3-none-any.whl#sha256={'0' * 64}\n")
+    with pytest.raises(setup.SetupFailed, match="this release needs llama_cpp_python-"):
+        setup.ensure_engine_wheel()
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
