@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
-from click.shell_completion import get_completion_class
 
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
@@ -134,7 +133,6 @@ def _failed(error: Exception, as_json: bool) -> ExitCode:
 
 def _as_known(error: Exception) -> "AimeshError":
     """Return an AimeshError unchanged, and the first one of a group. Anything else is a bug of aicli or a problem of the machine."""
-
     if isinstance(error, errors.AimeshError):
         return error
     if isinstance(error, ExceptionGroup):
@@ -184,6 +182,8 @@ def completion(context: click.Context, shell: str) -> None:
     zsh:  eval "$(aicli completion zsh)"       in ~/.zshrc
     fish: aicli completion fish | source       in ~/.config/fish/config.fish
     """
+    from click.shell_completion import get_completion_class
+
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(context.find_root().command, {}, "aicli", "_AICLI_COMPLETE").source())

@@ -53,7 +53,6 @@ class UsageRow(msgspec.Struct, frozen=True):
 @click.pass_obj
 def usage(here: CliContext, /, *, as_json: bool) -> None:
     """Show your usage and cost by day and key, and your remaining quota."""
-
     used, known, left = here.run(_fetch)
     rows = _rows(used, known)
     if as_json:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from shared.api.auth import User
     from shared.api.privacy import StaleKey, StaleNode, StaleUser
 
-
 #: The maximum of one answer of auth.
 PAGE = 1000
 

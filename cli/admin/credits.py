@@ -45,11 +45,7 @@ def credits_(here: CliContext, /, whose: str, amount: "MicroCredits | None", *, 
         chosen = RequestId(transfer_id) if transfer_id else context.new_request_id()
         wanted = ledger.TopUp(whose, amount, note=note, transfer_id=chosen)
         account = here.run(lambda connection: _top_up(connection, wanted))
-    if as_json:
-        printing.show_json(printing.plain(account))
-        return
-    for line in credit_amounts.account_lines(account):
-        click.echo(line)
+    printing.show_message(account, "\n".join(credit_amounts.account_lines(account)), as_json=as_json)
 
 
 async def _read(connection: "CliConnection", whose: str) -> "Account":
@@ -125,14 +121,9 @@ def revert(here: CliContext, /, request_id: UUID, *, note: str, as_json: bool) -
 
     The ID is in the response (X-Request-ID header) and in the logs.
     """
-    from cli.output import credit_amounts, printing
     from shared.api import ledger as contract
     from shared.types import RequestId
 
     account = here.call(contract.revert_request, contract.RevertRequest(RequestId(request_id), note))
-    if as_json:
-        printing.show_json(printing.plain(account))
-        return
-    click.echo("Refunded. The account now:")
-    for line in credit_amounts.account_lines(account):
-        click.echo(line)
+    lines = ["Refunded. The account now:", *credit_amounts.account_lines(account)]
+    printing.show_message(account, "\n".join(lines), as_json=as_json)

@@ -113,8 +113,24 @@ def _read_options(folder: Path, backend: str | None, models: Sequence[str], slot
 
 
 def _in_folder(here: Path, folder: str | None) -> list[str]:
-
     return [] if folder is None else [f"{name}={path}" for name, path in find_models(here / Path(folder).expanduser()).items()]
+
+
+def find_models(folder: Path) -> dict[str, Path]:
+    """Return every model with its name. Raises BadSettings if there is none, or an invalid name."""
+    if not folder.is_dir():
+        raise errors.BadSettings(f"there is no folder {folder}", hint="set --models to the folder that contains your .gguf files")
+    found = model_folder.find(folder)
+    for clash in found.clashes:
+        raise errors.BadSettings(f"{clash.second} and {clash.first} would both be served as {clash.name}", hint="rename one of them")
+    for name, path in found.models.items():
+        if "=" in name or "," in str(path):
+            raise errors.BadSettings(
+                f"{path}: model names can't contain = and paths can't contain commas", hint="rename it, or create a link to it"
+            )
+    if not found.models:
+        raise errors.BadSettings(f"no .gguf files in {folder}", hint="put a model there, or use --model NAME=PATH")
+    return found.models
 
 
 # --- a member of another machine's mesh -------------------------------------------------------------------------------
@@ -253,20 +269,3 @@ def _become(environment: Mapping[str, str]) -> NoReturn:
     sys.stdout.flush()
     # No shell and no child: this process becomes the worker.
     os.execve(command[0], command, {**environment, "PYTHONPATH": path})  # noqa: S606
-
-
-def find_models(folder: Path) -> dict[str, Path]:
-    """Return every model with its name. Raises BadSettings if there is none, or an invalid name."""
-    if not folder.is_dir():
-        raise errors.BadSettings(f"there is no folder {folder}", hint="set --models to the folder that contains your .gguf files")
-    found = model_folder.find(folder)
-    for clash in found.clashes:
-        raise errors.BadSettings(f"{clash.second} and {clash.first} would both be served as {clash.name}", hint="rename one of them")
-    for name, path in found.models.items():
-        if "=" in name or "," in str(path):
-            raise errors.BadSettings(
-                f"{path}: model names can't contain = and paths can't contain commas", hint="rename it, or create a link to it"
-            )
-    if not found.models:
-        raise errors.BadSettings(f"no .gguf files in {folder}", hint="put a model there, or use --model NAME=PATH")
-    return found.models
