@@ -36,7 +36,7 @@ class Variable:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return every variable that sets this setting. The first set one counts."""
+        """Return every variable that sets this setting. If several are set, the first one counts."""
         return tuple(name for name in (self.override, self.name, self.formerly) if name is not None)
 
 

@@ -89,4 +89,4 @@ def _write_page(home: StackHome, wanted: Profile) -> None:
 
 
 def page(home: StackHome) -> Path:
-    return home.root / "admin.txt"
+    return home.root / "admin.txt"  # has the first user's password and key

@@ -14,7 +14,7 @@ from pathlib import Path
 from shared.identity import private_file
 
 _MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
-#: 2026-11-21 or 2026/11/21, and Valkey's 21 Nov 2026.
+#: 2026-11-21 or 2026/11/21, and Valkey's 21 Nov 2026. Days are exact enough: the programs write in different time zones.
 _DAY = re.compile(rb"\b(\d{4})([-/])(\d\d)\2(\d\d)|\b(\d\d) (" + b"|".join(_MONTHS) + rb") (\d{4})\b")
 #: Only a date within these first characters is the line's own; later ones are part of its text.
 _START_BYTES = 80

@@ -49,6 +49,7 @@ def _is_port(number: int) -> bool:
 
 
 def look(wanted: Iterable[WantedPort]) -> dict[WantedPort, PortListener]:
+    """Return what holds the ports that are not free."""
     return {
         want: processes.listener_on(want.port, is_udp=want.is_udp)
         for want in wanted

@@ -249,6 +249,7 @@ _PATHS = frozenset(
 
 
 def known_names() -> frozenset[str]:
+    """Return every variable that is saved between commands."""
     return frozenset(PASSED) | {setting.variable.name for setting in config.settings_of(StackSettings)}
 
 

@@ -83,6 +83,7 @@ def make(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], 
 
 
 def servers(home: StackHome, settings: StackSettings, visible: Mapping[str, str]) -> Iterator[Program]:
+    """Return the servers that this stack runs itself."""
     if not _has_external_databases(settings):
         yield postgres.program(postgres_of(home), visible)
     if not settings.redis_url:

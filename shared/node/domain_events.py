@@ -79,6 +79,7 @@ class DomainEvents:
             self._transport.nats.unsubscribe(sid)
 
     async def run(self) -> None:
+        """Send published events. Ends by cancellation."""
         while True:
             together = [await self._out.queue.get()]
             await asyncio.sleep(GATHER_SECONDS)

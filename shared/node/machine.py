@@ -221,7 +221,8 @@ class ThisMachine(MachineReadings):
         return f"machine-{boot}" if not is_limited and any(sign.exists() for sign in _CONTAINER_SIGNS) else f"{host}-{boot}"
 
     def disk_name(self, folder: Path) -> str:
-        return str(next(each for each in (_existing(folder), *_existing(folder).parents) if each.is_mount() or each == each.parent))
+        existing = _nearest_existing(folder)
+        return str(next(each for each in (existing, *existing.parents) if each.is_mount() or each == each.parent))
 
     def processors(self) -> Processors:
         limited = cgroup_processors(self._groups, self._processors, time.monotonic())
@@ -238,7 +239,7 @@ class ThisMachine(MachineReadings):
         return limited or Space(used=found.total - found.available, free=found.available, total=found.total)
 
     def disk(self, folder: Path) -> Space:
-        found = psutil.disk_usage(str(_existing(folder)))
+        found = psutil.disk_usage(str(_nearest_existing(folder)))
         return Space(used=found.used, free=found.free, total=found.total)
 
     def disk_bytes(self) -> Mapping[str, TransferredBytes]:
@@ -257,6 +258,6 @@ class ThisMachine(MachineReadings):
         }
 
 
-def _existing(folder: Path) -> Path:
+def _nearest_existing(folder: Path) -> Path:
     resolved = folder.absolute()
     return next((each for each in (resolved, *resolved.parents) if each.exists()), resolved)

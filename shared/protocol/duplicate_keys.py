@@ -2,8 +2,8 @@
 
 The proof is that each process announced itself twice, SPACING_SECONDS apart, at least OVERLAP_SECONDS after the other's first one. After a
 restart, announcements of the dead process may still arrive late over the second transport; so announcements made before the other
-process started only count after LATE_SECONDS. They do count then, because clocks may differ. The younger process must stop. To make all
-nodes agree on which that is, only ``started_at`` decides.
+process started only count after LATE_SECONDS. They do count then, because clocks may differ. The younger process must stop. Only
+``started_at`` decides which process that is, so that all nodes agree.
 """
 
 from collections import OrderedDict, deque
@@ -129,8 +129,8 @@ QUIET_SECONDS = 600.0
 
 
 class DuplicateLinks:
-    """Detects links that are replaced too often: Hyperswarm keeps one connection per key, so two processes with the same key disconnect
-    each other again and again."""
+    """Detects links that are replaced too often: Hyperswarm keeps one connection per key, so two processes with the same key, possibly a
+    stolen one, disconnect each other again and again."""
 
     def __init__(self) -> None:
         self._opened: OrderedDict[NodeId, deque[float]] = OrderedDict()

@@ -195,7 +195,7 @@ class _WaitLimit:
         self._next: asyncio.Handle = self._loop.call_later(seconds, self._look)
 
     def watch(self, answer: "asyncio.Future[Reply]") -> "asyncio.Future[Reply]":
-        """Wait for this answer. Of several, the last ends."""
+        """End the wait for this answer from now on, instead of the answer before."""
         self._answer = answer
         return answer
 

@@ -26,7 +26,7 @@ class ReplyError(Exception):
 
     @property
     def word(self) -> str:
-        return str(self).partition(" ")[0]
+        return str(self).partition(" ")[0]  # the kind of error
 
 
 Reply = int | bytes | None | ReplyError | list["Reply"]

@@ -23,7 +23,7 @@ PAUSE_SECONDS: Final = 0.02
 
 
 class Exemplars:
-    """Chooses requests with sampled traces, at a limited rate. One per node."""
+    """Chooses requests with sampled traces, at a limited rate, so that a chart can link a bucket to a trace. One per node."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -231,7 +231,7 @@ def version() -> str:
 
 
 class LabelledGauge:
-    """``gauge`` is called when there is something to show; until then the gauge does not exist."""
+    """A gauge whose label values come and go. ``gauge`` is called when there is something to show; until then the gauge does not exist."""
 
     def __init__(self, gauge: Callable[[], Gauge]) -> None:
         self._gauge = gauge

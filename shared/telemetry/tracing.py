@@ -232,7 +232,7 @@ class span(OpenSpan):  # noqa: N801 - read as a statement: with tracing.span("ro
 class CallSpan(Generic[T]):
     """A context manager that wraps a stream to another node in a client span.
 
-    Another task than the one entering it may exit it, as happens inside generators.
+    A different task may exit it than entered it, as happens inside generators.
     """
 
     __slots__ = ("_stream", "span")

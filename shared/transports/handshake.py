@@ -44,8 +44,8 @@ class HandshakeAttempt:
 class HandshakeLimits:
     """Limits what unauthenticated peers can cost: topics are not secret, so anyone may connect. Pure.
 
-    Owned by one transport, which reports how each attempt ended: exactly one of ``welcome``, ``refuse`` and ``leave``. A key that has shown
-    a valid certificate before is known.
+    Owned by one transport, which reports how each attempt ended: exactly one of ``welcome`` (a valid certificate), ``refuse`` (an
+    invalid HELLO) and ``leave``. A key that has shown a valid certificate before is known.
     """
 
     def __init__(self) -> None:

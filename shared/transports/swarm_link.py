@@ -1,4 +1,8 @@
-"""One open link over a Hyperswarm connection."""
+"""One open link over a Hyperswarm connection.
+
+Each message is one write of frames. Each side's first frame is a HELLO with a certificate, bound to this connection by its Noise handshake
+hash. A newcomer sends nothing before the peer has proved to be auth. An ERROR for call 0 says why the sender closes the link.
+"""
 
 import asyncio
 from collections.abc import Iterator

@@ -48,7 +48,7 @@ class Program:
     probe: Probe | None = None
     #: The services wait for this server before they start; they find the others later themselves.
     is_waited_for: bool = True
-    #: It exits when its standard input closes, so ours stays open as long as we run.
+    #: It exits when its standard input closes, so we keep that open as long as we run.
     ends_with_stdin: bool = False
     #: The URL of a service's own HTTP port.
     url: str | None = None

@@ -46,6 +46,7 @@ class NatsLogin:
         return self._context
 
     def options(self, info: Info, server: ServerAddress) -> dict[str, str]:
+        """Return the credentials for CONNECT."""
         if self._creds is not None:
             jwt, key = self._creds
             return {"jwt": jwt, "sig": _signature(key, info)}

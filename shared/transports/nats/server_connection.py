@@ -1,5 +1,4 @@
-"""One TCP connection to a NATS server: the login, PINGs in both directions, and the server's messages. Also the move to
-another server."""
+"""One TCP connection to a NATS server: the login, PINGs in both directions, the server's messages, and the move to another server."""
 
 import asyncio
 from collections import Counter

@@ -57,7 +57,7 @@ class AsyncClient:
 
     @property
     def session(self) -> Session | None:
-        """The current session: each renewal replaces the passed one."""
+        """The current session: each renewal replaces the session that you passed."""
         return None if self._context.login is None else self._context.login.session
 
     async def close(self) -> None:

@@ -58,7 +58,7 @@ class Client:
 
     @property
     def session(self) -> Session | None:
-        """The current session: each renewal replaces the passed one."""
+        """The current session: each renewal replaces the session that you passed."""
         return None if self._context.login is None else self._context.login.session
 
     def close(self) -> None:
