@@ -11,6 +11,9 @@ HOUR = 3600.0
 WINDOWS = {"1h": HOUR, "24h": 24 * HOUR, "7d": 7 * 24 * HOUR}
 #: About 20 MB. With more users in a week, the counts are too low, first for the longest window.
 MAX_USERS = 100_000
+#: How many models get their own label value; the model name of a failed request can be any text.
+MAX_MODELS = 200
+OTHER_MODELS = "other"
 
 
 class ActiveUserCounter:
@@ -39,11 +42,6 @@ class ActiveUserCounter:
             for window, seconds in WINDOWS.items():
                 counts[window] += now - seen_at <= seconds
         return counts
-
-
-#: How many models get their own label value; the model name of a failed request can be any text.
-MAX_MODELS = 200
-OTHER_MODELS = "other"
 
 
 class EventCounters:

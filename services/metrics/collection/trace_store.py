@@ -11,6 +11,14 @@ from services.metrics.export.otlp_records import NodeSpan
 from shared.spans import REQUEST_ID, Span, Value
 from shared.types import SERVICE_NAMES, Role
 
+MAX_TRACES: Final = 1_000
+MAX_SPANS: Final = 20_000
+#: Per trace, so that one trace cannot displace all others.
+MAX_SPANS_OF_ONE: Final = 500
+MAX_WANTED: Final = 200
+#: How many rounds to request a trace, because a node may end its part later.
+_MAX_ROUNDS: Final = 3
+
 _TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
 _SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _MAX_NAME: Final = 200
@@ -37,15 +45,6 @@ def _is_small(value: Value) -> bool:
     if isinstance(value, str):
         return len(value) <= _MAX_TEXT
     return -_MOST <= value <= _MOST if isinstance(value, int) else isfinite(value)
-
-
-MAX_TRACES: Final = 1_000
-MAX_SPANS: Final = 20_000
-#: Per trace, so that one trace cannot displace all others.
-MAX_SPANS_OF_ONE: Final = 500
-MAX_WANTED: Final = 200
-#: How many rounds to request a trace, because a node may end its part later.
-_MAX_ROUNDS: Final = 3
 
 
 @dataclass(slots=True)
