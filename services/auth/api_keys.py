@@ -36,7 +36,7 @@ def random_text(characters: int = credentials.RANDOM_CHARACTERS) -> str:
 
 
 def hash_token(text: str) -> str:
-    """Return the stored form of an opaque token, whose 256 random bits need no slower hash, and of what is only counted."""
+    """Return the hash under which a token or a counted name is stored. A token has 256 random bits, so it needs no slower hash."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""The banner that administrators see while severe alerts are unacknowledged, and its refresh in the background.
+"""Build the banner that administrators see while severe alerts are unacknowledged, and refresh it in the background.
 
 Pages read the cached banner, so a slow or missing metrics service never delays them. The poller asks at most once every few seconds in
 total, and only while an administrator uses the pages. It is the only owner of this cache in the process.

@@ -240,7 +240,7 @@ def _sent_json(request: HttpRequest) -> bool:
 def find_readable_parent(path: str, readable: Iterable[str]) -> str:
     """Return the page to redirect to when a browser sends GET to a path that only accepts forms, as after a reload in another tab.
 
-    It is the closest parent path that matches a readable route pattern, because that page has the form. The root matches always.
+    It is the closest parent path that matches a readable route pattern, because that page has the form. The root always matches.
     """
     pages = [_compiled(pattern) for pattern in readable]
     while path != "/":

@@ -42,7 +42,7 @@ def requester_of(address: str, node: NodeId) -> str:
 
 
 class RegistrationLimits:
-    """Every method may raise Unavailable."""
+    """Limits registrations per address and hour, and invited ones per inviter, organization and day. Every method may raise Unavailable."""
 
     def __init__(self, cache: Cache, most: int) -> None:
         self._registrations = HourlyLimits(cache, "registrations")

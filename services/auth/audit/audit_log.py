@@ -1,4 +1,4 @@
-"""Write the audit log: acts in their own transaction, refusals through a queue. In the background, also anchor, verify and shorten it."""
+"""Write the audit log: acts in their own transaction, refusals through a queue; and anchor it, verify it, and erase old personal parts."""
 
 import asyncio
 import contextlib

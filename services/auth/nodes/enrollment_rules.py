@@ -10,7 +10,7 @@ from shared.identity import certificates, node_keys, tickets
 from shared.identity.certificates import MAX_LABELS, Subject
 from shared.types import NodeId, Role, UserId
 
-#: A node that was silent for this long needs a new ticket; laptops are away for weeks.
+#: A node that was silent for this long needs a new ticket; laptops may be off for weeks.
 IDLE = timedelta(days=30)
 IDLE_CLIENT = timedelta(days=90)
 #: Roles that a ticket can give. Never auth, which needs the key of the mesh CA.

@@ -25,7 +25,7 @@ from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
 from shared.types import Credential, KeyId, Role, TenantId, Tier, UserId, UserRole
 
-#: Another replica may still reach PostgreSQL and revoke there, without this one noticing.
+#: Older cached answers are not used: another replica may still reach PostgreSQL and revoke there, without this one noticing.
 MAX_AGE_SECONDS = 3600.0
 #: How long to wait for PostgreSQL if there is a cached answer; auth's callers wait 2 s in all.
 WAIT_SECONDS = 0.4

@@ -214,7 +214,7 @@ def _dated(finding: ComponentFinding, now: datetime, before: Mapping[str, Compon
 
 
 # --- components that are not processes ------------------------------------------------------------------------------
-# At most degraded, because requests still succeed. All nodes share one component for paths and one for certificates.
+# They are at most degraded, because requests still succeed. All nodes share one component for paths and one for certificates.
 
 
 def _has_path(fact: NodeFact) -> bool:

@@ -1,4 +1,4 @@
-"""Encode spans and log lines as the JSON bodies of OTLP exports. Pure."""
+"""Encode spans and log lines as the JSON bodies of OTLP exports: https://opentelemetry.io/docs/specs/otlp/. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -22,6 +22,8 @@ _LONGEST_DAYS: Final = 36_500
 
 @dataclass(frozen=True, slots=True)
 class HistoryRequest:
+    """One name of a query."""
+
     #: The requested name, with its prefix.
     requested: str
     #: The stored name.

@@ -1,4 +1,4 @@
-"""Answer with a file that the browser saves, and write a ZIP archive as a stream."""
+"""Answer with a file that the browser saves, and write a ZIP archive as a stream, without holding whole files in memory."""
 
 import io
 import zipfile

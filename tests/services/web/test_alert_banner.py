@@ -1,3 +1,5 @@
+"""The alert banner is cached: no page waits for it, and there are few calls."""
+
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

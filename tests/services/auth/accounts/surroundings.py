@@ -63,7 +63,7 @@ class FakePostman:
 
 @dataclass
 class FakeSessions:
-    """The end of sessions; ``away``: as if Valkey were."""
+    """Records whose sessions were ended. ``away``: as if Valkey were down."""
 
     ended: list[tuple[UserId, str | None]] = field(default_factory=list)
     away: bool = False

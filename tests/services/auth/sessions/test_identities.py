@@ -1,4 +1,4 @@
-"""Whose an access token is, and what the principal says of the login behind it."""
+"""An access token names its principal and the login behind it. While PostgreSQL is down, only unrevoked administrators are recognized."""
 
 import asyncio
 import time
