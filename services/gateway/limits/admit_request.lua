@@ -1,5 +1,5 @@
 -- Counts one request against several limits: against all of them, or, if one of them is exhausted, against none.
--- local_counters.py implements the commands for times when Valkey is down.
+-- While Valkey is down, LocalCounters in limit_scripts.py implements the commands.
 --
 -- requests_per_hour: a hash of requests by minute. A window has the current minute and the 60 before it: more than an hour, so that no
 --     hour, wherever it starts, ever exceeds the limit.

@@ -1,6 +1,6 @@
 """Decides about OpenAI's parameters that have no field here: to ignore or to refuse them. Pure.
 
-A parameter that would change the answer is refused; others are accepted, because clients and frameworks send them unasked.
+A parameter that would change what an answer means is refused; others are accepted, because clients and frameworks send them unasked.
 docs/howto/openai-api.md lists all of them and is checked against these tables.
 """
 

@@ -255,7 +255,7 @@ async def test_paging_from_an_invalid_time_is_a_client_error(store: StandIn, rep
     assert store.asked_for == []
 
 
-# --- the job that deletes old rows-----------------------------------------------------------------------------------------
+# --- the job that deletes old rows -----------------------------------------------------------------------------------------
 
 
 async def test_old_rows_are_deleted_in_batches(store: StandIn, reports: UsageReports, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -369,7 +369,7 @@ async def test_ratings_are_deleted_like_rows(opened: database.Database, store: U
     assert sorted((await ratings(store)).values(), key=str) == [1, None, None, None]
 
 
-# --- row-level security-----------------------------------------------------------------------------------------------------
+# --- row-level security -----------------------------------------------------------------------------------------------------
 
 TABLES = ("request_logs", "usage_stats", "feedback")
 

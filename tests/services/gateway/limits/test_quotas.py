@@ -318,7 +318,7 @@ async def test_a_slow_call_opens_the_breaker_unless_others_are_answered(others_a
     assert api_client.degraded is not others_are_answered
 
 
-# --- a real Valkey----------------------------------------------------------------------------------------------------------
+# --- a real Valkey ----------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Names of a prompt's prefixes, and which workers have read them."""
+"""Hashes of a prompt's prefixes, and which workers have read them."""
 
 import pytest
 from hypothesis import given
@@ -62,7 +62,7 @@ def test_a_long_prompt_has_few_prefixes_and_matches_its_last_turn(blocks: int, m
     readers = PrefixAffinity()
     readers.record(M, last, node_id(1), now=0)
     share = readers.shares(M, now, SINCE, now=1).get(node_id(1), 0.0)
-    # The common part, rounded down to a named prefix.
+    # The common part, rounded down to a hashed prefix.
     assert share == pytest.approx(
         blocks / (blocks + more), abs=2.5 / prefix_affinity.MAX_BLOCKS if blocks + more > prefix_affinity.MAX_BLOCKS else 1 / len(now)
     )

@@ -80,7 +80,7 @@ async def test_two_thousand_requests_for_one_thousand_slots() -> None:
             harness.worker(number, slots=72)  # and an eighth of them held
         callers = [Caller(harness, requirements(number % 50)) for number in range(2000)]
         async with asyncio.timeout(60):
-            while len(harness.began) + sum(caller.error is not None for caller in callers) < 1800:  # noqa: ASYNC110 - nothing tells
+            while len(harness.began) + sum(caller.error is not None for caller in callers) < 1800:  # noqa: ASYNC110 - no event tells it
                 await asyncio.sleep(0.01)
         await settled()
         refused = [caller for caller in callers if caller.error]

@@ -28,7 +28,7 @@ while (grammar := verdicts.receive(sock)) is not None:
     """
 
 
-#: The real one with more time by the clock: on a busy machine its 2 s of CPU time take longer than usual.
+#: The real checker with a longer time limit: on a busy machine, its 2 s of CPU time take longer than usual.
 PATIENT = """
 from services.inference.structured_output import checker_messages, checker_process
 checker_messages.WALL_SECONDS = 200.0
