@@ -89,12 +89,13 @@ def to_request(chat: ChatBody) -> InferenceRequest:
         raise BadField("max_tokens", "and max_completion_tokens differ; send only one")
     openai_parameters.ensure_tokens("max_completion_tokens", chat.max_completion_tokens)
     tools, tool_choice = _tools(chat)
+    request = sampled_request(chat)
     return msgspec.structs.replace(
-        sampled_request(chat),
+        request,
         messages=openai_messages.to_messages(chat.messages),
         max_tokens=chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
         top_logprobs=_top_logprobs(chat),
-        format=_format(chat),
+        format=_format(chat) or request.format,
         tools=tools,
         tool_choice=tool_choice,
     )
@@ -142,13 +143,11 @@ def _top_logprobs(chat: ChatBody) -> int | None:
 
 
 def _format(chat: ChatBody) -> OutputFormat | None:
-    if chat.grammar is not None:
-        if chat.response_format is not None:
-            raise BadField("grammar", "and response_format exclude each other; send only one")
-        return OutputFormat(FormatKind.GBNF, chat.grammar)
     requested = chat.response_format
     if requested is None:
         return None
+    if chat.grammar is not None:
+        raise BadField("grammar", "and response_format exclude each other; send only one")
     if requested.type == "json_schema" and requested.json_schema is None:
         raise BadField("response_format.json_schema", "is missing")
     return openai_messages.json_format(requested.type, None if requested.json_schema is None else requested.json_schema.schema)

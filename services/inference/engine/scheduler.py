@@ -16,7 +16,6 @@ from services.inference.engine.sequence import Sequence
 #: Sequences admitted per step: finding a cached prefix takes up to half a millisecond, copying it much more.
 ADMITTED_AT_ONCE = 4
 
-
 #: Reading may slow the next token of an answer by this factor. The bench requires 3 at the 99th percentile.
 SLOWDOWN = 2.4
 LEAST_TOKENS = 3

@@ -10,15 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from services.inference.tool_calls import tagged_values
-from services.inference.tool_calls.call_json import (
-    BLANKS,
-    MAX_BLANKS,
-    MAX_HELD_CHARACTERS,
-    Call,
-    JsonScanner,
-    Scan,
-    calls_in,
-)
+from services.inference.tool_calls.call_json import BLANKS, MAX_BLANKS, MAX_HELD_CHARACTERS, Call, JsonScanner, Scan, calls_in
 from services.inference.tool_calls.call_reader import CallReader, NoCall, Waiting
 from services.inference.tool_calls.tagged_values import Properties
 from services.inference.tool_calls.tool_format import ToolStyle
