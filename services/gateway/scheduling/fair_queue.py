@@ -253,9 +253,6 @@ def _moving_average(mean: float, newest: float) -> float:
     return (1 - _WEIGHT) * mean + _WEIGHT * newest
 
 
-_Ticket = TypeVar("_Ticket", bound=Hashable)
-
-
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
     policy: PromptPrivacy = PromptPrivacy.GROUP
@@ -267,7 +264,7 @@ class QueueSettings:
     #: One tenant can't fill the queue: at least ten tenants fit.
     queue_per_tenant: int = 100
 
-    def check_bounds(self, model_queue: ModelQueue[_Ticket], requirements: WorkerRequirements, waiting_anywhere: int, more: int) -> None:
+    def check_bounds(self, model_queue: ModelQueue[Ticket], requirements: WorkerRequirements, waiting_anywhere: int, more: int) -> None:
         """Check the bounds for a queued request, or for one ``more``. Raises Overloaded."""
         own = model_queue.queue.waiting_of(requirements.limited_as) + more
         position = model_queue.queue.position_of_last(requirements.limited_as) + more
@@ -284,7 +281,7 @@ class QueueSettings:
             full = f"all workers of {requirements.model} are busy: the expected wait is {expected:.0f} s, and the limit is {most:g} s"
             raise errors.Overloaded(full, hint="retry later, or add a worker", retry_after_seconds=max(1.0, expected - most))
 
-    def wait_exceeded(self, model_queue: ModelQueue[_Ticket], requirements: WorkerRequirements) -> errors.Overloaded:
+    def wait_exceeded(self, model_queue: ModelQueue[Ticket], requirements: WorkerRequirements) -> errors.Overloaded:
         """Return the error for a request that waited ``queue_seconds``."""
         return errors.Overloaded(
             f"no worker of {requirements.model} became free within {self.queue_seconds:g} s",
