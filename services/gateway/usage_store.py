@@ -58,6 +58,7 @@ class UsageStore:
         return tuple(_logged(row) for row in page)
 
     async def requests_after(self, tenant: TenantId, at: datetime, last: RequestId | None, most: int) -> tuple[LoggedRequest, ...]:
+        """Return the next requests, oldest first."""
         async with self._database.bound(tenant) as transaction:
             await transaction.run("plan_pages")
             found = await transaction.rows("export_requests", tenant, at, last or _FIRST, most)

@@ -70,6 +70,7 @@ async def send_chunks(
 
 
 def headers(reply: InferenceReply[Any, Any]) -> Headers:
+    """Return the headers about limits and repeats."""
     found: Headers = [] if reply.allowance is None else http_errors.allowance_headers(reply.allowance)
     if reply.clamped_to is not None:
         found.append((b"x-budget-clamped", b"%d" % reply.clamped_to))

@@ -113,6 +113,7 @@ class AnswerRun(Generic[Head, Piece, End]):
             self._cancel()
 
     async def wait(self) -> None:
+        """Wait for a change."""
         self._changed.clear()
         await self._changed.wait()
 
@@ -216,6 +217,7 @@ class AnswerRuns:
         return self._bytes > self._most_bytes
 
     def find(self, name: AnswerRunId) -> AnswerRun[Any, Any, Any] | None:
+        """Return a running or kept answer."""
         self._forget_old()
         return self._runs.get(name)
 

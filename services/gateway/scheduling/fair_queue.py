@@ -77,6 +77,7 @@ class FairQueue(Generic[Ticket]):
         return self._local
 
     def counters(self) -> dict[TenantId, float]:
+        """Return the counters of the waiting tenants."""
         return {tenant: self.counter_of(tenant) for tenant in self._waiting}
 
     def counter_of(self, tenant: TenantId) -> float:

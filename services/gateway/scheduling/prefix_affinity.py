@@ -64,6 +64,7 @@ class PrefixAffinity:
         return len(self._read)
 
     def record(self, model: ModelName, hashes: Sequence[bytes], node: NodeId, now: float) -> None:
+        """Record that the node processes a prompt with these prefixes."""
         for prefix_hash in hashes:
             readers = self._read.setdefault((model, prefix_hash), {})
             readers.pop(node, None)

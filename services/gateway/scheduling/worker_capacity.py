@@ -75,6 +75,7 @@ class Occupancy:
             self._delegated[node][model] -= 1
 
     def record_offer(self, node: NodeId, model: ModelName) -> None:
+        """Record that another gateway released a slot."""
         others = self._other_calls.get(node, {})
         others[model] = max(0, others.get(model, 0) - 1)
 

@@ -52,6 +52,7 @@ def measure(setting: int | None, devices: Sequence[Device] = (), *, root: Path =
 
 
 def context_tokens(header: GgufHeader, entry: CatalogEntry) -> int:
+    """Return the context of a slot."""
     wanted = entry.context_tokens or DEFAULT_CONTEXT_TOKENS
     return min(wanted, header.context_length or wanted)
 

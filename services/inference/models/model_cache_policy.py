@@ -144,10 +144,12 @@ class ModelCachePolicy:
         return list(self._advance(now))
 
     def withdrawn(self, caller: int, now: float) -> list[Decision]:
+        """A waiting caller is gone."""
         self._waiting = [waiting for waiting in self._waiting if waiting.caller != caller]
         return list(self._advance(now))
 
     def finished(self, model: ModelName, now: float) -> list[Decision]:
+        """An admitted job has ended."""
         known = self._models[model]
         known.jobs -= 1
         known.used_at = now

@@ -69,4 +69,5 @@ class PoisonRequests:
             self._records.popitem(last=False)
 
     def clear(self, request: bytes) -> None:
+        """Forget a request that finished without a crash."""
         self._records.pop(request, None)

@@ -94,6 +94,7 @@ class CallReader:
         return self.text[begin:end]
 
     def name_until(self, mark: str) -> Generator[None, None, str]:
+        """Read a name and the mark after it."""
         begin, last = self.at, self.at + MAX_NAME_CHARACTERS + len(mark)
         while (end := self.text.find(mark, begin, last)) < 0:
             if len(self.text) >= last:
@@ -103,6 +104,7 @@ class CallReader:
         return self.text[begin:end]
 
     def value_until(self, mark: str) -> Generator[None, None, str]:
+        """Read a value and the mark after it."""
         begin = self.at
         while (end := self.text.find(mark, self.at)) < 0:
             self.at = max(self.at, len(self.text) - len(mark) + 1)
