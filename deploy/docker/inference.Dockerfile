@@ -45,6 +45,8 @@ COPY --from=build /sidecar/node_modules /app/shared/transports/hyperswarm/sideca
 COPY services /app/services
 COPY cli /app/cli
 COPY stack /app/stack
+# A copy of the default model that processors compute faster.
+RUN python -m services.inference.models.requantize
 COPY deploy/docker/alive.py /app/alive.py
 USER 10001:10001
 EXPOSE 3003

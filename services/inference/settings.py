@@ -1,11 +1,12 @@
 """The settings of a worker."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+import psutil
 from msgspec import Meta
 
 from services.inference.engine.engine_messages import KvType
@@ -14,6 +15,7 @@ from services.inference.models import quantities
 from services.inference.models.catalog import Defaults
 from shared import node
 from shared.config import Port, Variable
+from shared.node import machine
 
 
 class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
@@ -55,7 +57,7 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = None
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=1024)] | None,
-        Variable("ENGINE_THREADS", "CPU threads of an engine; by default all cores but one"),
+        Variable("ENGINE_THREADS", "CPU threads of an engine; by default all cores but one, within the container's quota"),
     ] = None
     kv_mode: Annotated[
         KvMode,
@@ -131,10 +133,15 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         )
 
 
-def free_cores() -> int:
-    """Return the number of cores for an engine: all but one, which the worker and the rest of the machine need.
+def free_cores(groups: Iterable[Path] | None = None) -> int:
+    """Return the number of cores for an engine: all but one, which the worker and the rest of the machine need. ``groups`` are the cgroup
+    folders whose quotas count, by default those of this process.
 
     llama.cpp's threads wait for each other after every operation, so a thread that shares its core slows all of them down:
     on two cores with other work, two threads gave 2 to 16 tokens a second and one thread 18 to 61.
     """
-    return max(1, len(os.sched_getaffinity(0)) - 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Two hardware threads of one core share its units.
+    cores = min(cores, psutil.cpu_count(logical=False) or cores)
+    quota = machine.processor_limit(machine.find_cgroups() if groups is None else groups)
+    return max(1, (cores if quota is None else min(cores, int(quota))) - 1)

@@ -126,6 +126,12 @@ def cgroup_processors(folders: Iterable[Path], machine_processors: int, now: flo
     return Processors(of=f"{found.folder} {found.allowed}", busy=used, possible=now * found.allowed)
 
 
+def processor_limit(folders: Iterable[Path]) -> float | None:
+    """Return the tightest cpu.max in processors; None without a limit."""
+    found = _tightest(folders, _cpu_limit)
+    return None if found is None else found.allowed
+
+
 @dataclass(frozen=True, slots=True)
 class _Limit:
     allowed: float

@@ -1,7 +1,11 @@
+import os
+from pathlib import Path
+
+import psutil
 import pytest
 
 from services.inference.models.catalog import Defaults
-from services.inference.settings import InferenceSettings
+from services.inference.settings import InferenceSettings, free_cores
 from shared import config, errors
 
 
@@ -53,3 +57,24 @@ def test_invalid_settings_are_named(name: str, value: str) -> None:
 def test_token_and_key_are_never_shown() -> None:
     secret = {setting.variable.name for setting in config.settings_of(InferenceSettings) if setting.variable.secret}
     assert {"SERVICE_TOKEN", "OPENAI_API_KEY"} <= secret
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "quota", "expected"),
+    [
+        (16, 16, "max 100000", 15),
+        # Two hardware threads a core.
+        (16, 8, "max 100000", 7),
+        (16, 8, "400000 100000", 3),
+        (4, None, "max 100000", 3),
+        (16, 16, "50000 100000", 1),
+        (1, 1, "max 100000", 1),
+    ],
+)
+def test_engine_gets_all_cores_but_one_within_the_quota(
+    threads: int, cores: int | None, quota: str, expected: int, *, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(threads)))
+    monkeypatch.setattr(psutil, "cpu_count", lambda *, logical: None if logical else cores)
+    (tmp_path / "cpu.max").write_text(quota)
+    assert free_cores([tmp_path]) == expected

@@ -34,7 +34,7 @@ def u32(number: int) -> Typed:
 
 
 def test_header_of_the_packaged_model() -> None:
-    path = model_discovery.packaged()
+    path = model_discovery.installed()
     with path.open("rb") as file:
         header = gguf_header.read_header(file, path.stat().st_size)
     assert header == GgufHeader(

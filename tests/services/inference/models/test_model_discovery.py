@@ -116,3 +116,11 @@ def test_missing_package_is_reported_with_the_install_command(monkeypatch: pytes
     with pytest.raises(errors.BadSettings, match="not installed") as refused:
         model_discovery.find({})
     assert "make setup" in refused.value.hint
+
+
+def test_faster_copy_of_the_default_model_is_preferred(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    original = tmp_path / "Model-1B.Q4_1.gguf"
+    monkeypatch.setattr(model_discovery, "installed", lambda: original)
+    assert model_discovery.packaged() == original
+    files(tmp_path, "Model-1B.Q8_0.gguf")
+    assert model_discovery.packaged() == tmp_path / "Model-1B.Q8_0.gguf"
