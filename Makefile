@@ -21,21 +21,22 @@ help: ## explain the targets
 
 setup: ## install everything that runs aimesh into .venv (make up does it by itself)
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
-	@$(PYTHON) tools/setup.py runtime
+	@$(PYTHON) -m tools.setup runtime
 
 setup-dev:
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
-	@$(PYTHON) tools/setup.py dev
+	@$(PYTHON) -m tools.setup dev
 
-up: setup ## start all five services in the background and ask the model something
-	@$(BIN)/aicli stack up --ask "Say hello"
+up: ## start all five services in the background and ask the model something
+	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m tools.setup runtime --then $(BIN)/aicli stack up --ask "Say hello"
 
 down: ## stop everything; the data stays
 	@test -x $(BIN)/aicli || { echo "nothing is installed here, so nothing runs"; exit 0; }; $(BIN)/aicli stack down
 
 worker-cuda: ## build llama.cpp for NVIDIA GPUs (worker-rocm, worker-metal, worker-vulkan and worker-cpu likewise)
 worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan:
-	@$(PYTHON) tools/setup.py runtime --engine $(@:worker-%=%)
+	@$(PYTHON) -m tools.setup runtime --engine $(@:worker-%=%)
 	@echo "The engine is built for $(@:worker-%=%); workers that start from now on use it: make down, then make up"
 
 status: ## what runs, since when, and what does not

@@ -23,7 +23,7 @@ from bench import http_load, openai_upstream, processes
 from bench.http_load import Client
 from stack.processes import dies_with_parent
 from tests.testnet import free_port
-from tools import setup
+from tools import setup, setup_steps
 
 PROGRAMS = ("llama-server", "llama-batched-bench")
 OPTIONS = (
@@ -91,22 +91,22 @@ def ensure() -> Rivals:
 def _build(place: Path) -> Path:
     """Build the programs with the versions of CMake and Ninja that build the wheel."""
     tools, download, target = place / "tools" / "bin", place / "sdist", place / "build"
-    setup.run("preparing the build of the rivals", sys.executable, "-m", "venv", str(tools.parent))
+    setup_steps.run("preparing the build of the rivals", sys.executable, "-m", "venv", str(tools.parent))
     pip = (str(tools / "python"), "-m", "pip", "--disable-pip-version-check")
-    setup.run("installing its build tools", *pip, "install", "--require-hashes", "-r", str(setup.LOCKS / "engine-build.lock"))
+    setup_steps.run("installing its build tools", *pip, "install", "--require-hashes", "-r", str(setup.LOCKS / "engine-build.lock"))
     # pip asks the sdist for its metadata, which needs the build tools of the lock.
     fetch = (*pip, "download", "--no-build-isolation", "--no-deps", "--no-binary", setup.ENGINE, "--require-hashes", "-d", str(download))
-    setup.run(f"fetching the source of {setup.ENGINE} {setup.engine_version()}", *fetch, "-r", str(setup.only(setup.ENGINE, place)))
+    setup_steps.run(f"fetching the source of {setup.ENGINE} {setup.engine_version()}", *fetch, "-r", str(setup.only(setup.ENGINE, place)))
     (sdist,) = download.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(place, filter="data")
     (source,) = place.glob("llama_cpp_python-*/vendor/llama.cpp")
     environment = {**setup.build_environment(), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
     configure = (str(tools / "cmake"), "-S", str(source), "-B", str(target), "-G", "Ninja", *OPTIONS)
-    setup.run("configuring the rivals", *configure, *os.environ.get("CMAKE_ARGS", "").split(), environment=environment)
+    setup_steps.run("configuring the rivals", *configure, *os.environ.get("CMAKE_ARGS", "").split(), environment=environment)
     build = (str(tools / "cmake"), "--build", str(target), "--parallel", str(len(os.sched_getaffinity(0))), "--target", *PROGRAMS)
     what = f"building {' and '.join(PROGRAMS)}: this happens once and takes about 10 minutes on 2 cores"
-    setup.run(what, *build, environment=environment)
+    setup_steps.run(what, *build, environment=environment)
     return target / "bin"
 
 
@@ -116,7 +116,7 @@ def ensure_environment(place: Path, lock: Path, install: Callable[[Sequence[str]
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != digest:
         place.parent.mkdir(parents=True, exist_ok=True)
         # Created in its final place, because its scripts contain the path of their Python.
-        setup.run(f"making a virtual environment for {lock.stem}", sys.executable, "-m", "venv", "--clear", str(place))
+        setup_steps.run(f"making a virtual environment for {lock.stem}", sys.executable, "-m", "venv", "--clear", str(place))
         install((str(python), "-m", "pip", "--disable-pip-version-check", "install"))
         stamp.write_text(digest, encoding="utf-8")
     return python
@@ -128,10 +128,10 @@ def ensure_python_server() -> Path:
 
     def install(pip: Sequence[str]) -> None:
         wheel = setup.ensure_engine_wheel()
-        setup.run("installing what llama_cpp.server needs", *pip, "--require-hashes", "-r", str(lock))
+        setup_steps.run("installing what llama_cpp.server needs", *pip, "--require-hashes", "-r", str(lock))
         with tempfile.TemporaryDirectory() as temporary:
-            setup.run("installing what llama-cpp-python needs", *pip, "--require-hashes", "-r", str(setup.others(Path(temporary))))
-        setup.run("installing llama-cpp-python", *pip, "--no-deps", wheel)
+            setup_steps.run("installing what llama-cpp-python needs", *pip, "--require-hashes", "-r", str(setup.others(Path(temporary))))
+        setup_steps.run("installing llama-cpp-python", *pip, "--no-deps", wheel)
 
     return ensure_environment(folder() / "python", lock, install)
 
@@ -181,7 +181,7 @@ def ensure_litellm() -> Path:
 
     def install(pip: Sequence[str]) -> None:
         # Without its own version requirements: two of them cannot be met, see LITELLM_LOCK.
-        setup.run("installing LiteLLM's proxy", *pip, "--no-deps", "--require-hashes", "-r", str(LITELLM_LOCK))
+        setup_steps.run("installing LiteLLM's proxy", *pip, "--no-deps", "--require-hashes", "-r", str(LITELLM_LOCK))
 
     return ensure_environment(cache_folder() / "litellm", LITELLM_LOCK, install).with_name("litellm")
 

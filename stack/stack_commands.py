@@ -84,11 +84,15 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
 @click.option("--ask", metavar="PROMPT", help="Send this prompt to the default model when everything is ready.")
 def up(ask: str | None) -> None:
     """Start everything in the background and wait until it is ready. Safe to run again."""
-    from stack import first_run, up_down
+    from stack import first_run, stack_plan, up_down
 
     home = _home()
-    settings = asyncio.run(up_down.up(home, os.environ, Path.cwd(), _print))
-    asyncio.run(first_run.ensure_profile(home, settings))
+
+    async def prepare(settings: "StackSettings") -> None:
+        await first_run.ensure_profile(home, settings)
+        _print(f"pages: {stack_plan.public_url('web', settings)}; user and password: {_short(first_run.page(home))}")
+
+    settings = asyncio.run(up_down.up(home, os.environ, Path.cwd(), _print, prepare))
     if ask is not None:
         _run_prompt(home, ask)
     _show_places(home, settings)

@@ -50,6 +50,7 @@ _REDIS_USERS = ("auth", "gateway")
 _STAGES = {"auth": 1, "inference": 1, "metrics": 1, "gateway": 2, "web": 3}
 SERVICES = tuple(_STAGES)
 ECHO = "inference-echo"
+WORKERS = ("inference", ECHO)
 _CODE = frozenset({".py", ".sql", ".lua", ".html", ".css", ".js"})
 
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ _STOP_SECONDS = 180.0
 #: A living supervisor answers sooner, even on a busy machine.
 _CONTROL_SECONDS = 60.0
 _LOOK_SECONDS = 0.15
+#: How often to say what is still missing.
+_TELL_SECONDS = 20.0
 #: A program that crashes this often while we wait will not become ready.
 _PATIENCE_CRASHES = 3
 _TAIL_LINES = 15
@@ -52,8 +54,15 @@ class StateBefore:
     log_ends: dict[str, int]
 
 
-async def up(home: StackHome, environment: Mapping[str, str], folder: Path, report: ReportProgress) -> StackSettings:
-    """Return when everything is ready. Raises AimeshError, after printing the end of the log that explains it."""
+async def up(
+    home: StackHome,
+    environment: Mapping[str, str],
+    folder: Path,
+    report: ReportProgress,
+    prepare: Callable[[StackSettings], Awaitable[object]],
+) -> StackSettings:
+    """Return when everything is ready. Call ``prepare`` as soon as everything but the workers is ready, which load their models first.
+    Raises AimeshError, after printing the end of the log that explains it."""
     _require_linux()
     made = initialization.ensure(home, environment, folder)
     if made.made:
@@ -75,11 +84,17 @@ async def up(home: StackHome, environment: Mapping[str, str], folder: Path, repo
         report(f"starting {', '.join(program.name for program in planned.programs)}")
     elif await _runs_already(running, planned):
         report("everything is already running")
+        await prepare(made.settings)
         return made.settings
     else:
         await _repair(home, running, report)
     old_crashes = {program.name: program.crashes for program in running.programs} if running else {}
-    await until_ready(home, planned, StateBefore(old_crashes, log_ends), report)
+    before = StateBefore(old_crashes, log_ends)
+    services = _services(planned)
+    first = {name: url for name, url in services.items() if name not in stack_plan.WORKERS}
+    ready = await until_ready(home, first, before, report)
+    await prepare(made.settings)
+    await until_ready(home, services, before, report, known=ready)
     return made.settings
 
 
@@ -147,12 +162,18 @@ async def _runs_already(running: ControlAnswer, planned: stack_plan.StackPlan) -
 
 
 async def until_ready(
-    home: StackHome, planned: stack_plan.StackPlan, before: StateBefore, report: ReportProgress, *, stall_seconds: float = _STALL_SECONDS
-) -> None:
-    """Wait while there is progress. Raises Internal with the reason if there is none, or if waiting cannot help."""
-    services = _services(planned)
-    started = moved = time.monotonic()
-    seen: set[tuple[str, str]] = set()
+    home: StackHome,
+    services: Mapping[str, str],
+    before: StateBefore,
+    report: ReportProgress,
+    *,
+    known: Collection[str] = (),
+    stall_seconds: float = _STALL_SECONDS,
+) -> frozenset[str]:
+    """Wait until all ``services`` (name -> address) are ready, and return their names. ``known`` were reported before. Raises Internal with
+    the reason if there is no progress, or if waiting cannot help."""
+    started = moved = told = time.monotonic()
+    seen = {(name, "ready") for name in known}
     waiting = WaitProgress(frozenset(), {})
     while time.monotonic() - moved < stall_seconds and time.monotonic() - started < _START_SECONDS:
         answer = await control.send(home.control_socket, control.StatusRequest())
@@ -168,7 +189,11 @@ async def until_ready(
                 seen |= facts
                 moved = time.monotonic()
             if _all_run(answer) and len(waiting.ready) == len(services):
-                return
+                return waiting.ready
+            if time.monotonic() - told > _TELL_SECONDS:
+                told = time.monotonic()
+                for name, reason in waiting.reasons.items():
+                    report(f"waiting for {name}: {reason}")
         await asyncio.sleep(_LOOK_SECONDS)
     late = "; ".join(f"{name}: {reason}" for name, reason in waiting.reasons.items()) or "the supervisor does not answer"
     late_one = StartFailure(next(iter(waiting.reasons), SUPERVISOR), f"not ready after {time.monotonic() - started:.0f} s: {late}")

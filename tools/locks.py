@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tools import setup
+from tools import setup, setup_steps
 
 #: The minimum age of a release. Most malicious releases are found within days (docs/decisions/0002-dependencies.md).
 COOLDOWN_DAYS = 7
@@ -58,7 +58,7 @@ class Lock:
 
 def read_locks() -> tuple[Lock, ...]:
     """Return all locks, in the order in which they are resolved."""
-    document = tomllib.loads((setup.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    document = tomllib.loads((setup_steps.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project, groups = document["project"], document["dependency-groups"]
     extras = project["optional-dependencies"]
     runtime = (*project["dependencies"], *extras["embedded"])
@@ -90,7 +90,7 @@ def find_stale() -> list[str]:
     mistakes = [mistake for lock in read_locks() for mistake in find_drift(lock, lock.path.read_text(encoding="utf-8"))]
     for folder in setup.NPM_FOLDERS:
         package, locked = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("package.json", "package-lock.json"))
-        mistakes += [f"{folder.relative_to(setup.ROOT)}/{mistake}" for mistake in find_npm_drift(package, locked)]
+        mistakes += [f"{folder.relative_to(setup_steps.ROOT)}/{mistake}" for mistake in find_npm_drift(package, locked)]
     return mistakes
 
 
@@ -153,7 +153,7 @@ def remake(lock: Lock, *, cooldown_days: int, upgrade: bool) -> None:
         overrides.write_text("\n".join(lock.overrides), encoding="utf-8")
         done = subprocess.run(  # noqa: S603 - our own command
             [find_uv(), *uv_arguments(lock, cooldown_days, upgrade=upgrade), "--overrides", str(overrides), str(requirements)],
-            cwd=setup.ROOT,
+            cwd=setup_steps.ROOT,
             text=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -161,7 +161,7 @@ def remake(lock: Lock, *, cooldown_days: int, upgrade: bool) -> None:
             timeout=600,
         )
     if done.returncode != 0:
-        raise setup.SetupFailed(f"uv cannot resolve requirements/{lock.name}.lock:\n{done.stderr}")
+        raise setup_steps.SetupFailed(f"uv cannot resolve requirements/{lock.name}.lock:\n{done.stderr}")
     lock.path.write_text(without_paths(lock.path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -174,7 +174,7 @@ def without_paths(text: str) -> str:
 def find_uv() -> str:
     uv = shutil.which("uv")
     if uv is None:
-        raise setup.SetupFailed("make lock needs uv, which is not on the PATH. Install it, for example with: pipx install uv")
+        raise setup_steps.SetupFailed("make lock needs uv, which is not on the PATH. Install it, for example with: pipx install uv")
     return uv
 
 
@@ -197,7 +197,7 @@ def remake_npm(folder: Path, *, cooldown_days: int, upgrade: bool) -> None:
     """Lock the npm packages of the folder again, without installing them. Raises SetupFailed."""
     before = (datetime.now(UTC) - timedelta(days=cooldown_days)).date()
     setup.npm(
-        f"locking {folder.relative_to(setup.ROOT)}",
+        f"locking {folder.relative_to(setup_steps.ROOT)}",
         folder,
         "update" if upgrade else "install",
         *("--package-lock-only", "--ignore-scripts", "--omit-lockfile-registry-resolved", f"--before={before}"),
@@ -213,12 +213,12 @@ def main() -> int:
     try:
         if not arguments.check:
             for lock in read_locks():
-                with setup.progress(f"locking requirements/{lock.name}.lock"):
+                with setup_steps.progress(f"locking requirements/{lock.name}.lock"):
                     remake(lock, cooldown_days=arguments.cooldown, upgrade=arguments.upgrade)
             for folder in setup.NPM_FOLDERS:
                 remake_npm(folder, cooldown_days=arguments.cooldown, upgrade=arguments.upgrade)
         stale = find_stale()
-    except (setup.SetupFailed, OSError) as error:
+    except (setup_steps.SetupFailed, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     sys.stderr.writelines(f"{mistake}\n" for mistake in stale)

@@ -11,16 +11,16 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from tools import setup
+from tools import setup, setup_steps
 
-PYTHON_PROJECTS = (setup.ROOT, setup.ROOT / "sdk" / "python")
-JAVASCRIPT_CLIENT = setup.ROOT / "sdk" / "javascript"
+PYTHON_PROJECTS = (setup_steps.ROOT, setup_steps.ROOT / "sdk" / "python")
+JAVASCRIPT_CLIENT = setup_steps.ROOT / "sdk" / "javascript"
 CLIENT_VERSION = PYTHON_PROJECTS[1] / "src" / "aimesh" / "version.py"
 
 
 def read_versions() -> dict[str, str]:
     """Return the version of each package, by the file that contains it."""
-    project = tomllib.loads((setup.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((setup_steps.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     client = re.search(r'^__version__ = "(.+)"$', CLIENT_VERSION.read_text(encoding="utf-8"), re.MULTILINE)
     package = json.loads((JAVASCRIPT_CLIENT / "package.json").read_text(encoding="utf-8"))
     locked = json.loads((JAVASCRIPT_CLIENT / "package-lock.json").read_text(encoding="utf-8"))
@@ -48,8 +48,8 @@ def read_notes(version: str, changelog: str) -> str:
 def build(into: Path) -> None:
     """Build all packages into the folder. Raises SetupFailed."""
     for project in PYTHON_PROJECTS:
-        command = (str(setup.VENV / "bin" / "python"), "-m", "hatchling", "build", "--target", "wheel", "--directory", str(into))
-        setup.run(f"building the wheel of {project.name}", *command, folder=project)
+        command = (str(setup_steps.VENV / "bin" / "python"), "-m", "hatchling", "build", "--target", "wheel", "--directory", str(into))
+        setup_steps.run(f"building the wheel of {project.name}", *command, folder=project)
     setup.npm("packing the JavaScript client", JAVASCRIPT_CLIENT, "pack", "--ignore-scripts", f"--pack-destination={into}")
 
 
@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--tag", required=True, help="tag to release, such as v0.2.0")
     parser.add_argument("--into", required=True, type=Path, help="folder for the packages and notes.md")
     arguments = parser.parse_args()
-    changelog = (setup.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    changelog = (setup_steps.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     if mistakes := find_mistakes(arguments.tag, read_versions(), changelog):
         sys.stderr.writelines(f"{mistake}\n" for mistake in mistakes)
         return 1
@@ -66,7 +66,7 @@ def main() -> int:
     into.mkdir(parents=True, exist_ok=True)
     try:
         build(into)
-    except (setup.SetupFailed, OSError) as error:
+    except (setup_steps.SetupFailed, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     (into / "notes.md").write_text(read_notes(arguments.tag.removeprefix("v"), changelog) + "\n", encoding="utf-8")

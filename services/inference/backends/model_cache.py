@@ -205,7 +205,7 @@ class ModelCache:
         if cached.file.problem:
             return ModelState.FAILED, cached.file.problem
         if cached.file.look is None or (cached.awaits_preload and self._core.stage(name) is Stage.UNLOADED):
-            return ModelState.LOADING, "checking its file"
+            return ModelState.LOADING, cached.file.step
         match self._core.stage(name):
             case Stage.LOADED:
                 engine = cached.best().engine
@@ -281,7 +281,7 @@ class ModelCache:
         """Wait for the checks of the model's file. Raises Unavailable if it can't be served."""
         looking = self._tasks.create_task(cached.file.ensure_served())
         try:
-            await self._report_waiting(looking, sink, lambda: f"checking the file of {cached.entry.name}")
+            await self._report_waiting(looking, sink, lambda: f"{cached.entry.name}: {cached.file.step}")
         finally:
             looking.cancel()
         if problem := cached.file.problem:

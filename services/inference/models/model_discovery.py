@@ -4,7 +4,7 @@ import importlib.metadata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from services.inference.models import catalog
+from services.inference.models import catalog, model_files
 from services.inference.models.catalog import MAX_CHARACTERS, Catalog, CatalogEntry, CatalogReading, Defaults, LocatedEntry
 from shared import errors, model_folder
 from shared.types import ModelName
@@ -48,7 +48,8 @@ def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None
 def packaged() -> Path:
     """Return the default model's file, or the copy of it that processors compute faster. Raises BadSettings if the package is missing."""
     copy = fast_copy(installed())
-    return copy if copy.is_file() else installed()
+    # Set-up writes the copy when it has built the engine.
+    return copy if copy.is_file() or model_files.missing_engine() else installed()
 
 
 def fast_copy(file: Path) -> Path:

@@ -1,13 +1,18 @@
 """Checks a model's file: reads its header and compares its digest with the catalog's.
 
 Reading is slow (a minute for 40 GB) and runs in threads, once however many callers wait, and again if the file has changed.
-`digests` caches the digests of earlier starts.
+`digests` caches the digests of earlier starts. While set-up still builds the engine, all checks wait for it: set-up also writes the default
+model's file.
 """
 
 import asyncio
+import fcntl
 import hashlib
+import importlib.util
+import sys
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +29,7 @@ T = TypeVar("T")
 
 #: Read between two checks for a stop.
 _READ_BYTES = 4 * 1024 * 1024
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,11 @@ class ModelFile:
         self._stopped = threading.Event()
         self._looking: asyncio.Task[FileCheck] | None = None
         self._hashing: asyncio.Task[str] | None = None
+
+    @property
+    def step(self) -> str:
+        """What the file's check is doing, for users."""
+        return missing_engine() or "checking its file"
 
     @property
     def look(self) -> FileCheck | None:
@@ -79,7 +90,7 @@ class ModelFile:
         if look is not None and look.stamps != await asyncio.to_thread(_stamps, self._entry.file) and self._looking is looking:
             self._looking = self._hashing = None
         if self._looking is None:
-            self._looking = self._begin(asyncio.to_thread(_look, self._entry.file))
+            self._looking = self._begin(self._look_when_built())
         await asyncio.shield(self._looking)
 
     async def ensure_digest(self) -> None:
@@ -99,6 +110,15 @@ class ModelFile:
         else:
             await self.ensure_digest()
 
+    async def _look_when_built(self) -> FileCheck:
+        known = ""
+        while missing := missing_engine():
+            if missing != known:
+                known = missing
+                self._changed()
+            await asyncio.sleep(_LOOK_SECONDS)
+        return await asyncio.to_thread(_look, self._entry.file)
+
     def stop(self) -> None:
         """End the threads that read; they can't be canceled."""
         self._stopped.set()
@@ -107,6 +127,22 @@ class ModelFile:
         task = self._tasks.create_task(work)
         task.add_done_callback(lambda _task: self._changed())
         return task
+
+
+def missing_engine(environment: Path = Path(sys.prefix)) -> str:
+    """Return why this virtual environment has no engine yet, for users; empty if it has one. Set-up (tools/setup.py) builds it."""
+    left = environment / "engine-build.left"
+    try:
+        with (environment / ".setup-lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        # Set-up is running. It has this file while it builds the engine for a stack that has already started.
+        with suppress(OSError):
+            return f"the engine is being built, {left.read_text(encoding='utf-8')}"
+    except OSError:
+        pass
+    importlib.invalidate_caches()
+    return "" if importlib.util.find_spec("llama_cpp") else "the engine is not installed; run `make up`"
 
 
 def _result(task: asyncio.Task[T] | None) -> T | None:

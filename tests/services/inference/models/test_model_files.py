@@ -1,0 +1,59 @@
+"""A model's file is checked when the engine is there, which set-up may still be building."""
+
+import asyncio
+import fcntl
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from services.inference.models import digests, model_discovery, model_files
+from services.inference.models.catalog import CatalogEntry
+from shared.types import ModelName
+
+BUILDING = "the engine is being built, 41 of 83 steps, about 2 min left"
+
+
+def test_set_up_says_how_long_the_engine_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert model_files.missing_engine(tmp_path) == ""
+    (tmp_path / "engine-build.left").write_text("41 of 83 steps, about 2 min left")
+    with (tmp_path / ".setup-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert model_files.missing_engine(tmp_path) == BUILDING
+        # It installs something else.
+        (tmp_path / "engine-build.left").rename(tmp_path / "kept")
+        assert model_files.missing_engine(tmp_path) == ""
+    # Killed, it leaves its file.
+    (tmp_path / "kept").rename(tmp_path / "engine-build.left")
+    assert model_files.missing_engine(tmp_path) == ""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert model_files.missing_engine(tmp_path) == "the engine is not installed; run `make up`"
+
+
+def test_the_copy_of_the_default_model_is_expected_after_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_files, "missing_engine", lambda: BUILDING)
+    monkeypatch.setattr(Path, "is_file", lambda _path: False)
+    assert model_discovery.packaged() == model_discovery.fast_copy(model_discovery.installed())
+
+
+async def test_file_is_read_when_the_engine_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    missing = [BUILDING]
+    monkeypatch.setattr(model_files, "missing_engine", lambda: missing[0])
+    monkeypatch.setattr(model_files, "_LOOK_SECONDS", 0.01)
+    file = tmp_path / "a.gguf"
+    changes: asyncio.Queue[str] = asyncio.Queue()
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        entry = CatalogEntry(name=ModelName("a"), file=file)
+        model = model_files.ModelFile(entry, tasks, lambda: changes.put_nowait(model.step), digests.KnownDigests(tmp_path / "digests"))
+        waiting = tasks.create_task(model.ensure_served())
+        assert await changes.get() == BUILDING
+        missing[0] = "the engine is being built, less than a minute left"
+        assert await changes.get() == missing[0]
+        assert model.look is None
+        # Set-up writes it last.
+        file.symlink_to(model_discovery.packaged())
+        missing[0] = ""
+        await waiting
+    assert model.problem == ""
+    assert model.look is not None
+    assert model.look.header is not None
