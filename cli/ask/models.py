@@ -76,6 +76,7 @@ def _list(here: CliContext, *, as_json: bool) -> None:
     from shared.api import gateway
 
     served = here.call(gateway.list_models, gateway.ListModels(), key_needed=False)
+    none = f"No models available: {served.why_none}" if served.why_none else "No models available. Start a worker: aicli worker"
     columns: list[TableColumn[ServedModel]] = [
         TableColumn("MODEL", lambda model: model.name),
         TableColumn("WORKERS", lambda model: str(model.workers)),
@@ -83,7 +84,7 @@ def _list(here: CliContext, *, as_json: bool) -> None:
         TableColumn("SERVES", lambda model: "embeddings" if model.only_embeds else "answers"),
         TableColumn("ALIASES", lambda model: printing.names(model.aliases)),
     ]
-    printing.show_rows(served.models, columns, as_json=as_json, empty="No models available. Start a worker: aicli worker")
+    printing.show_rows(served.models, columns, as_json=as_json, empty=none)
 
 
 def _show(answer: "ModelPlaces", *, as_json: bool) -> None:

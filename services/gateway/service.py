@@ -300,7 +300,11 @@ class GatewayService:
     @serves(gateway.list_models)
     async def list_models(self, _request: gateway.ListModels, call: RpcCall) -> gateway.ServedModels:
         caller = None if call.credential is None else await self.callers.identify(call.credential)
-        return gateway.ServedModels(self._catalogue(caller))
+        models = self._catalogue(caller)
+        if models or caller is None:
+            return gateway.ServedModels(models)
+        workers = worker_choice.open_to(caller.tenant_id, self._node.directory.entries(Role.WORKER), self._policy)
+        return gateway.ServedModels((), "" if any(not worker.why_not for worker in workers) else routing.reasons(workers))
 
     @serves(gateway.list_nodes)
     async def list_nodes(self, _request: gateway.ListNodes, call: RpcCall) -> gateway.NodeRows:

@@ -225,6 +225,8 @@ class ServedModels(Body, frozen=True):
     """The default model first."""
 
     models: tuple[ServedModel, ...]
+    #: Why no worker serves one, for signed-in users; empty if one does, or if no worker is known.
+    why_none: str = ""
 
 
 class LoadOnWorker(Body, frozen=True):

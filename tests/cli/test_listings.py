@@ -109,6 +109,8 @@ def test_no_models(shell: Shell) -> None:
     result = shell("models")
     assert (result.stdout, result.exit_code) == ("", 0)
     assert "aicli worker" in result.stderr
+    shell.mesh.answer(gateway.list_models, gateway.ServedModels((), "UABC… smollm2: the engine is being built"))
+    assert "No models available: UABC… smollm2: the engine is being built" in shell("models").stderr
 
 
 @pytest.fixture

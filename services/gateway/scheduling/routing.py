@@ -94,7 +94,7 @@ def resolve(wanted: ModelName | None, workers: Sequence[DirectoryEntry], names: 
         raise _no_worker(workers)
     for model in meanings:
         if absent := [worker for worker in workers if has_model(worker, model)]:
-            raise errors.NotReachable(f"no worker can run {model} now: {_reasons(absent)}", hint=_NO_WORKER_HINT)
+            raise errors.NotReachable(f"no worker can run {model} now: {reasons(absent)}", hint=_NO_WORKER_HINT)
     model = ModelName(names.aliases.get(requested, requested))
     if just_started:
         raise errors.NotReachable(
@@ -160,10 +160,10 @@ def has_model(worker: DirectoryEntry, model: ModelName) -> bool:
 
 
 def _no_worker(workers: Sequence[DirectoryEntry]) -> errors.NotReachable:
-    why = f": {_reasons(workers)}" if workers else ""
+    why = f": {reasons(workers)}" if workers else ""
     return errors.NotReachable(f"no worker serves a model now{why}", hint=_NO_WORKER_HINT)
 
 
-def _reasons(workers: Sequence[DirectoryEntry]) -> str:
+def reasons(workers: Sequence[DirectoryEntry]) -> str:
     """Return at most three reasons; operators use `aicli nodes`."""
     return ", ".join(f"{worker.node[:8]}… {worker.why_not or 'has no model ready'}" for worker in workers[:3])

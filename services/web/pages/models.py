@@ -61,6 +61,8 @@ class ModelsPage:
     #: Whether nodes and prices are available.
     has_places: bool
     has_prices: bool
+    #: Why no model is served, if the gateway knows.
+    why_none: str
     #: Set in the response to an order that some workers refused.
     refusals: tuple[OrderRefusal, ...] = ()
     problem: errors.AimeshError | None = None
@@ -122,6 +124,7 @@ async def _page(
         may_order=may_order,
         has_places=nodes is not None,
         has_prices=prices is not None,
+        why_none=served.why_none,
         refusals=refusals,
         problem=problem,
     )

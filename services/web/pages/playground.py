@@ -70,6 +70,8 @@ class Rating(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PlaygroundPage:
     #: Their names; None if the gateway did not respond.
     models: tuple[ModelName, ...] | None
+    #: Why there are none, if the gateway knows.
+    why_none: str
     chosen: ModelName | None
     #: The API's URL, for "view as code".
     address: str
@@ -83,6 +85,7 @@ async def show_playground(page_request: NamedDependency[PageRequest], model: Fro
     preferred = None if account is None else account.preferences.default_model
     view = PlaygroundPage(
         models=None if served is None else tuple(each.name for each in served.models if not each.only_embeds),
+        why_none="" if served is None else served.why_none,
         chosen=None if served is None else choose(served, ModelName(model), preferred),
         address=page_request.address,
     )

@@ -308,6 +308,26 @@ async def test_models_are_only_shown_to_callers_who_may_use_them(mesh: GatewayMe
     assert await shown(None) == ["smollm2"], "without a credential, the models that everybody may use are listed"
 
 
+async def test_why_no_model_is_served_is_told_to_users(mesh: GatewayMesh) -> None:
+    directory = mesh.nodes["gateway"].node.directory
+    worker = mesh.nodes["worker"]
+    await worker.stop()
+    await until(lambda: not directory.usable(Role.WORKER))
+    building = announcement(50, "smollm2", not_ready="smollm2: the engine is being built")
+    others = announcement(51, "bobs", owner=f"{UUID(int=77)}", labels={"shared": "no"}, not_ready="bobs: is secret")
+    for each in (building, others):
+        directory.apply_announcement(each, "nats")
+    known, unknown = [
+        await mesh.client.rpc.call(gateway.list_models, gateway.ListModels(), credential=credential) for credential in (KEY, None)
+    ]
+    assert (known.models, unknown.models, unknown.why_none) == ((), (), "")
+    assert f"{building.node[:8]}… smollm2: the engine is being built" in known.why_none
+    assert "secret" not in known.why_none
+    # A worker that is ready has no model that this key may use: that is not its fault.
+    directory.apply_announcement(announcement(52), "nats")
+    assert await mesh.client.rpc.call(gateway.list_models, gateway.ListModels(), credential=KEY) == gateway.ServedModels(())
+
+
 async def test_a_quarantined_worker_is_shown_with_the_reason(mesh: GatewayMesh) -> None:
     service: GatewayService = mesh.nodes["gateway"].service  # type: ignore[assignment]
     worker = mesh.nodes["worker"].node.id

@@ -72,6 +72,7 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         #: Of everybody.
         self.account: ledger.Account | None = None
         self.workers = 1
+        self.why_none = ""
         #: The code of an open one, of which only registering knows.
         self.invitation = "a-code-of-an-invitation"
         self.calls: list[RecordedCall] = []
@@ -226,7 +227,7 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
 
     def _list_models(self, _request: gateway.ListModels, _: Credential | None) -> gateway.ServedModels:
         models = (gateway.ServedModel(ModelName("smollm2"), self.workers, 2048),) if self.workers else ()
-        return gateway.ServedModels(models if self.served is None else self.served)
+        return gateway.ServedModels(models if self.served is None else self.served, self.why_none)
 
     def _get_service_health(self, _request: gateway.GetServiceHealth, _: Credential | None) -> gateway.ServiceHealth:
         models = (ModelName("smollm2"),) if self.workers else ()

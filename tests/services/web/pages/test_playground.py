@@ -113,6 +113,12 @@ async def test_missing_models_are_reported(alice: Browser, mesh: FakeMesh) -> No
     assert "data-playground" not in page.text
 
 
+@pytest.mark.parametrize(("path", "message"), [("/playground", "No chat model is available"), ("/models", "No models")])
+async def test_pages_say_why_no_model_is_served(alice: Browser, mesh: FakeMesh, path: str, message: str) -> None:
+    mesh.workers, mesh.why_none = 0, "UABC… smollm2: the engine is being built, about 2 min left"
+    assert f"{message}: UABC… smollm2: the engine is being built, about 2 min left." in (await alice.get(path)).text
+
+
 async def test_unavailable_gateway_is_reported(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["gateway"] = AWAY
     page = await alice.get("/playground")
