@@ -1,14 +1,13 @@
-"""One Chromium for all tests of a file; every page has its own profile."""
+"""One event loop for all tests of a file, which control the Chromium of the test process; every page has its own profile."""
 
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from tests.acceptance import chromium
-from tests.acceptance.chromium import Browser
+from tests.acceptance.chromium import Browser, Chromium
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def chrome() -> AsyncIterator[Browser]:
-    async with chromium.launch() as running:
-        yield running
+async def chrome(chromium_process: Chromium) -> AsyncIterator[Browser]:
+    async with chromium_process.control() as browser:
+        yield browser
