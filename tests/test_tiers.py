@@ -32,7 +32,7 @@ def project(tmp_path: Path) -> Path:
     """Tests beside these, with the same plugin."""
     folder = tmp_path / "project"
     folder.mkdir()
-    folder.joinpath("pytest.ini").write_text("[pytest]\naddopts = --strict-markers -p no:cacheprovider -s\n")
+    folder.joinpath("pytest.ini").write_text("[pytest]\naddopts = --strict-markers -p no:cacheprovider -p no:schemathesis -p no:faker -s\n")
     folder.joinpath("conftest.py").write_text('pytest_plugins = ("tests.tiers",)\n')
     folder.joinpath("test_example.py").write_text(EXAMPLE)
     return folder
