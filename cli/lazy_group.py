@@ -8,14 +8,21 @@ from click.exceptions import NoSuchCommand
 
 
 class LazyGroup(click.Group):
-    """``places`` maps a command's name to `module:attribute`. Commands are listed in this order.
-
-    ``renamed`` maps an old name to the new one: it works for one more release, with a warning, and is not listed.
+    """``places`` maps a command's name to `module:attribute`. Commands are listed in this order. ``sections`` maps the headings of the help
+    to such places. ``renamed`` maps an old name to the new one: it works for one more release, with a warning, and is not listed.
     """
 
-    def __init__(self, *args: object, places: Mapping[str, str], renamed: Mapping[str, str] | None = None, **extra: object) -> None:
+    def __init__(
+        self,
+        *args: object,
+        places: Mapping[str, str] | None = None,
+        sections: Mapping[str, Mapping[str, str]] | None = None,
+        renamed: Mapping[str, str] | None = None,
+        **extra: object,
+    ) -> None:
         super().__init__(*args, **extra)  # type: ignore[arg-type]  # click's own parameters, passed through unread
-        self._places = places
+        self._sections = sections or {"Commands": places or {}}
+        self._places = {name: place for section in self._sections.values() for name, place in section.items()}
         self._renamed = renamed or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -29,6 +36,16 @@ class LazyGroup(click.Group):
         command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        found = {name: self.get_command(ctx, name) for name in self._places}
+        # One width for all sections, so that their columns are aligned.
+        longest = max(map(len, found))
+        limit = formatter.width - 6 - longest
+        for heading, places in self._sections.items():
+            rows = [(name.ljust(longest), command.get_short_help_str(limit)) for name in places if (command := found[name]) is not None]
+            with formatter.section(heading):
+                formatter.write_dl(rows)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]

@@ -22,27 +22,39 @@ from shared import errors
 if TYPE_CHECKING:
     from shared.errors import AimeshError
 
-COMMANDS = {
-    "infer": "cli.ask.infer:infer",
-    "models": "cli.ask.models:models",
-    "nodes": "cli.ask.nodes:nodes",
-    "top": "cli.top.top_command:top",
-    "trace": "cli.ask.trace:trace",
-    "alerts": "cli.admin.alerts:alerts",
-    "usage": "cli.account.usage:usage",
-    "quota": "cli.account.usage:quota",
-    "report": "cli.admin.report:report",
-    "register": "cli.account.login:register",
-    "login": "cli.account.login:login",
-    "logout": "cli.account.login:logout",
-    "keys": "cli.account.keys:keys",
-    "dashboard": "cli.account.dashboard:dashboard",
-    "worker": "cli.machines.worker:worker",
-    "doctor": "cli.doctor.doctor_command:doctor",
-    "stack": "stack.stack_commands:stack",
-    "mesh": "cli.machines.mesh:mesh",
-    "admin": "cli.admin.admin_commands:admin",
-    "completion": "cli.main:completion",
+SECTIONS = {
+    "Ask": {
+        "infer": "cli.ask.infer:infer",
+        "models": "cli.ask.models:models",
+        "trace": "cli.ask.trace:trace",
+    },
+    "Account": {
+        "register": "cli.account.login:register",
+        "login": "cli.account.login:login",
+        "logout": "cli.account.login:logout",
+        "keys": "cli.account.keys:keys",
+        "usage": "cli.account.usage:usage",
+        "quota": "cli.account.usage:quota",
+        "dashboard": "cli.account.dashboard:dashboard",
+    },
+    "Machines": {
+        "worker": "cli.machines.worker:worker",
+        "mesh": "cli.machines.mesh:mesh",
+        "nodes": "cli.ask.nodes:nodes",
+        "doctor": "cli.doctor.doctor_command:doctor",
+    },
+    "Administer": {
+        "top": "cli.top.top_command:top",
+        "alerts": "cli.admin.alerts:alerts",
+        "report": "cli.admin.report:report",
+        "admin": "cli.admin.admin_commands:admin",
+    },
+    "Stack": {
+        "stack": "stack.stack_commands:stack",
+    },
+    "Shell": {
+        "completion": "cli.main:completion",
+    },
 }
 
 _EXIT_CODES = "\n".join(["\b", "Exit codes:", *(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())])
@@ -157,7 +169,7 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
 
 
 @click.group(
-    cls=Aicli, places=COMMANDS, epilog=f"{_EXIT_CODES}\n\n{_ENVIRONMENT}", context_settings={"help_option_names": ["-h", "--help"]}
+    cls=Aicli, sections=SECTIONS, epilog=f"{_EXIT_CODES}\n\n{_ENVIRONMENT}", context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.option("--profile", metavar="NAME", help="Profile to use: a name or the path of a profile file.")
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and exit.")

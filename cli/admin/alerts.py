@@ -41,9 +41,12 @@ def _decode(encoded: str) -> str:
     return unquote(encoded, errors="strict")
 
 
-@click.group()
-def alerts() -> None:
+@click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
+@click.pass_context
+def alerts(context: click.Context) -> None:
     """List, acknowledge and silence alerts. Admins only."""
+    if context.invoked_subcommand is None:
+        context.invoke(show)
 
 
 @alerts.command("list")

@@ -136,6 +136,16 @@ def test_profile_option_equals_the_variable(shell: Shell) -> None:
     assert "no profile 'nowhere'" in result.stderr
 
 
+def test_help_lists_all_commands_in_sections(shell: Shell) -> None:
+    lines = shell("--help").stdout.splitlines()
+    for heading, section in main.SECTIONS.items():
+        first = lines.index(f"{heading}:") + 1
+        assert [line.split()[0] for line in lines[first : first + len(section)]] == list(section)
+        assert lines[first + len(section)] == ""
+    # Aligned, in one line each.
+    assert len({line.index(line.split(maxsplit=1)[1]) for line in lines if line.split()[:1] in [["infer"], ["completion"], ["stack"]]}) == 1
+
+
 def test_help_documents_every_exit_code() -> None:
     text = Shell(Path("/"), FakeMesh(), {})("--help").output
     for code in ("0", "1", "2", "3", "4", "5", "130"):

@@ -39,6 +39,7 @@ def test_firing_alerts_are_listed_with_advice_before_silences(shell: Shell) -> N
     pending = msgspec.structs.replace(DRIFT, id="b", name="cpu_high", state="pending")
     shell.mesh.answer(alerts.list_alerts, alerts.Alerts((DRIFT, pending), (QUIET,)))
     shown = shell("alerts", "list").stdout
+    assert shell("alerts").stdout == shown
     assert "ledger_drift" in shown
     assert "docs/runbooks/ledger_drift.md" in shown
     assert "pending" not in shown
