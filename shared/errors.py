@@ -210,6 +210,12 @@ class TooLarge(CallerError):
     status = 413
 
 
+class ContextExceeded(BadRequest):
+    """The prompt leaves no room for an answer in the model's context. The message gives both sizes."""
+
+    code = "context_length_exceeded"
+
+
 class TokensTooLarge(BadRequest):
     """One request needs more tokens than the limit per minute allows. Waiting does not help."""
 

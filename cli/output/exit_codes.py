@@ -41,6 +41,7 @@ BY_ERROR: dict[str, ExitCode] = {
     "cancelled": ExitCode.INTERRUPTED,
     "certificate_expired": ExitCode.FAILED,
     "clock_skew": ExitCode.FAILED,
+    "context_length_exceeded": ExitCode.USAGE,
     "deadline_exceeded": ExitCode.FAILED,
     "draining": ExitCode.NOTHING_SERVES,
     "idempotency_conflict": ExitCode.FAILED,

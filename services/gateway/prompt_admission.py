@@ -21,6 +21,8 @@ MAX_MESSAGES = 1000
 MAX_MODEL_CHARACTERS = 200
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 64
 MAX_SEED = 2**63 - 1
+#: Of one answer; a higher max_tokens is lowered to it, or to the model's context.
+MAX_ANSWER_TOKENS = 32768
 ROLES = ("system", "user", "assistant", "tool")
 #: OpenAI's limit.
 MAX_TOOLS = 128
@@ -68,7 +70,7 @@ RANGES = {
     "temperature": Range(0, 2),
     "top_p": Range(0, 1, open_low=True),
     "top_k": Range(0, 1000, whole=True),  # 0 is off
-    "max_tokens": Range(1, 32768, whole=True),
+    "max_tokens": Range(1, MAX_SEED, whole=True),
     "seed": Range(0, MAX_SEED, whole=True),
     "min_p": Range(0, 1),
     "repeat_penalty": Range(0.1, 2),

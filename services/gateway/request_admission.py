@@ -64,7 +64,7 @@ class RequestAdmission:
         bounds = CostBounds(
             model=model,
             prompt_tokens=admitted.most_prompt_tokens,
-            max_tokens=request.max_tokens or default,
+            max_tokens=default if request.max_tokens is None else min(request.max_tokens, self._most_max_tokens(model)),
             answers=answers,
             seconds=seconds,
         )
@@ -145,9 +145,14 @@ class RequestAdmission:
             raise
         return running.held
 
+    def _most_max_tokens(self, model: ModelName) -> int:
+        """Return the longest answer that any worker could give; the worker lowers it to what its context leaves."""
+        contexts = routing.contexts(model, self.directory.usable(Role.WORKER))
+        # 0 is a context of unknown size.
+        return min(prompt_admission.MAX_ANSWER_TOKENS, max(contexts) if contexts and all(contexts) else prompt_admission.MAX_ANSWER_TOKENS)
+
     def _default_max_tokens(self, limit: int | None, model: ModelName, prompt_tokens: int, answers: int) -> int:
-        # 0 if no worker is available to announce its context.
-        context_tokens = routing.least_context(model, self.directory.usable(Role.WORKER))
+        context_tokens = min(routing.contexts(model, self.directory.usable(Role.WORKER)), default=0)
         most = min(DEFAULT_MAX_TOKENS, context_tokens or DEFAULT_MAX_TOKENS)
         return most if limit is None else max(1, min(most, (limit - prompt_tokens) // answers))
 

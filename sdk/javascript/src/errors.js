@@ -90,6 +90,7 @@ export class AnswerBroken extends AimeshError {}
 const ROWS = {
   bad_request: [BadRequest, false],
   bad_settings: [BadRequest, false],
+  context_length_exceeded: [BadRequest, false],
   poison: [BadRequest, false],
   tokens_too_large: [TooLarge, false],
   not_authenticated: [NotAuthenticated, false],

@@ -107,10 +107,9 @@ def resolve(wanted: ModelName | None, workers: Sequence[DirectoryEntry], names: 
     )
 
 
-def least_context(model: ModelName, usable: Iterable[DirectoryEntry]) -> int:
-    """Return the context that every worker of a served model supports, in tokens."""
-    offers = [offer for worker in usable for offer in worker.announcement.models if offer.name == model and offer.ready]
-    return min((offer.context_tokens for offer in offers), default=0)
+def contexts(model: ModelName, usable: Iterable[DirectoryEntry]) -> list[int]:
+    """Return the context of each worker of a served model, in tokens; 0 if unknown."""
+    return [offer.context_tokens for worker in usable for offer in worker.announcement.models if offer.name == model and offer.ready]
 
 
 def digest_of(model: ModelName, usable: Iterable[DirectoryEntry]) -> str:

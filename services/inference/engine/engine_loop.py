@@ -75,11 +75,11 @@ class EngineLoop:
         return self._scheduler.idle
 
     def measure(self, command: StartGeneration) -> int:
-        """Return the size of a command's text. Raises BadRequest if it can't fit the context, before any work is done."""
+        """Return the size of a command's text. Raises ContextExceeded if it can't fit the context, before any work is done."""
         size = sum(_text_bytes(message.content) for message in command.messages)
         context = self._compute.context_tokens
         if size > (most := context * self._compute.longest_token_bytes):
-            raise errors.BadRequest(
+            raise errors.ContextExceeded(
                 f"the prompt has {size} bytes; the model's context of {context} tokens holds at most {most} bytes of text",
                 hint="shorten the prompt, or raise ENGINE_CONTEXT_TOKENS on the worker",
             )

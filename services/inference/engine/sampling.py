@@ -68,9 +68,8 @@ def check(given: Sampling, *, context_tokens: int | None, draw_seed: Callable[[]
     temperature = _number("temperature", given.temperature, DEFAULT_TEMPERATURE, most=MAX_TEMPERATURE)
     max_tokens = given.max_tokens
     if max_tokens is not None:
-        # More than the context is an error; more than what fits after the prompt is cut later.
-        most = MAX_SEED if context_tokens is None else context_tokens
-        max_tokens = _whole("max_tokens", max_tokens, least=1, most=most)
+        # More than fits after the prompt is cut later.
+        max_tokens = min(_whole("max_tokens", max_tokens, least=1, most=MAX_SEED), context_tokens or MAX_SEED)
     return Parameters(
         temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
         top_p=_above_zero("top_p", _number("top_p", given.top_p, DEFAULT_TOP_P, most=1.0)),

@@ -181,7 +181,7 @@ def start(
     salt: str = "",
     calls: ToolCallParser | None = None,
 ) -> Sequence:
-    """Create a sequence. Raises BadRequest if not even one token fits the context after the prompt."""
+    """Create a sequence. Raises ContextExceeded if not even one token fits the context after the prompt."""
     room = check_fits(len(prompt.tokens), context_tokens)
     limit = min(parameters.max_tokens or DEFAULT_MAX_TOKENS, room)
     shown = AnswerText(StopSequences(parameters.stop), calls)
@@ -189,12 +189,12 @@ def start(
 
 
 def check_fits(prompt_tokens: int, context_tokens: int) -> int:
-    """Return the tokens of the context that are left for the answer. Raises BadRequest if none is."""
+    """Return the tokens of the context that are left for the answer. Raises ContextExceeded if none is."""
     room = context_tokens - prompt_tokens
     if not prompt_tokens:
         raise errors.BadRequest("the prompt is empty")
     if room < 1:
-        raise errors.BadRequest(
+        raise errors.ContextExceeded(
             f"the prompt has {prompt_tokens} tokens; the model's context holds {context_tokens}, including at least one for the answer",
             hint=f"shorten the prompt to {context_tokens - 1} tokens, or raise ENGINE_CONTEXT_TOKENS on the worker",
         )

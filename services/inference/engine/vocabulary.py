@@ -44,7 +44,7 @@ class ModelVocabulary:
         self.shown_for_tools = frozenset(token for token in range(self.size) if self._spelling(token) in spellings)
 
     def tokens_of(self, rendered: str, *, context_tokens: int) -> list[int]:
-        """Tokenize a prompt with marked callers' texts. Raises BadRequest if it doesn't fit the context."""
+        """Tokenize a prompt with marked callers' texts. Raises ContextExceeded if it doesn't fit the context."""
         parts = [self._tokenize(part) for part in self.special.cut(rendered)]
         # Check before creating a list, which would hold the GIL for 20 ms for a million tokens.
         sequence.check_fits(max(1, sum(count for _, count in parts)), context_tokens)

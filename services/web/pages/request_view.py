@@ -31,6 +31,7 @@ STATUSES: Mapping[RequestStatus, tuple[str, str]] = {
 _ADVICE: Mapping[str, str] = {
     "bad_request": "Fix the field named in the error, then retry.",
     "budget_exhausted": "Ask an administrator for credits, or create a key with a higher budget.",
+    "context_length_exceeded": "Send a shorter prompt, or use a model with a longer context.",
     "rate_limited": "Wait for the time in Retry-After, then retry.",
     "tokens_too_large": "Send a shorter prompt, or lower max_tokens.",
     "too_large": "Send a shorter prompt.",

@@ -8,6 +8,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from services.gateway import prompt_admission
 from services.gateway.pipeline import Pipeline
 from services.gateway.scheduling import routing
 from shared import context, errors
@@ -224,6 +225,24 @@ async def test_a_worker_that_left_long_ago_is_not_waited_for(running_service: Ru
     with pytest.raises(errors.NotReachable):
         async with quick.run(OWNER, InferenceRequest(prompt="hi"), seconds=10):
             pass
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(2047, 2047), (2048, 2048), (100_000, 2048), (None, 2048)])
+async def test_max_tokens_above_the_context_is_lowered(running_service: RunningService, asked: int | None, sent: int) -> None:
+    await ask(running_service, max_tokens=asked)
+    assert running_service.worker.received[0].model_config.max_tokens == sent
+
+
+async def test_max_tokens_is_lowered_to_the_longest_context(running_service: RunningService) -> None:
+    running_service.add_worker(2, running_service.worker, "smollm2", context_tokens=5000)
+    await ask(running_service, max_tokens=100_000)
+    assert running_service.worker.received[0].model_config.max_tokens == 5000
+
+
+async def test_without_a_known_context_max_tokens_is_bounded(running_service: RunningService) -> None:
+    running_service.add_worker(2, running_service.worker, "smollm2", context_tokens=0)
+    await ask(running_service, max_tokens=100_000)
+    assert running_service.worker.received[0].model_config.max_tokens == prompt_admission.MAX_ANSWER_TOKENS
 
 
 async def test_a_long_prompt_counts_against_the_limits_by_its_likely_tokens(running_service: RunningService) -> None:

@@ -84,7 +84,7 @@ async def test_unknown_model_error_lists_the_served_ones(service: InferenceServi
         ("top_p", float("inf")),
         ("top_k", -1),
         ("max_tokens", 0),
-        ("max_tokens", 2**62),
+        ("max_tokens", 2**63),
         ("seed", -1),
         ("stop", ("",)),
     ],

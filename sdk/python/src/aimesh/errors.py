@@ -166,6 +166,7 @@ _OF_GATEWAY = (
 BY_CODE: dict[str, type[AimeshError]] = {
     **{kind.default_code: kind for kind in _OF_GATEWAY},
     "method_not_allowed": BadRequest,
+    "context_length_exceeded": BadRequest,
     "poison": BadRequest,
     "unsupported_media_type": BadRequest,
     "tokens_too_large": TooLarge,

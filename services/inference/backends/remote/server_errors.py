@@ -59,7 +59,7 @@ class _ErrorObject(msgspec.Struct, frozen=True):
 
 _complaint = msgspec.json.Decoder(_Complaint)
 
-_TOO_LONG = re.compile("exceeds (the|maximum) context length")
+_TOO_LONG = re.compile("exceeds (the|maximum) context length|maximum context length is|exceeds the available context size")
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "budget_exhausted")
 
 
@@ -115,10 +115,10 @@ def _needs_change(source: RefusalSource, status: int, reason: str) -> AimeshErro
     """Return the error if a retry can't help: the caller must change the request, or the owner the settings or the account."""
     suffix = _suffix(reason)
     match status:
+        case 400 | 422 | 500 if _TOO_LONG.search(reason):
+            # Older versions of Ollama send 500 for a text that is too long for the model.
+            return errors.ContextExceeded(f"{source.name} refuses the request{suffix}", hint="shorten the prompt")
         case 400 | 422:
-            return errors.BadRequest(f"{source.name} refuses the request{suffix}")
-        case 500 if _TOO_LONG.search(reason):
-            # Older versions of Ollama send this for a text that is too long for the model.
             return errors.BadRequest(f"{source.name} refuses the request{suffix}")
         case 413:
             return errors.TooLarge(f"{source.name} accepts no request of this size{suffix}")

@@ -157,7 +157,8 @@ def test_invalid_request_is_refused_immediately_and_others_continue(command: Sta
     handle(running, generate(1, "abc"))
     refused = handle(running, command)
     assert isinstance(refused, GenerationRefused)
-    assert refused.problem.code == "bad_request"
+    assert issubclass(errors.BY_CODE[refused.problem.code], errors.BadRequest)
+    assert (refused.problem.code == "context_length_exceeded") is (command.messages[0].content == "x" * 16)
     assert words in refused.problem.message
     assert set(model.begun) == {(1, 0)}
     assert text(finish(running)[1]) == "abc"

@@ -92,7 +92,7 @@ RANGES = {
     "repeat_penalty": Range(0.1, 2),
     "frequency_penalty": Range(-2, 2),
     "presence_penalty": Range(-2, 2),
-    "max_tokens": Range(1, CONTEXT, whole=True),
+    "max_tokens": Range(1, 2**63 - 1, whole=True),
     "top_k": Range(0, 1_000_000, whole=True),
     "seed": Range(0, 2**63 - 1, whole=True),
     "n": Range(1, 4, whole=True),
@@ -158,7 +158,8 @@ def test_two_thousand_values_are_accepted_or_refused_with_the_field(field: str) 
                 assert len(refused.value.message) < 200
                 continue
             taken = getattr(check(requested), field)
-            assert taken == (0 if field == "temperature" and value < 0.001 else value)
+            expected = min(value, CONTEXT) if field == "max_tokens" else 0 if field == "temperature" and value < 0.001 else value
+            assert taken == expected
             assert type(taken) is (int if allowed.whole else float)
     assert tried > 2000 // step
 
@@ -180,6 +181,10 @@ def test_huge_number_gives_a_short_message() -> None:
     with pytest.raises(errors.BadRequest, match=r"^seed ") as refused:
         check(Sampling(seed=10**5000))
     assert len(refused.value.message) < 200
+
+
+def test_max_tokens_above_the_context_is_lowered() -> None:
+    assert check(Sampling(max_tokens=CONTEXT + 1)).max_tokens == CONTEXT
 
 
 def test_without_a_known_context_any_max_tokens_is_accepted() -> None:

@@ -22,6 +22,14 @@ def openai(message: str, code: object = None) -> bytes:
         pytest.param(400, openai("top_k is unknown"), errors.BadRequest, "top_k is unknown", False, id="a bad request, in its words"),
         pytest.param(422, b'{"detail": "too long"}', errors.BadRequest, "too long", False, id="FastAPI's word for it"),
         pytest.param(422, b'{"detail": [{"loc": ["body"]}]}', errors.BadRequest, "loc", False, id="and its list"),
+        pytest.param(
+            400,
+            openai("This model's maximum context length is 4096 tokens."),
+            errors.ContextExceeded,
+            "4096",
+            False,
+            id="a prompt that is too long for vLLM",
+        ),
         pytest.param(401, openai("bad key"), errors.Unavailable, "refuses this worker's key", False, id="a wrong key"),
         pytest.param(403, b"", errors.Unavailable, "refuses this worker's key", False, id="a key that may not"),
         pytest.param(402, b"", errors.Unavailable, "payment", False, id="an unpaid account"),
@@ -35,7 +43,7 @@ def openai(message: str, code: object = None) -> bytes:
         pytest.param(
             500,
             b'{"error": "the input length exceeds the context length"}',
-            errors.BadRequest,
+            errors.ContextExceeded,
             "exceeds",
             False,
             id="Ollama's for too long",
