@@ -283,6 +283,8 @@ class ActivePrompt(ActiveRequest):
 
 #: Bytes of one number in a vector.
 NUMBER_BYTES = 4
+#: In all vectors of a request, 16 MiB: OpenAI's most inputs for a model with 2,048 dimensions. As JSON it is five times as much.
+MAX_NUMBERS = 2048 * 2048
 
 
 class ActiveEmbedding(ActiveRequest):
@@ -339,6 +341,9 @@ class ActiveEmbedding(ActiveRequest):
             raise errors.ProtocolViolation(
                 f"the worker sent vector {self._vectors} with {len(vector)} bytes, which is not a valid length", hint="retry the request"
             )
+        if numbers * len(self.admitted.inputs) > MAX_NUMBERS:
+            most = MAX_NUMBERS // numbers
+            raise errors.TooLarge(f"this model has {numbers} dimensions, so a request may have {most} inputs", hint="send several requests")
         if not math.isfinite(math.hypot(*struct.unpack(f"<{numbers}f", vector))):
             raise errors.ProtocolViolation(f"the worker sent vector {self._vectors} with non-finite numbers", hint="retry the request")
 

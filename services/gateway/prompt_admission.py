@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from shared import errors
 from shared.api.auth import Principal
-from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, EmbeddingRequest
+from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, TOKEN_ID_BYTES, EmbeddingInput, EmbeddingRequest, input_bytes
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Tool, ToolChoice
 from shared.types import ModelName
@@ -199,7 +199,7 @@ _ADDED_TOKENS = 4
 class AdmittedTexts:
     """Valid texts for embeddings."""
 
-    inputs: tuple[str, ...]
+    inputs: tuple[EmbeddingInput, ...]
     #: See ``AdmittedPrompt``.
     most_prompt_tokens: int
     likely_prompt_tokens: int
@@ -210,16 +210,18 @@ def admit_texts(request: EmbeddingRequest) -> AdmittedTexts:
     if not request.inputs:
         raise BadField("input", "is empty")
     if len(request.inputs) > MAX_INPUTS:
-        raise BadField("input", f"must have at most {MAX_INPUTS} texts, not {len(request.inputs)}; send several requests")
+        raise BadField("input", f"must have at most {MAX_INPUTS} entries, not {len(request.inputs)}; send several requests")
     for position, text in enumerate(request.inputs):
         if not text:
             raise BadField(f"input[{position}]" if len(request.inputs) > 1 else "input", "is empty")
-    size = sum(len(text.encode()) for text in request.inputs)
+    size = sum(map(input_bytes, request.inputs))
     if size > MAX_INPUT_BYTES:
         raise errors.TooLarge(f"the texts have {size} bytes; the limit is {MAX_INPUT_BYTES}", hint="send fewer texts per request")
     if request.dimensions is not None and not 0 < request.dimensions <= MAX_DIMENSIONS:
         raise BadField("dimensions", f"must be a whole number from 1 to {MAX_DIMENSIONS}")
     if request.model is not None and not 0 < len(request.model) <= MAX_MODEL_CHARACTERS:
         raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
-    added = _ADDED_TOKENS * len(request.inputs)
-    return AdmittedTexts(request.inputs, size + added, size // BYTES_IN_A_TOKEN + added)
+    ids = sum(len(given) for given in request.inputs if not isinstance(given, str))
+    text_bytes = size - ids * TOKEN_ID_BYTES
+    counted = ids + _ADDED_TOKENS * len(request.inputs)
+    return AdmittedTexts(request.inputs, text_bytes + counted, text_bytes // BYTES_IN_A_TOKEN + counted)

@@ -22,7 +22,7 @@ from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.auth import Principal
-from shared.api.embedding import EmbeddingRequest
+from shared.api.embedding import EmbeddingInput, EmbeddingRequest
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Sampling
 from shared.telemetry import Metrics, tracing
@@ -157,7 +157,7 @@ class RequestAdmission:
         return most if limit is None else max(1, min(most, (limit - prompt_tokens) // answers))
 
 
-def fingerprint(content: Sequence[ChatMessage] | Sequence[str], secret: str) -> str:
+def fingerprint(content: Sequence[ChatMessage] | Sequence[EmbeddingInput], secret: str) -> str:
     """Return the keyed hash of a prompt for request_logs: 64 hex digits, equal for equal conversations. A plain hash would not do,
     because a short prompt can be guessed."""
     return hmac.digest(secret.encode(), msgspec.msgpack.encode(content), "sha256").hex()

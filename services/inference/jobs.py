@@ -7,6 +7,7 @@ from services.inference.engine import sampling
 from services.inference.engine.sampling import Parameters
 from shared import errors
 from shared.api import embedding
+from shared.api.embedding import EmbeddingInput
 from shared.api.generation import ChatMessage, Sampling, ToolChoice
 from shared.types import ModelName
 
@@ -99,7 +100,7 @@ def _check_messages(messages: tuple[ChatMessage, ...]) -> None:
 @dataclass(frozen=True, slots=True)
 class EmbeddingJob:
     model: ModelName
-    inputs: tuple[str, ...]
+    inputs: tuple[EmbeddingInput, ...]
     dimensions: int | None = None
 
 
@@ -110,7 +111,7 @@ def check_texts(model: ModelName, request: embedding.Embed) -> EmbeddingJob:
     for number, text in enumerate(request.inputs):
         if not text:
             raise errors.BadRequest(f"input[{number}] is empty", hint="leave empty texts out")
-    size = sum(len(text.encode("utf-8", "replace")) for text in request.inputs)
+    size = sum(map(embedding.input_bytes, request.inputs))
     if size > embedding.MAX_INPUT_BYTES:
         raise errors.BadRequest(f"input has {size} bytes; at most {embedding.MAX_INPUT_BYTES} are allowed", hint="send fewer texts at once")
     if request.dimensions is not None and not 0 < request.dimensions <= embedding.MAX_DIMENSIONS:

@@ -1,23 +1,38 @@
 """gateway and inference: embeddings. Vectors are streamed, because those of one request may exceed the size of a message."""
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from shared.api.gateway import Auth
 from shared.api.inference import PromptAccepted
 from shared.api.method import PEOPLE, Body, StreamMethod
 from shared.types import Credential, ModelName, RequestId, Role
 
-#: In one request; enough for a document split into pages.
-MAX_INPUTS = 256
+#: In one request; OpenAI's limit.
+MAX_INPUTS = 2048
 #: All texts together, in UTF-8. A message is at most 1 MiB; 64 KiB are left for lengths, ids and names.
 MAX_INPUT_BYTES = 1024 * 1024 - 64 * 1024
 #: No model has more. A worker's larger claims are not believed.
 MAX_DIMENSIONS = 16_384
+#: The longest id in a message.
+TOKEN_ID_BYTES = 5
+
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+#: A text, or its token ids in the model's own vocabulary.
+EmbeddingInput = str | tuple[TokenId, ...]
+
+
+def input_bytes(given: EmbeddingInput) -> int:
+    """Return the size of an input in a message."""
+    return len(given.encode("utf-8", "replace")) if isinstance(given, str) else TOKEN_ID_BYTES * len(given)
 
 
 class Embed(Body, frozen=True):
     """Contains no user and no key: a worker never learns whose texts they are."""
 
     model: ModelName
-    inputs: tuple[str, ...]
+    inputs: tuple[EmbeddingInput, ...]
     request_id: RequestId
     #: Cuts each vector to this length and normalizes it again; None for the model's own.
     dimensions: int | None = None
@@ -37,7 +52,7 @@ class Embedded(Body, frozen=True, omit_defaults=False):
 
 
 class EmbeddingRequest(Body, frozen=True):
-    inputs: tuple[str, ...]
+    inputs: tuple[EmbeddingInput, ...]
     #: None: the default model.
     model: ModelName | None = None
     dimensions: int | None = None

@@ -2,6 +2,7 @@
 
 import base64
 import struct
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -13,15 +14,15 @@ from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.prompt_admission import BadField
 from shared.api import embedding
-from shared.api.embedding import EmbeddingRequest, EmbeddingResult
+from shared.api.embedding import EmbeddingRequest, EmbeddingResult, TokenId
 from shared.types import ModelName
 
 
 class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An embedding request. ``user`` is ignored."""
 
-    #: Token ids aren't supported, because they differ between models.
-    input: str | tuple[str, ...]
+    #: A text, a list of texts, token ids in the model's own vocabulary, or a list of these.
+    input: str | tuple[str | TokenId | tuple[TokenId, ...], ...]
     model: ModelName | None = None
     #: OpenAI's client requests base64 and decodes it.
     encoding_format: Literal["float", "base64"] = "float"
@@ -49,6 +50,13 @@ class EmbeddingList(msgspec.Struct, frozen=True):
     object: str = "list"
 
 
+class _EncodedList(msgspec.Struct, frozen=True):
+    data: tuple[msgspec.Raw, ...]
+    model: ModelName
+    usage: EmbeddingUsage
+    object: str = "list"
+
+
 class OpenAiEmbeddings:
     """The handler for embeddings."""
 
@@ -67,33 +75,42 @@ class OpenAiEmbeddings:
 
     async def _embed(self, call: HttpCall) -> None:
         body = read(call.body)
-        found: list[bytes] = []
+        encoded: list[msgspec.Raw] = []
         running = self._deduplicated.embed(call.caller, to_request(body), seconds=self._request_seconds, key=call.idempotency_key)
         async with running as reply:
             call.add_headers(answer_delivery.headers(reply))
             async for _, vectors in reply:
-                found += vectors.vectors
-        await call.answer(answer(body, found, reply.result))
+                # Encoding all vectors at once would delay other streams.
+                encoded += [encode(body, index, vector) for index, vector in enumerate(vectors.vectors, len(encoded))]
+        await call.answer(answer(encoded, reply.result))
 
 
 def read(body: bytes) -> EmbeddingBody:
     """Parse the body. Raises BadRequest that names the field."""
-    found = request_bodies.read_object(body)
-    if isinstance(texts := found.get("input"), list) and any(isinstance(text, int | list) for text in texts):
-        raise BadField("input", "must be a text or a list of texts; token ids are not supported, because each model has its own")
     # In OpenAI's API, null counts as absent.
-    return request_bodies.convert({name: value for name, value in found.items() if value is not None}, EmbeddingBody)
+    found = {name: value for name, value in request_bodies.read_object(body).items() if value is not None}
+    return request_bodies.convert(found, EmbeddingBody)
 
 
 def to_request(body: EmbeddingBody) -> EmbeddingRequest:
+    """Convert the request. Raises BadField for texts or lists among token ids."""
     inputs = (body.input,) if isinstance(body.input, str) else body.input
-    return EmbeddingRequest(inputs, body.model, body.dimensions)
+    ids = tuple(given for given in inputs if isinstance(given, int))
+    texts = tuple(given for given in inputs if not isinstance(given, int))
+    if ids and texts:
+        raise BadField("input", "must not mix token ids with texts or lists")
+    return EmbeddingRequest((ids,) if ids else texts, body.model, body.dimensions)
 
 
-def answer(body: EmbeddingBody, vectors: list[bytes], result: EmbeddingResult) -> EmbeddingList:
-    encode = _base64 if body.encoding_format == "base64" else _numbers
-    data = tuple(EmbeddingObject(encode(vector), index) for index, vector in enumerate(vectors))
-    return EmbeddingList(data, result.model, EmbeddingUsage(result.prompt_tokens, result.prompt_tokens))
+def encode(body: EmbeddingBody, index: int, vector: bytes) -> msgspec.Raw:
+    """Encode one vector of the answer as JSON."""
+    numbers = _base64(vector) if body.encoding_format == "base64" else _numbers(vector)
+    return msgspec.Raw(msgspec.json.encode(EmbeddingObject(numbers, index)))
+
+
+def answer(encoded: Sequence[msgspec.Raw], result: EmbeddingResult) -> msgspec.Struct:
+    """Return an EmbeddingList."""
+    return _EncodedList(tuple(encoded), result.model, EmbeddingUsage(result.prompt_tokens, result.prompt_tokens))
 
 
 def _base64(vector: bytes) -> str:

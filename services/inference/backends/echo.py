@@ -16,7 +16,7 @@ from services.inference.engine.sequence import StopSequences
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.queue_limits import QueueLimits
 from shared import errors
-from shared.api.embedding import Embedded, Vectors
+from shared.api.embedding import Embedded, EmbeddingInput, Vectors
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk, ModelState, ModelStatus
 from shared.types import FinishReason, ModelName
@@ -99,14 +99,14 @@ class EchoBackend:
         dimensions = job.dimensions or DIMENSIONS
         if dimensions > DIMENSIONS:
             raise errors.BadRequest(f"dimensions is {dimensions}; this model's vectors have {DIMENSIONS}")
-        texts = [_WORDS.findall(text) for text in job.inputs]
-        for number, words in enumerate(texts):
-            if not 0 < len(words) <= CONTEXT_TOKENS:
-                raise errors.BadRequest(f"input[{number}] has {len(words)} tokens; this model allows 1 to {CONTEXT_TOKENS}")
+        texts = [_token_ids(given) for given in job.inputs]
+        for number, tokens in enumerate(texts):
+            if not 0 < len(tokens) <= CONTEXT_TOKENS:
+                raise errors.BadRequest(f"input[{number}] has {len(tokens)} tokens; this model allows 1 to {CONTEXT_TOKENS}")
         prompt_tokens = sum(map(len, texts))
         sink.accept(prompt_tokens)
         await asyncio.sleep(self._token_seconds)
-        await sink.send(Vectors(tuple(_vector(words, dimensions) for words in texts)))
+        await sink.send(Vectors(tuple(_vector(tokens, dimensions) for tokens in texts)))
         return Embedded(dimensions, prompt_tokens)
 
 
@@ -130,12 +130,16 @@ def _replay(delivered: tuple[int, ...], words: list[str], stops: StopSequences) 
     return len(delivered)
 
 
-def _vector(words: list[str], dimensions: int) -> bytes:
+def _token_ids(given: EmbeddingInput) -> tuple[int, ...]:
+    return tuple(token_id(word.strip()) for word in _WORDS.findall(given)) if isinstance(given, str) else given
+
+
+def _vector(tokens: tuple[int, ...], dimensions: int) -> bytes:
     counts = [1.0] * DIMENSIONS
-    for word in words:
-        counts[token_id(word.strip()) % DIMENSIONS] += 1
+    for token in tokens:
+        counts[token % DIMENSIONS] += 1
     pooled = Pooled(Pooling.MEAN)
-    pooled.add(counts, len(words))
+    pooled.add(counts, len(tokens))
     vector = pooled.packed(dimensions)
     assert vector is not None  # no count is zero
     return vector

@@ -39,8 +39,8 @@ class EmbeddingContext:
         self._batch: native.llama_batch | None = None
         keeps_state = bool(native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
         self.context_tokens = context_tokens
-        words = int(native.llama_vocab_n_tokens(self._vocab))
-        self.step_tokens = max(1, min(step_tokens, context_tokens, LOGITS_BYTES // (_FLOAT_BYTES * words)))
+        self.vocabulary_size = int(native.llama_vocab_n_tokens(self._vocab))
+        self.step_tokens = max(1, min(step_tokens, context_tokens, LOGITS_BYTES // (_FLOAT_BYTES * self.vocabulary_size)))
         # llama.cpp aborts if a batch has fewer tokens than slots.
         self.slots = min(SLOTS_WITH_STATE if keeps_state else SLOTS, self.step_tokens)
         self.dimensions = int(native.llama_model_n_embd_out(model))

@@ -24,6 +24,7 @@ from services.inference.engine.engine_messages import (
 )
 from services.inference.engine.scheduler import PrefillBudget
 from shared import errors
+from shared.api import embedding
 
 
 class Pooling(StrEnum):
@@ -147,6 +148,7 @@ class EmbedderInterface(Protocol):
     step_tokens: int
     dimensions: int
     slots: int
+    vocabulary_size: int
     #: The model is bidirectional, so it can't compute a text in pieces.
     whole: bool
     pooling: Pooling
@@ -191,7 +193,7 @@ class EmbeddingLoop:
                 f"dimensions is {command.dimensions}; this model's vectors have {self._embedder.dimensions}",
                 hint="request fewer, or leave it out",
             )
-        return sum(len(text.encode("utf-8", "replace")) for text in command.inputs)
+        return sum(map(embedding.input_bytes, command.inputs))
 
     def tokenize(self, command: EmbedTexts) -> list[EmbeddingText]:
         """Raises BadRequest for a text that has no tokens or is too long."""
@@ -224,7 +226,10 @@ class EmbeddingLoop:
 
     def _tokenize_one(self, command: EmbedTexts, number: int) -> EmbeddingText:
         # A list would take nine times the memory of an array.
-        tokens = array("i", self._embedder.tokens_of(command.inputs[number]))
+        given = command.inputs[number]
+        if not isinstance(given, str):
+            self._check_ids(number, given)
+        tokens = array("i", self._embedder.tokens_of(given) if isinstance(given, str) else given)
         if not tokens:
             raise errors.BadRequest(f"input[{number}] has no tokens", hint="leave empty texts out")
         if len(tokens) > self._embedder.context_tokens:
@@ -233,6 +238,15 @@ class EmbeddingLoop:
                 hint="split it into several texts",
             )
         return EmbeddingText(command.id, number, tokens, command.dimensions or self._embedder.dimensions)
+
+    def _check_ids(self, number: int, ids: Sequence[int]) -> None:
+        # llama.cpp aborts on an unknown id.
+        unknown = next((token for token in ids if not 0 <= token < self._embedder.vocabulary_size), None)
+        if unknown is not None:
+            raise errors.BadRequest(
+                f"input[{number}] has the token id {unknown}; this model has {self._embedder.vocabulary_size} tokens",
+                hint="send text: ids of another tokenizer (tiktoken) mean something else here; LangChain: check_embedding_ctx_length=False",
+            )
 
     def _compute(self, queue: EmbeddingQueue, step: StepReport | None) -> list[GenerationRefused | EmbeddingTurn]:
         pieces = queue.take(self._budget(step))

@@ -13,6 +13,7 @@ from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import Parameters
 from services.inference.tool_calls.tool_format import ToolStyle
 from shared import errors
+from shared.api.embedding import EmbeddingInput
 from shared.api.generation import ChatMessage, Tool, ToolCall
 from shared.api.inference import TokenLogprob
 from shared.types import FinishReason
@@ -77,7 +78,7 @@ class EmbedTexts(_Message, frozen=True):
     """Answered with GenerationAccepted or GenerationRefused once all texts are tokenized, and then with vectors."""
 
     id: int
-    inputs: tuple[str, ...]
+    inputs: tuple[EmbeddingInput, ...]
     dimensions: int | None = None
 
 

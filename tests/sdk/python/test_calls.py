@@ -125,7 +125,9 @@ def test_vectors_in_any_order() -> None:
     rows = [(1.0, -0.5), (0.25, 3.0)]
     body = EmbeddingBody(input=("a", "b"), encoding_format="base64")
     result = openai_embeddings.EmbeddingResult(RequestId(uuid4()), ModelName("m"), 2, 9, 5)
-    made = openai_embeddings.answer(body, [struct.pack("<2f", *row) for row in rows], result)
+    made = openai_embeddings.answer(
+        [openai_embeddings.encode(body, index, struct.pack("<2f", *row)) for index, row in enumerate(rows)], result
+    )
     turned = msgspec.structs.replace(made, data=made.data[::-1])
     for one in (made, turned):
         found = calls.embed(["a", "b"], None, None).read(read(one))

@@ -18,6 +18,7 @@ def admit(**fields: Any) -> prompt_admission.AdmittedTexts:
         pytest.param({"inputs": ("a",) * MAX_INPUTS}, id="the most texts"),
         pytest.param({"inputs": ("é" * (MAX_INPUT_BYTES // 2),)}, id="the most bytes"),
         pytest.param({"inputs": (" ",)}, id="a space, which the model may accept or not"),
+        pytest.param({"inputs": ((1,) * (MAX_INPUT_BYTES // 5),)}, id="the most token ids"),
         pytest.param({"dimensions": 1}, id="one dimension"),
         pytest.param({"dimensions": MAX_DIMENSIONS}, id="the most dimensions"),
     ],
@@ -32,6 +33,7 @@ def test_valid_requests_are_accepted(fields: dict[str, Any]) -> None:
         pytest.param({"inputs": ()}, "input", id="no text"),
         pytest.param({"inputs": ("",)}, "input", id="an empty text alone"),
         pytest.param({"inputs": ("a", "")}, "input[1]", id="an empty text among others"),
+        pytest.param({"inputs": ((1,), ())}, "input[1]", id="no token ids among others"),
         pytest.param({"inputs": ("a",) * (MAX_INPUTS + 1)}, "input", id="one text too many"),
         pytest.param({"dimensions": 0}, "dimensions", id="zero dimensions"),
         pytest.param({"dimensions": -1}, "dimensions", id="negative"),
@@ -49,6 +51,13 @@ def test_a_refusal_names_the_field(fields: dict[str, Any], field: str) -> None:
 def test_one_byte_over_the_limit_is_too_large() -> None:
     with pytest.raises(errors.TooLarge, match=f"{MAX_INPUT_BYTES + 1} bytes"):
         admit(inputs=("a", "b" * MAX_INPUT_BYTES))
+
+
+def test_token_ids_are_counted_as_they_are() -> None:
+    admitted = admit(inputs=((1, 2, 70_000), "abc"))
+    assert (admitted.most_prompt_tokens, admitted.likely_prompt_tokens) == (3 + 3 + 2 * 4, 3 + 1 + 2 * 4)
+    with pytest.raises(errors.TooLarge):
+        admit(inputs=((1,) * (MAX_INPUT_BYTES // 5 + 1),))
 
 
 def test_claimed_tokens_are_capped_by_the_bytes() -> None:

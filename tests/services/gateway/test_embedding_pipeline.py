@@ -221,12 +221,41 @@ async def test_base64_is_the_vector_unchanged(http: httpx.AsyncClient, running_s
 
 
 @pytest.mark.parametrize(
+    ("given", "inputs"),
+    [
+        ("abc", ("abc",)),
+        (["a"] * 2048, ("a",) * 2048),
+        ([1, 2, 3], ((1, 2, 3),)),
+        ([[1, 2], [3]], ((1, 2), (3,))),
+        ([[1, 2], "a"], ((1, 2), "a")),
+    ],
+    ids=["a text", "the most texts", "token ids", "lists of token ids", "both"],
+)
+async def test_inputs_reach_the_worker(
+    http: httpx.AsyncClient, running_service: RunningService, given: Any, inputs: tuple[Any, ...]
+) -> None:
+    answer = await http.post("/v1/embeddings", json={"input": given})
+    assert answer.status_code == 200, answer.text
+    assert [(one["index"], one["embedding"]) for one in answer.json()["data"]] == [(n, [len(one), 1]) for n, one in enumerate(inputs)]
+    (prompt,) = running_service.worker.received
+    assert prompt.inputs == inputs  # type: ignore[attr-defined]
+
+
+async def test_too_many_numbers_are_refused_by_their_limit(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.add_worker(1, EmbeddingWorker(vectors=(packed(*[1.0] * 2049),) * 2048), "smollm2")
+    answer = await http.post("/v1/embeddings", json={"input": ["a"] * 2048})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+    assert "2049 dimensions" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         ({}, "input"), ({"input": ""}, "input"), ({"input": []}, "input"), ({"input": ["a", ""]}, "input[1]"),
         ({"input": None}, "input"), ({"input": 5}, "input"), ({"input": {"a": 1}}, "input"), ({"input": [None]}, "input[0]"),
-        ({"input": [1, 2, 3]}, "input"), ({"input": [[1, 2], [3]]}, "input"), ({"input": [True]}, "input"), ({"input": ["a", 1]}, "input"),
-        ({"input": ["a"] * 257}, "input"),
+        ({"input": [True]}, "input[0]"), ({"input": ["a", 1]}, "input"), ({"input": [[1], 1]}, "input"), ({"input": [-1]}, "input[0]"),
+        ({"input": [[]]}, "input"), ({"input": [[1], []]}, "input[1]"), ({"input": [[2**31]]}, "input[0][0]"),
+        ({"input": ["a"] * 2049}, "input"),
         ({"input": "a", "dimensions": 0}, "dimensions"), ({"input": "a", "dimensions": -1}, "dimensions"),
         ({"input": "a", "dimensions": 2.5}, "dimensions"), ({"input": "a", "dimensions": "2"}, "dimensions"),
         ({"input": "a", "dimensions": True}, "dimensions"), ({"input": "a", "dimensions": 10**30}, "dimensions"),

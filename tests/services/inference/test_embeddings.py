@@ -66,6 +66,9 @@ async def test_echo_vectors_depend_on_the_words(echoing: echo.EchoBackend) -> No
     assert (embedded.dimensions, embedded.prompt_tokens, reader.prompt_tokens) == (16, 10, 10)
     assert [math.hypot(*vector) for vector in reader.vectors] == pytest.approx([1] * 4, abs=1e-6)
     assert reader.vectors[0] == reader.vectors[1] != reader.vectors[2]
+    ids = VectorReader()
+    await echoing.embed(EmbeddingJob(echo.MODEL, (tuple(map(echo.token_id, ("one", "two", "three"))),)), ids)
+    assert ids.vectors == reader.vectors[:1]
 
 
 @pytest.mark.parametrize(

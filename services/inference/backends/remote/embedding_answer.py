@@ -16,7 +16,7 @@ from services.inference.engine.embedding_loop import Pooled, Pooling
 from services.inference.jobs import EmbeddingJob
 from shared import errors
 from shared.api import embedding
-from shared.api.embedding import Embedded
+from shared.api.embedding import Embedded, EmbeddingInput
 
 #: The limit of Text Embeddings Inference; parsing a response of this size doesn't block the loop for long.
 BATCH_TEXTS = 32
@@ -59,7 +59,10 @@ _ollama = msgspec.json.Decoder(_OllamaAnswer)
 _openai = msgspec.json.Decoder(_OpenAIAnswer)
 
 
-def ollama_body(model: str, texts: tuple[str, ...], *, keep: int | str | None) -> bytes:
+def ollama_body(model: str, texts: tuple[EmbeddingInput, ...], *, keep: int | str | None) -> bytes:
+    """Raises BadRequest for token ids."""
+    if not all(isinstance(text, str) for text in texts):
+        raise errors.BadRequest("input cannot be passed on: Ollama does not support token ids", hint="send text")
     # By default Ollama silently cuts the end of a text that is too long.
     request: JsonObject = {"model": model, "input": texts, "truncate": False}
     if keep is not None:
@@ -67,7 +70,7 @@ def ollama_body(model: str, texts: tuple[str, ...], *, keep: int | str | None) -
     return msgspec.json.encode(request)
 
 
-def openai_body(model: str, texts: tuple[str, ...]) -> bytes:
+def openai_body(model: str, texts: tuple[EmbeddingInput, ...]) -> bytes:
     return msgspec.json.encode({"model": model, "input": texts, "encoding_format": "float"})
 
 
@@ -103,11 +106,11 @@ class EmbeddingAssembly:
         #: The number of batches whose token count was not plausible.
         self.recounted = 0
 
-    def batches(self) -> Iterator[tuple[str, ...]]:
+    def batches(self) -> Iterator[tuple[EmbeddingInput, ...]]:
         for start in range(0, len(self._job.inputs), BATCH_TEXTS):
             yield self._job.inputs[start : start + BATCH_TEXTS]
 
-    def take(self, texts: tuple[str, ...], answered: EmbeddingReply) -> list[bytes]:
+    def take(self, texts: tuple[EmbeddingInput, ...], answered: EmbeddingReply) -> list[bytes]:
         """Return the packed vectors of the next batch. Raises BadStream for impossible ones, BadRequest if the job asks for more
         dimensions than there are, and Unavailable for a vector without a direction."""
         if len(answered.vectors) != len(texts):

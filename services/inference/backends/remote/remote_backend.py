@@ -15,7 +15,7 @@ from services.inference.backends.remote.remote_models import ModelListing, Remot
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
 from services.inference.jobs import EmbeddingJob, GenerationJob
-from shared.api.embedding import Embedded, Vectors
+from shared.api.embedding import Embedded, EmbeddingInput, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import ModelStatus
 from shared.telemetry import logs
@@ -49,7 +49,7 @@ class ServerApi:
     chat_assembly: Callable[[int], ChatAssembly]
     embeddings_path: str
     #: (the server's name of the model, texts) -> the request.
-    embeddings_body: Callable[[str, tuple[str, ...]], bytes]
+    embeddings_body: Callable[[str, tuple[EmbeddingInput, ...]], bytes]
     read_embeddings: Callable[[bytes], EmbeddingReply]
 
 

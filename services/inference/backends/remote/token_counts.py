@@ -7,6 +7,8 @@ names the replaced counts (`usage_recounted`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shared.api import embedding
+from shared.api.embedding import EmbeddingInput
 from shared.api.generation import ChatMessage, Sampling, Usage
 
 #: Tokens that a server may add to a prompt: its own instructions and the template.
@@ -60,12 +62,12 @@ def settle(prompt: object, completion: object, cached: object, pieces: int, know
     return CheckedCounts(Usage(prompt, completion, kept), tuple(recounted))
 
 
-def settle_texts(prompt: object, texts: Sequence[str]) -> tuple[int, bool]:
+def settle_texts(prompt: object, texts: Sequence[EmbeddingInput]) -> tuple[int, bool]:
     """Return the token count of embedded texts, and whether the server's count was replaced."""
-    most = sum(len(text.encode("utf-8", "replace")) + ADDED_TOKENS for text in texts)
+    most = sum(embedding.input_bytes(text) + ADDED_TOKENS for text in texts)
     if isinstance(prompt, int) and _is_count(prompt, least=len(texts), most=most):
         return prompt, False
-    return sum(max(1, len(text.split())) for text in texts), True
+    return sum(max(1, len(text.split() if isinstance(text, str) else text)) for text in texts), True
 
 
 def _is_count(value: object, *, least: int, most: int) -> bool:

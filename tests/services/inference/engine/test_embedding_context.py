@@ -14,6 +14,7 @@ from services.inference.engine.embedding_loop import EmbeddingLoop, Pooling
 from services.inference.engine.engine_messages import EmbeddingTurn, EmbedTexts, GenerationAccepted, GenerationRefused
 from services.inference.models import model_discovery
 from shared import errors
+from shared.api.embedding import EmbeddingInput
 from shared.api.generation import ChatMessage
 from tests.services.inference.engine import bert_file
 from tests.services.inference.vector_reader import of_one_text
@@ -37,7 +38,7 @@ def smollm2() -> Iterator[llama_model.LlamaModel]:
         yield model
 
 
-def embed(embedder: EmbeddingContext, *inputs: str, dimensions: int | None = None) -> tuple[int, list[Vector]]:
+def embed(embedder: EmbeddingContext, *inputs: EmbeddingInput, dimensions: int | None = None) -> tuple[int, list[Vector]]:
     """How many tokens they have, and their vectors. Raises what the loop refuses them with."""
     loop, tokens = EmbeddingLoop(embedder), 0
     vectors: list[Vector] = []
@@ -97,6 +98,17 @@ def test_tokens_are_counted_by_the_tokenizer_and_special_tokens_are_plain_text(s
     assert tokens == sum(map(len, ids))
     assert len(ids[2]) > 2
     assert len(vectors) == 3
+
+
+def test_token_ids_have_the_vector_of_their_text(smollm2: llama_model.LlamaModel) -> None:
+    ids = tuple(smollm2.embedder.tokens_of(CAT))
+    (tokens, (text,)), (counted, (of_ids,)) = embed(smollm2.embedder, CAT), embed(smollm2.embedder, ids)
+    assert tokens == counted == len(ids)
+    assert of_one_text(text, of_ids)
+    last = smollm2.embedder.vocabulary_size - 1
+    embed(smollm2.embedder, (0, last))
+    with pytest.raises(errors.BadRequest, match=rf"input\[1\] has the token id {last + 1}; this model has {last + 1} tokens"):
+        embed(smollm2.embedder, ids, (last + 1,))
 
 
 def test_text_as_long_as_the_context_is_accepted_and_a_longer_one_is_refused(smollm2: llama_model.LlamaModel) -> None:

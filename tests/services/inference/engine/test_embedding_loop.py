@@ -18,6 +18,7 @@ class LetterModel:
     context_tokens = 40
     step_tokens = 8
     dimensions = len(LETTERS)
+    vocabulary_size = len(LETTERS)
     slots = 3
     whole = False
     pooling = Pooling.MEAN

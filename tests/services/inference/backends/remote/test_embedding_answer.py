@@ -32,6 +32,12 @@ def test_the_bodies_say_what_the_servers_would_do_otherwise() -> None:
     assert json.loads(embedding_answer.openai_body("m", ("a",))) == {"model": "m", "input": ["a"], "encoding_format": "float"}
 
 
+def test_token_ids_are_passed_on_to_openai_and_refused_for_ollama() -> None:
+    assert json.loads(embedding_answer.openai_body("m", ((1, 2), (3,))))["input"] == [[1, 2], [3]]
+    with pytest.raises(errors.BadRequest, match="Ollama does not support token ids"):
+        embedding_answer.ollama_body("m", ("a", (1, 2)), keep=None)
+
+
 def test_openais_numbers_give_the_order() -> None:
     data = [{"index": 2, "embedding": [3]}, {"embedding": [1.0]}, {"index": 1, "embedding": [2e0], "object": "embedding"}]
     answered = embedding_answer.from_openai(json.dumps({"data": data, "usage": {"prompt_tokens": 7, "total_tokens": 9}}).encode())

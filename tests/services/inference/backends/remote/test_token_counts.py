@@ -59,6 +59,11 @@ def test_the_tokens_of_texts_that_become_vectors(said: object, expected: tuple[i
     assert token_counts.settle_texts(said, ("one two three", "é ")) == expected
 
 
+def test_token_ids_are_tokens() -> None:
+    assert token_counts.settle_texts(None, ((1, 2, 3), "one two")) == (5, True)
+    assert token_counts.settle_texts(4, ((1, 2, 3), "one")) == (4, False)
+
+
 def test_a_text_of_blanks_has_a_token_too() -> None:
     assert token_counts.settle_texts(None, ("one two", " ")) == (3, True)
 
