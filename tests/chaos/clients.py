@@ -164,9 +164,14 @@ class Clients:
             raise httpx.ReadError("the stream ended without its end")
 
 
+def our_code(error: dict[str, str]) -> str:
+    """Return our own code: on /v1, ``code`` has OpenAI's. Older gateways have only ours."""
+    return error.get("aimesh_code", error["code"])
+
+
 def _code_of(body: bytes) -> str:
     try:
-        return str(json.loads(body)["error"]["code"])
+        return our_code(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         return NO_ERROR_OBJECT
 
@@ -187,7 +192,7 @@ def _read_event(line: str, seen: _Seen) -> None:
         return
     found = json.loads(event)
     if "error" in found:
-        seen.ends.append(found["error"]["code"])
+        seen.ends.append(our_code(found["error"]))
         return
     if usage := found.get("usage"):
         seen.usage = (usage["prompt_tokens"], usage["completion_tokens"])

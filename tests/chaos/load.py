@@ -23,6 +23,7 @@ from shared.api import gateway
 from shared.api.gateway import InferenceRequest
 from shared.node.client_node import ClientNode
 from shared.types import ModelName, RequestId
+from tests.chaos.clients import our_code
 from tests.chaos.oracle import CONNECTION_LOST, DONE, HANGS, Attempt, Door
 from tests.people import Person
 from tests.stacks import RunningStack, until
@@ -133,7 +134,7 @@ class _Callers:
             if "x-request-id" in answer.headers:
                 seen.request_id = RequestId(UUID(answer.headers["x-request-id"]))
             if answer.status_code != 200:
-                seen.ends.append(json.loads(await answer.aread())["error"]["code"])
+                seen.ends.append(our_code(json.loads(await answer.aread())["error"]))
                 return
             async for line in answer.aiter_lines():
                 _read_event(line, seen)
@@ -148,7 +149,7 @@ def _read_event(line: str, seen: _Seen) -> None:
         return
     found = json.loads(event)
     if "error" in found:
-        seen.ends.append(found["error"]["code"])
+        seen.ends.append(our_code(found["error"]))
         return
     if usage := found.get("usage"):
         seen.usage = (usage["prompt_tokens"], usage["completion_tokens"])

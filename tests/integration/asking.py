@@ -93,8 +93,8 @@ def events(answer: httpx.Response) -> list[Any]:
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """The error object, after a look at what all of them have."""
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), f"{answer.status_code} {answer.text[:500]}"
     error: dict[str, Any] = answer.json()["error"]
+    assert (answer.status_code, error.get("aimesh_code", error["code"])) == (status, code), f"{answer.status_code} {answer.text[:500]}"
     assert error["message"]
     assert error["type"]
     assert error["request_id"] == answer.headers["x-request-id"]

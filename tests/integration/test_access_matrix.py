@@ -150,7 +150,10 @@ class Site:
             headers["authorization"] = f"Bearer {asker.credential}"
         answer = await self._http.request(verb, path.partition("{")[0] + (which if "{" in path else ""), json=body, headers=headers)
         assert answer.status_code < 500, answer.text
-        return ALLOWED if answer.is_success else str(answer.json()["error"]["code"])
+        if answer.is_success:
+            return ALLOWED
+        error = answer.json()["error"]
+        return str(error.get("aimesh_code", error["code"]))
 
     @staticmethod
     def _some_node(mesh: ClientNode) -> NodeId:

@@ -108,13 +108,13 @@ async def test_a_wrong_key(client: openai.AsyncOpenAI) -> None:
     for wrong in ("sk-nothing", "aip_live_" + "x" * 49):
         with pytest.raises(openai.AuthenticationError) as refused:
             await client.with_options(api_key=wrong).models.list()
-        assert refused.value.code == "not_authenticated"
+        assert refused.value.code == "invalid_api_key"
 
 
 async def test_an_unknown_model_is_told_which_there_are(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
         await client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "hi"}])
-    assert refused.value.code == "unknown_model"
+    assert refused.value.code == "model_not_found"
     text = refused.value.response.text
     assert "smollm2" in text
     assert "echo" in text

@@ -170,7 +170,8 @@ function closest(status) {
 export function fromAnswer(status, body, header = () => null) {
   const details = objectIn(objectIn(body).error)
   const nearest = closest(status ?? 500)
-  const code = textIn(details.code) || nearest
+  // `code` has OpenAI's code, except from older gateways.
+  const code = textIn(details.aimesh_code) || textIn(details.code) || nearest
   const [Kind, isRetryable] = KINDS.get(code) ?? KINDS.get(nearest) ?? [Internal, false]
   return new Kind(textIn(details.message) || `the gateway answered with status ${status}`, {
     code,

@@ -193,7 +193,7 @@ class HttpCall:
 
     async def fail(self, error: errors.AimeshError) -> None:
         """Send the error as the response, or as the last event of a stream."""
-        content = http_errors.body(error, self.request_id)
+        content = http_errors.body(error, self.request_id, openai=self._scope["path"].startswith("/v1/"))
         if self.started:
             await self.send_events((ServerSentEvent(content),) if self._failed is None else self._failed(content))
             await self.end_events()

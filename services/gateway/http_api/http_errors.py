@@ -1,6 +1,9 @@
 """Converts errors for OpenAI clients: to a status, headers, and an error object."""
 
 import math
+import re
+
+import msgspec
 
 from services.gateway.http_api.response_formats import ErrorBody, ErrorObject
 from services.gateway.limits import limit_rules
@@ -29,6 +32,15 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
+#: Our code -> OpenAI's.
+_OPENAI_CODES = {
+    errors.NotAuthenticated.code: "invalid_api_key",
+    errors.BudgetExhausted.code: "insufficient_quota",
+    errors.UnknownModel.code: "model_not_found",
+    errors.Limited.code: "rate_limit_exceeded",
+}
+#: The field at the start of a worker's error, if OpenAI's APIs have it under the same name.
+_FIELD = re.compile(r"(dimensions|input|logit_bias|messages|tools)\b[^ :]*")
 #: Retry-After if a retryable error doesn't know the time.
 _RETRY_AFTER_SECONDS = 1.0
 
@@ -37,11 +49,24 @@ class RouteMissing(errors.NotFound):
     """No route has this path."""
 
 
-def body(error: AimeshError, request_id: RequestId) -> ErrorBody:
+def body(error: AimeshError, request_id: RequestId, *, openai: bool = False) -> ErrorBody:
+    """Return the error object, with OpenAI's codes if ``openai``."""
     problem = error.to_problem()
-    param = error.field if isinstance(error, BadField) else "model" if isinstance(error, errors.UnknownModel) else None
     kind = _TYPES.get(status(error), "server_error")
-    return ErrorBody(ErrorObject(problem.message, kind, problem.code, param, problem.hint, request_id))
+    shown = ErrorObject(problem.message, kind, problem.code, _field(error), problem.hint, request_id)
+    if openai:
+        code = _OPENAI_CODES.get(problem.code, problem.code)
+        shown = msgspec.structs.replace(shown, code=code, aimesh_code=problem.code)
+    return ErrorBody(shown)
+
+
+def _field(error: AimeshError) -> str | None:
+    if isinstance(error, BadField):
+        return error.field
+    if isinstance(error, errors.UnknownModel):
+        return "model"
+    found = _FIELD.match(error.message) if isinstance(error, errors.BadRequest) else None
+    return found[0] if found else None
 
 
 def status(error: AimeshError) -> int:

@@ -16,13 +16,15 @@ from shared.types import FinishReason, ModelName, RequestId
 class ErrorObject(msgspec.Struct, frozen=True):
     message: str
     type: str
-    #: Stable: match on it.
+    #: Stable: match on it. On /v1 it is OpenAI's code, where OpenAI has one.
     code: str
     #: The invalid field, if there is one.
     param: str | None
     #: What to do next; may be empty.
     hint: str
     request_id: RequestId
+    #: This project's own code; only on /v1. Elsewhere, ``code`` is.
+    aimesh_code: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

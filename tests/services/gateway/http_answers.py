@@ -12,8 +12,11 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    """Return the error object; ``code`` is ours."""
     error = answer.json()["error"]
+    is_openai = answer.request.url.path.startswith("/v1/")
+    assert (answer.status_code, error["aimesh_code" if is_openai else "code"]) == (status, code), answer.text
+    assert ("aimesh_code" in error) is is_openai
     assert error["request_id"] == answer.headers["x-request-id"]
     assert error["message"]
     assert error["type"]

@@ -206,10 +206,11 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes) -> Aimes
             request_id=headers.get("x-request-id"),
         )
     found = _error_object(body)
-    kind = BY_CODE.get(_text(found, "code")) or _by_status(status)
+    code = _code(found)
+    kind = BY_CODE.get(code) or _by_status(status)
     return kind(
         _text(found, "message") or f"the server answered {status}",
-        code=_text(found, "code"),
+        code=code,
         hint=_text(found, "hint"),
         status=status,
         request_id=_text(found, "request_id") or headers.get("x-request-id"),
@@ -220,14 +221,20 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes) -> Aimes
 
 def from_event(found: Mapping[str, object]) -> AimeshError:
     """Return the error that ended a stream."""
-    kind = BY_CODE.get(_text(found, "code"), Unavailable)
+    code = _code(found)
+    kind = BY_CODE.get(code, Unavailable)
     return kind(
         _text(found, "message") or "the answer ended with an error",
-        code=_text(found, "code"),
+        code=code,
         hint=_text(found, "hint"),
         request_id=_text(found, "request_id") or None,
         param=_text(found, "param") or None,
     )
+
+
+def _code(found: Mapping[str, object]) -> str:
+    """Return aimesh's code: ``code`` has OpenAI's, except from older gateways."""
+    return _text(found, "aimesh_code") or _text(found, "code")
 
 
 def _by_status(status: int) -> type[AimeshError]:

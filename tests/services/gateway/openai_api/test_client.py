@@ -130,10 +130,12 @@ async def test_errors(client: openai.AsyncOpenAI, running_service: RunningServic
     with pytest.raises(openai.BadRequestError) as wrong:
         await ask.create(model="smollm2", messages=[{"role": "user", "content": "hi"}], temperature=5)
     assert wrong.value.param == "temperature"
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError) as missing:
         await ask.create(model="gpt-9", messages=[{"role": "user", "content": "hi"}])
-    with pytest.raises(openai.AuthenticationError):
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.AuthenticationError) as unknown:
         await client.with_options(api_key="sk-nothing").models.list()
+    assert unknown.value.code == "invalid_api_key"
     for _ in range(5):
         await ask.create(model="smollm2", messages=[{"role": "user", "content": "hi"}])
     with pytest.raises(openai.RateLimitError):

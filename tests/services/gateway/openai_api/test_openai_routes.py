@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from services.gateway import request_admission
+from shared import errors
 from shared.api import inference
 from shared.api.generation import Generation, ToolCall, Usage
 from shared.types import FinishReason, UserId
@@ -232,6 +233,35 @@ async def test_an_unknown_model_is_a_404_that_lists_what_is_served(http: httpx.A
     error = problem(await http.post("/v1/chat/completions", json={**CHAT, "model": "gpt-9"}), 404, "unknown_model")
     assert "smollm2" in error["message"]
     assert "MODEL_ALIASES" in error["hint"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "param"),
+    [
+        (errors.NotAuthenticated("x"), "invalid_api_key", None),
+        (errors.BudgetExhausted("x"), "insufficient_quota", None),
+        (errors.UnknownModel("x"), "model_not_found", "model"),
+        (errors.Limited("x"), "rate_limit_exceeded", None),
+        (errors.ContextExceeded("the prompt has 9 tokens"), "context_length_exceeded", None),
+        (errors.Overloaded("x"), "overloaded", None),
+        (errors.BadRequest("tools[1].function.parameters must describe an object"), "bad_request", "tools[1].function.parameters"),
+        (errors.BadRequest("dimensions is 9; this model's vectors have 8"), "bad_request", "dimensions"),
+        (errors.BadRequest("inputs are strange"), "bad_request", None),
+    ],
+)
+async def test_v1_has_openais_code_beside_ours_and_api_only_ours(
+    http: httpx.AsyncClient, running_service: RunningService, error: errors.AimeshError, code: str, param: str | None
+) -> None:
+    running_service.worker.fails_with = error
+    found = problem(await http.post("/v1/chat/completions", json=CHAT), error.status, error.code)
+    assert (found["code"], found["param"]) == (code, param)
+    assert problem(await http.post("/api/inference", json=CHAT), error.status, error.code)["param"] == param
+
+
+async def test_an_error_in_a_stream_has_openais_code_too(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.worker.fails_with, running_service.worker.fails_after = errors.Limited("slow down"), 1
+    *_, last = events(await http.post("/v1/chat/completions", json={**CHAT, "stream": True}))
+    assert (last["error"]["code"], last["error"]["aimesh_code"]) == ("rate_limit_exceeded", "rate_limited")
 
 
 async def test_without_workers_it_is_a_503(http: httpx.AsyncClient, running_service: RunningService) -> None:
