@@ -12,7 +12,7 @@ from shared import errors
 from shared.api.auth import Principal
 from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, TOKEN_ID_BYTES, EmbeddingInput, EmbeddingRequest, input_bytes
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, Tool, ToolChoice
+from shared.api.generation import ChatMessage, FormatKind, Tool, ToolChoice
 from shared.types import ModelName
 
 #: A mesh message is at most 1 MiB (16 MiB for media), including 64 KiB for roles, ids and parameters.
@@ -34,6 +34,8 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 BYTES_IN_A_TOKEN = 3
 #: Tokens that a chat template may add to each message, and once in total.
 _TEMPLATE_TOKENS_PER_MESSAGE, _TEMPLATE_TOKENS = 16, 256
+#: Tokens that the JSON of a tool may add to its name, description and parameters.
+_TEMPLATE_TOKENS_PER_TOOL = 64
 
 
 class BadField(errors.BadRequest):
@@ -110,7 +112,7 @@ def admit(request: InferenceRequest) -> AdmittedPrompt:
     _check_bias(request.logit_bias)
     if request.model is not None and not 0 < len(request.model) <= MAX_MODEL_CHARACTERS:
         raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
-    template = _TEMPLATE_TOKENS_PER_MESSAGE * len(messages)
+    template = _TEMPLATE_TOKENS_PER_MESSAGE * len(messages) + _TEMPLATE_TOKENS_PER_TOOL * len(request.tools)
     return AdmittedPrompt(messages, size + template + _TEMPLATE_TOKENS, size // BYTES_IN_A_TOKEN + template)
 
 
@@ -156,8 +158,8 @@ def _check_tools(request: InferenceRequest) -> None:
         raise BadField("tools", "must have unique names")
     if request.tool_choice is ToolChoice.REQUIRED and not names:
         raise BadField("tool_choice", "requires a call, but tools is empty")
-    if request.tools and request.format is not None:
-        raise BadField("response_format", "and tools exclude each other; send only one")
+    if request.tools and request.format is not None and request.format.kind is FormatKind.GBNF:
+        raise BadField("grammar", "and tools exclude each other; send only one")
 
 
 def _check_bias(bias: dict[int, float]) -> None:

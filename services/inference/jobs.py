@@ -8,7 +8,7 @@ from services.inference.engine.sampling import Parameters
 from shared import errors
 from shared.api import embedding
 from shared.api.embedding import EmbeddingInput
-from shared.api.generation import ChatMessage, Sampling, ToolChoice
+from shared.api.generation import ChatMessage, FormatKind, Sampling, ToolChoice
 from shared.types import ModelName
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -68,8 +68,8 @@ def check_prompt(
 
 
 def _check_together(requested: Sampling, parameters: Parameters, origin: JobOrigin) -> None:
-    if requested.tools and requested.format is not None:
-        raise errors.BadRequest("format and tools exclude each other", hint="give one of them")
+    if requested.tools and requested.format is not None and requested.format.kind is FormatKind.GBNF:
+        raise errors.BadRequest("format: a grammar and tools exclude each other", hint="give one of them")
     if len(requested.tools) > MAX_TOOLS:
         raise errors.BadRequest(f"tools holds {len(requested.tools)} tools; at most {MAX_TOOLS} are allowed")
     if requested.tool_choice is ToolChoice.REQUIRED and not requested.tools:

@@ -37,19 +37,21 @@ async def shaped(job: GenerationJob, style: ToolStyle | None, checker: Checker) 
     """Return the job with its grammar, if it needs one. Raises BadRequest, and what ``Checker.check`` raises."""
     if (grammar := grammar_of(job, style)) is None:
         return job
-    await checker.check(grammar, field="format" if job.requested.format is not None else "tools")
+    await checker.check(grammar, field="tools" if job.requested.format is None else "format")
     return replace(job, grammar=grammar)
 
 
 def grammar_of(job: GenerationJob, style: ToolStyle | None) -> str | None:
     """Build the grammar for a job's format or tools. Pure. Raises BadRequest."""
-    if job.requested.format is not None:
-        return output_formats.grammar_of(job.requested.format)
-    # The engine refuses tools if the model doesn't support them.
-    if job.requested.tool_choice is ToolChoice.REQUIRED and style is not None:
-        wanted = tool_format.grammar_schema(job.requested.tools, style)
-        return output_formats.grammar_of_schema(wanted.schema, field="tools", before=wanted.prefix, after=wanted.suffix)
-    return None
+    wanted, tools = job.requested.format, job.requested.tools
+    is_required = job.requested.tool_choice is ToolChoice.REQUIRED
+    # The engine refuses tools if the model has no chat template.
+    if tools and style is not None and (is_required or wanted is not None):
+        call = tool_format.grammar_schema(tools, style)
+        if is_required or wanted is None:
+            return output_formats.grammar_of_schema(call.schema, field="tools", before=call.prefix, after=call.suffix)
+        return output_formats.grammar_of_either(call, wanted)
+    return None if wanted is None else output_formats.grammar_of(wanted)
 
 
 log = logs.get()

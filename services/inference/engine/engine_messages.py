@@ -106,7 +106,7 @@ class Loaded(_Message, frozen=True):
     unconfined: str = ""
     #: What was reduced for lack of memory, for people; empty if nothing was.
     lowered: str = ""
-    #: How the model writes tool calls; None if its template doesn't support tools.
+    #: How the model writes tool calls; None without a chat template.
     tool_style: ToolStyle | None = None
     #: It is bidirectional without a KV cache, so it can't generate text.
     only_embeds: bool = False

@@ -157,8 +157,10 @@ class LlamaModel:
         return template
 
     def _tool_style(self) -> ToolStyle | None:
-        if self._template is None or not self._template.supports_tools:
+        if self._template is None:
             return None
+        if not self._template.supports_tools:
+            return ToolStyle.GENERIC
         return tool_format.style_of(self._template.source, self._template.rendered_call)
 
 

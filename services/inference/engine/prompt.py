@@ -85,11 +85,12 @@ class ChatTemplate:
         """Render the prompt, up to the start of the model's answer.
 
         ``special`` marks the caller's texts; without it they must be marked already. ``now`` is the template's date. Raises
-        BadRequest if the template refuses the messages, takes too long, or doesn't support the request's tools.
+        BadRequest if the template refuses the messages, takes too long, or omits some of the request's tools. A template without
+        tools gets them as text.
         """
         in_use = bool(tools) or any(message.tool_calls or message.role == "tool" for message in messages)
         if in_use and not self.supports_tools:
-            raise _unsupported("this model's chat template does not support tools")
+            messages, tools, in_use = chat_rows.as_text(messages, tools, with_system=self._shows_system), (), False
         mark = special.mark if special else str
         habits = self._habits if in_use else Habits()
         rows = chat_rows.message_rows(messages, mark, habits)
@@ -107,6 +108,11 @@ class ChatTemplate:
             PROBE_TOOL.name in self._probe(chat, Habits(), (PROBE_TOOL,)) and PROBE_TOOL.name not in self._probe(chat, Habits())
             for chat in chats
         )
+
+    @cached_property
+    def _shows_system(self) -> bool:
+        messages = (ChatMessage("system", PROBE_TOOL.description), ChatMessage("user", "hello"))
+        return PROBE_TOOL.description in self._probe(messages, Habits())
 
     @cached_property
     def rendered_call(self) -> str:

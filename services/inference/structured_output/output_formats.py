@@ -4,6 +4,7 @@ from typing import assert_never
 
 from services.inference.structured_output import gbnf, grammar_limits, schema
 from services.inference.structured_output.gbnf import SchemaRefused
+from services.inference.tool_calls.tool_format import CallFormat
 from shared import errors
 from shared.api.generation import FormatKind, OutputFormat
 
@@ -29,16 +30,29 @@ def grammar_of(wanted: OutputFormat) -> str:
 
 def grammar_of_schema(text: str, *, field: str = SCHEMA_FIELD, before: str = "", after: str = "") -> str:
     """Build the grammar for JSON that fits a schema, between two fixed texts. Raises BadRequest, which starts with the field."""
-    try:
-        grammar = schema.grammar_of(text, before=before, after=after)
-    except SchemaRefused as refused:
-        raise errors.BadRequest(f"{field}: {_short(str(refused))}", hint=_HINTS[SCHEMA_FIELD]) from None
+    rules = gbnf.GbnfRules()
+    grammar = rules.render(_expression(rules, text, field, before, after))
     return _checked(grammar, field, hint=_HINTS[SCHEMA_FIELD])
+
+
+def grammar_of_either(call: CallFormat, wanted: OutputFormat) -> str:
+    """Build the grammar for an answer that is a tool call or has a JSON format. Raises BadRequest."""
+    rules = gbnf.GbnfRules()
+    called = _expression(rules, call.schema, "tools", call.prefix, call.suffix)
+    answer = _expression(rules, wanted.text, SCHEMA_FIELD) if wanted.kind is FormatKind.JSON_SCHEMA else rules.built_in("object")
+    return _checked(rules.render(f"{called} | {answer}"), f"tools and {SCHEMA_FIELD}", hint=_HINTS[SCHEMA_FIELD])
 
 
 def any_object() -> str:
     rules = gbnf.GbnfRules()
     return rules.render(rules.built_in("object"))
+
+
+def _expression(rules: gbnf.GbnfRules, text: str, field: str, before: str = "", after: str = "") -> str:
+    try:
+        return schema.expression_of(text, rules, before=before, after=after)
+    except SchemaRefused as refused:
+        raise errors.BadRequest(f"{field}: {_short(str(refused))}", hint=_HINTS[SCHEMA_FIELD]) from None
 
 
 _HINTS = {

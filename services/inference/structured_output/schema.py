@@ -33,6 +33,12 @@ MOST_ENUM_CHARACTERS = 15_000
 
 def grammar_of(text: str, *, before: str = "", after: str = "") -> str:
     """Build the grammar for JSON that fits a schema, between two fixed texts. Raises SchemaRefused, which names the place."""
+    rules = gbnf.GbnfRules()
+    return rules.render(expression_of(text, rules, before=before, after=after))
+
+
+def expression_of(text: str, rules: gbnf.GbnfRules, *, before: str = "", after: str = "") -> str:
+    """Add the rules for a schema to a grammar, and return its expression; otherwise like ``grammar_of``."""
     size = len(text.encode("utf-8", "replace"))
     if size > MOST_BYTES:
         raise SchemaRefused(f"the schema has {size} bytes, at most {MOST_BYTES}")
@@ -40,15 +46,15 @@ def grammar_of(text: str, *, before: str = "", after: str = "") -> str:
         document: Json = msgspec.json.decode(text.encode("utf-8", "replace"))
     except (msgspec.DecodeError, RecursionError) as error:
         raise SchemaRefused(f"the schema is not valid JSON: {error}") from error
-    return _SchemaConversion(document).run(before, after)
+    return _SchemaConversion(document, rules).run(before, after)
 
 
 class _SchemaConversion:
     """The conversion of one schema."""
 
-    def __init__(self, document: Json) -> None:
+    def __init__(self, document: Json, rules: gbnf.GbnfRules) -> None:
         self._document = document
-        self._rules = gbnf.GbnfRules()
+        self._rules = rules
         #: $ref -> rule of its target; each is converted once, so that schemas can be recursive.
         self._references: dict[str, str] = {}
         #: Named rules without a body yet.
@@ -63,7 +69,7 @@ class _SchemaConversion:
         fixed = [gbnf.literal(text) if text else "" for text in (before, after)]
         while self._waiting:
             self._waiting.popleft()()
-        return self._rules.render(f"{fixed[0]} {root} {fixed[1]}".strip())
+        return f"{fixed[0]} {root} {fixed[1]}".strip()
 
     def _convert(self, schema: Json, path: str, depth: int) -> str:
         if schema is True or schema == {}:

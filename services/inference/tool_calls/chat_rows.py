@@ -4,6 +4,7 @@ Every text of a caller passes through ``mark``, also inside JSON, because decodi
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,10 @@ _SHORT_ID_CHARACTERS = 9
 PROBE_TOOL = Tool(
     "mesh_probe_tool", "Reads a probe.", '{"type":"object","properties":{"probe_key":{"type":"string"}},"required":["probe_key"]}'
 )
+
+#: The instructions for a model whose template has none; together under 100 tokens.
+_FUNCTIONS = "You can call these functions. Their parameters are JSON schemas:"
+_HOW_TO_CALL = 'To call one, answer only with JSON like this: {"name": "the function\'s name", "arguments": {"a parameter": "its value"}}'
 
 Row = dict[str, object]
 Mark = Callable[[str], str]
@@ -56,6 +61,30 @@ def tool_rows(tools: tuple[Tool, ...], mark: Mark) -> list[Row]:
         function: Row = {"name": mark(tool.name), "description": mark(tool.description), "parameters": parameters}
         rows.append({"type": "function", "function": function})
     return rows
+
+
+def as_text(messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...], *, with_system: bool) -> tuple[ChatMessage, ...]:
+    """Write tools, calls and results as plain messages, for a template without tools; calls as `ToolStyle.GENERIC` has them.
+
+    The tools are in a message of the system, or of the user unless ``with_system``. Results become messages of the user. Neighbors with
+    the same role are joined, because templates may require that roles alternate. Raises BadRequest like ``tool_rows``.
+    """
+    names = {call.id: call.name for message in messages for call in message.tool_calls}
+    plain = [_plain_message(message, names) for message in messages]
+    if tools:
+        functions = [msgspec.json.encode(row["function"]).decode() for row in tool_rows(tools, str)]
+        plain.insert(0, ChatMessage("system" if with_system else "user", "\n".join((_FUNCTIONS, *functions, _HOW_TO_CALL))))
+    return tuple(
+        ChatMessage(role, "\n\n".join(message.content for message in neighbors))
+        for role, neighbors in itertools.groupby(plain, key=lambda message: message.role)
+    )
+
+
+def _plain_message(message: ChatMessage, names: dict[str, str]) -> ChatMessage:
+    if message.role == "tool":
+        return ChatMessage("user", f"Result of {names.get(message.tool_call_id or '', 'the function')}: {message.content}")
+    calls = [f'{{"name": {msgspec.json.encode(call.name).decode()}, "arguments": {call.arguments or "{}"}}}' for call in message.tool_calls]
+    return ChatMessage(message.role, "\n".join(text for text in (message.content, *calls) if text))
 
 
 def parameters_of(position: int, tool: Tool) -> Row:

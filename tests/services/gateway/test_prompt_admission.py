@@ -116,7 +116,7 @@ def tool(name: str = "look_up", **more: str) -> Tool:
         pytest.param({"tools": (tool("é"),)}, "tools[0].function.name", id="a name that is not ASCII"),
         pytest.param({"tools": (tool("t" * 65),)}, "tools[0].function.name", id="a long name"),
         pytest.param({"tool_choice": ToolChoice.REQUIRED}, "tool_choice", id="a required call without tools"),
-        pytest.param({"tools": (tool(),), "format": OutputFormat(FormatKind.JSON)}, "response_format", id="tools and a format"),
+        pytest.param({"tools": (tool(),), "format": OutputFormat(FormatKind.GBNF, "root ::= [a]")}, "grammar", id="tools and a grammar"),
         pytest.param({"logit_bias": dict.fromkeys(range(301), 1.0)}, "logit_bias", id="a bias for too many tokens"),
         pytest.param({"logit_bias": {-1: 1.0}}, "logit_bias", id="a negative token"),
         pytest.param({"logit_bias": {2**31: 1.0}}, "logit_bias", id="a token id above 31 bits"),
@@ -128,6 +128,10 @@ def test_invalid_tools_and_biases_are_refused(fields: dict[str, object], field: 
     with pytest.raises(prompt_admission.BadField) as refused:
         prompt_admission.admit(request(**fields))
     assert refused.value.field == field
+
+
+def test_tools_with_a_json_format_are_accepted() -> None:
+    prompt_admission.admit(request(tools=(tool(),), format=OutputFormat(FormatKind.JSON)))
 
 
 def test_tool_descriptions_count_as_prompt() -> None:

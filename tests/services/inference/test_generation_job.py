@@ -2,7 +2,7 @@ import pytest
 
 from services.inference import jobs
 from shared import errors
-from shared.api.generation import ChatMessage, Sampling, Tool
+from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Sampling, Tool
 from shared.types import ModelName
 
 
@@ -35,6 +35,12 @@ def test_invalid_jobs_are_refused(prompt: str | tuple[ChatMessage, ...], words: 
     with pytest.raises(errors.BadRequest, match=words) as refused:
         check(prompt)
     assert len(refused.value.message) < 200
+
+
+def test_tools_work_with_a_json_format_but_not_with_a_grammar() -> None:
+    assert check("x", Sampling(tools=(Tool("f"),), format=OutputFormat(FormatKind.JSON))).requested.format is not None
+    with pytest.raises(errors.BadRequest, match="a grammar and tools exclude each other"):
+        check("x", Sampling(tools=(Tool("f"),), format=OutputFormat(FormatKind.GBNF, "root ::= [a]")))
 
 
 def test_raw_text_is_one_message_without_tools() -> None:

@@ -148,6 +148,8 @@ def _check(asked: Sampling) -> None:
     for field, is_asked in lacking.items():
         if is_asked:
             raise refused(SERVER, _LACKS, field)
+    if asked.tools and asked.format is not None:
+        raise refused(SERVER, "would write every answer in the format, and never call a tool", "format")
 
 
 def _options(asked: Sampling, max_tokens: int) -> JsonObject:

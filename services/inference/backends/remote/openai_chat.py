@@ -84,7 +84,8 @@ def body(name: str, dialect: Dialect, model: str, messages: tuple[ChatMessage, .
         "stream_options": {"include_usage": True},
         names.max_tokens: max_tokens,
         **plain(name, f"({dialect}) does not support it", names, asked),
-        **_format(name, dialect, names, asked.format),
+        # A required call is the whole answer, so the format does not matter.
+        **_format(name, dialect, names, None if asked.tool_choice is ToolChoice.REQUIRED else asked.format),
         **_tools(asked),
     }
     if asked.stop:

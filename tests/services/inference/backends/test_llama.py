@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry, Defaults
 from services.inference.models.model_discovery import DEFAULT_MODEL
 from shared import errors
-from shared.api.generation import ChatMessage, Generation
+from shared.api.generation import ChatMessage, FormatKind, Generation, OutputFormat, Tool, ToolCall, ToolChoice
 from shared.api.inference import Chunk, ModelState
 from shared.types import FinishReason, ModelName
 from tests import stopwatch
@@ -67,6 +68,47 @@ async def begun(backend: LlamaBackend, tasks: asyncio.TaskGroup, prompt_job: Gen
     task = tasks.create_task(backend.generate(prompt_job, reader))
     await until(lambda: reader.chunks)
     return task
+
+
+WEATHER = Tool(
+    "get_weather", "Says the weather.", '{"type":"object","properties":{"city":{"type":"string","maxLength":20}},"required":["city"]}'
+)
+ADD = Tool("add", "Adds.", '{"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"integer"}},"required":["a","b"]}')
+ANSWER = OutputFormat(
+    FormatKind.JSON_SCHEMA,
+    '{"type":"object","properties":{"answer":{"type":"string","maxLength":20}},"required":["answer"],"additionalProperties":false}',
+)
+
+
+@pytest.mark.parametrize("tools", [(WEATHER,), (WEATHER, ADD)], ids=["one tool", "two"])
+async def test_a_required_call_works_without_tools_in_the_template(backend: LlamaBackend, tools: tuple[Tool, ...]) -> None:
+    for seed in range(3):
+        asked = job("What is the weather in Rome?", temperature=1, seed=seed, tools=tools, tool_choice=ToolChoice.REQUIRED)
+        reader, end = await generate(backend, asked)
+        (call,) = (call for chunk in reader.chunks for call in chunk.tool_calls)
+        assert call.name in {tool.name for tool in tools}
+        assert json.loads(call.arguments).keys() & {"city", "a"}
+        assert (reader.text, end.finish_reason) == ("", FinishReason.STOP)
+
+
+async def test_with_a_format_an_answer_is_a_call_or_has_the_format(backend: LlamaBackend) -> None:
+    for seed in range(4):
+        asked = job("What is the weather in Rome?", temperature=1, seed=seed, tools=(WEATHER, ADD), format=ANSWER)
+        reader, _ = await generate(backend, asked)
+        calls = [call for chunk in reader.chunks for call in chunk.tool_calls]
+        assert [call.name in {"add", "get_weather"} for call in calls] == [True] if calls else json.loads(reader.text).keys() == {"answer"}
+
+
+async def test_a_conversation_with_calls_is_read_without_tools_in_the_template(backend: LlamaBackend) -> None:
+    call = ToolCall("a", "get_weather", '{"city": "Rome"}')
+    messages = (
+        ChatMessage("user", "What is the weather in Rome?"),
+        ChatMessage("assistant", "", (call,)),
+        ChatMessage("tool", "18 °C", (), "a"),
+    )
+    _, end = await generate(backend, replace(job("x", max_tokens=3), messages=messages))
+    _, shorter = await generate(backend, replace(job("x", max_tokens=3), messages=messages[:1]))
+    assert end.usage.prompt_tokens > shorter.usage.prompt_tokens + 20
 
 
 LONG = "Tell a long story about a lighthouse keeper and the sea, with many details."

@@ -3,8 +3,10 @@ import json
 import pytest
 
 from services.inference.structured_output import output_formats
+from services.inference.tool_calls import tool_format
+from services.inference.tool_calls.tool_format import CallFormat, ToolStyle
 from shared import errors
-from shared.api.generation import FormatKind, OutputFormat
+from shared.api.generation import FormatKind, OutputFormat, Tool
 from tests.services.inference.structured_output import tool_schemas
 from tests.services.inference.structured_output.gbnf_texts import fits
 
@@ -29,6 +31,31 @@ def test_all_tools_together_fit_the_limits() -> None:
         {"properties": {"name": {"const": name}, "arguments": wanted}, "required": ["name", "arguments"]} for name, wanted in ALONE.items()
     ]
     assert output_formats.grammar_of_schema(json.dumps({"anyOf": calls}), before="<tool_call>", after="</tool_call>")
+
+
+@pytest.mark.parametrize("style", [ToolStyle.HERMES, ToolStyle.GENERIC])
+def test_an_answer_with_tools_is_a_call_or_has_the_format(style: ToolStyle) -> None:
+    parameters = {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "integer"}}}
+    wanted = {
+        "type": "object",
+        "properties": {"y": {"$ref": "#/$defs/n"}},
+        "required": ["y"],
+        "additionalProperties": False,
+        "$defs": {"n": {"type": "boolean"}},
+    }
+    call = tool_format.grammar_schema((Tool("f", "", json.dumps(parameters)),), style)
+    grammar = output_formats.grammar_of_either(call, OutputFormat(FormatKind.JSON_SCHEMA, json.dumps(wanted)))
+    assert fits(grammar, call.prefix + '{"name":"f","arguments":{"x":1}}' + call.suffix)
+    assert fits(grammar, '{"y":true}')
+    for other in ('{"y":1}', "hello", '{"name":"g","arguments":{}}', '{"name":"f","arguments":{"x":true}}'):
+        assert not fits(grammar, other)
+    assert fits(output_formats.grammar_of_either(call, OutputFormat(FormatKind.JSON)), '{"any":[1]}')
+
+
+@pytest.mark.parametrize(("schemas", "field"), [(('{"not":{}}', "{}"), "tools"), (("{}", '{"not":{}}'), "format.schema")])
+def test_a_refusal_names_the_schema_of_the_tool_or_of_the_format(schemas: tuple[str, str], field: str) -> None:
+    with pytest.raises(errors.BadRequest, match=rf"^{field}: "):
+        output_formats.grammar_of_either(CallFormat("", schemas[0], ""), OutputFormat(FormatKind.JSON_SCHEMA, schemas[1]))
 
 
 #: A $ref points into the whole schema, so those with definitions of their own stand alone.

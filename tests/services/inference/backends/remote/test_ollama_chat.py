@@ -46,6 +46,7 @@ def test_options() -> None:
         ({"n": 2}, "n"),
         ({"top_logprobs": 0}, "top_logprobs"),
         ({"tools": (Tool("f"),), "tool_choice": ToolChoice.REQUIRED}, "tool_choice"),
+        ({"tools": (Tool("f"),), "format": OutputFormat(FormatKind.JSON)}, "format"),
         ({"format": OutputFormat(FormatKind.GBNF, "root ::= [a]")}, "format"),
         ({"format": OutputFormat(FormatKind.JSON_SCHEMA, "[1]")}, "format.text"),
         ({"tools": (Tool("f", "", "{"),)}, r"tools\[0\].parameters"),

@@ -102,6 +102,9 @@ def test_tools_and_the_choice_among_them() -> None:
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
     assert body["tools"] == [{"type": "function", "function": {"name": "weather", "description": "says it", "parameters": parameters}}]
     assert body["tool_choice"] == "required"
+    wanted = OutputFormat(FormatKind.JSON)
+    assert "response_format" in sent(tools=(WEATHER,), format=wanted)
+    assert "response_format" not in sent(tools=(WEATHER,), format=wanted, tool_choice=ToolChoice.REQUIRED), "the call is the answer"
     assert "tool_choice" not in sent(tools=(WEATHER,)), "auto is what servers take without it"
     assert "tools" not in sent(tool_choice=ToolChoice.REQUIRED), "a choice among no tools is none"
 
