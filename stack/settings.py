@@ -184,6 +184,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "ROUTING_POLICY": ("gateway",),
     "QUEUE_SECONDS": ("gateway",),
     "QUEUE_MOST": ("gateway",),
+    "CORS_ORIGINS": ("gateway",),
     "RESPONSE_CACHE": ("gateway",),
     "RESPONSE_CACHE_SECONDS": ("gateway",),
     "RESPONSE_CACHE_MEGABYTES": ("gateway",),

@@ -23,6 +23,7 @@ from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.callers import Callers
 from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_app import HttpApp
 from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
@@ -152,6 +153,7 @@ class GatewayService:
         self.reports = opened.reports
         self._deduplicated = DeduplicatedInference(pipeline, opened.idempotency)
         self._http = self._http_app()
+        self._http.cors = CorsPolicy(settings.cors_origins)
 
     @classmethod
     @asynccontextmanager

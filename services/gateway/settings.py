@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from services.gateway.http_api import cors
 from services.gateway.limits import tiers
 from services.gateway.limits.limit_rules import WithoutValkey
 from services.gateway.limits.tiers import TierPlan
@@ -46,6 +47,10 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         int, Meta(ge=1, le=36500), Variable("REQUEST_LOG_DAYS", "retention of the request log in days; daily sums are kept")
     ] = 90
     web_hop_secret: client_address.Secret = None
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Variable("CORS_ORIGINS", "websites whose pages may call /v1 and /api with a key: https://example.org, separated by commas; or *"),
+    ] = ()
     default_rate_limit: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Variable("DEFAULT_RATE_LIMIT", f"requests per hour for a user of the free tier, by default 100; {_OLD_RATE_LIMIT} TIER_FREE"),
@@ -146,6 +151,9 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
         yield from self._mistakes_of_limits()
+        for origin in self.cors_origins:
+            if not cors.is_origin(origin):
+                yield f"CORS_ORIGINS: {origin[:100]!r} is not an origin; write https://example.org, without a path, or *"
         for name, price in (("PRICE_PER_INPUT_TOKEN", self.price_per_input_token), ("PRICE_PER_OUTPUT_TOKEN", self.price_per_output_token)):
             if not 0 <= price <= 10:
                 yield f"{name}: {price} credits per token; use 0 to 10"

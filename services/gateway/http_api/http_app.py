@@ -15,6 +15,7 @@ import msgspec
 
 from services.gateway.callers import Callers
 from services.gateway.http_api import http_errors
+from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
 from services.gateway.limits.limit_rules import LimitKind, RequestLimit
 from shared import access_table, addresses, context, errors
@@ -86,6 +87,7 @@ class HttpApp:
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         traces: tracing.Traces | None = None,
     ) -> None:
+        self.cors = CorsPolicy()
         self._traces = traces or tracing.Traces(ratio=0.0)
         self._routes: dict[str, dict[str, HttpRoute]] = {}
         self._heartbeat_seconds = heartbeat_seconds
@@ -125,7 +127,13 @@ class HttpApp:
         method, status, runs_a_model = "unknown", "success", False
         try:
             call.ensure_unambiguous()
-            route = self._find(scope, call)
+            preflight = self.cors.preflight_verb(scope["method"], scope["path"], call.header(b"access-control-request-method"))
+            route = self._find(scope, call, preflight or scope["method"])
+            if route.access.who is Audience.PERSON and self.cors.covers(route.path):
+                call.add_headers(self.cors.headers(call.header(b"origin"), preflight, call.header(b"access-control-request-headers")))
+            if preflight:
+                await call.answer_bytes(b"", b"text/plain")
+                return ""
             method, runs_a_model = route.method, _runs_a_model(route)
             span.name = f"{route.verb} {route.path}"
             await self._serve(route, call)
@@ -150,7 +158,7 @@ class HttpApp:
                 duration.observe(time.perf_counter() - began, self._exemplars.of_request())
         return "" if status == "success" else status
 
-    def _find(self, scope: Scope, call: HttpCall) -> HttpRoute:
+    def _find(self, scope: Scope, call: HttpCall, verb: str) -> HttpRoute:
         by_verb = self._routes.get(scope["path"]) if "{" not in scope["path"] else None
         if by_verb is None:
             for before, path in self._open_ended.items():
@@ -158,9 +166,9 @@ class HttpApp:
                     by_verb, call.rest_of_path = self._routes[path], scope["path"].removeprefix(before)
         if by_verb is None:
             raise http_errors.RouteMissing(f"no route matches {scope['path'][:200]!r}", hint="see /docs for all routes")
-        route = by_verb.get(scope["method"])
+        route = by_verb.get(verb)
         if route is None:
-            raise errors.MethodNotAllowed(f"{scope['path']} accepts {' and '.join(by_verb)}, not {scope['method'][:20]}")
+            raise errors.MethodNotAllowed(f"{scope['path']} accepts {' and '.join(by_verb)}, not {verb[:20]}")
         return route
 
     async def _serve(self, route: HttpRoute, call: HttpCall) -> None:

@@ -100,6 +100,9 @@ class HttpCall:
         key = self._headers.get(b"x-api-key")
         return None if key is None else Credential(key.decode("latin-1").strip())
 
+    def header(self, name: bytes) -> bytes | None:
+        return self._headers.get(name)
+
     @property
     def address(self) -> str | None:
         """The client's address, resolved through trusted proxies."""

@@ -17,6 +17,7 @@ from services.gateway.billing.reservations import GrantedReservation, Insufficie
 from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder, Writer
 from services.gateway.callers import Callers
 from services.gateway.deduplicated_inference import DeduplicatedInference
+from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_app import HttpApp
 from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
@@ -359,7 +360,7 @@ class RunningService:
         self.rpc.workers[node_id(number)] = worker
         self.directory.worker(number, *models, load=load, **more)
 
-    def app(self) -> HttpApp:
+    def app(self, cors: CorsPolicy | None = None) -> HttpApp:
         parts = (
             RestAccounts(self.rpc),
             RestInference(self.once, request_seconds=30),
@@ -368,7 +369,9 @@ class RunningService:
             OpenAiEmbeddings(self.once, request_seconds=30),
         )
         routes = tuple(route for part in parts for route in part.routes())
-        return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics, limits_of=self.quotas.limits_of)
+        app = HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics, limits_of=self.quotas.limits_of)
+        app.cors = cors or CorsPolicy()
+        return app
 
     def _served(self, caller: auth.Principal) -> tuple[ServedModel, ...]:
         return routing.catalogue(

@@ -56,6 +56,12 @@ def test_all_mistakes_are_reported_together() -> None:
         assert f"{name}: " in refused.value.message
 
 
+def test_origins_are_checked() -> None:
+    assert load(CORS_ORIGINS="https://example.org,http://localhost:3000").cors_origins == ("https://example.org", "http://localhost:3000")
+    with pytest.raises(errors.BadSettings, match=r"CORS_ORIGINS: 'https://example.org/' is not an origin"):
+        load(CORS_ORIGINS="https://example.org/,*")
+
+
 def test_limits_of_an_alias_are_refused() -> None:
     with pytest.raises(errors.BadSettings, match="llama3 is an alias of smollm2"):
         load(MODEL_LIMITS="llama3.concurrency=3")
