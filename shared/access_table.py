@@ -243,6 +243,7 @@ ROUTES: Mapping[str, AccessRule] = {
     "POST /v1/chat/completions": METHODS["gateway.processInferenceRequest"],
     "POST /v1/completions": METHODS["gateway.processInferenceRequest"],
     "POST /v1/responses": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/messages": METHODS["gateway.processInferenceRequest"],
     "POST /v1/embeddings": METHODS["gateway.embed"],
     "GET /v1/models": _person(Permission.INFER, Permission.READ_MODELS),
     "GET /v1/models/{model}": _person(Permission.INFER, Permission.READ_MODELS),

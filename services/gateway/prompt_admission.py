@@ -32,10 +32,8 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 #: English and code have about four, other languages fewer.
 BYTES_IN_A_TOKEN = 3
-#: Tokens that a chat template may add to each message, and once in total.
-_TEMPLATE_TOKENS_PER_MESSAGE, _TEMPLATE_TOKENS = 16, 256
-#: Tokens that the JSON of a tool may add to its name, description and parameters.
-_TEMPLATE_TOKENS_PER_TOOL = 64
+#: Tokens that a chat template may add to each message and each tool, and once in total.
+_TEMPLATE_TOKENS_PER_MESSAGE, _TEMPLATE_TOKENS_PER_TOOL, _TEMPLATE_TOKENS = 16, 64, 256
 
 
 class BadField(errors.BadRequest):

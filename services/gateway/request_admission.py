@@ -16,6 +16,7 @@ from services.gateway.active_request import ActiveEmbedding, ActivePrompt, Activ
 from services.gateway.billing.ledger import CostBounds, HeldCredits, Ledger
 from services.gateway.limits import limit_rules
 from services.gateway.limits.quotas import LimitReached, Quotas
+from services.gateway.prompt_admission import MAX_ANSWER_TOKENS
 from services.gateway.scheduling import prefix_affinity, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.routing import WorkerRequirements
@@ -147,9 +148,9 @@ class RequestAdmission:
 
     def _most_max_tokens(self, model: ModelName) -> int:
         """Return the longest answer that any worker could give; the worker lowers it to what its context leaves."""
-        contexts = routing.contexts(model, self.directory.usable(Role.WORKER))
         # 0 is a context of unknown size.
-        return min(prompt_admission.MAX_ANSWER_TOKENS, max(contexts) if contexts and all(contexts) else prompt_admission.MAX_ANSWER_TOKENS)
+        contexts = [tokens or MAX_ANSWER_TOKENS for tokens in routing.contexts(model, self.directory.usable(Role.WORKER))]
+        return min(MAX_ANSWER_TOKENS, max(contexts, default=MAX_ANSWER_TOKENS))
 
     def _default_max_tokens(self, limit: int | None, model: ModelName, prompt_tokens: int, answers: int) -> int:
         context_tokens = min(routing.contexts(model, self.directory.usable(Role.WORKER)), default=0)

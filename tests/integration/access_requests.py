@@ -249,6 +249,7 @@ BODIES: Mapping[str, Callable[[], Any]] = {
     "POST /v1/chat/completions": lambda: {"messages": _CHAT, "model": "echo"},
     "POST /v1/completions": lambda: {"prompt": "hi", "model": "echo"},
     "POST /v1/responses": lambda: {"input": "hi", "model": "echo"},
+    "POST /v1/messages": lambda: {"messages": _CHAT, "model": "echo", "max_tokens": 5},
     "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},
     "GET /v1/models": lambda: None,
     "GET /v1/models/{model}": lambda: None,

@@ -42,7 +42,15 @@ ANSWER_SECONDS = 30
 #: It needs a login that lacks its second step; the matrix of access has one.
 NEVER_GOOD = {"POST /api/auth/confirm"}
 
-RUNS_A_MODEL = {"/api/inference", "/api/infer", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"}
+RUNS_A_MODEL = {
+    "/api/inference",
+    "/api/infer",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/embeddings",
+}
 
 Operation = APIOperation[Any, Any, Any, Any]
 #: What a good call of an operation has: a body, a header, or what stands in the path. Made anew for each, because some are good only once.
@@ -177,6 +185,7 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
         "POST /v1/chat/completions": lambda: {"messages": [message], "model": "echo"},
         "POST /v1/completions": lambda: {"prompt": "hi", "model": "echo"},
         "POST /v1/responses": lambda: {"input": "hi", "model": "echo"},
+        "POST /v1/messages": lambda: {"messages": [message], "model": "echo", "max_tokens": 5},
         "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},
         "GET /v1/models/{model}": lambda: {"model": "echo"},
     }

@@ -202,7 +202,8 @@ class HttpCall:
             await self.end_events()
             return
         self.add_headers(http_errors.headers(error))
-        await self.answer(content, status=http_errors.status(error))
+        is_anthropic = self._scope["path"] == "/v1/messages"
+        await self.answer(http_errors.anthropic_body(content) if is_anthropic else content, status=http_errors.status(error))
 
     def expect_events(self, failed: Callable[[ErrorBody], Sequence[ServerSentEvent]]) -> None:
         """Announce a stream of events, which gets heartbeats from now on. ``failed`` formats an error as events."""

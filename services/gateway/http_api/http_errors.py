@@ -5,7 +5,7 @@ import re
 
 import msgspec
 
-from services.gateway.http_api.response_formats import ErrorBody, ErrorObject
+from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorObject
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import Allowance, TightestLimit
 from services.gateway.limits.quotas import LimitReached
@@ -31,6 +31,13 @@ _TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
     504: "timeout_error",
+}
+#: OpenAI's error type -> Anthropic's, where they differ.
+_ANTHROPIC_TYPES = {
+    "conflict_error": "invalid_request_error",
+    "insufficient_quota": "billing_error",
+    "server_error": "api_error",
+    "service_unavailable_error": "overloaded_error",
 }
 #: Our code -> OpenAI's.
 _OPENAI_CODES = {
@@ -58,6 +65,13 @@ def body(error: AimeshError, request_id: RequestId, *, openai: bool = False) -> 
         code = _OPENAI_CODES.get(problem.code, problem.code)
         shown = msgspec.structs.replace(shown, code=code, aimesh_code=problem.code)
     return ErrorBody(shown)
+
+
+def anthropic_body(shown: ErrorBody) -> AnthropicErrorBody:
+    """Return the error in the form of Anthropic's API."""
+    error = shown.error
+    kind = "request_too_large" if error.code == errors.TooLarge.code else _ANTHROPIC_TYPES.get(error.type, error.type)
+    return AnthropicErrorBody(msgspec.structs.replace(error, type=kind), error.request_id)
 
 
 def _field(error: AimeshError) -> str | None:

@@ -31,6 +31,12 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorObject
 
 
+class AnthropicErrorBody(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
+    #: Its ``type`` is Anthropic's.
+    error: ErrorObject
+    request_id: RequestId
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerFacts:
     """Facts included in every answer."""

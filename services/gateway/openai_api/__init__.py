@@ -1,1 +1,1 @@
-"""Serves OpenAI's API."""
+"""Serves OpenAI's API, and Anthropic's messages."""

@@ -3,7 +3,7 @@
 import base64
 import struct
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -45,13 +45,6 @@ class EmbeddingUsage(msgspec.Struct, frozen=True):
 
 class EmbeddingList(msgspec.Struct, frozen=True):
     data: tuple[EmbeddingObject, ...]
-    model: ModelName
-    usage: EmbeddingUsage
-    object: str = "list"
-
-
-class _EncodedList(msgspec.Struct, frozen=True):
-    data: tuple[msgspec.Raw, ...]
     model: ModelName
     usage: EmbeddingUsage
     object: str = "list"
@@ -108,9 +101,10 @@ def encode(body: EmbeddingBody, index: int, vector: bytes) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(EmbeddingObject(numbers, index)))
 
 
-def answer(encoded: Sequence[msgspec.Raw], result: EmbeddingResult) -> msgspec.Struct:
-    """Return an EmbeddingList."""
-    return _EncodedList(tuple(encoded), result.model, EmbeddingUsage(result.prompt_tokens, result.prompt_tokens))
+def answer(encoded: Sequence[msgspec.Raw], result: EmbeddingResult) -> EmbeddingList:
+    return EmbeddingList(
+        cast("tuple[EmbeddingObject, ...]", tuple(encoded)), result.model, EmbeddingUsage(result.prompt_tokens, result.prompt_tokens)
+    )
 
 
 def _base64(vector: bytes) -> str:

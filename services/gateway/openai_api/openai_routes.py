@@ -1,4 +1,4 @@
-"""Serves the /v1 routes, which are compatible with OpenAI's clients."""
+"""Serves the /v1 routes, which are compatible with OpenAI's and Anthropic's clients."""
 
 import time
 from collections.abc import Callable
@@ -8,10 +8,14 @@ from services.gateway.deduplicated_inference import DeduplicatedInference, Repea
 from services.gateway.http_api import answer_delivery
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
+from services.gateway.http_api.response_formats import AnthropicErrorBody
 from services.gateway.idempotency import idempotency_keys
+from services.gateway.openai_api import anthropic_request
 from services.gateway.openai_api import chat_request as openai_chat
 from services.gateway.openai_api import completion_request as openai_completions
 from services.gateway.openai_api import response_request as openai_responses
+from services.gateway.openai_api.anthropic_format import AnthropicMessage, MessagesEvent, MessagesFormat
+from services.gateway.openai_api.anthropic_request import MessagesBody
 from services.gateway.openai_api.chat_format import ChatChunk, ChatCompletion, ChatFormat, Model, Models
 from services.gateway.openai_api.chat_request import ChatBody
 from services.gateway.openai_api.completion_format import Completion, CompletionFormat
@@ -56,6 +60,11 @@ class OpenAi:
                 streams=True, events=(*get_args(StreamEvent), ErrorEvent),
             ),
             HttpRoute(
+                verb="POST", path="/v1/messages", handler=self._message, method=_METHOD,
+                summary="Anthropic's messages", body=MessagesBody, answer=AnthropicMessage,
+                streams=True, events=(MessagesEvent, AnthropicErrorBody),
+            ),
+            HttpRoute(
                 verb="GET", path="/v1/models", handler=self._models, method="listModels",
                 summary="List the served models, the default first", answer=Models,
             ),
@@ -75,6 +84,13 @@ class OpenAi:
         request = openai_responses.to_request(body)
         await answer_delivery.answer(
             call, self._deduplicated, request, ResponsesFormat(body), stream=body.stream, seconds=self._request_seconds
+        )
+
+    async def _message(self, call: HttpCall) -> None:
+        body = anthropic_request.read(call.body)
+        request = anthropic_request.to_request(body)
+        await answer_delivery.answer(
+            call, self._deduplicated, request, MessagesFormat(body), stream=body.stream, seconds=self._request_seconds
         )
 
     async def _complete(self, call: HttpCall) -> None:

@@ -93,6 +93,17 @@ RESPONSES: Mapping[str, ParameterRule] = {
     "access_programs": ParameterRule("is not supported; leave it out"),
 }
 
+#: Anthropic's.
+MESSAGES: Mapping[str, ParameterRule] = {
+    "metadata": _METADATA,
+    "cache_control": _CACHE_OPTIONS,
+    "service_tier": _SERVICE_TIER,
+    "thinking": _ignored(dict, "the thinking time of a model cannot be set"),
+    "output_config": ParameterRule("is not supported; for JSON, offer a tool with the schema and force its call"),
+    "context_management": _only("is not supported; shorten the conversation yourself", {}),
+    "mcp_servers": _only("must be empty; connect to the servers yourself and offer their tools", []),
+}
+
 
 def ensure_tokens(name: str, value: int | None) -> None:
     """Raise BadField for a token limit out of range, under the caller's field name."""

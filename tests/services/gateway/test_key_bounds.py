@@ -60,6 +60,7 @@ BODIES: dict[str, Callable[[str], dict[str, Any]]] = {
     "/v1/chat/completions": lambda model: {**CHAT, "model": model},
     "/v1/completions": lambda model: {"prompt": "hi", "model": model},
     "/v1/responses": lambda model: {"input": "hi", "model": model},
+    "/v1/messages": lambda model: {**CHAT, "max_tokens": 5, "model": model},
     "/v1/embeddings": lambda model: {"input": "hi", "model": model},
     "/api/inference": lambda model: {"prompt": "hi", "model": model},
     "/api/infer": lambda model: {"payload": "hi", "model": model},

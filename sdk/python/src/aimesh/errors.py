@@ -206,7 +206,8 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes) -> Aimes
             request_id=headers.get("x-request-id"),
         )
     found = _error_object(body)
-    code = _code(found)
+    # `code` has OpenAI's code, except from older gateways.
+    code = _text(found, "aimesh_code") or _text(found, "code")
     kind = BY_CODE.get(code) or _by_status(status)
     return kind(
         _text(found, "message") or f"the server answered {status}",
@@ -221,7 +222,7 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes) -> Aimes
 
 def from_event(found: Mapping[str, object]) -> AimeshError:
     """Return the error that ended a stream."""
-    code = _code(found)
+    code = _text(found, "aimesh_code") or _text(found, "code")
     kind = BY_CODE.get(code, Unavailable)
     return kind(
         _text(found, "message") or "the answer ended with an error",
@@ -230,11 +231,6 @@ def from_event(found: Mapping[str, object]) -> AimeshError:
         request_id=_text(found, "request_id") or None,
         param=_text(found, "param") or None,
     )
-
-
-def _code(found: Mapping[str, object]) -> str:
-    """Return aimesh's code: ``code`` has OpenAI's, except from older gateways."""
-    return _text(found, "aimesh_code") or _text(found, "code")
 
 
 def _by_status(status: int) -> type[AimeshError]:

@@ -28,7 +28,7 @@ def browser(running_service: RunningService, *origins: str, page: str = PAGE) ->
 
 
 @pytest.mark.parametrize("origin", [PAGE, "*"])
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/inference"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/inference"])
 async def test_a_page_may_send_requests_with_a_key(running_service: RunningService, origin: str, path: str) -> None:
     async with browser(running_service, origin) as http:
         asked = await http.options(path, headers=ASKS)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from services.gateway import prompt_admission
 from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpApp
+from services.gateway.openai_api import anthropic_request
 from services.gateway.openai_api import chat_request as openai_chat
 from services.gateway.openai_api import completion_request as openai_completions
 from services.gateway.openai_api import response_request as openai_responses
@@ -33,12 +34,14 @@ HI: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/completions": {"prompt": "hi"},
     "/v1/responses": {"input": "hi"},
+    "/v1/messages": {"max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]},
 }
 Read = Callable[[bytes], tuple[InferenceRequest, ...]]
 READ: dict[str, Read] = {
     "/v1/chat/completions": lambda body: (openai_chat.to_request(openai_chat.read(body)),),
     "/v1/completions": lambda body: openai_completions.to_requests(openai_completions.read(body)),
     "/v1/responses": lambda body: (openai_responses.to_request(openai_responses.read(body)),),
+    "/v1/messages": lambda body: (anthropic_request.to_request(anthropic_request.read(body)),),
 }
 
 
@@ -161,6 +164,12 @@ async def test_too_many_of_anything_is_a_4xx(http: httpx.AsyncClient, running_se
             {"tools": [{"type": "function", "name": f"f{number}"} for number in range(129)]},
             {"include": ["x"] * 10_000},
         ],
+        "/v1/messages": [
+            {"messages": [{"role": "user", "content": "x"}] * 1001},
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 20_000}]},
+            {"tools": [{"name": f"f{number}", "input_schema": {}} for number in range(129)]},
+            {"stop_sequences": ["x"] * 10_000},
+        ],
     }
     for body in many[path]:
         answer = await http.post(path, json={**HI[path], **body})
@@ -206,6 +215,7 @@ NUMBERS = {
     ),
     "/v1/completions": ("temperature", "top_p", "max_tokens", "seed", "n", "best_of", "logprobs", "frequency_penalty", "n_keep", "echo"),
     "/v1/responses": ("temperature", "top_p", "max_output_tokens", "top_logprobs", "max_tool_calls", "n", "stream"),
+    "/v1/messages": ("temperature", "top_p", "top_k", "max_tokens", "stream", "stop_sequences"),
 }
 
 

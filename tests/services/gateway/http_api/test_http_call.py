@@ -14,6 +14,8 @@ from services.gateway.http_api.http_app import HttpApp, HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, ServerSentEvent
 from services.gateway.http_api.rest_inference import RestFormat
+from services.gateway.openai_api.anthropic_format import MessagesFormat
+from services.gateway.openai_api.anthropic_request import MessagesBody
 from services.gateway.openai_api.chat_format import ChatFormat
 from services.gateway.openai_api.chat_request import ChatBody
 from services.gateway.openai_api.completion_format import CompletionFormat
@@ -38,6 +40,7 @@ STREAMS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "stream": True},
     "/v1/completions": {"prompt": "hi", "stream": True},
     "/v1/responses": {"input": "hi", "stream": True},
+    "/v1/messages": {"max_tokens": 5, "messages": [{"role": "user", "content": "hi"}], "stream": True},
     "/api/inference": {"prompt": "hi", "stream": True},
     "/api/infer": {"payload": {"prompt": "hi", "stream": True}},
 }
@@ -84,6 +87,7 @@ FORMS: dict[str, Callable[[], AnswerFormat]] = {
     "/v1/chat/completions": lambda: ChatFormat(ChatBody(messages=())),
     "/v1/completions": lambda: CompletionFormat(CompletionBody(prompt="hi", echo=True)),
     "/v1/responses": lambda: ResponsesFormat(ResponseBody(input="hi")),
+    "/v1/messages": lambda: MessagesFormat(MessagesBody(messages=(), max_tokens=5)),
     "/api/inference": RestFormat,
 }
 

@@ -35,6 +35,10 @@ ASKED: dict[str, list[dict[str, Any]]] = {
             "tool_choice": "none",
         },
     ],
+    "/v1/messages": [
+        {"max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]},
+        {"max_tokens": 5, "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "tool_choice": {"type": "none"}},
+    ],
     "/api/inference": [{"prompt": "hi"}, {"messages": MESSAGES, "max_tokens": 3}],
     "/api/infer": [{"payload": "hi"}, {"payload": {"prompt": "hi"}, "model": "smollm2"}],
 }

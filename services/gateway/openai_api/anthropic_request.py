@@ -1,0 +1,165 @@
+"""Parses requests to Anthropic's Messages API. Pure."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from services.gateway.http_api import request_bodies
+from services.gateway.openai_api import messages as openai_messages
+from services.gateway.openai_api import parameters as openai_parameters
+from services.gateway.openai_api.messages import Chosen, JsonObject, TextPart
+from services.gateway.prompt_admission import MAX_STOPS, BadField
+from shared.api.gateway import InferenceRequest
+from shared.api.generation import ChatMessage, ToolCall
+from shared.types import ModelName
+
+
+class ToolUseBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="tool_use"):
+    id: str
+    name: str
+    input: JsonObject
+
+
+class ToolResultBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="tool_result"):
+    tool_use_id: str
+    content: str | tuple[TextPart, ...] = ""
+    is_error: bool = False
+
+
+class MessageParam(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["user", "assistant"]
+    content: str | tuple[TextPart | ToolUseBlock | ToolResultBlock, ...]
+
+
+class MessagesTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    #: A JSON schema.
+    input_schema: JsonObject
+    description: str | None = None
+
+
+class MessagesToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    #: Return only the first call of an answer.
+    disable_parallel_tool_use: bool = False
+
+
+class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request. Other parameters that have no effect here (metadata, thinking, …) are accepted; see ``parameters``."""
+
+    messages: tuple[MessageParam, ...]
+    max_tokens: int
+    model: ModelName | None = None
+    system: str | tuple[TextPart, ...] = ""
+    stop_sequences: tuple[str, ...] = ()
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    tools: tuple[MessagesTool, ...] = ()
+    tool_choice: MessagesToolChoice | None = None
+    stream: bool = False
+
+
+_BLOCKS = ("text", "tool_use", "tool_result")
+#: Thoughts of other models, which are encrypted or for people.
+_SKIPPED = ("thinking", "redacted_thinking")
+#: Fields that clients copy from an answer, and hints for Anthropic's cache.
+_SILENT = ("cache_control", "citations", "caller")
+#: Of a tool; the arguments of a required call always match its schema.
+_SILENT_IN_TOOLS = ("type", "cache_control", "strict")
+_ROLE_OF = {ToolUseBlock: "assistant", ToolResultBlock: "user"}
+
+
+def read(content: bytes) -> MessagesBody:
+    """Parse the body. Raises BadRequest that names the field."""
+    found = openai_parameters.without(request_bodies.read_object(content), openai_parameters.MESSAGES, MessagesBody)
+    for name in ("system", "messages"):
+        if name in found:
+            found[name] = _tidy(name, found[name])
+    if isinstance(tools := found.get("tools"), list):
+        found["tools"] = [_tool(index, tool) if isinstance(tool, dict) else tool for index, tool in enumerate(tools)]
+    return request_bodies.convert(found, MessagesBody)
+
+
+def to_request(body: MessagesBody) -> InferenceRequest:
+    """Convert the request. Raises BadRequest that names the field."""
+    openai_parameters.ensure_tokens("max_tokens", body.max_tokens)
+    if len(body.stop_sequences) > MAX_STOPS:
+        raise BadField("stop_sequences", f"must have at most {MAX_STOPS} entries")
+    if not body.messages or body.messages[-1].role == "assistant":
+        raise BadField("messages", "must end with a message of the user; answers cannot be prefilled")
+    tools, tool_choice = _tools(body)
+    system = (ChatMessage("system", _text(body.system)),) if body.system else ()
+    return InferenceRequest(
+        messages=(*system, *(said for index, message in enumerate(body.messages) for said in _messages(index, message))),
+        model=body.model,
+        max_tokens=body.max_tokens,
+        stop=body.stop_sequences,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        tools=tools,
+        tool_choice=tool_choice,
+    )
+
+
+def _tidy(field: str, content: object) -> object:
+    """Remove what has no meaning for a model from messages or blocks. Raises BadField for images and other blocks."""
+    if not isinstance(content, list):
+        return content
+    entries = enumerate(content)
+    return [
+        _entry(f"{field}[{index}]", entry) for index, entry in entries if not (isinstance(entry, dict) and entry.get("type") in _SKIPPED)
+    ]
+
+
+def _entry(field: str, entry: object) -> object:
+    if not isinstance(entry, dict):
+        return entry
+    if "role" not in entry and entry.get("type") not in _BLOCKS:
+        raise BadField(field, f"must be {', '.join(_BLOCKS[:-1])} or {_BLOCKS[-1]}; images and documents are not supported")
+    return {
+        name: _tidy(f"{field}.content", value) if name == "content" else value
+        for name, value in entry.items()
+        if name not in _SILENT and value is not None
+    }
+
+
+def _tool(index: int, tool: dict[str, object]) -> dict[str, object]:
+    if tool.get("type", "custom") not in {"custom", None}:
+        raise BadField(f"tools[{index}].type", "must be custom; Anthropic's own tools are not supported")
+    return {name: value for name, value in tool.items() if name not in _SILENT_IN_TOOLS and value is not None}
+
+
+def _messages(index: int, message: MessageParam) -> Iterator[ChatMessage]:
+    """Return the results of tools as separate messages, before the text."""
+    blocks = (TextPart(message.content),) if isinstance(message.content, str) else message.content
+    texts: list[TextPart] = []
+    calls: list[ToolCall] = []
+    for at, block in enumerate(blocks):
+        role = _ROLE_OF.get(type(block), message.role)
+        if role != message.role:
+            raise BadField(f"messages[{index}].content[{at}]", f"must be in a message of the {role}")
+        match block:
+            case TextPart():
+                texts.append(block)
+            case ToolUseBlock():
+                calls.append(ToolCall(block.id, block.name, openai_messages.json_text(block.input)))
+            case ToolResultBlock():
+                yield ChatMessage("tool", ("Error: " if block.is_error else "") + _text(block.content), (), block.tool_use_id)
+    if texts or calls:
+        yield ChatMessage(message.role, _text(tuple(texts)), tuple(calls))
+
+
+def _text(content: str | tuple[TextPart, ...]) -> str:
+    return content if isinstance(content, str) else "".join(block.text for block in content)
+
+
+def _tools(body: MessagesBody) -> Chosen:
+    tools = tuple(openai_messages.tool(tool.name, tool.description, tool.input_schema) for tool in body.tools)
+    choice = body.tool_choice or MessagesToolChoice("auto")
+    if choice.type == "tool":
+        return openai_messages.choose_of(tools, (choice.name or "",), "required")
+    return openai_messages.choose(tools, "required" if choice.type == "any" else choice.type)
