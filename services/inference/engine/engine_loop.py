@@ -80,7 +80,7 @@ class EngineLoop:
         context = self._compute.context_tokens
         if size > (most := context * self._compute.longest_token_bytes):
             raise errors.ContextExceeded(
-                f"the prompt has {size} bytes; the model's context of {context} tokens holds at most {most} bytes of text",
+                f"the prompt has {size} bytes; this model's maximum context length is {context} tokens, at most {most} bytes of text",
                 hint="shorten the prompt, or raise ENGINE_CONTEXT_TOKENS on the worker",
             )
         calls = sum(_text_bytes(call.arguments) for message in command.messages for call in message.tool_calls)

@@ -195,7 +195,8 @@ def check_fits(prompt_tokens: int, context_tokens: int) -> int:
         raise errors.BadRequest("the prompt is empty")
     if room < 1:
         raise errors.ContextExceeded(
-            f"the prompt has {prompt_tokens} tokens; the model's context holds {context_tokens}, including at least one for the answer",
+            # Clients such as LiteLLM recognize these words of OpenAI's.
+            f"the prompt has {prompt_tokens} tokens; this model's maximum context length is {context_tokens}, with one for the answer",
             hint=f"shorten the prompt to {context_tokens - 1} tokens, or raise ENGINE_CONTEXT_TOKENS on the worker",
         )
     return room

@@ -21,8 +21,8 @@ _FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
 _LOW = ("minimum", "exclusiveMinimum")
 _HIGH = ("maximum", "exclusiveMaximum")
 
-#: The most digits of a bound. Beyond it floats can't represent all integers; such a bound is ignored.
-MOST_DIGITS = 15
+#: The most digits of a bound, as JavaScript's largest integers have; schemas of zod name them. A longer bound is ignored.
+MOST_DIGITS = 16
 #: The most digits of an integer, so that a model can't write them forever; 64 bits have 19.
 MOST_WRITTEN_DIGITS = 19
 

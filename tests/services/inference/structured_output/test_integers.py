@@ -2,10 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.structured_output import scalars
+from services.inference.structured_output import scalars, schema
 from tests.services.inference.structured_output.gbnf_texts import fits
 
-bounds = st.one_of(st.none(), st.integers(-1500, 1500), st.integers(-(10**15) + 1, 10**15 - 1))
+bounds = st.one_of(st.none(), st.integers(-1500, 1500), st.integers(-(10**16) + 1, 10**16 - 1))
 
 
 def grammar(expression: str) -> str:
@@ -19,6 +19,11 @@ def test_exactly_the_integers_between_the_bounds(one: int | None, other: int | N
     near = [bound + step for bound in (low, high) if bound is not None for step in (-11, -1, 0, 1, 11)]
     for value in [*near, *data.draw(st.lists(st.integers(-(10**17), 10**17), max_size=5)), 0, 9, 10, -10, 99, 100]:
         assert fits(wanted, str(value)) == ((low is None or low <= value) and (high is None or value <= high)), value
+
+
+def test_the_bounds_of_javascript_are_kept() -> None:
+    wanted = schema.grammar_of(f'{{"type":"integer","minimum":{1 - 2**53},"maximum":{2**53 - 1}}}')
+    assert [fits(wanted, str(value)) for value in (-(2**53), 1 - 2**53, 0, 2**53 - 1, 2**53)] == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize("text", ["007", "+7", "7.0", "", "-0"])
