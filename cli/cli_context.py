@@ -38,9 +38,11 @@ class CliContext:
 
     def run(self, work: "Callable[[CliConnection], Awaitable[T]]", *, key_needed: bool = True) -> T:
         """Connect to the mesh, run ``work``, and disconnect. Ctrl-C raises KeyboardInterrupt after a clean disconnect."""
-        from cli import interrupts
+        return self.run_with(self.profile(key_needed=key_needed), work)
 
-        chosen = self.profile(key_needed=key_needed)
+    def run_with(self, chosen: "Profile", work: "Callable[[CliConnection], Awaitable[T]]") -> T:
+        """``run`` with another profile than the current one."""
+        from cli import interrupts
 
         async def connected() -> T:
             async with self.connector()(chosen) as connection:

@@ -93,15 +93,23 @@ class MeshConnection:
 
 @asynccontextmanager
 async def open_(profile: Profile) -> AsyncIterator[CliConnection]:
-    """Open a client node of the profile's mesh. Raises Unavailable if NATS does not answer, BadSettings for an unusable key, and over
+    """Connect over HTTPS if the profile has a URL, else open a client node of its mesh.
+
+    Raises Unavailable if NATS does not answer, BadSettings for an unusable key, and over
     Hyperswarm the errors of a certificate renewal: NodeRevoked, NotReachable, ClockSkew.
     """
+    if profile.url is not None:
+        from cli import https_connection
+
+        async with https_connection.open_(profile) as connection:
+            yield connection
+        return
     from shared import errors, node
 
     settings = node.ClientSettings(
         mesh=profile.mesh,
         nats_url=profile.nats_url,
-        node_key_file=profile.node_key_file,
+        node_key_file=profile.node_key,
         mesh_file=profile.mesh_file,
         nats_ca_file=profile.nats_ca_file,
         nats_cert_file=profile.nats_cert_file,

@@ -32,6 +32,7 @@ SECTIONS = {
         "register": "cli.account.login:register",
         "login": "cli.account.login:login",
         "logout": "cli.account.login:logout",
+        "profile": "cli.account.profiles:profiles",
         "keys": "cli.account.keys:keys",
         "usage": "cli.account.usage:usage",
         "quota": "cli.account.usage:quota",
@@ -62,6 +63,8 @@ _ENVIRONMENT = """\b
 Environment:
   AICLI_PROFILE  profile name or path of a profile file
   AICLI_API_KEY  API key to use instead of the profile's key
+  AIMESH_URL     address to use over HTTPS instead of a profile, with the key in AIMESH_API_KEY
+  AIMESH_CA_FILE CA of that address's certificate, if it is private
   AIMESH_HOME    folder of the stack to use
   AICLI_DEBUG    1 prints tracebacks
   NO_COLOR       any value disables colors"""

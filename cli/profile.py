@@ -1,8 +1,8 @@
-"""Find, read and write profiles: TOML files that name the mesh, the node and the API key to use.
+"""Find, read and write profiles: TOML files that name the mesh and the node, or a URL, and the API key to use.
 
-The first of these that is set applies: AICLI_PROFILE, AIMESH_HOME, the stack of the checkout that the command runs in, the user's default
-profile. AICLI_API_KEY replaces the profile's key. If an explicitly named place has no profile, that is an error: the command would
-otherwise use another mesh than intended.
+The first of these that is set applies: AICLI_PROFILE, AIMESH_URL, AIMESH_HOME, the stack of the checkout that the command runs in, the
+user's default profile. AICLI_API_KEY replaces the profile's key. If an explicitly named place has no profile, that is an error: the command
+would otherwise use another mesh than intended.
 """
 
 import os
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from shared import addresses, errors
 from shared.identity import private_file
@@ -17,6 +18,8 @@ from shared.types import Credential, MeshName
 
 FILE = "profile.toml"
 DEFAULT = "default"
+#: In the folder of the user's profiles: the name of the default profile, if it has another.
+_CURRENT = "current"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: A profile is a few short lines.
 _MAX_BYTES = 64 * 1024
@@ -25,12 +28,13 @@ _NATS_URL = "nats://127.0.0.1:4222"
 #: Used as nats_url for Hyperswarm alone.
 _NO_NATS = "none"
 _NATS_FILES = ("nats_ca_file", "nats_cert_file", "nats_key_file", "nats_creds_file")
-_STRINGS = ("mesh", "nats_url", *_NATS_FILES, "node_key_file", "mesh_file", "api_key", "username", "web_url")
+_STRINGS = ("mesh", "nats_url", *_NATS_FILES, "node_key_file", "mesh_file", "url", "ca_file", "insecure", "api_key", "username", "web_url")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    node_key_file: Path
+    #: None only with a URL.
+    node_key_file: Path | None = None
     mesh: MeshName = _HOME
     #: None for Hyperswarm alone.
     nats_url: str | None = _NATS_URL
@@ -42,6 +46,12 @@ class Profile:
     nats_cert_file: Path | None = None
     nats_key_file: Path | None = None
     nats_creds_file: Path | None = None
+    #: The gateway or web, for calls over HTTPS instead of the mesh.
+    url: str | None = None
+    #: The CA of its certificate; None for the public authorities.
+    ca_file: Path | None = None
+    #: Allow http:// to another machine.
+    insecure: bool = False
     #: None before the first login.
     api_key: Credential | None = None
     #: The account of the key, for display only.
@@ -49,12 +59,22 @@ class Profile:
     #: The address for `aicli dashboard`.
     web_url: str = "http://127.0.0.1:3000"
 
+    @property
+    def node_key(self) -> Path:
+        """The file of the node's key. Raises BadSettings for a profile with a URL, which has no node."""
+        if self.node_key_file is None:
+            raise errors.BadSettings(
+                f"this needs the mesh itself, and the profile only has {self.url}", hint="use a profile of `aicli mesh connect TICKET`"
+            )
+        return self.node_key_file
+
 
 @dataclass(frozen=True, slots=True)
 class ProfilePlace:
     """The place of a profile, and the reason for choosing it."""
 
-    path: Path
+    #: None if the environment has it all: AIMESH_URL and a key.
+    path: Path | None
     why: str
 
 
@@ -77,6 +97,8 @@ def find(environment: Mapping[str, str], folder: Path) -> ProfilePlace:
     """Return the profile that a command in ``folder`` uses. Raises BadSettings if there is none."""
     if chosen := environment.get("AICLI_PROFILE"):
         return _named(chosen, environment, folder)
+    if environment.get("AIMESH_URL", "").strip():
+        return ProfilePlace(None, "AIMESH_URL")
     if home := environment.get("AIMESH_HOME"):
         path = (folder / home).expanduser() / FILE
         if not path.is_file():
@@ -89,14 +111,43 @@ def find(environment: Mapping[str, str], folder: Path) -> ProfilePlace:
         if path.is_file():
             _refuse_foreign(path)
             return ProfilePlace(path, f"the stack in {parent}")
-    default = folder_of_user(environment) / f"{DEFAULT}.toml"
+    default = folder_of_user(environment) / f"{default_name(environment)}.toml"
     if default.is_file():
         return ProfilePlace(default, "the default profile")
     raise errors.BadSettings(
         "no profile found, so aicli doesn't know which mesh to use",
         hint="run `make up` in the checkout; from other folders, set AIMESH_HOME to its .aimesh, or AICLI_PROFILE to a profile file; "
-        "on another machine, aicli mesh connect TICKET",
+        "on another machine, aicli login https://HOST or aicli mesh connect TICKET",
     )
+
+
+def chosen_name(environment: Mapping[str, str]) -> str | None:
+    """Return AICLI_PROFILE if it is a name, not a path. The profile need not exist."""
+    chosen = environment.get("AICLI_PROFILE", "")
+    return chosen if _NAME.fullmatch(chosen) and not chosen.endswith(".toml") else None
+
+
+def default_name(environment: Mapping[str, str]) -> str:
+    """Return the name of the user's default profile, which need not exist."""
+    try:
+        chosen = (folder_of_user(environment) / _CURRENT).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return DEFAULT
+    return chosen if _NAME.fullmatch(chosen) else DEFAULT
+
+
+def set_default(name: str, environment: Mapping[str, str]) -> None:
+    """Raises BadSettings if the file cannot be written."""
+    place = folder_of_user(environment) / _CURRENT
+    try:
+        private_file.replace(place, name.encode())
+    except OSError as error:
+        raise errors.BadSettings(f"cannot write {place}: {error.strerror}") from error
+
+
+def names(environment: Mapping[str, str]) -> list[str]:
+    """Return the names of the user's profiles."""
+    return sorted(path.stem for path in folder_of_user(environment).glob("*.toml"))
 
 
 def _named(chosen: str, environment: Mapping[str, str], folder: Path) -> ProfilePlace:
@@ -132,12 +183,39 @@ def _refuse_foreign(path: Path) -> None:
 def load(environment: Mapping[str, str], folder: Path) -> Profile:
     """Load the profile to use, with the key of AICLI_API_KEY if set. Raises BadSettings."""
     place = find(environment, folder)
+    if place.path is None:
+        return _of_environment(environment)
     found = read(place.path)
+    if found.url is not None and (ca_file := environment.get("AIMESH_CA_FILE")):
+        found = replace(found, ca_file=Path(ca_file))
     _refuse_plain_nats(found, place, environment)
     if key := environment.get("AICLI_API_KEY", "").strip():
         # The account of that key is unknown.
         return replace(found, api_key=Credential(key), username=None)
     return found
+
+
+def _of_environment(environment: Mapping[str, str]) -> Profile:
+    key = environment.get("AICLI_API_KEY", "").strip() or environment.get("AIMESH_API_KEY", "").strip()
+    ca_file = environment.get("AIMESH_CA_FILE")
+    return at_url(environment["AIMESH_URL"].strip(), ca_file=Path(ca_file) if ca_file else None, api_key=Credential(key) if key else None)
+
+
+def at_url(url: str, *, ca_file: Path | None = None, insecure: bool = False, api_key: Credential | None = None) -> Profile:
+    """Return a profile for calls over HTTPS. Raises BadSettings for another URL, or one that would send the key unencrypted."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("https", "http") or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise errors.BadSettings("the URL is not an address such as https://ai.example.org")
+    if parts.scheme == "http" and parts.hostname not in addresses.LOOPBACK and not insecure:
+        raise errors.BadSettings(
+            f"http:// would send your key to {parts.hostname} unencrypted", hint="use https://, or --insecure with `aicli login`"
+        )
+    url = url.rstrip("/")
+    return Profile(url=url, nats_url=None, ca_file=ca_file, insecure=insecure, api_key=api_key, web_url=url)
 
 
 def _refuse_plain_nats(found: Profile, place: ProfilePlace, environment: Mapping[str, str]) -> None:
@@ -180,9 +258,21 @@ def read(path: Path) -> Profile:
             raise errors.BadSettings(f"{path}: {name} must be a string in quotes")
         if value:
             known[name] = value
+    if "url" in known:
+        return _with_url(known, path)
     if "node_key_file" not in known:
         raise errors.BadSettings(f"{path} has no node_key_file", hint="create a node key for this machine: aicli stack init")
     return _made_of(known, path)
+
+
+def _with_url(known: Mapping[str, str], path: Path) -> Profile:
+    ca_file = path.parent / Path(known["ca_file"]).expanduser() if "ca_file" in known else None
+    try:
+        found = at_url(known["url"], ca_file=ca_file, insecure=known.get("insecure") == "true")
+    except errors.BadSettings as error:
+        raise errors.BadSettings(f"{path}: {error.message}", hint=error.hint) from error
+    key = Credential(known["api_key"]) if "api_key" in known else None
+    return replace(found, api_key=key, username=known.get("username"), web_url=known.get("web_url", found.web_url))
 
 
 def _made_of(known: Mapping[str, str], path: Path) -> Profile:
@@ -221,6 +311,17 @@ def write(path: Path, profile: Profile) -> None:
 
 def render(profile: Profile) -> str:
     """Return a profile as TOML text."""
+    if profile.url is not None:
+        return _written(
+            {
+                "url": profile.url,
+                "ca_file": _text(profile.ca_file),
+                "insecure": "true" if profile.insecure else None,
+                "web_url": profile.web_url,
+                "username": profile.username,
+                "api_key": profile.api_key,
+            }
+        )
     fields = {
         "mesh": profile.mesh,
         "nats_url": profile.nats_url or _NO_NATS,
@@ -230,10 +331,14 @@ def render(profile: Profile) -> str:
         "nats_key_file": _text(profile.nats_key_file),
         "nats_creds_file": _text(profile.nats_creds_file),
         "web_url": profile.web_url,
-        "node_key_file": str(profile.node_key_file),
+        "node_key_file": _text(profile.node_key_file),
         "username": profile.username,
         "api_key": profile.api_key,
     }
+    return _written(fields)
+
+
+def _written(fields: Mapping[str, str | None]) -> str:
     return "".join(f"{name} = {_quoted(value)}\n" for name, value in fields.items() if value is not None)
 
 

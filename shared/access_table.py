@@ -250,8 +250,14 @@ ROUTES: Mapping[str, AccessRule] = {
 }
 
 
+#: POST to this and a method's name calls the method over HTTP.
+RPC_PATH = "/rpc/"
+
+
 def of_route(verb: str, path: str) -> AccessRule:
     """Raises ValueError for a route without a row."""
+    if path.startswith(RPC_PATH):
+        return of_method(path.removeprefix(RPC_PATH))
     access = ROUTES.get(f"{verb} {path}")
     if access is None:
         raise ValueError(f"{verb} {path} has no row in shared/access_table.py: say who may use it")

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cli.profile import Profile
     from shared.api.auth import CreatedApiKey, Credentials, LoginSession, User
     from shared.types import Credential
+
+_MAX_KEY_CHARACTERS = 1024
 
 
 def password_from(stdin: bool, *, confirm: bool) -> str:
@@ -66,25 +68,105 @@ def register(
     )
 
 
+class _UrlOptions(TypedDict):
+    """Options of a login at a URL."""
+
+    url: str | None
+    profile_name: str | None
+    ca_file: str | None
+    insecure: bool
+
+
 @click.command()
-@click.argument("name", metavar="[USERNAME|EMAIL]", required=False)
+@click.argument("names", metavar="[URL] [USERNAME|EMAIL]", nargs=-1)
+@click.option("--url", metavar="URL", help="Use aicli over HTTPS at this address: creates a profile for it.")
+@click.option("--profile", "profile_name", metavar="NAME", help="Name of the URL's profile. Default: its host.")
+@click.option("--ca-file", type=click.Path(exists=True, dir_okay=False), help="CA of the URL's certificate, if it is private.")
+@click.option("--insecure", is_flag=True, help="Allow http:// to another machine: anyone in between can read your key.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from the first line of stdin.")
+@click.option("--api-key-stdin", is_flag=True, help="Read an existing API key from the first line of stdin, instead of a password.")
 @click.option("--key-name", metavar="NAME", help="Name of the new key. Default: this machine's hostname.")
 @click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
 @click.pass_obj
-def login(here: CliContext, /, name: str | None, *, password_stdin: bool, key_name: str | None, as_json: bool) -> None:
-    """Sign in: create an API key for this machine and save it in the current profile."""
+def login(
+    here: CliContext,
+    /,
+    names: tuple[str, ...],
+    *,
+    password_stdin: bool,
+    api_key_stdin: bool,
+    key_name: str | None,
+    as_json: bool,
+    **options: Unpack[_UrlOptions],
+) -> None:
+    """Sign in: create an API key for this machine and save it in the current profile, or in one for URL.
+
+    \b
+    aicli login alice
+    aicli login https://ai.example.org alice
+    """
+    from cli import profile
+    from cli.account import profiles
+
+    if names and names[0].startswith(("https://", "http://")):
+        options["url"], *rest = names
+        names = tuple(rest)
+    if len(names) > 1:
+        raise click.UsageError(f"unexpected argument {names[1]!r}")
+    url, name, ca_file = options["url"], options["profile_name"], options["ca_file"]
+    target = profiles.find_target(here, url, name, ca_file, insecure=options["insecure"])
+    path, before = target.path, target.before
+    if api_key_stdin:
+        key, saved = api_key_from_stdin(), "the key"
+        user = _owner_of(here, replace(before, api_key=key))
+    else:
+        user, made = _sign_in(here, before, names[0] if names else None, key_name, from_stdin=password_stdin)
+        key, saved = made.api_key, f"the key {printing.printable(made.key.name)!r}"
+    kept = _keep_other_account(path, before, user.username)
+    profile.write(path, replace(before, api_key=key, username=user.username))
+    if before.url is not None:
+        profiles.make_usable(here, path)
+    if as_json:
+        printing.show_json(printing.plain(user))
+        return
+    click.echo(f"Logged in as {printing.printable(user.username)}; {saved} is in {path}.")
+    if kept:
+        printing.note(f"{before.username} was logged in before; AICLI_PROFILE={kept} still uses {before.username}.")
+    if here.environment.get("AICLI_API_KEY"):
+        printing.note("AICLI_API_KEY is set and overrides the profile's key.")
+
+
+def api_key_from_stdin() -> "Credential":
+    """Raises click.UsageError if the first line of stdin is no API key."""
+    from shared.identity import credentials
+    from shared.types import Credential
+
+    key = sys.stdin.readline(_MAX_KEY_CHARACTERS).strip()
+    if not credentials.looks_like_api_key(key):
+        raise click.UsageError("stdin has no valid API key: it may be incomplete")
+    return Credential(key)
+
+
+def _owner_of(here: CliContext, chosen: "Profile") -> "User":
+    from shared.api import accounts
+
+    async def work(connection: "CliConnection") -> "User":
+        return (await connection.call(accounts.get_account, accounts.GetAccount())).user
+
+    return here.run_with(chosen, work)
+
+
+def _sign_in(
+    here: CliContext, before: "Profile", name: str | None, key_name: str | None, *, from_stdin: bool
+) -> "tuple[User, CreatedApiKey]":
     import platform
 
-    from cli import profile
     from shared.api import auth
 
-    place = profile.find(here.environment, here.folder)
-    before = profile.read(place.path)
     name = name or prompt_for("username or email address", "the argument USERNAME")
     by_email = "@" in name
     credentials = auth.Credentials(
-        password=password_from(password_stdin, confirm=False),
+        password=password_from(from_stdin, confirm=False),
         username=None if by_email else name,
         email=name if by_email else None,
     )
@@ -93,17 +175,7 @@ def login(here: CliContext, /, name: str | None, *, password_stdin: bool, key_na
     async def work(connection: "CliConnection") -> "tuple[User, CreatedApiKey]":
         return await _exchange(connection, credentials, title, before.api_key)
 
-    user, made = here.run(work, key_needed=False)
-    kept = _keep_other_account(place.path, before, user.username)
-    profile.write(place.path, replace(before, api_key=made.api_key, username=user.username))
-    if as_json:
-        printing.show_json(printing.plain(user))
-        return
-    click.echo(f"Logged in as {printing.printable(user.username)}; the key {printing.printable(made.key.name)!r} is in {place.path}.")
-    if kept:
-        printing.note(f"{before.username} was logged in before; AICLI_PROFILE={kept} still uses {before.username}.")
-    if here.environment.get("AICLI_API_KEY"):
-        printing.note("AICLI_API_KEY is set and overrides the profile's key.")
+    return here.run_with(before, work)
 
 
 async def _exchange(
@@ -177,6 +249,8 @@ def logout(here: CliContext) -> None:
     from cli import profile
 
     place = profile.find(here.environment, here.folder)
+    if place.path is None:
+        raise errors.BadSettings("AIMESH_URL is set, so there is no profile to log out of", hint="unset AIMESH_URL and AIMESH_API_KEY")
     before = profile.read(place.path)
     key = before.api_key
     if key is None:

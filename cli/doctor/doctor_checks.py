@@ -32,7 +32,7 @@ _LOW_DISK_BYTES = 1024**3
 #: Checks the path into a mesh that was joined with a ticket.
 ExamineSwarm = Callable[[MembershipFile, node_keys.NodeKey], AsyncIterator[DoctorFinding]]
 #: The last step of each path to the mesh.
-_LEADS_IN = ("NATS", "way in")
+_LEADS_IN = ("NATS", "way in", "URL")
 _REST = ("auth", "gateway", "workers", "models")
 
 
@@ -45,11 +45,14 @@ async def examine(here: CliContext, examine_swarm: ExamineSwarm = doctor_worker_
     except errors.BadSettings as error:
         findings.append(wrong("profile", error))
         return [*findings, *unchecked("profile", "node key", "API key", "NATS", *_REST)]
-    findings.append(DoctorFinding("profile", True, f"{place.path} ({place.why}), mesh {chosen.mesh}"))
-    findings.append(_check_disk(place.path.parent))
-    findings.append(_check_node_key(chosen))
+    target = chosen.url or f"mesh {chosen.mesh}"
+    findings.append(DoctorFinding("profile", True, f"{place.path} ({place.why}), {target}" if place.path else f"{target} ({place.why})"))
+    if place.path is not None:
+        findings.append(_check_disk(place.path.parent))
+    if chosen.node_key_file is not None:
+        findings.append(_check_node_key(chosen.node_key_file))
     findings.append(_check_form_of_key(chosen))
-    way = await _examine_way(chosen, examine_swarm)
+    way = [await _check_url(here, chosen)] if chosen.url else await _examine_way(chosen, examine_swarm)
     findings += way
     if any(finding.ok and finding.check in _LEADS_IN for finding in way):
         findings += await _examine_mesh(here, chosen)
@@ -68,7 +71,7 @@ async def _examine_way(chosen: Profile, examine_swarm: ExamineSwarm) -> list[Doc
             return [
                 DoctorFinding("membership", False, f"there is no {chosen.mesh_file}", "recreate the profile: aicli mesh connect TICKET")
             ]
-        key = node_keys.load(chosen.node_key_file)
+        key = node_keys.load(chosen.node_key)
     except errors.AimeshError as error:
         return [wrong("membership", error)]
     return [finding async for finding in examine_swarm(kept, key)]
@@ -84,9 +87,9 @@ def _check_disk(folder: Path) -> DoctorFinding:
     )
 
 
-def _check_node_key(chosen: Profile) -> DoctorFinding:
+def _check_node_key(file: Path) -> DoctorFinding:
     try:
-        return DoctorFinding("node key", True, f"{chosen.node_key_file}: {node_keys.load(chosen.node_key_file).id[:9]}…")
+        return DoctorFinding("node key", True, f"{file}: {node_keys.load(file).id[:9]}…")
     except errors.AimeshError as error:
         return wrong("node key", error)
 
@@ -97,6 +100,16 @@ def _check_form_of_key(chosen: Profile) -> DoctorFinding:
     if not credentials.looks_like_api_key(chosen.api_key):
         return DoctorFinding("API key", False, "invalid checksum: the key is incomplete", "aicli login, or copy the key again")
     return DoctorFinding("API key", True, f"well formed{f', owner {chosen.username}' if chosen.username else ''}")
+
+
+async def _check_url(here: CliContext, chosen: Profile) -> DoctorFinding:
+    """Check that a gateway answers there, with a call that needs no key."""
+    try:
+        async with here.connector()(chosen) as connection:
+            await connection.call(gateway.get_service_health, gateway.GetServiceHealth(), deadline_seconds=_STEP_SECONDS)
+    except (errors.BadSettings, errors.PeerError) as error:
+        return wrong("URL", error)
+    return DoctorFinding("URL", True, f"a gateway answers at {chosen.url}")
 
 
 async def _check_nats(urls: str) -> DoctorFinding:
@@ -160,7 +173,7 @@ async def _examine_services(connection: CliConnection, chosen: Profile, findings
 async def _check_auth(connection: CliConnection, chosen: Profile) -> DoctorFinding:
     """Check that auth answers; even a refusal shows that it is up."""
     if chosen.api_key is None:
-        alive = bool(connection.alive(Role.AUTH))
+        alive = chosen.url is None and bool(connection.alive(Role.AUTH))
         return DoctorFinding("auth", True, "alive") if alive else DoctorFinding("auth", None, "not seen yet; log in to query it")
     try:
         listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), deadline_seconds=_STEP_SECONDS)

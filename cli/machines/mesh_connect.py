@@ -4,7 +4,6 @@ The new key is kept apart until the mesh has accepted it, so that an interrupted
 profile stays intact.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,6 @@ from shared import errors
 if TYPE_CHECKING:
     from shared.api.membership import Membership
     from shared.identity.tickets import Ticket
-    from shared.types import Credential
-
-_MAX_KEY_CHARACTERS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +41,28 @@ class _Files:
 
 @click.command()
 @click.argument("ticket", metavar="TICKET|-|@FILE")
-@click.option("--name", default="default", show_default=True, metavar="PROFILE", help="Name of the profile.")
+@click.option("--name", metavar="PROFILE", help="Name of the new profile. Default: the one of --profile, or `default`.")
 @click.option("--api-key-stdin", is_flag=True, help="Read your API key from the first line of stdin and save it in the profile.")
 @click.option("--force", is_flag=True, help="Replace an existing profile of this name.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @click.pass_obj
-def connect(here: CliContext, /, ticket: str, *, name: str, api_key_stdin: bool, force: bool, as_json: bool) -> None:
+def connect(here: CliContext, /, ticket: str, *, name: str | None, api_key_stdin: bool, force: bool, as_json: bool) -> None:
     """Create a profile for this machine from a ticket. Works behind any NAT.
 
     Ask an administrator for the ticket: aicli admin tickets create --role client
     """
     from cli import interrupts, profile
+    from cli.account import login
     from cli.machines import join
 
     if ticket == "-" and api_key_stdin:
         raise click.UsageError("the ticket and the key can't both come from stdin; pass the ticket as @FILE or as an argument")
+    name = name or profile.chosen_name(here.environment) or profile.DEFAULT
     files = _Files(profile.place_of(name, here.environment))
     if files.profile.exists() and not force:
         raise click.UsageError(f"profile {name!r} already exists ({files.profile}); choose another --name, or use --force")
     read = join.read_ticket(ticket, here.folder)
-    api_key = _key_from_stdin() if api_key_stdin else None
+    api_key = login.api_key_from_stdin() if api_key_stdin else None
     interrupts.run(_enroll(files, read, printing.note))
     used = profile.Profile(node_key_file=files.key, mesh=read.mesh, nats_url=None, mesh_file=files.mesh, api_key=api_key)
     profile.write(files.profile, used)
@@ -76,16 +74,6 @@ def connect(here: CliContext, /, ticket: str, *, name: str, api_key_stdin: bool,
     if api_key is None:
         click.echo(f"Next: {prefix} login USERNAME, or {prefix} register.")
     click.echo(f'Then: {prefix} infer "Say hello"')
-
-
-def _key_from_stdin() -> "Credential":
-    from shared.identity import credentials
-    from shared.types import Credential
-
-    key = sys.stdin.readline(_MAX_KEY_CHARACTERS).strip()
-    if not credentials.looks_like_api_key(key):
-        raise click.UsageError("stdin has no valid API key: it may be incomplete")
-    return Credential(key)
 
 
 async def _enroll(files: _Files, ticket: "Ticket", report: Callable[[str], None]) -> None:

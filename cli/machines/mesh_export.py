@@ -35,10 +35,11 @@ def export(here: CliContext, /) -> None:
     from shared.identity import node_keys
 
     profile = here.profile()
+    key_file = profile.node_key
     if profile.mesh_file is None:
         hint = "create a suitable profile on another machine or under another --profile: aicli mesh connect TICKET"
         raise errors.BadSettings("this profile connects over NATS and has no certificate", hint=hint)
-    key = node_keys.load(profile.node_key_file)
+    key = node_keys.load(key_file)
     found = here.run(_collect, key_needed=False)
     printing.note("This contains your profile's key: anyone who reads it can act as this machine until it is revoked.")
     printing.show_json(_describe(key, found))

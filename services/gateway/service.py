@@ -29,6 +29,7 @@ from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
 from services.gateway.http_api.rest_inference import RestInference
 from services.gateway.http_api.rest_usage import RestUsage
+from services.gateway.http_api.rpc_routes import RpcRoutes
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
@@ -237,7 +238,8 @@ class GatewayService:
             OpenAiEmbeddings(self._deduplicated, request_seconds=seconds),
         )
         routes = tuple(route for part in parts for route in part.routes())
-        all_routes = (*routes, *Reference.routes_for(routes))
+        rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id).routes()
+        all_routes = (*routes, *rpc_routes, *Reference.routes_for(routes))
         return HttpApp(
             all_routes,
             self.callers,
@@ -256,8 +258,9 @@ class GatewayService:
     async def process_inference_request(
         self, request: gateway.ProcessInferenceRequest, stream: StreamCall[gateway.InferenceChunk]
     ) -> gateway.InferenceResult:
-        # A new request id, because it is the key of the request's row and callers must not choose it.
-        context.another()
+        # A new request id, because it is the key of the request's row and other services must not choose it. A client's is new.
+        if stream.caller_role is not Role.CLIENT:
+            context.another()
         principal = stream.principal
         seconds = min(self._seconds, stream.remaining_seconds())
         if stream.is_whole and request.rest is not None:
@@ -282,7 +285,8 @@ class GatewayService:
 
     @serves(embedding.request_embeddings)
     async def embed(self, request: embedding.RequestEmbeddings, stream: StreamCall[embedding.Vectors]) -> embedding.EmbeddingResult:
-        context.another()
+        if stream.caller_role is not Role.CLIENT:
+            context.another()
         principal = stream.principal
         seconds = min(self._seconds, stream.remaining_seconds())
         async with self._deduplicated.embed(principal, request.request, seconds=seconds, key=request.idempotency_key) as answer:

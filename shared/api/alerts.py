@@ -4,7 +4,7 @@ from datetime import datetime
 
 import msgspec
 
-from shared.api.method import PEOPLE, Body, Method, Nothing
+from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing
 
 
 class ListAlerts(Body, frozen=True):
@@ -70,7 +70,7 @@ class EndSilence(Body, frozen=True):
     id: str
 
 
-list_alerts = Method("metrics.listAlerts", ListAlerts, Alerts, callers=PEOPLE)
-acknowledge_alert = Method("metrics.acknowledgeAlert", AcknowledgeAlert, Alert, callers=PEOPLE)
-silence_alerts = Method("metrics.silenceAlerts", SilenceAlerts, Silence, callers=PEOPLE)
-end_silence = Method("metrics.endSilence", EndSilence, Nothing, callers=PEOPLE)
+list_alerts = Method("metrics.listAlerts", ListAlerts, Alerts, callers=PEOPLE_OR_GATEWAY)
+acknowledge_alert = Method("metrics.acknowledgeAlert", AcknowledgeAlert, Alert, callers=PEOPLE_OR_GATEWAY)
+silence_alerts = Method("metrics.silenceAlerts", SilenceAlerts, Silence, callers=PEOPLE_OR_GATEWAY)
+end_silence = Method("metrics.endSilence", EndSilence, Nothing, callers=PEOPLE_OR_GATEWAY)

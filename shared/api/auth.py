@@ -6,10 +6,10 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.method import Body, Method, Nothing, StreamMethod
+from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing, StreamMethod
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Role, TenantId, Tier, UserId, UserRole
 
-PEOPLE = {Role.CLIENT, Role.WEB, Role.GATEWAY, Role.OPERATOR}
+PEOPLE = PEOPLE_OR_GATEWAY
 
 #: Text to search for, not a pattern. PostgreSQL does not store NUL.
 Search = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[^\x00]*\Z")]
@@ -395,7 +395,7 @@ resume_session = Method("auth.resumeSession", ResumeSession, LoginSession, calle
 confirm_login = Method("auth.confirmLogin", ConfirmLogin, LoginSession, callers=PEOPLE)
 confirm_again = Method("auth.confirmAgain", ConfirmAgain, Nothing, callers=PEOPLE)
 logout_user = Method("auth.logoutUser", LogoutUser, Nothing, callers=PEOPLE)
-create_login_link = Method("auth.createLoginLink", CreateLoginLink, LoginLink, callers={Role.CLIENT})
+create_login_link = Method("auth.createLoginLink", CreateLoginLink, LoginLink, callers={Role.CLIENT, Role.GATEWAY})
 redeem_login_link = Method("auth.redeemLoginLink", RedeemLoginLink, LoginSession, callers={Role.WEB})
 generate_api_key = Method("auth.generateApiKey", GenerateApiKey, CreatedApiKey, callers=PEOPLE)
 rotate_api_key = Method("auth.rotateApiKey", RotateApiKey, CreatedApiKey, callers=PEOPLE)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.method import PEOPLE, Body, Method
+from shared.api.method import PEOPLE, PEOPLE_OR_GATEWAY, Body, Method
 from shared.types import MicroCredits, UserId
 
 #: The longest period of one report.
@@ -127,5 +127,5 @@ class UserNames(Body, frozen=True, omit_defaults=False):
 
 
 get_business_report = Method("gateway.getBusinessReport", GetBusinessReport, BusinessReport, callers=PEOPLE)
-count_new_accounts = Method("auth.countNewAccounts", CountNewAccounts, NewAccounts, callers=PEOPLE)
-name_users = Method("auth.nameUsers", NameUsers, UserNames, callers=PEOPLE)
+count_new_accounts = Method("auth.countNewAccounts", CountNewAccounts, NewAccounts, callers=PEOPLE_OR_GATEWAY)
+name_users = Method("auth.nameUsers", NameUsers, UserNames, callers=PEOPLE_OR_GATEWAY)

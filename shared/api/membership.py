@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.method import PEOPLE, Body, Method
+from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method
 from shared.types import AuthorityId, MeshName, NodeId, Role
 
 #: The roles that hold a certificate.
@@ -155,9 +155,9 @@ class RevokeMember(Body, frozen=True):
 
 enroll_node = Method("auth.enrollNode", EnrollNode, Membership, callers={Role.NEWCOMER})
 renew_certificate = Method("auth.renewCertificate", RenewCertificate, Membership, callers={*NODES, Role.NEWCOMER})
-create_ticket = Method("auth.createTicket", CreateTicket, NewTicket, callers=PEOPLE)
-list_tickets = Method("auth.listTickets", ListTickets, Tickets, callers=PEOPLE)
-revoke_ticket = Method("auth.revokeTicket", RevokeTicket, TicketRow, callers=PEOPLE)
-list_members = Method("auth.listNodes", ListMembers, Members, callers=PEOPLE)
-approve_member = Method("auth.approveNode", ApproveMember, Member, callers=PEOPLE)
-revoke_member = Method("auth.revokeNode", RevokeMember, Member, callers=PEOPLE)
+create_ticket = Method("auth.createTicket", CreateTicket, NewTicket, callers=PEOPLE_OR_GATEWAY)
+list_tickets = Method("auth.listTickets", ListTickets, Tickets, callers=PEOPLE_OR_GATEWAY)
+revoke_ticket = Method("auth.revokeTicket", RevokeTicket, TicketRow, callers=PEOPLE_OR_GATEWAY)
+list_members = Method("auth.listNodes", ListMembers, Members, callers=PEOPLE_OR_GATEWAY)
+approve_member = Method("auth.approveNode", ApproveMember, Member, callers=PEOPLE_OR_GATEWAY)
+revoke_member = Method("auth.revokeNode", RevokeMember, Member, callers=PEOPLE_OR_GATEWAY)

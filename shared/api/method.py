@@ -15,6 +15,8 @@ End = TypeVar("End", bound=msgspec.Struct)
 
 #: The roles of the nodes through which users and operators call.
 PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
+#: The same for methods of other services, which the gateway forwards from HTTP.
+PEOPLE_OR_GATEWAY = PEOPLE | {Role.GATEWAY}
 
 #: The first part of a method's name -> the role of the nodes that serve it. Every service serves `node.` methods.
 SERVED_BY = {"auth": Role.AUTH, "gateway": Role.GATEWAY, "inference": Role.WORKER, "metrics": Role.METRICS, "web": Role.WEB}

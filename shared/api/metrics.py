@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import msgspec
 
-from shared.api.method import PEOPLE, Body, Method, Nothing
+from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing
 from shared.spans import Span
 from shared.types import NodeId, Role
 
@@ -27,7 +27,7 @@ class FoundTrace(Body, frozen=True, omit_defaults=False):
     spans: tuple[TracedSpan, ...]
 
 
-get_trace = Method("metrics.getTrace", GetTrace, FoundTrace, callers=PEOPLE)
+get_trace = Method("metrics.getTrace", GetTrace, FoundTrace, callers=PEOPLE_OR_GATEWAY)
 
 
 #: Per answer.
@@ -75,7 +75,7 @@ class History(Body, frozen=True, omit_defaults=False):
     lines: tuple[HistoryLine, ...]
 
 
-get_history = Method("metrics.getHistory", GetHistory, History, callers=PEOPLE)
+get_history = Method("metrics.getHistory", GetHistory, History, callers=PEOPLE_OR_GATEWAY)
 
 
 EVERYONE = {Role.AUTH, Role.GATEWAY, Role.WORKER, Role.WEB, Role.OPERATOR}

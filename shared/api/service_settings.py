@@ -2,7 +2,7 @@
 
 import msgspec
 
-from shared.api.method import PEOPLE, Body, Method
+from shared.api.method import PEOPLE, PEOPLE_OR_GATEWAY, Body, Method
 from shared.types import MicroCredits, Tier
 
 
@@ -43,6 +43,6 @@ class Tiers(Body, frozen=True):
     tiers: tuple[TierTerms, ...] = msgspec.field(default_factory=tuple)
 
 
-auth_settings = Method("auth.getSettings", GetSettings, ShownSettings, callers=PEOPLE)
+auth_settings = Method("auth.getSettings", GetSettings, ShownSettings, callers=PEOPLE_OR_GATEWAY)
 gateway_settings = Method("gateway.getSettings", GetSettings, ShownSettings, callers=PEOPLE)
 list_tiers = Method("gateway.listTiers", ListTiers, Tiers, callers=PEOPLE)

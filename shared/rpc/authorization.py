@@ -50,7 +50,7 @@ class Authorizer:
         row = access_table.of_method(method.name)
         if row.who is Audience.NODE:
             return None
-        credential = _credential_of(request, caller)
+        credential = credential_of(request, caller.credential)
         if credential is None and caller.caller_role in row.unless:
             return None
         principal: Principal | None = None
@@ -66,13 +66,14 @@ class Authorizer:
         return principal
 
 
-def _credential_of(request: msgspec.Struct, caller: CallerIdentity) -> Credential | None:
+def credential_of(request: msgspec.Struct, of_call: Credential | None) -> Credential | None:
+    """Return the credential of the request, or else of its call. Raises BadRequest if they differ."""
     own = request.own_credential() if isinstance(request, CarriesCredential) else None
-    if own and caller.credential and own != caller.credential:
+    if own and of_call and own != of_call:
         raise errors.BadRequest(
             "the call has two different credentials: one in `auth`, one in its header or in `hello`", hint="send only one of them"
         )
-    return own or caller.credential
+    return own or of_call
 
 
 def check_declared(methods: list[AnyMethod], gate: Gate | None) -> None:

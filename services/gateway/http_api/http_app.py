@@ -26,6 +26,7 @@ from shared.telemetry import Metrics, logs, tracing
 from shared.telemetry.metrics_registry import Exemplars
 from shared.timing.admission_semaphore import AdmissionSemaphore
 from shared.timing.bounded_waits import BoundedWait
+from shared.types import Role
 
 #: Concurrent sign-ins: slightly more than auth hashes at once. Many of them in one turn of the event loop would delay all streams.
 _SIGN_INS_AT_ONCE = 8
@@ -165,14 +166,16 @@ class HttpApp:
                 if scope["path"].startswith(before) and scope["path"] != before:
                     by_verb, call.rest_of_path = self._routes[path], scope["path"].removeprefix(before)
         if by_verb is None:
-            raise http_errors.RouteMissing(f"no route matches {scope['path'][:200]!r}", hint="see /docs for all routes")
+            raise _missing(scope["path"])
         route = by_verb.get(verb)
         if route is None:
             raise errors.MethodNotAllowed(f"{scope['path']} accepts {' and '.join(by_verb)}, not {verb[:20]}")
         return route
 
     async def _serve(self, route: HttpRoute, call: HttpCall) -> None:
-        if route.access.who is Audience.PERSON:
+        access = route.access
+        is_anonymous = Role.CLIENT in access.unless and call.credential is None
+        if access.who is Audience.PERSON and not is_anonymous:
             with tracing.span("auth.check"):
                 call.principal = await self._admit(route, call)
             await self._run(route, call)
@@ -207,6 +210,16 @@ class HttpApp:
             self._on_refusal(route.method, principal, call.address or "", error)
             raise
         return principal
+
+
+def _missing(path: str) -> errors.AimeshError:
+    name = path.removeprefix(access_table.RPC_PATH)
+    if name == path:
+        return http_errors.RouteMissing(f"no route matches {path[:200]!r}", hint="see /docs for all routes")
+    hint = "docs/reference/rpc.md lists the methods and their callers"
+    if name in access_table.METHODS:
+        return errors.WrongRole(f"{name} is for nodes of the mesh, not for people", hint=hint)
+    return errors.UnknownMethod(f"there is no method {name[:80]!r}", hint=hint)
 
 
 def _runs_a_model(route: HttpRoute) -> bool:

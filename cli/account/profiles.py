@@ -1,0 +1,146 @@
+"""`aicli profile`: list, choose and remove profiles; and the profile that `aicli login URL` creates."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+import msgspec
+
+from cli import profile
+from cli.cli_context import CliContext
+from cli.output import printing
+from cli.output.printing import TableColumn
+from cli.profile import Profile
+from shared import errors
+
+#: Written by `aicli mesh connect` beside the profile, under its name.
+_BESIDE = (".nk", ".nk.new", ".mesh")
+_DEFAULT_PORTS = {None, 80, 443}
+
+
+class ProfileRow(msgspec.Struct, frozen=True):
+    name: str
+    #: A URL, or the name of a mesh; empty if the profile cannot be read.
+    connects_to: str
+    username: str | None
+    is_default: bool
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoginTarget:
+    """Where a login saves its key."""
+
+    path: Path
+    #: To connect with, and to write with the new key.
+    before: Profile
+
+
+def find_target(here: CliContext, url: str | None, name: str | None, ca_file: str | None, *, insecure: bool) -> LoginTarget:
+    """Return the profile of the URL, which need not exist, or the current one. Raises BadSettings and click.UsageError."""
+    place = None if url else profile.find(here.environment, here.folder)
+    if place is not None and place.path is not None:
+        if name or ca_file or insecure:
+            raise click.UsageError("--profile, --ca-file and --insecure need a URL: aicli login URL")
+        return LoginTarget(place.path, profile.read(place.path))
+    ca_file = ca_file or here.environment.get("AIMESH_CA_FILE")
+    new = profile.at_url(
+        url or here.environment["AIMESH_URL"].strip(), ca_file=Path(ca_file).resolve() if ca_file else None, insecure=insecure
+    )
+    chosen = name or profile.chosen_name(here.environment) or _name_of(new.url or "")
+    path = profile.place_of(chosen, here.environment)
+    if not path.exists():
+        return LoginTarget(path, new)
+    old = profile.read(path)
+    if old.url is None:
+        raise click.UsageError(f"the profile {chosen!r} is for a mesh; choose another name with --profile")
+    # A key is only for the address that it was made for.
+    is_same = old.url == new.url
+    return LoginTarget(path, replace(new, api_key=old.api_key if is_same else None, username=old.username if is_same else None))
+
+
+def _name_of(url: str) -> str:
+    parts = urlsplit(url)
+    port = "" if parts.port in _DEFAULT_PORTS else f"-{parts.port}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", parts.hostname or "").strip("-._") + port
+
+
+def make_usable(here: CliContext, path: Path) -> None:
+    """Make a new profile the default if there is none, and say how to use it if another one comes first."""
+    environment: Mapping[str, str] = {name: value for name, value in here.environment.items() if name != "AICLI_PROFILE"}
+    if path.parent != profile.folder_of_user(environment):
+        return
+    if profile.default_name(environment) not in profile.names(environment):
+        profile.set_default(path.stem, environment)
+    used = profile.find(environment, here.folder)
+    if used.path != path:
+        printing.note(f"Commands in this folder use {used.why}. To use this profile: aicli --profile {path.stem} COMMAND")
+
+
+@click.group("profile")
+def profiles() -> None:
+    """List, choose and remove profiles: the meshes and addresses that aicli can use."""
+
+
+@profiles.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.pass_obj
+def list_profiles(here: CliContext, /, *, as_json: bool) -> None:
+    """List your profiles."""
+    default = profile.default_name(here.environment)
+    rows = [_row_of(name, here.environment, is_default=name == default) for name in profile.names(here.environment)]
+    columns: list[TableColumn[ProfileRow]] = [
+        TableColumn("PROFILE", lambda row: row.name),
+        TableColumn("CONNECTS TO", lambda row: row.connects_to or "unreadable"),
+        TableColumn("ACCOUNT", lambda row: row.username or "–"),
+        TableColumn("DEFAULT", lambda row: "yes" if row.is_default else ""),
+    ]
+    printing.show_rows(rows, columns, as_json=as_json, empty="No profiles. Create one: aicli login https://HOST")
+
+
+def _row_of(name: str, environment: Mapping[str, str], *, is_default: bool) -> ProfileRow:
+    path = profile.place_of(name, environment)
+    try:
+        found = profile.read(path)
+    except errors.BadSettings:
+        return ProfileRow(name, "", None, is_default, str(path))
+    return ProfileRow(name, found.url or f"mesh {found.mesh}", found.username, is_default, str(path))
+
+
+@profiles.command()
+@click.argument("name")
+@click.pass_obj
+def use(here: CliContext, /, name: str) -> None:
+    """Make NAME the default profile."""
+    path = _existing(name, here.environment)
+    profile.set_default(name, here.environment)
+    click.echo(f"The default profile is now {name!r}.")
+    make_usable(here, path)
+
+
+@profiles.command()
+@click.argument("name")
+@click.pass_obj
+def remove(here: CliContext, /, name: str) -> None:
+    """Delete the profile NAME and its key files from this machine."""
+    path = _existing(name, here.environment)
+    try:
+        has_key = profile.read(path).api_key is not None
+    except errors.BadSettings:
+        has_key = False
+    for place in (path, *map(path.with_suffix, _BESIDE)):
+        place.unlink(missing_ok=True)
+    click.echo(f"Removed the profile {name!r}.")
+    if has_key:
+        printing.note("Its API key is still valid. To revoke it: aicli keys revoke, from another profile.")
+
+
+def _existing(name: str, environment: Mapping[str, str]) -> Path:
+    path = profile.place_of(name, environment)
+    if not path.is_file():
+        known = ", ".join(profile.names(environment)) or "none"
+        raise errors.BadSettings(f"there is no profile {name!r}", hint=f"your profiles: {known}")
+    return path

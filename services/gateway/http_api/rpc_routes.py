@@ -1,0 +1,201 @@
+"""Serves POST /rpc/{service}.{method}: every method of the contract that people may call, as JSON over HTTP.
+
+The gateway runs its own methods in this process. It forwards the others over the mesh with the caller's credential. Streams are
+server-sent events: items without a name, then one `end`, or one `error`.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+
+from services.gateway import node_interface
+from services.gateway.http_api import request_bodies, response_formats
+from services.gateway.http_api.http_app import HttpRoute
+from services.gateway.http_api.http_call import HttpCall
+from services.gateway.http_api.response_formats import ErrorBody, ServerSentEvent
+from services.gateway.prompt_admission import BadField
+from shared import access_table, context, errors
+from shared.api import (
+    accounts,
+    alerts,
+    audit,
+    auth,
+    business,
+    embedding,
+    gateway,
+    ledger,
+    membership,
+    metrics,
+    organizations,
+    privacy,
+    service_settings,
+    usage_report,
+)
+from shared.api.gateway import InferenceChunk, ProcessInferenceRequest
+from shared.api.method import Method, StreamMethod
+from shared.node.stock_clients import stock_calls
+from shared.rpc import Handler, RpcCall, StreamCall, authorization
+from shared.rpc.serving import AnyMethod
+from shared.timing.bounded_waits import BoundedWait
+from shared.types import NodeId, Peer, RequestId, Role
+
+_CONTRACT = (
+    accounts, alerts, audit, auth, business, embedding, gateway, ledger, membership, metrics, organizations, privacy, service_settings,
+    usage_report,
+)  # fmt: skip
+_CALL_SECONDS, _STREAM_SECONDS = 10.0, 300.0
+_RUN_MODELS = frozenset({gateway.process_inference_request.name, embedding.request_embeddings.name})
+
+_encode = msgspec.json.Encoder().encode
+
+#: Returns the gateway's own handler. Raises Draining, UnknownMethod or WrongRole.
+FindHandler = Callable[[str, Peer], Handler]
+
+
+class RpcQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: The node to ask, for methods of other services. Default: the least loaded one.
+    to: NodeId | None = None
+    #: How long the caller waits.
+    deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=3_600_000)] | None = None
+
+
+def methods() -> Iterator[AnyMethod]:
+    """Return the methods for people. Workers don't act for users, so a method for them is about the calling node itself."""
+    for module in _CONTRACT:
+        for value in vars(module).values():
+            if isinstance(value, Method | StreamMethod) and Role.CLIENT in value.callers and Role.WORKER not in value.callers:
+                yield value
+
+
+class RpcRoutes:
+    def __init__(self, rpc: node_interface.NodeRpc, own: FindHandler, node: NodeId) -> None:
+        self._rpc = rpc
+        self._own = own
+        self._node = node
+        #: People reach the gateway as clients, whatever the connection.
+        self._peer = Peer(Role.CLIENT, node)
+
+    def routes(self) -> tuple[HttpRoute, ...]:
+        return tuple(
+            HttpRoute(
+                verb="POST",
+                path=access_table.RPC_PATH + method.name,
+                handler=partial(self._stream, method) if isinstance(method, StreamMethod) else partial(self._answer, method),
+                method=method.name.partition(".")[2],
+                summary=method.name,
+                body=method.request,
+                runs_a_model=method.name in _RUN_MODELS,
+            )
+            for method in methods()
+        )
+
+    async def _answer(self, method: Method[Any, Any], call: HttpCall) -> None:
+        asked = self._read(method, call, _CALL_SECONDS)
+        await call.answer_bytes(_encode(await asked.run(asked.call)), b"application/json")
+
+    async def _stream(self, method: StreamMethod[Any, Any, Any], call: HttpCall) -> None:
+        asked = self._read(method, call, _STREAM_SECONDS)
+        call.expect_events(_failed)
+        sink = _EventSink(call)
+        stream = StreamCall[Any](asked.call, sink, 0, encode=sink.encode)
+        stream.found = call.principal
+        end = await asked.run(stream)
+        await call.send_events((ServerSentEvent(_encode(end), "end"),))
+        await call.end_events()
+
+    def _read(self, method: AnyMethod, call: HttpCall, default_seconds: float) -> "_ReadCall":
+        """Read the call. Raises BadRequest, which names a wrong field, and what ``FindHandler`` raises."""
+        query = request_bodies.read_query(call.query, RpcQuery)
+        if query.to is not None and method.served_by is Role.GATEWAY and query.to != self._node:
+            raise BadField("to", "is not this gateway; omit it for methods of the gateway")
+        seconds = default_seconds if query.deadline_ms is None else query.deadline_ms / 1000
+        request = _read_request(method, call)
+        until = time.monotonic() + seconds
+        context.deadline.set(until)
+        rpc_call = RpcCall(self._peer, deadline=until, credential=call.credential, idempotency_key=call.idempotency_key)
+        rpc_call.found = call.principal
+        if method.served_by is Role.GATEWAY:
+            function = self._own(method.name, self._peer).function
+        else:
+            function = partial(self._forward, method, query.to)
+        return _ReadCall(method.name, partial(function, request), rpc_call, seconds)
+
+    async def _forward(self, method: AnyMethod, to: NodeId | None, request: msgspec.Struct, call: RpcCall) -> msgspec.Struct:
+        seconds = call.remaining_seconds()
+        if isinstance(method, Method):
+            reply: msgspec.Struct = await self._rpc.call(method, request, to=to, deadline_seconds=seconds, credential=call.credential)
+            return reply
+        assert isinstance(call, StreamCall)
+        async with self._rpc.stream(method, request, to=to, deadline_seconds=seconds, credential=call.credential) as answer:
+            async for item in answer:
+                await call.send(item)
+            end: msgspec.Struct = answer.end
+            return end
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadCall:
+    name: str
+    function: Callable[[RpcCall], Awaitable[msgspec.Struct]]
+    call: RpcCall
+    seconds: float
+
+    async def run(self, call: RpcCall) -> msgspec.Struct:
+        """Raises DeadlineExceeded, and what the handler raises."""
+        deadline = BoundedWait(self.seconds)
+        try:
+            with deadline:
+                return await self.function(call)
+        except TimeoutError as error:
+            if not deadline.expired:
+                raise
+            raise errors.DeadlineExceeded(f"{self.name} ran out of time", hint="give it longer with deadline_ms") from error
+
+
+def _read_request(method: AnyMethod, call: HttpCall) -> msgspec.Struct:
+    found = request_bodies.read_object(call.body or b"{}")
+    if unknown := stock_calls.find_unknown_field(method.request, found):
+        raise BadField(unknown[:80], "is not a supported field")
+    request: msgspec.Struct = request_bodies.convert(found, method.request)
+    authorization.credential_of(request, call.credential)
+    if "client" in method.request.__struct_fields__:
+        # The services believe the gateway, so callers must not choose their own address.
+        request = msgspec.structs.replace(request, client=auth.ClientFacts(call.address or "", call.agent))
+    if isinstance(request, ProcessInferenceRequest):
+        rest = request.rest if call.last_event_id is None else response_formats.read_event_id(call.last_event_id)
+        request = msgspec.structs.replace(request, rest=rest, idempotency_key=request.idempotency_key or call.idempotency_key)
+    return request
+
+
+def _failed(error: ErrorBody) -> tuple[ServerSentEvent, ...]:
+    return (ServerSentEvent(error, "error"),)
+
+
+class _EventSink:
+    """Sends a stream's items as events. The chunks of an answer have ids, with which a reader resumes it."""
+
+    def __init__(self, call: HttpCall) -> None:
+        self._call = call
+        self._sent = 0
+        self._request_id: RequestId | None = None
+        self._event_id: str | None = None
+
+    def encode(self, item: msgspec.Struct) -> bytes:
+        if isinstance(item, InferenceChunk):
+            self._request_id = answer = item.request_id or self._request_id
+            self._event_id = response_formats.write_event_id(answer, item.sequence) if item.sequence and answer else None
+        return _encode(item)
+
+    def accept(self, call_id: int, body: bytes) -> None:
+        """Nothing to send before the first item."""
+
+    async def send_item(self, call_id: int, body: bytes) -> None:
+        await self._call.send_events((ServerSentEvent(body),), self._event_id)
+        self._sent += 1
+
+    def credited_items(self, call_id: int) -> int:
+        return self._sent
