@@ -9,7 +9,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Generic
 from urllib.parse import urlsplit
 
@@ -35,8 +35,6 @@ _MAX_BYTES = 16 * 1024 * 1024
 _KEEPALIVE_SECONDS = 3.0
 #: Methods that only read start with one of these; repeating them is safe.
 _READING = ("count", "get", "list", "name", "read", "review", "verify")
-_ATTEMPTS = 3
-_PAUSE_SECONDS = 0.2
 
 
 class _Error(msgspec.Struct):
@@ -52,37 +50,28 @@ class _ErrorBody(msgspec.Struct):
 class HttpsAnswer(Generic[Item, End]):
     """A running stream: iterate it, then read ``end``."""
 
+    #: Set at the end of the iteration.
+    end: End
+
     def __init__(self, method: StreamMethod[Request, Item, End], response: httpx.Response, place: str) -> None:
-        self._method = method
-        self._response = response
-        self._place = place
-        self._item = msgspec.json.Decoder(method.item)
-        self._end: End | None = None
-
-    @property
-    def node(self) -> NodeId:
-        """The address: HTTP does not show which gateway is behind it."""
-        return NodeId(self._place)
-
-    @property
-    def end(self) -> End:
-        if self._end is None:
-            raise RuntimeError(f"the stream of {self._method.name} has not ended yet")
-        return self._end
+        self._method, self._response = method, response
+        #: The address: HTTP does not show which gateway is behind it.
+        self.node = NodeId(place)
 
     async def __aiter__(self) -> AsyncIterator[Item]:
+        decoder = msgspec.json.Decoder(self._method.item)
         async for name, content in _events(self._response):
             try:
                 if name == b"error":
-                    raise _from_body(content, None)
+                    raise _from_body(content)
                 if name == b"end":
-                    self._end = msgspec.json.decode(content, type=self._method.end)
+                    self.end = msgspec.json.decode(content, type=self._method.end)
                     return
-                item = self._item.decode(content)
+                item = decoder.decode(content)
             except msgspec.MsgspecError as error:
                 raise errors.ProtocolViolation(f"an event of {self._method.name} does not fit the contract: {error}") from error
             yield item
-        raise errors.LinkLost(f"{self._place} closed the connection before the end of the answer", retry_after_seconds=0)
+        raise errors.LinkLost(f"{self.node} closed the connection before the end of the answer", retry_after_seconds=0)
 
 
 class HttpsConnection:
@@ -103,23 +92,24 @@ class HttpsConnection:
         deadline_seconds: float = 10,
         credential: Credential | None = None,
     ) -> Reply:
-        """Repeats a call whose connection broke if nothing was sent, or the method only reads."""
+        """Repeat a call once if its connection broke before anything was sent, or the method only reads."""
         until = time.monotonic() + deadline_seconds
         only_reads = method.name.partition(".")[2].startswith(_READING)
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return await self._call_once(method, request, to, until, credential)
-            except (errors.NotReachable, errors.LinkLost) as error:
-                is_safe = only_reads or isinstance(error, errors.NotReachable)
-                if not is_safe or attempt == _ATTEMPTS or until - time.monotonic() < _PAUSE_SECONDS:
-                    raise
-            await asyncio.sleep(_PAUSE_SECONDS)
-        raise AssertionError("the last attempt raises or returns")
+        try:
+            return await self._call_once(method, request, to, until, credential)
+        except (errors.NotReachable, errors.LinkLost) as error:
+            if isinstance(error, errors.LinkLost) and not only_reads:
+                raise
+        return await self._call_once(method, request, to, until, credential)
 
-    def stream(
+    @asynccontextmanager
+    async def stream(
         self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
-    ) -> AbstractAsyncContextManager[HttpsAnswer[Item, End]]:
-        return self._stream(method, request, deadline_seconds)
+    ) -> AsyncIterator[HttpsAnswer[Item, End]]:
+        async with self._ask(method.name, request, deadline_seconds, _SILENCE_SECONDS, self._key) as response:
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise _not_ours(response, self._place)
+            yield HttpsAnswer(method, response, self._place)
 
     def alive(self, role: Role) -> list[NodeId]:
         raise errors.BadSettings(f"{self._place} does not show the nodes of the mesh", hint="use a profile of `aicli mesh connect`")
@@ -136,15 +126,6 @@ class HttpsConnection:
             return msgspec.json.decode(body, type=method.reply)
         except msgspec.MsgspecError as error:
             raise _not_ours(response, self._place) from error
-
-    @asynccontextmanager
-    async def _stream(
-        self, method: StreamMethod[Request, Item, End], request: Request, seconds: float
-    ) -> AsyncIterator[HttpsAnswer[Item, End]]:
-        async with self._ask(method.name, request, seconds, _SILENCE_SECONDS, self._key) as response:
-            if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                raise _not_ours(response, self._place)
-            yield HttpsAnswer(method, response, self._place)
 
     @asynccontextmanager
     async def _ask(
@@ -220,7 +201,7 @@ async def _error_of(response: httpx.Response, place: str) -> errors.AimeshError:
         return _not_ours(response, place)
 
 
-def _from_body(content: bytes, retry_after_ms: int | None) -> errors.AimeshError:
+def _from_body(content: bytes, retry_after_ms: int | None = None) -> errors.AimeshError:
     found = msgspec.json.decode(content, type=_ErrorBody).error
     return errors.from_problem(errors.Problem(found.code, found.message, found.hint, retry_after_ms=retry_after_ms))
 
@@ -229,9 +210,8 @@ def _not_ours(response: httpx.Response, place: str) -> errors.AimeshError:
     """Describe an answer that neither the gateway nor web wrote."""
     status = f"{response.status_code} {response.reason_phrase}".strip()
     if response.is_redirect:
-        return errors.BadSettings(
-            f"{place} redirects to {response.headers.get('location', 'nowhere')[:200]}", hint="use that address as URL"
-        )
+        target = response.headers.get("location", "nowhere")[:200]
+        return errors.BadSettings(f"{place} redirects to {target}", hint="use that address as the URL")
     if response.is_server_error:
         hint = "a proxy is there, but the service behind it is not; try again in a moment"
         return errors.Unavailable(f"{place} answered {status}", hint=hint, retry_after_seconds=1)
@@ -249,6 +229,4 @@ def _problem_of(error: Exception, place: str, method: str) -> errors.AimeshError
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError):
         why = f"no answer within {CONNECT_SECONDS:g} s" if isinstance(error, httpx.TimeoutException) else cause
         return errors.NotReachable(f"cannot connect to {place}: {why}", hint="check the URL and your network; is the gateway running?")
-    if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
-        return errors.LinkLost(f"{place} went silent during {method}", hint="try again")
     return errors.LinkLost(f"the connection to {place} broke during {method}: {cause}", hint="try again")

@@ -137,12 +137,8 @@ def default_name(environment: Mapping[str, str]) -> str:
 
 
 def set_default(name: str, environment: Mapping[str, str]) -> None:
-    """Raises BadSettings if the file cannot be written."""
-    place = folder_of_user(environment) / _CURRENT
-    try:
-        private_file.replace(place, name.encode())
-    except OSError as error:
-        raise errors.BadSettings(f"cannot write {place}: {error.strerror}") from error
+    """Raises OSError."""
+    private_file.replace(folder_of_user(environment) / _CURRENT, name.encode())
 
 
 def names(environment: Mapping[str, str]) -> list[str]:
@@ -183,22 +179,18 @@ def _refuse_foreign(path: Path) -> None:
 def load(environment: Mapping[str, str], folder: Path) -> Profile:
     """Load the profile to use, with the key of AICLI_API_KEY if set. Raises BadSettings."""
     place = find(environment, folder)
+    ca_file = Path(environment["AIMESH_CA_FILE"]) if environment.get("AIMESH_CA_FILE") else None
     if place.path is None:
-        return _of_environment(environment)
+        key = environment.get("AICLI_API_KEY", "").strip() or environment.get("AIMESH_API_KEY", "").strip()
+        return at_url(environment["AIMESH_URL"].strip(), ca_file=ca_file, api_key=Credential(key) if key else None)
     found = read(place.path)
-    if found.url is not None and (ca_file := environment.get("AIMESH_CA_FILE")):
-        found = replace(found, ca_file=Path(ca_file))
+    if found.url is not None and ca_file is not None:
+        found = replace(found, ca_file=ca_file)
     _refuse_plain_nats(found, place, environment)
     if key := environment.get("AICLI_API_KEY", "").strip():
         # The account of that key is unknown.
         return replace(found, api_key=Credential(key), username=None)
     return found
-
-
-def _of_environment(environment: Mapping[str, str]) -> Profile:
-    key = environment.get("AICLI_API_KEY", "").strip() or environment.get("AIMESH_API_KEY", "").strip()
-    ca_file = environment.get("AIMESH_CA_FILE")
-    return at_url(environment["AIMESH_URL"].strip(), ca_file=Path(ca_file) if ca_file else None, api_key=Credential(key) if key else None)
 
 
 def at_url(url: str, *, ca_file: Path | None = None, insecure: bool = False, api_key: Credential | None = None) -> Profile:
@@ -311,20 +303,13 @@ def write(path: Path, profile: Profile) -> None:
 
 def render(profile: Profile) -> str:
     """Return a profile as TOML text."""
-    if profile.url is not None:
-        return _written(
-            {
-                "url": profile.url,
-                "ca_file": _text(profile.ca_file),
-                "insecure": "true" if profile.insecure else None,
-                "web_url": profile.web_url,
-                "username": profile.username,
-                "api_key": profile.api_key,
-            }
-        )
+    is_mesh = profile.url is None
     fields = {
-        "mesh": profile.mesh,
-        "nats_url": profile.nats_url or _NO_NATS,
+        "url": profile.url,
+        "ca_file": _text(profile.ca_file),
+        "insecure": "true" if profile.insecure else None,
+        "mesh": profile.mesh if is_mesh else None,
+        "nats_url": profile.nats_url or (_NO_NATS if is_mesh else None),
         "mesh_file": _text(profile.mesh_file),
         "nats_ca_file": _text(profile.nats_ca_file),
         "nats_cert_file": _text(profile.nats_cert_file),
@@ -335,10 +320,6 @@ def render(profile: Profile) -> str:
         "username": profile.username,
         "api_key": profile.api_key,
     }
-    return _written(fields)
-
-
-def _written(fields: Mapping[str, str | None]) -> str:
     return "".join(f"{name} = {_quoted(value)}\n" for name, value in fields.items() if value is not None)
 
 

@@ -113,12 +113,10 @@ def login(
         names = tuple(rest)
     if len(names) > 1:
         raise click.UsageError(f"unexpected argument {names[1]!r}")
-    url, name, ca_file = options["url"], options["profile_name"], options["ca_file"]
-    target = profiles.find_target(here, url, name, ca_file, insecure=options["insecure"])
-    path, before = target.path, target.before
+    path, before = profiles.find_target(here, **options)
     if api_key_stdin:
         key, saved = api_key_from_stdin(), "the key"
-        user = _owner_of(here, replace(before, api_key=key))
+        user = here.run_with(replace(before, api_key=key), _read_owner)
     else:
         user, made = _sign_in(here, before, names[0] if names else None, key_name, from_stdin=password_stdin)
         key, saved = made.api_key, f"the key {printing.printable(made.key.name)!r}"
@@ -147,13 +145,10 @@ def api_key_from_stdin() -> "Credential":
     return Credential(key)
 
 
-def _owner_of(here: CliContext, chosen: "Profile") -> "User":
+async def _read_owner(connection: "CliConnection") -> "User":
     from shared.api import accounts
 
-    async def work(connection: "CliConnection") -> "User":
-        return (await connection.call(accounts.get_account, accounts.GetAccount())).user
-
-    return here.run_with(chosen, work)
+    return (await connection.call(accounts.get_account, accounts.GetAccount())).user
 
 
 def _sign_in(

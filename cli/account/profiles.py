@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +18,6 @@ from shared import errors
 
 #: Written by `aicli mesh connect` beside the profile, under its name.
 _BESIDE = (".nk", ".nk.new", ".mesh")
-_DEFAULT_PORTS = {None, 80, 443}
 
 
 class ProfileRow(msgspec.Struct, frozen=True):
@@ -27,50 +26,37 @@ class ProfileRow(msgspec.Struct, frozen=True):
     connects_to: str
     username: str | None
     is_default: bool
-    path: str
 
 
-@dataclass(frozen=True, slots=True)
-class LoginTarget:
-    """Where a login saves its key."""
+def find_target(
+    here: CliContext, *, url: str | None, profile_name: str | None, ca_file: str | None, insecure: bool
+) -> tuple[Path, Profile]:
+    """Return the file and the profile to sign in with: of the URL, which need not exist, or the current one.
 
-    path: Path
-    #: To connect with, and to write with the new key.
-    before: Profile
-
-
-def find_target(here: CliContext, url: str | None, name: str | None, ca_file: str | None, *, insecure: bool) -> LoginTarget:
-    """Return the profile of the URL, which need not exist, or the current one. Raises BadSettings and click.UsageError."""
+    Raises BadSettings and click.UsageError.
+    """
     place = None if url else profile.find(here.environment, here.folder)
     if place is not None and place.path is not None:
-        if name or ca_file or insecure:
+        if profile_name or ca_file or insecure:
             raise click.UsageError("--profile, --ca-file and --insecure need a URL: aicli login URL")
-        return LoginTarget(place.path, profile.read(place.path))
+        return place.path, profile.read(place.path)
     ca_file = ca_file or here.environment.get("AIMESH_CA_FILE")
-    new = profile.at_url(
-        url or here.environment["AIMESH_URL"].strip(), ca_file=Path(ca_file).resolve() if ca_file else None, insecure=insecure
-    )
-    chosen = name or profile.chosen_name(here.environment) or _name_of(new.url or "")
+    url = url or here.environment["AIMESH_URL"].strip()
+    new = profile.at_url(url, ca_file=Path(ca_file).resolve() if ca_file else None, insecure=insecure)
+    chosen = profile_name or profile.chosen_name(here.environment) or re.sub(r"[^A-Za-z0-9._-]+", "-", urlsplit(url).netloc).strip("-._")
     path = profile.place_of(chosen, here.environment)
     if not path.exists():
-        return LoginTarget(path, new)
+        return path, new
     old = profile.read(path)
     if old.url is None:
         raise click.UsageError(f"the profile {chosen!r} is for a mesh; choose another name with --profile")
     # A key is only for the address that it was made for.
-    is_same = old.url == new.url
-    return LoginTarget(path, replace(new, api_key=old.api_key if is_same else None, username=old.username if is_same else None))
-
-
-def _name_of(url: str) -> str:
-    parts = urlsplit(url)
-    port = "" if parts.port in _DEFAULT_PORTS else f"-{parts.port}"
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", parts.hostname or "").strip("-._") + port
+    return path, replace(new, api_key=old.api_key, username=old.username) if old.url == new.url else new
 
 
 def make_usable(here: CliContext, path: Path) -> None:
     """Make a new profile the default if there is none, and say how to use it if another one comes first."""
-    environment: Mapping[str, str] = {name: value for name, value in here.environment.items() if name != "AICLI_PROFILE"}
+    environment = {name: value for name, value in here.environment.items() if name != "AICLI_PROFILE"}
     if path.parent != profile.folder_of_user(environment):
         return
     if profile.default_name(environment) not in profile.names(environment):
@@ -102,12 +88,11 @@ def list_profiles(here: CliContext, /, *, as_json: bool) -> None:
 
 
 def _row_of(name: str, environment: Mapping[str, str], *, is_default: bool) -> ProfileRow:
-    path = profile.place_of(name, environment)
     try:
-        found = profile.read(path)
+        found = profile.read(profile.place_of(name, environment))
     except errors.BadSettings:
-        return ProfileRow(name, "", None, is_default, str(path))
-    return ProfileRow(name, found.url or f"mesh {found.mesh}", found.username, is_default, str(path))
+        return ProfileRow(name, "", None, is_default)
+    return ProfileRow(name, found.url or f"mesh {found.mesh}", found.username, is_default)
 
 
 @profiles.command()
@@ -127,15 +112,12 @@ def use(here: CliContext, /, name: str) -> None:
 def remove(here: CliContext, /, name: str) -> None:
     """Delete the profile NAME and its key files from this machine."""
     path = _existing(name, here.environment)
-    try:
-        has_key = profile.read(path).api_key is not None
-    except errors.BadSettings:
-        has_key = False
+    account = _row_of(name, here.environment, is_default=False).username
     for place in (path, *map(path.with_suffix, _BESIDE)):
         place.unlink(missing_ok=True)
     click.echo(f"Removed the profile {name!r}.")
-    if has_key:
-        printing.note("Its API key is still valid. To revoke it: aicli keys revoke, from another profile.")
+    if account:
+        printing.note(f"Its API key is still valid. {account} can revoke it: aicli keys revoke")
 
 
 def _existing(name: str, environment: Mapping[str, str]) -> Path:

@@ -190,7 +190,7 @@ async def _stream_answer(
 ) -> "tuple[str, InferenceResult]":
     """Return the answer. If it is shown, it goes to stdout immediately, and the returned text is empty."""
     from cli.output.stdout_writer import StdoutWriter
-    from shared.rpc.resumable_stream import StreamRequest
+    from shared.resumable_stream import StreamRequest
     from shared.timing import retry_policy
 
     writer = StdoutWriter(sys.stdout)

@@ -32,7 +32,7 @@ _LOW_DISK_BYTES = 1024**3
 #: Checks the path into a mesh that was joined with a ticket.
 ExamineSwarm = Callable[[MembershipFile, node_keys.NodeKey], AsyncIterator[DoctorFinding]]
 #: The last step of each path to the mesh.
-_LEADS_IN = ("NATS", "way in", "URL")
+_LEADS_IN = ("NATS", "way in")
 _REST = ("auth", "gateway", "workers", "models")
 
 
@@ -52,9 +52,9 @@ async def examine(here: CliContext, examine_swarm: ExamineSwarm = doctor_worker_
     if chosen.node_key_file is not None:
         findings.append(_check_node_key(chosen.node_key_file))
     findings.append(_check_form_of_key(chosen))
-    way = [await _check_url(here, chosen)] if chosen.url else await _examine_way(chosen, examine_swarm)
+    way = [] if chosen.url else await _examine_way(chosen, examine_swarm)
     findings += way
-    if any(finding.ok and finding.check in _LEADS_IN for finding in way):
+    if chosen.url or any(finding.ok and finding.check in _LEADS_IN for finding in way):
         findings += await _examine_mesh(here, chosen)
     else:
         findings += unchecked(next(finding.check for finding in way if not finding.ok), *_REST)
@@ -100,16 +100,6 @@ def _check_form_of_key(chosen: Profile) -> DoctorFinding:
     if not credentials.looks_like_api_key(chosen.api_key):
         return DoctorFinding("API key", False, "invalid checksum: the key is incomplete", "aicli login, or copy the key again")
     return DoctorFinding("API key", True, f"well formed{f', owner {chosen.username}' if chosen.username else ''}")
-
-
-async def _check_url(here: CliContext, chosen: Profile) -> DoctorFinding:
-    """Check that a gateway answers there, with a call that needs no key."""
-    try:
-        async with here.connector()(chosen) as connection:
-            await connection.call(gateway.get_service_health, gateway.GetServiceHealth(), deadline_seconds=_STEP_SECONDS)
-    except (errors.BadSettings, errors.PeerError) as error:
-        return wrong("URL", error)
-    return DoctorFinding("URL", True, f"a gateway answers at {chosen.url}")
 
 
 async def _check_nats(urls: str) -> DoctorFinding:

@@ -38,6 +38,8 @@ REFUSALS = {"not_authenticated", "not_allowed", "second_factor_needed", "confirm
 #: Nothing was decided here.
 NO_ANSWERS = {"unknown_method", "internal", "not_reachable", "link_lost", "deadline_exceeded", "overloaded", "protocol_violation"}
 METHODS = access_requests.methods()
+#: Those for people, which POST /rpc/{method} serves.
+OVER_RPC = {name for name, method in METHODS.items() if Role.CLIENT in method.callers and Role.WORKER not in method.callers}
 SECONDS = 10.0
 
 #: Methods about nobody, whose own credential is in the request: a wrong one is refused, whoever brings it.
@@ -73,18 +75,19 @@ def expected(row: AccessRule, asker: Asker, way: str, what: str) -> str:
         ("second_factor_needed", asker.is_halfway and not row.halfway),
         ("not_allowed", bool(row.needs) and EVERYTHING not in asker.may and not asker.may & set(row.needs)),
         ("confirmation_needed", row.fresh and asker.is_stale),
-        ("not_allowed", asker.is_bound and way != "http"),
+        ("not_allowed", asker.is_bound and way not in {"http", "rpc"}),
     )
     if row.who is Audience.NODE:
         return "not_authenticated" if what in BRINGS_ITS_OWN else ALLOWED
-    if asker.credential is None and way in {role.value for role in row.unless}:
+    role_of_way = "client" if way == "rpc" else way
+    if asker.credential is None and role_of_way in {role.value for role in row.unless}:
         return ALLOWED
     return next((code for code, is_so in refusals if is_so), None) or _by_its_handler(asker, what)
 
 
 def _by_its_handler(asker: Asker, what: str) -> str:
     """Behind the gate: rules of single methods."""
-    if asker.is_key and (what in LOGINS_ALONE or (what == "auth.createLoginLink" and asker.is_narrow)):
+    if asker.is_key and (what in LOGINS_ALONE or (what == "auth.createLoginLink" and (asker.is_narrow or asker.is_bound))):
         return "not_allowed"
     lacks_code = asker.is_halfway and asker.has_factor
     match what:
@@ -155,6 +158,24 @@ class Site:
         error = answer.json()["error"]
         return str(error.get("aimesh_code", error["code"]))
 
+    async def over_rpc(self, method: AnyMethod, request: msgspec.Struct, asker: Asker) -> str:
+        headers = {"X-Forwarded-For": "192.0.2.7", "content-type": "application/json"}
+        if asker.credential is not None:
+            headers["authorization"] = f"Bearer {asker.credential}"
+        answer = await self._http.post(f"/rpc/{method.name}", content=msgspec.json.encode(request), headers=headers)
+        if answer.is_success and "event: error\ndata: " in answer.text:
+            return str(msgspec.json.decode(answer.text.partition("event: error\ndata: ")[2].partition("\n")[0])["error"]["code"])
+        return ALLOWED if answer.is_success else str(answer.json()["error"]["code"])
+
+    async def over(self, way: str, method: AnyMethod, request: msgspec.Struct, asker: Asker) -> str:
+        """By a link of this role, or over HTTP."""
+        if way == "rpc":
+            return await self.over_rpc(method, request, asker)
+        return await self.over_link(self.links[way], method, request, asker)
+
+    def ways(self, method: AnyMethod) -> list[str]:
+        return [way for way in self.links if Role(way) in method.callers] + ["rpc"] * (method.name in OVER_RPC)
+
     @staticmethod
     def _some_node(mesh: ClientNode) -> NodeId:
         return mesh.directory.usable(Role.GATEWAY)[0].node
@@ -220,15 +241,14 @@ async def test_everybody_by_every_method_and_route(site: Site) -> None:
     for asker in askers:
         for name, row in access_table.METHODS.items():
             method = METHODS[name]
-            for way, mesh in site.links.items():
-                if Role(way) in method.callers:
-                    code = await site.over_link(mesh, method, access_requests.REQUESTS[name](), asker)
-                    matrix.assert_cell(Cell(way, name, asker.name, ""), code, expected(row, asker, way, name))
+            for way in site.ways(method):
+                code = await site.over(way, method, access_requests.REQUESTS[name](), asker)
+                matrix.assert_cell(Cell(way, name, asker.name, ""), code, expected(row, asker, way, name))
         for route, row in access_table.ROUTES.items():
             code = await site.over_http(route, access_requests.BODIES[route](), asker)
             matrix.assert_cell(Cell("http", route, asker.name, ""), code, expected(row, asker, "http", route))
-    links = sum(Role(way) in METHODS[name].callers for name in access_table.METHODS for way in site.links)
-    matrix.check(len(askers) * (links + len(access_table.ROUTES)))
+    ways = sum(len(site.ways(METHODS[name])) for name in access_table.METHODS)
+    matrix.check(len(askers) * (ways + len(access_table.ROUTES)))
 
 
 @pytest.mark.timeout(300)
@@ -295,7 +315,7 @@ def _of_their_own(asker: Asker, what: str) -> str:
     """Behind the gate, of what is one's own: rules of single methods."""
     if what == "auth.removeOrganisationMember":
         return "not_allowed"  # the last owner of an organisation cannot leave it
-    if what == "auth.rotateApiKey" and asker.is_narrow and not asker.is_admin:
+    if what == "auth.rotateApiKey" and (asker.is_narrow or asker.is_bound) and not asker.is_admin:
         return "not_allowed"  # whoever rotates a key has it afterwards, and this one may do more
     return ALLOWED
 
@@ -328,12 +348,8 @@ async def test_ones_own_and_anothers(site: Site) -> None:
         if asker.user_id is not None:
             await _ask_about(site, matrix, asker, seeded_db.things[asker.user_id], "own")
     assert touched
-    named = sum(len(_ways(site, METHODS[name])) for name in access_requests.NAMING) + len(access_requests.NAMING_BODIES)
+    named = sum(len(site.ways(METHODS[name])) for name in access_requests.NAMING) + len(access_requests.NAMING_BODIES)
     matrix.check(named * (2 * len(askers) - 1))
-
-
-def _ways(site: Site, method: AnyMethod) -> list[str]:
-    return [way for way in site.links if Role(way) in method.callers]
 
 
 async def _ask_about(site: Site, matrix: Matrix, asker: Asker, things: Things, whose: str) -> None:
@@ -344,8 +360,8 @@ async def _ask_about(site: Site, matrix: Matrix, asker: Asker, things: Things, w
     is_over = False
     # What gives a login another token comes last.
     for name in sorted(access_requests.NAMING, key=lambda name: name == "auth.switchOrganisation"):
-        for way in _ways(site, METHODS[name]):
-            code = await site.over_link(site.links[way], METHODS[name], access_requests.NAMING[name](things), asker)
+        for way in site.ways(METHODS[name]):
+            code = await site.over(way, METHODS[name], access_requests.NAMING[name](things), asker)
             cell = Cell(way, name, asker.name, whose)
             wanted = _wanted(asker, cell, expected(access_table.METHODS[name], asker, way, name))
             matrix.assert_cell(cell, code, "not_authenticated" if is_over else wanted)

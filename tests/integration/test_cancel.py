@@ -59,13 +59,17 @@ async def _deadline(_stack: RunningStack, api_client: ApiClient, person: Person,
     return ends_at
 
 
-async def _ctrl_c(stack: RunningStack, _desk: ApiClient, _person: Person, leave: asyncio.Event) -> float:
-    process = await stack.start_aicli("infer", "--model", "echo", LONG)
+async def _ctrl_c(stack: RunningStack, _desk: ApiClient, _person: Person, leave: asyncio.Event, **variables: str) -> float:
+    process = await stack.start_aicli("infer", "--model", "echo", LONG, **variables)
     await leave.wait()
     process.send_signal(2)
     went_at = time.monotonic()
     await process.communicate()
     return went_at
+
+
+async def _ctrl_c_over_http(stack: RunningStack, api_client: ApiClient, person: Person, leave: asyncio.Event) -> float:
+    return await _ctrl_c(stack, api_client, person, leave, AIMESH_URL=stack.url("web"), AIMESH_API_KEY=person.key.secret)
 
 
 WAYS: dict[str, Leaving] = {
@@ -74,6 +78,7 @@ WAYS: dict[str, Leaving] = {
     "rpc": _rpc,
     "a deadline": _deadline,
     "ctrl-c": _ctrl_c,
+    "ctrl-c over http": _ctrl_c_over_http,
 }
 
 

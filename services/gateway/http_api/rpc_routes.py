@@ -4,10 +4,11 @@ The gateway runs its own methods in this process. It forwards the others over th
 server-sent events: items without a name, then one `end`, or one `error`.
 """
 
+import pkgutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Annotated, Any
 
 import msgspec
@@ -16,25 +17,11 @@ from services.gateway import node_interface
 from services.gateway.http_api import request_bodies, response_formats
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.http_api.response_formats import ErrorBody, ServerSentEvent
+from services.gateway.http_api.response_formats import ServerSentEvent
 from services.gateway.prompt_admission import BadField
-from shared import access_table, context, errors
-from shared.api import (
-    accounts,
-    alerts,
-    audit,
-    auth,
-    business,
-    embedding,
-    gateway,
-    ledger,
-    membership,
-    metrics,
-    organizations,
-    privacy,
-    service_settings,
-    usage_report,
-)
+from shared import access_table, api, context, errors
+from shared.api import auth, embedding, gateway
+from shared.api.embedding import RequestEmbeddings
 from shared.api.gateway import InferenceChunk, ProcessInferenceRequest
 from shared.api.method import Method, StreamMethod
 from shared.node.stock_clients import stock_calls
@@ -43,17 +30,13 @@ from shared.rpc.serving import AnyMethod
 from shared.timing.bounded_waits import BoundedWait
 from shared.types import NodeId, Peer, RequestId, Role
 
-_CONTRACT = (
-    accounts, alerts, audit, auth, business, embedding, gateway, ledger, membership, metrics, organizations, privacy, service_settings,
-    usage_report,
-)  # fmt: skip
 _CALL_SECONDS, _STREAM_SECONDS = 10.0, 300.0
 _RUN_MODELS = frozenset({gateway.process_inference_request.name, embedding.request_embeddings.name})
 
 _encode = msgspec.json.Encoder().encode
 
-#: Returns the gateway's own handler. Raises Draining, UnknownMethod or WrongRole.
-FindHandler = Callable[[str, Peer], Handler]
+#: Runs a handler with a request.
+Run = Callable[[RpcCall], Awaitable[msgspec.Struct]]
 
 
 class RpcQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,17 +48,17 @@ class RpcQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def methods() -> Iterator[AnyMethod]:
     """Return the methods for people. Workers don't act for users, so a method for them is about the calling node itself."""
-    for module in _CONTRACT:
-        for value in vars(module).values():
+    for module in pkgutil.iter_modules(api.__path__):
+        for value in vars(import_module(f"{api.__name__}.{module.name}")).values():
             if isinstance(value, Method | StreamMethod) and Role.CLIENT in value.callers and Role.WORKER not in value.callers:
                 yield value
 
 
 class RpcRoutes:
-    def __init__(self, rpc: node_interface.NodeRpc, own: FindHandler, node: NodeId) -> None:
+    def __init__(self, rpc: node_interface.NodeRpc, own: Callable[[str, Peer], Handler], node: NodeId) -> None:
+        """``own`` finds the handlers of ``node``, this gateway. It raises Draining."""
         self._rpc = rpc
         self._own = own
-        self._node = node
         #: People reach the gateway as clients, whatever the connection.
         self._peer = Peer(Role.CLIENT, node)
 
@@ -94,35 +77,35 @@ class RpcRoutes:
         )
 
     async def _answer(self, method: Method[Any, Any], call: HttpCall) -> None:
-        asked = self._read(method, call, _CALL_SECONDS)
-        await call.answer_bytes(_encode(await asked.run(asked.call)), b"application/json")
+        run, rpc_call = self._read(method, call, _CALL_SECONDS)
+        await call.answer_bytes(_encode(await _run(method, run, rpc_call)), b"application/json")
 
     async def _stream(self, method: StreamMethod[Any, Any, Any], call: HttpCall) -> None:
-        asked = self._read(method, call, _STREAM_SECONDS)
-        call.expect_events(_failed)
+        run, rpc_call = self._read(method, call, _STREAM_SECONDS)
+        call.expect_events(lambda error: (ServerSentEvent(error, "error"),))
         sink = _EventSink(call)
-        stream = StreamCall[Any](asked.call, sink, 0, encode=sink.encode)
+        stream = StreamCall[Any](rpc_call, sink, 0, encode=sink.encode)
         stream.found = call.principal
-        end = await asked.run(stream)
-        await call.send_events((ServerSentEvent(_encode(end), "end"),))
+        end = await _run(method, run, stream)
+        await call.send_events((ServerSentEvent(end, "end"),))
         await call.end_events()
 
-    def _read(self, method: AnyMethod, call: HttpCall, default_seconds: float) -> "_ReadCall":
-        """Read the call. Raises BadRequest, which names a wrong field, and what ``FindHandler`` raises."""
+    def _read(self, method: AnyMethod, call: HttpCall, default_seconds: float) -> tuple[Run, RpcCall]:
+        """Return what runs the call, and the call. Raises BadRequest, which names a wrong field, and Draining."""
         query = request_bodies.read_query(call.query, RpcQuery)
-        if query.to is not None and method.served_by is Role.GATEWAY and query.to != self._node:
-            raise BadField("to", "is not this gateway; omit it for methods of the gateway")
         seconds = default_seconds if query.deadline_ms is None else query.deadline_ms / 1000
+        if call.principal is None:
+            seconds = min(seconds, default_seconds)  # there are few places for callers without a credential
         request = _read_request(method, call)
         until = time.monotonic() + seconds
         context.deadline.set(until)
         rpc_call = RpcCall(self._peer, deadline=until, credential=call.credential, idempotency_key=call.idempotency_key)
         rpc_call.found = call.principal
-        if method.served_by is Role.GATEWAY:
-            function = self._own(method.name, self._peer).function
-        else:
-            function = partial(self._forward, method, query.to)
-        return _ReadCall(method.name, partial(function, request), rpc_call, seconds)
+        if method.served_by is not Role.GATEWAY:
+            return partial(self._forward, method, query.to, request), rpc_call
+        if query.to not in (None, self._peer.node):
+            raise BadField("to", "is not this gateway; omit it for methods of the gateway")
+        return partial(self._own(method.name, self._peer).function, request), rpc_call
 
     async def _forward(self, method: AnyMethod, to: NodeId | None, request: msgspec.Struct, call: RpcCall) -> msgspec.Struct:
         seconds = call.remaining_seconds()
@@ -137,23 +120,16 @@ class RpcRoutes:
             return end
 
 
-@dataclass(frozen=True, slots=True)
-class _ReadCall:
-    name: str
-    function: Callable[[RpcCall], Awaitable[msgspec.Struct]]
-    call: RpcCall
-    seconds: float
-
-    async def run(self, call: RpcCall) -> msgspec.Struct:
-        """Raises DeadlineExceeded, and what the handler raises."""
-        deadline = BoundedWait(self.seconds)
-        try:
-            with deadline:
-                return await self.function(call)
-        except TimeoutError as error:
-            if not deadline.expired:
-                raise
-            raise errors.DeadlineExceeded(f"{self.name} ran out of time", hint="give it longer with deadline_ms") from error
+async def _run(method: AnyMethod, run: Run, call: RpcCall) -> msgspec.Struct:
+    """Raises DeadlineExceeded, and what the handler raises."""
+    deadline = BoundedWait(call.remaining_seconds())
+    try:
+        with deadline:
+            return await run(call)
+    except TimeoutError as error:
+        if not deadline.expired:
+            raise
+        raise errors.DeadlineExceeded(f"{method.name} ran out of time", hint="give it longer with deadline_ms") from error
 
 
 def _read_request(method: AnyMethod, call: HttpCall) -> msgspec.Struct:
@@ -165,14 +141,11 @@ def _read_request(method: AnyMethod, call: HttpCall) -> msgspec.Struct:
     if "client" in method.request.__struct_fields__:
         # The services believe the gateway, so callers must not choose their own address.
         request = msgspec.structs.replace(request, client=auth.ClientFacts(call.address or "", call.agent))
-    if isinstance(request, ProcessInferenceRequest):
-        rest = request.rest if call.last_event_id is None else response_formats.read_event_id(call.last_event_id)
-        request = msgspec.structs.replace(request, rest=rest, idempotency_key=request.idempotency_key or call.idempotency_key)
+    if isinstance(request, ProcessInferenceRequest | RequestEmbeddings) and request.idempotency_key is None:
+        request = msgspec.structs.replace(request, idempotency_key=call.idempotency_key)
+    if isinstance(request, ProcessInferenceRequest) and call.last_event_id is not None:
+        request = msgspec.structs.replace(request, rest=response_formats.read_event_id(call.last_event_id))
     return request
-
-
-def _failed(error: ErrorBody) -> tuple[ServerSentEvent, ...]:
-    return (ServerSentEvent(error, "error"),)
 
 
 class _EventSink:

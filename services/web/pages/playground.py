@@ -22,7 +22,7 @@ from shared.api import accounts, gateway, usage_report
 from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
 from shared.api.generation import ChatMessage
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
-from shared.rpc.resumable_stream import StreamRequest
+from shared.resumable_stream import StreamRequest
 from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId
 
 #: More than the context of most models can hold.
@@ -134,7 +134,7 @@ async def rate(page_request: NamedDependency[PageRequest]) -> None:
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
-# The request runs with the user's credential. If a gateway fails, another one resumes the answer (shared/rpc/resumable_stream.py).
+# The request runs with the user's credential. If a gateway fails, another one resumes the answer (shared/resumable_stream.py).
 # Closing the stream early stops the worker.
 
 

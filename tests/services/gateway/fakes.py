@@ -23,6 +23,7 @@ from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
 from services.gateway.http_api.rest_inference import RestInference
 from services.gateway.http_api.rest_usage import RestUsage
+from services.gateway.http_api.rpc_routes import RpcRoutes
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_keys import HeldKey, IdempotentRequest, KeyState, NewKeyUse, Orphaned
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
@@ -48,7 +49,7 @@ from shared.api.ledger import MICRO, LedgerReport, ModelPrice
 from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
 from shared.identity import credentials
 from shared.protocol.directory import Announcement, Directory, ModelOffer, WorkerLoad
-from shared.rpc import RpcCall
+from shared.rpc import Handler, RpcCall
 from shared.telemetry import Metrics
 from shared.types import Credential, FinishReason, KeyId, MicroCredits, ModelName, NodeId, Peer, RequestId, Role, Tier, UserId, UserRole
 from tests.services.gateway.fake_counters import FakeCounters
@@ -116,13 +117,16 @@ class FakeWorker:
 class _Answer:
     end: Any
 
-    def __init__(self, items: AsyncIterator[Any], accepted: inference.PromptAccepted | None = None) -> None:
+    def __init__(
+        self, items: AsyncIterator[Any], accepted: inference.PromptAccepted | None = None, ends: tuple[type, ...] = (Generation, Embedded)
+    ) -> None:
         self._items = items
+        self._ends = ends
         self.accepted = accepted
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         async for item in self._items:
-            if isinstance(item, Generation | Embedded):
+            if isinstance(item, self._ends):
                 self.end = item
             else:
                 yield item
@@ -134,8 +138,11 @@ class FakeRpc:
     def __init__(self) -> None:
         self.workers: dict[NodeId, FakeWorker] = {}
         self.answers: dict[str, Callable[[Any], Awaitable[Any]]] = {}
+        #: Streams that are not prompts, by method name; the last thing is the end.
+        self.streams: dict[str, Callable[[Any], AsyncIterator[Any]]] = {}
         self.called: list[str] = []
         self.credentials: list[Credential | None] = []
+        self.asked_nodes: list[NodeId | None] = []
         self.changes: asyncio.Queue[auth.Change | errors.AimeshError] = asyncio.Queue()
 
     async def call(
@@ -143,6 +150,7 @@ class FakeRpc:
     ) -> Any:
         self.called.append(method.name)
         self.credentials.append(credential)
+        self.asked_nodes.append(to)
         if method.name not in self.answers:
             raise errors.NotReachable(f"nobody serves {method.name}")
         return await self.answers[method.name](request)
@@ -153,6 +161,11 @@ class FakeRpc:
     ) -> AsyncIterator[Any]:
         if method is auth.watch_changes:
             yield _Answer(self._changes())
+            return
+        if method.name in self.streams:
+            self.called.append(method.name)
+            self.credentials.append(credential)
+            yield _Answer(self.streams[method.name](request), ends=(method.end,))
             return
         assert to is not None
         assert credential is None, "a worker never sees whose prompt it runs"
@@ -349,6 +362,8 @@ class RunningService:
         self.pipeline = self.new_pipeline()
         keys = IdempotentRequests(FakeKeys(), runs, node_id(99), secret="s" * 16, most_seconds=30)
         self.once = DeduplicatedInference(self.pipeline, keys)
+        #: The gateway's own methods, by name.
+        self.own: dict[str, Handler] = {}
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
     def new_pipeline(
@@ -369,7 +384,9 @@ class RunningService:
             OpenAiEmbeddings(self.once, request_seconds=30),
         )
         routes = tuple(route for part in parts for route in part.routes())
-        app = HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics, limits_of=self.quotas.limits_of)
+        rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99)).routes()
+        every = (*routes, *rpc_routes, *Reference.routes_for(routes))
+        app = HttpApp(every, self.callers, self.metrics, limits_of=self.quotas.limits_of)
         app.cors = cors or CorsPolicy()
         return app
 

@@ -16,7 +16,7 @@ from shared.api import gateway
 from shared.api.gateway import CancelInference, InferenceChunk, InferenceRequest, InferenceResult, ProcessInferenceRequest, Rest
 from shared.api.generation import Usage
 from shared.api.method import Nothing
-from shared.rpc.resumable_stream import StreamRequest
+from shared.resumable_stream import StreamRequest
 from shared.timing.retry_policy import RetryPolicy
 from shared.types import FinishReason, ModelName, NodeId, RequestId
 
@@ -187,6 +187,26 @@ async def test_leaving_early_cancels_the_request_at_its_gateway(cancel_fails: bo
     received = await read_answer(caller, ReceivedAnswer(), stops_after=3)
     assert received.text == "one two three "
     assert caller.cancelled == [("k", "node 2")]
+
+
+async def test_leaving_before_a_gateway_answers_cancels_the_request_too() -> None:
+    """Over HTTPS, the first event tells that a gateway has taken the request; a model may be loading until then."""
+    caller, opening = FakeCaller(), asyncio.Event()
+
+    @asynccontextmanager
+    async def never_opens(*_what: object, **_more: object) -> AsyncIterator[None]:
+        opening.set()
+        await asyncio.Event().wait()
+        yield
+
+    caller.stream = never_opens  # type: ignore[assignment,method-assign]  # it never gets to the answer
+    asked = asyncio.create_task(read_answer(caller, ReceivedAnswer()))
+    async with asyncio.timeout(30):
+        await opening.wait()
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+    assert caller.cancelled == [("k", None)]
 
 
 async def test_a_cancellation_during_the_pause_ends_the_stream() -> None:
