@@ -4,6 +4,7 @@ first_token  what gateway and mesh add to the time to first token, at 100 reques
 rates        requests a second against LiteLLM's proxy in front of the same instant upstream, and of one hot tenant alone
 crowd        1,000 streams at once and their memory, and 2,000 of which half must be rejected
 flood        5,000 requests of one tenant at once, and their effect on ten others
+rpc          calls and streams at /rpc against the same ones at /api and /v1
 
 Everything shares one machine, including the load generator, so compare ratios of one run rather than figures.
 """
@@ -294,7 +295,39 @@ async def _measure_flood(rows: Rows, _shared: None, _options: Options) -> None:
     rows.against("the others meanwhile: first token, p95", first, "ms", "without the flood", calm_first, at_most=SLOWER_ALLOWED)
 
 
-def _prepare(_options: Options) -> str:
+RPC_AT_ONCE, RPC_WORDS = 16, 100
+#: A method -> the route that does the same; the gateway runs the first itself and forwards the second to auth.
+RPC_CALLS = {"gateway.listRequests": "/api/requests", "auth.listApiKeys": "/api/auth/api-keys"}
+
+
+async def _measure_rpc(rows: Rows, _shared: None, options: Options) -> None:
+    """The routes take turns. Processor time is the gateway's, for one request."""
+    async with tenants.stack() as running:
+        keys, port, pid = await tenants.register(running), tenants.gateway_port(running), await tenants.pid_of(running, "gateway")
+        bearers, prompt = [f"authorization: Bearer {key}" for key in keys], "tok " * RPC_WORDS
+        asked = json.dumps({"request": {"model": "echo", "messages": [{"role": "user", "content": prompt}], "maxTokens": RPC_WORDS}})
+        loads: dict[str, Sequence[str]] = {"/v1": tenants.chats(keys, "echo", prompt, RPC_WORDS, stream=True)}
+        loads["streams over /rpc"] = [http_load.post("/rpc/gateway.processInferenceRequest", asked, bearer) for bearer in bearers]
+        for method, route in RPC_CALLS.items():
+            loads[route] = [http_load.get(route, bearer) for bearer in bearers]
+            loads[method] = [http_load.post(f"/rpc/{method}", "{}", bearer) for bearer in bearers]
+        spent, tokens = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+        for number in range(options.rounds):
+            for name, requests in report.in_turn(list(loads.items()), number):
+                before = processes.spent_ms(pid)
+                load = http_load.Load(port=port, requests=tuple(requests), pace=Steady(RPC_AT_ONCE, options.seconds))
+                outcome = await http_load.make(load)
+                assert len(outcome.good) == len(outcome.answers), f"{name}: {outcome.statuses}"
+                spent[name].append(1000 * (processes.spent_ms(pid) - before) / len(outcome.good))
+                tokens[name].append(sum(answer.pieces for answer in outcome.good) / outcome.seconds)
+    for method, route in RPC_CALLS.items():
+        rows.paired(f"{method} over /rpc: processor", spent[method], "µs", route, spent[route], at_most=1.2)
+    rows.paired("streams over /rpc", tokens["streams over /rpc"], "tokens/s", "/v1", tokens["/v1"], at_least=0.9)
+
+
+def _prepare(options: Options) -> str:
+    if "rates" not in options.only:
+        return ""
     rivals.ensure_litellm()
     return rivals.litellm_version()
 
@@ -305,5 +338,6 @@ if __name__ == "__main__":
         "rates": _measure_rates,
         "crowd": _measure_crowd,
         "flood": _measure_flood,
+        "rpc": _measure_rpc,
     }
     report.run(__doc__, parts, limits=(1800.0, 600.0), before=_prepare, rounds=(3, 1), seconds=(10.0, 3.0))

@@ -204,7 +204,7 @@ class Connection(asyncio.Protocol):
             first=self.first - began if self.first else 0.0,
             status=int(self.received[9:12]) if self._body else 0,
             pieces=self.pieces,
-            whole=self.is_complete and (not is_stream or b"[DONE]" in self.received),
+            whole=self.is_complete and (not is_stream or b"[DONE]" in self.received or b"event: end" in self.received),
         )
 
 

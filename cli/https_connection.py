@@ -31,8 +31,6 @@ _SILENCE_SECONDS = 45.0
 _SLACK_SECONDS = 1.0
 #: Above the limit of a mesh message, also with JSON's escapes.
 _MAX_BYTES = 16 * 1024 * 1024
-#: Servers close idle connections after 5 s.
-_KEEPALIVE_SECONDS = 3.0
 #: Methods that only read start with one of these; repeating them is safe.
 _READING = ("count", "get", "list", "name", "read", "review", "verify")
 
@@ -152,7 +150,7 @@ class HttpsConnection:
             if not deadline.expired():
                 raise
             raise errors.DeadlineExceeded(f"{method} did not answer in time", hint="try again, or give it longer") from None
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except httpx.TransportError as error:
             raise _problem_of(error, self._place, method) from error
 
 
@@ -165,9 +163,8 @@ async def open_(profile: Profile) -> AsyncIterator[HttpsConnection]:
         verify = ssl.create_default_context(cafile=profile.ca_file) if profile.ca_file else is_encrypted
     except OSError as error:
         raise errors.BadSettings(f"cannot use the CA file {profile.ca_file}: {error.strerror or error}") from error
-    limits = httpx.Limits(keepalive_expiry=_KEEPALIVE_SECONDS)
     # A proxy of the environment would see the key of an unencrypted connection.
-    async with httpx.AsyncClient(verify=verify, limits=limits, trust_env=is_encrypted, follow_redirects=False) as client:
+    async with httpx.AsyncClient(verify=verify, trust_env=is_encrypted, follow_redirects=False) as client:
         yield HttpsConnection(client, profile.url, profile.api_key)
 
 
@@ -208,20 +205,16 @@ def _from_body(content: bytes, retry_after_ms: int | None = None) -> errors.Aime
 
 def _not_ours(response: httpx.Response, place: str) -> errors.AimeshError:
     """Describe an answer that neither the gateway nor web wrote."""
-    status = f"{response.status_code} {response.reason_phrase}".strip()
-    if response.is_redirect:
-        target = response.headers.get("location", "nowhere")[:200]
-        return errors.BadSettings(f"{place} redirects to {target}", hint="use that address as the URL")
+    to = f" to {response.headers['location'][:200]}" if "location" in response.headers else ""
+    status = f"{response.status_code} {response.reason_phrase}{to}"
     if response.is_server_error:
         hint = "a proxy is there, but the service behind it is not; try again in a moment"
         return errors.Unavailable(f"{place} answered {status}", hint=hint, retry_after_seconds=1)
     return errors.ProtocolViolation(f"{place} answered {status}, which is not from aimesh", hint="check the URL of the profile")
 
 
-def _problem_of(error: Exception, place: str, method: str) -> errors.AimeshError:
+def _problem_of(error: httpx.TransportError, place: str, method: str) -> errors.AimeshError:
     cause = str(error) or type(error).__name__
-    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-        return errors.BadSettings(f"the URL is not valid: {cause}")
     if "CERTIFICATE_VERIFY_FAILED" in cause:
         reason = cause.partition("CERTIFICATE_VERIFY_FAILED] certificate verify failed: ")[2].partition(" (_ssl")[0] or cause
         hint = "if it has a private CA, use --ca-file FILE with `aicli login`, or set AIMESH_CA_FILE"

@@ -34,6 +34,8 @@ OTHER_VARIABLES = {
     "AIMESH_KEY",
     "AIMESH_REQUIRE",
     "AICLI_API_KEY",
+    "AIMESH_API_KEY",
+    "AIMESH_URL",
     "AICLI_PROFILE",
     "TESTS",
     "ONLY",

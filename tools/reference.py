@@ -47,7 +47,8 @@ METHODS_HEAD = """# RPC methods
 
 Every method of the mesh, as declared in `shared/api`. *Callers* are roles of nodes; the permissions of a person come from the
 credential in the call. Field names are those on the wire. A method is also a NATS micro endpoint (msgpack, or JSON
-with the header `content-type: application/json`); [the protocol](../protocol.md#stock-clients) shows how stock clients call it.
+with the header `content-type: application/json`); [the protocol](../protocol.md#stock-clients) shows how stock clients call it. Those for
+clients are also served [over HTTP](../protocol.md#http) at `/rpc`.
 """
 
 ACCESS_HEAD = """# Who may do what

@@ -1,4 +1,4 @@
-# The web service: pages, and a proxy for /api and /v1 to the gateway.
+# The web service: pages, and a proxy for /api, /v1 and /rpc to the gateway.
 # Build in the root of the checkout: docker build -f deploy/docker/web.Dockerfile -t aimesh-web .
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

@@ -5,6 +5,7 @@ Services check nowhere else what a user may call. Handlers check whose data a us
 
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -68,12 +69,17 @@ class Authorizer:
 
 def credential_of(request: msgspec.Struct, of_call: Credential | None) -> Credential | None:
     """Return the credential of the request, or else of its call. Raises BadRequest if they differ."""
-    own = request.own_credential() if isinstance(request, CarriesCredential) else None
+    own = request.own_credential() if _carries_credential(type(request)) else None  # type: ignore[attr-defined]  # mypy cannot narrow it
     if own and of_call and own != of_call:
         raise errors.BadRequest(
             "the call has two different credentials: one in `auth`, one in its header or in `hello`", hint="send only one of them"
         )
     return own or of_call
+
+
+@lru_cache(maxsize=512)  # more types than the contract has; asking a protocol costs as much as decoding a small request
+def _carries_credential(kind: type[msgspec.Struct]) -> bool:
+    return issubclass(kind, CarriesCredential)
 
 
 def check_declared(methods: list[AnyMethod], gate: Gate | None) -> None:

@@ -67,6 +67,8 @@ class HttpRoute:
     streams: bool = False
     #: The handler observes the duration, because it knows the model.
     runs_a_model: bool = False
+    #: The handler watches for a disconnect if the call takes long.
+    watches: bool = False
 
     @property
     def access(self) -> AccessRule:
@@ -182,7 +184,7 @@ class HttpApp:
         elif route.body is not None:
             # Read the body before taking a slot, which a slow sender must not hold.
             await call.read_body(most_bytes=SIGN_IN_BODY_BYTES, most_seconds=SIGN_IN_BODY_SECONDS)
-            await _until_disconnect(call, self._run_sign_in(route, call), self._heartbeat_seconds)
+            await until_disconnect(call, self._run_sign_in(route, call), self._heartbeat_seconds)
         else:
             await self._run(route, call)
 
@@ -196,7 +198,8 @@ class HttpApp:
                 self._limits_of(call.principal) if call.principal is not None and _runs_a_model(route) else ()
             ):
                 await call.read_body()
-                await _until_disconnect(call, route.handler(call), self._heartbeat_seconds)
+                handling = route.handler(call)
+                await (handling if route.watches else until_disconnect(call, handling, self._heartbeat_seconds))
         else:
             await route.handler(call)
 
@@ -226,7 +229,7 @@ def _runs_a_model(route: HttpRoute) -> bool:
     return route.streams or route.runs_a_model
 
 
-async def _until_disconnect(call: HttpCall, handling: Coroutine[None, None, None], heartbeat_seconds: float) -> None:
+async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None], heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
     """Run the handler; cancel it, and so the generation on the worker, if the client disconnects. Send heartbeats on a stream."""
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from services.gateway import node_interface
-from services.gateway.http_api import request_bodies, response_formats
+from services.gateway.http_api import http_app, request_bodies, response_formats
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import ServerSentEvent
@@ -72,13 +72,20 @@ class RpcRoutes:
                 summary=method.name,
                 body=method.request,
                 runs_a_model=method.name in _RUN_MODELS,
+                watches=isinstance(method, Method),
             )
             for method in methods()
         )
 
     async def _answer(self, method: Method[Any, Any], call: HttpCall) -> None:
         run, rpc_call = self._read(method, call, _CALL_SECONDS)
-        await call.answer_bytes(_encode(await _run(method, run, rpc_call)), b"application/json")
+
+        async def answering() -> None:
+            await call.answer(await _run(method, run, rpc_call))
+
+        # Watching for a disconnect costs as much as the rest of this, so a call that ends soon anyway goes without.
+        is_short = rpc_call.remaining_seconds() <= _CALL_SECONDS
+        await (answering() if is_short else http_app.until_disconnect(call, answering()))
 
     async def _stream(self, method: StreamMethod[Any, Any, Any], call: HttpCall) -> None:
         run, rpc_call = self._read(method, call, _STREAM_SECONDS)
@@ -122,13 +129,10 @@ class RpcRoutes:
 
 async def _run(method: AnyMethod, run: Run, call: RpcCall) -> msgspec.Struct:
     """Raises DeadlineExceeded, and what the handler raises."""
-    deadline = BoundedWait(call.remaining_seconds())
     try:
-        with deadline:
+        with BoundedWait(call.remaining_seconds()):
             return await run(call)
     except TimeoutError as error:
-        if not deadline.expired:
-            raise
         raise errors.DeadlineExceeded(f"{method.name} ran out of time", hint="give it longer with deadline_ms") from error
 
 
