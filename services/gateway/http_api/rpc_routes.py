@@ -81,7 +81,7 @@ class RpcRoutes:
         run, rpc_call = self._read(method, call, _CALL_SECONDS)
 
         async def answering() -> None:
-            await call.answer(await _run(method, run, rpc_call))
+            await call.answer(await run(rpc_call))
 
         # Watching for a disconnect costs as much as the rest of this, so a call that ends soon anyway goes without.
         is_short = rpc_call.remaining_seconds() <= _CALL_SECONDS
@@ -93,7 +93,7 @@ class RpcRoutes:
         sink = _EventSink(call)
         stream = StreamCall[Any](rpc_call, sink, 0, encode=sink.encode)
         stream.found = call.principal
-        end = await _run(method, run, stream)
+        end = await run(stream)
         await call.send_events((ServerSentEvent(end, "end"),))
         await call.end_events()
 
@@ -112,7 +112,7 @@ class RpcRoutes:
             return partial(self._forward, method, query.to, request), rpc_call
         if query.to not in (None, self._peer.node):
             raise BadField("to", "is not this gateway; omit it for methods of the gateway")
-        return partial(self._own(method.name, self._peer).function, request), rpc_call
+        return partial(_run_here, self._own(method.name, self._peer), request), rpc_call
 
     async def _forward(self, method: AnyMethod, to: NodeId | None, request: msgspec.Struct, call: RpcCall) -> msgspec.Struct:
         seconds = call.remaining_seconds()
@@ -127,13 +127,13 @@ class RpcRoutes:
             return end
 
 
-async def _run(method: AnyMethod, run: Run, call: RpcCall) -> msgspec.Struct:
-    """Raises DeadlineExceeded, and what the handler raises."""
+async def _run_here(handler: Handler, request: msgspec.Struct, call: RpcCall) -> msgspec.Struct:
+    """Raises DeadlineExceeded, and what the handler raises. A forwarded call has its deadline in the client."""
     try:
         with BoundedWait(call.remaining_seconds()):
-            return await run(call)
+            return await handler.function(request, call)
     except TimeoutError as error:
-        raise errors.DeadlineExceeded(f"{method.name} ran out of time", hint="give it longer with deadline_ms") from error
+        raise errors.DeadlineExceeded(f"{handler.method.name} ran out of time", hint="give it longer with deadline_ms") from error
 
 
 def _read_request(method: AnyMethod, call: HttpCall) -> msgspec.Struct:
