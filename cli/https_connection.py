@@ -35,14 +35,14 @@ _MAX_BYTES = 16 * 1024 * 1024
 _READING = ("count", "get", "list", "name", "read", "review", "verify")
 
 
-class _Error(msgspec.Struct):
+class _ErrorDetails(msgspec.Struct):
     code: str
     message: str
     hint: str = ""
 
 
 class _ErrorBody(msgspec.Struct):
-    error: _Error
+    error: _ErrorDetails
 
 
 class HttpsAnswer(Generic[Item, End]):

@@ -21,7 +21,7 @@ class SetupFailed(Exception):
     """Ends the program with its message."""
 
 
-class Screen:
+class SetupScreen:
     """Shows progress, unless another program has the terminal."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Screen:
             sys.stderr.flush()
 
 
-SCREEN = Screen()
+SCREEN = SetupScreen()
 
 
 @contextmanager

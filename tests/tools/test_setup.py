@@ -299,7 +299,7 @@ def test_locks_name_no_index() -> None:
 @pytest.fixture
 def left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(setup, "ENGINE_LEFT", tmp_path / "engine-build.left")
-    monkeypatch.setattr(setup_steps, "SCREEN", setup_steps.Screen())
+    monkeypatch.setattr(setup_steps, "SCREEN", setup_steps.SetupScreen())
     return tmp_path / "engine-build.left"
 
 
