@@ -144,7 +144,7 @@ async def test_a_lost_connection_is_repeated_only_where_that_is_safe() -> None:
             await connection.call(auth.revoke_api_key, auth.RevokeApiKey("laptop"))
         assert len(server.requests) == 1
     async with serving(None, None, answer(KEYS)) as (server, url):
-        with pytest.raises(errors.LinkLost, match="the connection to .* broke during"):
+        with pytest.raises(errors.LinkLost, match=r"the connection to .* broke during"):
             await list_keys(url)
         assert len(server.requests) == 2
 
