@@ -30,8 +30,8 @@ _CANCEL_SECONDS = 1.0
 
 ItemT_co = TypeVar("ItemT_co", covariant=True)
 EndT_co = TypeVar("EndT_co", covariant=True)
-#: Called once per loss, with whether any of the answer had arrived.
-Lost = Callable[[bool], None]
+#: Called once per loss, with whether any of the answer had arrived, and why it is asked again.
+Lost = Callable[[bool, errors.AimeshError], None]
 
 
 class ResumedStream(Protocol[ItemT_co, EndT_co]):
@@ -107,7 +107,7 @@ class StreamRequest:
                     answer.is_over = True
                     raise
                 if failures == 1:
-                    lost(answer.last > 0)
+                    lost(answer.last > 0, error)
             await asyncio.sleep(pause)
 
     def _find_pause(self, error: errors.AimeshError, answer: "ResumableStream", trouble: FailureFacts) -> float | None:

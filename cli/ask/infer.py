@@ -197,10 +197,10 @@ async def _stream_answer(
     waiting = _WaitingNotice()
     parts: list[str] = []
 
-    def lost(began: bool) -> None:
+    def lost(began: bool, error: errors.AimeshError) -> None:
         waiting.show("")
         if shown.notes:
-            _note_lost(began=began, in_line=not writer.at_line_start)
+            _note_lost("Connection lost. Resuming …" if began else f"{error.message}. Retrying …", in_line=not writer.at_line_start)
 
     stream_request = StreamRequest(connection, random.Random(), retry_policy.DEFAULT if resume else retry_policy.NONE)  # noqa: S311 - spreads load
     async with stream_request.ask(request, seconds=_DEADLINE_SECONDS, lost=lost) as answer:
@@ -221,10 +221,10 @@ async def _stream_answer(
         return "".join(parts), answer.end
 
 
-def _note_lost(*, began: bool, in_line: bool) -> None:
+def _note_lost(text: str, *, in_line: bool) -> None:
     if in_line and sys.stdout.isatty() and sys.stderr.isatty():
         click.echo(err=True)  # start a new line after the answer's last word
-    printing.note("Connection lost. Resuming …" if began else "The gateway isn't answering. Retrying …")
+    printing.note(printing.printable(text))
 
 
 class _WaitingNotice:

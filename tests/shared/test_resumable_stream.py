@@ -93,6 +93,9 @@ class ReceivedAnswer:
     #: One for each loss: whether something had come before.
     losses: list[bool] = field(default_factory=list)
 
+    def lose(self, began: bool, error: errors.AimeshError) -> None:
+        self.losses.append(began)
+
 
 async def read_answer(
     caller: FakeCaller,
@@ -103,7 +106,7 @@ async def read_answer(
     seconds: float = 10,
 ) -> ReceivedAnswer:
     asking = StreamRequest(caller, random.Random(1), QUICK)
-    async with asking.ask(request, seconds=seconds, lost=received.losses.append) as answer:
+    async with asking.ask(request, seconds=seconds, lost=received.lose) as answer:
         async for chunk in answer:
             received.text += chunk.text
             if chunk.sequence == stops_after:
@@ -156,16 +159,16 @@ async def test_a_permanent_error_ends_the_stream_without_a_cancellation() -> Non
 
 
 async def test_retries_end_with_the_last_error() -> None:
-    caller, losses = FakeCaller([(1, LOST), *[(-1, errors.NotReachable("no gateway is there"))] * 100]), list[bool]()
+    caller, losses = FakeCaller([(1, LOST), *[(-1, errors.NotReachable("no gateway is there"))] * 100]), list[str]()
     seconds = itertools.count()
     asking = StreamRequest(
         caller, random.Random(1), RetryPolicy(seconds=20, first_pause_seconds=0, longest_pause_seconds=0), lambda: next(seconds)
     )
-    async with asking.ask(REQUEST, seconds=1_000, lost=losses.append) as answer:
+    async with asking.ask(REQUEST, seconds=1_000, lost=lambda began, error: losses.append(f"{began} {error.code}")) as answer:
         with pytest.raises(errors.NotReachable, match="no gateway is there"):
             async for _ in answer:
                 pass
-    assert losses == [True]
+    assert losses == ["True link_lost"]
     # Each try looks at the clock twice.
     assert 10 <= len(caller.asked) <= 12
     assert caller.cancelled == []
@@ -214,7 +217,7 @@ async def test_a_cancellation_during_the_pause_ends_the_stream() -> None:
     caller, lost = FakeCaller([(1, LOST)]), asyncio.Event()
 
     async def ask() -> None:
-        async with StreamRequest(caller, random.Random(1), patience).ask(REQUEST, seconds=10, lost=lambda _: lost.set()) as answer:
+        async with StreamRequest(caller, random.Random(1), patience).ask(REQUEST, seconds=10, lost=lambda *_why: lost.set()) as answer:
             async for _ in answer:
                 pass
 

@@ -189,7 +189,7 @@ async def answer_events(caller: UserCaller, request: InferenceRequest, slot: Abs
     asking = StreamRequest(caller, random.Random())  # noqa: S311 - spreads load
     try:
         with slot:
-            async with asking.ask(wanted, seconds=_ANSWER_SECONDS, lost=lambda _began: None) as answer:
+            async with asking.ask(wanted, seconds=_ANSWER_SECONDS, lost=lambda *_why: None) as answer:
                 async for chunk in answer:
                     # Sent again when another gateway resumes the answer under a new id.
                     if chunk.request_id is not None:

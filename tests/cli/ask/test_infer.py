@@ -232,7 +232,7 @@ def test_unavailable_gateway_is_retried(shell: Shell) -> None:
 
     shell.mesh.stream_script(METHOD, run, RESULT)
     result = shell("infer", "hi")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "The gateway isn't answering. Retrying …\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "PostgreSQL is away. Retrying …\n")
 
 
 def test_each_request_has_its_own_idempotency_key(infer_shell: Shell) -> None:
@@ -263,7 +263,7 @@ def test_without_resume_the_request_ends_with_the_connection(shell: Shell, optio
 def test_ctrl_c_while_waiting_ends_immediately_and_cancels_at_the_gateway(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry_policy, "DEFAULT", RetryPolicy(seconds=1_000, first_pause_seconds=500, longest_pause_seconds=500))
     Losses(shell, 1, LOST)
-    monkeypatch.setattr(infer, "_note_lost", lambda **_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(infer, "_note_lost", lambda *_what, **_more: os.kill(os.getpid(), signal.SIGINT))
     result = shell("infer", "hi")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "Hello", "error: interrupted\n")
     sent, cancelled = [entry.request for entry in shell.mesh.calls]
