@@ -112,7 +112,7 @@ def _run_prompt(home: "StackHome", prompt: str) -> None:
     command = [sys.executable, "-m", "cli.main", *words]
     try:
         done = subprocess.run(  # noqa: S603 - ourselves
-            command, env=environment, cwd=Path(__file__).resolve().parents[1], check=False, timeout=120
+            command, env=environment, cwd=Path(__file__).resolve().parents[1], stdin=subprocess.DEVNULL, check=False, timeout=120
         )
     except subprocess.TimeoutExpired:
         raise click.ClickException("the first answer took more than 2 minutes; run: aicli doctor") from None

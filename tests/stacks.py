@@ -96,7 +96,7 @@ class RunningStack:
 
     async def aicli(self, *arguments: str, stdin: str = "", deadline_seconds: float = 120, **variables: str) -> Outcome:
         """Run `aicli` as a person would."""
-        process = await self.start_aicli(*arguments, **variables)
+        process = await self.start_aicli(*arguments, has_input=True, **variables)
         try:
             async with asyncio.timeout(deadline_seconds):
                 out, err = await process.communicate(stdin.encode())
@@ -107,11 +107,12 @@ class RunningStack:
         assert process.returncode is not None
         return Outcome(process.returncode, out.decode(), err.decode())
 
-    async def start_aicli(self, *arguments: str, **variables: str) -> asyncio.subprocess.Process:
-        """The same without waiting; its standard streams are pipes."""
+    async def start_aicli(self, *arguments: str, has_input: bool = False, **variables: str) -> asyncio.subprocess.Process:
+        """The same without waiting; its output goes to pipes."""
         return await asyncio.create_subprocess_exec(
             self.release.python, "-m", "cli.main", *arguments,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.PIPE if has_input else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             cwd=self.release.folder, env={**self.environment, **variables},
         )  # fmt: skip
 

@@ -1,9 +1,11 @@
 """`aicli infer`: send a prompt and stream the answer."""
 
+import os
 import random
+import stat
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import IO, TYPE_CHECKING, TypedDict, Unpack
 from uuid import uuid4
 
 import click
@@ -49,7 +51,10 @@ class _Parameters(TypedDict):
 
 
 @click.command()
-@click.argument("prompt")
+@click.argument("words", metavar="PROMPT...", nargs=-1)
+@click.option(
+    "-f", "--file", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Append a text file. Can be repeated."
+)
 @click.option("-m", "--model", metavar="NAME", help="Model to use; see `aicli models`. Default: the gateway's default model.")
 @click.option("-s", "--system", metavar="TEXT", help="System prompt.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Maximum number of tokens to generate.")
@@ -77,8 +82,9 @@ class _Parameters(TypedDict):
 def infer(
     here: CliContext,
     /,
-    prompt: str,
+    words: tuple[str, ...],
     *,
+    files: tuple[str, ...],
     idempotency_key: str | None,
     no_resume: bool,
     no_stream: bool,
@@ -86,14 +92,19 @@ def infer(
     verbose: bool,
     **parameters: Unpack[_Parameters],
 ) -> None:
-    """Send a prompt to a model and print the answer. Use `-` to read PROMPT from stdin.
+    """Send a prompt to a model and print the answer. Text from a pipe is appended to the prompt.
+
+    \b
+    aicli infer Write a haiku about rivers
+    git diff | aicli infer Review this change
+
 
     The answer streams to stdout. If the connection breaks, the stream resumes where it stopped; aicli retries for up to 30 seconds if no
     gateway answers. Ctrl-C cancels the request on the worker.
     """
     from shared.api.gateway import ProcessInferenceRequest
 
-    request = _request(_from_stdin() if prompt == "-" else prompt, parameters)
+    request = _request(_prompt(words, files), parameters)
     if idempotency_key is not None:
         _refuse_bad_text(idempotency_key)
     message = ProcessInferenceRequest(request, idempotency_key=idempotency_key or (None if no_resume else str(uuid4())))
@@ -119,14 +130,34 @@ def infer(
         click.echo(printing.styled(printing.printable(_summary(result)), "bright_black", sys.stderr), err=True)
 
 
-def _from_stdin() -> str:
-    text = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
+def _prompt(words: tuple[str, ...], files: tuple[str, ...]) -> str:
+    """Return the words, the files and what is piped in, in paragraphs. `-` reads stdin in any case."""
+    parts = [" ".join(word for word in words if word != "-")]
+    for name in files:
+        with click.open_file(name, "rb") as file:
+            parts.append(_read(file, name))
+    if "-" in words or is_piped(sys.stdin):
+        parts.append(_read(sys.stdin.buffer, "stdin"))
+    return "\n\n".join(part for part in parts if part)
+
+
+def is_piped(stdin: "IO[str]") -> bool:
+    """Return whether a program or a file is the input. Input of another kind, such as a service's, may never end."""
+    try:
+        mode = os.fstat(stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):
+        return False  # closed
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _read(file: "IO[bytes]", name: str) -> str:
+    text = file.read(_MAX_PROMPT_BYTES + 1)
     if len(text) > _MAX_PROMPT_BYTES:
-        raise errors.TooLarge(f"the prompt is longer than {_MAX_PROMPT_BYTES // 1024} KiB", hint="shorten or split it")
+        raise errors.TooLarge(f"{name} is longer than {_MAX_PROMPT_BYTES // 1024} KiB", hint="shorten or split it")
     try:
         return text.decode()
     except UnicodeDecodeError as error:
-        raise click.UsageError(f"the prompt is not valid UTF-8 (byte {error.start})") from error
+        raise click.UsageError(f"{name} is not valid UTF-8 (byte {error.start})") from error
 
 
 def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
@@ -182,7 +213,7 @@ def _refuse_bad_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise click.UsageError("the command line is not UTF-8; read the prompt from stdin with -") from error
+        raise click.UsageError("the command line is not UTF-8; pipe the prompt in") from error
 
 
 async def _stream_answer(

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 from asyncio import Event
 from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import UUID
 
 import msgspec
@@ -121,14 +123,37 @@ def test_dash_reads_stdin(infer_shell: Shell) -> None:
     assert request_of(infer_shell).prompt == "from\na pipe"
 
 
+def test_words_files_and_a_pipe_make_one_prompt(monkeypatch: pytest.MonkeyPatch, infer_shell: Shell, tmp_path: Path) -> None:
+    monkeypatch.setattr(infer, "is_piped", lambda _stdin: True)
+    (tmp_path / "a.txt").write_text("in a file")
+    (tmp_path / "empty.txt").write_text("")
+    files = ["--file", str(tmp_path / "a.txt"), "-f", str(tmp_path / "empty.txt")]
+    assert infer_shell("infer", *files, "Review", "this", "change", stdin="piped\n").exit_code == 0
+    assert request_of(infer_shell).prompt == "Review this change\n\nin a file\n\npiped\n"
+    assert infer_shell("infer", stdin="only piped").exit_code == 0
+    assert request_of(infer_shell).prompt == "only piped"
+    result = infer_shell("infer", "--file", str(tmp_path / "none.txt"), "hi")
+    assert (result.exit_code, "none.txt" in result.stderr) == (2, True)
+
+
+def test_only_pipes_and_files_are_read_unasked(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    (tmp_path / "file").write_text("")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(reading) as pipe, open(writing, "w"), (tmp_path / "file").open() as file, open(os.devnull) as nothing:  # noqa: PTH123
+        assert [infer.is_piped(stdin) for stdin in (pipe, file, nothing, ours.makefile())] == [True, True, False, False]
+    assert not infer.is_piped(file)
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [
         pytest.param(["-"], b"", "the prompt is empty", id="an empty pipe"),
+        pytest.param([], b"", "the prompt is empty", id="nothing"),
         pytest.param([" \n"], b"", "the prompt is empty", id="only white space"),
         pytest.param(["-"], b"a\xff", "not valid UTF-8 (byte 1)", id="a pipe that is no UTF-8"),
         pytest.param(["a\udcff"], b"", "the command line is not UTF-8", id="an argument that is no UTF-8"),
-        pytest.param(["-"], b"x" * 10_000_000, "longer than 1024 KiB", id="ten megabytes"),
+        pytest.param(["-"], b"x" * 10_000_000, "stdin is longer than 1024 KiB", id="ten megabytes"),
         pytest.param(["a", "--seed", str(2**64)], b"", "is too large", id="a seed that no wire takes"),
     ],
 )
