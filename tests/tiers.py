@@ -31,6 +31,7 @@ NIGHTLY = {
     "nat": "machines behind NATs of several kinds",
     "outages": "alerts and pages while a machine is away",
     "rolling": "the release before this one, beside it and in its place",
+    "clients": "OpenAI's and Anthropic's clients, and frameworks on them, as installed from their indexes",
     "pages": "every page in every theme and width",
     "access": "every caller against every method of a whole stack",
     "schemathesis": "the whole HTTP API against its OpenAPI document",
@@ -45,6 +46,7 @@ FOLDERS = {
     "tests/chaos/faults": "",
     "tests/chaos/test_invariants.py": "",
     "tests/chaos/test_oracle.py": "",
+    "tests/clients": "clients",
     "tests/nat": "nat",
     "tests/outages": "outages",
     "tests/rolling": "rolling",
@@ -57,6 +59,7 @@ SHARED = {
     "tests/integration": "stack",
     # On a second one like it, so that the first isn't the last to end.
     "tests/sdk": "second stack",
+    "tests/clients": "second stack",
     "tests/integration/test_joining.py": "second stack",
     "tests/integration/test_metrics.py": "second stack",
     "tests/integration/test_second_worker.py": "second stack",

@@ -1,0 +1,84 @@
+"""Clients and frameworks as people install them, each in an environment of its own, against a whole stack with the default model.
+
+A program asks for a chat, a stream, a forced tool call and, where its client can, embeddings and structured output; it fails at the first
+wrong answer. The packages come from the machine's indexes, pinned by hash. To renew the pins:
+
+    echo PACKAGES | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
+    npm update --package-lock-only --omit-lockfile-registry-resolved
+
+LiteLLM 1.106 imports `mcp` for tools without requiring it, so its pins name both.
+"""
+
+import asyncio
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.stacks import RunningStack
+
+HERE = Path(__file__).parent
+INSTALL_SECONDS, RUN_SECONDS = 600, 300
+PYTHON = sorted(path.stem for path in (HERE / "requirements").glob("*.txt"))
+NODE = sorted(path.name for path in (HERE / "node").glob("*.js"))
+#: Of a failed command; a traceback fits.
+SHOWN_CHARACTERS = 4000
+
+pytestmark = pytest.mark.timeout(INSTALL_SECONDS + RUN_SECONDS + 100)
+
+
+async def run(stack: RunningStack, place: Path, seconds: float, *command: str) -> None:
+    mine = {
+        "OPENAI_BASE_URL": stack.url("gateway") + "/v1",
+        "OPENAI_API_KEY": stack.api_key,
+        "MODEL": "smollm2",
+        "HOME": str(place),
+        "LITELLM_LOCAL_MODEL_COST_MAP": "true",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=place, env=os.environ | mine, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        async with asyncio.timeout(seconds):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, output.decode("utf-8", "replace")[-SHOWN_CHARACTERS:]
+
+
+def test_every_python_client_has_a_program() -> None:
+    assert sorted(path.stem.removesuffix("_python") for path in (HERE / "programs").glob("*.py")) == PYTHON
+
+
+@pytest.mark.parametrize("name", PYTHON)
+async def test_a_python_client(stack: RunningStack, tmp_path: Path, name: str) -> None:
+    python, pins = str(tmp_path / "venv/bin/python"), str(HERE / "requirements" / f"{name}.txt")
+    await run(stack, tmp_path, INSTALL_SECONDS, sys.executable, "-m", "venv", str(tmp_path / "venv"))
+    await run(
+        stack,
+        tmp_path,
+        INSTALL_SECONDS,
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--only-binary",
+        ":all:",
+        "--require-hashes",
+        "-r",
+        pins,
+    )
+    await run(stack, tmp_path, RUN_SECONDS, python, str(HERE / "programs" / f"{name}_python.py"))
+
+
+@pytest.mark.parametrize("name", NODE)
+async def test_a_node_client(stack: RunningStack, tmp_path: Path, name: str) -> None:
+    for file in ("package.json", "package-lock.json", name):
+        shutil.copy(HERE / "node" / file, tmp_path)
+    await run(stack, tmp_path, INSTALL_SECONDS, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+    await run(stack, tmp_path, RUN_SECONDS, "node", name)
