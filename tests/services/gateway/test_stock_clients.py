@@ -72,7 +72,7 @@ class Worker(StandIn):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self.ran = self.running = self.cancelled = 0
-        node.offer(models=(ModelOffer(ModelName("smollm2"), 2048),), load=WorkerLoad(slots=4))
+        node.offer(models=(ModelOffer(ModelName("smollm2"), 8192),), load=WorkerLoad(slots=4))
 
     @serves(inference.process_prompt)
     async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> Generation:
