@@ -180,7 +180,7 @@ async def test_odd_characters_are_harmless(backend: LlamaBackend) -> None:
 
 
 async def test_too_long_prompt_is_refused_with_the_numbers(backend: LlamaBackend) -> None:
-    with pytest.raises(errors.BadRequest, match=r"has \d{4} tokens.*holds 512"):
+    with pytest.raises(errors.BadRequest, match=r"has \d{4} tokens.*maximum context length is 512"):
         await generate(backend, job(LONG * 100))
 
 
@@ -219,7 +219,7 @@ async def test_long_prompt_does_not_delay_four_running_answers(backend: LlamaBac
         return max(stream.largest_gap(begin) for stream, begin in zip(streams, first, strict=True))
 
     async def refused() -> None:
-        with pytest.raises(errors.BadRequest, match=r"has \d+ tokens.*holds 512"):
+        with pytest.raises(errors.BadRequest, match=r"has \d+ tokens.*maximum context length is 512"):
             await backend.generate(job(HOSTILE[kind]), Reader())
 
     ratios: list[float] = []
