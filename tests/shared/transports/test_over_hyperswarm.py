@@ -80,7 +80,8 @@ async def test_a_worker_finds_its_gateway_streams_and_returns_after_its_sidecar_
             await linked(worker, gateway)
             assert worker.transport.connected
         await until(lambda: gateway.transport.find(worker.id) is None)
-        assert "this node is stopping" in gateway.lost[-1].message
+        # Both ends may have dialed again; the second connection closes without a word.
+        assert [lost for lost in gateway.lost if "this node is stopping" in lost.message]
 
 
 async def test_a_newcomer_meets_auth_at_the_enrollment_topic_and_a_revoked_node_is_gone_immediately() -> None:
