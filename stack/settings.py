@@ -197,6 +197,8 @@ PASSED: dict[str, tuple[str, ...]] = {
     "MODELS": ("inference",),
     "MODELS_YAML": ("inference",),
     "MODELS_DIR": ("inference",),
+    "MODEL_STORE": ("inference",),
+    "MODEL_STORE_QUOTA": ("inference",),
     "MODEL_MEMORY": ("inference",),
     "MODEL_KEEP_ALIVE": ("inference",),
     "ENGINE_KV_MODE": ("inference",),
@@ -245,7 +247,7 @@ SECRET = frozenset(
 _PATHS = frozenset(
     {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}
     | {"NATS_CA_FILE", "NATS_CERT_FILE", "NATS_KEY_FILE", "NATS_CREDS_FILE"}
-    | {"MODELS_YAML", "MODELS_DIR", "OPENAI_UPSTREAMS", "OIDC_CA_FILE", "AUDIT_ANCHOR_FILE"}
+    | {"MODELS_YAML", "MODELS_DIR", "MODEL_STORE", "OPENAI_UPSTREAMS", "OIDC_CA_FILE", "AUDIT_ANCHOR_FILE"}
 )
 
 

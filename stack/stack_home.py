@@ -52,6 +52,11 @@ class StackHome:
         return self.root / "logs"
 
     @property
+    def models(self) -> Path:
+        """The models that people pull, unless MODEL_STORE names another folder."""
+        return self.root / "models"
+
+    @property
     def run(self) -> Path:
         return self.root / "run"
 

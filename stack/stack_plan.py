@@ -140,6 +140,8 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         environment |= {"DATABASE_URL_FILE": recorded[own]} if own in recorded else _external_or(recorded, "DATABASE_URL", embedded)
     if service in _REDIS_USERS:
         environment |= _external_or(recorded, "REDIS_URL", {"REDIS_URL": valkey_of(home).url})
+    if service == "inference":
+        environment = {"MODEL_STORE": str(home.models), **environment}
     if service == "web":
         environment = {**_gateway_for_web(settings), **environment}
     return environment

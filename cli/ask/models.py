@@ -1,9 +1,10 @@
-"""`aicli models`: list, load and unload models."""
+"""`aicli models`: list, load and unload models; `model_store` has the commands for this machine's worker."""
 
 from typing import TYPE_CHECKING
 
 import click
 
+from cli.ask import model_store
 from cli.cli_context import CliContext
 from cli.output import printing
 from cli.output.printing import TableColumn
@@ -20,11 +21,15 @@ _STATES = {"ready": "is loaded", "loading": "is loading", "unloaded": "is unload
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.pass_context
 def models(context: click.Context, /, *, as_json: bool) -> None:
-    """List models available now, and load or unload them."""
+    """List models available now, load and unload them, and download models for the worker on this machine."""
     here = context.find_object(CliContext)
     assert here is not None
     if context.invoked_subcommand is None:
         _list(here, as_json=as_json)
+
+
+for command in model_store.COMMANDS:
+    models.add_command(command)
 
 
 @models.command("list")

@@ -51,8 +51,8 @@ class Announcements:
         self._node = node
         self._pause = pause
         self.backend: Backend | None = None
-        #: Models whose speed gauges are registered; their engines are asked at each scrape.
-        self._with_speed: set[ModelName] = set()
+        #: Models that have gauges; those of the speed ask the engines at each scrape.
+        self._measured: set[ModelName] = set()
 
     def changed(self) -> None:
         if self.backend is None:
@@ -71,6 +71,8 @@ class Announcements:
         )
         for status in statuses:
             self._measure(status)
+        for model in self._measured - {status.model_id for status in statuses}:
+            self._forget(model)
 
     def restarting(self, model: ModelName) -> None:
         self._node.metrics.engine_restarts.labels(model=model).inc()
@@ -83,9 +85,17 @@ class Announcements:
         metrics.worker_slots.labels(model=model, state="busy").set(status.running)
         metrics.worker_slots.labels(model=model, state="free").set(status.slots - status.running)
         metrics.queue_depth.labels(model=model).set(status.queued)
-        if model not in self._with_speed:
-            self._with_speed.add(model)
+        if model not in self._measured:
+            self._measured.add(model)
             self._register_speed(model)
+
+    def _forget(self, model: ModelName) -> None:
+        """Remove the gauges of a model that was removed."""
+        metrics = self._node.metrics
+        self._measured.discard(model)
+        speed = (metrics.engine_overhead, metrics.engine_step_seconds, metrics.engine_tokens_per_second)
+        for gauge in (metrics.worker_up, metrics.worker_slots, metrics.queue_depth, *speed):
+            gauge.remove_by_labels({"model": model})
 
     def _register_speed(self, model: ModelName) -> None:
         metrics = self._node.metrics

@@ -36,6 +36,13 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         Variable("MODELS_YAML", "a models.yaml file that lists the models and how to run each; see deploy/models.example.yaml"),
     ] = None
     models_dir: Annotated[Path | None, Variable("MODELS_DIR", "a folder of .gguf files; each is served under its file's name")] = None
+    model_store: Annotated[
+        Path | None,
+        Variable("MODEL_STORE", "the folder of the models that `aicli models pull` downloads; default: models, beside MESH_STATE_FILE"),
+    ] = None
+    model_store_quota: Annotated[
+        str | None, Variable("MODEL_STORE_QUOTA", "disk space for pulled models together, such as 200GiB; `aicli models pull` checks it")
+    ] = None
     model_memory: Annotated[
         str | None,
         Variable("MODEL_MEMORY", "memory for all loaded models together, such as 12GiB; by default 90 % of what is free at the start"),
@@ -108,10 +115,15 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     def receipts_path(self) -> Path:
         return self.receipts_file or self.state_file.with_suffix(".receipts")
 
+    @property
+    def store_path(self) -> Path:
+        return self.model_store or self.state_file.with_name("models")
+
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
         for name, text, parse in (
             ("MODEL_MEMORY", self.model_memory, quantities.parse_bytes),
+            ("MODEL_STORE_QUOTA", self.model_store_quota, quantities.parse_bytes),
             ("MODEL_KEEP_ALIVE", self.model_keep_alive, quantities.parse_seconds),
         ):
             try:

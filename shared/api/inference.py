@@ -2,12 +2,13 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from shared.api.generation import ChatMessage, Generation, Sampling, ToolCall
 from shared.api.method import Body, Method, StreamMethod
+from shared.errors import Problem
 from shared.types import FinishReason, ModelName, RequestId, Role
 
 #: Per read; 64 KiB of answer.
@@ -186,3 +187,41 @@ get_model_status = Method("inference.getModelStatus", GetModelStatus, ModelStatu
 load_model = Method("inference.loadModel", LoadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})
 unload_model = Method("inference.unloadModel", UnloadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})
 read_receipts = Method("inference.readReceipts", ReadReceipts, Receipts, callers={Role.GATEWAY})
+
+
+# --- the store of models, which `aicli models` changes through a program of the worker: one JSON object on stdin and one on stdout ------
+
+
+class StoreRequest(msgspec.Struct, frozen=True, kw_only=True):
+    command: Literal["pull", "add", "remove", "show", "prune"]
+    folder: str
+    #: A size such as 200GiB; empty for no limit.
+    quota: str = ""
+    #: The URL for `pull`, the file for `add`, the name for `remove` and `show`; empty shows all.
+    target: str = ""
+    #: The name to serve it under; None: named after the file.
+    name: str | None = None
+    #: Allow HTTP without TLS to other machines.
+    insecure: bool = False
+    token_file: str | None = None
+
+
+class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
+    name: ModelName
+    #: The SHA-256 of the file, in hex.
+    digest: str
+    size: int
+    #: Where it came from, without a query, which may hold a secret.
+    source: str
+    stored_at: datetime
+    #: Identifies the source with its query.
+    source_key: str
+
+
+class StoreResult(msgspec.Struct, frozen=True, kw_only=True):
+    #: The models pulled, added, removed or shown.
+    models: tuple[StoredModel, ...] = ()
+    #: The model was there already.
+    unchanged: bool = False
+    freed_bytes: int = 0
+    problem: Problem | None = None

@@ -1,5 +1,6 @@
 """Opens the backend that the settings select."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,6 +12,7 @@ from services.inference.backend_interface import Backend, Watcher
 from services.inference.backends import echo, llama
 from services.inference.engine import devices, engine_messages
 from services.inference.models import memory, model_discovery
+from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings, free_cores
 from services.inference.supervision import engine_supervisor
 from services.inference.supervision.poison_requests import PoisonRequests
@@ -62,5 +64,11 @@ async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Call
     # All engines share it: a request that crashed one may crash another.
     start = partial(engine_supervisor.SupervisedEngine, poison_requests=PoisonRequests(time.monotonic))
     digests_file = settings.state_file.with_suffix(".digests")
-    async with llama.opened(catalog, load, settings.queue, budget, watcher, start=start, digests_file=digests_file) as backend:
-        yield backend
+    read_store = partial(model_discovery.in_store, ModelStore(settings.store_path), settings.model_defaults())
+    opened_llama = llama.opened(catalog, load, settings.queue, budget, watcher, start=start, digests_file=digests_file)
+    async with opened_llama as backend, asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(backend.follow(read_store), name="model store")
+        try:
+            yield backend
+        finally:
+            following.cancel()

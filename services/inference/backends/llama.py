@@ -1,8 +1,9 @@
 """The `llama` backend: runs GGUF files in our own engine processes, loaded on demand, as many as fit."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -13,8 +14,8 @@ from services.inference.backends.model_cache import CachedModel, EngineInterface
 from services.inference.engine import engine_messages, gguf_header
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
-from services.inference.models import memory
-from services.inference.models.catalog import Catalog
+from services.inference.models import catalog, memory
+from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.digests import KnownDigests
 from services.inference.structured_output import output_formats
 from services.inference.structured_output.grammar_checker import Checker
@@ -58,14 +59,53 @@ log = logs.get()
 
 Done = TypeVar("Done")
 
+#: How often the store is read.
+STORE_LOOK_SECONDS = 1.0
+
 
 class LlamaBackend:
     name = "llama"
 
-    def __init__(self, cache: ModelCache, checkers: Mapping[ModelName, Checker], watcher: Watcher) -> None:
+    def __init__(self, cache: ModelCache, watcher: Watcher) -> None:
         self._cache = cache
-        self._checkers = checkers
+        self._checkers = {cached.entry.name: checker(cached.entry.file) for cached in cache.all()}
         self._watcher = watcher
+        #: The names that the settings give.
+        self._configured = frozenset(name for cached in cache.all() for name in cached.entry.names)
+        #: Reported already.
+        self._not_served: frozenset[ModelName] = frozenset()
+
+    async def follow(self, read_store: Callable[[], tuple[CatalogEntry, ...]], look_seconds: float = STORE_LOOK_SECONDS) -> None:
+        """Serve the models that ``read_store``, which blocks, returns, as they change; runs until cancelled."""
+        while True:
+            await self.update(await asyncio.to_thread(read_store))
+            await asyncio.sleep(look_seconds)
+
+    async def update(self, entries: Collection[CatalogEntry]) -> None:
+        """Serve these models besides the configured ones. A changed model is removed first and added by a later call."""
+        for name in [name for name in self._checkers if not self._cache.has(name)]:
+            await self._checkers.pop(name).close()
+        room = catalog.MAX_NAMES - len(self._configured)
+        wanted = {entry.name: entry for entry in [entry for entry in entries if entry.name not in self._configured][:room]}
+        if (not_served := frozenset(entry.name for entry in entries) - wanted.keys()) - self._not_served:
+            reason = f"the settings have a model of this name, or there are more than {catalog.MAX_NAMES} names"
+            log.warning("models_not_served", models=sorted(not_served), reason=reason)
+        self._not_served = not_served
+        for cached in self._cache.all():
+            name = cached.entry.name
+            if name not in self._configured and wanted.get(name) != cached.entry:
+                log.info("model_removed", model=name)
+                self._cache.remove(name)
+        for entry in wanted.values():
+            if not self._cache.has(entry.name):
+                log.info("model_added", model=entry.name)
+                self._checkers[entry.name] = checker(entry.file)
+                self._cache.add(entry)
+
+    async def aclose(self) -> None:
+        """End the processes that check grammars."""
+        for one in self._checkers.values():
+            await one.close()
 
     def models(self) -> tuple[ModelStatus, ...]:
         return tuple(self._status(cached) for cached in self._cache.all())
@@ -140,7 +180,7 @@ class LlamaBackend:
 
 @asynccontextmanager
 async def opened(
-    catalog: Catalog,
+    configured: Catalog,
     options: engine_messages.LoadCommand,
     queue: int,
     budget: memory.MemoryBudget,
@@ -149,17 +189,16 @@ async def opened(
     start: StartEngine = engine_supervisor.SupervisedEngine,
     digests_file: Path | None = None,
 ) -> AsyncIterator[LlamaBackend]:
-    """Serve the models of ``catalog`` within ``budget``, and end all engines on leaving.
+    """Serve the models of ``configured`` within ``budget``, and end all engines on leaving.
 
     ``options`` has the values that no entry sets. ``digests_file`` caches digests between starts."""
-    log.info("models_known", models=[entry.name for entry in catalog.entries], budget_bytes=budget.bytes, budget=budget.source)
-    for other in catalog.elsewhere:
+    log.info("models_known", models=[entry.name for entry in configured.entries], budget_bytes=budget.bytes, budget=budget.source)
+    for other in configured.elsewhere:
         log.info("model_elsewhere", model=other.name, service=other.service, path=other.path)
-    async with AsyncExitStack() as opened_checkers:
-        checkers = {entry.name: await opened_checkers.enter_async_context(checker(entry.file)) for entry in catalog.entries}
-        known = KnownDigests(digests_file)
-        async with ModelCache(catalog.entries, options, queue, budget, watcher, start=start, known=known).opened() as cache:
-            yield LlamaBackend(cache, checkers, watcher)
+    known = KnownDigests(digests_file)
+    cached = ModelCache(configured.entries, options, queue, budget, watcher, start=start, known=known)
+    async with cached.opened() as cache, aclosing(LlamaBackend(cache, watcher)) as backend:
+        yield backend
 
 
 def _loaded(cached: CachedModel) -> engine_messages.Loaded | None:

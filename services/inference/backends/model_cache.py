@@ -6,10 +6,9 @@ Decisions are carried out without an await, and so before the next fact arrives.
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol, assert_never
 
 import msgspec
@@ -45,6 +44,8 @@ log = logs.get()
 
 #: How often a waiting caller gets a progress message; a quick load sends none.
 PROGRESS_SECONDS = 0.5
+#: How often a removed model is checked for its last user.
+LEAVE_SECONDS = 0.1
 #: How often keep-alives and overdue callers are checked.
 TICK_SECONDS = 1.0
 
@@ -93,6 +94,12 @@ class CachedModel:
     engines_task: asyncio.Task[None] | None = None
     #: Checks the file before a failed load is retried.
     recheck: asyncio.Task[None] | None = None
+    #: Callers that have a place, wait for one, or unload it.
+    users: int = 0
+    #: Removed, and forgotten after its last user.
+    leaves: bool = False
+    #: Reads the file of an added model, or forgets a removed one.
+    change: asyncio.Task[None] | None = None
 
     def best(self) -> Replica:
         """Return the replica for the next job: the least busy of the ready ones."""
@@ -120,20 +127,25 @@ class ModelCache:
         self._tasks = asyncio.TaskGroup()
         self._numbers = itertools.count(1)
         self._callers: dict[int, asyncio.Future[_Answer]] = {}
-        self._models = {
-            entry.name: CachedModel(
-                entry,
-                ModelFile(entry, self._tasks, partial(self._file_changed, entry.name), known),
-                QueueLimits(entry.name, entry.slots * entry.replicas, queue),
-                awaits_preload=entry.preload,
-            )
-            for entry in entries
-        }
-        # The needs are known after reading the headers; no job is admitted before.
-        unknown = {name: CacheTerms(need_bytes=0, keep_alive_seconds=None) for name in self._models}
-        self._core = ModelCachePolicy(budget.bytes, unknown)
-        for cached in self._models.values():
-            self._core.pin(cached.entry.name, pinned=cached.entry.pinned)
+        self._queue = queue
+        self._known = known
+        self._core = ModelCachePolicy(budget.bytes, {})
+        self._models: dict[ModelName, CachedModel] = {}
+        for entry in entries:
+            self._enter(entry)
+
+    def _enter(self, entry: CatalogEntry) -> CachedModel:
+        name = entry.name
+        self._models[name] = cached = CachedModel(
+            entry,
+            ModelFile(entry, self._tasks, lambda: self._file_changed(cached), self._known),
+            QueueLimits(name, entry.slots * entry.replicas, self._queue),
+            awaits_preload=entry.preload,
+        )
+        # The need is known after reading the header; no job is admitted before.
+        self._core.add(name, CacheTerms(need_bytes=0, keep_alive_seconds=None))
+        self._core.pin(name, pinned=entry.pinned)
+        return cached
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["ModelCache"]:
@@ -145,14 +157,46 @@ class ModelCache:
             finally:
                 for cached in self._models.values():
                     cached.file.stop()
-                    background += [task for task in (cached.engines_task, cached.recheck) if task is not None]
+                    background += [task for task in (cached.engines_task, cached.recheck, cached.change) if task is not None]
                 for task in background:
                     task.cancel()
 
     # --- for callers --------------------------------------------------------------------------------------------------------
 
     def all(self) -> Iterable[CachedModel]:
-        return self._models.values()
+        """Return the models without removed ones."""
+        return [cached for cached in self._models.values() if not cached.leaves]
+
+    def has(self, model: ModelName) -> bool:
+        """Whether it is known, also if it was removed and still has users."""
+        return model in self._models
+
+    def add(self, entry: CatalogEntry) -> None:
+        """Serve one more model, which must not be known; its file is read in the background."""
+        cached = self._enter(entry)
+        cached.change = self._tasks.create_task(cached.file.ensure_digest(), name=f"read {entry.name}")
+
+    def remove(self, model: ModelName) -> None:
+        """List the model no longer, and unload and forget it after its last user."""
+        cached = self._models[model]
+        cached.leaves = True
+        if cached.change is not None:
+            cached.change.cancel()
+        cached.change = self._tasks.create_task(self._forget(cached), name=f"forget {model}")
+        self._watcher.changed()
+
+    async def _forget(self, cached: CachedModel) -> None:
+        name = cached.entry.name
+        cached.file.stop()
+        self._core.pin(name, pinned=False)
+        while cached.users or self._core.stage(name) is not Stage.UNLOADED:
+            self._act(self._core.unload(name))
+            await asyncio.sleep(LEAVE_SECONDS)
+        del self._models[name]
+        self._core.remove(name)
+        for task in (cached.engines_task, cached.recheck):
+            if task is not None:
+                task.cancel()
 
     def get(self, model: ModelName) -> CachedModel:
         return self._models[model]
@@ -160,10 +204,16 @@ class ModelCache:
     @asynccontextmanager
     async def place(self, model: ModelName, sink: Sink | None) -> AsyncIterator[EngineInterface]:
         """Wait for a loaded engine for one job; ``sink`` gets messages about the wait. Raises Unavailable."""
-        cached = self._models[model]
-        if self._core.stage(model) in (Stage.UNLOADED, Stage.UNLOADING):
-            await self._ensure_served(cached, sink)
-        await self._admit(model, sink)
+        with self._using(model) as cached:
+            if self._core.stage(model) in (Stage.UNLOADED, Stage.UNLOADING):
+                await self._ensure_served(cached, sink)
+            await self._admit(model, sink)
+            async with self._admitted(cached) as engine:
+                yield engine
+
+    @asynccontextmanager
+    async def _admitted(self, cached: CachedModel) -> AsyncIterator[EngineInterface]:
+        model = cached.entry.name
         replica = cached.best() if cached.replicas else None
         try:
             if replica is None:
@@ -192,10 +242,20 @@ class ModelCache:
                 retry_after_seconds=5.0,
             )
         self._core.pin(model, pinned=False)
-        engines_task = self._models[model].engines_task
-        self._act(self._core.unload(model))
-        if engines_task is not None:
-            await asyncio.wait([engines_task])
+        with self._using(model) as cached:
+            self._act(self._core.unload(model))
+            if cached.engines_task is not None:
+                await asyncio.wait([cached.engines_task])
+
+    @contextmanager
+    def _using(self, model: ModelName) -> Iterator[CachedModel]:
+        """Keep a removed model known for the block."""
+        cached = self._models[model]
+        cached.users += 1
+        try:
+            yield cached
+        finally:
+            cached.users -= 1
 
     # --- status ---------------------------------------------------------------------------------------------------------------
 
@@ -247,9 +307,10 @@ class ModelCache:
     # --- files ------------------------------------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
-        for cached in self._models.values():
+        configured = list(self._models.values())
+        for cached in configured:
             await cached.file.ensure_looked()
-        for cached in self._models.values():
+        for cached in configured:
             if cached.entry.preload:
                 await cached.file.ensure_served()
                 cached.awaits_preload = False
@@ -257,16 +318,14 @@ class ModelCache:
                     self._act(self._core.preload(cached.entry.name, time.monotonic()))
                 self._watcher.changed()
         # One after the other: a disk reads one large file faster than ten at once.
-        for cached in self._models.values():
+        for cached in configured:
             await cached.file.ensure_digest()
 
-    def _file_changed(self, model: ModelName) -> None:
-        cached = self._models[model]
-        look = cached.file.look
-        if look is not None and look.header is not None:
-            entry = cached.entry
+    def _file_changed(self, cached: CachedModel) -> None:
+        look, entry = cached.file.look, cached.entry
+        if look is not None and look.header is not None and self._models.get(entry.name) is cached:
             need = memory.need_bytes(look.header, entry, look.size) * self._replicas(cached)
-            self._core.set_terms(model, CacheTerms(need_bytes=need, keep_alive_seconds=entry.keep_alive_seconds))
+            self._core.set_terms(entry.name, CacheTerms(need_bytes=need, keep_alive_seconds=entry.keep_alive_seconds))
         self._watcher.changed()
 
     def _replicas(self, cached: CachedModel) -> int:
@@ -391,7 +450,7 @@ class ModelCache:
 
     async def _recheck(self, cached: CachedModel) -> None:
         await cached.file.ensure_served()
-        if not cached.file.problem:
+        if not cached.file.problem and not cached.leaves:
             self._act(self._core.retry(cached.entry.name, time.monotonic()))
 
     async def _run_engines(self, cached: CachedModel, replicas: list[Replica]) -> None:
@@ -400,7 +459,7 @@ class ModelCache:
                 for replica in replicas:
                     engines.create_task(replica.engine.run())
         finally:
-            if self._core.stage(cached.entry.name) is Stage.UNLOADING:
+            if self._models.get(cached.entry.name) is cached and self._core.stage(cached.entry.name) is Stage.UNLOADING:
                 cached.replicas = []
                 self._act(self._core.unloaded(cached.entry.name, time.monotonic()))
 

@@ -132,6 +132,13 @@ class ModelCachePolicy:
 
     # --- facts ------------------------------------------------------------------------------------------------------------
 
+    def add(self, model: ModelName, terms: CacheTerms) -> None:
+        self._models[model] = _CachedModel(terms)
+
+    def remove(self, model: ModelName) -> None:
+        """Forget a model that is unloaded and has no callers."""
+        del self._models[model]
+
     def set_terms(self, model: ModelName, terms: CacheTerms) -> None:
         """Update a model's terms, unless it is in memory."""
         known = self._models[model]

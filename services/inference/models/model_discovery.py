@@ -6,6 +6,7 @@ from pathlib import Path
 
 from services.inference.models import catalog, model_files
 from services.inference.models.catalog import MAX_CHARACTERS, Catalog, CatalogEntry, CatalogReading, Defaults, LocatedEntry
+from services.inference.models.model_store import ModelStore
 from shared import errors, model_folder
 from shared.types import ModelName
 
@@ -43,6 +44,11 @@ def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None
         hint = "deploy/models.example.yaml explains every field; MODELS is name=path,…"
         raise errors.BadSettings("the models cannot be served:\n  " + "\n  ".join(wrong), hint=hint)
     return reading.catalog()
+
+
+def in_store(store: ModelStore, defaults: Defaults) -> tuple[CatalogEntry, ...]:
+    """Return the models that people pulled or added. Blocks."""
+    return tuple(defaults.entry(name=model.name, file=store.blob(model.digest)) for model in store.models())
 
 
 def packaged() -> Path:

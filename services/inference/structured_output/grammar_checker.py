@@ -87,6 +87,10 @@ class Checker:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End its process; the next grammar starts another one."""
         self._stay_up()
         await self._end()
 

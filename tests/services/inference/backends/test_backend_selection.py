@@ -1,13 +1,17 @@
 """The settings choose the backend."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from services.inference.backends import backend_selection
-from services.inference.models import digests
+from services.inference.models import digests, store_program
 from services.inference.settings import InferenceSettings
-from tests import gguf_files
+from shared.api.inference import ModelState, StoreRequest
+from shared.types import ModelName
+from tests import gguf_files, stopwatch
+from tests.services.inference.models import ranged_server
 from tests.services.inference.standins import Watch, until
 
 
@@ -22,3 +26,19 @@ async def test_digests_are_stored_beside_the_mesh_state(tmp_path: Path, monkeypa
     async with backend_selection.opened(settings, Watch(), None) as backend:
         await until(lambda: backend.models()[0].digest)
         assert backend.models()[0].digest in (state / "node.digests").read_text()
+
+
+async def test_added_model_is_served_without_a_restart_and_removed(tmp_path: Path) -> None:
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(ranged_server.model_bytes())
+    (tmp_path / "configured").mkdir()
+    (tmp_path / "configured/other.gguf").write_bytes(ranged_server.model_bytes())
+    settings = InferenceSettings(node_key_file=tmp_path / "node.nk", models_dir=tmp_path / "configured", gpu_layers=0, model_memory="1GiB")
+    store = str(tmp_path / "models")
+    async with backend_selection.opened(settings, Watch(), None) as backend:
+        began = time.monotonic()
+        store_program.carry_out(StoreRequest(command="add", folder=store, target=str(file)))
+        await until(lambda: {status.model_id: status.state for status in backend.models()}.get(ModelName("mine")) is ModelState.UNLOADED)
+        assert time.monotonic() - began < stopwatch.patience(3)
+        store_program.carry_out(StoreRequest(command="remove", folder=store, target="mine"))
+        await until(lambda: [status.model_id for status in backend.models()] == ["other"])

@@ -19,7 +19,7 @@ from services.inference.engine.engine_messages import KvType
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
-from services.inference.models import digests, model_cache_policy
+from services.inference.models import catalog, digests, model_cache_policy
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from shared import errors
@@ -139,6 +139,7 @@ class Site:
 async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(model_cache, "PROGRESS_SECONDS", 0.001)
     monkeypatch.setattr(model_cache, "TICK_SECONDS", 0.002)
+    monkeypatch.setattr(model_cache, "LEAVE_SECONDS", 0.002)
     return Site(tmp_path)
 
 
@@ -518,10 +519,82 @@ async def test_waiting_for_a_busy_model_times_out(site: Site, monkeypatch: pytes
     async with site.backend(site.entry(A), site.entry(B), budget=4) as backend, asyncio.TaskGroup() as tasks:
         tasks.create_task(generate(backend, A))
         await until(lambda: site.engines and site.engines[0].answered)
-        tasks.create_task(generate(backend, B))
-        late = Reader()
-        await until(lambda: backend.models()[1].running)
+        second, late = Reader(), Reader()
+        tasks.create_task(backend.generate(job(model=B), second))
+        await until(lambda: any("waiting for memory" in waits for waits in waits_of(second)))
         tasks.create_task(backend.generate(job(model=A), late))
         await until(lambda: any("another model needs its memory first" in waits for waits in waits_of(late)))
         site.may_answer.set()
     assert site.names == ["a", "b", "a"]
+
+
+async def test_added_model_is_served_and_a_removed_one_is_unloaded(site: Site) -> None:
+    async with site.backend(site.entry(A)) as backend:
+        added = site.entry(B)
+        await backend.update([added])
+        await until(lambda: states(backend) == {A: ModelState.UNLOADED, B: ModelState.UNLOADED})
+        await generate(backend, B)
+        assert states(backend)[B] is ModelState.READY
+        await backend.update([])
+        assert list(states(backend)) == [A], "it is listed no longer at once"
+        await until(lambda: not site.running)
+        await until(lambda: not backend._cache.has(B))
+        await generate(backend, A)
+        await backend.update([added])
+        await generate(backend, B)
+
+
+async def test_removed_model_finishes_its_requests_first(site: Site) -> None:
+    async with site.backend() as backend, asyncio.TaskGroup() as tasks:
+        await backend.update([site.entry(A)])
+        site.may_answer.clear()
+        answers = [tasks.create_task(backend.generate(job(model=A), Reader())) for _ in range(2)]
+        await until(lambda: site.engines and site.engines[0].answered == 2)
+        await backend.update([])
+        await asyncio.sleep(0.03)
+        assert site.running
+        site.may_answer.set()
+        assert await asyncio.gather(*answers) == [GENERATION] * 2
+        await until(lambda: not site.running)
+
+
+async def test_pinned_and_failing_models_can_be_removed(site: Site) -> None:
+    async with site.backend() as backend:
+        await backend.update([site.entry(A), site.entry(B)])
+        await backend.load(A, pin=True)
+        site.fails = "it is broken"
+        with pytest.raises(errors.Unavailable, match="broken"):
+            await backend.load(B)
+        await backend.update([])
+        await until(lambda: not site.running)
+        await until(lambda: not backend._cache.has(A) and not backend._cache.has(B))
+
+
+async def test_model_with_a_new_file_replaces_the_old_one(site: Site) -> None:
+    async with site.backend() as backend:
+        await backend.update([site.entry(A, context=16)])
+        await generate(backend, A)
+        changed = site.entry(A, context=32, context_tokens=32)
+
+        async def replaced() -> bool:
+            await backend.update([changed])
+            return [status.context_tokens for status in backend.models()] == [32]
+
+        async with asyncio.timeout(30):
+            while not await replaced():  # noqa: ASYNC110 - as the worker looks at the store
+                await asyncio.sleep(0.005)
+        assert not site.running
+
+
+async def test_configured_models_win_over_pulled_ones_of_the_same_name(site: Site) -> None:
+    configured = site.entry(A, aliases=(C,))
+    async with site.backend(configured) as backend:
+        await backend.update([site.entry(A, context=16), site.entry(C), site.entry(B)])
+        assert [cached.entry.name for cached in backend._cache.all()] == [A, B]
+        assert backend._cache.get(A).entry is configured
+
+
+async def test_no_more_models_are_served_than_can_be_announced(site: Site) -> None:
+    async with site.backend(site.entry(A)) as backend:
+        await backend.update([site.entry(ModelName(f"m{number}")) for number in range(70)])
+        assert len(backend.models()) == catalog.MAX_NAMES

@@ -1,0 +1,291 @@
+"""Downloads a file over HTTP into a partial file, which a later call resumes, and hashes it on the way.
+
+It blocks and runs in a program of its own (`store_program`), with Python's urllib: httpx takes three times as long for large files.
+"""
+
+import hashlib
+import http.client
+import os
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from shared import addresses, errors
+from shared.identity import private_file
+from shared.timing.backoff import Backoff
+
+#: Read, hashed and written at once; three of these are in memory.
+CHUNK_BYTES = 1024 * 1024
+#: Without a byte for so long, the connection is opened again.
+STALL_SECONDS = 30.0
+#: In a row without progress.
+MOST_FAILURES = 5
+#: How often the file may change on the server meanwhile.
+MOST_RESTARTS = 3
+BACKOFF = Backoff(first_seconds=0.5, longest_seconds=8.0)
+#: If the server doesn't give the size, the room is checked for each part of this size.
+_PART_BYTES = 256 * 1024 * 1024
+
+#: Gets the step, and the bytes done and in all.
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteFile:
+    url: str
+    #: None if unknown before the download.
+    sha256: str | None = None
+    #: Sent to the URL's own server only.
+    token: str | None = field(default=None, repr=False)
+    #: Allow HTTP without TLS to other machines.
+    insecure: bool = False
+
+    @property
+    def key(self) -> str:
+        """Identifies it among partial files."""
+        return hashlib.sha256(self.url.encode()).hexdigest()[:32]
+
+    @property
+    def shown(self) -> str:
+        """Return the URL without a query, which may hold a secret."""
+        return self.url.partition("?")[0]
+
+
+class _Interrupted(Exception):
+    """The transfer ended before the file did, or the file changed. Another attempt may succeed."""
+
+
+class _Whole(msgspec.Struct, frozen=True):
+    """What the partial file is a part of."""
+
+    etag: str = ""
+    size: int | None = None
+
+
+class PartialFile:
+    """A file that grows, and the SHA-256 of its content. Its owner has locked it."""
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        self._path = path
+        self._progress = progress
+        self._whole_file = path.with_suffix(".json")
+        self._hasher = ThreadPoolExecutor(1, "sha256")
+        self._hashing: Future[None] | None = None
+        self._digest = hashlib.sha256()
+        self._file: IO[bytes]
+        self.whole = _Whole()
+        self.size = 0
+        self.restarts = 0
+
+    @contextmanager
+    def opened(self) -> Iterator["PartialFile"]:
+        """Read what an earlier download left."""
+        with self._hasher, self._path.open("a+b", buffering=0) as self._file:
+            try:
+                self.whole = msgspec.json.decode(self._whole_file.read_bytes(), type=_Whole)
+            except (OSError, ValueError):
+                self._file.truncate(0)
+            self._file.seek(0)
+            while read := self._file.read(CHUNK_BYTES):
+                self._hash(read)
+                self._progress("checking", self.size, self.whole.size)
+            yield self
+
+    def restart(self) -> None:
+        """Forget the content."""
+        self.digest()
+        self._file.truncate(0)
+        self.restarts += 1
+        self._digest, self.size, self.whole = hashlib.sha256(), 0, _Whole()
+
+    def begin(self, whole: _Whole) -> None:
+        if whole != self.whole:
+            private_file.replace(self._whole_file, msgspec.json.encode(whole))
+            self.whole = whole
+
+    def write(self, chunk: bytes) -> None:
+        """Raises TooLarge if the disk is full."""
+        left = memoryview(chunk)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self._file.truncate(self.size)
+            raise errors.TooLarge(f"cannot write {self._path}: {error.strerror}", hint="run the same command again; it resumes") from error
+        self._hash(chunk)
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def digest(self) -> str:
+        if self._hashing is not None:
+            self._hashing.result()
+        return self._digest.hexdigest()
+
+    def _hash(self, chunk: bytes) -> None:
+        # While one chunk is hashed, the next is read.
+        if self._hashing is not None:
+            self._hashing.result()
+        self._hashing = self._hasher.submit(self._digest.update, chunk)
+        self.size += len(chunk)
+
+
+def check_address(url: str, *, insecure: bool) -> None:
+    """Raises BadRequest unless it is HTTPS, or HTTP to this machine or with ``insecure``."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise errors.BadRequest("this is not a URL", hint="write https://HOST/FILE.gguf") from None
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise errors.BadRequest(f"{url[:20]!r} is not the start of a URL", hint="write https://HOST/FILE.gguf")
+    if parts.username is not None or parts.password is not None:
+        raise errors.BadRequest("the URL contains a password, which other users of this machine can see", hint="use --token-file")
+    if parts.scheme == "http" and parts.hostname not in addresses.LOOPBACK and not insecure:
+        raise errors.BadRequest(f"{parts.hostname} would be reached without TLS", hint="use https://, or --insecure")
+
+
+def fetch(remote: RemoteFile, path: Path, check_room: Callable[[int], None], progress: Progress) -> tuple[str, int]:
+    """Download into ``path``; returns the SHA-256 and the size. ``check_room`` raises if there is no room for so many more bytes.
+
+    Raises BadRequest, NotFound, NotAllowed, TooLarge, PeerError, Unavailable and DeadlineExceeded.
+    """
+    opener = _opener(remote)
+    with PartialFile(path, progress).opened() as partial:
+        failures = 0
+        while partial.whole.size is None or partial.size != partial.whole.size:
+            before = partial.size
+            try:
+                with opener.open(_request(remote, partial), timeout=STALL_SECONDS) as response:
+                    _receive(response, remote, partial, check_room, progress)
+                break
+            except (OSError, http.client.HTTPException, _Interrupted) as error:
+                _raise_if_final(error, remote, partial)
+                failures = 1 if partial.size > before else failures + 1
+                if failures > MOST_FAILURES or partial.restarts > MOST_RESTARTS:
+                    raise _given_up(error, remote) from error
+                progress("retrying", partial.size, partial.whole.size)
+                time.sleep(BACKOFF.pause(failures))
+        partial.sync()
+        digest = partial.digest()
+        if remote.sha256 is not None and digest != remote.sha256:
+            partial.restart()
+            raise errors.PeerError(f"{remote.shown} has the SHA-256 {digest}, but should have {remote.sha256}", hint="check both")
+        return digest, partial.size
+
+
+def _request(remote: RemoteFile, partial: PartialFile) -> urllib.request.Request:
+    # A part can be continued if it certainly belongs to the same file: by its tag, or by the checksum at the end.
+    if partial.size and not (partial.whole.etag or remote.sha256):
+        partial.restart()
+    headers = {"Accept-Encoding": "identity", "User-Agent": "aimesh"}
+    if remote.token is not None:
+        headers["Authorization"] = f"Bearer {remote.token}"
+    if partial.size:
+        headers["Range"] = f"bytes={partial.size}-"
+        if partial.whole.etag:
+            headers["If-Range"] = partial.whole.etag
+    return urllib.request.Request(remote.url, headers=headers)  # noqa: S310 - check_address was called
+
+
+def _receive(
+    response: http.client.HTTPResponse, remote: RemoteFile, partial: PartialFile, check_room: Callable[[int], None], progress: Progress
+) -> None:
+    """Read a response to its end. Raises OSError, HTTPException and _Interrupted."""
+    whole = _read_head(response, partial)
+    partial.begin(whole)
+    has_room_for = partial.size
+    while True:
+        if partial.size >= has_room_for:
+            check_room(_PART_BYTES if whole.size is None else whole.size - partial.size)
+            has_room_for = partial.size + _PART_BYTES
+        if not (chunk := response.read1(CHUNK_BYTES)):
+            break
+        if not partial.size and not b"GGUF".startswith(chunk[:4]):
+            raise errors.BadRequest(f"{remote.shown} is not a GGUF file: it starts with {chunk[:16]!r}")
+        partial.write(chunk)
+        progress("downloading", partial.size, whole.size)
+    if partial.size != (whole.size or partial.size):
+        raise _Interrupted(f"it ended after {partial.size} of {whole.size} bytes")
+
+
+def _read_head(response: http.client.HTTPResponse, partial: PartialFile) -> _Whole:
+    """Return what the body belongs to. Forgets the partial file if the server sends another file, or all of it."""
+    headers = response.headers
+    tag = headers.get("ETag", "")
+    # A weak tag doesn't identify the bytes.
+    etag = tag if tag.startswith('"') and len(tag) < 1024 else ""
+    if response.status != 206:
+        if partial.size:
+            partial.restart()
+        length = headers.get("Content-Length", "")
+        return _Whole(etag, int(length) if length.isdecimal() else None)
+    place, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+    whole = _Whole(partial.whole.etag or etag, int(total) if total.isdecimal() else None)
+    if not place.startswith(f"{partial.size}-") or partial.whole.size not in (None, whole.size) or etag not in ("", whole.etag):
+        partial.restart()
+        raise _Interrupted("the file on the server changed during the download")
+    return whole
+
+
+def _raise_if_final(error: Exception, remote: RemoteFile, partial: PartialFile) -> None:
+    """Raise an error for people if another attempt would fail in the same way."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        if error.code in (401, 403):
+            raise errors.NotAllowed(f"the server of {remote.shown} refused access ({error.code})", hint="use --token-file") from error
+        if error.code in (404, 410):
+            raise errors.NotFound(f"there is no {remote.shown} ({error.code})", hint="check the address") from error
+        if error.code == 416:
+            partial.restart()
+        elif error.code < 500 and error.code not in (408, 425, 429):
+            raise errors.PeerError(f"the server of {remote.shown} answered {error.code}: {error.reason}") from error
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, ssl.SSLCertVerificationError):
+        text = f"the certificate of {remote.shown} is not trusted: {error.reason.verify_message}"
+        raise errors.PeerError(text, hint="for a private certificate authority, set SSL_CERT_FILE to its certificate") from error
+
+
+def _given_up(error: Exception, remote: RemoteFile) -> errors.AimeshError:
+    hint = "check the address and the network, then run the same command again; it resumes"
+    reason = error.reason if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError) else error
+    if isinstance(reason, TimeoutError):
+        return errors.DeadlineExceeded(f"{remote.shown}: the server sent nothing for {STALL_SECONDS:.0f} s", hint=hint)
+    return errors.Unavailable(f"{remote.shown} could not be downloaded: {reason or type(reason).__name__}", hint=hint)
+
+
+class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to addresses that are allowed, and takes the token along to the same server only."""
+
+    def __init__(self, remote: RemoteFile) -> None:
+        self._remote = remote
+
+    def redirect_request(  # noqa: PLR0917 - the signature of urllib
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        check_address(newurl, insecure=self._remote.insecure)
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        before, after = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
+        if request is not None and (before.scheme, before.netloc.lower()) != (after.scheme, after.netloc.lower()):
+            request.remove_header("Authorization")
+        return request
+
+
+def _opener(remote: RemoteFile) -> urllib.request.OpenerDirector:
+    """Without the handlers for files, FTP and data that urllib would add. Proxies and certificates come from the environment."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        *(urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()),
+        *(urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(), _CarefulRedirects(remote)),
+    ):
+        opener.add_handler(handler)
+    return opener

@@ -1,0 +1,188 @@
+"""The worker's store of models that people pulled or added: files by their digest, and names that refer to them.
+
+Below its folder are `blobs/sha256/DIGEST`, `names/NAME.json` and `partial/KEY`, a download that can be resumed. A file gets its final name
+when it is complete and synced, so a killed process leaves at most a partial file. Several processes may use a store.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from services.inference.engine import gguf_header
+from services.inference.models.quantities import show_bytes
+from shared import errors
+from shared.api.inference import StoredModel
+from shared.identity import private_file
+from shared.types import ModelName
+
+#: Left free for everything else on the machine.
+RESERVED_BYTES = 256 * 1024 * 1024
+_MAX_REFERENCE_BYTES = 16 * 1024
+_HINT = "remove models with `aicli models remove` and `aicli models prune`, or "
+_DIGEST = re.compile("[0-9a-f]{64}")
+#: Up to catalog.MAX_NAME_CHARACTERS. Parts start with a letter or digit, so none is `..`.
+_NAME = re.compile(r"(?=.{1,100}\Z)[A-Za-z0-9][A-Za-z0-9._:@+-]*(/[A-Za-z0-9][A-Za-z0-9._:@+-]*)*")
+
+
+def check_store_name(text: str) -> ModelName:
+    """Raises BadRequest."""
+    if not _NAME.fullmatch(text):
+        raise errors.BadRequest(
+            f"{text[:80]!r} can't be the name of a model: it has up to 100 letters, digits and ._:@+-/, and starts with a letter or digit",
+            hint="choose another one with --name",
+        )
+    return ModelName(text)
+
+
+class ModelStore:
+    """Blocks; safe to use from several processes."""
+
+    def __init__(self, root: Path, quota_bytes: int | None = None) -> None:
+        self._root = root
+        self._quota_bytes = quota_bytes
+        self._blobs, self._names, self._partial = root / "blobs" / "sha256", root / "names", root / "partial"
+
+    def ensure_folders(self) -> None:
+        for folder in (self._blobs, self._names, self._partial):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def blob(self, digest: str) -> Path:
+        return self._blobs / digest
+
+    def models(self) -> tuple[StoredModel, ...]:
+        """Return all models by name, without damaged references; empty if there is no store."""
+        found = (self._read(file) for file in sorted(self._names.glob("*.json")))
+        return tuple(model for model in found if model is not None)
+
+    def find(self, name: str) -> StoredModel | None:
+        return self._read(self._reference(name))
+
+    def get(self, name: str) -> StoredModel:
+        """Raises NotFound."""
+        if (found := self.find(name)) is None:
+            names = ", ".join(model.name for model in self.models()) or "none"
+            raise errors.NotFound(f"no model {name[:80]!r} is in the store {self._root}; it has: {names}")
+        return found
+
+    @contextlib.contextmanager
+    def partial(self, key: str, waits: Callable[[], None]) -> Iterator[Path]:
+        """Lock a source's partial file for the block. Calls ``waits`` before it waits for another process."""
+        partial = self._partial / key
+        with _locked(partial.with_suffix(".lock"), waits):
+            yield partial
+            if not partial.exists():
+                partial.with_suffix(".json").unlink(missing_ok=True)
+                partial.with_suffix(".lock").unlink(missing_ok=True)
+
+    def check_room(self, more_bytes: int) -> None:
+        """Raises TooLarge if the disk or the quota has no room for so many more bytes."""
+        free = shutil.disk_usage(self._root).free - RESERVED_BYTES
+        used = sum(file.stat().st_size for folder in (self._blobs, self._partial) for file in folder.iterdir())
+        if more_bytes > free:
+            text = f"the disk of {self._root} is too full: {show_bytes(more_bytes)} more are needed, {show_bytes(max(0, free))} can be used"
+            raise errors.TooLarge(text, hint=f"{_HINT}set MODEL_STORE to a folder on another disk")
+        if self._quota_bytes is not None and used + more_bytes > self._quota_bytes:
+            text = (
+                f"the store may use {show_bytes(self._quota_bytes)} and uses {show_bytes(used)}; {show_bytes(more_bytes)} more are needed"
+            )
+            raise errors.TooLarge(text, hint=f"{_HINT}increase MODEL_STORE_QUOTA")
+
+    def commit(self, partial: Path, model: StoredModel) -> None:
+        """Move a complete and synced file to its place and let the name refer to it. Raises BadRequest if it is not a model."""
+        try:
+            check_model(partial)
+        except errors.BadRequest:
+            partial.unlink()
+            raise
+        with _locked(self._root / "lock"):
+            before = self.find(model.name)
+            partial.replace(self.blob(model.digest))
+            _sync(self._blobs)
+            private_file.replace(self._reference(model.name), msgspec.json.encode(model), synced=True)
+            _sync(self._names)
+            if before is not None:
+                self._drop_unnamed({before.digest})
+
+    def remove(self, name: str) -> tuple[StoredModel, int]:
+        """Remove a name, and its blob if no other name refers to it. Returns the bytes freed; raises NotFound."""
+        with _locked(self._root / "lock"):
+            model = self.get(name)
+            self._reference(name).unlink()
+            _sync(self._names)
+            return model, self._drop_unnamed({model.digest})
+
+    def prune(self) -> int:
+        """Remove partial downloads that no process continues, and blobs without a name. Returns the bytes freed."""
+        freed = 0
+        for lock in self._partial.glob("*.lock"):
+            with contextlib.suppress(BlockingIOError), _locked(lock, _refuse_to_wait):
+                freed += sum(_unlink(file) for file in (lock.with_suffix(""), lock.with_suffix(".json"), lock))
+        with _locked(self._root / "lock"):
+            return freed + self._drop_unnamed({file.name for file in self._blobs.iterdir()})
+
+    def _drop_unnamed(self, digests: set[str]) -> int:
+        return sum(_unlink(self._blobs / digest) for digest in digests - {model.digest for model in self.models()})
+
+    def _read(self, file: Path) -> StoredModel | None:
+        try:
+            with file.open("rb") as opened:
+                model = msgspec.json.decode(opened.read(_MAX_REFERENCE_BYTES), type=StoredModel)
+        except (OSError, ValueError):
+            return None
+        is_sound = _NAME.fullmatch(model.name) and _DIGEST.fullmatch(model.digest) and self._reference(model.name) == file
+        return model if is_sound else None
+
+    def _reference(self, name: str) -> Path:
+        return self._names / f"{urllib.parse.quote(name[:200], safe=':@+')}.json"
+
+
+def check_model(file: Path) -> None:
+    """Check the file's header. Raises BadRequest."""
+    try:
+        with file.open("rb") as opened:
+            header = gguf_header.read_header(opened, file.stat().st_size)
+    except gguf_header.NotAModel as error:
+        raise errors.BadRequest(f"the file is not a usable model: {error}", hint="models are files in the format GGUF") from error
+    if header.split_count > 1:
+        raise errors.BadRequest(
+            f"the file is one of {header.split_count} parts of a model", hint="serve all parts from a folder: MODELS_DIR"
+        )
+
+
+@contextlib.contextmanager
+def _locked(file: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Lock a file with flock(2), which ends with the process. Calls ``waits`` before it waits for another process."""
+    while True:
+        with file.open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waits()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            # Another process may have removed the file since it was opened.
+            if file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+                yield
+                return
+
+
+def _refuse_to_wait() -> None:
+    raise BlockingIOError
+
+
+def _unlink(file: Path) -> int:
+    size = file.stat().st_size if file.exists() else 0
+    file.unlink(missing_ok=True)
+    return size
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)

@@ -1,0 +1,68 @@
+"""`aicli models pull`, `add`, `show`, `remove` and `prune`, with the real program behind them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.ask import model_store
+from cli.cli_context import CliContext
+from cli.output.exit_codes import ExitCode
+from shared import errors
+from tests.cli.fake_mesh import Shell
+from tests.services.inference.models import ranged_server
+
+
+def test_model_is_pulled_shown_and_removed(shell: Shell, tmp_path: Path) -> None:
+    store = ("--store", str(tmp_path / "store"))
+    with ranged_server.serving(ranged_server.model_bytes(2 * 2**20)) as server:
+        pulled = shell("models", "pull", server.url, *store)
+        assert pulled.exit_code == 0, pulled.stderr
+        assert pulled.stdout.startswith("some-model is stored (2.0 MiB, sha256 ")
+        url = f"{server.url}#sha256={server.digest}"
+        assert shell("models", "pull", url, *store).stdout.startswith("some-model is up to date.")
+        (shown,) = json.loads(shell("models", "show", "--json", *store).stdout)
+        assert (shown["name"], shown["digest"], shown["size"]) == ("some-model", server.digest, 2 * 2**20)
+    assert shell("models", "remove", "some-model", *store).stdout == "Removed some-model: 2.0 MiB freed.\n"
+    assert shell("models", "prune", *store).stdout == "0.0 MiB freed.\n"
+    gone = shell("models", "show", "some-model", *store)
+    assert (gone.exit_code, gone.stdout) == (ExitCode.FAILED, "")
+    assert "no model 'some-model' is in the store" in gone.stderr
+
+
+def test_file_is_added(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(ranged_server.model_bytes(2000))
+    store = ("--store", str(tmp_path / "store"))
+    assert shell("models", "add", str(file), "--name", "org/mine:q8", *store).stdout.startswith("org/mine:q8 is stored")
+    assert "org/mine:q8" in shell("models", "show", *store).stdout
+    refused = shell("models", "add", str(Path(__file__)), *store)
+    assert refused.exit_code == ExitCode.USAGE
+    assert "not a usable model" in refused.stderr
+
+
+def test_plain_http_is_refused_with_a_code(shell: Shell, tmp_path: Path) -> None:
+    refused = shell("models", "pull", "http://example.org/x.gguf", "--json", "--store", str(tmp_path))
+    assert json.loads(refused.stderr)["error"]["code"] == "bad_request"
+    assert refused.exit_code == ExitCode.USAGE
+
+
+def test_store_is_the_one_of_the_worker_on_this_machine(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "AIMESH_HOME": str(tmp_path / "stack")}
+
+    def found(**environment: str) -> str:
+        return model_store.find_store(CliContext({**home, **environment}, tmp_path), None)[0]
+
+    with pytest.raises(errors.BadSettings, match="no worker on this machine"):
+        found()
+    joined = tmp_path / ".local/state/aimesh/worker"
+    joined.mkdir(parents=True)
+    (joined / "node.mesh").touch()
+    assert found() == str(joined / "models")
+    (tmp_path / "stack/nats").mkdir(parents=True)
+    assert found() == str(tmp_path / "stack/models")
+    (tmp_path / "stack/stack.env").write_text("MODEL_STORE=/big/models\n")
+    assert found() == "/big/models"
+    assert found(NODE_KEY_FILE="/keys/worker.nk") == "/keys/models"
+    assert found(NODE_KEY_FILE="/keys/worker.nk", MESH_STATE_FILE="/state/worker.mesh") == "/state/models"
+    assert found(MODEL_STORE="here") == str(tmp_path / "here")

@@ -1,0 +1,116 @@
+"""An HTTP server on loopback that serves one file by ranges, with the faults that a test asks for."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests import gguf_files
+
+
+def model_bytes(size: int = 0) -> bytes:
+    """A small file in the format GGUF; bytes behind its header are allowed."""
+    pairs = {"general.architecture": gguf_files.text("llama"), "llama.context_length": gguf_files.single("u32", 64)}
+    header = gguf_files.joined(gguf_files.file(pairs, []))
+    return header + bytes(number % 251 for number in range(max(0, size - len(header))))
+
+
+@dataclass
+class RangedServer:
+    body: bytes
+    etag: str | None = '"one"'
+    #: Statuses to answer with first, one by one.
+    statuses: list[int] = field(default_factory=list)
+    #: Where to cut the connection, one by one; the last place of a response counts from the file's start.
+    cuts: list[int] = field(default_factory=list)
+    #: Called after a cut, such as to change the file.
+    after_cut: list[tuple[bytes, str]] = field(default_factory=list)
+    #: Send nothing after the head until this is set.
+    stalled: threading.Event | None = None
+    #: Send the body only when this is set.
+    gate: threading.Event = field(default_factory=threading.Event)
+    redirect: str | None = None
+    url: str = ""
+    #: The headers of all requests.
+    asked: list[dict[str, str]] = field(default_factory=list)
+    sent_bytes: int = 0
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.body).hexdigest()
+
+    def ranges(self) -> list[str | None]:
+        return [headers.get("Range") for headers in self.asked]
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        headers = dict(handler.headers)
+        self.asked.append(headers)
+        if self.redirect is not None:
+            self._head(handler, 302, {"Location": self.redirect, "Content-Length": "0"})
+        elif self.statuses:
+            self._head(handler, self.statuses.pop(0), {"Content-Length": "0"})
+        elif self.etag is not None and headers.get("If-None-Match") == self.etag:
+            self._head(handler, 304, {})
+        else:
+            self._send(handler, headers)
+
+    def _send(self, handler: BaseHTTPRequestHandler, headers: dict[str, str]) -> None:
+        body, first = self.body, 0
+        if (wanted := headers.get("Range")) and headers.get("If-Range", self.etag) == self.etag:
+            first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        told = {"Content-Length": str(len(body) - first)} | ({} if self.etag is None else {"ETag": self.etag})
+        if first:
+            told["Content-Range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
+        self._head(handler, 206 if first else 200, told)
+        if self.stalled is not None:
+            self.stalled.wait(60)
+            return
+        self.gate.wait(60)
+        end = self.cuts.pop(0) if self.cuts else len(body)
+        handler.wfile.write(body[first:end])
+        self.sent_bytes += end - first
+        if end < len(body):
+            handler.close_connection = True
+            if self.after_cut:
+                self.body, self.etag = self.after_cut.pop(0)
+
+    def _head(self, handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str]) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+
+
+@contextmanager
+def serving(body: bytes, **faults: object) -> Iterator[RangedServer]:
+    site = RangedServer(body, **faults)  # type: ignore[arg-type]  # the fields
+    site.gate.set()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            try:
+                site.answer(self)
+            except ConnectionError:
+                self.close_connection = True
+
+        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the signature of http.server
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    site.url = f"http://127.0.0.1:{server.server_port}/some-model.gguf"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield site
+    finally:
+        site.gate.set()
+        if site.stalled is not None:
+            site.stalled.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
