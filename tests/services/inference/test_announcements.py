@@ -3,8 +3,12 @@
 import asyncio
 from pathlib import Path
 
-from services.inference.announcements import WorkerPause
-from tests.services.inference.standins import until
+from prometheus_client import generate_latest
+
+from services.inference.announcements import Announcements, WorkerPause
+from services.inference.backends.echo import EchoBackend
+from shared.api.inference import ModelStatus
+from tests.services.inference.standins import Node, until
 
 
 def test_pause_survives_a_restart(tmp_path: Path) -> None:
@@ -29,3 +33,27 @@ async def test_pause_and_resume_are_reported_once_each(tmp_path: Path) -> None:
 
 async def test_without_a_file_there_is_nothing_to_watch() -> None:
     await WorkerPause(None).watch(lambda: None)
+
+
+async def test_removed_model_leaves_no_gauges() -> None:
+    node = Node()
+    watcher = Announcements(node, WorkerPause(None))
+    watcher.backend = backend = ShrinkingBackend(0, 1, watcher)
+    watcher.changed()
+    assert 'ai_platform_worker_up{model="echo"' in exposed(node)
+    backend.is_empty = True
+    watcher.changed()
+    assert node.offers[-1].models == ()
+    assert 'ai_platform_worker_up{model="echo"' not in exposed(node)
+    assert 'ai_platform_worker_slots{model="echo"' not in exposed(node)
+
+
+class ShrinkingBackend(EchoBackend):
+    is_empty = False
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        return () if self.is_empty else super().models()
+
+
+def exposed(node: Node) -> str:
+    return generate_latest(node.metrics.registry).decode()

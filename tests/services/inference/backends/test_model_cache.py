@@ -544,18 +544,19 @@ async def test_added_model_is_served_and_a_removed_one_is_unloaded(site: Site) -
         await generate(backend, B)
 
 
-async def test_removed_model_finishes_its_requests_first(site: Site) -> None:
-    async with site.backend() as backend, asyncio.TaskGroup() as tasks:
-        await backend.update([site.entry(A)])
+async def test_removed_models_finish_their_requests_first(site: Site) -> None:
+    async with site.backend(budget=4) as backend, asyncio.TaskGroup() as tasks:
+        await backend.update([site.entry(A), site.entry(B)])
         site.may_answer.clear()
-        answers = [tasks.create_task(backend.generate(job(model=A), Reader())) for _ in range(2)]
-        await until(lambda: site.engines and site.engines[0].answered == 2)
+        waiting = Reader()
+        running = tasks.create_task(backend.generate(job(model=A), Reader()))
+        await until(lambda: site.engines and site.engines[0].answered)
+        tasks.create_task(backend.generate(job(model=B), waiting))
+        await until(lambda: any("waiting for memory" in waits for waits in waits_of(waiting)))
         await backend.update([])
-        await asyncio.sleep(0.03)
-        assert site.running
         site.may_answer.set()
-        assert await asyncio.gather(*answers) == [GENERATION] * 2
-        await until(lambda: not site.running)
+        assert await running == GENERATION
+    assert site.names == ["a", "b"]
 
 
 async def test_pinned_and_failing_models_can_be_removed(site: Site) -> None:
@@ -566,8 +567,7 @@ async def test_pinned_and_failing_models_can_be_removed(site: Site) -> None:
         with pytest.raises(errors.Unavailable, match="broken"):
             await backend.load(B)
         await backend.update([])
-        await until(lambda: not site.running)
-        await until(lambda: not backend._cache.has(A) and not backend._cache.has(B))
+        await until(lambda: not (site.running or backend._cache.has(A) or backend._cache.has(B)))
 
 
 async def test_model_with_a_new_file_replaces_the_old_one(site: Site) -> None:
