@@ -51,7 +51,7 @@ async def test_file_is_read_when_the_engine_is_built(monkeypatch: pytest.MonkeyP
         assert await changes.get() == missing[0]
         assert model.look is None
         # Set-up writes it last.
-        file.symlink_to(model_discovery.packaged())
+        file.symlink_to(model_discovery.installed())
         missing[0] = ""
         await waiting
     assert model.problem == ""
