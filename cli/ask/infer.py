@@ -2,8 +2,10 @@
 
 import os
 import random
+import select
 import stat
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, TypedDict, Unpack
 from uuid import uuid4
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 _MAX_PROMPT_BYTES = 1024 * 1024
 #: A worker may be loading its model, and long answers take time; Ctrl-C cancels.
 _DEADLINE_SECONDS = 600
+#: Without input for so long, say that it is waited for.
+_SLOW_PIPE_SECONDS = 2.0
 #: The maximum of msgpack, and far above any valid parameter.
 _MAX_INTEGER = 2**63 - 1
 
@@ -137,6 +141,7 @@ def _prompt(words: tuple[str, ...], files: tuple[str, ...]) -> str:
         with click.open_file(name, "rb") as file:
             parts.append(_read(file, name))
     if "-" in words or is_piped(sys.stdin):
+        _note_slow_pipe()
         parts.append(_read(sys.stdin.buffer, "stdin"))
     return "\n\n".join(part for part in parts if part)
 
@@ -148,6 +153,13 @@ def is_piped(stdin: "IO[str]") -> bool:
     except (AttributeError, OSError, ValueError):
         return False  # closed
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _note_slow_pipe() -> None:
+    """Say why nothing happens if the other program writes nothing; some keep a pipe open that they do not use."""
+    with suppress(OSError, ValueError):  # not a file, as in tests, or not on this system
+        if not select.select([sys.stdin], [], [], _SLOW_PIPE_SECONDS)[0]:
+            printing.note("Waiting for the rest of the prompt on stdin; to leave it out: </dev/null")
 
 
 def _read(file: "IO[bytes]", name: str) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -92,12 +92,12 @@ Start = Callable[..., Awaitable[Process]]
 async def start() -> AsyncIterator[Start]:
     processes: list[Process] = []
 
-    async def run(used: Profile, *arguments: str, stdout: int = PIPE) -> Process:
+    async def run(used: Profile, *arguments: str, stdin: int = DEVNULL, stdout: int = PIPE) -> Process:
         place = used.node_key_file.parent / "profile.toml"
         profile.write(place, used)
         environment = {"PATH": os.environ["PATH"], "AICLI_PROFILE": str(place)}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "cli.main", *arguments, cwd=ROOT, env=environment, stdin=PIPE, stdout=stdout, stderr=PIPE
+            sys.executable, "-m", "cli.main", *arguments, cwd=ROOT, env=environment, stdin=stdin, stdout=stdout, stderr=PIPE
         )
         processes.append(process)
         return process
@@ -147,7 +147,7 @@ async def test_closed_stdout_stops_the_generation(net: TestNet, start: Start) ->
     running_service = await net.start(Gateway)
     assert isinstance(running_service.service, Gateway)
     reader, writer = os.pipe()
-    process = await start(profile_of(net), "infer", "-", stdout=writer)
+    process = await start(profile_of(net), "infer", "-", stdin=PIPE, stdout=writer)
     os.close(writer)
     async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
         finished = tasks.create_task(process.communicate(b"word " * 100_000))

@@ -96,7 +96,7 @@ def test_wrong_usage_exits_with_2_in_one_line(shell: Shell, arguments: list[str]
         pytest.param(["kyes"], "'keys'", id="a command"),
         pytest.param(["mesh", "bootstap"], "'bootstrap'", id="in a group that imports late"),
         pytest.param(["admin", "tikets"], "'tickets'", id="in a group that imports at once"),
-        pytest.param(["infer", "--modle", "echo", "hi"], "'--model'", id="an option"),
+        pytest.param(["infer", "--modl", "echo", "hi"], "'--model'", id="an option"),
     ],
 )
 def test_misspelled_name_suggests_the_nearest_one(shell: Shell, arguments: list[str], nearest: str) -> None:

@@ -136,6 +136,19 @@ def test_words_files_and_a_pipe_make_one_prompt(monkeypatch: pytest.MonkeyPatch,
     assert (result.exit_code, "none.txt" in result.stderr) == (2, True)
 
 
+def test_silent_pipe_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(infer, "_SLOW_PIPE_SECONDS", 0)
+    reading, writing = os.pipe()
+    with open(reading) as pipe, open(writing, "w") as other:  # noqa: PTH123
+        monkeypatch.setattr("sys.stdin", pipe)
+        infer._note_slow_pipe()
+        assert "Waiting for the rest of the prompt on stdin" in capsys.readouterr().err
+        other.write("x")
+        other.flush()
+        infer._note_slow_pipe()
+        assert capsys.readouterr().err == ""
+
+
 def test_only_pipes_and_files_are_read_unasked(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     (tmp_path / "file").write_text("")
