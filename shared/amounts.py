@@ -1,4 +1,4 @@
-"""Reads and writes amounts of credits: decimals outside, whole micro-credits inside, never a float in between. Pure."""
+"""Reads and writes amounts of credits: decimals outside, whole micro-credits inside, never a float in between; shows bytes. Pure."""
 
 import re
 from decimal import Decimal
@@ -48,3 +48,7 @@ def written(amount: int, decimals: int = DECIMALS) -> str:
     whole, part = divmod(abs(amount), 10**decimals)
     tail = f"{part:0{decimals}d}".rstrip("0")
     return ("-" if amount < 0 else "") + (f"{whole}.{tail}" if tail else str(whole))
+
+
+def show_bytes(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.{int(size < 100 * 2**20)}f} MiB"

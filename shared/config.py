@@ -5,6 +5,7 @@ A program declares a ``Settings`` struct with fields ``Annotated[type, Variable(
 """
 
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return iter(())
 
 
+class CheckedVariables(msgspec.Struct, frozen=True):
+    """See ``check_variables``."""
+
+    names: tuple[str, ...]
+    mistakes: tuple[str, ...]
+
+
 S = TypeVar("S", bound=Settings)
+#: Stands for a required setting that is not given; a valid value of each: a text, a path, a long secret, 32 bytes in base64.
+_ANY_VALUE = "A" * 43 + "="
 
 
 def settings_of(kind: type[msgspec.Struct]) -> Iterator[Setting]:
@@ -106,6 +116,34 @@ def find_misspelled_names(known: Collection[str], environment: Mapping[str, str]
 
 def load(kind: type[S], environment: Mapping[str, str]) -> S:
     """Fill ``kind``. Raises BadSettings, which names every missing and invalid variable at once."""
+    settings, mistakes = _fill(kind, environment)
+    if settings is None or mistakes:
+        raise errors.BadSettings("invalid settings:\n  " + "\n  ".join(mistakes), hint="see docs/reference/settings.md")
+    return settings
+
+
+def check_variables(kind: type[Settings], environment: Mapping[str, str]) -> CheckedVariables:
+    """Return what ``kind`` reads, and what ``load`` would refuse of ``environment``. Missing variables are no mistake."""
+    names: list[str] = []
+    absent: list[str] = []
+    for setting in settings_of(kind):
+        names += setting.variable.names
+        if setting.default is None and not any(environment.get(name) or environment.get(f"{name}_FILE") for name in setting.variable.names):
+            absent.append(setting.variable.name)
+    filled, mistakes = _fill(kind, {**environment, **dict.fromkeys(absent, _ANY_VALUE)})
+    wrong = {_subject(mistake) for mistake in mistakes}
+    valid = {name: value for name, value in environment.items() if not {name, name.removesuffix("_FILE")} & wrong}
+    if filled is None and len(valid) < len(environment):
+        # Mistakes that no single value shows can only be found without the invalid values.
+        mistakes += check_variables(kind, valid).mistakes
+    return CheckedVariables(tuple(names), tuple(mistake for mistake in mistakes if _subject(mistake) not in absent))
+
+
+def _subject(mistake: str) -> str:
+    return re.split(r"\W", mistake, maxsplit=1)[0]
+
+
+def _fill(kind: type[S], environment: Mapping[str, str]) -> tuple[S | None, list[str]]:
     values: dict[str, Any] = {}
     mistakes: list[str] = []
     for setting in settings_of(kind):
@@ -114,12 +152,10 @@ def load(kind: type[S], environment: Mapping[str, str]) -> S:
                 values[setting.field] = value
         except ValueError as error:
             mistakes.append(str(error))
-    if not mistakes:
-        settings = kind(**values)
-        mistakes = list(settings.mistakes())
-        if not mistakes:
-            return settings
-    raise errors.BadSettings("invalid settings:\n  " + "\n  ".join(mistakes), hint="see docs/reference/settings.md")
+    if mistakes:
+        return None, mistakes
+    settings = kind(**values)
+    return settings, list(settings.mistakes())
 
 
 def _value(setting: Setting, environment: Mapping[str, str]) -> Any:
@@ -146,8 +182,8 @@ def _value(setting: Setting, environment: Mapping[str, str]) -> Any:
 
 def _read(name: str, environment: Mapping[str, str]) -> str | None:
     if path := environment.get(f"{name}_FILE"):
-        return Path(path).read_text(encoding="utf-8").strip()
-    # `NAME=` in an env file means "not set", for strings too.
+        return Path(path).read_text(encoding="utf-8").strip() or None
+    # `NAME=` in an env file, or an empty secret file, means "not set", for strings too.
     return environment.get(name, "").strip() or None
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 #: How llama.cpp names the parts of a split model. It opens the first part and finds the others.
-_PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _MOST_PARTS = 1000
 _PROJECTOR = "mmproj"
 
@@ -40,7 +40,7 @@ def find(folder: Path) -> FoundModels:
 
 
 def parts(file: Path) -> tuple[Path, ...]:
-    part = _PART.fullmatch(file.stem)
+    part = PART.fullmatch(file.stem)
     if part is None:
         return (file,)
     count = min(int(part["count"]), _MOST_PARTS)
@@ -51,7 +51,7 @@ def _name_of(path: Path) -> str | None:
     """Return None for a file that is not a model, or not a model's first part."""
     if path.suffix.lower() != ".gguf" or path.name.lower().startswith(_PROJECTOR):
         return None
-    part = _PART.fullmatch(path.stem)
+    part = PART.fullmatch(path.stem)
     if part is None:
         return path.stem
     return part["name"] if int(part["number"]) == 1 else None

@@ -87,6 +87,7 @@ class StreamRequest:
     async def _pieces(self, answer: "ResumableStream", until: float, lost: Lost) -> AsyncGenerator[InferenceChunk]:
         failures, failed_at = 0, 0.0
         while True:
+            was_taken = answer.node is not None
             try:
                 left = max(0.0, until - self._clock())
                 async with self._caller.stream(gateway.process_inference_request, answer.request, deadline_seconds=left) as stream:
@@ -101,7 +102,7 @@ class StreamRequest:
                 now = self._clock()
                 failed_at = failed_at if failures else now
                 failures += 1
-                trouble = FailureFacts(failures=failures, seconds=now - failed_at, was_taken=answer.node is not None)
+                trouble = FailureFacts(failures=failures, seconds=now - failed_at, was_taken=was_taken)
                 pause = self._find_pause(error, answer, trouble)
                 if pause is None:
                     answer.is_over = True

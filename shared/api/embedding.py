@@ -1,5 +1,6 @@
 """gateway and inference: embeddings. Vectors are streamed, because those of one request may exceed the size of a message."""
 
+import struct
 from typing import Annotated
 
 from msgspec import Meta
@@ -21,11 +22,28 @@ TOKEN_ID_BYTES = 5
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 #: A text, or its token ids in the model's own vocabulary.
 EmbeddingInput = str | tuple[TokenId, ...]
+#: As users write it: a text, a list of texts, token ids, or a list of these.
+GivenInput = str | tuple[str | TokenId | tuple[TokenId, ...], ...]
 
 
 def input_bytes(given: EmbeddingInput) -> int:
     """Return the size of an input in a message."""
     return len(given.encode("utf-8", "replace")) if isinstance(given, str) else TOKEN_ID_BYTES * len(given)
+
+
+def separate_inputs(given: GivenInput) -> tuple[EmbeddingInput, ...]:
+    """Return the inputs. Token ids that aren't in a list of their own are one. Raises ValueError for texts or lists among token ids."""
+    inputs = (given,) if isinstance(given, str) else given
+    ids = tuple(each for each in inputs if isinstance(each, int))
+    texts = tuple(each for each in inputs if not isinstance(each, int))
+    if ids and texts:
+        raise ValueError("must not mix token ids with texts or lists")
+    return (ids,) if ids else texts
+
+
+def decode_vector(vector: bytes) -> tuple[float, ...]:
+    """Return the numbers of one of ``Vectors``."""
+    return struct.unpack(f"<{len(vector) // 4}f", vector)
 
 
 class Embed(Body, frozen=True):

@@ -6,7 +6,7 @@ from datetime import datetime
 import msgspec
 
 from shared.api.generation import ChatMessage, Sampling, ToolCall, Usage
-from shared.api.inference import TokenLogprob
+from shared.api.inference import PulledModel, PullProgress, PullSource, TokenLogprob
 from shared.api.ledger import Account
 from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
 from shared.api.usage_report import UserUsage
@@ -265,6 +265,50 @@ class ModelPlaces(Body, frozen=True):
     places: tuple[ModelPlace, ...]
 
 
+class PullOnWorkers(Body, frozen=True):
+    """Download a model into the stores of workers. For administrators. Canceling the call ends the downloads; the next one resumes them."""
+
+    #: A URL, hf:, ollama: or oci://.
+    source: PullSource
+    #: A worker's id or a unique prefix.
+    worker: NodeId | None = None
+    #: Workers whose certificates have all these labels.
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    #: The name to serve it under; None: named after the source.
+    name: ModelName | None = None
+    #: Allow HTTP without TLS.
+    insecure: bool = False
+
+
+class WorkerPull(Body, frozen=True):
+    """The progress of one worker."""
+
+    worker: NodeId
+    progress: PullProgress
+
+
+class PulledPlace(Body, frozen=True, omit_defaults=False):
+    worker: NodeId
+    #: None if it failed.
+    pulled: PulledModel | None = None
+    #: Why it failed.
+    detail: str = ""
+
+
+class PulledPlaces(Body, frozen=True):
+    places: tuple[PulledPlace, ...]
+
+
+class ModelPullRow(Body, frozen=True):
+    """A download of a model that is running."""
+
+    model: str
+    done_bytes: int
+    #: None if unknown.
+    total_bytes: int | None
+    bytes_per_second: float
+
+
 class ListNodes(Body, frozen=True):
     pass
 
@@ -296,6 +340,7 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     #: Its problem with NATS or Hyperswarm, as it reports it; empty if none.
     trouble: str = ""
+    pulls: tuple[ModelPullRow, ...] = ()
 
 
 class NodeRows(Body, frozen=True):
@@ -327,6 +372,7 @@ get_user_quota = Method("gateway.getUserQuota", GetUserQuota, UserQuota, callers
 list_models = Method("gateway.listModels", ListModels, ServedModels, callers=PEOPLE)
 load_model = Method("gateway.loadModel", LoadOnWorker, ModelPlaces, callers=PEOPLE)
 unload_model = Method("gateway.unloadModel", UnloadOnWorkers, ModelPlaces, callers=PEOPLE)
+pull_model = StreamMethod("gateway.pullModel", PullOnWorkers, item=WorkerPull, end=PulledPlaces, callers=PEOPLE)
 list_nodes = Method("gateway.listNodes", ListNodes, NodeRows, callers={*PEOPLE, Role.METRICS})
 pardon_node = Method("gateway.pardonNode", PardonNode, PardonedNode, callers=PEOPLE)
 read_usage = Method("gateway.readUsage", ReadUsage, UserUsage, callers={Role.AUTH})

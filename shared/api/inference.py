@@ -11,6 +11,7 @@ from shared.api.method import Body, Method, StreamMethod
 from shared.errors import Problem
 from shared.types import FinishReason, ModelName, RequestId, Role
 
+PullSource = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
 #: Per read; 64 KiB of answer.
 MOST_RECEIPTS = 256
 
@@ -135,6 +136,33 @@ class UnloadModel(Body, frozen=True):
     model_id: ModelName
 
 
+class PullModel(Body, frozen=True):
+    """Download a model into the worker's store. Canceling the call ends the download; the next one resumes it."""
+
+    #: A URL, hf:, ollama: or oci://.
+    source: PullSource
+    #: The name to serve it under; None: named after the source.
+    name: ModelName | None = None
+    #: Allow HTTP without TLS.
+    insecure: bool = False
+
+
+class PullProgress(Body, frozen=True):
+    step: str
+    done_bytes: int
+    #: None if unknown.
+    total_bytes: int | None = None
+    bytes_per_second: float = 0.0
+
+
+class PulledModel(Body, frozen=True, omit_defaults=False):
+    model: ModelName
+    digest: str
+    size: int
+    #: The worker had it already.
+    unchanged: bool = False
+
+
 class Receipt(Body, frozen=True, omit_defaults=False):
     """A worker's record of one request, for when the gateway that sent it is lost. Only the last run of a request is kept."""
 
@@ -186,10 +214,18 @@ list_available_models = Method("inference.listAvailableModels", ListAvailableMod
 get_model_status = Method("inference.getModelStatus", GetModelStatus, ModelStatus, callers=LOOKERS)
 load_model = Method("inference.loadModel", LoadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})
 unload_model = Method("inference.unloadModel", UnloadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})
+pull_model = StreamMethod("inference.pullModel", PullModel, item=PullProgress, end=PulledModel, callers={Role.GATEWAY, Role.OPERATOR})
 read_receipts = Method("inference.readReceipts", ReadReceipts, Receipts, callers={Role.GATEWAY})
 
 
-# --- the store of models, which `aicli models` changes through a program of the worker: one JSON object on stdin and one on stdout ------
+# --- the store of models, which `aicli models` and workers change through a program: one StoreRequest on stdin, then lines on stdout ------
+
+
+class ModelSources(msgspec.Struct, frozen=True, kw_only=True):
+    hub_url: str = "https://huggingface.co"
+    hub_token: str | None = None
+    #: Host -> the start of the URLs to use instead.
+    mirrors: dict[str, str] = {}
 
 
 class StoreRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,18 +233,21 @@ class StoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     #: A size such as 200GiB; empty for no limit.
     quota: str = ""
-    #: The URL for `pull`, the file for `add`, the name for `remove` and `show`; empty shows all.
+    #: The source for `pull`, the file for `add`, the name for `remove` and `show`; empty shows all.
     target: str = ""
     #: The name to serve it under; None: named after the file.
     name: str | None = None
     #: Allow HTTP without TLS to other machines.
     insecure: bool = False
     token_file: str | None = None
+    sources: ModelSources = ModelSources()
+    #: A process; the program ends with it.
+    parent: int | None = None
 
 
 class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     name: ModelName
-    #: The SHA-256 of the file, in hex.
+    #: The SHA-256 of the file, in hex; of several parts, that of their digests.
     digest: str
     size: int
     #: Where it came from, without a query, which may hold a secret.
@@ -216,6 +255,7 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     stored_at: datetime
     #: Identifies the source with its query.
     source_key: str
+    parts: int = 1
 
 
 class StoreResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,3 +265,10 @@ class StoreResult(msgspec.Struct, frozen=True, kw_only=True):
     unchanged: bool = False
     freed_bytes: int = 0
     problem: Problem | None = None
+
+
+class StoreLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One of both; the last line has the result."""
+
+    progress: PullProgress | None = None
+    result: StoreResult | None = None

@@ -1,5 +1,6 @@
 """Declares a method: its name, message types, and the roles of the nodes that may call it."""
 
+import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,6 +21,14 @@ PEOPLE_OR_GATEWAY = PEOPLE | {Role.GATEWAY}
 
 #: The first part of a method's name -> the role of the nodes that serve it. Every service serves `node.` methods.
 SERVED_BY = {"auth": Role.AUTH, "gateway": Role.GATEWAY, "inference": Role.WORKER, "metrics": Role.METRICS, "web": Role.WEB}
+
+
+_CAMEL_HUMP = re.compile(r"(?<=[a-z0-9])[A-Z]")
+
+
+def field_name(written: str) -> str:
+    """Return the snake_case name of a field in either spelling."""
+    return _CAMEL_HUMP.sub(lambda hump: "_" + hump[0].lower(), written)
 
 
 class Body(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

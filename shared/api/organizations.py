@@ -1,4 +1,4 @@
-"""auth: organizations, their members, and invitations. Personal organizations are not listed here."""
+"""auth: organizations, their members, and invitations to them and to the mesh itself. Personal organizations are not listed here."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -6,9 +6,9 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.auth import PEOPLE, Search
+from shared.api.auth import PEOPLE, ClientFacts, Search, User
 from shared.api.method import Body, Method, Nothing
-from shared.types import TenantId, Tier, UserId
+from shared.types import TenantId, Tier, UserId, UserRole
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 
@@ -146,6 +146,73 @@ class SetTeamTier(Body, frozen=True):
     tier: Tier
 
 
+# --- invitations to the mesh, by administrators ------------------------------------------------------------------------
+
+
+class ColleagueInvitation(Body, frozen=True, omit_defaults=False):
+    id: str
+    email: str
+    role: UserRole
+    invited_by: str
+    created_at: datetime
+    expires_at: datetime
+    #: The organization that the new user joins as a member; empty for none.
+    organisation_name: str = ""
+
+    @property
+    def offer(self) -> str:
+        """Return what the person becomes, with its article: "a developer, and a member of Acme"."""
+        role = {UserRole.ADMIN: "an administrator", UserRole.NODE_OWNER: "a node owner"}.get(self.role, f"a {self.role.value}")
+        return f"{role}, and a member of {self.organisation_name}" if self.organisation_name else role
+
+
+class InviteColleague(Body, frozen=True):
+    email: Annotated[str, msgspec.Meta(max_length=100)]
+    role: UserRole = UserRole.USER
+    #: The name or the id of an organization that they also join, as a member; empty for none.
+    organisation: Search = ""
+
+
+class InvitedColleague(Body, frozen=True, omit_defaults=False):
+    """The only message that contains the code, which is also sent by email."""
+
+    invitation: ColleagueInvitation
+    token: str
+    #: Empty if PUBLIC_URL is not set.
+    link: str
+    #: False without a mail server: pass the link on yourself.
+    is_mailed: bool
+
+
+class ListColleagueInvitations(Body, frozen=True):
+    pass
+
+
+class ColleagueInvitations(Body, frozen=True):
+    """The open ones, newest first."""
+
+    invitations: tuple[ColleagueInvitation, ...]
+
+
+class WithdrawColleagueInvitation(Body, frozen=True):
+    #: The id, or a prefix that is unique among the open invitations.
+    id: Annotated[str, msgspec.Meta(min_length=4, max_length=100)]
+
+
+class ReadColleagueInvitation(Body, frozen=True):
+    """Anyone who has the code may read what it offers. Does not use it up."""
+
+    token: Annotated[str, msgspec.Meta(max_length=200)]
+    #: The client as web sees it, for limits per address.
+    client: ClientFacts = ClientFacts()
+
+
+class AcceptColleagueInvitation(Body, frozen=True):
+    """For users with the invited address. New users accept by registering with the code."""
+
+    token: Annotated[str, msgspec.Meta(max_length=200)]
+
+
 create_organisation = Method("auth.createOrganisation", CreateOrganization, Organization, callers=PEOPLE)
 list_organisations = Method("auth.listOrganisations", ListOrganizations, Organizations, callers=PEOPLE)
 get_organisation = Method("auth.getOrganisation", GetOrganization, OrganizationDetails, callers=PEOPLE)
@@ -158,3 +225,8 @@ set_team_role = Method("auth.setOrganisationRole", SetTeamRole, OrganizationDeta
 remove_team_member = Method("auth.removeOrganisationMember", RemoveTeamMember, Nothing, callers=PEOPLE)
 list_all_organisations = Method("auth.listAllOrganisations", ListAllOrganizations, Organizations, callers=PEOPLE)
 set_team_tier = Method("auth.setOrganisationTier", SetTeamTier, Organization, callers=PEOPLE)
+invite_colleague = Method("auth.inviteColleague", InviteColleague, InvitedColleague, callers=PEOPLE)
+list_colleague_invitations = Method("auth.listColleagueInvitations", ListColleagueInvitations, ColleagueInvitations, callers=PEOPLE)
+withdraw_colleague_invitation = Method("auth.withdrawColleagueInvitation", WithdrawColleagueInvitation, Nothing, callers=PEOPLE)
+read_colleague_invitation = Method("auth.readColleagueInvitation", ReadColleagueInvitation, ColleagueInvitation, callers=PEOPLE)
+accept_colleague_invitation = Method("auth.acceptColleagueInvitation", AcceptColleagueInvitation, User, callers=PEOPLE)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -11,6 +11,21 @@ def replace(path: Path, body: bytes, *, synced: bool = False) -> None:
     """Replace the file. ``synced``: it also survives a power failure. Blocks; raises OSError."""
     with written(path, body, synced=synced) as made:
         made.replace(path)
+
+
+def create(path: Path, make: Callable[[], bytes]) -> bool:
+    """Return whether it was created. Of an existing file only the mode is changed."""
+    if path.exists():
+        if path.stat().st_mode & 0o177:
+            path.chmod(0o600)
+        return False
+    with written(path, make() + b"\n", synced=True) as made:
+        try:
+            # Link, because a rename would replace a secret that another process creates at the same time.
+            os.link(made, path)
+        except FileExistsError:
+            return False
+    return True
 
 
 @contextlib.contextmanager

@@ -233,7 +233,7 @@ class SmtpMailer:
 
     async def _try(self, waiting: WaitingMail) -> None:
         try:
-            await self._deliver(waiting.letter)
+            await deliver(self._sink, self._server, waiting.letter)
         except NotDeliveredError as error:
             again = self._queue.failed(waiting, self._clock(), for_good=error.for_good, why=error.reason)
             _log.warning("mail not sent", reason=error.reason, tries=waiting.tries + 1, again=again)
@@ -241,14 +241,16 @@ class SmtpMailer:
             self._queue.succeeded()
             _log.info("mail sent", subject=waiting.letter.subject)
 
-    async def _deliver(self, letter: Letter) -> None:
-        sender = self._sink.sender
-        body = letters.written(letter, sender, datetime.now(UTC), secrets.token_hex(16))
-        try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                await smtp_delivery.deliver(self._server, self._sink.trusted, Envelope(sender.address, letter.to, sender.domain, body))
-        except TimeoutError as error:
-            raise NotDeliveredError("the server is too slow", for_good=False) from error
+
+async def deliver(sink: MailSink, server: MailServer, letter: Letter, *, deadline_seconds: float | None = None) -> str:
+    """Hand a mail over now, without queue and retries. Return the server's answer. Raises NotDeliveredError."""
+    sender = sink.sender
+    body = letters.written(letter, sender, datetime.now(UTC), secrets.token_hex(16))
+    try:
+        async with asyncio.timeout(deadline_seconds or DEADLINE_SECONDS):
+            return await smtp_delivery.deliver(server, sink.trusted, Envelope(sender.address, letter.to, sender.domain, body))
+    except TimeoutError as error:
+        raise NotDeliveredError("the server is too slow", for_good=False) from error
 
 
 def _raise_if_canceled() -> None:

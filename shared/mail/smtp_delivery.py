@@ -23,16 +23,20 @@ class Envelope:
 
 
 class NotDeliveredError(Exception):
-    """``for_good``: a retry cannot help. The reason quotes neither the mail nor the server, whose answer may contain an address."""
+    """``for_good``: a retry cannot help. The reason quotes neither the mail nor the server, whose answer may contain an address.
 
-    def __init__(self, reason: str, *, for_good: bool) -> None:
+    ``answer`` is what the server said, if anything: only for the recipient, never for a log.
+    """
+
+    def __init__(self, reason: str, *, for_good: bool, answer: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
         self.for_good = for_good
+        self.answer = answer
 
 
-async def deliver(server: MailServer, trusted: ssl.SSLContext | None, envelope: Envelope) -> None:
-    """``trusted`` is required unless ``server.security`` is NONE. Raises NotDeliveredError."""
+async def deliver(server: MailServer, trusted: ssl.SSLContext | None, envelope: Envelope) -> str:
+    """Return the server's answer to the mail. ``trusted`` is required unless ``server.security`` is NONE. Raises NotDeliveredError."""
     smtp = SMTP(
         hostname=server.host,
         port=server.port,
@@ -49,10 +53,11 @@ async def deliver(server: MailServer, trusted: ssl.SSLContext | None, envelope: 
             await _start_tls(smtp)
         if server.username is not None and server.password is not None:
             await _log_in(smtp, server.username, server.password)
-        await smtp.sendmail(envelope.sender, envelope.to, envelope.body)
+        _, answer = await smtp.sendmail(envelope.sender, envelope.to, envelope.body)
         # The server has the mail, even if it doesn't answer to QUIT.
         with contextlib.suppress(aiosmtplib.SMTPException, OSError):
             await smtp.quit()
+        return answer
     except (aiosmtplib.SMTPException, OSError, ValueError) as error:
         raise _translate(error) from error
     finally:
@@ -81,11 +86,11 @@ def _not_supported() -> NotDeliveredError:
 def _translate(error: Exception) -> NotDeliveredError:
     match error:
         case aiosmtplib.SMTPRecipientsRefused():
-            return _by_code(error.recipients[0].code, "the server refuses the recipient")
+            return _by_code(error.recipients[0].code, "the server refuses the recipient", error.recipients[0].message)
         case aiosmtplib.SMTPAuthenticationError():
-            return _by_code(error.code, "the server rejects our user name and password")
+            return _by_code(error.code, "the server rejects our user name and password", error.message)
         case aiosmtplib.SMTPResponseException():
-            return _by_code(error.code, "the server refuses")
+            return _by_code(error.code, "the server refuses", error.message)
         case TimeoutError():
             return NotDeliveredError("the server does not answer in time", for_good=False)
         case aiosmtplib.SMTPConnectError():
@@ -100,6 +105,6 @@ def _connection_failed(error: BaseException) -> NotDeliveredError:
     return NotDeliveredError(f"the connection failed: {type(error).__name__}", for_good=False)
 
 
-def _by_code(code: int, reason: str) -> NotDeliveredError:
+def _by_code(code: int, reason: str, answer: str) -> NotDeliveredError:
     """RFC 5321 §4.2.1: 5yz is final."""
-    return NotDeliveredError(f"{reason} ({code})", for_good=500 <= code <= 599)
+    return NotDeliveredError(f"{reason} ({code})", for_good=500 <= code <= 599, answer=answer)

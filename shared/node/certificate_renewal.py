@@ -157,6 +157,7 @@ class CertificateRenewal:
                 return False
             self.take(reply)
         except errors.AimeshError as error:
+            self._trust.was_revoked |= isinstance(error, errors.NodeRevoked)
             self.note("certificate not renewed", error.message)
             return False
         return True
@@ -230,6 +231,11 @@ class CertificateRenewal:
             self._save()
             self.changed()
         return True
+
+    def remember_revocation(self) -> None:
+        """Save that this node is revoked. Only a new key ends that."""
+        self.membership = msgspec.structs.replace(self.membership, was_revoked=True)
+        self._save()
 
     def _on_entry(self, entry: DirectoryEntry) -> None:
         """Renew at once when auth appears."""

@@ -31,7 +31,7 @@ from shared.node.stock_clients.nats_micro import Micro
 from shared.node.stock_clients.stock_rpc_clients import StockRpcClients
 from shared.node.swarm_settings import initial_nodes, keys_of, open_swarm
 from shared.node.transports import Transports
-from shared.protocol.directory import Announcement, Directory, ModelOffer, WorkerLoad
+from shared.protocol.directory import Announcement, Directory, ModelOffer, ModelPull, WorkerLoad
 from shared.stores import file_lock
 from shared.telemetry import log_buffer, logs, tracing
 from shared.telemetry.metrics_registry import Exemplars, Metrics, version
@@ -72,6 +72,7 @@ class _Offer:
     models: tuple[ModelOffer, ...] = ()
     load: WorkerLoad = field(default_factory=WorkerLoad)
     not_ready: str = ""
+    pulls: tuple[ModelPull, ...] = ()
 
 
 class Node:
@@ -125,9 +126,16 @@ class Node:
             plan.swarm.on_request, plan.swarm.on_requester_gone = stock_clients.answer, stock_clients.gone
             self.membership_changed()
 
-    def offer(self, *, models: tuple[ModelOffer, ...] = (), load: WorkerLoad | None = None, not_ready: str = "") -> None:
+    def offer(
+        self,
+        *,
+        models: tuple[ModelOffer, ...] = (),
+        load: WorkerLoad | None = None,
+        not_ready: str = "",
+        pulls: tuple[ModelPull, ...] = (),
+    ) -> None:
         """Change what announcements say, and announce a change at once."""
-        offer = _Offer(models, load or WorkerLoad(), not_ready)
+        offer = _Offer(models, load or WorkerLoad(), not_ready, pulls)
         if offer != self._offer:
             self._offer = offer
             self.announcer.announce_soon()
@@ -236,7 +244,7 @@ class Node:
             self.role, self.id, version(), self.started_at, offer.models, offer.load,
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
             self.node_transports.faults(),
-            self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC),
+            self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls,
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:

@@ -33,6 +33,8 @@ class MembershipFile(msgspec.Struct, frozen=True, rename="camel"):
     nodes_seen_at: float = 0.0
     #: Former values of ``bootstrap``, newest first, tried while the current ones do not answer.
     older_bootstrap: tuple[str, ...] = ()
+    #: Nobody answers a revoked node, so it would not learn it again after a restart.
+    was_revoked: bool = False
 
 
 NODES_LAST_SECONDS = 24 * 3600.0
@@ -97,6 +99,7 @@ def load_into(trust: Trust, membership: MembershipFile) -> None:
     """Load the saved membership into ``trust``. Raises NotCertified if the file was tampered with: the list is another mesh's."""
     trust.authorities = membership.authorities
     trust.certificate = membership.certificate
+    trust.was_revoked = membership.was_revoked
     trust.topics = tuple((secret.epoch, secret.secret) for secret in membership.topics)
     if membership.revocations:
         trust.take_list(membership.revocations)

@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 import uvloop
@@ -19,13 +20,18 @@ from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
 from shared.rpc import authorization
 from shared.telemetry import logs
-from shared.types import SERVICE_NAMES
+from shared.types import SERVICE_NAMES, Role
+
+#: The exit status of a worker that an administrator has revoked; the same as aicli's. systemd must not restart it.
+REVOKED_STATUS = 6
+_LOOK_SECONDS = 1.0
 
 _log = logs.get()
 
 
 def run(service: type[Service], settings_kind: type[Any]) -> None:
-    """Run ``service`` until SIGTERM or SIGINT. Exits with 1 and one line if it cannot start, with 2 if its settings are invalid."""
+    """Run ``service`` until SIGTERM or SIGINT. Exits with 1 and one line if it cannot start, with 2 if its settings are invalid, with 6 if
+    it is a worker that was revoked."""
     try:
         settings = config.load(settings_kind, os.environ)
     except errors.BadSettings as error:
@@ -38,6 +44,8 @@ def run(service: type[Service], settings_kind: type[Any]) -> None:
             runner.run(_live(service, settings))
     except* errors.BadSettings as group:
         sys.exit(_print_error(errors.first_of(group), 2))
+    except* errors.NodeRevoked as group:
+        sys.exit(_print_error(errors.first_of(group), REVOKED_STATUS))
     except* errors.AimeshError as group:
         _log.error("the service failed", problem=errors.first_of(group).message)
         sys.exit(_print_error(errors.first_of(group), 1))
@@ -65,9 +73,22 @@ async def _live(service: type[Service], settings: Any) -> None:
                 gc.collect()
                 gc.freeze()
                 _log.info("ready", port=settings.port, id=node.id)
-                await stop.wait()
+                await _wait_for_end(stop, node)
                 await _drain(node, server, serving)
             _log.info("stopped")
+
+
+async def _wait_for_end(stop: asyncio.Event, node: Node) -> None:
+    """Raises NodeRevoked if this is a worker and was revoked: the mesh has cut its links, so there is nothing to drain."""
+    while not stop.is_set():
+        if node.role is Role.WORKER and node.trust.is_revoked:
+            node.renewal.remember_revocation()
+            raise errors.NodeRevoked(
+                "an administrator has revoked this machine", hint="to join again, use a new ticket: aicli worker --join TICKET"
+            )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                await stop.wait()
 
 
 async def _drain(node: Node, server: HttpServer, serving: asyncio.Task[None]) -> None:

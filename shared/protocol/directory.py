@@ -40,6 +40,15 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     busy: int = 0
 
 
+class ModelPull(msgspec.Struct, array_like=True, frozen=True):
+    """A download of a model that is running."""
+
+    name: Annotated[str, msgspec.Meta(max_length=200)]
+    done_bytes: int
+    total_bytes: int | None
+    bytes_per_second: float
+
+
 class WorkerLoad(msgspec.Struct, array_like=True, frozen=True):
     slots: int = 0
     running: int = 0
@@ -72,6 +81,7 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     contested: tuple[str, ...] = ()
     #: By the node's clock; older versions do not send it. The directory drops it, because it alone is no change.
     made_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    pulls: tuple[ModelPull, ...] = ()
 
 
 encode = msgspec.msgpack.Encoder().encode

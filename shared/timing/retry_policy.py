@@ -33,7 +33,7 @@ class FailureFacts:
     failures: int
     #: Since the first of them.
     seconds: float
-    #: A gateway accepted the request before, so there is an answer to resume.
+    #: A gateway accepted the request in an earlier attempt, so there may be an answer to resume.
     was_taken: bool
 
 
@@ -43,7 +43,7 @@ def find_pause(error: errors.AimeshError, trouble: FailureFacts, patience: Retry
     if code not in PASSING:
         return None
     if code == errors.NotReachable.code and not trouble.was_taken:
-        # The call already waited for a gateway, and there is nothing to resume.
+        # The call already waited for a gateway, or the gateway for a worker, and there is nothing to resume.
         return None
     backoff = Backoff(patience.first_pause_seconds, patience.longest_pause_seconds, jitter=0.5)
     pause = max(backoff.pause(trouble.failures, lambda: drawn), error.retry_after_seconds or 0.0)

@@ -45,6 +45,8 @@ class _Reset(msgspec.Struct, array_like=True, tag=1, frozen=True):
 
     link: int
     why: str
+    #: The error code; empty from older nodes.
+    code: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -190,7 +192,7 @@ class NatsTransport:
 
     def forget(self, link: NatsLink, why: errors.AimeshError) -> None:
         if self._links.pop(link.key, None) is not None:
-            self._reset(link.subject, link.id, why.message)
+            self._reset(link.subject, link.id, why.message, errors.code_of(why))
 
     def _hello(self, link: NatsLink) -> Hello:
         me = self.me
@@ -225,9 +227,9 @@ class NatsTransport:
             link.sent += 1
         link.wrote_all()
 
-    def _reset(self, subject: str, link_id: int, why: str) -> None:
+    def _reset(self, subject: str, link_id: int, why: str, code: str = "") -> None:
         if self.connected:
-            self.nats.publish(subject, _encode(_Reset(link_id, why[:200])))
+            self.nats.publish(subject, _encode(_Reset(link_id, why[:200], code)))
 
     async def _tick(self) -> None:
         while True:
@@ -263,6 +265,7 @@ class NatsTransport:
         if isinstance(envelope, _Reset):
             if link is not None:
                 who = f"{link.peer.role} {link.peer.node[:8]}"
+                self.trust.was_revoked |= envelope.code == errors.NodeRevoked.code
                 link.close(errors.LinkLost(f"{who} closed the link: {envelope.why}", hint="try again"))
         elif link is None:
             self._accept(message.subject, envelope, len(message.payload))

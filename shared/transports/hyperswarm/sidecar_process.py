@@ -43,10 +43,12 @@ def find_node() -> Path:
 
 def find_sidecar() -> Path:
     """Return the sidecar's program. Raises NodeMissing if its packages are not installed."""
+    if os.name == "nt":
+        raise NodeMissing("Hyperswarm needs Linux or macOS", hint="on Windows, use WSL")
     if not (SIDECAR / "node_modules" / "hyperswarm").is_dir():
         raise NodeMissing(
             f"the packages of the sidecar are not installed in {SIDECAR}",
-            hint="run `make setup`, or in that folder: npm ci --omit=dev --ignore-scripts",
+            hint="pip install 'aimesh[mesh]'; in a checkout, `make setup`, or in that folder: npm ci --omit=dev --ignore-scripts",
         )
     return SIDECAR / "main.js"
 
