@@ -81,6 +81,17 @@ def invitation(organisation: str, by: str, page: str, token: str, days: int) -> 
     )
 
 
+def colleague_invitation(by: str, offer: str, page: str, token: str, days: int) -> AccountMail:
+    """Write the invitation to the mesh itself. ``offer`` is "a developer"; ``page`` is as for ``reset``."""
+    link = f"To accept, open this link:\n\n{page}#{token}\n\nOr paste" if page else "To accept, paste"
+    return AccountMail(
+        f"{_line(by)} invited you to aimesh",
+        f"Hello,\n\n{_line(by)} invited you to an AI platform (aimesh), as {_line(offer)}.\n\n"
+        f"{link} this code into the page /join there:\n\n{token}\n\n"
+        f"The code works once, for this address, and expires after {days} days. If you don't know the sender, ignore this email.\n",
+    )
+
+
 def erasure_planned(username: str, at: datetime, page: str) -> AccountMail:
     where = f"\n\n{page}" if page else ""
     return _text(
@@ -95,6 +106,10 @@ def erasure_called_off(username: str) -> AccountMail:
     return _text(
         "Account deletion canceled", username, f"This account won't be deleted: someone signed in or canceled the deletion.\n\n{_NOT_YOU}"
     )
+
+
+def test_mail(username: str) -> AccountMail:
+    return _text("Test email", username, "You sent this email from the setup page of aimesh. Email works.")
 
 
 def _text(subject: str, username: str, text: str) -> AccountMail:

@@ -9,9 +9,12 @@ from datetime import timedelta
 from services.auth import api_keys, name_rules, sealing
 from services.auth.accounts.account_store import AccountStore
 from services.auth.accounts.api_key_rpc import ApiKeyRpc
+from services.auth.accounts.colleague_rpc import ColleagueRpc
+from services.auth.accounts.colleague_store import ColleagueStore
 from services.auth.accounts.password_changes import PasswordChanges
 from services.auth.accounts.profile import ProfileRpc
 from services.auth.accounts.request_limits import MailLimits, RegistrationLimits
+from services.auth.accounts.setup_rpc import SetupRpc
 from services.auth.accounts.user_rpc import AccessReviews, FactorRemoval, UserRpc
 from services.auth.audit.anchoring import Anchoring, AnchorKeys
 from services.auth.audit.audit_log import AuditLog, AuditUpkeep
@@ -49,7 +52,7 @@ from services.auth.store import opened as database_of
 from shared import errors
 from shared.api.gateway import Check
 from shared.mail import mailer as mail
-from shared.mail.mailer import Mailer
+from shared.mail.mailer import Mailer, MailSink
 from shared.node import Node
 from shared.stores.cache import Cache
 from shared.stores.database import Database
@@ -69,6 +72,8 @@ class OpenedStores:
     cache: Cache
     passwords: Passwords
     mailer: Mailer
+    #: For test mails, which skip the queue.
+    mail_sink: MailSink
     signers: ActiveKeys
 
     async def checks(self) -> tuple[Check, ...]:
@@ -123,6 +128,7 @@ class Wiring:
         opening = SessionOpening(parts, at_login=(erasures.call_off_at_login,))
         logins = LoginRpc(parts, factors, opening)
         passwords = PasswordChanges(parts, accounts, MailLimits(cache), mailer)
+        colleagues = ColleagueRpc(parts, ColleagueStore(database), mailer, cache)
         days = Days(invitations=self._settings.invitation_days, ended_keys=self._settings.ended_key_days)
         handlers = (
             logins,
@@ -131,7 +137,9 @@ class Wiring:
             OidcRpc(parts, oidc, logins),
             erasures,
             Exports(parts, own_data, (export.sessions(parts.sessions), export.audit(self._audit_rows))),
-            UserRpc(parts, RegistrationLimits(cache, self._settings.registrations_per_address)),
+            UserRpc(parts, RegistrationLimits(cache, self._settings.registrations_per_address), colleagues),
+            colleagues,
+            SetupRpc(parts, self._opened.mail_sink, cache),
             passwords,
             ProfileRpc(parts, accounts, factors, mailer),
             ApiKeyRpc(parts),
@@ -172,7 +180,7 @@ async def opened(settings: AuthSettings) -> AsyncIterator[OpenedStores]:
         await ensure_first_admin(settings, AccountTables(database), passwords)
         signers = ActiveKeys(SigningKeyStore(database), sealer, timedelta(days=settings.signing_key_days))
         await signers.begin()
-        yield OpenedStores(database, cache, passwords, mailer, signers)
+        yield OpenedStores(database, cache, passwords, mailer, post, signers)
 
 
 async def ensure_first_admin(settings: AuthSettings, store: AccountTables, passwords: Passwords) -> None:

@@ -16,6 +16,8 @@ MOST_INVITED_A_DAY = 20
 FOR_AN_ACCOUNT = 3
 #: For one client address, whatever accounts it asks for.
 FOR_AN_ADDRESS = 10
+#: Invitations that one client address may look up per hour.
+MOST_INVITATIONS_READ = 100
 _SCRIPT = "hourly"
 _DAY_SECONDS = 24 * 3600
 

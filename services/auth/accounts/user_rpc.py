@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from services.auth import api_keys, audit_records, mail_texts, name_rules, roles
 from services.auth.accounts.account_store import SessionRevocation
+from services.auth.accounts.colleague_rpc import ColleagueRpc
 from services.auth.accounts.request_limits import RegistrationLimits
 from services.auth.dependencies import Dependencies
 from services.auth.mfa.factor_store import FactorStore
@@ -26,7 +27,7 @@ _log = logs.get(part="auth")
 
 
 class UserRpc:
-    def __init__(self, parts: Dependencies, limits: RegistrationLimits) -> None:
+    def __init__(self, parts: Dependencies, limits: RegistrationLimits, colleagues: ColleagueRpc) -> None:
         self._settings = parts.settings
         self._node = parts.node
         self._store = parts.store
@@ -34,6 +35,7 @@ class UserRpc:
         self._identities = parts.identities
         self._trail = parts.trail
         self._limits = limits
+        self._colleagues = colleagues
 
     @serves(auth.register_user)
     async def register_user(self, request: auth.RegisterUser, call: RpcCall) -> auth.User:
@@ -59,6 +61,8 @@ class UserRpc:
             else:
                 act = audit_records.done("user.register", by, tenant=TenantId(user.id), target=user.id)
             await self._trail.add(transaction, act)
+            if by is None and request.invitation:
+                user = await self._colleagues.join(transaction, request.invitation, user) or user
         self._node.metrics.registrations.inc()
         self._node.publish(events.UserRegistered(datetime.now(UTC), user.id))
         _log.info("user registered", user_id=user.id)
@@ -88,7 +92,10 @@ class UserRpc:
         if request.invitation is None:
             return False
         # The inviter vouches for the address: without mail, the code reaches its recipient through them.
-        return await self._store.is_invited(api_keys.hash_token(request.invitation.strip()), request.user_data.email)
+        email = request.user_data.email
+        return await self._store.is_invited(api_keys.hash_token(request.invitation.strip()), email) or await self._colleagues.is_invited(
+            request.invitation, email
+        )
 
     async def _find_inviter(self, request: auth.RegisterUser) -> tuple[UserId, TenantId] | None:
         """Return the inviter and the organization; None if no inviter has to vouch."""

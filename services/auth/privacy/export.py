@@ -27,7 +27,7 @@ _OWN_FILES = {
     "preferences.json": ("export_preferences", "Your preferences from the settings page, if you have set any."),
     "keys.json": ("export_keys", "Your API keys, including ended ones. Their secrets are not stored."),
     "organisations.json": ("export_organisations", "The organizations that you are a member of."),
-    "invitations.json": ("export_invitations", "Invitations to organizations, sent to you and by you."),
+    "invitations.json": ("export_invitations", "Invitations to organizations and to the mesh, sent to you and by you."),
     "logins-at-providers.json": ("export_links", "Logins at providers that open your account."),
     "nodes.json": ("export_nodes", "Machines that you added to the mesh."),
     "tickets.json": ("export_tickets", "Tickets with which machines can join in your name."),

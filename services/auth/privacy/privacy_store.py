@@ -20,6 +20,7 @@ _ERASED = (
     "erase_former_hashes",
     "erase_keys",
     "erase_invitations",
+    "erase_colleague_invitations",
     "close_organisations",
     "erase_memberships",
     "erase_second_factor",

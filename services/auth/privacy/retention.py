@@ -48,6 +48,7 @@ def own(store: PrivacyStore, days: Days) -> tuple[RetentionRule, ...]:
         RetentionRule("password_resets", days.password_resets, by("forget_resets")),
         RetentionRule("former_secrets", days.former_secrets, by("forget_former_hashes")),
         RetentionRule("invitations", days.invitations, by("forget_invitations")),
+        RetentionRule("colleague_invitations", days.invitations, by("forget_colleague_invitations")),
         RetentionRule("tickets", days.tickets, by("forget_tickets")),
         RetentionRule("ended_keys", days.ended_keys, by("forget_ended_keys")),
     )

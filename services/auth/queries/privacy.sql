@@ -80,6 +80,10 @@ WHERE lower(email) = (SELECT lower(email) FROM users WHERE id = $1)
         AND NOT EXISTS (SELECT 1 FROM organisation_members WHERE organisation_id = invitations.organisation_id AND user_id <> $1)
     );
 
+-- name: erase_colleague_invitations
+-- Invitations to the mesh, sent to this user.
+DELETE FROM colleague_invitations WHERE lower(email) = (SELECT lower(email) FROM users WHERE id = $1);
+
 -- name: erase_memberships
 -- Leave every organization.
 DELETE FROM organisation_members WHERE user_id = $1;
@@ -156,7 +160,7 @@ SELECT row_to_json(found)::text AS written FROM (
 -- name: export_preferences
 -- The preferences.
 SELECT row_to_json(found)::text AS written FROM (
-    SELECT default_model, theme, notify_by_mail FROM preferences WHERE user_id = $1
+    SELECT default_model, theme, notify_by_mail, setup_dismissed FROM preferences WHERE user_id = $1
 ) AS found;
 
 -- name: export_keys
@@ -183,7 +187,11 @@ SELECT row_to_json(found)::text AS written FROM (
 -- Invitations to this user's address, and by this user without the addresses of others.
 SELECT row_to_json(found)::text AS written FROM (
     SELECT id, organisation_id, role, created_at, expires_at, accepted_at, withdrawn_at, invited_by = $1 AS by_you
-    FROM invitations
+    FROM (
+        SELECT id, organisation_id, role, created_at, expires_at, accepted_at, withdrawn_at, invited_by, email FROM invitations
+        UNION ALL
+        SELECT id, organisation_id, role, created_at, expires_at, accepted_at, withdrawn_at, invited_by, email FROM colleague_invitations
+    ) AS sent
     WHERE invited_by = $1 OR lower(email) = (SELECT lower(email) FROM users WHERE id = $1)
     ORDER BY created_at, id
 ) AS found;
@@ -216,6 +224,12 @@ DELETE FROM password_resets WHERE user_id IN (
 -- Invitations that were accepted, withdrawn or expired before this time.
 DELETE FROM invitations WHERE id IN (
     SELECT id FROM invitations WHERE least(accepted_at, withdrawn_at, expires_at) < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
+);
+
+-- name: forget_colleague_invitations
+-- The same of invitations to the mesh.
+DELETE FROM colleague_invitations WHERE id IN (
+    SELECT id FROM colleague_invitations WHERE least(accepted_at, withdrawn_at, expires_at) < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
 );
 
 -- name: forget_former_hashes
