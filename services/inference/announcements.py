@@ -24,7 +24,17 @@ class WorkerNode(console_status.ConsoleNode, Protocol):
     metrics: telemetry.Metrics
     tasks: asyncio.TaskGroup
 
-    def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.WorkerLoad, not_ready: str = "") -> None: ...
+    @property
+    def drain_started(self) -> asyncio.Event: ...
+
+    def offer(
+        self,
+        *,
+        models: tuple[directory.ModelOffer, ...],
+        load: directory.WorkerLoad,
+        not_ready: str = "",
+        pulls: tuple[directory.ModelPull, ...] = (),
+    ) -> None: ...
 
 
 class WorkerPause:
@@ -51,8 +61,18 @@ class Announcements:
         self._node = node
         self._pause = pause
         self.backend: Backend | None = None
+        self._pulls: tuple[directory.ModelPull, ...] = ()
         #: Models that have gauges; those of the speed ask the engines at each scrape.
         self._measured: set[ModelName] = set()
+
+    async def follow_pulls(self, read_pulls: Callable[[], tuple[directory.ModelPull, ...]]) -> None:
+        """Announce the downloads that ``read_pulls``, which blocks, returns; runs until cancelled."""
+        while True:
+            pulls = await asyncio.to_thread(read_pulls)
+            if pulls != self._pulls:
+                self._pulls = pulls
+                self.changed()
+            await asyncio.sleep(directory.ANNOUNCE_SECONDS)
 
     def changed(self) -> None:
         if self.backend is None:
@@ -68,6 +88,7 @@ class Announcements:
                 expected_wait_seconds=self.backend.expected_wait_seconds(),
             ),
             not_ready=why_not_ready(statuses, is_paused=self._pause.is_on),
+            pulls=self._pulls,
         )
         for status in statuses:
             self._measure(status)

@@ -1,4 +1,4 @@
-"""Serves POST /infer: runs a prompt over plain HTTP for programs on the same machine that have the service token.
+"""Serves POST /infer: runs prompts and computes embeddings over plain HTTP for programs on this machine that have the service token.
 
 It is bare ASGI, because a framework for one route would cost memory in every worker.
 """
@@ -7,14 +7,17 @@ import asyncio
 import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from services.inference.backend_interface import Sink
+from services.inference.backend_interface import Sink, VectorSink
 from shared import errors
+from shared.api import embedding
+from shared.api.embedding import Embedded, GivenInput, Vectors
 from shared.api.generation import ChatMessage, Generation, Sampling, Usage
 from shared.api.inference import Chunk
+from shared.api.method import field_name
 from shared.telemetry import logs
 from shared.types import FinishReason, ModelName
 
@@ -29,10 +32,17 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Outcome = TypeVar("Outcome")
 
 
 class GenerateCall(Protocol):
     async def __call__(self, model: ModelName, prompt: str | tuple[ChatMessage, ...], requested: Sampling, sink: Sink, /) -> Generation: ...
+
+
+class EmbedCall(Protocol):
+    async def __call__(
+        self, model: ModelName, inputs: tuple[embedding.EmbeddingInput, ...], dimensions: int | None, sink: VectorSink, /
+    ) -> Embedded: ...
 
 
 class InferMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +51,7 @@ class InferMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkerInferBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Has either ``prompt`` or ``messages``."""
+    """Has ``prompt``, ``messages`` or, for embeddings, ``input``."""
 
     model: ModelName
     prompt: str | None = None
@@ -53,11 +63,22 @@ class WorkerInferBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     stop: str | tuple[str, ...] = ()
     seed: int | None = None
     stream: bool = False
+    input: GivenInput | None = None
+    dimensions: int | None = None
+
+    def embedding_inputs(self) -> tuple[embedding.EmbeddingInput, ...]:
+        """Return the inputs for embeddings. Raises BadRequest if there are other fields."""
+        if self != WorkerInferBody(model=self.model, input=self.input, dimensions=self.dimensions) or self.input is None:
+            raise errors.BadRequest("input and dimensions ask for embeddings; send only model and dimensions with input")
+        try:
+            return embedding.separate_inputs(self.input)
+        except ValueError as error:
+            raise errors.BadRequest(f"input {error}") from error
 
     def words(self) -> str | tuple[ChatMessage, ...]:
         """Return the prompt or the messages. Raises BadRequest unless exactly one of the two is given."""
         if (self.prompt is None) == (not self.messages):
-            raise errors.BadRequest("give either prompt or messages")
+            raise errors.BadRequest("give either prompt or messages, or input for embeddings")
         return self.prompt if self.prompt is not None else tuple(ChatMessage(one.role, one.content) for one in self.messages)
 
     def sampling(self) -> Sampling:
@@ -76,6 +97,12 @@ class InferAnswer(msgspec.Struct, frozen=True):
 
     text: str
     finish_reason: FinishReason
+    usage: InferUsage
+
+
+class EmbedAnswer(msgspec.Struct, frozen=True):
+    #: The vectors in the order of the inputs, each encoded when it arrived.
+    embeddings: tuple[msgspec.Raw, ...]
     usage: InferUsage
 
 
@@ -99,8 +126,9 @@ class InferErrorBody(msgspec.Struct, frozen=True):
 class InferHttp:
     """The ASGI application. Answers 404 for every other path."""
 
-    def __init__(self, generate: GenerateCall, token: str | None) -> None:
+    def __init__(self, generate: GenerateCall, embed: EmbedCall, token: str | None) -> None:
         self._generate = generate
+        self._embed = embed
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +137,9 @@ class InferHttp:
         try:
             self._admit(scope)
             body = _parse(await _read(receive))
-            if body.stream:
+            if body.input is not None or body.dimensions is not None:
+                await self._answer_embeddings(body, receive, send)
+            elif body.stream:
                 await self._stream(body, receive, send)
             else:
                 await self._answer(body, receive, send)
@@ -145,6 +175,13 @@ class InferHttp:
         answer = InferAnswer("".join(collected.texts), generation.finish_reason, _usage(generation.usage))
         await _send_json(send, 200, answer)
 
+    async def _answer_embeddings(self, body: WorkerInferBody, receive: Receive, send: Send) -> None:
+        collected = _CollectedVectors()
+        running = _in_time(self._embed(body.model, body.embedding_inputs(), body.dimensions, collected))
+        embedded = await _while_connected(running, receive)
+        usage = InferUsage(embedded.prompt_tokens, 0, embedded.prompt_tokens)
+        await _send_json(send, 200, EmbedAnswer(tuple(collected.vectors), usage))
+
     async def _stream(self, body: WorkerInferBody, receive: Receive, send: Send) -> None:
         events = _Events(send)
         try:
@@ -160,11 +197,7 @@ class InferHttp:
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def _run(self, body: WorkerInferBody, sink: Sink) -> Generation:
-        try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                return await self._generate(body.model, body.words(), body.sampling(), sink)
-        except TimeoutError:
-            raise errors.DeadlineExceeded(f"the answer took more than {DEADLINE_SECONDS:g} s", hint="request fewer tokens") from None
+        return await _in_time(self._generate(body.model, body.words(), body.sampling(), sink))
 
 
 class _ClientGone(Exception):
@@ -182,6 +215,19 @@ class _CollectedAnswer:
 
     async def send(self, item: Chunk) -> None:
         self.texts.append(item.text)
+
+
+class _CollectedVectors:
+    """Collects vectors; the limits on inputs and dimensions bound their size."""
+
+    def __init__(self) -> None:
+        self.vectors: list[msgspec.Raw] = []
+
+    def accept(self, prompt_tokens: int | None) -> None:
+        """Does nothing: the usage at the end has the count."""
+
+    async def send(self, item: Vectors) -> None:
+        self.vectors += [msgspec.Raw(msgspec.json.encode(embedding.decode_vector(vector))) for vector in item.vectors]
 
 
 class _Events:
@@ -212,7 +258,15 @@ class _Events:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _while_connected(run: Awaitable[Generation], receive: Receive) -> Generation:
+async def _in_time(run: Awaitable[Outcome]) -> Outcome:
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            return await run
+    except TimeoutError:
+        raise errors.DeadlineExceeded(f"the answer took more than {DEADLINE_SECONDS:g} s", hint="request less at once") from None
+
+
+async def _while_connected(run: Awaitable[Outcome], receive: Receive) -> Outcome:
     """Await ``run``; cancel it and raise _ClientGone when the client disconnects."""
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(_settled(run))
@@ -227,7 +281,7 @@ async def _while_connected(run: Awaitable[Generation], receive: Receive) -> Gene
     return outcome
 
 
-async def _settled(run: Awaitable[Generation]) -> Generation | errors.AimeshError:
+async def _settled(run: Awaitable[Outcome]) -> Outcome | errors.AimeshError:
     """Return an expected failure, so that the task group above doesn't wrap it in an ExceptionGroup."""
     try:
         return await run
@@ -235,7 +289,7 @@ async def _settled(run: Awaitable[Generation]) -> Generation | errors.AimeshErro
         return error
 
 
-async def _cancel_when_gone(running: "asyncio.Task[Generation | errors.AimeshError]", receive: Receive) -> None:
+async def _cancel_when_gone(running: "asyncio.Task[Outcome | errors.AimeshError]", receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     running.cancel()
@@ -255,12 +309,34 @@ async def _read(receive: Receive) -> bytes:
 
 
 def _parse(body: bytes) -> WorkerInferBody:
+    """Take the fields beside the model or in ``payload``, in snake_case or camelCase. Raises BadRequest."""
     try:
-        return msgspec.json.decode(body, type=WorkerInferBody)
+        found = _snake_names(msgspec.json.decode(body, type=dict[str, object]))
+        if "payload" in found:
+            found = _without_payload(found)
+        return msgspec.convert(found, WorkerInferBody)
     except msgspec.ValidationError as error:
         raise errors.BadRequest(str(error), hint="see services/inference/README.md for the fields") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.BadRequest(f"the body is not valid JSON: {error}") from error
+
+
+def _snake_names(found: dict[str, object]) -> dict[str, object]:
+    renamed = {field_name(name): value for name, value in found.items()}
+    if len(renamed) != len(found):
+        raise errors.BadRequest("a field occurs in both spellings", hint="send it once")
+    return renamed
+
+
+def _without_payload(found: dict[str, object]) -> dict[str, object]:
+    if unknown := found.keys() - {"model", "payload"}:
+        raise errors.BadRequest(f"{min(unknown)} belongs into payload", hint="send model and payload only, or no payload")
+    payload = found.pop("payload")
+    if isinstance(payload, str):
+        return found | {"prompt": payload}
+    if not isinstance(payload, dict) or "model" in payload:
+        raise errors.BadRequest("payload must be a prompt, or an object without model")
+    return found | _snake_names(payload)
 
 
 def _usage(usage: Usage) -> InferUsage:

@@ -1,7 +1,9 @@
 """Checks requests and turns them into jobs for a backend.  Pure."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from services.inference.engine import sampling
 from services.inference.engine.sampling import Parameters
@@ -33,6 +35,11 @@ class GenerationJob:
     grammar: str = ""
     #: The request's id, the same on every worker.
     request: str = ""
+
+    def with_defaults(self, **defaults: float | None) -> "GenerationJob":
+        """Set the parameters that the model's catalog entry has and the caller has not."""
+        unset = {name: value for name, value in defaults.items() if value is not None and getattr(self.requested, name) is None}
+        return replace(self, parameters=msgspec.structs.replace(self.parameters, **unset)) if unset else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,8 @@ class ReceiptKeeper:
                 while True:
                     await self._arrived.wait()
                     self._arrived.clear()
-                    await loop.run_in_executor(thread, self._write, *self._due())
+                    # A cancel must not take a write back that the thread has not begun: its receipts are no longer in `_unwritten`.
+                    await asyncio.shield(loop.run_in_executor(thread, self._write, *self._due()))
         finally:
             self._write(*self._due())
 

@@ -14,9 +14,11 @@ from services.inference import announcements, console_status, infer_http, jobs
 from services.inference.announcements import PAUSED, Announcements, WorkerNode, WorkerPause
 from services.inference.backend_interface import Backend, EmbeddingBackend, ModelLoader, Sink, VectorSink
 from services.inference.backends import backend_selection
+from services.inference.model_pulls import ModelPulls
+from services.inference.models.model_store import ModelStore
 from services.inference.receipts import ReceiptKeeper
 from services.inference.settings import InferenceSettings
-from shared import errors, spans, telemetry
+from shared import context, errors, spans, telemetry
 from shared.api import embedding, inference
 from shared.api.embedding import Embedded, Vectors
 from shared.api.gateway import Check
@@ -48,6 +50,7 @@ class InferenceService:
         self._answers = WorkerAnswers(node.metrics, backend.name)
         self._backend = backend
         self._receipts = ReceiptKeeper(settings.receipts_path, node.trust.me)
+        self._pulls = ModelPulls(settings, node.drain_started)
 
     @classmethod
     @asynccontextmanager
@@ -65,6 +68,8 @@ class InferenceService:
                 node.tasks.create_task(_console_status(settings, node, backend, pause).run())
             service = cls(settings, node, backend, pause)
             node.tasks.create_task(service._receipts.run())
+            if isinstance(backend, ModelLoader):
+                node.tasks.create_task(watcher.follow_pulls(ModelStore(settings.store_path).pulls))
             yield service
 
     async def checks(self) -> tuple[Check, ...]:
@@ -81,7 +86,7 @@ class InferenceService:
         ) or (Check(name="models", ok=False, detail=announcements.why_not_ready((), is_paused=False)),)
 
     def asgi(self) -> infer_http.InferHttp:
-        return infer_http.InferHttp(self.generate, self._settings.service_token)
+        return infer_http.InferHttp(self.generate, self._embed_inputs, self._settings.service_token)
 
     @serves(inference.process_prompt)
     async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
@@ -121,6 +126,11 @@ class InferenceService:
         loader, model = self._loader(), self._status(request.model_id).model_id
         return await loader.unload(model)
 
+    @serves(inference.pull_model)
+    async def pull_model(self, request: inference.PullModel, stream: StreamCall[inference.PullProgress]) -> inference.PulledModel:
+        self._loader()
+        return await self._pulls.pull(request, stream)
+
     async def generate(
         self,
         model: ModelName,
@@ -154,6 +164,13 @@ class InferenceService:
                 log.info("generation ended", model=model, completion_tokens=timed.tokens, milliseconds=round(timed.seconds() * 1000))
             served.input_tokens = generation.usage.prompt_tokens
         return generation
+
+    async def _embed_inputs(
+        self, model: ModelName, inputs: tuple[embedding.EmbeddingInput, ...], dimensions: int | None, sink: VectorSink
+    ) -> Embedded:
+        """Run a request for embeddings from HTTP. Raises what ``run_embedding`` raises."""
+        request = embedding.Embed(model, inputs, context.new_request_id(), dimensions)
+        return await run_embedding(self._backend, self._status(model).model_id, request, sink, self._metrics)
 
     def _loader(self) -> ModelLoader:
         if not isinstance(self._backend, ModelLoader):

@@ -13,7 +13,7 @@ from services.inference.engine.engine_messages import KvType
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import quantities
 from services.inference.models.catalog import Defaults
-from shared import node
+from shared import model_sources, node
 from shared.config import Port, Variable
 from shared.node import machine
 
@@ -43,6 +43,12 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     model_store_quota: Annotated[
         str | None, Variable("MODEL_STORE_QUOTA", "disk space for pulled models together, such as 200GiB; `aicli models pull` checks it")
     ] = None
+    allow_pulls: Annotated[
+        bool, Variable("ALLOW_MODEL_PULLS", "whether administrators may download models to this machine, with aicli models pull --node")
+    ] = True
+    hub_url: model_sources.HubUrl = model_sources.HUB_URL
+    hub_token: model_sources.HubToken = None
+    mirrors: model_sources.Mirrors = msgspec.field(default_factory=dict)
     model_memory: Annotated[
         str | None,
         Variable("MODEL_MEMORY", "memory for all loaded models together, such as 12GiB; by default 90 % of what is free at the start"),

@@ -119,6 +119,9 @@ class LlamaBackend:
         return replicas[0].engine.pid if replicas else None
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+        entry = self._cache.get(job.model).entry
+        job = job.with_defaults(temperature=entry.temperature, top_p=entry.top_p, repeat_penalty=entry.repeat_penalty)
+
         async def work(engine: EngineInterface) -> Generation:
             style = None if engine.loaded is None else engine.loaded.tool_style
             return await engine.generate(await shaped(job, style, self._checkers[job.model]), sink)

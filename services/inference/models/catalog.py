@@ -42,6 +42,10 @@ class CatalogEntry:
     device: int | None = None
     #: Each GPU's share of the model; empty lets llama.cpp decide.
     tensor_split: tuple[float, ...] = ()
+    #: For requests that set none; None: the same default for all models.
+    temperature: float | None = None
+    top_p: float | None = None
+    repeat_penalty: float | None = None
 
     @property
     def names(self) -> tuple[ModelName, ...]:

@@ -14,13 +14,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from shared import addresses, errors
+from services.inference.models import model_reference
+from services.inference.models.model_reference import RemoteFile
+from shared import errors
 from shared.identity import private_file
 from shared.timing.backoff import Backoff
 
@@ -28,41 +29,26 @@ from shared.timing.backoff import Backoff
 CHUNK_BYTES = 1024 * 1024
 #: Without a byte for so long, the connection is opened again.
 STALL_SECONDS = 30.0
+#: Of a document that lists files: the largest repositories of the hub have 2 MB.
+MOST_DOCUMENT_BYTES, DOCUMENT_SECONDS = 16 * 1024 * 1024, 120.0
 #: In a row without progress.
 MOST_FAILURES = 5
 #: How often the file may change on the server meanwhile.
 MOST_RESTARTS = 3
 BACKOFF = Backoff(first_seconds=0.5, longest_seconds=8.0)
-#: If the server doesn't give the size, the room is checked for each part of this size.
+#: Parts of this size are written to the disk. If the server doesn't give the size, the room is checked for each.
 _PART_BYTES = 256 * 1024 * 1024
 
 #: Gets the step, and the bytes done and in all.
 Progress = Callable[[str, int, int | None], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteFile:
-    url: str
-    #: None if unknown before the download.
-    sha256: str | None = None
-    #: Sent to the URL's own server only.
-    token: str | None = field(default=None, repr=False)
-    #: Allow HTTP without TLS to other machines.
-    insecure: bool = False
-
-    @property
-    def key(self) -> str:
-        """Identifies it among partial files."""
-        return hashlib.sha256(self.url.encode()).hexdigest()[:32]
-
-    @property
-    def shown(self) -> str:
-        """Return the URL without a query, which may hold a secret."""
-        return self.url.partition("?")[0]
-
-
 class _Interrupted(Exception):
     """The transfer ended before the file did, or the file changed. Another attempt may succeed."""
+
+
+class Challenged(Exception):
+    """A registry wants a token from elsewhere; the argument is its challenge."""
 
 
 class _Whole(msgspec.Struct, frozen=True):
@@ -80,6 +66,10 @@ class PartialFile:
         self._progress = progress
         self._whole_file = path.with_suffix(".json")
         self._hasher = ThreadPoolExecutor(1, "sha256")
+        #: Writes to the disk meanwhile, so that the last sync is short.
+        self._syncer = ThreadPoolExecutor(1, "sync")
+        self._syncing: Future[None] | None = None
+        self._sync_at = 0
         self._hashing: Future[None] | None = None
         self._digest = hashlib.sha256()
         self._file: IO[bytes]
@@ -90,7 +80,7 @@ class PartialFile:
     @contextmanager
     def opened(self) -> Iterator["PartialFile"]:
         """Read what an earlier download left."""
-        with self._hasher, self._path.open("a+b", buffering=0) as self._file:
+        with self._path.open("a+b", buffering=0) as self._file, self._hasher, self._syncer:
             try:
                 self.whole = msgspec.json.decode(self._whole_file.read_bytes(), type=_Whole)
             except (OSError, ValueError):
@@ -98,7 +88,7 @@ class PartialFile:
             self._file.seek(0)
             while read := self._file.read(CHUNK_BYTES):
                 self._hash(read)
-                self._progress("checking", self.size, self.whole.size)
+                self.report("checking")
             yield self
 
     def restart(self) -> None:
@@ -119,13 +109,27 @@ class PartialFile:
         try:
             while left:
                 left = left[self._file.write(left) :]
+            if self.size >= self._sync_at and (self._syncing is None or self._syncing.done()):
+                self._finish_sync()
+                self._sync_at = self.size + _PART_BYTES
+                self._syncing = self._syncer.submit(os.fsync, self._file.fileno())
         except OSError as error:
             self._file.truncate(self.size)
             raise errors.TooLarge(f"cannot write {self._path}: {error.strerror}", hint="run the same command again; it resumes") from error
         self._hash(chunk)
 
+    def report(self, step: str) -> None:
+        self._progress(step, self.size, self.whole.size)
+
     def sync(self) -> None:
+        """Raises OSError."""
+        self._finish_sync()
         os.fsync(self._file.fileno())
+
+    def _finish_sync(self) -> None:
+        # The kernel reports an error once, so that a later sync would succeed.
+        if self._syncing is not None:
+            self._syncing.result()
 
     def digest(self) -> str:
         if self._hashing is not None:
@@ -140,21 +144,6 @@ class PartialFile:
         self.size += len(chunk)
 
 
-def check_address(url: str, *, insecure: bool) -> None:
-    """Raises BadRequest unless it is HTTPS, or HTTP to this machine or with ``insecure``."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise errors.BadRequest("this is not a URL", hint="write https://HOST/FILE.gguf") from None
-    if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise errors.BadRequest(f"{url[:20]!r} is not the start of a URL", hint="write https://HOST/FILE.gguf")
-    if parts.username is not None or parts.password is not None:
-        raise errors.BadRequest("the URL contains a password, which other users of this machine can see", hint="use --token-file")
-    if parts.scheme == "http" and parts.hostname not in addresses.LOOPBACK and not insecure:
-        raise errors.BadRequest(f"{parts.hostname} would be reached without TLS", hint="use https://, or --insecure")
-
-
 def fetch(remote: RemoteFile, path: Path, check_room: Callable[[int], None], progress: Progress) -> tuple[str, int]:
     """Download into ``path``; returns the SHA-256 and the size. ``check_room`` raises if there is no room for so many more bytes.
 
@@ -162,20 +151,13 @@ def fetch(remote: RemoteFile, path: Path, check_room: Callable[[int], None], pro
     """
     opener = _opener(remote)
     with PartialFile(path, progress).opened() as partial:
-        failures = 0
-        while partial.whole.size is None or partial.size != partial.whole.size:
-            before = partial.size
-            try:
+
+        def receive() -> None:
+            if partial.whole.size is None or partial.size != partial.whole.size:
                 with opener.open(_request(remote, partial), timeout=STALL_SECONDS) as response:
-                    _receive(response, remote, partial, check_room, progress)
-                break
-            except (OSError, http.client.HTTPException, _Interrupted) as error:
-                _raise_if_final(error, remote, partial)
-                failures = 1 if partial.size > before else failures + 1
-                if failures > MOST_FAILURES or partial.restarts > MOST_RESTARTS:
-                    raise _given_up(error, remote) from error
-                progress("retrying", partial.size, partial.whole.size)
-                time.sleep(BACKOFF.pause(failures))
+                    _receive(response, remote, partial, check_room)
+
+        _retry(receive, remote, partial)
         partial.sync()
         digest = partial.digest()
         if remote.sha256 is not None and digest != remote.sha256:
@@ -184,13 +166,54 @@ def fetch(remote: RemoteFile, path: Path, check_room: Callable[[int], None], pro
         return digest, partial.size
 
 
+def read_document(remote: RemoteFile) -> bytes:
+    """Read a document that lists files. Raises what ``fetch`` raises, and Challenged."""
+    opener, body = _opener(remote), b""
+
+    def read() -> None:
+        nonlocal body
+        until = time.monotonic() + DOCUMENT_SECONDS
+        try:
+            with opener.open(urllib.request.Request(remote.url, headers=_headers(remote)), timeout=STALL_SECONDS) as response:  # noqa: S310
+                body = b""
+                while chunk := response.read1(CHUNK_BYTES):
+                    body += chunk
+                    if len(body) > MOST_DOCUMENT_BYTES or time.monotonic() > until:
+                        raise errors.PeerError(f"the list of files at {remote.shown} is too long, or comes too slowly")
+        except urllib.error.HTTPError as error:
+            # A server to which we were redirected must not choose where the credentials go.
+            is_asked = _origin(error.url) == _origin(remote.url)
+            if error.code == 401 and is_asked and (challenge := error.headers.get("WWW-Authenticate")):
+                error.close()
+                raise Challenged(challenge) from error
+            raise
+
+    _retry(read, remote, None)
+    return body
+
+
+def _retry(attempt: Callable[[], None], remote: RemoteFile, partial: PartialFile | None) -> None:
+    """Repeat the attempt until it succeeds, makes no progress several times, or fails in a way that will not change."""
+    failures = 0
+    while True:
+        before = 0 if partial is None else partial.size
+        try:
+            return attempt()
+        except (OSError, http.client.HTTPException, _Interrupted) as error:
+            _raise_if_final(error, remote, partial)
+            failures = 1 if partial is not None and partial.size > before else failures + 1
+            if failures > MOST_FAILURES or (partial is not None and partial.restarts > MOST_RESTARTS):
+                raise _given_up(error, remote) from error
+        if partial is not None:
+            partial.report("retrying")
+        time.sleep(BACKOFF.pause(failures))
+
+
 def _request(remote: RemoteFile, partial: PartialFile) -> urllib.request.Request:
     # A part can be continued if it certainly belongs to the same file: by its tag, or by the checksum at the end.
     if partial.size and not (partial.whole.etag or remote.sha256):
         partial.restart()
-    headers = {"Accept-Encoding": "identity", "User-Agent": "aimesh"}
-    if remote.token is not None:
-        headers["Authorization"] = f"Bearer {remote.token}"
+    headers = _headers(remote)
     if partial.size:
         headers["Range"] = f"bytes={partial.size}-"
         if partial.whole.etag:
@@ -198,9 +221,11 @@ def _request(remote: RemoteFile, partial: PartialFile) -> urllib.request.Request
     return urllib.request.Request(remote.url, headers=headers)  # noqa: S310 - check_address was called
 
 
-def _receive(
-    response: http.client.HTTPResponse, remote: RemoteFile, partial: PartialFile, check_room: Callable[[int], None], progress: Progress
-) -> None:
+def _headers(remote: RemoteFile) -> dict[str, str]:
+    return {"Accept-Encoding": "identity", "User-Agent": "aimesh", **remote.headers}
+
+
+def _receive(response: http.client.HTTPResponse, remote: RemoteFile, partial: PartialFile, check_room: Callable[[int], None]) -> None:
     """Read a response to its end. Raises OSError, HTTPException and _Interrupted."""
     whole = _read_head(response, partial)
     partial.begin(whole)
@@ -212,9 +237,9 @@ def _receive(
         if not (chunk := response.read1(CHUNK_BYTES)):
             break
         if not partial.size and not b"GGUF".startswith(chunk[:4]):
-            raise errors.BadRequest(f"{remote.shown} is not a GGUF file: it starts with {chunk[:16]!r}")
+            raise errors.BadRequest(f"{remote.shown} is not a GGUF file{', but a web page' if chunk[:1] == b'<' else ''}")
         partial.write(chunk)
-        progress("downloading", partial.size, whole.size)
+        partial.report("downloading")
     if partial.size != (whole.size or partial.size):
         raise _Interrupted(f"it ended after {partial.size} of {whole.size} bytes")
 
@@ -238,7 +263,7 @@ def _read_head(response: http.client.HTTPResponse, partial: PartialFile) -> _Who
     return whole
 
 
-def _raise_if_final(error: Exception, remote: RemoteFile, partial: PartialFile) -> None:
+def _raise_if_final(error: Exception, remote: RemoteFile, partial: PartialFile | None) -> None:
     """Raise an error for people if another attempt would fail in the same way."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()
@@ -246,7 +271,7 @@ def _raise_if_final(error: Exception, remote: RemoteFile, partial: PartialFile) 
             raise errors.NotAllowed(f"the server of {remote.shown} refused access ({error.code})", hint="use --token-file") from error
         if error.code in (404, 410):
             raise errors.NotFound(f"there is no {remote.shown} ({error.code})", hint="check the address") from error
-        if error.code == 416:
+        if error.code == 416 and partial is not None:
             partial.restart()
         elif error.code < 500 and error.code not in (408, 425, 429):
             raise errors.PeerError(f"the server of {remote.shown} answered {error.code}: {error.reason}") from error
@@ -263,6 +288,11 @@ def _given_up(error: Exception, remote: RemoteFile) -> errors.AimeshError:
     return errors.Unavailable(f"{remote.shown} could not be downloaded: {reason or type(reason).__name__}", hint=hint)
 
 
+def _origin(url: str) -> tuple[str, str]:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.netloc.lower()
+
+
 class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to addresses that are allowed, and takes the token along to the same server only."""
 
@@ -272,10 +302,9 @@ class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(  # noqa: PLR0917 - the signature of urllib
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
-        check_address(newurl, insecure=self._remote.insecure)
+        model_reference.check_address(newurl, insecure=self._remote.insecure)
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        before, after = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
-        if request is not None and (before.scheme, before.netloc.lower()) != (after.scheme, after.netloc.lower()):
+        if request is not None and _origin(req.full_url) != _origin(newurl):
             request.remove_header("Authorization")
         return request
 

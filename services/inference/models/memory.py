@@ -9,8 +9,8 @@ from services.inference.engine import gguf_header
 from services.inference.engine.devices import Device
 from services.inference.engine.engine_messages import KvType
 from services.inference.engine.gguf_header import GgufHeader
-from services.inference.models import quantities
 from services.inference.models.catalog import CatalogEntry
+from shared import amounts
 
 #: Share of the free memory that is left to the rest of the machine.
 HEADROOM_SHARE = 0.1
@@ -46,9 +46,9 @@ def measure(setting: int | None, devices: Sequence[Device] = (), *, root: Path =
     if devices:
         free = sum(device.free_bytes for device in devices)
         names = ", ".join(device.name for device in devices)
-        return MemoryBudget(round(free * (1 - DEVICE_HEADROOM_SHARE)), f"{quantities.show_bytes(free)} free on {names}")
+        return MemoryBudget(round(free * (1 - DEVICE_HEADROOM_SHARE)), f"{amounts.show_bytes(free)} free on {names}")
     free = min([_free_bytes(root), *_container_limits(root)])
-    return MemoryBudget(max(0, round(free * (1 - HEADROOM_SHARE))), f"{quantities.show_bytes(max(0, free))} of memory free at the start")
+    return MemoryBudget(max(0, round(free * (1 - HEADROOM_SHARE))), f"{amounts.show_bytes(max(0, free))} of memory free at the start")
 
 
 def context_tokens(header: GgufHeader, entry: CatalogEntry) -> int:

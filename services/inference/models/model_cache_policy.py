@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 
-from services.inference.models.quantities import show_bytes
+from shared.amounts import show_bytes
 from shared.timing.backoff import Backoff
 from shared.types import ModelName
 

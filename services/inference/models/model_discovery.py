@@ -20,7 +20,9 @@ def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None
     packaged one. Raises BadSettings, which lists all mistakes."""
     filled = defaults or Defaults()
     if not named and file is None and folder is None:
-        return Catalog((filled.entry(name=DEFAULT_MODEL, file=packaged(), preload=True),))
+        # So small a model loses the thread at a higher temperature, and without the penalty, one answer in five repeats itself endlessly.
+        drawn = {"temperature": 0.2, "top_p": 0.9, "repeat_penalty": 1.1}
+        return Catalog((filled.entry(name=DEFAULT_MODEL, file=packaged(), preload=True, **drawn),))
     mistakes: list[str] = []
     found = {} if folder is None else _in_folder(folder, mistakes)
     reading = CatalogReading() if file is None else _read(file, found, filled)
@@ -48,7 +50,7 @@ def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None
 
 def in_store(store: ModelStore, defaults: Defaults) -> tuple[CatalogEntry, ...]:
     """Return the models that people pulled or added. Blocks."""
-    return tuple(defaults.entry(name=model.name, file=store.blob(model.digest)) for model in store.models())
+    return tuple(defaults.entry(name=model.name, file=store.file(model)) for model in store.models())
 
 
 def packaged() -> Path:

@@ -1,7 +1,8 @@
 """The worker's store of models that people pulled or added: files by their digest, and names that refer to them.
 
-Below its folder are `blobs/sha256/DIGEST`, `names/NAME.json` and `partial/KEY`, a download that can be resumed. A file gets its final name
-when it is complete and synced, so a killed process leaves at most a partial file. Several processes may use a store.
+Below its folder are `blobs/sha256/DIGEST` (a folder for a model in parts), `names/NAME.json` and `partial/KEY`, a download that can be
+resumed. A file gets its final name when it is complete and synced, so a killed process leaves at most a partial file. Several processes may
+use a store.
 """
 
 import contextlib
@@ -10,21 +11,25 @@ import os
 import re
 import shutil
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from services.inference.engine import gguf_header
-from services.inference.models.quantities import show_bytes
 from shared import errors
-from shared.api.inference import StoredModel
+from shared.amounts import show_bytes
+from shared.api.inference import PullProgress, StoredModel
 from shared.identity import private_file
+from shared.protocol.directory import ModelPull
 from shared.types import ModelName
 
 #: Left free for everything else on the machine.
 RESERVED_BYTES = 256 * 1024 * 1024
+#: As many fit into a worker's announcements.
+MOST_PULLS = 8
 _MAX_REFERENCE_BYTES = 16 * 1024
+_PROGRESS_BYTES = 1024
 _HINT = "remove models with `aicli models remove` and `aicli models prune`, or "
 _DIGEST = re.compile("[0-9a-f]{64}")
 #: Up to catalog.MAX_NAME_CHARACTERS. Parts start with a letter or digit, so none is `..`.
@@ -56,6 +61,10 @@ class ModelStore:
     def blob(self, digest: str) -> Path:
         return self._blobs / digest
 
+    def file(self, model: StoredModel) -> Path:
+        """Return the file to open: the first part of several, which are in a folder under the names that llama.cpp expects."""
+        return self.blob(model.digest) if model.parts == 1 else self.blob(model.digest) / _part(1, model.parts)
+
     def models(self) -> tuple[StoredModel, ...]:
         """Return all models by name, without damaged references; empty if there is no store."""
         found = (self._read(file) for file in sorted(self._names.glob("*.json")))
@@ -79,12 +88,36 @@ class ModelStore:
             yield partial
             if not partial.exists():
                 partial.with_suffix(".json").unlink(missing_ok=True)
+                partial.with_suffix(".progress").unlink(missing_ok=True)
                 partial.with_suffix(".lock").unlink(missing_ok=True)
+
+    def note_progress(self, key: str, name: ModelName, progress: PullProgress) -> None:
+        """Let other processes see the progress of the download whose partial file this process has locked."""
+        pull = ModelPull(name, progress.done_bytes, progress.total_bytes, progress.bytes_per_second)
+        # Overwritten in place: ext4 writes out a file that replaces another, which waits for the download's own data.
+        with contextlib.suppress(OSError), open(self._partial / f"{key}.progress", "r+b", 0, opener=_create) as file:
+            file.write(msgspec.json.encode(pull).ljust(_PROGRESS_BYTES))
+
+    def pulls(self) -> tuple[ModelPull, ...]:
+        """Return the progress of the downloads that run in any process."""
+        return tuple(pull for file in sorted(self._partial.glob("*.progress"))[:MOST_PULLS] if (pull := self._read_pull(file)) is not None)
+
+    def _read_pull(self, file: Path) -> ModelPull | None:
+        try:
+            with _locked(file.with_suffix(".lock"), _refuse_to_wait):
+                return None
+        except BlockingIOError:
+            pass
+        try:
+            with file.open("rb") as opened:
+                return msgspec.json.decode(opened.read(_MAX_REFERENCE_BYTES), type=ModelPull)
+        except (OSError, ValueError):
+            return None
 
     def check_room(self, more_bytes: int) -> None:
         """Raises TooLarge if the disk or the quota has no room for so many more bytes."""
         free = shutil.disk_usage(self._root).free - RESERVED_BYTES
-        used = sum(file.stat().st_size for folder in (self._blobs, self._partial) for file in folder.iterdir())
+        used = sum(file.stat().st_size for folder in (self._blobs, self._partial) for file in folder.rglob("*") if file.is_file())
         if more_bytes > free:
             text = f"the disk of {self._root} is too full: {show_bytes(more_bytes)} more are needed, {show_bytes(max(0, free))} can be used"
             raise errors.TooLarge(text, hint=f"{_HINT}set MODEL_STORE to a folder on another disk")
@@ -94,16 +127,23 @@ class ModelStore:
             )
             raise errors.TooLarge(text, hint=f"{_HINT}increase MODEL_STORE_QUOTA")
 
-    def commit(self, partial: Path, model: StoredModel) -> None:
-        """Move a complete and synced file to its place and let the name refer to it. Raises BadRequest if it is not a model."""
+    def commit(self, partials: Sequence[Path], model: StoredModel) -> None:
+        """Move complete and synced parts to their place and let the name refer to them. Raises BadRequest if they are not a model."""
         try:
-            check_model(partial)
+            check_model(partials[0], len(partials))
         except errors.BadRequest:
-            partial.unlink()
+            for partial in partials:
+                partial.unlink()
             raise
         with _locked(self._root / "lock"):
-            before = self.find(model.name)
-            partial.replace(self.blob(model.digest))
+            before, blob = self.find(model.name), self.blob(model.digest)
+            if len(partials) == 1:
+                partials[0].replace(blob)
+            else:
+                blob.mkdir(exist_ok=True)
+                for number, partial in enumerate(partials, 1):
+                    partial.replace(blob / _part(number, len(partials)))
+                _sync(blob)
             _sync(self._blobs)
             private_file.replace(self._reference(model.name), msgspec.json.encode(model), synced=True)
             _sync(self._names)
@@ -123,7 +163,7 @@ class ModelStore:
         freed = 0
         for lock in self._partial.glob("*.lock"):
             with contextlib.suppress(BlockingIOError), _locked(lock, _refuse_to_wait):
-                freed += sum(_unlink(file) for file in (lock.with_suffix(""), lock.with_suffix(".json"), lock))
+                freed += sum(_unlink(file) for file in (lock.with_suffix(""), *map(lock.with_suffix, (".json", ".progress", ".lock"))))
         with _locked(self._root / "lock"):
             return freed + self._drop_unnamed({file.name for file in self._blobs.iterdir()})
 
@@ -143,17 +183,22 @@ class ModelStore:
         return self._names / f"{urllib.parse.quote(name[:200], safe=':@+')}.json"
 
 
-def check_model(file: Path) -> None:
-    """Check the file's header. Raises BadRequest."""
+def check_model(file: Path, parts: int = 1) -> None:
+    """Check the header of a model's first part. Raises BadRequest."""
     try:
         with file.open("rb") as opened:
             header = gguf_header.read_header(opened, file.stat().st_size)
     except gguf_header.NotAModel as error:
         raise errors.BadRequest(f"the file is not a usable model: {error}", hint="models are files in the format GGUF") from error
-    if header.split_count > 1:
+    if max(1, header.split_count) != parts:
         raise errors.BadRequest(
-            f"the file is one of {header.split_count} parts of a model", hint="serve all parts from a folder: MODELS_DIR"
+            f"the file is one of {header.split_count} parts of a model, not of {parts}",
+            hint="pull it from a hub or registry, which list all parts, or serve it from a folder: MODELS_DIR",
         )
+
+
+def _part(number: int, count: int) -> str:
+    return f"model-{number:05}-of-{count:05}.gguf"
 
 
 @contextlib.contextmanager
@@ -172,11 +217,20 @@ def _locked(file: Path, waits: Callable[[], None] = lambda: None) -> Iterator[No
                 return
 
 
+def _create(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o600)
+
+
 def _refuse_to_wait() -> None:
     raise BlockingIOError
 
 
 def _unlink(file: Path) -> int:
+    """Remove a file, or a folder of parts. Returns the bytes freed."""
+    if file.is_dir():
+        size = sum(part.stat().st_size for part in file.iterdir())
+        shutil.rmtree(file)
+        return size
     size = file.stat().st_size if file.exists() else 0
     file.unlink(missing_ok=True)
     return size

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.inference.engine import sampling
 from services.inference.engine.engine_messages import KvType
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import catalog, quantities, yaml_tree
@@ -66,6 +67,16 @@ def _number(low: int, high: int) -> Callable[[Tree], int]:
         return int(text)
 
     return read_number
+
+
+def _decimal(low: float, high: float) -> Callable[[Tree], float]:
+    def read_decimal(value: Tree) -> float:
+        text = _text(value)
+        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", text) or not low <= float(text) <= high:
+            raise ValueError(f"{text[:40]!r} is not a number from {low:g} to {high:g}")
+        return float(text)
+
+    return read_decimal
 
 
 def _one_of(*choices: str) -> Callable[[Tree], str]:
@@ -125,6 +136,9 @@ FIELDS: dict[str, tuple[str, Callable[[Tree], object]]] = {
     "kv_type": ("kv_type", lambda value: KvType(_one_of(*KvType)(value))),
     "device": ("device", _number(0, MAX_DEVICES - 1)),
     "tensor_split": ("tensor_split", _shares),
+    "temperature": ("temperature", _decimal(0, sampling.MAX_TEMPERATURE)),
+    "top_p": ("top_p", _decimal(0.01, 1)),
+    "repeat_penalty": ("repeat_penalty", _decimal(sampling.MIN_REPEAT_PENALTY, sampling.MAX_REPEAT_PENALTY)),
     "gpu_memory": ("memory_bytes", lambda value: quantities.parse_bytes(_text(value))),
     "max_batch_size": ("slots", _number(1, 256)),
     "service": ("service", _text),

@@ -26,10 +26,6 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def show_bytes(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
 def parse_seconds(text: str) -> float | None:
     """Parse ``5m``, ``1h30m``, a number of seconds, or ``forever``, which is None. Raises ValueError with a message for people."""
     written = text.strip().lower()

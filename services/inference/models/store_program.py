@@ -1,32 +1,43 @@
 """Changes a worker's store of models for `aicli models`: `python -m services.inference.models.store_program`.
 
-It reads a StoreRequest from stdin, shows its progress on stderr and writes a StoreResult to stdout. Killed at any time, it leaves a
-download that the next one resumes.
+It reads a StoreRequest from stdin and writes StoreLines to stdout. Killed at any time, it leaves a download that the next one resumes.
 """
 
+import hashlib
+import os
 import re
 import signal
 import sys
+import threading
 import time
-import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
 import msgspec
 
-from services.inference.models import download, model_store
-from services.inference.models.download import PartialFile, RemoteFile
+from services.inference import parent_death
+from services.inference.models import download, model_reference, model_store
+from services.inference.models.download import Challenged, PartialFile, Progress
+from services.inference.models.model_reference import PullPlan, RemoteFile
 from services.inference.models.model_store import ModelStore
-from services.inference.models.quantities import parse_bytes, show_bytes
-from shared import errors
-from shared.api.inference import StoredModel, StoreRequest, StoreResult
+from services.inference.models.quantities import parse_bytes
+from shared import errors, model_sources
+from shared.api.inference import PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
+from shared.types import ModelName
 
+#: How often a download may outlive its token.
+MOST_PLANS = 100
 _MAX_REQUEST_BYTES = 64 * 1024
 _MAX_TOKEN_CHARACTERS = 16 * 1024
 #: RFC 6750 section 2.1.
 _TOKEN = re.compile("[A-Za-z0-9._~+/-]+=*")
-_SHA256 = re.compile("sha256=([0-9a-fA-F]{64})")
+#: A user and a password.
+_PASSWORD = re.compile("[^\\s:]+:[\x21-\x7e]+")
 #: Between two updates of the progress.
 _SHOW_SECONDS = 0.2
 
@@ -37,7 +48,7 @@ def carry_out(request: StoreRequest) -> StoreResult:
     store.ensure_folders()
     match request.command:
         case "pull":
-            return _pull(request, store)
+            return _Pull(request, store).run()
         case "add":
             return _add(request, store)
         case "remove":
@@ -51,87 +62,174 @@ def carry_out(request: StoreRequest) -> StoreResult:
             assert_never(command)
 
 
-def _pull(request: StoreRequest, store: ModelStore) -> StoreResult:
-    remote, show, began = read_source(request), _ProgressLine(), datetime.now(UTC)
-    file = urllib.parse.unquote(urllib.parse.urlsplit(remote.url).path.rpartition("/")[2])
-    name = model_store.check_store_name(request.name or file.removesuffix(".gguf"))
-    with store.partial(remote.key, lambda: show("waiting for another download of it", 0, None)) as partial:
-        known = store.find(name)
+class _Pull:
+    def __init__(self, request: StoreRequest, store: ModelStore) -> None:
+        self._request = request
+        self._store = store
+        self._show = _ProgressLines()
+        self._began = datetime.now(UTC)
+
+    def run(self) -> StoreResult:
+        plans = 0
+        while True:
+            plan, plans = find_plan(self._request), plans + 1
+            name = model_store.check_store_name(self._request.name or plan.name)
+            self._show.has_received = False
+            try:
+                with ExitStack() as locks, self._show.shown():
+                    waits = partial(self._show, "waiting for another download of it", 0, None)
+                    partials = [locks.enter_context(self._store.partial(file.key, waits)) for file in plan.files]
+                    self._show.note = partial(self._store.note_progress, plan.files[0].key, name)
+                    return self._download(name, plan.files, partials)
+            except errors.NotAllowed:
+                # A registry's token expires after minutes.
+                if plans == MOST_PLANS or not self._show.has_received:
+                    raise
+
+    def _download(self, name: ModelName, files: Sequence[RemoteFile], partials: Sequence[Path]) -> StoreResult:
+        known, key = self._store.find(name), _join([file.key for file in files])
+        wanted = [file.sha256 for file in files if file.sha256 is not None]
+        is_same = known is not None and len(wanted) == len(files) and known.digest == _join(wanted)
         # Another process may just have pulled it.
-        if known is not None and known.source_key == remote.key and (known.digest == remote.sha256 or known.stored_at >= began):
+        if known is not None and known.source_key == key and (is_same or known.stored_at >= self._began):
             return StoreResult(models=(known,), unchanged=True)
-        digest, size = download.fetch(remote, partial, store.check_room, show)
-        now = datetime.now(UTC)
-        model = StoredModel(name=name, digest=digest, size=size, source=remote.shown, stored_at=now, source_key=remote.key)
-        store.commit(partial, model)
-    return StoreResult(models=(model,))
+        total, done, digests = sum(file.size or 0 for file in files), 0, []
+        self._store.check_room(total - sum(each.stat().st_size for each in partials if each.exists()))
+        for file, each in zip(files, partials, strict=True):
+            digest, size = download.fetch(file, each, self._store.check_room, self._show.behind(done, total))
+            done += size
+            digests.append(digest)
+        source, now = model_sources.redact(self._request.target), datetime.now(UTC)
+        model = StoredModel(name=name, digest=_join(digests), size=done, source=source, stored_at=now, source_key=key, parts=len(digests))
+        self._store.commit(partials, model)
+        return StoreResult(models=(model,))
+
+
+def _join(digests: list[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _add(request: StoreRequest, store: ModelStore) -> StoreResult:
-    file, show = Path(request.target), _ProgressLine()
+    file, show = Path(request.target), _ProgressLines()
     name, key = model_store.check_store_name(request.name or file.stem), RemoteFile(url=file.as_uri()).key
     model_store.check_model(file)
-    with store.partial(key, lambda: show("waiting", 0, None)) as partial:
-        partial.unlink(missing_ok=True)
+    with store.partial(key, lambda: show("waiting", 0, None)) as copied, show.shown():
+        copied.unlink(missing_ok=True)
         total = file.stat().st_size
         store.check_room(total)
-        with file.open("rb") as source, PartialFile(partial, show).opened() as copy:
+        with file.open("rb") as source, PartialFile(copied, show).opened() as copy:
             while chunk := source.read(download.CHUNK_BYTES):
                 copy.write(chunk)
                 show("copying", copy.size, total)
             copy.sync()
         now = datetime.now(UTC)
         model = StoredModel(name=name, digest=copy.digest(), size=copy.size, source=str(file), stored_at=now, source_key=key)
-        store.commit(partial, model)
+        store.commit([copied], model)
     return StoreResult(models=(model,))
 
 
-def read_source(request: StoreRequest) -> RemoteFile:
-    """Read what a person wants to pull. Raises BadRequest."""
-    url, _, fragment = request.target.partition("#")
-    download.check_address(url, insecure=request.insecure)
-    digest = _SHA256.fullmatch(fragment)
-    if fragment and digest is None:
-        raise errors.BadRequest("after the # of the URL, only sha256= and 64 hexadecimal digits are allowed")
-    token = None if request.token_file is None else _read_token(Path(request.token_file))
-    return RemoteFile(url=url, sha256=None if digest is None else digest[1].lower(), token=token, insecure=request.insecure)
+def find_plan(request: StoreRequest) -> PullPlan:
+    """Find the files of what a person wants to pull. Raises what ``download.read_document`` and ``model_reference.plan`` raise."""
+    secret = None if request.token_file is None else _read_token(Path(request.token_file))
+    planned = model_reference.plan(request.target, secret, request.sources, insecure=request.insecure)
+    if isinstance(planned, PullPlan):
+        return planned
+    document = planned.document
+    try:
+        body = download.read_document(document)
+    except Challenged as challenge:
+        where = model_reference.plan_token(str(challenge), document)
+        if where is None:
+            raise errors.NotAllowed(f"the server of {document.shown} refused access", hint="use --token-file") from None
+        try:
+            granted = model_reference.read_token(download.read_document(where), where)
+            document = replace(document, headers={**document.headers, **granted})
+            body = download.read_document(document)
+        except Challenged:
+            raise errors.NotAllowed(f"the server of {document.shown} refused access", hint="use --token-file") from None
+    return planned.choose(body, document.headers)
 
 
 def _read_token(file: Path) -> str:
     with file.open(encoding="utf-8", errors="replace") as opened:
         token = opened.read(_MAX_TOKEN_CHARACTERS).strip()
-    if not _TOKEN.fullmatch(token):
-        raise errors.BadRequest(f"{file} does not contain a token: one line of letters, digits and -._~+/=")
+    if not (_TOKEN.fullmatch(token) or _PASSWORD.fullmatch(token)):
+        raise errors.BadRequest(f"{file} does not contain a token (one line of letters, digits and -._~+/=) or user:password")
     return token
 
 
-class _ProgressLine:
-    """A line on a terminal that is written again and again; elsewhere a line per step."""
+class _ProgressLines:
+    """Writes a line when the step changes, and several times a second in between, also while nothing arrives."""
 
     def __init__(self) -> None:
-        self._step, self._at = "", 0.0
+        self._latest, self._began, self._first_bytes = PullProgress("", 0), 0.0, 0
+        self._writing = threading.Lock()
+        self.has_received = False
+        #: Called with each progress, for other processes.
+        self.note: Callable[[PullProgress], None] = lambda progress: None
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        ended = threading.Event()
+
+        def repeat() -> None:
+            while not ended.wait(_SHOW_SECONDS):
+                self._show()
+
+        thread = threading.Thread(target=repeat, name="progress")
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def behind(self, before_bytes: int, total_bytes: int) -> Progress:
+        """Return what shows the progress of a part behind other parts; the total is 0 if unknown."""
+        return lambda step, done, size: self(step, before_bytes + done, total_bytes or size)
 
     def __call__(self, step: str, done_bytes: int, total_bytes: int | None) -> None:
-        is_new, is_terminal, now = step != self._step, sys.stderr.isatty(), time.monotonic()
-        if is_new or (is_terminal and (now - self._at >= _SHOW_SECONDS or done_bytes == total_bytes)):
-            share = f" of {show_bytes(total_bytes)}, {done_bytes * 100 // max(1, total_bytes)} %" if total_bytes is not None else ""
-            start, end = ("\r\x1b[K", "\n" if done_bytes == total_bytes else "") if is_terminal else ("", "\n")
-            sys.stderr.write(f"{start}{step}: {show_bytes(done_bytes)}{share}{end}")
-            sys.stderr.flush()
-            self._step, self._at = step, now
+        self.has_received |= step == "downloading"
+        is_new, self._latest = step != self._latest.step, PullProgress(step, done_bytes, total_bytes)
+        if is_new:
+            self._began, self._first_bytes = time.monotonic(), done_bytes
+        if is_new or done_bytes == total_bytes:
+            self._show()
+
+    def _show(self) -> None:
+        with self._writing:
+            latest = self._latest
+            speed = (latest.done_bytes - self._first_bytes) / max(0.001, time.monotonic() - self._began)
+            progress = msgspec.structs.replace(latest, bytes_per_second=round(max(0.0, speed)))
+            if latest.step:
+                self.note(progress)
+                _write(StoreLine(progress=progress))
+
+
+def _write(line: StoreLine) -> None:
+    try:
+        # With PYTHONUNBUFFERED, sys.stdout.buffer is the bare file, which may write a part only.
+        with open(sys.stdout.fileno(), "wb", closefd=False) as out:
+            out.write(msgspec.json.encode(line) + b"\n")
+    except BrokenPipeError:
+        # The command was killed. What was written can be resumed.
+        os._exit(1)
 
 
 def main() -> None:
     # Ctrl-C ends it at once: nothing needs to be cleaned up.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        result = carry_out(msgspec.json.decode(sys.stdin.buffer.read(_MAX_REQUEST_BYTES), type=StoreRequest))
+        request = msgspec.json.decode(sys.stdin.buffer.read(_MAX_REQUEST_BYTES), type=StoreRequest)
+        if request.parent is not None:
+            parent_death.die_with(request.parent)
+        result = carry_out(request)
     except errors.AimeshError as error:
         result = StoreResult(problem=error.to_problem())
     except (OSError, ValueError) as error:
         why = f"{error.filename or 'the store'}: {error.strerror}" if isinstance(error, OSError) else str(error)
         result = StoreResult(problem=errors.BadSettings(f"cannot use {why}", hint="run it as the worker's user").to_problem())
-    sys.stdout.buffer.write(msgspec.json.encode(result))
+    _write(StoreLine(result=result))
 
 
 if __name__ == "__main__":

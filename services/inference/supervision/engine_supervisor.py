@@ -323,14 +323,18 @@ class _NotLoadable(Exception):
     """The model can't be loaded; a restart wouldn't help."""
 
 
-def inherited() -> dict[str, str]:
-    """Return the environment for a child process of this worker."""
-    return scrubbed(os.environ)
+def inherited(*more: str) -> dict[str, str]:
+    """Return the environment for a child process of this worker, with ``more`` variables in upper or lower case."""
+    return scrubbed(os.environ, *more)
 
 
-def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
+def scrubbed(environment: Mapping[str, str], *more: str) -> dict[str, str]:
     """Remove everything but what an engine needs from an environment."""
-    kept = {name: value for name, value in environment.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)}
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES) or name.upper() in more
+    }
     # When it aborts, ggml would start a debugger to print a backtrace.
     return {**kept, "PYTHONPATH": str(Path(__file__).parents[3]), "GGML_NO_BACKTRACE": "1"}
 

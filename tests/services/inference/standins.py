@@ -71,6 +71,7 @@ class Offer:
     models: tuple[directory.ModelOffer, ...]
     load: directory.WorkerLoad
     not_ready: str
+    pulls: tuple[directory.ModelPull, ...] = ()
 
 
 class FakeTransports:
@@ -101,9 +102,17 @@ class Node:
         self.directory = directory.Directory(lambda: 0.0)
         self.trust = Trust(key, Role.WORKER)
         self.node_transports = FakeTransports()
+        self.drain_started = asyncio.Event()
 
-    def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.WorkerLoad, not_ready: str = "") -> None:
-        self.offers.append(Offer(models, load, not_ready))
+    def offer(
+        self,
+        *,
+        models: tuple[directory.ModelOffer, ...],
+        load: directory.WorkerLoad,
+        not_ready: str = "",
+        pulls: tuple[directory.ModelPull, ...] = (),
+    ) -> None:
+        self.offers.append(Offer(models, load, not_ready, pulls))
 
 
 def job(prompt: str | tuple[ChatMessage, ...] = "hello", *, model: str = "smollm2", **sampling: object) -> jobs.GenerationJob:

@@ -3,11 +3,13 @@
 import asyncio
 from pathlib import Path
 
+import pytest
 from prometheus_client import generate_latest
 
 from services.inference.announcements import Announcements, WorkerPause
 from services.inference.backends.echo import EchoBackend
 from shared.api.inference import ModelStatus
+from shared.protocol import directory
 from tests.services.inference.standins import Node, until
 
 
@@ -57,3 +59,23 @@ class ShrinkingBackend(EchoBackend):
 
 def exposed(node: Node) -> str:
     return generate_latest(node.metrics.registry).decode()
+
+
+async def test_running_downloads_are_announced_when_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "ANNOUNCE_SECONDS", 0.001)
+    node = Node()
+    watcher = Announcements(node, WorkerPause(None))
+    watcher.backend = EchoBackend(0, 1, watcher)
+    looks = 0
+    pulls = (directory.ModelPull("qwen", 1, 2, 0.5),)
+
+    def read_pulls() -> tuple[directory.ModelPull, ...]:
+        nonlocal looks
+        looks += 1
+        return pulls if looks < 5 else ()
+
+    following = asyncio.create_task(watcher.follow_pulls(read_pulls))
+    await until(lambda: looks > 8)
+    following.cancel()
+    await asyncio.wait({following})
+    assert [offer.pulls for offer in node.offers] == [pulls, ()]

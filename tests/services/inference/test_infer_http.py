@@ -94,6 +94,57 @@ async def test_chat_with_all_parameters_is_answered(app: InferHttp) -> None:
     assert json.loads(answer.body)["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "echo", "payload": "hello you"},
+        {"model": "echo", "payload": {"prompt": "hello you", "max_tokens": 9}},
+        {"model": "echo", "payload": {"messages": [{"role": "user", "content": "hello you"}], "maxTokens": 9}},
+        {"model": "echo", "prompt": "hello you", "maxTokens": 9, "topP": 1},
+    ],
+)
+async def test_payloads_and_both_spellings_are_answered(app: InferHttp, body: dict[str, Any]) -> None:
+    answer = await post(app, body)
+    assert (answer.status, json.loads(answer.body)["text"]) == (200, "hello you")
+
+
+async def test_a_payload_can_be_streamed(app: InferHttp) -> None:
+    answer = await post(app, {"model": "echo", "payload": {"prompt": "hello you", "stream": True}})
+    assert [event["text"] for event in answer.events] == ["hello", " you", ""]
+
+
+@pytest.mark.parametrize("body", [{"input": ["hello you", "again"]}, {"payload": {"input": ["hello you", "again"]}}])
+async def test_embeddings_are_answered_in_order(app: InferHttp, body: dict[str, Any]) -> None:
+    whole = json.loads((await post(app, {"model": "echo", **body})).body)
+    assert whole["usage"] == {"prompt_tokens": 3, "completion_tokens": 0, "total_tokens": 3}
+    (alone,) = json.loads((await post(app, {"model": "echo", "input": "again"})).body)["embeddings"]
+    assert (len(whole["embeddings"]), whole["embeddings"][1]) == (2, alone)
+    (cut,) = json.loads((await post(app, {"model": "echo", "payload": {"input": "again", "dimensions": 3}})).body)["embeddings"]
+    assert len(cut) == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"payload": {"prompt": "hi"}, "max_tokens": 5}, "max_tokens belongs into payload"),
+        ({"payload": {"prompt": "hi", "model": "other"}}, "without model"),
+        ({"payload": 5}, "payload must be a prompt, or an object"),
+        ({"payload": {"prompt": "hi", "nonsense": 1}}, "nonsense"),
+        ({"prompt": "hi", "maxTokens": 1, "max_tokens": 2}, "both spellings"),
+        ({"payload": {"prompt": "hi", "maxTokens": 1, "max_tokens": 2}}, "both spellings"),
+        ({"input": "hi", "prompt": "hi"}, "send only model and dimensions with input"),
+        ({"input": "hi", "stream": True}, "send only model and dimensions with input"),
+        ({"prompt": "hi", "dimensions": 3}, "send only model and dimensions with input"),
+        ({"input": ["hi", 5]}, "input must not mix token ids"),
+        ({"input": []}, "input holds 0 texts"),
+    ],
+)
+async def test_payloads_and_inputs_that_say_two_things_are_refused(app: InferHttp, body: dict[str, Any], why: str) -> None:
+    answer = await post(app, {"model": "echo", **body})
+    assert (answer.status, answer.error["code"]) == (400, "bad_request")
+    assert why in answer.error["message"]
+
+
 async def test_stream_comes_in_pieces_and_ends_with_the_usage(app: InferHttp) -> None:
     answer = await post(app, {**HELLO, "stream": True})
     assert answer.headers[b"content-type"].startswith(b"text/event-stream")

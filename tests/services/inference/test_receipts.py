@@ -3,10 +3,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -45,6 +48,24 @@ async def work(receipts: ReceiptKeeper, *, tokens: int = 2, delivered: int = 0, 
             await running.send(Chunk("a", (token,)))
         running.finished(STOP)
     return request_id
+
+
+class BusyThread(ThreadPoolExecutor):
+    """Its thread begins what was submitted only when it is shut down."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.leaving = threading.Event()
+        self.submitted = 0
+
+    def submit(self, function: Any, *arguments: Any, **named: Any) -> "Future[Any]":
+        self.submitted += 1
+        super().submit(self.leaving.wait) if self.submitted > 1 else None
+        return super().submit(function, *arguments, **named)
+
+    def shutdown(self, *arguments: Any, **named: Any) -> None:
+        self.leaving.set()
+        super().shutdown(*arguments, **named)
 
 
 @asynccontextmanager
@@ -137,6 +158,18 @@ async def test_receipts_survive_a_restart_for_a_day(tmp_path: Path) -> None:
     async with opened(file, NOW + timedelta(hours=25)) as receipts:
         await until(lambda: read(receipts, later))
         assert read(receipts, request_id) is None
+
+
+async def test_a_cancel_does_not_lose_receipts_that_wait_for_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    thread: list[BusyThread] = []
+    monkeypatch.setattr("services.inference.receipts.ThreadPoolExecutor", lambda *args: thread.append(BusyThread(*args)) or thread[-1])
+    async with opened(tmp_path / "receipts") as receipts:
+        await until(lambda: thread and thread[0].submitted == 1)
+        request_id = await work(receipts)
+        await until(lambda: thread[0].submitted == 2)
+    monkeypatch.undo()
+    async with opened(tmp_path / "receipts") as later:
+        await until(lambda: read(later, request_id) is not None)
 
 
 async def test_file_is_bounded(tmp_path: Path) -> None:

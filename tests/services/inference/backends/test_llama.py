@@ -238,7 +238,7 @@ async def test_long_prompt_does_not_delay_four_running_answers(backend: LlamaBac
 
 async def test_answer_may_fill_the_context(backend: LlamaBackend) -> None:
     # An answer that does not end earlier.
-    reader, end = await generate(backend, job("Repeat it: " + "one two three four " * 110, max_tokens=512, temperature=0))
+    reader, end = await generate(backend, job("Repeat it: " + "one two three four " * 110, max_tokens=512, temperature=0, repeat_penalty=1))
     assert len(reader.token_ids) == end.usage.completion_tokens > 0
     assert end.finish_reason is FinishReason.LENGTH
     assert end.usage.prompt_tokens + end.usage.completion_tokens == 512

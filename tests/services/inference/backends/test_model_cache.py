@@ -79,6 +79,7 @@ class FakeEngine:
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
         self.answered += 1
+        self._site.parameters.append((job.parameters.temperature, job.parameters.top_p, job.parameters.repeat_penalty))
         await self._site.may_answer.wait()
         return GENERATION
 
@@ -98,6 +99,7 @@ class Site:
         self.may_answer.set()
         #: Why the next load fails.
         self.fails = ""
+        self.parameters: list[tuple[float, ...]] = []
         self.engines: list[FakeEngine] = []
         self.running: list[FakeEngine] = []
         self.watch = Watch()
@@ -116,9 +118,7 @@ class Site:
 
     def entry(self, name: ModelName, *, context: int = 64, architecture: str = "llama", **fields: Any) -> CatalogEntry:
         file = self.folder / f"{name}.gguf"
-        pairs = {
-            "general.architecture": gguf_files.text(architecture), f"{architecture}.context_length": gguf_files.single("u32", context)
-        }  # fmt: skip
+        pairs = {"general.architecture": gguf_files.text(architecture), f"{architecture}.context_length": gguf_files.single("u32", context)}
         file.write_bytes(gguf_files.joined(gguf_files.file(pairs, [])))
         return CatalogEntry(**{"name": name, "file": file, "memory_bytes": 4, "slots": 2, **fields})
 

@@ -31,6 +31,8 @@ class RangedServer:
     stalled: threading.Event | None = None
     #: Send the body only when this is set.
     gate: threading.Event = field(default_factory=threading.Event)
+    #: Where to stop until the gate is set.
+    pause_at: int | None = None
     redirect: str | None = None
     url: str = ""
     #: The headers of all requests.
@@ -67,7 +69,11 @@ class RangedServer:
         if self.stalled is not None:
             self.stalled.wait(60)
             return
-        self.gate.wait(60)
+        if self.pause_at is not None and first < self.pause_at:
+            handler.wfile.write(body[first : self.pause_at])
+            self.sent_bytes += self.pause_at - first
+            first = self.pause_at
+        self.gate.wait(600)
         end = self.cuts.pop(0) if self.cuts else len(body)
         handler.wfile.write(body[first:end])
         self.sent_bytes += end - first

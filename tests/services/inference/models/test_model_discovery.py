@@ -20,6 +20,7 @@ def names(catalogue: Catalog) -> list[str]:
 def test_packaged_model_is_the_default_and_loaded_at_start() -> None:
     (entry,) = model_discovery.find({}).entries
     assert (entry.name, entry.preload) == ("smollm2", True)
+    assert (entry.temperature, entry.top_p, entry.repeat_penalty) == (0.2, 0.9, 1.1)
     assert entry.file.suffix == ".gguf"
     assert entry.file.read_bytes()[:4] == b"GGUF"
 

@@ -50,6 +50,11 @@ def entry(name: str = "a", file: str = "a.gguf", **fields: Any) -> CatalogEntry:
         pytest.param("kv_mode: fast\n  kv_type: q8_0", {"kv_mode": KvMode.FAST, "kv_type": KvType.Q8_0}, id="how its memory is kept"),
         pytest.param("device: 1", {"device": 1}, id="one GPU"),
         pytest.param("tensor_split: [3, 1.5]", {"tensor_split": (3.0, 1.5)}, id="shares of two GPUs"),
+        pytest.param(
+            "temperature: 0\n  top_p: 0.9\n  repeat_penalty: 1.1",
+            {"temperature": 0.0, "top_p": 0.9, "repeat_penalty": 1.1},
+            id="how it draws tokens",
+        ),
         pytest.param("slots:\n  digest: ~", {}, id="a field without a value is as if it were not there"),
     ],
 )
@@ -174,6 +179,8 @@ def test_example_is_valid_and_explains_every_field() -> None:
         pytest.param("- {name: a, file: x, kv_mode: best}", "models[0].kv_mode: 'best' is not one of exact, fast", id="no mode"),
         pytest.param("- {name: a, file: x, tensor_split: [a]}", "models[0].tensor_split: must be up to 16 numbers", id="no share"),
         pytest.param("- {name: a, file: x, tensor_split: [0, 0]}", "must have a share above 0", id="no shares"),
+        pytest.param("- {name: a, file: x, temperature: 2.1}", "temperature: '2.1' is not a number from 0 to 2", id="too hot"),
+        pytest.param("- {name: a, file: x, top_p: 0}", "models[0].top_p: '0' is not a number from 0.01 to 1", id="no token left"),
         pytest.param("- a", "models[0]: must have fields", id="an entry that is a word"),
         pytest.param("a: 1", "a: is not a field; the fields are models", id="not a catalogue"),
         pytest.param("models: {a: 1}", "there is no list of models", id="models that are no list"),

@@ -59,8 +59,3 @@ def test_any_text_is_a_quantity_or_refused(text: str) -> None:
         assert 0 < quantities.parse_bytes(text) <= quantities.MAX_BYTES
     with suppress(ValueError):
         assert 0 <= (quantities.parse_seconds(text) or 0.0) <= quantities.MAX_SECONDS
-
-
-def test_sizes_are_shown_in_a_fitting_unit() -> None:
-    assert quantities.show_bytes(5 * 2**30 + 2**29) == "5.5 GiB"
-    assert quantities.show_bytes(300 * 2**20) == "300 MiB"

@@ -16,7 +16,7 @@ import pytest
 from services.inference.models import download, model_store, store_program
 from services.inference.models.model_store import ModelStore
 from shared import errors
-from shared.api.inference import StoredModel, StoreRequest, StoreResult
+from shared.api.inference import StoredModel, StoreLine, StoreRequest, StoreResult
 from shared.timing.backoff import Backoff
 from tests.services.inference.models import ranged_server
 from tests.services.inference.models.ranged_server import RangedServer
@@ -202,7 +202,7 @@ def test_url_with_a_bad_file_name_is_refused_before_the_download(store: ModelSto
 
 @pytest.mark.parametrize(
     ("body", "reason"),
-    [(b"<html>Sign in</html>", "it starts with b'<html>"), (b"GGUF" + b"\0" * 60, "not a usable model"), (b"", "not a usable model")],
+    [(b"<html>Sign in</html>", "but a web page"), (b"GGUF" + b"\0" * 60, "not a usable model"), (b"", "not a usable model")],
 )
 def test_file_that_is_no_model_is_refused(store: ModelStore, server: RangedServer, body: bytes, reason: str) -> None:
     server.body = body
@@ -230,6 +230,20 @@ def test_disk_that_fills_up_leaves_a_part_to_resume(store: ModelStore, server: R
     monkeypatch.setattr(download.PartialFile, "write", real)
     assert pull(store, server.url).digest == server.digest
     assert server.ranges()[-1] == "bytes=100000-"
+
+
+def test_disk_that_loses_data_is_noticed(store: ModelStore, server: RangedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[int] = []
+
+    def lose_once(handle: int) -> None:
+        if not lost:
+            lost.append(handle)
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", lose_once)
+    with pytest.raises((errors.TooLarge, OSError), match="Input/output error"):
+        pull(store, server.url)
+    assert store.models() == ()
 
 
 def _fails_once_full(real: Callable[..., None], most: int) -> Callable[..., None]:
@@ -263,29 +277,35 @@ def test_quota_counts_what_is_there(store: ModelStore, server: RangedServer) -> 
 # --- as the program that aicli starts ----------------------------------------------------------------------------------------
 
 
-def started(store: ModelStore, command: str, target: str = "") -> "subprocess.Popen[str]":
+def started(store: ModelStore, command: str, target: str = "") -> "subprocess.Popen[bytes]":
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     program, pipe = [sys.executable, "-m", "services.inference.models.store_program"], subprocess.PIPE
-    process = subprocess.Popen(program, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, text=True)
+    process = subprocess.Popen(program, stdin=pipe, stdout=pipe, env=environment)
     assert process.stdin is not None
     with process.stdin:
-        process.stdin.write(json.dumps({"command": command, "folder": str(store._root), "target": target}))
+        process.stdin.write(json.dumps({"command": command, "folder": str(store._root), "target": target}).encode())
     return process
 
 
-def result_of(process: "subprocess.Popen[str]") -> StoreResult:
+def read_line(process: "subprocess.Popen[bytes]") -> StoreLine:
     assert process.stdout is not None
-    assert process.stderr is not None
-    with process.stdout, process.stderr:
-        result = msgspec.json.decode(process.stdout.read(), type=StoreResult)
+    line = process.stdout.readline()
+    assert line, "it ended without a result"
+    return msgspec.json.decode(line, type=StoreLine)
+
+
+def result_of(process: "subprocess.Popen[bytes]") -> StoreResult:
+    while (result := read_line(process).result) is None:
+        pass
+    assert process.stdout is not None
+    process.stdout.close()
     assert process.wait(30) == 0
     return result
 
 
-def wait_for(process: "subprocess.Popen[str]", step: str) -> None:
-    assert process.stderr is not None
-    while step not in (line := process.stderr.readline()):
-        assert line, f"it ended without {step}"
+def wait_for(process: "subprocess.Popen[bytes]", step: str) -> None:
+    while (progress := read_line(process).progress) is None or step not in progress.step:
+        pass
 
 
 def test_killed_download_is_resumed(store: ModelStore, server: RangedServer) -> None:
@@ -293,9 +313,8 @@ def test_killed_download_is_resumed(store: ModelStore, server: RangedServer) -> 
     process = started(store, "pull", server.url)
     wait_for(process, "retrying")
     os.kill(process.pid, signal.SIGKILL)
-    for pipe in (process.stdout, process.stderr):
-        assert pipe is not None
-        pipe.close()
+    assert process.stdout is not None
+    process.stdout.close()
     assert process.wait(30) == -signal.SIGKILL
     assert result_of(started(store, "pull", server.url)).problem is None
     assert [model.digest for model in store.models()] == [server.digest]

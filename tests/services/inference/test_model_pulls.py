@@ -1,0 +1,198 @@
+"""Pulls that administrators order, with the real program and a server on loopback."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import cast
+
+import psutil
+import pytest
+
+from services.inference import model_pulls
+from services.inference.model_pulls import ModelPulls
+from services.inference.models.model_store import ModelStore
+from services.inference.settings import InferenceSettings
+from shared import errors
+from shared.api.inference import PulledModel, PullModel, PullProgress
+from shared.rpc import StreamCall
+from shared.types import ModelName
+from tests.services.inference.models import ranged_server
+from tests.services.inference.models.ranged_server import RangedServer
+from tests.services.inference.standins import until
+
+BODY = ranged_server.model_bytes(3_000_000)
+
+
+class ProgressReader:
+    """The stream of the call; ``gate`` holds up ``send``."""
+
+    def __init__(self) -> None:
+        self.items: list[PullProgress] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def send(self, item: PullProgress) -> None:
+        self.items.append(item)
+        await self.gate.wait()
+
+    def has(self, step: str) -> bool:
+        return any(item.step.startswith(step) for item in self.items)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_pulls, "REPORT_SECONDS", 0.01)
+
+
+@pytest.fixture
+def server() -> Iterator[RangedServer]:
+    with ranged_server.serving(BODY) as site:
+        yield site
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "store")
+
+
+@pytest.fixture
+def drain_started() -> asyncio.Event:
+    return asyncio.Event()
+
+
+def pulls_of(store: ModelStore, drain_started: asyncio.Event, **settings: object) -> ModelPulls:
+    given = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), model_store=store._root, **settings)  # type: ignore[arg-type]
+    return ModelPulls(given, drain_started)
+
+
+@pytest.fixture
+def pulls(store: ModelStore, drain_started: asyncio.Event) -> ModelPulls:
+    return pulls_of(store, drain_started)
+
+
+async def pull(pulls: ModelPulls, request: PullModel, reader: ProgressReader | None = None) -> PulledModel:
+    return await pulls.pull(request, cast("StreamCall[PullProgress]", reader or ProgressReader()))
+
+
+@asynccontextmanager
+async def pulling(pulls: ModelPulls, server: RangedServer) -> AsyncIterator[asyncio.Task[PulledModel]]:
+    """A pull that has received a third and waits for the rest."""
+    server.pause_at = 1_000_000
+    server.gate.clear()
+    reader = ProgressReader()
+    task = asyncio.create_task(pull(pulls, PullModel(server.url), reader))
+    try:
+        await until(lambda: task.done() or reader.has("downloading"), seconds=60)
+        yield task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError, errors.AimeshError):
+            await task
+
+
+def programs() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "services.inference.models.store_program" in child.cmdline()]
+
+
+async def test_model_is_pulled_into_the_workers_store(pulls: ModelPulls, store: ModelStore, server: RangedServer) -> None:
+    reader = ProgressReader()
+    server.pause_at = 1_000_000
+    server.gate.clear()
+    task = asyncio.create_task(pull(pulls, PullModel(server.url, ModelName("mine")), reader))
+    await until(lambda: reader.has("downloading"), seconds=60)
+    server.gate.set()
+    assert await task == PulledModel(ModelName("mine"), server.digest, len(BODY))
+    assert [model.name for model in store.models()] == ["mine"]
+    assert (await pull(pulls, PullModel(f"{server.url}#sha256={server.digest}", ModelName("mine")))).unchanged
+    assert programs() == []
+
+
+async def test_canceled_pull_ends_its_program_and_is_resumed(pulls: ModelPulls, server: RangedServer) -> None:
+    async with pulling(pulls, server) as task:
+        assert len(programs()) == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert programs() == []
+    server.gate.set()
+    assert (await pull(pulls, PullModel(server.url))).digest == server.digest
+    assert server.ranges()[-1] is not None
+
+
+async def test_shutdown_ends_a_pull_with_a_reason(pulls: ModelPulls, server: RangedServer, drain_started: asyncio.Event) -> None:
+    async with pulling(pulls, server) as task:
+        drain_started.set()
+        with pytest.raises(errors.Draining, match="this worker is shutting down"):
+            await asyncio.wait_for(task, 60)
+    assert programs() == []
+
+
+async def test_two_pulls_of_one_model_are_one_download(pulls: ModelPulls, server: RangedServer) -> None:
+    async with pulling(pulls, server) as first:
+        reader = ProgressReader()
+        second = asyncio.create_task(pull(pulls, PullModel(server.url), reader))
+        await until(lambda: reader.has("waiting for another download"), seconds=60)
+        server.gate.set()
+        assert not (await first).unchanged
+        assert (await second).unchanged
+    assert server.sent_bytes == len(BODY)
+
+
+async def test_too_many_pulls_are_refused(pulls: ModelPulls, server: RangedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_pulls, "MOST_AT_ONCE", 1)
+    async with pulling(pulls, server) as task:
+        with pytest.raises(errors.Overloaded, match="runs 1 pulls already"):
+            await pull(pulls, PullModel("https://example.org/x.gguf"))
+        server.gate.set()
+        await task
+    assert (await pull(pulls, PullModel(server.url, ModelName("again")))).model == "again"
+
+
+async def test_slow_reader_of_the_progress_does_not_hold_up_the_download(
+    pulls: ModelPulls, store: ModelStore, server: RangedServer
+) -> None:
+    reader = ProgressReader()
+    reader.gate.clear()
+    server.pause_at = 1_000_000
+    server.gate.clear()
+    task = asyncio.create_task(pull(pulls, PullModel(server.url), reader))
+    await until(lambda: reader.items != [], seconds=60)
+    server.gate.set()
+    await until(lambda: bool(store.models()), seconds=60)
+    assert len(reader.items) == 1
+    reader.gate.set()
+    assert (await task).digest == server.digest
+
+
+async def test_owner_can_forbid_pulls(store: ModelStore, drain_started: asyncio.Event, server: RangedServer) -> None:
+    with pytest.raises(errors.NotAllowed, match="the owner of this worker does not allow pulls"):
+        await pull(pulls_of(store, drain_started, allow_pulls=False), PullModel(server.url))
+    assert server.asked == []
+
+
+async def test_problems_of_the_program_are_raised_as_they_are(pulls: ModelPulls) -> None:
+    with pytest.raises(errors.BadRequest, match=r"example\.org would be reached without TLS"):
+        await pull(pulls, PullModel("http://example.org/x.gguf"))
+
+
+async def test_program_that_is_killed_is_an_error_of_the_worker(pulls: ModelPulls, server: RangedServer) -> None:
+    async with pulling(pulls, server) as task:
+        programs()[0].kill()
+        with pytest.raises(errors.Internal, match="ended with status -9"):
+            await asyncio.wait_for(task, 60)
+
+
+async def test_program_gets_the_proxy_but_no_secrets(
+    store: ModelStore, drain_started: asyncio.Event, server: RangedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("SERVICE_TOKEN", "secret")
+    pulls = pulls_of(store, drain_started, hub_token="hub-secret")
+    async with pulling(pulls, server):
+        (program,) = programs()
+        environment = program.environ() if os.geteuid() == 0 else {"HTTPS_PROXY": "http://127.0.0.1:9"}
+        assert environment["HTTPS_PROXY"] == "http://127.0.0.1:9"
+        assert not [name for name, value in environment.items() if "secret" in value]
+        assert "secret" not in " ".join(program.cmdline())
