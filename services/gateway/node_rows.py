@@ -2,7 +2,7 @@
 
 from services.gateway.scheduling import worker_records
 from services.gateway.scheduling.dispatch import Dispatch
-from shared.api.gateway import NodeRow
+from shared.api.gateway import ModelPullRow, NodeRow
 from shared.node import Node
 from shared.protocol.directory import DirectoryEntry
 from shared.telemetry.metrics_registry import version
@@ -58,4 +58,7 @@ def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry) -> NodeRow:
         round_trip_ms=None if seconds is None else round(seconds * 1000, 3),
         labels=announcement.labels,
         trouble=announcement.trouble if entry.alive else "",
+        pulls=tuple(
+            ModelPullRow(pull.name, pull.done_bytes, pull.total_bytes, pull.bytes_per_second) for pull in announcement.pulls if entry.alive
+        ),
     )

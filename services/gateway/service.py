@@ -41,6 +41,7 @@ from services.gateway.model_orders import ModelOrders
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_routes import OpenAi
 from services.gateway.pipeline import Pipeline
+from services.gateway.pull_orders import PullOrders
 from services.gateway.relay import Relay
 from services.gateway.request_admission import RequestAdmission
 from services.gateway.scheduling import model_coverage, routing, worker_choice
@@ -125,6 +126,7 @@ class GatewayService:
             flag=opened.quarantine.report,
         )
         node.dispatcher.add(ModelOrders(node.rpc, node.directory, settings.model_aliases, self.audit_reporting))
+        node.dispatcher.add(PullOrders(node.rpc, node.directory, self.audit_reporting))
         self.callers = Callers(
             node.rpc,
             aliases=settings.model_aliases,
@@ -233,7 +235,7 @@ class GatewayService:
         parts = (
             RestAccounts(self._node.rpc),
             RestInference(self._deduplicated, request_seconds=seconds),
-            RestUsage(self._store, self.reports, self._quotas),
+            RestUsage(self._store, self.reports, self._quotas, self._accounts),
             OpenAi(self._deduplicated, self._catalogue, request_seconds=seconds),
             OpenAiEmbeddings(self._deduplicated, request_seconds=seconds),
         )

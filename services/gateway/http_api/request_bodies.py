@@ -9,12 +9,12 @@ import msgspec
 
 from services.gateway.prompt_admission import BadField
 from shared import errors
+from shared.api.method import field_name
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 _AT = re.compile(r"(?P<what>.*?) - at `\$\.?(?P<path>.*)`$", re.DOTALL)
 _FIELD = re.compile(r"Object (?P<what>contains unknown|missing required) field `(?P<field>[^`]*)`")
-_CAMEL_HUMP = re.compile(r"(?<=[a-z0-9])[A-Z]")
 
 
 def read_object(body: bytes) -> dict[str, object]:
@@ -49,7 +49,7 @@ def snake_names(found: Mapping[str, object]) -> dict[str, object]:
     """Rename the top-level fields to snake_case. Raises BadField for a field in both spellings."""
     renamed: dict[str, object] = {}
     for name, value in found.items():
-        snake = _CAMEL_HUMP.sub(lambda hump: "_" + hump[0].lower(), name)
+        snake = field_name(name)
         if snake in renamed:
             raise BadField(snake, "occurs twice")
         renamed[snake] = value
@@ -57,13 +57,14 @@ def snake_names(found: Mapping[str, object]) -> dict[str, object]:
 
 
 def read_query(query: bytes, kind: type[S]) -> S:
-    """Parse a query, converting numbers and times. Raises BadRequest or BadField."""
+    """Parse a query with camelCase or snake_case names, converting numbers and times. Raises BadRequest or BadField."""
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=20)
     except ValueError as error:
         raise errors.BadRequest("the query string is not valid", hint="write name=value pairs joined by &") from error
     fields: dict[str, str] = {}
-    for name, value in pairs:
+    for given, value in pairs:
+        name = field_name(given)
         if name in fields:
             raise BadField(name, "occurs twice")
         fields[name] = value

@@ -9,7 +9,8 @@ import msgspec
 
 from services.gateway.prompt_admission import BadField
 from shared.api.gateway import InferenceResult, Rest
-from shared.api.inference import Chunk
+from shared.api.generation import ToolCall
+from shared.api.inference import Chunk, TokenLogprob
 from shared.types import FinishReason, ModelName, RequestId
 
 
@@ -58,6 +59,37 @@ class ServerSentEvent:
     name: str = ""
 
 
+class CalledFunction(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class AnswerToolCall(msgspec.Struct, frozen=True):
+    id: str
+    function: CalledFunction
+    type: str = "function"
+    #: Position of the call in its answer; only in streams.
+    index: int | msgspec.UnsetType = msgspec.UNSET
+
+    @classmethod
+    def of(cls, call: ToolCall, index: int | msgspec.UnsetType = msgspec.UNSET) -> "AnswerToolCall":
+        return cls(call.id, CalledFunction(call.name, call.arguments), index=index)
+
+
+class Alternative(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    #: As bytes, because a token may be part of a character.
+    bytes: tuple[int, ...]
+
+
+class TokenChoice(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: tuple[int, ...]
+    top_logprobs: tuple[Alternative, ...]
+
+
 DONE = ServerSentEvent(b"[DONE]")
 
 
@@ -81,6 +113,22 @@ class AnswerFormat(Protocol):
 
     def whole(self, result: InferenceResult) -> msgspec.Struct:
         """Return the whole answer."""
+
+
+def logprobs_of(drawn: Sequence[TokenLogprob]) -> tuple[TokenChoice, ...]:
+    return tuple(
+        TokenChoice(
+            piece_text(token.drawn.piece),
+            token.drawn.logprob,
+            tuple(token.drawn.piece),
+            tuple(Alternative(piece_text(other.piece), other.logprob, tuple(other.piece)) for other in token.top),
+        )
+        for token in drawn
+    )
+
+
+def piece_text(piece: bytes) -> str:
+    return piece.decode("utf-8", "replace")
 
 
 def reasons(result: InferenceResult, answers: int) -> tuple[FinishReason, ...]:

@@ -1,29 +1,28 @@
-"""Serves /api/inference and /api/infer: runs prompts in this project's own format, and cancels them."""
+"""Serves /api/inference and /api/infer: runs prompts and computes embeddings in this project's own format, and cancels them."""
+
+from typing import cast
 
 import msgspec
 
 from services.gateway.deduplicated_inference import DeduplicatedInference
-from services.gateway.http_api import answer_delivery, request_bodies, response_formats
+from services.gateway.http_api import answer_delivery, chat_messages, request_bodies, response_formats
+from services.gateway.http_api.chat_messages import ChatBodyMessage, ResponseFormat, ToolBody, ToolChoiceBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent
+from services.gateway.http_api.response_formats import AnswerFacts, AnswerToolCall, ErrorBody, ServerSentEvent, TokenChoice
 from services.gateway.prompt_admission import BadField
+from shared.api import embedding
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.api.generation import ChatMessage, Usage
+from shared.api.generation import Usage
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName, RequestId
-
-
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    role: str
-    content: str
 
 
 class PayloadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to generate, and how. Requires ``prompt`` or ``messages``, but not both."""
 
     prompt: str | None = None
-    messages: tuple[Message, ...] | None = None
+    messages: tuple[ChatBodyMessage, ...] | None = None
     system: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
@@ -31,6 +30,12 @@ class PayloadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     top_k: int | None = None
     stop: str | tuple[str, ...] | None = None
     seed: int | None = None
+    #: The next five are as in OpenAI's chat API.
+    tools: tuple[ToolBody, ...] | None = None
+    tool_choice: ToolChoiceBody | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
     #: Stream server-sent events.
     stream: bool = False
 
@@ -39,9 +44,17 @@ class InferenceBody(PayloadBody, frozen=True, kw_only=True, forbid_unknown_field
     model: ModelName | None = None
 
 
+class ModelPayload(PayloadBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A prompt, or ``input`` for embeddings."""
+
+    input: embedding.GivenInput | None = None
+    #: Cut vectors to this many numbers and normalize them again.
+    dimensions: int | None = None
+
+
 class InferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: An object, or just a prompt.
-    payload: PayloadBody | str
+    payload: ModelPayload | str
     model: ModelName | None = None
 
 
@@ -58,11 +71,29 @@ class UsageView(msgspec.Struct, frozen=True):
 class InferenceAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     request_id: RequestId
     model: ModelName
-    finish_reason: FinishReason
+    #: stop, length, cancelled, or tool_calls if the model waits for the results of its calls.
+    finish_reason: str
     usage: UsageView
     response_time_ms: int
-    #: Omitted at the end of a stream.
+    #: The next three are omitted at the end of a stream, which had them in its pieces.
     response: str | None = None
+    tool_calls: tuple[AnswerToolCall, ...] = ()
+    logprobs: tuple[TokenChoice, ...] = ()
+
+
+class ModelAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer of any model: a text with its reason to finish, or embeddings."""
+
+    request_id: RequestId
+    model: ModelName
+    usage: UsageView
+    response_time_ms: int
+    finish_reason: str | None = None
+    response: str | None = None
+    tool_calls: tuple[AnswerToolCall, ...] = ()
+    logprobs: tuple[TokenChoice, ...] = ()
+    #: One vector per input, in the same order.
+    embeddings: tuple[tuple[float, ...], ...] | None = None
 
 
 class WithdrawnAnswer(msgspec.Struct, frozen=True):
@@ -71,10 +102,15 @@ class WithdrawnAnswer(msgspec.Struct, frozen=True):
     idempotency_key: str
 
 
-class TextEvent(msgspec.Struct, frozen=True):
-    """A piece of the text of a streamed answer."""
+class TextEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A piece of a streamed answer: the next text, complete tool calls, and the log probabilities of its tokens."""
 
     text: str
+    tool_calls: tuple[AnswerToolCall, ...] = ()
+    logprobs: tuple[TokenChoice, ...] = ()
+
+
+_NO_TEXT = TextEvent("")
 
 
 class RestFormat:
@@ -82,24 +118,38 @@ class RestFormat:
 
     def __init__(self) -> None:
         self._texts: list[str] = []
+        self._logprobs: list[TokenChoice] = []
+        self._calls: list[AnswerToolCall] = []
 
     def begin(self, about: AnswerFacts) -> None:
         """Do nothing: the facts are at the end of the answer."""
 
     def gather(self, chunk: Chunk) -> None:
         self._texts.append(chunk.text)
+        self._logprobs += response_formats.logprobs_of(chunk.logprobs)
+        self._calls += map(AnswerToolCall.of, chunk.tool_calls)
 
     def events(self, chunk: Chunk) -> tuple[ServerSentEvent, ...]:
-        return (ServerSentEvent(TextEvent(chunk.text)),) if chunk.text else ()
+        calls = tuple(map(AnswerToolCall.of, chunk.tool_calls))
+        self._calls += calls
+        event = TextEvent(chunk.text, calls, response_formats.logprobs_of(chunk.logprobs))
+        return () if event == _NO_TEXT else (ServerSentEvent(event),)
 
     def last_events(self, result: InferenceResult) -> tuple[ServerSentEvent, ...]:
-        return ServerSentEvent(_answer(result, None)), response_formats.DONE
+        return ServerSentEvent(self._answer(result)), response_formats.DONE
 
     def failed(self, error: ErrorBody) -> tuple[ServerSentEvent, ...]:
         return (ServerSentEvent(error),)
 
     def whole(self, result: InferenceResult) -> InferenceAnswer:
-        return _answer(result, "".join(self._texts))
+        found = self._answer(result)
+        parts = {"response": "".join(self._texts), "tool_calls": tuple(self._calls), "logprobs": tuple(self._logprobs)}
+        return msgspec.structs.replace(found, **parts)
+
+    def _answer(self, result: InferenceResult) -> InferenceAnswer:
+        waits = bool(self._calls) and result.finish_reason is FinishReason.STOP
+        reason = "tool_calls" if waits else str(result.finish_reason)
+        return InferenceAnswer(result.request_id, result.model, reason, UsageView.of(result.usage), result.response_time_ms)
 
 
 class RestInference:
@@ -118,7 +168,7 @@ class RestInference:
             ),
             HttpRoute(
                 verb="POST", path="/api/infer", handler=self._infer, method="processInferenceRequest",
-                summary="Run a prompt, given as a model and a payload", body=InferBody, answer=InferenceAnswer,
+                summary="Run a prompt or compute embeddings, given as a model and a payload", body=InferBody, answer=ModelAnswer,
                 streams=True, events=(TextEvent, InferenceAnswer),
             ),
             HttpRoute(
@@ -135,28 +185,60 @@ class RestInference:
         await call.answer(WithdrawnAnswer(key))
 
     async def _inference(self, call: HttpCall) -> None:
-        body = request_bodies.read_either_case(call.body, InferenceBody)
+        body = request_bodies.convert(_read_payload(request_bodies.read_object(call.body)), InferenceBody)
         await self._run(call, body, body.model)
 
     async def _infer(self, call: HttpCall) -> None:
         found = request_bodies.snake_names(request_bodies.read_object(call.body))
         if isinstance(payload := found.get("payload"), dict):
-            found["payload"] = request_bodies.snake_names(payload)
+            found["payload"] = _read_payload(payload)
         body = request_bodies.convert(found, InferBody)
-        payload = PayloadBody(prompt=body.payload) if isinstance(body.payload, str) else body.payload
-        await self._run(call, payload, body.model)
+        payload = ModelPayload(prompt=body.payload) if isinstance(body.payload, str) else body.payload
+        if payload.input is not None:
+            await self._embed(call, to_embedding_request(payload, body.model))
+        elif payload.dimensions is not None:
+            raise BadField("payload.dimensions", "requires payload.input")
+        else:
+            await self._run(call, payload, body.model)
+
+    async def _embed(self, call: HttpCall, request: embedding.EmbeddingRequest) -> None:
+        vectors: list[msgspec.Raw] = []
+        running = self._deduplicated.embed(call.caller, request, seconds=self._request_seconds, key=call.idempotency_key)
+        async with running as reply:
+            call.add_headers(answer_delivery.headers(reply))
+            async for _, item in reply:
+                # Encoding all vectors at once would delay other streams.
+                vectors += [msgspec.Raw(msgspec.json.encode(embedding.decode_vector(vector))) for vector in item.vectors]
+        result = reply.result
+        usage = UsageView(result.prompt_tokens, 0, result.prompt_tokens)
+        embeddings = cast("tuple[tuple[float, ...], ...]", tuple(vectors))
+        await call.answer(ModelAnswer(result.request_id, result.model, usage, result.response_time_ms, embeddings=embeddings))
 
     async def _run(self, call: HttpCall, body: PayloadBody, model: ModelName | None) -> None:
         request = to_request(body, model)
         await answer_delivery.answer(call, self._deduplicated, request, RestFormat(), stream=body.stream, seconds=self._request_seconds)
 
 
+def _read_payload(found: dict[str, object]) -> dict[str, object]:
+    """Rename fields in camelCase, and tidy messages as OpenAI's API does. Raises BadField."""
+    renamed = request_bodies.snake_names(found)
+    chat_messages.ensure_functions(renamed.get("tools"))
+    if isinstance(messages := renamed.get("messages"), list):
+        renamed["messages"] = chat_messages.tidy(
+            [request_bodies.snake_names(message) if isinstance(message, dict) else message for message in messages]
+        )
+    if isinstance(requested := renamed.get("response_format"), dict):
+        renamed["response_format"] = request_bodies.snake_names(requested)
+    return renamed
+
+
 def to_request(body: PayloadBody, model: ModelName | None) -> InferenceRequest:
     if body.prompt is not None and body.messages:
         raise BadField("prompt", "and messages exclude each other; send only one")
+    tools, tool_choice = chat_messages.chosen_tools(body.tools or (), body.tool_choice)
     return InferenceRequest(
         prompt=body.prompt,
-        messages=tuple(ChatMessage(message.role, message.content) for message in body.messages or ()),
+        messages=chat_messages.to_messages(body.messages) if body.messages else (),
         system=body.system,
         model=model,
         max_tokens=body.max_tokens,
@@ -165,10 +247,21 @@ def to_request(body: PayloadBody, model: ModelName | None) -> InferenceRequest:
         top_k=body.top_k,
         stop=(body.stop,) if isinstance(body.stop, str) else body.stop or (),
         seed=body.seed,
+        format=None if body.response_format is None else chat_messages.wanted_format(body.response_format),
+        tools=tools,
+        tool_choice=tool_choice,
+        top_logprobs=chat_messages.wanted_logprobs(body.logprobs, body.top_logprobs),
     )
 
 
-def _answer(result: InferenceResult, response: str | None) -> InferenceAnswer:
-    return InferenceAnswer(
-        result.request_id, result.model, result.finish_reason, UsageView.of(result.usage), result.response_time_ms, response
-    )
+def to_embedding_request(payload: ModelPayload, model: ModelName | None) -> embedding.EmbeddingRequest:
+    """Convert the request. Raises BadField for fields of prompts, and for texts among token ids."""
+    nothing = PayloadBody()
+    for name in PayloadBody.__struct_fields__:
+        if getattr(payload, name) != getattr(nothing, name):
+            raise BadField(f"payload.{name}", "is for prompts; payload.input asks for embeddings")
+    assert payload.input is not None
+    try:
+        return embedding.EmbeddingRequest(embedding.separate_inputs(payload.input), model, payload.dimensions)
+    except ValueError as error:
+        raise BadField("payload.input", str(error)) from error

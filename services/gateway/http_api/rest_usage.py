@@ -11,8 +11,10 @@ from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.limits import limit_rules
 from services.gateway.limits.quotas import Quotas
-from shared import amounts
+from shared import amounts, errors
 from shared.api.auth import Principal
+from shared.api.gateway import KeyBudget
+from shared.api.ledger import Account
 from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
 from shared.types import KeyId, ModelName, RequestId, RequestStatus, TenantId, Tier, UserId
 
@@ -45,6 +47,49 @@ class LimitAnswer(msgspec.Struct, frozen=True):
     resets_in_seconds: float
 
 
+class CreditsAnswer(msgspec.Struct, frozen=True):
+    """What the account can spend. Amounts are in credits; strings, to keep them exact."""
+
+    #: included + balance - reserved: what a new request may cost.
+    available: str
+    #: Left of the tier's monthly credits.
+    included: str
+    #: Topped-up credits.
+    balance: str
+    #: Held by running requests.
+    reserved: str
+    #: The tier's monthly credits; null is unlimited.
+    monthly: str | None
+    #: When the monthly credits are renewed.
+    renews_at: datetime
+
+    @classmethod
+    def of(cls, account: Account) -> "CreditsAnswer":
+        return cls(
+            available=amounts.written(account.free_micro),
+            included=amounts.written(account.included_micro),
+            balance=amounts.written(account.balance_micro),
+            reserved=amounts.written(account.reserved_micro),
+            monthly=None if account.monthly_micro is None else amounts.written(account.monthly_micro),
+            renews_at=account.renews_at,
+        )
+
+
+class BudgetAnswer(msgspec.Struct, frozen=True):
+    """The budget of the calling key, in credits."""
+
+    limit: str
+    spent: str
+    #: Held by running requests.
+    reserved: str
+    available: str
+
+    @classmethod
+    def of(cls, budget: KeyBudget) -> "BudgetAnswer":
+        micro = (budget.budget_micro, budget.spent_micro, budget.reserved_micro, budget.free_micro)
+        return cls(*map(amounts.written, micro))
+
+
 class QuotaAnswer(msgspec.Struct, frozen=True):
     user_id: UserId
     tier: Tier
@@ -54,6 +99,10 @@ class QuotaAnswer(msgspec.Struct, frozen=True):
     resets_in_seconds: float
     #: All limits that apply to the caller.
     limits: tuple[LimitAnswer, ...] = ()
+    #: null while PostgreSQL is down.
+    credits: CreditsAnswer | None = None
+    #: null without one, and for a login.
+    budget: BudgetAnswer | None = None
 
 
 class RequestsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,11 +161,20 @@ class Reports(Protocol):
     async def rate(self, caller: Principal, request: RequestId, rating: int) -> None: ...
 
 
+class Accounts(Protocol):
+    """See ``AccountRpc``."""
+
+    async def account_of(self, caller: Principal, /) -> Account: ...
+
+    async def find_key_budget(self, caller: Principal, /) -> KeyBudget | None: ...
+
+
 class RestUsage:
     """Handlers for usage and feedback."""
 
-    def __init__(self, usage: UsageReader, reports: Reports, quotas: Quotas) -> None:
+    def __init__(self, usage: UsageReader, reports: Reports, quotas: Quotas, accounts: Accounts) -> None:
         self._usage_of = usage.read_usage
+        self._accounts = accounts
         self._reports = reports
         self._quotas = quotas
 
@@ -151,7 +209,18 @@ class RestUsage:
             LimitAnswer(allowance.scope, allowance.kind, allowance.limit, allowance.remaining, allowance.resets_in_seconds)
             for allowance in allowances
         )
-        await call.answer(QuotaAnswer(caller.user_id, caller.tier, hour.limit, hour.used, hour.remaining, hour.resets_in_seconds, limits))
+        left = await self._read_credits(caller)
+        await call.answer(
+            QuotaAnswer(caller.user_id, caller.tier, hour.limit, hour.used, hour.remaining, hour.resets_in_seconds, limits, *left)
+        )
+
+    async def _read_credits(self, caller: Principal) -> tuple[CreditsAnswer | None, BudgetAnswer | None]:
+        try:
+            account, budget = await self._accounts.account_of(caller), await self._accounts.find_key_budget(caller)
+        except errors.Unavailable:
+            # The limits are counted in Valkey, so they are known without PostgreSQL.
+            return None, None
+        return CreditsAnswer.of(account), None if budget is None else BudgetAnswer.of(budget)
 
     async def _requests(self, call: HttpCall) -> None:
         query = request_bodies.read_query(call.query, RequestsQuery)

@@ -25,6 +25,7 @@ from shared.api.embedding import RequestEmbeddings
 from shared.api.gateway import InferenceChunk, ProcessInferenceRequest
 from shared.api.method import Method, StreamMethod
 from shared.node.stock_clients import stock_calls
+from shared.protocol import wire
 from shared.rpc import Handler, RpcCall, StreamCall, authorization
 from shared.rpc.serving import AnyMethod
 from shared.timing.bounded_waits import BoundedWait
@@ -43,7 +44,7 @@ class RpcQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: The node to ask, for methods of other services. Default: the least loaded one.
     to: NodeId | None = None
     #: How long the caller waits.
-    deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=3_600_000)] | None = None
+    deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=wire.MAX_DEADLINE_MS)] | None = None
 
 
 def methods() -> Iterator[AnyMethod]:

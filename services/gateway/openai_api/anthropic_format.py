@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import msgspec
 
 from services.gateway.http_api import http_errors
+from services.gateway.http_api.chat_messages import JsonObject, TextPart
 from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent
 from services.gateway.openai_api.anthropic_request import MessagesBody, ToolUseBlock
-from services.gateway.openai_api.messages import JsonObject, TextPart
 from shared.api.gateway import InferenceResult
 from shared.api.generation import ToolCall, Usage
 from shared.api.inference import Chunk

@@ -5,10 +5,9 @@ from typing import Literal
 
 import msgspec
 
-from services.gateway.http_api import request_bodies
-from services.gateway.openai_api import messages as openai_messages
+from services.gateway.http_api import chat_messages, request_bodies
+from services.gateway.http_api.chat_messages import Chosen, JsonObject, TextPart
 from services.gateway.openai_api import parameters as openai_parameters
-from services.gateway.openai_api.messages import Chosen, JsonObject, TextPart
 from services.gateway.prompt_admission import MAX_STOPS, BadField
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, ToolCall
@@ -146,7 +145,7 @@ def _messages(index: int, message: MessageParam) -> Iterator[ChatMessage]:
             case TextPart():
                 texts.append(block)
             case ToolUseBlock():
-                calls.append(ToolCall(block.id, block.name, openai_messages.json_text(block.input)))
+                calls.append(ToolCall(block.id, block.name, chat_messages.json_text(block.input)))
             case ToolResultBlock():
                 yield ChatMessage("tool", ("Error: " if block.is_error else "") + _text(block.content), (), block.tool_use_id)
     if texts or calls:
@@ -158,8 +157,8 @@ def _text(content: str | tuple[TextPart, ...]) -> str:
 
 
 def _tools(body: MessagesBody) -> Chosen:
-    tools = tuple(openai_messages.tool(tool.name, tool.description, tool.input_schema) for tool in body.tools)
+    tools = tuple(chat_messages.tool(tool.name, tool.description, tool.input_schema) for tool in body.tools)
     choice = body.tool_choice or MessagesToolChoice("auto")
     if choice.type == "tool":
-        return openai_messages.choose_of(tools, (choice.name or "",), "required")
-    return openai_messages.choose(tools, "required" if choice.type == "any" else choice.type)
+        return chat_messages.choose_of(tools, (choice.name or "",), "required")
+    return chat_messages.choose(tools, "required" if choice.type == "any" else choice.type)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import msgspec
 
 from services.gateway.http_api import response_formats
-from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent
+from services.gateway.http_api.response_formats import AnswerFacts, AnswerToolCall, ErrorBody, ServerSentEvent, TokenChoice, logprobs_of
 from services.gateway.openai_api.chat_request import ChatBody
 from shared.api.gateway import InferenceResult
-from shared.api.generation import ToolCall, Usage
-from shared.api.inference import Chunk, TokenLogprob
+from shared.api.generation import Usage
+from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName
 
 
@@ -26,33 +26,6 @@ class ChatUsage(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, usage: Usage) -> "ChatUsage":
         return cls(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, UsageDetails(usage.cached_tokens))
-
-
-class CalledFunction(msgspec.Struct, frozen=True):
-    name: str
-    arguments: str
-
-
-class AnswerToolCall(msgspec.Struct, frozen=True):
-    id: str
-    function: CalledFunction
-    type: str = "function"
-    #: Position of the call in its answer; only in streams.
-    index: int | msgspec.UnsetType = msgspec.UNSET
-
-
-class Alternative(msgspec.Struct, frozen=True):
-    token: str
-    logprob: float
-    #: As bytes, because a token may be part of a character.
-    bytes: tuple[int, ...]
-
-
-class TokenChoice(msgspec.Struct, frozen=True):
-    token: str
-    logprob: float
-    bytes: tuple[int, ...]
-    top_logprobs: tuple[Alternative, ...]
 
 
 class ChoiceLogprobs(msgspec.Struct, frozen=True):
@@ -125,22 +98,6 @@ class Models(msgspec.Struct, frozen=True):
 
     data: tuple[Model, ...]
     object: str = "list"
-
-
-def logprobs_of(drawn: Sequence[TokenLogprob]) -> tuple[TokenChoice, ...]:
-    return tuple(
-        TokenChoice(
-            piece_text(token.drawn.piece),
-            token.drawn.logprob,
-            tuple(token.drawn.piece),
-            tuple(Alternative(piece_text(other.piece), other.logprob, tuple(other.piece)) for other in token.top),
-        )
-        for token in drawn
-    )
-
-
-def piece_text(piece: bytes) -> str:
-    return piece.decode("utf-8", "replace")
 
 
 def finish_word(reason: FinishReason) -> str:
@@ -232,7 +189,7 @@ class _GatheredChat:
         """Add a chunk; return the delta."""
         first = len(self._calls)
         wanted = chunk.tool_calls if self._parallel_calls else chunk.tool_calls[: max(0, 1 - first)]
-        calls = tuple(_call(call, first + offset) for offset, call in enumerate(wanted))
+        calls = tuple(AnswerToolCall.of(call, index=first + offset) for offset, call in enumerate(wanted))
         self._texts.append(chunk.text)
         self._calls += calls
         if chunk.logprobs:
@@ -252,7 +209,3 @@ class _GatheredChat:
 
 def _id(about: AnswerFacts) -> str:
     return f"chatcmpl-{about.request_id.hex}"
-
-
-def _call(call: ToolCall, index: int) -> AnswerToolCall:
-    return AnswerToolCall(call.id, CalledFunction(call.name, call.arguments), index=index)

@@ -1,13 +1,10 @@
 """Parses requests to OpenAI's chat API. Pure."""
 
-from typing import Literal
-
 import msgspec
 
-from services.gateway.http_api import request_bodies
-from services.gateway.openai_api import messages as openai_messages
+from services.gateway.http_api import chat_messages, request_bodies
+from services.gateway.http_api.chat_messages import ChatBodyMessage, ResponseFormat, ToolBody, ToolChoiceBody
 from services.gateway.openai_api import parameters as openai_parameters
-from services.gateway.openai_api.messages import AllowedToolsChoice, ChatBodyMessage, Chosen, NamedTool, SchemaBody, ToolBody
 from services.gateway.prompt_admission import BadField
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import FormatKind, OutputFormat
@@ -22,11 +19,6 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     #: Accepted and ignored.
     include_obfuscation: bool | None = None
-
-
-class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: SchemaBody | None = None
 
 
 class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,7 +59,7 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
     tools: tuple[ToolBody, ...] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice | None = None
+    tool_choice: ToolChoiceBody | None = None
     #: If false, only the first call of an answer is returned.
     parallel_tool_calls: bool = True
 
@@ -75,9 +67,9 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def read(body: bytes) -> ChatBody:
     """Parse the body. Raises BadRequest that names the field."""
     found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.CHAT, ChatBody)
-    openai_messages.ensure_functions(found.get("tools"))
+    chat_messages.ensure_functions(found.get("tools"))
     if "messages" in found:
-        found["messages"] = openai_messages.tidy(found["messages"])
+        found["messages"] = chat_messages.tidy(found["messages"])
     chat = request_bodies.convert(found, ChatBody)
     ensure_streamed(chat)
     return chat
@@ -88,13 +80,13 @@ def to_request(chat: ChatBody) -> InferenceRequest:
     if chat.max_tokens is not None and chat.max_completion_tokens not in {None, chat.max_tokens}:
         raise BadField("max_tokens", "and max_completion_tokens differ; send only one")
     openai_parameters.ensure_tokens("max_completion_tokens", chat.max_completion_tokens)
-    tools, tool_choice = _tools(chat)
+    tools, tool_choice = chat_messages.chosen_tools(chat.tools or (), chat.tool_choice)
     request = sampled_request(chat)
     return msgspec.structs.replace(
         request,
-        messages=openai_messages.to_messages(chat.messages),
+        messages=chat_messages.to_messages(chat.messages),
         max_tokens=chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
-        top_logprobs=_top_logprobs(chat),
+        top_logprobs=chat_messages.wanted_logprobs(chat.logprobs, chat.top_logprobs),
         format=_format(chat) or request.format,
         tools=tools,
         tool_choice=tool_choice,
@@ -136,31 +128,10 @@ def _biases(biases: dict[str, float] | None) -> dict[int, float]:
     return {int(token): value for token, value in biases.items()}
 
 
-def _top_logprobs(chat: ChatBody) -> int | None:
-    if chat.top_logprobs and not chat.logprobs:
-        raise BadField("top_logprobs", "requires logprobs=true")
-    return (chat.top_logprobs or 0) if chat.logprobs else None
-
-
 def _format(chat: ChatBody) -> OutputFormat | None:
     requested = chat.response_format
     if requested is None:
         return None
     if chat.grammar is not None:
         raise BadField("grammar", "and response_format exclude each other; send only one")
-    if requested.type == "json_schema" and requested.json_schema is None:
-        raise BadField("response_format.json_schema", "is missing")
-    return openai_messages.json_format(requested.type, None if requested.json_schema is None else requested.json_schema.schema)
-
-
-def _tools(chat: ChatBody) -> Chosen:
-    tools = tuple(
-        openai_messages.tool(tool.function.name, tool.function.description, tool.function.parameters) for tool in chat.tools or ()
-    )
-    match chat.tool_choice:
-        case NamedTool(function=named):
-            return openai_messages.choose_of(tools, (named.name,), "required")
-        case AllowedToolsChoice(allowed_tools=allowed):
-            return openai_messages.choose_of(tools, tuple(tool.function.name for tool in allowed.tools), allowed.mode)
-        case choice:
-            return openai_messages.choose(tools, choice)
+    return chat_messages.wanted_format(requested)

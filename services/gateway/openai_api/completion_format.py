@@ -9,8 +9,8 @@ from dataclasses import replace
 import msgspec
 
 from services.gateway.http_api import response_formats
-from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent
-from services.gateway.openai_api.chat_format import ChatUsage, finish_word, piece_text
+from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent, piece_text
+from services.gateway.openai_api.chat_format import ChatUsage, finish_word
 from services.gateway.openai_api.completion_request import CompletionBody
 from shared.api.gateway import InferenceResult
 from shared.api.generation import Usage

@@ -1,28 +1,25 @@
 """Serves OpenAI's embeddings API, POST /v1/embeddings."""
 
 import base64
-import struct
 from collections.abc import Sequence
 from typing import Literal, cast
 
 import msgspec
 
-from services.gateway.active_request import NUMBER_BYTES
 from services.gateway.deduplicated_inference import DeduplicatedInference
 from services.gateway.http_api import answer_delivery, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.prompt_admission import BadField
 from shared.api import embedding
-from shared.api.embedding import EmbeddingRequest, EmbeddingResult, TokenId
+from shared.api.embedding import EmbeddingRequest, EmbeddingResult, GivenInput
 from shared.types import ModelName
 
 
 class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An embedding request. ``user`` is ignored."""
 
-    #: A text, a list of texts, token ids in the model's own vocabulary, or a list of these.
-    input: str | tuple[str | TokenId | tuple[TokenId, ...], ...]
+    input: GivenInput
     model: ModelName | None = None
     #: OpenAI's client requests base64 and decodes it.
     encoding_format: Literal["float", "base64"] = "float"
@@ -87,17 +84,15 @@ def read(body: bytes) -> EmbeddingBody:
 
 def to_request(body: EmbeddingBody) -> EmbeddingRequest:
     """Convert the request. Raises BadField for texts or lists among token ids."""
-    inputs = (body.input,) if isinstance(body.input, str) else body.input
-    ids = tuple(given for given in inputs if isinstance(given, int))
-    texts = tuple(given for given in inputs if not isinstance(given, int))
-    if ids and texts:
-        raise BadField("input", "must not mix token ids with texts or lists")
-    return EmbeddingRequest((ids,) if ids else texts, body.model, body.dimensions)
+    try:
+        return EmbeddingRequest(embedding.separate_inputs(body.input), body.model, body.dimensions)
+    except ValueError as error:
+        raise BadField("input", str(error)) from error
 
 
 def encode(body: EmbeddingBody, index: int, vector: bytes) -> msgspec.Raw:
     """Encode one vector of the answer as JSON."""
-    numbers = _base64(vector) if body.encoding_format == "base64" else _numbers(vector)
+    numbers = _base64(vector) if body.encoding_format == "base64" else embedding.decode_vector(vector)
     return msgspec.Raw(msgspec.json.encode(EmbeddingObject(numbers, index)))
 
 
@@ -109,7 +104,3 @@ def answer(encoded: Sequence[msgspec.Raw], result: EmbeddingResult) -> Embedding
 
 def _base64(vector: bytes) -> str:
     return base64.b64encode(vector).decode()
-
-
-def _numbers(vector: bytes) -> tuple[float, ...]:
-    return struct.unpack(f"<{len(vector) // NUMBER_BYTES}f", vector)

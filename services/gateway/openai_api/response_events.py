@@ -2,7 +2,7 @@
 
 import msgspec
 
-from services.gateway.openai_api.chat_format import TokenChoice
+from services.gateway.http_api.response_formats import TokenChoice
 from services.gateway.openai_api.response_request import FunctionTool, TextBody, ToolChoiceBody
 from shared.api.generation import Usage
 from shared.types import ModelName

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent
+from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent, TokenChoice, logprobs_of
 from services.gateway.openai_api import response_events
-from services.gateway.openai_api.chat_format import TokenChoice, logprobs_of
 from services.gateway.openai_api.response_events import OutputCall, OutputItem, OutputMessage, OutputTextPart, Response
 from services.gateway.openai_api.response_request import ResponseBody, TextBody, TextFormat
 from shared.api.gateway import InferenceResult

@@ -7,10 +7,9 @@ from typing import Literal
 
 import msgspec
 
-from services.gateway.http_api import request_bodies
-from services.gateway.openai_api import messages as openai_messages
+from services.gateway.http_api import chat_messages, request_bodies
+from services.gateway.http_api.chat_messages import Chosen, JsonObject
 from services.gateway.openai_api import parameters as openai_parameters
-from services.gateway.openai_api.messages import Chosen, JsonObject
 from services.gateway.prompt_admission import BadField
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, OutputFormat, ToolCall
@@ -206,7 +205,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 def read(content: bytes) -> ResponseBody:
     """Parse the body. Raises BadRequest that names the field."""
     found = openai_parameters.without(request_bodies.read_object(content), openai_parameters.RESPONSES, ResponseBody)
-    openai_messages.ensure_functions(found.get("tools"))
+    chat_messages.ensure_functions(found.get("tools"))
     if "input" in found:
         found["input"] = tidy(found["input"])
     body = request_bodies.convert(found, ResponseBody)
@@ -241,15 +240,15 @@ def _format(body: TextFormat | None) -> OutputFormat | None:
         return None
     if body.type == "json_schema" and body.schema is msgspec.UNSET:
         raise BadField("text.format.schema", "is missing")
-    return openai_messages.json_format(body.type, None if body.schema is msgspec.UNSET else body.schema)
+    return chat_messages.json_format(body.type, None if body.schema is msgspec.UNSET else body.schema)
 
 
 def _tools(body: ResponseBody) -> Chosen:
-    tools = tuple(openai_messages.tool(tool.name, tool.description, tool.parameters) for tool in body.tools)
+    tools = tuple(chat_messages.tool(tool.name, tool.description, tool.parameters) for tool in body.tools)
     match body.tool_choice:
         case ChosenFunction(name=name):
-            return openai_messages.choose_of(tools, (name,), "required")
+            return chat_messages.choose_of(tools, (name,), "required")
         case AllowedFunctions(mode=mode, tools=allowed):
-            return openai_messages.choose_of(tools, tuple(tool.name for tool in allowed), mode)
+            return chat_messages.choose_of(tools, tuple(tool.name for tool in allowed), mode)
         case choice:
-            return openai_messages.choose(tools, choice)
+            return chat_messages.choose(tools, choice)

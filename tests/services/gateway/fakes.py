@@ -42,10 +42,10 @@ from services.gateway.scheduling.worker_choice import PromptPrivacy
 from shared import errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
-from shared.api.gateway import ServedModel
+from shared.api.gateway import KeyBudget, ServedModel
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Receipt
-from shared.api.ledger import MICRO, LedgerReport, ModelPrice
+from shared.api.ledger import MICRO, Account, LedgerReport, ModelPrice
 from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
 from shared.identity import credentials
 from shared.protocol.directory import Announcement, Directory, ModelOffer, WorkerLoad
@@ -296,6 +296,23 @@ class FakeReports:
         self.ratings[request] = rating
 
 
+class FakeAccounts:
+    """Credits and budgets, as a test sets them."""
+
+    def __init__(self) -> None:
+        self.budget: KeyBudget | None = None
+        self.away = False
+
+    async def account_of(self, caller: auth.Principal) -> Account:
+        if self.away:
+            raise errors.Unavailable("PostgreSQL is down", hint="try again")
+        micro = (MicroCredits(number) for number in (2_500_000, 10_000_000, 500_000))
+        return Account(*micro, monthly_micro=MicroCredits(5_000_000), renews_at=datetime(2026, 4, 1, tzinfo=UTC))
+
+    async def find_key_budget(self, caller: auth.Principal) -> KeyBudget | None:
+        return self.budget
+
+
 class FakeKeys(IdempotencyStore):
     """Idempotency keys of a single gateway that never dies."""
 
@@ -350,6 +367,7 @@ class RunningService:
         self.relay = Relay(self.rpc, self.dispatch)
         self.callers = Callers(self.rpc, aliases=self.names.aliases)
         self.reports = FakeReports()
+        self.accounts = FakeAccounts()
         self.admission = RequestAdmission(
             quotas=self.quotas,
             ledger=ledger,
@@ -379,7 +397,7 @@ class RunningService:
         parts = (
             RestAccounts(self.rpc),
             RestInference(self.once, request_seconds=30),
-            RestUsage(self.store, self.reports, self.quotas),
+            RestUsage(self.store, self.reports, self.quotas, self.accounts),
             OpenAi(self.once, self._served, request_seconds=30),
             OpenAiEmbeddings(self.once, request_seconds=30),
         )

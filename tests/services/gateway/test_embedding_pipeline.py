@@ -102,6 +102,38 @@ async def test_an_organization_that_shares_its_founders_limits_waits_as_its_foun
     assert served.counter_of(team.tenant_id) == 0
 
 
+async def test_infer_takes_embeddings(running_service: RunningService) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as http:
+        answer = await http.post("/api/infer", json={"model": "smollm2", "payload": {"input": ["a", "bcd", "ef"]}})
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert body["embeddings"] == [[1.0, 1.0], [3.0, 1.0], [2.0, 1.0]]
+        usage = running_service.worker.prompt_tokens
+        assert body["usage"] == {"prompt_tokens": usage, "completion_tokens": 0, "total_tokens": usage}
+        assert (body["model"], body["request_id"]) == ("smollm2", answer.headers["x-request-id"])
+        assert not {"response", "finish_reason"} & body.keys()
+        # The same as OpenAI's API: token ids beside each other are one input.
+        ids = await http.post("/api/infer", json={"payload": {"input": [5, 6, 7]}})
+        assert ids.json()["embeddings"] == [[3.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("payload", "param"),
+    [
+        ({"input": "a", "prompt": "b"}, "payload.prompt"),
+        ({"input": "a", "maxTokens": 5}, "payload.max_tokens"),
+        ({"input": "a", "stream": True}, "payload.stream"),
+        ({"input": ["a", 5]}, "payload.input"),
+        ({"prompt": "a", "dimensions": 5}, "payload.dimensions"),
+        ({"input": {"text": "a"}}, "payload.input"),
+    ],
+)
+async def test_infer_refuses_embeddings_that_say_two_things(running_service: RunningService, payload: dict[str, Any], param: str) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as http:
+        answer = await http.post("/api/infer", json={"payload": payload})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
 async def test_embeddings_count_against_the_same_limit_as_prompts(running_service: RunningService) -> None:
     for _ in range(3):
         await ask(running_service, "a")

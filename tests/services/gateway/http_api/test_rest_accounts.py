@@ -290,6 +290,8 @@ async def test_a_key_is_revoked_with_all_keys_that_it_created(api_client: Auth, 
     api_client.answers("auth.revokeApiKey", API_KEY)
     assert (await http.delete("/api/auth/api-keys/ci?with_made=true", headers=bearer(KEY))).status_code == 200
     assert api_client.only == (auth.RevokeApiKey("ci", with_made=True), KEY)
+    assert (await http.delete("/api/auth/api-keys/ci?withMade=true", headers=bearer(KEY))).status_code == 200
+    assert api_client.received[-1][1:] == (auth.RevokeApiKey("ci", with_made=True), KEY)
     problem(await http.delete("/api/auth/api-keys/ci?with=all", headers=bearer(KEY)), 400, "bad_request")
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 import httpx
 import pytest
 
+from shared.api.gateway import KeyBudget
 from shared.api.usage_report import ListRequests, LoggedRequest
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, UserId
 from tests.services.gateway import fakes
@@ -149,6 +150,25 @@ async def test_an_invalid_rating_names_its_field(
 
 
 # --- usage and quota ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_quota_has_the_credits_of_the_account_and_the_budget_of_the_key(
+    running_service: RunningService, http: httpx.AsyncClient
+) -> None:
+    quota = (await http.get("/api/quota")).json()
+    assert quota["credits"] == {
+        "available": "12", "included": "2.5", "balance": "10", "reserved": "0.5", "monthly": "5", "renews_at": "2026-04-01T00:00:00Z",
+    }  # fmt: skip
+    assert quota["budget"] is None
+    running_service.accounts.budget = KeyBudget(MicroCredits(2_000_000), MicroCredits(1_900_000), MicroCredits(300_000))
+    budget = (await http.get("/api/quota")).json()["budget"]
+    assert budget == {"limit": "2", "spent": "1.9", "reserved": "0.3", "available": "0"}
+
+
+async def test_the_limits_are_known_without_postgresql(running_service: RunningService, http: httpx.AsyncClient) -> None:
+    running_service.accounts.away = True
+    quota = (await http.get("/api/quota")).json()
+    assert (quota["remaining"], quota["credits"], quota["budget"]) == (100, None, None)
 
 
 async def test_usage_and_quota_are_the_callers_own(running_service: RunningService, http: httpx.AsyncClient) -> None:

@@ -349,3 +349,85 @@ async def test_a_wrong_parameter_is_a_400_that_names_it(
     error = problem(await http.post("/v1/chat/completions", json={**CHAT, **wrong}), 400, "bad_request")
     assert error["param"] == param
     assert not running_service.worker.received
+
+
+# --- the same on /api -----------------------------------------------------------------------------------------------------
+
+
+class OneCall(FakeWorker):
+    """A worker that says a word, then calls a tool, with log probabilities."""
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        drawn = inference.TokenChance(5, b"Well", -0.5)
+        yield inference.Chunk("Well", (5,), 0, (inference.TokenLogprob(drawn, (drawn,)),))
+        yield inference.Chunk("", (6,), 0, (), (ToolCall("c1", "look_up", '{"what": "x"}'),))
+        yield Generation(FinishReason.STOP, Usage(7, 2))
+
+
+WELL = {"token": "Well", "logprob": -0.5, "bytes": list(b"Well")}
+ASKED = {"prompt": "hi", "tools": [TOOL], "logprobs": True, "top_logprobs": 1}
+
+
+async def test_inference_takes_tools_and_log_probabilities(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.add_worker(1, OneCall(), "smollm2")
+    for path, body in (("/api/inference", ASKED), ("/api/infer", {"payload": ASKED})):
+        found = (await http.post(path, json=body)).json()
+        assert (found["response"], found["finish_reason"], found["tool_calls"]) == ("Well", "tool_calls", [CALL])
+        assert found["logprobs"] == [{**WELL, "top_logprobs": [WELL]}]
+
+
+async def test_a_stream_of_inference_has_whole_calls_under_ids_of_their_own(
+    http: httpx.AsyncClient, running_service: RunningService
+) -> None:
+    running_service.add_worker(1, OneCall(), "smollm2")
+    answer = await http.post("/api/inference", json={**ASKED, "stream": True})
+    word, call, last, done = events(answer)
+    assert word == {"text": "Well", "logprobs": [{**WELL, "top_logprobs": [WELL]}]}
+    assert call == {"text": "", "tool_calls": [CALL]}
+    assert (last["finish_reason"], done) == ("tool_calls", "[DONE]")
+    assert not {"response", "tool_calls", "logprobs"} & last.keys()
+    ids = [line.rpartition("-")[2] for line in answer.text.split("\n") if line.startswith("id: ")]
+    assert ids == ["1", "2"]
+
+
+async def test_inference_converts_everything_as_the_chat_api_does(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    worker = OneCall()
+    running_service.add_worker(1, worker, "smollm2")
+    schema = {"type": "object", "properties": {"aB": {"type": "string"}}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "found"},
+    ]
+    choice = {"type": "function", "function": {"name": "look_up"}}
+    body = {"messages": messages, "tools": [TOOL], "tool_choice": choice, "seed": 7}
+    formatted = {**body, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+    assert (await http.post("/api/inference", json=formatted)).status_code == 200
+    assert (await http.post("/v1/chat/completions", json=formatted)).status_code == 200
+    ours, openais = worker.received
+    assert (ours.prompt, ours.model_config) == (openais.prompt, openais.model_config)
+    # In camelCase too; schemas and arguments are left alone.
+    camel = {
+        "messages": [messages[0], {"role": "assistant", "toolCalls": [CALL]}, {"role": "tool", "toolCallId": "c1", "content": "found"}],
+        "tools": [TOOL],
+        "toolChoice": choice,
+        "seed": 7,
+        "responseFormat": {"type": "json_schema", "jsonSchema": {"schema": schema}},
+    }
+    assert (await http.post("/api/inference", json=camel)).status_code == 200
+    assert (worker.received[-1].prompt, worker.received[-1].model_config) == (ours.prompt, ours.model_config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ],
+)
+async def test_inference_refuses_what_the_chat_api_refuses(http: httpx.AsyncClient, fields: dict[str, Any], param: str) -> None:
+    answer = await http.post("/api/inference", json={"prompt": "hi", **fields})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)

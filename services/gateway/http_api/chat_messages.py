@@ -1,0 +1,236 @@
+"""Converts messages, tools and output formats as OpenAI's APIs write them; `/api` takes the same. Pure."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from services.gateway.prompt_admission import BadField
+from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Tool, ToolCall, ToolChoice
+
+#: Aliases of roles.
+_ROLES = {"developer": "system"}
+
+
+class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    text: str
+
+
+class RefusalPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="refusal"):
+    refusal: str
+
+
+class FunctionCallBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    #: JSON.
+    arguments: str
+
+
+class ToolCallBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: str
+    function: FunctionCallBody
+    type: Literal["function"] = "function"
+    #: Left over in answers that clients assembled from a stream.
+    index: int | None = None
+
+
+class ChatBodyMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: system (or its newer name developer), user, assistant or tool.
+    role: str
+    #: May be null with tool calls or a refusal. Text parts are joined.
+    content: str | tuple[TextPart | RefusalPart, ...] | None = None
+    tool_calls: tuple[ToolCallBody, ...] = ()
+    tool_call_id: str | None = None
+    #: From an earlier answer.
+    refusal: str | None = None
+    #: Accepted and ignored: models see roles, not names.
+    name: str | None = None
+
+
+#: Fields that clients copy from an answer with a null or empty value.
+_EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id", "reasoning_content")
+#: Added by OpenAI's Python client to an answer, and sent back with it.
+_PARSED, _PARSED_ARGUMENTS = "parsed", "parsed_arguments"
+_TEXTS = ("text", "refusal", None)
+#: Hints for the prompt caches of OpenAI and Anthropic; the cache here needs none.
+_CACHE_HINTS = ("prompt_cache_breakpoint", "cache_control")
+
+
+def tidy(messages: object) -> object:
+    """Remove fields without content. Raises BadField for parts that aren't text."""
+    if not isinstance(messages, list):
+        return messages
+    return [_tidy(position, message) if isinstance(message, dict) else message for position, message in enumerate(messages)]
+
+
+def to_messages(messages: tuple[ChatBodyMessage, ...]) -> tuple[ChatMessage, ...]:
+    """Convert messages. Raises BadField."""
+    if not messages:
+        raise BadField("messages", "is empty")
+    return tuple(_message(position, message) for position, message in enumerate(messages))
+
+
+def _tidy(position: int, message: dict[str, object]) -> dict[str, object]:
+    tidied = {
+        name: value
+        for name, value in message.items()
+        if name not in (_PARSED, *_CACHE_HINTS) and not (name in _EMPTY and value in (None, [], ""))
+    }
+    if tidied.get("function_call") is not None or message.get("role") == "function":
+        raise BadField(f"messages[{position}]", "uses a deprecated form; use tool_calls and the role tool")
+    if isinstance(calls := tidied.get("tool_calls"), list):
+        tidied["tool_calls"] = [_call(call) for call in calls]
+    if isinstance(content := tidied.get("content"), list):
+        tidied["content"] = [_part(f"messages[{position}].content[{index}]", part) for index, part in enumerate(content)]
+    return tidied
+
+
+def _call(call: object) -> object:
+    if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
+        return call
+    return {**call, "function": {name: value for name, value in function.items() if name != _PARSED_ARGUMENTS}}
+
+
+def _part(field: str, part: object) -> object:
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") not in _TEXTS:
+        raise BadField(field, "must be a text part; images, audio and files are not supported")
+    return {name: value for name, value in part.items() if name not in _CACHE_HINTS}
+
+
+def _message(position: int, message: ChatBodyMessage) -> ChatMessage:
+    role = _ROLES.get(message.role, message.role)
+    if role == "tool" and not message.tool_call_id:
+        raise BadField(f"messages[{position}].tool_call_id", "is missing; it names the call that this answers")
+    calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
+    return ChatMessage(role, _content(position, message), calls, message.tool_call_id)
+
+
+def _content(position: int, message: ChatBodyMessage) -> str:
+    if message.content is None:
+        if not message.tool_calls and message.refusal is None:
+            raise BadField(f"messages[{position}].content", "is missing")
+        return message.refusal or ""
+    if isinstance(message.content, str):
+        return message.content
+    return "".join(part.text if isinstance(part, TextPart) else part.refusal for part in message.content)
+
+
+#: JSON schemas are passed on unparsed.
+JsonObject: TypeAlias = dict[str, Any]
+
+
+class FunctionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    description: str | None = None
+    #: A JSON schema.
+    parameters: JsonObject | None = None
+    #: Accepted and ignored: the arguments of a required call always match.
+    strict: bool | None = None
+
+
+class ToolBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    function: FunctionBody
+    type: Literal["function"] = "function"
+    #: Accepted and ignored.
+    cache_control: JsonObject | None = None
+
+
+class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+
+
+class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
+    function: NamedFunction
+
+
+class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    mode: Literal["auto", "required"]
+    tools: tuple[NamedTool, ...]
+
+
+class AllowedToolsChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
+    allowed_tools: AllowedTools
+
+
+class SchemaBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str = ""
+    description: str | None = None
+    schema: JsonObject | bool = True
+    #: Accepted and ignored: an answer always matches its schema.
+    strict: bool | None = None
+
+
+ToolChoiceBody: TypeAlias = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaBody | None = None
+
+
+Chosen = tuple[tuple[Tool, ...], ToolChoice]
+
+
+def tool(name: str, description: str | None, parameters: JsonObject | None) -> Tool:
+    return Tool(name, description or "", json_text(parameters or {}))
+
+
+def chosen_tools(tools: Sequence[ToolBody], choice: ToolChoiceBody | None) -> Chosen:
+    """Return the callable tools, and whether a call is required. Raises BadField."""
+    known = tuple(tool(body.function.name, body.function.description, body.function.parameters) for body in tools)
+    match choice:
+        case NamedTool(function=named):
+            return choose_of(known, (named.name,), "required")
+        case AllowedToolsChoice(allowed_tools=allowed):
+            return choose_of(known, tuple(one.function.name for one in allowed.tools), allowed.mode)
+        case word:
+            return choose(known, word)
+
+
+def wanted_logprobs(logprobs: bool, top: int | None) -> int | None:
+    """Return how many alternatives each token needs; None for no log probabilities. Raises BadField."""
+    if top and not logprobs:
+        raise BadField("top_logprobs", "requires logprobs=true")
+    return (top or 0) if logprobs else None
+
+
+def ensure_functions(tools: object) -> None:
+    """Raise BadField for OpenAI's built-in tools."""
+    for position, found in enumerate(tools if isinstance(tools, list) else ()):
+        if isinstance(found, dict) and found.get("type", "function") != "function":
+            raise BadField(f"tools[{position}].type", "must be function; other tools are not supported")
+
+
+def choose(tools: tuple[Tool, ...], choice: str | None) -> Chosen:
+    """Return the callable tools, and whether a call is required."""
+    chosen = ToolChoice(choice or ToolChoice.AUTO)
+    return (() if chosen is ToolChoice.NONE else tools), chosen
+
+
+def choose_of(tools: tuple[Tool, ...], names: Sequence[str], mode: str) -> Chosen:
+    """Return the named tools. Raises BadField for an unknown name."""
+    for name in names:
+        if not any(tool.name == name for tool in tools):
+            raise BadField("tool_choice", f"names {name[:64]!r}, which is not among the tools")
+    return tuple(tool for tool in tools if tool.name in names), ToolChoice(mode)
+
+
+def json_format(kind: Literal["text", "json_object", "json_schema"], schema: JsonObject | bool | None) -> OutputFormat | None:
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return OutputFormat(FormatKind.JSON)
+    return OutputFormat(FormatKind.JSON_SCHEMA, json_text(schema))
+
+
+def wanted_format(requested: ResponseFormat) -> OutputFormat | None:
+    """Raises BadField."""
+    if requested.type == "json_schema" and requested.json_schema is None:
+        raise BadField("response_format.json_schema", "is missing")
+    return json_format(requested.type, None if requested.json_schema is None else requested.json_schema.schema)
+
+
+def json_text(value: object) -> str:
+    return msgspec.json.encode(value).decode()

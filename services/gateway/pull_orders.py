@@ -1,0 +1,63 @@
+"""Executes administrators' orders to pull models into the stores of workers."""
+
+from services.gateway import node_interface
+from shared import errors, model_sources
+from shared.api import gateway, inference
+from shared.api.gateway import PulledPlace, PulledPlaces, PullOnWorkers, WorkerPull
+from shared.node import lifecycle
+from shared.protocol.directory import DirectoryEntry
+from shared.rpc import StreamCall, serves
+from shared.rpc.audit_reporting import AuditReporting
+from shared.types import NodeId, Role
+
+#: Workers of one order.
+MOST_WORKERS = 64
+
+
+class PullOrders:
+    def __init__(self, rpc: node_interface.NodeRpc, nodes: node_interface.NodeDirectory, audit_reporting: AuditReporting) -> None:
+        self._rpc = rpc
+        self._nodes = nodes
+        self._audit_reporting = audit_reporting
+
+    @serves(gateway.pull_model)
+    async def pull(self, request: PullOnWorkers, stream: StreamCall[WorkerPull]) -> PulledPlaces:
+        """Pull the model on each worker. Raises NotFound without one, and the error of the only worker."""
+        workers = self._find(request)
+        target = model_sources.redact(request.source)
+        self._audit_reporting.report_action(
+            "model.pull", stream.principal, target=target, workers=", ".join(worker.node for worker in workers)
+        )
+        if len(workers) == 1:
+            return PulledPlaces((await self._pull(workers[0].node, request, stream),))
+        async with lifecycle.background() as tasks:
+            pulls = [tasks.create_task(self._try_pull(worker.node, request, stream)) for worker in workers]
+            return PulledPlaces(tuple([await pull for pull in pulls]))
+
+    async def _pull(self, worker: NodeId, request: PullOnWorkers, stream: StreamCall[WorkerPull]) -> PulledPlace:
+        order = inference.PullModel(request.source, request.name, request.insecure)
+        async with self._rpc.stream(inference.pull_model, order, to=worker, deadline_seconds=stream.remaining_seconds()) as answer:
+            async for progress in answer:
+                await stream.send(WorkerPull(worker, progress))
+            return PulledPlace(worker, answer.end)
+
+    async def _try_pull(self, worker: NodeId, request: PullOnWorkers, stream: StreamCall[WorkerPull]) -> PulledPlace:
+        """Return an error as a detail, so that it doesn't stop the other workers."""
+        try:
+            return await self._pull(worker, request, stream)
+        except errors.AimeshError as error:
+            return PulledPlace(worker, detail=error.message)
+
+    def _find(self, request: PullOnWorkers) -> list[DirectoryEntry]:
+        if request.worker is None and not request.labels:
+            raise errors.BadRequest("the order names no worker", hint="use --node or --label")
+        alive = [entry for entry in self._nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
+        prefix = request.worker or ""
+        found = [entry for entry in alive if entry.node.startswith(prefix) and request.labels.items() <= entry.announcement.labels.items()]
+        if not found or (request.worker is not None and len(found) > 1):
+            raise errors.NotFound(
+                f"{'several workers match' if found else 'no worker matches'}", hint="see `aicli nodes` for ids and labels"
+            )
+        if len(found) > MOST_WORKERS:
+            raise errors.BadRequest(f"{len(found)} workers match; at most {MOST_WORKERS} can pull at once", hint="add another --label")
+        return found
