@@ -14,7 +14,7 @@ from litestar.types import ControllerRouterHandler, ExceptionHandlersMap
 
 from services.web import page_access, request_context
 from services.web.http import forms, json_errors
-from services.web.pages import invitation, keys, landing, models, nodes, overview, playground, requests, usage
+from services.web.pages import invitation, join, keys, landing, models, nodes, overview, playground, requests, setup, usage
 from services.web.pages import organizations as teams
 from services.web.pages.account import account_settings, forgotten_password, own_data, provider_login, second_factor, security, signing_in
 from services.web.pages.admin import (
@@ -22,6 +22,7 @@ from services.web.pages.admin import (
     all_organizations,
     audit_log,
     charts,
+    colleagues,
     health,
     mesh_settings,
     prices,
@@ -57,6 +58,7 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *own_data.ROUTES,
     *teams.ROUTES,
     *invitation.ROUTES,
+    *join.ROUTES,
     *nodes.ROUTES,
     *health.ROUTES,
     *charts.ROUTES,
@@ -64,6 +66,8 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *alerts.ROUTES,
     *tickets.ROUTES,
     *users.ROUTES,
+    *colleagues.ROUTES,
+    *setup.ROUTES,
     *all_organizations.ROUTES,
     *prices.ROUTES,
     *audit_log.ROUTES,

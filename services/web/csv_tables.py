@@ -5,19 +5,15 @@ import io
 from collections.abc import Iterable, Mapping
 from datetime import UTC
 
-from shared import amounts, business_report_rows
+from shared import amounts, business_report_rows, csv_cells
 from shared.api.business import BusinessGrouping
 from shared.api.usage_report import LoggedRequest, UsageBucket
 from shared.business_report_rows import ReportLine
+from shared.csv_cells import Cell
 from shared.types import KeyId
 
 #: Litestar adds the charset.
 MEDIA_TYPE = "text/csv; header=present"
-#: Characters that start a formula in spreadsheets. Users choose the names of models and keys.
-_BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-
-Cell = str | int | None
-
 _USAGE_COLUMNS = (
     "date", "requests", "failed", "prompt_tokens", "completion_tokens", "cost_credits", "from_cache", "p50_ms", "p95_ms",
 )  # fmt: skip
@@ -65,12 +61,5 @@ def _request(request: LoggedRequest, key_names: Mapping[KeyId, str]) -> tuple[Ce
 
 def _written(rows: Iterable[Iterable[Cell]]) -> bytes:
     text = io.StringIO()
-    csv.writer(text).writerows([[_harmless(cell) for cell in row] for row in rows])
+    csv.writer(text).writerows([[csv_cells.harmless(cell) for cell in row] for row in rows])
     return text.getvalue().encode()
-
-
-def _harmless(cell: Cell) -> str | int:
-    """Quote texts that a spreadsheet would run as a formula."""
-    if cell is None:
-        return ""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_BEGINS_FORMULA) else cell

@@ -33,6 +33,8 @@ Page = Response[bytes]
 
 #: The page after sign-in, unless the user requested another one.
 HOME = "/dashboard"
+#: The page of an invitation to the mesh, for visitors as well.
+JOIN = "/join"
 _OWN_PATH = re.compile(r"(?:/[0-9A-Za-z_-][0-9A-Za-z._-]*)+")
 #: The sections that show the alert banner to administrators.
 _WITH_BANNER = frozenset({"admin", "dashboard"})
@@ -138,6 +140,15 @@ class PageRequest:
     def browser_mark(self) -> str:
         """Return the cookie that shows auth that this browser has signed in before; empty if it has not."""
         return self.request.cookies.get(self._cookie_name("browser"), "")
+
+    @property
+    def invitation(self) -> str:
+        """Return the code of the invitation to the mesh that this browser opened; empty for none."""
+        return self.request.cookies.get(self._cookie_name("invitation"), "")
+
+    def keep_invitation(self, code: str | None) -> None:
+        """Keep the code through registration, sign-in and the login provider, which see no fragment; None drops it."""
+        self._cookies[self._cookie_name("invitation")] = code
 
     @property
     def person(self) -> auth.LoginSession:
@@ -373,4 +384,5 @@ def own_page(path: str) -> str:
         audience = page_access.find_audience(path)
     except ValueError:
         return HOME
-    return path if audience in (PageAudience.PERSON, PageAudience.NODE_OWNER, PageAudience.ADMIN) and not path.startswith("/live") else HOME
+    is_own = path == JOIN or audience in (PageAudience.PERSON, PageAudience.NODE_OWNER, PageAudience.ADMIN)
+    return path if is_own and not path.startswith("/live") else HOME

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shared import amounts
-from shared.api.gateway import NodeRow, ServedModel, ServedModels
+from shared.api.gateway import ModelPullRow, NodeRow, ServedModel, ServedModels
 from shared.api.ledger import ModelPrice
 from shared.types import ModelName, NodeId, Role
 
@@ -53,6 +53,39 @@ class ServedModelView:
     places: tuple[ModelPlaceView, ...]
     #: None if it is free or prices are unavailable.
     price: ModelPriceView | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPullView:
+    """A running download."""
+
+    id: str = ""
+    model: str = ""
+    node: str = ""
+    #: Bytes done of all, and the share.
+    progress: str = ""
+    speed: str = ""
+
+
+def pulls(nodes: Iterable[NodeRow]) -> tuple[ModelPullView, ...]:
+    return tuple(
+        ModelPullView(
+            id=f"{node.id}/{pull.model}",
+            model=pull.model,
+            node=node.id[:SHOWN_OF_ID],
+            progress=_progress(pull),
+            speed=f"{amounts.show_bytes(int(pull.bytes_per_second))}/s",
+        )
+        for node in nodes
+        for pull in node.pulls
+    )
+
+
+def _progress(pull: ModelPullRow) -> str:
+    done = amounts.show_bytes(pull.done_bytes)
+    if pull.total_bytes is None:
+        return done
+    return f"{pull.done_bytes * 100 // max(1, pull.total_bytes)} % ({done} of {amounts.show_bytes(pull.total_bytes)})"
 
 
 def join(

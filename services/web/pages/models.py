@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 import msgspec
@@ -10,10 +10,11 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import rendering
+from services.web import live_updates, rendering
+from services.web.http.event_response import EventResponse
 from services.web.pages import model_view
-from services.web.pages.model_view import ServedModelView
-from services.web.request_context import Page, PageRequest
+from services.web.pages.model_view import ModelPullView, ServedModelView
+from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import access_table, errors
 from shared.access_table import Permission
 from shared.api import gateway, ledger
@@ -57,6 +58,9 @@ class OrderRefusal:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelsPage:
     models: tuple[ServedModelView, ...]
+    #: Running downloads, for users who may load models.
+    pulls: tuple[ModelPullView, ...]
+    blank_pull: ModelPullView
     may_order: bool
     #: Whether nodes and prices are available.
     has_places: bool
@@ -118,9 +122,11 @@ async def _page(
     )
     if not isinstance(served, gateway.ServedModels):
         problem, served = problem or served, gateway.ServedModels(())
-    may_order = bool(access_table.permissions_of(page_request.person.user.role, None) & {Permission.WRITE_MODELS, Permission.EVERYTHING})
+    may_order = _may_order(page_request)
     view = ModelsPage(
         models=model_view.join(served.models, nodes.nodes if nodes else None, prices.prices if prices else None, unserved_too=may_order),
+        pulls=model_view.pulls(nodes.nodes) if nodes and may_order else (),
+        blank_pull=ModelPullView(),
         may_order=may_order,
         has_places=nodes is not None,
         has_prices=prices is not None,
@@ -131,6 +137,23 @@ async def _page(
     return page_request.page("models.html", view, here="models", problem=problem, notice=notice)
 
 
+def _may_order(page_request: PageRequest) -> bool:
+    return bool(access_table.permissions_of(page_request.person.user.role, None) & {Permission.WRITE_MODELS, Permission.EVERYTHING})
+
+
+@get("/live/models")
+async def follow_pulls(page_request: NamedDependency[PageRequest]) -> EventResponse:
+    """Stream the running downloads to an open page."""
+    if not _may_order(page_request):
+        raise errors.NotAllowed("only users who may load models can follow downloads", hint="ask an administrator for access")
+
+    async def read() -> live_updates.Values:
+        rows = await page_request.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=PAGE_CALL_SECONDS)
+        return page_request.banner_values() | {"pulls": [asdict(line) for line in model_view.pulls(rows.nodes)], "connection": ""}
+
+    return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), read)
+
+
 async def _served(page_request: PageRequest) -> gateway.ServedModels | errors.PeerError:
     try:
         return await page_request.call(gateway.list_models, gateway.ListModels())
@@ -138,4 +161,4 @@ async def _served(page_request: PageRequest) -> gateway.ServedModels | errors.Pe
         return error
 
 
-ROUTES = (show_models, order)
+ROUTES = (show_models, order, follow_pulls)

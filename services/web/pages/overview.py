@@ -12,9 +12,10 @@ from services.web import live_updates
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import BucketLine, SumLine, UsageChart, UsageMeasure, UsageSpan
 from services.web.http.event_response import EventResponse
-from services.web.pages import model_view, quota_view, request_view
+from services.web.pages import model_view, quota_view, request_view, setup
 from services.web.pages.quota_view import CreditsView, LimitView
 from services.web.pages.request_view import RequestView
+from services.web.pages.setup_view import Checklist
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared.api import gateway, usage_report
 from shared.api.gateway import UserQuota
@@ -59,6 +60,9 @@ class OverviewPage:
     address: str
     #: None if no model is served.
     model: ModelName | None
+    #: The administrators' checklist; None for others, and once it is done or dismissed.
+    setup: Checklist | None
+    email: str
 
     @property
     def is_unavailable(self) -> bool:
@@ -84,11 +88,12 @@ async def welcome(page_request: PageRequest, *, new_key: Credential | None, then
 async def show_overview(page_request: PageRequest, span: UsageSpan, measure: UsageMeasure, newcomer: FirstSteps | None = None) -> Page:
     """Return the overview with the parts that are available."""
     wanted = usage_chart.of_span(span, page_request.app.now())
-    report, quota, recent, models = await asyncio.gather(
+    report, quota, recent, models, checklist = await asyncio.gather(
         page_request.fetch(usage_report.get_usage_report, wanted),
         page_request.fetch(gateway.get_user_quota, gateway.GetUserQuota()),
         page_request.fetch(usage_report.list_requests, usage_report.ListRequests(limit=RECENT)),
         page_request.fetch(gateway.list_models, gateway.ListModels()),
+        setup.find_checklist(page_request),
     )
     view = OverviewPage(
         username=page_request.person.user.username,
@@ -102,6 +107,8 @@ async def show_overview(page_request: PageRequest, span: UsageSpan, measure: Usa
         newcomer=newcomer,
         address=page_request.address,
         model=model_view.default_model(models),
+        setup=checklist,
+        email=page_request.person.user.email,
     )
     return page_request.page("dashboard.html", view, here="dashboard")
 

@@ -13,6 +13,7 @@ from shared.api import auth, privacy, usage_report
 from shared.api.auth import Step
 from shared.api.method import Nothing
 from shared.types import Credential, MicroCredits, ModelName, RequestId, RequestStatus
+from tests.services.web.fake_colleagues import FakeColleagues
 from tests.services.web.fake_organisations import NOW, FakeOrganisations
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ GOOD_CODE = "code-of-the-provider"
 WRONG_CODE = errors.NotAllowed("the code is wrong, or was used before", hint="wait for the next one, or use a recovery code")
 
 
-class FakeAccounts(FakeOrganisations):
+class FakeAccounts(FakeOrganisations, FakeColleagues):
     """Handlers, mixed into ``FakeMesh``. A test reads and writes the attributes."""
 
     accounts: dict[str, "Account"]

@@ -141,7 +141,8 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         self.days = (*self.days, day)
 
     def _register_user(self, request: auth.RegisterUser, credential: Credential | None) -> auth.User:
-        is_invited = self.options.open_registration or request.invitation == self.invitation
+        offer = self.colleagues.get(request.invitation or "")
+        is_invited = self.options.open_registration or request.invitation == self.invitation or offer is not None
         if not is_invited and (credential is None or self._user(credential).role is not UserRole.ADMIN):
             raise errors.NotAllowed("registration is closed here", hint="ask an administrator for an account")
         wanted = request.user_data
@@ -149,6 +150,8 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
             raise errors.AlreadyExists(f"the username {wanted.username!r} is taken", hint="choose another one")
         if len(wanted.password) < 8:
             raise errors.BadRequest("the password is shorter than 8 characters", hint="choose a longer one")
+        if offer is not None and offer.email == wanted.email:
+            self.colleagues.pop(request.invitation or "")
         return self.add_account(wanted.username, wanted.password, wanted.email)
 
     def _login_user(self, request: auth.LoginUser, _: Credential | None) -> auth.LoginSession:

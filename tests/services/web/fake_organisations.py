@@ -22,6 +22,7 @@ class FakeOrganisations:
     sessions: dict[str, auth.User]
 
     def __init__(self) -> None:
+        super().__init__()
         self.teams: dict[TenantId, api.OrganizationDetails] = {}
         #: Tokens of open invitations.
         self.invitations: dict[str, TenantId] = {}

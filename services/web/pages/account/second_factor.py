@@ -6,16 +6,18 @@ the seed only after a correct code.
 
 import re
 from dataclasses import dataclass
+from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import segno
-from litestar import get, post
+from litestar import MediaType, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from markupsafe import Markup
 
 from services.web import request_context
+from services.web.http import downloads
 from services.web.pages.account import signing_in
 from services.web.request_context import ConfirmFirst, Page, PageRequest
 from shared import errors
@@ -26,12 +28,20 @@ _SECRET = re.compile(r"[A-Z2-7]{16,128}")
 #: The largest code, version 10 at error correction level M. A denser one is hard to scan from a screen.
 LONGEST_DRAWN_BYTES = 213
 _SET_UP = "/login/second-factor"
+DOWNLOAD = "/settings/security/recovery-codes.txt"
+_RECOVERY_CODE = re.compile(r"[0-9a-z]{4}(-[0-9a-z]{4}){2}")
+_MOST_CODES = 20
 
 
 class SeedForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str = ""
     uri: str = ""
     then: str = ""
+
+
+class CodesForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Separated by spaces.
+    codes: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +119,18 @@ def _grouped(secret: str) -> str:
     return " ".join(secret[place : place + 4] for place in range(0, len(secret), 4))
 
 
+@post(DOWNLOAD, status_code=HTTPStatus.OK)
+async def download_codes(page_request: NamedDependency[PageRequest]) -> Page:
+    """Return the codes of the form as a file: only the page that shows them has them."""
+    codes = (await page_request.read_form(CodesForm)).codes.split()
+    if not 0 < len(codes) <= _MOST_CODES or not all(_RECOVERY_CODE.fullmatch(code) for code in codes):
+        raise errors.BadRequest("these are no recovery codes", hint="create new ones in your security settings")
+    user, day = page_request.person.user, f"{page_request.app.now():%Y-%m-%d}"
+    lines = (f"Recovery codes of {user.username} at {page_request.address}, created {day}.", "Each code signs you in once.", "", *codes, "")
+    content = "\r\n".join(lines).encode()
+    return Page(content, media_type=MediaType.TEXT, headers=downloads.attachment("aimesh-recovery-codes.txt"))
+
+
 # --- steps of a sign-in ----------------------------------------------------------------------------------------------
 
 
@@ -181,4 +203,4 @@ def _code_page(page_request: PageRequest, then: str, problem: errors.CallerError
     return page_request.page("login_code.html", view, here="login", problem=problem)
 
 
-ROUTES = (show_code, enter_code, show_set_up, set_up)
+ROUTES = (download_codes, show_code, enter_code, show_set_up, set_up)

@@ -11,11 +11,12 @@ from litestar.params import FromQuery
 
 from services.web import rendering, request_context
 from services.web.http import forms, json_errors
-from services.web.pages import overview
+from services.web.pages import join, overview
 from services.web.pages.account import provider_redirect
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts, auth, organizations
+from shared.api.organizations import ColleagueInvitation
 from shared.types import Credential
 
 #: argon2 may have to wait in auth's queue.
@@ -41,8 +42,9 @@ class RegisterPage:
     oidc_name: str | None
     username: str = ""
     email: str = ""
-    #: The invitation code, if registration is closed.
     invitation: str = ""
+    #: What the invitation to the mesh offers; None without one.
+    offer: ColleagueInvitation | None = None
     #: The page to open afterwards; empty for none.
     then: str = ""
     problem: errors.AimeshError | None = None
@@ -68,7 +70,9 @@ class LoginLinkPage:
 async def show_register(page_request: NamedDependency[PageRequest], then: FromQuery[str] = "") -> Page:
     if await page_request.find_session() is not None:
         return page_request.redirect(request_context.own_page(then))
-    form = forms.RegistrationForm("", "", "", then if request_context.own_page(then) == then else "")
+    # An account made with an invitation has accepted it.
+    then = then if request_context.own_page(then) == then != request_context.JOIN else ""
+    form = forms.RegistrationForm("", "", "", then, page_request.invitation)
     return page_request.page("register.html", await _register_page(page_request, form), here="register")
 
 
@@ -214,6 +218,8 @@ async def _welcome(page_request: PageRequest, user: auth.User, form: forms.Regis
         view = await _login_page(page_request, name=user.username, then=form.then, registered=True, problem=error)
         return page_request.page("login.html", view, here="login", status=json_errors.status(error))
     page_request.sign_in(session)
+    if form.invitation:
+        page_request.keep_invitation(None)
     if session.step is not auth.Step.DONE:
         return page_request.redirect(after_login(session, form.then))
     if form.invitation:
@@ -249,14 +255,16 @@ async def _login(page_request: PageRequest, credentials: auth.Credentials, kind:
 async def _register_page(
     page_request: PageRequest, form: forms.RegistrationForm, problem: errors.AimeshError | None = None
 ) -> RegisterPage:
-    options = await find_options(page_request)
+    options, offer = await find_options(page_request), await join.find_offer(page_request)
+    is_kept = form.invitation == page_request.invitation
     return RegisterPage(
         is_open=options.open_registration,
         password_min_length=options.password_min_length,
         oidc_name=options.oidc_name,
         username=form.username,
-        email=form.email,
-        invitation=form.invitation,
+        email=form.email or ("" if offer is None else offer.email),
+        invitation="" if is_kept and offer is None else form.invitation,
+        offer=offer if is_kept else None,
         then=form.then,
         problem=problem,
     )
@@ -277,7 +285,15 @@ def _credentials(name: str, password: str) -> auth.Credentials:
 
 
 def _json(answer: msgspec.Struct, status: HTTPStatus) -> Page:
-    return Page(msgspec.json.encode(answer), media_type=MediaType.JSON, status_code=status)
+    return Page(msgspec.json.encode(_both_spellings(answer)), media_type=MediaType.JSON, status_code=status)
+
+
+def _both_spellings(value: object) -> object:
+    """Return a message with snake_case names, as in the rest of the API, and the camelCase ones of 0.2.0, which the next release drops."""
+    if not isinstance(value, msgspec.Struct):
+        return value
+    fields = msgspec.structs.fields(value)
+    return {name: _both_spellings(getattr(value, field.name)) for field in fields for name in (field.name, field.encode_name)}
 
 
 ROUTES = (show_register, register, show_login, login, logout, show_login_link, redeem_login_link)

@@ -10,6 +10,33 @@ import { TEXTS } from './texts.js'
 const CODE = /^[\w.~-]{16,200}$/
 const PARTS = /** @type {const} */ (['organisation', 'role', 'invited_by', 'until'])
 
+/** Touchscreens send the click a moment after the pointer has left. */
+const AFTER_RELEASE_MS = 100
+
+/** Whether a pointer is pressed. The details move the button below them: a click on it that has begun would be lost. */
+class Pointer {
+  #isPressed = false
+  /** @type {(() => void)[]} */
+  #waiting = []
+
+  constructor() {
+    addEventListener('pointerdown', () => (this.#isPressed = true), true)
+    for (const type of ['pointerup', 'pointercancel']) addEventListener(type, () => setTimeout(() => this.#end(), AFTER_RELEASE_MS), true)
+  }
+
+  /** Waits until none is. @returns {Promise<void>} */
+  released() {
+    return this.#isPressed ? new Promise((resolve) => this.#waiting.push(resolve)) : Promise.resolve()
+  }
+
+  #end() {
+    this.#isPressed = false
+    for (const resolve of this.#waiting.splice(0)) resolve()
+  }
+}
+
+const pointer = new Pointer()
+
 class Invitation {
   /** The last code that was looked up. */
   #code = ''
@@ -43,8 +70,10 @@ class Invitation {
     const { signal } = this.#controller
     try {
       const offer = await this.#read(code, signal)
+      await pointer.released()
       if (!signal.aborted) this.#show(offer)
     } catch (error) {
+      await pointer.released()
       if (signal.aborted) return
       if (!(error instanceof Refused)) throw error
       this.#refuse(error)

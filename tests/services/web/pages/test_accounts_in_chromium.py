@@ -1,5 +1,6 @@
 """The account pages in a real browser: the round trip to the login provider under our policy, and accessibility."""
 
+import asyncio
 import contextlib
 import json
 import random
@@ -23,10 +24,10 @@ from shared import errors
 from shared.api import accounts, organizations
 from shared.telemetry import Metrics
 from shared.telemetry.tracing import Traces
-from shared.types import TenantId
+from shared.types import TenantId, UserRole
 from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser, Page
-from tests.services.web.fake_accounts import CODE, GOOD_CODE
+from tests.services.web.fake_accounts import CODE, GOOD_CODE, RECOVERY_CODES
 from tests.services.web.fake_mesh import NOW, FakeMesh
 from tests.services.web.js import axe
 from tests.services.web.js.site import wait_for, write
@@ -138,7 +139,7 @@ async def test_pages_are_accessible(stage: Stage, width: int, dark: bool) -> Non
     team = mesh.add_team("W" * 100, alice, mesh.add_account(f"bob{width}{dark}", "x", "b" * 80 + "@example.com"))
     mesh.add_other_session("A" * 200)
     page = await stage.chrome.open(width=width, dark=dark)
-    for path in ("/login", "/register", "/forgot", "/forgot?done=sent", "/reset?token=abc", "/login/oidc?fresh=yes"):
+    for path in ("/login", "/register", "/forgot", "/forgot?done=sent", "/reset?token=abc", "/login/oidc?fresh=yes", "/join"):
         await check(stage, page, path)
     await sign_in(stage, page)
     for path in ("/settings", "/settings/preferences", "/settings/security", "/settings/data", "/organisations", "/invitation?token=abc"):
@@ -234,6 +235,62 @@ async def test_visitor_signs_in_and_then_sees_the_invitation(stage: Stage) -> No
         assert bob.page.problems == []
 
 
+@pytest.mark.parametrize("javascript", [True, False])
+async def test_the_link_of_a_colleague_shows_the_offer_and_registers(stage: Stage, javascript: bool) -> None:
+    mesh, name = stage.mesh, "carl-" + secrets.token_hex(4)
+    mesh.add_colleague("an-older-invitation", "other@example.com")
+    mesh.add_colleague(CODE_OF_MAIL, f"{name}@example.com", UserRole.DEVELOPER, "Acme")
+    page = await stage.chrome.open(javascript=javascript)
+    for code in ("an-older-invitation", CODE_OF_MAIL):
+        # Another link in the same browser shows the other invitation.
+        await page.goto(f"{stage.origin}/forgot")
+        await page.goto(f"{stage.origin}/join#{code}")
+        if not javascript:
+            await page.evaluate("document.querySelector('[data-join]').closest('details')?.setAttribute('open', '')")
+            await page.fill(code=code)
+            await page.click("button", "View invitation")
+        await wait_for(page, f"document.body?.innerText.includes('{mesh.colleagues[code].email}')")
+    assert await page.evaluate("location.href.split('#')[0]") == f"{stage.origin}/join"
+    assert "alice invited you to this AI platform as a developer, and a member of Acme." in await page.text()
+    assert not await page.evaluate("document.querySelector('[data-join]').checkVisibility()")
+    await page.click("a", "Create account")
+    await page.fill(username=name, password="correct horse")
+    await page.click("button", "Create account")
+    assert "Your new API key" in await page.text()
+    assert mesh.accounts[name].user.email == f"{name}@example.com"
+    assert CODE_OF_MAIL not in mesh.colleagues
+    assert not [url for url in page.requests if CODE_OF_MAIL in url.partition("#")[0]]
+    assert page.problems == []
+    await page.send("Page.close")
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+async def test_recovery_codes_are_saved_as_a_file(stage: Stage, javascript: bool, tmp_path: Path) -> None:
+    mesh, name = stage.mesh, "dora-" + secrets.token_hex(4)
+    mesh.add_account(name, "correct horse")
+    page = await stage.chrome.open(javascript=javascript)
+    await sign_in(stage, page, name)
+    await page.goto(f"{stage.origin}/settings/security")
+    await page.click("button", "Set up")
+    await page.fill(code=CODE)
+    await page.click("button", "Enable")
+    await page.send("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    x, y = await page.evaluate(
+        "(box => [box.x + box.width / 2, box.y + box.height / 2])([...document.querySelectorAll('main button')]"
+        ".find(button => button.textContent === 'Download').getBoundingClientRect())"
+    )
+    for event in ("mousePressed", "mouseReleased"):
+        await mouse(page, event, x, y)
+    saved = tmp_path / "aimesh-recovery-codes.txt"
+    async with asyncio.timeout(60):
+        while not saved.exists() or RECOVERY_CODES[-1] not in saved.read_text():  # noqa: ASYNC110 - a browser tells nobody
+            await asyncio.sleep(0.01)
+    assert [line for line in saved.read_text().splitlines() if line in RECOVERY_CODES] == list(RECOVERY_CODES)
+    assert await page.evaluate("document.querySelector('h1').textContent") == "Your recovery codes", "the page stays"
+    mesh.with_factor.discard(name)
+    await page.send("Page.close")
+
+
 async def test_typed_code_is_looked_up_once_complete(stage: Stage) -> None:
     async with invited(stage) as bob:
         await bob.opens("/invitation")
@@ -254,6 +311,32 @@ async def test_typed_code_is_looked_up_once_complete(stage: Stage) -> None:
         assert await bob.page.evaluate("!document.querySelector('[data-no-offer]').checkVisibility()")
         assert bob.read == [CODE_OF_MAIL, "another-code-of-another-mail", CODE_OF_MAIL]
         assert len([problem for problem in bob.page.problems if "503" not in problem]) == 0
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_details_that_arrive_during_a_click_do_not_take_the_click_away(stage: Stage, is_refused: bool) -> None:
+    async with invited(stage) as bob:
+        if is_refused:
+            stage.mesh.broken["auth.readInvitation"] = errors.Unavailable("auth is away")
+        await bob.opens("/invitation")
+        await bob.page.evaluate("document.getElementById('code').focus()")
+        await write(bob.page, CODE_OF_MAIL)
+        x, y = await bob.page.evaluate(
+            "(box => [box.x + box.width / 2, box.y + box.height / 2])([...document.querySelectorAll('main button')].at(-1)"
+            ".getBoundingClientRect())"
+        )
+        await mouse(bob.page, "mousePressed", x, y)
+        # Leaving the field looks the code up, while the button is pressed.
+        await wait_for(bob.page, "performance.getEntriesByType('resource').some(each => each.name.endsWith('/invitation/offer'))")
+        await bob.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        async with bob.page.loading():
+            await mouse(bob.page, "mouseReleased", x, y)
+        assert await bob.page.evaluate("location.pathname") == f"/organisations/{bob.team}"
+        stage.mesh.broken.clear()
+
+
+async def mouse(page: Page, event: str, x: float, y: float) -> None:
+    await page.send("Input.dispatchMouseEvent", type=event, x=x, y=y, button="left", buttons=int(event == "mousePressed"), clickCount=1)
 
 
 async def test_unknown_code_is_reported_before_submitting(stage: Stage) -> None:

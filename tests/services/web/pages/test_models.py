@@ -3,12 +3,14 @@ import re
 
 import msgspec
 import pytest
+from litestar.types import ASGIApp
 
 from shared import errors
 from shared.api import gateway, ledger
 from shared.types import MicroCredits, ModelName, NodeId, UserRole
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import Account, FakeMesh
+from tests.services.web.pages.admin import followed
 
 AWAY = errors.NotReachable("no node of that role is alive", hint="see `aicli stack status`")
 ORDERS = "/models/orders"
@@ -206,3 +208,31 @@ async def test_try_it_links_to_the_playground_with_the_model(alice: Browser, mes
 
 async def test_unknown_notice_is_not_shown(alice: Browser) -> None:
     assert 'role="status"><p>' not in (await alice.get("/models?done=<b>pwned</b>")).text
+
+
+# --- downloads ------------------------------------------------------------------------------------------------------------------
+
+PULL = gateway.ModelPullRow("qwen", 300 * 2**20, 600 * 2**20, 2.5 * 2**20)
+UNKNOWN = gateway.ModelPullRow("<b>", 2**20, None, 0.0)
+
+
+async def test_running_downloads_are_shown_and_followed(app: ASGIApp, dana: Browser, mesh: FakeMesh) -> None:
+    mesh.nodes[0] = msgspec.structs.replace(mesh.nodes[0], pulls=(PULL, UNKNOWN))
+    page = await dana.get("/models")
+    for text in (">qwen</bdi>", ">UWORKER1<", ">50 % (300 MiB of 600 MiB)<", ">2.5 MiB/s<", ">&lt;b&gt;</bdi>", ">1.0 MiB<"):
+        assert text in page.text, text
+    values = await followed.first_event(app, "/live/models", "alice")
+    named = set(re.findall(r'data-live="([a-z_]+)"', page.text.split('data-live-list="pulls"')[1].split("</tbody>")[0]))
+    assert named <= set(values["pulls"][0])
+    assert [row["progress"] for row in values["pulls"]] == ["50 % (300 MiB of 600 MiB)", "1.0 MiB"]
+    assert len({row["id"] for row in values["pulls"]}) == 2
+
+
+async def test_downloads_are_hidden_while_there_are_none(dana: Browser, mesh: FakeMesh) -> None:
+    assert '<div data-live-show="pulls" hidden>' in (await dana.get("/models")).text
+
+
+async def test_users_who_cannot_load_models_see_no_downloads(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.nodes.append(msgspec.structs.replace(mesh.add_worker("UWORKER9", "smollm2"), pulls=(PULL,)))
+    assert "qwen" not in (await alice.get("/models")).text
+    assert (await alice.get("/live/models")).status_code == 403

@@ -231,6 +231,29 @@ async def test_unavailable_auth_is_reported_and_the_code_can_be_sent_again(halfw
 # --- setting it up ---------------------------------------------------------------------------------------------------
 
 
+async def test_recovery_codes_are_downloaded_from_the_page_that_shows_them(new_admin: Browser) -> None:
+    page = await new_admin.submit(await new_admin.get("/login/second-factor"), "/login/second-factor", code=CODE)
+    saved = await new_admin.submit(page, second_factor.DOWNLOAD)
+    assert saved.status_code == 200
+    assert saved.headers["content-disposition"] == 'attachment; filename="aimesh-recovery-codes.txt"'
+    assert saved.headers["content-type"].startswith("text/plain")
+    assert saved.headers["cache-control"] == page.headers["cache-control"] == "no-store"
+    first, *_, last = saved.text.splitlines()
+    assert "at http://localhost:3000, created 2026-11-20." in first
+    assert [line for line in saved.text.splitlines() if line in RECOVERY_CODES] == list(RECOVERY_CODES)
+    assert last == RECOVERY_CODES[-1]
+
+
+@pytest.mark.parametrize("codes", ["", "<script>", "0000-0000-0000 =cmd()", " ".join(["0000-0000-0000"] * 21)])
+async def test_only_recovery_codes_can_be_downloaded(new_admin: Browser, codes: str) -> None:
+    page = await new_admin.submit(await new_admin.get("/login/second-factor"), "/login/second-factor", code=CODE)
+    refused = await new_admin.submit(page, second_factor.DOWNLOAD, codes=codes)
+    assert refused.status_code == 400
+    assert "These are no recovery codes" in refused.text
+    crossed = await new_admin.submit(page, second_factor.DOWNLOAD, {"Sec-Fetch-Site": "cross-site"})
+    assert crossed.status_code == 403
+
+
 async def test_administrator_sets_up_the_second_factor_and_sees_recovery_codes_once(new_admin: Browser, mesh: FakeMesh) -> None:
     page = await new_admin.get("/login/second-factor?then=/api-keys")
     assert 'class="qr"' in page.text

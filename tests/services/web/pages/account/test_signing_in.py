@@ -317,7 +317,9 @@ async def test_json_needs_no_csrf_token_and_returns_the_user(browser: Browser, m
     answer = await browser.client.post("/register", json=PERSON)
     assert answer.status_code == 201
     user = answer.json()
-    assert (user["username"], user["email"], user["tier"]) == ("john_doe", "john@example.com", "free")
+    assert (user["username"], user["email"], user["tier"], user["is_active"]) == ("john_doe", "john@example.com", "free", True)
+    # The names of 0.2.0, for one release.
+    assert (user["isActive"], user["createdAt"]) == (user["is_active"], user["created_at"])
     assert "password" not in answer.text
     assert "set-cookie" not in answer.headers
     assert "john_doe" in mesh.accounts
@@ -327,7 +329,15 @@ async def test_json_login_returns_the_access_token_and_sets_no_cookie(browser: B
     mesh.add_account("john_doe", "secure_password")
     answer = await browser.client.post("/login", json={"username": "john_doe", "password": "secure_password"})
     assert answer.status_code == 200
-    assert answer.json()["accessToken"] == "access-john_doe"
+    session = answer.json()
+    assert (session["access_token"], session["token_type"], session["user"]["is_active"]) == ("access-john_doe", "Bearer", True)
+    # The names of 0.2.0, for one release.
+    assert {name: session[name] for name in ("accessToken", "sessionToken", "expiresIn", "teamId")} == {
+        "accessToken": session["access_token"],
+        "sessionToken": session["session_token"],
+        "expiresIn": session["expires_in"],
+        "teamId": session["team_id"],
+    }
     assert "set-cookie" not in answer.headers
 
 

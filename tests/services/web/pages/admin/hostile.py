@@ -25,6 +25,8 @@ NAMES = {"script": SCRIPT, "rtl": RTL, "long": LONG, "emoji": EMOJI, "template":
 
 #: 56 characters of base32, as a node's key has them.
 ACTIVE, PENDING = NodeId("U" + "ACTIVE" + "A" * 49), NodeId("U" + "PENDING" + "A" * 48)
+#: The code of an invitation to the mesh, which every browser here has opened.
+COLLEAGUE = "code-of-a-colleague"
 
 
 class HostileMesh(AdminMesh):
@@ -101,6 +103,9 @@ def _organisations(mesh: HostileMesh, name: str, me: auth.User) -> TenantId:
     invited = Invitation(uuid4().hex, f"{name}@example.com", TeamRole.MEMBER, name, NOW, NOW + timedelta(days=7))
     mesh.teams[team] = msgspec.structs.replace(mesh.teams[team], invitations=(invited,))
     mesh.add_organisation(name)
+    made = mesh.add_colleague(COLLEAGUE, f"{name}@example.com", UserRole.ADMIN, name)
+    mesh.setup = msgspec.structs.replace(mesh.setup, public_url=f"http://{name}", has_mail_server=True)
+    mesh.colleagues[COLLEAGUE] = msgspec.structs.replace(made, invited_by=name)
     return team
 
 

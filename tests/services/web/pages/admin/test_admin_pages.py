@@ -31,6 +31,8 @@ PATHS = (
     "/admin/prices?history=yes",
     "/admin/audit",
     "/admin/settings",
+    "/admin/setup",
+    "/admin/invitations",
 )
 #: No other method may be called by a GET.
 _READING = {
@@ -38,7 +40,8 @@ _READING = {
     "auth.listAllOrganisations", "auth.getOrganisation", "auth.listAudit", "auth.getSettings", "gateway.getSettings", "gateway.listTiers",
     "auth.getSignInOptions", "auth.getSigningKeys", "gateway.listNodes", "gateway.getServiceHealth", "gateway.listModels",
     "gateway.listPrices", "gateway.readAccount", "gateway.getUserQuota", "gateway.getUsageReport", "gateway.getBusinessReport",
-    "auth.countNewAccounts", "auth.nameUsers", "metrics.getSystemHealth", "metrics.getHistory", "metrics.listAlerts",
+    "auth.countNewAccounts", "auth.nameUsers", "auth.getSetup", "auth.listColleagueInvitations",
+    "metrics.getSystemHealth", "metrics.getHistory", "metrics.listAlerts",
 }  # fmt: skip
 
 
@@ -101,7 +104,7 @@ NAVIGATION = {
     "Operate": {"Health": "/admin", "Alerts": "/admin/alerts", "Charts": "/admin/charts", "Nodes": "/admin/nodes"},
     "People": {"Users": "/admin/users", "Organizations": "/admin/organisations"},
     "Money": {"Prices": "/admin/prices", "Report": "/admin/report"},
-    "System": {"Audit log": "/admin/audit", "Settings": "/admin/settings"},
+    "System": {"Audit log": "/admin/audit", "Settings": "/admin/settings", "Setup": "/admin/setup"},
 }
 
 

@@ -121,7 +121,8 @@ def become(seeded_db: SeededDb, pattern: str) -> bool:
 
 
 async def opened(client: httpx.AsyncClient, seeded_db: SeededDb, pattern: str) -> httpx.Response:
-    headers = {"cookie": f"aimesh_session={seeded_db.session}"} if become(seeded_db, pattern) else {}
+    session = f"; aimesh_session={seeded_db.session}" if become(seeded_db, pattern) else ""
+    headers = {"cookie": f"aimesh_invitation={hostile.COLLEAGUE}{session}"}
     return await client.get(filled(pattern, seeded_db), headers=headers)
 
 

@@ -1,0 +1,97 @@
+"""Show an invitation to the mesh, to visitors and to users, and accept it.
+
+The code arrives in the fragment of the link, so no log has it. A form posts it, and a cookie keeps it until the invitation is accepted.
+"""
+
+import re
+from dataclasses import dataclass
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+
+from services.web.http import forms
+from services.web.request_context import HOME, JOIN, PAGE_CALL_SECONDS, Page, PageRequest
+from shared import errors
+from shared.api import auth, organizations
+from shared.api.organizations import ColleagueInvitation
+
+#: As in fragment.js, and fit for a cookie.
+_CODE = re.compile(r"[\w.~-]{16,200}", re.ASCII)
+
+
+class JoinForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinPage:
+    #: None without the code of an open invitation.
+    offer: ColleagueInvitation | None
+    #: None for visitors, and while the sign-in lacks a step.
+    user: auth.User | None
+    problem: errors.AimeshError | None = None
+
+    @property
+    def is_for_user(self) -> bool:
+        return self.user is not None and self.offer is not None and self.user.email.lower() == self.offer.email.lower()
+
+
+@get(JOIN)
+async def show_join(page_request: NamedDependency[PageRequest]) -> Page:
+    await page_request.find_session()
+    try:
+        return _page(page_request, await _read_offer(page_request) if page_request.invitation else None)
+    except errors.CallerError as error:
+        return _page(page_request, None, error)
+
+
+@post(JOIN)
+async def keep_code(page_request: NamedDependency[PageRequest]) -> Page:
+    is_visitor = await page_request.find_session() is None
+    code = (await page_request.read_form(JoinForm, by_visitor=is_visitor)).code.strip()
+    if not _CODE.fullmatch(code):
+        return _page(page_request, None, errors.NotFound("there is no such invitation", hint="copy the whole code from the mail"))
+    page_request.keep_invitation(code)
+    return page_request.redirect(JOIN)
+
+
+@post(f"{JOIN}/accept")
+async def accept_offer(page_request: NamedDependency[PageRequest]) -> Page:
+    await page_request.read_form(forms.Confirmation)
+    try:
+        request = organizations.AcceptColleagueInvitation(page_request.invitation)
+        await page_request.submit(organizations.accept_colleague_invitation, request)
+    except errors.CallerError as error:
+        return _page(page_request, None, error)
+    page_request.keep_invitation(None)
+    # The role may be another one now.
+    page_request.forget_session()
+    return page_request.redirect(HOME)
+
+
+async def find_offer(page_request: PageRequest) -> ColleagueInvitation | None:
+    """Return what the kept code offers; None without one, or if it is not open, or while auth is down."""
+    try:
+        return await _read_offer(page_request) if page_request.invitation else None
+    except errors.AimeshError:
+        return None
+
+
+async def _read_offer(page_request: PageRequest) -> ColleagueInvitation:
+    """Drops a code that is not open. Raises CallerError, and PeerError while auth is down."""
+    request = organizations.ReadColleagueInvitation(page_request.invitation, page_request.client())
+    try:
+        return await page_request.app.caller.call(organizations.read_colleague_invitation, request, deadline_seconds=PAGE_CALL_SECONDS)
+    except errors.NotFound:
+        page_request.keep_invitation(None)
+        raise
+
+
+def _page(page_request: PageRequest, offer: ColleagueInvitation | None, problem: errors.CallerError | None = None) -> Page:
+    session = page_request.session
+    user = session.user if session is not None and session.step is auth.Step.DONE else None
+    return page_request.page("join.html", JoinPage(offer=offer, user=user, problem=problem), here="join", problem=problem)
+
+
+ROUTES = (show_join, keep_code, accept_offer)
