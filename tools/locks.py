@@ -32,6 +32,8 @@ COOLDOWN_DAYS = 7
 ORIGIN = "aimesh (make lock)"
 REQUIREMENTS_FILE = "asked.in"
 OLDEST_PYTHON = "3.11"
+#: The distribution aimesh-hyperswarm.
+SIDECAR = setup_steps.ROOT / "shared" / "transports" / "hyperswarm" / "sidecar"
 NPM_DEPENDENCIES = ("dependencies", "devDependencies", "optionalDependencies")
 
 
@@ -56,12 +58,20 @@ class Lock:
         return setup.LOCKS / f"{self.name}.lock"
 
 
+def read_dependencies() -> Iterator[str]:
+    """Return what all our distributions need at run time, except each other."""
+    for folder in (*setup.PROJECTS, SIDECAR):
+        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        wanted = [*project["dependencies"], *project.get("optional-dependencies", {}).get("mesh", ())]
+        yield from (each for each in wanted if not each.startswith("aimesh"))
+
+
 def read_locks() -> tuple[Lock, ...]:
     """Return all locks, in the order in which they are resolved."""
     document = tomllib.loads((setup_steps.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project, groups = document["project"], document["dependency-groups"]
     extras = project["optional-dependencies"]
-    runtime = (*project["dependencies"], *extras["embedded"])
+    runtime = (*read_dependencies(), *extras["embedded"])
     (engine,) = extras["engine"]
     return (
         Lock("runtime", runtime),

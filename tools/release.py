@@ -1,4 +1,4 @@
-"""Build a release: the wheels of aimesh and of its Python client, the npm package of the JavaScript client, and the notes.
+"""Build a release: the wheels of aimesh, aimesh-hyperswarm and aimesh-server, the npm package of the JavaScript client, and the notes.
 
 `.github/workflows/release.yml` runs this for a tag. To try it: `.venv/bin/python -m tools.release --tag v0.1.0 --into dist`.
 """
@@ -7,26 +7,29 @@ import argparse
 import json
 import re
 import sys
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from tools import setup, setup_steps
+from tools import locks, setup, setup_steps
 
-PYTHON_PROJECTS = (setup_steps.ROOT, setup_steps.ROOT / "sdk" / "python")
+PYTHON_PROJECTS = (*setup.PROJECTS, locks.SIDECAR)
 JAVASCRIPT_CLIENT = setup_steps.ROOT / "sdk" / "javascript"
-CLIENT_VERSION = PYTHON_PROJECTS[1] / "src" / "aimesh" / "version.py"
+#: All wheels have this version.
+VERSION_FILE = setup_steps.ROOT / "sdk" / "python" / "src" / "aimesh" / "version.py"
+#: One of our distributions as a requirement of another.
+PIN = re.compile(r'"aimesh[^"=]*==([^"]+)"')
 
 
 def read_versions() -> dict[str, str]:
     """Return the version of each package, by the file that contains it."""
-    project = tomllib.loads((setup_steps.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    client = re.search(r'^__version__ = "(.+)"$', CLIENT_VERSION.read_text(encoding="utf-8"), re.MULTILINE)
+    client = re.search(r'^__version__ = "(.+)"$', VERSION_FILE.read_text(encoding="utf-8"), re.MULTILINE)
+    pinning = [project / "pyproject.toml" for project in setup.PROJECTS]
+    pins = {f"{path.relative_to(setup_steps.ROOT)}": PIN.search(path.read_text(encoding="utf-8")) for path in pinning}
     package = json.loads((JAVASCRIPT_CLIENT / "package.json").read_text(encoding="utf-8"))
     locked = json.loads((JAVASCRIPT_CLIENT / "package-lock.json").read_text(encoding="utf-8"))
     return {
-        "pyproject.toml": project["version"],
         "sdk/python/src/aimesh/version.py": client[1] if client else "none",
+        **{path: pin[1] if pin else "none" for path, pin in pins.items()},
         "sdk/javascript/package.json": package["version"],
         "sdk/javascript/package-lock.json": locked["version"],
     }

@@ -1,11 +1,12 @@
-"""Check that the service in this container is alive, by its /healthz on loopback. HEALTHCHECK calls it with the port."""
+"""Check that the service in this container is alive, by its /healthz on loopback. HEALTHCHECK names the service and its default port."""
 
 import os
 import ssl
 import sys
 import urllib.request
 
-port = int(sys.argv[1])
+service, default = sys.argv[1:]
+port = int(os.environ.get(f"{service.upper()}_SERVICE_PORT") or default)
 scheme = "https" if os.environ.get("TLS_CERT_FILE") else "http"
 # The certificate is for the public host name, not 127.0.0.1, and the request is not secret.
 context = ssl.create_default_context()

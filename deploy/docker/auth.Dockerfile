@@ -27,11 +27,12 @@ COPY shared /app/shared
 COPY --from=build /sidecar/node_modules /app/shared/transports/hyperswarm/sidecar/node_modules
 COPY services /app/services
 COPY cli /app/cli
+COPY sdk/python/src/aimesh /app/aimesh
 COPY stack /app/stack
 COPY deploy/docker/alive.py /app/alive.py
 USER 10001:10001
 EXPOSE 3001
 STOPSIGNAL SIGTERM
 # Liveness only, because a restart doesn't help if a dependency is down; that is /readyz.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/app/alive.py", "3001"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/app/alive.py", "auth", "3001"]
 CMD ["python", "-m", "services.auth"]

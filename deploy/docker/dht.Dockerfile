@@ -25,6 +25,7 @@ COPY --from=build /venv /venv
 COPY shared /app/shared
 COPY --from=build /sidecar/node_modules /app/shared/transports/hyperswarm/sidecar/node_modules
 COPY cli /app/cli
+COPY sdk/python/src/aimesh /app/aimesh
 COPY stack /app/stack
 COPY deploy/docker/alive_udp.py /app/alive_udp.py
 USER 10001:10001

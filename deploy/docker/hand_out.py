@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli import profile
+from shared.identity import private_file
 from shared.types import MeshName, Role
 from stack import secret_files
 from stack import stack_home as homes
@@ -48,10 +49,12 @@ def recipients(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipient
 
 def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     ensure_valkey_password(home)
-    redis_url = f"redis://:{secret_files.read(home, 'valkey_password')}@valkey:6379".encode()
+    bundled = f"redis://:{secret_files.read(home, 'valkey_password')}@valkey:6379"
+    redis_url = (given("REDIS_URL") or bundled).encode()
     gpu_key = nats_server.add_node(home, mesh, "worker-gpu", Role.WORKER)
     ollama_key = nats_server.add_node(home, mesh, "worker-ollama", Role.WORKER)
-    token = {"service_token": secret(home, "service_token")}
+    openai_key = nats_server.add_node(home, mesh, "worker-openai", Role.WORKER)
+    tokens = {"service_token": secret(home, "service_token"), "hf_token": given("HF_TOKEN").encode()}
     yield (
         "auth",
         Recipient(
@@ -76,9 +79,11 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
             },
         ),
     )
-    yield "inference", Recipient(OURS, {"node.nk": key(home, "worker"), **token})
-    yield "inference-gpu", Recipient(OURS, {"node.nk": gpu_key.read_bytes(), **token})
-    yield "inference-ollama", Recipient(OURS, {"node.nk": ollama_key.read_bytes(), **token})
+    yield "inference", Recipient(OURS, {"node.nk": key(home, "worker"), **tokens})
+    yield "inference-gpu", Recipient(OURS, {"node.nk": gpu_key.read_bytes(), **tokens})
+    yield "inference-ollama", Recipient(OURS, {"node.nk": ollama_key.read_bytes(), **tokens})
+    keys = {name: given(name.upper()).encode() for name in ("openai_api_key", "openai_upstream_keys")}
+    yield "inference-openai", Recipient(OURS, {"node.nk": openai_key.read_bytes(), **tokens, **keys})
     yield "metrics", Recipient(OURS, {"node.nk": key(home, "metrics"), "database_url": database_url(home, "metrics")})
     yield "web", Recipient(OURS, {"node.nk": key(home, "web"), **{name: secret(home, name) for name in ("web_secret", "web_hop_secret")}})
     yield "client", Recipient(OURS, {"node.nk": key(home, "client"), "profile.toml": client_profile(mesh)})
@@ -108,13 +113,13 @@ def secret(home: StackHome, name: str) -> bytes:
 
 def ensure_valkey_password(home: StackHome) -> None:
     """Create a password; the embedded Valkey needs none, because only its socket is accessible."""
-    secret_files.ensure_file(home.secrets / "valkey_password", lambda: secrets.token_urlsafe(32).encode())
+    private_file.create(home.secrets / "valkey_password", lambda: secrets.token_urlsafe(32).encode())
 
 
 def ensure_grafana_secrets(home: StackHome) -> None:
     """Create secrets that the embedded stack doesn't have."""
     for name in ("grafana_admin_password", "grafana_secret_key"):
-        secret_files.ensure_file(home.secrets / name, lambda: secrets.token_urlsafe(24).encode())
+        private_file.create(home.secrets / name, lambda: secrets.token_urlsafe(24).encode())
 
 
 def alert_addresses() -> bytes:
@@ -122,7 +127,15 @@ def alert_addresses() -> bytes:
     return ADDRESSES.read_bytes() if ADDRESSES.exists() else b""
 
 
+def given(name: str) -> str:
+    """Return a setting from `.env`; empty if it is not set."""
+    return os.environ.get(name, "").strip()
+
+
 def database_url(home: StackHome, role: str) -> bytes:
+    """Return the URL of the user's own server, or of the container `postgres`."""
+    if own := given(f"{role.upper()}_DATABASE_URL") or given("DATABASE_URL"):
+        return own.encode()
     password = secret_files.read(home, f"postgres_{role}")
     return f"postgresql://{role}:{password}@postgres:5432/{postgres.DATABASE}".encode()
 

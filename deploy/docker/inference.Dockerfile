@@ -44,6 +44,7 @@ COPY shared /app/shared
 COPY --from=build /sidecar/node_modules /app/shared/transports/hyperswarm/sidecar/node_modules
 COPY services /app/services
 COPY cli /app/cli
+COPY sdk/python/src/aimesh /app/aimesh
 COPY stack /app/stack
 # A copy of the default model that processors compute faster.
 RUN python -m services.inference.models.requantize
@@ -52,5 +53,5 @@ USER 10001:10001
 EXPOSE 3003
 STOPSIGNAL SIGTERM
 # Liveness only, because a restart doesn't help if a dependency is down; that is /readyz.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/app/alive.py", "3003"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/app/alive.py", "inference", "3003"]
 CMD ["python", "-m", "services.inference"]

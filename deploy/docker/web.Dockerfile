@@ -28,11 +28,12 @@ COPY --from=build /sidecar/node_modules /app/shared/transports/hyperswarm/sideca
 COPY services /app/services
 COPY docs/runbooks /app/docs/runbooks
 COPY cli /app/cli
+COPY sdk/python/src/aimesh /app/aimesh
 COPY stack /app/stack
 COPY deploy/docker/alive.py /app/alive.py
 USER 10001:10001
 EXPOSE 3000
 STOPSIGNAL SIGTERM
 # Liveness only, because a restart doesn't help if a dependency is down; that is /readyz.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/app/alive.py", "3000"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/app/alive.py", "web", "3000"]
 CMD ["python", "-m", "services.web"]

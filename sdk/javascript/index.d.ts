@@ -55,10 +55,36 @@ export interface CallOptions {
   timeoutMs?: number | undefined
 }
 
-export interface Message {
-  role: 'system' | 'user' | 'assistant'
-  content: string
+/** A message in the form of OpenAI's chat API. */
+export type Message = { role: 'system' | 'user'; content: string } | AssistantMessage | ToolMessage
+
+export interface AssistantMessage {
+  role: 'assistant'
+  content: string | null
+  tool_calls?: { id: string; type: 'function'; function: { name: string; arguments: string } }[]
 }
+
+/** The result of a call. */
+export interface ToolMessage {
+  role: 'tool'
+  content: string
+  tool_call_id: string
+}
+
+/** A function that the model may ask you to call. */
+export interface Tool {
+  type: 'function'
+  function: {
+    name: string
+    description?: string
+    /** A JSON schema. */
+    parameters?: Record<string, unknown>
+  }
+}
+
+export type ResponseFormat =
+  | { type: 'text' | 'json_object' }
+  | { type: 'json_schema'; json_schema: { name?: string; description?: string; schema: Record<string, unknown>; strict?: boolean } }
 
 export interface InferenceRequest extends CallOptions {
   /** Set `prompt` or `messages`. */
@@ -74,6 +100,13 @@ export interface InferenceRequest extends CallOptions {
   topK?: number
   stop?: string | string[]
   seed?: number
+  tools?: Tool[]
+  toolChoice?: 'auto' | 'none' | 'required' | { type: 'function'; function: { name: string } }
+  responseFormat?: ResponseFormat
+  /** Return the log probability of each token. */
+  logprobs?: boolean
+  /** With `logprobs`: also return this many likely tokens in the place of each. */
+  topLogprobs?: number
 }
 
 export interface TokenUsage {
@@ -82,12 +115,35 @@ export interface TokenUsage {
   totalTokens: number
 }
 
+/** A call that the model asks you to run. */
+export interface ToolCall {
+  /** Goes into `tool_call_id` of the message with the result. */
+  id: string
+  name: string
+  /** JSON as the model wrote it; check it before you use it. */
+  arguments: string
+}
+
+export interface LogProbability {
+  token: string
+  logprob: number
+  /** The exact content, because a token may be a part of a character. */
+  bytes: Uint8Array
+  /** The likeliest tokens in its place; as many as `topLogprobs`. */
+  top: LogProbability[]
+}
+
 export interface Answer {
   text: string
+  toolCalls: ToolCall[]
+  /** Empty unless `logprobs` asked for them. */
+  logprobs: LogProbability[]
+  /** The answer as a message, to put into `messages` before the results of its calls. */
+  message: AssistantMessage
   /** The name of the model that answered. */
   model: string
   usage: TokenUsage
-  /** `stop`, `length`, or a value of a newer gateway. */
+  /** `stop`, `length`, `tool_calls` if the model waits for results, or a value of a newer gateway. */
   finishReason: string
   /** Identifies the request in the log and the ledger, and for support. */
   requestId: string
@@ -99,6 +155,8 @@ export declare class AnswerStream implements AsyncIterableIterator<string> {
   private constructor()
   /** The text read so far. */
   get text(): string
+  /** The calls read so far; each is complete. */
+  get toolCalls(): ToolCall[]
   /** Set when the stream has been read to its end. */
   get answer(): Answer | null
   [Symbol.asyncIterator](): this
@@ -159,6 +217,31 @@ export interface QuotaLimit {
   resetsInSeconds: number
 }
 
+/** What your account can spend. Amounts are exact decimals, in credits. */
+export interface Credits {
+  /** What a new request may cost: included + balance - reserved. */
+  available: string
+  /** Left of the tier's monthly credits. */
+  included: string
+  /** Topped-up credits. */
+  balance: string
+  /** Held by running requests. */
+  reserved: string
+  /** The tier's monthly credits; null is unlimited. */
+  monthly: string | null
+  /** When the monthly credits are renewed, in ISO 8601. */
+  renewsAt: string
+}
+
+/** The budget of an API key. Amounts are exact decimals, in credits. */
+export interface Budget {
+  limit: string
+  spent: string
+  /** Held by running requests. */
+  reserved: string
+  available: string
+}
+
 export interface Quota {
   userId: string
   tier: string
@@ -168,6 +251,10 @@ export interface Quota {
   resetsInSeconds: number
   /** Every limit that applies to requests of this key. */
   limits: QuotaLimit[]
+  /** Null from older gateways, and while the ledger is down. */
+  credits: Credits | null
+  /** Of the key of this client; null if it has none. */
+  budget: Budget | null
 }
 
 /** Supports any number of concurrent calls. */
@@ -218,6 +305,8 @@ export declare class AimeshError extends Error {
 
 /** The request is invalid; `param` and the message name the field. */
 export declare class BadRequest extends AimeshError {}
+/** The prompt leaves no room for an answer in the model's context. */
+export declare class ContextExceeded extends BadRequest {}
 /** The body or the prompt is too large. */
 export declare class TooLarge extends BadRequest {}
 /** The credential is missing, unknown, expired or revoked. */

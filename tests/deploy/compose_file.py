@@ -12,18 +12,23 @@ ROOT = Path(__file__).parents[2]
 #: `${NAME}`, `${NAME:-default}`.
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::-(?P<default>[^}]*))?\}")
 #: Our five services with their profiled twins; the others are servers and one-shot steps.
-OURS = ("auth", "gateway", "inference", "inference-gpu", "inference-ollama", "metrics", "web")
+OURS = ("auth", "gateway", "inference", "inference-gpu", "inference-ollama", "inference-openai", "metrics", "web")
 
 
 @cache
-def load() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+def load(path: str = "compose.yaml") -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
     return content
 
 
 def services() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = load()["services"]
     return found
+
+
+def variables() -> set[str]:
+    """What `.env` may set."""
+    return {match["name"] for match in _VARIABLE.finditer((ROOT / "compose.yaml").read_text(encoding="utf-8"))}
 
 
 def resolve(text: str, environment: Mapping[str, str]) -> str:

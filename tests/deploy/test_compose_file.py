@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import re
 from importlib import resources
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -13,9 +14,26 @@ import msgspec
 import pytest
 
 from shared import config, node
+from stack import settings
 from tests.deploy import compose_file
 
 SERVICES = compose_file.services()
+OUTSIDE = "deploy/outside.compose.yaml"
+#: Settings of `make up` that compose.yaml decides itself, or whose file must be mounted.
+NOT_FROM_DOTENV = {
+    *(
+        "NATS_CA_FILE",
+        "NATS_CERT_FILE",
+        "NATS_KEY_FILE",
+        "NATS_CREDS_FILE",
+        "ALLOW_PLAIN_NATS",
+        "NODE_BINARY",
+        "GATEWAY_URL",
+        "GATEWAY_CA_FILE",
+    ),
+    *("BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE", "METRICS_TOKEN", "MODEL_STORE"),
+    *("DATA_KEY_OLD", "OIDC_CLIENT_SECRET", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE"),
+}
 
 
 def declared_by(service: str) -> set[str]:
@@ -36,11 +54,12 @@ def mounts_of(service: str) -> dict[str, str]:
     }
 
 
-def test_the_file_fits_the_compose_specification() -> None:
+@pytest.mark.parametrize("path", ["compose.yaml", OUTSIDE])
+def test_the_file_fits_the_compose_specification(path: str) -> None:
     vendored = resources.files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
     schema = json.loads(vendored.read_text(encoding="utf-8"))
     # Compose resolves anchors and `x-` parts before it validates; so does the YAML loader.
-    mistakes = [error.message for error in jsonschema.validators.validator_for(schema)(schema).iter_errors(compose_file.load())]
+    mistakes = [error.message for error in jsonschema.validators.validator_for(schema)(schema).iter_errors(compose_file.load(path))]
     assert not mistakes
 
 
@@ -53,6 +72,53 @@ def test_the_command_is_a_module_of_ours(service: str) -> None:
 def test_every_variable_is_a_setting_of_that_service(service: str) -> None:
     given = {name.removesuffix("_FILE") if name not in declared_by(service) else name for name in compose_file.environment_of(service)}
     assert given - declared_by(service) == set()
+
+
+def test_it_takes_every_setting_that_make_up_takes() -> None:
+    taken = compose_file.variables()
+    assert {name for name in settings.PASSED if name not in taken and f"{name}_FILE" not in taken} == NOT_FROM_DOTENV
+
+
+def test_it_takes_every_variable_of_the_specification() -> None:
+    ports = {f"{service}_SERVICE_PORT" for service in ("AUTH", "GATEWAY", "INFERENCE", "METRICS", "WEB")}
+    others = {
+        "DATABASE_URL",
+        "OLLAMA_URL",
+        "OPENAI_API_KEY",
+        "DEFAULT_RATE_LIMIT",
+        "PREMIUM_RATE_LIMIT",
+        "PROMETHEUS_PORT",
+        "METRICS_ENABLED",
+    }
+    assert (ports | others) - compose_file.variables() == set()
+
+
+def test_the_example_names_only_variables_that_are_read() -> None:
+    example = re.findall(r"^#?([A-Z_]+)=", (compose_file.ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for name in example if not name.startswith("COMPOSE_")]
+    assert {name for name in example if not name.startswith("COMPOSE_")} - compose_file.variables() == set()
+
+
+@pytest.mark.parametrize(
+    ("service", "name", "default"),
+    [("auth", "AUTH_SERVICE_PORT", "3001"), ("metrics", "METRICS_SERVICE_PORT", "3004"), ("inference", "INFERENCE_SERVICE_PORT", "3003")],
+)
+def test_a_port_that_is_not_published_changes_inside(service: str, name: str, default: str) -> None:
+    assert compose_file.environment_of(service)[name] == default
+    assert compose_file.environment_of(service, {name: "4001"})[name] == "4001"
+
+
+def test_an_ollama_of_your_own_needs_no_container_of_it() -> None:
+    worker = SERVICES["inference-ollama"]
+    assert set(worker["profiles"]) - set(SERVICES["ollama"]["profiles"]) == {"own-ollama"}
+    assert worker["depends_on"]["ollama"]["required"] is False
+    assert compose_file.environment_of("inference-ollama", {"OLLAMA_URL": "http://gpu:11434"})["OLLAMA_URL"] == "http://gpu:11434"
+
+
+def test_the_file_for_servers_outside_only_adds_a_network() -> None:
+    added = compose_file.load(OUTSIDE)["services"]
+    assert set(added) <= set(SERVICES)
+    assert all(service == {"networks": ["public"]} for service in added.values())
 
 
 @pytest.mark.parametrize("service", compose_file.OURS)
@@ -101,11 +167,14 @@ def test_only_web_gateway_and_grafana_publish_a_port_and_on_loopback() -> None:
     assert {tuple(SERVICES[name]["profiles"]) for name in on_the_host} == {("hyperswarm",)}
 
 
-def test_all_but_the_public_two_ollama_and_who_looks_are_on_the_private_network_alone() -> None:
+def test_all_but_the_public_two_those_for_other_backends_and_who_looks_are_on_the_private_network_alone() -> None:
     outside = {name for name, service in SERVICES.items() if service.get("networks", ["none"]) != ["private"]}
     # Where those are that look, test_observability says.
     looking = {name for name in outside if SERVICES[name].get("profiles") == ["observability"]}
-    assert outside - looking == {"init", "gateway", "web", "ollama", "dht", "relay"}
+    assert outside - looking == {
+        *("init", "gateway", "web", "dht", "relay"),
+        *("ollama", "inference-ollama", "inference-openai"),
+    }
     assert compose_file.load()["networks"]["private"]["internal"] is True
     assert SERVICES["init"]["network_mode"] == "none"
 

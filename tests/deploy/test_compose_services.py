@@ -37,17 +37,39 @@ def test_init_hands_out_what_compose_mounts(tmp_path: Path) -> None:
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
     assert subprocess.run([nats_server.binary(), "-t", "-c", handed / "nats/nats.conf"], capture_output=True, check=False).returncode == 0
     # A worker learns nothing but its own key and the token of its own port.
-    assert {path.name for path in (handed / "inference").iterdir()} == {"node.nk", "service_token"}
+    assert {path.name for path in (handed / "inference").iterdir()} == {"node.nk", "service_token", "hf_token"}
+
+
+def test_init_hands_out_your_own_servers_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "DATABASE_URL": "postgresql://me:pw@db/all",
+        "METRICS_DATABASE_URL": "postgresql://me:pw@db/metrics",
+        "REDIS_URL": "redis://cache:6379",
+        "OPENAI_API_KEY": "sk-one",
+        "HF_TOKEN": "hf-one",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    handed = containers.run_init(tmp_path)
+    urls = {service: (handed / service / "database_url").read_text(encoding="utf-8") for service in ("auth", "gateway", "metrics")}
+    assert urls == {"auth": given["DATABASE_URL"], "gateway": given["DATABASE_URL"], "metrics": given["METRICS_DATABASE_URL"]}
+    assert (handed / "gateway/redis_url").read_text(encoding="utf-8") == given["REDIS_URL"]
+    assert (handed / "inference-openai/openai_api_key").read_text(encoding="utf-8") == "sk-one"
+    assert (handed / "inference/hf_token").read_text(encoding="utf-8") == "hf-one"
+    assert (handed / "inference-openai/openai_upstream_keys").read_bytes() == b""
+    # No other container sees the key.
+    assert not list(handed.glob("inference/openai*"))
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_the_health_check_of_the_image_passes(house: House, service: str) -> None:
-    check = [sys.executable, str(compose_file.ROOT / "deploy/docker/alive.py"), str(house.ports[service])]
-    assert subprocess.run(check, env={}, capture_output=True, check=False, timeout=60).returncode == 0
+    check = [sys.executable, str(compose_file.ROOT / "deploy/docker/alive.py"), service, "1"]
+    port = {f"{service.upper()}_SERVICE_PORT": str(house.ports[service])}
+    assert subprocess.run(check, env=port, capture_output=True, check=False, timeout=60).returncode == 0
 
 
 def test_the_health_check_fails_where_nobody_listens() -> None:
-    check = [sys.executable, str(compose_file.ROOT / "deploy/docker/alive.py"), str(containers.free_port())]
+    check = [sys.executable, str(compose_file.ROOT / "deploy/docker/alive.py"), "auth", str(containers.free_port())]
     assert subprocess.run(check, env={}, capture_output=True, check=False, timeout=60).returncode != 0
 
 
@@ -56,7 +78,7 @@ def test_a_new_user_gets_an_answer_through_the_published_ports(house: House) -> 
         account = {"username": "john_doe", "email": "john@example.com", "password": PASSWORD}
         assert web.post("/api/auth/register", json=account).status_code == 201
         session = web.post("/api/auth/login", json={"username": "john_doe", "password": PASSWORD}).json()
-        bearer = {"Authorization": f"Bearer {session.get('accessToken') or session['access_token']}"}
+        bearer = {"Authorization": f"Bearer {session['access_token']}"}
         made = web.post("/api/auth/api-keys", json={"name": "My CLI Key"}, headers=bearer).json()
         key = {"X-API-Key": made.get("apiKey") or made["api_key"]}
         answer = web.post("/api/inference", json={"prompt": "Say hello", "model": "smollm2", "maxTokens": 8}, headers=key)

@@ -70,7 +70,7 @@ def test_the_image_is_what_we_promise(path: Path) -> None:
         assert f'"{ports[0]}"' in only(path, "HEALTHCHECK")
         return
     assert only(path, "EXPOSE") == str(PORTS[role])
-    assert f'"{PORTS[role]}"' in only(path, "HEALTHCHECK")
+    assert f'"/app/alive.py", "{role.removesuffix("-cuda")}", "{PORTS[role]}"' in only(path, "HEALTHCHECK")
     assert only(path, "CMD") == f'["python", "-m", "services.{role.removesuffix("-cuda")}"]'
 
 

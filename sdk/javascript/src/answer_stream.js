@@ -1,13 +1,14 @@
 // Stream an answer. If the connection breaks, the stream resumes after the last piece.
 
-import { brokenAnswer, field, object, readAnswer, readJson } from './answers.js'
+import { brokenAnswer, object, readAnswer, readContent, readJson } from './answers.js'
 import { INFERENCE_PATH } from './calls.js'
 import { Deadline } from './deadline.js'
 import { AimeshError, ConnectionFailed, fromAnswer } from './errors.js'
 import { EventStreamParser } from './event_stream.js'
 import { canResumeAfter } from './retries.js'
 
-/** @import {Answer} from '../index.d.ts' */
+/** @import {Answer, LogProbability, ToolCall} from '../index.d.ts' */
+/** @import {Content} from './answers.js' */
 /** @import {Call} from './calls.js' */
 /** @import {ServerEvent} from './event_stream.js' */
 
@@ -29,9 +30,14 @@ export class AnswerStream {
   /** The id of the last event with text, and its number. @type {string | null} */
   #lastId = null
   #lastNumber = 0
-  /** Text arrived without an id, so the stream cannot be resumed. */
+  /** Content arrived without an id, so the stream cannot be resumed. */
   #isUnnumbered = false
+  #hasContent = false
   #text = ''
+  /** @type {ToolCall[]} */
+  #toolCalls = []
+  /** @type {LogProbability[]} */
+  #logprobs = []
   /** @type {Answer | null} */
   #answer = null
 
@@ -49,6 +55,11 @@ export class AnswerStream {
   /** @returns {string} the text read so far */
   get text() {
     return this.#text
+  }
+
+  /** @returns {ToolCall[]} the calls read so far; each is complete */
+  get toolCalls() {
+    return [...this.#toolCalls]
   }
 
   /** @returns {Answer | null} set when the stream was read to its end */
@@ -106,7 +117,7 @@ export class AnswerStream {
         try {
           yield* this.#attempt()
         } catch (error) {
-          if (this.#text !== '' && !this.#canResume(error)) throw error
+          if (this.#hasContent && !this.#canResume(error)) throw error
           await this.#call.waitAfter(error)
         }
       }
@@ -167,17 +178,21 @@ export class AnswerStream {
     if (this.#answer !== null || data === '[DONE]') return ''
     const payload = object(readJson(data), 'an event')
     if (Object.hasOwn(payload, 'error')) throw fromAnswer(null, payload)
-    if (Object.hasOwn(payload, 'text')) return this.#addText(field(payload, 'text', 'string'), id)
+    if (Object.hasOwn(payload, 'text')) return this.#addContent(readContent(payload, 'text'), id)
     // Ignore unknown events of newer gateways.
-    if (Object.hasOwn(payload, 'finish_reason')) this.#answer = readAnswer(payload, this.#text)
+    if (Object.hasOwn(payload, 'finish_reason')) {
+      this.#answer = readAnswer(payload, { text: this.#text, toolCalls: this.#toolCalls, logprobs: this.#logprobs })
+    }
     return ''
   }
 
   /**
-   * @param {string} text
+   * @param {Content} content
    * @param {string | null} id
+   * @returns {string} the new text; empty for none
    */
-  #addText(text, id) {
+  #addContent({ text, toolCalls, logprobs }, id) {
+    if (text === '' && toolCalls.length === 0 && logprobs.length === 0) return ''
     const number = Number(EVENT_ID.exec(id ?? '')?.[1] ?? 0)
     if (number > 0) {
       // The gateway repeats text instead of resuming.
@@ -185,7 +200,10 @@ export class AnswerStream {
       this.#lastId = id
       this.#lastNumber = number
     } else this.#isUnnumbered = true
+    this.#hasContent = true
     this.#text += text
+    this.#toolCalls.push(...toolCalls)
+    for (const token of logprobs) this.#logprobs.push(token)
     this.#call.resetFailures()
     return text
   }

@@ -3,7 +3,7 @@
 
 import { AnswerBroken } from './errors.js'
 
-/** @import {Answer, Embeddings, Model, Quota, QuotaLimit, Usage, UsageDay} from '../index.d.ts' */
+/** @import {Answer, AssistantMessage, Budget, Credits, Embeddings, Model, Quota, QuotaLimit, LogProbability, ToolCall, Usage, UsageDay} from '../index.d.ts' */
 /** @typedef {Record<string, unknown>} JsonObject */
 
 /**
@@ -14,15 +14,26 @@ import { AnswerBroken } from './errors.js'
  */
 
 /**
+ * @typedef {object} Content
+ * @property {string} text
+ * @property {ToolCall[]} toolCalls
+ * @property {LogProbability[]} logprobs
+ */
+
+/**
  * @param {unknown} json
- * @param {string | null} text the text of a stream, because its last event contains none
+ * @param {Content | null} content that of a stream, because its last event contains none
  * @returns {Answer}
  */
-export function readAnswer(json, text = null) {
+export function readAnswer(json, content = null) {
   const answer = object(json, 'the answer')
   const usage = object(answer.usage, 'usage')
+  const { text, toolCalls, logprobs } = content ?? readContent(answer, 'response')
   return {
-    text: text ?? field(answer, 'response', 'string'),
+    text,
+    toolCalls,
+    logprobs,
+    message: messageOf(text, toolCalls),
     model: field(answer, 'model', 'string'),
     usage: {
       promptTokens: field(usage, 'prompt_tokens', 'number'),
@@ -33,6 +44,58 @@ export function readAnswer(json, text = null) {
     requestId: field(answer, 'request_id', 'string'),
     responseTimeMs: field(answer, 'response_time_ms', 'number'),
   }
+}
+
+/**
+ * @param {JsonObject} record an answer or a piece of a stream
+ * @param {string} name of the field with the text
+ * @returns {Content}
+ */
+export function readContent(record, name) {
+  return {
+    text: field(record, name, 'string'),
+    toolCalls: list(record.tool_calls ?? [], 'tool_calls').map(readCall),
+    logprobs: list(record.logprobs ?? [], 'logprobs').map(readLogprob),
+  }
+}
+
+/**
+ * @param {unknown} json
+ * @returns {ToolCall}
+ */
+function readCall(json) {
+  const call = object(json, 'a tool call')
+  const called = object(call.function, 'function')
+  return { id: field(call, 'id', 'string'), name: field(called, 'name', 'string'), arguments: field(called, 'arguments', 'string') }
+}
+
+/**
+ * @param {unknown} json
+ * @returns {LogProbability}
+ */
+function readLogprob(json) {
+  const drawn = object(json, 'a log probability')
+  return {
+    token: field(drawn, 'token', 'string'),
+    logprob: field(drawn, 'logprob', 'number'),
+    bytes: Uint8Array.from(list(drawn.bytes, 'bytes').map(finite)),
+    top: list(drawn.top_logprobs ?? [], 'top_logprobs').map(readLogprob),
+  }
+}
+
+/**
+ * @param {string} text
+ * @param {ToolCall[]} toolCalls
+ * @returns {AssistantMessage}
+ */
+function messageOf(text, toolCalls) {
+  if (toolCalls.length === 0) return { role: 'assistant', content: text }
+  const calls = toolCalls.map(({ id, name, arguments: written }) => ({
+    id,
+    type: /** @type {const} */ ('function'),
+    function: { name, arguments: written },
+  }))
+  return { role: 'assistant', content: text, tool_calls: calls }
 }
 
 /**
@@ -106,6 +169,36 @@ export function readQuota(json) {
     remaining: field(answer, 'remaining', 'number'),
     resetsInSeconds: field(answer, 'resets_in_seconds', 'number'),
     limits: list(answer.limits, 'limits').map(readLimit),
+    credits: answer.credits == null ? null : readCredits(object(answer.credits, 'credits')),
+    budget: answer.budget == null ? null : readBudget(object(answer.budget, 'budget')),
+  }
+}
+
+/**
+ * @param {JsonObject} credits
+ * @returns {Credits}
+ */
+function readCredits(credits) {
+  return {
+    available: field(credits, 'available', 'string'),
+    included: field(credits, 'included', 'string'),
+    balance: field(credits, 'balance', 'string'),
+    reserved: field(credits, 'reserved', 'string'),
+    monthly: credits.monthly === null ? null : field(credits, 'monthly', 'string'),
+    renewsAt: field(credits, 'renews_at', 'string'),
+  }
+}
+
+/**
+ * @param {JsonObject} budget
+ * @returns {Budget}
+ */
+function readBudget(budget) {
+  return {
+    limit: field(budget, 'limit', 'string'),
+    spent: field(budget, 'spent', 'string'),
+    reserved: field(budget, 'reserved', 'string'),
+    available: field(budget, 'available', 'string'),
   }
 }
 

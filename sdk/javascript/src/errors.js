@@ -29,6 +29,9 @@ export class AimeshError extends Error {
 /** The request is invalid; `param` and the message name the field. */
 export class BadRequest extends AimeshError {}
 
+/** The prompt leaves no room for an answer in the model's context. */
+export class ContextExceeded extends BadRequest {}
+
 /** The body or the prompt is too large. */
 export class TooLarge extends BadRequest {}
 
@@ -90,7 +93,7 @@ export class AnswerBroken extends AimeshError {}
 const ROWS = {
   bad_request: [BadRequest, false],
   bad_settings: [BadRequest, false],
-  context_length_exceeded: [BadRequest, false],
+  context_length_exceeded: [ContextExceeded, false],
   poison: [BadRequest, false],
   tokens_too_large: [TooLarge, false],
   not_authenticated: [NotAuthenticated, false],
@@ -134,6 +137,17 @@ const ROWS = {
 export const KINDS = new Map(Object.entries(ROWS))
 
 /**
+ * OpenAI's codes, from servers that send no aimesh_code -> ours.
+ * @type {Record<string, string | undefined>}
+ */
+const OF_OPENAI = {
+  insufficient_quota: 'budget_exhausted',
+  invalid_api_key: 'not_authenticated',
+  model_not_found: 'unknown_model',
+  rate_limit_exceeded: 'rate_limited',
+}
+
+/**
  * status -> the closest code, for errors with an unknown code and errors of proxies.
  * @type {Record<number, string>}
  */
@@ -172,7 +186,8 @@ export function fromAnswer(status, body, header = () => null) {
   const nearest = closest(status ?? 500)
   // `code` has OpenAI's code, except from older gateways.
   const code = textIn(details.aimesh_code) || textIn(details.code) || nearest
-  const [Kind, isRetryable] = KINDS.get(code) ?? KINDS.get(nearest) ?? [Internal, false]
+  const [Kind, isRetryable] = KINDS.get(code) ??
+    KINDS.get((Object.hasOwn(OF_OPENAI, code) && OF_OPENAI[code]) || nearest) ?? [Internal, false]
   return new Kind(textIn(details.message) || `the gateway answered with status ${status}`, {
     code,
     hint: textIn(details.hint),

@@ -11,6 +11,7 @@ export {
   Cancelled,
   Conflict,
   ConnectionFailed,
+  ContextExceeded,
   DeadlineExceeded,
   IdempotencyConflict,
   InProgress,

@@ -3,7 +3,9 @@
 /** @import {CallOptions, EmbedRequest, InferenceRequest, Session} from '../index.d.ts' */
 
 const CALL_OPTIONS = ['signal', 'timeoutMs']
-const INFERENCE_OPTIONS = ['prompt', 'messages', 'system', 'model', 'maxTokens', 'temperature', 'topP', 'topK', 'stop', 'seed']
+const SAMPLING_OPTIONS = ['maxTokens', 'temperature', 'topP', 'topK', 'stop', 'seed']
+const OUTPUT_OPTIONS = ['tools', 'toolChoice', 'responseFormat', 'logprobs', 'topLogprobs']
+const INFERENCE_OPTIONS = ['prompt', 'messages', 'system', 'model', ...SAMPLING_OPTIONS, ...OUTPUT_OPTIONS]
 const LOGIN_OPTIONS = ['username', 'email', 'password', 'code']
 const EMBEDDING_OPTIONS = ['input', 'model', 'dimensions']
 /** The gateway's limit. */

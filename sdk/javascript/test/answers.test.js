@@ -30,6 +30,9 @@ const MODELS = {
 test('what the gateway says, in the words of JavaScript', () => {
   assert.deepEqual(answers.readAnswer(WHOLE), {
     text: 'three small words',
+    toolCalls: [],
+    logprobs: [],
+    message: { role: 'assistant', content: 'three small words' },
     model: 'echo',
     usage: { promptTokens: 2, completionTokens: 3, totalTokens: 5 },
     finishReason: 'stop',
@@ -48,7 +51,16 @@ test('what the gateway says, in the words of JavaScript', () => {
     days: [{ date: '2026-01-31', apiKeyId: null, requestCount: 3, tokensUsed: 30 }],
   })
   const { limits, ...quota } = answers.readQuota(QUOTA)
-  assert.deepEqual(quota, { userId: 'u', tier: 'free', limitPerHour: 100, usedThisHour: 1, remaining: 99, resetsInSeconds: 36.5 })
+  assert.deepEqual(quota, {
+    userId: 'u',
+    tier: 'free',
+    limitPerHour: 100,
+    usedThisHour: 1,
+    remaining: 99,
+    resetsInSeconds: 36.5,
+    credits: null,
+    budget: null,
+  })
   assert.deepEqual(limits, [{ scope: 'user', kind: 'requests_per_hour', limit: 100, remaining: 99, resetsInSeconds: 36.5 }])
 })
 

@@ -13,7 +13,7 @@ export const ANSWER = {
   response_time_ms: 12,
 }
 export const WHOLE = { ...ANSWER, response: 'three small words' }
-const REQUEST = '0192f0c1000070008000000000000001'
+export const REQUEST = '0192f0c1000070008000000000000001'
 
 /** @typedef {(response: import('node:http').ServerResponse, seen: Seen) => void} Reply */
 /** @typedef {{method: string, url: string, headers: Record<string, string>, body: any}} Seen */

@@ -19,6 +19,17 @@ export async function program(client: declared.AIInferenceClient): Promise<strin
   for await (const piece of stream) piece.toUpperCase()
   const total: number = usage.totalTokens + (stream.answer?.usage.totalTokens ?? 0)
   const vectors: number[][] = (await client.embed({ input: ['a', 'b'] })).vectors
+  const messages: declared.Message[] = [{ role: 'user', content: 'hi' }]
+  const tools: declared.Tool[] = [{ type: 'function', function: { name: 'f', parameters: { type: 'object' } } }]
+  const called = await client.inference({ messages, tools, toolChoice: 'required', logprobs: true, topLogprobs: 2 })
+  messages.push(called.message, ...called.toolCalls.map(({ id }) => ({ role: 'tool' as const, tool_call_id: id, content: '5' })))
+  const likeliest: number | undefined = called.logprobs[0]?.top[0]?.logprob
+  const { credits, budget } = await client.quota()
+  const left: string | undefined = budget?.available ?? credits?.available
+  // @ts-expect-error a schema is needed
+  await client.inference({ prompt: 'hi', responseFormat: { type: 'json_schema' } })
+  // @ts-expect-error the result of a call names the call
+  messages.push({ role: 'tool', content: '5' })
   // @ts-expect-error it is maxTokens
   await client.inference({ prompt: 'hi', max_tokens: 5 })
   // @ts-expect-error a key is needed
@@ -29,7 +40,7 @@ export async function program(client: declared.AIInferenceClient): Promise<strin
   new declared.AIInferenceClient({ apiKey: 'k', session, baseUrl: 'http://127.0.0.1' })
   // @ts-expect-error a stream is had of the client
   new declared.AnswerStream()
-  return `${text} ${total} ${vectors.length}`
+  return `${text} ${total} ${vectors.length} ${likeliest} ${left}`
 }
 
 export function hintOf(error: unknown): string | number | null {

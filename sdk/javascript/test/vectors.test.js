@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { fromAnswer } from '../src/errors.js'
 import { canResumeAfter, pauseMs } from '../src/retries.js'
-import { END, event, events, failure, hangUp, json, scripted, WHOLE, words } from './servers.js'
+import { END, event, events, failure, hangUp, json, REQUEST, scripted, WHOLE, words } from './servers.js'
 
 const vectors = JSON.parse(readFileSync(new URL('../../test_vectors.json', import.meta.url), 'utf8'))
 
@@ -30,6 +30,55 @@ for (const vector of vectors.retries) {
     const pause = isFinal ? null : pauseMs(error, attempts)
     assert.equal(pause !== null, vector.retried)
     if (pause !== null) assert.ok(pause >= vector.at_least_ms, `${pause}`)
+  })
+}
+
+const camel = (name) => name.replace(/_[a-z]/g, (hump) => hump[1].toUpperCase())
+const camelKeys = (record) => record && Object.fromEntries(Object.entries(record).map(([name, value]) => [camel(name), value]))
+
+/** What an answer has, in the form of the vectors. */
+function plainAnswer({ text, finishReason, toolCalls, logprobs, message }) {
+  const plain = ({ token, logprob, bytes, top }) => ({ token, logprob, bytes: [...bytes], top: top.map(plain) })
+  return { text, finish_reason: finishReason, tool_calls: toolCalls, logprobs: logprobs.map(plain), message }
+}
+
+for (const vector of vectors.answers) {
+  test(`answer: ${vector.name}`, async (context) => {
+    const { client } = await scripted(context, json(vector.whole))
+    assert.deepEqual(plainAnswer(await client.inference({ prompt: 'hi' })), vector.answer)
+  })
+
+  test(`stream, broken after each piece: ${vector.name}`, async (context) => {
+    const parts = vector.pieces.map((piece, index) => event(piece, `${REQUEST}-${index + 1}`))
+    // Each connection gives one piece more, and repeats the ones before.
+    const broken = parts.map((_, count) => events(parts.slice(0, count + 1), 'break'))
+    const { client, seen } = await scripted(context, ...broken, events([...parts, event(vector.end), ...END.slice(1)], 'end'))
+    const stream = client.stream({ prompt: 'hi' })
+    const texts = []
+    for await (const piece of stream) texts.push(piece)
+    assert.deepEqual(texts, vector.texts)
+    assert.deepEqual(plainAnswer(stream.answer), vector.answer)
+    assert.deepEqual(stream.toolCalls, vector.answer.tool_calls)
+    assert.deepEqual(
+      seen.map(({ headers }) => headers['last-event-id']?.split('-')[1] ?? null),
+      [null, ...parts.map((_, index) => String(index + 1))],
+    )
+  })
+}
+
+for (const vector of vectors.requests) {
+  test(`request: ${vector.name}`, async (context) => {
+    const { client, seen } = await scripted(context, json(WHOLE))
+    await client.inference(camelKeys(vector.options))
+    assert.deepEqual(seen[0].body, camelKeys(vector.options))
+  })
+}
+
+for (const vector of vectors.quotas) {
+  test(`quota: ${vector.name}`, async (context) => {
+    const { client } = await scripted(context, json(vector.wire))
+    const { credits, budget } = await client.quota()
+    assert.deepEqual([credits, budget], [camelKeys(vector.credits), camelKeys(vector.budget)])
   })
 }
 

@@ -25,8 +25,9 @@ PRINTED = (
     r"Explain quantum computing\n",
     r"one two three\n3 tokens\n",
     r"stopped: true\n",
+    r"get_weather: (Kyiv|Lima)\ntrue\n",
     r"no such model; there are .*\becho\b.*\n",
-    r"\{[^}]*dimensions: 16,[^}]*limits: [1-9][^}]*\}\n",
+    r"\{[^}]*dimensions: 16,[^}]*limits: [1-9][^}]*\}\n[0-9.]+ credits, budget of this key: none\n",
     r"pro: true\n",
 )
 BEGINNING = """\

@@ -3,11 +3,12 @@
     async with cutting_proxy.before(url, [500, 500]) as broken:
         …broken.url, broken.cuts
 
-The first two are cut, all others are whole.
+The first two are cut, all others are whole. With ``tls`` it speaks TLS to its callers.
 """
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -61,10 +62,10 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most
 
 
 @asynccontextmanager
-async def before(url: str, cuts_after: Sequence[int]) -> AsyncIterator[Proxy]:
+async def before(url: str, cuts_after: Sequence[int], tls: ssl.SSLContext | None = None) -> AsyncIterator[Proxy]:
     proxy = Proxy(url, cuts_after)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=tls)
+    proxy.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield proxy
     finally:

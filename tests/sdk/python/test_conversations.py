@@ -230,8 +230,13 @@ def test_unknown_events_of_a_newer_gateway_are_ignored() -> None:
         pytest.param(Try(pieces=[event([1])]), "must be a JSON object", id="a list"),
         pytest.param(Try(pieces=[event({"finish_reason": "stop"})]), "is missing", id="half of an answer"),
         pytest.param(Try(pieces=[event({"error": "text"})]), "an event.error must be an object", id="an error that is none"),
-        pytest.param(Try(pieces=[b"x" * 1_000_000] * 3), "more than 1048576 bytes", id="an endless line"),
+        pytest.param(Try(pieces=[b"x" * 1_000_000] * 9), "more than 8388608 bytes", id="an endless line"),
         pytest.param(Try(pieces=[event({"text": "x" * 1_000_000})] * 80), "more than 67108864 bytes", id="an endless text"),
+        pytest.param(
+            Try(pieces=[event({"text": "", "logprobs": [{"token": "x" * 1_000_000, "logprob": 0.0, "bytes": []}]})] * 80),
+            "more than 67108864 bytes",
+            id="endless log probabilities",
+        ),
     ],
 )
 def test_stream_that_is_not_from_aimesh(reply: Try, why: str) -> None:

@@ -1,6 +1,8 @@
 """Both Python clients pass the cases in sdk/test_vectors.json; sdk/javascript/test/vectors.test.js runs the same ones."""
 
+import dataclasses
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,60 @@ async def outcome(stage: Stage, vector: dict[str, Any]) -> tuple[list[str] | Non
     except aimesh.AimeshError as error:
         return seen or None, error.code
     return seen or None, None
+
+
+def plain(tokens: tuple[aimesh.LogProbability, ...]) -> list[dict[str, Any]]:
+    return [{"token": one.token, "logprob": one.logprob, "bytes": list(one.bytes), "top": plain(one.top)} for one in tokens]
+
+
+def content_of(answer: aimesh.Answer) -> dict[str, Any]:
+    """What an answer has, in the form of the vectors."""
+    calls = [dataclasses.asdict(call) for call in answer.tool_calls]
+    logprobs = plain(answer.logprobs)
+    return {
+        "text": answer.text, "finish_reason": answer.finish_reason, "tool_calls": calls, "logprobs": logprobs, "message": answer.message,
+    }  # fmt: skip
+
+
+@both
+@pytest.mark.parametrize("vector", VECTORS["answers"], ids=lambda vector: vector["name"])
+async def test_answers(kind: str, vector: dict[str, Any]) -> None:
+    async with staged(kind, Reply([json.dumps(vector["whole"]).encode()])) as stage:
+        assert content_of(await stage.client.inference("hi")) == vector["answer"]
+
+
+@both
+@pytest.mark.parametrize("vector", VECTORS["answers"], ids=lambda vector: vector["name"])
+async def test_streams_that_break_after_each_piece(kind: str, vector: dict[str, Any]) -> None:
+    parts = [f"id: {ID}-{number}\n".encode() + event(piece) for number, piece in enumerate(vector["pieces"], 1)]
+    # Each connection gives one piece more, and repeats the ones before.
+    broken = [events(*parts[: count + 1], then=Then.BREAK) for count in range(len(parts))]
+    async with staged(kind, *broken, events(*parts, event(vector["end"]), b"data: [DONE]\n\n")) as stage:
+        got = await stage.client.read("hi")
+        assert got.texts == vector["texts"]
+        assert got.answer is not None
+        assert content_of(got.answer) == vector["answer"]
+        sent = [one.headers.get("last-event-id") for one in stage.server.received if one.verb != "DELETE"]
+        assert sent == [None, *(f"{ID}-{number}" for number in range(1, len(parts) + 1))]
+
+
+@both
+@pytest.mark.parametrize("vector", VECTORS["requests"], ids=lambda vector: vector["name"])
+async def test_requests(kind: str, vector: dict[str, Any]) -> None:
+    async with staged(kind, whole()) as stage:
+        options = dict(vector["options"])
+        await stage.client.inference(options.pop("prompt", None), **options)
+        assert stage.server.received[0].body == vector["options"]
+
+
+@both
+@pytest.mark.parametrize("vector", VECTORS["quotas"], ids=lambda vector: vector["name"])
+async def test_quotas(kind: str, vector: dict[str, Any]) -> None:
+    async with staged(kind, Reply([json.dumps(vector["wire"]).encode()])) as stage:
+        quota = await stage.client.do("quota")
+    account = None if quota.credits is None else dataclasses.asdict(quota.credits)
+    expected = vector["credits"] and {**vector["credits"], "renews_at": datetime.fromisoformat(vector["credits"]["renews_at"])}
+    assert (account, quota.budget and dataclasses.asdict(quota.budget)) == (expected, vector["budget"])
 
 
 @both

@@ -1,6 +1,7 @@
 """Both clients with a whole stack, at the gateway's address and at the public one; and the README examples."""
 
 import asyncio
+import json
 import os
 import re
 import sys
@@ -8,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aimesh
 import httpx
@@ -76,6 +78,63 @@ async def test_models_and_usage(stack: RunningStack, ann: Person) -> None:
         assert (usage.tokens_used, [day.request_count for day in usage.days]) == (6, [1])
         assert (quota.tier, quota.used_this_hour, quota.user_id) == ("pro", 1, str(ann.id))
         assert "requests_per_hour" in {limit.kind for limit in quota.limits}
+
+
+CITY = {"type": "object", "properties": {"city": {"enum": ["Kyiv", "Lima"]}}, "required": ["city"]}
+TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": CITY}}
+
+
+@addresses
+async def test_calls_of_tools_are_the_same_in_a_broken_stream(stack: RunningStack, ann: Person, address: str) -> None:
+    wanted: dict[str, Any] = {
+        "model": "smollm2", "messages": [{"role": "user", "content": "What is the weather in Kyiv?"}], "tools": [TOOL],
+        "tool_choice": "required", "logprobs": True, "top_logprobs": 2, "max_tokens": 60, "seed": 7,
+    }  # fmt: skip
+    async with (
+        cutting_proxy.before(stack.url(address), [700, 2000]) as broken,
+        aimesh.AsyncClient(ann.key.secret, broken.url, max_retries=4) as client,
+        client.stream(**wanted) as stream,
+    ):
+        pieces = [piece async for piece in stream]
+        answer = stream.answer
+        assert ("".join(pieces), stream.tool_calls) == (answer.text, answer.tool_calls)
+    (call,) = answer.tool_calls
+    assert (call.name, json.loads(call.arguments)["city"] in {"Kyiv", "Lima"}) == ("get_weather", True)
+    assert answer.finish_reason == "tool_calls"
+    assert answer.logprobs
+    assert all(len(token.top) == 2 and token.top[0].logprob <= 0 for token in answer.logprobs)
+    async with aimesh.AsyncClient(ann.key.secret, stack.url(address)) as client:
+        again = await client.inference(**wanted)
+        assert [(one.name, one.arguments) for one in again.tool_calls] == [(call.name, call.arguments)]
+        assert [token.token for token in again.logprobs] == [token.token for token in answer.logprobs]
+        result = {"role": "tool", "tool_call_id": again.tool_calls[0].id, "content": "sunny"}
+        assert (await client.inference(messages=[*wanted["messages"], again.message, result], model="smollm2", max_tokens=5)).text
+
+
+async def test_a_format_holds(stack: RunningStack, ann: Person) -> None:
+    schema = {"type": "object", "properties": {"color": {"enum": ["red", "blue"]}}, "required": ["color"], "additionalProperties": False}
+    async with aimesh.AsyncClient(ann.key.secret, stack.url("web")) as client:
+        answer = await client.inference(
+            "Name a color", model="smollm2", max_tokens=60, response_format={"type": "json_schema", "json_schema": {"schema": schema}}
+        )
+        assert json.loads(answer.text)["color"] in {"red", "blue"}
+        with pytest.raises(aimesh.BadRequest, match="top_logprobs requires logprobs=true"):
+            await client.inference("hi", model="smollm2", top_logprobs=2)
+
+
+async def test_credits_and_a_budget_that_is_used_up(stack: RunningStack, ann: Person) -> None:
+    async with aimesh.AsyncClient(base_url=stack.url("web")) as anonymous:
+        session = await anonymous.login(ann.username, ann.password)
+    async with aimesh.AsyncClient(base_url=stack.url("web"), session=session) as logged_in:
+        quota = await logged_in.quota()
+        assert quota.credits is not None
+        assert (float(quota.credits.available) > 0, quota.budget) == (True, None)
+        made = await logged_in.keys.create("small", budget="0.001")
+    async with aimesh.AsyncClient(made.secret, stack.url("web")) as client:
+        budget = (await client.quota()).budget
+        assert budget == aimesh.Budget(limit="0.001", spent="0", reserved="0", available="0.001")
+        with pytest.raises(aimesh.BudgetExhausted, match="budget"):
+            await client.inference("word " * 500, model="echo")
 
 
 async def test_vectors(stack: RunningStack, ann: Person) -> None:

@@ -25,6 +25,29 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model asks you to run."""
+
+    #: Goes into ``tool_call_id`` of the message with the result.
+    id: str
+    name: str
+    #: JSON as the model wrote it; check it before you use it.
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbability:
+    """A token of the answer and its log probability."""
+
+    token: str
+    logprob: float
+    #: The exact content, because a token may be a part of a character.
+    bytes: bytes
+    #: The likeliest tokens in its place; as many as ``top_logprobs``.
+    top: "tuple[LogProbability, ...]" = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A model's answer."""
 
@@ -32,11 +55,31 @@ class Answer:
     #: The model that answered, with aliases resolved.
     model: str
     usage: Usage
-    #: stop, length or cancelled.
+    #: stop, length, cancelled, or tool_calls if the model waits for results.
     finish_reason: str
     #: Find the request under this id in logs and in the ledger.
     request_id: str
     response_time_ms: int
+    tool_calls: tuple[ToolCall, ...] = ()
+    #: Empty unless ``logprobs`` asked for them.
+    logprobs: tuple[LogProbability, ...] = ()
+
+    @property
+    def message(self) -> dict[str, object]:
+        """The answer as a message, to put into ``messages`` before the results of its calls."""
+        calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in self.tool_calls
+        ]
+        return {"role": "assistant", "content": self.text, **({"tool_calls": calls} if calls else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPiece:
+    """A piece of a streamed answer; its calls are complete."""
+
+    text: str
+    tool_calls: tuple[ToolCall, ...]
+    logprobs: tuple[LogProbability, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +134,37 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Credits:
+    """What your account can spend. Amounts are exact decimals, in credits."""
+
+    #: What a new request may cost: included + balance - reserved.
+    available: str
+    #: Left of the tier's monthly credits.
+    included: str
+    #: Topped-up credits.
+    balance: str
+    #: Held by running requests.
+    reserved: str
+    #: The tier's monthly credits; None is unlimited.
+    monthly: str | None
+    #: When the monthly credits are renewed.
+    renews_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The budget of an API key. Amounts are exact decimals, in credits."""
+
+    limit: str
+    spent: str
+    #: Held by running requests.
+    reserved: str
+    available: str
+
+
+@dataclass(frozen=True, slots=True)
 class Quota:
-    """Your quota for this hour, and every limit that applies to your requests."""
+    """Your quota for this hour, every limit that applies to your requests, and what you can spend."""
 
     user_id: str
     tier: str
@@ -101,6 +173,10 @@ class Quota:
     remaining: int
     resets_in_seconds: float
     limits: tuple[Limit, ...]
+    #: None from older gateways, and while the ledger is down.
+    credits: Credits | None = None
+    #: Of the key of this client; None if it has none.
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +234,41 @@ class NewApiKey:
 
 
 def read_answer(found: JsonFields) -> Answer:
-    return ended_answer(found, found.text("response"))
+    return ended_answer(found, AnswerPiece(found.text("response"), *_parts(found)))
 
 
-def ended_answer(found: JsonFields, text: str) -> Answer:
-    """Read the last event of a stream, which has everything but the text."""
+def read_piece(found: JsonFields) -> AnswerPiece:
+    return AnswerPiece(found.text("text"), *_parts(found))
+
+
+def _parts(found: JsonFields) -> tuple[tuple[ToolCall, ...], tuple[LogProbability, ...]]:
+    called = found.children("tool_calls") if found.has("tool_calls") else ()
+    drawn = found.children("logprobs") if found.has("logprobs") else ()
+    return tuple(map(_read_call, called)), tuple(map(_read_logprob, drawn))
+
+
+def _read_call(found: JsonFields) -> ToolCall:
+    function = found.child("function")
+    return ToolCall(found.text("id"), function.text("name"), function.text("arguments"))
+
+
+def _read_logprob(found: JsonFields) -> LogProbability:
+    others = found.children("top_logprobs") if found.has("top_logprobs") else ()
+    return LogProbability(found.text("token"), found.number("logprob"), found.octets("bytes"), tuple(map(_read_logprob, others)))
+
+
+def ended_answer(found: JsonFields, content: AnswerPiece) -> Answer:
+    """Read the last event of a stream, which has everything but the content."""
     usage = found.child("usage")
     return Answer(
-        text=text,
+        text=content.text,
         model=found.text("model"),
         usage=Usage(usage.integer("prompt_tokens"), usage.integer("completion_tokens"), usage.integer("total_tokens")),
         finish_reason=found.text("finish_reason"),
         request_id=found.text("request_id"),
         response_time_ms=found.integer("response_time_ms"),
+        tool_calls=content.tool_calls,
+        logprobs=content.logprobs,
     )
 
 
@@ -207,7 +305,24 @@ def read_quota(found: JsonFields) -> Quota:
         remaining=found.integer("remaining"),
         resets_in_seconds=found.number("resets_in_seconds"),
         limits=limits,
+        credits=_read_credits(found.child("credits")) if found.has("credits") else None,
+        budget=_read_budget(found.child("budget")) if found.has("budget") else None,
     )
+
+
+def _read_credits(found: JsonFields) -> Credits:
+    return Credits(
+        available=found.text("available"),
+        included=found.text("included"),
+        balance=found.text("balance"),
+        reserved=found.text("reserved"),
+        monthly=found.maybe_text("monthly"),
+        renews_at=found.moment("renews_at"),
+    )
+
+
+def _read_budget(found: JsonFields) -> Budget:
+    return Budget(found.text("limit"), found.text("spent"), found.text("reserved"), found.text("available"))
 
 
 def read_user(found: JsonFields) -> User:

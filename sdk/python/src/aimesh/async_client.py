@@ -7,7 +7,7 @@ from typing import TypeVar, Unpack
 import httpx
 
 from aimesh import calls, conversations, settings
-from aimesh.answers import Answer, Embeddings, Model, NewApiKey, Quota, Session, UsageReport, User
+from aimesh.answers import Answer, Embeddings, Model, NewApiKey, Quota, Session, ToolCall, UsageReport, User
 from aimesh.async_wire import AsyncRenewal, AsyncWire
 from aimesh.calls import ApiCall, KeyLimits, Options
 from aimesh.conversations import CallTerms, Conversation
@@ -112,7 +112,7 @@ class AsyncClient:
         return await self.ask(calls.usage(), timeout)
 
     async def quota(self, *, timeout: float | None = None) -> Quota:
-        """Return your remaining quota."""
+        """Return your remaining quota, your credits and the budget of the key."""
         return await self.ask(calls.quota(), timeout)
 
     async def register(self, username: str, email: str, password: str, *, timeout: float | None = None) -> User:
@@ -190,6 +190,11 @@ class AsyncStream:
     def text(self) -> str:
         """The text so far."""
         return self._conversation.text
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls so far; each is complete."""
+        return self._conversation.tool_calls
 
     @property
     def answer(self) -> Answer:

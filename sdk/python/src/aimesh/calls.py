@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypedDict, TypeVar
+from typing import Generic, NotRequired, TypedDict, TypeVar
 
 from aimesh import answers
 from aimesh.answers import Answer, Embeddings, Model, NewApiKey, Quota, Session, UsageReport, User
@@ -14,12 +14,20 @@ from aimesh.json_fields import JsonFields
 T = TypeVar("T")
 
 
-class Message(TypedDict):
-    """One message of a chat."""
+#: In the form of OpenAI's chat API.
+JsonObject = Mapping[str, object]
 
-    #: system, user or assistant.
+
+class Message(TypedDict):
+    """One message of a chat, in the form of OpenAI's chat API. ``Answer.message`` is one."""
+
+    #: system, user, assistant or tool.
     role: str
-    content: str
+    content: NotRequired[str | None]
+    #: The calls of an earlier answer.
+    tool_calls: NotRequired[Sequence[JsonObject]]
+    #: In a message with the result of a call: the call's id.
+    tool_call_id: NotRequired[str]
 
 
 class Options(TypedDict, total=False):
@@ -30,7 +38,7 @@ class Options(TypedDict, total=False):
     #: A system prompt; goes with ``prompt``.
     system: str | None
     #: A chat, instead of a prompt.
-    messages: Sequence[Message] | None
+    messages: Sequence[Message | JsonObject] | None
     #: The maximum length of the answer, in tokens.
     max_tokens: int | None
     #: From 0 (always the likeliest token) to 2 (most varied).
@@ -43,6 +51,16 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str] | None
     #: The same seed gives the same answer.
     seed: int | None
+    #: Functions that the model may ask you to call: {"type": "function", "function": {"name", "description", "parameters"}}.
+    tools: Sequence[JsonObject] | None
+    #: auto, none, required, or {"type": "function", "function": {"name"}}.
+    tool_choice: str | JsonObject | None
+    #: {"type": "json_object"}, or {"type": "json_schema", "json_schema": {"name", "schema"}}.
+    response_format: JsonObject | None
+    #: Return the log probability of each token.
+    logprobs: bool | None
+    #: With ``logprobs``: also return this many likely tokens in the place of each.
+    top_logprobs: int | None
 
 
 class KeyLimits(TypedDict, total=False):

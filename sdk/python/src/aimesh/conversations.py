@@ -5,13 +5,13 @@ A conversation yields one action after another and gets a reply to each. A wire 
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from aimesh import answers, calls, errors, retry_policy
 from aimesh.actions import Action, AnswerHead, EmitText, OpenRequest, PauseAction, Read, Renew, Reply, Steps, WireLost
-from aimesh.answers import Answer
+from aimesh.answers import Answer, AnswerPiece, ToolCall
 from aimesh.calls import ApiCall
 from aimesh.errors import AimeshError, AnswerBroken, BadRequest, ConnectionFailed, DeadlineExceeded, ProtocolError
 from aimesh.event_stream import SseEvent, SseParser
@@ -40,6 +40,7 @@ _SLACK_SECONDS = 0.05
 _EVENT_ID = re.compile(r"[0-9a-f]{32}-(?P<number>[0-9]{1,9})\Z")
 _IDEMPOTENCY_KEY = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?")
 _DONE = b"[DONE]"
+_NO_CONTENT = AnswerPiece("", (), ())
 #: After these errors the gateway may still be working on the answer.
 _MAY_STILL_RUN = frozenset({"connection_failed", "deadline_exceeded", "in_progress", "link_lost", "protocol_error", "unavailable"})
 _WRONG_SERVER = "is base_url the address of aimesh?"
@@ -103,7 +104,12 @@ class Conversation(Generic[T]):
     @property
     def text(self) -> str:
         """The text so far."""
-        return "".join(self._progress.texts)
+        return "".join(piece.text for piece in self._progress.pieces)
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls so far."""
+        return tuple(call for piece in self._progress.pieces for call in piece.tool_calls)
 
     def take_cancellation(self) -> "Conversation[None] | None":
         """Return the call that cancels the request, if the gateway would keep running it; None the second time."""
@@ -126,11 +132,11 @@ class StreamProgress:
     until: float = math.inf
     #: In a row.
     failures: int = 0
-    texts: list[str] = field(default_factory=list)
+    pieces: list[AnswerPiece] = field(default_factory=list)
     last_event_id: str = ""
     #: Set while the gateway would keep running the request without us.
     cancellation: Conversation[None] | None = None
-    _characters: int = 0
+    _bytes: int = 0
 
     def is_new(self, event: SseEvent) -> bool:
         """Remember the event's id. Return False if the gateway repeats an event instead of resuming after it."""
@@ -140,14 +146,13 @@ class StreamProgress:
         self.last_event_id = event.id or self.last_event_id
         return True
 
-    def add(self, text: str) -> str:
-        """Raises ProtocolError if the text becomes longer than any answer."""
+    def add(self, piece: AnswerPiece, size: int) -> None:
+        """Add a piece of ``size`` bytes. Raises ProtocolError if the answer becomes longer than any."""
         self.failures = 0
-        self.texts.append(text)
-        self._characters += len(text)
-        if self._characters > MAX_ANSWER_BYTES:
+        self.pieces.append(piece)
+        self._bytes += size
+        if self._bytes > MAX_ANSWER_BYTES:
             raise _too_long(MAX_ANSWER_BYTES)
-        return text
 
 
 def whole(call: ApiCall[T], context: ClientContext, terms: CallTerms) -> Conversation[T]:
@@ -226,7 +231,7 @@ class _Exchange(Generic[T]):
         self.progress.failures += 1
         left = self.progress.until - self._context.clock()
         # Text without an event id cannot be resumed, and a retry would repeat it.
-        repeatable = self._repeatable and (not self.progress.texts or bool(self.progress.last_event_id))
+        repeatable = self._repeatable and (not self.progress.pieces or bool(self.progress.last_event_id))
         attempt = FailedAttempt(failures=self.progress.failures, left_seconds=left, repeatable=repeatable)
         pause = retry_policy.find_pause(error, attempt, self._context.retry_rules, self._context.draw())
         if pause is not None:
@@ -329,7 +334,7 @@ def _streamed(exchange: _Exchange[Answer]) -> Steps[Answer]:
             if not (yield from exchange.renew_credential(problem)):
                 yield exchange.judge(problem)
         except AimeshError as error:
-            if exchange.progress.texts and (isinstance(error, ConnectionFailed) or error.status is not None):
+            if exchange.progress.pieces and (isinstance(error, ConnectionFailed) or error.status is not None):
                 raise _broken(error) from error
             raise  # the stream reported its own end, or the deadline passed
 
@@ -348,10 +353,18 @@ def _events(exchange: _Exchange[Answer]) -> Steps[Answer]:
             if isinstance(found, Answer):
                 exchange.mark_ended()
                 yield from _discard_rest(exchange)
-                return replace(found, text="".join(progress.texts))
-            if found and progress.is_new(event):
-                yield EmitText(progress.add(found))
+                return _joined(found, progress.pieces)
+            if found is not None and progress.is_new(event):
+                progress.add(found, len(event.data))
+                if found.text:
+                    yield EmitText(found.text)
     raise WireLost("the stream ended before the answer did")
+
+
+def _joined(end: Answer, pieces: Sequence[AnswerPiece]) -> Answer:
+    calls = tuple(call for piece in pieces for call in piece.tool_calls)
+    drawn = tuple(token for piece in pieces for token in piece.logprobs)
+    return replace(end, text="".join(piece.text for piece in pieces), tool_calls=calls, logprobs=drawn)
 
 
 def _discard_rest(exchange: _Exchange[Answer]) -> Steps[None]:
@@ -363,16 +376,17 @@ def _discard_rest(exchange: _Exchange[Answer]) -> Steps[None]:
         return  # the answer is complete
 
 
-def _read_event(event: SseEvent) -> Answer | str:
-    """Return an empty string for an unknown event. Raises the error that the event reports."""
+def _read_event(event: SseEvent) -> Answer | AnswerPiece | None:
+    """Return None for an unknown event, and for a piece without content. Raises the error that the event reports."""
     if event.data == _DONE:
-        return ""
+        return None
     found = JsonFields.parse(event.data, "an event")
     if found.has("error"):
         raise errors.from_event(found.child("error").plain())
     if found.has("finish_reason"):
-        return answers.ended_answer(found, "")
-    return found.text("text") if found.has("text") else ""
+        return answers.ended_answer(found, _NO_CONTENT)
+    piece = answers.read_piece(found) if found.has("text") else _NO_CONTENT
+    return None if piece == _NO_CONTENT else piece
 
 
 def _broken(error: AimeshError) -> AnswerBroken:

@@ -58,6 +58,10 @@ class BadRequest(AimeshError, code="bad_request"):
     """The request has an invalid value; the message names the field."""
 
 
+class ContextExceeded(BadRequest, code="context_length_exceeded"):
+    """The prompt leaves no room for an answer in the model's context. The message gives both sizes."""
+
+
 class TooLarge(BadRequest, code="too_large"):
     """The request has too many bytes or tokens."""
 
@@ -159,14 +163,13 @@ class ProtocolError(AimeshError, code="protocol_error"):
 
 
 _OF_GATEWAY = (
-    BadRequest, TooLarge, NotAuthenticated, BudgetExhausted, NotAllowed, SecondFactorNeeded, ConfirmationNeeded, NotFound, UnknownModel,
-    AlreadyExists, IdempotencyConflict, InProgress, AnswerGone, RateLimited, Cancelled, ServerFailed, Unavailable, Overloaded,
-    DeadlineExceeded,
+    BadRequest, ContextExceeded, TooLarge, NotAuthenticated, BudgetExhausted, NotAllowed, SecondFactorNeeded, ConfirmationNeeded,
+    NotFound, UnknownModel, AlreadyExists, IdempotencyConflict, InProgress, AnswerGone, RateLimited, Cancelled, ServerFailed,
+    Unavailable, Overloaded, DeadlineExceeded,
 )  # fmt: skip
 BY_CODE: dict[str, type[AimeshError]] = {
     **{kind.default_code: kind for kind in _OF_GATEWAY},
     "method_not_allowed": BadRequest,
-    "context_length_exceeded": BadRequest,
     "poison": BadRequest,
     "unsupported_media_type": BadRequest,
     "tokens_too_large": TooLarge,
@@ -178,6 +181,13 @@ BY_CODE: dict[str, type[AimeshError]] = {
     "peer_failed": Unavailable,
     "protocol_violation": Unavailable,
     "worker_lost": Unavailable,
+}
+#: OpenAI's codes, from servers that send no aimesh_code.
+_OF_OPENAI: dict[str, type[AimeshError]] = {
+    "insufficient_quota": BudgetExhausted,
+    "invalid_api_key": NotAuthenticated,
+    "model_not_found": UnknownModel,
+    "rate_limit_exceeded": RateLimited,
 }
 _BY_STATUS: dict[int, type[AimeshError]] = {
     401: NotAuthenticated,
@@ -208,7 +218,7 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes) -> Aimes
     found = _error_object(body)
     # `code` has OpenAI's code, except from older gateways.
     code = _text(found, "aimesh_code") or _text(found, "code")
-    kind = BY_CODE.get(code) or _by_status(status)
+    kind = BY_CODE.get(code) or _OF_OPENAI.get(code) or _by_status(status)
     return kind(
         _text(found, "message") or f"the server answered {status}",
         code=code,
@@ -223,7 +233,7 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes) -> Aimes
 def from_event(found: Mapping[str, object]) -> AimeshError:
     """Return the error that ended a stream."""
     code = _text(found, "aimesh_code") or _text(found, "code")
-    kind = BY_CODE.get(code, Unavailable)
+    kind = BY_CODE.get(code) or _OF_OPENAI.get(code, Unavailable)
     return kind(
         _text(found, "message") or "the answer ended with an error",
         code=code,

@@ -55,6 +55,13 @@ class JsonFields:
     def maybe_integer(self, name: str) -> int | None:
         return self.integer(name) if self.has(name) else None
 
+    def octets(self, name: str) -> bytes:
+        """Read a list of the values of bytes."""
+        try:
+            return bytes(self._get(name, list))
+        except (TypeError, ValueError):
+            self._refuse(name, "a list of bytes")
+
     def moment(self, name: str) -> datetime:
         """The time must have a zone."""
         try:

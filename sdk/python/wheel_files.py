@@ -1,0 +1,25 @@
+"""Adds `aicli` to the wheel of aimesh: the package `cli`, and of `shared` what the wheel of aimesh-server leaves."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+#: A wheel of its own, for the extra `mesh`.
+SIDECAR = Path("shared/transports/hyperswarm/sidecar")
+
+
+class AicliFiles(BuildHookInterface[Any]):
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        # Development has these packages from the checkout.
+        if version != "editable":
+            build_data["force_include"].update({str(path): str(name) for path, name in find_files(Path(self.root).parents[1])})
+
+
+def find_files(checkout: Path) -> list[tuple[Path, Path]]:
+    """Return each file and its name in the wheel."""
+    server = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
+    elsewhere = {SIDECAR, *map(Path, server["only-include"])}
+    names = (path.relative_to(checkout) for package in ("cli", "shared") for path in sorted((checkout / package).rglob("*.py")))
+    return [(checkout / name, name) for name in names if not elsewhere & {name, *name.parents}]

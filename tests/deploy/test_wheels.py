@@ -1,0 +1,111 @@
+"""The three wheels: aimesh for laptops, aimesh-hyperswarm with the sidecar for its extra `mesh`, and aimesh-server with the rest."""
+
+import ast
+import re
+import subprocess
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain, combinations
+from pathlib import Path
+
+import pytest
+
+from tests.deploy import wheels
+
+SIDECAR = "shared/transports/hyperswarm/sidecar/"
+#: The largest that each may be, in MB.
+LIMITS = {"aimesh": 1, "aimesh_hyperswarm": 5, "aimesh_server": 2}
+PACKAGES = ("aimesh", "cli", "services", "shared", "stack")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return wheels.build(tmp_path_factory.mktemp("wheels"))
+
+
+@pytest.fixture(scope="module")
+def names(built: dict[str, Path]) -> dict[str, set[str]]:
+    """What each wheel puts into site-packages, without its metadata."""
+    found = {}
+    for project, wheel in built.items():
+        with zipfile.ZipFile(wheel) as archive:
+            found[project] = {name for name in archive.namelist() if ".dist-info/" not in name}
+    return found
+
+
+def test_they_are_small(built: dict[str, Path]) -> None:
+    sizes = {project: wheel.stat().st_size for project, wheel in built.items()}
+    assert sizes.keys() == LIMITS.keys()
+    assert not {project: size for project, size in sizes.items() if size > LIMITS[project] * 1_000_000}
+
+
+def test_no_file_is_in_two_of_them(names: dict[str, set[str]]) -> None:
+    assert not [both for one, other in combinations(names.values(), 2) if (both := one & other)]
+
+
+def test_together_they_hold_every_file_of_ours_and_no_tool(names: dict[str, set[str]]) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=wheels.ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout.splitlines()
+    ours = {name.removeprefix("sdk/python/src/") for name in listed}
+    ours = {
+        name for name in ours if name.split("/")[0] in PACKAGES and name.endswith((".py", ".sql", ".lua", ".js", ".html", ".css", ".typed"))
+    }
+    shipped = set[str]().union(*names.values())
+    assert {name for name in ours - shipped if not name.startswith(SIDECAR + "test/")} == set()
+    assert {name.split("/")[0] for name in shipped} == set(PACKAGES)
+
+
+def test_each_needs_the_others_in_its_own_version(built: dict[str, Path]) -> None:
+    version = wheels.metadata(built["aimesh"])["Version"]
+    needs = {project: wheels.metadata(wheel).get_all("Requires-Dist") or [] for project, wheel in built.items()}
+    assert f"aimesh[mesh]=={version}" in needs["aimesh_server"]
+    assert f"aimesh-hyperswarm=={version}; extra == 'mesh'" in needs["aimesh"]
+    names = [re.split(r"[^\w.-]", need)[0] for need in chain(*needs.values()) if "extra ==" not in need or "mesh" in need]
+    assert not [name for name, count in Counter(names).items() if count > 1 and not name.startswith("aimesh")]
+    base = {re.split("[<>]", need)[0] for need in needs["aimesh"] if "extra ==" not in need}
+    assert base <= {"click", "httpx", "msgspec", "prompt-toolkit", "rich", "wcwidth"}
+
+
+def test_the_sidecar_comes_with_every_package_that_runs_there(names: dict[str, set[str]]) -> None:
+    sidecar = names["aimesh_hyperswarm"]
+    modules = {name.removeprefix(SIDECAR + "node_modules/") for name in sidecar if name.startswith(SIDECAR + "node_modules/")}
+    packages = {"/".join(name.split("/")[: 2 if name.startswith("@") else 1]) for name in modules}
+    assert {"hyperswarm", "hyperdht", "blind-relay", "protomux-rpc", "@hyperswarm/secret-stream", "sodium-native", "udx-native"} <= packages
+    assert {SIDECAR + program for program in ("main.js", "bootstrap.js", "relay.js")} <= sidecar
+    prebuilt = {name.split("/prebuilds/")[1].split("/")[0] for name in modules if "/prebuilds/" in name}
+    assert prebuilt == {"linux-x64", "linux-arm64", "darwin-x64", "darwin-arm64"}
+    assert not [name for name in sidecar if name.startswith(SIDECAR + "test/") or "/@biomejs/" in name or "/@hyperswarm/rpc/" in name]
+
+
+def test_a_laptop_needs_less_than_30_megabytes(built: dict[str, Path], tmp_path: Path) -> None:
+    """Of files: disks round each up, to a fifth more in all."""
+    site = wheels.install(tmp_path / "venv", built["aimesh"])
+    shares = {path.name: wheels.size(path) for path in site.iterdir() if path.is_dir()}
+    assert wheels.size(site) <= 25_000_000, sorted(shares.items(), key=lambda item: -item[1])
+
+
+def test_a_laptop_gets_no_program_of_a_server(names: dict[str, set[str]]) -> None:
+    assert {name.split("/")[0] for name in names["aimesh"]} == {"aimesh", "cli", "shared"}
+    assert not [name for name in names["aimesh"] if name.startswith(("shared/stores", "shared/mail", SIDECAR))]
+
+
+def test_what_a_laptop_imports_is_in_its_wheel(names: dict[str, set[str]]) -> None:
+    """At import time; what a function imports later may need another wheel."""
+    here = {".".join(Path(name).with_suffix("").parts).removesuffix(".__init__") for name in names["aimesh"] if name.endswith(".py")}
+    missing = set()
+    for name in names["aimesh"]:
+        path = wheels.ROOT / name
+        if name.endswith(".py") and path.exists():
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found = {module for statement in tree.body for module in imported(statement) if module.split(".")[0] in PACKAGES}
+            missing |= {f"{name} imports {module}" for module in found - here}
+    assert missing == set()
+
+
+def imported(statement: ast.stmt) -> Iterator[str]:
+    if isinstance(statement, ast.Import):
+        yield from (alias.name for alias in statement.names)
+    elif isinstance(statement, ast.ImportFrom) and statement.module is not None:
+        yield statement.module
