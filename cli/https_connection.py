@@ -1,9 +1,8 @@
 """A command's connection over HTTPS: calls to /rpc of a gateway or of web, for machines that are not on the mesh.
 
-It needs neither NATS nor Hyperswarm, only a URL and an API key.
+It needs neither NATS nor Hyperswarm, only a URL and an API key. HTTP is the Python SDK's; the types and errors are those of the mesh.
 """
 
-import asyncio
 import math
 import ssl
 import sys
@@ -11,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Generic
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
@@ -23,8 +22,12 @@ from shared.types import Credential, NodeId, Role
 # httpx would import its own command line with rich and Pygments, which takes as long as httpx itself.
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
 import httpx  # noqa: E402
+from aimesh import settings  # noqa: E402
+from aimesh.actions import AnswerHead, OpenRequest, WireLost  # noqa: E402
+from aimesh.async_io import AsyncConnection  # noqa: E402
+from aimesh.errors import ProtocolError  # noqa: E402
+from aimesh.event_stream import SseParser  # noqa: E402
 
-CONNECT_SECONDS = 5.0
 #: The gateway sends heartbeats every 15 s.
 _SILENCE_SECONDS = 45.0
 #: The server answers at its deadline; its error is better than ours.
@@ -45,30 +48,108 @@ class _ErrorBody(msgspec.Struct):
     error: _ErrorDetails
 
 
+class _HttpsCall:
+    """One request to a method. Its methods raise the errors of the mesh."""
+
+    def __init__(self, http: httpx.AsyncClient, url: str, method: str, seconds: float) -> None:
+        self._connection = AsyncConnection(http, url)
+        self._method = method
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds + _SLACK_SECONDS
+        self.place = urlsplit(url).netloc
+        self.head = AnswerHead(0, {})
+
+    async def open(self, body: msgspec.Struct, key: Credential | None, silence_seconds: float, **query: str) -> None:
+        """Send the request. Raises the error that the answer reports."""
+        query["deadline_ms"] = str(max(1, math.ceil(self._seconds * 1000)))
+        headers = {"content-type": "application/json", "accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {})
+        request = OpenRequest(
+            verb="POST", path=f"/rpc/{self._method}?{urlencode(query)}", headers=headers, body=msgspec.json.encode(body),
+            silence_seconds=silence_seconds, seconds=max(0.0, self._left()),
+        )  # fmt: skip
+        try:
+            self.head = await self._connection.open(request)
+        except WireLost as lost:
+            raise self._problem(lost) from lost
+        if not 200 <= self.head.status < 300:
+            raise self._refusal(await self.read_all())
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        try:
+            while piece := await self._connection.read(self._left()):
+                yield piece
+        except WireLost as lost:
+            raise self._problem(lost) from lost
+
+    async def read_all(self) -> bytes:
+        body = bytearray()
+        async for piece in self.pieces():
+            body += piece
+            if len(body) > _MAX_BYTES:
+                raise errors.ProtocolViolation(f"the answer has more than {_MAX_BYTES} bytes")
+        return bytes(body)
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    def not_ours(self) -> errors.AimeshError:
+        """Describe an answer that neither the gateway nor web wrote."""
+        to = f" to {self.head.headers['location'][:200]}" if "location" in self.head.headers else ""
+        status = f"{self.head.status} {httpx.codes.get_reason_phrase(self.head.status)}{to}"
+        if self.head.status >= 500:
+            hint = "a proxy is there, but the service behind it is not; try again in a moment"
+            return errors.Unavailable(f"{self.place} answered {status}", hint=hint, retry_after_seconds=1)
+        return errors.ProtocolViolation(f"{self.place} answered {status}, which is not from aimesh", hint="check the URL of the profile")
+
+    def _refusal(self, body: bytes) -> errors.AimeshError:
+        after = self.head.headers.get("retry-after-ms", "")
+        try:
+            return _from_body(body, int(after) if after.isdecimal() else None)
+        except msgspec.MsgspecError:
+            return self.not_ours()
+
+    def _left(self) -> float:
+        return self._until - time.monotonic()
+
+    def _problem(self, lost: WireLost) -> errors.AimeshError:
+        if self._left() <= 0:
+            return errors.DeadlineExceeded(f"{self._method} did not answer in time", hint="try again, or give it longer")
+        if "CERTIFICATE_VERIFY_FAILED" in lost.why:
+            reason = lost.why.partition("CERTIFICATE_VERIFY_FAILED] certificate verify failed: ")[2].partition(" (_ssl")[0] or lost.why
+            hint = "if it has a private CA, use --ca-file FILE with `aicli login`, or set AIMESH_CA_FILE"
+            return errors.BadSettings(f"the certificate of {self.place} is not trusted: {reason}", hint=hint)
+        if not lost.may_have_arrived:
+            why = lost.why.removeprefix("ConnectError: ")
+            return errors.NotReachable(
+                f"cannot connect to {self.place}: {why}", hint="check the URL and your network; is the gateway running?"
+            )
+        return errors.LinkLost(f"the connection to {self.place} broke during {self._method}: {lost.why}", hint="try again")
+
+
 class HttpsAnswer(Generic[Item, End]):
     """A running stream: iterate it, then read ``end``."""
 
     #: Set at the end of the iteration.
     end: End
 
-    def __init__(self, method: StreamMethod[Request, Item, End], response: httpx.Response, place: str) -> None:
-        self._method, self._response = method, response
+    def __init__(self, method: StreamMethod[Request, Item, End], call: _HttpsCall) -> None:
+        self._method, self._call = method, call
         #: The address: HTTP does not show which gateway is behind it.
-        self.node = NodeId(place)
+        self.node = NodeId(call.place)
 
     async def __aiter__(self) -> AsyncIterator[Item]:
-        decoder = msgspec.json.Decoder(self._method.item)
-        async for name, content in _events(self._response):
+        decoder, parser = msgspec.json.Decoder(self._method.item), SseParser(_MAX_BYTES)
+        async for piece in self._call.pieces():
             try:
-                if name == b"error":
-                    raise _from_body(content)
-                if name == b"end":
-                    self.end = msgspec.json.decode(content, type=self._method.end)
-                    return
-                item = decoder.decode(content)
-            except msgspec.MsgspecError as error:
+                for event in parser.push(piece):
+                    if event.name == "error":
+                        raise _from_body(event.data)
+                    if event.name == "end":
+                        self.end = msgspec.json.decode(event.data, type=self._method.end)
+                        return
+                    yield decoder.decode(event.data)
+            except (msgspec.MsgspecError, ProtocolError) as error:
                 raise errors.ProtocolViolation(f"an event of {self._method.name} does not fit the contract: {error}") from error
-            yield item
         raise errors.LinkLost(f"{self.node} closed the connection before the end of the answer", retry_after_seconds=0)
 
 
@@ -78,7 +159,6 @@ class HttpsConnection:
     def __init__(self, client: httpx.AsyncClient, url: str, key: Credential | None) -> None:
         self._client = client
         self._url = url.rstrip("/")
-        self._place = urlsplit(url).netloc
         self._key = key
 
     async def call(
@@ -104,54 +184,33 @@ class HttpsConnection:
     async def stream(
         self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
     ) -> AsyncIterator[HttpsAnswer[Item, End]]:
-        async with self._ask(method.name, request, deadline_seconds, _SILENCE_SECONDS, self._key) as response:
-            if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                raise _not_ours(response, self._place)
-            yield HttpsAnswer(method, response, self._place)
+        call = _HttpsCall(self._client, self._url, method.name, deadline_seconds)
+        try:
+            await call.open(request, self._key, _SILENCE_SECONDS)
+            if not call.head.headers.get("content-type", "").startswith("text/event-stream"):
+                raise call.not_ours()
+            yield HttpsAnswer(method, call)
+        finally:
+            await call.close()
 
     def alive(self, role: Role) -> list[NodeId]:
-        raise errors.BadSettings(f"{self._place} does not show the nodes of the mesh", hint="use a profile of `aicli mesh connect`")
+        raise errors.BadSettings(
+            f"{urlsplit(self._url).netloc} does not show the nodes of the mesh", hint="use a profile of `aicli mesh connect`"
+        )
 
     async def _call_once(
         self, method: Method[Request, Reply], request: Request, to: NodeId | None, until: float, credential: Credential | None
     ) -> Reply:
         seconds = until - time.monotonic()
         query: dict[str, str] = {} if to is None or method.served_by is Role.GATEWAY else {"to": to}
-        key = credential or self._key
-        async with self._ask(method.name, request, seconds, seconds + _SLACK_SECONDS, key, **query) as response:
-            body = await _read_body(response)
+        call = _HttpsCall(self._client, self._url, method.name, seconds)
         try:
-            return msgspec.json.decode(body, type=method.reply)
+            await call.open(request, credential or self._key, seconds + _SLACK_SECONDS, **query)
+            return msgspec.json.decode(await call.read_all(), type=method.reply)
         except msgspec.MsgspecError as error:
-            raise _not_ours(response, self._place) from error
-
-    @asynccontextmanager
-    async def _ask(
-        self, method: str, request: msgspec.Struct, seconds: float, silence_seconds: float, key: Credential | None, **query: str
-    ) -> AsyncIterator[httpx.Response]:
-        """Send a call. Raises the error of the answer, or of the connection, in the block as well."""
-        query["deadline_ms"] = str(max(1, math.ceil(seconds * 1000)))
-        headers = {"content-type": "application/json", "accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {})
-        sent = self._client.build_request(
-            "POST", f"{self._url}/rpc/{method}", params=query, headers=headers, content=msgspec.json.encode(request),
-            timeout=httpx.Timeout(silence_seconds, connect=min(CONNECT_SECONDS, silence_seconds)),
-        )  # fmt: skip
-        deadline = asyncio.timeout(seconds + _SLACK_SECONDS)
-        try:
-            async with deadline:
-                response = await self._client.send(sent, stream=True)
-                try:
-                    if not response.is_success:
-                        raise await _error_of(response, self._place)
-                    yield response
-                finally:
-                    await response.aclose()
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise errors.DeadlineExceeded(f"{method} did not answer in time", hint="try again, or give it longer") from None
-        except httpx.TransportError as error:
-            raise _problem_of(error, self._place, method) from error
+            raise call.not_ours() from error
+        finally:
+            await call.close()
 
 
 @asynccontextmanager
@@ -164,62 +223,11 @@ async def open_(profile: Profile) -> AsyncIterator[HttpsConnection]:
     except OSError as error:
         raise errors.BadSettings(f"cannot use the CA file {profile.ca_file}: {error.strerror or error}") from error
     # A proxy of the environment would see the key of an unencrypted connection.
-    async with httpx.AsyncClient(verify=verify, trust_env=is_encrypted, follow_redirects=False) as client:
+    trust_env = is_encrypted and settings.uses_proxy_settings(profile.url)
+    async with httpx.AsyncClient(verify=verify, trust_env=trust_env, limits=settings.CONNECTION_LIMITS) as client:
         yield HttpsConnection(client, profile.url, profile.api_key)
-
-
-async def _read_body(response: httpx.Response) -> bytes:
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > _MAX_BYTES:
-            raise errors.ProtocolViolation(f"the answer has more than {_MAX_BYTES} bytes")
-    return bytes(body)
-
-
-async def _events(response: httpx.Response) -> AsyncIterator[tuple[bytes, bytes]]:
-    """Return the name and the content of each event. Heartbeats are comments, which are skipped."""
-    rest = b""
-    async for chunk in response.aiter_bytes():
-        *events, rest = (rest + chunk).split(b"\n\n")
-        for event in events:
-            fields = dict(line.partition(b": ")[::2] for line in event.split(b"\n"))
-            if b"data" in fields:
-                yield fields.get(b"event", b""), fields[b"data"]
-        if len(rest) > _MAX_BYTES:
-            raise errors.ProtocolViolation(f"an event has more than {_MAX_BYTES} bytes")
-
-
-async def _error_of(response: httpx.Response, place: str) -> errors.AimeshError:
-    after = response.headers.get("retry-after-ms", "")
-    try:
-        return _from_body(await _read_body(response), int(after) if after.isdecimal() else None)
-    except msgspec.MsgspecError:
-        return _not_ours(response, place)
 
 
 def _from_body(content: bytes, retry_after_ms: int | None = None) -> errors.AimeshError:
     found = msgspec.json.decode(content, type=_ErrorBody).error
     return errors.from_problem(errors.Problem(found.code, found.message, found.hint, retry_after_ms=retry_after_ms))
-
-
-def _not_ours(response: httpx.Response, place: str) -> errors.AimeshError:
-    """Describe an answer that neither the gateway nor web wrote."""
-    to = f" to {response.headers['location'][:200]}" if "location" in response.headers else ""
-    status = f"{response.status_code} {response.reason_phrase}{to}"
-    if response.is_server_error:
-        hint = "a proxy is there, but the service behind it is not; try again in a moment"
-        return errors.Unavailable(f"{place} answered {status}", hint=hint, retry_after_seconds=1)
-    return errors.ProtocolViolation(f"{place} answered {status}, which is not from aimesh", hint="check the URL of the profile")
-
-
-def _problem_of(error: httpx.TransportError, place: str, method: str) -> errors.AimeshError:
-    cause = str(error) or type(error).__name__
-    if "CERTIFICATE_VERIFY_FAILED" in cause:
-        reason = cause.partition("CERTIFICATE_VERIFY_FAILED] certificate verify failed: ")[2].partition(" (_ssl")[0] or cause
-        hint = "if it has a private CA, use --ca-file FILE with `aicli login`, or set AIMESH_CA_FILE"
-        return errors.BadSettings(f"the certificate of {place} is not trusted: {reason}", hint=hint)
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError):
-        why = f"no answer within {CONNECT_SECONDS:g} s" if isinstance(error, httpx.TimeoutException) else cause
-        return errors.NotReachable(f"cannot connect to {place}: {why}", hint="check the URL and your network; is the gateway running?")
-    return errors.LinkLost(f"the connection to {place} broke during {method}: {cause}", hint="try again")

@@ -2,9 +2,28 @@
 
 from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
 import click
 from click.exceptions import NoSuchCommand
+
+from cli import missing_packages
+from cli.output import print_format
+from shared import errors
+
+
+class _UninstalledCommand(click.Command):
+    """Stands for a command that another package brings."""
+
+    def __init__(self, name: str, missing: errors.AimeshError) -> None:
+        super().__init__(name, short_help=f"(not installed: {missing.hint})", add_help_option=False)
+        self._missing = missing
+
+    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
+        # Completion must stay silent.
+        if not extra.get("resilient_parsing"):
+            raise self._missing
+        return super().make_context(info_name, args, parent, **extra)
 
 
 class LazyGroup(click.Group):
@@ -33,8 +52,14 @@ class LazyGroup(click.Group):
         if place is None:
             return None
         module, _, attribute = place.partition(":")
-        command = getattr(import_module(module), attribute)
+        try:
+            command = getattr(import_module(module), attribute)
+        except ImportError as error:
+            if (missing := missing_packages.explain(error)) is None:
+                raise
+            return _UninstalledCommand(cmd_name, missing)
         assert isinstance(command, click.Command)
+        print_format.add_to_group(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

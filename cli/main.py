@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from cli import missing_packages, value_completion
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
-from cli.output import printing
+from cli.output import print_format, printing
 from cli.output.exit_codes import MEANINGS, ExitCode, for_error
 from shared import errors
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SECTIONS = {
     "Ask": {
         "infer": "cli.ask.infer:infer",
+        "chat": "cli.ask.chat:chat",
         "models": "cli.ask.models:models",
         "trace": "cli.ask.trace:trace",
     },
@@ -81,7 +83,7 @@ class Aicli(LazyGroup):
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: object
     ) -> NoReturn:
         arguments = list(sys.argv[1:] if args is None else args)
-        as_json = "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
+        as_json = print_format.wants_json(arguments)
         extra["standalone_mode"] = False
         try:
             result = super().main(arguments, prog_name or "aicli", **extra)  # type: ignore[call-overload]
@@ -152,6 +154,8 @@ def _as_known(error: Exception) -> "AimeshError":
         return error
     if isinstance(error, ExceptionGroup):
         return _as_known(error.exceptions[0])
+    if isinstance(error, ImportError) and (missing := missing_packages.explain(error)) is not None:
+        return missing
     if isinstance(error, OSError) and error.strerror:
         return errors.Internal(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
     return errors.Internal(
@@ -174,13 +178,16 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
 @click.group(
     cls=Aicli, sections=SECTIONS, epilog=f"{_EXIT_CODES}\n\n{_ENVIRONMENT}", context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.option("--profile", metavar="NAME", help="Profile to use: a name or the path of a profile file.")
+@click.option(
+    "--profile", metavar="NAME", shell_complete=value_completion.profiles, help="Profile to use: a name or the path of a profile file."
+)
+@print_format.format_options
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and exit.")
 @click.pass_context
 def aicli(context: click.Context, profile: str | None) -> None:
     """Run AI models on your own machines: send prompts, manage keys, run workers.
 
-    Try `aicli infer "Say hello"`. Every list command supports --json.
+    Try `aicli infer "Say hello"`. Every list command takes --watch, and -o table, wide, json, yaml or csv.
     """
     here = context.obj if isinstance(context.obj, CliContext) else CliContext(os.environ, Path.cwd())
     context.obj = here.with_profile(profile) if profile else here

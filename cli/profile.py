@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cli import user_folders
 from shared import addresses, errors
 from shared.identity import private_file
 from shared.types import Credential, MeshName
@@ -23,6 +24,8 @@ _CURRENT = "current"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: A profile is a few short lines.
 _MAX_BYTES = 64 * 1024
+#: Windows shows neither owner nor mode of a file; a user's folder is private there.
+_HAS_OWNERS = hasattr(os, "geteuid")
 _HOME = MeshName("home")
 _NATS_URL = "nats://127.0.0.1:4222"
 #: Used as nats_url for Hyperswarm alone.
@@ -80,10 +83,7 @@ class ProfilePlace:
 
 def folder_of_user(environment: Mapping[str, str]) -> Path:
     """Return the folder of the user's profiles: $XDG_CONFIG_HOME/aimesh/profiles."""
-    config = environment.get("XDG_CONFIG_HOME", "")
-    # The XDG specification says to ignore relative paths.
-    root = Path(config) if config.startswith("/") else Path(environment.get("HOME") or "~").expanduser() / ".config"
-    return root / "aimesh" / "profiles"
+    return user_folders.config(environment) / "profiles"
 
 
 def place_of(name: str, environment: Mapping[str, str]) -> Path:
@@ -172,7 +172,7 @@ def _checkout(folder: Path) -> Iterator[Path]:
 
 def _refuse_foreign(path: Path) -> None:
     """Refuse a profile of another user, as git does, because a profile decides where prompts and keys are sent."""
-    if path.stat().st_uid not in (os.geteuid(), 0):
+    if _HAS_OWNERS and path.stat().st_uid not in (os.geteuid(), 0):
         raise errors.BadSettings(f"{path} belongs to another user", hint=f"to use it anyway, set AICLI_PROFILE={path}")
 
 
@@ -232,7 +232,7 @@ def read(path: Path) -> Profile:
     import tomllib
 
     try:
-        if path.stat().st_mode & 0o077:
+        if _HAS_OWNERS and path.stat().st_mode & 0o077:
             raise errors.BadSettings(f"{path} is readable by other users, and it contains a key", hint=f"chmod 600 {path}")
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES + 1)

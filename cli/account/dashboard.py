@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import print_format, printing
 
 #: The page of the web service that redeems a login link.
 LOGIN_PATH = "/login-link"
@@ -17,7 +17,7 @@ LOGIN_PATH = "/login-link"
 
 @click.command()
 @click.option("--print", "only_print", is_flag=True, help="Print the link instead of opening a browser.")
-@click.option("--json", "as_json", is_flag=True, help='Print {"url": …, "expires_in": …} instead of opening a browser.')
+@print_format.output_options('Print {"url": …, "expires_in": …} instead of opening a browser.')
 @click.pass_obj
 def dashboard(here: CliContext, /, *, only_print: bool, as_json: bool) -> None:
     """Open the web dashboard in a browser, already signed in.

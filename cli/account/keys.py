@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli import value_completion
 from cli.cli_context import CliContext
-from cli.output import credit_amounts, printing
+from cli.output import credit_amounts, print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import errors
 
@@ -51,12 +52,12 @@ def keys() -> None:
 @click.option(
     "--all-rights", is_flag=True, help="Full access: everything you can do, now and later, including managing keys and the account."
 )
-@click.option("--model", "models", multiple=True, help="Allow only this model. Can be repeated.")
+@click.option("--model", "models", multiple=True, shell_complete=value_completion.models, help="Allow only this model. Can be repeated.")
 @click.option(
     "--network", "networks", multiple=True, metavar="CIDR", help="Allow only this network, such as 192.0.2.0/24. Can be repeated."
 )
 @click.option("--days", type=click.IntRange(0, 3650), help="Lifetime in days; 0 means no expiry. Default: 90, or 30 for a test key.")
-@click.option("--json", "as_json", is_flag=True, help='Print {"key": …, "id": …, "name": …}.')
+@print_format.output_options('Print {"key": …, "id": …, "name": …}.')
 @click.pass_obj
 def create(here: CliContext, /, name: str, *, as_json: bool, **options: "OptionValue") -> None:
     """Create a key called NAME and print it. It is shown only once.
@@ -99,7 +100,7 @@ def _expiry(key: "ApiKey") -> str:
 
 
 @keys.command()
-@click.argument("key", metavar="NAME_OR_ID")
+@click.argument("key", metavar="NAME_OR_ID", shell_complete=value_completion.keys)
 @click.argument("name", metavar="NEW_NAME")
 @click.pass_obj
 def rename(here: CliContext, /, key: str, name: str) -> None:
@@ -111,11 +112,11 @@ def rename(here: CliContext, /, key: str, name: str) -> None:
 
 
 @keys.command()
-@click.argument("key", metavar="NAME_OR_ID")
+@click.argument("key", metavar="NAME_OR_ID", shell_complete=value_completion.keys)
 @click.option(
     "--overlap-hours", type=click.IntRange(0, 168), default=24, show_default=True, help="Hours that the old secret keeps working."
 )
-@click.option("--json", "as_json", is_flag=True, help='Print {"key": …, "id": …, "name": …}.')
+@print_format.output_options('Print {"key": …, "id": …, "name": …}.')
 @click.pass_obj
 def rotate(here: CliContext, /, key: str, *, overlap_hours: int, as_json: bool) -> None:
     """Create a new secret for a key and print it. The old secret stops working after the overlap."""
@@ -133,7 +134,7 @@ def rotate(here: CliContext, /, key: str, *, overlap_hours: int, as_json: bool) 
 @keys.command()
 @click.argument("places", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option("--revoke", "revokes", is_flag=True, help="Revoke every key found that still works, using the key itself.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list without the secrets.")
+@print_format.output_options("Print a JSON list without the secrets.")
 @click.pass_obj
 def scan(here: CliContext, /, places: tuple[Path, ...], *, revokes: bool, as_json: bool) -> None:
     """Scan PLACES (files or folders, default: the current folder) for leaked keys, tickets and tokens.
@@ -187,10 +188,10 @@ def _revoke_with_own_secret(here: CliContext, secret: str) -> str:
 
 
 @keys.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
-    """List your API keys. Use --json to see their IDs."""
+    """List your API keys. Use -o wide to see their IDs."""
     from shared.api import auth
 
     listed = here.call(auth.list_api_keys, auth.ListApiKeys())
@@ -198,19 +199,20 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
         TableColumn("NAME", lambda key: key.name),
         TableColumn("KEY", lambda key: key.preview),
         TableColumn("STATE", _state, lambda key: "green" if _state(key) == "active" else "dim"),
-        TableColumn("SCOPES", lambda key: printing.names(_bounds(key))),
-        TableColumn("LIMITS", lambda key: printing.names(_in_words(key.limits))),
-        TableColumn("AGE", lambda key: printing.ago(key.created_at)),
-        TableColumn("EXPIRES", lambda key: "never" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d}"),
-        TableColumn("LAST USED", lambda key: "–" if key.last_used_at is None else f"{printing.ago(key.last_used_at)} ago"),
+        TableColumn("SCOPES", lambda key: printing.names(_bounds(key)), rank=5, wraps=True),
+        TableColumn("LIMITS", lambda key: printing.names(_in_words(key.limits)), rank=4, wraps=True),
+        TableColumn("AGE", lambda key: printing.ago(key.created_at), rank=6),
+        TableColumn("EXPIRES", lambda key: "never" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d}", rank=2),
+        TableColumn("LAST USED", lambda key: "–" if key.last_used_at is None else f"{printing.ago(key.last_used_at)} ago", rank=3),
+        TableColumn("ID", lambda key: str(key.id), only_wide=True),
     ]
     printing.show_rows(listed.keys, columns, as_json=as_json, empty="No keys yet. Create one: aicli keys create NAME")
 
 
 @keys.command()
-@click.argument("key", metavar="NAME_OR_ID")
+@click.argument("key", metavar="NAME_OR_ID", shell_complete=value_completion.keys)
 @click.option("--with-made", is_flag=True, help="Also revoke keys created with this key, and keys created with those.")
-@click.option("--json", "as_json", is_flag=True, help="Print the revoked key as a JSON object.")
+@print_format.output_options("Print the revoked key as a JSON object.")
 @click.pass_obj
 def revoke(here: CliContext, /, key: str, *, with_made: bool, as_json: bool) -> None:
     """Revoke a key by name or ID. It stops working immediately and cannot be restored."""

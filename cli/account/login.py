@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import click
 
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import print_format, printing
 from shared import errors
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def prompt_for(what: str, otherwise: str, *, hidden: bool = False, confirm: bool
 @click.option("--email", metavar="ADDRESS", help="Email address of the account.")
 @click.option("--invitation", metavar="CODE", help="Invitation code from your invitation email, if registration is closed.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from the first line of stdin.")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
+@print_format.output_options("Print the account as a JSON object.")
 @click.pass_obj
 def register(
     here: CliContext, /, username: str | None, email: str | None, *, invitation: str | None, password_stdin: bool, as_json: bool
@@ -86,7 +86,7 @@ class _UrlOptions(TypedDict):
 @click.option("--password-stdin", is_flag=True, help="Read the password from the first line of stdin.")
 @click.option("--api-key-stdin", is_flag=True, help="Read an existing API key from the first line of stdin, instead of a password.")
 @click.option("--key-name", metavar="NAME", help="Name of the new key. Default: this machine's hostname.")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
+@print_format.output_options("Print the account as a JSON object.")
 @click.pass_obj
 def login(
     here: CliContext,

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
-from cli import profile
+from cli import profile, value_completion
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import printing, watching
 from cli.output.printing import TableColumn
 from cli.profile import Profile
 from shared import errors
@@ -72,7 +72,7 @@ def profiles() -> None:
 
 
 @profiles.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def list_profiles(here: CliContext, /, *, as_json: bool) -> None:
     """List your profiles."""
@@ -80,9 +80,9 @@ def list_profiles(here: CliContext, /, *, as_json: bool) -> None:
     rows = [_row_of(name, here.environment, is_default=name == default) for name in profile.names(here.environment)]
     columns: list[TableColumn[ProfileRow]] = [
         TableColumn("PROFILE", lambda row: row.name),
-        TableColumn("CONNECTS TO", lambda row: row.connects_to or "unreadable"),
-        TableColumn("ACCOUNT", lambda row: row.username or "–"),
-        TableColumn("DEFAULT", lambda row: "yes" if row.is_default else ""),
+        TableColumn("CONNECTS TO", lambda row: row.connects_to or "unreadable", wraps=True),
+        TableColumn("ACCOUNT", lambda row: row.username or "–", rank=2),
+        TableColumn("DEFAULT", lambda row: "yes" if row.is_default else "", rank=3),
     ]
     printing.show_rows(rows, columns, as_json=as_json, empty="No profiles. Create one: aicli login https://HOST")
 
@@ -96,7 +96,7 @@ def _row_of(name: str, environment: Mapping[str, str], *, is_default: bool) -> P
 
 
 @profiles.command()
-@click.argument("name")
+@click.argument("name", shell_complete=value_completion.profiles)
 @click.pass_obj
 def use(here: CliContext, /, name: str) -> None:
     """Make NAME the default profile."""
@@ -107,7 +107,7 @@ def use(here: CliContext, /, name: str) -> None:
 
 
 @profiles.command()
-@click.argument("name")
+@click.argument("name", shell_complete=value_completion.profiles)
 @click.pass_obj
 def remove(here: CliContext, /, name: str) -> None:
     """Delete the profile NAME and its key files from this machine."""

@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import printing, watching
 from cli.output.printing import TableColumn
 from shared import errors
 
@@ -47,9 +47,7 @@ class UsageRow(msgspec.Struct, frozen=True):
 
 
 @click.command()
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print a JSON object: tier, account, key_budget, limits, days; amounts in micro-credits."
-)
+@watching.listing_options("Print a JSON object: tier, account, key_budget, limits, days; amounts in micro-credits.")
 @click.pass_obj
 def usage(here: CliContext, /, *, as_json: bool) -> None:
     """Show your usage and cost by day and key, and your remaining quota."""
@@ -66,7 +64,8 @@ def usage(here: CliContext, /, *, as_json: bool) -> None:
                 "tokens_used": used.tokens_used,
                 "cost_micro": used.cost_micro,
                 "days": [printing.plain(row) for row in rows],
-            }
+            },
+            rows=("days",),
         )
         return
     _show_days(rows, used)
@@ -95,10 +94,10 @@ def _show_days(rows: list[UsageRow], used: "UserUsage") -> None:
 
     columns: list[TableColumn[UsageRow]] = [
         TableColumn("DATE", lambda row: row.date.isoformat()),
-        TableColumn("REQUESTS", lambda row: str(row.request_count)),
-        TableColumn("TOKENS", lambda row: str(row.tokens_used)),
+        TableColumn("REQUESTS", lambda row: str(row.request_count), rank=2),
+        TableColumn("TOKENS", lambda row: str(row.tokens_used), rank=3),
         TableColumn("CREDITS", lambda row: written(row.cost_micro)),
-        TableColumn("KEY", lambda row: row.key),
+        TableColumn("KEY", lambda row: row.key, full=lambda row: row.api_key_name or row.api_key_id or row.key),
     ]
     printing.show_rows(rows, columns, as_json=False, empty="No usage yet.")
     if rows:
@@ -122,8 +121,8 @@ def _show_left(left: "UserQuota") -> None:
         TableColumn("LIMIT", lambda state: _KINDS.get(state.kind, state.kind)),
         TableColumn("OF", lambda state: " ".join((_SCOPES.get(state.scope, state.scope), state.name)).rstrip()),
         TableColumn("USED", lambda state: f"{state.limit - state.remaining} of {state.limit}"),
-        TableColumn("SET BY", lambda state: _SOURCES.get(state.source, state.source) or "–"),
-        TableColumn("RESETS IN", lambda state: printing.duration(state.resets_in_seconds) if state.resets_in_seconds > 0 else "–"),
+        TableColumn("SET BY", lambda state: _SOURCES.get(state.source, state.source) or "–", rank=3),
+        TableColumn("RESETS IN", lambda state: printing.duration(state.resets_in_seconds) if state.resets_in_seconds > 0 else "–", rank=2),
     ]
     printing.show_rows(left.limits, columns, as_json=False, empty="")
 
@@ -142,7 +141,7 @@ async def _fetch(connection: "CliConnection") -> "tuple[UserUsage, ApiKeys, User
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object; amounts in micro-credits.")
+@watching.listing_options("Print a JSON object; amounts in micro-credits.")
 @click.pass_obj
 def quota(here: CliContext, /, *, as_json: bool) -> None:
     """Show your remaining quota: requests this hour, credits, and every limit with the setting it comes from."""
@@ -150,7 +149,7 @@ def quota(here: CliContext, /, *, as_json: bool) -> None:
 
     left = here.call(gateway.get_user_quota, gateway.GetUserQuota())
     if as_json:
-        printing.show_json(printing.plain(left))
+        printing.show_json(printing.plain(left), rows=("limits",))
         return
     if left.limit_per_hour < gateway.NO_LIMIT:
         click.echo(f"{left.remaining} of {printing.counted(left.limit_per_hour, 'request')} left this hour (tier {left.tier})")

@@ -6,11 +6,13 @@ import click
 
 from cli.admin.audit import audit
 from cli.admin.credits import credits_, ledger
+from cli.admin.invitations import invitations, invite
 from cli.admin.members import nodes
 from cli.admin.prices import prices
 from cli.admin.tickets import tickets
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import print_format, printing, watching
+from cli.output.option_values import ROLES
 from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
@@ -37,8 +39,6 @@ async def newest(connection: "CliConnection", most: int, search: str = "") -> "t
 
 #: A copy of shared.types.Tier, so that `--help` need not import it; a test compares the two.
 TIERS = ("free", "pro", "enterprise")
-#: A copy of shared.types.UserRole, likewise.
-ROLES = ("admin", "developer", "user", "node-owner")
 
 
 class _Tier(click.Choice[str]):
@@ -55,6 +55,8 @@ def admin() -> None:
     """Administer the installation (requires a key of kind adm). Node owners can use `nodes` and `tickets` for their own machines."""
 
 
+admin.add_command(invite)
+admin.add_command(invitations)
 admin.add_command(tickets)
 admin.add_command(nodes)
 admin.add_command(credits_, "credits")
@@ -73,19 +75,20 @@ def users() -> None:
     "--search", metavar="TEXT", default="", help="Only accounts with this text in the username or email address, or with this ID."
 )
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Maximum number of rows.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def list_(here: CliContext, /, *, search: str, limit: int, as_json: bool) -> None:
-    """List accounts, newest first. Use --json to see their IDs."""
+    """List accounts, newest first. Use -o wide to see their IDs."""
 
     found = here.run(lambda connection: newest(connection, limit, search))
     columns: list[TableColumn[User]] = [
         TableColumn("USERNAME", lambda user: user.username),
-        TableColumn("EMAIL", lambda user: user.email),
-        TableColumn("ROLE", lambda user: user.role),
-        TableColumn("TIER", lambda user: user.tier),
+        TableColumn("EMAIL", lambda user: user.email, rank=2),
+        TableColumn("ROLE", lambda user: user.role, rank=3),
+        TableColumn("TIER", lambda user: user.tier, rank=4),
         TableColumn("STATE", lambda user: "open" if user.is_active else "closed", lambda user: "green" if user.is_active else "red"),
-        TableColumn("AGE", lambda user: printing.ago(user.created_at)),
+        TableColumn("AGE", lambda user: printing.ago(user.created_at), rank=5),
+        TableColumn("ID", lambda user: str(user.id), only_wide=True),
     ]
     printing.show_rows(found, columns, as_json=as_json, empty="No matching users." if search else "No accounts yet.")
 
@@ -93,7 +96,7 @@ def list_(here: CliContext, /, *, search: str, limit: int, as_json: bool) -> Non
 @users.command("set-tier")
 @click.argument("user")
 @click.argument("tier", type=_Tier(TIERS))
-@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
+@print_format.output_options("Print the account as a JSON object.")
 @click.pass_obj
 def set_tier(here: CliContext, /, user: str, tier: str, *, as_json: bool) -> None:
     """Set the tier of USER (username, email address or ID).
@@ -109,7 +112,7 @@ def set_tier(here: CliContext, /, user: str, tier: str, *, as_json: bool) -> Non
 @users.command("set-role")
 @click.argument("user")
 @click.argument("role", type=click.Choice(ROLES))
-@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
+@print_format.output_options("Print the account as a JSON object.")
 @click.pass_obj
 def set_role(here: CliContext, /, user: str, role: str, *, as_json: bool) -> None:
     """Set the role of USER (username, email address or ID).
@@ -124,7 +127,7 @@ def set_role(here: CliContext, /, user: str, role: str, *, as_json: bool) -> Non
 
 @users.command()
 @click.argument("user")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
+@print_format.output_options("Print the account as a JSON object.")
 @click.pass_obj
 def disable(here: CliContext, /, user: str, *, as_json: bool) -> None:
     """Disable an account. Its keys and sessions stop working immediately."""
@@ -135,7 +138,7 @@ def disable(here: CliContext, /, user: str, *, as_json: bool) -> None:
 
 @users.command()
 @click.argument("user")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
+@print_format.output_options("Print the account as a JSON object.")
 @click.pass_obj
 def enable(here: CliContext, /, user: str, *, as_json: bool) -> None:
     """Enable a disabled account. Its keys work again."""
@@ -146,7 +149,7 @@ def enable(here: CliContext, /, user: str, *, as_json: bool) -> None:
 
 @users.command("remove-mfa")
 @click.argument("user")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
+@print_format.output_options("Print the account as a JSON object.")
 @click.pass_obj
 def remove_mfa(here: CliContext, /, user: str, *, as_json: bool) -> None:
     """Remove the second factor of USER, who lost it. Their sessions end, and they get an email.
@@ -170,7 +173,7 @@ def signing_keys() -> None:
 
 @signing_keys.command()
 @click.option("--at-once", is_flag=True, help="Revoke the current key now (it leaked). All access tokens become invalid.")
-@click.option("--json", "as_json", is_flag=True, help="Print the public keys as a JSON list.")
+@print_format.output_options("Print the public keys as a JSON list.")
 @click.pass_obj
 def rotate(here: CliContext, /, *, at_once: bool, as_json: bool) -> None:
     """Publish a new signing key. It takes effect after 15 minutes, when every service knows it. Nobody is logged out."""
@@ -189,7 +192,7 @@ def rotate(here: CliContext, /, *, at_once: bool, as_json: bool) -> None:
 
 @admin.command("access-review")
 @click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="Days without use.")
-@click.option("--json", "as_json", is_flag=True, help='Print {"keys": […], "users": […], "nodes": […]}.')
+@watching.listing_options('Print {"keys": […], "users": […], "nodes": […]}.')
 @click.pass_obj
 def access_review(here: CliContext, /, *, days: int, as_json: bool) -> None:
     """List stale access: keys, accounts and nodes that haven't been used for a long time.
@@ -200,28 +203,28 @@ def access_review(here: CliContext, /, *, days: int, as_json: bool) -> None:
 
     found = here.call(privacy.review_access, privacy.ReviewAccess(days))
     if as_json:
-        printing.show_json(printing.plain(found))
+        printing.show_json(printing.plain(found), rows=("keys", "users", "nodes"))
         return
     keys: list[TableColumn[StaleKey]] = [
         TableColumn("KEY", lambda key: key.name),
-        TableColumn("OWNER", lambda key: key.owner),
-        TableColumn("KIND", lambda key: key.kind),
-        TableColumn("LAST USED", lambda key: "never" if key.last_used_at is None else f"{printing.ago(key.last_used_at)} ago"),
-        TableColumn("WHY", lambda key: key.why),
+        TableColumn("OWNER", lambda key: key.owner, rank=2),
+        TableColumn("KIND", lambda key: key.kind, rank=4),
+        TableColumn("LAST USED", lambda key: "never" if key.last_used_at is None else f"{printing.ago(key.last_used_at)} ago", rank=3),
+        TableColumn("WHY", lambda key: key.why, wraps=True, below=True),
         TableColumn("ID", lambda key: key.id),
     ]
     users: list[TableColumn[StaleUser]] = [
         TableColumn("USER", lambda user: user.username),
-        TableColumn("ROLE", lambda user: user.role),
-        TableColumn("LAST SEEN", lambda user: "never" if user.last_seen_at is None else f"{printing.ago(user.last_seen_at)} ago"),
-        TableColumn("WHY", lambda user: user.why),
+        TableColumn("ROLE", lambda user: user.role, rank=3),
+        TableColumn("LAST SEEN", lambda user: "never" if user.last_seen_at is None else f"{printing.ago(user.last_seen_at)} ago", rank=2),
+        TableColumn("WHY", lambda user: user.why, wraps=True, below=True),
     ]
     nodes: list[TableColumn[StaleNode]] = [
-        TableColumn("NODE", lambda node: node.name or node.id[:12]),
-        TableColumn("ROLE", lambda node: node.role),
-        TableColumn("OWNER", lambda node: node.owner or "the mesh"),
-        TableColumn("LAST SEEN", lambda node: f"{printing.ago(node.last_seen_at)} ago"),
-        TableColumn("WHY", lambda node: node.why),
+        TableColumn("NODE", lambda node: node.name or node.id[:12], full=lambda node: node.id),
+        TableColumn("ROLE", lambda node: node.role, rank=3),
+        TableColumn("OWNER", lambda node: node.owner or "the mesh", rank=4),
+        TableColumn("LAST SEEN", lambda node: f"{printing.ago(node.last_seen_at)} ago", rank=2),
+        TableColumn("WHY", lambda node: node.why, wraps=True, below=True),
     ]
     printing.show_rows(found.keys, keys, as_json=False, empty="No stale keys.")
     printing.show_rows(found.users, users, as_json=False, empty="No stale accounts.")

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import click
 
 from cli.cli_context import CliContext
-from cli.output import option_values, printing
+from cli.output import option_values, print_format, printing, watching
 from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ _seconds = option_values.duration_between(timedelta(minutes=1), timedelta(days=3
 _LABELS_HELP = "Only alerts with these labels. Write a comma as %2C and a percent sign as %25, as alert emails do."
 #: A percent sign without a valid escape.
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_JSON_HELP = 'Print {"alerts": […], "silences": […]}.'
 _STYLES = {"page": "red", "critical": "red", "warning": "yellow"}
 
 
@@ -42,19 +43,26 @@ def _decode(encoded: str) -> str:
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
+@watching.listing_options(_JSON_HELP)
 @click.pass_context
-def alerts(context: click.Context) -> None:
+def alerts(context: click.Context, /, *, as_json: bool) -> None:
     """List, acknowledge and silence alerts. Admins only."""
+    here = context.find_object(CliContext)
+    assert here is not None
     if context.invoked_subcommand is None:
-        context.invoke(show)
+        _list(here, everything=False, as_json=as_json)
 
 
 @alerts.command("list")
 @click.option("--all", "everything", is_flag=True, help="Include pending alerts and alerts that ended in the last 24 hours.")
-@click.option("--json", "as_json", is_flag=True, help='Print {"alerts": […], "silences": […]}.')
+@watching.listing_options(_JSON_HELP)
 @click.pass_obj
 def show(here: CliContext, /, *, everything: bool, as_json: bool) -> None:
     """List firing alerts, most severe first, and silences."""
+    _list(here, everything=everything, as_json=as_json)
+
+
+def _list(here: CliContext, *, everything: bool, as_json: bool) -> None:
     from shared.api import alerts as contract
 
     found = here.call(contract.list_alerts, contract.ListAlerts())
@@ -64,17 +72,17 @@ def show(here: CliContext, /, *, everything: bool, as_json: bool) -> None:
             "alerts": [printing.plain(alert) for alert in chosen],
             "silences": [printing.plain(silence) for silence in found.silences],
         }
-        printing.show_json(rows | ({} if found.as_of is None else {"as_of": printing.plain(found.as_of)}))
+        printing.show_json(rows | ({} if found.as_of is None else {"as_of": printing.plain(found.as_of)}), rows=("alerts",))
         return
     columns: list[TableColumn[Alert]] = [
         TableColumn("ID", lambda alert: alert.id),
         TableColumn("ALERT", lambda alert: alert.name),
         TableColumn("SEVERITY", lambda alert: alert.severity, lambda alert: _STYLES.get(alert.severity, "")),
-        TableColumn("STATE", _state),
-        TableColumn("SINCE", lambda alert: printing.ago(alert.since)),
-        TableColumn("SUMMARY", lambda alert: alert.summary),
-        TableColumn("LABELS", lambda alert: printing.names(f"{name}={value}" for name, value in alert.labels.items())),
-        TableColumn("RUNBOOK", lambda alert: alert.runbook),
+        TableColumn("STATE", _state, rank=3),
+        TableColumn("SINCE", lambda alert: printing.ago(alert.since), rank=2),
+        TableColumn("SUMMARY", lambda alert: alert.summary, wraps=True, below=True),
+        TableColumn("LABELS", lambda alert: printing.names(f"{name}={value}" for name, value in alert.labels.items()), rank=4, wraps=True),
+        TableColumn("RUNBOOK", lambda alert: alert.runbook, rank=5),
     ]
     printing.show_rows(chosen, columns, as_json=False, empty="No alerts")
     if found.silences:
@@ -82,10 +90,12 @@ def show(here: CliContext, /, *, everything: bool, as_json: bool) -> None:
         of_silences: list[TableColumn[Silence]] = [
             TableColumn("SILENCE", lambda silence: silence.id),
             TableColumn("ALERT", lambda silence: silence.name or "all"),
-            TableColumn("LABELS", lambda silence: printing.names(f"{name}={value}" for name, value in silence.labels.items())),
+            TableColumn(
+                "LABELS", lambda silence: printing.names(f"{name}={value}" for name, value in silence.labels.items()), rank=2, wraps=True
+            ),
             TableColumn("UNTIL", lambda silence: printing.moment(silence.until)),
-            TableColumn("BY", lambda silence: silence.by),
-            TableColumn("WHY", lambda silence: silence.why),
+            TableColumn("BY", lambda silence: silence.by, rank=3),
+            TableColumn("WHY", lambda silence: silence.why, rank=4, wraps=True, below=True),
         ]
         printing.show_rows(found.silences, of_silences, as_json=False, empty="")
     if found.as_of is not None:
@@ -94,7 +104,7 @@ def show(here: CliContext, /, *, everything: bool, as_json: bool) -> None:
 
 @alerts.command()
 @click.argument("alert_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print the alert as a JSON object.")
+@print_format.output_options("Print the alert as a JSON object.")
 @click.pass_obj
 def ack(here: CliContext, /, *, alert_id: str, as_json: bool) -> None:
     """Acknowledge an alert."""
@@ -109,7 +119,7 @@ def ack(here: CliContext, /, *, alert_id: str, as_json: bool) -> None:
 @click.option("--for", "seconds", metavar="TIME", callback=_seconds, default="2h", show_default=True, help="Duration, such as 30m or 7d.")
 @click.option("--label", "--labels", "labels", callback=_read_labels, metavar="KEY=VALUE,…", multiple=True, help=_LABELS_HELP)
 @click.option("--why", default="", help="Reason, shown to other admins.")
-@click.option("--json", "as_json", is_flag=True, help="Print the silence as a JSON object.")
+@print_format.output_options("Print the silence as a JSON object.")
 @click.pass_obj
 def silence(here: CliContext, /, *, name: str, seconds: int, labels: dict[str, str], why: str, as_json: bool) -> None:
     """Silence an alert (or all alerts) for a while. Silenced alerts stay on the list."""

@@ -1,5 +1,6 @@
 """`aicli admin audit`: show, export and verify the audit log, on a mesh or from files alone."""
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import print_format, printing, watching
 from cli.output.exit_codes import ExitCode
 from cli.output.printing import TableColumn
 from shared import errors
@@ -44,7 +45,7 @@ def audit() -> None:
 @click.option("--since", type=_MOMENT, help="Start time, in your time zone.")
 @click.option("--before", type=_MOMENT, help="End time: use it to get the next page.")
 @click.option("--limit", type=click.IntRange(1, _MOST_LISTED), default=100, show_default=True, help="Maximum number of entries to list.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def list_(
     here: CliContext,
@@ -76,10 +77,16 @@ def list_(
         TableColumn("WHO", _actor_name),
         TableColumn("ACTION", lambda row: row.act.action),
         TableColumn("RESULT", lambda row: row.act.result, lambda row: "green" if row.act.result == log.Result.DONE else "red"),
-        TableColumn("TIMES", lambda row: str(row.act.times)),
-        TableColumn("TARGET", lambda row: row.act.target or "–"),
-        TableColumn("FROM", lambda row: "erased" if row.erased else row.act.address or "–"),
-        TableColumn("DETAILS", lambda row: printing.names(f"{name}: {text}" for name, text in row.act.details.items())),
+        TableColumn("TIMES", lambda row: str(row.act.times), rank=5),
+        TableColumn("TARGET", lambda row: row.act.target or "–", rank=2),
+        TableColumn("FROM", lambda row: "erased" if row.erased else row.act.address or "–", rank=4),
+        TableColumn(
+            "DETAILS",
+            lambda row: printing.names(f"{name}: {text}" for name, text in row.act.details.items()),
+            rank=3,
+            wraps=True,
+            below=True,
+        ),
     ]
     printing.show_rows(here.call(log.list_audit, request).rows, columns, as_json=as_json, empty="No matching entries.")
 
@@ -111,7 +118,7 @@ def export(here: CliContext, /, *, chain: str | None, since: datetime | None, fi
 @click.option("--anchors", type=_FILE, help="File of signed anchors (AUDIT_ANCHOR_FILE). Needed to detect rows cut off at the end.")
 @click.option("--key", "keys", multiple=True, metavar="KEY", help="Public key that must have signed the anchors. Can be repeated.")
 @click.option("--partial", is_flag=True, help="Set this if FILE was exported with --since or --chain.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as a JSON object.")
+@print_format.output_options("Print the findings as a JSON object.")
 @click.pass_context
 def verify(
     context: click.Context,
@@ -162,7 +169,15 @@ def _aware(typed: datetime | None) -> datetime | None:
 def _lines(file: Path | None) -> Iterator[BinaryIO]:
     """Open stdout, or a file that appears only when it is complete: half a log would look like a truncated one."""
     if file is None:
-        yield sys.stdout.buffer
+        if not isinstance(sys.stdout.buffer, io.RawIOBase):
+            yield sys.stdout.buffer
+            return
+        # With PYTHONUNBUFFERED it is the bare file, which may write a part only.
+        buffered = io.BufferedWriter(sys.stdout.buffer)
+        try:
+            yield buffered
+        finally:
+            buffered.detach()
         return
     from shared.identity import private_file
 

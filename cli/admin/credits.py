@@ -6,8 +6,9 @@ from uuid import UUID
 import click
 
 from cli.cli_context import CliContext
-from cli.output import credit_amounts, printing
+from cli.output import credit_amounts, print_format, printing
 from cli.output.exit_codes import ExitCode
+from cli.output.option_values import NumberTakingCommand
 from shared import errors
 
 if TYPE_CHECKING:
@@ -16,13 +17,12 @@ if TYPE_CHECKING:
     from shared.types import MicroCredits
 
 
-# Parse unknown options as arguments, so that -5 is an amount.
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(cls=NumberTakingCommand)
 @click.argument("whose", metavar="ACCOUNT")
 @click.argument("amount", callback=credit_amounts.reader(), required=False)
 @click.option("--note", default="", help="Reason, stored with the entries.")
 @click.option("--transfer-id", type=click.UUID, metavar="UUID", help="Makes retries safe: a transfer with the same ID is applied once.")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object; amounts in micro-credits.")
+@print_format.output_options("Print the account as a JSON object; amounts in micro-credits.")
 @click.pass_obj
 def credits_(here: CliContext, /, whose: str, amount: "MicroCredits | None", *, note: str, transfer_id: UUID | None, as_json: bool) -> None:
     """Show the credits of an account, or add AMOUNT to them. ACCOUNT is a username, email address, user ID or organization ID.
@@ -83,7 +83,7 @@ def ledger() -> None:
 
 @ledger.command()
 @click.option("--full", is_flag=True, help="Verify every entry, and compare each closed day with its checkpoint. May take minutes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the totals and findings as a JSON object.")
+@print_format.output_options("Print the totals and findings as a JSON object.")
 @click.pass_context
 def verify(context: click.Context, /, *, full: bool, as_json: bool) -> None:
     """Verify the entries since the last signed checkpoint. Exits with 1 and lists the problems if anything is wrong."""
@@ -114,7 +114,7 @@ def _is_wrong(report: "LedgerReport") -> bool:
 @ledger.command()
 @click.argument("request_id", type=click.UUID)
 @click.option("--note", default="", help="Reason, stored with the entries.")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object; amounts in micro-credits.")
+@print_format.output_options("Print the account as a JSON object; amounts in micro-credits.")
 @click.pass_obj
 def revert(here: CliContext, /, request_id: UUID, *, note: str, as_json: bool) -> None:
     """Refund the request with this ID. Each request can be refunded once.

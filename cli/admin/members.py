@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli import value_completion
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def nodes() -> None:
 
 
 @nodes.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List all enrolled nodes, pending approvals first."""
@@ -30,14 +31,14 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
     found = here.call(membership.list_members, membership.ListMembers())
     columns: list[TableColumn[Member]] = [
         # The start of an id identifies a node for people; scripts get all of it.
-        TableColumn("NODE", lambda node: node.id[:9]),
-        TableColumn("ROLE", lambda node: node.role),
+        TableColumn("NODE", lambda node: node.id[:9], full=lambda node: node.id),
+        TableColumn("ROLE", lambda node: node.role, rank=2),
         TableColumn("NAME", lambda node: node.name or "–"),
-        TableColumn("OWNER", lambda node: node.owner or "the mesh"),
-        TableColumn("STATE", _state, lambda node: _STATES[node.state][1]),
-        TableColumn("LABELS", lambda node: printing.names(f"{key}={value}" for key, value in node.labels.items())),
-        TableColumn("JOINED", lambda node: f"{printing.ago(node.joined_at)} ago"),
-        TableColumn("CERTIFICATE EXPIRES", lambda node: printing.moment(node.certified_until)),
+        TableColumn("OWNER", lambda node: node.owner or "the mesh", rank=3),
+        TableColumn("STATE", _state, lambda node: _STATES[node.state][1], wraps=True),
+        TableColumn("LABELS", lambda node: printing.names(f"{key}={value}" for key, value in node.labels.items()), rank=4, wraps=True),
+        TableColumn("JOINED", lambda node: f"{printing.ago(node.joined_at)} ago", rank=6),
+        TableColumn("CERTIFICATE EXPIRES", lambda node: printing.moment(node.certified_until), rank=5),
     ]
     printing.show_rows(
         found.members, columns, as_json=as_json, empty="No nodes yet. Create a ticket: aicli admin tickets create --role worker"
@@ -45,8 +46,8 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 
 
 @nodes.command()
-@click.argument("node", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print the node as a JSON object.")
+@click.argument("node", metavar="ID", shell_complete=value_completion.nodes)
+@print_format.output_options("Print the node as a JSON object.")
 @click.pass_obj
 def approve(here: CliContext, /, node: str, *, as_json: bool) -> None:
     """Approve a pending node, by its ID or a unique prefix."""
@@ -56,10 +57,10 @@ def approve(here: CliContext, /, node: str, *, as_json: bool) -> None:
 
 
 @nodes.command()
-@click.argument("node", metavar="ID")
+@click.argument("node", metavar="ID", shell_complete=value_completion.nodes)
 @click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
 @click.option("--reason", default="", metavar="TEXT", help="Reason, stored with the node.")
-@click.option("--json", "as_json", is_flag=True, help="Print the node as a JSON object.")
+@print_format.output_options("Print the node as a JSON object.")
 @click.pass_obj
 def revoke(here: CliContext, /, node: str, *, yes: bool, reason: str, as_json: bool) -> None:
     """Revoke a node, by its ID or a unique prefix. It is cut off within seconds, permanently.
@@ -74,8 +75,8 @@ def revoke(here: CliContext, /, node: str, *, yes: bool, reason: str, as_json: b
 
 
 @nodes.command()
-@click.argument("node", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print the worker as a JSON object.")
+@click.argument("node", metavar="ID", shell_complete=value_completion.nodes)
+@print_format.output_options("Print the worker as a JSON object.")
 @click.pass_obj
 def pardon(here: CliContext, /, node: str, *, as_json: bool) -> None:
     """End the quarantine of a worker that reported wrong token counts, by its node ID or a unique prefix.

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli import value_completion
 from cli.cli_context import CliContext
-from cli.output import credit_amounts, printing
+from cli.output import credit_amounts, print_format, printing, watching
 from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def prices() -> None:
 
 @prices.command("list")
 @click.option("--history", is_flag=True, help="Include past prices.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list in micro-credits; token prices are per million tokens.")
+@watching.listing_options("Print a JSON list in micro-credits; token prices are per million tokens.")
 @click.pass_obj
 def list_(here: CliContext, /, *, history: bool, as_json: bool) -> None:
     """List prices. `default` applies to every model without its own price."""
@@ -35,7 +36,7 @@ def list_(here: CliContext, /, *, history: bool, as_json: bool) -> None:
 
 
 @prices.command("set")
-@click.argument("model")
+@click.argument("model", shell_complete=value_completion.models)
 @click.option(
     "--input", "input_price", callback=_FOR_A_TOKEN, metavar="CREDITS", required=True, help="Price per input token, such as .0001."
 )
@@ -52,9 +53,7 @@ def list_(here: CliContext, /, *, history: bool, as_json: bool) -> None:
     show_default=True,
     help="Price per second of compute time.",
 )
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print all prices as a JSON list in micro-credits; token prices are per million tokens."
-)
+@print_format.output_options("Print all prices as a JSON list in micro-credits; token prices are per million tokens.")
 @click.pass_obj
 def set_(
     here: CliContext,
@@ -86,10 +85,10 @@ def _show(listed: "tuple[ModelPrice, ...]", *, as_json: bool) -> None:
         TableColumn("MODEL", lambda price: DEFAULT if price.model is None else price.model),
         TableColumn("INPUT TOKEN", lambda price: written(price.input_micro_per_million, PRICE_DECIMALS)),
         TableColumn("OUTPUT TOKEN", lambda price: written(price.output_micro_per_million, PRICE_DECIMALS)),
-        TableColumn("REQUEST", lambda price: written(price.request_micro)),
-        TableColumn("COMPUTE SECOND", lambda price: written(price.compute_second_micro)),
+        TableColumn("REQUEST", lambda price: written(price.request_micro), rank=3),
+        TableColumn("COMPUTE SECOND", lambda price: written(price.compute_second_micro), rank=4),
         # The first price applies from the beginning of time.
-        TableColumn("SINCE", lambda price: printing.moment(price.since if price.since and price.since.timestamp() > 0 else None)),
+        TableColumn("SINCE", lambda price: printing.moment(price.since if price.since and price.since.timestamp() > 0 else None), rank=2),
     ]
     printing.show_rows(
         listed, columns, as_json=as_json, empty="No prices yet. Set one: aicli admin prices set default --input .0001 --output .0002"

@@ -3,10 +3,6 @@
 The gateway has the sums and auth has the names; this command combines them.
 """
 
-import csv
-import io
-import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -15,7 +11,8 @@ import click
 import msgspec
 
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import print_format, printing, watching
+from cli.output.print_format import PrintFormat
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -26,8 +23,6 @@ if TYPE_CHECKING:
 
 #: Longer than the gateway's own limit.
 _REPORT_SECONDS = 25
-#: Characters that begin a formula in spreadsheets.
-_FORMULA = ("=", "+", "-", "@")
 _UNITS = {"d": 1, "w": 7}
 _KINDS = ("day", "user", "model", "owner", "label")
 
@@ -67,8 +62,14 @@ _since = click.option(
 _until = click.option("--until", callback=_day, metavar="DAY", help="Last UTC day. Default: today.")
 _by = click.option("--by", type=click.Choice(_KINDS), default="day", show_default=True, help="Group rows by this.")
 _label = click.option("--label", metavar="NAME", help="Label to group by, such as region (with --by label).")
-_csv = click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with amounts in micro-credits and credits.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON object; amounts in micro-credits.")
+_csv = click.option(
+    "--csv",
+    is_flag=True,
+    expose_value=False,
+    callback=print_format.choose(PrintFormat.CSV),
+    help="Same as -o csv: amounts in micro-credits and credits.",
+)
+_json = watching.listing_options("Print a JSON object; amounts in micro-credits.")
 
 
 @click.group()
@@ -84,10 +85,10 @@ def report() -> None:
 @_csv
 @_json
 @click.pass_obj
-def usage(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_csv: bool, as_json: bool) -> None:
+def usage(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_json: bool) -> None:
     """Show requests, tokens, speed, conversations and ratings, grouped by day, user, model or machine owner."""
     query = _build_query(since, until, by, label)
-    _show(here, query, _USAGE, as_csv=as_csv, as_json=as_json)
+    _show(here, query, _USAGE, as_json=as_json)
 
 
 @report.command()
@@ -98,10 +99,10 @@ def usage(here: CliContext, /, *, since: date, until: date | None, by: str, labe
 @_csv
 @_json
 @click.pass_obj
-def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_csv: bool, as_json: bool) -> None:
+def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_json: bool) -> None:
     """Show credits spent in total, per request and per conversation, and what caching saved."""
     query = _build_query(since, until, by, label)
-    _show(here, query, _COST, as_csv=as_csv, as_json=as_json)
+    _show(here, query, _COST, as_json=as_json)
 
 
 def _build_query(since: date, until: date | None, by: str, label: str | None) -> "GetBusinessReport":
@@ -115,50 +116,28 @@ def _build_query(since: date, until: date | None, by: str, label: str | None) ->
     return GetBusinessReport(since, last + timedelta(days=1), BusinessGrouping(by), label)
 
 
-def _show(
-    here: CliContext, query: "GetBusinessReport", cells: "Mapping[str, Callable[[BusinessSum], str]]", *, as_csv: bool, as_json: bool
-) -> None:
+def _show(here: CliContext, query: "GetBusinessReport", cells: "Mapping[str, Callable[[BusinessSum], str]]", *, as_json: bool) -> None:
     from shared.business_report_rows import ReportLine
 
-    if as_csv and as_json:
-        raise click.UsageError("use either --csv or --json, not both")
     found = here.run(lambda connection: _fetch(connection, query))
     if found.report.more:
         printing.note(f"only the first {len(found.lines)} rows are shown; totals include all rows")
-    if as_csv:
+    if print_format.current() is PrintFormat.CSV:
         click.echo(written_csv(query.by, found.lines), nl=False)
         return
     if as_json:
         printing.show_json({**_plain(query), **_plain(found.report), "rows": printing.plain(found.lines), "new": printing.plain(found.new)})
         return
     columns: list[TableColumn[ReportLine]] = [printing.TableColumn(query.by.upper(), lambda line: line.name or "–")]
-    columns += [printing.TableColumn(title, lambda line, cell=cell: cell(line.sum)) for title, cell in cells.items()]  # type: ignore[misc]
+    columns += [
+        printing.TableColumn(title, lambda line, cell=cell: cell(line.sum), rank=RANKS.get(title, 1))  # type: ignore[misc]
+        for title, cell in cells.items()
+    ]
     lines = [*found.lines, ReportLine("all", found.report.total)] if found.lines else []
-    if lines and sys.stdout.isatty():
-        columns = _fit_columns(columns, lines)
     nothing = "No requests in this period. Try a longer one, such as --since 30d, or send one: aicli infer hello"
     printing.show_rows(lines, columns, as_json=False, empty=nothing)
     for line in _below(found):
         click.echo(line)
-
-
-def _fit_columns(columns: "list[TableColumn[ReportLine]]", lines: "list[ReportLine]") -> "list[TableColumn[ReportLine]]":
-    table = {column.title: [column.cell(line) for line in lines] for column in columns}
-    hidden = hidden_columns(table, shutil.get_terminal_size().columns)
-    if hidden:
-        printing.note(f"no space for {printing.names(title.lower() for title in hidden)}; use --csv to see them")
-    return [column for column in columns if column.title not in hidden]
-
-
-def hidden_columns(table: Mapping[str, Sequence[str]], width: int) -> list[str]:
-    """Return the titles of columns that do not fit the terminal, empty columns first. Pure."""
-    left, hidden = dict(table), list[str]()
-    for title in sorted((title for title in _HIDDEN_FIRST if title in table), key=lambda title: not _NOTHING.issuperset(table[title])):
-        if sum(max(map(len, (title, *cells))) for title, cells in left.items()) + _GAP * len(left) <= width:
-            break
-        del left[title]
-        hidden.append(title)
-    return hidden
 
 
 def _plain(value: msgspec.Struct) -> "dict[str, Json]":
@@ -233,12 +212,9 @@ _COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
 }
 
 
-#: In a narrow terminal, columns are dropped in this order.
+#: The least important columns first, and what they count.
 _HIDDEN_FIRST = ("LIKED", "LIMITED", "CACHED", "SAVED", "USERS", "CONVERSATIONS", "PER CONVERSATION", "TOKENS/S", "FAILED", "PER REQUEST")
-#: An empty cell.
-_NOTHING = frozenset({"–", "0", "0 %"})
-#: The space between two columns of rich's table.
-_GAP = 3
+RANKS = {title: 2 + rank for rank, title in enumerate(reversed(_HIDDEN_FIRST))}
 
 
 def _below(found: FoundReport) -> list[str]:
@@ -265,16 +241,4 @@ def written_csv(by: "BusinessGrouping", lines: "Sequence[ReportLine]") -> str:
     """Write exact numbers, without a line of sums, which a spreadsheet would add again."""
     from shared import business_report_rows
 
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(business_report_rows.head(by))
-    for line in lines:
-        name, *numbers = business_report_rows.cells(line)
-        writer.writerow([_harmless(str(name)), *numbers])
-    return text.getvalue()
-
-
-def _harmless(name: str) -> str:
-    """Escape names: spreadsheets and terminals must not run what a worker calls its model."""
-    shown = "".join(letter for letter in name if letter.isprintable())
-    return "'" + shown if shown.startswith(_FORMULA) else shown
+    return printing.csv_text(business_report_rows.head(by), map(business_report_rows.cells, lines))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
-from cli.output import option_values, printing
+from cli.output import option_values, print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import errors
 
@@ -40,7 +40,7 @@ def tickets() -> None:
 )
 @click.option("--approval", is_flag=True, help="Require approval for each machine.")
 @click.option("--owner", metavar="USER", help="Owner of the machine: username, email address or ID. Default: you.")
-@click.option("--json", "as_json", is_flag=True, help='Print {"ticket": …, "warnings": …, "id": …, …}.')
+@print_format.output_options('Print {"ticket": …, "warnings": …, "id": …, …}.')
 @click.pass_obj
 def create(
     here: CliContext,
@@ -84,7 +84,7 @@ def _explain(made: "NewTicket") -> None:
 
 
 @tickets.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List tickets, newest first. The secret part is not shown again."""
@@ -93,13 +93,13 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
     found = here.call(membership.list_tickets, membership.ListTickets())
     columns: list[TableColumn[TicketRow]] = [
         TableColumn("TICKET", lambda row: row.id),
-        TableColumn("ROLE", lambda row: row.role),
+        TableColumn("ROLE", lambda row: row.role, rank=2),
         TableColumn("STATE", lambda row: row.state.replace("_", " "), lambda row: "green" if row.state == "good" else "dim"),
-        TableColumn("USED", lambda row: f"{row.used}/{row.uses}"),
-        TableColumn("EXPIRES", lambda row: printing.moment(row.expires_at)),
-        TableColumn("OWNER", lambda row: row.owner),
-        TableColumn("LABELS", lambda row: printing.names(f"{key}={value}" for key, value in row.labels.items())),
-        TableColumn("APPROVAL", lambda row: "yes" if row.needs_approval else "no"),
+        TableColumn("USED", lambda row: f"{row.used}/{row.uses}", rank=4),
+        TableColumn("EXPIRES", lambda row: printing.moment(row.expires_at), rank=3),
+        TableColumn("OWNER", lambda row: row.owner, rank=5),
+        TableColumn("LABELS", lambda row: printing.names(f"{key}={value}" for key, value in row.labels.items()), rank=6, wraps=True),
+        TableColumn("APPROVAL", lambda row: "yes" if row.needs_approval else "no", rank=7),
     ]
     printing.show_rows(
         found.tickets, columns, as_json=as_json, empty="No tickets yet. Create one: aicli admin tickets create --role worker"
@@ -108,7 +108,7 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 
 @tickets.command()
 @click.argument("ticket", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print the revoked ticket as a JSON object.")
+@print_format.output_options("Print the revoked ticket as a JSON object.")
 @click.pass_obj
 def revoke(here: CliContext, /, ticket: str, *, as_json: bool) -> None:
     """Revoke a ticket, by its ID or a unique prefix. Machines that already joined stay."""

@@ -12,8 +12,10 @@ from uuid import uuid4
 
 import click
 
+from cli import value_completion
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import print_format, printing
+from cli.output.option_values import NumberTakingCommand
 from shared import errors
 
 if TYPE_CHECKING:
@@ -54,12 +56,18 @@ class _Parameters(TypedDict):
     output_format: str | None
 
 
-@click.command()
+@click.command(cls=NumberTakingCommand)
 @click.argument("words", metavar="PROMPT...", nargs=-1)
 @click.option(
     "-f", "--file", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Append a text file. Can be repeated."
 )
-@click.option("-m", "--model", metavar="NAME", help="Model to use; see `aicli models`. Default: the gateway's default model.")
+@click.option(
+    "-m",
+    "--model",
+    metavar="NAME",
+    shell_complete=value_completion.models,
+    help="Model to use; see `aicli models`. Default: the gateway's default model.",
+)
 @click.option("-s", "--system", metavar="TEXT", help="System prompt.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Maximum number of tokens to generate.")
 @click.option("--temperature", type=float, help="Sampling temperature: 0 always picks the most likely token; higher values vary more.")
@@ -80,7 +88,7 @@ class _Parameters(TypedDict):
 )
 @click.option("--no-resume", is_flag=True, help="Don't resume a broken stream.")
 @click.option("--no-stream", is_flag=True, help="Print the answer only when it is complete.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object: text, model, usage, finish_reason, request_id.")
+@print_format.output_options("Print a JSON object: text, model, usage, finish_reason, request_id.")
 @click.option("-v", "--verbose", is_flag=True, help="Print the model, token counts and speed after the answer (terminals only).")
 @click.pass_obj
 def infer(
@@ -110,14 +118,14 @@ def infer(
 
     request = _request(_prompt(words, files), parameters)
     if idempotency_key is not None:
-        _refuse_bad_text(idempotency_key)
+        refuse_bad_text(idempotency_key)
     message = ProcessInferenceRequest(request, idempotency_key=idempotency_key or (None if no_resume else str(uuid4())))
     shown = _Shown(answer=not (no_stream or as_json), notes=not as_json)
 
     async def work(connection: "CliConnection") -> "tuple[str, InferenceResult]":
         return await _stream_answer(connection, message, shown, resume=not no_resume)
 
-    from shared.types import FinishReason
+    from cli.ask import answer_summary
 
     text, result = here.run(work)
     if as_json:
@@ -127,11 +135,10 @@ def infer(
     if as_json:
         return
 
-    if result.clamped_to is not None and result.finish_reason is FinishReason.LENGTH:
-        tokens = printing.counted(result.clamped_to, "token")
-        printing.note(f"The answer was cut off after {tokens}: not enough credits. See aicli usage.")
+    if note := answer_summary.describe_credit_limit(result):
+        printing.note(note)
     if verbose and sys.stderr.isatty():
-        click.echo(printing.styled(printing.printable(_summary(result)), "bright_black", sys.stderr), err=True)
+        click.echo(printing.styled(printing.printable(answer_summary.summarize(result)), "bright_black", sys.stderr), err=True)
 
 
 def _prompt(words: tuple[str, ...], files: tuple[str, ...]) -> str:
@@ -177,10 +184,11 @@ def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
     from shared.types import ModelName
 
     if not prompt.strip():
-        raise click.UsageError("the prompt is empty")
+        talk = "; to talk to a model: aicli chat" if sys.stdin.isatty() else ""
+        raise click.UsageError(f"the prompt is empty{talk}")
     model = parameters["model"]
     for text in (prompt, model or "", parameters["system"] or "", *parameters["stop"]):
-        _refuse_bad_text(text)
+        refuse_bad_text(text)
     for number in (parameters["max_tokens"], parameters["top_k"], parameters["seed"]):
         if number is not None and abs(number) > _MAX_INTEGER:
             raise click.UsageError(f"{number} is too large: at most {_MAX_INTEGER}")
@@ -220,7 +228,7 @@ def _format(choice: str | None) -> "OutputFormat | None":
     return OutputFormat(kind, text)
 
 
-def _refuse_bad_text(text: str) -> None:
+def refuse_bad_text(text: str) -> None:
     """Reject invalid UTF-8 in arguments, which Python keeps as lone surrogates (PEP 383): it can't be sent."""
     try:
         text.encode()
@@ -298,16 +306,3 @@ def _show_object(text: str, result: "InferenceResult") -> None:
     assert isinstance(usage, dict)
     usage["total_tokens"] = result.usage.total_tokens
     printing.show_json({"text": text, **shown})
-
-
-def _summary(result: "InferenceResult") -> str:
-    from shared import amounts
-
-    usage = result.usage
-    seconds = (result.response_time_ms - result.first_token_ms) / 1000
-    # The first token arrives at the start of the measured time, so it does not count.
-    speed = f", {(usage.completion_tokens - 1) / seconds:.1f} tokens/s" if seconds > 0 and usage.completion_tokens > 1 else ""
-    first = f"first after {result.first_token_ms} ms"
-    cost = f", {printing.counted(amounts.written(result.cost_micro), 'credit')}" if result.cost_micro else ""
-    cached = ", answered from the cache" if result.cached else ""
-    return f"{result.model}: {usage.prompt_tokens} + {usage.completion_tokens} tokens, {first}{speed}{cost}{cached}"

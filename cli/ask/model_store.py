@@ -7,41 +7,105 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
-from shared import errors
-from shared.api.inference import StoredModel, StoreRequest, StoreResult
+from shared import amounts, config, errors
+from shared.api.inference import ModelSources, PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
+from shared.model_sources import SourceSettings
 
+if TYPE_CHECKING:
+    from cli.connection import CliConnection
+
+#: The longest deadline of a call.
+_PULL_SECONDS = 24 * 3600.0
 _store = click.option(
     "--store", metavar="DIR", help="Folder of the store. Default: MODEL_STORE, or the folder of the worker on this machine."
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+_json = print_format.output_options("Print a JSON list.")
 _name = click.option("--name", metavar="NAME", help="Name of the model. Default: the file's name without .gguf.")
 
 
 @click.command()
-@click.argument("source", metavar="URL")
+@click.argument("source")
 @_name
-@click.option("--token-file", metavar="FILE", help="File with a token for the server.")
+@click.option("--node", metavar="ID", help="Pull on this worker instead: its ID or unique prefix. Admins only.")
+@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="Pull on all workers with this label. Admins only.")
+@click.option("--token-file", metavar="FILE", help="File with a token, or user:password, for the server.")
 @click.option("--insecure", is_flag=True, help="Allow http:// to other machines.")
 @_store
 @_json
 @click.pass_obj
 def pull(
-    here: CliContext, /, source: str, *, name: str | None, token_file: str | None, insecure: bool, store: str | None, as_json: bool
+    here: CliContext,
+    /,
+    source: str,
+    *,
+    name: str | None,
+    node: str | None,
+    labels: tuple[str, ...],
+    token_file: str | None,
+    insecure: bool,
+    store: str | None,
+    as_json: bool,
 ) -> None:
-    """Download a GGUF file for the worker on this machine.
+    """Download a GGUF model for the worker on this machine, or for other workers.
 
-    Append #sha256=… to the URL to check the file. An interrupted download resumes when you run the same command again.
+    SOURCE is https://HOST/FILE.gguf (append #sha256=… to check the file), hf:OWNER/REPO:QUANT, ollama:NAME:TAG or
+    oci://REGISTRY/NAME:TAG. An interrupted download resumes when you run the same command again.
     """
+    if node or labels:
+        if token_file or store:
+            raise errors.BadRequest("--token-file and --store are for this machine only", hint="other workers use their own settings")
+        _pull_elsewhere(here, source, node, labels, name=name, insecure=insecure, as_json=as_json)
+        return
     token = None if token_file is None else _absolute(here, token_file)
     _show_stored(_run(here, store, command="pull", target=source, name=name, insecure=insecure, token_file=token), as_json=as_json)
+
+
+def _pull_elsewhere(
+    here: CliContext, source: str, node: str | None, labels: tuple[str, ...], *, name: str | None, insecure: bool, as_json: bool
+) -> None:
+    """Pull on other workers, and show their progress. Exits with 1 if one of them failed."""
+    from shared.api import gateway
+    from shared.types import ModelName, NodeId
+
+    if not all("=" in label for label in labels):
+        raise errors.BadRequest("a label has the form KEY=VALUE", hint="see `aicli nodes`")
+    request = gateway.PullOnWorkers(
+        source,
+        NodeId(node) if node else None,
+        dict(label.split("=", 1) for label in labels),
+        None if name is None else ModelName(name),
+        insecure,
+    )
+
+    async def follow(connection: "CliConnection") -> gateway.PulledPlaces:
+        show = ProgressLine()
+        async with connection.stream(gateway.pull_model, request, deadline_seconds=_PULL_SECONDS) as answer:
+            async for update in answer:
+                show(update.progress, f"{update.worker[:9]}… ")
+            show.close()
+            return answer.end
+
+    places = here.run(follow).places
+    if as_json:
+        printing.show_json([printing.plain(place) for place in places])
+    for place in places if not as_json else ():
+        pulled = place.pulled
+        what = f"failed: {place.detail}" if pulled is None else _done(pulled.model, pulled.size, pulled.digest, is_old=pulled.unchanged)
+        click.echo(printing.printable(f"{place.worker[:9]}… {what}"))
+    if not all(place.pulled for place in places):
+        click.get_current_context().exit(1)
+
+
+def _done(model: str, size: int, digest: str, *, is_old: bool) -> str:
+    return f"{model} is up to date." if is_old else f"{model} is stored ({amounts.show_bytes(size)}, sha256 {digest[:12]}…)."
 
 
 @click.command()
@@ -58,15 +122,15 @@ def add(here: CliContext, /, file: str, *, name: str | None, store: str | None, 
 @click.command()
 @click.argument("model", default="")
 @_store
-@_json
+@watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def show(here: CliContext, /, model: str, *, store: str | None, as_json: bool) -> None:
     """Show the models that were pulled or added on this machine, or one of them."""
     columns: list[TableColumn[StoredModel]] = [
         TableColumn("MODEL", lambda one: one.name),
-        TableColumn("SIZE", lambda one: _size(one.size)),
-        TableColumn("SHA-256", lambda one: one.digest if model else one.digest[:12]),
-        TableColumn("SOURCE", lambda one: one.source),
+        TableColumn("SIZE", lambda one: amounts.show_bytes(one.size), rank=2),
+        TableColumn("SHA-256", lambda one: one.digest if model else one.digest[:12], rank=3, full=lambda one: one.digest),
+        TableColumn("SOURCE", lambda one: one.source, rank=2, wraps=True),
     ]
     empty = "No models in the store. To download one: aicli models pull https://…/x.gguf"
     printing.show_rows(_run(here, store, command="show", target=model).models, columns, as_json=as_json, empty=empty)
@@ -78,7 +142,7 @@ def show(here: CliContext, /, model: str, *, store: str | None, as_json: bool) -
 @click.pass_obj
 def remove(here: CliContext, /, model: str, *, store: str | None) -> None:
     """Remove a pulled or added model. A running worker finishes its requests, then unloads it."""
-    click.echo(f"Removed {model}: {_size(_run(here, store, command='remove', target=model).freed_bytes)} freed.")
+    click.echo(f"Removed {model}: {amounts.show_bytes(_run(here, store, command='remove', target=model).freed_bytes)} freed.")
 
 
 @click.command()
@@ -86,7 +150,7 @@ def remove(here: CliContext, /, model: str, *, store: str | None) -> None:
 @click.pass_obj
 def prune(here: CliContext, /, *, store: str | None) -> None:
     """Delete interrupted downloads and files without a name from the store."""
-    click.echo(f"{_size(_run(here, store, command='prune').freed_bytes)} freed.")
+    click.echo(f"{amounts.show_bytes(_run(here, store, command='prune').freed_bytes)} freed.")
 
 
 COMMANDS = (pull, add, show, remove, prune)
@@ -97,29 +161,30 @@ def _show_stored(done: StoreResult, *, as_json: bool) -> None:
         printing.show_json([printing.plain(one) for one in done.models])
         return
     for one in done.models:
-        what = "is up to date" if done.unchanged else f"is stored ({_size(one.size)}, sha256 {one.digest[:12]}…)"
-        click.echo(printing.printable(f"{one.name} {what}. A running worker serves it within seconds: aicli infer --model {one.name} …"))
+        what = _done(one.name, one.size, one.digest, is_old=done.unchanged)
+        click.echo(printing.printable(f"{what} A running worker serves it within seconds: aicli infer --model {one.name} …"))
 
 
-def find_store(here: CliContext, chosen: str | None) -> tuple[str, str]:
-    """Return the folder and the quota of the store of this machine's worker. Raises BadSettings if there is none."""
+def find_store(here: CliContext, chosen: str | None) -> tuple[str, str, ModelSources]:
+    """Return the folder, quota and sources of the store of this machine's worker. Raises BadSettings if there is none."""
     from cli.machines import join
     from stack import settings, stack_home
 
-    environment = here.environment
-    stack = stack_home.locate(environment)
-    has_stack = stack.nats.is_dir()
-    recorded = settings.read_recorded(stack) if has_stack else {}
-    quota = environment.get("MODEL_STORE_QUOTA") or recorded.get("MODEL_STORE_QUOTA") or ""
-    key, joined = environment.get("NODE_KEY_FILE"), join.locate(environment, None, here.folder).membership
-    if named := chosen or environment.get("MODEL_STORE"):
-        return _absolute(here, named), quota
+    stack = stack_home.locate(here.environment)
+    recorded = settings.read_recorded(stack) if stack.nats.is_dir() else {}
+    environment = {**recorded, **here.environment}
+    given = config.load(SourceSettings, environment)
+    quota = environment.get("MODEL_STORE_QUOTA") or ""
+    sources = ModelSources(hub_url=given.hub_url, hub_token=given.hub_token, mirrors=given.mirrors)
+    key, joined = here.environment.get("NODE_KEY_FILE"), join.locate(here.environment, None, here.folder).membership
+    if named := chosen or here.environment.get("MODEL_STORE"):
+        return _absolute(here, named), quota, sources
     if key:
-        return str(Path(environment.get("MESH_STATE_FILE") or key).with_name("models")), quota
-    if has_stack:
-        return recorded.get("MODEL_STORE") or str(stack.models), quota
+        return str(Path(here.environment.get("MESH_STATE_FILE") or key).with_name("models")), quota, sources
+    if stack.nats.is_dir():
+        return recorded.get("MODEL_STORE") or str(stack.models), quota, sources
     if joined.is_file():
-        return str(joined.with_name("models")), quota
+        return str(joined.with_name("models")), quota, sources
     raise errors.BadSettings("there is no worker on this machine", hint="start one with aicli worker, or name a folder with --store")
 
 
@@ -128,23 +193,56 @@ def _absolute(here: CliContext, path: str) -> str:
 
 
 def _run(here: CliContext, chosen: str | None, **request: Any) -> StoreResult:
-    """Run the program, which shows its progress. Raises the error that it reports."""
-    folder, quota = find_store(here, chosen)
+    """Run the program and show its progress. Raises the error that it reports."""
+    folder, quota, sources = find_store(here, chosen)
     path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), here.environment.get("PYTHONPATH", "")]))
-    ran = subprocess.run(
+    result: StoreResult | None = None
+    show = ProgressLine()
+    with subprocess.Popen(
         [sys.executable, "-m", "services.inference.models.store_program"],
-        input=msgspec.json.encode(StoreRequest(folder=folder, quota=quota, **request)),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**here.environment, "PYTHONPATH": path},
-        check=False,
-    )
-    if ran.returncode:
-        raise errors.Internal(f"the program that changes the store ended with status {ran.returncode}")
-    result = msgspec.json.decode(ran.stdout, type=StoreResult)
+    ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        with program.stdin:
+            program.stdin.write(msgspec.json.encode(StoreRequest(folder=folder, quota=quota, sources=sources, **request)))
+        for line in program.stdout:
+            reported = msgspec.json.decode(line, type=StoreLine)
+            if reported.progress is not None:
+                show(reported.progress)
+            result = reported.result
+        show.close()
+    if result is None:
+        raise errors.Internal(f"the program that changes the store ended with status {program.returncode}")
     if result.problem is not None:
         raise errors.from_problem(result.problem)
     return result
 
 
-def _size(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+class ProgressLine:
+    """A line on a terminal that is written again and again; elsewhere a line per step."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, str] = {}
+        self._is_open = False
+
+    def __call__(self, progress: PullProgress, who: str = "") -> None:
+        done, total = progress.done_bytes, progress.total_bytes
+        share = f" of {amounts.show_bytes(total)}, {done * 100 // max(1, total)} %" if total is not None else ""
+        speed = f", {amounts.show_bytes(int(progress.bytes_per_second))}/s" if progress.bytes_per_second else ""
+        text = printing.printable(f"{who}{progress.step}: {amounts.show_bytes(done)}{share}{speed}")
+        self._is_open = sys.stderr.isatty()
+        if self._is_open:
+            sys.stderr.write(f"\r\x1b[K{text}")
+        elif self._steps.get(who) != progress.step:
+            sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+        self._steps[who] = progress.step
+
+    def close(self) -> None:
+        """End the line on the terminal."""
+        if self._is_open:
+            sys.stderr.write("\n")
+            self._is_open = False

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli import value_completion
 from cli.ask import model_store
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _STATES = {"ready": "is loaded", "loading": "is loading", "unloaded": "is unload
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@watching.listing_options("Print a JSON list.")
 @click.pass_context
 def models(context: click.Context, /, *, as_json: bool) -> None:
     """List models available now, load and unload them, and download models for the worker on this machine."""
@@ -33,7 +34,7 @@ for command in model_store.COMMANDS:
 
 
 @models.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List the models available now, default first."""
@@ -41,12 +42,17 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("model")
-@click.option("--worker", metavar="ID", help="Worker ID or unique prefix. Default: the least busy worker that has the model.")
+@click.argument("model", shell_complete=value_completion.models)
+@click.option(
+    "--worker",
+    metavar="ID",
+    shell_complete=value_completion.workers,
+    help="Worker ID or unique prefix. Default: the least busy worker that has the model.",
+)
 @click.option(
     "--pin/--unpin", "pin", default=None, help="Keep the model in memory even when other models need the space, or stop doing so."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object.")
+@print_format.output_options("Print a JSON list with one object.")
 @click.pass_obj
 def load(here: CliContext, /, model: str, *, worker: str | None, pin: bool | None, as_json: bool) -> None:
     """Load a model in advance, so that the first caller doesn't wait. Admins only."""
@@ -61,9 +67,14 @@ def load(here: CliContext, /, model: str, *, worker: str | None, pin: bool | Non
 
 
 @models.command()
-@click.argument("model")
-@click.option("--worker", metavar="ID", help="Worker ID or unique prefix. Default: all workers that have the model.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object per worker.")
+@click.argument("model", shell_complete=value_completion.models)
+@click.option(
+    "--worker",
+    metavar="ID",
+    shell_complete=value_completion.workers,
+    help="Worker ID or unique prefix. Default: all workers that have the model.",
+)
+@print_format.output_options("Print a JSON list with one object per worker.")
 @click.pass_obj
 def unload(here: CliContext, /, model: str, *, worker: str | None, as_json: bool) -> None:
     """Unload a model to free memory, even if it is pinned. The next request loads it again. Admins only.
@@ -84,10 +95,10 @@ def _list(here: CliContext, *, as_json: bool) -> None:
     none = f"No models available: {served.why_none}" if served.why_none else "No models available. Start a worker: aicli worker"
     columns: list[TableColumn[ServedModel]] = [
         TableColumn("MODEL", lambda model: model.name),
-        TableColumn("WORKERS", lambda model: str(model.workers)),
-        TableColumn("CONTEXT", lambda model: f"{model.context_tokens} tokens"),
-        TableColumn("SERVES", lambda model: "embeddings" if model.only_embeds else "answers"),
-        TableColumn("ALIASES", lambda model: printing.names(model.aliases)),
+        TableColumn("WORKERS", lambda model: str(model.workers), rank=2),
+        TableColumn("CONTEXT", lambda model: f"{model.context_tokens} tokens", rank=3),
+        TableColumn("SERVES", lambda model: "embeddings" if model.only_embeds else "answers", rank=4),
+        TableColumn("ALIASES", lambda model: printing.names(model.aliases), rank=5, wraps=True),
     ]
     printing.show_rows(served.models, columns, as_json=as_json, empty=none)
 

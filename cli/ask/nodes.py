@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import printing, watching
 from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def nodes(here: CliContext, /, *, as_json: bool) -> None:
     """List the nodes of the mesh, and show why a node gets no requests.
@@ -25,14 +25,14 @@ def nodes(here: CliContext, /, *, as_json: bool) -> None:
     found = here.call(gateway.list_nodes, gateway.ListNodes(), key_needed=False)
     columns: list[TableColumn[NodeRow]] = [
         # The start of an id identifies a node for people; scripts get all of it.
-        TableColumn("NODE", lambda node: node.id[:9]),
+        TableColumn("NODE", lambda node: node.id[:9], full=lambda node: node.id),
         TableColumn("SERVICE", lambda node: node.service),
-        TableColumn("PATH", lambda node: node.path or "–"),
-        TableColumn("RTT", _round_trip),
-        TableColumn("STATE", _state, _style),
-        TableColumn("SINCE", lambda node: printing.ago(node.since)),
-        TableColumn("LOAD", _load),
-        TableColumn("MODELS", lambda node: printing.names(node.models)),
+        TableColumn("PATH", lambda node: node.path or "–", rank=3),
+        TableColumn("RTT", _round_trip, rank=5),
+        TableColumn("STATE", _state, _style, wraps=True),
+        TableColumn("SINCE", lambda node: printing.ago(node.since), rank=4),
+        TableColumn("LOAD", _load, rank=2),
+        TableColumn("MODELS", lambda node: printing.names(node.models), rank=2, wraps=True),
     ]
     printing.show_rows(found.nodes, columns, as_json=as_json, empty="No nodes. Start the services: make up")
 

@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import printing, watching
 from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class TraceLine(msgspec.Struct, frozen=True):
 
 @click.command()
 @click.argument("request_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def trace(here: CliContext, /, *, request_id: str, as_json: bool) -> None:
     """Show the trace of a request: where its time went. Admins only.
@@ -43,9 +43,9 @@ def trace(here: CliContext, /, *, request_id: str, as_json: bool) -> None:
     found = here.call(metrics.get_trace, metrics.GetTrace(request_id))
     columns: list[TableColumn[TraceLine]] = [
         TableColumn("SPAN", lambda line: line.span),
-        TableColumn("SERVICE", lambda line: line.service),
-        TableColumn("NODE", lambda line: line.node),
-        TableColumn("START", lambda line: f"{line.start_ms:.1f} ms"),
+        TableColumn("SERVICE", lambda line: line.service, rank=2),
+        TableColumn("NODE", lambda line: line.node, rank=4),
+        TableColumn("START", lambda line: f"{line.start_ms:.1f} ms", rank=3),
         TableColumn("TOOK", lambda line: f"{line.took_ms:.1f} ms"),
         TableColumn("ERROR", lambda line: line.error, lambda line: "red" if line.error else ""),
     ]

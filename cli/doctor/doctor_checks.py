@@ -7,21 +7,23 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cli import profile
 from cli.cli_context import CliContext
 from cli.connection import CliConnection
-from cli.doctor import doctor_worker_checks
 from cli.doctor.findings import DoctorFinding, unchecked, wrong
 from cli.output import printing
 from cli.profile import Profile
 from shared import errors
 from shared.api import auth, gateway
-from shared.identity import credentials, node_keys
-from shared.node import membership_file
-from shared.node.membership_file import MembershipFile
+from shared.identity import credentials
 from shared.types import Role
+
+if TYPE_CHECKING:
+    from shared.identity.node_keys import NodeKey
+    from shared.node.membership_file import MembershipFile
 
 #: A slower step counts as broken.
 _STEP_SECONDS = 5.0
@@ -30,13 +32,13 @@ _LOW_DISK_BYTES = 1024**3
 
 
 #: Checks the path into a mesh that was joined with a ticket.
-ExamineSwarm = Callable[[MembershipFile, node_keys.NodeKey], AsyncIterator[DoctorFinding]]
+ExamineSwarm = Callable[["MembershipFile", "NodeKey"], AsyncIterator[DoctorFinding]]
 #: The last step of each path to the mesh.
 _LEADS_IN = ("NATS", "way in")
 _REST = ("auth", "gateway", "workers", "models")
 
 
-async def examine(here: CliContext, examine_swarm: ExamineSwarm = doctor_worker_checks.examine) -> list[DoctorFinding]:
+async def examine(here: CliContext, examine_swarm: ExamineSwarm | None = None) -> list[DoctorFinding]:
     """Run all checks in the order of a request's path. Does not raise for problems it finds."""
     findings: list[DoctorFinding] = []
     try:
@@ -61,10 +63,14 @@ async def examine(here: CliContext, examine_swarm: ExamineSwarm = doctor_worker_
     return findings
 
 
-async def _examine_way(chosen: Profile, examine_swarm: ExamineSwarm) -> list[DoctorFinding]:
+async def _examine_way(chosen: Profile, examine_swarm: ExamineSwarm | None) -> list[DoctorFinding]:
     """Check Hyperswarm if the profile was created with a ticket, else NATS."""
     if chosen.mesh_file is None:
         return [await _check_nats(chosen.nats_url or "")]
+    from cli.doctor import doctor_worker_checks
+    from shared.identity import node_keys
+    from shared.node import membership_file
+
     try:
         kept = membership_file.load(chosen.mesh_file)
         if kept is None:
@@ -74,7 +80,7 @@ async def _examine_way(chosen: Profile, examine_swarm: ExamineSwarm) -> list[Doc
         key = node_keys.load(chosen.node_key)
     except errors.AimeshError as error:
         return [wrong("membership", error)]
-    return [finding async for finding in examine_swarm(kept, key)]
+    return [finding async for finding in (examine_swarm or doctor_worker_checks.examine)(kept, key)]
 
 
 def _check_disk(folder: Path) -> DoctorFinding:
@@ -88,6 +94,8 @@ def _check_disk(folder: Path) -> DoctorFinding:
 
 
 def _check_node_key(file: Path) -> DoctorFinding:
+    from shared.identity import node_keys
+
     try:
         return DoctorFinding("node key", True, f"{file}: {node_keys.load(file).id[:9]}…")
     except errors.AimeshError as error:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import printing, watching
 
 if TYPE_CHECKING:
     from cli.doctor.findings import DoctorFinding
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@watching.listing_options("Print a JSON list.")
 @click.option("--worker", is_flag=True, help="Check a joined worker on this machine instead of the profile.")
 @click.option("--state", metavar="DIR", help="State folder of the worker (with --worker). Default: $XDG_STATE_HOME/aimesh/worker.")
 @click.pass_context

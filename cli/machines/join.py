@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli import user_folders
 from shared import errors
 
 if TYPE_CHECKING:
@@ -72,10 +73,7 @@ def locate(environment: Mapping[str, str], chosen: str | None, here: Path) -> Fo
     """Return the folder of ``--state``, or $XDG_STATE_HOME/aimesh/worker; creates nothing."""
     if chosen:
         return Folder((here / Path(chosen).expanduser()).absolute())
-    state_home = environment.get("XDG_STATE_HOME", "")
-    # The XDG specification says to ignore relative paths.
-    state = Path(state_home) if state_home.startswith("/") else Path(environment.get("HOME") or "~").expanduser() / ".local/state"
-    return Folder(state / "aimesh/worker")
+    return Folder(user_folders.state(environment) / "worker")
 
 
 def prepare(folder: Folder) -> None:
@@ -184,11 +182,10 @@ async def finish(folder: Folder, kept: "MembershipFile", report: Callable[[str],
 
 
 async def _enroll(folder: Folder, ticket: "Ticket", node: "EnrollingNode", report: Callable[[str], None]) -> "MembershipFile":
-    from shared.identity import node_keys
+    from shared.identity import node_keys, private_file
     from shared.node import enrollment, membership_file
-    from stack import secret_files
 
-    secret_files.ensure_file(folder.new_key, node_keys.new_seed)
+    private_file.create(folder.new_key, node_keys.new_seed)
 
     def adopt(kept: "MembershipFile") -> None:
         if folder.new_key.exists():

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import interrupts
+from cli import interrupts, user_folders
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
-from cli.output import printing
+from cli.output import print_format, printing
 from shared import errors
 
 #: Starting takes less than a second on an idle machine; after this long it hangs.
@@ -103,7 +103,7 @@ _bind = click.option(
 @click.option(
     "--with", "others", metavar="NODES", help="DHT nodes on another machine. Both form one DHT, which survives the loss of either."
 )
-@click.option("--json", "as_json", is_flag=True, help='Print {"DHT_BOOTSTRAP": …}.')
+@print_format.output_options('Print {"DHT_BOOTSTRAP": …}.')
 @click.pass_obj
 def bootstrap(here: CliContext, /, *, host: str, bind: str | None, port: int, others: str | None, as_json: bool) -> None:
     """Run three DHT nodes in the foreground. The nodes of a mesh use them to find each other.
@@ -129,7 +129,7 @@ def bootstrap(here: CliContext, /, *, host: str, bind: str | None, port: int, ot
 @click.option("--port", type=click.IntRange(1, 65535), default=RELAY_PORT, show_default=True, help="UDP port.")
 @click.option("--bootstrap", "nodes", metavar="NODES", help="DHT nodes of the mesh. Default: DHT_BOOTSTRAP, or the nodes on --host.")
 @click.option("--key-file", type=click.Path(path_type=Path, dir_okay=False), help="File of the relay's key, created if missing.")
-@click.option("--json", "as_json", is_flag=True, help='Print {"DHT_RELAYS": …}.')
+@print_format.output_options('Print {"DHT_RELAYS": …}.')
 @click.pass_obj
 def relay(here: CliContext, /, *, host: str, bind: str | None, port: int, nodes: str | None, key_file: Path | None, as_json: bool) -> None:
     """Run a blind relay in the foreground, for machines whose NATs block direct connections.
@@ -137,6 +137,7 @@ def relay(here: CliContext, /, *, host: str, bind: str | None, port: int, nodes:
     Traffic is end-to-end encrypted: the relay sees who talks to whom and how much, but not the content. NODES is a comma-separated list
     of host:port, or `public`. Prints the value for DHT_RELAYS.
     """
+    from shared.identity import private_file
     from stack import secret_files
     from stack.servers import dht_programs
 
@@ -144,9 +145,9 @@ def relay(here: CliContext, /, *, host: str, bind: str | None, port: int, nodes:
     _check_ports(place, (port,), "the relay")
     found = nodes or here.environment.get("DHT_BOOTSTRAP")
     chosen = _nodes("--bootstrap", found) if found else place.nodes
-    file = here.folder / key_file if key_file else _state_folder(here.environment) / "relay_seed"
+    file = here.folder / key_file if key_file else user_folders.state(here.environment) / "relay_seed"
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    secret_files.ensure_file(file, secret_files.SECRETS["relay_seed"])
+    private_file.create(file, secret_files.SECRETS["relay_seed"])
     notice = (
         f"A blind relay is running on UDP port {port}, with its key in {file}. Open this port in the firewall.\n"
         "Use this setting on the machines of the mesh. Press Ctrl-C to stop."
@@ -183,11 +184,6 @@ def _check_ports(place: "DhtAddresses", wanted: Sequence[int], program: str) -> 
     found = [ports.WantedPort(port, program, "--port", is_udp=True, bind=place.bind) for port in wanted]
     if conflicts := ports.find_conflicts(found, ports.look(found)):
         raise errors.BadSettings("; ".join(conflicts))
-
-
-def _state_folder(environment: Mapping[str, str]) -> Path:
-    state = environment.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "aimesh"
 
 
 def _node_binary(here: CliContext) -> Path | None:

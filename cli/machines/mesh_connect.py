@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import print_format, printing
 from shared import errors
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class _Files:
 @click.option("--name", metavar="PROFILE", help="Name of the new profile. Default: the one of --profile, or `default`.")
 @click.option("--api-key-stdin", is_flag=True, help="Read your API key from the first line of stdin and save it in the profile.")
 @click.option("--force", is_flag=True, help="Replace an existing profile of this name.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@print_format.output_options("Print a JSON object.")
 @click.pass_obj
 def connect(here: CliContext, /, ticket: str, *, name: str | None, api_key_stdin: bool, force: bool, as_json: bool) -> None:
     """Create a profile for this machine from a ticket. Works behind any NAT.
@@ -80,15 +80,14 @@ async def _enroll(files: _Files, ticket: "Ticket", report: Callable[[str], None]
     """Save key and membership. Raises what ``enrollment.enroll`` raises, and BadTicket if the ticket is not for a client."""
     import platform
 
-    from shared.identity import node_keys
+    from shared.identity import node_keys, private_file
     from shared.node import enrollment, membership_file
     from shared.types import Role
-    from stack import secret_files
 
     files.profile.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def once() -> "Membership":
-        secret_files.ensure_file(files.new_key, node_keys.new_seed)
+        private_file.create(files.new_key, node_keys.new_seed)
         return await enrollment.enroll(ticket, node_keys.load(files.new_key), enrollment.EnrollingNode(platform.node()), report)
 
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import print_format, printing
 from shared import errors
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def resume(context: click.Context, /, *, state: str | None) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@print_format.output_options("Print a JSON object.")
 @_state
 @click.pass_context
 def status(context: click.Context, /, *, state: str | None, as_json: bool) -> None:

@@ -5,9 +5,11 @@ becomes the worker, so Ctrl-C, exit status and output are the worker's own. A lo
 lives, keeps two workers of a stack from using the same node.
 """
 
+import errno
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -27,7 +29,14 @@ if TYPE_CHECKING:
 _MOST_WORKERS = 64
 #: The worker's backends; a test compares them with services.inference.
 BACKENDS = ("llama", "ollama", "openai", "echo")
-COMMANDS = {"pause": "cli.machines.pause:pause", "resume": "cli.machines.pause:resume", "status": "cli.machines.pause:status"}
+#: Status sentences, and only warnings and errors of the log.
+_FOR_PEOPLE = {"WORKER_STATUS": "plain", "LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
+COMMANDS = {
+    "install": "cli.machines.worker_unit:install",
+    "pause": "cli.machines.pause:pause",
+    "resume": "cli.machines.pause:resume",
+    "status": "cli.machines.pause:status",
+}
 
 
 @click.group(cls=LazyGroup, places=COMMANDS, invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
@@ -87,9 +96,10 @@ def worker(
     options = _read_options(here.folder, backend, [*_in_folder(here.folder, models_folder), *models], slots)
     folder = _find_folder(here, state, joining=ticket is not None)
     if folder is None:
-        environment = plan_environment(here.environment, options)
+        environment = plan_environment(here.environment, options, for_people=sys.stdout.isatty())
     else:
-        kept = _member(here, folder, ticket, labels, name)
+        with _explained_full_disk(folder):
+            kept = _member(here, folder, ticket, labels, name)
         if no_serve:
             return
         environment = joined_environment(here.environment, options, folder, kept)
@@ -172,6 +182,17 @@ def _member(here: CliContext, folder: "Folder", ticket: str | None, labels: Mapp
     return interrupts.run(join.finish(folder, kept, report))
 
 
+@contextmanager
+def _explained_full_disk(folder: "Folder") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        hint = "free some space, or choose a folder on another disk with --state"
+        raise errors.BadSettings(f"the disk of {folder.root} is full", hint=hint) from error
+
+
 def joined_environment(outside: Mapping[str, str], options: Mapping[str, str], folder: "Folder", kept: "MembershipFile") -> dict[str, str]:
     """Return the environment of a joined worker: options override the environment; mesh and node come from the folder."""
     fixed = {
@@ -182,19 +203,19 @@ def joined_environment(outside: Mapping[str, str], options: Mapping[str, str], f
         "WORKER_PAUSE_FILE": str(folder.paused),
         "WORKER_REPORT_FILE": str(folder.status),
     }
-    # A person watches, so show status sentences, and only warnings and errors of the log.
-    shown = {"WORKER_STATUS": "plain", "LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
     # NAME_FILE would override NAME.
     inherited = {name: value for name, value in outside.items() if name.removesuffix("_FILE") not in {*fixed, *options}}
-    return {**shown, **inherited, **options, **fixed}
+    return {**_FOR_PEOPLE, **inherited, **options, **fixed}
 
 
 # --- a worker of this machine's stack ---------------------------------------------------------------------------------
 
 
-def plan_environment(outside: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
+def plan_environment(outside: Mapping[str, str], options: Mapping[str, str], *, for_people: bool = False) -> dict[str, str]:
     """Return the environment of a worker: options override the environment, which overrides the stack's settings."""
     environment = {**outside, **options}
+    if for_people:
+        environment = {**_FOR_PEOPLE, **environment}
     return environment if outside.get("NODE_KEY_FILE") else _in_stack(environment)
 
 

@@ -14,6 +14,8 @@ class ExitCode(IntEnum):
     NOT_AUTHENTICATED = 3
     LIMITED = 4
     NOTHING_SERVES = 5
+    #: The worker ends with it too, and its systemd unit does not restart it.
+    REVOKED = 6
     #: 128 + SIGINT, as shells report for an interrupted program.
     INTERRUPTED = 130
 
@@ -26,6 +28,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.NOT_AUTHENTICATED: "missing or invalid API key; run aicli login",
     ExitCode.LIMITED: "rate limit, quota or budget exceeded",
     ExitCode.NOTHING_SERVES: "unavailable: no gateway, no worker or no such model",
+    ExitCode.REVOKED: "an administrator has revoked this machine",
     ExitCode.INTERRUPTED: "interrupted; the request was canceled on the worker",
 }
 
@@ -50,7 +53,7 @@ BY_ERROR: dict[str, ExitCode] = {
     "link_lost": ExitCode.FAILED,
     "method_not_allowed": ExitCode.FAILED,
     "model_crashed": ExitCode.FAILED,
-    "node_revoked": ExitCode.FAILED,
+    "node_revoked": ExitCode.REVOKED,
     "not_allowed": ExitCode.FAILED,
     "not_authenticated": ExitCode.NOT_AUTHENTICATED,
     "not_certified": ExitCode.FAILED,

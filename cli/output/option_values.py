@@ -1,4 +1,4 @@
-"""Click callbacks that parse durations such as 30m, 2h and 7d, and labels of machines."""
+"""Click callbacks that parse durations such as 30m, 2h and 7d, and labels of machines; and a command with negative numbers as arguments."""
 
 import re
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from datetime import timedelta
 
 import click
 
+#: A copy of shared.types.UserRole, so that `--help` need not import it; a test compares the two.
+ROLES = ("admin", "developer", "user", "node-owner")
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 #: As in shared.api.membership.Label, so that mistakes are found before anything is sent.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
@@ -34,3 +36,14 @@ def read_labels(context: click.Context, parameter: click.Parameter, values: tupl
             shown = f"{key}={content}"
             raise click.BadParameter(f"{shown!r} is not KEY=VALUE, of letters, digits, '.', '_', '/' and '-'", context, parameter)
     return pairs
+
+
+class NumberTakingCommand(click.Command):
+    """Takes arguments such as -5, which look like options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        without = ["0" if re.match(r"-[\d.]", argument) else argument for argument in args]
+        if without != args:
+            self.make_parser(ctx).parse_args(without)  # rejects misspelled options
+            ctx.ignore_unknown_options = True
+        return super().parse_args(ctx, args)

@@ -30,6 +30,7 @@ class StdoutWriter:
         self._at_line_start = text.endswith("\n")
         if self._descriptor is None:
             self._stream.write(text)
+            self._stream.flush()
             return
         self._stream.flush()
         rest = memoryview(text.encode(self._stream.encoding or "utf-8", "backslashreplace"))
@@ -69,8 +70,8 @@ class StdoutWriter:
 
 
 def _descriptor(stream: TextIO) -> int | None:
-    """Return None if stdout is not a file, as in tests."""
+    """Return None if stdout is not a file, as in tests, or if the system cannot say whether it takes more, as Windows."""
     try:
-        return stream.fileno()
+        return stream.fileno() if hasattr(select, "poll") else None
     except io.UnsupportedOperation:
         return None

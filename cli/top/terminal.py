@@ -6,7 +6,6 @@ Frames are painted over each other, so that nothing flickers; lines do not wrap.
 import asyncio
 import os
 import re
-import termios
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,6 +105,8 @@ def _keys(stdin: TextIO, pressed: Callable[[str], None]) -> Iterator[None]:
     if not stdin.isatty():
         yield
         return
+    import termios
+
     descriptor = stdin.fileno()
     loop = asyncio.get_running_loop()
     before = termios.tcgetattr(descriptor)

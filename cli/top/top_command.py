@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
-from cli.output import printing
+from cli.output import print_format, printing
+from cli.output.print_format import PrintFormat
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -48,6 +49,7 @@ def top(here: CliContext, /, *, seconds: float, once: bool, as_json: bool) -> No
     from cli.top.terminal import Terminal
 
     terminal = Terminal(sys.stdin, sys.stdout)
+    as_json = as_json or print_format.current() is PrintFormat.JSON
 
     async def work(connection: "CliConnection") -> None:
         if as_json:

@@ -275,3 +275,4 @@ def test_old_tier_name_premium_gets_its_new_name(running_service: Shell) -> None
 
 def test_tier_choices_match_the_api() -> None:
     assert set(admin_commands.TIERS) == set(Tier)
+    assert set(admin_commands.ROLES) == set(UserRole)

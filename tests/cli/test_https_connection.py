@@ -172,7 +172,7 @@ async def test_servers_that_are_no_aimesh() -> None:
         (answer(page, "404 Not Found", media_type="text/html"), errors.ProtocolViolation, "404 Not Found, which is not from aimesh"),
         (answer(page, media_type="text/html"), errors.ProtocolViolation, "answered 200 OK, which is not from aimesh"),
         (answer(b'{"keys":3}'), errors.ProtocolViolation, "answered 200 OK, which is not from aimesh"),
-        (answer(b"", "301 Moved", "location: https://elsewhere.example/"), errors.ProtocolViolation, "301 Moved to https://elsewhere.example/"),
+        (answer(b"", "301 Moved", "location: https://elsewhere.example/"), errors.ProtocolViolation, "301 Moved Permanently to https://elsewhere.example/"),
     ]  # fmt: skip
     for prepared, kind, message in cases:
         with case(message):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -105,6 +106,32 @@ def test_misspelled_name_suggests_the_nearest_one(shell: Shell, arguments: list[
     assert f"Did you mean {nearest}?" in result.stderr
 
 
+def commands_below(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from commands_below(below, (*path, name))
+
+
+def test_misspelled_names_suggest_the_nearest_one_at_every_level(shell: Shell) -> None:
+    checked = 0
+    for path, command in commands_below(main.aicli):
+        if path == ("stack", "psql"):
+            continue  # its options are those of psql
+        names = [*path[-1:], *(name for parameter in command.params for name in parameter.opts if name.startswith("--"))]
+        for name in names:
+            typed = name[:-2] + name[-1] + name[-2] if len(name) > 3 and name[-1] != name[-2] else f"{name}x"
+            result = shell(*path, typed) if name.startswith("--") else shell(*path[:-1], typed)
+            assert result.exit_code == 2, (path, typed)
+            assert "Did you mean" in result.stderr or "(Possible options:" in result.stderr, (path, typed, result.stderr)
+            assert f"'{name}'" in result.stderr, (path, typed, result.stderr)
+            checked += 1
+    assert checked > 200
+
+
 def test_renamed_command_works_with_a_warning_and_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command()
     def new() -> None:
@@ -166,13 +193,28 @@ def test_closed_stdout_is_no_failure() -> None:
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
-FORBIDDEN = {"rich", "httpx", "litestar", "structlog", "asyncpg", "redis", "prometheus_client", "uvicorn", "jinja2", "argon2", "llama_cpp"}
+FORBIDDEN = {
+    "rich",
+    "prompt_toolkit",
+    "pygments",
+    "httpx",
+    "litestar",
+    "structlog",
+    "asyncpg",
+    "redis",
+    "prometheus_client",
+    "uvicorn",
+    "jinja2",
+    "argon2",
+    "llama_cpp",
+}
 
 
 @pytest.mark.parametrize(
     "code",
     [
         pytest.param("from cli import main; main.aicli.main(['infer', '--help'])", id="aicli infer --help"),
+        pytest.param("from cli import main; main.aicli.main(['--help'])", id="aicli --help"),
         pytest.param(
             "import cli.ask.infer, cli.output.stdout_writer, cli.output.printing, cli.interrupts; from shared.node import client",
             id="all that infer needs",

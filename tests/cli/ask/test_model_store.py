@@ -9,6 +9,10 @@ from cli.ask import model_store
 from cli.cli_context import CliContext
 from cli.output.exit_codes import ExitCode
 from shared import errors
+from shared.api import gateway
+from shared.api.gateway import PulledPlace, PulledPlaces, PullOnWorkers, WorkerPull
+from shared.api.inference import PulledModel, PullProgress
+from shared.types import ModelName, NodeId
 from tests.cli.fake_mesh import Shell
 from tests.services.inference.models import ranged_server
 
@@ -45,6 +49,61 @@ def test_plain_http_is_refused_with_a_code(shell: Shell, tmp_path: Path) -> None
     refused = shell("models", "pull", "http://example.org/x.gguf", "--json", "--store", str(tmp_path))
     assert json.loads(refused.stderr)["error"]["code"] == "bad_request"
     assert refused.exit_code == ExitCode.USAGE
+
+
+def test_administrator_pulls_on_other_workers_with_progress(shell: Shell) -> None:
+    first, second = NodeId("UAAAAAAAAAAAAA"), NodeId("UBBBBBBBBBBBBB")
+    pulled = PulledPlace(first, PulledModel(ModelName("qwen"), "ab" * 32, 2 * 2**30))
+    failed = PulledPlace(second, detail="the disk is too full")
+    items = [
+        WorkerPull(first, PullProgress("downloading", 2**20, 2**30, 2.5 * 2**20)),
+        WorkerPull(second, PullProgress("waiting", 0)),
+        WorkerPull(first, PullProgress("downloading", 2**21, 2**30)),
+    ]
+    shell.mesh.stream_answer(gateway.pull_model, items, PulledPlaces((pulled, failed)))
+    order = ("models", "pull", "hf:org/qwen:Q8_0", "--label", "room=3", "--label", "x=a=b")
+    done = shell(*order, "--name", "qwen")
+    assert done.stderr == "UAAAAAAAA… downloading: 1.0 MiB of 1.0 GiB, 0 %, 2.5 MiB/s\nUBBBBBBBB… waiting: 0.0 MiB\n"
+    assert done.stdout == "UAAAAAAAA… qwen is stored (2.0 GiB, sha256 abababababab…).\nUBBBBBBBB… failed: the disk is too full\n"
+    assert done.exit_code == 1
+    assert shell.mesh.calls[0].request == PullOnWorkers("hf:org/qwen:Q8_0", None, {"room": "3", "x": "a=b"}, ModelName("qwen"))
+    shell.mesh.stream_answer(gateway.pull_model, [], PulledPlaces((pulled,)))
+    assert json.loads(shell(*order, "--node", "UAAA", "--json").stdout)[0]["pulled"]["model"] == "qwen"
+
+
+def test_refused_pull_on_another_worker_is_an_error(shell: Shell) -> None:
+    async def refuse() -> None:
+        raise errors.NotAllowed("ada is no administrator")
+
+    shell.mesh.stream_answer(gateway.pull_model, [], PulledPlaces(()), refuse)
+    refused = shell("models", "pull", "ollama:tiny", "--node", "UAAA")
+    assert "ada is no administrator" in refused.stderr
+    assert refused.exit_code not in (0, ExitCode.INTERRUPTED)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--node", "U", "--token-file", "x"), "--token-file and --store are for this machine only"),
+        (("--label", "a=b", "--store", "x"), "--token-file and --store are for this machine only"),
+        (("--label", "room"), "a label has the form KEY=VALUE"),
+    ],
+)
+def test_options_that_do_not_fit_other_workers_are_refused(shell: Shell, options: tuple[str, ...], why: str) -> None:
+    refused = shell("models", "pull", "ollama:tiny", *options)
+    assert why in refused.stderr
+    assert refused.exit_code == ExitCode.USAGE
+    assert shell.mesh.calls == []
+
+
+def test_sources_and_secrets_come_from_the_environment_and_the_stack(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "AIMESH_HOME": str(tmp_path / "stack"), "MODEL_STORE": "here"}
+    (tmp_path / "stack/nats").mkdir(parents=True)
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "stack/stack.env").write_text(f"HF_ENDPOINT=https://mirror.example\nHF_TOKEN_FILE={tmp_path}/token\n")
+    _, quota, sources = model_store.find_store(CliContext({**home, "MODEL_MIRRORS": "ghcr.io=https://m.example"}, tmp_path), None)
+    assert (quota, sources.hub_url, sources.hub_token) == ("", "https://mirror.example", "secret")
+    assert sources.mirrors == {"ghcr.io": "https://m.example"}
 
 
 def test_store_is_the_one_of_the_worker_on_this_machine(tmp_path: Path) -> None:

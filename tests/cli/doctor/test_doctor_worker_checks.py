@@ -14,14 +14,13 @@ from cli.doctor.findings import DoctorFinding
 from cli.machines import join
 from cli.profile import Profile
 from shared.api import auth, gateway
-from shared.identity import certificates, node_keys
+from shared.identity import certificates, node_keys, private_file
 from shared.identity.certificates import Subject
 from shared.node import membership_file
 from shared.node.enrollment import EnrollmentRoute
 from shared.node.membership_file import MembershipFile
 from shared.transports.hyperswarm import DhtStats
 from shared.types import MeshName, Role
-from stack import secret_files
 from tests.cli.doctor.test_doctor_command import HEALTHY, well, wrong
 from tests.cli.fake_mesh import Shell
 from tests.front_door import FrontDoor
@@ -133,7 +132,7 @@ async def test_joined_worker_is_checked_completely(tmp_path: Path) -> None:
         running_service = (await net.start(FrontDoor)).service
         assert isinstance(running_service, FrontDoor)
         folder = join.Folder(tmp_path)
-        secret_files.ensure_file(folder.key, node_keys.new_seed)
+        private_file.create(folder.key, node_keys.new_seed)
         key = node_keys.load(folder.key)
         running_service.ca = net.ca
         running_service.members[key.id] = Role.WORKER

@@ -21,14 +21,13 @@ from cli.machines import join
 from shared import errors
 from shared.api.gateway import Check
 from shared.api.membership import TopicSecret
-from shared.identity import certificates, node_keys, tickets
+from shared.identity import certificates, node_keys, private_file, tickets
 from shared.identity.certificates import Subject
 from shared.node import membership_file
 from shared.node.enrollment import EnrollingNode
 from shared.node.member import Node
 from shared.node.membership_file import MembershipFile
 from shared.types import MeshName, Role
-from stack import secret_files
 from tests.cli.fake_mesh import Shell
 from tests.front_door import FrontDoor
 from tests.swarmnet import SwarmNet, swarmnet
@@ -266,7 +265,7 @@ def folder(tmp_path: Path) -> join.Folder:
     """As `aicli worker --join` left it."""
     folder = join.Folder(tmp_path / "state")
     join.prepare(folder)
-    secret_files.ensure_file(folder.key, node_keys.new_seed)
+    private_file.create(folder.key, node_keys.new_seed)
     ca = node_keys.Authority(node_keys.new_authority_seed())
     membership_file.save(folder.membership, MembershipFile(MeshName("home"), Role.WORKER, b"c", authorities=(ca.id,)))
     return folder

@@ -1,5 +1,6 @@
 """`aicli worker`: the environment that the worker's process gets."""
 
+import errno
 import os
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -7,6 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from cli.machines import join, worker
+from cli.machines.join import Folder
 from services.inference.settings import InferenceSettings
 from shared import config, errors
 from shared.identity import node_keys
@@ -66,6 +68,22 @@ def test_options_precede_the_environment_which_precedes_the_stack(stack: homes.S
 def test_node_key_needs_no_stack(tmp_path: Path) -> None:
     outside = {"NODE_KEY_FILE": "/k.nk", "NATS_URL": "tls://elsewhere:4222", "AIMESH_HOME": str(tmp_path)}
     assert worker.plan_environment(outside, {"MODELS": "a=/b"}) == {**outside, "MODELS": "a=/b"}
+
+
+def test_a_worker_at_a_terminal_speaks_plain_words(stack: homes.StackHome) -> None:
+    outside = {"AIMESH_HOME": str(stack.root)}
+    piped, shown = (config.load(InferenceSettings, worker.plan_environment(outside, {}, for_people=told)) for told in (False, True))
+    assert (piped.console, piped.log_format) == ("off", "json")
+    assert (shown.console, shown.log_format, shown.log_level) == ("plain", "text", "warning")
+    debugged = worker.plan_environment({**outside, "LOG_LEVEL": "debug"}, {}, for_people=True)
+    assert config.load(InferenceSettings, debugged).log_level == "debug"
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    with pytest.raises(errors.BadSettings, match=f"the disk of {tmp_path} is full"), worker._explained_full_disk(Folder(tmp_path)):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError), worker._explained_full_disk(Folder(tmp_path)):
+        raise PermissionError(errno.EACCES, "no")
 
 
 def test_missing_stack_says_what_to_do(tmp_path: Path) -> None:

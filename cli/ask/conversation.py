@@ -1,0 +1,105 @@
+"""A conversation of `aicli chat`: its turns, its settings, and the request that continues it. Pure."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from shared import errors
+from shared.api.gateway import InferenceRequest
+from shared.api.generation import ChatMessage
+from shared.types import ModelName
+
+#: The gateway takes 960 KiB and 1000 messages.
+MAX_BYTES, MAX_TURNS = 900 * 1024, 400
+#: Of one question, so that there is room for others.
+MAX_QUESTION_BYTES = 256 * 1024
+#: Means "back to the default" where a text or a number is expected.
+UNSET = "-"
+_RULES = {
+    "max_tokens": "a whole number from 1",
+    "temperature": "a number from 0 to 2",
+    "top_p": "a number above 0, up to 1",
+    "top_k": "a whole number from 0 to 1000",
+    "min_p": "a number from 0 to 1",
+    "seed": "a whole number from 0",
+    "repeat_penalty": "a number from 0.1 to 2",
+    "frequency_penalty": "a number from -2 to 2",
+    "presence_penalty": "a number from -2 to 2",
+}
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+
+class ChatSettings(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The parameters of /set. None is the model's default. The gateway has the same ranges."""
+
+    max_tokens: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    repeat_penalty: Annotated[float, Meta(ge=0.1, le=2)] | None = None
+    frequency_penalty: _Penalty | None = None
+    presence_penalty: _Penalty | None = None
+
+    def chosen(self) -> dict[str, float]:
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+
+    def with_setting(self, name: str, text: str) -> "ChatSettings":
+        """Raises BadRequest for an unknown name or an invalid value."""
+        if name not in _RULES:
+            raise errors.BadRequest(f"there is no setting {name!r}", hint=f"settings: {', '.join(_RULES)}")
+        values: dict[str, Any] = {**self.chosen(), name: None if text == UNSET else text}
+        try:
+            return msgspec.convert(values, ChatSettings, strict=False)
+        except msgspec.ValidationError as error:
+            raise errors.BadRequest(f"{name} must be {_RULES[name]}, or {UNSET} for the default") from error
+
+
+class ConversationTurn(msgspec.Struct, frozen=True):
+    question: str
+    #: Empty until the answer arrives. A question without an answer is not sent with later ones.
+    answer: str = ""
+
+
+class ChatConversation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    model: str | None = None
+    system: str | None = None
+    settings: ChatSettings = ChatSettings()
+    turns: tuple[ConversationTurn, ...] = ()
+
+    @property
+    def last_answer(self) -> str:
+        return next((turn.answer for turn in reversed(self.turns) if turn.answer), "")
+
+    def with_question(self, text: str) -> "ChatConversation":
+        """Raises TooLarge if the conversation would be longer than a request may be."""
+        if len(text.encode()) > MAX_QUESTION_BYTES:
+            raise errors.TooLarge(f"the message is longer than {MAX_QUESTION_BYTES // 1024} KiB", hint="shorten or split it")
+        turns = (*(turn for turn in self.turns if turn.answer), ConversationTurn(text))
+        size = sum(len(turn.question.encode()) + len(turn.answer.encode()) for turn in turns) + len((self.system or "").encode())
+        if size > MAX_BYTES or len(turns) > MAX_TURNS:
+            raise errors.TooLarge("the conversation is too long to be continued", hint="start a new one with /new")
+        return msgspec.structs.replace(self, turns=turns)
+
+    def with_answer(self, text: str) -> "ChatConversation":
+        """Answer the last question."""
+        *before, last = self.turns
+        return msgspec.structs.replace(self, turns=(*before, msgspec.structs.replace(last, answer=text)))
+
+    def without_last_answer(self) -> "ChatConversation":
+        """Raises BadRequest if nothing was asked yet."""
+        if not self.turns:
+            raise errors.BadRequest("there is no answer to retry yet")
+        return self.with_answer("")
+
+    def request(self) -> InferenceRequest:
+        """Return the request that answers the last question."""
+        messages = [ChatMessage("system", self.system)] if self.system else []
+        for turn in self.turns:
+            messages.append(ChatMessage("user", turn.question))
+            if turn.answer:
+                messages.append(ChatMessage("assistant", turn.answer))
+        chosen: dict[str, Any] = self.settings.chosen()
+        return InferenceRequest(messages=tuple(messages), model=None if self.model is None else ModelName(self.model), **chosen)

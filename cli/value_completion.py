@@ -1,0 +1,153 @@
+"""Completes values in the shell: models, keys, nodes and profiles.
+
+What the mesh answered is kept for a minute. A completion that takes longer than a second or fails offers nothing, and says nothing.
+"""
+
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli import user_folders
+from cli.cli_context import CliContext
+from shared import errors
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from cli.connection import CliConnection
+    from cli.profile import Profile
+
+#: A value, and what it is.
+Candidate = tuple[str, str]
+
+_DEADLINE_SECONDS = 1.0
+_FRESH_SECONDS = 60.0
+_MAX_VALUES = 500
+_MAX_FILE_BYTES = 1024 * 1024
+#: A shell inserts values unquoted, so a name such as $(rm) is not offered.
+_SAFE = re.compile(r"[A-Za-z0-9._:/@+-]+")
+
+
+def models(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
+    async def fetch(connection: "CliConnection") -> list[Candidate]:
+        from shared.api import gateway
+
+        served = (await connection.call(gateway.list_models, gateway.ListModels())).models
+        return [(name, "" if name == model.name else model.name) for model in served for name in (model.name, *model.aliases)]
+
+    return matching(_fetch("models", context, fetch), incomplete)
+
+
+def keys(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
+    async def fetch(connection: "CliConnection") -> list[Candidate]:
+        from shared.api import auth
+
+        listed = (await connection.call(auth.list_api_keys, auth.ListApiKeys())).keys
+        return [(key.name if _SAFE.fullmatch(key.name) else str(key.id), key.preview) for key in listed if key.is_active]
+
+    return matching(_fetch("keys", context, fetch), incomplete)
+
+
+def nodes(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
+    return matching(_fetch("nodes", context, _fetch_nodes), incomplete)
+
+
+def workers(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
+    found = [candidate for candidate in _fetch("nodes", context, _fetch_nodes) if candidate[1].startswith("inference")]
+    return matching(found, incomplete)
+
+
+async def _fetch_nodes(connection: "CliConnection") -> list[Candidate]:
+    from shared.api import gateway
+
+    listed = (await connection.call(gateway.list_nodes, gateway.ListNodes())).nodes
+    return [(node.id[:9], " ".join((node.service, *node.models))) for node in listed]
+
+
+def profiles(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
+    from cli import profile
+
+    return matching([(name, "") for name in profile.names(context_of(context).environment)], incomplete)
+
+
+def matching(found: list[Candidate], incomplete: str) -> "list[CompletionItem[str]]":
+    from click.shell_completion import CompletionItem
+
+    from cli.output import printing
+
+    return [
+        CompletionItem(value, help=printing.printable(text) or None)
+        for value, text in found
+        if value.startswith(incomplete) and _SAFE.fullmatch(value)
+    ]
+
+
+def context_of(context: click.Context) -> CliContext:
+    """click completes without running the groups, so there is usually no context object yet."""
+    found = context.find_object(CliContext) or CliContext(os.environ, Path.cwd())
+    name = context.find_root().params.get("profile")
+    return found.with_profile(name) if isinstance(name, str) else found
+
+
+def _fetch(kind: str, context: click.Context, fetch: "Callable[[CliConnection], Awaitable[list[Candidate]]]") -> list[Candidate]:
+    here = context_of(context)
+    try:
+        profile = here.profile()
+        place = user_folders.cache(here.environment) / f"completion/{kind}.json"
+        of = _name_of(profile)
+        if (kept := _read(place, of)) is not None:
+            return kept
+        found = _ask(here, profile, fetch)[:_MAX_VALUES]
+        _write(place, of, found)
+    except (errors.AimeshError, OSError, ExceptionGroup):
+        return []
+    return found
+
+
+def _ask(here: CliContext, profile: "Profile", fetch: "Callable[[CliConnection], Awaitable[list[Candidate]]]") -> list[Candidate]:
+    """Raises TimeoutError, which is an OSError."""
+    import asyncio
+
+    from cli import interrupts
+
+    async def ask() -> list[Candidate]:
+        async with asyncio.timeout(_DEADLINE_SECONDS), here.connector()(profile) as connection:
+            return await fetch(connection)
+
+    return interrupts.run(ask())
+
+
+def _name_of(profile: "Profile") -> str:
+    """Return a name for the profile with its key, without telling the key."""
+    from hashlib import sha256
+
+    from cli import profile as profiles_
+
+    return sha256(profiles_.render(profile).encode()).hexdigest()
+
+
+def _read(place: Path, of: str) -> list[Candidate] | None:
+    import msgspec
+
+    try:
+        if not 0 <= time.time() - place.stat().st_mtime < _FRESH_SECONDS:
+            return None
+        with place.open("rb") as file:
+            owner, found = msgspec.json.decode(file.read(_MAX_FILE_BYTES), type=tuple[str, list[Candidate]])
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return found if owner == of else None
+
+
+def _write(place: Path, of: str, found: list[Candidate]) -> None:
+    import msgspec
+
+    from shared.identity import private_file
+
+    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_file.replace(place, msgspec.json.encode((of, found)))

@@ -1,0 +1,89 @@
+"""A terminal with a user in front of `aicli chat`, which runs in its own process and session, so that Ctrl-C is a signal."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+SECONDS = 60.0
+ROOT = Path(__file__).parents[3]
+#: The end of the greeting.
+READY = "Ctrl-D leaves."
+CTRL_C, CTRL_D, UP, ALT_ENTER = "\x03", "\x04", "\x1b[A", "\x1b\r"
+_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|.)")
+
+
+@dataclass(slots=True)
+class ChatTerminal:
+    process: subprocess.Popen[bytes]
+    #: The side of the user.
+    descriptor: int
+    #: All that was written, with its sequences.
+    raw: str = ""
+    _seen: int = 0
+
+    def sees(self, text: str) -> str:
+        """Wait for ``text`` after what was seen before, and return what came before it."""
+        until = time.monotonic() + SECONDS
+        while (found := self._text.find(text, self._seen)) < 0:
+            assert time.monotonic() < until, f"no {text!r} in {self._text[self._seen :]!r}"
+            assert self._read(), f"the program ended without {text!r}: {self._text[self._seen :]!r}"
+        before, self._seen = self._text[self._seen : found], found + len(text)
+        return before
+
+    def types(self, keys: str) -> None:
+        os.write(self.descriptor, keys.encode())
+
+    def sends(self, text: str) -> None:
+        self.types(f"{text}\r")
+
+    def ends(self) -> int:
+        """Read to the end and return the exit status."""
+        until = time.monotonic() + SECONDS
+        while self._read():
+            assert time.monotonic() < until, "the program does not end"
+        return self.process.wait(SECONDS)
+
+    @property
+    def _text(self) -> str:
+        return _SEQUENCE.sub("", self.raw)
+
+    def _read(self) -> bool:
+        """Read something within a moment; False at the end."""
+        if not select.select([self.descriptor], [], [], 0.05)[0]:
+            return True
+        try:
+            found = os.read(self.descriptor, 65536)
+        except OSError:  # EIO: the other side is closed
+            return False
+        self.raw += found.decode(errors="replace")
+        return bool(found)
+
+
+@contextmanager
+def chatting(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path = ROOT, python: str = sys.executable
+) -> Iterator[ChatTerminal]:
+    descriptor, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    # No cursor position requests: nobody here answers them.
+    variables = {**environment, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+    started = ["setsid", "--ctty", "--wait", python, "-m", *command]
+    process = subprocess.Popen(started, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=variables)
+    os.close(theirs)
+    try:
+        yield ChatTerminal(process, descriptor)
+    finally:
+        os.close(descriptor)  # hangs up
+        process.kill()
+        process.wait()

@@ -1,0 +1,131 @@
+"""`aicli worker install`: the unit that it writes, twice and not at all."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cli.machines import worker_unit
+from cli.machines.worker_unit import WorkerUnit
+from cli.output.exit_codes import ExitCode
+from shared import errors
+from tests import capabilities
+from tests.cli.fake_mesh import Shell
+
+ROOT = Path(__file__).parents[3]
+PROGRAM = "/opt/aimesh/.venv/bin/aicli"
+SYSTEM = WorkerUnit((PROGRAM, "worker", "--state", "/var/lib/aimesh-worker", "--models", "/srv/models"), "/var/lib/aimesh-worker", True)
+
+
+@pytest.fixture
+def joined(shell: Shell) -> Shell:
+    """A machine whose worker has joined a mesh."""
+    state = Path(shell.environment["HOME"]) / ".local/state/aimesh/worker"
+    state.mkdir(parents=True)
+    (state / "node.nk").write_text("SECRETSEED", encoding="ascii")
+    return shell
+
+
+def settings(text: str) -> set[str]:
+    return {line for line in text.splitlines() if line and not line.startswith("#")}
+
+
+def test_system_unit_equals_the_one_in_deploy() -> None:
+    written = (ROOT / "deploy/worker.service").read_text(encoding="utf-8").replace("%S", "/var/lib")
+    assert settings(worker_unit.unit_text(SYSTEM)) == settings(written)
+
+
+def test_revoked_worker_is_not_restarted() -> None:
+    assert f"RestartPreventExitStatus=2 {ExitCode.REVOKED}\n" in worker_unit.unit_text(SYSTEM)
+
+
+def test_a_gpu_is_reachable() -> None:
+    text = worker_unit.unit_text(WorkerUnit(SYSTEM.command, SYSTEM.state, True, has_gpu=True, gpu_groups=("render",)))
+    assert "PrivateDevices=no\nSupplementaryGroups=render\n" in text
+    assert "PrivateDevices=yes" not in text
+
+
+@pytest.mark.parametrize(
+    ("path", "written"),
+    [
+        ("/srv/models", "/srv/models"),
+        ("/srv/my models", '"/srv/my models"'),
+        ("/srv/100%/$HOME", "/srv/100%%/$$HOME"),
+        ('/srv/a"b\\c', '"/srv/a\\"b\\\\c"'),
+        ("/srv/モデル", "/srv/モデル"),
+        ("", '""'),
+    ],
+)
+def test_paths_are_quoted(path: str, written: str) -> None:
+    text = worker_unit.unit_text(WorkerUnit((PROGRAM, "--models", path), "/s", is_system=False))
+    assert f"ExecStart={PROGRAM} --models {written}\n" in text
+
+
+def test_a_path_cannot_add_a_setting() -> None:
+    with pytest.raises(errors.BadSettings, match="can't be in a systemd unit"):
+        worker_unit.unit_text(WorkerUnit((PROGRAM, "--models", "/a\nUser=root"), "/s", is_system=False))
+
+
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    capabilities.require("systemd")
+    analyze = capabilities.find_program("systemd-analyze")
+    assert analyze is not None
+    command = ("/bin/true", 'a b"c', "100%", "$HOME")
+    for unit in (WorkerUnit(command, "/var/lib/aimesh-worker", True, True, ("video",)), WorkerUnit(command, "/tmp/a b", False)):
+        path = tmp_path / "aimesh-worker.service"
+        path.write_text(worker_unit.unit_text(unit), encoding="utf-8")
+        done = subprocess.run(
+            [analyze, "verify", "--man=no", str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert path.name not in done.stderr, done.stderr
+
+
+def test_install_is_idempotent_and_can_be_removed(joined: Shell) -> None:
+    path = Path(joined.environment["HOME"]) / ".config/systemd/user/aimesh-worker.service"
+    first = joined("worker", "install", "--user", "--models", "models")
+    assert first.exit_code == 0, first.stderr
+    assert first.stdout == path.read_text(encoding="utf-8")
+    assert f"--models {joined.folder}/models\n" in first.stdout
+    assert "SECRETSEED" not in first.stdout + first.stderr
+    assert "systemctl --user enable --now aimesh-worker" in first.stderr
+    before = path.stat()
+    again = joined("worker", "install", "--user", "--models", "models")
+    assert (again.stdout, path.stat().st_ino) == (first.stdout, before.st_ino)
+    assert again.stderr.startswith(f"Unchanged: {path}\n")
+    changed = joined("worker", "install", "--user")
+    assert changed.stdout == path.read_text(encoding="utf-8") != first.stdout
+    assert "systemctl --user restart aimesh-worker" in changed.stderr
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+    wants = path.parent / "default.target.wants" / path.name
+    wants.parent.mkdir()
+    wants.symlink_to(path)
+    assert joined("worker", "install", "--user", "--remove").stdout == f"Removed {path}.\n"
+    assert not path.exists()
+    assert not wants.is_symlink()
+    assert joined("worker", "install", "--user", "--remove").stdout == f"There is no {path}.\n"
+
+
+def test_a_machine_that_has_not_joined_is_refused(shell: Shell) -> None:
+    result = shell("worker", "install", "--user")
+    assert result.exit_code == 2
+    assert "no worker has joined a mesh" in result.stderr
+    assert "aicli worker --join TICKET --no-serve" in result.stderr
+
+
+def test_a_system_service_needs_its_own_state_folder(joined: Shell) -> None:
+    result = joined("worker", "install", "--system", "--state", str(Path(joined.environment["HOME"]) / ".local/state/aimesh/worker"))
+    assert result.exit_code == 2
+    assert "a service of the machine has its state in /var/lib/aimesh-worker" in result.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named(joined: Shell) -> None:
+    config = Path(joined.environment["HOME"]) / ".config"
+    config.write_text("a file where the folder should be", encoding="utf-8")
+    result = joined("worker", "install", "--user")
+    assert result.exit_code == 2
+    assert "cannot change" in result.stderr

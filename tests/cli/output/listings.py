@@ -1,0 +1,91 @@
+"""Every command that lists, with a mesh that answers it; names with wide characters, formulas and controls among them."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import msgspec
+
+from cli.doctor.findings import DoctorFinding
+from shared.api import alerts, audit, auth, business, gateway, ledger, membership, metrics, organizations, privacy, usage_report
+from shared.api.business import ActiveUsers, BusinessReport, BusinessRow, BusinessSum, NewAccounts
+from shared.spans import Span, SpanKind
+from shared.types import MicroCredits, ModelName, NodeId, Role, Tier, UserRole
+from stack.status_overview import StatusRow
+from tests.cli.fake_mesh import FakeMesh
+from tests.cli.test_admin_mesh import NODE, member, row
+from tests.cli.test_listings import LEFT, USER, WORKER
+
+#: A user may choose it as a name.
+NAME = "=漢字\x1b[31m"
+#: The same in CSV and in a table.
+CSV_NAME, SHOWN_NAME = "'=漢字[31m", "=漢字[31m"
+NOW = datetime.now(UTC)
+USER_ROW = auth.User(USER, NAME, "alice@example.org", UserRole.USER, Tier.PRO, True, NOW)
+KEY = auth.ApiKey(UUID(int=3), USER, NAME, "aip_live_abc…wxyz", is_active=True, created_at=NOW)  # type: ignore[arg-type]  # a KeyId
+ALERT = alerts.Alert(
+    id="a1b2c3d4e5f6", name="certificate_expiring", severity="warning", labels={"node": NAME}, state="firing",
+    since=NOW - timedelta(minutes=5), ended=None, value=3, summary=f"The certificate of {NAME} expires in 3 days", description="",
+    runbook="docs/runbooks/certificate_expiring.md", seen_by="", silenced=False,
+)  # fmt: skip
+SPAN = Span("a" * 32, "b" * 16, "", NAME, SpanKind.INTERNAL, 10**18, 10**18 + 5, "", {})
+ACT = audit.AuditedAct(NOW, "key.create", None, USER, target=NAME, details={"name": "n"})
+STATUS = StatusRow(NAME, "ready", True, NOW, 17, 0, "http://127.0.0.1:3000", "")
+FINDING = DoctorFinding("gateway", True, NAME)
+
+#: Command -> its arguments; an argument that must be there in every format but YAML, CSV and JSON: the id or name of its first row.
+LISTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {
+    ("models",): ((), SHOWN_NAME),
+    ("models", "list"): ((), SHOWN_NAME),
+    ("models", "show"): ((), SHOWN_NAME),
+    ("trace",): (("a" * 32,), SHOWN_NAME),
+    ("profile", "list"): ((), "lab"),
+    ("keys", "list"): ((), SHOWN_NAME),
+    ("usage",): ((), SHOWN_NAME),
+    ("quota",): ((), "requests per hour"),
+    ("nodes",): ((), WORKER.id[:9]),
+    ("doctor",): ((), SHOWN_NAME),
+    ("alerts",): ((), ALERT.id),
+    ("alerts", "list"): (("--all",), ALERT.id),
+    ("report", "cost"): (("--by", "model"), SHOWN_NAME),
+    ("report", "usage"): (("--by", "model"), SHOWN_NAME),
+    ("admin", "access-review"): ((), SHOWN_NAME),
+    ("admin", "audit", "list"): ((), "key.create"),
+    ("admin", "invitations", "list"): ((), "0123abcd"),
+    ("admin", "nodes", "list"): ((), NODE[:9]),
+    ("admin", "prices", "list"): ((), SHOWN_NAME),
+    ("admin", "tickets", "list"): ((), "0123456789abcdef"),
+    ("admin", "users", "list"): ((), SHOWN_NAME),
+    ("stack", "status"): ((), SHOWN_NAME),
+}
+
+
+def answer_all(mesh: FakeMesh) -> None:
+    model = ModelName(NAME)
+    days = (usage_report.DailyUsage(NOW.date(), KEY.id, 4, 50, MicroCredits(7_500)),)
+    mesh.answer(gateway.list_models, gateway.ServedModels((gateway.ServedModel(model, 2, 2048, aliases=("llama3",)),)))
+    mesh.answer(gateway.list_nodes, gateway.NodeRows((msgspec.structs.replace(WORKER, models=(model,)),)))
+    mesh.answer(gateway.get_user_quota, LEFT)
+    mesh.answer(usage_report.get_user_usage, usage_report.UserUsage(USER, 12, 150, days, MicroCredits(7_500)))
+    mesh.answer(auth.list_api_keys, auth.ApiKeys((KEY,)))
+    mesh.answer(auth.list_users, auth.Users((USER_ROW,)))
+    mesh.answer(metrics.get_trace, metrics.FoundTrace((metrics.TracedSpan("gateway", "node", SPAN),)))
+    mesh.answer(alerts.list_alerts, alerts.Alerts((ALERT,), (alerts.Silence("1", "", {}, NOW, "ann", NAME),)))
+    mesh.answer(audit.list_audit, audit.AuditRows((audit.AuditRow("house", 1, ACT, "alice", "0", False, "0", "0", "0"),)))
+    mesh.answer(membership.list_members, membership.Members((member(name=NAME),)))
+    invited = organizations.ColleagueInvitation("0123abcd4567", NAME, UserRole.USER, "ann", NOW, NOW + timedelta(days=7))
+    mesh.answer(organizations.list_colleague_invitations, organizations.ColleagueInvitations((invited,)))
+    mesh.answer(membership.list_tickets, membership.Tickets((row(),)))
+    mesh.answer(ledger.list_prices, ledger.ModelPrices((ledger.ModelPrice(model, MicroCredits(1), MicroCredits(2)),)))
+    mesh.answer(
+        business.get_business_report,
+        BusinessReport(BusinessSum(), (BusinessRow(NAME, BusinessSum()),), False, MicroCredits(0), ActiveUsers(1, 2, 3, 4)),
+    )
+    mesh.answer(business.count_new_accounts, NewAccounts(()))
+    mesh.answer(
+        privacy.review_access,
+        privacy.AccessReview(
+            (privacy.StaleKey("k-1", NAME, "bob", "live", NOW, None, "never used"),),
+            (privacy.StaleUser(NAME, "user", NOW, None, "not seen"),),
+            (privacy.StaleNode(NodeId(NODE), NAME, Role.WORKER, "", NOW, "not seen"),),
+        ),
+    )

@@ -1,0 +1,169 @@
+"""Every command that lists, in every format, in narrow and wide terminals; no command is left out."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from click.testing import Result
+
+from cli import main, profile
+from cli.ask import model_store
+from cli.doctor import doctor_checks
+from cli.output import printing
+from cli.output.print_format import PrintFormat
+from cli.output.table_layout import display_width
+from cli.profile import Profile
+from shared.api import auth, gateway
+from shared.api.inference import StoredModel, StoreResult
+from shared.types import ModelName
+from stack import status_overview
+from tests.cli.fake_mesh import Shell
+from tests.cli.output import listings
+from tests.cli.output.listings import CSV_NAME, LISTINGS, SHOWN_NAME
+from tests.cli.test_admin_mesh import NODE
+from tests.cli.test_listings import WORKER
+
+#: Their JSON is for other programs, or a stream.
+WITHOUT_FORMATS = {("mesh", "export"), ("top",)}
+
+
+def commands(command: click.Command = main.aicli, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], set[str]]]:
+    """Every command and its options."""
+    found = [(path, {name for parameter in command.params if not getattr(parameter, "hidden", False) for name in parameter.opts})]
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            found += commands(below, (*path, name))
+    return found
+
+
+@pytest.fixture
+def full_shell(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A machine where every listing has a row."""
+    listings.answer_all(shell.mesh)
+    folder = profile.folder_of_user(shell.environment)
+    folder.mkdir(parents=True)
+    profile.write(folder / "lab.toml", Profile(node_key_file=Path("k")))
+
+    async def findings(*_: object) -> list[object]:
+        return [listings.FINDING]
+
+    async def programs(*_: object) -> list[object]:
+        return [listings.STATUS]
+
+    stored = StoredModel(
+        name=ModelName(listings.NAME), digest="d" * 64, size=2**20, source="https://x.org/x", stored_at=listings.NOW, source_key="k"
+    )
+    monkeypatch.setattr(doctor_checks, "examine", findings)
+    monkeypatch.setattr(status_overview, "collect", programs)
+    monkeypatch.setattr(model_store, "_run", lambda *_, **__: StoreResult(models=(stored,)))
+    return shell
+
+
+def run(shell: Shell, command: tuple[str, ...], *options: str) -> Result:
+    result = shell(*command, *LISTINGS[command][0], *options)
+    assert result.exit_code == 0, f"{command}: {result.stderr}"
+    return result
+
+
+def test_every_command_that_prints_json_takes_the_other_formats() -> None:
+    json_commands = {path: options for path, options in commands() if "--json" in options}
+    lacking = {path for path, options in json_commands.items() if "-o" not in options}
+    assert lacking == WITHOUT_FORMATS, "use cli.output.print_format"
+    assert {path for path, options in json_commands.items() if "--watch" in options} == set(LISTINGS), "add it to LISTINGS"
+
+
+@pytest.mark.parametrize("command", LISTINGS, ids=" ".join)
+def test_listing_in_every_format(full_shell: Shell, command: tuple[str, ...]) -> None:
+    first = LISTINGS[command][1]
+    found = {kind: run(full_shell, command, "-o", kind.value).stdout for kind in PrintFormat}
+    data = json.loads(found[PrintFormat.JSON])
+    assert yaml.safe_load(found[PrintFormat.YAML]) == data
+    rows = list(csv.DictReader(io.StringIO(found[PrintFormat.CSV], newline="")))
+    assert rows
+    assert all(None not in row and None not in row.values() for row in rows), "every line has every cell"
+    for kind in (PrintFormat.TABLE, PrintFormat.WIDE):
+        assert first in found[kind]
+    assert found[PrintFormat.TABLE] == run(full_shell, command).stdout
+    text = "".join(found.values())
+    assert "\x1b" not in text
+    if first == SHOWN_NAME:
+        assert any(CSV_NAME in cell for row in rows for cell in row.values()) or command == ("doctor",)
+        assert not any(cell.startswith("=") for row in rows for cell in row.values())
+
+    assert json.loads(run(full_shell, command, "--json").stdout) == data
+    before = full_shell("--json", *command, *LISTINGS[command][0])
+    assert json.loads(before.stdout) == data
+    within = full_shell(command[0], "--json", *command[1:], *LISTINGS[command][0])
+    assert json.loads(within.stdout) == data
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_listings_fit_the_terminal(full_shell: Shell, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr(printing, "is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for command, (_, first) in LISTINGS.items():
+        result = run(full_shell, command)
+        assert first in result.stdout, command
+        if command[0] in ("doctor", "usage", "quota", "report"):
+            continue  # they have sentences beside their table
+        if columns == 200:
+            assert "no space" not in result.stderr, command
+        widest = max(map(display_width, result.stdout.splitlines()))
+        assert widest <= max(columns, 46), (command, widest)
+
+
+def test_wide_shows_whole_ids_and_every_column(full_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(printing, "is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert NODE in run(full_shell, ("admin", "nodes", "list"), "-o", "wide").stdout
+    assert WORKER.id in run(full_shell, ("nodes",), "-o", "wide").stdout
+    assert str(listings.KEY.id) in run(full_shell, ("keys", "list"), "-o", "wide").stdout
+    assert "d" * 64 in run(full_shell, ("models", "show"), "-o", "wide").stdout
+    assert "no space for" in run(full_shell, ("nodes",)).stderr
+
+
+@pytest.mark.parametrize(
+    "options", [("--json", "nodes", "-o", "yaml"), ("nodes", "--json", "-o", "table"), ("-o", "csv", "nodes", "-o", "wide")], ids=" ".join
+)
+def test_two_formats_are_refused(full_shell: Shell, options: tuple[str, ...]) -> None:
+    result = full_shell(*options)
+    assert result.exit_code == 2
+    assert "not both" in result.stderr
+
+
+def test_an_unknown_format_is_refused_with_the_others(shell: Shell) -> None:
+    result = shell("nodes", "-o", "xml")
+    assert result.exit_code == 2
+    assert "'table', 'wide', 'json', 'yaml', 'csv'" in result.stderr
+
+
+@pytest.mark.parametrize("asked", [("-o", "json"), ("-ojson",), ("--json",)], ids=" ".join)
+def test_errors_are_json_where_the_output_is(shell: Shell, asked: tuple[str, ...]) -> None:
+    for arguments in (("nodes", *asked), (*asked, "nodes"), (*asked, "nodes", "--nonsense")):
+        assert "code" in json.loads(shell(*arguments).stderr)["error"]
+    assert shell("nodes", "-o", "yaml").stderr.startswith("error: ")
+
+
+def test_csv_of_one_object_has_one_line(full_shell: Shell) -> None:
+    full_shell.mesh.answer(auth.revoke_api_key, listings.KEY)
+    (row,) = csv.DictReader(io.StringIO(full_shell("keys", "revoke", "x", "-o", "csv").stdout))
+    assert (row["name"], row["is_active"], row["expires_at"]) == (CSV_NAME, "true", "")
+    assert json.loads(row["bounds"]) == {"scopes": [], "models": [], "networks": []}
+
+
+def test_an_empty_list_in_every_format(shell: Shell) -> None:
+    shell.mesh.answer(gateway.list_nodes, gateway.NodeRows(()))
+    assert {kind.value: shell("nodes", "-o", kind.value).stdout for kind in PrintFormat} == {
+        "table": "",
+        "wide": "",
+        "json": "[]\n",
+        "yaml": "[]\n",
+        "csv": "",
+    }
