@@ -3,7 +3,8 @@
 import errno
 import secrets
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shared import errors, processes
@@ -38,9 +39,14 @@ def find_conflicts(wanted: Sequence[WantedPort], held: Mapping[WantedPort, PortL
         elif place in seen:
             other = seen[place]
             found.append(f"{want.name} is used by both {other.program} and {want.program}: set {want.variable} or {other.variable}")
-        elif want in held:
-            found.append(f"{want.name} for {want.program} is taken by {held[want]}: stop it, or set {want.variable} to a free port")
         seen.setdefault(place, want)
+    for holder in dict.fromkeys(held[want] for want in seen.values() if want in held):
+        taken = [want for want in seen.values() if held.get(want) == holder]
+        if len(taken) == 1:
+            found.append(f"{taken[0].name} for {taken[0].program} is taken by {holder}: stop it, or set {taken[0].variable} to a free port")
+        else:
+            names = ", ".join(f"{want.name.removeprefix('port ')} ({want.program})" for want in taken)
+            found.append(f"{len(taken)} ports are taken by {holder}: {names}. Stop it, or set other ports")
     return found
 
 
@@ -91,7 +97,17 @@ def check(wanted: Sequence[WantedPort]) -> None:
     held = look(wanted)
     conflicts = find_conflicts(wanted, held)
     if conflicts:
-        first = next((want for want in wanted if want in held), wanted[0])
-        # A setting for several consecutive ports needs as many free ones.
-        free = find_free(sum(want.variable == first.variable for want in wanted), is_udp=first.is_udp)
-        raise errors.BadSettings("; ".join(conflicts), hint=f"for example: {first.variable}={free} make up")
+        taken = [want for want in wanted if want in held] or wanted[:1]
+        raise errors.BadSettings("; ".join(conflicts), hint=f"for example: {_suggest(wanted, {want.variable for want in taken})} make up")
+
+
+def _suggest(wanted: Sequence[WantedPort], variables: Collection[str]) -> str:
+    """Return settings with free ports; one for several consecutive ports leads to as many."""
+    chosen = []
+    for is_udp in (False, True):
+        counts = Counter(want.variable for want in wanted if want.variable in variables and want.is_udp == is_udp)
+        port = find_free(counts.total(), is_udp=is_udp) if counts else 0
+        for variable, count in counts.items():
+            chosen.append(f"{variable}={port}")
+            port += count
+    return " ".join(chosen)

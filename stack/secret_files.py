@@ -4,10 +4,8 @@ A file is written whole or not at all, so the next ``init`` repairs an interrupt
 """
 
 import base64
-import os
 import secrets
 from collections.abc import Callable
-from pathlib import Path
 
 from shared.identity import credentials, node_keys, private_file
 from shared.types import Role
@@ -75,24 +73,9 @@ SECRETS: dict[str, Callable[[], bytes]] = {
 
 def ensure(home: StackHome) -> list[str]:
     """Create missing secrets and restrict the modes of existing ones. Return the names of the created ones."""
-    made = [name for name, make in SECRETS.items() if ensure_file(home.secrets / name, make)]
-    return made + [f"{name}.nk" for name in NODES if ensure_file(home.key(name), node_keys.new_seed)]
+    made = [name for name, make in SECRETS.items() if private_file.create(home.secrets / name, make)]
+    return made + [f"{name}.nk" for name in NODES if private_file.create(home.key(name), node_keys.new_seed)]
 
 
 def read(home: StackHome, name: str) -> str:
     return (home.secrets / name).read_text(encoding="utf-8").strip()
-
-
-def ensure_file(path: Path, make: Callable[[], bytes]) -> bool:
-    """Return whether it was created. Of an existing file only the mode is changed."""
-    if path.exists():
-        if path.stat().st_mode & 0o177:
-            path.chmod(0o600)
-        return False
-    with private_file.written(path, make() + b"\n", synced=True) as made:
-        try:
-            # Link, because a rename would replace a secret that another process creates at the same time.
-            os.link(made, path)
-        except FileExistsError:
-            return False
-    return True

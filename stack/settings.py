@@ -199,6 +199,10 @@ PASSED: dict[str, tuple[str, ...]] = {
     "MODELS_DIR": ("inference",),
     "MODEL_STORE": ("inference",),
     "MODEL_STORE_QUOTA": ("inference",),
+    "ALLOW_MODEL_PULLS": ("inference",),
+    "HF_ENDPOINT": ("inference",),
+    "HF_TOKEN": ("inference",),
+    "MODEL_MIRRORS": ("inference",),
     "MODEL_MEMORY": ("inference",),
     "MODEL_KEEP_ALIVE": ("inference",),
     "ENGINE_KV_MODE": ("inference",),
@@ -234,6 +238,7 @@ PASSED: dict[str, tuple[str, ...]] = {
 SECRET = frozenset(
     {
         "ALERT_WEBHOOK_URL",
+        "HF_TOKEN",
         "METRICS_TOKEN",
         "OPENAI_API_KEY",
         "OPENAI_UPSTREAM_KEYS",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.output import printing
+from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
@@ -45,6 +45,29 @@ def init() -> None:
     click.echo(f"{home.root}: {what}")
 
 
+@stack.command("check-env")
+@click.argument("file", type=click.Path(path_type=Path))
+@print_format.output_options('Print a JSON list of {"line": …, "text": …}.')
+@click.pass_context
+def check_env(context: click.Context, /, file: Path, *, as_json: bool) -> None:
+    """Check a FILE of settings, such as Compose's .env.
+
+    Names variables that nothing reads and values that would be refused. Exits with 1 if there are any.
+    """
+    from stack import environment_file
+
+    mistakes = environment_file.check(file, Path.cwd())
+    if as_json:
+        printing.show_json(printing.plain(mistakes))
+    else:
+        for mistake in mistakes:
+            click.echo(printing.printable(f"{file}:{mistake.line}: {mistake.text}"))
+        if not mistakes:
+            click.echo(f"{file}: no mistakes")
+    if mistakes:
+        context.exit(1)
+
+
 #: Roles that have NATS users; a test compares them with shared.types.Role.
 NODE_ROLES = ("auth", "gateway", "worker", "metrics", "web", "client", "operator")
 _NODE_NAME = "[a-z][a-z0-9-]{0,31}"
@@ -53,7 +76,7 @@ _NODE_NAME = "[a-z][a-z0-9-]{0,31}"
 @stack.command("add-node")
 @click.argument("name")
 @click.argument("role", type=click.Choice(NODE_ROLES))
-@click.option("--json", "as_json", is_flag=True, help='Print {"name": …, "role": …, "id": …, "key_file": …}.')
+@print_format.output_options('Print {"name": …, "role": …, "id": …, "key_file": …}.')
 def add_node(name: str, role: str, *, as_json: bool) -> None:
     """Create a node key and add the node to the mesh: a worker on another machine, a second gateway, a CLI.
 
@@ -161,7 +184,7 @@ def down() -> None:
 
 
 @stack.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@watching.listing_options("Print a JSON list.")
 @click.pass_context
 def status(context: click.Context, /, *, as_json: bool) -> None:
     """Show the status of each program. Exits with 1 if a program isn't ready."""
@@ -172,11 +195,11 @@ def status(context: click.Context, /, *, as_json: bool) -> None:
     columns: list[TableColumn[StatusRow]] = [
         TableColumn("PROGRAM", lambda row: row.name),
         TableColumn("STATE", lambda row: row.state, lambda row: "green" if row.ready else "red"),
-        TableColumn("SINCE", lambda row: printing.ago(row.since)),
-        TableColumn("PID", lambda row: str(row.pid or "–")),
-        TableColumn("CRASHES", lambda row: str(row.crashes)),
-        TableColumn("URL", lambda row: row.url or ""),
-        TableColumn("WHY", lambda row: row.why),
+        TableColumn("SINCE", lambda row: printing.ago(row.since), rank=3),
+        TableColumn("PID", lambda row: str(row.pid or "–"), rank=5),
+        TableColumn("CRASHES", lambda row: str(row.crashes), rank=4),
+        TableColumn("URL", lambda row: row.url or "", rank=2),
+        TableColumn("WHY", lambda row: row.why, wraps=True),
     ]
     printing.show_rows(rows, columns, as_json=as_json, empty="nothing is running; start it with: make up")
     if not rows or not all(row.ready for row in rows):

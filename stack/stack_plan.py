@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from stack.certificate import TlsCertificate
 
 #: The machine's variables that every program gets.
-_MACHINE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
+MACHINE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
 #: Prefixes of variables for the engine, its GPU, and requests to other providers.
-_ENGINE = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "LLAMA_", "OMP_", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+ENGINE_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "LLAMA_", "OMP_", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 
 #: service -> secret setting -> its file.
 _SECRETS: dict[str, dict[str, str]] = {
@@ -68,10 +68,10 @@ class StackPlan:
 
 def make(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], machine: Mapping[str, str]) -> StackPlan:
     """``recorded`` are the user's settings, secrets as NAME_FILE; ``machine`` is the environment that we run in."""
-    visible = {name: machine[name] for name in _MACHINE if name in machine}
+    visible = {name: machine[name] for name in MACHINE if name in machine}
     database = None if _has_external_databases(settings) else postgres_of(home)
     cache = None if settings.redis_url else valkey_of(home)
-    engine = {name: value for name, value in machine.items() if name.upper().startswith(_ENGINE)}
+    engine = {name: value for name, value in machine.items() if name.upper().startswith(ENGINE_PREFIXES)}
     services = []
     for service in SERVICES:
         environment = {**visible, **(engine if service == "inference" else {}), **service_environment(home, settings, recorded, service)}

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ _START_SECONDS = 3600.0
 _STOP_SECONDS = 180.0
 #: A living supervisor answers sooner, even on a busy machine.
 _CONTROL_SECONDS = 60.0
+#: A new stack writes half of it in its first minute, most of it PostgreSQL's.
+_LEAST_DISK_BYTES = 256 << 20
 _LOOK_SECONDS = 0.15
 #: How often to say what is still missing.
 _TELL_SECONDS = 20.0
@@ -64,6 +67,8 @@ async def up(
     """Return when everything is ready. Call ``prepare`` as soon as everything but the workers is ready, which load their models first.
     Raises AimeshError, after printing the end of the log that explains it."""
     _require_linux()
+    if not (home.run.is_dir() and supervisor.is_alive(home)):
+        _require_disk(home.root)
     made = initialization.ensure(home, environment, folder)
     if made.made:
         what = ", ".join(made.made) if len(made.made) < _FEW else f"{len(made.made)} secrets and node keys"
@@ -116,6 +121,17 @@ async def _find_running(home: StackHome) -> ControlAnswer | None:
 def _require_linux() -> None:
     if sys.platform != "linux":
         raise errors.BadSettings("the embedded stack runs on Linux only", hint="use compose.yaml instead")
+
+
+def _require_disk(folder: Path) -> None:
+    """Raises BadSettings if PostgreSQL would not get far: its own messages name no disk."""
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < _LEAST_DISK_BYTES:
+        raise errors.BadSettings(
+            f"the disk of {folder} is full: {free >> 20} MB are free and the stack needs {_LEAST_DISK_BYTES >> 20} MB",
+            hint="free some space, or set AIMESH_HOME to a folder on a larger disk",
+        )
 
 
 def _launch(home: StackHome, chosen: StackSettings) -> None:

@@ -36,7 +36,11 @@ from tools.setup_steps import LOG, ROOT, VENV, SetupFailed, failure, progress, r
 ENGINE_LOG = VENV / "engine-build.log"
 #: How long the build will still take. Workers that wait for it show this (services/inference/models/model_files.py).
 ENGINE_LEFT = VENV / "engine-build.left"
+#: For a program to end after a signal.
+END_SECONDS = 20.0
 LOCKS = ROOT / "requirements"
+#: The distributions aimesh-server and aimesh. Their Python files are used where they are.
+PROJECTS = (ROOT, ROOT / "sdk" / "python")
 #: Folders with a package-lock.json -> the first level that needs them, and for what.
 NPM_FOLDERS = {
     ROOT / "shared" / "transports" / "hyperswarm" / "sidecar": ("runtime", "installing the packages of Hyperswarm"),
@@ -224,7 +228,7 @@ def digest_of(level: str) -> str:
     digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT} {chosen_wheel() or wheel_folder().name}".encode())
     for name in ["build.lock", LEVELS[level], "model.lock", "engine.lock", "engine-build.lock"]:
         digest.update((LOCKS / name).read_bytes())
-    for path in (ROOT / "pyproject.toml", *(folder / "package-lock.json" for folder in npm_folders(level))):
+    for path in (*(folder / "pyproject.toml" for folder in PROJECTS), *(folder / "package-lock.json" for folder in npm_folders(level))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -301,8 +305,11 @@ def program_beside(command: list[str]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        program.send_signal(signal.SIGINT)
-        program.wait()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            program.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                program.wait(END_SECONDS)
+                break
         raise
     finally:
         ENGINE_LEFT.unlink()
@@ -497,7 +504,8 @@ def set_up(level: str, command: list[str]) -> None:
                     # No package of the lock has an install script, and a new one must not run unnoticed.
                     packages = ["--omit=dev", "--omit=optional"] if level == "runtime" else []
                     npm(NPM_FOLDERS[folder][1], folder, "ci", "--ignore-scripts", *packages)
-            pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+            editable = [word for project in PROJECTS for word in ("-e", str(project))]
+            pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", *editable)
             with program_beside(command):
                 # A rebuild with other flags has the same version, so the install must be forced.
                 pip("installing the engine", "install", "--no-deps", "--force-reinstall", wheel())

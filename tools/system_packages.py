@@ -24,9 +24,10 @@ SYSTEM_PACKAGES = {
     "prometheus": ("promtool",),
     "prometheus-alertmanager": ("amtool",),
     "pgbouncer": ("pgbouncer",),
+    "docker-registry": ("docker-registry",),
 }
 #: Their packages start services, which would take ports that aimesh uses.
-SERVERS = ("prometheus", "prometheus-alertmanager", "pgbouncer")
+SERVERS = ("prometheus", "prometheus-alertmanager", "pgbouncer", "docker-registry")
 #: Packages that are only recommended but needed: for Chromium a sandbox for ordinary users, and a font.
 RECOMMENDED = {"chromium": ("chromium-sandbox", "fonts-liberation")}
 #: Other recommended packages would install another service.

@@ -17,10 +17,10 @@ from pathlib import Path
 import msgspec
 
 from shared import errors, processes
-from shared.identity import node_keys
+from shared.identity import node_keys, private_file
 from shared.protocol import topics
 from shared.types import MeshName, NodeId, Role
-from stack.secret_files import NODES, ensure_file
+from stack.secret_files import NODES
 from stack.servers.program import Program, SocketProbe
 from stack.stack_home import StackHome, write_private
 
@@ -96,7 +96,7 @@ def add_node(home: StackHome, mesh: MeshName, name: str, role: Role) -> Path:
         raise errors.BadSettings(f"{name} is already the name of the stack's own {NODES[name]}", hint="choose another name")
     with _locked(home):
         key_file = home.key(name)
-        ensure_file(key_file, node_keys.new_seed)
+        private_file.create(key_file, node_keys.new_seed)
         added = MeshNode(name, role, node_keys.load(key_file).id)
         nodes = read_nodes(home.nats)
         known = {node.name: node for node in nodes}

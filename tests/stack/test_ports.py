@@ -1,3 +1,4 @@
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -19,6 +20,12 @@ DHT = WantedPort(3000, "a DHT node", "DHT_PORT", is_udp=True)
     [
         pytest.param([WEB, AUTH], {}, [], id="all are free"),
         pytest.param([WEB], {WEB: PortListener(7, "node")}, ["port 3000", "node (pid 7)", "WEB_SERVICE_PORT"], id="taken"),
+        pytest.param(
+            [WEB, AUTH, DHT],
+            {want: PortListener(7, "node") for want in (WEB, AUTH, DHT)},
+            ["3 ports are taken by node (pid 7): 3000 (web), 3001 (auth), UDP port 3000 (a DHT node). Stop it"],
+            id="all taken by one program",
+        ),
         pytest.param([WEB], {WEB: PortListener(None, None)}, ["may not inspect", "WEB_SERVICE_PORT"], id="taken by a stranger"),
         pytest.param([WEB, WantedPort(3000, "auth", "AUTH_SERVICE_PORT")], {}, ["used by both web and auth"], id="wanted twice"),
         pytest.param(
@@ -56,6 +63,20 @@ def test_occupied_udp_port_is_reported_with_enough_free_ones() -> None:
             ports.check(wanted)
     free = int(caught.value.hint.partition("DHT_PORT=")[2].split()[0])
     assert all(ports.is_free(free + number, is_udp=True) for number in range(3))
+
+
+def test_every_taken_port_gets_a_free_one() -> None:
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(10)]
+        for one in taken:
+            one.bind(("127.0.0.1", 0))
+            one.listen()
+        wanted = [WantedPort(one.getsockname()[1], f"p{number}", f"P{number}_PORT") for number, one in enumerate(taken)]
+        with pytest.raises(errors.BadSettings, match=f"10 ports are taken by .*pid {os.getpid()}") as caught:
+            ports.check(wanted)
+    chosen = dict(part.split("=") for part in caught.value.hint.removeprefix("for example: ").removesuffix(" make up").split())
+    assert list(chosen) == [want.variable for want in wanted]
+    ports.check([WantedPort(int(chosen[want.variable]), want.program, want.variable) for want in wanted])
 
 
 def test_foreign_address_is_reported() -> None:

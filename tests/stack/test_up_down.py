@@ -94,6 +94,15 @@ async def test_up_again_killed_and_down(home: StackHome, first_environment: dict
     assert (home.postgres / "data" / "PG_VERSION").exists()
 
 
+async def test_full_disk_is_reported_before_anything_is_written(
+    home: StackHome, first_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up_down, "_LEAST_DISK_BYTES", 1 << 60)
+    with pytest.raises(errors.BadSettings, match=r"the disk of .* is full: \d+ MB are free and the stack needs"):
+        await up_down.up(home, first_environment, tmp_path, messages.append, prepare)
+    assert not home.run.exists()
+
+
 async def test_service_that_cannot_start_is_reported_with_its_reason(
     home: StackHome, first_environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -3,6 +3,8 @@ import json
 import os
 import platform
 import shutil
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -322,19 +324,32 @@ def test_program_has_the_terminal_while_the_engine_is_built(capfd: pytest.Captur
     assert "installing: done in 0 s" in shown.err
 
 
-def test_program_is_interrupted_if_the_engine_cannot_be_built(left: Path, tmp_path: Path) -> None:
-    ready, interrupted = tmp_path / "ready", tmp_path / "interrupted"
+#: Says that it is ready, waits for one signal of several, and ignores the others.
+WAITS = """
+import signal, sys
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+open(sys.argv[1], "w").close()
+sys.exit(signal.sigwait({signal.Signals[sys.argv[2]]}))
+"""
+
+
+@pytest.mark.parametrize("awaited", ["SIGINT", "SIGUSR1"])
+def test_program_is_ended_if_the_engine_cannot_be_built(left: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, awaited: str) -> None:
+    """A program that ignores the interrupt is killed."""
+    monkeypatch.setattr(setup, "END_SECONDS", 300 if awaited == "SIGINT" else 0.05)
+    ready = tmp_path / "ready"
     os.mkfifo(ready)
-    script = f"trap 'touch \"{interrupted}\"; exit 1' INT; echo > '{ready}'; while :; do sleep 0.1; done"
 
     def fail() -> None:
-        with setup.program_beside(["bash", "-c", script]):
+        with setup.program_beside([sys.executable, "-c", WAITS, str(ready), awaited]):
             ready.read_text()
             raise setup_steps.SetupFailed("no compiler")
 
     with pytest.raises(setup_steps.SetupFailed, match="no compiler"):
         fail()
-    assert interrupted.exists()
+    assert setup_steps.SCREEN.program is not None
+    assert setup_steps.SCREEN.program.returncode == (signal.SIGINT if awaited == "SIGINT" else -signal.SIGKILL)
     assert not left.exists()
 
 

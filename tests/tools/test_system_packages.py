@@ -7,7 +7,9 @@ import pytest
 from tests import capabilities
 from tools import system_packages
 
-ALL_PACKAGES = "chromium chromium-sandbox fonts-liberation iproute2 iptables conntrack prometheus prometheus-alertmanager pgbouncer"
+ALL_PACKAGES = (
+    "chromium chromium-sandbox fonts-liberation iproute2 iptables conntrack prometheus prometheus-alertmanager pgbouncer docker-registry"
+)
 
 
 @pytest.fixture
@@ -28,7 +30,9 @@ def test_ordinary_user_gets_one_command_for_system_packages(installed: set[str])
     with pytest.raises(system_packages.SystemNotReady, match=f"(?m)^  sudo apt-get install -y --no-install-recommends {ALL_PACKAGES}$"):
         system_packages.ensure_system()
     installed |= {"chromium-browser", "ip", "iptables", "conntrack", "promtool", "amtool"}
-    with pytest.raises(system_packages.SystemNotReady, match=r"(?m)^  sudo apt-get install -y --no-install-recommends pgbouncer$"):
+    with pytest.raises(
+        system_packages.SystemNotReady, match=r"(?m)^  sudo apt-get install -y --no-install-recommends pgbouncer docker-registry$"
+    ):
         system_packages.ensure_system()
 
 
@@ -45,8 +49,11 @@ def test_root_installs_only_missing_system_packages(installed: set[str], monkeyp
     monkeypatch.setattr(system_packages, "without_services", lambda *_: contextlib.nullcontext())
     installed |= {"chromium", "ip", "iptables", "conntrack"}
     system_packages.ensure_system()
-    assert ran == [("apt-get", "update"), (*system_packages.INSTALL, "prometheus", "prometheus-alertmanager", "pgbouncer")]
-    installed |= {"promtool", "amtool"}
+    assert ran == [
+        ("apt-get", "update"),
+        (*system_packages.INSTALL, "prometheus", "prometheus-alertmanager", "pgbouncer", "docker-registry"),
+    ]
+    installed |= {"promtool", "amtool", "docker-registry"}
     (tmp_path / "pgbouncer").touch()
     ran.clear()
     system_packages.ensure_system()
