@@ -120,7 +120,14 @@ class _Engine:
     async def generate(self, prompt: str, max_tokens: int, on_token: OnToken) -> Counts:
         self._seed += 1
         asked = Sampling(
-            max_tokens=max_tokens, temperature=TEMPERATURE, top_k=TOP_K, top_p=TOP_P, min_p=0.0, seed=self._seed, ignore_eos=True
+            max_tokens=max_tokens,
+            temperature=TEMPERATURE,
+            top_k=TOP_K,
+            top_p=TOP_P,
+            min_p=0.0,
+            repeat_penalty=1.0,
+            seed=self._seed,
+            ignore_eos=True,
         )
         job = jobs.check_prompt(model_discovery.DEFAULT_MODEL, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
         # One tenant, as in llama-server, so that both may reuse prefixes of earlier prompts.

@@ -281,4 +281,7 @@ async def run(load: Load) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(run(msgspec.json.decode(sys.stdin.buffer.read(), type=Load)))))
+    result = msgspec.json.encode(uvloop.run(run(msgspec.json.decode(sys.stdin.buffer.read(), type=Load))))
+    # With PYTHONUNBUFFERED, sys.stdout.buffer is the bare file, which may write a part only.
+    with open(sys.stdout.fileno(), "wb", closefd=False) as out:
+        out.write(result)

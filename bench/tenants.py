@@ -112,12 +112,10 @@ def gateway_port(running: RunningStack) -> int:
     return int(running.environment["GATEWAY_SERVICE_PORT"])
 
 
-async def first_byte(running: RunningStack, *words: str) -> float:
+async def first_byte(running: RunningStack, *words: str, **variables: str) -> float:
     """Run `aicli`. Return the seconds from the start of the process to the first byte of its answer."""
     start = time.perf_counter()
-    process = await running.start_aicli(*words)
-    assert process.stdin is not None
-    process.stdin.close()
+    process = await running.start_aicli(*words, has_input=False, **variables)
     assert process.stdout is not None
     first = await process.stdout.read(1)
     took = time.perf_counter() - start
