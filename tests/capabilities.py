@@ -55,6 +55,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "nat": topology.why_not,
     "pgbouncer": lambda: _programs({"pgbouncer": find_program("pgbouncer")}),
     "prometheus": _prometheus,
+    "registry": lambda: _programs({"docker-registry": find_program("docker-registry")}),
     "root": lambda: "" if os.geteuid() == 0 else "the tests do not run as root",
     "systemd": lambda: _programs({"systemd-analyze": find_program("systemd-analyze")}),
 }

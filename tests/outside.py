@@ -63,11 +63,15 @@ class Running:
     async def interrupt(self, *, seconds: float = 15) -> int:
         """SIGTERM, and what it ended with."""
         self.process.send_signal(signal.SIGTERM)
+        return await self.ended(seconds=seconds)
 
-        async def ended() -> bool:
+    async def ended(self, *, seconds: float = SERVING_SECONDS) -> int:
+        """What it ended with."""
+
+        async def is_over() -> bool:
             return self.process.poll() is not None
 
-        await until(ended, seconds=seconds, what="it ends")
+        await until(is_over, seconds=seconds, what="it ends")
         return int(self.process.returncode)
 
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from cli import main as cli_main
+from cli.output.option_values import NumberTakingCommand
 from services.gateway.limits import tiers
 from shared import api, config, node
 from shared.api.method import Method, StreamMethod
@@ -210,6 +211,8 @@ def unknown_in(shown: Shown) -> str | None:
         context = click.Context(command, info_name=words.pop(0), parent=context, **command.context_settings)
     if isinstance(context.command, click.Group):
         return None
+    if isinstance(context.command, NumberTakingCommand):
+        words = [word for word in words if not re.fullmatch(r"-[\d.]+", word)]
     try:
         context.command.make_parser(context).parse_args(words)
     except click.UsageError as error:

@@ -74,7 +74,7 @@ def test_a_lock_pins_with_hashes_and_names_no_index(lock: Path) -> None:
 def declared() -> set[str]:
     """Every distribution that pyproject.toml asks for, in whatever group."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    wanted = list(project["build-system"]["requires"]) + list(project["project"]["dependencies"])
+    wanted = [*project["build-system"]["requires"], *locks.read_dependencies()]
     for group in (*project["project"]["optional-dependencies"].values(), *project["dependency-groups"].values()):
         wanted += [entry for entry in group if isinstance(entry, str)]
     return {match[0].lower() for entry in wanted if (match := re.match(r"[A-Za-z0-9_.\-]+", entry))}

@@ -1,6 +1,7 @@
 """What an administrator does in a browser: the first login with its second factor, and letting a machine in."""
 
 import re
+import secrets
 
 from tests import outside
 from tests.acceptance import authenticator
@@ -9,7 +10,19 @@ from tests.acceptance.watching import Watch, expected
 from tests.people import ApiClient
 from tests.stacks import RunningStack
 
-SUBJECTS = ("", "/alerts", "/nodes", "/nodes/tickets", "/users", "/organisations", "/prices", "/audit", "/settings")
+SUBJECTS = (
+    "",
+    "/alerts",
+    "/nodes",
+    "/nodes/tickets",
+    "/users",
+    "/organisations",
+    "/prices",
+    "/audit",
+    "/settings",
+    "/setup",
+    "/invitations",
+)
 
 
 async def test_the_admin_of_a_new_mesh_signs_in_for_the_first_time(stack: RunningStack, watch: Watch) -> None:
@@ -63,6 +76,42 @@ async def test_nobody_else_comes_into_administration(stack: RunningStack, watch:
         with expected(ann.page, "status of 403"):
             await ann.goes(f"/admin{subject}")
         await ann.sees("Only administrators can open this page")
+
+
+async def test_a_colleague_is_invited_as_administrator_and_starts_with_the_checklist(stack: RunningStack, watch: Watch) -> None:
+    ben = Visitor(await watch.open(), stack.url("web"), f"ben-{secrets.token_hex(4)}")
+    email, page = f"{ben.name}@example.org", ben.page
+    link = (await stack.aicli("admin", "invite", email, "--role", "admin", "--json")).json()["link"]
+    code = link.partition("#")[2]
+    await page.goto(f"{ben.origin}/join#{code}")
+    await page.until("document.body?.innerText.includes('invited you to')")
+    await ben.sees("admin invited you to this AI platform as an administrator.", email)
+    await page.click("a.button", "Create account")
+    assert await page.evaluate("document.getElementById('email').value") == email
+    await page.fill(username=ben.name, password=ben.password)
+    await page.click("main button", "Create account")
+    assert await page.path() == "/login/second-factor"
+    await ben.set_up_factor()
+    await ben.sees("Set up this mesh", "Your account asks for a code at sign-in.", "Other people have accounts here.", "Set SMTP_URL")
+    open_ones = (await stack.aicli("admin", "invitations", "list", "--json")).json()
+    assert email not in [each["email"] for each in open_ones]
+    # Used up, also for the same person.
+    with expected(page, "status of 404"):
+        await ben.goes("/forgot")
+        await page.goto(f"{ben.origin}/join#{code}")
+        await page.until("document.body?.innerText.includes('already used')")
+
+    await ben.goes("/dashboard")
+    await page.click("main button", "Keep open")
+    await ben.sees("Open: anyone who can reach this page can register.")
+    await ben.goes("/dashboard")
+    await page.click("main button", "Dismiss")
+    assert "Set up this mesh" not in await page.text()
+    await ben.goes("/admin/setup")
+    await page.click("main button", "Show on the overview")
+    await ben.sees("Set up this mesh")
+    await ben.goes("/admin/audit")
+    await ben.sees("user.join", "registration.confirm")
 
 
 async def test_a_machine_joins_waits_is_approved_and_revoked_on_the_page(stack: RunningStack, watch: Watch, api_client: ApiClient) -> None:

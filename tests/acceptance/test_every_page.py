@@ -25,6 +25,7 @@ from tests.people import ApiClient
 from tests.stacks import RunningStack, until
 
 VISITORS = {
+    "join": "/join",
     "landing": "/",
     "register": "/register",
     "login": "/login",
@@ -66,6 +67,8 @@ OF_ADMINISTRATORS = {
     "admin-prices": "/admin/prices",
     "admin-audit": "/admin/audit",
     "admin-settings": "/admin/settings",
+    "admin-setup": "/admin/setup",
+    "admin-invitations": "/admin/invitations",
     "admin-overview": "/dashboard",
     "admin-models": "/models",
 }

@@ -32,7 +32,7 @@ from shared.api import (
 )
 from shared.api.gateway import InferenceRequest
 from shared.api.method import Method, StreamMethod
-from shared.types import Credential, MicroCredits, ModelName, RequestId, Role, TenantId, Tier, UserId, UserRole
+from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
 
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
 NOBODY = UserId(UUID(int=404))
@@ -118,6 +118,15 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.withdrawInvitation": lambda: organizations.WithdrawInvitation(NO_TEAM, "none"),
     "auth.readInvitation": lambda: organizations.ReadInvitation("none"),
     "auth.acceptInvitation": lambda: organizations.AcceptInvitation("none"),
+    "auth.inviteColleague": lambda: organizations.InviteColleague("nowhere"),
+    "auth.listColleagueInvitations": organizations.ListColleagueInvitations,
+    "auth.withdrawColleagueInvitation": lambda: organizations.WithdrawColleagueInvitation("none"),
+    "auth.readColleagueInvitation": lambda: organizations.ReadColleagueInvitation("none"),
+    "auth.acceptColleagueInvitation": lambda: organizations.AcceptColleagueInvitation("none"),
+    "auth.getSetup": service_settings.GetSetup,
+    "auth.dismissSetup": service_settings.DismissSetup,
+    "auth.confirmRegistration": lambda: service_settings.ConfirmRegistration(is_open=False),
+    "auth.sendTestMail": service_settings.SendTestMail,
     "auth.setOrganisationRole": lambda: organizations.SetTeamRole(NO_TEAM, NOBODY, organizations.TeamRole.MEMBER),
     "auth.removeOrganisationMember": lambda: organizations.RemoveTeamMember(NO_TEAM, NOBODY),
     "auth.exportAccount": privacy.ExportAccount,
@@ -161,6 +170,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.listModels": gateway.ListModels,
     "gateway.loadModel": lambda: gateway.LoadOnWorker(NO_MODEL),
     "gateway.unloadModel": lambda: gateway.UnloadOnWorkers(NO_MODEL),
+    "gateway.pullModel": lambda: gateway.PullOnWorkers("https://example.org/x.gguf", NodeId("nobody-at-all")),
     "gateway.listNodes": gateway.ListNodes,
     "gateway.readUsage": lambda: gateway.ReadUsage(NO_TEAM),
     "gateway.getUsageReport": _report,
@@ -182,6 +192,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "inference.getModelStatus": lambda: inference.GetModelStatus(NO_MODEL),
     "inference.loadModel": lambda: inference.LoadModel(NO_MODEL),
     "inference.unloadModel": lambda: inference.UnloadModel(NO_MODEL),
+    "inference.pullModel": lambda: inference.PullModel("nothing"),
     "inference.readReceipts": lambda: inference.ReadReceipts(()),
     "metrics.recordMetric": lambda: metrics.RecordMetric("no_such_metric", 1),
     "metrics.recordMetrics": lambda: metrics.RecordMetrics(()),

@@ -82,6 +82,14 @@ async def _use_everything(stack: RunningStack, api_client: ApiClient, gone: Pers
     invited = organizations.InviteMember(team.id, f"{gone.username}@example.org", TeamRole.MEMBER)
     sent = await rpc.call(organizations.invite_member, invited, credential=other.access_token)
     await rpc.call(organizations.accept_invitation, organizations.AcceptInvitation(sent.token), credential=gone.access_token)
+    async with stack.database("auth") as database:
+        # As if they had come by it.
+        await database.execute(
+            "INSERT INTO colleague_invitations (id, email, role, token_hash, invited_by, expires_at)"
+            " VALUES (gen_random_uuid(), $1, 'user', $1, $2, now())",
+            f"{gone.username}@example.org",
+            other.id,
+        )
     keys = (await rpc.call(auth.list_api_keys, auth.ListApiKeys(), credential=gone.access_token)).keys
     acting = await rpc.call(accounts.switch_organisation, accounts.SwitchTeam(team.id), credential=gone.access_token)
     await asking.rpc(api_client.mesh, acting.access_token, "on the bill of all of us")

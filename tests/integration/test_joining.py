@@ -133,13 +133,16 @@ async def test_a_machine_joins_serves_is_paused_and_revoked_in_mid_stream(
 
     await until(nothing_runs, what="its worker does not go on with the answer")
     await worker.says("revoked", seconds=CUT_SECONDS)
+    assert await worker.ended() == ExitCode.REVOKED
+    assert "error: an administrator has revoked this machine" in worker.text()
     told = await box.aicli("worker", "status", "--state", str(box.state))
-    assert "revoked" in told.out
+    assert (told.status, told.out) == (1, "not running. To start it: aicli worker\n")
+    # Started again, it learns it again.
+    assert await serve(box, model).ended() == ExitCode.REVOKED
 
     # Its key is worth nothing any more, and with a new ticket the machine comes as another node.
     old = node_keys.load(box.state / "node.nk")
     assert isinstance(await refusal(tickets.parse(await outside.ticket(stack, "worker")), old, find_seconds=3), errors.AimeshError)
-    await worker.interrupt()
     again = serve(box, model, "--join", await outside.ticket(stack, "worker"))
     await again.says(f"serving 1 model: {model.name}")
     newer = await row_of(stack, model)
@@ -234,7 +237,7 @@ async def test_a_profile_asks_by_eight_processes_at_once_until_it_is_revoked(sta
     assert running.process.returncode != 0
     assert "Traceback" not in running.text()
     refused = await cafe.aicli("infer", "-m", "echo", "hello?")
-    assert (refused.status, refused.out) == (ExitCode.FAILED, "")
+    assert (refused.status, refused.out) == (ExitCode.REVOKED, "")
     assert "this machine was revoked" in refused.err
 
 

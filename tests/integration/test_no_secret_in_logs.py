@@ -38,7 +38,7 @@ from tests.testnet import free_port
 
 #: What a mail carries, and so the log where there is no mail server.
 MAIL_LOG = "log auth mail"
-MAILED = frozenset({"reset code", "invitation"})
+MAILED = frozenset({"reset code", "invitation", "colleague"})
 _PROVIDER_PORT, _PROVIDER_SECRET = free_port(), f"oidc-{secrets.token_urlsafe(24)}"
 _OTLP_PORT = free_port()
 _FORM_TOKEN = re.compile(r'name="token" value="([^"]+)"')
@@ -236,6 +236,19 @@ async def _invitation(api_client: ApiClient, ann: Person, hidden: Hidden) -> Non
         )
 
 
+async def _colleague(stack: RunningStack, api_client: ApiClient, hidden: Hidden) -> None:
+    made = (await stack.aicli("admin", "invite", "colleague@example.org", "--json")).json()["token"]
+    hidden.add("colleague", made)
+    with pytest.raises(errors.NotFound, match="there is no such invitation"):
+        await api_client.mesh.rpc.call(organizations.read_colleague_invitation, organizations.ReadColleagueInvitation(made + "x"))
+    for code, email in ((made + "x", "colleague@example.org"), (made, "another@example.org")):
+        registration = auth.RegisterUser(auth.UserData("colleague", email, "short"), invitation=code)
+        with pytest.raises(errors.BadRequest, match="password"):
+            await api_client.mesh.rpc.call(auth.register_user, registration)
+    found = await api_client.mesh.rpc.call(organizations.read_colleague_invitation, organizations.ReadColleagueInvitation(made))
+    assert found.email == "colleague@example.org"
+
+
 async def _ticket(stack: RunningStack, hidden: Hidden) -> None:
     made = (await stack.aicli("admin", "tickets", "create", "--role", "client", "--json")).json()["ticket"]
     hidden.add("ticket", made.removeprefix(tickets.PREFIX), tickets.parse(made).seed)
@@ -349,6 +362,7 @@ async def test_no_secret_is_found_anywhere(stack: RunningStack, api_client: ApiC
     await _second_factor(stack, api_client, hidden)
     await _reset(stack, api_client, hidden)
     await _invitation(api_client, ann, hidden)
+    await _colleague(stack, api_client, hidden)
     await _ticket(stack, hidden)
     await _provider(stack, hidden)
     await _prompt(stack, api_client, ann, hidden)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from shared import errors
-from shared.api import auth, usage_report
+from shared.api import auth, gateway, usage_report
 from shared.types import KeyId, UserId
 from tests.integration import asking
 from tests.integration.asking import Answered
@@ -145,25 +145,18 @@ async def test_a_stream_that_its_reader_left_is_cancelled_and_counts_what_was_de
 
 
 async def test_an_rpc_caller_that_leaves_cancels_too(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
-    task = asyncio.create_task(asking.rpc(api_client.mesh, ann.key.secret, LONG))
-    await until(lambda: _is_generating(stack), what="the worker generates")
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    request = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt=LONG, model=asking.ECHO))
+    async with api_client.mesh.rpc.stream(gateway.process_inference_request, request, credential=ann.key.secret) as answer:
+        async for chunk in answer:
+            if chunk.text:
+                break
     assert (await _only_row(stack, ann))["status"] == "cancelled"
     await until(lambda: _is_idle(stack), what="the worker stops")
 
 
-async def _is_generating(stack: RunningStack) -> bool:
-    return await _running_there(stack) > 0
-
-
 async def _is_idle(stack: RunningStack) -> bool:
-    return await _running_there(stack) == 0
-
-
-async def _running_there(stack: RunningStack) -> int:
     nodes = (await stack.aicli("nodes", "--json")).json()
-    return sum(int(node["running"]) for node in nodes if "echo" in node["models"])
+    return not any(node["running"] for node in nodes if "echo" in node["models"])
 
 
 async def test_a_deadline_that_passes_is_a_timeout(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:

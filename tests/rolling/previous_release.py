@@ -1,6 +1,6 @@
 """The release before this one, from the commit in ``tests/rolling/previous``, in an environment made from its own lock files.
 
-It is made once, in ~/.cache/aimesh/rolling, which takes a minute or two; its engine's wheel comes from the cache that both share.
+It is made once, in ~/.cache/aimesh/rolling, which takes a minute or two; it gets the wheel of this release's engine.
 """
 
 import fcntl
@@ -29,12 +29,21 @@ def find() -> Release:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "Makefile").exists():
             _unpack(folder)
+        _share_engine()
         # Quick when it is done already; an environment of the caller's must not be taken for the checkout's own.
         environment = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}}
         words = [sys.executable, "-m", "tools.setup", "runtime"]
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=SETUP_SECONDS, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     return Release(str(folder / ".venv" / "bin" / "python"), folder)
+
+
+def _share_engine() -> None:
+    """The old release would compile parts of the same llama.cpp that nothing loads, for ten minutes."""
+    place = setup.cache_folder() / setup.build_key()
+    place.mkdir(parents=True, exist_ok=True)
+    for wheel in setup.wheel_folder().glob("*.whl"):
+        shutil.copy(wheel, place)
 
 
 def _unpack(folder: Path) -> None:

@@ -24,6 +24,8 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "audit_heads": "numbers and digests, so that a chain grows in order",
             "audit_anchors": "numbers and digests, signed",
             "signing_keys": "of the house",
+            "colleague_invitations": "to the house, by its administrators; found by a secret before anybody is known",
+            "setup_facts": "of the house",
         },
     ),
     "gateway": (

@@ -85,3 +85,10 @@ def test_a_formatted_amount_is_parsed_as_the_same(amount: int, decimals: int) ->
 @given(st.integers(-(10**15) + 1, 10**15 - 1))
 def test_a_float_of_fifteen_digits_is_exact(amount: int) -> None:
     assert amounts.read_json(json.loads(amounts.written(amount))) == amount
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(2 * 2**20, "2.0 MiB"), (300 * 2**20, "300 MiB"), (5 * 2**30 + 2**29, "5.5 GiB"), (0, "0.0 MiB")]
+)
+def test_sizes_are_shown_in_a_fitting_unit(size: int, shown: str) -> None:
+    assert amounts.show_bytes(size) == shown

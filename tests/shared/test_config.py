@@ -48,6 +48,12 @@ def test_every_kind_of_value_is_read() -> None:
     )  # fmt: skip
 
 
+def test_an_empty_secret_file_counts_as_unset(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("\n", encoding="utf-8")
+    with pytest.raises(errors.BadSettings, match="PASSWORD is not set"):
+        config.load(Settings, {"URL": "x", "PASSWORD_FILE": str(tmp_path / "password")})
+
+
 def test_an_empty_variable_counts_as_unset() -> None:
     assert config.load(Settings, GIVEN | {"PORT": "", "FILE": " "}).port == 3000
 
@@ -139,3 +145,36 @@ def test_a_renamed_setting_works_and_a_misspelled_one_gets_the_nearest(
 ) -> None:
     assert config.load(Renamed, environment).timeout == seconds
     assert list(config.find_outdated_names(Renamed, environment)) == warnings
+
+
+class Several(config.Settings, frozen=True, kw_only=True):
+    key: Annotated[str, msgspec.Meta(min_length=32), Variable("KEY", "required", secret=True)]
+    key_old: Annotated[str | None, Variable("KEY_OLD", "the one before", secret=True)] = None
+    low: Annotated[int, Variable("LOW", "a number")] = 1
+    high: Annotated[int, Variable("HIGH", "a larger one")] = 2
+
+    def mistakes(self) -> Iterator[str]:
+        if self.low > self.high:
+            yield "LOW: must not be above HIGH"
+        if self.key.startswith("A"):
+            yield "KEY: may not begin with A"
+        if self.key_old == "x":
+            yield "KEY_OLD: is too short"
+
+
+@pytest.mark.parametrize(
+    ("environment", "subjects"),
+    [
+        ({}, []),
+        ({"LOW": "3"}, ["LOW"]),
+        # Found without the invalid value, although `load` would tell only that.
+        ({"LOW": "3", "HIGH": "x"}, ["HIGH", "LOW"]),
+        ({"KEY": "short"}, ["KEY"]),
+        ({"KEY_OLD": "x"}, ["KEY_OLD"]),
+        ({"KEY_FILE": "/does/not/exist"}, ["KEY_FILE"]),
+    ],
+)
+def test_only_mistakes_of_given_variables_are_found(environment: dict[str, str], subjects: list[str]) -> None:
+    checked = config.check_variables(Several, environment)
+    assert [mistake.partition(":")[0] for mistake in checked.mistakes] == subjects
+    assert checked.names == ("KEY", "KEY_OLD", "LOW", "HIGH")

@@ -140,6 +140,17 @@ async def test_a_gateway_that_is_down_for_a_while_counts_as_one_loss() -> None:
     assert [None if request.rest is None else request.rest.after for request in caller.asked] == [None, 1, 1, 1, 1, 3, 3]
 
 
+async def test_a_gateway_that_has_no_worker_is_believed_at_once() -> None:
+    no_worker = errors.NotReachable("no worker serves a model now")
+    caller, received = FakeCaller([(0, no_worker)]), ReceivedAnswer()
+    with pytest.raises(errors.NotReachable, match="no worker"):
+        await read_answer(caller, received)
+    assert (received.losses, len(caller.asked)) == ([], 1)
+    # After a loss, the workers of the next gateway may be about to come.
+    caller = FakeCaller([(0, LOST), (0, no_worker)])
+    assert (await read_answer(caller, ReceivedAnswer())).result == RESULT
+
+
 async def test_waiting_notices_are_passed_on_and_are_not_chunks() -> None:
     def pieces(after: int) -> list[InferenceChunk]:
         return [InferenceChunk("", waiting="loading")] if not after else [InferenceChunk("two", sequence=2)]

@@ -216,6 +216,18 @@ def test_an_announcement_survives_encoding_even_a_longer_one_of_a_newer_version(
     assert directory.decode(msgspec.msgpack.encode(newer)) == announcement
 
 
+def test_an_announcement_with_a_download_is_read_by_versions_without_that_field() -> None:
+    pull = directory.ModelPull("qwen", 10, 30, 5.0)
+    announcement = make_announcement(pulls=(pull,))
+    assert directory.decode(directory.encode(announcement)).pulls == (pull,)
+    fields = msgspec.structs.fields(Announcement)
+    assert fields[-1].name == "pulls", "fields of an array may only be appended"
+    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-1]], array_like=True)
+    read = msgspec.msgpack.decode(directory.encode(announcement), type=older)
+    assert msgspec.structs.astuple(read) == msgspec.structs.astuple(announcement)[:-1]
+    assert directory.decode(msgspec.msgpack.encode(read)) == msgspec.structs.replace(announcement, pulls=())
+
+
 @pytest.mark.parametrize("body", [b"", b"\xc1", b"\x90", b"\x91" * 5000, directory.encode(make_announcement(labels={"x": "y" * 20_000}))])
 def test_an_invalid_announcement_is_a_protocol_violation(body: bytes) -> None:
     with pytest.raises(errors.ProtocolViolation, match="an announcement"):

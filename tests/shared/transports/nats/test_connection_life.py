@@ -363,3 +363,16 @@ async def test_a_turn_that_sends_much_writes_before_it_ends(monkeypatch: pytest.
             assert max(map(len, socket.written)) < 2 * nats_session.MOST_HELD_BYTES
             await asyncio.sleep(0)
             assert sum(map(len, socket.written[early:])) < nats_session.MOST_HELD_BYTES
+
+
+async def test_a_revoked_node_learns_it_from_the_peer_that_closes_its_link() -> None:
+    async with scripted_nats() as server, transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
+        link = await caller.dial(peer_of(worker))
+        link.close(errors.LinkLost("for another reason"))
+        await until(lambda: not worker.links(), seconds=30)
+        assert not worker.trust.is_revoked
+        await caller.dial(peer_of(worker))
+        for revoked in caller.trust.on_revoked:
+            revoked(frozenset({worker.me.node}))
+        await until(lambda: worker.trust.is_revoked, seconds=30)
+        assert (worker.links(), caller.trust.is_revoked) == ([], False)
