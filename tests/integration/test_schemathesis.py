@@ -4,6 +4,7 @@ that anybody sends is a 5xx. With a credential and without one."""
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 import hypothesis
@@ -123,7 +124,12 @@ class Fuzz:
             headers = dict(self._headers)
         answer = case.call(session=self._session, headers=headers, timeout=ANSWER_SECONDS)
         self.statuses[case.operation.label][answer.status_code] += 1
-        case.validate_response(answer, checks=CHECKS, headers=headers, transport_kwargs={"session": self._session})
+        if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.failures.append(f"{case.operation.label}: {answer.status_code} {answer.text[:500]} to {str(case.body)[:500]}")
+        # OpenAPI 3.1 can't describe events, and schemathesis takes the schema of a stream's whole text for that of each event.
+        is_stream = answer.headers.get("content-type", [""])[0].startswith("text/event-stream")
+        skipped = [rules.response_schema_conformance] if is_stream else []
+        case.validate_response(answer, checks=CHECKS, excluded_checks=skipped, headers=headers, transport_kwargs={"session": self._session})
 
 
 def _found(found: Any) -> Operation:

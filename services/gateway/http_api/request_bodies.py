@@ -14,6 +14,7 @@ from shared.api.method import field_name
 S = TypeVar("S", bound=msgspec.Struct)
 
 _AT = re.compile(r"(?P<what>.*?) - at `\$\.?(?P<path>.*)`$", re.DOTALL)
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _FIELD = re.compile(r"Object (?P<what>contains unknown|missing required) field `(?P<field>[^`]*)`")
 
 
@@ -27,7 +28,22 @@ def read_object(body: bytes) -> dict[str, object]:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise errors.BadRequest(f"the body is not valid JSON: {why}") from error
+    if _LONG_NUMBER.search(body):
+        _check_numbers(found)
     return found
+
+
+def _check_numbers(found: dict[str, object]) -> None:
+    """Raise BadField for a whole number that the mesh's messages can't hold."""
+    waiting: list[tuple[str, object]] = list(found.items())
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise BadField(path[:200], "must be a number of at most 64 bits")
+        if isinstance(value, dict):
+            waiting += [(f"{path}.{name}", child) for name, child in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{path}.{position}", child) for position, child in enumerate(value)]
 
 
 def convert(found: Mapping[str, object], kind: type[S]) -> S:

@@ -17,7 +17,8 @@ from services.gateway.http_api import http_app
 from services.gateway.http_api.http_app import HttpApp, HttpRoute
 from services.gateway.http_api.http_call import MAX_BODY_BYTES, HttpCall
 from services.gateway.limits import tiers
-from services.gateway.limits.quotas import LimitRules, Quotas
+from services.gateway.limits.quotas import Quotas
+from services.gateway.limits.tiers import LimitRules
 from shared import errors
 from shared.access_table import Audience
 from shared.api import auth
@@ -368,8 +369,8 @@ async def test_requests_are_counted(http: httpx.AsyncClient, running_service: Ru
 
 async def test_too_many_requests_of_one_caller_are_refused_before_their_bodies_are_read(running_service: RunningService) -> None:
     at_once = 2
-    plans = {Tier.FREE: replace(tiers.NO_LIMITS, concurrency=at_once)}
-    running_service.quotas = Quotas(running_service.counters, LimitRules(plans=plans), running_service.metrics)
+    rules = LimitRules({Tier.FREE: replace(tiers.NO_LIMITS, concurrency=at_once)})
+    running_service.quotas = Quotas(running_service.counters, lambda: rules, running_service.metrics)
     app, reading = running_service.app(), asyncio.Semaphore(0)
 
     async def never_sent() -> Any:

@@ -232,7 +232,7 @@ async def test_a_model_is_found_by_any_of_its_names(http: httpx.AsyncClient, run
 async def test_an_unknown_model_is_a_404_that_lists_what_is_served(http: httpx.AsyncClient) -> None:
     error = problem(await http.post("/v1/chat/completions", json={**CHAT, "model": "gpt-9"}), 404, "unknown_model")
     assert "smollm2" in error["message"]
-    assert "MODEL_ALIASES" in error["hint"]
+    assert "aicli admin config apply" in error["hint"]
 
 
 @pytest.mark.parametrize(
