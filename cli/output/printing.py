@@ -52,7 +52,7 @@ def show_json(value: Json, *, rows: Sequence[str] = ()) -> None:
     """
     match print_format.current():
         case PrintFormat.YAML:
-            from cli.output import yaml_text
+            from shared import yaml_text
 
             click.echo(yaml_text.render(value), nl=False)
         case PrintFormat.CSV:

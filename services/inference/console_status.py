@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from shared.api import worker_status
+from shared.api import node
 from shared.api.gateway import Check
 from shared.api.inference import SERVED, ModelStatus
-from shared.api.worker_status import Reached, WorkerStatus
+from shared.api.node import Reached, WorkerStatus
 from shared.identity import private_file
 from shared.identity.trust import Trust
 from shared.protocol import directory
@@ -249,7 +249,7 @@ class ConsoleStatus:
             self._written, self._written_at = facts, now
             # A full disk must not stop the worker; the age of the file shows it.
             with contextlib.suppress(OSError):
-                await asyncio.to_thread(private_file.replace, self._status_file, worker_status.encode(self._status(facts)))
+                await asyncio.to_thread(private_file.replace, self._status_file, node.encode_status(self._status(facts)))
 
     def _measured(self, facts: WorkerFacts, now: float) -> WorkerFacts:
         """Leave out gateways that connected just now: their round trip is known after the first PONG."""

@@ -1,11 +1,14 @@
 """node: what every service serves about itself over any link, so that monitoring needs no open port."""
 
+from datetime import datetime
+from typing import Annotated
+
 import msgspec
 
 from shared.api.gateway import Check
 from shared.api.method import Body, Method
 from shared.spans import Span
-from shared.types import Role
+from shared.types import MeshName, NodeId, Role
 
 
 class ReadMetrics(Body, frozen=True):
@@ -84,3 +87,37 @@ read_metrics = Method("node.readMetrics", ReadMetrics, NodeMetrics, callers={Rol
 read_spans = Method("node.readSpans", ReadSpans, Spans, callers={Role.METRICS})
 read_logs = Method("node.readLogs", ReadLogs, LogLines, callers={Role.METRICS})
 read_health = Method("node.readHealth", ReadHealth, NodeHealth, callers={Role.METRICS, Role.GATEWAY})
+
+
+# --- the status file that a worker writes beside its key, in JSON: `aicli worker status` shows it -----------------------
+
+Line = Annotated[str, msgspec.Meta(max_length=2000)]
+
+
+class Reached(Body, frozen=True, omit_defaults=False):
+    """A gateway that this worker is connected to."""
+
+    role: Role
+    node: NodeId
+    #: nats, direct, punched or relayed.
+    path: str
+    #: None until measured.
+    round_trip_ms: float | None
+
+
+class WorkerStatus(Body, frozen=True, omit_defaults=False):
+    told_at: datetime
+    mesh: MeshName
+    node: NodeId
+    #: The worker's state, in sentences.
+    lines: tuple[Line, ...]
+    is_paused: bool
+    gateways: tuple[Reached, ...]
+    #: Models that accept requests now.
+    models: tuple[str, ...]
+    running: int
+    queued: int
+
+
+encode_status = msgspec.json.Encoder().encode
+decode_status = msgspec.json.Decoder(WorkerStatus).decode

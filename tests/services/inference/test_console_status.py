@@ -9,9 +9,9 @@ import pytest
 
 from services.inference import console_status
 from services.inference.console_status import LOAD_EVERY_SECONDS, MEASURE_SECONDS, ConsoleStatus, WorkerFacts
-from shared.api import worker_status
+from shared.api import node
 from shared.api.inference import ModelState, ModelStatus
-from shared.api.worker_status import Reached
+from shared.api.node import Reached
 from shared.identity import certificates, node_keys
 from shared.identity.certificates import Subject
 from shared.protocol.directory import Announcement
@@ -222,10 +222,10 @@ async def test_status_file_is_accurate_and_fresh(tmp_path: Path) -> None:
     run = StatusRun(tmp_path / "status")
     run.facts = THERE
 
-    async def file(now: float, **changes: Any) -> worker_status.WorkerStatus:
+    async def file(now: float, **changes: Any) -> node.WorkerStatus:
         run.facts = replace(run.facts, **changes)
         await run.step(now)
-        return worker_status.decode((tmp_path / "status").read_bytes())
+        return node.decode_status((tmp_path / "status").read_bytes())
 
     await run.step(0)
     first = await file(2)

@@ -15,7 +15,8 @@ from services.inference.models.model_discovery import packaged
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared import errors
-from shared.api import inference, worker_status
+from shared.api import inference
+from shared.api import node as node_api
 from shared.api.generation import ChatMessage, Generation, Usage
 from shared.api.inference import ModelState, ModelStatus
 from shared.context import new_request_id
@@ -356,7 +357,7 @@ async def test_status_file_is_written(tmp_path: Path, node: Node) -> None:
     settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo", status_file=tmp_path / "status")
     async with opened(settings, node):
         await until((tmp_path / "status").exists)
-    status = worker_status.decode((tmp_path / "status").read_bytes())
+    status = node_api.decode_status((tmp_path / "status").read_bytes())
     assert (status.models, status.running, status.is_paused) == (("echo",), 0, False)
     assert "serving 1 model: echo" in status.lines
     assert (tmp_path / "status").stat().st_mode & 0o077 == 0

@@ -4,7 +4,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as some
 
-from cli.output import yaml_text
+from shared import yaml_text
 
 TEXTS = some.text() | some.sampled_from(
     ["", "on", "No", "NULL", "~", "1e3", "12:30", "2026-11-23", "0x1f", ".inf", "a: b", "a #b", "- a", "<<", "=", "a\nb", "\u0085", "x "]

@@ -22,10 +22,10 @@ def _lines(value: object) -> Iterator[str]:
         case dict() if value:
             for name, child in value.items():
                 first, *more = _lines(child)
-                is_below = isinstance(child, dict | list) and child
+                is_below = isinstance(child, dict | list | tuple) and child
                 yield f"{_text(str(name))}:" if is_below else f"{_text(str(name))}: {first}"
                 yield from (f"  {line}" for line in ([first, *more] if is_below else ()))
-        case list() if value:
+        case list() | tuple() if value:
             for child in value:
                 first, *more = _lines(child)
                 yield from (f"- {first}", *(f"  {line}" for line in more))
