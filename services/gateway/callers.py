@@ -7,10 +7,9 @@ import hashlib
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from types import MappingProxyType
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -23,7 +22,7 @@ from shared.identity import credentials
 from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
 from shared.timing.backoff import Backoff
-from shared.types import Credential, ModelName, UserId
+from shared.types import Credential, UserId
 
 _ASK_SECONDS = 2.0
 #: Reopen the stream every hour, so that it can't hang unnoticed.
@@ -54,14 +53,11 @@ class Callers:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         *,
-        aliases: Mapping[str, str] = MappingProxyType({}),
         count_refusal: Callable[[AuthFailure], object] = lambda reason: None,
     ) -> None:
         """``count_refusal`` is called for credentials refused without asking auth."""
         self._rpc = rpc
         self._count_refusal = count_refusal
-        #: A key that is restricted to an alias may use the alias's model.
-        self._aliases = aliases
         self._clock = clock
         self._wall_clock = wall_clock
         self._cache = CallerCache()
@@ -109,7 +105,7 @@ class Callers:
     async def _ask(self, credential: Credential, digest: bytes) -> auth.Principal:
         changes_before = self._cache.changes
         try:
-            principal = self._with_models(await self._ask_auth(credential))
+            principal = await self._ask_auth(credential)
         except _CANNOT_ASK:
             if stale := self._cache.find_stale(digest, self._clock()):
                 return stale
@@ -131,12 +127,6 @@ class Callers:
         except errors.UnknownMethod as error:
             # Auth has just started and has no methods yet.
             raise errors.Unavailable("auth is still starting", hint="retry soon", retry_after_seconds=1) from error
-
-    def _with_models(self, principal: auth.Principal) -> auth.Principal:
-        if not any(name in self._aliases for name in principal.models):
-            return principal
-        models = dict.fromkeys(ModelName(self._aliases.get(name, name)) for name in principal.models)
-        return msgspec.structs.replace(principal, models=tuple(models))
 
     def _remaining_seconds(self, credential: Credential, principal: auth.Principal) -> float:
         if _is_key(credential):

@@ -1,9 +1,9 @@
 """Executes administrators' orders to load and unload models on workers."""
 
 import asyncio
-from collections.abc import Mapping
 
 from services.gateway import node_interface
+from services.gateway.config_snapshot import ReadConfig
 from services.gateway.scheduling import routing
 from shared import errors
 from shared.api import gateway, inference
@@ -29,12 +29,12 @@ class ModelOrders:
         self,
         rpc: node_interface.NodeRpc,
         nodes: node_interface.NodeDirectory,
-        aliases: Mapping[str, str],
+        read_config: ReadConfig,
         audit_reporting: AuditReporting,
     ) -> None:
         self._rpc = rpc
         self._nodes = nodes
-        self._aliases = aliases
+        self._read_config = read_config
         self._audit_reporting = audit_reporting
 
     @serves(gateway.load_model)
@@ -92,7 +92,7 @@ class ModelOrders:
         alive = [entry for entry in self._nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
         model = requested
         if not any(routing.has_model(entry, model) for entry in alive):
-            model = ModelName(self._aliases.get(requested, requested))
+            model = self._read_config().names.resolve(requested)
         holders = [entry for entry in alive if routing.has_model(entry, model)]
         if not holders:
             raise errors.UnknownModel(f"no worker has the model {requested[:80]!r}", hint="see `aicli models` and `aicli nodes`")

@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from services.gateway.scheduling.routing import ModelNames
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, TOKEN_ID_BYTES, EmbeddingInput, EmbeddingRequest, input_bytes
@@ -179,14 +180,14 @@ def _tool_bytes(tool: Tool) -> int:
     return len((tool.name + tool.description + tool.parameters).encode())
 
 
-def is_open(caller: Principal, model: ModelName) -> bool:
-    """Whether the caller's key may use the model."""
-    return not caller.models or model in caller.models
+def is_open(caller: Principal, model: ModelName, names: ModelNames) -> bool:
+    """Whether the caller's key may use the served model: it lists the model or one of its aliases."""
+    return not caller.models or model in caller.models or any(names.resolve(name) == model for name in caller.models)
 
 
-def check_open(caller: Principal, model: ModelName) -> None:
+def check_open(caller: Principal, model: ModelName, names: ModelNames) -> None:
     """Raise NotAllowed if the caller's key may not use the model."""
-    if not is_open(caller, model):
+    if not is_open(caller, model, names):
         allowed = ", ".join(caller.models[:10])
         raise errors.NotAllowed(f"this key may not use {model}", hint=f"it may use {allowed}; use another key for other models")
 

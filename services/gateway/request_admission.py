@@ -14,6 +14,7 @@ import msgspec
 from services.gateway import node_interface, prompt_admission
 from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest
 from services.gateway.billing.ledger import CostBounds, HeldCredits, Ledger
+from services.gateway.config_snapshot import ReadConfig
 from services.gateway.limits import limit_rules
 from services.gateway.limits.quotas import LimitReached, Quotas
 from services.gateway.prompt_admission import MAX_ANSWER_TOKENS
@@ -45,7 +46,7 @@ class RequestAdmission:
     ledger: Ledger
     dispatch: Dispatch
     directory: node_interface.NodeDirectory
-    names: routing.ModelNames
+    read_config: ReadConfig
     metrics: Metrics
     prompt_hash_secret: str
     clock: Callable[[], float] = time.monotonic
@@ -100,11 +101,12 @@ class RequestAdmission:
         """Wait briefly if the model's workers may return soon. Raises UnknownModel, NotReachable or NotAllowed, and BadRequest for a
         prompt to an embedding model."""
         gives_up_at = self.clock() + self.worker_wait_seconds
+        names = self.read_config().names
         while True:
             now = self.clock()
             workers = self.directory.entries(Role.WORKER)
             try:
-                running.model = routing.resolve(wanted, workers, self.names, just_started=now < self.discovery_ends_at)
+                running.model = routing.resolve(wanted, workers, names, just_started=now < self.discovery_ends_at)
                 break
             except errors.NotReachable:
                 if now >= gives_up_at or not (now < self.discovery_ends_at or routing.any_recently_lost(workers, datetime.now(UTC))):
@@ -112,7 +114,7 @@ class RequestAdmission:
             await asyncio.sleep(_LOOK_SECONDS)
         if isinstance(running, ActivePrompt):
             routing.ensure_answers(running.model, self.directory.usable(Role.WORKER))
-        prompt_admission.check_open(principal, running.model)
+        prompt_admission.check_open(principal, running.model, names)
         return running.model
 
     async def _admit(

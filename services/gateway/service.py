@@ -22,6 +22,9 @@ from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.callers import Callers
+from services.gateway.configuration.config_rpc import ConfigRpc
+from services.gateway.configuration.config_store import ConfigStore
+from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_app import HttpApp
@@ -36,7 +39,7 @@ from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.limits import limit_rules
-from services.gateway.limits.quotas import LimitRules, Quotas
+from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_routes import OpenAi
@@ -50,7 +53,6 @@ from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.quarantine import Quarantine, QuarantineStore
 from services.gateway.scheduling.queue_sharing import QueueSharing
-from services.gateway.scheduling.worker_choice import PromptPrivacy
 from services.gateway.scheduling.worker_records import WorkerPresence
 from services.gateway.settings import GatewaySettings, GatewayShown
 from services.gateway.store import GatewayStore
@@ -79,6 +81,7 @@ class OpenedGateway:
 
     requests: GatewayStore
     ledger_store: LedgerStore
+    configuration: LiveConfiguration
     cache: Cache
     recorder: UsageRecorder
     ledger: Ledger
@@ -104,15 +107,15 @@ class GatewayService:
         self._store, self._cache = opened.requests, opened.cache
         self._quarantine = opened.quarantine
         self.audit_reporting = AuditReporting(node.rpc)
-        self._accounts = AccountRpc(opened.ledger_store, opened.ledger, settings.plans(), node.rpc, self.audit_reporting)
+        self._read_config = read_config = opened.configuration.current
+        self._accounts = AccountRpc(opened.ledger_store, opened.ledger, read_config, node.rpc, self.audit_reporting)
         node.dispatcher.add(self._accounts)
         self._seconds = settings.request_timeout_seconds
         self._web_hop_secret = settings.web_hop_secret
-        self._names = routing.ModelNames(settings.model_aliases, settings.default_model)
-        rules = LimitRules(plans=settings.plans(), models=settings.model_plans(), without_valkey=settings.limiter_without_valkey)
-        self._quotas = Quotas(opened.cache, rules, node.metrics, self._gateways)
-        self._policy = PromptPrivacy(settings.routing_policy)
-        queueing = QueueSettings(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
+        self._quotas = Quotas(
+            opened.cache, lambda: read_config().limits, node.metrics, self._gateways, without_valkey=settings.limiter_without_valkey
+        )
+        queueing = QueueSettings(lambda: read_config().privacy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
         rng = random.Random()  # noqa: S311 - the choice of a worker needs no cryptographic randomness
         name = f"{time.time_ns() // 1_000_000:013d}.{node.id}"
         worker_stats = WorkerStats(dishonest_workers=opened.quarantine.dishonest_workers)
@@ -125,11 +128,10 @@ class GatewayService:
             count=lambda kind, outcome: retries.labels(kind=kind, outcome=outcome).inc(),
             flag=opened.quarantine.report,
         )
-        node.dispatcher.add(ModelOrders(node.rpc, node.directory, settings.model_aliases, self.audit_reporting))
+        node.dispatcher.add(ModelOrders(node.rpc, node.directory, read_config, self.audit_reporting))
         node.dispatcher.add(PullOrders(node.rpc, node.directory, self.audit_reporting))
         self.callers = Callers(
             node.rpc,
-            aliases=settings.model_aliases,
             count_refusal=lambda reason: auth_failures.labels(reason=reason).inc(),
         )
         node.dispatcher.gate = Authorizer(self.callers.identify, self._on_refusal)
@@ -138,7 +140,7 @@ class GatewayService:
             ledger=opened.ledger,
             dispatch=self._dispatch,
             directory=node.directory,
-            names=self._names,
+            read_config=read_config,
             metrics=node.metrics,
             prompt_hash_secret=settings.prompt_hash_secret,
             worker_wait_seconds=_DISCOVERY_SECONDS,
@@ -165,7 +167,10 @@ class GatewayService:
             checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
             requests, ledger_store = GatewayStore(database), LedgerStore(database, checkpoints)
             await ledger_store.ensure_default_price(*settings.default_price())
-            ledger = Ledger(ledger_store, settings.plans(), node.id, node.metrics)
+            config_store = ConfigStore(database)
+            configuration = LiveConfiguration(config_store)
+            await configuration.start(settings)
+            ledger = Ledger(ledger_store, configuration.current, node.id, node.metrics)
             quarantine = Quarantine(QuarantineStore(database), node.metrics.wrong_counts)
             find_receipts = partial(orphan_settlement.collect_receipts, node.rpc, node.directory, strike=quarantine.strike)
             journal, metrics = Journal(settings.journal), node.metrics
@@ -183,10 +188,18 @@ class GatewayService:
                 business = BusinessReports(DaysStore(database), request_log_days=settings.request_log_days)
                 node.dispatcher.add(reports)
                 node.dispatcher.add(business)
-                node.dispatcher.add(GatewayShown(settings))
-                opened = OpenedGateway(requests, ledger_store, cache, recorder, ledger, answer_runs, idempotency, reports, quarantine)
+                node.dispatcher.add(GatewayShown(settings, lambda: configuration.current().limits.plans))
+                opened = OpenedGateway(
+                    requests, ledger_store, configuration, cache, recorder, ledger, answer_runs, idempotency, reports, quarantine
+                )
                 service = cls(settings, node, opened)
+                node.dispatcher.add(
+                    ConfigRpc(
+                        configuration, config_store, settings, node.rpc, audit_reporting=service.audit_reporting, served=service._served
+                    )
+                )
                 service.watch_workers()
+                node.tasks.create_task(configuration.watch())
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service._quotas.watch())
                 node.tasks.create_task(service._quotas.keep_slots())
@@ -311,7 +324,7 @@ class GatewayService:
         models = self._catalogue(caller)
         if models or caller is None:
             return gateway.ServedModels(models)
-        workers = worker_choice.open_to(caller.tenant_id, self._node.directory.entries(Role.WORKER), self._policy)
+        workers = worker_choice.open_to(caller.tenant_id, self._node.directory.entries(Role.WORKER), self._read_config().privacy)
         return gateway.ServedModels((), "" if any(not worker.why_not for worker in workers) else routing.reasons(workers))
 
     @serves(gateway.list_nodes)
@@ -327,11 +340,16 @@ class GatewayService:
     def _catalogue(self, caller: auth.Principal | None) -> tuple[gateway.ServedModel, ...]:
         """Return the models for this caller; for an anonymous one, those that everybody may use."""
         tenant = _ANONYMOUS if caller is None else caller.tenant_id
-        served = routing.catalogue(worker_choice.open_to(tenant, self._node.directory.usable(Role.WORKER), self._policy), self._names)
-        return served if caller is None else tuple(model for model in served if prompt_admission.is_open(caller, model.name))
+        config = self._read_config()
+        served = routing.catalogue(worker_choice.open_to(tenant, self._node.directory.usable(Role.WORKER), config.privacy), config.names)
+        return (
+            served
+            if caller is None
+            else tuple(model for model in served if prompt_admission.is_open(caller, config.names.resolve(model.name), config.names))
+        )
 
     def _served(self) -> tuple[ModelName, ...]:
-        return routing.served(self._node.directory.usable(Role.WORKER), self._names)
+        return routing.served(self._node.directory.usable(Role.WORKER), self._read_config().names)
 
     # --- quota and usage ----------------------------------------------------------------------------------------------
 
@@ -342,7 +360,7 @@ class GatewayService:
             if not access_table.may(principal, Permission.EVERYTHING):
                 raise errors.NotAllowed("only an administrator can read another user's quota", hint="omit userId to read your own")
             principal = await self._read_principal(request.user_id, call.credential)
-        found = await self._quotas.read(principal, lambda model: prompt_admission.is_open(principal, model))
+        found = await self._quotas.read(principal, lambda model: prompt_admission.is_open(principal, model, self._read_config().names))
         hour = limit_rules.hourly(found)
         return gateway.UserQuota(
             user_id=principal.user_id,

@@ -1,6 +1,6 @@
 """Reads the gateway's settings from the environment, and shows them to administrators."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +21,8 @@ from shared.rpc import RpcCall, serves
 from shared.types import ModelName, Tier
 
 _NUMBERS = ", ".join(tiers.NUMBERS)
+#: For settings that become documents.
+_SEEDS = ". Written to the configuration at start, unless somebody edited it there: see `aicli admin config`"
 _OLD_RATE_LIMIT = "if it is set, there is no limit per minute unless TIER_… sets one. Overridden by"
 
 
@@ -53,15 +55,21 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     ] = ()
     default_rate_limit: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Variable("DEFAULT_RATE_LIMIT", f"requests per hour for a user of the free tier, by default 100; {_OLD_RATE_LIMIT} TIER_FREE"),
+        Variable(
+            "DEFAULT_RATE_LIMIT", f"requests per hour for a user of the free tier, by default 100; {_OLD_RATE_LIMIT} TIER_FREE{_SEEDS}"
+        ),
     ] = None
     premium_rate_limit: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Variable("PREMIUM_RATE_LIMIT", f"requests per hour for a user of the pro tier, by default 1000; {_OLD_RATE_LIMIT} TIER_PRO"),
+        Variable(
+            "PREMIUM_RATE_LIMIT", f"requests per hour for a user of the pro tier, by default 1000; {_OLD_RATE_LIMIT} TIER_PRO{_SEEDS}"
+        ),
     ] = None
     tier_free: Annotated[
         dict[str, str],
-        Variable("TIER_FREE", f"limits of a user of the free tier: {_NUMBERS}, as name=number or name=unlimited, separated by commas"),
+        Variable(
+            "TIER_FREE", f"limits of a user of the free tier: {_NUMBERS}, as name=number or name=unlimited, separated by commas{_SEEDS}"
+        ),
     ] = msgspec.field(default_factory=dict)
     tier_pro: Annotated[dict[str, str], Variable("TIER_PRO", "the same for the pro tier")] = msgspec.field(default_factory=dict)
     tier_enterprise: Annotated[dict[str, str], Variable("TIER_ENTERPRISE", "the same for the enterprise tier, by default unlimited")] = (
@@ -69,7 +77,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     )
     model_limits: Annotated[
         dict[str, str],
-        Variable("MODEL_LIMITS", "limits of a model over all its users: smollm2.requests_per_minute=600,smollm2.concurrency=32"),
+        Variable("MODEL_LIMITS", f"limits of a model over all its users: smollm2.requests_per_minute=600,smollm2.concurrency=32{_SEEDS}"),
     ] = msgspec.field(default_factory=dict)
     limiter_without_valkey: Annotated[
         WithoutValkey,
@@ -78,11 +86,11 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             "while Valkey is down: each gateway counts its share (degrade), nothing is counted (open), or requests get 503 (closed)",
         ),
     ] = "degrade"
-    model_aliases: Annotated[dict[str, str], Variable("MODEL_ALIASES", "aliases of models: alias=model, separated by commas")] = (
+    model_aliases: Annotated[dict[str, str], Variable("MODEL_ALIASES", f"aliases of models: alias=model, separated by commas{_SEEDS}")] = (
         msgspec.field(default_factory=lambda: {"llama3": "smollm2"})
     )
     default_model: Annotated[
-        str | None, Variable("DEFAULT_MODEL", "the model for requests that name none; by default the first served one")
+        str | None, Variable("DEFAULT_MODEL", f"the model for requests that name none; by default the first served one{_SEEDS}")
     ] = None
     journal_file: Annotated[
         Path | None,
@@ -107,7 +115,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Variable(
             "ROUTING_POLICY",
             "where prompts may run: group, on every enrolled machine; trusted, on the operator's machines, the user's own, and those"
-            " labeled trusted=yes by their ticket. A machine labeled shared=no always serves only its owner",
+            " labeled trusted=yes by their ticket. A machine labeled shared=no always serves only its owner" + _SEEDS,
         ),
     ] = "group"
     request_timeout_seconds: Annotated[float, Meta(gt=0, le=3600), Variable("REQUEST_TIMEOUT_SECONDS", "time limit for a request")] = 300
@@ -164,8 +172,9 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
 
 
 class GatewayShown:
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, read_plans: Callable[[], Mapping[Tier, TierPlan]]) -> None:
         self._settings = settings
+        self._read_plans = read_plans
 
     @serves(api.gateway_settings)
     async def get_settings(self, request: api.GetSettings, call: RpcCall) -> api.ShownSettings:
@@ -183,6 +192,6 @@ class GatewayShown:
                     concurrency=plan.concurrency,
                     monthly_micro=plan.monthly_micro,
                 )
-                for tier, plan in self._settings.plans().items()
+                for tier, plan in self._read_plans().items()
             )
         )

@@ -1,6 +1,5 @@
 """Serves accounts to their owners, and the administration of accounts and prices."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -10,6 +9,7 @@ from services.gateway import node_interface
 from services.gateway.billing import prices
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
+from services.gateway.config_snapshot import ReadConfig
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import TierPlan
 from shared import access_table, errors
@@ -33,7 +33,7 @@ from shared.api.ledger import (
 from shared.rpc import RpcCall, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import logs
-from shared.types import Credential, RequestId, TenantId, Tier, UserId
+from shared.types import Credential, RequestId, TenantId, UserId
 
 #: 10 billion credits: within 64 bits, and more than any real transfer.
 MOST_TOP_UP = 10_000_000_000 * MICRO
@@ -49,13 +49,13 @@ class AccountRpc:
         self,
         store: LedgerStore,
         ledger: Ledger,
-        plans: Mapping[Tier, TierPlan],
+        read_config: ReadConfig,
         rpc: node_interface.NodeRpc,
         audit_reporting: AuditReporting,
     ) -> None:
         self._store = store
         self._ledger = ledger
-        self._plans = plans
+        self._read_config = read_config
         self._rpc = rpc
         self._audit_reporting = audit_reporting
 
@@ -145,11 +145,13 @@ class AccountRpc:
             if owner is None:
                 raise
             return owner, await self._plan_of_organisation(owner, credential)
-        return TenantId(user.id), self._plans[user.tier]
+        return TenantId(user.id), self._read_config().limits.plans[user.tier]
 
     async def _plan_of(self, tenant: TenantId, credential: Credential | None) -> TierPlan:
         try:
-            return self._plans[(await self._rpc.call(auth.get_user, auth.GetUser(UserId(tenant)), credential=credential)).tier]
+            return self._read_config().limits.plans[
+                (await self._rpc.call(auth.get_user, auth.GetUser(UserId(tenant)), credential=credential)).tier
+            ]
         except errors.NotFound:
             return await self._plan_of_organisation(tenant, credential)
 
@@ -158,7 +160,7 @@ class AccountRpc:
             found = await self._rpc.call(organizations.get_organisation, organizations.GetOrganization(tenant), credential=credential)
         except errors.NotFound:
             raise errors.NotFound(f"no user or organization has the id {tenant}", hint="check the id") from None
-        return tiers.plan_of(self._plans, found.organisation.tier, shares_limits=found.organisation.shares_limits)
+        return tiers.plan_of(self._read_config().limits.plans, found.organisation.tier, shares_limits=found.organisation.shares_limits)
 
 
 def _tenant_id(text: str) -> TenantId | None:

@@ -19,6 +19,7 @@ from services.gateway.billing.prices import Price, PriceList
 from services.gateway.billing.query_batching import QueryBatching
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
+from services.gateway.config_snapshot import ReadConfig
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import TierPlan
 from shared import amounts, errors
@@ -27,7 +28,7 @@ from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, LedgerReport
 from shared.node import lifecycle
 from shared.telemetry import Metrics, logs
-from shared.types import ModelName, NodeId, RequestId, Tier
+from shared.types import ModelName, NodeId, RequestId
 
 #: How long a reservation lasts without a heartbeat, and the heartbeat interval.
 LEASE_SECONDS, HEARTBEAT_SECONDS = 90.0, 30.0
@@ -94,13 +95,13 @@ class Ledger:
     def __init__(
         self,
         store: LedgerStore,
-        plans: Mapping[Tier, TierPlan],
+        read_config: ReadConfig,
         gateway: NodeId,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._plans = plans
+        self._read_config = read_config
         self._gateway = gateway
         self._metrics = metrics
         self._clock = clock
@@ -129,7 +130,7 @@ class Ledger:
             yield self
 
     def plan_of(self, principal: Principal) -> TierPlan:
-        return tiers.plan_of(self._plans, principal.tier, shares_limits=principal.founder_id is not None)
+        return tiers.plan_of(self._read_config().limits.plans, principal.tier, shares_limits=principal.founder_id is not None)
 
     async def reserve(self, principal: Principal, request_id: RequestId, bounds: CostBounds) -> HeldCredits:
         """Reserve the request's maximum cost. Raises BudgetExhausted, and LedgerUnavailable if PostgreSQL is down for more than 2 s. Follow

@@ -5,8 +5,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 from uuid import uuid4
 
@@ -25,7 +24,7 @@ from services.gateway.limits.limit_rules import (
     WithoutValkey,
 )
 from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Counters, LimitScripts, LocalCounters
-from services.gateway.limits.tiers import TierPlan
+from services.gateway.limits.tiers import LimitRules
 from shared import errors
 from shared.api.auth import Principal
 from shared.node import lifecycle
@@ -54,16 +53,6 @@ T = TypeVar("T")
 _log = logs.get(part="quotas")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitRules:
-    """The limits from the settings."""
-
-    plans: Mapping[Tier, TierPlan]
-    #: Limits of a model over all its users.
-    models: Mapping[ModelName, TierPlan] = field(default_factory=dict)
-    without_valkey: WithoutValkey = "degrade"
-
-
 class LimitReached(errors.Limited):
     """A limit is exceeded; carries it and what is left of the others."""
 
@@ -84,13 +73,16 @@ class Quotas:
     def __init__(
         self,
         counters: Counters,
-        rules: LimitRules,
+        read_rules: Callable[[], LimitRules],
         metrics: Metrics,
         gateways: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        without_valkey: WithoutValkey = "degrade",
     ) -> None:
         self._valkey = LimitScripts(counters)
-        self._rules = rules
+        self._read_rules = read_rules
+        self._without_valkey = without_valkey
         self._degraded = metrics.rate_limit_degraded
         self._admitted = metrics.ratelimit_decisions.labels(decision="admitted")
         self._refused = metrics.ratelimit_decisions.labels(decision="refused")
@@ -131,7 +123,7 @@ class Quotas:
             raise
         if verdict is not None:
             return self._admit(CountedRequest.VALKEY, request_id, found, verdict, tier, lease_seconds=lease_seconds)
-        match self._rules.without_valkey:
+        match self._without_valkey:
             case "degrade":
                 found = limit_rules.shares(found, self._gateways())
                 # A request larger than this gateway's share uses all of it, because other gateways may be idle.
@@ -188,7 +180,8 @@ class Quotas:
 
     async def read(self, principal: Principal, is_open: Callable[[ModelName], bool] = lambda _model: False) -> tuple[Allowance, ...]:
         """Return what is left of this caller's limits and of each limited model that ``is_open`` to it, without counting."""
-        models = (limit for model in self._rules.models if is_open(model) for limit in limit_rules.model_limits(model, self._rules.models))
+        limited = self._read_rules().models
+        models = (limit for model in limited if is_open(model) for limit in limit_rules.model_limits(model, limited))
         found = (*self.limits_of(principal), *models)
         verdict = await self._ask(lambda: self._valkey.read(found, tokens=0)) if found else LimitVerdict(admitted=True, counts=())
         if verdict is None:
@@ -198,11 +191,11 @@ class Quotas:
 
     def limits_of(self, principal: Principal) -> tuple[RequestLimit, ...]:
         """Return the caller's limits without those of models."""
-        return limit_rules.caller_limits(principal, self._rules.plans[principal.tier])
+        return limit_rules.caller_limits(principal, self._read_rules().plans[principal.tier])
 
     def limits(self, principal: Principal, model: ModelName) -> tuple[RequestLimit, ...]:
         """Return every limit that a request of this caller to this model counts against."""
-        return (*self.limits_of(principal), *limit_rules.model_limits(model, self._rules.models))
+        return (*self.limits_of(principal), *limit_rules.model_limits(model, self._read_rules().models))
 
     async def connect(self) -> None:
         """Connect before the first request, so that a burst doesn't wait for it. Never raises."""
@@ -263,7 +256,7 @@ class Quotas:
         if self._breaker.failed(now, times=FAILURES if is_silent or isinstance(error, CacheRefuses) else 1):
             self._degraded.set(1)
             self._needs_watch.set()
-            _log.error("valkey is not counting limits", mode=self._rules.without_valkey, reason=f"{error.message}: {error.__cause__!r}")
+            _log.error("valkey is not counting limits", mode=self._without_valkey, reason=f"{error.message}: {error.__cause__!r}")
 
     async def _probe(self) -> None:
         try:

@@ -49,6 +49,13 @@ DEFAULTS = {
 NO_LIMITS = TierPlan(None, None, None, None, None)
 
 
+@dataclass(frozen=True, slots=True)
+class LimitRules:
+    plans: Mapping[Tier, TierPlan] = field(default_factory=lambda: DEFAULTS)
+    #: Limits of a model over all its callers.
+    models: Mapping[ModelName, TierPlan] = field(default_factory=dict)
+
+
 def with_old_setting(plan: TierPlan, setting: str, requests_per_hour: int | None, numbers: Mapping[str, str]) -> TierPlan:
     """Apply the older setting for requests per hour. Drop the tier's default limit per minute, which could refuse what the hour allows,
     unless the tier's own ``numbers`` set one."""
@@ -76,7 +83,11 @@ def changed(plan: TierPlan, numbers: Mapping[str, str], allowed: Sequence[str] =
             mistakes.append(str(error))
     if mistakes:
         raise ValueError("; ".join(mistakes))
-    return replace(plan, **found, sources={**plan.sources, **dict.fromkeys(found, setting)})
+    return with_numbers(plan, found, setting)
+
+
+def with_numbers(plan: TierPlan, numbers: Mapping[str, int | None], source: str) -> TierPlan:
+    return replace(plan, **numbers, sources={**plan.sources, **dict.fromkeys(numbers, source)})
 
 
 def of_models(numbers: Mapping[str, str]) -> dict[ModelName, TierPlan]:

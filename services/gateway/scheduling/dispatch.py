@@ -69,7 +69,7 @@ class Dispatch:
         self._directory = directory
         self._rng = rng
         self._rules = rules or QueueSettings()
-        self._workers = EligibleWorkers(directory, self.worker_stats, self._rules.policy, clock)
+        self._workers = EligibleWorkers(directory, self.worker_stats, self._rules.read_policy, clock)
         self._metrics = metrics or Metrics("gateway")
         self._name = name
         self._queues: dict[ModelName, ModelQueue[QueuedRequest]] = {}

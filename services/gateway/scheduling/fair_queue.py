@@ -8,7 +8,7 @@ returns is raised to the lowest of those waiting.
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -256,7 +256,7 @@ def _moving_average(mean: float, newest: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
-    policy: PromptPrivacy = PromptPrivacy.GROUP
+    read_policy: Callable[[], PromptPrivacy] = lambda: PromptPrivacy.GROUP
     #: Longest wait for a worker.
     queue_seconds: float = 30.0
     #: Over all models. A mesh that completes fewer than 33 requests a second can't serve more within 30 s; with prompts of 16 KiB they

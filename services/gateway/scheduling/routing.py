@@ -27,6 +27,15 @@ class ModelNames:
     aliases: Mapping[str, str]
     #: None: the first served model.
     default: str | None
+    #: Callers may not name served models, only aliases.
+    only_routes: bool = False
+
+    def of(self, model: ModelName) -> tuple[str, ...]:
+        """Return the model's aliases."""
+        return tuple(alias for alias, name in self.aliases.items() if name == model)
+
+    def resolve(self, name: ModelName) -> ModelName:
+        return ModelName(self.aliases.get(name, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +68,21 @@ def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelN
 
 
 def catalogue(workers: Sequence[DirectoryEntry], names: ModelNames) -> tuple[ServedModel, ...]:
+    """Return the served models with their aliases; if only routes may be named, each alias as a model."""
     offers = [(offer.name, offer.context_tokens) for worker in workers for offer in worker.announcement.models if offer.ready]
+    listed = [(model, model, names.of(model)) for model in served(workers, names)]
+    if names.only_routes:
+        listed = [(ModelName(alias), model, ()) for _, model, aliases in listed for alias in aliases]
     return tuple(
         ServedModel(
-            name=model,
+            name=public_name,
             workers=sum(_serves(worker, model) for worker in workers),
             # The least over its workers.
             context_tokens=min(tokens for name, tokens in offers if name == model),
-            aliases=tuple(alias for alias, name in names.aliases.items() if name == model),
+            aliases=aliases,
             only_embeds=not _answers(workers, model),
         )
-        for model in served(workers, names)
+        for public_name, model, aliases in listed
     )
 
 
@@ -81,12 +94,13 @@ def resolve(wanted: ModelName | None, workers: Sequence[DirectoryEntry], names: 
     """
     usable = [worker for worker in workers if not worker.why_not]
     models = served(usable, names)
+    shown = [name for model in models for name in names.of(model)] if names.only_routes else list(models)
     if wanted is None and names.default is None:
-        if not models:
+        if not shown:
             raise _no_worker(workers)
-        return models[0]
+        return names.resolve(ModelName(shown[0])) if names.only_routes else models[0]
     requested = str(wanted or names.default)
-    meanings = _meanings(requested, names.aliases)
+    meanings = _meanings(requested, names)
     for model in meanings:
         if model in models:
             return model
@@ -95,15 +109,15 @@ def resolve(wanted: ModelName | None, workers: Sequence[DirectoryEntry], names: 
     for model in meanings:
         if absent := [worker for worker in workers if has_model(worker, model)]:
             raise errors.NotReachable(f"no worker can run {model} now: {reasons(absent)}", hint=_NO_WORKER_HINT)
-    model = ModelName(names.aliases.get(requested, requested))
+    model = names.resolve(ModelName(requested))
     if just_started:
         raise errors.NotReachable(
             f"no worker with the model {model!r} has been found yet: this gateway has just started", retry_after_seconds=1
         )
     through = f" (which {requested!r} is an alias of)" if model != requested else ""
     raise errors.UnknownModel(
-        f"no worker serves the model {model!r}{through}; served models: {', '.join(models)}",
-        hint="choose one of these, or define the name as an alias with MODEL_ALIASES on the gateway",
+        f"no worker serves the model {model!r}{through}; served models: {', '.join(shown) or 'none'}",
+        hint="choose one of these, or define the name as a route with `aicli admin config apply`",
     )
 
 
@@ -129,10 +143,13 @@ def ensure_answers(model: ModelName, usable: Iterable[DirectoryEntry]) -> None:
         raise errors.BadRequest(f"{model} is an embedding model", hint="request embeddings, or choose another model")
 
 
-def _meanings(requested: str, aliases: Mapping[str, str]) -> tuple[ModelName, ...]:
-    """Return the possible models, likeliest first. A model's own name wins over an equal alias."""
+def _meanings(requested: str, names: ModelNames) -> tuple[ModelName, ...]:
+    """Return the possible models, likeliest first. A model's own name wins over an equal alias, unless only routes may be named."""
     spellings = _spellings(requested)
-    resolved = [*spellings[:1], *(aliases[name] for name in spellings if name in aliases)]
+    resolved = [names.aliases[name] for name in spellings if name in names.aliases]
+    if names.only_routes:
+        spellings = ()
+    resolved = [*spellings[:1], *resolved]
     return tuple(
         dict.fromkeys(
             ModelName(name) for name in (*resolved, *spellings, *(spelling for name in resolved for spelling in _spellings(name)))

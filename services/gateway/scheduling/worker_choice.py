@@ -54,7 +54,7 @@ def why_not(tenant: TenantId, owner: str, labels: Mapping[str, str], policy: Pro
         return "serves only its owner (label shared=no)"
     if policy is PromptPrivacy.GROUP or not owner or labels.get(TRUSTED, "").lower() in _YES:
         return ""
-    return "is not labeled trusted=yes (ROUTING_POLICY=trusted)"
+    return "is not labeled trusted=yes (policy mesh: machines trusted)"
 
 
 def open_to(tenant: TenantId, workers: Iterable[DirectoryEntry], policy: PromptPrivacy) -> list[DirectoryEntry]:
@@ -160,11 +160,15 @@ class EligibleWorkers:
     """Filters the directory's workers by what a request requires."""
 
     def __init__(
-        self, directory: node_interface.NodeDirectory, worker_stats: WorkerStats, rule: PromptPrivacy, clock: Callable[[], float]
+        self,
+        directory: node_interface.NodeDirectory,
+        worker_stats: WorkerStats,
+        read_rule: Callable[[], PromptPrivacy],
+        clock: Callable[[], float],
     ) -> None:
         self._directory = directory
         self._worker_stats = worker_stats
-        self._rule = rule
+        self._read_rule = read_rule
         self._clock = clock
         #: When each worker was first seen with room.
         self._room: dict[ModelName, dict[NodeId, float]] = {}
@@ -174,13 +178,13 @@ class EligibleWorkers:
         if there is no such worker either."""
         table = self._worker_stats.table(requirements, self._usable(), self._clock())
         try:
-            return eligible(requirements, table, self._rule)
+            return eligible(requirements, table, self._read_rule())
         except errors.NotReachable:
             present = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
             usable_soon = self._worker_stats.table(requirements, present, self._clock(), or_soon=True)
             if any(not row.offer.ready for row in usable_soon):
                 with contextlib.suppress(errors.NotReachable):
-                    eligible(requirements, [row for row in usable_soon if not row.offer.ready], self._rule)
+                    eligible(requirements, [row for row in usable_soon if not row.offer.ready], self._read_rule())
                     return ()
             raise
 

@@ -16,6 +16,7 @@ from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
 from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder, Writer
 from services.gateway.callers import Callers
+from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.deduplicated_inference import DeduplicatedInference
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_app import HttpApp
@@ -30,7 +31,8 @@ from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.limits import tiers
-from services.gateway.limits.quotas import LimitRules, Quotas
+from services.gateway.limits.quotas import Quotas
+from services.gateway.limits.tiers import LimitRules
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_routes import OpenAi
 from services.gateway.pipeline import Pipeline
@@ -362,10 +364,11 @@ class RunningService:
         self.names = routing.ModelNames({"llama3": "smollm2"}, None)
         per_hour = {Tier.FREE: free, Tier.PRO: 1000}
         plans = {tier: replace(tiers.NO_LIMITS, requests_per_hour=most) for tier, most in per_hour.items()}
-        self.quotas = Quotas(self.counters, LimitRules(plans=plans), self.metrics)
+        self.config = ConfigSnapshot(names=self.names, limits=LimitRules(plans))
+        self.quotas = Quotas(self.counters, lambda: self.config.limits, self.metrics)
         self.dispatch = Dispatch(self.directory, random.Random(1))
         self.relay = Relay(self.rpc, self.dispatch)
-        self.callers = Callers(self.rpc, aliases=self.names.aliases)
+        self.callers = Callers(self.rpc)
         self.reports = FakeReports()
         self.accounts = FakeAccounts()
         self.admission = RequestAdmission(
@@ -373,7 +376,7 @@ class RunningService:
             ledger=ledger,
             dispatch=self.dispatch,
             directory=self.directory,
-            names=self.names,
+            read_config=lambda: self.config,
             metrics=self.metrics,
             prompt_hash_secret="s" * 16,
         )
@@ -435,7 +438,7 @@ def new_recorder(store: Writer, journal: FakeJournal | None = None, **more: int)
 async def running_service(**more: Any) -> AsyncIterator[RunningService]:
     store = FakeStore()
     books = FakeLedgerStore()
-    ledger = Ledger(books, tiers.DEFAULTS, node_id(99), Metrics("gateway"))
+    ledger = Ledger(books, ConfigSnapshot, node_id(99), Metrics("gateway"))
     async with (
         new_recorder(store).running() as recorder,
         ledger.running(recorder, store.write_requests, _no_receipts),

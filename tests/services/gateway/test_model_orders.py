@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.model_orders import ATTEMPTS, ModelOrders
+from services.gateway.scheduling.routing import ModelNames
 from shared import errors
 from shared.api import auth, gateway, inference
 from shared.api.gateway import ModelPlace
@@ -41,7 +43,9 @@ class ModelOrdersHarness:
         for number, models in enumerate(workers):
             # The first is the least loaded, so it is asked first.
             self.nodes.worker(number, *models, load=WorkerLoad(slots=1, running=number))
-        self.orders = ModelOrders(self.rpc, self.nodes, {"alias": "m"}, AuditReporting(self.rpc))
+        self.orders = ModelOrders(
+            self.rpc, self.nodes, lambda: ConfigSnapshot(names=ModelNames({"alias": "m"}, None)), AuditReporting(self.rpc)
+        )
 
     async def load(self, model: str = "m", worker: str | None = None, pin: bool | None = None) -> tuple[ModelPlace, ...]:
         request = gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin)

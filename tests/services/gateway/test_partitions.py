@@ -296,9 +296,12 @@ async def test_every_filter_of_the_request_log_uses_an_index(
     assert len(found) == (20 if filtered_by and filters.status is not RequestStatus.SUCCESS else filters.limit)
     arguments: Sequence[object] = (ADA, None, filters.status and filters.status.value, filters.model, filters.key_id, 50)
     async with connection.transaction():
-        await connection.fetchval(queries.load(FOLDER / "queries.sql")["plan_pages"].text)
+        await connection.fetchval(queries.load(FOLDER / "queries" / "requests.sql")["plan_pages"].text)
         plan = "\n".join(
-            line for (line,) in await connection.fetch("EXPLAIN " + queries.load(FOLDER / "queries.sql")["list_requests"].text, *arguments)
+            line
+            for (line,) in await connection.fetch(
+                "EXPLAIN " + queries.load(FOLDER / "queries" / "requests.sql")["list_requests"].text, *arguments
+            )
         )
     assert re.search(rf"Index Scan using request_logs_{index}_of_first", plan), plan
     assert not re.search(r"Seq Scan on request_logs_first|\bSort  ", plan.replace("Incremental Sort", "")), "a full page ends the scan"

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 import asyncpg
+import msgspec
 import pytest
 
 from services.gateway.idempotency import idempotent_requests
@@ -15,7 +16,7 @@ from services.gateway.scheduling import worker_records
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
-from shared.api import audit, auth, gateway, inference, ledger, usage_report
+from shared.api import audit, auth, configuration, gateway, inference, ledger, usage_report
 from shared.api.gateway import Check, InferenceRequest, ProcessInferenceRequest
 from shared.api.generation import Generation, Usage
 from shared.api.method import Nothing
@@ -25,7 +26,7 @@ from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.types import Credential, FinishReason, MicroCredits, ModelName, Role, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer
-from tests.services.gateway.fakes import KEY, OWNER, TOKEN, USER, announcement
+from tests.services.gateway.fakes import KEY, OWNER, TOKEN, USER, announcement, node_id
 from tests.stopwatch import HANG_SECONDS
 from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 
@@ -123,8 +124,8 @@ class StandInWorker(StandIn):
 
 
 class GatewayMesh:
-    def __init__(self, net: TestNet, client: ClientNode, nodes: dict[str, RunningNode], url: str) -> None:
-        self.net, self.client, self.nodes, self.url = net, client, nodes, url
+    def __init__(self, net: TestNet, client: ClientNode, nodes: dict[str, RunningNode], settings: GatewaySettings) -> None:
+        self.net, self.client, self.nodes, self.settings, self.url = net, client, nodes, settings, settings.database_url
         self.auth: StandInAuth = nodes["auth"].service  # type: ignore[assignment]
 
     async def ask(
@@ -163,7 +164,7 @@ async def mesh(postgres_url: str, valkey_url: str) -> AsyncIterator[GatewayMesh]
         client = await net.client()
         directory = nodes["gateway"].node.directory
         await until(lambda: directory.usable(Role.WORKER) and directory.usable(Role.AUTH) and client.directory.usable(Role.GATEWAY))
-        yield GatewayMesh(net, client, nodes, postgres_url)
+        yield GatewayMesh(net, client, nodes, settings)
 
 
 async def test_answers_have_their_rows(mesh: GatewayMesh) -> None:
@@ -234,6 +235,68 @@ async def test_a_delete_at_another_gateway_stops_the_request_immediately(
                 pass
     await until(lambda: worker.cancelled == 1)
     assert await mesh.ended() == [("cancelled", 1)]
+
+
+async def test_a_configuration_applied_at_one_gateway_rules_requests_at_another(mesh: GatewayMesh, valkey_url: str) -> None:
+    net, call = mesh.net, mesh.client.rpc.call
+    first = mesh.nodes["gateway"].node.id
+    settings = msgspec.structs.replace(mesh.settings, node_key_file=net.server.key("gateway2", Role.GATEWAY))
+    second = (await net.start(GatewayService, settings)).node
+    await until(
+        lambda: (
+            second.directory.usable(Role.AUTH)
+            and second.directory.usable(Role.WORKER)
+            and len(mesh.client.directory.usable(Role.GATEWAY)) == 2
+        )
+    )
+
+    async def ask(model: str) -> str:
+        request = ProcessInferenceRequest(InferenceRequest(prompt="hi", model=ModelName(model)))
+        async with mesh.client.rpc.stream(gateway.process_inference_request, request, credential=KEY, to=second.id) as answer:
+            return "".join([chunk.text async for chunk in answer])
+
+    async def is_used(model: str) -> bool:
+        try:
+            return await ask(model) == "Hello world"
+        except errors.UnknownModel:
+            return False
+
+    async def apply(text: str, credential: Credential = ADMIN_TOKEN) -> configuration.AppliedConfig:
+        return await call(configuration.apply_config, configuration.ApplyConfig(text), credential=credential, to=first)
+
+    assert not await is_used("assistant")
+    with pytest.raises(errors.NotAllowed, match="is no administrator"):
+        await apply("default_model: x", KEY)
+    assert (await apply("routes: {assistant: {targets: [{name: a, model: smollm2}]}}")).warnings == ()
+    async with asyncio.timeout(HANG_SECONDS):
+        while not await is_used("assistant"):
+            pass
+    await apply("policies: {mesh: {direct_models: false}}")
+    async with asyncio.timeout(HANG_SECONDS):
+        while await is_used("smollm2"):
+            pass
+    assert await is_used("assistant")
+    served = await call(gateway.list_models, gateway.ListModels(), credential=KEY, to=second.id)
+    assert {(model.name, model.aliases) for model in served.models} == {("assistant", ()), ("llama3", ())}
+    await apply("policies: {mesh: {machines: trusted}}")
+    async with asyncio.timeout(HANG_SECONDS):
+        while not await is_used("smollm2"):
+            pass
+    (worker,) = second.directory.usable(Role.WORKER)
+    lent = msgspec.structs.replace(
+        worker.announcement, node=node_id(7), owner=str(UUID(int=5)), models=(ModelOffer(ModelName("lent"), 2048),)
+    )
+    with pytest.raises(errors.NotReachable, match="is not labeled trusted=yes"):
+        async with asyncio.timeout(HANG_SECONDS):
+            while True:
+                # Again each time, because it is forgotten after some seconds of silence.
+                second.directory.apply_announcement(lent, "nats")
+                await is_used("lent")
+    await apply("model_limits: {smollm2: {tokens_per_minute: 1}}")
+    with pytest.raises(errors.TokensTooLarge, match="the limit is 1 tokens per minute"):
+        async with asyncio.timeout(HANG_SECONDS):
+            while True:
+                await ask("assistant")
 
 
 async def test_limits_and_the_quota(mesh: GatewayMesh) -> None:

@@ -12,6 +12,7 @@ from services.gateway import store
 from services.gateway.billing.account_rpc import MOST_TOP_UP, AccountRpc
 from services.gateway.billing.ledger import CostBounds, Ledger
 from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.limits import tiers
 from services.gateway.store import GatewayStore
 from shared import errors
@@ -40,7 +41,7 @@ class AccountRpcHarness:
         rpc.answers[audit.record_acts.name] = self._record
         self.acts: list[audit.AuditedAct] = []
         self.audit_reporting = AuditReporting(rpc)
-        self.account_rpc = AccountRpc(ledger_store, ledger, tiers.DEFAULTS, rpc, self.audit_reporting)
+        self.account_rpc = AccountRpc(ledger_store, ledger, ConfigSnapshot, rpc, self.audit_reporting)
 
     @staticmethod
     async def _user(request: Any) -> auth.User:
@@ -68,7 +69,7 @@ async def harness(postgres_url: str) -> AsyncIterator[AccountRpcHarness]:
     async with store.opened(postgres_url) as opened:
         ledger_store, requests = LedgerStore(opened), GatewayStore(opened)
         await ledger_store.ensure_default_price(100_000_000, 200_000_000)
-        ledger = Ledger(ledger_store, tiers.DEFAULTS, node_id(1), Metrics("gateway"))
+        ledger = Ledger(ledger_store, ConfigSnapshot, node_id(1), Metrics("gateway"))
 
         async def no_receipts(_: object) -> dict[RequestId, Any]:
             return {}

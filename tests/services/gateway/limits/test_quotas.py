@@ -15,8 +15,8 @@ import pytest
 from services.gateway.limits import limit_rules, quotas, tiers
 from services.gateway.limits.limit_rules import CountedRequest, LimitKind, LimitUsage, WithoutValkey
 from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Argument, Counters
-from services.gateway.limits.quotas import SLOT_HEARTBEAT_SECONDS, LimitReached, LimitRules, Quotas
-from services.gateway.limits.tiers import TierPlan
+from services.gateway.limits.quotas import SLOT_HEARTBEAT_SECONDS, LimitReached, Quotas
+from services.gateway.limits.tiers import LimitRules, TierPlan
 from shared import errors
 from shared.api.auth import ApiKeyLimits, Principal
 from shared.stores.cache import Cache
@@ -48,8 +48,8 @@ class ApiClient:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.metrics = Metrics("gateway")
-        rules = LimitRules(plans={Tier.FREE: plan, Tier.ENTERPRISE: tiers.NO_LIMITS}, models=models or {}, without_valkey=mode)
-        self.quotas = Quotas(counters, rules, self.metrics, lambda: gateways, clock)
+        rules = LimitRules(plans={Tier.FREE: plan, Tier.ENTERPRISE: tiers.NO_LIMITS}, models=models or {})
+        self.quotas = Quotas(counters, lambda: rules, self.metrics, lambda: gateways, clock, without_valkey=mode)
 
     async def spend(self, caller: Principal = ADA, *, tokens: int = 10, model: ModelName = MODEL) -> LimitUsage:
         return await self.quotas.spend(self.quotas.limits(caller, model), RequestId(uuid4()), tier=caller.tier, tokens=tokens, seconds=30)

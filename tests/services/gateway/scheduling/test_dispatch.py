@@ -180,7 +180,7 @@ async def test_requests_keep_waiting_while_a_worker_loads_the_model() -> None:
 
 
 async def test_if_only_ineligible_workers_are_left_the_request_is_refused() -> None:
-    async with dispatch_harness(policy=PromptPrivacy.TRUSTED) as harness:
+    async with dispatch_harness(read_policy=lambda: PromptPrivacy.TRUSTED) as harness:
         harness.worker(1)
         harness.worker(2, slots=50, owner=str(tenant(9)))
         callers = [await harness.ask() for _ in range(4)]
@@ -191,12 +191,12 @@ async def test_if_only_ineligible_workers_are_left_the_request_is_refused() -> N
         harness.directory.mark_gone(node_id(1), "its link died")
         await settled()
         assert [str(caller.error) for caller in callers[2:]] == [
-            f"no worker of m may run this request: {node_id(2)[:8]}… is not labeled trusted=yes (ROUTING_POLICY=trusted)"
+            f"no worker of m may run this request: {node_id(2)[:8]}… is not labeled trusted=yes (policy mesh: machines trusted)"
         ] * 2
 
 
 async def test_a_slot_that_earlier_requests_may_not_use_goes_to_its_owner() -> None:
-    async with dispatch_harness(policy=PromptPrivacy.TRUSTED) as harness:
+    async with dispatch_harness(read_policy=lambda: PromptPrivacy.TRUSTED) as harness:
         harness.worker(1)
         harness.worker(2, owner=str(tenant(9)))
         for _ in range(3):

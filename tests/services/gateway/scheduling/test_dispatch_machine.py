@@ -68,7 +68,7 @@ class Requests(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.directory = FakeDirectory()
         self.now = 0.0
-        rules = QueueSettings(PromptPrivacy.TRUSTED, queue_seconds=1e9, queue_most=QUEUE, queue_per_tenant=QUEUE // 2)
+        rules = QueueSettings(lambda: PromptPrivacy.TRUSTED, queue_seconds=1e9, queue_most=QUEUE, queue_per_tenant=QUEUE // 2)
         self.dispatch = Dispatch(self.directory, random.Random(1), rules, clock=lambda: self.now)
         self.callers: list[QueuedCaller] = []
         self.comes(0)

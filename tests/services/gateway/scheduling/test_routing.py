@@ -43,10 +43,10 @@ def test_resolve(wanted: str | None, served: list[str], names: ModelNames, expec
     assert routing.resolve(ModelName(wanted) if wanted else None, workers(*served), names) == expected
 
 
-def test_an_unknown_model_lists_the_served_ones_and_names_the_setting() -> None:
+def test_an_unknown_model_lists_the_served_ones_and_says_what_to_do() -> None:
     with pytest.raises(errors.UnknownModel, match=r"'gpt-9'.*served models: alpha, zeta") as refused:
         routing.resolve(ModelName("gpt-9"), workers("zeta", "alpha"), NAMES)
-    assert "MODEL_ALIASES" in refused.value.hint
+    assert "aicli admin config apply" in refused.value.hint
 
 
 def test_another_version_is_a_different_model() -> None:
@@ -118,3 +118,19 @@ def test_a_prompt_for_an_embedding_model_is_refused_unless_one_worker_can_answer
         routing.ensure_answers(ModelName("bge"), only)
     routing.ensure_answers(ModelName("smollm2"), only)
     routing.ensure_answers(ModelName("bge"), [*only, *workers("bge")])
+
+
+def test_if_only_routes_may_be_named_models_are_hidden() -> None:
+    names = ModelNames({"assistant": "smollm2", "gone": "away"}, None, only_routes=True)
+    served = workers("smollm2", "secret")
+    assert routing.resolve(ModelName("assistant"), served, names) == "smollm2"
+    assert routing.resolve(ModelName("assistant:latest"), served, names) == "smollm2"
+    assert routing.resolve(None, served, names) == "smollm2"
+    for hidden in ("smollm2", "secret"):
+        with pytest.raises(errors.UnknownModel, match=r"served models: assistant$"):
+            routing.resolve(ModelName(hidden), served, names)
+    with pytest.raises(errors.UnknownModel, match=r"served models: assistant$"):
+        routing.resolve(ModelName("gone"), served, names)
+    with pytest.raises(errors.NotReachable, match="no worker serves a model now"):
+        routing.resolve(None, workers("secret"), names)
+    assert [(model.name, model.aliases, model.workers) for model in routing.catalogue(served, names)] == [("assistant", (), 1)]

@@ -1,0 +1,87 @@
+"""The configuration of one revision, as requests use it. Pure."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from services.gateway.limits import tiers
+from services.gateway.limits.tiers import LimitRules, TierPlan
+from services.gateway.scheduling.routing import ModelNames
+from services.gateway.scheduling.worker_choice import PromptPrivacy
+from shared.api.configuration import (
+    DEFAULT_MODEL,
+    MESH_POLICY,
+    UNLIMITED,
+    ConfigKind,
+    DefaultModelDocument,
+    Document,
+    ModelLimitDocument,
+    PlanDocument,
+    PolicyDocument,
+    RouteDocument,
+)
+from shared.types import ModelName, Tier
+
+#: Kind and name of a document.
+DocumentKey = tuple[ConfigKind, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """The current version of a document."""
+
+    version: int
+    #: The revision that began with this version.
+    revision: int
+    origin: str
+    #: None if the document was removed.
+    body: Document | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigSnapshot:
+    revision: int = 0
+    names: ModelNames = field(default_factory=lambda: ModelNames({}, None))
+    limits: LimitRules = field(default_factory=LimitRules)
+    privacy: PromptPrivacy = PromptPrivacy.GROUP
+
+
+#: Returns the current snapshot. A request calls it once, and uses the same snapshot to its end.
+ReadConfig = Callable[[], ConfigSnapshot]
+
+
+def build(revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> ConfigSnapshot:
+    plans = dict(tiers.DEFAULTS)
+    model_limits: dict[ModelName, TierPlan] = {}
+    aliases: dict[str, str] = {}
+    default: str | None = None
+    policy = PolicyDocument()
+    for (_, name), stored in documents.items():
+        match stored.body:
+            case RouteDocument() as route:
+                aliases[name] = route.targets[0].model
+            case PlanDocument() as plan:
+                plans[Tier(name)] = tier_plan(tiers.DEFAULTS[Tier(name)], plan, f"plan {name}")
+            case ModelLimitDocument() as limits:
+                model_limits[ModelName(name)] = tier_plan(tiers.NO_LIMITS, limits, f"model limit {name}")
+            case DefaultModelDocument() as chosen if name == DEFAULT_MODEL:
+                default = chosen.model
+            case PolicyDocument() if name == MESH_POLICY:
+                policy = stored.body
+    names = ModelNames(aliases, default, only_routes=not policy.direct_models)
+    return ConfigSnapshot(revision=revision, names=names, limits=LimitRules(plans, model_limits), privacy=PromptPrivacy(policy.machines))
+
+
+def tier_plan(base: TierPlan, document: PlanDocument | ModelLimitDocument, source: str) -> TierPlan:
+    """Return the limits with the document's numbers; ``source`` names the document, for people."""
+    given = {name: number for name in tiers.NUMBERS if (number := getattr(document, name, None)) is not None}
+    numbers = {name: None if number == UNLIMITED else number for name, number in given.items()}
+    return tiers.with_numbers(base, numbers, source)
+
+
+def plan_document(plan: TierPlan) -> PlanDocument:
+    """Return a document that states every number of the plan."""
+    return PlanDocument(**{name: UNLIMITED if (number := getattr(plan, name)) is None else number for name in tiers.NUMBERS})
+
+
+def limit_document(plan: TierPlan) -> ModelLimitDocument:
+    return ModelLimitDocument(**{name: number for name in tiers.LIMITS if (number := getattr(plan, name)) is not None})

@@ -1,0 +1,1 @@
+"""The configuration as versioned documents in PostgreSQL."""

@@ -1,0 +1,52 @@
+"""Checks what the types of documents can't say: within a document, and between documents. Pure."""
+
+from collections.abc import Collection, Iterator, Mapping
+
+import msgspec
+
+from services.gateway.config_snapshot import DocumentKey
+from shared.api.configuration import FIXED_NAMES, MAX_CONFIG_BYTES, MAX_ROUTES, ConfigKind, DefaultModelDocument, Document, RouteDocument
+from shared.types import ModelName
+
+
+def fixed_names(kind: ConfigKind) -> tuple[str, ...]:
+    """Return the only names of this kind; empty if any name is allowed."""
+    return FIXED_NAMES.get(kind, ())
+
+
+def check_body(body: Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield each mistake within a document, with its path."""
+    if isinstance(body, RouteDocument):
+        names = [target.name for target in body.targets]
+        for position, name in enumerate(names):
+            if name in names[:position]:
+                yield ("targets", position, "name"), "must be unique within its route"
+
+
+def check_together(documents: Mapping[DocumentKey, Document]) -> Iterator[str]:
+    """Yield each mistake between the documents, as they are after a change."""
+    routes = {name: body for (_, name), body in documents.items() if isinstance(body, RouteDocument)}
+    size = sum(len(msgspec.json.encode(body)) for body in documents.values())
+    if size > MAX_CONFIG_BYTES:
+        yield f"the configuration would have {size} bytes as JSON; the limit is {MAX_CONFIG_BYTES}"
+    if len(routes) > MAX_ROUTES:
+        yield f"routes: there would be {len(routes)}; the limit is {MAX_ROUTES}"
+    for name, route in routes.items():
+        for position, target in enumerate(route.targets):
+            if target.model in routes and target.model != name:
+                yield f"routes.{name}.targets[{position}].model: {target.model} is a route; name a served model"
+    for kind, name in documents:
+        if kind is ConfigKind.MODEL_LIMIT and name in routes and (model := routes[name].targets[0].model) != name:
+            yield f"model_limits.{name}: it is a route to {model}; limit that model instead"
+
+
+def warnings(documents: Mapping[DocumentKey, Document | None], routes: Collection[str], served: Collection[ModelName]) -> Iterator[str]:
+    """Yield what a change may have overlooked, given the ``served`` models and all ``routes``."""
+    for (_, name), body in documents.items():
+        match body:
+            case RouteDocument():
+                for target in body.targets:
+                    if target.model not in served:
+                        yield f"route {name}: no worker serves {target.model} now"
+            case DefaultModelDocument() if body.model not in served and body.model not in routes:
+                yield f"default model: no worker serves {body.model} now, and no route has this name"

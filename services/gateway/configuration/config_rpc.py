@@ -1,0 +1,199 @@
+"""Administrators' RPC for the configuration: apply, export, history and rollback."""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+
+import msgspec
+
+from services.gateway import node_interface
+from services.gateway.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.configuration import config_checks, config_file, environment
+from services.gateway.configuration.config_store import ConfigStore, StoredVersion
+from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.settings import GatewaySettings
+from shared import errors, yaml_text
+from shared.api import business
+from shared.api import configuration as api
+from shared.api.configuration import BODIES, ConfigKind, Document, RouteDocument
+from shared.rpc import RpcCall, serves
+from shared.rpc.audit_reporting import AuditReporting
+from shared.types import ModelName
+
+Bodies = Mapping[DocumentKey, Document | None]
+
+#: A message of the mesh has 1 MiB.
+_MOST_REPLY_CHARACTERS = 2**18
+_MOST_BODIES = 10
+
+
+class ConfigRpc:
+    """``served`` returns the models that workers serve now."""
+
+    def __init__(
+        self,
+        live: LiveConfiguration,
+        store: ConfigStore,
+        settings: GatewaySettings,
+        rpc: node_interface.NodeRpc,
+        *,
+        audit_reporting: AuditReporting,
+        served: Callable[[], Collection[ModelName]],
+    ) -> None:
+        self._live = live
+        self._store = store
+        self._settings = settings
+        self._rpc = rpc
+        self._audit_reporting = audit_reporting
+        self._served = served
+
+    @serves(api.apply_config)
+    async def apply(self, request: api.ApplyConfig, call: RpcCall) -> api.AppliedConfig:
+        if (request.text is None) == (not request.documents):
+            raise errors.BadRequest("send either text or documents")
+        if request.text is not None and len(request.text.encode()) > api.MAX_FILE_BYTES:
+            raise errors.BadRequest(
+                f"the file is larger than {api.MAX_FILE_BYTES} bytes", hint="apply it in parts; documents it doesn't name stay"
+            )
+        read = await config_file.read(config_file.ReadRequest(request.text, request.documents))
+        bodies = {key: _decode(key[0], document.body) for key, document in read.items()}
+
+        def find_changes(current: Mapping[DocumentKey, StoredDocument]) -> Bodies:
+            unnamed = dict.fromkeys(key for key, stored in current.items() if stored.body is not None and key not in bodies)
+            return bodies | unnamed if request.prune else bodies
+
+        return await self._change(call, find_changes, request, origin="applied", note=request.note)
+
+    @serves(api.rollback_config)
+    async def roll_back(self, request: api.RollbackConfig, call: RpcCall) -> api.AppliedConfig:
+        key = request.kind, request.name
+        found = await self._store.versions(*key, request.version, limit=1)
+        if not found:
+            raise errors.NotFound(
+                f"there is no version {request.version} of {request.kind.value} {request.name[:100]!r}",
+                hint="see `aicli admin config history`",
+            )
+        try:
+            body = _decode(request.kind, found[0].body)
+        except msgspec.DecodeError as error:
+            raise errors.BadRequest(
+                f"this release can't use version {request.version}: {error}", hint="apply the document again"
+            ) from error
+        note = request.note or f"rollback to version {request.version}"
+        return await self._change(call, lambda _current: {key: body}, request, origin="rollback", note=note)
+
+    @serves(api.import_environment)
+    async def import_environment(self, request: api.ImportEnvironment, call: RpcCall) -> api.AppliedConfig:
+        wanted = environment.read_documents(self._settings)
+
+        def find_changes(current: Mapping[DocumentKey, StoredDocument]) -> Bodies:
+            return environment.find_changes(wanted, current, force=True)
+
+        return await self._change(call, find_changes, request, origin=environment.ENVIRONMENT, note="")
+
+    @serves(api.export_config)
+    async def export(self, _request: api.ExportConfig, _call: RpcCall) -> api.ExportedConfig:
+        await self._live.reload()
+        documents = self._live.documents
+        bodies = {key: stored.body for key, stored in documents.items() if stored.body is not None}
+        text = await asyncio.to_thread(config_file.write, bodies)
+        return api.ExportedConfig(self._live.current().revision, text, tuple(environment.ignored_settings(self._settings, documents)))
+
+    @serves(api.list_config_versions)
+    async def list_versions(self, request: api.ListConfigVersions, call: RpcCall) -> api.ConfigVersions:
+        limit = min(request.limit, _MOST_BODIES) if request.bodies else request.limit
+        versions = await self._store.versions(request.kind, request.name, request.version, only_current=request.only_current, limit=limit)
+        names: Mapping[str, str] = {}
+        if authors := tuple({version.author for version in versions if version.author is not None}):
+            with suppress(errors.PeerError):
+                names = (await self._rpc.call(business.name_users, business.NameUsers(authors), credential=call.credential)).names
+        return api.ConfigVersions(tuple(_wire(version, names, body=request.bodies) for version in versions))
+
+    async def _change(
+        self,
+        call: RpcCall,
+        find_changes: Callable[[Mapping[DocumentKey, StoredDocument]], Bodies],
+        request: api.ApplyConfig | api.RollbackConfig | api.ImportEnvironment,
+        *,
+        origin: str,
+        note: str,
+    ) -> api.AppliedConfig:
+        """Write what differs, as one revision. Raises AlreadyExists after a newer revision, and BadRequest with all mistakes."""
+        async with self._store.lock() as locked:
+            expected = getattr(request, "expected_revision", None)
+            if expected is not None and expected != locked.revision:
+                raise errors.AlreadyExists(
+                    f"the configuration has changed: it is at revision {locked.revision}, not {expected}",
+                    hint="see `aicli admin config history`, then apply again",
+                )
+            current = await self._live.read_locked(locked)
+            before = {key: stored.body for key, stored in current.items()}
+            changed = {key: body for key, body in find_changes(current).items() if body != before.get(key)}
+            after = {key: body for key, body in (before | changed).items() if body is not None}
+            if mistakes := tuple(config_checks.check_together(after)):
+                raise config_file.bad_config(mistakes)
+            written: Mapping[DocumentKey, StoredDocument] = {}
+            if changed and not request.dry_run:
+                written = await locked.write(changed, origin=origin, author=call.principal.user_id, note=note)
+        revision = max((stored.revision for stored in written.values()), default=locked.revision)
+        if written:
+            # This gateway serves the new configuration before the caller hears of it.
+            await self._live.reload()
+            targets = ", ".join(f"{kind.value} {name}" for kind, name in changed)
+            self._audit_reporting.report_action(
+                "config.apply"
+                if isinstance(request, api.ApplyConfig)
+                else "config.rollback"
+                if isinstance(request, api.RollbackConfig)
+                else "config.import",
+                call.principal,
+                target=targets[:200],
+                revision=str(revision),
+            )
+        routes = [name for name, body in ((name, body) for (_, name), body in after.items()) if isinstance(body, RouteDocument)]
+        return api.AppliedConfig(
+            revision,
+            tuple(_compare(changed, before, written)),
+            tuple(config_checks.warnings(changed, routes, self._served())),
+        )
+
+
+def _decode(kind: ConfigKind, body: str | None) -> Document | None:
+    return None if body is None else msgspec.json.decode(body, type=BODIES[kind])
+
+
+def _compare(changed: Bodies, before: Bodies, written: Mapping[DocumentKey, StoredDocument]) -> Iterator[api.ConfigChange]:
+    room = _MOST_REPLY_CHARACTERS
+    for key, body in changed.items():
+        version = written[key].version if key in written else 0
+        texts = _yaml(before.get(key)), _yaml(body)
+        room -= sum(len(text or "") for text in texts)
+        yield api.ConfigChange(*key, *texts, version) if room >= 0 else api.ConfigChange(*key, None, None, version, is_cut=True)
+
+
+def _readable(version: StoredVersion) -> object:
+    """Return the body, also one that only another release can use."""
+    try:
+        return _decode(version.kind, version.body)
+    except msgspec.DecodeError:
+        return msgspec.json.decode(version.body or "null")
+
+
+def _yaml(body: object) -> str | None:
+    return None if body is None else yaml_text.render(msgspec.to_builtins(body))
+
+
+def _wire(version: StoredVersion, names: Mapping[str, str], *, body: bool) -> api.ConfigVersion:
+    return api.ConfigVersion(
+        kind=version.kind,
+        name=version.name,
+        version=version.version,
+        revision=version.revision,
+        body=_yaml(_readable(version)) if body else None,
+        removes=version.body is None,
+        origin=version.origin,
+        author="" if version.author is None else names.get(str(version.author), str(version.author)),
+        note=version.note,
+        created_at=version.created_at,
+        is_current=version.is_current,
+    )

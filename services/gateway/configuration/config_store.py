@@ -1,0 +1,113 @@
+"""Reads and writes the tables of the configuration. No other module does."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+
+from services.gateway.config_snapshot import DocumentKey, StoredDocument
+from shared.api.configuration import BODIES, ConfigKind, Document
+from shared.stores import database
+from shared.stores.database import DatabaseRow, Transaction
+from shared.telemetry import logs
+from shared.types import UserId
+
+#: The channel of the query ``write_config``.
+_CHANGES = "gateway_config"
+#: Versions kept of each document.
+MAX_VERSIONS = 1_000
+
+_log = logs.get(part="configuration")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    kind: ConfigKind
+    name: str
+    version: int
+    revision: int
+    #: JSON; None if the version removed the document.
+    body: str | None
+    origin: str
+    author: UserId | None
+    note: str
+    created_at: datetime
+    is_current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChanges:
+    """The current documents that have changed since a revision, and the newest revision."""
+
+    revision: int
+    documents: Mapping[DocumentKey, StoredDocument]
+
+
+class LockedConfig:
+    """The configuration in a transaction that keeps everybody else from changing it; created by ``ConfigStore.lock``."""
+
+    def __init__(self, transaction: Transaction, revision: int) -> None:
+        self._transaction = transaction
+        self.revision = revision
+
+    async def changes_since(self, revision: int) -> ConfigChanges:
+        return _changes(revision, await self._transaction.rows("list_config_changes", revision))
+
+    async def write(
+        self, bodies: Mapping[DocumentKey, Document | None], *, origin: str, author: UserId | None = None, note: str = ""
+    ) -> dict[DocumentKey, StoredDocument]:
+        """Write the bodies as new versions of the next revision."""
+        kinds, names = [kind.value for kind, _ in bodies], [name for _, name in bodies]
+        texts = [None if body is None else msgspec.json.encode(body).decode() for body in bodies.values()]
+        rows = await self._transaction.rows("write_config", kinds, names, texts, origin, author, note)
+        await self._transaction.run("trim_config", kinds, names, MAX_VERSIONS)
+        written = zip(bodies.items(), rows, strict=True)
+        return {key: StoredDocument(row["version"], row["revision"], origin, body) for (key, body), row in written}
+
+
+class ConfigStore:
+    """Every method may raise Unavailable."""
+
+    def __init__(self, opened: database.Database) -> None:
+        self._database = opened
+
+    async def changes_since(self, revision: int) -> ConfigChanges:
+        return _changes(revision, await self._database.rows("list_config_changes", revision))
+
+    @asynccontextmanager
+    async def lock(self) -> AsyncIterator[LockedConfig]:
+        """Commit what the block writes, at its end."""
+        async with self._database.transaction() as transaction:
+            yield LockedConfig(transaction, await transaction.value("lock_config"))
+
+    async def versions(
+        self, kind: ConfigKind | None, name: str | None, version: int | None = None, *, only_current: bool = False, limit: int
+    ) -> Sequence[StoredVersion]:
+        """Return versions, newest first; None stands for all."""
+        rows = await self._database.rows("list_config_versions", None if kind is None else kind.value, name, version, only_current, limit)
+        fields = StoredVersion.__dataclass_fields__
+        return [StoredVersion(**{field: row[field] for field in fields} | {"kind": ConfigKind(row["kind"])}) for row in rows]
+
+    async def watch(self) -> AsyncGenerator[None]:
+        """Yield whenever the configuration may have changed, forever. Close it with ``aclosing``."""
+        async with aclosing(self._database.listen(_CHANGES)) as payloads:
+            async for _ in payloads:
+                yield
+
+
+def _changes(since: int, rows: Sequence[DatabaseRow]) -> ConfigChanges:
+    return ConfigChanges(max((row["revision"] for row in rows), default=since), dict(found for row in rows for found in _document(row)))
+
+
+def _document(row: DatabaseRow) -> list[tuple[DocumentKey, StoredDocument]]:
+    """Return nothing for a document of a newer release that this one can't read: the version before it stays in use here."""
+    try:
+        kind = ConfigKind(row["kind"])
+        body = None if row["body"] is None else msgspec.json.decode(row["body"], type=BODIES[kind])
+    except (ValueError, msgspec.DecodeError) as error:
+        reason = str(error) if isinstance(error, msgspec.DecodeError) else "unknown kind"
+        _log.error("a document can't be read", kind=row["kind"], name=row["name"], version=row["version"], reason=reason)
+        return []
+    return [((kind, row["name"]), StoredDocument(row["version"], row["revision"], row["origin"], body))]

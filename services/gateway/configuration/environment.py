@@ -1,0 +1,84 @@
+"""Turns the settings of the environment into documents, which seed the configuration. Pure."""
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from services.gateway import config_snapshot
+from services.gateway.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.settings import GatewaySettings
+from shared.api.configuration import (
+    DEFAULT_MODEL,
+    MESH_POLICY,
+    ConfigKind,
+    DefaultModelDocument,
+    Document,
+    PolicyDocument,
+    RouteDocument,
+    TargetDocument,
+)
+
+#: The origin of versions that come from settings.
+ENVIRONMENT = "environment"
+#: The name of the only target of a route that was an alias.
+_TARGET = "main"
+_SETTING = {
+    ConfigKind.ROUTE: "MODEL_ALIASES",
+    ConfigKind.POLICY: "ROUTING_POLICY",
+    ConfigKind.MODEL_LIMIT: "MODEL_LIMITS",
+    ConfigKind.DEFAULT_MODEL: "DEFAULT_MODEL",
+}
+
+#: The settings that become documents, with their defaults.
+_DEFAULTS = {
+    setting.name: setting.default if setting.default_factory is msgspec.NODEFAULT else setting.default_factory()
+    for setting in msgspec.structs.fields(GatewaySettings)
+    if setting.name
+    in {
+        "default_rate_limit",
+        "premium_rate_limit",
+        "tier_free",
+        "tier_pro",
+        "tier_enterprise",
+        "model_limits",
+        "model_aliases",
+        "default_model",
+        "routing_policy",
+    }
+}
+
+
+def read_documents(settings: GatewaySettings) -> dict[DocumentKey, Document]:
+    documents: dict[DocumentKey, Document] = {
+        (ConfigKind.ROUTE, alias): RouteDocument(targets=(TargetDocument(name=_TARGET, model=model),))
+        for alias, model in settings.model_aliases.items()
+    }
+    documents |= {(ConfigKind.PLAN, tier.value): config_snapshot.plan_document(plan) for tier, plan in settings.plans().items()}
+    documents |= {(ConfigKind.MODEL_LIMIT, model): config_snapshot.limit_document(plan) for model, plan in settings.model_plans().items()}
+    if settings.default_model:
+        documents[ConfigKind.DEFAULT_MODEL, DEFAULT_MODEL] = DefaultModelDocument(model=settings.default_model)
+    documents[ConfigKind.POLICY, MESH_POLICY] = PolicyDocument(machines=settings.routing_policy)
+    return documents
+
+
+def find_changes(
+    wanted: Mapping[DocumentKey, Document], current: Mapping[DocumentKey, StoredDocument], *, force: bool = False
+) -> dict[DocumentKey, Document | None]:
+    """Return what the settings change: new documents, and those that nobody has edited by hand; with ``force`` these, too."""
+    changes: dict[DocumentKey, Document | None] = {
+        key: body
+        for key, body in wanted.items()
+        if (stored := current.get(key)) is None or (stored.body != body and (force or stored.origin == ENVIRONMENT))
+    }
+    left_out = (key for key, stored in current.items() if stored.body is not None and stored.origin == ENVIRONMENT and key not in wanted)
+    return changes | dict.fromkeys(left_out)
+
+
+def ignored_settings(settings: GatewaySettings, current: Mapping[DocumentKey, StoredDocument]) -> Iterator[str]:
+    """Yield a line for each setting that has no effect, because its document was edited by hand."""
+    defaults = read_documents(msgspec.structs.replace(settings, **_DEFAULTS))
+    for key, body in read_documents(settings).items():
+        stored, (kind, name) = current.get(key), key
+        if stored is not None and stored.origin != ENVIRONMENT and stored.body != body and body != defaults.get(key):
+            setting = f"TIER_{name.upper()}" if kind is ConfigKind.PLAN else _SETTING[kind]
+            yield f"{setting} is ignored for {kind.value} {name}, which was edited (version {stored.version})"

@@ -1,0 +1,82 @@
+"""Keeps the configuration of this gateway current, with PostgreSQL's notifications and a poll for lost ones."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+
+from services.gateway import config_snapshot
+from services.gateway.config_snapshot import ConfigSnapshot, DocumentKey, StoredDocument
+from services.gateway.configuration import environment
+from services.gateway.configuration.config_store import ConfigStore, LockedConfig
+from services.gateway.settings import GatewaySettings
+from shared import errors
+from shared.telemetry import logs
+
+_POLL_SECONDS = 5.0
+
+_log = logs.get(part="configuration")
+
+
+class LiveConfiguration:
+    """Call ``start`` first, and run ``watch`` while it is used. While PostgreSQL is down, the last snapshot stays in use."""
+
+    def __init__(self, store: ConfigStore, *, poll_seconds: float = _POLL_SECONDS) -> None:
+        self._store = store
+        self._poll_seconds = poll_seconds
+        self._documents: Mapping[DocumentKey, StoredDocument] = {}
+        self._snapshot = ConfigSnapshot()
+        self._reloading = asyncio.Lock()
+
+    def current(self) -> ConfigSnapshot:
+        return self._snapshot
+
+    @property
+    def documents(self) -> Mapping[DocumentKey, StoredDocument]:
+        """The documents of the current snapshot, removed ones included. Never changed in place."""
+        return self._documents
+
+    async def start(self, settings: GatewaySettings) -> None:
+        """Load the configuration, after writing what the environment changes. Raises Unavailable."""
+        async with self._store.lock() as locked:
+            current = (await locked.changes_since(0)).documents
+            if changes := environment.find_changes(environment.read_documents(settings), current):
+                await locked.write(changes, origin=environment.ENVIRONMENT)
+        await self.reload()
+        for line in environment.ignored_settings(settings, self._documents):
+            _log.warning(line)
+
+    async def reload(self) -> None:
+        """Read what has changed. Raises Unavailable."""
+        # One at a time, so that a slow read does not overwrite a newer one.
+        async with self._reloading:
+            changes = await self._store.changes_since(self._snapshot.revision)
+            if changes.revision != self._snapshot.revision:
+                self._documents = {**self._documents, **changes.documents}
+                self._snapshot = config_snapshot.build(changes.revision, self._documents)
+                _log.info("configuration in use", revision=changes.revision)
+
+    async def read_locked(self, locked: LockedConfig) -> dict[DocumentKey, StoredDocument]:
+        """Return the documents as the lock's holder must see them."""
+        return {**self._documents, **(await locked.changes_since(self._snapshot.revision)).documents}
+
+    async def watch(self) -> None:
+        """Follow changes forever."""
+        wake = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen(wake))
+            while True:
+                try:
+                    async with asyncio.timeout(self._poll_seconds):
+                        await wake.wait()
+                except TimeoutError:
+                    pass
+                wake.clear()
+                try:
+                    await self.reload()
+                except errors.Unavailable as error:
+                    _log.warning("the configuration can't be read; the last one stays in use", reason=error.message)
+
+    async def _listen(self, wake: asyncio.Event) -> None:
+        async with aclosing(self._store.watch()) as changes:
+            async for _ in changes:
+                wake.set()

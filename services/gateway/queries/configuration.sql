@@ -1,0 +1,51 @@
+-- name: lock_config
+-- Lock the configuration until the end of the transaction, and return its revision.
+SELECT revision FROM config_revision FOR UPDATE;
+
+-- name: list_config_changes
+-- List the current documents that have changed since a revision, oldest change first.
+SELECT kind, name, version, revision, body::text AS body, origin
+FROM config_current
+JOIN config_versions USING (kind, name, version)
+WHERE revision > $1
+ORDER BY revision, kind, name;
+
+-- name: write_config
+-- Write new versions as the next revision, make them current, and notify all gateways; return the versions in the order of the arguments.
+WITH next AS (
+    UPDATE config_revision SET revision = revision + 1 RETURNING revision
+),
+written AS (
+    INSERT INTO config_versions (kind, name, version, revision, body, origin, author, note)
+    SELECT given.kind, given.name, coalesce(current.version, 0) + 1, next.revision, given.body::jsonb, $4, $5, $6
+    FROM unnest($1::text[], $2::text[], $3::text[]) AS given (kind, name, body)
+    CROSS JOIN next
+    LEFT JOIN config_current AS current ON current.kind = given.kind AND current.name = given.name
+    RETURNING kind, name, version, revision
+),
+pointed AS (
+    INSERT INTO config_current (kind, name, version)
+    SELECT kind, name, version FROM written
+    ON CONFLICT (kind, name) DO UPDATE SET version = excluded.version
+)
+SELECT written.version, written.revision, pg_notify('gateway_config', written.revision::text)
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS given (kind, name, position)
+JOIN written USING (kind, name)
+ORDER BY position;
+
+-- name: trim_config
+-- Delete the oldest versions of these documents beyond the newest $3 of each.
+DELETE FROM config_versions AS old
+USING unnest($1::text[], $2::text[]) AS given (kind, name), config_current AS current
+WHERE old.kind = given.kind AND old.name = given.name AND current.kind = given.kind AND current.name = given.name
+  AND old.version <= current.version - $3;
+
+-- name: list_config_versions
+-- List versions, newest first; of all documents if the kind or name is null, and all versions if the version is.
+SELECT kind, name, listed.version, listed.revision, body::text AS body, origin, author, note, created_at, current.version IS NOT NULL AS is_current
+FROM config_versions AS listed
+LEFT JOIN config_current AS current USING (kind, name, version)
+WHERE ($1::text IS NULL OR kind = $1) AND ($2::text IS NULL OR name = $2) AND ($3::integer IS NULL OR listed.version = $3)
+  AND (NOT $4 OR (current.version IS NOT NULL AND body IS NOT NULL))
+ORDER BY listed.revision DESC, kind, name
+LIMIT $5;

@@ -1,0 +1,214 @@
+"""Reading the configuration's file: every mistake is found, with its line and field."""
+
+import asyncio
+import json
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.configuration import config_file
+from services.gateway.configuration.config_file import ReadRequest, ReadResult
+from shared import errors
+from shared.api.configuration import (
+    DEFAULT_MODEL,
+    MESH_POLICY,
+    ConfigDocument,
+    ConfigKind,
+    DefaultModelDocument,
+    Document,
+    ModelLimitDocument,
+    PlanDocument,
+    PolicyDocument,
+    RouteDocument,
+    TargetDocument,
+)
+from tools import reference
+
+WHOLE = """
+routes:
+  assistant:
+    targets:
+      - name: local
+        model: smollm2
+policies:
+  mesh: {machines: trusted, direct_models: false}
+plans:
+  free: {requests_per_minute: 10, credits: unlimited}
+model_limits:
+  smollm2: {concurrency: 3}
+default_model: assistant
+"""
+
+
+def read(text: str) -> ReadResult:
+    return config_file.read_here(ReadRequest(text=textwrap.dedent(text)))
+
+
+def test_a_whole_file() -> None:
+    result = read(WHOLE)
+    assert result.mistakes == ()
+    assert [(document.kind, document.name, document.line) for document in result.documents] == [
+        (ConfigKind.ROUTE, "assistant", 3), (ConfigKind.POLICY, "mesh", 8), (ConfigKind.PLAN, "free", 10),
+        (ConfigKind.MODEL_LIMIT, "smollm2", 12), (ConfigKind.DEFAULT_MODEL, "default", 13),
+    ]  # fmt: skip
+    assert result.documents[2].body == '{"requests_per_minute":10,"credits":"unlimited"}'
+
+
+def test_all_mistakes_are_named_with_their_lines() -> None:
+    result = read("""\
+        routes:
+          assistant:
+            targets: [{name: local, model: smollm2}]
+          "bad name":
+            targets:
+              - name: a
+                modl: x
+            stiky: user
+          none:
+            targets: []
+          text: smollm2
+        plans:
+          free: {requests_per_minute: 0, credits: -1}
+          gold: {}
+        policies:
+          mesh: {machines: everywhere}
+        default_model: 3
+        """)
+    assert result.mistakes == (
+        "line 4, routes.bad name: use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit",
+        "line 8, routes.bad name.stiky: unknown field; fields: targets",
+        "line 7, routes.bad name.targets[0].modl: unknown field; did you mean model?",
+        "line 6, routes.bad name.targets[0]: the field model is missing",
+        "line 10, routes.none.targets: expected `array` of length >= 1",
+        "line 11, routes.text: write fields here, as name: value",
+        "line 13, plans.free.requests_per_minute: expected `int` >= 1",
+        "line 13, plans.free.credits: expected `int` >= 0",
+        "line 14, plans.gold: there is no plan 'gold'; use free or pro or enterprise",
+        "line 16, policies.mesh.machines: invalid enum value 'everywhere'",
+        "line 17, default_model.model: expected `str`, got `int`",
+    )
+    assert [document.name for document in result.documents] == ["assistant"]
+
+
+def test_what_is_not_a_configuration() -> None:
+    for text, mistake in {
+        "": "the file: write sections here: routes, policies, plans, model_limits, default_model",
+        "- 1": "the file: write sections here: routes, policies, plans, model_limits, default_model",
+        "route: {}": "line 1, route: unknown section; did you mean routes?",
+        "routes: 3": "line 1, routes: write documents here, as name: fields",
+        "routes: {a: 1, a: 2}": "line 1: 'a' is here twice",
+        "routes: {[1]: 2}": "line 1: a name must be text",
+        "a: &x 1\nb: *x": "line 1: anchors and aliases (& and *) are not supported; write the value again",
+        "a: !!python/name:os.x []": "line 1: the type tag:yaml.org,2002:python/name:os.x is not supported",
+        "[" * 100_000: "line 1: nested more than 20 deep",
+        "\na: \t b:\n- c": "line 2: mapping values are not allowed in this context",
+        "a: 'open": "line 1: found unexpected end of stream",
+        "a: \x00": "the file is not YAML: unacceptable character #x0000: control characters are not allowed",
+    }.items():
+        assert read(text).mistakes == (mistake,), text[:50]
+
+
+def test_dates_and_numbers_in_names_stay_text() -> None:
+    result = read("default_model: 2024-01-01\nroutes: {1.5: {targets: [{name: 'on', model: 'off'}]}}")
+    assert result.mistakes == ()
+    assert [(document.name, document.body) for document in result.documents] == [
+        (DEFAULT_MODEL, '{"model":"2024-01-01"}'), ("1.5", '{"targets":[{"name":"on","model":"off"}]}')
+    ]  # fmt: skip
+
+
+def test_null_removes_a_document() -> None:
+    result = read("default_model: null\nroutes: {a: ~}")
+    assert [(document.name, document.body) for document in result.documents] == [(DEFAULT_MODEL, None), ("a", None)]
+
+
+def test_documents_of_programs_are_checked_alike() -> None:
+    def read_document(body: str | None, name: str = "free") -> ReadResult:
+        return config_file.read_here(ReadRequest(documents=(ConfigDocument(ConfigKind.PLAN, name, body),)))
+
+    assert read_document('{"credits": 3}').documents[0].body == '{"credits":3}'
+    assert read_document(None).documents[0].body is None
+    assert read_document('{"credit": 3}').mistakes == ("plan.free.credit: unknown field; did you mean credits?",)
+    assert read_document("{}", "gold").mistakes == ("plan.gold: there is no plan 'gold'; use free or pro or enterprise",)
+    (mistake,) = read_document("{").mistakes
+    assert mistake.startswith("a body is not JSON: ")
+
+
+_limits = st.none() | st.just("unlimited") | st.integers(1, 10**12)
+_names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}", fullmatch=True)
+_models = st.text(min_size=1, max_size=200).filter(lambda name: name.isprintable())
+_numbers = dict.fromkeys(("requests_per_hour", "requests_per_minute", "tokens_per_minute", "concurrency", "credits"), _limits)
+
+
+def _documents(
+    routes: dict[str, str], plan: dict[str, Any], limits: dict[str, Any], default: str, direct: bool
+) -> dict[tuple[ConfigKind, str], Document]:
+    return {
+        **{(ConfigKind.ROUTE, name): RouteDocument(targets=(TargetDocument(name="main", model=model),)) for name, model in routes.items()},
+        (ConfigKind.PLAN, "pro"): PlanDocument(**plan),
+        **{(ConfigKind.MODEL_LIMIT, name): ModelLimitDocument(concurrency=number) for name, number in limits.items()},
+        (ConfigKind.DEFAULT_MODEL, DEFAULT_MODEL): DefaultModelDocument(model=default),
+        (ConfigKind.POLICY, MESH_POLICY): PolicyDocument(direct_models=direct),
+    }
+
+
+_routes, _model_limits = st.dictionaries(_names, _models, max_size=3), st.dictionaries(_names, _limits, max_size=3)
+
+
+@given(st.builds(_documents, _routes, st.fixed_dictionaries(_numbers), _model_limits, _models, st.booleans()))
+def test_what_is_exported_can_be_applied(documents: dict[tuple[ConfigKind, str], Document]) -> None:
+    result = read(config_file.write(documents))
+    assert result.mistakes == ()
+    assert {(found.kind, found.name): found.body for found in result.documents} == {
+        key: msgspec.json.encode(body).decode() for key, body in documents.items()
+    }
+
+
+async def test_the_event_loop_runs_while_a_large_file_is_read() -> None:
+    routes = {f"route-{number}": {"targets": [{"name": "main", "model": "smollm2"}]} for number in range(5_000)}
+    reading = asyncio.create_task(config_file.read(ReadRequest(text=yaml.safe_dump({"routes": routes}))))
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert len(await reading) == 5_000
+    assert turns > 100
+
+
+async def test_many_mistakes_become_one_error_of_bounded_length() -> None:
+    text = "routes:\n" + "".join(f"  r{number}: {{}}\n" for number in range(200))
+    with pytest.raises(errors.BadRequest, match="the configuration has 200 mistakes; nothing was applied") as caught:
+        await config_file.read(ReadRequest(text=text))
+    lines = caught.value.message.splitlines()
+    assert (len(lines), lines[1], lines[-1]) == (52, "line 2, routes.r0: the field targets is missing", "… and 150 more")
+
+
+async def test_a_canceled_reader_leaves_no_process() -> None:
+    reading = asyncio.create_task(config_file.read(ReadRequest(text=WHOLE)))
+    before = _children()
+    async with asyncio.timeout(30):
+        while not (started := _children() - before):  # noqa: ASYNC110 - there is nothing else to wait for
+            await asyncio.sleep(0.001)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert not started & _children()
+
+
+def _children() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split())
+
+
+def test_the_schema_describes_the_file() -> None:
+    schema = json.loads(reference.config_schema())
+    check = jsonschema.Draft202012Validator(schema)
+    assert list(check.iter_errors(yaml.safe_load(WHOLE))) == []
+    for wrong in ("route: {}", "plans: {gold: {}}", "routes: {a: {targets: []}}", "default_model: 3", "plans: {free: {credit: 1}}"):
+        assert list(check.iter_errors(yaml.safe_load(wrong))), wrong
