@@ -69,6 +69,19 @@ async def _fetch_nodes(connection: "CliConnection") -> list[Candidate]:
     return [(node.id[:9], " ".join((node.service, *node.models))) for node in listed]
 
 
+def documents(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
+    """Complete KIND/NAME of the configuration."""
+
+    async def fetch(connection: "CliConnection") -> list[Candidate]:
+        from shared.api import configuration
+
+        request = configuration.ListConfigVersions(only_current=True, limit=_MAX_VALUES)
+        listed = (await connection.call(configuration.list_config_versions, request)).versions
+        return [(f"{document.kind}/{document.name}", f"version {document.version}") for document in listed]
+
+    return matching(_fetch("documents", context, fetch), incomplete)
+
+
 def profiles(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
     from cli import profile
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.admin.audit import audit
+from cli.admin.config import config
 from cli.admin.credits import credits_, ledger
 from cli.admin.invitations import invitations, invite
 from cli.admin.members import nodes
@@ -61,6 +62,7 @@ admin.add_command(tickets)
 admin.add_command(nodes)
 admin.add_command(credits_, "credits")
 admin.add_command(prices)
+admin.add_command(config)
 admin.add_command(ledger)
 admin.add_command(audit)
 
@@ -101,7 +103,7 @@ def list_(here: CliContext, /, *, search: str, limit: int, as_json: bool) -> Non
 def set_tier(here: CliContext, /, user: str, tier: str, *, as_json: bool) -> None:
     """Set the tier of USER (username, email address or ID).
 
-    The settings TIER_FREE, TIER_PRO and TIER_ENTERPRISE define what each tier includes.
+    The plans of `aicli admin config` define what each tier includes.
     """
     from shared.api import auth
     from shared.types import Tier

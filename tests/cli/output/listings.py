@@ -6,8 +6,22 @@ from uuid import UUID
 import msgspec
 
 from cli.doctor.findings import DoctorFinding
-from shared.api import alerts, audit, auth, business, gateway, ledger, membership, metrics, organizations, privacy, usage_report
+from shared.api import (
+    alerts,
+    audit,
+    auth,
+    business,
+    configuration,
+    gateway,
+    ledger,
+    membership,
+    metrics,
+    organizations,
+    privacy,
+    usage_report,
+)
 from shared.api.business import ActiveUsers, BusinessReport, BusinessRow, BusinessSum, NewAccounts
+from shared.api.configuration import ConfigKind
 from shared.spans import Span, SpanKind
 from shared.types import MicroCredits, ModelName, NodeId, Role, Tier, UserRole
 from stack.status_overview import StatusRow
@@ -50,6 +64,8 @@ LISTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {
     ("report", "usage"): (("--by", "model"), SHOWN_NAME),
     ("admin", "access-review"): ((), SHOWN_NAME),
     ("admin", "audit", "list"): ((), "key.create"),
+    ("admin", "config", "show"): ((), SHOWN_NAME),
+    ("admin", "config", "history"): ((), SHOWN_NAME),
     ("admin", "invitations", "list"): ((), "0123abcd"),
     ("admin", "nodes", "list"): ((), NODE[:9]),
     ("admin", "prices", "list"): ((), SHOWN_NAME),
@@ -72,6 +88,9 @@ def answer_all(mesh: FakeMesh) -> None:
     mesh.answer(alerts.list_alerts, alerts.Alerts((ALERT,), (alerts.Silence("1", "", {}, NOW, "ann", NAME),)))
     mesh.answer(audit.list_audit, audit.AuditRows((audit.AuditRow("house", 1, ACT, "alice", "0", False, "0", "0", "0"),)))
     mesh.answer(membership.list_members, membership.Members((member(name=NAME),)))
+    version = configuration.ConfigVersion(ConfigKind.ROUTE, NAME, 3, 17, None, False, "applied", NAME, NAME, NOW, is_current=True)
+    mesh.answer(configuration.list_config_versions, configuration.ConfigVersions((version,)))
+    mesh.answer(configuration.export_config, configuration.ExportedConfig(17, ""))
     invited = organizations.ColleagueInvitation("0123abcd4567", NAME, UserRole.USER, "ann", NOW, NOW + timedelta(days=7))
     mesh.answer(organizations.list_colleague_invitations, organizations.ColleagueInvitations((invited,)))
     mesh.answer(membership.list_tickets, membership.Tickets((row(),)))
