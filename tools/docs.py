@@ -32,13 +32,16 @@ def render(page: str) -> str:
     return NOTICE + PAGES[page]().strip() + "\n"
 
 
+def _files() -> dict[str, str]:
+    return {page: render(page) for page in PAGES} | {"config.schema.json": reference.config_schema()}
+
+
 def drift() -> dict[str, str]:
-    pages = generated.drift(FOLDER, {page: render(page) for page in PAGES})
-    return pages | alerts.drift() | writing.drift() | sync_client.drift()
+    return generated.drift(FOLDER, _files()) | alerts.drift() | writing.drift() | sync_client.drift()
 
 
 def write() -> None:
-    generated.write(FOLDER, {page: render(page) for page in PAGES})
+    generated.write(FOLDER, _files())
     alerts.write()
     writing.write()
     sync_client.write()

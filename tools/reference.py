@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import pkgutil
 import typing
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,8 @@ import services
 from services.web import page_access as pages
 from shared import access_table, api, config, errors
 from shared.access_table import AccessRule, Audience, Permission
+from shared.api import configuration
+from shared.api.configuration import ConfigKind
 from shared.api.method import Method, Nothing, StreamMethod
 from shared.protocol import topics, wire
 from shared.telemetry import instruments
@@ -336,3 +339,28 @@ def subjects() -> str:
         parts += [f"## {role}{service}\n", "May publish to:\n", *(f"- `{subject}`" for subject in rights.publish), ""]
         parts += ["May subscribe to:\n", *(f"- `{subject}`" for subject in rights.subscribe), ""]
     return "\n".join(parts)
+
+
+def config_schema() -> str:
+    """Return the JSON Schema of the file for `aicli admin config apply`."""
+    bodies = configuration.BODIES
+    schemas, definitions = msgspec.json.schema_components(bodies.values(), ref_template="#/$defs/{name}")
+    bodies_by_kind = {kind: {"anyOf": [schema, {"type": "null"}]} for kind, schema in zip(bodies, schemas, strict=True)}
+    sections: dict[str, object] = {}
+    for section, kind in configuration.SECTIONS.items():
+        if kind is ConfigKind.DEFAULT_MODEL:
+            sections[section] = {"type": ["string", "null"]}
+        elif names := configuration.FIXED_NAMES.get(kind):
+            sections[section] = {"type": "object", "properties": dict.fromkeys(names, bodies_by_kind[kind]), "additionalProperties": False}
+        else:
+            sections[section] = {"type": "object", "additionalProperties": bodies_by_kind[kind]}
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "aimesh configuration",
+        "type": "object",
+        "properties": sections,
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+    # ECMA 262 has no \\Z, and its $ matches nothing but the end.
+    return json.dumps(schema, indent=2).replace("\\\\Z", "$") + "\n"
