@@ -18,6 +18,7 @@ from shared.api import (
     audit,
     auth,
     business,
+    configuration,
     embedding,
     gateway,
     inference,
@@ -30,6 +31,7 @@ from shared.api import (
     service_settings,
     usage_report,
 )
+from shared.api.configuration import ConfigKind
 from shared.api.gateway import InferenceRequest
 from shared.api.method import Method, StreamMethod
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
@@ -139,6 +141,11 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.getSettings": service_settings.GetSettings,
     "gateway.getSettings": service_settings.GetSettings,
     "gateway.listTiers": service_settings.ListTiers,
+    "gateway.applyConfig": lambda: configuration.ApplyConfig("default_model: smollm2", dry_run=True),
+    "gateway.rollbackConfig": lambda: configuration.RollbackConfig(ConfigKind.PLAN, "free", 1, dry_run=True),
+    "gateway.importEnvironment": lambda: configuration.ImportEnvironment(dry_run=True),
+    "gateway.exportConfig": configuration.ExportConfig,
+    "gateway.listConfigVersions": configuration.ListConfigVersions,
     "auth.removeMfa": lambda: auth.RemoveMfa("nobody-at-all"),
     "auth.getUser": lambda: auth.GetUser(NOBODY),
     "auth.getUserCalled": lambda: auth.GetUserCalled("nobody-at-all"),
