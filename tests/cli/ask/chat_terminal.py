@@ -78,7 +78,8 @@ def chatting(
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     # No cursor position requests: nobody here answers them.
     variables = {**environment, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-    started = ["setsid", "--ctty", "--wait", python, "-m", *command]
+    # Under nohup, the program would inherit that a closed terminal is ignored.
+    started = ["env", "--default-signal=HUP", "setsid", "--ctty", "--wait", python, "-m", *command]
     process = subprocess.Popen(started, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=variables)
     os.close(theirs)
     try:
