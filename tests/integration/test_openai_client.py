@@ -118,7 +118,7 @@ async def test_an_unknown_model_is_told_which_there_are(client: openai.AsyncOpen
     text = refused.value.response.text
     assert "smollm2" in text
     assert "echo" in text
-    assert "MODEL_ALIASES" in text
+    assert "define the name as a route" in text
 
 
 async def test_a_bad_parameter_is_named(client: openai.AsyncOpenAI) -> None:
