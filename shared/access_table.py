@@ -149,6 +149,8 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.importEnvironment": _ADMIN_FRESH,
     "gateway.exportConfig": _ADMIN,
     "gateway.listConfigVersions": _ADMIN,
+    "gateway.listRoutes": _ADMIN,
+    "gateway.tryRoute": _ADMIN,
     "auth.setTier": _ADMIN_FRESH,
     "auth.setRole": _ADMIN_FRESH,
     "auth.setActive": _ADMIN_FRESH,

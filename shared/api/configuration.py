@@ -11,6 +11,7 @@ from shared.api.method import PEOPLE, Body, Method
 from shared.types import Tier
 
 MAX_ROUTES = 500
+MAX_TARGETS = 20
 #: Of one file: a message of the mesh has up to 1 MiB.
 MAX_FILE_BYTES = 960 * 1024
 #: Of all bodies as JSON, so that they fit into one message as YAML.
@@ -25,6 +26,7 @@ UNLIMITED: Literal["unlimited"] = "unlimited"
 #: A name in the configuration: the public name of a model or another document.
 DocumentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}\Z")]
 ServedName = Annotated[str, Meta(min_length=1, max_length=200)]
+TokenCount = Annotated[int, Meta(ge=0, le=10**9)]
 Limit = Annotated[int, Meta(ge=1, le=10**12)] | Literal["unlimited"]
 Credits = Annotated[int, Meta(ge=0, le=10**12)] | Literal["unlimited"]
 
@@ -41,17 +43,55 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """The body of a document. Fields are written as here, in files and on the wire."""
 
 
+class TargetConditions(Document, frozen=True):
+    """Which requests a target takes. A missing field is no condition."""
+
+    #: Estimated, a token for every three bytes.
+    min_prompt_tokens: TokenCount | None = None
+    max_prompt_tokens: TokenCount | None = None
+    #: Whether the request has tools.
+    tools: bool | None = None
+    #: Whether the request has a response format.
+    response_format: bool | None = None
+    #: Any of these; empty for all.
+    tiers: tuple[Tier, ...] = ()
+    #: Names of API keys; empty for all callers.
+    keys_named: Annotated[tuple[str, ...], Meta(max_length=100)] = ()
+
+
 class TargetDocument(Document, frozen=True):
     #: Unique within its route.
     name: DocumentName
     #: A served model, never a route.
     model: ServedName
+    #: Percent of the conversations, users or organizations that start here, with at most two decimals. The shares of a route sum up to 100.
+    share: Annotated[float, Meta(ge=0, le=100)] | None = None
+    #: Tried after the drawn target, lowest first. A target without an order is no fallback.
+    order: Annotated[int, Meta(ge=0, le=100)] | None = None
+    when: TargetConditions | None = None
+
+
+class Sticky(StrEnum):
+    """What stays at the target that was drawn for it."""
+
+    CONVERSATION = "conversation"
+    USER = "user"
+    ORGANIZATION = "organization"
+    REQUEST = "request"
 
 
 class RouteDocument(Document, frozen=True):
     """What runs under one public model name."""
 
-    targets: Annotated[tuple[TargetDocument, ...], Meta(min_length=1, max_length=1)]
+    targets: Annotated[tuple[TargetDocument, ...], Meta(min_length=1, max_length=MAX_TARGETS)]
+    sticky: Sticky = Sticky.CONVERSATION
+    #: Take the next target if the wait at one is longer; None: wait.
+    spill_after_seconds: Annotated[float, Meta(ge=0, le=600)] | None = None
+
+    @property
+    def is_alias(self) -> bool:
+        """Whether it only gives a served model another name."""
+        return len(self.targets) == 1 and self.targets[0].when is None
 
 
 class PolicyDocument(Document, frozen=True, omit_defaults=False):
@@ -225,8 +265,68 @@ class ImportEnvironment(Body, frozen=True):
     dry_run: bool = False
 
 
+class ListRoutes(Body, frozen=True):
+    pass
+
+
+class RouteTargetState(Body, frozen=True, omit_defaults=False):
+    name: str
+    model: str
+    #: Percent; None without a share.
+    share: float | None
+    order: int | None
+    #: Workers that serve the model now.
+    workers: int
+
+
+class RouteState(Body, frozen=True, omit_defaults=False):
+    name: str
+    version: int
+    sticky: Sticky
+    targets: tuple[RouteTargetState, ...]
+
+
+class RouteStates(Body, frozen=True):
+    routes: tuple[RouteState, ...]
+
+
+class TryRoute(Body, frozen=True):
+    """Explain how requests would be routed, without running them."""
+
+    #: A route, or another model name.
+    name: ServedName
+    #: That many requests, each of another conversation.
+    count: Annotated[int, Meta(ge=1, le=10_000)] = 1_000
+    prompt_tokens: TokenCount = 100
+    tools: bool = False
+    response_format: bool = False
+    tier: Tier = Tier.FREE
+    key_name: str | None = None
+
+
+class TriedTarget(Body, frozen=True, omit_defaults=False):
+    name: str
+    model: str
+    #: Requests that try this target first.
+    first: int
+    #: Position among the fallbacks, from 1; None if it is none.
+    fallback: int | None
+    #: Why it is not used; empty if it is.
+    reason: str
+
+
+class TriedRoute(Body, frozen=True, omit_defaults=False):
+    name: str
+    version: int
+    targets: tuple[TriedTarget, ...]
+    #: Requests that no target takes.
+    refused: int
+
+
 apply_config = Method("gateway.applyConfig", ApplyConfig, AppliedConfig, callers=PEOPLE)
 export_config = Method("gateway.exportConfig", ExportConfig, ExportedConfig, callers=PEOPLE)
 list_config_versions = Method("gateway.listConfigVersions", ListConfigVersions, ConfigVersions, callers=PEOPLE)
 rollback_config = Method("gateway.rollbackConfig", RollbackConfig, AppliedConfig, callers=PEOPLE)
 import_environment = Method("gateway.importEnvironment", ImportEnvironment, AppliedConfig, callers=PEOPLE)
+list_routes = Method("gateway.listRoutes", ListRoutes, RouteStates, callers=PEOPLE)
+try_route = Method("gateway.tryRoute", TryRoute, TriedRoute, callers=PEOPLE)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
 
@@ -12,6 +13,8 @@ from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
 from shared.api.usage_report import UserUsage
 from shared.types import Credential, FinishReason, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId
 
+MAX_CONVERSATION_CHARACTERS = 128
+
 
 class InferenceRequest(Sampling, frozen=True, kw_only=True):
     """Has either ``prompt`` or ``messages``; ``system`` is only for a prompt."""
@@ -21,6 +24,8 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True):
     system: str | None = None
     #: None: the default model.
     model: ModelName | None = None
+    #: Conversations with the same id stay at one target of a route; None: recognized by their first messages.
+    conversation_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CONVERSATION_CHARACTERS)] | None = None
 
 
 class Auth(Body, frozen=True):
@@ -74,7 +79,7 @@ class InferenceChunk(Body, frozen=True):
 
 class InferenceResult(Body, frozen=True, omit_defaults=False):
     request_id: RequestId
-    #: The model that answered, with aliases resolved.
+    #: As the caller named it, or the default.
     model: ModelName
     finish_reason: FinishReason
     usage: Usage
