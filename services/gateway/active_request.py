@@ -4,10 +4,12 @@ import math
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar
 
 from services.gateway.billing.ledger import HeldCredits
+from services.gateway.billing.request_record import RouteUse
 from services.gateway.idempotency.response_cache import AnswerOrigin
 from services.gateway.limits.limit_rules import LimitUsage, TightestLimit
 from services.gateway.prompt_admission import AdmittedPrompt, AdmittedTexts
@@ -23,6 +25,15 @@ from shared.protocol.directory import DirectoryEntry
 from shared.types import MicroCredits, ModelName, RequestId
 
 
+@dataclass(frozen=True, slots=True)
+class ServingTarget:
+    """A model that may serve a request."""
+
+    model: ModelName
+    #: None without a route.
+    route: RouteUse | None = None
+
+
 class ActiveRequest(ABC):
     """Tracks one request from its arrival in the pipeline to its row."""
 
@@ -36,8 +47,12 @@ class ActiveRequest(ABC):
         self._began = clock()
         self._ended: float | None = None
         self.prompt_hash: str | None = None
-        #: Set before the first item is read.
+        #: As the caller knows it. Set before the first item is read.
         self.model: ModelName | None = None
+        #: The served model; with several targets, that of the last one tried.
+        self.served_model: ModelName | None = None
+        #: None without a route.
+        self.route: RouteUse | None = None
         #: Usage counted against the limits; None until the request is admitted.
         self.limit_usage: LimitUsage | None = None
         #: The reserved cost; None until it is reserved.
@@ -57,6 +72,10 @@ class ActiveRequest(ABC):
         self.is_unstreamed = False
         #: The current worker; None before one is claimed, and for cached answers.
         self.worker: DirectoryEntry | None = None
+
+    def try_target(self, target: ServingTarget) -> None:
+        """Record which target serves the request from now on."""
+        self.served_model, self.route = target.model, target.route
 
     def add_claim(self, claim: Claim) -> None:
         self.worker = claim.worker
@@ -125,16 +144,21 @@ class ActiveRequest(ABC):
     @property
     def saved_micro(self) -> MicroCredits:
         """Return what a cached answer would have cost."""
-        if self.held is None or not (self.cached and self.complete):
+        if not (self.cached and self.complete):
             return MicroCredits(0)
-        return self.held.price.cost(self.usage.prompt_tokens, self.usage.completion_tokens, 0)
+        return self._cost_of(0)
 
     @property
     def cost_micro(self) -> MicroCredits:
         """Return the cost of what was delivered so far; 0 for a cached answer."""
-        if self.held is None or self.cached or not (self.complete or self.usage.completion_tokens):
+        if self.cached or not (self.complete or self.usage.completion_tokens):
             return MicroCredits(0)
-        return self.held.price.cost(self.usage.prompt_tokens, self.usage.completion_tokens, self.compute_seconds)
+        return self._cost_of(self.compute_seconds)
+
+    def _cost_of(self, compute_seconds: float) -> MicroCredits:
+        if self.held is None or self.served_model is None:
+            return MicroCredits(0)
+        return self.held.prices[self.served_model].cost(self.usage.prompt_tokens, self.usage.completion_tokens, compute_seconds)
 
     @property
     def response_time_ms(self) -> int:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import LimitRules, TierPlan
+from services.gateway.scheduling import route_choice
+from services.gateway.scheduling.route_choice import Route
 from services.gateway.scheduling.routing import ModelNames
 from services.gateway.scheduling.worker_choice import PromptPrivacy
 from shared.api.configuration import (
@@ -53,12 +55,15 @@ def build(revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Con
     plans = dict(tiers.DEFAULTS)
     model_limits: dict[ModelName, TierPlan] = {}
     aliases: dict[str, str] = {}
+    routes: dict[str, Route] = {}
     default: str | None = None
     policy = PolicyDocument()
     for (_, name), stored in documents.items():
         match stored.body:
-            case RouteDocument() as route:
+            case RouteDocument() as route if route.is_alias:
                 aliases[name] = route.targets[0].model
+            case RouteDocument() as route:
+                routes[name] = route_choice.compile_route(name, stored.version, route)
             case PlanDocument() as plan:
                 plans[Tier(name)] = tier_plan(tiers.DEFAULTS[Tier(name)], plan, f"plan {name}")
             case ModelLimitDocument() as limits:
@@ -67,7 +72,7 @@ def build(revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Con
                 default = chosen.model
             case PolicyDocument() if name == MESH_POLICY:
                 policy = stored.body
-    names = ModelNames(aliases, default, only_routes=not policy.direct_models)
+    names = ModelNames(aliases, default, only_routes=not policy.direct_models, routes=routes)
     return ConfigSnapshot(revision=revision, names=names, limits=LimitRules(plans, model_limits), privacy=PromptPrivacy(policy.machines))
 
 

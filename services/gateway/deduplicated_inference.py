@@ -19,7 +19,7 @@ from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_buffer import Piece
 from services.gateway.idempotency.answer_reader import RepeatedAnswerFacts
 from services.gateway.idempotency.answer_runs import AnswerRun
-from services.gateway.idempotency.idempotency_keys import FIELD, End, IdempotentRequest
+from services.gateway.idempotency.idempotency_keys import FIELD, End, IdempotentRequest, NewKeyUse, Orphaned
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.pipeline import Pipeline
 from services.gateway.prompt_admission import BadField
@@ -94,7 +94,7 @@ class DeduplicatedInference:
         if key is None:
             return self._pipeline.embed(principal, request, seconds=seconds)
 
-        async def produce(run: AnswerRun[Any, Vectors, EmbeddingResult], _seed: int) -> EmbeddingResult:
+        async def produce(run: AnswerRun[Any, Vectors, EmbeddingResult], _claim: NewKeyUse | Orphaned) -> EmbeddingResult:
             return await _record_answer(run, self._pipeline.embed(principal, request, seconds=self._idempotency.most_seconds))
 
         return self._idempotency.answer(_keyed(key, principal, request, NO_REPEAT), produce, seconds=seconds, whole=True)
@@ -118,11 +118,11 @@ class DeduplicatedInference:
         assert repeat.key is not None
         keyed_request = _keyed(repeat.key, principal, request, repeat)
 
-        async def produce(run: AnswerRun[Any, Chunk, InferenceResult], seed: int) -> InferenceResult:
+        async def produce(run: AnswerRun[Any, Chunk, InferenceResult], claim: NewKeyUse | Orphaned) -> InferenceResult:
             # The maximum, because every reader has its own deadline.
             left = self._idempotency.most_seconds
             running = self._pipeline.run(
-                principal, request, seconds=left, drawn_seed=seed, cache=cache, continues_elsewhere=lambda: not run.was_stopped
+                principal, request, seconds=left, claim=claim, cache=cache, continues_elsewhere=lambda: not run.was_stopped
             )
             return await _record_answer(run, running)
 

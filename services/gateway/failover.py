@@ -334,6 +334,11 @@ class VectorsFailover(FailoverState[embedding.Embed, embedding.Vectors, embeddin
         return embedding.Vectors((), waiting=why)
 
 
+def may_try_another_target(error: errors.AimeshError) -> bool:
+    """Return whether another model may answer a request that failed with this error before its first token."""
+    return isinstance(error, (*_RETRYABLE, errors.UnknownModel))
+
+
 # --- the retry budget ---------------------------------------------------------------------------------------------------
 
 #: During an outage, retries add load, so only a share of the requests is retried.

@@ -11,27 +11,30 @@ gateway writes the row.
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
 from prometheus_client import Counter
 
-from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest
+from services.gateway import failover
+from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest, ServingTarget
 from services.gateway.billing.request_record import RequestRow, ReservationState
+from services.gateway.billing.reservations import WorkerClaim
 from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
 from services.gateway.idempotency import cache_keys
+from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.idempotency.response_cache import ResponseCache
-from services.gateway.relay import AnswerItem, Embedding, Relay
-from services.gateway.request_admission import RequestAdmission
+from services.gateway.relay import AnswerItem, Embedding, OnClaim, Relay
+from services.gateway.request_admission import RequestAdmission, TargetCall
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
-from shared.api import events, inference
+from shared.api import embedding, events, inference
 from shared.api.auth import Principal
-from shared.api.embedding import EmbeddingRequest
+from shared.api.embedding import EmbeddingRequest, Vectors
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import Usage
 from shared.spans import REQUEST_ID
@@ -44,6 +47,10 @@ _MAX_ROW_NUMBER = 2**31 - 1
 _CLOCK_SLACK_SECONDS = 0.05
 
 Running = TypeVar("Running", bound=ActiveRequest)
+Call = TypeVar("Call")
+Item = TypeVar("Item")
+#: Starts an answer at one target, which takes at most so many seconds.
+Start = Callable[[TargetCall[Call], float], AsyncGenerator[Item]]
 
 _log = logs.get(part="pipeline")
 
@@ -79,20 +86,25 @@ class Pipeline:
         request: InferenceRequest,
         *,
         seconds: float,
-        drawn_seed: int | None = None,
+        claim: NewKeyUse | Orphaned | None = None,
         cache: cache_keys.CacheRequest = cache_keys.CacheRequest.NOTHING,
         streamed: bool = True,
         continues_elsewhere: Callable[[], bool] = lambda: False,
     ) -> AbstractAsyncContextManager[ActivePrompt]:
-        """Run a prompt. Set ``drawn_seed`` for a request without a seed that must be reproducible. ``streamed``: the caller reads token by
-        token. ``continues_elsewhere``: see ``ActiveRequest``. Raises what ``RequestAdmission`` raises, or the worker's error. Leaving the
-        block with an exception, cancellation included, ends the generation on the worker."""
+        """Run a prompt. ``claim``: of an idempotency key; its seed and model make the answer reproducible. ``streamed``: the caller reads
+        token by token. ``continues_elsewhere``: see ``ActiveRequest``. Raises what ``RequestAdmission`` raises, or the worker's error.
+        Leaving the block with an exception, cancellation included, ends the generation on the worker."""
         running = ActivePrompt(self.clock)
         running.is_unstreamed, running.continues_elsewhere = not streamed, continues_elsewhere
 
         async def begin() -> AsyncGenerator[AnswerItem]:
-            prompt, requirements = await self._admission.admit_prompt(running, principal, request, seconds)
-            return self._answers(running, prompt, requirements, seconds=seconds, drawn_seed=drawn_seed, cache=cache)
+            begun_by = claim.model if isinstance(claim, Orphaned) else None
+            calls = await self._admission.admit_prompt(running, principal, request, seconds, begun_by)
+
+            def answers(call: TargetCall[inference.ProcessPrompt], seconds: float) -> AsyncGenerator[AnswerItem]:
+                return self._answers(running, call, seconds=seconds, drawn_seed=None if claim is None else claim.seed, cache=cache)
+
+            return self._first_to_answer(running, calls, answers, seconds)
 
         return self._recorded(running, principal, seconds, begin)
 
@@ -101,8 +113,13 @@ class Pipeline:
         running = ActiveEmbedding(self.clock)
 
         async def begin() -> AsyncGenerator[Embedding]:
-            texts, requirements = await self._admission.admit_texts(running, principal, request, seconds)
-            return self._relay.embed(texts, requirements, seconds=seconds, on_claim=lambda claim, _: running.add_claim(claim))
+            calls = await self._admission.admit_texts(running, principal, request, seconds)
+
+            def vectors(call: TargetCall[embedding.Embed], seconds: float) -> AsyncGenerator[Embedding]:
+                on_claim = self._on_claim(running, call.target, is_paced=False)
+                return self._relay.embed(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
+
+            return self._first_to_answer(running, calls, vectors, seconds)
 
         return self._recorded(running, principal, seconds, begin)
 
@@ -146,16 +163,55 @@ class Pipeline:
                 with tracing.span("ledger.settle"):
                     await self._recorder.written(written)
 
+    def _first_to_answer(
+        self, running: Running, calls: Sequence[TargetCall[Call]], start: Start[Call, Item], seconds: float
+    ) -> AsyncGenerator[Item]:
+        """Answer from the first target that delivers something."""
+        if len(calls) == 1:
+            running.try_target(calls[0].target)
+            return start(calls[0], seconds)
+        return self._with_fallback(running, calls, start, self.clock() + seconds)
+
+    async def _with_fallback(
+        self, running: Running, calls: Sequence[TargetCall[Call]], start: Start[Call, Item], ends_at: float
+    ) -> AsyncGenerator[Item]:
+        for call in calls:
+            running.try_target(call.target)
+            has_begun = False
+            try:
+                async with aclosing(start(call, ends_at - self.clock())) as items:
+                    async for item in items:
+                        has_begun = has_begun or _is_delivery(item)
+                        yield item
+            except errors.AimeshError as error:
+                if has_begun or not call.requirements.has_alternative or not failover.may_try_another_target(error):
+                    raise
+                if not self._relay.budget.spend(self.clock()):
+                    raise
+                _log.warning("target failed before its first token", model=call.target.model, code=errors.code_of(error))
+            else:
+                return
+
+    def _on_claim(self, running: ActiveRequest, target: ServingTarget, *, is_paced: bool) -> OnClaim:
+        def on_claim(claim: Claim, delivered_tokens: int) -> None:
+            running.add_claim(claim)
+            if running.held is not None:
+                price = running.held.prices[target.model]
+                delivered = delivered_tokens if is_paced else 0
+                self._ledger.claimed(WorkerClaim(running.request_id, claim.worker.node, delivered, target.model, price.id, target.route))
+
+        return on_claim
+
     def _answers(
         self,
         running: ActivePrompt,
-        admitted: inference.ProcessPrompt,
-        requirements: routing.WorkerRequirements,
+        target_call: TargetCall[inference.ProcessPrompt],
         *,
         seconds: float,
         drawn_seed: int | None,
         cache: cache_keys.CacheRequest,
     ) -> AsyncGenerator[AnswerItem]:
+        admitted, requirements = target_call.call, target_call.requirements
         config, streamed = admitted.model_config, not running.is_unstreamed
         use = cache_keys.plan(cache, config, only_when_asked=self._cache_only_when_asked)
         responses = self._responses if use else None
@@ -166,11 +222,7 @@ class Pipeline:
             # Set by the gateway, so that another worker can draw the same tokens after a failover.
             seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if drawn_seed is None else drawn_seed)
         prompt = msgspec.structs.replace(admitted, model_config=seeded, streamed=streamed, reader_paced=paced)
-
-        def on_claim(claim: Claim, delivered_tokens: int) -> None:
-            running.add_claim(claim)
-            self._ledger.claimed(running.request_id, claim.worker.node, delivered_tokens if paced else 0)
-
+        on_claim = self._on_claim(running, target_call.target, is_paced=paced)
         if responses is None:
             return self._relay.generate(prompt, requirements, seconds=seconds, on_claim=on_claim)
         digest = routing.digest_of(requirements.model, self._admission.directory.usable(Role.WORKER))
@@ -195,7 +247,7 @@ class Pipeline:
             team_id=principal.team_id,
             api_key_id=principal.key_id,
             prompt_hash=running.prompt_hash,
-            model_used=running.model,
+            model_used=running.served_model,
             response_time_ms=min(running.response_time_ms, _MAX_ROW_NUMBER),
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -209,6 +261,7 @@ class Pipeline:
             worker_labels=() if running.worker is None else tuple(sorted(running.worker.announcement.labels.items())),
             begins_conversation=running.begins_conversation,
             saved_micro=running.saved_micro,
+            route=running.route,
         )
         written = self._recorder.add(row)
         self._ledger.ended(row.id)
@@ -246,6 +299,11 @@ class Pipeline:
                 duration_ms=row.response_time_ms,
             )
         )
+
+
+def _is_delivery(item: object) -> bool:
+    """Whether the caller gets a part of the answer."""
+    return not isinstance(item, inference.PromptAccepted) and not (isinstance(item, (inference.Chunk, Vectors)) and item.waiting)
 
 
 def _status(error: errors.AimeshError) -> RequestStatus:

@@ -175,6 +175,8 @@ class _RunningCall(Generic[Request, Item, End]):
                 if selecting is not None:
                     selecting.error = errors.code_of(error)
                     selecting.end()
+                if self._requirements.has_alternative and not state.began:
+                    raise
                 decision = state.on_no_worker(error, clock(), self._relay.draw)
             if isinstance(decision, GivenUp):
                 raise decision.error from None

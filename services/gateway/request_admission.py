@@ -1,29 +1,33 @@
 """Admits a request: validates it, finds its model, ensures capacity, counts it against the limits, and reserves its credits."""
 
 import asyncio
-import contextlib
 import hmac
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Generic, TypeVar
 
 import msgspec
 
 from services.gateway import node_interface, prompt_admission
-from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest
+from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest, ServingTarget
 from services.gateway.billing.ledger import CostBounds, HeldCredits, Ledger
+from services.gateway.billing.request_record import RouteUse
 from services.gateway.config_snapshot import ReadConfig
 from services.gateway.limits import limit_rules
+from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import LimitReached, Quotas
 from services.gateway.prompt_admission import MAX_ANSWER_TOKENS
-from services.gateway.scheduling import prefix_affinity, routing
+from services.gateway.scheduling import prefix_affinity, route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.scheduling.route_choice import DropReason, RequestFacts, Route, RouteDecision
+from services.gateway.scheduling.routing import ModelNames, WorkerRequirements
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.auth import Principal
+from shared.api.configuration import Sticky
 from shared.api.embedding import EmbeddingInput, EmbeddingRequest
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Sampling
@@ -35,6 +39,48 @@ DEFAULT_MAX_TOKENS = 4096
 #: How often a waiting request checks the directory for workers.
 _LOOK_SECONDS = 0.1
 _SAMPLED = Sampling.__struct_fields__
+
+Call = TypeVar("Call")
+
+
+@dataclass(frozen=True, slots=True)
+class TargetCall(Generic[Call]):
+    """What to send to the workers of one target."""
+
+    target: ServingTarget
+    requirements: WorkerRequirements
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class TargetChoice:
+    """The models that may serve a request, in the order in which they are tried."""
+
+    targets: tuple[ServingTarget, ...]
+    spill_after_seconds: float | None = None
+
+    @property
+    def models(self) -> tuple[ModelName, ...]:
+        return tuple(target.model for target in self.targets)
+
+    def continuing(self, begun_by: ModelName | None) -> "TargetChoice":
+        """Another model would write another text."""
+        return replace(self, targets=tuple(target for target in self.targets if target.model == begun_by) or self.targets)
+
+    def affordable(self, held: HeldCredits) -> "TargetChoice":
+        return replace(self, targets=tuple(target for target in self.targets if target.model in held.prices))
+
+    def requirements(self, common: WorkerRequirements) -> tuple[WorkerRequirements, ...]:
+        *others, last = self.models
+        spill = math.inf if self.spill_after_seconds is None else self.spill_after_seconds
+        return (
+            *(replace(common, model=model, has_alternative=True, most_wait_seconds=spill) for model in others),
+            replace(common, model=last),
+        )
+
+    def calls(self, common: WorkerRequirements, call: Callable[[ModelName], Call]) -> tuple[TargetCall[Call], ...]:
+        requirements = self.requirements(common)
+        return tuple(TargetCall(target, needs, call(target.model)) for target, needs in zip(self.targets, requirements, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,90 +100,158 @@ class RequestAdmission:
     discovery_ends_at: float = -math.inf
 
     async def admit_prompt(
-        self, running: ActivePrompt, principal: Principal, request: InferenceRequest, seconds: float
-    ) -> tuple[inference.ProcessPrompt, WorkerRequirements]:
-        """Return the call for a worker, with a seed only if the caller set one. Raises what ``_admit`` and ``prompt_admission`` raise."""
+        self, running: ActivePrompt, principal: Principal, request: InferenceRequest, seconds: float, begun_by: ModelName | None = None
+    ) -> tuple[TargetCall[inference.ProcessPrompt], ...]:
+        """Return a call for each target; only for ``begun_by`` if that is one of them. A call has a seed only if the caller set one. Raises
+        what ``_admit`` and ``prompt_admission`` raise."""
         admitted = prompt_admission.admit(request)
         answers = request.n or 1
         running.record_admission(admitted, answers, fingerprint(admitted.messages, self.prompt_hash_secret))
-        model = await self._find_model(running, principal, request.model)
-        limits = self.quotas.limits(principal, model)
-        default = self._default_max_tokens(limit_rules.most_tokens(limits), model, admitted.likely_prompt_tokens, answers)
+
+        def describe(route: Route) -> RequestFacts:
+            return RequestFacts(
+                unit=self._unit(route.sticky, running, principal, request.conversation_id or admitted.messages),
+                prompt_tokens=admitted.likely_prompt_tokens,
+                wants_answer=True,
+                has_tools=bool(request.tools),
+                has_format=request.format is not None,
+                tier=principal.tier,
+                key_name=principal.key_name,
+            )
+
+        choice = (await self._find_targets(running, principal, request.model, describe)).continuing(begun_by)
+        first = choice.models[0]
+        limits = self._limits(running, principal, first)
+        default = self._default_max_tokens(limit_rules.most_tokens(limits), first, admitted.likely_prompt_tokens, answers)
         bounds = CostBounds(
-            model=model,
+            models=choice.models,
             prompt_tokens=admitted.most_prompt_tokens,
-            max_tokens=default if request.max_tokens is None else min(request.max_tokens, self._most_max_tokens(model)),
+            max_tokens=default if request.max_tokens is None else min(request.max_tokens, self._most_max_tokens(choice.models)),
             answers=answers,
             seconds=seconds,
         )
         salt = prompt_salt(principal.tenant_id, self.prompt_hash_secret)
         requirements = WorkerRequirements(
-            model=model,
+            model=first,
             tenant=principal.tenant_id,
             limited_as=principal.limited_as,
             prompt_tokens=admitted.likely_prompt_tokens,
             max_tokens=bounds.max_tokens * answers,
             prefix_hashes=prefix_affinity.hash_prefixes(admitted.messages, salt, request.tools),
         )
-        held = await self._admit(running, principal, limits, requirements, bounds)
+        held = await self._admit(running, principal, limits, choice.requirements(requirements), bounds)
         sampling = {field: getattr(request, field) for field in _SAMPLED} | {"max_tokens": held.max_tokens}
-        config = inference.ModelConfig(**sampling, model=model)
-        return inference.ProcessPrompt(admitted.messages, config, running.request_id, salt), requirements
+
+        def call(model: ModelName) -> inference.ProcessPrompt:
+            return inference.ProcessPrompt(admitted.messages, inference.ModelConfig(**sampling, model=model), running.request_id, salt)
+
+        return choice.affordable(held).calls(requirements, call)
 
     async def admit_texts(
         self, running: ActiveEmbedding, principal: Principal, request: EmbeddingRequest, seconds: float
-    ) -> tuple[embedding.Embed, WorkerRequirements]:
+    ) -> tuple[TargetCall[embedding.Embed], ...]:
         """Admit an embedding request; otherwise like ``admit_prompt``."""
         admitted = prompt_admission.admit_texts(request)
         running.admitted, running.wanted_dimensions = admitted, request.dimensions
         running.prompt_hash = fingerprint(admitted.inputs, self.prompt_hash_secret)
-        model = await self._find_model(running, principal, request.model)
-        bounds = CostBounds(model=model, prompt_tokens=admitted.most_prompt_tokens, max_tokens=0, answers=1, seconds=seconds)
-        requirements = WorkerRequirements(model, principal.tenant_id, principal.limited_as, admitted.likely_prompt_tokens, 0)
-        await self._admit(running, principal, self.quotas.limits(principal, model), requirements, bounds)
-        return embedding.Embed(model, admitted.inputs, running.request_id, request.dimensions), requirements
 
-    async def _find_model(self, running: ActiveRequest, principal: Principal, wanted: ModelName | None) -> ModelName:
+        def describe(route: Route) -> RequestFacts:
+            return RequestFacts(
+                unit=self._unit(route.sticky, running, principal, str(running.request_id)),
+                prompt_tokens=0,
+                wants_answer=False,
+                tier=principal.tier,
+                key_name=principal.key_name,
+            )
+
+        choice = await self._find_targets(running, principal, request.model, describe)
+        bounds = CostBounds(models=choice.models, prompt_tokens=admitted.most_prompt_tokens, max_tokens=0, answers=1, seconds=seconds)
+        requirements = WorkerRequirements(choice.models[0], principal.tenant_id, principal.limited_as, admitted.likely_prompt_tokens, 0)
+        limits = self._limits(running, principal, choice.models[0])
+        held = await self._admit(running, principal, limits, choice.requirements(requirements), bounds)
+
+        def call(model: ModelName) -> embedding.Embed:
+            return embedding.Embed(model, admitted.inputs, running.request_id, request.dimensions)
+
+        return choice.affordable(held).calls(requirements, call)
+
+    async def _find_targets(
+        self, running: ActiveRequest, principal: Principal, wanted: ModelName | None, describe: Callable[[Route], RequestFacts]
+    ) -> TargetChoice:
         """Wait briefly if the model's workers may return soon. Raises UnknownModel, NotReachable or NotAllowed, and BadRequest for a
         prompt to an embedding model."""
         gives_up_at = self.clock() + self.worker_wait_seconds
         names = self.read_config().names
+        route = names.find_route(wanted)
+        facts = None if route is None else describe(route)
         while True:
-            now = self.clock()
-            workers = self.directory.entries(Role.WORKER)
             try:
-                running.model = routing.resolve(wanted, workers, names, just_started=now < self.discovery_ends_at)
-                break
+                if route is None or facts is None:
+                    return self._find_served(running, principal, wanted, names)
+                running.model = ModelName(route.name)
+                return _serving(self._choose(route, facts, principal, names), principal)
             except errors.NotReachable:
+                now, workers = self.clock(), self.directory.entries(Role.WORKER)
                 if now >= gives_up_at or not (now < self.discovery_ends_at or routing.any_recently_lost(workers, datetime.now(UTC))):
                     raise
             await asyncio.sleep(_LOOK_SECONDS)
+
+    def _find_served(self, running: ActiveRequest, principal: Principal, wanted: ModelName | None, names: ModelNames) -> TargetChoice:
+        just_started = self.clock() < self.discovery_ends_at
+        model = routing.resolve(wanted, self.directory.entries(Role.WORKER), names, just_started=just_started)
+        running.model, running.served_model = names.public_name(wanted, model), model
         if isinstance(running, ActivePrompt):
-            routing.ensure_answers(running.model, self.directory.usable(Role.WORKER))
-        prompt_admission.check_open(principal, running.model, names)
-        return running.model
+            routing.ensure_answers(model, self.directory.usable(Role.WORKER))
+        prompt_admission.check_open(principal, model, names)
+        return TargetChoice((ServingTarget(model),))
+
+    def _choose(self, route: Route, facts: RequestFacts, principal: Principal, names: ModelNames) -> RouteDecision:
+        offered = route_choice.served_models(self.directory.usable(Role.WORKER))
+        is_listed = route.name in principal.models
+        return route_choice.choose(route, facts, offered.get, lambda model: is_listed or prompt_admission.is_open(principal, model, names))
+
+    def _unit(self, sticky: Sticky, running: ActiveRequest, principal: Principal, conversation: str | Sequence[ChatMessage]) -> bytes:
+        """Return what sticks to one target."""
+        match sticky:
+            case Sticky.USER:
+                return principal.user_id.bytes
+            case Sticky.ORGANIZATION:
+                return principal.tenant_id.bytes
+            case Sticky.REQUEST:
+                return running.request_id.bytes
+        if not isinstance(conversation, str):
+            # The system message and the first question stay the same during a conversation.
+            system = [message for message in conversation[:1] if message.role == "system"]
+            question = next((message for message in conversation if message.role == "user"), None)
+            conversation = fingerprint([*system, *([] if question is None else [question])], self.prompt_hash_secret)
+        return principal.tenant_id.bytes + conversation.encode()
+
+    def _limits(self, running: ActiveRequest, principal: Principal, first: ModelName) -> Sequence[RequestLimit]:
+        """Return the limits of the caller, of the model that it named, and of the model that is tried first."""
+        assert running.model is not None  # found before
+        limits = self.quotas.limits(principal, first)
+        return limits if running.model == first else (*limits, *self.quotas.limits_of_model(running.model))
 
     async def _admit(
         self,
         running: ActiveRequest,
         principal: Principal,
-        limits: Sequence[limit_rules.RequestLimit],
-        requirements: WorkerRequirements,
+        limits: Sequence[RequestLimit],
+        requirements: Sequence[WorkerRequirements],
         bounds: CostBounds,
     ) -> HeldCredits:
-        """Check for capacity, count the request against the limits, and reserve its maximum cost. Raises Overloaded, Limited or
-        TokensTooLarge, BudgetExhausted or LedgerUnavailable, in this order."""
-        # Workers that are away may return before the request needs one.
-        with contextlib.suppress(errors.NotReachable):
-            self.dispatch.ensure_capacity(requirements)
-        tokens = requirements.prompt_tokens + requirements.max_tokens
+        """Check for capacity at one target, count the request against the limits, and reserve its maximum cost. Raises Overloaded, Limited
+        or TokensTooLarge, BudgetExhausted or LedgerUnavailable, in this order."""
+        self._ensure_capacity(requirements)
+        first = requirements[0]
+        tokens = first.prompt_tokens + first.max_tokens
         try:
             with tracing.span("ratelimit.acquire"):
                 running.limit_usage = await self.quotas.spend(
                     limits, running.request_id, tier=principal.tier, tokens=tokens, seconds=bounds.seconds
                 )
         except LimitReached as error:
-            labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": requirements.model}
+            labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": first.model}
             self.metrics.rate_limit_violations.labels(**labels).inc()
             raise
         try:
@@ -148,16 +262,49 @@ class RequestAdmission:
             raise
         return running.held
 
-    def _most_max_tokens(self, model: ModelName) -> int:
+    def _ensure_capacity(self, requirements: Sequence[WorkerRequirements]) -> None:
+        """Raise Overloaded if the queues of all targets are too long."""
+        for needs in requirements:
+            try:
+                self.dispatch.ensure_capacity(needs)
+            except errors.Overloaded:
+                if not needs.has_alternative:
+                    raise
+            except errors.NotReachable:
+                # Workers that are away may return before the request needs one.
+                continue
+            else:
+                return
+
+    def _most_max_tokens(self, models: Iterable[ModelName]) -> int:
         """Return the longest answer that any worker could give; the worker lowers it to what its context leaves."""
+        usable = self.directory.usable(Role.WORKER)
         # 0 is a context of unknown size.
-        contexts = [tokens or MAX_ANSWER_TOKENS for tokens in routing.contexts(model, self.directory.usable(Role.WORKER))]
+        contexts = [tokens or MAX_ANSWER_TOKENS for model in models for tokens in routing.contexts(model, usable)]
         return min(MAX_ANSWER_TOKENS, max(contexts, default=MAX_ANSWER_TOKENS))
 
     def _default_max_tokens(self, limit: int | None, model: ModelName, prompt_tokens: int, answers: int) -> int:
         context_tokens = min(routing.contexts(model, self.directory.usable(Role.WORKER)), default=0)
         most = min(DEFAULT_MAX_TOKENS, context_tokens or DEFAULT_MAX_TOKENS)
         return most if limit is None else max(1, min(most, (limit - prompt_tokens) // answers))
+
+
+def _serving(decision: RouteDecision, principal: Principal) -> TargetChoice:
+    """Raise NotAllowed or NotReachable if there is no target."""
+    route = decision.route
+    if decision.candidates:
+        variant = None if decision.drawn is None else decision.drawn.name
+        targets = (ServingTarget(target.model, RouteUse(route.name, route.version, variant, target.name)) for target in decision.candidates)
+        return TargetChoice(tuple(targets), route.spill_after_seconds)
+    if all(dropped.reason is DropReason.POLICY_MODEL for dropped in decision.dropped):
+        raise prompt_admission.not_open(principal, ModelName(route.name))
+    raise errors.NotReachable(f"no target of {route.name} can take this request: {describe_dropped(decision)}", hint="see `aicli nodes`")
+
+
+def describe_dropped(decision: RouteDecision) -> str:
+    """Return why targets are not used; also those with a share that others have drawn."""
+    dropped = {found.target.name: found.reason for found in decision.dropped}
+    return ", ".join(f"{target.name} ({target.model}): {dropped.get(target.name, 'not drawn')}" for target in decision.route.targets)
 
 
 def fingerprint(content: Sequence[ChatMessage] | Sequence[EmbeddingInput], secret: str) -> str:

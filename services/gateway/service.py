@@ -25,6 +25,7 @@ from services.gateway.callers import Callers
 from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.configuration.routes_rpc import RoutesRpc
 from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_app import HttpApp
@@ -198,6 +199,7 @@ class GatewayService:
                         configuration, config_store, settings, node.rpc, audit_reporting=service.audit_reporting, served=service._served
                     )
                 )
+                node.dispatcher.add(RoutesRpc(configuration, node.directory))
                 service.watch_workers()
                 node.tasks.create_task(configuration.watch())
                 node.tasks.create_task(service.callers.watch())
@@ -343,9 +345,7 @@ class GatewayService:
         config = self._read_config()
         served = routing.catalogue(worker_choice.open_to(tenant, self._node.directory.usable(Role.WORKER), config.privacy), config.names)
         return (
-            served
-            if caller is None
-            else tuple(model for model in served if prompt_admission.is_open(caller, config.names.resolve(model.name), config.names))
+            served if caller is None else tuple(model for model in served if prompt_admission.is_listed(caller, model.name, config.names))
         )
 
     def _served(self) -> tuple[ModelName, ...]:
@@ -360,7 +360,7 @@ class GatewayService:
             if not access_table.may(principal, Permission.EVERYTHING):
                 raise errors.NotAllowed("only an administrator can read another user's quota", hint="omit userId to read your own")
             principal = await self._read_principal(request.user_id, call.credential)
-        found = await self._quotas.read(principal, lambda model: prompt_admission.is_open(principal, model, self._read_config().names))
+        found = await self._quotas.read(principal, lambda model: prompt_admission.is_listed(principal, model, self._read_config().names))
         hour = limit_rules.hourly(found)
         return gateway.UserQuota(
             user_id=principal.user_id,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from services.gateway.billing import request_record
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.usage_recorder import RowsRefused
 from shared.api.gateway import Check
@@ -76,4 +77,5 @@ def _columns(row: RequestRow) -> tuple[object, ...]:
         msgspec.json.encode(dict(row.worker_labels)).decode(),
         row.begins_conversation,
         row.saved_micro,
+        *request_record.route_columns(row.route),
     )

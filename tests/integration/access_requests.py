@@ -146,6 +146,8 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.importEnvironment": lambda: configuration.ImportEnvironment(dry_run=True),
     "gateway.exportConfig": configuration.ExportConfig,
     "gateway.listConfigVersions": configuration.ListConfigVersions,
+    "gateway.listRoutes": configuration.ListRoutes,
+    "gateway.tryRoute": lambda: configuration.TryRoute("assistant"),
     "auth.removeMfa": lambda: auth.RemoveMfa("nobody-at-all"),
     "auth.getUser": lambda: auth.GetUser(NOBODY),
     "auth.getUserCalled": lambda: auth.GetUserCalled("nobody-at-all"),

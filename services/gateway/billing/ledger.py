@@ -28,7 +28,7 @@ from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, LedgerReport
 from shared.node import lifecycle
 from shared.telemetry import Metrics, logs
-from shared.types import ModelName, NodeId, RequestId
+from shared.types import MicroCredits, ModelName, NodeId, RequestId
 
 #: How long a reservation lasts without a heartbeat, and the heartbeat interval.
 LEASE_SECONDS, HEARTBEAT_SECONDS = 90.0, 30.0
@@ -57,7 +57,8 @@ class LedgerUnavailable(errors.Unavailable):
 class CostBounds:
     """The maximum size of a request."""
 
-    model: ModelName
+    #: That may serve it.
+    models: tuple[ModelName, ...]
     prompt_tokens: int
     #: For each answer.
     max_tokens: int
@@ -70,7 +71,8 @@ class HeldCredits:
     """A reservation."""
 
     request_id: RequestId
-    price: Price
+    #: Of each model that may serve the request.
+    prices: Mapping[ModelName, Price]
     #: For each answer.
     max_tokens: int
     #: The credits covered fewer tokens than requested.
@@ -133,34 +135,46 @@ class Ledger:
         return tiers.plan_of(self._read_config().limits.plans, principal.tier, shares_limits=principal.founder_id is not None)
 
     async def reserve(self, principal: Principal, request_id: RequestId, bounds: CostBounds) -> HeldCredits:
-        """Reserve the request's maximum cost. Raises BudgetExhausted, and LedgerUnavailable if PostgreSQL is down for more than 2 s. Follow
-        every call that doesn't raise with ``ended``."""
-        price = self._prices.find(bounds.model)
-        request = ReservationRequest(
+        """Reserve the maximum cost at the dearest model. Models that the credits don't cover in full are left out, the dearest first; only
+        the cheapest gets fewer tokens. Raises BudgetExhausted, and LedgerUnavailable if PostgreSQL is down for more than 2 s. Follow every
+        call that doesn't raise with ``ended``."""
+        prices = {model: self._prices.find(model) for model in bounds.models}
+        while True:
+            costs = {model: _most_micro(price, bounds) for model, price in prices.items()}
+            dearest = max(costs, key=costs.__getitem__)
+            cheaper = {model: price for model, price in prices.items() if costs[model] < costs[dearest]}
+            request = self._request(principal, request_id, bounds, dearest, prices[dearest], in_full=bool(cheaper))
+            answer = await self._reserve(request)
+            if isinstance(answer, GrantedReservation):
+                self._open[request_id] = self._clock()
+                return HeldCredits(request_id, prices, answer.max_tokens, clamped=answer.max_tokens < bounds.max_tokens)
+            if not cheaper:
+                raise _exhausted(answer, request)
+            prices = cheaper
+
+    def _request(
+        self, principal: Principal, request_id: RequestId, bounds: CostBounds, model: ModelName, price: Price, *, in_full: bool
+    ) -> ReservationRequest:
+        return ReservationRequest(
             request_id=request_id,
             owner=principal.tenant_id,
             key_id=principal.key_id,
-            model=bounds.model,
+            model=model,
             price_id=price.id,
             prompt_tokens=bounds.prompt_tokens,
             max_tokens=bounds.max_tokens,
-            least_tokens=LEAST_TOKENS,
+            least_tokens=bounds.max_tokens if in_full else LEAST_TOKENS,
             answers=bounds.answers,
             fixed_micro=price.fixed(bounds.prompt_tokens, bounds.seconds),
             micro_per_million=price.price.output_micro_per_million,
             monthly_micro=self.plan_of(principal).monthly_micro,
             key_budget_micro=principal.key_limits.budget_micro,
         )
-        answer = await self._reserve(request)
-        if isinstance(answer, InsufficientCredits):
-            raise _exhausted(answer, request)
-        self._open[request_id] = self._clock()
-        return HeldCredits(request_id, price, answer.max_tokens, clamped=answer.max_tokens < bounds.max_tokens)
 
-    def claimed(self, request_id: RequestId, worker: NodeId, delivered_before: int) -> None:
-        """Record that this worker is about to run the request; the caller already has ``delivered_before`` tokens."""
-        if request_id in self._open:
-            self._claims.add(WorkerClaim(request_id, worker, delivered_before))
+    def claimed(self, claim: WorkerClaim) -> None:
+        """Record which worker is about to run the request."""
+        if claim.request_id in self._open:
+            self._claims.add(claim)
 
     def ended(self, request_id: RequestId) -> None:
         """Stop extending the lease here: the recorder has the row and extends it."""
@@ -236,6 +250,10 @@ class Ledger:
             return await self._store.reserve(requests, gateway=self._gateway, lease_seconds=LEASE_SECONDS)
         finally:
             self._metrics.ledger_reserve_seconds.observe(time.perf_counter() - began)
+
+
+def _most_micro(price: Price, bounds: CostBounds) -> MicroCredits:
+    return price.cost(bounds.prompt_tokens, bounds.max_tokens * bounds.answers, bounds.seconds)
 
 
 def _exhausted(answer: InsufficientCredits, request: ReservationRequest) -> errors.BudgetExhausted:

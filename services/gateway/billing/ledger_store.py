@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
+from services.gateway.billing import request_record
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import LedgerCheckpoint
 from services.gateway.billing.prices import Price
+from services.gateway.billing.request_record import RouteUse
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
 from shared.api.ledger import LedgerReport, ModelPrice
 from shared.stores import database
@@ -48,12 +50,24 @@ class LedgerStore:
 
     async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[OpenReservation, ...]:
         rows = await self._database.rows("list_overdue", grace_seconds, most)
-        names = OpenReservation.__dataclass_fields__
-        return tuple(OpenReservation(**{name: row[name] for name in names} | {"workers": tuple(row["workers"])}) for row in rows)
+        return tuple(_open_reservation(row) for row in rows)
 
     async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
         """Record at most one claim per request; return the recorded ones. The others are locked right now, or not open."""
-        columns = zip(*((claim.request_id, claim.worker, claim.delivered_before) for claim in claims), strict=True)
+        columns = zip(
+            *(
+                (
+                    claim.request_id,
+                    claim.worker,
+                    claim.delivered_before,
+                    claim.model,
+                    claim.price_id,
+                    *request_record.route_columns(claim.route),
+                )
+                for claim in claims
+            ),
+            strict=True,
+        )
         return {RequestId(row["request_id"]) for row in await self._database.rows("record_claims", *columns, deadline_seconds=2)}
 
     async def read_account(self, owner: TenantId, monthly_micro: MicroCredits | None) -> AccountRow:
@@ -167,6 +181,12 @@ def _columns(request: ReservationRequest) -> tuple[object, ...]:
         *(request.prompt_tokens, request.max_tokens, request.least_tokens, request.answers, request.fixed_micro, request.micro_per_million),
         *(request.monthly_micro, request.monthly_micro is not None, request.key_budget_micro),
     )
+
+
+def _open_reservation(row: database.DatabaseRow) -> OpenReservation:
+    used = None if row["route"] is None else RouteUse(row["route"], row["route_version"], row["variant"], row["target"])
+    names = OpenReservation.__dataclass_fields__.keys() - {"route"}
+    return OpenReservation(**{name: row[name] for name in names} | {"workers": tuple(row["workers"])}, route=used)
 
 
 def _answer(row: database.DatabaseRow) -> GrantedReservation | InsufficientCredits:

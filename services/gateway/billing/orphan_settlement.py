@@ -71,6 +71,7 @@ def build_row(
         created_at=reservation.created_at,
         cost_micro=price.cost(prompt_tokens, completion_tokens, compute_seconds) if delivered else MicroCredits(0),
         reservation=ReservationState.SETTLED if delivered else ReservationState.EXPIRED,
+        route=reservation.route,
     )
 
 

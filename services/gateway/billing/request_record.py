@@ -20,6 +20,18 @@ class ReservationState(StrEnum):
     EXPIRED = "expired"
 
 
+@dataclass(frozen=True, slots=True)
+class RouteUse:
+    """How a route served a request."""
+
+    route: str
+    version: int
+    #: The target that was drawn; None if the route has no shares.
+    variant: str | None
+    #: The target that served it, or was tried last.
+    target: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRow:
     """The final record of one request."""
@@ -30,7 +42,7 @@ class RequestRow:
     api_key_id: KeyId | None
     #: None if the request was refused before its prompt was read.
     prompt_hash: str | None
-    #: After resolving aliases; None if no model was found.
+    #: The served model; None if no model was found.
     model_used: ModelName | None
     response_time_ms: int
     prompt_tokens: int
@@ -55,6 +67,8 @@ class RequestRow:
     begins_conversation: bool = False
     #: What a cached answer would have cost.
     saved_micro: MicroCredits = _NOTHING
+    #: None without a route.
+    route: RouteUse | None = None
 
     @property
     def tenant_id(self) -> TenantId:
@@ -64,3 +78,7 @@ class RequestRow:
     @property
     def tokens_used(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+
+def route_columns(used: RouteUse | None) -> tuple[str | None, int | None, str | None, str | None]:
+    return (None, None, None, None) if used is None else (used.route, used.version, used.variant, used.target)

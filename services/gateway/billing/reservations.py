@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from services.gateway.billing.request_record import RouteUse
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
 
 
@@ -65,6 +66,8 @@ class OpenReservation:
     delivered_before: int = 0
     #: When the last worker claimed it.
     claimed_at: datetime | None = None
+    #: Of the last claim; ``model`` and ``price_id`` are those of its target, too.
+    route: RouteUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +78,7 @@ class WorkerClaim:
     worker: NodeId
     #: Answer tokens that the caller has from earlier workers.
     delivered_before: int
+    #: Of the target that serves it.
+    model: ModelName
+    price_id: int
+    route: RouteUse | None

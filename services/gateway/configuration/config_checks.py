@@ -5,8 +5,12 @@ from collections.abc import Collection, Iterator, Mapping
 import msgspec
 
 from services.gateway.config_snapshot import DocumentKey
+from services.gateway.scheduling import route_choice
 from shared.api.configuration import FIXED_NAMES, MAX_CONFIG_BYTES, MAX_ROUTES, ConfigKind, DefaultModelDocument, Document, RouteDocument
 from shared.types import ModelName
+
+#: Of a percentage as a binary fraction.
+_ROUNDING = 1e-6
 
 
 def fixed_names(kind: ConfigKind) -> tuple[str, ...]:
@@ -21,6 +25,21 @@ def check_body(body: Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
         for position, name in enumerate(names):
             if name in names[:position]:
                 yield ("targets", position, "name"), "must be unique within its route"
+        yield from _check_targets(body)
+
+
+def _check_targets(route: RouteDocument) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    for position, target in enumerate(route.targets):
+        if target.share is not None and abs(target.share * 100 - round(target.share * 100)) > _ROUNDING:
+            yield ("targets", position, "share"), "must have at most two decimals"
+        if len(route.targets) > 1 and target.share is None and target.order is None:
+            yield ("targets", position), "is never used; give it a share or an order"
+        low, high = (target.when.min_prompt_tokens, target.when.max_prompt_tokens) if target.when else (None, None)
+        if low is not None and high is not None and low > high:
+            yield ("targets", position, "when", "min_prompt_tokens"), "must not exceed max_prompt_tokens"
+    shares = [route_choice.hundredths(target.share) for target in route.targets if target.share is not None]
+    if shares and sum(shares) != route_choice.WHOLE:
+        yield ("targets",), f"the shares add up to {sum(shares) / 100:g}, not 100"
 
 
 def check_together(documents: Mapping[DocumentKey, Document]) -> Iterator[str]:
@@ -35,9 +54,6 @@ def check_together(documents: Mapping[DocumentKey, Document]) -> Iterator[str]:
         for position, target in enumerate(route.targets):
             if target.model in routes and target.model != name:
                 yield f"routes.{name}.targets[{position}].model: {target.model} is a route; name a served model"
-    for kind, name in documents:
-        if kind is ConfigKind.MODEL_LIMIT and name in routes and (model := routes[name].targets[0].model) != name:
-            yield f"model_limits.{name}: it is a route to {model}; limit that model instead"
 
 
 def warnings(documents: Mapping[DocumentKey, Document | None], routes: Collection[str], served: Collection[ModelName]) -> Iterator[str]:

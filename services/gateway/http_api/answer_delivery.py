@@ -4,6 +4,8 @@ import hashlib
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from services.gateway.deduplicated_inference import DeduplicatedInference, InferenceReply, RepeatedRequest
 from services.gateway.http_api import http_errors, response_formats
 from services.gateway.http_api.http_call import HttpCall
@@ -23,7 +25,7 @@ async def answer(
         call.expect_events(form.failed)
     repeat = read_repeat(call)
     async with deduplicated.run(
-        call.caller, request, seconds=seconds, repeat=repeat, whole=True, cache=call.cache_request, streamed=stream
+        call.caller, with_conversation(call, request), seconds=seconds, repeat=repeat, whole=True, cache=call.cache_request, streamed=stream
     ) as reply:
         await send_chunks(call, reply, form, stream=stream, after=0 if repeat.rest is None else repeat.rest.after)
     # The row is written before the caller learns how the request ended.
@@ -32,6 +34,12 @@ async def answer(
         await call.end_events()
     else:
         await call.answer(form.whole(reply.result))
+
+
+def with_conversation(call: HttpCall, request: InferenceRequest) -> InferenceRequest:
+    """Add the conversation that `X-Conversation-Id` names. Raises BadRequest for an invalid id."""
+    conversation_id = call.conversation_id
+    return request if conversation_id is None else msgspec.structs.replace(request, conversation_id=conversation_id)
 
 
 def read_repeat(call: HttpCall) -> RepeatedRequest:
@@ -74,6 +82,10 @@ def headers(reply: InferenceReply[Any, Any]) -> Headers:
     found: Headers = [] if reply.allowance is None else http_errors.allowance_headers(reply.allowance)
     if reply.clamped_to is not None:
         found.append((b"x-budget-clamped", b"%d" % reply.clamped_to))
+    if (route := reply.route) is not None:
+        found.append((b"x-aimesh-route", f"{route.route}@{route.version}".encode()))
+        if route.variant is not None:
+            found.append((b"x-aimesh-variant", route.variant.encode()))
     if reply.is_repeat:
         # As Stripe does: this call has its own id in the log; the answer and its cost belong to the first call.
         found += [(b"idempotent-replayed", b"true"), (b"x-original-request-id", str(reply.request_id).encode())]

@@ -14,6 +14,7 @@ from services.gateway.idempotency import cache_keys
 from services.gateway.prompt_admission import BadField
 from shared import errors
 from shared.api.auth import Principal
+from shared.api.gateway import MAX_CONVERSATION_CHARACTERS
 from shared.timing.bounded_waits import BoundedWaits
 from shared.types import Credential, RequestId
 
@@ -130,6 +131,14 @@ class HttpCall:
         """What `Cache-Control` and `X-Cache` ask for."""
         cache_control, x_cache = (self._headers.get(name) for name in (b"cache-control", b"x-cache"))
         return cache_keys.read_headers(*(None if value is None else value.decode("latin-1") for value in (cache_control, x_cache)))
+
+    @property
+    def conversation_id(self) -> str | None:
+        """Raises BadRequest unless it has 1 to 128 printable ASCII characters."""
+        found = self._token(b"x-conversation-id", "X-Conversation-Id")
+        if found is not None and len(found) > MAX_CONVERSATION_CHARACTERS:
+            raise BadField("X-Conversation-Id", f"must have at most {MAX_CONVERSATION_CHARACTERS} characters")
+        return found
 
     @property
     def last_event_id(self) -> str | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
+from services.gateway.billing.request_record import RouteUse
 from services.gateway.idempotency.answer_buffer import Piece
 from services.gateway.idempotency.answer_runs import AnswerRunReader
 from services.gateway.idempotency.idempotency_keys import End, KeptAnswer
@@ -23,6 +24,10 @@ class RepeatedAnswerFacts(Protocol):
 
     @property
     def began_at(self) -> datetime: ...
+
+    @property
+    def route(self) -> RouteUse | None:
+        """The route that serves it; None without one, and for a stored answer."""
 
     @property
     def allowance(self) -> TightestLimit | None:
@@ -85,6 +90,10 @@ class AnswerReader(Generic[Head, Piece, End]):
     @property
     def began_at(self) -> datetime:
         return self._head.began_at
+
+    @property
+    def route(self) -> RouteUse | None:
+        return self._head.route
 
     @property
     def allowance(self) -> TightestLimit | None:

@@ -78,6 +78,8 @@ class Orphaned:
     """This call runs the request in place of a dead gateway."""
 
     seed: int
+    #: That the dead gateway used; None if it had not begun.
+    model: ModelName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,10 @@ class KeptAnswer(msgspec.Struct, Generic[Piece, End], frozen=True, array_like=Tr
     chunks: tuple[Piece, ...] | None
     result: End | None = None
     problem: Problem | None = None
+
+    @property
+    def route(self) -> None:
+        """None: not stored."""
 
     @property
     def allowance(self) -> None:

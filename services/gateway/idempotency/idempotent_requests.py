@@ -5,7 +5,7 @@
     repeat.result
 
 A key's row names the request that runs it, under a lease of its gateway. When the lease expires, the next repeat takes over with the
-same seed, so the rest of the answer is the same.
+same seed and model, so the rest of the answer is the same.
 """
 
 import asyncio
@@ -62,8 +62,8 @@ _CLOCK_SLACK_SECONDS = 0.05
 _log = logs.get(part="idempotency")
 
 
-#: Generates the answer with this seed: sets the head, then adds the chunks.
-Produce = Callable[[AnswerRun[Head, Piece, End], int], Awaitable[End]]
+#: Generates the answer with the seed and model of the claim: sets the head, then adds the chunks.
+Produce = Callable[[AnswerRun[Head, Piece, End], NewKeyUse | Orphaned], Awaitable[End]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ class IdempotentRequests:
             await self._failed(request, claim, run, error)
 
         try:
-            result = await produce(run, claim.seed)
+            result = await produce(run, claim)
         except errors.AimeshError as error:
             await failed(error)
             raise

@@ -195,7 +195,10 @@ class Quotas:
 
     def limits(self, principal: Principal, model: ModelName) -> tuple[RequestLimit, ...]:
         """Return every limit that a request of this caller to this model counts against."""
-        return (*self.limits_of(principal), *limit_rules.model_limits(model, self._read_rules().models))
+        return (*self.limits_of(principal), *self.limits_of_model(model))
+
+    def limits_of_model(self, model: ModelName) -> tuple[RequestLimit, ...]:
+        return tuple(limit_rules.model_limits(model, self._read_rules().models))
 
     async def connect(self) -> None:
         """Connect before the first request, so that a burst doesn't wait for it. Never raises."""

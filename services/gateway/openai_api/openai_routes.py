@@ -124,7 +124,13 @@ class OpenAi:
         if stream:
             call.expect_events(form.failed)
         async with self._deduplicated.run(
-            call.caller, request, seconds=seconds, repeat=repeat, whole=True, cache=call.cache_request, streamed=stream
+            call.caller,
+            answer_delivery.with_conversation(call, request),
+            seconds=seconds,
+            repeat=repeat,
+            whole=True,
+            cache=call.cache_request,
+            streamed=stream,
         ) as reply:
             await answer_delivery.send_chunks(call, reply, form, stream=stream, with_ids=False)
         return reply.result

@@ -4,11 +4,11 @@ WITH ended AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::integer[],
         $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
-        $16::text[], $17::text[], $18::boolean[], $19::bigint[]
+        $16::text[], $17::text[], $18::boolean[], $19::bigint[], $20::text[], $21::integer[], $22::text[], $23::text[]
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id,
-        worker_owner, worker_labels, begins_conversation, saved_micro
+        worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target
     )
 ),
 settled AS MATERIALIZED (
@@ -19,11 +19,12 @@ fresh AS (
     INSERT INTO request_logs (
         id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         tokens_used, prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, cached,
-        worker_owner, worker_labels, begins_conversation, saved_micro
+        worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target
     )
     SELECT id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
            prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, status, error_code, created_at,
-           coalesce(settled_micro, 0), cached, worker_owner, worker_labels::jsonb, begins_conversation, saved_micro
+           coalesce(settled_micro, 0), cached, worker_owner, worker_labels::jsonb, begins_conversation, saved_micro,
+           route, route_version, variant, target
     FROM settled
     -- Another gateway has taken this request over and writes its row, or has already written it.
     WHERE settled_micro IS NOT NULL OR NOT was_taken_over(id)
@@ -86,9 +87,11 @@ WHERE request_id IN (
 );
 
 -- name: record_claims
--- Record which workers run these requests. Skip locked rows, as above.
+-- Record which workers run these requests, and at which price. Skip locked rows, as above.
 WITH claims AS (
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[]) AS row (request_id, worker, delivered_before)
+    SELECT * FROM unnest(
+        $1::uuid[], $2::text[], $3::integer[], $4::text[], $5::bigint[], $6::text[], $7::integer[], $8::text[], $9::text[]
+    ) AS row (request_id, worker, delivered_before, model, price_id, route, route_version, variant, target)
 ),
 free AS (
     SELECT request_id FROM reservations
@@ -96,7 +99,9 @@ free AS (
     FOR UPDATE SKIP LOCKED
 )
 UPDATE reservations AS held
-SET workers = held.workers || claims.worker::varchar, delivered_before = claims.delivered_before, claimed_at = now()
+SET workers = held.workers || claims.worker::varchar, delivered_before = claims.delivered_before, claimed_at = now(),
+    model = claims.model, price_id = claims.price_id,
+    route = claims.route, route_version = claims.route_version, variant = claims.variant, target = claims.target
 FROM claims JOIN free USING (request_id)
 WHERE held.request_id = claims.request_id
 RETURNING held.request_id;
@@ -104,7 +109,7 @@ RETURNING held.request_id;
 -- name: list_overdue
 -- List open reservations whose lease has expired for longer than a grace period, oldest first.
 SELECT request_id, owner, key_id, model, price_id, prompt_tokens, completion_tokens, gateway, created_at, lease_until,
-    workers, delivered_before, claimed_at
+    workers, delivered_before, claimed_at, route, route_version, variant, target
 FROM reservations
 WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1)
 ORDER BY lease_until
@@ -261,7 +266,7 @@ FROM ledger_checkpoints ORDER BY day;
 
 -- name: claim_key
 -- Claim a request: the caller that gets a row runs it. The key must be new or expired, or its gateway must have lost its lease ($8: or is
--- known to be dead). Only one of several concurrent claims succeeds.
+-- known to be dead). Only one of several concurrent claims succeeds. Return the model that served the earlier request, too.
 INSERT INTO idempotency_keys AS held (owner, key, fingerprint, request_id, seed, state, gateway, lease_until, expires_at)
 VALUES ($1, $2, $3, $4, $5, 'running', $6, now() + make_interval(secs => $7), now() + interval '24 hours')
 ON CONFLICT (owner, key) DO UPDATE SET
@@ -280,7 +285,11 @@ WHERE (held.expires_at <= now() AND (held.state <> 'running' OR held.lease_until
         held.state = 'running' AND held.fingerprint = excluded.fingerprint
         AND (held.lease_until <= now() OR held.request_id = $8)
     )
-RETURNING seed, attempt;
+RETURNING seed, attempt, (
+    -- The statement's snapshot still has the earlier request.
+    SELECT model FROM reservations
+    WHERE request_id = (SELECT request_id FROM idempotency_keys WHERE owner = $1 AND key = $2) AND cardinality(workers) > 0
+) AS model;
 
 -- name: find_key
 -- Read the state of a key.

@@ -118,7 +118,7 @@ class Dispatch:
         try:
             last_notice, pause = "", FIRST_NOTICE_SECONDS
             while not waiter.outcome.done():
-                left = waiter.entered_at + self._rules.queue_seconds - self.clock()
+                left = waiter.entered_at + self._rules.most_wait(requirements) - self.clock()
                 if left <= 0:
                     raise self._rules.wait_exceeded(self.model_queue(requirements.model), requirements)
                 await asyncio.wait((waiter.outcome,), timeout=min(pause, left))

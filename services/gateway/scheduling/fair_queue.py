@@ -277,15 +277,18 @@ class QueueSettings:
             full = f"all workers of {requirements.model} are busy and {self.queue_most} requests are already queued"
             raise errors.Overloaded(full, hint="retry later, or add a worker", retry_after_seconds=retry)
         expected = model_queue.expected_seconds(position)
-        if expected is not None and expected > self.queue_seconds:
-            most = self.queue_seconds
+        most = self.most_wait(requirements)
+        if expected is not None and expected > most:
             full = f"all workers of {requirements.model} are busy: the expected wait is {expected:.0f} s, and the limit is {most:g} s"
             raise errors.Overloaded(full, hint="retry later, or add a worker", retry_after_seconds=max(1.0, expected - most))
 
+    def most_wait(self, requirements: WorkerRequirements) -> float:
+        return min(self.queue_seconds, requirements.most_wait_seconds)
+
     def wait_exceeded(self, model_queue: ModelQueue[Ticket], requirements: WorkerRequirements) -> errors.Overloaded:
-        """Return the error for a request that waited ``queue_seconds``."""
+        """Return the error for a request that waited too long."""
         return errors.Overloaded(
-            f"no worker of {requirements.model} became free within {self.queue_seconds:g} s",
+            f"no worker of {requirements.model} became free within {self.most_wait(requirements):g} s",
             hint="retry later, or add a worker",
             retry_after_seconds=model_queue.retry_seconds(model_queue.queue.position_of_last(requirements.limited_as)),
         )

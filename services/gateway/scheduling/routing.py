@@ -1,9 +1,11 @@
 """Resolves the model that a request names, and describes what its worker must fulfill. Pure."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
+from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.api.gateway import ServedModel
 from shared.protocol.directory import DirectoryEntry
@@ -27,12 +29,27 @@ class ModelNames:
     aliases: Mapping[str, str]
     #: None: the first served model.
     default: str | None
-    #: Callers may not name served models, only aliases.
+    #: Callers may not name served models, only routes.
     only_routes: bool = False
+    #: Routes that do more than an alias.
+    routes: Mapping[str, Route] = field(default_factory=dict)
 
     def of(self, model: ModelName) -> tuple[str, ...]:
         """Return the model's aliases."""
         return tuple(alias for alias, name in self.aliases.items() if name == model)
+
+    def find_route(self, wanted: ModelName | None) -> Route | None:
+        """Return the route that a request names, or the default if it names none; None for a served model or an alias."""
+        requested = wanted or self.default or ""
+        return next((self.routes[name] for name in _spellings(requested) if name in self.routes), None)
+
+    def public_name(self, wanted: ModelName | None, model: ModelName) -> ModelName:
+        """Return the name under which a caller knows the served model that it asked for."""
+        requested = wanted or self.default
+        named = () if requested is None else _spellings(requested)
+        aliases = self.of(model)
+        asked = next((alias for alias in aliases if alias in named), aliases[0] if self.only_routes and aliases else model)
+        return ModelName(asked)
 
     def resolve(self, name: ModelName) -> ModelName:
         return ModelName(self.aliases.get(name, name))
@@ -56,10 +73,14 @@ class WorkerRequirements:
     digest: str | None = None
     #: Workers that failed this request.
     excluded: frozenset[NodeId] = frozenset()
+    #: Another model may serve the request: don't wait for workers that may be back.
+    has_alternative: bool = False
+    #: Longest wait in the queue.
+    most_wait_seconds: float = math.inf
 
 
 def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelName, ...]:
-    """Return the served models: the default first, then by name; embedding models and the synthetic one last."""
+    """Return the served models, without routes: the default first, then by name; embedding models and the synthetic one last."""
     offers = [offer for worker in workers for offer in worker.announcement.models if offer.ready]
     answering = {offer.name for offer in offers if not offer.only_embeds}
     default = ModelName(names.aliases.get(names.default, names.default)) if names.default else None
@@ -68,21 +89,27 @@ def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelN
 
 
 def catalogue(workers: Sequence[DirectoryEntry], names: ModelNames) -> tuple[ServedModel, ...]:
-    """Return the served models with their aliases; if only routes may be named, each alias as a model."""
-    offers = [(offer.name, offer.context_tokens) for worker in workers for offer in worker.announcement.models if offer.ready]
-    listed = [(model, model, names.of(model)) for model in served(workers, names)]
+    """Return the routes, and the served models with their aliases; if only routes may be named, each alias as a model. The default is the
+    first."""
+    found = served(workers, names)
+    routes = [(ModelName(route.name), [model for model in found if model in route.models], ()) for route in names.routes.values()]
+    listed = [(model, [model], names.of(model)) for model in found if model not in names.routes]
     if names.only_routes:
-        listed = [(ModelName(alias), model, ()) for _, model, aliases in listed for alias in aliases]
-    return tuple(
-        ServedModel(
-            name=public_name,
-            workers=sum(_serves(worker, model) for worker in workers),
-            # The least over its workers.
-            context_tokens=min(tokens for name, tokens in offers if name == model),
-            aliases=aliases,
-            only_embeds=not _answers(workers, model),
-        )
-        for public_name, model, aliases in listed
+        listed = [(ModelName(alias), models, ()) for _, models, aliases in listed for alias in aliases]
+    rows = [row for row in (*routes, *listed) if row[1]]
+    rows.sort(key=lambda row: row[0] != names.default)
+    return tuple(_served_model(workers, *row) for row in rows)
+
+
+def _served_model(workers: Sequence[DirectoryEntry], name: ModelName, models: Sequence[ModelName], aliases: tuple[str, ...]) -> ServedModel:
+    offers = [offer for worker in workers for offer in worker.announcement.models if offer.name in models and offer.ready]
+    return ServedModel(
+        name=name,
+        workers=sum(any(_serves(worker, model) for model in models) for worker in workers),
+        # The least over its workers.
+        context_tokens=min(offer.context_tokens for offer in offers),
+        aliases=aliases,
+        only_embeds=all(offer.only_embeds for offer in offers),
     )
 
 

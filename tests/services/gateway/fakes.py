@@ -102,6 +102,8 @@ class FakeWorker:
     fails_after: int = 0
     hangs_after: int | None = None
     received: list[inference.ProcessPrompt] = field(default_factory=list)
+    #: Of each call, in seconds.
+    deadlines: list[float] = field(default_factory=list)
     is_hanging: asyncio.Event = field(default_factory=asyncio.Event)
     left_early: int = 0
 
@@ -173,6 +175,7 @@ class FakeRpc:
         assert credential is None, "a worker never sees whose prompt it runs"
         worker = self.workers[to]
         worker.received.append(request)
+        worker.deadlines.append(deadline_seconds)
         answer = _Answer(worker.run(request), inference.PromptAccepted(worker.prompt_tokens))
         try:
             yield answer

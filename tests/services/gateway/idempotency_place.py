@@ -12,7 +12,7 @@ import asyncpg
 
 from services.gateway.idempotency.answer_reader import AnswerReader
 from services.gateway.idempotency.answer_runs import AnswerRun, AnswerRuns
-from services.gateway.idempotency.idempotency_keys import IdempotentRequest
+from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, Orphaned
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.store import opened
@@ -87,8 +87,8 @@ class Gateway:
     async def ask(self, call: IdempotentRequest, *, seconds: float = 10, stops_after: int | None = None) -> ReceivedAnswer:
         received = ReceivedAnswer([], [])
 
-        async def produce(run: AnswerRun[Head, Chunk, InferenceResult], seed: int) -> InferenceResult:
-            return await self.maker.make(run, call, seed)
+        async def produce(run: AnswerRun[Head, Chunk, InferenceResult], claim: NewKeyUse | Orphaned) -> InferenceResult:
+            return await self.maker.make(run, call, claim.seed)
 
         try:
             async with self.idempotency.answer(call, produce, seconds=seconds) as repeat:

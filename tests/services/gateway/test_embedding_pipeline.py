@@ -84,7 +84,7 @@ async def ask(running_service: RunningService, *inputs: str, who: Principal = OW
 async def test_vectors_arrive_in_order_with_a_row(running_service: RunningService) -> None:
     vectors, result = await ask(running_service, "a", "bb", "ccc", model="llama3")
     assert vectors == [packed(1, 1), packed(2, 1), packed(3, 1)]
-    assert (result.model, result.dimensions, result.prompt_tokens) == ("smollm2", 2, 7)
+    assert (result.model, result.dimensions, result.prompt_tokens) == ("llama3", 2, 7)
     row = running_service.store.only_row
     assert (row.id, row.user_id, row.api_key_id, row.status) == (result.request_id, USER, KEY_ID, "success")
     assert (row.prompt_tokens, row.completion_tokens, row.model_used) == (7, 0, "smollm2")
@@ -205,7 +205,7 @@ async def test_openais_client_gets_numbers_in_both_encodings(client: openai.Asyn
     for encoding in (openai.omit, "float"):
         answer = await client.embeddings.create(model="llama3", input=["a", "bb"], encoding_format=encoding)
         assert [(one.index, list(one.embedding)) for one in answer.data] == [(0, [1, 1]), (1, [2, 1])]
-        assert (answer.model, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("smollm2", 7, 7)
+        assert (answer.model, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("llama3", 7, 7)
 
 
 async def test_openais_client_retries_under_its_key_and_is_answered_once(

@@ -38,7 +38,7 @@ async def ask(running_service: RunningService, who: Principal = OWNER, seconds: 
 async def test_an_answer_has_its_row(running_service: RunningService) -> None:
     text, result = await ask(running_service, model="llama3")
     assert text == "Hello world!"
-    assert (result.model, result.finish_reason, result.usage) == ("smollm2", FinishReason.STOP, Usage(7, 3))
+    assert (result.model, result.finish_reason, result.usage) == ("llama3", FinishReason.STOP, Usage(7, 3))
     row = running_service.store.only_row
     assert (row.id, row.user_id, row.api_key_id, row.status, row.error_code) == (result.request_id, USER, KEY_ID, "success", None)
     assert (row.prompt_tokens, row.completion_tokens, row.model_used) == (7, 3, "smollm2")

@@ -97,7 +97,7 @@ async def test_the_remaining_budget_of_a_key(harness: AccountRpcHarness) -> None
     limited = msgspec.structs.replace(OWNER, key_limits=auth.ApiKeyLimits(budget_micro=MicroCredits(5 * MICRO)))
     assert await harness.account_rpc.find_key_budget(msgspec.structs.replace(limited, key_id=None)) is None
     assert await harness.account_rpc.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(0), MicroCredits(0))
-    bounds = CostBounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
+    bounds = CostBounds(models=(ModelName("m"),), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
     first, second = RequestId(uuid4()), RequestId(uuid4())
     for request in (first, second):
         await harness.ledger.reserve(limited, request, bounds)
@@ -157,13 +157,13 @@ async def test_invalid_amounts_and_notes_are_refused(harness: AccountRpcHarness,
 
 async def test_a_new_price_applies_to_new_requests_only(harness: AccountRpcHarness) -> None:
     model = ModelName("m")
-    bounds = CostBounds(model=model, prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
+    bounds = CostBounds(models=(model,), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
     before = await harness.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
     found = await harness.account_rpc.set_price(SetPrice(ModelPrice(model, MicroCredits(0), MicroCredits(5 * MICRO))), rpc_call(ADMIN))
     assert [price.model for price in found.prices] == [model, None]
     assert [(action, target) for action, target, _ in await harness.audited()] == [("price.set", model)]
     after = await harness.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
-    assert (before.price.cost(0, 100, 0), after.price.cost(0, 100, 0)) == (20_000, 500)
+    assert (before.prices[model].cost(0, 100, 0), after.prices[model].cost(0, 100, 0)) == (20_000, 500)
     assert len((await harness.account_rpc.list_prices(ListPrices(history=True), rpc_call(ADMIN))).prices) == 2
     with pytest.raises(errors.BadRequest, match="the price of input tokens is out of range"):
         await harness.account_rpc.set_price(SetPrice(ModelPrice(model, MicroCredits(-1), MicroCredits(0))), rpc_call(ADMIN))
@@ -171,7 +171,8 @@ async def test_a_new_price_applies_to_new_requests_only(harness: AccountRpcHarne
 
 async def test_a_request_is_refunded_once(harness: AccountRpcHarness) -> None:
     request = RequestId(uuid4())
-    await harness.ledger.reserve(OWNER, request, CostBounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0))
+    bounds = CostBounds(models=(ModelName("m"),), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
+    await harness.ledger.reserve(OWNER, request, bounds)
     with pytest.raises(errors.NotFound, match="no request with this id has cost anything"):
         await harness.account_rpc.revert(RevertRequest(request), rpc_call(ADMIN))
     await harness.requests.write_requests([row(OWNER.user_id, request, 700)])

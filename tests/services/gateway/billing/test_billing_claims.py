@@ -13,9 +13,11 @@ from services.gateway import store
 from services.gateway.billing import ledger, orphan_settlement
 from services.gateway.billing.ledger import WorkerClaims
 from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.request_record import RouteUse
 from services.gateway.billing.reservations import OpenReservation, ReservationRequest, WorkerClaim
 from services.gateway.store import GatewayStore
 from shared import errors
+from shared.api.ledger import ModelPrice
 from shared.node import lifecycle
 from shared.types import MicroCredits, ModelName, NodeId, RequestId, UserId
 from tests.services.gateway.billing.test_worker_receipts import Mesh, Worker, make_receipt
@@ -26,6 +28,10 @@ WANTED = ReservationRequest(
     request_id=RequestId(uuid4()), owner=USER, key_id=None, model=ModelName("m"), price_id=1, prompt_tokens=10, max_tokens=4096,
     least_tokens=16, answers=1, fixed_micro=MicroCredits(0), micro_per_million=1_000_000, monthly_micro=None, key_budget_micro=None,
 )  # fmt: skip
+
+
+def claim(request: RequestId, worker: NodeId, delivered: int = 0) -> WorkerClaim:
+    return WorkerClaim(request, worker, delivered, ModelName("m"), 1, None)
 
 
 class BillingStores:
@@ -51,17 +57,41 @@ async def stores(plain_url: str) -> AsyncIterator[BillingStores]:
 
 async def test_claims_keep_their_order_and_delivered_tokens(stores: BillingStores) -> None:
     request, other = await stores.reserve(), await stores.reserve()
-    assert await stores.ledger.record_claims([WorkerClaim(request, node_id(1), 0)]) == {request}
-    assert await stores.ledger.record_claims([WorkerClaim(request, node_id(2), 7), WorkerClaim(other, node_id(1), 0)]) == {request, other}
+    assert await stores.ledger.record_claims([claim(request, node_id(1))]) == {request}
+    assert await stores.ledger.record_claims([claim(request, node_id(2), 7), claim(other, node_id(1))]) == {request, other}
     found = (await stores.overdue())[request]
     assert (found.workers, found.delivered_before) == ((node_id(1), node_id(2)), 7)
     assert found.claimed_at is not None
     assert abs((found.claimed_at - datetime.now(UTC)).total_seconds()) < 60
 
 
+async def test_a_lost_gateways_request_costs_the_price_of_the_target_that_served_it(stores: BillingStores) -> None:
+    """The dearest target is reserved; a cheaper one may serve the request."""
+    await stores.ledger.add_price(ModelPrice(ModelName("cheap"), MicroCredits(0), MicroCredits(100_000)))
+    cheap = next(price for price in await stores.ledger.list_prices() if price.price.model == "cheap")
+    request = await stores.reserve()
+    worker = Worker(make_receipt(request, completion=40))
+    used = RouteUse("assistant", 3, "local", "next")
+    await stores.ledger.record_claims([WorkerClaim(request, node_id(1), 0, ModelName("m"), 1, replace(used, target="local"))])
+    await stores.ledger.record_claims([WorkerClaim(request, worker.key.id, 0, ModelName("cheap"), cheap.id, used)])
+    found = (await stores.overdue())[request]
+    assert (found.model, found.price_id, found.route) == ("cheap", cheap.id, used)
+    receipts = await Mesh(worker).of(found)
+    row = orphan_settlement.build_row(found, cheap, receipts[request], most_seconds=3600, now=datetime.now(UTC))
+    assert row is not None
+    assert (row.model_used, row.cost_micro, row.route) == ("cheap", 4, used)
+    await stores.requests.write_requests([row])
+    connection = await asyncpg.connect(stores.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+    logged = await connection.fetchrow("SELECT route, route_version, variant, target, cost_micro FROM request_logs")
+    await connection.close()
+    assert logged is not None
+    assert tuple(logged) == ("assistant", 3, "local", "next", 4)
+    assert (await stores.ledger.read_account(USER, None)).balance_micro == -4
+
+
 async def test_a_claim_skips_a_request_that_is_being_settled(stores: BillingStores) -> None:
     settling, running = await stores.reserve(), await stores.reserve()
-    claims = [WorkerClaim(settling, node_id(1), 0), WorkerClaim(running, node_id(1), 0)]
+    claims = [claim(settling, node_id(1)), claim(running, node_id(1))]
     connection = await asyncpg.connect(stores.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
     async with connection.transaction():
         await connection.execute("SELECT FROM reservations WHERE request_id = $1 FOR UPDATE", settling)
@@ -75,7 +105,7 @@ async def test_another_workers_receipt_bills_nobody(stores: BillingStores) -> No
     request, bait = await stores.reserve(), await stores.reserve()
     honest, liar = Worker(make_receipt(request, completion=5)), Worker(make_receipt(request, completion=4096))
     mesh = Mesh(honest, liar)
-    await stores.ledger.record_claims([WorkerClaim(request, honest.key.id, 0), WorkerClaim(bait, liar.key.id, 0)])
+    await stores.ledger.record_claims([claim(request, honest.key.id), claim(bait, liar.key.id)])
     overdue = await stores.overdue()
     price = await stores.ledger.find_price(1)
     assert price is not None
@@ -106,10 +136,6 @@ class Recorded:
         free = [claim for claim in claims if claim.request_id not in self.locked]
         self.claims += free
         return {claim.request_id for claim in free}
-
-
-def claim(request: RequestId, worker: NodeId) -> WorkerClaim:
-    return WorkerClaim(request, worker, 0)
 
 
 async def test_each_claim_is_recorded_once_and_in_order_despite_locks_and_outages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Mistakes between documents, and what a change may have overlooked."""
 
 from services.gateway.configuration import config_checks
-from shared.api.configuration import ConfigKind, DefaultModelDocument, Document, ModelLimitDocument, RouteDocument, TargetDocument
+from shared.api.configuration import ConfigKind, DefaultModelDocument, Document, RouteDocument, TargetConditions, TargetDocument
 from shared.types import ModelName
 
 
@@ -19,14 +19,37 @@ def test_a_target_is_never_a_route() -> None:
     assert together(a="b", b="m") == ["routes.a.targets[0].model: b is a route; name a served model"]
 
 
-def test_limits_belong_to_models() -> None:
-    documents: dict[tuple[ConfigKind, str], Document] = {
-        (ConfigKind.ROUTE, "a"): route("m"),
-        (ConfigKind.MODEL_LIMIT, "a"): ModelLimitDocument(),
-    }
-    assert list(config_checks.check_together(documents)) == ["model_limits.a: it is a route to m; limit that model instead"]
-    del documents[ConfigKind.ROUTE, "a"]
-    assert list(config_checks.check_together(documents)) == []
+def mistakes(*targets: TargetDocument) -> list[tuple[str, str]]:
+    found = config_checks.check_body(RouteDocument(targets=targets))
+    return [(".".join(str(part) for part in path), text) for path, text in found]
+
+
+def test_shares_of_targets() -> None:
+    """The shares of a route are 100 percent, in hundredths; a target without share and order would never be used."""
+
+    def targets(*shares: float | None, order: int | None = None) -> list[tuple[str, str]]:
+        return mistakes(*(TargetDocument(f"t{number}", "m", share=share, order=order) for number, share in enumerate(shares)))
+
+    assert targets(None) == targets(100) == targets(90, 10) == targets(33.33, 33.33, 33.34) == targets(0.07, 99.93) == targets(100, 0) == []
+    assert targets(100, None, order=1) == targets(None, None, order=1) == [], "a fallback needs no share"
+    assert targets(90) == [("targets", "the shares add up to 90, not 100")]
+    assert targets(33.33, 33.33, 33.33) == [("targets", "the shares add up to 99.99, not 100")]
+    assert targets(99.999, 0.001) == [
+        ("targets.0.share", "must have at most two decimals"),
+        ("targets.1.share", "must have at most two decimals"),
+    ]
+    assert targets(100, None) == [("targets.1", "is never used; give it a share or an order")]
+    assert mistakes(TargetDocument("t", "m", share=50), TargetDocument("t", "n", share=50)) == [
+        ("targets.1.name", "must be unique within its route")
+    ]
+
+
+def test_conditions_that_nothing_meets() -> None:
+    def between(low: int | None, high: int | None) -> list[tuple[str, str]]:
+        return mistakes(TargetDocument("t", "m", when=TargetConditions(min_prompt_tokens=low, max_prompt_tokens=high)))
+
+    assert between(5, 5) == between(5, None) == between(None, 0) == []
+    assert between(6, 5) == [("targets.0.when.min_prompt_tokens", "must not exceed max_prompt_tokens")]
 
 
 def test_the_number_of_routes_is_bounded() -> None:

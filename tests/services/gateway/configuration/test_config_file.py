@@ -84,7 +84,7 @@ def test_all_mistakes_are_named_with_their_lines() -> None:
         """)
     assert result.mistakes == (
         "line 4, routes.bad name: use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit",
-        "line 8, routes.bad name.stiky: unknown field; fields: targets",
+        "line 8, routes.bad name.stiky: unknown field; did you mean sticky?",
         "line 7, routes.bad name.targets[0].modl: unknown field; did you mean model?",
         "line 6, routes.bad name.targets[0]: the field model is missing",
         "line 10, routes.none.targets: expected `array` of length >= 1",

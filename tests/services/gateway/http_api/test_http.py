@@ -183,7 +183,7 @@ async def test_inference(running_service: RunningService) -> None:
     body = answer.json()
     assert body["response"] == "Hello world!"
     assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    assert (body["model"], body["request_id"]) == ("smollm2", str(running_service.store.only_row.id))
+    assert (body["model"], body["request_id"]) == ("llama3", str(running_service.store.only_row.id))
 
 
 async def test_inference_stream(http: httpx.AsyncClient) -> None:

@@ -72,7 +72,7 @@ async def test_a_plain_answer(http: httpx.AsyncClient, running_service: RunningS
         "id": f"msg_{row.id.hex}",
         "type": "message",
         "role": "assistant",
-        "model": "smollm2",
+        "model": "llama3",
         "content": [{"type": "text", "text": "Hello world!"}],
         "stop_reason": "end_turn",
         "stop_sequence": None,

@@ -50,7 +50,7 @@ def text_of(events: list[dict[str, Any]], index: int) -> str:
 async def test_a_completion_sends_its_text_unchanged_to_the_model(http: httpx.AsyncClient, running_service: RunningService) -> None:
     completion = await complete(http, model="llama3", grammar="root ::= [a]")
     assert (completion.object, completion.model, completion.choices[0].text, completion.choices[0].finish_reason) == (
-        *("text_completion", "smollm2", "Hello world!", "stop"),
+        *("text_completion", "llama3", "Hello world!", "stop"),
     )
     assert completion.usage is not None
     assert (completion.usage.prompt_tokens, completion.usage.completion_tokens, completion.usage.total_tokens) == (7, 3, 10)

@@ -51,7 +51,7 @@ async def test_chat(http: httpx.AsyncClient, running_service: RunningService) ->
     assert answer.status_code == 200
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "Hello world!", "refusal": None}
     assert body["choices"][0]["finish_reason"] == "stop"
-    assert (body["object"], body["model"]) == ("chat.completion", "smollm2")
+    assert (body["object"], body["model"]) == ("chat.completion", "llama3"), "as the caller named it"
     assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 0}}
     row = running_service.store.only_row
     assert row.tokens_used == 10

@@ -57,7 +57,7 @@ async def streamed(http: httpx.AsyncClient, **fields: Any) -> list[Any]:
 
 async def test_a_plain_answer(http: httpx.AsyncClient, running_service: RunningService) -> None:
     response = await respond(http, model="llama3", instructions="Be brief.", temperature=0.5, metadata={"a": "b"}, store=True)
-    assert (response.output_text, response.status, response.model, response.object) == ("Hello world!", "completed", "smollm2", "response")
+    assert (response.output_text, response.status, response.model, response.object) == ("Hello world!", "completed", "llama3", "response")
     assert (response.instructions, response.temperature, response.metadata, response.parallel_tool_calls) == (
         "Be brief.",
         0.5,

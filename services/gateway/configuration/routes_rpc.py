@@ -1,0 +1,95 @@
+"""Administrators' RPC for routes: their targets now, and why a request would use them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+
+from services.gateway import node_interface
+from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.scheduling import route_choice
+from services.gateway.scheduling.route_choice import RequestFacts, Route, RouteDecision
+from shared import errors
+from shared.api import configuration as api
+from shared.api.configuration import ConfigKind, RouteDocument
+from shared.protocol.directory import DirectoryEntry
+from shared.rpc import RpcCall, serves
+from shared.types import ModelName, Role
+
+
+class RoutesRpc:
+    def __init__(self, live: LiveConfiguration, nodes: node_interface.NodeDirectory) -> None:
+        self._live = live
+        self._nodes = nodes
+
+    @serves(api.list_routes)
+    async def list_routes(self, _request: api.ListRoutes, _call: RpcCall) -> api.RouteStates:
+        workers = Counter(model for worker in self._nodes.usable(Role.WORKER) for model in _ready(worker))
+        return api.RouteStates(tuple(_state(name, version, route, workers) for name, version, route in self._routes()))
+
+    @serves(api.try_route)
+    async def try_route(self, request: api.TryRoute, _call: RpcCall) -> api.TriedRoute:
+        """Raises NotFound."""
+        found = next((found for found in self._routes() if found[0] == request.name), None)
+        if found is None:
+            raise errors.NotFound(f"there is no route {request.name!r}", hint="see `aicli admin routes list`")
+        name, version, document = found
+        route = route_choice.compile_route(name, version, document)
+        offered = route_choice.served_models(self._nodes.usable(Role.WORKER))
+        facts = RequestFacts(
+            unit=b"",
+            prompt_tokens=request.prompt_tokens,
+            wants_answer=True,
+            has_tools=request.tools,
+            has_format=request.response_format,
+            tier=request.tier,
+            key_name=request.key_name,
+        )
+        decision = route_choice.choose(route, facts, offered.get, lambda _model: True)
+        # Up to 20 ms, which would stop the event loop.
+        drawn = await asyncio.to_thread(_draw, route, request.count)
+        return _tried(decision, drawn)
+
+    def _routes(self) -> Iterator[tuple[str, int, RouteDocument]]:
+        for (kind, name), stored in sorted(self._live.documents.items()):
+            if kind is ConfigKind.ROUTE and isinstance(stored.body, RouteDocument):
+                yield name, stored.version, stored.body
+
+
+def _ready(worker: DirectoryEntry) -> set[ModelName]:
+    return {offer.name for offer in worker.announcement.models if offer.ready}
+
+
+def _state(name: str, version: int, route: RouteDocument, workers: Counter[ModelName]) -> api.RouteState:
+    targets = (
+        api.RouteTargetState(target.name, target.model, target.share, target.order, workers[ModelName(target.model)])
+        for target in route.targets
+    )
+    return api.RouteState(name, version, route.sticky, tuple(targets))
+
+
+def _draw(route: Route, count: int) -> Counter[str]:
+    drawn = (route.draw(b"%d" % number) for number in range(count))
+    return Counter("" if target is None else target.name for target in drawn)
+
+
+def _tried(decision: RouteDecision, drawn: Counter[str]) -> api.TriedRoute:
+    reasons = {found.target.name: found.reason.value for found in decision.dropped}
+    fallbacks = sorted(
+        (target for target in decision.route.targets if target.order is not None and target.name not in reasons),
+        key=lambda target: target.order or 0,
+    )
+    first = {name: count for name, count in drawn.items() if name and name not in reasons}
+    moved = drawn.total() - sum(first.values())
+    if fallbacks:
+        first[fallbacks[0].name] = first.get(fallbacks[0].name, 0) + moved
+    targets = (
+        api.TriedTarget(
+            target.name,
+            target.model,
+            first.get(target.name, 0),
+            fallbacks.index(target) + 1 if target in fallbacks else None,
+            reasons.get(target.name, ""),
+        )
+        for target in decision.route.targets
+    )
+    return api.TriedRoute(decision.route.name, decision.route.version, tuple(targets), 0 if fallbacks else moved)

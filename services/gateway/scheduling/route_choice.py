@@ -1,0 +1,188 @@
+"""Chooses the targets of a route for a request, in the order in which they are tried. Pure.
+
+A target is drawn by share: the same conversation always gets the same one, at every gateway. Others follow by their order. Raising one of
+two shares from 10 to 50 percent keeps the first 10 percent where they are.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shared.api.configuration import RouteDocument, Sticky, TargetConditions, TargetDocument
+from shared.protocol.directory import DirectoryEntry
+from shared.types import ModelName, Tier
+
+#: All shares of a route, in hundredths of a percent.
+WHOLE = 10_000
+#: Targets that one request tries.
+MOST_TARGETS = 3
+#: A prompt has at least this share of its estimated tokens, except for unusual texts.
+_LEAST_OF_ESTIMATE = 0.5
+
+
+class DropReason(StrEnum):
+    """Why a target is not used for a request."""
+
+    #: The key may not use its model.
+    POLICY_MODEL = "policy_model"
+    CONDITION = "condition"
+    NOT_SERVED = "not_served"
+    #: It only embeds.
+    LACKS_CAPABILITY = "lacks_capability"
+    CONTEXT_TOO_SMALL = "context_too_small"
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTarget:
+    name: str
+    model: ModelName
+    #: In hundredths of a percent.
+    share: int
+    #: None if it is no fallback.
+    order: int | None
+    when: TargetConditions | None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    name: str
+    version: int
+    sticky: Sticky
+    spill_after_seconds: float | None
+    targets: tuple[RouteTarget, ...]
+
+    @property
+    def models(self) -> frozenset[ModelName]:
+        return frozenset(target.model for target in self.targets)
+
+    def draw(self, unit: bytes) -> RouteTarget | None:
+        """Return the target with the unit's share; None if no target has one."""
+        # 64 bits of a hash of name, salt (none so far) and unit, scaled to a number below WHOLE.
+        digest = hashlib.sha256(self.name.encode() + b"\0\0" + unit).digest()
+        point = int.from_bytes(digest[:8], "big") * WHOLE >> 64
+        for target in self.targets:
+            point -= target.share
+            if point < 0:
+                return target
+        return None
+
+
+def compile_route(name: str, version: int, document: RouteDocument) -> Route:
+    only_one = len(document.targets) == 1
+    targets = tuple(_target(target, whole=only_one and target.share is None) for target in document.targets)
+    return Route(name, version, document.sticky, document.spill_after_seconds, targets)
+
+
+def _target(document: TargetDocument, *, whole: bool) -> RouteTarget:
+    share = WHOLE if whole else hundredths(document.share or 0)
+    return RouteTarget(document.name, ModelName(document.model), share, document.order, document.when)
+
+
+def hundredths(percent: float) -> int:
+    return round(percent * 100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFacts:
+    """What the choice depends on."""
+
+    #: What sticks to a target.
+    unit: bytes
+    #: Estimated.
+    prompt_tokens: int
+    #: A prompt, rather than texts for embeddings.
+    wants_answer: bool
+    has_tools: bool = False
+    has_format: bool = False
+    tier: Tier
+    key_name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the workers offer of one model."""
+
+    #: The largest; 0 if unknown.
+    context_tokens: int
+    only_embeds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedTarget:
+    target: RouteTarget
+    reason: DropReason
+
+
+@dataclass(frozen=True, slots=True)
+class RouteDecision:
+    """The targets in the order in which they are tried, and why the others aren't."""
+
+    route: Route
+    #: None if no target has a share.
+    drawn: RouteTarget | None
+    candidates: tuple[RouteTarget, ...]
+    dropped: tuple[DroppedTarget, ...]
+
+
+def served_models(usable: Iterable[DirectoryEntry]) -> dict[ModelName, ModelFacts]:
+    """Return what these workers offer now."""
+    found: dict[ModelName, ModelFacts] = {}
+    for worker in usable:
+        for offer in worker.announcement.models:
+            if not offer.ready:
+                continue
+            known = found.get(offer.name)
+            if known is None:
+                found[offer.name] = ModelFacts(offer.context_tokens, offer.only_embeds)
+            else:
+                # An unknown context may be the largest.
+                context = max(known.context_tokens, offer.context_tokens) if known.context_tokens and offer.context_tokens else 0
+                found[offer.name] = ModelFacts(context, known.only_embeds and offer.only_embeds)
+    return found
+
+
+def choose(
+    route: Route, facts: RequestFacts, find_model: Callable[[ModelName], ModelFacts | None], may_use: Callable[[ModelName], bool]
+) -> RouteDecision:
+    """``find_model`` returns None for a model that nobody serves; ``may_use``: whether the caller's key may use the model."""
+    dropped: list[DroppedTarget] = []
+    usable: list[RouteTarget] = []
+    for target in route.targets:
+        reason = _why_not(target, facts, find_model(target.model)) if may_use(target.model) else DropReason.POLICY_MODEL
+        if reason is None:
+            usable.append(target)
+        else:
+            dropped.append(DroppedTarget(target, reason))
+    # The draw ignores what is dropped, so that other units keep their targets.
+    drawn = route.draw(facts.unit)
+    first = [drawn] if drawn is not None and drawn in usable else []
+    others = sorted((target for target in usable if target is not drawn and target.order is not None), key=_order)
+    return RouteDecision(route, drawn, (*first, *others)[:MOST_TARGETS], tuple(dropped))
+
+
+def _order(target: RouteTarget) -> int:
+    return target.order or 0
+
+
+def _why_not(target: RouteTarget, facts: RequestFacts, offered: ModelFacts | None) -> DropReason | None:
+    if target.when is not None and not _holds(target.when, facts):
+        return DropReason.CONDITION
+    if offered is None:
+        return DropReason.NOT_SERVED
+    if facts.wants_answer and offered.only_embeds:
+        return DropReason.LACKS_CAPABILITY
+    if 0 < offered.context_tokens < facts.prompt_tokens * _LEAST_OF_ESTIMATE:
+        return DropReason.CONTEXT_TOO_SMALL
+    return None
+
+
+def _holds(when: TargetConditions, facts: RequestFacts) -> bool:
+    return (
+        (when.min_prompt_tokens is None or facts.prompt_tokens >= when.min_prompt_tokens)
+        and (when.max_prompt_tokens is None or facts.prompt_tokens <= when.max_prompt_tokens)
+        and when.tools in {None, facts.has_tools}
+        and when.response_format in {None, facts.has_format}
+        and (not when.tiers or facts.tier in when.tiers)
+        and (not when.keys_named or facts.key_name in when.keys_named)
+    )

@@ -1,0 +1,132 @@
+"""Which targets serve a request, and in which order."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.gateway.scheduling import route_choice
+from services.gateway.scheduling.route_choice import DropReason, ModelFacts, RequestFacts, Route
+from shared.api.configuration import RouteDocument, TargetConditions, TargetDocument
+from shared.protocol.directory import ModelOffer
+from shared.types import ModelName, Tier
+from tests.services.gateway.fakes import FakeDirectory, announcement
+
+SERVED = {ModelName(name): ModelFacts(context_tokens=1000, only_embeds=False) for name in "abcde"}
+SERVED[ModelName("vectors")] = ModelFacts(0, only_embeds=True)
+
+
+def target(name: str, share: float | None = None, order: int | None = None, **more: Any) -> TargetDocument:
+    return TargetDocument(
+        name=name, model=more.pop("model", name), share=share, order=order, when=TargetConditions(**more) if more else None
+    )
+
+
+def route(*targets: TargetDocument) -> Route:
+    return route_choice.compile_route("assistant", 3, RouteDocument(targets=targets))
+
+
+def facts(unit: bytes = b"u", prompt_tokens: int = 10, **more: Any) -> RequestFacts:
+    return RequestFacts(**{"wants_answer": True, "tier": Tier.FREE, "key_name": None} | more, unit=unit, prompt_tokens=prompt_tokens)
+
+
+def choose(
+    found: Route, request: RequestFacts | None = None, may_use: Callable[[ModelName], bool] = lambda _model: True
+) -> tuple[list[str], dict[str, DropReason]]:
+    decision = route_choice.choose(found, request or facts(), SERVED.get, may_use)
+    return [one.name for one in decision.candidates], {one.target.name: one.reason for one in decision.dropped}
+
+
+def drawn_by(found: Route, units: int = 20_000) -> list[str]:
+    return [name.name for unit in range(units) if (name := found.draw(b"conversation %d" % unit)) is not None]
+
+
+def test_shares_of_20_000_conversations_are_within_a_point_and_a_raise_moves_nobody_back() -> None:
+    before: list[str] = ["a"] * 20_000
+    for percent in (10, 50, 100):
+        drawn = drawn_by(route(target("a", 100 - percent), target("b", percent)))
+        assert drawn == drawn_by(route(target("a", 100 - percent), target("b", percent))), "each conversation keeps its target"
+        assert abs(Counter(drawn)["b"] / 200 - percent) < 1
+        assert all(now == "b" for then, now in zip(before, drawn, strict=True) if then == "b")
+        before = drawn
+
+
+def test_shares_with_decimals() -> None:
+    drawn = Counter(drawn_by(route(target("a", 99.75), target("b", 0.25)), 40_000))
+    assert 60 < drawn["b"] < 140
+    assert drawn.total() == 40_000
+    assert set(drawn_by(route(target("a", 0, 1), target("b", 100)))) == {"b"}
+
+
+def test_two_routes_draw_independently() -> None:
+    one = route(target("a", 50), target("b", 50))
+    other = dataclasses.replace(one, name="other")
+    same = sum(first == second for first, second in zip(drawn_by(one), drawn_by(other), strict=True))
+    assert 9_500 < same < 10_500
+
+
+def test_the_drawn_target_is_tried_first_and_fallbacks_by_their_order() -> None:
+    found = route(target("a", 100), target("b", order=2), target("c", order=1), target("d", order=3), target("e", 0))
+    assert choose(found) == (["a", "c", "b"], {}), "at most three, and none without an order"
+    assert choose(route(target("a", order=2), target("b", order=1))) == (["b", "a"], {}), "without shares, all by their order"
+    assert choose(route(target("a", tools=False))) == (["a"], {}), "a target alone has the whole share"
+
+
+def test_a_dropped_target_moves_its_own_requests_only() -> None:
+    found = route(target("gone", 50), target("b", 50), target("c", order=1))
+    for unit in range(200):
+        request = facts(b"%d" % unit)
+        drawn = found.draw(request.unit)
+        assert drawn is not None
+        candidates, dropped = choose(found, request)
+        assert dropped == {"gone": DropReason.NOT_SERVED}
+        assert candidates == (["b", "c"] if drawn.name == "b" else ["c"])
+
+
+@pytest.mark.parametrize(
+    ("condition", "request_facts", "holds"),
+    [
+        ({"min_prompt_tokens": 10}, {}, True),
+        ({"min_prompt_tokens": 11}, {}, False),
+        ({"max_prompt_tokens": 10}, {}, True),
+        ({"max_prompt_tokens": 9}, {}, False),
+        ({"tools": True}, {"has_tools": True}, True),
+        ({"tools": True}, {}, False),
+        ({"tools": False}, {"has_tools": True}, False),
+        ({"response_format": True}, {"has_format": True}, True),
+        ({"response_format": False}, {"has_format": True}, False),
+        ({"tiers": (Tier.PRO, Tier.FREE)}, {}, True),
+        ({"tiers": (Tier.PRO,)}, {}, False),
+        ({"keys_named": ("ci",)}, {"key_name": "ci"}, True),
+        ({"keys_named": ("ci",)}, {}, False),
+    ],
+)
+def test_conditions(condition: dict[str, Any], request_facts: dict[str, Any], *, holds: bool) -> None:
+    found = route(target("a", 100, **condition), target("b", order=1))
+    candidates, dropped = choose(found, facts(**request_facts))
+    assert (candidates, dropped) == ((["a", "b"], {}) if holds else (["b"], {"a": DropReason.CONDITION}))
+
+
+def test_what_a_model_cannot_do() -> None:
+    found = route(target("a", 100), target("v", order=1, model="vectors"))
+    assert choose(found) == (["a"], {"v": DropReason.LACKS_CAPABILITY})
+    assert choose(found, facts(wants_answer=False)) == (["a", "v"], {})
+    assert choose(found, facts(prompt_tokens=2000)) == (["a"], {"v": DropReason.LACKS_CAPABILITY}), "an estimate may be twice too high"
+    assert choose(found, facts(prompt_tokens=2002))[1]["a"] is DropReason.CONTEXT_TOO_SMALL
+    assert choose(found, may_use=lambda model: model == "vectors")[1]["a"] is DropReason.POLICY_MODEL
+
+
+def test_models_are_described_over_all_their_workers() -> None:
+    directory = FakeDirectory()
+    directory.worker(1, "a", context_tokens=100)
+    directory.worker(2, "a", "b", context_tokens=300)
+    directory.worker(3, "b", context_tokens=0)
+    directory.worker(4, "c", only_embeds=True)
+    offers = (ModelOffer(ModelName("d"), 100, ready=False), ModelOffer(ModelName("c"), 50))
+    directory.apply_announcement(msgspec.structs.replace(announcement(5), models=offers), "nats")
+    assert route_choice.served_models(directory.entries()) == {
+        "a": ModelFacts(300, only_embeds=False), "b": ModelFacts(0, only_embeds=False), "c": ModelFacts(2048, only_embeds=False)
+    }  # fmt: skip

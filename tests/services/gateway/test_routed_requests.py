@@ -1,0 +1,375 @@
+"""Requests to a route: their targets, fallbacks, price and rows."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import httpx
+import msgspec
+import pytest
+
+from services.gateway.billing.prices import Price
+from services.gateway.billing.request_record import RouteUse
+from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
+from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.idempotency.idempotency_keys import Orphaned
+from services.gateway.limits import tiers
+from services.gateway.limits.tiers import LimitRules
+from services.gateway.scheduling import route_choice, routing
+from shared import context, errors
+from shared.api import inference
+from shared.api.auth import Principal
+from shared.api.configuration import RouteDocument, Sticky, TargetConditions, TargetDocument
+from shared.api.embedding import EmbeddingRequest, Vectors
+from shared.api.gateway import InferenceRequest, InferenceResult
+from shared.api.generation import ChatMessage
+from shared.api.ledger import MICRO, ModelPrice
+from shared.protocol.directory import WorkerLoad
+from shared.types import MicroCredits, ModelName, RequestId, Role, TenantId, UserId
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService, node_id
+from tests.services.gateway.test_embedding_pipeline import EmbeddingWorker, packed
+from tests.testnet import until
+
+LOCAL, API = ModelName("local"), ModelName("api")
+TO_LOCAL = TargetDocument(name="own", model=LOCAL, share=100)
+TO_API = TargetDocument(name="paid", model=API, order=1)
+#: The API costs ten times as much.
+PRICES = (
+    Price(1, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO))),
+    Price(2, ModelPrice(API, MicroCredits(10 * MICRO), MicroCredits(20 * MICRO))),
+)
+
+
+class Routed:
+    """A gateway with the route `assistant`, and a worker for each of its models."""
+
+    def __init__(self, service: RunningService) -> None:
+        self.service = service
+        self.local, self.api = FakeWorker(), FakeWorker(words=("Paid", " words"))
+        service.add_worker(11, self.local, LOCAL)
+        service.add_worker(12, self.api, API)
+        self.use()
+
+    def use(self, *targets: TargetDocument, more: dict[str, Any] | None = None, limits: LimitRules | None = None) -> None:
+        document = RouteDocument(targets=targets or (TO_LOCAL, TO_API), **more or {})
+        names = routing.ModelNames({}, None, routes={"assistant": route_choice.compile_route("assistant", 4, document)})
+        self.service.names, self.service.config = names, ConfigSnapshot(names=names, limits=limits or self.service.config.limits)
+
+    async def ask(self, who: Principal = OWNER, seconds: float = 10, **fields: Any) -> tuple[str, InferenceResult]:
+        context.start()  # as an HTTP route does
+        request = InferenceRequest(**{"prompt": "hi", "model": "assistant", **fields})
+        async with self.service.pipeline.run(who, request, seconds=seconds) as running:
+            text = "".join([chunk.text async for _, chunk in running])
+        return text, running.result
+
+
+@pytest.fixture
+async def routed() -> AsyncIterator[Routed]:
+    async with fakes.running_service(free=10_000) as service:
+        service.books.prices = PRICES
+        await service.admission.ledger.refresh_prices()
+        yield Routed(service)
+
+
+def row(routed: Routed) -> tuple[Any, ...]:
+    found = routed.service.store.only_row
+    return found.model_used, found.route, found.cost_micro
+
+
+async def test_the_first_target_answers_under_the_public_name(routed: Routed) -> None:
+    text, result = await routed.ask()
+    assert (text, result.model) == ("Hello world!", "assistant")
+    assert routed.local.received[0].model_config.model == "local"
+    assert row(routed) == (LOCAL, RouteUse("assistant", 4, "own", "own"), 7 + 2 * 3)
+    assert routed.api.received == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.Unavailable("the server refuses this worker's key"), errors.Overloaded("full"), errors.LinkLost("gone"),
+        errors.ModelCrashed("segfault"), errors.UnknownModel("it does not have this model now"), errors.Draining("it stops"),
+    ],
+)  # fmt: skip
+async def test_a_target_that_fails_before_its_first_token_is_replaced_and_billed_once(routed: Routed, error: errors.AimeshError) -> None:
+    routed.local.fails_with = error
+    text, result = await routed.ask()
+    assert (text, result.model, result.usage.completion_tokens) == ("Paid words", "assistant", 2)
+    assert row(routed) == (API, RouteUse("assistant", 4, "own", "paid"), 10 * 7 + 20 * 2)
+    assert result.cost_micro == 110
+    (held,) = routed.service.books.reserved
+    assert (held.price_id, held.model) == (2, API), "the dearest is reserved"
+
+
+async def test_claims_say_which_target_and_price_a_worker_has(routed: Routed) -> None:
+    routed.local.fails_with, routed.api.hangs_after = errors.Unavailable("refused"), 1
+    asking = asyncio.create_task(routed.ask())
+    await routed.api.is_hanging.wait()
+    await until(lambda: len(routed.service.books.claims) == 2)
+    claims = routed.service.books.claims
+    assert [(one.worker, one.model, one.price_id, one.route and one.route.target) for one in claims] == [
+        (node_id(11), LOCAL, 1, "own"), (node_id(12), API, 2, "paid")
+    ]  # fmt: skip
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert row(routed) == (API, RouteUse("assistant", 4, "own", "paid"), 10 * 7 + 20 * 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [errors.BadRequest("refused"), errors.ContextExceeded("too long"), errors.Cancelled("left"), errors.Poison("crashed twice")],
+)  # fmt: skip
+async def test_what_is_the_callers_fault_is_not_tried_elsewhere(routed: Routed, error: errors.AimeshError) -> None:
+    routed.local.fails_with = error
+    with pytest.raises(type(error), match=error.message):
+        await routed.ask()
+    assert routed.api.received == []
+
+
+@pytest.mark.parametrize(
+    "error", [errors.LinkLost("gone"), errors.Unavailable("the upstream fails"), errors.Overloaded("full"), errors.ModelCrashed("segfault")]
+)
+async def test_a_target_that_fails_in_mid_answer_is_not_replaced(routed: Routed, error: errors.AimeshError) -> None:
+    routed.local.fails_with, routed.local.fails_after = error, 2
+    with pytest.raises(errors.WorkerLost, match="lost"):
+        await routed.ask()
+    assert routed.api.received == []
+    assert row(routed) == (LOCAL, RouteUse("assistant", 4, "own", "own"), 7 + 2 * 2), "what was delivered is billed"
+
+
+async def test_without_another_target_the_last_error_is_the_callers(routed: Routed) -> None:
+    routed.local.fails_with, routed.api.fails_with = errors.Unavailable("one"), errors.Unavailable("two")
+    with pytest.raises(errors.Unavailable, match="two"):
+        await routed.ask()
+    assert row(routed) == (API, RouteUse("assistant", 4, "own", "paid"), 0)
+
+
+async def test_fallbacks_share_the_retry_budget(routed: Routed) -> None:
+    routed.local.fails_with = errors.Unavailable("down")
+    budget = routed.service.relay.budget
+    while budget.spend(routed.service.pipeline.clock()):
+        pass
+    with pytest.raises(errors.Unavailable, match="down"):
+        await routed.ask()
+
+
+async def test_a_fallback_has_the_rest_of_the_time(routed: Routed) -> None:
+    spent = 0.0
+    routed.service.pipeline.clock = lambda: time.monotonic() + spent
+
+    class FailsSlowly(FakeWorker):
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[Any]:
+            nonlocal spent
+            spent = 3
+            raise errors.Unavailable("down")
+            yield prompt
+
+    routed.service.add_worker(11, FailsSlowly(), LOCAL)
+    assert (await routed.ask(seconds=5))[0] == "Paid words"
+    assert 0 < routed.api.deadlines[0] <= 2
+
+
+async def test_a_full_target_is_replaced_at_once_or_after_its_wait(routed: Routed) -> None:
+    routed.local.hangs_after = 0
+    routed.service.add_worker(11, routed.local, LOCAL, load=WorkerLoad(slots=1))
+    routed.use(more={"spill_after_seconds": 0})
+    first = asyncio.create_task(routed.ask())
+    await routed.local.is_hanging.wait()
+    # One call more may wait on the worker itself.
+    second = asyncio.create_task(routed.ask())
+    await until(lambda: len(routed.local.received) == 2 or second.done())
+    assert (await routed.ask())[0] == "Paid words"
+    for task in (first, second):
+        task.cancel()
+    await asyncio.wait([first, second])
+
+
+async def test_nobody_waits_for_the_workers_of_a_target_with_an_alternative(routed: Routed) -> None:
+    """A model's only worker may be restarting: with another target, nobody waits 3 s for it."""
+    routed.local.fails_with = errors.LinkLost("gone")
+    async with aclosing(routed.service.relay.generate(_prompt(LOCAL), _needs(LOCAL, has_alternative=True), seconds=10)) as items:
+        with pytest.raises(errors.NotReachable, match="has failed this request"):
+            async with asyncio.timeout(2):
+                _ = [item async for item in items]
+
+
+async def test_embeddings_fall_back_too(routed: Routed) -> None:
+    routed.service.add_worker(11, EmbeddingWorker(fails_with=errors.Unavailable("down")), LOCAL)
+    routed.service.add_worker(12, EmbeddingWorker(), API)
+    async with routed.service.pipeline.embed(OWNER, EmbeddingRequest(("four",), ModelName("assistant")), seconds=5) as running:
+        vectors = [item.vectors async for _, item in running if item.vectors]
+    assert vectors == [(packed(4, 1),)]
+    assert (running.result.model, row(routed)[:2]) == ("assistant", (API, RouteUse("assistant", 4, "own", "paid")))
+
+
+async def test_vectors_of_two_models_are_never_mixed(routed: Routed) -> None:
+    class FailsHalfway(EmbeddingWorker):
+        async def run(self, prompt: Any) -> AsyncIterator[Any]:
+            yield Vectors((packed(4, 1),))
+            raise errors.LinkLost("gone")
+
+    paid = EmbeddingWorker()
+    routed.service.add_worker(11, FailsHalfway(), LOCAL)
+    routed.service.add_worker(12, paid, API)
+    with pytest.raises(errors.LinkLost, match="gone"):
+        async with routed.service.pipeline.embed(OWNER, EmbeddingRequest(("four", "five"), ModelName("assistant")), seconds=5) as running:
+            _ = [item async for item in running]
+    assert paid.received == []
+
+
+def replace_target(target: TargetDocument, **when: Any) -> TargetDocument:
+    return msgspec.structs.replace(target, when=TargetConditions(**when))
+
+
+async def test_a_condition_moves_a_request(routed: Routed) -> None:
+    routed.use(replace_target(TO_LOCAL, max_prompt_tokens=400), TO_API)
+    assert (await routed.ask())[0] == "Hello world!"
+    assert (await routed.ask(prompt="x" * 3000))[0] == "Paid words"
+
+
+async def test_no_usable_target(routed: Routed) -> None:
+    routed.use(replace_target(TO_LOCAL, tools=True), TargetDocument(name="next", model="away", order=1))
+    with pytest.raises(errors.NotReachable) as refused:
+        await routed.ask()
+    assert refused.value.message == "no target of assistant can take this request: own (local): condition, next (away): not_served"
+
+
+async def test_a_key_for_one_model_gets_only_its_target(routed: Routed) -> None:
+    only_api, only_route, neither = (msgspec.structs.replace(OWNER, models=(ModelName(name),)) for name in ("api", "assistant", "other"))
+    assert (await routed.ask(only_api))[0] == "Paid words"
+    assert (await routed.ask(only_route))[0] == "Hello world!"
+    with pytest.raises(errors.NotAllowed, match="this key may not use assistant"):
+        await routed.ask(neither)
+
+
+async def test_a_route_wins_over_a_model_of_its_name(routed: Routed) -> None:
+    routed.service.add_worker(13, FakeWorker(words=("Wrong",)), "assistant")
+    assert (await routed.ask())[0] == "Hello world!"
+    assert (await routed.ask(model="assistant:latest"))[0] == "Hello world!"
+    models = routing.catalogue(routed.service.directory.usable(Role.WORKER), routed.service.names)
+    assert [(one.name, one.workers) for one in models] == [("assistant", 2), ("api", 1), ("local", 1), ("smollm2", 1)]
+
+
+async def test_limits_of_the_route_and_of_its_first_target_apply(routed: Routed) -> None:
+    plans = routed.service.config.limits.plans
+    for limited in ("assistant", "local"):
+        limit = replace(tiers.NO_LIMITS, requests_per_minute=1)
+        routed.use(limits=LimitRules(plans, {ModelName(limited): limit}))
+        await routed.ask()
+        with pytest.raises(errors.Limited, match="the model's limit of 1 requests per minute"):
+            await routed.ask()
+
+
+# --- what sticks ------------------------------------------------------------------------------------------------------------
+
+
+async def variants(routed: Routed, count: int, **fields: Any) -> set[str]:
+    before = set(routed.service.store.rows)
+    for number in range(count):
+        await routed.ask(**{name: value(number) if callable(value) else value for name, value in fields.items()})
+    rows = [one for key, one in routed.service.store.rows.items() if key not in before]
+    return {one.route.variant for one in rows if one.route is not None and one.route.variant is not None}
+
+
+def halves(**more: Any) -> tuple[tuple[TargetDocument, ...], dict[str, Any]]:
+    return (TargetDocument(name="a", model=LOCAL, share=50), TargetDocument(name="b", model=API, share=50)), more
+
+
+@pytest.mark.parametrize("sticky", list(Sticky))
+async def test_each_kind_of_unit_keeps_its_target(routed: Routed, sticky: Sticky) -> None:
+    targets, more = halves(sticky=sticky)
+    routed.use(*targets, more=more)
+    same_first_question = {
+        "prompt": None,
+        "messages": lambda turn: (
+            ChatMessage("system", "be kind"), ChatMessage("user", "first"), *(ChatMessage("user", f"turn {turn}") for _ in range(turn))
+        ),
+    }  # fmt: skip
+    both = {"a", "b"}
+    assert (await variants(routed, 20, **same_first_question) == both) is (sticky is Sticky.REQUEST)
+    assert (await variants(routed, 20, conversation_id="c", prompt=str) == both) is (sticky is Sticky.REQUEST)
+    assert (await variants(routed, 20, prompt=str) == both) is (sticky in {Sticky.REQUEST, Sticky.CONVERSATION})
+    people = [msgspec.structs.replace(OWNER, user_id=UserId(UUID(int=number))) for number in range(20)]
+    assert (await variants(routed, 20, who=lambda number: people[number]) == both) is True
+    team = [msgspec.structs.replace(person, team_id=TenantId(UUID(int=7))) for person in people]
+    assert (await variants(routed, 20, who=lambda number: team[number]) == both) is (sticky in {Sticky.REQUEST, Sticky.USER})
+
+
+async def test_http_names_route_and_variant_and_takes_a_conversation(routed: Routed) -> None:
+    targets, more = halves()
+    routed.use(*targets, more=more)
+    transport = httpx.ASGITransport(routed.service.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers={"X-API-Key": KEY}) as http:
+        seen = set()
+        for number in range(20):
+            answer = await http.post("/v1/chat/completions", headers={"X-Conversation-Id": "c"}, json=_chat(str(number)))
+            assert (answer.json()["model"], answer.headers["x-aimesh-route"]) == ("assistant", "assistant@4")
+            seen.add(answer.headers["x-aimesh-variant"])
+        assert len(seen) == 1
+        for wrong in ("x" * 129, "é"):
+            refused = await http.post("/v1/chat/completions", headers=[(b"X-Conversation-Id", wrong.encode())], json=_chat("hi"))
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "X-Conversation-Id")
+        listed = [model["id"] for model in (await http.get("/v1/models")).json()["data"]]
+        assert listed == ["assistant", "api", "local", "smollm2"]
+
+
+def _chat(text: str) -> dict[str, Any]:
+    return {"model": "assistant", "messages": [{"role": "user", "content": text}]}
+
+
+# --- money ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_the_credits_do_not_cover_is_left_out_from_the_dearest_down(routed: Routed) -> None:
+    """Full answers cost 1000 * 20 + … at the API and a tenth on our own machines."""
+    routed.use(msgspec.structs.replace(TO_API, share=100, order=None), msgspec.structs.replace(TO_LOCAL, share=None, order=1))
+    store = routed.service.books
+
+    async def reserve(wanted: list[ReservationRequest], **_: Any) -> list[Any]:
+        store.reserved += wanted
+        (one,) = wanted
+        cost = one.fixed_micro + one.max_tokens * one.micro_per_million // MICRO
+        if cost <= 3_000:
+            return [GrantedReservation(one.max_tokens)]
+        return [GrantedReservation(40) if one.least_tokens <= 40 else InsufficientCredits(3_000, of_key=False)]
+
+    store.reserve = reserve  # type: ignore[method-assign, assignment]
+    text, result = await routed.ask(max_tokens=1000)
+    assert (text, result.clamped_to, row(routed)[:2]) == ("Hello world!", None, (LOCAL, RouteUse("assistant", 4, "paid", "own")))
+    assert [(one.model, one.least_tokens) for one in store.reserved] == [(API, 1000), (LOCAL, 16)]
+    store.reserved.clear()
+    _, result = await routed.ask(max_tokens=4000)
+    assert (result.clamped_to, [one.model for one in store.reserved]) == (40, [API, LOCAL]), "only the cheapest gets fewer tokens"
+
+
+async def test_targets_of_one_price_are_kept_together(routed: Routed) -> None:
+    routed.service.books.prices = PRICES[:1]
+    await routed.service.admission.ledger.refresh_prices()
+    routed.service.books.most_tokens = 40
+    _, result = await routed.ask(max_tokens=1000)
+    assert (result.clamped_to, len(routed.service.books.reserved)) == (40, 1)
+    assert routed.service.books.reserved[0].least_tokens == 16
+
+
+# --- a takeover -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_takeover_asks_the_model_that_began_the_answer(routed: Routed) -> None:
+    request = InferenceRequest(prompt="hi", model=ModelName("assistant"))
+    for begun_by, text in ((API, "Paid words"), (LOCAL, "Hello world!"), (ModelName("gone"), "Hello world!")):
+        context.start()
+        async with routed.service.pipeline.run(OWNER, request, seconds=10, claim=Orphaned(1, begun_by)) as running:
+            assert "".join([chunk.text async for _, chunk in running]) == text
+
+
+def _needs(model: ModelName, **more: Any) -> routing.WorkerRequirements:
+    return routing.WorkerRequirements(model, OWNER.tenant_id, OWNER.limited_as, 10, 10, **more)
+
+
+def _prompt(model: ModelName) -> inference.ProcessPrompt:
+    return inference.ProcessPrompt("hi", inference.ModelConfig(model=model), RequestId(UUID(int=1)))
