@@ -82,6 +82,16 @@ def documents(context: click.Context, parameter: click.Parameter, incomplete: st
     return matching(_fetch("documents", context, fetch), incomplete)
 
 
+def routes(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
+    async def fetch(connection: "CliConnection") -> list[Candidate]:
+        from shared.api import configuration
+
+        listed = (await connection.call(configuration.list_routes, configuration.ListRoutes())).routes
+        return [(route.name, ", ".join(target.model for target in route.targets)) for route in listed]
+
+    return matching(_fetch("routes", context, fetch), incomplete)
+
+
 def profiles(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
     from cli import profile
 

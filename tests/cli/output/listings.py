@@ -21,7 +21,7 @@ from shared.api import (
     usage_report,
 )
 from shared.api.business import ActiveUsers, BusinessReport, BusinessRow, BusinessSum, NewAccounts
-from shared.api.configuration import ConfigKind
+from shared.api.configuration import ConfigKind, Sticky
 from shared.spans import Span, SpanKind
 from shared.types import MicroCredits, ModelName, NodeId, Role, Tier, UserRole
 from stack.status_overview import StatusRow
@@ -66,6 +66,9 @@ LISTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {
     ("admin", "audit", "list"): ((), "key.create"),
     ("admin", "config", "show"): ((), SHOWN_NAME),
     ("admin", "config", "history"): ((), SHOWN_NAME),
+    ("admin", "routes", "list"): ((), SHOWN_NAME),
+    ("admin", "routes", "show"): ((NAME,), SHOWN_NAME),
+    ("admin", "routes", "try"): ((NAME,), SHOWN_NAME),
     ("admin", "invitations", "list"): ((), "0123abcd"),
     ("admin", "nodes", "list"): ((), NODE[:9]),
     ("admin", "prices", "list"): ((), SHOWN_NAME),
@@ -91,6 +94,10 @@ def answer_all(mesh: FakeMesh) -> None:
     version = configuration.ConfigVersion(ConfigKind.ROUTE, NAME, 3, 17, None, False, "applied", NAME, NAME, NOW, is_current=True)
     mesh.answer(configuration.list_config_versions, configuration.ConfigVersions((version,)))
     mesh.answer(configuration.export_config, configuration.ExportedConfig(17, ""))
+    target = configuration.RouteTargetState(NAME, "smollm2", 99.5, 1, 0)
+    mesh.answer(configuration.list_routes, configuration.RouteStates((configuration.RouteState(NAME, 3, Sticky.USER, (target,)),)))
+    tried = configuration.TriedTarget(NAME, "smollm2", 995, None, "not_served")
+    mesh.answer(configuration.try_route, configuration.TriedRoute(NAME, 3, (tried,), 5))
     invited = organizations.ColleagueInvitation("0123abcd4567", NAME, UserRole.USER, "ann", NOW, NOW + timedelta(days=7))
     mesh.answer(organizations.list_colleague_invitations, organizations.ColleagueInvitations((invited,)))
     mesh.answer(membership.list_tickets, membership.Tickets((row(),)))

@@ -1,0 +1,65 @@
+"""`aicli admin routes`."""
+
+import msgspec
+
+from cli.admin import routes
+from shared.api import configuration
+from shared.api.configuration import (
+    ListRoutes,
+    RouteState,
+    RouteStates,
+    RouteTargetState,
+    Sticky,
+    TriedRoute,
+    TriedTarget,
+    TryRoute,
+)
+from shared.types import Tier
+from tests.cli.conftest import Shell
+
+TARGETS = (
+    RouteTargetState("local", "smollm2", 90.0, None, 2),
+    RouteTargetState("next", "llama-3-8b", 10.0, None, 1),
+    RouteTargetState("api", "openai/gpt-4o-mini", None, 1, 0),
+)
+ROUTE = RouteState("assistant", 3, Sticky.CONVERSATION, TARGETS)
+
+
+def lines(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_routes_are_listed_with_their_targets(shell: Shell) -> None:
+    shell.mesh.answer(configuration.list_routes, RouteStates((ROUTE,)))
+    text = " ".join(shell("admin", "routes", "list", "-o", "wide").stdout.split())
+    assert "local (smollm2, 90 %), next (llama-3-8b, 10 %), api (openai/gpt-4o-mini, fallback 1, not served)" in text
+    assert shell.mesh.calls[0].request == ListRoutes()
+
+
+def test_one_route(shell: Shell) -> None:
+    shell.mesh.answer(configuration.list_routes, RouteStates((ROUTE,)))
+    assert lines(shell("admin", "routes", "show", "assistant", "-o", "wide").stdout)[1:] == [
+        ["local", "smollm2", "90", "%", "–", "2"],
+        ["next", "llama-3-8b", "10", "%", "–", "1"],
+        ["api", "openai/gpt-4o-mini", "–", "1", "0"],
+    ]
+    done = shell("admin", "routes", "show", "other")
+    assert done.exit_code != 0
+    assert "there is no route 'other'" in done.stderr
+
+
+def test_a_try_shows_shares_and_reasons(shell: Shell) -> None:
+    tried = (TriedTarget("local", "smollm2", 1804, None, ""), TriedTarget("next", "llama-3-8b", 0, None, "not_served"))
+    shell.mesh.answer(configuration.try_route, TriedRoute("assistant", 3, tried, 196))
+    options = ("--count", "2000", "--prompt-tokens", "3000", "--tools", "--tier", "pro", "--key", "ci")
+    done = shell("admin", "routes", "try", "assistant", *options, "-o", "wide")
+    assert lines(done.stdout)[1:] == [["local", "smollm2", "90.2", "%", "–", "–"], ["next", "llama-3-8b", "0", "%", "–", "not", "served"]]
+    assert done.stderr == "9.8 % of the requests have no target and fail.\n"
+    assert shell.mesh.calls[0].request == TryRoute("assistant", 2000, 3000, tools=True, tier=Tier.PRO, key_name="ci")
+
+
+def test_the_limit_of_a_try_is_the_gateways() -> None:
+    (field,) = (field for field in msgspec.structs.fields(TryRoute) if field.name == "count")
+    info = msgspec.inspect.type_info(field.type)
+    assert isinstance(info, msgspec.inspect.IntType)
+    assert info.le == routes.MAX_COUNT
