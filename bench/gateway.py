@@ -5,6 +5,7 @@ rates        requests a second against LiteLLM's proxy in front of the same inst
 crowd        1,000 streams at once and their memory, and 2,000 of which half must be rejected
 flood        5,000 requests of one tenant at once, and their effect on ten others
 rpc          calls and streams at /rpc against the same ones at /api and /v1
+routes       a route of four targets with conditions against an alias
 
 Everything shares one machine, including the load generator, so compare ratios of one run rather than figures.
 """
@@ -20,7 +21,7 @@ from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from bench import http_load, processes, report, rivals, tenants
-from bench.http_load import Client, Outcome, Spread, Steady
+from bench.http_load import Client, Load, Outcome, Spread, Steady
 from bench.report import Options, Rows
 from bench.tenants import REFUSALS
 from shared.api import gateway
@@ -315,7 +316,7 @@ async def _measure_rpc(rows: Rows, _shared: None, options: Options) -> None:
         for number in range(options.rounds):
             for name, requests in report.in_turn(list(loads.items()), number):
                 before = processes.spent_ms(pid)
-                load = http_load.Load(port=port, requests=tuple(requests), pace=Steady(RPC_AT_ONCE, options.seconds))
+                load = Load(port=port, requests=tuple(requests), pace=Steady(RPC_AT_ONCE, options.seconds))
                 outcome = await http_load.make(load)
                 assert len(outcome.good) == len(outcome.answers), f"{name}: {outcome.statuses}"
                 spent[name].append(1000 * (processes.spent_ms(pid) - before) / len(outcome.good))
@@ -323,6 +324,40 @@ async def _measure_rpc(rows: Rows, _shared: None, options: Options) -> None:
     for method, route in RPC_CALLS.items():
         rows.paired(f"{method} over /rpc: processor", spent[method], "µs", route, spent[route], at_most=1.2)
     rows.paired("streams over /rpc", tokens["streams over /rpc"], "tokens/s", "/v1", tokens["/v1"], at_least=0.9)
+
+
+#: Two public names for the same model.
+ROUTES = """
+routes:
+  alias:
+    targets: [{name: main, model: echo}]
+  routed:
+    spill_after_seconds: 5
+    targets:
+      - {name: a, model: echo, share: 60, when: {max_prompt_tokens: 100000, tiers: [free, pro]}}
+      - {name: b, model: echo, share: 40}
+      - {name: c, model: smollm2, order: 1, when: {min_prompt_tokens: 0}}
+      - {name: d, model: away, order: 2}
+"""
+
+
+async def _measure_routes(rows: Rows, _shared: None, options: Options) -> None:
+    """Whole answers, taking turns. Processor time is the gateway's, for one request."""
+    async with tenants.stack() as running:
+        applied = await running.aicli("admin", "config", "apply", "-f", "-", stdin=ROUTES)
+        assert applied.status == 0, applied
+        keys, port, pid = await tenants.register(running), tenants.gateway_port(running), await tenants.pid_of(running, "gateway")
+        rates, spent = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+        for number in range(options.rounds):
+            for name in report.in_turn(["alias", "routed"], number):
+                before = processes.spent_ms(pid)
+                requests = tenants.chats(keys, name, PROMPT, MAX_TOKENS, stream=False)
+                outcome = await http_load.make(Load(port=port, requests=requests, pace=Steady(RPC_AT_ONCE, options.seconds)))
+                assert len(outcome.good) == len(outcome.answers), f"{name}: {outcome.statuses}"
+                spent[name].append(1000 * (processes.spent_ms(pid) - before) / len(outcome.good))
+                rates[name].append(len(outcome.good) / outcome.seconds)
+    rows.paired("a route of four targets", rates["routed"], "requests/s", "an alias", rates["alias"], at_least=0.97)
+    rows.paired("a route of four targets: processor", spent["routed"], "µs", "an alias", spent["alias"])
 
 
 def _prepare(options: Options) -> str:
@@ -339,5 +374,6 @@ if __name__ == "__main__":
         "crowd": _measure_crowd,
         "flood": _measure_flood,
         "rpc": _measure_rpc,
+        "routes": _measure_routes,
     }
     report.run(__doc__, parts, limits=(1800.0, 600.0), before=_prepare, rounds=(3, 1), seconds=(10.0, 3.0))
