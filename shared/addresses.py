@@ -53,6 +53,12 @@ def parse(address: str) -> IPv4Address | IPv6Address | None:
     return getattr(found, "ipv4_mapped", None) or found
 
 
+def is_public(address: str) -> bool:
+    """Return whether an address is reachable over the internet, rather than loopback, private or shared by a VPN. True for no address."""
+    found = parse(address.partition("%")[0])
+    return found is None or found.is_global
+
+
 def client_network(address: str) -> str:
     """Return what to count for ``address``: for IPv6 the /64 network, which is the least that one customer gets. Empty for no address."""
     found = parse(address)

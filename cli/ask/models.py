@@ -99,6 +99,7 @@ def _list(here: CliContext, *, as_json: bool) -> None:
         TableColumn("CONTEXT", lambda model: f"{model.context_tokens} tokens", rank=3),
         TableColumn("SERVES", lambda model: "embeddings" if model.only_embeds else "answers", rank=4),
         TableColumn("ALIASES", lambda model: printing.names(model.aliases), rank=5, wraps=True),
+        TableColumn("PROVIDERS", lambda model: printing.names(model.providers), rank=6),
     ]
     printing.show_rows(served.models, columns, as_json=as_json, empty=none)
 

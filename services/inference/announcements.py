@@ -146,4 +146,5 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         loaded=status.state is not inference.ModelState.UNLOADED,
         slots=status.slots,
         busy=status.running + status.queued,
+        provider=status.provider,
     )

@@ -1,6 +1,6 @@
 """Configures the servers of the `openai` backend: their addresses, keys and models.
 
-`parse` and `single` are pure; `read` touches files. A file of upstreams is TOML with one table each:
+`parse` and `single` are pure; `read` touches files, `is_outside` the DNS. A file of upstreams is TOML with one table each:
 
     [vllm]
     url = "http://10.0.0.5:8000/v1"
@@ -8,7 +8,9 @@
     key_file = "/run/secrets/vllm"
 """
 
+import asyncio
 import re
+import socket
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from shared import errors
+from shared import addresses, errors
 from shared.types import ModelName
 
 #: Each upstream has a pool of connections and is polled every 10 s.
@@ -29,6 +31,7 @@ MAX_UPSTREAMS = 32
 MAX_FILE_BYTES = 256 * 1024
 #: Provider keys have 40 to 200 characters, JSON web tokens up to a few thousand.
 MAX_KEY_CHARACTERS = 8192
+RESOLVE_SECONDS = 5.0
 #: The name of the only upstream, if there is no file, in messages, `aicli models` and the log.
 ONLY = "openai"
 
@@ -72,6 +75,10 @@ class Upstream:
     #: Includes the API version, as in http://127.0.0.1:8000/v1.
     url: str
     dialect: Dialect
+    #: Who gets the prompts, if the server is external.
+    provider: str = ""
+    #: None: by its address.
+    external: bool | None = None
     key: Key | None = None
     key_setting: str = "OPENAI_API_KEY"
     prefix: str = ""
@@ -86,6 +93,10 @@ class Upstream:
     first_token_seconds: float = 300.0
     idle_seconds: float = 60.0
 
+    async def find_provider(self) -> str:
+        """Return the provider that gets the prompts; empty if they stay on the operator's machines."""
+        return (self.provider or self.name) if self.external or (self.external is None and await is_outside(self.url)) else ""
+
     def offers(self, own_name: str) -> tuple[ModelName, ...]:
         """Return the names under which this worker offers the server's model ``own_name``; empty if it doesn't."""
         if self.only_models and own_name not in self.only_models:
@@ -99,6 +110,8 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     url: str
     dialect: Dialect | None = None
+    provider: Annotated[str, Meta(pattern=f"^{_NAME.pattern}")] | None = None
+    external: bool | None = None
     key: str | None = None
     key_file: str | None = None
     prefix: Annotated[str, Meta(max_length=64)] = ""
@@ -176,6 +189,16 @@ def check_url(setting: str, url: str) -> None:
         raise errors.BadSettings(f"{setting}: {wrong[0]}", hint="see docs/howto/other-backends.md")
 
 
+async def is_outside(url: str) -> bool:
+    """Return whether requests to this URL may leave the operator's network: some address of its host is public, or unknown."""
+    try:
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            found = await asyncio.get_running_loop().getaddrinfo(urlsplit(url).hostname, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, TimeoutError):
+        return True
+    return any(addresses.is_public(str(address[0])) for *_, address in found)
+
+
 def _upstream(name: str, table: object, secrets: Secrets) -> Upstream:
     """Raises ValueError, whose message never shows a key."""
     if not _NAME.match(name):
@@ -195,6 +218,8 @@ def _upstream(name: str, table: object, secrets: Secrets) -> Upstream:
         name=name,
         url=fields.url,
         dialect=fields.dialect or _dialect_of(fields.url),
+        provider=fields.provider or name,
+        external=fields.external,
         key=None if key is None else Key(key),
         key_setting=setting or f"key_file of {name}",
         prefix=fields.prefix,

@@ -224,6 +224,8 @@ class ServedModel(Body, frozen=True, omit_defaults=False):
     aliases: tuple[str, ...] = ()
     #: An embedding model.
     only_embeds: bool = False
+    #: External providers that may get its prompts.
+    providers: tuple[str, ...] = ()
 
 
 class ServedModels(Body, frozen=True):

@@ -110,6 +110,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     memory_bytes: int = 0
     #: An embedding model.
     only_embeds: bool = False
+    #: The provider that gets the prompts; empty if they stay on the operator's machines.
+    provider: str = ""
 
 
 class ListAvailableModels(Body, frozen=True):

@@ -38,6 +38,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     #: Concurrent answers of this model, and its running and waiting calls. With 0 slots only ``WorkerLoad`` counts.
     slots: int = 0
     busy: int = 0
+    #: The provider that gets the prompts; empty if they stay on the operator's machines.
+    provider: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class ModelPull(msgspec.Struct, array_like=True, frozen=True):

@@ -149,7 +149,7 @@ class OpenAi:
         await call.answer(self._shown(found))
 
     def _shown(self, model: ServedModel) -> Model:
-        return Model(model.name, self._started_at, model.only_embeds)
+        return Model(model.name, self._started_at, model.only_embeds, owned_by=", ".join(model.providers) or "aimesh")
 
 
 def _parts(repeat: RepeatedRequest, requests: tuple[InferenceRequest, ...]) -> tuple[RepeatedRequest, ...]:

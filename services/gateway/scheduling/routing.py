@@ -80,12 +80,14 @@ class WorkerRequirements:
 
 
 def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelName, ...]:
-    """Return the served models, without routes: the default first, then by name; embedding models and the synthetic one last."""
+    """Return the served models, without routes: the default first, then by name; the synthetic one, those of external providers and
+    embedding models last."""
     offers = [offer for worker in workers for offer in worker.announcement.models if offer.ready]
     answering = {offer.name for offer in offers if not offer.only_embeds}
+    internal = {offer.name for offer in offers if not offer.provider}
     default = ModelName(names.aliases.get(names.default, names.default)) if names.default else None
     found = {offer.name for offer in offers}
-    return tuple(sorted(found, key=lambda name: (name != default, name not in answering, name == _SYNTHETIC, name)))
+    return tuple(sorted(found, key=lambda name: (name != default, name not in answering, name not in internal, name == _SYNTHETIC, name)))
 
 
 def catalogue(workers: Sequence[DirectoryEntry], names: ModelNames) -> tuple[ServedModel, ...]:
@@ -110,6 +112,7 @@ def _served_model(workers: Sequence[DirectoryEntry], name: ModelName, models: Se
         context_tokens=min(offer.context_tokens for offer in offers),
         aliases=aliases,
         only_embeds=all(offer.only_embeds for offer in offers),
+        providers=tuple(sorted({offer.provider for offer in offers if offer.provider})),
     )
 
 

@@ -76,9 +76,15 @@ def node_id(number: int) -> NodeId:
 
 
 def announcement(
-    number: int, *models: str, load: WorkerLoad | None = None, only_embeds: bool = False, context_tokens: int = 2048, **more: Any
+    number: int,
+    *models: str,
+    load: WorkerLoad | None = None,
+    only_embeds: bool = False,
+    context_tokens: int = 2048,
+    provider: str = "",
+    **more: Any,
 ) -> Announcement:
-    offers = tuple(ModelOffer(ModelName(name), context_tokens, only_embeds=only_embeds) for name in models)
+    offers = tuple(ModelOffer(ModelName(name), context_tokens, only_embeds=only_embeds, provider=provider) for name in models)
     return Announcement(Role.WORKER, node_id(number), "1", datetime(2026, 1, 1, tzinfo=UTC), offers, load or WorkerLoad(slots=4), **more)
 
 

@@ -49,7 +49,11 @@ async def opened(
     """``slots`` and ``queue`` are per model. Raises BadSettings."""
     upstreams.check_url("OLLAMA_URL", url)
     api = _api(None if keep_alive is None else ollama_chat.keep_alive(keep_alive))
-    models = RemoteModels(NAME, slots, queue, watcher)
+
+    async def find_provider() -> str:
+        return NAME if await upstreams.is_outside(url) else ""
+
+    models = RemoteModels(NAME, slots, queue, watcher, find_provider=find_provider)
     async with remote_backend.connected(api, _SOURCE, url, timeouts or ServerTimeouts(), models) as server:
         yield RemoteBackend(NAME, [server])
 

@@ -43,7 +43,7 @@ async def opened_all(
     async with AsyncExitStack() as stack:
         connected = []
         for upstream in servers:
-            models = RemoteModels(NAME, upstream.slots or slots, queue, watcher, server=upstream.name)
+            models = RemoteModels(NAME, upstream.slots or slots, queue, watcher, find_provider=upstream.find_provider, server=upstream.name)
             connected.append(await stack.enter_async_context(_connected(upstream, models, backoff_seconds)))
         yield RemoteBackend(NAME, connected)
 

@@ -41,6 +41,8 @@ class ModelListing:
 
 #: Gets the server's models; raises an AimeshError.
 ListModels = Callable[[], Awaitable[tuple[ModelListing, ...]]]
+#: Returns the provider that gets the prompts; empty for a server of the operator.
+FindProvider = Callable[[], Awaitable[str]]
 
 
 @dataclass(slots=True)
@@ -52,12 +54,14 @@ class _ServedModel:
 class RemoteModels:
     """The models of one server, as last listed, and their queues."""
 
-    def __init__(self, backend: str, slots: int, queue: int, watcher: Watcher, *, server: str = "") -> None:
+    def __init__(self, backend: str, slots: int, queue: int, watcher: Watcher, *, find_provider: FindProvider, server: str = "") -> None:
         self._backend = backend
         self._server = server or backend
         self._slots = slots
         self._queue = queue
         self._watcher = watcher
+        self._find_provider = find_provider
+        self._provider = ""
         self._served: dict[ModelName, _ServedModel] = {}
         #: Why the last listing failed; empty if it didn't.
         self._trouble = "fetching its models"
@@ -75,6 +79,8 @@ class RemoteModels:
         """Refresh the list until cancelled."""
         while True:
             try:
+                # Asked each time, because the address of a name may change.
+                self._provider = await self._find_provider()
                 self._listed(await list_models())
             except errors.Overloaded:
                 # A busy server still has its models.
@@ -127,6 +133,7 @@ class RemoteModels:
             queued=served.limits.queued,
             digest=served.listed.digest,
             only_embeds=served.listed.only_embeds,
+            provider=self._provider,
         )
 
     def _nothing(self) -> tuple[ModelStatus, ...]:

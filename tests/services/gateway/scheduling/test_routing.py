@@ -103,6 +103,18 @@ def test_the_default_model_is_listed_first() -> None:
     assert second.name == "b"
 
 
+def test_a_model_of_a_provider_is_not_the_default_beside_one_of_our_own() -> None:
+    directory = FakeDirectory()
+    directory.worker(1, "a-cloud", provider="acme")
+    directory.worker(2, "b-own")
+    directory.worker(3, "echo")
+    directory.worker(4, "b-own", provider="other")
+    entries, no_names = directory.entries(), ModelNames({}, None)
+    assert routing.served(entries, no_names) == ("b-own", "echo", "a-cloud")
+    assert routing.resolve(None, entries, no_names) == "b-own"
+    assert [model.providers for model in routing.catalogue(entries, no_names)] == [("other",), (), ("acme",)]
+
+
 def test_an_embedding_model_is_listed_as_such_and_never_the_default() -> None:
     usable = [*workers("bge", only_embeds=True), *workers("smollm2", "echo")]
     assert [(model.name, model.only_embeds) for model in routing.catalogue(usable, NAMES)] == [

@@ -75,6 +75,13 @@ async def test_it_serves_what_the_server_has_and_streams_an_answer() -> None:
     assert all(f"authorization: bearer {KEY}" in head for head in server.headers)
 
 
+async def test_the_models_of_an_external_server_name_their_provider() -> None:
+    async with asking(CHAT) as (_, backend):
+        assert [model.provider for model in backend.models()] == [""], "this machine is not a provider"
+    async with asking(CHAT, external=True, provider="acme") as (_, backend):
+        assert [model.provider for model in backend.models()] == ["acme"]
+
+
 async def test_a_refused_key_is_said_without_showing_it() -> None:
     refused = Answer([json.dumps({"error": {"message": f"wrong key {KEY}"}})], status=401)
     with asked.logged() as logged:
