@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: More workers on one machine are probably a loop in a script.
 _MOST_WORKERS = 64
 #: The worker's backends; a test compares them with services.inference.
-BACKENDS = ("llama", "ollama", "openai", "echo")
+BACKENDS = ("llama", "ollama", "openai", "http", "echo")
 #: Status sentences, and only warnings and errors of the log.
 _FOR_PEOPLE = {"WORKER_STATUS": "plain", "LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
 COMMANDS = {

@@ -21,8 +21,8 @@ from shared.node import machine
 class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("INFERENCE_SERVICE_PORT", "the HTTP port of the inference service")] = 3003
     backend: Annotated[
-        Literal["llama", "echo", "ollama", "openai"],
-        Variable("INFERENCE_BACKEND", "what runs the models: llama, echo, ollama or openai"),
+        Literal["llama", "echo", "ollama", "openai", "http"],
+        Variable("INFERENCE_BACKEND", "what runs the models: llama, echo, ollama, openai or http"),
     ] = "llama"
     models: Annotated[
         dict[str, str],

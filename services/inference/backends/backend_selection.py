@@ -43,6 +43,11 @@ def opened(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[
             else:
                 servers = upstreams.read(settings.openai_upstreams, settings.openai_upstream_keys)
             return openai.opened_all(servers, settings.slots, settings.queue, watcher)
+        case "http":
+            from services.inference.backends.remote import registry  # noqa: PLC0415
+
+            catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
+            return registry.opened(catalog.elsewhere, settings.slots, settings.queue, watcher)
         case _:
             assert_never(settings.backend)
 

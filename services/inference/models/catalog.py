@@ -69,11 +69,22 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class RemoteModel:
-    """A model in a registry of services that has no file here; another worker serves it."""
+    """A model in a registry of services that has no file here; the backend `http` serves it."""
 
     name: ModelName
+    #: A host, or a URL.
     service: str
     path: str
+    #: A JSON pointer to the text or vector in the service's answers; None for the usual places.
+    answer: str | None = None
+    aliases: tuple[ModelName, ...] = ()
+    #: 0 if unknown.
+    context_tokens: int = 0
+    slots: int | None = None
+
+    @property
+    def names(self) -> tuple[ModelName, ...]:
+        return (self.name, *self.aliases)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,19 @@ def _digest(value: Tree) -> str:
     return text
 
 
+def _url_path(value: Tree) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"/[!-~]{0,499}", text):
+        raise ValueError("must be a path such as /infer")
+    return text
+
+
+def _pointer(value: Tree) -> str:
+    if not isinstance(value, Scalar) or not re.fullmatch(r"(/[^/]{1,100}){0,10}", value.text):
+        raise ValueError("must be a JSON pointer such as /output/0/text")
+    return value.text
+
+
 #: The field in the file -> the field of CatalogEntry and its reader.
 FIELDS: dict[str, tuple[str, Callable[[Tree], object]]] = {
     "name": ("name", lambda value: catalog.check_name(_text(value))),
@@ -142,8 +155,11 @@ FIELDS: dict[str, tuple[str, Callable[[Tree], object]]] = {
     "gpu_memory": ("memory_bytes", lambda value: quantities.parse_bytes(_text(value))),
     "max_batch_size": ("slots", _number(1, 256)),
     "service": ("service", _text),
-    "path": ("path", _text),
+    "path": ("path", _url_path),
+    "answer": ("answer", _pointer),
 }
+#: The other fields that an entry with a service may have.
+_OF_SERVICES = frozenset({"name", "aliases", "context_tokens", "slots"})
 #: Fields beside the list of models; the last two are ignored, because INFERENCE_BACKEND sets them.
 _OUTER = ("models", "inference", "engine", "version")
 
@@ -205,16 +221,17 @@ class _File:
             if len(self.reading.mistakes) == noted:
                 self._mistake(item, where, "has no name")
             return
-        path = values.pop("path", None)
+        path, answer = values.pop("path", None), values.pop("answer", None)
         service = values.pop("service", None)
         written = values.pop("file", None)
         file = self.found.get(values["name"]) if written is None else self.folder / written
         if file is not None:
-            if service is None and path is not None:
-                self._mistake(item, f"{where}.path", "needs `service`; the model's file is `file:`")
+            if service is None and (path is not None or answer is not None):
+                self._mistake(item, f"{where}.{'answer' if path is None else 'path'}", "needs `service`; the model's file is `file:`")
             self.reading.located.append(LocatedEntry(self._place(item, where), self.defaults.entry(file=file, **values)))
         elif service is not None:
-            self.reading.elsewhere.append(RemoteModel(values["name"], service, path or "/infer"))
+            known = {name: value for name, value in values.items() if name in _OF_SERVICES}
+            self.reading.elsewhere.append(RemoteModel(service=service, path=path or "/infer", answer=answer, **known))
         else:
             self._mistake(item, where, f"has no `file:`, and there is no {values['name']}.gguf in MODELS_DIR")
 

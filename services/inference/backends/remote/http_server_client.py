@@ -187,6 +187,11 @@ class Server:
         async with ServerExchange(self, self.requests.get(path), JSON, LIST_SECONDS, most_bytes=MAX_LIST_BYTES, attempts=1) as exchange:
             return await exchange.read()
 
+    async def check(self, path: str) -> None:
+        """Raise Unavailable, or what the refusal means, unless the server answers with success."""
+        async with ServerExchange(self, self.requests.get(path), "", LIST_SECONDS, most_bytes=MAX_LIST_BYTES, attempts=1) as exchange:
+            await exchange.read()
+
     def post(self, path: str, body: bytes, kind: str, *, most: int | None = None) -> ServerExchange:
         """Post a request whose response has the media type ``kind``, and at most ``most`` bytes."""
         request, seconds = self.requests.post_json(path, body), self.timeouts.first_token_seconds
@@ -247,8 +252,9 @@ def _meaning(source: RefusalSource, error: Exception) -> AimeshError:
 
 
 def _check_type(head: ReplyHead, kind: str) -> None:
+    """``kind`` is empty for any type."""
     if encoding := head.headers.get("content-encoding", "").strip().lower().replace("identity", ""):
         raise BadStream(f"it is compressed ({encoding[:20]!r}), which was not requested")
     found = head.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if found != kind:
+    if kind and found != kind:
         raise BadStream(f"content of type {found[:60]!r} instead of {kind!r}; is this the address of its API?")

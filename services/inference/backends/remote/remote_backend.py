@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from services.inference.backend_interface import Sink, VectorSink
 from services.inference.backends.remote import embedding_answer, http_server_client, remote_models, server_errors, token_counts
@@ -11,7 +12,7 @@ from services.inference.backends.remote.embedding_answer import EmbeddingAssembl
 from services.inference.backends.remote.http_server_client import Server, ServerTimedOut, ServerTimeouts
 from services.inference.backends.remote.ollama_chat import OllamaAssembly
 from services.inference.backends.remote.openai_answer import AnswerAssembly, ReportedUsage
-from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
+from services.inference.backends.remote.remote_models import ListModels, ModelListing, RemoteModels
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
 from services.inference.jobs import EmbeddingJob, GenerationJob
@@ -123,10 +124,21 @@ class RemoteServer:
             answers.reasons()
 
 
+class ModelServer(Protocol):
+    """One server and its models."""
+
+    @property
+    def models(self) -> RemoteModels: ...
+
+    async def generate(self, job: GenerationJob, sink: Sink) -> Generation: ...
+
+    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded: ...
+
+
 class RemoteBackend:
     """Serves the models of one or more servers."""
 
-    def __init__(self, name: str, servers: Sequence[RemoteServer]) -> None:
+    def __init__(self, name: str, servers: Sequence[ModelServer]) -> None:
         self.name = name
         self._servers = servers
 
@@ -147,7 +159,7 @@ class RemoteBackend:
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         return await self._holder(job.model).embed(job, sink)
 
-    def _holder(self, model: ModelName) -> RemoteServer:
+    def _holder(self, model: ModelName) -> ModelServer:
         """Return the first server that has the model, or else the first of all, which then refuses it."""
         return next((one for one in self._servers if one.models.has(model)), self._servers[0])
 
@@ -157,11 +169,18 @@ async def connected(
     api: ServerApi, source: RefusalSource, url: str, timeouts: ServerTimeouts, models: RemoteModels
 ) -> AsyncIterator[RemoteServer]:
     """Open connections to a server and keep the list of its models fresh. Raises BadSettings."""
-    async with http_server_client.connected(source, url, timeouts) as server, asyncio.TaskGroup() as tasks:
+    async with http_server_client.connected(source, url, timeouts) as server:
         one = RemoteServer(api, server, models)
-        watching = tasks.create_task(models.watch(one.list_models), name=f"models of {source.name}")
-        try:
+        async with kept_fresh(models, one.list_models, source.name):
             yield one
+
+
+@asynccontextmanager
+async def kept_fresh(models: RemoteModels, list_models: ListModels, name: str) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(models.watch(list_models), name=f"models of {name}")
+        try:
+            yield
         finally:
             watching.cancel()
 

@@ -91,6 +91,13 @@ def test_registry_of_services_is_accepted_as_is() -> None:
     assert [located.entry for located in reading.located] == [entry("embeddings", "embeddings.gguf")]
 
 
+def test_an_entry_of_a_registry_with_its_options() -> None:
+    text = "- {name: a, service: 'http://h:8080', answer: /out/0, aliases: [b], context: 512, slots: 2, device: 1}"
+    assert read(text).elsewhere == [
+        RemoteModel(ModelName("a"), "http://h:8080", "/infer", "/out/0", aliases=(ModelName("b"),), context_tokens=512, slots=2)
+    ]
+
+
 def test_registry_in_a_config_map() -> None:
     text = """
 apiVersion: v1
@@ -146,7 +153,7 @@ def test_example_is_valid_and_explains_every_field() -> None:
     text = (Path(__file__).parents[4] / "deploy/models.example.yaml").read_text()
     assert [found.name for found in entries(text)] == ["gemma3-4b", "llama3", "mistral", "qwen3"]
     explained = {line.removeprefix("#   ").partition(":")[0] for line in text.splitlines() if line.startswith("#   ")}
-    assert explained == {*models_file.FIELDS} - {"gpu_memory", "max_batch_size", "service", "path"}
+    assert explained == {*models_file.FIELDS} - {"gpu_memory", "max_batch_size"}
 
 
 @pytest.mark.parametrize(
@@ -165,6 +172,10 @@ def test_example_is_valid_and_explains_every_field() -> None:
         pytest.param("- {file: a}", "models[0]: has no name", id="no name"),
         pytest.param("- {name: a}", "has no `file:`, and there is no a.gguf in MODELS_DIR", id="no file"),
         pytest.param("- {name: a, file: ''}", "models[0].file: is empty", id="an empty file"),
+        pytest.param("- {name: a, service: s, path: y}", "path: must be a path such as /infer", id="a relative path"),
+        pytest.param("- {name: a, service: s, path: '/a b'}", "path: must be a path such as /infer", id="a path with a blank"),
+        pytest.param("- {name: a, service: s, answer: text}", "answer: must be a JSON pointer", id="no pointer"),
+        pytest.param("- {name: a, file: x, answer: /y}", "answer: needs `service`", id="an answer of a file"),
         pytest.param("- {name: a, file: x, path: /y}", "path: needs `service`; the model's file is `file:`", id="path for file"),
         pytest.param(
             "- {name: a, file: ~nobody-here/x}", "file: '~nobody-here/x' starts with the home of an unknown user", id="no such home"
