@@ -30,9 +30,10 @@ def ensure(home: StackHome, environment: Mapping[str, str], folder: Path) -> Ini
     made = secret_files.ensure(home)
     recorded = settings.record(home, environment, folder)
     loaded = settings.load(recorded)
-    if loaded.echo and loaded.echo_port is None:
-        recorded = settings.record(home, {"ECHO_SERVICE_PORT": str(ports.find_free())}, folder)
-        loaded = settings.load(recorded)
+    for backend in stack_plan.more_workers(loaded):
+        if getattr(loaded, f"{backend}_port") is None:
+            recorded = settings.record(home, {stack_plan.port_setting(f"inference-{backend}"): str(ports.find_free())}, folder)
+            loaded = settings.load(recorded)
     nats_server.ensure(home, loaded.mesh, loaded.nats_port)
     database = stack_plan.postgres_of(home)
     for role in secret_files.DATABASE_ROLES:

@@ -11,12 +11,15 @@ from shared.identity import credentials, node_keys, private_file
 from shared.types import Role
 from stack.stack_home import StackHome
 
-#: Name of the key file -> role of the node. ``echo`` is the second worker of AIMESH_ECHO=1.
+#: Name of the key file -> role of the node. ``echo`` is the worker of AIMESH_ECHO=1; those named inference-… serve other servers' models.
 NODES: dict[str, Role] = {
     "auth": Role.AUTH,
     "gateway": Role.GATEWAY,
     "worker": Role.WORKER,
     "echo": Role.WORKER,
+    "inference-ollama": Role.WORKER,
+    "inference-openai": Role.WORKER,
+    "inference-http": Role.WORKER,
     "metrics": Role.METRICS,
     "web": Role.WEB,
     "client": Role.CLIENT,

@@ -27,6 +27,9 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
     inference_port: Annotated[Port, Variable("INFERENCE_SERVICE_PORT", "port of the first worker")] = 3003
     metrics_port: Annotated[Port, Variable("METRICS_SERVICE_PORT", "port of metrics")] = 3004
     echo_port: Annotated[Port | None, Variable("ECHO_SERVICE_PORT", "port of the echo worker; by default a free port, chosen once")] = None
+    ollama_port: Annotated[Port | None, Variable("OLLAMA_SERVICE_PORT", "port of the worker for OLLAMA_URL, likewise")] = None
+    openai_port: Annotated[Port | None, Variable("OPENAI_SERVICE_PORT", "port of the worker for OpenAI's API, likewise")] = None
+    http_port: Annotated[Port | None, Variable("HTTP_SERVICE_PORT", "port of the worker for the services in MODELS_YAML, likewise")] = None
     prometheus_port: Annotated[Port, Variable("PROMETHEUS_PORT", "port of the Prometheus endpoint for the whole mesh; 0 disables it")] = (
         9090
     )
@@ -47,6 +50,12 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
     metrics_database_url: Annotated[
         str | None, Variable("METRICS_DATABASE_URL", "DATABASE_URL for the history of the metrics service only", secret=True)
     ] = None
+    backend: Annotated[str, Variable("INFERENCE_BACKEND", "backend of the first worker")] = "llama"
+    ollama_url: Annotated[str | None, Variable("OLLAMA_URL", "add a worker for this Ollama server")] = None
+    openai_url: Annotated[str | None, Variable("OPENAI_BASE_URL", "add a worker for this OpenAI-compatible API")] = None
+    openai_key: Annotated[str | None, Variable("OPENAI_API_KEY", "add a worker for OpenAI, or for OPENAI_BASE_URL", secret=True)] = None
+    openai_upstreams: Annotated[Path | None, Variable("OPENAI_UPSTREAMS", "add a worker for the upstreams of this file")] = None
+    models_yaml: Annotated[Path | None, Variable("MODELS_YAML", "add a worker for the entries of this file with a service")] = None
     echo: Annotated[bool, Variable("AIMESH_ECHO", "add a worker that serves the synthetic model `echo`, for load tests")] = False
     host: Annotated[str, Variable("BIND_HOST", "address that gateway and web listen on; other services stay on loopback")] = "127.0.0.1"
     tls_cert_file: Annotated[Path | None, Variable("TLS_CERT_FILE", "TLS certificate for HTTPS on gateway and web")] = None
@@ -240,7 +249,6 @@ SECRET = frozenset(
         "ALERT_WEBHOOK_URL",
         "HF_TOKEN",
         "METRICS_TOKEN",
-        "OPENAI_API_KEY",
         "OPENAI_UPSTREAM_KEYS",
         "OIDC_CLIENT_SECRET",
         "OTEL_EXPORTER_OTLP_HEADERS",

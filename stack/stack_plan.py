@@ -6,11 +6,14 @@ node's key.
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from shared import addresses
 from stack import stack_home as homes
@@ -49,8 +52,19 @@ _REDIS_USERS = ("auth", "gateway")
 #: Programs stop from the highest stage down: first new requests, then running ones, then the servers below.
 _STAGES = {"auth": 1, "inference": 1, "metrics": 1, "gateway": 2, "web": 3}
 SERVICES = tuple(_STAGES)
-ECHO = "inference-echo"
-WORKERS = ("inference", ECHO)
+#: Backend of a worker beside the first -> its node key.
+_MORE_KEYS = {"echo": "echo", **{backend: f"inference-{backend}" for backend in ("ollama", "openai", "http")}}
+#: Workers of other servers, which may be away while the stack starts.
+REMOTE_WORKERS = tuple(f"inference-{backend}" for backend in ("ollama", "openai", "http"))
+WORKERS = ("inference", "inference-echo", *REMOTE_WORKERS)
+#: Settings that only workers of these backends get: keys of providers stay there.
+_OF_BACKENDS = {
+    **dict.fromkeys(("MODELS", "MODELS_YAML", "MODELS_DIR"), ("llama", "http")),
+    **dict.fromkeys(("OLLAMA_URL", "OLLAMA_KEEP_ALIVE"), ("ollama",)),
+    **dict.fromkeys(("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_UPSTREAMS", "OPENAI_UPSTREAM_KEYS"), ("openai",)),
+}
+_NAMES_SERVICE = re.compile(r"""^[\s-]*["']?service["']?\s*:""", re.MULTILINE)
+_MAX_REGISTRY_CHARACTERS = 1024 * 1024
 _CODE = frozenset({".py", ".sql", ".lua", ".html", ".css", ".js"})
 
 
@@ -76,9 +90,9 @@ def make(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], 
     for service in SERVICES:
         environment = {**visible, **(engine if service == "inference" else {}), **service_environment(home, settings, recorded, service)}
         services.append(_service(service, service, environment, settings))
-    if settings.echo:
-        environment = {**visible, **service_environment(home, settings, recorded, "inference")}
-        services.append(_service(ECHO, "inference", _as_echo(home, settings, environment), settings))
+    for backend in more_workers(settings):
+        environment = {**visible, **_worker_environment(home, settings, recorded, backend)}
+        services.append(_service(f"inference-{backend}", "inference", environment, settings))
     programs = (*servers(home, settings, visible), *services)
     return StackPlan(programs, database, cache, _fingerprint(programs, recorded))
 
@@ -141,7 +155,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service in _REDIS_USERS:
         environment |= _external_or(recorded, "REDIS_URL", {"REDIS_URL": valkey_of(home).url})
     if service == "inference":
-        environment = {"MODEL_STORE": str(home.models), **environment}
+        environment = {"MODEL_STORE": str(home.models), **_without_other_backends(environment, settings.backend)}
     if service == "web":
         environment = {**_gateway_for_web(settings), **environment}
     return environment
@@ -158,14 +172,36 @@ def _external_or(recorded: Mapping[str, str], name: str, embedded: dict[str, str
     return {file: recorded[file]} if file in recorded else embedded
 
 
-def _as_echo(home: StackHome, settings: StackSettings, environment: dict[str, str]) -> dict[str, str]:
-    models = ("MODELS", "OPENAI_API_KEY", "OPENAI_API_KEY_FILE", "OPENAI_BASE_URL", "OLLAMA_URL")
-    kept = {name: value for name, value in environment.items() if name not in models}
-    return kept | {
-        "NODE_KEY_FILE": str(home.key("echo")),
-        "INFERENCE_BACKEND": "echo",
-        "INFERENCE_SERVICE_PORT": str(settings.echo_port),
+def more_workers(settings: StackSettings) -> tuple[str, ...]:
+    """Return the backends of the workers beside the first."""
+    wanted = {
+        "echo": settings.echo,
+        "ollama": settings.ollama_url,
+        "openai": settings.openai_key or settings.openai_url or settings.openai_upstreams,
+        "http": settings.models_yaml is not None and _names_services(settings.models_yaml),
     }
+    return tuple(backend for backend, is_wanted in wanted.items() if is_wanted and (backend == "echo" or backend != settings.backend))
+
+
+def _names_services(file: Path) -> bool:
+    """The first worker reports what is wrong with the file."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as opened:
+            return _NAMES_SERVICE.search(opened.read(_MAX_REGISTRY_CHARACTERS)) is not None
+    except OSError:
+        return False
+
+
+def _worker_environment(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], backend: str) -> dict[str, str]:
+    return service_environment(home, msgspec.structs.replace(settings, backend=backend), recorded, "inference") | {
+        "NODE_KEY_FILE": str(home.key(_MORE_KEYS[backend])),
+        "INFERENCE_BACKEND": backend,
+        "INFERENCE_SERVICE_PORT": str(_ports(settings)[f"inference-{backend}"]),
+    }
+
+
+def _without_other_backends(environment: Mapping[str, str], backend: str) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if backend in _OF_BACKENDS.get(name.removesuffix("_FILE"), (backend,))}
 
 
 def _service(name: str, package: str, environment: dict[str, str], settings: StackSettings) -> Program:
@@ -207,6 +243,10 @@ def _certificate(settings: StackSettings) -> "TlsCertificate | None":
     return certificate.read(settings.tls_cert_file)
 
 
+def port_setting(program: str) -> str:
+    return f"{program.removeprefix('inference-').upper()}_SERVICE_PORT"
+
+
 def _ports(settings: StackSettings) -> dict[str, int]:
     found = {
         "web": settings.web_port,
@@ -215,13 +255,13 @@ def _ports(settings: StackSettings) -> dict[str, int]:
         "inference": settings.inference_port,
         "metrics": settings.metrics_port,
     }
-    return found | ({ECHO: settings.echo_port} if settings.echo and settings.echo_port else {})
+    more = {backend: getattr(settings, f"{backend}_port") for backend in more_workers(settings)}
+    return found | {f"inference-{backend}": port for backend, port in more.items() if port}
 
 
 def ports_wanted(settings: StackSettings) -> list[WantedPort]:
     """Return every port that the stack will listen on. Pure."""
-    names = {ECHO: "ECHO_SERVICE_PORT"}
-    wanted = [WantedPort(port, name, names.get(name, f"{name.upper()}_SERVICE_PORT")) for name, port in _ports(settings).items()]
+    wanted = [WantedPort(port, name, port_setting(name)) for name, port in _ports(settings).items()]
     if settings.prometheus_port:
         wanted.append(WantedPort(settings.prometheus_port, "the scrape endpoint of metrics", "PROMETHEUS_PORT"))
     if not settings.nats_url:

@@ -96,10 +96,14 @@ async def up(
     old_crashes = {program.name: program.crashes for program in running.programs} if running else {}
     before = StateBefore(old_crashes, log_ends)
     services = _services(planned)
+    remote = {name: services.pop(name) for name in stack_plan.REMOTE_WORKERS if name in services}
     first = {name: url for name, url in services.items() if name not in stack_plan.WORKERS}
     ready = await until_ready(home, first, before, report)
     await prepare(made.settings)
     await until_ready(home, services, before, report, known=ready)
+    for name, reason in (await _look(remote)).reasons.items():
+        # The server of somebody else may start later.
+        report(f"{name} is not ready yet: {reason}")
     return made.settings
 
 
@@ -173,7 +177,7 @@ async def _repair(home: StackHome, running: ControlAnswer, report: ReportProgres
 
 
 async def _runs_already(running: ControlAnswer, planned: stack_plan.StackPlan) -> bool:
-    services = _services(planned)
+    services = {name: url for name, url in _services(planned).items() if name not in stack_plan.REMOTE_WORKERS}
     return _all_run(running) and len((await _look(services)).ready) == len(services)
 
 

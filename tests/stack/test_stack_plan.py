@@ -37,7 +37,7 @@ def _environments(planned: StackPlan) -> dict[str, dict[str, str]]:
 def test_worker_gets_no_database_no_redis_and_no_foreign_secret(home: StackHome) -> None:
     worker = _environments(_plan(home, OPENAI_API_KEY="sk-x"))["inference"]
     secrets = {name for name in worker if name.endswith("_FILE")}
-    assert secrets == {"NODE_KEY_FILE", "SERVICE_TOKEN_FILE", "OPENAI_API_KEY_FILE"}
+    assert secrets == {"NODE_KEY_FILE", "SERVICE_TOKEN_FILE"}
     assert not [name for name in worker if "DATABASE" in name or "REDIS" in name]
     assert worker["CUDA_VISIBLE_DEVICES"] == "0"
 
@@ -53,7 +53,7 @@ def test_secrets_are_in_no_environment_or_command(home: StackHome) -> None:
 
 def test_provider_key_goes_only_to_the_service_that_uses_it(home: StackHome) -> None:
     holders = [name for name, found in _environments(_plan(home, OPENAI_API_KEY="sk-x")).items() if "OPENAI_API_KEY_FILE" in found]
-    assert holders == ["inference"]
+    assert holders == ["inference-openai"]
 
 
 def test_other_environment_variables_are_not_passed_on(home: StackHome) -> None:
@@ -117,13 +117,41 @@ def test_echo_worker_serves_only_echo(home: StackHome) -> None:
     assert echo["NODE_KEY_FILE"] != worker["NODE_KEY_FILE"]
 
 
+def test_each_configured_backend_has_its_own_worker(home: StackHome, tmp_path: Path) -> None:
+    registry = tmp_path / "models.yaml"
+    registry.write_text("# service: a comment\n- name: a\n  file: a.gguf\n")
+    given = {"OLLAMA_URL": "http://10.0.0.5:11434", "OPENAI_API_KEY": "sk-x", "MODELS": "a=/m.gguf", "MODELS_YAML": str(registry)}
+    found = {name: one for name, one in _environments(_plan(home, **given)).items() if name in stack_plan.WORKERS}
+    assert list(found) == ["inference", "inference-ollama", "inference-openai"], "no entry has a service"
+    assert [one.get("INFERENCE_BACKEND") for one in found.values()] == [None, "ollama", "openai"]
+    assert [name for name, one in found.items() if "OPENAI_API_KEY_FILE" in one] == ["inference-openai"]
+    assert [name for name, one in found.items() if "OLLAMA_URL" in one] == ["inference-ollama"]
+    assert [name for name, one in found.items() if "MODELS" in one] == ["inference"]
+    registry.write_text("- name: a\n  service: llm\n")
+    found = _environments(_plan(home, **given))
+    assert (found["inference-http"]["INFERENCE_BACKEND"], found["inference-http"]["MODELS_YAML"]) == ("http", str(registry))
+    workers = [found[name] for name in stack_plan.WORKERS if name in found]
+    assert (
+        len({one["NODE_KEY_FILE"] for one in workers})
+        == len({one["INFERENCE_SERVICE_PORT"] for one in workers if "INFERENCE_SERVICE_PORT" in one} | {"3003"})
+        == 4
+    )
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_UPSTREAMS"])
+def test_the_first_worker_may_be_the_one_of_a_backend(home: StackHome, variable: str) -> None:
+    found = _environments(_plan(home, INFERENCE_BACKEND="openai", **{variable: "x"}))
+    assert [name for name in found if name in stack_plan.WORKERS] == ["inference"]
+    assert {variable, f"{variable}_FILE"} & found["inference"].keys()
+
+
 def test_fingerprint_depends_on_settings_and_secrets_only(home: StackHome) -> None:
     first = _plan(home).fingerprint
     assert _plan(home).fingerprint == first
-    changed = _plan(home, OPENAI_API_KEY="sk-1").fingerprint
+    changed = _plan(home, HF_TOKEN="hf-1").fingerprint
     assert changed != first
-    assert _plan(home, OPENAI_API_KEY="sk-2").fingerprint != changed
-    assert _plan(home, OPENAI_API_KEY="").fingerprint == first
+    assert _plan(home, HF_TOKEN="hf-2").fingerprint != changed
+    assert _plan(home, HF_TOKEN="").fingerprint == first
 
 
 @pytest.mark.parametrize("name", ["keys/web.nk", "secrets/key_pepper"])
