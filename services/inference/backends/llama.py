@@ -197,7 +197,7 @@ async def opened(
     ``options`` has the values that no entry sets. ``digests_file`` caches digests between starts."""
     log.info("models_known", models=[entry.name for entry in configured.entries], budget_bytes=budget.bytes, budget=budget.source)
     for other in configured.elsewhere:
-        log.info("model_elsewhere", model=other.name, service=other.service, path=other.path)
+        log.info("model_elsewhere", model=other.name, at=other.service, path=other.path)
     known = KnownDigests(digests_file)
     cached = ModelCache(configured.entries, options, queue, budget, watcher, start=start, known=known)
     async with cached.opened() as cache, aclosing(LlamaBackend(cache, watcher)) as backend:

