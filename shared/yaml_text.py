@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 #: Text that needs no quotes, unless a parser takes it for a value.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
+#: Whole numbers below it are exact as floats.
+_EXACT = 2**53
 _VALUES = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 
 
@@ -31,6 +33,8 @@ def _lines(value: object) -> Iterator[str]:
                 yield from (f"- {first}", *(f"  {line}" for line in more))
         case str():
             yield _text(value)
+        case float() if value.is_integer() and abs(value) < _EXACT:
+            yield str(int(value))
         case _:
             # A parser of YAML 1.1 wants a point in a number with an exponent.
             yield re.sub(r"^(-?\d+)e", r"\1.0e", json.dumps(value))

@@ -96,11 +96,12 @@ def _list(here: CliContext, *, as_json: bool) -> None:
     columns: list[TableColumn[ServedModel]] = [
         TableColumn("MODEL", lambda model: model.name),
         TableColumn("WORKERS", lambda model: str(model.workers), rank=2),
-        TableColumn("CONTEXT", lambda model: f"{model.context_tokens} tokens", rank=3),
+        TableColumn("CONTEXT", lambda model: f"{model.context_tokens} tokens" if model.context_tokens else "–", rank=3),
         TableColumn("SERVES", lambda model: "embeddings" if model.only_embeds else "answers", rank=4),
         TableColumn("ALIASES", lambda model: printing.names(model.aliases), rank=5, wraps=True),
-        TableColumn("PROVIDERS", lambda model: printing.names(model.providers), rank=6),
     ]
+    if any(model.providers for model in served.models):
+        columns.append(TableColumn("PROVIDERS", lambda model: printing.names(model.providers), rank=6))
     printing.show_rows(served.models, columns, as_json=as_json, empty=none)
 
 

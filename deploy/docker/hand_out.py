@@ -84,6 +84,7 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
     yield "inference-ollama", Recipient(OURS, {"node.nk": ollama_key.read_bytes(), **tokens})
     keys = {name: given(name.upper()).encode() for name in ("openai_api_key", "openai_upstream_keys")}
     yield "inference-openai", Recipient(OURS, {"node.nk": openai_key.read_bytes(), **tokens, **keys})
+    yield "inference-http", Recipient(OURS, {"node.nk": key(home, "inference-http"), **tokens})
     yield "metrics", Recipient(OURS, {"node.nk": key(home, "metrics"), "database_url": database_url(home, "metrics")})
     yield "web", Recipient(OURS, {"node.nk": key(home, "web"), **{name: secret(home, name) for name in ("web_secret", "web_hop_secret")}})
     yield "client", Recipient(OURS, {"node.nk": key(home, "client"), "profile.toml": client_profile(mesh)})

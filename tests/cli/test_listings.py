@@ -96,11 +96,16 @@ def test_models(shell: Shell) -> None:
     model = ServedModel(name=ModelName("smollm2"), workers=2, context_tokens=2048, aliases=("llama3",))
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((model,)))
     assert json.loads(shell("models", "--json").stdout) == [
-        {"name": "smollm2", "workers": 2, "context_tokens": 2048, "aliases": ["llama3"], "only_embeds": False},
+        {"name": "smollm2", "workers": 2, "context_tokens": 2048, "aliases": ["llama3"], "only_embeds": False, "providers": []},
     ]
     assert shell("models").stdout == "MODEL    WORKERS  CONTEXT      SERVES   ALIASES\nsmollm2  2        2048 tokens  answers  llama3\n"
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((msgspec.structs.replace(model, only_embeds=True),)))
     assert "  embeddings  " in shell("models").stdout
+    shell.mesh.answer(
+        gateway.list_models, gateway.ServedModels((model, msgspec.structs.replace(model, context_tokens=0, providers=("acme",))))
+    )
+    first, own, theirs = shell("models").stdout.splitlines()
+    assert (first.split()[-1], own.split()[-1], theirs.split()) == ("PROVIDERS", "–", ["smollm2", "2", "–", "answers", "llama3", "acme"])
 
 
 def test_no_models(shell: Shell) -> None:

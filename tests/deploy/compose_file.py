@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 #: `${NAME}`, `${NAME:-default}`.
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::-(?P<default>[^}]*))?\}")
 #: Our five services with their profiled twins; the others are servers and one-shot steps.
-OURS = ("auth", "gateway", "inference", "inference-gpu", "inference-ollama", "inference-openai", "metrics", "web")
+OURS = ("auth", "gateway", "inference", "inference-gpu", "inference-ollama", "inference-openai", "inference-http", "metrics", "web")
 
 
 @cache

@@ -173,7 +173,7 @@ def test_all_but_the_public_two_those_for_other_backends_and_who_looks_are_on_th
     looking = {name for name in outside if SERVICES[name].get("profiles") == ["observability"]}
     assert outside - looking == {
         *("init", "gateway", "web", "dht", "relay"),
-        *("ollama", "inference-ollama", "inference-openai"),
+        *("ollama", "inference-ollama", "inference-openai", "inference-http"),
     }
     assert compose_file.load()["networks"]["private"]["internal"] is True
     assert SERVICES["init"]["network_mode"] == "none"
