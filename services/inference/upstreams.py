@@ -1,6 +1,6 @@
 """Configures the servers of the `openai` backend: their addresses, keys and models.
 
-`parse` and `single` are pure; `read` touches files, `is_outside` the DNS. A file of upstreams is TOML with one table each:
+`parse` and `single` are pure; `read` touches files. A file of upstreams is TOML with one table each:
 
     [vllm]
     url = "http://10.0.0.5:8000/v1"
@@ -8,9 +8,7 @@
     key_file = "/run/secrets/vllm"
 """
 
-import asyncio
 import re
-import socket
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from shared import addresses, errors
+from shared import errors
 from shared.types import ModelName
 
 #: Each upstream has a pool of connections and is polled every 10 s.
@@ -31,7 +29,6 @@ MAX_UPSTREAMS = 32
 MAX_FILE_BYTES = 256 * 1024
 #: Provider keys have 40 to 200 characters, JSON web tokens up to a few thousand.
 MAX_KEY_CHARACTERS = 8192
-RESOLVE_SECONDS = 5.0
 #: The name of the only upstream, if there is no file, in messages, `aicli models` and the log.
 ONLY = "openai"
 
@@ -92,10 +89,6 @@ class Upstream:
     #: Until the first piece of an answer; a server may need minutes to load the model.
     first_token_seconds: float = 300.0
     idle_seconds: float = 60.0
-
-    async def find_provider(self) -> str:
-        """Return the provider that gets the prompts; empty if they stay on the operator's machines."""
-        return (self.provider or self.name) if self.external or (self.external is None and await is_outside(self.url)) else ""
 
     def offers(self, own_name: str) -> tuple[ModelName, ...]:
         """Return the names under which this worker offers the server's model ``own_name``; empty if it doesn't."""
@@ -187,16 +180,6 @@ def check_url(setting: str, url: str) -> None:
     """Raises BadSettings for an unusable URL."""
     if wrong := list(_url_mistakes(url)):
         raise errors.BadSettings(f"{setting}: {wrong[0]}", hint="see docs/howto/other-backends.md")
-
-
-async def is_outside(url: str) -> bool:
-    """Return whether requests to this URL may leave the operator's network: some address of its host is public, or unknown."""
-    try:
-        async with asyncio.timeout(RESOLVE_SECONDS):
-            found = await asyncio.get_running_loop().getaddrinfo(urlsplit(url).hostname, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError, TimeoutError):
-        return True
-    return any(addresses.is_public(str(address[0])) for *_, address in found)
 
 
 def _upstream(name: str, table: object, secrets: Secrets) -> Upstream:

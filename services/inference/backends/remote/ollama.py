@@ -14,7 +14,7 @@ from services.inference.backends.remote.event_stream import Lines, convert_or
 from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.ollama_chat import OllamaAssembly
 from services.inference.backends.remote.remote_backend import RemoteBackend, ServerApi
-from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
+from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
 from services.inference.backends.remote.server_errors import RefusalSource
 from shared.types import ModelName
 
@@ -49,11 +49,7 @@ async def opened(
     """``slots`` and ``queue`` are per model. Raises BadSettings."""
     upstreams.check_url("OLLAMA_URL", url)
     api = _api(None if keep_alive is None else ollama_chat.keep_alive(keep_alive))
-
-    async def find_provider() -> str:
-        return NAME if await upstreams.is_outside(url) else ""
-
-    models = RemoteModels(NAME, slots, queue, watcher, find_provider=find_provider)
+    models = RemoteModels(NAME, slots, queue, watcher, place=UpstreamPlace(url, NAME))
     async with remote_backend.connected(api, _SOURCE, url, timeouts or ServerTimeouts(), models) as server:
         yield RemoteBackend(NAME, [server])
 

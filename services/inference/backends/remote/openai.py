@@ -13,7 +13,7 @@ from services.inference.backends.remote.event_stream import StreamEventParser
 from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.openai_answer import AnswerAssembly
 from services.inference.backends.remote.remote_backend import RemoteBackend, RemoteServer, ServerApi
-from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
+from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.upstreams import Upstream
 from shared import errors
@@ -43,7 +43,8 @@ async def opened_all(
     async with AsyncExitStack() as stack:
         connected = []
         for upstream in servers:
-            models = RemoteModels(NAME, upstream.slots or slots, queue, watcher, find_provider=upstream.find_provider, server=upstream.name)
+            place = UpstreamPlace(upstream.url, upstream.provider or upstream.name, upstream.external)
+            models = RemoteModels(NAME, upstream.slots or slots, queue, watcher, place=place, server=upstream.name)
             connected.append(await stack.enter_async_context(_connected(upstream, models, backoff_seconds)))
         yield RemoteBackend(NAME, connected)
 

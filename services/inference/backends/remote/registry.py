@@ -14,7 +14,7 @@ from services.inference.backends.remote import http_server_client, registry_answ
 from services.inference.backends.remote.embedding_answer import EmbeddingAssembly
 from services.inference.backends.remote.http_server_client import Server, ServerTimeouts
 from services.inference.backends.remote.remote_backend import RemoteBackend
-from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
+from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
 from services.inference.jobs import EmbeddingJob, GenerationJob
@@ -91,11 +91,8 @@ async def _connected(
     url = entry.service if "://" in entry.service else f"http://{entry.service}"
     setting = f"service of {entry.name} in MODELS_YAML"
     upstreams.check_url(setting, url)
-
-    async def find_provider() -> str:
-        return (urlsplit(url).hostname or NAME) if await upstreams.is_outside(url) else ""
-
-    models = RemoteModels(NAME, entry.slots or slots, queue, watcher, find_provider=find_provider, server=entry.name)
+    place = UpstreamPlace(url, urlsplit(url).hostname or NAME)
+    models = RemoteModels(NAME, entry.slots or slots, queue, watcher, place=place, server=entry.name)
     source = RefusalSource(f"the service of {entry.name}", None, setting, setting)
     async with http_server_client.connected(source, url, timeouts or ServerTimeouts()) as server:
         one = RegisteredService(entry, server, models)

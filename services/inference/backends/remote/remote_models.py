@@ -5,15 +5,17 @@ Such servers don't report token ids, so chunks only have text, and the usage is 
 
 import asyncio
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from services.inference.backend_interface import Watcher
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.queue_limits import QueueLimits
-from shared import errors
+from shared import addresses, errors
 from shared.api.inference import ModelState, ModelStatus
 from shared.telemetry import logs
 from shared.types import ModelName
@@ -24,6 +26,7 @@ log = logs.get()
 REFRESH_SECONDS = 10.0
 MAX_MODELS = 256
 MAX_NAME_CHARACTERS = 200
+RESOLVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,31 @@ class ModelListing:
 
 #: Gets the server's models; raises an AimeshError.
 ListModels = Callable[[], Awaitable[tuple[ModelListing, ...]]]
-#: Returns the provider that gets the prompts; empty for a server of the operator.
-FindProvider = Callable[[], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamPlace:
+    """Where a server is, and so whether it belongs to a provider."""
+
+    url: str
+    #: Who gets the prompts, if it is external.
+    provider: str
+    #: None: by its address.
+    external: bool | None = None
+
+    async def find_provider(self) -> str:
+        """Return the provider; empty if prompts stay on the operator's machines."""
+        return self.provider if self.external or (self.external is None and await is_outside(self.url)) else ""
+
+
+async def is_outside(url: str) -> bool:
+    """Return whether requests to this URL may leave the operator's network: some address of its host is public, or unknown."""
+    try:
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            found = await asyncio.get_running_loop().getaddrinfo(urlsplit(url).hostname, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, TimeoutError):
+        return True
+    return any(addresses.is_public(str(address[0])) for *_, address in found)
 
 
 @dataclass(slots=True)
@@ -54,13 +80,13 @@ class _ServedModel:
 class RemoteModels:
     """The models of one server, as last listed, and their queues."""
 
-    def __init__(self, backend: str, slots: int, queue: int, watcher: Watcher, *, find_provider: FindProvider, server: str = "") -> None:
+    def __init__(self, backend: str, slots: int, queue: int, watcher: Watcher, *, place: UpstreamPlace, server: str = "") -> None:
         self._backend = backend
         self._server = server or backend
         self._slots = slots
         self._queue = queue
         self._watcher = watcher
-        self._find_provider = find_provider
+        self._place = place
         self._provider = ""
         self._served: dict[ModelName, _ServedModel] = {}
         #: Why the last listing failed; empty if it didn't.
@@ -80,7 +106,7 @@ class RemoteModels:
         while True:
             try:
                 # Asked each time, because the address of a name may change.
-                self._provider = await self._find_provider()
+                self._provider = await self._place.find_provider()
                 self._listed(await list_models())
             except errors.Overloaded:
                 # A busy server still has its models.

@@ -175,7 +175,7 @@ async def test_a_service_is_ready_while_it_is_healthy() -> None:
 
 async def test_a_public_address_is_a_provider() -> None:
     async with registry.opened((RemoteModel(NAME, "https://8.8.8.8", "/infer"),), 4, 32, Watch()) as backend:
-        assert [await one.models._find_provider() for one in backend._servers] == ["8.8.8.8"]
+        assert [await one.models._place.find_provider() for one in backend._servers] == ["8.8.8.8"]
 
 
 async def test_registries_that_cannot_work() -> None:
