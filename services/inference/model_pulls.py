@@ -90,8 +90,7 @@ class ModelPulls:
             yield program
         finally:
             # It needs no chance to clean up: what it leaves can be resumed.
-            if program.returncode is None:
-                program.kill()
+            engine_supervisor.kill(program)
             await program.wait()
 
 

@@ -174,7 +174,7 @@ class SupervisedEngine:
                 self._set_state(ModelState.LOADING, f"the engine {reason or 'ended'}")
                 if reason:
                     # A process that hangs in a driver may not die at once; callers need not wait for that.
-                    _kill(process)
+                    kill(process)
                     self._died(reason)
             reason = reason or _ended(process.returncode)
         except OSError as error:
@@ -345,14 +345,14 @@ async def _reaped(process: asyncio.subprocess.Process) -> None:
         async with asyncio.timeout(EXIT_SECONDS):
             await process.wait()
     except (TimeoutError, asyncio.CancelledError) as error:
-        _kill(process)
+        kill(process)
         await process.wait()
         if isinstance(error, asyncio.CancelledError):
             raise
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
-    # Not process.kill(), which may reap the process, so that asyncio never learns its exit code.
+def kill(process: asyncio.subprocess.Process) -> None:
+    """Not process.kill(), which may reap the process, so that asyncio never learns its exit code."""
     if process.returncode is None:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
