@@ -10,7 +10,7 @@ from shared import amounts
 from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, GetBusinessReport, NewAccounts
 from shared.types import MicroCredits, UserId
 
-_OF_USERS = (BusinessGrouping.USER, BusinessGrouping.OWNER)
+_OF_USERS = (BusinessGrouping.USER, BusinessGrouping.OWNER, BusinessGrouping.ORGANIZATION)
 
 
 class ReportLine(msgspec.Struct, frozen=True):
@@ -49,6 +49,17 @@ def each(micro: MicroCredits, number: int) -> MicroCredits | None:
 
 def tokens_per_second(one: BusinessSum) -> float | None:
     return 1000 * one.made_tokens / one.made_ms if one.made_ms else None
+
+
+def internal_share(one: BusinessSum) -> float | None:
+    """Return the share of successful requests that our own machines or the cache answered; None without any."""
+    return 1 - one.external / one.succeeded if one.succeeded else None
+
+
+def reduction(one: BusinessSum) -> float | None:
+    """Return the share of upstream money that our own machines avoided; None if there is none of either."""
+    both = one.avoided_micro + one.upstream_micro
+    return one.avoided_micro / both if both else None
 
 
 def registered(new: NewAccounts) -> int:

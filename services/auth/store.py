@@ -178,7 +178,7 @@ class AccountTables:
         return tuple(_user(row) for row in await self._db.rows("list_users", limit, search, after))
 
     async def names_of(self, users: Sequence[UserId]) -> dict[str, str]:
-        """Return the names of those users that exist, by id."""
+        """Return the names of those users and organizations that exist, by id."""
         return {str(row["id"]): row["username"] for row in await self._db.rows("names_of", list(users))}
 
     async def count_new(self, since: date, until: date) -> tuple[NewOfDay, ...]:

@@ -12,6 +12,7 @@ from services.gateway.billing.ledger import HeldCredits
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.idempotency.response_cache import AnswerOrigin
 from services.gateway.limits.limit_rules import LimitUsage, TightestLimit
+from services.gateway.limits.upstream_prices import TargetSpending, UpstreamPrices
 from services.gateway.prompt_admission import AdmittedPrompt, AdmittedTexts
 from services.gateway.relay import AnswerItem, Embedding
 from services.gateway.scheduling.worker_claims import Claim
@@ -32,6 +33,13 @@ class ServingTarget:
     model: ModelName
     #: None without a route.
     route: RouteUse | None = None
+    #: Upstream money for a UTC day; None for no limit.
+    ceiling_micro: MicroCredits | None = None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Return route and target, for the money that it costs upstream."""
+        return ("", self.model) if self.route is None else (self.route.route, self.route.target)
 
 
 class ActiveRequest(ABC):
@@ -53,6 +61,9 @@ class ActiveRequest(ABC):
         self.served_model: ModelName | None = None
         #: None without a route.
         self.route: RouteUse | None = None
+        self._target: ServingTarget | None = None
+        #: Set when its targets are found.
+        self.upstream = UpstreamPrices()
         #: Usage counted against the limits; None until the request is admitted.
         self.limit_usage: LimitUsage | None = None
         #: The reserved cost; None until it is reserved.
@@ -62,7 +73,7 @@ class ActiveRequest(ABC):
         #: Number of items returned to the reader.
         self._number = 0
         self._final_usage: Usage | None = None
-        self._claims: list[Claim] = []
+        self._claims: list[tuple[ServingTarget, Claim]] = []
         #: When the first item of any kind arrived.
         self._first_item: float | None = None
         self._computed: float | None = None
@@ -75,11 +86,55 @@ class ActiveRequest(ABC):
 
     def try_target(self, target: ServingTarget) -> None:
         """Record which target serves the request from now on."""
-        self.served_model, self.route = target.model, target.route
+        self._target, self.served_model, self.route = target, target.model, target.route
 
     def add_claim(self, claim: Claim) -> None:
+        assert self._target is not None  # tried before
         self.worker = claim.worker
-        self._claims.append(claim)
+        self._claims.append((self._target, claim))
+
+    @property
+    def attempts(self) -> int:
+        """Return the number of workers that ran it."""
+        return len(self._claims)
+
+    @property
+    def provider(self) -> str | None:
+        """Return who got the prompt last; None if it stayed on the operator's machines."""
+        return self._claims[-1][1].provider if self._claims else None
+
+    @property
+    def spending(self) -> tuple[TargetSpending, ...]:
+        """Return what it has cost upstream: the last attempt by its usage, earlier ones by their prompt if it was read."""
+        found = []
+        for number, (target, claim) in enumerate(self._claims, 1):
+            if claim.provider is None:
+                continue
+            if number == len(self._claims) and self._has_delivered:
+                # Other servers count the prompt at the end only.
+                prompt = self.usage.prompt_tokens or self.likely_prompt_tokens
+                usage = Usage(prompt, self.usage.completion_tokens, self.usage.cached_tokens)
+            elif claim.was_accepted:
+                usage = Usage(self.likely_prompt_tokens, 0)
+            else:
+                continue
+            found.append(TargetSpending(*target.place, self.upstream.cost(target.model, usage)))
+        return tuple(found)
+
+    @property
+    def avoided_micro(self) -> MicroCredits:
+        """Return what an answer of our own machines would have cost where its route compares it."""
+        is_internal = bool(self._claims) and self.provider is None and self._has_delivered
+        return self.upstream.avoided(self.usage) if is_internal else MicroCredits(0)
+
+    @property
+    def _has_delivered(self) -> bool:
+        return self.complete or self.usage.completion_tokens > 0
+
+    @property
+    @abstractmethod
+    def likely_prompt_tokens(self) -> int:
+        """Return the estimated size of the prompt."""
 
     @property
     def compute_seconds(self) -> float:
@@ -88,7 +143,7 @@ class ActiveRequest(ABC):
             return self._computed
         # A request that joined another's answer has no worker: count from its first item.
         joined = 0.0 if self._claims or self._first_item is None else self._clock() - self._first_item
-        return joined + sum(claim.seconds for claim in self._claims)
+        return joined + sum(claim.seconds for _, claim in self._claims)
 
     @property
     def allowance(self) -> TightestLimit | None:
@@ -151,7 +206,7 @@ class ActiveRequest(ABC):
     @property
     def cost_micro(self) -> MicroCredits:
         """Return the cost of what was delivered so far; 0 for a cached answer."""
-        if self.cached or not (self.complete or self.usage.completion_tokens):
+        if self.cached or not self._has_delivered:
             return MicroCredits(0)
         return self._cost_of(self.compute_seconds)
 
@@ -213,6 +268,10 @@ class ActivePrompt(ActiveRequest):
     def record_admission(self, prompt: AdmittedPrompt, answers: int, prompt_hash: str) -> None:
         self._admitted, self._wanted_answers, self.prompt_hash = prompt, answers, prompt_hash
 
+    @property
+    def likely_prompt_tokens(self) -> int:
+        return 0 if self._admitted is None else self._admitted.likely_prompt_tokens
+
     def __aiter__(self) -> "ActivePrompt":
         return self
 
@@ -248,7 +307,8 @@ class ActivePrompt(ActiveRequest):
         # Don't trust a claim above the bound.
         prompt_tokens = min(max(self._prompt_tokens, 0), self._admitted.most_prompt_tokens)
         if self._generation is None:
-            return Usage(prompt_tokens, self._tokens)
+            # Without token ids, a chunk has at least one token.
+            return Usage(prompt_tokens, self._tokens or self.chunks)
         claimed = self._generation.usage
         # Backends without token ids (HTTP APIs) leave only the worker's claim. A token has at least one byte of text, apart from the few
         # that mark calls and ends.
@@ -318,6 +378,11 @@ class ActiveEmbedding(ActiveRequest):
     answers: AsyncGenerator[Embedding] | None
 
     admitted: AdmittedTexts | None = None
+
+    @property
+    def likely_prompt_tokens(self) -> int:
+        return 0 if self.admitted is None else self.admitted.likely_prompt_tokens
+
     wanted_dimensions: int | None = None
     _prompt_tokens = 0
     _vectors = 0

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from services.gateway.limits import tiers
+from services.gateway.limits import tiers, upstream_prices
 from services.gateway.limits.tiers import LimitRules, TierPlan
+from services.gateway.limits.upstream_prices import UpstreamPrice
 from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.route_choice import Route
 from services.gateway.scheduling.routing import ModelNames
@@ -20,6 +21,7 @@ from shared.api.configuration import (
     PlanDocument,
     PolicyDocument,
     RouteDocument,
+    UpstreamPriceDocument,
 )
 from shared.types import ModelName, Tier
 
@@ -45,6 +47,7 @@ class ConfigSnapshot:
     names: ModelNames = field(default_factory=lambda: ModelNames({}, None))
     limits: LimitRules = field(default_factory=LimitRules)
     privacy: PromptPrivacy = PromptPrivacy.GROUP
+    upstream_prices: Mapping[ModelName, UpstreamPrice] = field(default_factory=dict)
 
 
 #: Returns the current snapshot. A request calls it once, and uses the same snapshot to its end.
@@ -56,6 +59,7 @@ def build(revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Con
     model_limits: dict[ModelName, TierPlan] = {}
     aliases: dict[str, str] = {}
     routes: dict[str, Route] = {}
+    prices: dict[ModelName, UpstreamPrice] = {}
     default: str | None = None
     policy = PolicyDocument()
     for (_, name), stored in documents.items():
@@ -72,8 +76,16 @@ def build(revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Con
                 default = chosen.model
             case PolicyDocument() if name == MESH_POLICY:
                 policy = stored.body
+            case UpstreamPriceDocument() as price:
+                prices[ModelName(name)] = upstream_prices.compiled(price)
     names = ModelNames(aliases, default, only_routes=not policy.direct_models, routes=routes)
-    return ConfigSnapshot(revision=revision, names=names, limits=LimitRules(plans, model_limits), privacy=PromptPrivacy(policy.machines))
+    return ConfigSnapshot(
+        revision=revision,
+        names=names,
+        limits=LimitRules(plans, model_limits),
+        privacy=PromptPrivacy(policy.machines),
+        upstream_prices=prices,
+    )
 
 
 def tier_plan(base: TierPlan, document: PlanDocument | ModelLimitDocument, source: str) -> TierPlan:

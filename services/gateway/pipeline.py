@@ -198,7 +198,9 @@ class Pipeline:
             if running.held is not None:
                 price = running.held.prices[target.model]
                 delivered = delivered_tokens if is_paced else 0
-                self._ledger.claimed(WorkerClaim(running.request_id, claim.worker.node, delivered, target.model, price.id, target.route))
+                self._ledger.claimed(
+                    WorkerClaim(running.request_id, claim.worker.node, delivered, target.model, price.id, target.route, claim.provider)
+                )
 
         return on_claim
 
@@ -262,6 +264,10 @@ class Pipeline:
             begins_conversation=running.begins_conversation,
             saved_micro=running.saved_micro,
             route=running.route,
+            provider=running.provider,
+            attempts=running.attempts,
+            spending=running.spending,
+            avoided_micro=running.avoided_micro,
         )
         written = self._recorder.add(row)
         self._ledger.ended(row.id)

@@ -211,6 +211,8 @@ class _RunningCall(Generic[Request, Item, End]):
                         if answer.accepted is not None:
                             state.record_response()
                         raise
+                    finally:
+                        claim.was_accepted = answer.accepted is not None
                     self._check(claim.worker, answer.end)
                     yield state.with_total_usage(answer.end)
             finally:

@@ -19,6 +19,7 @@ from services.gateway.config_snapshot import ReadConfig
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import LimitReached, Quotas
+from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
 from services.gateway.prompt_admission import MAX_ANSWER_TOKENS
 from services.gateway.scheduling import prefix_affinity, route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
@@ -30,7 +31,7 @@ from shared.api.auth import Principal
 from shared.api.configuration import Sticky
 from shared.api.embedding import EmbeddingInput, EmbeddingRequest
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, Sampling
+from shared.api.generation import ChatMessage, Sampling, Usage
 from shared.telemetry import Metrics, tracing
 from shared.types import ModelName, Role, TenantId
 
@@ -57,7 +58,8 @@ class TargetChoice:
     """The models that may serve a request, in the order in which they are tried."""
 
     targets: tuple[ServingTarget, ...]
-    spill_after_seconds: float | None = None
+    #: None without a route.
+    route: Route | None = None
 
     @property
     def models(self) -> tuple[ModelName, ...]:
@@ -68,13 +70,36 @@ class TargetChoice:
         return replace(self, targets=tuple(target for target in self.targets if target.model == begun_by) or self.targets)
 
     def affordable(self, held: HeldCredits) -> "TargetChoice":
-        return replace(self, targets=tuple(target for target in self.targets if target.model in held.prices))
+        """Raise NotReachable if all that the credits cover have reached their ceilings."""
+        covered = tuple(target for target in self.targets if target.model in held.prices)
+        left = tuple(target for target in covered if target.route is None or target.route.target not in held.over_ceiling)
+        if not left:
+            names = ", ".join(sorted(held.over_ceiling))
+            raise errors.NotReachable(
+                f"{names} may cost no more today, and no other target is left", hint="retry tomorrow, or ask for a higher daily_ceiling"
+            )
+        return replace(self, targets=left)
+
+    @property
+    def priced_as(self) -> ModelName | None:
+        return ModelName(self.route.name) if self.route is not None and self.route.has_own_price else None
+
+    def holds(self, upstream: UpstreamPrices, most: Usage) -> tuple[TargetHold, ...]:
+        """Return what the request may cost at targets with a ceiling."""
+        return tuple(
+            TargetHold(*target.place, target.model, upstream.cost(target.model, most), target.ceiling_micro)
+            for target in self.targets
+            if target.ceiling_micro is not None
+        )
 
     def requirements(self, common: WorkerRequirements) -> tuple[WorkerRequirements, ...]:
         *others, last = self.models
-        spill = math.inf if self.spill_after_seconds is None else self.spill_after_seconds
+        spill = None if self.route is None else self.route.spill_after_seconds
         return (
-            *(replace(common, model=model, has_alternative=True, most_wait_seconds=spill) for model in others),
+            *(
+                replace(common, model=model, has_alternative=True, most_wait_seconds=math.inf if spill is None else spill)
+                for model in others
+            ),
             replace(common, model=last),
         )
 
@@ -129,7 +154,9 @@ class RequestAdmission:
             max_tokens=default if request.max_tokens is None else min(request.max_tokens, self._most_max_tokens(choice.models)),
             answers=answers,
             seconds=seconds,
+            priced_as=choice.priced_as,
         )
+        bounds = replace(bounds, holds=choice.holds(running.upstream, Usage(bounds.prompt_tokens, bounds.max_tokens * answers)))
         salt = prompt_salt(principal.tenant_id, self.prompt_hash_secret)
         requirements = WorkerRequirements(
             model=first,
@@ -165,7 +192,15 @@ class RequestAdmission:
             )
 
         choice = await self._find_targets(running, principal, request.model, describe)
-        bounds = CostBounds(models=choice.models, prompt_tokens=admitted.most_prompt_tokens, max_tokens=0, answers=1, seconds=seconds)
+        bounds = CostBounds(
+            models=choice.models,
+            prompt_tokens=admitted.most_prompt_tokens,
+            max_tokens=0,
+            answers=1,
+            seconds=seconds,
+            priced_as=choice.priced_as,
+            holds=choice.holds(running.upstream, Usage(admitted.most_prompt_tokens, 0)),
+        )
         requirements = WorkerRequirements(choice.models[0], principal.tenant_id, principal.limited_as, admitted.likely_prompt_tokens, 0)
         limits = self._limits(running, principal, choice.models[0])
         held = await self._admit(running, principal, limits, choice.requirements(requirements), bounds)
@@ -181,8 +216,11 @@ class RequestAdmission:
         """Wait briefly if the model's workers may return soon. Raises UnknownModel, NotReachable or NotAllowed, and BadRequest for a
         prompt to an embedding model."""
         gives_up_at = self.clock() + self.worker_wait_seconds
-        names = self.read_config().names
+        config = self.read_config()
+        names = config.names
         route = names.find_route(wanted)
+        compared = None if route is None or route.compared_with is None else config.upstream_prices.get(route.compared_with)
+        running.upstream = UpstreamPrices(config.upstream_prices, compared)
         facts = None if route is None else describe(route)
         while True:
             try:
@@ -294,8 +332,11 @@ def _serving(decision: RouteDecision, principal: Principal) -> TargetChoice:
     route = decision.route
     if decision.candidates:
         variant = None if decision.drawn is None else decision.drawn.name
-        targets = (ServingTarget(target.model, RouteUse(route.name, route.version, variant, target.name)) for target in decision.candidates)
-        return TargetChoice(tuple(targets), route.spill_after_seconds)
+        targets = (
+            ServingTarget(target.model, RouteUse(route.name, route.version, variant, target.name), target.ceiling_micro)
+            for target in decision.candidates
+        )
+        return TargetChoice(tuple(targets), route)
     if all(dropped.reason is DropReason.POLICY_MODEL for dropped in decision.dropped):
         raise prompt_admission.not_open(principal, ModelName(route.name))
     raise errors.NotReachable(f"no target of {route.name} can take this request: {describe_dropped(decision)}", hint="see `aicli nodes`")

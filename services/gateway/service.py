@@ -199,7 +199,7 @@ class GatewayService:
                         configuration, config_store, settings, node.rpc, audit_reporting=service.audit_reporting, served=service._served
                     )
                 )
-                node.dispatcher.add(RoutesRpc(configuration, node.directory))
+                node.dispatcher.add(RoutesRpc(configuration, node.directory, requests.read_spending))
                 service.watch_workers()
                 node.tasks.create_task(configuration.watch())
                 node.tasks.create_task(service.callers.watch())

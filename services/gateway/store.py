@@ -12,7 +12,7 @@ from services.gateway.billing.usage_recorder import RowsRefused
 from shared.api.gateway import Check
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.stores import database
-from shared.types import TenantId, UserId
+from shared.types import MicroCredits, TenantId, UserId
 
 
 @asynccontextmanager
@@ -32,7 +32,14 @@ class GatewayStore:
         """Write all rows or none; writing a row again changes nothing. Raises RowsRefused, too."""
         columns = zip(*(_columns(row) for row in rows), strict=True)
         try:
-            await self._database.run("write_requests", *columns)
+            if not any(row.spending for row in rows):
+                await self._database.rows("write_requests", *columns)
+                return
+            async with self._database.transaction() as transaction:
+                written = {row["id"] for row in await transaction.rows("write_requests", *columns)}
+                spent = [(row.created_at, one.route, one.target, one.micro) for row in rows if row.id in written for one in row.spending]
+                if spent:
+                    await transaction.value("spend_targets", *zip(*spent, strict=True))
         except database.Refusal as error:
             # Without the error's text, which may quote the row.
             raise RowsRefused(f"{type(error).__name__} ({getattr(error, 'sqlstate', None) or 'of the driver'})") from error
@@ -51,6 +58,11 @@ class GatewayStore:
             ),
             cost_micro=total["cost_micro"],
         )
+
+    async def read_spending(self) -> dict[tuple[str, str], tuple[MicroCredits, MicroCredits]]:
+        """Return what targets, by route and name, have cost upstream today, and what running requests hold."""
+        rows = await self._database.rows("list_spending")
+        return {(row["route"], row["target"]): (row["spent_micro"], row["reserved_micro"]) for row in rows}
 
     async def check(self) -> Check:
         return await self._database.check()
@@ -78,4 +90,8 @@ def _columns(row: RequestRow) -> tuple[object, ...]:
         row.begins_conversation,
         row.saved_micro,
         *request_record.route_columns(row.route),
+        row.provider,
+        row.attempts,
+        row.upstream_micro,
+        row.avoided_micro,
     )

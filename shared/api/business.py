@@ -22,6 +22,11 @@ class BusinessGrouping(StrEnum):
     OWNER = "owner"
     #: A label of the worker.
     LABEL = "label"
+    ROUTE = "route"
+    #: A target of a route, as route/target.
+    TARGET = "target"
+    #: Who pays: an organization, or a user outside any.
+    ORGANIZATION = "organization"
 
 
 class GetBusinessReport(Body, frozen=True):
@@ -58,6 +63,11 @@ class BusinessSum(Body, frozen=True, omit_defaults=False):
     #: For answers to requests of this period, whenever they were rated.
     thumbs_up: int = 0
     thumbs_down: int = 0
+    #: What providers asked, and what answers of our own machines would have cost there.
+    upstream_micro: MicroCredits = MicroCredits(0)
+    avoided_micro: MicroCredits = MicroCredits(0)
+    #: Successful requests that a provider answered.
+    external: int = 0
     #: Distinct users. They do not add up, because a user may be in several rows.
     users: int = 0
 
@@ -116,7 +126,7 @@ class NewAccounts(Body, frozen=True, omit_defaults=False):
 
 
 class NameUsers(Body, frozen=True):
-    """Look up the names for a report grouped by user or owner."""
+    """Look up the names for a report grouped by user, owner or organization."""
 
     ids: Annotated[tuple[UserId, ...], msgspec.Meta(max_length=MOST_ROWS)]
 

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from shared.api.method import PEOPLE, Body, Method
-from shared.types import Tier
+from shared.types import MicroCredits, Tier
 
 MAX_ROUTES = 500
 MAX_TARGETS = 20
@@ -29,6 +29,8 @@ ServedName = Annotated[str, Meta(min_length=1, max_length=200)]
 TokenCount = Annotated[int, Meta(ge=0, le=10**9)]
 Limit = Annotated[int, Meta(ge=1, le=10**12)] | Literal["unlimited"]
 Credits = Annotated[int, Meta(ge=0, le=10**12)] | Literal["unlimited"]
+#: Credits with at most six decimals, as text or as a number.
+Money = Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?\Z")] | Annotated[float, Meta(ge=0, lt=10**6)]
 
 
 class ConfigKind(StrEnum):
@@ -37,6 +39,7 @@ class ConfigKind(StrEnum):
     PLAN = "plan"
     MODEL_LIMIT = "model_limit"
     DEFAULT_MODEL = "default_model"
+    UPSTREAM_PRICE = "upstream_price"
 
 
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -69,6 +72,8 @@ class TargetDocument(Document, frozen=True):
     #: Tried after the drawn target, lowest first. A target without an order is no fallback.
     order: Annotated[int, Meta(ge=0, le=100)] | None = None
     when: TargetConditions | None = None
+    #: Upstream money for a UTC day, over all gateways. Its model needs an upstream price.
+    daily_ceiling: Money | None = None
 
 
 class Sticky(StrEnum):
@@ -87,11 +92,15 @@ class RouteDocument(Document, frozen=True):
     sticky: Sticky = Sticky.CONVERSATION
     #: Take the next target if the wait at one is longer; None: wait.
     spill_after_seconds: Annotated[float, Meta(ge=0, le=600)] | None = None
+    #: target: callers pay the price of the model that answered; route: that of the route's name.
+    price: Literal["target", "route"] = "target"
+    #: A target, or a model with an upstream price: what internal answers would have cost there.
+    compare_cost_with: ServedName | None = None
 
     @property
     def is_alias(self) -> bool:
         """Whether it only gives a served model another name."""
-        return len(self.targets) == 1 and self.targets[0].when is None
+        return self == RouteDocument(targets=(TargetDocument(name=self.targets[0].name, model=self.targets[0].model),))
 
 
 class PolicyDocument(Document, frozen=True, omit_defaults=False):
@@ -128,6 +137,18 @@ class DefaultModelDocument(Document, frozen=True):
     model: ServedName
 
 
+class UpstreamPriceDocument(Document, frozen=True):
+    """What a provider asks for a served model."""
+
+    #: For a million tokens.
+    input: Money
+    output: Money
+    #: For tokens of the prompt that the provider has cached; by default as ``input``.
+    cached_input: Money | None = None
+    #: For each request.
+    request: Money = 0.0
+
+
 #: The body of each kind, and the key of the file that holds its documents by name; ``default_model`` is only a name there.
 BODIES: dict[ConfigKind, type[Document]] = {
     ConfigKind.ROUTE: RouteDocument,
@@ -135,6 +156,7 @@ BODIES: dict[ConfigKind, type[Document]] = {
     ConfigKind.PLAN: PlanDocument,
     ConfigKind.MODEL_LIMIT: ModelLimitDocument,
     ConfigKind.DEFAULT_MODEL: DefaultModelDocument,
+    ConfigKind.UPSTREAM_PRICE: UpstreamPriceDocument,
 }
 SECTIONS: dict[str, ConfigKind] = {
     "routes": ConfigKind.ROUTE,
@@ -142,6 +164,7 @@ SECTIONS: dict[str, ConfigKind] = {
     "plans": ConfigKind.PLAN,
     "model_limits": ConfigKind.MODEL_LIMIT,
     "default_model": ConfigKind.DEFAULT_MODEL,
+    "upstream_prices": ConfigKind.UPSTREAM_PRICE,
 }
 #: Kinds whose documents have fixed names.
 FIXED_NAMES: dict[ConfigKind, tuple[str, ...]] = {
@@ -277,6 +300,9 @@ class RouteTargetState(Body, frozen=True, omit_defaults=False):
     order: int | None
     #: Workers that serve the model now.
     workers: int
+    #: Credits that it cost upstream today, and at most may; None without a ceiling.
+    spent_micro: MicroCredits = MicroCredits(0)
+    ceiling_micro: MicroCredits | None = None
 
 
 class RouteState(Body, frozen=True, omit_defaults=False):

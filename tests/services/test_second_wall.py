@@ -37,6 +37,7 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "config_versions": "of the house, written by its administrators",
             "config_current": "of the house",
             "config_revision": "of the house",
+            "target_spending": "sums of days over all owners",
             "partitions": "names and bounds of tables",
             "ledger_checkpoints": "sums of days over all owners, signed",
             "entry_keys": "ids of transfers alone, so that none is made twice",

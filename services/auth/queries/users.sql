@@ -44,9 +44,13 @@ ORDER BY created_at DESC, id DESC
 LIMIT $1;
 
 -- name: names_of
--- The names of those users that exist.
+-- The names of those users and organizations that exist.
 SELECT id, username
 FROM users
+WHERE id = ANY($1::uuid[])
+UNION ALL
+SELECT id, name
+FROM organisations
 WHERE id = ANY($1::uuid[]);
 
 -- name: count_new

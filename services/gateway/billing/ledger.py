@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from services.gateway.billing.reservations import GrantedReservation, Insufficie
 from services.gateway.config_snapshot import ReadConfig
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import TierPlan
+from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
 from shared import amounts, errors
 from shared.api.auth import Principal
 from shared.api.inference import Receipt
@@ -64,6 +65,10 @@ class CostBounds:
     max_tokens: int
     answers: int
     seconds: float
+    #: Whose price applies to all models; None: each has its own.
+    priced_as: ModelName | None = None
+    #: Of targets with a ceiling.
+    holds: tuple[TargetHold, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,8 @@ class HeldCredits:
     max_tokens: int
     #: The credits covered fewer tokens than requested.
     clamped: bool
+    #: Targets that would exceed their ceiling.
+    over_ceiling: frozenset[str] = frozenset()
 
 
 class LedgerRows(Protocol):
@@ -138,16 +145,20 @@ class Ledger:
         """Reserve the maximum cost at the dearest model. Models that the credits don't cover in full are left out, the dearest first; only
         the cheapest gets fewer tokens. Raises BudgetExhausted, and LedgerUnavailable if PostgreSQL is down for more than 2 s. Follow every
         call that doesn't raise with ``ended``."""
-        prices = {model: self._prices.find(model) for model in bounds.models}
+        prices = {model: self._prices.find(bounds.priced_as or model) for model in bounds.models}
         while True:
             costs = {model: _most_micro(price, bounds) for model, price in prices.items()}
             dearest = max(costs, key=costs.__getitem__)
             cheaper = {model: price for model, price in prices.items() if costs[model] < costs[dearest]}
-            request = self._request(principal, request_id, bounds, dearest, prices[dearest], in_full=bool(cheaper))
+            request = replace(
+                self._request(principal, request_id, bounds, dearest, prices[dearest], in_full=bool(cheaper)),
+                holds=tuple(hold for hold in bounds.holds if hold.model in prices),
+            )
             answer = await self._reserve(request)
             if isinstance(answer, GrantedReservation):
                 self._open[request_id] = self._clock()
-                return HeldCredits(request_id, prices, answer.max_tokens, clamped=answer.max_tokens < bounds.max_tokens)
+                clamped = answer.max_tokens < bounds.max_tokens
+                return HeldCredits(request_id, prices, answer.max_tokens, clamped=clamped, over_ceiling=answer.over_ceiling)
             if not cheaper:
                 raise _exhausted(answer, request)
             prices = cheaper
@@ -222,7 +233,8 @@ class Ledger:
     async def _row(self, reservation: OpenReservation, receipt: Receipt | None) -> RequestRow | None:
         price = await self._store.find_price(reservation.price_id)
         assert price is not None  # a foreign key, and prices are never deleted
-        return orphan_settlement.build_row(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC))
+        upstream = UpstreamPrices(self._read_config().upstream_prices)
+        return orphan_settlement.build_row(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC), upstream=upstream)
 
     async def _reserve(self, request: ReservationRequest) -> GrantedReservation | InsufficientCredits:
         gives_up_at, suspensions = self._clock() + RESERVE_SECONDS, self._suspend_detector.suspensions

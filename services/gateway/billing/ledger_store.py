@@ -11,6 +11,7 @@ from services.gateway.billing.checkpoints import LedgerCheckpoint
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
+from services.gateway.limits.upstream_prices import TargetHold
 from shared.api.ledger import LedgerReport, ModelPrice
 from shared.stores import database
 from shared.types import KeyId, MicroCredits, NodeId, RequestId, TenantId
@@ -41,8 +42,16 @@ class LedgerStore:
     ) -> list[GrantedReservation | InsufficientCredits]:
         """Reserve in one transaction; answer in order. An existing reservation is kept and reported as repeated."""
         columns = zip(*(_columns(reservation) for reservation in requests), strict=True)
-        rows = await self._database.rows("reserve", *columns, gateway, lease_seconds, deadline_seconds=2)
-        answers = {row["request_id"]: _answer(row) for row in rows}
+        holds = [(request.request_id, hold) for request in requests for hold in request.holds]
+        over: dict[RequestId, frozenset[str]] = {}
+        if not holds:
+            rows = await self._database.rows("reserve", *columns, gateway, lease_seconds, deadline_seconds=2)
+        else:
+            async with self._database.transaction(deadline_seconds=2) as transaction:
+                rows = await transaction.rows("reserve", *columns, gateway, lease_seconds)
+                granted = {row["request_id"] for row in rows if row["granted_tokens"] is not None}
+                over = await _hold(transaction, [(request, hold) for request, hold in holds if request in granted])
+        answers = {row["request_id"]: _answer(row, over.get(row["request_id"], frozenset())) for row in rows}
         return [answers[reservation.request_id] for reservation in requests]
 
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
@@ -63,6 +72,7 @@ class LedgerStore:
                     claim.model,
                     claim.price_id,
                     *request_record.route_columns(claim.route),
+                    claim.provider,
                 )
                 for claim in claims
             ),
@@ -154,13 +164,15 @@ def _report(row: database.DatabaseRow, chain: Sequence[LedgerCheckpoint], broken
         "all entries sum up to {} micro-credits instead of 0": row["sum_micro"],
         "the reservations on accounts differ from the open reservations by {} micro-credits": row["account_reserved_drift_micro"],
         "the reservations on keys differ from their open reservations by {} micro-credits": row["key_reserved_drift_micro"],
+        "the reservations on targets differ from the open reservations by {} micro-credits": row["target_reserved_drift_micro"],
+        "the spending of targets differs from the requests' upstream costs by {} micro-credits": row["upstream_drift_micro"],
         "{} reservations differ from their entries": row["wrong_settles"],
         "{} open reservations belong to lost gateways": row["overdue"],
     }
     return LedgerReport(
         drift_micro=row["drift_micro"],
         sum_micro=row["sum_micro"],
-        reserved_drift_micro=row["account_reserved_drift_micro"] + row["key_reserved_drift_micro"],
+        reserved_drift_micro=row["account_reserved_drift_micro"] + row["key_reserved_drift_micro"] + row["target_reserved_drift_micro"],
         overdue=row["overdue"],
         accounts=row["accounts"],
         entries=row["entries"] + sum(checkpoint.closed.entries for checkpoint in chain),
@@ -189,10 +201,21 @@ def _open_reservation(row: database.DatabaseRow) -> OpenReservation:
     return OpenReservation(**{name: row[name] for name in names} | {"workers": tuple(row["workers"])}, route=used)
 
 
-def _answer(row: database.DatabaseRow) -> GrantedReservation | InsufficientCredits:
+async def _hold(transaction: database.Transaction, holds: Sequence[tuple[RequestId, TargetHold]]) -> dict[RequestId, frozenset[str]]:
+    """Return the targets of each request whose ceilings have no room for it."""
+    over: dict[RequestId, frozenset[str]] = {}
+    if holds:
+        columns = zip(*((request, hold.route, hold.target, hold.micro, hold.ceiling_micro) for request, hold in holds), strict=True)
+        for row in await transaction.rows("hold_targets", *columns):
+            if not row["is_held"]:
+                over[row["request_id"]] = over.get(row["request_id"], frozenset()) | {row["target"]}
+    return over
+
+
+def _answer(row: database.DatabaseRow, over_ceiling: frozenset[str]) -> GrantedReservation | InsufficientCredits:
     if row["granted_tokens"] is None:
         return InsufficientCredits(row["room_micro"], row["key_is_tightest"])
-    return GrantedReservation(row["granted_tokens"], row["is_repeated"])
+    return GrantedReservation(row["granted_tokens"], row["is_repeated"], over_ceiling)
 
 
 def _price(row: database.DatabaseRow) -> Price:

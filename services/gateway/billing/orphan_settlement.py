@@ -18,8 +18,10 @@ from services.gateway import node_interface
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import OpenReservation
+from services.gateway.limits.upstream_prices import TargetSpending, UpstreamPrices
 from shared import errors
 from shared.api import inference
+from shared.api.generation import Usage
 from shared.api.inference import Receipt, SignedReceipt
 from shared.identity import node_keys
 from shared.telemetry import logs
@@ -32,12 +34,19 @@ DEADLINE_SECONDS = 2.0
 #: Called for a worker that sends a receipt for a request that it did not run.
 Strike = Callable[[NodeId], object]
 
+_NO_PRICES = UpstreamPrices()
 _decode = msgspec.msgpack.Decoder(Receipt).decode
 _log = logs.get(part="receipts")
 
 
 def build_row(
-    reservation: OpenReservation, price: Price, receipt: Receipt | None, *, most_seconds: float, now: datetime
+    reservation: OpenReservation,
+    price: Price,
+    receipt: Receipt | None,
+    *,
+    most_seconds: float,
+    now: datetime,
+    upstream: UpstreamPrices = _NO_PRICES,
 ) -> RequestRow | None:
     """Return the request's row; None if its worker may still run it."""
     if receipt is not None and receipt.ended == inference.RUNNING:
@@ -72,7 +81,17 @@ def build_row(
         cost_micro=price.cost(prompt_tokens, completion_tokens, compute_seconds) if delivered else MicroCredits(0),
         reservation=ReservationState.SETTLED if delivered else ReservationState.EXPIRED,
         route=reservation.route,
+        provider=reservation.provider,
+        attempts=len(reservation.workers),
+        spending=_spending(reservation, upstream, Usage(prompt_tokens, completion_tokens)) if delivered else (),
     )
+
+
+def _spending(reservation: OpenReservation, upstream: UpstreamPrices, usage: Usage) -> tuple[TargetSpending, ...]:
+    if reservation.provider is None:
+        return ()
+    place = ("", reservation.model) if reservation.route is None else (reservation.route.route, reservation.route.target)
+    return (TargetSpending(*place, upstream.cost(reservation.model, usage)),)
 
 
 def _within(claimed: int, most: int) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from services.gateway.limits.upstream_prices import TargetSpending
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 
 _NOTHING = MicroCredits(0)
@@ -69,6 +70,18 @@ class RequestRow:
     saved_micro: MicroCredits = _NOTHING
     #: None without a route.
     route: RouteUse | None = None
+    #: Who got the prompt; None if it stayed on the operator's machines.
+    provider: str | None = None
+    #: Workers that ran it.
+    attempts: int = 0
+    #: What its attempts cost upstream.
+    spending: tuple[TargetSpending, ...] = ()
+    #: What an internal answer would have cost where its route compares it.
+    avoided_micro: MicroCredits = _NOTHING
+
+    @property
+    def upstream_micro(self) -> MicroCredits:
+        return MicroCredits(sum(one.micro for one in self.spending))
 
     @property
     def tenant_id(self) -> TenantId:

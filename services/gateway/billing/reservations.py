@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from services.gateway.billing.request_record import RouteUse
+from services.gateway.limits.upstream_prices import TargetHold
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
 
 
@@ -28,6 +29,8 @@ class ReservationRequest:
     #: None for no limit.
     monthly_micro: MicroCredits | None
     key_budget_micro: MicroCredits | None
+    #: Of targets with a ceiling.
+    holds: tuple[TargetHold, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class GrantedReservation:
     max_tokens: int
     #: The request already had this reservation.
     is_repeated: bool = False
+    #: Targets that would exceed their ceiling.
+    over_ceiling: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ class OpenReservation:
     claimed_at: datetime | None = None
     #: Of the last claim; ``model`` and ``price_id`` are those of its target, too.
     route: RouteUse | None = None
+    #: Who got the prompt; None if it stayed on the operator's machines.
+    provider: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +89,4 @@ class WorkerClaim:
     model: ModelName
     price_id: int
     route: RouteUse | None
+    provider: str | None = None

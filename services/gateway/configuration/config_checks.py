@@ -5,8 +5,18 @@ from collections.abc import Collection, Iterator, Mapping
 import msgspec
 
 from services.gateway.config_snapshot import DocumentKey
+from services.gateway.limits import upstream_prices
 from services.gateway.scheduling import route_choice
-from shared.api.configuration import FIXED_NAMES, MAX_CONFIG_BYTES, MAX_ROUTES, ConfigKind, DefaultModelDocument, Document, RouteDocument
+from shared.api.configuration import (
+    FIXED_NAMES,
+    MAX_CONFIG_BYTES,
+    MAX_ROUTES,
+    ConfigKind,
+    DefaultModelDocument,
+    Document,
+    RouteDocument,
+    UpstreamPriceDocument,
+)
 from shared.types import ModelName
 
 #: Of a percentage as a binary fraction.
@@ -26,6 +36,10 @@ def check_body(body: Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
             if name in names[:position]:
                 yield ("targets", position, "name"), "must be unique within its route"
         yield from _check_targets(body)
+    if isinstance(body, UpstreamPriceDocument):
+        price = upstream_prices.compiled(body)
+        if price.cached_input_micro_per_million > price.input_micro_per_million:
+            yield ("cached_input",), "must not exceed input"
 
 
 def _check_targets(route: RouteDocument) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -54,6 +68,11 @@ def check_together(documents: Mapping[DocumentKey, Document]) -> Iterator[str]:
         for position, target in enumerate(route.targets):
             if target.model in routes and target.model != name:
                 yield f"routes.{name}.targets[{position}].model: {target.model} is a route; name a served model"
+            if target.daily_ceiling is not None and (ConfigKind.UPSTREAM_PRICE, target.model) not in documents:
+                yield f"routes.{name}.targets[{position}].daily_ceiling: upstream_prices has no {target.model}"
+        compared = {target.name: target.model for target in route.targets}.get(route.compare_cost_with or "", route.compare_cost_with)
+        if compared is not None and (ConfigKind.UPSTREAM_PRICE, compared) not in documents:
+            yield f"routes.{name}.compare_cost_with: upstream_prices has no {compared}"
 
 
 def warnings(documents: Mapping[DocumentKey, Document | None], routes: Collection[str], served: Collection[ModelName]) -> Iterator[str]:

@@ -2,29 +2,38 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 
 from services.gateway import node_interface
 from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.limits import upstream_prices
 from services.gateway.scheduling import route_choice
-from services.gateway.scheduling.route_choice import RequestFacts, Route, RouteDecision
+from services.gateway.scheduling.route_choice import DroppedTarget, DropReason, RequestFacts, Route, RouteDecision, RouteTarget
 from shared import errors
 from shared.api import configuration as api
 from shared.api.configuration import ConfigKind, RouteDocument
 from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcCall, serves
-from shared.types import ModelName, Role
+from shared.types import MicroCredits, ModelName, Role
+
+#: Route and target -> what it has cost upstream today, and what running requests hold.
+TargetsSpending = Mapping[tuple[str, str], tuple[MicroCredits, MicroCredits]]
+ReadSpending = Callable[[], Awaitable[TargetsSpending]]
+_NO_SPENDING = (MicroCredits(0), MicroCredits(0))
 
 
 class RoutesRpc:
-    def __init__(self, live: LiveConfiguration, nodes: node_interface.NodeDirectory) -> None:
+    def __init__(self, live: LiveConfiguration, nodes: node_interface.NodeDirectory, read_spending: ReadSpending) -> None:
         self._live = live
         self._nodes = nodes
+        self._read_spending = read_spending
 
     @serves(api.list_routes)
     async def list_routes(self, _request: api.ListRoutes, _call: RpcCall) -> api.RouteStates:
         workers = Counter(model for worker in self._nodes.usable(Role.WORKER) for model in _ready(worker))
-        return api.RouteStates(tuple(_state(name, version, route, workers) for name, version, route in self._routes()))
+        spending = await self._read_spending()
+        return api.RouteStates(tuple(_state(name, version, route, workers, spending) for name, version, route in self._routes()))
 
     @serves(api.try_route)
     async def try_route(self, request: api.TryRoute, _call: RpcCall) -> api.TriedRoute:
@@ -45,6 +54,7 @@ class RoutesRpc:
             key_name=request.key_name,
         )
         decision = route_choice.choose(route, facts, offered.get, lambda _model: True)
+        decision = _without_exhausted(decision, await self._read_spending())
         # Up to 20 ms, which would stop the event loop.
         drawn = await asyncio.to_thread(_draw, route, request.count)
         return _tried(decision, drawn)
@@ -59,12 +69,34 @@ def _ready(worker: DirectoryEntry) -> set[ModelName]:
     return {offer.name for offer in worker.announcement.models if offer.ready}
 
 
-def _state(name: str, version: int, route: RouteDocument, workers: Counter[ModelName]) -> api.RouteState:
+def _state(name: str, version: int, route: RouteDocument, workers: Counter[ModelName], spending: TargetsSpending) -> api.RouteState:
     targets = (
-        api.RouteTargetState(target.name, target.model, target.share, target.order, workers[ModelName(target.model)])
+        api.RouteTargetState(
+            target.name,
+            target.model,
+            target.share,
+            target.order,
+            workers[ModelName(target.model)],
+            spending.get((name, target.name), _NO_SPENDING)[0],
+            None if target.daily_ceiling is None else upstream_prices.micro(target.daily_ceiling),
+        )
         for target in route.targets
     )
     return api.RouteState(name, version, route.sticky, tuple(targets))
+
+
+def _without_exhausted(decision: RouteDecision, spending: TargetsSpending) -> RouteDecision:
+    """Leave out targets that have spent or hold what they may cost today."""
+
+    def is_exhausted(target: RouteTarget) -> bool:
+        spent = sum(spending.get((decision.route.name, target.name), _NO_SPENDING))
+        return target.ceiling_micro is not None and spent >= target.ceiling_micro
+
+    left = tuple(target for target in decision.candidates if not is_exhausted(target))
+    dropped = {found.target for found in decision.dropped}
+    exhausted = (target for target in decision.route.targets if target not in dropped and is_exhausted(target))
+    more = tuple(DroppedTarget(target, DropReason.DAILY_CEILING) for target in exhausted)
+    return replace(decision, candidates=left, dropped=(*decision.dropped, *more))
 
 
 def _draw(route: Route, count: int) -> Counter[str]:

@@ -4,11 +4,13 @@ WITH ended AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::integer[],
         $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
-        $16::text[], $17::text[], $18::boolean[], $19::bigint[], $20::text[], $21::integer[], $22::text[], $23::text[]
+        $16::text[], $17::text[], $18::boolean[], $19::bigint[], $20::text[], $21::integer[], $22::text[], $23::text[],
+        $24::text[], $25::smallint[], $26::bigint[], $27::bigint[]
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id,
-        worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target
+        worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
+        provider, attempts, upstream_micro, avoided_micro
     )
 ),
 settled AS MATERIALIZED (
@@ -19,29 +21,45 @@ fresh AS (
     INSERT INTO request_logs (
         id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         tokens_used, prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, cached,
-        worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target
+        worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
+        provider, attempts, upstream_micro, avoided_micro
     )
     SELECT id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
            prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, status, error_code, created_at,
            coalesce(settled_micro, 0), cached, worker_owner, worker_labels::jsonb, begins_conversation, saved_micro,
-           route, route_version, variant, target
+           route, route_version, variant, target, provider, attempts, upstream_micro, avoided_micro
     FROM settled
     -- Another gateway has taken this request over and writes its row, or has already written it.
     WHERE settled_micro IS NOT NULL OR NOT was_taken_over(id)
     ON CONFLICT (id) DO NOTHING
-    RETURNING tenant_id, user_id, api_key_id, tokens_used, status, created_at, cost_micro
+    RETURNING id, tenant_id, user_id, api_key_id, tokens_used, status, created_at, cost_micro
+),
+counted AS (
+    INSERT INTO usage_stats (tenant_id, user_id, api_key_id, date, request_count, tokens_used, cost_micro)
+    SELECT tenant_id, user_id, api_key_id, (created_at AT TIME ZONE 'UTC')::date, count(*), sum(tokens_used), sum(cost_micro)
+    FROM fresh
+    WHERE status = 'success' OR tokens_used > 0
+    GROUP BY 1, 2, 3, 4
+    -- Also in a fixed order.
+    ORDER BY 1, 2, 3, 4
+    ON CONFLICT (tenant_id, user_id, api_key_id, date) DO UPDATE SET
+        request_count = usage_stats.request_count + excluded.request_count,
+        tokens_used = usage_stats.tokens_used + excluded.tokens_used,
+        cost_micro = usage_stats.cost_micro + excluded.cost_micro
 )
-INSERT INTO usage_stats (tenant_id, user_id, api_key_id, date, request_count, tokens_used, cost_micro)
-SELECT tenant_id, user_id, api_key_id, (created_at AT TIME ZONE 'UTC')::date, count(*), sum(tokens_used), sum(cost_micro)
-FROM fresh
-WHERE status = 'success' OR tokens_used > 0
-GROUP BY 1, 2, 3, 4
--- Also in a fixed order.
-ORDER BY 1, 2, 3, 4
-ON CONFLICT (tenant_id, user_id, api_key_id, date) DO UPDATE SET
-    request_count = usage_stats.request_count + excluded.request_count,
-    tokens_used = usage_stats.tokens_used + excluded.tokens_used,
-    cost_micro = usage_stats.cost_micro + excluded.cost_micro;
+SELECT id FROM fresh;
+
+-- name: spend_targets
+-- Add what requests cost upstream to their targets' days.
+WITH done AS MATERIALIZED (
+    SELECT spend_target((created_at AT TIME ZONE 'UTC')::date, route, target, micro)
+    FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::bigint[]) AS row (created_at, route, target, micro)
+)
+SELECT count(*) FROM done;
+
+-- name: list_spending
+-- List what targets have cost upstream today.
+SELECT route, target, spent_micro, reserved_micro FROM target_spending WHERE day = (now() AT TIME ZONE 'UTC')::date;
 
 -- name: list_usage_days
 -- List one tenant's usage of each day in the last year, newest first.
@@ -77,6 +95,11 @@ FROM wanted, LATERAL reserve(
     fixed_micro, micro_per_million, monthly_micro, is_bounded, key_budget_micro
 ) AS held;
 
+-- name: hold_targets
+-- Hold what reserved requests may cost at targets with a ceiling.
+SELECT request_id, target, hold_target(request_id, route, target, micro, ceiling_micro) AS is_held
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::bigint[]) AS row (request_id, route, target, micro, ceiling_micro);
+
 -- name: extend_leases
 -- Extend the leases of running requests. A locked row is being settled; waiting for it could deadlock.
 UPDATE reservations SET lease_until = now() + make_interval(secs => $2)
@@ -90,8 +113,9 @@ WHERE request_id IN (
 -- Record which workers run these requests, and at which price. Skip locked rows, as above.
 WITH claims AS (
     SELECT * FROM unnest(
-        $1::uuid[], $2::text[], $3::integer[], $4::text[], $5::bigint[], $6::text[], $7::integer[], $8::text[], $9::text[]
-    ) AS row (request_id, worker, delivered_before, model, price_id, route, route_version, variant, target)
+        $1::uuid[], $2::text[], $3::integer[], $4::text[], $5::bigint[], $6::text[], $7::integer[], $8::text[], $9::text[],
+        $10::text[]
+    ) AS row (request_id, worker, delivered_before, model, price_id, route, route_version, variant, target, provider)
 ),
 free AS (
     SELECT request_id FROM reservations
@@ -101,7 +125,8 @@ free AS (
 UPDATE reservations AS held
 SET workers = held.workers || claims.worker::varchar, delivered_before = claims.delivered_before, claimed_at = now(),
     model = claims.model, price_id = claims.price_id,
-    route = claims.route, route_version = claims.route_version, variant = claims.variant, target = claims.target
+    route = claims.route, route_version = claims.route_version, variant = claims.variant, target = claims.target,
+    provider = claims.provider
 FROM claims JOIN free USING (request_id)
 WHERE held.request_id = claims.request_id
 RETURNING held.request_id;
@@ -109,7 +134,7 @@ RETURNING held.request_id;
 -- name: list_overdue
 -- List open reservations whose lease has expired for longer than a grace period, oldest first.
 SELECT request_id, owner, key_id, model, price_id, prompt_tokens, completion_tokens, gateway, created_at, lease_until,
-    workers, delivered_before, claimed_at, route, route_version, variant, target
+    workers, delivered_before, claimed_at, route, route_version, variant, target, provider
 FROM reservations
 WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1)
 ORDER BY lease_until
@@ -181,6 +206,11 @@ held_by_key AS (SELECT key_id, sum(reserved_micro) AS micro FROM reservations WH
 spent AS (
     SELECT transfer, sum(amount_micro) AS micro FROM recent_entries WHERE kind = 'usage' AND account = 'revenue' GROUP BY transfer
 ),
+held_by_target AS (
+    SELECT (created_at AT TIME ZONE 'UTC')::date AS day, held_route AS route, held.target, sum(held.micro) AS micro
+    FROM reservations, unnest(held_targets, held_target_micro) AS held (target, micro)
+    WHERE state = 'reserved' AND held_targets IS NOT NULL GROUP BY 1, 2, 3
+),
 paid AS (SELECT request_id, settled_micro FROM reservations WHERE settled_micro > 0 AND ended_at >= coalesce($2::timestamptz, '-infinity'))
 SELECT
     (SELECT coalesce(sum(abs(coalesce(a.included_micro, 0) - coalesce(e.included, 0)) + abs(coalesce(a.balance_micro, 0) - coalesce(e.balance, 0))), 0)
@@ -190,6 +220,13 @@ SELECT
         AS account_reserved_drift_micro,
     (SELECT coalesce(sum(abs(k.reserved_micro - coalesce(h.micro, 0))), 0) FROM key_spending AS k LEFT JOIN held_by_key AS h USING (key_id))::bigint
         AS key_reserved_drift_micro,
+    (SELECT coalesce(sum(abs(coalesce(t.reserved_micro, 0) - coalesce(h.micro, 0))), 0)
+     FROM target_spending AS t FULL JOIN held_by_target AS h USING (day, route, target))::bigint AS target_reserved_drift_micro,
+    -- Only with all entries, because it reads the requests of days that are not summed up.
+    CASE WHEN $2::timestamptz IS NULL THEN abs(
+        (SELECT coalesce(sum(spent_micro), 0) FROM target_spending)
+        - (SELECT coalesce(sum(used.upstream_micro), 0) FROM usage_between((SELECT min(day) FROM target_spending), (now() AT TIME ZONE 'UTC')::date) AS used)
+    ) ELSE 0 END::bigint AS upstream_drift_micro,
     (SELECT count(*) FROM paid AS r FULL JOIN spent AS s ON s.transfer = r.request_id
      WHERE coalesce(r.settled_micro, 0) <> coalesce(s.micro, 0)) AS wrong_settles,
     (SELECT count(*) FROM reservations WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1)) AS overdue,
@@ -498,6 +535,9 @@ WITH named AS (
         WHEN 'user' THEN user_id::text
         WHEN 'model' THEN model
         WHEN 'owner' THEN worker_owner
+        WHEN 'route' THEN route
+        WHEN 'target' THEN route || '/' || target
+        WHEN 'organization' THEN tenant_id::text
         WHEN 'label' THEN CASE WHEN $4::text IS NULL THEN nullif(worker_labels, '{}')::text ELSE worker_labels ->> $4 END
     END AS name
     FROM usage_between($1::date, $2::date - 1) AS used
@@ -509,6 +549,8 @@ SELECT grouping(name) = 1 AS is_total, name,
     sum(response_ms)::bigint AS response_ms, sum(made_tokens)::bigint AS made_tokens, sum(made_ms)::bigint AS made_ms,
     sum(cached)::bigint AS cached, sum(saved_micro)::bigint AS saved_micro, sum(conversations)::bigint AS conversations,
     sum(thumbs_up)::bigint AS thumbs_up, sum(thumbs_down)::bigint AS thumbs_down,
+    sum(upstream_micro)::bigint AS upstream_micro, sum(avoided_micro)::bigint AS avoided_micro,
+    coalesce(sum(succeeded) FILTER (WHERE provider IS NOT NULL), 0)::bigint AS external,
     count(DISTINCT user_id) FILTER (WHERE succeeded + failed + timed_out + cancelled > 0) AS users
 FROM named
 GROUP BY GROUPING SETS ((), (name))

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from services.gateway.limits import upstream_prices
 from shared.api.configuration import RouteDocument, Sticky, TargetConditions, TargetDocument
 from shared.protocol.directory import DirectoryEntry
-from shared.types import ModelName, Tier
+from shared.types import MicroCredits, ModelName, Tier
 
 #: All shares of a route, in hundredths of a percent.
 WHOLE = 10_000
@@ -31,6 +32,8 @@ class DropReason(StrEnum):
     #: It only embeds.
     LACKS_CAPABILITY = "lacks_capability"
     CONTEXT_TOO_SMALL = "context_too_small"
+    #: It has cost what it may cost on this day.
+    DAILY_CEILING = "daily_ceiling"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class RouteTarget:
     #: None if it is no fallback.
     order: int | None
     when: TargetConditions | None
+    #: Upstream money for a UTC day; None for no limit.
+    ceiling_micro: MicroCredits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,10 @@ class Route:
     sticky: Sticky
     spill_after_seconds: float | None
     targets: tuple[RouteTarget, ...]
+    #: Callers pay the price of the route's name, whichever target answers.
+    has_own_price: bool = False
+    #: The model whose upstream price internal answers are compared with.
+    compared_with: ModelName | None = None
 
     @property
     def models(self) -> frozenset[ModelName]:
@@ -71,12 +80,22 @@ class Route:
 def compile_route(name: str, version: int, document: RouteDocument) -> Route:
     only_one = len(document.targets) == 1
     targets = tuple(_target(target, whole=only_one and target.share is None) for target in document.targets)
-    return Route(name, version, document.sticky, document.spill_after_seconds, targets)
+    compared = {target.name: target.model for target in targets}.get(document.compare_cost_with or "", document.compare_cost_with)
+    return Route(
+        name,
+        version,
+        document.sticky,
+        document.spill_after_seconds,
+        targets,
+        has_own_price=document.price == "route",
+        compared_with=None if compared is None else ModelName(compared),
+    )
 
 
 def _target(document: TargetDocument, *, whole: bool) -> RouteTarget:
     share = WHOLE if whole else hundredths(document.share or 0)
-    return RouteTarget(document.name, ModelName(document.model), share, document.order, document.when)
+    ceiling = None if document.daily_ceiling is None else upstream_prices.micro(document.daily_ceiling)
+    return RouteTarget(document.name, ModelName(document.model), share, document.order, document.when, ceiling)
 
 
 def hundredths(percent: float) -> int:

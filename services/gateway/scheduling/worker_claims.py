@@ -41,6 +41,8 @@ class Claim:
     ) -> None:
         """``waits_there``: the worker must finish another request first."""
         self.worker = worker
+        #: The worker has accepted the request, and read its prompt.
+        self.was_accepted = False
         self._tracker = tracker
         self._requirements = requirements
         self._charged = charged
@@ -61,6 +63,12 @@ class Claim:
         if self._failed and not self._delivered:
             return 0.0
         return self._worked_seconds if self._works_since is None else self._tracker.clock() - self._works_since
+
+    @property
+    def provider(self) -> str | None:
+        """Who gets the prompt; None if it stays on the operator's machines."""
+        offers = self.worker.announcement.models
+        return next((offer.provider or None for offer in offers if offer.name == self._requirements.model), None)
 
     def mark_started(self) -> None:
         """Record that the worker has started the call. Safe to call twice."""

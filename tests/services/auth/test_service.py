@@ -448,6 +448,9 @@ async def test_users_are_found_by_part_of_their_name_and_listed_in_pages(world: 
     assert not (await world.ask(auth.list_users, auth.ListUsers(after=UserId(uuid4())), admin)).users
     asked = business.NameUsers((made[0].id, UserId(uuid4()), made[4].id))
     assert (await world.ask(business.name_users, asked, admin)).names == {str(made[0].id): "dana0", str(made[4].id): "dana4"}
+    lab = await world.ask(organizations.create_organisation, organizations.CreateOrganization("Lab"), admin)
+    of_lab = business.NameUsers((UserId(lab.id),))
+    assert (await world.ask(business.name_users, of_lab, admin)).names == {str(lab.id): "Lab"}
     with pytest.raises(errors.NotAllowed, match="dana1 is no administrator"):
         await world.ask(business.name_users, asked, (await world.login("dana1")).access_token)
     for search in ("x" * 201, "a\0b"):

@@ -205,6 +205,7 @@ class FakeLedgerStore(LedgerStore):
         self.refuses: InsufficientCredits | None = None
         self.away = False
         self.claims: list[WorkerClaim] = []
+        self.over_ceiling: frozenset[str] = frozenset()
         self.prices: tuple[Price, ...] = (Price(1, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO))),)
 
     async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
@@ -231,7 +232,10 @@ class FakeLedgerStore(LedgerStore):
         if self.away:
             raise errors.Unavailable("PostgreSQL does not answer")
         self.reserved += wanted
-        return [self.refuses or GrantedReservation(min(one.max_tokens, self.most_tokens or one.max_tokens)) for one in wanted]
+        return [
+            self.refuses or GrantedReservation(min(one.max_tokens, self.most_tokens or one.max_tokens), over_ceiling=self.over_ceiling)
+            for one in wanted
+        ]
 
 
 @dataclass

@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 
 from services.gateway import store as stores
-from services.gateway.billing.request_record import RequestRow, ReservationState
+from services.gateway.billing.request_record import RequestRow, ReservationState, RouteUse
+from services.gateway.limits.upstream_prices import TargetSpending
 from services.gateway.store import GatewayStore
 from services.gateway.usage_store import DaysStore, UsageStore
 from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, GetBusinessReport
@@ -26,6 +27,7 @@ WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' 
 ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))
 TEAM = TenantId(UUID(int=50))
 MODELS = [ModelName("smollm2"), ModelName("qwen"), None]
+ROUTES = [None, RouteUse("chat", 1, "own", "own"), RouteUse("chat", 2, "own", "api"), RouteUse("code", 1, None, "own")]
 OWNERS = [str(UUID(int=7)), str(UUID(int=8)), None]
 LABELS: list[tuple[tuple[str, str], ...]] = [(("gpu", "a100"), ("region", "eu")), (("region", "us"),), ()]
 
@@ -77,6 +79,10 @@ def some_rows(seed: int, number: int) -> list[RequestRow]:
             worker_labels=dice.choice(LABELS),
             begins_conversation=dice.random() < 0.5,
             saved_micro=MicroCredits(dice.randrange(1000)),
+            route=dice.choice(ROUTES),
+            provider=dice.choice([None, None, "acme"]),
+            spending=tuple(TargetSpending("chat", "api", MicroCredits(dice.randrange(1000))) for _ in range(dice.randrange(3))),
+            avoided_micro=MicroCredits(dice.randrange(1000)),
         )
         for _ in range(number)
     ]
@@ -103,6 +109,9 @@ def by_hand(rows: Sequence[RequestRow]) -> BusinessSum:
         cached=sum(one.cached for one in rows),
         saved_micro=MicroCredits(sum(one.saved_micro for one in rows)),
         conversations=sum(one.begins_conversation for one in let_in),
+        upstream_micro=MicroCredits(sum(one.upstream_micro for one in rows)),
+        avoided_micro=MicroCredits(sum(one.avoided_micro for one in rows)),
+        external=sum(one.provider is not None for one in good),
         users=len({one.user_id for one in let_in}),
     )
 
@@ -127,17 +136,17 @@ async def test_a_report_is_the_same_before_and_after_days_are_summed_up(
     await GatewayStore(opened).write_requests(rows)
 
     def name(one: RequestRow) -> str | None:
-        match by:
-            case BusinessGrouping.DAY:
-                return one.created_at.date().isoformat()
-            case BusinessGrouping.USER:
-                return str(one.user_id)
-            case BusinessGrouping.MODEL:
-                return one.model_used
-            case BusinessGrouping.OWNER:
-                return one.worker_owner
-            case BusinessGrouping.LABEL:
-                return ", ".join(f'"{key}": "{value}"' for key, value in one.worker_labels) or None
+        names = {
+            BusinessGrouping.DAY: one.created_at.date().isoformat(),
+            BusinessGrouping.USER: str(one.user_id),
+            BusinessGrouping.MODEL: one.model_used,
+            BusinessGrouping.OWNER: one.worker_owner,
+            BusinessGrouping.ROUTE: None if one.route is None else one.route.route,
+            BusinessGrouping.TARGET: None if one.route is None else f"{one.route.route}/{one.route.target}",
+            BusinessGrouping.ORGANIZATION: str(one.tenant_id),
+            BusinessGrouping.LABEL: ", ".join(f'"{key}": "{value}"' for key, value in one.worker_labels) or None,
+        }
+        return names[by]
 
     before = await report(days, by)
     assert before.total == by_hand(rows)

@@ -17,13 +17,14 @@ from services.gateway.billing.request_record import RouteUse
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.idempotency.idempotency_keys import Orphaned
-from services.gateway.limits import tiers
+from services.gateway.limits import tiers, upstream_prices
 from services.gateway.limits.tiers import LimitRules
+from services.gateway.limits.upstream_prices import TargetSpending
 from services.gateway.scheduling import route_choice, routing
 from shared import context, errors
 from shared.api import inference
 from shared.api.auth import Principal
-from shared.api.configuration import RouteDocument, Sticky, TargetConditions, TargetDocument
+from shared.api.configuration import RouteDocument, Sticky, TargetConditions, TargetDocument, UpstreamPriceDocument
 from shared.api.embedding import EmbeddingRequest, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import ChatMessage
@@ -58,7 +59,11 @@ class Routed:
     def use(self, *targets: TargetDocument, more: dict[str, Any] | None = None, limits: LimitRules | None = None) -> None:
         document = RouteDocument(targets=targets or (TO_LOCAL, TO_API), **more or {})
         names = routing.ModelNames({}, None, routes={"assistant": route_choice.compile_route("assistant", 4, document)})
-        self.service.names, self.service.config = names, ConfigSnapshot(names=names, limits=limits or self.service.config.limits)
+        price = upstream_prices.compiled(UpstreamPriceDocument(input=3, output=5, request="0.000001"))
+        self.service.names, self.service.config = (
+            names,
+            ConfigSnapshot(names=names, limits=limits or self.service.config.limits, upstream_prices={API: price}),
+        )
 
     async def ask(self, who: Principal = OWNER, seconds: float = 10, **fields: Any) -> tuple[str, InferenceResult]:
         context.start()  # as an HTTP route does
@@ -263,6 +268,91 @@ async def test_limits_of_the_route_and_of_its_first_target_apply(routed: Routed)
         await routed.ask()
         with pytest.raises(errors.Limited, match="the model's limit of 1 requests per minute"):
             await routed.ask()
+
+
+# --- upstream money ---------------------------------------------------------------------------------------------------------
+
+
+def external(routed: Routed, worker: FakeWorker | None = None) -> FakeWorker:
+    found = worker or routed.api
+    routed.service.add_worker(12, found, API, provider="acme")
+    return found
+
+
+def money(routed: Routed) -> tuple[Any, ...]:
+    found = routed.service.store.only_row
+    return found.provider, found.attempts, found.upstream_micro, found.avoided_micro
+
+
+#: Of a prompt of 7 tokens.
+def at_provider(completion_tokens: int, prompt_tokens: int = 7) -> int:
+    return 3 * prompt_tokens + 5 * completion_tokens + 1
+
+
+async def test_an_internal_answer_avoids_what_the_compared_target_asks(routed: Routed) -> None:
+    external(routed)
+    routed.use(more={"compare_cost_with": "paid"})
+    await routed.ask()
+    assert money(routed) == (None, 1, 0, at_provider(3))
+
+
+async def test_an_external_answer_costs_what_its_provider_asks(routed: Routed) -> None:
+    external(routed)
+    routed.local.fails_with, routed.api.hangs_after = errors.Unavailable("down"), 1
+    routed.use(more={"compare_cost_with": "paid"})
+    asking = asyncio.create_task(routed.ask())
+    await until(lambda: [claim.provider for claim in routed.service.books.claims] == [None, "acme"])
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert money(routed) == ("acme", 2, at_provider(1), 0)
+
+
+async def test_without_a_route_the_model_is_the_target(routed: Routed) -> None:
+    external(routed)
+    await routed.ask(model="api")
+    assert routed.service.store.only_row.spending == (TargetSpending("", "api", MicroCredits(at_provider(2))),)
+
+
+async def test_a_broken_answer_of_a_provider_costs_what_it_delivered(routed: Routed) -> None:
+    routed.use(msgspec.structs.replace(TO_API, share=100))
+    external(routed, FakeWorker(fails_with=errors.LinkLost("gone"), fails_after=2))
+    with pytest.raises(errors.WorkerLost, match="lost"):
+        await routed.ask()
+    assert money(routed) == ("acme", 1, at_provider(2), 0)
+
+
+async def test_a_prompt_that_a_provider_read_costs_also_if_its_answer_never_came(routed: Routed) -> None:
+    routed.use(msgspec.structs.replace(TO_API, share=100, order=None), TargetDocument(name="own", model=LOCAL, order=1))
+    external(routed, FakeWorker(fails_with=errors.ModelCrashed("segfault")))
+    await routed.ask(prompt="x" * 300)
+    (spent,) = routed.service.store.only_row.spending
+    assert (spent.target, spent.micro > at_provider(0)) == ("paid", True)
+    assert routed.service.store.only_row.provider is None, "our own machine answered"
+
+
+async def test_a_route_may_have_one_price(routed: Routed) -> None:
+    named = Price(3, ModelPrice(ModelName("assistant"), MicroCredits(0), MicroCredits(MICRO)))
+    routed.service.books.prices = (*PRICES, named)
+    await routed.service.admission.ledger.refresh_prices()
+    routed.use(more={"price": "route"})
+    assert (await routed.ask())[1].cost_micro == 3
+    routed.local.fails_with = errors.Unavailable("down")
+    assert (await routed.ask())[1].cost_micro == 2
+
+
+async def test_a_target_over_its_ceiling_is_left_out(routed: Routed) -> None:
+    external(routed)
+    ceiling = msgspec.structs.replace(TO_API, share=100, order=None, daily_ceiling="0.5")
+    routed.use(ceiling, TargetDocument(name="own", model=LOCAL, order=1))
+    assert (await routed.ask(max_tokens=100))[0] == "Paid words"
+    (held,) = routed.service.books.reserved[-1].holds
+    assert (held.route, held.target, held.ceiling_micro) == ("assistant", "paid", 500_000)
+    assert held.micro >= at_provider(100)
+    routed.service.books.over_ceiling = frozenset({"paid"})
+    assert (await routed.ask())[0] == "Hello world!"
+    routed.use(ceiling)
+    with pytest.raises(errors.NotReachable, match="paid may cost no more today"):
+        await routed.ask()
 
 
 # --- what sticks ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,15 @@
 """Mistakes between documents, and what a change may have overlooked."""
 
 from services.gateway.configuration import config_checks
-from shared.api.configuration import ConfigKind, DefaultModelDocument, Document, RouteDocument, TargetConditions, TargetDocument
+from shared.api.configuration import (
+    ConfigKind,
+    DefaultModelDocument,
+    Document,
+    RouteDocument,
+    TargetConditions,
+    TargetDocument,
+    UpstreamPriceDocument,
+)
 from shared.types import ModelName
 
 
@@ -50,6 +58,27 @@ def test_conditions_that_nothing_meets() -> None:
 
     assert between(5, 5) == between(5, None) == between(None, 0) == []
     assert between(6, 5) == [("targets.0.when.min_prompt_tokens", "must not exceed max_prompt_tokens")]
+
+
+def test_ceilings_and_comparisons_need_a_price() -> None:
+    targets = (TargetDocument(name="own", model="m", share=100), TargetDocument(name="api", model="gpt", order=1, daily_ceiling="5"))
+    documents: dict[tuple[ConfigKind, str], Document] = {
+        (ConfigKind.ROUTE, "a"): RouteDocument(targets=targets, compare_cost_with="api"),
+        (ConfigKind.ROUTE, "b"): RouteDocument(targets=targets[:1], compare_cost_with="gpt"),
+    }
+    assert list(config_checks.check_together(documents)) == [
+        "routes.a.targets[1].daily_ceiling: upstream_prices has no gpt",
+        "routes.a.compare_cost_with: upstream_prices has no gpt",
+        "routes.b.compare_cost_with: upstream_prices has no gpt",
+    ]
+    documents[ConfigKind.UPSTREAM_PRICE, "gpt"] = UpstreamPriceDocument(input="0.15", output="0.6")
+    assert list(config_checks.check_together(documents)) == []
+
+
+def test_cached_tokens_are_not_dearer() -> None:
+    dearer = UpstreamPriceDocument(input=1, output=2, cached_input="1.000001")
+    assert list(config_checks.check_body(dearer)) == [(("cached_input",), "must not exceed input")]
+    assert list(config_checks.check_body(UpstreamPriceDocument(input=1, output=2, cached_input=1))) == []
 
 
 def test_the_number_of_routes_is_bounded() -> None:

@@ -8,6 +8,7 @@ from services.gateway.config_snapshot import StoredDocument
 from services.gateway.configuration.routes_rpc import RoutesRpc
 from shared import errors
 from shared.api.configuration import ConfigKind, ListRoutes, RouteDocument, TargetConditions, TargetDocument, TryRoute
+from shared.types import MicroCredits
 from tests.services.gateway.fakes import OWNER, FakeDirectory, rpc_call
 
 CALL = rpc_call(OWNER)
@@ -31,9 +32,15 @@ def directory() -> FakeDirectory:
     return found
 
 
+SPENDING: dict[tuple[str, str], tuple[MicroCredits, MicroCredits]] = {}
+
+
 def rpc(directory: FakeDirectory, **routes: tuple[TargetDocument, ...]) -> RoutesRpc:
+    async def read_spending() -> dict[tuple[str, str], tuple[MicroCredits, MicroCredits]]:
+        return SPENDING
+
     live: Any = Live(**routes)
-    return RoutesRpc(live, directory)
+    return RoutesRpc(live, directory, read_spending)
 
 
 async def test_routes_are_listed_with_their_workers(directory: FakeDirectory) -> None:
