@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Longer than the gateway's own limit.
 _REPORT_SECONDS = 25
 _UNITS = {"d": 1, "w": 7}
-_KINDS = ("day", "user", "model", "owner", "label")
+_KINDS = ("day", "user", "model", "owner", "label", "route", "target", "organization")
 
 
 class FoundReport(msgspec.Struct, frozen=True):
@@ -86,7 +86,7 @@ def report() -> None:
 @_json
 @click.pass_obj
 def usage(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_json: bool) -> None:
-    """Show requests, tokens, speed, conversations and ratings, grouped by day, user, model or machine owner."""
+    """Show requests, tokens, speed, conversations and ratings, grouped by day, user, model, route or machine owner."""
     query = _build_query(since, until, by, label)
     _show(here, query, _USAGE, as_json=as_json)
 
@@ -100,7 +100,7 @@ def usage(here: CliContext, /, *, since: date, until: date | None, by: str, labe
 @_json
 @click.pass_obj
 def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_json: bool) -> None:
-    """Show credits spent in total, per request and per conversation, and what caching saved."""
+    """Show credits spent, what providers asked, and what caching and your own machines saved."""
     query = _build_query(since, until, by, label)
     _show(here, query, _COST, as_json=as_json)
 
@@ -132,6 +132,7 @@ def _show(here: CliContext, query: "GetBusinessReport", cells: "Mapping[str, Cal
     columns += [
         printing.TableColumn(title, lambda line, cell=cell: cell(line.sum), rank=RANKS.get(title, 1))  # type: ignore[misc]
         for title, cell in cells.items()
+        if title not in _OF_PROVIDERS or found.report.total.upstream_micro or found.report.total.avoided_micro
     ]
     lines = [*found.lines, ReportLine("all", found.report.total)] if found.lines else []
     nothing = "No requests in this period. Try a longer one, such as --since 30d, or send one: aicli infer hello"
@@ -205,6 +206,9 @@ _USAGE: "Mapping[str, Callable[[BusinessSum], str]]" = {
 _COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
     "REQUESTS": lambda row: str(row.requests),
     "CREDITS": lambda row: _credits(row.cost_micro),
+    "UPSTREAM": lambda row: _credits(row.upstream_micro),
+    "AVOIDED": lambda row: _credits(row.avoided_micro),
+    "INTERNAL": lambda row: _share(row.succeeded - row.external, row.succeeded),
     "PER REQUEST": lambda row: _each(row.cost_micro, row.requests),
     "PER CONVERSATION": lambda row: _each(row.cost_micro, row.conversations),
     "CACHED": lambda row: _share(row.cached, row.requests),
@@ -212,8 +216,22 @@ _COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
 }
 
 
+#: Columns that are only shown if there is money of providers.
+_OF_PROVIDERS = ("UPSTREAM", "AVOIDED", "INTERNAL")
 #: The least important columns first, and what they count.
-_HIDDEN_FIRST = ("LIKED", "LIMITED", "CACHED", "SAVED", "USERS", "CONVERSATIONS", "PER CONVERSATION", "TOKENS/S", "FAILED", "PER REQUEST")
+_HIDDEN_FIRST = (
+    "LIKED",
+    "LIMITED",
+    "CACHED",
+    "SAVED",
+    "USERS",
+    "CONVERSATIONS",
+    "PER CONVERSATION",
+    "TOKENS/S",
+    "FAILED",
+    "PER REQUEST",
+    "INTERNAL",
+)
 RANKS = {title: 2 + rank for rank, title in enumerate(reversed(_HIDDEN_FIRST))}
 
 
@@ -228,6 +246,9 @@ def _below(found: FoundReport) -> list[str]:
         f"revenue       {_credits(business_report_rows.revenue(totals))} credits{back}",
         f"active users  {active.hour} in the last hour, {active.day} in 24 hours, {active.week} in 7 days, {active.month} in 30 days",
     ]
+    if (reduction := business_report_rows.reduction(totals.total)) is not None:
+        upstream, avoided = _credits(totals.total.upstream_micro), _credits(totals.total.avoided_micro)
+        lines.append(f"upstream      {upstream} credits to providers, {avoided} avoided: {100 * reduction:.0f} % less")
     if found.new is not None:
         users, keys = business_report_rows.registered(found.new), business_report_rows.keys_made(found.new)
         lines.append(f"new           {users} registered, {printing.counted(keys, 'key')} created")

@@ -55,6 +55,7 @@ def show(here: CliContext, /, *, name: str, as_json: bool) -> None:
         TableColumn("SHARE", lambda target: _percent(target.share)),
         TableColumn("FALLBACK ORDER", lambda target: "–" if target.order is None else str(target.order), rank=2),
         TableColumn("WORKERS", lambda target: str(target.workers), rank=3),
+        TableColumn("UPSTREAM TODAY", _spent, rank=4),
     ]
     printing.show_rows(found.targets, columns, as_json=as_json, empty="")
 
@@ -117,6 +118,14 @@ def _describe(target: "RouteTargetState") -> str:
     if not target.workers:
         parts.append("not served")
     return f"{target.name} ({', '.join(parts)})"
+
+
+def _spent(target: "RouteTargetState") -> str:
+    from shared.amounts import written
+
+    if target.ceiling_micro is None:
+        return written(target.spent_micro) if target.spent_micro else "–"
+    return f"{written(target.spent_micro)} of {written(target.ceiling_micro)}"
 
 
 def _percent(share: float | None) -> str:

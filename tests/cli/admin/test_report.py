@@ -6,6 +6,7 @@ import json
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,6 +130,19 @@ def test_cost_by_user_shows_usernames(report_shell: Shell) -> None:
     assert lines[1].split() == ["alice", "12", "2.5", "0.208333", "0.625", "25", "%", "0.04"]
     assert lines[2].split()[0] == str(UUID(int=6))
     assert "revenue       2 credits (0.5 refunded)" in lines
+    assert "UPSTREAM" not in lines[0]
+
+
+def test_money_of_providers(report_shell: Shell) -> None:
+    found = make_report("assistant/api", None)
+    sums = {"succeeded": 4, "upstream_micro": MicroCredits(1_000_000), "avoided_micro": MicroCredits(3_000_000), "external": 1}
+    whole = msgspec.structs.replace(found.total, **sums)
+    report_shell.mesh.answer(business.get_business_report, msgspec.structs.replace(found, total=whole))
+    lines = report_shell("report", "cost", "--by", "target").stdout.splitlines()
+    assert report_shell.mesh.calls[0].request.by is BusinessGrouping.TARGET  # type: ignore[attr-defined]
+    assert [word for word in lines[0].split() if word in ("UPSTREAM", "AVOIDED", "INTERNAL")] == ["UPSTREAM", "AVOIDED", "INTERNAL"]
+    assert lines[1].startswith("assistant/api ")
+    assert "upstream      1 credits to providers, 3 avoided: 75 % less" in lines
 
 
 def test_labels_of_a_worker_form_one_name(report_shell: Shell) -> None:

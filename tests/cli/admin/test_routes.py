@@ -14,13 +14,13 @@ from shared.api.configuration import (
     TriedTarget,
     TryRoute,
 )
-from shared.types import Tier
+from shared.types import MicroCredits, Tier
 from tests.cli.conftest import Shell
 
 TARGETS = (
     RouteTargetState("local", "smollm2", 90.0, None, 2),
-    RouteTargetState("next", "llama-3-8b", 10.0, None, 1),
-    RouteTargetState("api", "openai/gpt-4o-mini", None, 1, 0),
+    RouteTargetState("next", "llama-3-8b", 10.0, None, 1, MicroCredits(250_000)),
+    RouteTargetState("api", "openai/gpt-4o-mini", None, 1, 0, MicroCredits(1_500_000), MicroCredits(50_000_000)),
 )
 ROUTE = RouteState("assistant", 3, Sticky.CONVERSATION, TARGETS)
 
@@ -39,9 +39,9 @@ def test_routes_are_listed_with_their_targets(shell: Shell) -> None:
 def test_one_route(shell: Shell) -> None:
     shell.mesh.answer(configuration.list_routes, RouteStates((ROUTE,)))
     assert lines(shell("admin", "routes", "show", "assistant", "-o", "wide").stdout)[1:] == [
-        ["local", "smollm2", "90", "%", "–", "2"],
-        ["next", "llama-3-8b", "10", "%", "–", "1"],
-        ["api", "openai/gpt-4o-mini", "–", "1", "0"],
+        ["local", "smollm2", "90", "%", "–", "2", "–"],
+        ["next", "llama-3-8b", "10", "%", "–", "1", "0.25"],
+        ["api", "openai/gpt-4o-mini", "–", "1", "0", "1.5", "of", "50"],
     ]
     done = shell("admin", "routes", "show", "other")
     assert done.exit_code != 0

@@ -1,4 +1,4 @@
-"""Show usage and revenue of the mesh by day, model, user or node owner, and export them as CSV."""
+"""Show usage and revenue of the mesh by day, model, route, user or node owner, and export them as CSV."""
 
 import asyncio
 from dataclasses import dataclass
@@ -29,9 +29,18 @@ CHOICES = {
     BusinessGrouping.USER: "User",
     BusinessGrouping.OWNER: "Owner",
     BusinessGrouping.LABEL: "Labels",
+    BusinessGrouping.ROUTE: "Route",
+    BusinessGrouping.TARGET: "Target",
+    BusinessGrouping.ORGANIZATION: "Organization",
 }
 HEADS = CHOICES | {BusinessGrouping.OWNER: "Node owner", BusinessGrouping.LABEL: "Node labels"}
-_NAMELESS = {BusinessGrouping.MODEL: "No model", BusinessGrouping.OWNER: "No owner or node", BusinessGrouping.LABEL: "No labels or node"}
+_NAMELESS = {
+    BusinessGrouping.MODEL: "No model",
+    BusinessGrouping.OWNER: "No owner or node",
+    BusinessGrouping.LABEL: "No labels or node",
+    BusinessGrouping.ROUTE: "No route",
+    BusinessGrouping.TARGET: "No route",
+}
 
 
 # --- rows and totals -------------------------------------------------------------------------------------------------
@@ -50,6 +59,8 @@ class ReportRowView:
     tokens_detail: str
     credits: str
     credits_detail: str
+    upstream: str
+    upstream_detail: str
     conversations: str
     conversations_detail: str
     cached: str
@@ -113,6 +124,8 @@ def _texts(name: str, page: str, one: BusinessSum) -> ReportRowView:
         tokens_detail="" if speed is None else f"{speed:.1f} per second",
         credits=usage_chart.cost(one.cost_micro),
         credits_detail=_each(one, one.requests, "per request"),
+        upstream=usage_chart.cost(one.upstream_micro),
+        upstream_detail=_internal(one),
         conversations=number(one.conversations),
         conversations_detail=_each(one, one.conversations, "each"),
         cached=f"{100 * one.cached / one.requests:.0f} %" if one.requests else NOTHING,
@@ -125,6 +138,12 @@ def _texts(name: str, page: str, one: BusinessSum) -> ReportRowView:
 def _each(one: BusinessSum, count: int, what: str) -> str:
     share = business_report_rows.each(one.cost_micro, count)
     return f"{usage_chart.cost(share)} {what}" if share else ""
+
+
+def _internal(one: BusinessSum) -> str:
+    share = business_report_rows.internal_share(one)
+    avoided = f"{usage_chart.cost(one.avoided_micro)} avoided, " if one.avoided_micro else ""
+    return "" if share is None else f"{avoided}{100 * share:.0f} % internal"
 
 
 def _counted(count: int, noun: str) -> str:
@@ -153,6 +172,8 @@ class ReportPage:
     rows: tuple[ReportRowView, ...] = ()
     total: ReportRowView | None = None
     is_cut: bool = False
+    #: Providers asked for money, or own machines avoided it.
+    has_upstream: bool = False
 
 
 @get("/admin/report")
@@ -174,6 +195,7 @@ async def show_report(page_request: NamedDependency[PageRequest], days: FromQuer
         rows=report_rows(report, lines, subject) if report else (),
         total=total_row(report) if report else None,
         is_cut=report.more if report else False,
+        has_upstream=bool(report and (report.total.upstream_micro or report.total.avoided_micro)),
     )
     return page_request.page("admin/report.html", view, here="admin")
 
