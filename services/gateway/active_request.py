@@ -118,7 +118,8 @@ class ActiveRequest(ABC):
                 usage = Usage(self.likely_prompt_tokens, 0)
             else:
                 continue
-            found.append(TargetSpending(*target.place, self.upstream.cost(target.model, usage)))
+            if micro := self.upstream.cost(target.model, usage):
+                found.append(TargetSpending(*target.place, micro))
         return tuple(found)
 
     @property

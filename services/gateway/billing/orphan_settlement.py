@@ -88,10 +88,11 @@ def build_row(
 
 
 def _spending(reservation: OpenReservation, upstream: UpstreamPrices, usage: Usage) -> tuple[TargetSpending, ...]:
-    if reservation.provider is None:
+    micro = upstream.cost(reservation.model, usage)
+    if reservation.provider is None or not micro:
         return ()
     place = ("", reservation.model) if reservation.route is None else (reservation.route.route, reservation.route.target)
-    return (TargetSpending(*place, upstream.cost(reservation.model, usage)),)
+    return (TargetSpending(*place, micro),)
 
 
 def _within(claimed: int, most: int) -> int:

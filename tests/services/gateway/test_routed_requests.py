@@ -313,6 +313,12 @@ async def test_without_a_route_the_model_is_the_target(routed: Routed) -> None:
     assert routed.service.store.only_row.spending == (TargetSpending("", "api", MicroCredits(at_provider(2))),)
 
 
+async def test_a_model_without_an_upstream_price_spends_nothing(routed: Routed) -> None:
+    routed.service.add_worker(11, routed.local, LOCAL, provider="acme")
+    await routed.ask()
+    assert (routed.service.store.only_row.spending, money(routed)) == ((), ("acme", 1, 0, 0))
+
+
 async def test_a_broken_answer_of_a_provider_costs_what_it_delivered(routed: Routed) -> None:
     routed.use(msgspec.structs.replace(TO_API, share=100))
     external(routed, FakeWorker(fails_with=errors.LinkLost("gone"), fails_after=2))

@@ -15,6 +15,7 @@ from services.gateway.billing.ledger import WorkerClaims
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.billing.reservations import OpenReservation, ReservationRequest, WorkerClaim
+from services.gateway.limits.upstream_prices import TargetSpending, UpstreamPrice, UpstreamPrices
 from services.gateway.store import GatewayStore
 from shared import errors
 from shared.api.ledger import ModelPrice
@@ -73,19 +74,21 @@ async def test_a_lost_gateways_request_costs_the_price_of_the_target_that_served
     worker = Worker(make_receipt(request, completion=40))
     used = RouteUse("assistant", 3, "local", "next")
     await stores.ledger.record_claims([WorkerClaim(request, node_id(1), 0, ModelName("m"), 1, replace(used, target="local"))])
-    await stores.ledger.record_claims([WorkerClaim(request, worker.key.id, 0, ModelName("cheap"), cheap.id, used)])
+    await stores.ledger.record_claims([WorkerClaim(request, worker.key.id, 0, ModelName("cheap"), cheap.id, used, "acme")])
     found = (await stores.overdue())[request]
-    assert (found.model, found.price_id, found.route) == ("cheap", cheap.id, used)
+    assert (found.model, found.price_id, found.route, found.provider) == ("cheap", cheap.id, used, "acme")
     receipts = await Mesh(worker).of(found)
-    row = orphan_settlement.build_row(found, cheap, receipts[request], most_seconds=3600, now=datetime.now(UTC))
+    now, upstream = datetime.now(UTC), UpstreamPrices({ModelName("cheap"): UpstreamPrice(0, 0, 2_000_000, 5)})
+    row = orphan_settlement.build_row(found, cheap, receipts[request], most_seconds=3600, now=now, upstream=upstream)
     assert row is not None
     assert (row.model_used, row.cost_micro, row.route) == ("cheap", 4, used)
+    assert (row.provider, row.attempts, row.spending) == ("acme", 2, (TargetSpending("assistant", "next", MicroCredits(85)),))
     await stores.requests.write_requests([row])
     connection = await asyncpg.connect(stores.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
-    logged = await connection.fetchrow("SELECT route, route_version, variant, target, cost_micro FROM request_logs")
+    logged = await connection.fetchrow("SELECT route, route_version, variant, target, cost_micro, upstream_micro FROM request_logs")
     await connection.close()
     assert logged is not None
-    assert tuple(logged) == ("assistant", 3, "local", "next", 4)
+    assert tuple(logged) == ("assistant", 3, "local", "next", 4, 85)
     assert (await stores.ledger.read_account(USER, None)).balance_micro == -4
 
 
