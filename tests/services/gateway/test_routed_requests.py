@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from services.gateway.billing.prices import Price
-from services.gateway.billing.request_record import RouteUse
+from services.gateway.billing.request_record import ReservationState, RouteUse
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.idempotency.idempotency_keys import Orphaned
@@ -357,8 +357,11 @@ async def test_a_target_over_its_ceiling_is_left_out(routed: Routed) -> None:
     routed.service.books.over_ceiling = frozenset({"paid"})
     assert (await routed.ask())[0] == "Hello world!"
     routed.use(ceiling)
+    before = set(routed.service.store.rows)
     with pytest.raises(errors.NotReachable, match="paid may cost no more today"):
         await routed.ask()
+    (refused,) = (one for key, one in routed.service.store.rows.items() if key not in before)
+    assert (refused.reservation, refused.cost_micro, refused.attempts) == (ReservationState.RELEASED, 0, 0)
 
 
 # --- what sticks ------------------------------------------------------------------------------------------------------------
