@@ -94,6 +94,12 @@ class NotAllowed(CallerError):
     status = 403
 
 
+class PolicyForbidden(NotAllowed):
+    """A policy of the mesh, the organization, the key or the request excludes everything that could answer."""
+
+    code = "policy_forbidden"
+
+
 class SecondFactorNeeded(NotAllowed):
     """The password was right. A code must be entered, or a second factor set up."""
 

@@ -12,11 +12,10 @@ import msgspec
 
 import services
 from services.web import page_access as pages
-from shared import access_table, api, config, errors
+from shared import access_table, api, config, config_documents, errors
 from shared.access_table import AccessRule, Audience, Permission
-from shared.api import configuration
-from shared.api.configuration import ConfigKind
 from shared.api.method import Method, Nothing, StreamMethod
+from shared.config_documents import ConfigKind
 from shared.protocol import topics, wire
 from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
@@ -343,15 +342,18 @@ def subjects() -> str:
 
 def config_schema() -> str:
     """Return the JSON Schema of the file for `aicli admin config apply`."""
-    bodies = configuration.BODIES
+    bodies = config_documents.BODIES
     schemas, definitions = msgspec.json.schema_components(bodies.values(), ref_template="#/$defs/{name}")
     bodies_by_kind = {kind: {"anyOf": [schema, {"type": "null"}]} for kind, schema in zip(bodies, schemas, strict=True)}
     sections: dict[str, object] = {}
-    for section, kind in configuration.SECTIONS.items():
+    for section, kind in config_documents.SECTIONS.items():
         if kind is ConfigKind.DEFAULT_MODEL:
             sections[section] = {"type": ["string", "null"]}
-        elif names := configuration.FIXED_NAMES.get(kind):
-            sections[section] = {"type": "object", "properties": dict.fromkeys(names, bodies_by_kind[kind]), "additionalProperties": False}
+        elif names := config_documents.FIXED_NAMES.get(kind):
+            # Policies of organizations and keys have names that begin with these.
+            others = dict.fromkeys((f"^{prefix}" for prefix in config_documents.NAME_PREFIXES.get(kind, ())), bodies_by_kind[kind])
+            properties = {"properties": dict.fromkeys(names, bodies_by_kind[kind]), "patternProperties": others}
+            sections[section] = {"type": "object", **properties, "additionalProperties": False}
         else:
             sections[section] = {"type": "object", "additionalProperties": bodies_by_kind[kind]}
     schema = {

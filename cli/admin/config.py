@@ -14,7 +14,8 @@ from cli.output.printing import TableColumn
 from shared import errors
 
 if TYPE_CHECKING:
-    from shared.api.configuration import AppliedConfig, ConfigKind, ConfigVersion
+    from shared.api.configuration import AppliedConfig, ConfigVersion
+    from shared.config_documents import ConfigKind
 
 #: A copy of shared.api.configuration.MAX_FILE_BYTES, so that `--help` need not import it; a test compares the two.
 MAX_FILE_BYTES = 960 * 1024
@@ -33,7 +34,7 @@ class _DocumentName(click.ParamType["tuple[ConfigKind, str]"]):
     name = "document"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> "tuple[ConfigKind, str]":
-        from shared.api.configuration import ConfigKind
+        from shared.config_documents import ConfigKind
 
         kind, _, name = value.partition("/")
         if kind not in KINDS or not name:

@@ -4,7 +4,7 @@ import math
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import ClassVar
 
@@ -62,6 +62,8 @@ class ActiveRequest(ABC):
         #: None without a route.
         self.route: RouteUse | None = None
         self._target: ServingTarget | None = None
+        #: Whether the caller may know which target serves it.
+        self.shows_target = True
         #: Set when its targets are found.
         self.upstream = UpstreamPrices()
         #: Usage counted against the limits; None until the request is admitted.
@@ -87,6 +89,11 @@ class ActiveRequest(ABC):
     def try_target(self, target: ServingTarget) -> None:
         """Record which target serves the request from now on."""
         self._target, self.served_model, self.route = target, target.model, target.route
+
+    @property
+    def shown_route(self) -> RouteUse | None:
+        """Return how the route serves it, as the caller may see it."""
+        return self.route if self.route is None or self.shows_target else replace(self.route, variant=None)
 
     def add_claim(self, claim: Claim) -> None:
         assert self._target is not None  # tried before

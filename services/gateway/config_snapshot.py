@@ -1,18 +1,17 @@
 """The configuration of one revision, as requests use it. Pure."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.gateway.limits import tiers, upstream_prices
 from services.gateway.limits.tiers import LimitRules, TierPlan
 from services.gateway.limits.upstream_prices import UpstreamPrice
 from services.gateway.scheduling import route_choice
+from services.gateway.scheduling.policies import Policies, Policy
 from services.gateway.scheduling.route_choice import Route
 from services.gateway.scheduling.routing import ModelNames
-from services.gateway.scheduling.worker_choice import PromptPrivacy
-from shared.api.configuration import (
+from shared.config_documents import (
     DEFAULT_MODEL,
-    MESH_POLICY,
     UNLIMITED,
     ConfigKind,
     DefaultModelDocument,
@@ -46,8 +45,13 @@ class ConfigSnapshot:
     revision: int = 0
     names: ModelNames = field(default_factory=lambda: ModelNames({}, None))
     limits: LimitRules = field(default_factory=LimitRules)
-    privacy: PromptPrivacy = PromptPrivacy.GROUP
+    policies: Policies = field(default_factory=Policies)
     upstream_prices: Mapping[ModelName, UpstreamPrice] = field(default_factory=dict)
+    #: For callers who may not name served models.
+    route_names: ModelNames = field(default_factory=lambda: ModelNames({}, None, only_routes=True))
+
+    def names_for(self, policy: Policy) -> ModelNames:
+        return self.names if policy.direct_models.value else self.route_names
 
 
 #: Returns the current snapshot. A request calls it once, and uses the same snapshot to its end.
@@ -61,7 +65,7 @@ def build(revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Con
     routes: dict[str, Route] = {}
     prices: dict[ModelName, UpstreamPrice] = {}
     default: str | None = None
-    policy = PolicyDocument()
+    policies: dict[str, PolicyDocument] = {}
     for (_, name), stored in documents.items():
         match stored.body:
             case RouteDocument() as route if route.is_alias:
@@ -74,16 +78,17 @@ def build(revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Con
                 model_limits[ModelName(name)] = tier_plan(tiers.NO_LIMITS, limits, f"model limit {name}")
             case DefaultModelDocument() as chosen if name == DEFAULT_MODEL:
                 default = chosen.model
-            case PolicyDocument() if name == MESH_POLICY:
-                policy = stored.body
+            case PolicyDocument() as policy:
+                policies[name] = policy
             case UpstreamPriceDocument() as price:
                 prices[ModelName(name)] = upstream_prices.compiled(price)
-    names = ModelNames(aliases, default, only_routes=not policy.direct_models, routes=routes)
+    names = ModelNames(aliases, default, routes=routes)
     return ConfigSnapshot(
         revision=revision,
         names=names,
+        route_names=replace(names, only_routes=True),
         limits=LimitRules(plans, model_limits),
-        privacy=PromptPrivacy(policy.machines),
+        policies=Policies(policies),
         upstream_prices=prices,
     )
 

@@ -229,7 +229,7 @@ class Pipeline:
             return self._relay.generate(prompt, requirements, seconds=seconds, on_claim=on_claim)
         digest = routing.digest_of(requirements.model, self._admission.directory.usable(Role.WORKER))
         assert not isinstance(admitted.prompt, str)  # admission converts it to messages
-        question = cache_keys.CacheQuestion(requirements.tenant, admitted.prompt, config, digest)
+        question = cache_keys.CacheQuestion(requirements.tenant, admitted.prompt, config, digest, requirements.placement.external)
 
         def generate(seconds: float) -> AsyncGenerator[AnswerItem]:
             return self._relay.generate(prompt, requirements, seconds=seconds, on_claim=on_claim)

@@ -188,9 +188,10 @@ class _RunningCall(Generic[Request, Item, End]):
     async def _stream_from(self, claim: Claim) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
         state, left = self._state, self._ends_at - self._relay.clock()
         state.record_attempt(_digest(claim.worker, self._requirements))
-        self._on_claim(claim, state.delivered_tokens)
         silence = BoundedWaits(self._relay.stall_seconds)
         with claim, closing(silence):
+            self._relay.dispatch.ensure_allowed(claim.worker.node, self._requirements)
+            self._on_claim(claim, state.delivered_tokens)
             try:
                 call = self._relay.rpc.stream(self._method, state.request, to=claim.worker.node, deadline_seconds=left)
                 async with tracing.CallSpan(f"{self._operation} {self._requirements.model}", self._attributes(claim), call) as answer:

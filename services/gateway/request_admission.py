@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
@@ -15,7 +15,7 @@ from services.gateway import node_interface, prompt_admission
 from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest, ServingTarget
 from services.gateway.billing.ledger import CostBounds, HeldCredits, Ledger
 from services.gateway.billing.request_record import RouteUse
-from services.gateway.config_snapshot import ReadConfig
+from services.gateway.config_snapshot import ConfigSnapshot, ReadConfig
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import LimitReached, Quotas
@@ -23,15 +23,16 @@ from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
 from services.gateway.prompt_admission import MAX_ANSWER_TOKENS
 from services.gateway.scheduling import prefix_affinity, route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.route_choice import DropReason, RequestFacts, Route, RouteDecision
+from services.gateway.scheduling.policies import Policy
+from services.gateway.scheduling.route_choice import POLICY_REASONS, DropReason, RequestFacts, Route, RouteDecision
 from services.gateway.scheduling.routing import ModelNames, WorkerRequirements
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.auth import Principal
-from shared.api.configuration import Sticky
 from shared.api.embedding import EmbeddingInput, EmbeddingRequest
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Sampling, Usage
+from shared.config_documents import Sticky
 from shared.telemetry import Metrics, tracing
 from shared.types import ModelName, Role, TenantId
 
@@ -108,6 +109,19 @@ class TargetChoice:
         return tuple(TargetCall(target, needs, call(target.model)) for target, needs in zip(self.targets, requirements, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A request's caller, with the configuration of the request's start."""
+
+    principal: Principal
+    policy: Policy
+    config: ConfigSnapshot
+
+    @property
+    def names(self) -> ModelNames:
+        return self.config.names_for(self.policy)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestAdmission:
     """Admits requests. For the first ``worker_wait_seconds`` after start, a model may have workers that aren't discovered yet; a request
@@ -144,7 +158,8 @@ class RequestAdmission:
                 key_name=principal.key_name,
             )
 
-        choice = (await self._find_targets(running, principal, request.model, describe)).continuing(begun_by)
+        caller = self._caller(running, principal, forbids_external=request.forbid_external)
+        choice = (await self._find_targets(running, caller, request.model, describe)).continuing(begun_by)
         first = choice.models[0]
         limits = self._limits(running, principal, first)
         default = self._default_max_tokens(limit_rules.most_tokens(limits), first, admitted.likely_prompt_tokens, answers)
@@ -165,6 +180,7 @@ class RequestAdmission:
             prompt_tokens=admitted.likely_prompt_tokens,
             max_tokens=bounds.max_tokens * answers,
             prefix_hashes=prefix_affinity.hash_prefixes(admitted.messages, salt, request.tools),
+            placement=caller.policy.placement,
         )
         held = await self._admit(running, principal, limits, choice.requirements(requirements), bounds)
         sampling = {field: getattr(request, field) for field in _SAMPLED} | {"max_tokens": held.max_tokens}
@@ -191,7 +207,8 @@ class RequestAdmission:
                 key_name=principal.key_name,
             )
 
-        choice = await self._find_targets(running, principal, request.model, describe)
+        caller = self._caller(running, principal, forbids_external=request.forbid_external)
+        choice = await self._find_targets(running, caller, request.model, describe)
         bounds = CostBounds(
             models=choice.models,
             prompt_tokens=admitted.most_prompt_tokens,
@@ -201,7 +218,14 @@ class RequestAdmission:
             priced_as=choice.priced_as,
             holds=choice.holds(running.upstream, Usage(admitted.most_prompt_tokens, 0)),
         )
-        requirements = WorkerRequirements(choice.models[0], principal.tenant_id, principal.limited_as, admitted.likely_prompt_tokens, 0)
+        requirements = WorkerRequirements(
+            model=choice.models[0],
+            tenant=principal.tenant_id,
+            limited_as=principal.limited_as,
+            prompt_tokens=admitted.likely_prompt_tokens,
+            max_tokens=0,
+            placement=caller.policy.placement,
+        )
         limits = self._limits(running, principal, choice.models[0])
         held = await self._admit(running, principal, limits, choice.requirements(requirements), bounds)
 
@@ -210,43 +234,66 @@ class RequestAdmission:
 
         return choice.affordable(held).calls(requirements, call)
 
-    async def _find_targets(
-        self, running: ActiveRequest, principal: Principal, wanted: ModelName | None, describe: Callable[[Route], RequestFacts]
-    ) -> TargetChoice:
-        """Wait briefly if the model's workers may return soon. Raises UnknownModel, NotReachable or NotAllowed, and BadRequest for a
-        prompt to an embedding model."""
-        gives_up_at = self.clock() + self.worker_wait_seconds
+    def _caller(self, running: ActiveRequest, principal: Principal, *, forbids_external: bool) -> Caller:
         config = self.read_config()
-        names = config.names
-        route = names.find_route(wanted)
+        policy = config.policies.of(principal, forbids_external=forbids_external)
+        running.shows_target = policy.show_targets.value
+        return Caller(principal, policy, config)
+
+    async def _find_targets(
+        self, running: ActiveRequest, caller: Caller, wanted: ModelName | None, describe: Callable[[Route], RequestFacts]
+    ) -> TargetChoice:
+        """Wait briefly if the model's workers may return soon. Raises UnknownModel, NotReachable, NotAllowed or PolicyForbidden, and
+        BadRequest for a prompt to an embedding model."""
+        gives_up_at = self.clock() + self.worker_wait_seconds
+        config = caller.config
+        route = caller.names.find_route(wanted)
+        if route is not None and not caller.policy.allows_name(route.name):
+            route = None
         compared = None if route is None or route.compared_with is None else config.upstream_prices.get(route.compared_with)
         running.upstream = UpstreamPrices(config.upstream_prices, compared)
         facts = None if route is None else describe(route)
         while True:
             try:
                 if route is None or facts is None:
-                    return self._find_served(running, principal, wanted, names)
+                    return self._find_served(running, caller, wanted)
                 running.model = ModelName(route.name)
-                return _serving(self._choose(route, facts, principal, names), principal)
+                return _serving(self._choose(route, facts, caller), caller)
             except errors.NotReachable:
                 now, workers = self.clock(), self.directory.entries(Role.WORKER)
                 if now >= gives_up_at or not (now < self.discovery_ends_at or routing.any_recently_lost(workers, datetime.now(UTC))):
                     raise
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _find_served(self, running: ActiveRequest, principal: Principal, wanted: ModelName | None, names: ModelNames) -> TargetChoice:
+    def _find_served(self, running: ActiveRequest, caller: Caller, wanted: ModelName | None) -> TargetChoice:
         just_started = self.clock() < self.discovery_ends_at
-        model = routing.resolve(wanted, self.directory.entries(Role.WORKER), names, just_started=just_started)
-        running.model, running.served_model = names.public_name(wanted, model), model
+        entries, usable = self.directory.entries(Role.WORKER), self.directory.usable(Role.WORKER)
+        model = routing.resolve(wanted, entries, caller.names, just_started=just_started, allows=caller.policy.allows_name)
+        running.model, running.served_model = caller.names.public_name(wanted, model), model
         if isinstance(running, ActivePrompt):
-            routing.ensure_answers(model, self.directory.usable(Role.WORKER))
-        prompt_admission.check_open(principal, model, names)
+            routing.ensure_answers(model, usable)
+        prompt_admission.check_open(caller.principal, model, caller.names)
+        reason = self._policy_refusal(caller, model, model) or route_choice.find_forbidden(
+            usable, model, caller.principal.tenant_id, caller.policy.placement
+        )
+        if reason is not None:
+            raise _forbidden(caller.policy, running.model, {model: reason})
         return TargetChoice((ServingTarget(model),))
 
-    def _choose(self, route: Route, facts: RequestFacts, principal: Principal, names: ModelNames) -> RouteDecision:
-        offered = route_choice.served_models(self.directory.usable(Role.WORKER))
+    def _choose(self, route: Route, facts: RequestFacts, caller: Caller) -> RouteDecision:
+        principal = caller.principal
+        offered = route_choice.served_models(self.directory.usable(Role.WORKER), principal.tenant_id, caller.policy.placement)
         is_listed = route.name in principal.models
-        return route_choice.choose(route, facts, offered.get, lambda model: is_listed or prompt_admission.is_open(principal, model, names))
+
+        def find_refusal(model: ModelName) -> DropReason | None:
+            if not is_listed and not prompt_admission.is_open(principal, model, caller.names):
+                return DropReason.POLICY_MODEL
+            return self._policy_refusal(caller, model, ModelName(route.name) if route.has_own_price else model)
+
+        return route_choice.choose(route, facts, offered.get, find_refusal)
+
+    def _policy_refusal(self, caller: Caller, model: ModelName, priced_as: ModelName) -> DropReason | None:
+        return route_choice.find_refusal(caller.policy, model, self.ledger.price_of(priced_as))
 
     def _unit(self, sticky: Sticky, running: ActiveRequest, principal: Principal, conversation: str | Sequence[ChatMessage]) -> bytes:
         """Return what sticks to one target."""
@@ -327,9 +374,9 @@ class RequestAdmission:
         return most if limit is None else max(1, min(most, (limit - prompt_tokens) // answers))
 
 
-def _serving(decision: RouteDecision, principal: Principal) -> TargetChoice:
-    """Raise NotAllowed or NotReachable if there is no target."""
-    route = decision.route
+def _serving(decision: RouteDecision, caller: Caller) -> TargetChoice:
+    """Raise NotAllowed, PolicyForbidden or NotReachable if there is no target."""
+    route, principal = decision.route, caller.principal
     if decision.candidates:
         variant = None if decision.drawn is None else decision.drawn.name
         targets = (
@@ -337,9 +384,22 @@ def _serving(decision: RouteDecision, principal: Principal) -> TargetChoice:
             for target in decision.candidates
         )
         return TargetChoice(tuple(targets), route)
-    if all(dropped.reason is DropReason.POLICY_MODEL for dropped in decision.dropped):
+    reasons = {dropped.target.model: dropped.reason for dropped in decision.dropped}
+    if not prompt_admission.is_listed(principal, ModelName(route.name), caller.names):
         raise prompt_admission.not_open(principal, ModelName(route.name))
+    if len(decision.dropped) == len(route.targets) and POLICY_REASONS.issuperset(reasons.values()):
+        raise _forbidden(caller.policy, ModelName(route.name), reasons)
     raise errors.NotReachable(f"no target of {route.name} can take this request: {describe_dropped(decision)}", hint="see `aicli nodes`")
+
+
+def _forbidden(policy: Policy, name: ModelName, reasons: Mapping[ModelName, DropReason]) -> errors.PolicyForbidden:
+    """``reasons``: by served model."""
+    levels = dict.fromkeys(level for model, reason in reasons.items() for level in route_choice.forbidding_levels(policy, reason, model))
+    whose = f" (level: {', '.join(levels)})" if levels else ""
+    why = ", ".join(dict.fromkeys(reason.value for reason in reasons.values()))
+    return errors.PolicyForbidden(
+        f"the policy{whose} forbids {name} here: {why}", hint="see `aicli policy explain`, or ask your administrator"
+    )
 
 
 def describe_dropped(decision: RouteDecision) -> str:

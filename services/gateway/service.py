@@ -25,6 +25,7 @@ from services.gateway.callers import Callers
 from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.configuration.policy_rpc import PolicyRpc
 from services.gateway.configuration.routes_rpc import RoutesRpc
 from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.http_api.cors import CorsPolicy
@@ -48,7 +49,7 @@ from services.gateway.pipeline import Pipeline
 from services.gateway.pull_orders import PullOrders
 from services.gateway.relay import Relay
 from services.gateway.request_admission import RequestAdmission
-from services.gateway.scheduling import model_coverage, routing, worker_choice
+from services.gateway.scheduling import model_coverage, policies, routing
 from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
@@ -116,7 +117,7 @@ class GatewayService:
         self._quotas = Quotas(
             opened.cache, lambda: read_config().limits, node.metrics, self._gateways, without_valkey=settings.limiter_without_valkey
         )
-        queueing = QueueSettings(lambda: read_config().privacy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
+        queueing = QueueSettings(settings.queue_seconds, settings.queue_most, settings.queue_per_user)
         rng = random.Random()  # noqa: S311 - the choice of a worker needs no cryptographic randomness
         name = f"{time.time_ns() // 1_000_000:013d}.{node.id}"
         worker_stats = WorkerStats(dishonest_workers=opened.quarantine.dishonest_workers)
@@ -199,7 +200,8 @@ class GatewayService:
                         configuration, config_store, settings, node.rpc, audit_reporting=service.audit_reporting, served=service._served
                     )
                 )
-                node.dispatcher.add(RoutesRpc(configuration, node.directory, requests.read_spending))
+                node.dispatcher.add(PolicyRpc(configuration, config_store, node.rpc, service.audit_reporting))
+                node.dispatcher.add(RoutesRpc(configuration, node.directory, requests.read_spending, ledger.price_of))
                 service.watch_workers()
                 node.tasks.create_task(configuration.watch())
                 node.tasks.create_task(service.callers.watch())
@@ -326,7 +328,7 @@ class GatewayService:
         models = self._catalogue(caller)
         if models or caller is None:
             return gateway.ServedModels(models)
-        workers = worker_choice.open_to(caller.tenant_id, self._node.directory.entries(Role.WORKER), self._read_config().privacy)
+        workers = policies.open_to(caller.tenant_id, self._read_config().policies.of(caller), self._node.directory.entries(Role.WORKER))
         return gateway.ServedModels((), "" if any(not worker.why_not for worker in workers) else routing.reasons(workers))
 
     @serves(gateway.list_nodes)
@@ -343,10 +345,11 @@ class GatewayService:
         """Return the models for this caller; for an anonymous one, those that everybody may use."""
         tenant = _ANONYMOUS if caller is None else caller.tenant_id
         config = self._read_config()
-        served = routing.catalogue(worker_choice.open_to(tenant, self._node.directory.usable(Role.WORKER), config.privacy), config.names)
-        return (
-            served if caller is None else tuple(model for model in served if prompt_admission.is_listed(caller, model.name, config.names))
-        )
+        policy = config.policies.find(None) if caller is None else config.policies.of(caller)
+        names = config.names_for(policy)
+        workers = policies.open_to(tenant, policy, self._node.directory.usable(Role.WORKER))
+        served = routing.catalogue(workers, names, policy.allows_name)
+        return served if caller is None else tuple(model for model in served if prompt_admission.is_listed(caller, model.name, names))
 
     def _served(self) -> tuple[ModelName, ...]:
         return routing.served(self._node.directory.usable(Role.WORKER), self._read_config().names)

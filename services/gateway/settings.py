@@ -16,6 +16,7 @@ from shared import client_address, node
 from shared.api import service_settings as api
 from shared.api.ledger import MICRO
 from shared.config import Port, Variable
+from shared.config_documents import Provider
 from shared.node.settings import list_settings
 from shared.rpc import RpcCall, serves
 from shared.types import ModelName, Tier
@@ -118,6 +119,12 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             " labeled trusted=yes by their ticket. A machine labeled shared=no always serves only its owner" + _SEEDS,
         ),
     ] = "group"
+    external_providers: Annotated[
+        tuple[Provider, ...],
+        Variable(
+            "EXTERNAL_PROVIDERS", "providers that may get prompts, by name; * for all. `make up` names those of your upstreams" + _SEEDS
+        ),
+    ] = ()
     request_timeout_seconds: Annotated[float, Meta(gt=0, le=3600), Variable("REQUEST_TIMEOUT_SECONDS", "time limit for a request")] = 300
 
     def plans(self) -> dict[Tier, TierPlan]:

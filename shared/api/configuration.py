@@ -1,181 +1,16 @@
 """gateway: the configuration as versioned documents, which administrators apply, compare and roll back while the mesh runs."""
 
 from datetime import datetime
-from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated
 
-import msgspec
 from msgspec import Meta
 
 from shared.api.method import PEOPLE, Body, Method
-from shared.types import MicroCredits, Tier
+from shared.config_documents import ConfigKind, PolicyDocument, ServedName, Sticky, TokenCount
+from shared.types import KeyId, MicroCredits, TenantId, Tier
 
-MAX_ROUTES = 500
-MAX_TARGETS = 20
 #: Of one file: a message of the mesh has up to 1 MiB.
 MAX_FILE_BYTES = 960 * 1024
-#: Of all bodies as JSON, so that they fit into one message as YAML.
-MAX_CONFIG_BYTES = 512 * 1024
-#: The only document of the kind ``default_model``.
-DEFAULT_MODEL = "default"
-#: The policy that applies to everybody.
-MESH_POLICY = "mesh"
-#: The value for no limit.
-UNLIMITED: Literal["unlimited"] = "unlimited"
-
-#: A name in the configuration: the public name of a model or another document.
-DocumentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}\Z")]
-ServedName = Annotated[str, Meta(min_length=1, max_length=200)]
-TokenCount = Annotated[int, Meta(ge=0, le=10**9)]
-Limit = Annotated[int, Meta(ge=1, le=10**12)] | Literal["unlimited"]
-Credits = Annotated[int, Meta(ge=0, le=10**12)] | Literal["unlimited"]
-#: Credits with at most six decimals, as text or as a number.
-Money = Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?\Z")] | Annotated[float, Meta(ge=0, lt=10**6)]
-
-
-class ConfigKind(StrEnum):
-    ROUTE = "route"
-    POLICY = "policy"
-    PLAN = "plan"
-    MODEL_LIMIT = "model_limit"
-    DEFAULT_MODEL = "default_model"
-    UPSTREAM_PRICE = "upstream_price"
-
-
-class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """The body of a document. Fields are written as here, in files and on the wire."""
-
-
-class TargetConditions(Document, frozen=True):
-    """Which requests a target takes. A missing field is no condition."""
-
-    #: Estimated, a token for every three bytes.
-    min_prompt_tokens: TokenCount | None = None
-    max_prompt_tokens: TokenCount | None = None
-    #: Whether the request has tools.
-    tools: bool | None = None
-    #: Whether the request has a response format.
-    response_format: bool | None = None
-    #: Any of these; empty for all.
-    tiers: tuple[Tier, ...] = ()
-    #: Names of API keys; empty for all callers.
-    keys_named: Annotated[tuple[str, ...], Meta(max_length=100)] = ()
-
-
-class TargetDocument(Document, frozen=True):
-    #: Unique within its route.
-    name: DocumentName
-    #: A served model, never a route.
-    model: ServedName
-    #: Percent of the conversations, users or organizations that start here, with at most two decimals. The shares of a route sum up to 100.
-    share: Annotated[float, Meta(ge=0, le=100)] | None = None
-    #: Tried after the drawn target, lowest first. A target without an order is no fallback.
-    order: Annotated[int, Meta(ge=0, le=100)] | None = None
-    when: TargetConditions | None = None
-    #: Upstream money for a UTC day, over all gateways. Its model needs an upstream price.
-    daily_ceiling: Money | None = None
-
-
-class Sticky(StrEnum):
-    """What stays at the target that was drawn for it."""
-
-    CONVERSATION = "conversation"
-    USER = "user"
-    ORGANIZATION = "organization"
-    REQUEST = "request"
-
-
-class RouteDocument(Document, frozen=True):
-    """What runs under one public model name."""
-
-    targets: Annotated[tuple[TargetDocument, ...], Meta(min_length=1, max_length=MAX_TARGETS)]
-    sticky: Sticky = Sticky.CONVERSATION
-    #: Take the next target if the wait at one is longer; None: wait.
-    spill_after_seconds: Annotated[float, Meta(ge=0, le=600)] | None = None
-    #: target: callers pay the price of the model that answered; route: that of the route's name.
-    price: Literal["target", "route"] = "target"
-    #: A target, or a model with an upstream price: what internal answers would have cost there.
-    compare_cost_with: ServedName | None = None
-
-    @property
-    def is_alias(self) -> bool:
-        """Whether it only gives a served model another name."""
-        return self == RouteDocument(targets=(TargetDocument(name=self.targets[0].name, model=self.targets[0].model),))
-
-
-class PolicyDocument(Document, frozen=True, omit_defaults=False):
-    #: group: prompts run on every enrolled machine; trusted: on the operator's machines, the user's own, and those labeled trusted=yes.
-    machines: Literal["group", "trusted"] = "group"
-    #: Whether callers may name served models that no route names.
-    direct_models: bool = True
-
-
-class PlanDocument(Document, frozen=True):
-    """The limits of a tier. A missing number is the tier's built-in default."""
-
-    requests_per_hour: Limit | None = None
-    requests_per_minute: Limit | None = None
-    tokens_per_minute: Limit | None = None
-    #: Concurrent requests of one user.
-    concurrency: Limit | None = None
-    #: Per month.
-    credits: Credits | None = None
-
-
-class ModelLimitDocument(Document, frozen=True):
-    """The limits of a public model over all its callers. A missing number is no limit."""
-
-    requests_per_hour: Limit | None = None
-    requests_per_minute: Limit | None = None
-    tokens_per_minute: Limit | None = None
-    concurrency: Limit | None = None
-
-
-class DefaultModelDocument(Document, frozen=True):
-    """The model of requests that name none."""
-
-    model: ServedName
-
-
-class UpstreamPriceDocument(Document, frozen=True):
-    """What a provider asks for a served model."""
-
-    #: For a million tokens.
-    input: Money
-    output: Money
-    #: For tokens of the prompt that the provider has cached; by default as ``input``.
-    cached_input: Money | None = None
-    #: For each request.
-    request: Money = 0.0
-
-
-#: The body of each kind, and the key of the file that holds its documents by name; ``default_model`` is only a name there.
-BODIES: dict[ConfigKind, type[Document]] = {
-    ConfigKind.ROUTE: RouteDocument,
-    ConfigKind.POLICY: PolicyDocument,
-    ConfigKind.PLAN: PlanDocument,
-    ConfigKind.MODEL_LIMIT: ModelLimitDocument,
-    ConfigKind.DEFAULT_MODEL: DefaultModelDocument,
-    ConfigKind.UPSTREAM_PRICE: UpstreamPriceDocument,
-}
-SECTIONS: dict[str, ConfigKind] = {
-    "routes": ConfigKind.ROUTE,
-    "policies": ConfigKind.POLICY,
-    "plans": ConfigKind.PLAN,
-    "model_limits": ConfigKind.MODEL_LIMIT,
-    "default_model": ConfigKind.DEFAULT_MODEL,
-    "upstream_prices": ConfigKind.UPSTREAM_PRICE,
-}
-#: Kinds whose documents have fixed names.
-FIXED_NAMES: dict[ConfigKind, tuple[str, ...]] = {
-    ConfigKind.POLICY: (MESH_POLICY,),
-    ConfigKind.PLAN: tuple(Tier),
-    ConfigKind.DEFAULT_MODEL: (DEFAULT_MODEL,),
-}
-
-
-# --- messages -----------------------------------------------------------------------------------------------------------
-
 MAX_NOTE_CHARACTERS = 500
 
 Note = Annotated[str, Meta(max_length=MAX_NOTE_CHARACTERS)]
@@ -328,6 +163,9 @@ class TryRoute(Body, frozen=True):
     response_format: bool = False
     tier: Tier = Tier.FREE
     key_name: str | None = None
+    #: Whose policy applies; None for the default one.
+    organization: TenantId | None = None
+    key: KeyId | None = None
 
 
 class TriedTarget(Body, frozen=True, omit_defaults=False):
@@ -349,6 +187,54 @@ class TriedRoute(Body, frozen=True, omit_defaults=False):
     refused: int
 
 
+#: mesh, default, organization:ID or key:ID.
+PolicyName = Annotated[str, Meta(max_length=60, pattern=r"^(mesh|default|(organization|key):[0-9a-f-]{36})\Z")]
+
+
+class GetPolicy(Body, frozen=True):
+    name: PolicyName
+
+
+class PolicyState(Body, frozen=True, omit_defaults=False):
+    name: str
+    #: 0 if there has never been one.
+    version: int
+    #: None if there is none.
+    policy: PolicyDocument | None
+    #: Whether the caller may change it.
+    may_change: bool
+
+
+class SetPolicy(Body, frozen=True):
+    name: PolicyName
+    #: None removes it.
+    policy: PolicyDocument | None
+    #: Refuse with already_exists unless this is the current version; None for any.
+    expected_version: int | None = None
+    note: Note = ""
+
+
+class ExplainPolicy(Body, frozen=True):
+    """Explain what applies to requests of an organization, or of one of its keys; by default to the caller's."""
+
+    organization: TenantId | None = None
+    key: KeyId | None = None
+
+
+class PolicyRule(Body, frozen=True, omit_defaults=False):
+    """A rule that applies, after all levels."""
+
+    rule: str
+    #: For people.
+    value: str
+    #: The levels behind it: mesh, default, organization, key, or built-in.
+    levels: tuple[str, ...]
+
+
+class PolicyExplanation(Body, frozen=True):
+    rules: tuple[PolicyRule, ...]
+
+
 apply_config = Method("gateway.applyConfig", ApplyConfig, AppliedConfig, callers=PEOPLE)
 export_config = Method("gateway.exportConfig", ExportConfig, ExportedConfig, callers=PEOPLE)
 list_config_versions = Method("gateway.listConfigVersions", ListConfigVersions, ConfigVersions, callers=PEOPLE)
@@ -356,3 +242,6 @@ rollback_config = Method("gateway.rollbackConfig", RollbackConfig, AppliedConfig
 import_environment = Method("gateway.importEnvironment", ImportEnvironment, AppliedConfig, callers=PEOPLE)
 list_routes = Method("gateway.listRoutes", ListRoutes, RouteStates, callers=PEOPLE)
 try_route = Method("gateway.tryRoute", TryRoute, TriedRoute, callers=PEOPLE)
+get_policy = Method("gateway.getPolicy", GetPolicy, PolicyState, callers=PEOPLE)
+set_policy = Method("gateway.setPolicy", SetPolicy, PolicyState, callers=PEOPLE)
+explain_policy = Method("gateway.explainPolicy", ExplainPolicy, PolicyExplanation, callers=PEOPLE)

@@ -74,6 +74,8 @@ class EmbeddingRequest(Body, frozen=True):
     #: None: the default model.
     model: ModelName | None = None
     dimensions: int | None = None
+    #: Keep the texts from providers, even if policies allow them.
+    forbid_external: bool = False
 
 
 class RequestEmbeddings(Body, frozen=True):

@@ -26,6 +26,8 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True):
     model: ModelName | None = None
     #: Conversations with the same id stay at one target of a route; None: recognized by their first messages.
     conversation_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CONVERSATION_CHARACTERS)] | None = None
+    #: Keep the prompt from providers, even if policies allow them.
+    forbid_external: bool = False
 
 
 class Auth(Body, frozen=True):

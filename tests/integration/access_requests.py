@@ -31,9 +31,9 @@ from shared.api import (
     service_settings,
     usage_report,
 )
-from shared.api.configuration import ConfigKind
 from shared.api.gateway import InferenceRequest
 from shared.api.method import Method, StreamMethod
+from shared.config_documents import ConfigKind
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
 
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]

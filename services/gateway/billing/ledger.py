@@ -26,7 +26,7 @@ from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
 from shared import amounts, errors
 from shared.api.auth import Principal
 from shared.api.inference import Receipt
-from shared.api.ledger import MICRO, LedgerReport
+from shared.api.ledger import MICRO, LedgerReport, ModelPrice
 from shared.node import lifecycle
 from shared.telemetry import Metrics, logs
 from shared.types import MicroCredits, ModelName, NodeId, RequestId
@@ -140,6 +140,9 @@ class Ledger:
 
     def plan_of(self, principal: Principal) -> TierPlan:
         return tiers.plan_of(self._read_config().limits.plans, principal.tier, shares_limits=principal.founder_id is not None)
+
+    def price_of(self, model: ModelName) -> ModelPrice:
+        return self._prices.find(model).price
 
     async def reserve(self, principal: Principal, request_id: RequestId, bounds: CostBounds) -> HeldCredits:
         """Reserve the maximum cost at the dearest model. Models that the credits don't cover in full are left out, the dearest first; only

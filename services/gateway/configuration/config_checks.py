@@ -1,19 +1,23 @@
 """Checks what the types of documents can't say: within a document, and between documents. Pure."""
 
 from collections.abc import Collection, Iterator, Mapping
+from uuid import UUID
 
 import msgspec
 
 from services.gateway.config_snapshot import DocumentKey
 from services.gateway.limits import upstream_prices
 from services.gateway.scheduling import route_choice
-from shared.api.configuration import (
+from shared.config_documents import (
     FIXED_NAMES,
     MAX_CONFIG_BYTES,
+    MAX_POLICIES,
     MAX_ROUTES,
+    NAME_PREFIXES,
     ConfigKind,
     DefaultModelDocument,
     Document,
+    PolicyDocument,
     RouteDocument,
     UpstreamPriceDocument,
 )
@@ -23,9 +27,19 @@ from shared.types import ModelName
 _ROUNDING = 1e-6
 
 
-def fixed_names(kind: ConfigKind) -> tuple[str, ...]:
-    """Return the only names of this kind; empty if any name is allowed."""
-    return FIXED_NAMES.get(kind, ())
+def describe_names(kind: ConfigKind, name: str) -> str:
+    """Return the names that documents of this kind may have, for people; empty if ``name`` is one."""
+    fixed, prefixes = FIXED_NAMES.get(kind, ()), NAME_PREFIXES.get(kind, ())
+    if not fixed or name in fixed or any(name.startswith(prefix) and _is_id(name.removeprefix(prefix)) for prefix in prefixes):
+        return ""
+    return " or ".join((*fixed, *(f"{prefix}ID" for prefix in prefixes)))
+
+
+def _is_id(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
 
 
 def check_body(body: Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -62,6 +76,9 @@ def check_together(documents: Mapping[DocumentKey, Document]) -> Iterator[str]:
     size = sum(len(msgspec.json.encode(body)) for body in documents.values())
     if size > MAX_CONFIG_BYTES:
         yield f"the configuration would have {size} bytes as JSON; the limit is {MAX_CONFIG_BYTES}"
+    policies = sum(isinstance(body, PolicyDocument) for body in documents.values())
+    if policies > MAX_POLICIES:
+        yield f"policies: there would be {policies}; the limit is {MAX_POLICIES}"
     if len(routes) > MAX_ROUTES:
         yield f"routes: there would be {len(routes)}; the limit is {MAX_ROUTES}"
     for name, route in routes.items():

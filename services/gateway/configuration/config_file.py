@@ -17,7 +17,8 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from services.gateway.config_snapshot import DocumentKey
 from services.gateway.configuration import config_checks
 from shared import errors, yaml_text
-from shared.api.configuration import BODIES, DEFAULT_MODEL, SECTIONS, ConfigDocument, ConfigKind, Document, DocumentName
+from shared.api.configuration import ConfigDocument
+from shared.config_documents import BODIES, DEFAULT_MODEL, SECTIONS, ConfigKind, Document, DocumentName
 
 #: Of the program, which has no reason to take longer than 2 s for a whole file.
 _SECONDS = 20.0
@@ -117,9 +118,8 @@ def _written(path: Path) -> str:
 
 
 def _name_mistakes(path: Path, kind: ConfigKind, name: str) -> Iterator[tuple[Path, str]]:
-    if allowed := config_checks.fixed_names(kind):
-        if name not in allowed:
-            yield path, f"there is no {kind.value} {name[:100]!r}; use {' or '.join(allowed)}"
+    if allowed := config_checks.describe_names(kind, name):
+        yield path, f"there is no {kind.value} {name[:100]!r}; use {allowed}"
         return
     try:
         msgspec.convert(name, DocumentName)

@@ -15,7 +15,7 @@ from services.gateway.settings import GatewaySettings
 from shared import errors, yaml_text
 from shared.api import business
 from shared.api import configuration as api
-from shared.api.configuration import BODIES, ConfigKind, Document, RouteDocument
+from shared.config_documents import BODIES, ConfigKind, Document, RouteDocument
 from shared.rpc import RpcCall, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import ModelName

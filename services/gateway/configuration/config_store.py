@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
-from shared.api.configuration import BODIES, ConfigKind, Document
+from shared.config_documents import BODIES, ConfigKind, Document
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
 from shared.telemetry import logs

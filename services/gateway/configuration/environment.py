@@ -7,12 +7,14 @@ import msgspec
 from services.gateway import config_snapshot
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.settings import GatewaySettings
-from shared.api.configuration import (
+from shared.config_documents import (
     DEFAULT_MODEL,
+    DEFAULT_POLICY,
     MESH_POLICY,
     ConfigKind,
     DefaultModelDocument,
     Document,
+    Machines,
     PolicyDocument,
     RouteDocument,
     TargetDocument,
@@ -24,10 +26,10 @@ ENVIRONMENT = "environment"
 _TARGET = "main"
 _SETTING = {
     ConfigKind.ROUTE: "MODEL_ALIASES",
-    ConfigKind.POLICY: "ROUTING_POLICY",
     ConfigKind.MODEL_LIMIT: "MODEL_LIMITS",
     ConfigKind.DEFAULT_MODEL: "DEFAULT_MODEL",
 }
+_POLICY_SETTINGS = {MESH_POLICY: "ROUTING_POLICY or EXTERNAL_PROVIDERS", DEFAULT_POLICY: "EXTERNAL_PROVIDERS"}
 
 #: The settings that become documents, with their defaults.
 _DEFAULTS = {
@@ -44,6 +46,7 @@ _DEFAULTS = {
         "model_aliases",
         "default_model",
         "routing_policy",
+        "external_providers",
     }
 }
 
@@ -57,7 +60,10 @@ def read_documents(settings: GatewaySettings) -> dict[DocumentKey, Document]:
     documents |= {(ConfigKind.MODEL_LIMIT, model): config_snapshot.limit_document(plan) for model, plan in settings.model_plans().items()}
     if settings.default_model:
         documents[ConfigKind.DEFAULT_MODEL, DEFAULT_MODEL] = DefaultModelDocument(model=settings.default_model)
-    documents[ConfigKind.POLICY, MESH_POLICY] = PolicyDocument(machines=settings.routing_policy)
+    documents[ConfigKind.POLICY, MESH_POLICY] = PolicyDocument(
+        machines=Machines(settings.routing_policy), external=settings.external_providers
+    )
+    documents[ConfigKind.POLICY, DEFAULT_POLICY] = PolicyDocument(external=settings.external_providers)
     return documents
 
 
@@ -80,5 +86,5 @@ def ignored_settings(settings: GatewaySettings, current: Mapping[DocumentKey, St
     for key, body in read_documents(settings).items():
         stored, (kind, name) = current.get(key), key
         if stored is not None and stored.origin != ENVIRONMENT and stored.body != body and body != defaults.get(key):
-            setting = f"TIER_{name.upper()}" if kind is ConfigKind.PLAN else _SETTING[kind]
+            setting = _POLICY_SETTINGS[name] if kind is ConfigKind.POLICY else _SETTING.get(kind, f"TIER_{name.upper()}")
             yield f"{setting} is ignored for {kind.value} {name}, which was edited (version {stored.version})"

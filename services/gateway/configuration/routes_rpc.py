@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
+from uuid import UUID
 
 from services.gateway import node_interface
 from services.gateway.configuration.live_configuration import LiveConfiguration
@@ -12,22 +13,32 @@ from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.route_choice import DroppedTarget, DropReason, RequestFacts, Route, RouteDecision, RouteTarget
 from shared import errors
 from shared.api import configuration as api
-from shared.api.configuration import ConfigKind, RouteDocument
+from shared.api.ledger import ModelPrice
+from shared.config_documents import ConfigKind, RouteDocument
 from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcCall, serves
-from shared.types import MicroCredits, ModelName, Role
+from shared.types import MicroCredits, ModelName, Role, TenantId
 
 #: Route and target -> what it has cost upstream today, and what running requests hold.
 TargetsSpending = Mapping[tuple[str, str], tuple[MicroCredits, MicroCredits]]
 ReadSpending = Callable[[], Awaitable[TargetsSpending]]
+#: Owns no machine.
+_NOBODY = TenantId(UUID(int=0))
 _NO_SPENDING = (MicroCredits(0), MicroCredits(0))
 
 
 class RoutesRpc:
-    def __init__(self, live: LiveConfiguration, nodes: node_interface.NodeDirectory, read_spending: ReadSpending) -> None:
+    def __init__(
+        self,
+        live: LiveConfiguration,
+        nodes: node_interface.NodeDirectory,
+        read_spending: ReadSpending,
+        price_of: Callable[[ModelName], ModelPrice],
+    ) -> None:
         self._live = live
         self._nodes = nodes
         self._read_spending = read_spending
+        self._price_of = price_of
 
     @serves(api.list_routes)
     async def list_routes(self, _request: api.ListRoutes, _call: RpcCall) -> api.RouteStates:
@@ -43,7 +54,9 @@ class RoutesRpc:
             raise errors.NotFound(f"there is no route {request.name!r}", hint="see `aicli admin routes list`")
         name, version, document = found
         route = route_choice.compile_route(name, version, document)
-        offered = route_choice.served_models(self._nodes.usable(Role.WORKER))
+        policy = self._live.current().policies.find(request.organization, request.key)
+        tenant = request.organization or _NOBODY
+        offered = route_choice.served_models(self._nodes.usable(Role.WORKER), tenant, policy.placement)
         facts = RequestFacts(
             unit=b"",
             prompt_tokens=request.prompt_tokens,
@@ -53,7 +66,13 @@ class RoutesRpc:
             tier=request.tier,
             key_name=request.key_name,
         )
-        decision = route_choice.choose(route, facts, offered.get, lambda _model: True)
+
+        def find_refusal(model: ModelName) -> DropReason | None:
+            if not policy.allows_name(name):
+                return DropReason.POLICY_MODEL
+            return route_choice.find_refusal(policy, model, self._price_of(ModelName(name) if route.has_own_price else model))
+
+        decision = route_choice.choose(route, facts, offered.get, find_refusal)
         decision = _without_exhausted(decision, await self._read_spending())
         # Up to 20 ms, which would stop the event loop.
         drawn = await asyncio.to_thread(_draw, route, request.count)

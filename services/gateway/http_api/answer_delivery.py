@@ -25,7 +25,7 @@ async def answer(
         call.expect_events(form.failed)
     repeat = read_repeat(call)
     async with deduplicated.run(
-        call.caller, with_conversation(call, request), seconds=seconds, repeat=repeat, whole=True, cache=call.cache_request, streamed=stream
+        call.caller, with_headers(call, request), seconds=seconds, repeat=repeat, whole=True, cache=call.cache_request, streamed=stream
     ) as reply:
         await send_chunks(call, reply, form, stream=stream, after=0 if repeat.rest is None else repeat.rest.after)
     # The row is written before the caller learns how the request ended.
@@ -36,10 +36,11 @@ async def answer(
         await call.answer(form.whole(reply.result))
 
 
-def with_conversation(call: HttpCall, request: InferenceRequest) -> InferenceRequest:
-    """Add the conversation that `X-Conversation-Id` names. Raises BadRequest for an invalid id."""
-    conversation_id = call.conversation_id
-    return request if conversation_id is None else msgspec.structs.replace(request, conversation_id=conversation_id)
+def with_headers(call: HttpCall, request: InferenceRequest) -> InferenceRequest:
+    """Add what `X-Conversation-Id` and `X-Aimesh-External` say. Raises BadRequest for invalid values."""
+    if (conversation_id := call.conversation_id) is not None:
+        request = msgspec.structs.replace(request, conversation_id=conversation_id)
+    return msgspec.structs.replace(request, forbid_external=True) if call.forbids_external else request
 
 
 def read_repeat(call: HttpCall) -> RepeatedRequest:
@@ -82,7 +83,7 @@ def headers(reply: InferenceReply[Any, Any]) -> Headers:
     found: Headers = [] if reply.allowance is None else http_errors.allowance_headers(reply.allowance)
     if reply.clamped_to is not None:
         found.append((b"x-budget-clamped", b"%d" % reply.clamped_to))
-    if (route := reply.route) is not None:
+    if (route := reply.shown_route) is not None:
         found.append((b"x-aimesh-route", f"{route.route}@{route.version}".encode()))
         if route.variant is not None:
             found.append((b"x-aimesh-variant", route.variant.encode()))

@@ -141,6 +141,16 @@ class HttpCall:
         return found
 
     @property
+    def forbids_external(self) -> bool:
+        """Whether `X-Aimesh-External: forbid` keeps the prompt from providers. Raises BadRequest for another value."""
+        found = self._headers.get(b"x-aimesh-external")
+        if found is None:
+            return False
+        if found.strip().lower() != b"forbid":
+            raise BadField("X-Aimesh-External", "must be forbid, or absent")
+        return True
+
+    @property
     def last_event_id(self) -> str | None:
         """Raises BadRequest like ``idempotency_key``."""
         return self._token(b"last-event-id", "Last-Event-ID")

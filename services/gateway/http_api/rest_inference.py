@@ -203,6 +203,7 @@ class RestInference:
 
     async def _embed(self, call: HttpCall, request: embedding.EmbeddingRequest) -> None:
         vectors: list[msgspec.Raw] = []
+        request = msgspec.structs.replace(request, forbid_external=call.forbids_external)
         running = self._deduplicated.embed(call.caller, request, seconds=self._request_seconds, key=call.idempotency_key)
         async with running as reply:
             call.add_headers(answer_delivery.headers(reply))

@@ -26,8 +26,8 @@ class RepeatedAnswerFacts(Protocol):
     def began_at(self) -> datetime: ...
 
     @property
-    def route(self) -> RouteUse | None:
-        """The route that serves it; None without one, and for a stored answer."""
+    def shown_route(self) -> RouteUse | None:
+        """The route that serves it, as the caller may see it; None without one, and for a stored answer."""
 
     @property
     def allowance(self) -> TightestLimit | None:
@@ -92,8 +92,8 @@ class AnswerReader(Generic[Head, Piece, End]):
         return self._head.began_at
 
     @property
-    def route(self) -> RouteUse | None:
-        return self._head.route
+    def shown_route(self) -> RouteUse | None:
+        return self._head.shown_route
 
     @property
     def allowance(self) -> TightestLimit | None:

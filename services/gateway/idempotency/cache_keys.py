@@ -53,6 +53,8 @@ class CacheQuestion:
     config: ModelConfig
     #: Digest of the model file; empty if unknown or if workers differ.
     digest: str = ""
+    #: Providers that may have answered it: an external answer is not for callers whose policy forbids the provider.
+    external: tuple[str, ...] = ()
 
 
 def read_headers(cache_control: str | None, x_cache: str | None) -> CacheRequest:
@@ -79,7 +81,7 @@ def is_deterministic(sampling: Sampling) -> bool:
 
 def name(question: CacheQuestion, secret: str) -> str:
     """Return the cache key. It differs for every tenant and reveals neither tenant nor content."""
-    content = _encoder.encode((str(question.tenant), question.digest, question.prompt))
+    content = _encoder.encode((str(question.tenant), question.digest, question.external, question.prompt))
     return PREFIX + hmac.new(secret.encode(), b"answer:" + content + canonical(question.config), hashlib.sha256).hexdigest()
 
 

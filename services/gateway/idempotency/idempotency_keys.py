@@ -123,7 +123,7 @@ class KeptAnswer(msgspec.Struct, Generic[Piece, End], frozen=True, array_like=Tr
     problem: Problem | None = None
 
     @property
-    def route(self) -> None:
+    def shown_route(self) -> None:
         """None: not stored."""
 
     @property

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from shared.api.configuration import UpstreamPriceDocument
 from shared.api.generation import Usage
 from shared.api.ledger import MICRO
+from shared.config_documents import UpstreamPriceDocument
 from shared.types import MicroCredits, ModelName
 
 _NOTHING = MicroCredits(0)

@@ -66,7 +66,8 @@ class OpenAiEmbeddings:
     async def _embed(self, call: HttpCall) -> None:
         body = read(call.body)
         encoded: list[msgspec.Raw] = []
-        running = self._deduplicated.embed(call.caller, to_request(body), seconds=self._request_seconds, key=call.idempotency_key)
+        request = msgspec.structs.replace(to_request(body), forbid_external=call.forbids_external)
+        running = self._deduplicated.embed(call.caller, request, seconds=self._request_seconds, key=call.idempotency_key)
         async with running as reply:
             call.add_headers(answer_delivery.headers(reply))
             async for _, vectors in reply:

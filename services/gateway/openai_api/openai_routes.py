@@ -125,7 +125,7 @@ class OpenAi:
             call.expect_events(form.failed)
         async with self._deduplicated.run(
             call.caller,
-            answer_delivery.with_conversation(call, request),
+            answer_delivery.with_headers(call, request),
             seconds=seconds,
             repeat=repeat,
             whole=True,

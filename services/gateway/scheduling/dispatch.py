@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from services.gateway import node_interface
-from services.gateway.scheduling import candidates, worker_choice
+from services.gateway.scheduling import candidates, policies, worker_choice
 from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.fair_queue import ModelQueue, QueueSettings
 from services.gateway.scheduling.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport
+from services.gateway.scheduling.policies import Placement
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import HeldClaims
 from services.gateway.scheduling.worker_choice import EligibleWorkers
@@ -69,7 +70,7 @@ class Dispatch:
         self._directory = directory
         self._rng = rng
         self._rules = rules or QueueSettings()
-        self._workers = EligibleWorkers(directory, self.worker_stats, self._rules.read_policy, clock)
+        self._workers = EligibleWorkers(directory, self.worker_stats, clock)
         self._metrics = metrics or Metrics("gateway")
         self._name = name
         self._queues: dict[ModelName, ModelQueue[QueuedRequest]] = {}
@@ -107,7 +108,7 @@ class Dispatch:
         if row is None:
             return None
         waiter = _Waiter(requirements, self.clock())
-        model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), kind=requirements.tenant)
+        model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), kind=requirements.kind)
         return self._claim(waiter, row)
 
     async def find(self, requirements: WorkerRequirements) -> AsyncGenerator[WaitingRequests | Claim]:
@@ -144,12 +145,23 @@ class Dispatch:
             self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 1)
         except errors.Overloaded:
             # Workers may have arrived or become free since the last check.
-            if not model_queue.queue.has_waiting(requirements.limited_as, requirements.tenant):
+            if not model_queue.queue.has_waiting(requirements.limited_as, requirements.kind):
                 rows = self._workers.rows(requirements)
                 if worker_choice.choose_worker(requirements, rows, self._rng) is not None:
                     return
                 model_queue.slots = sum(row.capacity.slots for row in rows)
             self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 1)
+
+    def ensure_allowed(self, node: NodeId, requirements: WorkerRequirements) -> None:
+        """Raise NotReachable if the worker may not see the prompt, by what it announces now."""
+        worker = self._directory.find(node)
+        offers = () if worker is None else worker.announcement.models
+        for offer in offers:
+            if worker is not None and offer.name == requirements.model:
+                barrier = policies.barrier(requirements.tenant, requirements.placement, worker.announcement, offer)
+                if barrier is not None:
+                    why = policies.describe_barrier(barrier, requirements.placement, offer)
+                    raise errors.NotReachable(f"the worker {node[:8]}… {why}", hint="see `aicli policy explain`")
 
     def model_queue(self, model: ModelName) -> ModelQueue[QueuedRequest]:
         found = self._queues.get(model)
@@ -219,11 +231,11 @@ class Dispatch:
         """Add a request to the queue. Raises NotReachable and Overloaded immediately."""
         model_queue, waiter = self.model_queue(requirements.model), _Waiter(requirements, self.clock())
         urgent = requirements.digest is not None or bool(requirements.excluded)
-        if not urgent and model_queue.queue.has_waiting(requirements.limited_as, requirements.tenant):
+        if not urgent and model_queue.queue.has_waiting(requirements.limited_as, requirements.kind):
             # If a request of the same kind waits, no worker has room: refuse a flood before the expensive steps.
             self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 1)
         rows = self._workers.rows(requirements)
-        model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), urgent=urgent, kind=requirements.tenant)
+        model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), urgent=urgent, kind=requirements.kind)
         # Queued requests found no free slot, so room found now suits only this request, unless it was left to another gateway's request.
         is_first = urgent or len(model_queue.queue) == sum(model_queue.queue.local.values())
         if is_first and self._begin(waiter, rows):
@@ -379,9 +391,10 @@ def _ignore() -> None: ...
 
 
 #: Requests of one kind may run on the same workers.
-_Kind = tuple[str | None, frozenset[NodeId], TenantId | None]
+_Kind = tuple[str | None, frozenset[NodeId], Placement, TenantId | None]
 
 
 def _kind(requirements: WorkerRequirements, owners: Set[str]) -> _Kind:
     """Group requests by eligible workers; a tenant that owns a worker is its own kind."""
-    return requirements.digest, requirements.excluded, requirements.tenant if str(requirements.tenant) in owners else None
+    owner = requirements.tenant if str(requirements.tenant) in owners else None
+    return requirements.digest, requirements.excluded, requirements.placement, owner

@@ -8,12 +8,11 @@ returns is raised to the lowest of those waiting.
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from services.gateway.scheduling.routing import WorkerRequirements
-from services.gateway.scheduling.worker_choice import PromptPrivacy
+from services.gateway.scheduling.routing import QueuedKind, WorkerRequirements
 from shared import errors
 from shared.types import TenantId
 
@@ -24,12 +23,14 @@ OUTPUT_WEIGHT = 2
 MAX_TENANTS = 10_000
 
 Ticket = TypeVar("Ticket", bound=Hashable)
+#: Tenant, kind, and whether it resumes an answer.
+WaitingKey = tuple[TenantId, QueuedKind | None, bool]
 
 
 @dataclass(frozen=True, slots=True)
 class _QueuedTicket:
     tenant: TenantId
-    kind: Hashable
+    kind: QueuedKind | None
     cost: float
     number: int
     urgent: bool
@@ -45,8 +46,8 @@ class FairQueue(Generic[Ticket]):
 
     def __init__(self) -> None:
         self._queued: dict[Ticket, _QueuedTicket] = {}
-        #: This gateway's requests, by tenant and urgency.
-        self._local: Counter[tuple[TenantId, bool]] = Counter()
+        #: This gateway's requests, by tenant, kind and urgency.
+        self._local: Counter[WaitingKey] = Counter()
         #: In order of arrival; only tenants with waiting requests.
         self._waiting: dict[TenantId, dict[Ticket, None]] = {}
         self._urgent: dict[Ticket, None] = {}
@@ -67,13 +68,14 @@ class FairQueue(Generic[Ticket]):
         """Return the tenant's waiting requests without urgent ones."""
         return len(self._waiting.get(tenant, ()))
 
-    def has_waiting(self, tenant: TenantId, kind: Hashable) -> bool:
-        """Return whether a non-urgent request of this kind waits."""
-        return any(self._queued[ticket].kind == kind for ticket in self._waiting.get(tenant, ()))
+    def has_waiting(self, tenant: TenantId, kind: QueuedKind | None) -> bool:
+        """Return whether a non-urgent request of this kind waits at this gateway."""
+        waiting = (self._queued[ticket] for ticket in self._waiting.get(tenant, ()))
+        return any(queued.is_local and queued.kind == kind for queued in waiting)
 
     @property
-    def local(self) -> Mapping[tuple[TenantId, bool], int]:
-        """Return the number of this gateway's waiting requests by tenant and urgency."""
+    def local(self) -> Mapping[WaitingKey, int]:
+        """Return the number of this gateway's waiting requests by tenant, kind and urgency."""
         return self._local
 
     def counters(self) -> dict[TenantId, float]:
@@ -86,14 +88,14 @@ class FairQueue(Generic[Ticket]):
     # --- facts --------------------------------------------------------------------------------------------------------
 
     def enter(
-        self, tenant: TenantId, ticket: Ticket, cost: float, *, urgent: bool = False, is_local: bool = True, kind: Hashable = None
+        self, tenant: TenantId, ticket: Ticket, cost: float, *, urgent: bool = False, is_local: bool = True, kind: QueuedKind | None = None
     ) -> None:
         """Add a request, even if a slot is free. ``urgent`` requests resume an answer and come first. Requests that wait at another
         gateway are ordered, too, but not ``is_local``. A tenant's requests of one ``kind`` may run on the same workers."""
         self._arrivals += 1
         self._queued[ticket] = _QueuedTicket(tenant, kind, cost, self._arrivals, urgent, is_local)
         if is_local:
-            self._local[tenant, urgent] += 1
+            self._local[tenant, kind, urgent] += 1
         if urgent:
             self._urgent[ticket] = None
             return
@@ -107,9 +109,10 @@ class FairQueue(Generic[Ticket]):
         if (queued := self._queued.pop(ticket, None)) is None:
             return
         if queued.is_local:
-            self._local[queued.tenant, queued.urgent] -= 1
-            if not self._local[queued.tenant, queued.urgent]:
-                del self._local[queued.tenant, queued.urgent]
+            key = queued.tenant, queued.kind, queued.urgent
+            self._local[key] -= 1
+            if not self._local[key]:
+                del self._local[key]
         if queued.urgent:
             del self._urgent[ticket]
             return
@@ -177,7 +180,7 @@ class FairQueue(Generic[Ticket]):
         return len(self._urgent) + sum([min(len(waiting), own) for waiting in self._waiting.values()])
 
     def _first_of(self, tenant: TenantId, only_local: bool) -> Iterator[Ticket]:
-        seen = set[Hashable]()
+        seen = set[QueuedKind | None]()
         for ticket in self._waiting[tenant]:
             queued = self._queued[ticket]
             if queued.kind not in seen and (queued.is_local or not only_local):
@@ -256,7 +259,6 @@ def _moving_average(mean: float, newest: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
-    read_policy: Callable[[], PromptPrivacy] = lambda: PromptPrivacy.GROUP
     #: Longest wait for a worker.
     queue_seconds: float = 30.0
     #: Over all models. A mesh that completes fewer than 33 requests a second can't serve more within 30 s; with prompts of 16 KiB they

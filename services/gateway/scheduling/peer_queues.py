@@ -10,8 +10,9 @@ from typing import Protocol
 
 import msgspec
 
-from services.gateway.scheduling.fair_queue import ModelQueue
-from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.scheduling.fair_queue import ModelQueue, WaitingKey
+from services.gateway.scheduling.policies import ANYWHERE
+from services.gateway.scheduling.routing import QueuedKind, WorkerRequirements
 from shared import errors
 from shared.types import ModelName, NodeId, TenantId
 
@@ -35,6 +36,8 @@ class PeerWaiting(msgspec.Struct, array_like=True, frozen=True):
     ordinary: int = 0
     #: Requests that resume a started answer.
     urgent: int = 0
+    #: None from gateways of earlier versions.
+    kind: QueuedKind | None = None
 
 
 class Charge(msgspec.Struct, array_like=True, frozen=True):
@@ -94,6 +97,8 @@ class PeerTicket:
 
     gateway: str
     requirements: WorkerRequirements
+    #: As reported.
+    kind: QueuedKind | None
     urgent: bool
 
 
@@ -111,8 +116,8 @@ class _DelegatedSlot:
 class _UnsentReport:
     """Unsent changes for one model."""
 
-    #: Waiting requests by tenant and urgency, as of the last report.
-    reported: dict[tuple[TenantId, bool], int] = field(default_factory=dict)
+    #: Waiting requests, as of the last report.
+    reported: dict[WaitingKey, int] = field(default_factory=dict)
     whole_at: float = float("-inf")
     charges: dict[TenantId, float] = field(default_factory=dict)
     offers: list[PeerOffer] = field(default_factory=list)
@@ -128,7 +133,7 @@ class PeerQueues:
         self._unsent = _UnsentReport()
         self._last_report_at: dict[str, float] = {}
         #: Oldest first.
-        self._tickets: dict[str, dict[tuple[TenantId, bool], deque[PeerTicket]]] = {}
+        self._tickets: dict[str, dict[WaitingKey, deque[PeerTicket]]] = {}
         self._delegated: deque[_DelegatedSlot] = deque()
 
     @property
@@ -147,7 +152,7 @@ class PeerQueues:
     def delegate_slot(self, ticket: PeerTicket, worker: NodeId, now: float, *, is_ours: bool) -> None:
         """Leave a free slot to the gateway of ``ticket``. ``is_ours``: only this gateway knows that it is free."""
         tenant, queue = ticket.requirements.limited_as, self._model_queue.queue
-        self._tickets[ticket.gateway][tenant, ticket.urgent].remove(ticket)
+        self._tickets[ticket.gateway][tenant, ticket.kind, ticket.urgent].remove(ticket)
         queue.leave(ticket)
         # Charge it until the other gateway's report does, so that one tenant doesn't get several slots at once.
         cost = self._model_queue.cost(ticket.requirements)
@@ -166,11 +171,14 @@ class PeerQueues:
         changed = queue.local if whole else {key for key in {*reported, *queue.local} if reported.get(key, 0) != queue.local.get(key, 0)}
         if not (whole or changed or unsent.charges or unsent.offers):
             return None
-        tenants = {tenant for tenant, _ in changed}
+        kinds = {(tenant, kind) for tenant, kind, _ in changed}
         report = QueueReport(
             self._own_name,
             self._model,
-            tuple(PeerWaiting(tenant, queue.local.get((tenant, False), 0), queue.local.get((tenant, True), 0)) for tenant in tenants),
+            tuple(
+                PeerWaiting(tenant, queue.local.get((tenant, kind, False), 0), queue.local.get((tenant, kind, True), 0), kind)
+                for tenant, kind in kinds
+            ),
             whole,
             tuple(Charge(tenant, cost) for tenant, cost in unsent.charges.items()),
             tuple(Charge(tenant, cost) for tenant, cost in queue.counters().items()) if whole else (),
@@ -188,11 +196,11 @@ class PeerQueues:
             self._model_queue.queue.correct(charge.tenant, charge.cost - self._settle_charges(report.gateway, charge.tenant))
         tickets = self._tickets.setdefault(report.gateway, {})
         if report.whole:
-            for tenant, urgent in tickets.keys() - {(waiting.tenant, urgent) for waiting in report.waiting for urgent in (False, True)}:
-                self._set_waiting(report.gateway, tenant, urgent, 0)
+            for key in tickets.keys() - {(waiting.tenant, waiting.kind, urgent) for waiting in report.waiting for urgent in (False, True)}:
+                self._set_waiting(report.gateway, key, 0)
         for waiting in report.waiting:
-            self._set_waiting(report.gateway, waiting.tenant, False, waiting.ordinary)
-            self._set_waiting(report.gateway, waiting.tenant, True, waiting.urgent)
+            self._set_waiting(report.gateway, (waiting.tenant, waiting.kind, False), waiting.ordinary)
+            self._set_waiting(report.gateway, (waiting.tenant, waiting.kind, True), waiting.urgent)
         if report.gateway < self._own_name:
             self._align(report)
         return tuple(offer.worker for offer in report.offers if offer.to == self._own_name)
@@ -220,22 +228,25 @@ class PeerQueues:
         self._unsent = _UnsentReport()
 
     def _forget(self, gateway: str) -> None:
-        for tenant, urgent in list(self._tickets.get(gateway, ())):
-            self._set_waiting(gateway, tenant, urgent, 0)
+        for key in list(self._tickets.get(gateway, ())):
+            self._set_waiting(gateway, key, 0)
         self._tickets.pop(gateway, None)
 
-    def _set_waiting(self, gateway: str, tenant: TenantId, urgent: bool, count: int) -> None:
-        tickets_by_tenant = self._tickets[gateway]
-        tickets = tickets_by_tenant.setdefault((tenant, urgent), deque())
+    def _set_waiting(self, gateway: str, key: WaitingKey, count: int) -> None:
+        tenant, kind, urgent = key
+        tickets_by_key = self._tickets[gateway]
+        tickets = tickets_by_key.setdefault(key, deque())
         while len(tickets) > max(0, count):
             self._model_queue.queue.leave(tickets.popleft())
-        requirements = WorkerRequirements(self._model, tenant, tenant, 0, _UNKNOWN_TOKENS)
+        asking, placement = (tenant, ANYWHERE) if kind is None else (kind.tenant, kind.placement)
+        requirements = WorkerRequirements(self._model, asking, tenant, 0, _UNKNOWN_TOKENS, placement=placement)
         while len(tickets) < min(count, _MOST_WAITING):
-            ticket = PeerTicket(gateway, requirements, urgent)
+            ticket = PeerTicket(gateway, requirements, kind, urgent)
             tickets.append(ticket)
-            self._model_queue.queue.enter(tenant, ticket, self._model_queue.cost(requirements), urgent=urgent, is_local=False)
+            cost = self._model_queue.cost(requirements)
+            self._model_queue.queue.enter(tenant, ticket, cost, urgent=urgent, is_local=False, kind=kind)
         if not tickets:
-            del tickets_by_tenant[tenant, urgent]
+            del tickets_by_key[key]
 
     def _settle_charges(self, gateway: str, tenant: TenantId) -> float:
         """Clear and return the tenant's charges for slots delegated to that gateway."""

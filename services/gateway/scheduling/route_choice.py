@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from services.gateway.limits import upstream_prices
-from shared.api.configuration import RouteDocument, Sticky, TargetConditions, TargetDocument
+from services.gateway.scheduling import policies
+from services.gateway.scheduling.policies import Placement, Policy
+from shared.api.ledger import ModelPrice
+from shared.config_documents import ANY_PROVIDER, RouteDocument, Sticky, TargetConditions, TargetDocument
 from shared.protocol.directory import DirectoryEntry
-from shared.types import MicroCredits, ModelName, Tier
+from shared.types import MicroCredits, ModelName, TenantId, Tier
 
 #: All shares of a route, in hundredths of a percent.
 WHOLE = 10_000
@@ -25,8 +28,14 @@ _LEAST_OF_ESTIMATE = 0.5
 class DropReason(StrEnum):
     """Why a target is not used for a request."""
 
-    #: The key may not use its model.
+    #: The policy or the key does not allow its model.
     POLICY_MODEL = "policy_model"
+    #: Only workers of forbidden providers serve it.
+    POLICY_EXTERNAL = "policy_external"
+    #: Only machines that the policy does not allow serve it.
+    POLICY_MACHINES = "policy_machines"
+    #: It costs callers more than the policy allows.
+    PRICE_CEILING = "price_ceiling"
     CONDITION = "condition"
     NOT_SERVED = "not_served"
     #: It only embeds.
@@ -34,6 +43,10 @@ class DropReason(StrEnum):
     CONTEXT_TOO_SMALL = "context_too_small"
     #: It has cost what it may cost on this day.
     DAILY_CEILING = "daily_ceiling"
+
+
+#: No other target would do either.
+POLICY_REASONS = frozenset({DropReason.POLICY_MODEL, DropReason.POLICY_EXTERNAL, DropReason.POLICY_MACHINES, DropReason.PRICE_CEILING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +136,10 @@ class ModelFacts:
     """What the workers offer of one model."""
 
     #: The largest; 0 if unknown.
-    context_tokens: int
-    only_embeds: bool
+    context_tokens: int = 0
+    only_embeds: bool = False
+    #: Why the policy allows no worker that has it; None if it allows one.
+    forbidden: DropReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +159,26 @@ class RouteDecision:
     dropped: tuple[DroppedTarget, ...]
 
 
-def served_models(usable: Iterable[DirectoryEntry]) -> dict[ModelName, ModelFacts]:
-    """Return what these workers offer now."""
+_FORBIDDEN = {
+    policies.Barrier.PROVIDER: ModelFacts(forbidden=DropReason.POLICY_EXTERNAL),
+    policies.Barrier.MACHINES: ModelFacts(forbidden=DropReason.POLICY_MACHINES),
+}
+
+
+def served_models(usable: Iterable[DirectoryEntry], tenant: TenantId, placement: Placement) -> dict[ModelName, ModelFacts]:
+    """Return what these workers offer to the tenant now, and what they offer but the policy forbids."""
     found: dict[ModelName, ModelFacts] = {}
     for worker in usable:
         for offer in worker.announcement.models:
             if not offer.ready:
                 continue
             known = found.get(offer.name)
-            if known is None:
+            barrier = policies.barrier(tenant, placement, worker.announcement, offer)
+            if barrier is not None:
+                # Workers that serve only their owner don't count.
+                if known is None and barrier in _FORBIDDEN:
+                    found[offer.name] = _FORBIDDEN[barrier]
+            elif known is None or known.forbidden is not None:
                 found[offer.name] = ModelFacts(offer.context_tokens, offer.only_embeds)
             else:
                 # An unknown context may be the largest.
@@ -161,14 +187,47 @@ def served_models(usable: Iterable[DirectoryEntry]) -> dict[ModelName, ModelFact
     return found
 
 
+def find_forbidden(usable: Iterable[DirectoryEntry], model: ModelName, tenant: TenantId, placement: Placement) -> DropReason | None:
+    """Return why the policy allows none of the workers that have the model; None if it allows one, or if there is none."""
+    if placement == policies.ANYWHERE:
+        return None
+    offered = served_models(usable, tenant, placement).get(model)
+    return None if offered is None else offered.forbidden
+
+
+def find_refusal(policy: Policy, model: ModelName, price: ModelPrice) -> DropReason | None:
+    """Return why the policy forbids the model whatever its workers are."""
+    if not policy.allows_target(model):
+        return DropReason.POLICY_MODEL
+    return None if policy.allows_price(price) else DropReason.PRICE_CEILING
+
+
+def forbidding_levels(policy: Policy, reason: DropReason, model: ModelName) -> tuple[str, ...]:
+    """Return the levels of the policy that the reason comes from; empty if it is another reason."""
+    match reason:
+        case DropReason.POLICY_MODEL:
+            return tuple(allowed.level for allowed in policy.targets if not allowed.has(model))
+        case DropReason.POLICY_EXTERNAL:
+            return tuple(allowed.level for allowed in policy.external if ANY_PROVIDER not in allowed.names)
+        case DropReason.POLICY_MACHINES:
+            return (policy.machines.level,)
+        case DropReason.PRICE_CEILING:
+            return tuple(dict.fromkeys(most.level for most in (policy.max_input, policy.max_output) if most.value is not None))
+        case _:
+            return ()
+
+
 def choose(
-    route: Route, facts: RequestFacts, find_model: Callable[[ModelName], ModelFacts | None], may_use: Callable[[ModelName], bool]
+    route: Route,
+    facts: RequestFacts,
+    find_model: Callable[[ModelName], ModelFacts | None],
+    find_refusal: Callable[[ModelName], DropReason | None],
 ) -> RouteDecision:
-    """``find_model`` returns None for a model that nobody serves; ``may_use``: whether the caller's key may use the model."""
+    """``find_model`` returns None for a model that nobody serves; ``find_refusal``: why the caller may not use the model."""
     dropped: list[DroppedTarget] = []
     usable: list[RouteTarget] = []
     for target in route.targets:
-        reason = _why_not(target, facts, find_model(target.model)) if may_use(target.model) else DropReason.POLICY_MODEL
+        reason = find_refusal(target.model) or _why_not(target, facts, find_model(target.model))
         if reason is None:
             usable.append(target)
         else:
@@ -189,6 +248,8 @@ def _why_not(target: RouteTarget, facts: RequestFacts, offered: ModelFacts | Non
         return DropReason.CONDITION
     if offered is None:
         return DropReason.NOT_SERVED
+    if offered.forbidden is not None:
+        return offered.forbidden
     if facts.wants_answer and offered.only_embeds:
         return DropReason.LACKS_CAPABILITY
     if 0 < offered.context_tokens < facts.prompt_tokens * _LEAST_OF_ESTIMATE:

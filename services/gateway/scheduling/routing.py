@@ -1,10 +1,13 @@
 """Resolves the model that a request names, and describes what its worker must fulfill. Pure."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import msgspec
+
+from services.gateway.scheduling.policies import Placement
 from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.api.gateway import ServedModel
@@ -55,9 +58,19 @@ class ModelNames:
         return ModelName(self.aliases.get(name, name))
 
 
+class QueuedKind(msgspec.Struct, frozen=True, array_like=True):
+    """Requests of one kind may run on the same workers."""
+
+    tenant: TenantId
+    placement: Placement
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerRequirements:
     """What a request requires of its worker."""
+
+    #: Without a default, so that no caller can leave the policy out.
+    placement: Placement = field(kw_only=True)
 
     model: ModelName
     #: The tenant whose prompts the worker would see.
@@ -78,6 +91,10 @@ class WorkerRequirements:
     #: Longest wait in the queue.
     most_wait_seconds: float = math.inf
 
+    @property
+    def kind(self) -> QueuedKind:
+        return QueuedKind(self.tenant, self.placement)
+
 
 def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelName, ...]:
     """Return the served models, without routes: the default first, then by name; the synthetic one, those of external providers and
@@ -90,15 +107,20 @@ def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelN
     return tuple(sorted(found, key=lambda name: (name != default, name not in answering, name not in internal, name == _SYNTHETIC, name)))
 
 
-def catalogue(workers: Sequence[DirectoryEntry], names: ModelNames) -> tuple[ServedModel, ...]:
+def catalogue(
+    workers: Sequence[DirectoryEntry], names: ModelNames, allows: Callable[[str], bool] = lambda _name: True
+) -> tuple[ServedModel, ...]:
     """Return the routes, and the served models with their aliases; if only routes may be named, each alias as a model. The default is the
-    first."""
+    first. ``allows``: whether the caller may use this name."""
     found = served(workers, names)
     routes = [(ModelName(route.name), [model for model in found if model in route.models], ()) for route in names.routes.values()]
-    listed = [(model, [model], names.of(model)) for model in found if model not in names.routes]
-    if names.only_routes:
-        listed = [(ModelName(alias), models, ()) for _, models, aliases in listed for alias in aliases]
-    rows = [row for row in (*routes, *listed) if row[1]]
+    rows: list[tuple[ModelName, list[ModelName], tuple[str, ...]]] = [row for row in routes if row[1] and allows(row[0])]
+    for model in (model for model in found if model not in names.routes):
+        aliases = tuple(filter(allows, names.of(model)))
+        if allows(model) and not names.only_routes:
+            rows.append((model, [model], aliases))
+        else:
+            rows += ((ModelName(alias), [model], ()) for alias in aliases)
     rows.sort(key=lambda row: row[0] != names.default)
     return tuple(_served_model(workers, *row) for row in rows)
 
@@ -116,21 +138,29 @@ def _served_model(workers: Sequence[DirectoryEntry], name: ModelName, models: Se
     )
 
 
-def resolve(wanted: ModelName | None, workers: Sequence[DirectoryEntry], names: ModelNames, *, just_started: bool = False) -> ModelName:
+def resolve(
+    wanted: ModelName | None,
+    workers: Sequence[DirectoryEntry],
+    names: ModelNames,
+    *,
+    just_started: bool = False,
+    allows: Callable[[str], bool] = lambda _name: True,
+) -> ModelName:
     """Return the served model that ``wanted`` names. Another model is never substituted, but ``name:latest`` and ``name`` are the same.
 
-    ``workers`` are all known workers, gone ones included: they tell a missing worker from a misspelled model, unless this gateway has
-    ``just_started``. Raises UnknownModel, or NotReachable if the model may exist but no worker can run it now.
+    ``allows``: whether the caller may use this name; others don't exist for the caller. ``workers`` are all known workers, gone ones
+    included: they tell a missing worker from a misspelled model, unless this gateway has ``just_started``. Raises UnknownModel, or
+    NotReachable if the model may exist but no worker can run it now.
     """
     usable = [worker for worker in workers if not worker.why_not]
     models = served(usable, names)
-    shown = [name for model in models for name in names.of(model)] if names.only_routes else list(models)
+    shown = {name: model for model in models for name in _public_names(model, names, allows)}
     if wanted is None and names.default is None:
         if not shown:
             raise _no_worker(workers)
-        return names.resolve(ModelName(shown[0])) if names.only_routes else models[0]
+        return next(iter(shown.values()))
     requested = str(wanted or names.default)
-    meanings = _meanings(requested, names)
+    meanings = _meanings(requested, names) if any(map(allows, _spellings(requested))) else ()
     for model in meanings:
         if model in models:
             return model
@@ -139,16 +169,26 @@ def resolve(wanted: ModelName | None, workers: Sequence[DirectoryEntry], names: 
     for model in meanings:
         if absent := [worker for worker in workers if has_model(worker, model)]:
             raise errors.NotReachable(f"no worker can run {model} now: {reasons(absent)}", hint=_NO_WORKER_HINT)
+    if not meanings:
+        raise _unknown(requested, "", shown)
     model = names.resolve(ModelName(requested))
     if just_started:
         raise errors.NotReachable(
             f"no worker with the model {model!r} has been found yet: this gateway has just started", retry_after_seconds=1
         )
-    through = f" (which {requested!r} is an alias of)" if model != requested else ""
-    raise errors.UnknownModel(
+    raise _unknown(model, f" (which {requested!r} is an alias of)" if model != requested else "", shown)
+
+
+def _unknown(model: str, through: str, shown: Iterable[str]) -> errors.UnknownModel:
+    return errors.UnknownModel(
         f"no worker serves the model {model!r}{through}; served models: {', '.join(shown) or 'none'}",
         hint="choose one of these, or define the name as a route with `aicli admin config apply`",
     )
+
+
+def _public_names(model: ModelName, names: ModelNames, allows: Callable[[str], bool]) -> tuple[str, ...]:
+    """Return the names under which callers know a served model: its own, or else its aliases."""
+    return (model,) if allows(model) and not names.only_routes else tuple(filter(allows, names.of(model)))
 
 
 def contexts(model: ModelName, usable: Iterable[DirectoryEntry]) -> list[int]:

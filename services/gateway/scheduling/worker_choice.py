@@ -8,17 +8,16 @@ all. A canary, or local workers before a paid API, would be a preference step; a
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Sequence
 
 from services.gateway import node_interface
-from services.gateway.scheduling import candidates, prefix_affinity, worker_records
+from services.gateway.scheduling import candidates, policies, prefix_affinity, worker_records
 from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import WorkerCapacity
 from shared import errors
 from shared.protocol.directory import DirectoryEntry
-from shared.types import ModelName, NodeId, Role, TenantId
+from shared.types import ModelName, NodeId, Role
 
 Rows = Sequence[Candidate]
 
@@ -28,80 +27,46 @@ _MORE_CALLS = 2
 _TIMES_AS_MANY = 1.5
 
 
-# --- prompt privacy ---------------------------------------------------------------------------------------------------------
-
-#: Worker labels. Only an administrator can set TRUSTED, in the ticket; SHARED=no keeps a worker private to its owner.
-TRUSTED = "trusted"
-SHARED = "shared"
-_YES = frozenset({"yes", "true", "1"})
-_NO = frozenset({"no", "false", "0"})
-
-
-class PromptPrivacy(StrEnum):
-    """Which machines may see a tenant's prompts: anyone who runs a worker can read the prompts that it answers."""
-
-    #: All machines, except those that their owners keep private.
-    GROUP = "group"
-    #: The operator's machines, machines labeled trusted=yes, and the tenant's own.
-    TRUSTED = "trusted"
-
-
-def why_not(tenant: TenantId, owner: str, labels: Mapping[str, str], policy: PromptPrivacy) -> str:
-    """Return why the machine may not see the tenant's prompts, as text for people; empty if it may."""
-    if owner and owner == str(tenant):
-        return ""
-    if labels.get(SHARED, "").lower() in _NO:
-        return "serves only its owner (label shared=no)"
-    if policy is PromptPrivacy.GROUP or not owner or labels.get(TRUSTED, "").lower() in _YES:
-        return ""
-    return "is not labeled trusted=yes (policy mesh: machines trusted)"
-
-
-def open_to(tenant: TenantId, workers: Iterable[DirectoryEntry], policy: PromptPrivacy) -> list[DirectoryEntry]:
-    """Return the workers that may see the tenant's prompts."""
-    return [worker for worker in workers if not why_not(tenant, worker.announcement.owner, worker.announcement.labels, policy)]
-
-
 # --- eligibility --------------------------------------------------------------------------------------------------------
 
 
-def _by_policy(requirements: WorkerRequirements, row: Candidate, rule: PromptPrivacy) -> str:
-    announcement = row.worker.announcement
-    return why_not(requirements.tenant, announcement.owner, announcement.labels, rule)
+def _by_policy(requirements: WorkerRequirements, row: Candidate) -> str:
+    found = policies.barrier(requirements.tenant, requirements.placement, row.worker.announcement, row.offer)
+    return "" if found is None else policies.describe_barrier(found, requirements.placement, row.offer)
 
 
-def _by_file(requirements: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) -> str:
+def _by_file(requirements: WorkerRequirements, row: Candidate) -> str:
     return "" if requirements.digest in (None, row.offer.digest) else "has another file of the model"
 
 
-def _by_failure(requirements: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) -> str:
+def _by_failure(requirements: WorkerRequirements, row: Candidate) -> str:
     return "has failed this request" if row.node in requirements.excluded else ""
 
 
-def _by_quarantine(_requirements: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) -> str:
+def _by_quarantine(_requirements: WorkerRequirements, row: Candidate) -> str:
     return worker_records.why_not(row.quarantine_seconds)
 
 
-EligibilityStep = Callable[[WorkerRequirements, Candidate, PromptPrivacy], str]
+EligibilityStep = Callable[[WorkerRequirements, Candidate], str]
 ELIGIBILITY_STEPS: tuple[EligibilityStep, ...] = (_by_policy, _by_quarantine, _by_file, _by_failure)
 
 
-def eligible(requirements: WorkerRequirements, rows: Rows, rule: PromptPrivacy) -> Rows:
+def eligible(requirements: WorkerRequirements, rows: Rows) -> Rows:
     """Return the rows that may run the request, full or not. Raises NotReachable with the reasons if there is none."""
-    found = [row for row in rows if not _why_not(requirements, row, rule)]
+    found = [row for row in rows if not _why_not(requirements, row)]
     if found:
         return found
     if not rows:
         raise errors.NotReachable(f"no worker can run {requirements.model} now", hint="see `aicli nodes`")
     # Callers need one reason; operators use `aicli nodes`.
-    reasons = ", ".join(f"{row.node[:8]}… {_why_not(requirements, row, rule)}" for row in rows[:3])
+    reasons = ", ".join(f"{row.node[:8]}… {_why_not(requirements, row)}" for row in rows[:3])
     raise errors.NotReachable(
         f"no worker of {requirements.model} may run this request: {reasons}", hint="see `aicli nodes`, or ask an administrator"
     )
 
 
-def _why_not(requirements: WorkerRequirements, row: Candidate, rule: PromptPrivacy) -> str:
-    return next((why for step in ELIGIBILITY_STEPS if (why := step(requirements, row, rule))), "")
+def _why_not(requirements: WorkerRequirements, row: Candidate) -> str:
+    return next((why for step in ELIGIBILITY_STEPS if (why := step(requirements, row))), "")
 
 
 # --- preference ---------------------------------------------------------------------------------------------------------
@@ -163,12 +128,10 @@ class EligibleWorkers:
         self,
         directory: node_interface.NodeDirectory,
         worker_stats: WorkerStats,
-        read_rule: Callable[[], PromptPrivacy],
         clock: Callable[[], float],
     ) -> None:
         self._directory = directory
         self._worker_stats = worker_stats
-        self._read_rule = read_rule
         self._clock = clock
         #: When each worker was first seen with room.
         self._room: dict[ModelName, dict[NodeId, float]] = {}
@@ -178,13 +141,13 @@ class EligibleWorkers:
         if there is no such worker either."""
         table = self._worker_stats.table(requirements, self._usable(), self._clock())
         try:
-            return eligible(requirements, table, self._read_rule())
+            return eligible(requirements, table)
         except errors.NotReachable:
             present = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
             usable_soon = self._worker_stats.table(requirements, present, self._clock(), or_soon=True)
             if any(not row.offer.ready for row in usable_soon):
                 with contextlib.suppress(errors.NotReachable):
-                    eligible(requirements, [row for row in usable_soon if not row.offer.ready], self._read_rule())
+                    eligible(requirements, [row for row in usable_soon if not row.offer.ready])
                     return ()
             raise
 

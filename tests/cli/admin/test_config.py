@@ -14,7 +14,6 @@ from shared.api.configuration import (
     AppliedConfig,
     ApplyConfig,
     ConfigChange,
-    ConfigKind,
     ConfigVersion,
     ConfigVersions,
     ExportedConfig,
@@ -22,6 +21,7 @@ from shared.api.configuration import (
     ListConfigVersions,
     RollbackConfig,
 )
+from shared.config_documents import ConfigKind
 from tests.cli.fake_mesh import Shell
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

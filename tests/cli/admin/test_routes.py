@@ -4,16 +4,8 @@ import msgspec
 
 from cli.admin import routes
 from shared.api import configuration
-from shared.api.configuration import (
-    ListRoutes,
-    RouteState,
-    RouteStates,
-    RouteTargetState,
-    Sticky,
-    TriedRoute,
-    TriedTarget,
-    TryRoute,
-)
+from shared.api.configuration import ListRoutes, RouteState, RouteStates, RouteTargetState, TriedRoute, TriedTarget, TryRoute
+from shared.config_documents import Sticky
 from shared.types import MicroCredits, Tier
 from tests.cli.conftest import Shell
 

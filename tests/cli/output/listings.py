@@ -21,7 +21,7 @@ from shared.api import (
     usage_report,
 )
 from shared.api.business import ActiveUsers, BusinessReport, BusinessRow, BusinessSum, NewAccounts
-from shared.api.configuration import ConfigKind, Sticky
+from shared.config_documents import ConfigKind, Sticky
 from shared.spans import Span, SpanKind
 from shared.types import MicroCredits, ModelName, NodeId, Role, Tier, UserRole
 from stack.status_overview import StatusRow

@@ -38,9 +38,9 @@ from services.gateway.openai_api.openai_routes import OpenAi
 from services.gateway.pipeline import Pipeline
 from services.gateway.relay import Relay
 from services.gateway.request_admission import RequestAdmission
-from services.gateway.scheduling import routing, worker_choice
+from services.gateway.scheduling import policies, routing
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.worker_choice import PromptPrivacy
+from services.gateway.scheduling.policies import Policies
 from shared import errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
@@ -49,6 +49,7 @@ from shared.api.generation import Generation, Usage
 from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, Account, LedgerReport, ModelPrice
 from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
+from shared.config_documents import PolicyDocument
 from shared.identity import credentials
 from shared.protocol.directory import Announcement, Directory, ModelOffer, WorkerLoad
 from shared.rpc import Handler, RpcCall
@@ -86,6 +87,11 @@ def announcement(
 ) -> Announcement:
     offers = tuple(ModelOffer(ModelName(name), context_tokens, only_embeds=only_embeds, provider=provider) for name in models)
     return Announcement(Role.WORKER, node_id(number), "1", datetime(2026, 1, 1, tzinfo=UTC), offers, load or WorkerLoad(slots=4), **more)
+
+
+_ALL_PROVIDERS = PolicyDocument(external=("*",))
+#: Policies that allow everything.
+ALLOWING = Policies({"mesh": _ALL_PROVIDERS, "default": _ALL_PROVIDERS})
 
 
 class FakeDirectory(Directory):
@@ -377,7 +383,7 @@ class RunningService:
         self.names = routing.ModelNames({"llama3": "smollm2"}, None)
         per_hour = {Tier.FREE: free, Tier.PRO: 1000}
         plans = {tier: replace(tiers.NO_LIMITS, requests_per_hour=most) for tier, most in per_hour.items()}
-        self.config = ConfigSnapshot(names=self.names, limits=LimitRules(plans))
+        self.config = ConfigSnapshot(names=self.names, limits=LimitRules(plans), policies=ALLOWING)
         self.quotas = Quotas(self.counters, lambda: self.config.limits, self.metrics)
         self.dispatch = Dispatch(self.directory, random.Random(1))
         self.relay = Relay(self.rpc, self.dispatch)
@@ -425,9 +431,7 @@ class RunningService:
         return app
 
     def _served(self, caller: auth.Principal) -> tuple[ServedModel, ...]:
-        return routing.catalogue(
-            worker_choice.open_to(caller.tenant_id, self.directory.usable(Role.WORKER), PromptPrivacy.GROUP), self.names
-        )
+        return routing.catalogue(policies.open_to(caller.tenant_id, policies.UNRESTRICTED, self.directory.usable(Role.WORKER)), self.names)
 
     @staticmethod
     async def _validate(request: auth.ValidateApiKey) -> auth.Principal:

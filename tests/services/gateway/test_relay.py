@@ -11,6 +11,7 @@ from services.gateway.failover import AnswerFailover, GivenUp, RetryOnWorker
 from services.gateway.relay import Relay
 from services.gateway.scheduling import worker_records
 from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import inference
@@ -22,7 +23,7 @@ from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorke
 
 PROMPT = inference.ProcessPrompt((ChatMessage("user", "hi"),), inference.ModelConfig(model=ModelName("m")), RequestId(node_id))  # type: ignore[arg-type]
 
-WISH = WorkerRequirements(ModelName("m"), USER, USER, prompt_tokens=1, max_tokens=10)
+WISH = WorkerRequirements(ModelName("m"), USER, USER, prompt_tokens=1, max_tokens=10, placement=ANYWHERE)
 
 
 class RelayHarness:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from services.gateway.failover import RESUME_WAIT_SECONDS, WINDOW_SECONDS, AnswerFailover, GivenUp, RetryPause
 from services.gateway.relay import Relay
 from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import inference
@@ -82,7 +83,7 @@ class ResumingHarness:
     ) -> tuple[list[PromptAccepted], str, list[int], Generation | None]:
         """Raise what the relay raises; ``received`` has what arrived before."""
         self.received: list[Any] = []
-        requirements = WorkerRequirements(MODEL, USER, USER, prompt_tokens=1, max_tokens=10)
+        requirements = WorkerRequirements(MODEL, USER, USER, prompt_tokens=1, max_tokens=10, placement=ANYWHERE)
         async with aclosing(self.relay.generate(prompt or make_prompt(), requirements, seconds=seconds)) as answers:
             async for item in answers:
                 self.received.append(item)

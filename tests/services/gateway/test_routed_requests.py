@@ -21,14 +21,15 @@ from services.gateway.limits import tiers, upstream_prices
 from services.gateway.limits.tiers import LimitRules
 from services.gateway.limits.upstream_prices import TargetSpending
 from services.gateway.scheduling import route_choice, routing
+from services.gateway.scheduling.policies import ANYWHERE
 from shared import context, errors
 from shared.api import inference
 from shared.api.auth import Principal
-from shared.api.configuration import RouteDocument, Sticky, TargetConditions, TargetDocument, UpstreamPriceDocument
 from shared.api.embedding import EmbeddingRequest, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import ChatMessage
 from shared.api.ledger import MICRO, ModelPrice
+from shared.config_documents import RouteDocument, Sticky, TargetConditions, TargetDocument, UpstreamPriceDocument
 from shared.protocol.directory import WorkerLoad
 from shared.types import MicroCredits, ModelName, RequestId, Role, TenantId, UserId
 from tests.services.gateway import fakes
@@ -62,7 +63,12 @@ class Routed:
         price = upstream_prices.compiled(UpstreamPriceDocument(input=3, output=5, request="0.000001"))
         self.service.names, self.service.config = (
             names,
-            ConfigSnapshot(names=names, limits=limits or self.service.config.limits, upstream_prices={API: price}),
+            ConfigSnapshot(
+                names=names,
+                limits=limits or self.service.config.limits,
+                upstream_prices={API: price},
+                policies=self.service.config.policies,
+            ),
         )
 
     async def ask(self, who: Principal = OWNER, seconds: float = 10, **fields: Any) -> tuple[str, InferenceResult]:
@@ -467,7 +473,7 @@ async def test_a_takeover_asks_the_model_that_began_the_answer(routed: Routed) -
 
 
 def _needs(model: ModelName, **more: Any) -> routing.WorkerRequirements:
-    return routing.WorkerRequirements(model, OWNER.tenant_id, OWNER.limited_as, 10, 10, **more)
+    return routing.WorkerRequirements(model, OWNER.tenant_id, OWNER.limited_as, 10, 10, placement=ANYWHERE, **more)
 
 
 def _prompt(model: ModelName) -> inference.ProcessPrompt:

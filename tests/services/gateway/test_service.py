@@ -286,7 +286,7 @@ async def test_a_configuration_applied_at_one_gateway_rules_requests_at_another(
     lent = msgspec.structs.replace(
         worker.announcement, node=node_id(7), owner=str(UUID(int=5)), models=(ModelOffer(ModelName("lent"), 2048),)
     )
-    with pytest.raises(errors.NotReachable, match="is not labeled trusted=yes"):
+    with pytest.raises(errors.PolicyForbidden, match=r"level: mesh.* policy_machines"):
         async with asyncio.timeout(HANG_SECONDS):
             while True:
                 # Again each time, because it is forgotten after some seconds of silence.

@@ -16,8 +16,8 @@ from services.gateway.billing.reservations import GrantedReservation, Insufficie
 from services.gateway.limits import upstream_prices
 from services.gateway.limits.upstream_prices import TargetHold, TargetSpending, UpstreamPrices
 from services.gateway.store import GatewayStore
-from shared.api.configuration import UpstreamPriceDocument
 from shared.api.generation import Usage
+from shared.config_documents import UpstreamPriceDocument
 from shared.types import MicroCredits, ModelName, RequestId, UserId
 from tests.services.gateway.billing.test_ledger_store import GATEWAY, Books, new_owner, new_request, row
 

@@ -1,7 +1,7 @@
 """Mistakes between documents, and what a change may have overlooked."""
 
 from services.gateway.configuration import config_checks
-from shared.api.configuration import (
+from shared.config_documents import (
     ConfigKind,
     DefaultModelDocument,
     Document,

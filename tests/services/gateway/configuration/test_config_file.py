@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from services.gateway.configuration import config_file
 from services.gateway.configuration.config_file import ReadRequest, ReadResult
 from shared import errors
-from shared.api.configuration import (
+from shared.api.configuration import ConfigDocument
+from shared.config_documents import (
     DEFAULT_MODEL,
     MESH_POLICY,
-    ConfigDocument,
     ConfigKind,
     DefaultModelDocument,
     Document,

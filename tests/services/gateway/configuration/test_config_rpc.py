@@ -19,8 +19,8 @@ from services.gateway.settings import GatewaySettings
 from shared import config, errors
 from shared.api import audit, business
 from shared.api import configuration as api
-from shared.api.configuration import ConfigKind
 from shared.api.method import Nothing
+from shared.config_documents import ConfigKind
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import ModelName, Tier, UserRole
 from tests.services.gateway.fakes import OWNER, FakeRpc, rpc_call

@@ -5,9 +5,10 @@ import msgspec
 from services.gateway import config_snapshot
 from services.gateway.config_snapshot import StoredDocument
 from services.gateway.configuration import environment
+from services.gateway.scheduling.policies import Placement
 from services.gateway.settings import GatewaySettings
 from shared import config
-from shared.api.configuration import ConfigKind, Document, PlanDocument, PolicyDocument, RouteDocument, TargetDocument
+from shared.config_documents import ConfigKind, Document, Machines, PlanDocument, PolicyDocument, RouteDocument, TargetDocument
 from shared.types import Tier
 from tests.services.gateway.test_settings import GIVEN
 
@@ -33,7 +34,7 @@ def test_the_snapshot_of_the_settings_is_what_the_settings_said() -> None:
     assert snapshot.limits.plans == settings.plans()
     assert snapshot.limits.models == settings.model_plans()
     assert (dict(snapshot.names.aliases), snapshot.names.default) == ({"a": "m", "B": "n"}, "a")
-    assert snapshot.privacy == "trusted"
+    assert snapshot.policies.find(None).machines.value is Machines.TRUSTED
     assert snapshot.limits.plans[Tier.FREE].source_of("credits") == "plan free"
 
 
@@ -41,7 +42,8 @@ def test_without_settings_there_are_the_defaults() -> None:
     snapshot = config_snapshot.build(1, stored(environment.read_documents(load())))
     assert snapshot.limits.plans == config_snapshot.ConfigSnapshot().limits.plans == load().plans()
     assert dict(snapshot.names.aliases) == {"llama3": "smollm2"}
-    assert (snapshot.limits.models, snapshot.names.default, snapshot.privacy) == ({}, None, "group")
+    assert (snapshot.limits.models, snapshot.names.default) == ({}, None)
+    assert snapshot.policies.find(None).placement == Placement(Machines.GROUP, ())
 
 
 def test_a_changed_setting_changes_its_document_until_somebody_edits_it() -> None:

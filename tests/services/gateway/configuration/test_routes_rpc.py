@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
-from services.gateway.config_snapshot import StoredDocument
+from services.gateway.config_snapshot import ConfigSnapshot, StoredDocument
 from services.gateway.configuration.routes_rpc import RoutesRpc
 from shared import errors
-from shared.api.configuration import ConfigKind, ListRoutes, RouteDocument, TargetConditions, TargetDocument, TryRoute
+from shared.api.configuration import ListRoutes, TryRoute
+from shared.api.ledger import ModelPrice
+from shared.config_documents import ConfigKind, RouteDocument, TargetConditions, TargetDocument
 from shared.types import MicroCredits
-from tests.services.gateway.fakes import OWNER, FakeDirectory, rpc_call
+from tests.services.gateway.fakes import ALLOWING, OWNER, FakeDirectory, rpc_call
 
 CALL = rpc_call(OWNER)
 
@@ -21,7 +23,11 @@ class Live:
         self.documents = {
             (ConfigKind.ROUTE, name): StoredDocument(7, 9, "applied", RouteDocument(targets=targets)) for name, targets in routes.items()
         }
+        self.policies = ALLOWING
         self.documents[ConfigKind.ROUTE, "removed"] = StoredDocument(2, 3, "applied", None)
+
+    def current(self) -> ConfigSnapshot:
+        return ConfigSnapshot(policies=self.policies)
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def rpc(directory: FakeDirectory, **routes: tuple[TargetDocument, ...]) -> Route
         return SPENDING
 
     live: Any = Live(**routes)
-    return RoutesRpc(live, directory, read_spending)
+    return RoutesRpc(live, directory, read_spending, lambda model: ModelPrice(model, MicroCredits(100), MicroCredits(200)))
 
 
 async def test_routes_are_listed_with_their_workers(directory: FakeDirectory) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from services.gateway.scheduling.dispatch import Dispatch, WaitingRequests
 from services.gateway.scheduling.fair_queue import QueueSettings
+from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
@@ -27,7 +28,7 @@ def tenant(number: int) -> UserId:
 
 
 def requirements(of: int = 1, **more: Any) -> WorkerRequirements:
-    return replace(WorkerRequirements(M, tenant(of), tenant(of), prompt_tokens=40, max_tokens=10), **more)
+    return replace(WorkerRequirements(M, tenant(of), tenant(of), prompt_tokens=40, max_tokens=10, placement=ANYWHERE), **more)
 
 
 class Caller:

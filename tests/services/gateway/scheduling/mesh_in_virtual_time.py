@@ -15,6 +15,7 @@ from uuid import UUID
 
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
+from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
@@ -40,7 +41,7 @@ def tenant(number: int) -> UserId:
 
 
 def requirements(of: int, tokens: int, founder: int | None = None) -> WorkerRequirements:
-    return WorkerRequirements(M, tenant(of), tenant(of if founder is None else founder), PROMPT_TOKENS, tokens)
+    return WorkerRequirements(M, tenant(of), tenant(of if founder is None else founder), PROMPT_TOKENS, tokens, placement=ANYWHERE)
 
 
 class Worker:

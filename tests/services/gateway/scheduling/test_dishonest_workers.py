@@ -4,8 +4,8 @@ import pytest
 
 from services.gateway.scheduling import worker_choice, worker_records
 from services.gateway.scheduling.candidates import WorkerStats
+from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements
-from services.gateway.scheduling.worker_choice import PromptPrivacy
 from services.gateway.scheduling.worker_records import QUARANTINE_SECONDS, WITHIN_SECONDS, DishonestWorkers
 from shared import errors
 from shared.types import ModelName, Role
@@ -69,22 +69,23 @@ def test_which_counts_are_wrong(claimed: int, came: int, answers: int, wrong: bo
 
 
 def test_a_quarantined_worker_is_not_eligible_and_the_error_says_why() -> None:
-    known, directory, requirements = WorkerStats(), FakeDirectory(), WorkerRequirements(ModelName("m"), USER, USER, 1, 1)
+    known, directory, requirements = (
+        WorkerStats(),
+        FakeDirectory(),
+        WorkerRequirements(ModelName("m"), USER, USER, 1, 1, placement=ANYWHERE),
+    )
     for number in (1, 2):
         directory.worker(number, "m")
     for _ in range(worker_records.STRIKES):
         known.dishonest_workers.strike(DISHONEST, 10.0)
-    rows = worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
+    rows = worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0))
     assert [row.node for row in rows] == [OTHER]
     # Unlike a failing worker, the last one is excluded too. The error names the reason, and so does `aicli nodes`.
     directory.mark_gone(OTHER, "stopped")
     with pytest.raises(errors.NotReachable, match="in quarantine for 60 min: it reported wrong token counts"):
-        worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
+        worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0))
     after = known.table(requirements, directory.usable(Role.WORKER), 10.0 + QUARANTINE_SECONDS)
-    assert (
-        worker_choice.choose_worker(requirements, worker_choice.eligible(requirements, after, PromptPrivacy.GROUP), random.Random(1))
-        is not None
-    )
+    assert worker_choice.choose_worker(requirements, worker_choice.eligible(requirements, after), random.Random(1)) is not None
 
 
 def test_a_restarted_worker_stays_in_quarantine() -> None:

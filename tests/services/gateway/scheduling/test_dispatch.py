@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from services.gateway.scheduling.peer_queues import PeerOffer, QueueReport
-from services.gateway.scheduling.worker_choice import PromptPrivacy
+from services.gateway.scheduling.policies import Placement
 from shared import errors
+from shared.config_documents import Machines
 from shared.protocol.directory import WorkerLoad
 from tests.services.gateway.fakes import node_id
 from tests.services.gateway.scheduling.asking import M, dispatch_harness, finish, requirements, settled, tenant
@@ -179,29 +180,32 @@ async def test_requests_keep_waiting_while_a_worker_loads_the_model() -> None:
         assert isinstance(late.error, errors.NotReachable), "it is unknown when a pause ends"
 
 
+TRUSTED = Placement(Machines.TRUSTED)
+
+
 async def test_if_only_ineligible_workers_are_left_the_request_is_refused() -> None:
-    async with dispatch_harness(read_policy=lambda: PromptPrivacy.TRUSTED) as harness:
+    async with dispatch_harness() as harness:
         harness.worker(1)
         harness.worker(2, slots=50, owner=str(tenant(9)))
-        callers = [await harness.ask() for _ in range(4)]
-        owner = await harness.ask(9)
+        callers = [await harness.ask(placement=TRUSTED) for _ in range(4)]
+        owner = await harness.ask(9, placement=TRUSTED)
         assert owner.node == node_id(2)
         assert {caller.node for caller in callers[:2]} == {node_id(1)}
         assert harness.dispatch.waiting == 2, "a free worker that they may not use is not used"
         harness.directory.mark_gone(node_id(1), "its link died")
         await settled()
         assert [str(caller.error) for caller in callers[2:]] == [
-            f"no worker of m may run this request: {node_id(2)[:8]}… is not labeled trusted=yes (policy mesh: machines trusted)"
+            f"no worker of m may run this request: {node_id(2)[:8]}… is not one of the machines that the policy allows (trusted)"
         ] * 2
 
 
 async def test_a_slot_that_earlier_requests_may_not_use_goes_to_its_owner() -> None:
-    async with dispatch_harness(read_policy=lambda: PromptPrivacy.TRUSTED) as harness:
+    async with dispatch_harness() as harness:
         harness.worker(1)
         harness.worker(2, owner=str(tenant(9)))
         for _ in range(3):
-            await harness.ask(1)
-        mine = [await harness.ask(9) for _ in range(3)]
+            await harness.ask(1, placement=TRUSTED)
+        mine = [await harness.ask(9, placement=TRUSTED) for _ in range(3)]
         assert [caller.began.is_set() for caller in mine] == [True, True, False]
         await mine[0].leave()
         await settled()

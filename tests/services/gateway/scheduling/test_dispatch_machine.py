@@ -11,10 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
+from services.gateway.scheduling.policies import Placement
 from services.gateway.scheduling.routing import WorkerRequirements
-from services.gateway.scheduling.worker_choice import PromptPrivacy
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
+from shared.config_documents import Machines
 from shared.protocol.directory import WorkerLoad
 from shared.types import ModelName, NodeId, Role, UserId
 from tests.services.gateway.fakes import FakeDirectory, node_id
@@ -62,13 +63,16 @@ class QueuedCaller:
         self._ends.set()
 
 
+TRUSTED = Placement(Machines.TRUSTED)
+
+
 class Requests(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.directory = FakeDirectory()
         self.now = 0.0
-        rules = QueueSettings(lambda: PromptPrivacy.TRUSTED, queue_seconds=1e9, queue_most=QUEUE, queue_per_tenant=QUEUE // 2)
+        rules = QueueSettings(queue_seconds=1e9, queue_most=QUEUE, queue_per_tenant=QUEUE // 2)
         self.dispatch = Dispatch(self.directory, random.Random(1), rules, clock=lambda: self.now)
         self.callers: list[QueuedCaller] = []
         self.comes(0)
@@ -98,7 +102,7 @@ class Requests(RuleBasedStateMachine):
     @rule(tenant=st.integers(1, 3), failed=st.sets(st.integers(0, WORKERS - 1), max_size=1))
     def asks(self, tenant: int, failed: set[int]) -> None:
         asking = UserId(UUID(int=tenant))
-        requirements = WorkerRequirements(M, asking, asking, 10, 10, excluded=frozenset(map(node_id, failed)))
+        requirements = WorkerRequirements(M, asking, asking, 10, 10, excluded=frozenset(map(node_id, failed)), placement=TRUSTED)
         with_loop = self.loop
         asyncio.set_event_loop(with_loop)
         self.callers.append(QueuedCaller(with_loop, self.dispatch, requirements))

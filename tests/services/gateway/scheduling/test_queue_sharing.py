@@ -115,8 +115,9 @@ def test_a_founder_with_three_organizations_has_one_bound_over_all_gateways() ->
             for _ in range(10):
                 mesh.start(number % 2, mesh.ask(number % 2, number, 50))
             await pass_time(0.2)
-        waiting = sum(gateway.dispatch.model_queue("m").queue.local[mesh_in_virtual_time.tenant(1), False] for gateway in mesh.gateways)
-        assert waiting == 20
+        local = [gateway.dispatch.model_queue("m").queue.local for gateway in mesh.gateways]
+        founder = mesh_in_virtual_time.tenant(1)
+        assert sum(count for counts in local for (tenant, _, _), count in counts.items() if tenant == founder) == 20
         assert sum(mesh.served[number].refused for number in (1, 2, 3, 4)) >= 40 - 20 - 9
 
     run(script, 2, QueueSettings(queue_seconds=1e6, queue_per_tenant=20))
@@ -135,7 +136,7 @@ def test_queue_bounds_apply_to_the_whole_mesh() -> None:
             await asyncio.sleep(0.005)
         waiting = Counter[bool]()
         for gateway in mesh.gateways:
-            for (tenant, _), count in gateway.dispatch.model_queue("m").queue.local.items():
+            for (tenant, _, _), count in gateway.dispatch.model_queue("m").queue.local.items():
                 waiting[tenant.int == 2] += count
         # Requests that arrive within one report interval may exceed the limit.
         assert 20 - 2 <= waiting[True] <= 20 + 2 * 2

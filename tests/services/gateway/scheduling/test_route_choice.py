@@ -9,11 +9,12 @@ import msgspec
 import pytest
 
 from services.gateway.scheduling import route_choice
+from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.route_choice import DropReason, ModelFacts, RequestFacts, Route
-from shared.api.configuration import RouteDocument, TargetConditions, TargetDocument
+from shared.config_documents import RouteDocument, TargetConditions, TargetDocument
 from shared.protocol.directory import ModelOffer
 from shared.types import ModelName, Tier
-from tests.services.gateway.fakes import FakeDirectory, announcement
+from tests.services.gateway.fakes import OWNER, FakeDirectory, announcement
 
 SERVED = {ModelName(name): ModelFacts(context_tokens=1000, only_embeds=False) for name in "abcde"}
 SERVED[ModelName("vectors")] = ModelFacts(0, only_embeds=True)
@@ -34,9 +35,9 @@ def facts(unit: bytes = b"u", prompt_tokens: int = 10, **more: Any) -> RequestFa
 
 
 def choose(
-    found: Route, request: RequestFacts | None = None, may_use: Callable[[ModelName], bool] = lambda _model: True
+    found: Route, request: RequestFacts | None = None, find_refusal: Callable[[ModelName], DropReason | None] = lambda _model: None
 ) -> tuple[list[str], dict[str, DropReason]]:
-    decision = route_choice.choose(found, request or facts(), SERVED.get, may_use)
+    decision = route_choice.choose(found, request or facts(), SERVED.get, find_refusal)
     return [one.name for one in decision.candidates], {one.target.name: one.reason for one in decision.dropped}
 
 
@@ -116,7 +117,10 @@ def test_what_a_model_cannot_do() -> None:
     assert choose(found, facts(wants_answer=False)) == (["a", "v"], {})
     assert choose(found, facts(prompt_tokens=2000)) == (["a"], {"v": DropReason.LACKS_CAPABILITY}), "an estimate may be twice too high"
     assert choose(found, facts(prompt_tokens=2002))[1]["a"] is DropReason.CONTEXT_TOO_SMALL
-    assert choose(found, may_use=lambda model: model == "vectors")[1]["a"] is DropReason.POLICY_MODEL
+    assert choose(found, find_refusal=lambda model: None if model == "vectors" else DropReason.POLICY_MODEL)[1] == {
+        "a": DropReason.POLICY_MODEL,
+        "v": DropReason.LACKS_CAPABILITY,
+    }
 
 
 def test_models_are_described_over_all_their_workers() -> None:
@@ -127,6 +131,6 @@ def test_models_are_described_over_all_their_workers() -> None:
     directory.worker(4, "c", only_embeds=True)
     offers = (ModelOffer(ModelName("d"), 100, ready=False), ModelOffer(ModelName("c"), 50))
     directory.apply_announcement(msgspec.structs.replace(announcement(5), models=offers), "nats")
-    assert route_choice.served_models(directory.entries()) == {
+    assert route_choice.served_models(directory.entries(), OWNER.tenant_id, ANYWHERE) == {
         "a": ModelFacts(300, only_embeds=False), "b": ModelFacts(0, only_embeds=False), "c": ModelFacts(2048, only_embeds=False)
     }  # fmt: skip

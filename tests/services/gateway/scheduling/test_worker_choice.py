@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 
 from services.gateway.scheduling import worker_choice, worker_records
 from services.gateway.scheduling.candidates import Candidate, WorkerStats
+from services.gateway.scheduling.policies import ANYWHERE, Placement
 from services.gateway.scheduling.routing import WorkerRequirements
-from services.gateway.scheduling.worker_choice import PromptPrivacy
 from shared import errors
+from shared.config_documents import Machines
 from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.types import ModelName, NodeId, Role, UserId
 from tests.services.gateway.fakes import USER, FakeDirectory, node_id
 
 M = ModelName("m")
-WISH = WorkerRequirements(M, USER, USER, 10, 10)
+WISH = WorkerRequirements(M, USER, USER, 10, 10, placement=ANYWHERE)
 OTHER = UserId(UUID(int=99))
 
 
@@ -46,8 +47,8 @@ class WorkerPool:
     def table(self, requirements: WorkerRequirements = WISH, clock: float = 1000.0) -> list[Candidate]:
         return self.known.table(requirements, self.directory.usable(Role.WORKER), clock)
 
-    def nodes(self, requirements: WorkerRequirements = WISH, rule: PromptPrivacy = PromptPrivacy.GROUP) -> list[NodeId]:
-        return [row.node for row in worker_choice.eligible(requirements, self.table(requirements), rule)]
+    def nodes(self, requirements: WorkerRequirements = WISH) -> list[NodeId]:
+        return [row.node for row in worker_choice.eligible(requirements, self.table(requirements))]
 
     def chosen(self, requirements: WorkerRequirements = WISH, *, clock: float = 1000.0, times: int = 40) -> Counter[NodeId | None]:
         rows = self.table(requirements, clock)
@@ -66,30 +67,35 @@ def test_workers_without_the_model_are_no_candidates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "owner", "labels", "may"),
+    ("machines", "owner", "labels", "may"),
     [
-        pytest.param(PromptPrivacy.GROUP, "", {}, True, id="the operator's machine"),
-        pytest.param(PromptPrivacy.GROUP, str(OTHER), {}, True, id="a lent machine serves the group"),
-        pytest.param(PromptPrivacy.GROUP, str(OTHER), {"shared": "no"}, False, id="unless its owner doesn't share it"),
-        pytest.param(PromptPrivacy.GROUP, str(USER), {"shared": "no"}, True, id="an unshared machine serves its owner"),
-        pytest.param(PromptPrivacy.TRUSTED, "", {}, True, id="trusted: the operator's machine"),
-        pytest.param(PromptPrivacy.TRUSTED, str(OTHER), {}, False, id="trusted: another user's machine"),
-        pytest.param(PromptPrivacy.TRUSTED, str(OTHER), {"trusted": "yes"}, True, id="trusted: another user's machine with trusted=yes"),
-        pytest.param(PromptPrivacy.TRUSTED, str(OTHER), {"trusted": "no"}, False, id="trusted: another user's machine with trusted=no"),
-        pytest.param(
-            PromptPrivacy.TRUSTED, str(OTHER), {"trusted": "yes", "shared": "no"}, False, id="trusted: trusted=yes, but not shared"
-        ),
-        pytest.param(PromptPrivacy.TRUSTED, str(USER), {}, True, id="trusted: the user's own machine"),
+        pytest.param(Machines.GROUP, "", {}, True, id="the operator's machine"),
+        pytest.param(Machines.GROUP, str(OTHER), {}, True, id="a lent machine serves the group"),
+        pytest.param(Machines.GROUP, str(OTHER), {"shared": "no"}, False, id="unless its owner doesn't share it"),
+        pytest.param(Machines.GROUP, str(USER), {"shared": "no"}, True, id="an unshared machine serves its owner"),
+        pytest.param(Machines.TRUSTED, "", {}, True, id="trusted: the operator's machine"),
+        pytest.param(Machines.TRUSTED, str(OTHER), {}, False, id="trusted: another user's machine"),
+        pytest.param(Machines.TRUSTED, str(OTHER), {"trusted": "yes"}, True, id="trusted: another user's machine with trusted=yes"),
+        pytest.param(Machines.TRUSTED, str(OTHER), {"trusted": "no"}, False, id="trusted: another user's machine with trusted=no"),
+        pytest.param(Machines.TRUSTED, str(OTHER), {"trusted": "yes", "shared": "no"}, False, id="trusted: trusted=yes, but not shared"),
+        pytest.param(Machines.TRUSTED, str(USER), {}, True, id="trusted: the user's own machine"),
+        pytest.param(Machines.INTERNAL, "", {}, True, id="internal: the operator's machine"),
+        pytest.param(Machines.INTERNAL, str(OTHER), {"trusted": "yes"}, False, id="internal: another user's machine with trusted=yes"),
+        pytest.param(Machines.INTERNAL, str(USER), {}, True, id="internal: the user's own machine"),
+        pytest.param(Machines.OWN, "", {}, False, id="own: the operator's machine"),
+        pytest.param(Machines.OWN, str(OTHER), {"trusted": "yes"}, False, id="own: another user's machine"),
+        pytest.param(Machines.OWN, str(USER), {"shared": "no"}, True, id="own: the user's own machine"),
     ],
 )
-def test_prompt_privacy(rule: PromptPrivacy, owner: str, labels: dict[str, str], may: bool) -> None:
+def test_which_machines_may_see_a_prompt(machines: Machines, owner: str, labels: dict[str, str], may: bool) -> None:
     pool = WorkerPool()
     pool.worker(1, owner=owner, labels=labels)
+    requirements = replace(WISH, placement=Placement(machines))
     if may:
-        assert pool.nodes(rule=rule) == [node_id(1)]
+        assert pool.nodes(requirements) == [node_id(1)]
     else:
-        with pytest.raises(errors.NotReachable, match=r"shared=no|not labeled trusted"):
-            pool.nodes(rule=rule)
+        with pytest.raises(errors.NotReachable, match=r"shared=no|not one of the machines that the policy allows"):
+            pool.nodes(requirements)
 
 
 #: Owner and labels of a worker, the file that it has.
@@ -98,9 +104,11 @@ _worker = st.tuples(
 )
 
 
-@given(st.lists(_worker, min_size=1, max_size=6), st.sampled_from(PromptPrivacy), st.sets(st.integers(0, 5)), st.data())
+@given(
+    st.lists(_worker, min_size=1, max_size=6), st.sampled_from([Machines.GROUP, Machines.TRUSTED]), st.sets(st.integers(0, 5)), st.data()
+)
 def test_a_retry_never_reaches_a_worker_that_the_first_attempt_could_not_use(
-    machines: list[tuple[str, dict[str, str]]], rule: PromptPrivacy, failed: set[int], data: st.DataObject
+    machines: list[tuple[str, dict[str, str]]], rule: Machines, failed: set[int], data: st.DataObject
 ) -> None:
     pool = WorkerPool()
     for number, (owner, labels) in enumerate(machines):
@@ -108,7 +116,7 @@ def test_a_retry_never_reaches_a_worker_that_the_first_attempt_could_not_use(
 
     def may(requirements: WorkerRequirements) -> set[NodeId]:
         try:
-            return set(pool.nodes(requirements, rule))
+            return set(pool.nodes(replace(requirements, placement=Placement(rule))))
         except errors.NotReachable:
             return set()
 
@@ -117,7 +125,7 @@ def test_a_retry_never_reaches_a_worker_that_the_first_attempt_could_not_use(
     for number, (owner, labels) in enumerate(machines):
         if node_id(number) in first:
             assert owner == str(USER) or labels.get("shared") != "no"
-            assert rule is PromptPrivacy.GROUP or owner in ("", str(USER)) or labels.get("trusted") == "yes"
+            assert rule is Machines.GROUP or owner in ("", str(USER)) or labels.get("trusted") == "yes"
 
 
 def test_none_of_ten_thousand_choices_is_a_worker_that_may_not_see_the_prompt() -> None:
@@ -129,14 +137,20 @@ def test_none_of_ten_thousand_choices_is_a_worker_that_may_not_see_the_prompt() 
             owner = rng.choice(["", *map(str, tenants)])
             labels = {label: rng.choice(["yes", "no"]) for label in ("trusted", "shared") if rng.random() < 0.5}
             pool.worker(number, owner=owner, labels=labels, slots=100)
-        rule = rng.choice(list(PromptPrivacy))
+        rule = rng.choice([Machines.GROUP, Machines.TRUSTED])
         for _ in range(50):
             asking = rng.choice(tenants)
             requirements = WorkerRequirements(
-                M, asking, asking, 10, 10, excluded=frozenset(map(node_id, rng.sample(range(6), rng.randint(0, 2))))
+                M,
+                asking,
+                asking,
+                10,
+                10,
+                excluded=frozenset(map(node_id, rng.sample(range(6), rng.randint(0, 2)))),
+                placement=Placement(rule),
             )
             try:
-                row = worker_choice.choose_worker(requirements, worker_choice.eligible(requirements, pool.table(requirements), rule), rng)
+                row = worker_choice.choose_worker(requirements, worker_choice.eligible(requirements, pool.table(requirements)), rng)
             except errors.NotReachable:
                 continue
             assert row is not None
@@ -144,7 +158,7 @@ def test_none_of_ten_thousand_choices_is_a_worker_that_may_not_see_the_prompt() 
             assert row.node not in requirements.excluded
             if announced.owner != str(requirements.tenant):
                 assert announced.labels.get("shared") != "no"
-                assert rule is PromptPrivacy.GROUP or not announced.owner or announced.labels.get("trusted") == "yes"
+                assert rule is Machines.GROUP or not announced.owner or announced.labels.get("trusted") == "yes"
             pool.known.occupancy.begin(row.node, M)
             placed += 1
     assert placed > 8_000

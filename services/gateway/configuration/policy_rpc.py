@@ -1,0 +1,173 @@
+"""RPC for policies: read, change and explain them. Organizations and holders of keys change their own, within the mesh's."""
+
+from collections.abc import Iterator
+from uuid import UUID
+
+from services.gateway import node_interface
+from services.gateway.config_snapshot import DocumentKey
+from services.gateway.configuration import config_checks, config_file
+from services.gateway.configuration.config_store import ConfigStore
+from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.scheduling.policies import BUILT_IN, NameLists, Policy
+from shared import access_table, amounts, errors
+from shared.access_table import Permission
+from shared.api import auth, organizations
+from shared.api import configuration as api
+from shared.api.organizations import TeamRole
+from shared.config_documents import (
+    ANY_PROVIDER,
+    KEY_POLICY,
+    MESH_POLICY,
+    ORGANIZATION_POLICY,
+    ConfigKind,
+    Machines,
+    PolicyDocument,
+)
+from shared.rpc import RpcCall, serves
+from shared.rpc.audit_reporting import AuditReporting
+from shared.types import KeyId, TenantId
+
+_ASK = "ask an administrator to change the policy mesh"
+_WHO_MAY = "sign in as an owner of the organization or as the key's creator, or ask an administrator; keys can't change policies"
+
+
+class PolicyRpc:
+    def __init__(self, live: LiveConfiguration, store: ConfigStore, rpc: node_interface.NodeRpc, audit_reporting: AuditReporting) -> None:
+        self._live = live
+        self._store = store
+        self._rpc = rpc
+        self._audit_reporting = audit_reporting
+
+    @serves(api.get_policy)
+    async def get(self, request: api.GetPolicy, call: RpcCall) -> api.PolicyState:
+        """Raises NotFound for an organization or key of others."""
+        may_change = await self._may_change(request.name, call)
+        await self._live.reload()
+        return self._state(request.name, may_change=may_change)
+
+    @serves(api.set_policy)
+    async def set(self, request: api.SetPolicy, call: RpcCall) -> api.PolicyState:
+        """Raises NotAllowed, also for more than the mesh allows, AlreadyExists after a newer version, and BadRequest."""
+        if not await self._may_change(request.name, call):
+            raise errors.NotAllowed(f"you may not change the policy {request.name}", hint=_WHO_MAY)
+        key: DocumentKey = ConfigKind.POLICY, request.name
+        async with self._store.lock() as locked:
+            documents = await self._live.read_locked(locked)
+            version = documents[key].version if key in documents else 0
+            if request.expected_version not in (None, version):
+                raise errors.AlreadyExists(
+                    f"the policy {request.name} has changed: it is at version {version}, not {request.expected_version}",
+                    hint="read it with `aicli policy show`, then change it again",
+                )
+            if request.policy is not None and request.name.startswith((ORGANIZATION_POLICY, KEY_POLICY)):
+                mesh = documents.get((ConfigKind.POLICY, MESH_POLICY))
+                _check_ceiling(request.policy, mesh.body if mesh is not None and isinstance(mesh.body, PolicyDocument) else None)
+            before = {name: stored.body for name, stored in documents.items()}
+            if mistakes := tuple(config_checks.check_together({n: body for n, body in (before | {key: request.policy}).items() if body})):
+                raise config_file.bad_config(mistakes)
+            if request.policy != before.get(key):
+                await locked.write({key: request.policy}, origin="applied", author=call.principal.user_id, note=request.note)
+        await self._live.reload()
+        self._audit_reporting.report_action("policy.set", call.principal, target=request.name)
+        return self._state(request.name, may_change=True)
+
+    @serves(api.explain_policy)
+    async def explain(self, request: api.ExplainPolicy, call: RpcCall) -> api.PolicyExplanation:
+        """Raises NotFound for an organization or key of others."""
+        principal = call.principal
+        tenant, key = request.organization, request.key
+        if tenant is None and key is None:
+            tenant, key = principal.tenant_id, principal.key_id
+        elif not access_table.may(principal, Permission.EVERYTHING):
+            if key is not None:
+                tenant = _tenant_of(await self._find_key(key, call))
+            elif tenant is not None:
+                await self._role_in(tenant, call)
+        return api.PolicyExplanation(tuple(_explain(self._live.current().policies.find(tenant, key))))
+
+    def _state(self, name: str, *, may_change: bool) -> api.PolicyState:
+        stored = self._live.documents.get((ConfigKind.POLICY, name))
+        if stored is None:
+            return api.PolicyState(name, 0, None, may_change)
+        assert stored.body is None or isinstance(stored.body, PolicyDocument)  # by its kind
+        return api.PolicyState(name, stored.version, stored.body, may_change)
+
+    async def _may_change(self, name: str, call: RpcCall) -> bool:
+        """Raises NotFound if the caller may not even read it."""
+        principal = call.principal
+        if access_table.may(principal, Permission.EVERYTHING):
+            return True
+        # A key must not loosen its own limits.
+        is_login = principal.key_id is None
+        if name.startswith(ORGANIZATION_POLICY):
+            tenant = TenantId(_id(name, ORGANIZATION_POLICY))
+            return await self._role_in(tenant, call) is TeamRole.OWNER and is_login
+        if name.startswith(KEY_POLICY):
+            # Auth lists a key only for its creator and the owners of its organization.
+            await self._find_key(KeyId(_id(name, KEY_POLICY)), call)
+            return is_login
+        return False
+
+    async def _role_in(self, tenant: TenantId, call: RpcCall) -> TeamRole | None:
+        """Raises NotFound for an organization of others."""
+        if tenant == TenantId(call.principal.user_id):
+            return TeamRole.OWNER
+        found = await self._rpc.call(organizations.get_organisation, organizations.GetOrganization(tenant), credential=call.credential)
+        return found.organisation.role
+
+    async def _find_key(self, key: KeyId, call: RpcCall) -> auth.ApiKey:
+        found = await self._rpc.call(auth.list_api_keys, auth.ListApiKeys(), credential=call.credential)
+        for each in found.keys:
+            if each.id == key:
+                return each
+        raise errors.NotFound(f"you have no key {key}", hint="see `aicli keys list`")
+
+
+def _id(name: str, prefix: str) -> UUID:
+    """Raises BadRequest."""
+    try:
+        return UUID(name.removeprefix(prefix))
+    except ValueError as error:
+        raise errors.BadRequest(f"{name[:60]!r} has no valid id", hint="see `aicli policy show --help`") from error
+
+
+def _tenant_of(key: auth.ApiKey) -> TenantId:
+    return TenantId(key.user_id) if key.team_id is None else key.team_id
+
+
+def _check_ceiling(wanted: PolicyDocument, mesh: PolicyDocument | None) -> None:
+    """Raise NotAllowed if the policy names providers or machines that the mesh's policy forbids: they would have no effect."""
+    allowed = () if mesh is None or mesh.external is None else mesh.external
+    if ANY_PROVIDER not in allowed:
+        for provider in wanted.external or ():
+            if provider not in (*allowed, ANY_PROVIDER):
+                raise errors.NotAllowed(
+                    f"the mesh's policy does not allow the provider {provider}; it allows {', '.join(allowed) or 'none'}", hint=_ASK
+                )
+    widest = list(Machines).index(mesh.machines) if mesh is not None and mesh.machines is not None else len(Machines)
+    if wanted.machines is not None and list(Machines).index(wanted.machines) > widest:
+        raise errors.NotAllowed(f"the mesh's policy allows no more machines than {list(Machines)[widest]}", hint=_ASK)
+
+
+# --- explanations ---------------------------------------------------------------------------------------------------------
+
+
+def _explain(policy: Policy) -> Iterator[api.PolicyRule]:
+    providers = policy.placement.external
+    yield api.PolicyRule("external", "all" if ANY_PROVIDER in providers else ", ".join(providers) or "none", _levels(policy.external))
+    yield api.PolicyRule("machines", policy.machines.value, (policy.machines.level,))
+    yield api.PolicyRule("models", _patterns(policy.models), _levels(policy.models))
+    yield api.PolicyRule("targets", _patterns(policy.targets), _levels(policy.targets))
+    yield api.PolicyRule("direct_models", "yes" if policy.direct_models.value else "no", (policy.direct_models.level,))
+    for name, rule in (("max_price.input", policy.max_input), ("max_price.output", policy.max_output)):
+        yield api.PolicyRule(name, "any" if rule.value is None else amounts.written(rule.value), (rule.level,))
+    yield api.PolicyRule("show_targets", "yes" if policy.show_targets.value else "no", (policy.show_targets.level,))
+
+
+def _levels(lists: NameLists) -> tuple[str, ...]:
+    return tuple(names.level for names in lists) or (BUILT_IN,)
+
+
+def _patterns(lists: NameLists) -> str:
+    """A name must match each list."""
+    return " and ".join(", ".join(names.names) or "none" for names in lists) or "all"

@@ -1,0 +1,250 @@
+"""Decides what callers may use, and who may see their prompts. Pure.
+
+The policies of the mesh, of the organization (or else the default one), of the key and of the request are combined into one; each level
+can only add restrictions. ``barrier`` is the only place that compares a worker with a policy.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from fnmatch import fnmatchcase
+from typing import Generic, TypeVar
+
+import msgspec
+
+from services.gateway.limits import upstream_prices
+from shared.api.auth import Principal
+from shared.api.ledger import ModelPrice
+from shared.config_documents import (
+    ANY_PROVIDER,
+    DEFAULT_POLICY,
+    KEY_POLICY,
+    MESH_POLICY,
+    ORGANIZATION_POLICY,
+    Machines,
+    Money,
+    PolicyDocument,
+)
+from shared.protocol.directory import Announcement, DirectoryEntry, ModelOffer
+from shared.types import KeyId, TenantId
+
+#: Worker labels. Only an administrator can set TRUSTED, in the ticket; SHARED=no keeps a worker private to its owner.
+TRUSTED = "trusted"
+SHARED = "shared"
+_YES = frozenset({"yes", "true", "1"})
+_NO = frozenset({"no", "false", "0"})
+
+#: The level of rules that no document sets.
+BUILT_IN = "built-in"
+#: The level of the header `X-Aimesh-External: forbid`.
+REQUEST = "request"
+_WIDENING = tuple(Machines)
+
+Value = TypeVar("Value")
+
+
+class Placement(msgspec.Struct, frozen=True, array_like=True):
+    """Who may see a tenant's prompts."""
+
+    machines: Machines = Machines.GROUP
+    #: Sorted.
+    external: tuple[str, ...] = ()
+
+
+#: As without policies.
+ANYWHERE = Placement(external=(ANY_PROVIDER,))
+
+
+class Barrier(Enum):
+    """Why a worker may not see a prompt."""
+
+    #: Its owner keeps it for their own requests.
+    PRIVATE = "private"
+    MACHINES = "machines"
+    PROVIDER = "provider"
+
+
+def barrier(tenant: TenantId, placement: Placement, worker: Announcement, offer: ModelOffer) -> Barrier | None:
+    """Return why the worker may not see the tenant's prompts for this model; None if it may."""
+    is_own = bool(worker.owner) and worker.owner == str(tenant)
+    if not is_own and worker.labels and worker.labels.get(SHARED, "").lower() in _NO:
+        return Barrier.PRIVATE
+    if offer.provider and not _lists(placement.external, offer.provider):
+        return Barrier.PROVIDER
+    if is_own or placement.machines is Machines.GROUP:
+        return None
+    if placement.machines is Machines.OWN:
+        return Barrier.MACHINES
+    is_trusted = placement.machines is Machines.TRUSTED and worker.labels.get(TRUSTED, "").lower() in _YES
+    return None if not worker.owner or is_trusted else Barrier.MACHINES
+
+
+def open_to(tenant: TenantId, policy: "Policy", workers: Iterable[DirectoryEntry]) -> list[DirectoryEntry]:
+    """Return the workers that may see the tenant's prompts, with the models for which they may."""
+    found = []
+    for worker in workers:
+        offers = worker.announcement.models
+        allowed = tuple(
+            offer
+            for offer in offers
+            if barrier(tenant, policy.placement, worker.announcement, offer) is None and policy.allows_target(offer.name)
+        )
+        if len(allowed) == len(offers):
+            found.append(worker)
+        elif allowed:
+            found.append(replace(worker, announcement=msgspec.structs.replace(worker.announcement, models=allowed)))
+    return found
+
+
+def describe_barrier(found: Barrier, placement: Placement, offer: ModelOffer) -> str:
+    """Return the reason for people, about the worker."""
+    match found:
+        case Barrier.PRIVATE:
+            return "serves only its owner (label shared=no)"
+        case Barrier.MACHINES:
+            return f"is not one of the machines that the policy allows ({placement.machines})"
+        case Barrier.PROVIDER:
+            return f"sends prompts to {offer.provider}, which the policy forbids"
+
+
+def _lists(providers: tuple[str, ...], provider: str) -> bool:
+    return provider in providers or ANY_PROVIDER in providers
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(Generic[Value]):
+    """A value, and the level that it comes from."""
+
+    value: Value
+    level: str = BUILT_IN
+
+
+@dataclass(frozen=True, slots=True)
+class NameList:
+    """Names or patterns, and the level that lists them."""
+
+    names: tuple[str, ...]
+    level: str
+
+    def has(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.names)
+
+
+NameLists = tuple[NameList, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What applies to one caller: all levels combined."""
+
+    placement: Placement = ANYWHERE
+    machines: Rule[Machines] = field(default_factory=lambda: Rule(Machines.GROUP))
+    #: A provider must be in each list, a name must match each list.
+    external: NameLists = ()
+    models: NameLists = ()
+    targets: NameLists = ()
+    direct_models: Rule[bool] = field(default_factory=lambda: Rule(True))
+    show_targets: Rule[bool] = field(default_factory=lambda: Rule(True))
+    #: Micro-credits per million tokens; None for no ceiling.
+    max_input: Rule[int | None] = field(default_factory=lambda: Rule(None))
+    max_output: Rule[int | None] = field(default_factory=lambda: Rule(None))
+
+    def allows_name(self, name: str) -> bool:
+        """Whether the caller may name this model."""
+        return all(allowed.has(name) for allowed in self.models)
+
+    def allows_target(self, model: str) -> bool:
+        return all(allowed.has(model) for allowed in self.targets)
+
+    def allows_price(self, price: ModelPrice) -> bool:
+        ceilings = ((self.max_input, price.input_micro_per_million), (self.max_output, price.output_micro_per_million))
+        return all(most.value is None or micro <= most.value for most, micro in ceilings)
+
+
+UNRESTRICTED = Policy()
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The documents by name, and how they apply to callers."""
+
+    documents: Mapping[str, PolicyDocument] = field(default_factory=dict)
+    #: Combined before.
+    _known: dict[tuple[str | None, str | None, bool], Policy] = field(default_factory=dict, compare=False, repr=False)
+
+    def of(self, caller: Principal, *, forbids_external: bool = False) -> Policy:
+        return self.find(caller.tenant_id, caller.key_id, forbids_external=forbids_external)
+
+    def find(self, tenant: TenantId | None, key: KeyId | None = None, *, forbids_external: bool = False) -> Policy:
+        """Return the policy of an organization and a key; None stands for one without its own rules."""
+        of_tenant, of_key = f"{ORGANIZATION_POLICY}{tenant}", f"{KEY_POLICY}{key}"
+        names = of_tenant if of_tenant in self.documents else None, of_key if of_key in self.documents else None
+        known = self._known.get((*names, forbids_external))
+        if known is None:
+            levels = list(self._levels(*names))
+            if forbids_external:
+                levels.append((REQUEST, PolicyDocument(external=())))
+            known = self._known[*names, forbids_external] = combine(levels)
+        return known
+
+    def _levels(self, of_tenant: str | None, of_key: str | None) -> Iterator[tuple[str, PolicyDocument]]:
+        missing = PolicyDocument()
+        yield MESH_POLICY, _with_list(self.documents.get(MESH_POLICY, missing))
+        if of_tenant is not None:
+            yield "organization", _with_list(self.documents[of_tenant])
+        else:
+            yield DEFAULT_POLICY, _with_list(self.documents.get(DEFAULT_POLICY, missing))
+        if of_key is not None:
+            yield "key", self.documents[of_key]
+
+
+def _with_list(document: PolicyDocument) -> PolicyDocument:
+    """Without a list of providers, no provider is allowed at the levels that must list them."""
+    return document if document.external is not None else msgspec.structs.replace(document, external=())
+
+
+def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
+    machines, direct, shown = Rule(Machines.GROUP), Rule(True), Rule(True)
+    max_input: Rule[int | None] = Rule(None)
+    max_output: Rule[int | None] = Rule(None)
+    for level, document in levels:
+        if document.machines is not None and _WIDENING.index(document.machines) < _WIDENING.index(machines.value):
+            machines = Rule(document.machines, level)
+        if document.direct_models is False and direct.value:
+            direct = Rule(False, level)
+        if document.show_targets is False and shown.value:
+            shown = Rule(False, level)
+        if document.max_price is not None:
+            max_input = _lower(max_input, document.max_price.input, level)
+            max_output = _lower(max_output, document.max_price.output, level)
+    external = _lists_of(levels, "external")
+    return Policy(
+        placement=Placement(machines.value, _common(external)),
+        machines=machines,
+        external=external,
+        models=_lists_of(levels, "models"),
+        targets=_lists_of(levels, "targets"),
+        direct_models=direct,
+        show_targets=shown,
+        max_input=max_input,
+        max_output=max_output,
+    )
+
+
+def _lower(known: Rule[int | None], wanted: Money | None, level: str) -> Rule[int | None]:
+    if wanted is None:
+        return known
+    micro = upstream_prices.micro(wanted)
+    return Rule(micro, level) if known.value is None or micro < known.value else known
+
+
+def _lists_of(levels: list[tuple[str, PolicyDocument]], rule: str) -> NameLists:
+    return tuple(NameList(names, level) for level, document in levels if (names := getattr(document, rule)) is not None)
+
+
+def _common(lists: NameLists) -> tuple[str, ...]:
+    """Return the providers that all lists allow."""
+    exact = [set(names.names) for names in lists if ANY_PROVIDER not in names.names]
+    if not exact:
+        return (ANY_PROVIDER,)
+    return tuple(sorted(set.intersection(*exact)))

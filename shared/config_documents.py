@@ -1,0 +1,217 @@
+"""The documents of the configuration: routes, policies, plans, limits and prices, as files and messages write them."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from shared.types import Tier
+
+MAX_ROUTES = 500
+MAX_POLICIES = 2_000
+MAX_TARGETS = 20
+#: Of all bodies as JSON, so that they fit into one message as YAML.
+MAX_CONFIG_BYTES = 512 * 1024
+#: The only document of the kind ``default_model``.
+DEFAULT_MODEL = "default"
+#: The policy that applies to everybody, and that of organizations and people without their own.
+MESH_POLICY = "mesh"
+DEFAULT_POLICY = "default"
+#: Followed by the id of an organization (or of a user, for the user's own requests) or of a key.
+ORGANIZATION_POLICY = "organization:"
+KEY_POLICY = "key:"
+#: Stands for all providers.
+ANY_PROVIDER = "*"
+#: The value for no limit.
+UNLIMITED: Literal["unlimited"] = "unlimited"
+
+#: A name in the configuration: the public name of a model or another document.
+DocumentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}\Z")]
+ServedName = Annotated[str, Meta(min_length=1, max_length=200)]
+TokenCount = Annotated[int, Meta(ge=0, le=10**9)]
+Limit = Annotated[int, Meta(ge=1, le=10**12)] | Literal["unlimited"]
+Credits = Annotated[int, Meta(ge=0, le=10**12)] | Literal["unlimited"]
+#: Credits with at most six decimals, as text or as a number.
+Money = Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?\Z")] | Annotated[float, Meta(ge=0, lt=10**6)]
+
+
+class ConfigKind(StrEnum):
+    ROUTE = "route"
+    POLICY = "policy"
+    PLAN = "plan"
+    MODEL_LIMIT = "model_limit"
+    DEFAULT_MODEL = "default_model"
+    UPSTREAM_PRICE = "upstream_price"
+
+
+class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The body of a document. Fields are written as here, in files and on the wire."""
+
+
+class TargetConditions(Document, frozen=True):
+    """Which requests a target takes. A missing field is no condition."""
+
+    #: Estimated, a token for every three bytes.
+    min_prompt_tokens: TokenCount | None = None
+    max_prompt_tokens: TokenCount | None = None
+    #: Whether the request has tools.
+    tools: bool | None = None
+    #: Whether the request has a response format.
+    response_format: bool | None = None
+    #: Any of these; empty for all.
+    tiers: tuple[Tier, ...] = ()
+    #: Names of API keys; empty for all callers.
+    keys_named: Annotated[tuple[str, ...], Meta(max_length=100)] = ()
+
+
+class TargetDocument(Document, frozen=True):
+    #: Unique within its route.
+    name: DocumentName
+    #: A served model, never a route.
+    model: ServedName
+    #: Percent of the conversations, users or organizations that start here, with at most two decimals. The shares of a route sum up to 100.
+    share: Annotated[float, Meta(ge=0, le=100)] | None = None
+    #: Tried after the drawn target, lowest first. A target without an order is no fallback.
+    order: Annotated[int, Meta(ge=0, le=100)] | None = None
+    when: TargetConditions | None = None
+    #: Upstream money for a UTC day, over all gateways. Its model needs an upstream price.
+    daily_ceiling: Money | None = None
+
+
+class Sticky(StrEnum):
+    """What stays at the target that was drawn for it."""
+
+    CONVERSATION = "conversation"
+    USER = "user"
+    ORGANIZATION = "organization"
+    REQUEST = "request"
+
+
+class RouteDocument(Document, frozen=True):
+    """What runs under one public model name."""
+
+    targets: Annotated[tuple[TargetDocument, ...], Meta(min_length=1, max_length=MAX_TARGETS)]
+    sticky: Sticky = Sticky.CONVERSATION
+    #: Take the next target if the wait at one is longer; None: wait.
+    spill_after_seconds: Annotated[float, Meta(ge=0, le=600)] | None = None
+    #: target: callers pay the price of the model that answered; route: that of the route's name.
+    price: Literal["target", "route"] = "target"
+    #: A target, or a model with an upstream price: what internal answers would have cost there.
+    compare_cost_with: ServedName | None = None
+
+    @property
+    def is_alias(self) -> bool:
+        """Whether it only gives a served model another name."""
+        return self == RouteDocument(targets=(TargetDocument(name=self.targets[0].name, model=self.targets[0].model),))
+
+
+class Machines(StrEnum):
+    """Machines that may see a tenant's prompts, from the fewest to the most: anyone who runs a worker can read the prompts it answers."""
+
+    #: The tenant's.
+    OWN = "own"
+    #: Also the operator's.
+    INTERNAL = "internal"
+    #: Also those that an administrator has labeled trusted=yes.
+    TRUSTED = "trusted"
+    #: All that their owners don't keep to themselves.
+    GROUP = "group"
+
+
+#: A name, in which * stands for any characters.
+NamePattern = Annotated[str, Meta(pattern=r"^[A-Za-z0-9*?][A-Za-z0-9._:/@*?-]{0,99}\Z")]
+NamePatterns = Annotated[tuple[NamePattern, ...], Meta(max_length=200)]
+Provider = Annotated[str, Meta(pattern=r"^([a-z0-9][a-z0-9_-]{0,31}|\*)\Z")]
+
+
+class PriceCeiling(Document, frozen=True):
+    """What callers may pay for a million tokens."""
+
+    input: Money | None = None
+    output: Money | None = None
+
+
+class PolicyDocument(Document, frozen=True):
+    """What callers may use, and who may see their prompts. A missing rule adds nothing to the rules of the levels above."""
+
+    #: Providers that may get prompts; * for all. A provider must be listed by ``mesh``, and by the organization or else ``default``;
+    #: a missing list there is an empty one.
+    external: Annotated[tuple[Provider, ...], Meta(max_length=100)] | None = None
+    machines: Machines | None = None
+    #: Names that callers may send.
+    models: NamePatterns | None = None
+    #: Served models behind them.
+    targets: NamePatterns | None = None
+    #: Whether callers may name served models that no route names.
+    direct_models: bool | None = None
+    #: More expensive targets are left out.
+    max_price: PriceCeiling | None = None
+    #: Whether answers say which target was chosen.
+    show_targets: bool | None = None
+
+
+class PlanDocument(Document, frozen=True):
+    """The limits of a tier. A missing number is the tier's built-in default."""
+
+    requests_per_hour: Limit | None = None
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    #: Concurrent requests of one user.
+    concurrency: Limit | None = None
+    #: Per month.
+    credits: Credits | None = None
+
+
+class ModelLimitDocument(Document, frozen=True):
+    """The limits of a public model over all its callers. A missing number is no limit."""
+
+    requests_per_hour: Limit | None = None
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    concurrency: Limit | None = None
+
+
+class DefaultModelDocument(Document, frozen=True):
+    """The model of requests that name none."""
+
+    model: ServedName
+
+
+class UpstreamPriceDocument(Document, frozen=True):
+    """What a provider asks for a served model."""
+
+    #: For a million tokens.
+    input: Money
+    output: Money
+    #: For tokens of the prompt that the provider has cached; by default as ``input``.
+    cached_input: Money | None = None
+    #: For each request.
+    request: Money = 0.0
+
+
+#: The body of each kind, and the key of the file that holds its documents by name; ``default_model`` is only a name there.
+BODIES: dict[ConfigKind, type[Document]] = {
+    ConfigKind.ROUTE: RouteDocument,
+    ConfigKind.POLICY: PolicyDocument,
+    ConfigKind.PLAN: PlanDocument,
+    ConfigKind.MODEL_LIMIT: ModelLimitDocument,
+    ConfigKind.DEFAULT_MODEL: DefaultModelDocument,
+    ConfigKind.UPSTREAM_PRICE: UpstreamPriceDocument,
+}
+SECTIONS: dict[str, ConfigKind] = {
+    "routes": ConfigKind.ROUTE,
+    "policies": ConfigKind.POLICY,
+    "plans": ConfigKind.PLAN,
+    "model_limits": ConfigKind.MODEL_LIMIT,
+    "default_model": ConfigKind.DEFAULT_MODEL,
+    "upstream_prices": ConfigKind.UPSTREAM_PRICE,
+}
+#: Kinds whose documents have fixed names.
+FIXED_NAMES: dict[ConfigKind, tuple[str, ...]] = {
+    ConfigKind.POLICY: (MESH_POLICY, DEFAULT_POLICY),
+    ConfigKind.PLAN: tuple(Tier),
+    ConfigKind.DEFAULT_MODEL: (DEFAULT_MODEL,),
+}
+#: And names that begin with one of these, followed by an id.
+NAME_PREFIXES: dict[ConfigKind, tuple[str, ...]] = {ConfigKind.POLICY: (ORGANIZATION_POLICY, KEY_POLICY)}

@@ -1,0 +1,312 @@
+"""Requests under policies: where their prompts go, and what callers are told."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import httpx
+import msgspec
+import pytest
+
+from services.gateway.billing.prices import Price
+from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.idempotency import cache_keys
+from services.gateway.scheduling import policies, route_choice, routing
+from services.gateway.scheduling.policies import Policies
+from shared import context, errors
+from shared.api.auth import Principal
+from shared.api.embedding import EmbeddingRequest
+from shared.api.gateway import InferenceRequest
+from shared.api.ledger import MICRO, ModelPrice
+from shared.config_documents import PolicyDocument, RouteDocument, TargetDocument
+from shared.protocol.directory import ModelOffer
+from shared.types import KeyId, MicroCredits, ModelName, Role, TenantId, UserId
+from tests import tiers
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService, announcement, node_id
+from tests.services.gateway.test_embedding_pipeline import EmbeddingWorker, packed
+from tests.testnet import until
+
+LOCAL, API, LENT = ModelName("local"), ModelName("api"), ModelName("lent")
+ANY: dict[str, Any] = {"external": ["*"]}
+OWN = f"organization:{OWNER.tenant_id}"
+TO_LOCAL = TargetDocument(name="own", model=LOCAL, order=1)
+TO_API = TargetDocument(name="paid", model=API, share=100)
+
+
+class Policed:
+    """A gateway with the route `assistant` to an upstream and then to a machine of the operator, and a model on a lent machine."""
+
+    def __init__(self, service: RunningService) -> None:
+        self.service = service
+        self.local, self.api, self.lent = FakeWorker(), FakeWorker(words=("Paid", " words")), FakeWorker(words=("Lent",))
+        service.add_worker(11, self.local, LOCAL)
+        service.add_worker(12, self.api, API, provider="acme")
+        service.add_worker(13, self.lent, LENT, owner=str(UUID(int=5)))
+        self.use()
+
+    def use(self, *targets: TargetDocument, **documents: dict[str, Any]) -> None:
+        document = RouteDocument(targets=targets or (TO_API, TO_LOCAL))
+        self.service.names = routing.ModelNames(
+            {"alias": LOCAL}, None, routes={"assistant": route_choice.compile_route("assistant", 4, document)}
+        )
+        self.service.config = ConfigSnapshot(
+            names=self.service.names,
+            route_names=routing.ModelNames({"alias": LOCAL}, None, only_routes=True, routes=self.service.names.routes),
+            limits=self.service.config.limits,
+            policies=Policies({name: msgspec.convert(rules, PolicyDocument) for name, rules in documents.items()}),
+        )
+
+    async def ask(self, model: str = "assistant", who: Principal = OWNER, **fields: Any) -> str:
+        context.start()
+        request = InferenceRequest(**{"prompt": "hi", "model": ModelName(model), **fields})
+        async with self.service.pipeline.run(who, request, seconds=10) as running:
+            return "".join([chunk.text async for _, chunk in running])
+
+    async def refusal(self, model: str = "assistant", who: Principal = OWNER, **fields: Any) -> str:
+        with pytest.raises(errors.PolicyForbidden) as refused:
+            await self.ask(model, who, **fields)
+        return refused.value.message
+
+
+@pytest.fixture
+async def policed() -> AsyncIterator[Policed]:
+    async with fakes.running_service(free=100_000) as service:
+        service.books.prices = (
+            Price(1, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO))),
+            Price(2, ModelPrice(API, MicroCredits(10 * MICRO), MicroCredits(20 * MICRO))),
+        )
+        await service.admission.ledger.refresh_prices()
+        yield Policed(service)
+
+
+async def test_prompts_leave_the_machines_only_if_mesh_and_organization_allow_it(policed: Policed) -> None:
+    policed.use()
+    assert await policed.ask() == "Hello world!"
+    assert await policed.refusal("api") == "the policy (level: mesh, default) forbids api here: policy_external"
+    policed.use(mesh=ANY)
+    assert await policed.refusal("api") == "the policy (level: default) forbids api here: policy_external"
+    policed.use(mesh=ANY, default={"external": ["acme"]})
+    assert await policed.ask() == await policed.ask("api") == "Paid words"
+    policed.use(mesh=ANY, default=ANY, **{OWN: {"machines": "group"}})
+    assert await policed.ask() == "Hello world!"
+    assert await policed.refusal("api") == "the policy (level: organization) forbids api here: policy_external"
+    assert len(policed.api.received) == 2
+
+
+async def test_a_key_and_a_header_forbid_providers_for_their_requests(policed: Policed) -> None:
+    policed.use(mesh=ANY, default=ANY, **{f"key:{OWNER.key_id}": {"external": []}})
+    assert await policed.ask() == "Hello world!"
+    other = msgspec.structs.replace(OWNER, key_id=KeyId(UUID(int=77)))
+    assert await policed.ask(who=other) == "Paid words"
+    assert await policed.ask(who=other, forbid_external=True) == "Hello world!"
+    assert await policed.refusal("api", other, forbid_external=True) == "the policy (level: request) forbids api here: policy_external"
+
+
+async def test_over_http_the_header_forbids_providers(policed: Policed) -> None:
+    policed.use(mesh=ANY, default=ANY)
+    transport = httpx.ASGITransport(policed.service.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+
+        async def post(path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
+            return await http.post(path, json=body, headers={"Authorization": f"Bearer {KEY}", **headers})
+
+        chat = {"model": "api", "messages": [{"role": "user", "content": "hi"}]}
+        forbid = {"X-Aimesh-External": "forbid"}
+        assert (await post("/v1/chat/completions", chat)).status_code == 200
+        refused = await post("/v1/chat/completions", chat, **forbid)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "policy_forbidden")
+        for path, body in (
+            ("/v1/completions", {"model": "api", "prompt": "hi"}), ("/v1/completions", {"model": "api", "prompt": ["a", "b"]}),
+            ("/v1/embeddings", {"model": "api", "input": "hi"}), ("/api/inference", {"model": "api", "prompt": "hi"}),
+            ("/api/infer", {"model": "api", "payload": "hi"}), ("/v1/responses", {"model": "api", "input": "hi"}),
+            ("/v1/messages", {"model": "api", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}),
+        ):  # fmt: skip
+            assert (await post(path, body, **forbid)).status_code == 403, path
+        wrong = await post("/v1/chat/completions", chat, **{"X-Aimesh-External": "no"})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "X-Aimesh-External")
+        models = (await http.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})).json()
+        assert {model["id"] for model in models["data"]} == {"assistant", "api", "local", "lent", "smollm2"}
+        assert len(policed.api.received) == 1
+
+
+async def test_embeddings_obey_the_policy(policed: Policed) -> None:
+    policed.service.add_worker(21, EmbeddingWorker((packed(1.0),)), "vectors", provider="acme")
+
+    async def embed() -> bool:
+        context.start()
+        request = EmbeddingRequest(("a",), ModelName("vectors"))
+        async with policed.service.pipeline.embed(OWNER, request, seconds=10) as running:
+            return bool([vectors async for _, vectors in running])
+
+    with pytest.raises(errors.PolicyForbidden, match="policy_external"):
+        await embed()
+    policed.use(mesh=ANY, default=ANY)
+    assert await embed()
+
+
+async def test_machines(policed: Policed) -> None:
+    policed.use(mesh={"machines": "internal"})
+    assert await policed.refusal("lent") == "the policy (level: mesh) forbids lent here: policy_machines"
+    assert await policed.ask("lent", msgspec.structs.replace(OWNER, user_id=UserId(UUID(int=5)))) == "Lent", "it is this user's own"
+    assert await policed.ask("local") == "Hello world!"
+    policed.use(default={"machines": "own"})
+    assert await policed.refusal("local") == "the policy (level: default) forbids local here: policy_machines"
+    assert await policed.refusal() == "the policy (level: mesh, default) forbids assistant here: policy_external, policy_machines"
+
+
+async def test_a_model_that_the_policy_does_not_list_does_not_exist(policed: Policed) -> None:
+    policed.use(mesh=ANY, default={"external": ["*"], "models": ["alias", "ap*"]})
+    for name in ("local", "assistant", "nonsense", "lent"):
+        with pytest.raises(errors.UnknownModel) as refused:
+            await policed.ask(name)
+        assert refused.value.message == f"no worker serves the model {name!r}; served models: alias, api"
+    assert await policed.ask("alias") == "Hello world!"
+    assert await policed.ask("api:latest") == "Paid words"
+    assert listed(policed) == {"api", "alias"}
+
+
+async def test_targets_behind_a_route(policed: Policed) -> None:
+    policed.use(mesh=ANY, default={"external": ["*"], "targets": ["local"]})
+    assert await policed.ask() == "Hello world!"
+    assert await policed.refusal("api") == "the policy (level: default) forbids api here: policy_model"
+    policed.use(mesh={"external": ["*"], "targets": []}, default=ANY)
+    assert await policed.refusal() == "the policy (level: mesh) forbids assistant here: policy_model"
+    assert listed(policed) == set()
+
+
+async def test_a_price_ceiling_leaves_out_dear_targets(policed: Policed) -> None:
+    policed.use(mesh=ANY, default={"external": ["*"], "max_price": {"input": "9.99"}})
+    assert await policed.ask() == "Hello world!"
+    assert await policed.refusal("api") == "the policy (level: default) forbids api here: price_ceiling"
+    policed.use(mesh=ANY, default={"external": ["*"], "max_price": {"input": "10", "output": 20}})
+    assert await policed.ask() == "Paid words"
+    policed.use(mesh={"external": ["*"], "max_price": {"output": "1.5"}}, default=ANY)
+    assert await policed.refusal() == "the policy (level: mesh) forbids assistant here: price_ceiling"
+
+
+async def test_a_route_that_is_away_for_another_reason_is_not_forbidden(policed: Policed) -> None:
+    policed.use(TO_API, TargetDocument(name="gone", model="away", order=1))
+    with pytest.raises(errors.NotReachable, match=r"paid \(api\): policy_external, gone \(away\): not_served"):
+        await policed.ask()
+
+
+async def test_only_one_organization_may_name_served_models(policed: Policed) -> None:
+    policed.use(**{OWN: {"direct_models": False}})
+    with pytest.raises(errors.UnknownModel, match="served models: alias"):
+        await policed.ask("local")
+    assert await policed.ask("alias") == await policed.ask() == "Hello world!"
+    assert listed(policed) == {"alias", "assistant"}
+    assert await policed.ask("local", msgspec.structs.replace(OWNER, team_id=TenantId(UUID(int=8)))) == "Hello world!"
+
+
+async def test_answers_may_hide_their_target(policed: Policed) -> None:
+    policed.use(**{OWN: {"show_targets": False}})
+    context.start()
+    async with policed.service.pipeline.run(OWNER, InferenceRequest(prompt="hi", model=ModelName("assistant")), seconds=10) as running:
+        async for _ in running:
+            pass
+    assert running.shown_route is not None
+    assert (running.shown_route.route, running.shown_route.variant) == ("assistant", None)
+    row = policed.service.store.only_row
+    assert row.route is not None
+    assert row.route.variant == "paid", "the log knows"
+
+
+async def test_a_worker_that_begins_to_announce_a_provider_gets_nothing_that_it_was_chosen_for(policed: Policed) -> None:
+    hanging = FakeWorker(hangs_after=0)
+    policed.service.add_worker(31, hanging, "one", load=fakes.WorkerLoad(slots=1))
+    asking = [asyncio.create_task(policed.ask("one")) for _ in range(4)]
+    await until(lambda: hanging.is_hanging.is_set() and policed.service.dispatch.waiting)
+    sent = len(hanging.received)
+    offers = (ModelOffer(ModelName("one"), 100, provider="acme"),)
+    change = msgspec.structs.replace(announcement(31, "one", load=fakes.WorkerLoad(slots=1)), models=offers)
+    policed.service.directory.apply_announcement(change, "nats")
+    for task in asking[:sent]:
+        task.cancel()
+    await asyncio.wait(asking)
+    assert {type(task.exception()) for task in asking[sent:]} == {errors.NotReachable}
+    assert all("sends prompts to acme, which the policy forbids" in str(task.exception()) for task in asking[sent:])
+    assert len(hanging.received) == sent < 4
+
+
+async def test_the_announcement_is_compared_again_when_the_prompt_is_sent(policed: Policed) -> None:
+    dispatch, needs = (
+        policed.service.dispatch,
+        routing.WorkerRequirements(LOCAL, OWNER.tenant_id, OWNER.tenant_id, 10, 10, placement=policies.Placement()),
+    )
+    claim = dispatch.claim_now(needs)
+    assert claim is not None
+    claim.release()
+    dispatch.ensure_allowed(claim.worker.node, needs)
+    policed.service.directory.worker(11, LOCAL, provider="acme")
+    with pytest.raises(errors.NotReachable, match="sends prompts to acme"):
+        dispatch.ensure_allowed(claim.worker.node, needs)
+
+
+async def test_a_running_stream_ends_under_the_policy_of_its_start(policed: Policed) -> None:
+    policed.use(mesh=ANY, default=ANY)
+    context.start()
+    request = InferenceRequest(prompt="hi", model=ModelName("assistant"))
+    async with policed.service.pipeline.run(OWNER, request, seconds=10) as running:
+        words = [(await anext(running))[1].text]
+        policed.use()
+        words += [chunk.text async for _, chunk in running]
+    assert "".join(words) == "Paid words"
+    assert await policed.ask() == "Hello world!"
+
+
+def test_answers_are_cached_apart_for_what_may_be_external() -> None:
+    config = fakes.inference.ModelConfig(model=LOCAL)
+    questions = [cache_keys.CacheQuestion(OWNER.tenant_id, "hi", config, "", external) for external in ((), ("acme",), ("*",))]
+    assert len({cache_keys.name(question, "s" * 16) for question in questions}) == 3
+
+
+async def test_no_random_request_reaches_a_forbidden_provider(policed: Policed) -> None:
+    """Random routes, policies and failures; a model has internal and external workers. At night 10,000 requests."""
+    rng, rounds = random.Random(tiers.seed("POLICY_SEED")), tiers.volume(500)
+    acme = [FakeWorker(words=("x",)) for _ in range(3)]
+    models = ["a", "b", "c"]
+    for number, worker in enumerate(acme):
+        policed.service.add_worker(41 + number, worker, *models, provider="acme")
+        policed.service.add_worker(51 + number, FakeWorker(words=("y",)), *models[: number + 1])
+    failures = (None, None, None, errors.LinkLost("gone"), errors.Unavailable("refused"), errors.Overloaded("full"))
+    allowed = forbidden = 0
+    for _ in range(rounds):
+        targets = [
+            TargetDocument(name=f"t{number}", model=model, share=100 if not number else None, order=number or None)
+            for number, model in enumerate(rng.sample([*models, "away"], rng.randint(1, 3)))
+        ]
+        documents = {
+            name: {"external": rng.choice([[], ["acme"], ["acme"], ["*"]])}
+            for name in ("mesh", "default", OWN, f"key:{OWNER.key_id}")
+            if rng.random() < 0.8
+        }
+        policed.use(*targets, **documents)
+        for worker in [*acme, *(policed.service.rpc.workers[node_id(51 + number)] for number in range(3))]:
+            worker.fails_with = rng.choice(failures)
+        for _ in range(20):
+            before = sum(len(worker.received) for worker in acme)
+            forbid = rng.random() < 0.3
+            try:
+                await policed.ask(rng.choice(["assistant", *models]), forbid_external=forbid)
+            except errors.AimeshError:
+                pass
+            levels = ["mesh", OWN if OWN in documents else "default", *(name for name in documents if name.startswith("key:"))]
+            lists = [documents[level]["external"] if level in documents else [] for level in levels]
+            may = not forbid and all({"acme", "*"}.intersection(names) for names in lists)
+            sent = sum(len(worker.received) for worker in acme) - before
+            assert may or not sent
+            allowed, forbidden = allowed + sent, forbidden + (not may)
+    assert allowed > rounds // 5
+    assert forbidden > 5 * rounds
+
+
+def listed(policed: Policed) -> set[str]:
+    config = policed.service.config
+    policy = config.policies.of(OWNER)
+    workers = policies.open_to(OWNER.tenant_id, policy, policed.service.directory.usable(Role.WORKER))
+    found = routing.catalogue(workers, config.names_for(policy), policy.allows_name)
+    return {name for model in found for name in (model.name, *model.aliases)}
