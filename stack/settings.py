@@ -55,6 +55,9 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
     openai_url: Annotated[str | None, Variable("OPENAI_BASE_URL", "add a worker for this OpenAI-compatible API")] = None
     openai_key: Annotated[str | None, Variable("OPENAI_API_KEY", "add a worker for OpenAI, or for OPENAI_BASE_URL", secret=True)] = None
     openai_upstreams: Annotated[Path | None, Variable("OPENAI_UPSTREAMS", "add a worker for the upstreams of this file")] = None
+    external_providers: Annotated[
+        tuple[str, ...], Variable("EXTERNAL_PROVIDERS", "providers that may get prompts; by default those of your upstreams; none: no provider")
+    ] = ()
     models_yaml: Annotated[Path | None, Variable("MODELS_YAML", "add a worker for the entries of this file with a service")] = None
     echo: Annotated[bool, Variable("AIMESH_ECHO", "add a worker that serves the synthetic model `echo`, for load tests")] = False
     host: Annotated[str, Variable("BIND_HOST", "address that gateway and web listen on; other services stay on loopback")] = "127.0.0.1"
@@ -191,6 +194,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "PRICE_PER_INPUT_TOKEN": ("gateway",),
     "PRICE_PER_OUTPUT_TOKEN": ("gateway",),
     "ROUTING_POLICY": ("gateway",),
+    "EXTERNAL_PROVIDERS": ("gateway",),
     "QUEUE_SECONDS": ("gateway",),
     "QUEUE_MOST": ("gateway",),
     "CORS_ORIGINS": ("gateway",),

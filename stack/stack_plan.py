@@ -17,6 +17,7 @@ import msgspec
 
 from shared import addresses
 from stack import stack_home as homes
+from stack import upstream_providers
 from stack.ports import WantedPort
 from stack.secret_files import DATABASE_ROLES, POSTGRES_ADMIN
 from stack.servers import dht_programs, nats_server, postgres, valkey
@@ -156,6 +157,8 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         environment |= _external_or(recorded, "REDIS_URL", {"REDIS_URL": valkey_of(home).url})
     if service == "inference":
         environment = {"MODEL_STORE": str(home.models), **_without_other_backends(environment, settings.backend)}
+    if service == "gateway":
+        environment = {"EXTERNAL_PROVIDERS": ",".join(upstream_providers.find(settings)), **environment}
     if service == "web":
         environment = {**_gateway_for_web(settings), **environment}
     return environment

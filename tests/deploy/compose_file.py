@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-#: `${NAME}`, `${NAME:-default}`.
-_VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::-(?P<default>[^}]*))?\}")
+#: `${NAME}`, `${NAME:-default}`, `${NAME:+other}`; a default may hold one of the last form.
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::-(?P<default>(?:\$\{[A-Z_]+:\+[^}]*\}|[^}])*)|:\+(?P<other>[^}]*))?\}")
 #: Our five services with their profiled twins; the others are servers and one-shot steps.
 OURS = ("auth", "gateway", "inference", "inference-gpu", "inference-ollama", "inference-openai", "inference-http", "metrics", "web")
 
@@ -33,7 +33,15 @@ def variables() -> set[str]:
 
 def resolve(text: str, environment: Mapping[str, str]) -> str:
     """What Compose makes of a value when `.env` has these variables."""
-    return _VARIABLE.sub(lambda match: environment.get(match["name"]) or match["default"] or "", text)
+
+
+    def replace(match: re.Match[str]) -> str:
+        value = environment.get(match["name"], "")
+        if match["other"] is not None:
+            return match["other"] if value else ""
+        return value or resolve(match["default"] or "", environment)
+
+    return _VARIABLE.sub(replace, text)
 
 
 def environment_of(service: str, dotenv: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -240,3 +240,12 @@ def test_init_gives_to_every_container_that_has_a_volume_of_secrets() -> None:
 def test_files_that_are_mounted_exist() -> None:
     for source in compose_file.load()["configs"].values():
         assert (compose_file.ROOT / source["file"]).is_file()
+
+
+def test_the_gateway_allows_the_provider_whose_key_is_set() -> None:
+    def allowed(**dotenv: str) -> str:
+        return compose_file.environment_of("gateway", dotenv)["EXTERNAL_PROVIDERS"]
+
+    assert allowed() == ""
+    assert allowed(OPENAI_API_KEY="sk-x") == "openai"
+    assert allowed(OPENAI_API_KEY="sk-x", EXTERNAL_PROVIDERS="acme") == "acme"

@@ -56,6 +56,13 @@ def test_provider_key_goes_only_to_the_service_that_uses_it(home: StackHome) -> 
     assert holders == ["inference-openai"]
 
 
+def test_the_gateway_allows_the_providers_of_the_upstreams(home: StackHome) -> None:
+    assert _environments(_plan(home))["gateway"]["EXTERNAL_PROVIDERS"] == ""
+    assert _environments(_plan(home, OPENAI_API_KEY="sk-x"))["gateway"]["EXTERNAL_PROVIDERS"] == "openai"
+    chosen = _environments(_plan(home, OPENAI_API_KEY="sk-x", EXTERNAL_PROVIDERS="acme,other"))["gateway"]
+    assert chosen["EXTERNAL_PROVIDERS"] == "acme,other"
+
+
 def test_other_environment_variables_are_not_passed_on(home: StackHome) -> None:
     assert not [name for name, found in _environments(_plan(home)).items() if "AWS_SECRET_ACCESS_KEY" in found]
 

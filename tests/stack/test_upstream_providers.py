@@ -1,0 +1,56 @@
+"""Which providers the settings of upstreams allow."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from stack import upstream_providers
+from stack.settings import StackSettings
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, ()),
+        ({"openai_key": "sk-x"}, ("openai",)),
+        ({"openai_url": "https://api.example.org/v1"}, ("openai",)),
+        ({"openai_url": "http://10.0.0.7:8000/v1"}, ()),
+        ({"openai_url": "http://localhost:8000/v1", "openai_key": "x"}, ()),
+        ({"openai_url": "http://[::1]:8000/v1"}, ()),
+        ({"openai_url": "http://[broken"}, ()),
+        ({"ollama_url": "http://192.168.1.9:11434", "openai_key": "x"}, ("openai",)),
+        ({"ollama_url": "http://ollama.example.org:11434", "openai_key": "x"}, ("ollama", "openai")),
+        ({"ollama_url": "http://8.8.8.8:11434"}, ("ollama",)),
+        ({"openai_key": "x", "external_providers": ("acme",)}, ("acme",)),
+    ],
+)
+def test_providers_of_settings(given: dict[str, object], found: tuple[str, ...]) -> None:
+    assert upstream_providers.find(msgspec.structs.replace(StackSettings(), **given)) == found
+
+
+def test_providers_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "upstreams.toml"
+    file.write_text(
+        """
+        [east]
+        url = "https://east.example.org/v1"
+        provider = "acme"
+        [west]
+        url = "https://west.example.org/v1"
+        [near]
+        url = "http://10.0.0.5:8000/v1"
+        [forwards]
+        url = "http://10.0.0.6:8000/v1"
+        external = true
+        [ours]
+        url = "https://llm.example.org/v1"
+        external = false
+        """
+    )
+    settings = StackSettings(openai_upstreams=file, openai_key="x")
+    assert upstream_providers.find(settings) == ("acme", "forwards", "west")
+    for broken in ("not TOML", "a = 1"):
+        file.write_text(broken)
+        assert upstream_providers.find(settings) == ()
+    assert upstream_providers.find(StackSettings(openai_upstreams=tmp_path / "missing")) == ()
