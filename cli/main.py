@@ -36,6 +36,7 @@ SECTIONS = {
         "logout": "cli.account.login:logout",
         "profile": "cli.account.profiles:profiles",
         "keys": "cli.account.keys:keys",
+        "policy": "cli.account.policy:policy",
         "usage": "cli.account.usage:usage",
         "quota": "cli.account.usage:quota",
         "dashboard": "cli.account.dashboard:dashboard",

@@ -56,7 +56,8 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
     openai_key: Annotated[str | None, Variable("OPENAI_API_KEY", "add a worker for OpenAI, or for OPENAI_BASE_URL", secret=True)] = None
     openai_upstreams: Annotated[Path | None, Variable("OPENAI_UPSTREAMS", "add a worker for the upstreams of this file")] = None
     external_providers: Annotated[
-        tuple[str, ...], Variable("EXTERNAL_PROVIDERS", "providers that may get prompts; by default those of your upstreams; none: no provider")
+        tuple[str, ...],
+        Variable("EXTERNAL_PROVIDERS", "providers that may get prompts, by default those of your upstreams; `none` for none"),
     ] = ()
     models_yaml: Annotated[Path | None, Variable("MODELS_YAML", "add a worker for the entries of this file with a service")] = None
     echo: Annotated[bool, Variable("AIMESH_ECHO", "add a worker that serves the synthetic model `echo`, for load tests")] = False

@@ -147,7 +147,7 @@ def _show_places(home: "StackHome", settings: "StackSettings") -> None:
     import shutil
     import sys
 
-    from stack import first_run, stack_plan, upstream_providers
+    from stack import first_run, stack_plan
 
     gateway = stack_plan.public_url("gateway", settings)
     page = first_run.page(home)
@@ -158,9 +158,9 @@ def _show_places(home: "StackHome", settings: "StackSettings") -> None:
         ("user", first_run.ADMIN),
         ("password and key", str(page if page.exists() else home.profile)),
     ]
-    if providers := upstream_providers.find(settings):
+    if providers := stack_plan.providers_of(settings):
         names = ", ".join(providers)
-        rows.append(("external", f"prompts for models of {names} may leave this machine (EXTERNAL_PROVIDERS; see aicli policy show --mesh)"))
+        rows.append(("external", f"prompts for models of {names} may leave this machine; to change it: aicli policy"))
     click.echo("\naimesh is up.")
     for name, value in rows:
         click.echo(f"  {name:<17} {value}")

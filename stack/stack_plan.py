@@ -8,16 +8,18 @@ import hashlib
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 
 from shared import addresses
 from stack import stack_home as homes
-from stack import upstream_providers
 from stack.ports import WantedPort
 from stack.secret_files import DATABASE_ROLES, POSTGRES_ADMIN
 from stack.servers import dht_programs, nats_server, postgres, valkey
@@ -66,6 +68,8 @@ _OF_BACKENDS = {
 }
 _NAMES_SERVICE = re.compile(r"""^[\s-]*["']?service["']?\s*:""", re.MULTILINE)
 _MAX_REGISTRY_CHARACTERS = 1024 * 1024
+#: See services.inference.upstreams.
+_MAX_UPSTREAMS_BYTES = 256 * 1024
 _CODE = frozenset({".py", ".sql", ".lua", ".html", ".css", ".js"})
 
 
@@ -158,7 +162,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service == "inference":
         environment = {"MODEL_STORE": str(home.models), **_without_other_backends(environment, settings.backend)}
     if service == "gateway":
-        environment = {"EXTERNAL_PROVIDERS": ",".join(upstream_providers.find(settings)), **environment}
+        environment = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), **environment}
     if service == "web":
         environment = {**_gateway_for_web(settings), **environment}
     return environment
@@ -193,6 +197,52 @@ def _names_services(file: Path) -> bool:
             return _NAMES_SERVICE.search(opened.read(_MAX_REGISTRY_CHARACTERS)) is not None
     except OSError:
         return False
+
+
+# --- providers ------------------------------------------------------------------------------------------------------------
+
+
+def providers_of(settings: StackSettings) -> tuple[str, ...]:
+    """Return EXTERNAL_PROVIDERS, or else the providers whose servers may be outside. The workers decide whether they are."""
+    return settings.external_providers or tuple(sorted(set(_providers(settings))))
+
+
+def _providers(settings: StackSettings) -> Iterator[str]:
+    if settings.ollama_url and _may_be_outside(settings.ollama_url):
+        yield "ollama"
+    if settings.openai_upstreams is not None:
+        yield from _of_upstreams(settings.openai_upstreams)
+    elif _may_be_outside(settings.openai_url) if settings.openai_url else settings.openai_key:
+        yield "openai"
+
+
+def _of_upstreams(path: Path) -> Iterator[str]:
+    """The worker reports what is wrong with the file."""
+    try:
+        with path.open("rb") as file:
+            tables = tomllib.loads(file.read(_MAX_UPSTREAMS_BYTES).decode())
+    except (OSError, ValueError):
+        return
+    for name, table in tables.items():
+        if isinstance(table, dict):
+            external = table.get("external")
+            if external or (external is None and _may_be_outside(str(table.get("url", "")))):
+                yield str(table.get("provider", name))
+
+
+def _may_be_outside(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        return False
+    try:
+        ip_address(host)
+    except ValueError:
+        return host not in addresses.LOOPBACK
+    return addresses.is_public(host)
+
+
+# --- environments -----------------------------------------------------------------------------------------------------------
 
 
 def _worker_environment(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], backend: str) -> dict[str, str]:

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import value_completion
+from cli.account import policy
 from cli.cli_context import CliContext
 from cli.output import printing, watching
 from cli.output.printing import TableColumn
 from shared.types import Tier
 
 if TYPE_CHECKING:
-    from shared.api.configuration import RouteState, RouteTargetState, TriedTarget
+    from cli.connection import CliConnection
+    from shared.api.configuration import RouteState, RouteTargetState, TriedRoute, TriedTarget
 
 #: A copy of shared.api.configuration.TryRoute's limit, so that `--help` need not import it; a test compares the two.
 MAX_COUNT = 10_000
@@ -68,6 +70,7 @@ def show(here: CliContext, /, *, name: str, as_json: bool) -> None:
 @click.option("--response-format", is_flag=True, help="Requests with a response format.")
 @click.option("--tier", type=click.Choice(_TIERS), default=Tier.FREE.value, show_default=True, help="Tier of the caller.")
 @click.option("--key", "key_name", metavar="NAME", help="Name of the caller's key.")
+@click.option("--organization", metavar="NAME_OR_ID", help="The caller's organization, whose policy applies.")
 @watching.listing_options("Print the targets as JSON.")
 @click.pass_obj
 def try_route(
@@ -81,13 +84,18 @@ def try_route(
     response_format: bool,
     tier: str,
     key_name: str | None,
+    organization: str | None,
     as_json: bool,
 ) -> None:
     """See which targets requests would use, and why others are not used. Runs nothing."""
     from shared.api import configuration
 
-    request = configuration.TryRoute(name, count, prompt_tokens, tools, response_format, Tier(tier), key_name)
-    tried = here.call(configuration.try_route, request)
+    async def work(connection: "CliConnection") -> "TriedRoute":
+        of = None if organization is None else await policy.find_organization(connection, organization)
+        request = configuration.TryRoute(name, count, prompt_tokens, tools, response_format, Tier(tier), key_name, of)
+        return await connection.call(configuration.try_route, request)
+
+    tried = here.run(work)
     if as_json:
         printing.show_json(printing.plain(tried), rows=("targets",))
         return

@@ -61,6 +61,7 @@ BY_ERROR: dict[str, ExitCode] = {
     "not_reachable": ExitCode.NOTHING_SERVES,
     "overloaded": ExitCode.NOTHING_SERVES,
     "peer_failed": ExitCode.FAILED,
+    "policy_forbidden": ExitCode.FAILED,
     "poison": ExitCode.USAGE,
     "protocol_violation": ExitCode.FAILED,
     "rate_limited": ExitCode.LIMITED,

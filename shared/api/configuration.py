@@ -192,7 +192,8 @@ PolicyName = Annotated[str, Meta(max_length=60, pattern=r"^(mesh|default|(organi
 
 
 class GetPolicy(Body, frozen=True):
-    name: PolicyName
+    #: None for that of the caller's organization, or of the caller without one.
+    name: PolicyName | None = None
 
 
 class PolicyState(Body, frozen=True, omit_defaults=False):

@@ -34,7 +34,6 @@ def variables() -> set[str]:
 def resolve(text: str, environment: Mapping[str, str]) -> str:
     """What Compose makes of a value when `.env` has these variables."""
 
-
     def replace(match: re.Match[str]) -> str:
         value = environment.get(match["name"], "")
         if match["other"] is not None:

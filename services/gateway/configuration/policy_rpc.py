@@ -28,7 +28,7 @@ from shared.rpc.audit_reporting import AuditReporting
 from shared.types import KeyId, TenantId
 
 _ASK = "ask an administrator to change the policy mesh"
-_WHO_MAY = "sign in as an owner of the organization or as the key's creator, or ask an administrator; keys can't change policies"
+_WHO_MAY = "owners of the organization, the key's creator and administrators may; a key can't change its own policy"
 
 
 class PolicyRpc:
@@ -41,9 +41,10 @@ class PolicyRpc:
     @serves(api.get_policy)
     async def get(self, request: api.GetPolicy, call: RpcCall) -> api.PolicyState:
         """Raises NotFound for an organization or key of others."""
-        may_change = await self._may_change(request.name, call)
+        name = request.name or f"{ORGANIZATION_POLICY}{call.principal.tenant_id}"
+        may_change = await self._may_change(name, call)
         await self._live.reload()
-        return self._state(request.name, may_change=may_change)
+        return self._state(name, may_change=may_change)
 
     @serves(api.set_policy)
     async def set(self, request: api.SetPolicy, call: RpcCall) -> api.PolicyState:
@@ -97,15 +98,13 @@ class PolicyRpc:
         principal = call.principal
         if access_table.may(principal, Permission.EVERYTHING):
             return True
-        # A key must not loosen its own limits.
-        is_login = principal.key_id is None
         if name.startswith(ORGANIZATION_POLICY):
             tenant = TenantId(_id(name, ORGANIZATION_POLICY))
-            return await self._role_in(tenant, call) is TeamRole.OWNER and is_login
+            return await self._role_in(tenant, call) is TeamRole.OWNER
         if name.startswith(KEY_POLICY):
             # Auth lists a key only for its creator and the owners of its organization.
-            await self._find_key(KeyId(_id(name, KEY_POLICY)), call)
-            return is_login
+            key = await self._find_key(KeyId(_id(name, KEY_POLICY)), call)
+            return key.id != principal.key_id
         return False
 
     async def _role_in(self, tenant: TenantId, call: RpcCall) -> TeamRole | None:

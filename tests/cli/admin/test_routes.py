@@ -1,12 +1,14 @@
 """`aicli admin routes`."""
 
+from uuid import UUID
+
 import msgspec
 
 from cli.admin import routes
 from shared.api import configuration
 from shared.api.configuration import ListRoutes, RouteState, RouteStates, RouteTargetState, TriedRoute, TriedTarget, TryRoute
 from shared.config_documents import Sticky
-from shared.types import MicroCredits, Tier
+from shared.types import MicroCredits, TenantId, Tier
 from tests.cli.conftest import Shell
 
 TARGETS = (
@@ -48,6 +50,9 @@ def test_a_try_shows_shares_and_reasons(shell: Shell) -> None:
     assert lines(done.stdout)[1:] == [["local", "smollm2", "90.2", "%", "–", "–"], ["next", "llama-3-8b", "0", "%", "–", "not", "served"]]
     assert done.stderr == "9.8 % of the requests have no target and fail.\n"
     assert shell.mesh.calls[0].request == TryRoute("assistant", 2000, 3000, tools=True, tier=Tier.PRO, key_name="ci")
+    team = TenantId(UUID(int=7))
+    shell("admin", "routes", "try", "assistant", "--organization", str(team))
+    assert shell.mesh.calls[-1].request == TryRoute("assistant", organization=team)
 
 
 def test_the_limit_of_a_try_is_the_gateways() -> None:

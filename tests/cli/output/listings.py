@@ -69,6 +69,7 @@ LISTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {
     ("admin", "routes", "list"): ((), SHOWN_NAME),
     ("admin", "routes", "show"): ((NAME,), SHOWN_NAME),
     ("admin", "routes", "try"): ((NAME,), SHOWN_NAME),
+    ("policy", "explain"): ((), SHOWN_NAME),
     ("admin", "invitations", "list"): ((), "0123abcd"),
     ("admin", "nodes", "list"): ((), NODE[:9]),
     ("admin", "prices", "list"): ((), SHOWN_NAME),
@@ -98,6 +99,7 @@ def answer_all(mesh: FakeMesh) -> None:
     mesh.answer(configuration.list_routes, configuration.RouteStates((configuration.RouteState(NAME, 3, Sticky.USER, (target,)),)))
     tried = configuration.TriedTarget(NAME, "smollm2", 995, None, "not_served")
     mesh.answer(configuration.try_route, configuration.TriedRoute(NAME, 3, (tried,), 5))
+    mesh.answer(configuration.explain_policy, configuration.PolicyExplanation((configuration.PolicyRule("models", NAME, ("mesh",)),)))
     invited = organizations.ColleagueInvitation("0123abcd4567", NAME, UserRole.USER, "ann", NOW, NOW + timedelta(days=7))
     mesh.answer(organizations.list_colleague_invitations, organizations.ColleagueInvitations((invited,)))
     mesh.answer(membership.list_tickets, membership.Tickets((row(),)))

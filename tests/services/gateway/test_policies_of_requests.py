@@ -15,6 +15,7 @@ from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.idempotency import cache_keys
 from services.gateway.scheduling import policies, route_choice, routing
 from services.gateway.scheduling.policies import Policies
+from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest
@@ -232,18 +233,20 @@ async def test_a_worker_that_begins_to_announce_a_provider_gets_nothing_that_it_
     assert len(hanging.received) == sent < 4
 
 
-async def test_the_announcement_is_compared_again_when_the_prompt_is_sent(policed: Policed) -> None:
-    dispatch, needs = (
-        policed.service.dispatch,
-        routing.WorkerRequirements(LOCAL, OWNER.tenant_id, OWNER.tenant_id, 10, 10, placement=policies.Placement()),
-    )
-    claim = dispatch.claim_now(needs)
-    assert claim is not None
-    claim.release()
-    dispatch.ensure_allowed(claim.worker.node, needs)
-    policed.service.directory.worker(11, LOCAL, provider="acme")
-    with pytest.raises(errors.NotReachable, match="sends prompts to acme"):
-        dispatch.ensure_allowed(claim.worker.node, needs)
+async def test_the_announcement_is_compared_again_when_the_prompt_is_sent(policed: Policed, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatch = policed.service.dispatch
+    choose = dispatch.claim_now
+
+    def choose_before_the_change(requirements: routing.WorkerRequirements) -> Claim | None:
+        claim = choose(requirements)
+        policed.service.directory.worker(11, LOCAL, provider="acme")
+        return claim
+
+    monkeypatch.setattr(dispatch, "claim_now", choose_before_the_change)
+    with pytest.raises(errors.NotReachable, match="sends prompts to acme, which the policy forbids"):
+        await policed.ask("local")
+    assert policed.local.received == []
+    assert dispatch.in_flight == 0
 
 
 async def test_a_running_stream_ends_under_the_policy_of_its_start(policed: Policed) -> None:

@@ -55,7 +55,7 @@ def test_a_key_and_a_request_can_only_forbid() -> None:
     found = Policies({"mesh": document(external=["acme"]), "default": document(external=["acme"]), f"key:{KEY}": document(external=["*"])})
     assert found.find(TENANT, KEY).placement.external == ("acme",)
     assert found.find(TENANT, KEY, forbids_external=True).placement.external == ()
-    assert found.find(TENANT).placement.external == ("acme",), "another request is not affected"
+    assert found.find(TENANT, KEY).placement.external == found.find(TENANT).placement.external == ("acme",), "others are not affected"
     only_key = Policies({f"key:{KEY}": document(external=["acme"])})
     assert only_key.find(TENANT, KEY).placement.external == ()
 
@@ -73,6 +73,11 @@ def test_the_narrowest_machines_the_lowest_price_and_the_first_prohibition_apply
     assert (found.max_output.value, found.max_output.level) == (3_000_000, "organization")
     assert (found.direct_models.value, found.direct_models.level) == (False, "organization")
     assert (found.show_targets.value, found.show_targets.level) == (False, "key")
+    lower = document(machines="trusted", max_price={"input": 1, "output": 1})
+    higher = document(machines="group", max_price={"input": 2, "output": 2})
+    for levels in ([lower, higher], [higher, lower]):
+        one = policies.combine([(str(number), level) for number, level in enumerate(levels)])
+        assert (one.machines.value, one.max_input.value, one.max_output.value) == (Machines.TRUSTED, 10**6, 10**6)
     assert found.allows_price(price(0.5, 3))
     assert not found.allows_price(price(0.500001, 3))
     assert not found.allows_price(price(0.5, 3.000001))

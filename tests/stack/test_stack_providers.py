@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from stack import upstream_providers
+from stack import stack_plan
 from stack.settings import StackSettings
 
 
@@ -26,7 +26,7 @@ from stack.settings import StackSettings
     ],
 )
 def test_providers_of_settings(given: dict[str, object], found: tuple[str, ...]) -> None:
-    assert upstream_providers.find(msgspec.structs.replace(StackSettings(), **given)) == found
+    assert stack_plan.providers_of(msgspec.structs.replace(StackSettings(), **given)) == found
 
 
 def test_providers_of_a_file(tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_providers_of_a_file(tmp_path: Path) -> None:
         """
     )
     settings = StackSettings(openai_upstreams=file, openai_key="x")
-    assert upstream_providers.find(settings) == ("acme", "forwards", "west")
+    assert stack_plan.providers_of(settings) == ("acme", "forwards", "west")
     for broken in ("not TOML", "a = 1"):
         file.write_text(broken)
-        assert upstream_providers.find(settings) == ()
-    assert upstream_providers.find(StackSettings(openai_upstreams=tmp_path / "missing")) == ()
+        assert stack_plan.providers_of(settings) == ()
+    assert stack_plan.providers_of(StackSettings(openai_upstreams=tmp_path / "missing")) == ()

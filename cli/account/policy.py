@@ -1,0 +1,215 @@
+"""`aicli policy`: show, change and explain what callers may use, and who may see their prompts."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import click
+
+from cli import value_completion
+from cli.cli_context import CliContext
+from cli.output import print_format, printing, watching
+from cli.output.print_format import Command
+from cli.output.printing import TableColumn
+from shared import errors
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cli.connection import CliConnection
+    from shared.api.auth import ApiKey
+    from shared.api.configuration import PolicyRule, PolicyState
+    from shared.config_documents import PolicyDocument
+    from shared.types import KeyId, TenantId
+
+#: A copy of shared.config_documents.Machines, so that `--help` need not import it; a test compares the two.
+MACHINES = ("own", "internal", "trusted", "group")
+RULES = ("external", "machines", "models", "targets", "direct_models", "max_price", "show_targets")
+_NONE = "none"
+
+
+@click.group()
+def policy() -> None:
+    """Decide which models may be used, on which machines, and which providers may get prompts.
+
+    Policies of the mesh, the organization (or else the default one) and the key apply together: each can only add restrictions.
+    """
+
+
+def _level_options(*, of_mesh: bool) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        if of_mesh:
+            command = click.option("--default", "level", flag_value="default", help="The policy of organizations without their own.")(
+                command
+            )
+            command = click.option("--mesh", "level", flag_value="mesh", help="The policy of everybody.")(command)
+        key = click.option("--key", metavar="NAME_OR_ID", shell_complete=value_completion.keys, help="The policy of a key.")
+        organization = click.option("--organization", metavar="NAME_OR_ID", help="The policy of an organization.")
+        return organization(key(command))
+
+    return decorate
+
+
+@policy.command()
+@_level_options(of_mesh=True)
+@print_format.output_options("Print the policy as a JSON object.")
+@click.pass_obj
+def show(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None:
+    """Show one policy as YAML. See `aicli policy explain` for what applies in the end."""
+    from shared import yaml_text
+    from shared.api import configuration
+
+    async def work(connection: "CliConnection") -> "PolicyState":
+        return await connection.call(configuration.get_policy, configuration.GetPolicy(await _name(connection, chosen)))
+
+    found = here.run(work)
+    if as_json:
+        printing.show_json(printing.plain(found))
+    elif found.policy is None:
+        printing.note(f"There is no policy {found.name}.")
+    else:
+        import msgspec
+
+        click.echo(yaml_text.render({found.name: msgspec.to_builtins(found.policy)}), nl=False)
+
+
+@policy.command("set")
+@_level_options(of_mesh=True)
+@click.option("--external", metavar="PROVIDERS", help="Providers that may get prompts, separated by commas; * for all, `none` for none.")
+@click.option("--machines", type=click.Choice(MACHINES), help="Machines that may see prompts, from the fewest to all of the group.")
+@click.option("--models", metavar="NAMES", help="Models that may be used, separated by commas; * stands for any characters.")
+@click.option("--targets", metavar="NAMES", help="Served models behind them, likewise.")
+@click.option("--direct-models/--no-direct-models", default=None, help="Whether served models may be used that no route names.")
+@click.option("--max-input-price", metavar="CREDITS", help="Highest price of a million input tokens.")
+@click.option("--max-output-price", metavar="CREDITS", help="Highest price of a million output tokens.")
+@click.option("--show-targets/--hide-targets", default=None, help="Whether answers say which target of a route was chosen.")
+@click.option("--unset", "unset", multiple=True, type=click.Choice(RULES), help="Remove this rule. Can be repeated.")
+@click.option("--remove", is_flag=True, help="Remove the policy.")
+@click.option("--note", default="", metavar="TEXT", help="Note for the history.")
+@print_format.output_options("Print the policy as a JSON object.")
+@click.pass_obj
+def set_(here: CliContext, /, *, remove: bool, note: str, as_json: bool, **options: "Any") -> None:
+    """Change some rules of a policy. Rules that are not named stay."""
+    from shared.api import configuration
+
+    chosen = {name: options.pop(name) for name in ("level", "organization", "key")}
+    unset = options.pop("unset")
+    given = {name: value for name, value in options.items() if value is not None}
+    if not any(chosen.values()):
+        raise click.UsageError("name the policy: --mesh, --default, --organization or --key")
+    if remove == bool(given or unset):
+        raise click.UsageError("give rules to set or --unset, or only --remove")
+
+    async def work(connection: "CliConnection") -> "PolicyState":
+        before = await connection.call(configuration.get_policy, configuration.GetPolicy(await _name(connection, chosen)))
+        wanted = None if remove else _changed(before.policy, given, unset)
+        return await connection.call(configuration.set_policy, configuration.SetPolicy(before.name, wanted, before.version, note))
+
+    done = here.run(work)
+    what = "Removed" if done.policy is None else "Set"
+    printing.show_message(done, f"{what} the policy {done.name} (version {done.version}). It is in use within seconds.", as_json=as_json)
+
+
+def _changed(before: "PolicyDocument | None", given: "dict[str, Any]", unset: tuple[str, ...]) -> "PolicyDocument":
+    """Raises BadRequest for an invalid value."""
+    import msgspec
+
+    from shared.config_documents import PolicyDocument
+
+    rules: dict[str, Any] = {} if before is None else msgspec.to_builtins(before)
+    for rule in unset:
+        rules.pop(rule, None)
+    for name in ("external", "models", "targets"):
+        if name in given:
+            rules[name] = [] if given[name] == _NONE else [part.strip() for part in given[name].split(",")]
+    prices = {side: given[f"max_{side}_price"] for side in ("input", "output") if f"max_{side}_price" in given}
+    if prices:
+        rules["max_price"] = {**rules.get("max_price", {}), **prices}
+    rules |= {name: given[name] for name in ("machines", "direct_models", "show_targets") if name in given}
+    try:
+        return msgspec.convert(rules, PolicyDocument)
+    except msgspec.ValidationError as error:
+        raise errors.BadRequest(f"the policy can't be used: {error}", hint="see `aicli policy set --help`") from error
+
+
+@policy.command()
+@_level_options(of_mesh=False)
+@watching.listing_options("Print a JSON list of the rules.")
+@click.pass_obj
+def explain(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None:
+    """Show the rules that apply in the end, and the levels that they come from. By default: yours."""
+    from shared.api import configuration
+
+    async def work(connection: "CliConnection") -> "tuple[PolicyRule, ...]":
+        organization = await find_organization(connection, chosen["organization"]) if chosen["organization"] else None
+        key = await _key(connection, chosen["key"]) if chosen["key"] else None
+        return (await connection.call(configuration.explain_policy, configuration.ExplainPolicy(organization, key))).rules
+
+    columns: list[TableColumn[PolicyRule]] = [
+        TableColumn("RULE", lambda rule: rule.rule),
+        TableColumn("VALUE", lambda rule: rule.value, wraps=True),
+        TableColumn("FROM", lambda rule: ", ".join(rule.levels)),
+    ]
+    printing.show_rows(here.run(work), columns, as_json=as_json, empty="")
+
+
+# --- names ----------------------------------------------------------------------------------------------------------------
+
+
+async def _name(connection: "CliConnection", chosen: "dict[str, str | None]") -> str | None:
+    """Return the name of the chosen policy; None without options, for the caller's organization."""
+    from shared.config_documents import KEY_POLICY, ORGANIZATION_POLICY
+
+    given = [value for value in chosen.values() if value]
+    if len(given) > 1:
+        raise click.UsageError("name only one of --mesh, --default, --organization and --key")
+    if chosen["level"]:
+        return chosen["level"]
+    if chosen["key"]:
+        return f"{KEY_POLICY}{await _key(connection, chosen['key'])}"
+    if chosen["organization"]:
+        return f"{ORGANIZATION_POLICY}{await find_organization(connection, chosen['organization'])}"
+    return None
+
+
+async def find_organization(connection: "CliConnection", name: str) -> "TenantId":
+    """Return the organization's id. Raises NotFound."""
+    from shared.api import organizations
+    from shared.types import TenantId
+
+    if (given := _uuid(name)) is not None:
+        return TenantId(given)
+    found = (await connection.call(organizations.list_organisations, organizations.ListOrganizations())).organisations
+    matching = [each.id for each in found if each.name == name]
+    if not matching:
+        try:
+            listed = await connection.call(organizations.list_all_organisations, organizations.ListAllOrganizations(search=name))
+            matching = [each.id for each in listed.organisations if each.name == name]
+        except errors.NotAllowed:
+            pass
+    if len(matching) != 1:
+        raise errors.NotFound(f"{'several organizations are' if matching else 'no organization is'} called {name!r}", hint="use its ID")
+    return matching[0]
+
+
+async def _key(connection: "CliConnection", name: str) -> "KeyId":
+    """Return the key's id. Raises NotFound."""
+    from shared.api import auth
+    from shared.types import KeyId
+
+    if (given := _uuid(name)) is not None:
+        return KeyId(given)
+    listed = (await connection.call(auth.list_api_keys, auth.ListApiKeys())).keys
+    matching: list[ApiKey] = [key for key in listed if key.is_active and key.name == name]
+    if len(matching) != 1:
+        raise errors.NotFound(
+            f"{'several keys are' if matching else 'you have no key'} called {name!r}", hint="see `aicli keys list -o wide`"
+        )
+    return matching[0].id
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

@@ -1,0 +1,176 @@
+"""Policies over RPC, on a real PostgreSQL: who may change which, within what the mesh allows."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from services.gateway import store
+from services.gateway.configuration.config_store import ConfigStore
+from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.configuration.policy_rpc import PolicyRpc
+from services.gateway.settings import GatewaySettings
+from shared import config, errors
+from shared.api import audit, auth, organizations
+from shared.api import configuration as api
+from shared.api.method import Nothing
+from shared.api.organizations import Organization, OrganizationDetails, TeamRole
+from shared.config_documents import PolicyDocument
+from shared.rpc.audit_reporting import AuditReporting
+from shared.types import KeyId, TenantId, Tier, UserId, UserRole
+from tests.services.gateway.fakes import OWNER, PERSON, FakeRpc, rpc_call
+from tests.services.gateway.test_settings import GIVEN
+
+ADMIN = msgspec.structs.replace(PERSON, username="root", role=UserRole.ADMIN, user_id=UserId(UUID(int=50)))
+TEAM, OTHERS = TenantId(UUID(int=70)), TenantId(UUID(int=71))
+KEY = KeyId(UUID(int=80))
+NOW = datetime.now(UTC)
+
+
+class Governed:
+    """A gateway, and the organization TEAM in which the caller has ``role``."""
+
+    def __init__(self, rpc: PolicyRpc, live: LiveConfiguration) -> None:
+        self.rpc = rpc
+        self.live = live
+        self.role: TeamRole | None = TeamRole.OWNER
+        self.acts: list[audit.AuditedAct] = []
+
+    async def find_organization(self, request: organizations.GetOrganization) -> OrganizationDetails:
+        if request.id != TEAM:
+            raise errors.NotFound("there is no such organization")
+        return OrganizationDetails(Organization(TEAM, "acme", Tier.FREE, NOW, 2, self.role), (), ())
+
+    async def list_keys(self, _request: auth.ListApiKeys) -> auth.ApiKeys:
+        return auth.ApiKeys((auth.ApiKey(KEY, PERSON.user_id, "ci", "aip_…", is_active=True, created_at=NOW, team_id=TEAM),))
+
+    async def set(self, name: str, who: auth.Principal = PERSON, *, version: int | None = None, **rules: Any) -> api.PolicyState:
+        document = msgspec.convert(rules, PolicyDocument) if rules else None
+        return await self.rpc.set(api.SetPolicy(name, document, version), rpc_call(who))
+
+    async def explain(self, who: auth.Principal = PERSON, **of: Any) -> dict[str, tuple[str, tuple[str, ...]]]:
+        found = await self.rpc.explain(api.ExplainPolicy(**of), rpc_call(who))
+        return {rule.rule: (rule.value, rule.levels) for rule in found.rules}
+
+
+@pytest.fixture
+async def governed(postgres_url: str) -> AsyncIterator[Governed]:
+    async with open_gateway(postgres_url) as found:
+        yield found
+
+
+@asynccontextmanager
+async def open_gateway(url: str, **variables: str) -> AsyncIterator[Governed]:
+    fake = FakeRpc()
+    async with store.opened(url) as database:
+        tables = ConfigStore(database)
+        live = LiveConfiguration(tables)
+        await live.start(config.load(GatewaySettings, GIVEN | variables))
+        reporting = AuditReporting(fake)
+        found = Governed(PolicyRpc(live, tables, fake, reporting), live)
+
+        async def record(request: audit.RecordActs) -> Nothing:
+            found.acts.extend(request.acts)
+            return Nothing()
+
+        fake.answers |= {
+            organizations.get_organisation.name: found.find_organization, auth.list_api_keys.name: found.list_keys,
+            audit.record_acts.name: record,
+        }  # fmt: skip
+        yield found
+        await reporting.send()
+
+
+TEAM_POLICY = f"organization:{TEAM}"
+
+
+async def test_administrators_change_every_level_and_owners_only_tighten(governed: Governed) -> None:
+    await governed.set("mesh", ADMIN, external=["acme"], machines="trusted")
+    state = await governed.set(TEAM_POLICY, external=["acme"], machines="internal")
+    assert (state.version, state.may_change, state.policy) == (1, True, PolicyDocument(external=("acme",), machines="internal"))
+    assert await governed.rpc.get(api.GetPolicy(TEAM_POLICY), rpc_call(PERSON)) == state
+    assert governed.live.current().policies.find(TEAM).placement.external == ("acme",)
+    with pytest.raises(errors.NotAllowed, match="the mesh's policy does not allow the provider other; it allows acme"):
+        await governed.set(TEAM_POLICY, external=["acme", "other"])
+    with pytest.raises(errors.NotAllowed, match="the mesh's policy allows no more machines than trusted"):
+        await governed.set(TEAM_POLICY, machines="group")
+    with pytest.raises(errors.NotAllowed, match="you may not change the policy mesh"):
+        await governed.set("mesh", external=["*"])
+    await governed.set("mesh", ADMIN, external=["*"])
+    await governed.set(TEAM_POLICY, external=["other"])
+    removed = await governed.set(TEAM_POLICY)
+    assert (removed.policy, removed.version) == (None, 3)
+
+
+async def test_who_may_change_the_policy_of_an_organization(governed: Governed) -> None:
+    governed.role = TeamRole.MEMBER
+    state = await governed.rpc.get(api.GetPolicy(TEAM_POLICY), rpc_call(PERSON))
+    assert (state.version, state.policy, state.may_change) == (0, None, False)
+    with pytest.raises(errors.NotAllowed, match=f"you may not change the policy {TEAM_POLICY}"):
+        await governed.set(TEAM_POLICY, machines="own")
+    for other in (api.GetPolicy(f"organization:{OTHERS}"), api.SetPolicy(f"organization:{OTHERS}", None)):
+        handler = governed.rpc.get if isinstance(other, api.GetPolicy) else governed.rpc.set
+        with pytest.raises(errors.NotFound, match="no such organization"):
+            await handler(other, rpc_call(PERSON))  # type: ignore[operator]
+    own = await governed.set(f"organization:{PERSON.user_id}", machines="own")
+    assert (await governed.rpc.get(api.GetPolicy(), rpc_call(PERSON))) == own, "a user's own requests"
+
+
+async def test_who_may_change_the_policy_of_a_key(governed: Governed) -> None:
+    name = f"key:{KEY}"
+    assert (await governed.set(name, machines="own")).may_change
+    itself = msgspec.structs.replace(OWNER, key_id=KEY)
+    assert not (await governed.rpc.get(api.GetPolicy(name), rpc_call(itself))).may_change
+    with pytest.raises(errors.NotAllowed, match="you may not change") as refused:
+        await governed.set(name, itself, machines="group")
+    assert "a key can't change its own policy" in refused.value.hint
+    with pytest.raises(errors.NotFound, match="you have no key"):
+        await governed.set(f"key:{UUID(int=81)}", machines="own")
+    with pytest.raises(errors.BadRequest, match="has no valid id"):
+        await governed.set(f"key:{'-' * 36}", machines="own")
+
+
+async def test_of_two_changes_of_one_version_only_the_first_is_made(governed: Governed) -> None:
+    await governed.set(TEAM_POLICY, version=0, machines="own")
+    with pytest.raises(errors.AlreadyExists, match="it is at version 1, not 0"):
+        await governed.set(TEAM_POLICY, version=0, machines="trusted")
+    assert (await governed.set(TEAM_POLICY, version=1, machines="own")).version == 1, "nothing changed"
+
+
+async def test_an_explanation_names_the_levels(governed: Governed) -> None:
+    await governed.set("mesh", ADMIN, external=["acme", "other"], max_price={"input": "0.5"})
+    await governed.set(TEAM_POLICY, ADMIN, external=["acme"], models=["a", "b*"])
+    await governed.set(f"key:{KEY}", ADMIN, machines="own", models=["b1"], show_targets=False)
+    explained = await governed.explain(key=KEY)
+    assert explained == {
+        "external": ("acme", ("mesh", "organization")), "machines": ("own", ("key",)), "models": ("a, b* and b1", ("organization", "key")),
+        "targets": ("all", ("built-in",)), "direct_models": ("yes", ("built-in",)), "max_price.input": ("0.5", ("mesh",)),
+        "max_price.output": ("any", ("built-in",)), "show_targets": ("no", ("key",)),
+    }  # fmt: skip
+    assert await governed.explain(ADMIN, organization=TEAM, key=KEY) == explained
+    assert (await governed.explain(organization=TEAM))["machines"] == ("group", ("built-in",))
+    assert (await governed.explain())["external"] == ("none", ("mesh", "default"))
+    assert (await governed.explain(msgspec.structs.replace(OWNER, key_id=KEY, team_id=TEAM))) == explained
+    with pytest.raises(errors.NotFound, match="no such organization"):
+        await governed.explain(organization=OTHERS)
+
+
+async def test_a_change_is_audited(postgres_url: str) -> None:
+    async with open_gateway(postgres_url) as governed:
+        await governed.set(TEAM_POLICY, machines="own")
+    assert [(act.action, act.actor, act.target) for act in governed.acts] == [("policy.set", PERSON.user_id, TEAM_POLICY)]
+
+
+async def test_providers_of_the_environment_are_allowed_until_somebody_edits_the_policy(postgres_url: str) -> None:
+    async with open_gateway(postgres_url, EXTERNAL_PROVIDERS="acme") as governed:
+        assert governed.live.current().policies.find(None).placement.external == ("acme",)
+        await governed.set("default", ADMIN, external=[])
+    async with open_gateway(postgres_url, EXTERNAL_PROVIDERS="acme,more") as governed:
+        assert (await governed.explain())["external"] == ("none", ("mesh", "default"))
+        assert (await governed.rpc.get(api.GetPolicy("mesh"), rpc_call(ADMIN))).policy == PolicyDocument(
+            machines="group", external=("acme", "more")
+        )
