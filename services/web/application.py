@@ -14,7 +14,7 @@ from litestar.types import ControllerRouterHandler, ExceptionHandlersMap
 
 from services.web import page_access, request_context
 from services.web.http import forms, json_errors
-from services.web.pages import invitation, join, keys, landing, models, nodes, overview, playground, requests, setup, usage
+from services.web.pages import invitation, join, keys, landing, models, nodes, overview, playground, policies, requests, setup, usage
 from services.web.pages import organizations as teams
 from services.web.pages.account import account_settings, forgotten_password, own_data, provider_login, second_factor, security, signing_in
 from services.web.pages.admin import (
@@ -57,6 +57,7 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *security.ROUTES,
     *own_data.ROUTES,
     *teams.ROUTES,
+    *policies.ROUTES,
     *invitation.ROUTES,
     *join.ROUTES,
     *nodes.ROUTES,

@@ -46,6 +46,7 @@ PAGES: Mapping[str, PageAudience] = {
     "/models": PageAudience.PERSON,
     "/settings": PageAudience.PERSON,
     "/organisations": PageAudience.PERSON,
+    "/policies": PageAudience.PERSON,
     "/invitation": PageAudience.PERSON,
     "/nodes": PageAudience.NODE_OWNER,
     "/live": PageAudience.PERSON,

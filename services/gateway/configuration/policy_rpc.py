@@ -84,7 +84,7 @@ class PolicyRpc:
                 tenant = _tenant_of(await self._find_key(key, call))
             elif tenant is not None:
                 await self._role_in(tenant, call)
-        return api.PolicyExplanation(tuple(_explain(self._live.current().policies.find(tenant, key))))
+        return api.PolicyExplanation(explain(self._live.current().policies.find(tenant, key)))
 
     def _state(self, name: str, *, may_change: bool) -> api.PolicyState:
         stored = self._live.documents.get((ConfigKind.POLICY, name))
@@ -151,7 +151,12 @@ def _check_ceiling(wanted: PolicyDocument, mesh: PolicyDocument | None) -> None:
 # --- explanations ---------------------------------------------------------------------------------------------------------
 
 
-def _explain(policy: Policy) -> Iterator[api.PolicyRule]:
+def explain(policy: Policy) -> tuple[api.PolicyRule, ...]:
+    """Return the rules for people."""
+    return tuple(_rules(policy))
+
+
+def _rules(policy: Policy) -> Iterator[api.PolicyRule]:
     providers = policy.placement.external
     yield api.PolicyRule("external", "all" if ANY_PROVIDER in providers else ", ".join(providers) or "none", _levels(policy.external))
     yield api.PolicyRule("machines", policy.machines.value, (policy.machines.level,))

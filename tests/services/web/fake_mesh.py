@@ -18,6 +18,7 @@ from shared.api.usage_report import DailyUsage, UserUsage
 from shared.types import Credential, KeyId, ModelName, NodeId, Tier, UserId, UserRole
 from tests.services.web.fake_accounts import FakeAccounts
 from tests.services.web.fake_models import FakeModels
+from tests.services.web.fake_policies import FakePolicies
 from tests.services.web.fake_usage import FakeUsage
 
 #: The only gateway there is.
@@ -58,7 +59,7 @@ class Account:
     password: str
 
 
-class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
+class FakeMesh(FakeUsage, FakeModels, FakePolicies, FakeAccounts):
     """Implements services.web.mesh_calls.MeshCalls. A test reads ``calls`` and writes the rest."""
 
     def __init__(self) -> None:

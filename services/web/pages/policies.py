@@ -1,0 +1,235 @@
+"""Show and change the policies of the mesh, organizations and keys, and what applies in the end."""
+
+import asyncio
+from dataclasses import dataclass
+from uuid import UUID
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery
+
+from services.web import rendering
+from services.web.request_context import Page, PageRequest
+from shared import errors
+from shared.api import configuration as api
+from shared.config_documents import DEFAULT_POLICY, KEY_POLICY, MESH_POLICY, ORGANIZATION_POLICY, Machines, PolicyDocument
+from shared.types import KeyId, TenantId
+
+_DONE = {"set": "Policy saved. It is in use within seconds.", "removed": "Policy removed. Only the other levels apply."}
+#: Rule -> label.
+RULES = {
+    "external": "External providers",
+    "machines": "Machines",
+    "models": "Models",
+    "targets": "Served models behind them",
+    "direct_models": "Served models may be named",
+    "max_price.input": "Highest price of input",
+    "max_price.output": "Highest price of output",
+    "show_targets": "Answers name their target",
+}
+MACHINES = {
+    Machines.OWN: "the organization’s own",
+    Machines.INTERNAL: "also the operator’s",
+    Machines.TRUSTED: "also trusted ones",
+    Machines.GROUP: "all of the group",
+}
+_LISTS = ("external", "models", "targets")
+_NONE = "none"
+
+
+class PolicyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An empty field is no rule."""
+
+    external: str = ""
+    machines: str = ""
+    models: str = ""
+    targets: str = ""
+    direct_models: str = ""
+    max_input: str = ""
+    max_output: str = ""
+    show_targets: str = ""
+    #: That was shown.
+    version: str = "0"
+
+
+class RemovePolicyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyPage:
+    title: str
+    #: The page that it belongs to, and its name.
+    back: tuple[str, str] | None
+    #: Path of this page.
+    path: str
+    state: api.PolicyState
+    form: PolicyForm
+    #: The rules of this policy as text, by their labels.
+    filled: dict[str, str]
+    #: What applies in the end; empty for the levels of the mesh, under which others have rules of their own.
+    rules: tuple[api.PolicyRule, ...]
+    labels: dict[str, str]
+    machines: dict[Machines, str]
+    is_admin: bool
+    problem: errors.AimeshError | None = None
+
+
+@get("/policies/{level:str}")
+async def show_policy(page_request: NamedDependency[PageRequest], level: FromPath[str], done: FromQuery[str] = "") -> Page:
+    return await _page(page_request, level, notice=rendering.find_notice(done, _DONE))
+
+
+@post("/policies/{level:str}")
+async def set_policy(page_request: NamedDependency[PageRequest], level: FromPath[str]) -> Page:
+    form = await page_request.read_form(PolicyForm)
+    try:
+        await page_request.submit(api.set_policy, api.SetPolicy(_name(level), _document(form), _version(form.version)))
+    except errors.CallerError as error:
+        return await _page(page_request, level, form=form, problem=error)
+    return page_request.redirect(f"/policies/{level}?done=set")
+
+
+@post("/policies/{level:str}/remove")
+async def remove_policy(page_request: NamedDependency[PageRequest], level: FromPath[str]) -> Page:
+    form = await page_request.read_form(RemovePolicyForm)
+    try:
+        await page_request.submit(api.set_policy, api.SetPolicy(_name(level), None, _version(form.version)))
+    except errors.CallerError as error:
+        return await _page(page_request, level, problem=error)
+    return page_request.redirect(f"/policies/{level}?done=removed")
+
+
+async def _page(
+    page_request: PageRequest,
+    level: str,
+    *,
+    form: PolicyForm | None = None,
+    problem: errors.CallerError | None = None,
+    notice: rendering.Notice | None = None,
+) -> Page:
+    name = _name(level)
+    tenant, key = _subject(name)
+    rules: tuple[api.PolicyRule, ...] = ()
+    if tenant is None and key is None:
+        state = await page_request.call(api.get_policy, api.GetPolicy(name))
+    else:
+        state, explained = await asyncio.gather(
+            page_request.call(api.get_policy, api.GetPolicy(name)),
+            page_request.call(api.explain_policy, api.ExplainPolicy(tenant, key)),
+        )
+        rules = explained.rules
+    title, back = _title(name)
+    view = PolicyPage(
+        title=title,
+        back=back,
+        path=f"/policies/{level}",
+        state=state,
+        form=form or _filled(state),
+        filled=_shown(_filled(state)),
+        rules=rules,
+        labels=RULES,
+        machines=MACHINES,
+        is_admin=page_request.person.user.role == "admin",
+        problem=problem,
+    )
+    return page_request.page("policy.html", view, here="api-keys" if key is not None else "organisations", problem=problem, notice=notice)
+
+
+def _name(level: str) -> str:
+    """Return the policy's name, from a path such as organization-<id>. Raises NotFound."""
+    if level in (MESH_POLICY, DEFAULT_POLICY):
+        return level
+    kind, _, text = level.partition("-")
+    prefix = f"{kind}:"
+    if prefix in (ORGANIZATION_POLICY, KEY_POLICY):
+        try:
+            return f"{prefix}{UUID(text)}"
+        except ValueError:
+            pass
+    raise errors.NotFound("there is no such policy", hint="open it from an organization or a key")
+
+
+def _subject(name: str) -> tuple[TenantId | None, KeyId | None]:
+    if name.startswith(ORGANIZATION_POLICY):
+        return TenantId(UUID(name.removeprefix(ORGANIZATION_POLICY))), None
+    return None, KeyId(UUID(name.removeprefix(KEY_POLICY))) if name.startswith(KEY_POLICY) else None
+
+
+def _title(name: str) -> tuple[str, tuple[str, str] | None]:
+    if name == MESH_POLICY:
+        return "Policy of the mesh", None
+    if name == DEFAULT_POLICY:
+        return "Policy of organizations without their own", None
+    tenant, key = _subject(name)
+    if key is not None:
+        return "Policy of a key", (f"/api-keys/{key}", "API key")
+    return "Policy of an organization", (f"/organisations/{tenant}", "Organization")
+
+
+def _version(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise errors.BadRequest("invalid version", hint="reload the page and submit the form again")
+    return int(text)
+
+
+def _filled(state: api.PolicyState) -> PolicyForm:
+    policy = state.policy or PolicyDocument()
+    ceilings = policy.max_price
+    return PolicyForm(
+        **{name: _written(getattr(policy, name)) for name in _LISTS},
+        machines="" if policy.machines is None else policy.machines.value,
+        direct_models=_yes_or_no(policy.direct_models),
+        max_input="" if ceilings is None or ceilings.input is None else str(ceilings.input),
+        max_output="" if ceilings is None or ceilings.output is None else str(ceilings.output),
+        show_targets=_yes_or_no(policy.show_targets),
+        version=str(state.version),
+    )
+
+
+def _shown(form: PolicyForm) -> dict[str, str]:
+    values = {"max_price.input": form.max_input, "max_price.output": form.max_output}
+    return {label: text for rule, label in RULES.items() if (text := values.get(rule) or getattr(form, rule, ""))}
+
+
+def _written(names: tuple[str, ...] | None) -> str:
+    return "" if names is None else ", ".join(names) or _NONE
+
+
+def _yes_or_no(value: bool | None) -> str:
+    return "" if value is None else "yes" if value else "no"
+
+
+def _document(form: PolicyForm) -> PolicyDocument:
+    """Raises BadRequest that names the field."""
+    rules: dict[str, object] = {name: text for name in ("machines",) if (text := form.machines)}
+    for name in _LISTS:
+        if text := getattr(form, name).strip():
+            rules[name] = [] if text == _NONE else [part.strip() for part in text.split(",")]
+    for name in ("direct_models", "show_targets"):
+        if text := getattr(form, name):
+            rules[name] = {"yes": True, "no": False}.get(text, text)
+    ceilings = {side: text for side in ("input", "output") if (text := getattr(form, f"max_{side}").strip())}
+    if ceilings:
+        rules["max_price"] = ceilings
+    for name, value in rules.items():
+        try:
+            msgspec.convert({name: value}, PolicyDocument)
+        except msgspec.ValidationError as error:
+            label = RULES.get(name, "Highest price")
+            raise errors.BadRequest(f"{label}: this value can't be used", hint=_HINTS[name]) from error
+    return msgspec.convert(rules, PolicyDocument)
+
+
+_HINTS = {
+    "external": "write names of providers, separated by commas, * for all, or none",
+    "machines": "choose from the list",
+    "models": "write names, separated by commas; * stands for any characters; or none",
+    "targets": "write names, separated by commas; * stands for any characters; or none",
+    "direct_models": "choose from the list",
+    "show_targets": "choose from the list",
+    "max_price": "write credits for a million tokens, such as 0.15",
+}
+
+ROUTES = (show_policy, set_policy, remove_policy)
