@@ -33,6 +33,7 @@ from shared.api.embedding import EmbeddingInput, EmbeddingRequest
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Sampling, Usage
 from shared.config_documents import Sticky
+from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import Metrics, tracing
 from shared.types import ModelName, Role, TenantId
 
@@ -258,7 +259,7 @@ class RequestAdmission:
                 if route is None or facts is None:
                     return self._find_served(running, caller, wanted)
                 running.model = ModelName(route.name)
-                return _serving(self._choose(route, facts, caller), caller)
+                return _serving(self._choose(route, facts, caller), caller, self.directory.usable(Role.WORKER))
             except errors.NotReachable:
                 now, workers = self.clock(), self.directory.entries(Role.WORKER)
                 if now >= gives_up_at or not (now < self.discovery_ends_at or routing.any_recently_lost(workers, datetime.now(UTC))):
@@ -277,7 +278,7 @@ class RequestAdmission:
             usable, model, caller.principal.tenant_id, caller.policy.placement
         )
         if reason is not None:
-            raise _forbidden(caller.policy, running.model, {model: reason})
+            raise _forbidden(caller.policy, running.model, {model: reason}, usable)
         return TargetChoice((ServingTarget(model),))
 
     def _choose(self, route: Route, facts: RequestFacts, caller: Caller) -> RouteDecision:
@@ -374,7 +375,7 @@ class RequestAdmission:
         return most if limit is None else max(1, min(most, (limit - prompt_tokens) // answers))
 
 
-def _serving(decision: RouteDecision, caller: Caller) -> TargetChoice:
+def _serving(decision: RouteDecision, caller: Caller, usable: Sequence[DirectoryEntry]) -> TargetChoice:
     """Raise NotAllowed, PolicyForbidden or NotReachable if there is no target."""
     route, principal = decision.route, caller.principal
     if decision.candidates:
@@ -388,13 +389,19 @@ def _serving(decision: RouteDecision, caller: Caller) -> TargetChoice:
     if not prompt_admission.is_listed(principal, ModelName(route.name), caller.names):
         raise prompt_admission.not_open(principal, ModelName(route.name))
     if len(decision.dropped) == len(route.targets) and POLICY_REASONS.issuperset(reasons.values()):
-        raise _forbidden(caller.policy, ModelName(route.name), reasons)
+        raise _forbidden(caller.policy, ModelName(route.name), reasons, usable)
     raise errors.NotReachable(f"no target of {route.name} can take this request: {describe_dropped(decision)}", hint="see `aicli nodes`")
 
 
-def _forbidden(policy: Policy, name: ModelName, reasons: Mapping[ModelName, DropReason]) -> errors.PolicyForbidden:
+def _forbidden(
+    policy: Policy, name: ModelName, reasons: Mapping[ModelName, DropReason], usable: Sequence[DirectoryEntry]
+) -> errors.PolicyForbidden:
     """``reasons``: by served model."""
-    levels = dict.fromkeys(level for model, reason in reasons.items() for level in route_choice.forbidding_levels(policy, reason, model))
+    levels = dict.fromkeys(
+        level
+        for model, reason in reasons.items()
+        for level in route_choice.forbidding_levels(policy, reason, model, route_choice.find_providers(usable, model))
+    )
     whose = f" (level: {', '.join(levels)})" if levels else ""
     why = ", ".join(dict.fromkeys(reason.value for reason in reasons.values()))
     return errors.PolicyForbidden(

@@ -5,7 +5,7 @@ two shares from 10 to 50 percent keeps the first 10 percent where they are.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -202,13 +202,19 @@ def find_refusal(policy: Policy, model: ModelName, price: ModelPrice) -> DropRea
     return None if policy.allows_price(price) else DropReason.PRICE_CEILING
 
 
-def forbidding_levels(policy: Policy, reason: DropReason, model: ModelName) -> tuple[str, ...]:
-    """Return the levels of the policy that the reason comes from; empty if it is another reason."""
+def find_providers(usable: Iterable[DirectoryEntry], model: ModelName) -> frozenset[str]:
+    offers = (offer for worker in usable for offer in worker.announcement.models if offer.name == model and offer.ready)
+    return frozenset(offer.provider for offer in offers if offer.provider)
+
+
+def forbidding_levels(policy: Policy, reason: DropReason, model: ModelName, providers: Set[str]) -> tuple[str, ...]:
+    """Return the levels of the policy that the reason comes from; empty if it is another reason. ``providers``: those of the model."""
     match reason:
         case DropReason.POLICY_MODEL:
             return tuple(allowed.level for allowed in policy.targets if not allowed.has(model))
         case DropReason.POLICY_EXTERNAL:
-            return tuple(allowed.level for allowed in policy.external if ANY_PROVIDER not in allowed.names)
+            wanted = {*providers, ANY_PROVIDER}
+            return tuple(allowed.level for allowed in policy.external if not wanted.intersection(allowed.names))
         case DropReason.POLICY_MACHINES:
             return (policy.machines.level,)
         case DropReason.PRICE_CEILING:

@@ -22,11 +22,11 @@ RULES = {
     "external": "External providers",
     "machines": "Machines",
     "models": "Models",
-    "targets": "Served models behind them",
-    "direct_models": "Served models may be named",
-    "max_price.input": "Highest price of input",
-    "max_price.output": "Highest price of output",
-    "show_targets": "Answers name their target",
+    "targets": "Target models",
+    "direct_models": "Direct models",
+    "max_price.input": "Highest input price",
+    "max_price.output": "Highest output price",
+    "show_targets": "Show targets",
 }
 MACHINES = {
     Machines.OWN: "the organization’s own",

@@ -87,7 +87,7 @@ async def test_prompts_leave_the_machines_only_if_mesh_and_organization_allow_it
     policed.use()
     assert await policed.ask() == "Hello world!"
     assert await policed.refusal("api") == "the policy (level: mesh, default) forbids api here: policy_external"
-    policed.use(mesh=ANY)
+    policed.use(mesh={"external": ["acme", "more"]})
     assert await policed.refusal("api") == "the policy (level: default) forbids api here: policy_external"
     policed.use(mesh=ANY, default={"external": ["acme"]})
     assert await policed.ask() == await policed.ask("api") == "Paid words"

@@ -61,7 +61,7 @@ async def test_an_owner_finds_and_changes_the_policy(alice: Browser, mesh: FakeM
         (("models", "a,,b"), "Models: this value can’t be used"),
         (("max_input", "much"), "Highest price: this value can’t be used"),
         (("machines", "all"), "Machines: this value can’t be used"),
-        (("direct_models", "maybe"), "Served models may be named: this value can’t be used"),
+        (("direct_models", "maybe"), "Direct models: this value can’t be used"),
         (("version", "x"), "invalid version"),
     ],
 )
