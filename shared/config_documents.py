@@ -32,6 +32,7 @@ ServedName = Annotated[str, Meta(min_length=1, max_length=200)]
 TokenCount = Annotated[int, Meta(ge=0, le=10**9)]
 Limit = Annotated[int, Meta(ge=1, le=10**12)] | Literal["unlimited"]
 Credits = Annotated[int, Meta(ge=0, le=10**12)] | Literal["unlimited"]
+OrganizationId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 #: Credits with at most six decimals, as text or as a number.
 Money = Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?\Z")] | Annotated[float, Meta(ge=0, lt=10**6)]
 
@@ -61,6 +62,10 @@ class TargetConditions(Document, frozen=True):
     response_format: bool | None = None
     #: Any of these; empty for all.
     tiers: tuple[Tier, ...] = ()
+    #: Ids of organizations, or of users for their own requests; empty for all.
+    organizations: Annotated[tuple[OrganizationId, ...], Meta(max_length=100)] = ()
+    #: Such as `Mon-Fri 08:00-18:00 Europe/Berlin`; None for always.
+    hours: Annotated[str, Meta(max_length=100)] | None = None
     #: Names of API keys; empty for all callers.
     keys_named: Annotated[tuple[str, ...], Meta(max_length=100)] = ()
 

@@ -157,6 +157,8 @@ class RequestAdmission:
                 has_format=request.format is not None,
                 tier=principal.tier,
                 key_name=principal.key_name,
+                organization=principal.tenant_id,
+                now=datetime.now(UTC),
             )
 
         caller = self._caller(running, principal, forbids_external=request.forbid_external)
@@ -206,6 +208,8 @@ class RequestAdmission:
                 wants_answer=False,
                 tier=principal.tier,
                 key_name=principal.key_name,
+                organization=principal.tenant_id,
+                now=datetime.now(UTC),
             )
 
         caller = self._caller(running, principal, forbids_external=request.forbid_external)

@@ -7,7 +7,7 @@ import msgspec
 
 from services.gateway.config_snapshot import DocumentKey
 from services.gateway.limits import upstream_prices
-from services.gateway.scheduling import route_choice
+from services.gateway.scheduling import active_hours, route_choice
 from shared.config_documents import (
     FIXED_NAMES,
     MAX_CONFIG_BYTES,
@@ -65,6 +65,11 @@ def _check_targets(route: RouteDocument) -> Iterator[tuple[tuple[str | int, ...]
         low, high = (target.when.min_prompt_tokens, target.when.max_prompt_tokens) if target.when else (None, None)
         if low is not None and high is not None and low > high:
             yield ("targets", position, "when", "min_prompt_tokens"), "must not exceed max_prompt_tokens"
+        if target.when is not None and target.when.hours is not None:
+            try:
+                active_hours.parse(target.when.hours)
+            except ValueError as error:
+                yield ("targets", position, "when", "hours"), str(error)
     shares = [route_choice.hundredths(target.share) for target in route.targets if target.share is not None]
     if shares and sum(shares) != route_choice.WHOLE:
         yield ("targets",), f"the shares add up to {sum(shares) / 100:g}, not 100"

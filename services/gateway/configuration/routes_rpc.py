@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from uuid import UUID
 
 from services.gateway import node_interface
@@ -65,6 +66,8 @@ class RoutesRpc:
             has_format=request.response_format,
             tier=request.tier,
             key_name=request.key_name,
+            organization=tenant,
+            now=datetime.now(UTC),
         )
 
         def find_refusal(model: ModelName) -> DropReason | None:

@@ -1,12 +1,15 @@
 """Parses requests to OpenAI's chat API. Pure."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 from services.gateway.http_api import chat_messages, request_bodies
 from services.gateway.http_api.chat_messages import ChatBodyMessage, ResponseFormat, ToolBody, ToolChoiceBody
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.prompt_admission import BadField
-from shared.api.gateway import InferenceRequest
+from shared.api.gateway import MAX_CONVERSATION_CHARACTERS, InferenceRequest
 from shared.api.generation import FormatKind, OutputFormat
 from shared.types import ModelName
 
@@ -62,6 +65,8 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tool_choice: ToolChoiceBody | None = None
     #: If false, only the first call of an answer is returned.
     parallel_tool_calls: bool = True
+    #: Only ``conversation_id`` has an effect.
+    metadata: dict[str, Any] | None = None
 
 
 def read(body: bytes) -> ChatBody:
@@ -90,7 +95,18 @@ def to_request(chat: ChatBody) -> InferenceRequest:
         format=_format(chat) or request.format,
         tools=tools,
         tool_choice=tool_choice,
+        conversation_id=named_conversation(chat.metadata),
     )
+
+
+def named_conversation(metadata: Mapping[str, Any] | None) -> str | None:
+    """Return the conversation that the metadata name, if any; a header comes first. Raises BadField for an invalid id."""
+    found = None if metadata is None else metadata.get("conversation_id")
+    if found is None:
+        return None
+    if not isinstance(found, str) or not 0 < len(found) <= MAX_CONVERSATION_CHARACTERS:
+        raise BadField("metadata.conversation_id", f"must be a text of 1 to {MAX_CONVERSATION_CHARACTERS} characters")
+    return found
 
 
 def ensure_streamed(body: SamplingBody) -> None:

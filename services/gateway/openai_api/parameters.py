@@ -45,7 +45,6 @@ _VERBOSITY = _ignored(str, "say in the prompt how long the answer should be")
 
 CHAT: Mapping[str, ParameterRule] = {
     "user": _USER,
-    "metadata": _METADATA,
     "safety_identifier": _USER,
     "prompt_cache_key": _CACHE_KEY,
     "prompt_cache_retention": _CACHE_KEY,

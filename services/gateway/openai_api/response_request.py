@@ -9,6 +9,7 @@ import msgspec
 
 from services.gateway.http_api import chat_messages, request_bodies
 from services.gateway.http_api.chat_messages import Chosen, JsonObject
+from services.gateway.openai_api import chat_request
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.prompt_admission import BadField
 from shared.api.gateway import InferenceRequest
@@ -190,7 +191,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tool_choice: ToolChoiceBody = "auto"
     #: If false, only the first call is returned.
     parallel_tool_calls: bool = True
-    #: Returned with the response.
+    #: Returned with the response; ``conversation_id`` keeps a conversation at one target of a route.
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
     #: Accepted and ignored.
     reasoning: JsonObject | None = None
@@ -232,6 +233,7 @@ def to_request(body: ResponseBody) -> InferenceRequest:
         format=_format(body.text.format),
         tools=tools,
         tool_choice=tool_choice,
+        conversation_id=chat_request.named_conversation(body.metadata),
     )
 
 

@@ -7,10 +7,12 @@ two shares from 10 to 50 percent keeps the first 10 percent where they are.
 import hashlib
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from services.gateway.limits import upstream_prices
-from services.gateway.scheduling import policies
+from services.gateway.scheduling import active_hours, policies
+from services.gateway.scheduling.active_hours import ActiveHours
 from services.gateway.scheduling.policies import Placement, Policy
 from shared.api.ledger import ModelPrice
 from shared.config_documents import ANY_PROVIDER, RouteDocument, Sticky, TargetConditions, TargetDocument
@@ -60,6 +62,8 @@ class RouteTarget:
     when: TargetConditions | None
     #: Upstream money for a UTC day; None for no limit.
     ceiling_micro: MicroCredits | None = None
+    #: None for always.
+    hours: ActiveHours | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,8 @@ def compile_route(name: str, version: int, document: RouteDocument) -> Route:
 def _target(document: TargetDocument, *, whole: bool) -> RouteTarget:
     share = WHOLE if whole else hundredths(document.share or 0)
     ceiling = None if document.daily_ceiling is None else upstream_prices.micro(document.daily_ceiling)
-    return RouteTarget(document.name, ModelName(document.model), share, document.order, document.when, ceiling)
+    hours = None if document.when is None or document.when.hours is None else active_hours.parse(document.when.hours)
+    return RouteTarget(document.name, ModelName(document.model), share, document.order, document.when, ceiling, hours)
 
 
 def hundredths(percent: float) -> int:
@@ -129,6 +134,8 @@ class RequestFacts:
     has_format: bool = False
     tier: Tier
     key_name: str | None
+    organization: TenantId
+    now: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +257,7 @@ def _order(target: RouteTarget) -> int:
 
 
 def _why_not(target: RouteTarget, facts: RequestFacts, offered: ModelFacts | None) -> DropReason | None:
-    if target.when is not None and not _holds(target.when, facts):
+    if (target.when is not None and not _holds(target.when, facts)) or (target.hours is not None and not target.hours.include(facts.now)):
         return DropReason.CONDITION
     if offered is None:
         return DropReason.NOT_SERVED
@@ -271,4 +278,5 @@ def _holds(when: TargetConditions, facts: RequestFacts) -> bool:
         and when.response_format in {None, facts.has_format}
         and (not when.tiers or facts.tier in when.tiers)
         and (not when.keys_named or facts.key_name in when.keys_named)
+        and (not when.organizations or str(facts.organization) in when.organizations)
     )

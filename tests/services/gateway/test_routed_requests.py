@@ -405,6 +405,11 @@ async def test_each_kind_of_unit_keeps_its_target(routed: Routed, sticky: Sticky
     assert (await variants(routed, 20, who=lambda number: team[number]) == both) is (sticky in {Sticky.REQUEST, Sticky.USER})
 
 
+async def first_variant(http: httpx.AsyncClient) -> str:
+    answer = await http.post("/v1/chat/completions", headers={"X-Conversation-Id": "c"}, json=_chat("first"))
+    return answer.headers["x-aimesh-variant"]
+
+
 async def test_http_names_route_and_variant_and_takes_a_conversation(routed: Routed) -> None:
     targets, more = halves()
     routed.use(*targets, more=more)
@@ -416,6 +421,16 @@ async def test_http_names_route_and_variant_and_takes_a_conversation(routed: Rou
             assert (answer.json()["model"], answer.headers["x-aimesh-route"]) == ("assistant", "assistant@4")
             seen.add(answer.headers["x-aimesh-variant"])
         assert len(seen) == 1
+        for path, body in (("/v1/chat/completions", _chat("other")), ("/v1/responses", {"model": "assistant", "input": "other"})):
+            for conversation in ("c", *map(str, range(20))):
+                answer = await http.post(path, json={**body, "metadata": {"conversation_id": conversation, "more": "x"}})
+                assert answer.status_code == 200
+                seen.add(answer.headers["x-aimesh-variant"])
+                assert conversation != "c" or len(seen) == 1, "the header and the metadata name the same conversation"
+            assert len(seen) == 2
+            seen = {await first_variant(http)}
+            refused = await http.post(path, json={**body, "metadata": {"conversation_id": "x" * 129}})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metadata.conversation_id")
         for wrong in ("x" * 129, "é"):
             refused = await http.post("/v1/chat/completions", headers=[(b"X-Conversation-Id", wrong.encode())], json=_chat("hi"))
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "X-Conversation-Id")

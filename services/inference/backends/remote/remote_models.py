@@ -9,10 +9,11 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from services.inference.backend_interface import Watcher
+from services.inference.backends.remote.server_errors import PauseAsked
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.queue_limits import QueueLimits
 from shared import addresses, errors
@@ -27,6 +28,8 @@ REFRESH_SECONDS = 10.0
 MAX_MODELS = 256
 MAX_NAME_CHARACTERS = 200
 RESOLVE_SECONDS = 5.0
+#: A server that asks for a longer pause is asked again after this time.
+MAX_REST_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ async def is_outside(url: str) -> bool:
 class _ServedModel:
     listed: ModelListing
     limits: QueueLimits
+    #: Until when the server asked for a pause, by the monotonic clock.
+    rests_until: float = 0.0
 
 
 class RemoteModels:
@@ -126,11 +131,17 @@ class RemoteModels:
             raise errors.Unavailable(f"{self._server} does not have {job.model} now", hint="see the server's own log")
         if isinstance(job, GenerationJob) and job.delivered:
             raise errors.Unavailable(f"{self._server} cannot continue an answer that another worker began")
+        started = time.monotonic()
+        if (left := served.rests_until - started) > 0:
+            raise errors.Overloaded(f"{self._server} has asked for a pause of {job.model}", retry_after_seconds=left)
         served.limits.enter()
         self._watcher.changed()
-        started = time.monotonic()
         try:
             yield served.listed
+        except PauseAsked as error:
+            # Everybody's requests go elsewhere meanwhile.
+            served.rests_until = time.monotonic() + min(error.retry_after_seconds or 0.0, MAX_REST_SECONDS)
+            raise
         finally:
             served.limits.leave(time.monotonic() - started)
             self._watcher.changed()
@@ -144,8 +155,8 @@ class RemoteModels:
         self._served = {}
         for model in usable:
             before = known.get(model.name)
-            limits = QueueLimits(model.name, self._slots, self._queue) if before is None else before.limits
-            self._served.setdefault(model.name, _ServedModel(model, limits))
+            fresh = _ServedModel(model, QueueLimits(model.name, self._slots, self._queue))
+            self._served.setdefault(model.name, fresh if before is None else replace(before, listed=model))
 
     def _status(self, served: _ServedModel) -> ModelStatus:
         return ModelStatus(

@@ -36,6 +36,10 @@ class RefusalSource:
         return "".join(letter if letter.isprintable() else " " for letter in shown[: MAX_WORDS * 2]).strip()[:MAX_WORDS]
 
 
+class PauseAsked(errors.Overloaded):
+    """The server asked for a longer pause with Retry-After."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerRefusal:
     error: AimeshError
@@ -80,6 +84,8 @@ def judge(source: RefusalSource, status: int, body: bytes, retry_after: str | No
         504: (errors.Unavailable, "is not ready (status 504)"),
     }.get(status, (errors.Unavailable, f"failed with status {status}"))
     retryable = soon and status in (429, 502, 503, 504)
+    if status in (429, 503) and not soon:
+        kind = PauseAsked
     return ServerRefusal(kind(f"{source.name} {what}{_suffix(reason)}", retry_after_seconds=after), retryable, seconds)
 
 

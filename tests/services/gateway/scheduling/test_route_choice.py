@@ -3,7 +3,9 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -30,8 +32,12 @@ def route(*targets: TargetDocument) -> Route:
     return route_choice.compile_route("assistant", 3, RouteDocument(targets=targets))
 
 
+MONDAY_NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
 def facts(unit: bytes = b"u", prompt_tokens: int = 10, **more: Any) -> RequestFacts:
-    return RequestFacts(**{"wants_answer": True, "tier": Tier.FREE, "key_name": None} | more, unit=unit, prompt_tokens=prompt_tokens)
+    usual = {"wants_answer": True, "tier": Tier.FREE, "key_name": None, "organization": OWNER.tenant_id, "now": MONDAY_NOON}
+    return RequestFacts(**usual | more, unit=unit, prompt_tokens=prompt_tokens)
 
 
 def choose(
@@ -103,6 +109,10 @@ def test_a_dropped_target_moves_its_own_requests_only() -> None:
         ({"tiers": (Tier.PRO,)}, {}, False),
         ({"keys_named": ("ci",)}, {"key_name": "ci"}, True),
         ({"keys_named": ("ci",)}, {}, False),
+        ({"organizations": (str(OWNER.tenant_id),)}, {}, True),
+        ({"organizations": (str(UUID(int=77)),)}, {}, False),
+        ({"hours": "Mon 12:00-13:00 UTC"}, {}, True),
+        ({"hours": "Tue-Sun 12:00-13:00 UTC"}, {}, False),
     ],
 )
 def test_conditions(condition: dict[str, Any], request_facts: dict[str, Any], *, holds: bool) -> None:

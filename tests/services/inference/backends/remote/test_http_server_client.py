@@ -169,7 +169,7 @@ async def test_what_may_pass_is_tried_again(failure: Answer) -> None:
     ("failure", "kind"),
     [
         pytest.param(Answer([""], status=429, headers={"retry-after": "60"}), errors.Overloaded, id="a limit for a minute"),
-        pytest.param(Answer([""], status=503, headers={"retry-after": "60"}), errors.Unavailable, id="maintenance"),
+        pytest.param(Answer([""], status=503, headers={"retry-after": "60"}), errors.Overloaded, id="maintenance"),
         pytest.param(Answer([""], status=500), errors.Unavailable, id="a failure"),
         pytest.param(Answer([""], status=400), errors.BadRequest, id="a bad request"),
         pytest.param(Answer([""], status=401), errors.Unavailable, id="a wrong key"),

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.inference import upstreams
-from services.inference.backends.remote import openai, remote_backend
+from services.inference.backends.remote import openai, remote_backend, remote_models
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
@@ -151,6 +152,32 @@ async def test_a_busy_server_is_asked_again_and_the_answer_comes_once() -> None:
         reader = Reader()
         await backend.generate(job("hi", model="gpt-x"), reader)
     assert (reader.text, server.times_asked("/v1/chat/completions")) == ("Hello", 3)
+
+
+async def test_a_server_that_asks_for_a_pause_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = [Answer(["{}"], status=429, headers={"retry-after": "40"}), Answer(["{}"], status=429, headers={"retry-after": "400"}), CHAT]
+    async with asking(refusals) as (server, backend):
+
+        async def ask() -> float | None:
+            try:
+                await backend.generate(job("hi", model="gpt-x"), Reader())
+            except errors.Overloaded as error:
+                return error.retry_after_seconds
+            return 0.0
+
+        now = time.monotonic()
+        monkeypatch.setattr(remote_models.time, "monotonic", lambda: now)
+        assert await ask() == 40
+        now += 39
+        assert await ask() == 1
+        assert server.times_asked("/v1/chat/completions") == 1, "it was not asked again"
+        now += 2
+        assert await ask() == 400
+        now += remote_models.MAX_REST_SECONDS - 1
+        assert await ask() == 1, "a longer pause is tried after a minute"
+        now += 2
+        assert await ask() == 0
+        assert server.times_asked("/v1/chat/completions") == 3
 
 
 async def test_what_was_cut_off_after_its_first_text_is_not_asked_again() -> None:
