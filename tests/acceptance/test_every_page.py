@@ -64,6 +64,7 @@ OF_ADMINISTRATORS = {
     "admin-users": "/admin/users",
     "admin-user-new": "/admin/users/new",
     "admin-organisations": "/admin/organisations",
+    "policy": "/policies/mesh",
     "admin-prices": "/admin/prices",
     "admin-audit": "/admin/audit",
     "admin-settings": "/admin/settings",

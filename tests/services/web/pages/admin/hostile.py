@@ -10,6 +10,7 @@ from shared.api import accounts, alerts, audit, auth, gateway, ledger, metrics, 
 from shared.api.membership import MemberState
 from shared.api.organizations import Invitation, TeamRole
 from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageSum, UsageSummary
+from shared.config_documents import PolicyDocument
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, Role, TenantId, UserRole
 from tests.services.web.fake_mesh import NOW, Account
 from tests.services.web.fake_usage import FakeUsage
@@ -59,6 +60,8 @@ def build(mesh: HostileMesh, name: str) -> SeededDb:
     mesh.keys[-1] = msgspec.structs.replace(key, bounds=bounds)
     paths = {"key_id": str(key.id), "user_id": str(me.id), "name": "no_worker"}
     paths |= _nodes(mesh, name) | {"team": str(_organisations(mesh, name, me)), "team_id": str(mesh.organisations[0].id)}
+    paths["level"] = f"organization-{paths['team']}"
+    mesh.policies[f"organization:{paths['team']}"] = 1, PolicyDocument(models=(name,))
     _usage(mesh, name, key)
     mesh.acting[token] = TenantId(next(iter(mesh.teams)))
     mesh.add_other_session(name, address=name)
