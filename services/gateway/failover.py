@@ -106,6 +106,11 @@ class FailoverState(Generic[Request, Item, End]):
         return frozenset(self._failed)
 
     @property
+    def last_failure(self) -> errors.AimeshError | None:
+        """Return the error of the last worker that was asked."""
+        return self._last
+
+    @property
     def can_resume(self) -> bool:
         return not self.began
 

@@ -23,6 +23,7 @@ from services.gateway import failover
 from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest, ServingTarget
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import WorkerClaim
+from services.gateway.billing.route_metrics import RouteCounters
 from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
@@ -79,6 +80,7 @@ class Pipeline:
         self.clock = admission.clock
         self._answers_ended = GatewayAnswers(admission.metrics)
         self._endings = CompletionCounters(admission.metrics)
+        self._routes = RouteCounters(admission.metrics)
 
     def run(
         self,
@@ -189,6 +191,7 @@ class Pipeline:
                 if not self._relay.budget.spend(self.clock()):
                     raise
                 _log.warning("target failed before its first token", model=call.target.model, code=errors.code_of(error))
+                self._routes.fell_back(*call.target.place, error)
             else:
                 return
 
@@ -294,6 +297,7 @@ class Pipeline:
         )
         self._answers_ended.ended(answer, asked=running.held is not None and not row.cached)
         self._endings.ended(row, was_read=running.first_text_seconds is not None, complete=running.complete)
+        self._routes.ended(row, running.first_text_seconds)
         self._publish(
             events.RequestCompleted(
                 at=datetime.now(UTC),

@@ -176,7 +176,8 @@ class _RunningCall(Generic[Request, Item, End]):
                     selecting.error = errors.code_of(error)
                     selecting.end()
                 if self._requirements.has_alternative and not state.began:
-                    raise
+                    # The worker's own error says more than that no other worker is there.
+                    raise state.last_failure or error from None
                 decision = state.on_no_worker(error, clock(), self._relay.draw)
             if isinstance(decision, GivenUp):
                 raise decision.error from None

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from services.gateway import background_jobs, node_rows, prompt_admission
 from services.gateway.background_jobs import Partitions, UpkeepJob
-from services.gateway.billing import orphan_settlement
+from services.gateway.billing import orphan_settlement, route_metrics
 from services.gateway.billing.account_rpc import AccountRpc
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner
@@ -55,6 +55,7 @@ from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.quarantine import Quarantine, QuarantineStore
 from services.gateway.scheduling.queue_sharing import QueueSharing
+from services.gateway.scheduling.route_choice import Route
 from services.gateway.scheduling.worker_records import WorkerPresence
 from services.gateway.settings import GatewaySettings, GatewayShown
 from services.gateway.store import GatewayStore
@@ -203,6 +204,10 @@ class GatewayService:
                 node.dispatcher.add(PolicyRpc(configuration, config_store, node.rpc, service.audit_reporting))
                 node.dispatcher.add(RoutesRpc(configuration, node.directory, requests.read_spending, ledger.price_of))
                 service.watch_workers()
+                metrics.config_revision.set_function(lambda: configuration.current().revision)
+                metrics.config_age.set_function(configuration.age_seconds)
+                node.tasks.create_task(route_metrics.measure_targets(metrics, service.routes, lambda: node.directory.usable(Role.WORKER)))
+                node.tasks.create_task(route_metrics.measure_spending(metrics, service.routes, requests.read_spending))
                 node.tasks.create_task(configuration.watch())
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service._quotas.watch())
@@ -350,6 +355,9 @@ class GatewayService:
         workers = policies.open_to(tenant, policy, self._node.directory.usable(Role.WORKER))
         served = routing.catalogue(workers, names, policy.allows_name)
         return served if caller is None else tuple(model for model in served if prompt_admission.is_listed(caller, model.name, names))
+
+    def routes(self) -> tuple[Route, ...]:
+        return tuple(self._read_config().names.routes.values())
 
     def _served(self) -> tuple[ModelName, ...]:
         return routing.served(self._node.directory.usable(Role.WORKER), self._read_config().names)

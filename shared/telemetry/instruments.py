@@ -188,6 +188,37 @@ RESPONSE_CACHE = counter(
     known=(("hit",), ("joined",), ("miss",)),
 )
 
+ROUTE_REQUESTS = counter(
+    "ai_platform_route_requests_total",
+    "Completed requests of routes, by the target that was drawn (variant), the target that served or was tried last, and status",
+    ("route", "variant", "target", "status"),
+)
+ROUTE_FALLBACKS = counter(
+    "ai_platform_route_fallbacks_total",
+    "Requests that went on from this target to the next one, by the error code of the target",
+    ("route", "target", "reason"),
+)
+ROUTE_FIRST_TOKEN = histogram(
+    "ai_platform_route_first_token_seconds",
+    "Time from the start of a route's request to its first text, including queueing and failed targets",
+    ("route", "target"),
+    unit="seconds",
+    buckets=FIRST_TOKEN_SECONDS,
+)
+ROUTE_TARGETS = gauge("ai_platform_route_targets", "Targets of the route whose model some worker serves", ("route",))
+UPSTREAM_SPENDING = counter(
+    "ai_platform_upstream_micro_total",
+    "What providers ask for the requests, in micro-credits; without a route, the target is the model",
+    ("route", "target", "provider"),
+)
+UPSTREAM_CEILING_SHARE = gauge(
+    "ai_platform_upstream_ceiling_ratio",
+    "Share of a target's daily ceiling that is spent or held by running requests, from 0 to 1",
+    ("route", "target"),
+)
+CONFIG_REVISION = gauge("ai_platform_config_revision", "Revision of the configuration that this gateway uses")
+CONFIG_AGE = gauge("ai_platform_config_age_seconds", "Seconds since this gateway last read the configuration")
+
 # --- gateway and inference -------------------------------------------------------------------------------------------
 
 TOKENS = counter(

@@ -1,6 +1,7 @@
 """Keeps the configuration of this gateway current, with PostgreSQL's notifications and a poll for lost ones."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from contextlib import aclosing
 
@@ -26,9 +27,15 @@ class LiveConfiguration:
         self._documents: Mapping[DocumentKey, StoredDocument] = {}
         self._snapshot = ConfigSnapshot()
         self._reloading = asyncio.Lock()
+        #: By the monotonic clock; the snapshot was current then.
+        self._read_at = time.monotonic()
 
     def current(self) -> ConfigSnapshot:
         return self._snapshot
+
+    def age_seconds(self) -> float:
+        """Return how long ago the snapshot was known to be current."""
+        return time.monotonic() - self._read_at
 
     @property
     def documents(self) -> Mapping[DocumentKey, StoredDocument]:
@@ -49,11 +56,13 @@ class LiveConfiguration:
         """Read what has changed. Raises Unavailable."""
         # One at a time, so that a slow read does not overwrite a newer one.
         async with self._reloading:
+            began = time.monotonic()
             changes = await self._store.changes_since(self._snapshot.revision)
             if changes.revision != self._snapshot.revision:
                 self._documents = {**self._documents, **changes.documents}
                 self._snapshot = config_snapshot.build(changes.revision, self._documents)
                 _log.info("configuration in use", revision=changes.revision)
+            self._read_at = began
 
     async def read_locked(self, locked: LockedConfig) -> dict[DocumentKey, StoredDocument]:
         """Return the documents as the lock's holder must see them."""

@@ -204,7 +204,7 @@ async def test_nobody_waits_for_the_workers_of_a_target_with_an_alternative(rout
     """A model's only worker may be restarting: with another target, nobody waits 3 s for it."""
     routed.local.fails_with = errors.LinkLost("gone")
     async with aclosing(routed.service.relay.generate(_prompt(LOCAL), _needs(LOCAL, has_alternative=True), seconds=10)) as items:
-        with pytest.raises(errors.NotReachable, match="has failed this request"):
+        with pytest.raises(errors.LinkLost, match="gone"):
             async with asyncio.timeout(2):
                 _ = [item async for item in items]
 

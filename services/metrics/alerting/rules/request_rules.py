@@ -14,6 +14,7 @@ from services.metrics.alerting.rules.expressions import (
     TimeWindow,
     above,
     at_least,
+    below,
     grown,
     highest,
     quantile,
@@ -27,6 +28,8 @@ from shared.types import SERVICE_NAMES, Role
 #: With fewer calls within five minutes, a single slow or failed call would fire an alert.
 _LEAST_CALLS = 20
 QUEUE_IS_LONG = 100
+#: Gateways ask for changes every 5 s.
+CONFIG_STALE_SECONDS = 10
 #: Error codes that are not the caller's fault. Web uses the code for each HTTP status.
 OUR_FAULT = tuple(sorted(code for code, kind in errors.BY_CODE.items() if kind.fault is not errors.Fault.CALLER))
 
@@ -127,5 +130,34 @@ RULES = (
         description="Usual is the mean of the previous seven days. Possible causes: a new customer, a runaway script or a stolen key.",
         board=DashboardName.LEDGER,
         unit=AlertUnit.TIMES,
+    ),
+    AlertRule(
+        name="route_without_target",
+        severity=Severity.CRITICAL,
+        when=below(highest(Selector(instruments.ROUTE_TARGETS), "route"), 1),
+        hold_seconds=MINUTE,
+        summary="No worker serves a target of the route {route}",
+        description="Every request for this model fails until a worker serves one of its targets.",
+        board=DashboardName.WORKERS,
+        unit=AlertUnit.COUNT,
+    ),
+    AlertRule(
+        name="upstream_ceiling_near",
+        severity=Severity.WARNING,
+        when=at_least(highest(Selector(instruments.UPSTREAM_CEILING_SHARE), "route", "target"), 0.8),
+        summary="The target {target} of {route} has used 80 % of its daily ceiling",
+        description="At its ceiling, the target takes no more requests until the next UTC day. What running requests may cost is included.",
+        board=DashboardName.LEDGER,
+        unit=AlertUnit.SHARE,
+    ),
+    AlertRule(
+        name="config_stale",
+        severity=Severity.WARNING,
+        when=above(highest(Selector(instruments.CONFIG_AGE), "node"), CONFIG_STALE_SECONDS),
+        hold_seconds=30,
+        summary="Gateway {node} has not read the configuration for over 10 s",
+        description="It uses the last one, so routes, policies and limits may be older than at other gateways.",
+        board=DashboardName.GATEWAY,
+        unit=AlertUnit.SECONDS,
     ),
 )

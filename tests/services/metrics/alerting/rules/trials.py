@@ -248,6 +248,15 @@ REQUESTS = (
         brief=2,
     ),
     _trial("wrong_counts", _strikes, Course(70, 10, 70), 2, 1),
+    _trial("route_without_target", _one_gauge(instruments.ROUTE_TARGETS, 2, route="assistant", **_GATEWAY), Course(3, 4, 3), 0, 1),
+    _trial(
+        "upstream_ceiling_near",
+        _one_gauge(instruments.UPSTREAM_CEILING_SHARE, 0.1, route="assistant", target="api", **_GATEWAY),
+        Course(3, 3, 3),
+        0.8,
+        0.79,
+    ),
+    _trial("config_stale", _one_gauge(instruments.CONFIG_AGE, 1, **_GATEWAY), Course(3, 4, 3), 11, 10),
     _trial("cost_anomaly", _paid, Course(8 * 24 + 2, 25, 12), 1.53, 1.47, step_seconds=3600),
 )
 

@@ -1,0 +1,77 @@
+"""Counts what targets of routes do and cost, and measures which targets are left."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final
+
+from services.gateway.billing.request_record import RequestRow
+from services.gateway.scheduling.route_choice import Route
+from shared import errors
+from shared.protocol.directory import DirectoryEntry
+from shared.telemetry import Metrics, logs
+from shared.types import MicroCredits
+
+#: Of targets: the alert about a route without any waits for a minute.
+TARGETS_SECONDS: Final = 5.0
+#: Of spending, which is read from PostgreSQL.
+SPENDING_SECONDS: Final = 30.0
+
+#: Route and target -> what it has cost upstream today, and what running requests hold.
+ReadSpending = Callable[[], Awaitable[Mapping[tuple[str, str], tuple[MicroCredits, MicroCredits]]]]
+ReadRoutes = Callable[[], Iterable[Route]]
+
+_log = logs.get(part="routes")
+
+
+class RouteCounters:
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def ended(self, row: RequestRow, first_text_seconds: float | None) -> None:
+        """Call it once for each request."""
+        use = row.route
+        if use is not None:
+            labels = {"route": use.route, "variant": use.variant or "", "target": use.target, "status": row.status}
+            self._metrics.route_requests.labels(**labels).inc()
+            if first_text_seconds is not None:
+                self._metrics.route_first_token.labels(route=use.route, target=use.target).observe(first_text_seconds)
+        for spent in row.spending:
+            self._metrics.upstream_spending.labels(route=spent.route, target=spent.target, provider=row.provider or "").inc(spent.micro)
+
+    def fell_back(self, route: str, target: str, error: errors.AimeshError) -> None:
+        """Count a request that goes on to the next target."""
+        code = errors.code_of(error)
+        reason = code if code in errors.BY_CODE else "other"
+        self._metrics.route_fallbacks.labels(route=route, target=target, reason=reason).inc()
+
+
+async def measure_targets(metrics: Metrics, read_routes: ReadRoutes, usable: Callable[[], Iterable[DirectoryEntry]]) -> None:
+    """Update the metric until canceled."""
+    while True:
+        served = {offer.name for worker in usable() for offer in worker.announcement.models if offer.ready}
+        metrics.route_targets.clear()
+        for route in read_routes():
+            metrics.route_targets.labels(route=route.name).set(sum(target.model in served for target in route.targets))
+        await asyncio.sleep(TARGETS_SECONDS)
+
+
+async def measure_spending(metrics: Metrics, read_routes: ReadRoutes, read: ReadSpending) -> None:
+    """Update the metric until canceled. While PostgreSQL is down it stays."""
+    while True:
+        ceilings = {
+            (route.name, target.name): target.ceiling_micro
+            for route in read_routes()
+            for target in route.targets
+            if target.ceiling_micro is not None
+        }
+        try:
+            spending = await read() if ceilings else {}
+        except errors.Unavailable as error:
+            _log.warning("the spending of targets can't be read", reason=error.message)
+        else:
+            metrics.upstream_ceiling_share.clear()
+            for (route, target), ceiling in ceilings.items():
+                spent = sum(spending.get((route, target), (0, 0)))
+                share = spent / ceiling if ceiling else 1.0
+                metrics.upstream_ceiling_share.labels(route=route, target=target).set(share)
+        await asyncio.sleep(SPENDING_SECONDS)
