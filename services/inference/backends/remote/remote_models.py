@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from services.inference.backend_interface import Watcher
@@ -155,8 +155,12 @@ class RemoteModels:
         self._served = {}
         for model in usable:
             before = known.get(model.name)
-            fresh = _ServedModel(model, QueueLimits(model.name, self._slots, self._queue))
-            self._served.setdefault(model.name, fresh if before is None else replace(before, listed=model))
+            if before is None:
+                before = _ServedModel(model, QueueLimits(model.name, self._slots, self._queue))
+            if model.name not in self._served:
+                # The same object, because running jobs may still record a pause in it.
+                before.listed = model
+                self._served[model.name] = before
 
     def _status(self, served: _ServedModel) -> ModelStatus:
         return ModelStatus(
