@@ -123,6 +123,10 @@ class Machines(StrEnum):
     #: All that their owners don't keep to themselves.
     GROUP = "group"
 
+    def is_narrower_than(self, other: "Machines") -> bool:
+        order = tuple(Machines)
+        return order.index(self) < order.index(other)
+
 
 #: A name, in which * stands for any characters.
 NamePattern = Annotated[str, Meta(pattern=r"^[A-Za-z0-9*?][A-Za-z0-9._:/@*?-]{0,99}\Z")]

@@ -1,23 +1,21 @@
 """Counts what targets of routes do and cost, and measures which targets are left."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from services.gateway.billing.request_record import RequestRow
+from services.gateway.limits.upstream_prices import ReadSpending
 from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import Metrics, logs
-from shared.types import MicroCredits
 
 #: Of targets: the alert about a route without any waits for a minute.
 TARGETS_SECONDS: Final = 5.0
 #: Of spending, which is read from PostgreSQL.
 SPENDING_SECONDS: Final = 30.0
 
-#: Route and target -> what it has cost upstream today, and what running requests hold.
-ReadSpending = Callable[[], Awaitable[Mapping[tuple[str, str], tuple[MicroCredits, MicroCredits]]]]
 ReadRoutes = Callable[[], Iterable[Route]]
 
 _log = logs.get(part="routes")

@@ -143,9 +143,9 @@ def _check_ceiling(wanted: PolicyDocument, mesh: PolicyDocument | None) -> None:
                 raise errors.NotAllowed(
                     f"the mesh's policy does not allow the provider {provider}; it allows {', '.join(allowed) or 'none'}", hint=_ASK
                 )
-    widest = list(Machines).index(mesh.machines) if mesh is not None and mesh.machines is not None else len(Machines)
-    if wanted.machines is not None and list(Machines).index(wanted.machines) > widest:
-        raise errors.NotAllowed(f"the mesh's policy allows no more machines than {list(Machines)[widest]}", hint=_ASK)
+    widest = Machines.GROUP if mesh is None or mesh.machines is None else mesh.machines
+    if wanted.machines is not None and widest.is_narrower_than(wanted.machines):
+        raise errors.NotAllowed(f"the mesh's policy allows no more machines than {widest}", hint=_ASK)
 
 
 # --- explanations ---------------------------------------------------------------------------------------------------------

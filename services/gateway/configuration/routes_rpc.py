@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
@@ -10,6 +10,7 @@ from uuid import UUID
 from services.gateway import node_interface
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.limits import upstream_prices
+from services.gateway.limits.upstream_prices import ReadSpending, TargetsSpending
 from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.route_choice import DroppedTarget, DropReason, RequestFacts, Route, RouteDecision, RouteTarget
 from shared import errors
@@ -20,9 +21,6 @@ from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcCall, serves
 from shared.types import MicroCredits, ModelName, Role, TenantId
 
-#: Route and target -> what it has cost upstream today, and what running requests hold.
-TargetsSpending = Mapping[tuple[str, str], tuple[MicroCredits, MicroCredits]]
-ReadSpending = Callable[[], Awaitable[TargetsSpending]]
 #: Owns no machine.
 _NOBODY = TenantId(UUID(int=0))
 _NO_SPENDING = (MicroCredits(0), MicroCredits(0))

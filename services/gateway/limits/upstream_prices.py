@@ -1,6 +1,6 @@
 """Calculates what providers ask for requests, in whole micro-credits. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -37,6 +37,11 @@ def compiled(document: UpstreamPriceDocument) -> UpstreamPrice:
 def micro(money: str | float) -> MicroCredits:
     """Convert credits as they are written; a number means its shortest decimal form."""
     return MicroCredits(round(Decimal(str(money)) * MICRO))
+
+
+#: Route and target -> what it has cost upstream today, and what running requests hold.
+TargetsSpending = Mapping[tuple[str, str], tuple[MicroCredits, MicroCredits]]
+ReadSpending = Callable[[], Awaitable[TargetsSpending]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,6 @@ _NO = frozenset({"no", "false", "0"})
 BUILT_IN = "built-in"
 #: The level of the header `X-Aimesh-External: forbid`.
 REQUEST = "request"
-_WIDENING = tuple(Machines)
 
 Value = TypeVar("Value")
 
@@ -208,7 +207,7 @@ def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
     max_input: Rule[int | None] = Rule(None)
     max_output: Rule[int | None] = Rule(None)
     for level, document in levels:
-        if document.machines is not None and _WIDENING.index(document.machines) < _WIDENING.index(machines.value):
+        if document.machines is not None and document.machines.is_narrower_than(machines.value):
             machines = Rule(document.machines, level)
         if document.direct_models is False and direct.value:
             direct = Rule(False, level)

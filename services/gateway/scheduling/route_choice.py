@@ -196,10 +196,16 @@ def served_models(usable: Iterable[DirectoryEntry], tenant: TenantId, placement:
 
 def find_forbidden(usable: Iterable[DirectoryEntry], model: ModelName, tenant: TenantId, placement: Placement) -> DropReason | None:
     """Return why the policy allows none of the workers that have the model; None if it allows one, or if there is none."""
-    if placement == policies.ANYWHERE:
-        return None
-    offered = served_models(usable, tenant, placement).get(model)
-    return None if offered is None else offered.forbidden
+    found: DropReason | None = None
+    for worker in usable:
+        for offer in worker.announcement.models:
+            if offer.name == model and offer.ready:
+                barrier = policies.barrier(tenant, placement, worker.announcement, offer)
+                if barrier is None:
+                    return None
+                if found is None and barrier in _FORBIDDEN:
+                    found = _FORBIDDEN[barrier].forbidden
+    return found
 
 
 def find_refusal(policy: Policy, model: ModelName, price: ModelPrice) -> DropReason | None:
