@@ -23,7 +23,7 @@ from shared.api.gateway import InferenceResult
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk
 from shared.protocol.directory import DirectoryEntry
-from shared.types import MicroCredits, ModelName, RequestId
+from shared.types import MicroCredits, ModelName, RequestId, RequestStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,9 @@ class ActiveRequest(ABC):
         #: None without a route.
         self.route: RouteUse | None = None
         self._target: ServingTarget | None = None
+        #: What stays at the target that was drawn for it; empty without a route.
+        self.unit = b""
+        self._has_fallen_back = False
         #: Whether the caller may know which target serves it.
         self.shows_target = True
         #: Set when its targets are found.
@@ -94,6 +97,24 @@ class ActiveRequest(ABC):
     def shown_route(self) -> RouteUse | None:
         """Return how the route serves it, as the caller may see it."""
         return self.route if self.route is None or self.shows_target else replace(self.route, variant=None)
+
+    def leave_target(self, error: errors.AimeshError) -> None:
+        """Record that another target must serve the request."""
+        is_drawn = self.route is not None and self.route.target == self.route.variant
+        # A long queue is no failure.
+        self._has_fallen_back = self._has_fallen_back or (is_drawn and not isinstance(error, errors.Overloaded))
+
+    def variant_failed(self, status: RequestStatus, failure: errors.AimeshError | None) -> bool | None:
+        """Return whether the target that was drawn for it has failed; None if that isn't known, or not the target's doing."""
+        if self._has_fallen_back:
+            return True
+        if self.route is None or self.route.target != self.route.variant or self.cached:
+            return None
+        if status is RequestStatus.SUCCESS:
+            return False
+        is_no_worker = isinstance(failure, errors.NotReachable)
+        is_its_doing = status in {RequestStatus.ERROR, RequestStatus.TIMEOUT} and not isinstance(failure, errors.Overloaded)
+        return True if is_its_doing and (self._claims or is_no_worker) else None
 
     def add_claim(self, claim: Claim) -> None:
         assert self._target is not None  # tried before

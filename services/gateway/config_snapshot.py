@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from services.gateway.limits import tiers, upstream_prices
 from services.gateway.limits.tiers import LimitRules, TierPlan
 from services.gateway.limits.upstream_prices import UpstreamPrice
 from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.policies import Policies, Policy
-from services.gateway.scheduling.route_choice import Route
+from services.gateway.scheduling.route_choice import OpenRollout, Route
 from services.gateway.scheduling.routing import ModelNames
 from shared.config_documents import (
     DEFAULT_MODEL,
@@ -54,11 +55,16 @@ class ConfigSnapshot:
         return self.names if policy.direct_models.value else self.route_names
 
 
+NO_ROLLOUTS: Mapping[str, OpenRollout] = MappingProxyType({})
+
 #: Returns the current snapshot. A request calls it once, and uses the same snapshot to its end.
 ReadConfig = Callable[[], ConfigSnapshot]
 
 
-def build(revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> ConfigSnapshot:
+def build(
+    revision: int, documents: Mapping[DocumentKey, StoredDocument], rollouts: Mapping[str, OpenRollout] = NO_ROLLOUTS
+) -> ConfigSnapshot:
+    """``rollouts``: by route."""
     plans = dict(tiers.DEFAULTS)
     model_limits: dict[ModelName, TierPlan] = {}
     aliases: dict[str, str] = {}
@@ -71,7 +77,7 @@ def build(revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Con
             case RouteDocument() as route if route.is_alias:
                 aliases[name] = route.targets[0].model
             case RouteDocument() as route:
-                routes[name] = route_choice.compile_route(name, stored.version, route)
+                routes[name] = route_choice.compile_route(name, stored.version, route, rollouts.get(name))
             case PlanDocument() as plan:
                 plans[Tier(name)] = tier_plan(tiers.DEFAULTS[Tier(name)], plan, f"plan {name}")
             case ModelLimitDocument() as limits:

@@ -20,7 +20,7 @@ import msgspec
 from prometheus_client import Counter
 
 from services.gateway import failover
-from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest, ServingTarget
+from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest, ServingTarget, milliseconds
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import WorkerClaim
 from services.gateway.billing.route_metrics import RouteCounters
@@ -68,8 +68,9 @@ class Pipeline:
         *,
         responses: ResponseCache | None = None,
         cache_only_when_asked: bool = False,
+        on_end: Callable[[RequestRow, bytes], None] = lambda _row, _unit: None,
     ) -> None:
-        """``responses`` is None if the cache is disabled."""
+        """``responses`` is None if the cache is disabled. ``on_end`` is called for each request, also with what sticks to its target."""
         self._admission = admission
         self._quotas, self._ledger = admission.quotas, admission.ledger
         self._relay = relay
@@ -77,6 +78,7 @@ class Pipeline:
         self._publish = publish
         self._responses = responses
         self._cache_only_when_asked = cache_only_when_asked
+        self._on_end = on_end
         self.clock = admission.clock
         self._answers_ended = GatewayAnswers(admission.metrics)
         self._endings = CompletionCounters(admission.metrics)
@@ -192,6 +194,7 @@ class Pipeline:
                     raise
                 _log.warning("target failed before its first token", model=call.target.model, code=errors.code_of(error))
                 self._routes.fell_back(*call.target.place, error)
+                running.leave_target(error)
             else:
                 return
 
@@ -271,6 +274,8 @@ class Pipeline:
             attempts=running.attempts,
             spending=running.spending,
             avoided_micro=running.avoided_micro,
+            first_token_ms=None if running.first_text_seconds is None else min(milliseconds(running.first_text_seconds), _MAX_ROW_NUMBER),
+            variant_failed=running.variant_failed(status, failure),
         )
         written = self._recorder.add(row)
         self._ledger.ended(row.id)
@@ -298,6 +303,7 @@ class Pipeline:
         self._answers_ended.ended(answer, asked=running.held is not None and not row.cached)
         self._endings.ended(row, was_read=running.first_text_seconds is not None, complete=running.complete)
         self._routes.ended(row, running.first_text_seconds)
+        self._on_end(row, running.unit)
         self._publish(
             events.RequestCompleted(
                 at=datetime.now(UTC),

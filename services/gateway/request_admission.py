@@ -262,7 +262,7 @@ class RequestAdmission:
             try:
                 if route is None or facts is None:
                     return self._find_served(running, caller, wanted)
-                running.model = ModelName(route.name)
+                running.model, running.unit = ModelName(route.name), facts.unit
                 return _serving(self._choose(route, facts, caller), caller, self.directory.usable(Role.WORKER))
             except errors.NotReachable:
                 now, workers = self.clock(), self.directory.entries(Role.WORKER)
@@ -385,7 +385,11 @@ def _serving(decision: RouteDecision, caller: Caller, usable: Sequence[Directory
     if decision.candidates:
         variant = None if decision.drawn is None else decision.drawn.name
         targets = (
-            ServingTarget(target.model, RouteUse(route.name, route.version, variant, target.name), target.ceiling_micro)
+            ServingTarget(
+                target.model,
+                RouteUse(route.name, route.version, variant, target.name, is_compared=decision.is_compared),
+                target.ceiling_micro,
+            )
             for target in decision.candidates
         )
         return TargetChoice(tuple(targets), route)

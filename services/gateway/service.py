@@ -49,6 +49,10 @@ from services.gateway.pipeline import Pipeline
 from services.gateway.pull_orders import PullOrders
 from services.gateway.relay import Relay
 from services.gateway.request_admission import RequestAdmission
+from services.gateway.rollouts.rollout_brake import RolloutBrake
+from services.gateway.rollouts.rollout_runner import RolloutRunner
+from services.gateway.rollouts.rollout_store import RolloutStore
+from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
 from services.gateway.scheduling import model_coverage, policies, routing
 from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.dispatch import Dispatch
@@ -85,6 +89,7 @@ class OpenedGateway:
     requests: GatewayStore
     ledger_store: LedgerStore
     configuration: LiveConfiguration
+    rollouts: RolloutStore
     cache: Cache
     recorder: UsageRecorder
     ledger: Ledger
@@ -149,6 +154,8 @@ class GatewayService:
             worker_wait_seconds=_DISCOVERY_SECONDS,
             discovery_ends_at=time.monotonic() + _DISCOVERY_SECONDS,
         )
+        self.rollouts = RolloutRunner(opened.configuration, opened.rollouts, self.audit_reporting, node.metrics)
+        brake = RolloutBrake(lambda: opened.configuration.rollouts, self.rollouts.stop)
         pipeline = Pipeline(
             admission,
             relay,
@@ -156,6 +163,7 @@ class GatewayService:
             node.publish,
             responses=_responses(settings, node, opened.cache, opened.answer_runs),
             cache_only_when_asked=settings.response_cache == "asked",
+            on_end=brake.ended,
         )
         self._idempotency = opened.idempotency
         self.reports = opened.reports
@@ -192,8 +200,9 @@ class GatewayService:
                 node.dispatcher.add(reports)
                 node.dispatcher.add(business)
                 node.dispatcher.add(GatewayShown(settings, lambda: configuration.current().limits.plans))
+                rollouts = RolloutStore(database)
                 opened = OpenedGateway(
-                    requests, ledger_store, configuration, cache, recorder, ledger, answer_runs, idempotency, reports, quarantine
+                    requests, ledger_store, configuration, rollouts, cache, recorder, ledger, answer_runs, idempotency, reports, quarantine
                 )
                 service = cls(settings, node, opened)
                 node.dispatcher.add(
@@ -203,12 +212,14 @@ class GatewayService:
                 )
                 node.dispatcher.add(PolicyRpc(configuration, config_store, node.rpc, service.audit_reporting))
                 node.dispatcher.add(RoutesRpc(configuration, node.directory, requests.read_spending, ledger.price_of))
+                node.dispatcher.add(RolloutsRpc(configuration, config_store, rollouts, node.rpc, service.audit_reporting))
                 service.watch_workers()
                 metrics.config_revision.set_function(lambda: configuration.current().revision)
                 metrics.config_age.set_function(configuration.age_seconds)
                 node.tasks.create_task(route_metrics.measure_targets(metrics, service.routes, lambda: node.directory.usable(Role.WORKER)))
                 node.tasks.create_task(route_metrics.measure_spending(metrics, service.routes, requests.read_spending))
                 node.tasks.create_task(configuration.watch())
+                node.tasks.create_task(service.rollouts.run())
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service._quotas.watch())
                 node.tasks.create_task(service._quotas.keep_slots())

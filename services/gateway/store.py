@@ -94,4 +94,7 @@ def _columns(row: RequestRow) -> tuple[object, ...]:
         row.attempts,
         row.upstream_micro,
         row.avoided_micro,
+        row.first_token_ms,
+        row.variant_failed,
+        row.route is not None and row.route.is_compared,
     )

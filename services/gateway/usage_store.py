@@ -67,6 +67,7 @@ class UsageStore:
     async def rate(self, tenant: TenantId, user: UserId, request: RequestId, rating: int) -> bool:
         """Rate an answer; return False if this user has no such request that delivered something."""
         async with self._database.bound(tenant) as transaction:
+            await transaction.run("judge_rating", request, tenant, user, rating)
             return bool(await transaction.run("rate_request", request, tenant, user, rating))
 
     async def unrate(self, tenant: TenantId, user: UserId, request: RequestId) -> None:

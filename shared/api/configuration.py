@@ -1,12 +1,14 @@
 """gateway: the configuration as versioned documents, which administrators apply, compare and roll back while the mesh runs."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
+from uuid import UUID
 
 from msgspec import Meta
 
 from shared.api.method import PEOPLE, Body, Method
-from shared.config_documents import ConfigKind, PolicyDocument, ServedName, Sticky, TokenCount
+from shared.config_documents import ConfigKind, DocumentName, PolicyDocument, ServedName, Sticky, TokenCount
 from shared.types import KeyId, MicroCredits, TenantId, Tier
 
 #: Of one file: a message of the mesh has up to 1 MiB.
@@ -187,6 +189,169 @@ class TriedRoute(Body, frozen=True, omit_defaults=False):
     refused: int
 
 
+Percent = Annotated[float, Meta(ge=0, le=100)]
+
+
+class RolloutState(StrEnum):
+    RUNNING = "running"
+    #: No outcomes have come for a while: no step up.
+    HOLDING = "holding"
+    PAUSED = "paused"
+    ROLLED_BACK = "rolled_back"
+    PROMOTED = "promoted"
+    #: A comparison is over.
+    ENDED = "ended"
+
+
+#: The candidate has its share, and outcomes are judged.
+OPEN_STATES = frozenset({RolloutState.RUNNING, RolloutState.HOLDING, RolloutState.PAUSED})
+
+
+class RolloutAction(StrEnum):
+    PAUSE = "pause"
+    RESUME = "resume"
+    PROMOTE = "promote"
+    ABORT = "abort"
+
+
+class RolloutGuards(Body, frozen=True, omit_defaults=False):
+    """How much worse than the baseline the candidate may be before it is rolled back. None: not judged."""
+
+    #: Percentage points of failed answers.
+    errors: Percent | None = 1.0
+    #: Percentage points of answers that begin late: after 1.5 times what 95 % of the baseline's took.
+    first_token: Percent | None = 5.0
+    #: Percentage points of thumbs down among all thumbs.
+    thumbs: Percent | None = 10.0
+    #: Times what the baseline costs upstream for each token.
+    cost: Annotated[float, Meta(ge=1, le=1_000)] | None = 1.2
+
+
+class RolloutPlan(Body, frozen=True, omit_defaults=False):
+    #: Targets of the route.
+    candidate: DocumentName
+    baseline: DocumentName
+    #: Percent of the baseline's conversations (or users, …) that the candidate gets, one step after the other. A comparison has one.
+    steps: Annotated[tuple[Percent, ...], Meta(min_length=1, max_length=20)] = (10.0, 50.0, 100.0)
+    #: Each step takes at least this long, and at least so many requests of the candidate.
+    step_seconds: Annotated[int, Meta(ge=5, le=30 * 86_400)] = 1_800
+    step_requests: Annotated[int, Meta(ge=1, le=10**9)] = 500
+    guards: RolloutGuards = RolloutGuards()
+    #: Compare the two at one share: no steps, and no promotion.
+    only_compares: bool = False
+    #: When a comparison ends; None: when somebody ends it.
+    until: datetime | None = None
+
+
+class StartRollout(Body, frozen=True):
+    route: DocumentName
+    #: A target of the route. It needs no share yet.
+    candidate: DocumentName
+    #: None for the target with the largest share.
+    baseline: DocumentName | None = None
+    steps: Annotated[tuple[Percent, ...], Meta(min_length=1, max_length=20)] = (10.0, 50.0, 100.0)
+    step_seconds: Annotated[int, Meta(ge=5, le=30 * 86_400)] = 1_800
+    step_requests: Annotated[int, Meta(ge=1, le=10**9)] = 500
+    guards: RolloutGuards = RolloutGuards()
+    only_compares: bool = False
+    until: datetime | None = None
+
+
+class RolloutSummary(Body, frozen=True, omit_defaults=False):
+    id: UUID
+    route: str
+    plan: RolloutPlan
+    state: RolloutState
+    #: Percent of the baseline's conversations that the candidate has now.
+    share: float
+    #: The position in ``plan.steps``.
+    step: int
+    step_began_at: datetime
+    #: Of the candidate, in this step.
+    step_requests: int
+    #: Why it has its state; empty while it runs.
+    reason: str
+    started_at: datetime
+    ended_at: datetime | None
+
+
+class RolloutArm(Body, frozen=True, omit_defaults=False):
+    target: str
+    requests: int
+    #: What 50 % and 95 % of its answers took until their first token, to about 5 %; None without answers.
+    first_token_p50_ms: int | None
+    first_token_p95_ms: int | None
+    #: Upstream, for 1,000 tokens.
+    cost_micro: float
+
+
+class RolloutCondition(Body, frozen=True, omit_defaults=False):
+    """What the outcomes say about one guard. At most 20 requests of each tenant count every 5 s."""
+
+    #: errors, first_token, thumbs or cost.
+    name: str
+    #: Of the guard; None if it is not judged.
+    margin: float | None
+    candidate_bad: int
+    candidate_outcomes: int
+    baseline_bad: int
+    baseline_outcomes: int
+    #: Candidate less baseline: of shares, or micro-credits for 1,000 tokens.
+    difference: float
+    #: The true difference is within this distance with 95 % certainty, whenever one looks; None if nothing is known yet.
+    half_width: float | None
+    #: If the arms were alike, evidence as strong would come by chance once in so many rollouts.
+    evidence: float
+    #: In words.
+    verdict: str
+
+
+class RolloutEvent(Body, frozen=True, omit_defaults=False):
+    at: datetime
+    state: RolloutState
+    share: float
+    reason: str
+    #: The administrator; empty for the gateways.
+    author: str
+
+
+class RolloutDetails(Body, frozen=True, omit_defaults=False):
+    rollout: RolloutSummary
+    #: Candidate and baseline.
+    arms: tuple[RolloutArm, RolloutArm]
+    conditions: tuple[RolloutCondition, ...]
+    events: tuple[RolloutEvent, ...]
+    #: Answers that begin later are late; None if the baseline has had too few so far.
+    first_token_limit_ms: int | None
+
+
+class ListRollouts(Body, frozen=True):
+    """List rollouts, newest first."""
+
+    #: None for all routes.
+    route: DocumentName | None = None
+    only_open: bool = False
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
+
+
+class Rollouts(Body, frozen=True):
+    rollouts: tuple[RolloutSummary, ...]
+
+
+class GetRollout(Body, frozen=True):
+    #: The newest of this route, or the one with this id.
+    route: DocumentName | None = None
+    id: UUID | None = None
+
+
+class ChangeRollout(Body, frozen=True):
+    """Change the open rollout of a route. ``abort`` also ends a comparison."""
+
+    route: DocumentName
+    action: RolloutAction
+    note: Note = ""
+
+
 #: mesh, default, organization:ID or key:ID.
 PolicyName = Annotated[str, Meta(max_length=60, pattern=r"^(mesh|default|(organization|key):[0-9a-f-]{36})\Z")]
 
@@ -243,6 +408,10 @@ rollback_config = Method("gateway.rollbackConfig", RollbackConfig, AppliedConfig
 import_environment = Method("gateway.importEnvironment", ImportEnvironment, AppliedConfig, callers=PEOPLE)
 list_routes = Method("gateway.listRoutes", ListRoutes, RouteStates, callers=PEOPLE)
 try_route = Method("gateway.tryRoute", TryRoute, TriedRoute, callers=PEOPLE)
+start_rollout = Method("gateway.startRollout", StartRollout, RolloutSummary, callers=PEOPLE)
+list_rollouts = Method("gateway.listRollouts", ListRollouts, Rollouts, callers=PEOPLE)
+get_rollout = Method("gateway.getRollout", GetRollout, RolloutDetails, callers=PEOPLE)
+change_rollout = Method("gateway.changeRollout", ChangeRollout, RolloutSummary, callers=PEOPLE)
 get_policy = Method("gateway.getPolicy", GetPolicy, PolicyState, callers=PEOPLE)
 set_policy = Method("gateway.setPolicy", SetPolicy, PolicyState, callers=PEOPLE)
 explain_policy = Method("gateway.explainPolicy", ExplainPolicy, PolicyExplanation, callers=PEOPLE)

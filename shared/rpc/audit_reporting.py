@@ -44,9 +44,11 @@ class AuditReporting:
         # One batch at a time: the last ``send`` before a stop must know whether the batch in flight was sent.
         self._sending = asyncio.Lock()
 
-    def report_action(self, action: str, by: Principal, *, tenant: TenantId | None = None, target: object = "", **details: str) -> None:
-        """Report an action of the user ``by``. ``tenant`` is None if it concerns the platform."""
-        self._add(_act(action, tenant, by.user_id, str(target), details))
+    def report_action(
+        self, action: str, by: Principal | None, *, tenant: TenantId | None = None, target: object = "", **details: str
+    ) -> None:
+        """Report an action of the user ``by``, or of the service itself. ``tenant`` is None if it concerns the platform."""
+        self._add(_act(action, tenant, None if by is None else by.user_id, str(target), details))
 
     def report_refusal(self, method: str, by: Principal | None, address: str, error: errors.AimeshError) -> None:
         tenant, actor = (None, None) if by is None else (by.tenant_id, by.user_id)

@@ -216,6 +216,9 @@ UPSTREAM_CEILING_SHARE = gauge(
     "Share of a target's daily ceiling that is spent or held by running requests, from 0 to 1",
     ("route", "target"),
 )
+ROLLOUT_STATE = gauge(
+    "ai_platform_rollout_state", "1 for the state of a route's last rollout, if it is open or ended within an hour", ("route", "state")
+)
 CONFIG_REVISION = gauge("ai_platform_config_revision", "Revision of the configuration that this gateway uses")
 CONFIG_AGE = gauge("ai_platform_config_age_seconds", "Seconds since this gateway last read the configuration")
 

@@ -31,6 +31,8 @@ class RouteUse:
     variant: str | None
     #: The target that served it, or was tried last.
     target: str
+    #: Whether it says something about a rollout: it could have been drawn for either target.
+    is_compared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,10 @@ class RequestRow:
     spending: tuple[TargetSpending, ...] = ()
     #: What an internal answer would have cost where its route compares it.
     avoided_micro: MicroCredits = _NOTHING
+    #: Until the first text; None if none came.
+    first_token_ms: int | None = None
+    #: Whether the target that was drawn for it has failed; None if that isn't known, or the caller's doing.
+    variant_failed: bool | None = None
 
     @property
     def upstream_micro(self) -> MicroCredits:

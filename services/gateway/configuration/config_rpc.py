@@ -11,6 +11,7 @@ from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks, config_file, environment
 from services.gateway.configuration.config_store import ConfigStore, StoredVersion
 from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.scheduling.route_choice import OpenRollout
 from services.gateway.settings import GatewaySettings
 from shared import errors, yaml_text
 from shared.api import business
@@ -132,6 +133,7 @@ class ConfigRpc:
             after = {key: body for key, body in (before | changed).items() if body is not None}
             if mistakes := tuple(config_checks.check_together(after)):
                 raise config_file.bad_config(mistakes)
+            _check_rollouts(changed, await locked.open_rollouts())
             written: Mapping[DocumentKey, StoredDocument] = {}
             if changed and not request.dry_run:
                 written = await locked.write(changed, origin=origin, author=call.principal.user_id, note=note)
@@ -156,6 +158,20 @@ class ConfigRpc:
             tuple(_compare(changed, before, written)),
             tuple(config_checks.warnings(changed, routes, self._served())),
         )
+
+
+def _check_rollouts(changed: Bodies, rollouts: Mapping[str, OpenRollout]) -> None:
+    """Raise AlreadyExists if an open rollout would lose its route or a target."""
+    for (kind, name), body in changed.items():
+        rollout = rollouts.get(name) if kind is ConfigKind.ROUTE else None
+        if rollout is None:
+            continue
+        targets = {target.name for target in body.targets} if isinstance(body, RouteDocument) else set()
+        if missing := {rollout.plan.candidate, rollout.plan.baseline} - targets:
+            raise errors.AlreadyExists(
+                f"the route {name!r} has an open rollout, which needs {' and '.join(sorted(missing))}",
+                hint=f"end it with `aicli admin rollouts abort {name}`",
+            )
 
 
 def _decode(kind: ConfigKind, body: str | None) -> Document | None:

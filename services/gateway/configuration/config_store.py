@@ -8,6 +8,8 @@ from datetime import datetime
 import msgspec
 
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.scheduling.route_choice import OpenRollout
+from shared.api.configuration import RolloutPlan
 from shared.config_documents import BODIES, ConfigKind, Document
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
@@ -49,11 +51,20 @@ class LockedConfig:
     """The configuration in a transaction that keeps everybody else from changing it; created by ``ConfigStore.lock``."""
 
     def __init__(self, transaction: Transaction, revision: int) -> None:
-        self._transaction = transaction
+        self.transaction = transaction
         self.revision = revision
 
+    @classmethod
+    async def lock(cls, transaction: Transaction) -> "LockedConfig":
+        """Lock the configuration in a transaction that may have locked a rollout before."""
+        return cls(transaction, await transaction.value("lock_config"))
+
     async def changes_since(self, revision: int) -> ConfigChanges:
-        return _changes(revision, await self._transaction.rows("list_config_changes", revision))
+        return _changes(revision, await self.transaction.rows("list_config_changes", revision))
+
+    async def open_rollouts(self) -> dict[str, OpenRollout]:
+        """Return them by route. No other starts while the lock is held."""
+        return _rollouts(await self.transaction.rows("list_open_rollouts"))
 
     async def write(
         self, bodies: Mapping[DocumentKey, Document | None], *, origin: str, author: UserId | None = None, note: str = ""
@@ -61,8 +72,8 @@ class LockedConfig:
         """Write the bodies as new versions of the next revision."""
         kinds, names = [kind.value for kind, _ in bodies], [name for _, name in bodies]
         texts = [None if body is None else msgspec.json.encode(body).decode() for body in bodies.values()]
-        rows = await self._transaction.rows("write_config", kinds, names, texts, origin, author, note)
-        await self._transaction.run("trim_config", kinds, names, MAX_VERSIONS)
+        rows = await self.transaction.rows("write_config", kinds, names, texts, origin, author, note)
+        await self.transaction.run("trim_config", kinds, names, MAX_VERSIONS)
         written = zip(bodies.items(), rows, strict=True)
         return {key: StoredDocument(row["version"], row["revision"], origin, body) for (key, body), row in written}
 
@@ -76,11 +87,15 @@ class ConfigStore:
     async def changes_since(self, revision: int) -> ConfigChanges:
         return _changes(revision, await self._database.rows("list_config_changes", revision))
 
+    async def open_rollouts(self) -> dict[str, OpenRollout]:
+        """Return the open rollouts by route."""
+        return _rollouts(await self._database.rows("list_open_rollouts"))
+
     @asynccontextmanager
     async def lock(self) -> AsyncIterator[LockedConfig]:
         """Commit what the block writes, at its end."""
         async with self._database.transaction() as transaction:
-            yield LockedConfig(transaction, await transaction.value("lock_config"))
+            yield await LockedConfig.lock(transaction)
 
     async def versions(
         self, kind: ConfigKind | None, name: str | None, version: int | None = None, *, only_current: bool = False, limit: int
@@ -99,6 +114,10 @@ class ConfigStore:
 
 def _changes(since: int, rows: Sequence[DatabaseRow]) -> ConfigChanges:
     return ConfigChanges(max((row["revision"] for row in rows), default=since), dict(found for row in rows for found in _document(row)))
+
+
+def _rollouts(rows: Sequence[DatabaseRow]) -> dict[str, OpenRollout]:
+    return {row["route"]: OpenRollout(row["id"], msgspec.json.decode(row["plan"], type=RolloutPlan), row["step"]) for row in rows}
 
 
 def _document(row: DatabaseRow) -> list[tuple[DocumentKey, StoredDocument]]:

@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
+from uuid import UUID
 
 from services.gateway import config_snapshot
 from services.gateway.config_snapshot import ConfigSnapshot, DocumentKey, StoredDocument
 from services.gateway.configuration import environment
 from services.gateway.configuration.config_store import ConfigStore, LockedConfig
+from services.gateway.scheduling.route_choice import OpenRollout
 from services.gateway.settings import GatewaySettings
 from shared import errors
 from shared.telemetry import logs
@@ -25,6 +27,9 @@ class LiveConfiguration:
         self._store = store
         self._poll_seconds = poll_seconds
         self._documents: Mapping[DocumentKey, StoredDocument] = {}
+        self._rollouts: Mapping[str, OpenRollout] = {}
+        #: Rollouts that this gateway has stopped by itself.
+        self._stopped: set[UUID] = set()
         self._snapshot = ConfigSnapshot()
         self._reloading = asyncio.Lock()
         #: By the monotonic clock; the snapshot was current then.
@@ -42,6 +47,11 @@ class LiveConfiguration:
         """The documents of the current snapshot, removed ones included. Never changed in place."""
         return self._documents
 
+    @property
+    def rollouts(self) -> Mapping[str, OpenRollout]:
+        """The open rollouts by route, also those that this gateway has stopped."""
+        return self._rollouts
+
     async def start(self, settings: GatewaySettings) -> None:
         """Load the configuration, after writing what the environment changes. Raises Unavailable."""
         async with self._store.lock() as locked:
@@ -57,12 +67,26 @@ class LiveConfiguration:
         # One at a time, so that a slow read does not overwrite a newer one.
         async with self._reloading:
             began = time.monotonic()
+            # Before the documents: those of a rollout that has just been promoted, with its last share, mean the same.
+            rollouts = await self._store.open_rollouts()
             changes = await self._store.changes_since(self._snapshot.revision)
-            if changes.revision != self._snapshot.revision:
+            if changes.revision != self._snapshot.revision or rollouts != self._rollouts:
+                if changes.revision != self._snapshot.revision:
+                    _log.info("configuration in use", revision=changes.revision)
                 self._documents = {**self._documents, **changes.documents}
-                self._snapshot = config_snapshot.build(changes.revision, self._documents)
-                _log.info("configuration in use", revision=changes.revision)
+                self._rollouts = rollouts
+                self._stopped.intersection_update(rollout.id for rollout in rollouts.values())
+                self._build(changes.revision)
             self._read_at = began
+
+    def stop_rollout(self, rollout: UUID) -> None:
+        """Give its candidate nothing at this gateway, until the rollout has ended."""
+        self._stopped.add(rollout)
+        self._build(self._snapshot.revision)
+
+    def _build(self, revision: int) -> None:
+        moving = {route: rollout for route, rollout in self._rollouts.items() if rollout.id not in self._stopped}
+        self._snapshot = config_snapshot.build(revision, self._documents, moving)
 
     async def read_locked(self, locked: LockedConfig) -> dict[DocumentKey, StoredDocument]:
         """Return the documents as the lock's holder must see them."""

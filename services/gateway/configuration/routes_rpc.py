@@ -52,7 +52,8 @@ class RoutesRpc:
         if found is None:
             raise errors.NotFound(f"there is no route {request.name!r}", hint="see `aicli admin routes list`")
         name, version, document = found
-        route = route_choice.compile_route(name, version, document)
+        used = self._live.current().names.find_route(ModelName(name))
+        route = route_choice.compile_route(name, version, document, None if used is None else used.rollout)
         policy = self._live.current().policies.find(request.organization, request.key)
         tenant = request.organization or _NOBODY
         offered = route_choice.served_models(self._nodes.usable(Role.WORKER), tenant, policy.placement)
@@ -121,7 +122,7 @@ def _without_exhausted(decision: RouteDecision, spending: TargetsSpending) -> Ro
 
 def _draw(route: Route, count: int) -> Counter[str]:
     drawn = (route.draw(b"%d" % number) for number in range(count))
-    return Counter("" if target is None else target.name for target in drawn)
+    return Counter("" if draw is None else draw.target.name for draw in drawn)
 
 
 def _tried(decision: RouteDecision, drawn: Counter[str]) -> api.TriedRoute:

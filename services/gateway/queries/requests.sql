@@ -5,12 +5,12 @@ WITH ended AS (
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::integer[],
         $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
         $16::text[], $17::text[], $18::boolean[], $19::bigint[], $20::text[], $21::integer[], $22::text[], $23::text[],
-        $24::text[], $25::smallint[], $26::bigint[], $27::bigint[]
+        $24::text[], $25::smallint[], $26::bigint[], $27::bigint[], $28::integer[], $29::boolean[], $30::boolean[]
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
-        provider, attempts, upstream_micro, avoided_micro
+        provider, attempts, upstream_micro, avoided_micro, first_token_ms, variant_failed, is_compared
     )
 ),
 settled AS MATERIALIZED (
@@ -22,12 +22,12 @@ fresh AS (
         id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         tokens_used, prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, cached,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
-        provider, attempts, upstream_micro, avoided_micro
+        provider, attempts, upstream_micro, avoided_micro, first_token_ms
     )
     SELECT id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
            prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, status, error_code, created_at,
            coalesce(settled_micro, 0), cached, worker_owner, worker_labels::jsonb, begins_conversation, saved_micro,
-           route, route_version, variant, target, provider, attempts, upstream_micro, avoided_micro
+           route, route_version, variant, target, provider, attempts, upstream_micro, avoided_micro, first_token_ms
     FROM settled
     -- Another gateway has taken this request over and writes its row, or has already written it.
     WHERE settled_micro IS NOT NULL OR NOT was_taken_over(id)
@@ -46,6 +46,24 @@ counted AS (
         request_count = usage_stats.request_count + excluded.request_count,
         tokens_used = usage_stats.tokens_used + excluded.tokens_used,
         cost_micro = usage_stats.cost_micro + excluded.cost_micro
+),
+judged AS (
+    -- Another target that served the request says nothing about time and cost of the one that was drawn.
+    INSERT INTO rollout_outcomes (
+        rollout, is_candidate, tenants, users, began_at, failed, first_token_ms, waited_ms, tokens, upstream_micro, ratings
+    )
+    SELECT rollouts.id, settled.variant = rollouts.candidate,
+        array_agg(settled.tenant_id), array_agg(settled.user_id), array_agg(settled.created_at), array_agg(settled.variant_failed),
+        array_agg(CASE WHEN settled.target = settled.variant THEN settled.first_token_ms END),
+        array_agg(CASE WHEN settled.target = settled.variant AND settled.first_token_ms IS NULL AND settled.status <> 'success'
+            THEN settled.response_time_ms END),
+        array_agg(CASE WHEN settled.target = settled.variant THEN fresh.tokens_used ELSE 0 END),
+        array_agg(settled.upstream_micro), array_agg(NULL::smallint)
+    FROM fresh
+    JOIN settled USING (id)
+    JOIN rollouts ON rollouts.route = settled.route AND settled.variant IN (rollouts.candidate, rollouts.baseline)
+    WHERE settled.is_compared AND NOT settled.cached AND rollouts.is_open AND settled.created_at >= rollouts.started_at
+    GROUP BY 1, 2
 )
 SELECT id FROM fresh;
 
@@ -454,6 +472,27 @@ WITH rated AS (
 INSERT INTO feedback (request_id, tenant_id, user_id, model, rating)
 SELECT id, tenant_id, user_id, model_used, $4 FROM rated
 ON CONFLICT (request_id) DO UPDATE SET rating = excluded.rating, at = now();
+
+-- name: judge_rating
+-- Add the first rating of a request to the outcomes of its rollout. Later ones don't count, so that nobody decides alone.
+WITH counted AS (
+    INSERT INTO rollout_ratings (request_id, rollout)
+    SELECT log.id, rollouts.id
+    FROM request_logs AS log
+    JOIN rollouts ON rollouts.route = log.route AND log.variant IN (rollouts.candidate, rollouts.baseline)
+    WHERE log.id = $1 AND log.tenant_id = $2 AND log.user_id = $3 AND (log.status = 'success' OR log.completion_tokens > 0)
+        AND rollouts.is_open AND log.created_at >= rollouts.started_at
+    ON CONFLICT DO NOTHING
+    RETURNING request_id, rollout
+)
+INSERT INTO rollout_outcomes (
+    rollout, is_candidate, tenants, users, began_at, failed, first_token_ms, waited_ms, tokens, upstream_micro, ratings
+)
+SELECT rollouts.id, log.variant = rollouts.candidate, ARRAY[log.tenant_id], ARRAY[log.user_id], ARRAY[log.created_at],
+    ARRAY[NULL::boolean], ARRAY[NULL::integer], ARRAY[NULL::integer], ARRAY[0], ARRAY[0::bigint], ARRAY[$4::smallint]
+FROM counted
+JOIN request_logs AS log ON log.id = counted.request_id
+JOIN rollouts ON rollouts.id = counted.rollout;
 
 -- name: unrate_request
 -- Remove a rating.

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from uuid import UUID
 
 from services.gateway.limits import upstream_prices
 from services.gateway.scheduling import active_hours, policies
 from services.gateway.scheduling.active_hours import ActiveHours
 from services.gateway.scheduling.policies import Placement, Policy
+from shared.api.configuration import RolloutPlan
 from shared.api.ledger import ModelPrice
 from shared.config_documents import ANY_PROVIDER, RouteDocument, Sticky, TargetConditions, TargetDocument
 from shared.protocol.directory import DirectoryEntry
@@ -67,6 +69,28 @@ class RouteTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenRollout:
+    """A rollout that moves units of a route from one target to another."""
+
+    id: UUID
+    plan: RolloutPlan
+    #: The position in ``plan.steps``.
+    step: int
+
+    @property
+    def share(self) -> int:
+        """Of the baseline's units, in hundredths of a percent."""
+        return hundredths(self.plan.steps[self.step])
+
+
+@dataclass(frozen=True, slots=True)
+class TargetDraw:
+    target: RouteTarget
+    #: The target from which a rollout moved the unit.
+    moved_from: RouteTarget | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     name: str
     version: int
@@ -77,24 +101,35 @@ class Route:
     has_own_price: bool = False
     #: The model whose upstream price internal answers are compared with.
     compared_with: ModelName | None = None
+    rollout: OpenRollout | None = None
 
     @property
     def models(self) -> frozenset[ModelName]:
         return frozenset(target.model for target in self.targets)
 
-    def draw(self, unit: bytes) -> RouteTarget | None:
+    def draw(self, unit: bytes) -> TargetDraw | None:
         """Return the target with the unit's share; None if no target has one."""
         # 64 bits of a hash of name, salt (none so far) and unit, scaled to a number below WHOLE.
         digest = hashlib.sha256(self.name.encode() + b"\0\0" + unit).digest()
-        point = int.from_bytes(digest[:8], "big") * WHOLE >> 64
+        point = int.from_bytes(digest[:8], "big") * WHOLE
         for target in self.targets:
-            point -= target.share
-            if point < 0:
-                return target
+            width = target.share << 64
+            if point < width:
+                return self._move(target, point / width)
+            point -= width
         return None
 
+    def _move(self, target: RouteTarget, position: float) -> TargetDraw:
+        """Give the first of the baseline's units to the candidate, so that a raise moves nobody back."""
+        if self.rollout is None or target.name != self.rollout.plan.baseline or position * WHOLE >= self.rollout.share:
+            return TargetDraw(target)
+        return TargetDraw(self.find_target(self.rollout.plan.candidate) or target, target)
 
-def compile_route(name: str, version: int, document: RouteDocument) -> Route:
+    def find_target(self, name: str) -> RouteTarget | None:
+        return next((target for target in self.targets if target.name == name), None)
+
+
+def compile_route(name: str, version: int, document: RouteDocument, rollout: OpenRollout | None = None) -> Route:
     only_one = len(document.targets) == 1
     targets = tuple(_target(target, whole=only_one and target.share is None) for target in document.targets)
     compared = {target.name: target.model for target in targets}.get(document.compare_cost_with or "", document.compare_cost_with)
@@ -106,6 +141,7 @@ def compile_route(name: str, version: int, document: RouteDocument) -> Route:
         targets,
         has_own_price=document.price == "route",
         compared_with=None if compared is None else ModelName(compared),
+        rollout=rollout,
     )
 
 
@@ -164,6 +200,8 @@ class RouteDecision:
     drawn: RouteTarget | None
     candidates: tuple[RouteTarget, ...]
     dropped: tuple[DroppedTarget, ...]
+    #: Whether the rollout could have drawn either of its targets.
+    is_compared: bool = False
 
 
 _FORBIDDEN = {
@@ -252,10 +290,20 @@ def choose(
         else:
             dropped.append(DroppedTarget(target, reason))
     # The draw ignores what is dropped, so that other units keep their targets.
-    drawn = route.draw(facts.unit)
-    first = [drawn] if drawn is not None and drawn in usable else []
-    others = sorted((target for target in usable if target is not drawn and target.order is not None), key=_order)
-    return RouteDecision(route, drawn, (*first, *others)[:MOST_TARGETS], tuple(dropped))
+    draw = route.draw(facts.unit)
+    drawn = None if draw is None else draw.target
+    moved_from = None if draw is None else draw.moved_from
+    is_compared = False
+    if route.rollout is not None and drawn is not None:
+        plan, names = route.rollout.plan, {target.name for target in usable}
+        is_compared = drawn.name in {plan.candidate, plan.baseline} and names.issuperset({plan.candidate, plan.baseline})
+        if moved_from is not None and drawn.name not in names:
+            # A rollout takes no target away from anybody.
+            drawn, moved_from = moved_from, None
+    # The target that the rollout has replaced is the first fallback.
+    first = [target for target in (drawn, moved_from) if target is not None and target in usable]
+    others = sorted((target for target in usable if target not in first and target.order is not None), key=_order)
+    return RouteDecision(route, drawn, (*first, *others)[:MOST_TARGETS], tuple(dropped), is_compared)
 
 
 def _order(target: RouteTarget) -> int:

@@ -12,7 +12,8 @@ import pytest
 
 from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.policies import ANYWHERE
-from services.gateway.scheduling.route_choice import DropReason, ModelFacts, RequestFacts, Route
+from services.gateway.scheduling.route_choice import DropReason, ModelFacts, OpenRollout, RequestFacts, Route
+from shared.api.configuration import RolloutPlan
 from shared.config_documents import RouteDocument, TargetConditions, TargetDocument
 from shared.protocol.directory import ModelOffer
 from shared.types import ModelName, Tier
@@ -48,7 +49,7 @@ def choose(
 
 
 def drawn_by(found: Route, units: int = 20_000) -> list[str]:
-    return [name.name for unit in range(units) if (name := found.draw(b"conversation %d" % unit)) is not None]
+    return [draw.target.name for unit in range(units) if (draw := found.draw(b"conversation %d" % unit)) is not None]
 
 
 def test_shares_of_20_000_conversations_are_within_a_point_and_a_raise_moves_nobody_back() -> None:
@@ -82,6 +83,56 @@ def test_the_drawn_target_is_tried_first_and_fallbacks_by_their_order() -> None:
     assert choose(route(target("a", tools=False))) == (["a"], {}), "a target alone has the whole share"
 
 
+# --- rollouts -------------------------------------------------------------------------------------------------------------
+
+
+def rolling(step: float, *targets: TargetDocument, candidate: str = "next") -> Route:
+    rollout = OpenRollout(UUID(int=1), RolloutPlan(candidate, "a", steps=(step,)), 0)
+    return route_choice.compile_route("assistant", 3, RouteDocument(targets=targets), rollout)
+
+
+def test_a_rollout_moves_its_share_of_the_baseline_and_a_raise_moves_nobody_back() -> None:
+    targets = target("a", 60), target("b", 40), target("next", 0, model="c")
+    before = drawn_by(route(*targets))
+    moved: list[int] = []
+    for percent in (10, 50, 100):
+        now = drawn_by(rolling(percent, *targets))
+        assert [unit for unit in moved if now[unit] != "next"] == []
+        assert {before[unit] for unit, name in enumerate(now) if name != before[unit]} == {"a"}, "others stay where they are"
+        moved = [unit for unit, name in enumerate(now) if name == "next"]
+        assert abs(len(moved) / before.count("a") * 100 - percent) < 1
+
+
+def test_after_a_promotion_everybody_is_where_the_rollout_has_left_them() -> None:
+    last = drawn_by(rolling(100, target("a", 90), target("next", 10, model="c")))
+    assert drawn_by(route(target("a", 0, 1), target("next", 100, model="c"))) == last
+
+
+def test_the_baseline_is_the_first_fallback_of_what_was_moved() -> None:
+    found = rolling(100, target("a", 100), target("next", 0, model="c"), target("b", order=1))
+    assert choose(found)[0] == ["next", "a", "b"]
+    decision = route_choice.choose(found, facts(), SERVED.get, lambda _model: None)
+    assert decision.is_compared
+    assert decision.drawn is not None
+    assert decision.drawn.name == "next"
+
+
+def test_a_rollout_takes_no_target_away_and_such_requests_are_not_compared() -> None:
+    for percent in (0.01, 100):
+        found = rolling(percent, target("a", 100), target("next", 0, model="gone"))
+        decision = route_choice.choose(found, facts(), SERVED.get, lambda _model: None)
+        assert [one.name for one in decision.candidates] == ["a"]
+        assert decision.drawn == found.targets[0]
+        assert not decision.is_compared, "the candidate could not have served it"
+
+
+def test_requests_of_other_targets_are_not_compared() -> None:
+    found = rolling(50, target("a", 0.01), target("b", 99.99), target("next", 0, model="c"))
+    decision = route_choice.choose(found, facts(), SERVED.get, lambda _model: None)
+    assert decision.drawn is not None
+    assert (decision.drawn.name, decision.is_compared) == ("b", False)
+
+
 def test_a_dropped_target_moves_its_own_requests_only() -> None:
     found = route(target("gone", 50), target("b", 50), target("c", order=1))
     for unit in range(200):
@@ -90,7 +141,7 @@ def test_a_dropped_target_moves_its_own_requests_only() -> None:
         assert drawn is not None
         candidates, dropped = choose(found, request)
         assert dropped == {"gone": DropReason.NOT_SERVED}
-        assert candidates == (["b", "c"] if drawn.name == "b" else ["c"])
+        assert candidates == (["b", "c"] if drawn.target.name == "b" else ["c"])
 
 
 @pytest.mark.parametrize(

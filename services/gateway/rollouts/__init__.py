@@ -1,0 +1,1 @@
+"""Limits callers per hour, per minute and in concurrency."""

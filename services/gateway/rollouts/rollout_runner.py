@@ -1,0 +1,153 @@
+"""Looks at open rollouts: judges their outcomes, gives candidates more, and rolls them back. One gateway at a time looks at each rollout.
+
+A look consumes the outcomes and saves what follows from them in one transaction, so that a gateway may die at any moment. Locks: the
+rollout first, then the configuration.
+"""
+
+import asyncio
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.rollouts import rollout_rules
+from services.gateway.rollouts.rollout_rules import Rollout
+from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
+from shared import errors
+from shared.api.configuration import MAX_NOTE_CHARACTERS, RolloutState
+from shared.config_documents import ConfigKind, RouteDocument, TargetDocument
+from shared.rpc.audit_reporting import AuditReporting
+from shared.telemetry import Metrics, logs
+from shared.types import UserId
+
+LOOK_SECONDS: Final = 5.0
+
+_log = logs.get(part="rollouts")
+
+
+class RolloutRunner:
+    """Run ``run`` while the gateway runs."""
+
+    def __init__(
+        self,
+        live: LiveConfiguration,
+        store: RolloutStore,
+        audit_reporting: AuditReporting,
+        metrics: Metrics,
+        *,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self._live = live
+        self._store = store
+        self._audit_reporting = audit_reporting
+        self._metrics = metrics
+        self._look_seconds = look_seconds
+        #: Rollouts that this gateway has stopped by itself, and why; until PostgreSQL knows.
+        self._stopped: dict[UUID, tuple[str, str]] = {}
+        self._wake = asyncio.Event()
+
+    def stop(self, rollout: UUID, route: str, reason: str) -> None:
+        """Give the candidate nothing at this gateway at once, and roll it back at all as soon as PostgreSQL is there."""
+        _log.warning("this gateway stops a rollout", route=route, reason=reason)
+        self._live.stop_rollout(rollout)
+        self._stopped[rollout] = route, reason
+        self._wake.set()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.roll_back_stopped()
+                await self.look()
+                await self._measure()
+            except errors.Unavailable as error:
+                _log.warning("rollouts can't be judged", reason=error.message)
+            try:
+                async with asyncio.timeout(self._look_seconds):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+
+    async def look(self) -> None:
+        """Judge the rollouts at which no gateway has looked for a while. Raises Unavailable."""
+        if not self._live.rollouts:
+            return
+        ended = []
+        async with self._store.change() as tables:
+            # Looks of other gateways may come a little early.
+            due = await tables.take_due(0.8 * self._look_seconds)
+            outcomes = await tables.take_outcomes([rollout.id for rollout, _ in due])
+            for before, now in due:
+                after = rollout_rules.look(before, outcomes.get(before.id, ()), now)
+                await tables.save(after)
+                if _is_change(before, after):
+                    await apply(tables, self._live, after)
+                    ended += [] if after.is_open else [after]
+            await tables.forget()
+        await self._report(ended)
+
+    async def roll_back_stopped(self) -> None:
+        """Roll back what this gateway has stopped. Raises Unavailable."""
+        for stopped, (route, reason) in list(self._stopped.items()):
+            ended = []
+            async with self._store.change() as tables:
+                # Another gateway, or an administrator, may have ended it.
+                found = await tables.take(route)
+                if found is not None and found[0].id == stopped:
+                    ended = [rollout_rules.end(found[0], RolloutState.ROLLED_BACK, reason, found[1])]
+                    await tables.save(ended[0])
+                    await apply(tables, self._live, ended[0])
+            del self._stopped[stopped]
+            await self._report(ended)
+
+    async def _report(self, ended: list[Rollout]) -> None:
+        for rollout in ended:
+            _log.warning("a rollout has ended", route=rollout.route, state=rollout.state.value, reason=rollout.reason)
+            self._audit_reporting.report_action(f"rollout.{rollout.state.value}", None, target=rollout.route, reason=rollout.reason[:500])
+        if ended:
+            await self._live.reload()
+
+    async def _measure(self) -> None:
+        states = await self._store.recent_states()
+        self._metrics.rollout_state.clear()
+        for route, state in states.items():
+            self._metrics.rollout_state.labels(route=route, state=state.value).set(1)
+
+
+def _is_change(before: Rollout, after: Rollout) -> bool:
+    """A rollout with little traffic holds again and again."""
+    return before.is_open != after.is_open or before.share != after.share
+
+
+async def apply(tables: OpenRollouts, live: LiveConfiguration, after: Rollout, author: UserId | None = None) -> None:
+    """Record a change of a locked rollout, and write a version of its route if it was rolled back or promoted."""
+    await tables.add_event(after, author)
+    if after.state not in {RolloutState.ROLLED_BACK, RolloutState.PROMOTED}:
+        return
+    locked = await tables.lock_configuration()
+    key = ConfigKind.ROUTE, after.route
+    stored = (await live.read_locked(locked)).get(key)
+    # It can't be removed while the rollout is open.
+    if stored is not None and isinstance(stored.body, RouteDocument):
+        origin, verb = ("applied", "promoted") if after.state is RolloutState.PROMOTED else ("rollback", "rolled back")
+        note = f"rollout {verb}: {after.reason}"[:MAX_NOTE_CHARACTERS]
+        await locked.write({key: end_route(stored.body, after)}, origin=origin, author=author, note=note)
+
+
+def end_route(document: RouteDocument, rollout: Rollout) -> RouteDocument:
+    """Return the route after a rollout: one of its two targets has the shares of both."""
+    plan, is_promoted = rollout.plan, rollout.state is RolloutState.PROMOTED
+    shares = {target.name: target.share or 0.0 for target in document.targets}
+    both = round(shares.get(plan.candidate, 0.0) + shares.get(plan.baseline, 0.0), 2)
+    winner, loser = (plan.candidate, plan.baseline) if is_promoted else (plan.baseline, plan.candidate)
+
+    def end_target(target: TargetDocument) -> TargetDocument:
+        if target.name == winner:
+            return msgspec.structs.replace(target, share=both)
+        if target.name == loser:
+            order = 1 if is_promoted and target.order is None else target.order
+            return msgspec.structs.replace(target, share=0.0, order=order)
+        return target
+
+    return msgspec.structs.replace(document, targets=tuple(map(end_target, document.targets)))

@@ -1,0 +1,148 @@
+"""Reads and writes the tables of rollouts. Every method may raise Unavailable."""
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from services.gateway.configuration.config_store import LockedConfig
+from services.gateway.rollouts.rollout_rules import Progress, RequestOutcome, Rollout
+from shared import errors
+from shared.api.configuration import RolloutPlan, RolloutState
+from shared.config_documents import Sticky
+from shared.stores import database
+from shared.stores.database import DatabaseRow, Transaction
+from shared.types import UserId
+
+#: Rows of outcomes in one look: each holds those of one batch of requests.
+_MOST_ROWS = 5_000
+
+#: Time, state, share, reason and author of a change.
+RolloutChange = tuple[datetime, RolloutState, float, str, UserId | None]
+
+
+class OpenRollouts:
+    """The open rollouts in a transaction, which locks those that it takes. Lock the configuration after them."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+
+    async def lock_configuration(self) -> LockedConfig:
+        return await LockedConfig.lock(self._transaction)
+
+    async def read_clock(self) -> datetime:
+        """Return PostgreSQL's time, because the gateways' clocks may differ."""
+        now: datetime = await self._transaction.value("read_clock")
+        return now
+
+    async def take(self, route: str) -> tuple[Rollout, datetime] | None:
+        """Lock the open rollout of a route; return it with the time of the transaction."""
+        row = await self._transaction.row("take_rollout", route)
+        return None if row is None else (_rollout(row), row["now"])
+
+    async def take_due(self, seconds: float) -> list[tuple[Rollout, datetime]]:
+        """Lock the rollouts at which no gateway has looked for so long, except those at which one is looking now."""
+        return [(_rollout(row), row["now"]) for row in await self._transaction.rows("take_due_rollouts", seconds)]
+
+    async def take_outcomes(self, rollouts: Sequence[UUID]) -> dict[UUID, list[RequestOutcome]]:
+        """Return the new outcomes of these rollouts. They are forgotten when the transaction ends."""
+        found: defaultdict[UUID, list[RequestOutcome]] = defaultdict(list)
+        for row in await self._transaction.rows("take_outcomes", rollouts, _MOST_ROWS):
+            found[row["rollout"]] += _outcomes(row)
+        return found
+
+    async def save(self, rollout: Rollout) -> None:
+        progress = msgspec.json.encode(rollout.progress).decode()
+        await self._transaction.run("save_rollout", rollout.id, rollout.state.value, rollout.reason, progress, rollout.ended_at)
+
+    async def add_event(self, rollout: Rollout, author: UserId | None = None) -> None:
+        """Record the rollout's new state or share; all gateways hear of it when the transaction ends."""
+        await self._transaction.value("add_rollout_event", rollout.id, rollout.state.value, rollout.share, rollout.reason, author)
+
+    async def start(self, rollout: Rollout) -> None:
+        """Insert a rollout. The caller must hold the lock of the configuration, and know that the route has no open one."""
+        plan = rollout.plan
+        await self._transaction.run(
+            "start_rollout",
+            rollout.id,
+            rollout.route,
+            plan.candidate,
+            plan.baseline,
+            rollout.sticky.value,
+            msgspec.json.encode(plan).decode(),
+            msgspec.json.encode(rollout.progress).decode(),
+            rollout.started_at,
+        )
+
+    async def forget(self) -> None:
+        """Delete outcomes that came after their rollout had ended."""
+        await self._transaction.run("forget_outcomes")
+
+
+class RolloutStore:
+    def __init__(self, opened: database.Database) -> None:
+        self._database = opened
+
+    @asynccontextmanager
+    async def change(self) -> AsyncIterator[OpenRollouts]:
+        """Commit what the block changes, at its end."""
+        try:
+            async with self._database.transaction() as transaction:
+                yield OpenRollouts(transaction)
+        except database.Refusal as error:
+            # Without the error's text, which may quote a row.
+            raise errors.Unavailable(f"PostgreSQL refused to change a rollout: {type(error).__name__}") from error
+
+    async def find(self, *, route: str | None = None, rollout: UUID | None = None, only_open: bool = False, limit: int) -> list[Rollout]:
+        """Return rollouts, newest first."""
+        return [_rollout(row) for row in await self._database.rows("list_rollouts", route, rollout, only_open, limit)]
+
+    async def events(self, rollout: UUID) -> list[RolloutChange]:
+        rows = await self._database.rows("list_rollout_events", rollout)
+        return [(row["at"], RolloutState(row["state"]), row["share"], row["reason"], row["author"]) for row in rows]
+
+    async def recent_states(self) -> dict[str, RolloutState]:
+        """Return the state of each route's last rollout that is open or has ended within an hour."""
+        return {row["route"]: RolloutState(row["state"]) for row in await self._database.rows("list_recent_rollouts")}
+
+    async def first_token_p95(self, route: str, target: str) -> tuple[int, int | None]:
+        """Return the number of a target's last answers of a day, and within how many milliseconds 95 % of them began."""
+        row = await self._database.row("find_first_token_p95", route, target, deadline_seconds=20)
+        return (0, None) if row is None else (row["answers"], row["p95_ms"])
+
+
+def _rollout(row: DatabaseRow) -> Rollout:
+    return Rollout(
+        id=row["id"],
+        route=row["route"],
+        sticky=Sticky(row["sticky"]),
+        plan=msgspec.json.decode(row["plan"], type=RolloutPlan),
+        state=RolloutState(row["state"]),
+        progress=msgspec.json.decode(row["progress"], type=Progress),
+        reason=row["reason"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+    )
+
+
+_ARRAYS = ("tenants", "users", "began_at", "failed", "first_token_ms", "waited_ms", "tokens", "upstream_micro", "ratings")
+
+
+def _outcomes(row: DatabaseRow) -> Iterator[RequestOutcome]:
+    arrays = (row[name] for name in _ARRAYS)
+    for tenant, user, began_at, failed, first_token_ms, waited_ms, tokens, upstream_micro, rating in zip(*arrays, strict=True):
+        yield RequestOutcome(
+            is_candidate=row["is_candidate"],
+            tenant=tenant,
+            user=user,
+            began_at=began_at,
+            failed=failed,
+            first_token_ms=first_token_ms,
+            waited_ms=waited_ms,
+            tokens=tokens,
+            upstream_micro=upstream_micro,
+            rating=rating,
+        )

@@ -1,0 +1,235 @@
+"""Administrators' RPC for rollouts and comparisons."""
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+from uuid import uuid4
+
+from services.gateway import node_interface
+from services.gateway.configuration.config_store import ConfigStore
+from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.rollouts import rollout_rules, rollout_runner, sequential_tests
+from services.gateway.rollouts.rollout_rules import ArmTotals, ConditionState, Guard, Progress, Rollout
+from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
+from services.gateway.scheduling.route_choice import WHOLE, hundredths
+from shared import errors
+from shared.api import business
+from shared.api import configuration as api
+from shared.api.configuration import RolloutAction, RolloutPlan, RolloutState
+from shared.config_documents import ConfigKind, RouteDocument
+from shared.rpc import RpcCall, serves
+from shared.rpc.audit_reporting import AuditReporting
+
+#: Of the intervals in reports.
+_REPORT_ALPHA: Final = 0.05
+#: A baseline with fewer answers in a day says little.
+_LEAST_ANSWERS: Final = 30
+_SEE = "see `aicli admin rollouts list`"
+
+
+class RolloutsRpc:
+    def __init__(
+        self,
+        live: LiveConfiguration,
+        config_store: ConfigStore,
+        store: RolloutStore,
+        rpc: node_interface.NodeRpc,
+        audit_reporting: AuditReporting,
+    ) -> None:
+        self._live = live
+        self._config_store = config_store
+        self._store = store
+        self._rpc = rpc
+        self._audit_reporting = audit_reporting
+
+    @serves(api.start_rollout)
+    async def start(self, request: api.StartRollout, call: RpcCall) -> api.RolloutSummary:
+        """Raises NotFound without such a route or target, AlreadyExists while the route has an open rollout, and BadRequest."""
+        await self._live.reload()
+        stored = self._live.documents.get((ConfigKind.ROUTE, request.route))
+        if stored is None or not isinstance(stored.body, RouteDocument):
+            raise errors.NotFound(f"there is no route {request.route!r}", hint="see `aicli admin routes list`")
+        plan = _plan(request, stored.body)
+        answers, p95_ms = await self._store.first_token_p95(request.route, plan.baseline)
+        limit = rollout_rules.first_token_limit(p95_ms) if p95_ms is not None and answers >= _LEAST_ANSWERS else None
+        async with self._config_store.lock() as locked:
+            if request.route in await locked.open_rollouts():
+                raise errors.AlreadyExists(
+                    f"the route {request.route!r} has an open rollout", hint=f"end it with `aicli admin rollouts abort {request.route}`"
+                )
+            current = (await self._live.read_locked(locked)).get((ConfigKind.ROUTE, request.route))
+            if current is None or current.body != stored.body:
+                raise errors.AlreadyExists(f"the route {request.route!r} has just been changed", hint="check it, then start the rollout")
+            tables = OpenRollouts(locked.transaction)
+            now = await tables.read_clock()
+            rollout = Rollout(
+                id=uuid4(),
+                route=request.route,
+                sticky=stored.body.sticky,
+                plan=plan,
+                state=RolloutState.RUNNING,
+                progress=Progress(step_began_at=now, outcome_at=now, first_token_limit_ms=limit),
+                started_at=now,
+            )
+            await tables.start(rollout)
+            await tables.add_event(rollout, call.principal.user_id)
+        return await self._report(rollout, call, "rollout.start")
+
+    @serves(api.change_rollout)
+    async def change(self, request: api.ChangeRollout, call: RpcCall) -> api.RolloutSummary:
+        """Raises NotFound without an open rollout, and BadRequest if it can't be changed so."""
+        async with self._store.change() as tables:
+            found = await tables.take(request.route)
+            if found is None:
+                raise errors.NotFound(f"the route {request.route!r} has no open rollout", hint=_SEE)
+            rollout = _change(*found, request)
+            await tables.save(rollout)
+            await rollout_runner.apply(tables, self._live, rollout, call.principal.user_id)
+        return await self._report(rollout, call, f"rollout.{request.action.value}")
+
+    @serves(api.list_rollouts)
+    async def list_all(self, request: api.ListRollouts, _call: RpcCall) -> api.Rollouts:
+        found = await self._store.find(route=request.route, only_open=request.only_open, limit=request.limit)
+        return api.Rollouts(tuple(map(_summary, found)))
+
+    @serves(api.get_rollout)
+    async def get(self, request: api.GetRollout, call: RpcCall) -> api.RolloutDetails:
+        """Raises NotFound, and BadRequest without a route and an id."""
+        if request.route is None and request.id is None:
+            raise errors.BadRequest("send a route or an id")
+        found = await self._store.find(route=request.route, rollout=request.id, limit=1)
+        if not found:
+            raise errors.NotFound("there is no such rollout", hint=_SEE)
+        rollout, changes = found[0], await self._store.events(found[0].id)
+        authors = tuple({author for *_, author in changes if author is not None})
+        names: Mapping[str, str] = {}
+        if authors:
+            with suppress(errors.PeerError):
+                names = (await self._rpc.call(business.name_users, business.NameUsers(authors), credential=call.credential)).names
+        progress = rollout.progress
+        return api.RolloutDetails(
+            rollout=_summary(rollout),
+            arms=(_arm(rollout.plan.candidate, progress.candidate), _arm(rollout.plan.baseline, progress.baseline)),
+            conditions=tuple(_condition(rollout, state) for state in rollout_rules.conditions(rollout.plan, progress)),
+            events=tuple(
+                api.RolloutEvent(at, state, share, reason, "" if author is None else names.get(str(author), str(author)))
+                for at, state, share, reason, author in changes
+            ),
+            first_token_limit_ms=progress.first_token_limit_ms,
+        )
+
+    async def _report(self, rollout: Rollout, call: RpcCall, action: str) -> api.RolloutSummary:
+        # This gateway uses it before the caller hears of it.
+        await self._live.reload()
+        self._audit_reporting.report_action(action, call.principal, target=rollout.route)
+        return _summary(rollout)
+
+
+def _plan(request: api.StartRollout, route: RouteDocument) -> RolloutPlan:
+    """Raises NotFound and BadRequest."""
+    targets = {target.name: target for target in route.targets}
+    baseline = request.baseline or max(route.targets, key=lambda target: target.share or 0.0).name
+    for name in (request.candidate, baseline):
+        if name not in targets:
+            raise errors.NotFound(
+                f"the route {request.route!r} has no target {name!r}",
+                hint="add it to the route with share: 0, and apply it with `aicli admin config apply`",
+            )
+    if request.candidate == baseline:
+        raise errors.BadRequest("candidate and baseline are the same target", hint="name another target with --to or --from")
+    if not targets[baseline].share:
+        raise errors.BadRequest(f"the target {baseline!r} has no share to move", hint="name another one with --from")
+    rising = (0.0, *request.steps)
+    if any(before >= after for before, after in zip(rising, request.steps, strict=False)):
+        raise errors.BadRequest("steps must rise, and begin above 0", hint="for example 10,50,100")
+    if any(abs(step * 100 - hundredths(step)) > 1e-6 or hundredths(step) > WHOLE for step in request.steps):
+        raise errors.BadRequest("a step has at most two decimals")
+    if request.only_compares and len(request.steps) != 1:
+        raise errors.BadRequest("a comparison has one share", hint="use --share")
+    if request.until is not None and not request.only_compares:
+        raise errors.BadRequest("only a comparison has an end", hint="use --compare")
+    if request.until is not None and (request.until.tzinfo is None or request.until <= datetime.now(UTC)):
+        raise errors.BadRequest("until must be a time in the future, with its zone")
+    return RolloutPlan(
+        candidate=request.candidate,
+        baseline=baseline,
+        steps=request.steps,
+        step_seconds=request.step_seconds,
+        step_requests=request.step_requests,
+        guards=request.guards,
+        only_compares=request.only_compares,
+        until=request.until,
+    )
+
+
+def _change(rollout: Rollout, now: datetime, request: api.ChangeRollout) -> Rollout:
+    """Raises BadRequest."""
+    reason = request.note or "by an administrator"
+    match request.action:
+        case RolloutAction.PAUSE:
+            return replace(rollout, state=RolloutState.PAUSED, reason=reason)
+        case RolloutAction.RESUME if rollout.state is not RolloutState.PAUSED:
+            raise errors.BadRequest(f"the rollout is not paused but {rollout.state.value}")
+        case RolloutAction.RESUME:
+            return rollout_rules.resume(rollout, now)
+        case RolloutAction.PROMOTE:
+            return rollout_rules.end(rollout, RolloutState.PROMOTED, reason, now)
+        case RolloutAction.ABORT:
+            state = RolloutState.ENDED if rollout.plan.only_compares else RolloutState.ROLLED_BACK
+            return rollout_rules.end(rollout, state, reason, now)
+
+
+def _summary(rollout: Rollout) -> api.RolloutSummary:
+    return api.RolloutSummary(
+        id=rollout.id,
+        route=rollout.route,
+        plan=rollout.plan,
+        state=rollout.state,
+        share=rollout.share,
+        step=rollout.progress.step,
+        step_began_at=rollout.progress.step_began_at,
+        step_requests=rollout.progress.step_requests,
+        reason=rollout.reason,
+        started_at=rollout.started_at,
+        ended_at=rollout.ended_at,
+    )
+
+
+def _arm(target: str, totals: ArmTotals) -> api.RolloutArm:
+    return api.RolloutArm(target, totals.requests, totals.quantile_ms(0.5), totals.quantile_ms(0.95), totals.cost.mean)
+
+
+def _condition(rollout: Rollout, state: ConditionState) -> api.RolloutCondition:
+    half_width = sequential_tests.mixture_half_width(state.variance, state.tau, _REPORT_ALPHA)
+    return api.RolloutCondition(
+        name=state.guard.value,
+        margin=rollout_rules.margin(rollout.plan, state.guard),
+        candidate_bad=state.candidate.bad,
+        candidate_outcomes=state.candidate.outcomes,
+        baseline_bad=state.baseline.bad,
+        baseline_outcomes=state.baseline.outcomes,
+        difference=state.difference,
+        half_width=half_width if math.isfinite(half_width) else None,
+        evidence=min(math.exp(min(max(state.log_evidence, 0.0), 50.0)), 1e12),
+        verdict=_verdict(rollout.plan.candidate, state, half_width),
+    )
+
+
+def _verdict(candidate: str, state: ConditionState, half_width: float) -> str:
+    if not math.isfinite(half_width):
+        return "not enough outcomes yet"
+    low, high = state.difference - half_width, state.difference + half_width
+    if low > 0:
+        return f"{candidate} is worse by at least {_amount(state.guard, low)}"
+    if high < 0:
+        return f"{candidate} is better by at least {_amount(state.guard, -high)}"
+    return f"no difference yet; {candidate} is at most {_amount(state.guard, high)} worse"
+
+
+def _amount(guard: Guard, difference: float) -> str:
+    if guard is Guard.COST:
+        return f"{difference:,.0f} micro-credits for 1,000 tokens"
+    return f"{100 * difference:.1f} points"
