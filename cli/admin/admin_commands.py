@@ -10,6 +10,7 @@ from cli.admin.credits import credits_, ledger
 from cli.admin.invitations import invitations, invite
 from cli.admin.members import nodes
 from cli.admin.prices import prices
+from cli.admin.rollouts import rollouts
 from cli.admin.routes import routes
 from cli.admin.tickets import tickets
 from cli.cli_context import CliContext
@@ -65,6 +66,7 @@ admin.add_command(credits_, "credits")
 admin.add_command(prices)
 admin.add_command(config)
 admin.add_command(routes)
+admin.add_command(rollouts)
 admin.add_command(ledger)
 admin.add_command(audit)
 

@@ -43,6 +43,8 @@ ALERT = alerts.Alert(
 )  # fmt: skip
 SPAN = Span("a" * 32, "b" * 16, "", NAME, SpanKind.INTERNAL, 10**18, 10**18 + 5, "", {})
 ACT = audit.AuditedAct(NOW, "key.create", None, USER, target=NAME, details={"name": "n"})
+PLAN = configuration.RolloutPlan("next", "local")
+ROLLOUT = configuration.RolloutSummary(UUID(int=4), NAME, PLAN, configuration.RolloutState.RUNNING, 10.0, 0, NOW, 40, NAME, NOW, None)
 STATUS = StatusRow(NAME, "ready", True, NOW, 17, 0, "http://127.0.0.1:3000", "")
 FINDING = DoctorFinding("gateway", True, NAME)
 
@@ -69,6 +71,8 @@ LISTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {
     ("admin", "routes", "list"): ((), SHOWN_NAME),
     ("admin", "routes", "show"): ((NAME,), SHOWN_NAME),
     ("admin", "routes", "try"): ((NAME,), SHOWN_NAME),
+    ("admin", "rollouts", "list"): ((), SHOWN_NAME),
+    ("admin", "rollouts", "show"): ((NAME,), SHOWN_NAME),
     ("policy", "explain"): ((), SHOWN_NAME),
     ("admin", "invitations", "list"): ((), "0123abcd"),
     ("admin", "nodes", "list"): ((), NODE[:9]),
@@ -99,6 +103,11 @@ def answer_all(mesh: FakeMesh) -> None:
     mesh.answer(configuration.list_routes, configuration.RouteStates((configuration.RouteState(NAME, 3, Sticky.USER, (target,)),)))
     tried = configuration.TriedTarget(NAME, "smollm2", 995, None, "not_served")
     mesh.answer(configuration.try_route, configuration.TriedRoute(NAME, 3, (tried,), 5))
+    mesh.answer(configuration.list_rollouts, configuration.Rollouts((ROLLOUT,)))
+    condition = configuration.RolloutCondition("errors", 0.01, 1, 40, 2, 300, 0.01, 0.02, 1.5, NAME)
+    arms = configuration.RolloutArm(NAME, 40, 100, 200, 2_000.0), configuration.RolloutArm(NAME, 300, None, None, 0.0)
+    changed = configuration.RolloutEvent(NOW, configuration.RolloutState.RUNNING, 10.0, NAME, "ann")
+    mesh.answer(configuration.get_rollout, configuration.RolloutDetails(ROLLOUT, arms, (condition,), (changed,), 300))
     mesh.answer(configuration.explain_policy, configuration.PolicyExplanation((configuration.PolicyRule("models", NAME, ("mesh",)),)))
     invited = organizations.ColleagueInvitation("0123abcd4567", NAME, UserRole.USER, "ann", NOW, NOW + timedelta(days=7))
     mesh.answer(organizations.list_colleague_invitations, organizations.ColleagueInvitations((invited,)))

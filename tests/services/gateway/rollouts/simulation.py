@@ -35,7 +35,7 @@ def outcome(
 ) -> RequestOutcome:
     """Return an outcome of another tenant for each number."""
     who = tenant or UUID(int=1_000 + number)
-    given = {"user": who, "began_at": BEGAN + timedelta(milliseconds=number)} | more
+    given: dict[str, Any] = {"user": who, "began_at": BEGAN + timedelta(milliseconds=number)} | more
     return RequestOutcome(is_candidate=is_candidate, tenant=who, failed=failed, **given)
 
 

@@ -27,7 +27,7 @@ class Watched:
         self, target: str = "next", *, failed: bool | None = True, user: int | None = None, unit: int | None = None, **route: Any
     ) -> None:
         self.count += 1
-        given = {"route": "assistant", "version": 1, "variant": target, "target": target, "is_compared": True} | route
+        given: dict[str, Any] = {"route": "assistant", "version": 1, "variant": target, "target": target, "is_compared": True} | route
         row = RequestRow(
             id=RequestId(uuid4()),
             user_id=UserId(UUID(int=self.count if user is None else user)),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -12,7 +13,7 @@ from shared.api.configuration import RolloutGuards, RolloutState
 from shared.config_documents import Sticky
 from tests.services.gateway.rollouts.simulation import BEGAN, NOBODY, after, outcome, outcomes, rollout
 
-QUICK = {"steps": (10.0, 100.0), "step_seconds": 10, "step_requests": 4}
+QUICK: dict[str, Any] = {"steps": (10.0, 100.0), "step_seconds": 10, "step_requests": 4}
 
 
 def good(count: int = 2) -> list[rollout_rules.RequestOutcome]:

@@ -1,0 +1,227 @@
+"""`aicli admin rollouts`: move a route's traffic to another target step by step, or compare two targets."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from cli import value_completion
+from cli.cli_context import CliContext
+from cli.output import option_values, print_format, printing, watching
+from cli.output.printing import TableColumn
+
+if TYPE_CHECKING:
+    from shared.api.configuration import RolloutArm, RolloutCondition, RolloutEvent, RolloutSummary
+
+#: A copy of shared.api.configuration.RolloutGuards, so that `--help` need not import it; a test compares the two.
+GUARDS = ("errors", "first_token", "thumbs", "cost")
+_seconds = option_values.duration_between(timedelta(seconds=5), timedelta(days=30), "a step takes between 5 seconds and 30 days")
+_COLORS = {"running": "green", "holding": "yellow", "paused": "yellow", "rolled_back": "red", "promoted": "green"}
+
+
+def _read_percents(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a list of percentages such as 10,50,100", context, parameter) from error
+
+
+def _read_until(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    if re.fullmatch(r"\d+ *[a-z]+", value):
+        read = option_values.duration_between(timedelta(minutes=1), timedelta(days=366), "a comparison takes between a minute and a year")
+        return datetime.now(UTC) + timedelta(seconds=read(context, parameter, value))
+    try:
+        found = datetime.fromisoformat(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a time such as 2d or 2026-12-01T12:00Z", context, parameter) from error
+    return found if found.tzinfo is not None else found.astimezone()
+
+
+def _read_guards(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> "dict[str, float | None]":
+    """Parse NAME=VALUE, such as errors=1%, cost=1.2 or thumbs=off."""
+    found: dict[str, float | None] = {}
+    for value in values:
+        name, _, text = value.partition("=")
+        number = re.fullmatch(r"(\d{1,5}(?:\.\d{1,4})?)(%?)", text)
+        if name not in GUARDS or not (number or text == "off") or (number and name == "cost" and number[2]):
+            raise click.BadParameter(f"{value!r} is not a guard such as errors=1%, cost=1.2 or thumbs=off", context, parameter)
+        found[name] = None if number is None else float(number[1])
+    return found
+
+
+@click.group()
+def rollouts() -> None:
+    """Move the traffic of a route to another target step by step, or compare two targets.
+
+    A rollout that is worse than the target it replaces is rolled back by itself.
+    """
+
+
+@rollouts.command()
+@click.argument("route", shell_complete=value_completion.routes)
+@click.option("--to", "candidate", metavar="TARGET", help="Move the traffic to this target of the route.")
+@click.option("--compare", metavar="TARGET", help="Compare this target at one share instead; nothing is promoted.")
+@click.option("--from", "baseline", metavar="TARGET", help="Take the traffic from this one (default: the one with the largest share).")
+@click.option("--steps", callback=_read_percents, default="10,50,100", show_default=True, metavar="PERCENT,…", help="Its shares.")
+@click.option("--share", type=click.FloatRange(0, 100, min_open=True), default=50.0, show_default=True, help="Percent, with --compare.")
+@click.option("--every", callback=_seconds, default="30m", show_default=True, metavar="TIME", help="Shortest time of a step.")
+@click.option("--min-requests", type=click.IntRange(1), default=500, show_default=True, help="Fewest requests of the target in a step.")
+@click.option("--guard", "guards", callback=_read_guards, multiple=True, metavar="NAME=VALUE", help="Roll back if it is worse by more.")
+@click.option("--until", callback=_read_until, metavar="TIME", help="End of a comparison: 2d or 2026-12-01T12:00Z.")
+@print_format.output_options("Print the rollout as a JSON object.")
+@click.pass_obj
+def start(
+    here: CliContext,
+    /,
+    *,
+    route: str,
+    candidate: str | None,
+    compare: str | None,
+    baseline: str | None,
+    steps: tuple[float, ...],
+    share: float,
+    every: int,
+    min_requests: int,
+    guards: "dict[str, float | None]",
+    until: datetime | None,
+    as_json: bool,
+) -> None:
+    """Start a rollout of ROUTE, with --to, or a comparison, with --compare.
+
+    Guards, with their defaults: errors=1% (points of failed answers), first_token=5% (points of answers that begin late), thumbs=10%
+    (points of thumbs down), cost=1.2 (times the upstream cost of a token). `off` turns one off.
+    """
+    from shared.api import configuration
+
+    if (candidate is None) == (compare is None):
+        raise click.UsageError("name a target with --to or --compare")
+    request = configuration.StartRollout(
+        route,
+        candidate or compare or "",
+        baseline,
+        steps=(share,) if compare else steps,
+        step_seconds=every,
+        step_requests=min_requests,
+        guards=configuration.RolloutGuards(**guards),
+        only_compares=compare is not None,
+        until=until,
+    )
+    started = here.call(configuration.start_rollout, request)
+    plan = started.plan
+    printing.show_message(
+        started,
+        f"{plan.candidate} gets {started.share:g} % of {plan.baseline}'s traffic. To watch it: aicli admin rollouts show {route}",
+        as_json=as_json,
+    )
+
+
+@rollouts.command("list")
+@click.option("--route", metavar="ROUTE", shell_complete=value_completion.routes, help="Only rollouts of this route.")
+@click.option("--open", "only_open", is_flag=True, help="Only open rollouts.")
+@click.option("--limit", type=click.IntRange(1, 1_000), default=20, show_default=True, help="Maximum number of rows.")
+@watching.listing_options("Print a JSON list.")
+@click.pass_obj
+def list_all(here: CliContext, /, *, route: str | None, only_open: bool, limit: int, as_json: bool) -> None:
+    """List rollouts and comparisons, newest first."""
+    from shared.api import configuration
+
+    found = here.call(configuration.list_rollouts, configuration.ListRollouts(route, only_open, limit)).rollouts
+    columns: list[TableColumn[RolloutSummary]] = [
+        TableColumn("ROUTE", lambda row: row.route),
+        TableColumn("TO", lambda row: row.plan.candidate),
+        TableColumn("FROM", lambda row: row.plan.baseline, rank=3),
+        TableColumn("STATE", lambda row: row.state.value.replace("_", " "), lambda row: _COLORS.get(row.state.value, "")),
+        TableColumn("SHARE", lambda row: f"{row.share:g} %", rank=2),
+        TableColumn("STARTED", lambda row: printing.moment(row.started_at), rank=4),
+        TableColumn("WHY", lambda row: row.reason, rank=5, wraps=True, below=True),
+    ]
+    printing.show_rows(found, columns, as_json=as_json, empty="There are no rollouts.")
+
+
+@rollouts.command()
+@click.argument("route", shell_complete=value_completion.routes)
+@watching.listing_options("Print the rollout as a JSON object.")
+@click.pass_obj
+def show(here: CliContext, /, *, route: str, as_json: bool) -> None:
+    """Show the newest rollout of ROUTE: its state, its two targets, and what their outcomes say."""
+    from shared.api import configuration
+
+    found = here.call(configuration.get_rollout, configuration.GetRollout(route))
+    if as_json:
+        printing.show_json(printing.plain(found), rows=("conditions",))
+        return
+    rollout = found.rollout
+    plan = rollout.plan
+    why = f": {printing.printable(rollout.reason)}" if rollout.reason else ""
+    click.echo(f"{plan.baseline} → {plan.candidate}: {rollout.state.value.replace('_', ' ')}{why}")
+    if rollout.ended_at is None:
+        least = "" if plan.only_compares else f", {rollout.step_requests} of {plan.step_requests} requests in this step"
+        click.echo(f"{plan.candidate} has {rollout.share:g} %{least}")
+    of_arms: list[TableColumn[RolloutArm]] = [
+        TableColumn("TARGET", lambda arm: arm.target),
+        TableColumn("REQUESTS", lambda arm: f"{arm.requests:,}"),
+        TableColumn("FIRST TOKEN P50", lambda arm: _milliseconds(arm.first_token_p50_ms), rank=2),
+        TableColumn("P95", lambda arm: _milliseconds(arm.first_token_p95_ms), rank=3),
+        TableColumn("UPSTREAM PER 1,000 TOKENS", lambda arm: _credits(arm.cost_micro), rank=4),
+    ]
+    click.echo()
+    printing.show_rows(found.arms, of_arms, as_json=False, empty="")
+    of_conditions: list[TableColumn[RolloutCondition]] = [
+        TableColumn("GUARD", lambda state: state.name.replace("_", " ")),
+        TableColumn(plan.candidate.upper(), lambda state: _bad(state.candidate_bad, state.candidate_outcomes), rank=3),
+        TableColumn(plan.baseline.upper(), lambda state: _bad(state.baseline_bad, state.baseline_outcomes), rank=3),
+        TableColumn("MARGIN", _margin, rank=2),
+        TableColumn("VERDICT", lambda state: state.verdict, wraps=True),
+    ]
+    click.echo()
+    printing.show_rows(found.conditions, of_conditions, as_json=False, empty="")
+    of_events: list[TableColumn[RolloutEvent]] = [
+        TableColumn("TIME", lambda event: printing.moment(event.at)),
+        TableColumn("STATE", lambda event: event.state.value.replace("_", " ")),
+        TableColumn("SHARE", lambda event: f"{event.share:g} %"),
+        TableColumn("BY", lambda event: event.author or "–", rank=3),
+        TableColumn("WHY", lambda event: event.reason, rank=4, wraps=True),
+    ]
+    click.echo()
+    printing.show_rows(found.events, of_events, as_json=False, empty="")
+
+
+def _action(name: str, summary: str, done: str) -> None:
+    @rollouts.command(name, help=summary)
+    @click.argument("route", shell_complete=value_completion.routes)
+    @click.option("--note", default="", metavar="TEXT", help="Why, for the history.")
+    @print_format.output_options("Print the rollout as a JSON object.")
+    @click.pass_obj
+    def change(here: CliContext, /, *, route: str, note: str, as_json: bool) -> None:
+        from shared.api import configuration
+        from shared.api.configuration import RolloutAction
+
+        changed = here.call(configuration.change_rollout, configuration.ChangeRollout(route, RolloutAction(name), note))
+        printing.show_message(changed, f"{route}: {done.format(plan=changed.plan, share=changed.share)}", as_json=as_json)
+
+
+_action("pause", "Keep the target's share as it is. The guards stay on.", "paused at {share:g} %")
+_action("resume", "Go on with a paused rollout. Its step begins again.", "running at {share:g} %")
+_action("promote", "Give the target all the traffic now, and end the rollout.", "{plan.candidate} has taken over from {plan.baseline}")
+_action("abort", "Take the traffic back from the target, and end the rollout or comparison.", "{plan.baseline} has its traffic back")
+
+
+def _milliseconds(value: int | None) -> str:
+    return "–" if value is None else f"{value:,} ms"
+
+
+def _credits(micro: float) -> str:
+    return f"{micro / 1e6:.6f}".rstrip("0").rstrip(".") if micro else "–"
+
+
+def _bad(bad: int, outcomes: int) -> str:
+    return f"{bad:,} of {outcomes:,}" if outcomes else "–"
+
+
+def _margin(state: "RolloutCondition") -> str:
+    if state.margin is None:
+        return "off"
+    return f"× {state.margin:g}" if state.name == "cost" else f"{100 * state.margin:g} points"
