@@ -8,7 +8,7 @@ import asyncio
 import os
 import re
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ import httpx
 
 from shared.identity import node_keys
 from shared.types import NodeId, Role
-from stack import settings, stack_plan
+from stack import settings as stack_settings
+from stack import stack_plan
 from stack.servers import nats_server
 from tests.stacks import HEAD, MESH, Release, RunningStack, until
 from tests.testnet import free_port
@@ -67,18 +68,28 @@ class Replica:
 
 @asynccontextmanager
 async def replica(
-    stack: RunningStack, service: str, *, key_file: Path | None = None, folder: Path, words: Sequence[str] = (), release: Release = HEAD
+    stack: RunningStack,
+    service: str,
+    *,
+    folder: Path,
+    name: str = "",
+    settings: Mapping[str, str] | None = None,
+    words: Sequence[str] = (),
+    release: Release = HEAD,
 ) -> AsyncIterator[Replica]:
-    """One more process of a service; with ``key_file`` it shows that key. Its files are in ``folder``. ``words`` run it otherwise
-    than ``python -m``."""
-    home, name = stack.place, f"{service}-replica"
-    if key_file is None:
+    """One more process of a service, with its own key unless ``settings`` has another. Its files are in ``folder``. ``words`` run it
+    otherwise than ``python -m``."""
+    home, name, settings = stack.place, name or f"{service}-replica", settings or {}
+    if "NODE_KEY_FILE" in settings:
+        key_file = Path(settings["NODE_KEY_FILE"])
+    else:
         key_file = await asyncio.to_thread(nats_server.add_node, home, MESH, name, ROLES[service])
     port, log_file = free_port(), folder / f"{name}.log"
     environment = _environment(stack, service) | {
         "NODE_KEY_FILE": str(key_file),
         "MESH_STATE_FILE": str(folder / f"{name}.mesh"),
         f"{service.upper()}_SERVICE_PORT": str(port),
+        **settings,
     }
     process = _start(release, words or ("-m", f"services.{service}"), environment, log_file)
     try:
@@ -117,8 +128,8 @@ def _start(release: Release, words: Sequence[str], environment: dict[str, str], 
 
 def _environment(stack: RunningStack, service: str) -> dict[str, str]:
     """As the supervisor's, but for what two processes on one machine cannot both have."""
-    recorded = settings.read_recorded(stack.place)
-    found = stack_plan.service_environment(stack.place, settings.load(recorded), recorded, service)
+    recorded = stack_settings.read_recorded(stack.place)
+    found = stack_plan.service_environment(stack.place, stack_settings.load(recorded), recorded, service)
     own = {"auth": {"AUDIT_ANCHOR_FILE": ""}, "metrics": {"PROMETHEUS_PORT": "0"}, "inference": {"INFERENCE_BACKEND": "echo", "MODELS": ""}}
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     return {name: value for name, value in {**kept, **found, **own.get(service, {})}.items() if value}

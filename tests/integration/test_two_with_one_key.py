@@ -22,7 +22,7 @@ async def test_a_second_worker_with_the_same_key_stops_and_the_first_one_works_o
     # The worker cannot hear its twin over NATS: the gateway, auth and metrics hear both and tell it.
     first = (await stack.pids())["inference-echo"]
     found, counted = findings(stack), await stack.metric("gateway", "ai_platform_contested_keys_total")
-    async with replicas.replica(stack, "inference", key_file=stack.place.key("echo"), folder=tmp_path) as second:
+    async with replicas.replica(stack, "inference", folder=tmp_path, settings={"NODE_KEY_FILE": str(stack.place.key("echo"))}) as second:
         assert await second.ended() == 2
         assert "another process already runs as this node" in second.log
         assert "NODE_KEY_FILE" in second.log
@@ -44,7 +44,7 @@ async def test_a_second_worker_with_the_same_key_stops_and_the_first_one_works_o
 
 async def test_a_second_gateway_with_the_same_key_stops_and_the_first_one_works_on(stack: RunningStack, tmp_path: Path) -> None:
     first = (await stack.pids())["gateway"]
-    async with replicas.replica(stack, "gateway", key_file=stack.place.key("gateway"), folder=tmp_path) as second:
+    async with replicas.replica(stack, "gateway", folder=tmp_path, settings={"NODE_KEY_FILE": str(stack.place.key("gateway"))}) as second:
         assert await second.ended() == 2
         assert "another process already runs as this node" in second.log
     assert (await stack.pids())["gateway"] == first
@@ -54,7 +54,7 @@ async def test_a_second_process_with_the_same_state_file_does_not_start(stack: R
     key_file = stack.place.key("metrics")
     (tmp_path / "metrics-replica.mesh").symlink_to(key_file.with_suffix(".mesh"))
     (tmp_path / "metrics-replica.mesh.lock").symlink_to(key_file.with_suffix(".mesh.lock"))
-    async with replicas.replica(stack, "metrics", key_file=key_file, folder=tmp_path) as second:
+    async with replicas.replica(stack, "metrics", folder=tmp_path, settings={"NODE_KEY_FILE": str(key_file)}) as second:
         assert await second.ended() == 2
         assert "another process uses" in second.log
 
