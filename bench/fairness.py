@@ -15,10 +15,7 @@ from typing import NamedTuple
 from bench import report, tenants
 from bench.http_load import Outcome, Spread, Steady
 from bench.report import Options, Rows
-from shared.types import Role
-from stack.servers import nats_server
 from tests import replicas
-from tests.stacks import MESH
 
 GATEWAYS = (1, 2, 3)
 SLOTS = 8
@@ -104,8 +101,7 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
         ports = [tenants.gateway_port(running)]
         for number in GATEWAYS[1:]:
             folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="aimesh-gateway-")))
-            key_file = await asyncio.to_thread(nats_server.add_node, running.place, MESH, f"gateway-{number}", Role.GATEWAY)
-            gateway = await opened.enter_async_context(replicas.replica(running, "gateway", key_file=key_file, folder=folder))
+            gateway = await opened.enter_async_context(replicas.replica(running, "gateway", folder=folder, name=f"gateway-{number}"))
             await gateway.ready()
             ports.append(int(gateway.url.rpartition(":")[2]))
         found: dict[int, LightTenant | None] = {}

@@ -112,7 +112,18 @@ def test_every_mutant_still_has_its_line_and_its_tests() -> None:
 
 def test_the_list_of_mutants_covers_what_must_not_break() -> None:
     groups = Counter(mutant.group for mutant in mutants.load())
-    assert groups.keys() == {"money", "access", "limits", "frames", "certificates", "failover", "configuration", "routing", "policies"}
+    assert groups.keys() == {
+        "money",
+        "access",
+        "limits",
+        "frames",
+        "certificates",
+        "failover",
+        "configuration",
+        "routing",
+        "policies",
+        "rollouts",
+    }
     assert groups.total() >= 60
     assert min(groups.values()) >= 10
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from services.gateway.billing.prices import Price
-from services.gateway.billing.request_record import ReservationState, RouteUse
+from services.gateway.billing.request_record import RequestRow, ReservationState, RouteUse
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.idempotency.idempotency_keys import Orphaned
@@ -22,16 +22,18 @@ from services.gateway.limits.tiers import LimitRules
 from services.gateway.limits.upstream_prices import TargetSpending
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.policies import ANYWHERE
+from services.gateway.scheduling.route_choice import OpenRollout
 from shared import context, errors
 from shared.api import inference
 from shared.api.auth import Principal
+from shared.api.configuration import RolloutPlan
 from shared.api.embedding import EmbeddingRequest, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import ChatMessage
 from shared.api.ledger import MICRO, ModelPrice
 from shared.config_documents import RouteDocument, Sticky, TargetConditions, TargetDocument, UpstreamPriceDocument
 from shared.protocol.directory import WorkerLoad
-from shared.types import MicroCredits, ModelName, RequestId, Role, TenantId, UserId
+from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, Role, TenantId, UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService, node_id
 from tests.services.gateway.test_embedding_pipeline import EmbeddingWorker, packed
@@ -115,6 +117,79 @@ async def test_a_target_that_fails_before_its_first_token_is_replaced_and_billed
     assert result.cost_micro == 110
     (held,) = routed.service.books.reserved
     assert (held.price_id, held.model) == (2, API), "the dearest is reserved"
+
+
+# --- rollouts -------------------------------------------------------------------------------------------------------------
+
+
+def roll_out(routed: Routed, share: float = 100.0) -> list[tuple[RequestRow, bytes]]:
+    """Move the route's traffic to the paid target; return the rows that the brake gets."""
+    routed.use(TO_LOCAL, msgspec.structs.replace(TO_API, order=None, share=0))
+    route = routed.service.names.routes["assistant"]
+    rollout = OpenRollout(UUID(int=1), RolloutPlan("paid", "own", steps=(share,)), 0)
+    names = routing.ModelNames({}, None, routes={"assistant": replace(route, rollout=rollout)})
+    routed.service.names = names
+    routed.service.config = replace(routed.service.config, names=names)
+    seen: list[tuple[RequestRow, bytes]] = []
+    routed.service.pipeline._on_end = lambda *ended: seen.append(ended)
+    return seen
+
+
+async def test_the_candidate_of_a_rollout_answers_and_its_outcome_counts(routed: Routed) -> None:
+    seen = roll_out(routed)
+    assert (await routed.ask())[0] == "Paid words"
+    ((row, unit),) = seen
+    assert row.route == RouteUse("assistant", 4, "paid", "paid", is_compared=True)
+    assert row.variant_failed is False
+    assert row.first_token_ms is not None
+    assert len(unit) > 16
+
+
+async def test_the_baseline_saves_a_request_of_the_candidate_which_still_has_failed(routed: Routed) -> None:
+    seen = roll_out(routed)
+    routed.api.fails_with = errors.Unavailable("refused")
+    assert (await routed.ask())[0] == "Hello world!"
+    ((row, _),) = seen
+    assert row.route == RouteUse("assistant", 4, "paid", "own", is_compared=True)
+    assert (row.status, row.variant_failed) == (RequestStatus.SUCCESS, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [
+        (errors.Overloaded("full"), None), (errors.LinkLost("gone"), True), (errors.BadRequest("too long"), None),
+        (errors.Internal("bug"), True), (errors.Poison("twice"), True),
+    ],
+)  # fmt: skip
+async def test_whose_fault_an_error_is(routed: Routed, error: errors.AimeshError, failed: bool | None) -> None:
+    seen = roll_out(routed, share=0.01)
+    routed.local.fails_with = error
+    with pytest.raises(errors.AimeshError, match=error.message):
+        await routed.ask(seconds=3)
+    ((row, _),) = seen
+    assert row.route is not None
+    assert (row.route.variant, row.variant_failed) == ("own", failed)
+
+
+async def test_a_caller_who_leaves_says_nothing_and_a_deadline_does(routed: Routed) -> None:
+    seen = roll_out(routed)
+    routed.api.hangs_after = 0
+    task = asyncio.create_task(routed.ask(seconds=30))
+    await routed.api.is_hanging.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    left = seen[-1][0]
+    assert (left.status, left.variant_failed, left.first_token_ms) == (RequestStatus.CANCELLED, None, None)
+
+    async def until_its_deadline() -> None:
+        async with asyncio.timeout(0.2):
+            await routed.ask(seconds=0.2)
+
+    with pytest.raises(TimeoutError):
+        await until_its_deadline()
+    late = seen[-1][0]
+    assert (late.status, late.variant_failed) == (RequestStatus.TIMEOUT, True)
 
 
 async def test_claims_say_which_target_and_price_a_worker_has(routed: Routed) -> None:

@@ -155,7 +155,7 @@ RULES = (
         severity=Severity.WARNING,
         when=above(highest(Selector(instruments.ROLLOUT_STATE, (("state", ("rolled_back",)),)), "route"), 0),
         summary="The rollout of {route} was rolled back",
-        description="Its candidate was worse than its baseline, and has no traffic any more. `aicli admin rollouts show` says why.",
+        description="Its candidate was worse than its baseline, or an administrator aborted it. `aicli admin rollouts show` says why.",
         board=DashboardName.GATEWAY,
         unit=AlertUnit.COUNT,
     ),

@@ -256,6 +256,21 @@ REQUESTS = (
         0.8,
         0.79,
     ),
+    _trial(
+        "rollout_rolled_back",
+        _one_gauge(instruments.ROLLOUT_STATE, 0, route="assistant", state="rolled_back", **_GATEWAY),
+        Course(3, 3, 3),
+        1,
+        0,
+    ),
+    _trial(
+        "rollout_stalled",
+        _one_gauge(instruments.ROLLOUT_STATE, 0, route="assistant", state="holding", **_GATEWAY),
+        Course(3, 5, 3),
+        1,
+        0,
+        step_seconds=300,
+    ),
     _trial("config_stale", _one_gauge(instruments.CONFIG_AGE, 1, **_GATEWAY), Course(3, 4, 3), 11, 10),
     _trial("cost_anomaly", _paid, Course(8 * 24 + 2, 25, 12), 1.53, 1.47, step_seconds=3600),
 )
