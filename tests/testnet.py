@@ -89,7 +89,7 @@ class NatsServer:
         self._nodes.append(MeshNode(name, role, node_keys.load(path).id))
         nats_server.write(self.folder, MESH, self._nodes)
         if self._process is not None:
-            nats_server.reload(self.folder)
+            self.reload()
         return path
 
     def remove(self, node: NodeId) -> None:
@@ -99,8 +99,16 @@ class NatsServer:
         self.reload()
 
     def reload(self) -> None:
-        """Let the server read its files again."""
+        """Let the server read its files again. While it does, it may disconnect a client that has just logged in with a new key."""
+        before = self._reloads()
         nats_server.reload(self.folder)
+        deadline = time.monotonic() + 60
+        while self._reloads() == before:
+            assert time.monotonic() < deadline, "nats-server did not read its files again within 60 s"
+            time.sleep(0.002)
+
+    def _reloads(self) -> int:
+        return (self.folder / "nats.log").read_bytes().count(b"Reloaded server configuration")
 
     @staticmethod
     def binary() -> str:

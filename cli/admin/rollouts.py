@@ -165,7 +165,8 @@ def show(here: CliContext, /, *, route: str, as_json: bool) -> None:
         TableColumn("REQUESTS", lambda arm: f"{arm.requests:,}"),
         TableColumn("FIRST TOKEN P50", lambda arm: _milliseconds(arm.first_token_p50_ms), rank=2),
         TableColumn("P95", lambda arm: _milliseconds(arm.first_token_p95_ms), rank=3),
-        TableColumn("UPSTREAM PER 1,000 TOKENS", lambda arm: _credits(arm.cost_micro), rank=4),
+        TableColumn("TOKENS/S", lambda arm: "–" if arm.tokens_per_second is None else f"{arm.tokens_per_second:.1f}", rank=4),
+        TableColumn("UPSTREAM PER 1,000 TOKENS", lambda arm: _credits(arm.token_cost_micro), rank=5),
     ]
     click.echo()
     printing.show_rows(found.arms, of_arms, as_json=False, empty="")

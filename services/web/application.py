@@ -27,6 +27,8 @@ from services.web.pages.admin import (
     mesh_settings,
     prices,
     report,
+    rollouts,
+    routes,
     tickets,
     users,
 )
@@ -71,6 +73,8 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *setup.ROUTES,
     *all_organizations.ROUTES,
     *prices.ROUTES,
+    *routes.ROUTES,
+    *rollouts.ROUTES,
     *audit_log.ROUTES,
     *mesh_settings.ROUTES,
 )

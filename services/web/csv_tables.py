@@ -1,16 +1,17 @@
-"""Export usage, the request log and the admin report as CSV (RFC 4180). Pure."""
+"""Export usage, the request log, the admin report and rollouts as CSV (RFC 4180). Pure."""
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC
 
 from shared import amounts, business_report_rows, csv_cells
 from shared.api.business import BusinessGrouping
+from shared.api.configuration import RolloutPoint
 from shared.api.usage_report import LoggedRequest, UsageBucket
 from shared.business_report_rows import ReportLine
 from shared.csv_cells import Cell
-from shared.types import KeyId
+from shared.types import KeyId, MicroCredits
 
 #: Litestar adds the charset.
 MEDIA_TYPE = "text/csv; header=present"
@@ -20,6 +21,10 @@ _USAGE_COLUMNS = (
 _REQUEST_COLUMNS = (
     "id", "created_at", "key_id", "key_name", "model", "status", "error_code", "prompt_tokens", "completion_tokens", "response_time_ms",
     "cost_credits", "from_cache", "rating",
+)  # fmt: skip
+_ROLLOUT_COLUMNS = (
+    "at", "share", "target", "requests", "failed", "failed_of", "late", "late_of", "thumbs_down", "thumbs", "first_token_p50_ms",
+    "first_token_p95_ms", "tokens_per_second", "upstream_credits",
 )  # fmt: skip
 
 
@@ -40,6 +45,21 @@ def request_rows(requests: Iterable[LoggedRequest], key_names: Mapping[KeyId, st
 def business(by: BusinessGrouping, lines: Iterable[ReportLine]) -> bytes:
     """Return the report without a total row, which a spreadsheet would count twice."""
     return _written((business_report_rows.head(by), *(business_report_rows.cells(line) for line in lines)))
+
+
+def rollout(points: Iterable[RolloutPoint]) -> bytes:
+    """Return the course of a rollout, with two rows for each time: all numbers are of the time until then."""
+    return _written((_ROLLOUT_COLUMNS, *(row for point in points for row in _point(point))))
+
+
+def _point(point: RolloutPoint) -> Iterator[tuple[Cell, ...]]:
+    for arm, side in zip(point.arms, ("candidate", "baseline"), strict=True):
+        counts = {state.name: (getattr(state, f"{side}_bad"), getattr(state, f"{side}_outcomes")) for state in point.intervals}
+        yield (
+            point.at.astimezone(UTC).isoformat(), point.share, arm.target, arm.requests, *counts.get("errors", (0, 0)),
+            *counts.get("first_token", (0, 0)), *counts.get("thumbs", (0, 0)), arm.first_token_p50_ms, arm.first_token_p95_ms,
+            None if arm.tokens_per_second is None else round(arm.tokens_per_second, 2), amounts.written(MicroCredits(arm.cost_micro)),
+        )  # fmt: skip
 
 
 def _day(bucket: UsageBucket) -> tuple[Cell, ...]:

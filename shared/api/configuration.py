@@ -281,8 +281,12 @@ class RolloutArm(Body, frozen=True, omit_defaults=False):
     #: What 50 % and 95 % of its answers took until their first token, to about 5 %; None without answers.
     first_token_p50_ms: int | None
     first_token_p95_ms: int | None
-    #: Upstream, for 1,000 tokens.
-    cost_micro: float
+    #: While it writes; None without answers.
+    tokens_per_second: float | None
+    #: Upstream money of all requests.
+    cost_micro: int
+    #: The same for 1,000 tokens, over the requests that count.
+    token_cost_micro: float
 
 
 class RolloutCondition(Body, frozen=True, omit_defaults=False):
@@ -315,6 +319,29 @@ class RolloutEvent(Body, frozen=True, omit_defaults=False):
     author: str
 
 
+#: Of a chart.
+MAX_POINTS = 400
+
+
+class RolloutInterval(Body, frozen=True, omit_defaults=False):
+    """What was known about one guard at a time, as in ``RolloutCondition``."""
+
+    name: str
+    candidate_bad: int
+    candidate_outcomes: int
+    baseline_bad: int
+    baseline_outcomes: int
+    difference: float
+    half_width: float | None
+
+
+class RolloutPoint(Body, frozen=True, omit_defaults=False):
+    at: datetime
+    share: float
+    arms: tuple[RolloutArm, RolloutArm]
+    intervals: tuple[RolloutInterval, ...]
+
+
 class RolloutDetails(Body, frozen=True, omit_defaults=False):
     rollout: RolloutSummary
     #: Candidate and baseline.
@@ -323,6 +350,8 @@ class RolloutDetails(Body, frozen=True, omit_defaults=False):
     events: tuple[RolloutEvent, ...]
     #: Answers that begin later are late; None if the baseline has had too few so far.
     first_token_limit_ms: int | None
+    #: Oldest first; empty unless asked for.
+    points: tuple[RolloutPoint, ...] = ()
 
 
 class ListRollouts(Body, frozen=True):
@@ -342,6 +371,8 @@ class GetRollout(Body, frozen=True):
     #: The newest of this route, or the one with this id.
     route: DocumentName | None = None
     id: UUID | None = None
+    #: Include up to MAX_POINTS of its course.
+    points: bool = False
 
 
 class ChangeRollout(Body, frozen=True):

@@ -7,12 +7,16 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import msgspec
 import pytest
 from litestar.handlers import HTTPRouteHandler
 
 from services.web import application
-from shared.api import auth, membership, organizations
+from shared.api import auth, configuration, membership, organizations
+from shared.api.method import Method
 from shared.identity import node_keys, tickets
 from shared.node import enrollment
 from shared.node.enrollment import EnrollingNode
@@ -66,6 +70,7 @@ OF_ADMINISTRATORS = {
     "admin-organisations": "/admin/organisations",
     "policy": "/policies/mesh",
     "admin-prices": "/admin/prices",
+    "admin-routes-none": "/admin/routes",
     "admin-audit": "/admin/audit",
     "admin-settings": "/admin/settings",
     "admin-setup": "/admin/setup",
@@ -120,6 +125,8 @@ def test_no_page_is_forgotten() -> None:
         "/organisations/{team:uuid}",
         "/admin/users/{user_id:uuid}",
         "/admin/organisations/{team_id:uuid}",
+        "/admin/routes/{route:path}",
+        "/admin/rollouts/{rollout:uuid}",
         "/admin/nodes/{node_id:str}/approve",
         "/admin/nodes/{node_id:str}/revoke",
         "/nodes/{node_id:str}/revoke",
@@ -304,6 +311,41 @@ async def test_what_an_administrator_sees(stack: RunningStack, watch: Watch, alb
     await ada.goes(f"/admin/users?search={ada.name}")
     await page.click("main tbody a", ada.name)
     await album.add(page, "admin-user")
+    await _roll_out(stack, api_client)
+    await ada.goes("/admin/routes")
+    await album.add(page, "admin-routes")
+    await page.click("main tbody th a", "assistant")
+    await album.add(page, "admin-route")
+    await page.click("main a", "A rollout")
+    await _settled(ada)
+    await album.add(page, "admin-rollout")
+
+
+async def _roll_out(stack: RunningStack, api_client: ApiClient) -> None:
+    """A route with two versions and a rollout that has run for an hour."""
+
+    async def call(method: Method[Any, Any], request: Any) -> None:
+        await api_client.mesh.rpc.call(method, request, credential=api_client.admin_key)
+
+    for share in (90, 100):
+        targets = f"[{{name: local, model: echo, share: {share}}}, {{name: next, model: smollm2, share: {100 - share}}}]"
+        await call(configuration.apply_config, configuration.ApplyConfig(f"routes: {{assistant: {{targets: {targets}}}}}", note="by hand"))
+    await call(configuration.start_rollout, configuration.StartRollout("assistant", "next"))
+    async with stack.database("gateway") as database:
+        await database.execute("UPDATE rollouts SET started_at = now() - interval '1 hour'")
+        rollout = await database.fetchval("SELECT id FROM rollouts")
+        began = datetime.now(UTC) - timedelta(hours=1)
+        for minute in range(60):
+            point = _point(began + timedelta(minutes=minute), 10 * minute, max(0, minute - 30))
+            body = msgspec.json.encode(point).decode()
+            await database.execute("INSERT INTO rollout_points VALUES ($1, $2, $3::text::jsonb)", rollout, point.at, body)
+
+
+def _point(at: datetime, answers: int, failed: int) -> configuration.RolloutPoint:
+    half_width = 0.3 / (1 + answers / 50)
+    interval = configuration.RolloutInterval("errors", failed, answers, 1, 9 * answers, failed / max(answers, 1), half_width)
+    arms = (configuration.RolloutArm(name, answers, 120, 310 + failed, 40.0, 0, 0.0) for name in ("next", "local"))
+    return configuration.RolloutPoint(at, 10.0, (next(arms), next(arms)), (interval,))
 
 
 async def _work(stack: RunningStack, ann: Visitor) -> None:

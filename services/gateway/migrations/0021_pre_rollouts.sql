@@ -38,6 +38,14 @@ CREATE TABLE rollout_events (
     PRIMARY KEY (rollout, at)
 );
 
+-- What was known at one time, for charts.
+CREATE TABLE rollout_points (
+    rollout uuid NOT NULL REFERENCES rollouts (id) ON DELETE CASCADE,
+    at timestamptz NOT NULL,
+    body jsonb NOT NULL,
+    PRIMARY KEY (rollout, at)
+);
+
 -- What requests say about a rollout, until a gateway has judged it: one row for each written batch. The arrays have one element for each request.
 CREATE TABLE rollout_outcomes (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -51,7 +59,10 @@ CREATE TABLE rollout_outcomes (
     first_token_ms integer[] NOT NULL,
     -- Of answers without text.
     waited_ms integer[] NOT NULL,
+    -- From the first text to the end.
+    writing_ms integer[] NOT NULL,
     tokens integer[] NOT NULL,
+    completion_tokens integer[] NOT NULL,
     upstream_micro bigint[] NOT NULL,
     ratings smallint[] NOT NULL
 );

@@ -50,14 +50,17 @@ counted AS (
 judged AS (
     -- Another target that served the request says nothing about time and cost of the one that was drawn.
     INSERT INTO rollout_outcomes (
-        rollout, is_candidate, tenants, users, began_at, failed, first_token_ms, waited_ms, tokens, upstream_micro, ratings
+        rollout, is_candidate, tenants, users, began_at, failed, first_token_ms, waited_ms, writing_ms, tokens, completion_tokens,
+        upstream_micro, ratings
     )
     SELECT rollouts.id, settled.variant = rollouts.candidate,
         array_agg(settled.tenant_id), array_agg(settled.user_id), array_agg(settled.created_at), array_agg(settled.variant_failed),
         array_agg(CASE WHEN settled.target = settled.variant THEN settled.first_token_ms END),
         array_agg(CASE WHEN settled.target = settled.variant AND settled.first_token_ms IS NULL AND settled.status <> 'success'
             THEN settled.response_time_ms END),
+        array_agg(CASE WHEN settled.target = settled.variant AND settled.status = 'success' THEN settled.response_time_ms - settled.first_token_ms END),
         array_agg(CASE WHEN settled.target = settled.variant THEN fresh.tokens_used ELSE 0 END),
+        array_agg(CASE WHEN settled.target = settled.variant THEN settled.completion_tokens ELSE 0 END),
         array_agg(settled.upstream_micro), array_agg(NULL::smallint)
     FROM fresh
     JOIN settled USING (id)
@@ -486,10 +489,12 @@ WITH counted AS (
     RETURNING request_id, rollout
 )
 INSERT INTO rollout_outcomes (
-    rollout, is_candidate, tenants, users, began_at, failed, first_token_ms, waited_ms, tokens, upstream_micro, ratings
+    rollout, is_candidate, tenants, users, began_at, failed, first_token_ms, waited_ms, writing_ms, tokens, completion_tokens,
+    upstream_micro, ratings
 )
 SELECT rollouts.id, log.variant = rollouts.candidate, ARRAY[log.tenant_id], ARRAY[log.user_id], ARRAY[log.created_at],
-    ARRAY[NULL::boolean], ARRAY[NULL::integer], ARRAY[NULL::integer], ARRAY[0], ARRAY[0::bigint], ARRAY[$4::smallint]
+    ARRAY[NULL::boolean], ARRAY[NULL::integer], ARRAY[NULL::integer], ARRAY[NULL::integer], ARRAY[0], ARRAY[0], ARRAY[0::bigint],
+    ARRAY[$4::smallint]
 FROM counted
 JOIN request_logs AS log ON log.id = counted.request_id
 JOIN rollouts ON rollouts.id = counted.rollout;

@@ -49,7 +49,8 @@ FOR UPDATE SKIP LOCKED;
 -- Take the outcomes of these rollouts, oldest first.
 DELETE FROM rollout_outcomes
 WHERE id IN (SELECT id FROM rollout_outcomes WHERE rollout = ANY ($1::uuid[]) ORDER BY id LIMIT $2)
-RETURNING rollout, is_candidate, tenants, users, began_at, failed, first_token_ms, waited_ms, tokens, upstream_micro, ratings;
+RETURNING rollout, is_candidate, tenants, users, began_at, failed, first_token_ms, waited_ms, writing_ms, tokens,
+    completion_tokens, upstream_micro, ratings;
 
 -- name: save_rollout
 -- Save a rollout that was looked at or changed.
@@ -61,6 +62,19 @@ WITH added AS (
     INSERT INTO rollout_events (rollout, state, share, reason, author) VALUES ($1, $2, $3, $4, $5) RETURNING rollout
 )
 SELECT pg_notify('gateway_config', 'rollout') FROM added;
+
+-- name: add_rollout_point
+-- Record what is known about a rollout now.
+INSERT INTO rollout_points (rollout, at, body) VALUES ($1, $2, $3::text::jsonb) ON CONFLICT DO NOTHING;
+
+-- name: list_rollout_points
+-- List at most $2 points of a rollout, spread over its time, oldest first.
+SELECT body::text AS body
+FROM (
+    SELECT at, body, row_number() OVER (ORDER BY at DESC) AS number, count(*) OVER () AS points FROM rollout_points WHERE rollout = $1
+) AS numbered
+WHERE (number - 1) % (1 + (points - 1) / $2) = 0
+ORDER BY at;
 
 -- name: list_rollout_events
 -- List the changes of a rollout, oldest first.

@@ -8,8 +8,9 @@ from typing import Final
 from uuid import UUID
 
 from services.gateway.billing.request_record import RequestRow
-from services.gateway.rollouts import rollout_rules
-from services.gateway.rollouts.rollout_rules import Progress, RequestOutcome, Rollout
+from services.gateway.rollouts import rollout_evidence, rollout_rules
+from services.gateway.rollouts.rollout_evidence import Progress, RequestOutcome
+from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.scheduling.route_choice import OpenRollout
 from shared.api.configuration import RolloutState
 from shared.config_documents import Sticky
@@ -112,6 +113,6 @@ def _judge(watched: _Watched, row: RequestRow, unit: bytes, *, is_candidate: boo
     if len(watched.outcomes) < _LONGEST_LOOK and sum(outcome.is_candidate for outcome in watched.outcomes) < _LOOK:
         return ""
     outcomes, watched.outcomes = watched.outcomes, []
-    watched.rollout = replace(watched.rollout, progress=rollout_rules.record(watched.rollout, outcomes))
+    watched.rollout = replace(watched.rollout, progress=rollout_evidence.record(watched.rollout.progress, plan, Sticky.REQUEST, outcomes))
     violation = rollout_rules.find_violation(plan, watched.rollout.progress, ALPHA)
     return "" if violation is None else f"{rollout_rules.describe_violation(watched.rollout, violation)}, at one gateway"

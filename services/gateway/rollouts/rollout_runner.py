@@ -5,13 +5,14 @@ rollout first, then the configuration.
 """
 
 import asyncio
+from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
 import msgspec
 
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.rollouts import rollout_rules
+from services.gateway.rollouts import rollout_report, rollout_rules
 from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
 from shared import errors
@@ -80,6 +81,9 @@ class RolloutRunner:
             outcomes = await tables.take_outcomes([rollout.id for rollout, _ in due])
             for before, now in due:
                 after = rollout_rules.look(before, outcomes.get(before.id, ()), now)
+                if rollout_rules.is_point_due(after, now):
+                    await tables.add_point(before.id, rollout_report.describe_point(after, before.share, now))
+                    after = replace(after, progress=replace(after.progress, point_at=now))
                 await tables.save(after)
                 if _is_change(before, after):
                     await apply(tables, self._live, after)
@@ -104,7 +108,9 @@ class RolloutRunner:
     async def _report(self, ended: list[Rollout]) -> None:
         for rollout in ended:
             _log.warning("a rollout has ended", route=rollout.route, state=rollout.state.value, reason=rollout.reason)
-            self._audit_reporting.report_action(f"rollout.{rollout.state.value}", None, target=rollout.route, reason=rollout.reason[:500])
+            self._audit_reporting.report_action(
+                "rollout.end", None, target=rollout.route, state=rollout.state.value, reason=rollout.reason[:500]
+            )
         if ended:
             await self._live.reload()
 

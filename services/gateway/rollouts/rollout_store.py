@@ -9,9 +9,10 @@ from uuid import UUID
 import msgspec
 
 from services.gateway.configuration.config_store import LockedConfig
-from services.gateway.rollouts.rollout_rules import Progress, RequestOutcome, Rollout
+from services.gateway.rollouts.rollout_evidence import Progress, RequestOutcome
+from services.gateway.rollouts.rollout_rules import Rollout
 from shared import errors
-from shared.api.configuration import RolloutPlan, RolloutState
+from shared.api.configuration import MAX_POINTS, RolloutPlan, RolloutPoint, RolloutState
 from shared.config_documents import Sticky
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
@@ -62,6 +63,9 @@ class OpenRollouts:
         """Record the rollout's new state or share; all gateways hear of it when the transaction ends."""
         await self._transaction.value("add_rollout_event", rollout.id, rollout.state.value, rollout.share, rollout.reason, author)
 
+    async def add_point(self, rollout: UUID, point: RolloutPoint) -> None:
+        await self._transaction.run("add_rollout_point", rollout, point.at, msgspec.json.encode(point).decode())
+
     async def start(self, rollout: Rollout) -> None:
         """Insert a rollout. The caller must hold the lock of the configuration, and know that the route has no open one."""
         plan = rollout.plan
@@ -104,6 +108,11 @@ class RolloutStore:
         rows = await self._database.rows("list_rollout_events", rollout)
         return [(row["at"], RolloutState(row["state"]), row["share"], row["reason"], row["author"]) for row in rows]
 
+    async def points(self, rollout: UUID) -> list[RolloutPoint]:
+        """Return what was known at times spread over the rollout, oldest first."""
+        rows = await self._database.rows("list_rollout_points", rollout, MAX_POINTS)
+        return [msgspec.json.decode(row["body"], type=RolloutPoint) for row in rows]
+
     async def recent_states(self) -> dict[str, RolloutState]:
         """Return the state of each route's last rollout that is open or has ended within an hour."""
         return {row["route"]: RolloutState(row["state"]) for row in await self._database.rows("list_recent_rollouts")}
@@ -128,21 +137,23 @@ def _rollout(row: DatabaseRow) -> Rollout:
     )
 
 
-_ARRAYS = ("tenants", "users", "began_at", "failed", "first_token_ms", "waited_ms", "tokens", "upstream_micro", "ratings")
+#: Column of an array -> field of an outcome.
+_ARRAYS = {
+    "tenants": "tenant",
+    "users": "user",
+    "began_at": "began_at",
+    "failed": "failed",
+    "first_token_ms": "first_token_ms",
+    "waited_ms": "waited_ms",
+    "writing_ms": "writing_ms",
+    "tokens": "tokens",
+    "completion_tokens": "completion_tokens",
+    "upstream_micro": "upstream_micro",
+    "ratings": "rating",
+}
 
 
 def _outcomes(row: DatabaseRow) -> Iterator[RequestOutcome]:
-    arrays = (row[name] for name in _ARRAYS)
-    for tenant, user, began_at, failed, first_token_ms, waited_ms, tokens, upstream_micro, rating in zip(*arrays, strict=True):
-        yield RequestOutcome(
-            is_candidate=row["is_candidate"],
-            tenant=tenant,
-            user=user,
-            began_at=began_at,
-            failed=failed,
-            first_token_ms=first_token_ms,
-            waited_ms=waited_ms,
-            tokens=tokens,
-            upstream_micro=upstream_micro,
-            rating=rating,
-        )
+    names = tuple(_ARRAYS.values())
+    for values in zip(*(row[column] for column in _ARRAYS), strict=True):
+        yield RequestOutcome(is_candidate=row["is_candidate"], **dict(zip(names, values, strict=True)))

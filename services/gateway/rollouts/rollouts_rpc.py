@@ -1,6 +1,5 @@
 """Administrators' RPC for rollouts and comparisons."""
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -11,8 +10,9 @@ from uuid import uuid4
 from services.gateway import node_interface
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.rollouts import rollout_rules, rollout_runner, sequential_tests
-from services.gateway.rollouts.rollout_rules import ArmTotals, ConditionState, Guard, Progress, Rollout
+from services.gateway.rollouts import rollout_evidence, rollout_report, rollout_rules, rollout_runner
+from services.gateway.rollouts.rollout_evidence import Progress
+from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
 from services.gateway.scheduling.route_choice import WHOLE, hundredths
 from shared import errors
@@ -23,8 +23,6 @@ from shared.config_documents import ConfigKind, RouteDocument
 from shared.rpc import RpcCall, serves
 from shared.rpc.audit_reporting import AuditReporting
 
-#: Of the intervals in reports.
-_REPORT_ALPHA: Final = 0.05
 #: A baseline with fewer answers in a day says little.
 _LEAST_ANSWERS: Final = 30
 _SEE = "see `aicli admin rollouts list`"
@@ -54,7 +52,7 @@ class RolloutsRpc:
             raise errors.NotFound(f"there is no route {request.route!r}", hint="see `aicli admin routes list`")
         plan = _plan(request, stored.body)
         answers, p95_ms = await self._store.first_token_p95(request.route, plan.baseline)
-        limit = rollout_rules.first_token_limit(p95_ms) if p95_ms is not None and answers >= _LEAST_ANSWERS else None
+        limit = rollout_evidence.first_token_limit(p95_ms) if p95_ms is not None and answers >= _LEAST_ANSWERS else None
         async with self._config_store.lock() as locked:
             if request.route in await locked.open_rollouts():
                 raise errors.AlreadyExists(
@@ -76,7 +74,9 @@ class RolloutsRpc:
             )
             await tables.start(rollout)
             await tables.add_event(rollout, call.principal.user_id)
-        return await self._report(rollout, call, "rollout.start")
+        await self._live.reload()
+        self._audit_reporting.report_action("rollout.start", call.principal, target=rollout.route)
+        return rollout_report.summarize(rollout)
 
     @serves(api.change_rollout)
     async def change(self, request: api.ChangeRollout, call: RpcCall) -> api.RolloutSummary:
@@ -88,12 +88,15 @@ class RolloutsRpc:
             rollout = _change(*found, request)
             await tables.save(rollout)
             await rollout_runner.apply(tables, self._live, rollout, call.principal.user_id)
-        return await self._report(rollout, call, f"rollout.{request.action.value}")
+        # This gateway uses it before the caller hears of it.
+        await self._live.reload()
+        self._audit_reporting.report_action("rollout.change", call.principal, target=rollout.route, change=request.action.value)
+        return rollout_report.summarize(rollout)
 
     @serves(api.list_rollouts)
     async def list_all(self, request: api.ListRollouts, _call: RpcCall) -> api.Rollouts:
         found = await self._store.find(route=request.route, only_open=request.only_open, limit=request.limit)
-        return api.Rollouts(tuple(map(_summary, found)))
+        return api.Rollouts(tuple(map(rollout_report.summarize, found)))
 
     @serves(api.get_rollout)
     async def get(self, request: api.GetRollout, call: RpcCall) -> api.RolloutDetails:
@@ -109,23 +112,17 @@ class RolloutsRpc:
         if authors:
             with suppress(errors.PeerError):
                 names = (await self._rpc.call(business.name_users, business.NameUsers(authors), credential=call.credential)).names
-        progress = rollout.progress
         return api.RolloutDetails(
-            rollout=_summary(rollout),
-            arms=(_arm(rollout.plan.candidate, progress.candidate), _arm(rollout.plan.baseline, progress.baseline)),
-            conditions=tuple(_condition(rollout, state) for state in rollout_rules.conditions(rollout.plan, progress)),
+            rollout=rollout_report.summarize(rollout),
+            arms=rollout_report.describe_arms(rollout),
+            conditions=rollout_report.describe_conditions(rollout),
             events=tuple(
                 api.RolloutEvent(at, state, share, reason, "" if author is None else names.get(str(author), str(author)))
                 for at, state, share, reason, author in changes
             ),
-            first_token_limit_ms=progress.first_token_limit_ms,
+            first_token_limit_ms=rollout.progress.first_token_limit_ms,
+            points=tuple(await self._store.points(rollout.id)) if request.points else (),
         )
-
-    async def _report(self, rollout: Rollout, call: RpcCall, action: str) -> api.RolloutSummary:
-        # This gateway uses it before the caller hears of it.
-        await self._live.reload()
-        self._audit_reporting.report_action(action, call.principal, target=rollout.route)
-        return _summary(rollout)
 
 
 def _plan(request: api.StartRollout, route: RouteDocument) -> RolloutPlan:
@@ -180,56 +177,3 @@ def _change(rollout: Rollout, now: datetime, request: api.ChangeRollout) -> Roll
         case RolloutAction.ABORT:
             state = RolloutState.ENDED if rollout.plan.only_compares else RolloutState.ROLLED_BACK
             return rollout_rules.end(rollout, state, reason, now)
-
-
-def _summary(rollout: Rollout) -> api.RolloutSummary:
-    return api.RolloutSummary(
-        id=rollout.id,
-        route=rollout.route,
-        plan=rollout.plan,
-        state=rollout.state,
-        share=rollout.share,
-        step=rollout.progress.step,
-        step_began_at=rollout.progress.step_began_at,
-        step_requests=rollout.progress.step_requests,
-        reason=rollout.reason,
-        started_at=rollout.started_at,
-        ended_at=rollout.ended_at,
-    )
-
-
-def _arm(target: str, totals: ArmTotals) -> api.RolloutArm:
-    return api.RolloutArm(target, totals.requests, totals.quantile_ms(0.5), totals.quantile_ms(0.95), totals.cost.mean)
-
-
-def _condition(rollout: Rollout, state: ConditionState) -> api.RolloutCondition:
-    half_width = sequential_tests.mixture_half_width(state.variance, state.tau, _REPORT_ALPHA)
-    return api.RolloutCondition(
-        name=state.guard.value,
-        margin=rollout_rules.margin(rollout.plan, state.guard),
-        candidate_bad=state.candidate.bad,
-        candidate_outcomes=state.candidate.outcomes,
-        baseline_bad=state.baseline.bad,
-        baseline_outcomes=state.baseline.outcomes,
-        difference=state.difference,
-        half_width=half_width if math.isfinite(half_width) else None,
-        evidence=min(math.exp(min(max(state.log_evidence, 0.0), 50.0)), 1e12),
-        verdict=_verdict(rollout.plan.candidate, state, half_width),
-    )
-
-
-def _verdict(candidate: str, state: ConditionState, half_width: float) -> str:
-    if not math.isfinite(half_width):
-        return "not enough outcomes yet"
-    low, high = state.difference - half_width, state.difference + half_width
-    if low > 0:
-        return f"{candidate} is worse by at least {_amount(state.guard, low)}"
-    if high < 0:
-        return f"{candidate} is better by at least {_amount(state.guard, -high)}"
-    return f"no difference yet; {candidate} is at most {_amount(state.guard, high)} worse"
-
-
-def _amount(guard: Guard, difference: float) -> str:
-    if guard is Guard.COST:
-        return f"{difference:,.0f} micro-credits for 1,000 tokens"
-    return f"{100 * difference:.1f} points"

@@ -74,7 +74,7 @@ def test_a_rollout_shows_its_outcomes_and_says_why(shell: Shell) -> None:
     errors = api.RolloutCondition("errors", 0.01, 9, 41, 2, 388, 0.21, 0.1, 2300.0, "next is worse by at least 11.0 points")
     cost = api.RolloutCondition("cost", 1.2, 0, 0, 0, 0, 0.0, None, 1.0, "not enough outcomes yet")
     thumbs = api.RolloutCondition("thumbs", None, 0, 0, 0, 0, 0.0, None, 1.0, "not enough outcomes yet")
-    arms = api.RolloutArm("next", 1_041, 120, 300, 2_500.0), api.RolloutArm("local", 388, None, None, 0.0)
+    arms = api.RolloutArm("next", 1_041, 120, 300, 41.25, 9_000, 2_500.0), api.RolloutArm("local", 388, None, None, None, 0, 0.0)
     events = (
         api.RolloutEvent(NOW, RolloutState.RUNNING, 10.0, "", "root"),
         api.RolloutEvent(NOW, RolloutState.ROLLED_BACK, 0.0, reason, ""),
@@ -84,8 +84,8 @@ def test_a_rollout_shows_its_outcomes_and_says_why(shell: Shell) -> None:
     text = shell("admin", "rollouts", "show", "assistant", "-o", "wide").stdout
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0] == f"local → next: rolled back: {reason}"
-    assert "next 1,041 120 ms 300 ms 0.0025" in lines
-    assert "local 388 – – –" in lines
+    assert "next 1,041 120 ms 300 ms 41.2 0.0025" in lines
+    assert "local 388 – – – –" in lines
     assert "errors 9 of 41 2 of 388 1 points next is worse by at least 11.0 points" in lines
     assert "cost – – × 1.2 not enough outcomes yet" in lines
     assert "thumbs – – off not enough outcomes yet" in lines

@@ -105,7 +105,7 @@ def answer_all(mesh: FakeMesh) -> None:
     mesh.answer(configuration.try_route, configuration.TriedRoute(NAME, 3, (tried,), 5))
     mesh.answer(configuration.list_rollouts, configuration.Rollouts((ROLLOUT,)))
     condition = configuration.RolloutCondition("errors", 0.01, 1, 40, 2, 300, 0.01, 0.02, 1.5, NAME)
-    arms = configuration.RolloutArm(NAME, 40, 100, 200, 2_000.0), configuration.RolloutArm(NAME, 300, None, None, 0.0)
+    arms = configuration.RolloutArm(NAME, 40, 100, 200, 40.0, 7, 2_000.0), configuration.RolloutArm(NAME, 300, None, None, None, 0, 0.0)
     changed = configuration.RolloutEvent(NOW, configuration.RolloutState.RUNNING, 10.0, NAME, "ann")
     mesh.answer(configuration.get_rollout, configuration.RolloutDetails(ROLLOUT, arms, (condition,), (changed,), 300))
     mesh.answer(configuration.explain_policy, configuration.PolicyExplanation((configuration.PolicyRule("models", NAME, ("mesh",)),)))

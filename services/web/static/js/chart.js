@@ -153,7 +153,10 @@ class Chart {
       scales: {
         x: { time: isTime, range: isBars ? pad : undefined },
         y: {
-          range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ top) => [0, most ?? (top > 0 ? top * 1.08 : 1)],
+          range: (/** @type {any} */ _, /** @type {number} */ bottom, /** @type {number} */ top) => [
+            bottom < 0 ? bottom * 1.08 : 0,
+            most ?? (top > 0 ? top * 1.08 : bottom < 0 ? 0 : 1),
+          ],
         },
       },
       axes: [

@@ -8,7 +8,8 @@ from typing import Any
 from uuid import UUID
 
 from services.gateway.rollouts import rollout_rules
-from services.gateway.rollouts.rollout_rules import Progress, RequestOutcome, Rollout
+from services.gateway.rollouts.rollout_evidence import Progress, RequestOutcome
+from services.gateway.rollouts.rollout_rules import Rollout
 from shared.api.configuration import RolloutGuards, RolloutPlan, RolloutState
 from shared.config_documents import Sticky
 

@@ -7,8 +7,8 @@ from uuid import UUID
 
 import pytest
 
-from services.gateway.rollouts import rollout_rules
-from services.gateway.rollouts.rollout_rules import ArmTotals, Guard
+from services.gateway.rollouts import rollout_evidence, rollout_rules
+from services.gateway.rollouts.rollout_evidence import ArmTotals, Guard, RequestOutcome
 from shared.api.configuration import RolloutGuards, RolloutState
 from shared.config_documents import Sticky
 from tests.services.gateway.rollouts.simulation import BEGAN, NOBODY, after, outcome, outcomes, rollout
@@ -16,7 +16,7 @@ from tests.services.gateway.rollouts.simulation import BEGAN, NOBODY, after, out
 QUICK: dict[str, Any] = {"steps": (10.0, 100.0), "step_seconds": 10, "step_requests": 4}
 
 
-def good(count: int = 2) -> list[rollout_rules.RequestOutcome]:
+def good(count: int = 2) -> list[RequestOutcome]:
     return outcomes(count, 0, is_candidate=True) + outcomes(count, 0, is_candidate=False)
 
 
@@ -101,7 +101,7 @@ def test_late_first_tokens() -> None:
 
 
 def test_the_first_100_answers_of_the_baseline_fix_an_unknown_limit() -> None:
-    def answers(count: int) -> list[rollout_rules.RequestOutcome]:
+    def answers(count: int) -> list[RequestOutcome]:
         return [outcome(n, is_candidate=False, first_token_ms=400) for n in range(count)]
 
     unknown = rollout(limit_ms=None)
@@ -110,7 +110,7 @@ def test_the_first_100_answers_of_the_baseline_fix_an_unknown_limit() -> None:
     assert before.progress.evidence(Guard.FIRST_TOKEN).candidate.outcomes == 0
     known = after(before, answers(1))
     assert (known.progress.first_token_limit_ms, known.progress.early_first_tokens) == (600, ())
-    assert rollout_rules.first_token_limit(10) == 200
+    assert rollout_evidence.first_token_limit(10) == 200
 
 
 def test_thumbs_and_cost_are_conditions_too() -> None:
@@ -118,7 +118,7 @@ def test_thumbs_and_cost_are_conditions_too() -> None:
     thumbs += [outcome(n, is_candidate=False, failed=None, rating=1) for n in range(40)]
     assert "thumbs were down" in after(rollout(), thumbs, thumbs).reason
 
-    def costs(candidate: int, baseline: int) -> list[rollout_rules.RequestOutcome]:
+    def costs(candidate: int, baseline: int) -> list[RequestOutcome]:
         both = (True, candidate), (False, baseline)
         return [
             outcome(n, is_candidate=arm, tokens=1_000, upstream_micro=micro and micro + n % 3) for arm, micro in both for n in range(60)
@@ -133,7 +133,7 @@ def test_thumbs_and_cost_are_conditions_too() -> None:
 
 
 def test_users_and_organizations_need_ten_units_in_each_arm() -> None:
-    def of_users(users: int, bad_users: int, *, is_candidate: bool) -> list[rollout_rules.RequestOutcome]:
+    def of_users(users: int, bad_users: int, *, is_candidate: bool) -> list[RequestOutcome]:
         who = (UUID(int=n + 1_000 * is_candidate) for n in range(users))
         return [outcome(n, is_candidate=is_candidate, user=user, failed=n < bad_users) for n, user in enumerate(who) for _ in range(10)]
 
@@ -158,6 +158,22 @@ def test_a_comparison_takes_no_steps_and_ends_at_its_time() -> None:
     assert (running.state, running.share) == (RolloutState.RUNNING, 100)
     ended = after(running, good(1), seconds=20)
     assert (ended.state, ended.share) == (RolloutState.ENDED, 0)
+
+
+def test_charts_get_a_point_a_minute_and_later_fewer() -> None:
+    def is_due(after_start: timedelta, since_last: timedelta) -> bool:
+        found = rollout()
+        now = BEGAN + after_start
+        return rollout_rules.is_point_due(replace(found, progress=replace(found.progress, point_at=now - since_last)), now)
+
+    minute, day = timedelta(minutes=1), timedelta(days=1)
+    assert rollout_rules.is_point_due(rollout(), BEGAN), "the first"
+    assert is_due(10 * minute, minute)
+    assert not is_due(10 * minute, minute - timedelta(seconds=1))
+    assert not is_due(30 * day, 80 * minute)
+    assert is_due(30 * day, 90 * minute)
+    ended = rollout(state=RolloutState.PROMOTED)
+    assert rollout_rules.is_point_due(replace(ended, progress=replace(ended.progress, point_at=BEGAN)), BEGAN), "the last"
 
 
 def test_quantiles_are_within_five_percent() -> None:

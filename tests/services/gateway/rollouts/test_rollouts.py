@@ -17,6 +17,7 @@ from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.limits.upstream_prices import TargetSpending
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
 from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
@@ -31,7 +32,7 @@ from shared.api.method import Nothing
 from shared.config_documents import ConfigKind, RouteDocument
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
-from shared.types import ModelName, RequestId, RequestStatus, TenantId, UserId
+from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 from tests.services.gateway.configuration.test_config_rpc import ADMIN, CALL
 from tests.services.gateway.fakes import FakeRpc
 from tests.services.gateway.test_settings import GIVEN
@@ -98,7 +99,7 @@ class Gateway:
 
 
 def row(variant: str, *, failed: bool | None = False, **changed: Any) -> RequestRow:
-    user = changed.pop("user", uuid4())
+    user, upstream = changed.pop("user", uuid4()), changed.pop("upstream", 0)
     route: dict[str, Any] = {"route": "assistant", "version": 1, "variant": variant, "target": variant, "is_compared": True}
     route |= {name: changed.pop(name) for name in list(changed) if name in route}
     plain = RequestRow(
@@ -116,6 +117,7 @@ def row(variant: str, *, failed: bool | None = False, **changed: Any) -> Request
         route=RouteUse(**route),
         first_token_ms=None if failed else 100,
         variant_failed=failed,
+        spending=(TargetSpending("assistant", variant, MicroCredits(upstream)),) if upstream else (),
     )
     return replace(plain, **changed)
 
@@ -207,7 +209,7 @@ async def test_from_start_to_promotion(gateway: Gateway, postgres_url: str) -> N
     assert (versions[0].version, versions[0].origin, versions[0].note) == (2, "applied", "rollout promoted: all steps are done")
     await gateway.reporting.send()
     assert [(act.action, act.actor, act.target) for act in gateway.acts][1:] == [
-        ("rollout.start", ADMIN.user_id, "assistant"), ("rollout.promoted", None, "assistant")
+        ("rollout.start", ADMIN.user_id, "assistant"), ("rollout.end", None, "assistant")
     ]  # fmt: skip
 
 
@@ -228,8 +230,8 @@ async def test_a_failing_candidate_is_rolled_back_with_a_sentence(gateway: Gatew
     assert (versions[0].version, versions[0].origin) == (2, "rollback")
     assert versions[0].note.startswith("rollout rolled back: next: 10 of 30")
     await gateway.reporting.send()
-    assert gateway.acts[-1].action == "rollout.rolled_back"
-    assert gateway.acts[-1].details["reason"] == found.rollout.reason
+    assert gateway.acts[-1].action == "rollout.end"
+    assert gateway.acts[-1].details == {"state": "rolled_back", "reason": found.rollout.reason}
     await gateway.runner._measure()
     (family,) = gateway.metrics.rollout_state.collect()
     assert [(sample.labels, sample.value) for sample in family.samples] == [({"route": "assistant", "state": "rolled_back"}, 1.0)]
@@ -304,6 +306,42 @@ async def test_the_first_rating_of_a_request_counts(gateway: Gateway) -> None:
     await gateway.look()
     thumbs = (await gateway.get()).conditions[2]
     assert (thumbs.name, thumbs.candidate_bad, thumbs.candidate_outcomes) == ("thumbs", 2, 2)
+
+
+async def test_the_course_is_recorded_every_minute_and_at_the_end(gateway: Gateway, postgres_url: str) -> None:
+    started = await gateway.start()
+    for _ in range(2):
+        await gateway.end("next", 2, upstream=1_500)
+        await gateway.end("local", 4)
+        await gateway.look()
+    found = await gateway.rpc.get(api.GetRollout(id=started.id, points=True), CALL)
+    (only,) = found.points
+    assert (only.share, [arm.requests for arm in only.arms]) == (10, [2, 4])
+    assert (only.intervals[0].name, only.intervals[0].candidate_outcomes, only.intervals[0].baseline_outcomes) == ("errors", 2, 4)
+    candidate = found.arms[0]
+    assert (candidate.requests, candidate.cost_micro) == (4, 6_000)
+    assert candidate.tokens_per_second == pytest.approx(1_000 * 10 / 800), "10 tokens from the first text to the end, 800 ms later"
+    assert candidate.token_cost_micro == pytest.approx(1_000 * 1_500 / 20)
+    for _ in range(3):
+        await gateway.end("next", 20, failed=20)
+        await gateway.end("local", 20)
+        await gateway.look()
+    points = (await gateway.rpc.get(api.GetRollout(id=started.id, points=True), CALL)).points
+    assert len(points) == 2
+    assert points[1].share == 10, "until then"
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        await connection.execute(
+            """
+            INSERT INTO gateway.rollout_points
+            SELECT rollout, at + n * interval '1 s', body FROM gateway.rollout_points, generate_series(1, 999) AS n
+            """
+        )
+    finally:
+        await connection.close()
+    listed = (await gateway.rpc.get(api.GetRollout(id=started.id, points=True), CALL)).points
+    assert 300 <= len(listed) <= api.MAX_POINTS
+    assert (await gateway.get()).points == ()
 
 
 async def test_administrators_pause_resume_promote_and_abort(gateway: Gateway) -> None:

@@ -15,6 +15,7 @@ from tests.services.web.fake_mesh import NOW, Account
 from tests.services.web.pages.admin.fake_alerts import FakeAlerts
 from tests.services.web.pages.admin.fake_history import FakeHistory
 from tests.services.web.pages.admin.fake_report import FakeReport
+from tests.services.web.pages.admin.fake_routes import FakeRoutes
 
 #: 56 characters of base32, as a node's key has them.
 WORKER = NodeId("U" + "WORKER" + "A" * 49)
@@ -22,7 +23,7 @@ WAITING = NodeId("U" + "WAITING" + "A" * 48)
 GATEWAY = NodeId("U" + "GATEWAY" + "A" * 48)
 
 
-class AdminMesh(FakeReport, FakeHistory, FakeAlerts):
+class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
     """A test writes the lists and reads ``calls``."""
 
     def __init__(self) -> None:

@@ -18,6 +18,8 @@ class FakeReport(FakeMesh):
     #: Of the rows; None for the ids of all users there are.
     names: tuple[str | None, ...] | None = None
     more = False
+    #: Instead of rows with those names.
+    report_rows: list[BusinessRow] | None = None
 
     def _get_business_report(self, request: business.GetBusinessReport, credential: Credential | None) -> BusinessReport:
         self._admin(credential)
@@ -26,7 +28,7 @@ class FakeReport(FakeMesh):
             of_users = request.by in (BusinessGrouping.USER, BusinessGrouping.OWNER)
             names = tuple(str(each.user.id) for each in self.accounts.values()) if of_users else (str(request.since),)
         total = SUM if names else BusinessSum()
-        rows = tuple(BusinessRow(name, SUM) for name in names)
+        rows = tuple(BusinessRow(name, SUM) for name in names) if self.report_rows is None else tuple(self.report_rows)
         return BusinessReport(total, rows, self.more, MicroCredits(442_000 if names else 0), ActiveUsers(1, 2, 3, 1234))
 
     def _count_new_accounts(self, request: business.CountNewAccounts, credential: Credential | None) -> business.NewAccounts:

@@ -7,14 +7,16 @@ from uuid import uuid4
 import msgspec
 
 from shared.api import accounts, alerts, audit, auth, gateway, ledger, metrics, service_settings
+from shared.api import configuration as api
 from shared.api.membership import MemberState
 from shared.api.organizations import Invitation, TeamRole
 from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageSum, UsageSummary
-from shared.config_documents import PolicyDocument
+from shared.config_documents import PolicyDocument, Sticky
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, Role, TenantId, UserRole
 from tests.services.web.fake_mesh import NOW, Account
 from tests.services.web.fake_usage import FakeUsage
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
+from tests.services.web.pages.admin.fake_routes import TARGETS, rollout
 
 SCRIPT = "</title></textarea>\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
 #: Reverses the text after it, without an end.
@@ -77,6 +79,13 @@ def build(mesh: HostileMesh, name: str) -> SeededDb:
         alert = mesh.add_alert(state, state=state)
         # Severity and advice come from the rule.
         mesh.alerts[-1] = msgspec.structs.replace(alert, name=name, labels={name: name}, summary=name, description=name, seen_by=name)
+    mesh.routes.append(
+        api.RouteState(name, 2, Sticky.USER, tuple(msgspec.structs.replace(target, name=name, model=name) for target in TARGETS))
+    )
+    mesh.add_route("named", name, f"{name}{name}")
+    mesh.routes[-1] = msgspec.structs.replace(mesh.routes[0], name="named")
+    mesh.rollouts = [rollout(name, plan=api.RolloutPlan(name, name), reason=name), rollout("named", plan=api.RolloutPlan(name, name))]
+    paths |= {"route": "named", "rollout": str(mesh.rollouts[0].id)}
     mesh.silences.append(alerts.Silence(name, name, {name: name}, NOW, name, name))
     mesh.keep_everything(model=name, gpu=name)
     mesh.health = metrics.SystemHealth("down", (metrics.ComponentHealth(name, "worker", "down", NOW, name),))

@@ -1,0 +1,273 @@
+"""Show a rollout: its steps, its two targets, and what their outcomes prove, with charts and a CSV export; pause, promote and abort it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC
+from itertools import pairwise
+from uuid import UUID
+
+import msgspec
+from litestar import Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery
+
+from services.web import csv_tables, rendering
+from services.web.charts import usage_chart
+from services.web.charts.usage_chart import NOTHING, number
+from services.web.http import downloads
+from services.web.request_context import Page, PageRequest
+from shared import errors
+from shared.api import configuration as api
+from shared.api.configuration import OPEN_STATES, RolloutAction, RolloutState
+
+_DONE = {action.value: text for action, text in {
+    RolloutAction.PAUSE: "Rollout paused. The candidate keeps its share.",
+    RolloutAction.RESUME: "Rollout resumed.",
+    RolloutAction.PROMOTE: "The candidate has all the traffic.",
+    RolloutAction.ABORT: "The baseline has its traffic back.",
+}.items()}  # fmt: skip
+STATES = {
+    RolloutState.RUNNING: "Running",
+    RolloutState.HOLDING: "Waiting for outcomes",
+    RolloutState.PAUSED: "Paused",
+    RolloutState.ROLLED_BACK: "Rolled back",
+    RolloutState.PROMOTED: "Promoted",
+    RolloutState.ENDED: "Ended",
+}
+#: As in the style sheet.
+TONES = {RolloutState.ROLLED_BACK: "bad", RolloutState.HOLDING: "warn", RolloutState.PAUSED: "warn"}
+GUARDS = {"errors": "Failed answers", "first_token": "Late first tokens", "thumbs": "Thumbs down", "cost": "Upstream cost"}
+
+
+class RolloutForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutChartRow:
+    #: In Unix seconds.
+    seconds: int
+    label: str
+    #: Text and value of each column; an empty value means unknown.
+    cells: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutChart:
+    id: str
+    title: str
+    unit: str
+    columns: tuple[str, ...]
+    rows: tuple[RolloutChartRow, ...]
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutArmView:
+    target: str
+    requests: str
+    failed: str
+    first_token: str
+    speed: str
+    liked: str
+    cost: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConditionView:
+    name: str
+    candidate: str
+    baseline: str
+    margin: str
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPage:
+    rollout: api.RolloutSummary
+    state: str
+    tone: str
+    is_open: bool
+    steps: str
+    arms: tuple[RolloutArmView, ...]
+    conditions: tuple[RolloutConditionView, ...]
+    events: tuple[api.RolloutEvent, ...]
+    charts: tuple[RolloutChart, ...]
+    states: dict[RolloutState, str]
+    path: str
+    problem: errors.AimeshError | None = None
+
+
+@get("/admin/rollouts/{rollout:uuid}")
+async def show_rollout(page_request: NamedDependency[PageRequest], rollout: FromPath[UUID], done: FromQuery[str] = "") -> Page:
+    return await _page(page_request, rollout, notice=rendering.find_notice(done, _DONE))
+
+
+@post("/admin/rollouts/{rollout:uuid}/{action:str}")
+async def change_rollout(page_request: NamedDependency[PageRequest], rollout: FromPath[UUID], action: FromPath[str]) -> Page:
+    if action not in set(RolloutAction):
+        raise errors.NotFound("there is no such action", hint="go back to the rollout")
+    form = await page_request.read_form(RolloutForm)
+    try:
+        found = await page_request.call(api.get_rollout, api.GetRollout(id=rollout))
+        if found.rollout.state not in OPEN_STATES:
+            raise errors.BadRequest("the rollout has ended", hint="start a new one from its route")
+        route = found.rollout.route
+        await page_request.submit(api.change_rollout, api.ChangeRollout(route, RolloutAction(action), form.note[: api.MAX_NOTE_CHARACTERS]))
+    except errors.CallerError as error:
+        return await _page(page_request, rollout, problem=error)
+    return page_request.redirect(f"/admin/rollouts/{rollout}?done={action}")
+
+
+@get("/admin/rollouts/{rollout:uuid}/points.csv")
+async def download_rollout(page_request: NamedDependency[PageRequest], rollout: FromPath[UUID]) -> Response[bytes]:
+    found = await page_request.call(api.get_rollout, api.GetRollout(id=rollout, points=True))
+    headers = downloads.attachment(f"aimesh-rollout-{rollout}.csv")
+    return Response(csv_tables.rollout(found.points), media_type=csv_tables.MEDIA_TYPE, headers=headers)
+
+
+async def _page(
+    page_request: PageRequest, rollout: UUID, *, problem: errors.CallerError | None = None, notice: rendering.Notice | None = None
+) -> Page:
+    found = await page_request.call(api.get_rollout, api.GetRollout(id=rollout, points=True))
+    summary = found.rollout
+    view = RolloutPage(
+        rollout=summary,
+        state=STATES[summary.state],
+        tone=TONES.get(summary.state, "good"),
+        is_open=summary.state in OPEN_STATES,
+        steps=describe_steps(summary),
+        arms=tuple(arm_rows(found)),
+        conditions=tuple(map(_condition, found.conditions)),
+        events=found.events,
+        charts=charts(found),
+        states=STATES,
+        path=f"/admin/rollouts/{rollout}",
+        problem=problem,
+    )
+    return page_request.page("admin/rollout.html", view, here="admin", problem=problem, notice=notice)
+
+
+def describe_steps(rollout: api.RolloutSummary) -> str:
+    plan = rollout.plan
+    if plan.only_compares:
+        until = "" if plan.until is None else f", until {plan.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        return f"A comparison at {plan.steps[0]:g} %{until}"
+    steps = " → ".join(f"{step:g} %" for step in plan.steps)
+    return f"{steps}; each step takes {_minutes(plan.step_seconds)} and {plan.step_requests:,} requests at least"
+
+
+def _minutes(seconds: int) -> str:
+    for unit, name in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
+        if seconds >= unit and seconds % unit == 0:
+            return f"{seconds // unit} {name}{'' if seconds == unit else 's'}"
+    return f"{seconds} seconds"
+
+
+def arm_rows(found: api.RolloutDetails) -> Iterator[RolloutArmView]:
+    states = {condition.name: condition for condition in found.conditions}
+    for arm, side in zip(found.arms, ("candidate", "baseline"), strict=True):
+        yield RolloutArmView(
+            target=arm.target,
+            requests=number(arm.requests),
+            failed=_share(states.get("errors"), side),
+            first_token=NOTHING if arm.first_token_p50_ms is None else f"{arm.first_token_p50_ms:,} / {arm.first_token_p95_ms:,} ms",
+            speed=NOTHING if arm.tokens_per_second is None else f"{arm.tokens_per_second:.1f}",
+            liked=_share(states.get("thumbs"), side),
+            cost=usage_chart.cost(round(arm.cost_micro / arm.requests)) if arm.requests else NOTHING,
+        )
+
+
+def _share(state: api.RolloutCondition | None, side: str) -> str:
+    outcomes = 0 if state is None else getattr(state, f"{side}_outcomes")
+    return f"{100 * getattr(state, f'{side}_bad') / outcomes:.1f} %" if outcomes else NOTHING
+
+
+def _condition(state: api.RolloutCondition) -> RolloutConditionView:
+    is_cost = state.name == "cost"
+    return RolloutConditionView(
+        name=GUARDS.get(state.name, state.name),
+        candidate=NOTHING if is_cost else f"{state.candidate_bad:,} of {state.candidate_outcomes:,}",
+        baseline=NOTHING if is_cost else f"{state.baseline_bad:,} of {state.baseline_outcomes:,}",
+        margin="off" if state.margin is None else f"× {state.margin:g}" if is_cost else f"{100 * state.margin:g} %",
+        verdict=state.verdict,
+    )
+
+
+# --- charts ---------------------------------------------------------------------------------------------------------
+
+
+def charts(found: api.RolloutDetails) -> tuple[RolloutChart, ...]:
+    """Return the charts of a rollout that has a course."""
+    points, plan = found.points, found.rollout.plan
+    if len(points) < 2:
+        return ()
+    names = plan.candidate, plan.baseline
+    drawn = (
+        RolloutChart(
+            id="failed",
+            title="Failed answers",
+            unit=" %",
+            columns=names,
+            rows=tuple(_failed(points)),
+            hint="In each period. Empty: no answers.",
+        ),
+        _difference(found, "errors", "Difference in failed answers"),
+        RolloutChart(
+            id="first",
+            title="95 % of first tokens within",
+            unit=" ms",
+            columns=names,
+            rows=_rows(points, lambda point: [arm.first_token_p95_ms for arm in point.arms], "{:,.0f} ms"),
+            hint="Of all answers until then.",
+        ),
+        _difference(found, "first_token", "Difference in late first tokens"),
+    )
+    return tuple(chart for chart in drawn if any(value for row in chart.rows for _, value in row.cells))
+
+
+def _failed(points: Sequence[api.RolloutPoint]) -> Iterator[RolloutChartRow]:
+    for before, point in pairwise(points):
+        then, now = (next((each for each in one.intervals if each.name == "errors"), None) for one in (before, point))
+        if then is not None and now is not None:
+            shares = [
+                _percent(now.candidate_bad - then.candidate_bad, now.candidate_outcomes - then.candidate_outcomes),
+                _percent(now.baseline_bad - then.baseline_bad, now.baseline_outcomes - then.baseline_outcomes),
+            ]
+            yield _row(point, shares, "{:.1f} %")
+
+
+def _percent(bad: int, outcomes: int) -> float | None:
+    return 100 * bad / outcomes if outcomes > 0 else None
+
+
+def _difference(found: api.RolloutDetails, guard: str, title: str) -> RolloutChart:
+    def bounds(point: api.RolloutPoint) -> list[float | None]:
+        state = next((each for each in point.intervals if each.name == guard), None)
+        if state is None or state.half_width is None:
+            return [None, None, None]
+        return [100 * each for each in (state.difference, state.difference - state.half_width, state.difference + state.half_width)]
+
+    return RolloutChart(
+        id=f"difference-{guard}",
+        title=title,
+        unit="",
+        columns=("Observed", "Lowest", "Highest"),
+        rows=_rows(found.points, bounds, "{:+.1f}"),
+        hint=f"In percentage points; above 0, {found.rollout.plan.candidate} is worse. The true difference lies between lowest and highest "
+        "with 95 % certainty, whenever you look.",
+    )
+
+
+def _rows(
+    points: Sequence[api.RolloutPoint], find: Callable[[api.RolloutPoint], Sequence[float | None]], form: str
+) -> tuple[RolloutChartRow, ...]:
+    return tuple(_row(point, find(point), form) for point in points)
+
+
+def _row(point: api.RolloutPoint, values: Sequence[float | None], form: str) -> RolloutChartRow:
+    cells = ((NOTHING, "") if value is None else (form.format(value), f"{value:.4g}") for value in values)
+    return RolloutChartRow(int(point.at.timestamp()), f"{point.at.astimezone(UTC):%Y-%m-%d %H:%M}", tuple(cells))
+
+
+ROUTES = (show_rollout, change_rollout, download_rollout)
