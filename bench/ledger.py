@@ -11,6 +11,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from services.gateway.billing.query_batching import QueryBatching
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
 from services.gateway.billing.usage_recorder import UsageRecorder
+from services.gateway.limits.upstream_prices import TargetHold
 from services.gateway.store import GatewayStore
 from shared.stores.database import Database
 from shared.telemetry import Metrics
@@ -43,7 +45,9 @@ GATEWAY = NodeId("U" * 56)
 PLENTY = MicroCredits(10**15)
 
 #: Makes a request of this tenant.
-One = Callable[[UserId], Awaitable[None]]
+One = Callable[..., Awaitable[None]]
+#: Of a route with four targets, of which the last ones have a daily ceiling.
+CEILINGS = tuple(TargetHold("assistant", f"api-{number}", MODEL, MicroCredits(1), PLENTY) for number in range(4))
 
 
 def reservation_of(request: RequestId, owner: UserId, monthly: MicroCredits = PLENTY) -> ReservationRequest:
@@ -75,9 +79,10 @@ async def _requests(opened: Database, ledger: LedgerStore) -> AsyncIterator[One]
         recorder = UsageRecorder(GatewayStore(opened), journal, metrics.usage_queue_rows, metrics.settle_failures)
         async with recorder.running(), QueryBatching(reserve).running() as batches:
 
-            async def one(owner: UserId) -> None:
+            async def one(owner: UserId, holds: tuple[TargetHold, ...] = ()) -> None:
                 request = RequestId(uuid4())
-                assert isinstance(await batches.ask(reservation_of(request, owner)), GrantedReservation)
+                wanted = replace(reservation_of(request, owner), holds=holds)
+                assert isinstance(await batches.ask(wanted), GrantedReservation)
                 recorder.reserve()
                 pending = recorder.add(row_of(request, owner))
                 await recorder.written(pending)
@@ -105,7 +110,14 @@ async def _measure_rates(rows: Rows, ours: One, plain: One, seconds: float) -> N
     tenants = [UserId(uuid4()) for _ in range(TENANTS)]
     rates, waits = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for _ in range(3):
-        for name, one, owners in (("50", ours, tenants), ("plain", plain, tenants), ("1", ours, tenants[:1])):
+        kinds: tuple[tuple[str, One, list[UserId]], ...] = (
+            ("50", ours, tenants),
+            ("plain", plain, tenants),
+            ("1", ours, tenants[:1]),
+            ("a ceiling", partial(ours, holds=CEILINGS[:1]), tenants),
+            ("four ceilings", partial(ours, holds=CEILINGS), tenants),
+        )
+        for name, one, owners in kinds:
             turns = itertools.cycle(owners)
             rate, took = await calls.for_seconds(lambda one=one, turns=turns: one(next(turns)), CLIENTS, seconds)  # type: ignore[misc]
             rates[name].append(rate)
@@ -114,6 +126,8 @@ async def _measure_rates(rows: Rows, ours: One, plain: One, seconds: float) -> N
         claim = f"reserve + settle, {what}"
         rows.medians(claim, rates[name], "requests/s", "one committed INSERT", rates["plain"])
         rows.alone(claim, statistics.median(rates[name]), "requests/s", at_least=at_least)
+    for name in ("a ceiling", "four ceilings"):
+        rows.medians(f"reserve + settle, four targets, {name}", rates[name], "requests/s", "one target", rates["50"])
     for name in ("50", "1"):
         rows.waits(f"reserve + settle, {name} tenants, {CLIENTS} at once", waits[name])
 

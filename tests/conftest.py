@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from shared import context
 from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser, Chromium
 from tests.servers import PostgresServer, ValkeyServer, running
@@ -47,6 +48,12 @@ def _no_log_to_nowhere() -> Iterator[None]:
     yield
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not getattr(getattr(handler, "stream", None), "closed", False)]
+
+
+@pytest.fixture(autouse=True)
+def _no_request_of_another_test() -> None:
+    """A test without a loop that starts a request starts it for every test behind it in the same process."""
+    context.current.set(None)
 
 
 @pytest.fixture(scope="session")

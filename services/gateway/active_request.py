@@ -65,6 +65,8 @@ class ActiveRequest(ABC):
         #: What stays at the target that was drawn for it; empty without a route.
         self.unit = b""
         self._has_fallen_back = False
+        #: A rollout already knows that it is late.
+        self.is_counted_late = False
         #: Whether the caller may know which target serves it.
         self.shows_target = True
         #: Set when its targets are found.
@@ -383,6 +385,7 @@ class ActivePrompt(ActiveRequest):
             cost_micro=self.cost_micro,
             clamped_to=self.clamped_to,
             cached=self.cached,
+            target=self.route.target if self.route is not None and self.shows_target else None,
         )
 
     @property

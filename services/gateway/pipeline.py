@@ -52,6 +52,8 @@ Call = TypeVar("Call")
 Item = TypeVar("Item")
 #: Starts an answer at one target, which takes at most so many seconds.
 Start = Callable[[TargetCall[Call], float], AsyncGenerator[Item]]
+#: Called when a request begins; returns what is called with its row when it ends, or with None if another gateway writes the row.
+Follow = Callable[[ActiveRequest, Principal], Callable[[RequestRow | None], None]]
 
 _log = logs.get(part="pipeline")
 
@@ -68,9 +70,9 @@ class Pipeline:
         *,
         responses: ResponseCache | None = None,
         cache_only_when_asked: bool = False,
-        on_end: Callable[[RequestRow, bytes], None] = lambda _row, _unit: None,
+        follow: Follow = lambda _running, _principal: lambda _row: None,
     ) -> None:
-        """``responses`` is None if the cache is disabled. ``on_end`` is called for each request, also with what sticks to its target."""
+        """``responses`` is None if the cache is disabled."""
         self._admission = admission
         self._quotas, self._ledger = admission.quotas, admission.ledger
         self._relay = relay
@@ -78,7 +80,7 @@ class Pipeline:
         self._publish = publish
         self._responses = responses
         self._cache_only_when_asked = cache_only_when_asked
-        self._on_end = on_end
+        self._follow = follow
         self.clock = admission.clock
         self._answers_ended = GatewayAnswers(admission.metrics)
         self._endings = CompletionCounters(admission.metrics)
@@ -133,6 +135,7 @@ class Pipeline:
     ) -> AsyncIterator[Running]:
         """Close the worker's stream and write the row, however the block ends."""
         self._recorder.reserve()
+        on_end = self._follow(running, principal)
         failure: errors.AimeshError | None = None
         status, is_taken_over = RequestStatus.ERROR, False
         try:
@@ -157,6 +160,7 @@ class Pipeline:
                 # No await between here and `add`: the row is queued even if this task is canceled.
                 running.end()
                 written = None if is_taken_over else self._record(running, principal, status, failure)
+                on_end(None if written is None else written.row)
                 if is_taken_over:
                     # The gateway that continues the request, or settles its overdue reservation, writes the row.
                     self._recorder.release()
@@ -276,6 +280,7 @@ class Pipeline:
             avoided_micro=running.avoided_micro,
             first_token_ms=None if running.first_text_seconds is None else min(milliseconds(running.first_text_seconds), _MAX_ROW_NUMBER),
             variant_failed=running.variant_failed(status, failure),
+            is_counted_late=running.is_counted_late,
         )
         written = self._recorder.add(row)
         self._ledger.ended(row.id)
@@ -303,7 +308,6 @@ class Pipeline:
         self._answers_ended.ended(answer, asked=running.held is not None and not row.cached)
         self._endings.ended(row, was_read=running.first_text_seconds is not None, complete=running.complete)
         self._routes.ended(row, running.first_text_seconds)
-        self._on_end(row, running.unit)
         self._publish(
             events.RequestCompleted(
                 at=datetime.now(UTC),

@@ -52,6 +52,7 @@ from services.gateway.request_admission import RequestAdmission
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
+from services.gateway.rollouts.rollout_waits import RolloutWaits
 from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
 from services.gateway.scheduling import model_coverage, policies, routing
 from services.gateway.scheduling.candidates import WorkerStats
@@ -156,6 +157,9 @@ class GatewayService:
         )
         self.rollouts = RolloutRunner(opened.configuration, opened.rollouts, self.audit_reporting, node.metrics)
         brake = RolloutBrake(lambda: opened.configuration.rollouts, self.rollouts.stop)
+        waits = RolloutWaits(lambda: opened.configuration.rollouts, brake.ended)
+        self.rollouts.find_late = waits.find_late
+
         pipeline = Pipeline(
             admission,
             relay,
@@ -163,7 +167,7 @@ class GatewayService:
             node.publish,
             responses=_responses(settings, node, opened.cache, opened.answer_runs),
             cache_only_when_asked=settings.response_cache == "asked",
-            on_end=brake.ended,
+            follow=waits.follow,
         )
         self._idempotency = opened.idempotency
         self.reports = opened.reports
@@ -210,7 +214,7 @@ class GatewayService:
                         configuration, config_store, settings, node.rpc, audit_reporting=service.audit_reporting, served=service._served
                     )
                 )
-                node.dispatcher.add(PolicyRpc(configuration, config_store, node.rpc, service.audit_reporting))
+                node.dispatcher.add(PolicyRpc(configuration, node.rpc, service.audit_reporting))
                 node.dispatcher.add(RoutesRpc(configuration, node.directory, requests.read_spending, ledger.price_of))
                 node.dispatcher.add(RolloutsRpc(configuration, config_store, rollouts, node.rpc, service.audit_reporting))
                 service.watch_workers()

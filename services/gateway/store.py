@@ -97,4 +97,5 @@ def _columns(row: RequestRow) -> tuple[object, ...]:
         row.first_token_ms,
         row.variant_failed,
         row.route is not None and row.route.is_compared,
+        row.is_counted_late,
     )

@@ -95,6 +95,8 @@ class InferenceResult(Body, frozen=True, omit_defaults=False):
     clamped_to: int | None = None
     #: Served from the response cache.
     cached: bool = False
+    #: The target of a route that answered; None without a route, or if the policy hides it.
+    target: str | None = None
 
 
 class WrittenAnswer(Body, frozen=True):

@@ -39,6 +39,7 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "config_revision": "of the house",
             "rollouts": "of the house",
             "rollout_events": "of the house",
+            "rollout_points": "sums over all owners",
             "rollout_outcomes": "ids and numbers of requests until a gateway has counted them",
             "rollout_ratings": "ids of requests while their rollout is open",
             "target_spending": "sums of days over all owners",

@@ -84,6 +84,8 @@ class RequestRow:
     first_token_ms: int | None = None
     #: Whether the target that was drawn for it has failed; None if that isn't known, or the caller's doing.
     variant_failed: bool | None = None
+    #: A rollout already knows that it was late.
+    is_counted_late: bool = False
 
     @property
     def upstream_micro(self) -> MicroCredits:

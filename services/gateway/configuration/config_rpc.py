@@ -10,8 +10,7 @@ from services.gateway import node_interface
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks, config_file, environment
 from services.gateway.configuration.config_store import ConfigStore, StoredVersion
-from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.scheduling.route_choice import OpenRollout
+from services.gateway.configuration.live_configuration import Bodies, ConfigOutcome, LiveConfiguration
 from services.gateway.settings import GatewaySettings
 from shared import errors, yaml_text
 from shared.api import business
@@ -20,8 +19,6 @@ from shared.config_documents import BODIES, ConfigKind, Document, RouteDocument
 from shared.rpc import RpcCall, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import ModelName
-
-Bodies = Mapping[DocumentKey, Document | None]
 
 #: A message of the mesh has 1 MiB.
 _MOST_REPLY_CHARACTERS = 2**18
@@ -120,28 +117,20 @@ class ConfigRpc:
         note: str,
     ) -> api.AppliedConfig:
         """Write what differs, as one revision. Raises AlreadyExists after a newer revision, and BadRequest with all mistakes."""
-        async with self._store.lock() as locked:
-            expected = getattr(request, "expected_revision", None)
-            if expected is not None and expected != locked.revision:
+        expected = getattr(request, "expected_revision", None)
+
+        def check(revision: int, current: Mapping[DocumentKey, StoredDocument]) -> Bodies:
+            if expected is not None and expected != revision:
                 raise errors.AlreadyExists(
-                    f"the configuration has changed: it is at revision {locked.revision}, not {expected}",
+                    f"the configuration has changed: it is at revision {revision}, not {expected}",
                     hint="see `aicli admin config history`, then apply again",
                 )
-            current = await self._live.read_locked(locked)
-            before = {key: stored.body for key, stored in current.items()}
-            changed = {key: body for key, body in find_changes(current).items() if body != before.get(key)}
-            after = {key: body for key, body in (before | changed).items() if body is not None}
-            if mistakes := tuple(config_checks.check_together(after)):
-                raise config_file.bad_config(mistakes)
-            _check_rollouts(changed, await locked.open_rollouts())
-            written: Mapping[DocumentKey, StoredDocument] = {}
-            if changed and not request.dry_run:
-                written = await locked.write(changed, origin=origin, author=call.principal.user_id, note=note)
-        revision = max((stored.revision for stored in written.values()), default=locked.revision)
-        if written:
-            # This gateway serves the new configuration before the caller hears of it.
-            await self._live.reload()
-            targets = ", ".join(f"{kind.value} {name}" for kind, name in changed)
+            return find_changes(current)
+
+        author, is_dry = call.principal.user_id, request.dry_run
+        done = await self._live.change(check, origin=origin, author=author, note=note, is_dry=is_dry)
+        if done.written:
+            targets = ", ".join(f"{kind.value} {name}" for kind, name in done.changed)
             self._audit_reporting.report_action(
                 "config.apply"
                 if isinstance(request, api.ApplyConfig)
@@ -150,39 +139,25 @@ class ConfigRpc:
                 else "config.import",
                 call.principal,
                 target=targets[:200],
-                revision=str(revision),
+                revision=str(done.revision),
             )
-        routes = [name for name, body in ((name, body) for (_, name), body in after.items()) if isinstance(body, RouteDocument)]
+        routes = [name for (_, name), body in ({**done.before, **done.changed}).items() if isinstance(body, RouteDocument)]
         return api.AppliedConfig(
-            revision,
-            tuple(_compare(changed, before, written)),
-            tuple(config_checks.warnings(changed, routes, self._served())),
+            done.revision,
+            tuple(_compare(done)),
+            tuple(config_checks.warnings(done.changed, routes, self._served())),
         )
-
-
-def _check_rollouts(changed: Bodies, rollouts: Mapping[str, OpenRollout]) -> None:
-    """Raise AlreadyExists if an open rollout would lose its route or a target."""
-    for (kind, name), body in changed.items():
-        rollout = rollouts.get(name) if kind is ConfigKind.ROUTE else None
-        if rollout is None:
-            continue
-        targets = {target.name for target in body.targets} if isinstance(body, RouteDocument) else set()
-        if missing := {rollout.plan.candidate, rollout.plan.baseline} - targets:
-            raise errors.AlreadyExists(
-                f"the route {name!r} has an open rollout, which needs {' and '.join(sorted(missing))}",
-                hint=f"end it with `aicli admin rollouts abort {name}`",
-            )
 
 
 def _decode(kind: ConfigKind, body: str | None) -> Document | None:
     return None if body is None else msgspec.json.decode(body, type=BODIES[kind])
 
 
-def _compare(changed: Bodies, before: Bodies, written: Mapping[DocumentKey, StoredDocument]) -> Iterator[api.ConfigChange]:
+def _compare(done: ConfigOutcome) -> Iterator[api.ConfigChange]:
     room = _MOST_REPLY_CHARACTERS
-    for key, body in changed.items():
-        version = written[key].version if key in written else 0
-        texts = _yaml(before.get(key)), _yaml(body)
+    for key, body in done.changed.items():
+        version = done.written[key].version if key in done.written else 0
+        texts = _yaml(done.before.get(key)), _yaml(body)
         room -= sum(len(text or "") for text in texts)
         yield api.ConfigChange(*key, *texts, version) if room >= 0 else api.ConfigChange(*key, None, None, version, is_cut=True)
 

@@ -117,7 +117,10 @@ def _changes(since: int, rows: Sequence[DatabaseRow]) -> ConfigChanges:
 
 
 def _rollouts(rows: Sequence[DatabaseRow]) -> dict[str, OpenRollout]:
-    return {row["route"]: OpenRollout(row["id"], msgspec.json.decode(row["plan"], type=RolloutPlan), row["step"]) for row in rows}
+    return {
+        row["route"]: OpenRollout(row["id"], msgspec.json.decode(row["plan"], type=RolloutPlan), row["step"], row["first_token_limit_ms"])
+        for row in rows
+    }
 
 
 def _document(row: DatabaseRow) -> list[tuple[DocumentKey, StoredDocument]]:

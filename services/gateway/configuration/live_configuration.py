@@ -2,20 +2,39 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from uuid import UUID
 
 from services.gateway import config_snapshot
 from services.gateway.config_snapshot import ConfigSnapshot, DocumentKey, StoredDocument
-from services.gateway.configuration import environment
+from services.gateway.configuration import config_checks, config_file, environment
 from services.gateway.configuration.config_store import ConfigStore, LockedConfig
 from services.gateway.scheduling.route_choice import OpenRollout
 from services.gateway.settings import GatewaySettings
 from shared import errors
+from shared.config_documents import ConfigKind, Document, RouteDocument
 from shared.telemetry import logs
+from shared.types import UserId
 
 _POLL_SECONDS = 5.0
+
+Bodies = Mapping[DocumentKey, Document | None]
+#: Called with the revision and the current documents, while nobody else can change them; None removes a document.
+FindChanges = Callable[[int, Mapping[DocumentKey, StoredDocument]], Bodies]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigOutcome:
+    #: The new one, or the current one if nothing was written.
+    revision: int
+    before: Bodies
+    #: What differs.
+    changed: Bodies
+    #: Empty after a dry run.
+    written: Mapping[DocumentKey, StoredDocument]
+
 
 _log = logs.get(part="configuration")
 
@@ -88,6 +107,27 @@ class LiveConfiguration:
         moving = {route: rollout for route, rollout in self._rollouts.items() if rollout.id not in self._stopped}
         self._snapshot = config_snapshot.build(revision, self._documents, moving)
 
+    async def change(
+        self, find_changes: FindChanges, *, origin: str, author: UserId | None, note: str = "", is_dry: bool = False
+    ) -> ConfigOutcome:
+        """Write what differs as one revision, and use it here. Raises what ``find_changes`` raises, BadRequest with all mistakes,
+        AlreadyExists if an open rollout would lose a target, and Unavailable."""
+        async with self._store.lock() as locked:
+            current = await self.read_locked(locked)
+            before = {key: stored.body for key, stored in current.items()}
+            changed = {key: body for key, body in find_changes(locked.revision, current).items() if body != before.get(key)}
+            after = {key: body for key, body in (before | changed).items() if body is not None}
+            if mistakes := tuple(config_checks.check_together(after)):
+                raise config_file.bad_config(mistakes)
+            _check_rollouts(changed, await locked.open_rollouts())
+            written: Mapping[DocumentKey, StoredDocument] = {}
+            if changed and not is_dry:
+                written = await locked.write(changed, origin=origin, author=author, note=note)
+        if written:
+            await self.reload()
+        revision = max((stored.revision for stored in written.values()), default=locked.revision)
+        return ConfigOutcome(revision, before, changed, written)
+
     async def read_locked(self, locked: LockedConfig) -> dict[DocumentKey, StoredDocument]:
         """Return the documents as the lock's holder must see them."""
         return {**self._documents, **(await locked.changes_since(self._snapshot.revision)).documents}
@@ -113,3 +153,17 @@ class LiveConfiguration:
         async with aclosing(self._store.watch()) as changes:
             async for _ in changes:
                 wake.set()
+
+
+def _check_rollouts(changed: Bodies, rollouts: Mapping[str, OpenRollout]) -> None:
+    """Raise AlreadyExists if an open rollout would lose its route or a target."""
+    for (kind, name), body in changed.items():
+        rollout = rollouts.get(name) if kind is ConfigKind.ROUTE else None
+        if rollout is None:
+            continue
+        targets = {target.name for target in body.targets} if isinstance(body, RouteDocument) else set()
+        if missing := {rollout.plan.candidate, rollout.plan.baseline} - targets:
+            raise errors.AlreadyExists(
+                f"the route {name!r} has an open rollout, which needs {' and '.join(sorted(missing))}",
+                hint=f"end it with `aicli admin rollouts abort {name}`",
+            )

@@ -1,13 +1,11 @@
 """RPC for policies: read, change and explain them. Organizations and holders of keys change their own, within the mesh's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from uuid import UUID
 
 from services.gateway import node_interface
-from services.gateway.config_snapshot import DocumentKey
-from services.gateway.configuration import config_checks, config_file
-from services.gateway.configuration.config_store import ConfigStore
-from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
 from services.gateway.scheduling.policies import BUILT_IN, NameLists, Policy
 from shared import access_table, amounts, errors
 from shared.access_table import Permission
@@ -32,9 +30,8 @@ _WHO_MAY = "owners of the organization, the key's creator and administrators may
 
 
 class PolicyRpc:
-    def __init__(self, live: LiveConfiguration, store: ConfigStore, rpc: node_interface.NodeRpc, audit_reporting: AuditReporting) -> None:
+    def __init__(self, live: LiveConfiguration, rpc: node_interface.NodeRpc, audit_reporting: AuditReporting) -> None:
         self._live = live
-        self._store = store
         self._rpc = rpc
         self._audit_reporting = audit_reporting
 
@@ -52,8 +49,8 @@ class PolicyRpc:
         if not await self._may_change(request.name, call):
             raise errors.NotAllowed(f"you may not change the policy {request.name}", hint=_WHO_MAY)
         key: DocumentKey = ConfigKind.POLICY, request.name
-        async with self._store.lock() as locked:
-            documents = await self._live.read_locked(locked)
+
+        def check(_revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Bodies:
             version = documents[key].version if key in documents else 0
             if request.expected_version not in (None, version):
                 raise errors.AlreadyExists(
@@ -63,11 +60,9 @@ class PolicyRpc:
             if request.policy is not None and request.name.startswith((ORGANIZATION_POLICY, KEY_POLICY)):
                 mesh = documents.get((ConfigKind.POLICY, MESH_POLICY))
                 _check_ceiling(request.policy, mesh.body if mesh is not None and isinstance(mesh.body, PolicyDocument) else None)
-            before = {name: stored.body for name, stored in documents.items()}
-            if mistakes := tuple(config_checks.check_together({n: body for n, body in (before | {key: request.policy}).items() if body})):
-                raise config_file.bad_config(mistakes)
-            if request.policy != before.get(key):
-                await locked.write({key: request.policy}, origin="applied", author=call.principal.user_id, note=request.note)
+            return {key: request.policy}
+
+        await self._live.change(check, origin="applied", author=call.principal.user_id, note=request.note)
         await self._live.reload()
         self._audit_reporting.report_action("policy.set", call.principal, target=request.name)
         return self._state(request.name, may_change=True)

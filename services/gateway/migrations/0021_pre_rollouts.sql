@@ -51,6 +51,8 @@ CREATE TABLE rollout_outcomes (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     rollout uuid NOT NULL,
     is_candidate boolean NOT NULL,
+    -- Ended requests; otherwise ratings, or running requests that are late.
+    are_ended boolean NOT NULL,
     tenants uuid[] NOT NULL,
     users uuid[] NOT NULL,
     began_at timestamptz[] NOT NULL,

@@ -48,6 +48,20 @@ class Choice(msgspec.Struct, frozen=True):
     logprobs: ChoiceLogprobs | None = None
 
 
+class ServedBy(msgspec.Struct, frozen=True):
+    """Our addition to OpenAI's answers."""
+
+    #: Of the route.
+    target: str
+
+
+ShownServedBy = ServedBy | msgspec.UnsetType
+
+
+def served_by(result: InferenceResult) -> ShownServedBy:
+    return msgspec.UNSET if result.target is None else ServedBy(result.target)
+
+
 class ChatCompletion(msgspec.Struct, frozen=True):
     id: str
     created: int
@@ -57,6 +71,7 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     system_fingerprint: str = ""
     service_tier: str = "default"
     object: str = "chat.completion"
+    x_aimesh: ShownServedBy = msgspec.UNSET
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -82,6 +97,8 @@ class ChatChunk(msgspec.Struct, frozen=True, omit_defaults=False):
     system_fingerprint: str = ""
     service_tier: str = "default"
     object: str = "chat.completion.chunk"
+    #: Only in the last one.
+    x_aimesh: ShownServedBy = msgspec.UNSET
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -135,17 +152,18 @@ class ChatFormat:
         choices = self._beginning(chunk.answer)
         if delta != _NOTHING or logprobs is not None:
             choices.append(ChunkChoice(delta, index=chunk.answer, logprobs=logprobs))
-        return [self._event((choice,)) for choice in choices]
+        return [ServerSentEvent(self._chunk((choice,))) for choice in choices]
 
     def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
         choices: list[ChunkChoice] = []
         for index, reason in enumerate(response_formats.reasons(result, len(self._gathered))):
             choices += self._beginning(index)
             choices.append(ChunkChoice(Delta(), finish_reason=self._gathered[index].finish_reason(reason), index=index))
-        events = [self._event((choice,)) for choice in choices]
+        events = [self._chunk((choice,)) for choice in choices]
         if self._include_usage:
-            events.append(self._event((), ChatUsage.of(result.usage)))
-        return (*events, response_formats.DONE)
+            events.append(self._chunk((), ChatUsage.of(result.usage)))
+        events[-1] = msgspec.structs.replace(events[-1], x_aimesh=served_by(result))
+        return (*map(ServerSentEvent, events), response_formats.DONE)
 
     def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
         return (ServerSentEvent(error),)
@@ -158,7 +176,9 @@ class ChatFormat:
                 zip(self._gathered, response_formats.reasons(result, len(self._gathered)), strict=True)
             )
         )
-        return ChatCompletion(_id(about), about.created, about.model, choices, ChatUsage.of(result.usage), about.fingerprint)
+        return ChatCompletion(
+            _id(about), about.created, about.model, choices, ChatUsage.of(result.usage), about.fingerprint, x_aimesh=served_by(result)
+        )
 
     def _beginning(self, index: int) -> list[ChunkChoice]:
         if index in self._begun:
@@ -166,10 +186,10 @@ class ChatFormat:
         self._begun.add(index)
         return [ChunkChoice(Delta(role="assistant", content=""), index=index)]
 
-    def _event(self, choices: tuple[ChunkChoice, ...], usage: ChatUsage | None = None) -> ServerSentEvent:
+    def _chunk(self, choices: tuple[ChunkChoice, ...], usage: ChatUsage | None = None) -> ChatChunk:
         about = self._facts()
         shown_usage = usage if self._include_usage else msgspec.UNSET
-        return ServerSentEvent(ChatChunk(_id(about), about.created, about.model, choices, shown_usage, about.fingerprint))
+        return ChatChunk(_id(about), about.created, about.model, choices, shown_usage, about.fingerprint)
 
     def _facts(self) -> AnswerFacts:
         assert self._about is not None  # `begin` was called

@@ -10,7 +10,7 @@ import msgspec
 
 from services.gateway.http_api import response_formats
 from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent, piece_text
-from services.gateway.openai_api.chat_format import ChatUsage, finish_word
+from services.gateway.openai_api.chat_format import ChatUsage, ShownServedBy, finish_word, served_by
 from services.gateway.openai_api.completion_request import CompletionBody
 from shared.api.gateway import InferenceResult
 from shared.api.generation import Usage
@@ -46,6 +46,8 @@ class Completion(msgspec.Struct, frozen=True):
     usage: ChatUsage | msgspec.UnsetType | None = msgspec.UNSET
     system_fingerprint: str = ""
     object: str = "text_completion"
+    #: As in ``ChatChunk``.
+    x_aimesh: ShownServedBy = msgspec.UNSET
 
 
 class CompletionFormat:
@@ -78,7 +80,7 @@ class CompletionFormat:
         logprobs = self._gathered[index].add(chunk)
         if not chunk.text and logprobs is None:
             return ()
-        return (self._event((CompletionChoice(self._echo(index) + chunk.text, index, logprobs),)),)
+        return (ServerSentEvent(self._event((CompletionChoice(self._echo(index) + chunk.text, index, logprobs),))),)
 
     def close(self, result: InferenceResult) -> None:
         """Finish one prompt."""
@@ -87,6 +89,9 @@ class CompletionFormat:
 
     def end(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
         """Finish one prompt, and return its last events."""
+        return [ServerSentEvent(event) for event in self._ends(result)]
+
+    def _ends(self, result: InferenceResult) -> list[Completion]:
         self.close(result)
         indexes = range(self._index(0), self._index(self._answers))
         return [
@@ -94,9 +99,11 @@ class CompletionFormat:
         ]
 
     def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
-        events = self.end(result)
-        usage = (self._event((), ChatUsage.of(self._usage)),) if self._body.include_usage else ()
-        return (*events, *usage, response_formats.DONE)
+        events = self._ends(result)
+        if self._body.include_usage:
+            events.append(self._event((), ChatUsage.of(self._usage)))
+        events[-1] = msgspec.structs.replace(events[-1], x_aimesh=served_by(result))
+        return (*map(ServerSentEvent, events), response_formats.DONE)
 
     def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
         return (ServerSentEvent(error),)
@@ -107,7 +114,7 @@ class CompletionFormat:
             CompletionChoice(self._echo(index) + gathered.text, index, gathered.logprobs, finish_word(reason))
             for index, (gathered, reason) in enumerate(zip(self._gathered, self._reasons, strict=True))
         )
-        return self._completion(choices, ChatUsage.of(self._usage))
+        return msgspec.structs.replace(self._completion(choices, ChatUsage.of(self._usage)), x_aimesh=served_by(result))
 
     def _index(self, answer: int) -> int:
         return self._prompt * self._answers + answer
@@ -118,8 +125,8 @@ class CompletionFormat:
         self._echoed.add(index)
         return self._body.prompts[index // self._answers]
 
-    def _event(self, choices: tuple[CompletionChoice, ...], usage: ChatUsage | None = None) -> ServerSentEvent:
-        return ServerSentEvent(self._completion(choices, usage if self._body.include_usage else msgspec.UNSET))
+    def _event(self, choices: tuple[CompletionChoice, ...], usage: ChatUsage | None = None) -> Completion:
+        return self._completion(choices, usage if self._body.include_usage else msgspec.UNSET)
 
     def _completion(self, choices: tuple[CompletionChoice, ...], usage: ChatUsage | msgspec.UnsetType | None) -> Completion:
         about = self._about

@@ -5,12 +5,14 @@ WITH ended AS (
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::integer[],
         $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
         $16::text[], $17::text[], $18::boolean[], $19::bigint[], $20::text[], $21::integer[], $22::text[], $23::text[],
-        $24::text[], $25::smallint[], $26::bigint[], $27::bigint[], $28::integer[], $29::boolean[], $30::boolean[]
+        $24::text[], $25::smallint[], $26::bigint[], $27::bigint[], $28::integer[], $29::boolean[], $30::boolean[],
+        $31::boolean[]
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
-        provider, attempts, upstream_micro, avoided_micro, first_token_ms, variant_failed, is_compared
+        provider, attempts, upstream_micro, avoided_micro, first_token_ms, variant_failed, is_compared,
+        is_counted_late
     )
 ),
 settled AS MATERIALIZED (
@@ -50,14 +52,14 @@ counted AS (
 judged AS (
     -- Another target that served the request says nothing about time and cost of the one that was drawn.
     INSERT INTO rollout_outcomes (
-        rollout, is_candidate, tenants, users, began_at, failed, first_token_ms, waited_ms, writing_ms, tokens, completion_tokens,
+        rollout, is_candidate, are_ended, tenants, users, began_at, failed, first_token_ms, waited_ms, writing_ms, tokens, completion_tokens,
         upstream_micro, ratings
     )
-    SELECT rollouts.id, settled.variant = rollouts.candidate,
+    SELECT rollouts.id, settled.variant = rollouts.candidate, true,
         array_agg(settled.tenant_id), array_agg(settled.user_id), array_agg(settled.created_at), array_agg(settled.variant_failed),
-        array_agg(CASE WHEN settled.target = settled.variant THEN settled.first_token_ms END),
-        array_agg(CASE WHEN settled.target = settled.variant AND settled.first_token_ms IS NULL AND settled.status <> 'success'
-            THEN settled.response_time_ms END),
+        array_agg(CASE WHEN settled.target = settled.variant AND NOT settled.is_counted_late THEN settled.first_token_ms END),
+        array_agg(CASE WHEN settled.target = settled.variant AND NOT settled.is_counted_late AND settled.first_token_ms IS NULL
+            AND settled.status <> 'success' THEN settled.response_time_ms END),
         array_agg(CASE WHEN settled.target = settled.variant AND settled.status = 'success' THEN settled.response_time_ms - settled.first_token_ms END),
         array_agg(CASE WHEN settled.target = settled.variant THEN fresh.tokens_used ELSE 0 END),
         array_agg(CASE WHEN settled.target = settled.variant THEN settled.completion_tokens ELSE 0 END),
@@ -489,10 +491,10 @@ WITH counted AS (
     RETURNING request_id, rollout
 )
 INSERT INTO rollout_outcomes (
-    rollout, is_candidate, tenants, users, began_at, failed, first_token_ms, waited_ms, writing_ms, tokens, completion_tokens,
+    rollout, is_candidate, are_ended, tenants, users, began_at, failed, first_token_ms, waited_ms, writing_ms, tokens, completion_tokens,
     upstream_micro, ratings
 )
-SELECT rollouts.id, log.variant = rollouts.candidate, ARRAY[log.tenant_id], ARRAY[log.user_id], ARRAY[log.created_at],
+SELECT rollouts.id, log.variant = rollouts.candidate, false, ARRAY[log.tenant_id], ARRAY[log.user_id], ARRAY[log.created_at],
     ARRAY[NULL::boolean], ARRAY[NULL::integer], ARRAY[NULL::integer], ARRAY[NULL::integer], ARRAY[0], ARRAY[0], ARRAY[0::bigint],
     ARRAY[$4::smallint]
 FROM counted

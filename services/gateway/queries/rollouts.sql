@@ -1,6 +1,8 @@
 -- name: list_open_rollouts
 -- List what gateways need to know for each request.
-SELECT id, route, plan::text AS plan, (progress ->> 'step')::integer AS step FROM rollouts WHERE is_open;
+SELECT id, route, plan::text AS plan, (progress ->> 'step')::integer AS step,
+    (progress ->> 'first_token_limit_ms')::integer AS first_token_limit_ms
+FROM rollouts WHERE is_open;
 
 -- name: start_rollout
 -- Start a rollout; a second open one of a route is a unique violation.
@@ -49,8 +51,21 @@ FOR UPDATE SKIP LOCKED;
 -- Take the outcomes of these rollouts, oldest first.
 DELETE FROM rollout_outcomes
 WHERE id IN (SELECT id FROM rollout_outcomes WHERE rollout = ANY ($1::uuid[]) ORDER BY id LIMIT $2)
-RETURNING rollout, is_candidate, tenants, users, began_at, failed, first_token_ms, waited_ms, writing_ms, tokens,
+RETURNING rollout, is_candidate, are_ended, tenants, users, began_at, failed, first_token_ms, waited_ms, writing_ms, tokens,
     completion_tokens, upstream_micro, ratings;
+
+-- name: add_late_requests
+-- Add running requests that are late to the outcomes of their rollouts.
+INSERT INTO rollout_outcomes (
+    rollout, is_candidate, are_ended, tenants, users, began_at, failed, first_token_ms, waited_ms, writing_ms, tokens,
+    completion_tokens, upstream_micro, ratings
+)
+SELECT rollouts.id, late.is_candidate, false, ARRAY[late.tenant], ARRAY[late.owner], ARRAY[late.began_at],
+    ARRAY[NULL::boolean], ARRAY[NULL::integer], ARRAY[late.waited_ms], ARRAY[NULL::integer], ARRAY[0], ARRAY[0], ARRAY[0::bigint],
+    ARRAY[NULL::smallint]
+FROM unnest($1::uuid[], $2::boolean[], $3::uuid[], $4::uuid[], $5::timestamptz[], $6::integer[])
+    AS late (rollout, is_candidate, tenant, owner, began_at, waited_ms)
+JOIN rollouts ON rollouts.id = late.rollout AND rollouts.is_open AND rollouts.started_at <= late.began_at;
 
 -- name: save_rollout
 -- Save a rollout that was looked at or changed.

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from services.gateway.active_request import ActiveRequest
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.rollouts import rollout_evidence, rollout_rules
 from services.gateway.rollouts.rollout_evidence import Progress, RequestOutcome
@@ -50,10 +51,9 @@ class RolloutBrake:
         self._stop = stop
         self._watched: dict[UUID, _Watched] = {}
 
-    def ended(self, row: RequestRow, unit: bytes) -> None:
-        """Judge a request. ``unit`` stays at the target that was drawn for it."""
-        used = row.route
-        if used is None or not used.is_compared or row.variant_failed is None:
+    def ended(self, running: ActiveRequest, row: RequestRow | None) -> None:
+        used = None if row is None else row.route
+        if row is None or used is None or not used.is_compared or row.variant_failed is None:
             return
         rollouts = self._open_rollouts()
         rollout = rollouts.get(used.route)
@@ -64,7 +64,7 @@ class RolloutBrake:
             ids = {each.id for each in rollouts.values()}
             self._watched = {known: each for known, each in self._watched.items() if known in ids}
             watched = self._watched[rollout.id] = _Watched(_begin(used.route, rollout, row.created_at))
-        reason = _judge(watched, row, unit, is_candidate=used.variant == rollout.plan.candidate)
+        reason = _judge(watched, row, running.unit, is_candidate=used.variant == rollout.plan.candidate)
         if reason:
             self._stop(rollout.id, used.route, reason)
             # Its last requests are still running.

@@ -55,6 +55,8 @@ class RequestOutcome:
     tenant: UUID
     user: UUID
     began_at: datetime
+    #: False for a rating, and for a running request that is late.
+    has_ended: bool = True
     #: None if it says nothing about errors.
     failed: bool | None = None
     #: None if no text came.
@@ -245,7 +247,7 @@ def _add_totals(
     whole = [outcome for outcome in of_arm if outcome.writing_ms]
     costs = (1_000 * each.upstream_micro / each.tokens for each in counted if each.is_candidate is is_candidate and each.tokens)
     return ArmTotals(
-        totals.requests + sum(outcome.rating is None for outcome in of_arm),
+        totals.requests + sum(outcome.has_ended for outcome in of_arm),
         first_tokens,
         totals.cost.plus(costs),
         totals.upstream_micro + sum(outcome.upstream_micro for outcome in of_arm),

@@ -5,14 +5,17 @@ rollout first, then the configuration.
 """
 
 import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
 import msgspec
 
+from services.gateway.active_request import ActiveRequest
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.rollouts import rollout_report, rollout_rules
+from services.gateway.rollouts.rollout_evidence import RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
 from shared import errors
@@ -23,6 +26,9 @@ from shared.telemetry import Metrics, logs
 from shared.types import UserId
 
 LOOK_SECONDS: Final = 5.0
+
+#: A running request that has waited for too long, and its rollout.
+LateRequest = tuple[UUID, ActiveRequest, RequestOutcome]
 
 _log = logs.get(part="rollouts")
 
@@ -43,6 +49,7 @@ class RolloutRunner:
         self._store = store
         self._audit_reporting = audit_reporting
         self._metrics = metrics
+        self.find_late: Callable[[], Iterable[LateRequest]] = tuple
         self._look_seconds = look_seconds
         #: Rollouts that this gateway has stopped by itself, and why; until PostgreSQL knows.
         self._stopped: dict[UUID, tuple[str, str]] = {}
@@ -74,6 +81,7 @@ class RolloutRunner:
         """Judge the rollouts at which no gateway has looked for a while. Raises Unavailable."""
         if not self._live.rollouts:
             return
+        await self._count_late()
         ended = []
         async with self._store.change() as tables:
             # Looks of other gateways may come a little early.
@@ -90,6 +98,15 @@ class RolloutRunner:
                     ended += [] if after.is_open else [after]
             await tables.forget()
         await self._report(ended)
+
+    async def _count_late(self) -> None:
+        late = list(self.find_late())
+        if not late:
+            return
+        async with self._store.change() as tables:
+            await tables.add_late([(rollout, outcome) for rollout, _, outcome in late])
+        for _, running, _ in late:
+            running.is_counted_late = True
 
     async def roll_back_stopped(self) -> None:
         """Roll back what this gateway has stopped. Raises Unavailable."""

@@ -55,6 +55,13 @@ class OpenRollouts:
             found[row["rollout"]] += _outcomes(row)
         return found
 
+    async def add_late(self, late: Sequence[tuple[UUID, RequestOutcome]]) -> None:
+        """Add running requests that have waited for too long."""
+        columns = zip(
+            *((rollout, one.is_candidate, one.tenant, one.user, one.began_at, one.waited_ms) for rollout, one in late), strict=True
+        )
+        await self._transaction.run("add_late_requests", *columns)
+
     async def save(self, rollout: Rollout) -> None:
         progress = msgspec.json.encode(rollout.progress).decode()
         await self._transaction.run("save_rollout", rollout.id, rollout.state.value, rollout.reason, progress, rollout.ended_at)
@@ -156,4 +163,4 @@ _ARRAYS = {
 def _outcomes(row: DatabaseRow) -> Iterator[RequestOutcome]:
     names = tuple(_ARRAYS.values())
     for values in zip(*(row[column] for column in _ARRAYS), strict=True):
-        yield RequestOutcome(is_candidate=row["is_candidate"], **dict(zip(names, values, strict=True)))
+        yield RequestOutcome(is_candidate=row["is_candidate"], has_ended=row["are_ended"], **dict(zip(names, values, strict=True)))

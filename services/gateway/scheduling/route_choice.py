@@ -76,6 +76,8 @@ class OpenRollout:
     plan: RolloutPlan
     #: The position in ``plan.steps``.
     step: int
+    #: Answers that begin later are late; None if that isn't known yet.
+    first_token_limit_ms: int | None = None
 
     @property
     def share(self) -> int:

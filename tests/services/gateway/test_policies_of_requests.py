@@ -211,6 +211,7 @@ async def test_answers_may_hide_their_target(policed: Policed) -> None:
             pass
     assert running.shown_route is not None
     assert (running.shown_route.route, running.shown_route.variant) == ("assistant", None)
+    assert running.result.target is None
     row = policed.service.store.only_row
     assert row.route is not None
     assert row.route.variant == "paid", "the log knows"

@@ -131,7 +131,7 @@ def roll_out(routed: Routed, share: float = 100.0) -> list[tuple[RequestRow, byt
     routed.service.names = names
     routed.service.config = replace(routed.service.config, names=names)
     seen: list[tuple[RequestRow, bytes]] = []
-    routed.service.pipeline._on_end = lambda *ended: seen.append(ended)
+    routed.service.pipeline._follow = lambda running, _principal: lambda row: seen.append((row, running.unit))
     return seen
 
 
@@ -511,6 +511,20 @@ async def test_http_names_route_and_variant_and_takes_a_conversation(routed: Rou
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "X-Conversation-Id")
         listed = [model["id"] for model in (await http.get("/v1/models")).json()["data"]]
         assert listed == ["assistant", "api", "local", "smollm2"]
+
+
+async def test_answers_and_the_last_event_name_the_target(routed: Routed) -> None:
+    routed.local.fails_with = errors.LinkLost("gone")
+    transport = httpx.ASGITransport(routed.service.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers={"X-API-Key": KEY}) as http:
+        for path, body in (("/v1/chat/completions", _chat("hi")), ("/v1/completions", {"model": "assistant", "prompt": "hi"})):
+            assert (await http.post(path, json=body)).json()["x_aimesh"] == {"target": "paid"}
+            direct = await http.post(path, json=body | {"model": "api"})
+            assert "x_aimesh" not in direct.json(), "no route"
+            for usage in ({}, {"stream_options": {"include_usage": True}}):
+                streamed = await http.post(path, json={**body, **usage, "stream": True})
+                events = [msgspec.json.decode(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+                assert [event.get("x_aimesh") for event in events] == [*[None] * (len(events) - 1), {"target": "paid"}]
 
 
 def _chat(text: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ async def open_gateway(url: str, **variables: str) -> AsyncIterator[Governed]:
         live = LiveConfiguration(tables)
         await live.start(config.load(GatewaySettings, GIVEN | variables))
         reporting = AuditReporting(fake)
-        found = Governed(PolicyRpc(live, tables, fake, reporting), live)
+        found = Governed(PolicyRpc(live, fake, reporting), live)
 
         async def record(request: audit.RecordActs) -> Nothing:
             found.acts.extend(request.acts)

@@ -1,10 +1,12 @@
 """A gateway stops a candidate by its own requests."""
 
 import random
+import time
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+from services.gateway.active_request import ActivePrompt
 from services.gateway.billing.request_record import RequestRow, RouteUse
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.scheduling.route_choice import OpenRollout
@@ -43,7 +45,9 @@ class Watched:
             route=RouteUse(**given),
             variant_failed=failed,
         )
-        self.brake.ended(row, b"%d" % (self.count if unit is None else unit))
+        running = ActivePrompt(time.monotonic)
+        running.unit = b"%d" % (self.count if unit is None else unit)
+        self.brake.ended(running, row)
 
     @property
     def reasons(self) -> list[str]:

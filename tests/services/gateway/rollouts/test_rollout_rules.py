@@ -79,13 +79,13 @@ def test_one_tenant_counts_20_times_in_a_look() -> None:
     assert (found.progress.candidate.requests, found.progress.step_requests) == (50, 50)
     late = [outcome(30 - n, failed=n == 0, tenant=NOBODY) for n in range(30)]
     assert after(rollout(), late).progress.evidence(Guard.ERRORS).candidate.bad == 0, "the first by their start"
-    rated = [outcome(n, failed=None, rating=-1, tenant=NOBODY) for n in range(20)]
+    rated = [outcome(n, failed=None, rating=-1, tenant=NOBODY, has_ended=False) for n in range(20)]
     both = after(rollout(), [*late, *rated]).progress
     assert (both.evidence(Guard.ERRORS).candidate.outcomes, both.evidence(Guard.THUMBS).candidate.outcomes) == (20, 20)
 
 
 def test_what_says_nothing_about_errors_is_not_counted_as_one() -> None:
-    found = after(rollout(), [outcome(1, failed=None), outcome(2, failed=None, rating=1)])
+    found = after(rollout(), [outcome(1, failed=None), outcome(2, failed=None, rating=1, has_ended=False)])
     assert found.progress.evidence(Guard.ERRORS).candidate.outcomes == 0
     assert found.progress.candidate.requests == 1, "a rating is no request"
 

@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from services.gateway import store
+from services.gateway.active_request import ActivePrompt
 from services.gateway.billing.request_record import RequestRow, RouteUse
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.configuration.config_rpc import ConfigRpc
@@ -20,6 +21,7 @@ from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.limits.upstream_prices import TargetSpending
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
+from services.gateway.rollouts.rollout_waits import RolloutWaits
 from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import GatewayStore
@@ -34,7 +36,7 @@ from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 from tests.services.gateway.configuration.test_config_rpc import ADMIN, CALL
-from tests.services.gateway.fakes import FakeRpc
+from tests.services.gateway.fakes import PERSON, FakeRpc
 from tests.services.gateway.test_settings import GIVEN
 
 ROUTE = """
@@ -471,3 +473,66 @@ async def test_nobody_can_read_what_is_not_there(gateway: Gateway) -> None:
         await gateway.rpc.get(api.GetRollout(), CALL)
     started = await gateway.start()
     assert (await gateway.rpc.get(api.GetRollout(id=started.id), CALL)).rollout == started
+
+
+# --- requests that wait ---------------------------------------------------------------------------------------------------
+
+
+def waiting(variant: str, seconds: float, **route: Any) -> ActivePrompt:
+    """A request that has waited for so long."""
+    clock = iter([0.0])
+    running = ActivePrompt(lambda: next(clock, seconds))
+    running.began_at = datetime.now(UTC) + timedelta(seconds=1)
+    given: dict[str, Any] = {"route": "assistant", "version": 1, "variant": variant, "target": variant, "is_compared": True}
+    running.route = RouteUse(**given | route)
+    return running
+
+
+async def test_a_request_that_waits_too_long_counts_at_once_and_once(gateway: Gateway) -> None:
+    await gateway.end("local", 30, first_token_ms=400)
+    await gateway.start()
+    await gateway.live.reload()
+    waits = RolloutWaits(lambda: gateway.live.rollouts, lambda _running, _row: None)
+    gateway.runner.find_late = waits.find_late
+    hung, answers = waiting("next", 0.7), waiting("next", 0.7)
+    answers._first_text = 0.5
+    others = waiting("next", 0.5), waiting("local", 0.7), waiting("next", 0.7, is_compared=False), waiting("next", 0.7, target="local")
+    ends = [waits.follow(each, PERSON) for each in (hung, answers, *others)]
+    for _ in range(2):
+        await gateway.look()
+        late = (await gateway.get()).conditions[1]
+        assert (late.candidate_bad, late.candidate_outcomes, late.baseline_bad, late.baseline_outcomes) == (1, 1, 1, 1)
+    assert hung.is_counted_late
+    # It ends, and says something about errors only.
+    ends[0](None)
+    ended = row("next", failed=True, is_counted_late=True, response_time_ms=9_000, status=RequestStatus.TIMEOUT)
+    await gateway.requests.write_requests([ended, row("next", is_counted_late=True, first_token_ms=9_000)])
+    await gateway.look()
+    found = (await gateway.get()).conditions
+    assert (found[1].candidate_bad, found[1].candidate_outcomes) == (1, 1)
+    assert (found[0].candidate_bad, found[0].candidate_outcomes) == (1, 2)
+    assert (await gateway.get()).arms[0].requests == 2, "of which one was counted as late before"
+    for end in ends[1:]:
+        end(None)
+    assert list(waits.find_late()) == []
+
+
+async def test_while_postgresql_is_down_a_late_request_is_not_forgotten(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    await gateway.end("local", 30, first_token_ms=400)
+    await gateway.start()
+    await gateway.live.reload()
+    waits = RolloutWaits(lambda: gateway.live.rollouts, lambda _running, _row: None)
+    gateway.runner.find_late = waits.find_late
+    hung = waiting("next", 0.7)
+    waits.follow(hung, PERSON)
+
+    async def refuse(*_: object) -> None:
+        raise errors.Unavailable("down")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("services.gateway.rollouts.rollout_store.OpenRollouts.add_late", refuse)
+        with pytest.raises(errors.Unavailable, match="down"):
+            await gateway.look()
+    assert not hung.is_counted_late
+    await gateway.look()
+    assert hung.is_counted_late

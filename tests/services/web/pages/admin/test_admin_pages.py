@@ -29,6 +29,7 @@ PATHS = (
     "/admin/organisations",
     f"/admin/organisations/{ACME}",
     "/admin/prices?history=yes",
+    "/admin/routes",
     "/admin/audit",
     "/admin/settings",
     "/admin/setup",
@@ -41,7 +42,7 @@ _READING = {
     "auth.getSignInOptions", "auth.getSigningKeys", "gateway.listNodes", "gateway.getServiceHealth", "gateway.listModels",
     "gateway.listPrices", "gateway.readAccount", "gateway.getUserQuota", "gateway.getUsageReport", "gateway.getBusinessReport",
     "auth.countNewAccounts", "auth.nameUsers", "auth.getSetup", "auth.listColleagueInvitations",
-    "metrics.getSystemHealth", "metrics.getHistory", "metrics.listAlerts",
+    "gateway.listRoutes", "gateway.listRollouts", "metrics.getSystemHealth", "metrics.getHistory", "metrics.listAlerts",
 }  # fmt: skip
 
 
@@ -101,7 +102,13 @@ async def test_get_changes_nothing(root: Browser, mesh: AdminMesh, dana: str) ->
 
 #: Group -> the name of each page, with its path.
 NAVIGATION = {
-    "Operate": {"Health": "/admin", "Alerts": "/admin/alerts", "Charts": "/admin/charts", "Nodes": "/admin/nodes"},
+    "Operate": {
+        "Health": "/admin",
+        "Alerts": "/admin/alerts",
+        "Charts": "/admin/charts",
+        "Nodes": "/admin/nodes",
+        "Routes": "/admin/routes",
+    },
     "People": {"Users": "/admin/users", "Organizations": "/admin/organisations"},
     "Money": {"Prices": "/admin/prices", "Report": "/admin/report"},
     "System": {"Audit log": "/admin/audit", "Settings": "/admin/settings", "Setup": "/admin/setup"},
