@@ -14,9 +14,9 @@ from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import ConcurrencySlot, Count, LimitVerdict, RequestLimit
 from shared.types import RequestId
 
-#: A call takes 0.2 ms, but a busy machine sometimes doesn't schedule Valkey for 20 ms. This allows for four such pauses, because counting
+#: A call takes 0.2 ms, but a busy machine sometimes doesn't schedule Valkey for 60 ms. This allows for four such pauses, because counting
 #: in the gateway instead would let requests exceed the limit.
-ANSWER_SECONDS = 0.08
+ANSWER_SECONDS = 0.25
 #: Lease of a concurrency slot without an extension, as in ``admit_request.lua``.
 SLOT_SECONDS = 30.0
 _ADMIT, _SETTLE, _EXTEND = "admit_request", "settle_request", "extend_slots"
@@ -35,7 +35,7 @@ class Counters(Protocol):
 
 
 class LimitScripts:
-    """Runs the scripts, by the clock of their server. Every method raises Unavailable if Valkey does not answer within 80 ms, but it may
+    """Runs the scripts, by the clock of their server. Every method raises Unavailable if Valkey does not answer within 250 ms, but it may
     have counted. ``now`` is for tests."""
 
     def __init__(self, counters: Counters) -> None:
@@ -44,7 +44,7 @@ class LimitScripts:
             counters.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"), urgent=True)
 
     async def connect(self) -> None:
-        """Connect in advance, because connecting may take longer than 80 ms. Raises Unavailable after a second or two."""
+        """Connect in advance, because connecting may take longer than 250 ms. Raises Unavailable after a second or two."""
         await self._counters.connect()
 
     async def read(self, found: Sequence[RequestLimit], *, tokens: int, now: float | None = None) -> LimitVerdict:

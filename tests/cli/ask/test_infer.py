@@ -75,6 +75,7 @@ def test_json_is_one_object(infer_shell: Shell) -> None:
         "cost_micro": 0,
         "clamped_to": None,
         "cached": False,
+        "target": None,
     }
 
 

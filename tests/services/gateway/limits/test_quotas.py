@@ -32,6 +32,8 @@ from tests.stopwatch import HANG_SECONDS
 ADA = Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE)
 MODEL = ModelName("smollm2")
 HOURLY = replace(tiers.NO_LIMITS, requests_per_hour=10)
+#: As long as two busy cores were seen to keep Valkey waiting, twice.
+BUSY_SECONDS = 0.12
 
 
 class ApiClient:
@@ -405,6 +407,18 @@ async def test_valkey_is_suspended_and_resumed_without_an_error(valkey_url: str,
         hour, at_once = await api_client.quotas.read(ADA)
         assert 5 <= hour.used <= 6
         assert at_once.used in {5, 6}
+
+
+async def test_a_pause_of_valkey_on_a_busy_machine_lets_nobody_exceed_a_limit(valkey_url: str, valkey: ValkeyServer) -> None:
+    async with watched_quotas(valkey_url, lambda cache: cache) as api_client:
+        assert await api_client.let_in(50) == 50
+        os.kill(valkey.pid, signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(BUSY_SECONDS, os.kill, valkey.pid, signal.SIGCONT)
+        try:
+            assert await api_client.let_in(100) == 50
+        finally:
+            os.kill(valkey.pid, signal.SIGCONT)
+        assert not api_client.degraded
 
 
 REASONS = ["MISCONF", "NOREPLICAS", "OOM", "READONLY", "MASTERDOWN", "BUSY"]
