@@ -178,6 +178,16 @@ async def test_changes_at_once_are_all_made(opened: OpenGateway) -> None:
         assert [version for name, version, _, _ in await one.history() if name.startswith("route/r")] == [1] * 10
 
 
+async def test_a_change_waits_for_the_one_before(opened: OpenGateway) -> None:
+    async with opened() as one, opened() as two:
+        async with one.store.lock():
+            with pytest.raises(TimeoutError, match="^$"):
+                async with asyncio.timeout(0.2), two.store.lock():
+                    pass
+        async with two.store.lock() as locked:
+            assert locked.revision > 0
+
+
 async def test_history_and_rollback(opened: OpenGateway) -> None:
     async with opened() as one:
         await one.apply(ROUTE)

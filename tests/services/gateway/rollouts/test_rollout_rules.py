@@ -73,6 +73,13 @@ def test_fewer_than_30_outcomes_and_small_differences_prove_nothing() -> None:
     assert after(tolerant, bad, bad, bad).state is RolloutState.RUNNING
 
 
+def test_more_guards_need_more_evidence() -> None:
+    look = outcomes(20, 4, is_candidate=True) + outcomes(200, 4, is_candidate=False)
+    only = rollout(guards=RolloutGuards(errors=1.0, first_token=None, thumbs=None, cost=None))
+    assert after(only, look, look).state is RolloutState.ROLLED_BACK, "1 in 115 by chance"
+    assert after(rollout(), look, look).state is RolloutState.RUNNING, "four tests, and each may err"
+
+
 def test_one_tenant_counts_20_times_in_a_look() -> None:
     found = after(rollout(), [outcome(n, failed=True, tenant=NOBODY) for n in range(50)])
     assert found.progress.evidence(Guard.ERRORS).candidate.outcomes == 20
