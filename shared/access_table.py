@@ -158,6 +158,7 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.getPolicy": _KNOWN,
     "gateway.setPolicy": _ACCOUNT_FRESH,
     "gateway.explainPolicy": _KNOWN,
+    "gateway.testGuard": _KNOWN,
     "auth.setTier": _ADMIN_FRESH,
     "auth.setRole": _ADMIN_FRESH,
     "auth.setActive": _ADMIN_FRESH,

@@ -134,6 +134,63 @@ NamePatterns = Annotated[tuple[NamePattern, ...], Meta(max_length=200)]
 Provider = Annotated[str, Meta(pattern=r"^([a-z0-9][a-z0-9_-]{0,31}|\*)\Z")]
 
 
+class GuardKind(StrEnum):
+    """What a guardrail finds. If matches overlap, the first of these counts."""
+
+    SECRET = "secret"  # noqa: S105 - a kind
+    CARD = "card"
+    IBAN = "iban"
+    NATIONAL_ID = "national_id"
+    EMAIL = "email"
+    PHONE = "phone"
+    IP = "ip"
+    #: The policy's own patterns.
+    OWN = "own"
+
+
+class GuardAction(StrEnum):
+    """What happens with it, from the mildest to the strictest."""
+
+    OFF = "off"
+    #: Counted.
+    REPORT = "report"
+    #: Replaced by its kind in brackets.
+    MASK = "mask"
+    #: The request is refused; an answer ends before it.
+    REFUSE = "refuse"
+
+    def is_stricter_than(self, other: "GuardAction") -> bool:
+        order = tuple(GuardAction)
+        return order.index(self) > order.index(other)
+
+
+#: ISO 3166.
+Country = Annotated[str, Meta(pattern=r"^[A-Z]{2}\Z")]
+
+
+class GuardPattern(Document, frozen=True):
+    """A regular expression in RE2's syntax."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}\Z")]
+    pattern: Annotated[str, Meta(min_length=1, max_length=500)]
+    #: Longer texts are not found. That many characters of a streamed answer are held back.
+    max_length: Annotated[int, Meta(ge=1, le=256)]
+
+
+class GuardDocument(Document, frozen=True):
+    """What happens with personal data and secrets. A missing kind is off, unless a level above has it."""
+
+    prompt: dict[GuardKind, GuardAction] = {}
+    answer: dict[GuardKind, GuardAction] = {}
+    #: Whose phone numbers without a country code, and whose national numbers are found.
+    countries: Annotated[tuple[Country, ...], Meta(max_length=20)] = ()
+    patterns: Annotated[tuple[GuardPattern, ...], Meta(max_length=50)] = ()
+    #: Exact texts that are never found, if every level with guardrails lists them.
+    allow: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=200)] = ()
+    #: Whether loopback, private and documentation addresses are found.
+    internal_ips: bool = False
+
+
 class PriceCeiling(Document, frozen=True):
     """What callers may pay for a million tokens."""
 
@@ -158,6 +215,7 @@ class PolicyDocument(Document, frozen=True):
     max_price: PriceCeiling | None = None
     #: Whether answers say which target was chosen.
     show_targets: bool | None = None
+    guard: GuardDocument | None = None
 
 
 class PlanDocument(Document, frozen=True):

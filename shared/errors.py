@@ -73,6 +73,12 @@ class BadRequest(CallerError):
     """The request has a wrong type or exceeds a limit. The message names the field."""
 
 
+class ContentFiltered(BadRequest):
+    """The prompt contains what a policy refuses, such as a card number. The message names the field and the kinds."""
+
+    code = "content_filter"
+
+
 class NotAuthenticated(CallerError):
     """The credential is missing, malformed, unknown, expired or revoked."""
 

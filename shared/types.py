@@ -77,6 +77,8 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    #: A policy ends the answer before what it refuses.
+    CONTENT_FILTER = "content_filter"
 
 
 @dataclass(frozen=True, slots=True)

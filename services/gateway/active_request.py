@@ -2,7 +2,9 @@
 
 import math
 import struct
+import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -10,6 +12,9 @@ from typing import ClassVar
 
 from services.gateway.billing.ledger import HeldCredits
 from services.gateway.billing.request_record import RouteUse
+from services.gateway.guard.answer_guard import AnswerGuard
+from services.gateway.guard.guard_counts import GuardCount, GuardPlace
+from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.idempotency.response_cache import AnswerOrigin
 from services.gateway.limits.limit_rules import LimitUsage, TightestLimit
 from services.gateway.limits.upstream_prices import TargetSpending, UpstreamPrices
@@ -23,7 +28,7 @@ from shared.api.gateway import InferenceResult
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk
 from shared.protocol.directory import DirectoryEntry
-from shared.types import MicroCredits, ModelName, RequestId, RequestStatus
+from shared.types import FinishReason, MicroCredits, ModelName, RequestId, RequestStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,10 @@ class ActiveRequest(ABC):
         self.is_counted_late = False
         #: Whether the caller may know which target serves it.
         self.shows_target = True
+        #: What guardrails found in the prompt.
+        self.prompt_matches = GuardMatches()
+        #: That guardrails took so far.
+        self.guard_seconds = 0.0
         #: Set when its targets are found.
         self.upstream = UpstreamPrices()
         #: Usage counted against the limits; None until the request is admitted.
@@ -117,6 +126,17 @@ class ActiveRequest(ABC):
         is_no_worker = isinstance(failure, errors.NotReachable)
         is_its_doing = status in {RequestStatus.ERROR, RequestStatus.TIMEOUT} and not isinstance(failure, errors.Overloaded)
         return True if is_its_doing and (self._claims or is_no_worker) else None
+
+    @property
+    def guard_counts(self) -> tuple[GuardCount, ...]:
+        """Return what guardrails have found so far."""
+        places = ((GuardPlace.PROMPT, self.prompt_matches), (GuardPlace.ANSWER, self._answer_matches()))
+        return tuple(
+            GuardCount(kind, action, place, number) for place, matches in places for (kind, action), number in sorted(matches.items())
+        )
+
+    def _answer_matches(self) -> GuardMatches:
+        return GuardMatches()
 
     def add_claim(self, claim: Claim) -> None:
         assert self._target is not None  # tried before
@@ -292,6 +312,13 @@ class ActivePrompt(ActiveRequest):
         self._bytes = 0
         self._chunks = 0
         self._origin = AnswerOrigin.MISS
+        #: None if nothing is looked for in the answer.
+        self.guard: AnswerGuard | None = None
+        #: What the guard has let through, but the reader doesn't have yet.
+        self._ready: deque[Chunk] = deque()
+
+    def _answer_matches(self) -> GuardMatches:
+        return GuardMatches() if self.guard is None else self.guard.matches
 
     def set_origin(self, origin: AnswerOrigin) -> None:
         self._origin = origin
@@ -309,27 +336,55 @@ class ActivePrompt(ActiveRequest):
     async def __anext__(self) -> tuple[int, Chunk]:
         """Return the next chunk with its number, from 1; number 0 is a waiting notice."""
         assert self.answers is not None  # `run` sets it before the reader gets this object
-        while True:
+        while not self._ready:
+            if self._is_refused:
+                # Closing the worker's stream ends the generation there.
+                raise StopAsyncIteration
             answer = await anext(self.answers)
             if self._first_item is None and not (isinstance(answer, Chunk) and answer.waiting):
                 self._first_item = self._clock()
-            if isinstance(answer, Generation):
-                self._generation = answer
-                self._prompt_tokens = answer.usage.prompt_tokens
-                continue
             if isinstance(answer, inference.PromptAccepted):
                 self._prompt_tokens = answer.prompt_tokens
                 continue
-            self._tokens += len(answer.token_ids)
-            self._chunks += bool(answer.text or answer.tool_calls)
-            self._bytes += len(answer.text.encode()) + sum(len((call.name + call.arguments).encode()) for call in answer.tool_calls)
-            if self._first_text is None and (answer.text or answer.tool_calls):
-                self._first_text = self._clock()
+            if isinstance(answer, Generation):
+                self._take_end(answer)
+                continue
             if answer.waiting:
                 return 0, answer
-            if answer.text or answer.tool_calls or answer.logprobs:
+            self._count(answer)
+            shown = answer if self.guard is None else self._guarded(answer, self.guard)
+            if shown is not None and (shown.text or shown.tool_calls or shown.logprobs):
                 self._number += 1
-                return self._number, answer
+                return self._number, shown
+        self._number += 1
+        return self._number, self._ready.popleft()
+
+    def _count(self, chunk: Chunk) -> None:
+        self._tokens += len(chunk.token_ids)
+        self._chunks += bool(chunk.text or chunk.tool_calls)
+        self._bytes += len(chunk.text.encode()) + sum(len((call.name + call.arguments).encode()) for call in chunk.tool_calls)
+        if self._first_text is None and (chunk.text or chunk.tool_calls):
+            self._first_text = self._clock()
+
+    def _guarded(self, chunk: Chunk, guard: AnswerGuard) -> Chunk | None:
+        began = time.perf_counter()
+        shown = guard.read(chunk)
+        self.guard_seconds += time.perf_counter() - began
+        if self._is_refused:
+            self._generation = guard.ended(Generation(FinishReason.CONTENT_FILTER, self._usage()))
+        return shown
+
+    def _take_end(self, generation: Generation) -> None:
+        self._prompt_tokens = generation.usage.prompt_tokens
+        if self.guard is not None:
+            self._ready.extend(self.guard.end())
+            generation = self.guard.ended(generation)
+        self._generation = generation
+
+    @property
+    def _is_refused(self) -> bool:
+        """Whether a policy has ended all answers."""
+        return self.guard is not None and len(self.guard.refused) == self._wanted_answers
 
     def _usage(self) -> Usage:
         """Count output by the received token ids rather than the worker's claim."""

@@ -281,6 +281,7 @@ class Pipeline:
             first_token_ms=None if running.first_text_seconds is None else min(milliseconds(running.first_text_seconds), _MAX_ROW_NUMBER),
             variant_failed=running.variant_failed(status, failure),
             is_counted_late=running.is_counted_late,
+            guard=running.guard_counts,
         )
         written = self._recorder.add(row)
         self._ledger.ended(row.id)

@@ -16,11 +16,14 @@ from services.gateway.active_request import ActiveEmbedding, ActivePrompt, Activ
 from services.gateway.billing.ledger import CostBounds, HeldCredits, Ledger
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.config_snapshot import ConfigSnapshot, ReadConfig
+from services.gateway.guard import prompt_guard
+from services.gateway.guard.answer_guard import AnswerGuard
+from services.gateway.guard.guard_rules import Guardrails
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import LimitReached, Quotas
 from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
-from services.gateway.prompt_admission import MAX_ANSWER_TOKENS
+from services.gateway.prompt_admission import MAX_ANSWER_TOKENS, AdmittedPrompt, BadField
 from services.gateway.scheduling import prefix_affinity, route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import Policy
@@ -144,7 +147,8 @@ class RequestAdmission:
     ) -> tuple[TargetCall[inference.ProcessPrompt], ...]:
         """Return a call for each target; only for ``begun_by`` if that is one of them. A call has a seed only if the caller set one. Raises
         what ``_admit`` and ``prompt_admission`` raise."""
-        admitted = prompt_admission.admit(request)
+        caller = self._caller(running, principal, forbids_external=request.forbid_external)
+        admitted = await self._guard_prompt(running, prompt_admission.admit(request), caller.policy.guard, request.top_logprobs)
         answers = request.n or 1
         running.record_admission(admitted, answers, fingerprint(admitted.messages, self.prompt_hash_secret))
 
@@ -161,7 +165,6 @@ class RequestAdmission:
                 now=datetime.now(UTC),
             )
 
-        caller = self._caller(running, principal, forbids_external=request.forbid_external)
         choice = (await self._find_targets(running, caller, request.model, describe)).continuing(begun_by)
         first = choice.models[0]
         limits = self._limits(running, principal, first)
@@ -197,7 +200,11 @@ class RequestAdmission:
         self, running: ActiveEmbedding, principal: Principal, request: EmbeddingRequest, seconds: float
     ) -> tuple[TargetCall[embedding.Embed], ...]:
         """Admit an embedding request; otherwise like ``admit_prompt``."""
+        caller = self._caller(running, principal, forbids_external=request.forbid_external)
         admitted = prompt_admission.admit_texts(request)
+        if caller.policy.guard.prompt:
+            inputs = await prompt_guard.guard_inputs(admitted.inputs, caller.policy.guard.prompt, running.prompt_matches)
+            admitted = replace(admitted, inputs=inputs)
         running.admitted, running.wanted_dimensions = admitted, request.dimensions
         running.prompt_hash = fingerprint(admitted.inputs, self.prompt_hash_secret)
 
@@ -212,7 +219,6 @@ class RequestAdmission:
                 now=datetime.now(UTC),
             )
 
-        caller = self._caller(running, principal, forbids_external=request.forbid_external)
         choice = await self._find_targets(running, caller, request.model, describe)
         bounds = CostBounds(
             models=choice.models,
@@ -238,6 +244,21 @@ class RequestAdmission:
             return embedding.Embed(model, admitted.inputs, running.request_id, request.dimensions)
 
         return choice.affordable(held).calls(requirements, call)
+
+    async def _guard_prompt(
+        self, running: ActivePrompt, admitted: AdmittedPrompt, guard: Guardrails, top_logprobs: int | None
+    ) -> AdmittedPrompt:
+        """Return the prompt as workers may see it. Raises ContentFiltered, and BadRequest for log probabilities of masked answers."""
+        if guard.answer:
+            if guard.answer.changes_text and top_logprobs is not None:
+                raise BadField("logprobs", "can't be returned: your policy masks or refuses parts of answers")
+            running.guard = AnswerGuard(guard.answer)
+        if not guard.prompt:
+            return admitted
+        began = time.perf_counter()
+        messages = await prompt_guard.guard_messages(admitted.messages, guard.prompt, running.prompt_matches)
+        running.guard_seconds = time.perf_counter() - began
+        return replace(admitted, messages=messages)
 
     def _caller(self, running: ActiveRequest, principal: Principal, *, forbids_external: bool) -> Caller:
         config = self.read_config()

@@ -12,6 +12,7 @@ from typing import ClassVar
 from uuid import UUID
 
 from services.gateway import background_jobs, node_rows, prompt_admission
+from services.gateway.active_request import ActiveRequest
 from services.gateway.background_jobs import Partitions, UpkeepJob
 from services.gateway.billing import orphan_settlement, route_metrics
 from services.gateway.billing.account_rpc import AccountRpc
@@ -20,6 +21,7 @@ from services.gateway.billing.checkpoints import CheckpointSigner
 from services.gateway.billing.journal import Journal
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.callers import Callers
 from services.gateway.configuration.config_rpc import ConfigRpc
@@ -28,6 +30,7 @@ from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.configuration.policy_rpc import PolicyRpc
 from services.gateway.configuration.routes_rpc import RoutesRpc
 from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_app import HttpApp
 from services.gateway.http_api.openapi import Reference
@@ -159,6 +162,7 @@ class GatewayService:
         brake = RolloutBrake(lambda: opened.configuration.rollouts, self.rollouts.stop)
         waits = RolloutWaits(lambda: opened.configuration.rollouts, brake.ended)
         self.rollouts.find_late = waits.find_late
+        self.guard_reporting = GuardReporting[ActiveRequest, RequestRow](node.metrics, self.audit_reporting, waits.follow)
 
         pipeline = Pipeline(
             admission,
@@ -167,7 +171,7 @@ class GatewayService:
             node.publish,
             responses=_responses(settings, node, opened.cache, opened.answer_runs),
             cache_only_when_asked=settings.response_cache == "asked",
-            follow=waits.follow,
+            follow=self.guard_reporting.follow,
         )
         self._idempotency = opened.idempotency
         self.reports = opened.reports
@@ -229,6 +233,7 @@ class GatewayService:
                 node.tasks.create_task(service._quotas.keep_slots())
                 node.tasks.create_task(service.queue_sharing.run())
                 node.tasks.create_task(model_coverage.measure(node, service._dispatch))
+                node.tasks.create_task(service.guard_reporting.run())
                 node.tasks.create_task(service.audit_reporting.run())
                 partitions = Partitions(database, node.metrics)
                 node.tasks.create_task(background_jobs.repeat(UpkeepJob.PARTITIONS, 600, partitions.extend, node.metrics))
@@ -241,6 +246,7 @@ class GatewayService:
 
                 node.tasks.create_task(background_jobs.repeat(UpkeepJob.RETENTION, 3600, delete_old, node.metrics))
                 yield service
+                service.guard_reporting.flush()
                 await service.audit_reporting.send()
 
     def _gateways(self) -> int:

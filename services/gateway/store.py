@@ -32,7 +32,7 @@ class GatewayStore:
         """Write all rows or none; writing a row again changes nothing. Raises RowsRefused, too."""
         columns = zip(*(_columns(row) for row in rows), strict=True)
         try:
-            if not any(row.spending for row in rows):
+            if not any(row.spending or row.guard for row in rows):
                 await self._database.rows("write_requests", *columns)
                 return
             async with self._database.transaction() as transaction:
@@ -40,6 +40,14 @@ class GatewayStore:
                 spent = [(row.created_at, one.route, one.target, one.micro) for row in rows if row.id in written for one in row.spending]
                 if spent:
                     await transaction.value("spend_targets", *zip(*spent, strict=True))
+                found = [
+                    (row.created_at, row.tenant_id, row.api_key_id, one.kind.value, one.action.value, one.place.value, one.matches)
+                    for row in rows
+                    if row.id in written
+                    for one in row.guard
+                ]
+                if found:
+                    await transaction.rows("count_guard_matches", *zip(*found, strict=True))
         except database.Refusal as error:
             # Without the error's text, which may quote the row.
             raise RowsRefused(f"{type(error).__name__} ({getattr(error, 'sqlstate', None) or 'of the driver'})") from error

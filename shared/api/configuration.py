@@ -8,7 +8,7 @@ from uuid import UUID
 from msgspec import Meta
 
 from shared.api.method import PEOPLE, Body, Method
-from shared.config_documents import ConfigKind, DocumentName, PolicyDocument, ServedName, Sticky, TokenCount
+from shared.config_documents import ConfigKind, DocumentName, GuardAction, GuardKind, PolicyDocument, ServedName, Sticky, TokenCount
 from shared.types import KeyId, MicroCredits, TenantId, Tier
 
 #: Of one file: a message of the mesh has up to 1 MiB.
@@ -432,6 +432,40 @@ class PolicyExplanation(Body, frozen=True):
     rules: tuple[PolicyRule, ...]
 
 
+#: Of a text for ``testGuard``.
+MAX_GUARD_CHARACTERS = 256 * 1024
+_MOST_MATCHES = 1_000
+
+
+class GuardText(Body, frozen=True):
+    """Find what guardrails would find in a text, without keeping any of it; by default those of the caller."""
+
+    text: Annotated[str, Meta(max_length=MAX_GUARD_CHARACTERS)]
+    #: Answers may have other rules than prompts.
+    is_answer: bool = False
+    organization: TenantId | None = None
+    key: KeyId | None = None
+
+
+class GuardMatch(Body, frozen=True, omit_defaults=False):
+    kind: GuardKind
+    #: Of the policy's own pattern.
+    name: str
+    action: GuardAction
+    level: str
+    #: From 1.
+    line: int
+    column: int
+
+
+class GuardTest(Body, frozen=True, omit_defaults=False):
+    #: The first 1,000.
+    matches: Annotated[tuple[GuardMatch, ...], Meta(max_length=_MOST_MATCHES)]
+    #: The text as it would be passed on; of a refused answer the part before it. Empty for a refused prompt.
+    shown: str
+    refused: bool
+
+
 apply_config = Method("gateway.applyConfig", ApplyConfig, AppliedConfig, callers=PEOPLE)
 export_config = Method("gateway.exportConfig", ExportConfig, ExportedConfig, callers=PEOPLE)
 list_config_versions = Method("gateway.listConfigVersions", ListConfigVersions, ConfigVersions, callers=PEOPLE)
@@ -446,3 +480,4 @@ change_rollout = Method("gateway.changeRollout", ChangeRollout, RolloutSummary, 
 get_policy = Method("gateway.getPolicy", GetPolicy, PolicyState, callers=PEOPLE)
 set_policy = Method("gateway.setPolicy", SetPolicy, PolicyState, callers=PEOPLE)
 explain_policy = Method("gateway.explainPolicy", ExplainPolicy, PolicyExplanation, callers=PEOPLE)
+test_guard = Method("gateway.testGuard", GuardText, GuardTest, callers=PEOPLE)

@@ -216,6 +216,8 @@ UPSTREAM_CEILING_SHARE = gauge(
     "Share of a target's daily ceiling that is spent or held by running requests, from 0 to 1",
     ("route", "target"),
 )
+GUARD_MATCHES = counter("ai_platform_guard_matches_total", "What guardrails found in prompts and answers", ("kind", "action", "place"))
+GUARD_SECONDS = counter("ai_platform_guard_seconds_total", "Time that guardrails took for prompts and answers", unit="seconds")
 ROLLOUT_STATE = gauge(
     "ai_platform_rollout_state", "1 for the state of a route's last rollout, if it is open or ended within an hour", ("route", "state")
 )

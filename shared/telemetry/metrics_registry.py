@@ -148,6 +148,8 @@ class Metrics:
     route_targets = _LazyMetric(Gauge, instruments.ROUTE_TARGETS)
     upstream_spending = _LazyMetric(Counter, instruments.UPSTREAM_SPENDING)
     upstream_ceiling_share = _LazyMetric(Gauge, instruments.UPSTREAM_CEILING_SHARE)
+    guard_matches = _LazyMetric(Counter, instruments.GUARD_MATCHES)
+    guard_seconds = _LazyMetric(Counter, instruments.GUARD_SECONDS)
     rollout_state = _LazyMetric(Gauge, instruments.ROLLOUT_STATE)
     config_revision = _LazyMetric(Gauge, instruments.CONFIG_REVISION)
     config_age = _LazyMetric(Gauge, instruments.CONFIG_AGE)

@@ -155,6 +155,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.getPolicy": configuration.GetPolicy,
     "gateway.setPolicy": lambda: configuration.SetPolicy(f"organization:{NO_TEAM}", None),
     "gateway.explainPolicy": configuration.ExplainPolicy,
+    "gateway.testGuard": lambda *_: configuration.GuardText("card 4111 1111 1111 1111"),
     "auth.removeMfa": lambda: auth.RemoveMfa("nobody-at-all"),
     "auth.getUser": lambda: auth.GetUser(NOBODY),
     "auth.getUserCalled": lambda: auth.GetUserCalled("nobody-at-all"),

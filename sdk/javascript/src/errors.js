@@ -93,6 +93,7 @@ export class AnswerBroken extends AimeshError {}
 const ROWS = {
   bad_request: [BadRequest, false],
   bad_settings: [BadRequest, false],
+  content_filter: [BadRequest, false],
   context_length_exceeded: [ContextExceeded, false],
   poison: [BadRequest, false],
   tokens_too_large: [TooLarge, false],

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from services.gateway.guard.guard_counts import GuardCount
 from services.gateway.limits.upstream_prices import TargetSpending
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 
@@ -86,6 +87,7 @@ class RequestRow:
     variant_failed: bool | None = None
     #: A rollout already knows that it was late.
     is_counted_late: bool = False
+    guard: tuple[GuardCount, ...] = ()
 
     @property
     def upstream_micro(self) -> MicroCredits:

@@ -6,6 +6,7 @@ from uuid import UUID
 import msgspec
 
 from services.gateway.config_snapshot import DocumentKey
+from services.gateway.guard import detectors, own_patterns
 from services.gateway.limits import upstream_prices
 from services.gateway.scheduling import active_hours, route_choice
 from shared.config_documents import (
@@ -17,6 +18,7 @@ from shared.config_documents import (
     ConfigKind,
     DefaultModelDocument,
     Document,
+    GuardDocument,
     PolicyDocument,
     RouteDocument,
     UpstreamPriceDocument,
@@ -50,10 +52,26 @@ def check_body(body: Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
             if name in names[:position]:
                 yield ("targets", position, "name"), "must be unique within its route"
         yield from _check_targets(body)
+    if isinstance(body, PolicyDocument) and body.guard is not None:
+        yield from _check_guard(body.guard)
     if isinstance(body, UpstreamPriceDocument):
         price = upstream_prices.compiled(body)
         if price.cached_input_micro_per_million > price.input_micro_per_million:
             yield ("cached_input",), "must not exceed input"
+
+
+def _check_guard(guard: GuardDocument) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    names = [pattern.name for pattern in guard.patterns]
+    for position, pattern in enumerate(guard.patterns):
+        if pattern.name in names[:position]:
+            yield ("guard", "patterns", position, "name"), "must be unique"
+        try:
+            own_patterns.compile_pattern(pattern.pattern)
+        except own_patterns.InvalidPattern as error:
+            yield ("guard", "patterns", position, "pattern"), f"can't be used: {error}"
+    for position, country in enumerate(guard.countries):
+        if not detectors.knows_country(country):
+            yield ("guard", "countries", position), "is not a country whose phone numbers or national numbers are known"
 
 
 def _check_targets(route: RouteDocument) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -5,7 +5,9 @@ from uuid import UUID
 
 from services.gateway import node_interface
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.configuration import config_checks
 from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
+from services.gateway.guard import guard_test
 from services.gateway.scheduling.policies import BUILT_IN, NameLists, Policy
 from shared import access_table, amounts, errors
 from shared.access_table import Permission
@@ -48,6 +50,8 @@ class PolicyRpc:
         """Raises NotAllowed, also for more than the mesh allows, AlreadyExists after a newer version, and BadRequest."""
         if not await self._may_change(request.name, call):
             raise errors.NotAllowed(f"you may not change the policy {request.name}", hint=_WHO_MAY)
+        for path, text in () if request.policy is None else config_checks.check_body(request.policy):
+            raise errors.BadRequest(f"{'.'.join(map(str, path))} {text}", hint="see docs/howto/policies-and-guardrails.md")
         key: DocumentKey = ConfigKind.POLICY, request.name
 
         def check(_revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Bodies:
@@ -70,8 +74,17 @@ class PolicyRpc:
     @serves(api.explain_policy)
     async def explain(self, request: api.ExplainPolicy, call: RpcCall) -> api.PolicyExplanation:
         """Raises NotFound for an organization or key of others."""
+        return api.PolicyExplanation(explain(await self._find_policy(request.organization, request.key, call)))
+
+    @serves(api.test_guard)
+    async def test_guard(self, request: api.GuardText, call: RpcCall) -> api.GuardTest:
+        """Raises NotFound for an organization or key of others."""
+        guard = (await self._find_policy(request.organization, request.key, call)).guard
+        return await guard_test.run(request.text, guard.answer if request.is_answer else guard.prompt, is_answer=request.is_answer)
+
+    async def _find_policy(self, tenant: TenantId | None, key: KeyId | None, call: RpcCall) -> Policy:
+        """Return what applies to the organization and the key, by default to the caller. Raises NotFound."""
         principal = call.principal
-        tenant, key = request.organization, request.key
         if tenant is None and key is None:
             tenant, key = principal.tenant_id, principal.key_id
         elif not access_table.may(principal, Permission.EVERYTHING):
@@ -79,7 +92,7 @@ class PolicyRpc:
                 tenant = _tenant_of(await self._find_key(key, call))
             elif tenant is not None:
                 await self._role_in(tenant, call)
-        return api.PolicyExplanation(explain(self._live.current().policies.find(tenant, key)))
+        return self._live.current().policies.find(tenant, key)
 
     def _state(self, name: str, *, may_change: bool) -> api.PolicyState:
         stored = self._live.documents.get((ConfigKind.POLICY, name))
@@ -161,6 +174,9 @@ def _rules(policy: Policy) -> Iterator[api.PolicyRule]:
     for name, rule in (("max_price.input", policy.max_input), ("max_price.output", policy.max_output)):
         yield api.PolicyRule(name, "any" if rule.value is None else amounts.written(rule.value), (rule.level,))
     yield api.PolicyRule("show_targets", "yes" if policy.show_targets.value else "no", (policy.show_targets.level,))
+    for place, scan in (("prompt", policy.guard.prompt), ("answer", policy.guard.answer)):
+        for kind, action in scan.actions.items():
+            yield api.PolicyRule(f"guard.{place}.{kind}", action.value, (scan.levels[kind],))
 
 
 def _levels(lists: NameLists) -> tuple[str, ...]:

@@ -130,6 +130,8 @@ class MessagesFormat:
     def _stop_reason(self, result: InferenceResult) -> str:
         if result.finish_reason is FinishReason.LENGTH:
             return "max_tokens"
+        if result.finish_reason is FinishReason.CONTENT_FILTER:
+            return "refusal"
         return "tool_use" if self._called else "end_turn"
 
     def _message(self, content: tuple[Block, ...], stop_reason: str | None, usage: MessagesUsage) -> AnthropicMessage:

@@ -119,7 +119,7 @@ class Models(msgspec.Struct, frozen=True):
 
 def finish_word(reason: FinishReason) -> str:
     """Return OpenAI's finish reason; it has none for a cancellation."""
-    return "length" if reason is FinishReason.LENGTH else "stop"
+    return reason.value if reason in {FinishReason.LENGTH, FinishReason.CONTENT_FILTER} else "stop"
 
 
 _NOTHING = Delta()

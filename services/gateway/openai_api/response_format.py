@@ -13,6 +13,8 @@ from shared.types import FinishReason
 
 #: The API's error code for our error types.
 _CODES = {"rate_limit_error": "rate_limit_exceeded", "insufficient_quota": "rate_limit_exceeded", "invalid_request_error": "invalid_prompt"}
+#: Why an answer has no proper end.
+_INCOMPLETE = {FinishReason.LENGTH: "max_output_tokens", FinishReason.CONTENT_FILTER: "content_filter"}
 
 
 class ResponsesFormat:
@@ -73,7 +75,7 @@ class ResponsesFormat:
             status,
             output=self._output(status),
             usage=response_events.ResponseUsage.of(result.usage),
-            incomplete_details=response_events.Incomplete("max_output_tokens") if status == "incomplete" else None,
+            incomplete_details=response_events.Incomplete(_INCOMPLETE[result.finish_reason]) if status == "incomplete" else None,
             completed_at=self._facts().created + result.response_time_ms // 1000 if status == "completed" else None,
         )
 
@@ -194,4 +196,4 @@ def _event(content: response_events.StreamEvent) -> ServerSentEvent:
 
 
 def _status(result: InferenceResult) -> str:
-    return "incomplete" if result.finish_reason is FinishReason.LENGTH else "completed"
+    return "incomplete" if result.finish_reason in _INCOMPLETE else "completed"

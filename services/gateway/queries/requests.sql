@@ -80,6 +80,19 @@ WITH done AS MATERIALIZED (
 )
 SELECT count(*) FROM done;
 
+-- name: count_guard_matches
+-- Add what guardrails found in requests to their days. Always lock in the same order, so that gateways can't deadlock.
+INSERT INTO guard_counts (day, tenant_id, api_key_id, kind, action, place, matches, requests)
+SELECT (created_at AT TIME ZONE 'UTC')::date, tenant_id, api_key_id, kind, action, place, sum(matches), count(*)
+FROM unnest($1::timestamptz[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::integer[])
+    AS row (created_at, tenant_id, api_key_id, kind, action, place, matches)
+GROUP BY 1, 2, 3, 4, 5, 6
+ORDER BY 1, 2, 3, 4, 5, 6
+ON CONFLICT (day, tenant_id, api_key_id, kind, action, place) DO UPDATE SET
+    matches = guard_counts.matches + excluded.matches,
+    requests = guard_counts.requests + excluded.requests
+RETURNING kind;
+
 -- name: list_spending
 -- List what targets have cost upstream today.
 SELECT route, target, spent_micro, reserved_micro FROM target_spending WHERE day = (now() AT TIME ZONE 'UTC')::date;

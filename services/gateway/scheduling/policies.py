@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from services.gateway.guard import guard_rules
+from services.gateway.guard.guard_rules import NO_GUARD, Guardrails
 from services.gateway.limits import upstream_prices
 from shared.api.auth import Principal
 from shared.api.ledger import ModelPrice
@@ -147,6 +149,7 @@ class Policy:
     #: Micro-credits per million tokens; None for no ceiling.
     max_input: Rule[int | None] = field(default_factory=lambda: Rule(None))
     max_output: Rule[int | None] = field(default_factory=lambda: Rule(None))
+    guard: Guardrails = NO_GUARD
 
     def allows_name(self, name: str) -> bool:
         """Whether the caller may name this model."""
@@ -227,6 +230,7 @@ def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
         show_targets=shown,
         max_input=max_input,
         max_output=max_output,
+        guard=guard_rules.combine([(level, document.guard) for level, document in levels if document.guard is not None]),
     )
 
 

@@ -407,9 +407,9 @@ class RunningService:
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
     def new_pipeline(
-        self, admission: RequestAdmission | None = None, relay: Relay | None = None, responses: ResponseCache | None = None
+        self, admission: RequestAdmission | None = None, relay: Relay | None = None, responses: ResponseCache | None = None, **more: Any
     ) -> Pipeline:
-        return Pipeline(admission or self.admission, relay or self.relay, self.recorder, self.published.append, responses=responses)
+        return Pipeline(admission or self.admission, relay or self.relay, self.recorder, self.published.append, responses=responses, **more)
 
     def add_worker(self, number: int, worker: FakeWorker, *models: str, load: WorkerLoad | None = None, **more: Any) -> None:
         self.rpc.workers[node_id(number)] = worker

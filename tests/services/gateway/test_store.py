@@ -12,8 +12,10 @@ import pytest
 
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.usage_recorder import RowsRefused
+from services.gateway.guard.guard_counts import GuardCount, GuardPlace
 from services.gateway.store import GatewayStore
 from services.gateway.store import opened as database_of
+from shared.config_documents import GuardAction, GuardKind
 from shared.types import KeyId, ModelName, RequestId, RequestStatus, UserId
 
 KEY = KeyId(UUID(int=2))
@@ -57,6 +59,31 @@ async def test_writing_a_row_again_changes_nothing(store: GatewayStore) -> None:
         await store.write_requests(rows)
     await store.write_requests([*rows, row(ada)])
     assert (await store.read_usage(ada)).request_count == 3
+
+
+async def test_what_guardrails_find_is_counted_once_by_day_and_key(store: GatewayStore, postgres_url: str) -> None:
+    ada = user()
+    masked = GuardCount(GuardKind.CARD, GuardAction.MASK, GuardPlace.PROMPT, 3)
+    refused = GuardCount(GuardKind.EMAIL, GuardAction.REFUSE, GuardPlace.ANSWER, 1)
+    rows = [
+        replace(row(ada), guard=(masked, refused)),
+        replace(row(ada), guard=(masked,)),
+        replace(row(ada, key=None), guard=(masked,)),
+        row(ada),
+    ]
+    await asyncio.gather(*(store.write_requests(rows) for _ in range(3)))
+    await store.write_requests([replace(row(ada), guard=(masked,))])
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        found = await connection.fetch("SELECT * FROM gateway.guard_counts WHERE tenant_id = $1 ORDER BY api_key_id, kind", ada)
+    finally:
+        await connection.close()
+    columns = ("day", "api_key_id", "kind", "action", "place", "matches", "requests")
+    assert [tuple(one[column] for column in columns) for one in found] == [
+        (NOON.date(), KEY, "card", "mask", "prompt", 9, 3),
+        (NOON.date(), KEY, "email", "refuse", "answer", 1, 1),
+        (NOON.date(), None, "card", "mask", "prompt", 3, 1),
+    ]
 
 
 async def test_an_invalid_row_is_refused_without_quoting_it(store: GatewayStore) -> None:

@@ -38,6 +38,8 @@ BOUNDED = {
     "result",
     "peer",
     "decision",
+    "action",
+    "place",
     "route",
     "provider",
     "target",

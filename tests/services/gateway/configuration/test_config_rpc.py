@@ -181,7 +181,7 @@ async def test_changes_at_once_are_all_made(opened: OpenGateway) -> None:
 async def test_a_change_waits_for_the_one_before(opened: OpenGateway) -> None:
     async with opened() as one, opened() as two:
         async with one.store.lock():
-            with pytest.raises(TimeoutError, match="^$"):
+            with pytest.raises(TimeoutError, match=r"^$"):
                 async with asyncio.timeout(0.2), two.store.lock():
                     pass
         async with two.store.lock() as locked:

@@ -174,3 +174,43 @@ async def test_providers_of_the_environment_are_allowed_until_somebody_edits_the
         assert (await governed.rpc.get(api.GetPolicy("mesh"), rpc_call(ADMIN))).policy == PolicyDocument(
             machines="group", external=("acme", "more")
         )
+
+
+# --- guardrails -----------------------------------------------------------------------------------------------------------
+
+CARD = "4111 1111 1111 1111"
+
+
+async def test_a_text_is_tested_by_the_callers_guardrails(governed: Governed) -> None:
+    await governed.set("mesh", ADMIN, guard={"prompt": {"card": "mask"}, "answer": {"card": "refuse"}})
+    await governed.set(f"organization:{TEAM}", guard={"prompt": {"email": "report"}, "patterns": []})
+    text = f"first line\npay {CARD}, a@b.example\n{CARD}"
+    found = await governed.rpc.test_guard(api.GuardText(text, organization=TEAM), rpc_call(PERSON))
+    assert [(one.kind, one.action, one.level, one.line, one.column) for one in found.matches] == [
+        ("card", "mask", "mesh", 2, 5), ("email", "report", "organization", 2, 26), ("card", "mask", "mesh", 3, 1)
+    ]  # fmt: skip
+    assert (found.shown, found.refused) == ("first line\npay [card], a@b.example\n[card]", False)
+    own = await governed.rpc.test_guard(api.GuardText(text), rpc_call(PERSON))
+    assert [one.kind for one in own.matches] == ["card", "card"]
+    answer = await governed.rpc.test_guard(api.GuardText(text, is_answer=True), rpc_call(PERSON))
+    assert (answer.shown, answer.refused, len(answer.matches)) == ("first line\npay ", True, 2)
+    with pytest.raises(errors.NotFound, match="no such organization"):
+        await governed.rpc.test_guard(api.GuardText(text, organization=OTHERS), rpc_call(PERSON))
+
+
+async def test_an_explanation_names_guardrails_and_their_levels(governed: Governed) -> None:
+    await governed.set("mesh", ADMIN, guard={"prompt": {"card": "mask"}})
+    await governed.set(f"organization:{TEAM}", guard={"prompt": {"card": "refuse"}, "answer": {"secret": "mask", "card": "off"}})
+    found = await governed.explain(organization=TEAM)
+    rules = {name: value for name, value in found.items() if name.startswith("guard.")}
+    assert rules == {"guard.prompt.card": ("refuse", ("organization",)), "guard.answer.secret": ("mask", ("organization",))}
+
+
+async def test_patterns_and_countries_that_cant_be_used_are_refused(governed: Governed) -> None:
+    pattern = {"name": "x", "pattern": "(a", "max_length": 5}
+    with pytest.raises(errors.BadRequest, match=r"^guard.patterns.0.pattern can't be used: missing \): \(a$"):
+        await governed.set(f"organization:{TEAM}", guard={"patterns": [pattern]})
+    with pytest.raises(errors.BadRequest, match=r"^guard.patterns.1.name must be unique$"):
+        await governed.set(f"organization:{TEAM}", guard={"patterns": [pattern | {"pattern": "a"}, pattern | {"pattern": "b"}]})
+    with pytest.raises(errors.BadRequest, match=r"^guard.countries.0 is not a country"):
+        await governed.set(f"organization:{TEAM}", guard={"countries": ["XX"]})

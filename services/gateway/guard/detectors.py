@@ -1,0 +1,398 @@
+"""Finds personal data and secrets in a part of a text. Pure.
+
+One RE2 pass finds candidates; each kind then confirms its own. Numbers are taken as one run of digits and separators, because the same
+digits may be a card, a national number, a phone number or an address.
+"""
+
+import base64
+import binascii
+import ipaddress
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import re2
+from stdnum import iban
+
+from services.gateway.guard import national_ids, payment_cards, phone_numbers
+from shared.config_documents import GuardKind
+from shared.identity import credentials
+
+#: Characters before a number in which a word such as "passport" is looked for.
+CONTEXT_CHARACTERS = 40
+#: The longest key or token.
+MAX_SECRET_CHARACTERS = 8192
+#: Phone numbers confirmed in each block of a text; confirming one takes 30 to 100 µs. Further candidates count as found.
+MAX_PHONES, BLOCK_CHARACTERS = 20, 4000
+_MIN_PHONE_DIGITS, _MAX_PHONE_DIGITS = 7, 15
+
+#: Spaces that people write within numbers.
+SPACES = " \u00a0\u2009\u202f"
+_SPACES = r" \x{a0}\x{2009}\x{202f}"
+
+_EMAIL = r"[A-Za-z0-9_][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}"
+_IBAN = rf"[A-Z]{{2}}[0-9]{{2}}(?:[{_SPACES}-]?[A-Z0-9]){{11,30}}|[a-z]{{2}}[0-9]{{2}}[a-z0-9]{{11,30}}"
+_IP6 = r"[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:[0-9]{0,3}(?:\.[0-9]{1,3}){3})?"
+_RUN = rf"\+?\(?[0-9](?:[{_SPACES}().\/-]{{0,3}}[0-9])*"
+_LETTERED_ID = (
+    r"[0-9]{2}\.?[0-9]{3}\.?[0-9]{3}[ -]?[A-Za-z]|[XYZxyz][ -]?[0-9]{7}[ -]?[A-Za-z]|[0-9]{6}[-+A-FU-Y][0-9]{3}[0-9A-Z]"
+    r"|[A-Za-z]{6}[0-9]{2}[A-Za-z][0-9]{2}[A-Za-z][0-9]{3}[A-Za-z]"
+    r"|[12] ?[0-9]{2} ?[0-9]{2} ?2[AB] ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}"
+)
+_PEM = r"-----BEGIN (?:[A-Z0-9]+ ){0,4}PRIVATE KEY(?: BLOCK)?-----"
+_JWT = r"eyJ[A-Za-z0-9_-]{10,400}\.[A-Za-z0-9_-]*"
+_SECRET = (
+    rf"{_PEM}|{_JWT}|aip_[a-z]{{2,8}}_[0-9A-Za-z_-]{{40,250}}|sk-[A-Za-z0-9_-]{{20,250}}|[sr]k_live_[A-Za-z0-9]{{16,250}}"
+    r"|A[KS]IA[A-Z2-7]{16}|gh[oprsu]_[A-Za-z0-9]{36,250}|github_pat_[A-Za-z0-9_]{50,250}|xox[abeoprs]-[A-Za-z0-9-]{10,250}"
+    r"|AIza[A-Za-z0-9_-]{35}|glpat-[A-Za-z0-9_-]{20,250}"
+)
+#: Every match of a kind contains one of these.
+TRIGGER = re.compile(r"[0-9@]|--|::|eyJ|AKIA|ASIA|AIza|xox|gh[oprsu]_|github_pat_|glpat-|[sr]k[-_]|aip_")
+
+#: And one of these, which few words of prose contain.
+LIKELY = re.compile(
+    TRIGGER.pattern.replace("[0-9@]", "@")
+    # An account number may have four letters among its digits.
+    + r"|(?:[0-9][^0-9\n]{0,6}){6}[0-9]|[0-9]\.[0-9]{1,3}\.[0-9]|[0-9A-Fa-f]:[0-9A-Fa-f]{1,4}:"
+)
+
+_DIGITS = re.compile(r"[0-9]+")
+_NO_TOP_LEVEL_DOMAIN = frozenset(
+    {"bmp", "css", "gif", "ico", "jpeg", "jpg", "js", "json", "png", "svg", "toml", "webp", "woff", "xml", "yaml"}
+)
+#: The number of a version, a section or a chapter.
+_VERSION = re.compile(
+    r"(?:\b(?:v|ver|rev|versi[oó]n[ei]?|version(?:en|s)?|release|build|firmware|driver|section|sec|abschnitt|kapitel|chapter|chapitre"
+    r"|secci[oó]n|sezione|cap[ií]tulo|capitolo|art(?:icle|ikel|icolo|[ií]culo)?|§)[.:=]?[\s\"'(]*|[A-Za-z]/|[=~^<>]=?\s?)$",
+    re.IGNORECASE,
+)
+_PEM_END = re.compile(r"-----END (?:[A-Z0-9]+ ){0,4}PRIVATE KEY(?: BLOCK)?-----")
+#: A key without its end: lines of base64, and headers such as "Proc-Type: 4,ENCRYPTED".
+_PEM_BODY = re.compile(r"(?:[A-Za-z0-9+/=\\\r\n\t:,.-]|(?<=[\s:,]) )*")
+_TOKEN_BODY = re.compile(r"[A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A place in a text."""
+
+    start: int
+    end: int
+    kind: GuardKind
+    #: Of the policy's own pattern.
+    name: str = ""
+
+
+@dataclass(slots=True)
+class PhoneBudget:
+    """Counts the phone numbers that were confirmed in one text, by block."""
+
+    block: int = 0
+    confirmed: int = 0
+
+    def spend(self, position: int) -> bool:
+        """Return whether one more may be confirmed. ``position``: in the whole text."""
+        block = position // BLOCK_CHARACTERS
+        if block != self.block:
+            self.block, self.confirmed = block, 0
+        self.confirmed += 1
+        return self.confirmed <= MAX_PHONES
+
+
+@dataclass(frozen=True, slots=True)
+class _Area:
+    """The part of a text that is searched, and what the text was before."""
+
+    text: str
+    start: int
+    end: int
+    #: Characters of the whole text before ``text``.
+    offset: int
+    phones: PhoneBudget
+
+    def before(self, position: int) -> str:
+        return self.text[max(0, position - CONTEXT_CHARACTERS) : position]
+
+    def stands_alone(self, start: int, end: int) -> bool:
+        return not (start and _is_word(self.text[start - 1])) and not (end < self.end and _is_word(self.text[end]))
+
+
+class OpenSecret(Exception):
+    """The end of a key is not in the text yet."""
+
+
+class Detector:
+    """Finds some kinds. May be used for any number of texts."""
+
+    def __init__(
+        self, kinds: frozenset[GuardKind], *, countries: tuple[str, ...] = (), allow: Iterable[str] = (), internal_addresses: bool = False
+    ) -> None:
+        """``allow``: texts that are never found. ``internal_addresses``: also find loopback, private and documentation addresses."""
+        self.kinds = kinds
+        self._countries = countries
+        self._allow = frozenset(allow)
+        self._internal_addresses = internal_addresses
+        ids = tuple(national_ids.of_countries(countries)) if GuardKind.NATIONAL_ID in kinds else ()
+        self._lettered_ids = tuple(one for one in ids if one.has_letters)
+        self._digit_ids = tuple(one for one in ids if not one.has_letters)
+        self._digit_id = re.compile("|".join(f"(?:{one.form.pattern})" for one in self._digit_ids))
+        self._phone_forms = phone_numbers.PhoneForms(countries)
+        forms: list[tuple[str, str, bool]] = [
+            ("secret", _SECRET, GuardKind.SECRET in kinds),
+            ("email", _EMAIL, GuardKind.EMAIL in kinds),
+            ("iban", _IBAN, GuardKind.IBAN in kinds),
+            ("ip6", _IP6, GuardKind.IP in kinds),
+            ("lettered", _LETTERED_ID, bool(self._lettered_ids)),
+            ("run", _RUN, bool({GuardKind.CARD, GuardKind.PHONE, GuardKind.IP} & kinds or self._digit_ids)),
+        ]
+        options = re2.Options()
+        options.log_errors = False
+        self._names = [name for name, _, is_used in forms if is_used]
+        self._pattern = re2.compile("|".join(f"({form})" for _, form, is_used in forms if is_used), options) if self._names else None
+        self._confirm: dict[str, Callable[[_Area, int, int], Iterator[Match]]] = {
+            "secret": self._secrets,
+            "email": self._emails,
+            "iban": self._ibans,
+            "ip6": self._ip6,
+            "lettered": self._lettered,
+            "run": self._run,
+        }
+
+    def find(
+        self, text: str, start: int, end: int, *, offset: int = 0, phones: PhoneBudget | None = None, is_whole: bool = True
+    ) -> list[Match]:
+        """Return what begins in ``text[start:end]``, in order, without overlaps. Only a long secret may end behind ``end``.
+        Raises OpenSecret if it may go on behind ``text``, unless that ``is_whole``."""
+        if self._pattern is None:
+            return []
+        area = _Area(text, start, end, offset, PhoneBudget() if phones is None else phones)
+        region = text[start:end]
+        found: list[Match] = []
+        at = 0
+        while at < len(region) and (candidate := self._pattern.search(region, at)) is not None:
+            name = self._names[candidate.lastindex - 1]
+            first, last = start + candidate.start(), start + candidate.end()
+            matches = list(self._confirm[name](area, first, last))
+            if name == "secret" and matches:
+                matches = [self._to_its_end(text, matches[0], is_whole=is_whole)]
+            found.extend(match for match in matches if text[match.start : match.end] not in self._allow)
+            if name == "iban" and not matches:
+                # Its digits may be another number.
+                last = first + 2
+            elif matches:
+                last = max(last, matches[-1].end) if name != "iban" else matches[-1].end
+            at = max(at + 1, last - start)
+        return found
+
+    # --- secrets, addresses, accounts ---------------------------------------------------------------------------------------
+
+    def _secrets(self, area: _Area, start: int, end: int) -> Iterator[Match]:
+        text = area.text[start:end]
+        if not (start and _is_word(area.text[start - 1])) and _is_secret(text):
+            yield Match(start, end, GuardKind.SECRET)
+
+    def _to_its_end(self, text: str, match: Match, *, is_whole: bool) -> Match:
+        most = match.start + MAX_SECRET_CHARACTERS
+        if text.startswith("-----", match.start):
+            closing = _PEM_END.search(text, match.end, most)
+            stop = _PEM_BODY.match(text, match.end, most)
+            assert stop is not None  # it may be empty
+            end = stop.end()
+            if closing is not None and closing.start() <= end:
+                return Match(match.start, closing.end(), match.kind)
+            # "-----END RSA" ends the body, but not yet the key.
+            is_open = end == len(text) or (len(text) - end < len("-----END ") + 64 and "-----END" in text[end - 8 : end])
+        elif text.startswith("eyJ", match.start):
+            body = _TOKEN_BODY.match(text, match.end, most)
+            assert body is not None  # it may be empty
+            end, is_open = body.end(), body.end() == len(text)
+        else:
+            return match
+        if is_open and not is_whole and len(text) < most:
+            raise OpenSecret
+        return Match(match.start, end, match.kind)
+
+    def _emails(self, area: _Area, start: int, end: int) -> Iterator[Match]:
+        text = area.text[start:end]
+        before = area.text[start - 1] if start else ""
+        after = area.text[end] if end < area.end else ""
+        is_whole = not (before.isascii() and before and (before.isalnum() or before in "._%+-@")) and not _is_word(after)
+        # git@github.com:owner/name.git, and icon@2x.png
+        is_path = (after == ":" and not area.text[end + 1 : area.end][:1].isspace()) or text.rpartition(".")[
+            2
+        ].lower() in _NO_TOP_LEVEL_DOMAIN
+        if is_whole and not is_path and len(text) <= 254 and ".." not in text and ".@" not in text:
+            yield Match(start, end, GuardKind.EMAIL)
+
+    def _ibans(self, area: _Area, start: int, end: int) -> Iterator[Match]:
+        if start and _is_word(area.text[start - 1]):
+            return
+        # Words in capitals may follow it.
+        stops = {end} | {position for position in range(start + 15, end) if area.text[position] in SPACES}
+        for stop in sorted(stops, reverse=True):
+            number = "".join(letter for letter in area.text[start:stop] if letter not in SPACES and letter != "-")
+            if not (stop < area.end and _is_word(area.text[stop])) and iban.is_valid(number):
+                yield Match(start, stop, GuardKind.IBAN)
+                return
+
+    def _ip6(self, area: _Area, start: int, end: int) -> Iterator[Match]:
+        if area.stands_alone(start, end) and not (end < area.end and area.text[end] == ":"):
+            yield from self._address(area, start, end)
+
+    def _address(self, area: _Area, start: int, end: int) -> Iterator[Match]:
+        try:
+            address = ipaddress.ip_address(area.text[start:end])
+        except ValueError:
+            return
+        # "1::" and "::" are slices of programs; a real address has more.
+        is_short = isinstance(address, ipaddress.IPv6Address) and end - start < 6
+        if self._internal_addresses or (address.is_global and not address.is_multicast and not is_short):
+            yield Match(start, end, GuardKind.IP)
+
+    def _lettered(self, area: _Area, start: int, end: int) -> Iterator[Match]:
+        text = area.text[start:end]
+        if area.stands_alone(start, end) and any(one.is_valid(text) for one in self._lettered_ids):
+            yield Match(start, end, GuardKind.NATIONAL_ID)
+
+    # --- runs of digits -----------------------------------------------------------------------------------------------------
+
+    def _run(self, area: _Area, start: int, end: int) -> Iterator[Match]:
+        groups = _groups(area, start, end)
+        claimed: list[Match] = []
+        for kind, find in (
+            (GuardKind.CARD, _cards),
+            (GuardKind.NATIONAL_ID, self._ids),
+            (GuardKind.IP, self._ip4),
+            (GuardKind.PHONE, self._phones),
+        ):
+            if kind in self.kinds:
+                claimed.extend(match for match in find(area, groups) if not any(_overlap(match, other) for other in claimed))
+        yield from sorted(claimed, key=lambda match: match.start)
+
+    def _ids(self, area: _Area, groups: "_Groups") -> Iterator[Match]:
+        if not self._digit_ids:
+            return
+        for start, end in groups.windows(most_groups=7, digits=range(9, 16)):
+            text = _plain_spaces(area.text[start:end])
+            if self._digit_id.fullmatch(text) is None:
+                continue
+            for one in self._digit_ids:
+                if one.is_valid(text) and (not one.needs_context or national_ids.CONTEXT.search(area.before(start))):
+                    yield Match(start, end, GuardKind.NATIONAL_ID)
+                    break
+
+    def _ip4(self, area: _Area, groups: "_Groups") -> Iterator[Match]:
+        spans = groups.spans
+        for first in range(len(spans) - 3):
+            start, end = spans[first][0], spans[first + 3][1]
+            dots = [
+                area.text[left:right] for (_, left), (right, _) in zip(spans[first : first + 3], spans[first + 1 : first + 4], strict=True)
+            ]
+            is_longer = area.text[start - 1 : start] == "." or (area.text[end : end + 1] == "." and area.text[end + 1 : end + 2].isdigit())
+            is_alone = dots == [".", ".", "."] and groups.may_begin(first) and groups.may_end(first + 3) and not is_longer
+            if is_alone and _VERSION.search(area.before(start)) is None:
+                yield from self._address(area, start, end)
+
+    def _phones(self, area: _Area, groups: "_Groups") -> Iterator[Match]:
+        ends_at = -1
+        for first, end in groups.windows(most_groups=7, digits=range(_MIN_PHONE_DIGITS, _MAX_PHONE_DIGITS + 1)):
+            if first < ends_at:
+                continue
+            # A run may begin with + or a parenthesis.
+            start = groups.start if first == groups.spans[0][0] else first
+            text = area.text[start:end]
+            if self._phone_forms.is_likely(text) and (not area.phones.spend(area.offset + start) or self._is_phone(area, start, text)):
+                ends_at = end
+                yield Match(start, end, GuardKind.PHONE)
+
+    def _is_phone(self, area: _Area, start: int, text: str) -> bool:
+        if not self._phone_forms.is_valid(text):
+            return False
+        return (
+            text.startswith(("+", "(+"))
+            or phone_numbers.is_written_as_phone(text, self._countries)
+            or bool(phone_numbers.CONTEXT.search(area.before(start)))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """The groups of digits in a run."""
+
+    area: _Area
+    #: Of the run, which may begin with + or a parenthesis.
+    start: int
+    spans: tuple[tuple[int, int], ...]
+
+    def may_begin(self, group: int) -> bool:
+        start = self.spans[group][0]
+        return group > 0 or not (self.start and _is_word(self.area.text[self.start - 1]) and self.start == start)
+
+    def may_end(self, group: int) -> bool:
+        end = self.spans[group][1]
+        return not (end < self.area.end and _is_word(self.area.text[end]))
+
+    def windows(self, *, most_groups: int, digits: range) -> Iterator[tuple[int, int]]:
+        """Yield start and end of every sequence of groups with so many digits, the longest first for each start."""
+        sums = [0, *itertools.accumulate(right - left for left, right in self.spans)]
+        for first in range(len(self.spans)):
+            behind = min(len(self.spans), first + most_groups)
+            # Lists of short numbers end here.
+            if sums[behind] - sums[first] < digits.start or not self.may_begin(first):
+                continue
+            for last in range(behind - 1, first - 1, -1):
+                if sums[last + 1] - sums[first] in digits and self.may_end(last):
+                    yield self.spans[first][0], self.spans[last][1]
+
+
+def _groups(area: _Area, start: int, end: int) -> _Groups:
+    return _Groups(area, start, tuple(match.span() for match in _DIGITS.finditer(area.text, start, end)))
+
+
+def _cards(area: _Area, groups: _Groups) -> Iterator[Match]:
+    ends_at = -1
+    for start, end in groups.windows(most_groups=6, digits=range(payment_cards.SHORTEST, payment_cards.LONGEST + 1)):
+        if start < ends_at:
+            continue
+        parts = _DIGITS.findall(area.text, start, end)
+        separators = set(_DIGITS.sub("|", area.text[start:end]).strip("|").split("|")) - {""}
+        is_written_so = len(parts) == 1 or (len(separators) == 1 and separators <= {"-", *SPACES} and min(map(len, parts[:-1])) >= 3)
+        if is_written_so and payment_cards.is_card("".join(parts)):
+            ends_at = end
+            yield Match(start, end, GuardKind.CARD)
+
+
+def _is_secret(text: str) -> bool:
+    if text.startswith("aip_"):
+        return not text.startswith(tuple(credentials.PREFIXES.values())) or credentials.looks_like_api_key(text)
+    if text.startswith("sk-"):
+        # Words with hyphens are names, such as sk-learn-contrib-something.
+        return any(len(part) >= 16 and any(map(str.isdigit, part)) and any(map(str.isalpha, part)) for part in re.split("[-_]", text))
+    if text.startswith("eyJ"):
+        head = text.partition(".")[0]
+        try:
+            header = json.loads(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))
+        except (ValueError, binascii.Error):
+            return False
+        return isinstance(header, dict) and "alg" in header
+    if text.startswith(("AKIA", "ASIA", "AIza")):
+        return any(map(str.isdigit, text)) or (text.startswith("A") and len(set(text)) > 6)
+    return True
+
+
+def knows_country(country: str) -> bool:
+    return country in national_ids.NATIONAL_IDS or phone_numbers.knows_country(country)
+
+
+def _overlap(one: Match, other: Match) -> bool:
+    return one.start < other.end and other.start < one.end
+
+
+def _is_word(letter: str) -> bool:
+    return letter.isalnum() or letter == "_"
+
+
+def _plain_spaces(text: str) -> str:
+    return re.sub(f"[{SPACES}]", " ", text)

@@ -1,0 +1,118 @@
+"""Counts what guardrails find, and reports it to the audit log. Nothing here sees any of the text."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from services.gateway.guard.guard_counts import GuardCount
+from shared.api.auth import Principal
+from shared.config_documents import GuardAction, GuardKind
+from shared.rpc.audit_reporting import AuditReporting
+from shared.telemetry import Metrics
+from shared.types import KeyId, RequestId, TenantId
+
+FLUSH_SECONDS = 60.0
+#: Example requests of one report.
+_MOST_REQUESTS = 5
+#: Reports that wait for the end of their minute. Beyond that, they end early.
+_MOST_WAITING = 5_000
+
+
+class TimedRequest(Protocol):
+    guard_seconds: float
+
+
+class EndedRow(Protocol):
+    """See ``RequestRow``."""
+
+    @property
+    def id(self) -> RequestId: ...
+
+    @property
+    def tenant_id(self) -> TenantId: ...
+
+    @property
+    def api_key_id(self) -> KeyId | None: ...
+
+    @property
+    def guard(self) -> tuple[GuardCount, ...]: ...
+
+
+Running = TypeVar("Running", bound=TimedRequest)
+Row = TypeVar("Row", bound=EndedRow)
+
+
+@dataclass(slots=True)
+class _Masked:
+    """What was masked for one key in a minute."""
+
+    principal: Principal
+    matches: int = 0
+    requests: int = 0
+    examples: list[RequestId] = field(default_factory=list)
+
+
+class GuardReporting(Generic[Running, Row]):
+    """Reports each refusal at once, and masks once a minute for each key and kind. ``then`` follows the requests, too."""
+
+    def __init__(
+        self, metrics: Metrics, audit_reporting: AuditReporting, then: Callable[[Running, Principal], Callable[[Row | None], None]]
+    ) -> None:
+        self._metrics = metrics
+        self._audit_reporting = audit_reporting
+        self._then = then
+        self._masked: dict[tuple[TenantId, KeyId | None, GuardKind], _Masked] = {}
+
+    def follow(self, running: Running, principal: Principal) -> Callable[[Row | None], None]:
+        then = self._then(running, principal)
+
+        def on_end(row: Row | None) -> None:
+            then(row)
+            # Nearly all requests have none.
+            if row is not None and (row.guard or running.guard_seconds):
+                self._metrics.guard_seconds.inc(running.guard_seconds)
+                self._ended(row, principal)
+
+        return on_end
+
+    async def run(self) -> None:
+        """Report once a minute, forever."""
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            self.flush()
+
+    def flush(self) -> None:
+        for (tenant, _, kind), found in self._masked.items():
+            requests = ", ".join(map(str, found.examples))
+            self._audit_reporting.report_action(
+                "guard.mask", found.principal, tenant=tenant, target=kind, matches=str(found.matches), requests=str(found.requests),
+                examples=requests,
+            )  # fmt: skip
+        self._masked.clear()
+
+    def _ended(self, row: Row, principal: Principal) -> None:
+        for one in row.guard:
+            self._metrics.guard_matches.labels(kind=one.kind, action=one.action, place=one.place).inc(one.matches)
+        refused = [one for one in row.guard if one.action is GuardAction.REFUSE]
+        if refused:
+            self._audit_reporting.report_action(
+                "guard.refuse", principal, tenant=row.tenant_id, target=row.id, kinds=_listed(refused), place=refused[0].place
+            )
+        masked: Counter[GuardKind] = Counter()
+        for one in row.guard:
+            if one.action is GuardAction.MASK:
+                masked[one.kind] += one.matches
+        for kind, matches in masked.items():
+            found = self._masked.setdefault((row.tenant_id, row.api_key_id, kind), _Masked(principal))
+            found.matches += matches
+            found.requests += 1
+            if len(found.examples) < _MOST_REQUESTS:
+                found.examples.append(row.id)
+        if len(self._masked) >= _MOST_WAITING:
+            self.flush()
+
+
+def _listed(found: Iterable[GuardCount]) -> str:
+    return ", ".join(dict.fromkeys(one.kind.value for one in found))

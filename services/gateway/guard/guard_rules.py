@@ -1,0 +1,92 @@
+"""Combines the guardrails of all levels into those of one caller. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from services.gateway.guard.detectors import Detector
+from services.gateway.guard.own_patterns import OwnPatterns
+from services.gateway.guard.text_filter import TextFilter
+from shared.config_documents import GuardAction, GuardDocument, GuardKind, GuardPattern
+
+#: Policies whose patterns stay compiled.
+_COMPILED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class GuardScan:
+    """What is looked for in prompts, or in answers."""
+
+    actions: Mapping[GuardKind, GuardAction] = field(default_factory=dict)
+    #: The level that each action comes from.
+    levels: Mapping[GuardKind, str] = field(default_factory=dict)
+    countries: tuple[str, ...] = ()
+    patterns: tuple[GuardPattern, ...] = ()
+    allow: tuple[str, ...] = ()
+    internal_ips: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.actions)
+
+    @property
+    def changes_text(self) -> bool:
+        """Whether it masks or refuses something, so that streams must wait for matches."""
+        return any(action.is_stricter_than(GuardAction.REPORT) for action in self.actions.values())
+
+    def open_filter(self, before: str = "") -> TextFilter:
+        own = _own_patterns(self.patterns) if self.patterns and GuardKind.OWN in self.actions else None
+        return TextFilter(_detector(frozenset(self.actions), self.countries, self.allow, self.internal_ips), own, before=before)
+
+
+NOTHING = GuardScan()
+
+
+@dataclass(frozen=True, slots=True)
+class Guardrails:
+    """The guardrails of one caller."""
+
+    prompt: GuardScan = NOTHING
+    answer: GuardScan = NOTHING
+
+
+NO_GUARD = Guardrails()
+
+
+def combine(levels: Sequence[tuple[str, GuardDocument]]) -> Guardrails:
+    """Take the strictest action of each kind, and everything that any level looks for."""
+    if not levels:
+        return NO_GUARD
+    documents = [document for _, document in levels]
+    countries = tuple(dict.fromkeys(country for document in documents for country in document.countries))
+    patterns = tuple(dict.fromkeys(pattern for document in documents for pattern in document.patterns))
+    allow = tuple(text for text in documents[0].allow if all(text in document.allow for document in documents))
+    internal = any(document.internal_ips for document in documents)
+
+    def scan(place: Iterable[tuple[str, Mapping[GuardKind, GuardAction]]]) -> GuardScan:
+        found = _strictest(place)
+        actions, by = {kind: action for kind, (action, _) in found.items()}, {kind: level for kind, (_, level) in found.items()}
+        return GuardScan(actions, by, countries, patterns, allow, internal) if actions else NOTHING
+
+    return Guardrails(
+        scan((level, document.prompt) for level, document in levels), scan((level, document.answer) for level, document in levels)
+    )
+
+
+def _strictest(levels: Iterable[tuple[str, Mapping[GuardKind, GuardAction]]]) -> dict[GuardKind, tuple[GuardAction, str]]:
+    found: dict[GuardKind, tuple[GuardAction, str]] = {}
+    for level, actions in levels:
+        for kind, action in actions.items():
+            known = found.get(kind, (GuardAction.OFF, ""))[0]
+            if action.is_stricter_than(known):
+                found[kind] = action, level
+    return {kind: found[kind] for kind in GuardKind if kind in found}
+
+
+@lru_cache(_COMPILED)
+def _detector(kinds: frozenset[GuardKind], countries: tuple[str, ...], allow: tuple[str, ...], internal_ips: bool) -> Detector:
+    return Detector(kinds, countries=countries, allow=allow, internal_addresses=internal_ips)
+
+
+@lru_cache(_COMPILED)
+def _own_patterns(patterns: tuple[GuardPattern, ...]) -> OwnPatterns:
+    return OwnPatterns(patterns)

@@ -1,0 +1,62 @@
+"""Guards prompts before anything else sees them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from services.gateway.guard.guard_rules import GuardScan
+from services.gateway.guard.guarded_text import GuardedText, GuardMatches, guard_json
+from shared import errors
+from shared.api.embedding import EmbeddingInput
+from shared.api.generation import ChatMessage
+from shared.config_documents import GuardAction
+
+#: At most 30 ms, usually 0.5; then other requests get their turn.
+_AT_ONCE = 4096
+
+
+async def guard_messages(messages: Sequence[ChatMessage], scan: GuardScan, matches: GuardMatches) -> tuple[ChatMessage, ...]:
+    """Return the messages as a worker may see them. Raises ContentFiltered that names the message."""
+    return tuple([message async for message in _guarded_messages(messages, scan, matches)])
+
+
+async def _guarded_messages(messages: Sequence[ChatMessage], scan: GuardScan, matches: GuardMatches) -> AsyncIterator[ChatMessage]:
+    for position, message in enumerate(messages):
+        content = await _guard_text(message.content, scan, matches, f"messages[{position}].content")
+        calls = []
+        for number, call in enumerate(message.tool_calls):
+            is_long = len(call.arguments) > _AT_ONCE
+            guarding = asyncio.to_thread(guard_json, call.arguments, scan, matches) if is_long else None
+            arguments, refused = guard_json(call.arguments, scan, matches) if guarding is None else await guarding
+            if refused is not None:
+                raise _refusal(matches, f"messages[{position}].tool_calls[{number}]")
+            calls.append(call if arguments == call.arguments else msgspec.structs.replace(call, arguments=arguments))
+        is_same = content == message.content and tuple(calls) == message.tool_calls
+        yield message if is_same else msgspec.structs.replace(message, content=content, tool_calls=tuple(calls))
+
+
+async def guard_inputs(inputs: Sequence[EmbeddingInput], scan: GuardScan, matches: GuardMatches) -> tuple[EmbeddingInput, ...]:
+    """Return the texts as a worker may see them; token ids as they are. Raises ContentFiltered that names the text."""
+    found: list[EmbeddingInput] = []
+    for position, given in enumerate(inputs):
+        found.append(await _guard_text(given, scan, matches, f"input[{position}]") if isinstance(given, str) else given)
+    return tuple(found)
+
+
+async def _guard_text(text: str, scan: GuardScan, matches: GuardMatches, field: str) -> str:
+    guarded = GuardedText(scan, matches)
+    shown: list[str] = []
+    for start in range(0, len(text), _AT_ONCE):
+        if start:
+            await asyncio.sleep(0)
+        shown.append(guarded.feed(text[start : start + _AT_ONCE]))
+    shown.append(guarded.end())
+    if guarded.refused is not None:
+        raise _refusal(matches, field)
+    return "".join(shown)
+
+
+def _refusal(matches: GuardMatches, field: str) -> errors.ContentFiltered:
+    kinds = ", ".join(dict.fromkeys(kind.value for kind, action in matches if action is GuardAction.REFUSE))
+    return errors.ContentFiltered(f"{field} contains what your policy refuses: {kinds}", hint="remove it; see `aicli policy explain`")

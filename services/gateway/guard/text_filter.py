@@ -1,0 +1,179 @@
+"""Finds matches in a text that arrives in pieces, and holds back only what later pieces may still change. Pure.
+
+Where the text is cut depends on the text alone, so its pieces never change the result. Up to a border no match can begin before it and
+end behind it: a character that no kind contains, or a space behind a word that no number continues. Ordinary prose is held for one word.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from services.gateway.guard.detectors import (
+    CONTEXT_CHARACTERS,
+    LIKELY,
+    MAX_SECRET_CHARACTERS,
+    SPACES,
+    TRIGGER,
+    Detector,
+    Match,
+    OpenSecret,
+    PhoneBudget,
+)
+from services.gateway.guard.own_patterns import OwnPatterns
+from shared.config_documents import GuardKind
+
+#: A text without a border is held up to HOLD characters; then what begins in the first STEP is decided.
+HOLD, STEP = 512, 256
+#: Larger pieces are read in parts, because RE2 converts the text at each call.
+_PART = 4096
+#: Kept for the words before a number.
+_CONTEXT = CONTEXT_CHARACTERS + 24
+
+_GAP = re.compile(r"(?s:.*)[^A-Za-z0-9._%+@:/()-]")
+_BORDER = re.compile(rf"[^A-Za-z0-9._%+@:/(){SPACES}-]|[a-z_%@:][A-Z+./()-]*[{SPACES}]")
+#: How much more text must come before the end of an open secret is looked for again.
+_RETRY_CHARACTERS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A match in the text."""
+
+    kind: GuardKind
+    text: str
+    #: Of the policy's own pattern.
+    name: str = ""
+
+
+Part = str | Found
+
+
+class TextFilter:
+    """Reads one text."""
+
+    def __init__(self, detector: Detector, own: OwnPatterns | None = None, *, before: str = "") -> None:
+        """``before``: what a reader knows about the text, such as the name of a field."""
+        self._detector = detector
+        self._own = own
+        #: Text that is not returned yet, after up to ``_CONTEXT`` characters that are.
+        self._text = before
+        #: Positions in ``_text``.
+        self._returned = self._decided = self._own_decided = len(before)
+        #: Characters of the whole text before ``_text``.
+        self._offset = 0
+        self._retry_at = 0
+        self._matches: list[Match] = []
+        self._phones = PhoneBudget()
+
+    def feed(self, piece: str) -> list[Part]:
+        """Return what is decided now."""
+        if len(piece) <= _PART:
+            self._text += piece
+            return self._advance(is_whole=False)
+        return [part for start in range(0, len(piece), _PART) for part in self.feed(piece[start : start + _PART])]
+
+    def end(self) -> list[Part]:
+        """Return the rest. The filter is not usable afterwards."""
+        return self._advance(is_whole=True)
+
+    def _advance(self, *, is_whole: bool) -> list[Part]:
+        if is_whole or len(self._text) >= self._retry_at:
+            self._decide(is_whole=is_whole)
+        limit = self._decided
+        if self._own is not None:
+            found, self._own_decided = self._own.find(self._text, self._own_decided, is_whole=is_whole)
+            self._matches.extend(found)
+            limit = min(limit, self._own_decided)
+        parts = self._take(limit)
+        if self._returned >= 2 * _CONTEXT:
+            self._trim(self._returned - _CONTEXT)
+        return parts
+
+    def _decide(self, *, is_whole: bool) -> None:
+        text, size = self._text, len(self._text)
+        while self._decided < size:
+            trigger = TRIGGER.search(text, self._decided)
+            gap = _GAP.match(text, self._decided, size if trigger is None else trigger.start())
+            if gap is not None:
+                self._decided = gap.end()
+            left = size - self._decided
+            if trigger is None:
+                if is_whole:
+                    self._decided = size
+                elif left >= HOLD:
+                    self._decided += STEP * ((left - HOLD) // STEP + 1)
+                return
+            limit, begins_before = self._next_limit(text, is_whole=is_whole)
+            if not limit:
+                return
+            if LIKELY.search(text, self._decided, limit) is None:
+                self._decided = begins_before
+                continue
+            phones = replace(self._phones)
+            try:
+                found = self._detector.find(text, self._decided, limit, offset=self._offset, phones=phones, is_whole=is_whole)
+            except OpenSecret:
+                self._retry_at = min(size + _RETRY_CHARACTERS, self._decided + HOLD + MAX_SECRET_CHARACTERS)
+                return
+            self._phones = phones
+            found = [match for match in found if match.start < begins_before]
+            self._matches.extend(found)
+            self._decided = max(begins_before, found[-1].end if found else 0)
+
+    def _next_limit(self, text: str, *, is_whole: bool) -> tuple[int, int]:
+        """Return up to where to read, and before where a match must begin; 0 if more text is needed."""
+        border = _BORDER.search(text, self._decided, self._decided + HOLD)
+        if border is not None:
+            return border.end(), border.end()
+        if len(text) - self._decided >= HOLD:
+            return self._decided + HOLD, self._decided + STEP
+        return (len(text), len(text)) if is_whole else (0, 0)
+
+    def _take(self, limit: int) -> list[Part]:
+        """Return the text up to ``limit``, but no part of matches that end behind it. Overlapping matches are returned as one."""
+        parts: list[Part] = []
+        groups = _merge(self._matches) if self._matches else []
+        taken = 0
+        for group in groups:
+            start, end = group[0].start, max(match.end for match in group)
+            if end > limit:
+                limit = min(limit, start)
+                break
+            taken += len(group)
+            if start > self._returned:
+                parts.append(self._text[self._returned : start])
+            strongest = min(group, key=lambda match: _ORDER[match.kind])
+            parts.append(Found(strongest.kind, self._text[start:end], strongest.name))
+            self._returned = end
+        if groups:
+            self._matches = [match for group in groups for match in group][taken:]
+        if limit > self._returned:
+            parts.append(self._text[self._returned : limit])
+            self._returned = limit
+        return parts
+
+    def _trim(self, cut: int) -> None:
+        self._text = self._text[cut:]
+        self._offset += cut
+        self._returned -= cut
+        self._decided -= cut
+        self._own_decided = max(0, self._own_decided - cut)
+        self._retry_at = max(0, self._retry_at - cut)
+        if self._matches:
+            self._matches = [Match(match.start - cut, match.end - cut, match.kind, match.name) for match in self._matches]
+
+
+_ORDER = {kind: number for number, kind in enumerate(GuardKind)}
+
+
+def _merge(matches: Sequence[Match]) -> list[list[Match]]:
+    """Group overlapping matches."""
+    groups: list[list[Match]] = []
+    end = -1
+    for match in sorted(matches, key=lambda match: match.start):
+        if match.start < end:
+            groups[-1].append(match)
+        else:
+            groups.append([match])
+        end = max(end, match.end)
+    return groups

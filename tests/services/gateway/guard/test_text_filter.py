@@ -1,0 +1,91 @@
+"""However a text is cut into pieces, the same is found, and prose is held for a word only."""
+
+import random
+from collections.abc import Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.gateway.guard.detectors import Detector
+from services.gateway.guard.own_patterns import OwnPatterns
+from services.gateway.guard.text_filter import HOLD, Found, TextFilter
+from shared.config_documents import GuardKind, GuardPattern
+
+EVERYTHING = Detector(frozenset(GuardKind), countries=("US", "DE", "FR", "ES", "IT", "SE", "FI"))
+OWN = OwnPatterns(
+    [
+        GuardPattern(name="project", pattern=r"PRJ-\d{4,8}\b", max_length=12),
+        GuardPattern(name="falcon", pattern=r"(?i)project\s+falcon", max_length=20),
+        GuardPattern(name="letters", pattern=r"x+", max_length=3),
+    ]
+)
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
+PEM = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nMIIEpAIBAAKCAQEA\nabcd==\n-----END RSA PRIVATE KEY-----"
+
+#: Matches, parts of matches, and what stands around them.
+SNIPPETS = (
+    "4111 1111 1111 1111", "4111-1111-1111-1111", "378282246310005", "bob@example.com", "DE89 3704 0044 0532 0130 00",
+    "GB29NWBK60161331926819",
+    "+49 170 1234567", "(212) 555-2368", "0170/1234567", "ssn 123-45-6789", "8.8.8.8", "v1.2.3.4", "2001:4860:4860::8888", "12:30:45",
+    "AKIAIOSFODNN7EXAMPLE", "ghp_" + "a1" * 18, JWT, PEM, PEM[:60], "PRJ-12345", "PRJ-123456789", "Project  Falcon", "xxxxx", "12345678Z",
+    "811228-9874", "hello", "Hello", "HELLO", " ", "  ", "\n", ", ", ".", ":", "(", ")", "+", "-", "@", "\u00a0", "é", "日本", "1", "12 ",
+    "A", "x",
+    "-----", "-----BEGIN ", "eyJ", "sk-", "a" * 70, "1 2 3 4 5 6 7 ", "9" * 30,
+)  # fmt: skip
+TEXTS = st.lists(st.sampled_from(SNIPPETS), max_size=14).map("".join)
+
+
+def found_in(pieces: Sequence[str], own: OwnPatterns | None = OWN) -> str:
+    """Return the text with matches in brackets."""
+    text_filter = TextFilter(EVERYTHING, own)
+    parts = [part for piece in pieces for part in text_filter.feed(piece)] + text_filter.end()
+    return "".join(f"[{part.name or part.kind}:{part.text}]" if isinstance(part, Found) else part for part in parts)
+
+
+def original(pieces: Sequence[str]) -> str:
+    text_filter = TextFilter(EVERYTHING, OWN)
+    parts = [part for piece in pieces for part in text_filter.feed(piece)] + text_filter.end()
+    return "".join(part.text if isinstance(part, Found) else part for part in parts)
+
+
+@given(TEXTS, st.randoms(use_true_random=False), st.sampled_from([1, 3, 10, 60, 700]))
+@settings(max_examples=400, deadline=None)
+def test_pieces_do_not_change_what_is_found(text: str, draw: random.Random, largest: int) -> None:
+    pieces, at = [], 0
+    while at < len(text):
+        size = draw.randint(1, largest)
+        pieces.append(text[at : at + size])
+        at += size
+    assert found_in(pieces) == found_in([text])
+    assert original(pieces) == text
+
+
+@given(st.lists(st.sampled_from(SNIPPETS), min_size=20, max_size=80).map("".join))
+@settings(max_examples=60, deadline=None)
+def test_long_texts_are_read_alike_letter_by_letter(text: str) -> None:
+    assert found_in(list(text)) == found_in([text])
+
+
+def held(text: str, own: OwnPatterns | None = None) -> int:
+    """Return how many letters at the end of the text wait for what follows."""
+    text_filter = TextFilter(EVERYTHING, own)
+    given = sum(len(part.text if isinstance(part, Found) else part) for letter in text for part in text_filter.feed(letter))
+    return len(text) - given
+
+
+def test_prose_waits_for_its_last_word_only() -> None:
+    assert held("The quick brown") == len("brown")
+    assert held("The quick brown ") == 0
+    assert held("In 2024 it was ") == 0
+    assert held("日本語のテキスト") == 0
+    assert held("The quick brown fox jumps over ", OWN) == 20
+    assert held("call 4111 1111 ") == len("4111 1111 "), "a card may go on"
+
+
+def test_what_has_no_border_is_held_for_a_while() -> None:
+    for text in ("a" * 5_000, "1" * 5_000, "1 " * 2_500, "@" * 5_000, "A1 " * 1_700):
+        text_filter, given, longest = TextFilter(EVERYTHING), 0, 0
+        for number, letter in enumerate(text, 1):
+            given += sum(len(part.text if isinstance(part, Found) else part) for part in text_filter.feed(letter))
+            longest = max(longest, number - given)
+        assert HOLD // 2 < longest <= HOLD
