@@ -37,6 +37,7 @@ SECTIONS = {
         "profile": "cli.account.profiles:profiles",
         "keys": "cli.account.keys:keys",
         "policy": "cli.account.policy:policy",
+        "guard": "cli.account.guard:guard",
         "usage": "cli.account.usage:usage",
         "quota": "cli.account.usage:quota",
         "dashboard": "cli.account.dashboard:dashboard",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: A copy of shared.config_documents.Machines, so that `--help` need not import it; a test compares the two.
 MACHINES = ("own", "internal", "trusted", "group")
-RULES = ("external", "machines", "models", "targets", "direct_models", "max_price", "show_targets")
+RULES = ("external", "machines", "models", "targets", "direct_models", "max_price", "show_targets", "guard")
 _NONE = "none"
 
 
@@ -83,13 +83,20 @@ def show(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None:
 @click.option("--max-input-price", metavar="CREDITS", help="Highest price of a million input tokens.")
 @click.option("--max-output-price", metavar="CREDITS", help="Highest price of a million output tokens.")
 @click.option("--show-targets/--hide-targets", default=None, help="Whether answers say which target of a route was chosen.")
+@click.option("--guard-prompt", metavar="KIND=ACTION,…", help="What happens with personal data and secrets in prompts.")
+@click.option("--guard-answer", metavar="KIND=ACTION,…", help="The same in answers.")
+@click.option("--guard-countries", metavar="CODES", help="Whose phone numbers and national numbers are found, such as DE,US.")
 @click.option("--unset", "unset", multiple=True, type=click.Choice(RULES), help="Remove this rule. Can be repeated.")
 @click.option("--remove", is_flag=True, help="Remove the policy.")
 @click.option("--note", default="", metavar="TEXT", help="Note for the history.")
 @print_format.output_options("Print the policy as a JSON object.")
 @click.pass_obj
 def set_(here: CliContext, /, *, remove: bool, note: str, as_json: bool, **options: "Any") -> None:
-    """Change some rules of a policy. Rules that are not named stay."""
+    """Change some rules of a policy. Rules that are not named stay.
+
+    Kinds of guardrails: secret, card, iban, national_id, email, phone, ip, own. Actions: off, report, mask, refuse. Own patterns are set
+    in the file of `aicli admin config apply`.
+    """
     from shared.api import configuration
 
     chosen = {name: options.pop(name) for name in ("level", "organization", "key")}
@@ -125,11 +132,25 @@ def _changed(before: "PolicyDocument | None", given: "dict[str, Any]", unset: tu
     prices = {side: given[f"max_{side}_price"] for side in ("input", "output") if f"max_{side}_price" in given}
     if prices:
         rules["max_price"] = {**rules.get("max_price", {}), **prices}
+    if guard := _guard(given):
+        rules["guard"] = {**rules.get("guard", {}), **guard}
     rules |= {name: given[name] for name in ("machines", "direct_models", "show_targets") if name in given}
     try:
         return msgspec.convert(rules, PolicyDocument)
     except msgspec.ValidationError as error:
         raise errors.BadRequest(f"the policy can't be used: {error}", hint="see `aicli policy set --help`") from error
+
+
+def _guard(given: "dict[str, Any]") -> "dict[str, Any]":
+    """Raises BadRequest."""
+    guard: dict[str, Any] = {}
+    for place in ("prompt", "answer"):
+        if (text := given.get(f"guard_{place}")) is not None:
+            pairs = [pair.strip().partition("=") for pair in text.split(",")] if text != _NONE else []
+            guard[place] = {kind.strip(): action.strip() for kind, _, action in pairs}
+    if (text := given.get("guard_countries")) is not None:
+        guard["countries"] = [] if text == _NONE else [code.strip() for code in text.split(",")]
+    return guard
 
 
 @policy.command()
@@ -142,7 +163,7 @@ def explain(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None
 
     async def work(connection: "CliConnection") -> "tuple[PolicyRule, ...]":
         organization = await find_organization(connection, chosen["organization"]) if chosen["organization"] else None
-        key = await _key(connection, chosen["key"]) if chosen["key"] else None
+        key = await find_key(connection, chosen["key"]) if chosen["key"] else None
         return (await connection.call(configuration.explain_policy, configuration.ExplainPolicy(organization, key))).rules
 
     columns: list[TableColumn[PolicyRule]] = [
@@ -166,7 +187,7 @@ async def _name(connection: "CliConnection", chosen: "dict[str, str | None]") ->
     if chosen["level"]:
         return chosen["level"]
     if chosen["key"]:
-        return f"{KEY_POLICY}{await _key(connection, chosen['key'])}"
+        return f"{KEY_POLICY}{await find_key(connection, chosen['key'])}"
     if chosen["organization"]:
         return f"{ORGANIZATION_POLICY}{await find_organization(connection, chosen['organization'])}"
     return None
@@ -192,7 +213,7 @@ async def find_organization(connection: "CliConnection", name: str) -> "TenantId
     return matching[0]
 
 
-async def _key(connection: "CliConnection", name: str) -> "KeyId":
+async def find_key(connection: "CliConnection", name: str) -> "KeyId":
     """Return the key's id. Raises NotFound."""
     from shared.api import auth
     from shared.types import KeyId

@@ -21,7 +21,9 @@ def summarize(result: InferenceResult) -> str:
 
 
 def describe_credit_limit(result: InferenceResult) -> str:
-    """Return an empty string if credits did not cut the answer off."""
+    """Return an empty string if neither credits nor a policy cut the answer off."""
+    if result.finish_reason is FinishReason.CONTENT_FILTER:
+        return "Your policy ended the answer before something that it refuses. See aicli policy explain."
     if result.clamped_to is None or result.finish_reason is not FinishReason.LENGTH:
         return ""
     return f"The answer was cut off after {printing.counted(result.clamped_to, 'token')}: not enough credits. See aicli usage."

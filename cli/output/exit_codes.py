@@ -44,6 +44,7 @@ BY_ERROR: dict[str, ExitCode] = {
     "cancelled": ExitCode.INTERRUPTED,
     "certificate_expired": ExitCode.FAILED,
     "clock_skew": ExitCode.FAILED,
+    "content_filter": ExitCode.USAGE,
     "context_length_exceeded": ExitCode.USAGE,
     "deadline_exceeded": ExitCode.FAILED,
     "draining": ExitCode.NOTHING_SERVES,

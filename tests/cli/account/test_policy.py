@@ -113,3 +113,22 @@ def test_administrators_find_organizations_of_others(shell: Shell, stored: dict[
 def test_the_choices_are_those_of_policies() -> None:
     assert tuple(Machines) == policy.MACHINES
     assert tuple(field.name for field in msgspec.structs.fields(PolicyDocument)) == policy.RULES
+
+
+def test_guardrails(shell: Shell, stored: dict[str, PolicyState]) -> None:
+    own = {"name": "project", "pattern": "PRJ", "max_length": 3}
+    stored["mesh"] = PolicyState("mesh", 3, document(guard={"patterns": [own], "answer": {"ip": "mask"}}), may_change=True)
+    done = shell("policy", "set", "--mesh", "--guard-prompt", "card=refuse, email=mask", "--guard-countries", "DE,US")
+    assert done.exit_code == 0, done.stderr
+    prompt = {"card": "refuse", "email": "mask"}
+    expected = {"prompt": prompt, "countries": ["DE", "US"], "patterns": [own], "answer": {"ip": "mask"}}
+    assert json.loads(msgspec.json.encode(stored["mesh"].policy))["guard"] == expected
+    shell("policy", "set", "--mesh", "--guard-answer", "none", "--guard-countries", "none")
+    assert json.loads(msgspec.json.encode(stored["mesh"].policy))["guard"] == {
+        "prompt": {"card": "refuse", "email": "mask"},
+        "patterns": [own],
+    }
+    shell("policy", "set", "--mesh", "--unset", "guard")
+    assert stored["mesh"].policy == document()
+    for wrong in ("card", "card=hide", "cards=mask"):
+        assert "the policy can't be used" in shell("policy", "set", "--mesh", "--guard-prompt", wrong).stderr
