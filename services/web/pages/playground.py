@@ -224,6 +224,8 @@ def _speed(result: InferenceResult) -> float | None:
 def _note(result: InferenceResult) -> str:
     if result.cached:
         return "Served from cache."
+    if result.finish_reason is FinishReason.CONTENT_FILTER:
+        return "Stopped by your policy."
     if result.finish_reason is not FinishReason.LENGTH:
         return ""
     if result.clamped_to is not None:

@@ -13,7 +13,7 @@ from services.web import rendering
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import configuration as api
-from shared.config_documents import DEFAULT_POLICY, KEY_POLICY, MESH_POLICY, ORGANIZATION_POLICY, Machines, PolicyDocument
+from shared.config_documents import DEFAULT_POLICY, KEY_POLICY, MESH_POLICY, ORGANIZATION_POLICY, GuardKind, Machines, PolicyDocument
 from shared.types import KeyId, TenantId
 
 _DONE = {"set": "Policy saved. It is in use within seconds.", "removed": "Policy removed. Only the other levels apply."}
@@ -28,6 +28,18 @@ RULES = {
     "max_price.output": "Highest output price",
     "show_targets": "Show targets",
 }
+_KINDS = {
+    GuardKind.SECRET: "Secrets",
+    GuardKind.CARD: "Card numbers",
+    GuardKind.IBAN: "IBANs",
+    GuardKind.NATIONAL_ID: "National numbers",
+    GuardKind.EMAIL: "Email addresses",
+    GuardKind.PHONE: "Phone numbers",
+    GuardKind.IP: "IP addresses",
+    GuardKind.OWN: "Own patterns",
+}
+#: Of guardrails, which this page shows but doesn't change.
+GUARD_RULES = {f"guard.{place}.{kind}": f"{label} in {place}s" for place in ("prompt", "answer") for kind, label in _KINDS.items()}
 MACHINES = {
     Machines.OWN: "the organization’s own",
     Machines.INTERNAL: "also the operator’s",
@@ -85,7 +97,10 @@ async def show_policy(page_request: NamedDependency[PageRequest], level: FromPat
 async def set_policy(page_request: NamedDependency[PageRequest], level: FromPath[str]) -> Page:
     form = await page_request.read_form(PolicyForm)
     try:
-        await page_request.submit(api.set_policy, api.SetPolicy(_name(level), _document(form), _version(form.version)))
+        name, version = _name(level), _version(form.version)
+        before = (await page_request.call(api.get_policy, api.GetPolicy(name))).policy
+        wanted = msgspec.structs.replace(_document(form), guard=None if before is None else before.guard)
+        await page_request.submit(api.set_policy, api.SetPolicy(name, wanted, version))
     except errors.CallerError as error:
         return await _page(page_request, level, form=form, problem=error)
     return page_request.redirect(f"/policies/{level}?done=set")
@@ -127,9 +142,9 @@ async def _page(
         path=f"/policies/{level}",
         state=state,
         form=form or _filled(state),
-        filled=_shown(_filled(state)),
+        filled=_shown(_filled(state)) | _guard(state.policy),
         rules=rules,
-        labels=RULES,
+        labels=RULES | GUARD_RULES,
         machines=MACHINES,
         is_admin=page_request.person.user.role == "admin",
         problem=problem,
@@ -191,6 +206,13 @@ def _filled(state: api.PolicyState) -> PolicyForm:
 def _shown(form: PolicyForm) -> dict[str, str]:
     values = {"max_price.input": form.max_input, "max_price.output": form.max_output}
     return {label: text for rule, label in RULES.items() if (text := values.get(rule) or getattr(form, rule, ""))}
+
+
+def _guard(policy: PolicyDocument | None) -> dict[str, str]:
+    if policy is None or policy.guard is None:
+        return {}
+    places = (("prompt", policy.guard.prompt), ("answer", policy.guard.answer))
+    return {GUARD_RULES[f"guard.{place}.{kind}"]: action.value for place, actions in places for kind, action in actions.items()}
 
 
 def _written(names: tuple[str, ...] | None) -> str:

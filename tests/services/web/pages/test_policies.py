@@ -5,7 +5,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from shared.config_documents import Machines, PolicyDocument, PriceCeiling
+from shared.config_documents import GuardAction, GuardDocument, GuardKind, Machines, PolicyDocument, PriceCeiling
 from shared.types import TenantId, UserRole
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
@@ -52,6 +52,18 @@ async def test_an_owner_finds_and_changes_the_policy(alice: Browser, mesh: FakeM
     removed = await alice.submit(page, f"{acme}/remove")
     assert removed.headers["location"] == f"{acme}?done=removed"
     assert mesh.policies[f"organization:{team}"] == (2, None)
+
+
+async def test_guardrails_are_shown_and_stay(alice: Browser, mesh: FakeMesh, acme: str) -> None:
+    name = f"organization:{acme.removeprefix('/policies/organization-')}"
+    guard = GuardDocument(prompt={GuardKind.CARD: GuardAction.REFUSE}, answer={GuardKind.OWN: GuardAction.MASK})
+    mesh.policies[name] = 3, PolicyDocument(guard=guard)
+    page = await alice.get(acme)
+    for label in ("Card numbers in prompts", "Own patterns in answers"):
+        assert label in page.text
+    answer = await alice.submit(page, acme, models="llama3")
+    assert answer.headers["location"] == f"{acme}?done=set"
+    assert mesh.policies[name] == (4, PolicyDocument(models=("llama3",), guard=guard))
 
 
 @pytest.mark.parametrize(
