@@ -6,6 +6,7 @@ crowd        1,000 streams at once and their memory, and 2,000 of which half mus
 flood        5,000 requests of one tenant at once, and their effect on ten others
 rpc          calls and streams at /rpc against the same ones at /api and /v1
 routes       a route of four targets with conditions against an alias
+guard        streams with guardrails for prompts and answers against streams without
 
 Everything shares one machine, including the load generator, so compare ratios of one run rather than figures.
 """
@@ -26,6 +27,7 @@ from bench.report import Options, Rows
 from bench.tenants import REFUSALS
 from shared.api import gateway
 from shared.types import ModelName
+from tests.stacks import RunningStack, until
 
 FIRST_TOKEN_RATE = 100.0
 #: The maximum added milliseconds, by percentile.
@@ -360,6 +362,43 @@ async def _measure_routes(rows: Rows, _shared: None, options: Options) -> None:
     rows.paired("a route of four targets: processor", spent["routed"], "µs", "an alias", spent["alias"])
 
 
+#: Every kind that needs no pattern of its own.
+GUARDS = dict.fromkeys(("secret", "card", "iban", "national_id", "email", "phone", "ip"), "mask")
+
+
+async def _measure_guard(rows: Rows, _shared: None, options: Options) -> None:
+    """Streams, taking turns. Processor time is the gateway's, for one request."""
+    async with tenants.stack() as running:
+        keys, port, pid = await tenants.register(running), tenants.gateway_port(running), await tenants.pid_of(running, "gateway")
+        rates, spent = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+        for number in range(options.rounds):
+            for name in report.in_turn(["on", "off"], number):
+                await _set_guard(running, keys[0], GUARDS if name == "on" else {})
+                before = processes.spent_ms(pid)
+                requests = tenants.chats(keys, "echo", PROMPT, MAX_TOKENS, stream=True)
+                outcome = await http_load.make(Load(port=port, requests=requests, pace=Steady(RPC_AT_ONCE, options.seconds)))
+                assert len(outcome.good) == len(outcome.answers), f"{name}: {outcome.statuses}"
+                spent[name].append(1000 * (processes.spent_ms(pid) - before) / len(outcome.good))
+                rates[name].append(len(outcome.good) / outcome.seconds)
+    rows.paired("streams with guardrails", rates["on"], "requests/s", "without", rates["off"], at_least=0.9)
+    rows.paired("streams with guardrails: processor", spent["on"], "µs", "without", spent["off"])
+
+
+async def _set_guard(running: RunningStack, key: str, actions: dict[str, str]) -> None:
+    """Return when the gateway uses it."""
+    policy = {"policies": {"mesh": {"guard": {"prompt": actions, "answer": actions, "countries": ["US", "DE"]}}}}
+    applied = await running.aicli("admin", "config", "apply", "-f", "-", stdin=json.dumps(policy))
+    assert applied.status == 0, applied
+    expected = "[card]" if actions else "4111111111111111"
+    async with running.http(key) as client:
+
+        async def is_used() -> bool:
+            answer = await client.post("/api/inference", json={"model": "echo", "prompt": "4111111111111111"})
+            return bool(answer.json()["text"] == expected)
+
+        await until(is_used, seconds=10, what="the guardrails are in use")
+
+
 def _prepare(options: Options) -> str:
     if "rates" not in options.only:
         return ""
@@ -375,5 +414,6 @@ if __name__ == "__main__":
         "flood": _measure_flood,
         "rpc": _measure_rpc,
         "routes": _measure_routes,
+        "guard": _measure_guard,
     }
     report.run(__doc__, parts, limits=(1800.0, 600.0), before=_prepare, rounds=(3, 1), seconds=(10.0, 3.0))

@@ -123,6 +123,7 @@ def test_the_list_of_mutants_covers_what_must_not_break() -> None:
         "routing",
         "policies",
         "rollouts",
+        "guard",
     }
     assert groups.total() >= 60
     assert min(groups.values()) >= 10

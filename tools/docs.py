@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 
-from tools import alerts, generated, reference, sync_client
+from tools import alerts, generated, guard_quality, reference, sync_client
 from tools.boards import writing
 
 FOLDER = generated.ROOT / "docs" / "reference"
@@ -25,6 +25,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "subjects.md": reference.subjects,
     "metrics.md": reference.metrics,
     "alerts.md": alerts.page,
+    "guardrails.md": guard_quality.page,
 }
 
 

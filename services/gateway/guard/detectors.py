@@ -59,6 +59,7 @@ LIKELY = re.compile(
 )
 
 _DIGITS = re.compile(r"[0-9]+")
+_JOINTS = frozenset("-./")
 _NO_TOP_LEVEL_DOMAIN = frozenset(
     {"bmp", "css", "gif", "ico", "jpeg", "jpg", "js", "json", "png", "svg", "toml", "webp", "woff", "xml", "yaml"}
 )
@@ -114,6 +115,11 @@ class _Area:
 
     def before(self, position: int) -> str:
         return self.text[max(0, position - CONTEXT_CHARACTERS) : position]
+
+    def continues(self, start: int, end: int) -> bool:
+        """Whether a digit stands before or behind it, with only a hyphen, point or slash between."""
+        left, right = self.text[max(0, start - 2) : start], self.text[end : min(self.end, end + 2)]
+        return (left[:1].isdigit() and left[1:] in _JOINTS) or (right[1:].isdigit() and right[:1] in _JOINTS)
 
     def stands_alone(self, start: int, end: int) -> bool:
         return not (start and _is_word(self.text[start - 1])) and not (end < self.end and _is_word(self.text[end]))
@@ -233,7 +239,7 @@ class Detector:
         stops = {end} | {position for position in range(start + 15, end) if area.text[position] in SPACES}
         for stop in sorted(stops, reverse=True):
             number = "".join(letter for letter in area.text[start:stop] if letter not in SPACES and letter != "-")
-            if not (stop < area.end and _is_word(area.text[stop])) and iban.is_valid(number):
+            if not (stop < area.end and _is_word(area.text[stop])) and iban.is_valid(number, check_country=False):
                 yield Match(start, stop, GuardKind.IBAN)
                 return
 
@@ -302,6 +308,8 @@ class Detector:
                 continue
             # A run may begin with + or a parenthesis.
             start = groups.start if first == groups.spans[0][0] else first
+            if area.continues(start, end):
+                continue
             text = area.text[start:end]
             if self._phone_forms.is_likely(text) and (not area.phones.spend(area.offset + start) or self._is_phone(area, start, text)):
                 ends_at = end
@@ -337,13 +345,16 @@ class _Groups:
     def windows(self, *, most_groups: int, digits: range) -> Iterator[tuple[int, int]]:
         """Yield start and end of every sequence of groups with so many digits, the longest first for each start."""
         sums = [0, *itertools.accumulate(right - left for left, right in self.spans)]
+        longer = [0, *itertools.accumulate(right - left > 1 for left, right in self.spans)]
         for first in range(len(self.spans)):
             behind = min(len(self.spans), first + most_groups)
             # Lists of short numbers end here.
             if sums[behind] - sums[first] < digits.start or not self.may_begin(first):
                 continue
             for last in range(behind - 1, first - 1, -1):
-                if sums[last + 1] - sums[first] in digits and self.may_end(last):
+                # Single digits in a row are a list.
+                is_list = longer[last + 1] == longer[first]
+                if not is_list and sums[last + 1] - sums[first] in digits and self.may_end(last):
                     yield self.spans[first][0], self.spans[last][1]
 
 

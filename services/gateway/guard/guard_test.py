@@ -8,7 +8,7 @@ from services.gateway.guard.text_filter import Found, Part
 from shared.api.configuration import GuardMatch, GuardTest
 from shared.config_documents import GuardAction
 
-_AT_ONCE = 4096
+_AT_ONCE = 2048
 _MOST_MATCHES = 1_000
 
 

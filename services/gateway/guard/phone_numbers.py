@@ -15,6 +15,8 @@ CONTEXT = re.compile(
 )
 
 _DIGITS = re.compile(r"[0-9]+")
+#: Of a number that begins with 0 and has no form of its country. Shorter ones are rare, and other numbers look like them.
+_LEAST_DIGITS = 8
 _NOT_DIGITS = re.compile(r"[^0-9]+")
 
 
@@ -45,7 +47,7 @@ def is_written_as_phone(text: str, countries: Iterable[str]) -> bool:
     if len(groups) == 1:
         return False
     if text.startswith(("0", "(0")) and not text.startswith("00"):
-        return "." not in text or len(groups) == 5
+        return sum(map(len, groups)) >= _LEAST_DIGITS and ("." not in text or len(groups) == 5)
     for country in countries:
         number = _parse(text, country)
         if number is None:
