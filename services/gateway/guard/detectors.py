@@ -196,7 +196,7 @@ class Detector:
 
     def _secrets(self, area: _Area, start: int, end: int) -> Iterator[Match]:
         text = area.text[start:end]
-        if not (start and _is_word(area.text[start - 1])) and _is_secret(text):
+        if (text.startswith("-----") or not (start and _is_word(area.text[start - 1]))) and _is_secret(text):
             yield Match(start, end, GuardKind.SECRET)
 
     def _to_its_end(self, text: str, match: Match, *, is_whole: bool) -> Match:

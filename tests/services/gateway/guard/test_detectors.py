@@ -68,6 +68,7 @@ def test_no_cards(text: str) -> None:
         (f"Bearer {JWT} x", "Bearer [secret] x"),
         (f"Bearer {JWT + 'a' * 3000} x", "Bearer [secret] x"),
         (f"{PEM} after", "[secret] after"),
+        (f"key7{PEM}", "key7[secret]"),
         (PEM.replace("\n", "\\n") + '", "x"', '[secret]", "x"'),
         (f"{PEM[:65]}\nThis line is prose.", "[secret] line is prose."),
         ("-----BEGIN PRIVATE KEY----- is how a key begins", "[secret] is how a key begins"),

@@ -87,7 +87,7 @@ def test_each_answer_has_its_own_text() -> None:
 
 def test_a_refused_answer_ends_and_others_go_on() -> None:
     answers = AnswerGuard(scan(card="refuse"))
-    chunks = [Chunk(f"see {CARD} and", (1,), answer=1), Chunk("fine ", (1,)), Chunk("more", (2,), answer=1), Chunk("too", (2,))]
+    chunks = [Chunk(f"see {CARD} and then ", (1,), answer=1), Chunk("fine ", (1,)), Chunk("more", (2,), answer=1), Chunk("too", (2,))]
     assert shown(answers, *chunks) == [(1, "see "), (0, "fine "), (0, "too")]
     ended = answers.ended(msgspec.structs.replace(DONE, finish_reasons=(FinishReason.STOP, FinishReason.STOP)))
     assert ended.finish_reasons == (FinishReason.STOP, FinishReason.CONTENT_FILTER)

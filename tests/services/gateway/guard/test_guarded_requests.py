@@ -1,5 +1,6 @@
 """Requests under guardrails: what workers see, what callers get, and what is written down."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
@@ -25,6 +26,7 @@ from shared.types import FinishReason, KeyId, ModelName, RequestStatus
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, RunningService
 from tests.services.gateway.test_embedding_pipeline import EmbeddingWorker
+from tests.stopwatch import HANG_SECONDS
 from tests.testnet import until
 
 CARD = "4111 1111 1111 1111"
@@ -132,7 +134,8 @@ async def test_a_refused_answer_ends_before_the_match_and_the_worker_stops(guard
     guarded.use(mesh={"answer": {"card": "refuse"}})
     worker = guarded.service.worker
     worker.words, worker.hangs_after = ("Pay ", CARD, " now", " and", " never"), 4
-    text, result = await guarded.ask()
+    async with asyncio.timeout(HANG_SECONDS):
+        text, result = await guarded.ask()
     assert text == "Pay "
     assert (result.finish_reason, result.usage.completion_tokens) == (FinishReason.CONTENT_FILTER, 4)
     await until(lambda: worker.left_early == 1)

@@ -66,6 +66,12 @@ def test_long_texts_are_read_alike_letter_by_letter(text: str) -> None:
     assert found_in(list(text)) == found_in([text])
 
 
+def test_a_secret_without_its_end_does_not_count_the_numbers_before_it_again() -> None:
+    text = f"0170/1234567-----BEGIN PRIVATE KEY-----\n{'MIIEvQIBADANBgkqhkiG9w0BAQEFAASC' * 110}\n-----END PRIVATE KEY----- +999 1234567 "
+    assert found_in([text], None).endswith("] +999 1234567 ")
+    assert found_in(list(text)) == found_in([text])
+
+
 def held(text: str, own: OwnPatterns | None = None) -> int:
     """Return how many letters at the end of the text wait for what follows."""
     text_filter = TextFilter(EVERYTHING, own)
