@@ -393,8 +393,9 @@ async def _set_guard(running: RunningStack, key: str, actions: dict[str, str]) -
     async with running.http(key) as client:
 
         async def is_used() -> bool:
-            answer = await client.post("/api/inference", json={"model": "echo", "prompt": "4111111111111111"})
-            return bool(answer.json()["text"] == expected)
+            body = {"model": "echo", "messages": [{"role": "user", "content": "4111111111111111"}]}
+            answer = await client.post("/v1/chat/completions", json=body)
+            return bool(answer.json()["choices"][0]["message"]["content"] == expected)
 
         await until(is_used, seconds=10, what="the guardrails are in use")
 
