@@ -433,7 +433,7 @@ class PolicyExplanation(Body, frozen=True):
 
 
 #: Of a text for ``testGuard``.
-MAX_GUARD_CHARACTERS = 256 * 1024
+MAX_GUARD_CHARACTERS = 64 * 1024
 _MOST_MATCHES = 1_000
 
 

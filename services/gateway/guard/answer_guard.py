@@ -40,7 +40,8 @@ class AnswerGuard:
         calls = () if chunk.answer in self.refused else tuple(self._calls(chunk))
         if not shown and not calls:
             return None
-        return Chunk(shown, chunk.token_ids, answer=chunk.answer, tool_calls=calls, finish=chunk.finish)
+        # Token ids would tell what is masked.
+        return Chunk(shown, (), answer=chunk.answer, tool_calls=calls, finish=chunk.finish)
 
     def end(self) -> list[Chunk]:
         """Return the rest of each answer."""

@@ -69,5 +69,5 @@ def test_files_that_cant_be_tested(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "long").write_text("x" * (configuration.MAX_GUARD_CHARACTERS + 1), encoding="utf-8")
     done = shell("guard", "test", str(tmp_path / "binary"))
     assert (done.exit_code, "not UTF-8" in done.stderr) == (ExitCode.USAGE, True)
-    assert "has more than 262144 characters" in shell("guard", "test", str(tmp_path / "long")).stderr
+    assert "has more than 65536 characters" in shell("guard", "test", str(tmp_path / "long")).stderr
     assert shell("guard", "test", str(tmp_path / "missing")).exit_code == ExitCode.USAGE

@@ -1,6 +1,7 @@
 """Requests under policies: where their prompts go, and what callers are told."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from services.gateway.billing.prices import Price
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.idempotency import cache_keys
+from services.gateway.idempotency.answer_runs import AnswerRuns
+from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.scheduling import policies, route_choice, routing
 from services.gateway.scheduling.policies import Policies
 from services.gateway.scheduling.worker_claims import Claim
@@ -23,6 +26,7 @@ from shared.api.gateway import InferenceRequest
 from shared.api.ledger import MICRO, ModelPrice
 from shared.config_documents import PolicyDocument, RouteDocument, TargetDocument
 from shared.protocol.directory import ModelOffer
+from shared.stores.cache import Cache
 from shared.types import KeyId, MicroCredits, ModelName, Role, TenantId, UserId
 from tests import tiers
 from tests.services.gateway import fakes
@@ -46,6 +50,7 @@ class Policed:
         service.add_worker(11, self.local, LOCAL)
         service.add_worker(12, self.api, API, provider="acme")
         service.add_worker(13, self.lent, LENT, owner=str(UUID(int=5)))
+        self.pipeline = service.pipeline
         self.use()
 
     def use(self, *targets: TargetDocument, **documents: dict[str, Any]) -> None:
@@ -63,7 +68,7 @@ class Policed:
     async def ask(self, model: str = "assistant", who: Principal = OWNER, **fields: Any) -> str:
         context.start()
         request = InferenceRequest(**{"prompt": "hi", "model": ModelName(model), **fields})
-        async with self.service.pipeline.run(who, request, seconds=10) as running:
+        async with self.pipeline.run(who, request, seconds=10) as running:
             return "".join([chunk.text async for _, chunk in running])
 
     async def refusal(self, model: str = "assistant", who: Principal = OWNER, **fields: Any) -> str:
@@ -268,8 +273,19 @@ def test_answers_are_cached_apart_for_what_may_be_external() -> None:
     assert len({cache_keys.name(question, "s" * 16) for question in questions}) == 3
 
 
-async def test_no_random_request_reaches_a_forbidden_provider(policed: Policed) -> None:
-    """Random routes, policies and failures; a model has internal and external workers. At night 10,000 requests."""
+@pytest.fixture
+async def cached(policed: Policed, valkey_url: str) -> AsyncIterator[Policed]:
+    bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
+    async with Cache.open(valkey_url) as values, AnswerRuns().running() as runs:
+        responses = ResponseCache(values, runs, policed.service.metrics, bounds, secret="s" * 16)
+        policed.pipeline = policed.service.new_pipeline(responses=responses)
+        yield policed
+
+
+async def test_no_random_request_reaches_a_forbidden_provider(cached: Policed) -> None:
+    """Random routes, policies and failures, half of the requests from the cache if it has their answers; a model has internal and external
+    workers. At night 10,000 requests."""
+    policed = cached
     rng, rounds = random.Random(tiers.seed("POLICY_SEED")), tiers.volume(500)
     acme = [FakeWorker(words=("x",)) for _ in range(3)]
     models = ["a", "b", "c"]
@@ -278,7 +294,7 @@ async def test_no_random_request_reaches_a_forbidden_provider(policed: Policed) 
         policed.service.add_worker(51 + number, FakeWorker(words=("y",)), *models[: number + 1])
     failures = (None, None, None, errors.LinkLost("gone"), errors.Unavailable("refused"), errors.Overloaded("full"))
     allowed = forbidden = 0
-    for _ in range(rounds):
+    for turn in range(rounds):
         targets = [
             TargetDocument(name=f"t{number}", model=model, share=100 if not number else None, order=number or None)
             for number, model in enumerate(rng.sample([*models, "away"], rng.randint(1, 3)))
@@ -294,18 +310,20 @@ async def test_no_random_request_reaches_a_forbidden_provider(policed: Policed) 
         for _ in range(20):
             before = sum(len(worker.received) for worker in acme)
             forbid = rng.random() < 0.3
-            try:
-                await policed.ask(rng.choice(["assistant", *models]), forbid_external=forbid)
-            except errors.AimeshError:
-                pass
+            temperature, text = rng.choice([0.0, None]), ""
+            with contextlib.suppress(errors.AimeshError):
+                text = await policed.ask(
+                    rng.choice(["assistant", *models]), forbid_external=forbid, temperature=temperature, prompt=f"{turn} {rng.choice('pq')}"
+                )
             levels = ["mesh", OWN if OWN in documents else "default", *(name for name in documents if name.startswith("key:"))]
             lists = [documents[level]["external"] if level in documents else [] for level in levels]
             may = not forbid and all({"acme", "*"}.intersection(names) for names in lists)
             sent = sum(len(worker.received) for worker in acme) - before
-            assert may or not sent
+            assert may or not (sent or text == "x")
             allowed, forbidden = allowed + sent, forbidden + (not may)
     assert allowed > rounds // 5
     assert forbidden > 5 * rounds
+    assert 'ai_platform_response_cache_total{result="hit"}' in policed.service.metrics.render()
 
 
 def listed(policed: Policed) -> set[str]:

@@ -100,6 +100,7 @@ def test_arguments_of_tools_are_masked_and_what_is_held_comes_before_them() -> N
     (chunk,) = [answers.read(Chunk("sending", (1,), tool_calls=(call,)))]
     assert chunk is not None
     assert (chunk.text, chunk.tool_calls) == ("sending", (ToolCall("1", "send", '{"to":"[email]"}'),))
+    assert chunk.token_ids == (), "they would tell what is masked"
     refusing = AnswerGuard(scan(email="refuse"))
     assert refusing.read(Chunk("", (1,), tool_calls=(call,))) is None
     assert refusing.ended(DONE).finish_reason is FinishReason.CONTENT_FILTER
