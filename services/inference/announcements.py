@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from services.inference import console_status
-from services.inference.backend_interface import Backend, MeasuredBackend
+from services.inference.backend_interface import Backend, BackendWithAccounts, MeasuredBackend
 from shared import telemetry
 from shared.api import inference
 from shared.api.inference import ModelStatus
@@ -90,6 +90,10 @@ class Announcements:
             not_ready=why_not_ready(statuses, is_paused=self._pause.is_on),
             pulls=self._pulls,
         )
+        if isinstance(self.backend, BackendWithAccounts):
+            for server, account in self.backend.accounts().items():
+                # Asked at each scrape.
+                self._node.metrics.upstream_refused.labels(server=server).set_function(partial(getattr, account, "is_refused"))
         for status in statuses:
             self._measure(status)
         for model in self._measured - {status.model_id for status in statuses}:

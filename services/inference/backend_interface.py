@@ -1,5 +1,6 @@
 """The interface between the service and the backends, which run the models."""
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from services.inference.engine_speed import EngineSpeed
@@ -99,6 +100,20 @@ class ModelLoader(Protocol):
 
     async def unload(self, model: ModelName) -> ModelStatus:
         """Return when the model's memory is free; raises Overloaded while it has requests."""
+        ...
+
+
+class BackendAccount(Protocol):
+    @property
+    def is_refused(self) -> bool: ...
+
+
+@runtime_checkable
+class BackendWithAccounts(Protocol):
+    """A backend whose servers know this worker by a key."""
+
+    def accounts(self) -> Mapping[str, BackendAccount]:
+        """Return the account at each server, by the server's name."""
         ...
 
 

@@ -211,6 +211,9 @@ UPSTREAM_SPENDING = counter(
     "What providers ask for the requests, in micro-credits; without a route, the target is the model",
     ("route", "target", "provider"),
 )
+UPSTREAM_REFUSED = gauge(
+    "ai_platform_upstream_refused", "1 while a server refuses this worker's key or account, by its last answers", ("server",)
+)
 UPSTREAM_CEILING_SHARE = gauge(
     "ai_platform_upstream_ceiling_ratio",
     "Share of a target's daily ceiling that is spent or held by running requests, from 0 to 1",

@@ -147,6 +147,7 @@ class Metrics:
     route_first_token = _LazyMetric(Histogram, instruments.ROUTE_FIRST_TOKEN)
     route_targets = _LazyMetric(Gauge, instruments.ROUTE_TARGETS)
     upstream_spending = _LazyMetric(Counter, instruments.UPSTREAM_SPENDING)
+    upstream_refused = _LazyMetric(Gauge, instruments.UPSTREAM_REFUSED)
     upstream_ceiling_share = _LazyMetric(Gauge, instruments.UPSTREAM_CEILING_SHARE)
     guard_matches = _LazyMetric(Counter, instruments.GUARD_MATCHES)
     guard_seconds = _LazyMetric(Counter, instruments.GUARD_SECONDS)

@@ -8,6 +8,7 @@ from prometheus_client import generate_latest
 
 from services.inference.announcements import Announcements, WorkerPause
 from services.inference.backends.echo import EchoBackend
+from services.inference.backends.remote.http_server_client import UpstreamAccount
 from shared.api.inference import ModelStatus
 from shared.protocol import directory
 from tests.services.inference.standins import Node, until
@@ -59,6 +60,23 @@ class ShrinkingBackend(EchoBackend):
 
 def exposed(node: Node) -> str:
     return generate_latest(node.metrics.registry).decode()
+
+
+async def test_a_scrape_tells_whether_a_server_refuses_the_account() -> None:
+    node = Node()
+    watcher = Announcements(node, WorkerPause(None))
+    watcher.backend = backend = BackendOfAccounts(0, 1, watcher)
+    watcher.changed()
+    assert 'ai_platform_upstream_refused{server="openai"} 0.0' in exposed(node)
+    backend.account.answered(b"POST /chat", is_refused=True)
+    assert 'ai_platform_upstream_refused{server="openai"} 1.0' in exposed(node)
+
+
+class BackendOfAccounts(EchoBackend):
+    account = UpstreamAccount()
+
+    def accounts(self) -> dict[str, UpstreamAccount]:
+        return {"openai": self.account}
 
 
 async def test_running_downloads_are_announced_when_they_change(monkeypatch: pytest.MonkeyPatch) -> None:

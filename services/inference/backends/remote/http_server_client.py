@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from types import TracebackType
 from typing import Self
@@ -150,8 +150,11 @@ class ServerExchange:
                     raise
             else:
                 if head.is_success:
+                    self._server.account.answered(self._request, is_refused=False)
                     return connection, head
                 refusal = await self._refusal(connection, head, until)
+                if refusal.is_for_account:
+                    self._server.account.answered(self._request, is_refused=True)
                 if not refusal.retryable or attempt == self._attempts:
                     raise refusal.error
                 asked_seconds = refusal.retry_after_seconds or 0.0
@@ -173,6 +176,22 @@ class ServerExchange:
         return server_errors.judge(self._server.source, head.status, content, head.headers.get("retry-after"), now=time.time())
 
 
+@dataclass(slots=True)
+class UpstreamAccount:
+    """Whether the server refuses this worker's key or account. A server without credit may still list its models."""
+
+    _refused: dict[bytes, bool] = field(default_factory=dict)
+
+    def answered(self, request: bytes, *, is_refused: bool) -> None:
+        method, _, _ = request.partition(b" ")
+        self._refused[method] = is_refused
+
+    @property
+    def is_refused(self) -> bool:
+        """By the last answer to any kind of request."""
+        return any(self._refused.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """One server and its pool of connections."""
@@ -181,6 +200,7 @@ class Server:
     timeouts: ServerTimeouts
     pool: HttpConnectionPool
     requests: RequestWriter
+    account: UpstreamAccount = field(default_factory=UpstreamAccount)
 
     async def get(self, path: str) -> bytes:
         """Get a small JSON document, without a retry. Raises Unavailable, or what the refusal means."""

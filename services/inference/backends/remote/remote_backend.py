@@ -9,7 +9,7 @@ from typing import Protocol
 from services.inference.backend_interface import Sink, VectorSink
 from services.inference.backends.remote import embedding_answer, http_server_client, remote_models, server_errors, token_counts
 from services.inference.backends.remote.embedding_answer import EmbeddingAssembly, EmbeddingReply
-from services.inference.backends.remote.http_server_client import Server, ServerTimedOut, ServerTimeouts
+from services.inference.backends.remote.http_server_client import Server, ServerTimedOut, ServerTimeouts, UpstreamAccount
 from services.inference.backends.remote.ollama_chat import OllamaAssembly
 from services.inference.backends.remote.openai_answer import AnswerAssembly, ReportedUsage
 from services.inference.backends.remote.remote_models import ListModels, ModelListing, RemoteModels
@@ -128,6 +128,9 @@ class ModelServer(Protocol):
     """One server and its models."""
 
     @property
+    def server(self) -> Server: ...
+
+    @property
     def models(self) -> RemoteModels: ...
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation: ...
@@ -149,6 +152,9 @@ class RemoteBackend:
             for status in one.models.statuses():
                 found.setdefault(status.model_id, status)
         return tuple(found.values())[: remote_models.MAX_MODELS]
+
+    def accounts(self) -> dict[str, UpstreamAccount]:
+        return {one.server.source.name: one.server.account for one in self._servers}
 
     def expected_wait_seconds(self) -> float:
         return max(one.models.expected_wait_seconds() for one in self._servers)

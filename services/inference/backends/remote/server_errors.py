@@ -46,6 +46,8 @@ class ServerRefusal:
     #: A retry within MAX_RETRY_AFTER_SECONDS may help.
     retryable: bool = False
     retry_after_seconds: float | None = None
+    #: The server refuses this worker's key or account.
+    is_for_account: bool = False
 
 
 class _Complaint(msgspec.Struct, frozen=True):
@@ -64,6 +66,7 @@ class _ErrorObject(msgspec.Struct, frozen=True):
 _complaint = msgspec.json.Decoder(_Complaint)
 
 _TOO_LONG = re.compile("exceeds (the|maximum) context length|maximum context length is|exceeds the available context size")
+_OF_ACCOUNT = frozenset({401, 402, 403})
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "budget_exhausted")
 
 
@@ -73,7 +76,7 @@ def judge(source: RefusalSource, status: int, body: bytes, retry_after: str | No
         status = 402
     reason = words(source, body)
     if (error := _needs_change(source, status, reason)) is not None:
-        return ServerRefusal(error)
+        return ServerRefusal(error, is_for_account=status in _OF_ACCOUNT)
     seconds = _seconds(retry_after, now)
     soon = seconds is None or seconds <= MAX_RETRY_AFTER_SECONDS
     after = DEFAULT_RETRY_AFTER_SECONDS if seconds is None else seconds

@@ -116,6 +116,15 @@ RULES = (
         unit=AlertUnit.COUNT,
     ),
     AlertRule(
+        name="upstream_refused",
+        severity=Severity.WARNING,
+        when=above(highest(Selector(instruments.UPSTREAM_REFUSED), "node", "server"), 0),
+        hold_seconds=MINUTE,
+        summary="The server {server} refuses the key or the account of worker {node}",
+        description="It answered with status 401, 402 or 403. Routes use their next target; requests for its models alone fail.",
+        board=DashboardName.WORKERS,
+    ),
+    AlertRule(
         name="gpu_saturation",
         severity=Severity.WARNING,
         when=above(highest(Selector(host_instruments.GPU_USAGE), "machine", "gpu"), 0.9),

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -270,3 +270,18 @@ async def test_a_prompt_that_the_server_does_not_read_is_not_sent_again(monkeypa
         with pytest.raises(errors.Unavailable, match="did not read the request"):
             await server.ask("/completions", bytes(32 * 1024 * 1024), most=1)
         assert raw.connections == 1
+
+
+async def test_it_is_known_whether_the_server_refuses_the_account() -> None:
+    refused, broke = Answer(["{}"], status=401), Answer(['{"error": {"code": "insufficient_quota"}}'], status=429)
+    listed = Answer(['{"data": []}'], headers={"content-type": "application/json"})
+    async with asking(refused, GOOD, broke) as (_, server):
+        assert not server.account.is_refused
+        for is_refused in (True, False, True):
+            with suppress(errors.Unavailable):
+                await read(server)
+            assert server.account.is_refused == is_refused
+    async with asking(broke, listed, Answer(["busy"], status=503)) as (_, server):
+        with suppress(errors.Unavailable):
+            await read(server)
+        assert server.account.is_refused, "a server without credit still lists its models"

@@ -360,6 +360,7 @@ MACHINES = (
     _gone("worker_gone", _nodes("inference", 0)),
     *(_unreached(server) for server in ("postgresql", "valkey", "nats", "hyperswarm")),
     _trial("model_not_served", _served, Course(3, 8, 3), 0, 1),
+    _trial("upstream_refused", _one_gauge(instruments.UPSTREAM_REFUSED, 0, server="openai", **_WORKER), Course(3, 4, 3), 1, 0),
     _trial("worker_crash_loop", _one_jump(instruments.ENGINE_RESTARTS, model="llama3", **_WORKER), Course(15, 5, 15), 3, 2),
     _trial("gpu_saturation", _on_a_machine(host_instruments.GPU_USAGE, 0.5, gpu="0"), Course(3, 13, 3), 0.91, 0.9),
     _trial("cpu_high", _on_a_machine(host_instruments.HOST_CPU, 0.5), Course(3, 13, 3), 0.81, 0.8),
