@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import NamedTuple
 
@@ -343,21 +343,39 @@ routes:
 """
 
 
+class Turn(NamedTuple):
+    """What is measured in turn with others."""
+
+    model: str
+    #: Called before each turn, with a key.
+    prepare: Callable[[str], Awaitable[None]] | None = None
+
+
+async def _take_turns(
+    running: RunningStack, turns: Mapping[str, Turn], options: Options, *, stream: bool
+) -> tuple[Mapping[str, list[float]], Mapping[str, list[float]]]:
+    """Return the rates, and the gateway's processor time for one request, by turn."""
+    keys, port, pid = await tenants.register(running), tenants.gateway_port(running), await tenants.pid_of(running, "gateway")
+    rates, spent = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    for number in range(options.rounds):
+        for name in report.in_turn(list(turns), number):
+            model, prepare = turns[name]
+            if prepare is not None:
+                await prepare(keys[0])
+            before = processes.spent_ms(pid)
+            requests = tenants.chats(keys, model, PROMPT, MAX_TOKENS, stream=stream)
+            outcome = await http_load.make(Load(port=port, requests=requests, pace=Steady(RPC_AT_ONCE, options.seconds)))
+            assert len(outcome.good) == len(outcome.answers), f"{name}: {outcome.statuses}"
+            spent[name].append(1000 * (processes.spent_ms(pid) - before) / len(outcome.good))
+            rates[name].append(len(outcome.good) / outcome.seconds)
+    return rates, spent
+
+
 async def _measure_routes(rows: Rows, _shared: None, options: Options) -> None:
-    """Whole answers, taking turns. Processor time is the gateway's, for one request."""
     async with tenants.stack() as running:
         applied = await running.aicli("admin", "config", "apply", "-f", "-", stdin=ROUTES)
         assert applied.status == 0, applied
-        keys, port, pid = await tenants.register(running), tenants.gateway_port(running), await tenants.pid_of(running, "gateway")
-        rates, spent = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
-        for number in range(options.rounds):
-            for name in report.in_turn(["alias", "routed"], number):
-                before = processes.spent_ms(pid)
-                requests = tenants.chats(keys, name, PROMPT, MAX_TOKENS, stream=False)
-                outcome = await http_load.make(Load(port=port, requests=requests, pace=Steady(RPC_AT_ONCE, options.seconds)))
-                assert len(outcome.good) == len(outcome.answers), f"{name}: {outcome.statuses}"
-                spent[name].append(1000 * (processes.spent_ms(pid) - before) / len(outcome.good))
-                rates[name].append(len(outcome.good) / outcome.seconds)
+        rates, spent = await _take_turns(running, {"alias": Turn("alias"), "routed": Turn("routed")}, options, stream=False)
     rows.paired("a route of four targets", rates["routed"], "requests/s", "an alias", rates["alias"], at_least=0.97)
     rows.paired("a route of four targets: processor", spent["routed"], "µs", "an alias", spent["alias"])
 
@@ -367,19 +385,12 @@ GUARDS = dict.fromkeys(("secret", "card", "iban", "national_id", "email", "phone
 
 
 async def _measure_guard(rows: Rows, _shared: None, options: Options) -> None:
-    """Streams, taking turns. Processor time is the gateway's, for one request."""
     async with tenants.stack() as running:
-        keys, port, pid = await tenants.register(running), tenants.gateway_port(running), await tenants.pid_of(running, "gateway")
-        rates, spent = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
-        for number in range(options.rounds):
-            for name in report.in_turn(["on", "off"], number):
-                await _set_guard(running, keys[0], GUARDS if name == "on" else {})
-                before = processes.spent_ms(pid)
-                requests = tenants.chats(keys, "echo", PROMPT, MAX_TOKENS, stream=True)
-                outcome = await http_load.make(Load(port=port, requests=requests, pace=Steady(RPC_AT_ONCE, options.seconds)))
-                assert len(outcome.good) == len(outcome.answers), f"{name}: {outcome.statuses}"
-                spent[name].append(1000 * (processes.spent_ms(pid) - before) / len(outcome.good))
-                rates[name].append(len(outcome.good) / outcome.seconds)
+        turns = {
+            "on": Turn("echo", lambda key: _set_guard(running, key, GUARDS)),
+            "off": Turn("echo", lambda key: _set_guard(running, key, {})),
+        }
+        rates, spent = await _take_turns(running, turns, options, stream=True)
     rows.paired("streams with guardrails", rates["on"], "requests/s", "without", rates["off"], at_least=0.9)
     rows.paired("streams with guardrails: processor", spent["on"], "µs", "without", spent["off"])
 

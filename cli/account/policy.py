@@ -128,7 +128,7 @@ def _changed(before: "PolicyDocument | None", given: "dict[str, Any]", unset: tu
         rules.pop(rule, None)
     for name in ("external", "models", "targets"):
         if name in given:
-            rules[name] = [] if given[name] == _NONE else [part.strip() for part in given[name].split(",")]
+            rules[name] = _parts(given[name])
     prices = {side: given[f"max_{side}_price"] for side in ("input", "output") if f"max_{side}_price" in given}
     if prices:
         rules["max_price"] = {**rules.get("max_price", {}), **prices}
@@ -141,15 +141,19 @@ def _changed(before: "PolicyDocument | None", given: "dict[str, Any]", unset: tu
         raise errors.BadRequest(f"the policy can't be used: {error}", hint="see `aicli policy set --help`") from error
 
 
+def _parts(text: str) -> list[str]:
+    return [] if text == _NONE else [part.strip() for part in text.split(",")]
+
+
 def _guard(given: "dict[str, Any]") -> "dict[str, Any]":
     """Raises BadRequest."""
     guard: dict[str, Any] = {}
     for place in ("prompt", "answer"):
         if (text := given.get(f"guard_{place}")) is not None:
-            pairs = [pair.strip().partition("=") for pair in text.split(",")] if text != _NONE else []
+            pairs = [pair.partition("=") for pair in _parts(text)]
             guard[place] = {kind.strip(): action.strip() for kind, _, action in pairs}
     if (text := given.get("guard_countries")) is not None:
-        guard["countries"] = [] if text == _NONE else [code.strip() for code in text.split(",")]
+        guard["countries"] = _parts(text)
     return guard
 
 

@@ -434,7 +434,7 @@ class PolicyExplanation(Body, frozen=True):
 
 #: Of a text for ``testGuard``.
 MAX_GUARD_CHARACTERS = 64 * 1024
-_MOST_MATCHES = 1_000
+MAX_GUARD_MATCHES = 1_000
 
 
 class GuardText(Body, frozen=True):
@@ -460,7 +460,7 @@ class GuardMatch(Body, frozen=True, omit_defaults=False):
 
 class GuardTest(Body, frozen=True, omit_defaults=False):
     #: The first 1,000.
-    matches: Annotated[tuple[GuardMatch, ...], Meta(max_length=_MOST_MATCHES)]
+    matches: Annotated[tuple[GuardMatch, ...], Meta(max_length=MAX_GUARD_MATCHES)]
     #: The text as it would be passed on; of a refused answer the part before it. Empty for a refused prompt.
     shown: str
     refused: bool

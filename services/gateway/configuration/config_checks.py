@@ -1,6 +1,6 @@
 """Checks what the types of documents can't say: within a document, and between documents. Pure."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from uuid import UUID
 
 import msgspec
@@ -47,10 +47,8 @@ def _is_id(text: str) -> bool:
 def check_body(body: Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield each mistake within a document, with its path."""
     if isinstance(body, RouteDocument):
-        names = [target.name for target in body.targets]
-        for position, name in enumerate(names):
-            if name in names[:position]:
-                yield ("targets", position, "name"), "must be unique within its route"
+        for position in _repeated([target.name for target in body.targets]):
+            yield ("targets", position, "name"), "must be unique within its route"
         yield from _check_targets(body)
     if isinstance(body, PolicyDocument) and body.guard is not None:
         yield from _check_guard(body.guard)
@@ -60,11 +58,15 @@ def check_body(body: Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
             yield ("cached_input",), "must not exceed input"
 
 
+def _repeated(names: Sequence[str]) -> Iterator[int]:
+    """Yield the positions of names that stand before, too."""
+    return (position for position, name in enumerate(names) if name in names[:position])
+
+
 def _check_guard(guard: GuardDocument) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    names = [pattern.name for pattern in guard.patterns]
+    for position in _repeated([pattern.name for pattern in guard.patterns]):
+        yield ("guard", "patterns", position, "name"), "must be unique"
     for position, pattern in enumerate(guard.patterns):
-        if pattern.name in names[:position]:
-            yield ("guard", "patterns", position, "name"), "must be unique"
         try:
             own_patterns.compile_pattern(pattern.pattern)
         except own_patterns.InvalidPattern as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from services.gateway.guard.detectors import Detector
 from services.gateway.guard.own_patterns import OwnPatterns
@@ -13,7 +13,7 @@ from shared.config_documents import GuardAction, GuardDocument, GuardKind, Guard
 _COMPILED = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GuardScan:
     """What is looked for in prompts, or in answers."""
 
@@ -28,14 +28,21 @@ class GuardScan:
     def __bool__(self) -> bool:
         return bool(self.actions)
 
-    @property
+    @cached_property
     def changes_text(self) -> bool:
         """Whether it masks or refuses something, so that streams must wait for matches."""
         return any(action.is_stricter_than(GuardAction.REPORT) for action in self.actions.values())
 
     def open_filter(self, before: str = "") -> TextFilter:
-        own = _own_patterns(self.patterns) if self.patterns and GuardKind.OWN in self.actions else None
-        return TextFilter(_detector(frozenset(self.actions), self.countries, self.allow, self.internal_ips), own, before=before)
+        return TextFilter(self._detector, self._own, before=before)
+
+    @cached_property
+    def _detector(self) -> Detector:
+        return _detector(frozenset(self.actions), self.countries, self.allow, self.internal_ips)
+
+    @cached_property
+    def _own(self) -> OwnPatterns | None:
+        return _own_patterns(self.patterns) if self.patterns and GuardKind.OWN in self.actions else None
 
 
 NOTHING = GuardScan()

@@ -68,7 +68,7 @@ def guard_whole(text: str, scan: GuardScan, matches: GuardMatches, *, before: st
 
 
 def guard_json(text: str, scan: GuardScan, matches: GuardMatches) -> tuple[str, GuardKind | None]:
-    """Guardrails each text inside a JSON document, so that it stays one; anything else as a whole."""
+    """Guard each text inside a JSON document, so that it stays one; anything else as a whole."""
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):

@@ -10,7 +10,7 @@ from services.gateway.guard.guarded_text import GuardedText, GuardMatches, guard
 from shared import errors
 from shared.api.embedding import EmbeddingInput
 from shared.api.generation import ChatMessage
-from shared.config_documents import GuardAction
+from shared.config_documents import GuardAction, GuardKind
 
 #: At most 17 ms, usually 0.2; then other requests get their turn.
 _AT_ONCE = 2048
@@ -26,9 +26,7 @@ async def _guarded_messages(messages: Sequence[ChatMessage], scan: GuardScan, ma
         content = await _guard_text(message.content, scan, matches, f"messages[{position}].content")
         calls = []
         for number, call in enumerate(message.tool_calls):
-            is_long = len(call.arguments) > _AT_ONCE
-            guarding = asyncio.to_thread(guard_json, call.arguments, scan, matches) if is_long else None
-            arguments, refused = guard_json(call.arguments, scan, matches) if guarding is None else await guarding
+            arguments, refused = await _guard_arguments(call.arguments, scan, matches)
             if refused is not None:
                 raise _refusal(matches, f"messages[{position}].tool_calls[{number}]")
             calls.append(call if arguments == call.arguments else msgspec.structs.replace(call, arguments=arguments))
@@ -44,13 +42,24 @@ async def guard_inputs(inputs: Sequence[EmbeddingInput], scan: GuardScan, matche
     return tuple(found)
 
 
-async def _guard_text(text: str, scan: GuardScan, matches: GuardMatches, field: str) -> str:
-    guarded = GuardedText(scan, matches)
-    shown: list[str] = []
+async def _guard_arguments(text: str, scan: GuardScan, matches: GuardMatches) -> tuple[str, GuardKind | None]:
+    if len(text) <= _AT_ONCE:
+        return guard_json(text, scan, matches)
+    # JSON is read as a whole.
+    return await asyncio.to_thread(guard_json, text, scan, matches)
+
+
+async def pieces(text: str) -> AsyncIterator[str]:
+    """Yield the text in pieces, and let other requests run between them."""
     for start in range(0, len(text), _AT_ONCE):
         if start:
             await asyncio.sleep(0)
-        shown.append(guarded.feed(text[start : start + _AT_ONCE]))
+        yield text[start : start + _AT_ONCE]
+
+
+async def _guard_text(text: str, scan: GuardScan, matches: GuardMatches, field: str) -> str:
+    guarded = GuardedText(scan, matches)
+    shown = [guarded.feed(piece) async for piece in pieces(text)]
     shown.append(guarded.end())
     if guarded.refused is not None:
         raise _refusal(matches, field)
