@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import msgspec
 
@@ -33,6 +34,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
 _MAX_DEPTH = 6
 _MAX_TEXT = 16_384
 _MAX_ITEMS = 100
+_CACHED_NAME = 64
 
 
 def is_secret(name: str) -> bool:
@@ -53,10 +55,13 @@ def text(value: str) -> str:
 def value(item: object, depth: int = 0) -> object:
     """Convert ``item`` to JSON types, without secrets."""
     shown: object
-    record = _record(item)
     match item:
         case None | bool() | int():
-            shown = item
+            return item
+        case str():
+            return text(str(item))
+    record = _record(item)
+    match item:
         case float():
             shown = item if math.isfinite(item) else str(item)  # JSON has no infinity
         case bytes() | bytearray() | memoryview():
@@ -84,4 +89,15 @@ def _record(item: object) -> Mapping[str, object] | None:
 
 def fields(record: Mapping[str, object], depth: int = 0) -> dict[str, object]:
     """Mask the fields of a log line or of a nested record."""
-    return {text(name): MASK if is_secret(name) and inner not in (None, "") else value(inner, depth) for name, inner in record.items()}
+    shown = {}
+    for name, inner in record.items():
+        # Long names may come from callers; they are not kept.
+        shown_name, hides = (_masked_name if len(name) <= _CACHED_NAME else _masked_name.__wrapped__)(name)
+        shown[shown_name] = MASK if hides and inner not in (None, "") else value(inner, depth)
+    return shown
+
+
+@lru_cache(maxsize=1024)
+def _masked_name(name: str) -> tuple[str, bool]:
+    """Return a field's name as it is shown, and whether to mask its value."""
+    return text(name), is_secret(name)
