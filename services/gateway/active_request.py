@@ -74,8 +74,8 @@ class ActiveRequest(ABC):
         self.is_counted_late = False
         #: Whether the caller may know which target serves it.
         self.shows_target = True
-        #: What guardrails found in the prompt.
-        self.prompt_matches = GuardMatches()
+        #: What guardrails found in the prompt; None if they don't look at it.
+        self.prompt_matches: GuardMatches | None = None
         #: That guardrails took so far.
         self.guard_seconds = 0.0
         #: Set when its targets are found.
@@ -132,11 +132,14 @@ class ActiveRequest(ABC):
         """Return what guardrails have found so far."""
         places = ((GuardPlace.PROMPT, self.prompt_matches), (GuardPlace.ANSWER, self._answer_matches()))
         return tuple(
-            GuardCount(kind, action, place, number) for place, matches in places for (kind, action), number in sorted(matches.items())
+            GuardCount(kind, action, place, number)
+            for place, matches in places
+            if matches is not None
+            for (kind, action), number in sorted(matches.items())
         )
 
-    def _answer_matches(self) -> GuardMatches:
-        return GuardMatches()
+    def _answer_matches(self) -> GuardMatches | None:
+        return None
 
     def add_claim(self, claim: Claim) -> None:
         assert self._target is not None  # tried before
@@ -317,8 +320,8 @@ class ActivePrompt(ActiveRequest):
         #: What the guard has let through, but the reader doesn't have yet.
         self._ready: deque[Chunk] = deque()
 
-    def _answer_matches(self) -> GuardMatches:
-        return GuardMatches() if self.guard is None else self.guard.matches
+    def _answer_matches(self) -> GuardMatches | None:
+        return None if self.guard is None else self.guard.matches
 
     def set_origin(self, origin: AnswerOrigin) -> None:
         self._origin = origin

@@ -52,8 +52,8 @@ Call = TypeVar("Call")
 Item = TypeVar("Item")
 #: Starts an answer at one target, which takes at most so many seconds.
 Start = Callable[[TargetCall[Call], float], AsyncGenerator[Item]]
-#: Called when a request begins; returns what is called with its row when it ends, or with None if another gateway writes the row.
-Follow = Callable[[ActiveRequest, Principal], Callable[[RequestRow | None], None]]
+#: Called when a request ends, with its row, or with None if another gateway writes it.
+OnEnded = Callable[[ActiveRequest, Principal, RequestRow | None], None]
 
 _log = logs.get(part="pipeline")
 
@@ -70,7 +70,7 @@ class Pipeline:
         *,
         responses: ResponseCache | None = None,
         cache_only_when_asked: bool = False,
-        follow: Follow = lambda _running, _principal: lambda _row: None,
+        on_ended: Sequence[OnEnded] = (),
     ) -> None:
         """``responses`` is None if the cache is disabled."""
         self._admission = admission
@@ -80,7 +80,9 @@ class Pipeline:
         self._publish = publish
         self._responses = responses
         self._cache_only_when_asked = cache_only_when_asked
-        self._follow = follow
+        self._on_ended = on_ended
+        #: Requests that run now, with their callers.
+        self.running: dict[ActiveRequest, Principal] = {}
         self.clock = admission.clock
         self._answers_ended = GatewayAnswers(admission.metrics)
         self._endings = CompletionCounters(admission.metrics)
@@ -135,7 +137,7 @@ class Pipeline:
     ) -> AsyncIterator[Running]:
         """Close the worker's stream and write the row, however the block ends."""
         self._recorder.reserve()
-        on_end = self._follow(running, principal)
+        self.running[running] = principal
         failure: errors.AimeshError | None = None
         status, is_taken_over = RequestStatus.ERROR, False
         try:
@@ -159,8 +161,10 @@ class Pipeline:
             finally:
                 # No await between here and `add`: the row is queued even if this task is canceled.
                 running.end()
+                del self.running[running]
                 written = None if is_taken_over else self._record(running, principal, status, failure)
-                on_end(None if written is None else written.row)
+                for on_ended in self._on_ended:
+                    on_ended(running, principal, None if written is None else written.row)
                 if is_taken_over:
                     # The gateway that continues the request, or settles its overdue reservation, writes the row.
                     self._recorder.release()

@@ -12,7 +12,6 @@ from typing import ClassVar
 from uuid import UUID
 
 from services.gateway import background_jobs, node_rows, prompt_admission
-from services.gateway.active_request import ActiveRequest
 from services.gateway.background_jobs import Partitions, UpkeepJob
 from services.gateway.billing import orphan_settlement, route_metrics
 from services.gateway.billing.account_rpc import AccountRpc
@@ -21,7 +20,6 @@ from services.gateway.billing.checkpoints import CheckpointSigner
 from services.gateway.billing.journal import Journal
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.callers import Callers
 from services.gateway.configuration.config_rpc import ConfigRpc
@@ -52,10 +50,10 @@ from services.gateway.pipeline import Pipeline
 from services.gateway.pull_orders import PullOrders
 from services.gateway.relay import Relay
 from services.gateway.request_admission import RequestAdmission
+from services.gateway.rollouts import rollout_waits
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
-from services.gateway.rollouts.rollout_waits import RolloutWaits
 from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
 from services.gateway.scheduling import model_coverage, policies, routing
 from services.gateway.scheduling.candidates import WorkerStats
@@ -160,10 +158,7 @@ class GatewayService:
         )
         self.rollouts = RolloutRunner(opened.configuration, opened.rollouts, self.audit_reporting, node.metrics)
         brake = RolloutBrake(lambda: opened.configuration.rollouts, self.rollouts.stop)
-        waits = RolloutWaits(lambda: opened.configuration.rollouts, brake.ended)
-        self.rollouts.find_late = waits.find_late
-        self.guard_reporting = GuardReporting[ActiveRequest, RequestRow](node.metrics, self.audit_reporting, waits.follow)
-
+        self.guard_reporting = GuardReporting(node.metrics, self.audit_reporting)
         pipeline = Pipeline(
             admission,
             relay,
@@ -171,8 +166,9 @@ class GatewayService:
             node.publish,
             responses=_responses(settings, node, opened.cache, opened.answer_runs),
             cache_only_when_asked=settings.response_cache == "asked",
-            follow=self.guard_reporting.follow,
+            on_ended=(brake.ended, self.guard_reporting.ended),
         )
+        self.rollouts.find_late = lambda: rollout_waits.find_late(opened.configuration.rollouts, pipeline.running)
         self._idempotency = opened.idempotency
         self.reports = opened.reports
         self._deduplicated = DeduplicatedInference(pipeline, opened.idempotency)

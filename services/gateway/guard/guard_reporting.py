@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from services.gateway.guard.guard_counts import GuardCount
 from shared.api.auth import Principal
@@ -40,10 +40,6 @@ class EndedRow(Protocol):
     def guard(self) -> tuple[GuardCount, ...]: ...
 
 
-Running = TypeVar("Running", bound=TimedRequest)
-Row = TypeVar("Row", bound=EndedRow)
-
-
 @dataclass(slots=True)
 class _Masked:
     """What was masked for one key in a minute."""
@@ -54,28 +50,19 @@ class _Masked:
     examples: list[RequestId] = field(default_factory=list)
 
 
-class GuardReporting(Generic[Running, Row]):
-    """Reports each refusal at once, and masks once a minute for each key and kind. ``then`` follows the requests, too."""
+class GuardReporting:
+    """Reports each refusal at once, and masks once a minute for each key and kind."""
 
-    def __init__(
-        self, metrics: Metrics, audit_reporting: AuditReporting, then: Callable[[Running, Principal], Callable[[Row | None], None]]
-    ) -> None:
+    def __init__(self, metrics: Metrics, audit_reporting: AuditReporting) -> None:
         self._metrics = metrics
         self._audit_reporting = audit_reporting
-        self._then = then
         self._masked: dict[tuple[TenantId, KeyId | None, GuardKind], _Masked] = {}
 
-    def follow(self, running: Running, principal: Principal) -> Callable[[Row | None], None]:
-        then = self._then(running, principal)
-
-        def on_end(row: Row | None) -> None:
-            then(row)
-            # Nearly all requests have none.
-            if row is not None and (row.guard or running.guard_seconds):
-                self._metrics.guard_seconds.inc(running.guard_seconds)
-                self._ended(row, principal)
-
-        return on_end
+    def ended(self, running: TimedRequest, principal: Principal, row: EndedRow | None) -> None:
+        # Nearly all requests have none.
+        if row is not None and (row.guard or running.guard_seconds):
+            self._metrics.guard_seconds.inc(running.guard_seconds)
+            self._report(row, principal)
 
     async def run(self) -> None:
         """Report once a minute, forever."""
@@ -92,7 +79,7 @@ class GuardReporting(Generic[Running, Row]):
             )  # fmt: skip
         self._masked.clear()
 
-    def _ended(self, row: Row, principal: Principal) -> None:
+    def _report(self, row: EndedRow, principal: Principal) -> None:
         for one in row.guard:
             self._metrics.guard_matches.labels(kind=one.kind, action=one.action, place=one.place).inc(one.matches)
         refused = [one for one in row.guard if one.action is GuardAction.REFUSE]

@@ -13,6 +13,7 @@ from services.gateway.rollouts import rollout_evidence, rollout_rules
 from services.gateway.rollouts.rollout_evidence import Progress, RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.scheduling.route_choice import OpenRollout
+from shared.api.auth import Principal
 from shared.api.configuration import RolloutState
 from shared.config_documents import Sticky
 
@@ -51,7 +52,7 @@ class RolloutBrake:
         self._stop = stop
         self._watched: dict[UUID, _Watched] = {}
 
-    def ended(self, running: ActiveRequest, row: RequestRow | None) -> None:
+    def ended(self, running: ActiveRequest, _principal: Principal, row: RequestRow | None) -> None:
         used = None if row is None else row.route
         if row is None or used is None or not used.is_compared or row.variant_failed is None:
             return

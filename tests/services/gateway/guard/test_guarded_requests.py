@@ -8,8 +8,6 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from services.gateway.active_request import ActiveRequest
-from services.gateway.billing.request_record import RequestRow
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.idempotency.answer_runs import AnswerRuns
@@ -48,12 +46,8 @@ class Guarded:
     def __init__(self, service: RunningService, responses: ResponseCache) -> None:
         self.service = service
         self.acts = Acts()
-        self.reporting = GuardReporting[ActiveRequest, RequestRow](
-            service.metrics,
-            self.acts,  # type: ignore[arg-type]
-            lambda _running, _principal: lambda _row: None,
-        )
-        self.pipeline = service.new_pipeline(responses=responses, follow=self.reporting.follow)
+        self.reporting = GuardReporting(service.metrics, self.acts)  # type: ignore[arg-type]
+        self.pipeline = service.new_pipeline(responses=responses, on_ended=(self.reporting.ended,))
 
     def use(self, **documents: dict[str, Any]) -> None:
         """Guard by the documents, by level."""

@@ -12,6 +12,7 @@ from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.scheduling.route_choice import OpenRollout
 from shared.api.configuration import RolloutPlan
 from shared.types import ModelName, RequestId, RequestStatus, UserId
+from tests.services.gateway.fakes import PERSON
 
 ROLLOUT = UUID(int=1)
 
@@ -47,7 +48,7 @@ class Watched:
         )
         running = ActivePrompt(time.monotonic)
         running.unit = b"%d" % (self.count if unit is None else unit)
-        self.brake.ended(running, row)
+        self.brake.ended(running, PERSON, row)
 
     @property
     def reasons(self) -> list[str]:

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from services.gateway import store
-from services.gateway.active_request import ActivePrompt
+from services.gateway.active_request import ActivePrompt, ActiveRequest
 from services.gateway.billing.request_record import RequestRow, RouteUse
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.configuration.config_rpc import ConfigRpc
@@ -21,7 +21,7 @@ from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.limits.upstream_prices import TargetSpending
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
-from services.gateway.rollouts.rollout_waits import RolloutWaits
+from services.gateway.rollouts.rollout_waits import find_late
 from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import GatewayStore
@@ -29,6 +29,7 @@ from services.gateway.usage_store import UsageStore
 from shared import config, errors
 from shared.api import audit, business
 from shared.api import configuration as api
+from shared.api.auth import Principal
 from shared.api.configuration import RolloutAction, RolloutState
 from shared.api.method import Nothing
 from shared.config_documents import ConfigKind, RouteDocument
@@ -492,19 +493,19 @@ async def test_a_request_that_waits_too_long_counts_at_once_and_once(gateway: Ga
     await gateway.end("local", 30, first_token_ms=400)
     await gateway.start()
     await gateway.live.reload()
-    waits = RolloutWaits(lambda: gateway.live.rollouts, lambda _running, _row: None)
-    gateway.runner.find_late = waits.find_late
+    running: dict[ActiveRequest, Principal] = {}
+    gateway.runner.find_late = lambda: find_late(gateway.live.rollouts, running)
     hung, answers = waiting("next", 0.7), waiting("next", 0.7)
     answers._first_text = 0.5
     others = waiting("next", 0.5), waiting("local", 0.7), waiting("next", 0.7, is_compared=False), waiting("next", 0.7, target="local")
-    ends = [waits.follow(each, PERSON) for each in (hung, answers, *others)]
+    running |= dict.fromkeys((hung, answers, *others), PERSON)
     for _ in range(2):
         await gateway.look()
         late = (await gateway.get()).conditions[1]
         assert (late.candidate_bad, late.candidate_outcomes, late.baseline_bad, late.baseline_outcomes) == (1, 1, 1, 1)
     assert hung.is_counted_late
     # It ends, and says something about errors only.
-    ends[0](None)
+    del running[hung]
     ended = row("next", failed=True, is_counted_late=True, response_time_ms=9_000, status=RequestStatus.TIMEOUT)
     await gateway.requests.write_requests([ended, row("next", is_counted_late=True, first_token_ms=9_000)])
     await gateway.look()
@@ -512,19 +513,14 @@ async def test_a_request_that_waits_too_long_counts_at_once_and_once(gateway: Ga
     assert (found[1].candidate_bad, found[1].candidate_outcomes) == (1, 1)
     assert (found[0].candidate_bad, found[0].candidate_outcomes) == (1, 2)
     assert (await gateway.get()).arms[0].requests == 2, "of which one was counted as late before"
-    for end in ends[1:]:
-        end(None)
-    assert list(waits.find_late()) == []
 
 
 async def test_while_postgresql_is_down_a_late_request_is_not_forgotten(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     await gateway.end("local", 30, first_token_ms=400)
     await gateway.start()
     await gateway.live.reload()
-    waits = RolloutWaits(lambda: gateway.live.rollouts, lambda _running, _row: None)
-    gateway.runner.find_late = waits.find_late
     hung = waiting("next", 0.7)
-    waits.follow(hung, PERSON)
+    gateway.runner.find_late = lambda: find_late(gateway.live.rollouts, {hung: PERSON})
 
     async def refuse(*_: object) -> None:
         raise errors.Unavailable("down")
