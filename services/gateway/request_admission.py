@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import msgspec
@@ -19,6 +20,7 @@ from services.gateway.config_snapshot import ConfigSnapshot, ReadConfig
 from services.gateway.guard import prompt_guard
 from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guard_rules import Guardrails
+from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import LimitReached, Quotas
@@ -120,10 +122,7 @@ class Caller:
     principal: Principal
     policy: Policy
     config: ConfigSnapshot
-
-    @property
-    def names(self) -> ModelNames:
-        return self.config.names_for(self.policy)
+    names: ModelNames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,25 +165,29 @@ class RequestAdmission:
             )
 
         choice = (await self._find_targets(running, caller, request.model, describe)).continuing(begun_by)
-        first = choice.models[0]
-        limits = self._limits(running, principal, first)
-        default = self._default_max_tokens(limit_rules.most_tokens(limits), first, admitted.likely_prompt_tokens, answers)
+        models = choice.models
+        limits = self._limits(running, principal, models[0])
+        if request.max_tokens is None:
+            most = limit_rules.most_tokens(limits)
+            max_tokens = self._default_max_tokens(most, models[0], admitted.likely_prompt_tokens, answers)
+        else:
+            max_tokens = min(request.max_tokens, self._most_max_tokens(models))
         bounds = CostBounds(
-            models=choice.models,
+            models=models,
             prompt_tokens=admitted.most_prompt_tokens,
-            max_tokens=default if request.max_tokens is None else min(request.max_tokens, self._most_max_tokens(choice.models)),
+            max_tokens=max_tokens,
             answers=answers,
             seconds=seconds,
             priced_as=choice.priced_as,
+            holds=choice.holds(running.upstream, Usage(admitted.most_prompt_tokens, max_tokens * answers)),
         )
-        bounds = replace(bounds, holds=choice.holds(running.upstream, Usage(bounds.prompt_tokens, bounds.max_tokens * answers)))
         salt = prompt_salt(principal.tenant_id, self.prompt_hash_secret)
         requirements = WorkerRequirements(
-            model=first,
+            model=models[0],
             tenant=principal.tenant_id,
             limited_as=principal.limited_as,
             prompt_tokens=admitted.likely_prompt_tokens,
-            max_tokens=bounds.max_tokens * answers,
+            max_tokens=max_tokens * answers,
             prefix_hashes=prefix_affinity.hash_prefixes(admitted.messages, salt, request.tools),
             placement=caller.policy.placement,
         )
@@ -203,6 +206,7 @@ class RequestAdmission:
         caller = self._caller(running, principal, forbids_external=request.forbid_external)
         admitted = prompt_admission.admit_texts(request)
         if caller.policy.guard.prompt:
+            running.prompt_matches = GuardMatches()
             inputs = await prompt_guard.guard_inputs(admitted.inputs, caller.policy.guard.prompt, running.prompt_matches)
             admitted = replace(admitted, inputs=inputs)
         running.admitted, running.wanted_dimensions = admitted, request.dimensions
@@ -255,6 +259,7 @@ class RequestAdmission:
             running.guard = AnswerGuard(guard.answer)
         if not guard.prompt:
             return admitted
+        running.prompt_matches = GuardMatches()
         began = time.perf_counter()
         messages = await prompt_guard.guard_messages(admitted.messages, guard.prompt, running.prompt_matches)
         running.guard_seconds = time.perf_counter() - began
@@ -264,7 +269,7 @@ class RequestAdmission:
         config = self.read_config()
         policy = config.policies.of(principal, forbids_external=forbids_external)
         running.shows_target = policy.show_targets.value
-        return Caller(principal, policy, config)
+        return Caller(principal, policy, config, config.names_for(policy))
 
     async def _find_targets(
         self, running: ActiveRequest, caller: Caller, wanted: ModelName | None, describe: Callable[[Route], RequestFacts]
@@ -450,6 +455,7 @@ def fingerprint(content: Sequence[ChatMessage] | Sequence[EmbeddingInput], secre
     return hmac.digest(secret.encode(), msgspec.msgpack.encode(content), "sha256").hex()
 
 
+@lru_cache(maxsize=4096)  # active tenants; an entry takes about 200 bytes
 def prompt_salt(tenant: TenantId, secret: str) -> str:
     """Return the token that tells a worker which prompts may share computed state, without naming the tenant."""
     return hmac.digest(secret.encode(), b"salt:" + str(tenant).encode(), "sha256").hex()[:32]

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -69,15 +69,15 @@ class HttpRoute:
     runs_a_model: bool = False
     #: The handler watches for a disconnect if the call takes long.
     watches: bool = False
+    access: AccessRule = field(init=False, compare=False)
 
-    @property
-    def access(self) -> AccessRule:
-        """The access rule. Raises ValueError if the access table has none."""
-        return access_table.of_route(self.verb, self.path)
+    def __post_init__(self) -> None:
+        """Raises ValueError if the access table has no rule for it."""
+        object.__setattr__(self, "access", access_table.of_route(self.verb, self.path))
 
 
 class HttpApp:
-    """The ASGI application for a route table. Raises ValueError for a route without an access rule."""
+    """The ASGI application for a route table."""
 
     def __init__(
         self,
@@ -95,7 +95,6 @@ class HttpApp:
         self._routes: dict[str, dict[str, HttpRoute]] = {}
         self._heartbeat_seconds = heartbeat_seconds
         for route in routes:
-            _ = route.access
             if route.verb in self._routes.setdefault(route.path, {}):
                 raise ValueError(f"{route.verb} {route.path} is defined twice")
             self._routes[route.path][route.verb] = route
@@ -130,9 +129,11 @@ class HttpApp:
         method, status, runs_a_model = "unknown", "success", False
         try:
             call.ensure_unambiguous()
-            preflight = self.cors.preflight_verb(scope["method"], scope["path"], call.header(b"access-control-request-method"))
+            preflight = ""
+            if self.cors.origins:
+                preflight = self.cors.preflight_verb(scope["method"], scope["path"], call.header(b"access-control-request-method"))
             route = self._find(scope, call, preflight or scope["method"])
-            if route.access.who is Audience.PERSON and self.cors.covers(route.path):
+            if self.cors.origins and route.access.who is Audience.PERSON and self.cors.covers(route.path):
                 call.add_headers(self.cors.headers(call.header(b"origin"), preflight, call.header(b"access-control-request-headers")))
             if preflight:
                 await call.answer_bytes(b"", b"text/plain")
