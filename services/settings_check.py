@@ -1,6 +1,6 @@
 """Checks variables against the settings of all services: `python -m services.settings_check` reads them as JSON and prints JSON.
 
-A program of its own, because `aicli stack` imports no service.
+A separate program, because `aicli stack` imports no service.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Pulls models into this worker's store for administrators, each in a program of its own that `aicli models pull` runs too."""
+"""Pulls models into this worker's store for administrators, each in a separate program that `aicli models pull` runs too."""
 
 import asyncio
 import os

@@ -37,7 +37,7 @@ class RouteCounters:
             self._metrics.upstream_spending.labels(route=spent.route, target=spent.target, provider=row.provider or "").inc(spent.micro)
 
     def fell_back(self, route: str, target: str, error: errors.AimeshError) -> None:
-        """Count a request that goes on to the next target."""
+        """Count a request that moves to the next target."""
         code = errors.code_of(error)
         reason = code if code in errors.BY_CODE else "other"
         self._metrics.route_fallbacks.labels(route=route, target=target, reason=reason).inc()

@@ -170,7 +170,7 @@ class Detector:
         self, text: str, start: int, end: int, *, offset: int = 0, phones: PhoneBudget | None = None, is_whole: bool = True
     ) -> list[Match]:
         """Return what begins in ``text[start:end]``, in order, without overlaps. Only a long secret may end behind ``end``.
-        Raises OpenSecret if it may go on behind ``text``, unless that ``is_whole``."""
+        Raises OpenSecret if a secret may continue after ``text``, unless ``is_whole``."""
         if self._pattern is None:
             return []
         area = _Area(text, start, end, offset, PhoneBudget() if phones is None else phones)

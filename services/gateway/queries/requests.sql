@@ -50,7 +50,7 @@ counted AS (
         cost_micro = usage_stats.cost_micro + excluded.cost_micro
 ),
 judged AS (
-    -- Another target that served the request says nothing about time and cost of the one that was drawn.
+    -- If another target served the request, its time and cost say nothing about the one that was drawn.
     INSERT INTO rollout_outcomes (
         rollout, is_candidate, are_ended, tenants, users, began_at, failed, first_token_ms, waited_ms, writing_ms, tokens, completion_tokens,
         upstream_micro, ratings
@@ -492,7 +492,7 @@ SELECT id, tenant_id, user_id, model_used, $4 FROM rated
 ON CONFLICT (request_id) DO UPDATE SET rating = excluded.rating, at = now();
 
 -- name: judge_rating
--- Add the first rating of a request to the outcomes of its rollout. Later ones don't count, so that nobody decides alone.
+-- Add the first rating of a request to the outcomes of its rollout. Later ones don't count, so that no tenant decides alone.
 WITH counted AS (
     INSERT INTO rollout_ratings (request_id, rollout)
     SELECT log.id, rollouts.id

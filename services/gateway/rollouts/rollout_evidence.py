@@ -178,7 +178,7 @@ def record(progress: Progress, plan: RolloutPlan, sticky: Sticky, outcomes: Sequ
 
 
 def _limit_tenants(outcomes: Sequence[RequestOutcome]) -> Iterator[RequestOutcome]:
-    """Yield at most the first few of each tenant and arm, so that nobody decides alone."""
+    """Yield at most the first few of each tenant and arm, so that no tenant decides alone."""
     seen: defaultdict[tuple[bool, UUID, bool], int] = defaultdict(int)
     for outcome in sorted(outcomes, key=lambda outcome: outcome.began_at):
         key = outcome.is_candidate, outcome.tenant, outcome.rating is None

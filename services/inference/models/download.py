@@ -1,6 +1,6 @@
 """Downloads a file over HTTP into a partial file, which a later call resumes, and hashes it on the way.
 
-It blocks and runs in a program of its own (`store_program`), with Python's urllib: httpx takes three times as long for large files.
+It blocks and runs in a separate program (`store_program`), with Python's urllib: httpx takes three times as long for large files.
 """
 
 import hashlib
