@@ -222,6 +222,7 @@ METHODS: Mapping[str, AccessRule] = {
     # --- workers, metrics and every node: no user involved
     "inference.processPrompt": _NODE,
     "inference.embed": _NODE,
+    "inference.moderate": _NODE,
     "inference.listAvailableModels": _NODE,
     "inference.getModelStatus": _NODE,
     "inference.loadModel": _NODE,
@@ -271,6 +272,7 @@ ROUTES: Mapping[str, AccessRule] = {
     "POST /v1/responses": METHODS["gateway.processInferenceRequest"],
     "POST /v1/messages": METHODS["gateway.processInferenceRequest"],
     "POST /v1/embeddings": METHODS["gateway.embed"],
+    "POST /v1/moderations": METHODS["gateway.processInferenceRequest"],
     "GET /v1/models": _person(Permission.INFER, Permission.READ_MODELS),
     "GET /v1/models/{model}": _person(Permission.INFER, Permission.READ_MODELS),
 }

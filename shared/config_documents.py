@@ -70,6 +70,19 @@ class TargetConditions(Document, frozen=True):
     keys_named: Annotated[tuple[str, ...], Meta(max_length=100)] = ()
 
 
+class TargetTask(StrEnum):
+    """What a model does, if it doesn't answer prompts."""
+
+    MODERATION = "moderation"
+
+
+class ModerationFormat(StrEnum):
+    """How a chat model writes whether a text is harmful."""
+
+    #: `safe` or `unsafe` in the first line, the codes of the categories in the second.
+    LLAMA_GUARD = "llama-guard"
+
+
 class TargetDocument(Document, frozen=True):
     #: Unique within its route.
     name: DocumentName
@@ -82,6 +95,14 @@ class TargetDocument(Document, frozen=True):
     when: TargetConditions | None = None
     #: Upstream money for a UTC day, over all gateways. Its model needs an upstream price.
     daily_ceiling: Money | None = None
+    #: moderation: it checks texts for `POST /v1/moderations`. All targets of a route have the same task.
+    task: TargetTask | None = None
+    #: Of a chat model that moderates. None: its upstream has `/v1/moderations`.
+    format: ModerationFormat | None = None
+
+    @property
+    def moderates(self) -> bool:
+        return self.task is TargetTask.MODERATION
 
 
 class Sticky(StrEnum):
@@ -177,8 +198,25 @@ class GuardPattern(Document, frozen=True):
     max_length: Annotated[int, Meta(ge=1, le=256)]
 
 
+class ModerationRule(Document, frozen=True):
+    """A check for harmful texts by a moderation model. The checks of all levels apply."""
+
+    #: Its targets have the task moderation.
+    route: DocumentName
+    #: report: counted; refuse: the request is refused.
+    prompt: Literal["off", "report", "refuse"] = "off"
+    #: refuse: nothing is sent before the whole answer has been checked; what is harmful is not sent at all.
+    answer: Literal["off", "report", "refuse"] = "off"
+    #: `violence` includes `violence/graphic`; empty for all that the model knows.
+    categories: Annotated[tuple[Annotated[str, Meta(pattern=r"^[a-z][a-z0-9/_-]{0,63}\Z")], ...], Meta(max_length=50)] = ()
+    #: The lowest score of a category that counts; None: what the model itself flags.
+    threshold: Annotated[float, Meta(gt=0, le=1)] | None = None
+    #: Where this refuses: what happens if a text can't be checked.
+    on_error: Literal["refuse", "allow"] = "refuse"
+
+
 class GuardDocument(Document, frozen=True):
-    """What happens with personal data and secrets. A missing kind is off, unless a level above has it."""
+    """What happens with personal data, secrets and harmful texts. A missing kind is off, unless a level above has it."""
 
     prompt: dict[GuardKind, GuardAction] = {}
     answer: dict[GuardKind, GuardAction] = {}
@@ -189,6 +227,7 @@ class GuardDocument(Document, frozen=True):
     allow: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=200)] = ()
     #: Whether loopback, private and documentation addresses are found.
     internal_ips: bool = False
+    moderation: ModerationRule | None = None
 
 
 class PriceCeiling(Document, frozen=True):

@@ -151,4 +151,5 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         slots=status.slots,
         busy=status.running + status.queued,
         provider=status.provider,
+        only_moderates=status.only_moderates,
     )

@@ -7,7 +7,7 @@ from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation
-from shared.api.inference import Chunk, ModelStatus
+from shared.api.inference import Chunk, ModelStatus, Moderate, Moderated
 from shared.types import ModelName
 
 
@@ -86,6 +86,15 @@ class EmbeddingBackend(Protocol):
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         """Compute the vectors of all texts, in order. Raises BadRequest, Overloaded, Unavailable or ModelCrashed. Cancelling the
         task stops it within one batch."""
+        ...
+
+
+@runtime_checkable
+class ModerationBackend(Protocol):
+    """A backend with models that only moderate."""
+
+    async def moderate(self, request: Moderate) -> Moderated:
+        """Say whether the texts are harmful. Raises BadRequest, Overloaded or Unavailable. Cancelling the task stops it."""
         ...
 
 

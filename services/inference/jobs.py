@@ -8,7 +8,7 @@ import msgspec
 from services.inference.engine import sampling
 from services.inference.engine.sampling import Parameters
 from shared import errors
-from shared.api import embedding
+from shared.api import embedding, inference
 from shared.api.embedding import EmbeddingInput
 from shared.api.generation import ChatMessage, FormatKind, Sampling, ToolChoice
 from shared.types import ModelName
@@ -124,3 +124,13 @@ def check_texts(model: ModelName, request: embedding.Embed) -> EmbeddingJob:
     if request.dimensions is not None and not 0 < request.dimensions <= embedding.MAX_DIMENSIONS:
         raise errors.BadRequest(f"dimensions must be from 1 to {embedding.MAX_DIMENSIONS}, not {request.dimensions}")
     return EmbeddingJob(model, request.inputs, request.dimensions)
+
+
+def check_moderation(request: inference.Moderate) -> None:
+    """Raises BadRequest, which names the field. The gateway checks the same, but a worker trusts no caller."""
+    for number, text in enumerate(request.texts):
+        if not text:
+            raise errors.BadRequest(f"input[{number}] is empty", hint="leave empty texts out")
+    size = sum(map(embedding.input_bytes, request.texts))
+    if size > inference.MAX_TEXT_BYTES:
+        raise errors.BadRequest(f"input has {size} bytes; at most {inference.MAX_TEXT_BYTES} are allowed", hint="send fewer texts at once")

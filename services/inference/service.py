@@ -10,9 +10,9 @@ from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 
-from services.inference import announcements, console_status, infer_http, jobs
+from services.inference import announcements, console_status, infer_http, jobs, moderation
 from services.inference.announcements import PAUSED, Announcements, WorkerNode, WorkerPause
-from services.inference.backend_interface import Backend, EmbeddingBackend, ModelLoader, Sink, VectorSink
+from services.inference.backend_interface import Backend, EmbeddingBackend, ModelLoader, ModerationBackend, Sink, VectorSink
 from services.inference.backends import backend_selection
 from services.inference.model_pulls import ModelPulls
 from services.inference.models.model_store import ModelStore
@@ -23,7 +23,7 @@ from shared.api import embedding, inference
 from shared.api.embedding import Embedded, Vectors
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Generation, Sampling, Usage
-from shared.api.inference import Chunk, ModelStatus
+from shared.api.inference import Chunk, ModelStatus, Moderate, Moderated, ModerationNotice
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.stores import file_lock
 from shared.telemetry import logs, tracing
@@ -106,7 +106,25 @@ class InferenceService:
 
     @serves(embedding.embed)
     async def embed(self, request: embedding.Embed, stream: StreamCall[Vectors]) -> Embedded:
-        return await run_embedding(self._backend, self._status(request.model).model_id, request, _MeshSink(stream), self._metrics)
+        return await run_embedding(self._backend, self._embedder(request.model), request, _MeshSink(stream), self._metrics)
+
+    @serves(inference.moderate)
+    async def moderate(self, request: Moderate, stream: StreamCall[ModerationNotice]) -> Moderated:
+        status = self._status(request.model)
+        model = status.model_id
+        jobs.check_moderation(request)
+        with self._answers.serving("moderation", "moderate", model) as served:
+            try:
+                if request.format is not None:
+                    moderated = await moderation.by_chat(request, self.generate, stream.send)
+                elif status.only_moderates and isinstance(self._backend, ModerationBackend):
+                    moderated = await self._backend.moderate(request)
+                    served.input_tokens = moderated.prompt_tokens
+                else:
+                    raise errors.BadRequest(f"{model} does not moderate", hint="set task or format where the model is configured")
+            finally:
+                log.info("moderation ended", model=model, texts=len(request.texts), milliseconds=round(served.seconds * 1000))
+        return moderated
 
     @serves(inference.list_available_models)
     async def list_available_models(self, request: inference.ListAvailableModels, call: RpcCall) -> inference.AvailableModels:
@@ -145,6 +163,8 @@ class InferenceService:
         model = status.model_id
         if status.only_embeds:
             raise errors.BadRequest(f"{model} only computes embeddings", hint="request embeddings, or use another model")
+        if status.only_moderates:
+            raise errors.BadRequest(f"{model} only moderates", hint="use another model")
         job = jobs.check_prompt(
             model, prompt, requested, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63), origin=origin
         )
@@ -170,7 +190,7 @@ class InferenceService:
     ) -> Embedded:
         """Run a request for embeddings from HTTP. Raises what ``run_embedding`` raises."""
         request = embedding.Embed(model, inputs, context.new_request_id(), dimensions)
-        return await run_embedding(self._backend, self._status(model).model_id, request, sink, self._metrics)
+        return await run_embedding(self._backend, self._embedder(model), request, sink, self._metrics)
 
     def _loader(self) -> ModelLoader:
         if not isinstance(self._backend, ModelLoader):
@@ -178,6 +198,13 @@ class InferenceService:
                 f"the models of the backend {self._backend.name} are loaded by another program", hint="load the model there"
             )
         return self._backend
+
+    def _embedder(self, model: ModelName) -> ModelName:
+        """Raises UnknownModel, and BadRequest for a model that only moderates."""
+        status = self._status(model)
+        if status.only_moderates:
+            raise errors.BadRequest(f"{status.model_id} only moderates", hint="use another model")
+        return status.model_id
 
     def _status(self, model: ModelName) -> ModelStatus:
         """Find a model by its name or an alias. Raises UnknownModel."""

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from shared import errors
+from shared.config_documents import TargetTask
 from shared.types import ModelName
 
 #: Each upstream has a pool of connections and is polled every 10 s.
@@ -76,6 +77,8 @@ class Upstream:
     provider: str = ""
     #: None: by its address.
     external: bool | None = None
+    #: moderation: its models only moderate.
+    task: TargetTask | None = None
     key: Key | None = None
     key_setting: str = "OPENAI_API_KEY"
     prefix: str = ""
@@ -105,6 +108,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dialect: Dialect | None = None
     provider: Annotated[str, Meta(pattern=f"^{_NAME.pattern}")] | None = None
     external: bool | None = None
+    task: TargetTask | None = None
     key: str | None = None
     key_file: str | None = None
     prefix: Annotated[str, Meta(max_length=64)] = ""
@@ -203,6 +207,7 @@ def _upstream(name: str, table: object, secrets: Secrets) -> Upstream:
         dialect=fields.dialect or _dialect_of(fields.url),
         provider=fields.provider or name,
         external=fields.external,
+        task=fields.task,
         key=None if key is None else Key(key),
         key_setting=setting or f"key_file of {name}",
         prefix=fields.prefix,

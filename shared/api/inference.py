@@ -8,10 +8,18 @@ import msgspec
 
 from shared.api.generation import ChatMessage, Generation, Sampling, ToolCall
 from shared.api.method import Body, Method, StreamMethod
+from shared.config_documents import ModerationFormat
 from shared.errors import Problem
 from shared.types import FinishReason, ModelName, RequestId, Role
 
 PullSource = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
+#: Texts of one moderation request.
+MAX_TEXTS = 32
+#: All texts together, in UTF-8. A message is at most 1 MiB; 64 KiB are left for lengths, ids and names.
+MAX_TEXT_BYTES = 1024 * 1024 - 64 * 1024
+
+CategoryName = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+Score = Annotated[float, msgspec.Meta(ge=0, le=1)]
 #: Per read; 64 KiB of answer.
 MOST_RECEIPTS = 256
 
@@ -79,6 +87,37 @@ class Chunk(Body, frozen=True):
     finish: FinishReason | None = None
 
 
+class Moderate(Body, frozen=True):
+    """Contains no user and no key: a worker never learns whose texts they are."""
+
+    model: ModelName
+    texts: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_TEXTS)]
+    request_id: RequestId
+    #: How a chat model writes its verdict; None for a model that only moderates.
+    format: ModerationFormat | None = None
+
+
+class ModerationNotice(Body, frozen=True):
+    """What the request waits for, for users ("loading guard: 40 %")."""
+
+    waiting: str
+
+
+class ModerationVerdict(Body, frozen=True, omit_defaults=False):
+    flagged: bool
+    #: The categories that are flagged.
+    categories: Annotated[tuple[CategoryName, ...], msgspec.Meta(max_length=100)] = ()
+    #: By category. A model without scores has 1 for each flagged category.
+    scores: Annotated[dict[CategoryName, Score], msgspec.Meta(max_length=100)] = msgspec.field(default_factory=dict)
+
+
+class Moderated(Body, frozen=True, omit_defaults=False):
+    #: One for each text, in their order.
+    verdicts: Annotated[tuple[ModerationVerdict, ...], msgspec.Meta(max_length=MAX_TEXTS)]
+    #: Read for all texts. Of a chat model also the few that it wrote.
+    prompt_tokens: int
+
+
 class ModelState(StrEnum):
     READY = "ready"
     LOADING = "loading"
@@ -112,6 +151,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     only_embeds: bool = False
     #: The provider that gets the prompts; empty if they stay on the operator's machines.
     provider: str = ""
+    #: A moderation model.
+    only_moderates: bool = False
 
 
 class ListAvailableModels(Body, frozen=True):
@@ -211,6 +252,9 @@ LOOKERS = {Role.GATEWAY, Role.METRICS, Role.OPERATOR}
 
 process_prompt = StreamMethod(
     "inference.processPrompt", ProcessPrompt, item=Chunk, end=Generation, callers={Role.GATEWAY}, accepted=PromptAccepted
+)
+moderate = StreamMethod(
+    "inference.moderate", Moderate, item=ModerationNotice, end=Moderated, callers={Role.GATEWAY}, accepted=PromptAccepted
 )
 list_available_models = Method("inference.listAvailableModels", ListAvailableModels, AvailableModels, callers=LOOKERS)
 get_model_status = Method("inference.getModelStatus", GetModelStatus, ModelStatus, callers=LOOKERS)

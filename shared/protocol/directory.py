@@ -40,6 +40,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     busy: int = 0
     #: The provider that gets the prompts; empty if they stay on the operator's machines.
     provider: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    #: It answers no prompts, and says whether texts are harmful.
+    only_moderates: bool = False
 
 
 class ModelPull(msgspec.Struct, array_like=True, frozen=True):

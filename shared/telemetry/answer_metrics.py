@@ -42,9 +42,9 @@ Family = TypeVar("Family", Counter, Histogram)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredAnswer:
-    """The measurements of one chat or embedding request, successful or not."""
+    """The measurements of one request to a model, successful or not."""
 
-    #: OpenTelemetry's name: chat or embeddings.
+    #: OpenTelemetry's name: chat or embeddings; ours: moderation.
     operation: str
     #: The method label of the platform's metrics.
     method: str

@@ -204,6 +204,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.verifyLedger": ledger.VerifyLedger,
     "gateway.pardonNode": lambda: gateway.PardonNode("nobody-at-all"),
     "inference.processPrompt": lambda: inference.ProcessPrompt("hi", inference.ModelConfig(model=NO_MODEL), RequestId(uuid4())),
+    "inference.moderate": lambda: inference.Moderate(NO_MODEL, ("hi",), RequestId(uuid4())),
     "inference.embed": lambda: embedding.Embed(NO_MODEL, ("hi",), RequestId(uuid4())),
     "inference.listAvailableModels": inference.ListAvailableModels,
     "inference.getModelStatus": lambda: inference.GetModelStatus(NO_MODEL),
@@ -279,6 +280,7 @@ BODIES: Mapping[str, Callable[[], Any]] = {
     "POST /v1/responses": lambda: {"input": "hi", "model": "echo"},
     "POST /v1/messages": lambda: {"messages": _CHAT, "model": "echo", "max_tokens": 5},
     "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},
+    "POST /v1/moderations": lambda: {"input": "hi"},
     "GET /v1/models": lambda: None,
     "GET /v1/models/{model}": lambda: None,
 }

@@ -78,7 +78,7 @@ def _api(upstream: Upstream, name: str) -> ServerApi:
 
 def _read_models(upstream: Upstream, content: bytes) -> tuple[ModelListing, ...]:
     return tuple(
-        ModelListing(offered, model.id, context_tokens=max(0, model.max_model_len or 0))
+        ModelListing(offered, model.id, context_tokens=max(0, model.max_model_len or 0), only_moderates=upstream.task is not None)
         for model in _models.decode(content).data
         for offered in upstream.offers(model.id)
     )

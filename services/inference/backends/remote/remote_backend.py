@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.inference.backend_interface import Sink, VectorSink
-from services.inference.backends.remote import embedding_answer, http_server_client, remote_models, server_errors, token_counts
+from services.inference.backends.remote import (
+    embedding_answer,
+    http_server_client,
+    moderation_answer,
+    remote_models,
+    server_errors,
+    token_counts,
+)
 from services.inference.backends.remote.embedding_answer import EmbeddingAssembly, EmbeddingReply
 from services.inference.backends.remote.http_server_client import Server, ServerTimedOut, ServerTimeouts, UpstreamAccount
 from services.inference.backends.remote.ollama_chat import OllamaAssembly
@@ -18,7 +25,7 @@ from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from shared.api.embedding import Embedded, EmbeddingInput, Vectors
 from shared.api.generation import Generation
-from shared.api.inference import ModelStatus
+from shared.api.inference import ModelStatus, Moderate, Moderated
 from shared.telemetry import logs
 from shared.types import ModelName
 
@@ -99,6 +106,15 @@ class RemoteServer:
             log.warning("usage_recounted", server=self.server.source.name, model=job.model, fields=("prompt_tokens",))
         return assembly.embedded
 
+    async def moderate(self, request: Moderate) -> Moderated:
+        with self.models.counted(request) as listed:
+            body = moderation_answer.body(listed.own_name, request.texts)
+            content = await self.server.ask(moderation_answer.PATH, body, most=moderation_answer.MOST_BYTES)
+        with http_server_client.translated(self.server.source):
+            verdicts = moderation_answer.read(content, len(request.texts))
+        # This API reports no usage.
+        return Moderated(verdicts, token_counts.settle_texts(None, request.texts)[0])
+
     async def _pass_on(self, body: bytes, answers: ChatAssembly, sink: Sink) -> None:
         """Pass the answers on until they are complete. Raises Unavailable, or what the server's error means."""
         split = self.api.chat_splitter()
@@ -164,6 +180,11 @@ class RemoteBackend:
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         return await self._holder(job.model).embed(job, sink)
+
+    async def moderate(self, request: Moderate) -> Moderated:
+        server = self._holder(request.model)
+        assert isinstance(server, RemoteServer)  # no other has models that moderate
+        return await server.moderate(request)
 
     def _holder(self, model: ModelName) -> ModelServer:
         """Return the first server that has the model, or else the first of all, which then refuses it."""

@@ -17,7 +17,7 @@ from services.inference.backends.remote.server_errors import PauseAsked
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.queue_limits import QueueLimits
 from shared import addresses, errors
-from shared.api.inference import ModelState, ModelStatus
+from shared.api.inference import ModelState, ModelStatus, Moderate
 from shared.telemetry import logs
 from shared.types import ModelName
 
@@ -43,6 +43,7 @@ class ModelListing:
     #: 0 if unknown; the server itself then refuses prompts that are too long.
     context_tokens: int = 0
     only_embeds: bool = False
+    only_moderates: bool = False
 
 
 #: Gets the server's models; raises an AimeshError.
@@ -124,7 +125,7 @@ class RemoteModels:
             await asyncio.sleep(REFRESH_SECONDS)
 
     @contextmanager
-    def counted(self, job: GenerationJob | EmbeddingJob) -> Iterator[ModelListing]:
+    def counted(self, job: GenerationJob | EmbeddingJob | Moderate) -> Iterator[ModelListing]:
         """Count a job while it runs. Raises Overloaded, or Unavailable if the model is gone or the job continues an answer."""
         served = self._served.get(job.model)
         if served is None:
@@ -175,6 +176,7 @@ class RemoteModels:
             digest=served.listed.digest,
             only_embeds=served.listed.only_embeds,
             provider=self._provider,
+            only_moderates=served.listed.only_moderates,
         )
 
     def _nothing(self) -> tuple[ModelStatus, ...]:
