@@ -12,21 +12,24 @@ from typing import ClassVar
 
 from services.gateway.billing.ledger import HeldCredits
 from services.gateway.billing.request_record import RouteUse
+from services.gateway.guard import answer_guard
 from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guard_counts import GuardCount, GuardPlace
 from services.gateway.guard.guarded_text import GuardMatches
+from services.gateway.guard.moderation import Moderate, Moderation
 from services.gateway.idempotency.response_cache import AnswerOrigin
 from services.gateway.limits.limit_rules import LimitUsage, TightestLimit
 from services.gateway.limits.upstream_prices import TargetSpending, UpstreamPrices
 from services.gateway.prompt_admission import AdmittedPrompt, AdmittedTexts
-from services.gateway.relay import AnswerItem, Embedding
+from services.gateway.relay import AnswerItem, Embedding, ModerationItem
 from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
 from shared.api import embedding, gateway, inference
 from shared.api.embedding import Embedded, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceResult
 from shared.api.generation import Generation, Usage
-from shared.api.inference import Chunk
+from shared.api.inference import Chunk, Moderated, ModerationVerdict
+from shared.config_documents import ModerationFormat
 from shared.protocol.directory import DirectoryEntry
 from shared.types import FinishReason, MicroCredits, ModelName, RequestId, RequestStatus
 
@@ -40,6 +43,8 @@ class ServingTarget:
     route: RouteUse | None = None
     #: Upstream money for a UTC day; None for no limit.
     ceiling_micro: MicroCredits | None = None
+    #: Of a chat model that moderates.
+    format: ModerationFormat | None = None
 
     @property
     def place(self) -> tuple[str, str]:
@@ -125,7 +130,8 @@ class ActiveRequest(ABC):
             return False
         is_no_worker = isinstance(failure, errors.NotReachable)
         is_its_doing = status in {RequestStatus.ERROR, RequestStatus.TIMEOUT} and not isinstance(failure, errors.Overloaded)
-        return True if is_its_doing and (self._claims or is_no_worker) else None
+        # A complete answer that can't be checked is no fault of its target.
+        return True if is_its_doing and not self.complete and (self._claims or is_no_worker) else None
 
     @property
     def guard_counts(self) -> tuple[GuardCount, ...]:
@@ -319,9 +325,16 @@ class ActivePrompt(ActiveRequest):
         self.guard: AnswerGuard | None = None
         #: What the guard has let through, but the reader doesn't have yet.
         self._ready: deque[Chunk] = deque()
+        #: Checks texts for a policy. Set by the pipeline.
+        self.moderate: Moderate | None = None
+        #: None if no policy checks it, or after the check.
+        self.moderation: Moderation | None = None
+        self._moderated: GuardMatches | None = None
 
     def _answer_matches(self) -> GuardMatches | None:
-        return None if self.guard is None else self.guard.matches
+        if self.guard is None or self._moderated is None:
+            return self._moderated if self.guard is None else self.guard.matches
+        return self.guard.matches + self._moderated
 
     def set_origin(self, origin: AnswerOrigin) -> None:
         self._origin = origin
@@ -341,8 +354,11 @@ class ActivePrompt(ActiveRequest):
         assert self.answers is not None  # `run` sets it before the reader gets this object
         while not self._ready:
             if self._is_refused:
-                # Closing the worker's stream ends the generation there.
-                raise StopAsyncIteration
+                if self.moderation is None:
+                    # Closing the worker's stream ends the generation there.
+                    raise StopAsyncIteration
+                await self._moderate_answer()
+                continue
             answer = await anext(self.answers)
             if self._first_item is None and not (isinstance(answer, Chunk) and answer.waiting):
                 self._first_item = self._clock()
@@ -351,12 +367,15 @@ class ActivePrompt(ActiveRequest):
                 continue
             if isinstance(answer, Generation):
                 self._take_end(answer)
+                await self._moderate_answer()
                 continue
             if answer.waiting:
                 return 0, answer
             self._count(answer)
             shown = answer if self.guard is None else self._guarded(answer, self.guard)
             if shown is not None and (shown.text or shown.tool_calls or shown.logprobs):
+                if self.moderation is not None and self.moderation.take(shown):
+                    continue
                 self._number += 1
                 return self._number, shown
         self._number += 1
@@ -383,6 +402,23 @@ class ActivePrompt(ActiveRequest):
             self._ready.extend(self.guard.end())
             generation = self.guard.ended(generation)
         self._generation = generation
+
+    async def _moderate_answer(self) -> None:
+        """Check the answers once they are complete, and release what was held. Raises Unavailable if they can't be checked."""
+        if self.moderation is None:
+            return
+        assert self._generation is not None
+        assert self.answers is not None
+        # Until its stream has ended, the request occupies its worker, which may be the one that moderates.
+        if self._is_refused:
+            await self.answers.aclose()
+        async for _ in self.answers:
+            pass
+        checked, self.moderation = self.moderation, None
+        ready, self._ready = self._ready, deque()
+        self._ready.extend(await checked.end(ready))
+        self._moderated = checked.matches
+        self._generation = answer_guard.filtered(self._generation, checked.refused)
 
     @property
     def _is_refused(self) -> bool:
@@ -461,24 +497,36 @@ NUMBER_BYTES = 4
 MAX_NUMBERS = 2048 * 2048
 
 
-class ActiveEmbedding(ActiveRequest):
-    """Tracks one embedding request. Iterate it for the vectors; read ``result`` after the block of ``Pipeline.embed``."""
-
-    method = embedding.request_embeddings.name.partition(".")[2]
-    answers: AsyncGenerator[Embedding] | None
+class ActiveTexts(ActiveRequest):
+    """Tracks a request that only reads texts."""
 
     admitted: AdmittedTexts | None = None
+    _prompt_tokens = 0
+    _complete = False
 
     @property
     def likely_prompt_tokens(self) -> int:
         return 0 if self.admitted is None else self.admitted.likely_prompt_tokens
 
+    def _usage(self) -> Usage:
+        most = self.admitted.most_prompt_tokens if self.admitted is not None else 0
+        return Usage(min(max(self._prompt_tokens, 0), most), completion_tokens=0)
+
+    @property
+    def complete(self) -> bool:
+        return self._complete
+
+
+class ActiveEmbedding(ActiveTexts):
+    """Tracks one embedding request. Iterate it for the vectors; read ``result`` after the block of ``Pipeline.embed``."""
+
+    method = embedding.request_embeddings.name.partition(".")[2]
+    answers: AsyncGenerator[Embedding] | None
+
     wanted_dimensions: int | None = None
-    _prompt_tokens = 0
     _vectors = 0
     #: Every vector must have as many as the first.
     _dimensions = 0
-    _complete = False
 
     def __aiter__(self) -> "ActiveEmbedding":
         return self
@@ -496,14 +544,6 @@ class ActiveEmbedding(ActiveRequest):
             self._prompt_tokens = answer.prompt_tokens
             if isinstance(answer, Embedded):
                 self._ensure_all_vectors()
-
-    def _usage(self) -> Usage:
-        most = self.admitted.most_prompt_tokens if self.admitted is not None else 0
-        return Usage(min(max(self._prompt_tokens, 0), most), completion_tokens=0)
-
-    @property
-    def complete(self) -> bool:
-        return self._complete
 
     @property
     def result(self) -> EmbeddingResult:
@@ -533,3 +573,25 @@ class ActiveEmbedding(ActiveRequest):
                 f"the worker sent {self._vectors} vectors for {len(self.admitted.inputs)} texts", hint="retry the request"
             )
         self._complete = True
+
+
+class ActiveModeration(ActiveTexts):
+    """Tracks one moderation request."""
+
+    method = inference.moderate.name.partition(".")[2]
+    answers: AsyncGenerator[ModerationItem] | None
+
+    async def read(self) -> tuple[ModerationVerdict, ...]:
+        """Return a verdict for each text. Raises ProtocolViolation for another number."""
+        assert self.answers is not None  # `moderate` sets it before the reader gets this object
+        assert self.admitted is not None
+        verdicts: tuple[ModerationVerdict, ...] = ()
+        async for answer in self.answers:
+            if isinstance(answer, Moderated):
+                self._prompt_tokens, verdicts = answer.prompt_tokens, answer.verdicts
+        if len(verdicts) != len(self.admitted.inputs):
+            raise errors.ProtocolViolation(
+                f"the worker sent {len(verdicts)} verdicts for {len(self.admitted.inputs)} texts", hint="retry the request"
+            )
+        self._complete = True
+        return verdicts

@@ -47,12 +47,14 @@ Piece_co = TypeVar("Piece_co", covariant=True)
 End_co = TypeVar("End_co", covariant=True)
 
 
-class InferenceReply(RepeatedAnswerFacts, Protocol[Piece_co, End_co]):
-    """The answer as an iterator of numbered chunks; number 0 is a waiting notice. Read ``result`` after the block of ``run``."""
-
+class ReplyFacts(RepeatedAnswerFacts, Protocol):
     @property
     def is_repeat(self) -> bool:
         """Whether another call started this answer."""
+
+
+class InferenceReply(ReplyFacts, Protocol[Piece_co, End_co]):
+    """The answer as an iterator of numbered chunks; number 0 is a waiting notice. Read ``result`` after the block of ``run``."""
 
     @property
     def result(self) -> End_co: ...

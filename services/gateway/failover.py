@@ -339,6 +339,13 @@ class VectorsFailover(FailoverState[embedding.Embed, embedding.Vectors, embeddin
         return embedding.Vectors((), waiting=why)
 
 
+class ModerationFailover(FailoverState[inference.Moderate, inference.ModerationNotice, inference.Moderated]):
+    """Tracks a moderation request. Its answer arrives as a whole."""
+
+    def waiting_notice(self, why: str) -> inference.ModerationNotice:
+        return inference.ModerationNotice(why)
+
+
 def may_try_another_target(error: errors.AimeshError) -> bool:
     """Return whether another model may answer a request that failed with this error before its first token."""
     return isinstance(error, (*_RETRYABLE, errors.UnknownModel))

@@ -14,13 +14,14 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 from prometheus_client import Counter
 
 from services.gateway import failover
-from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest, ServingTarget, milliseconds
+from services.gateway.active_request import ActiveEmbedding, ActiveModeration, ActivePrompt, ActiveRequest, ServingTarget, milliseconds
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import WorkerClaim
 from services.gateway.billing.route_metrics import RouteCounters
@@ -28,16 +29,18 @@ from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.idempotency.response_cache import ResponseCache
-from services.gateway.relay import AnswerItem, Embedding, OnClaim, Relay
+from services.gateway.prompt_admission import ModerationRequest
+from services.gateway.relay import AnswerItem, Embedding, ModerationItem, OnClaim, Relay
 from services.gateway.request_admission import RequestAdmission, TargetCall
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim
-from shared import errors
+from shared import context, errors
 from shared.api import embedding, events, inference
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest, Vectors
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import Usage
+from shared.api.inference import ModerationNotice, ModerationVerdict
 from shared.spans import REQUEST_ID
 from shared.telemetry import Metrics, logs, tracing
 from shared.telemetry.answer_metrics import MAX_MODELS, OTHER, GatewayAnswers, MeasuredAnswer
@@ -46,6 +49,10 @@ from shared.types import MicroCredits, ModelName, RequestStatus, Role
 _MAX_ROW_NUMBER = 2**31 - 1
 #: How early a deadline may fire by our clock.
 _CLOCK_SLACK_SECONDS = 0.05
+#: How long a request waits for one check by a moderation model.
+CHECK_SECONDS = 30.0
+#: Operation names of OpenTelemetry.
+_OPERATIONS: dict[type[ActiveRequest], str] = {ActivePrompt: "chat", ActiveEmbedding: "embeddings", ActiveModeration: "moderation"}
 
 Running = TypeVar("Running", bound=ActiveRequest)
 Call = TypeVar("Call")
@@ -104,6 +111,7 @@ class Pipeline:
         Leaving the block with an exception, cancellation included, ends the generation on the worker."""
         running = ActivePrompt(self.clock)
         running.is_unstreamed, running.continues_elsewhere = not streamed, continues_elsewhere
+        running.moderate = partial(self._moderate_for, principal, request)
 
         async def begin() -> AsyncGenerator[AnswerItem]:
             begun_by = claim.model if isinstance(claim, Orphaned) else None
@@ -130,6 +138,38 @@ class Pipeline:
             return self._first_to_answer(running, calls, vectors, seconds)
 
         return self._recorded(running, principal, seconds, begin)
+
+    def moderate(
+        self, principal: Principal, request: ModerationRequest, *, seconds: float
+    ) -> AbstractAsyncContextManager[ActiveModeration]:
+        """Say whether texts are harmful; otherwise like ``run``. Call ``read`` in the block."""
+        running = ActiveModeration(self.clock)
+
+        async def begin() -> AsyncGenerator[ModerationItem]:
+            calls = await self._admission.admit_moderation(running, principal, request, seconds)
+
+            def verdicts(call: TargetCall[inference.Moderate], seconds: float) -> AsyncGenerator[ModerationItem]:
+                on_claim = self._on_claim(running, call.target, is_paced=False)
+                return self._relay.moderate(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
+
+            return self._first_to_answer(running, calls, verdicts, seconds)
+
+        return self._recorded(running, principal, seconds, begin)
+
+    async def _moderate_for(
+        self, principal: Principal, checked: InferenceRequest, route: ModelName, texts: Sequence[str]
+    ) -> tuple[ModerationVerdict, ...]:
+        """Moderate texts of another request as its policy wants it, with a row of their own."""
+        request = ModerationRequest(tuple(texts), route, checked.forbid_external, by_policy=True)
+        before = context.current.get()
+        context.another()
+        try:
+            async with asyncio.timeout(CHECK_SECONDS), self.moderate(principal, request, seconds=CHECK_SECONDS) as running:
+                return await running.read()
+        except TimeoutError as error:
+            raise errors.DeadlineExceeded(f"{route} took more than {CHECK_SECONDS:g} s") from error
+        finally:
+            context.current.set(before)
 
     @asynccontextmanager
     async def _recorded(
@@ -299,7 +339,7 @@ class Pipeline:
 
     def _count(self, row: RequestRow, running: ActiveRequest) -> None:
         answer = MeasuredAnswer(
-            operation="chat" if isinstance(running, ActivePrompt) else "embeddings",
+            operation=_OPERATIONS[type(running)],
             method=running.method,
             model=row.model_used,
             seconds=row.response_time_ms / 1000,
@@ -328,7 +368,8 @@ class Pipeline:
 
 def _is_delivery(item: object) -> bool:
     """Whether the caller gets a part of the answer."""
-    return not isinstance(item, inference.PromptAccepted) and not (isinstance(item, (inference.Chunk, Vectors)) and item.waiting)
+    waits = isinstance(item, ModerationNotice) or (isinstance(item, (inference.Chunk, Vectors)) and item.waiting)
+    return not (waits or isinstance(item, inference.PromptAccepted))
 
 
 def _status(error: errors.AimeshError) -> RequestStatus:

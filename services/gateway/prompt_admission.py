@@ -14,6 +14,7 @@ from shared.api.auth import Principal
 from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, TOKEN_ID_BYTES, EmbeddingInput, EmbeddingRequest, input_bytes
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, FormatKind, Tool, ToolChoice
+from shared.api.inference import MAX_TEXT_BYTES, MAX_TEXTS
 from shared.types import ModelName
 
 #: A mesh message is at most 1 MiB (16 MiB for media), including 64 KiB for roles, ids and parameters.
@@ -238,3 +239,34 @@ def admit_texts(request: EmbeddingRequest) -> AdmittedTexts:
     text_bytes = size - ids * TOKEN_ID_BYTES
     counted = ids + _ADDED_TOKENS * len(request.inputs)
     return AdmittedTexts(request.inputs, text_bytes + counted, text_bytes // BYTES_IN_A_TOKEN + counted)
+
+
+#: That Llama Guard's template and verdict may add to each text.
+_GUARD_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModerationRequest:
+    texts: tuple[str, ...]
+    #: A route; None for the only one that moderates.
+    model: ModelName | None = None
+    #: Keep the texts from providers, even if policies allow them.
+    forbid_external: bool = False
+    #: A policy checks another request. The caller has not chosen the route, and its limits have already counted the request.
+    by_policy: bool = False
+
+
+def admit_moderation(request: ModerationRequest) -> AdmittedTexts:
+    """Validate texts. Raises BadRequest that names the field, or TooLarge."""
+    if not 0 < len(request.texts) <= MAX_TEXTS:
+        raise BadField("input", f"must have 1 to {MAX_TEXTS} texts, not {len(request.texts)}; send several requests")
+    for position, text in enumerate(request.texts):
+        if not text:
+            raise BadField(f"input[{position}]" if len(request.texts) > 1 else "input", "is empty")
+    size = sum(map(input_bytes, request.texts))
+    if size > MAX_TEXT_BYTES:
+        raise errors.TooLarge(f"the texts have {size} bytes; the limit is {MAX_TEXT_BYTES}", hint="send fewer texts per request")
+    if request.model is not None and not 0 < len(request.model) <= MAX_MODEL_CHARACTERS:
+        raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
+    added = _ADDED_TOKENS * len(request.texts)
+    return AdmittedTexts(request.texts, size + added + _GUARD_TOKENS * len(request.texts), size // BYTES_IN_A_TOKEN + added)

@@ -13,7 +13,16 @@ from dataclasses import replace
 from typing import Generic
 
 from services.gateway import node_interface
-from services.gateway.failover import AnswerFailover, Ended, FailoverState, GivenUp, RetryBudget, RetryOnWorker, VectorsFailover
+from services.gateway.failover import (
+    AnswerFailover,
+    Ended,
+    FailoverState,
+    GivenUp,
+    ModerationFailover,
+    RetryBudget,
+    RetryOnWorker,
+    VectorsFailover,
+)
 from services.gateway.scheduling.dispatch import Dispatch, WaitingRequests
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
@@ -32,13 +41,14 @@ STALL_SECONDS = 15.0
 
 AnswerItem = inference.PromptAccepted | inference.Chunk | Generation
 Embedding = inference.PromptAccepted | embedding.Vectors | embedding.Embedded
+ModerationItem = inference.PromptAccepted | inference.ModerationNotice | inference.Moderated
 #: Counts a retry by kind and outcome.
 Count = Callable[[str, str], object]
 #: Called before each worker is asked, with the number of answer tokens that the caller already has.
 OnClaim = Callable[[Claim, int], object]
 
 #: Operation names of OpenTelemetry.
-_OPERATIONS = {inference.process_prompt.name: "chat", embedding.embed.name: "embeddings"}
+_OPERATIONS = {inference.process_prompt.name: "chat", embedding.embed.name: "embeddings", inference.moderate.name: "moderation"}
 
 _log = logs.get(part="relay")
 
@@ -84,6 +94,13 @@ class Relay:
     ) -> AsyncGenerator[Embedding]:
         """Yield vectors; otherwise like ``generate``. Some vectors may arrive before it raises a worker's error."""
         return _RunningCall(self, embedding.embed, VectorsFailover(texts), requirements, seconds, on_claim=on_claim).stream_response()
+
+    def moderate(
+        self, texts: inference.Moderate, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
+    ) -> AsyncGenerator[ModerationItem]:
+        """Yield the verdicts on all texts at the end; otherwise like ``embed``."""
+        state = ModerationFailover(texts)
+        return _RunningCall(self, inference.moderate, state, requirements, seconds, on_claim=on_claim).stream_response()
 
 
 class _RunningCall(Generic[Request, Item, End]):

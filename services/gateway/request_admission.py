@@ -13,19 +13,20 @@ from typing import Generic, TypeVar
 import msgspec
 
 from services.gateway import node_interface, prompt_admission
-from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest, ServingTarget
+from services.gateway.active_request import ActiveEmbedding, ActiveModeration, ActivePrompt, ActiveRequest, ActiveTexts, ServingTarget
 from services.gateway.billing.ledger import CostBounds, HeldCredits, Ledger
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.config_snapshot import ConfigSnapshot, ReadConfig
 from services.gateway.guard import prompt_guard
 from services.gateway.guard.answer_guard import AnswerGuard
-from services.gateway.guard.guard_rules import Guardrails
+from services.gateway.guard.guard_rules import NO_GUARD, Guardrails
 from services.gateway.guard.guarded_text import GuardMatches
+from services.gateway.guard.moderation import Moderation
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import LimitReached, Quotas
 from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
-from services.gateway.prompt_admission import MAX_ANSWER_TOKENS, AdmittedPrompt, BadField
+from services.gateway.prompt_admission import MAX_ANSWER_TOKENS, AdmittedPrompt, AdmittedTexts, BadField, ModerationRequest
 from services.gateway.scheduling import prefix_affinity, route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import Policy
@@ -110,9 +111,9 @@ class TargetChoice:
             replace(common, model=last),
         )
 
-    def calls(self, common: WorkerRequirements, call: Callable[[ModelName], Call]) -> tuple[TargetCall[Call], ...]:
+    def calls(self, common: WorkerRequirements, call: Callable[[ServingTarget], Call]) -> tuple[TargetCall[Call], ...]:
         requirements = self.requirements(common)
-        return tuple(TargetCall(target, needs, call(target.model)) for target, needs in zip(self.targets, requirements, strict=True))
+        return tuple(TargetCall(target, needs, call(target)) for target, needs in zip(self.targets, requirements, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,8 @@ class Caller:
     policy: Policy
     config: ConfigSnapshot
     names: ModelNames
+    #: Whether the request counts against limits.
+    is_limited: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,8 +197,10 @@ class RequestAdmission:
         held = await self._admit(running, principal, limits, choice.requirements(requirements), bounds)
         sampling = {field: getattr(request, field) for field in _SAMPLED} | {"max_tokens": held.max_tokens}
 
-        def call(model: ModelName) -> inference.ProcessPrompt:
-            return inference.ProcessPrompt(admitted.messages, inference.ModelConfig(**sampling, model=model), running.request_id, salt)
+        def call(target: ServingTarget) -> inference.ProcessPrompt:
+            return inference.ProcessPrompt(
+                admitted.messages, inference.ModelConfig(**sampling, model=target.model), running.request_id, salt
+            )
 
         return choice.affordable(held).calls(requirements, call)
 
@@ -204,13 +209,51 @@ class RequestAdmission:
     ) -> tuple[TargetCall[embedding.Embed], ...]:
         """Admit an embedding request; otherwise like ``admit_prompt``."""
         caller = self._caller(running, principal, forbids_external=request.forbid_external)
-        admitted = prompt_admission.admit_texts(request)
-        if caller.policy.guard.prompt:
+        admitted = await self._guard_texts(running, prompt_admission.admit_texts(request), caller.policy.guard)
+        running.wanted_dimensions = request.dimensions
+
+        def call(target: ServingTarget) -> embedding.Embed:
+            return embedding.Embed(target.model, admitted.inputs, running.request_id, request.dimensions)
+
+        return await self._admit_texts(running, caller, request.model, seconds, call)
+
+    async def admit_moderation(
+        self, running: ActiveModeration, principal: Principal, request: ModerationRequest, seconds: float
+    ) -> tuple[TargetCall[inference.Moderate], ...]:
+        """Admit a moderation request; otherwise like ``admit_prompt``."""
+        caller = self._caller(running, principal, forbids_external=request.forbid_external)
+        admitted = prompt_admission.admit_moderation(request)
+        if request.by_policy:
+            # What the caller may name doesn't matter. Who may see the text does.
+            policy = replace(caller.policy, guard=NO_GUARD, models=())
+            caller = replace(caller, principal=msgspec.structs.replace(principal, models=()), policy=policy, is_limited=False)
+        admitted = await self._guard_texts(running, admitted, caller.policy.guard)
+        texts = tuple(text for text in admitted.inputs if isinstance(text, str))
+
+        def call(target: ServingTarget) -> inference.Moderate:
+            return inference.Moderate(target.model, texts, running.request_id, target.format)
+
+        wanted = request.model or routing.find_moderation(caller.names, caller.policy.allows_name)
+        return await self._admit_texts(running, caller, wanted, seconds, call)
+
+    async def _guard_texts(self, running: ActiveTexts, admitted: AdmittedTexts, guard: Guardrails) -> AdmittedTexts:
+        """Return the texts as workers may see them. Raises ContentFiltered."""
+        if guard.prompt:
             running.prompt_matches = GuardMatches()
-            inputs = await prompt_guard.guard_inputs(admitted.inputs, caller.policy.guard.prompt, running.prompt_matches)
-            admitted = replace(admitted, inputs=inputs)
-        running.admitted, running.wanted_dimensions = admitted, request.dimensions
-        running.prompt_hash = fingerprint(admitted.inputs, self.prompt_hash_secret)
+            admitted = replace(admitted, inputs=await prompt_guard.guard_inputs(admitted.inputs, guard.prompt, running.prompt_matches))
+        running.admitted, running.prompt_hash = admitted, fingerprint(admitted.inputs, self.prompt_hash_secret)
+        return admitted
+
+    async def _admit_texts(
+        self,
+        running: ActiveTexts,
+        caller: Caller,
+        wanted: ModelName | None,
+        seconds: float,
+        call: Callable[[ServingTarget], Call],
+    ) -> tuple[TargetCall[Call], ...]:
+        principal, admitted = caller.principal, running.admitted
+        assert admitted is not None  # by `_guard_texts`
 
         def describe(route: Route) -> RequestFacts:
             return RequestFacts(
@@ -223,7 +266,7 @@ class RequestAdmission:
                 now=datetime.now(UTC),
             )
 
-        choice = await self._find_targets(running, caller, request.model, describe)
+        choice = await self._find_targets(running, caller, wanted, describe)
         bounds = CostBounds(
             models=choice.models,
             prompt_tokens=admitted.most_prompt_tokens,
@@ -241,29 +284,33 @@ class RequestAdmission:
             max_tokens=0,
             placement=caller.policy.placement,
         )
-        limits = self._limits(running, principal, choice.models[0])
+        limits = self._limits(running, principal, choice.models[0]) if caller.is_limited else ()
         held = await self._admit(running, principal, limits, choice.requirements(requirements), bounds)
-
-        def call(model: ModelName) -> embedding.Embed:
-            return embedding.Embed(model, admitted.inputs, running.request_id, request.dimensions)
-
         return choice.affordable(held).calls(requirements, call)
 
     async def _guard_prompt(
         self, running: ActivePrompt, admitted: AdmittedPrompt, guard: Guardrails, top_logprobs: int | None
     ) -> AdmittedPrompt:
-        """Return the prompt as workers may see it. Raises ContentFiltered, and BadRequest for log probabilities of masked answers."""
+        """Return the prompt as workers may see it. Raises ContentFiltered, BadRequest for log probabilities of masked answers,
+        and what ``Moderation.check_prompt`` raises."""
         if guard.answer:
             if guard.answer.changes_text and top_logprobs is not None:
                 raise BadField("logprobs", "can't be returned: your policy masks or refuses parts of answers")
             running.guard = AnswerGuard(guard.answer)
-        if not guard.prompt:
+        if not (guard.prompt or guard.moderation):
             return admitted
-        running.prompt_matches = GuardMatches()
-        began = time.perf_counter()
-        messages = await prompt_guard.guard_messages(admitted.messages, guard.prompt, running.prompt_matches)
-        running.guard_seconds = time.perf_counter() - began
-        return replace(admitted, messages=messages)
+        matches = running.prompt_matches = GuardMatches()
+        if guard.prompt:
+            began = time.perf_counter()
+            messages = await prompt_guard.guard_messages(admitted.messages, guard.prompt, matches)
+            running.guard_seconds = time.perf_counter() - began
+            admitted = replace(admitted, messages=messages)
+        if guard.moderation and running.moderate is not None:
+            running.moderation = Moderation(guard.moderation, running.moderate)
+            # The caller gets nothing before the end, and doesn't pay for an answer that can't be checked.
+            running.is_unstreamed = running.is_unstreamed or running.moderation.holds
+            await running.moderation.check_prompt(admitted.messages, matches)
+        return admitted
 
     def _caller(self, running: ActiveRequest, principal: Principal, *, forbids_external: bool) -> Caller:
         config = self.read_config()
@@ -275,12 +322,16 @@ class RequestAdmission:
         self, running: ActiveRequest, caller: Caller, wanted: ModelName | None, describe: Callable[[Route], RequestFacts]
     ) -> TargetChoice:
         """Wait briefly if the model's workers may return soon. Raises UnknownModel, NotReachable, NotAllowed or PolicyForbidden, and
-        BadRequest for a prompt to an embedding model."""
+        BadRequest for another task than that of the model or route."""
         gives_up_at = self.clock() + self.worker_wait_seconds
         config = caller.config
-        route = caller.names.find_route(wanted)
+        route, moderates = caller.names.find_route(wanted), isinstance(running, ActiveModeration)
         if route is not None and not caller.policy.allows_name(route.name):
             route = None
+        if route is not None:
+            routing.ensure_task(route, moderates=moderates)
+        elif moderates:
+            raise routing.no_moderation(wanted)
         compared = None if route is None or route.compared_with is None else config.upstream_prices.get(route.compared_with)
         running.upstream = UpstreamPrices(config.upstream_prices, compared)
         facts = None if route is None else describe(route)
@@ -301,8 +352,7 @@ class RequestAdmission:
         entries, usable = self.directory.entries(Role.WORKER), self.directory.usable(Role.WORKER)
         model = routing.resolve(wanted, entries, caller.names, just_started=just_started, allows=caller.policy.allows_name)
         running.model, running.served_model = caller.names.public_name(wanted, model), model
-        if isinstance(running, ActivePrompt):
-            routing.ensure_answers(model, usable)
+        routing.ensure_capable(model, usable, wants_answer=isinstance(running, ActivePrompt))
         prompt_admission.check_open(caller.principal, model, caller.names)
         reason = self._policy_refusal(caller, model, model) or route_choice.find_forbidden(
             usable, model, caller.principal.tenant_id, caller.policy.placement
@@ -415,6 +465,7 @@ def _serving(decision: RouteDecision, caller: Caller, usable: Sequence[Directory
                 target.model,
                 RouteUse(route.name, route.version, variant, target.name, is_compared=decision.is_compared),
                 target.ceiling_micro,
+                target.format,
             )
             for target in decision.candidates
         )

@@ -45,6 +45,7 @@ from services.gateway.limits import limit_rules
 from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
+from services.gateway.openai_api.openai_moderations import OpenAiModerations
 from services.gateway.openai_api.openai_routes import OpenAi
 from services.gateway.pipeline import Pipeline
 from services.gateway.pull_orders import PullOrders
@@ -159,7 +160,7 @@ class GatewayService:
         self.rollouts = RolloutRunner(opened.configuration, opened.rollouts, self.audit_reporting, node.metrics)
         brake = RolloutBrake(lambda: opened.configuration.rollouts, self.rollouts.stop)
         self.guard_reporting = GuardReporting(node.metrics, self.audit_reporting)
-        pipeline = Pipeline(
+        self._pipeline = Pipeline(
             admission,
             relay,
             opened.recorder,
@@ -168,10 +169,10 @@ class GatewayService:
             cache_only_when_asked=settings.response_cache == "asked",
             on_ended=(brake.ended, self.guard_reporting.ended),
         )
-        self.rollouts.find_late = lambda: rollout_waits.find_late(opened.configuration.rollouts, pipeline.running)
+        self.rollouts.find_late = lambda: rollout_waits.find_late(opened.configuration.rollouts, self._pipeline.running)
         self._idempotency = opened.idempotency
         self.reports = opened.reports
-        self._deduplicated = DeduplicatedInference(pipeline, opened.idempotency)
+        self._deduplicated = DeduplicatedInference(self._pipeline, opened.idempotency)
         self._http = self._http_app()
         self._http.cors = CorsPolicy(settings.cors_origins)
 
@@ -277,6 +278,7 @@ class GatewayService:
             RestUsage(self._store, self.reports, self._quotas, self._accounts),
             OpenAi(self._deduplicated, self._catalogue, request_seconds=seconds),
             OpenAiEmbeddings(self._deduplicated, request_seconds=seconds),
+            OpenAiModerations(self._pipeline, request_seconds=seconds),
         )
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id).routes()

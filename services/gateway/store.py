@@ -41,7 +41,7 @@ class GatewayStore:
                 if spent:
                     await transaction.value("spend_targets", *zip(*spent, strict=True))
                 found = [
-                    (row.created_at, row.tenant_id, row.api_key_id, one.kind.value, one.action.value, one.place.value, one.matches)
+                    (row.created_at, row.tenant_id, row.api_key_id, str(one.kind), one.action.value, one.place.value, one.matches)
                     for row in rows
                     if row.id in written
                     for one in row.guard

@@ -90,6 +90,10 @@ def _check_targets(route: RouteDocument) -> Iterator[tuple[tuple[str | int, ...]
                 active_hours.parse(target.when.hours)
             except ValueError as error:
                 yield ("targets", position, "when", "hours"), str(error)
+        if target.moderates is not route.targets[0].moderates:
+            yield ("targets", position, "task"), "must be the same for all targets of a route"
+        if target.format is not None and not target.moderates:
+            yield ("targets", position, "format"), "needs `task: moderation`"
     shares = [route_choice.hundredths(target.share) for target in route.targets if target.share is not None]
     if shares and sum(shares) != route_choice.WHOLE:
         yield ("targets",), f"the shares add up to {sum(shares) / 100:g}, not 100"
@@ -106,6 +110,7 @@ def check_together(documents: Mapping[DocumentKey, Document]) -> Iterator[str]:
         yield f"policies: there would be {policies}; the limit is {MAX_POLICIES}"
     if len(routes) > MAX_ROUTES:
         yield f"routes: there would be {len(routes)}; the limit is {MAX_ROUTES}"
+    yield from _check_moderation(documents, routes)
     for name, route in routes.items():
         for position, target in enumerate(route.targets):
             if target.model in routes and target.model != name:
@@ -115,6 +120,14 @@ def check_together(documents: Mapping[DocumentKey, Document]) -> Iterator[str]:
         compared = {target.name: target.model for target in route.targets}.get(route.compare_cost_with or "", route.compare_cost_with)
         if compared is not None and (ConfigKind.UPSTREAM_PRICE, compared) not in documents:
             yield f"routes.{name}.compare_cost_with: upstream_prices has no {compared}"
+
+
+def _check_moderation(documents: Mapping[DocumentKey, Document], routes: Mapping[str, RouteDocument]) -> Iterator[str]:
+    for (_, name), body in documents.items():
+        if isinstance(body, PolicyDocument) and body.guard is not None and (rule := body.guard.moderation) is not None:
+            found = routes.get(rule.route)
+            if found is None or not found.targets[0].moderates:
+                yield f"policies.{name}.guard.moderation.route: {rule.route} is not a route whose targets have `task: moderation`"
 
 
 def warnings(documents: Mapping[DocumentKey, Document | None], routes: Collection[str], served: Collection[ModelName]) -> Iterator[str]:

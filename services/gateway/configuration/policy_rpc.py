@@ -21,6 +21,7 @@ from shared.config_documents import (
     ORGANIZATION_POLICY,
     ConfigKind,
     Machines,
+    ModerationRule,
     PolicyDocument,
 )
 from shared.rpc import RpcCall, serves
@@ -177,6 +178,14 @@ def _rules(policy: Policy) -> Iterator[api.PolicyRule]:
     for place, scan in (("prompt", policy.guard.prompt), ("answer", policy.guard.answer)):
         for kind, action in scan.actions.items():
             yield api.PolicyRule(f"guard.{place}.{kind}", action.value, (scan.levels[kind],))
+    for leveled in policy.guard.moderation:
+        yield api.PolicyRule("guard.moderation", _describe_moderation(leveled.rule), (leveled.level,))
+
+
+def _describe_moderation(rule: ModerationRule) -> str:
+    what = ", ".join(rule.categories) or "all categories"
+    least = "" if rule.threshold is None else f" from {rule.threshold:g}"
+    return f"{rule.route}: prompt {rule.prompt}, answer {rule.answer}, {what}{least}, on error {rule.on_error}"
 
 
 def _levels(lists: NameLists) -> tuple[str, ...]:

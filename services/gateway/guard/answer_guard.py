@@ -1,5 +1,7 @@
 """Guards an answer chunk by chunk. Pure: the same chunks give the same result, so that a resumed stream continues exactly."""
 
+from collections.abc import Collection
+
 import msgspec
 
 from services.gateway.guard.guard_rules import GuardScan
@@ -56,13 +58,7 @@ class AnswerGuard:
 
     def ended(self, generation: Generation) -> Generation:
         """Return the end as the caller sees it."""
-        if not self.refused:
-            return generation
-        reasons = list(generation.finish_reasons or (generation.finish_reason,))
-        reasons += [FinishReason.CONTENT_FILTER] * (max(self.refused) + 1 - len(reasons))
-        for answer in self.refused:
-            reasons[answer] = FinishReason.CONTENT_FILTER
-        return msgspec.structs.replace(generation, finish_reason=reasons[0], finish_reasons=tuple(reasons) if len(reasons) > 1 else ())
+        return filtered(generation, self.refused)
 
     def _text(self, answer: int) -> GuardedText:
         if answer not in self._texts:
@@ -86,3 +82,14 @@ class AnswerGuard:
                 break
             calls.append(ToolCall(call.id, call.name, arguments))
         return calls
+
+
+def filtered(generation: Generation, refused: Collection[int]) -> Generation:
+    """Return the end as the caller sees it, if these answers were refused."""
+    if not refused:
+        return generation
+    reasons = list(generation.finish_reasons or (generation.finish_reason,))
+    reasons += [FinishReason.CONTENT_FILTER] * (max(refused) + 1 - len(reasons))
+    for answer in refused:
+        reasons[answer] = FinishReason.CONTENT_FILTER
+    return msgspec.structs.replace(generation, finish_reason=reasons[0], finish_reasons=tuple(reasons) if len(reasons) > 1 else ())

@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
-from shared.config_documents import GuardAction, GuardKind
+from shared.config_documents import GuardAction
+
+#: The kind of what a moderation model finds.
+MODERATION: Final = "moderation"
 
 
 class GuardPlace(StrEnum):
@@ -15,7 +19,8 @@ class GuardPlace(StrEnum):
 class GuardCount:
     """How often guardrails found a kind in one request."""
 
-    kind: GuardKind
+    #: A ``GuardKind``, or MODERATION.
+    kind: str
     action: GuardAction
     place: GuardPlace
     matches: int

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from services.gateway.guard.guard_counts import GuardCount
 from shared.api.auth import Principal
-from shared.config_documents import GuardAction, GuardKind
+from shared.config_documents import GuardAction
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
 from shared.types import KeyId, RequestId, TenantId
@@ -56,7 +56,7 @@ class GuardReporting:
     def __init__(self, metrics: Metrics, audit_reporting: AuditReporting) -> None:
         self._metrics = metrics
         self._audit_reporting = audit_reporting
-        self._masked: dict[tuple[TenantId, KeyId | None, GuardKind], _Masked] = {}
+        self._masked: dict[tuple[TenantId, KeyId | None, str], _Masked] = {}
 
     def ended(self, running: TimedRequest, principal: Principal, row: EndedRow | None) -> None:
         # Nearly all requests have none.
@@ -87,7 +87,7 @@ class GuardReporting:
             self._audit_reporting.report_action(
                 "guard.refuse", principal, tenant=row.tenant_id, target=row.id, kinds=_listed(refused), place=refused[0].place
             )
-        masked: Counter[GuardKind] = Counter()
+        masked: Counter[str] = Counter()
         for one in row.guard:
             if one.action is GuardAction.MASK:
                 masked[one.kind] += one.matches
@@ -102,4 +102,4 @@ class GuardReporting:
 
 
 def _listed(found: Iterable[GuardCount]) -> str:
-    return ", ".join(dict.fromkeys(one.kind.value for one in found))
+    return ", ".join(dict.fromkeys(str(one.kind) for one in found))

@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from services.gateway.guard.detectors import Detector
 from services.gateway.guard.own_patterns import OwnPatterns
 from services.gateway.guard.text_filter import TextFilter
-from shared.config_documents import GuardAction, GuardDocument, GuardKind, GuardPattern
+from shared.config_documents import GuardAction, GuardDocument, GuardKind, GuardPattern, ModerationRule
 
 #: Policies whose patterns stay compiled.
 _COMPILED = 256
@@ -49,11 +49,19 @@ NOTHING = GuardScan()
 
 
 @dataclass(frozen=True, slots=True)
+class LeveledModeration:
+    level: str
+    rule: ModerationRule
+
+
+@dataclass(frozen=True, slots=True)
 class Guardrails:
     """The guardrails of one caller."""
 
     prompt: GuardScan = NOTHING
     answer: GuardScan = NOTHING
+    #: All apply. Different models can't be merged into one that is stricter than both.
+    moderation: tuple[LeveledModeration, ...] = ()
 
 
 NO_GUARD = Guardrails()
@@ -75,7 +83,9 @@ def combine(levels: Sequence[tuple[str, GuardDocument]]) -> Guardrails:
         return GuardScan(actions, by, countries, patterns, allow, internal) if actions else NOTHING
 
     return Guardrails(
-        scan((level, document.prompt) for level, document in levels), scan((level, document.answer) for level, document in levels)
+        scan((level, document.prompt) for level, document in levels),
+        scan((level, document.answer) for level, document in levels),
+        tuple(LeveledModeration(level, document.moderation) for level, document in levels if document.moderation is not None),
     )
 
 

@@ -13,7 +13,7 @@ from shared.config_documents import GuardAction, GuardKind
 #: Of the name before a value of JSON, such as "ssn".
 _NAME_CHARACTERS = 30
 #: How often each kind was found, and what was done.
-GuardMatches = Counter[tuple[GuardKind, GuardAction]]
+GuardMatches = Counter[tuple[str, GuardAction]]
 
 
 class GuardedText:

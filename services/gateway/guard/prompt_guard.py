@@ -67,5 +67,5 @@ async def _guard_text(text: str, scan: GuardScan, matches: GuardMatches, field: 
 
 
 def _refusal(matches: GuardMatches, field: str) -> errors.ContentFiltered:
-    kinds = ", ".join(dict.fromkeys(kind.value for kind, action in matches if action is GuardAction.REFUSE))
+    kinds = ", ".join(dict.fromkeys(str(kind) for kind, action in matches if action is GuardAction.REFUSE))
     return errors.ContentFiltered(f"{field} contains what your policy refuses: {kinds}", hint="remove it; see `aicli policy explain`")

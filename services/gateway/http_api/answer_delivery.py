@@ -2,11 +2,10 @@
 
 import hashlib
 from functools import lru_cache
-from typing import Any
 
 import msgspec
 
-from services.gateway.deduplicated_inference import DeduplicatedInference, InferenceReply, RepeatedRequest
+from services.gateway.deduplicated_inference import DeduplicatedInference, InferenceReply, RepeatedRequest, ReplyFacts
 from services.gateway.http_api import http_errors, response_formats
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.http_errors import Headers
@@ -78,7 +77,7 @@ async def send_chunks(
                 await call.send_events(events, response_formats.write_event_id(reply.request_id, number) if with_ids else None)
 
 
-def headers(reply: InferenceReply[Any, Any]) -> Headers:
+def headers(reply: ReplyFacts) -> Headers:
     """Return the headers about limits and repeats."""
     found: Headers = [] if reply.allowance is None else http_errors.allowance_headers(reply.allowance)
     if reply.clamped_to is not None:

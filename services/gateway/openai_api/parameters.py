@@ -40,7 +40,7 @@ _METADATA = _ignored(dict, "requests are not stored")
 _CACHE_KEY = _ignored(str, "prompt prefixes are cached automatically, per account")
 _CACHE_OPTIONS = _ignored(dict, "prompt prefixes are cached automatically, per account")
 _SERVICE_TIER = _ignored(str, "there are no service tiers")
-_MODERATION = ParameterRule("is not supported; there is no moderation")
+_MODERATION = ParameterRule("is not supported; policies decide what is checked, and POST /v1/moderations checks texts")
 _VERBOSITY = _ignored(str, "say in the prompt how long the answer should be")
 
 CHAT: Mapping[str, ParameterRule] = {

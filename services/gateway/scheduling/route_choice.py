@@ -17,7 +17,7 @@ from services.gateway.scheduling.active_hours import ActiveHours
 from services.gateway.scheduling.policies import Placement, Policy
 from shared.api.configuration import RolloutPlan
 from shared.api.ledger import ModelPrice
-from shared.config_documents import ANY_PROVIDER, RouteDocument, Sticky, TargetConditions, TargetDocument
+from shared.config_documents import ANY_PROVIDER, ModerationFormat, RouteDocument, Sticky, TargetConditions, TargetDocument
 from shared.protocol.directory import DirectoryEntry
 from shared.types import MicroCredits, ModelName, TenantId, Tier
 
@@ -42,7 +42,7 @@ class DropReason(StrEnum):
     PRICE_CEILING = "price_ceiling"
     CONDITION = "condition"
     NOT_SERVED = "not_served"
-    #: It only embeds.
+    #: It only embeds or moderates, or doesn't moderate.
     LACKS_CAPABILITY = "lacks_capability"
     CONTEXT_TOO_SMALL = "context_too_small"
     #: It has cost what it may cost on this day.
@@ -66,6 +66,8 @@ class RouteTarget:
     ceiling_micro: MicroCredits | None = None
     #: None for always.
     hours: ActiveHours | None = None
+    #: Of a chat model that moderates.
+    format: ModerationFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class Route:
     #: The model whose upstream price internal answers are compared with.
     compared_with: ModelName | None = None
     rollout: OpenRollout | None = None
+    #: It checks texts, and answers no prompts.
+    moderates: bool = False
 
     @property
     def models(self) -> frozenset[ModelName]:
@@ -144,6 +148,7 @@ def compile_route(name: str, version: int, document: RouteDocument, rollout: Ope
         has_own_price=document.price == "route",
         compared_with=None if compared is None else ModelName(compared),
         rollout=rollout,
+        moderates=document.targets[0].moderates,
     )
 
 
@@ -151,7 +156,7 @@ def _target(document: TargetDocument, *, whole: bool) -> RouteTarget:
     share = WHOLE if whole else hundredths(document.share or 0)
     ceiling = None if document.daily_ceiling is None else upstream_prices.micro(document.daily_ceiling)
     hours = None if document.when is None or document.when.hours is None else active_hours.parse(document.when.hours)
-    return RouteTarget(document.name, ModelName(document.model), share, document.order, document.when, ceiling, hours)
+    return RouteTarget(document.name, ModelName(document.model), share, document.order, document.when, ceiling, hours, document.format)
 
 
 def hundredths(percent: float) -> int:
@@ -183,6 +188,7 @@ class ModelFacts:
     #: The largest; 0 if unknown.
     context_tokens: int = 0
     only_embeds: bool = False
+    only_moderates: bool = False
     #: Why the policy allows no worker that has it; None if it allows one.
     forbidden: DropReason | None = None
 
@@ -226,11 +232,12 @@ def served_models(usable: Iterable[DirectoryEntry], tenant: TenantId, placement:
                 if known is None and barrier in _FORBIDDEN:
                     found[offer.name] = _FORBIDDEN[barrier]
             elif known is None or known.forbidden is not None:
-                found[offer.name] = ModelFacts(offer.context_tokens, offer.only_embeds)
+                found[offer.name] = ModelFacts(offer.context_tokens, offer.only_embeds, offer.only_moderates)
             else:
                 # An unknown context may be the largest.
                 context = max(known.context_tokens, offer.context_tokens) if known.context_tokens and offer.context_tokens else 0
-                found[offer.name] = ModelFacts(context, known.only_embeds and offer.only_embeds)
+                only_embeds, only_moderates = known.only_embeds and offer.only_embeds, known.only_moderates and offer.only_moderates
+                found[offer.name] = ModelFacts(context, only_embeds, only_moderates)
     return found
 
 
@@ -286,7 +293,7 @@ def choose(
     dropped: list[DroppedTarget] = []
     usable: list[RouteTarget] = []
     for target in route.targets:
-        reason = find_refusal(target.model) or _why_not(target, facts, find_model(target.model))
+        reason = find_refusal(target.model) or _why_not(route, target, facts, find_model(target.model))
         if reason is None:
             usable.append(target)
         else:
@@ -312,14 +319,15 @@ def _order(target: RouteTarget) -> int:
     return target.order or 0
 
 
-def _why_not(target: RouteTarget, facts: RequestFacts, offered: ModelFacts | None) -> DropReason | None:
+def _why_not(route: Route, target: RouteTarget, facts: RequestFacts, offered: ModelFacts | None) -> DropReason | None:
     if (target.when is not None and not _holds(target.when, facts)) or (target.hours is not None and not target.hours.include(facts.now)):
         return DropReason.CONDITION
     if offered is None:
         return DropReason.NOT_SERVED
     if offered.forbidden is not None:
         return offered.forbidden
-    if facts.wants_answer and offered.only_embeds:
+    has_own_api = route.moderates and target.format is None
+    if offered.only_moderates != has_own_api or (offered.only_embeds and (facts.wants_answer or route.moderates)):
         return DropReason.LACKS_CAPABILITY
     if 0 < offered.context_tokens < facts.prompt_tokens * _LEAST_OF_ESTIMATE:
         return DropReason.CONTEXT_TOO_SMALL

@@ -11,7 +11,7 @@ from services.gateway.scheduling.policies import Placement
 from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.api.gateway import ServedModel
-from shared.protocol.directory import DirectoryEntry
+from shared.protocol.directory import DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId, TenantId
 
 #: Echoes its prompt, for load tests; sorted last, so that it never becomes the default.
@@ -21,6 +21,10 @@ _SYNTHETIC = "echo"
 _LATEST = ":latest"
 
 RECENTLY_LOST_SECONDS = 10.0
+
+#: The route that moderates if there are several and a request names none.
+_MODERATION = "moderation"
+_MODERATION_HINT = "define a route whose targets have `task: moderation`; see docs/howto/policies-and-guardrails.md"
 
 _NO_WORKER_HINT = "see `aicli nodes`; start a worker with `aicli worker`"
 
@@ -98,9 +102,9 @@ class WorkerRequirements:
 
 def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelName, ...]:
     """Return the served models, without routes: the default first, then by name; the synthetic one, those of external providers and
-    embedding models last."""
+    models that only embed or moderate last."""
     offers = [offer for worker in workers for offer in worker.announcement.models if offer.ready]
-    answering = {offer.name for offer in offers if not offer.only_embeds}
+    answering = {offer.name for offer in offers if _has_answers(offer)}
     internal = {offer.name for offer in offers if not offer.provider}
     default = ModelName(names.aliases.get(names.default, names.default)) if names.default else None
     found = {offer.name for offer in offers}
@@ -111,9 +115,11 @@ def catalogue(
     workers: Sequence[DirectoryEntry], names: ModelNames, allows: Callable[[str], bool] = lambda _name: True
 ) -> tuple[ServedModel, ...]:
     """Return the routes, and the served models with their aliases; if only routes may be named, each alias as a model. The default is the
-    first. ``allows``: whether the caller may use this name."""
-    found = served(workers, names)
-    routes = [(ModelName(route.name), [model for model in found if model in route.models], ()) for route in names.routes.values()]
+    first. Moderation is left out. ``allows``: whether the caller may use this name."""
+    chatting = {offer.name for worker in workers for offer in worker.announcement.models if offer.ready and not offer.only_moderates}
+    found = [model for model in served(workers, names) if model in chatting]
+    shown = (route for route in names.routes.values() if not route.moderates)
+    routes = [(ModelName(route.name), [model for model in found if model in route.models], ()) for route in shown]
     rows: list[tuple[ModelName, list[ModelName], tuple[str, ...]]] = [row for row in routes if row[1] and allows(row[0])]
     for model in (model for model in found if model not in names.routes):
         aliases = tuple(filter(allows, names.of(model)))
@@ -207,10 +213,34 @@ def any_recently_lost(workers: Iterable[DirectoryEntry], now: datetime) -> bool:
     return any(not worker.alive and (now - worker.since).total_seconds() < RECENTLY_LOST_SECONDS for worker in workers)
 
 
-def ensure_answers(model: ModelName, usable: Iterable[DirectoryEntry]) -> None:
-    """Raise BadRequest if the model only embeds."""
-    if not _answers(usable, model):
+def ensure_capable(model: ModelName, usable: Sequence[DirectoryEntry], *, wants_answer: bool) -> None:
+    """Raise BadRequest if the model only moderates, or only embeds and a prompt wants an answer."""
+    if _only_moderates(usable, model):
+        raise errors.BadRequest(f"{model} is a moderation model", hint="name it in a route for /v1/moderations, or choose another model")
+    if wants_answer and not _answers(usable, model):
         raise errors.BadRequest(f"{model} is an embedding model", hint="request embeddings, or choose another model")
+
+
+def ensure_task(route: Route, *, moderates: bool) -> None:
+    """Raise BadRequest if the route is for moderation and the request isn't, or the other way around."""
+    if route.moderates and not moderates:
+        raise errors.BadRequest(f"{route.name} is a moderation route", hint="use POST /v1/moderations, or choose another model")
+    if moderates and not route.moderates:
+        raise errors.BadRequest(f"{route.name} is not a moderation route", hint=_MODERATION_HINT)
+
+
+def find_moderation(names: ModelNames, allows: Callable[[str], bool]) -> ModelName:
+    """Return the only route for moderation that the caller may use, or the one called `moderation`. Raises UnknownModel and BadRequest."""
+    found = [name for name, route in names.routes.items() if route.moderates and allows(name)]
+    if not found:
+        raise errors.UnknownModel("no route moderates", hint=_MODERATION_HINT)
+    if len(found) > 1 and _MODERATION not in found:
+        raise errors.BadRequest(f"model is missing: several routes moderate: {', '.join(sorted(found))}", hint="name one of them")
+    return ModelName(_MODERATION if _MODERATION in found else found[0])
+
+
+def no_moderation(name: ModelName | None) -> errors.UnknownModel:
+    return errors.UnknownModel(f"no route {name!r} moderates", hint=_MODERATION_HINT)
 
 
 def _meanings(requested: str, names: ModelNames) -> tuple[ModelName, ...]:
@@ -234,7 +264,16 @@ def _spellings(name: str) -> tuple[str, ...]:
 
 
 def _answers(workers: Iterable[DirectoryEntry], model: ModelName) -> bool:
-    return any(offer.name == model and offer.ready and not offer.only_embeds for worker in workers for offer in worker.announcement.models)
+    return any(offer.name == model and offer.ready and _has_answers(offer) for worker in workers for offer in worker.announcement.models)
+
+
+def _has_answers(offer: ModelOffer) -> bool:
+    return not (offer.only_embeds or offer.only_moderates)
+
+
+def _only_moderates(workers: Iterable[DirectoryEntry], model: ModelName) -> bool:
+    offers = [offer for worker in workers for offer in worker.announcement.models if offer.name == model and offer.ready]
+    return bool(offers) and all(offer.only_moderates for offer in offers)
 
 
 def _serves(worker: DirectoryEntry, model: ModelName) -> bool:

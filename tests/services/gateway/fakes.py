@@ -34,6 +34,7 @@ from services.gateway.limits import tiers
 from services.gateway.limits.quotas import Quotas
 from services.gateway.limits.tiers import LimitRules
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
+from services.gateway.openai_api.openai_moderations import OpenAiModerations
 from services.gateway.openai_api.openai_routes import OpenAi
 from services.gateway.pipeline import Pipeline
 from services.gateway.relay import Relay
@@ -46,7 +47,7 @@ from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
 from shared.api.gateway import KeyBudget, ServedModel
 from shared.api.generation import Generation, Usage
-from shared.api.inference import Receipt
+from shared.api.inference import Moderated, Receipt
 from shared.api.ledger import MICRO, Account, LedgerReport, ModelPrice
 from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
 from shared.config_documents import PolicyDocument
@@ -81,11 +82,15 @@ def announcement(
     *models: str,
     load: WorkerLoad | None = None,
     only_embeds: bool = False,
+    only_moderates: bool = False,
     context_tokens: int = 2048,
     provider: str = "",
     **more: Any,
 ) -> Announcement:
-    offers = tuple(ModelOffer(ModelName(name), context_tokens, only_embeds=only_embeds, provider=provider) for name in models)
+    offers = tuple(
+        ModelOffer(ModelName(name), context_tokens, only_embeds=only_embeds, provider=provider, only_moderates=only_moderates)
+        for name in models
+    )
     return Announcement(Role.WORKER, node_id(number), "1", datetime(2026, 1, 1, tzinfo=UTC), offers, load or WorkerLoad(slots=4), **more)
 
 
@@ -134,7 +139,10 @@ class _Answer:
     end: Any
 
     def __init__(
-        self, items: AsyncIterator[Any], accepted: inference.PromptAccepted | None = None, ends: tuple[type, ...] = (Generation, Embedded)
+        self,
+        items: AsyncIterator[Any],
+        accepted: inference.PromptAccepted | None = None,
+        ends: tuple[type, ...] = (Generation, Embedded, Moderated),
     ) -> None:
         self._items = items
         self._ends = ends
@@ -422,6 +430,7 @@ class RunningService:
             RestUsage(self.store, self.reports, self.quotas, self.accounts),
             OpenAi(self.once, self._served, request_seconds=30),
             OpenAiEmbeddings(self.once, request_seconds=30),
+            OpenAiModerations(self.pipeline, request_seconds=30),
         )
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99)).routes()

@@ -16,6 +16,7 @@ from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
+from services.gateway.prompt_admission import ModerationRequest
 from services.gateway.scheduling import policies, route_choice, routing
 from services.gateway.scheduling.policies import Policies
 from services.gateway.scheduling.worker_claims import Claim
@@ -24,7 +25,7 @@ from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest
 from shared.api.gateway import InferenceRequest
 from shared.api.ledger import MICRO, ModelPrice
-from shared.config_documents import PolicyDocument, RouteDocument, TargetDocument
+from shared.config_documents import PolicyDocument, RouteDocument, TargetDocument, TargetTask
 from shared.protocol.directory import ModelOffer
 from shared.stores.cache import Cache
 from shared.types import KeyId, MicroCredits, ModelName, Role, TenantId, UserId
@@ -32,6 +33,7 @@ from tests import tiers
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService, announcement, node_id
 from tests.services.gateway.test_embedding_pipeline import EmbeddingWorker, packed
+from tests.services.gateway.test_moderation import ModerationWorker
 from tests.testnet import until
 
 LOCAL, API, LENT = ModelName("local"), ModelName("api"), ModelName("lent")
@@ -53,11 +55,10 @@ class Policed:
         self.pipeline = service.pipeline
         self.use()
 
-    def use(self, *targets: TargetDocument, **documents: dict[str, Any]) -> None:
-        document = RouteDocument(targets=targets or (TO_API, TO_LOCAL))
-        self.service.names = routing.ModelNames(
-            {"alias": LOCAL}, None, routes={"assistant": route_choice.compile_route("assistant", 4, document)}
-        )
+    def use(self, *targets: TargetDocument, moderation: tuple[TargetDocument, ...] = (), **documents: dict[str, Any]) -> None:
+        wanted = {"assistant": targets or (TO_API, TO_LOCAL), "moderation": moderation}
+        routes = {name: route_choice.compile_route(name, 4, RouteDocument(targets=targets)) for name, targets in wanted.items() if targets}
+        self.service.names = routing.ModelNames({"alias": LOCAL}, None, routes=routes)
         self.service.config = ConfigSnapshot(
             names=self.service.names,
             route_names=routing.ModelNames({"alias": LOCAL}, None, only_routes=True, routes=self.service.names.routes),
@@ -70,6 +71,11 @@ class Policed:
         request = InferenceRequest(**{"prompt": "hi", "model": ModelName(model), **fields})
         async with self.pipeline.run(who, request, seconds=10) as running:
             return "".join([chunk.text async for _, chunk in running])
+
+    async def moderate(self, **fields: Any) -> None:
+        context.start()
+        async with self.pipeline.moderate(OWNER, ModerationRequest(("hi",), **fields), seconds=10) as running:
+            await running.read()
 
     async def refusal(self, model: str = "assistant", who: Principal = OWNER, **fields: Any) -> str:
         with pytest.raises(errors.PolicyForbidden) as refused:
@@ -284,7 +290,7 @@ async def cached(policed: Policed, valkey_url: str) -> AsyncIterator[Policed]:
 
 async def test_no_random_request_reaches_a_forbidden_provider(cached: Policed) -> None:
     """Random routes, policies and failures, half of the requests from the cache if it has their answers; a model has internal and external
-    workers. At night 10,000 requests."""
+    workers. Random policies check prompts and answers. At night 10,000 requests."""
     policed = cached
     rng, rounds = random.Random(tiers.seed("POLICY_SEED")), tiers.volume(500)
     acme = [FakeWorker(words=("x",)) for _ in range(3)]
@@ -292,8 +298,12 @@ async def test_no_random_request_reaches_a_forbidden_provider(cached: Policed) -
     for number, worker in enumerate(acme):
         policed.service.add_worker(41 + number, worker, *models, provider="acme")
         policed.service.add_worker(51 + number, FakeWorker(words=("y",)), *models[: number + 1])
+    judges = [ModerationWorker(), ModerationWorker()]
+    policed.service.add_worker(61, judges[0], "outside", only_moderates=True, provider="acme")
+    policed.service.add_worker(62, judges[1], "inside", only_moderates=True)
+    acme.append(judges[0])
     failures = (None, None, None, errors.LinkLost("gone"), errors.Unavailable("refused"), errors.Overloaded("full"))
-    allowed = forbidden = 0
+    allowed = forbidden = judged = 0
     for turn in range(rounds):
         targets = [
             TargetDocument(name=f"t{number}", model=model, share=100 if not number else None, order=number or None)
@@ -304,14 +314,24 @@ async def test_no_random_request_reaches_a_forbidden_provider(cached: Policed) -
             for name in ("mesh", "default", OWN, f"key:{OWNER.key_id}")
             if rng.random() < 0.8
         }
-        policed.use(*targets, **documents)
-        for worker in [*acme, *(policed.service.rpc.workers[node_id(51 + number)] for number in range(3))]:
+        for document in documents.values():
+            if rng.random() < 0.3:
+                rule = {place: rng.choice(["off", "report", "refuse"]) for place in ("prompt", "answer")}
+                document["guard"] = {"moderation": {"route": "moderation", "on_error": rng.choice(["refuse", "allow"]), **rule}}
+        checks = tuple(
+            TargetDocument(name=model, model=model, task=TargetTask.MODERATION, share=None if number else 100, order=number or None)
+            for number, model in enumerate(rng.sample(["outside", "inside"], rng.randint(1, 2)))
+        )
+        policed.use(*targets, moderation=checks, **documents)
+        for worker in [*acme, judges[1], *(policed.service.rpc.workers[node_id(51 + number)] for number in range(3))]:
             worker.fails_with = rng.choice(failures)
         for _ in range(20):
-            before = sum(len(worker.received) for worker in acme)
+            before, checked = sum(len(worker.received) for worker in acme), len(judges[0].received)
             forbid = rng.random() < 0.3
             temperature, text = rng.choice([0.0, None]), ""
             with contextlib.suppress(errors.AimeshError):
+                if rng.random() < 0.1:
+                    await policed.moderate(forbid_external=forbid)
                 text = await policed.ask(
                     rng.choice(["assistant", *models]), forbid_external=forbid, temperature=temperature, prompt=f"{turn} {rng.choice('pq')}"
                 )
@@ -321,8 +341,10 @@ async def test_no_random_request_reaches_a_forbidden_provider(cached: Policed) -
             sent = sum(len(worker.received) for worker in acme) - before
             assert may or not (sent or text == "x")
             allowed, forbidden = allowed + sent, forbidden + (not may)
+            judged += len(judges[0].received) - checked
     assert allowed > rounds // 5
     assert forbidden > 5 * rounds
+    assert judged > rounds // 10
     assert 'ai_platform_response_cache_total{result="hit"}' in policed.service.metrics.render()
 
 

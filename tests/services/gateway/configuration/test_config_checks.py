@@ -5,9 +5,14 @@ from shared.config_documents import (
     ConfigKind,
     DefaultModelDocument,
     Document,
+    GuardDocument,
+    ModerationFormat,
+    ModerationRule,
+    PolicyDocument,
     RouteDocument,
     TargetConditions,
     TargetDocument,
+    TargetTask,
     UpstreamPriceDocument,
 )
 from shared.types import ModelName
@@ -97,3 +102,28 @@ def test_warnings_about_models_that_nobody_serves() -> None:
     for known in ("m", "a"):
         changes = {(ConfigKind.DEFAULT_MODEL, "default"): DefaultModelDocument(model=known)}
         assert list(config_checks.warnings(changes, ["a", "b"], [ModelName("m")])) == []
+
+
+def test_a_route_has_one_task() -> None:
+    moderates = {"model": "m", "task": TargetTask.MODERATION}
+    targets = (TargetDocument("a", "m", share=100), TargetDocument(**moderates, name="b", order=1))
+    assert mistakes(*targets) == [("targets.1.task", "must be the same for all targets of a route")]
+    assert mistakes(TargetDocument("a", "m", format=ModerationFormat.LLAMA_GUARD)) == [("targets.0.format", "needs `task: moderation`")]
+    assert mistakes(TargetDocument(**moderates, name="a", format=ModerationFormat.LLAMA_GUARD)) == []
+
+
+def test_a_policy_names_a_route_that_moderates() -> None:
+    target = TargetDocument(name="a", model="m", task=TargetTask.MODERATION)
+    documents: dict[tuple[ConfigKind, str], Document] = {
+        (ConfigKind.ROUTE, "chat"): route("m"),
+        (ConfigKind.ROUTE, "guard"): RouteDocument(targets=(target,)),
+        (ConfigKind.POLICY, "mesh"): PolicyDocument(guard=GuardDocument(moderation=ModerationRule(route="chat"))),
+        (ConfigKind.POLICY, "default"): PolicyDocument(guard=GuardDocument(moderation=ModerationRule(route="gone"))),
+    }
+    assert list(config_checks.check_together(documents)) == [
+        "policies.mesh.guard.moderation.route: chat is not a route whose targets have `task: moderation`",
+        "policies.default.guard.moderation.route: gone is not a route whose targets have `task: moderation`",
+    ]
+    documents[ConfigKind.POLICY, "mesh"] = PolicyDocument(guard=GuardDocument(moderation=ModerationRule(route="guard")))
+    del documents[ConfigKind.POLICY, "default"]
+    assert list(config_checks.check_together(documents)) == []

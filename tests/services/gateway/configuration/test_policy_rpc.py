@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway import store
 from services.gateway.configuration.config_store import ConfigStore
-from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
 from services.gateway.configuration.policy_rpc import PolicyRpc
 from services.gateway.settings import GatewaySettings
 from shared import config, errors
@@ -19,7 +19,7 @@ from shared.api import audit, auth, organizations
 from shared.api import configuration as api
 from shared.api.method import Nothing
 from shared.api.organizations import Organization, OrganizationDetails, TeamRole
-from shared.config_documents import PolicyDocument
+from shared.config_documents import ConfigKind, PolicyDocument, RouteDocument, TargetDocument, TargetTask
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import KeyId, TenantId, Tier, UserId, UserRole
 from tests.services.gateway.fakes import OWNER, PERSON, FakeRpc, rpc_call
@@ -214,3 +214,19 @@ async def test_patterns_and_countries_that_cant_be_used_are_refused(governed: Go
         await governed.set(f"organization:{TEAM}", guard={"patterns": [pattern | {"pattern": "a"}, pattern | {"pattern": "b"}]})
     with pytest.raises(errors.BadRequest, match=r"^guard.countries.0 is not a country"):
         await governed.set(f"organization:{TEAM}", guard={"countries": ["XX"]})
+
+
+async def test_an_explanation_names_the_moderation_of_each_level(governed: Governed) -> None:
+    with pytest.raises(errors.BadRequest, match="moderation is not a route whose targets have"):
+        await governed.set("mesh", ADMIN, guard={"moderation": {"route": "moderation", "prompt": "refuse"}})
+    target = TargetDocument(name="a", model="m", task=TargetTask.MODERATION)
+    bodies: Bodies = {(ConfigKind.ROUTE, "moderation"): RouteDocument(targets=(target,))}
+    await governed.live.change(lambda _revision, _documents: bodies, origin="applied", author=None, note="")
+    await governed.set("mesh", ADMIN, guard={"moderation": {"route": "moderation", "prompt": "refuse"}})
+    rule = {"route": "moderation", "answer": "report", "categories": ["hate", "violence"], "threshold": 0.5, "on_error": "allow"}
+    await governed.set(f"organization:{TEAM}", guard={"moderation": rule})
+    found = await governed.rpc.explain(api.ExplainPolicy(organization=TEAM), rpc_call(PERSON))
+    assert [(one.value, one.levels) for one in found.rules if one.rule == "guard.moderation"] == [
+        ("moderation: prompt refuse, answer off, all categories, on error refuse", ("mesh",)),
+        ("moderation: prompt off, answer report, hate, violence from 0.5, on error allow", ("organization",)),
+    ]

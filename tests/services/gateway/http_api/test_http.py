@@ -105,7 +105,7 @@ async def test_a_compressed_body_is_a_415(http: httpx.AsyncClient) -> None:
 
 NEED_CREDENTIAL = [
     ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("POST", "/v1/embeddings"),
-    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages"), ("POST", "/v1/moderations"),
     ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/api/inference"), ("POST", "/api/infer"),
     ("DELETE", "/api/inference"), ("POST", "/api/auth/api-keys"), ("GET", "/api/usage"), ("GET", "/api/quota"),
     ("GET", "/api/auth/api-keys"), ("DELETE", "/api/auth/api-keys/{key}"), ("POST", "/api/auth/confirm"), ("GET", "/api/requests"),

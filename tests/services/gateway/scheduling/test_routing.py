@@ -127,9 +127,20 @@ def test_an_embedding_model_is_listed_as_such_and_never_the_default() -> None:
 def test_a_prompt_for_an_embedding_model_is_refused_unless_one_worker_can_answer() -> None:
     only = [*workers("bge", only_embeds=True), *workers("smollm2")]
     with pytest.raises(errors.BadRequest, match="bge is an embedding model"):
-        routing.ensure_answers(ModelName("bge"), only)
-    routing.ensure_answers(ModelName("smollm2"), only)
-    routing.ensure_answers(ModelName("bge"), [*only, *workers("bge")])
+        routing.ensure_capable(ModelName("bge"), only, wants_answer=True)
+    routing.ensure_capable(ModelName("smollm2"), only, wants_answer=True)
+    routing.ensure_capable(ModelName("bge"), [*only, *workers("bge")], wants_answer=True)
+    routing.ensure_capable(ModelName("bge"), only, wants_answer=False)
+
+
+def test_a_moderation_model_is_never_listed_and_the_default_last() -> None:
+    usable = [*workers("a-guard", only_moderates=True), *workers("bge", only_embeds=True)]
+    assert [model.name for model in routing.catalogue(usable, NAMES)] == ["bge"]
+    assert routing.served([*usable, *workers("x")], ModelNames({}, None)) == ("x", "a-guard", "bge")
+    for wants_answer in (True, False):
+        with pytest.raises(errors.BadRequest, match="a-guard is a moderation model"):
+            routing.ensure_capable(ModelName("a-guard"), usable, wants_answer=wants_answer)
+    routing.ensure_capable(ModelName("a-guard"), [*usable, *workers("a-guard")], wants_answer=True)
 
 
 def test_if_only_routes_may_be_named_models_are_hidden() -> None:

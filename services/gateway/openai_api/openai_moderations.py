@@ -1,0 +1,78 @@
+"""Serves OpenAI's moderations API, POST /v1/moderations."""
+
+import msgspec
+
+from services.gateway.http_api import answer_delivery, request_bodies
+from services.gateway.http_api.http_app import HttpRoute
+from services.gateway.http_api.http_call import HttpCall
+from services.gateway.pipeline import Pipeline
+from services.gateway.prompt_admission import BadField, ModerationRequest
+from shared.api import inference
+from shared.api.inference import ModerationVerdict
+from shared.types import ModelName
+
+#: Strict clients want all of OpenAI's.
+CATEGORIES = (
+    "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm",
+    "self-harm/instructions", "self-harm/intent", "sexual", "sexual/minors", "violence", "violence/graphic",
+)  # fmt: skip
+
+
+class ModerationBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A moderation request."""
+
+    #: A text, or up to 32.
+    input: str | tuple[str, ...]
+    #: A route for moderation; by default the only one, or the one called `moderation`.
+    model: ModelName | None = None
+
+
+class ModerationResult(msgspec.Struct, frozen=True):
+    flagged: bool
+    #: Whether each category is flagged.
+    categories: dict[str, bool]
+    #: From 0 to 1.
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, tuple[str, ...]]
+
+
+class ModerationList(msgspec.Struct, frozen=True):
+    id: str
+    model: ModelName
+    results: tuple[ModerationResult, ...]
+
+
+class OpenAiModerations:
+    """The handler for moderations."""
+
+    def __init__(self, pipeline: Pipeline, *, request_seconds: float) -> None:
+        self._pipeline = pipeline
+        self._request_seconds = request_seconds
+
+    def routes(self) -> tuple[HttpRoute, ...]:
+        return (
+            HttpRoute(
+                verb="POST", path="/v1/moderations", handler=self._moderate,
+                method=inference.moderate.name.partition(".")[2], summary="OpenAI's moderations",
+                body=ModerationBody, answer=ModerationList, runs_a_model=True,
+            ),
+        )  # fmt: skip
+
+    async def _moderate(self, call: HttpCall) -> None:
+        body = request_bodies.convert(request_bodies.read_object(call.body), ModerationBody)
+        if call.idempotency_key is not None:
+            raise BadField("Idempotency-Key", "is not supported here; send the request again without it")
+        texts = (body.input,) if isinstance(body.input, str) else body.input
+        request = ModerationRequest(texts, body.model, forbid_external=call.forbids_external)
+        async with self._pipeline.moderate(call.caller, request, seconds=self._request_seconds) as running:
+            call.add_headers(answer_delivery.headers(running))
+            verdicts = await running.read()
+        assert running.model is not None
+        await call.answer(ModerationList(f"modr-{running.request_id.hex}", running.model, tuple(map(shown, verdicts))))
+
+
+def shown(verdict: ModerationVerdict) -> ModerationResult:
+    scores = dict.fromkeys(CATEGORIES, 0.0) | dict.fromkeys(verdict.categories, 1.0) | verdict.scores
+    return ModerationResult(
+        verdict.flagged, {name: name in verdict.categories for name in scores}, scores, dict.fromkeys(scores, ("text",))
+    )
