@@ -1,5 +1,6 @@
 """`aicli policy`: show, change and explain what callers may use, and who may see their prompts."""
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -85,6 +86,9 @@ def show(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None:
 @click.option("--show-targets/--hide-targets", default=None, help="Whether answers say which target of a route was chosen.")
 @click.option("--guard-prompt", metavar="KIND=ACTION,…", help="What happens with personal data and secrets in prompts.")
 @click.option("--guard-answer", metavar="KIND=ACTION,…", help="The same in answers.")
+@click.option(
+    "--guard-moderation", metavar="NAME=VALUE,…", help="Which texts a moderation model refuses or reports; none removes the check."
+)
 @click.option("--guard-countries", metavar="CODES", help="Whose phone numbers and national numbers are found, such as DE,US.")
 @click.option("--unset", "unset", multiple=True, type=click.Choice(RULES), help="Remove this rule. Can be repeated.")
 @click.option("--remove", is_flag=True, help="Remove the policy.")
@@ -96,6 +100,9 @@ def set_(here: CliContext, /, *, remove: bool, note: str, as_json: bool, **optio
 
     Kinds of guardrails: secret, card, iban, national_id, email, phone, ip, own. Actions: off, report, mask, refuse. Own patterns are set
     in the file of `aicli admin config apply`.
+
+    Moderation: route=ROUTE, prompt=ACTION and answer=ACTION (off, report, refuse), categories=violence+hate, threshold=0.5,
+    on_error=refuse or allow.
     """
     from shared.api import configuration
 
@@ -152,6 +159,13 @@ def _guard(given: "dict[str, Any]") -> "dict[str, Any]":
         if (text := given.get(f"guard_{place}")) is not None:
             pairs = [pair.partition("=") for pair in _parts(text)]
             guard[place] = {kind.strip(): action.strip() for kind, _, action in pairs}
+    if (text := given.get("guard_moderation")) is not None:
+        values: dict[str, Any] = {name.strip(): value.strip() for name, _, value in (pair.partition("=") for pair in _parts(text))}
+        if "categories" in values:
+            values["categories"] = values["categories"].split("+")
+        with contextlib.suppress(KeyError, ValueError):
+            values["threshold"] = float(values["threshold"])
+        guard["moderation"] = values or None
     if (text := given.get("guard_countries")) is not None:
         guard["countries"] = _parts(text)
     return guard

@@ -39,7 +39,9 @@ _KINDS = {
     GuardKind.OWN: "Own patterns",
 }
 #: Of guardrails, which this page shows but doesn't change.
-GUARD_RULES = {f"guard.{place}.{kind}": f"{label} in {place}s" for place in ("prompt", "answer") for kind, label in _KINDS.items()}
+GUARD_RULES = {f"guard.{place}.{kind}": f"{label} in {place}s" for place in ("prompt", "answer") for kind, label in _KINDS.items()} | {
+    "guard.moderation": "Harmful texts"
+}
 MACHINES = {
     Machines.OWN: "the organization’s own",
     Machines.INTERNAL: "also the operator’s",
@@ -212,7 +214,10 @@ def _guard(policy: PolicyDocument | None) -> dict[str, str]:
     if policy is None or policy.guard is None:
         return {}
     places = (("prompt", policy.guard.prompt), ("answer", policy.guard.answer))
-    return {GUARD_RULES[f"guard.{place}.{kind}"]: action.value for place, actions in places for kind, action in actions.items()}
+    found = {GUARD_RULES[f"guard.{place}.{kind}"]: action.value for place, actions in places for kind, action in actions.items()}
+    if (rule := policy.guard.moderation) is not None:
+        found[GUARD_RULES["guard.moderation"]] = f"prompt {rule.prompt}, answer {rule.answer} ({rule.route})"
+    return found
 
 
 def _written(names: tuple[str, ...] | None) -> str:

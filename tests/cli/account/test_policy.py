@@ -12,7 +12,7 @@ from shared import errors
 from shared.api import auth, configuration, organizations
 from shared.api.configuration import ExplainPolicy, GetPolicy, PolicyExplanation, PolicyRule, PolicyState, SetPolicy
 from shared.api.organizations import Organization, Organizations
-from shared.config_documents import Machines, PolicyDocument
+from shared.config_documents import GuardDocument, Machines, ModerationRule, PolicyDocument
 from shared.types import KeyId, TenantId, Tier, UserId
 from tests.cli.conftest import Shell
 from tests.cli.output.listings import NOW
@@ -132,3 +132,24 @@ def test_guardrails(shell: Shell, stored: dict[str, PolicyState]) -> None:
     assert stored["mesh"].policy == document()
     for wrong in ("card", "card=hide", "cards=mask"):
         assert "the policy can't be used" in shell("policy", "set", "--mesh", "--guard-prompt", wrong).stderr
+
+
+def test_moderation(shell: Shell, stored: dict[str, PolicyState]) -> None:
+    values = "route=moderation, prompt=refuse,answer=report,categories=violence+self-harm/intent,threshold=0.5,on_error=allow"
+    done = shell("policy", "set", "--mesh", "--guard-moderation", values)
+    assert done.exit_code == 0, done.stderr
+    assert stored["mesh"].policy is not None
+    assert stored["mesh"].policy.guard == GuardDocument(
+        moderation=ModerationRule(
+            route="moderation",
+            prompt="refuse",
+            answer="report",
+            categories=("violence", "self-harm/intent"),
+            threshold=0.5,
+            on_error="allow",
+        )
+    )
+    shell("policy", "set", "--mesh", "--guard-prompt", "card=mask", "--guard-moderation", "none")
+    assert json.loads(msgspec.json.encode(stored["mesh"].policy))["guard"] == {"prompt": {"card": "mask"}}
+    for wrong in ("prompt=refuse", "route=m,prompt=mask", "route=m,threshold=x", "route=m,threshold=2", "route=m,surprise=1"):
+        assert "the policy can't be used" in shell("policy", "set", "--mesh", "--guard-moderation", wrong).stderr

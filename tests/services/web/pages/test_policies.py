@@ -5,7 +5,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from shared.config_documents import GuardAction, GuardDocument, GuardKind, Machines, PolicyDocument, PriceCeiling
+from shared.config_documents import GuardAction, GuardDocument, GuardKind, Machines, ModerationRule, PolicyDocument, PriceCeiling
 from shared.types import TenantId, UserRole
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
@@ -56,10 +56,11 @@ async def test_an_owner_finds_and_changes_the_policy(alice: Browser, mesh: FakeM
 
 async def test_guardrails_are_shown_and_stay(alice: Browser, mesh: FakeMesh, acme: str) -> None:
     name = f"organization:{acme.removeprefix('/policies/organization-')}"
-    guard = GuardDocument(prompt={GuardKind.CARD: GuardAction.REFUSE}, answer={GuardKind.OWN: GuardAction.MASK})
+    rule = ModerationRule(route="moderation", prompt="refuse")
+    guard = GuardDocument(prompt={GuardKind.CARD: GuardAction.REFUSE}, answer={GuardKind.OWN: GuardAction.MASK}, moderation=rule)
     mesh.policies[name] = 3, PolicyDocument(guard=guard)
     page = await alice.get(acme)
-    for label in ("Card numbers in prompts", "Own patterns in answers"):
+    for label in ("Card numbers in prompts", "Own patterns in answers", "Harmful texts", "moderation: prompt refuse, answer off"):
         assert label in page.text
     answer = await alice.submit(page, acme, models="llama3")
     assert answer.headers["location"] == f"{acme}?done=set"
