@@ -23,6 +23,8 @@ ORGANIZATION_POLICY = "organization:"
 KEY_POLICY = "key:"
 #: Stands for all providers.
 ANY_PROVIDER = "*"
+#: Lifetime of cached answers of a route that sets none.
+DEFAULT_CACHE_SECONDS = 3600
 #: The value for no limit.
 UNLIMITED: Literal["unlimited"] = "unlimited"
 
@@ -125,6 +127,15 @@ class RouteDocument(Document, frozen=True):
     price: Literal["target", "route"] = "target"
     #: A target, or a model with an upstream price: what internal answers would have cost there.
     compare_cost_with: ServedName | None = None
+    #: same_request: equal requests of an organization are answered from the response cache, also without temperature 0 or a seed.
+    cache: Literal["same_request"] | None = None
+    #: Lifetime of these answers, with ``cache``; by default an hour.
+    cache_seconds: Annotated[int, Meta(ge=1, le=86_400)] | None = None
+
+    @property
+    def kept_seconds(self) -> int | None:
+        """Return how long answers are kept for equal requests; None if only deterministic requests are answered from the cache."""
+        return None if self.cache is None else self.cache_seconds or DEFAULT_CACHE_SECONDS
 
     @property
     def is_alias(self) -> bool:

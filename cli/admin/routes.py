@@ -60,6 +60,8 @@ def show(here: CliContext, /, *, name: str, as_json: bool) -> None:
         TableColumn("UPSTREAM TODAY", _spent, rank=4),
     ]
     printing.show_rows(found.targets, columns, as_json=as_json, empty="")
+    if found.cache_seconds is not None:
+        printing.note(f"Equal requests of an organization get the same answer for {found.cache_seconds} s.")
 
 
 @routes.command("try")

@@ -45,6 +45,8 @@ class ServingTarget:
     ceiling_micro: MicroCredits | None = None
     #: Of a chat model that moderates.
     format: ModerationFormat | None = None
+    #: See ``Route.cache_seconds``.
+    cache_seconds: int | None = None
 
     @property
     def place(self) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from services.gateway.billing.reservations import WorkerClaim
 from services.gateway.billing.route_metrics import RouteCounters
 from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
 from services.gateway.idempotency import cache_keys
+from services.gateway.idempotency.cache_keys import CacheUse
 from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.prompt_admission import ModerationRequest
@@ -118,7 +119,7 @@ class Pipeline:
             calls = await self._admission.admit_prompt(running, principal, request, seconds, begun_by)
 
             def answers(call: TargetCall[inference.ProcessPrompt], seconds: float) -> AsyncGenerator[AnswerItem]:
-                return self._answers(running, call, seconds=seconds, drawn_seed=None if claim is None else claim.seed, cache=cache)
+                return self._answers(running, call, seconds=seconds, claim=claim, cache=cache)
 
             return self._first_to_answer(running, calls, answers, seconds)
 
@@ -264,31 +265,50 @@ class Pipeline:
         target_call: TargetCall[inference.ProcessPrompt],
         *,
         seconds: float,
-        drawn_seed: int | None,
+        claim: NewKeyUse | Orphaned | None,
         cache: cache_keys.CacheRequest,
     ) -> AsyncGenerator[AnswerItem]:
         admitted, requirements = target_call.call, target_call.requirements
         config, streamed = admitted.model_config, not running.is_unstreamed
-        use = cache_keys.plan(cache, config, only_when_asked=self._cache_only_when_asked)
+        use = self._plan_cache(cache, config, target_call.target, claim)
         responses = self._responses if use else None
         # Cached and idempotent answers have several readers and run ahead of them; an unstreamed answer is read at its end.
-        paced = responses is None and streamed and drawn_seed is None
+        paced = responses is None and streamed and claim is None
         seeded = config
         if config.seed is None:
             # Set by the gateway, so that another worker can draw the same tokens after a failover.
-            seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if drawn_seed is None else drawn_seed)
+            seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if claim is None else claim.seed)
         prompt = msgspec.structs.replace(admitted, model_config=seeded, streamed=streamed, reader_paced=paced)
         on_claim = self._on_claim(running, target_call.target, is_paced=paced)
         if responses is None:
             return self._relay.generate(prompt, requirements, seconds=seconds, on_claim=on_claim)
         digest = routing.digest_of(requirements.model, self._admission.directory.usable(Role.WORKER))
         assert not isinstance(admitted.prompt, str)  # admission converts it to messages
-        question = cache_keys.CacheQuestion(requirements.tenant, admitted.prompt, config, digest, requirements.placement.external)
+        question = cache_keys.CacheQuestion(
+            requirements.tenant, admitted.prompt, config, digest, requirements.placement.external, target_call.target.cache_seconds
+        )
 
         def generate(seconds: float) -> AsyncGenerator[AnswerItem]:
             return self._relay.generate(prompt, requirements, seconds=seconds, on_claim=on_claim)
 
         return responses.answer(question, generate, use=use, seconds=seconds, set_origin=running.set_origin)
+
+    def _plan_cache(
+        self, cache: cache_keys.CacheRequest, config: inference.ModelConfig, target: ServingTarget, claim: NewKeyUse | Orphaned | None
+    ) -> CacheUse:
+        """Raises AnswerGone if the caller has a part of an answer that can't be had again."""
+        same_requests = target.cache_seconds is not None
+        use = cache_keys.plan(cache, config, only_when_asked=self._cache_only_when_asked, same_requests=same_requests)
+        if not use.read or cache_keys.is_deterministic(config) or not isinstance(claim, Orphaned):
+            return use
+        if claim.model is None and claim.is_resumed:
+            # It came from the cache, which may have another answer by now.
+            raise errors.AnswerGone(
+                "the gateway that ran this request is gone, and the cached answer may have changed",
+                hint="send the request again without Last-Event-ID",
+            )
+        # A dead gateway had begun with the seed of the key; a cached answer was drawn with another one.
+        return use if claim.model is None else CacheUse(read=False, write=use.write)
 
     def _record(
         self, running: ActiveRequest, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None

@@ -466,6 +466,7 @@ def _serving(decision: RouteDecision, caller: Caller, usable: Sequence[Directory
                 RouteUse(route.name, route.version, variant, target.name, is_compared=decision.is_compared),
                 target.ceiling_micro,
                 target.format,
+                route.cache_seconds,
             )
             for target in decision.candidates
         )

@@ -147,6 +147,8 @@ class RouteState(Body, frozen=True, omit_defaults=False):
     version: int
     sticky: Sticky
     targets: tuple[RouteTargetState, ...]
+    #: How long equal requests are answered from the cache; None if only deterministic ones are.
+    cache_seconds: int | None = None
 
 
 class RouteStates(Body, frozen=True):

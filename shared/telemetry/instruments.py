@@ -183,7 +183,7 @@ MODEL_WORKERS = gauge(
 
 RESPONSE_CACHE = counter(
     "ai_platform_response_cache_total",
-    "Deterministic requests by result: hit (cached), joined (shared with an identical running request) or miss",
+    "Requests that may use the response cache, by result: hit (cached), joined (shared with an identical running request) or miss",
     ("result",),
     known=(("hit",), ("joined",), ("miss",)),
 )

@@ -50,6 +50,8 @@ def check_body(body: Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
         for position in _repeated([target.name for target in body.targets]):
             yield ("targets", position, "name"), "must be unique within its route"
         yield from _check_targets(body)
+        if body.cache_seconds is not None and body.cache is None:
+            yield ("cache_seconds",), "has no effect without cache: same_request"
     if isinstance(body, PolicyDocument) and body.guard is not None:
         yield from _check_guard(body.guard)
     if isinstance(body, UpstreamPriceDocument):

@@ -103,7 +103,7 @@ def _state(name: str, version: int, route: RouteDocument, workers: Counter[Model
         )
         for target in route.targets
     )
-    return api.RouteState(name, version, route.sticky, tuple(targets))
+    return api.RouteState(name, version, route.sticky, tuple(targets), route.kept_seconds)
 
 
 def _without_exhausted(decision: RouteDecision, spending: TargetsSpending) -> RouteDecision:

@@ -74,7 +74,16 @@ async def send_chunks(
             # The format needs to see the earlier chunks, too.
             events = form.events(chunk)
             if number > after:
+                _add_cache_header(call, reply)
                 await call.send_events(events, response_formats.write_event_id(reply.request_id, number) if with_ids else None)
+
+    _add_cache_header(call, reply)
+
+
+def _add_cache_header(call: HttpCall, reply: InferenceReply[Chunk, InferenceResult]) -> None:
+    """Add it before the first event, or before a whole answer: it isn't known earlier."""
+    if reply.cached:
+        call.add_headers([(b"x-aimesh-cache", b"hit")])
 
 
 def headers(reply: ReplyFacts) -> Headers:

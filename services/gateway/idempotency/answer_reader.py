@@ -30,6 +30,10 @@ class RepeatedAnswerFacts(Protocol):
         """The route that serves it, as the caller may see it; None without one, and for a stored answer."""
 
     @property
+    def cached(self) -> bool:
+        """Whether it comes from the response cache; known with the first chunk."""
+
+    @property
     def allowance(self) -> TightestLimit | None:
         """The remaining limits."""
 
@@ -94,6 +98,10 @@ class AnswerReader(Generic[Head, Piece, End]):
     @property
     def shown_route(self) -> RouteUse | None:
         return self._head.shown_route
+
+    @property
+    def cached(self) -> bool:
+        return self._head.cached
 
     @property
     def allowance(self) -> TightestLimit | None:

@@ -1,6 +1,7 @@
 """Decides which requests may use the response cache, and under which key. Pure.
 
-A request is deterministic at temperature 0 or with the caller's seed. No other request is ever answered from the cache.
+A request is deterministic at temperature 0 or with the caller's seed. Other requests are answered from the cache only if their route
+says so.
 """
 
 import hashlib
@@ -55,6 +56,8 @@ class CacheQuestion:
     digest: str = ""
     #: Providers that may have answered it: an external answer is not for callers whose policy forbids the provider.
     external: tuple[str, ...] = ()
+    #: Lifetime of the answer; None: as configured for all. A route with a shorter one never gets older answers.
+    keep_seconds: int | None = None
 
 
 def read_headers(cache_control: str | None, x_cache: str | None) -> CacheRequest:
@@ -69,8 +72,10 @@ def read_headers(cache_control: str | None, x_cache: str | None) -> CacheRequest
     return CacheRequest.ON if word == "on" else CacheRequest.NOTHING
 
 
-def plan(request: CacheRequest, sampling: Sampling, *, only_when_asked: bool) -> CacheUse:
-    if not is_deterministic(sampling) or request is CacheRequest.OFF or (only_when_asked and request is CacheRequest.NOTHING):
+def plan(request: CacheRequest, sampling: Sampling, *, only_when_asked: bool, same_requests: bool = False) -> CacheUse:
+    """``same_requests``: the route answers equal requests from the cache, deterministic or not, unless the caller declines."""
+    is_usable = same_requests or (is_deterministic(sampling) and not (only_when_asked and request is CacheRequest.NOTHING))
+    if not is_usable or request is CacheRequest.OFF:
         return CacheUse(read=False, write=False)
     return CacheUse(read=request is not CacheRequest.FRESH, write=True)
 
@@ -81,7 +86,7 @@ def is_deterministic(sampling: Sampling) -> bool:
 
 def name(question: CacheQuestion, secret: str) -> str:
     """Return the cache key. It differs for every tenant and reveals neither tenant nor content."""
-    content = _encoder.encode((str(question.tenant), question.digest, question.external, question.prompt))
+    content = _encoder.encode((str(question.tenant), question.digest, question.external, question.keep_seconds, question.prompt))
     return PREFIX + hmac.new(secret.encode(), b"answer:" + content + canonical(question.config), hashlib.sha256).hexdigest()
 
 

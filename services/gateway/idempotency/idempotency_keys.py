@@ -78,8 +78,10 @@ class Orphaned:
     """This call runs the request in place of a dead gateway."""
 
     seed: int
-    #: That the dead gateway used; None if it had not begun.
+    #: That the dead gateway used; None if it had not begun, or had the answer from the cache.
     model: ModelName | None = None
+    #: The caller has a part of the answer, so only the same answer will do.
+    is_resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,11 @@ class KeptAnswer(msgspec.Struct, Generic[Piece, End], frozen=True, array_like=Tr
     @property
     def shown_route(self) -> None:
         """None: not stored."""
+
+    @property
+    def cached(self) -> bool:
+        """False: only the first response reports it."""
+        return False
 
     @property
     def allowance(self) -> None:

@@ -32,7 +32,7 @@ class IdempotencyStore:
         )
         if row is None:
             return None
-        return NewKeyUse(row["seed"]) if row["attempt"] == 1 else Orphaned(row["seed"], row["model"])
+        return NewKeyUse(row["seed"]) if row["attempt"] == 1 else Orphaned(row["seed"], row["model"], is_resumed=request.after > 0)
 
     async def find(self, owner: TenantId, key: str) -> HeldKey | None:
         async with self._database.bound(owner) as transaction:

@@ -83,7 +83,7 @@ class CacheBounds:
 
 
 class ResponseCache:
-    """Answers deterministic requests from the cache."""
+    """Answers requests from the cache."""
 
     def __init__(
         self,
@@ -190,7 +190,8 @@ class ResponseCache:
             return
         value = answer_encryption.seal(msgspec.msgpack.encode(_CachedAnswer(chunks, generation)), question.tenant, name, self._secret)
         if len(value) <= MOST_BYTES:
-            await self._ask(_PUT, (name, _ORDER, _SIZES, _SUM), (value, round(1000 * self._bounds.keep_seconds), self._bounds.most_bytes))
+            seconds = self._bounds.keep_seconds if question.keep_seconds is None else question.keep_seconds
+            await self._ask(_PUT, (name, _ORDER, _SIZES, _SUM), (value, round(1000 * seconds), self._bounds.most_bytes))
 
     async def _ask(self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes]) -> object:
         now = self._clock()

@@ -108,6 +108,8 @@ class Route:
     rollout: OpenRollout | None = None
     #: It checks texts, and answers no prompts.
     moderates: bool = False
+    #: See ``RouteDocument.kept_seconds``.
+    cache_seconds: int | None = None
 
     @property
     def models(self) -> frozenset[ModelName]:
@@ -149,6 +151,7 @@ def compile_route(name: str, version: int, document: RouteDocument, rollout: Ope
         compared_with=None if compared is None else ModelName(compared),
         rollout=rollout,
         moderates=document.targets[0].moderates,
+        cache_seconds=document.kept_seconds,
     )
 
 

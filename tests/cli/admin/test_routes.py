@@ -42,6 +42,11 @@ def test_one_route(shell: Shell) -> None:
     assert "there is no route 'other'" in done.stderr
 
 
+def test_the_cache_of_a_route_is_shown(shell: Shell) -> None:
+    shell.mesh.answer(configuration.list_routes, RouteStates((msgspec.structs.replace(ROUTE, cache_seconds=90),)))
+    assert shell("admin", "routes", "show", "assistant").stderr == "Equal requests of an organization get the same answer for 90 s.\n"
+
+
 def test_a_try_shows_shares_and_reasons(shell: Shell) -> None:
     tried = (TriedTarget("local", "smollm2", 1804, None, ""), TriedTarget("next", "llama-3-8b", 0, None, "not_served"))
     shell.mesh.answer(configuration.try_route, TriedRoute("assistant", 3, tried, 196))

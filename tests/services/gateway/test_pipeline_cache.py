@@ -3,19 +3,27 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
+import msgspec
 import pytest
 
+from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.deduplicated_inference import DeduplicatedInference
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import CacheRequest
+from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.pipeline import Pipeline
-from shared import context
+from services.gateway.scheduling import route_choice, routing
+from services.gateway.scheduling.policies import Policies
+from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult
+from shared.config_documents import PolicyDocument, RouteDocument, Sticky, TargetDocument
 from shared.stores.cache import Cache
-from shared.types import UserId
+from shared.types import ModelName, UserId
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import OWNER, RunningService
+from tests.services.gateway.fakes import KEY, OWNER, RunningService
 
 
 class Asker:
@@ -23,11 +31,16 @@ class Asker:
         self.running_service, self.pipeline = running_service, pipeline
 
     async def ask(
-        self, who: Principal = OWNER, *, cache: CacheRequest = CacheRequest.NOTHING, **fields: Any
+        self,
+        who: Principal = OWNER,
+        *,
+        cache: CacheRequest = CacheRequest.NOTHING,
+        claim: NewKeyUse | Orphaned | None = None,
+        **fields: Any,
     ) -> tuple[str, InferenceResult]:
         context.start()
         request = InferenceRequest(**{"prompt": "hi", "temperature": 0.0, **fields})
-        async with self.pipeline.run(who, request, seconds=10, cache=cache) as running:
+        async with self.pipeline.run(who, request, seconds=10, cache=cache, claim=claim) as running:
             text = "".join([chunk.text async for _, chunk in running])
         return text, running.result
 
@@ -73,3 +86,80 @@ async def test_a_seed_makes_a_request_cacheable(asker: Asker) -> None:
     await asker.ask(temperature=1.0, seed=5)
     assert (await asker.ask(temperature=1.0, seed=5))[1].cached
     assert not (await asker.ask(temperature=1.0, seed=6))[1].cached
+
+
+ROUTE = {"model": "assistant", "temperature": 1.0}
+
+
+def use_route(asker: Asker, policies: Policies | None = None, **fields: Any) -> None:
+    """Serve `assistant` by smollm2, with these fields of the route."""
+    document = RouteDocument(targets=(TargetDocument(name="own", model="smollm2"),), **fields)
+    config = asker.running_service.config
+    names = routing.ModelNames({}, None, routes={"assistant": route_choice.compile_route("assistant", 4, document)})
+    asker.running_service.config = ConfigSnapshot(names=names, limits=config.limits, policies=policies or config.policies)
+
+
+async def test_a_route_answers_equal_requests_of_a_tenant_from_the_cache(asker: Asker) -> None:
+    use_route(asker, sticky=Sticky.USER)
+    await asker.ask(**ROUTE)
+    assert not (await asker.ask(**ROUTE))[1].cached, "off by default"
+    use_route(asker, cache="same_request", cache_seconds=60)
+    await asker.ask(**ROUTE)
+    text, hit = await asker.ask(**ROUTE)
+    assert (text, hit.cached, hit.cost_micro, hit.target) == ("Hello world!", True, 0, "own")
+    assert not (await asker.ask(**ROUTE, prompt="ho"))[1].cached
+    assert not (await asker.ask(**{**ROUTE, "temperature": 0.9}))[1].cached
+    assert not (await asker.ask(Principal(UserId(fakes.KEY_ID), "bob", OWNER.role, OWNER.tier), **ROUTE))[1].cached
+    assert not (await asker.ask(**ROUTE, cache=CacheRequest.OFF))[1].cached
+    assert not (await asker.ask(**{**ROUTE, "model": "smollm2"}))[1].cached, "the route says so, not its model"
+
+
+async def test_a_cached_answer_obeys_the_policy_of_the_request_that_gets_it(asker: Asker) -> None:
+    use_route(asker, cache="same_request")
+    asker.running_service.worker.words = ("Ask ", "ada@example.org", " then.")
+    await asker.ask(**ROUTE)
+    mask = msgspec.convert({"external": ["*"], "guard": {"answer": {"email": "mask"}}}, PolicyDocument)
+    use_route(asker, Policies({"mesh": mask, "default": PolicyDocument(external=("*",))}), cache="same_request")
+    text, hit = await asker.ask(**ROUTE)
+    assert (text, hit.cached) == ("Ask [email] then.", True)
+    assert [(count.kind, count.matches) for count in list(asker.running_service.store.rows.values())[-1].guard] == [("email", 1)]
+    forbids = PolicyDocument(external=("*",), models=("other",))
+    use_route(asker, Policies({"mesh": forbids, "default": PolicyDocument(external=("*",))}), cache="same_request")
+    with pytest.raises(errors.UnknownModel, match="no worker serves the model 'assistant'"):
+        await asker.ask(**ROUTE)
+    assert asker.runs == 1
+
+
+async def test_a_request_of_a_dead_gateway_is_not_answered_with_another_answer(asker: Asker) -> None:
+    """Its answer was drawn with the seed of its key, and the caller may have the beginning."""
+    use_route(asker, cache="same_request")
+    await asker.ask(**ROUTE, claim=NewKeyUse(5))
+    assert (await asker.ask(**ROUTE, claim=NewKeyUse(6)))[1].cached, "a new key may get it"
+    assert not (await asker.ask(**ROUTE, claim=Orphaned(7, ModelName("smollm2"), is_resumed=True)))[1].cached
+    assert [prompt.model_config.seed for prompt in asker.running_service.worker.received] == [5, 7]
+    assert (await asker.ask(**ROUTE, claim=Orphaned(8)))[1].cached, "the caller has nothing of it yet"
+    with pytest.raises(errors.AnswerGone, match="the cached answer may have changed"):
+        await asker.ask(**ROUTE, claim=Orphaned(9, is_resumed=True))
+    assert (await asker.ask(**{**ROUTE, "temperature": 0.0}, claim=Orphaned(9, is_resumed=True)))[0] == "Hello world!", "always the same"
+
+
+async def test_a_header_says_that_an_answer_comes_from_the_cache(asker: Asker) -> None:
+    use_route(asker, cache="same_request")
+    service = asker.running_service
+    service.once = DeduplicatedInference(asker.pipeline, service.once._idempotency)
+    transport = httpx.ASGITransport(service.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers={"X-API-Key": KEY}) as http:
+        for path, content in (
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+            ("/v1/completions", {"prompt": "y"}),
+        ):
+            said = []
+            for number, more in enumerate(({}, {}, {"stream": True}, {"stream": True})):
+                keyed = {"Idempotency-Key": f"{path} {number}"} if number == 3 else {}
+                answer = await http.post(path, json={"model": "assistant", **content, **more}, headers=keyed)
+                assert answer.status_code == 200
+                assert "world" in answer.text
+                said.append(answer.headers.get("x-aimesh-cache"))
+            assert said == [None, "hit", "hit", "hit"], path
+        off = await http.post("/v1/completions", json={"model": "assistant", "prompt": "y"}, headers={"X-Cache": "off"})
+        assert "x-aimesh-cache" not in off.headers

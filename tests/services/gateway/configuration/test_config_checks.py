@@ -1,5 +1,10 @@
 """Mistakes between documents, and what a change may have overlooked."""
 
+from typing import Any
+
+import msgspec
+import pytest
+
 from services.gateway.configuration import config_checks
 from shared.config_documents import (
     ConfigKind,
@@ -55,6 +60,22 @@ def test_shares_of_targets() -> None:
     assert mistakes(TargetDocument("t", "m", share=50), TargetDocument("t", "n", share=50)) == [
         ("targets.1.name", "must be unique within its route")
     ]
+
+
+def test_a_lifetime_needs_a_cache() -> None:
+    def check(**fields: Any) -> list[Any]:
+        return list(config_checks.check_body(RouteDocument(targets=(TargetDocument("t", "m"),), **fields)))
+
+    assert check(cache="same_request") == check(cache="same_request", cache_seconds=60) == check() == []
+    assert check(cache_seconds=60) == [(("cache_seconds",), "has no effect without cache: same_request")]
+
+
+@pytest.mark.parametrize("fields", [{"cache": "on"}, {"cache_seconds": 0}, {"cache_seconds": 86_401}, {"cache_seconds": 1.5}])
+def test_the_cache_of_a_route_is_bounded(fields: dict[str, Any]) -> None:
+    body = {"targets": [{"name": "t", "model": "m"}], "cache": "same_request"}
+    assert not msgspec.convert(body, RouteDocument).is_alias
+    with pytest.raises(msgspec.ValidationError, match=next(iter(fields))):
+        msgspec.convert(body | fields, RouteDocument)
 
 
 def test_conditions_that_nothing_meets() -> None:

@@ -51,6 +51,15 @@ def test_which_requests_use_the_cache(requested: CacheRequest, sampling: Samplin
     assert cache_keys.plan(requested, sampling, only_when_asked=only_when_asked) == use
 
 
+def test_a_route_may_answer_equal_requests_that_are_not_deterministic() -> None:
+    def use(requested: CacheRequest) -> CacheUse:
+        return cache_keys.plan(requested, Sampling(), only_when_asked=True, same_requests=True)
+
+    assert use(CacheRequest.NOTHING) == use(CacheRequest.ON) == CacheUse(read=True, write=True)
+    assert use(CacheRequest.FRESH) == CacheUse(read=False, write=True)
+    assert use(CacheRequest.OFF) == CacheUse(read=False, write=False)
+
+
 def changed(**fields: Any) -> CacheQuestion:
     return CacheQuestion(**{**_fields(PLAIN), **fields})
 
@@ -71,6 +80,8 @@ def test_anything_that_may_change_an_answer_changes_its_key() -> None:
         changed(prompt=(ChatMessage("system", "hi"),)),
         changed(prompt=(ChatMessage("user", "h"), ChatMessage("user", "i"))),
         changed(digest="d"),
+        changed(keep_seconds=60),
+        changed(keep_seconds=61),
         with_config(model=ModelName("m2")),
         with_config(max_tokens=5),
         with_config(seed=1),

@@ -69,9 +69,17 @@ class Place:
         self.origins: list[AnswerOrigin] = []
 
     async def ask(
-        self, worker: Worker, prompt: str = "hi", *, who: UserId = ADA, use: CacheUse = USE, seconds: float = 5
+        self,
+        worker: Worker,
+        prompt: str = "hi",
+        *,
+        who: UserId = ADA,
+        use: CacheUse = USE,
+        seconds: float = 5,
+        keep_seconds: int | None = None,
     ) -> list[AnswerItem]:
-        question = CacheQuestion(who, (ChatMessage("user", prompt),), ModelConfig(model=ModelName("m"), temperature=0))
+        config = ModelConfig(model=ModelName("m"), temperature=0)
+        question = CacheQuestion(who, (ChatMessage("user", prompt),), config, keep_seconds=keep_seconds)
         answers = self.cache.answer(question, worker, use=use, seconds=seconds, set_origin=self.origins.append)
         async with aclosing(answers):
             return [answer async for answer in answers if not (isinstance(answer, Chunk) and answer.waiting)]
@@ -188,6 +196,17 @@ async def test_cached_answers_cannot_be_read_in_valkey(place: Place, client: Any
     (key,) = answers_in(client)
     assert b"CANARY" not in key + client.get(key)
     assert client.pttl(key) <= 60_000
+
+
+async def test_a_request_may_set_the_lifetime_of_its_answer(place: Place, client: Any) -> None:
+    worker = Worker()
+    assert await place.ask(worker, keep_seconds=7) == await place.ask(worker, keep_seconds=7) == whole(worker)
+    (key,) = answers_in(client)
+    assert client.pttl(key) <= 7_000
+    await place.ask(worker, keep_seconds=600)
+    await place.ask(worker)
+    assert worker.runs == 3, "an answer that is kept longer is not for a request that wants a newer one"
+    assert sorted(client.pttl(key) > 60_000 for key in answers_in(client)) == [False, False, True]
 
 
 async def test_a_damaged_value_is_a_miss(place: Place, client: Any) -> None:

@@ -5,6 +5,7 @@ import io
 from datetime import UTC, datetime
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from services.web.pages.admin import rollouts, routes
@@ -47,6 +48,9 @@ async def test_a_route_shows_what_its_targets_did(root: Browser, mesh: AdminMesh
     assert "+ - name: next" in text
     assert "-    share: 100" in page.text
     assert mesh.calls[-1].request.by is BusinessGrouping.TARGET  # type: ignore[attr-defined]
+    assert "cached for" not in text
+    mesh.routes[0] = msgspec.structs.replace(mesh.routes[0], cache_seconds=3600)
+    assert "same requests cached for 3,600 s" in (await root.get("/admin/routes/team/assistant")).text
     assert (await root.get("/admin/routes/other")).status_code == 404
 
 
