@@ -12,7 +12,7 @@ Partial embeddings are useless, so an embedding request that fails halfway frees
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from services.gateway.idempotency import cache_keys
@@ -118,7 +118,7 @@ class DeduplicatedInference:
         streamed: bool,
     ) -> AsyncIterator[InferenceReply[Chunk, InferenceResult]]:
         assert repeat.key is not None
-        keyed_request = _keyed(repeat.key, principal, request, repeat)
+        keyed_request = replace(_keyed(repeat.key, principal, request, repeat), config_revision=self._pipeline.config_revision)
 
         async def produce(run: AnswerRun[Any, Chunk, InferenceResult], claim: NewKeyUse | Orphaned) -> InferenceResult:
             # The maximum, because every reader has its own deadline.

@@ -96,6 +96,11 @@ class Pipeline:
         self._endings = CompletionCounters(admission.metrics)
         self._routes = RouteCounters(admission.metrics)
 
+    @property
+    def config_revision(self) -> int:
+        """Return the revision of the configuration that new requests use."""
+        return self._admission.read_config().revision
+
     def run(
         self,
         principal: Principal,
@@ -107,16 +112,15 @@ class Pipeline:
         streamed: bool = True,
         continues_elsewhere: Callable[[], bool] = lambda: False,
     ) -> AbstractAsyncContextManager[ActivePrompt]:
-        """Run a prompt. ``claim``: of an idempotency key; its seed and model make the answer reproducible. ``streamed``: the caller reads
-        token by token. ``continues_elsewhere``: see ``ActiveRequest``. Raises what ``RequestAdmission`` raises, or the worker's error.
-        Leaving the block with an exception, cancellation included, ends the generation on the worker."""
+        """Run a prompt. ``claim``: of an idempotency key; its seed, model and guardrails make the answer reproducible. ``streamed``: the
+        caller reads token by token. ``continues_elsewhere``: see ``ActiveRequest``. Raises what ``RequestAdmission`` raises, or the
+        worker's error. Leaving the block with an exception, cancellation included, ends the generation on the worker."""
         running = ActivePrompt(self.clock)
         running.is_unstreamed, running.continues_elsewhere = not streamed, continues_elsewhere
         running.moderate = partial(self._moderate_for, principal, request)
 
         async def begin() -> AsyncGenerator[AnswerItem]:
-            begun_by = claim.model if isinstance(claim, Orphaned) else None
-            calls = await self._admission.admit_prompt(running, principal, request, seconds, begun_by)
+            calls = await self._admission.admit_prompt(running, principal, request, seconds, claim)
 
             def answers(call: TargetCall[inference.ProcessPrompt], seconds: float) -> AsyncGenerator[AnswerItem]:
                 return self._answers(running, call, seconds=seconds, claim=claim, cache=cache)

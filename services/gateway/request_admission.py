@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -22,6 +22,7 @@ from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guard_rules import NO_GUARD, Guardrails
 from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.guard.moderation import Moderation
+from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import LimitReached, Quotas
@@ -73,9 +74,18 @@ class TargetChoice:
     def models(self) -> tuple[ModelName, ...]:
         return tuple(target.model for target in self.targets)
 
-    def continuing(self, begun_by: ModelName | None) -> "TargetChoice":
-        """Another model would write another text."""
-        return replace(self, targets=tuple(target for target in self.targets if target.model == begun_by) or self.targets)
+    def continuing(self, claim: NewKeyUse | Orphaned | None) -> "TargetChoice":
+        """Keep to the model that began the answer: another one would write another text. Raises AnswerGone if the caller has a part, and
+        that model is no target any more."""
+        if not isinstance(claim, Orphaned) or claim.model is None:
+            return self
+        targets = tuple(target for target in self.targets if target.model == claim.model)
+        if not targets and claim.is_resumed:
+            raise errors.AnswerGone(
+                "the gateway that ran this request is gone, and the model that began the answer may not continue it",
+                hint="send the request again without Last-Event-ID",
+            )
+        return replace(self, targets=targets or self.targets)
 
     def affordable(self, held: HeldCredits) -> "TargetChoice":
         """Raise NotReachable if all that the credits cover have reached their ceilings."""
@@ -138,6 +148,8 @@ class RequestAdmission:
     dispatch: Dispatch
     directory: node_interface.NodeDirectory
     read_config: ReadConfig
+    #: See ``LiveConfiguration.guardrails_at``.
+    read_guardrails: Callable[[int, Principal], Awaitable[Guardrails]]
     metrics: Metrics
     prompt_hash_secret: str
     clock: Callable[[], float] = time.monotonic
@@ -145,12 +157,21 @@ class RequestAdmission:
     discovery_ends_at: float = -math.inf
 
     async def admit_prompt(
-        self, running: ActivePrompt, principal: Principal, request: InferenceRequest, seconds: float, begun_by: ModelName | None = None
+        self,
+        running: ActivePrompt,
+        principal: Principal,
+        request: InferenceRequest,
+        seconds: float,
+        claim: NewKeyUse | Orphaned | None = None,
     ) -> tuple[TargetCall[inference.ProcessPrompt], ...]:
-        """Return a call for each target; only for ``begun_by`` if that is one of them. A call has a seed only if the caller set one. Raises
-        what ``_admit`` and ``prompt_admission`` raise."""
+        """Return a call for each target; only for the model that has begun the claimed request if it is one of them. A call has a seed only
+        if the caller set one. Raises what ``_admit``, ``prompt_admission`` and ``continuing`` raise."""
         caller = self._caller(running, principal, forbids_external=request.forbid_external)
-        admitted = await self._guard_prompt(running, prompt_admission.admit(request), caller.policy.guard, request.top_logprobs)
+        guard = caller.policy.guard
+        if claim is not None and claim.config_revision not in {None, caller.config.revision}:
+            # A request keeps its guardrails at every gateway: others would move what the caller has already read.
+            guard = await self.read_guardrails(claim.config_revision, principal)
+        admitted = await self._guard_prompt(running, prompt_admission.admit(request), guard, request.top_logprobs)
         answers = request.n or 1
         running.record_admission(admitted, answers, fingerprint(admitted.messages, self.prompt_hash_secret))
 
@@ -167,7 +188,7 @@ class RequestAdmission:
                 now=datetime.now(UTC),
             )
 
-        choice = (await self._find_targets(running, caller, request.model, describe)).continuing(begun_by)
+        choice = (await self._find_targets(running, caller, request.model, describe)).continuing(claim)
         models = choice.models
         limits = self._limits(running, principal, models[0])
         if request.max_tokens is None:

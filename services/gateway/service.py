@@ -152,6 +152,7 @@ class GatewayService:
             dispatch=self._dispatch,
             directory=node.directory,
             read_config=read_config,
+            read_guardrails=opened.configuration.guardrails_at,
             metrics=node.metrics,
             prompt_hash_secret=settings.prompt_hash_secret,
             worker_wait_seconds=_DISCOVERY_SECONDS,

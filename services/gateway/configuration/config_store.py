@@ -10,7 +10,7 @@ import msgspec
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.scheduling.route_choice import OpenRollout
 from shared.api.configuration import RolloutPlan
-from shared.config_documents import BODIES, ConfigKind, Document
+from shared.config_documents import BODIES, ConfigKind, Document, PolicyDocument
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
 from shared.telemetry import logs
@@ -90,6 +90,19 @@ class ConfigStore:
     async def open_rollouts(self) -> dict[str, OpenRollout]:
         """Return the open rollouts by route."""
         return _rollouts(await self._database.rows("list_open_rollouts"))
+
+    async def policies_at(self, revision: int, names: Sequence[str]) -> dict[str, PolicyDocument] | None:
+        """Return policies as they were at a revision; None if a version of then is deleted, or can't be read by this release."""
+        found: dict[str, PolicyDocument] = {}
+        for row in await self._database.rows("list_policies_at", list(names), revision):
+            if row["version"] is None:
+                return None
+            if row["body"] is not None:
+                try:
+                    found[row["name"]] = msgspec.json.decode(row["body"], type=PolicyDocument)
+                except msgspec.DecodeError:
+                    return None
+        return found
 
     @asynccontextmanager
     async def lock(self) -> AsyncIterator[LockedConfig]:

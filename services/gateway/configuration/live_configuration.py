@@ -11,9 +11,13 @@ from services.gateway import config_snapshot
 from services.gateway.config_snapshot import ConfigSnapshot, DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks, config_file, environment
 from services.gateway.configuration.config_store import ConfigStore, LockedConfig
+from services.gateway.guard.guard_rules import Guardrails
+from services.gateway.scheduling import policies
+from services.gateway.scheduling.policies import Policies
 from services.gateway.scheduling.route_choice import OpenRollout
 from services.gateway.settings import GatewaySettings
 from shared import errors
+from shared.api.auth import Principal
 from shared.config_documents import ConfigKind, Document, RouteDocument
 from shared.telemetry import logs
 from shared.types import UserId
@@ -106,6 +110,12 @@ class LiveConfiguration:
     def _build(self, revision: int) -> None:
         moving = {route: rollout for route, rollout in self._rollouts.items() if rollout.id not in self._stopped}
         self._snapshot = config_snapshot.build(revision, self._documents, moving)
+
+    async def guardrails_at(self, revision: int, caller: Principal) -> Guardrails:
+        """Return the caller's guardrails at a revision, which may be newer than this gateway's; the current ones if the versions of then
+        are deleted. Raises Unavailable."""
+        documents = await self._store.policies_at(revision, policies.names_of(caller.tenant_id, caller.key_id))
+        return (self._snapshot.policies if documents is None else Policies(documents)).of(caller).guard
 
     async def change(
         self, find_changes: FindChanges, *, origin: str, author: UserId | None, note: str = "", is_dry: bool = False

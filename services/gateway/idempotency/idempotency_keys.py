@@ -45,6 +45,8 @@ class IdempotentRequest:
     request_id: RequestId
     #: Seed to use if this call is the first.
     seed: int
+    #: Whose guardrails apply if this call is the first; None if no answer of it is ever resumed.
+    config_revision: int | None = None
     #: The last chunk that the caller has.
     after: int = 0
     #: Digest of all requests sent together, if this is one of several; see ``digest``.
@@ -71,6 +73,8 @@ class NewKeyUse:
     """This call runs the request for the first time."""
 
     seed: int
+    #: See ``IdempotentRequest``; None: that of this gateway.
+    config_revision: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ class Orphaned:
     model: ModelName | None = None
     #: The caller has a part of the answer, so only the same answer will do.
     is_resumed: bool = False
+    #: That the request began with; None: that of this gateway.
+    config_revision: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,15 @@ class IdempotencyStore:
     ) -> NewKeyUse | Orphaned | None:
         """Claim the key; return None if it is held. ``dead``: a request that is known to have stopped."""
         row = await self._database.row(
-            "claim_key", request.owner, request.key, fingerprint, request.request_id, request.seed, node, lease_seconds, dead
-        )
+            "claim_key", request.owner, request.key, fingerprint, request.request_id, request.seed, node, lease_seconds, dead,
+            request.config_revision,
+        )  # fmt: skip
         if row is None:
             return None
-        return NewKeyUse(row["seed"]) if row["attempt"] == 1 else Orphaned(row["seed"], row["model"], is_resumed=request.after > 0)
+        seed, revision = row["seed"], row["config_revision"]
+        if row["attempt"] == 1:
+            return NewKeyUse(seed, revision)
+        return Orphaned(seed, row["model"], is_resumed=request.after > 0, config_revision=revision)
 
     async def find(self, owner: TenantId, key: str) -> HeldKey | None:
         async with self._database.bound(owner) as transaction:

@@ -5,7 +5,7 @@
     repeat.result
 
 A key's row names the request that runs it, under a lease of its gateway. When the lease expires, the next repeat takes over with the
-same seed and model, so the rest of the answer is the same.
+same seed, model and guardrails, so the rest of the answer is the same.
 """
 
 import asyncio

@@ -10,6 +10,19 @@ JOIN config_versions USING (kind, name, version)
 WHERE revision > $1
 ORDER BY revision, kind, name;
 
+-- name: list_policies_at
+-- List policies as they were at a revision, without those that did not exist yet. The version is null where it is deleted by now.
+SELECT oldest.name, then_current.version, then_current.body::text AS body
+FROM (
+    SELECT name, min(version) AS version FROM config_versions WHERE kind = 'policy' AND name = ANY($1::text[]) GROUP BY name
+) AS oldest
+LEFT JOIN LATERAL (
+    SELECT version, body FROM config_versions
+    WHERE kind = 'policy' AND name = oldest.name AND revision <= $2
+    ORDER BY version DESC LIMIT 1
+) AS then_current ON true
+WHERE then_current.version IS NOT NULL OR oldest.version > 1;
+
 -- name: write_config
 -- Write new versions as the next revision, make them current, and notify all gateways; return the versions in the order of the arguments.
 WITH next AS (

@@ -340,12 +340,15 @@ FROM ledger_checkpoints ORDER BY day;
 -- name: claim_key
 -- Claim a request: the caller that gets a row runs it. The key must be new or expired, or its gateway must have lost its lease ($8: or is
 -- known to be dead). Only one of several concurrent claims succeeds. Return the model that served the earlier request, too.
-INSERT INTO idempotency_keys AS held (owner, key, fingerprint, request_id, seed, state, gateway, lease_until, expires_at)
-VALUES ($1, $2, $3, $4, $5, 'running', $6, now() + make_interval(secs => $7), now() + interval '24 hours')
+INSERT INTO idempotency_keys AS held (owner, key, fingerprint, request_id, seed, state, gateway, lease_until, expires_at, config_revision)
+VALUES ($1, $2, $3, $4, $5, 'running', $6, now() + make_interval(secs => $7), now() + interval '24 hours', $9)
 ON CONFLICT (owner, key) DO UPDATE SET
     fingerprint = excluded.fingerprint,
     request_id = excluded.request_id,
     seed = CASE WHEN held.expires_at <= now() THEN excluded.seed ELSE held.seed END,
+    config_revision = CASE
+        WHEN held.expires_at <= now() THEN excluded.config_revision ELSE coalesce(held.config_revision, excluded.config_revision)
+    END,
     attempt = CASE WHEN held.expires_at <= now() THEN 1 ELSE held.attempt + 1 END,
     state = 'running',
     answer = NULL,
@@ -358,7 +361,7 @@ WHERE (held.expires_at <= now() AND (held.state <> 'running' OR held.lease_until
         held.state = 'running' AND held.fingerprint = excluded.fingerprint
         AND (held.lease_until <= now() OR held.request_id = $8)
     )
-RETURNING seed, attempt, (
+RETURNING seed, attempt, config_revision, (
     -- The statement's snapshot still has the earlier request.
     SELECT model FROM reservations
     WHERE request_id = (SELECT request_id FROM idempotency_keys WHERE owner = $1 AND key = $2) AND cardinality(workers) > 0

@@ -179,7 +179,7 @@ class Policies:
 
     def find(self, tenant: TenantId | None, key: KeyId | None = None, *, forbids_external: bool = False) -> Policy:
         """Return the policy of an organization and a key; None stands for one without its own rules."""
-        of_tenant, of_key = f"{ORGANIZATION_POLICY}{tenant}", f"{KEY_POLICY}{key}"
+        _mesh, _default, of_tenant, of_key = names_of(tenant, key)
         names = of_tenant if of_tenant in self.documents else None, of_key if of_key in self.documents else None
         known = self._known.get((*names, forbids_external))
         if known is None:
@@ -198,6 +198,11 @@ class Policies:
             yield DEFAULT_POLICY, _with_list(self.documents.get(DEFAULT_POLICY, missing))
         if of_key is not None:
             yield "key", self.documents[of_key]
+
+
+def names_of(tenant: TenantId | None, key: KeyId | None) -> tuple[str, str, str, str]:
+    """Return the names of the policies that may apply to a caller, the widest first."""
+    return MESH_POLICY, DEFAULT_POLICY, f"{ORGANIZATION_POLICY}{tenant}", f"{KEY_POLICY}{key}"
 
 
 def _with_list(document: PolicyDocument) -> PolicyDocument:

@@ -18,6 +18,7 @@ from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder, 
 from services.gateway.callers import Callers
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.deduplicated_inference import DeduplicatedInference
+from services.gateway.guard.guard_rules import Guardrails
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_app import HttpApp
 from services.gateway.http_api.openapi import Reference
@@ -404,6 +405,7 @@ class RunningService:
             dispatch=self.dispatch,
             directory=self.directory,
             read_config=lambda: self.config,
+            read_guardrails=_no_guardrails,
             metrics=self.metrics,
             prompt_hash_secret="s" * 16,
         )
@@ -471,6 +473,10 @@ async def running_service(**more: Any) -> AsyncIterator[RunningService]:
         AnswerRuns().running() as runs,
     ):
         yield RunningService(recorder, store, ledger, books, runs, **more)
+
+
+async def _no_guardrails(_revision: int, _caller: auth.Principal) -> Guardrails:
+    raise AssertionError("the configuration of these gateways has one revision")
 
 
 async def _no_receipts(_reservations: Sequence[OpenReservation]) -> dict[RequestId, Receipt]:

@@ -576,6 +576,18 @@ async def test_a_takeover_asks_the_model_that_began_the_answer(routed: Routed) -
             assert "".join([chunk.text async for _, chunk in running]) == text
 
 
+async def test_a_caller_with_the_beginning_of_an_answer_gets_no_other_models_rest(routed: Routed) -> None:
+    request = InferenceRequest(prompt="hi", model=ModelName("assistant"))
+    context.start()
+    async with routed.service.pipeline.run(OWNER, request, seconds=10, claim=Orphaned(1, API, is_resumed=True)) as running:
+        assert "".join([chunk.text async for _, chunk in running]) == "Paid words"
+    routed.use(TO_LOCAL)
+    with pytest.raises(errors.AnswerGone, match="the model that began the answer may not continue it"):
+        async with routed.service.pipeline.run(OWNER, request, seconds=10, claim=Orphaned(1, API, is_resumed=True)):
+            pass
+    assert routed.local.received == []
+
+
 def _needs(model: ModelName, **more: Any) -> routing.WorkerRequirements:
     return routing.WorkerRequirements(model, OWNER.tenant_id, OWNER.limited_as, 10, 10, placement=ANYWHERE, **more)
 
