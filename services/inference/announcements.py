@@ -152,4 +152,5 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         busy=status.running + status.queued,
         provider=status.provider,
         only_moderates=status.only_moderates,
+        rests=status.rests,
     )

@@ -153,6 +153,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     provider: str = ""
     #: A moderation model.
     only_moderates: bool = False
+    #: Its server has asked for a pause: requests are refused until then.
+    rests: bool = False
 
 
 class ListAvailableModels(Body, frozen=True):

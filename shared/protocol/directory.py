@@ -42,6 +42,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     provider: Annotated[str, msgspec.Meta(max_length=64)] = ""
     #: It answers no prompts, and says whether texts are harmful.
     only_moderates: bool = False
+    #: Its server has asked for a pause, so other targets and workers come first.
+    rests: bool = False
 
 
 class ModelPull(msgspec.Struct, array_like=True, frozen=True):

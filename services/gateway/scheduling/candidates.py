@@ -18,6 +18,8 @@ from shared.types import ModelName, NodeId
 
 #: Time to load a model of a few gigabytes from disk, added to the expected wait of a worker without it.
 LOADING_SECONDS = 10.0
+#: Longer than any other wait, added for a worker that would refuse the request because its server has asked for a pause.
+RESTING_SECONDS = 60.0
 #: Two processes with the same key announce themselves in turn within this time.
 TWIN_SECONDS = ANNOUNCE_SECONDS + 0.5
 
@@ -46,7 +48,7 @@ class Candidate:
 
     @property
     def begins_immediately(self) -> bool:
-        return self.offer.loaded and self.capacity.free > 0
+        return self.offer.loaded and self.capacity.free > 0 and not self.offer.rests
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,4 +117,5 @@ def _wait(worker: DirectoryEntry, offer: ModelOffer, capacity: WorkerCapacity) -
     """Estimate the wait for one model; the worker announces it only for its busiest model (see ``directory.expected_wait``)."""
     full = capacity.free <= 0 or not offer.slots
     expected_wait = worker.announcement.load.expected_wait_seconds if full else 0.0
-    return expected_wait + capacity.busy / capacity.slots + (0.0 if offer.loaded else LOADING_SECONDS)
+    delay = (0.0 if offer.loaded else LOADING_SECONDS) + (RESTING_SECONDS if offer.rests else 0.0)
+    return expected_wait + capacity.busy / capacity.slots + delay

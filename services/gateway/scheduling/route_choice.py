@@ -47,6 +47,8 @@ class DropReason(StrEnum):
     CONTEXT_TOO_SMALL = "context_too_small"
     #: It has cost what it may cost on this day.
     DAILY_CEILING = "daily_ceiling"
+    #: The server of its model has asked for a pause, and there is another target.
+    RESTS = "rests"
 
 
 #: No other target would do either.
@@ -194,6 +196,8 @@ class ModelFacts:
     only_moderates: bool = False
     #: Why the policy allows no worker that has it; None if it allows one.
     forbidden: DropReason | None = None
+    #: The servers of all of them have asked for a pause.
+    rests: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,12 +239,12 @@ def served_models(usable: Iterable[DirectoryEntry], tenant: TenantId, placement:
                 if known is None and barrier in _FORBIDDEN:
                     found[offer.name] = _FORBIDDEN[barrier]
             elif known is None or known.forbidden is not None:
-                found[offer.name] = ModelFacts(offer.context_tokens, offer.only_embeds, offer.only_moderates)
+                found[offer.name] = ModelFacts(offer.context_tokens, offer.only_embeds, offer.only_moderates, rests=offer.rests)
             else:
                 # An unknown context may be the largest.
                 context = max(known.context_tokens, offer.context_tokens) if known.context_tokens and offer.context_tokens else 0
                 only_embeds, only_moderates = known.only_embeds and offer.only_embeds, known.only_moderates and offer.only_moderates
-                found[offer.name] = ModelFacts(context, only_embeds, only_moderates)
+                found[offer.name] = ModelFacts(context, only_embeds, only_moderates, rests=known.rests and offer.rests)
     return found
 
 
@@ -315,7 +319,13 @@ def choose(
     # The target that the rollout has replaced is the first fallback.
     first = [target for target in (drawn, moved_from) if target is not None and target in usable]
     others = sorted((target for target in usable if target not in first and target.order is not None), key=_order)
-    return RouteDecision(route, drawn, (*first, *others)[:MOST_TARGETS], tuple(dropped), is_compared)
+    candidates = [*first, *others]
+    resting = [target for target in candidates if (facts_of := find_model(target.model)) is not None and facts_of.rests]
+    if len(resting) < len(candidates):
+        # If all of them rest, the first one's refusal says for how long.
+        candidates = [target for target in candidates if target not in resting]
+        dropped += (DroppedTarget(target, DropReason.RESTS) for target in resting)
+    return RouteDecision(route, drawn, tuple(candidates[:MOST_TARGETS]), tuple(dropped), is_compared)
 
 
 def _order(target: RouteTarget) -> int:

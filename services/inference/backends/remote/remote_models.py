@@ -30,6 +30,8 @@ MAX_NAME_CHARACTERS = 200
 RESOLVE_SECONDS = 5.0
 #: A server that asks for a longer pause is asked again after this time.
 MAX_REST_SECONDS = 60.0
+#: How early a timer may fire by the clock.
+_TIMER_SLACK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,10 @@ class RemoteModels:
         try:
             yield served.listed
         except PauseAsked as error:
-            # Everybody's requests go elsewhere meanwhile.
-            served.rests_until = time.monotonic() + min(error.retry_after_seconds or 0.0, MAX_REST_SECONDS)
+            # Announced below and at its end, so that the requests of all gateways go elsewhere meanwhile.
+            seconds = min(error.retry_after_seconds or 0.0, MAX_REST_SECONDS)
+            served.rests_until = time.monotonic() + seconds
+            asyncio.get_running_loop().call_later(seconds + _TIMER_SLACK_SECONDS, self._watcher.changed)
             raise
         finally:
             served.limits.leave(time.monotonic() - started)
@@ -164,10 +168,11 @@ class RemoteModels:
                 self._served[model.name] = before
 
     def _status(self, served: _ServedModel) -> ModelStatus:
+        rests = served.rests_until > time.monotonic()
         return ModelStatus(
             model_id=served.listed.name,
             state=ModelState.LOADING if self._trouble else ModelState.READY,
-            detail=self._trouble,
+            detail=self._trouble or (f"{self._server} has asked for a pause" if rests else ""),
             backend=self._backend,
             context_tokens=served.listed.context_tokens,
             slots=served.limits.slots,
@@ -177,6 +182,7 @@ class RemoteModels:
             only_embeds=served.listed.only_embeds,
             provider=self._provider,
             only_moderates=served.listed.only_moderates,
+            rests=rests,
         )
 
     def _nothing(self) -> tuple[ModelStatus, ...]:

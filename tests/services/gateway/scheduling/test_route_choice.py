@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -42,9 +42,12 @@ def facts(unit: bytes = b"u", prompt_tokens: int = 10, **more: Any) -> RequestFa
 
 
 def choose(
-    found: Route, request: RequestFacts | None = None, find_refusal: Callable[[ModelName], DropReason | None] = lambda _model: None
+    found: Route,
+    request: RequestFacts | None = None,
+    find_refusal: Callable[[ModelName], DropReason | None] = lambda _model: None,
+    served: Mapping[ModelName, ModelFacts] = SERVED,
 ) -> tuple[list[str], dict[str, DropReason]]:
-    decision = route_choice.choose(found, request or facts(), SERVED.get, find_refusal)
+    decision = route_choice.choose(found, request or facts(), served.get, find_refusal)
     return [one.name for one in decision.candidates], {one.target.name: one.reason for one in decision.dropped}
 
 
@@ -81,6 +84,18 @@ def test_the_drawn_target_is_tried_first_and_fallbacks_by_their_order() -> None:
     assert choose(found) == (["a", "c", "b"], {}), "at most three, and none without an order"
     assert choose(route(target("a", order=2), target("b", order=1))) == (["b", "a"], {}), "without shares, all by their order"
     assert choose(route(target("a", tools=False))) == (["a"], {}), "a target alone has the whole share"
+
+
+def test_a_target_whose_server_asked_for_a_pause_is_left_out_if_there_is_another() -> None:
+    found = route(target("a", 100), target("b", order=1), target("c", order=2), target("d", order=3))
+
+    def resting(*models: str) -> tuple[list[str], dict[str, DropReason]]:
+        return choose(found, served={**SERVED, **{model: dataclasses.replace(SERVED[model], rests=True) for model in models}})
+
+    rests = DropReason.RESTS
+    assert resting("a") == (["b", "c", "d"], {"a": rests}), "the next one takes its place"
+    assert resting("a", "c") == (["b", "d"], {"a": rests, "c": rests})
+    assert resting("a", "b", "c", "d") == (["a", "b", "c"], {}), "its refusal says how long to wait"
 
 
 # --- rollouts -------------------------------------------------------------------------------------------------------------
@@ -190,8 +205,11 @@ def test_models_are_described_over_all_their_workers() -> None:
     directory.worker(2, "a", "b", context_tokens=300)
     directory.worker(3, "b", context_tokens=0)
     directory.worker(4, "c", only_embeds=True)
-    offers = (ModelOffer(ModelName("d"), 100, ready=False), ModelOffer(ModelName("c"), 50))
+    resting = ModelOffer(ModelName("b"), 100, rests=True), ModelOffer(ModelName("r"), 100, rests=True)
+    offers = (ModelOffer(ModelName("d"), 100, ready=False), ModelOffer(ModelName("c"), 50), *resting)
     directory.apply_announcement(msgspec.structs.replace(announcement(5), models=offers), "nats")
+    directory.apply_announcement(msgspec.structs.replace(announcement(6), models=resting), "nats")
     assert route_choice.served_models(directory.entries(), OWNER.tenant_id, ANYWHERE) == {
-        "a": ModelFacts(300, only_embeds=False), "b": ModelFacts(0, only_embeds=False), "c": ModelFacts(2048, only_embeds=False)
+        "a": ModelFacts(300, only_embeds=False), "b": ModelFacts(0, only_embeds=False), "c": ModelFacts(2048, only_embeds=False),
+        "r": ModelFacts(100, rests=True),
     }  # fmt: skip

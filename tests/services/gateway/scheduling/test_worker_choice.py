@@ -35,12 +35,21 @@ class WorkerPool:
         self.directory.watch(lambda entry: self.known.apply_change(entry, 1000.0, datetime.now(UTC)))
 
     def worker(
-        self, number: int, *, running: int = 0, slots: int = 4, loaded: bool = True, digest: str = "", expected_wait: float = 0, **more: Any
+        self,
+        number: int,
+        *,
+        running: int = 0,
+        slots: int = 4,
+        loaded: bool = True,
+        digest: str = "",
+        expected_wait: float = 0,
+        rests: bool = False,
+        **more: Any,
     ) -> NodeId:
         self.directory.worker(number, "m", load=WorkerLoad(slots, running, 0, expected_wait), **more)
         before = self.directory.find(node_id(number))
         assert before is not None
-        offer = ModelOffer(M, 2048, digest, loaded=loaded, slots=slots, busy=running)
+        offer = ModelOffer(M, 2048, digest, loaded=loaded, slots=slots, busy=running, rests=rests)
         self.directory.apply_announcement(msgspec.structs.replace(before.announcement, models=(offer,)), "nats")
         return node_id(number)
 
@@ -219,6 +228,16 @@ def test_loading_a_model_elsewhere_counts_as_a_wait_of_ten_seconds(expected_wait
     pool.worker(1, running=4, expected_wait=expected_wait)
     pool.worker(2, loaded=False)
     assert pool.chosen() == {node_id(chosen): 40}
+
+
+def test_a_worker_whose_server_asked_for_a_pause_comes_last() -> None:
+    pool = WorkerPool()
+    pool.worker(1, rests=True)
+    assert pool.chosen() == {node_id(1): 40}, "alone, it says how long to wait"
+    pool.worker(2, running=4, expected_wait=30)
+    assert pool.chosen() == {node_id(2): 40}
+    pool.worker(3, loaded=False)
+    assert node_id(1) not in pool.chosen()
 
 
 def test_a_full_worker_gets_one_queued_call_and_no_more() -> None:

@@ -180,6 +180,25 @@ async def test_a_server_that_asks_for_a_pause_is_left_alone(monkeypatch: pytest.
         assert server.times_asked("/v1/chat/completions") == 3
 
 
+async def test_a_pause_is_announced_and_so_is_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_models, "MAX_REST_SECONDS", 1.0)
+    watch = Watch()
+    async with (
+        serving({"/v1/models": MODELS, "/v1/chat/completions": [Answer(["{}"], status=503, headers={"retry-after": "40"})]}) as server,
+        openai.opened_all((one(f"{server.url}/v1"),), 4, 32, watch, backoff_seconds=0.001) as backend,
+    ):
+        await until(lambda: backend.models()[0].state is ModelState.READY)
+        assert not backend.models()[0].rests
+        announced: list[ModelStatus] = []
+        watch.changed = lambda: announced.append(backend.models()[0])  # type: ignore[method-assign]
+        with pytest.raises(errors.Overloaded, match="is not ready"):
+            await backend.generate(job("hi", model="gpt-x"), Reader())
+        resting = [(status.state, status.detail) for status in announced if status.rests]
+        assert resting[:1] == [(ModelState.READY, "rack has asked for a pause")]
+        await until(lambda: not announced[-1].rests)
+        assert announced[-1].detail == ""
+
+
 async def test_what_was_cut_off_after_its_first_text_is_not_asked_again() -> None:
     async with asking([Answer(CHAT.parts[:3]), CHAT]) as (server, backend):
         with pytest.raises(errors.Unavailable):
