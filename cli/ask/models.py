@@ -102,6 +102,8 @@ def _list(here: CliContext, *, as_json: bool) -> None:
     ]
     if any(model.providers for model in served.models):
         columns.append(TableColumn("PROVIDERS", lambda model: printing.names(model.providers), rank=6))
+    if any(model.regions for model in served.models):
+        columns.append(TableColumn("REGIONS", lambda model: printing.names(model.regions), rank=7))
     printing.show_rows(served.models, columns, as_json=as_json, empty=none)
 
 

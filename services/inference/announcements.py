@@ -153,4 +153,5 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         provider=status.provider,
         only_moderates=status.only_moderates,
         rests=status.rests,
+        region=status.region,
     )

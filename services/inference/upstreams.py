@@ -79,6 +79,8 @@ class Upstream:
     external: bool | None = None
     #: moderation: its models only moderate.
     task: TargetTask | None = None
+    #: Where the server is, for people.
+    region: str = ""
     key: Key | None = None
     key_setting: str = "OPENAI_API_KEY"
     prefix: str = ""
@@ -109,6 +111,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     provider: Annotated[str, Meta(pattern=f"^{_NAME.pattern}")] | None = None
     external: bool | None = None
     task: TargetTask | None = None
+    region: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,31}\Z")] | None = None
     key: str | None = None
     key_file: str | None = None
     prefix: Annotated[str, Meta(max_length=64)] = ""
@@ -208,6 +211,7 @@ def _upstream(name: str, table: object, secrets: Secrets) -> Upstream:
         provider=fields.provider or name,
         external=fields.external,
         task=fields.task,
+        region=fields.region or "",
         key=None if key is None else Key(key),
         key_setting=setting or f"key_file of {name}",
         prefix=fields.prefix,

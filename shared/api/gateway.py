@@ -230,6 +230,8 @@ class ServedModel(Body, frozen=True, omit_defaults=False):
     only_embeds: bool = False
     #: External providers that may get its prompts.
     providers: tuple[str, ...] = ()
+    #: Where the servers behind it are, as their operators say.
+    regions: tuple[str, ...] = ()
 
 
 class ServedModels(Body, frozen=True):

@@ -155,6 +155,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     only_moderates: bool = False
     #: Its server has asked for a pause: requests are refused until then.
     rests: bool = False
+    #: Where its server is, as the file of upstreams says.
+    region: str = ""
 
 
 class ListAvailableModels(Body, frozen=True):

@@ -44,6 +44,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     only_moderates: bool = False
     #: Its server has asked for a pause, so other targets and workers come first.
     rests: bool = False
+    #: Where its server is, for people.
+    region: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class ModelPull(msgspec.Struct, array_like=True, frozen=True):

@@ -96,7 +96,15 @@ def test_models(shell: Shell) -> None:
     model = ServedModel(name=ModelName("smollm2"), workers=2, context_tokens=2048, aliases=("llama3",))
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((model,)))
     assert json.loads(shell("models", "--json").stdout) == [
-        {"name": "smollm2", "workers": 2, "context_tokens": 2048, "aliases": ["llama3"], "only_embeds": False, "providers": []},
+        {
+            "name": "smollm2",
+            "workers": 2,
+            "context_tokens": 2048,
+            "aliases": ["llama3"],
+            "only_embeds": False,
+            "providers": [],
+            "regions": [],
+        },
     ]
     assert shell("models").stdout == "MODEL    WORKERS  CONTEXT      SERVES   ALIASES\nsmollm2  2        2048 tokens  answers  llama3\n"
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((msgspec.structs.replace(model, only_embeds=True),)))
@@ -106,6 +114,9 @@ def test_models(shell: Shell) -> None:
     )
     first, own, theirs = shell("models").stdout.splitlines()
     assert (first.split()[-1], own.split()[-1], theirs.split()) == ("PROVIDERS", "–", ["smollm2", "2", "–", "answers", "llama3", "acme"])
+    shell.mesh.answer(gateway.list_models, gateway.ServedModels((model, msgspec.structs.replace(model, regions=("eu", "us")))))
+    first, own, theirs = shell("models").stdout.splitlines()
+    assert (first.split()[-1], own.split()[-1], theirs.split()[-2:]) == ("REGIONS", "–", ["eu,", "us"])
 
 
 def test_no_models(shell: Shell) -> None:

@@ -141,6 +141,7 @@ def _served_model(workers: Sequence[DirectoryEntry], name: ModelName, models: Se
         aliases=aliases,
         only_embeds=all(offer.only_embeds for offer in offers),
         providers=tuple(sorted({offer.provider for offer in offers if offer.provider})),
+        regions=tuple(sorted({offer.region for offer in offers if offer.region})),
     )
 
 

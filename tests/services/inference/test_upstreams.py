@@ -130,6 +130,13 @@ def test_the_provider_of_an_upstream() -> None:
         parse('[a]\nurl = "http://h"\nprovider = "Has Blanks"')
 
 
+def test_the_region_of_an_upstream_is_a_label() -> None:
+    assert [one.region for one in parse('[a]\nurl = "http://h"\nregion = "eu-central 1"\n[b]\nurl = "http://h"')] == ["eu-central 1", ""]
+    for wrong in ("", "-x", "e" * 33, "e\\n"):
+        with pytest.raises(errors.BadSettings, match="region"):
+            parse(f'[a]\nurl = "http://h"\nregion = "{wrong}"')
+
+
 def test_single_upstream_from_the_environment() -> None:
     one = upstreams.single("http://127.0.0.1:8000/v1", KEY)
     assert (one.name, one.dialect, one.key, one.offers("m")) == ("openai", Dialect.COMPATIBLE, Key(KEY), ("m",))

@@ -216,6 +216,19 @@ def test_an_announcement_survives_encoding_even_a_longer_one_of_a_newer_version(
     assert directory.decode(msgspec.msgpack.encode(newer)) == announcement
 
 
+def test_an_offer_is_read_by_versions_without_its_newest_fields() -> None:
+    offer = ModelOffer(ModelName("gpt-x"), 2048, "abc", provider="acme", rests=True, region="eu")
+    announcement = make_announcement(models=(offer,))
+    assert directory.decode(directory.encode(announcement)).models == (offer,)
+    fields = msgspec.structs.fields(ModelOffer)
+    assert [field.name for field in fields[-3:]] == ["provider", "rests", "region"], "fields of an array may only be appended"
+    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-2]], array_like=True)
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(offer), type=older)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(read), type=ModelOffer) == ModelOffer(
+        ModelName("gpt-x"), 2048, "abc", provider="acme"
+    )
+
+
 def test_an_announcement_with_a_download_is_read_by_versions_without_that_field() -> None:
     pull = directory.ModelPull("qwen", 10, 30, 5.0)
     announcement = make_announcement(pulls=(pull,))

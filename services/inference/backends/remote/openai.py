@@ -43,7 +43,7 @@ async def opened_all(
     async with AsyncExitStack() as stack:
         connected = []
         for upstream in servers:
-            place = UpstreamPlace(upstream.url, upstream.provider or upstream.name, upstream.external)
+            place = UpstreamPlace(upstream.url, upstream.provider or upstream.name, upstream.external, upstream.region)
             models = RemoteModels(NAME, upstream.slots or slots, queue, watcher, place=place, server=upstream.name)
             connected.append(await stack.enter_async_context(_connected(upstream, models, backoff_seconds)))
         yield RemoteBackend(NAME, connected)

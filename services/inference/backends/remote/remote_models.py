@@ -61,6 +61,8 @@ class UpstreamPlace:
     provider: str
     #: None: by its address.
     external: bool | None = None
+    #: A label; it decides nothing.
+    region: str = ""
 
     async def find_provider(self) -> str:
         """Return the provider; empty if prompts stay on the operator's machines."""
@@ -183,6 +185,7 @@ class RemoteModels:
             provider=self._provider,
             only_moderates=served.listed.only_moderates,
             rests=rests,
+            region=self._place.region,
         )
 
     def _nothing(self) -> tuple[ModelStatus, ...]:

@@ -8,7 +8,7 @@ from services.gateway.scheduling.routing import ModelNames
 from shared import errors
 from shared.protocol.directory import DirectoryEntry, ModelOffer
 from shared.types import ModelName, Role
-from tests.services.gateway.fakes import FakeDirectory, node_id
+from tests.services.gateway.fakes import FakeDirectory, announcement, node_id
 
 NAMES = ModelNames({"llama3": "smollm2"}, None)
 
@@ -113,6 +113,14 @@ def test_a_model_of_a_provider_is_not_the_default_beside_one_of_our_own() -> Non
     assert routing.served(entries, no_names) == ("b-own", "echo", "a-cloud")
     assert routing.resolve(None, entries, no_names) == "b-own"
     assert [model.providers for model in routing.catalogue(entries, no_names)] == [("other",), (), ("acme",)]
+
+
+def test_a_model_is_listed_with_the_regions_of_its_servers() -> None:
+    directory = FakeDirectory()
+    for number, region in enumerate(("us", "", "eu", "us")):
+        offer = ModelOffer(ModelName("m"), 2048, region=region)
+        directory.apply_announcement(msgspec.structs.replace(announcement(number), models=(offer,)), "nats")
+    assert [model.regions for model in routing.catalogue(directory.entries(), ModelNames({}, None))] == [("eu", "us")]
 
 
 def test_an_embedding_model_is_listed_as_such_and_never_the_default() -> None:

@@ -79,8 +79,8 @@ async def test_it_serves_what_the_server_has_and_streams_an_answer() -> None:
 async def test_the_models_of_an_external_server_name_their_provider() -> None:
     async with asking(CHAT) as (_, backend):
         assert [model.provider for model in backend.models()] == [""], "this machine is not a provider"
-    async with asking(CHAT, external=True, provider="acme") as (_, backend):
-        assert [model.provider for model in backend.models()] == ["acme"]
+    async with asking(CHAT, external=True, provider="acme", region="eu") as (_, backend):
+        assert [(model.provider, model.region) for model in backend.models()] == [("acme", "eu")]
 
 
 async def test_a_refused_key_is_said_without_showing_it() -> None:
