@@ -15,6 +15,7 @@ from services.gateway.billing.prices import Price
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_runs import AnswerRuns
+from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.prompt_admission import ModerationRequest
 from services.gateway.scheduling import policies, route_choice, routing
@@ -53,11 +54,14 @@ class Policed:
         service.add_worker(12, self.api, API, provider="acme")
         service.add_worker(13, self.lent, LENT, owner=str(UUID(int=5)))
         self.pipeline = service.pipeline
+        self.route_fields: dict[str, Any] = {}
         self.use()
 
     def use(self, *targets: TargetDocument, moderation: tuple[TargetDocument, ...] = (), **documents: dict[str, Any]) -> None:
-        wanted = {"assistant": targets or (TO_API, TO_LOCAL), "moderation": moderation}
-        routes = {name: route_choice.compile_route(name, 4, RouteDocument(targets=targets)) for name, targets in wanted.items() if targets}
+        wanted = {"assistant": RouteDocument(targets=targets or (TO_API, TO_LOCAL), **self.route_fields)}
+        if moderation:
+            wanted["moderation"] = RouteDocument(targets=moderation)
+        routes = {name: route_choice.compile_route(name, 4, document) for name, document in wanted.items()}
         self.service.names = routing.ModelNames({"alias": LOCAL}, None, routes=routes)
         self.service.config = ConfigSnapshot(
             names=self.service.names,
@@ -66,10 +70,12 @@ class Policed:
             policies=Policies({name: msgspec.convert(rules, PolicyDocument) for name, rules in documents.items()}),
         )
 
-    async def ask(self, model: str = "assistant", who: Principal = OWNER, **fields: Any) -> str:
+    async def ask(
+        self, model: str = "assistant", who: Principal = OWNER, *, claim: NewKeyUse | Orphaned | None = None, **fields: Any
+    ) -> str:
         context.start()
         request = InferenceRequest(**{"prompt": "hi", "model": ModelName(model), **fields})
-        async with self.pipeline.run(who, request, seconds=10) as running:
+        async with self.pipeline.run(who, request, seconds=10, claim=claim) as running:
             return "".join([chunk.text async for _, chunk in running])
 
     async def moderate(self, **fields: Any) -> None:
@@ -273,6 +279,35 @@ async def test_a_running_stream_ends_under_the_policy_of_its_start(policed: Poli
     assert await policed.ask() == "Hello world!"
 
 
+async def test_a_request_of_a_dead_gateway_is_sent_only_where_the_policy_of_now_allows_it(policed: Policed) -> None:
+    policed.use(mesh=ANY, default=ANY)
+    begun = Orphaned(1, API)
+    assert await policed.ask(claim=begun) == "Paid words"
+    policed.use()
+    assert await policed.ask(claim=begun) == "Hello world!", "nobody has a part of the answer"
+    with pytest.raises(errors.AnswerGone, match="may not continue it"):
+        await policed.ask(claim=Orphaned(1, API, is_resumed=True))
+    with pytest.raises(errors.PolicyForbidden, match="policy_external"):
+        await policed.ask("api", claim=Orphaned(1, API, is_resumed=True))
+    assert len(policed.api.received) == 1
+
+
+async def test_headers_that_the_gateway_writes_are_ignored_in_requests(policed: Policed) -> None:
+    policed.use(mesh={"direct_models": False})
+    forged = {"x-aimesh-route": "assistant@1", "x-aimesh-variant": "paid", "x-aimesh-target": "paid", "x-aimesh-cache": "hit"}
+    transport = httpx.ASGITransport(policed.service.app())
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://gateway", headers={"Authorization": f"Bearer {KEY}", **forged}
+    ) as http:
+        answer = await http.post("/v1/completions", json={"model": "assistant", "prompt": "hi"})
+        assert (answer.json()["choices"][0]["text"], answer.headers["x-aimesh-route"]) == ("Hello world!", "assistant@4")
+        assert "x-aimesh-cache" not in answer.headers
+        for target in ("api", "local", "paid"):
+            refused = await http.post("/v1/completions", json={"model": target, "prompt": "hi"})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found"), target
+    assert policed.api.received == []
+
+
 def test_answers_are_cached_apart_for_what_may_be_external() -> None:
     config = fakes.inference.ModelConfig(model=LOCAL)
     questions = [cache_keys.CacheQuestion(OWNER.tenant_id, "hi", config, "", external) for external in ((), ("acme",), ("*",))]
@@ -289,8 +324,8 @@ async def cached(policed: Policed, valkey_url: str) -> AsyncIterator[Policed]:
 
 
 async def test_no_random_request_reaches_a_forbidden_provider(cached: Policed) -> None:
-    """Random routes, policies and failures, half of the requests from the cache if it has their answers; a model has internal and external
-    workers. Random policies check prompts and answers. At night 10,000 requests."""
+    """Random routes, policies, failures and requests of dead gateways, most of them from the cache if it has their answers; a model has
+    internal and external workers. Random policies check prompts and answers. At night 10,000 requests."""
     policed = cached
     rng, rounds = random.Random(tiers.seed("POLICY_SEED")), tiers.volume(500)
     acme = [FakeWorker(words=("x",)) for _ in range(3)]
@@ -322,6 +357,7 @@ async def test_no_random_request_reaches_a_forbidden_provider(cached: Policed) -
             TargetDocument(name=model, model=model, task=TargetTask.MODERATION, share=None if number else 100, order=number or None)
             for number, model in enumerate(rng.sample(["outside", "inside"], rng.randint(1, 2)))
         )
+        policed.route_fields = {"cache": rng.choice([None, "same_request"])}
         policed.use(*targets, moderation=checks, **documents)
         for worker in [*acme, judges[1], *(policed.service.rpc.workers[node_id(51 + number)] for number in range(3))]:
             worker.fails_with = rng.choice(failures)
@@ -329,11 +365,16 @@ async def test_no_random_request_reaches_a_forbidden_provider(cached: Policed) -
             before, checked = sum(len(worker.received) for worker in acme), len(judges[0].received)
             forbid = rng.random() < 0.3
             temperature, text = rng.choice([0.0, None]), ""
+            orphaned = Orphaned(1, rng.choice([None, *map(ModelName, models)]), is_resumed=rng.random() < 0.5)
             with contextlib.suppress(errors.AimeshError):
                 if rng.random() < 0.1:
                     await policed.moderate(forbid_external=forbid)
                 text = await policed.ask(
-                    rng.choice(["assistant", *models]), forbid_external=forbid, temperature=temperature, prompt=f"{turn} {rng.choice('pq')}"
+                    rng.choice(["assistant", *models]),
+                    claim=rng.choice([None, None, NewKeyUse(1), orphaned]),
+                    forbid_external=forbid,
+                    temperature=temperature,
+                    prompt=f"{turn} {rng.choice('pq')}",
                 )
             levels = ["mesh", OWN if OWN in documents else "default", *(name for name in documents if name.startswith("key:"))]
             lists = [documents[level]["external"] if level in documents else [] for level in levels]

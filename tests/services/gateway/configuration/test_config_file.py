@@ -98,6 +98,38 @@ def test_all_mistakes_are_named_with_their_lines() -> None:
     assert [document.name for document in result.documents] == ["assistant"]
 
 
+def test_mistakes_within_a_route_or_policy_are_named_with_their_lines() -> None:
+    result = read("""\
+        routes:
+          shares:
+            targets:
+              - {name: a, model: x, share: 60}
+              - {name: a, model: y, share: 30}
+          hours:
+            targets:
+              - name: a
+                model: x
+                when:
+                  hours: Mon-Fri 08:00-18:00 Europe/Nowhere
+            cache_seconds: 60
+        policies:
+          mesh:
+            guard:
+              patterns:
+                - name: twice
+                  pattern: (a)\\1
+                  max_length: 9
+        """)
+    assert result.mistakes == (
+        "line 5, routes.shares.targets[1].name: must be unique within its route",
+        "line 3, routes.shares.targets: the shares add up to 90, not 100",
+        "line 11, routes.hours.targets[0].when.hours: there is no time zone 'Europe/Nowhere'",
+        "line 12, routes.hours.cache_seconds: has no effect without cache: same_request",
+        "line 18, policies.mesh.guard.patterns[0].pattern: can't be used: invalid escape sequence: \\1",
+    )
+    assert result.documents == ()
+
+
 def test_what_is_not_a_configuration() -> None:
     for text, mistake in {
         "": "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices",

@@ -315,6 +315,10 @@ async def test_while_postgresql_is_away_the_last_snapshot_serves(opened: OpenGat
         assert one.aliases["assistant"] == "smollm2"
         with pytest.raises(errors.Unavailable, match="PostgreSQL is down"):
             await one.rpc.export(api.ExportConfig(), CALL)
+        monkeypatch.setattr(config_store.LockedConfig, "lock", fails)
+        with pytest.raises(errors.Unavailable, match="PostgreSQL is down"):
+            await one.apply("routes: {assistant: null}")
+        assert one.aliases["assistant"] == "smollm2"
         monkeypatch.undo()
         await one.apply("default_model: smollm2")
         await until(lambda: one.live.current().names.default == "smollm2")

@@ -115,6 +115,8 @@ async def test_a_stream_ends_under_its_own_policy_and_the_next_request_obeys_the
     await mesh.the_lease_ends()
     rest = await other.ask("k", after=received[-1][0])
     assert received + rest == whole
+    for number, _ in whole[:-1]:
+        assert await other.ask("k", after=number) == whole[number:], "from every event"
     assert other.prompts == [PROMPT, PROMPT], "the worker gets the prompt that the first one got"
     following = await other.ask("next")
     assert "".join(text for _, text in following) == "Write to "
