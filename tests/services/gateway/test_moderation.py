@@ -12,7 +12,6 @@ import openai
 import pytest
 
 from services.gateway import pipeline as pipeline_module
-from services.gateway.active_request import ActiveRequest
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.guard.guard_reporting import GuardReporting
@@ -72,12 +71,8 @@ class Moderating:
     def __post_init__(self) -> None:
         self.service.add_worker(21, self.guard, "guard", only_moderates=True)
         self.service.add_worker(22, self.chat, "llama-guard")
-        self.reporting = GuardReporting[ActiveRequest, RequestRow](
-            self.service.metrics,
-            self.acts,  # type: ignore[arg-type]
-            lambda _running, _principal: lambda _row: None,
-        )
-        self.service.pipeline = self.pipeline = self.service.new_pipeline(follow=self.reporting.follow)
+        self.reporting = GuardReporting(self.service.metrics, self.acts)  # type: ignore[arg-type]
+        self.service.pipeline = self.pipeline = self.service.new_pipeline(on_ended=(self.reporting.ended,))
         self.use()
 
     def use(self, routes: dict[str, list[dict[str, Any]]] | None = None, **documents: dict[str, Any]) -> None:
