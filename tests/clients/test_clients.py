@@ -1,7 +1,8 @@
 """Clients and frameworks as people install them, each in an environment of its own, against a whole stack with the default model.
 
 A program asks for a chat, a stream, a forced tool call and, where its client can, embeddings and structured output; it fails at the first
-wrong answer. The packages come from the machine's indexes, pinned by hash. To renew the pins:
+wrong answer. Those of GUARDED also read answers with masked words, and answers that are refused at their first word. The
+packages come from the machine's indexes, pinned by hash. To renew the pins:
 
     echo PACKAGES | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
     npm update --package-lock-only --omit-lockfile-registry-resolved
@@ -17,19 +18,39 @@ from pathlib import Path
 
 import pytest
 
+from tests import people
 from tests.stacks import RunningStack
 
 HERE = Path(__file__).parent
 INSTALL_SECONDS, RUN_SECONDS = 600, 300
 PYTHON = sorted(path.stem for path in (HERE / "requirements").glob("*.txt"))
 NODE = sorted(path.name for path in (HERE / "node").glob("*.js"))
+GUARDED = {"langchain", "ai-sdk.js"}
+#: A policy for a key, whose own pattern is any word.
+POLICY = """\
+  key:{key}:
+    guard:
+      answer: {{own: {action}}}
+      patterns: [{{name: word, pattern: '[A-Za-z]{{2,40}}', max_length: 40}}]
+"""
 #: Of a failed command; a traceback fits.
 SHOWN_CHARACTERS = 4000
 
 pytestmark = pytest.mark.timeout(INSTALL_SECONDS + RUN_SECONDS + 100)
 
 
-async def run(stack: RunningStack, place: Path, seconds: float, *command: str) -> None:
+async def make_guarded_keys(stack: RunningStack, place: Path) -> dict[str, str]:
+    """Return the variables with a key whose policy masks words, and one whose policy refuses them."""
+    async with people.api_client(stack) as api_client:
+        keys = {action: (await api_client.register("guarded")).key for action in ("mask", "refuse")}
+    file = place / "policies.yaml"
+    file.write_text("policies:\n" + "".join(POLICY.format(key=key.id, action=action) for action, key in keys.items()))
+    done = await stack.aicli("admin", "config", "apply", "-f", str(file))
+    assert done.status == 0, done.err
+    return {"MASKED_API_KEY": keys["mask"].secret, "REFUSED_API_KEY": keys["refuse"].secret}
+
+
+async def run(stack: RunningStack, place: Path, seconds: float, *command: str, **more: str) -> None:
     mine = {
         "OPENAI_BASE_URL": stack.url("gateway") + "/v1",
         "OPENAI_API_KEY": stack.api_key,
@@ -38,7 +59,7 @@ async def run(stack: RunningStack, place: Path, seconds: float, *command: str) -
         "LITELLM_LOCAL_MODEL_COST_MAP": "true",
     }
     process = await asyncio.create_subprocess_exec(
-        *command, cwd=place, env=os.environ | mine, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *command, cwd=place, env=os.environ | mine | more, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     try:
         async with asyncio.timeout(seconds):
@@ -73,7 +94,8 @@ async def test_a_python_client(stack: RunningStack, tmp_path: Path, name: str) -
         "-r",
         pins,
     )
-    await run(stack, tmp_path, RUN_SECONDS, python, str(HERE / "programs" / f"{name}_python.py"))
+    keys = await make_guarded_keys(stack, tmp_path) if name in GUARDED else {}
+    await run(stack, tmp_path, RUN_SECONDS, python, str(HERE / "programs" / f"{name}_python.py"), **keys)
 
 
 @pytest.mark.parametrize("name", NODE)
@@ -81,4 +103,5 @@ async def test_a_node_client(stack: RunningStack, tmp_path: Path, name: str) -> 
     for file in ("package.json", "package-lock.json", name):
         shutil.copy(HERE / "node" / file, tmp_path)
     await run(stack, tmp_path, INSTALL_SECONDS, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-    await run(stack, tmp_path, RUN_SECONDS, "node", name)
+    keys = await make_guarded_keys(stack, tmp_path) if name in GUARDED else {}
+    await run(stack, tmp_path, RUN_SECONDS, "node", name, **keys)

@@ -28,3 +28,17 @@ const person = await generateObject({ ...more, prompt: 'Describe a person.', sch
 assert.equal(typeof person.object.age, 'number')
 const { embeddings } = await embedMany({ model: provider.textEmbeddingModel(process.env.MODEL), values: ['Rome', 'Paris'] })
 assert.equal(embeddings.length, 2)
+
+// Guardrails of the key mask every word of an answer, or end it before the first one.
+const withKey = (apiKey) => createOpenAICompatible({ name: 'mesh', baseURL: process.env.OPENAI_BASE_URL, apiKey })(process.env.MODEL)
+const short = { maxRetries: 0, maxOutputTokens: 40, prompt: 'Say hello.' }
+const masked = { ...short, model: withKey(process.env.MASKED_API_KEY) }
+for (const shown of [(await generateText(masked)).text, await streamText(masked).text]) {
+  assert.match(shown, /\[word\]/)
+  assert.doesNotMatch(shown.replaceAll('[word]', ''), /[A-Za-z]{2}/)
+}
+const refused = { ...short, model: withKey(process.env.REFUSED_API_KEY) }
+const whole = await generateText(refused)
+const cut = streamText(refused)
+assert.doesNotMatch(whole.text + (await cut.text), /[A-Za-z]{2}/)
+assert.deepEqual([whole.finishReason, await cut.finishReason], ['content-filter', 'content-filter'])

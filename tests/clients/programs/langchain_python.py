@@ -1,6 +1,7 @@
 """LangChain's langchain-openai."""
 
 import os
+import re
 
 import pydantic
 from langchain_core.messages import HumanMessage, ToolMessage
@@ -35,3 +36,13 @@ for method in ("json_schema", "function_calling"):
 # By default it sends OpenAI's token ids, which mean something else to other models.
 embeddings = OpenAIEmbeddings(model=MODEL, check_embedding_ctx_length=False)
 assert len(embeddings.embed_documents(["Rome", "Paris"])) == 2
+# Guardrails of the key mask every word of an answer, or end it before the first one.
+masked = ChatOpenAI(model=MODEL, api_key=os.environ["MASKED_API_KEY"], max_tokens=40, max_retries=0)
+for text in (masked.invoke("Say hello.").content, "".join(chunk.content for chunk in masked.stream("Say hello."))):
+    assert "[word]" in text, text
+    assert not re.search("[A-Za-z]{2}", text.replace("[word]", "")), text
+refused = ChatOpenAI(model=MODEL, api_key=os.environ["REFUSED_API_KEY"], max_tokens=40, max_retries=0)
+whole, chunks = refused.invoke("Say hello."), list(refused.stream("Say hello."))
+assert whole.response_metadata["finish_reason"] == "content_filter"
+assert [reason for chunk in chunks if (reason := chunk.response_metadata.get("finish_reason"))] == ["content_filter"]
+assert not re.search("[A-Za-z]{2}", whole.content + "".join(chunk.content for chunk in chunks))
