@@ -41,8 +41,6 @@ class LoginRpc:
         self._factors = factors
         self._opening = opening
 
-    # --- logging in ----------------------------------------------------------------------------------------------------
-
     @serves(auth.login_user)
     async def login_user(self, request: auth.LoginUser, call: RpcCall) -> auth.LoginSession:
         typed = request.credentials
@@ -86,8 +84,6 @@ class LoginRpc:
     async def begin(self, user: auth.User, login: session_store.StoredLogin) -> auth.LoginSession:
         """Open a session for a user whom an OpenID provider authenticated, with the step that the login still lacks."""
         return await self._opening.open(user, await self._with_step(user, login, None, ""))
-
-    # --- sessions -------------------------------------------------------------------------------------------------------
 
     @serves(auth.refresh_session)
     async def refresh_session(self, request: auth.RefreshSession, call: RpcCall) -> auth.LoginSession:
@@ -144,8 +140,6 @@ class LoginRpc:
         sessions = await self._sessions.list_of(call.principal.user_id)
         return accounts.OpenSessions(tuple(session.shown(this) for session in sessions))
 
-    # --- logging out ---------------------------------------------------------------------------------------------------
-
     @serves(accounts.end_session)
     async def end_session(self, request: accounts.EndSession, call: RpcCall) -> Nothing:
         caller = call.principal
@@ -170,8 +164,6 @@ class LoginRpc:
                 await self._trail.add(transaction, audit_records.done_by("session.end", closed.user_id, target=closed.id))
                 await transaction.run(_INVALIDATE_USER, closed.user_id)
         return Nothing()
-
-    # --- links ---------------------------------------------------------------------------------------------------------
 
     @serves(auth.create_login_link)
     async def create_login_link(self, request: auth.CreateLoginLink, call: RpcCall) -> auth.LoginLink:
@@ -207,8 +199,6 @@ class LoginRpc:
                 "administrators need a second factor", hint="log in on the web page with the password and set it up"
             )
         return await self._opening.open(user, login)
-
-    # --- parts -------------------------------------------------------------------------------------------------------
 
     async def _prove(self, typed: auth.Credentials, address: str, mark: str) -> tuple[StoredAccount, str]:
         """Check the password; return the account, and the id of its browser if it has logged in before. Unknown names take the same work
@@ -304,8 +294,6 @@ class LoginRpc:
                 if found is not None and await self._passwords.verify(password, found.password_hash):
                     return found
         return account
-
-    # --- audit log ------------------------------------------------------------------------------------------------------
 
     async def _record_reuse(self, closed: session_store.ClosedSession) -> None:
         _log.warning("a used session token was presented again; its session was ended", session=closed.id, user_id=closed.user_id)

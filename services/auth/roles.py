@@ -52,9 +52,6 @@ class KeyTerms:
     expires_at: datetime | None
 
 
-# --- people ----------------------------------------------------------------------------------------------------------
-
-
 def is_admin(caller: Principal) -> bool:
     """Return whether this credential carries administrator rights; most keys of administrators don't."""
     return Permission.EVERYTHING in access_table.permissions_of(caller.role, caller.scopes)
@@ -77,9 +74,6 @@ def check_may_open_session(caller: Principal) -> None:
         raise errors.NotAllowed("a key that is bound to models, networks or an organization cannot open a session", hint=_LOG_IN_HINT)
     if access_table.permissions_of(caller.role, caller.scopes) != access_table.ROLES[caller.role]:
         raise errors.NotAllowed("a key with fewer permissions than its owner cannot open a session", hint=_LOG_IN_HINT)
-
-
-# --- keys ------------------------------------------------------------------------------------------------------------
 
 
 def most_scopes(kind: KeyKind, owner: UserRole) -> frozenset[Permission]:

@@ -69,8 +69,6 @@ class AuthService:
     def asgi(self) -> None:
         """Clients reach auth's HTTP API at the gateway."""
 
-    # --- for the other services ----------------------------------------------------------------------------------------
-
     @serves(auth.validate_api_key)
     async def validate_api_key(self, request: auth.ValidateApiKey, call: RpcCall) -> auth.Principal:
         principal = await self._identities.of_key(request.api_key)
@@ -100,8 +98,6 @@ class AuthService:
     @serves(service_settings.auth_settings)
     async def get_settings(self, request: service_settings.GetSettings, call: RpcCall) -> service_settings.ShownSettings:
         return list_settings(self._settings)
-
-    # --- refusals -------------------------------------------------------------------------------------------------------
 
     def _on_refusal(self, method: str, caller: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
         self._wiring.trail.note(audit_records.refused(method, principal, error.message, address=_address(caller)))

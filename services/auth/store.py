@@ -104,8 +104,6 @@ class AccountTables:
         """Begin a transaction in which PostgreSQL shows only this tenant's keys."""
         return self._db.bound(tenant)
 
-    # --- users -------------------------------------------------------------------------------------------------------
-
     def adding_user(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
         """Raises AlreadyExists if a name or an address written in it is taken."""
         return naming_user(self._db, "log in, or choose another")
@@ -198,8 +196,7 @@ class AccountTables:
         """Return False if the account has another password by now."""
         return await self._db.run("replace_password_hash", account.user.id, account.password_hash, password_hash) == 1
 
-    # --- API keys ----------------------------------------------------------------------------------------------------
-    # Queries name the tenant and also run in its bound transaction.
+    # Queries about keys name the tenant and also run in its bound transaction.
 
     async def add_key(self, transaction: database.Transaction, key: NewKey) -> ApiKey:
         """Raises BadRequest if the tenant has too many keys, or the owner has just left the organization."""
@@ -286,15 +283,11 @@ class AccountTables:
     async def touch_keys(self, key_ids: Sequence[KeyId]) -> None:
         await self._db.run("touch_keys", key_ids)
 
-    # --- access review ---------------------------------------------------------------------------------------------------
-
     async def list_stale_keys(self, days: int) -> tuple[StaleKey, ...]:
         return tuple(_stale_key(row, days) for row in await self._db.rows("list_stale_keys", days, _MOST_STALE))
 
     async def list_stale_users(self, days: int) -> tuple[StaleUser, ...]:
         return tuple(_stale_user(row, days) for row in await self._db.rows("list_stale_users", days, _MOST_STALE))
-
-    # --- changes -----------------------------------------------------------------------------------------------------
 
     async def missed_changes(self, since: int) -> tuple[Change, ...]:
         """Return what a watcher missed: at least one item, which may mean "forget everything"."""

@@ -27,8 +27,6 @@ class AccountStore:
     def __init__(self, db: database.Database) -> None:
         self._db = db
 
-    # --- profile and preferences -------------------------------------------------------------------------------------
-
     async def get(self, user_id: UserId) -> OwnRow:
         """Raises NotFound."""
         async with self._db.bound(user_id) as transaction:
@@ -55,8 +53,6 @@ class AccountStore:
     async def set_preferences(self, user_id: UserId, chosen: Preferences) -> None:
         async with self._db.bound(user_id) as transaction:
             await transaction.run("set_preferences", user_id, chosen.default_model, chosen.theme, chosen.notify_by_mail)
-
-    # --- passwords ---------------------------------------------------------------------------------------------------
 
     async def find_password_hash(self, user_id: UserId) -> str | None:
         found: str | None = await self._db.value("find_password_hash", user_id)

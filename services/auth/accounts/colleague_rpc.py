@@ -40,8 +40,6 @@ class ColleagueRpc:
         self._mailer = mailer
         self._reads = HourlyLimits(cache, "invitations_read")
 
-    # --- for administrators ----------------------------------------------------------------------------------------------
-
     @serves(api.invite_colleague)
     async def invite_colleague(self, request: api.InviteColleague, call: RpcCall) -> api.InvitedColleague:
         caller, email, token = call.principal, membership_rules.check_invited(request.email), secrets.token_urlsafe(32)
@@ -78,8 +76,6 @@ class ColleagueRpc:
             await self._trail.add(transaction, audit_records.done("user.uninvite", call.principal, target=matching[0]))
         return Nothing()
 
-    # --- for the invited -------------------------------------------------------------------------------------------------
-
     @serves(api.read_colleague_invitation)
     async def read_invitation(self, request: api.ReadColleagueInvitation, call: RpcCall) -> api.ColleagueInvitation:
         address = identities.client_address(request.client, call) or ""
@@ -104,8 +100,6 @@ class ColleagueRpc:
             raise membership_rules.why_not_accepted(None, datetime.now(UTC))
         _log.info("invitation to the mesh accepted", user_id=user.id, role=joined.role)
         return joined
-
-    # --- for registrations -----------------------------------------------------------------------------------------------
 
     async def is_invited(self, token: str, email: str) -> bool:
         """Return whether an open invitation to this address has this code."""

@@ -100,8 +100,6 @@ class PasswordChanges:
         await self._mailer.send(user.email, *mail_texts.password_changed(user.username))
         return Nothing()
 
-    # --- background -----------------------------------------------------------------------------------------------------
-
     async def run(self) -> None:
         """Run until canceled. If a store is down, the request is lost and the user asks again."""
         while True:

@@ -55,8 +55,6 @@ class AuditStore:
     def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
         return self._db.transaction()
 
-    # --- writing -----------------------------------------------------------------------------------------------------
-
     async def append(self, transaction: database.Transaction, new: Iterable[AuditedAct]) -> None:
         """Takes two round trips per chain. The chains stay locked until the transaction ends, so call this last."""
         by_chain: dict[str, list[AuditedAct]] = {}
@@ -75,8 +73,6 @@ class AuditStore:
         columns = zip(*map(_columns, links), strict=True)
         tenant = new[0].tenant_id
         await transaction.run("add_audit_rows", chain, tenant, *map(list, columns), head.sequence, head.hash)
-
-    # --- reading -----------------------------------------------------------------------------------------------------
 
     async def list_rows(self, query: AuditQuery, limit: int) -> tuple[AuditRow, ...]:
         """List the newest rows, and all that share the time of the last one."""
@@ -107,8 +103,6 @@ class AuditStore:
         found: int | None = await self._db.value("find_audit_row_since", chain, since, deadline_seconds=30)
         return found
 
-    # --- erasing -----------------------------------------------------------------------------------------------------
-
     async def shred_before(self, moment: datetime) -> int:
         """Erase the personal parts of older rows in batches; return how many."""
         total = 0
@@ -122,8 +116,6 @@ class AuditStore:
         The transaction must see every tenant's rows.
         """
         return await transaction.run("shred_audit_details_of", user_id)
-
-    # --- anchors -----------------------------------------------------------------------------------------------------
 
     async def unanchored(self) -> tuple[tuple[str, ChainHead], ...]:
         """Return the heads of chains that have grown since their last anchor."""

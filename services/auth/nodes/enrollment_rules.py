@@ -60,9 +60,6 @@ class KnownNode:
     reason: str
 
 
-# --- tickets ---------------------------------------------------------------------------------------------------------
-
-
 def check_role(role: Role) -> None:
     """Raises BadRequest for a role that no ticket gives."""
     if role not in JOINS_AS:
@@ -153,9 +150,6 @@ def ticket_row(ticket: KnownTicket, now: datetime) -> TicketRow:
         created_at=ticket.created_at,
         expires_at=ticket.expires_at,
     )
-
-
-# --- nodes -----------------------------------------------------------------------------------------------------------
 
 
 def check_may_stay(node: KnownNode | None, now: datetime) -> KnownNode:

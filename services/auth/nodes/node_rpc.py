@@ -111,8 +111,6 @@ class NodeAdminRpc:
         self._members = members
         self._ca = ca
 
-    # --- tickets -----------------------------------------------------------------------------------------------------
-
     @serves(membership.create_ticket)
     async def create_ticket(self, request: membership.CreateTicket, call: RpcCall) -> membership.NewTicket:
         ca, caller = _running(self._ca), call.principal
@@ -172,8 +170,6 @@ class NodeAdminRpc:
                 await self._trail.add(transaction, audit_records.of_mesh("ticket.revoke", caller, target=ticket.id))
                 _log.info("ticket revoked", ticket_id=ticket.id, by=str(caller.user_id))
         return enrollment_rules.ticket_row(await self._members.get_ticket_called(ticket.id, None), ca.now())
-
-    # --- nodes -------------------------------------------------------------------------------------------------------
 
     @serves(membership.list_members)
     async def list_members(self, request: membership.ListMembers, call: RpcCall) -> membership.Members:

@@ -37,8 +37,6 @@ class NodeStore:
     def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
         return self._db.transaction()
 
-    # --- tickets -----------------------------------------------------------------------------------------------------
-
     async def add_ticket(self, transaction: database.Transaction, ticket: KnownTicket) -> None:
         labels = _json(ticket.labels)
         await transaction.run(
@@ -89,8 +87,6 @@ class NodeStore:
                 return True
         return False
 
-    # --- nodes -------------------------------------------------------------------------------------------------------
-
     async def find_node(self, node: NodeId) -> KnownNode | None:
         rows = await self._db.rows("list_nodes_called", node, None)
         return next((_node(row) for row in rows if row["id"] == node), None)
@@ -121,8 +117,6 @@ class NodeStore:
     async def revoke(self, transaction: database.Transaction, node: NodeId, reason: str) -> bool:
         """Return False if it was revoked before."""
         return bool(await transaction.run("revoke_node", node, reason))
-
-    # --- the revocation list -----------------------------------------------------------------------------------------
 
     async def read_state(self, now: datetime) -> MeshState:
         row = await self._db.row("read_mesh_state", now - _LISTED, certificates.MAX_LISTED)

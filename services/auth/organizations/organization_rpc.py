@@ -94,8 +94,6 @@ class OrganizationRpc:
         _log.info("organization left", organisation=id_, user_id=request.user_id, keys=len(ended), by=caller.user_id)
         return Nothing()
 
-    # --- administration ----------------------------------------------------------------------------------------------
-
     @serves(api.list_all_organisations)
     async def list_all_organisations(self, request: api.ListAllOrganizations, call: RpcCall) -> api.Organizations:
         found = await self._organisations.list_all(membership_rules.asker(call.principal), request.limit + 1, request.search, request.after)

@@ -27,8 +27,6 @@ class OrganizationStore:
         """For everything else."""
         return self._db.bound(organisation)
 
-    # --- organizations ----------------------------------------------------------------------------------------------
-
     async def add(self, transaction: database.Transaction, name: str, founder: UserId, most: int) -> Organization:
         """Raises BadRequest if the founder would have more than ``most``."""
         await transaction.value("lock_founder", founder)
@@ -77,8 +75,6 @@ class OrganizationStore:
     async def set_tier(self, transaction: database.Transaction, organisation: TenantId, tier: Tier) -> None:
         await transaction.run("set_organisation_tier", organisation, tier.value)
 
-    # --- members -----------------------------------------------------------------------------------------------------
-
     async def set_role(self, transaction: database.Transaction, organisation: TenantId, member: UserId, role: TeamRole) -> None:
         """Raises NotFound for a non-member, and NotAllowed if no owner would be left."""
         if not await transaction.run("set_team_role", organisation, member, role.value):
@@ -96,8 +92,6 @@ class OrganizationStore:
     async def _check_owned(self, transaction: database.Transaction, organisation: TenantId) -> None:
         if not await transaction.value("has_team_owner", organisation):
             raise membership_rules.no_owner_left()
-
-    # --- invitations -------------------------------------------------------------------------------------------------
 
     async def has_member_with(self, transaction: database.Transaction, organisation: TenantId, email: str) -> bool:
         return bool(await transaction.value("is_team_member", organisation, email))

@@ -87,8 +87,6 @@ class Erasures:
         _log.info("erasure canceled", user_id=user.id)
         await self._mailer.send(user.email, *mail_texts.erasure_called_off(user.username))
 
-    # --- the job -----------------------------------------------------------------------------------------------------
-
     async def run(self) -> None:
         """Run until canceled."""
         await lifecycle.every(_EVERY_SECONDS, self.erase_due, first=lifecycle.SOON_SECONDS)

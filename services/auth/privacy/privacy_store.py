@@ -38,8 +38,6 @@ class PrivacyStore:
     def __init__(self, db: database.Database) -> None:
         self._db = db
 
-    # --- erasure -----------------------------------------------------------------------------------------------------
-
     async def administrators(self, transaction: database.Transaction) -> frozenset[UserId]:
         """Return the remaining administrators; the set cannot shrink before this transaction ends."""
         return frozenset(UserId(row["id"]) for row in await transaction.rows("lock_administrators"))
@@ -81,13 +79,9 @@ class PrivacyStore:
             await transaction.run(query, user_id)
         await transaction.run("erase_user", user_id, pseudonym)
 
-    # --- export ------------------------------------------------------------------------------------------------------
-
     async def rows_of(self, query: str, user_id: UserId) -> tuple[msgspec.Raw, ...]:
         """Each row is a JSON object."""
         return tuple(msgspec.Raw(row["written"].encode()) for row in await self._db.rows(query, user_id, deadline_seconds=10))
-
-    # --- retention ---------------------------------------------------------------------------------------------------
 
     async def forget(self, query: str, before: datetime, most: int) -> int:
         """Remove or anonymize at most ``most`` rows that ended before this time; return how many."""

@@ -240,9 +240,6 @@ def client_address(client: ClientFacts, call: RpcCall) -> str | None:
     return client.address if call.caller_role in CLIENT_FACING else None
 
 
-# --- while PostgreSQL is down ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _CachedPrincipal:
     user_id: UserId
@@ -299,9 +296,6 @@ class PrincipalCache:
             self._answers.clear()
         for key in [key for key, answer in self._answers.items() if answer.user_id == user_id]:
             del self._answers[key]
-
-
-# --- last use of keys ------------------------------------------------------------------------------------------------
 
 
 class KeyLastUsed:

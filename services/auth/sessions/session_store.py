@@ -267,8 +267,6 @@ class SessionStore:
         """End all sessions of this user, except the one with the id ``but``; return how many ended. Idempotent."""
         return len(_ended(await self._run("end", self._clock(), "user", str(user_id), but or "")))
 
-    # --- links ---------------------------------------------------------------------------------------------------------
-
     async def create_link(self, link: StoredLoginLink) -> str:
         """Return a token that opens one session within a minute."""
         token = _LINK_PREFIX + api_keys.random_text()
@@ -279,8 +277,6 @@ class SessionStore:
         """Return None if it is unknown, used or expired."""
         taken = await self._cache.take(_link_key(token))
         return None if taken is None else msgspec.json.decode(taken, type=StoredLoginLink)
-
-    # --- parts -------------------------------------------------------------------------------------------------------
 
     async def _run(self, name: str, now: float, *arguments: str | int | float) -> Sequence[bytes] | None:
         reply: Sequence[bytes] | None = await self._cache.run(_script(name), (), (repr(now), *arguments))

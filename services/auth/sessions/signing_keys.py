@@ -69,9 +69,6 @@ class VerificationKeys(Protocol):
         ...
 
 
-# --- rotation --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownKey:
     """The dates of a key, without the key."""
