@@ -35,8 +35,7 @@ _COMMAND = re.compile("`([^`]+)`")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@+=,-]*")
 
 
-# --- static files ----------------------------------------------------------------------------------------------------
-# All files share one version in their path. So a module imports its neighbors in the same version, and browsers can cache everything for a
+# All static files share one version in their path. So a module imports its neighbors in the same version, and browsers can cache everything for a
 # year.
 
 
@@ -86,9 +85,6 @@ def _read_asset(path: Path) -> Asset:
     # No timestamp, so that all replicas serve the same bytes.
     packed = gzip.compress(content, 9, mtime=0) if len(content) > _WORTH_PACKING else content
     return Asset(content, _MEDIA_TYPES[path.suffix], packed if len(packed) < len(content) else None)
-
-
-# --- pages -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,9 +98,6 @@ def moment(at: datetime, grid: Grid) -> str:
     return f"{at:%H:%M}" if grid.steps * grid.step <= _DAY else f"{at.day} {at:%b %H:%M}"
 
 
-# --- numbers -----------------------------------------------------------------------------------------------------------
-
-
 def latest(values: Values) -> float | None:
     """Return the newest value, or None if it is too old."""
     return next((value for value in reversed(values[-NOT_YET - 1 :]) if value is not None), None)

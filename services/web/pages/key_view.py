@@ -110,9 +110,6 @@ def _tone(key: ApiKey, now: datetime) -> str:
     return "bad" if key.expires_at <= now else "warn" if key.expires_at - now <= _SOON else ""
 
 
-# --- new keys --------------------------------------------------------------------------------------------------------
-
-
 class KeyUse(StrEnum):
     """The access preset of a key: its kind and its scopes."""
 

@@ -84,9 +84,6 @@ class OrganizationMembersPage:
     problem: errors.AimeshError | None = None
 
 
-# --- list -----------------------------------------------------------------------------------------------------------
-
-
 @get(_HERE)
 async def show_organisations(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
     return await _list(page_request, notice=rendering.find_notice(done, _DONE))
@@ -107,9 +104,6 @@ async def switch(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(SwitchForm)
     await _act_for(page_request, TenantId(read_id(form.id)) if form.id else None)
     return page_request.redirect(f"{_HERE}?done=switched")
-
-
-# --- one organization ------------------------------------------------------------------------------------------------
 
 
 @get(f"{_HERE}/{{team:uuid}}")

@@ -113,9 +113,6 @@ async def show_overview(page_request: PageRequest, span: UsageSpan, measure: Usa
     return page_request.page("dashboard.html", view, here="dashboard")
 
 
-# --- live updates ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class LastReport:
     """The report that the page shows."""

@@ -133,8 +133,7 @@ async def rate(page_request: NamedDependency[PageRequest]) -> None:
     await page_request.call(usage_report.give_feedback, usage_report.GiveFeedback(rating.request_id, thumb))
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------
-# The request runs with the user's credential. If a gateway fails, another one resumes the answer (shared/resumable_stream.py).
+# An answer: the request runs with the user's credential. If a gateway fails, another one resumes the answer (shared/resumable_stream.py).
 # Closing the stream early stops the worker.
 
 

@@ -131,9 +131,6 @@ async def download_codes(page_request: NamedDependency[PageRequest]) -> Page:
     return Page(content, media_type=MediaType.TEXT, headers=downloads.attachment("aimesh-recovery-codes.txt"))
 
 
-# --- steps of a sign-in ----------------------------------------------------------------------------------------------
-
-
 class LoginCodeForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Six digits, or a recovery code.
     code: str

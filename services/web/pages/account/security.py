@@ -100,9 +100,6 @@ async def change_password(page_request: NamedDependency[PageRequest]) -> Page:
     return page_request.redirect(f"{_HERE}?done=password")
 
 
-# --- the second factor -----------------------------------------------------------------------------------------------
-
-
 @post(f"{_SECOND_FACTOR}/begin")
 async def begin_second_factor(page_request: NamedDependency[PageRequest]) -> Page:
     """Create and show a seed. This is a POST because a GET must not create one."""
@@ -140,9 +137,6 @@ async def renew_codes(page_request: NamedDependency[PageRequest]) -> Page:
     return second_factor.show_codes(page_request, codes, then=_HERE, is_new=False)
 
 
-# --- sessions --------------------------------------------------------------------------------------------------------
-
-
 @post(f"{_HERE}/sessions/end")
 async def end_session(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(SessionForm)
@@ -152,9 +146,6 @@ async def end_session(page_request: NamedDependency[PageRequest]) -> Page:
         # The session has already expired.
         pass
     return page_request.redirect(f"{_HERE}?done={'ended' if form.id else 'others'}")
-
-
-# --- provider accounts ------------------------------------------------------------------------------------------------
 
 
 @post(f"{_HERE}/providers/link")

@@ -100,9 +100,6 @@ def _check(check: Check) -> ComponentView:
     return ComponentView(id=check.name, name=check.name, state=state, tone=tone, why=check.detail)
 
 
-# --- page ------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthPage:
     lines: HealthView

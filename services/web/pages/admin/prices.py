@@ -122,9 +122,6 @@ async def _page_of(
     )
 
 
-# --- lines ----------------------------------------------------------------------------------------------------------
-
-
 def cost_of_example(price: ModelPrice) -> MicroCredits:
     """Return the cost of the example. The total is rounded up once, as in the gateway."""
     millionths = EXAMPLE_IN * price.input_micro_per_million + EXAMPLE_OUT * price.output_micro_per_million

@@ -43,9 +43,6 @@ _NAMELESS = {
 }
 
 
-# --- rows and totals -------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRowView:
     """A row of the report; details are empty where there are none."""
@@ -148,9 +145,6 @@ def _internal(one: BusinessSum) -> str:
 
 def _counted(count: int, noun: str) -> str:
     return f"{number(count)} {noun}" if count == 1 else f"{number(count)} {noun}s"
-
-
-# --- page ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,9 +194,6 @@ def _condition(state: api.RolloutCondition) -> RolloutConditionView:
     )
 
 
-# --- charts ---------------------------------------------------------------------------------------------------------
-
-
 def charts(found: api.RolloutDetails) -> tuple[RolloutChart, ...]:
     """Return the charts of a rollout that has a course."""
     points, plan = found.points, found.rollout.plan
