@@ -99,8 +99,6 @@ class MetricsService:
         """Return the metrics of the whole mesh, which this node serves at /metrics."""
         return (await self._survey.metrics.get()).text(form)
 
-    # --- handlers ---------------------------------------------------------------------------------------------------
-
     @serves(api.get_metrics)
     async def get_metrics(self, request: api.GetMetrics, call: RpcCall) -> api.MetricsText:
         text = await self.metrics_text(request.format)
@@ -114,8 +112,6 @@ class MetricsService:
     @serves(api.get_system_health)
     async def get_system_health(self, request: api.GetSystemHealth, call: RpcCall) -> api.SystemHealth:
         return await self._survey.health.get()
-
-    # --- background tasks -------------------------------------------------------------------------------------------
 
     async def _follow_events(self) -> None:
         async for event in self._node.events():

@@ -109,9 +109,6 @@ def _rank(alert: ActiveAlert) -> tuple[bool, int, float]:
     return alert.ended is not None, _RANK[alert.rule.severity], alert.since
 
 
-# --- text -----------------------------------------------------------------------------------------------------------
-
-
 class MailText(NamedTuple):
     subject: str
     text: str

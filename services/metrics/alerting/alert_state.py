@@ -106,8 +106,6 @@ class AlertStates:
         #: Alerts acknowledged here, but not yet in PostgreSQL.
         self._acknowledged: dict[str, ActiveAlert] = {}
 
-    # --- evaluation -------------------------------------------------------------------------------------------------
-
     def look(self, readings: MetricReadings, now: float) -> AlertNotice:
         """Evaluate every rule. A silenced alert is sent when the silence ends, if it still fires."""
         self.looked_at = now
@@ -158,8 +156,6 @@ class AlertStates:
         """Return resolved alerts, latest first."""
         return list(self._ended)
 
-    # --- user actions -----------------------------------------------------------------------------------------------
-
     def acknowledge(self, alert_id: str, by: str, now: float) -> ActiveAlert | None:
         """Acknowledge an alert; None if it does not exist."""
         alert = self._alerts.get(alert_id)
@@ -194,8 +190,6 @@ class AlertStates:
 
     def silence_of(self, alert: ActiveAlert) -> AlertSilence | None:
         return next((silence for silence in self._silences.values() if silence.covers(alert)), None)
-
-    # --- persistence ------------------------------------------------------------------------------------------------
 
     def remembered(self) -> list[StoredAlertState]:
         """Return the state to store; empty before the first evaluation."""

@@ -71,8 +71,6 @@ class AlertStore:
     def leadership(self) -> AbstractAsyncContextManager[Leadership]:
         return self._database.leadership("alerts")
 
-    # --- alerts -----------------------------------------------------------------------------------------------------
-
     async def alerts(self, now: float) -> list[StoredAlertState]:
         return self._read(await self._database.rows("list_alarms", _moment(now - OUTAGE_SECONDS), _MAX_ALARMS))
 
@@ -85,8 +83,6 @@ class AlertStore:
     async def acknowledge(self, seen: ActiveAlert) -> None:
         await self._database.run("acknowledge", seen.id, seen.seen_by, _seen_at(seen))
 
-    # --- other state ------------------------------------------------------------------------------------------------
-
     async def state(self, name: State, since: float) -> bytes | None:
         """Return None if it is missing or older than ``since``."""
         row = await self._database.row("read_state", name)
@@ -95,8 +91,6 @@ class AlertStore:
     async def write_state(self, leader: Leadership, name: State, body: bytes, now: float) -> None:
         async with leader.transaction() as transaction:
             await transaction.run("write_state", name, _moment(now), body)
-
-    # --- silences ---------------------------------------------------------------------------------------------------
 
     async def silences(self, now: float) -> StoredSilences:
         rows = await self._database.rows("list_silences", _moment(now), 10 * MAX_SILENCES)

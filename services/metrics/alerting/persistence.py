@@ -83,8 +83,6 @@ class AlertPersistence:
         lost = "a restart would lose silences and the delivery state of alerts"
         return Check("alerts", ok=not self._trouble, detail=f"{self._trouble}; {lost}" if self._trouble else "", needed=False)
 
-    # --- one round --------------------------------------------------------------------------------------------------
-
     async def round(self, session: Leadership | None, *, looks: bool) -> bool:
         """Do one round; without PostgreSQL if ``session`` is None. Returns False if this replica lost the lead."""
         watch = self._watch
@@ -198,8 +196,6 @@ class AlertPersistence:
             await store.write_state(session, State.WINDOW, window, now)
             await store.delete_silences_before(now - 2 * ENDED_SECONDS)
             self._saved_at, self._save_after = now, max(_SAVE_SECONDS, len(window) / _SAVED_BYTES_A_SECOND)
-
-    # --- lifecycle --------------------------------------------------------------------------------------------------
 
     async def keep_open(self, url: str) -> None:
         """Keep PostgreSQL open, and retry while it is down."""

@@ -71,8 +71,6 @@ class RuleWatch:
         found += [f"{more} more {name} alerts are not listed" for name, more in self.alert_states.omitted.items()]
         return Check("alert rules", ok=not found, detail="; ".join(found), needed=False)
 
-    # --- handlers ---------------------------------------------------------------------------------------------------
-
     @serves(api.list_alerts)
     async def list_alerts(self, request: api.ListAlerts, call: RpcCall) -> api.Alerts:
         alert_states = self.alert_states

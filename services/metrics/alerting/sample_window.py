@@ -158,8 +158,6 @@ class SampleWindow:
                 del known[labels]
                 self._count -= 1
 
-    # --- persistence ------------------------------------------------------------------------------------------------
-
     def dump(self) -> bytes:
         """Encode the counters: some hundred kilobytes for 1,000 counters with a window of three days."""
         found = [
@@ -190,8 +188,6 @@ class SampleWindow:
                 track.grown = array("d", growth) + array("d", (grown + more for more in track.grown))
             one.grown += grown
 
-    # --- MetricReadings ---------------------------------------------------------------------------------------------
-
     def latest(self, selector: Selector) -> Vector:
         return {
             labels: series.value
@@ -214,9 +210,6 @@ def _is_meant(labels: Labels, selector: Selector) -> bool:
     return all(has.get(label, "") in values for label, values in selector.where) and all(
         has.get(label, "") not in values for label, values in selector.without
     )
-
-
-# --- reading --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

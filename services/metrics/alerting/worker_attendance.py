@@ -38,8 +38,6 @@ class WorkerAttendance:
         self._members: dict[NodeId, AttendedWorker] = {}
         self._began_at: datetime | None = None
 
-    # --- updates ----------------------------------------------------------------------------------------------------
-
     def look(self, entries: Iterable[DirectoryEntry], is_revoked: Callable[[NodeId], bool], now: datetime) -> None:
         """Update from the directory."""
         if self._began_at is None:
@@ -70,8 +68,6 @@ class WorkerAttendance:
                 # A wrong clock may have stored a later time.
                 gone_at = None if member.gone_at is None else min(member.gone_at, now)
                 self._members.setdefault(member.node, replace(member, gone_at=gone_at))
-
-    # --- queries ----------------------------------------------------------------------------------------------------
 
     def members(self) -> dict[NodeId, AttendedWorker]:
         """Return the workers to store."""

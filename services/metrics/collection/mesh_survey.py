@@ -93,8 +93,6 @@ class MeshSurvey:
         self.metrics = CachedResult(self._collect_metrics)
         self.health = CachedResult(self._decide_health)
 
-    # --- metrics --------------------------------------------------------------------------------------------------
-
     async def _collect_metrics(self) -> MeshMetrics:
         others = await self.each(self._read_metrics)
         self._show_own()
@@ -129,8 +127,6 @@ class MeshSurvey:
             # Leave out nodes that were meant to go or were never admitted.
             if entry.alive or self._fact(entry).was_lost:
                 metrics.node_up.labels(**_labels(entry.role, entry.node)).set(entry.alive)
-
-    # --- health -----------------------------------------------------------------------------------------------------
 
     async def _decide_health(self) -> SystemHealth:
         living = await self.each(self._read_health)
@@ -198,8 +194,6 @@ class MeshSurvey:
         versions = {self._node.id: version(), **{one.node: one.version for one in others}}
         oldest = min(map(_ordered, versions.values()))
         return sorted(node for node, found in versions.items() if _ordered(found) == oldest)
-
-    # --- nodes ------------------------------------------------------------------------------------------------------
 
     def _known(self) -> list[directory.DirectoryEntry]:
         """Return the nodes to ask, and the missing workers. Metrics services may not call each other."""

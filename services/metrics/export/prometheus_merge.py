@@ -158,8 +158,6 @@ class _Merging:
             return self._add_lines(source, lines, _declarations(lines))
         return sum([self._add_block(source, written, block) for written, block in as_blocks])
 
-    # --- whole families -------------------------------------------------------------------------------------------
-
     def _read_blocks(self, source: MetricSource) -> list[tuple[WrittenFamily, Block | None]] | None:
         families = self._blocks.split(source.text, _SUFFIXES)
         if families is None or len(families) > MAX_FAMILIES_PER_SOURCE:
@@ -182,8 +180,6 @@ class _Merging:
         if block.numbers:
             family.blocks.append(block)
         return 0
-
-    # --- line by line ---------------------------------------------------------------------------------------------
 
     def _add_lines(self, source: MetricSource, lines: Sequence[str], declared: _Declared) -> int:
         for name, kind in declared.kinds.items():

@@ -107,9 +107,6 @@ def _seconds(question: QueryPlan, step: int, covered: Mapping[int, float]) -> fl
     return covered.get(step) or min(question.step_seconds, max(rollup.RAW, left))
 
 
-# --- quantiles --------------------------------------------------------------------------------------------------------
-
-
 def _quantiles(wanted: HistoryRequest, share: float, steps: int, found: Mapping[_Labels, Mapping[int, _Sum]]) -> list[HistoryLine]:
     groups: dict[_Labels, dict[float, Mapping[int, _Sum]]] = {}
     for labels, sums in found.items():

@@ -58,8 +58,6 @@ class HistoryStore:
     async def check(self) -> Check:
         return await self._database.check()
 
-    # --- writing ----------------------------------------------------------------------------------------------------
-
     async def ensure_layout(self, names: Names, today: date) -> int:
         digest = hashlib.sha256("\n".join(names).encode()).digest()
         return int(await self._database.value("ensure_layout", digest, list(names), today))
@@ -96,8 +94,6 @@ class HistoryStore:
 
     async def delete_layouts(self, before: date) -> int:
         return await self._database.run("delete_layouts", before)
-
-    # --- reading ----------------------------------------------------------------------------------------------------
 
     async def find_newest(self, resolution: int, now: datetime) -> datetime | None:
         found: datetime | None = await self._database.value("find_newest", resolution, now)

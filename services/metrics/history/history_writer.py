@@ -80,8 +80,6 @@ class HistoryWriter:
         """Return the number of unwritten samples."""
         return len(self._waiting)
 
-    # --- sampling ---------------------------------------------------------------------------------------------------
-
     async def sample_forever(self) -> None:
         while True:
             now = self._clock()
@@ -101,8 +99,6 @@ class HistoryWriter:
         self._left_out = look.left_out
         self._waiting.append(look)
         self._has_sample.set()
-
-    # --- writing ----------------------------------------------------------------------------------------------------
 
     async def wait(self) -> None:
         """Wait for the next sample."""

@@ -199,9 +199,6 @@ def labels_of(expression: Expression) -> frozenset[str]:
             return labels_of(parts_of(expression)[0])
 
 
-# --- shorthands -----------------------------------------------------------------------------------------------------
-
-
 def series(instrument: Instrument, *, suffix: str = "", **where: str | tuple[str, ...]) -> Selector:
     """``series(QUEUE_DEPTH, service="gateway")``; a tuple means any of its values."""
     chosen = tuple((label, (value,) if isinstance(value, str) else value) for label, value in where.items())
