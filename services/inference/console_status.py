@@ -89,9 +89,6 @@ def describe_load_change(before: WorkerFacts, now: WorkerFacts) -> list[str]:
     return [] if (before.running, before.queued) == (now.running, now.queued) else [_load(now)]
 
 
-# --- sentences ------------------------------------------------------------------------------------------------------
-
-
 def _standing(facts: WorkerFacts) -> Iterator[str]:
     if facts.is_revoked:
         yield "an administrator has revoked this machine; to join again, use a new ticket (aicli worker --join TICKET)"
@@ -162,9 +159,6 @@ def _pause(facts: WorkerFacts) -> list[str]:
 
 def _short(node: NodeId) -> str:
     return f"{node[:9]}…"
-
-
-# --- from a running node ----------------------------------------------------------------------------------------------
 
 
 class NodePaths(Protocol):

@@ -161,8 +161,6 @@ class ModelCache:
                 for task in background:
                     task.cancel()
 
-    # --- for callers --------------------------------------------------------------------------------------------------------
-
     def all(self) -> Iterable[CachedModel]:
         """Return the models without removed ones."""
         return [cached for cached in self._models.values() if not cached.leaves]
@@ -257,8 +255,6 @@ class ModelCache:
         finally:
             cached.users -= 1
 
-    # --- status ---------------------------------------------------------------------------------------------------------------
-
     def state(self, cached: CachedModel) -> tuple[ModelState, str]:
         """Return the model's state and a detail for people."""
         name = cached.entry.name
@@ -287,8 +283,6 @@ class ModelCache:
     def need_bytes(self, cached: CachedModel) -> int:
         return self._core.need_bytes(cached.entry.name)
 
-    # --- Watcher of the engines -----------------------------------------------------------------------------------------------
-
     def changed(self) -> None:
         now = time.monotonic()
         for cached in self._models.values():
@@ -303,8 +297,6 @@ class ModelCache:
 
     def restarting(self, model: ModelName) -> None:
         self._watcher.restarting(model)
-
-    # --- files ------------------------------------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
         configured = list(self._models.values())

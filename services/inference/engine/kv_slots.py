@@ -197,8 +197,6 @@ class Slots:
         self._drop(oldest)
         return oldest.number
 
-    # --- inside -------------------------------------------------------------------------------------------------------------
-
     def _find(self, wanted: HashedTokens, salt: str) -> dict[int, int]:
         if self._found is not None and self._found[0] is wanted and self._found[1] == salt:
             return self._found[2]
@@ -261,8 +259,6 @@ class Slots:
         self._found = None
         # Keep the list: the slot's sequence may restart.
         slot.count, slot.cells = 0, []
-
-    # --- cells ----------------------------------------------------------------------------------------------------------------
 
     def _add_cells(self, slot: _Slot, count: int) -> None:
         self._used += count

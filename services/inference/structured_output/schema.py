@@ -117,8 +117,6 @@ class _SchemaConversion:
             raise SchemaRefused(f"{path}: nested deeper than {MOST_DEEP} subschemas, or leads back to itself")
         keywords.check_possible(schema, path)
 
-    # --- keywords that stand for other schemas ------------------------------------------------------------------------
-
     def _refer(self, reference: str, path: str) -> str:
         if reference not in self._references:
             target = self._target(reference, path)
@@ -178,8 +176,6 @@ class _SchemaConversion:
         if not expressions:
             raise SchemaRefused(f"{path}.{keyword}: no value fits any of these")
         return gbnf.one_of(expressions)
-
-    # --- values -------------------------------------------------------------------------------------------------------
 
     def _fixed(self, schema: Schema, path: str) -> str:
         """Convert const and enum; of other keywords, only the type applies."""

@@ -43,8 +43,6 @@ class CallReader:
         self.at = self.settled = 0
         self.may_end = False
 
-    # --- steps --------------------------------------------------------------------------------------------------------
-
     def mark(self, *marks: str) -> Generator[None, None, str]:
         """Read one of these marks, after blanks."""
         yield from self._blanks()
@@ -127,8 +125,6 @@ class CallReader:
                     return self.text[begin : self.at]
             yield
 
-    # --- decisions ----------------------------------------------------------------------------------------------------
-
     def check_offered(self, name: str) -> None:
         if name not in self._offered:
             raise NoCall
@@ -161,8 +157,6 @@ class CallReader:
             raise NoCall
         self.calls.extend(calls)
         self.settled = self.at
-
-    # --- the text -----------------------------------------------------------------------------------------------------
 
     def _blanks(self) -> Waiting:
         while True:

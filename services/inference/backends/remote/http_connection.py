@@ -102,8 +102,6 @@ class HttpServerConnection(asyncio.Protocol):
         self._transport.abort()
         self._fail(BrokenReply("the connection was closed here"))
 
-    # --- asyncio.Protocol -------------------------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports don't inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
