@@ -146,9 +146,6 @@ class SetTeamTier(Body, frozen=True):
     tier: Tier
 
 
-# --- invitations to the mesh, by administrators ------------------------------------------------------------------------
-
-
 class ColleagueInvitation(Body, frozen=True, omit_defaults=False):
     id: str
     email: str

@@ -45,9 +45,6 @@ class Tiers(Body, frozen=True):
     tiers: tuple[TierTerms, ...] = msgspec.field(default_factory=tuple)
 
 
-# --- the setup checklist ------------------------------------------------------------------------------------------------
-
-
 class GetSetup(Body, frozen=True):
     pass
 

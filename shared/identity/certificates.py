@@ -105,9 +105,6 @@ def lifetime_seconds(role: Role) -> int:
     return LIFETIME_SECONDS.get(role, SERVICE_LIFETIME_SECONDS)
 
 
-# --- issuing --------------------------------------------------------------------------------------------------------
-
-
 def issue(authority: node_keys.Authority, subject: Subject, now: float) -> bytes:
     """Raises BadRequest for labels that don't fit: the node couldn't send its HELLO."""
     start, end = int(now) - BACKDATED_SECONDS, int(now) + lifetime_seconds(subject.role)
@@ -135,9 +132,6 @@ def issue_list(authority: node_keys.Authority, number: int, epoch: int, nodes: t
 def name_successor(authority: node_keys.Authority, successor: AuthorityId) -> bytes:
     unsigned = Succession(1, authority.id, successor)
     return _encode(msgspec.structs.replace(unsigned, signature=authority.sign("succession", _encode(unsigned))))
-
-
-# --- checking -------------------------------------------------------------------------------------------------------
 
 
 def read(body: bytes) -> Certificate:

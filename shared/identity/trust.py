@@ -52,8 +52,6 @@ class Trust:
         self.on_revoked: list[Callable[[frozenset[NodeId]], None]] = []
         self._revoked: frozenset[NodeId] = frozenset()
 
-    # --- what we hold -------------------------------------------------------------------------------------------------
-
     @property
     def number(self) -> int:
         """Return the number of our revocation list; 0 for none."""
@@ -97,8 +95,6 @@ class Trust:
         found = certificates.check_succession(body, self.authorities)
         if found.successor not in self.authorities:
             self.authorities = (found.authority, found.successor)[:MAX_AUTHORITIES]
-
-    # --- HELLO ----------------------------------------------------------------------------------------------------------
 
     def hello(self, to: NodeId, link_id: int, software: str, now: float) -> Hello:
         """Return our HELLO for this peer on this link. Without a valid certificate we connect as a newcomer, since renewal only needs the

@@ -11,8 +11,6 @@ _LABELS = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_mode
 _DURATION_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _TOKENS = tuple(float(4**power) for power in range(14))
 
-# --- workers ---------------------------------------------------------------------------------------------------------
-
 SERVER_REQUEST_DURATION = histogram(
     "gen_ai_server_request_duration_seconds",
     "Duration of a request on a worker; error_type is empty on success",
@@ -34,8 +32,6 @@ SERVER_TIME_PER_OUTPUT_TOKEN = histogram(
     unit="seconds",
     buckets=OUTPUT_TOKEN_SECONDS,
 )
-
-# --- gateways --------------------------------------------------------------------------------------------------------
 
 CLIENT_OPERATION_DURATION = histogram(
     "gen_ai_client_operation_duration_seconds",

@@ -64,8 +64,6 @@ class Traces:
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
         self._waiting = 0
 
-    # --- running traces ---------------------------------------------------------------------------------------------
-
     def enter(self, name: str, traceparent: str, request_id: RequestId | None = None) -> "ServingSpan":
         """Serve an external caller. A trace starts here, as part of the caller's if ``traceparent`` is set."""
         request_id = request_id or context.new_request_id()
@@ -90,8 +88,6 @@ class Traces:
             return True
         # By trace id, so that every node makes the same choice.
         return int(trace_id[-14:], 16) < self._limit or self._budgets["few"].spend(now)
-
-    # --- ended traces -------------------------------------------------------------------------------------------------
 
     def ended(self, served: OpenSpan, *, is_door: bool) -> None:
         """Decide whether to keep the trace that ended on this node with ``served``."""
@@ -144,8 +140,6 @@ class Traces:
                 return
             self._waiting -= len(oldest.spans)
             self._ended.popitem(last=False)
-
-    # --- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, after: int, wanted: Iterable[str] = ()) -> "SpanBatch":
         """Return kept spans from number ``after`` on. Also starts to keep the traces ``wanted``, which another node kept."""
