@@ -199,9 +199,6 @@ def _names_services(file: Path) -> bool:
         return False
 
 
-# --- providers ------------------------------------------------------------------------------------------------------------
-
-
 def providers_of(settings: StackSettings) -> tuple[str, ...]:
     """Return EXTERNAL_PROVIDERS, or else the providers whose servers may be outside. The workers decide whether they are."""
     return settings.external_providers or tuple(sorted(set(_providers(settings))))
@@ -240,9 +237,6 @@ def _may_be_outside(url: str) -> bool:
     except ValueError:
         return host not in addresses.LOOPBACK
     return addresses.is_public(host)
-
-
-# --- environments -----------------------------------------------------------------------------------------------------------
 
 
 def _worker_environment(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], backend: str) -> dict[str, str]:

@@ -168,9 +168,6 @@ def _shorten_logs(home: StackHome, today: date, keep_days: int | None) -> dict[s
     return problems
 
 
-# --- the process --------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def only_one(home: StackHome, patience_seconds: float = 0.0) -> Iterator[int | None]:
     """Take the lock of this home's supervisor. Yields its file descriptor, or None if another process keeps it."""

@@ -192,9 +192,6 @@ def explain(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None
     printing.show_rows(here.run(work), columns, as_json=as_json, empty="")
 
 
-# --- names ----------------------------------------------------------------------------------------------------------------
-
-
 async def _name(connection: "CliConnection", chosen: "dict[str, str | None]") -> str | None:
     """Return the name of the chosen policy; None without options, for the caller's organization."""
     from shared.config_documents import KEY_POLICY, ORGANIZATION_POLICY

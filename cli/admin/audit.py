@@ -162,9 +162,6 @@ def _aware(typed: datetime | None) -> datetime | None:
     return None if typed is None else typed.astimezone()
 
 
-# --- exporting -------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _lines(file: Path | None) -> Iterator[BinaryIO]:
     """Open stdout, or a file that appears only when it is complete: half a log would look like a truncated one."""
@@ -199,9 +196,6 @@ async def _copy(connection: "CliConnection", request: "ExportAudit", out: Binary
             count += 1
     out.flush()
     return count
-
-
-# --- verifying files -------------------------------------------------------------------------------------------------
 
 
 def _trusted(file: Path | None, keys: tuple[str, ...]) -> "Anchors":

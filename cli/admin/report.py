@@ -164,9 +164,6 @@ async def _fetch(connection: "CliConnection", query: "GetBusinessReport") -> Fou
     return FoundReport(found, business_report_rows.lines(found, query, names), new)
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------------
-
-
 def _each(micro: "MicroCredits", number: int) -> str:
     from shared import business_report_rows
 
@@ -253,9 +250,6 @@ def _below(found: FoundReport) -> list[str]:
         users, keys = business_report_rows.registered(found.new), business_report_rows.keys_made(found.new)
         lines.append(f"new           {users} registered, {printing.counted(keys, 'key')} created")
     return lines
-
-
-# --- CSV ------------------------------------------------------------------------------------------------------------------
 
 
 def written_csv(by: "BusinessGrouping", lines: "Sequence[ReportLine]") -> str:

@@ -99,8 +99,6 @@ class ChatSession:
             return self._models[0] if self._models else None
         return next((model for model in self._models if name == model.name or name in model.aliases), None)
 
-    # --- answers --------------------------------------------------------------------------------------------------------
-
     async def _ask(self, conversation: ChatConversation, *, fresh: bool = False) -> None:
         """Stream the answer to the last question. What arrived before Ctrl-C or an error is kept."""
         self._keep(conversation)
@@ -159,8 +157,6 @@ class ChatSession:
                 self._note(f"Another chat changed this conversation; this one continues as {other}.")
         except errors.BadSettings as error:
             self._show_error(error)
-
-    # --- commands -------------------------------------------------------------------------------------------------------
 
     async def _obey(self, command: ChatCommand) -> None:
         match command.name:
@@ -234,8 +230,6 @@ class ChatSession:
     def _completions(self) -> dict[str, list[str]]:
         models = [name for model in self._models for name in (model.name, *model.aliases)]
         return {"model": models, "load": self._folder.names(), "set": list(self._conversation.settings.__struct_fields__)}
-
-    # --- what is shown --------------------------------------------------------------------------------------------------
 
     def _show_resumed(self) -> None:
         turns = self._conversation.turns

@@ -143,9 +143,6 @@ def find_models(folder: Path) -> dict[str, Path]:
     return found.models
 
 
-# --- a member of another machine's mesh -------------------------------------------------------------------------------
-
-
 def _find_folder(here: CliContext, state: str | None, *, joining: bool) -> "Folder | None":
     """Return the state folder to use; None to work for the stack, or as the node of NODE_KEY_FILE."""
     from cli.machines import join
@@ -206,9 +203,6 @@ def joined_environment(outside: Mapping[str, str], options: Mapping[str, str], f
     # NAME_FILE would override NAME.
     inherited = {name: value for name, value in outside.items() if name.removesuffix("_FILE") not in {*fixed, *options}}
     return {**_FOR_PEOPLE, **inherited, **options, **fixed}
-
-
-# --- a worker of this machine's stack ---------------------------------------------------------------------------------
 
 
 def plan_environment(outside: Mapping[str, str], options: Mapping[str, str], *, for_people: bool = False) -> dict[str, str]:

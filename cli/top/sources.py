@@ -71,8 +71,6 @@ class Sources:
         problem = errors.Unavailable("the metrics service cannot read PostgreSQL", hint="see `aicli stack status`")
         return SourceAnswer(answer.answer, self._clock() - age_seconds, problem)
 
-    # --- the sources --------------------------------------------------------------------------------------------------
-
     async def _health(self) -> metrics.SystemHealth:
         return await self._call(metrics.get_system_health, metrics.GetSystemHealth())
 

@@ -112,9 +112,6 @@ def whole(frame: TopFrame) -> list[str]:
     return ["".join(span.text for span in line).rstrip() for line in (_title(frame), *_body(frame, None), *table)]
 
 
-# --- above the table --------------------------------------------------------------------------------------------------
-
-
 def _title(frame: TopFrame) -> Line:
     word = frame.health or "health unknown"
     firing = "" if not frame.alerts_firing else f"   {printing.counted(frame.alerts_firing, 'alert')}"
@@ -189,9 +186,6 @@ def _rates(frame: TopFrame) -> Line:
         TextSpan(f"   tokens/s: {_rate(frame.input_tokens_per_second)} in, {_rate(frame.output_tokens_per_second)} out"),
         TextSpan(f"   {streams} running"),
     )
-
-
-# --- the table --------------------------------------------------------------------------------------------------------
 
 
 def _share(value: float | None) -> str:
