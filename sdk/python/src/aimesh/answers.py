@@ -230,9 +230,6 @@ class NewApiKey:
         return f"NewApiKey(secret=…, key={self.key!r})"
 
 
-# --- readers -----------------------------------------------------------------------------------------------------------
-
-
 def read_answer(found: JsonFields) -> Answer:
     return ended_answer(found, AnswerPiece(found.text("response"), *_parts(found)))
 

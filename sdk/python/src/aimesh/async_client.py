@@ -67,8 +67,6 @@ class AsyncClient:
         if self._owns_http:
             await self._http.aclose()
 
-    # --- models -----------------------------------------------------------------------------------------------------
-
     async def inference(
         self, prompt: str | None = None, *, timeout: float | None = None, idempotency_key: str | None = None, **options: Unpack[Options]
     ) -> Answer:
@@ -104,8 +102,6 @@ class AsyncClient:
     async def models(self, *, timeout: float | None = None) -> tuple[Model, ...]:
         """Return the available models, the default first."""
         return await self.ask(calls.models(), timeout)
-
-    # --- the account ------------------------------------------------------------------------------------------------
 
     async def usage(self, *, timeout: float | None = None) -> UsageReport:
         """Return your usage by day."""

@@ -94,9 +94,6 @@ class AsyncSingleFlight:
                 await running
 
 
-# --- what both clients need of httpx ----------------------------------------------------------------------------------
-
-
 def build_request(http: httpx.Client | httpx.AsyncClient, base_url: str, request: OpenRequest) -> httpx.Request:
     return http.build_request(
         request.verb,

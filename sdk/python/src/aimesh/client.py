@@ -68,8 +68,6 @@ class Client:
         if self._owns_http:
             self._http.close()
 
-    # --- models -----------------------------------------------------------------------------------------------------
-
     def inference(
         self, prompt: str | None = None, *, timeout: float | None = None, idempotency_key: str | None = None, **options: Unpack[Options]
     ) -> Answer:
@@ -105,8 +103,6 @@ class Client:
     def models(self, *, timeout: float | None = None) -> tuple[Model, ...]:
         """Return the available models, the default first."""
         return self.ask(calls.models(), timeout)
-
-    # --- the account ------------------------------------------------------------------------------------------------
 
     def usage(self, *, timeout: float | None = None) -> UsageReport:
         """Return your usage by day."""

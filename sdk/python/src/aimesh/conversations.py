@@ -262,9 +262,6 @@ class _Exchange(Generic[T]):
         return DeadlineExceeded(f"there was no answer within {self._seconds:g} s", hint="ask for fewer tokens, or set a longer timeout")
 
 
-# --- an answer in one piece -----------------------------------------------------------------------------------------
-
-
 def _whole(exchange: _Exchange[T], call: ApiCall[T]) -> Steps[T]:
     exchange.begin()
     while True:
@@ -317,9 +314,6 @@ def _piece(exchange: _Exchange[T], max_seconds: float = math.inf) -> Steps[bytes
 def _cancel_call(idempotency_key: str, context: ClientContext) -> Conversation[None]:
     without_retries = replace(context, retry_rules=RetryRules(max_retries=0))
     return whole(calls.cancel(), without_retries, CallTerms(seconds=CANCEL_SECONDS, idempotency_key=idempotency_key))
-
-
-# --- an answer in pieces --------------------------------------------------------------------------------------------
 
 
 def _streamed(exchange: _Exchange[Answer]) -> Steps[Answer]:

@@ -51,9 +51,6 @@ class AimeshError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
-# --- the caller has to change something --------------------------------------------------------------------------------
-
-
 class BadRequest(AimeshError, code="bad_request"):
     """The request has an invalid value; the message names the field."""
 
@@ -124,9 +121,6 @@ class RateLimited(AimeshError, code="rate_limited"):
 
 class Cancelled(AimeshError, code="cancelled"):
     """The request was canceled."""
-
-
-# --- the platform or the network failed ----------------------------------------------------------------------------------
 
 
 class ServerFailed(AimeshError, code="internal"):
