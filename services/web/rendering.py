@@ -35,8 +35,8 @@ _COMMAND = re.compile("`([^`]+)`")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@+=,-]*")
 
 
-# All static files share one version in their path. So a module imports its neighbors in the same version, and browsers can cache everything for a
-# year.
+# All static files share one version in their path. So a module imports its neighbors in the same version, and browsers can cache
+# everything for a year.
 
 
 @dataclass(frozen=True, slots=True)

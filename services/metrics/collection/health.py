@@ -213,7 +213,8 @@ def _dated(finding: ComponentFinding, now: datetime, before: Mapping[str, Compon
     return component if is_death_or_return else msgspec.structs.replace(component, since=now)
 
 
-# What follows are components that are not processes. They are at most degraded, because requests still succeed. All nodes share one component for paths and one for certificates.
+# Components that are not processes are at most degraded, because requests still succeed. All nodes share one for paths and one for
+# certificates.
 
 
 def _has_path(fact: NodeFact) -> bool:
