@@ -32,7 +32,7 @@ class Announcer:
         self._due = asyncio.Event()
         self.duplicate_keys = DuplicateKeys()
         #: Called with a node whose key two processes use, once per younger process.
-        self.on_contested: Callable[[NodeId], None] = _ignore_node
+        self.on_contested: Callable[[NodeId], None] = lambda node: None
         self.must_stop = asyncio.Event()
         node_transports.on_link = self._announce_to
         if node_transports.swarm is not None:
@@ -154,6 +154,3 @@ class Announcer:
 
     def _on_query(self, message: NatsMessage) -> None:
         self._due.set()
-
-
-def _ignore_node(_node: NodeId) -> None: ...

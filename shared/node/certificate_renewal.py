@@ -52,10 +52,10 @@ class CertificateRenewal:
         self._nodes = nodes
         self._rpc = rpc
         self.membership = membership
-        self.changed: Callable[[], None] = _nothing
-        self.note: Callable[[str, str], None] = _forget
+        self.changed: Callable[[], None] = lambda: None
+        self.note: Callable[[str, str], None] = lambda what, why: None
         #: Finds a link to auth without an announcement: auth announces nothing to a node without a certificate.
-        self.find_auth: Callable[[], RpcConnection | None] = _no_auth
+        self.find_auth: Callable[[], RpcConnection | None] = lambda: None
         self._wake = asyncio.Event()
         self._newer: set[NodeId] = set()
         self._jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load
@@ -279,13 +279,3 @@ class DhtNodeCache:
             if nodes:
                 self._renewal.remember(nodes, time.time())
             await asyncio.sleep(DHT_NODES_SECONDS)
-
-
-def _nothing() -> None: ...
-
-
-def _no_auth() -> None:
-    return None
-
-
-def _forget(_what: str, _why: str) -> None: ...

@@ -7,6 +7,7 @@ does not report is left out, or NaN if it was reported before, and logged once. 
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,7 +88,11 @@ class Host:
             self._processors = now
 
     def _show_space(self) -> None:
-        metrics, memory, disk = self._metrics, self._ask("memory", self._machine.memory), self._ask("disk", self._read_disk)
+        metrics, memory, disk = (
+            self._metrics,
+            self._ask("memory", self._machine.memory),
+            self._ask("disk", partial(self._machine.disk, self._folder)),
+        )
         if memory is not None or self._memory is not None:
             metrics.host_memory_used.labels(self._name).set(math.nan if memory is None else memory.used)
             metrics.host_memory_total.labels(self._name).set(math.nan if memory is None else memory.total)
@@ -95,9 +100,6 @@ class Host:
             metrics.host_disk_free.labels(*self._disk_labels).set(math.nan if disk is None else disk.free)
             metrics.host_disk_total.labels(*self._disk_labels).set(math.nan if disk is None else disk.total)
         self._memory, self._space = memory, disk
-
-    def _read_disk(self) -> Space:
-        return self._machine.disk(self._folder)
 
     def _show_transferred(self, seconds: float) -> None:
         metrics = self._metrics

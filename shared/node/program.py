@@ -59,7 +59,8 @@ async def _live(service: type[Service], settings: Any) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     for warning in settings.warnings():
         _log.warning(warning)
-    sock = listen(settings.host, settings.port, _port_variable(settings))
+    port_variable = next(setting.variable.name for setting in config.settings_of(type(settings)) if setting.field == "port")
+    sock = listen(settings.host, settings.port, port_variable)
     async with member(settings, service.role) as node:
         logs.configure(node.service_name, settings.log_level, format=settings.log_format, node=node.id[:12])
         # From here on the port answers; while the service opens, /readyz shows what is missing.
@@ -99,10 +100,6 @@ async def _drain(node: Node, server: HttpServer, serving: asyncio.Task[None]) ->
     server.stop()
     await node.drain()
     await asyncio.wait({serving}, timeout=5)
-
-
-def _port_variable(settings: Any) -> str:
-    return next(setting.variable.name for setting in config.settings_of(type(settings)) if setting.field == "port")
 
 
 def _print_error(error: errors.AimeshError, status: int) -> int:

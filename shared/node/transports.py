@@ -29,9 +29,9 @@ class Transports:
         self._nodes = nodes
         self._dispatcher = dispatcher
         #: Called with a peer whose revocation list is newer than ours.
-        self.on_number: Callable[[NodeId, int], None] = _ignore_number
+        self.on_number: Callable[[NodeId, int], None] = lambda node, number: None
         #: Called with a link that the peer opened.
-        self.on_link: Callable[[Link], None] = _ignore_link
+        self.on_link: Callable[[Link], None] = lambda link: None
         self._connections: set[RpcConnection] = set()
         #: Over Hyperswarm there is one link per pair of nodes, used by calls in both directions.
         self._by_swarm: dict[NodeId, RpcConnection] = {}
@@ -131,9 +131,3 @@ class Transports:
             del self._by_swarm[link.peer.node]
             why = link.closed.message if link.closed is not None else "its link ended"
             self._nodes.remove_route(link.peer.node, "swarm", why)
-
-
-def _ignore_number(_node: NodeId, _number: int) -> None: ...
-
-
-def _ignore_link(_link: Link) -> None: ...

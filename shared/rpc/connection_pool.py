@@ -28,14 +28,6 @@ Refusal = Callable[[], errors.AimeshError | None]
 LOOK_SECONDS = 0.5
 
 
-def _none() -> str:
-    return ""
-
-
-def _not_refused() -> errors.AimeshError | None:
-    return None
-
-
 @dataclass(slots=True)
 class _Dial:
     """A node being dialed, and how many calls wait for it."""
@@ -54,8 +46,8 @@ class ConnectionPool:
         rng: random.Random,
         *,
         wait_seconds: float = WAIT_SECONDS,
-        trouble: Trouble = _none,
-        refusal: Refusal = _not_refused,
+        trouble: Trouble = lambda: "",
+        refusal: Refusal = lambda: None,
     ) -> None:
         self._directory = nodes
         self._wait_seconds = wait_seconds
@@ -128,12 +120,9 @@ class ConnectionPool:
         candidates = self._directory.usable(role)
         if len(candidates) == 1 and not refused:
             return candidates[0] if self._takes_calls(candidates[0].node) else None
-        if refused or self._is_any_draining():
+        if refused or any(connection.going_away for connection in self._connections.values()):
             candidates = [entry for entry in candidates if entry.node not in refused and self._takes_calls(entry.node)]
         return directory.pick(candidates, self._rng, lambda entry: directory.expected_wait(entry, self.in_flight(entry.node)))
-
-    def _is_any_draining(self) -> bool:
-        return any(connection.going_away for connection in self._connections.values())
 
     def _takes_calls(self, node: NodeId) -> bool:
         connection = self._connections.get(node)

@@ -138,7 +138,7 @@ class Handshake:
     def __init__(self, trust: Trust, software: str, clock: Callable[[], float]) -> None:
         self.loop = asyncio.get_running_loop()
         #: Called with a connection whose HELLO was valid, its HELLO, its verified identity, the role in our HELLO, and its further frames.
-        self.on_admitted: Callable[[PeerConnection, Hello, TrustedPeer, Role, list[Frame]], None] = _ignore_admitted
+        self.on_admitted: Callable[[PeerConnection, Hello, TrustedPeer, Role, list[Frame]], None] = lambda *admitted: None
         self.on_refused: Callable[[HandshakeRefusal], None] = lambda refusal: None
         self.refused = 0
         self.missed: set[bytes] = set()
@@ -256,6 +256,3 @@ def link_id(connection: PeerConnection) -> int:
 def _printable(software: str) -> str:
     """Remove control characters: the text is untrusted and shown in terminals."""
     return "".join(letter for letter in software[:100] if letter.isprintable())
-
-
-def _ignore_admitted(_c: PeerConnection, _h: Hello, _p: TrustedPeer, _r: Role, _f: list[Frame]) -> None: ...

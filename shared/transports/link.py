@@ -56,11 +56,11 @@ class Link:
         self.round_trip_seconds: float | None = None
         #: Concurrent calls per side. Set by the HELLOs, before the layer above gets the link.
         self.max_calls = wire.MAX_CALLS_UNSAID
-        self.on_frames: Callable[[list[Frame]], None] = _ignore_frames
-        self.on_closed: Callable[[errors.AimeshError], None] = _ignore_close
+        self.on_frames: Callable[[list[Frame]], None] = lambda frames: None
+        self.on_closed: Callable[[errors.AimeshError], None] = lambda why: None
         #: Returns the number of our revocation list, for every PONG; and receives the peer's number.
-        self.revocations: Callable[[], int] = _none_revoked
-        self.on_revocations: Callable[[int], None] = _ignore_number
+        self.revocations: Callable[[], int] = lambda: 0
+        self.on_revocations: Callable[[int], None] = lambda number: None
         self.closed: errors.AimeshError | None = None
         #: Closed because of silence. Any other end means that the peer is alive or has left on purpose.
         self.fell_silent = False
@@ -188,16 +188,3 @@ class Link:
 
 
 _LIVENESS = frozenset({Ping, Pong})
-
-
-def _ignore_frames(_frames: list[Frame]) -> None: ...
-
-
-def _ignore_close(_why: errors.AimeshError) -> None: ...
-
-
-def _none_revoked() -> int:
-    return 0
-
-
-def _ignore_number(_number: int) -> None: ...

@@ -304,7 +304,8 @@ class NatsTransport:
         if self.on_link is None or self.me.role not in SERVICE_ROLES:
             return  # another process with this client profile shares the inbox; the link is that one's
         if not is_hello:
-            self._reset(self._subject_to(peer), data.link, "this node was restarted or had closed the link")
+            back = topics.link(self.me.mesh, peer.role, peer.node, self.me.role, self.me.node)
+            self._reset(back, data.link, "this node was restarted or had closed the link")
             return
         link = NatsLink(self, peer, data.link, dialled=False)
         self._links[link.key] = link
@@ -343,6 +344,3 @@ class NatsTransport:
         for link in self.links():
             if link.peer.node in nodes:
                 link.close(errors.NodeRevoked("this node was revoked"))
-
-    def _subject_to(self, peer: Peer) -> str:
-        return topics.link(self.me.mesh, peer.role, peer.node, self.me.role, self.me.node)

@@ -185,7 +185,7 @@ class SwarmLink(Link):
     def _forget(self, why: errors.AimeshError) -> None:
         connection = self.connection
         connection.on_closed = connection.on_room = None
-        connection.on_message = ignore_message
+        connection.on_message = lambda body: None
         if self._says_goodbye:
             close_reason.part(connection, why)
         elif connection.closed is None:
@@ -206,6 +206,3 @@ def _messages(frames: list[Frame]) -> Iterator[bytes]:
     middle = len(frames) // 2
     yield from _messages(frames[:middle])
     yield from _messages(frames[middle:])
-
-
-def ignore_message(_body: bytes) -> None: ...

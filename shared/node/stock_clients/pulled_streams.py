@@ -139,7 +139,7 @@ class PulledStream:
             self._forget()
 
     def _release_place(self) -> None:
-        free_place, self._free_place = self._free_place, _nothing
+        free_place, self._free_place = self._free_place, lambda: None
         free_place()
 
     def _await_reader(self) -> None:
@@ -197,6 +197,3 @@ class PulledStreams:
         del of_one[handle]
         if not of_one:
             del self._streams[channel]
-
-
-def _nothing() -> None: ...

@@ -5,7 +5,7 @@ the caller asks for the stream.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -68,19 +68,13 @@ def _compile(kind: inspect.Type, known: dict[type, _Shape]) -> _Shape | None:
                 shape.fields = {one.encode_name: _compile(one.type, known) for one in kind.fields}
             return known[kind.cls]
         case inspect.UnionType():
-            others = list(_all(kind.types, known))
+            others = [found for each in kind.types if (found := _compile(each, known)) is not None]
             return _Shape(others=others) if others else None
         case inspect.VarTupleType() | inspect.ListType():
             item = _compile(kind.item_type, known)
             return None if item is None else _Shape(item=item)
         case _:
             return None
-
-
-def _all(kinds: tuple[inspect.Type, ...], known: dict[type, _Shape]) -> Iterator[_Shape]:
-    for kind in kinds:
-        if (shape := _compile(kind, known)) is not None:
-            yield shape
 
 
 MAX_RUNNING = 64

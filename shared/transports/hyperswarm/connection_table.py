@@ -117,11 +117,11 @@ class ConnectionTable:
         self._arrived = asyncio.Event()
         self._is_closing = False
         self._last_reported_at: dict[tuple[bytes, str], float] = {}
-        self.on_event: Callable[[Event], None] = _ignore
-        self.on_opened: Callable[[PeerConnection], None] = _ignore
+        self.on_event: Callable[[Event], None] = lambda event: None
+        self.on_opened: Callable[[PeerConnection], None] = lambda connection: None
         #: Called when the peer or the network ended a connection.
-        self.on_lost: Callable[[PeerConnection], None] = _ignore
-        self.on_ended: Callable[[PeerConnection], None] = _ignore
+        self.on_lost: Callable[[PeerConnection], None] = lambda connection: None
+        self.on_ended: Callable[[PeerConnection], None] = lambda connection: None
         self.on_network_change: Callable[[], None] = lambda: None
         self.on_request: Callable[[Pipe, int, bytes], None] = lambda pipe, number, payload: None
 
@@ -224,6 +224,3 @@ class ConnectionTable:
             del self._last_reported_at[next(iter(self._last_reported_at))]
         self._last_reported_at[key, code] = now
         self.on_event(event)
-
-
-def _ignore(_anything: object) -> None: ...
