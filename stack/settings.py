@@ -79,9 +79,7 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
     relay: Annotated[bool, Variable("MESH_RELAY", "run a blind relay here, for machines whose NATs block direct connections")] = False
     dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "public keys of blind relays elsewhere (hex, comma-separated)")] = ()
     log_retention_days: Annotated[
-        int,
-        Meta(ge=1, le=36500),
-        Variable("LOG_RETENTION_DAYS", "days to keep program logs, up to 20 MiB per program"),
+        int, Meta(ge=1, le=36500), Variable("LOG_RETENTION_DAYS", "days to keep program logs, up to 20 MiB per program")
     ] = 90
     node_binary: Annotated[Path | None, Variable("NODE_BINARY", "Node.js program to use instead of the bundled one")] = None
 

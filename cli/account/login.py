@@ -161,9 +161,7 @@ def _sign_in(
     name = name or prompt_for("username or email address", "the argument USERNAME")
     by_email = "@" in name
     credentials = auth.Credentials(
-        password=password_from(from_stdin, confirm=False),
-        username=None if by_email else name,
-        email=name if by_email else None,
+        password=password_from(from_stdin, confirm=False), username=None if by_email else name, email=name if by_email else None
     )
     title = key_name or platform.node() or "aicli"
 

@@ -43,16 +43,7 @@ def tickets() -> None:
 @print_format.output_options('Print {"ticket": …, "warnings": …, "id": …, …}.')
 @click.pass_obj
 def create(
-    here: CliContext,
-    /,
-    *,
-    role: str,
-    uses: int,
-    ttl: int,
-    labels: dict[str, str],
-    approval: bool,
-    owner: str | None,
-    as_json: bool,
+    here: CliContext, /, *, role: str, uses: int, ttl: int, labels: dict[str, str], approval: bool, owner: str | None, as_json: bool
 ) -> None:
     """Create a ticket and print it. It is shown only once."""
     from shared.api import membership

@@ -36,13 +36,7 @@ def _complete_names(context: click.Context, parameter: click.Parameter, incomple
 )
 @click.option("-s", "--system", metavar="TEXT", help="System prompt.")
 @click.option("-c", "--continue", "continues", is_flag=True, help="Continue the latest conversation.")
-@click.option(
-    "--load",
-    "name",
-    metavar="NAME",
-    shell_complete=_complete_names,
-    help="Continue the conversation that `/save NAME` named.",
-)
+@click.option("--load", "name", metavar="NAME", shell_complete=_complete_names, help="Continue the conversation that `/save NAME` named.")
 @click.pass_obj
 def chat(here: CliContext, /, *, model: str | None, system: str | None, continues: bool, name: str | None) -> None:
     """Chat with a model. Answers stream as Markdown; each one is followed by its speed and cost.

@@ -60,10 +60,7 @@ def load(here: CliContext, /, model: str, *, worker: str | None, pin: bool | Non
     from shared.types import ModelName, NodeId
 
     request = gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin)
-    _show(
-        here.run(lambda connection: connection.call(gateway.load_model, request, deadline_seconds=_LOAD_SECONDS)),
-        as_json=as_json,
-    )
+    _show(here.run(lambda connection: connection.call(gateway.load_model, request, deadline_seconds=_LOAD_SECONDS)), as_json=as_json)
 
 
 @models.command()

@@ -41,10 +41,7 @@ COMMANDS = {
 
 @click.group(cls=LazyGroup, places=COMMANDS, invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
 @click.option(
-    "--join",
-    "ticket",
-    metavar="TICKET",
-    help="Join a mesh with this ticket: the ticket itself, @FILE, or - for stdin. Only needed once.",
+    "--join", "ticket", metavar="TICKET", help="Join a mesh with this ticket: the ticket itself, @FILE, or - for stdin. Only needed once."
 )
 @click.option("--models", "models_folder", metavar="DIR", help="Serve every .gguf file in this folder. The file name is the model name.")
 @click.option("--model", "models", multiple=True, metavar="NAME=PATH", help="Serve a GGUF file under this name. Can be repeated.")

@@ -113,14 +113,7 @@ def _target(*, is_system: bool) -> str:
 @click.option("--remove", is_flag=True, help="Remove the unit. The worker's key and models stay.")
 @click.pass_context
 def install(
-    context: click.Context,
-    /,
-    *,
-    is_system: bool | None,
-    models_folder: str | None,
-    backend: str | None,
-    state: str | None,
-    remove: bool,
+    context: click.Context, /, *, is_system: bool | None, models_folder: str | None, backend: str | None, state: str | None, remove: bool
 ) -> None:
     """Write the systemd unit that starts this machine's worker at boot. Join first: aicli worker --join TICKET --no-serve
 

@@ -52,8 +52,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         str | None, Variable("ADMIN_PASSWORD", "password of `admin`, which is created if there is no administrator yet", secret=True)
     ] = None
     admin_api_key: Annotated[
-        str | None,
-        Variable("ADMIN_API_KEY", "the first API key of that `admin`, for scripts; `aip_adm_…`", secret=True),
+        str | None, Variable("ADMIN_API_KEY", "the first API key of that `admin`, for scripts; `aip_adm_…`", secret=True)
     ] = None
     data_key: Annotated[
         str,
@@ -102,8 +101,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     oidc_ca_file: Annotated[Path | None, Variable("OIDC_CA_FILE", "the CA of the provider's certificate, if it is a private one")] = None
 
     audit_anchor_file: Annotated[
-        Path | None,
-        Variable("AUDIT_ANCHOR_FILE", "file for hourly signed heads of the audit log; best on another machine's disk"),
+        Path | None, Variable("AUDIT_ANCHOR_FILE", "file for hourly signed heads of the audit log; best on another machine's disk")
     ] = None
     audit_days: Annotated[
         int, Meta(ge=0, le=36500), Variable("AUDIT_DAYS", "days that addresses and details in the audit log are kept; the chain stays")
@@ -117,12 +115,10 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = 30
 
     mesh_ca_key_file: Annotated[
-        Path | None,
-        Variable("MESH_CA_KEY_FILE", "file with the key of the mesh CA, an nkey seed; without it, nodes join over NATS only"),
+        Path | None, Variable("MESH_CA_KEY_FILE", "file with the key of the mesh CA, an nkey seed; without it, nodes join over NATS only")
     ] = None
     mesh_ca_next_key_file: Annotated[
-        Path | None,
-        Variable("MESH_CA_NEXT_KEY_FILE", "a second CA key that nodes trust, while one replaces the other"),
+        Path | None, Variable("MESH_CA_NEXT_KEY_FILE", "a second CA key that nodes trust, while one replaces the other")
     ] = None
     ticket_bootstrap: Annotated[
         tuple[str, ...],

@@ -27,13 +27,11 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     models: Annotated[
         dict[str, str],
         Variable(
-            "MODELS",
-            "model files to serve, as name=path, comma-separated; the default is smollm2, which is installed with the worker",
+            "MODELS", "model files to serve, as name=path, comma-separated; the default is smollm2, which is installed with the worker"
         ),
     ] = msgspec.field(default_factory=dict)
     models_yaml: Annotated[
-        Path | None,
-        Variable("MODELS_YAML", "a models.yaml file that lists the models and how to run each; see deploy/models.example.yaml"),
+        Path | None, Variable("MODELS_YAML", "a models.yaml file that lists the models and how to run each; see deploy/models.example.yaml")
     ] = None
     models_dir: Annotated[Path | None, Variable("MODELS_DIR", "a folder of .gguf files; each is served under its file's name")] = None
     model_store: Annotated[
@@ -73,8 +71,7 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         Variable("ENGINE_THREADS", "CPU threads of an engine; by default all cores but one, within the container's quota"),
     ] = None
     kv_mode: Annotated[
-        KvMode,
-        Variable("ENGINE_KV_MODE", "exact: the same seed always gives the same answer; fast: all answers share one pool of memory"),
+        KvMode, Variable("ENGINE_KV_MODE", "exact: the same seed always gives the same answer; fast: all answers share one pool of memory")
     ] = KvMode.EXACT
     kv_type: Annotated[KvType, Variable("ENGINE_KV_TYPE", "f16, or q8_0: half the memory for the context, with slightly lower quality")] = (
         KvType.F16
@@ -90,8 +87,7 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     )
     openai_key: Annotated[str | None, Variable("OPENAI_API_KEY", "the key for OPENAI_BASE_URL", secret=True)] = None
     openai_upstreams: Annotated[
-        Path | None,
-        Variable("OPENAI_UPSTREAMS", "a TOML file of upstreams, instead of OPENAI_BASE_URL; see docs/howto/other-backends.md"),
+        Path | None, Variable("OPENAI_UPSTREAMS", "a TOML file of upstreams, instead of OPENAI_BASE_URL; see docs/howto/other-backends.md")
     ] = None
     openai_upstream_keys: Annotated[
         dict[str, str], Variable("OPENAI_UPSTREAM_KEYS", "keys of these upstreams, as name=key, comma-separated", secret=True)
@@ -106,12 +102,10 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         Path | None, Variable("WORKER_REPORT_FILE", "the file to which the worker writes its status, for aicli worker status")
     ] = None
     console: Annotated[
-        Literal["off", "plain"],
-        Variable("WORKER_STATUS", "plain: print what happens to stdout; aicli worker sets it on a terminal"),
+        Literal["off", "plain"], Variable("WORKER_STATUS", "plain: print what happens to stdout; aicli worker sets it on a terminal")
     ] = "off"
     receipts_file: Annotated[
-        Path | None,
-        Variable("RECEIPTS_FILE", "the file for the receipts of the last day's requests; by default next to MESH_STATE_FILE"),
+        Path | None, Variable("RECEIPTS_FILE", "the file for the receipts of the last day's requests; by default next to MESH_STATE_FILE")
     ] = None
     service_token: Annotated[
         str | None, Variable("SERVICE_TOKEN", "the bearer token for POST /infer; without it /infer is disabled", secret=True)

@@ -17,8 +17,7 @@ MOST_MAILED = 5
 class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("METRICS_SERVICE_PORT", "the port of the metrics service")] = 3004
     prometheus_port: Annotated[
-        Port,
-        Variable("PROMETHEUS_PORT", "a separate port that serves the metrics of the whole mesh at /metrics; 0 disables it"),
+        Port, Variable("PROMETHEUS_PORT", "a separate port that serves the metrics of the whole mesh at /metrics; 0 disables it")
     ] = 9090
     database_url: Annotated[
         str | None,
@@ -39,8 +38,7 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
         int, Meta(ge=1, le=36500), Variable("HISTORY_HOUR_DAYS", "how many days to keep the history every hour")
     ] = 730
     metrics_namespaces: Annotated[
-        tuple[str, ...],
-        Variable("METRICS_NAMESPACES", "prefixes of metric names that recordMetric accepts, separated by commas"),
+        tuple[str, ...], Variable("METRICS_NAMESPACES", "prefixes of metric names that recordMetric accepts, separated by commas")
     ] = ("custom",)
     alert_webhook_url: Annotated[
         str | None,

@@ -21,10 +21,7 @@ from shared.types import UserRole
 _PACKAGE = Path(__file__).parent
 _MEDIA_TYPES = {".css": "text/css", ".svg": "image/svg+xml", ".js": "text/javascript"}
 #: name -> file installed by npm.
-_FROM_NPM = {
-    "npm/uplot.js": "npm/node_modules/uplot/dist/uPlot.iife.min.js",
-    "npm/uplot.css": "npm/node_modules/uplot/dist/uPlot.min.css",
-}
+_FROM_NPM = {"npm/uplot.js": "npm/node_modules/uplot/dist/uPlot.iife.min.js", "npm/uplot.css": "npm/node_modules/uplot/dist/uPlot.min.css"}
 #: How a template and a module reference static files.
 _OF_TEMPLATE = re.compile(r"""\bstatic\(\s*['"]([^'"]+)['"]\s*\)""")
 _OF_MODULE = re.compile(r"""^\s*(?:import|export)\b[^'"\n]*['"](\.[^'"\n]+)['"]""", re.MULTILINE)

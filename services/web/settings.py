@@ -28,8 +28,7 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     )
     web_hop_secret: client_address.Secret = None
     gateway_ca_file: Annotated[
-        Path | None,
-        Variable("GATEWAY_CA_FILE", "the CA of the gateway's certificate, if GATEWAY_URL is https and the CA is not public"),
+        Path | None, Variable("GATEWAY_CA_FILE", "the CA of the gateway's certificate, if GATEWAY_URL is https and the CA is not public")
     ] = None
     request_timeout_seconds: Annotated[
         float,

@@ -127,12 +127,7 @@ class Node:
             self.membership_changed()
 
     def offer(
-        self,
-        *,
-        models: tuple[ModelOffer, ...] = (),
-        load: WorkerLoad | None = None,
-        not_ready: str = "",
-        pulls: tuple[ModelPull, ...] = (),
+        self, *, models: tuple[ModelOffer, ...] = (), load: WorkerLoad | None = None, not_ready: str = "", pulls: tuple[ModelPull, ...] = ()
     ) -> None:
         """Change what announcements say, and announce a change at once."""
         offer = _Offer(models, load or WorkerLoad(), not_ready, pulls)

@@ -37,12 +37,10 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
     ] = None
     nats_key_file: Annotated[Path | None, Variable("NATS_KEY_FILE", "the key of NATS_CERT_FILE")] = None
     nats_creds_file: Annotated[
-        Path | None,
-        Variable("NATS_CREDS_FILE", "a NATS credentials file (JWT and seed) for the login, instead of the node key"),
+        Path | None, Variable("NATS_CREDS_FILE", "a NATS credentials file (JWT and seed) for the login, instead of the node key")
     ] = None
     dht_bootstrap: Annotated[
-        tuple[str, ...],
-        Variable("DHT_BOOTSTRAP", "the mesh's DHT nodes as host:port with commas, or `public`; empty disables Hyperswarm"),
+        tuple[str, ...], Variable("DHT_BOOTSTRAP", "the mesh's DHT nodes as host:port with commas, or `public`; empty disables Hyperswarm")
     ] = ()
     dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "public keys of blind relays, in hex, with commas")] = ()
     swarm_clients: Annotated[
@@ -56,8 +54,7 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         Path | None, Variable("NODE_BINARY", "the Node.js binary for Hyperswarm's sidecar; default: the one installed with aimesh")
     ] = None
     mesh_state_file: Annotated[
-        Path | None,
-        Variable("MESH_STATE_FILE", "the file for certificate and revocation list; default: beside the node key"),
+        Path | None, Variable("MESH_STATE_FILE", "the file for certificate and revocation list; default: beside the node key")
     ] = None
     node_key_file: Annotated[Path, Variable("NODE_KEY_FILE", "the file with this node's key, an nkey seed; `aicli stack init` creates it")]
     host: Annotated[str, Variable("BIND_HOST", "the address to listen on")] = "127.0.0.1"
@@ -74,8 +71,7 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
     trusted_proxies: Annotated[
         tuple[str, ...],
         Variable(
-            "TRUSTED_PROXIES",
-            "addresses and networks, with commas, whose X-Forwarded-For is trusted and whose connections are not counted",
+            "TRUSTED_PROXIES", "addresses and networks, with commas, whose X-Forwarded-For is trusted and whose connections are not counted"
         ),
     ] = ()
     metrics_enabled: Annotated[bool, Variable("METRICS_ENABLED", "serve /metrics")] = True

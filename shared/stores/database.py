@@ -149,11 +149,7 @@ class Database:
         named = queries.load_package(package)
         await _migrate(place, migrations.read(package / "migrations"))
         pool = asyncpg.create_pool(
-            url,
-            min_size=0,
-            max_size=pool_size,
-            connect=lambda _url, **driver: place.connect(**driver),
-            reset=_keep_session,
+            url, min_size=0, max_size=pool_size, connect=lambda _url, **driver: place.connect(**driver), reset=_keep_session
         )
         async with pool:
             try:

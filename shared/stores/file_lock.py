@@ -41,8 +41,7 @@ async def _lock(handle: int, path: Path, patience_seconds: float) -> None:
         except BlockingIOError:
             if asyncio.get_running_loop().time() >= give_up_at:
                 raise errors.BadSettings(
-                    f"another process uses {path}",
-                    hint="stop that process, or give this one its own NODE_KEY_FILE and MESH_STATE_FILE",
+                    f"another process uses {path}", hint="stop that process, or give this one its own NODE_KEY_FILE and MESH_STATE_FILE"
                 ) from None
             await asyncio.sleep(_LOOK_SECONDS)
         except OSError as error:

@@ -160,9 +160,7 @@ def check_may_stay(node: KnownNode | None, now: datetime) -> KnownNode:
         raise revoked(node)
     if node.state is MemberState.PENDING:
         raise errors.ApprovalPending(
-            "an administrator has to approve this machine first",
-            hint=f"aicli admin nodes approve {node.id[:9]}",
-            retry_after_seconds=5,
+            "an administrator has to approve this machine first", hint=f"aicli admin nodes approve {node.id[:9]}", retry_after_seconds=5
         )
     idle = now - node.idle_since
     if idle > (IDLE_CLIENT if node.role is Role.CLIENT else IDLE):

@@ -147,12 +147,7 @@ def check_answer(answer: ProviderReply, pending: PendingLogin, binding: str, met
 
 
 def make_token_request(code: str, pending: PendingLogin, registration: ClientRegistration, method: ClientAuthentication) -> TokenRequest:
-    form = {
-        "grant_type": "authorization_code",
-        "code": code,
-        "redirect_uri": pending.redirect_uri,
-        "code_verifier": pending.verifier,
-    }
+    form = {"grant_type": "authorization_code", "code": code, "redirect_uri": pending.redirect_uri, "code_verifier": pending.verifier}
     secret = registration.client_secret or ""
     if method is ClientAuthentication.BASIC:
         # RFC 6749 §2.3.1: each half is encoded first, because a secret may contain a colon.

@@ -104,13 +104,7 @@ def decide(
     # Leave out workers that were meant to go; `aicli nodes` lists them.
     workers = [_worker(fact, now) for fact in nodes if fact.role is Role.WORKER and (fact.alive or not fact.left_cleanly)]
     parts = [*_certificates(signals, now), *(_queue(queue, now) for queue in signals.queues)]
-    found = [
-        *services.values(),
-        *servers,
-        *_paths(nodes, now),
-        *parts,
-        *sorted(workers, key=lambda finding: finding.name),
-    ]
+    found = [*services.values(), *servers, *_paths(nodes, now), *parts, *sorted(workers, key=lambda finding: finding.name)]
     components = tuple(_dated(finding, now, before) for finding in found)
     whole = worst(
         chain(

@@ -133,8 +133,7 @@ async def _page(
         state = await page_request.call(api.get_policy, api.GetPolicy(name))
     else:
         state, explained = await asyncio.gather(
-            page_request.call(api.get_policy, api.GetPolicy(name)),
-            page_request.call(api.explain_policy, api.ExplainPolicy(tenant, key)),
+            page_request.call(api.get_policy, api.GetPolicy(name)), page_request.call(api.explain_policy, api.ExplainPolicy(tenant, key))
         )
         rules = explained.rules
     title, back = _title(name)

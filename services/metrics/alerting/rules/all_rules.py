@@ -9,12 +9,7 @@ from services.metrics.alerting.rules.expressions import RecordedSeries
 
 #: In the order of the reference page. Each group is a file of Prometheus rules.
 GROUPS: Mapping[str, tuple[AlertRule, ...]] = MappingProxyType(
-    {
-        "objectives": objectives.RULES,
-        "requests": request_rules.RULES,
-        "trust": trust_rules.RULES,
-        "machines": machine_rules.RULES,
-    }
+    {"objectives": objectives.RULES, "requests": request_rules.RULES, "trust": trust_rules.RULES, "machines": machine_rules.RULES}
 )
 ALL: tuple[AlertRule, ...] = tuple(rule for rules in GROUPS.values() for rule in rules)
 

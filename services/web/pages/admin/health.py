@@ -23,11 +23,7 @@ _VERDICTS = {
     "degraded": ("Degraded", "warn", "Requests may still succeed. The components below show the problem and what to do."),
     "down": ("Down", "bad", "A required component is down, so requests fail. The components below show which one and what to do."),
 }
-_UNKNOWN = (
-    "Unknown",
-    "warn",
-    "Neither the metrics service nor the gateway is responding. Run aicli stack status to see what is running.",
-)
+_UNKNOWN = ("Unknown", "warn", "Neither the metrics service nor the gateway is responding. Run aicli stack status to see what is running.")
 _WORDS = {"healthy": ("OK", "good"), "degraded": ("Degraded", "warn"), "down": ("Down", "bad")}
 _ORDER = {"down": 0, "degraded": 1, "healthy": 2}
 

@@ -108,8 +108,7 @@ class RoutePage:
 @get("/admin/routes")
 async def show_routes(page_request: NamedDependency[PageRequest]) -> Page:
     found, listed = await asyncio.gather(
-        page_request.call(api.list_routes, api.ListRoutes()),
-        page_request.call(api.list_rollouts, api.ListRollouts(limit=_ROLLOUTS)),
+        page_request.call(api.list_routes, api.ListRoutes()), page_request.call(api.list_rollouts, api.ListRollouts(limit=_ROLLOUTS))
     )
     view = RoutesPage(
         routes=found.routes,
