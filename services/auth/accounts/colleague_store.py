@@ -81,7 +81,7 @@ class ColleagueStore:
     async def find(self, transaction: database.Transaction, token_hash: str) -> KnownInvitation | None:
         """Return it whether it is open or not."""
         row = await transaction.row("find_colleague_invitation", token_hash)
-        return None if row is None else KnownInvitation(row["email"], row["accepted_at"], row["withdrawn_at"], row["expires_at"])
+        return None if row is None else KnownInvitation(row["accepted_at"], row["withdrawn_at"], row["expires_at"])
 
 
 def _invitation(row: database.DatabaseRow) -> ColleagueInvitation:

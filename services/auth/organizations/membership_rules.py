@@ -24,7 +24,6 @@ INVITATION_DAYS = 7
 class KnownInvitation:
     """An invitation that has not been accepted."""
 
-    email: str
     accepted_at: datetime | None
     withdrawn_at: datetime | None
     expires_at: datetime

@@ -125,7 +125,7 @@ class OrganizationStore:
 
     async def find_invitation(self, token_hash: str) -> KnownInvitation | None:
         row = await self._db.row("find_invitation_by_token", token_hash)
-        return None if row is None else KnownInvitation(row["email"], row["accepted_at"], row["withdrawn_at"], row["expires_at"])
+        return None if row is None else KnownInvitation(row["accepted_at"], row["withdrawn_at"], row["expires_at"])
 
 
 def _no_member() -> errors.NotFound:

@@ -52,7 +52,7 @@ INSERT INTO organisation_members (organisation_id, user_id, role) VALUES ($1, $2
 
 -- name: find_colleague_invitation
 -- Why it could not be accepted. One whose inviter is no administrator any more counts as withdrawn.
-SELECT invitation.email, invitation.accepted_at, invitation.expires_at,
+SELECT invitation.accepted_at, invitation.expires_at,
     CASE WHEN inviter.is_active AND inviter.role = 'admin' THEN invitation.withdrawn_at ELSE now() END AS withdrawn_at
 FROM colleague_invitations AS invitation
 JOIN users AS inviter ON inviter.id = invitation.invited_by

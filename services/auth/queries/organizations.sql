@@ -162,7 +162,7 @@ WHERE invitations.token_hash = $1 AND invitations.accepted_at IS NULL AND invita
 
 -- name: find_invitation_by_token
 -- Why it could not be accepted; only for its recipient.
-SELECT email, accepted_at, withdrawn_at, expires_at FROM invitations WHERE token_hash = $1;
+SELECT accepted_at, withdrawn_at, expires_at FROM invitations WHERE token_hash = $1;
 
 -- name: find_inviter
 -- Who created the invitation with this token, and for which organization.
