@@ -164,7 +164,7 @@ def check_claims(token: VerifiedToken, expected: ExpectedClaims, access_token: s
         (expected.client_id in claims.audiences, "it is meant for another client"),
         (_is_authorized_party(claims, expected.client_id), "it was issued to another client"),
         (now < claims.exp + LEEWAY_SECONDS, "it has expired; check the clocks"),
-        (_is_valid_yet(claims, now), "it is not valid yet; check the clocks"),
+        (now >= max(claims.iat, claims.nbf or claims.iat) - LEEWAY_SECONDS, "it is not valid yet; check the clocks"),
         (claims.iat >= expected.began_at - LEEWAY_SECONDS, "it is older than this login; check the clocks"),
         (hmac.compare_digest((claims.nonce or "").encode(), expected.nonce.encode()), "it belongs to another login"),
         (_is_fresh(claims, expected.max_age_seconds, now), "the password was entered too long ago"),
@@ -179,10 +179,6 @@ def check_claims(token: VerifiedToken, expected: ExpectedClaims, access_token: s
 def _is_authorized_party(claims: IdTokenClaims, client_id: str) -> bool:
     """``azp`` is required with several audiences, and must always name us."""
     return claims.azp == client_id or (claims.azp is None and len(claims.audiences) == 1)
-
-
-def _is_valid_yet(claims: IdTokenClaims, now: float) -> bool:
-    return now >= max(claims.iat, claims.nbf or claims.iat) - LEEWAY_SECONDS
 
 
 def _is_fresh(claims: IdTokenClaims, max_age_seconds: int | None, now: float) -> bool:

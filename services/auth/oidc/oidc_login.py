@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -71,7 +72,9 @@ class OidcLogins:
 
     async def begin(self, purpose: LoginPurpose) -> BegunLogin:
         """Raises BadRequest for a redirect address that is not allowed."""
-        begun = flow.begin_login(await self._provider.metadata(), self._registration, purpose, self._clock(), _random_text)
+        # 43 characters are the shortest verifier that PKCE allows.
+        random_text = partial(secrets.token_urlsafe, 32)
+        begun = flow.begin_login(await self._provider.metadata(), self._registration, purpose, self._clock(), random_text)
         await self._pending.put(begun.state, begun.pending)
         return begun
 
@@ -126,8 +129,3 @@ class OidcLogins:
 
 def _key(state: str) -> str:
     return f"auth:oidc:{api_keys.hash_token(state)}"
-
-
-def _random_text() -> str:
-    """256 random bits in 43 characters, the shortest verifier that PKCE allows."""
-    return secrets.token_urlsafe(32)
