@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import NOTHING
@@ -53,8 +53,6 @@ class HourlyQuotaView:
     limit: int | None
     used: int
     left: int
-    resets_at: datetime
-    resets_in_minutes: int
 
 
 def limits(quota: UserQuota) -> tuple[LimitView, ...]:
@@ -73,14 +71,11 @@ def credits(account: Account | None) -> CreditsView:  # noqa: A001 - the field's
     return CreditsView(left=usage_chart.cost(account.free_micro), detail=held + month)
 
 
-def hourly(answer: UserQuota, now: datetime) -> HourlyQuotaView:
-    seconds = (answer.resets_at - now).total_seconds()
+def hourly(answer: UserQuota) -> HourlyQuotaView:
     return HourlyQuotaView(
         limit=answer.limit_per_hour if answer.limit_per_hour < NO_LIMIT else None,
         used=answer.used_this_hour,
         left=max(0, answer.remaining),
-        resets_at=answer.resets_at.astimezone(UTC),
-        resets_in_minutes=max(0, -int(-seconds // 60)),
     )
 
 

@@ -216,7 +216,7 @@ async def _page_of(
         user=user,
         is_self=user.id == page_request.person.user.id,
         account=account,
-        quota=quota_view.hourly(quota, now) if quota else None,
+        quota=quota_view.hourly(quota) if quota else None,
         usage=usage,
         usage_days=USAGE_DAYS,
         roles=tuple(UserRole),
