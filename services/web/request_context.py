@@ -249,7 +249,7 @@ class PageRequest:
         password, code = fields.pop("confirm_password", ""), fields.pop("confirm_code", "")
         form = forms.convert(fields, kind)
         if by_visitor:
-            self.check_visitor(token)
+            self.app.tokens.check(token, self.request.cookies.get(self._cookie_name("form")))
         else:
             self.check_person(token)
         if password or code:
@@ -299,10 +299,6 @@ class PageRequest:
             origin=self.request.headers.get("origin"),
             own_hosts=frozenset({self.request.headers.get("host", "").lower(), urlsplit(self.address).netloc.lower()}),
         )
-
-    def check_visitor(self, token: str) -> None:
-        """Check a form token that was issued to a visitor."""
-        self.app.tokens.check(token, self.request.cookies.get(self._cookie_name("form")))
 
     def check_person(self, token: str) -> None:
         """Check a form token that was issued for this session. The session itself may have expired."""

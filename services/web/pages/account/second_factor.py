@@ -67,10 +67,11 @@ class CodesPage:
 
 
 def show_seed(page_request: PageRequest, form: SeedForm, *, action: str, problem: errors.CallerError | None = None) -> Page:
+    secret = secret_of(form.uri)
     view = SeedPage(
         action=action,
         uri=form.uri,
-        secret=_grouped(secret_of(form.uri)),
+        secret=" ".join(secret[place : place + 4] for place in range(0, len(secret), 4)),
         drawn=draw(form.uri),
         then=form.then,
         is_login=page_request.person.step is not auth.Step.DONE,
@@ -113,10 +114,6 @@ def draw(uri: str) -> Markup | None:
         return None
     code = segno.make_qr(uri, error="m", mode="byte", boost_error=False)
     return Markup(code.svg_inline(svgclass="qr", lineclass=None, omitsize=True, dark="#000", light="#fff"))  # noqa: S704 - made by segno
-
-
-def _grouped(secret: str) -> str:
-    return " ".join(secret[place : place + 4] for place in range(0, len(secret), 4))
 
 
 @post(DOWNLOAD, status_code=HTTPStatus.OK)

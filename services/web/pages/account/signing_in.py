@@ -116,8 +116,11 @@ async def login(page_request: NamedDependency[PageRequest]) -> Page:
         form = await page_request.read_form(forms.LoginForm, by_visitor=True)
     except errors.NotAllowed as error:
         return await _too_old(page_request, error)
+    name = form.name.strip()
+    # Usernames have no @, addresses always do.
+    typed = auth.Credentials(form.password, email=name) if "@" in name else auth.Credentials(form.password, username=name)
     try:
-        session = await _login(page_request, _credentials(form.name.strip(), form.password), auth.SessionKind.BROWSER)
+        session = await _login(page_request, typed, auth.SessionKind.BROWSER)
     except errors.CallerError as error:
         view = await _login_page(page_request, name=form.name, then=form.then, problem=error)
         return page_request.page("login.html", view, here="login", problem=error)
@@ -277,11 +280,6 @@ async def _login_page(
     return LoginPage(
         oidc_name=options.oidc_name, is_open=options.open_registration, name=name, then=then, problem=problem, registered=registered
     )
-
-
-def _credentials(name: str, password: str) -> auth.Credentials:
-    # Usernames have no @, addresses always do.
-    return auth.Credentials(password, email=name) if "@" in name else auth.Credentials(password, username=name)
 
 
 def _json(answer: msgspec.Struct, status: HTTPStatus) -> Page:

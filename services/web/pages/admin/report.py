@@ -83,10 +83,6 @@ def report_rows(report: BusinessReport, shown: tuple[Line, ...], by: BusinessGro
     return tuple(_row(row, line.name or _NAMELESS.get(by, NOTHING), by) for row, line in zip(report.rows, shown, strict=True))
 
 
-def total_row(report: BusinessReport) -> ReportRowView:
-    return _texts("Total", "", report.total)
-
-
 def report_total(report: BusinessReport, new: NewAccounts | None) -> ReportTotalView:
     active, total_ = report.active, report.total
     rated = total_.thumbs_up + total_.thumbs_down
@@ -187,7 +183,7 @@ async def show_report(page_request: NamedDependency[PageRequest], days: FromQuer
         download=_address(span, subject, "/admin/report.csv"),
         whole=report_total(report, new) if report else None,
         rows=report_rows(report, lines, subject) if report else (),
-        total=total_row(report) if report else None,
+        total=_texts("Total", "", report.total) if report else None,
         is_cut=report.more if report else False,
         has_upstream=bool(report and (report.total.upstream_micro or report.total.avoided_micro)),
     )
