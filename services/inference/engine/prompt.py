@@ -256,11 +256,8 @@ def _check_shown(tools: tuple[Tool, ...], rendered: str) -> None:
     """Check that the prompt shows all tools: some templates omit them, for example from chats without a system message."""
     for name in (tool.name.replace(MARK, "") for tool in tools):
         if name not in rendered and json.dumps(name, ensure_ascii=False)[1:-1] not in rendered:
-            raise _unsupported(f"this model's chat template does not support tools in this chat: it omits {name[:64]!r}")
-
-
-def _unsupported(message: str) -> errors.BadRequest:
-    return errors.BadRequest(message, hint="send the chat without tools, or use a model that was trained to call them")
+            message = f"this model's chat template does not support tools in this chat: it omits {name[:64]!r}"
+            raise errors.BadRequest(message, hint="send the chat without tools, or use a model that was trained to call them")
 
 
 @contextmanager

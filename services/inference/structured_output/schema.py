@@ -121,7 +121,8 @@ class _SchemaConversion:
         if reference not in self._references:
             target = self._target(reference, path)
             self._references[reference] = name = self._rules.reserve()
-            self._waiting.append(lambda: self._rules.define(name, self._convert(target, _path_of(reference), 0)))
+            at = "$" + reference.removeprefix("#").replace("/", ".")
+            self._waiting.append(lambda: self._rules.define(name, self._convert(target, at, 0)))
         return self._references[reference]
 
     def _target(self, reference: str, path: str) -> Json:
@@ -309,10 +310,6 @@ def _check_bounds(least: int, most: int | None, path: str) -> None:
         raise SchemaRefused(f"{path}: at least {least} and at most {most} is not possible")
     if least > gbnf.MOST_REPEATS:
         raise SchemaRefused(f"{path}: {least} is more than the maximum of {gbnf.MOST_REPEATS}")
-
-
-def _path_of(reference: str) -> str:
-    return "$" + reference.removeprefix("#").replace("/", ".")
 
 
 def _short(text: str) -> str:

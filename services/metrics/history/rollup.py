@@ -75,10 +75,6 @@ def roll(rows: Iterable[StoredRows]) -> list[StoredRows]:
 
 def _add(rows: Sequence[StoredRows]) -> StoredRows:
     first = rows[0]
-    sums = array("f", (_bounded(sum(column)) for column in zip(*(row.sums for row in rows), strict=True)))
+    sums = array("f", (max(-MOST, min(MOST, sum(column))) for column in zip(*(row.sums for row in rows), strict=True)))
     peaks = array("f", map(max, zip(*(row.sums if row.peaks is None else row.peaks for row in rows), strict=True)))
     return StoredRows(first.node, first.service, first.layout, sum(row.looks for row in rows), sums, peaks)
-
-
-def _bounded(number: float) -> float:
-    return max(-MOST, min(MOST, number))
