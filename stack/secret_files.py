@@ -35,18 +35,10 @@ def _token() -> bytes:
     return secrets.token_urlsafe(32).encode()
 
 
-def _hex_seed() -> bytes:
-    return secrets.token_bytes(32).hex().encode()
-
-
 def _password() -> bytes:
     """Return 128 bits in groups that people can type, without letters that look alike."""
     letters = "abcdefghjkmnpqrstuvwxyz23456789"
     return "-".join("".join(secrets.choice(letters) for _ in range(5)) for _ in range(5)).encode()
-
-
-def _data_key() -> bytes:
-    return base64.b64encode(secrets.token_bytes(32))
 
 
 def _admin_key() -> bytes:
@@ -57,7 +49,7 @@ def _admin_key() -> bytes:
 SECRETS: dict[str, Callable[[], bytes]] = {
     "key_pepper": _token,
     #: Encrypts what auth must read again: seeds of second factors, token signing keys. Backups must include it.
-    "data_key": _data_key,
+    "data_key": lambda: base64.b64encode(secrets.token_bytes(32)),
     #: The first key of the first administrator, for the profile of this machine.
     "admin_key": _admin_key,
     "prompt_hash_secret": _token,
@@ -68,7 +60,7 @@ SECRETS: dict[str, Callable[[], bytes]] = {
     #: The key of the mesh: it signs every certificate and the revocation list. Backups must include it.
     "mesh_ca.nk": node_keys.new_authority_seed,
     #: 64 hex characters, as the relay's program reads it.
-    "relay_seed": _hex_seed,
+    "relay_seed": lambda: secrets.token_bytes(32).hex().encode(),
     POSTGRES_ADMIN: _token,
     **{f"postgres_{role}": _token for role in DATABASE_ROLES},
 }

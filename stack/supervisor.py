@@ -200,14 +200,10 @@ def clear_leftovers(home: StackHome) -> None:
         children = msgspec.json.decode(_children_file(home).read_bytes(), type=list[processes.Child])
     except (FileNotFoundError, msgspec.DecodeError):
         return
-    ended = processes.end(children, _stop_signal, _LEFTOVER_GRACE_SECONDS)
+    ended = processes.end(children, lambda name: signal.SIGINT if name == "postgres" else signal.SIGTERM, _LEFTOVER_GRACE_SECONDS)
     for child in ended:
         _log.warning("%s: pid %d was left by an earlier supervisor; ended", child.name, child.pid)
     _children_file(home).unlink()
-
-
-def _stop_signal(name: str) -> signal.Signals:
-    return signal.SIGINT if name == "postgres" else signal.SIGTERM
 
 
 def _children_file(home: StackHome) -> Path:

@@ -66,7 +66,8 @@ async def up(
 ) -> StackSettings:
     """Return when everything is ready. Call ``prepare`` as soon as everything but the workers is ready, which load their models first.
     Raises AimeshError, after printing the end of the log that explains it."""
-    _require_linux()
+    if sys.platform != "linux":
+        raise errors.BadSettings("the embedded stack runs on Linux only", hint="use compose.yaml instead")
     if not (home.run.is_dir() and supervisor.is_alive(home)):
         _require_disk(home.root)
     made = initialization.ensure(home, environment, folder)
@@ -120,11 +121,6 @@ async def _find_running(home: StackHome) -> ControlAnswer | None:
                 hint="try again, or end its process (python -m stack.supervisor) and run aicli stack up",
             )
         await asyncio.sleep(_LOOK_SECONDS)
-
-
-def _require_linux() -> None:
-    if sys.platform != "linux":
-        raise errors.BadSettings("the embedded stack runs on Linux only", hint="use compose.yaml instead")
 
 
 def _require_disk(folder: Path) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from stack import probes
-from stack.control import ProgramStatus
 from stack.process_keeper import Hung, ProcessKeeper
 
 _LOOK_SECONDS = 5.0
@@ -66,7 +65,8 @@ async def watch(
     looked_at: float | None = None
     while True:
         await asyncio.sleep(look_seconds)
-        probed = {name: keeper.status for name, keeper in keepers.items() if _can_be_probed(keeper.status)}
+        statuses = {name: keeper.status for name, keeper in keepers.items()}
+        probed = {name: status for name, status in statuses.items() if status.state == "running" and status.pid is not None}
         answered = await asyncio.gather(*(probes.gets_answer(keepers[name].program) for name in probed))
         answers, at = dict(zip(probed, answered, strict=True)), now()
         round_seconds, looked_at = 0.0 if looked_at is None else at - looked_at, at
@@ -84,7 +84,3 @@ async def watch(
             if is_hung(silences[name], at):
                 del silences[name]
                 keepers[name].order(Hung(status.pid))
-
-
-def _can_be_probed(status: ProgramStatus) -> bool:
-    return status.state == "running" and status.pid is not None

@@ -36,12 +36,8 @@ def dashboard(here: CliContext, /, *, only_print: bool, as_json: bool) -> None:
         return
     click.echo(url)
     printing.note(f"The link works once, within {link.expires_in} s.")
-    if not only_print and _has_display(here.environment):
+    if not only_print and (here.environment.get("DISPLAY") or here.environment.get("WAYLAND_DISPLAY")):
         _open_browser(url, here.environment)
-
-
-def _has_display(environment: Mapping[str, str]) -> bool:
-    return bool(environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"))
 
 
 def _open_browser(url: str, environment: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from shared import errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
-    from shared.api.ledger import Account, LedgerReport, TopUp
+    from shared.api.ledger import Account, TopUp
     from shared.types import MicroCredits
 
 
@@ -93,7 +93,7 @@ def verify(context: click.Context, /, *, full: bool, as_json: bool) -> None:
     assert here is not None  # set by the group
     seconds = _FULL_VERIFY_SECONDS if full else _VERIFY_SECONDS
     report = here.run(lambda connection: connection.call(contract.verify_ledger, contract.VerifyLedger(full), deadline_seconds=seconds))
-    wrong = _is_wrong(report)
+    wrong = bool(report.drift_micro or report.sum_micro or report.reserved_drift_micro or report.overdue or report.findings)
     if as_json:
         printing.show_json(printing.plain(report))
     else:
@@ -105,10 +105,6 @@ def verify(context: click.Context, /, *, full: bool, as_json: bool) -> None:
             click.echo(f"  {printing.printable(finding)}")
     if wrong:
         context.exit(ExitCode.FAILED)
-
-
-def _is_wrong(report: "LedgerReport") -> bool:
-    return bool(report.drift_micro or report.sum_micro or report.reserved_drift_micro or report.overdue or report.findings)
 
 
 @ledger.command()

@@ -66,9 +66,11 @@ def repeat(show: Callable[[], object]) -> NoReturn:
     while True:
         began = time.monotonic()
         text = _RoundText(is_terminal=is_screen)
+        # On a screen, notes of a round are part of it.
+        notes = contextlib.redirect_stderr(text) if is_screen else contextlib.nullcontext()
         try:
             # `stack status` exits with 1 while a program is not ready.
-            with contextlib.redirect_stdout(text), contextlib.suppress(click.exceptions.Exit), _notes(text, is_screen=is_screen):
+            with contextlib.redirect_stdout(text), contextlib.suppress(click.exceptions.Exit), notes:
                 show()
         except errors.AimeshError as error:
             if not (has_shown and error.retryable):
@@ -78,11 +80,6 @@ def repeat(show: Callable[[], object]) -> NoReturn:
             _print(text.getvalue(), is_screen=is_screen, is_first=not has_shown)
             has_shown = True
         time.sleep(max(0.0, began + EVERY_SECONDS - time.monotonic()))
-
-
-def _notes(text: io.StringIO, *, is_screen: bool) -> contextlib.AbstractContextManager[object]:
-    """On a screen, notes of a round are part of it."""
-    return contextlib.redirect_stderr(text) if is_screen else contextlib.nullcontext()
 
 
 def _print(text: str, *, is_screen: bool, is_first: bool) -> None:

@@ -80,11 +80,8 @@ class Screen:
 
     async def paint(self, lines: Sequence[Line]) -> None:
         """Wait for a stopped terminal without blocking."""
-        rows = [f"{self._painted(line)}{_REST_OF_LINE}" for line in lines]
+        rows = ["".join(_styled(span) if self._has_colour else span.text for span in line) + _REST_OF_LINE for line in lines]
         await self._outlet.write(_HOME + "\r\n".join(rows) + _REST_OF_SCREEN)
-
-    def _painted(self, line: Line) -> str:
-        return "".join(_styled(span) if self._has_colour else span.text for span in line)
 
 
 def _styled(span: TextSpan) -> str:

@@ -125,7 +125,8 @@ def _title(frame: TopFrame) -> Line:
 
 
 def _body(frame: TopFrame, width: int | None) -> Iterator[Line]:
-    yield from (_silent(silent) for silent in _by_problem(frame.silent))
+    for problem, group in groupby(sorted(frame.silent, key=lambda source: source.problem), key=lambda source: source.problem):
+        yield _silent(list(group), problem)
     for wrong in frame.wrong:
         yield from _unhealthy(wrong, width)
     yield from _more(frame.parts_wrong, MOST_WRONG, "/admin in the browser")
@@ -142,14 +143,7 @@ def _more(number: int | None, shown: int, where: str) -> Iterator[Line]:
         yield (TextSpan(f"and {number - shown} more: {where}", "dim"),)
 
 
-def _by_problem(silent: Sequence[SilentSource]) -> Iterator[tuple[list[SilentSource], str]]:
-    """Group the silent sources by reason; a group shares a line."""
-    for problem, group in groupby(sorted(silent, key=lambda source: source.problem), key=lambda source: source.problem):
-        yield list(group), problem
-
-
-def _silent(silent: tuple[list[SilentSource], str]) -> Line:
-    group, problem = silent
+def _silent(group: list[SilentSource], problem: str) -> Line:
     words = printing.names(_WORDS.get(source.source, source.source) for source in group)
     ages = [source.age_seconds for source in group if source.age_seconds is not None]
     old = f"{words}: {printing.duration(max(ages))} old" if ages else f"{words}: unknown"
