@@ -45,7 +45,6 @@ class ChangeStream:
                 yield next_change
 
     async def _next(self, unread: asyncio.Queue[Change]) -> Change | None:
-        """Return None when the service shuts down."""
         async with lifecycle.background() as tasks:
             arrival, ending = tasks.create_task(unread.get()), tasks.create_task(self._ending.wait())
             await asyncio.wait({arrival, ending}, return_when=asyncio.FIRST_COMPLETED)

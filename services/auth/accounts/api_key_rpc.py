@@ -73,7 +73,6 @@ class ApiKeyRpc:
         return revoked
 
     async def _revoke(self, caller: auth.Principal, key: auth.ApiKey, **details: str) -> auth.ApiKey | None:
-        """Return None if it was revoked before."""
         async with self._store.bound(tenant_of(key)) as transaction:
             revoked = await self._store.revoke_key(transaction, key)
             if revoked is None:

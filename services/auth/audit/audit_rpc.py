@@ -70,7 +70,6 @@ class AuditRpc:
                 await stream.send(row)
 
     async def _actor(self, text: str) -> UserId:
-        """Find an actor by name, address or id; the id may be of a deleted user. Raises NotFound."""
         if (user_id := name_rules.find_uuid(text)) is not None:
             return UserId(user_id)
         return (await self._store.get_user_called(text)).id

@@ -24,7 +24,6 @@ _log = logs.get(part="auth")
 
 
 def _running(ca: MeshCa | None) -> MeshCa:
-    """Raises Unavailable if this auth service is no CA."""
     if ca is None:
         raise errors.Unavailable("this mesh has no CA, so it has no certificates and no tickets", hint="set MESH_CA_KEY_FILE at auth")
     return ca
@@ -206,5 +205,4 @@ class NodeAdminRpc:
 
 
 def _whose(caller: Principal) -> UserId | None:
-    """Return whose tickets and nodes the caller may see; None for everyone's."""
     return None if roles.is_admin(caller) else caller.user_id
