@@ -344,7 +344,6 @@ class PageRequest:
         return self._cookies.get(self._cookie_name("session")) or self.session_token or ""
 
     def _form_session(self) -> str:
-        """Return the cookie that binds a visitor's forms to the browser."""
         name = self._cookie_name("form")
         present = self.request.cookies.get(name, "")
         if _FORM_SESSION.fullmatch(present):

@@ -142,7 +142,6 @@ class HistoryAnswers:
         return HistorySeries(_key(line.labels), line.labels.get("model", ""), self._values(line))
 
     def _machine_labels(self, machines: Mapping[str, Sequence[HistoryLine]]) -> Mapping[str, str]:
-        """Return a label per machine. An id is added only to tell machines with the same name apart."""
         names = {machine: self._machine_name(machine, lines) for machine, lines in machines.items()}
         count = Counter(names.values())
         return {machine: name if count[name] == 1 else f"{name} {_suffix(machine)}" for machine, name in names.items()}

@@ -180,7 +180,6 @@ def _forwarded(scope: HTTPScope, hop_secret: str | None) -> list[Header]:
 
 
 def _without(headers: Iterable[Header], unwanted: frozenset[bytes]) -> list[Header]:
-    """Return ``headers`` without the unwanted ones and those listed in a Connection header."""
     listed = [(name.lower(), value) for name, value in headers]
     named = {word.strip().lower() for name, value in listed if name == b"connection" for word in value.split(b",")}
     return [(name, value) for name, value in listed if name not in unwanted and name not in named]

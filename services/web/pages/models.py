@@ -95,7 +95,6 @@ async def order(page_request: NamedDependency[PageRequest]) -> Page:
 
 
 async def _apply(page_request: PageRequest, form: OrderForm) -> tuple[ModelAction, tuple[ModelPlace, ...]]:
-    """Send the order. Raises BadRequest for an unknown action, and what the gateway raises."""
     if form.act not in set(ModelAction):
         raise errors.BadRequest("unknown action", hint="reload the Models page and use its buttons")
     act = ModelAction(form.act)

@@ -140,7 +140,6 @@ async def _members(page_request: PageRequest) -> tuple[tuple[Member, ...], error
 
 
 async def _member(page_request: PageRequest, node_id: str) -> Member:
-    """Return a member that this user can see and that is not revoked. Raises NotFound."""
     answer = await page_request.call(membership.list_members, membership.ListMembers())
     member = next((member for member in answer.members if member.id == node_id and member.state is not MemberState.REVOKED), None)
     if member is None:

@@ -176,7 +176,6 @@ def _over_line(alert: Alert, at: datetime) -> AlertView:
 
 
 def _covering(alert: Alert, silences: Iterable[Silence]) -> Silence | None:
-    """Return the silence that ends last."""
     covering = [one for one in silences if one.name in ("", alert.name) and one.labels.items() <= alert.labels.items()]
     return max(covering, key=lambda one: one.until, default=None)
 
