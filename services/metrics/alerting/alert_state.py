@@ -253,7 +253,6 @@ class AlertStates:
 
 
 def _seen_last(mine: ActiveAlert, other: ActiveAlert) -> ActiveAlert:
-    """Return my alert with the latest acknowledgement of both."""
     seen = max(mine, other, key=lambda one: one.seen_at or 0.0)
     return replace(mine, seen_by=seen.seen_by, seen_at=seen.seen_at)
 

@@ -138,7 +138,6 @@ def _shown_silence(silence: AlertSilence) -> api.Silence:
 
 
 def _name_of_caller(principal: Principal | None) -> str:
-    """Return the name of the user, or "operator" for an operator's node."""
     return "operator" if principal is None else principal.username
 
 

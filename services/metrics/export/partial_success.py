@@ -70,7 +70,6 @@ _VARINT, _BYTES = 0, 2
 
 
 def _read_protobuf(body: bytes) -> tuple[int, str]:
-    """Read the count and the reason: fields 1 and 2 of the message in field 1."""
     count, why = 0, ""
     for number, content in _fields(body):
         if number == 1 and isinstance(content, bytes):

@@ -235,7 +235,6 @@ class _Merging:
         return self._find_family(name, kind, declared) if series in _names(name, kind) else None
 
     def _find_family(self, name: str, kind: str, declared: _Declared) -> Family | None:
-        """Return the family, creating it if necessary. None if one of its names belongs to another family."""
         family = self.families.get(name)
         if family is not None:
             return family if family.kind == kind else None

@@ -159,7 +159,6 @@ async def _covered(transaction: database.Transaction, question: QueryPlan, piece
 
 
 def _flat(arrays: Sequence[Sequence[float]]) -> tuple["array[float]", list[int], list[int]]:
-    """Concatenate arrays, and return where each begins and ends, counted from 1."""
     lasts = list(accumulate(len(one) for one in arrays))
     return (
         array("f", (number for one in arrays for number in one)),
