@@ -115,7 +115,6 @@ class Announcements:
             self._register_speed(model)
 
     def _forget(self, model: ModelName) -> None:
-        """Remove the gauges of a model that was removed."""
         metrics = self._node.metrics
         self._measured.discard(model)
         speed = (metrics.engine_overhead, metrics.engine_step_seconds, metrics.engine_tokens_per_second)

@@ -188,7 +188,6 @@ class InferenceService:
     async def _embed_inputs(
         self, model: ModelName, inputs: tuple[embedding.EmbeddingInput, ...], dimensions: int | None, sink: VectorSink
     ) -> Embedded:
-        """Run a request for embeddings from HTTP. Raises what ``run_embedding`` raises."""
         request = embedding.Embed(model, inputs, context.new_request_id(), dimensions)
         return await run_embedding(self._backend, self._embedder(model), request, sink, self._metrics)
 
@@ -207,7 +206,6 @@ class InferenceService:
         return status.model_id
 
     def _status(self, model: ModelName) -> ModelStatus:
-        """Find a model by its name or an alias. Raises UnknownModel."""
         statuses = self._backend.models()
         for status in statuses:
             if model in (status.model_id, *status.aliases):

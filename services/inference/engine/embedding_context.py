@@ -133,7 +133,6 @@ class EmbeddingContext:
         return int(native.LLAMA_POOLING_TYPE_MEAN if number == native.LLAMA_POOLING_TYPE_NONE else number)
 
     def _metadata(self, key: str) -> str:
-        """Return an empty text if the file lacks the key."""
         value = ctypes.create_string_buffer(64)
         found = native.llama_model_meta_val_str(self._model, key.encode(), value, len(value))
         return value.value.decode("utf-8", "replace") if found >= 0 else ""

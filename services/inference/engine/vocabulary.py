@@ -71,7 +71,6 @@ class ModelVocabulary:
             size = -length
 
     def _tokenize(self, part: str) -> "tuple[ctypes.Array[ctypes.c_int32], int]":
-        """Return an array and the number of its tokens."""
         raw = part.encode("utf-8", "replace")
         room = len(raw) + 8
         tokens = (native.llama_token * room)()

@@ -123,7 +123,6 @@ def _spare(mount: Path, path: str, *, limit: str, used: str, reclaimable: str) -
 
 
 def _number(path: Path) -> int | None:
-    """Return None for ``max`` or if there is no such file."""
     text = "".join(_lines(path)).strip()
     return int(text) if text.isdecimal() else None
 

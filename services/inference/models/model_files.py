@@ -169,7 +169,6 @@ def _look(file: Path) -> FileCheck:
 
 
 def _sha256(stopped: threading.Event, parts: tuple[Path, ...]) -> str:
-    """Hash all parts as one file; empty if stopped or unreadable."""
     digest = hashlib.sha256()
     try:
         for part in parts:

@@ -216,7 +216,6 @@ def _is_model(layer: _Layer) -> bool:
 
 
 def _split(stem: str) -> tuple[str, int, int]:
-    """Return the name, and which of how many parts it is."""
     part = model_folder.PART.fullmatch(stem)
     return (stem, 1, 1) if part is None else (part["name"], int(part["number"]), int(part["count"]))
 
@@ -285,7 +284,6 @@ def _decode(body: bytes, kind: type[Document], where: RemoteFile) -> Document:
 
 
 def _sha256(text: str, where: RemoteFile) -> str:
-    """Raises PeerError."""
     if (digest := _DIGEST.fullmatch(text)) is None:
         raise errors.PeerError(f"{where.url} lists a file without a usable SHA-256")
     return digest[1].lower()

@@ -185,7 +185,6 @@ def _lead(sampler: "native.llama_sampler_p", vocabulary: CheckerVocabulary, *, i
 
 
 def _apply(sampler: "native.llama_sampler_p", candidates: "ctypes.Array[native.llama_token_data]") -> None:
-    """Set the logit of candidates that don't fit the grammar to minus infinity."""
     array = native.llama_token_data_array(candidates, len(candidates), -1, False)
     native.llama_sampler_apply(sampler, ctypes.byref(array))
 

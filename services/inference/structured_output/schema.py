@@ -291,7 +291,6 @@ class _SchemaConversion:
         return " ".join(['"["', f" {comma} ".join(written), more, '"]"'])
 
     def _listed(self, one: str | None, least: int, most: int | None, path: str) -> str:
-        """Repeat ``one`` from ``least`` to ``most`` times, with commas."""
         _check_bounds(least, 0 if one is None else most, path)
         if one is None or most == 0:
             return '""'

@@ -50,7 +50,6 @@ class EngineCall(ABC):
         return is_last
 
     async def _next(self) -> _Progress:
-        """Wait for the next report. Raises the engine's refusal, or ModelCrashed."""
         report = await self._reports.get()
         if isinstance(report, engine_messages.GenerationRefused):
             raise errors.from_problem(report.problem)

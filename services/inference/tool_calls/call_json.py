@@ -84,7 +84,6 @@ def is_object(text: str) -> bool:
 
 
 def _arguments(call: _Written) -> str:
-    """Return the arguments as the model wrote them; empty if it wrote none."""
     raw = bytes(call.arguments) or bytes(call.parameters)
     # Some models write the object as a string, like the API.
     text = msgspec.json.decode(raw, type=str) if raw.startswith(b'"') else raw.decode()

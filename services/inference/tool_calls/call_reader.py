@@ -172,7 +172,6 @@ class CallReader:
         return end - begin
 
     def _find(self, marks: tuple[str, ...]) -> tuple[str, bool]:
-        """Return the next mark, or an empty text, and whether one may follow."""
         for mark in marks:
             if self.text.startswith(mark, self.at):
                 return mark, True

@@ -199,7 +199,6 @@ class MarkedCalls:
 
 
 def _blanks_before(text: str, end: int) -> int:
-    """Count the blanks before ``end``, up to MAX_BLANKS."""
     first = max(0, end - MAX_BLANKS)
     return end - first - len(text[first:end].rstrip(BLANKS))
 

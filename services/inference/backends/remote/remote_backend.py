@@ -187,7 +187,6 @@ class RemoteBackend:
         return await server.moderate(request)
 
     def _holder(self, model: ModelName) -> ModelServer:
-        """Return the first server that has the model, or else the first of all, which then refuses it."""
         return next((one for one in self._servers if one.models.has(model)), self._servers[0])
 
 
