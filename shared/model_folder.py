@@ -48,7 +48,6 @@ def parts(file: Path) -> tuple[Path, ...]:
 
 
 def _name_of(path: Path) -> str | None:
-    """Return None for a file that is not a model, or not a model's first part."""
     if path.suffix.lower() != ".gguf" or path.name.lower().startswith(_PROJECTOR):
         return None
     part = PART.fullmatch(path.stem)

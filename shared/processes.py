@@ -49,7 +49,6 @@ def _program_of(pid: int) -> str | None:
 
 
 def _bound_inodes(protocol: str, state: str, port: int) -> set[str]:
-    """Return the inodes of sockets that listen on this port, on any address."""
     found = set()
     for table in (f"/proc/net/{protocol}", f"/proc/net/{protocol}6"):
         try:

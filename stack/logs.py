@@ -113,7 +113,6 @@ def _old_bytes(path: Path, oldest: date) -> int:
 
 
 def _cut(source: Path, target: Path, beginning: int) -> None:
-    """Write ``source`` without its ``beginning`` to ``target``; remove ``target`` if nothing is left."""
     with source.open("rb") as file:
         file.seek(max(beginning, file.seek(0, os.SEEK_END) - MAX_BYTES))
         rest = file.read(MAX_BYTES)
@@ -138,7 +137,6 @@ def ends(folder: Path) -> dict[str, int]:
 
 
 def _read_end(path: Path, lines: int, start: int = 0) -> tuple[list[str], int]:
-    """Return the last lines and the offset after them."""
     try:
         with path.open("rb") as file:
             length = file.seek(0, os.SEEK_END)

@@ -87,7 +87,6 @@ async def _answers_http(url: str) -> bool:
 
 
 async def _exchange(place: Path | int, question: bytes, expected: bytes) -> bytes:
-    """Return the beginning of the answer, as far as it matches ``expected``."""
     opening = asyncio.open_unix_connection(place) if isinstance(place, Path) else asyncio.open_connection("127.0.0.1", place)
     reader, writer = await opening
     try:

@@ -90,7 +90,6 @@ class ProcessKeeper:
         self._become("stopped")
 
     async def _live(self) -> Event:
-        """Start a process and wait until it exits or must be stopped."""
         try:
             process = await self._start()
         except OSError as error:
@@ -129,7 +128,6 @@ class ProcessKeeper:
         await self._events.put(Exited(process.pid, status))
 
     async def _next(self, pid: int) -> Event:
-        """Return the next event that concerns the current process, or a command."""
         while True:
             event = await self._events.get()
             if not isinstance(event, Exited | Hung) or event.pid == pid:

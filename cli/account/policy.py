@@ -153,7 +153,6 @@ def _parts(text: str) -> list[str]:
 
 
 def _guard(given: "dict[str, Any]") -> "dict[str, Any]":
-    """Raises BadRequest."""
     guard: dict[str, Any] = {}
     for place in ("prompt", "answer"):
         if (text := given.get(f"guard_{place}")) is not None:

@@ -93,7 +93,6 @@ class ChatSession:
         return served.why_none
 
     def _find_model(self, name: str = "") -> ServedModel | None:
-        """Return the model of this name, of the conversation, or the default one."""
         name = name or self._conversation.model or ""
         if not name:
             return self._models[0] if self._models else None

@@ -292,8 +292,6 @@ class _WaitingNotice:
 
 
 def _for_stdout(text: str) -> str:
-    """Return text that is safe to show at a terminal; files and pipes get it unchanged."""
-
     return printing.printable(text) if sys.stdout.isatty() else text
 
 

@@ -105,7 +105,6 @@ def _list(here: CliContext, *, as_json: bool) -> None:
 
 
 def _show(answer: "ModelPlaces", *, as_json: bool) -> None:
-    """Show what each worker did. Exits with 1 if one of them failed."""
     if as_json:
         printing.show_json([printing.plain(place) for place in answer.places])
     else:

@@ -111,7 +111,6 @@ def _needed(widths: Sequence[int]) -> int:
 
 
 def _hide(columns: list[LayoutColumn], width: int) -> tuple[list[LayoutColumn], list[LayoutColumn]]:
-    """Return the columns that fit and the others, in the order of hiding."""
     shown, hidden = list(columns), list[LayoutColumn]()
     while _needed([column.least for column in shown]) > width:
         optional = [number for number, column in enumerate(shown) if column.rank > 1]

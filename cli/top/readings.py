@@ -115,7 +115,6 @@ _Value = tuple[HistoryLine, float]
 
 
 def _latest(answers: Sequence[History]) -> Iterator[_Value]:
-    """Return each line's last number, for lines with a new one."""
     found = [(line, *last) for answer in answers for line in answer.lines if (last := _last(answer, line)) is not None]
     newest = max((at for _, at, _ in found), default=None)
     for line, at, value in found:

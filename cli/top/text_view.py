@@ -240,7 +240,6 @@ class _Filled:
 
 
 def _table(frame: TopFrame, view: View, width: int | None) -> Iterator[Line]:
-    """Fit the columns to a terminal of this width; None for no limit."""
     by = COLUMNS[view.sort]
     nodes = _sorted(frame.nodes, by)
     filled = [_Filled(column, tuple(_clean(column.cell(node)) for node in nodes)) for column in COLUMNS]
@@ -252,7 +251,6 @@ def _table(frame: TopFrame, view: View, width: int | None) -> Iterator[Line]:
 
 
 def _chosen(filled: list[_Filled], by: TextColumn, width: int | None) -> list[_Filled]:
-    """Return the columns that fit; the sort column always does."""
     removable = sorted(
         (column for column in filled if column.definition.rank and column.definition is not by), key=lambda column: column.definition.rank
     )
@@ -263,7 +261,6 @@ def _chosen(filled: list[_Filled], by: TextColumn, width: int | None) -> list[_F
 
 
 def _least_width(filled: Sequence[_Filled]) -> int:
-    """Return the width of a line whose last column is cut as far as possible."""
     *whole, last = filled
     return sum(column.width + len(_GAP) for column in whole) + min(last.width, _LEAST_LAST)
 

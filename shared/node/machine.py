@@ -162,7 +162,6 @@ def _cpu_limit(folder: Path) -> float | None:
 
 
 def _field(file: Path, name: str) -> int:
-    """Read one value from a file of `name number` lines. Raises ValueError if it is missing."""
     for line in file.read_text(encoding="ascii").splitlines():
         key, _, number = line.partition(" ")
         if key == name:

@@ -214,7 +214,6 @@ async def _outcome(answer: Awaitable[Reply]) -> Reply | errors.AimeshError:
 
 
 def _is_answered(task: asyncio.Task[Reply | errors.AimeshError]) -> bool:
-    """Return whether a node answered. A refusal is an answer."""
     return task.done() and not isinstance(task.result(), errors.PeerError)
 
 

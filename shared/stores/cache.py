@@ -172,7 +172,6 @@ class Cache:
 
 
 def _raise(error: OSError | ReplyError) -> NoReturn:
-    """Raise an error of the client as one of the cache's."""
     if isinstance(error, ReplyError):
         if error.word in _REFUSALS:
             hint = "REDIS_URL must lead to the primary" if error.word in _REPLICAS else "see its log, its disk and its memory"

@@ -32,7 +32,6 @@ def choose(headers: Iterable[tuple[bytes, bytes]]) -> MetricsTextFormat:
 
 
 def _range(text: str) -> tuple[str, str, float]:
-    """Parse a media range into type, version and quality; the quality of an invalid one is 0."""
     kind, *parameters = (part.strip() for part in text.split(";"))
     values = {name.strip(): value.strip(' "') for name, _, value in (parameter.partition("=") for parameter in parameters)}
     try:

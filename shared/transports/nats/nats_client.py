@@ -344,7 +344,6 @@ class NatsClient:
 
 
 def _is_uninformative(problem: Exception) -> bool:
-    """Return whether the error only means that nothing answered."""
     return isinstance(problem, OSError) and not isinstance(problem, ssl.SSLError)
 
 
