@@ -14,7 +14,7 @@ import click
 
 from cli import user_folders
 from cli.cli_context import CliContext
-from shared import errors
+from shared import api, errors
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -35,9 +35,7 @@ _SAFE = re.compile(r"[A-Za-z0-9._:/@+-]+")
 
 def models(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
     async def fetch(connection: "CliConnection") -> list[Candidate]:
-        from shared.api import gateway
-
-        served = (await connection.call(gateway.list_models, gateway.ListModels())).models
+        served = (await connection.call(api.gateway.list_models, api.gateway.ListModels())).models
         return [(name, "" if name == model.name else model.name) for model in served for name in (model.name, *model.aliases)]
 
     return matching(_fetch("models", context, fetch), incomplete)
@@ -45,9 +43,7 @@ def models(context: click.Context, parameter: click.Parameter, incomplete: str) 
 
 def keys(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
     async def fetch(connection: "CliConnection") -> list[Candidate]:
-        from shared.api import auth
-
-        listed = (await connection.call(auth.list_api_keys, auth.ListApiKeys())).keys
+        listed = (await connection.call(api.auth.list_api_keys, api.auth.ListApiKeys())).keys
         return [(key.name if _SAFE.fullmatch(key.name) else str(key.id), key.preview) for key in listed if key.is_active]
 
     return matching(_fetch("keys", context, fetch), incomplete)
@@ -63,9 +59,7 @@ def workers(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 
 async def _fetch_nodes(connection: "CliConnection") -> list[Candidate]:
-    from shared.api import gateway
-
-    listed = (await connection.call(gateway.list_nodes, gateway.ListNodes())).nodes
+    listed = (await connection.call(api.gateway.list_nodes, api.gateway.ListNodes())).nodes
     return [(node.id[:9], " ".join((node.service, *node.models))) for node in listed]
 
 
@@ -73,10 +67,8 @@ def documents(context: click.Context, parameter: click.Parameter, incomplete: st
     """Complete KIND/NAME of the configuration."""
 
     async def fetch(connection: "CliConnection") -> list[Candidate]:
-        from shared.api import configuration
-
-        request = configuration.ListConfigVersions(only_current=True, limit=_MAX_VALUES)
-        listed = (await connection.call(configuration.list_config_versions, request)).versions
+        request = api.configuration.ListConfigVersions(only_current=True, limit=_MAX_VALUES)
+        listed = (await connection.call(api.configuration.list_config_versions, request)).versions
         return [(f"{document.kind}/{document.name}", f"version {document.version}") for document in listed]
 
     return matching(_fetch("documents", context, fetch), incomplete)
@@ -84,9 +76,7 @@ def documents(context: click.Context, parameter: click.Parameter, incomplete: st
 
 def routes(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
     async def fetch(connection: "CliConnection") -> list[Candidate]:
-        from shared.api import configuration
-
-        listed = (await connection.call(configuration.list_routes, configuration.ListRoutes())).routes
+        listed = (await connection.call(api.configuration.list_routes, api.configuration.ListRoutes())).routes
         return [(route.name, ", ".join(target.model for target in route.targets)) for route in listed]
 
     return matching(_fetch("routes", context, fetch), incomplete)

@@ -10,6 +10,7 @@ import click
 
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
+from shared import api
 
 #: The page of the web service that redeems a login link.
 LOGIN_PATH = "/login-link"
@@ -26,10 +27,8 @@ def dashboard(here: CliContext, /, *, only_print: bool, as_json: bool) -> None:
     """
     from urllib.parse import quote
 
-    from shared.api import auth
-
     web = here.profile(key_needed=True).web_url.rstrip("/")
-    link = here.call(auth.create_login_link, auth.CreateLoginLink())
+    link = here.call(api.auth.create_login_link, api.auth.CreateLoginLink())
     url = f"{web}{LOGIN_PATH}?token={quote(link.token, safe='')}"
     if as_json:
         printing.show_json({"url": url, "expires_in": link.expires_in})

@@ -9,7 +9,7 @@ from cli.account import policy
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
 from cli.output.printing import TableColumn
-from shared import errors
+from shared import api, errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -30,19 +30,17 @@ def guard() -> None:
 @click.pass_obj
 def test(here: CliContext, /, file: IO[str], *, is_answer: bool, organization: str | None, key: str | None, as_json: bool) -> None:
     """Show what is found in FILE (`-` for standard input), and the text as it would be passed on. By default: by your policy."""
-    from shared.api import configuration
-
     try:
-        text = file.read(configuration.MAX_GUARD_CHARACTERS + 1)
+        text = file.read(api.configuration.MAX_GUARD_CHARACTERS + 1)
     except UnicodeDecodeError as error:
         raise errors.BadRequest("the file is not UTF-8 text", hint="convert it first") from error
-    if len(text) > configuration.MAX_GUARD_CHARACTERS:
-        raise errors.TooLarge(f"the file has more than {configuration.MAX_GUARD_CHARACTERS} characters", hint="test a part of it")
+    if len(text) > api.configuration.MAX_GUARD_CHARACTERS:
+        raise errors.TooLarge(f"the file has more than {api.configuration.MAX_GUARD_CHARACTERS} characters", hint="test a part of it")
 
     async def work(connection: "CliConnection") -> "GuardTest":
         tenant = await policy.find_organization(connection, organization) if organization else None
         key_id = await policy.find_key(connection, key) if key else None
-        return await connection.call(configuration.test_guard, configuration.GuardText(text, is_answer, tenant, key_id))
+        return await connection.call(api.configuration.test_guard, api.configuration.GuardText(text, is_answer, tenant, key_id))
 
     found = here.run(work)
     if as_json:

@@ -11,7 +11,7 @@ from cli import value_completion
 from cli.cli_context import CliContext
 from cli.output import credit_amounts, print_format, printing, watching
 from cli.output.printing import TableColumn
-from shared import errors
+from shared import api, errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -65,9 +65,7 @@ def create(here: CliContext, /, name: str, *, as_json: bool, **options: "OptionV
     By default, a key can use models and read usage; change this with --scope or --all-rights. A live key never has admin rights. Limits
     of the key apply in addition to the account's: the strictest limit wins.
     """
-    from shared.api import auth
-
-    made = here.call(auth.generate_api_key, _request(name, options))
+    made = here.call(api.auth.generate_api_key, _request(name, options))
     if as_json:
         printing.show_json({"key": made.api_key, "id": str(made.key.id), "name": made.key.name})
         return
@@ -81,16 +79,15 @@ def _request(name: str, options: "dict[str, OptionValue]") -> "GenerateApiKey":
 
     import msgspec
 
-    from shared.api import auth
     from shared.types import ModelName
 
     values = cast("dict[str, Any]", options)
-    kind = auth.KeyKind(values.pop("kind"))
+    kind = api.auth.KeyKind(values.pop("kind"))
     models = tuple(ModelName(model) for model in values.pop("models"))
-    bounds = auth.KeyBounds(values.pop("scopes"), models, values.pop("networks"))
+    bounds = api.auth.KeyBounds(values.pop("scopes"), models, values.pop("networks"))
     days, all_rights = values.pop("days"), values.pop("all_rights")
-    limits = msgspec.structs.replace(auth.ApiKeyLimits(), **values)
-    return auth.GenerateApiKey(name=name, limits=limits, kind=kind, bounds=bounds, days=days, all_rights=all_rights)
+    limits = msgspec.structs.replace(api.auth.ApiKeyLimits(), **values)
+    return api.auth.GenerateApiKey(name=name, limits=limits, kind=kind, bounds=bounds, days=days, all_rights=all_rights)
 
 
 def _expiry(key: "ApiKey") -> str:
@@ -105,9 +102,7 @@ def _expiry(key: "ApiKey") -> str:
 @click.pass_obj
 def rename(here: CliContext, /, key: str, name: str) -> None:
     """Rename a key."""
-    from shared.api import auth
-
-    renamed = here.call(auth.rename_api_key, auth.RenameApiKey(_no_secret(key), name))
+    renamed = here.call(api.auth.rename_api_key, api.auth.RenameApiKey(_no_secret(key), name))
     click.echo(f"{printing.printable(renamed.preview)} is now called {printing.printable(renamed.name)}.")
 
 
@@ -120,9 +115,7 @@ def rename(here: CliContext, /, key: str, name: str) -> None:
 @click.pass_obj
 def rotate(here: CliContext, /, key: str, *, overlap_hours: int, as_json: bool) -> None:
     """Create a new secret for a key and print it. The old secret stops working after the overlap."""
-    from shared.api import auth
-
-    made = here.call(auth.rotate_api_key, auth.RotateApiKey(_no_secret(key), overlap_hours * 3600))
+    made = here.call(api.auth.rotate_api_key, api.auth.RotateApiKey(_no_secret(key), overlap_hours * 3600))
     if as_json:
         printing.show_json({"key": made.api_key, "id": str(made.key.id), "name": made.key.name})
         return
@@ -192,9 +185,7 @@ def _revoke_with_own_secret(here: CliContext, secret: str) -> str:
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List your API keys. Use -o wide to see their IDs."""
-    from shared.api import auth
-
-    listed = here.call(auth.list_api_keys, auth.ListApiKeys())
+    listed = here.call(api.auth.list_api_keys, api.auth.ListApiKeys())
     columns: list[TableColumn[ApiKey]] = [
         TableColumn("NAME", lambda key: key.name),
         TableColumn("KEY", lambda key: key.preview),
@@ -216,9 +207,7 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 @click.pass_obj
 def revoke(here: CliContext, /, key: str, *, with_made: bool, as_json: bool) -> None:
     """Revoke a key by name or ID. It stops working immediately and cannot be restored."""
-    from shared.api import auth
-
-    revoked = here.call(auth.revoke_api_key, auth.RevokeApiKey(_no_secret(key), with_made))
+    revoked = here.call(api.auth.revoke_api_key, api.auth.RevokeApiKey(_no_secret(key), with_made))
     if as_json:
         printing.show_json(printing.plain(revoked))
         return
@@ -231,10 +220,8 @@ def revoke(here: CliContext, /, key: str, *, with_made: bool, as_json: bool) -> 
 
 def _made_by(here: CliContext, key: "ApiKey") -> "list[ApiKey]":
     """Return the working keys that the key created; none if this credential may not list keys, as after revoking itself."""
-    from shared.api import auth
-
     try:
-        listed = here.call(auth.list_api_keys, auth.ListApiKeys())
+        listed = here.call(api.auth.list_api_keys, api.auth.ListApiKeys())
     except errors.CallerError:
         return []
     return [other for other in listed.keys if other.made_by == key.id and other.is_active]

@@ -15,7 +15,7 @@ import click
 
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
-from shared import errors
+from shared import api, errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -55,14 +55,12 @@ def register(
     here: CliContext, /, username: str | None, email: str | None, *, invitation: str | None, password_stdin: bool, as_json: bool
 ) -> None:
     """Create an account. Prompts for anything you leave out."""
-    from shared.api import auth
-
-    data = auth.UserData(
+    data = api.auth.UserData(
         username=username or prompt_for("username", "the argument USERNAME"),
         email=email or prompt_for("email address", "--email"),
         password=password_from(password_stdin, confirm=True),
     )
-    user = here.call(auth.register_user, auth.RegisterUser(data, invitation=invitation), key_needed=False)
+    user = here.call(api.auth.register_user, api.auth.RegisterUser(data, invitation=invitation), key_needed=False)
     printing.show_message(
         user, f"Account {printing.printable(user.username)} created. Next: aicli login {printing.printable(user.username)}", as_json=as_json
     )
@@ -146,9 +144,7 @@ def api_key_from_stdin() -> "Credential":
 
 
 async def _read_owner(connection: "CliConnection") -> "User":
-    from shared.api import accounts
-
-    return (await connection.call(accounts.get_account, accounts.GetAccount())).user
+    return (await connection.call(api.accounts.get_account, api.accounts.GetAccount())).user
 
 
 def _sign_in(
@@ -156,11 +152,9 @@ def _sign_in(
 ) -> "tuple[User, CreatedApiKey]":
     import platform
 
-    from shared.api import auth
-
     name = name or prompt_for("username or email address", "the argument USERNAME")
     by_email = "@" in name
-    credentials = auth.Credentials(
+    credentials = api.auth.Credentials(
         password=password_from(from_stdin, confirm=False), username=None if by_email else name, email=name if by_email else None
     )
     title = key_name or platform.node() or "aicli"
@@ -175,46 +169,43 @@ async def _exchange(
     connection: "CliConnection", credentials: "Credentials", title: str, old: "Credential | None"
 ) -> "tuple[User, CreatedApiKey]":
     """Open a session with the password, create a key with it, and close it again."""
-    from shared.api import auth
     from shared.types import UserRole
 
-    session = await connection.call(auth.login_user, auth.LoginUser(credentials))
+    session = await connection.call(api.auth.login_user, api.auth.LoginUser(credentials))
     session = await _finish(connection, session)
     token = session.access_token
     # An administrator uses this machine to administer, which needs a key of kind adm. Other users cannot create one.
-    kind = auth.KeyKind.ADMIN if session.user.role is UserRole.ADMIN else auth.KeyKind.LIVE
+    kind = api.auth.KeyKind.ADMIN if session.user.role is UserRole.ADMIN else api.auth.KeyKind.LIVE
     try:
-        made = await connection.call(auth.generate_api_key, auth.GenerateApiKey(name=title, kind=kind, all_rights=True), credential=token)
+        made = await connection.call(
+            api.auth.generate_api_key, api.auth.GenerateApiKey(name=title, kind=kind, all_rights=True), credential=token
+        )
         if old is not None:
             # The new key replaces the old one in the profile. Revoke the old key, or it would stay valid unnoticed.
             await revoke(connection, old, by=token)
     finally:
-        await connection.call(auth.logout_user, auth.LogoutUser(session.session_token), credential=token)
+        await connection.call(api.auth.logout_user, api.auth.LogoutUser(session.session_token), credential=token)
     return session.user, made
 
 
 async def _finish(connection: "CliConnection", session: "LoginSession") -> "LoginSession":
     """Answer the second factor, if there is one. Raises SecondFactorNeeded if only the web can do it."""
-    from shared.api import auth
-
-    if session.step is auth.Step.SET_UP_MFA:
+    if session.step is api.auth.Step.SET_UP_MFA:
         raise errors.SecondFactorNeeded(
             "administrators need a second factor, and this account has none", hint="sign in on the web once and set up an authenticator app"
         )
-    if session.step is auth.Step.DONE:
+    if session.step is api.auth.Step.DONE:
         return session
     code = await asyncio.to_thread(prompt_for, "code of your authenticator app, or a recovery code", "a terminal to type it")
-    return await connection.call(auth.confirm_login, auth.ConfirmLogin(code.strip()), credential=session.access_token)
+    return await connection.call(api.auth.confirm_login, api.auth.ConfirmLogin(code.strip()), credential=session.access_token)
 
 
 async def revoke(connection: "CliConnection", key: "Credential", *, by: "Credential") -> bool:
     """Return False if the key is not listed: lists show a key's newest secret, and the previous one works for a while after a rotation."""
-    from shared.api import auth
-
-    listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=by)
+    listed = await connection.call(api.auth.list_api_keys, api.auth.ListApiKeys(), credential=by)
     own = [entry for entry in listed.keys if entry.is_active and _is_shown_as(key, entry.preview)]
     for entry in own:
-        await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(entry.id)), credential=by)
+        await connection.call(api.auth.revoke_api_key, api.auth.RevokeApiKey(str(entry.id)), credential=by)
     return bool(own)
 
 

@@ -12,7 +12,7 @@ from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.print_format import Command
 from cli.output.printing import TableColumn
-from shared import errors
+from shared import api, errors
 
 if TYPE_CHECKING:
     from typing import Any
@@ -58,10 +58,9 @@ def _level_options(*, of_mesh: bool) -> Callable[[Command], Command]:
 def show(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None:
     """Show one policy as YAML. See `aicli policy explain` for what applies in the end."""
     from shared import yaml_text
-    from shared.api import configuration
 
     async def work(connection: "CliConnection") -> "PolicyState":
-        return await connection.call(configuration.get_policy, configuration.GetPolicy(await _name(connection, chosen)))
+        return await connection.call(api.configuration.get_policy, api.configuration.GetPolicy(await _name(connection, chosen)))
 
     found = here.run(work)
     if as_json:
@@ -104,8 +103,6 @@ def set_(here: CliContext, /, *, remove: bool, note: str, as_json: bool, **optio
     Moderation: route=ROUTE, prompt=ACTION and answer=ACTION (off, report, refuse), categories=violence+hate, threshold=0.5,
     on_error=refuse or allow.
     """
-    from shared.api import configuration
-
     chosen = {name: options.pop(name) for name in ("level", "organization", "key")}
     unset = options.pop("unset")
     given = {name: value for name, value in options.items() if value is not None}
@@ -115,9 +112,9 @@ def set_(here: CliContext, /, *, remove: bool, note: str, as_json: bool, **optio
         raise click.UsageError("give rules to set or --unset, or only --remove")
 
     async def work(connection: "CliConnection") -> "PolicyState":
-        before = await connection.call(configuration.get_policy, configuration.GetPolicy(await _name(connection, chosen)))
+        before = await connection.call(api.configuration.get_policy, api.configuration.GetPolicy(await _name(connection, chosen)))
         wanted = None if remove else _changed(before.policy, given, unset)
-        return await connection.call(configuration.set_policy, configuration.SetPolicy(before.name, wanted, before.version, note))
+        return await connection.call(api.configuration.set_policy, api.configuration.SetPolicy(before.name, wanted, before.version, note))
 
     done = here.run(work)
     what = "Removed" if done.policy is None else "Set"
@@ -176,12 +173,11 @@ def _guard(given: "dict[str, Any]") -> "dict[str, Any]":
 @click.pass_obj
 def explain(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None:
     """Show the rules that apply in the end, and the levels that they come from. By default: yours."""
-    from shared.api import configuration
 
     async def work(connection: "CliConnection") -> "tuple[PolicyRule, ...]":
         organization = await find_organization(connection, chosen["organization"]) if chosen["organization"] else None
         key = await find_key(connection, chosen["key"]) if chosen["key"] else None
-        return (await connection.call(configuration.explain_policy, configuration.ExplainPolicy(organization, key))).rules
+        return (await connection.call(api.configuration.explain_policy, api.configuration.ExplainPolicy(organization, key))).rules
 
     columns: list[TableColumn[PolicyRule]] = [
         TableColumn("RULE", lambda rule: rule.rule),
@@ -209,16 +205,15 @@ async def _name(connection: "CliConnection", chosen: "dict[str, str | None]") ->
 
 async def find_organization(connection: "CliConnection", name: str) -> "TenantId":
     """Return the organization's id. Raises NotFound."""
-    from shared.api import organizations
     from shared.types import TenantId
 
     if (given := _uuid(name)) is not None:
         return TenantId(given)
-    found = (await connection.call(organizations.list_organisations, organizations.ListOrganizations())).organisations
+    found = (await connection.call(api.organizations.list_organisations, api.organizations.ListOrganizations())).organisations
     matching = [each.id for each in found if each.name == name]
     if not matching:
         try:
-            listed = await connection.call(organizations.list_all_organisations, organizations.ListAllOrganizations(search=name))
+            listed = await connection.call(api.organizations.list_all_organisations, api.organizations.ListAllOrganizations(search=name))
             matching = [each.id for each in listed.organisations if each.name == name]
         except errors.NotAllowed:
             pass
@@ -229,12 +224,11 @@ async def find_organization(connection: "CliConnection", name: str) -> "TenantId
 
 async def find_key(connection: "CliConnection", name: str) -> "KeyId":
     """Return the key's id. Raises NotFound."""
-    from shared.api import auth
     from shared.types import KeyId
 
     if (given := _uuid(name)) is not None:
         return KeyId(given)
-    listed = (await connection.call(auth.list_api_keys, auth.ListApiKeys())).keys
+    listed = (await connection.call(api.auth.list_api_keys, api.auth.ListApiKeys())).keys
     matching: list[ApiKey] = [key for key in listed if key.is_active and key.name == name]
     if len(matching) != 1:
         raise errors.NotFound(

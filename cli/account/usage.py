@@ -9,7 +9,7 @@ import msgspec
 from cli.cli_context import CliContext
 from cli.output import printing, watching
 from cli.output.printing import TableColumn
-from shared import errors
+from shared import api, errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -129,15 +129,13 @@ def _show_left(left: "UserQuota") -> None:
 
 async def _fetch(connection: "CliConnection") -> "tuple[UserUsage, ApiKeys, UserQuota]":
     """Return the usage, the names of the keys (usage has only ids), and the quota."""
-    from shared.api import auth, gateway, usage_report
-
-    used = await connection.call(usage_report.get_user_usage, usage_report.GetUserUsage())
+    used = await connection.call(api.usage_report.get_user_usage, api.usage_report.GetUserUsage())
     try:
-        known = await connection.call(auth.list_api_keys, auth.ListApiKeys())
+        known = await connection.call(api.auth.list_api_keys, api.auth.ListApiKeys())
     except errors.NotAllowed:
         # This key may read usage but not list keys, so show ids.
-        known = auth.ApiKeys(())
-    return used, known, await connection.call(gateway.get_user_quota, gateway.GetUserQuota())
+        known = api.auth.ApiKeys(())
+    return used, known, await connection.call(api.gateway.get_user_quota, api.gateway.GetUserQuota())
 
 
 @click.command()
@@ -145,13 +143,11 @@ async def _fetch(connection: "CliConnection") -> "tuple[UserUsage, ApiKeys, User
 @click.pass_obj
 def quota(here: CliContext, /, *, as_json: bool) -> None:
     """Show your remaining quota: requests this hour, credits, and every limit with the setting it comes from."""
-    from shared.api import gateway
-
-    left = here.call(gateway.get_user_quota, gateway.GetUserQuota())
+    left = here.call(api.gateway.get_user_quota, api.gateway.GetUserQuota())
     if as_json:
         printing.show_json(printing.plain(left), rows=("limits",))
         return
-    if left.limit_per_hour < gateway.NO_LIMIT:
+    if left.limit_per_hour < api.gateway.NO_LIMIT:
         click.echo(f"{left.remaining} of {printing.counted(left.limit_per_hour, 'request')} left this hour (tier {left.tier})")
     else:
         click.echo(f"no hourly request limit (tier {left.tier})")

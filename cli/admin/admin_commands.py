@@ -17,6 +17,7 @@ from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.option_values import ROLES
 from cli.output.printing import TableColumn
+from shared import api
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -29,12 +30,10 @@ PAGE = 1000
 
 async def newest(connection: "CliConnection", most: int, search: str = "") -> "tuple[User, ...]":
     """Return the newest accounts with ``search`` in their username, address or id."""
-    from shared.api import auth
-
     users: tuple[User, ...] = ()
     while True:
         after = users[-1].id if users else None
-        page = await connection.call(auth.list_users, auth.ListUsers(min(PAGE, most - len(users)), search, after))
+        page = await connection.call(api.auth.list_users, api.auth.ListUsers(min(PAGE, most - len(users)), search, after))
         users += page.users
         if not page.more or len(users) >= most:
             return users
@@ -109,10 +108,9 @@ def set_tier(here: CliContext, /, user: str, tier: str, *, as_json: bool) -> Non
 
     The plans of `aicli admin config` define what each tier includes.
     """
-    from shared.api import auth
     from shared.types import Tier
 
-    _show(here.call(auth.set_tier, auth.SetTier(user, Tier(tier))), as_json=as_json)
+    _show(here.call(api.auth.set_tier, api.auth.SetTier(user, Tier(tier))), as_json=as_json)
 
 
 @users.command("set-role")
@@ -125,10 +123,9 @@ def set_role(here: CliContext, /, user: str, role: str, *, as_json: bool) -> Non
 
     developer: load and unload models. node-owner: add their own machines. admin: everything.
     """
-    from shared.api import auth
     from shared.types import UserRole
 
-    _show(here.call(auth.set_role, auth.SetRole(user, UserRole(role))), as_json=as_json)
+    _show(here.call(api.auth.set_role, api.auth.SetRole(user, UserRole(role))), as_json=as_json)
 
 
 @users.command()
@@ -137,9 +134,7 @@ def set_role(here: CliContext, /, user: str, role: str, *, as_json: bool) -> Non
 @click.pass_obj
 def disable(here: CliContext, /, user: str, *, as_json: bool) -> None:
     """Disable an account. Its keys and sessions stop working immediately."""
-    from shared.api import auth
-
-    _show(here.call(auth.set_active, auth.SetActive(user, is_active=False)), as_json=as_json)
+    _show(here.call(api.auth.set_active, api.auth.SetActive(user, is_active=False)), as_json=as_json)
 
 
 @users.command()
@@ -148,9 +143,7 @@ def disable(here: CliContext, /, user: str, *, as_json: bool) -> None:
 @click.pass_obj
 def enable(here: CliContext, /, user: str, *, as_json: bool) -> None:
     """Enable a disabled account. Its keys work again."""
-    from shared.api import auth
-
-    _show(here.call(auth.set_active, auth.SetActive(user, is_active=True)), as_json=as_json)
+    _show(here.call(api.auth.set_active, api.auth.SetActive(user, is_active=True)), as_json=as_json)
 
 
 @users.command("remove-mfa")
@@ -162,9 +155,7 @@ def remove_mfa(here: CliContext, /, user: str, *, as_json: bool) -> None:
 
     Verify the person's identity first: until they set up a new one, the password alone is enough to sign in.
     """
-    from shared.api import auth
-
-    _show(here.call(auth.remove_mfa, auth.RemoveMfa(user)), as_json=as_json)
+    _show(here.call(api.auth.remove_mfa, api.auth.RemoveMfa(user)), as_json=as_json)
 
 
 def _show(user: "User", *, as_json: bool) -> None:
@@ -183,9 +174,7 @@ def signing_keys() -> None:
 @click.pass_obj
 def rotate(here: CliContext, /, *, at_once: bool, as_json: bool) -> None:
     """Publish a new signing key. It takes effect after 15 minutes, when every service knows it. Nobody is logged out."""
-    from shared.api import auth
-
-    found = here.call(auth.rotate_signing_keys, auth.RotateSigningKeys(at_once))
+    found = here.call(api.auth.rotate_signing_keys, api.auth.RotateSigningKeys(at_once))
     if as_json:
         printing.show_json(printing.plain(found))
         return
@@ -205,9 +194,7 @@ def access_review(here: CliContext, /, *, days: int, as_json: bool) -> None:
 
     Remove what isn't needed: aicli keys revoke, aicli admin users disable, aicli admin nodes revoke.
     """
-    from shared.api import privacy
-
-    found = here.call(privacy.review_access, privacy.ReviewAccess(days))
+    found = here.call(api.privacy.review_access, api.privacy.ReviewAccess(days))
     if as_json:
         printing.show_json(printing.plain(found), rows=("keys", "users", "nodes"))
         return

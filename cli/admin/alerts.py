@@ -10,6 +10,7 @@ import click
 from cli.cli_context import CliContext
 from cli.output import option_values, print_format, printing, watching
 from cli.output.printing import TableColumn
+from shared import api
 
 if TYPE_CHECKING:
     from shared.api.alerts import Alert, Silence
@@ -63,9 +64,7 @@ def show(here: CliContext, /, *, everything: bool, as_json: bool) -> None:
 
 
 def _list(here: CliContext, *, everything: bool, as_json: bool) -> None:
-    from shared.api import alerts as contract
-
-    found = here.call(contract.list_alerts, contract.ListAlerts())
+    found = here.call(api.alerts.list_alerts, api.alerts.ListAlerts())
     chosen = [alert for alert in found.alerts if everything or alert.state == "firing"]
     if as_json:
         rows: dict[str, printing.Json] = {
@@ -108,9 +107,7 @@ def _list(here: CliContext, *, everything: bool, as_json: bool) -> None:
 @click.pass_obj
 def ack(here: CliContext, /, *, alert_id: str, as_json: bool) -> None:
     """Acknowledge an alert."""
-    from shared.api import alerts as contract
-
-    seen = here.call(contract.acknowledge_alert, contract.AcknowledgeAlert(alert_id))
+    seen = here.call(api.alerts.acknowledge_alert, api.alerts.AcknowledgeAlert(alert_id))
     printing.show_message(seen, f"{seen.name}: {seen.seen_by} acknowledged it", as_json=as_json)
 
 
@@ -123,9 +120,7 @@ def ack(here: CliContext, /, *, alert_id: str, as_json: bool) -> None:
 @click.pass_obj
 def silence(here: CliContext, /, *, name: str, seconds: int, labels: dict[str, str], why: str, as_json: bool) -> None:
     """Silence an alert (or all alerts) for a while. Silenced alerts stay on the list."""
-    from shared.api import alerts as contract
-
-    made = here.call(contract.silence_alerts, contract.SilenceAlerts(seconds, name, labels, why))
+    made = here.call(api.alerts.silence_alerts, api.alerts.SilenceAlerts(seconds, name, labels, why))
     printing.show_message(
         made,
         f"{made.name or 'All alerts'}: silenced until {printing.moment(made.until)}. To end it: aicli alerts unsilence {made.id}",
@@ -138,9 +133,7 @@ def silence(here: CliContext, /, *, name: str, seconds: int, labels: dict[str, s
 @click.pass_obj
 def unsilence(here: CliContext, /, *, silence_id: str) -> None:
     """End a silence."""
-    from shared.api import alerts as contract
-
-    here.call(contract.end_silence, contract.EndSilence(silence_id))
+    here.call(api.alerts.end_silence, api.alerts.EndSilence(silence_id))
     click.echo("Silence ended. Alerts that are still firing notify again.")
 
 

@@ -14,7 +14,7 @@ from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.exit_codes import ExitCode
 from cli.output.printing import TableColumn
-from shared import errors
+from shared import api, errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -61,13 +61,11 @@ def list_(
     as_json: bool,
 ) -> None:
     """Show the audit log, newest first."""
-    from shared.api import audit as log
-
-    request = log.ListAudit(
+    request = api.audit.ListAudit(
         chain=chain,
         actor=actor,
         action=action,
-        result=None if result is None else log.Result(result),
+        result=None if result is None else api.audit.Result(result),
         since=_aware(since),
         before=_aware(before),
         limit=limit,
@@ -76,7 +74,7 @@ def list_(
         TableColumn("TIME", lambda row: printing.moment(row.act.at)),
         TableColumn("WHO", _actor_name),
         TableColumn("ACTION", lambda row: row.act.action),
-        TableColumn("RESULT", lambda row: row.act.result, lambda row: "green" if row.act.result == log.Result.DONE else "red"),
+        TableColumn("RESULT", lambda row: row.act.result, lambda row: "green" if row.act.result == api.audit.Result.DONE else "red"),
         TableColumn("TIMES", lambda row: str(row.act.times), rank=5),
         TableColumn("TARGET", lambda row: row.act.target or "–", rank=2),
         TableColumn("FROM", lambda row: "erased" if row.erased else row.act.address or "–", rank=4),
@@ -88,7 +86,7 @@ def list_(
             below=True,
         ),
     ]
-    printing.show_rows(here.call(log.list_audit, request).rows, columns, as_json=as_json, empty="No matching entries.")
+    printing.show_rows(here.call(api.audit.list_audit, request).rows, columns, as_json=as_json, empty="No matching entries.")
 
 
 @audit.command()
@@ -104,10 +102,8 @@ def list_(
 @click.pass_obj
 def export(here: CliContext, /, *, chain: str | None, since: datetime | None, file: Path | None) -> None:
     """Export the audit log as JSON lines. An auditor can verify the file without access to the mesh."""
-    from shared.api import audit as log
-
     with _lines(file) as out:
-        request = log.ExportAudit(chain=chain, since=_aware(since))
+        request = api.audit.ExportAudit(chain=chain, since=_aware(since))
         count = here.run(lambda connection: _copy(connection, request, out))
     printing.note(f"{printing.counted(count, 'row')} written{'' if file is None else f' to {file}'}.")
 
@@ -135,15 +131,13 @@ def verify(
 
     With a FILE written by `export`, no mesh is needed. Without one, auth checks its own log against its anchors.
     """
-    from shared.api import audit as log
-
     if file is None:
         if anchors or keys or partial:
             raise click.UsageError("--anchors, --key and --partial require a FILE; auth uses its own")
         here = context.find_object(CliContext)
         assert here is not None  # set by the group
-        request = log.VerifyAudit(chain=chain)
-        report = here.run(lambda connection: connection.call(log.verify_audit, request, deadline_seconds=_WHOLE_LOG_SECONDS))
+        request = api.audit.VerifyAudit(chain=chain)
+        report = here.run(lambda connection: connection.call(api.audit.verify_audit, request, deadline_seconds=_WHOLE_LOG_SECONDS))
     else:
         report = _verified(file, _trusted(anchors, keys), chain, partial=partial)
     if as_json:
@@ -187,10 +181,8 @@ def _lines(file: Path | None) -> Iterator[BinaryIO]:
 async def _copy(connection: "CliConnection", request: "ExportAudit", out: BinaryIO) -> int:
     import msgspec
 
-    from shared.api import audit as log
-
     count = 0
-    async with connection.stream(log.export_audit, request, deadline_seconds=_WHOLE_LOG_SECONDS) as rows:
+    async with connection.stream(api.audit.export_audit, request, deadline_seconds=_WHOLE_LOG_SECONDS) as rows:
         async for row in rows:
             out.write(msgspec.json.encode(row) + b"\n")
             count += 1

@@ -11,7 +11,7 @@ from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.print_format import Command
 from cli.output.printing import TableColumn
-from shared import errors
+from shared import api, errors
 
 if TYPE_CHECKING:
     from shared.api.configuration import AppliedConfig, ConfigVersion
@@ -66,11 +66,9 @@ def apply(here: CliContext, /, *, file: str, prune: bool, revision: int | None, 
 
     A document with the value null is removed.
     """
-    from shared.api import configuration
-
-    request = configuration.ApplyConfig(_read(file), expected_revision=revision, dry_run=dry_run, prune=prune, note=note)
+    request = api.configuration.ApplyConfig(_read(file), expected_revision=revision, dry_run=dry_run, prune=prune, note=note)
     try:
-        applied = here.call(configuration.apply_config, request)
+        applied = here.call(api.configuration.apply_config, request)
     except errors.BadRequest as error:
         summary, *mistakes = error.message.splitlines()
         for mistake in mistakes:
@@ -83,9 +81,7 @@ def apply(here: CliContext, /, *, file: str, prune: bool, revision: int | None, 
 @click.pass_obj
 def export(here: CliContext, /) -> None:
     """Print all documents as YAML, for `apply -f`."""
-    from shared.api import configuration
-
-    click.echo(printing.printable(here.call(configuration.export_config, configuration.ExportConfig()).text), nl=False)
+    click.echo(printing.printable(here.call(api.configuration.export_config, api.configuration.ExportConfig()).text), nl=False)
 
 
 @config.command()
@@ -94,15 +90,13 @@ def export(here: CliContext, /) -> None:
 @click.pass_obj
 def show(here: CliContext, /, *, document: "tuple[ConfigKind, str] | None", as_json: bool) -> None:
     """List the current documents, or show one as YAML."""
-    from shared.api import configuration
-
     if document is not None:
         version = _find(here, document, None)
         click.echo(printing.printable(version.body or ""), nl=False)
         return
-    request = configuration.ListConfigVersions(only_current=True, limit=_MOST_LISTED)
-    _list(here.call(configuration.list_config_versions, request).versions, as_json=as_json, current=True)
-    for line in here.call(configuration.export_config, configuration.ExportConfig()).ignored_settings:
+    request = api.configuration.ListConfigVersions(only_current=True, limit=_MOST_LISTED)
+    _list(here.call(api.configuration.list_config_versions, request).versions, as_json=as_json, current=True)
+    for line in here.call(api.configuration.export_config, api.configuration.ExportConfig()).ignored_settings:
         printing.note(line)
 
 
@@ -113,10 +107,8 @@ def show(here: CliContext, /, *, document: "tuple[ConfigKind, str] | None", as_j
 @click.pass_obj
 def history(here: CliContext, /, *, document: "tuple[ConfigKind, str] | None", limit: int, as_json: bool) -> None:
     """List versions, newest first: of one document, or of all."""
-    from shared.api import configuration
-
     kind, name = document or (None, None)
-    versions = here.call(configuration.list_config_versions, configuration.ListConfigVersions(kind, name, limit=limit)).versions
+    versions = here.call(api.configuration.list_config_versions, api.configuration.ListConfigVersions(kind, name, limit=limit)).versions
     _list(versions, as_json=as_json, current=False)
 
 
@@ -144,10 +136,8 @@ def rollback(
     here: CliContext, /, *, document: "tuple[ConfigKind, str]", version: int, revision: int | None, note: str, dry_run: bool, as_json: bool
 ) -> None:
     """Write a new version with the content of VERSION."""
-    from shared.api import configuration
-
-    request = configuration.RollbackConfig(*document, version, expected_revision=revision, dry_run=dry_run, note=note)
-    _show_changes(here.call(configuration.rollback_config, request), is_dry=dry_run, as_json=as_json)
+    request = api.configuration.RollbackConfig(*document, version, expected_revision=revision, dry_run=dry_run, note=note)
+    _show_changes(here.call(api.configuration.rollback_config, request), is_dry=dry_run, as_json=as_json)
 
 
 @config.command("import-environment")
@@ -156,10 +146,8 @@ def rollback(
 @click.pass_obj
 def import_environment(here: CliContext, /, *, dry_run: bool, as_json: bool) -> None:
     """Write the gateway's settings as new versions, also over documents that were edited."""
-    from shared.api import configuration
-
-    request = configuration.ImportEnvironment(dry_run=dry_run)
-    _show_changes(here.call(configuration.import_environment, request), is_dry=dry_run, as_json=as_json)
+    request = api.configuration.ImportEnvironment(dry_run=dry_run)
+    _show_changes(here.call(api.configuration.import_environment, request), is_dry=dry_run, as_json=as_json)
 
 
 def _read(file: str) -> str:
@@ -178,10 +166,8 @@ def _read(file: str) -> str:
 
 def _find(here: CliContext, document: "tuple[ConfigKind, str]", version: int | None) -> "ConfigVersion":
     """Return a version with its body; None stands for the current one. Raises NotFound."""
-    from shared.api import configuration
-
-    request = configuration.ListConfigVersions(*document, version, bodies=True, limit=1)
-    found = here.call(configuration.list_config_versions, request).versions
+    request = api.configuration.ListConfigVersions(*document, version, bodies=True, limit=1)
+    found = here.call(api.configuration.list_config_versions, request).versions
     if not found:
         which = "" if version is None else f"version {version} of "
         raise errors.NotFound(f"there is no {which}{document[0]} {document[1]!r}", hint="see `aicli admin config history`")

@@ -9,7 +9,7 @@ from cli.cli_context import CliContext
 from cli.output import credit_amounts, print_format, printing
 from cli.output.exit_codes import ExitCode
 from cli.output.option_values import NumberTakingCommand
-from shared import errors
+from shared import api, errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -32,7 +32,6 @@ def credits_(here: CliContext, /, whose: str, amount: "MicroCredits | None", *, 
     aicli admin credits alice -2.5 --note "typed twice"
     """
     from shared import context
-    from shared.api import ledger
     from shared.types import RequestId
 
     if amount == 0:
@@ -43,28 +42,25 @@ def credits_(here: CliContext, /, whose: str, amount: "MicroCredits | None", *, 
         account = here.run(lambda connection: _read(connection, whose))
     else:
         chosen = RequestId(transfer_id) if transfer_id else context.new_request_id()
-        wanted = ledger.TopUp(whose, amount, note=note, transfer_id=chosen)
+        wanted = api.ledger.TopUp(whose, amount, note=note, transfer_id=chosen)
         account = here.run(lambda connection: _top_up(connection, wanted))
     printing.show_message(account, "\n".join(credit_amounts.account_lines(account)), as_json=as_json)
 
 
 async def _read(connection: "CliConnection", whose: str) -> "Account":
-    from shared.api import auth, ledger
     from shared.types import UserId
 
     try:
         owner = UserId(UUID(whose))
     except ValueError:
-        owner = (await connection.call(auth.get_user_called, auth.GetUserCalled(whose))).id
-    return await connection.call(ledger.read_account, ledger.ReadAccount(owner))
+        owner = (await connection.call(api.auth.get_user_called, api.auth.GetUserCalled(whose))).id
+    return await connection.call(api.ledger.read_account, api.ledger.ReadAccount(owner))
 
 
 async def _top_up(connection: "CliConnection", wanted: "TopUp") -> "Account":
     """Run the call. If its outcome is unknown, add to the error how to retry safely."""
-    from shared.api import ledger
-
     try:
-        return await connection.call(ledger.top_up, wanted)
+        return await connection.call(api.ledger.top_up, wanted)
     except (errors.CallerError, errors.NotReachable):
         raise
     except errors.AimeshError as error:
@@ -87,12 +83,10 @@ def ledger() -> None:
 @click.pass_context
 def verify(context: click.Context, /, *, full: bool, as_json: bool) -> None:
     """Verify the entries since the last signed checkpoint. Exits with 1 and lists the problems if anything is wrong."""
-    from shared.api import ledger as contract
-
     here = context.find_object(CliContext)
     assert here is not None  # set by the group
     seconds = _FULL_VERIFY_SECONDS if full else _VERIFY_SECONDS
-    report = here.run(lambda connection: connection.call(contract.verify_ledger, contract.VerifyLedger(full), deadline_seconds=seconds))
+    report = here.run(lambda connection: connection.call(api.ledger.verify_ledger, api.ledger.VerifyLedger(full), deadline_seconds=seconds))
     wrong = bool(report.drift_micro or report.sum_micro or report.reserved_drift_micro or report.overdue or report.findings)
     if as_json:
         printing.show_json(printing.plain(report))
@@ -117,9 +111,8 @@ def revert(here: CliContext, /, request_id: UUID, *, note: str, as_json: bool) -
 
     The ID is in the response (X-Request-ID header) and in the logs.
     """
-    from shared.api import ledger as contract
     from shared.types import RequestId
 
-    account = here.call(contract.revert_request, contract.RevertRequest(RequestId(request_id), note))
+    account = here.call(api.ledger.revert_request, api.ledger.RevertRequest(RequestId(request_id), note))
     lines = ["Refunded. The account now:", *credit_amounts.account_lines(account)]
     printing.show_message(account, "\n".join(lines), as_json=as_json)

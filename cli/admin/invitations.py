@@ -8,6 +8,7 @@ from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.option_values import ROLES
 from cli.output.printing import TableColumn
+from shared import api
 
 if TYPE_CHECKING:
     from shared.api.organizations import ColleagueInvitation
@@ -24,10 +25,9 @@ def invite(here: CliContext, /, email: str, *, role: str, organization: str, as_
 
     With a mail server (SMTP_URL) they also get it by email. It works while registration is closed, too.
     """
-    from shared.api import organizations
     from shared.types import UserRole
 
-    made = here.call(organizations.invite_colleague, organizations.InviteColleague(email, UserRole(role), organization))
+    made = here.call(api.organizations.invite_colleague, api.organizations.InviteColleague(email, UserRole(role), organization))
     if as_json:
         printing.show_json(printing.plain(made))
         return
@@ -48,9 +48,7 @@ def invitations() -> None:
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List the open invitations, newest first. Their links are not shown again."""
-    from shared.api import organizations
-
-    found = here.call(organizations.list_colleague_invitations, organizations.ListColleagueInvitations())
+    found = here.call(api.organizations.list_colleague_invitations, api.organizations.ListColleagueInvitations())
     columns: list[TableColumn[ColleagueInvitation]] = [
         # Enough for `revoke`.
         TableColumn("ID", lambda each: each.id[:8], full=lambda each: each.id),
@@ -69,7 +67,5 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 @click.pass_obj
 def revoke(here: CliContext, /, invitation: str, *, as_json: bool) -> None:
     """Revoke an open invitation, by its ID or a unique prefix of at least 4 characters. Its link stops working."""
-    from shared.api import organizations
-
-    done = here.call(organizations.withdraw_colleague_invitation, organizations.WithdrawColleagueInvitation(invitation))
+    done = here.call(api.organizations.withdraw_colleague_invitation, api.organizations.WithdrawColleagueInvitation(invitation))
     printing.show_message(done, f"Revoked invitation {printing.printable(invitation)}.", as_json=as_json)

@@ -9,6 +9,7 @@ from cli import value_completion
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
+from shared import api
 
 if TYPE_CHECKING:
     from shared.api.membership import Member
@@ -26,9 +27,7 @@ def nodes() -> None:
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List all enrolled nodes, pending approvals first."""
-    from shared.api import membership
-
-    found = here.call(membership.list_members, membership.ListMembers())
+    found = here.call(api.membership.list_members, api.membership.ListMembers())
     columns: list[TableColumn[Member]] = [
         # The start of an id identifies a node for people; scripts get all of it.
         TableColumn("NODE", lambda node: node.id[:9], full=lambda node: node.id),
@@ -51,9 +50,7 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 @click.pass_obj
 def approve(here: CliContext, /, node: str, *, as_json: bool) -> None:
     """Approve a pending node, by its ID or a unique prefix."""
-    from shared.api import membership
-
-    _show(here.call(membership.approve_member, membership.ApproveMember(node)), "Approved", as_json=as_json)
+    _show(here.call(api.membership.approve_member, api.membership.ApproveMember(node)), "Approved", as_json=as_json)
 
 
 @nodes.command()
@@ -67,11 +64,9 @@ def revoke(here: CliContext, /, node: str, *, yes: bool, reason: str, as_json: b
 
     The machine can join again with a new ticket, under a new key.
     """
-    from shared.api import membership
-
     if not yes:
         _confirm(here, node)
-    _show(here.call(membership.revoke_member, membership.RevokeMember(node, reason=reason)), "Revoked", as_json=as_json)
+    _show(here.call(api.membership.revoke_member, api.membership.RevokeMember(node, reason=reason)), "Revoked", as_json=as_json)
 
 
 @nodes.command()
@@ -83,18 +78,14 @@ def pardon(here: CliContext, /, node: str, *, as_json: bool) -> None:
 
     All gateways send it requests again within seconds, and its strikes are reset.
     """
-    from shared.api import gateway
-
-    pardoned = here.call(gateway.pardon_node, gateway.PardonNode(node))
+    pardoned = here.call(api.gateway.pardon_node, api.gateway.PardonNode(node))
     printing.show_message(pardoned, f"Pardoned worker {pardoned.node[:9]}. It gets requests again.", as_json=as_json)
 
 
 def _confirm(here: CliContext, beginning: str) -> None:
-    from shared.api import membership
-
     if not sys.stdin.isatty():
         raise click.UsageError("a revoked key can't be restored; confirm with --yes")
-    members = here.call(membership.list_members, membership.ListMembers()).members
+    members = here.call(api.membership.list_members, api.membership.ListMembers()).members
     matching = [member for member in members if member.id.startswith(beginning)]
     # With no or several matches, auth explains the problem.
     if len(matching) == 1 and not click.confirm(

@@ -8,6 +8,7 @@ from cli import value_completion
 from cli.cli_context import CliContext
 from cli.output import credit_amounts, print_format, printing, watching
 from cli.output.printing import TableColumn
+from shared import api
 
 if TYPE_CHECKING:
     from shared.api.ledger import ModelPrice
@@ -30,9 +31,7 @@ def prices() -> None:
 @click.pass_obj
 def list_(here: CliContext, /, *, history: bool, as_json: bool) -> None:
     """List prices. `default` applies to every model without its own price."""
-    from shared.api import ledger
-
-    _show(here.call(ledger.list_prices, ledger.ListPrices(history=history)).prices, as_json=as_json)
+    _show(here.call(api.ledger.list_prices, api.ledger.ListPrices(history=history)).prices, as_json=as_json)
 
 
 @prices.command("set")
@@ -70,12 +69,11 @@ def set_(
 
     New requests use this price. Running requests keep theirs.
     """
-    from shared.api import ledger
     from shared.types import ModelName
 
     named = None if model == DEFAULT else ModelName(model)
-    price = ledger.ModelPrice(named, input_price, output_price, request_price, compute_price)
-    _show(here.call(ledger.set_price, ledger.SetPrice(price)).prices, as_json=as_json)
+    price = api.ledger.ModelPrice(named, input_price, output_price, request_price, compute_price)
+    _show(here.call(api.ledger.set_price, api.ledger.SetPrice(price)).prices, as_json=as_json)
 
 
 def _show(listed: "tuple[ModelPrice, ...]", *, as_json: bool) -> None:

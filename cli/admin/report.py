@@ -13,6 +13,7 @@ import msgspec
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.print_format import PrintFormat
+from shared import api
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -149,16 +150,15 @@ def _plain(value: msgspec.Struct) -> "dict[str, Json]":
 
 async def _fetch(connection: "CliConnection", query: "GetBusinessReport") -> FoundReport:
     from shared import business_report_rows, errors
-    from shared.api import business
 
-    found = await connection.call(business.get_business_report, query, deadline_seconds=_REPORT_SECONDS)
+    found = await connection.call(api.business.get_business_report, query, deadline_seconds=_REPORT_SECONDS)
     ids = business_report_rows.ids_in(found, query.by)
     names: Mapping[str, str] = {}
     new = None
     try:
-        new = await connection.call(business.count_new_accounts, business.CountNewAccounts(query.since, query.until))
+        new = await connection.call(api.business.count_new_accounts, api.business.CountNewAccounts(query.since, query.until))
         if ids:
-            names = (await connection.call(business.name_users, business.NameUsers(ids))).names
+            names = (await connection.call(api.business.name_users, api.business.NameUsers(ids))).names
     except (errors.NotReachable, errors.Unavailable, errors.DeadlineExceeded) as error:
         printing.note(f"auth isn't answering, so names and new accounts are missing: {error.message}")
     return FoundReport(found, business_report_rows.lines(found, query, names), new)

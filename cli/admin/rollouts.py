@@ -10,6 +10,7 @@ from cli import value_completion
 from cli.cli_context import CliContext
 from cli.output import option_values, print_format, printing, watching
 from cli.output.printing import TableColumn
+from shared import api
 
 if TYPE_CHECKING:
     from shared.api.configuration import RolloutArm, RolloutCondition, RolloutEvent, RolloutSummary
@@ -94,22 +95,20 @@ def start(
     Guards, with their defaults: errors=1% (points of failed answers), first_token=5% (points of answers that begin late), thumbs=10%
     (points of thumbs down), cost=1.2 (times the upstream cost of a token). `off` turns one off.
     """
-    from shared.api import configuration
-
     if (candidate is None) == (compare is None):
         raise click.UsageError("name a target with --to or --compare")
-    request = configuration.StartRollout(
+    request = api.configuration.StartRollout(
         route,
         candidate or compare or "",
         baseline,
         steps=(share,) if compare else steps,
         step_seconds=every,
         step_requests=min_requests,
-        guards=configuration.RolloutGuards(**guards),
+        guards=api.configuration.RolloutGuards(**guards),
         only_compares=compare is not None,
         until=until,
     )
-    started = here.call(configuration.start_rollout, request)
+    started = here.call(api.configuration.start_rollout, request)
     plan = started.plan
     printing.show_message(
         started,
@@ -126,9 +125,7 @@ def start(
 @click.pass_obj
 def list_all(here: CliContext, /, *, route: str | None, only_open: bool, limit: int, as_json: bool) -> None:
     """List rollouts and comparisons, newest first."""
-    from shared.api import configuration
-
-    found = here.call(configuration.list_rollouts, configuration.ListRollouts(route, only_open, limit)).rollouts
+    found = here.call(api.configuration.list_rollouts, api.configuration.ListRollouts(route, only_open, limit)).rollouts
     columns: list[TableColumn[RolloutSummary]] = [
         TableColumn("ROUTE", lambda row: row.route),
         TableColumn("TO", lambda row: row.plan.candidate),
@@ -147,9 +144,7 @@ def list_all(here: CliContext, /, *, route: str | None, only_open: bool, limit: 
 @click.pass_obj
 def show(here: CliContext, /, *, route: str, as_json: bool) -> None:
     """Show the newest rollout of ROUTE: its state, its two targets, and what their outcomes say."""
-    from shared.api import configuration
-
-    found = here.call(configuration.get_rollout, configuration.GetRollout(route))
+    found = here.call(api.configuration.get_rollout, api.configuration.GetRollout(route))
     if as_json:
         printing.show_json(printing.plain(found), rows=("conditions",))
         return
@@ -197,10 +192,9 @@ def _action(name: str, summary: str, done: str) -> None:
     @print_format.output_options("Print the rollout as a JSON object.")
     @click.pass_obj
     def change(here: CliContext, /, *, route: str, note: str, as_json: bool) -> None:
-        from shared.api import configuration
         from shared.api.configuration import RolloutAction
 
-        changed = here.call(configuration.change_rollout, configuration.ChangeRollout(route, RolloutAction(name), note))
+        changed = here.call(api.configuration.change_rollout, api.configuration.ChangeRollout(route, RolloutAction(name), note))
         printing.show_message(changed, f"{route}: {done.format(plan=changed.plan, share=changed.share)}", as_json=as_json)
 
 

@@ -9,6 +9,7 @@ from cli.account import policy
 from cli.cli_context import CliContext
 from cli.output import printing, watching
 from cli.output.printing import TableColumn
+from shared import api
 from shared.types import Tier
 
 if TYPE_CHECKING:
@@ -90,12 +91,11 @@ def try_route(
     as_json: bool,
 ) -> None:
     """See which targets requests would use, and why others are not used. Runs nothing."""
-    from shared.api import configuration
 
     async def work(connection: "CliConnection") -> "TriedRoute":
         of = None if organization is None else await policy.find_organization(connection, organization)
-        request = configuration.TryRoute(name, count, prompt_tokens, tools, response_format, Tier(tier), key_name, of)
-        return await connection.call(configuration.try_route, request)
+        request = api.configuration.TryRoute(name, count, prompt_tokens, tools, response_format, Tier(tier), key_name, of)
+        return await connection.call(api.configuration.try_route, request)
 
     tried = here.run(work)
     if as_json:
@@ -114,9 +114,7 @@ def try_route(
 
 
 def _routes(here: CliContext) -> "tuple[RouteState, ...]":
-    from shared.api import configuration
-
-    return here.call(configuration.list_routes, configuration.ListRoutes()).routes
+    return here.call(api.configuration.list_routes, api.configuration.ListRoutes()).routes
 
 
 def _describe(target: "RouteTargetState") -> str:

@@ -8,7 +8,7 @@ import click
 from cli.cli_context import CliContext
 from cli.output import option_values, print_format, printing, watching
 from cli.output.printing import TableColumn
-from shared import errors
+from shared import api, errors
 
 if TYPE_CHECKING:
     from shared.api.membership import NewTicket, TicketRow
@@ -46,13 +46,12 @@ def create(
     here: CliContext, /, *, role: str, uses: int, ttl: int, labels: dict[str, str], approval: bool, owner: str | None, as_json: bool
 ) -> None:
     """Create a ticket and print it. It is shown only once."""
-    from shared.api import membership
     from shared.types import Role
 
-    request = membership.CreateTicket(
+    request = api.membership.CreateTicket(
         Role(role), uses=uses, ttl_seconds=ttl, labels=labels, needs_approval=approval, owner=owner
     )  # fmt: skip
-    made = here.call(membership.create_ticket, request)
+    made = here.call(api.membership.create_ticket, request)
     if as_json:
         row = printing.plain(made.row)
         assert isinstance(row, dict)
@@ -79,9 +78,7 @@ def _explain(made: "NewTicket") -> None:
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List tickets, newest first. The secret part is not shown again."""
-    from shared.api import membership
-
-    found = here.call(membership.list_tickets, membership.ListTickets())
+    found = here.call(api.membership.list_tickets, api.membership.ListTickets())
     columns: list[TableColumn[TicketRow]] = [
         TableColumn("TICKET", lambda row: row.id),
         TableColumn("ROLE", lambda row: row.role, rank=2),
@@ -103,10 +100,8 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 @click.pass_obj
 def revoke(here: CliContext, /, ticket: str, *, as_json: bool) -> None:
     """Revoke a ticket, by its ID or a unique prefix. Machines that already joined stay."""
-    from shared.api import membership
-
     if ticket.startswith("aip_"):
         raise errors.BadRequest("this is the ticket itself, not its ID", hint="see aicli admin tickets list")
-    revoked = here.call(membership.revoke_ticket, membership.RevokeTicket(ticket))
+    revoked = here.call(api.membership.revoke_ticket, api.membership.RevokeTicket(ticket))
     note = f". Machines that joined with it stay ({revoked.used}): aicli admin nodes list" if revoked.used else ""
     printing.show_message(revoked, f"Revoked ticket {printing.printable(revoked.id)}{note}.", as_json=as_json)

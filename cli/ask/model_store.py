@@ -15,7 +15,7 @@ import msgspec
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
-from shared import amounts, config, errors
+from shared import amounts, api, config, errors
 from shared.api.inference import ModelSources, PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
 from shared.model_sources import SourceSettings
 
@@ -72,12 +72,11 @@ def _pull_elsewhere(
     here: CliContext, source: str, node: str | None, labels: tuple[str, ...], *, name: str | None, insecure: bool, as_json: bool
 ) -> None:
     """Pull on other workers, and show their progress. Exits with 1 if one of them failed."""
-    from shared.api import gateway
     from shared.types import ModelName, NodeId
 
     if not all("=" in label for label in labels):
         raise errors.BadRequest("a label has the form KEY=VALUE", hint="see `aicli nodes`")
-    request = gateway.PullOnWorkers(
+    request = api.gateway.PullOnWorkers(
         source,
         NodeId(node) if node else None,
         dict(label.split("=", 1) for label in labels),
@@ -85,9 +84,9 @@ def _pull_elsewhere(
         insecure,
     )
 
-    async def follow(connection: "CliConnection") -> gateway.PulledPlaces:
+    async def follow(connection: "CliConnection") -> api.gateway.PulledPlaces:
         show = ProgressLine()
-        async with connection.stream(gateway.pull_model, request, deadline_seconds=_PULL_SECONDS) as answer:
+        async with connection.stream(api.gateway.pull_model, request, deadline_seconds=_PULL_SECONDS) as answer:
             async for update in answer:
                 show(update.progress, f"{update.worker[:9]}… ")
             show.close()

@@ -9,6 +9,7 @@ from cli.ask import model_store
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
+from shared import api
 
 if TYPE_CHECKING:
     from shared.api.gateway import ModelPlaces, ServedModel
@@ -56,11 +57,10 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 @click.pass_obj
 def load(here: CliContext, /, model: str, *, worker: str | None, pin: bool | None, as_json: bool) -> None:
     """Load a model in advance, so that the first caller doesn't wait. Admins only."""
-    from shared.api import gateway
     from shared.types import ModelName, NodeId
 
-    request = gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin)
-    _show(here.run(lambda connection: connection.call(gateway.load_model, request, deadline_seconds=_LOAD_SECONDS)), as_json=as_json)
+    request = api.gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin)
+    _show(here.run(lambda connection: connection.call(api.gateway.load_model, request, deadline_seconds=_LOAD_SECONDS)), as_json=as_json)
 
 
 @models.command()
@@ -78,17 +78,14 @@ def unload(here: CliContext, /, model: str, *, worker: str | None, as_json: bool
 
     A worker that is using the model refuses.
     """
-    from shared.api import gateway
     from shared.types import ModelName, NodeId
 
-    request = gateway.UnloadOnWorkers(ModelName(model), None if worker is None else NodeId(worker))
-    _show(here.call(gateway.unload_model, request), as_json=as_json)
+    request = api.gateway.UnloadOnWorkers(ModelName(model), None if worker is None else NodeId(worker))
+    _show(here.call(api.gateway.unload_model, request), as_json=as_json)
 
 
 def _list(here: CliContext, *, as_json: bool) -> None:
-    from shared.api import gateway
-
-    served = here.call(gateway.list_models, gateway.ListModels(), key_needed=False)
+    served = here.call(api.gateway.list_models, api.gateway.ListModels(), key_needed=False)
     none = f"No models available: {served.why_none}" if served.why_none else "No models available. Start a worker: aicli worker"
     columns: list[TableColumn[ServedModel]] = [
         TableColumn("MODEL", lambda model: model.name),

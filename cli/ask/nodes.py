@@ -7,6 +7,7 @@ import click
 from cli.cli_context import CliContext
 from cli.output import printing, watching
 from cli.output.printing import TableColumn
+from shared import api
 
 if TYPE_CHECKING:
     from shared.api.gateway import NodeRow
@@ -20,9 +21,7 @@ def nodes(here: CliContext, /, *, as_json: bool) -> None:
 
     PATH is how the gateway reaches the node: nats, direct, punched (NAT hole punching) or relayed (via a blind relay).
     """
-    from shared.api import gateway
-
-    found = here.call(gateway.list_nodes, gateway.ListNodes(), key_needed=False)
+    found = here.call(api.gateway.list_nodes, api.gateway.ListNodes(), key_needed=False)
     columns: list[TableColumn[NodeRow]] = [
         # The start of an id identifies a node for people; scripts get all of it.
         TableColumn("NODE", lambda node: node.id[:9], full=lambda node: node.id),

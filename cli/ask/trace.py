@@ -9,6 +9,7 @@ import msgspec
 from cli.cli_context import CliContext
 from cli.output import printing, watching
 from cli.output.printing import TableColumn
+from shared import api
 
 if TYPE_CHECKING:
     from shared.api.metrics import TracedSpan
@@ -38,9 +39,7 @@ def trace(here: CliContext, /, *, request_id: str, as_json: bool) -> None:
 
     ID is a trace ID or a request ID (from the X-Request-ID header, `aicli infer --json` or the request log).
     """
-    from shared.api import metrics
-
-    found = here.call(metrics.get_trace, metrics.GetTrace(request_id))
+    found = here.call(api.metrics.get_trace, api.metrics.GetTrace(request_id))
     columns: list[TableColumn[TraceLine]] = [
         TableColumn("SPAN", lambda line: line.span),
         TableColumn("SERVICE", lambda line: line.service, rank=2),

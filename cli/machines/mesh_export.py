@@ -7,7 +7,7 @@ import click
 
 from cli.cli_context import CliContext
 from cli.output import printing
-from shared import errors
+from shared import api, errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -46,13 +46,12 @@ def export(here: CliContext, /) -> None:
 
 
 async def _collect(connection: "CliConnection") -> _Found:
-    from shared.api import gateway, membership
     from shared.types import Role
 
     # The certificate on disk could expire within the hour.
-    renewed = await connection.call(membership.renew_certificate, membership.RenewCertificate())
+    renewed = await connection.call(api.membership.renew_certificate, api.membership.RenewCertificate())
     # The answer does not matter; the call waits until a gateway is found, and needs no credential.
-    await connection.call(gateway.get_service_health, gateway.GetServiceHealth())
+    await connection.call(api.gateway.get_service_health, api.gateway.GetServiceHealth())
     return _Found(renewed, connection.alive(Role.AUTH), connection.alive(Role.GATEWAY))
 
 

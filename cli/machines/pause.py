@@ -9,7 +9,7 @@ import click
 
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
-from shared import errors
+from shared import api, errors
 
 if TYPE_CHECKING:
     from cli.machines.join import Folder
@@ -58,14 +58,13 @@ def status(context: click.Context, /, *, state: str | None, as_json: bool) -> No
     Exits with 0 if the worker is running, otherwise with 1.
     """
     from cli.machines import join
-    from shared.api import node
 
     folder = _joined(context, state)
     running = join.is_running(folder)
     last = None
     if running and folder.status.is_file():
         try:
-            last = node.decode_status(folder.status.read_bytes()[:_MAX_STATUS_BYTES])
+            last = api.node.decode_status(folder.status.read_bytes()[:_MAX_STATUS_BYTES])
         except ValueError as error:
             raise errors.BadSettings(
                 f"{folder.status} is not a worker status file", hint="delete it; the worker writes a new one"
