@@ -84,10 +84,21 @@ async def naming_user(db: database.Database, hint: str) -> AsyncIterator[databas
         raise errors.AlreadyExists(f"this {what} is taken", hint=hint) from error
 
 
-class AccountTables:
+class AuthTables:
+    """What all stores of auth's tables share."""
+
     def __init__(self, db: database.Database) -> None:
         self._db = db
 
+    def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
+        return self._db.transaction()
+
+    def bound(self, tenant: TenantId) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
+        """Begin a transaction in which PostgreSQL shows only this tenant's rows."""
+        return self._db.bound(tenant)
+
+
+class AccountTables(AuthTables):
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, url: str) -> AsyncIterator["AccountTables"]:
@@ -96,13 +107,6 @@ class AccountTables:
 
     async def check(self) -> Check:
         return await self._db.check()
-
-    def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
-        return self._db.transaction()
-
-    def bound(self, tenant: TenantId) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
-        """Begin a transaction in which PostgreSQL shows only this tenant's keys."""
-        return self._db.bound(tenant)
 
     def adding_user(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
         """Raises AlreadyExists if a name or an address written in it is taken."""

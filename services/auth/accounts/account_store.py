@@ -7,7 +7,7 @@ from datetime import datetime
 
 from services.auth import store
 from services.auth.sessions.session_store import SessionStore
-from services.auth.store import AccountTables
+from services.auth.store import AccountTables, AuthTables
 from shared import errors
 from shared.api.accounts import Preferences
 from shared.stores import database
@@ -23,10 +23,7 @@ class OwnRow:
     erase_at: datetime | None
 
 
-class AccountStore:
-    def __init__(self, db: database.Database) -> None:
-        self._db = db
-
+class AccountStore(AuthTables):
     async def get(self, user_id: UserId) -> OwnRow:
         """Raises NotFound."""
         async with self._db.bound(user_id) as transaction:

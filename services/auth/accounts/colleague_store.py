@@ -1,12 +1,12 @@
 """auth's table colleague_invitations. Every method may raise Unavailable."""
 
-import contextlib
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from services.auth.oidc.account_provisioning import BY_POWER
 from services.auth.organizations import membership_rules
 from services.auth.organizations.membership_rules import KnownInvitation
+from services.auth.store import AuthTables
 from shared import errors
 from shared.api.organizations import ColleagueInvitation
 from shared.stores import database
@@ -22,13 +22,7 @@ class AcceptedInvitation:
     organisation: TenantId | None
 
 
-class ColleagueStore:
-    def __init__(self, db: database.Database) -> None:
-        self._db = db
-
-    def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
-        return self._db.transaction()
-
+class ColleagueStore(AuthTables):
     async def has_account(self, email: str) -> bool:
         return bool(await self._db.value("has_account", email))
 

@@ -1,6 +1,5 @@
 """auth's tables audit_heads, audit_log, audit_details and audit_anchors. Every method may raise Unavailable."""
 
-import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Final, cast
 import msgspec
 
 from services.auth import audit_records
+from services.auth.store import AuthTables
 from shared import audit_chain, errors
 from shared.api.audit import AuditedAct, AuditRow, Result
 from shared.audit_anchors import Anchor
@@ -48,13 +48,7 @@ class ChainEnd:
     last_row: int
 
 
-class AuditStore:
-    def __init__(self, db: database.Database) -> None:
-        self._db = db
-
-    def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
-        return self._db.transaction()
-
+class AuditStore(AuthTables):
     async def append(self, transaction: database.Transaction, new: Iterable[AuditedAct]) -> None:
         """Takes two round trips per chain. The chains stay locked until the transaction ends, so call this last."""
         by_chain: dict[str, list[AuditedAct]] = {}

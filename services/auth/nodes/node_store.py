@@ -8,6 +8,7 @@ import msgspec
 
 from services.auth.nodes.ca_keys import MeshState
 from services.auth.nodes.enrollment_rules import KnownNode, KnownTicket
+from services.auth.store import AuthTables
 from shared import errors
 from shared.api.membership import MemberState
 from shared.api.privacy import StaleNode
@@ -27,15 +28,9 @@ class _NothingDoneError(Exception):
     """Rolls a transaction back; never leaves this file."""
 
 
-class NodeStore:
+class NodeStore(AuthTables):
     """Reads are limited to one owner, or cover all for None. Writes take a transaction, so that an act and its row in the audit log are
     committed together."""
-
-    def __init__(self, db: database.Database) -> None:
-        self._db = db
-
-    def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
-        return self._db.transaction()
 
     async def add_ticket(self, transaction: database.Transaction, ticket: KnownTicket) -> None:
         labels = _json(ticket.labels)

@@ -1,32 +1,21 @@
 """auth's tables of organizations, members and invitations. Every method may raise Unavailable.
 
 Every change begins with ``lock``, so changes of one organization are serialized, and a change that leaves no owner is rolled back.
-Everything runs bound to the organization, so that PostgreSQL shows no other one's rows.
+Everything but founding one and accepting invitations runs bound to the organization, so that PostgreSQL shows no other one's rows.
 """
 
-import contextlib
 from uuid import UUID, uuid4
 
 from services.auth.organizations import membership_rules
 from services.auth.organizations.membership_rules import KnownInvitation, RequestingMember
+from services.auth.store import AuthTables
 from shared import errors
 from shared.api.organizations import Invitation, InvitationOffer, Organization, OrganizationDetails, TeamMember, TeamRole
 from shared.stores import database
 from shared.types import KeyId, TenantId, Tier, UserId
 
 
-class OrganizationStore:
-    def __init__(self, db: database.Database) -> None:
-        self._db = db
-
-    def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
-        """For founding an organization and for accepting invitations."""
-        return self._db.transaction()
-
-    def bound(self, organisation: TenantId) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
-        """For everything else."""
-        return self._db.bound(organisation)
-
+class OrganizationStore(AuthTables):
     async def add(self, transaction: database.Transaction, name: str, founder: UserId, most: int) -> Organization:
         """Raises BadRequest if the founder would have more than ``most``."""
         await transaction.value("lock_founder", founder)

@@ -5,6 +5,7 @@ from datetime import datetime
 
 import msgspec
 
+from services.auth.store import AuthTables
 from shared.stores import database
 from shared.types import UserId, UserRole
 
@@ -34,10 +35,7 @@ _ERASED = (
 )
 
 
-class PrivacyStore:
-    def __init__(self, db: database.Database) -> None:
-        self._db = db
-
+class PrivacyStore(AuthTables):
     async def administrators(self, transaction: database.Transaction) -> frozenset[UserId]:
         """Return the remaining administrators; the set cannot shrink before this transaction ends."""
         return frozenset(UserId(row["id"]) for row in await transaction.rows("lock_administrators"))

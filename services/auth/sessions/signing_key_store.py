@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from services.auth.sessions.signing_keys import KnownKey
+from services.auth.store import AuthTables
 from shared.stores import database
 
 _CHANGES = "auth_signing_keys"
@@ -17,10 +18,7 @@ class StoredKey:
     sealed: bytes
 
 
-class SigningKeyStore:
-    def __init__(self, db: database.Database) -> None:
-        self._db = db
-
+class SigningKeyStore(AuthTables):
     async def list(self) -> tuple[StoredKey, ...]:
         return tuple(map(_stored, await self._db.rows("list_signing_keys")))
 
