@@ -6,11 +6,11 @@ Values from metrics become one short line without URLs, and never a header.
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from services.metrics.alerting.alert_state import MAX_LABEL, ActiveAlert, AlertNotice
+from services.metrics.alerting.alert_state import MAX_LABEL, ActiveAlert, AlertNotice, moment_of
 from services.metrics.alerting.rules.alert_rule import Severity
 from shared.mail import letters
 
@@ -162,7 +162,7 @@ def _pauses(batch: MailBatch, where: str) -> Iterator[str]:
 
 def _in_full(alert: ActiveAlert) -> Iterator[str]:
     yield f"\n{_short(alert.summary, _LONGEST_LINE)}"
-    yield f"  {alert.rule.severity}, since {_time(_moment(alert.since))}"
+    yield f"  {alert.rule.severity}, since {_time(moment_of(alert.since))}"
     yield f"  {_short(alert.description, _LONGEST_LINE * 2)}"
     if alert.labels:
         yield f"  labels: {', '.join(_short(f'{label}={value}', _LONGEST_LINE) for label, value in alert.labels)}"
@@ -175,8 +175,8 @@ def _named(alerts: tuple[ActiveAlert, ...]) -> Iterator[str]:
     if alerts and alerts[0].ended is None:
         yield ""
     for alert in alerts[:MOST_NAMED]:
-        until = "" if alert.ended is None else f" until {_time(_moment(alert.ended))}"
-        yield f"- {_short(alert.summary, _LONGEST_LINE)} ({alert.rule.severity}, {_time(_moment(alert.since))}{until})"
+        until = "" if alert.ended is None else f" until {_time(moment_of(alert.ended))}"
+        yield f"- {_short(alert.summary, _LONGEST_LINE)} ({alert.rule.severity}, {_time(moment_of(alert.since))}{until})"
     if len(alerts) > MOST_NAMED:
         yield f"- and {len(alerts) - MOST_NAMED} more"
 
@@ -210,10 +210,6 @@ def _minutes(seconds: float) -> str:
 
 def _short(text: str, longest: int) -> str:
     return letters.one_line(text, longest)
-
-
-def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _time(at: datetime) -> str:

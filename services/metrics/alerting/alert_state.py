@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Final
 
 from services.metrics.alerting.rules import evaluation
@@ -269,3 +270,7 @@ def _filled(text: str, labels: Labels) -> str:
     for label, value in labels:
         text = text.replace(f"{{{label}}}", value)
     return text
+
+
+def moment_of(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -11,7 +11,7 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from services.metrics.alerting.alert_state import MAX_SILENCES, OUTAGE_SECONDS, ActiveAlert, AlertSilence, StoredAlertState
+from services.metrics.alerting.alert_state import MAX_SILENCES, OUTAGE_SECONDS, ActiveAlert, AlertSilence, StoredAlertState, moment_of
 from services.metrics.alerting.rules.alert_rule import AlertRule
 from services.metrics.alerting.rules.evaluation import Labels
 from shared import errors
@@ -72,12 +72,12 @@ class AlertStore:
         return self._database.leadership("alerts")
 
     async def alerts(self, now: float) -> list[StoredAlertState]:
-        return self._read(await self._database.rows("list_alarms", _moment(now - OUTAGE_SECONDS), _MAX_ALARMS))
+        return self._read(await self._database.rows("list_alarms", moment_of(now - OUTAGE_SECONDS), _MAX_ALARMS))
 
     async def write(self, leader: Leadership, changed: Sequence[StoredAlertState], everything: Collection[tuple[str, float]]) -> None:
         """Write the ``changed`` alerts and delete all but ``everything`` (id and start), in one transaction."""
         async with leader.transaction() as transaction:
-            await transaction.run("keep_alarms", [one for one, _ in everything], [_moment(since) for _, since in everything])
+            await transaction.run("keep_alarms", [one for one, _ in everything], [moment_of(since) for _, since in everything])
             await transaction.run("write_alarms", *_columns(changed))
 
     async def acknowledge(self, seen: ActiveAlert) -> None:
@@ -90,22 +90,22 @@ class AlertStore:
 
     async def write_state(self, leader: Leadership, name: State, body: bytes, now: float) -> None:
         async with leader.transaction() as transaction:
-            await transaction.run("write_state", name, _moment(now), body)
+            await transaction.run("write_state", name, moment_of(now), body)
 
     async def silences(self, now: float) -> StoredSilences:
-        rows = await self._database.rows("list_silences", _moment(now), 10 * MAX_SILENCES)
+        rows = await self._database.rows("list_silences", moment_of(now), 10 * MAX_SILENCES)
         ended = frozenset(row["id"] for row in rows if row["ended"])
         return StoredSilences(tuple(_silence(row) for row in rows if not row["ended"]), ended)
 
     async def write_silences(self, made: Sequence[AlertSilence]) -> None:
         details = [msgspec.json.encode(_SilenceDetails(one.name, one.labels, one.by, one.why)).decode() for one in made]
-        await self._database.run("write_silences", [one.id for one in made], [_moment(one.until) for one in made], details)
+        await self._database.run("write_silences", [one.id for one in made], [moment_of(one.until) for one in made], details)
 
     async def end_silences(self, ids: Collection[str], stays_until: float) -> None:
-        await self._database.run("end_silences", sorted(ids), _moment(stays_until))
+        await self._database.run("end_silences", sorted(ids), moment_of(stays_until))
 
     async def delete_silences_before(self, moment: float) -> None:
-        await self._database.run("delete_old_silences", _moment(moment))
+        await self._database.run("delete_old_silences", moment_of(moment))
 
     def _read(self, rows: Iterable[database.DatabaseRow]) -> list[StoredAlertState]:
         found = []
@@ -136,32 +136,28 @@ def _columns(remembered: Sequence[StoredAlertState]) -> tuple[list[object], ...]
     alerts = [one.alert for one in remembered]
     return (
         [alert.id for alert in alerts],
-        [_moment(alert.since) for alert in alerts],
+        [moment_of(alert.since) for alert in alerts],
         [alert.rule.name for alert in alerts],
         [str(alert.rule.severity) for alert in alerts],
         [msgspec.json.encode(alert.labels).decode() for alert in alerts],
         [alert.value for alert in alerts],
         [alert.firing for alert in alerts],
-        [None if alert.ended is None else _moment(alert.ended) for alert in alerts],
+        [None if alert.ended is None else moment_of(alert.ended) for alert in alerts],
         [alert.seen_by for alert in alerts],
         [_seen_at(alert) for alert in alerts],
         [one.notified for one in remembered],
-        [_moment(one.held_at) for one in remembered],
+        [moment_of(one.held_at) for one in remembered],
         [",".join(one.owed) for one in remembered],
     )
 
 
 def _seen_at(alert: ActiveAlert) -> datetime | None:
-    return None if alert.seen_at is None else _moment(alert.seen_at)
+    return None if alert.seen_at is None else moment_of(alert.seen_at)
 
 
 def _silence(row: database.DatabaseRow) -> AlertSilence:
     details = msgspec.json.decode(row["said"], type=_SilenceDetails)
     return AlertSilence(row["id"], details.name, details.labels, row["until"].timestamp(), details.by, details.why)
-
-
-def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _seconds(moment: datetime | None) -> float | None:

@@ -4,12 +4,11 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from itertools import chain
 from typing import Final
 
 from services.metrics.alerting import sample_window
-from services.metrics.alerting.alert_state import MAX_LABEL, MAX_SILENCE_SECONDS, ActiveAlert, AlertSilence, AlertStates
+from services.metrics.alerting.alert_state import MAX_LABEL, MAX_SILENCE_SECONDS, ActiveAlert, AlertSilence, AlertStates, moment_of
 from services.metrics.alerting.rules import all_rules
 from services.metrics.alerting.rules.evaluation import labels
 from services.metrics.alerting.sample_window import SampleWindow
@@ -79,7 +78,7 @@ class RuleWatch:
         return api.Alerts(
             tuple(self._shown(alert) for alert in found),
             tuple(map(_shown_silence, alert_states.silences())),
-            as_of=_moment(self.read_at) if is_old and self.read_at is not None else None,
+            as_of=moment_of(self.read_at) if is_old and self.read_at is not None else None,
         )
 
     @serves(api.acknowledge_alert)
@@ -121,8 +120,8 @@ class RuleWatch:
             severity=str(alert.rule.severity),
             labels=dict(alert.labels),
             state="over" if alert.ended is not None else "firing" if alert.firing else "pending",
-            since=_moment(alert.since),
-            ended=None if alert.ended is None else _moment(alert.ended),
+            since=moment_of(alert.since),
+            ended=None if alert.ended is None else moment_of(alert.ended),
             value=alert.value,
             shown=alert.rule.shown(alert.value),
             summary=alert.summary,
@@ -134,12 +133,8 @@ class RuleWatch:
 
 
 def _shown_silence(silence: AlertSilence) -> api.Silence:
-    return api.Silence(silence.id, silence.name, dict(silence.labels), _moment(silence.until), silence.by, silence.why)
+    return api.Silence(silence.id, silence.name, dict(silence.labels), moment_of(silence.until), silence.by, silence.why)
 
 
 def _name_of_caller(principal: Principal | None) -> str:
     return "operator" if principal is None else principal.username
-
-
-def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
