@@ -24,3 +24,17 @@ class Dependencies:
     guesses: FailedLogins
     identities: Identities
     trail: AuditTrail
+
+
+class AuthHandlers:
+    """The base of handlers and tasks that use several of them."""
+
+    def __init__(self, parts: Dependencies) -> None:
+        self._settings = parts.settings
+        self._node = parts.node
+        self._store = parts.store
+        self._passwords = parts.passwords
+        self._sessions = parts.sessions
+        self._guesses = parts.guesses
+        self._identities = parts.identities
+        self._trail = parts.trail

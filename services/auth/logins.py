@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 
 from services.auth import audit_records, roles
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.mfa.factors import Factors
 from services.auth.session_opening import SessionOpening
 from services.auth.sessions import failed_logins, session_store
@@ -29,15 +29,9 @@ _INVALIDATE_USER = "tell_of_user"
 _log = logs.get(part="auth")
 
 
-class LoginRpc:
+class LoginRpc(AuthHandlers):
     def __init__(self, parts: Dependencies, factors: Factors, opening: SessionOpening) -> None:
-        self._settings = parts.settings
-        self._store = parts.store
-        self._sessions = parts.sessions
-        self._guesses = parts.guesses
-        self._passwords = parts.passwords
-        self._identities = parts.identities
-        self._trail = parts.trail
+        super().__init__(parts)
         self._factors = factors
         self._opening = opening
 

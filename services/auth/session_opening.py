@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from services.auth import audit_records, sealing
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.sessions.session_store import StoredLogin, StoredSession
 from services.auth.store import StoredAccount
 from shared import errors
@@ -67,14 +67,11 @@ def _mac(key: bytes, browser: str, account: StoredAccount) -> str:
 AtLogin = Callable[["Transaction", UserId], Awaitable[None]]
 
 
-class SessionOpening:
+class SessionOpening(AuthHandlers):
     """Safe for concurrent calls. Every method may raise Unavailable."""
 
     def __init__(self, parts: Dependencies, *, at_login: tuple[AtLogin, ...] = ()) -> None:
-        self._store = parts.store
-        self._sessions = parts.sessions
-        self._identities = parts.identities
-        self._trail = parts.trail
+        super().__init__(parts)
         self._at_login = at_login
         self.browsers = KnownBrowsers.of(parts.settings.data_key, parts.settings.data_key_old)
 

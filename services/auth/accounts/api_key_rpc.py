@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from services.auth import api_keys, audit_records, name_rules, roles
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers
 from services.auth.store import NewKey, tenant_of
 from shared import errors
 from shared.api import auth, events
@@ -20,14 +20,8 @@ _LIST_HINT = "`aicli keys list` shows them"
 _log = logs.get(part="auth")
 
 
-class ApiKeyRpc:
+class ApiKeyRpc(AuthHandlers):
     """A credential sees the keys of the tenant that it acts for; an administrator's credential sees all."""
-
-    def __init__(self, parts: Dependencies) -> None:
-        self._node = parts.node
-        self._store = parts.store
-        self._identities = parts.identities
-        self._trail = parts.trail
 
     @serves(auth.generate_api_key)
     async def generate_api_key(self, request: auth.GenerateApiKey, call: RpcCall) -> auth.CreatedApiKey:

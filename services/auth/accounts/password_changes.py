@@ -7,7 +7,7 @@ from services.auth import api_keys, audit_records, mail_texts
 from services.auth.accounts import request_limits
 from services.auth.accounts.account_store import AccountStore, SessionRevocation
 from services.auth.accounts.request_limits import MailLimits
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.sessions import identities
 from services.auth.store import StoredAccount
 from shared import context, errors
@@ -32,17 +32,12 @@ class _ResetRequest:
     request: context.RequestContext | None
 
 
-class PasswordChanges:
+class PasswordChanges(AuthHandlers):
     """``run`` is the task that processes reset requests. They are answered before anything is looked up, so neither the answer nor its
     timing reveals whether an account exists."""
 
     def __init__(self, parts: Dependencies, rows: AccountStore, limits: MailLimits, mailer: Mailer) -> None:
-        self._settings = parts.settings
-        self._store = parts.store
-        self._identities = parts.identities
-        self._passwords = parts.passwords
-        self._guesses = parts.guesses
-        self._trail = parts.trail
+        super().__init__(parts)
         self._rows = rows
         self._ends = SessionRevocation(parts.store, parts.sessions)
         self._limits = limits

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from services.auth import audit_records, mail_texts, name_rules
 from services.auth.accounts.account_store import AccountStore
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.mfa.factors import FactorState
 from shared import access_table, errors
 from shared.api import accounts, auth
@@ -26,12 +26,9 @@ class SecondFactors(Protocol):
         ...
 
 
-class ProfileRpc:
+class ProfileRpc(AuthHandlers):
     def __init__(self, parts: Dependencies, account_rows: AccountStore, second_factors: SecondFactors, mailer: Mailer) -> None:
-        self._settings = parts.settings
-        self._store = parts.store
-        self._identities = parts.identities
-        self._trail = parts.trail
+        super().__init__(parts)
         self._rows = account_rows
         self._second_factors = second_factors
         self._mailer = mailer

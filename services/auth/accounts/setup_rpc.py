@@ -2,7 +2,7 @@
 
 from services.auth import audit_records, mail_texts
 from services.auth.accounts.request_limits import HourlyLimits
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.mfa.factor_store import FactorStore
 from shared import errors
 from shared.api import service_settings as api
@@ -22,11 +22,9 @@ TEST_SECONDS = 10.0
 _LONGEST_ANSWER = 300
 
 
-class SetupRpc:
+class SetupRpc(AuthHandlers):
     def __init__(self, parts: Dependencies, sink: MailSink, cache: Cache) -> None:
-        self._settings = parts.settings
-        self._store = parts.store
-        self._trail = parts.trail
+        super().__init__(parts)
         self._factors = FactorStore(parts.store)
         self._sink = sink
         self._limits = HourlyLimits(cache, "test_mails")

@@ -7,7 +7,7 @@ from services.auth import api_keys, audit_records, mail_texts, name_rules, roles
 from services.auth.accounts.account_store import SessionRevocation
 from services.auth.accounts.colleague_rpc import ColleagueRpc
 from services.auth.accounts.request_limits import RegistrationLimits
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.mfa.factor_store import FactorStore
 from services.auth.nodes.node_store import NodeStore
 from services.auth.sessions import identities
@@ -26,14 +26,9 @@ _USAGE_SECONDS = 5.0
 _log = logs.get(part="auth")
 
 
-class UserRpc:
+class UserRpc(AuthHandlers):
     def __init__(self, parts: Dependencies, limits: RegistrationLimits, colleagues: ColleagueRpc) -> None:
-        self._settings = parts.settings
-        self._node = parts.node
-        self._store = parts.store
-        self._passwords = parts.passwords
-        self._identities = parts.identities
-        self._trail = parts.trail
+        super().__init__(parts)
         self._limits = limits
         self._colleagues = colleagues
 

@@ -4,7 +4,7 @@ import secrets
 from datetime import timedelta
 
 from services.auth import audit_records, roles
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.nodes import enrollment_rules
 from services.auth.nodes.enrollment_rules import KnownNode, KnownTicket
 from services.auth.nodes.mesh_ca import MeshCa
@@ -97,16 +97,14 @@ class EnrollmentRpc:
         return ca.membership(node, certificate, outside=bool(caller.channel))
 
 
-class NodeAdminRpc:
+class NodeAdminRpc(AuthHandlers):
     """Administrators may do all of it. A node owner sees only their own nodes and tickets, which are for workers only.
 
     A node that joins with a node owner's ticket waits for an administrator's approval, because its owner can see the prompts that it runs.
     """
 
     def __init__(self, parts: Dependencies, members: NodeStore, ca: MeshCa | None) -> None:
-        self._node = parts.node
-        self._store = parts.store
-        self._trail = parts.trail
+        super().__init__(parts)
         self._members = members
         self._ca = ca
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from services.auth import api_keys, audit_records
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.logins import LoginRpc
 from services.auth.oidc import account_provisioning, discovery
 from services.auth.oidc.account_provisioning import Identity, ProvisionedAccount, RoleTable
@@ -94,15 +94,11 @@ class OidcDependencies:
             yield cls(oidc=oidc, links=links, roles=RoleTable(settings.oidc_roles), provider_sessions=provider_sessions)
 
 
-class OidcRpc:
+class OidcRpc(AuthHandlers):
     """Any method may raise Unavailable: the provider, PostgreSQL or Valkey does not answer."""
 
     def __init__(self, parts: Dependencies, oidc: OidcDependencies, logins: LoginRpc) -> None:
-        self._node = parts.node
-        self._store = parts.store
-        self._sessions = parts.sessions
-        self._identities = parts.identities
-        self._trail = parts.trail
+        super().__init__(parts)
         self._oidc = oidc.oidc
         self._links = oidc.links
         self._roles = oidc.roles

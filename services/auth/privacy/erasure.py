@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from services.auth import audit_records, mail_texts
 from services.auth.audit.audit_store import AuditStore
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
 from shared import errors
 from shared.api import privacy
@@ -29,16 +29,12 @@ _EVERY_SECONDS = 600
 _log = logs.get(part="privacy")
 
 
-class Erasures:
+class Erasures(AuthHandlers):
     """``run`` is the job. Any number of replicas may run it; each account is handled by one of them."""
 
     def __init__(self, parts: Dependencies, rows: PrivacyStore, audit: AuditStore, mailer: Mailer) -> None:
-        self._settings = parts.settings
-        self._store = parts.store
-        self._identities = parts.identities
-        self._trail = parts.trail
+        super().__init__(parts)
         self._rows = rows
-        self._sessions = parts.sessions
         self._mailer = mailer
         self._audit = audit
 
