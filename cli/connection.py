@@ -5,51 +5,22 @@ Commands only use the two Protocols here, so tests can replace the whole mesh.
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from cli.profile import Profile
-from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
+from shared.api.method import End, Item, Method, MethodCaller, Reply, Request, StreamAnswer, StreamMethod
 from shared.types import Credential, NodeId, Role
 
 if TYPE_CHECKING:
     from shared.node import ClientNode
 
-ItemT_co = TypeVar("ItemT_co", covariant=True)
-EndT_co = TypeVar("EndT_co", covariant=True)
 
-
-class CallAnswer(Protocol[ItemT_co, EndT_co]):
-    """A running stream: iterate it, then read ``end``."""
-
-    @property
-    def node(self) -> NodeId:
-        """The node that answers."""
-        ...
-
-    def __aiter__(self) -> AsyncIterator[ItemT_co]: ...
-
-    @property
-    def end(self) -> EndT_co: ...
-
-
-class CliConnection(Protocol):
-    """A connection to the mesh. All methods raise AimeshError only."""
-
-    async def call(
-        self,
-        method: Method[Request, Reply],
-        request: Request,
-        *,
-        to: NodeId | None = None,
-        deadline_seconds: float = 10,
-        credential: Credential | None = None,
-    ) -> Reply:
-        """Call ``method`` at a service or one of its nodes, by default with the profile's key. Waits a moment for the service."""
-        ...
+class CliConnection(MethodCaller, Protocol):
+    """A connection to the mesh. Calls have the profile's key by default. All methods raise AimeshError only."""
 
     def stream(
         self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
-    ) -> AbstractAsyncContextManager[CallAnswer[Item, End]]:
+    ) -> AbstractAsyncContextManager[StreamAnswer[Item, End]]:
         """Leaving the block early cancels the call on the peer."""
         ...
 
@@ -84,7 +55,7 @@ class MeshConnection:
 
     def stream(
         self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
-    ) -> AbstractAsyncContextManager[CallAnswer[Item, End]]:
+    ) -> AbstractAsyncContextManager[StreamAnswer[Item, End]]:
         return self._client.rpc.stream(method, request, deadline_seconds=deadline_seconds, credential=self._profile.api_key)
 
     def alive(self, role: Role) -> list[NodeId]:

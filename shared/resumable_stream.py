@@ -13,14 +13,14 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 
 from shared import errors
 from shared.api import gateway
 from shared.api.gateway import CancelInference, InferenceChunk, InferenceResult, ProcessInferenceRequest, Rest
-from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
+from shared.api.method import End, Item, Method, Reply, Request, StreamAnswer, StreamMethod
 from shared.timing import retry_policy
 from shared.timing.retry_policy import FailureFacts, RetryPolicy
 from shared.types import NodeId
@@ -28,22 +28,8 @@ from shared.types import NodeId
 #: The user pressed Ctrl-C and waits. A gateway of the mesh answers within milliseconds; over HTTPS, it takes four round trips.
 _CANCEL_SECONDS = 1.0
 
-ItemT_co = TypeVar("ItemT_co", covariant=True)
-EndT_co = TypeVar("EndT_co", covariant=True)
 #: Called once per loss, with whether any of the answer had arrived, and why it is asked again.
 Lost = Callable[[bool, errors.AimeshError], None]
-
-
-class ResumedStream(Protocol[ItemT_co, EndT_co]):
-    """Iterate it, then read ``end``."""
-
-    @property
-    def node(self) -> NodeId: ...
-
-    def __aiter__(self) -> AsyncIterator[ItemT_co]: ...
-
-    @property
-    def end(self) -> EndT_co: ...
 
 
 class StreamCaller(Protocol):
@@ -55,7 +41,7 @@ class StreamCaller(Protocol):
 
     def stream(
         self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
-    ) -> AbstractAsyncContextManager[ResumedStream[Item, End]]: ...
+    ) -> AbstractAsyncContextManager[StreamAnswer[Item, End]]: ...
 
 
 class StreamRequest:

@@ -1,18 +1,20 @@
 """Declares a method: its name, message types, and the roles of the nodes that may call it."""
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import AsyncIterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from shared.types import Role
+from shared.types import Credential, NodeId, Role
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 Reply = TypeVar("Reply", bound=msgspec.Struct)
 Item = TypeVar("Item", bound=msgspec.Struct)
 End = TypeVar("End", bound=msgspec.Struct)
+ItemT_co = TypeVar("ItemT_co", covariant=True)
+EndT_co = TypeVar("EndT_co", covariant=True)
 
 #: The roles of the nodes through which users and operators call.
 PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
@@ -85,6 +87,36 @@ class StreamMethod(Generic[Request, Item, End]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "served_by", _served_by(self.name, self.callers))
+
+
+class MethodCaller(Protocol):
+    """Calls methods; raises AimeshError only."""
+
+    async def call(
+        self,
+        method: Method[Request, Reply],
+        request: Request,
+        *,
+        to: NodeId | None = None,
+        deadline_seconds: float = 10,
+        credential: Credential | None = None,
+    ) -> Reply:
+        """Call ``method`` at a service or one of its nodes. Waits a moment for the service."""
+        ...
+
+
+class StreamAnswer(Protocol[ItemT_co, EndT_co]):
+    """A running stream: iterate it to the end, then read ``end``."""
+
+    @property
+    def node(self) -> NodeId:
+        """Return the node that answers."""
+        ...
+
+    @property
+    def end(self) -> EndT_co: ...
+
+    def __aiter__(self) -> AsyncIterator[ItemT_co]: ...
 
 
 def _served_by(name: str, callers: Set[Role]) -> Role | None:

@@ -5,7 +5,6 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Protocol
 
 import msgspec
 
@@ -13,7 +12,7 @@ from shared import context, errors
 from shared.api import audit
 from shared.api.audit import AuditedAct, Result
 from shared.api.auth import Principal
-from shared.api.method import Method, Reply, Request
+from shared.api.method import MethodCaller
 from shared.telemetry import logs
 from shared.types import TenantId, UserId
 
@@ -29,14 +28,10 @@ _log = logs.get(part="audit")
 _Key = tuple[str, TenantId | None, UserId | None, str, str, str | int]
 
 
-class AuditRpcClient(Protocol):
-    async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply: ...
-
-
 class AuditReporting:
     """``report_action`` and ``report_refusal`` never wait. ``run`` sends."""
 
-    def __init__(self, rpc: AuditRpcClient) -> None:
+    def __init__(self, rpc: MethodCaller) -> None:
         self._rpc = rpc
         self._pending: OrderedDict[_Key, AuditedAct] = OrderedDict()
         self._numbers = itertools.count()

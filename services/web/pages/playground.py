@@ -15,13 +15,13 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
 from services.web.http.event_response import EventResponse, event
-from services.web.mesh_calls import MeshAnswer, MeshCalls
+from services.web.mesh_calls import MeshCalls
 from services.web.request_context import Page, PageRequest
 from shared import amounts, errors
 from shared.api import accounts, gateway, usage_report
 from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
 from shared.api.generation import ChatMessage
-from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
+from shared.api.method import End, Item, Method, Reply, Request, StreamAnswer, StreamMethod
 from shared.resumable_stream import StreamRequest
 from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId
 
@@ -178,7 +178,7 @@ class UserCaller:
 
     def stream(
         self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
-    ) -> AbstractAsyncContextManager[MeshAnswer[Item, End]]:
+    ) -> AbstractAsyncContextManager[StreamAnswer[Item, End]]:
         return self.caller.stream(method, request, deadline_seconds=deadline_seconds, credential=self.credential)
 
 
