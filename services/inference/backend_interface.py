@@ -1,7 +1,7 @@
 """The interface between the service and the backends, which run the models."""
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
@@ -9,6 +9,8 @@ from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, ModelStatus, Moderate, Moderated
 from shared.types import ModelName
+
+Sent_contra = TypeVar("Sent_contra", contravariant=True)
 
 
 class Watcher(Protocol):
@@ -23,28 +25,20 @@ class Watcher(Protocol):
         ...
 
 
-class Sink(Protocol):
-    """Receives the chunks of an answer: a mesh stream or an HTTP response."""
+class AnswerSink(Protocol[Sent_contra]):
+    """Receives an answer in pieces: a mesh stream or an HTTP response."""
 
     def accept(self, prompt_tokens: int | None) -> None:
         """The prompt was accepted and queued. ``prompt_tokens`` is None if the count is known only at the end."""
         ...
 
-    async def send(self, item: Chunk) -> None:
+    async def send(self, item: Sent_contra) -> None:
         """Waits for a slow reader. Raises CancelledError once the reader is gone."""
         ...
 
 
-class VectorSink(Protocol):
-    """Receives the vectors of texts."""
-
-    def accept(self, prompt_tokens: int | None) -> None:
-        """The texts were accepted and queued. ``prompt_tokens`` is None if the count is known only at the end."""
-        ...
-
-    async def send(self, item: Vectors) -> None:
-        """Waits for a slow reader. Raises CancelledError once the reader is gone."""
-        ...
+Sink: TypeAlias = AnswerSink[Chunk]
+VectorSink: TypeAlias = AnswerSink[Vectors]
 
 
 class WaitingSink:

@@ -7,7 +7,7 @@ import asyncio
 import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -33,16 +33,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Outcome = TypeVar("Outcome")
-
-
-class GenerateCall(Protocol):
-    async def __call__(self, model: ModelName, prompt: str | tuple[ChatMessage, ...], requested: Sampling, sink: Sink, /) -> Generation: ...
-
-
-class EmbedCall(Protocol):
-    async def __call__(
-        self, model: ModelName, inputs: tuple[embedding.EmbeddingInput, ...], dimensions: int | None, sink: VectorSink, /
-    ) -> Embedded: ...
+GenerateCall = Callable[[ModelName, str | tuple[ChatMessage, ...], Sampling, Sink], Awaitable[Generation]]
+EmbedCall = Callable[[ModelName, tuple[embedding.EmbeddingInput, ...], int | None, VectorSink], Awaitable[Embedded]]
 
 
 class InferMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -70,8 +70,7 @@ class EngineInterface(Protocol):
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded: ...
 
 
-class StartEngine(Protocol):
-    def __call__(self, model: ModelName, load: engine_messages.LoadCommand, watcher: Watcher, /) -> EngineInterface: ...
+StartEngine = Callable[[ModelName, engine_messages.LoadCommand, Watcher], EngineInterface]
 
 
 @dataclass(slots=True, eq=False)
