@@ -256,6 +256,11 @@ class PageRequest:
             await self._confirm(password, code)
         return form
 
+    async def read_field(self, name: str, default: str | None = None, *, by_visitor: bool = False) -> str:
+        """Read a form with one field, like ``read_form``. The field is required without a default."""
+        form = await self.read_form(forms.of_one_field(name, default), by_visitor=by_visitor)
+        return str(getattr(form, name))
+
     async def read_fields(self) -> dict[str, str]:
         """Read the form fields, after checking the origin only."""
         self._check_origin()

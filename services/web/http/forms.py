@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
@@ -51,12 +52,15 @@ class LoginForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     then: str = ""
 
 
-class LoginLinkForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    link: str
-
-
 class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A form without fields other than its token."""
+
+
+@cache
+def of_one_field(name: str, default: str | None) -> type[msgspec.Struct]:
+    """Return a form with this one field, which is required without a default."""
+    field = (name, str) if default is None else (name, str, default)
+    return msgspec.defstruct("OneFieldForm", [field], frozen=True, forbid_unknown_fields=True)
 
 
 def read_fields(content: bytes) -> dict[str, str]:

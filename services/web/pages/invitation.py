@@ -20,10 +20,6 @@ from shared.api.organizations import TeamRole
 _AS = {TeamRole.MEMBER: "a member", TeamRole.OWNER: "an owner"}
 
 
-class AcceptForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    code: str
-
-
 class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The code that the script found in the fragment or the field."""
 
@@ -63,11 +59,11 @@ async def read_offer(page_request: NamedDependency[PageRequest]) -> Page:
 
 @post("/invitation")
 async def accept(page_request: NamedDependency[PageRequest]) -> Page:
-    form = await page_request.read_form(AcceptForm)
+    code = await page_request.read_field("code")
     try:
-        joined = await page_request.submit(api.accept_invitation, api.AcceptInvitation(form.code.strip()))
+        joined = await page_request.submit(api.accept_invitation, api.AcceptInvitation(code.strip()))
     except errors.CallerError as error:
-        return _page(page_request, form.code, error)
+        return _page(page_request, code, error)
     return page_request.redirect(f"/organisations/{joined.id}?done=joined")
 
 

@@ -6,7 +6,6 @@ The code arrives in the fragment of the link, so no log has it. A form posts it,
 import re
 from dataclasses import dataclass
 
-import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
 
@@ -18,10 +17,6 @@ from shared.api.organizations import ColleagueInvitation
 
 #: As in fragment.js, and fit for a cookie.
 _CODE = re.compile(r"[\w.~-]{16,200}", re.ASCII)
-
-
-class JoinForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    code: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +44,7 @@ async def show_join(page_request: NamedDependency[PageRequest]) -> Page:
 @post(JOIN)
 async def keep_code(page_request: NamedDependency[PageRequest]) -> Page:
     is_visitor = await page_request.find_session() is None
-    code = (await page_request.read_form(JoinForm, by_visitor=is_visitor)).code.strip()
+    code = (await page_request.read_field("code", by_visitor=is_visitor)).strip()
     if not _CODE.fullmatch(code):
         return _page(page_request, None, errors.NotFound("there is no such invitation", hint="copy the whole code from the mail"))
     page_request.keep_invitation(code)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from uuid import UUID
 
-import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
@@ -25,14 +24,6 @@ OVERLAPS: Mapping[int, str] = {86_400: "24 hours", 3_600: "1 hour", 604_800: "7 
 #: Lifetime of a new key in days -> label. Empty means the default: 90 days, or 30 for a test key.
 DAYS: Mapping[str, str] = {"7": "In 7 days", "30": "In 30 days", "": "In 90 days", "365": "In 1 year", "0": "Never"}
 _DONE = {"revoked": "Key revoked. Requests that use it are now rejected.", "renamed": "Key renamed."}
-
-
-class KeyNameForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    name: str
-
-
-class RotateForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    overlap: str = "86400"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +75,6 @@ class RevokePage:
     made: tuple[ApiKeyRow, ...]
 
 
-class RevokeKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: Sent if the box is checked.
-    with_made: str = ""
-
-
 @get("/api-keys")
 async def show_api_keys(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
     return await _list(page_request, notice=rendering.find_notice(done, _DONE))
@@ -114,11 +100,11 @@ async def show_api_key(page_request: NamedDependency[PageRequest], key_id: FromP
 
 @post("/api-keys/{key_id:uuid}/rename")
 async def rename_api_key(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
-    form = await page_request.read_form(KeyNameForm)
+    name = await page_request.read_field("name")
     try:
-        await page_request.submit(auth.rename_api_key, auth.RenameApiKey(str(key_id), form.name.strip()))
+        await page_request.submit(auth.rename_api_key, auth.RenameApiKey(str(key_id), name.strip()))
     except errors.CallerError as error:
-        view = _key_page(page_request, await _active(page_request, key_id), name=form.name, problem=error)
+        view = _key_page(page_request, await _active(page_request, key_id), name=name, problem=error)
         return page_request.page("key.html", view, here="api-keys", problem=error)
     return page_request.redirect(f"/api-keys/{key_id}?done=renamed")
 
@@ -126,8 +112,8 @@ async def rename_api_key(page_request: NamedDependency[PageRequest], key_id: Fro
 @post("/api-keys/{key_id:uuid}/rotate")
 async def rotate_api_key(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
     """Rotate a key. Responds with the page itself, like ``create_api_key``."""
-    form = await page_request.read_form(RotateForm)
-    seconds = next((seconds for seconds in OVERLAPS if str(seconds) == form.overlap), None)
+    overlap = await page_request.read_field("overlap", "86400")
+    seconds = next((seconds for seconds in OVERLAPS if str(seconds) == overlap), None)
     try:
         if seconds is None:
             raise errors.BadRequest("invalid overlap", hint="choose how long the old secret keeps working from the list")
@@ -152,9 +138,9 @@ async def confirm_revoke(page_request: NamedDependency[PageRequest], key_id: Fro
 
 @post("/api-keys/{key_id:uuid}/revoke")
 async def revoke_api_key(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
-    form = await page_request.read_form(RevokeKeyForm)
+    with_made = await page_request.read_field("with_made", "")
     # Auth checks by the credential that the user owns the key.
-    await page_request.call(auth.revoke_api_key, auth.RevokeApiKey(str(key_id), with_made=bool(form.with_made)))
+    await page_request.call(auth.revoke_api_key, auth.RevokeApiKey(str(key_id), with_made=bool(with_made)))
     return page_request.redirect("/api-keys?done=revoked")
 
 

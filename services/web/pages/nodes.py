@@ -6,7 +6,6 @@ Administrators see all nodes under /admin/nodes. Node owners see their own under
 import asyncio
 from dataclasses import asdict, dataclass
 
-import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
@@ -25,10 +24,6 @@ _DONE = {
     "approved": "Node approved. It joins within a minute.",
     "revoked": "Node revoked. Its key can never rejoin. To add it again, create a new ticket.",
 }
-
-
-class RevokeNodeForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +116,12 @@ async def confirm_revoke(page_request: NamedDependency[PageRequest], node_id: Fr
 
 @post(["/nodes/{node_id:str}/revoke", "/admin/nodes/{node_id:str}/revoke"])
 async def revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
-    form = await page_request.read_form(RevokeNodeForm)
+    reason = await page_request.read_field("reason", "")
     member = await _member(page_request, node_id)
     try:
-        await page_request.submit(membership.revoke_member, membership.RevokeMember(node_id, reason=form.reason.strip()))
+        await page_request.submit(membership.revoke_member, membership.RevokeMember(node_id, reason=reason.strip()))
     except errors.CallerError as error:
-        view = _question(page_request, member, form.reason, error)
+        view = _question(page_request, member, reason, error)
         return page_request.page("admin/node_revoke.html", view, here=node_view.section(page_request.person), problem=error)
     return page_request.redirect(f"{node_view.root_of(page_request.person)}?done=revoked")
 

@@ -31,31 +31,14 @@ _DONE = {
 }
 
 
-class OrganizationNameForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    name: str
-
-
-class SwitchForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: Empty for the personal account.
-    id: str = ""
-
-
 class InviteForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     email: str
     role: str = TeamRole.MEMBER.value
 
 
-class InvitationForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    id: str
-
-
 class TeamRoleForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user_id: str
     role: str
-
-
-class MemberForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    user_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,18 +74,19 @@ async def show_organisations(page_request: NamedDependency[PageRequest], done: F
 
 @post(_HERE)
 async def create(page_request: NamedDependency[PageRequest]) -> Page:
-    form = await page_request.read_form(OrganizationNameForm)
+    name = await page_request.read_field("name")
     try:
-        made = await page_request.submit(api.create_organisation, api.CreateOrganization(form.name.strip()))
+        made = await page_request.submit(api.create_organisation, api.CreateOrganization(name.strip()))
     except errors.CallerError as error:
-        return await _list(page_request, name=form.name, problem=error)
+        return await _list(page_request, name=name, problem=error)
     return page_request.redirect(f"{_HERE}/{made.id}?done=created")
 
 
 @post(f"{_HERE}/switch")
 async def switch(page_request: NamedDependency[PageRequest]) -> Page:
-    form = await page_request.read_form(SwitchForm)
-    await _act_for(page_request, TenantId(read_id(form.id)) if form.id else None)
+    # Empty for the personal account.
+    chosen = await page_request.read_field("id", "")
+    await _act_for(page_request, TenantId(read_id(chosen)) if chosen else None)
     return page_request.redirect(f"{_HERE}?done=switched")
 
 
@@ -114,9 +98,9 @@ async def show_team(page_request: NamedDependency[PageRequest], team: FromPath[U
 
 @post(f"{_HERE}/{{team:uuid}}/rename")
 async def rename(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
-    form = await page_request.read_form(OrganizationNameForm)
+    name = await page_request.read_field("name")
     try:
-        await page_request.submit(api.rename_organisation, api.RenameOrganization(TenantId(team), form.name.strip()))
+        await page_request.submit(api.rename_organisation, api.RenameOrganization(TenantId(team), name.strip()))
     except errors.CallerError as error:
         return await _refused(page_request, team, error)
     page_request.forget_session()
@@ -138,9 +122,9 @@ async def invite(page_request: NamedDependency[PageRequest], team: FromPath[UUID
 
 @post(f"{_HERE}/{{team:uuid}}/withdraw")
 async def withdraw(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
-    form = await page_request.read_form(InvitationForm)
+    chosen = await page_request.read_field("id")
     try:
-        await page_request.submit(api.withdraw_invitation, api.WithdrawInvitation(TenantId(team), form.id))
+        await page_request.submit(api.withdraw_invitation, api.WithdrawInvitation(TenantId(team), chosen))
     except errors.CallerError as error:
         return await _refused(page_request, team, error)
     return page_request.redirect(f"{_HERE}/{team}?done=withdrawn")
@@ -159,9 +143,9 @@ async def set_role(page_request: NamedDependency[PageRequest], team: FromPath[UU
 
 @post(f"{_HERE}/{{team:uuid}}/remove")
 async def remove(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
-    form = await page_request.read_form(MemberForm)
+    user_id = await page_request.read_field("user_id")
     try:
-        await page_request.submit(api.remove_team_member, api.RemoveTeamMember(TenantId(team), UserId(read_id(form.user_id))))
+        await page_request.submit(api.remove_team_member, api.RemoveTeamMember(TenantId(team), UserId(read_id(user_id))))
     except errors.CallerError as error:
         return await _refused(page_request, team, error)
     return page_request.redirect(f"{_HERE}/{team}?done=removed")

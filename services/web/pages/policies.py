@@ -67,10 +67,6 @@ class PolicyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: str = "0"
 
 
-class RemovePolicyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    version: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyPage:
     title: str
@@ -110,9 +106,9 @@ async def set_policy(page_request: NamedDependency[PageRequest], level: FromPath
 
 @post("/policies/{level:str}/remove")
 async def remove_policy(page_request: NamedDependency[PageRequest], level: FromPath[str]) -> Page:
-    form = await page_request.read_form(RemovePolicyForm)
+    version = await page_request.read_field("version")
     try:
-        await page_request.submit(api.set_policy, api.SetPolicy(_name(level), None, _version(form.version)))
+        await page_request.submit(api.set_policy, api.SetPolicy(_name(level), None, _version(version)))
     except errors.CallerError as error:
         return await _page(page_request, level, problem=error)
     return page_request.redirect(f"/policies/{level}?done=removed")

@@ -3,7 +3,6 @@
 import asyncio
 from dataclasses import dataclass
 
-import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
 
@@ -19,16 +18,6 @@ from shared.api.service_settings import MailTestResult
 _HERE = "/admin/setup"
 #: Longer than auth's deadline for the mail server.
 _MAIL_SECONDS = 15.0
-
-
-class DismissForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: yes or no.
-    dismissed: str = "yes"
-
-
-class RegistrationChoiceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: yes or no, as the page showed it.
-    open: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +36,17 @@ async def show_setup(page_request: NamedDependency[PageRequest]) -> Page:
 
 @post(f"{_HERE}/dismiss")
 async def dismiss_setup(page_request: NamedDependency[PageRequest]) -> Page:
-    form = await page_request.read_form(DismissForm)
-    is_dismissed = form.dismissed == "yes"
+    is_dismissed = await page_request.read_field("dismissed", "yes") == "yes"
     await page_request.call(api.dismiss_setup, api.DismissSetup(is_dismissed))
     return page_request.redirect(HOME)
 
 
 @post(f"{_HERE}/registration")
 async def confirm_registration(page_request: NamedDependency[PageRequest]) -> Page:
-    form = await page_request.read_form(RegistrationChoiceForm)
+    # As the page showed it.
+    is_open = await page_request.read_field("open") == "yes"
     try:
-        await page_request.submit(api.confirm_registration, api.ConfirmRegistration(form.open == "yes"))
+        await page_request.submit(api.confirm_registration, api.ConfirmRegistration(is_open))
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
     return page_request.redirect(_HERE)

@@ -13,11 +13,6 @@ from shared import errors
 from shared.api import accounts
 
 
-class ForgotForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: A username or an email address.
-    name: str
-
-
 class ResetForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str
     new_password: str
@@ -45,13 +40,14 @@ async def show_forgot(page_request: NamedDependency[PageRequest], done: FromQuer
 
 @post("/forgot")
 async def request_reset(page_request: NamedDependency[PageRequest]) -> Page:
-    form = await page_request.read_form(ForgotForm, by_visitor=True)
+    # A username or an email address.
+    name = await page_request.read_field("name", by_visitor=True)
     try:
         await page_request.app.caller.call(
-            accounts.request_password_reset, accounts.RequestPasswordReset(form.name.strip(), page_request.client())
+            accounts.request_password_reset, accounts.RequestPasswordReset(name.strip(), page_request.client())
         )
     except errors.CallerError as error:
-        return page_request.page("forgot.html", ForgotPage(name=form.name, problem=error), here="login", problem=error)
+        return page_request.page("forgot.html", ForgotPage(name=name, problem=error), here="login", problem=error)
     return page_request.redirect("/forgot?done=sent")
 
 

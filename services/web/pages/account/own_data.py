@@ -30,11 +30,6 @@ _MISSING = (
 _DONE = {"kept": "Your account won’t be deleted."}
 
 
-class DeleteForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: Sent if the box is checked.
-    sure: str = ""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPage:
     account: OwnAccount
@@ -68,9 +63,9 @@ async def send_archive(page_request: NamedDependency[PageRequest]) -> Page | Str
 
 @post("/settings/data/delete")
 async def delete_account(page_request: NamedDependency[PageRequest]) -> Page:
-    form = await page_request.read_form(DeleteForm)
+    sure = await page_request.read_field("sure", "")
     try:
-        if not form.sure:
+        if not sure:
             raise errors.BadRequest("the deletion is not confirmed", hint="check the box to delete your account")
         await page_request.submit(privacy.request_erasure, privacy.RequestErasure())
     except errors.CallerError as error:

@@ -39,11 +39,6 @@ class SeedForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     then: str = ""
 
 
-class CodesForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: Separated by spaces.
-    codes: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedPage:
     action: str
@@ -119,7 +114,7 @@ def draw(uri: str) -> Markup | None:
 @post(DOWNLOAD, status_code=HTTPStatus.OK)
 async def download_codes(page_request: NamedDependency[PageRequest]) -> Page:
     """Return the codes of the form as a file: only the page that shows them has them."""
-    codes = (await page_request.read_form(CodesForm)).codes.split()
+    codes = (await page_request.read_field("codes")).split()
     if not 0 < len(codes) <= _MOST_CODES or not all(_RECOVERY_CODE.fullmatch(code) for code in codes):
         raise errors.BadRequest("these are no recovery codes", hint="create new ones in your security settings")
     user, day = page_request.person.user, f"{page_request.app.now():%Y-%m-%d}"

@@ -49,15 +49,6 @@ class PasswordForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     repeated: str
 
 
-class SecurityCodeForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    code: str
-
-
-class SessionForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: Empty for all other sessions.
-    id: str = ""
-
-
 class LinkForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     issuer: str
     subject: str
@@ -119,9 +110,9 @@ async def enable_second_factor(page_request: NamedDependency[PageRequest]) -> Pa
 
 @post(f"{_SECOND_FACTOR}/off")
 async def disable_second_factor(page_request: NamedDependency[PageRequest]) -> Page:
-    form = await page_request.read_form(SecurityCodeForm)
+    code = await page_request.read_field("code")
     try:
-        await page_request.submit(accounts.disable_mfa, accounts.DisableMfa(form.code.strip()))
+        await page_request.submit(accounts.disable_mfa, accounts.DisableMfa(code.strip()))
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
     return page_request.redirect(f"{_HERE}?done=off")
@@ -139,13 +130,14 @@ async def renew_codes(page_request: NamedDependency[PageRequest]) -> Page:
 
 @post(f"{_HERE}/sessions/end")
 async def end_session(page_request: NamedDependency[PageRequest]) -> Page:
-    form = await page_request.read_form(SessionForm)
+    # Empty for all other sessions.
+    chosen = await page_request.read_field("id", "")
     try:
-        await page_request.call(accounts.end_session, accounts.EndSession(form.id or None))
+        await page_request.call(accounts.end_session, accounts.EndSession(chosen or None))
     except errors.NotFound:
         # The session has already expired.
         pass
-    return page_request.redirect(f"{_HERE}?done={'ended' if form.id else 'others'}")
+    return page_request.redirect(f"{_HERE}?done={'ended' if chosen else 'others'}")
 
 
 @post(f"{_HERE}/providers/link")

@@ -155,9 +155,9 @@ async def show_login_link(page_request: NamedDependency[PageRequest], token: Fro
 
 @post("/login-link")
 async def redeem_login_link(page_request: NamedDependency[PageRequest]) -> Page:
-    form = await page_request.read_form(forms.LoginLinkForm, by_visitor=True)
+    link = await page_request.read_field("link", by_visitor=True)
     try:
-        session = await page_request.app.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(form.link, page_request.client()))
+        session = await page_request.app.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(link, page_request.client()))
     except errors.CallerError as error:
         return page_request.page("login.html", await _login_page(page_request, problem=error), here="login", problem=error)
     page_request.sign_in(session)

@@ -4,7 +4,6 @@ import asyncio
 from dataclasses import dataclass
 from uuid import UUID
 
-import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
@@ -20,10 +19,6 @@ from shared.api import ledger, organizations
 from shared.types import TenantId, Tier, UserId
 
 _DONE = {"tier": "Tier changed. New requests use its limits.", "credits": "Credits updated."}
-
-
-class TeamTierForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    tier: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +52,9 @@ async def show_organisations(
 
 @post("/admin/organisations/{team_id:uuid}/tier")
 async def set_team_tier(page_request: NamedDependency[PageRequest], team_id: FromPath[UUID]) -> Page:
-    form = await page_request.read_form(TeamTierForm)
+    tier = await page_request.read_field("tier")
     try:
-        request = organizations.SetTeamTier(TenantId(team_id), forms.read_choice(Tier, form.tier, "tier"))
+        request = organizations.SetTeamTier(TenantId(team_id), forms.read_choice(Tier, tier, "tier"))
         await page_request.submit(organizations.set_team_tier, request)
     except errors.CallerError as error:
         view = await _page_of(page_request, PagedSearch(), error)

@@ -41,10 +41,6 @@ class ExportForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     since: str = ""
 
 
-class VerifyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    chain: str = ""
-
-
 EVERYTHING = AuditFilters()
 
 
@@ -92,8 +88,8 @@ async def show_audit(
 @post("/admin/audit/verify")
 async def verify(page_request: NamedDependency[PageRequest]) -> Page:
     """Verify the log. Responds with the page itself, because the result is not stored."""
-    form = await page_request.read_form(VerifyForm)
-    filters = AuditFilters(chain=form.chain.strip())
+    chain = await page_request.read_field("chain", "")
+    filters = AuditFilters(chain=chain.strip())
     report: AuditReport | None = None
     problem: errors.AimeshError | None = None
     try:

@@ -28,10 +28,6 @@ class ColleagueForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     organisation: str = ""
 
 
-class ColleagueIdForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    id: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColleaguesPage:
     invitations: tuple[api.ColleagueInvitation, ...]
@@ -63,9 +59,9 @@ async def invite_colleague(page_request: NamedDependency[PageRequest]) -> Page:
 
 @post(f"{_HERE}/withdraw")
 async def withdraw_colleague(page_request: NamedDependency[PageRequest]) -> Page:
-    form = await page_request.read_form(ColleagueIdForm)
+    chosen = await page_request.read_field("id")
     try:
-        await page_request.submit(api.withdraw_colleague_invitation, api.WithdrawColleagueInvitation(form.id))
+        await page_request.submit(api.withdraw_colleague_invitation, api.WithdrawColleagueInvitation(chosen))
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
     return page_request.redirect(f"{_HERE}?done=withdrawn")

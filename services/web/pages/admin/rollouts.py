@@ -6,7 +6,6 @@ from datetime import UTC
 from itertools import pairwise
 from uuid import UUID
 
-import msgspec
 from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
@@ -37,10 +36,6 @@ STATES = {
 #: As in the style sheet.
 TONES = {RolloutState.ROLLED_BACK: "bad", RolloutState.HOLDING: "warn", RolloutState.PAUSED: "warn"}
 GUARDS = {"errors": "Failed answers", "first_token": "Late first tokens", "thumbs": "Thumbs down", "cost": "Upstream cost"}
-
-
-class RolloutForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +102,13 @@ async def show_rollout(page_request: NamedDependency[PageRequest], rollout: From
 async def change_rollout(page_request: NamedDependency[PageRequest], rollout: FromPath[UUID], action: FromPath[str]) -> Page:
     if action not in set(RolloutAction):
         raise errors.NotFound("there is no such action", hint="go back to the rollout")
-    form = await page_request.read_form(RolloutForm)
+    note = await page_request.read_field("note", "")
     try:
         found = await page_request.call(api.get_rollout, api.GetRollout(id=rollout))
         if found.rollout.state not in OPEN_STATES:
             raise errors.BadRequest("the rollout has ended", hint="start a new one from its route")
         route = found.rollout.route
-        await page_request.submit(api.change_rollout, api.ChangeRollout(route, RolloutAction(action), form.note[: api.MAX_NOTE_CHARACTERS]))
+        await page_request.submit(api.change_rollout, api.ChangeRollout(route, RolloutAction(action), note[: api.MAX_NOTE_CHARACTERS]))
     except errors.CallerError as error:
         return await _page(page_request, rollout, problem=error)
     return page_request.redirect(f"/admin/rollouts/{rollout}?done={action}")

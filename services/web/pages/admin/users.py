@@ -37,19 +37,6 @@ _DONE = {
 _UNMAILED = "User added, but the email failed. “Forgot your password?” on the sign-in page sends another one."
 
 
-class UserRoleForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    role: str
-
-
-class TierForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    tier: str
-
-
-class ActiveForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: yes or no.
-    active: str
-
-
 class NewUserForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     username: str = ""
     email: str = ""
@@ -125,9 +112,9 @@ async def show_user(page_request: NamedDependency[PageRequest], user_id: FromPat
 
 @post("/admin/users/{user_id:uuid}/role")
 async def set_role(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
-    form = await page_request.read_form(UserRoleForm)
+    role = await page_request.read_field("role")
     try:
-        await page_request.submit(auth.set_role, auth.SetRole(str(user_id), forms.read_choice(UserRole, form.role, "role")))
+        await page_request.submit(auth.set_role, auth.SetRole(str(user_id), forms.read_choice(UserRole, role, "role")))
     except errors.CallerError as error:
         return await _refused(page_request, user_id, error)
     return page_request.redirect(f"/admin/users/{user_id}?done=role")
@@ -135,9 +122,9 @@ async def set_role(page_request: NamedDependency[PageRequest], user_id: FromPath
 
 @post("/admin/users/{user_id:uuid}/tier")
 async def set_tier(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
-    form = await page_request.read_form(TierForm)
+    tier = await page_request.read_field("tier")
     try:
-        await page_request.submit(auth.set_tier, auth.SetTier(str(user_id), forms.read_choice(Tier, form.tier, "tier")))
+        await page_request.submit(auth.set_tier, auth.SetTier(str(user_id), forms.read_choice(Tier, tier, "tier")))
     except errors.CallerError as error:
         return await _refused(page_request, user_id, error)
     return page_request.redirect(f"/admin/users/{user_id}?done=tier")
@@ -145,8 +132,7 @@ async def set_tier(page_request: NamedDependency[PageRequest], user_id: FromPath
 
 @post("/admin/users/{user_id:uuid}/active")
 async def set_active(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
-    form = await page_request.read_form(ActiveForm)
-    is_active = form.active == "yes"
+    is_active = await page_request.read_field("active") == "yes"
     try:
         await page_request.submit(auth.set_active, auth.SetActive(str(user_id), is_active))
     except errors.CallerError as error:
