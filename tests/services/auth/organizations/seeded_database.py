@@ -122,6 +122,9 @@ class SeededDb:
                 identities=self.identities,
                 trail=self.trail,
                 guesses=self.guesses,
+                # Nothing here logs in.
+                passwords=None,
+                sessions=None,
             ),
         )
 
