@@ -26,7 +26,6 @@ def test_a_made_model_has_the_shape_that_was_asked_for(tmp_path: Path) -> None:
     assert (header.block_count, header.embedding_length, header.context_length, header.vocabulary_size) == (2, 64, 128, 300)
     assert (header.head_counts, header.kv_head_counts, header.key_length) == ((4, 4), (2, 2), 16)
     assert header.parameter_count == 2 * 64 * 300 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
-    assert header.has_chat_template
 
 
 def test_the_same_seed_makes_the_same_model(tmp_path: Path) -> None:

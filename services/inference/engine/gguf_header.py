@@ -71,7 +71,6 @@ class GgufHeader:
     value_length: int | None
     vocabulary_size: int | None
     pooling_type: PoolingKind | None
-    has_chat_template: bool
     tensor_count: int
     parameter_count: int
     tensor_bytes: int
@@ -107,7 +106,6 @@ def read_header(file: BinaryIO, size: int) -> GgufHeader:
         value_length=facts.number("attention.value_length", most=MAX_WIDTH) or head_length,
         vocabulary_size=facts.array_length(_TOKENS, ValueKind.STRING),
         pooling_type=_pooling(facts),
-        has_chat_template=facts.has_text("tokenizer.chat_template"),
         tensor_count=container.tensors.count,
         parameter_count=container.tensors.elements,
         tensor_bytes=container.tensors.bytes,
@@ -196,10 +194,6 @@ class _Facts:
             return value.raw.decode()
         except UnicodeDecodeError:
             raise NotAModel(f"{name} is not UTF-8") from None
-
-    def has_text(self, key: str) -> bool:
-        found = self._find(key)
-        return found is not None and found[1].kind is ValueKind.STRING and found[1].count is None and found[1].raw != b""
 
     def number(self, key: str, *, least: int = 0, most: int = (1 << 32) - 1, kind: ValueKind = ValueKind.UINT32) -> int | None:
         found = self._find(key)

@@ -31,14 +31,9 @@ LONG_ENUM_VALUES = 250
 MOST_ENUM_CHARACTERS = 15_000
 
 
-def grammar_of(text: str, *, before: str = "", after: str = "") -> str:
-    """Build the grammar for JSON that fits a schema, between two fixed texts. Raises SchemaRefused, which names the place."""
-    rules = gbnf.GbnfRules()
-    return rules.render(expression_of(text, rules, before=before, after=after))
-
-
 def expression_of(text: str, rules: gbnf.GbnfRules, *, before: str = "", after: str = "") -> str:
-    """Add the rules for a schema to a grammar, and return its expression; otherwise like ``grammar_of``."""
+    """Add the rules for JSON that fits a schema to a grammar, and return its expression, between two fixed texts. Raises SchemaRefused,
+    which names the place."""
     size = len(text.encode("utf-8", "replace"))
     if size > MOST_BYTES:
         raise SchemaRefused(f"the schema has {size} bytes, at most {MOST_BYTES}")

@@ -51,7 +51,6 @@ def test_header_of_the_packaged_model() -> None:
         value_length=64,
         vocabulary_size=49_152,
         pooling_type=None,
-        has_chat_template=True,
         tensor_count=272,
         parameter_count=134_515_008,
         tensor_bytes=96_576_768,
@@ -68,7 +67,6 @@ def test_missing_facts_are_not_made_up() -> None:
     assert header.head_counts == header.kv_head_counts == ()
     assert header.key_length is None
     assert header.vocabulary_size is None
-    assert not header.has_chat_template
     assert header.tensor_count == header.parameter_count == header.tensor_bytes == 0
     assert gguf_header.kv_bytes_per_token(header) is None
 
@@ -80,20 +78,6 @@ def test_tensors_are_summed_up() -> None:
 
 def test_vocabulary_is_counted() -> None:
     assert read(LLAMA | {"tokenizer.ggml.tokens": texts(["a", "b", "c"])}).vocabulary_size == 3
-
-
-@pytest.mark.parametrize(
-    ("template", "has"),
-    [
-        pytest.param(text("{{ messages }}"), True, id="a short one"),
-        pytest.param(text("x" * 100_000), True, id="a long one"),
-        pytest.param(text(""), False, id="an empty one"),
-        pytest.param(u32(1), False, id="a number"),
-        pytest.param(texts(["{{ messages }}"]), False, id="a list of them"),
-    ],
-)
-def test_chat_template_is_found(template: Typed, has: bool) -> None:
-    assert read(LLAMA | {"tokenizer.chat_template": template}).has_chat_template == has
 
 
 def test_blocks_may_differ() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from services.inference.structured_output import grammar_limits, schema
+from services.inference.structured_output import gbnf, grammar_limits, schema
 
 _TOKENS = re.compile(
     r'"(?P<literal>(?:\\.|[^"\\])*)"|\[(?P<negated>\^?)(?P<members>(?:\\.|[^\]\\])*)\]'
@@ -25,7 +25,12 @@ def compact(value: object) -> str:
 
 def grammar_of(wanted: object) -> str:
     """Of a schema, checked as that of a request is."""
-    grammar = schema.grammar_of(json.dumps(wanted))
+    return grammar_of_text(json.dumps(wanted))
+
+
+def grammar_of_text(text: str, *, before: str = "", after: str = "") -> str:
+    rules = gbnf.GbnfRules()
+    grammar = rules.render(schema.expression_of(text, rules, before=before, after=after))
     grammar_limits.check(grammar)
     return grammar
 

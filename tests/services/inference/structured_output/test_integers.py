@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.structured_output import scalars, schema
-from tests.services.inference.structured_output.gbnf_texts import fits
+from services.inference.structured_output import scalars
+from tests.services.inference.structured_output.gbnf_texts import fits, grammar_of
 
 bounds = st.one_of(st.none(), st.integers(-1500, 1500), st.integers(-(10**16) + 1, 10**16 - 1))
 
@@ -22,7 +22,7 @@ def test_exactly_the_integers_between_the_bounds(one: int | None, other: int | N
 
 
 def test_the_bounds_of_javascript_are_kept() -> None:
-    wanted = schema.grammar_of(f'{{"type":"integer","minimum":{1 - 2**53},"maximum":{2**53 - 1}}}')
+    wanted = grammar_of({"type": "integer", "minimum": 1 - 2**53, "maximum": 2**53 - 1})
     assert [fits(wanted, str(value)) for value in (-(2**53), 1 - 2**53, 0, 2**53 - 1, 2**53)] == [False, True, True, True, False]
 
 

@@ -5,9 +5,9 @@ from string import ascii_uppercase
 
 import pytest
 
-from services.inference.structured_output import grammar_limits, schema
+from services.inference.structured_output import grammar_limits
 from services.inference.structured_output.gbnf import SchemaRefused
-from tests.services.inference.structured_output.gbnf_texts import compact, fits, grammar_of
+from tests.services.inference.structured_output.gbnf_texts import compact, fits, grammar_of, grammar_of_text
 
 NODE = {
     "$defs": {"node": {"type": "object", "properties": {"v": {"type": "integer"}, "next": {"$ref": "#/$defs/node"}}, "required": ["v"]}}
@@ -320,11 +320,11 @@ def test_long_enum_accepts_exactly_its_values(values: list[str]) -> None:
 @pytest.mark.parametrize("text", ["", "{", "nul", '{"type":"object"} x', "[" * 100_000, "{'a': 1}"])
 def test_invalid_json_is_refused(text: str) -> None:
     with pytest.raises(SchemaRefused):
-        schema.grammar_of(text)
+        grammar_of_text(text)
 
 
 def test_schema_between_two_fixed_texts() -> None:
-    grammar = schema.grammar_of('{"type":"integer"}', before='<call>"\n', after="</call>")
+    grammar = grammar_of_text('{"type":"integer"}', before='<call>"\n', after="</call>")
     grammar_limits.check(grammar)
     assert fits(grammar, '<call>"\n12</call>')
     assert not fits(grammar, "12")
