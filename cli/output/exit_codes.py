@@ -32,51 +32,23 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.INTERRUPTED: "interrupted; the request was canceled on the worker",
 }
 
-#: Error code on the wire -> exit status.
-BY_ERROR: dict[str, ExitCode] = {
-    "already_exists": ExitCode.FAILED,
-    "answer_gone": ExitCode.FAILED,
-    "approval_pending": ExitCode.FAILED,
-    "bad_request": ExitCode.USAGE,
-    "bad_settings": ExitCode.USAGE,
-    "bad_ticket": ExitCode.FAILED,
-    "budget_exhausted": ExitCode.LIMITED,
-    "cancelled": ExitCode.INTERRUPTED,
-    "certificate_expired": ExitCode.FAILED,
-    "clock_skew": ExitCode.FAILED,
-    "content_filter": ExitCode.USAGE,
-    "context_length_exceeded": ExitCode.USAGE,
-    "deadline_exceeded": ExitCode.FAILED,
-    "draining": ExitCode.NOTHING_SERVES,
-    "idempotency_conflict": ExitCode.FAILED,
-    "in_progress": ExitCode.FAILED,
-    "internal": ExitCode.FAILED,
-    "link_lost": ExitCode.FAILED,
-    "method_not_allowed": ExitCode.FAILED,
-    "model_crashed": ExitCode.FAILED,
-    "node_revoked": ExitCode.REVOKED,
-    "not_allowed": ExitCode.FAILED,
-    "not_authenticated": ExitCode.NOT_AUTHENTICATED,
-    "not_certified": ExitCode.FAILED,
-    "not_found": ExitCode.FAILED,
-    "not_reachable": ExitCode.NOTHING_SERVES,
-    "overloaded": ExitCode.NOTHING_SERVES,
-    "peer_failed": ExitCode.FAILED,
-    "policy_forbidden": ExitCode.FAILED,
-    "poison": ExitCode.USAGE,
-    "protocol_violation": ExitCode.FAILED,
-    "rate_limited": ExitCode.LIMITED,
-    "tokens_too_large": ExitCode.USAGE,
-    "too_large": ExitCode.USAGE,
-    "unavailable": ExitCode.NOTHING_SERVES,
-    "unknown_method": ExitCode.FAILED,
-    "unknown_model": ExitCode.NOTHING_SERVES,
-    "unsupported_media_type": ExitCode.USAGE,
-    "worker_lost": ExitCode.FAILED,
-    "confirmation_needed": ExitCode.NOT_AUTHENTICATED,
-    "second_factor_needed": ExitCode.NOT_AUTHENTICATED,
-    "wrong_role": ExitCode.FAILED,
+#: Exit status -> error codes on the wire.
+_ERRORS: dict[ExitCode, str] = {
+    ExitCode.FAILED: """
+        already_exists answer_gone approval_pending bad_ticket certificate_expired clock_skew deadline_exceeded idempotency_conflict
+        in_progress internal link_lost method_not_allowed model_crashed not_allowed not_certified not_found peer_failed
+        policy_forbidden protocol_violation unknown_method worker_lost wrong_role
+    """,
+    ExitCode.USAGE: """
+        bad_request bad_settings content_filter context_length_exceeded poison tokens_too_large too_large unsupported_media_type
+    """,
+    ExitCode.NOT_AUTHENTICATED: "confirmation_needed not_authenticated second_factor_needed",
+    ExitCode.LIMITED: "budget_exhausted rate_limited",
+    ExitCode.NOTHING_SERVES: "draining not_reachable overloaded unavailable unknown_model",
+    ExitCode.REVOKED: "node_revoked",
+    ExitCode.INTERRUPTED: "cancelled",
 }
+BY_ERROR: dict[str, ExitCode] = {code: status for status, codes in _ERRORS.items() for code in codes.split()}
 
 
 def for_error(code: str) -> ExitCode:
