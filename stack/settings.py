@@ -128,124 +128,43 @@ def mistakes_of_nodes(nodes: tuple[str, ...]) -> Iterator[str]:
             yield mistake
 
 
-#: Settings passed through to services: variable -> services. The plan provides the rest of a service's settings.
-PASSED: dict[str, tuple[str, ...]] = {
-    "MESH_NAME": ("auth", "gateway", "inference", "metrics", "web"),
-    "NATS_CA_FILE": ("auth", "gateway", "inference", "metrics", "web"),
-    "NATS_CERT_FILE": ("auth", "gateway", "inference", "metrics", "web"),
-    "NATS_KEY_FILE": ("auth", "gateway", "inference", "metrics", "web"),
-    "NATS_CREDS_FILE": ("auth", "gateway", "inference", "metrics", "web"),
-    "ALLOW_PLAIN_NATS": ("auth", "gateway", "inference", "metrics", "web"),
-    "NODE_BINARY": ("auth", "gateway", "inference", "metrics", "web"),
-    "SWARM_CLIENTS": ("auth", "gateway", "inference", "metrics", "web"),
-    "LOG_LEVEL": ("auth", "gateway", "inference", "metrics", "web"),
-    "LOG_FORMAT": ("auth", "gateway", "inference", "metrics", "web"),
-    "OTEL_SDK_DISABLED": ("auth", "gateway", "inference", "metrics", "web"),
-    "OTEL_TRACES_SAMPLER_ARG": ("auth", "gateway", "inference", "metrics", "web"),
-    "METRICS_ENABLED": ("auth", "gateway", "inference", "metrics", "web"),
-    "METRICS_NETWORKS": ("gateway", "web"),
-    "METRICS_TOKEN": ("gateway", "web"),
-    "HTTP_CONNECTIONS_PER_ADDRESS": ("auth", "gateway", "inference", "metrics", "web"),
-    "TRUSTED_PROXIES": ("auth", "gateway", "inference", "metrics", "web"),
-    "BIND_HOST": ("gateway", "web"),
-    "ALLOW_PLAIN_HTTP": ("gateway", "web"),
-    "TLS_CERT_FILE": ("gateway", "web"),
-    "TLS_KEY_FILE": ("gateway", "web"),
-    "AUTH_SERVICE_PORT": ("auth",),
-    "SESSION_TIMEOUT": ("auth",),
-    "SESSION_LONGEST": ("auth",),
-    "OPEN_REGISTRATION": ("auth",),
-    "REGISTRATIONS_PER_ADDRESS": ("auth",),
-    "ORGANISATIONS_PER_USER": ("auth",),
-    "TICKET_BOOTSTRAP": ("auth",),
-    "MESH_CA_KEY_FILE": ("auth",),
-    "MESH_CA_NEXT_KEY_FILE": ("auth",),
-    "PASSWORD_MIN_LENGTH": ("auth", "web"),
-    "PUBLIC_URL": ("auth", "metrics", "web"),
-    "ADMIN_MFA": ("auth",),
-    "SIGNING_KEY_DAYS": ("auth",),
-    "SMTP_URL": ("auth", "metrics"),
-    "MAIL_FROM": ("auth", "metrics"),
-    "OIDC_ISSUER": ("auth",),
-    "OIDC_CLIENT_ID": ("auth",),
-    "OIDC_CLIENT_SECRET": ("auth",),
-    "OIDC_NAME": ("auth",),
-    "OIDC_SCOPES": ("auth",),
-    "OIDC_GROUPS_CLAIM": ("auth",),
-    "OIDC_ROLES": ("auth",),
-    "OIDC_CA_FILE": ("auth",),
-    "AUDIT_ANCHOR_FILE": ("auth",),
-    "AUDIT_DAYS": ("auth",),
-    "ERASURE_DAYS": ("auth",),
-    "INVITATION_DAYS": ("auth",),
-    "ENDED_KEY_DAYS": ("auth",),
-    "SESSION_PROGRAM_DAYS": ("auth",),
-    "DATA_KEY_OLD": ("auth",),
-    "GATEWAY_SERVICE_PORT": ("gateway",),
-    "REQUEST_LOG_DAYS": ("gateway",),
-    "DEFAULT_RATE_LIMIT": ("gateway",),
-    "PREMIUM_RATE_LIMIT": ("gateway",),
-    "TIER_FREE": ("gateway",),
-    "TIER_PRO": ("gateway",),
-    "TIER_ENTERPRISE": ("gateway",),
-    "MODEL_LIMITS": ("gateway",),
-    "LIMITER_WITHOUT_VALKEY": ("gateway",),
-    "PRICE_PER_INPUT_TOKEN": ("gateway",),
-    "PRICE_PER_OUTPUT_TOKEN": ("gateway",),
-    "ROUTING_POLICY": ("gateway",),
-    "EXTERNAL_PROVIDERS": ("gateway",),
-    "QUEUE_SECONDS": ("gateway",),
-    "QUEUE_MOST": ("gateway",),
-    "CORS_ORIGINS": ("gateway",),
-    "RESPONSE_CACHE": ("gateway",),
-    "RESPONSE_CACHE_SECONDS": ("gateway",),
-    "RESPONSE_CACHE_MEGABYTES": ("gateway",),
-    "QUEUE_PER_USER": ("gateway",),
-    "MODEL_ALIASES": ("gateway",),
-    "DEFAULT_MODEL": ("gateway",),
-    "REQUEST_TIMEOUT_SECONDS": ("gateway", "web"),
-    "INFERENCE_SERVICE_PORT": ("inference",),
-    "INFERENCE_BACKEND": ("inference",),
-    "MODELS": ("inference",),
-    "MODELS_YAML": ("inference",),
-    "MODELS_DIR": ("inference",),
-    "MODEL_STORE": ("inference",),
-    "MODEL_STORE_QUOTA": ("inference",),
-    "ALLOW_MODEL_PULLS": ("inference",),
-    "HF_ENDPOINT": ("inference",),
-    "HF_TOKEN": ("inference",),
-    "MODEL_MIRRORS": ("inference",),
-    "MODEL_MEMORY": ("inference",),
-    "MODEL_KEEP_ALIVE": ("inference",),
-    "ENGINE_KV_MODE": ("inference",),
-    "ENGINE_KV_TYPE": ("inference",),
-    "OPENAI_UPSTREAMS": ("inference",),
-    "OPENAI_UPSTREAM_KEYS": ("inference",),
-    "OLLAMA_KEEP_ALIVE": ("inference",),
-    "ENGINE_SLOTS": ("inference",),
-    "ENGINE_QUEUE": ("inference",),
-    "ENGINE_CONTEXT_TOKENS": ("inference",),
-    "ENGINE_THREADS": ("inference",),
-    "GPU_LAYERS": ("inference",),
-    "ECHO_SLOTS": ("inference",),
-    "ECHO_TOKEN_MS": ("inference",),
-    "OLLAMA_URL": ("inference",),
-    "OPENAI_BASE_URL": ("inference",),
-    "OPENAI_API_KEY": ("inference",),
-    "METRICS_SERVICE_PORT": ("metrics",),
-    "PROMETHEUS_PORT": ("metrics",),
-    "HISTORY_RAW_HOURS": ("metrics",),
-    "HISTORY_MINUTE_DAYS": ("metrics",),
-    "HISTORY_HOUR_DAYS": ("metrics",),
-    "ALERT_MAIL_TO": ("metrics",),
-    "ALERT_WEBHOOK_URL": ("metrics",),
-    "METRICS_NAMESPACES": ("metrics",),
-    "OTEL_EXPORTER_OTLP_ENDPOINT": ("metrics",),
-    "OTEL_EXPORTER_OTLP_HEADERS": ("metrics",),
-    "WEB_SERVICE_PORT": ("web",),
-    "GATEWAY_URL": ("web",),
-    "GATEWAY_CA_FILE": ("web",),
+#: Settings passed through to services, by the services that read them. The plan provides the rest of a service's settings.
+_PASSED_TO: dict[tuple[str, ...], str] = {
+    ("auth", "gateway", "inference", "metrics", "web"): """
+        MESH_NAME NATS_CA_FILE NATS_CERT_FILE NATS_KEY_FILE NATS_CREDS_FILE ALLOW_PLAIN_NATS NODE_BINARY SWARM_CLIENTS LOG_LEVEL
+        LOG_FORMAT OTEL_SDK_DISABLED OTEL_TRACES_SAMPLER_ARG METRICS_ENABLED HTTP_CONNECTIONS_PER_ADDRESS TRUSTED_PROXIES
+    """,
+    ("gateway", "web"): """
+        METRICS_NETWORKS METRICS_TOKEN BIND_HOST ALLOW_PLAIN_HTTP TLS_CERT_FILE TLS_KEY_FILE REQUEST_TIMEOUT_SECONDS
+    """,
+    ("auth",): """
+        AUTH_SERVICE_PORT SESSION_TIMEOUT SESSION_LONGEST OPEN_REGISTRATION REGISTRATIONS_PER_ADDRESS ORGANISATIONS_PER_USER
+        TICKET_BOOTSTRAP MESH_CA_KEY_FILE MESH_CA_NEXT_KEY_FILE ADMIN_MFA SIGNING_KEY_DAYS OIDC_ISSUER OIDC_CLIENT_ID OIDC_CLIENT_SECRET
+        OIDC_NAME OIDC_SCOPES OIDC_GROUPS_CLAIM OIDC_ROLES OIDC_CA_FILE AUDIT_ANCHOR_FILE AUDIT_DAYS ERASURE_DAYS INVITATION_DAYS
+        ENDED_KEY_DAYS SESSION_PROGRAM_DAYS DATA_KEY_OLD
+    """,
+    ("auth", "web"): "PASSWORD_MIN_LENGTH",
+    ("auth", "metrics", "web"): "PUBLIC_URL",
+    ("auth", "metrics"): "SMTP_URL MAIL_FROM",
+    ("gateway",): """
+        GATEWAY_SERVICE_PORT REQUEST_LOG_DAYS DEFAULT_RATE_LIMIT PREMIUM_RATE_LIMIT TIER_FREE TIER_PRO TIER_ENTERPRISE MODEL_LIMITS
+        LIMITER_WITHOUT_VALKEY PRICE_PER_INPUT_TOKEN PRICE_PER_OUTPUT_TOKEN ROUTING_POLICY EXTERNAL_PROVIDERS QUEUE_SECONDS QUEUE_MOST
+        CORS_ORIGINS RESPONSE_CACHE RESPONSE_CACHE_SECONDS RESPONSE_CACHE_MEGABYTES QUEUE_PER_USER MODEL_ALIASES DEFAULT_MODEL
+    """,
+    ("inference",): """
+        INFERENCE_SERVICE_PORT INFERENCE_BACKEND MODELS MODELS_YAML MODELS_DIR MODEL_STORE MODEL_STORE_QUOTA ALLOW_MODEL_PULLS HF_ENDPOINT
+        HF_TOKEN MODEL_MIRRORS MODEL_MEMORY MODEL_KEEP_ALIVE ENGINE_KV_MODE ENGINE_KV_TYPE OPENAI_UPSTREAMS OPENAI_UPSTREAM_KEYS
+        OLLAMA_KEEP_ALIVE ENGINE_SLOTS ENGINE_QUEUE ENGINE_CONTEXT_TOKENS ENGINE_THREADS GPU_LAYERS ECHO_SLOTS ECHO_TOKEN_MS OLLAMA_URL
+        OPENAI_BASE_URL OPENAI_API_KEY
+    """,
+    ("metrics",): """
+        METRICS_SERVICE_PORT PROMETHEUS_PORT HISTORY_RAW_HOURS HISTORY_MINUTE_DAYS HISTORY_HOUR_DAYS ALERT_MAIL_TO ALERT_WEBHOOK_URL
+        METRICS_NAMESPACES OTEL_EXPORTER_OTLP_ENDPOINT OTEL_EXPORTER_OTLP_HEADERS
+    """,
+    ("web",): "WEB_SERVICE_PORT GATEWAY_URL GATEWAY_CA_FILE",
 }
+#: Variable -> services.
+PASSED: dict[str, tuple[str, ...]] = {name: services for services, names in _PASSED_TO.items() for name in names.split()}
 #: Saved in separate files and passed on as NAME_FILE.
 SECRET = frozenset(
     {
