@@ -22,41 +22,19 @@ class PageAudience(Enum):
     ADMIN = "administrator"
 
 
-#: Path or path prefix -> who may open it; the longest match wins.
-PAGES: Mapping[str, PageAudience] = {
-    "/": PageAudience.ANYBODY,
-    "/static": PageAudience.ANYBODY,
-    "/register": PageAudience.ANYBODY,
-    "/login": PageAudience.ANYBODY,
-    "/login/code": PageAudience.HALFWAY,
-    "/login/second-factor": PageAudience.HALFWAY,
-    "/login-link": PageAudience.ANYBODY,
-    "/logout": PageAudience.ANYBODY,
-    "/join": PageAudience.ANYBODY,
-    "/join/accept": PageAudience.PERSON,
-    "/forgot": PageAudience.ANYBODY,
-    "/reset": PageAudience.ANYBODY,
-    "/dashboard": PageAudience.PERSON,
-    "/api-keys": PageAudience.PERSON,
-    "/playground": PageAudience.PERSON,
-    "/usage": PageAudience.PERSON,
-    "/usage.csv": PageAudience.PERSON,
-    "/requests": PageAudience.PERSON,
-    "/requests.csv": PageAudience.PERSON,
-    "/models": PageAudience.PERSON,
-    "/settings": PageAudience.PERSON,
-    "/organisations": PageAudience.PERSON,
-    "/policies": PageAudience.PERSON,
-    "/invitation": PageAudience.PERSON,
-    "/nodes": PageAudience.NODE_OWNER,
-    "/live": PageAudience.PERSON,
-    "/live/models": PageAudience.PERSON,
-    "/live/nodes": PageAudience.NODE_OWNER,
-    "/live/health": PageAudience.ADMIN,
-    "/live/charts": PageAudience.ADMIN,
-    "/live/alerts": PageAudience.ADMIN,
-    "/admin": PageAudience.ADMIN,
+#: Who may open which paths, with everything below them.
+_PATHS: Mapping[PageAudience, str] = {
+    PageAudience.ANYBODY: "/ /static /register /login /login-link /logout /join /forgot /reset",
+    PageAudience.HALFWAY: "/login/code /login/second-factor",
+    PageAudience.PERSON: """
+        /join/accept /dashboard /api-keys /playground /usage /usage.csv /requests /requests.csv /models /settings /organisations /policies
+        /invitation /live /live/models
+    """,
+    PageAudience.NODE_OWNER: "/nodes /live/nodes",
+    PageAudience.ADMIN: "/live/health /live/charts /live/alerts /admin",
 }
+#: Path or path prefix -> who may open it; the longest match wins.
+PAGES: Mapping[str, PageAudience] = {path: audience for audience, paths in _PATHS.items() for path in paths.split()}
 
 
 def find_audience(path: str) -> PageAudience:
