@@ -40,6 +40,14 @@ class AimeshError(Exception):
     #: The HTTP status. 500 only where nothing that a caller sends can cause it.
     status: ClassVar[int] = 500
 
+    def __init_subclass__(
+        cls, *, code: str | None = None, fault: Fault | None = None, retryable: bool | None = None, status: int | None = None
+    ) -> None:
+        given = {"code": code, "fault": fault, "retryable": retryable, "status": status}
+        for name, value in given.items():
+            if value is not None:
+                setattr(cls, name, value)
+
     def __init__(self, message: str, *, hint: str = "", retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -61,273 +69,171 @@ class AimeshError(Exception):
 # --- the caller must change the request
 
 
-class CallerError(AimeshError):
+class CallerError(AimeshError, code="bad_request", fault=Fault.CALLER, status=400):
     """The request cannot succeed as it is. The caller must change something."""
-
-    code = "bad_request"
-    fault = Fault.CALLER
-    status = 400
 
 
 class BadRequest(CallerError):
     """The request has a wrong type or exceeds a limit. The message names the field."""
 
 
-class ContentFiltered(BadRequest):
+class ContentFiltered(BadRequest, code="content_filter"):
     """The prompt contains what a policy refuses, such as a card number. The message names the field and the kinds."""
 
-    code = "content_filter"
 
-
-class NotAuthenticated(CallerError):
+class NotAuthenticated(CallerError, code="not_authenticated", status=401):
     """The credential is missing, malformed, unknown, expired or revoked."""
 
-    code = "not_authenticated"
-    status = 401
 
-
-class BudgetExhausted(CallerError):
+class BudgetExhausted(CallerError, code="budget_exhausted", status=402):
     """The credits or a key's budget are used up. Waiting does not help."""
 
-    code = "budget_exhausted"
-    status = 402
 
-
-class NotAllowed(CallerError):
+class NotAllowed(CallerError, code="not_allowed", status=403):
     """The caller is authenticated but may not do this."""
 
-    code = "not_allowed"
-    status = 403
 
-
-class PolicyForbidden(NotAllowed):
+class PolicyForbidden(NotAllowed, code="policy_forbidden"):
     """A policy of the mesh, the organization, the key or the request excludes everything that could answer."""
 
-    code = "policy_forbidden"
 
-
-class SecondFactorNeeded(NotAllowed):
+class SecondFactorNeeded(NotAllowed, code="second_factor_needed"):
     """The password was right. A code must be entered, or a second factor set up."""
 
-    code = "second_factor_needed"
 
-
-class ConfirmationNeeded(NotAllowed):
+class ConfirmationNeeded(NotAllowed, code="confirmation_needed"):
     """The login is too old for a sensitive action. Confirming it makes it fresh."""
 
-    code = "confirmation_needed"
 
-
-class WrongRole(NotAllowed):
+class WrongRole(NotAllowed, code="wrong_role"):
     """The node's role may not call this method."""
 
-    code = "wrong_role"
 
-
-class NotCertified(NotAllowed):
+class NotCertified(NotAllowed, code="not_certified"):
     """The certificate is missing, forged, of another mesh, or for another key."""
 
-    code = "not_certified"
 
-
-class CertificateExpired(NotCertified):
+class CertificateExpired(NotCertified, code="certificate_expired"):
     """The certificate has expired. The node can renew it with its key."""
 
-    code = "certificate_expired"
 
-
-class ClockSkew(NotCertified):
+class ClockSkew(NotCertified, code="clock_skew"):
     """The clocks of both nodes differ too much to check the certificate. The message says by how much."""
 
-    code = "clock_skew"
 
-
-class NodeRevoked(NotCertified):
+class NodeRevoked(NotCertified, code="node_revoked"):
     """An administrator revoked this node. The machine needs a new ticket and a new key to join again."""
 
-    code = "node_revoked"
 
-
-class BadTicket(NotAllowed):
+class BadTicket(NotAllowed, code="bad_ticket"):
     """The ticket is unknown, expired, used up, revoked or incomplete. The message says which."""
 
-    code = "bad_ticket"
 
-
-class ApprovalPending(NotAllowed):
+class ApprovalPending(NotAllowed, code="approval_pending", retryable=True):
     """The ticket is valid, but an administrator must still approve the node."""
 
-    code = "approval_pending"
-    retryable = True
 
-
-class NotFound(CallerError):
+class NotFound(CallerError, code="not_found", status=404):
     """It does not exist, or the caller may not see it."""
 
-    code = "not_found"
-    status = 404
 
-
-class UnknownMethod(NotFound):
+class UnknownMethod(NotFound, code="unknown_method"):
     """The node has no method of this name. An older version may lack it."""
 
-    code = "unknown_method"
 
-
-class UnknownModel(NotFound):
+class UnknownModel(NotFound, code="unknown_model"):
     """No worker serves this model. The message lists the models that are served."""
 
-    code = "unknown_model"
 
-
-class MethodNotAllowed(CallerError):
+class MethodNotAllowed(CallerError, code="method_not_allowed", status=405):
     """The path does not accept this HTTP method."""
 
-    code = "method_not_allowed"
-    status = 405
 
-
-class AlreadyExists(CallerError):
+class AlreadyExists(CallerError, code="already_exists", status=409):
     """The name or address is already taken."""
 
-    code = "already_exists"
-    status = 409
 
-
-class IdempotencyConflict(AlreadyExists):
+class IdempotencyConflict(AlreadyExists, code="idempotency_conflict"):
     """The idempotency key was used for a different request. Use a new key for each request."""
 
-    code = "idempotency_conflict"
 
-
-class InProgress(CallerError):
+class InProgress(CallerError, code="in_progress", retryable=True, status=409):
     """The same request with the same idempotency key is still running. ``retry_after_seconds`` says when to ask again."""
 
-    code = "in_progress"
-    retryable = True
-    status = 409
 
-
-class AnswerGone(CallerError):
+class AnswerGone(CallerError, code="answer_gone", status=410):
     """The answer is no longer stored. Repeating the request with the same key does not generate it again."""
 
-    code = "answer_gone"
-    status = 410
 
-
-class TooLarge(CallerError):
+class TooLarge(CallerError, code="too_large", status=413):
     """The body, the prompt or the answer has too many bytes. The message gives the limit."""
 
-    code = "too_large"
-    status = 413
 
-
-class ContextExceeded(BadRequest):
+class ContextExceeded(BadRequest, code="context_length_exceeded"):
     """The prompt leaves no room for an answer in the model's context. The message gives both sizes."""
 
-    code = "context_length_exceeded"
 
-
-class TokensTooLarge(BadRequest):
+class TokensTooLarge(BadRequest, code="tokens_too_large"):
     """One request needs more tokens than the limit per minute allows. Waiting does not help."""
 
-    code = "tokens_too_large"
 
-
-class UnsupportedMedia(CallerError):
+class UnsupportedMedia(CallerError, code="unsupported_media_type", status=415):
     """This path does not accept the body's format. The hint names the right one."""
 
-    code = "unsupported_media_type"
-    status = 415
 
-
-class Limited(CallerError):
+class Limited(CallerError, code="rate_limited", retryable=True, status=429):
     """A rate limit was reached. ``retry_after_seconds`` says when to retry."""
 
-    code = "rate_limited"
-    retryable = True
-    status = 429
 
-
-class Poison(CallerError):
+class Poison(CallerError, code="poison"):
     """The request crashed two engines or two workers and is not run again."""
 
-    code = "poison"
 
-
-class Cancelled(CallerError):
+class Cancelled(CallerError, code="cancelled", status=499):
     """The caller canceled the call or disconnected."""
-
-    code = "cancelled"
-    status = 499
 
 
 # --- the other node, a server, or the network between
 
 
-class PeerError(AimeshError):
+class PeerError(AimeshError, code="peer_failed", fault=Fault.PEER, retryable=True, status=503):
     """A node or server failed to answer. The same request may succeed later."""
 
-    code = "peer_failed"
-    fault = Fault.PEER
-    retryable = True
-    status = 503
 
-
-class LinkLost(PeerError):
+class LinkLost(PeerError, code="link_lost"):
     """The link was lost during the call: by a gap, three seconds of silence, or a close by the peer."""
 
-    code = "link_lost"
 
-
-class NotReachable(PeerError):
+class NotReachable(PeerError, code="not_reachable"):
     """No node of that role is alive, or it did not answer a HELLO."""
 
-    code = "not_reachable"
 
-
-class Draining(PeerError):
+class Draining(PeerError, code="draining"):
     """The peer is shutting down and takes no new calls. Another node does."""
 
-    code = "draining"
 
-
-class Overloaded(PeerError):
+class Overloaded(PeerError, code="overloaded"):
     """A limit was reached: calls per link, queue length or connections."""
 
-    code = "overloaded"
 
-
-class Unavailable(PeerError):
+class Unavailable(PeerError, code="unavailable"):
     """A store or backend that this call needs does not answer. The message names it."""
 
-    code = "unavailable"
 
-
-class DeadlineExceeded(PeerError):
+class DeadlineExceeded(PeerError, code="deadline_exceeded", status=504):
     """The answer did not arrive within the caller's deadline."""
 
-    code = "deadline_exceeded"
-    status = 504
 
-
-class ProtocolViolation(PeerError):
+class ProtocolViolation(PeerError, code="protocol_violation", retryable=False):
     """The peer violated the wire protocol. The link is closed."""
 
-    code = "protocol_violation"
-    retryable = False
 
-
-class ModelCrashed(PeerError):
+class ModelCrashed(PeerError, code="model_crashed"):
     """The engine process crashed during the generation. The worker restarts it."""
 
-    code = "model_crashed"
 
-
-class WorkerLost(PeerError):
+class WorkerLost(PeerError, code="worker_lost"):
     """The worker was lost in the middle of its answer and no other could continue. Only what was delivered is billed."""
-
-    code = "worker_lost"
 
 
 # --- our own fault
@@ -337,12 +243,8 @@ class Internal(AimeshError):
     """A bug. The service logs the traceback under the request id."""
 
 
-class BadSettings(AimeshError):
+class BadSettings(AimeshError, code="bad_settings", fault=Fault.CALLER, status=400):
     """Invalid settings; all mistakes are reported together. Ends the program with this message."""
-
-    code = "bad_settings"
-    fault = Fault.CALLER
-    status = 400
 
 
 class RemoteError(AimeshError):
