@@ -122,6 +122,11 @@ def ensure_folders(home: StackHome) -> None:
     write_private(home.run / "sockets", str(home.sockets))
 
 
+def quoted(path: Path) -> str:
+    """Quote a path for the configuration of nats-server and Valkey."""
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def write_private(path: Path, text: str) -> None:
     """Replace the file atomically, with mode 0600."""
     private_file.replace(path, text.encode(), synced=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shared import errors
 from stack.servers.program import Program, SocketProbe
-from stack.stack_home import write_private
+from stack.stack_home import quoted, write_private
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ def render(server: Valkey) -> str:
     """Return the text of valkey.conf. Pure."""
     lines = {
         "port": "0",
-        "unixsocket": _quoted(server.socket),
+        "unixsocket": quoted(server.socket),
         "unixsocketperm": "700",
-        "dir": _quoted(server.folder),
+        "dir": quoted(server.folder),
         "appendonly": "yes",
         "appendfsync": "everysec",
         # The append-only file is complete; snapshots would be a second copy.
@@ -50,10 +50,6 @@ def render(server: Valkey) -> str:
         "maxmemory-policy": "noeviction",
     }
     return "".join(f"{name} {value}\n" for name, value in lines.items())
-
-
-def _quoted(path: Path) -> str:
-    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def prepare(server: Valkey) -> None:
