@@ -41,12 +41,6 @@ class AccountStore(AuthTables):
         if not await transaction.run("change_profile", user_id, username, email):
             raise _deleted()
 
-    async def find_preferences(self, user_id: UserId) -> Preferences | None:
-        """Return None if they were never set."""
-        async with self._db.bound(user_id) as transaction:
-            row = await transaction.row("find_preferences", user_id)
-        return None if row is None else _preferences(row)
-
     async def set_preferences(self, user_id: UserId, chosen: Preferences) -> None:
         async with self._db.bound(user_id) as transaction:
             await transaction.run("set_preferences", user_id, chosen.default_model, chosen.theme, chosen.notify_by_mail)

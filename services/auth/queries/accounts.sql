@@ -21,10 +21,6 @@ SELECT password_hash FROM users WHERE id = $1;
 -- Set a password, unless the account is closed or deleted.
 UPDATE users SET password_hash = $2 WHERE id = $1 AND is_active AND erased_at IS NULL;
 
--- name: find_preferences
--- No row if they were never set.
-SELECT default_model, theme, notify_by_mail FROM preferences WHERE user_id = $1;
-
 -- name: set_preferences
 -- Set all of them.
 INSERT INTO preferences (user_id, default_model, theme, notify_by_mail) VALUES ($1, $2, $3, $4)

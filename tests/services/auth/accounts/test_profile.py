@@ -20,7 +20,6 @@ async def test_the_settings_page_shows_the_profile(api_client: ApiClient) -> Non
     assert await api_client.ask(accounts.set_preferences, accounts.SetPreferences(chosen), anna.login()) == chosen
     shown = await api_client.ask(accounts.get_account, accounts.GetAccount(), anna.login())
     assert (shown.preferences, shown.mfa_enabled, shown.recovery_codes_left) == (chosen, True, 7)
-    assert await api_client.rows.find_preferences(anna.id) == chosen
 
 
 async def test_a_user_of_a_provider_has_no_password(api_client: ApiClient) -> None:
@@ -34,10 +33,9 @@ async def test_preferences_are_personal_even_when_acting_for_an_organisation(api
     team = TenantId(UserId(bert.id))
     chosen = Preferences(None, "light")
     await api_client.ask(accounts.set_preferences, accounts.SetPreferences(chosen), anna.login(team_id=team))
-    assert await api_client.rows.find_preferences(anna.id) == chosen
-    assert await api_client.rows.find_preferences(bert.id) is None
     shown = await api_client.ask(accounts.get_account, accounts.GetAccount(), anna.login(team_id=team))
     assert (shown.user.id, shown.preferences) == (anna.id, chosen)
+    assert (await api_client.ask(accounts.get_account, accounts.GetAccount(), bert.login())).preferences == Preferences()
 
 
 @pytest.mark.parametrize(
@@ -56,7 +54,7 @@ async def test_invalid_preferences_are_refused(api_client: ApiClient, chosen: Pr
         errors.BadRequest, match=r"defaultModel: the name of a model|theme: light, dark, system|defaultModel: must be the name of a model"
     ):
         await api_client.ask(accounts.set_preferences, accounts.SetPreferences(chosen), anna.login())
-    assert await api_client.rows.find_preferences(anna.id) is None
+    assert (await api_client.ask(accounts.get_account, accounts.GetAccount(), anna.login())).preferences == Preferences()
 
 
 async def test_a_user_changes_name_and_address(api_client: ApiClient) -> None:
