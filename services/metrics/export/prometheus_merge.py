@@ -115,11 +115,6 @@ class Merger:
         return Merged(tuple(merging.families[name] for name in sorted(merging.families)), dropped)
 
 
-def merge(sources: Sequence[MetricSource], known: Mapping[str, str] | None = None) -> Merged:
-    """Merge once, without caching."""
-    return Merger(known).merge(sources)
-
-
 def _alone(sources: Sequence[MetricSource]) -> set[tuple[tuple[str, str], ...]]:
     """Return the labels that only one source has; none if sources have different label names."""
     times = Counter(tuple(source.labels.items()) for source in sources if not source.trusted)

@@ -70,11 +70,6 @@ class AlertRule:
         """Return the path from the repository root."""
         return f"docs/runbooks/{self.name}.md"
 
-    @property
-    def label_names(self) -> frozenset[str]:
-        """Return the labels of its alerts, besides name and severity."""
-        return expressions.labels_of(self.when) | {label for label, _ in self.labels}
-
     def shown(self, value: float) -> str:
         """Format a value; empty if it is not shown."""
         match self.unit:

@@ -174,10 +174,6 @@ def walk(expression: Expression) -> tuple[Expression, ...]:
     return (expression, *(inner for part in parts_of(expression) for inner in walk(part)))
 
 
-def selectors_of(expression: Expression) -> tuple[Selector, ...]:
-    return tuple(part.of for part in walk(expression) if isinstance(part, Latest | Increase | Absent))
-
-
 def recordings_of(expression: Expression) -> tuple[RecordedSeries, ...]:
     return tuple(part for part in walk(expression) if isinstance(part, RecordedSeries))
 

@@ -29,7 +29,9 @@ class Mesh:
         if gateway_is_there:
             samples.append(prometheus_merge.MetricSource(self.gateway.render(), {"service": "gateway", "node": "UG"}))
         self.reader.take(
-            sample_window.read_samples(prometheus_merge.render(prometheus_merge.merge(samples)), dict.fromkeys(health_signals.SERIES, ())),
+            sample_window.read_samples(
+                prometheus_merge.render(prometheus_merge.Merger().merge(samples)), dict.fromkeys(health_signals.SERIES, ())
+            ),
             self.now,
         )
         return self.reader.signals(self.now)

@@ -37,7 +37,7 @@ h_sum 1.5
 
 def _text(*texts: str, known: Mapping[str, str] | None = None, exemplars: Mapping[str, Exemplar] = NONE) -> str:
     sources = [MetricSource(text, labels, exemplars=exemplars) for text, labels in zip(texts, (A, B), strict=False)]
-    return openmetrics.render(prometheus_merge.merge(sources, known), known or {})
+    return openmetrics.render(prometheus_merge.Merger(known).merge(sources), known or {})
 
 
 def _families(text: str) -> dict[str, str]:
@@ -72,7 +72,7 @@ def test_merge_real_nodes_with_exemplars() -> None:
     read = _worker()
     assert read.exemplars
     sources = [MetricSource(read.text, labels, exemplars=read.exemplars) for labels in (A, B)]
-    merged = prometheus_merge.merge(sources, KNOWN)
+    merged = prometheus_merge.Merger(KNOWN).merge(sources)
     assert merged.dropped == 0
     text = openmetrics.render(merged, KNOWN)
     families = {family.name: family for family in strict.text_string_to_metric_families(text)}
@@ -250,7 +250,7 @@ def test_output_is_valid_whatever_nodes_send(texts_of_nodes: list[tuple[str, dic
         MetricSource(text, {"service": "inference", "node": f"U{number}"}, exemplars=shown)
         for number, (text, shown) in enumerate(texts_of_nodes)
     ]
-    merged = prometheus_merge.merge([*sources, MetricSource(HISTOGRAM, A)], KNOWN)
+    merged = prometheus_merge.Merger(KNOWN).merge([*sources, MetricSource(HISTOGRAM, A)])
     list(strict.text_string_to_metric_families(openmetrics.render(merged, KNOWN)))
     list(plain.text_string_to_metric_families(prometheus_merge.render(merged)))
 
@@ -264,8 +264,8 @@ def test_block_and_line_parsing_give_the_same_result(texts_of_nodes: list[str], 
         if ours
         else []
     )
-    whole = prometheus_merge.merge([*own, *sources], {})
-    by_line = prometheus_merge.merge([*own, *sources, *(MetricSource("", source.labels) for source in sources)], {})
+    whole = prometheus_merge.Merger({}).merge([*own, *sources])
+    by_line = prometheus_merge.Merger({}).merge([*own, *sources, *(MetricSource("", source.labels) for source in sources)])
     assert sorted(prometheus_merge.render(whole).split("\n")) == sorted(prometheus_merge.render(by_line).split("\n"))
     assert sorted(openmetrics.render(whole, {}).split("\n")) == sorted(openmetrics.render(by_line, {}).split("\n"))
     assert whole.dropped == by_line.dropped

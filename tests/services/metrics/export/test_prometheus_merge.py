@@ -23,7 +23,7 @@ class Result(NamedTuple):
 
 
 def _merge(sources: list[MetricSource], known: Mapping[str, str] | None = None) -> Result:
-    merged = prometheus_merge.merge(sources, known)
+    merged = prometheus_merge.Merger(known).merge(sources)
     return Result(prometheus_merge.render(merged), merged.dropped)
 
 
@@ -237,7 +237,7 @@ def _family(kind: str, *lines: str) -> str:
     ],
 )
 def test_family_in_the_usual_form(text: str, taken: int, dropped: int) -> None:
-    merged = prometheus_merge.merge([MetricSource(text, A), MetricSource(text, {**A, "node": "UC"})])
+    merged = prometheus_merge.Merger().merge([MetricSource(text, A), MetricSource(text, {**A, "node": "UC"})])
     assert (sum(family.size for family in merged.families), merged.dropped) == (2 * taken, 2 * dropped)
     families = list(text_string_to_metric_families(prometheus_merge.render(merged)))
     assert {sample.labels["node"] for family in families for sample in family.samples} <= {"UA", "UC"}

@@ -29,7 +29,7 @@ class Mesh:
     async def text(self) -> str:
         workers = [MetricSource(one.render(), {"service": "inference", "node": node}) for node, one in self.workers.items()]
         return prometheus_merge.render(
-            prometheus_merge.merge([*workers, MetricSource(self.own.render(), {"service": "metrics", "node": "m"})])
+            prometheus_merge.Merger().merge([*workers, MetricSource(self.own.render(), {"service": "metrics", "node": "m"})])
         )
 
     async def look(self, tokens: int = 30, seconds: float = 15) -> None:

@@ -17,7 +17,7 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 def text(*nodes: tuple[str, str, str]) -> str:
     """Service, node and the text of each."""
     return prometheus_merge.render(
-        prometheus_merge.merge([MetricSource(own, {"service": service, "node": node}) for service, node, own in nodes])
+        prometheus_merge.Merger().merge([MetricSource(own, {"service": service, "node": node}) for service, node, own in nodes])
     )
 
 
@@ -101,7 +101,7 @@ def test_growth_during_a_missed_reading_is_added_later() -> None:
     ours = Metrics("metrics")
     ours.node_up.labels(service="inference", node="n").set(1)
     own = MetricSource(ours.render(), {"service": "metrics", "node": "us"}, trusted=True)
-    look = reader.read(prometheus_merge.render(prometheus_merge.merge([own])), AT)
+    look = reader.read(prometheus_merge.render(prometheus_merge.Merger().merge([own])), AT)
     assert values(look) == {"ai_platform_node_up": 1}
     assert list(values(reader.read(text(("inference", "n", tokens(25))), AT)).values()) == [15]
 

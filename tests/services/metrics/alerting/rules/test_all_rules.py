@@ -6,6 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.metrics.alerting.rules import all_rules, expressions, objectives, promql
+from services.metrics.alerting.rules.alert_rule import AlertRule
 from services.metrics.export import prometheus_merge
 from shared.telemetry import instruments
 from shared.telemetry.instrument import Instrument, InstrumentKind
@@ -16,8 +17,19 @@ from tests.services.metrics.alerting.rules import trials
 from tests.services.metrics.alerting.rules.series import firing, watch
 from tests.services.metrics.alerting.rules.trials import Course, Trial
 
+
+def selectors_of(expression: expressions.Expression) -> list[expressions.Selector]:
+    kinds = expressions.Latest | expressions.Increase | expressions.Absent
+    return [part.of for part in expressions.walk(expression) if isinstance(part, kinds)]
+
+
+def label_names_of(rule: AlertRule) -> set[str]:
+    """Return the labels of its alerts, besides name and severity."""
+    return {*expressions.labels_of(rule.when), *(label for label, _ in rule.labels)}
+
+
 SELECTORS = sorted(
-    {selector for rule in all_rules.ALL for selector in expressions.selectors_of(rule.when)},
+    {selector for rule in all_rules.ALL for selector in selectors_of(rule.when)},
     key=lambda selector: promql.render(expressions.Latest(selector)),
 )
 EVERY = [pytest.param(trial, id=trial.id) for trial in trials.ALL]
@@ -53,7 +65,7 @@ def test_every_grouping_label_exists_on_the_grouped_series() -> None:
         with case((rule.name, rule.labels)):
             for part in expressions.walk(rule.when):
                 if isinstance(part, expressions.Aggregate):
-                    known = set.intersection(*(labels_of(selector.instrument) for selector in expressions.selectors_of(part)))
+                    known = set.intersection(*(labels_of(selector.instrument) for selector in selectors_of(part)))
                     assert set(part.by) <= known
 
 
@@ -62,7 +74,7 @@ def test_texts_only_use_labels_of_their_alert() -> None:
         with case((rule.name, rule.labels)):
             assert re.fullmatch(r"[a-z][a-z_]*", rule.name)
             named = set(re.findall(r"\{(\w+)\}", rule.summary + rule.description))
-            assert named <= rule.label_names
+            assert named <= label_names_of(rule)
             assert rule.summary
             assert not rule.summary.endswith(".")
             assert rule.description.endswith(".")
@@ -136,7 +148,7 @@ def test_rule_fires_and_resolves(trial: Trial) -> None:
     seen = watch(trial.rule, trial.lines(course, trial.over), trial.step_seconds, course.steps)
     assert not firing(seen[course.quiet - 1])
     [key] = firing(seen[course.quiet + course.trouble - 1])
-    assert {label for label, _ in key} == trial.rule.label_names
+    assert {label for label, _ in key} == label_names_of(trial.rule)
     assert not firing(seen[-1])
 
 
@@ -185,7 +197,7 @@ def test_rule_labels_exist_in_real_metrics() -> None:
     gateway.requests.labels(service="gateway", method="chat", status="success").inc()
     gateway.ttft_seconds.labels(model="llama3").observe(1)
     text = prometheus_merge.render(
-        prometheus_merge.merge([prometheus_merge.MetricSource(gateway.render(), {"service": "gateway", "node": "g"})])
+        prometheus_merge.Merger().merge([prometheus_merge.MetricSource(gateway.render(), {"service": "gateway", "node": "g"})])
     )
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     found = {sample.name: sample.labels for sample in samples}
