@@ -2,11 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import ClassVar
 
-from services.metrics import scrape_endpoint
 from services.metrics.alerting.alerting_module import AlertingModule
 from services.metrics.alerting.worker_attendance import WorkerAttendance
 from services.metrics.collection.event_counters import EventCounters
@@ -25,6 +24,8 @@ from shared.api import metrics as api
 from shared.api.auth import Principal
 from shared.api.gateway import Check
 from shared.api.metrics import MetricsTextFormat
+from shared.node import http_server
+from shared.node.lifecycle import background
 from shared.protocol import wire
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
@@ -37,6 +38,8 @@ IDENTIFY_SECONDS = 2.0
 LOOK_EVERY_SECONDS = 5.0
 #: The maximum message size, less the envelope.
 MAX_TEXT_BYTES = wire.MAX_MESSAGE_BYTES - 1024
+
+MetricsTextReader = Callable[[MetricsTextFormat], Awaitable[str]]
 
 
 class MetricsService:
@@ -69,7 +72,7 @@ class MetricsService:
                 service._outboxes = await stack.enter_async_context(opened)
             service._start()
             if settings.metrics_enabled and settings.prometheus_port:
-                await stack.enter_async_context(scrape_endpoint.listening(settings, service.metrics_text))
+                await stack.enter_async_context(_scraping(settings, service.metrics_text))
             node.tasks.create_task(audit.run(), name="audit")
             yield service
 
@@ -136,3 +139,41 @@ def _person_gate(rpc: RpcClient, audit: AuditReporting) -> Authorizer:
         audit.report_refusal(method, principal, "", error)
 
     return Authorizer(identify, refused)
+
+
+@asynccontextmanager
+async def _scraping(settings: MetricsSettings, text: MetricsTextReader) -> AsyncIterator[None]:
+    """Serve `GET /metrics` on PROMETHEUS_PORT until the block ends, over TLS if the service does. Raises BadSettings if it is taken."""
+    bound = http_server.listen(settings.host, settings.prometheus_port, "PROMETHEUS_PORT")
+    try:
+        async with background() as tasks:
+            tasks.create_task(http_server.HttpServer(_scrape_app(text), bound, settings).run(), name="PROMETHEUS_PORT")
+            yield
+    finally:
+        bound.close()
+
+
+def _scrape_app(text: MetricsTextReader) -> http_server.App:
+    async def answer(scope: http_server.Scope, receive: http_server.Receive, send: http_server.Send) -> None:
+        if scope["type"] != "http":
+            return
+        content_type = "text/plain; charset=utf-8"
+        if scope["path"] != "/metrics":
+            status, body = 404, "the metrics are at /metrics\n"
+        elif scope["method"] not in {"GET", "HEAD"}:
+            status, body = 405, "/metrics answers GET\n"
+        else:
+            form = text_formats.choose(scope["headers"])
+            status, body, content_type = 200, await text(form), text_formats.CONTENT_TYPES[form]
+        await _respond(send, status, body.encode(), content_type)
+
+    return answer
+
+
+async def _respond(send: http_server.Send, status: int, body: bytes, content_type: str) -> None:
+    headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+    if status == 405:
+        headers.append((b"allow", b"GET, HEAD"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    # The server omits the body of a HEAD response.
+    await send({"type": "http.response.body", "body": body})
