@@ -16,20 +16,20 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from bench import calls, http_load, processes, report, rivals, tenants
 from bench.http_load import Client, Load, Outcome, Spread
 from bench.report import Options, Rows
-from bench.tenants import REFUSALS
+from bench.tenants import REFUSALS, Tenants
 from services.gateway.callers import Callers
 from shared.api import auth
 from shared.types import Credential
 from tests.people import ApiClient
 from tests.services.gateway.fakes import OWNER, FakeRpc
-from tests.stacks import MESH, RunningStack
+from tests.stacks import MESH
 
 AT_ONCE = 32
 LEAST_UNCACHED, LEAST_CACHED = 800.0, 3000.0
@@ -50,22 +50,21 @@ Gap = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    running: RunningStack
-    keys: Sequence[Credential]
+    stack: Tenants
     #: Memory of auth when it was new.
     new_mb: float
 
 
 @asynccontextmanager
 async def _accounts(_options: Options) -> AsyncIterator[Accounts]:
-    async with tenants.stack(ECHO_TOKEN_MS=TOKEN_MS) as running:
-        new_mb = processes.resident_mb(await tenants.pid_of(running, "auth"))
-        yield Accounts(running, await tenants.register(running), new_mb)
+    async with tenants.opened(0, ECHO_TOKEN_MS=TOKEN_MS) as stack:
+        new_mb = processes.resident_mb(stack.pids["auth"])
+        yield Accounts(replace(stack, keys=await tenants.register(stack.running)), new_mb)
 
 
 async def _measure_uncached(rows: Rows, accounts: Accounts, options: Options) -> None:
-    bodies = itertools.cycle([msgspec.msgpack.encode({"apiKey": key}) for key in accounts.keys])
-    async with accounts.running.operator() as connection:
+    bodies = itertools.cycle([msgspec.msgpack.encode({"apiKey": key}) for key in accounts.stack.keys])
+    async with accounts.stack.running.operator() as connection:
 
         async def validate() -> None:
             answer = await connection.request(f"aimesh.{MESH}.rpc.auth.validateApiKey", next(bodies), timeout=PATIENCE_SECONDS)
@@ -79,12 +78,12 @@ async def _measure_uncached(rows: Rows, accounts: Accounts, options: Options) ->
 
 
 async def _measure_cached(rows: Rows, accounts: Accounts, options: Options) -> None:
-    took = await _remembered(accounts.keys)
+    port, keys = accounts.stack.port, accounts.stack.keys
+    took = await _remembered(keys)
     claim = "a known key at the gateway, its memory alone"
     rows.alone(claim, len(took) / sum(took), "calls/s", at_least=LEAST_CACHED)
     rows.waits(claim, took)
-    port = tenants.gateway_port(accounts.running)
-    rate, took = await _models(port, accounts.keys, options.seconds, status=200)
+    rate, took = await _models(port, keys, options.seconds, status=200)
     bare, _ = await _models(port, (), options.seconds, status=401)
     claim = "a known key at the gateway, with GET /v1/models"
     rows.alone(claim, rate, "req/s", at_least=LEAST_CACHED)
@@ -98,22 +97,16 @@ async def _measure_cached(rows: Rows, accounts: Accounts, options: Options) -> N
 
 async def _remembered(keys: Sequence[Credential]) -> list[float]:
     """Return the seconds of each lookup in the gateway's cache."""
-    rpc = FakeRpc()
+    rpc, turns = FakeRpc(), itertools.cycle(keys)
 
     async def validate(_request: auth.ValidateApiKey) -> auth.Principal:
         return OWNER
 
     rpc.answers["auth.validateApiKey"] = validate
     callers = Callers(rpc, clock=lambda: 0.0)
-    for key in keys:
-        await callers.identify(key)
-    took = []
-    for number in range(100_000):
-        start = time.perf_counter()
-        await callers.identify(keys[number % len(keys)])
-        took.append(time.perf_counter() - start)
+    took = await calls.one_by_one(lambda: callers.identify(next(turns)), 100_000)
     assert len(rpc.called) == len(keys), "auth was asked for a key that is known"
-    return took
+    return [microseconds / 1e6 for microseconds in took]
 
 
 async def _models(port: int, keys: Sequence[str], seconds: float, *, status: int) -> tuple[float, list[float]]:
@@ -133,18 +126,15 @@ async def _models(port: int, keys: Sequence[str], seconds: float, *, status: int
 
 async def _measure_storm(rows: Rows, accounts: Accounts, options: Options) -> None:
     """Before each storm, the gaps between tokens are measured for ``seconds`` without one."""
-    port, count = tenants.gateway_port(accounts.running), options.logins
-    logins = tuple(await tenants.register_each(accounts.running, count, _register))
+    stack, count, rest = accounts.stack, options.logins, REST_SECONDS + options.seconds
+    logins = tuple(await tenants.register_each(stack.running, count, _register))
     gaps, storms, broken = list[Gap](), list[Outcome](), list[int]()
-    auth_pid = await tenants.pid_of(accounts.running, "auth")
-    async with processes.watching_memory(auth_pid, LOOK_SECONDS) as held, asyncio.TaskGroup() as tasks:
-        reading = [tasks.create_task(_read(port, accounts.keys[number], gaps, broken)) for number in range(STREAMS)]
+    async with processes.watching_memory(stack.pids["auth"], LOOK_SECONDS) as held, asyncio.TaskGroup() as tasks:
+        reading = [tasks.create_task(_read(stack.port, key, gaps, broken)) for key in stack.keys[:STREAMS]]
         for number in range(STORMS):
             addresses = tuple(f"127.{10 + number}.{each // 250}.{1 + each % 250}" for each in range(count))
-            rest = REST_SECONDS + options.seconds
-            storms.append(
-                await http_load.make(Load(port=port, requests=logins, pace=Spread(count, 0), addresses=addresses, rest_seconds=rest))
-            )
+            load = Load(port=stack.port, requests=logins, pace=Spread(count, 0), addresses=addresses, rest_seconds=rest)
+            storms.append(await http_load.make(load))
         for task in reading:
             task.cancel()
     quiet = [gap for at, gap in gaps if any(storm.start - options.seconds <= at < storm.start for storm in storms)]

@@ -36,8 +36,8 @@ MOST_SECONDS, STOP_SECONDS = 1800.0, 60.0
 
 #: The benches of a check, the quickest first. Some have no ratio; they run to show that they still work.
 BENCHES = (
-    "scrape", "history", "recording", "pulling", "nats_clients", "mesh", "ledger", "rollouts", "guard", "footprint", "swarm", "swarm_mesh",
-    "pages", "growth", "accounts", "observing", "tracing", "first_answer", "fairness", "quantization", "engine", "gateway",
+    "history", "pulling", "ledger", "rollouts", "guard", "swarm", "mesh", "pages", "growth", "accounts", "observing", "tracing",
+    "first_answer", "fairness", "quantization", "engine", "gateway",
 )  # fmt: skip
 
 #: Claim and rival.

@@ -1,19 +1,13 @@
-"""Time many calls of one function: one after another, many at once, or for some seconds."""
+"""Make many calls of one function: one by one, many at once, for some seconds, or at even intervals. Every load is one of these."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 Call = Callable[[], Awaitable[object]]
 
 WARM_UP, ONE_BY_ONE = 300, 2000
-
-
-async def one_by_one(call: Call) -> list[float]:
-    """Return the microseconds of each call."""
-    for _ in range(WARM_UP):
-        await call()
-    return [1e6 * await seconds_of(call) for _ in range(ONE_BY_ONE)]
 
 
 async def seconds_of(call: Call) -> float:
@@ -22,30 +16,51 @@ async def seconds_of(call: Call) -> float:
     return time.perf_counter() - start
 
 
-async def many_at_once(call: Call, at_once: int, each: int) -> float:
-    """Return the calls a second."""
+async def one_by_one(call: Call, count: int = ONE_BY_ONE) -> list[float]:
+    """Return the microseconds of each call."""
+    for _ in range(WARM_UP):
+        await call()
+    return [1e6 * await seconds_of(call) for _ in range(count)]
+
+
+async def keep_running(call: Call, at_once: int, goes_on: Callable[[], bool]) -> float:
+    """Keep this many calls running as long as ``goes_on`` says so. Return the seconds until the last one has ended."""
 
     async def caller() -> None:
-        for _ in range(each):
+        while goes_on():
             await call()
 
     start = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:
         for _ in range(at_once):
             tasks.create_task(caller())
-    return at_once * each / (time.perf_counter() - start)
+    return time.perf_counter() - start
+
+
+async def many_at_once(call: Call, at_once: int, each: int) -> float:
+    """Return the calls a second."""
+    left = iter(range(at_once * each))
+    return at_once * each / await keep_running(call, at_once, lambda: next(left, None) is not None)
 
 
 async def for_seconds(call: Call, at_once: int, seconds: float) -> tuple[float, list[float]]:
     """Return the calls a second, and the seconds that each took."""
     took: list[float] = []
-    began = time.perf_counter()
 
-    async def caller() -> None:
-        while time.perf_counter() < began + seconds:
-            took.append(await seconds_of(call))
+    async def timed() -> None:
+        took.append(await seconds_of(call))
 
+    ends_at = time.perf_counter() + seconds
+    lasted = await keep_running(timed, at_once, lambda: time.perf_counter() < ends_at)
+    return len(took) / lasted, took
+
+
+async def spread(call: Callable[[], Coroutine[Any, Any, None]], count: int, seconds: float) -> None:
+    """Start ``count`` calls within some seconds, however long each takes, and wait for all of them."""
+    start = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(at_once):
-            tasks.create_task(caller())
-    return len(took) / (time.perf_counter() - began), took
+        for number in range(count):
+            delay = start + number * seconds / count - time.perf_counter()
+            if delay > 0:
+                await asyncio.sleep(delay)
+            tasks.create_task(call())

@@ -1,8 +1,15 @@
 """The engine against llama.cpp's own programs, in one run and on the same threads.
 
-SmolLM2-135M, 64 new tokens each, temperature 0.7. All contenders take turns in each round, one at a time. A ratio is the median of the
-rounds' ratios, with its range behind it. Our engine is called through its backend and the socketpair, as by a worker; llama-server over
-HTTP, as by its users. The short form measures one round of the parts that take less than a minute.
+throughput     tokens a second of SmolLM2-135M, 64 new tokens each, temperature 0.7
+first_token    the time to the first token
+shared_prefix  the same behind a prefix that is known, and one that is not
+reuse          chats that begin with one of a few pages: the total time, and each wait
+gaps           the time between two tokens of running streams while another prompt is read
+worker         the memory of a worker and its engine, and the engine's own time
+
+All contenders take turns in each round, one at a time. A ratio is the median of the rounds' ratios, with its range behind it. Our engine is
+called through its backend and the socketpair, as by a worker; llama-server over HTTP, as by its users. The short form measures one round of
+the parts that take less than a minute.
 
 The first run builds llama.cpp's programs, which takes 10 minutes; python -m bench.rivals does it in advance.
 """
@@ -12,18 +19,24 @@ import itertools
 import json
 import math
 import os
+import random
+import statistics
 import time
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from bench import contenders, processes, report, rivals, waiting
-from bench.contenders import HttpChat, Running, Shape
+from bench import calls, contenders, processes, report, rivals
+from bench.contenders import EVERYONE, LLAMA_SERVER, MODES, OURS, PYTHON_SERVER, Generate, Shape
 from bench.report import Options, Rows
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import model_discovery
 from tests.stacks import stack
 from tools import setup
 
+#: llama.cpp's own server, in all comparisons.
+RIVAL = LLAMA_SERVER.name
 PROMPT = "Write a long story number {} about a lighthouse keeper and the sea, with many details."
 #: Three digits, so that all prompts have the same length.
 STORIES = range(100, 1000)
@@ -58,20 +71,17 @@ class Rate(NamedTuple):
     answering: float
 
 
-class Rates(dict[tuple[str, int], list[float]]):
-    """Tokens per second of each round, by contender and number of streams."""
-
-    def add(self, name: str, level: int, rate: float) -> None:
-        self.setdefault((name, level), []).append(rate)
+#: Tokens per second of each round, by contender and number of streams.
+Rates = Mapping[tuple[str, int], Sequence[float]]
 
 
-async def measure_rate(running: Running, prompts: Sequence[str], level: int) -> Rate:
+async def measure_rate(generate: Generate, prompts: Sequence[str], level: int) -> Rate:
     """Run ``level`` prompts at a time."""
     tokens, together, seconds = 0, 0, 0.0
 
-    async def generate(prompt: str, came: list[float]) -> None:
+    async def answer(prompt: str, came: list[float]) -> None:
         nonlocal tokens
-        counts = await running.generate(prompt, NEW_TOKENS, lambda: came.append(time.perf_counter()))
+        counts = await generate(prompt, NEW_TOKENS, lambda: came.append(time.perf_counter()))
         tokens += counts.completion_tokens
 
     start = time.perf_counter()
@@ -79,7 +89,7 @@ async def measure_rate(running: Running, prompts: Sequence[str], level: int) -> 
         came: list[list[float]] = [[] for _ in range(level)]
         async with asyncio.TaskGroup() as tasks:
             for stream, prompt in enumerate(prompts[first : first + level]):
-                tasks.create_task(generate(prompt, came[stream]))
+                tasks.create_task(answer(prompt, came[stream]))
         begin, end = max(times[0] for times in came), min(times[-1] for times in came)
         together += sum(begin < moment <= end for times in came for moment in times)
         seconds += max(0.0, end - begin)
@@ -87,25 +97,24 @@ async def measure_rate(running: Running, prompts: Sequence[str], level: int) -> 
 
 
 async def measure_throughput(rows: Rows, _shared: None, options: Options) -> None:
+    rates, neighbours = defaultdict[tuple[str, int], list[float]](list), processes.Neighbours()
     # Each prompt is used once in a round.
-    rates, stories, neighbours = Rates(), map(PROMPT.format, itertools.cycle(STORIES)), processes.Neighbours()
+    stories, shape = map(PROMPT.format, itertools.cycle(STORIES)), Shape(SLOTS, SLOT_TOKENS, options.threads)
     for number in range(options.rounds):
         for level in LEVELS:
             # The same for all contenders of a round.
             prompts = list(itertools.islice(stories, SINGLES if level == 1 else level))
-            for contender in report.in_turn(contenders.everyone(), number):
-                async with contenders.opened(contender, Shape(SLOTS, SLOT_TOKENS, options.threads)) as running:
-                    rate = await measure_rate(running, prompts, level)
-                rates.add(contender.name, level, rate.whole)
-                rates.add(_answering(contender.name), level, rate.answering)
+            for contender in report.in_turn(EVERYONE, number):
+                async with contenders.opened(contender, shape) as generate:
+                    rate = await measure_rate(generate, prompts, level)
+                rates[contender.name, level].append(rate.whole)
+                rates[_answering(contender.name), level].append(rate.answering)
             rows[:] = throughput_rows(rates)
         for level, decoded in (await decode_rates(options.threads)).items():
-            rates.add(BATCHED_BENCH, level, decoded)
-        rows[:] = throughput_rows(rates)
-        server = contenders.PythonServer()
-        async with contenders.opened(server, Shape(1, SLOT_TOKENS, options.threads)) as running:
-            prompts = list(itertools.islice(stories, PYTHON_SERVER_LEVEL))
-            rates.add(server.name, PYTHON_SERVER_LEVEL, (await measure_rate(running, prompts, PYTHON_SERVER_LEVEL)).whole)
+            rates[BATCHED_BENCH, level].append(decoded)
+        async with contenders.opened(PYTHON_SERVER, Shape(1, SLOT_TOKENS, options.threads)) as generate:
+            rate = await measure_rate(generate, list(itertools.islice(stories, PYTHON_SERVER_LEVEL)), PYTHON_SERVER_LEVEL)
+        rates[PYTHON_SERVER.name, PYTHON_SERVER_LEVEL].append(rate.whole)
         rows[:] = throughput_rows(rates)
     rows.alone("processor time that others took meanwhile", 100 * neighbours.share(), "%", at_most=MOST_NOISE_PERCENT)
 
@@ -113,7 +122,7 @@ async def measure_throughput(rows: Rows, _shared: None, options: Options) -> Non
 def throughput_rows(rates: Rates) -> Rows:
     """Compare what has been measured so far; a round counts once both sides have run."""
     rows = Rows()
-    for mode in contenders.MODES:
+    for mode in MODES:
         for who, level, rival, at_least in _wanted(mode):
             ours, theirs = rates.get((who, level), []), rates.get((rival, level), [])
             if both := min(len(ours), len(theirs)):
@@ -124,15 +133,15 @@ def throughput_rows(rates: Rates) -> Rows:
 
 def _wanted(mode: KvMode) -> list[tuple[str, int, str, float | None]]:
     """Return whose rate is compared, at which level, with whose, and the least ratio."""
-    name = contenders.Ours(mode).name
+    name = OURS[mode].name
     # The mode that is not the default may be a tenth slower.
-    share = 1.0 if mode == contenders.MODES[0] else 0.9
+    share = 1.0 if mode == MODES[0] else 0.9
     # llama-batched-bench measures decoding with all prompts read, so the target is for that.
     return [
-        *((name, level, contenders.LlamaServer.name, share * (0.95 if level == 1 else 1.0)) for level in LEVELS),
+        *((name, level, RIVAL, share * (0.95 if level == 1 else 1.0)) for level in LEVELS),
         *((name, level, BATCHED_BENCH, None) for level in LEVELS),
         *((_answering(name), level, BATCHED_BENCH, None if level == 1 else share * 0.9) for level in LEVELS),
-        (name, PYTHON_SERVER_LEVEL, contenders.PythonServer.name, 5.0),
+        (name, PYTHON_SERVER_LEVEL, PYTHON_SERVER.name, 5.0),
     ]
 
 
@@ -158,6 +167,149 @@ async def decode_rates(threads: int) -> dict[int, float]:
     return found
 
 
+# --- how long a caller waits ---------------------------------------------------------------------------------------------
+
+#: Words that are one token each.
+WORDS = ("the", "sea", "light", "was", "over", "and", "under", "old", "house", "with", "long", "night", "many", "small", "stone", "water")
+#: The tokens that SmolLM2's chat template adds to a message.
+TEMPLATE_TOKENS = 30
+SHORT_PROMPT, SHARED_PREFIX, QUESTION, LONG_PROMPT = 200, 1000, 20, 4000
+#: In one round.
+FIRST_TOKENS = 6
+#: Each takes a few seconds, and a measurement that a neighbor delayed must not be the median.
+LEAST_PREFIXES = 3
+#: Many prompts, each of which begins with one of a few pages, as in a company.
+CHATS, CHATS_AT_ONCE, PAGES, PAGE, CHAT_PROMPT, CHAT_TOKENS = 200, 16, 10, 192, 256, 32
+#: Streams that run while another prompt is read.
+STREAMS, LONG_CONTEXT = 4, 8192
+#: At 30 steps a second, 700 gaps of four streams: enough for a 99th percentile.
+QUIET_SECONDS = 6.0
+#: A stream runs until it is cancelled; with its prompt this fits the context.
+ENDLESS = LONG_CONTEXT - 100
+#: Tokens of each stream before its gaps count.
+RUNNING_IN = 8
+
+
+def message(tokens: int, source: random.Random) -> str:
+    """Return a prompt of this length that shares no prefix with another."""
+    return " ".join(source.choice(WORDS) for _ in range(tokens))
+
+
+async def first_token(generate: Generate, prompt: str, new_tokens: int = 4) -> tuple[float, int]:
+    """Return the milliseconds to the first token, and the tokens of the prompt."""
+    came: list[float] = []
+    start = time.perf_counter()
+    counts = await generate(prompt, new_tokens, lambda: came.append(time.perf_counter()))
+    return (came[0] - start) * 1000, counts.prompt_tokens
+
+
+async def measure_first_token(rows: Rows, _shared: None, options: Options) -> None:
+    took, lengths = defaultdict[str, list[float]](list), set[int]()
+    for number in range(options.rounds):
+        for contender in report.in_turn(EVERYONE, number):
+            # The same prompts for all, each used once.
+            source = random.Random(number)
+            async with contenders.opened(contender, Shape(1, 2048, options.threads)) as generate:
+                prompts = [message(SHORT_PROMPT - TEMPLATE_TOKENS, source) for _ in range(FIRST_TOKENS)]
+                found = [await first_token(generate, prompt) for prompt in prompts]
+            lengths |= {tokens for _, tokens in found}
+            took[contender.name].append(statistics.median(milliseconds for milliseconds, _ in found))
+    theirs, claim = took.pop(RIVAL), f"first token, prompt of {min(lengths)} to {max(lengths)} tokens"
+    for name, ours in took.items():
+        rows.paired(f"{name}: {claim}", ours, "ms", RIVAL, theirs, at_most=1.1)
+
+
+async def measure_shared_prefix(rows: Rows, _shared: None, options: Options) -> None:
+    for contender in EVERYONE:
+        first, second = list[float](), list[float]()
+        async with contenders.opened(contender, Shape(2, 2048, options.threads)) as generate:
+            for number in range(max(options.rounds, LEAST_PREFIXES)):
+                source = random.Random(number)
+                prefix = message(SHARED_PREFIX, source)
+                for took in (first, second):
+                    milliseconds, _ = await first_token(generate, f"{prefix} {message(QUESTION, source)}")
+                    took.append(milliseconds)
+        claim = f"{contender.name}: first token behind a known prefix of {SHARED_PREFIX} tokens"
+        rows.paired(claim, second, "ms", "unknown", first, at_most=None if contender.name == RIVAL else 0.15)
+
+
+async def measure_reuse(rows: Rows, _shared: None, options: Options) -> None:
+    took: dict[str, float] = {}
+    for contender in EVERYONE:
+        source = random.Random(7)
+        pages = [message(PAGE, source) for _ in range(PAGES)]
+        prompts = [f"{pages[number % PAGES]} {message(CHAT_PROMPT - PAGE - TEMPLATE_TOKENS, source)}" for number in range(CHATS)]
+        async with contenders.opened(contender, Shape(CHATS_AT_ONCE, 512, options.threads)) as generate:
+            took[contender.name], waits = await _ask_all(generate, prompts)
+        claim = f"{contender.name}: first token of {CHATS} chats, {CHATS_AT_ONCE} at a time, p50"
+        rows.alone(claim, statistics.median(waits), "ms")
+    theirs = took.pop(RIVAL)
+    claim = f"{CHATS} prompts of {CHAT_PROMPT} tokens that begin with one of {PAGES} pages of {PAGE}, {CHAT_TOKENS} new tokens each"
+    for name, ours in took.items():
+        rows.paired(f"{name}: {claim}", [ours], "s", RIVAL, [theirs], at_most=1.0)
+
+
+async def _ask_all(generate: Generate, prompts: Sequence[str]) -> tuple[float, list[float]]:
+    """Return the seconds of all, and the milliseconds to each first token."""
+    queue, waits = deque(prompts), list[float]()
+
+    async def ask() -> None:
+        milliseconds, _ = await first_token(generate, queue.popleft(), CHAT_TOKENS)
+        waits.append(milliseconds)
+
+    return await calls.keep_running(ask, CHATS_AT_ONCE, lambda: bool(queue)), waits
+
+
+@asynccontextmanager
+async def _streams(generate: Generate) -> AsyncIterator[list[list[float]]]:
+    """Enter the block when all streams generate tokens, and cancel them afterwards. Yields the times of each one's tokens."""
+    came: list[list[float]] = [[] for _ in range(STREAMS)]
+    run_in = asyncio.Event()
+
+    async def run(stream: int) -> None:
+        def arrived() -> None:
+            came[stream].append(time.perf_counter())
+            if min(map(len, came)) >= RUNNING_IN:
+                run_in.set()
+
+        await generate(f"Tell the long story of ship number {stream}, with many details.", ENDLESS, arrived)
+
+    async with asyncio.TaskGroup() as tasks:
+        endless = [tasks.create_task(run(stream)) for stream in range(STREAMS)]
+        await run_in.wait()
+        yield came
+        assert not any(stream.done() for stream in endless), "a stream ended by itself, and its gaps were not measured"
+        for stream in endless:
+            stream.cancel()
+
+
+def _gap(came: list[list[float]], start: float) -> float:
+    """Return the 99th percentile of the gaps that ended after ``start``, in milliseconds."""
+    gaps = [(now - last) * 1000 for times in came for last, now in itertools.pairwise(times) if now > start]
+    return report.percentile(gaps, 0.99)
+
+
+async def measure_gaps(rows: Rows, _shared: None, options: Options) -> None:
+    for contender in EVERYONE:
+        quiet, beside, took = list[float](), list[float](), list[float]()
+        for number in range(options.rounds):
+            shape = Shape(STREAMS + 1, LONG_CONTEXT, options.threads)
+            async with contenders.opened(contender, shape) as generate, _streams(generate) as came:
+                start = time.perf_counter()
+                await asyncio.sleep(QUIET_SECONDS)
+                quiet.append(_gap(came, start))
+                start = time.perf_counter()
+                milliseconds, _ = await first_token(generate, message(LONG_PROMPT, random.Random(number)))
+                beside.append(_gap(came, start))
+                took.append(milliseconds)
+        claim = f"{contender.name}: gap between tokens, p99, beside a prompt of {LONG_PROMPT} tokens"
+        rows.paired(claim, beside, "ms", "quiet", quiet, at_most=None if contender.name == RIVAL else 3)
+        rows.alone("  its first token", statistics.median(took), "ms")
+
+
+# --- a worker ------------------------------------------------------------------------------------------------------------
+
+
 async def measure_worker(rows: Rows, _shared: None, options: Options) -> None:
     """Measure a worker of a stack after 32 answers at a time: its memory, and the engine's own counters."""
     settings = {
@@ -168,9 +320,9 @@ async def measure_worker(rows: Rows, _shared: None, options: Options) -> None:
         "RESPONSE_CACHE": "off",
     }
     async with stack(**settings) as running:
-        port = int(running.environment["GATEWAY_SERVICE_PORT"])
-        chat = HttpChat(port, {"model": model_discovery.DEFAULT_MODEL}, f"authorization: Bearer {running.api_key}")
-        await measure_rate(chat, [PROMPT.format(number) for number in STORIES[: 2 * WORKER_SLOTS]], WORKER_SLOTS)
+        port, fields = int(running.environment["GATEWAY_SERVICE_PORT"]), {"model": model_discovery.DEFAULT_MODEL}
+        generate = contenders.chat(port, fields, f"authorization: Bearer {running.api_key}")
+        await measure_rate(generate, [PROMPT.format(number) for number in STORIES[: 2 * WORKER_SLOTS]], WORKER_SLOTS)
         overhead = await running.metric("inference", ENGINE_OVERHEAD, model=model_discovery.DEFAULT_MODEL)
         worker = (await running.pids())["inference"]
         assert worker is not None
@@ -186,10 +338,10 @@ async def measure_worker(rows: Rows, _shared: None, options: Options) -> None:
 
 PARTS: dict[str, report.Part] = {
     "throughput": measure_throughput,
-    "first_token": waiting.measure_first_token,
-    "shared_prefix": waiting.measure_shared_prefix,
-    "reuse": waiting.measure_reuse,
-    "gaps": waiting.measure_gaps,
+    "first_token": measure_first_token,
+    "shared_prefix": measure_shared_prefix,
+    "reuse": measure_reuse,
+    "gaps": measure_gaps,
     "worker": measure_worker,
 }
 #: The others take a minute or more, even for one round.

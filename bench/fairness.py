@@ -96,17 +96,17 @@ def _tokens(outcome: Outcome, words: int, seconds: float) -> float:
 
 async def _measure(rows: Rows, _shared: None, options: Options) -> None:
     async with AsyncExitStack() as opened:
-        running = await opened.enter_async_context(tenants.stack(ECHO_TOKEN_MS=TOKEN_MS, ECHO_SLOTS=SLOTS, QUEUE_SECONDS=300))
-        keys = await tenants.register(running, len(WORDS) + 1)
-        ports = [tenants.gateway_port(running)]
+        settings = {"ECHO_TOKEN_MS": TOKEN_MS, "ECHO_SLOTS": SLOTS, "QUEUE_SECONDS": 300}
+        stack = await opened.enter_async_context(tenants.opened(len(WORDS) + 1, **settings))
+        folder, ports = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="aimesh-gateway-"))), [stack.port]
         for number in GATEWAYS[1:]:
-            folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="aimesh-gateway-")))
-            gateway = await opened.enter_async_context(replicas.replica(running, "gateway", folder=folder, name=f"gateway-{number}"))
-            await gateway.ready()
-            ports.append(int(gateway.url.rpartition(":")[2]))
+            gateway = replicas.replica(stack.running, "gateway", folder=folder, name=f"gateway-{number}")
+            replica = await opened.enter_async_context(gateway)
+            await replica.ready()
+            ports.append(int(replica.url.rpartition(":")[2]))
         found: dict[int, LightTenant | None] = {}
         for gateways in GATEWAYS:
-            found[gateways] = await _compare(rows, ports[:gateways], keys, options.seconds, found.get(1))
+            found[gateways] = await _compare(rows, ports[:gateways], stack.keys, options.seconds, found.get(1))
 
 
 if __name__ == "__main__":

@@ -1,31 +1,36 @@
-"""What a newcomer waits for: `make up` in a fresh clone, then `aicli`.
+"""What a newcomer waits for: `make up` in a fresh clone, then `aicli`; and the memory of an idle stack.
 
 setup   `make up` with empty caches, and in a second clone with the caches of the first. Needs an index of packages, and 10 minutes
-cli     `aicli infer` over HTTPS, from the start of the process to the first byte of the answer, and `aicli --help`
+cli     `aicli infer` over HTTPS and over NATS, from the start of the process to the first byte on its standard output, interpreter
+        included, and `aicli --help`; then each service's resident set (RSS)
+swarm   a fresh `aicli infer` over Hyperswarm alone
 """
 
 import asyncio
 import os
 import ssl
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import report, tenants
+from bench import processes, report, tenants
+from bench.processes import MIB
 from bench.report import Options, Rows
 from tests import stacks
+from tests.sdk.python import cutting_proxy
 from tests.shared.transports.nats.test_tls import make_certificate
-from tests.stacks import RunningStack, stack
+from tests.stacks import stack
 
 ROOT = Path(__file__).parent.parent
 #: A cold `make up` compiles llama.cpp.
 MOST_SETUP_SECONDS = 1200.0
+#: The real one answers, too.
+MODELS = ("smollm2", "echo")
+SERVICES = ("auth", "gateway", "metrics", "web")
+FRESH_PROCESSES = 5
 
 
 class Spent(NamedTuple):
@@ -36,20 +41,14 @@ class Spent(NamedTuple):
 
 
 def _run(words: list[str], folder: Path, environment: dict[str, str]) -> Spent:
-    before, began = os.times(), time.perf_counter()
+    pipe, before, began = subprocess.PIPE, os.times(), time.perf_counter()
     done = subprocess.run(
-        words,
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=MOST_SETUP_SECONDS,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+        words, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, text=True,
+        timeout=MOST_SETUP_SECONDS, check=False,
+    )  # fmt: skip
     took, now = time.perf_counter() - began, os.times()
     if done.returncode:
-        sys.exit(f"{' '.join(words)}: {done.stdout}{done.stderr}")
+        sys.exit(f"{' '.join(words)}: {done.stdout}")
     return Spent(took, now.children_user + now.children_system - before.children_user - before.children_system)
 
 
@@ -77,45 +76,36 @@ def _without_this_environment() -> dict[str, str]:
 
 
 async def _measure_cli(rows: Rows, _shared: None, options: Options) -> None:
-    async with stack(AIMESH_ECHO="1") as running, _tls(running) as (url, ca_file):
-        remote = {"AIMESH_URL": url, "AIMESH_CA_FILE": ca_file, "AIMESH_API_KEY": running.api_key}
-        for claim, words, variables, at_most in (
-            ("aicli infer over HTTPS to the first byte", ("infer", "--model", "echo", "--max-tokens", "8", "Say hello"), remote, 0.45),
-            ("aicli --help", ("--help",), {}, 0.25),
-        ):
-            await tenants.first_byte(running, *words, **variables)
-            took = [await tenants.first_byte(running, *words, **variables) for _ in range(options.runs)]
-            rows.alone(f"{claim}, median of {options.runs}", statistics.median(took), "s", at_most=at_most)
-
-
-@asynccontextmanager
-async def _tls(running: RunningStack) -> AsyncIterator[tuple[str, str]]:
-    """Serve the gateway over TLS, as a proxy in front of it does. Yields the URL and the file of its CA."""
-    streams = asyncio.TaskGroup()
-
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        except (ConnectionError, ssl.SSLError):
-            pass
-        finally:
-            writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", int(running.environment["GATEWAY_SERVICE_PORT"]))
-        streams.create_task(pass_on(inner_reader, writer))
-        await pass_on(reader, inner_writer)
-
+    hello = ("--max-tokens", "8", "Say hello")
     with tempfile.TemporaryDirectory(prefix="first-answer-") as name:
         make_certificate(Path(name), "127.0.0.1")
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(Path(name, "cert.pem"), Path(name, "key.pem"))
-        async with streams, await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
-            yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", str(Path(name, "cert.pem"))
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(Path(name, "cert.pem"), Path(name, "key.pem"))
+        async with stack(AIMESH_ECHO="1") as running, cutting_proxy.before(running.url("gateway"), [], tls) as front:
+            remote = {"AIMESH_URL": front.url, "AIMESH_CA_FILE": str(Path(name, "cert.pem")), "AIMESH_API_KEY": running.api_key}
+            took = await tenants.first_byte(running, options.runs, "infer", "--model", "echo", *hello, **remote)
+            rows.alone(f"aicli infer over HTTPS to the first byte, median of {options.runs}", took, "s", at_most=0.45)
+            took = await tenants.first_byte(running, options.runs, "--help")
+            rows.alone(f"aicli --help, median of {options.runs}", took, "s", at_most=0.25)
+            for model in MODELS:
+                took = await tenants.first_byte(running, options.runs, "infer", "--model", model, *hello)
+                rows.alone(f"aicli infer to the first token, {model}, median of {options.runs}", took, "s", at_most=0.6)
+            held = {name: processes.resident_mb(pid) / MIB for name, pid in (await running.pids()).items() if pid is not None}
+    for service in SERVICES:
+        rows.alone(f"idle memory of {service}", held[service], "MiB", at_most=110)
+    rows.alone("idle memory of inference, engine aside", held["inference"], "MiB")
+
+
+async def _measure_swarm(rows: Rows, _shared: None, _options: Options) -> None:
+    with tempfile.TemporaryDirectory(prefix="first-answer-") as folder:
+        async with stack(AIMESH_ECHO="1", INFERENCE_BACKEND="echo", XDG_CONFIG_HOME=folder) as running:
+            ticket = (await running.aicli("admin", "tickets", "create", "--role", "client", "--json")).json()["ticket"]
+            connected = await running.aicli("mesh", "connect", ticket, "--name", "cafe", "--api-key-stdin", stdin=running.api_key + "\n")
+            assert connected.status == 0, connected.err
+            took = await tenants.first_byte(running, FRESH_PROCESSES, "--profile", "cafe", "infer", "--model", "echo", "hello")
+    rows.alone("fresh `aicli infer` over Hyperswarm to its first token", took, "s", at_most=1.5)
 
 
 if __name__ == "__main__":
-    parts: dict[str, report.Part] = {"setup": _measure_setup, "cli": _measure_cli}
-    report.run(__doc__, parts, limits=(1500.0, 180.0), quick_parts=("cli",), runs=(9, 3))
+    parts: dict[str, report.Part] = {"setup": _measure_setup, "cli": _measure_cli, "swarm": _measure_swarm}
+    report.run(__doc__, parts, limits=(1500.0, 240.0), quick_parts=("cli", "swarm"), runs=(9, 3))

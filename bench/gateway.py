@@ -16,18 +16,19 @@ import itertools
 import json
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import NamedTuple
 
-from bench import http_load, processes, report, rivals, tenants
-from bench.http_load import Client, Load, Outcome, Spread, Steady
+from bench import calls, http_load, processes, report, rivals, tenants
+from bench.http_load import Client, Outcome, Spread
 from bench.report import Options, Rows
-from bench.tenants import REFUSALS
+from bench.tenants import REFUSALS, Tenants, Turn
 from shared.api import gateway
 from shared.types import ModelName
-from tests.stacks import RunningStack, until
+from tests.stacks import until
 
 FIRST_TOKEN_RATE = 100.0
 #: The maximum added milliseconds, by percentile.
@@ -60,8 +61,7 @@ async def _block(ask: Way, seconds: float) -> list[float]:
     async def one() -> None:
         took.append(await ask())
 
-    async with asyncio.TaskGroup() as tasks:
-        await http_load.spread(tasks, one, int(FIRST_TOKEN_RATE * seconds), seconds)
+    await calls.spread(one, int(FIRST_TOKEN_RATE * seconds), seconds)
     return took
 
 
@@ -71,13 +71,12 @@ async def _measure_first_token(rows: Rows, _shared: None, options: Options) -> N
     Requests start at a fixed rate whether or not earlier ones have ended; the ways alternate in blocks. "Added" is a percentile minus that
     of the direct way.
     """
-    async with tenants.stack() as running, running.client() as client:
-        worker = (await running.programs())["inference-echo"].url
+    async with tenants.opened() as stack, stack.running.client() as client:
+        worker = (await stack.running.programs())["inference-echo"].url
         assert worker is not None
-        token = (running.home / "secrets" / "service_token").read_text().strip()
+        token = (stack.running.home / "secrets" / "service_token").read_text().strip()
         direct = json.dumps({"model": "echo", "prompt": PROMPT, "max_tokens": MAX_TOKENS, "stream": True})
-        keys = await tenants.register(running)
-        credentials = itertools.cycle(keys)
+        credentials = itertools.cycle(stack.keys)
         asked = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt=PROMPT, model=ModelName("echo"), max_tokens=MAX_TOKENS))
 
         async def over_rpc() -> float:
@@ -89,10 +88,9 @@ async def _measure_first_token(rows: Rows, _shared: None, options: Options) -> N
                     pass
             return first
 
-        chats = tenants.chats(keys, "echo", PROMPT, MAX_TOKENS, stream=True)
         ways = {
             "direct": _over_http(int(worker.rsplit(":", 1)[1]), [http_load.post("/infer", direct, f"authorization: Bearer {token}")]),
-            "HTTP": _over_http(tenants.gateway_port(running), chats),
+            "HTTP": _over_http(stack.port, tenants.chats(stack.keys, "echo", PROMPT, MAX_TOKENS, stream=True)),
             "RPC": over_rpc,
         }
         for ask in ways.values():
@@ -123,69 +121,45 @@ class Form(NamedTuple):
     #: The wanted multiple of the rival's rate.
     wanted: float
 
+    def turn(self, port: int, keys: Sequence[str], model: str, at_once: int, pids: Mapping[str, int] | None = None) -> Turn:
+        requests = tenants.chats(keys, model, "tok " * PROMPT_WORDS, self.words, stream=self.stream)
+        return Turn(port, requests, at_once, pids or {})
+
 
 FORMS = (Form("plain", 2, stream=False, wanted=10.0), Form("streams of 20", 20, stream=True, wanted=15.0))
-
-
-class Contender(NamedTuple):
-    name: str
-    port: int
-    keys: Sequence[str]
-    model: str
-
-    async def ask(self, form: Form, at_once: int, seconds: float) -> Outcome:
-        """Raises AssertionError if a request fails, because then the figures are invalid."""
-        pace = Steady(at_once, seconds)
-        outcome = await tenants.load(
-            self.port, self.keys, pace, form.words, prompt_words=PROMPT_WORDS, model=self.model, stream=form.stream
-        )
-        assert len(outcome.good) == len(outcome.answers), f"{self.name}: {outcome.statuses}"
-        return outcome
+RIVAL = "LiteLLM"
 
 
 async def _measure_rates(rows: Rows, _shared: None, options: Options) -> None:
-    """In each round, each contender gets ``seconds`` at every level."""
-    async with AsyncExitStack() as opened:
-        upstream_port = await opened.enter_async_context(tenants.upstream())
-        running = await opened.enter_async_context(tenants.stack(**tenants.served_by(upstream_port)))
-        proxy = await opened.enter_async_context(rivals.litellm(upstream_port))
-        keys = await tenants.register(running)
-        port = tenants.gateway_port(running)
-        ours = Contender("aimesh", port, keys, tenants.MODEL)
-        echo = Contender("aimesh, echo worker", port, keys, "echo")
-        rival = Contender("LiteLLM", proxy.port, (rivals.LITELLM_KEY,), tenants.MODEL)
-        upstream = Contender("upstream", upstream_port, ("none",), tenants.MODEL)
+    async with tenants.upstream() as upstream, tenants.opened(**tenants.served_by(upstream)) as stack, rivals.litellm(upstream) as proxy:
         for form in FORMS:
-            await _compare(rows, (ours, echo, rival, upstream), form, options)
-        hot = Contender("one hot tenant", port, keys[:1], "echo")
+            contenders: dict[str, Callable[[int], Turn]] = {
+                "aimesh": partial(form.turn, stack.port, stack.keys, tenants.MODEL),
+                "aimesh, echo worker": partial(form.turn, stack.port, stack.keys, "echo"),
+                RIVAL: partial(form.turn, proxy.port, (rivals.LITELLM_KEY,), tenants.MODEL),
+            }
+            turns = {(name, level): turn(level) for level in LEVELS for name, turn in contenders.items()}
+            direct = form.turn(upstream, ("none",), tenants.MODEL, 1)
+            _compare(rows, form, await tenants.take_turns({**turns, ("upstream", 1): direct}, options))
         for form in FORMS:
-            rate = (await hot.ask(form, 64, options.seconds)).rate()
-            rows.alone(f"{hot.name}, {form.what}, 64 at once", rate, "req/s", at_least=None if form.stream else HOT_RATE)
-        held = processes.resident_mb(await tenants.pid_of(running, "gateway"))
-        rows.against("the gateway's memory afterwards", held, "MB", "LiteLLM", processes.resident_mb(proxy.pid))
+            hot = await form.turn(stack.port, stack.keys[:1], "echo", 64).measure("one hot tenant", options.seconds)
+            at_least = None if form.stream else HOT_RATE
+            rows.alone(f"one hot tenant, {form.what}, 64 at once", hot["rate"], "req/s", at_least=at_least)
+        rows.against("the gateway's memory afterwards", stack.memory_mb(), "MB", RIVAL, processes.resident_mb(proxy.pid))
 
 
-async def _compare(rows: Rows, everyone: Sequence[Contender], form: Form, options: Options) -> None:
-    *contenders, upstream = everyone
-    *ours, rival = contenders
-    rates, added = defaultdict[tuple[str, int], list[float]](list), defaultdict[str, list[float]](list)
-    for number in range(options.rounds):
-        alone: dict[str, float] = {}
+def _compare(rows: Rows, form: Form, figures: Mapping[tuple[str, int], Mapping[str, list[float]]]) -> None:
+    for name in ("aimesh", "aimesh, echo worker"):
         for level in LEVELS:
-            for one in report.in_turn(contenders, number):
-                outcome = await one.ask(form, level, options.seconds)
-                rates[one.name, level].append(outcome.rate())
-                if level == 1:
-                    alone[one.name] = outcome.percentile(0.5)
-        direct = (await upstream.ask(form, 1, 1.0)).percentile(0.5)
-        for name, took in alone.items():
-            added[name].append(took - direct)
-    for one in ours:
-        for level in LEVELS:
-            claim, at_least = f"{one.name}, {form.what}, {level} at once", form.wanted if level > 1 else None
-            rows.paired(claim, rates[one.name, level], "req/s", rival.name, rates[rival.name, level], at_least=at_least)
-    for one in ours:
-        rows.paired(f"{one.name}, {form.what}: added at 1 at once", added[one.name], "ms", rival.name, added[rival.name])
+            claim, at_least = f"{name}, {form.what}, {level} at once", form.wanted if level > 1 else None
+            rows.paired(claim, figures[name, level]["rate"], "req/s", RIVAL, figures[RIVAL, level]["rate"], at_least=at_least)
+    added = {
+        name: [took - direct for took, direct in zip(figures[name, 1]["p50"], figures["upstream", 1]["p50"], strict=True)]
+        for name, level in figures
+        if level == 1
+    }
+    for name in ("aimesh", "aimesh, echo worker"):
+        rows.paired(f"{name}, {form.what}: added at 1 at once", added[name], "ms", RIVAL, added[RIVAL])
 
 
 CROWD, CROWD_WORDS, TOKEN_MS = 1_000, 100, 100.0
@@ -218,27 +192,29 @@ async def _measure_crowd(rows: Rows, _shared: None, _options: Options) -> None:
     # The first worker is not used; with the backend of an upstream it starts no engine either.
     queues = {"ENGINE_QUEUE": "0", "QUEUE_MOST": WAITING, "ECHO_TOKEN_MS": TOKEN_MS}
     async with AsyncExitStack() as opened:
-        upstream_port = await opened.enter_async_context(tenants.upstream())
-        running = await opened.enter_async_context(tenants.stack(**tenants.served_by(upstream_port), **queues))
+        upstream = await opened.enter_async_context(tenants.upstream())
+        stack = await opened.enter_async_context(tenants.opened(0, **tenants.served_by(upstream), **queues))
         for _ in range(MORE_WORKERS):
-            await opened.enter_async_context(tenants.echo_worker(running, ECHO_TOKEN_MS=str(TOKEN_MS), ENGINE_QUEUE="0"))
-        keys = await tenants.register(running)
-        port, pid = tenants.gateway_port(running), await tenants.pid_of(running, "gateway")
-        new = processes.resident_mb(pid)
+            await opened.enter_async_context(tenants.echo_worker(stack.running, ECHO_TOKEN_MS=str(TOKEN_MS), ENGINE_QUEUE="0"))
+        keys, new = await tenants.register(stack.running), stack.memory_mb()
+
+        async def arrive(count: int) -> Outcome:
+            return await tenants.load(stack.port, keys, Spread(count, ARRIVAL_SECONDS), CROWD_WORDS)
+
         # What the first crowd allocates once, such as the allocator's arenas, is not growth.
-        await tenants.load(port, keys, Spread(CROWD, ARRIVAL_SECONDS), CROWD_WORDS)
+        await arrive(CROWD)
         await asyncio.sleep(REST_SECONDS)
-        before = processes.resident_mb(pid)
-        async with processes.watching_memory(pid, WATCH_SECONDS) as held:
-            fitting = await tenants.load(port, keys, Spread(CROWD, ARRIVAL_SECONDS), CROWD_WORDS)
+        before = stack.memory_mb()
+        async with processes.watching_memory(stack.pids["gateway"], WATCH_SECONDS) as held:
+            fitting = await arrive(CROWD)
         await asyncio.sleep(REST_SECONDS)
-        after = processes.resident_mb(pid)
+        after = stack.memory_mb()
         _add_fitting(rows, fitting)
         claim = f"{CROWD:,} streams of 10 tokens/s"
         rows.alone(f"{claim}: the gateway holds", max(held), "MB", at_most=MOST_MB)
         rows.against(f"{claim}: the gateway afterwards", after, "MB", "after a crowd before", before, at_most=MOST_GROWTH)
         rows.against(f"{claim}: the gateway afterwards", after, "MB", "new", new)
-        _add_excess(rows, await tenants.load(port, keys, Spread(2 * CROWD, ARRIVAL_SECONDS), CROWD_WORDS))
+        _add_excess(rows, await arrive(2 * CROWD))
 
 
 def _add_fitting(rows: Rows, outcome: Outcome) -> None:
@@ -278,13 +254,17 @@ def _tell(outcome: Outcome) -> None:
 
 async def _measure_flood(rows: Rows, _shared: None, _options: Options) -> None:
     limited = tenants.UNREACHED["TIER_FREE"].replace("concurrency=1000000000", f"concurrency={AT_ONCE}")
-    async with tenants.stack(TIER_FREE=limited, ECHO_TOKEN_MS=TOKEN_MS) as running:
-        port, (flooding, *others) = tenants.gateway_port(running), await tenants.register(running, 11)
-        await tenants.load(port, others, Spread(2 * CALM_RATE, 2), FEW_WORDS)  # connections, caches
-        calm = await tenants.load(port, others, Spread(CALM_SECONDS * CALM_RATE, CALM_SECONDS), FEW_WORDS)
+    async with tenants.opened(11, TIER_FREE=limited, ECHO_TOKEN_MS=TOKEN_MS) as stack:
+        flooding, *others = stack.keys
+
+        async def ask_now_and_then(seconds: int) -> Outcome:
+            return await tenants.load(stack.port, others, Spread(seconds * CALM_RATE, seconds), FEW_WORDS)
+
+        await ask_now_and_then(2)  # connections, caches
+        calm = await ask_now_and_then(CALM_SECONDS)
         beside, flood = await asyncio.gather(
-            tenants.load(port, others, Spread(FLOOD_SECONDS * CALM_RATE, FLOOD_SECONDS), FEW_WORDS),
-            tenants.load(port, (flooding,), Spread(FLOOD, FLOOD_SECONDS), FEW_WORDS, prompt_words=FLOOD_WORDS),
+            ask_now_and_then(FLOOD_SECONDS),
+            tenants.load(stack.port, (flooding,), Spread(FLOOD, FLOOD_SECONDS), FEW_WORDS, prompt_words=FLOOD_WORDS),
         )
     claim = f"{FLOOD:,} requests of {FLOOD_WORDS:,} words by one tenant"
     # A request certainly runs from its first text to its end.
@@ -298,34 +278,33 @@ async def _measure_flood(rows: Rows, _shared: None, _options: Options) -> None:
     rows.against("the others meanwhile: first token, p95", first, "ms", "without the flood", calm_first, at_most=SLOWER_ALLOWED)
 
 
-RPC_AT_ONCE, RPC_WORDS = 16, 100
+RPC_WORDS = 100
+#: Of the turns below.
+TURN_AT_ONCE = 16
 #: A method -> the route that does the same; the gateway runs the first itself and forwards the second to auth.
 RPC_CALLS = {"gateway.listRequests": "/api/requests", "auth.listApiKeys": "/api/auth/api-keys"}
 
 
+def _turn(stack: Tenants, requests: Sequence[str], prepare: Callable[[], Awaitable[None]] | None = None) -> Turn:
+    return Turn(stack.port, requests, TURN_AT_ONCE, {"gateway": stack.pids["gateway"]}, prepare)
+
+
 async def _measure_rpc(rows: Rows, _shared: None, options: Options) -> None:
     """The routes take turns. Processor time is the gateway's, for one request."""
-    async with tenants.stack() as running:
-        keys, port, pid = await tenants.register(running), tenants.gateway_port(running), await tenants.pid_of(running, "gateway")
-        bearers, prompt = [f"authorization: Bearer {key}" for key in keys], "tok " * RPC_WORDS
+    async with tenants.opened() as stack:
+        bearers, prompt = [f"authorization: Bearer {key}" for key in stack.keys], "tok " * RPC_WORDS
         asked = json.dumps({"request": {"model": "echo", "messages": [{"role": "user", "content": prompt}], "maxTokens": RPC_WORDS}})
-        loads: dict[str, Sequence[str]] = {"/v1": tenants.chats(keys, "echo", prompt, RPC_WORDS, stream=True)}
+        loads: dict[str, Sequence[str]] = {"/v1": tenants.chats(stack.keys, "echo", prompt, RPC_WORDS, stream=True)}
         loads["streams over /rpc"] = [http_load.post("/rpc/gateway.processInferenceRequest", asked, bearer) for bearer in bearers]
         for method, route in RPC_CALLS.items():
             loads[route] = [http_load.get(route, bearer) for bearer in bearers]
             loads[method] = [http_load.post(f"/rpc/{method}", "{}", bearer) for bearer in bearers]
-        spent, tokens = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
-        for number in range(options.rounds):
-            for name, requests in report.in_turn(list(loads.items()), number):
-                before = processes.spent_ms(pid)
-                load = Load(port=port, requests=tuple(requests), pace=Steady(RPC_AT_ONCE, options.seconds))
-                outcome = await http_load.make(load)
-                assert len(outcome.good) == len(outcome.answers), f"{name}: {outcome.statuses}"
-                spent[name].append(1000 * (processes.spent_ms(pid) - before) / len(outcome.good))
-                tokens[name].append(sum(answer.pieces for answer in outcome.good) / outcome.seconds)
+        figures = await tenants.take_turns({name: _turn(stack, requests) for name, requests in loads.items()}, options)
     for method, route in RPC_CALLS.items():
-        rows.paired(f"{method} over /rpc: processor", spent[method], "µs", route, spent[route], at_most=1.2)
-    rows.paired("streams over /rpc", tokens["streams over /rpc"], "tokens/s", "/v1", tokens["/v1"], at_least=0.9)
+        claim = f"{method} over /rpc: processor"
+        rows.paired(claim, figures[method]["gateway"], "µs", route, figures[route]["gateway"], at_most=1.2)
+    streams, rival = figures["streams over /rpc"]["tokens"], figures["/v1"]["tokens"]
+    rows.paired("streams over /rpc", streams, "tokens/s", "/v1", rival, at_least=0.9)
 
 
 #: Two public names for the same model.
@@ -343,41 +322,14 @@ routes:
 """
 
 
-class Turn(NamedTuple):
-    """What is measured in turn with others."""
-
-    model: str
-    #: Called before each turn, with a key.
-    prepare: Callable[[str], Awaitable[None]] | None = None
-
-
-async def _take_turns(
-    running: RunningStack, turns: Mapping[str, Turn], options: Options, *, stream: bool
-) -> tuple[Mapping[str, list[float]], Mapping[str, list[float]]]:
-    """Return the rates, and the gateway's processor time for one request, by turn."""
-    keys, port, pid = await tenants.register(running), tenants.gateway_port(running), await tenants.pid_of(running, "gateway")
-    rates, spent = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
-    for number in range(options.rounds):
-        for name in report.in_turn(list(turns), number):
-            model, prepare = turns[name]
-            if prepare is not None:
-                await prepare(keys[0])
-            before = processes.spent_ms(pid)
-            requests = tenants.chats(keys, model, PROMPT, MAX_TOKENS, stream=stream)
-            outcome = await http_load.make(Load(port=port, requests=requests, pace=Steady(RPC_AT_ONCE, options.seconds)))
-            assert len(outcome.good) == len(outcome.answers), f"{name}: {outcome.statuses}"
-            spent[name].append(1000 * (processes.spent_ms(pid) - before) / len(outcome.good))
-            rates[name].append(len(outcome.good) / outcome.seconds)
-    return rates, spent
-
-
 async def _measure_routes(rows: Rows, _shared: None, options: Options) -> None:
-    async with tenants.stack() as running:
-        applied = await running.aicli("admin", "config", "apply", "-f", "-", stdin=ROUTES)
-        assert applied.status == 0, applied
-        rates, spent = await _take_turns(running, {"alias": Turn("alias"), "routed": Turn("routed")}, options, stream=False)
-    rows.paired("a route of four targets", rates["routed"], "requests/s", "an alias", rates["alias"], at_least=0.97)
-    rows.paired("a route of four targets: processor", spent["routed"], "µs", "an alias", spent["alias"])
+    async with tenants.opened() as stack:
+        await stack.configure(ROUTES)
+        turns = {name: _turn(stack, tenants.chats(stack.keys, name, PROMPT, MAX_TOKENS, stream=False)) for name in ("alias", "routed")}
+        figures = await tenants.take_turns(turns, options)
+    routed, alias = figures["routed"], figures["alias"]
+    rows.paired("a route of four targets", routed["rate"], "requests/s", "an alias", alias["rate"], at_least=0.97)
+    rows.paired("a route of four targets: processor", routed["gateway"], "µs", "an alias", alias["gateway"])
 
 
 #: Every kind that needs no pattern of its own.
@@ -385,23 +337,21 @@ GUARDS = dict.fromkeys(("secret", "card", "iban", "national_id", "email", "phone
 
 
 async def _measure_guard(rows: Rows, _shared: None, options: Options) -> None:
-    async with tenants.stack() as running:
-        turns = {
-            "on": Turn("echo", lambda key: _set_guard(running, key, GUARDS)),
-            "off": Turn("echo", lambda key: _set_guard(running, key, {})),
-        }
-        rates, spent = await _take_turns(running, turns, options, stream=True)
-    rows.paired("streams with guardrails", rates["on"], "requests/s", "without", rates["off"], at_least=0.9)
-    rows.paired("streams with guardrails: processor", spent["on"], "µs", "without", spent["off"])
+    async with tenants.opened() as stack:
+        requests = tenants.chats(stack.keys, "echo", PROMPT, MAX_TOKENS, stream=True)
+        turns = {name: _turn(stack, requests, partial(_set_guard, stack, guards)) for name, guards in (("on", GUARDS), ("off", {}))}
+        figures = await tenants.take_turns(turns, options)
+    on, off = figures["on"], figures["off"]
+    rows.paired("streams with guardrails", on["rate"], "requests/s", "without", off["rate"], at_least=0.9)
+    rows.paired("streams with guardrails: processor", on["gateway"], "µs", "without", off["gateway"])
 
 
-async def _set_guard(running: RunningStack, key: str, actions: dict[str, str]) -> None:
+async def _set_guard(stack: Tenants, actions: dict[str, str]) -> None:
     """Return when the gateway uses it."""
-    policy = {"policies": {"mesh": {"guard": {"prompt": actions, "answer": actions, "countries": ["US", "DE"]}}}}
-    applied = await running.aicli("admin", "config", "apply", "-f", "-", stdin=json.dumps(policy))
-    assert applied.status == 0, applied
+    guard = {"prompt": actions, "answer": actions, "countries": ["US", "DE"]}
+    await stack.configure(json.dumps({"policies": {"mesh": {"guard": guard}}}))
     expected = "[card]" if actions else "4111111111111111"
-    async with running.http(key) as client:
+    async with stack.running.http(stack.keys[0]) as client:
 
         async def is_used() -> bool:
             body = {"model": "echo", "messages": [{"role": "user", "content": "4111111111111111"}]}

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from typing import Any, cast
+from collections.abc import Callable
+from typing import cast
 
 import msgspec
 import uvloop
 
-from bench import report
+from bench import calls, report
 
 #: Give up this long after the last request was started.
 PATIENCE_SECONDS = 120.0
@@ -245,16 +245,6 @@ class Client:
             self._idle.pop().transport.close()
 
 
-async def spread(tasks: asyncio.TaskGroup, ask: Callable[[], Coroutine[Any, Any, None]], count: int, seconds: float) -> None:
-    """Start ``count`` requests within some seconds, however long each takes."""
-    start = time.perf_counter()
-    for number in range(count):
-        delay = start + number * seconds / count - time.perf_counter()
-        if delay > 0:
-            await asyncio.sleep(delay)
-        tasks.create_task(ask())
-
-
 async def run(load: Load) -> Outcome:
     client, answers, requests = Client(load.port), list[Answer](), itertools.cycle([request.encode() for request in load.requests])
     for address in load.addresses:
@@ -266,17 +256,12 @@ async def run(load: Load) -> Outcome:
         answer, _ = await client.ask(next(requests), start=start)
         answers.append(answer)
 
-    async def ask_again_and_again() -> None:
-        while time.perf_counter() < start + load.pace.seconds:
-            await ask()
-
-    async with asyncio.timeout(load.pace.seconds + PATIENCE_SECONDS), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(load.pace.seconds + PATIENCE_SECONDS):
         match load.pace:
-            case Steady(at_once, _):
-                for _ in range(at_once):
-                    tasks.create_task(ask_again_and_again())
+            case Steady(at_once, seconds):
+                await calls.keep_running(ask, at_once, lambda: time.perf_counter() < start + seconds)
             case Spread(count, seconds):
-                await spread(tasks, ask, count, seconds)
+                await calls.spread(ask, count, seconds)
     return Outcome(tuple(answers), start)
 
 

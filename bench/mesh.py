@@ -1,13 +1,20 @@
-"""The mesh's own cost: a 100-byte call and a stream between two processes, against bare nats-py and grpc.aio.
+"""The mesh's own cost: a 100-byte call and a stream between two processes.
 
-All servers run in one other process, over the same NATS server or over loopback TCP, with uvloop. Rounds alternate and each figure is a
-median, because the speed of shared cores drifts.
+calls    against bare nats-py and grpc.aio, over the same NATS server or over loopback TCP
+clients  processor time of a request and its reply in the caller's process: our NATS client against nats-py
+swarm    over Hyperswarm against NATS; the nodes have certificates and meet on a DHT on loopback
+
+All servers run in one other process, with uvloop. Rounds alternate and each figure is a median, because the speed of shared cores drifts.
 """
 
+import asyncio
+import itertools
 import statistics
 import time
 from collections import defaultdict
-from typing import ClassVar
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import ClassVar, NamedTuple
 
 import grpc
 import nats
@@ -23,14 +30,21 @@ from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk, ModelConfig, ProcessPrompt, process_prompt
 from shared.api.method import Nothing
 from shared.context import new_request_id
+from shared.identity import node_keys
+from shared.node.lifecycle import background
 from shared.node.member import Node, member
-from shared.node.settings import NodeSettings
+from shared.transports.nats.nats_client import NatsClient
+from shared.transports.nats.nats_protocol import NatsMessage
 from shared.types import FinishReason, ModelName, Role
-from tests.testnet import free_port
+from tests.swarmnet import swarmnet
+from tests.testnet import free_port, until
 
 BODY = b"x" * 100
 IN_FLIGHT, EACH = 32, 250
-STREAM_ITEMS = 300_000
+STREAM_ITEMS, SWARM_STREAM_ITEMS = 300_000, 100_000
+#: Of a NATS client.
+CLIENT_CALLS, CLIENT_IN_FLIGHT = 4_000, (1, 16)
+MEET_SECONDS = 10.0
 
 
 class Echo(IdleService):
@@ -53,11 +67,48 @@ class Stream(IdleService):
         return Generation(FinishReason.LENGTH, Usage(0, count))
 
 
-async def serve_echoes(settings: NodeSettings, stream_settings: NodeSettings) -> None:
-    async with member(settings, Role.METRICS) as node, member(stream_settings, Role.WORKER) as worker:
-        await node.serve(Echo())
-        await worker.serve(Stream())
+async def _serve(url: str, metrics_key: str, worker_key: str, bootstrap: str, *rivals: str) -> None:
+    async with AsyncExitStack() as opened:
+        for service, key in ((Echo(), metrics_key), (Stream(), worker_key)):
+            node = await opened.enter_async_context(member(nodes.settings_of(url, key, bootstrap), service.role))
+            await node.serve(service)
+        if rivals:
+            await _serve_rivals(*rivals)
         await processes.serve_until_stdin_ends()
+
+
+async def _serve_rivals(plain_url: str, grpc_port: str) -> None:
+    async def respond(message: Msg) -> None:
+        await message.respond(message.data)
+
+    async def echo(request: bytes, context: object) -> bytes:
+        return request
+
+    plain, server = await nats.connect(plain_url), grpc.aio.server()
+    await plain.subscribe("plain", cb=respond)
+    handler = grpc.method_handlers_generic_handler("e", {"Echo": grpc.unary_unary_rpc_method_handler(echo)})
+    server.add_generic_rpc_handlers((handler,))
+    server.add_insecure_port(f"127.0.0.1:{grpc_port}")
+    await server.start()
+
+
+class Served(NamedTuple):
+    """The other process, and a node that can call it."""
+
+    node: Node
+    plain_url: str
+    grpc_port: int
+
+
+@asynccontextmanager
+async def _served(_options: Options) -> AsyncIterator[Served]:
+    grpc_port = free_port()
+    with nodes.nats_server() as (plain_url, _), nodes.nats_server(Role.METRICS, Role.WORKER, Role.GATEWAY) as (url, (*served, own)):
+        async with (
+            processes.serving("mesh", url, *served, "", plain_url, grpc_port),
+            member(nodes.settings_of(url, own), Role.GATEWAY) as node,
+        ):
+            yield Served(node, plain_url, grpc_port)
 
 
 class Figures(defaultdict[tuple[str, str], list[float]]):
@@ -86,38 +137,14 @@ class Figures(defaultdict[tuple[str, str], list[float]]):
         self[name, "stream"].append(items / (time.perf_counter() - start))
 
 
-async def _serve(url: str, metrics_key: str, worker_key: str, plain_url: str, grpc_port: str) -> None:
-    plain = await nats.connect(plain_url)
-
-    async def respond(message: Msg) -> None:
-        await message.respond(message.data)
-
-    async def echo(request: bytes, context: object) -> bytes:
-        return request
-
-    await plain.subscribe("plain", cb=respond)
-    server = grpc.aio.server()
-    handler = grpc.method_handlers_generic_handler("e", {"Echo": grpc.unary_unary_rpc_method_handler(echo)})
-    server.add_generic_rpc_handlers((handler,))
-    server.add_insecure_port(f"127.0.0.1:{grpc_port}")
-    await server.start()
-    await serve_echoes(nodes.settings_of(url, metrics_key), nodes.settings_of(url, worker_key))
-
-
-async def _measure(rows: Rows, _shared: None, options: Options) -> None:
-    found, grpc_port = Figures(), free_port()
-    with nodes.nats_server() as (plain_url, _), nodes.nats_server(Role.METRICS, Role.WORKER, Role.GATEWAY) as (url, (*served, own)):
-        async with (
-            processes.serving("mesh", url, *served, plain_url, grpc_port),
-            member(nodes.settings_of(url, own), Role.GATEWAY) as node,
-            await nats.connect(plain_url) as plain,
-            grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}") as channel,
-        ):
-            echo = channel.unary_unary("/e/Echo")
-            for _ in range(options.rounds):
-                await found.measure_mesh("mesh", node, STREAM_ITEMS)
-                await found.measure_calls("nats-py", lambda: plain.request("plain", BODY))
-                await found.measure_calls("grpc.aio", lambda: echo(BODY))
+async def _measure_calls(rows: Rows, served: Served, options: Options) -> None:
+    found = Figures()
+    async with await nats.connect(served.plain_url) as plain, grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
+        echo = channel.unary_unary("/e/Echo")
+        for _ in range(options.rounds):
+            await found.measure_mesh("mesh", served.node, STREAM_ITEMS)
+            await found.measure_calls("nats-py", lambda: plain.request("plain", BODY))
+            await found.measure_calls("grpc.aio", lambda: echo(BODY))
     rows.medians("unary 100 B, p50", found["mesh", "p50"], "us", "nats-py", found["nats-py", "p50"], at_most=1.0)
     rows.medians("unary 100 B, p99", found["mesh", "p99"], "us", "nats-py", found["nats-py", "p99"])
     rows.medians("unary, 32 in flight", found["mesh", "rate"], "calls/s", "grpc.aio", found["grpc.aio", "rate"], at_least=6)
@@ -125,5 +152,70 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
     rows.alone("stream, credit on", statistics.median(found["mesh", "stream"]), "items/s", at_least=220_000)
 
 
+async def _measure_clients(rows: Rows, served: Served, options: Options) -> None:
+    spent = defaultdict[tuple[str, int], list[float]](list)
+    client = NatsClient(served.plain_url, node_keys.NodeKey(node_keys.new_seed()), name="bench")
+    await client.connect(deadline_seconds=10)
+    async with background() as tasks, await nats.connect(served.plain_url) as theirs:
+        tasks.create_task(client.run())
+        clients: dict[str, Call] = {"ours": _requests_of(client), "nats-py": lambda: theirs.request("plain", BODY, timeout=10)}
+        for _ in range(options.rounds):
+            for in_flight in CLIENT_IN_FLIGHT:
+                for name, call in clients.items():
+                    await call()
+                    start = time.process_time()
+                    await calls.many_at_once(call, in_flight, CLIENT_CALLS // in_flight)
+                    spent[name, in_flight].append((time.process_time() - start) * 1e6 / CLIENT_CALLS)
+        await client.close()
+    for count in CLIENT_IN_FLIGHT:
+        claim = f"processor time of a call, {count} in flight"
+        rows.medians(claim, spent["ours", count], "us", "nats-py", spent["nats-py", count])
+
+
+def _requests_of(client: NatsClient) -> Call:
+    waiting: dict[bytes, asyncio.Future[bytes]] = {}
+    numbers, loop = itertools.count(), asyncio.get_running_loop()
+
+    def arrived(message: NatsMessage) -> None:
+        waiting.pop(message.subject).set_result(message.payload)
+
+    client.subscribe("_INBOX.bench.*", arrived)
+
+    async def request() -> object:
+        reply = f"_INBOX.bench.{next(numbers)}"
+        future = waiting[reply.encode()] = loop.create_future()
+        client.publish("plain", BODY, reply=reply)
+        async with asyncio.timeout(10):
+            return await future
+
+    return request
+
+
+async def _measure_swarm(rows: Rows, _served: Served, options: Options) -> None:
+    found = Figures()
+    async with swarmnet(nats=True) as net, AsyncExitStack() as opened:
+        assert net.server is not None
+        bootstrap, callers = ",".join(str(address) for address in net.bootstrap), dict[str, Node]()
+        for name, url, known in (("swarm", "none", bootstrap), ("NATS", net.server.url, "")):
+            *served, own = (net.join(f"{name}-{role}", role) for role in (Role.METRICS, Role.WORKER, Role.GATEWAY))
+            await opened.enter_async_context(processes.serving("mesh", url, *served, known))
+            callers[name] = await opened.enter_async_context(member(nodes.settings_of(url, own, known), Role.GATEWAY))
+        for node in callers.values():
+            usable = node.directory.usable
+            await until(lambda usable=usable: usable(Role.METRICS) and usable(Role.WORKER), seconds=MEET_SECONDS)
+        for _ in range(options.rounds):
+            for name, node in callers.items():
+                await found.measure_mesh(name, node, SWARM_STREAM_ITEMS)
+    rows.alone("unary, 32 in flight", statistics.median(found["swarm", "rate"]), "calls/s", at_least=15_000)
+    for claim, what, unit in (
+        ("unary 100 B, p50", "p50", "us"),
+        ("unary 100 B, p99", "p99", "us"),
+        ("unary, 32 in flight", "rate", "calls/s"),
+        ("stream, credit on", "stream", "items/s"),
+    ):
+        rows.medians(claim, found["swarm", what], unit, "over NATS", found["NATS", what])
+
+
 if __name__ == "__main__":
-    report.run(__doc__, {"calls": _measure}, limits=(300.0, 120.0), serve=_serve, rounds=(3, 3))
+    parts: dict[str, report.Part] = {"calls": _measure_calls, "clients": _measure_clients, "swarm": _measure_swarm}
+    report.run(__doc__, parts, limits=(900.0, 300.0), setting=_served, serve=_serve, rounds=(5, 3))

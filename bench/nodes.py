@@ -1,17 +1,13 @@
-"""Nodes of a mesh for benches: a real NATS server with keys, a service that does nothing, and the real metrics service."""
+"""Nodes of a mesh for benches: a real NATS server with keys, and a service that does nothing."""
 
-import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import ClassVar, Self
 
-from bench import processes
-from services.metrics.service import MetricsService
-from services.metrics.settings import MetricsSettings
 from shared.api.gateway import Check
-from shared.node.member import Node, member
+from shared.node.member import Node
 from shared.node.settings import NodeSettings
 from shared.types import Role
 from tests.testnet import MESH, NatsServer
@@ -51,14 +47,3 @@ def nats_server(*roles: Role) -> Iterator[tuple[str, list[Path]]]:
 
 def settings_of(url: str, key_file: Path | str, bootstrap: str = "") -> NodeSettings:
     return NodeSettings(mesh=MESH, nats_url=url, node_key_file=Path(key_file), dht_bootstrap=tuple(filter(None, bootstrap.split(","))))
-
-
-async def serve_metrics(url: str, key_file: str, port: str = "0") -> None:
-    """Run the metrics service until stdin ends, with GET /metrics on this port, and with a history if BENCH_DATABASE_URL is set."""
-    database_url = os.environ.get("BENCH_DATABASE_URL")
-    settings = MetricsSettings(
-        mesh=MESH, nats_url=url, node_key_file=Path(key_file), port=0, prometheus_port=int(port), database_url=database_url
-    )
-    async with member(settings, Role.METRICS) as node, MetricsService.open(settings, node) as service:
-        await node.serve(service)
-        await processes.serve_until_stdin_ends()

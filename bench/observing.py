@@ -1,78 +1,214 @@
-"""The memory of the metrics service, and how long a scrape of the whole mesh takes, with 200 workers on a real mesh.
+"""The metrics service on a real mesh: its memory, a scrape of all nodes, and the samples a second that it records in batches.
 
-The real service runs in a separate process behind a real NATS server, with its history in a real PostgreSQL; it polls, evaluates alerts,
-reads spans and writes the history as usual. The workers are nodes of one other process, with the metrics that `bench.scrape` gives them.
-A scrape is GET /metrics over HTTP with everything that the nodes do for it. Here 200 workers share a core; 200 machines would not.
+scrapes    how long GET /metrics takes with 200 workers, in both formats, with everything that the nodes do for it. The workers are nodes
+           of one other process that share a core, with the metrics of an hour of work; 200 machines would not share one
+recording  samples a second over the mesh; in process, the same batches go to the same rules without msgpack, links and a second process
+
+The real service runs in a separate process behind a real NATS server, for the scrapes with its history in a real PostgreSQL; it polls,
+evaluates alerts, reads spans and writes the history as usual.
 """
 
 import asyncio
+import itertools
+import os
+import random
 import statistics
 import time
+from collections import defaultdict
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
-from bench import http_load, nodes, processes, report
+from bench import calls, http_load, nodes, processes, report
 from bench.http_load import Client
 from bench.nodes import IdleService
 from bench.processes import MIB
 from bench.report import Options, Rows
-from bench.scrape import fill_worker
-from shared.node.member import member
-from shared.types import Role
+from services.metrics.collection.recorded_metrics import RecordedMetricSet
+from services.metrics.service import MetricsService
+from services.metrics.settings import MetricsSettings
+from shared import context
+from shared.api import metrics as contract
+from shared.api.metrics import RecordMetric, RecordMetrics
+from shared.node.member import Node, member
+from shared.telemetry import Metrics, host_instruments
+from shared.telemetry.answer_metrics import MeasuredAnswer, WorkerAnswers
+from shared.telemetry.tracing import Traces
+from shared.types import ModelName, Role
 from tests.servers import PostgresServer, running
-from tests.testnet import free_port
+from tests.testnet import MESH, free_port
 
 #: Between two scrapes, as with Prometheus.
 EVERY_SECONDS = 15.0
 MAX_START_SECONDS = 300.0
+FORMATS = {"Prometheus text": "text/plain", "OpenMetrics": "application/openmetrics-text"}
+MODELS = tuple(ModelName(f"model-{number}:8b-instruct-q4") for number in range(20))
+MODELS_OF_A_WORKER, ANSWERS = 3, 60
+
+ASKED_PER_SECOND = 20_000
+#: Samples in a message, and messages in flight.
+BATCH, AT_ONCE = 500, 4
+#: The series of one node: half of them counters, all with two labels.
+SERIES = 200
+
+
+async def _serve(url: str, key_file: str, port: str = "0") -> None:
+    """Run the metrics service until stdin ends, with GET /metrics on this port, and with a history if BENCH_DATABASE_URL is set."""
+    database_url = os.environ.get("BENCH_DATABASE_URL")
+    settings = MetricsSettings(
+        mesh=MESH, nats_url=url, node_key_file=Path(key_file), port=0, prometheus_port=int(port), database_url=database_url
+    )
+    async with member(settings, Role.METRICS) as node, MetricsService.open(settings, node) as service:
+        await node.serve(service)
+        await processes.serve_until_stdin_ends()
+
+
+# --- an hour of work -----------------------------------------------------------------------------------------------------
+
+
+def _answer(model: ModelName, draw: random.Random) -> MeasuredAnswer:
+    seconds, tokens = draw.expovariate(0.3), draw.randrange(2, 400)
+    error = draw.choice(("", "", "", "", "", "cancelled", "overloaded"))
+    return MeasuredAnswer(
+        operation="chat", method="processPrompt", model=model, seconds=seconds, first_text_seconds=seconds * draw.random(),
+        input_tokens=draw.randrange(1, 4000), output_tokens=tokens, chunks=tokens, error=error,
+    )  # fmt: skip
+
+
+def _machine(metrics: Metrics, name: str, draw: random.Random) -> None:
+    known = {"machine": name, "gpu": "0", "disk": "root"}
+    for attribute, measured in vars(Metrics).items():
+        instrument = getattr(measured, "instrument", None)
+        if instrument in host_instruments.ALL:
+            family = getattr(metrics, attribute)
+            family.labels(**{label: known[label] for label in instrument.labels}).inc(draw.randrange(10**12))
+    for method in ("readMetrics", "readHealth", "readSpans", "readRevocations", "processPrompt", "readReceipts", "embed"):
+        metrics.requests.labels(service=metrics.service, method=method, status="success").inc(draw.randrange(10**6))
+        metrics.request_duration.labels(service=metrics.service, method=method, model="").observe(draw.random())
+
+
+def fill_worker(metrics: Metrics, number: int) -> None:
+    """Record an hour of one worker."""
+    draw, traces = random.Random(number), Traces(ratio=0)
+    answers = WorkerAnswers(metrics, "llama_cpp")
+    _machine(metrics, f"machine-{number}", draw)
+    for model in draw.sample(MODELS, MODELS_OF_A_WORKER):
+        for _ in range(ANSWERS):
+            # One request of twenty is traced.
+            parent = f"00-{draw.getrandbits(128) or 1:032x}-{1:016x}-{draw.random() < 0.05:02x}"
+            serving = traces.join("chat", parent, context.new_request_id())
+            assert serving is not None
+            with serving:
+                answers.ended(_answer(model, draw))
+        metrics.worker_up.labels(model=model).set(1)
+        metrics.queue_depth.labels(model=model).set(draw.randrange(20))
+        metrics.engine_restarts.labels(model=model).inc(0)
+        for state in ("busy", "free"):
+            metrics.worker_slots.labels(model=model, state=state).set(draw.randrange(8))
+        for gauge in (metrics.engine_overhead, metrics.engine_step_seconds, metrics.engine_tokens_per_second):
+            gauge.labels(model=model).set(draw.random())
+
+
+# --- scrapes -------------------------------------------------------------------------------------------------------------
 
 
 class Scrape(NamedTuple):
     milliseconds: float
     #: How many workers answered.
     workers: int
+    #: Series that the service left out.
+    dropped: float
 
 
-async def _scrape(client: Client) -> Scrape:
-    answer, text = await client.ask(http_load.get("/metrics").encode())
-    lines = [line for line in text.decode().splitlines() if line.startswith("ai_platform_build_info{")]
-    return Scrape(1000 * answer.took, sum('service="inference"' in line for line in lines))
+async def _scrape(client: Client, content_type: str) -> Scrape:
+    answer, text = await client.ask(http_load.get("/metrics", f"accept: {content_type}").encode())
+    lines = text.decode().splitlines()
+    workers = sum(line.startswith("ai_platform_build_info{") and 'service="inference"' in line for line in lines)
+    dropped = sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("ai_platform_scrape_dropped_series{"))
+    return Scrape(1000 * answer.took, workers, dropped)
 
 
-async def _measure(rows: Rows, _shared: None, options: Options) -> None:
-    count, port = options.workers, free_port()
-    took, worked, held = list[float](), list[float](), list[float]()
-    with (
-        nodes.nats_server(Role.METRICS, *[Role.WORKER] * count) as (url, (own, *keys)),
-        running(PostgresServer) as postgres,
-    ):
-        async with AsyncExitStack() as opened:
-            environment = {"BENCH_DATABASE_URL": postgres.url()}
-            service = await opened.enter_async_context(processes.serving("observing", url, own, port, environment=environment))
-            for number, key in enumerate(keys):
-                node = await opened.enter_async_context(member(nodes.settings_of(url, key), Role.WORKER))
-                fill_worker(node.metrics, number)
-                await node.serve(IdleService())
-            client, give_up_at = Client(port), time.monotonic() + MAX_START_SECONDS
-            while (seen := (await _scrape(client)).workers) < count:
-                assert time.monotonic() < give_up_at, f"only {seen} of {count} workers answer"
-                await asyncio.sleep(1)
-            ends_at = time.monotonic() + options.minutes * 60
-            while time.monotonic() < ends_at:
-                await asyncio.sleep(EVERY_SECONDS)
-                before = processes.spent_ms(service.pid)
-                scrape = await _scrape(client)
-                worked.append(processes.spent_ms(service.pid) - before)
-                assert scrape.workers == count, f"{scrape.workers} of {count} workers answered"
-                took.append(scrape.milliseconds)
-                held.append(processes.resident_mb(service.pid) / MIB)
-    what = f"{count} workers, {len(took)} scrapes in {options.minutes:g} min"
-    rows.alone(f"a scrape, {what}: median", statistics.median(took), "ms", at_most=300)
-    rows.alone(f"a scrape, {what}: slowest", max(took), "ms")
-    rows.alone(f"a scrape, {what}: processor time of the metrics service, median", statistics.median(worked), "ms", at_most=300)
-    rows.alone(f"memory of the metrics service, {what}: most", max(held), "MiB", at_most=200)
+async def _measure_scrapes(rows: Rows, _shared: None, options: Options) -> None:
+    count, port, held, dropped = options.workers, free_port(), list[float](), list[float]()
+    took, worked = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    async with AsyncExitStack() as opened:
+        url, (own, *keys) = opened.enter_context(nodes.nats_server(Role.METRICS, *[Role.WORKER] * count))
+        environment = {"BENCH_DATABASE_URL": opened.enter_context(running(PostgresServer)).url()}
+        service = await opened.enter_async_context(processes.serving("observing", url, own, port, environment=environment))
+        for number, key in enumerate(keys):
+            node = await opened.enter_async_context(member(nodes.settings_of(url, key), Role.WORKER))
+            fill_worker(node.metrics, number)
+            await node.serve(IdleService())
+        client, give_up_at = Client(port), time.monotonic() + MAX_START_SECONDS
+        while (seen := (await _scrape(client, "text/plain")).workers) < count:
+            assert time.monotonic() < give_up_at, f"only {seen} of {count} workers answer"
+            await asyncio.sleep(1)
+        ends_at, formats = time.monotonic() + options.minutes * 60, itertools.cycle(FORMATS.items())
+        while time.monotonic() < ends_at:
+            await asyncio.sleep(EVERY_SECONDS)
+            name, content_type = next(formats)
+            before = processes.spent_ms(service.pid)
+            scrape = await _scrape(client, content_type)
+            worked[name].append(processes.spent_ms(service.pid) - before)
+            assert scrape.workers == count, f"{scrape.workers} of {count} workers answered"
+            took[name].append(scrape.milliseconds)
+            dropped.append(scrape.dropped)
+            held.append(processes.resident_mb(service.pid) / MIB)
+    for name in FORMATS:
+        what = f"{name}, {count} workers, {len(took[name])} scrapes in {options.minutes:g} min"
+        rows.alone(f"a scrape, {what}: median", statistics.median(took[name]), "ms", at_most=300)
+        rows.alone(f"a scrape, {what}: slowest", max(took[name]), "ms")
+        claim = f"a scrape, {what}: processor time of the metrics service, median"
+        rows.alone(claim, statistics.median(worked[name]), "ms", at_most=300)
+    rows.alone("series left out of the scrapes", max(dropped), "", at_most=0)
+    rows.alone(f"memory of the metrics service, {count} workers: most", max(held), "MiB", at_most=200)
+
+
+# --- recording -----------------------------------------------------------------------------------------------------------
+
+
+def _batch() -> RecordMetrics:
+    names = ("custom_bench_jobs_total", "custom_bench_load")
+    samples = (RecordMetric(names[number % 2], 1.5, {"team": "a", "job": str(number % SERIES)}) for number in range(BATCH))
+    return RecordMetrics(tuple(samples))
+
+
+def _rate_in_process(batch: RecordMetrics, seconds: float) -> float:
+    """Return the samples a second."""
+    recorded, began, taken = RecordedMetricSet(), time.perf_counter(), 0
+    while (took := time.perf_counter() - began) < seconds:
+        taken += recorded.record_all(batch.samples, ("inference", "bench"), datetime.now(UTC)).taken
+    return taken / took
+
+
+async def _rate_over_mesh(node: Node, batch: RecordMetrics, seconds: float) -> float:
+    async def send() -> None:
+        answer = await node.rpc.call(contract.record_metrics, batch)
+        assert (answer.taken, answer.refused) == (BATCH, 0), answer.problems
+
+    rate, _ = await calls.for_seconds(send, AT_ONCE, seconds)
+    return BATCH * rate
+
+
+async def _measure_recording(rows: Rows, _shared: None, options: Options) -> None:
+    batch, mesh, alone = _batch(), list[float](), list[float]()
+    with nodes.nats_server(Role.METRICS, Role.WORKER) as (url, (key, own)):
+        async with processes.serving("observing", url, key), member(nodes.settings_of(url, own), Role.WORKER) as node:
+            await node.serve(IdleService())
+            await _rate_over_mesh(node, batch, options.seconds / 4)  # warm up
+            for number in range(options.rounds):
+                for is_mesh in report.in_turn((True, False), number):
+                    if is_mesh:
+                        mesh.append(await _rate_over_mesh(node, batch, options.seconds))
+                    else:
+                        alone.append(_rate_in_process(batch, options.seconds))
+    claim = f"recordMetrics, {BATCH} samples each, {AT_ONCE} at once: over the mesh"
+    rows.alone(claim, statistics.median(mesh), "samples/s", at_least=ASKED_PER_SECOND)
+    rows.paired(claim, mesh, "samples/s", "in process", alone)
 
 
 if __name__ == "__main__":
-    limits = (1200.0, 240.0)
-    report.run(__doc__, {"scrapes": _measure}, limits=limits, serve=nodes.serve_metrics, workers=(200, 20), minutes=(3.0, 0.5))
+    parts: dict[str, report.Part] = {"scrapes": _measure_scrapes, "recording": _measure_recording}
+    limits, workers, minutes = (1500.0, 300.0), (200, 20), (3.0, 0.5)
+    report.run(__doc__, parts, limits=limits, serve=_serve, workers=workers, minutes=minutes, rounds=(5, 3), seconds=(3.0, 1.0))

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urljoin
 
 import httpx
@@ -49,19 +50,21 @@ class Site:
 
     running: RunningStack
     cookies: Sequence[str]
-    pages: Sequence[str]
-    missing: Sequence[str]
+    pages: Sequence[str] = PAGES
 
     async def walk(self, seconds: float, reading_seconds: float) -> tuple[dict[str, list[Answer]], float]:
         """Send all users through all pages; each begins with another page at another time. Return the answers by page, and the seconds."""
         seen: dict[str, list[Answer]] = {page: [] for page in self.pages}
-        client, began = Client(_port(self.running)), time.perf_counter()
+        client, began = Client(int(self.running.environment["WEB_SERVICE_PORT"])), time.perf_counter()
 
         async def walk(number: int, cookie: str) -> None:
             await asyncio.sleep(reading_seconds * number / len(self.cookies))
             while time.perf_counter() < began + seconds:
                 page = self.pages[number % len(self.pages)]
-                seen[page].append(answer := await _open(client, page, cookie))
+                request = http_load.get(page, f"cookie: {cookie}", "accept: text/html", "accept-encoding: gzip")
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    answer, _ = await client.ask(request.encode())
+                seen[page].append(answer)
                 number += 1
                 await asyncio.sleep(max(0.0, reading_seconds - answer.took))
 
@@ -72,71 +75,43 @@ class Site:
         return seen, time.perf_counter() - began
 
 
-async def _open(client: Client, page: str, cookie: str) -> Answer:
-    request = http_load.get(page, f"cookie: {cookie}", "accept: text/html", "accept-encoding: gzip")
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        answer, _ = await client.ask(request.encode())
-        return answer
-
-
-def _port(running: RunningStack) -> int:
-    return int(running.environment["WEB_SERVICE_PORT"])
+async def _settle(running: RunningStack, api_client: ApiClient, number: int) -> str:
+    """Register a user, ask for answers, and sign in. Return the cookie."""
+    person = await api_client.register(f"visitor{number}")
+    async with running.http(person.key.secret) as http:
+        for _ in range(ANSWERS):
+            answer = await http.post("/api/inference", json={"model": "echo", "prompt": "one two three"})
+            assert answer.status_code == 200, answer.text
+    async with running.http(service="web") as http:
+        token = _TOKEN.search((await http.get("/login")).text)
+        assert token is not None, "the page of /login has no form"
+        form = {"name": person.username, "password": person.password, "then": "", "token": html.unescape(token[1])}
+        answer = await http.post("/login", data=form)
+        assert answer.status_code == 303, f"{answer.status_code} {answer.text[:500]}"
+        return f"{_COOKIE}={http.cookies[_COOKIE]}"
 
 
 @asynccontextmanager
 async def _site(_options: Options) -> AsyncIterator[Site]:
-    async with tenants.stack() as running:
-
-        async def settle(api_client: ApiClient, number: int) -> str:
-            person = await api_client.register(f"visitor{number}")
-            async with running.http(person.key.secret) as http:
-                for _ in range(ANSWERS):
-                    answer = await http.post("/api/inference", json={"model": "echo", "prompt": "one two three"})
-                    assert answer.status_code == 200, answer.text
-            async with running.http(service="web") as http:
-                page = await http.get("/login")
-                token = _TOKEN.search(page.text)
-                assert token is not None, "the page of /login has no form"
-                form = {"name": person.username, "password": person.password, "then": "", "token": html.unescape(token[1])}
-                answer = await http.post("/login", data=form)
-                assert answer.status_code == 303, f"{answer.status_code} {answer.text[:500]}"
-                return f"{_COOKIE}={http.cookies[_COOKIE]}"
-
-        cookies = await tenants.register_each(running, USERS, settle)
-        client = Client(_port(running))
-        statuses = {page: (await _open(client, page, cookies[0])).status for page in PAGES}
-        found, missing = [page for page in PAGES if statuses[page] == 200], [page for page in PAGES if statuses[page] != 200]
-        site = Site(running, cookies, found, missing)
-        await site.walk(1.0, 0.0)  # caches, connections of web
-        yield site
+    async with tenants.opened(0) as stack:
+        cookies = await tenants.register_each(stack.running, USERS, partial(_settle, stack.running))
+        # This also fills the caches, and opens the connections of web.
+        seen, _ = await Site(stack.running, cookies).walk(1.0, 0.0)
+        yield Site(stack.running, cookies, [page for page, answers in seen.items() if all(each.status == 200 for each in answers)])
 
 
-async def _measure_reading(rows: Rows, site: Site, options: Options) -> None:
-    crowd = f"{USERS} readers"
-    seen, seconds = await site.walk(options.seconds, READING_SECONDS)
+async def _measure_walks(rows: Rows, site: Site, options: Options, *, crowd: str, reading_seconds: float) -> None:
+    seen, seconds = await site.walk(options.seconds, reading_seconds)
     answers = list(itertools.chain(*seen.values()))
-    for page, many in seen.items():
-        for share in (50, 99):
-            rows.alone(f"{crowd}: {page}, first byte, p{share}", _first_byte(many, share), "ms")
-        rows.alone(f"{crowd}: {page}, first byte, p95", _first_byte(many, 95), "ms", at_most=MOST_FIRST_BYTE_MS)
-    rows.alone(f"{crowd}: all pages, first byte, p95", _first_byte(answers, 95), "ms", at_most=MOST_FIRST_BYTE_MS)
+    # Without pauses each page waits for 49 others, so there is no target for the latency.
+    at_most = MOST_FIRST_BYTE_MS if reading_seconds else None
+    for name, some in {**(seen if reading_seconds else {}), "all pages": answers}.items():
+        for share in (50, 95, 99):
+            first_byte = 1000 * report.percentile([answer.first_byte for answer in some], share / 100)
+            claim = f"{crowd}: {name}, first byte, p{share}"
+            rows.alone(claim, first_byte, "ms", at_most=at_most if share == 95 else None)
     rows.alone(f"{crowd}: pages", len(answers) / seconds, "pages/s")
     rows.alone(f"{crowd}: answers that are no page", sum(answer.status != 200 for answer in answers), "answers", at_most=0)
-
-
-async def _measure_busy(rows: Rows, site: Site, options: Options) -> None:
-    """Add no target for the latency: without pauses each page waits for 49 others."""
-    crowd = f"{USERS} without a pause"
-    seen, seconds = await site.walk(options.seconds, 0.0)
-    answers = list(itertools.chain(*seen.values()))
-    rows.alone(f"{crowd}: pages", len(answers) / seconds, "pages/s")
-    for share in (50, 95, 99):
-        rows.alone(f"{crowd}: all pages, first byte, p{share}", _first_byte(answers, share), "ms")
-    rows.alone(f"{crowd}: answers that are no page", sum(answer.status != 200 for answer in answers), "answers", at_most=0)
-
-
-def _first_byte(answers: Sequence[Answer], share: int) -> float:
-    return 1000 * report.percentile([answer.first_byte for answer in answers], share / 100)
 
 
 async def _measure_weights(rows: Rows, site: Site, _options: Options) -> None:
@@ -144,8 +119,8 @@ async def _measure_weights(rows: Rows, site: Site, _options: Options) -> None:
     async with httpx.AsyncClient(base_url=site.running.url("web"), headers=headers, trust_env=False) as http:
         for page in site.pages:
             rows.alone(f"{page} with all its files", await _kilobytes(http, page), "kB", at_most=MOST_KILOBYTES)
-    claim = f"pages that are not there{''.join(f' {page}' for page in site.missing)}"
-    rows.alone(claim, len(site.missing), "pages", at_most=0)
+    missing = [page for page in PAGES if page not in site.pages]
+    rows.alone(" ".join(["pages that are not there", *missing]), len(missing), "pages", at_most=0)
 
 
 async def _kilobytes(http: httpx.AsyncClient, page: str) -> float:
@@ -174,10 +149,9 @@ def _loads(path: str, answer: httpx.Response) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    report.run(
-        __doc__,
-        {"reading": _measure_reading, "without a pause": _measure_busy, "weights": _measure_weights},
-        limits=(300.0, 180.0),
-        setting=_site,
-        seconds=(10.0, 3.0),
-    )
+    parts: dict[str, report.Part] = {
+        "reading": partial(_measure_walks, crowd=f"{USERS} readers", reading_seconds=READING_SECONDS),
+        "without a pause": partial(_measure_walks, crowd=f"{USERS} without a pause", reading_seconds=0.0),
+        "weights": _measure_weights,
+    }
+    report.run(__doc__, parts, limits=(300.0, 180.0), setting=_site, seconds=(10.0, 3.0))

@@ -13,36 +13,21 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from bench import report
+from bench import processes, report
 from bench.report import Options, Rows
 from shared.api.inference import StoreLine, StoreRequest
+from tests.services.inference.models.ranged_server import model_bytes
 
-
-def _number(value: int, size: int = 8) -> bytes:
-    return value.to_bytes(size, "little")
-
-
-def _text(value: bytes) -> bytes:
-    return _number(len(value)) + value
-
-
-#: The smallest header that passes for a model: version 3, no tensors, two pairs.
-HEADER = b"".join((
-    *(b"GGUF", _number(3, 4), _number(0), _number(2)),
-    *(_text(b"general.architecture"), _number(8, 4), _text(b"llama")),
-    *(_text(b"llama.context_length"), _number(4, 4), _number(64, 4)),
-))  # fmt: skip
 PIECE = os.urandom(1024 * 1024)
 MOST_SECONDS = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class FileServer:
+class FileServer(NamedTuple):
     folder: Path
     url: str
 
@@ -52,20 +37,11 @@ async def _serving(options: Options) -> AsyncIterator[FileServer]:
     with tempfile.TemporaryDirectory() as named:
         folder = Path(named)
         with (folder / "served.gguf").open("wb") as file:
-            file.write(HEADER)
+            file.write(model_bytes())
             for _ in range(options.megabytes):
                 file.write(PIECE)
-        server = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "bench.pulling", "--serve", str(folder / "served.gguf")), stdout=asyncio.subprocess.PIPE
-        )
-        try:
-            assert server.stdout is not None
-            async with asyncio.timeout(MOST_SECONDS):
-                port = int(await server.stdout.readline())
-            yield FileServer(folder, f"http://127.0.0.1:{port}/model.gguf")
-        finally:
-            server.kill()
-            await server.wait()
+        async with processes.serving("pulling", folder / "served.gguf") as server:
+            yield FileServer(folder, f"http://127.0.0.1:{server.ready['port']}/model.gguf")
 
 
 async def _serve(name: str) -> None:
@@ -80,32 +56,23 @@ async def _serve(name: str) -> None:
                 self.request.sendfile(file)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Sender) as server:
-        print(server.server_address[1], flush=True)
-        await asyncio.to_thread(server.serve_forever)
+        serving = asyncio.create_task(asyncio.to_thread(server.serve_forever))
+        await processes.serve_until_stdin_ends(port=server.server_address[1])
+        server.shutdown()
+        await serving
 
 
 async def _run(body: bytes, *program: str) -> tuple[float, bytes, float]:
     """Return the seconds that the program took, its output, and the most memory in MB that it was seen to use."""
     pipe, began, peak = asyncio.subprocess.PIPE, time.perf_counter(), 0.0
     process = await asyncio.create_subprocess_exec(*program, stdin=pipe, stdout=pipe)
-    async with asyncio.timeout(MOST_SECONDS):
-        async with asyncio.TaskGroup() as tasks:
-            talking = tasks.create_task(process.communicate(body))
-            while not (await asyncio.wait({talking}, timeout=0.05))[0]:
-                peak = max(peak, _peak_mb(process.pid))
-    output, _ = talking.result()
+    async with asyncio.timeout(MOST_SECONDS), asyncio.TaskGroup() as tasks:
+        talking = tasks.create_task(process.communicate(body))
+        while not (await asyncio.wait({talking}, timeout=0.05))[0]:
+            peak = max(peak, processes.peak_mb(process.pid))
     if process.returncode:
         raise RuntimeError(f"{program[0]} ended with status {process.returncode}")
-    return time.perf_counter() - began, output, peak
-
-
-def _peak_mb(pid: int) -> float:
-    """Return 0 for a process that has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), 0.0)
+    return time.perf_counter() - began, talking.result()[0], peak
 
 
 async def _pull(server: FileServer) -> tuple[float, float]:
@@ -120,25 +87,21 @@ async def _pull(server: FileServer) -> tuple[float, float]:
     return seconds, peak
 
 
-async def _curl(server: FileServer) -> float:
+async def _curl(server: FileServer) -> tuple[float, float]:
     file = server.folder / "curled.gguf"
-    seconds, _, _ = await _run(b"", "curl", "--silent", "--fail", "--output", str(file), server.url)
+    seconds, _, peak = await _run(b"", "curl", "--silent", "--fail", "--output", str(file), server.url)
     file.unlink()
-    return seconds
+    return seconds, peak
 
 
 async def _measure_speed(rows: Rows, server: FileServer, options: Options) -> None:
-    pairs = []
-    for number in range(-1, options.runs):
-        ours, theirs = 0.0, 0.0
-        for contender in report.in_turn(("pull", "curl"), number):
-            if contender == "pull":
-                ours, _ = await _pull(server)
-            else:
-                theirs = await _curl(server)
-        if number >= 0:  # the first one warms up
-            pairs.append((options.megabytes * 1.048576 / ours, options.megabytes * 1.048576 / theirs))
-    rows.paired("pull a model", [pair[0] for pair in pairs], "MB/s", "curl", [pair[1] for pair in pairs], at_least=0.9)
+    rates: dict[str, list[float]] = {"pull": [], "curl": []}
+    # The first round warms up.
+    for number in range(1 + options.runs):
+        for name, load in report.in_turn((("pull", _pull), ("curl", _curl)), number):
+            seconds, _ = await load(server)
+            rates[name].append(options.megabytes * 1.048576 / seconds)
+    rows.paired("pull a model", rates["pull"][1:], "MB/s", "curl", rates["curl"][1:], at_least=0.9)
 
 
 async def _measure_memory(rows: Rows, server: FileServer, _options: Options) -> None:

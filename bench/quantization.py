@@ -7,8 +7,8 @@ import ctypes
 import math
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import llama_cpp.llama_cpp as native
@@ -91,23 +91,19 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
     source = model_discovery.installed()
     silent = native.llama_log_callback(lambda *_line: None)
     native.llama_log_set(silent, ctypes.c_void_p())
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        files = {"Q8_0": native.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": native.LLAMA_FTYPE_MOSTLY_Q4_0}
-        for name, form in files.items():
-            requantize.requantize(source, folder / name, form)
-        packaged = Model(source)
-        tokens = packaged.tokens(TEXT.read_bytes())[: options.tokens]
-        rounds = range(options.runs)
-        for name in files:
-            model = Model(folder / name)
-            rival, before = f"packaged {source.stem.rpartition('.')[2]}", packaged.perplexity(tokens)
+    packaged, rival = Model(source), f"packaged {source.stem.rpartition('.')[2]}"
+    tokens = packaged.tokens(TEXT.read_bytes())[: options.tokens]
+    before = packaged.perplexity(tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, form in {"Q8_0": native.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": native.LLAMA_FTYPE_MOSTLY_Q4_0}.items():
+            requantize.requantize(source, Path(folder) / name, form)
+            model = Model(Path(folder) / name)
             rows.against(f"{name}: perplexity", model.perplexity(tokens), "", rival, before, at_most=1.02)
-            pairs = [(model.prefill(tokens), packaged.prefill(tokens)) for _ in rounds]
-            rows.paired(f"{name}: prompt", [pair[0] for pair in pairs], "tokens/s", rival, [pair[1] for pair in pairs])
+            speeds: dict[str, Callable[[Model], float]] = {f"{name}: prompt": lambda each: each.prefill(tokens)}
             for streams in (1, STREAMS):
-                pairs = [(model.answers(tokens, streams), packaged.answers(tokens, streams)) for _ in rounds]
-                claim = f"{name}: answers, {streams} at once"
+                speeds[f"{name}: answers, {streams} at once"] = lambda each, streams=streams: each.answers(tokens, streams)  # type: ignore[misc]
+            for claim, speed in speeds.items():
+                pairs = [(speed(model), speed(packaged)) for _ in range(options.runs)]
                 rows.paired(claim, [pair[0] for pair in pairs], "tokens/s", rival, [pair[1] for pair in pairs])
 
 

@@ -69,18 +69,15 @@ def cache_folder() -> Path:
     return setup.cache_folder().parent / "rivals"
 
 
-def folder() -> Path:
-    """Return this machine's folder, named like its wheel by version, machine, processor and build flags."""
-    return cache_folder() / setup.build_key()
-
-
 def ensure() -> Rivals:
     """Return llama.cpp's programs, from the cache or built now. Raises SetupFailed. The folder appears whole or not at all."""
-    programs = folder() / "bin"
+    # Named like the wheel by version, machine, processor and build flags.
+    folder = cache_folder() / setup.build_key()
+    programs = folder / "bin"
     if not programs.is_dir():
-        folder().mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         # Beside the target, so that the rename stays within one file system.
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=folder()) as place:
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as place:
             built = _build(Path(place))
             # If another process was faster, use its build.
             if not programs.is_dir():
@@ -133,7 +130,7 @@ def ensure_python_server() -> Path:
             setup_steps.run("installing what llama-cpp-python needs", *pip, "--require-hashes", "-r", str(setup.others(Path(temporary))))
         setup_steps.run("installing llama-cpp-python", *pip, "--no-deps", wheel)
 
-    return ensure_environment(folder() / "python", lock, install)
+    return ensure_environment(cache_folder() / setup.build_key() / "python", lock, install)
 
 
 @asynccontextmanager
@@ -193,8 +190,8 @@ async def litellm(upstream_port: int) -> AsyncIterator[Proxy]:
     It runs as its documentation recommends for production: one worker on one port, a master key, no database, only errors in the log, and
     its price list from the package instead of the network.
     """
-    environment = {
-        **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    environment |= {
         "LITELLM_LOG": "ERROR",
         "LITELLM_MODE": "PRODUCTION",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",

@@ -1,15 +1,19 @@
-"""A stack for benches of the gateway: tenants with unreachable limits, an instant upstream, and more workers."""
+"""A stack for benches of the gateway: tenants with unreachable limits, an instant upstream, more workers, and loads that take turns."""
 
 import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from statistics import median
 from typing import TypeVar
 
-from bench import http_load, openai_upstream, processes
-from bench.http_load import Load, Outcome, Pace
+from bench import http_load, openai_upstream, processes, report
+from bench.http_load import Load, Outcome, Pace, Steady
+from bench.report import Options
 from services.gateway.limits import tiers
 from shared.types import Credential
 from tests import people, stacks
@@ -19,6 +23,7 @@ from tests.stacks import RunningStack
 from tests.testnet import free_port
 
 T = TypeVar("T")
+Key = TypeVar("Key", bound=Hashable)
 
 MODEL = openai_upstream.MODEL
 TENANTS = 50
@@ -33,25 +38,36 @@ UNREACHED = {
 #: Statuses of a request that the gateway rejects because there are too many.
 REFUSALS = frozenset({429, 503})
 #: argon2 uses a whole core for each registration.
-AT_ONCE = 4
+REGISTRATIONS_AT_ONCE = 4
 
 
-def stack(**settings: object) -> AbstractAsyncContextManager[RunningStack]:
-    """Run a stack with an echo worker and limits that nobody reaches."""
+@dataclass(frozen=True, slots=True)
+class Tenants:
+    """A stack, and a key of each tenant."""
+
+    running: RunningStack
+    keys: Sequence[Credential]
+    port: int
+    #: Of all programs.
+    pids: Mapping[str, int]
+
+    def memory_mb(self) -> float:
+        """Return the memory of the gateway."""
+        return processes.resident_mb(self.pids["gateway"])
+
+    async def configure(self, document: str) -> None:
+        applied = await self.running.aicli("admin", "config", "apply", "-f", "-", stdin=document)
+        assert applied.status == 0, applied
+
+
+@asynccontextmanager
+async def opened(count: int = TENANTS, /, **settings: object) -> AsyncIterator[Tenants]:
+    """Run a stack with an echo worker, limits that nobody reaches, and these tenants."""
     given = {name: str(value) for name, value in settings.items()}
-    return stacks.stack(**{**UNREACHED, "AIMESH_ECHO": "1", "LOG_LEVEL": "warning", **given})
-
-
-async def register_each(running: RunningStack, count: int, one: Callable[[ApiClient, int], Awaitable[T]]) -> list[T]:
-    """Register users, a few at a time."""
-    turn = asyncio.Semaphore(AT_ONCE)
-
-    async def in_turn(number: int) -> T:
-        async with turn:
-            return await one(api_client, number)
-
-    async with people.api_client(running) as api_client:
-        return await asyncio.gather(*map(in_turn, range(count)))
+    async with stacks.stack(**{**UNREACHED, "AIMESH_ECHO": "1", "LOG_LEVEL": "warning", **given}) as running:
+        keys = await register(running, count)
+        pids = {name: pid for name, pid in (await running.pids()).items() if pid is not None}
+        yield Tenants(running, keys, int(running.environment["GATEWAY_SERVICE_PORT"]), pids)
 
 
 async def register(running: RunningStack, count: int = TENANTS) -> list[Credential]:
@@ -61,6 +77,18 @@ async def register(running: RunningStack, count: int = TENANTS) -> list[Credenti
         return (await api_client.register(f"tenant{number}")).key.secret
 
     return await register_each(running, count, one)
+
+
+async def register_each(running: RunningStack, count: int, one: Callable[[ApiClient, int], Awaitable[T]]) -> list[T]:
+    """Register users, a few at a time."""
+    turn = asyncio.Semaphore(REGISTRATIONS_AT_ONCE)
+
+    async def in_turn(number: int) -> T:
+        async with turn:
+            return await one(api_client, number)
+
+    async with people.api_client(running) as api_client:
+        return await asyncio.gather(*map(in_turn, range(count)))
 
 
 @asynccontextmanager
@@ -88,37 +116,67 @@ async def echo_worker(running: RunningStack, **settings: str) -> AsyncIterator[N
         reading.cancel()
 
 
+# --- loads ---------------------------------------------------------------------------------------------------------------
+
+
 def chats(keys: Sequence[str], model: str, prompt: str, words: int, *, stream: bool) -> tuple[str, ...]:
     """Return a request with each key for an answer of so many words."""
     asked = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": words, "stream": stream}
     return tuple(http_load.post("/v1/chat/completions", json.dumps(asked), f"authorization: Bearer {key}") for key in keys)
 
 
-async def load(
-    port: int, keys: Sequence[str], pace: Pace, words: int, *, prompt_words: int = 0, model: str = "echo", stream: bool = True
-) -> Outcome:
-    """Send chats from another process. By default the prompt has as many words as the answer, which the echo worker makes of them."""
-    requests = chats(keys, model, "tok " * (prompt_words or words), words, stream=stream)
+async def load(port: int, keys: Sequence[str], pace: Pace, words: int, *, prompt_words: int = 0) -> Outcome:
+    """Stream from the echo worker. By default the prompt has as many words as the answer, which the worker makes of them."""
+    requests = chats(keys, "echo", "tok " * (prompt_words or words), words, stream=True)
     return await http_load.make(Load(port=port, requests=requests, pace=pace))
 
 
-async def pid_of(running: RunningStack, program: str) -> int:
-    pid = (await running.pids())[program]
-    assert pid is not None, f"{program} does not run"
-    return pid
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A load that takes turns with others."""
+
+    port: int
+    requests: Sequence[str]
+    at_once: int
+    #: The programs whose processor time it costs.
+    pids: Mapping[str, int] = field(default_factory=dict)
+    #: Called before each turn.
+    prepare: Callable[[], Awaitable[None]] | None = None
+
+    async def measure(self, name: object, seconds: float) -> dict[str, float]:
+        """Return rates a second, and processor time in µs for each request. If a request fails, the figures are invalid: AssertionError."""
+        if self.prepare is not None:
+            await self.prepare()
+        before = {program: processes.spent_ms(pid) for program, pid in self.pids.items()}
+        outcome = await http_load.make(Load(port=self.port, requests=tuple(self.requests), pace=Steady(self.at_once, seconds)))
+        spent = {program: 1000 * (processes.spent_ms(self.pids[program]) - ms) / len(outcome.answers) for program, ms in before.items()}
+        assert len(outcome.good) == len(outcome.answers), f"{name}: {outcome.statuses}"
+        tokens = sum(answer.pieces for answer in outcome.good) / outcome.seconds
+        return {"rate": outcome.rate(), "tokens": tokens, "p50": outcome.percentile(0.5), **spent, "everywhere": sum(spent.values())}
 
 
-def gateway_port(running: RunningStack) -> int:
-    return int(running.environment["GATEWAY_SERVICE_PORT"])
+async def take_turns(turns: Mapping[Key, Turn], options: Options) -> dict[Key, dict[str, list[float]]]:
+    """Measure each of them for ``seconds`` in each of ``rounds``. Return the figures of all rounds, by turn."""
+    figures: dict[Key, dict[str, list[float]]] = {key: defaultdict(list) for key in turns}
+    for number in range(options.rounds):
+        for key in report.in_turn(list(turns), number):
+            for name, value in (await turns[key].measure(key, options.seconds)).items():
+                figures[key][name].append(value)
+    return figures
 
 
-async def first_byte(running: RunningStack, *words: str, **variables: str) -> float:
-    """Run `aicli`. Return the seconds from the start of the process to the first byte of its answer."""
-    start = time.perf_counter()
-    process = await running.start_aicli(*words, has_input=False, **variables)
-    assert process.stdout is not None
-    first = await process.stdout.read(1)
-    took = time.perf_counter() - start
-    _, errors = await process.communicate()
-    assert first, errors.decode()
-    return took
+# --- aicli ---------------------------------------------------------------------------------------------------------------
+
+
+async def first_byte(running: RunningStack, runs: int, *words: str, **variables: str) -> float:
+    """Run `aicli` some times, and once before. Return the median of the seconds from its start to the first byte of its answer."""
+    took = []
+    for _ in range(1 + runs):
+        start = time.perf_counter()
+        process = await running.start_aicli(*words, has_input=False, **variables)
+        assert process.stdout is not None
+        first = await process.stdout.read(1)
+        took.append(time.perf_counter() - start)
+        _, errors = await process.communicate()
+        assert first, errors.decode()
+    return median(took[1:])

@@ -4,13 +4,11 @@ The stacks run side by side and take turns, so that each ratio is of one run. Th
 metrics service that reads the spans; only export by OTLP is not. Processor time says more than the rate if the machine has other guests.
 """
 
-from collections import defaultdict
 from contextlib import AsyncExitStack
 
-from bench import processes, report, tenants
-from bench.gateway import FORMS, Contender
+from bench import report, tenants
+from bench.gateway import FORMS
 from bench.report import Options, Rows
-from tests.stacks import RunningStack
 
 AT_ONCE = 16
 OFF = "no traces"
@@ -21,44 +19,19 @@ STACKS = {
     "all kept": ({"OTEL_TRACES_SAMPLER_ARG": "1"}, 0.92),
 }
 
-#: The figures of all rounds: by stack, form of request, and unit or whose processor time.
-Figures = defaultdict[tuple[str, str, str], list[float]]
-
 
 async def _measure(rows: Rows, _shared: None, options: Options) -> None:
     async with AsyncExitStack() as opened:
-        everyone: list[tuple[RunningStack, Contender]] = []
-        for name, (settings, _) in STACKS.items():
-            running = await opened.enter_async_context(tenants.stack(**settings))
-            everyone.append((running, Contender(name, tenants.gateway_port(running), await tenants.register(running), "echo")))
-        figures = Figures(list)
-        for number in range(options.rounds):
-            for form in FORMS:
-                for running, one in report.in_turn(everyone, number):
-                    before = await _spent_ms(running)
-                    outcome = await one.ask(form, AT_ONCE, options.seconds)
-                    spent = {name: ms - before[name] for name, ms in (await _spent_ms(running)).items()}
-                    figures[one.name, form.what, "rate"].append(outcome.rate())
-                    figures[one.name, form.what, "gateway"].append(1000 * spent["gateway"] / len(outcome.good))
-                    figures[one.name, form.what, "everywhere"].append(1000 * sum(spent.values()) / len(outcome.good))
-            rows[:] = _compare(figures)
-
-
-async def _spent_ms(running: RunningStack) -> dict[str, float]:
-    return {name: processes.spent_ms(pid) for name, pid in (await running.pids()).items() if pid is not None}
-
-
-def _compare(figures: Figures) -> Rows:
-    rows = Rows()
-    for what in (form.what for form in FORMS):
-        rate, gateway, everywhere = (figures[OFF, what, figure] for figure in ("rate", "gateway", "everywhere"))
+        stacks = {name: await opened.enter_async_context(tenants.opened(**settings)) for name, (settings, _) in STACKS.items()}
+        turns = {(form, name): form.turn(one.port, one.keys, "echo", AT_ONCE, one.pids) for form in FORMS for name, one in stacks.items()}
+        figures = await tenants.take_turns(turns, options)
+    for form in FORMS:
+        off = figures[form, OFF]
         for name, (_, left) in list(STACKS.items())[1:]:
-            claim = f"{name}, {what}"
-            rows.paired(f"{claim}, {AT_ONCE} at once", figures[name, what, "rate"], "req/s", OFF, rate, at_least=left)
-            most = round(1 / left, 3)
-            rows.paired(f"{claim}: processor, gateway", figures[name, what, "gateway"], "µs", OFF, gateway, at_most=most)
-            rows.paired(f"{claim}: processor, all programs", figures[name, what, "everywhere"], "µs", OFF, everywhere)
-    return rows
+            claim, kept, at_most = f"{name}, {form.what}", figures[form, name], round(1 / left, 3)
+            rows.paired(f"{claim}, {AT_ONCE} at once", kept["rate"], "req/s", OFF, off["rate"], at_least=left)
+            rows.paired(f"{claim}: processor, gateway", kept["gateway"], "µs", OFF, off["gateway"], at_most=at_most)
+            rows.paired(f"{claim}: processor, all programs", kept["everywhere"], "µs", OFF, off["everywhere"])
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def test_a_target_is_met_or_not(at_most: float | None, at_least: float | None, m
 
 
 def test_everybody_goes_first_once() -> None:
-    everyone: list[contenders.Contender] = [*contenders.everyone(), contenders.PythonServer()]
+    everyone = [*contenders.EVERYONE, contenders.PYTHON_SERVER]
     firsts = [report.in_turn(everyone, number)[0] for number in range(len(everyone))]
     assert firsts == everyone
     assert all(set(report.in_turn(everyone, number)) == set(everyone) for number in range(5))
@@ -210,12 +210,8 @@ def test_everybody_goes_first_once() -> None:
 
 def _rates(**levels: int) -> engine.Rates:
     """Each contender's rates of so many rounds at one stream."""
-    rates = engine.Rates()
-    for who, count in levels.items():
-        name = {"ours": contenders.Ours(contenders.MODES[0]).name, "theirs": contenders.LlamaServer.name}[who]
-        for number in range(count):
-            rates.add(name, 1, 100.0 + number)
-    return rates
+    names = {"ours": contenders.OURS[contenders.MODES[0]].name, "theirs": contenders.LLAMA_SERVER.name}
+    return {(names[who], 1): [100.0 + number for number in range(count)] for who, count in levels.items()}
 
 
 @pytest.mark.parametrize(
