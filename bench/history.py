@@ -29,7 +29,7 @@ from tests.servers import PostgresServer, running
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 KEEPS = {rollup.RAW: timedelta(hours=24), rollup.MINUTE: timedelta(days=7), rollup.HOUR: timedelta(days=730)}
 ROWS_A_DAY = {rollup.RAW: 5760, rollup.MINUTE: 1440, rollup.HOUR: 24}
-SIZE_NODES, LOOKS = 5, 490
+LOOKS = 490
 #: The series on the page of charts, for each machine.
 OF_A_MACHINE = tuple(history_queries.OF_MACHINE.values())
 
@@ -74,7 +74,7 @@ async def _postgres(options: Options) -> AsyncIterator[PostgresServer]:
 async def _measure_sizes(rows: Rows, server: PostgresServer, options: Options) -> None:
     url = server.url(await server.new_database())
     async with HistoryStore.open(url) as store:
-        await _keep(store, SIZE_NODES, options.series)
+        await _keep(store, 5, options.series)
     connection = await asyncpg.connect(url)
     try:
         sizes = {row["resolution"]: row["bytes"] for row in await connection.fetch(_SQL["measure_rows"])}
@@ -96,8 +96,7 @@ async def _measure_looks(rows: Rows, server: PostgresServer, options: Options) -
         for step, by in ((15, ()), (60, ()), (60, (HistoryGrouping.NODE,)), (3600, ())):
             asked = GetHistory(("ai_platform_queue_depth",), BEGIN, until, step, by)
             points, seconds = await _read(store, asked, query_plan.MOST_POINTS)
-            claim = f"read two hours of them in steps of {step} s{' by node' if by else ''}, {points} points"
-            rows.alone(claim, 1000 * seconds, "ms")
+            rows.alone(f"read two hours in steps of {step} s{' by node' if by else ''}, {points} points", 1000 * seconds, "ms")
 
 
 async def _measure_day(rows: Rows, server: PostgresServer, options: Options) -> None:
@@ -130,11 +129,5 @@ async def _fill_day(url: str, nodes: int, series: int) -> None:
 
 
 if __name__ == "__main__":
-    report.run(
-        __doc__,
-        {"sizes": _measure_sizes, "looks": _measure_looks, "a day": _measure_day},
-        limits=(900.0, 180.0),
-        setting=_postgres,
-        nodes=(200, 20),
-        series=(100, 100),
-    )
+    parts: dict[str, report.Part] = {"sizes": _measure_sizes, "looks": _measure_looks, "a day": _measure_day}
+    report.run(__doc__, parts, limits=(900.0, 180.0), setting=_postgres, nodes=(200, 20), series=(100, 100))

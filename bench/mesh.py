@@ -72,12 +72,12 @@ async def _serve(url: str, metrics_key: str, worker_key: str, bootstrap: str, *r
         for service, key in ((Echo(), metrics_key), (Stream(), worker_key)):
             node = await opened.enter_async_context(member(nodes.settings_of(url, key, bootstrap), service.role))
             await node.serve(service)
-        if rivals:
-            await _serve_rivals(*rivals)
+        # The servers end when nothing refers to them.
+        _kept = await _serve_rivals(*rivals) if rivals else None
         await processes.serve_until_stdin_ends()
 
 
-async def _serve_rivals(plain_url: str, grpc_port: str) -> None:
+async def _serve_rivals(plain_url: str, grpc_port: str) -> tuple[object, object]:
     async def respond(message: Msg) -> None:
         await message.respond(message.data)
 
@@ -90,6 +90,7 @@ async def _serve_rivals(plain_url: str, grpc_port: str) -> None:
     server.add_generic_rpc_handlers((handler,))
     server.add_insecure_port(f"127.0.0.1:{grpc_port}")
     await server.start()
+    return plain, server
 
 
 class Served(NamedTuple):

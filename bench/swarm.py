@@ -12,8 +12,8 @@ import signal
 import struct
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from statistics import median
 
@@ -26,9 +26,7 @@ from tests.dht import dht
 
 IN_FLIGHT, EACH = 32, 400
 BIG, FLOOD_BYTES = 64 * 1024, 128 * 1024 * 1024
-JOINS, CROWD = 7, 50
-#: In this time the bare library passed 505 MB.
-DEAF_SECONDS = 2.0
+CROWD = 50
 #: A message's first byte: send it back, count it, report the count, or stop reading.
 ECHO, COUNT, REPORT, DEAFEN = 0x45, 0x53, 0x51, 0x44
 BODY = bytes([ECHO]) * 100
@@ -56,29 +54,11 @@ async def _serve(options: str = "") -> None:
         await asyncio.to_thread(asyncio.run, _serve_tcp())
 
 
-def _answering(send: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """Return a function that answers a message by its first byte."""
-    counted = 0
-
-    def take(message: bytes) -> None:
-        nonlocal counted
-        if message[0] == ECHO:
-            send(message)
-        elif message[0] == COUNT:
-            counted += len(message)
-        else:
-            send(str(counted).encode())
-            counted = 0
-
-    return take
-
-
 async def _serve_tcp() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        take = _answering(lambda answer: writer.write(LENGTH.pack(len(answer)) + answer))
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                take(await _read(reader))
+            while message := await _read(reader):
+                writer.write(LENGTH.pack(len(message)) + message)
                 await writer.drain()
         writer.close()
 
@@ -86,28 +66,30 @@ async def _serve_tcp() -> None:
     await processes.serve_until_stdin_ends(port=server.sockets[0].getsockname()[1])
 
 
+def _answer_all(connection: PeerConnection) -> None:
+    """Answer each message by its first byte."""
+    counted = 0
+
+    def take(message: bytes) -> None:
+        nonlocal counted
+        if message[0] == DEAFEN:
+            connection.on_message = None
+        elif message[0] == COUNT:
+            counted += len(message)
+        elif connection.closed is None:
+            connection.send(message if message[0] == ECHO else str(counted).encode())
+            counted = 0
+
+    connection.open_window()
+    connection.on_message = take
+
+
 async def _serve_swarm(bootstrap: list[dict[str, object]], topic: str) -> None:
-    def serve(connection: PeerConnection) -> None:
-        def send(answer: bytes) -> None:
-            if connection.closed is None:
-                connection.send(answer)
-
-        answer = _answering(send)
-
-        def take(message: bytes) -> None:
-            if message[0] == DEAFEN:
-                connection.on_message = None
-            else:
-                answer(message)
-
-        connection.open_window()
-        connection.on_message = take
-
     async def accept(swarm: Swarm) -> None:
         kept = []
         async for connection in swarm:
             kept.append(connection)
-            serve(connection)
+            _answer_all(connection)
 
     async with _swarm([PeerAddress(**each) for each in bootstrap]) as swarm:  # type: ignore[arg-type]
         await swarm.join(bytes.fromhex(topic))
@@ -174,12 +156,13 @@ async def _ask_tcp(port: int) -> list[float]:
 async def _measure_messages(rows: Rows, bootstrap: Bootstrap, options: Options) -> None:
     topic, node_topic = os.urandom(32), os.urandom(32)
     found = defaultdict[str, list[float]](list)
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(processes.serving("swarm", _options(bootstrap, topic)))
-        await stack.enter_async_context(_node("echo", _options(bootstrap, node_topic)))
-        node = await stack.enter_async_context(_node("ask", _options(bootstrap, node_topic, size=BIG, total=FLOOD_BYTES)))
-        tcp = await stack.enter_async_context(processes.serving("swarm"))
-        swarm = await stack.enter_async_context(_swarm(bootstrap))
+    async with (
+        processes.serving("swarm", _options(bootstrap, topic)),
+        _node("echo", _options(bootstrap, node_topic)),
+        _node("ask", _options(bootstrap, node_topic, size=BIG, total=FLOOD_BYTES)) as node,
+        processes.serving("swarm") as tcp,
+        _swarm(bootstrap) as swarm,
+    ):
         await swarm.join(topic)
         caller = Caller(await _first(swarm))
         for _ in range(options.rounds):
@@ -202,7 +185,7 @@ async def _measure_messages(rows: Rows, bootstrap: Bootstrap, options: Options) 
 
 async def _measure_joins(rows: Rows, bootstrap: Bootstrap, _options: Options) -> None:
     took = []
-    for _ in range(JOINS):
+    for _ in range(7):
         topic = os.urandom(32)
         async with _swarm(bootstrap) as first, _swarm(bootstrap) as second:
             await first.join(topic)
@@ -224,12 +207,7 @@ async def _measure_crowd(rows: Rows, bootstrap: Bootstrap, _arguments: Options) 
         idle = (await swarm.stats()).rss_bytes
         start = time.perf_counter()
         crowd.send()
-        kept: list[PeerConnection] = []
-        async for connection in swarm:
-            connection.open_window()
-            kept.append(connection)
-            if len(kept) == CROWD:
-                break
+        _kept = [await _first(swarm) for _ in range(CROWD)]
         took = time.perf_counter() - start
         full = (await swarm.stats()).rss_bytes
     rows.against("memory of a sidecar", idle / 1e6, "MB", "Node and the library", bare_bytes / 1e6, at_most=1.15)
@@ -260,7 +238,8 @@ async def _held_by(swarm: Swarm, connection: PeerConnection) -> float:
     """Return the MB that writing for some seconds adds to this process and its sidecar."""
     before = processes.resident_mb() + (await swarm.stats()).rss_bytes / 1e6
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DEAF_SECONDS) as limit:
+        # In this time the bare library passed 505 MB.
+        async with asyncio.timeout(2.0) as limit:
             while True:
                 await connection.write(BIG_BODY)
     assert limit.expired(), "the connection ended before the measurement"
