@@ -263,8 +263,6 @@ def main() -> int:
                 baseline[bench] = made
                 # Save after each bench, because all of them take hours.
                 write(BASELINE, baseline)
-    elif not baseline:
-        problems.append(f"{BASELINE} records nothing yet; on an idle machine, run: python -m bench.baseline --record")
     else:
         failed = check(options.benches or BENCHES, baseline, run_bench)
         # A whole check includes every bench that was ever recorded.

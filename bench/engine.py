@@ -27,12 +27,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from bench import calls, contenders, processes, report, rivals
+from bench import calls, contenders, processes, report, rivals, tenants
 from bench.contenders import EVERYONE, LLAMA_SERVER, MODES, OURS, PYTHON_SERVER, Generate, Shape
 from bench.report import Options, Rows
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import model_discovery
-from tests.stacks import stack
 from tools import setup
 
 #: llama.cpp's own server, in all comparisons.
@@ -43,23 +42,8 @@ STORIES = range(100, 1000)
 NEW_TOKENS = 64
 LEVELS = (1, 8, 16, 32)
 SLOTS, SLOT_TOKENS = 32, 1024
-#: One stream is done in half a second, so it runs several times in a round.
-SINGLES = 4
-#: The length of the stories' prompts, for llama-batched-bench.
-BATCHED_PROMPT_TOKENS = 40
 PYTHON_SERVER_LEVEL = 16
 BATCHED_BENCH = "llama-batched-bench"
-#: With more than this, the figures are about other processes.
-MOST_NOISE_PERCENT = 5.0
-
-#: SmolLM2-135M: 30 layers, 3 KV heads of 64, a key and a value, 2 bytes each.
-KV_BYTES_A_TOKEN = 30 * 3 * 64 * 2 * 2
-#: The memory of a worker and its engine, without the model's file and the KV cache.
-ALLOWED_MB = 150.0
-#: 32 slots, because the overhead of a step is specified for 32 streams.
-WORKER_SLOTS, WORKER_SLOT_TOKENS = 32, 512
-#: The engine's own measurement over its last 10 s.
-ENGINE_OVERHEAD = "ai_platform_engine_overhead_ratio"
 
 
 class Rate(NamedTuple):
@@ -102,8 +86,8 @@ async def measure_throughput(rows: Rows, _shared: None, options: Options) -> Non
     stories, shape = map(PROMPT.format, itertools.cycle(STORIES)), Shape(SLOTS, SLOT_TOKENS, options.threads)
     for number in range(options.rounds):
         for level in LEVELS:
-            # The same for all contenders of a round.
-            prompts = list(itertools.islice(stories, SINGLES if level == 1 else level))
+            # The same for all contenders of a round. One stream is done in half a second, so it runs several times.
+            prompts = list(itertools.islice(stories, 4 if level == 1 else level))
             for contender in report.in_turn(EVERYONE, number):
                 async with contenders.opened(contender, shape) as generate:
                     rate = await measure_rate(generate, prompts, level)
@@ -116,7 +100,8 @@ async def measure_throughput(rows: Rows, _shared: None, options: Options) -> Non
             rate = await measure_rate(generate, list(itertools.islice(stories, PYTHON_SERVER_LEVEL)), PYTHON_SERVER_LEVEL)
         rates[PYTHON_SERVER.name, PYTHON_SERVER_LEVEL].append(rate.whole)
         rows[:] = throughput_rows(rates)
-    rows.alone("processor time that others took meanwhile", 100 * neighbours.share(), "%", at_most=MOST_NOISE_PERCENT)
+    # With more than this, the figures are about other processes.
+    rows.alone("processor time that others took meanwhile", 100 * neighbours.share(), "%", at_most=5)
 
 
 def throughput_rows(rates: Rates) -> Rows:
@@ -152,15 +137,13 @@ def _answering(name: str) -> str:
 async def decode_rates(threads: int) -> dict[int, float]:
     """Return the tokens per second of llama_decode alone, without sampling and clients, by batch size."""
     words = (
-        rivals.ensure().batched_bench, "-m", model_discovery.packaged(), "-c", SLOTS * SLOT_TOKENS, "-npp", BATCHED_PROMPT_TOKENS,
+        # The stories' prompts have 40 tokens.
+        rivals.ensure().batched_bench, "-m", model_discovery.packaged(), "-c", SLOTS * SLOT_TOKENS, "-npp", 40,
         "-ntg", NEW_TOKENS, "-npl", ",".join(map(str, LEVELS)), "-t", threads, "-tb", threads, "--output-format", "jsonl",
     )  # fmt: skip
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*map(str, words), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
-    try:
+    async with processes.started(*words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
         out, err = await process.communicate()
-    finally:
-        await processes.stop(process)
     # Parallel sequences, and tokens per second of text generation.
     found = {each["pl"]: each["speed_tg"] for each in map(json.loads, (line for line in out.splitlines() if line.startswith(b"{")))}
     assert list(found) == list(LEVELS), err[-2000:].decode(errors="replace")
@@ -173,21 +156,11 @@ async def decode_rates(threads: int) -> dict[int, float]:
 WORDS = ("the", "sea", "light", "was", "over", "and", "under", "old", "house", "with", "long", "night", "many", "small", "stone", "water")
 #: The tokens that SmolLM2's chat template adds to a message.
 TEMPLATE_TOKENS = 30
-SHORT_PROMPT, SHARED_PREFIX, QUESTION, LONG_PROMPT = 200, 1000, 20, 4000
-#: In one round.
-FIRST_TOKENS = 6
-#: Each takes a few seconds, and a measurement that a neighbor delayed must not be the median.
-LEAST_PREFIXES = 3
+SHARED_PREFIX, LONG_PROMPT = 1000, 4000
 #: Many prompts, each of which begins with one of a few pages, as in a company.
 CHATS, CHATS_AT_ONCE, PAGES, PAGE, CHAT_PROMPT, CHAT_TOKENS = 200, 16, 10, 192, 256, 32
 #: Streams that run while another prompt is read.
 STREAMS, LONG_CONTEXT = 4, 8192
-#: At 30 steps a second, 700 gaps of four streams: enough for a 99th percentile.
-QUIET_SECONDS = 6.0
-#: A stream runs until it is cancelled; with its prompt this fits the context.
-ENDLESS = LONG_CONTEXT - 100
-#: Tokens of each stream before its gaps count.
-RUNNING_IN = 8
 
 
 def message(tokens: int, source: random.Random) -> str:
@@ -210,7 +183,7 @@ async def measure_first_token(rows: Rows, _shared: None, options: Options) -> No
             # The same prompts for all, each used once.
             source = random.Random(number)
             async with contenders.opened(contender, Shape(1, 2048, options.threads)) as generate:
-                prompts = [message(SHORT_PROMPT - TEMPLATE_TOKENS, source) for _ in range(FIRST_TOKENS)]
+                prompts = [message(200 - TEMPLATE_TOKENS, source) for _ in range(6)]
                 found = [await first_token(generate, prompt) for prompt in prompts]
             lengths |= {tokens for _, tokens in found}
             took[contender.name].append(statistics.median(milliseconds for milliseconds, _ in found))
@@ -223,11 +196,12 @@ async def measure_shared_prefix(rows: Rows, _shared: None, options: Options) -> 
     for contender in EVERYONE:
         first, second = list[float](), list[float]()
         async with contenders.opened(contender, Shape(2, 2048, options.threads)) as generate:
-            for number in range(max(options.rounds, LEAST_PREFIXES)):
+            # A measurement that a neighbor delayed must not be the median.
+            for number in range(max(options.rounds, 3)):
                 source = random.Random(number)
                 prefix = message(SHARED_PREFIX, source)
                 for took in (first, second):
-                    milliseconds, _ = await first_token(generate, f"{prefix} {message(QUESTION, source)}")
+                    milliseconds, _ = await first_token(generate, f"{prefix} {message(20, source)}")
                     took.append(milliseconds)
         claim = f"{contender.name}: first token behind a known prefix of {SHARED_PREFIX} tokens"
         rows.paired(claim, second, "ms", "unknown", first, at_most=None if contender.name == RIVAL else 0.15)
@@ -269,10 +243,12 @@ async def _streams(generate: Generate) -> AsyncIterator[list[list[float]]]:
     async def run(stream: int) -> None:
         def arrived() -> None:
             came[stream].append(time.perf_counter())
-            if min(map(len, came)) >= RUNNING_IN:
+            # The first tokens do not count.
+            if min(map(len, came)) >= 8:
                 run_in.set()
 
-        await generate(f"Tell the long story of ship number {stream}, with many details.", ENDLESS, arrived)
+        # It runs until it is cancelled; with its prompt this fits the context.
+        await generate(f"Tell the long story of ship number {stream}, with many details.", LONG_CONTEXT - 100, arrived)
 
     async with asyncio.TaskGroup() as tasks:
         endless = [tasks.create_task(run(stream)) for stream in range(STREAMS)]
@@ -296,7 +272,8 @@ async def measure_gaps(rows: Rows, _shared: None, options: Options) -> None:
             shape = Shape(STREAMS + 1, LONG_CONTEXT, options.threads)
             async with contenders.opened(contender, shape) as generate, _streams(generate) as came:
                 start = time.perf_counter()
-                await asyncio.sleep(QUIET_SECONDS)
+                # At 30 steps a second, 700 gaps of four streams: enough for a 99th percentile.
+                await asyncio.sleep(6.0)
                 quiet.append(_gap(came, start))
                 start = time.perf_counter()
                 milliseconds, _ = await first_token(generate, message(LONG_PROMPT, random.Random(number)))
@@ -312,28 +289,23 @@ async def measure_gaps(rows: Rows, _shared: None, options: Options) -> None:
 
 async def measure_worker(rows: Rows, _shared: None, options: Options) -> None:
     """Measure a worker of a stack after 32 answers at a time: its memory, and the engine's own counters."""
-    settings = {
-        "ENGINE_SLOTS": str(WORKER_SLOTS),
-        "ENGINE_CONTEXT_TOKENS": str(WORKER_SLOT_TOKENS),
-        "ENGINE_THREADS": str(options.threads),
-        "TIER_PRO": "requests_per_hour=unlimited,requests_per_minute=unlimited,concurrency=unlimited",
-        "RESPONSE_CACHE": "off",
-    }
-    async with stack(**settings) as running:
-        port, fields = int(running.environment["GATEWAY_SERVICE_PORT"]), {"model": model_discovery.DEFAULT_MODEL}
-        generate = contenders.chat(port, fields, f"authorization: Bearer {running.api_key}")
-        await measure_rate(generate, [PROMPT.format(number) for number in STORIES[: 2 * WORKER_SLOTS]], WORKER_SLOTS)
-        overhead = await running.metric("inference", ENGINE_OVERHEAD, model=model_discovery.DEFAULT_MODEL)
-        worker = (await running.pids())["inference"]
-        assert worker is not None
+    slots, tokens, model = SLOTS, 512, model_discovery.DEFAULT_MODEL
+    settings = {"ENGINE_SLOTS": slots, "ENGINE_CONTEXT_TOKENS": tokens, "ENGINE_THREADS": options.threads}
+    async with tenants.opened(1, **settings) as stack:
+        generate = contenders.chat(stack.port, {"model": model}, f"authorization: Bearer {stack.keys[0]}")
+        await measure_rate(generate, [PROMPT.format(number) for number in STORIES[: 2 * slots]], slots)
+        # The engine's own measurement over its last 10 s.
+        overhead = await stack.running.metric("inference", "ai_platform_engine_overhead_ratio", model=model)
+        worker = stack.pids["inference"]
         # Another child is the mesh's sidecar.
         (engine,) = (child for child, command in processes.children_of(worker).items() if "engine.engine_process" in command)
         held = processes.resident_mb(worker) + processes.resident_mb(engine)
-    expected = model_discovery.packaged().stat().st_size / 1e6 + WORKER_SLOTS * WORKER_SLOT_TOKENS * KV_BYTES_A_TOKEN / 1e6
-    claim = f"memory of worker and engine, {WORKER_SLOTS} slots of {WORKER_SLOT_TOKENS}, less model file and KV ({expected:.0f} MB)"
-    rows.alone(claim, held - expected, "MB", at_most=ALLOWED_MB)
+    # SmolLM2-135M: 30 layers, 3 KV heads of 64, a key and a value, 2 bytes each.
+    expected = model_discovery.packaged().stat().st_size / 1e6 + slots * tokens * (30 * 3 * 64 * 2 * 2) / 1e6
+    claim = f"memory of worker and engine, {slots} slots of {tokens}, less model file and KV ({expected:.0f} MB)"
+    rows.alone(claim, held - expected, "MB", at_most=150)
     # An engine that measures nothing meets no target.
-    rows.alone(f"the engine's own time at {WORKER_SLOTS} streams", 100 * overhead if overhead > 0 else math.nan, "%", at_most=5)
+    rows.alone(f"the engine's own time at {slots} streams", 100 * overhead if overhead > 0 else math.nan, "%", at_most=5)
 
 
 PARTS: dict[str, report.Part] = {

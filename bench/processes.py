@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -111,14 +112,28 @@ async def _hear(process: asyncio.subprocess.Process) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def other(*words: object, environment: Mapping[str, str] | None = None) -> AsyncIterator[Other]:
-    """Run a program until the block ends."""
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*map(str, words), stdin=pipe, stdout=pipe, env={**os.environ, **(environment or {})})
+async def started(*words: object, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a program until the block ends, and end it by force if it does not react."""
+    process = await asyncio.create_subprocess_exec(*map(str, words), **options)
     try:
-        yield Other(process, await _hear(process))
+        yield process
     finally:
-        await stop(process)
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def other(*words: object, environment: Mapping[str, str] | None = None) -> AsyncIterator[Other]:
+    """Run a program that says when it is ready."""
+    pipe = asyncio.subprocess.PIPE
+    async with started(*words, stdin=pipe, stdout=pipe, env={**os.environ, **(environment or {})}) as process:
+        yield Other(process, await _hear(process))
 
 
 def serving(bench: str, *arguments: object, environment: Mapping[str, str] | None = None) -> AbstractAsyncContextManager[Other]:
@@ -130,15 +145,3 @@ async def serve_until_stdin_ends(**ready: float) -> None:
     """Tell `other` that this process is ready, and wait for its end."""
     print(json.dumps(ready), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-
-
-async def stop(process: asyncio.subprocess.Process) -> None:
-    """End a program, by force if it does not react. Safe if it has ended."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(STOP_SECONDS):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()

@@ -15,8 +15,8 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -135,60 +135,6 @@ def in_turn(everyone: Sequence[T], number: int) -> list[T]:
     return [*everyone[first:], *everyone[:first]]
 
 
-class OutOfTime(Exception):
-    """The bench has used up its time. `opened` catches this."""
-
-
-class Table:
-    """The rows of one run, kept so that a run that fails or runs out of time still prints them."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.seconds = seconds
-        self._clock = clock
-        self._ends_at = clock() + seconds
-        self._parts: dict[str, Rows] = {}
-        #: The parts that were expected or started, and have not ended.
-        self.unfinished: list[str] = []
-
-    @property
-    def rows(self) -> list[Row]:
-        return [row for rows in self._parts.values() for row in rows]
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[Rows]:
-        """Yield the rows of one part, for the caller to fill. Raises OutOfTime if the time is over."""
-        if self._clock() >= self._ends_at:
-            raise OutOfTime
-        if name not in self.unfinished:
-            self.unfinished.append(name)
-        rows = self._parts.setdefault(name, Rows())
-        yield rows
-        self.unfinished.remove(name)
-        print(f"{name}: {len(rows)} rows after {self._clock() - self._ends_at + self.seconds:.0f} s", file=sys.stderr)
-
-    def run(self, measuring: Coroutine[Any, Any, None]) -> None:
-        """Run it on uvloop. Raises OutOfTime when the time is over, or on SIGTERM."""
-        uvloop.run(self._run_within_time(measuring))
-
-    async def _run_within_time(self, measuring: Coroutine[Any, Any, None]) -> None:
-        loop = asyncio.get_running_loop()
-        limit = asyncio.timeout(max(0.0, self._ends_at - self._clock()))
-
-        def end_now() -> None:
-            # A second SIGTERM, or one after the time is over, changes nothing.
-            if not limit.expired():
-                limit.reschedule(loop.time())
-
-        try:
-            async with limit:
-                loop.add_signal_handler(signal.SIGTERM, end_now)
-                await measuring
-        except TimeoutError:
-            if limit.expired():
-                raise OutOfTime from None
-            raise
-
-
 #: The arguments of a bench: its amounts, `quick`, and where to write the rows.
 Options = argparse.Namespace
 #: Gets its rows, what all parts share, and the options.
@@ -197,12 +143,16 @@ Part = Callable[[Rows, Any, Options], Coroutine[Any, Any, None]]
 Setting = Callable[[Options], AbstractAsyncContextManager[Any]]
 
 
+def _share_nothing(_options: Options) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
+
+
 def run(
     description: str | None,
     parts: Mapping[str, Part],
     *,
     limits: tuple[float, float],
-    setting: Setting = lambda _options: nullcontext(),
+    setting: Setting = _share_nothing,
     quick_parts: Sequence[str] = (),
     before: Callable[[Options], str] = lambda _options: "",
     serve: Callable[..., Coroutine[Any, Any, None]] | None = None,
@@ -216,18 +166,61 @@ def run(
         uvloop.run(serve(*sys.argv[2:]))
         return
     options = arguments(description, {"time_limit": limits, **amounts}, parts, quick_parts)
-    heading = before(options)
-    with opened(options, heading) as table:
-        table.run(measure(table, parts, options, setting))
+    Table(options, before(options)).run(parts, setting)
 
 
-async def measure(table: Table, parts: Mapping[str, Part], options: Options, setting: Setting) -> None:
-    # A run that ends early names the missing parts.
-    table.unfinished += options.only
-    async with setting(options) as shared:
-        for name in options.only:
-            with table.part(name) as rows:
-                await parts[name](rows, shared, options)
+class OutOfTime(Exception):
+    """The bench has used up its time."""
+
+
+class Table:
+    """The rows of one run, by part. A run that fails or runs out of time still prints them."""
+
+    def __init__(self, options: Options, heading: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        self.rows: dict[str, Rows] = {name: Rows() for name in options.only}
+        #: The parts that have not ended.
+        self.unfinished: list[str] = list(options.only)
+        self._options, self._heading, self._clock = options, heading, clock
+
+    def run(self, parts: Mapping[str, Part], setting: Setting = _share_nothing) -> None:
+        """Measure the parts, and print the table on any exit. Exits with OUT_OF_TIME when the time is over, or on SIGTERM."""
+        try:
+            uvloop.run(self._measure_within_time(parts, setting))
+        except OutOfTime:
+            missing = ", ".join(self.unfinished)
+            print(f"out of time ({self._options.time_limit:g} s); not measured to its end: {missing}", file=sys.stderr)
+            sys.exit(OUT_OF_TIME)
+        finally:
+            publish([row for rows in self.rows.values() for row in rows], self._options, self._heading)
+
+    async def _measure_within_time(self, parts: Mapping[str, Part], setting: Setting) -> None:
+        loop = asyncio.get_running_loop()
+        limit = asyncio.timeout(self._options.time_limit)
+
+        def end_now() -> None:
+            # A second SIGTERM, or one after the time is over, changes nothing.
+            if not limit.expired():
+                limit.reschedule(loop.time())
+
+        try:
+            async with limit:
+                loop.add_signal_handler(signal.SIGTERM, end_now)
+                await self._measure(parts, setting)
+        except TimeoutError:
+            if limit.expired():
+                raise OutOfTime from None
+            raise
+
+    async def _measure(self, parts: Mapping[str, Part], setting: Setting) -> None:
+        began = self._clock()
+        async with setting(self._options) as shared:
+            for name, rows in self.rows.items():
+                # A part without an await does not notice the end.
+                if self._clock() - began >= self._options.time_limit:
+                    raise OutOfTime
+                await parts[name](rows, shared, self._options)
+                self.unfinished.remove(name)
+                print(f"{name}: {len(rows)} rows after {self._clock() - began:.0f} s", file=sys.stderr)
 
 
 def arguments(
@@ -255,23 +248,6 @@ def arguments(
         if getattr(options, name) is None:
             setattr(options, name, forms[options.quick])
     return options
-
-
-@contextmanager
-def opened(options: Options, heading: str = "", clock: Callable[[], float] = time.monotonic) -> Iterator[Table]:
-    """Open a table whose time starts now, and print it on any exit. Exits with OUT_OF_TIME if the time was too short.
-
-    Enter this before starting servers, so that they have ended when the rows are printed.
-    """
-    table = Table(options.time_limit, clock)
-    try:
-        yield table
-    except OutOfTime:
-        missing = ", ".join(table.unfinished) or "everything"
-        print(f"out of time ({table.seconds:g} s); not measured to its end: {missing}", file=sys.stderr)
-        sys.exit(OUT_OF_TIME)
-    finally:
-        publish(table.rows, options, heading)
 
 
 def machine() -> str:

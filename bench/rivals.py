@@ -14,10 +14,10 @@ import signal
 import sys
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench import http_load, openai_upstream, processes
 from bench.http_load import Client
@@ -37,13 +37,10 @@ OPTIONS = (
     # The programs find the libraries beside them, wherever the folder is moved.
     "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN",
 )  # fmt: skip
-LOOK_AGAIN_SECONDS = 0.02
 
 #: litellm[proxy] 1.109.1, with the newest versions of two packages: certifi, and the migrations of its database mode.
 LITELLM_LOCK = setup.LOCKS / "litellm.lock"
 LITELLM_KEY = "sk-bench-0123456789"
-#: Its imports take 10 s and more on a busy machine.
-LITELLM_START_SECONDS = 90.0
 LITELLM_CONFIG = f"""\
 model_list:
   - model_name: {openai_upstream.MODEL}
@@ -134,33 +131,21 @@ def ensure_python_server() -> Path:
 
 
 @asynccontextmanager
-async def program(
-    words: Sequence[object],
-    port: int,
-    ready_path: str,
-    start_seconds: float,
-    *,
-    environment: Mapping[str, str] | None = None,
-    place: Path | None = None,
-) -> AsyncIterator[int]:
+async def program(words: Sequence[object], port: int, ready_path: str, start_seconds: float, **options: Any) -> AsyncIterator[int]:
     """Run a server until the block ends; it is ready when it answers at ``ready_path``. Yields its process id."""
     with tempfile.TemporaryFile() as log:
-        process = await asyncio.create_subprocess_exec(
-            *map(str, words), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=place, env=environment,
-            preexec_fn=dies_with_parent(signal.SIGKILL, os.getpid()),
-        )  # fmt: skip
-        client, ready = Client(port), http_load.get(ready_path).encode()
-        try:
+        options |= {"stdin": asyncio.subprocess.DEVNULL, "stdout": log, "stderr": log}
+        options["preexec_fn"] = dies_with_parent(signal.SIGKILL, os.getpid())
+        async with processes.started(*words, **options) as process:
+            client, ready = Client(port), http_load.get(ready_path).encode()
             async with asyncio.timeout(start_seconds):
                 while (await client.ask(ready))[0].status != 200:
                     if process.returncode is not None:
                         log.seek(0)
                         raise AssertionError(f"{words[0]} ended: {log.read()[-2000:].decode(errors='replace')}")
-                    await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                    await asyncio.sleep(0.02)
             client.close()
             yield process.pid
-        finally:
-            await processes.stop(process)
 
 
 class Proxy(NamedTuple):
@@ -202,7 +187,8 @@ async def litellm(upstream_port: int) -> AsyncIterator[Proxy]:
         config = Path(folder) / "config.yaml"
         config.write_text(LITELLM_CONFIG.replace("UPSTREAM_PORT", str(upstream_port)), encoding="utf-8")
         words = (ensure_litellm(), "--config", config, "--host", "127.0.0.1", "--port", port, "--num_workers", 1)
-        async with program(words, port, "/health/liveliness", LITELLM_START_SECONDS, environment=environment, place=config.parent) as pid:
+        # Its imports take 10 s and more on a busy machine.
+        async with program(words, port, "/health/liveliness", 90.0, env=environment, cwd=folder) as pid:
             yield Proxy(port, pid)
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,6 @@ PARTS, QUICK_PARTS = ("quick", "slow", "last"), ("quick", "last")
 
 def _options(*words: str) -> argparse.Namespace:
     return report.arguments("A bench.", {"time_limit": (600.0, 60.0), "rounds": (3, 1)}, PARTS, QUICK_PARTS, words)
-
-
-def _table(words: str = "") -> Table:
-    with report.opened(_options(*words.split())) as table:
-        return table
 
 
 def _add(rows: Rows, claim: str) -> None:
@@ -56,52 +50,54 @@ async def _forever() -> None:
     ("words", "seconds"), [("", 600), ("--quick", 60), ("--time-limit 7", 7), ("--quick --time-limit 7", 7), ("--time-limit 0", 0)]
 )
 def test_the_time_limit_is_that_of_the_form_unless_it_is_given(words: str, seconds: float) -> None:
-    assert _table(words).seconds == seconds
+    assert _options(*words.split()).time_limit == seconds
 
 
 def test_a_bench_that_runs_out_of_its_time_prints_the_rows_that_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async def measure(table: Table) -> None:
-        table.unfinished += ["first", "second", "third"]
-        with table.part("first") as rows:
-            _add(rows, "a whole part")
-        with table.part("second") as rows:
-            _add(rows, "the beginning of a part")
-            await _forever()
+    async def quick(rows: Rows, _shared: None, _options: argparse.Namespace) -> None:
+        _add(rows, "a whole part")
+
+    async def slow(rows: Rows, _shared: None, _options: argparse.Namespace) -> None:
+        _add(rows, "the beginning of a part")
+        await _forever()
 
     options = _options("--time-limit", "0.02", "--json", str(tmp_path / "rows.json"), "--save", str(tmp_path / "made" / "table.txt"))
-    with pytest.raises(SystemExit) as ended, report.opened(options, clock=_stopped) as table:
-        table.run(measure(table))
+    table = Table(options, clock=_stopped)
+    with pytest.raises(SystemExit) as ended:
+        table.run({"quick": quick, "slow": slow, "last": quick})
     assert ended.value.code == report.OUT_OF_TIME == 124
     claims = ["a whole part", "the beginning of a part"]
     out, err = capsys.readouterr()
     assert all(claim in out for claim in claims)
-    assert "out of time (0.02 s); not measured to its end: second, third" in err
+    assert "out of time (0.02 s); not measured to its end: slow, last" in err
     assert [row["claim"] for row in json.loads((tmp_path / "rows.json").read_text())] == claims
     assert all(claim in (tmp_path / "made" / "table.txt").read_text() for claim in claims)
 
 
 def test_a_bench_that_fails_prints_the_rows_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ZeroDivisionError), report.opened(_options()) as table, table.part("calls") as rows:
+    async def fail(rows: Rows, _shared: None, _options: argparse.Namespace) -> None:
         _add(rows, "before the fault")
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Table(_options()).run(dict.fromkeys(PARTS, fail))
     assert "before the fault" in capsys.readouterr().out
 
 
 def test_a_timeout_of_what_is_measured_is_no_end_of_the_benchs_time() -> None:
-    async def measure() -> None:
+    async def measure(_rows: Rows, _shared: None, _options: argparse.Namespace) -> None:
         async with asyncio.timeout(0):
             await _forever()
 
-    with pytest.raises(TimeoutError), report.opened(_options()) as table:
-        table.run(measure())
+    with pytest.raises(TimeoutError):
+        Table(_options()).run(dict.fromkeys(PARTS, measure))
 
 
 def test_a_bench_that_is_asked_to_end_prints_the_rows_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:
     problems: list[object] = []
 
-    async def measure(table: Table) -> None:
-        with table.part("calls") as rows:
-            _add(rows, "before SIGTERM")
+    async def measure(rows: Rows, _shared: None, _options: argparse.Namespace) -> None:
+        _add(rows, "before SIGTERM")
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _loop, context: problems.append(context))
         # Supervisors and people send it again when nothing seems to happen.
@@ -115,8 +111,8 @@ def test_a_bench_that_is_asked_to_end_prints_the_rows_that_it_has(capsys: pytest
             loop.call_later(0.01, handled.set_result, None)
             await handled
 
-    with pytest.raises(SystemExit) as ended, report.opened(_options()) as table:
-        table.run(measure(table))
+    with pytest.raises(SystemExit) as ended:
+        Table(_options()).run(dict.fromkeys(PARTS, measure))
     assert ended.value.code == report.OUT_OF_TIME
     assert "before SIGTERM" in capsys.readouterr().out
     assert problems == []
@@ -124,15 +120,20 @@ def test_a_bench_that_is_asked_to_end_prints_the_rows_that_it_has(capsys: pytest
 
 def test_no_part_begins_when_the_time_is_over() -> None:
     now = 100.0
-    table = Table(10.0, clock=lambda: now)
-    table.unfinished += ["one", "two"]
-    with table.part("one") as rows:
+
+    async def slow(rows: Rows, _shared: None, _options: argparse.Namespace) -> None:
+        nonlocal now
         _add(rows, "slow, and without an await")
         now = 110.0
-    with pytest.raises(report.OutOfTime), table.part("two"):
+
+    async def last(_rows: Rows, _shared: None, _options: argparse.Namespace) -> None:
         pytest.fail("the part has begun")
-    assert [row.claim for row in table.rows] == ["slow, and without an await"]
-    assert table.unfinished == ["two"]
+
+    table = Table(_options("--time-limit", "10", "--only", "slow", "last"), clock=lambda: now)
+    with pytest.raises(SystemExit):
+        table.run({"slow": slow, "last": last})
+    assert [row.claim for row in table.rows["slow"]] == ["slow, and without an await"]
+    assert table.unfinished == ["last"]
 
 
 @pytest.mark.parametrize(
@@ -228,29 +229,11 @@ def test_the_engines_rows_are_those_of_which_both_sides_were_measured(rates: dic
     assert all(row.ratio == 1.0 for row in found)
 
 
-async def test_the_parts_that_are_measured_are_those_of_the_form_or_of_the_command_line() -> None:
+def test_the_parts_that_are_measured_are_those_of_the_form_or_of_the_command_line() -> None:
     async def measure(rows: Rows, shared: None, options: argparse.Namespace) -> None:
         _add(rows, f"{options.rounds} rounds")
 
-    for words, claims in (("", ["3 rounds"] * 3), ("--quick", ["1 rounds"] * 2), ("--only slow --rounds 7", ["7 rounds"])):
-        table = Table(10.0)
-        await report.measure(table, dict.fromkeys(PARTS, measure), _options(*words.split()), lambda _options: nullcontext())
-        assert [row.claim for row in table.rows] == claims
-
-
-def test_a_bench_keeps_the_parts_that_it_had_time_for(capsys: pytest.CaptureFixture[str]) -> None:
-    async def quick(rows: Rows, shared: None, options: argparse.Namespace) -> None:
-        _add(rows, "throughput")
-
-    async def slow(rows: Rows, shared: None, options: argparse.Namespace) -> None:
-        _add(rows, "the first contender's wait")
-        await _forever()
-
-    options = _options("--time-limit", "0.02")
-    parts: dict[str, report.Part] = {"quick": quick, "slow": slow, "last": quick}
-    with pytest.raises(SystemExit), report.opened(options, clock=_stopped) as table:
-        table.run(report.measure(table, parts, options, lambda _options: nullcontext()))
-    out, err = capsys.readouterr()
-    assert [row.claim for row in table.rows] == ["throughput", "the first contender's wait"]
-    assert "the first contender's wait" in out
-    assert "not measured to its end: slow, last" in err
+    for words, parts, rounds in (("", PARTS, 3), ("--quick", QUICK_PARTS, 1), ("--only slow --rounds 7", ("slow",), 7)):
+        table = Table(_options(*words.split()))
+        table.run(dict.fromkeys(PARTS, measure))
+        assert {name: [row.claim for row in rows] for name, rows in table.rows.items()} == {name: [f"{rounds} rounds"] for name in parts}
