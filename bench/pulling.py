@@ -10,6 +10,7 @@ import shutil
 import socketserver
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -56,10 +57,9 @@ async def _serve(name: str) -> None:
                 self.request.sendfile(file)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Sender) as server:
-        serving = asyncio.create_task(asyncio.to_thread(server.serve_forever))
+        threading.Thread(target=server.serve_forever).start()
         await processes.serve_until_stdin_ends(port=server.server_address[1])
         server.shutdown()
-        await serving
 
 
 async def _run(body: bytes, *program: str) -> tuple[float, bytes, float]:
