@@ -1,9 +1,12 @@
 """The load generator and the instant upstream: every request is counted once, and as what it was."""
 
+import argparse
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from bench import contenders, http_load, openai_upstream, tenants
 from bench.contenders import Counts
 from bench.http_load import Answer, Client, Load, Outcome, Pace, Spread, Steady
+from bench.tenants import Turn
 from tests.testnet import free_port
 
 T = TypeVar("T")
@@ -157,6 +161,26 @@ def test_the_rate_is_of_good_answers_until_the_last() -> None:
     outcome = Outcome((good, Answer(1.0, 1.0, 0.1, 0.5, 200, 1, whole=True), Answer(1.0, 0.5, 0.1, 0.0, 503, 0, whole=True)))
     assert outcome.rate() == pytest.approx(1.0)
     assert outcome.percentile(0.5, "first") == 500
+
+
+async def test_loads_take_turns_and_a_request_that_fails_is_an_error() -> None:
+    begun: list[str] = []
+
+    async def begin(name: str) -> None:
+        begun.append(name)
+
+    requests = tenants.chats(("a", "b"), openai_upstream.MODEL, "hello", 5, stream=True)
+    options = argparse.Namespace(rounds=2, seconds=0.05)
+    async with tenants.upstream() as port:
+        turns = {name: Turn(port, requests, 2, {"here": os.getpid()}, partial(begin, name)) for name in ("first", "second")}
+        figures = await tenants.take_turns(turns, options)
+    assert begun == ["first", "second", "second", "first"]
+    assert {name: len(found["rate"]) for name, found in figures.items()} == {"first": 2, "second": 2}
+    for found in figures.values():
+        assert found["tokens"] == pytest.approx([5 * rate for rate in found["rate"]])
+        assert found["everywhere"] == found["here"]
+    with pytest.raises(AssertionError, match=r"nobody: Counter\(\{0: \d+\}\)"):
+        await tenants.take_turns({"nobody": Turn(free_port(), requests, 1)}, options)
 
 
 def test_an_upstreams_answer_has_as_many_words_as_were_asked_for() -> None:
