@@ -1,5 +1,6 @@
 """The panels of a dashboard, and their JSON for Grafana."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,6 +12,7 @@ PROMETHEUS: Final = {"type": "prometheus", "uid": "${prometheus_datasource}"}
 LOKI: Final = {"type": "loki", "uid": "${loki_datasource}"}
 #: In 24ths of the dashboard's width.
 WHOLE, HALF, THIRD, QUARTER = 24, 12, 8, 6
+_GROUPED: Final = re.compile(r"\bby \(([^)]+)\)")
 _HEIGHTS: Final = {"stat": 4, "timeseries": 8, "table": 8, "logs": 10}
 
 
@@ -64,7 +66,10 @@ class Dashboard:
 
 
 def lines(title: str, help_: str, unit: PanelUnit, expression: str, legend: str = "", *others: PanelQuery, **more: Any) -> Panel:
-    return Panel(title=title, help=help_, unit=unit, queries=(PanelQuery(expression, legend), *others), **more)
+    """By default, a line is named after the labels that the expression groups by."""
+    grouped = _GROUPED.search(expression)
+    labels = " ".join(f"{{{{{label}}}}}" for label in grouped[1].split(", ") if label != "le") if grouped else ""
+    return Panel(title=title, help=help_, unit=unit, queries=(PanelQuery(expression, legend or labels), *others), **more)
 
 
 def stat(title: str, help_: str, unit: PanelUnit, expression: str, **more: Any) -> Panel:

@@ -35,7 +35,7 @@ OVERVIEW = Dashboard(
         stat(
             "Alerts", "Firing now", PanelUnit.NUMBER, 'count(ALERTS{alertstate="firing", alertname!="watchdog"}) or vector(0)', bad_from=1
         ),
-        lines("Requests", "At all gateways, by outcome", PanelUnit.REQUESTS, rate(_DONE, "status"), "{{status}}", stacked=True),
+        lines("Requests", "At all gateways, by outcome", PanelUnit.REQUESTS, rate(_DONE, "status"), stacked=True),
         lines(
             "Error ratio",
             "Share of failed requests; the objective allows 0.1 %",
@@ -71,15 +71,8 @@ OVERVIEW = Dashboard(
             "Input and output tokens per second, at all gateways",
             PanelUnit.PER_SECOND,
             rate("ai_platform_tokens_total", "type", where=_AT_GATEWAY),
-            "{{type}}",
         ),
-        lines(
-            "Active users",
-            "Users with a completed request",
-            PanelUnit.NUMBER,
-            "max by (time_window) (ai_platform_active_users)",
-            "{{time_window}}",
-        ),
+        lines("Active users", "Users with a completed request", PanelUnit.NUMBER, "max by (time_window) (ai_platform_active_users)"),
         Panel(
             title="Logs of the services",
             help="Warnings and errors",
@@ -96,13 +89,12 @@ GATEWAY = Dashboard(
     title="Gateway",
     help="Incoming, queued and refused requests, and the duration of each step.",
     panels=(
-        lines("Calls", "By method", PanelUnit.REQUESTS, rate("ai_platform_requests_total", "method", where=_AT_GATEWAY), "{{method}}"),
+        lines("Calls", "By method", PanelUnit.REQUESTS, rate("ai_platform_requests_total", "method", where=_AT_GATEWAY)),
         lines(
             "Failed calls",
             "By error code",
             PanelUnit.REQUESTS,
             rate("ai_platform_requests_total", "status", where='{service="gateway", status!="success"}'),
-            "{{status}}",
             stacked=True,
         ),
         lines(
@@ -110,7 +102,6 @@ GATEWAY = Dashboard(
             "From start to end of a call, by model; calls without a model are for accounts and pages",
             PanelUnit.SECONDS,
             quantile(0.95, "ai_platform_request_duration_seconds", "model", where=_AT_GATEWAY),
-            "{{model}}",
             exemplars=True,
         ),
         lines(
@@ -118,7 +109,6 @@ GATEWAY = Dashboard(
             "Requests waiting for a slot, by model",
             PanelUnit.NUMBER,
             f"sum by (model) (ai_platform_queue_depth{_AT_GATEWAY})",
-            "{{model}}",
             bad_from=100,
         ),
         lines(
@@ -126,21 +116,15 @@ GATEWAY = Dashboard(
             "Time until a worker had a free slot",
             PanelUnit.SECONDS,
             quantile(0.95, "ai_platform_queue_wait_seconds", "model"),
-            "{{model}}",
         ),
         lines(
-            "Inter-token latency, p95",
-            "Mean of each answer",
-            PanelUnit.SECONDS,
-            quantile(0.95, "ai_platform_inter_token_seconds", "model"),
-            "{{model}}",
+            "Inter-token latency, p95", "Mean of each answer", PanelUnit.SECONDS, quantile(0.95, "ai_platform_inter_token_seconds", "model")
         ),
         lines(
             "Rate limits",
             "Decisions",
             PanelUnit.REQUESTS,
             rate("ai_platform_ratelimit_decisions_total", "decision"),
-            "{{decision}}",
             width=THIRD,
             stacked=True,
         ),
@@ -149,7 +133,6 @@ GATEWAY = Dashboard(
             "By scope of the limit and tier",
             PanelUnit.REQUESTS,
             rate("ai_platform_rate_limit_violations_total", "scope", "tier"),
-            "{{scope}} {{tier}}",
             width=THIRD,
         ),
         lines(
@@ -157,7 +140,6 @@ GATEWAY = Dashboard(
             "1 while limits are counted without Valkey",
             PanelUnit.YES_OR_NO,
             "max by (node) (ai_platform_ratelimit_degraded)",
-            "{{node}}",
             width=THIRD,
             bad_from=1,
         ),
@@ -166,7 +148,6 @@ GATEWAY = Dashboard(
             "Retries before the first token, failovers after it, and their outcome",
             PanelUnit.REQUESTS,
             rate("ai_platform_retries_total", "kind", "outcome"),
-            "{{kind}} {{outcome}}",
             width=THIRD,
         ),
         lines(
@@ -174,7 +155,6 @@ GATEWAY = Dashboard(
             "After the first token, by reason",
             PanelUnit.REQUESTS,
             rate("ai_platform_streams_aborted_total", "reason"),
-            "{{reason}}",
             width=THIRD,
             stacked=True,
         ),
@@ -183,7 +163,6 @@ GATEWAY = Dashboard(
             "Cache results of deterministic requests",
             PanelUnit.REQUESTS,
             rate("ai_platform_response_cache_total", "result"),
-            "{{result}}",
             width=THIRD,
             stacked=True,
         ),

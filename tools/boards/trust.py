@@ -28,7 +28,6 @@ LEDGER = Dashboard(
             "Credits per hour",
             PanelUnit.NUMBER,
             "sum by (model) (rate(ai_platform_cost_micro_total[$__rate_interval])) * 3600 / 1e6",
-            "{{model}}",
             stacked=True,
         ),
         lines(
@@ -52,7 +51,6 @@ LEDGER = Dashboard(
             "Age; far above the longest request means that one is stuck",
             PanelUnit.SECONDS,
             "max by (node) (ai_platform_ledger_oldest_reservation_seconds)",
-            "{{node}}",
             bad_from=300,
         ),
         lines(
@@ -100,27 +98,18 @@ SECURITY = Dashboard(
             "sum(increase(ai_platform_wrong_counts_total[1d]))",
             bad_from=1,
         ),
-        lines(
-            "Rejected credentials",
-            "By reason",
-            PanelUnit.PER_SECOND,
-            rate("ai_platform_auth_failures_total", "reason"),
-            "{{reason}}",
-            stacked=True,
-        ),
+        lines("Rejected credentials", "By reason", PanelUnit.PER_SECOND, rate("ai_platform_auth_failures_total", "reason"), stacked=True),
         lines(
             "Rejected connections",
             "Hyperswarm connections without a certificate of this mesh, by node",
             PanelUnit.PER_SECOND,
             rate("ai_platform_strangers_refused_total", "node"),
-            "{{node}}",
         ),
         lines(
             "Denied calls",
             "By service",
             PanelUnit.REQUESTS,
             rate("ai_platform_requests_total", "service", "status", where='{status=~"not_authenticated|not_allowed|wrong_role"}'),
-            "{{service}} {{status}}",
             stacked=True,
         ),
         lines(
@@ -128,7 +117,6 @@ SECURITY = Dashboard(
             "Two nodes with one key: it was stolen or copied",
             PanelUnit.PER_SECOND,
             rate("ai_platform_contested_keys_total", "node"),
-            "{{node}}",
         ),
         Panel(
             title="Logs of auth",
