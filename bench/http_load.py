@@ -10,7 +10,6 @@ can send some thousand requests a second per core, so that the gateway and not i
 import asyncio
 import itertools
 import re
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ from typing import cast
 import msgspec
 import uvloop
 
-from bench import calls, report
+from bench import calls, processes, report
 
 #: Give up this long after the last request was started.
 PATIENCE_SECONDS = 120.0
@@ -121,12 +120,9 @@ def post(path: str, body: str, *headers: str) -> str:
 
 async def make(load: Load) -> Outcome:
     """Run the load in a separate process."""
-    words = [sys.executable, "-m", "bench.http_load"]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: ASYNC220 - starting it takes milliseconds
-    try:
-        out, _ = await asyncio.to_thread(process.communicate, msgspec.json.encode(load))
-    finally:
-        process.kill()
+    pipe = asyncio.subprocess.PIPE
+    async with processes.started(sys.executable, "-m", "bench.http_load", stdin=pipe, stdout=pipe) as process:
+        out, _ = await process.communicate(msgspec.json.encode(load))
     assert process.returncode == 0, "the load generator failed: see above"
     return msgspec.json.decode(out, type=Outcome)
 
