@@ -83,18 +83,8 @@ def _alert(rule: AlertRule) -> dict[str, object]:
 
 def page() -> str:
     """Return the reference page, in Markdown."""
-    return "".join(
-        (
-            PAGE_HEAD.format(least=objectives.LEAST_REQUESTS),
-            _objectives(),
-            BURNS_HEAD,
-            _burns(),
-            ALERTS_HEAD,
-            _alerts(),
-            RECORDED_HEAD,
-            _recorded(),
-        )
-    )
+    head = PAGE_HEAD.format(least=objectives.LEAST_REQUESTS)
+    return head + _objectives() + BURNS_HEAD + _burns() + ALERTS_HEAD + _alerts() + RECORDED_HEAD + _recorded()
 
 
 def _objectives() -> str:
