@@ -30,16 +30,14 @@ class GatewayStore:
 
     async def write_requests(self, rows: Sequence[RequestRow]) -> None:
         """Write all rows or none; writing a row again changes nothing. Raises RowsRefused, too."""
-        columns = zip(*(_columns(row) for row in rows), strict=True)
+        spent = [(row.id, one.route, one.target, one.micro) for row in rows for one in row.spending]
+        columns = (*zip(*(_columns(row) for row in rows), strict=True), *(zip(*spent, strict=True) if spent else ((), (), (), ())))
         try:
-            if not any(row.spending or row.guard for row in rows):
+            if not any(row.guard for row in rows):
                 await self._database.rows("write_requests", *columns)
                 return
             async with self._database.transaction() as transaction:
                 written = {row["id"] for row in await transaction.rows("write_requests", *columns)}
-                spent = [(row.created_at, one.route, one.target, one.micro) for row in rows if row.id in written for one in row.spending]
-                if spent:
-                    await transaction.value("spend_targets", *zip(*spent, strict=True))
                 found = [
                     (row.created_at, row.tenant_id, row.api_key_id, str(one.kind), one.action.value, one.place.value, one.matches)
                     for row in rows

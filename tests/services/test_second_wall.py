@@ -43,6 +43,7 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "rollout_outcomes": "ids and numbers of requests until a gateway has counted them",
             "rollout_ratings": "ids of requests while their rollout is open",
             "target_spending": "sums of days over all owners",
+            "target_holds": "ids of running requests",
             "partitions": "names and bounds of tables",
             "ledger_checkpoints": "sums of days over all owners, signed",
             "entry_keys": "ids of transfers alone, so that none is made twice",

@@ -1,7 +1,7 @@
 """Reads and writes the ledger's tables: prices, accounts, reservations and entries. No other module does, except that ``store`` settles
 a reservation together with its request's row."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
@@ -11,7 +11,6 @@ from services.gateway.billing.checkpoints import LedgerCheckpoint
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
-from services.gateway.limits.upstream_prices import TargetHold
 from shared.api.ledger import LedgerReport, ModelPrice
 from shared.stores import database
 from shared.types import KeyId, MicroCredits, NodeId, RequestId, TenantId
@@ -42,15 +41,13 @@ class LedgerStore:
     ) -> list[GrantedReservation | InsufficientCredits]:
         """Reserve in one transaction; answer in order. An existing reservation is kept and reported as repeated."""
         columns = zip(*(_columns(reservation) for reservation in requests), strict=True)
-        holds = [(request.request_id, hold) for request in requests for hold in request.holds]
         over: dict[RequestId, frozenset[str]] = {}
-        if not holds:
+        if not any(request.holds for request in requests):
             rows = await self._database.rows("reserve", *columns, gateway, lease_seconds, deadline_seconds=2)
         else:
             async with self._database.transaction(deadline_seconds=2) as transaction:
                 rows = await transaction.rows("reserve", *columns, gateway, lease_seconds)
-                granted = {row["request_id"] for row in rows if row["granted_tokens"] is not None}
-                over = await _hold(transaction, [(request, hold) for request, hold in holds if request in granted])
+                over = await _hold(transaction, requests, {row["request_id"]: row for row in rows if row["granted_tokens"] is not None})
         answers = {row["request_id"]: _answer(row, over.get(row["request_id"], frozenset())) for row in rows}
         return [answers[reservation.request_id] for reservation in requests]
 
@@ -201,14 +198,20 @@ def _open_reservation(row: database.DatabaseRow) -> OpenReservation:
     return OpenReservation(**{name: row[name] for name in names} | {"workers": tuple(row["workers"])}, route=used)
 
 
-async def _hold(transaction: database.Transaction, holds: Sequence[tuple[RequestId, TargetHold]]) -> dict[RequestId, frozenset[str]]:
-    """Return the targets of each request whose ceilings have no room for it."""
+async def _hold(
+    transaction: database.Transaction, requests: Sequence[ReservationRequest], granted: Mapping[RequestId, database.DatabaseRow]
+) -> dict[RequestId, frozenset[str]]:
+    """Return the targets of each granted request whose ceilings have no room for it."""
     over: dict[RequestId, frozenset[str]] = {}
+    holds = [
+        (request.request_id, granted[request.request_id]["is_repeated"], hold.route, hold.target, hold.micro, hold.ceiling_micro)
+        for request in requests
+        if request.request_id in granted
+        for hold in request.holds
+    ]
     if holds:
-        columns = zip(*((request, hold.route, hold.target, hold.micro, hold.ceiling_micro) for request, hold in holds), strict=True)
-        for row in await transaction.rows("hold_targets", *columns):
-            if not row["is_held"]:
-                over[row["request_id"]] = over.get(row["request_id"], frozenset()) | {row["target"]}
+        for row in await transaction.rows("hold_targets", *zip(*holds, strict=True)):
+            over[row["over_request"]] = over.get(row["over_request"], frozenset()) | {row["over_target"]}
     return over
 
 

@@ -48,6 +48,7 @@ counted AS (
         request_count = usage_stats.request_count + excluded.request_count,
         tokens_used = usage_stats.tokens_used + excluded.tokens_used,
         cost_micro = usage_stats.cost_micro + excluded.cost_micro
+    RETURNING true
 ),
 judged AS (
     -- If another target served the request, its time and cost say nothing about the one that was drawn.
@@ -69,16 +70,18 @@ judged AS (
     JOIN rollouts ON rollouts.route = settled.route AND settled.variant IN (rollouts.candidate, rollouts.baseline)
     WHERE settled.is_compared AND NOT settled.cached AND rollouts.is_open AND settled.created_at >= rollouts.started_at
     GROUP BY 1, 2
+    RETURNING true
+),
+paid AS MATERIALIZED (
+    SELECT spend_targets(
+        ARRAY(SELECT id FROM settled WHERE settled_micro IS NOT NULL), array_agg((fresh.created_at AT TIME ZONE 'UTC')::date),
+        array_agg(spent.route), array_agg(spent.target), array_agg(spent.micro)
+    )
+    FROM unnest($32::uuid[], $33::text[], $34::text[], $35::bigint[]) AS spent (id, route, target, micro) JOIN fresh USING (id)
+    -- After everything else, because it locks the spending of all targets.
+    HAVING (SELECT count(*) FROM counted) + (SELECT count(*) FROM judged) >= 0
 )
-SELECT id FROM fresh;
-
--- name: spend_targets
--- Add what requests cost upstream to their targets' days.
-WITH done AS MATERIALIZED (
-    SELECT spend_target((created_at AT TIME ZONE 'UTC')::date, route, target, micro)
-    FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::bigint[]) AS row (created_at, route, target, micro)
-)
-SELECT count(*) FROM done;
+SELECT fresh.id FROM paid LEFT JOIN fresh ON true;
 
 -- name: count_guard_matches
 -- Add what guardrails found in requests to their days. Always lock in the same order, so that gateways can't deadlock.
@@ -133,8 +136,7 @@ FROM wanted, LATERAL reserve(
 
 -- name: hold_targets
 -- Hold what reserved requests may cost at targets with a ceiling.
-SELECT request_id, target, hold_target(request_id, route, target, micro, ceiling_micro) AS is_held
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::bigint[]) AS row (request_id, route, target, micro, ceiling_micro);
+SELECT over_request, over_target FROM hold_targets($1, $2, $3, $4, $5, $6);
 
 -- name: extend_leases
 -- Extend the leases of running requests. A locked row is being settled; waiting for it could deadlock.
@@ -243,9 +245,9 @@ spent AS (
     SELECT transfer, sum(amount_micro) AS micro FROM recent_entries WHERE kind = 'usage' AND account = 'revenue' GROUP BY transfer
 ),
 held_by_target AS (
-    SELECT (created_at AT TIME ZONE 'UTC')::date AS day, held_route AS route, held.target, sum(held.micro) AS micro
-    FROM reservations, unnest(held_targets, held_target_micro) AS held (target, micro)
-    WHERE state = 'reserved' AND held_targets IS NOT NULL GROUP BY 1, 2, 3
+    SELECT holds.day, holds.route, held.target, sum(held.micro) AS micro
+    FROM target_holds AS holds JOIN reservations USING (request_id), unnest(holds.targets, holds.micros) AS held (target, micro)
+    WHERE state = 'reserved' GROUP BY 1, 2, 3
 ),
 paid AS (SELECT request_id, settled_micro FROM reservations WHERE settled_micro > 0 AND ended_at >= coalesce($2::timestamptz, '-infinity'))
 SELECT

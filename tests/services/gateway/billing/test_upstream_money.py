@@ -13,9 +13,12 @@ from services.gateway import store
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.request_record import ReservationState, RouteUse
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits
+from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, Orphaned
+from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.limits import upstream_prices
 from services.gateway.limits.upstream_prices import TargetHold, TargetSpending, UpstreamPrices
 from services.gateway.store import GatewayStore
+from shared.api.gateway import InferenceRequest
 from shared.api.generation import Usage
 from shared.config_documents import UpstreamPriceDocument
 from shared.types import MicroCredits, ModelName, RequestId, UserId
@@ -118,6 +121,19 @@ async def test_a_repeated_reservation_holds_once(gateways: Gateways) -> None:
     assert await gateways.spending() == {"api": (0, 0)}, "an ended request holds nothing again"
 
 
+async def test_a_batch_holds_as_much_as_fits_in_its_order(gateways: Gateways) -> None:
+    sizes = (600, 800, 50, 60, 50)
+    wanted = [replace(Books.wanted(new_owner(), new_request(), 1), holds=(hold("other", 1), hold(micro=micro))) for micro in sizes]
+    answers = await gateways.books[0].ledger.reserve(wanted, gateway=GATEWAY, lease_seconds=90)
+    over = [answer.over_ceiling for answer in answers if isinstance(answer, GrantedReservation)]
+    assert over == [frozenset(), {"api"}, frozenset(), {"api"}, frozenset()]
+    assert await gateways.spending() == {"api": (0, 700), "other": (0, 5)}
+    again = await gateways.books[1].ledger.reserve(wanted, gateway=GATEWAY, lease_seconds=90)
+    assert [answer.over_ceiling for answer in again if isinstance(answer, GrantedReservation)] == over, "repeated"
+    assert await gateways.spending() == {"api": (0, 700), "other": (0, 5)}
+    assert await gateways.findings() == ()
+
+
 async def test_without_credits_nothing_is_held(gateways: Gateways) -> None:
     poor = await gateways.books[0].reserve(new_owner(), tokens=9_999, holds=(hold(),))
     assert isinstance(poor, InsufficientCredits)
@@ -130,6 +146,21 @@ async def test_requests_of_dead_gateways_give_their_holds_back(gateways: Gateway
     expired = replace(row(ada, request, 0), reservation=ReservationState.EXPIRED)
     await gateways.books[1].requests.write_requests([expired])
     assert await gateways.spending() == {"api": (0, 0)}
+
+
+async def test_a_request_that_is_taken_over_gives_its_hold_back(plain_url: str) -> None:
+    ada, first, second = new_owner(), new_request(), new_request()
+    async with store.opened(plain_url) as opened:
+        books, keys = Books(GatewayStore(opened), LedgerStore(opened), plain_url), IdempotencyStore(opened)
+        await books.ledger.ensure_default_price(100_000_000, 200_000_000)
+        await books.reserve(ada, tokens=1, request=first, holds=(hold(),))
+        keyed = IdempotentRequest(owner=ada, key="once", request=InferenceRequest(prompt="hi"), request_id=first, seed=1)
+        assert await keys.claim(keyed, b"f" * 32, GATEWAY, lease_seconds=90) == NewKeyUse(1)
+        again = replace(keyed, request_id=second)
+        assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=first) == Orphaned(1)
+        await books.reserve(ada, tokens=1, request=second, holds=(hold(micro=90),))
+        assert await books.requests.read_spending() == {("assistant", "api"): (0, 90)}
+        assert (await books.report()).findings == ()
 
 
 async def test_batches_of_two_gateways_with_the_same_accounts_and_targets_do_not_deadlock(gateways: Gateways) -> None:
@@ -173,7 +204,7 @@ async def test_who_holds_one_target_keeps_others_from_all(gateways: Gateways, pl
         for _ in range(2):
             connections.append(await asyncpg.connect(plain_url, server_settings=settings))
             stack.push_async_callback(connections[-1].close)
-        hold_one = "SELECT hold_target($1, 'assistant', $2, 1, 10)"
+        hold_one = "SELECT hold_targets(ARRAY[$1::uuid], '{f}', '{assistant}', ARRAY[$2::text], '{1}', '{10}')"
         async with connections[0].transaction():
             await connections[0].execute(hold_one, first, "api")
             with pytest.raises(asyncpg.LockNotAvailableError, match="lock timeout"):
