@@ -4,6 +4,7 @@ The rival is the same recording without open rollouts. Processor time is that of
 """
 
 import asyncio
+import gc
 import itertools
 import time
 from collections.abc import Sequence
@@ -71,6 +72,8 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
             live = LiveConfiguration(tables)
             await live.reload()
             runner = RolloutRunner(live, rollouts, AuditReporting(FakeRpc()), Metrics("bench"))
+            # As a gateway does.
+            gc.freeze()
             without = [await _record(requests, options.seconds) for _ in range(3)]
             await _start(tables)
             await live.reload()

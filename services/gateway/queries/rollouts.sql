@@ -67,9 +67,11 @@ FROM unnest($1::uuid[], $2::boolean[], $3::uuid[], $4::uuid[], $5::timestamptz[]
     AS late (rollout, is_candidate, tenant, owner, began_at, waited_ms)
 JOIN rollouts ON rollouts.id = late.rollout AND rollouts.is_open AND rollouts.started_at <= late.began_at;
 
--- name: save_rollout
--- Save a rollout that was looked at or changed.
-UPDATE rollouts SET state = $2, reason = $3, progress = $4::text::jsonb, ended_at = $5, looked_at = now() WHERE id = $1;
+-- name: save_rollouts
+-- Save rollouts that were looked at or changed.
+UPDATE rollouts SET state = saved.state, reason = saved.reason, progress = saved.progress::jsonb, ended_at = saved.ended_at, looked_at = now()
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[]) AS saved (id, state, reason, progress, ended_at)
+WHERE rollouts.id = saved.id;
 
 -- name: add_rollout_event
 -- Record a change of a rollout, and notify all gateways.

@@ -82,7 +82,7 @@ class RolloutRunner:
         if not self._live.rollouts:
             return
         await self._count_late()
-        ended = []
+        changed, looked = [], []
         async with self._store.change() as tables:
             # Looks of other gateways may come a little early.
             due = await tables.take_due(0.8 * self._look_seconds)
@@ -92,12 +92,14 @@ class RolloutRunner:
                 if rollout_rules.is_point_due(after, now):
                     await tables.add_point(before.id, rollout_report.describe_point(after, before.share, now))
                     after = replace(after, progress=replace(after.progress, point_at=now))
-                await tables.save(after)
-                if _is_change(before, after):
-                    await apply(tables, self._live, after)
-                    ended += [] if after.is_open else [after]
+                looked.append(after)
+                changed += [after] if _is_change(before, after) else []
+            if looked:
+                await tables.save(*looked)
+            for after in changed:
+                await apply(tables, self._live, after)
             await tables.forget()
-        await self._report(ended)
+        await self._report([after for after in changed if not after.is_open])
 
     async def _count_late(self) -> None:
         late = list(self.find_late())

@@ -1,5 +1,6 @@
 """Reads and writes the tables of rollouts. Every method may raise Unavailable."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -62,9 +63,12 @@ class OpenRollouts:
         )
         await self._transaction.run("add_late_requests", *columns)
 
-    async def save(self, rollout: Rollout) -> None:
-        progress = msgspec.json.encode(rollout.progress).decode()
-        await self._transaction.run("save_rollout", rollout.id, rollout.state.value, rollout.reason, progress, rollout.ended_at)
+    async def save(self, *rollouts: Rollout) -> None:
+        columns = zip(
+            *((one.id, one.state.value, one.reason, msgspec.json.encode(one.progress).decode(), one.ended_at) for one in rollouts),
+            strict=True,
+        )
+        await self._transaction.run("save_rollouts", *columns)
 
     async def add_event(self, rollout: Rollout, author: UserId | None = None) -> None:
         """Record the rollout's new state or share; all gateways hear of it when the transaction ends."""
@@ -144,23 +148,14 @@ def _rollout(row: DatabaseRow) -> Rollout:
     )
 
 
-#: Column of an array -> field of an outcome.
-_ARRAYS = {
-    "tenants": "tenant",
-    "users": "user",
-    "began_at": "began_at",
-    "failed": "failed",
-    "first_token_ms": "first_token_ms",
-    "waited_ms": "waited_ms",
-    "writing_ms": "writing_ms",
-    "tokens": "tokens",
-    "completion_tokens": "completion_tokens",
-    "upstream_micro": "upstream_micro",
-    "ratings": "rating",
-}
+#: In the order of an outcome's fields, which has ``has_ended`` behind the first three.
+_ARRAYS = (
+    *("tenants", "users", "began_at"),
+    *("failed", "first_token_ms", "waited_ms", "writing_ms", "tokens", "completion_tokens", "upstream_micro", "ratings"),
+)
 
 
 def _outcomes(row: DatabaseRow) -> Iterator[RequestOutcome]:
-    names = tuple(_ARRAYS.values())
-    for values in zip(*(row[column] for column in _ARRAYS), strict=True):
-        yield RequestOutcome(is_candidate=row["is_candidate"], has_ended=row["are_ended"], **dict(zip(names, values, strict=True)))
+    tenants, users, began_at, *others = (row[column] for column in _ARRAYS)
+    is_candidate, has_ended = itertools.repeat(row["is_candidate"]), itertools.repeat(row["are_ended"])
+    return itertools.starmap(RequestOutcome, zip(is_candidate, tenants, users, began_at, has_ended, *others, strict=False))

@@ -21,7 +21,7 @@ from services.gateway.store import GatewayStore
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import Usage
 from shared.config_documents import UpstreamPriceDocument
-from shared.types import MicroCredits, ModelName, RequestId, UserId
+from shared.types import MicroCredits, ModelName, RequestId, TenantId, UserId
 from tests.services.gateway.billing.test_ledger_store import GATEWAY, Books, new_owner, new_request, row
 
 ROUTE = RouteUse("assistant", 1, "api", "api")
@@ -154,7 +154,7 @@ async def test_a_request_that_is_taken_over_gives_its_hold_back(plain_url: str) 
         books, keys = Books(GatewayStore(opened), LedgerStore(opened), plain_url), IdempotencyStore(opened)
         await books.ledger.ensure_default_price(100_000_000, 200_000_000)
         await books.reserve(ada, tokens=1, request=first, holds=(hold(),))
-        keyed = IdempotentRequest(owner=ada, key="once", request=InferenceRequest(prompt="hi"), request_id=first, seed=1)
+        keyed = IdempotentRequest(owner=TenantId(ada), key="once", request=InferenceRequest(prompt="hi"), request_id=first, seed=1)
         assert await keys.claim(keyed, b"f" * 32, GATEWAY, lease_seconds=90) == NewKeyUse(1)
         again = replace(keyed, request_id=second)
         assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=first) == Orphaned(1)

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from services.gateway.rollouts import rollout_evidence, rollout_rules
@@ -149,7 +150,9 @@ def test_users_and_organizations_need_ten_units_in_each_arm() -> None:
         many = [of_users(12, 12, is_candidate=True) + of_users(30, 0, is_candidate=False)] * 4
         one_bad = [of_users(12, 1, is_candidate=True) + of_users(30, 0, is_candidate=False)] * 4
         if sticky is Sticky.ORGANIZATION:
-            few, many, one_bad = ([[replace(each, tenant=each.user) for each in look] for look in looks] for looks in (few, many, one_bad))
+            few, many, one_bad = (
+                [[msgspec.structs.replace(each, tenant=each.user) for each in look] for look in looks] for looks in (few, many, one_bad)
+            )
         assert after(rollout(sticky), *few).state is RolloutState.RUNNING
         assert after(rollout(sticky), *many).state is RolloutState.ROLLED_BACK
         assert after(rollout(sticky), *one_bad).state is RolloutState.RUNNING, "one unit of many"
