@@ -12,11 +12,13 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import re2
 from stdnum import iban
 
 from services.gateway.guard import national_ids, payment_cards, phone_numbers
+from services.gateway.guard.phone_numbers import PhoneBudget, PhoneLikeness
 from shared.config_documents import GuardKind
 from shared.identity import credentials
 
@@ -24,9 +26,9 @@ from shared.identity import credentials
 CONTEXT_CHARACTERS = 40
 #: The longest key or token.
 MAX_SECRET_CHARACTERS = 8192
-#: Phone numbers confirmed in each block of a text; confirming one takes 30 to 100 µs. Further candidates count as found.
-MAX_PHONES, BLOCK_CHARACTERS = 20, 4000
 _MIN_PHONE_DIGITS, _MAX_PHONE_DIGITS = 7, 15
+#: With up to three separators between two digits.
+MAX_NUMBER_CHARACTERS = 4 * payment_cards.LONGEST
 
 #: Spaces that people write within numbers.
 SPACES = " \u00a0\u2009\u202f"
@@ -60,6 +62,7 @@ LIKELY = re.compile(
 
 _DIGITS = re.compile(r"[0-9]+")
 _JOINTS = frozenset("-./")
+_CARD_JOINTS = frozenset({"-", *SPACES})
 _NO_TOP_LEVEL_DOMAIN = frozenset(
     {"bmp", "css", "gif", "ico", "jpeg", "jpg", "js", "json", "png", "svg", "toml", "webp", "woff", "xml", "yaml"}
 )
@@ -86,22 +89,6 @@ class Match:
     name: str = ""
 
 
-@dataclass(slots=True)
-class PhoneBudget:
-    """Counts the phone numbers that were confirmed in one text, by block."""
-
-    block: int = 0
-    confirmed: int = 0
-
-    def spend(self, position: int) -> bool:
-        """Return whether one more may be confirmed. ``position``: in the whole text."""
-        block = position // BLOCK_CHARACTERS
-        if block != self.block:
-            self.block, self.confirmed = block, 0
-        self.confirmed += 1
-        return self.confirmed <= MAX_PHONES
-
-
 @dataclass(frozen=True, slots=True)
 class _Area:
     """The part of a text that is searched, and what the text was before."""
@@ -109,17 +96,14 @@ class _Area:
     text: str
     start: int
     end: int
+    #: What begins here or later is not looked for.
+    until: int
     #: Characters of the whole text before ``text``.
     offset: int
     phones: PhoneBudget
 
     def before(self, position: int) -> str:
         return self.text[max(0, position - CONTEXT_CHARACTERS) : position]
-
-    def continues(self, start: int, end: int) -> bool:
-        """Whether a digit stands before or behind it, with only a hyphen, point or slash between."""
-        left, right = self.text[max(0, start - 2) : start], self.text[end : min(self.end, end + 2)]
-        return (left[:1].isdigit() and left[1:] in _JOINTS) or (right[1:].isdigit() and right[:1] in _JOINTS)
 
     def stands_alone(self, start: int, end: int) -> bool:
         return not (start and _is_word(self.text[start - 1])) and not (end < self.end and _is_word(self.text[end]))
@@ -167,13 +151,14 @@ class Detector:
         }
 
     def find(
-        self, text: str, start: int, end: int, *, offset: int = 0, phones: PhoneBudget | None = None, is_whole: bool = True
+        self, text: str, start: int, end: int, until: int, *, offset: int = 0, phones: PhoneBudget | None = None, is_whole: bool = True
     ) -> list[Match]:
-        """Return what begins in ``text[start:end]``, in order, without overlaps. Only a long secret may end behind ``end``.
-        Raises OpenSecret if a secret may continue after ``text``, unless ``is_whole``."""
+        """Return what begins in ``text[start:until]``, in order, without overlaps, and some of what begins later. Only a long secret may
+        end behind ``end``. Raises OpenSecret if a secret may continue after ``text``, unless ``is_whole``."""
         if self._pattern is None:
             return []
-        area = _Area(text, start, end, offset, PhoneBudget() if phones is None else phones)
+        # A number of another kind may overlap it.
+        area = _Area(text, start, end, until + MAX_NUMBER_CHARACTERS, offset, PhoneBudget() if phones is None else phones)
         region = text[start:end]
         found: list[Match] = []
         at = 0
@@ -274,65 +259,79 @@ class Detector:
             (GuardKind.PHONE, self._phones),
         ):
             if kind in self.kinds:
-                claimed.extend(match for match in find(area, groups) if not any(_overlap(match, other) for other in claimed))
+                earlier = tuple(claimed)
+                claimed.extend(match for match in find(area, groups) if not any(_overlap(match, other) for other in earlier))
         yield from sorted(claimed, key=lambda match: match.start)
 
     def _ids(self, area: _Area, groups: "_Groups") -> Iterator[Match]:
         if not self._digit_ids:
             return
-        for start, end in groups.windows(most_groups=7, digits=range(9, 16)):
-            text = _plain_spaces(area.text[start:end])
-            if self._digit_id.fullmatch(text) is None:
+        begin, ends_at = groups.spans[0][0], -1
+        run = _plain_spaces(area.text[begin : groups.spans[-1][1]])
+        for first, behind in groups.windows(most_groups=7, digits=range(9, 16)):
+            start, end = groups.span(first, behind)
+            if start < ends_at or self._digit_id.fullmatch(run, start - begin, end - begin) is None:
                 continue
             for one in self._digit_ids:
+                text = run[start - begin : end - begin]
                 if one.is_valid(text) and (not one.needs_context or national_ids.CONTEXT.search(area.before(start))):
+                    ends_at = end
                     yield Match(start, end, GuardKind.NATIONAL_ID)
                     break
 
     def _ip4(self, area: _Area, groups: "_Groups") -> Iterator[Match]:
-        spans = groups.spans
-        for first in range(len(spans) - 3):
-            start, end = spans[first][0], spans[first + 3][1]
-            dots = [
-                area.text[left:right] for (_, left), (right, _) in zip(spans[first : first + 3], spans[first + 1 : first + 4], strict=True)
-            ]
+        for first in range(len(groups.spans) - 3):
+            if groups.joints[first + 1 : first + 4] != (".", ".", "."):
+                continue
+            start, end = groups.span(first, first + 4)
             is_longer = area.text[start - 1 : start] == "." or (area.text[end : end + 1] == "." and area.text[end + 1 : end + 2].isdigit())
-            is_alone = dots == [".", ".", "."] and groups.may_begin(first) and groups.may_end(first + 3) and not is_longer
+            is_alone = groups.may_begin(first) and groups.may_end(first + 3) and not is_longer
             if is_alone and _VERSION.search(area.before(start)) is None:
                 yield from self._address(area, start, end)
 
     def _phones(self, area: _Area, groups: "_Groups") -> Iterator[Match]:
         ends_at = -1
-        for first, end in groups.windows(most_groups=7, digits=range(_MIN_PHONE_DIGITS, _MAX_PHONE_DIGITS + 1)):
-            if first < ends_at:
-                continue
+        for first, behind in groups.windows(most_groups=7, digits=range(_MIN_PHONE_DIGITS, _MAX_PHONE_DIGITS + 1)):
+            start, end = groups.span(first, behind)
             # A run may begin with + or a parenthesis.
-            start = groups.start if first == groups.spans[0][0] else first
-            if area.continues(start, end):
+            start = start if first else groups.start
+            if start < ends_at or groups.are_continued(first, behind):
                 continue
-            text = area.text[start:end]
-            if self._phone_forms.is_likely(text) and (not area.phones.spend(area.offset + start) or self._is_phone(area, start, text)):
+            text, digits = area.text[start:end], groups.digits_of(first, behind)
+            if not self._phone_forms.is_likely(text, digits):
+                continue
+            likeness = area.phones.judge(area.offset + start, text, partial(self._phone_forms.judge, text, digits))
+            if likeness is PhoneLikeness.NUMBER or (
+                likeness is PhoneLikeness.DIGITS and phone_numbers.CONTEXT.search(area.before(start)) is not None
+            ):
                 ends_at = end
                 yield Match(start, end, GuardKind.PHONE)
-
-    def _is_phone(self, area: _Area, start: int, text: str) -> bool:
-        if not self._phone_forms.is_valid(text):
-            return False
-        return (
-            text.startswith(("+", "(+"))
-            or phone_numbers.is_written_as_phone(text, self._countries)
-            or bool(phone_numbers.CONTEXT.search(area.before(start)))
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """The groups of digits in a run."""
+    """The groups of digits in a run. ``behind`` is the group behind a sequence's last one."""
 
     area: _Area
     #: Of the run, which may begin with + or a parenthesis.
     start: int
     spans: tuple[tuple[int, int], ...]
+    #: Of all groups.
+    digits: str
+    #: Digits before each group, and in all.
+    sums: tuple[int, ...]
+    #: What is between each group and a digit before it, and behind the last group and a digit.
+    joints: tuple[str, ...]
+
+    def span(self, first: int, behind: int) -> tuple[int, int]:
+        return self.spans[first][0], self.spans[behind - 1][1]
+
+    def digits_of(self, first: int, behind: int) -> str:
+        return self.digits[self.sums[first] : self.sums[behind]]
+
+    def are_continued(self, first: int, behind: int) -> bool:
+        """Whether a digit stands before or behind the sequence, with only a hyphen, point or slash between."""
+        return self.joints[first] in _JOINTS or self.joints[behind] in _JOINTS
 
     def may_begin(self, group: int) -> bool:
         start = self.spans[group][0]
@@ -340,37 +339,46 @@ class _Groups:
 
     def may_end(self, group: int) -> bool:
         end = self.spans[group][1]
-        return not (end < self.area.end and _is_word(self.area.text[end]))
+        return group < len(self.spans) - 1 or not (end < self.area.end and _is_word(self.area.text[end]))
 
     def windows(self, *, most_groups: int, digits: range) -> Iterator[tuple[int, int]]:
-        """Yield start and end of every sequence of groups with so many digits, the longest first for each start."""
-        sums = [0, *itertools.accumulate(right - left for left, right in self.spans)]
-        longer = [0, *itertools.accumulate(right - left > 1 for left, right in self.spans)]
-        for first in range(len(self.spans)):
-            behind = min(len(self.spans), first + most_groups)
+        """Yield every sequence of groups with so many digits, the longest first for each start. Millions of a long text are looked at."""
+        sums, least, most = self.sums, digits.start, digits.stop - 1
+        if sums[-1] < least:
+            return
+        groups = len(self.spans) if self.may_end(len(self.spans) - 1) else len(self.spans) - 1
+        for first in range(0 if self.may_begin(0) else 1, groups):
+            if self.spans[first][0] >= self.area.until:
+                break
+            before, behind = sums[first], min(groups, first + most_groups)
             # Lists of short numbers end here.
-            if sums[behind] - sums[first] < digits.start or not self.may_begin(first):
-                continue
-            for last in range(behind - 1, first - 1, -1):
+            while (size := sums[behind] - before) >= least:
                 # Single digits in a row are a list.
-                is_list = longer[last + 1] == longer[first]
-                if not is_list and sums[last + 1] - sums[first] in digits and self.may_end(last):
-                    yield self.spans[first][0], self.spans[last][1]
+                if behind - first < size <= most:
+                    yield first, behind
+                behind -= 1
 
 
 def _groups(area: _Area, start: int, end: int) -> _Groups:
-    return _Groups(area, start, tuple(match.span() for match in _DIGITS.finditer(area.text, start, end)))
+    text = area.text
+    spans = tuple(match.span() for match in _DIGITS.finditer(text, start, end))
+    before = text[start - 1] if start > 1 and text[start - 2].isdigit() else ""
+    behind = text[end : end + 1] if text[end + 1 : min(area.end, end + 2)].isdigit() else ""
+    joints = (before, *(text[left:right] for (_, left), (right, _) in itertools.pairwise(spans)), behind)
+    sums = (0, *itertools.accumulate(right - left for left, right in spans))
+    return _Groups(area, start, spans, "".join(_DIGITS.findall(text, start, end)), sums, joints)
 
 
-def _cards(area: _Area, groups: _Groups) -> Iterator[Match]:
+def _cards(_area: _Area, groups: _Groups) -> Iterator[Match]:
     ends_at = -1
-    for start, end in groups.windows(most_groups=6, digits=range(payment_cards.SHORTEST, payment_cards.LONGEST + 1)):
-        if start < ends_at:
+    for first, behind in groups.windows(most_groups=6, digits=range(payment_cards.SHORTEST, payment_cards.LONGEST + 1)):
+        if groups.digits[groups.sums[first]] not in payment_cards.FIRST_DIGITS:
             continue
-        parts = _DIGITS.findall(area.text, start, end)
-        separators = set(_DIGITS.sub("|", area.text[start:end]).strip("|").split("|")) - {""}
-        is_written_so = len(parts) == 1 or (len(separators) == 1 and separators <= {"-", *SPACES} and min(map(len, parts[:-1])) >= 3)
-        if is_written_so and payment_cards.is_card("".join(parts)):
+        joints = set(groups.joints[first + 1 : behind])
+        if len(joints) > 1 or not joints <= _CARD_JOINTS or not payment_cards.is_card(groups.digits_of(first, behind)):
+            continue
+        start, end = groups.span(first, behind)
+        if start >= ends_at and all(right - left >= 3 for left, right in groups.spans[first : behind - 1]):
             ends_at = end
             yield Match(start, end, GuardKind.CARD)
 

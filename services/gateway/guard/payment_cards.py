@@ -31,7 +31,13 @@ _ISSUERS: tuple[tuple[str, str, frozenset[int]], ...] = (
 )  # fmt: skip
 
 
+#: First digits -> lengths.
+_LENGTHS = {str(prefix): lengths for low, high, lengths in _ISSUERS for prefix in range(int(low), int(high) + 1)}
+FIRST_DIGITS = frozenset(prefix[0] for prefix in _LENGTHS)
+
+
 def is_card(digits: str) -> bool:
-    return any(low <= digits[: len(low)] <= high and len(digits) in lengths for low, high, lengths in _ISSUERS) and bool(
-        luhn.is_valid(digits)
-    )
+    for size in (1, 2, 3, 4):
+        if len(digits) in _LENGTHS.get(digits[:size], ()):
+            return bool(luhn.is_valid(digits))
+    return False

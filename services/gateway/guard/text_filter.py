@@ -6,7 +6,7 @@ end behind it: a character that no kind contains, or a space behind a word that 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from services.gateway.guard.detectors import (
     CONTEXT_CHARACTERS,
@@ -17,9 +17,9 @@ from services.gateway.guard.detectors import (
     Detector,
     Match,
     OpenSecret,
-    PhoneBudget,
 )
 from services.gateway.guard.own_patterns import OwnPatterns
+from services.gateway.guard.phone_numbers import PhoneBudget
 from shared.config_documents import GuardKind
 
 #: A text without a border is held up to HOLD characters; then what begins in the first STEP is decided.
@@ -109,9 +109,11 @@ class TextFilter:
             if LIKELY.search(text, self._decided, limit) is None:
                 self._decided = begins_before
                 continue
-            phones = replace(self._phones)
+            phones = self._phones.copy()
             try:
-                found = self._detector.find(text, self._decided, limit, offset=self._offset, phones=phones, is_whole=is_whole)
+                found = self._detector.find(
+                    text, self._decided, limit, begins_before, offset=self._offset, phones=phones, is_whole=is_whole
+                )
             except OpenSecret:
                 self._retry_at = min(size + _RETRY_CHARACTERS, self._decided + HOLD + MAX_SECRET_CHARACTERS)
                 return

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from services.gateway.guard import national_ids, phone_numbers
-from services.gateway.guard.detectors import MAX_PHONES, Detector
+from services.gateway.guard.detectors import Detector
+from services.gateway.guard.phone_numbers import MAX_PHONES, PhoneLikeness
 from services.gateway.guard.text_filter import Found, TextFilter
 from shared.config_documents import GuardKind
 from shared.identity import credentials
@@ -167,11 +168,15 @@ def test_texts_that_a_policy_allows_are_not_found() -> None:
 def test_many_candidates_are_not_all_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def is_valid(_forms: object, text: str) -> bool:
+    def judge(_forms: object, text: str, _digits: str) -> PhoneLikeness:
         asked.append(text)
-        return False
+        return PhoneLikeness.NONE
 
-    monkeypatch.setattr(phone_numbers.PhoneForms, "is_valid", is_valid)
+    monkeypatch.setattr(phone_numbers.PhoneForms, "judge", judge)
     text = "".join(f"+49 170 12345{number}, " for number in range(10, 60))
     assert masked(text, GuardKind.PHONE).count("[phone]") == 50 - MAX_PHONES
     assert len(asked) == MAX_PHONES
+    asked.clear()
+    # Without borders, each part of a text is read twice.
+    masked("".join(f"212-555-{number:04} " for number in range(600)), GuardKind.PHONE, countries=("US",))
+    assert len(asked) == 2 * MAX_PHONES, "7,800 characters"
