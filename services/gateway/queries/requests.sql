@@ -245,9 +245,18 @@ spent AS (
     SELECT transfer, sum(amount_micro) AS micro FROM recent_entries WHERE kind = 'usage' AND account = 'revenue' GROUP BY transfer
 ),
 held_by_target AS (
-    SELECT holds.day, holds.route, held.target, sum(held.micro) AS micro
-    FROM target_holds AS holds JOIN reservations USING (request_id), unnest(holds.targets, holds.micros) AS held (target, micro)
-    WHERE state = 'reserved' GROUP BY 1, 2, 3
+    SELECT day, route, target, sum(micro) AS micro
+    FROM (
+        SELECT holds.day, holds.route, held.target, held.micro
+        FROM target_holds AS holds JOIN reservations USING (request_id), unnest(holds.targets, holds.micros) AS held (target, micro)
+        WHERE state = 'reserved'
+        UNION ALL
+        -- Of gateways before 0024.
+        SELECT (created_at AT TIME ZONE 'UTC')::date, held_route, held.target, held.micro
+        FROM reservations, unnest(held_targets, held_target_micro) AS held (target, micro)
+        WHERE state = 'reserved' AND held_targets IS NOT NULL
+    ) AS holds
+    GROUP BY 1, 2, 3
 ),
 paid AS (SELECT request_id, settled_micro FROM reservations WHERE settled_micro > 0 AND ended_at >= coalesce($2::timestamptz, '-infinity'))
 SELECT

@@ -11,15 +11,7 @@ CREATE TABLE target_holds (
     micros bigint[] NOT NULL
 );
 
-INSERT INTO target_holds
-SELECT request_id, (created_at AT TIME ZONE 'UTC')::date, held_route, held_targets, held_target_micro
-FROM reservations WHERE state = 'reserved' AND held_targets IS NOT NULL;
-
-DROP TRIGGER targets_are_released ON reservations;
-DROP FUNCTION release_targets;
-DROP FUNCTION hold_target;
-DROP FUNCTION spend_target;
-ALTER TABLE reservations DROP COLUMN held_route, DROP COLUMN held_targets, DROP COLUMN held_target_micro;
+-- Gateways of before keep their holds in the reservations' columns, with hold_target, spend_target and the trigger, until they are replaced.
 
 -- Holds what requests that were reserved in this transaction may cost at targets, in this order. Returns what would exceed a day's ceiling; of
 -- repeated requests, what they don't hold. Planning each call would cost more than the rest, and a plan for the few rows of a new table would
