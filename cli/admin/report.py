@@ -73,18 +73,17 @@ _csv = click.option(
 _json = watching.listing_options("Print a JSON object; amounts in micro-credits.")
 
 
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    return _since(_until(_by(_label(_csv(_json(command))))))
+
+
 @click.group()
 def report() -> None:
     """Report usage and cost across all users. Admins only."""
 
 
 @report.command()
-@_since
-@_until
-@_by
-@_label
-@_csv
-@_json
+@_options
 @click.pass_obj
 def usage(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_json: bool) -> None:
     """Show requests, tokens, speed, conversations and ratings, grouped by day, user, model, route or machine owner."""
@@ -93,12 +92,7 @@ def usage(here: CliContext, /, *, since: date, until: date | None, by: str, labe
 
 
 @report.command()
-@_since
-@_until
-@_by
-@_label
-@_csv
-@_json
+@_options
 @click.pass_obj
 def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_json: bool) -> None:
     """Show credits spent, what providers asked, and what caching and your own machines saved."""

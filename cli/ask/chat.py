@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from cli import value_completion
-from cli.ask.infer import refuse_bad_text
+from cli.ask.infer import model_option, refuse_bad_text
 from cli.cli_context import CliContext
 
 if TYPE_CHECKING:
@@ -27,13 +27,7 @@ def _complete_names(context: click.Context, parameter: click.Parameter, incomple
 
 
 @click.command()
-@click.option(
-    "-m",
-    "--model",
-    metavar="NAME",
-    shell_complete=value_completion.models,
-    help="Model to use; see `aicli models`. Default: the gateway's default model.",
-)
+@model_option
 @click.option("-s", "--system", metavar="TEXT", help="System prompt.")
 @click.option("-c", "--continue", "continues", is_flag=True, help="Continue the latest conversation.")
 @click.option("--load", "name", metavar="NAME", shell_complete=_complete_names, help="Continue the conversation that `/save NAME` named.")

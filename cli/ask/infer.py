@@ -56,18 +56,21 @@ class _Parameters(TypedDict):
     output_format: str | None
 
 
-@click.command(cls=NumberTakingCommand)
-@click.argument("words", metavar="PROMPT...", nargs=-1)
-@click.option(
-    "-f", "--file", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Append a text file. Can be repeated."
-)
-@click.option(
+model_option = click.option(
     "-m",
     "--model",
     metavar="NAME",
     shell_complete=value_completion.models,
     help="Model to use; see `aicli models`. Default: the gateway's default model.",
 )
+
+
+@click.command(cls=NumberTakingCommand)
+@click.argument("words", metavar="PROMPT...", nargs=-1)
+@click.option(
+    "-f", "--file", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Append a text file. Can be repeated."
+)
+@model_option
 @click.option("-s", "--system", metavar="TEXT", help="System prompt.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Maximum number of tokens to generate.")
 @click.option("--temperature", type=float, help="Sampling temperature: 0 always picks the most likely token; higher values vary more.")
