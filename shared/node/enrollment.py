@@ -192,10 +192,6 @@ class EnrollmentSession:
         transport.on_refused = self._on_refused
         transport.on_unreachable = self._on_unreachable
 
-    @property
-    def links(self) -> list[Link]:
-        return [connection.link for connection in self._connections]
-
     async def ask(self, method: Method[Request, Reply], request: Callable[[Peer], Request]) -> Reply:
         """Send what ``request`` makes for the auth that gets it. Raises auth's refusal, or why no auth answered in time."""
         return await self._within(self._options.find_seconds, self._ask(method, request))
