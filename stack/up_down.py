@@ -19,7 +19,6 @@ from stack.stack_home import StackHome
 
 #: Give up starting after this long without progress. A busy machine or a cold disk is slow, but makes progress.
 _STALL_SECONDS = 180.0
-#: The maximum duration of starting.
 _START_SECONDS = 3600.0
 #: All stages of stopping with their grace periods, and a margin.
 _STOP_SECONDS = 180.0

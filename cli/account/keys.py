@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cli.output.printing import Json
     from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey
 
-    #: The value of an option.
     OptionValue = int | str | bool | tuple[str, ...] | None
 
 #: The range of auth's columns.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class TraceLine(msgspec.Struct, frozen=True):
     """A span, as a line of the tree."""
 
-    #: The depth in the tree.
+    #: Indented by its depth in the tree.
     span: str
     service: str
     node: str

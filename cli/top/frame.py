@@ -74,11 +74,9 @@ class TopFrame(msgspec.Struct, frozen=True, kw_only=True):
     health: str | None
     #: The worst first, at most five.
     wrong: tuple[UnhealthyComponent, ...]
-    #: The number of unhealthy components.
     parts_wrong: int | None
     #: The most severe first, at most five.
     alerts: tuple[FiringAlert, ...]
-    #: The number of firing alerts.
     alerts_firing: int | None
     requests_per_second: float | None
     errors_per_second: float | None

@@ -90,7 +90,6 @@ class RotationPlan:
     #: Create a key that signs from then on; None if none is needed.
     make: datetime | None
     epoch: int
-    #: The keys that it replaces.
     retire: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
 

@@ -46,7 +46,6 @@ class AccessTokenClaims(msgspec.Struct, frozen=True, kw_only=True):
     iss: str
     aud: str
     sub: UserId
-    #: The id of the session.
     sid: str
     #: The tenant that is charged: an organization, or the user. None in tokens from older versions of auth.
     tid: TenantId | None = None

@@ -24,7 +24,6 @@ T = TypeVar("T")
 MAX_WAITING: Final = 20_000
 BATCH: Final = 512
 _BACKOFF = Backoff(first_seconds=0.5, longest_seconds=10.0)
-#: Limits the endpoint's Retry-After.
 _MAX_RETRY_AFTER_SECONDS: Final = 60.0
 
 #: Returns what was rejected, or None. Raises Unavailable if a retry can help, and BadRequest if not.

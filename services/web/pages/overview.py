@@ -22,7 +22,6 @@ from shared.api.gateway import UserQuota
 from shared.api.usage_report import LoggedRequests, UsageSummary
 from shared.types import Credential, ModelName, RequestId, Tier
 
-#: The number of recent requests.
 RECENT = 10
 #: A report is expensive: it sorts all requests of its period by latency. With new requests, the pause is long enough that the reports of
 #: one page keep the gateway busy for at most a twentieth of the time. Without new requests, LATEST_SECONDS applies.

@@ -72,7 +72,6 @@ class PolicyPage:
     title: str
     #: The page that it belongs to, and its name.
     back: tuple[str, str] | None
-    #: Path of this page.
     path: str
     state: api.PolicyState
     form: PolicyForm

@@ -83,7 +83,6 @@ class AlertsView:
     more: str = ""
     #: Whether the metrics service is down.
     away: bool = False
-    #: Whether there is no alert.
     calm: bool = False
 
 
