@@ -28,6 +28,7 @@ from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.configuration.policy_rpc import PolicyRpc
 from services.gateway.configuration.routes_rpc import RoutesRpc
 from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.guard import detectors
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_app import HttpApp
@@ -180,6 +181,7 @@ class GatewayService:
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
+        await asyncio.to_thread(detectors.load)
         async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:
             checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
             requests, ledger_store = GatewayStore(database), LedgerStore(database, checkpoints)

@@ -73,6 +73,12 @@ def _checker(module: str) -> _Checker:
     return cast("_Checker", importlib.import_module(f"stdnum.{module}"))
 
 
+def load() -> None:
+    for ids in NATIONAL_IDS.values():
+        for one in ids:
+            _checker(one.module)
+
+
 def of_countries(countries: Iterable[str]) -> Iterator[NationalId]:
     for country in countries:
         yield from NATIONAL_IDS.get(country, ())

@@ -77,6 +77,11 @@ class PhoneForms:
         return PhoneLikeness.NUMBER if _is_grouped(text, parsed.values()) else PhoneLikeness.DIGITS
 
 
+def load() -> None:
+    for country in phonenumbers.SUPPORTED_REGIONS:
+        phonenumbers.PhoneMetadata.metadata_for_region(country)
+
+
 def knows_country(country: str) -> bool:
     return country in phonenumbers.SUPPORTED_REGIONS
 

@@ -1,6 +1,8 @@
 """What is found, and what only looks alike."""
 
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -178,5 +180,25 @@ def test_many_candidates_are_not_all_confirmed(monkeypatch: pytest.MonkeyPatch) 
     assert len(asked) == MAX_PHONES
     asked.clear()
     # Without borders, each part of a text is read twice.
-    masked("".join(f"212-555-{number:04} " for number in range(600)), GuardKind.PHONE, countries=("US",))
-    assert len(asked) == 2 * MAX_PHONES, "7,800 characters"
+    masked("".join(f"212-555-{number:04} " for number in range(3_000)), GuardKind.PHONE, countries=("US",))
+    assert len(asked) == 10 * MAX_PHONES, "39,000 characters"
+
+
+_READ = """
+import sys
+from services.gateway.guard import detectors, national_ids
+from services.gateway.guard.text_filter import TextFilter
+from shared.config_documents import GuardKind
+
+detectors.load()
+loaded = set(sys.modules)
+text_filter = TextFilter(detectors.Detector(frozenset(GuardKind), countries=tuple(national_ids.NATIONAL_IDS)))
+found = [*text_filter.feed(sys.argv[1]), *text_filter.end()]
+print(len(found), sorted(set(sys.modules) - loaded))
+"""
+
+
+def test_no_module_is_loaded_while_a_text_is_read() -> None:
+    text = "tel +81 3 1234 5678, +44 20 7946 0958, ssn 123-45-6789, 811228-9874, 4111 1111 1111 1111, DE89370400440532013000"
+    ran = subprocess.run([sys.executable, "-c", _READ, text], check=True, capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "10 []\n", "parts, and modules"

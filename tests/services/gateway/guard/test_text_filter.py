@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from services.gateway.guard.detectors import Detector
 from services.gateway.guard.own_patterns import OwnPatterns
+from services.gateway.guard.phone_numbers import BLOCK_CHARACTERS
 from services.gateway.guard.text_filter import HOLD, Found, TextFilter
 from shared.config_documents import GuardKind, GuardPattern
 
@@ -70,6 +71,26 @@ def test_a_secret_without_its_end_does_not_count_the_numbers_before_it_again() -
     text = f"0170/1234567-----BEGIN PRIVATE KEY-----\n{'MIIEvQIBADANBgkqhkiG9w0BAQEFAASC' * 110}\n-----END PRIVATE KEY----- +999 1234567 "
     assert found_in([text], None).endswith("] +999 1234567 ")
     assert found_in(list(text)) == found_in([text])
+
+
+def test_an_open_secret_does_not_move_the_budget_of_phone_numbers() -> None:
+    # Half of the invalid numbers are in the first block of the text, and all are in one part with the key.
+    numbers = " ".join(f"+999 170 12345{number}" for number in range(10, 24))
+    text = (
+        "x, " * ((BLOCK_CHARACTERS - len(numbers) // 2) // 3)
+        + numbers
+        + "-----BEGIN PRIVATE KEY-----\n"
+        + "MIIEvQIBADANBg" * 20
+        + "\n-----END PRIVATE KEY-----"
+    )
+    assert found_in(list(text), None) == found_in([text], None)
+
+
+def test_a_number_does_not_end_in_a_card_that_begins_in_the_next_part() -> None:
+    detector = Detector(frozenset({GuardKind.PHONE, GuardKind.CARD}), countries=("US",))
+    text = "212 555 4111 1111 1111 1111"
+    (card,) = detector.find(text, 0, len(text), until=4)
+    assert (card.kind, card.start) == (GuardKind.CARD, 8)
 
 
 def held(text: str, own: OwnPatterns | None = None) -> int:
