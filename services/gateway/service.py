@@ -181,14 +181,13 @@ class GatewayService:
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
-        await asyncio.to_thread(detectors.load)
         async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:
             checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
             requests, ledger_store = GatewayStore(database), LedgerStore(database, checkpoints)
             await ledger_store.ensure_default_price(*settings.default_price())
             config_store = ConfigStore(database)
             configuration = LiveConfiguration(config_store)
-            await configuration.start(settings)
+            await asyncio.gather(configuration.start(settings), asyncio.to_thread(detectors.load))
             ledger = Ledger(ledger_store, configuration.current, node.id, node.metrics)
             quarantine = Quarantine(QuarantineStore(database), node.metrics.wrong_counts)
             find_receipts = partial(orphan_settlement.collect_receipts, node.rpc, node.directory, strike=quarantine.strike)
