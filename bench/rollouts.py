@@ -1,4 +1,5 @@
-"""Measure what 50 open rollouts cost while 1,000 requests a second are recorded: writing their outcomes, and judging them.
+"""Measure what 50 open rollouts cost while 1,000 requests a second are recorded: writing their outcomes, and judging them. Measure how fast
+gateways use a change of the configuration, and what the largest configuration costs them.
 
 The rival is the same recording without open rollouts. Processor time is that of this process and of PostgreSQL.
 """
@@ -6,8 +7,11 @@ The rival is the same recording without open rollouts. Processor time is that of
 import asyncio
 import gc
 import itertools
+import random
 import time
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from uuid import uuid4
 
@@ -18,6 +22,7 @@ from bench.ledger import row_of
 from bench.report import Options, Rows
 from services.gateway import store
 from services.gateway.billing.request_record import RequestRow, RouteUse
+from services.gateway.config_snapshot import DocumentKey
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.rollouts.rollout_evidence import Progress
@@ -26,7 +31,19 @@ from services.gateway.rollouts.rollout_runner import LOOK_SECONDS, RolloutRunner
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
 from services.gateway.store import GatewayStore
 from shared.api.configuration import RolloutPlan, RolloutState
-from shared.config_documents import Sticky
+from shared.config_documents import (
+    DEFAULT_MODEL,
+    ConfigKind,
+    DefaultModelDocument,
+    Document,
+    GuardAction,
+    GuardDocument,
+    GuardKind,
+    PolicyDocument,
+    RouteDocument,
+    Sticky,
+    TargetDocument,
+)
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
 from shared.types import RequestId, UserId
@@ -34,6 +51,7 @@ from tests.servers import PostgresServer, running
 from tests.services.gateway.fakes import FakeRpc
 
 ROLLOUTS, PER_SECOND, BATCH = 50, 1_000, 100
+ROUTES, POLICIES, GATEWAYS = 500, 2_000, 3
 TENANTS = [UserId(uuid4()) for _ in range(200)]
 
 
@@ -107,5 +125,84 @@ async def _start(tables: ConfigStore) -> None:
             await opened.start(rollout)
 
 
+def _largest() -> dict[DocumentKey, Document]:
+    """As many routes and policies as there may be."""
+    targets = (
+        TargetDocument(name="local", model="smollm2", share=90.0),
+        TargetDocument(name="next", model="llama-3-8b", share=10.0),
+        *(TargetDocument(name=f"api-{order}", model="gpt", order=order) for order in (1, 2)),
+    )
+    guard = GuardDocument(prompt={GuardKind.EMAIL: GuardAction.MASK, GuardKind.CARD: GuardAction.REFUSE}, countries=("DE", "US"))
+    policy = PolicyDocument(models=("assistant", "embed-*"), external=("openai",), guard=guard)
+    routes = {(ConfigKind.ROUTE, f"route-{number}"): RouteDocument(targets=targets) for number in range(ROUTES)}
+    return {**routes, **{(ConfigKind.POLICY, f"organization:{uuid4()}"): policy for _ in range(POLICIES)}}
+
+
+async def _longest_step(work: Awaitable[None]) -> float:
+    """Return the milliseconds of processor time for which the event loop served nobody else."""
+    task, longest, last = asyncio.ensure_future(work), 0.0, time.thread_time()
+    while not task.done():
+        await asyncio.sleep(0)
+        longest, last = max(longest, time.thread_time() - last), time.thread_time()
+    await task
+    return 1000 * longest
+
+
+async def _configuration(rows: Rows, _shared: None, options: Options) -> None:
+    with running(PostgresServer) as postgres:
+        async with AsyncExitStack() as stack:
+            tables = [ConfigStore(await stack.enter_async_context(store.opened(postgres.url()))) for _ in range(GATEWAYS)]
+            async with tables[0].lock() as locked:
+                await locked.write(_largest(), origin="applied")
+            gc.freeze()
+            tracemalloc.start()
+            live = LiveConfiguration(tables[0])
+            await live.reload()
+            rows.alone("configuration of 500 routes and 2,000 policies", tracemalloc.get_traced_memory()[0] / 1e6, "MB", at_most=30)
+            tracemalloc.stop()
+            spent, steps = [], []
+            for _ in range(10):
+                before = time.thread_time()
+                steps.append(await _longest_step(LiveConfiguration(tables[0]).reload()))
+                spent.append(1000 * (time.thread_time() - before))
+            rows.alone("reading it, processor time", sorted(spent)[5], "ms", at_most=200)
+            rows.alone("reading it, longest step of the event loop", sorted(steps)[5], "ms", at_most=20)
+            for name, changes, most in (("with notifications", 100, 2000), ("without notifications", options.polls, 10_000)):
+                gateways = [LiveConfiguration(one) for one in tables]
+                for one in tables if most > 2000 else ():
+                    one.watch = _never  # type: ignore[method-assign]
+                waited = await _propagate(gateways, tables[0], changes)
+                claim = f"a change is used by {GATEWAYS} gateways, {name}: p99 of {changes}"
+                rows.alone(claim, 1000 * report.percentile(waited, 0.99), "ms", at_most=most)
+
+
+async def _never() -> AsyncGenerator[None]:
+    await asyncio.Event().wait()
+    yield
+
+
+async def _propagate(gateways: Sequence[LiveConfiguration], tables: ConfigStore, changes: int) -> list[float]:
+    """Change one document again and again; return the seconds until all gateways use it."""
+    waited = []
+    for gateway in gateways:
+        await gateway.reload()
+    async with asyncio.TaskGroup() as tasks:
+        watching = [tasks.create_task(gateway.watch()) for gateway in gateways]
+        for number in range(changes):
+            # At any time between two polls.
+            await asyncio.sleep(random.uniform(0.0, 0.2))
+            async with tables.lock() as locked:
+                wanted = locked.revision + 1
+                await locked.write({(ConfigKind.DEFAULT_MODEL, DEFAULT_MODEL): DefaultModelDocument(f"m{number}")}, origin="applied")
+            began = time.monotonic()
+            while min(gateway.current().revision for gateway in gateways) < wanted:  # noqa: ASYNC110 - they tell nobody
+                await asyncio.sleep(0.002)
+            waited.append(time.monotonic() - began)
+        for task in watching:
+            task.cancel()
+    return waited
+
+
 if __name__ == "__main__":
-    report.run(__doc__, {"rollouts": _measure}, limits=(300.0, 120.0), seconds=(20.0, 10.0))
+    parts = {"rollouts": _measure, "configuration": _configuration}
+    report.run(__doc__, parts, limits=(400.0, 200.0), seconds=(20.0, 10.0), polls=(20, 5))
