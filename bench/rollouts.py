@@ -10,7 +10,7 @@ import itertools
 import random
 import time
 import tracemalloc
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from uuid import uuid4
@@ -138,13 +138,14 @@ def _largest() -> dict[DocumentKey, Document]:
     return {**routes, **{(ConfigKind.POLICY, f"organization:{uuid4()}"): policy for _ in range(POLICIES)}}
 
 
-async def _longest_step(work: Awaitable[None]) -> float:
+async def _longest_step(work: Coroutine[None, None, None]) -> float:
     """Return the milliseconds of processor time for which the event loop served nobody else."""
-    task, longest, last = asyncio.ensure_future(work), 0.0, time.thread_time()
-    while not task.done():
-        await asyncio.sleep(0)
-        longest, last = max(longest, time.thread_time() - last), time.thread_time()
-    await task
+    longest, last = 0.0, time.thread_time()
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(work)
+        while not task.done():
+            await asyncio.sleep(0)
+            longest, last = max(longest, time.thread_time() - last), time.thread_time()
     return 1000 * longest
 
 

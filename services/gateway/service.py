@@ -52,7 +52,6 @@ from services.gateway.pipeline import Pipeline
 from services.gateway.pull_orders import PullOrders
 from services.gateway.relay import Relay
 from services.gateway.request_admission import RequestAdmission
-from services.gateway.rollouts import rollout_waits
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
@@ -171,7 +170,7 @@ class GatewayService:
             cache_only_when_asked=settings.response_cache == "asked",
             on_ended=(brake.ended, self.guard_reporting.ended),
         )
-        self.rollouts.find_late = lambda: rollout_waits.find_late(opened.configuration.rollouts, self._pipeline.running)
+        self.rollouts.requests = self._pipeline.running
         self._idempotency = opened.idempotency
         self.reports = opened.reports
         self._deduplicated = DeduplicatedInference(self._pipeline, opened.idempotency)

@@ -5,20 +5,22 @@ rollout first, then the configuration.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
 import msgspec
 
-from services.gateway.active_request import ActiveRequest
+from services.gateway.active_request import ActivePrompt, ActiveRequest, milliseconds
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.rollouts import rollout_report, rollout_rules
 from services.gateway.rollouts.rollout_evidence import RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
+from services.gateway.scheduling.route_choice import OpenRollout
 from shared import errors
+from shared.api.auth import Principal
 from shared.api.configuration import MAX_NOTE_CHARACTERS, RolloutState
 from shared.config_documents import ConfigKind, RouteDocument, TargetDocument
 from shared.rpc.audit_reporting import AuditReporting
@@ -26,9 +28,6 @@ from shared.telemetry import Metrics, logs
 from shared.types import UserId
 
 LOOK_SECONDS: Final = 5.0
-
-#: A running request that has waited for too long, and its rollout.
-LateRequest = tuple[UUID, ActiveRequest, RequestOutcome]
 
 _log = logs.get(part="rollouts")
 
@@ -49,7 +48,8 @@ class RolloutRunner:
         self._store = store
         self._audit_reporting = audit_reporting
         self._metrics = metrics
-        self.find_late: Callable[[], Iterable[LateRequest]] = tuple
+        #: Requests that run at this gateway, with their callers.
+        self.requests: Mapping[ActiveRequest, Principal] = {}
         self._look_seconds = look_seconds
         #: Rollouts that this gateway has stopped by itself, and why; until PostgreSQL knows.
         self._stopped: dict[UUID, tuple[str, str]] = {}
@@ -102,7 +102,7 @@ class RolloutRunner:
         await self._report([after for after in changed if not after.is_open])
 
     async def _count_late(self) -> None:
-        late = list(self.find_late())
+        late = list(_late_requests(self._live.rollouts, self.requests))
         if not late:
             return
         async with self._store.change() as tables:
@@ -176,3 +176,30 @@ def end_route(document: RouteDocument, rollout: Rollout) -> RouteDocument:
         return target
 
     return msgspec.structs.replace(document, targets=tuple(map(end_target, document.targets)))
+
+
+def _late_requests(
+    rollouts: Mapping[str, OpenRollout], requests: Mapping[ActiveRequest, Principal]
+) -> Iterator[tuple[UUID, ActiveRequest, RequestOutcome]]:
+    """Yield running requests that have waited longer for their first text than the baseline's usually do, if they are not counted yet. They
+    count as late at once: a candidate that hangs would otherwise be seen only when its requests reach their deadlines."""
+    for running, principal in list(requests.items()):
+        used = running.route
+        # Embeddings have no first text.
+        if used is None or not used.is_compared or used.target != used.variant or not isinstance(running, ActivePrompt):
+            continue
+        rollout = rollouts.get(used.route)
+        if rollout is None or rollout.first_token_limit_ms is None or running.is_counted_late or running.first_text_seconds is not None:
+            continue
+        waited_ms = milliseconds(running.seconds_so_far)
+        if waited_ms > rollout.first_token_limit_ms and used.variant in {rollout.plan.candidate, rollout.plan.baseline}:
+            is_candidate = used.variant == rollout.plan.candidate
+            outcome = RequestOutcome(
+                is_candidate=is_candidate,
+                tenant=principal.tenant_id,
+                user=principal.user_id,
+                began_at=running.began_at,
+                has_ended=False,
+                waited_ms=waited_ms,
+            )
+            yield rollout.id, running, outcome

@@ -21,7 +21,6 @@ from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.limits.upstream_prices import TargetSpending
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
-from services.gateway.rollouts.rollout_waits import find_late
 from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import GatewayStore
@@ -494,7 +493,7 @@ async def test_a_request_that_waits_too_long_counts_at_once_and_once(gateway: Ga
     await gateway.start()
     await gateway.live.reload()
     running: dict[ActiveRequest, Principal] = {}
-    gateway.runner.find_late = lambda: find_late(gateway.live.rollouts, running)
+    gateway.runner.requests = running
     hung, answers = waiting("next", 0.7), waiting("next", 0.7)
     answers._first_text = 0.5
     others = waiting("next", 0.5), waiting("local", 0.7), waiting("next", 0.7, is_compared=False), waiting("next", 0.7, target="local")
@@ -520,7 +519,7 @@ async def test_while_postgresql_is_down_a_late_request_is_not_forgotten(gateway:
     await gateway.start()
     await gateway.live.reload()
     hung = waiting("next", 0.7)
-    gateway.runner.find_late = lambda: find_late(gateway.live.rollouts, {hung: PERSON})
+    gateway.runner.requests = {hung: PERSON}
 
     async def refuse(*_: object) -> None:
         raise errors.Unavailable("down")
