@@ -27,7 +27,6 @@ from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.configuration.policy_rpc import PolicyRpc
 from services.gateway.configuration.routes_rpc import RoutesRpc
-from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.guard import detectors
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.http_api.cors import CorsPolicy
@@ -48,10 +47,11 @@ from services.gateway.model_orders import ModelOrders
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
 from services.gateway.openai_api.openai_routes import OpenAi
-from services.gateway.pipeline import Pipeline
 from services.gateway.pull_orders import PullOrders
 from services.gateway.relay import Relay
-from services.gateway.request_admission import RequestAdmission
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.requests.pipeline import Pipeline
+from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore

@@ -5,11 +5,11 @@ from functools import lru_cache
 
 import msgspec
 
-from services.gateway.deduplicated_inference import DeduplicatedInference, InferenceReply, RepeatedRequest, ReplyFacts
 from services.gateway.http_api import http_errors, response_formats
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.http_errors import Headers
 from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference, InferenceReply, RepeatedRequest, ReplyFacts
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.inference import Chunk
 from shared.telemetry.metrics_registry import version

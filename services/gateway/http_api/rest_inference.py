@@ -4,13 +4,13 @@ from typing import cast
 
 import msgspec
 
-from services.gateway.deduplicated_inference import DeduplicatedInference
 from services.gateway.http_api import answer_delivery, chat_messages, request_bodies, response_formats
 from services.gateway.http_api.chat_messages import ChatBodyMessage, ResponseFormat, ToolBody, ToolChoiceBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFacts, AnswerToolCall, ErrorBody, ServerSentEvent, TokenChoice
 from services.gateway.prompt_admission import BadField
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import Usage

@@ -6,11 +6,11 @@ from typing import Literal, cast
 
 import msgspec
 
-from services.gateway.deduplicated_inference import DeduplicatedInference
 from services.gateway.http_api import answer_delivery, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.prompt_admission import BadField
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, GivenInput
 from shared.types import ModelName

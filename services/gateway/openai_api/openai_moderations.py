@@ -5,8 +5,8 @@ import msgspec
 from services.gateway.http_api import answer_delivery, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.pipeline import Pipeline
 from services.gateway.prompt_admission import BadField, ModerationRequest
+from services.gateway.requests.pipeline import Pipeline
 from shared.api import inference
 from shared.api.inference import ModerationVerdict
 from shared.types import ModelName

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from typing import get_args
 
-from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.http_api import answer_delivery
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
@@ -24,6 +23,7 @@ from services.gateway.openai_api.response_events import ErrorEvent, Response, St
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
 from services.gateway.prompt_admission import BadField
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult, ServedModel

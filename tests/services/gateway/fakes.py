@@ -17,7 +17,6 @@ from services.gateway.billing.reservations import GrantedReservation, Insufficie
 from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder, Writer
 from services.gateway.callers import Callers
 from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.deduplicated_inference import DeduplicatedInference
 from services.gateway.guard.guard_rules import Guardrails
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_app import HttpApp
@@ -37,9 +36,10 @@ from services.gateway.limits.tiers import LimitRules
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
 from services.gateway.openai_api.openai_routes import OpenAi
-from services.gateway.pipeline import Pipeline
 from services.gateway.relay import Relay
-from services.gateway.request_admission import RequestAdmission
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference
+from services.gateway.requests.pipeline import Pipeline
+from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.scheduling import policies, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import Policies

@@ -33,7 +33,7 @@ from shared.types import KeyId, MicroCredits, ModelName, Role, TenantId, UserId
 from tests import tiers
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService, announcement, node_id
-from tests.services.gateway.test_embedding_pipeline import EmbeddingWorker, packed
+from tests.services.gateway.requests.test_embedding_pipeline import EmbeddingWorker, packed
 from tests.services.gateway.test_moderation import ModerationWorker
 from tests.testnet import until
 

@@ -36,7 +36,7 @@ from shared.protocol.directory import WorkerLoad
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, Role, TenantId, UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService, node_id
-from tests.services.gateway.test_embedding_pipeline import EmbeddingWorker, packed
+from tests.services.gateway.requests.test_embedding_pipeline import EmbeddingWorker, packed
 from tests.testnet import until
 
 LOCAL, API = ModelName("local"), ModelName("api")

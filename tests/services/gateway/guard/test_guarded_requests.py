@@ -23,7 +23,7 @@ from shared.stores.cache import Cache
 from shared.types import FinishReason, KeyId, ModelName, RequestStatus
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, RunningService
-from tests.services.gateway.test_embedding_pipeline import EmbeddingWorker
+from tests.services.gateway.requests.test_embedding_pipeline import EmbeddingWorker
 from tests.stopwatch import HANG_SECONDS
 from tests.testnet import until
 

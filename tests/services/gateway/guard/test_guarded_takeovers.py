@@ -11,10 +11,10 @@ import pytest
 from services.gateway import store
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.settings import GatewaySettings
 from shared import config, context, errors
 from shared.api.auth import Principal

@@ -8,7 +8,6 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from services.gateway.deduplicated_inference import RepeatedRequest
 from services.gateway.http_api import answer_delivery, http_call, response_formats
 from services.gateway.http_api.http_app import HttpApp, HttpRoute
 from services.gateway.http_api.http_call import HttpCall
@@ -23,6 +22,7 @@ from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
 from services.gateway.prompt_admission import BadField
+from services.gateway.requests.deduplicated_inference import RepeatedRequest
 from shared import access_table, context, errors
 from shared.access_table import AccessRule
 from shared.api import inference

@@ -8,7 +8,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from services.gateway import request_admission
+from services.gateway.requests import request_admission
 from shared import errors
 from shared.api import inference
 from shared.api.generation import Generation, ToolCall, Usage

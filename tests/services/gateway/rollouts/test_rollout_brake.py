@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from services.gateway.active_request import ActivePrompt
 from services.gateway.billing.request_record import RequestRow, RouteUse
+from services.gateway.requests.active_request import ActivePrompt
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.scheduling.route_choice import OpenRollout
 from shared.api.configuration import RolloutPlan

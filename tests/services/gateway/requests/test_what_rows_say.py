@@ -7,7 +7,7 @@ import pytest
 
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
-from services.gateway.pipeline import Pipeline
+from services.gateway.requests.pipeline import Pipeline
 from shared import context, errors
 from shared.api.embedding import EmbeddingRequest
 from shared.api.gateway import InferenceRequest
@@ -16,7 +16,7 @@ from shared.stores.cache import Cache
 from shared.types import ModelName
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
-from tests.services.gateway.test_embedding_pipeline import EmbeddingWorker
+from tests.services.gateway.requests.test_embedding_pipeline import EmbeddingWorker
 
 OWNED = {"owner": "7c2e", "labels": {"site": "berlin", "gpu": "a100"}}
 

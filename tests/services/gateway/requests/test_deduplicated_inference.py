@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from services.gateway.deduplicated_inference import NO_REPEAT, DeduplicatedInference, InferenceReply, RepeatedRequest
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
+from services.gateway.requests.deduplicated_inference import NO_REPEAT, DeduplicatedInference, InferenceReply, RepeatedRequest
 from services.gateway.store import opened
 from shared import context, errors
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest

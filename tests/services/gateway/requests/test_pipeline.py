@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from services.gateway import prompt_admission
-from services.gateway.pipeline import Pipeline
+from services.gateway.requests.pipeline import Pipeline
 from services.gateway.scheduling import routing
 from shared import context, errors
 from shared.api import events, inference

@@ -17,7 +17,7 @@ from shared.protocol.directory import WorkerLoad
 from shared.types import MicroCredits, RequestStatus
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
-from tests.services.gateway.test_pipeline import ask
+from tests.services.gateway.requests.test_pipeline import ask
 from tests.testnet import until
 
 

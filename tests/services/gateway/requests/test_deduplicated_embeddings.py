@@ -10,11 +10,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.idempotency import answer_buffer, idempotent_requests
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.store import opened
 from shared import context, errors
 from shared.api.embedding import Embed, Embedded, EmbeddingRequest, EmbeddingResult, Vectors
@@ -23,7 +23,7 @@ from shared.timing.backoff import Backoff
 from shared.types import NodeId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
-from tests.services.gateway.test_embedding_pipeline import packed
+from tests.services.gateway.requests.test_embedding_pipeline import packed
 
 #: What its bytes are as a number of a vector; no other byte string of a row is likely to have them.
 CANARY = 1.2345679e8

@@ -21,8 +21,8 @@ from services.gateway.idempotency.answer_reader import RepeatedAnswerFacts
 from services.gateway.idempotency.answer_runs import AnswerRun
 from services.gateway.idempotency.idempotency_keys import FIELD, End, IdempotentRequest, NewKeyUse, Orphaned
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
-from services.gateway.pipeline import Pipeline
 from services.gateway.prompt_admission import BadField
+from services.gateway.requests.pipeline import Pipeline
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, Vectors

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.deduplicated_inference import DeduplicatedInference
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import CacheRequest
 from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
-from services.gateway.pipeline import Pipeline
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference
+from services.gateway.requests.pipeline import Pipeline
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.policies import Policies
 from shared import context, errors

@@ -13,7 +13,6 @@ from typing import Generic, TypeVar
 import msgspec
 
 from services.gateway import node_interface, prompt_admission
-from services.gateway.active_request import ActiveEmbedding, ActiveModeration, ActivePrompt, ActiveRequest, ActiveTexts, ServingTarget
 from services.gateway.billing.ledger import CostBounds, HeldCredits, Ledger
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.config_snapshot import ConfigSnapshot, ReadConfig
@@ -28,6 +27,14 @@ from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import LimitReached, Quotas
 from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
 from services.gateway.prompt_admission import MAX_ANSWER_TOKENS, AdmittedPrompt, AdmittedTexts, BadField, ModerationRequest
+from services.gateway.requests.active_request import (
+    ActiveEmbedding,
+    ActiveModeration,
+    ActivePrompt,
+    ActiveRequest,
+    ActiveTexts,
+    ServingTarget,
+)
 from services.gateway.scheduling import prefix_affinity, route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import Policy

@@ -21,7 +21,6 @@ import msgspec
 from prometheus_client import Counter
 
 from services.gateway import failover
-from services.gateway.active_request import ActiveEmbedding, ActiveModeration, ActivePrompt, ActiveRequest, ServingTarget, milliseconds
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import WorkerClaim
 from services.gateway.billing.route_metrics import RouteCounters
@@ -32,7 +31,15 @@ from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.prompt_admission import ModerationRequest
 from services.gateway.relay import AnswerItem, Embedding, ModerationItem, OnClaim, Relay
-from services.gateway.request_admission import RequestAdmission, TargetCall
+from services.gateway.requests.active_request import (
+    ActiveEmbedding,
+    ActiveModeration,
+    ActivePrompt,
+    ActiveRequest,
+    ServingTarget,
+    milliseconds,
+)
+from services.gateway.requests.request_admission import RequestAdmission, TargetCall
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
