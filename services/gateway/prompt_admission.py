@@ -4,9 +4,14 @@ The ranges are an allow-list: nothing reaches an engine unchecked (CVE-2026-2186
 checks again.
 """
 
+import hmac
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+
+import msgspec
 
 from services.gateway.scheduling.routing import ModelNames
 from shared import errors
@@ -15,7 +20,7 @@ from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, TO
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, FormatKind, Tool, ToolChoice
 from shared.api.inference import MAX_TEXT_BYTES, MAX_TEXTS
-from shared.types import ModelName
+from shared.types import ModelName, TenantId
 
 #: A mesh message is at most 1 MiB (16 MiB for media), including 64 KiB for roles, ids and parameters.
 MAX_PROMPT_BYTES = 1024 * 1024 - 64 * 1024
@@ -270,3 +275,15 @@ def admit_moderation(request: ModerationRequest) -> AdmittedTexts:
         raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
     added = _ADDED_TOKENS * len(request.texts)
     return AdmittedTexts(request.texts, size + added + _GUARD_TOKENS * len(request.texts), size // BYTES_IN_A_TOKEN + added)
+
+
+def fingerprint(content: Sequence[ChatMessage] | Sequence[EmbeddingInput], secret: str) -> str:
+    """Return the keyed hash of a prompt for request_logs: 64 hex digits, equal for equal conversations. A plain hash would not do,
+    because a short prompt can be guessed."""
+    return hmac.digest(secret.encode(), msgspec.msgpack.encode(content), "sha256").hex()
+
+
+@lru_cache(maxsize=4096)  # active tenants; an entry takes about 200 bytes
+def prompt_salt(tenant: TenantId, secret: str) -> str:
+    """Return the token that tells a worker which prompts may share computed state, without naming the tenant."""
+    return hmac.digest(secret.encode(), b"salt:" + str(tenant).encode(), "sha256").hex()[:32]

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 from services.gateway.guard.guard_counts import GuardCount
 from services.gateway.limits.upstream_prices import TargetSpending
+from shared import errors
+from shared.api.generation import Usage
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 
 _NOTHING = MicroCredits(0)
@@ -105,3 +107,36 @@ class RequestRow:
 
 def route_columns(used: RouteUse | None) -> tuple[str | None, int | None, str | None, str | None]:
     return (None, None, None, None) if used is None else (used.route, used.version, used.variant, used.target)
+
+
+def status_of(error: errors.AimeshError) -> RequestStatus:
+    match error:
+        case errors.Limited():
+            return RequestStatus.LIMITED
+        case errors.DeadlineExceeded():
+            return RequestStatus.TIMEOUT
+        case errors.Cancelled():
+            return RequestStatus.CANCELLED
+        case errors.Poison():
+            # It crashed workers: operators must see it among the errors.
+            return RequestStatus.ERROR
+        case errors.CallerError():
+            return RequestStatus.REJECTED
+        case _:
+            return RequestStatus.ERROR
+
+
+def reservation_of(status: RequestStatus, usage: Usage) -> ReservationState:
+    delivered = status is RequestStatus.SUCCESS or usage.completion_tokens > 0
+    return ReservationState.SETTLED if delivered else ReservationState.RELEASED
+
+
+def error_code_of(status: RequestStatus, failure: errors.AimeshError | None) -> str | None:
+    if status is RequestStatus.SUCCESS:
+        return None
+    if failure is not None:
+        # A newer peer may send any code; the column holds 64 characters and no NUL.
+        return "".join(letter for letter in errors.code_of(failure)[:64] if letter.isprintable())
+    return {RequestStatus.TIMEOUT: errors.DeadlineExceeded.code, RequestStatus.ERROR: errors.AimeshError.code}.get(
+        status, errors.Cancelled.code
+    )

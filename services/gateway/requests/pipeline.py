@@ -18,12 +18,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from prometheus_client import Counter
 
 from services.gateway import failover
+from services.gateway.billing import request_record
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import WorkerClaim
-from services.gateway.billing.route_metrics import RouteCounters
+from services.gateway.billing.route_metrics import CompletionCounters, RouteCounters
 from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.cache_keys import CacheUse
@@ -31,15 +31,11 @@ from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.prompt_admission import ModerationRequest
 from services.gateway.relay import AnswerItem, Embedding, ModerationItem, OnClaim, Relay
-from services.gateway.requests.active_request import (
-    ActiveEmbedding,
-    ActiveModeration,
-    ActivePrompt,
-    ActiveRequest,
-    ServingTarget,
-    milliseconds,
-)
-from services.gateway.requests.request_admission import RequestAdmission, TargetCall
+from services.gateway.requests.active_prompt import ActivePrompt
+from services.gateway.requests.active_request import ActiveRequest, ServingTarget, milliseconds
+from services.gateway.requests.active_texts import ActiveEmbedding, ActiveModeration
+from services.gateway.requests.request_admission import RequestAdmission
+from services.gateway.requests.target_choice import TargetCall
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
@@ -47,11 +43,10 @@ from shared.api import embedding, events, inference
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest, Vectors
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import Usage
 from shared.api.inference import ModerationNotice, ModerationVerdict
 from shared.spans import REQUEST_ID
-from shared.telemetry import Metrics, logs, tracing
-from shared.telemetry.answer_metrics import MAX_MODELS, OTHER, GatewayAnswers, MeasuredAnswer
+from shared.telemetry import logs, tracing
+from shared.telemetry.answer_metrics import GatewayAnswers, MeasuredAnswer
 from shared.types import MicroCredits, ModelName, RequestStatus, Role
 
 _MAX_ROW_NUMBER = 2**31 - 1
@@ -199,7 +194,7 @@ class Pipeline:
             status = RequestStatus.SUCCESS if running.complete else RequestStatus.CANCELLED
         except errors.AimeshError as error:
             failure = error
-            status = _status(error)
+            status = request_record.status_of(error)
             raise
         except asyncio.CancelledError:
             # A deadline reaches a handler as a cancellation, too.
@@ -339,11 +334,11 @@ class Pipeline:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             status=status,
-            error_code=_error_code(status, failure),
+            error_code=request_record.error_code_of(status, failure),
             created_at=running.began_at,
             cost_micro=MicroCredits(0) if is_free else running.cost_micro,
             cached=running.cached,
-            reservation=ReservationState.RELEASED if is_free else _reservation(status, usage),
+            reservation=ReservationState.RELEASED if is_free else request_record.reservation_of(status, usage),
             worker_owner=None if running.worker is None else running.worker.announcement.owner or None,
             worker_labels=() if running.worker is None else tuple(sorted(running.worker.announcement.labels.items())),
             begins_conversation=running.begins_conversation,
@@ -401,73 +396,3 @@ def _is_delivery(item: object) -> bool:
     """Whether the caller gets a part of the answer."""
     waits = isinstance(item, ModerationNotice) or (isinstance(item, (inference.Chunk, Vectors)) and item.waiting)
     return not (waits or isinstance(item, inference.PromptAccepted))
-
-
-def _status(error: errors.AimeshError) -> RequestStatus:
-    match error:
-        case errors.Limited():
-            return RequestStatus.LIMITED
-        case errors.DeadlineExceeded():
-            return RequestStatus.TIMEOUT
-        case errors.Cancelled():
-            return RequestStatus.CANCELLED
-        case errors.Poison():
-            # It crashed workers: operators must see it among the errors.
-            return RequestStatus.ERROR
-        case errors.CallerError():
-            return RequestStatus.REJECTED
-        case _:
-            return RequestStatus.ERROR
-
-
-def _reservation(status: RequestStatus, usage: Usage) -> ReservationState:
-    delivered = status is RequestStatus.SUCCESS or usage.completion_tokens > 0
-    return ReservationState.SETTLED if delivered else ReservationState.RELEASED
-
-
-def _error_code(status: RequestStatus, failure: errors.AimeshError | None) -> str | None:
-    if status is RequestStatus.SUCCESS:
-        return None
-    if failure is not None:
-        # A newer peer may send any code; the column holds 64 characters and no NUL.
-        return "".join(letter for letter in errors.code_of(failure)[:64] if letter.isprintable())
-    return {RequestStatus.TIMEOUT: errors.DeadlineExceeded.code, RequestStatus.ERROR: errors.AimeshError.code}.get(
-        status, errors.Cancelled.code
-    )
-
-
-#: Replaces codes unknown to this version: a peer could otherwise create any number of series.
-OTHER_REASON = "other"
-
-
-class CompletionCounters:
-    """Counts costs and aborted streams. Keeps the labeled series, because looking labels up costs more than counting."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._cost = metrics.cost
-        self._aborted = metrics.streams_aborted
-        self._cost_of: dict[ModelName, Counter] = {}
-        self._aborted_for: dict[str, Counter] = {}
-
-    def ended(self, row: RequestRow, *, was_read: bool, complete: bool) -> None:
-        """Call it once for each request. ``was_read``: the reader got the start of the answer; ``complete``: the whole answer was there."""
-        if row.cost_micro and row.model_used is not None:
-            self._cost_for(row.model_used).inc(row.cost_micro)
-        if was_read and not complete and row.error_code is not None:
-            self._aborts_for(row.error_code).inc()
-
-    def _cost_for(self, model: ModelName) -> Counter:
-        found = self._cost_of.get(model)
-        if found is None:
-            # A worker may announce any model name.
-            if len(self._cost_of) >= MAX_MODELS:
-                return self._cost.labels(model=OTHER)
-            found = self._cost_of[model] = self._cost.labels(model=model)
-        return found
-
-    def _aborts_for(self, code: str) -> Counter:
-        reason = code if code in errors.BY_CODE else OTHER_REASON
-        found = self._aborted_for.get(reason)
-        if found is None:
-            found = self._aborted_for[reason] = self._aborted.labels(reason=reason)
-        return found

@@ -1,21 +1,18 @@
 """Admits a request: validates it, finds its model, ensures capacity, counts it against the limits, and reserves its credits."""
 
 import asyncio
-import hmac
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from services.gateway import node_interface, prompt_admission
 from services.gateway.billing.ledger import CostBounds, HeldCredits, Ledger
-from services.gateway.billing.request_record import RouteUse
-from services.gateway.config_snapshot import ConfigSnapshot, ReadConfig
+from services.gateway.config_snapshot import ReadConfig
 from services.gateway.guard import prompt_guard
 from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guard_rules import NO_GUARD, Guardrails
@@ -25,31 +22,26 @@ from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import LimitReached, Quotas
-from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
+from services.gateway.limits.upstream_prices import UpstreamPrices
 from services.gateway.prompt_admission import MAX_ANSWER_TOKENS, AdmittedPrompt, AdmittedTexts, BadField, ModerationRequest
-from services.gateway.requests.active_request import (
-    ActiveEmbedding,
-    ActiveModeration,
-    ActivePrompt,
-    ActiveRequest,
-    ActiveTexts,
-    ServingTarget,
-)
+from services.gateway.requests import target_choice
+from services.gateway.requests.active_prompt import ActivePrompt
+from services.gateway.requests.active_request import ActiveRequest, ServingTarget
+from services.gateway.requests.active_texts import ActiveEmbedding, ActiveModeration, ActiveTexts
+from services.gateway.requests.target_choice import Caller, TargetCall, TargetChoice
 from services.gateway.scheduling import prefix_affinity, route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.policies import Policy
-from services.gateway.scheduling.route_choice import POLICY_REASONS, DropReason, RequestFacts, Route, RouteDecision
-from services.gateway.scheduling.routing import ModelNames, WorkerRequirements
+from services.gateway.scheduling.route_choice import DropReason, RequestFacts, Route, RouteDecision
+from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.auth import Principal
-from shared.api.embedding import EmbeddingInput, EmbeddingRequest
+from shared.api.embedding import EmbeddingRequest
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Sampling, Usage
 from shared.config_documents import Sticky
-from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import Metrics, tracing
-from shared.types import ModelName, Role, TenantId
+from shared.types import ModelName, Role
 
 #: Default for max_tokens if the context allows it: about a page of text, at a bounded price.
 DEFAULT_MAX_TOKENS = 4096
@@ -58,91 +50,6 @@ _LOOK_SECONDS = 0.1
 _SAMPLED = Sampling.__struct_fields__
 
 Call = TypeVar("Call")
-
-
-@dataclass(frozen=True, slots=True)
-class TargetCall(Generic[Call]):
-    """What to send to the workers of one target."""
-
-    target: ServingTarget
-    requirements: WorkerRequirements
-    call: Call
-
-
-@dataclass(frozen=True, slots=True)
-class TargetChoice:
-    """The models that may serve a request, in the order in which they are tried."""
-
-    targets: tuple[ServingTarget, ...]
-    #: None without a route.
-    route: Route | None = None
-
-    @property
-    def models(self) -> tuple[ModelName, ...]:
-        return tuple(target.model for target in self.targets)
-
-    def continuing(self, claim: NewKeyUse | Orphaned | None) -> "TargetChoice":
-        """Keep to the model that began the answer: another one would write another text. Raises AnswerGone if the caller has a part, and
-        that model is no target any more."""
-        if not isinstance(claim, Orphaned) or claim.model is None:
-            return self
-        targets = tuple(target for target in self.targets if target.model == claim.model)
-        if not targets and claim.is_resumed:
-            raise errors.AnswerGone(
-                "the gateway that ran this request is gone, and the model that began the answer may not continue it",
-                hint="send the request again without Last-Event-ID",
-            )
-        return replace(self, targets=targets or self.targets)
-
-    def affordable(self, held: HeldCredits) -> "TargetChoice":
-        """Raise NotReachable if all that the credits cover have reached their ceilings."""
-        covered = tuple(target for target in self.targets if target.model in held.prices)
-        left = tuple(target for target in covered if target.route is None or target.route.target not in held.over_ceiling)
-        if not left:
-            names = ", ".join(sorted(held.over_ceiling))
-            raise errors.NotReachable(
-                f"{names} may cost no more today, and no other target is left", hint="retry tomorrow, or ask for a higher daily_ceiling"
-            )
-        return replace(self, targets=left)
-
-    @property
-    def priced_as(self) -> ModelName | None:
-        return ModelName(self.route.name) if self.route is not None and self.route.has_own_price else None
-
-    def holds(self, upstream: UpstreamPrices, most: Usage) -> tuple[TargetHold, ...]:
-        """Return what the request may cost at targets with a ceiling."""
-        return tuple(
-            TargetHold(*target.place, target.model, upstream.cost(target.model, most), target.ceiling_micro)
-            for target in self.targets
-            if target.ceiling_micro is not None
-        )
-
-    def requirements(self, common: WorkerRequirements) -> tuple[WorkerRequirements, ...]:
-        *others, last = self.models
-        spill = None if self.route is None else self.route.spill_after_seconds
-        return (
-            *(
-                replace(common, model=model, has_alternative=True, most_wait_seconds=math.inf if spill is None else spill)
-                for model in others
-            ),
-            replace(common, model=last),
-        )
-
-    def calls(self, common: WorkerRequirements, call: Callable[[ServingTarget], Call]) -> tuple[TargetCall[Call], ...]:
-        requirements = self.requirements(common)
-        return tuple(TargetCall(target, needs, call(target)) for target, needs in zip(self.targets, requirements, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """A request's caller, with the configuration of the request's start."""
-
-    principal: Principal
-    policy: Policy
-    config: ConfigSnapshot
-    names: ModelNames
-    #: Whether the request counts against limits.
-    is_limited: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +87,7 @@ class RequestAdmission:
             guard = await self.read_guardrails(claim.config_revision, principal)
         admitted = await self._guard_prompt(running, prompt_admission.admit(request), guard, request.top_logprobs)
         answers = request.n or 1
-        running.record_admission(admitted, answers, fingerprint(admitted.messages, self.prompt_hash_secret))
+        running.record_admission(admitted, answers, prompt_admission.fingerprint(admitted.messages, self.prompt_hash_secret))
 
         def describe(route: Route) -> RequestFacts:
             return RequestFacts(
@@ -212,7 +119,7 @@ class RequestAdmission:
             priced_as=choice.priced_as,
             holds=choice.holds(running.upstream, Usage(admitted.most_prompt_tokens, max_tokens * answers)),
         )
-        salt = prompt_salt(principal.tenant_id, self.prompt_hash_secret)
+        salt = prompt_admission.prompt_salt(principal.tenant_id, self.prompt_hash_secret)
         requirements = WorkerRequirements(
             model=models[0],
             tenant=principal.tenant_id,
@@ -269,7 +176,7 @@ class RequestAdmission:
         if guard.prompt:
             running.prompt_matches = GuardMatches()
             admitted = replace(admitted, inputs=await prompt_guard.guard_inputs(admitted.inputs, guard.prompt, running.prompt_matches))
-        running.admitted, running.prompt_hash = admitted, fingerprint(admitted.inputs, self.prompt_hash_secret)
+        running.admitted, running.prompt_hash = admitted, prompt_admission.fingerprint(admitted.inputs, self.prompt_hash_secret)
         return admitted
 
     async def _admit_texts(
@@ -368,7 +275,7 @@ class RequestAdmission:
                 if route is None or facts is None:
                     return self._find_served(running, caller, wanted)
                 running.model, running.unit = ModelName(route.name), facts.unit
-                return _serving(self._choose(route, facts, caller), caller, self.directory.usable(Role.WORKER))
+                return target_choice.serving(self._choose(route, facts, caller), caller, self.directory.usable(Role.WORKER))
             except errors.NotReachable:
                 now, workers = self.clock(), self.directory.entries(Role.WORKER)
                 if now >= gives_up_at or not (now < self.discovery_ends_at or routing.any_recently_lost(workers, datetime.now(UTC))):
@@ -386,7 +293,7 @@ class RequestAdmission:
             usable, model, caller.principal.tenant_id, caller.policy.placement
         )
         if reason is not None:
-            raise _forbidden(caller.policy, running.model, {model: reason}, usable)
+            raise target_choice.forbidden(caller.policy, running.model, {model: reason}, usable)
         return TargetChoice((ServingTarget(model),))
 
     def _choose(self, route: Route, facts: RequestFacts, caller: Caller) -> RouteDecision:
@@ -417,7 +324,7 @@ class RequestAdmission:
             # The system message and the first question stay the same during a conversation.
             system = [message for message in conversation[:1] if message.role == "system"]
             question = next((message for message in conversation if message.role == "user"), None)
-            conversation = fingerprint([*system, *([] if question is None else [question])], self.prompt_hash_secret)
+            conversation = prompt_admission.fingerprint([*system, *([] if question is None else [question])], self.prompt_hash_secret)
         return principal.tenant_id.bytes + conversation.encode()
 
     def _limits(self, running: ActiveRequest, principal: Principal, first: ModelName) -> Sequence[RequestLimit]:
@@ -481,61 +388,3 @@ class RequestAdmission:
         context_tokens = min(routing.contexts(model, self.directory.usable(Role.WORKER)), default=0)
         most = min(DEFAULT_MAX_TOKENS, context_tokens or DEFAULT_MAX_TOKENS)
         return most if limit is None else max(1, min(most, (limit - prompt_tokens) // answers))
-
-
-def _serving(decision: RouteDecision, caller: Caller, usable: Sequence[DirectoryEntry]) -> TargetChoice:
-    """Raise NotAllowed, PolicyForbidden or NotReachable if there is no target."""
-    route, principal = decision.route, caller.principal
-    if decision.candidates:
-        variant = None if decision.drawn is None else decision.drawn.name
-        targets = (
-            ServingTarget(
-                target.model,
-                RouteUse(route.name, route.version, variant, target.name, is_compared=decision.is_compared),
-                target.ceiling_micro,
-                target.format,
-                route.cache_seconds,
-            )
-            for target in decision.candidates
-        )
-        return TargetChoice(tuple(targets), route)
-    reasons = {dropped.target.model: dropped.reason for dropped in decision.dropped}
-    if not prompt_admission.is_listed(principal, ModelName(route.name), caller.names):
-        raise prompt_admission.not_open(principal, ModelName(route.name))
-    if len(decision.dropped) == len(route.targets) and POLICY_REASONS.issuperset(reasons.values()):
-        raise _forbidden(caller.policy, ModelName(route.name), reasons, usable)
-    raise errors.NotReachable(f"no target of {route.name} can take this request: {describe_dropped(decision)}", hint="see `aicli nodes`")
-
-
-def _forbidden(
-    policy: Policy, name: ModelName, reasons: Mapping[ModelName, DropReason], usable: Sequence[DirectoryEntry]
-) -> errors.PolicyForbidden:
-    """``reasons``: by served model."""
-    levels = dict.fromkeys(
-        level
-        for model, reason in reasons.items()
-        for level in route_choice.forbidding_levels(policy, reason, model, route_choice.find_providers(usable, model))
-    )
-    whose = f" (level: {', '.join(levels)})" if levels else ""
-    why = ", ".join(dict.fromkeys(reason.value for reason in reasons.values()))
-    return errors.PolicyForbidden(
-        f"the policy{whose} forbids {name} here: {why}", hint="see `aicli policy explain`, or ask your administrator"
-    )
-
-
-def describe_dropped(decision: RouteDecision) -> str:
-    """Return why targets are not used; also those with a share that others have drawn."""
-    dropped = {found.target.name: found.reason for found in decision.dropped}
-    return ", ".join(f"{target.name} ({target.model}): {dropped.get(target.name, 'not drawn')}" for target in decision.route.targets)
-
-
-def fingerprint(content: Sequence[ChatMessage] | Sequence[EmbeddingInput], secret: str) -> str:
-    """Return the keyed hash of a prompt for request_logs: 64 hex digits, equal for equal conversations. A plain hash would not do,
-    because a short prompt can be guessed."""
-    return hmac.digest(secret.encode(), msgspec.msgpack.encode(content), "sha256").hex()
-
-
-@lru_cache(maxsize=4096)  # active tenants; an entry takes about 200 bytes
-def prompt_salt(tenant: TenantId, secret: str) -> str:
-    """Return the token that tells a worker which prompts may share computed state, without naming the tenant."""
-    return hmac.digest(secret.encode(), b"salt:" + str(tenant).encode(), "sha256").hex()[:32]

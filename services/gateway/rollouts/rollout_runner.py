@@ -13,7 +13,8 @@ from uuid import UUID
 import msgspec
 
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.requests.active_request import ActivePrompt, ActiveRequest, milliseconds
+from services.gateway.requests.active_prompt import ActivePrompt
+from services.gateway.requests.active_request import ActiveRequest, milliseconds
 from services.gateway.rollouts import rollout_report, rollout_rules
 from services.gateway.rollouts.rollout_evidence import RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout

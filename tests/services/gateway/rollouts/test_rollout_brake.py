@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from services.gateway.billing.request_record import RequestRow, RouteUse
-from services.gateway.requests.active_request import ActivePrompt
+from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.scheduling.route_choice import OpenRollout
 from shared.api.configuration import RolloutPlan

@@ -18,7 +18,8 @@ from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.limits.upstream_prices import TargetSpending
-from services.gateway.requests.active_request import ActivePrompt, ActiveRequest
+from services.gateway.requests.active_prompt import ActivePrompt
+from services.gateway.requests.active_request import ActiveRequest
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
 from services.gateway.rollouts.rollouts_rpc import RolloutsRpc

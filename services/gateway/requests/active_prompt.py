@@ -1,0 +1,210 @@
+"""Holds the state of one running prompt."""
+
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+
+from services.gateway.guard import answer_guard
+from services.gateway.guard.answer_guard import AnswerGuard
+from services.gateway.guard.guarded_text import GuardMatches
+from services.gateway.guard.moderation import Moderate, Moderation
+from services.gateway.idempotency.response_cache import AnswerOrigin
+from services.gateway.prompt_admission import AdmittedPrompt
+from services.gateway.relay import AnswerItem
+from services.gateway.requests.active_request import ActiveRequest, milliseconds
+from shared.api import gateway, inference
+from shared.api.gateway import InferenceResult
+from shared.api.generation import Generation, Usage
+from shared.api.inference import Chunk
+from shared.types import FinishReason
+
+#: Allowed tokens without text (tool calls, end marks) if a backend reports no token ids.
+_UNSEEN_TOKENS = 64
+
+
+class ActivePrompt(ActiveRequest):
+    """Tracks one prompt. Iterate it for the chunks; read ``result`` after the block of ``Pipeline.run``."""
+
+    method = gateway.process_inference_request.name.partition(".")[2]
+    answers: AsyncGenerator[AnswerItem] | None
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self._first_text: float | None = None
+        self._prompt_tokens = 0
+        self._tokens = 0
+        self._generation: Generation | None = None
+        self._admitted: AdmittedPrompt | None = None
+        self._wanted_answers = 1
+        #: Bytes of the delivered text and tool calls.
+        self._bytes = 0
+        self._chunks = 0
+        self._origin = AnswerOrigin.MISS
+        #: None if nothing is looked for in the answer.
+        self.guard: AnswerGuard | None = None
+        #: What the guard has let through, but the reader doesn't have yet.
+        self._ready: deque[Chunk] = deque()
+        #: Checks texts for a policy. Set by the pipeline.
+        self.moderate: Moderate | None = None
+        #: None if no policy checks it, or after the check.
+        self.moderation: Moderation | None = None
+        self._moderated: GuardMatches | None = None
+
+    def _answer_matches(self) -> GuardMatches | None:
+        if self.guard is None or self._moderated is None:
+            return self._moderated if self.guard is None else self.guard.matches
+        return self.guard.matches + self._moderated
+
+    def set_origin(self, origin: AnswerOrigin) -> None:
+        self._origin = origin
+
+    def record_admission(self, prompt: AdmittedPrompt, answers: int, prompt_hash: str) -> None:
+        self._admitted, self._wanted_answers, self.prompt_hash = prompt, answers, prompt_hash
+
+    @property
+    def likely_prompt_tokens(self) -> int:
+        return 0 if self._admitted is None else self._admitted.likely_prompt_tokens
+
+    def __aiter__(self) -> "ActivePrompt":
+        return self
+
+    async def __anext__(self) -> tuple[int, Chunk]:
+        """Return the next chunk with its number, from 1; number 0 is a waiting notice."""
+        assert self.answers is not None  # `run` sets it before the reader gets this object
+        while not self._ready:
+            if self._is_refused:
+                if self.moderation is None:
+                    # Closing the worker's stream ends the generation there.
+                    raise StopAsyncIteration
+                await self._moderate_answer()
+                continue
+            answer = await anext(self.answers)
+            if self._first_item is None and not (isinstance(answer, Chunk) and answer.waiting):
+                self._first_item = self._clock()
+            if isinstance(answer, inference.PromptAccepted):
+                self._prompt_tokens = answer.prompt_tokens
+                continue
+            if isinstance(answer, Generation):
+                self._take_end(answer)
+                await self._moderate_answer()
+                continue
+            if answer.waiting:
+                return 0, answer
+            self._count(answer)
+            shown = answer if self.guard is None else self._guarded(answer, self.guard)
+            if shown is not None and (shown.text or shown.tool_calls or shown.logprobs):
+                if self.moderation is not None and self.moderation.take(shown):
+                    continue
+                self._number += 1
+                return self._number, shown
+        self._number += 1
+        return self._number, self._ready.popleft()
+
+    def _count(self, chunk: Chunk) -> None:
+        self._tokens += len(chunk.token_ids)
+        self._chunks += bool(chunk.text or chunk.tool_calls)
+        self._bytes += len(chunk.text.encode()) + sum(len((call.name + call.arguments).encode()) for call in chunk.tool_calls)
+        if self._first_text is None and (chunk.text or chunk.tool_calls):
+            self._first_text = self._clock()
+
+    def _guarded(self, chunk: Chunk, guard: AnswerGuard) -> Chunk | None:
+        began = time.perf_counter()
+        shown = guard.read(chunk)
+        self.guard_seconds += time.perf_counter() - began
+        if self._is_refused:
+            self._generation = guard.ended(Generation(FinishReason.CONTENT_FILTER, self._usage()))
+        return shown
+
+    def _take_end(self, generation: Generation) -> None:
+        self._prompt_tokens = generation.usage.prompt_tokens
+        if self.guard is not None:
+            self._ready.extend(self.guard.end())
+            generation = self.guard.ended(generation)
+        self._generation = generation
+
+    async def _moderate_answer(self) -> None:
+        """Check the answers once they are complete, and release what was held. Raises Unavailable if they can't be checked."""
+        if self.moderation is None:
+            return
+        assert self._generation is not None
+        assert self.answers is not None
+        # Until its stream has ended, the request occupies its worker, which may be the one that moderates.
+        if self._is_refused:
+            await self.answers.aclose()
+        async for _ in self.answers:
+            pass
+        checked, self.moderation = self.moderation, None
+        ready, self._ready = self._ready, deque()
+        self._ready.extend(await checked.end(ready))
+        self._moderated = checked.matches
+        self._generation = answer_guard.filtered(self._generation, checked.refused)
+
+    @property
+    def _is_refused(self) -> bool:
+        """Whether a policy has ended all answers."""
+        return self.guard is not None and len(self.guard.refused) == self._wanted_answers
+
+    def _usage(self) -> Usage:
+        """Count output by the received token ids rather than the worker's claim."""
+        if self._admitted is None:
+            return Usage(prompt_tokens=0, completion_tokens=0)
+        # Don't trust a claim above the bound.
+        prompt_tokens = min(max(self._prompt_tokens, 0), self._admitted.most_prompt_tokens)
+        if self._generation is None:
+            # Without token ids, a chunk has at least one token.
+            return Usage(prompt_tokens, self._tokens or self.chunks)
+        claimed = self._generation.usage
+        # Backends without token ids (HTTP APIs) leave only the worker's claim. A token has at least one byte of text, apart from the few
+        # that mark calls and ends.
+        completion = self._tokens or min(max(claimed.completion_tokens, 0), self._bytes + _UNSEEN_TOKENS, self._most_tokens)
+        return Usage(prompt_tokens, completion, min(max(claimed.cached_tokens, 0), prompt_tokens))
+
+    @property
+    def _most_tokens(self) -> int:
+        return 0 if self.held is None else self.held.max_tokens * self._wanted_answers
+
+    @property
+    def answer_count(self) -> int:
+        return 1 if self._generation is None else max(1, len(self._generation.finish_reasons))
+
+    @property
+    def clamped_to(self) -> int | None:
+        return self.held.max_tokens if self.held is not None and self.held.clamped else None
+
+    @property
+    def begins_conversation(self) -> bool:
+        return self._admitted is not None and all(message.role != "assistant" for message in self._admitted.messages)
+
+    @property
+    def chunks(self) -> int:
+        return self._chunks
+
+    @property
+    def cached(self) -> bool:
+        return self._origin is AnswerOrigin.HIT
+
+    @property
+    def result(self) -> InferenceResult:
+        assert self._generation is not None
+        assert self.model is not None
+        return InferenceResult(
+            request_id=self.request_id,
+            model=self.model,
+            finish_reason=self._generation.finish_reason,
+            usage=self.usage,
+            response_time_ms=self.response_time_ms,
+            first_token_ms=self.response_time_ms if self._first_text is None else milliseconds(self._first_text - self._began),
+            finish_reasons=self._generation.finish_reasons,
+            cost_micro=self.cost_micro,
+            clamped_to=self.clamped_to,
+            cached=self.cached,
+            target=self.route.target if self.route is not None and self.shows_target else None,
+        )
+
+    @property
+    def first_text_seconds(self) -> float | None:
+        return None if self._first_text is None else self._first_text - self._began
+
+    @property
+    def complete(self) -> bool:
+        return self._generation is not None
