@@ -20,8 +20,8 @@ from shared.stores import database
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 from tests.stacks import until
 
-TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-BEGIN = TODAY - timedelta(days=4)
+#: Set for each test, because a run may go past midnight.
+TODAY = BEGIN = datetime.min.replace(tzinfo=UTC)
 #: Of our own role.
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = current_user"
 ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))
@@ -30,6 +30,13 @@ MODELS = [ModelName("smollm2"), ModelName("qwen"), None]
 ROUTES = [None, RouteUse("chat", 1, "own", "own"), RouteUse("chat", 2, "own", "api"), RouteUse("code", 1, None, "own")]
 OWNERS = [str(UUID(int=7)), str(UUID(int=8)), None]
 LABELS: list[tuple[tuple[str, str], ...]] = [(("gpu", "a100"), ("region", "eu")), (("region", "us"),), ()]
+
+
+@pytest.fixture(autouse=True)
+def today(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    monkeypatch.setattr(f"{__name__}.TODAY", now)
+    monkeypatch.setattr(f"{__name__}.BEGIN", now - timedelta(days=4))
 
 
 @pytest.fixture
@@ -58,7 +65,7 @@ _TEMPLATE = RequestRow(
 
 
 def row(**changed: object) -> RequestRow:
-    return replace(_TEMPLATE, **{"id": RequestId(uuid4()), **changed})  # type: ignore[arg-type]
+    return replace(_TEMPLATE, **{"id": RequestId(uuid4()), "created_at": BEGIN, **changed})  # type: ignore[arg-type]
 
 
 def some_rows(seed: int, number: int) -> list[RequestRow]:
