@@ -1,7 +1,7 @@
 """Reads and writes the ledger's tables: prices, accounts, reservations and entries. No other module does, except that ``store`` settles
 a reservation together with its request's row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
@@ -41,14 +41,10 @@ class LedgerStore:
     ) -> list[GrantedReservation | InsufficientCredits]:
         """Reserve in one transaction; answer in order. An existing reservation is kept and reported as repeated."""
         columns = zip(*(_columns(reservation) for reservation in requests), strict=True)
-        over: dict[RequestId, frozenset[str]] = {}
-        if not any(request.holds for request in requests):
-            rows = await self._database.rows("reserve", *columns, gateway, lease_seconds, deadline_seconds=2)
-        else:
-            async with self._database.transaction(deadline_seconds=2) as transaction:
-                rows = await transaction.rows("reserve", *columns, gateway, lease_seconds)
-                over = await _hold(transaction, requests, {row["request_id"]: row for row in rows if row["granted_tokens"] is not None})
-        answers = {row["request_id"]: _answer(row, over.get(row["request_id"], frozenset())) for row in rows}
+        holds = [(each.request_id, hold.route, hold.target, hold.micro, hold.ceiling_micro) for each in requests for hold in each.holds]
+        held = zip(*holds, strict=True) if holds else ((),) * 5
+        rows = await self._database.rows("reserve", *columns, gateway, lease_seconds, *held, deadline_seconds=2)
+        answers = {row["request_id"]: _answer(row) for row in rows}
         return [answers[reservation.request_id] for reservation in requests]
 
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
@@ -198,27 +194,10 @@ def _open_reservation(row: database.DatabaseRow) -> OpenReservation:
     return OpenReservation(**{name: row[name] for name in names} | {"workers": tuple(row["workers"])}, route=used)
 
 
-async def _hold(
-    transaction: database.Transaction, requests: Sequence[ReservationRequest], granted: Mapping[RequestId, database.DatabaseRow]
-) -> dict[RequestId, frozenset[str]]:
-    """Return the targets of each granted request whose ceilings have no room for it."""
-    over: dict[RequestId, frozenset[str]] = {}
-    holds = [
-        (request.request_id, granted[request.request_id]["is_repeated"], hold.route, hold.target, hold.micro, hold.ceiling_micro)
-        for request in requests
-        if request.request_id in granted
-        for hold in request.holds
-    ]
-    if holds:
-        for row in await transaction.rows("hold_targets", *zip(*holds, strict=True)):
-            over[row["over_request"]] = over.get(row["over_request"], frozenset()) | {row["over_target"]}
-    return over
-
-
-def _answer(row: database.DatabaseRow, over_ceiling: frozenset[str]) -> GrantedReservation | InsufficientCredits:
+def _answer(row: database.DatabaseRow) -> GrantedReservation | InsufficientCredits:
     if row["granted_tokens"] is None:
         return InsufficientCredits(row["room_micro"], row["key_is_tightest"])
-    return GrantedReservation(row["granted_tokens"], row["is_repeated"], over_ceiling)
+    return GrantedReservation(row["granted_tokens"], row["is_repeated"], frozenset(row["over_ceiling"]))
 
 
 def _price(row: database.DatabaseRow) -> Price:

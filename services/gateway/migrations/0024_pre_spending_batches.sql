@@ -28,6 +28,9 @@ DECLARE
     held_micro bigint := 0;
     held bigint[] := '{}';
 BEGIN
+    IF requests IS NULL THEN
+        RETURN;
+    END IF;
     PERFORM lock_spending();
     RETURN QUERY
     SELECT request, target

@@ -116,7 +116,7 @@ FROM usage_stats
 WHERE tenant_id = $1;
 
 -- name: reserve
--- Reserve the maximum cost of requests; granted_tokens is NULL if the credits are too low.
+-- Reserve the maximum cost of requests, and hold it at targets with a ceiling; granted_tokens is NULL if the credits are too low.
 WITH wanted AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::integer[], $7::integer[], $8::integer[], $9::integer[],
@@ -127,16 +127,30 @@ WITH wanted AS (
     )
     -- Always lock in this order, so that gateways can't deadlock on accounts.
     ORDER BY owner, request_id
+),
+reserved AS MATERIALIZED (
+    SELECT request_id, held.granted_tokens, held.room_micro, held.key_is_tightest, held.is_repeated
+    FROM wanted, LATERAL reserve(
+        request_id, owner, key_id, model, price_id, $15, $16, prompt_tokens, max_tokens, least_tokens, answers,
+        fixed_micro, micro_per_million, monthly_micro, is_bounded, key_budget_micro
+    ) AS held
+),
+holds AS (
+    -- Of all reservations at once, because it locks the spending of all targets after all accounts.
+    SELECT array_agg(request_id ORDER BY number) AS requests, array_agg(is_repeated ORDER BY number) AS are_repeated,
+        array_agg(route ORDER BY number) AS routes, array_agg(target ORDER BY number) AS targets,
+        array_agg(micro ORDER BY number) AS micros, array_agg(ceiling ORDER BY number) AS ceilings
+    FROM unnest($17::uuid[], $18::text[], $19::text[], $20::bigint[], $21::bigint[]) WITH ORDINALITY
+        AS hold (request_id, route, target, micro, ceiling, number)
+    JOIN reserved USING (request_id)
+    WHERE granted_tokens IS NOT NULL
+),
+over_ceiling AS MATERIALIZED (
+    SELECT over_request AS request_id, array_agg(over_target) AS targets
+    FROM holds, LATERAL hold_targets(requests, are_repeated, routes, targets, micros, ceilings)
+    GROUP BY over_request
 )
-SELECT request_id, held.granted_tokens, held.room_micro, held.key_is_tightest, held.is_repeated
-FROM wanted, LATERAL reserve(
-    request_id, owner, key_id, model, price_id, $15, $16, prompt_tokens, max_tokens, least_tokens, answers,
-    fixed_micro, micro_per_million, monthly_micro, is_bounded, key_budget_micro
-) AS held;
-
--- name: hold_targets
--- Hold what reserved requests may cost at targets with a ceiling.
-SELECT over_request, over_target FROM hold_targets($1, $2, $3, $4, $5, $6);
+SELECT reserved.*, coalesce(over_ceiling.targets, '{}') AS over_ceiling FROM reserved LEFT JOIN over_ceiling USING (request_id);
 
 -- name: extend_leases
 -- Extend the leases of running requests. A locked row is being settled; waiting for it could deadlock.
