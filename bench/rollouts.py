@@ -13,6 +13,7 @@ import tracemalloc
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import psutil
@@ -30,20 +31,9 @@ from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_runner import LOOK_SECONDS, RolloutRunner
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
 from services.gateway.store import GatewayStore
+from shared import config_documents
 from shared.api.configuration import RolloutPlan, RolloutState
-from shared.config_documents import (
-    DEFAULT_MODEL,
-    ConfigKind,
-    DefaultModelDocument,
-    Document,
-    GuardAction,
-    GuardDocument,
-    GuardKind,
-    PolicyDocument,
-    RouteDocument,
-    Sticky,
-    TargetDocument,
-)
+from shared.config_documents import ConfigKind, Document, GuardAction, GuardKind, Sticky
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
 from shared.types import RequestId, UserId
@@ -127,14 +117,12 @@ async def _start(tables: ConfigStore) -> None:
 
 def _largest() -> dict[DocumentKey, Document]:
     """As many routes and policies as there may be."""
-    targets = (
-        TargetDocument(name="local", model="smollm2", share=90.0),
-        TargetDocument(name="next", model="llama-3-8b", share=10.0),
-        *(TargetDocument(name=f"api-{order}", model="gpt", order=order) for order in (1, 2)),
+    targets = tuple(config_documents.TargetDocument(name=f"target-{number}", model="smollm2", share=25.0) for number in range(4))
+    guard = config_documents.GuardDocument(
+        prompt={GuardKind.EMAIL: GuardAction.MASK, GuardKind.CARD: GuardAction.REFUSE}, countries=("DE", "US")
     )
-    guard = GuardDocument(prompt={GuardKind.EMAIL: GuardAction.MASK, GuardKind.CARD: GuardAction.REFUSE}, countries=("DE", "US"))
-    policy = PolicyDocument(models=("assistant", "embed-*"), external=("openai",), guard=guard)
-    routes = {(ConfigKind.ROUTE, f"route-{number}"): RouteDocument(targets=targets) for number in range(ROUTES)}
+    policy = config_documents.PolicyDocument(models=("assistant", "embed-*"), external=("openai",), guard=guard)
+    routes = {(ConfigKind.ROUTE, f"route-{number}"): config_documents.RouteDocument(targets=targets) for number in range(ROUTES)}
     return {**routes, **{(ConfigKind.POLICY, f"organization:{uuid4()}"): policy for _ in range(POLICIES)}}
 
 
@@ -190,11 +178,14 @@ async def _propagate(gateways: Sequence[LiveConfiguration], tables: ConfigStore,
     async with asyncio.TaskGroup() as tasks:
         watching = [tasks.create_task(gateway.watch()) for gateway in gateways]
         for number in range(changes):
-            # At any time between two polls.
+            # Without notifications, this is just behind the polls of all: the worst case.
             await asyncio.sleep(random.uniform(0.0, 0.2))
             async with tables.lock() as locked:
                 wanted = locked.revision + 1
-                await locked.write({(ConfigKind.DEFAULT_MODEL, DEFAULT_MODEL): DefaultModelDocument(f"m{number}")}, origin="applied")
+                await locked.write(
+                    {(ConfigKind.DEFAULT_MODEL, config_documents.DEFAULT_MODEL): config_documents.DefaultModelDocument(f"m{number}")},
+                    origin="applied",
+                )
             began = time.monotonic()
             while min(gateway.current().revision for gateway in gateways) < wanted:  # noqa: ASYNC110 - they tell nobody
                 await asyncio.sleep(0.002)

@@ -31,11 +31,11 @@ BEGIN
     IF requests IS NULL THEN
         RETURN;
     END IF;
-    PERFORM lock_spending();
     RETURN QUERY
     SELECT request, target
     FROM unnest(requests, are_repeated, targets) AS wanted (request, is_repeated, target) LEFT JOIN target_holds ON request_id = request
     WHERE is_repeated AND wanted.target = ANY (target_holds.targets) IS NOT TRUE;
+    PERFORM lock_spending();
     FOR one IN
         SELECT *
         FROM unnest(requests, are_repeated, routes, targets, micros, ceilings) WITH ORDINALITY
