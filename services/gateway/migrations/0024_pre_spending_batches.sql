@@ -67,7 +67,7 @@ BEGIN
 END
 $$;
 
--- Gives back what ended requests held, and adds what requests cost.
+-- Releases what ended requests held, and adds what requests cost.
 CREATE FUNCTION spend_targets(ended uuid[], days date[], routes text[], targets text[], micros bigint[]) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT SET plan_cache_mode TO force_generic_plan SET enable_seqscan TO off AS $$
 BEGIN
