@@ -11,7 +11,7 @@ CREATE TABLE target_holds (
     micros bigint[] NOT NULL
 );
 
--- Gateways of before keep their holds in the reservations' columns, with hold_target, spend_target and the trigger, until they are replaced.
+-- Older gateways keep their holds in the reservations' columns, with hold_target, spend_target and the trigger, until they are replaced.
 
 -- Holds what requests that were reserved in this transaction may cost at targets, in this order. Returns what would exceed a day's ceiling; of
 -- repeated requests, what they don't hold. Planning each call would cost more than the rest, and a plan for the few rows of a new table would

@@ -265,7 +265,7 @@ held_by_target AS (
         FROM target_holds AS holds JOIN reservations USING (request_id), unnest(holds.targets, holds.micros) AS held (target, micro)
         WHERE state = 'reserved'
         UNION ALL
-        -- Of gateways before 0024.
+        -- Held by older gateways (before migration 0024).
         SELECT (created_at AT TIME ZONE 'UTC')::date, held_route, held.target, held.micro
         FROM reservations, unnest(held_targets, held_target_micro) AS held (target, micro)
         WHERE state = 'reserved' AND held_targets IS NOT NULL
