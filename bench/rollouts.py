@@ -13,7 +13,6 @@ import tracemalloc
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
 from uuid import uuid4
 
 import psutil
