@@ -38,7 +38,9 @@ SECONDS = 60
 REVOKED_SECONDS = 5
 #: Far less than a call may take.
 GONE_SECONDS = 5
-MODELS = {"models": [{"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": [], "onlyEmbeds": False, "providers": []}]}
+MODELS = {
+    "models": [{"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": [], "onlyEmbeds": False, "providers": [], "regions": []}]
+}
 
 
 class Gateway:

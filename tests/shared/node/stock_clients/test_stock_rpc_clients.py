@@ -147,7 +147,9 @@ async def test_a_certified_client_is_admitted_with_its_identity(running_service:
         "auth.setTier", "gateway.getServiceHealth", "gateway.listModels", STREAM, f"{STREAM}.stream"
     ], "none for gateways"  # fmt: skip
     assert await visitor.ask(LIST_MODELS) == {
-        "models": [{"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": [], "onlyEmbeds": False, "providers": []}]
+        "models": [
+            {"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": [], "onlyEmbeds": False, "providers": [], "regions": []}
+        ]
     }
     labels = (("desk", "left"),)
     assert running_service.calls[0].caller == Peer(Role.CLIENT, visitor.key.id, visitor.key.id, "ada", labels, visitor.channel)
