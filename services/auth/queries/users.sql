@@ -77,8 +77,9 @@ UPDATE users SET is_active = $2 WHERE id = $1
 RETURNING id, username, email, role, subscription_tier, is_active, created_at;
 
 -- name: replace_password_hash
--- Store the same password with newer parameters, unless it was changed meanwhile.
-UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2;
+-- Store the same password with newer parameters, unless it was changed meanwhile. Not for the recovery log: the password stays.
+UPDATE users SET password_hash = $3
+WHERE id = $1 AND password_hash = $2 AND set_config('aimesh.recovery_log', 'off', true) = 'off';
 
 -- name: list_stale_users
 -- Open accounts without any sign of use for $1 days: no key was used and nothing was done by a login. Unused accounts count from their

@@ -1,0 +1,168 @@
+"""A line of the recovery log: its hash, its signature, and the check of a whole file. Pure.
+
+PostgreSQL computes the hash when a trigger adds the line (migration 0015), and this module verifies it: both must hash the same bytes.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+
+from shared import audit_chain
+from shared.api.method import Body
+from shared.identity import node_keys
+from shared.types import MeshName, NodeId
+
+_PURPOSE = "recovery-log"
+#: Lines that were written twice, because an earlier attempt failed halfway, are recognized among so many; a batch is smaller.
+_REMEMBERED = 4096
+
+
+class RecoveryLine(Body, frozen=True, kw_only=True, omit_defaults=False):
+    """One line of the file, in JSON."""
+
+    number: int
+    at: datetime
+    kind: str
+    subject: str
+    #: A JSON object, with the exact bytes that were hashed.
+    details: str
+    previous_hash: str
+    hash: str
+    #: The public key that signed it, an nkey.
+    key: NodeId = NodeId("")
+    signature: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """The last line of the log."""
+
+    number: int
+    hash: str
+
+
+START = LogEnd(0, bytes(32).hex())
+
+
+class DamagedLine(Exception):
+    """The file was changed, or a part of it is missing."""
+
+    def __init__(self, line: int, why: str) -> None:
+        super().__init__(why)
+        #: Counted from 1, as editors do.
+        self.line = line
+        self.why = why
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedLog:
+    """The verified content of a file."""
+
+    end: LogEnd
+    #: The lines behind ``after``.
+    newer: tuple[RecoveryLine, ...]
+    #: The hash of the line ``after``; None if the file ends before it.
+    hash_at: str | None
+    #: Lines that a crash cut off. What they said is written again behind them, or was never confirmed.
+    cut_off: tuple[int, ...]
+
+
+def hash_of(line: RecoveryLine) -> str:
+    text = "\n".join((str(line.number), str(audit_chain.microseconds(line.at)), line.kind, line.subject, line.details))
+    return hashlib.sha256(bytes.fromhex(line.previous_hash) + text.encode()).hexdigest()
+
+
+def sign(line: RecoveryLine, key: node_keys.NodeKey, mesh: MeshName) -> RecoveryLine:
+    """The hash covers the line and all lines before it."""
+    return msgspec.structs.replace(line, key=key.id, signature=key.sign(_PURPOSE, _signed_text(mesh, line)).hex())
+
+
+def encode(line: RecoveryLine) -> bytes:
+    return msgspec.json.encode(line) + b"\n"
+
+
+def check(texts: Iterable[bytes], *, after: int, keys: Collection[NodeId], mesh: MeshName) -> CheckedLog:
+    """Verify a file's lines. Raises DamagedLine.
+
+    Hashes are verified from the first line on, and signatures behind ``after``: the caller has the hash of that line from another source,
+    and a hash covers all lines before it.
+    """
+    end, hash_at, newer, cut_off = START, START.hash if after == 0 else None, [], []
+    recent: OrderedDict[int, str] = OrderedDict()
+    pending: int | None = None
+    for count, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
+        line = _decode(text)
+        if line is None:
+            if pending is not None:
+                raise DamagedLine(pending, "the line cannot be read")
+            pending = count
+            continue
+        if recent.get(line.number) == line.hash:
+            _check_hash(line, count)
+            pending = _forgive(pending, cut_off)
+            continue
+        if line.number != end.number + 1:
+            missing = DamagedLine(count, f"number {end.number + 1} is missing: number {line.number} is in its place")
+            raise missing if pending is None else DamagedLine(pending, "the line cannot be read")
+        if line.previous_hash != end.hash:
+            raise DamagedLine(count, "it does not follow the line before it: one of them was changed")
+        _check_hash(line, count)
+        pending = _forgive(pending, cut_off)
+        if line.number > after:
+            _check_signature(line, count, keys, mesh)
+            newer.append(line)
+        end = LogEnd(line.number, line.hash)
+        if line.number == after:
+            hash_at = line.hash
+        recent[line.number] = line.hash
+        if len(recent) > _REMEMBERED:
+            recent.popitem(last=False)
+    if pending is not None:
+        # Only a line without its end can be the rest of a crash.
+        if text.endswith(b"\n"):
+            raise DamagedLine(pending, "the line cannot be read")
+        cut_off.append(pending)
+    return CheckedLog(end, tuple(newer), hash_at, tuple(cut_off))
+
+
+def _forgive(pending: int | None, cut_off: list[int]) -> None:
+    """The numbers continue behind an unreadable line: nothing is missing."""
+    if pending is not None:
+        cut_off.append(pending)
+
+
+def _decode(text: bytes) -> RecoveryLine | None:
+    try:
+        return msgspec.json.decode(text, type=RecoveryLine)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _check_hash(line: RecoveryLine, count: int) -> None:
+    try:
+        is_right = hash_of(line) == line.hash
+    except (ValueError, OverflowError):  # no hex digits, no valid text, or no time of ours
+        is_right = False
+    if not is_right:
+        raise DamagedLine(count, "its hash does not match: the line was changed")
+
+
+def _check_signature(line: RecoveryLine, count: int, keys: Collection[NodeId], mesh: MeshName) -> None:
+    if line.key not in keys:
+        raise DamagedLine(count, "none of this mesh's keys signed it")
+    try:
+        is_right = node_keys.verify(line.key, _PURPOSE, _signed_text(mesh, line), bytes.fromhex(line.signature))
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise DamagedLine(count, "its signature is wrong")
+
+
+def _signed_text(mesh: MeshName, line: RecoveryLine) -> bytes:
+    return msgspec.msgpack.encode((mesh, line.hash))
