@@ -24,6 +24,8 @@ _TURNS = 20
 
 LOG_WAIT_SECONDS = 1.0
 _LOG_ENTRIES = 100
+#: Keys that one step of a scan looks at.
+_SCANNED = 1000
 _LOG_BEGINNING = b"0-0"
 
 #: Errors of a working Valkey: it cannot save to disk, has too few replicas or no memory left, is a replica or lacks its primary, is
@@ -129,6 +131,16 @@ class Cache:
         deleted = await self._ask("DEL", *keys)
         assert isinstance(deleted, int)
         return deleted
+
+    async def delete_matching(self, pattern: str) -> None:
+        """Delete all keys that match, in small steps. Other keys of the server stay, because it may be shared."""
+        cursor = b"0"
+        while True:
+            cursor, keys = await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED)
+            if keys:
+                await self._ask("UNLINK", *keys)
+            if cursor == b"0":
+                return
 
     async def append(self, log: str, entry: bytes, *, most: int) -> None:
         """Append to a log that keeps about the newest ``most`` entries. Not delayed by large values."""

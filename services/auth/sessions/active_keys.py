@@ -97,11 +97,14 @@ class ActiveKeys:
         await self._read()
 
     @contextlib.asynccontextmanager
-    async def rotating(self, *, at_once: bool) -> AsyncIterator["Transaction"]:
-        """Rotate in one transaction with what the block writes. ``at_once`` drops all other keys. Raises Unavailable."""
+    async def rotating(self, *, at_once: bool, above: int = 0) -> AsyncIterator["Transaction"]:
+        """Rotate in one transaction with what the block writes. ``at_once`` drops all other keys and begins an epoch above ``above``.
+        Raises Unavailable."""
         async with self._rows.changing() as (change, found):
             known = [one.known for one in self._readable(found)]
-            await self._apply(change, (signing_keys.plan_emergency if at_once else signing_keys.plan_rotation)(known, self._now()))
+            now = self._now()
+            plan = signing_keys.plan_emergency(known, now, above) if at_once else signing_keys.plan_rotation(known, now)
+            await self._apply(change, plan)
             yield change.transaction
         # Committed already; if the keys cannot be read now, ``run`` will.
         with contextlib.suppress(errors.Unavailable):

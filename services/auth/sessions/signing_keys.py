@@ -128,9 +128,9 @@ def plan_rotation(keys: Sequence[KnownKey], now: datetime) -> RotationPlan:
     return RotationPlan(make=now if signer is None else now + PUBLISHED, epoch=_last_epoch(keys), retire=retire)
 
 
-def plan_emergency(keys: Sequence[KnownKey], now: datetime) -> RotationPlan:
-    """Plan for a leaked key: drop all keys, which invalidates all earlier tokens."""
-    return RotationPlan(make=now, epoch=_last_epoch(keys) + 1, drop=tuple(key.kid for key in keys))
+def plan_emergency(keys: Sequence[KnownKey], now: datetime, above: int = 0) -> RotationPlan:
+    """Plan for a leaked key: drop all keys, which invalidates all earlier tokens. ``above``: an epoch that the keys may not show."""
+    return RotationPlan(make=now, epoch=max(_last_epoch(keys), above) + 1, drop=tuple(key.kid for key in keys))
 
 
 def _has_successor(keys: Sequence[KnownKey], signer: KnownKey) -> bool:
