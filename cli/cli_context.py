@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NOT_LOGGED = (
+    "This is done and in effect, but auth could not write it to the recovery log yet. Until it can, restoring an older database would undo"
+    " it. Check the disk of RECOVERY_LOG_DIR."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class CliContext:
@@ -51,7 +56,12 @@ class CliContext:
         return interrupts.run(connected())
 
     def call(self, method: "Method[Request, Reply]", request: "Request", *, key_needed: bool = True) -> "Reply":
-        return self.run(lambda connection: connection.call(method, request), key_needed=key_needed)
+        reply = self.run(lambda connection: connection.call(method, request), key_needed=key_needed)
+        if not getattr(reply, "logged", True):
+            from cli.output import printing
+
+            printing.note(_NOT_LOGGED)
+        return reply
 
     def connector(self) -> "Connect":
         if self.connect is not None:

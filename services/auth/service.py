@@ -43,9 +43,10 @@ class AuthService:
     @contextlib.asynccontextmanager
     async def open(cls, settings: AuthSettings, node: Node) -> AsyncIterator["AuthService"]:
         async with contextlib.AsyncExitStack() as stack:
-            opened = await stack.enter_async_context(wiring.opened(settings))
+            opened = await stack.enter_async_context(wiring.opened(settings, node))
             service = cls(settings, node, opened)
             wired = service._wiring
+            await wired.finish_recovery()
             ca = wired.mesh_ca()
             if ca is not None:
                 await ca.begin()
@@ -55,6 +56,7 @@ class AuthService:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             running = [tasks.create_task(work()) for work in connected.work]
             node.dispatcher.gate = Authorizer(service._identities.of, service._on_refusal)
+            node.dispatcher.finish = opened.recovery.log.finish
             for handler in connected.handlers:
                 node.dispatcher.add(handler)
             yield service
@@ -62,6 +64,9 @@ class AuthService:
                 task.cancel()
             await wired.last_used.write()
             await wired.upkeep.finish()
+            with contextlib.suppress(errors.Unavailable):
+                await opened.recovery.log.copy()
+                await opened.recovery.start.write_state()
 
     async def checks(self) -> tuple[Check, ...]:
         return await self._opened.checks()

@@ -100,8 +100,15 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = field(default_factory=dict)
     oidc_ca_file: Annotated[Path | None, Variable("OIDC_CA_FILE", "the CA of the provider's certificate, if it is a private one")] = None
 
+    recovery_log_dir: Annotated[
+        Path | None,
+        Variable(
+            "RECOVERY_LOG_DIR",
+            "folder for the signed recovery log; without it, a restored database accepts revoked keys, nodes and tickets again",
+        ),
+    ] = None
     audit_anchor_file: Annotated[
-        Path | None, Variable("AUDIT_ANCHOR_FILE", "file for hourly signed heads of the audit log; best on another machine's disk")
+        Path | None, Variable("AUDIT_ANCHOR_FILE", "file for signed heads of the audit log; best on another machine's disk")
     ] = None
     audit_days: Annotated[
         int, Meta(ge=0, le=36500), Variable("AUDIT_DAYS", "days that addresses and details in the audit log are kept; the chain stays")

@@ -38,6 +38,11 @@ from services.auth.privacy.erasure import Erasures
 from services.auth.privacy.export import Exports
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.privacy.retention import Days, Retention
+from services.auth.recovery import replay as replays
+from services.auth.recovery.recovery_log import RecoveryLog
+from services.auth.recovery.recovery_store import RecoveryStore
+from services.auth.recovery.replay import Replay
+from services.auth.recovery.rollback import AccessEnding, LostRows, RecoveryFolder, RecoveryStart
 from services.auth.sealing import DataSealer
 from services.auth.session_opening import SessionOpening
 from services.auth.sessions.active_keys import ActiveKeys, SigningKeyRpc
@@ -75,10 +80,20 @@ class OpenedStores:
     #: For test mails, which skip the queue.
     mail_sink: MailSink
     signers: ActiveKeys
+    recovery: "Recovery"
 
     async def checks(self) -> tuple[Check, ...]:
         database, cache = await asyncio.gather(self.database.check(), self.cache.check())
         return database, cache, self.mailer.check()
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    rows: RecoveryStore
+    log: RecoveryLog
+    start: RecoveryStart
+    lost_rows: LostRows
+    anchoring: Anchoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +131,7 @@ class Wiring:
             identities=self.identities,
             trail=self.trail,
         )
-        anchoring = Anchoring(self._audit_rows, _anchor_keys(settings), settings.mesh, settings.audit_anchor_file)
+        anchoring = opened.recovery.anchoring
         self._verification = Verification(self._audit_rows, anchoring, node.metrics)
         self.upkeep = AuditUpkeep(self.trail, self._audit_rows, anchoring, self._verification, days=settings.audit_days)
 
@@ -159,8 +174,16 @@ class Wiring:
             erasures.run,
             Retention(retention.own(own_data, days)).run,
             passwords.run,
+            self._opened.recovery.log.run,
+            self._opened.recovery.start.run,
         )
         return ServiceParts(handlers, background if ca is None else (*background, ca.run))
+
+    async def finish_recovery(self) -> None:
+        """Call before anything answers. Raises BadSettings and Unavailable."""
+        recovery, opened = self._opened.recovery, self._opened
+        ending = AccessEnding(recovery.rows, opened.signers, opened.cache, self._node.trust)
+        await recovery.start.finish(ending, self.trail, recovery.lost_rows)
 
     def mesh_ca(self) -> MeshCa | None:
         """Return None if auth is no CA."""
@@ -168,8 +191,8 @@ class Wiring:
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: AuthSettings) -> AsyncIterator[OpenedStores]:
-    """Raises BadSettings, and Unavailable if PostgreSQL or Valkey doesn't answer."""
+async def opened(settings: AuthSettings, node: Node) -> AsyncIterator[OpenedStores]:
+    """Replays the recovery log. Raises BadSettings, and Unavailable if PostgreSQL or Valkey doesn't answer."""
     async with contextlib.AsyncExitStack() as stack:
         passwords = stack.enter_context(Passwords.open(min_length=settings.password_min_length))
         post = mail.parse(settings.smtp_url, settings.mail_from)
@@ -177,10 +200,13 @@ async def opened(settings: AuthSettings) -> AsyncIterator[OpenedStores]:
         database = await stack.enter_async_context(database_of(settings.database_url))
         cache = await stack.enter_async_context(Cache.open(settings.redis_url))
         mailer = await stack.enter_async_context(mail.opened(post))
+        recovery = _recovery(settings, node, database)
+        replay = Replay(recovery.rows, PrivacyStore(database), AuditStore(database), passwords.hash)
+        await recovery.start.begin(replay, recovery.lost_rows, replays.name_of(node.id))
         await ensure_first_admin(settings, AccountTables(database), passwords)
         signers = ActiveKeys(SigningKeyStore(database), sealer, timedelta(days=settings.signing_key_days))
         await signers.begin()
-        yield OpenedStores(database, cache, passwords, mailer, post, signers)
+        yield OpenedStores(database, cache, passwords, mailer, post, signers, recovery)
 
 
 async def ensure_first_admin(settings: AuthSettings, store: AccountTables, passwords: Passwords) -> None:
@@ -202,9 +228,19 @@ async def ensure_first_admin(settings: AuthSettings, store: AccountTables, passw
         _log.info("first administrator created", username=name_rules.ADMIN_USERNAME)
 
 
-def _anchor_keys(settings: AuthSettings) -> AnchorKeys:
+def _recovery(settings: AuthSettings, node: Node, database: Database) -> Recovery:
+    rows, audit, path = RecoveryStore(database), AuditStore(database), settings.recovery_log_dir
+    keys, folder = _signing_keys(settings, "recovery-log"), None if path is None else RecoveryFolder(path)
+    file = None if path is None else path / replays.name_of(node.id)
+    log = RecoveryLog(rows, keys, settings.mesh, file, node.metrics.recovery_log_behind)
+    anchoring = Anchoring(audit, _signing_keys(settings, "audit-anchor"), settings.mesh, settings.audit_anchor_file)
+    start = RecoveryStart(rows, log, folder, node.metrics.database_restored, keys=keys, mesh=settings.mesh)
+    return Recovery(rows, log, start, LostRows(audit, anchoring), anchoring)
+
+
+def _signing_keys(settings: AuthSettings, purpose: str) -> AnchorKeys:
     keys = sealing.read_keys(settings.data_key, settings.data_key_old)
-    return AnchorKeys.of(*(sealing.derive(key, "audit-anchor") for key in keys))
+    return AnchorKeys.of(*(sealing.derive(key, purpose) for key in keys))
 
 
 def _sessions(settings: AuthSettings, cache: Cache) -> SessionStore:

@@ -29,6 +29,8 @@ class User(Body, frozen=True):
     tier: Tier
     is_active: bool
     created_at: datetime
+    #: False: it is done, but the recovery log on disk lacks it for now.
+    logged: bool = True
 
 
 class Credentials(Body, frozen=True):
@@ -205,6 +207,8 @@ class ApiKey(Body, frozen=True):
     team_id: TenantId | None = None
     #: The key that created it; None for a login.
     made_by: KeyId | None = None
+    #: False: it is done, but the recovery log on disk lacks it for now.
+    logged: bool = True
 
 
 class RotateApiKey(Body, frozen=True):
@@ -226,6 +230,8 @@ class CreatedApiKey(Body, frozen=True):
 
     api_key: Credential
     key: ApiKey
+    #: False: it is done, but the recovery log on disk lacks it for now.
+    logged: bool = True
 
 
 class ListApiKeys(Body, frozen=True):
@@ -354,6 +360,8 @@ class SigningKey(Body, frozen=True, omit_defaults=False):
 
 class SigningKeys(Body, frozen=True):
     keys: tuple[SigningKey, ...]
+    #: False: it is done, but the recovery log on disk lacks it for now.
+    logged: bool = True
 
 
 class RotateSigningKeys(Body, frozen=True):

@@ -88,6 +88,8 @@ class TicketRow(Body, frozen=True, omit_defaults=False):
     owner: str
     created_at: datetime
     expires_at: datetime
+    #: False: it is done, but the recovery log on disk lacks it for now.
+    logged: bool = True
 
 
 class NewTicket(Body, frozen=True, omit_defaults=False):
@@ -133,6 +135,8 @@ class Member(Body, frozen=True, omit_defaults=False):
     certified_until: datetime | None
     revoked_at: datetime | None
     reason: str
+    #: False: it is done, but the recovery log on disk lacks it for now.
+    logged: bool = True
 
 
 class ListMembers(Body, frozen=True):

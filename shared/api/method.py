@@ -40,6 +40,9 @@ class Body(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 class Nothing(Body, frozen=True):
     """An empty message."""
 
+    #: False: it is done, but the recovery log on disk lacks it for now.
+    logged: bool = True
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Method(Generic[Request, Reply]):

@@ -60,6 +60,8 @@ class OrganizationDetails(Body, frozen=True):
     members: tuple[TeamMember, ...]
     #: Open invitations; only shown to owners.
     invitations: tuple[Invitation, ...]
+    #: False: it is done, but the recovery log on disk lacks it for now.
+    logged: bool = True
 
 
 class CreateOrganization(Body, frozen=True):

@@ -146,6 +146,8 @@ class Dispatcher:
         self._running: set[asyncio.Task[Any]] = set()
         #: None in a service that cannot identify users.
         self.gate: Gate | None = None
+        #: What follows each handler, before its caller is answered; may change the reply.
+        self.finish: Callable[[Any], Awaitable[Any]] | None = None
         self.traces: tracing.Traces | None = None
         #: Set when a shutdown starts: running calls finish, new ones are refused, endless streams end.
         self.drain_started = asyncio.Event()
@@ -232,7 +234,8 @@ class Dispatcher:
                 if self.gate is not None:
                     with tracing.span("auth.check"):
                         call.found = await self.gate.admit(handler.method, request, call)
-                reply = encode(await handler.function(request, call))
+                made = await handler.function(request, call)
+                reply = encode(made if self.finish is None else await self.finish(made))
             status = "success"
             return reply
         except asyncio.CancelledError:

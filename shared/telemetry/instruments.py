@@ -91,6 +91,16 @@ AUDIT_CHAIN_VALID = gauge(
     "1 if the last verification of the audit log's chain and anchors succeeded, 0 if a row was tampered with",
 )
 
+RECOVERY_LOG_BEHIND = gauge(
+    "ai_platform_recovery_log_behind_seconds",
+    "How long the recovery log's file has lacked lines that the database has; 0 if it has all",
+    unit="seconds",
+)
+DATABASE_RESTORED = gauge(
+    "ai_platform_database_restored",
+    "1 for seven days after auth found that its database was replaced by an older one",
+)
+
 # --- gateway ---------------------------------------------------------------------------------------------------------
 
 RATE_LIMIT_VIOLATIONS = counter(

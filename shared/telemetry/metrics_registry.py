@@ -110,6 +110,8 @@ class Metrics:
     gpu_power = _LazyMetric(Gauge, host_instruments.GPU_POWER)
     gpu_temperature = _LazyMetric(Gauge, host_instruments.GPU_TEMPERATURE)
     audit_chain_valid = _LazyMetric(Gauge, instruments.AUDIT_CHAIN_VALID)
+    recovery_log_behind = _LazyMetric(Gauge, instruments.RECOVERY_LOG_BEHIND)
+    database_restored = _LazyMetric(Gauge, instruments.DATABASE_RESTORED)
     ratelimit_decisions = _LazyMetric(Counter, instruments.RATE_LIMIT_DECISIONS)
     streams_aborted = _LazyMetric(Counter, instruments.STREAMS_ABORTED)
     inter_token_seconds = _LazyMetric(Histogram, instruments.INTER_TOKEN_SECONDS)

@@ -11,6 +11,7 @@ from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.audit_store import AuditStore
 from services.auth.audit.refusal_batching import RefusalBatching
 from services.auth.audit.verification import Verification
+from services.auth.recovery import kinds
 from shared import errors
 from shared.api.audit import AuditedAct
 from shared.node import lifecycle
@@ -23,6 +24,8 @@ _WRITE_EVERY_SECONDS = 1
 #: Rows per transaction, which locks their chains.
 _BATCH = 200
 _HOUR_SECONDS = 3600
+_ANCHOR_SECONDS = 300
+_ANCHOR_ROWS = 100
 #: It reads every row.
 _VERIFY_SECONDS = 6 * _HOUR_SECONDS
 
@@ -36,9 +39,14 @@ class AuditLog:
         self._rows = rows
         self._clock = clock
         self._refusals = RefusalBatching()
+        self._unanchored = 0
+        #: Set when so many rows were added that they should be anchored now.
+        self.anchor_soon = asyncio.Event()
 
     async def add(self, transaction: "Transaction", act: AuditedAct) -> None:
         await self._rows.append(transaction, (act,))
+        kinds.note(act.action)
+        self._count(1)
 
     def note(self, act: AuditedAct) -> None:
         self._refusals.add(act, self._clock())
@@ -60,6 +68,7 @@ class AuditLog:
                 async with self._rows.transaction() as transaction:
                     await self._rows.append(transaction, batch)
                 written = True
+                self._count(len(batch))
             except errors.Unavailable as error:
                 _log.info("refusals could not be written; trying again", waiting=len(self._refusals) + len(batch), reason=error.message)
                 return
@@ -67,6 +76,12 @@ class AuditLog:
                 # Also if the task is canceled midway: twice in the log is better than never.
                 if not written:
                     self._refusals.requeue(batch)
+
+    def _count(self, rows: int) -> None:
+        self._unanchored += rows
+        if self._unanchored >= _ANCHOR_ROWS:
+            self._unanchored = 0
+            self.anchor_soon.set()
 
 
 class AuditUpkeep:
@@ -93,9 +108,21 @@ class AuditUpkeep:
         """Run until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._log.run())
-            tasks.create_task(lifecycle.every(_HOUR_SECONDS, self._anchoring.write))
+            tasks.create_task(self._anchor())
             tasks.create_task(lifecycle.every(_HOUR_SECONDS, self.shred, first=lifecycle.SOON_SECONDS))
             tasks.create_task(lifecycle.every(_VERIFY_SECONDS, self.verify, first=lifecycle.SOON_SECONDS))
+
+    async def _anchor(self) -> None:
+        """At the start, every few minutes, and after many rows: what has no anchor can be changed without a trace."""
+        while True:
+            try:
+                await self._anchoring.write()
+            except errors.Unavailable as error:
+                _log.info("anchors could not be written; trying again", reason=error.message)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ANCHOR_SECONDS):
+                    await self._log.anchor_soon.wait()
+            self._log.anchor_soon.clear()
 
     async def finish(self) -> None:
         """Write the last refusals and anchors. What PostgreSQL doesn't accept is lost."""

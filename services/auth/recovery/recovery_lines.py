@@ -91,50 +91,60 @@ def check(texts: Iterable[bytes], *, after: int, keys: Collection[NodeId], mesh:
     Hashes are verified from the first line on, and signatures behind ``after``: the caller has the hash of that line from another source,
     and a hash covers all lines before it.
     """
-    end, hash_at, newer, cut_off = START, START.hash if after == 0 else None, [], []
-    recent: OrderedDict[int, str] = OrderedDict()
-    pending: int | None = None
+    verifier, text = _LogVerifier(after, keys, mesh), b""
     for count, text in enumerate(texts, start=1):
-        if not text.strip():
-            continue
+        if text.strip():
+            verifier.take(text, count)
+    return verifier.result(is_cut_off=not text.endswith(b"\n"))
+
+
+class _LogVerifier:
+    def __init__(self, after: int, keys: Collection[NodeId], mesh: MeshName) -> None:
+        self._after = after
+        self._keys = keys
+        self._mesh = mesh
+        self._end = START
+        self._hash_at = START.hash if after == 0 else None
+        self._newer: list[RecoveryLine] = []
+        self._cut_off: list[int] = []
+        #: By number.
+        self._recent: OrderedDict[int, str] = OrderedDict()
+        #: Unreadable lines, until the next one shows whether anything is missing: a full disk cuts off one at each attempt.
+        self._unreadable: list[int] = []
+
+    def take(self, text: bytes, count: int) -> None:
         line = _decode(text)
         if line is None:
-            if pending is not None:
-                raise DamagedLine(pending, "the line cannot be read")
-            pending = count
-            continue
-        if recent.get(line.number) == line.hash:
-            _check_hash(line, count)
-            pending = _forgive(pending, cut_off)
-            continue
-        if line.number != end.number + 1:
-            missing = DamagedLine(count, f"number {end.number + 1} is missing: number {line.number} is in its place")
-            raise missing if pending is None else DamagedLine(pending, "the line cannot be read")
-        if line.previous_hash != end.hash:
-            raise DamagedLine(count, "it does not follow the line before it: one of them was changed")
+            self._unreadable.append(count)
+            return
+        if self._unreadable and line.number > self._end.number + 1:
+            raise DamagedLine(self._unreadable[0], "the line cannot be read")
         _check_hash(line, count)
-        pending = _forgive(pending, cut_off)
-        if line.number > after:
-            _check_signature(line, count, keys, mesh)
-            newer.append(line)
-        end = LogEnd(line.number, line.hash)
-        if line.number == after:
-            hash_at = line.hash
-        recent[line.number] = line.hash
-        if len(recent) > _REMEMBERED:
-            recent.popitem(last=False)
-    if pending is not None:
-        # Only a line without its end can be the rest of a crash.
-        if text.endswith(b"\n"):
-            raise DamagedLine(pending, "the line cannot be read")
-        cut_off.append(pending)
-    return CheckedLog(end, tuple(newer), hash_at, tuple(cut_off))
+        if self._recent.get(line.number) != line.hash:
+            self._follow(line, count)
+        self._cut_off += self._unreadable
+        self._unreadable.clear()
 
+    def result(self, *, is_cut_off: bool) -> CheckedLog:
+        # At the end, only a line without its newline can be the rest of a crash.
+        if self._unreadable and not is_cut_off:
+            raise DamagedLine(self._unreadable[0], "the line cannot be read")
+        return CheckedLog(self._end, tuple(self._newer), self._hash_at, (*self._cut_off, *self._unreadable))
 
-def _forgive(pending: int | None, cut_off: list[int]) -> None:
-    """The numbers continue behind an unreadable line: nothing is missing."""
-    if pending is not None:
-        cut_off.append(pending)
+    def _follow(self, line: RecoveryLine, count: int) -> None:
+        if line.number != self._end.number + 1:
+            raise DamagedLine(count, f"number {self._end.number + 1} is missing: number {line.number} is in its place")
+        if line.previous_hash != self._end.hash:
+            raise DamagedLine(count, "it does not follow the line before it: one of them was changed")
+        if line.number > self._after:
+            _check_signature(line, count, self._keys, self._mesh)
+            self._newer.append(line)
+        self._end = LogEnd(line.number, line.hash)
+        if line.number == self._after:
+            self._hash_at = line.hash
+        self._recent[line.number] = line.hash
+        if len(self._recent) > _REMEMBERED:
+            self._recent.popitem(last=False)
 
 
 def _decode(text: bytes) -> RecoveryLine | None:

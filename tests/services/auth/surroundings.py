@@ -129,7 +129,8 @@ class Surroundings:
         handler, asked = self.dispatcher.find(method.name, peer), call(credential, peer=peer)
         assert self.dispatcher.gate is not None
         asked.found = await self.dispatcher.gate.admit(method, request, asked)
-        return cast("Reply", await handler.function(request, asked))
+        made = await handler.function(request, asked)
+        return cast("Reply", made if self.dispatcher.finish is None else await self.dispatcher.finish(made))
 
     async def ticket(self, role: Role = Role.WORKER, **changed: Any) -> membership.NewTicket:
         """A new one, from an administrator at a client."""

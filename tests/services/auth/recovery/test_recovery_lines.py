@@ -18,13 +18,13 @@ FOREIGN = AnchorKeys.of(bytes(range(1, 33)))
 MESH = MeshName("test")
 
 
-def chain(count: int, keys: AnchorKeys = KEYS) -> list[RecoveryLine]:
+def chain(count: int, keys: AnchorKeys = KEYS, subject: str = "u") -> list[RecoveryLine]:
     lines: list[RecoveryLine] = []
     for number in range(1, count + 1):
         before = lines[-1].hash if lines else recovery_lines.START.hash
         line = RecoveryLine(
             number=number, at=datetime(2026, 2, 1, tzinfo=UTC) + timedelta(microseconds=number), kind="user.disabled",
-            subject=f"u{number}", details="{}", previous_hash=before, hash="",
+            subject=f"{subject}{number}", details="{}", previous_hash=before, hash="",
         )  # fmt: skip
         line = msgspec.structs.replace(line, hash=recovery_lines.hash_of(line))
         lines.append(recovery_lines.sign(line, keys.current, MESH))
@@ -112,12 +112,12 @@ def _flipped(text: bytes, part: bytes) -> bytes:
         (lambda whole: whole[1:], 1, "number 1 is missing"),
         (lambda whole: [whole[0], _flipped(whole[1], b'"subject":"u2'), whole[2]], 2, "its hash does not match"),
         (lambda whole: [whole[0], whole[1], _flipped(whole[2], b'"kind":"user.d')], 3, "its hash does not match"),
-        (lambda whole: [whole[0], whole[1].replace(b'"previousHash":"', b'"previousHash":"00'), whole[2]], 2, "does not follow"),
+        (lambda whole: [whole[0], texts(chain(2, subject="other"))[1], whole[2]], 2, "does not follow"),
         (lambda whole: [whole[0], whole[1], whole[2].replace(b'"signature":"', b'"signature":"ff')], 3, "its signature is wrong"),
         (lambda whole: [whole[0], _flipped(whole[1], b"{"), whole[2]], 2, "cannot be read"),
         (lambda whole: [whole[0], whole[1], _flipped(whole[2], b"{")], 3, "cannot be read"),
         (lambda whole: texts(chain(3, FOREIGN)), 1, "none of this mesh's keys"),
-        (lambda whole: [whole[0], whole[1], whole[2], whole[1].replace(b'"hash":"', b'"hash":"00')], 4, "number 4 is missing"),
+        (lambda whole: [whole[0], whole[1], whole[2], texts(chain(2, subject="other"))[1]], 4, "number 4 is missing"),
     ],
 )
 def test_damage_is_named(changed: Callable[[list[bytes]], list[bytes]], line: int, why: str) -> None:

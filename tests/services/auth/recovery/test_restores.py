@@ -1,0 +1,49 @@
+"""After the database was replaced by an older copy, what was taken from somebody does not work again."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from services.auth.recovery import kinds
+from services.auth.settings import AuthSettings
+from tests.servers import PostgresServer
+from tests.services.auth.recovery.restoring import RestorableAuth
+from tests.services.auth.recovery.scenarios import SCENARIOS, Scenario
+
+
+@pytest.fixture
+def stored(ca_settings: AuthSettings, postgres: PostgresServer, tmp_path: Path) -> RestorableAuth:
+    return RestorableAuth(ca_settings, postgres, tmp_path)
+
+
+async def restored(stored: RestorableAuth, case: Scenario) -> None:
+    """Prepare, back up, restrict, and put the older database in place."""
+    async with stored.running() as world:
+        await case.prepare(world, stored)
+    backup = await stored.copy_database()
+    async with stored.running() as world:
+        await case.restrict(world, stored)
+    stored.settings = backup
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_what_was_taken_from_somebody_does_not_work_again(stored: RestorableAuth, scenario: type[Scenario]) -> None:
+    case = scenario()
+    await restored(stored, case)
+    for _ in range(2):
+        async with stored.running() as world:
+            assert not await case.works(world, stored)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_it_would_work_again_without_the_log(stored: RestorableAuth, scenario: type[Scenario]) -> None:
+    stored.settings = msgspec.structs.replace(stored.settings, recovery_log_dir=None)
+    case = scenario()
+    await restored(stored, case)
+    async with stored.running() as world:
+        assert await case.works(world, stored)
+
+
+def test_every_kind_is_known() -> None:
+    assert {kind for covered in kinds.RESTRICTING.values() for kind in covered} | {"key.tightened"} == set(kinds.KINDS)

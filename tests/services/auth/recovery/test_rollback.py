@@ -1,0 +1,209 @@
+"""How auth notices that its database is older than it was, and everything that it does then."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from services.auth.recovery import rollback
+from services.auth.recovery.recovery_lines import LogEnd
+from services.auth.recovery.recovery_store import DatabasePlace
+from services.auth.recovery.rollback import RecoveryState
+from services.auth.settings import AuthSettings
+from shared import errors
+from shared.api import accounts, audit, auth
+from shared.identity import node_keys
+from shared.stores.cache import Cache
+from tests.servers import PostgresServer
+from tests.services.auth.recovery.restoring import RestorableAuth
+from tests.services.auth.surroundings import Surroundings
+
+PLACE = DatabasePlace(system="7", timeline=1, lsn=100, head=LogEnd(5, "aa"), restore=None, is_restored=False)
+STATE = RecoveryState(system="7", timeline=1, lsn=100, number=5)
+
+
+@pytest.mark.parametrize(
+    ("state", "log_number", "why"),
+    [
+        (None, 5, None),
+        (STATE, 0, None),
+        (STATE, 5, None),
+        (None, 6, "the recovery log has 6 lines, and the database 5"),
+        (msgspec.structs.replace(STATE, number=6), 0, "the recovery log had 6 lines, and the database has 5"),
+        (msgspec.structs.replace(STATE, system="8"), 5, "it is another database cluster"),
+        (msgspec.structs.replace(STATE, lsn=101), 5, "its write-ahead log is behind"),
+        # After a failover the positions of both timelines say nothing about each other.
+        (msgspec.structs.replace(STATE, lsn=101, timeline=2), 5, None),
+    ],
+)
+def test_a_rollback_is_found(state: RecoveryState | None, log_number: int, why: str | None) -> None:
+    assert rollback.find_rollback(state, PLACE, log_number) == why
+
+
+@pytest.fixture
+def stored(ca_settings: AuthSettings, postgres: PostgresServer, tmp_path: Path) -> RestorableAuth:
+    return RestorableAuth(ca_settings, postgres, tmp_path)
+
+
+@pytest.fixture
+async def cache(settings: AuthSettings) -> AsyncIterator[Cache]:
+    async with Cache.open(settings.redis_url) as opened:
+        yield opened
+
+
+async def lost_window(stored: RestorableAuth) -> auth.LoginSession:
+    """Back up, log somebody in, revoke a key, and put the backup in place. Returns the session."""
+    async with stored.running() as world:
+        _, key = await world.user_with_key()
+    backup = await stored.copy_database()
+    async with stored.running() as world:
+        session = await world.login()
+        await world.administer(auth.revoke_api_key, auth.RevokeApiKey(str(key.key.id)))
+    stored.settings = backup
+    return session
+
+
+async def restores(world: Surroundings) -> list[dict[str, str]]:
+    rows = await world.administer(audit.list_audit, audit.ListAudit(action="database.restored"))
+    return [row.act.details for row in rows.rows]
+
+
+def is_restored(world: Surroundings) -> float | None:
+    return world.metrics.registry.get_sample_value("ai_platform_database_restored")
+
+
+async def test_every_session_and_token_ends_and_other_keys_stay(stored: RestorableAuth, cache: Cache) -> None:
+    session = await lost_window(stored)
+    for key in ("other:session:1", "auth:failed_logins:x", "gateway:{limits}:x"):
+        await cache.set(key, "kept", ttl_seconds=60)
+    async with stored.running() as world:
+        with pytest.raises(errors.NotAuthenticated, match="session"):
+            await world.ask(auth.refresh_session, auth.RefreshSession(session.session_token))
+        with pytest.raises(errors.NotAuthenticated, match="token"):
+            await world.ask(accounts.list_sessions, accounts.ListSessions(), session.access_token)
+        assert [await cache.get(key) for key in ("other:session:1", "auth:failed_logins:x", "gateway:{limits}:x")] == [b"kept"] * 3
+        await world.login()
+
+
+async def test_it_is_in_the_audit_log_once_and_shown_for_a_week(stored: RestorableAuth) -> None:
+    await lost_window(stored)
+    async with stored.running() as world:
+        (details,) = await restores(world)
+        assert (details["log_lines_replayed"], details["why"]) == ("1", "the recovery log has 1 lines, and the database 0")
+        # The login and the revocation.
+        assert int(details["lost_rows"]) >= 2
+        assert is_restored(world) == 1
+    async with stored.running(node_keys.new_seed()) as world:
+        assert len(await restores(world)) == 1
+        assert is_restored(world) == 1
+    await stored.execute("UPDATE database_restores SET found_at = now() - interval '8 days'")
+    async with stored.running() as world:
+        assert (len(await restores(world)), is_restored(world)) == (1, 0)
+
+
+async def test_the_revocation_list_is_newer_than_every_published_one(stored: RestorableAuth) -> None:
+    await lost_window(stored)
+    async with stored.running() as world:
+        before = (world.trust.number, max(epoch for epoch, _ in world.trust.topics))
+    # Another restore of the same backup, while this node remembers what it has published.
+    await stored.execute("UPDATE mesh_state SET number = 1, epoch = 1")
+    await stored.execute('INSERT INTO database_restores (id, details) VALUES (gen_random_uuid(), \'{"why": "again"}\')')
+    async with stored.running() as world:
+        assert world.trust.number > before[0]
+        assert max(epoch for epoch, _ in world.trust.topics) > before[1]
+
+
+async def test_a_start_that_was_killed_halfway_is_continued(stored: RestorableAuth, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = await lost_window(stored)
+    with monkeypatch.context() as patch:
+
+        async def die(*_: object) -> None:
+            raise errors.Unavailable("Valkey does not answer", hint="")
+
+        patch.setattr(Cache, "delete_matching", die)
+        with pytest.raises(errors.Unavailable, match="Valkey"):
+            async with stored.running():
+                pass
+    async with stored.running() as world:
+        with pytest.raises(errors.NotAuthenticated, match="session"):
+            await world.ask(auth.refresh_session, auth.RefreshSession(session.session_token))
+        assert len(await restores(world)) == 1
+
+
+async def test_a_lost_window_without_any_line_is_noticed_by_the_anchors(stored: RestorableAuth) -> None:
+    async with stored.running() as world:
+        await world.user_with_key()
+    backup = await stored.copy_database()
+    async with stored.running() as world:
+        await world.new_key(await world.admin_token())
+    (stored.log_dir / "recovery_state").unlink()
+    stored.settings = backup
+    async with stored.running() as world:
+        (details,) = await restores(world)
+        assert details["why"] == "an anchor of the audit log is ahead of the database"
+    async with stored.running() as world:
+        assert len(await restores(world)) == 1
+
+
+async def test_another_cluster_is_noticed_by_its_identifier(stored: RestorableAuth) -> None:
+    async with stored.running() as world:
+        await world.user_with_key()
+    file = stored.log_dir / "recovery_state"
+    state = msgspec.json.decode(file.read_bytes(), type=RecoveryState)
+    assert (state.restore, state.number, state.lsn > 0) == (None, 0, True)
+    file.write_bytes(msgspec.json.encode(msgspec.structs.replace(state, system="1")))
+    async with stored.running() as world:
+        assert [details["why"] for details in await restores(world)] == ["it is another database cluster"]
+
+
+async def test_an_audit_log_that_differs_from_its_anchor_stops_the_start(stored: RestorableAuth) -> None:
+    await lost_window(stored)
+    await stored.execute("ALTER TABLE audit_log DISABLE TRIGGER ALL")
+    await stored.execute("UPDATE audit_log SET hash = sha256(hash)")
+    await stored.execute("UPDATE audit_heads SET hash = sha256(hash)")
+    with pytest.raises(errors.BadSettings, match="differs from its anchor"):
+        async with stored.running():
+            pass
+
+
+async def test_a_second_restore_does_not_mistake_the_first_ones_lost_rows_for_tampering(stored: RestorableAuth) -> None:
+    await lost_window(stored)
+    async with stored.running() as world:
+        key = await world.new_key(await world.admin_token())
+        # The administrator's chain grows beyond the lost rows.
+        for number in range(8):
+            await world.new_key(await world.admin_token(), f"n{number}")
+    backup = await stored.copy_database()
+    async with stored.running() as world:
+        await world.administer(auth.revoke_api_key, auth.RevokeApiKey(str(key.key.id)))
+    stored.settings = backup
+    async with stored.running() as world:
+        assert len(await restores(world)) == 2
+
+
+async def test_a_state_that_cannot_be_read_is_named(stored: RestorableAuth) -> None:
+    async with stored.running():
+        pass
+    (stored.log_dir / "recovery_state").write_bytes(b"{")
+    with pytest.raises(errors.BadSettings, match="recovery_state cannot be read"):
+        async with stored.running():
+            pass
+
+
+async def test_replicas_share_what_one_of_them_has_handled(stored: RestorableAuth) -> None:
+    """Each with a folder of its own: the second one adopts the restore."""
+    await lost_window(stored)
+    other = stored.log_dir.with_name("other")
+    other.mkdir(mode=0o700)
+    for file in stored.log_dir.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    async with stored.running() as world:
+        assert len(await restores(world)) == 1
+    stored.settings = msgspec.structs.replace(stored.settings, recovery_log_dir=other)
+    async with stored.running() as world:
+        assert len(await restores(world)) == 1
+    state = msgspec.json.decode((other / "recovery_state").read_bytes(), type=RecoveryState)
+    assert isinstance(state.restore, UUID)
+    assert state.restored_at is not None
