@@ -149,6 +149,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
             "MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"),
             "PUBLIC_URL": public_url("web", settings),
             "AUDIT_ANCHOR_FILE": str(home.root / "audit_anchors.jsonl"),
+            "RECOVERY_LOG_DIR": str(home.root / "recovery_log"),
             # If other machines can reach the stack, registration is closed.
             "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
         }

@@ -130,6 +130,10 @@ def _environment(stack: RunningStack, service: str) -> dict[str, str]:
     """As the supervisor's, but for what two processes on one machine cannot both have."""
     recorded = stack_settings.read_recorded(stack.place)
     found = stack_plan.service_environment(stack.place, stack_settings.load(recorded), recorded, service)
-    own = {"auth": {"AUDIT_ANCHOR_FILE": ""}, "metrics": {"PROMETHEUS_PORT": "0"}, "inference": {"INFERENCE_BACKEND": "echo", "MODELS": ""}}
+    own = {
+        "auth": {"AUDIT_ANCHOR_FILE": "", "RECOVERY_LOG_DIR": ""},
+        "metrics": {"PROMETHEUS_PORT": "0"},
+        "inference": {"INFERENCE_BACKEND": "echo", "MODELS": ""},
+    }
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     return {name: value for name, value in {**kept, **found, **own.get(service, {})}.items() if value}

@@ -65,6 +65,8 @@ def _log_lines(stack: RunningStack) -> Iterator[tuple[str, bytes]]:
     anchors = stack.home / "audit_anchors.jsonl"
     if anchors.exists():
         yield "anchors", anchors.read_bytes()
+    for file in (stack.home / "recovery_log").glob("*"):
+        yield "recovery log", file.read_bytes()
 
 
 def is_mail(line: bytes) -> bool:

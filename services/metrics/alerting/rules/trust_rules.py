@@ -25,6 +25,7 @@ LIST_OLD_SECONDS = 600
 UNVERIFIED_SECONDS = 30 * MINUTE
 #: The other jobs run at least every hour.
 UPKEEP_LATE_SECONDS = 3 * HOUR
+RECOVERY_LOG_BEHIND_SECONDS = MINUTE
 PARTITIONS_AHEAD_LEAST_SECONDS = 14 * DAY
 
 RULES = (
@@ -92,6 +93,24 @@ RULES = (
         when=below(lowest(Selector(instruments.AUDIT_CHAIN_VALID), "node"), 1),
         summary="The audit log was tampered with",
         description="A row was changed or removed after it was written. Treat it as a break-in until you know the cause.",
+        board=DashboardName.SECURITY,
+    ),
+    AlertRule(
+        name="recovery_log_behind",
+        severity=Severity.CRITICAL,
+        when=above(highest(Selector(instruments.RECOVERY_LOG_BEHIND), "node"), RECOVERY_LOG_BEHIND_SECONDS),
+        summary="Auth {node} cannot write its recovery log",
+        description="Revocations take effect, but restoring an older database now would undo the newest of them.",
+        board=DashboardName.SECURITY,
+        unit=AlertUnit.SECONDS,
+    ),
+    AlertRule(
+        name="database_restored",
+        severity=Severity.CRITICAL,
+        when=above(highest(Selector(instruments.DATABASE_RESTORED), "node"), 0),
+        summary="Auth's database was replaced by an older one",
+        description="Auth replayed its recovery log and ended all sessions. What was created since the backup is lost. The alert ends after"
+        " seven days.",
         board=DashboardName.SECURITY,
     ),
     AlertRule(

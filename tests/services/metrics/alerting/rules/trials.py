@@ -287,6 +287,8 @@ TRUST = (
     _trial("settle_journal_long", _one_gauge(instruments.SETTLE_JOURNAL_ROWS, 0, **_GATEWAY), Course(3, 3, 3), 10_001, 10_000),
     _trial("reservation_old", _one_gauge(instruments.LEDGER_OLDEST_RESERVATION, 9, **_GATEWAY), Course(3, 4, 3), 301, 300),
     _trial("audit_chain_broken", _one_gauge(instruments.AUDIT_CHAIN_VALID, 1, service="auth", node="a"), Course(3, 3, 3), 0, 1),
+    _trial("recovery_log_behind", _one_gauge(instruments.RECOVERY_LOG_BEHIND, 0, service="auth", node="a"), Course(3, 3, 3), 61, 60),
+    _trial("database_restored", _one_gauge(instruments.DATABASE_RESTORED, 0, service="auth", node="a"), Course(3, 3, 3), 1, 0),
     _trial("certificate_expiring", _one_gauge(instruments.CERTIFICATE_SECONDS_LEFT, 86400, **_GATEWAY), Course(3, 8, 3), 21_599, 21_600),
     _trial("revocation_list_old", _one_gauge(instruments.REVOCATION_LIST_AGE, 9, **_GATEWAY), Course(3, 4, 3), 601, 600),
     _trial("contested_key", _one_jump(instruments.CONTESTED_KEYS, **_GATEWAY), Course(70, 10, 70), 1, 0),
