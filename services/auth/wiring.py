@@ -38,6 +38,7 @@ from services.auth.privacy.erasure import Erasures
 from services.auth.privacy.export import Exports
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.privacy.retention import Days, Retention
+from services.auth.recovery import kinds
 from services.auth.recovery import replay as replays
 from services.auth.recovery.recovery_log import RecoveryLog
 from services.auth.recovery.recovery_store import RecoveryStore
@@ -80,7 +81,7 @@ class OpenedStores:
     #: For test mails, which skip the queue.
     mail_sink: MailSink
     signers: ActiveKeys
-    recovery: "Recovery"
+    recovery: "RecoveryParts"
 
     async def checks(self) -> tuple[Check, ...]:
         database, cache = await asyncio.gather(self.database.check(), self.cache.check())
@@ -88,7 +89,7 @@ class OpenedStores:
 
 
 @dataclass(frozen=True, slots=True)
-class Recovery:
+class RecoveryParts:
     rows: RecoveryStore
     log: RecoveryLog
     start: RecoveryStart
@@ -112,7 +113,7 @@ class Wiring:
         store, cache = AccountTables(opened.database), opened.cache
         tokens = AccessTokens(opened.signers, issuer=f"aimesh/{settings.mesh}")
         sessions = _sessions(settings, cache)
-        self.trail = AuditLog(self._audit_rows)
+        self.trail = AuditLog(self._audit_rows, on_act=kinds.note)
         self.last_used = KeyLastUsed(store)
         self.changes = ChangeStream(store, node.drain_started)
         self.identities = Identities(
@@ -228,14 +229,14 @@ async def ensure_first_admin(settings: AuthSettings, store: AccountTables, passw
         _log.info("first administrator created", username=name_rules.ADMIN_USERNAME)
 
 
-def _recovery(settings: AuthSettings, node: Node, database: Database) -> Recovery:
+def _recovery(settings: AuthSettings, node: Node, database: Database) -> RecoveryParts:
     rows, audit, path = RecoveryStore(database), AuditStore(database), settings.recovery_log_dir
     keys, folder = _signing_keys(settings, "recovery-log"), None if path is None else RecoveryFolder(path)
     file = None if path is None else path / replays.name_of(node.id)
     log = RecoveryLog(rows, keys, settings.mesh, file, node.metrics.recovery_log_behind)
     anchoring = Anchoring(audit, _signing_keys(settings, "audit-anchor"), settings.mesh, settings.audit_anchor_file)
     start = RecoveryStart(rows, log, folder, node.metrics.database_restored, keys=keys, mesh=settings.mesh)
-    return Recovery(rows, log, start, LostRows(audit, anchoring), anchoring)
+    return RecoveryParts(rows, log, start, LostRows(audit, anchoring), anchoring)
 
 
 def _signing_keys(settings: AuthSettings, purpose: str) -> AnchorKeys:

@@ -11,7 +11,6 @@ from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.audit_store import AuditStore
 from services.auth.audit.refusal_batching import RefusalBatching
 from services.auth.audit.verification import Verification
-from services.auth.recovery import kinds
 from shared import errors
 from shared.api.audit import AuditedAct
 from shared.node import lifecycle
@@ -35,8 +34,12 @@ _log = logs.get(part="audit")
 class AuditLog:
     """An ``AuditTrail``. ``run`` is the task that writes refusals; call ``write`` after it has ended, for the last ones."""
 
-    def __init__(self, rows: AuditStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, rows: AuditStore, *, on_act: Callable[[str], None] = lambda action: None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``on_act`` is told of each act that was added, in the caller's context."""
         self._rows = rows
+        self._on_act = on_act
         self._clock = clock
         self._refusals = RefusalBatching()
         self._unanchored = 0
@@ -45,7 +48,7 @@ class AuditLog:
 
     async def add(self, transaction: "Transaction", act: AuditedAct) -> None:
         await self._rows.append(transaction, (act,))
-        kinds.note(act.action)
+        self._on_act(act.action)
         self._count(1)
 
     def note(self, act: AuditedAct) -> None:

@@ -8,6 +8,7 @@ import pytest
 from services.auth.recovery import kinds
 from services.auth.settings import AuthSettings
 from tests.servers import PostgresServer
+from tests.services.auth.audit.test_reference import described
 from tests.services.auth.recovery.restoring import RestorableAuth
 from tests.services.auth.recovery.scenarios import SCENARIOS, Scenario
 
@@ -45,5 +46,12 @@ async def test_it_would_work_again_without_the_log(stored: RestorableAuth, scena
         assert await case.works(world, stored)
 
 
-def test_every_kind_is_known() -> None:
+def test_every_kind_is_covered_by_an_act() -> None:
+    # No method changes the limits of a key.
     assert {kind for covered in kinds.RESTRICTING.values() for kind in covered} | {"key.tightened"} == set(kinds.KINDS)
+
+
+def test_every_act_that_restricts_somebody_has_a_kind_or_a_reason_why_not() -> None:
+    """A new action has to be put into one of the three tables."""
+    decided = [*kinds.RESTRICTING, *kinds.WITHOUT_KIND, *kinds.HARMLESS]
+    assert sorted(decided) == sorted(described())
