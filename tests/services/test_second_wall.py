@@ -26,7 +26,6 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "signing_keys": "of the house",
             "colleague_invitations": "to the house, by its administrators; found by a secret before anybody is known",
             "setup_facts": "of the house",
-            "recovery_head": "a number and a digest, so that the log grows in order",
             "recovery_log": "ids and digests",
             "database_restores": "of the house",
         },

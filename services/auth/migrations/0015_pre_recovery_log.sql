@@ -1,15 +1,6 @@
 -- The recovery log: everything that makes the platform stricter, so that restoring an older database does not undo it. auth copies each
 -- row to a file outside the database (services/auth/recovery/).
 
--- One row: the last line of the log. It stays locked from adding a line until the commit, so lines commit in the order of their numbers.
-CREATE TABLE recovery_head (
-    single boolean PRIMARY KEY DEFAULT true CHECK (single),
-    number bigint NOT NULL,
-    hash bytea NOT NULL
-);
-
-INSERT INTO recovery_head (number, hash) VALUES (0, decode(repeat('00', 32), 'hex'));
-
 CREATE TABLE recovery_log (
     number bigint PRIMARY KEY CHECK (number > 0),
     at timestamptz NOT NULL,
@@ -41,40 +32,43 @@ $$;
 
 CREATE TRIGGER recovery_log_is_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON recovery_log
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_recovery_change();
-CREATE TRIGGER recovery_head_stays BEFORE DELETE OR TRUNCATE ON recovery_head
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse_recovery_change();
 
 REVOKE UPDATE, DELETE, TRUNCATE ON recovery_log FROM PUBLIC, CURRENT_USER;
-REVOKE DELETE, TRUNCATE ON recovery_head FROM PUBLIC, CURRENT_USER;
+
+-- Until the end of the transaction nobody else adds a line, so lines commit in the order of their numbers. Not the lock of a row that holds
+-- the last line: a transaction that ends 50,000 keys would leave as many versions of that row, and read them for each line.
+CREATE FUNCTION lock_recovery_log() RETURNS void LANGUAGE sql AS $$
+    SELECT pg_advisory_xact_lock(hashtextextended('auth.recovery_log', 0))
+$$;
 
 CREATE FUNCTION add_recovery_line(line_kind text, line_subject text, line_details jsonb DEFAULT '{}') RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
-    head recovery_head;
+    last recovery_log;
     line recovery_log;
 BEGIN
     -- Off while the log itself is replayed, and for changes that only look like one.
     IF current_setting('aimesh.recovery_log', true) = 'off' THEN
         RETURN;
     END IF;
-    SELECT * INTO head FROM recovery_head FOR UPDATE;
-    line.number := head.number + 1;
+    PERFORM lock_recovery_log();
+    SELECT * INTO last FROM recovery_log ORDER BY number DESC LIMIT 1;
+    line.number := coalesce(last.number, 0) + 1;
     line.at := clock_timestamp();
     line.kind := line_kind;
     line.subject := line_subject;
     line.details := line_details::text;
-    line.previous_hash := head.hash;
-    line.hash := sha256(head.hash || convert_to(concat_ws(
+    line.previous_hash := coalesce(last.hash, decode(repeat('00', 32), 'hex'));
+    line.hash := sha256(line.previous_hash || convert_to(concat_ws(
         E'\n', line.number, (extract(epoch FROM line.at) * 1000000)::bigint, line.kind, line.subject, line.details
     ), 'UTF8'));
     INSERT INTO recovery_log SELECT line.*;
-    UPDATE recovery_head SET number = line.number, hash = line.hash;
     PERFORM pg_notify('auth_recovery_log', '');
 END
 $$;
 
 -- --- what is recorded ---
--- The triggers are deferred: they run at the commit, after all row locks were taken, so the lock on the head is short and cannot be part
+-- The triggers are deferred: they run at the commit, after all row locks were taken, so the lock on the log is short and cannot be part
 -- of a deadlock. They are triggers, so that every code path and every UPDATE in psql is recorded.
 
 CREATE FUNCTION is_tighter(old_limit anyelement, new_limit anyelement) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$

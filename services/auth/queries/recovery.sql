@@ -1,6 +1,6 @@
 -- name: find_recovery_head
--- The last line of the recovery log.
-SELECT number, hash FROM recovery_head;
+-- The last line of the recovery log; no row if there is none.
+SELECT number, hash FROM recovery_log ORDER BY number DESC LIMIT 1;
 
 -- name: find_recovery_hash
 -- The hash of a line.
@@ -16,23 +16,19 @@ SELECT
     (SELECT system_identifier FROM pg_control_system())::text AS system,
     (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline,
     pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END, '0/0')::bigint AS lsn,
-    recovery_head.number,
-    recovery_head.hash,
+    (SELECT number FROM recovery_log ORDER BY number DESC LIMIT 1) AS number,
+    (SELECT hash FROM recovery_log ORDER BY number DESC LIMIT 1) AS hash,
     (SELECT id FROM database_restores ORDER BY found_at DESC LIMIT 1) AS restore,
-    EXISTS (SELECT FROM database_restores WHERE found_at > now() - interval '7 days') AS is_restored
-FROM recovery_head;
+    EXISTS (SELECT FROM database_restores WHERE found_at > now() - interval '7 days') AS is_restored;
 
 -- name: lock_recovery
--- One replica at a time replays; changes are not recorded again until the end of the transaction.
-SELECT pg_advisory_xact_lock(hashtext('auth.recovery')), set_config('aimesh.recovery_log', 'off', true);
+-- One replica at a time replays, and nobody adds a line. The transaction's own changes are not recorded again.
+SELECT lock_recovery_log(), set_config('aimesh.recovery_log', 'off', true);
 
 -- name: add_recovery_lines
--- Append lines from a file, and move the head to the last one.
-WITH added AS (
-    INSERT INTO recovery_log (number, at, kind, subject, details, previous_hash, hash)
-    SELECT * FROM unnest($1::bigint [], $2::timestamptz [], $3::text [], $4::text [], $5::text [], $6::bytea [], $7::bytea [])
-)
-UPDATE recovery_head SET number = $8, hash = $9;
+-- Append lines from a file.
+INSERT INTO recovery_log (number, at, kind, subject, details, previous_hash, hash)
+SELECT * FROM unnest($1::bigint [], $2::timestamptz [], $3::text [], $4::text [], $5::text [], $6::bytea [], $7::bytea []);
 
 -- name: add_restore
 -- This database was replaced by an older one.

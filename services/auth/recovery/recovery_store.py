@@ -1,10 +1,11 @@
-"""auth's tables recovery_log, recovery_head and database_restores. Every method may raise Unavailable."""
+"""auth's tables recovery_log and database_restores. Every method may raise Unavailable."""
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from services.auth.recovery import recovery_lines
 from services.auth.recovery.recovery_lines import LogEnd, RecoveryLine
 from shared import errors
 from shared.stores import database
@@ -57,12 +58,12 @@ class RecoveryStore:
     async def place(self) -> DatabasePlace:
         with _tables_may_be_missing():
             row = await self._db.row("find_database_place")
-        assert row is not None  # the migration made it
+        assert row is not None  # a SELECT without FROM has a row
         return DatabasePlace(row["system"], row["timeline"], row["lsn"], _end(row), row["restore"], row["is_restored"])
 
     @contextlib.asynccontextmanager
     async def replaying(self) -> AsyncIterator[tuple[database.Transaction, LogEnd]]:
-        """Lock the log against other replicas' replays, and return its head. Nothing in the block is recorded."""
+        """Lock the log against every other line and replay, and return its head. Nothing in the block is recorded."""
         async with self._db.transaction(deadline_seconds=_REPLAY_SECONDS) as transaction:
             await transaction.row("lock_recovery")
             yield transaction, _end(await transaction.row("find_recovery_head"))
@@ -72,8 +73,7 @@ class RecoveryStore:
             (line.number, line.at, line.kind, line.subject, line.details, bytes.fromhex(line.previous_hash), bytes.fromhex(line.hash))
             for line in lines
         ]
-        last = lines[-1]
-        await transaction.run("add_recovery_lines", *map(list, zip(*columns, strict=True)), last.number, bytes.fromhex(last.hash))
+        await transaction.run("add_recovery_lines", *map(list, zip(*columns, strict=True)))
 
     async def add_restore(self, transaction: database.Transaction, restore: UUID, details: str) -> None:
         await transaction.run("add_restore", restore, details)
@@ -107,8 +107,7 @@ def _tables_may_be_missing() -> Iterator[None]:
 
 
 def _end(row: database.DatabaseRow | None) -> LogEnd:
-    assert row is not None  # the migration made it
-    return LogEnd(row["number"], row["hash"].hex())
+    return recovery_lines.START if row is None or row["number"] is None else LogEnd(row["number"], row["hash"].hex())
 
 
 def _line(row: database.DatabaseRow) -> RecoveryLine:

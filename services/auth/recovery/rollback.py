@@ -259,12 +259,10 @@ class LostRows:
     async def count(self, since: datetime | None) -> int:
         """Return how many rows the anchors know and the database lacks. ``since``: the last restore; older anchors may be of rows that were
         lost then. Raises BadSettings if a row differs from its anchor, which no restore causes, and Unavailable."""
-        filed, _ = await self._anchoring.read()
-        recent = [anchor for anchor in filed if since is None or anchor.at > since]
-        good = (await asyncio.to_thread(audit_anchors.check, recent, self._anchoring.keys.ids)).good
         by_chain: dict[str, list[Anchor]] = {}
-        for anchor in good:
-            by_chain.setdefault(anchor.chain, []).append(anchor)
+        for anchor in (await self._anchoring.read())[0]:
+            if since is None or anchor.at > since:
+                by_chain.setdefault(anchor.chain, []).append(anchor)
         return sum([await self._count(chain, anchors) for chain, anchors in by_chain.items()])
 
     async def are_some_ahead(self, since: datetime | None) -> bool:
@@ -277,7 +275,8 @@ class LostRows:
 
     async def _count(self, chain: str, anchors: list[Anchor]) -> int:
         last = (await self._audit.end_of(chain)).last_row
-        kept = max((anchor for anchor in anchors if anchor.sequence <= last), key=lambda anchor: anchor.sequence, default=None)
+        newest = self._newest(anchors)
+        kept = self._newest([anchor for anchor in anchors if anchor.sequence <= last])
         if kept is not None:
             async for row, *_ in self._audit.read_chain(chain, after=kept.sequence - 1, until=kept.sequence):
                 if row.hash != kept.hash:
@@ -285,4 +284,9 @@ class LostRows:
                         f"the audit log was changed: row {kept.sequence} of the chain {chain} differs from its anchor",
                         hint="treat it as a break-in (docs/runbooks/audit_chain_broken.md)",
                     )
-        return max(0, max(anchor.sequence for anchor in anchors) - last)
+        return 0 if newest is None else max(0, newest.sequence - last)
+
+    def _newest(self, anchors: list[Anchor]) -> Anchor | None:
+        """Return the one with the highest number that is signed. Its hash covers all rows before it, so the others need no check."""
+        by_number = sorted(anchors, key=lambda anchor: anchor.sequence, reverse=True)
+        return next((anchor for anchor in by_number if audit_anchors.check([anchor], self._anchoring.keys.ids).good), None)

@@ -54,13 +54,11 @@ async def test_postgresql_and_python_hash_the_same_bytes(postgres_url: str, subj
         for _ in range(2):
             await connection.execute("SELECT add_recovery_line('user.disabled', $1, $2)", subject, json.dumps(details))
         rows = await connection.fetch("SELECT * FROM recovery_log ORDER BY number")
-        head = await connection.fetchrow("SELECT number, hash FROM recovery_head")
     finally:
         await connection.close()
     lines = [RecoveryLine(**{**dict(row), "previous_hash": row["previous_hash"].hex(), "hash": row["hash"].hex()}) for row in rows]
     assert [recovery_lines.hash_of(line) for line in lines] == [line.hash for line in lines]
     assert (lines[0].previous_hash, lines[1].previous_hash) == (recovery_lines.START.hash, lines[0].hash)
-    assert (head["number"], head["hash"].hex()) == (2, lines[1].hash)
     signed = [recovery_lines.sign(line, KEYS.current, MESH) for line in lines]
     assert check(texts(signed)).newer == tuple(signed)
 
@@ -69,7 +67,7 @@ async def test_the_table_is_append_only(postgres_url: str) -> None:
     connection = await asyncpg.connect(postgres_url, server_settings={"search_path": "auth"})
     try:
         await connection.execute("SELECT add_recovery_line('user.disabled', 'x')")
-        for statement in ("UPDATE recovery_log SET subject = 'y'", "DELETE FROM recovery_log", "DELETE FROM recovery_head"):
+        for statement in ("UPDATE recovery_log SET subject = 'y'", "DELETE FROM recovery_log", "TRUNCATE recovery_log"):
             with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
                 await connection.execute(statement)
     finally:

@@ -189,13 +189,20 @@ async def test_a_log_of_another_database_is_refused(stored: RestorableAuth) -> N
             pass
 
 
-async def test_auth_stops_if_its_database_is_replaced_while_it_runs(stored: RestorableAuth) -> None:
-    async with stored.running() as world:
-        await revoke_one(world)
-        await stored.execute("UPDATE recovery_head SET number = 0, hash = decode(repeat('00', 32), 'hex')")
-        with pytest.raises(errors.Internal, match="replaced by another one"):
+@pytest.mark.parametrize("change", ["UPDATE recovery_log SET hash = sha256(hash)", "DELETE FROM recovery_log"])
+async def test_auth_stops_if_its_database_is_replaced_while_it_runs(stored: RestorableAuth, change: str) -> None:
+    state = stored.log_dir / "recovery_state"
+    with pytest.raises(errors.Internal, match="replaced by another one"):
+        async with stored.running() as world:
+            await revoke_one(world)
             await world.service._opened.recovery.start.write_state()
-        await stored.execute("UPDATE recovery_head SET number = 1, hash = (SELECT hash FROM recovery_log)")
+            before = state.read_bytes()
+            await stored.execute("ALTER TABLE recovery_log DISABLE TRIGGER ALL")
+            await stored.execute(change)
+            with pytest.raises(errors.Internal, match="replaced by another one"):
+                await world.service._opened.recovery.start.write_state()
+    # The next start has to see what this one has seen.
+    assert state.read_bytes() == before
 
 
 async def test_without_a_folder_nothing_waits(stored: RestorableAuth) -> None:

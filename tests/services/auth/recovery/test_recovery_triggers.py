@@ -123,7 +123,7 @@ async def test_a_change_that_is_rolled_back_leaves_no_gap(db: asyncpg.Connection
     assert [row["number"] for row in await db.fetch("SELECT number FROM recovery_log ORDER BY number")] == [1, 2]
 
 
-async def test_two_transactions_with_the_same_rows_in_another_order_do_not_deadlock_on_the_head(
+async def test_two_transactions_with_the_same_rows_in_another_order_do_not_deadlock_on_the_log(
     db: asyncpg.Connection, postgres_url: str
 ) -> None:
     """The triggers run at the commit: until then another transaction can add its line."""
