@@ -124,6 +124,7 @@ def test_the_list_of_mutants_covers_what_must_not_break() -> None:
         "policies",
         "rollouts",
         "guard",
+        "recovery",
     }
     assert groups.total() >= 60
     assert min(groups.values()) >= 10

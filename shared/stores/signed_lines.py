@@ -6,6 +6,7 @@ starts on its own line, and readers recognize the rest.
 
 import asyncio
 import os
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -70,13 +71,17 @@ def read_end(path: Path, most_bytes: int) -> list[bytes]:
 
 def replace(path: Path, content: bytes) -> None:
     """Write a whole small file, so that a crash leaves either the old or the new one. Blocks; raises OSError."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(new, os.O_WRONLY | os.O_TRUNC | os.O_CREAT, 0o600)
-    with os.fdopen(handle, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    new.replace(path)
+    # Another name each time: replicas may share the folder.
+    handle, new = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        Path(new).replace(path)
+    except OSError:
+        Path(new).unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 

@@ -174,10 +174,7 @@ class RecoveryStart:
                     )  # fmt: skip
                     await trail.add(transaction, act)
             _log.warning("the database was restored; sessions have ended", why=facts.why, lines=facts.lines, lost_rows=lost)
-        place = await self._rows.place()
-        is_new = self._state is None or self._state.restore != place.restore
-        restored_at = self._now() if is_new and place.restore else None if self._state is None else self._state.restored_at
-        await self._write(place, restored_at)
+        await self._write(await self._rows.place())
 
     async def run(self) -> None:
         """Run until canceled."""
@@ -190,7 +187,7 @@ class RecoveryStart:
             end, place = self._log.end, await self._rows.place()
             if place.head.number < end.number or (place.head.number == end.number and place.head != end):
                 raise replaced()
-            await self._write(place, None if self._state is None else self._state.restored_at)
+            await self._write(place)
 
     async def _replay(self, replay: Replay, files: tuple[LogFile, ...], head: LogEnd, *, is_behind_anchors: bool) -> None:
         newer = files[-1].checked.newer if files else ()
@@ -216,12 +213,13 @@ class RecoveryStart:
         """Return whether another replica has found this restore since this one last ran."""
         return self._state is not None and place.restore is not None and place.restore != self._state.restore
 
-    async def _write(self, place: DatabasePlace, restored_at: datetime | None) -> None:
+    async def _write(self, place: DatabasePlace) -> None:
         assert self._folder is not None
         self._restored.set(place.is_restored)
+        before = (None, None) if self._state is None else (self._state.restore, self._state.restored_at)
         self._state = RecoveryState(
             system=place.system, timeline=place.timeline, lsn=place.lsn, number=place.head.number,
-            restore=place.restore, restored_at=restored_at,
+            restore=place.restore, restored_at=before[1] if place.restore == before[0] else self._now(),
         )  # fmt: skip
         try:
             await asyncio.to_thread(self._folder.write_state, self._state)

@@ -42,6 +42,7 @@ def test_json_has_every_field_under_its_python_name() -> None:
         "expires_at": None,
         "team_id": None,
         "made_by": None,
+        "logged": True,
     }
 
 

@@ -13,10 +13,11 @@ from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import auth
 from shared.identity import node_keys
+from shared.rpc import bodies
 from shared.stores import signed_lines
 from tests.servers import PostgresServer
 from tests.services.auth.recovery.restoring import RestorableAuth
-from tests.services.auth.surroundings import Surroundings
+from tests.services.auth.surroundings import CLIENT, Surroundings, call
 
 
 @pytest.fixture
@@ -35,6 +36,10 @@ async def revoke_one(world: Surroundings) -> auth.ApiKey:
 
 def behind(world: Surroundings) -> float | None:
     return world.metrics.registry.get_sample_value("ai_platform_recovery_log_behind_seconds")
+
+
+def refuse(path: Path, lines: bytes) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 async def test_the_answer_comes_after_the_file(stored: RestorableAuth) -> None:
@@ -68,9 +73,6 @@ async def test_a_full_disk_refuses_nothing_and_is_caught_up(stored: RestorableAu
 
 
 async def test_an_unwritable_folder_is_told_and_measured(stored: RestorableAuth, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, lines: bytes) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
     monkeypatch.setattr(signed_lines, "append", refuse)
     async with stored.running() as world:
         log = world.service._opened.recovery.log
@@ -87,6 +89,23 @@ async def test_an_unwritable_folder_is_told_and_measured(stored: RestorableAuth,
         assert behind(world) == 0
         measuring.cancel()
     assert [line.number for line in lines_in(stored.file)] == [1, 2]
+
+
+async def test_a_real_call_is_answered_after_the_file_or_says_so(stored: RestorableAuth, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the dispatcher, as over a link."""
+
+    async def revoke(world: Surroundings) -> auth.ApiKey:
+        created = await world.new_key(await world.admin_token())
+        handler = world.dispatcher.find(auth.revoke_api_key.name, CLIENT)
+        request = auth.RevokeApiKey(str(created.key.id))
+        return bodies.decoder(auth.ApiKey)(await world.dispatcher.answer(handler, request, call(await world.admin_token())))
+
+    async with stored.running() as world:
+        assert (await revoke(world)).logged
+        assert len(lines_in(stored.file)) == 1
+        monkeypatch.setattr(signed_lines, "append", refuse)
+        revoked = await revoke(world)
+        assert (revoked.is_active, revoked.logged) == (False, False)
 
 
 async def test_a_disk_that_hangs_delays_an_answer_by_a_limited_time(stored: RestorableAuth, monkeypatch: pytest.MonkeyPatch) -> None:
