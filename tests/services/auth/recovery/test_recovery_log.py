@@ -3,11 +3,13 @@
 import asyncio
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from services.auth.recovery import recovery_log
 from services.auth.recovery.recovery_lines import RecoveryLine
 from services.auth.settings import AuthSettings
 from shared import errors
@@ -18,6 +20,14 @@ from shared.stores import signed_lines
 from tests.servers import PostgresServer
 from tests.services.auth.recovery.restoring import RestorableAuth
 from tests.services.auth.surroundings import CLIENT, Surroundings, call
+
+
+@pytest.fixture(autouse=True)
+def _patient() -> Iterator[None]:
+    """A machine under load may need longer for a query and a write."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recovery_log, "WAIT_SECONDS", 30.0)
+        yield
 
 
 @pytest.fixture
@@ -117,7 +127,7 @@ async def test_a_disk_that_hangs_delays_an_answer_by_a_limited_time(stored: Rest
         asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result()
         really(path, lines)
 
-    monkeypatch.setattr("services.auth.recovery.recovery_log.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(recovery_log, "WAIT_SECONDS", 0.05)
     async with stored.running() as world:
         monkeypatch.setattr(signed_lines, "append", hang)
         assert not (await revoke_one(world)).logged
