@@ -38,7 +38,9 @@ def printable(text: str) -> str:
 def plain(value: object) -> Json:
     """Convert a message to JSON values, with snake_case names."""
     if isinstance(value, msgspec.Struct):
-        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+        fields = {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+        # Only changes that the recovery log lacks say so.
+        return {name: part for name, part in fields.items() if name != "logged" or not part}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     built: Json = msgspec.to_builtins(value)

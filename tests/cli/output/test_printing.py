@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from cli.output import printing
@@ -42,7 +43,6 @@ def test_json_has_every_field_under_its_python_name() -> None:
         "expires_at": None,
         "team_id": None,
         "made_by": None,
-        "logged": True,
     }
 
 
@@ -56,6 +56,7 @@ def test_json_has_every_field_under_its_python_name() -> None:
 )
 def test_control_characters_are_dropped(text: str, shown: str) -> None:
     assert printing.printable(text) == shown
+    assert printing.plain(msgspec.structs.replace(KEY, logged=False))["logged"] is False  # type: ignore[index,call-overload]
 
 
 def test_pipe_gets_aligned_text(capsys: pytest.CaptureFixture[str]) -> None:
