@@ -217,12 +217,13 @@ def test_an_announcement_survives_encoding_even_a_longer_one_of_a_newer_version(
 
 
 def test_an_offer_is_read_by_versions_without_its_newest_fields() -> None:
-    offer = ModelOffer(ModelName("gpt-x"), 2048, "abc", provider="acme", rests=True, region="eu")
+    offer = ModelOffer(ModelName("gpt-x"), 2048, "abc", provider="acme", only_moderates=True, rests=True, region="eu")
     announcement = make_announcement(models=(offer,))
     assert directory.decode(directory.encode(announcement)).models == (offer,)
     fields = msgspec.structs.fields(ModelOffer)
-    assert [field.name for field in fields[-3:]] == ["provider", "rests", "region"], "fields of an array may only be appended"
-    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-2]], array_like=True)
+    newest = ["provider", "only_moderates", "rests", "region"]
+    assert [field.name for field in fields[-4:]] == newest, "fields of an array may only be appended"
+    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-3]], array_like=True)
     read = msgspec.msgpack.decode(msgspec.msgpack.encode(offer), type=older)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(read), type=ModelOffer) == ModelOffer(
         ModelName("gpt-x"), 2048, "abc", provider="acme"
