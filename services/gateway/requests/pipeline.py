@@ -226,8 +226,9 @@ class Pipeline:
         self, running: Running, calls: Sequence[TargetCall[Call]], start: Start[Call, Item], seconds: float
     ) -> AsyncGenerator[Item]:
         """Answer from the first target that delivers something."""
+        # Now, because the headers of the answer name the route.
+        running.try_target(calls[0].target)
         if len(calls) == 1:
-            running.try_target(calls[0].target)
             return start(calls[0], seconds)
         return self._with_fallback(running, calls, start, self.clock() + seconds)
 

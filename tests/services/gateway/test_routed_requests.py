@@ -485,6 +485,15 @@ async def first_variant(http: httpx.AsyncClient) -> str:
     return answer.headers["x-aimesh-variant"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_http_names_route_and_variant_also_with_a_fallback(routed: Routed, stream: bool) -> None:
+    routed.use(TO_LOCAL, TO_API)
+    transport = httpx.ASGITransport(routed.service.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers={"X-API-Key": KEY}) as http:
+        answer = await http.post("/v1/chat/completions", json={**_chat("hi"), "stream": stream})
+    assert (answer.headers["x-aimesh-route"], answer.headers["x-aimesh-variant"]) == ("assistant@4", TO_LOCAL.name)
+
+
 async def test_http_names_route_and_variant_and_takes_a_conversation(routed: Routed) -> None:
     targets, more = halves()
     routed.use(*targets, more=more)
