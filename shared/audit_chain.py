@@ -260,7 +260,9 @@ class ChainVerifier:
                 self._signed += checkpoint.is_signed
                 self._known_good = head.sequence
             else:
-                why = f"{checkpoint.source} disagrees: {_rows(self._known_good + 1, head.sequence)} rewritten"
+                # Another checkpoint of the same row may have agreed: after a restore, both rows were signed.
+                first = min(self._known_good + 1, head.sequence)
+                why = f"{checkpoint.source} disagrees: {_rows(first, head.sequence)} rewritten"
                 self._mismatch = _Broken(head.sequence, why)
 
     def _check_tail(self) -> _Broken | None:

@@ -224,6 +224,14 @@ def test_a_rewritten_chain_is_exposed_by_the_next_anchor() -> None:
     assert state.why == "the anchor of row 80 disagrees: rows 41 to 80 were rewritten"
 
 
+def test_a_row_that_was_lost_in_a_restore_and_written_anew_is_named() -> None:
+    """Both rows were signed, the one that is there and the one that a restore has lost."""
+    lost = replace(GOOD[-1], act=replace(GOOD[-1].act, actor=UserId(UUID(int=666))))
+    other = Checkpoint(sequence=ROWS, hash=bytes.fromhex(anew(head_of(GOOD[-2]), lost).hash), source="another anchor")
+    state = verified(GOOD, (*ANCHORS, other))
+    assert (state.first_bad, state.why) == (ROWS, f"another anchor disagrees: row {ROWS} was rewritten")
+
+
 def test_a_missing_tail_is_only_exposed_by_an_anchor() -> None:
     assert verified(GOOD[:100]).first_bad is None
     state = verified(GOOD[:100], ANCHORS)
