@@ -485,15 +485,6 @@ async def first_variant(http: httpx.AsyncClient) -> str:
     return answer.headers["x-aimesh-variant"]
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_http_names_route_and_variant_also_with_a_fallback(routed: Routed, stream: bool) -> None:
-    routed.use(TO_LOCAL, TO_API)
-    transport = httpx.ASGITransport(routed.service.app())
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers={"X-API-Key": KEY}) as http:
-        answer = await http.post("/v1/chat/completions", json={**_chat("hi"), "stream": stream})
-    assert (answer.headers["x-aimesh-route"], answer.headers["x-aimesh-variant"]) == ("assistant@4", TO_LOCAL.name)
-
-
 async def test_http_names_route_and_variant_and_takes_a_conversation(routed: Routed) -> None:
     targets, more = halves()
     routed.use(*targets, more=more)
@@ -520,6 +511,12 @@ async def test_http_names_route_and_variant_and_takes_a_conversation(routed: Rou
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "X-Conversation-Id")
         listed = [model["id"] for model in (await http.get("/v1/models")).json()["data"]]
         assert listed == ["assistant", "api", "local", "smollm2"]
+        routed.use(TO_LOCAL, TO_API)
+        for stream in (False, True):
+            answer = await http.post("/v1/chat/completions", json={**_chat("hi"), "stream": stream})
+            assert (answer.headers["x-aimesh-route"], answer.headers["x-aimesh-variant"]) == ("assistant@4", TO_LOCAL.name), (
+                "with a fallback"
+            )
 
 
 async def test_answers_and_the_last_event_name_the_target(routed: Routed) -> None:
