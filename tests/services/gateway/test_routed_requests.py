@@ -513,10 +513,8 @@ async def test_http_names_route_and_variant_and_takes_a_conversation(routed: Rou
         assert listed == ["assistant", "api", "local", "smollm2"]
         routed.use(TO_LOCAL, TO_API)
         for stream in (False, True):
-            answer = await http.post("/v1/chat/completions", json={**_chat("hi"), "stream": stream})
-            assert (answer.headers["x-aimesh-route"], answer.headers["x-aimesh-variant"]) == ("assistant@4", TO_LOCAL.name), (
-                "with a fallback"
-            )
+            headers = (await http.post("/v1/chat/completions", json={**_chat("hi"), "stream": stream})).headers
+            assert (headers["x-aimesh-route"], headers["x-aimesh-variant"]) == ("assistant@4", TO_LOCAL.name)
 
 
 async def test_answers_and_the_last_event_name_the_target(routed: Routed) -> None:
