@@ -129,7 +129,9 @@ class House:
 
     def service(self, name: str) -> Container:
         given = compose_file.environment_of(name, {"PROMETHEUS_PORT": "0", "OPEN_REGISTRATION": "true"})
-        places = {"/run/aimesh": str(self.handed / name), "/tmp/": f"{self.folder}/{name}-"}
+        # A new volume for each service.
+        (volume := self.folder / f"{name}-data").mkdir()
+        places = {"/run/aimesh": str(self.handed / name), "/tmp/": f"{self.folder}/{name}-", "/var/lib/aimesh": str(volume)}
         environment = {key: _moved(self.here(value), places) for key, value in given.items()}
         environment[f"{name.upper()}_SERVICE_PORT"] = str(self.ports[name])
         environment |= {"PATH": os.environ["PATH"], "PYTHONPATH": str(compose_file.ROOT)}
