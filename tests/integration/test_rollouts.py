@@ -175,7 +175,8 @@ async def test_a_candidate_that_begins_to_fail_is_rolled_back_also_when_a_gatewa
         mesh.bad.fails = 0.2
         began = time.monotonic()
         mesh.gateways[0].process.kill()
-        found = await mesh.ended(60)
+        # A minute is enough from two requests of the candidate a second; a machine that runs other tests, too, answers fewer.
+        found = await mesh.ended(150)
         print(f"rolled back after {time.monotonic() - began:.0f} s: {found['reason']}")
         assert found["state"] == "rolled_back"
         assert found["reason"].startswith("next: ")
