@@ -62,6 +62,8 @@ Call = TypeVar("Call")
 Item = TypeVar("Item")
 #: Starts an answer at one target, which takes at most so many seconds.
 Start = Callable[[TargetCall[Call], float], AsyncGenerator[Item]]
+#: Ends with what to send to each target.
+Admitting = Awaitable[Sequence[TargetCall[Call]]]
 #: Called when a request ends, with its row, or with None if another gateway writes it.
 OnEnded = Callable[[ActiveRequest, Principal, RequestRow | None], None]
 
@@ -121,30 +123,26 @@ class Pipeline:
         running.is_unstreamed, running.continues_elsewhere = not streamed, continues_elsewhere
         running.moderate = partial(self._moderate_for, principal, request)
 
-        async def begin() -> AsyncGenerator[AnswerItem]:
-            calls = await self._admission.admit_prompt(running, principal, request, seconds, claim)
+        def answers(call: TargetCall[inference.ProcessPrompt], seconds: float) -> AsyncGenerator[AnswerItem]:
+            return self._answers(running, call, seconds=seconds, claim=claim, cache=cache)
 
-            def answers(call: TargetCall[inference.ProcessPrompt], seconds: float) -> AsyncGenerator[AnswerItem]:
-                return self._answers(running, call, seconds=seconds, claim=claim, cache=cache)
+        def admit() -> Admitting[inference.ProcessPrompt]:
+            return self._admission.admit_prompt(running, principal, request, seconds, claim)
 
-            return self._first_to_answer(running, calls, answers, seconds)
-
-        return self._recorded(running, principal, seconds, begin)
+        return self._recorded(running, principal, seconds, admit, answers)
 
     def embed(self, principal: Principal, request: EmbeddingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveEmbedding]:
         """Compute embeddings; otherwise like ``run``."""
         running = ActiveEmbedding(self.clock)
 
-        async def begin() -> AsyncGenerator[Embedding]:
-            calls = await self._admission.admit_texts(running, principal, request, seconds)
+        def vectors(call: TargetCall[embedding.Embed], seconds: float) -> AsyncGenerator[Embedding]:
+            on_claim = self._on_claim(running, call.target, is_paced=False)
+            return self._relay.embed(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
 
-            def vectors(call: TargetCall[embedding.Embed], seconds: float) -> AsyncGenerator[Embedding]:
-                on_claim = self._on_claim(running, call.target, is_paced=False)
-                return self._relay.embed(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
+        def admit() -> Admitting[embedding.Embed]:
+            return self._admission.admit_texts(running, principal, request, seconds)
 
-            return self._first_to_answer(running, calls, vectors, seconds)
-
-        return self._recorded(running, principal, seconds, begin)
+        return self._recorded(running, principal, seconds, admit, vectors)
 
     def moderate(
         self, principal: Principal, request: ModerationRequest, *, seconds: float
@@ -152,16 +150,14 @@ class Pipeline:
         """Say whether texts are harmful; otherwise like ``run``. Call ``read`` in the block."""
         running = ActiveModeration(self.clock)
 
-        async def begin() -> AsyncGenerator[ModerationItem]:
-            calls = await self._admission.admit_moderation(running, principal, request, seconds)
+        def verdicts(call: TargetCall[inference.Moderate], seconds: float) -> AsyncGenerator[ModerationItem]:
+            on_claim = self._on_claim(running, call.target, is_paced=False)
+            return self._relay.moderate(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
 
-            def verdicts(call: TargetCall[inference.Moderate], seconds: float) -> AsyncGenerator[ModerationItem]:
-                on_claim = self._on_claim(running, call.target, is_paced=False)
-                return self._relay.moderate(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
+        def admit() -> Admitting[inference.Moderate]:
+            return self._admission.admit_moderation(running, principal, request, seconds)
 
-            return self._first_to_answer(running, calls, verdicts, seconds)
-
-        return self._recorded(running, principal, seconds, begin)
+        return self._recorded(running, principal, seconds, admit, verdicts)
 
     async def _moderate_for(
         self, principal: Principal, checked: InferenceRequest, route: ModelName, texts: Sequence[str]
@@ -180,7 +176,7 @@ class Pipeline:
 
     @asynccontextmanager
     async def _recorded(
-        self, running: Running, principal: Principal, seconds: float, begin: Callable[[], Awaitable[AsyncGenerator[Any]]]
+        self, running: Running, principal: Principal, seconds: float, admit: Callable[[], Admitting[Call]], start: Start[Call, Any]
     ) -> AsyncIterator[Running]:
         """Close the worker's stream and write the row, however the block ends."""
         self._recorder.reserve()
@@ -189,7 +185,7 @@ class Pipeline:
         status, is_taken_over = RequestStatus.ERROR, False
         try:
             with tracing.span("inference", {REQUEST_ID: str(running.request_id)}):
-                running.answers = await begin()
+                running.answers = self._first_to_answer(running, await admit(), start, seconds)
                 yield running
             status = RequestStatus.SUCCESS if running.complete else RequestStatus.CANCELLED
         except errors.AimeshError as error:
