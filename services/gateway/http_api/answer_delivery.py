@@ -82,7 +82,7 @@ async def send_chunks(
 
 def _add_cache_header(call: HttpCall, reply: InferenceReply[Chunk, InferenceResult]) -> None:
     """Add it before the first event, or before a whole answer: it isn't known earlier."""
-    if reply.cached:
+    if reply.cached and not call.started:
         call.add_headers([(b"x-aimesh-cache", b"hit")])
 
 
