@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
+from shared.api.method import End, Item, MethodCaller, Request, StreamMethod
 from shared.protocol.directory import DirectoryEntry
 from shared.types import Credential, NodeId, Role
 
@@ -26,18 +26,8 @@ class RpcAnswer(Protocol[Item_co, End_co]):
     def __aiter__(self) -> AsyncIterator[Item_co]: ...
 
 
-class NodeRpc(Protocol):
+class NodeRpc(MethodCaller, Protocol):
     """Calls to other nodes. See ``shared.rpc.Client``."""
-
-    async def call(
-        self,
-        method: Method[Request, Reply],
-        request: Request,
-        *,
-        to: NodeId | None = None,
-        deadline_seconds: float = 10,
-        credential: Credential | None = None,
-    ) -> Reply: ...
 
     def stream(
         self,
