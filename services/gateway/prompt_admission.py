@@ -253,7 +253,7 @@ _GUARD_TOKENS = 1024
 @dataclass(frozen=True, slots=True)
 class ModerationRequest:
     texts: tuple[str, ...]
-    #: A route; None for the only one that moderates.
+    #: A route; None for the only route that moderates.
     model: ModelName | None = None
     #: Keep the texts from providers, even if policies allow them.
     forbid_external: bool = False

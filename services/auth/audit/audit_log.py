@@ -37,7 +37,7 @@ class AuditLog:
     def __init__(
         self, rows: AuditStore, *, on_act: Callable[[str], None] = lambda action: None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """``on_act`` is told of each act that was added, in the caller's context."""
+        """``on_act`` is called in the caller's context with each act that was added."""
         self._rows = rows
         self._on_act = on_act
         self._clock = clock

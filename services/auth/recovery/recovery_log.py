@@ -1,7 +1,7 @@
 """Copies the recovery log to this replica's file, and makes answers to restricting calls wait for it.
 
-The table is the source: triggers write it in the transaction of the change. If the file cannot be written, the change stands, the caller
-is told, and the copy continues as soon as it can: nobody is refused a revocation because a disk is full.
+The table is the source: triggers write it in the transaction of the change. If the file cannot be written, the change stands, the reply
+says so, and the copy continues as soon as the disk allows it. A full disk never blocks a revocation.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class RecoveryLog:
         self._behind = behind
         self._clock = clock
         self._file = None if path is None else LineFile(path, self._lines_after, _signer(keys, mesh))
-        #: The last line in the file, and the last one that was read from the table.
+        #: The last line in the file, and the last line that was read from the table.
         self._end = self._fetched = recovery_lines.START
         self._wake = asyncio.Event()
         #: Set and replaced after each attempt to write.

@@ -12,7 +12,7 @@ from shared.stores import database
 
 _CHANGES = "auth_recovery_log"
 _PAGE = 500
-#: A restore after a long time has many lines to replay, and the other replicas wait for the one that does it.
+#: A restore after a long time has many lines to replay. One replica replays them, and the others wait.
 _REPLAY_SECONDS = 600
 
 

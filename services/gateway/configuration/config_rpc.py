@@ -163,7 +163,7 @@ def _compare(done: ConfigOutcome) -> Iterator[api.ConfigChange]:
 
 
 def _readable(version: StoredVersion) -> object:
-    """Return the body, also one that only another release can use."""
+    """Return the body, even if only another release can use it."""
     try:
         return _decode(version.kind, version.body)
     except msgspec.DecodeError:

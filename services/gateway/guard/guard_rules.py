@@ -60,7 +60,7 @@ class Guardrails:
 
     prompt: GuardScan = NOTHING
     answer: GuardScan = NOTHING
-    #: All apply. Different models can't be merged into one that is stricter than both.
+    #: All apply: the checks of different models can't be merged into a stricter check.
     moderation: tuple[LeveledModeration, ...] = ()
 
 

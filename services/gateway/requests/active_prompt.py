@@ -128,7 +128,7 @@ class ActivePrompt(ActiveRequest):
             return
         assert self._generation is not None
         assert self.answers is not None
-        # Until its stream has ended, the request occupies its worker, which may be the one that moderates.
+        # The request occupies its worker until its stream has ended, and the same worker may have to moderate.
         if self._is_refused:
             await self.answers.aclose()
         async for _ in self.answers:
