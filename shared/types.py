@@ -33,6 +33,8 @@ class Role(StrEnum):
     WEB = "web"
     CLIENT = "client"
     OPERATOR = "operator"
+    #: The backup agent of a stack.
+    BACKUP = "backup"
     #: A peer that proved a key but has no certificate yet: it may only ask auth for one.
     NEWCOMER = "newcomer"
 

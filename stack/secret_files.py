@@ -24,6 +24,7 @@ NODES: dict[str, Role] = {
     "web": Role.WEB,
     "client": Role.CLIENT,
     "operator": Role.OPERATOR,
+    "backup": Role.BACKUP,
 }
 #: The services with tables, each with its own PostgreSQL role and schema.
 DATABASE_ROLES = ("auth", "gateway", "metrics")

@@ -69,7 +69,7 @@ def check_env(context: click.Context, /, file: Path, *, as_json: bool) -> None:
 
 
 #: Roles that have NATS users; a test compares them with shared.types.Role.
-NODE_ROLES = ("auth", "gateway", "worker", "metrics", "web", "client", "operator")
+NODE_ROLES = ("auth", "gateway", "worker", "metrics", "web", "client", "operator", "backup")
 _NODE_NAME = "[a-z][a-z0-9-]{0,31}"
 
 

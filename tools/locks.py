@@ -71,7 +71,7 @@ def read_locks() -> tuple[Lock, ...]:
     document = tomllib.loads((setup_steps.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project, groups = document["project"], document["dependency-groups"]
     extras = project["optional-dependencies"]
-    runtime = (*read_dependencies(), *extras["embedded"])
+    runtime = (*read_dependencies(), *extras["embedded"], *extras["backup"])
     (engine,) = extras["engine"]
     return (
         Lock("runtime", runtime),

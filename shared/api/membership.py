@@ -10,7 +10,7 @@ from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method
 from shared.types import AuthorityId, MeshName, NodeId, Role
 
 #: The roles that hold a certificate.
-NODES = {Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT}
+NODES = {Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.BACKUP}
 
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 Labels = Annotated[dict[Label, Label], msgspec.Meta(max_length=16)]

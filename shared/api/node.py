@@ -80,7 +80,7 @@ class Revocations(Body, frozen=True):
 
 
 #: Every node with links. The list is signed, so it does not matter which node sends it.
-EVERYBODY = {Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT}
+EVERYBODY = {Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.BACKUP}
 
 read_revocations = Method("node.readRevocations", ReadRevocations, Revocations, callers=EVERYBODY)
 read_metrics = Method("node.readMetrics", ReadMetrics, NodeMetrics, callers={Role.METRICS})

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from shared.types import SERVICE_NAMES, SERVICE_ROLES, MeshName, NodeId, Role
 
 SPEAKS_TO: dict[Role, tuple[Role, ...]] = {
-    Role.AUTH: (Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT),
-    Role.GATEWAY: (Role.AUTH, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT),
+    Role.AUTH: (Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.BACKUP),
+    Role.GATEWAY: (Role.AUTH, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.BACKUP),
     Role.WORKER: (Role.AUTH, Role.GATEWAY, Role.METRICS),
     Role.METRICS: (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.WEB, Role.CLIENT),
     Role.WEB: (Role.AUTH, Role.GATEWAY, Role.METRICS),
     Role.CLIENT: (Role.AUTH, Role.GATEWAY, Role.METRICS),
     Role.OPERATOR: (),
+    Role.BACKUP: (Role.AUTH, Role.GATEWAY),
     Role.NEWCOMER: (),
 }
 
@@ -30,6 +31,7 @@ SEES_ANNOUNCEMENTS_OF: dict[Role, tuple[Role, ...]] = {
     Role.WEB: (Role.AUTH, Role.GATEWAY, Role.METRICS),
     Role.CLIENT: (Role.AUTH, Role.GATEWAY, Role.METRICS),
     Role.OPERATOR: _ALL,
+    Role.BACKUP: (Role.AUTH, Role.GATEWAY),
     Role.NEWCOMER: (),
 }
 
@@ -46,7 +48,7 @@ class MeetingPlace:
 #: Roles that connect meet on at least one topic from each side that can announce, so that a restarted node is reconnected at once.
 #: Clients announce nothing, and find only nodes that they may talk to.
 MEETING_PLACES = (
-    MeetingPlace("house", (Role.AUTH, Role.GATEWAY), (Role.AUTH, Role.GATEWAY, Role.METRICS, Role.WEB, Role.WORKER, Role.CLIENT)),
+    MeetingPlace("house", (Role.AUTH, Role.GATEWAY), (Role.AUTH, Role.GATEWAY, Role.METRICS, Role.WEB, Role.WORKER, Role.CLIENT, Role.BACKUP)),
     MeetingPlace("workers", (Role.WORKER,), (Role.AUTH, Role.GATEWAY, Role.METRICS)),
     MeetingPlace("metrics", (Role.METRICS,), (Role.AUTH, Role.GATEWAY, Role.WEB, Role.WORKER, Role.CLIENT)),
 )
