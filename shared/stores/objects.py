@@ -134,7 +134,7 @@ class _ObstoreObjects:
 
         part = max(_LEAST_PART_BYTES, expected_bytes // _PARTS)
         # The caller's source sets the pace, so only the client's own timeouts apply.
-        async with _errors(name, seconds=None):
+        async with _errors(name, has_deadline=False):
             await obstore.put_async(self._store, name, counted(), use_multipart=True, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
         await self._confirm(name, size)
         return size
@@ -211,7 +211,8 @@ class _ObstoreObjects:
 
 
 @contextlib.asynccontextmanager
-async def _errors(name: str, seconds: float | None = _REQUEST_SECONDS) -> AsyncIterator[None]:
+async def _errors(name: str, *, has_deadline: bool = True) -> AsyncIterator[None]:
+    seconds = _REQUEST_SECONDS if has_deadline else None
     try:
         async with asyncio.timeout(seconds):
             yield

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
@@ -91,20 +91,27 @@ async def sealed(source: BinaryIO, recipients: Sequence[str]) -> AsyncIterator[A
         with os.fdopen(writing, "wb", _PIECE_BYTES) as sink:
             _seal(source, sink, recipients)
 
-    reader = await _open_reader(reading)
-    async with _one_error(), asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(asyncio.to_thread(work))
+    loop = asyncio.get_running_loop()
+    stream = asyncio.StreamReader(limit=_PIECE_BYTES)
+    protocol = asyncio.StreamReaderProtocol(stream)
+    # Started at once, because it closes its end of the pipe.
+    working = loop.run_in_executor(None, work)
+    transport, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(reading, "rb", 0))
 
-        async def pieces() -> AsyncIterator[bytes]:
-            while piece := await reader.stream.read(_PIECE_BYTES):
-                yield piece
-            # Only now is it known that nothing is missing.
-            await task
+    async def pieces() -> AsyncIterator[bytes]:
+        while piece := await stream.read(_PIECE_BYTES):
+            yield piece
+        # Only now is it known that nothing is missing.
+        await working
 
-        try:
-            yield pieces()
-        finally:
-            reader.close()
+    try:
+        yield pieces()
+    finally:
+        transport.close()
+        await asyncio.wait([working])
+        working.exception()
+        # The transport closes its end of the pipe in the next round of the loop.
+        await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager
@@ -117,19 +124,43 @@ async def unsealed(pieces: AsyncIterator[bytes], identities: Sequence[str], most
         with os.fdopen(sealed_end, "rb", _PIECE_BYTES) as source, os.fdopen(plain, "wb", _PIECE_BYTES) as sink:
             _open(source, sink, identities, most_bytes)
 
-    async def fill() -> None:
-        with os.fdopen(feed, "wb", 0) as sink, contextlib.suppress(BrokenPipeError):  # ``work`` has given up, and says why
-            async for piece in pieces:
-                await asyncio.to_thread(sink.write, piece)
+    loop = asyncio.get_running_loop()
+    file, sink = os.fdopen(plain_end, "rb", _PIECE_BYTES), os.fdopen(feed, "wb", _PIECE_BYTES)
+    working = loop.run_in_executor(None, work)
 
-    file = os.fdopen(plain_end, "rb", _PIECE_BYTES)
-    async with _one_error(), asyncio.TaskGroup() as tasks:
-        tasks.create_task(asyncio.to_thread(work))
-        tasks.create_task(fill())
-        try:
-            yield file
-        finally:
-            file.close()
+    def write(piece: bytes) -> None:
+        sink.write(piece)
+        sink.flush()
+
+    async def fill() -> None:
+        with contextlib.suppress(BrokenPipeError):  # ``work`` has given up, and says why
+            async for piece in pieces:
+                writing = loop.run_in_executor(None, write, piece)
+                try:
+                    await asyncio.shield(writing)
+                finally:
+                    # ``work`` ends when its reader or its source has ended, and that ends this.
+                    await asyncio.wait([writing])
+        await asyncio.to_thread(_close, sink)
+
+    async def finish() -> None:
+        await working
+
+    try:
+        async with _one_error(), asyncio.TaskGroup() as tasks:
+            tasks.create_task(fill())
+            tasks.create_task(finish())
+            try:
+                yield file
+            finally:
+                await asyncio.to_thread(file.close)
+    finally:
+        await asyncio.to_thread(_close, sink)
+
+
+def _close(sink: BinaryIO) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        sink.close()
 
 
 @contextlib.asynccontextmanager
@@ -190,26 +221,15 @@ class CountedDigest:
         return self._sha256.hexdigest()
 
 
-class _Reader:
-    def __init__(self, stream: asyncio.StreamReader, close: Callable[[], None]) -> None:
-        self.stream = stream
-        self.close = close
-
-
-async def _open_reader(handle: int) -> _Reader:
-    stream = asyncio.StreamReader(limit=_PIECE_BYTES)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(handle, "rb", 0)
-    )
-    return _Reader(stream, transport.close)
-
-
 def _seal(source: BinaryIO, sink: BinaryIO, recipients: Sequence[str]) -> None:
     import pyrage
     import zstandard
 
     compressed = zstandard.ZstdCompressor(level=_LEVEL).stream_reader(source, read_size=_PIECE_BYTES)
-    pyrage.encrypt_io(compressed, sink, [pyrage.x25519.Recipient.from_str(each) for each in recipients])
+    try:
+        pyrage.encrypt_io(compressed, sink, [pyrage.x25519.Recipient.from_str(each) for each in recipients])
+    except pyrage.EncryptError as error:  # of the source or the sink
+        raise (BrokenPipeError if "Broken pipe" in str(error) else OSError)(str(error)) from error
 
 
 def _open(source: BinaryIO, sink: BinaryIO, identities: Sequence[str], most_bytes: int) -> None:
