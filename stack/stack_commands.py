@@ -11,6 +11,10 @@ from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cli.cli_context import CliContext
+    from shared.stores.migrations import SchemaStatus
     from stack.settings import StackSettings
     from stack.stack_home import StackHome
 
@@ -251,6 +255,59 @@ def restart(program: str) -> None:
         raise click.UsageError(answer.error)
     again = asyncio.run(status_overview.until_restarted(home, program, before))
     click.echo(f"{program} restarted, pid {again.pid}")
+
+
+@stack.command()
+@click.option("--status", is_flag=True, help="List the migrations that ran and those that are pending.")
+@click.option("--post", is_flag=True, help="Run the pending post migrations. Refused while a node of an older version runs.")
+@print_format.output_options("Print a JSON list of the schemas.")
+@click.pass_obj
+def migrate(here: "CliContext", /, *, status: bool, post: bool, as_json: bool) -> None:
+    """Show the migrations of each service's schema, or finish an upgrade.
+
+    Services run pre migrations when they start. Post migrations remove what only older versions need. After them, the way back to an older
+    version is aicli stack restore --before-upgrade VERSION.
+    """
+    if status == post:
+        raise click.UsageError("give either --status or --post")
+    from stack.recovery import schema_migrations
+
+    home = _home()
+    urls = schema_migrations.database_urls(home, os.environ, Path.cwd())
+    if post:
+        _migrate_post(here, home, urls)
+    columns: list[TableColumn[SchemaStatus]] = [
+        TableColumn("SCHEMA", lambda row: row.schema),
+        TableColumn("APPLIED", lambda row: str(len(row.applied))),
+        TableColumn("NEWEST", lambda row: row.applied[-1] if row.applied else "–", rank=2),
+        TableColumn("PENDING PRE", lambda row: printing.names(row.pending_pre), wraps=True),
+        TableColumn("PENDING POST", lambda row: printing.names(row.pending_post), wraps=True),
+    ]
+    printing.show_rows(asyncio.run(schema_migrations.read(urls)), columns, as_json=as_json, empty="no service has a database here")
+
+
+def _migrate_post(here: "CliContext", home: "StackHome", urls: "Mapping[str, str]") -> None:
+    from importlib import metadata
+
+    from cli import profile
+    from shared.api import gateway
+    from stack import stack_plan
+    from stack.recovery import schema_migrations, upgrade
+
+    # This stack's mesh, whatever AICLI_PROFILE says. A container has no profile of a home.
+    chosen = profile.read(home.profile) if home.profile.is_file() else here.profile()
+    nodes = here.run_with(chosen, lambda connection: connection.call(gateway.list_nodes, gateway.ListNodes())).nodes
+    schema_migrations.refuse_older(nodes, metadata.version("aimesh"))
+    server = stack_plan.postgres_of(home)
+
+    async def run() -> list[str]:
+        if server.socket.exists():
+            point = await upgrade.write_point(home, server)
+            printing.note(f"Restore point: {point.name}")
+        return await schema_migrations.run_post(urls)
+
+    done = asyncio.run(run())
+    printing.note(f"Ran {', '.join(done)}." if done else "There was nothing to run.")
 
 
 @stack.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -1,8 +1,9 @@
 """The supervisor: one background process per stack that starts everything, keeps it running and stops it in order.
 
-It starts the servers, creates the database's roles, then starts all services together (they wait for each other on the mesh). It stops web,
-the gateway, the other services and the servers, each stage with a grace period. A lock file ensures that each home has one supervisor. If
-the supervisor is killed, Linux signals its children to stop, and the next start ends what is left.
+It starts the servers, creates the database's roles, writes a restore point before an upgrade, then starts all services together (they wait
+for each other on the mesh). It stops web, the gateway, the other services and the servers, each stage with a grace period. A lock file
+ensures that each home has one supervisor. If the supervisor is killed, Linux signals its children to stop, and the next start ends what is
+left.
 """
 
 import asyncio
@@ -23,7 +24,9 @@ from shared import errors
 from stack import control, probes, process_keeper, processes, secret_files, settings, stack_plan, watchdog
 from stack import logs as log_files
 from stack import stack_home as homes
+from stack.recovery import upgrade
 from stack.servers import nats_revocation, postgres, valkey
+from stack.servers.postgres import Postgres
 from stack.servers.program import Program
 from stack.settings import StackSettings
 from stack.stack_home import StackHome
@@ -76,9 +79,8 @@ class Supervisor:
             if program.is_waited_for:
                 await self._until_ready(program)
         if self._plan.postgres is not None:
-            passwords = {role: secret_files.read(self._home, f"postgres_{role}") for role in secret_files.DATABASE_ROLES}
             try:
-                await asyncio.to_thread(postgres.provision, self._plan.postgres, passwords)
+                await self._prepare(self._plan.postgres)
             except errors.AimeshError as error:
                 _log.error("postgres: %s; stopping everything", error.message)
                 self._stop_wanted.set()
@@ -89,6 +91,12 @@ class Supervisor:
         for program in servers:
             if not program.is_waited_for:
                 await self._until_ready(program)
+
+    async def _prepare(self, server: Postgres) -> None:
+        passwords = {role: secret_files.read(self._home, f"postgres_{role}") for role in secret_files.DATABASE_ROLES}
+        await asyncio.to_thread(postgres.provision, server, passwords)
+        if (point := await upgrade.before_migrations(self._home, server)) is not None:
+            _log.info("postgres: restore point %s, before the migrations", point.name)
 
     def _begin(self, program: Program) -> None:
         self._running[program.name] = self._tasks.create_task(self._keepers[program.name].run())

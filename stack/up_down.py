@@ -14,6 +14,8 @@ from shared import addresses, config, errors
 from stack import control, initialization, logs, ports, probes, settings, stack_plan, supervisor
 from stack import stack_home as homes
 from stack.control import ControlAnswer
+from stack.recovery import upgrade
+from stack.recovery.upgrade import RestorePoint
 from stack.settings import StackSettings
 from stack.stack_home import StackHome
 
@@ -95,16 +97,24 @@ async def up(
         await _repair(home, running, report)
     old_crashes = {program.name: program.crashes for program in running.programs} if running else {}
     before = StateBefore(old_crashes, log_ends)
+    points = upgrade.read_points(home)
     services = _services(planned)
     remote = {name: services.pop(name) for name in stack_plan.REMOTE_WORKERS if name in services}
     first = {name: url for name, url in services.items() if name not in stack_plan.WORKERS}
     ready = await until_ready(home, first, before, report)
+    _report_points(upgrade.read_points(home)[len(points) :], report, backs_up="BACKUP_TO" in made.recorded)
     await prepare(made.settings)
     await until_ready(home, services, before, report, known=ready)
     for name, reason in (await _look(remote)).reasons.items():
         # The server of somebody else may start later.
         report(f"{name} is not ready yet: {reason}")
     return made.settings
+
+
+def _report_points(points: list[RestorePoint], report: ReportProgress, *, backs_up: bool) -> None:
+    off = "" if backs_up else "; backup is off (BACKUP_TO), so you cannot restore to it"
+    for point in points:
+        report(f"wrote restore point {point.name} before the migrations{off}")
 
 
 async def _find_running(home: StackHome) -> ControlAnswer | None:

@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS migrations (
 
 -- name: list_applied
 -- Every migration that has run.
-SELECT number, sha256 FROM migrations;
+SELECT number, name, sha256 FROM migrations ORDER BY number;
 
 -- name: add_applied
 -- Remember that a migration has run.
