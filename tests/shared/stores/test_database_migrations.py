@@ -11,6 +11,8 @@ from shared.stores.database import Database
 from shared.stores.migrations import Migration
 
 FIRST, SECOND = Migration(1, "0001_pre_a.sql", "SELECT 1"), Migration(2, "0002_pre_b.sql", "SELECT 2")
+POST, LATER = Migration(3, "0003_post_c.sql", "SELECT 3"), Migration(4, "0004_pre_d.sql", "SELECT 4")
+ALL = [FIRST, SECOND, POST, LATER]
 
 
 @pytest.mark.parametrize(
@@ -27,9 +29,35 @@ def test_pending(applied: dict[int, str], expected: list[Migration]) -> None:
     assert migrations.plan_pending([FIRST, SECOND], applied) == expected
 
 
+@pytest.mark.parametrize(
+    ("applied", "pre", "post"),
+    [
+        pytest.param([FIRST, SECOND], [LATER], None, id="a start runs a later pre and leaves post"),
+        pytest.param([FIRST, SECOND, LATER], [], [POST], id="post may have a lower number than what ran"),
+        pytest.param([FIRST, SECOND, POST], [LATER], None, id="post ran before a later pre was written"),
+        pytest.param(ALL, [], [], id="nothing to do"),
+    ],
+)
+def test_post_is_planned_apart_and_after_pre(applied: list[Migration], pre: list[Migration], post: list[Migration] | None) -> None:
+    """None: refused."""
+    rows = {migration.number: migration.sha256 for migration in applied}
+    assert migrations.plan_pending(ALL, rows) == pre
+    if post is None:
+        with pytest.raises(errors.BadSettings, match=r"0004_pre_d\.sql has not run yet"):
+            migrations.plan_pending(ALL, rows, post=True)
+    else:
+        assert migrations.plan_pending(ALL, rows, post=True) == post
+
+
+def test_old_code_ignores_post_migrations_that_it_does_not_know() -> None:
+    assert migrations.plan_pending([FIRST, SECOND], {migration.number: migration.sha256 for migration in ALL}) == []
+
+
 def test_an_edited_migration_is_refused() -> None:
     with pytest.raises(errors.BadSettings, match=r"0001_pre_a\.sql was changed"):
         migrations.plan_pending([FIRST], {1: "another"})
+    with pytest.raises(errors.BadSettings, match=r"0003_post_c\.sql was changed"):
+        migrations.plan_pending([POST], {3: "another"})
 
 
 @pytest.mark.parametrize(
@@ -37,7 +65,8 @@ def test_an_edited_migration_is_refused() -> None:
     [
         pytest.param(["1_pre_a.sql"], "NNNN_pre_what", id="a short number"),
         pytest.param(["0001_a.sql"], "NNNN_pre_what", id="no stage"),
-        pytest.param(["0001_pre_a.sql", "0001_pre_b.sql"], "used twice", id="a number used twice"),
+        pytest.param(["0001_during_a.sql"], "NNNN_pre_what", id="another stage"),
+        pytest.param(["0001_post_a.sql", "0001_pre_b.sql"], "used twice", id="pre and post share their numbers"),
     ],
 )
 def test_bad_files(tmp_path: Path, names: list[str], message: str) -> None:

@@ -1,0 +1,183 @@
+"""An upgrade and its way back: each service is replaced by the new release in turn, and by the old one again, while streams run."""
+
+import asyncio
+import os
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from shared.types import Tier
+from stack import settings, stack_plan, supervisor
+from stack.recovery import upgrade
+from stack.stack_home import StackHome
+from tests import people, replicas
+from tests.integration import asking
+from tests.replicas import Replica
+from tests.rolling import previous_release
+from tests.rolling.test_rolling_upgrade import count_rows
+from tests.stacks import HEAD, REPOSITORY, Outcome, Release, RunningStack, stack, until
+
+STREAMS = 200
+#: A stream takes about five seconds, so that each replacement meets most of them in the middle.
+SETTINGS = {"INFERENCE_BACKEND": "echo", "ECHO_TOKEN_MS": "200", "HYPERSWARM": "off", "DEFAULT_RATE_LIMIT": "1000000"}
+PROMPT = " ".join(f"word{number}" for number in range(24))
+POST = "9000_post_rolling.sql"
+
+
+def with_post_migration(folder: Path) -> Release:
+    """This release with a migration that old services would not survive: it is pending during the whole test."""
+    for name in ("services", "shared", "cli", "stack"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
+    for name in ("docs", "pyproject.toml", "services/web/npm/node_modules", "shared/transports/hyperswarm/sidecar/node_modules"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "services" / "gateway" / "migrations" / POST).write_text("CREATE TABLE after_rolling (number integer);")
+    return Release(HEAD.python, folder)
+
+
+@asynccontextmanager
+async def servers_of(home: StackHome) -> AsyncIterator[None]:
+    """PostgreSQL, Valkey and NATS of a stack, without its services."""
+    recorded = settings.read_recorded(home)
+    chosen = settings.load(recorded)
+    planned = stack_plan.make(home, chosen, recorded, os.environ)
+    planned = replace(planned, programs=tuple(program for program in planned.programs if program.stage == 0))
+    async with asyncio.TaskGroup() as tasks:
+        running = supervisor.Supervisor(home, planned, tasks, chosen.log_retention_days)
+        task = tasks.create_task(running.run())
+        try:
+            yield
+        finally:
+            running._stop_wanted.set()
+            await task
+
+
+@dataclass
+class Traffic:
+    """Streams to the gateway in ``url``, as a load balancer would send them."""
+
+    url: str = ""
+    opening: Counter[str] = field(default_factory=Counter)
+    finished: int = 0
+    failures: list[str] = field(default_factory=list)
+    is_over: bool = False
+
+    async def keep_asking(self, http: httpx.AsyncClient) -> None:
+        while not self.is_over:
+            url = self.url
+            self.opening[url] += 1
+            is_open = False
+            try:
+                body = asking.chat_body(PROMPT, stream=True)
+                async with http.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+                    self.opening[url] -= 1
+                    is_open = True
+                    await answer.aread()
+                text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in asking.events(answer))
+                assert text == PROMPT, f"{text!r} {answer.text[-500:]}"
+                self.finished += 1
+            except (AssertionError, httpx.HTTPError, ValueError, LookupError) as error:
+                self.opening[url] -= not is_open
+                self.failures.append(f"{url}: {error!r}")
+                return
+
+    async def move(self, url: str) -> None:
+        """Send new streams there. Running ones stay; returns when none is being opened at the old gateway."""
+        before, self.url = self.url, url
+
+        async def is_quiet() -> bool:
+            return self.opening[before] == 0
+
+        await until(is_quiet, seconds=30, what="streams at the old gateway are open")
+
+
+class Fleet:
+    """One replica of each service."""
+
+    def __init__(self, running: RunningStack, folder: Path) -> None:
+        self._running = running
+        self._folder = folder
+        self._serving: dict[str, tuple[Replica, AsyncExitStack]] = {}
+        self._started = 0
+
+    async def start(self, service: str, release: Release, traffic: Traffic) -> Replica:
+        """Start a replica of this release, then stop the present one gracefully."""
+        self._started += 1
+        opened = AsyncExitStack()
+        name = f"{service}-{self._started}"
+        started = await opened.enter_async_context(
+            replicas.replica(
+                self._running, service, folder=self._folder, name=name, release=release, settings=self._settings(service, name)
+            )
+        )
+        before, self._serving[service] = self._serving.get(service), (started, opened)
+        await started.ready()
+        if service == "gateway":
+            await traffic.move(started.url)
+        if before is not None:
+            before[0].process.terminate()
+            assert await before[0].ended() == 0, before[0].log[-2000:]
+            await before[1].aclose()
+        return started
+
+    def _settings(self, service: str, name: str) -> dict[str, str]:
+        if service == "inference":
+            return {"ECHO_TOKEN_MS": SETTINGS["ECHO_TOKEN_MS"]}
+        if service == "web":
+            return {"GATEWAY_URL": self._serving["gateway"][0].url}
+        return {"RECOVERY_LOG_DIR": str(self._folder / f"{name}.recovery")} if service == "auth" else {}
+
+    async def close(self) -> None:
+        for _, opened in self._serving.values():
+            await opened.aclose()
+
+
+@pytest.mark.timeout(600)
+async def test_each_service_is_replaced_and_taken_back_under_streams(tmp_path: Path) -> None:
+    previous = await asyncio.to_thread(previous_release.find)
+    head = await asyncio.to_thread(with_post_migration, tmp_path / "head")
+    async with stack(previous, **SETTINGS) as old, people.api_client(old) as api_client:
+        ann = await api_client.register("ann", Tier.ENTERPRISE)
+        assert (await old.aicli("stack", "down")).status == 0
+        new = RunningStack(old.home, old.environment, head)
+        fleet, traffic = Fleet(old, tmp_path), Traffic()
+        async with servers_of(old.place):
+            try:
+                for service in replicas.ROLES:
+                    await fleet.start(service, previous, traffic)
+                (point,) = upgrade.read_points(old.place)
+                assert point.name.startswith("before-")
+                async with old.http(ann.key.secret) as http, asyncio.TaskGroup() as tasks:
+                    for _ in range(STREAMS):
+                        tasks.create_task(traffic.keep_asking(http))
+                    for service in replicas.ROLES:
+                        await fleet.start(service, head, traffic)
+                        if service == "auth":
+                            refused = await new.aicli("stack", "migrate", "--post")
+                            assert (refused.status, "gateway" in refused.err, "(0.1.0)" in refused.err) == (2, True, True), refused.err
+                    assert pending_post(await new.aicli("stack", "migrate", "--status", "--json")) == [POST]
+                    for service in reversed(list(replicas.ROLES)):
+                        await fleet.start(service, previous, traffic)
+                    traffic.is_over = True
+                assert traffic.failures == []
+                assert traffic.finished > 3 * STREAMS
+                await count_rows(old, ann, traffic.finished)
+                verified = await old.aicli("admin", "ledger", "verify")
+                assert verified.status == 0, verified.err
+                assert pending_post(await new.aicli("stack", "migrate", "--status", "--json")) == [POST]
+                # Forward for good; and the old release ignores what only the new one knows.
+                for service in replicas.ROLES:
+                    await fleet.start(service, head, traffic)
+                assert pending_post(await new.aicli("stack", "migrate", "--post", "--json")) == []
+                await fleet.start("gateway", previous, traffic)
+            finally:
+                await fleet.close()
+
+
+def pending_post(done: Outcome) -> list[str]:
+    return [name for row in done.json() for name in row["pending_post"]]
