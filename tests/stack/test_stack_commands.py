@@ -1,15 +1,22 @@
-"""`aicli stack add-node`; up, down, status, logs and restart are in test_up_down.py and tests/acceptance."""
+"""`aicli stack add-node` and `migrate`; up, down, status, logs and restart are in test_up_down.py and tests/acceptance."""
 
+import asyncio
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from cli import main
-from shared.types import Role
+from cli import main, profile
+from cli.cli_context import CliContext
+from cli.profile import Profile
+from shared.api import gateway
+from shared.api.gateway import NodeRow
+from shared.types import NodeId, Role
 from stack import stack_commands
 from stack import stack_home as homes
+from tests.cli.fake_mesh import FakeMesh
 
 
 def aicli(folder: Path, *arguments: str, **variables: str) -> Result:
@@ -49,3 +56,47 @@ def test_add_node_refuses(tmp_path: Path, name: str, role: str, words: str) -> N
     done = aicli(tmp_path / "h", "add-node", name, role)
     assert done.exit_code == 2, done.output
     assert words in done.stderr
+
+
+@pytest.fixture
+def migrating(tmp_path: Path) -> tuple[CliContext, FakeMesh]:
+    """A home with a profile, whose mesh has an old gateway."""
+    mesh, home = FakeMesh(), homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
+    homes.ensure_folders(home)
+    profile.write(home.profile, Profile(node_key_file=home.key("client")))
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    row = NodeRow(NodeId("UOLD"), Role.GATEWAY, "gateway", "nats", True, True, "", (), now, "0.1.0", 0, 0, 0)
+    mesh.answer(gateway.list_nodes, gateway.NodeRows((row,)))
+    return CliContext({}, tmp_path, mesh.open), mesh
+
+
+def migrate(here: CliContext, *arguments: str, url: str) -> Result:
+    environment = {"AIMESH_HOME": str(here.folder / "h"), "DATABASE_URL": url}
+    return CliRunner().invoke(main.aicli, ["stack", "migrate", *arguments], obj=here, env=environment)
+
+
+def test_post_migrations_are_refused_while_an_older_node_runs(migrating: tuple[CliContext, FakeMesh]) -> None:
+    done = migrate(migrating[0], "--post", url="postgresql://nobody@127.0.0.1:1/x")
+    assert done.exit_code == 2, "the database, which does not answer, was not even asked"
+    assert "gateway UOLD (0.1.0)" in done.stderr
+
+
+def test_post_migrations_are_refused_while_no_gateway_says_which_nodes_run(migrating: tuple[CliContext, FakeMesh]) -> None:
+    migrating[1]._answers.clear()
+    done = migrate(migrating[0], "--post", url="postgresql://nobody@127.0.0.1:1/x")
+    assert (done.exit_code, "no gateway answers" in done.stderr) == (5, True)
+
+
+async def test_migrations_are_listed_for_each_schema(migrating: tuple[CliContext, FakeMesh], postgres_url: str) -> None:
+    done = await asyncio.to_thread(migrate, migrating[0], "--status", "--json", url=postgres_url)
+    rows = json.loads(done.stdout)
+    assert [row["schema"] for row in rows] == ["auth", "gateway", "metrics"]
+    assert all(row.keys() == {"schema", "applied", "pending_pre", "pending_post"} for row in rows)
+    assert rows[0]["applied"] == []
+    assert rows[0]["pending_pre"][0] == "0001_pre_accounts.sql"
+
+
+@pytest.mark.parametrize("flags", [(), ("--post", "--status")])
+def test_migrate_needs_one_of_two_options(migrating: tuple[CliContext, FakeMesh], flags: tuple[str, ...]) -> None:
+    done = migrate(migrating[0], *flags, url="")
+    assert (done.exit_code, "give either --status or --post" in done.stderr) == (2, True)
