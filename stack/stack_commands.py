@@ -279,7 +279,6 @@ def migrate(here: "CliContext", /, *, status: bool, post: bool, as_json: bool) -
     columns: list[TableColumn[SchemaStatus]] = [
         TableColumn("SCHEMA", lambda row: row.schema),
         TableColumn("APPLIED", lambda row: str(len(row.applied))),
-        TableColumn("NEWEST", lambda row: row.applied[-1] if row.applied else "–", rank=2),
         TableColumn("PENDING PRE", lambda row: printing.names(row.pending_pre), wraps=True),
         TableColumn("PENDING POST", lambda row: printing.names(row.pending_post), wraps=True),
     ]
@@ -291,22 +290,13 @@ def _migrate_post(here: "CliContext", home: "StackHome", urls: "Mapping[str, str
 
     from cli import profile
     from shared.api import gateway
-    from stack import stack_plan
-    from stack.recovery import schema_migrations, upgrade
+    from stack.recovery import schema_migrations
 
     # This stack's mesh, whatever AICLI_PROFILE says. A container has no profile of a home.
     chosen = profile.read(home.profile) if home.profile.is_file() else here.profile()
     nodes = here.run_with(chosen, lambda connection: connection.call(gateway.list_nodes, gateway.ListNodes())).nodes
     schema_migrations.refuse_older(nodes, metadata.version("aimesh"))
-    server = stack_plan.postgres_of(home)
-
-    async def run() -> list[str]:
-        if server.socket.exists():
-            point = await upgrade.write_point(home, server)
-            printing.note(f"Restore point: {point.name}")
-        return await schema_migrations.run_post(urls)
-
-    done = asyncio.run(run())
+    done = asyncio.run(schema_migrations.run_post(urls))
     printing.note(f"Ran {', '.join(done)}." if done else "There was nothing to run.")
 
 

@@ -20,8 +20,6 @@ from stack.recovery import schema_migrations
 from stack.servers.postgres import Postgres
 from stack.stack_home import StackHome
 
-#: PostgreSQL allows 63 bytes.
-_MOST_NAME = 63
 _SECONDS = 30
 
 
@@ -34,10 +32,7 @@ class RestorePoint(msgspec.Struct, frozen=True):
 
 
 def read_points(home: StackHome) -> list[RestorePoint]:
-    try:
-        lines = _file(home).read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
+    lines = _file(home).read_bytes().splitlines() if _file(home).exists() else []
     return [msgspec.json.decode(line, type=RestorePoint) for line in lines]
 
 
@@ -53,13 +48,8 @@ async def before_migrations(home: StackHome, server: Postgres, back_up: Callable
         return None
     if back_up is not None:
         await back_up()
-    return await write_point(home, server)
-
-
-async def write_point(home: StackHome, server: Postgres) -> RestorePoint:
-    """Raises Unavailable."""
     version = metadata.version("aimesh")
-    name = f"before-{version[:40]}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"[:_MOST_NAME]
+    name = f"before-{version[:32]}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"  # PostgreSQL allows 63 bytes
     sql = queries.load(Path(__file__).with_name("upgrade.sql"))
     try:
         async with asyncio.timeout(_SECONDS):

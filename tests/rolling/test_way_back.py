@@ -7,14 +7,16 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from shared.types import Tier
-from stack import settings, stack_plan, supervisor
+from stack import probes, settings, stack_plan, supervisor
 from stack.recovery import upgrade
+from stack.servers.program import Program
 from stack.stack_home import StackHome
 from tests import people, replicas
 from tests.integration import asking
@@ -40,6 +42,14 @@ def with_post_migration(folder: Path) -> Release:
     return Release(HEAD.python, folder)
 
 
+async def is_ready(program: Program) -> bool:
+    return program.probe is None or await probes.is_ready(program.probe)
+
+
+async def has_point(home: StackHome) -> bool:
+    return upgrade.read_points(home) != []
+
+
 @asynccontextmanager
 async def servers_of(home: StackHome) -> AsyncIterator[None]:
     """PostgreSQL, Valkey and NATS of a stack, without its services."""
@@ -51,6 +61,10 @@ async def servers_of(home: StackHome) -> AsyncIterator[None]:
         running = supervisor.Supervisor(home, planned, tasks, chosen.log_retention_days)
         task = tasks.create_task(running.run())
         try:
+            for program in planned.programs:
+                await until(partial(is_ready, program), seconds=60, what=f"{program.name} is ready")
+            # The last step of a start: the restore point, because the tables are the old release's.
+            await until(partial(has_point, home), seconds=30, what="the restore point is there")
             yield
         finally:
             running._stop_wanted.set()

@@ -67,7 +67,7 @@ async def test_a_restore_point_is_written_before_tables_are_migrated(
     assert len(calls) == 1
     assert lsn(calls[0]) < lsn(point.lsn) < lsn(again.lsn), "the base backup ends before the point, or no restore can stop there"
     with pytest.raises(errors.Unavailable, match="no restore point could be written"):
-        await upgrade.write_point(home, replace(server, admin="auth", admin_password=home.secrets / "postgres_auth"))
+        await upgrade.before_migrations(home, replace(server, admin="auth", admin_password=home.secrets / "postgres_auth"))
 
 
 async def wal_position(server: Postgres) -> str:
