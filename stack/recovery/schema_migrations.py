@@ -3,15 +3,16 @@
 It reads the services' folders by path, because the stack imports no service, and connects as the role that owns the schema.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
 
 from shared import errors
-from shared.api.gateway import NodeRow
 from shared.stores import migrations, server_sessions
 from shared.stores.migrations import SchemaStatus
 from shared.stores.server_sessions import ServerPlace
@@ -20,6 +21,10 @@ from stack import stack_home as homes
 from stack.secret_files import DATABASE_ROLES
 from stack.stack_home import StackHome
 
+if TYPE_CHECKING:
+    from shared.api.gateway import NodeRow
+
+_READ_SECONDS = 30
 _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(?P<suffix>.*)")
 
 
@@ -43,7 +48,7 @@ async def read(urls: Mapping[str, str]) -> list[SchemaStatus]:
     """Raises Unavailable, and BadSettings for a migration that was edited after it ran."""
     found = []
     for schema, url in urls.items():
-        async with _session(schema, url) as connection:
+        async with _session(schema, url) as connection, asyncio.timeout(_READ_SECONDS):
             found.append(await migrations.read_status(connection, schema, _known(schema)))
     return found
 
@@ -64,7 +69,7 @@ async def run_post(urls: Mapping[str, str]) -> list[str]:
     return done
 
 
-def refuse_older(nodes: Iterable[NodeRow], version: str) -> None:
+def refuse_older(nodes: Iterable["NodeRow"], version: str) -> None:
     """Raises BadSettings if a node that is alive announces an older version, or none that can be compared. Pure."""
     older = [
         f"{node.service} {node.id[:9]} ({node.version or 'unknown'})" for node in nodes if node.alive and is_older(node.version, version)
@@ -93,9 +98,9 @@ def _known(schema: str) -> list[migrations.Migration]:
 async def _session(schema: str, url: str) -> AsyncIterator[asyncpg.Connection]:
     try:
         connection = await server_sessions.open_first(ServerPlace(url, schema))
+        try:
+            yield connection
+        finally:
+            connection.terminate()
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise errors.Unavailable(f"the database of {schema} does not answer", hint="start it with: make up") from error
-    try:
-        yield connection
-    finally:
-        connection.terminate()

@@ -9,14 +9,12 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import asyncpg
 import msgspec
 
 from shared import errors
 from shared.stores import queries
 from stack import secret_files
 from stack import stack_home as homes
-from stack.recovery import schema_migrations
 from stack.servers.postgres import Postgres
 from stack.stack_home import StackHome
 
@@ -42,6 +40,10 @@ async def before_migrations(home: StackHome, server: Postgres, back_up: Callable
     ``back_up`` makes a base backup, unless the last one is younger than a day; None if backup is off. It runs first, because a restore
     cannot stop before the end of its base backup. Raises AimeshError.
     """
+    import asyncpg  # only the supervisor needs the driver; `aicli stack up` reads the list
+
+    from stack.recovery import schema_migrations
+
     urls = {role: server.url(role, secret_files.read(home, f"postgres_{role}")) for role in secret_files.DATABASE_ROLES}
     statuses = await schema_migrations.read(urls)
     if not any(status.applied and status.pending_pre for status in statuses):
