@@ -286,16 +286,15 @@ def migrate(here: "CliContext", /, *, status: bool, post: bool, as_json: bool) -
 
 
 def _migrate_post(here: "CliContext", home: "StackHome", urls: "Mapping[str, str]") -> None:
-    from importlib import metadata
-
     from cli import profile
     from shared.api import gateway
+    from shared.telemetry import metrics_registry
     from stack.recovery import schema_migrations
 
     # This stack's mesh, whatever AICLI_PROFILE says. A container has no profile of a home.
     chosen = profile.read(home.profile) if home.profile.is_file() else here.profile()
     nodes = here.run_with(chosen, lambda connection: connection.call(gateway.list_nodes, gateway.ListNodes())).nodes
-    schema_migrations.refuse_older(nodes, metadata.version("aimesh"))
+    schema_migrations.refuse_older(nodes, metrics_registry.version())
     done = asyncio.run(schema_migrations.run_post(urls))
     printing.note(f"Ran {', '.join(done)}." if done else "There was nothing to run.")
 

@@ -1,10 +1,13 @@
 """Hold the metrics of a node, with exemplars. Each node has its own registry, because several nodes can share a process."""
 
+import importlib.util
 import platform
+import runpy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Final, Generic, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -237,11 +240,14 @@ def _escape(value: str) -> str:
 
 @cache
 def version() -> str:
-    """Return the version of aimesh, or "unknown" in a checkout that was never installed."""
+    """Return the version of aimesh. In a container, the package was copied instead of installed, so it has no metadata."""
     try:
         return metadata.version("aimesh")
     except metadata.PackageNotFoundError:
-        return "unknown"
+        package = importlib.util.find_spec("aimesh")
+        if package is None or package.origin is None:
+            return "unknown"
+        return str(runpy.run_path(str(Path(package.origin).with_name("version.py")))["__version__"])
 
 
 class LabelledGauge:

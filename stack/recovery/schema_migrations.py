@@ -82,7 +82,8 @@ def refuse_older(nodes: Iterable["NodeRow"], version: str) -> None:
 
 def is_older(version: str, than: str) -> bool:
     """Return whether ``version`` is older, or not comparable. A pre-release such as 0.3.0rc1 is older than 0.3.0."""
-    return version != than and (_order(version) or (0, 0, 0, False)) <= (_order(than) or (0, 0, 0, False))
+    order = _order(version)
+    return order is None or (version != than and order <= (_order(than) or (0, 0, 0, False)))
 
 
 def _order(version: str) -> tuple[int, int, int, bool] | None:

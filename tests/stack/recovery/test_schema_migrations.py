@@ -109,6 +109,7 @@ async def test_a_server_that_is_away_is_an_error_with_a_hint(release: Release, t
         ("0.3.0", "0.3.0rc1", False),
         ("unknown", "0.2.0", True),
         ("", "0.2.0", True),
+        ("unknown", "unknown", True),
     ],
 )
 def test_versions_are_compared_as_numbers_and_unknown_ones_are_older(version: str, than: str, is_older: bool) -> None:
