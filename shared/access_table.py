@@ -182,9 +182,11 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.listAudit": _ADMIN,
     "auth.exportAudit": _ADMIN,
     "auth.verifyAudit": _ADMIN,
+    "auth.getBackups": _ADMIN,
     # --- for the other services
     "auth.getSigningKeys": _NODE,
     "auth.recordActs": _NODE,
+    "auth.reportBackup": _NODE,
     "auth.watchChanges": _NODE,
     # --- nodes
     "auth.enrollNode": _NODE,

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from shared import addresses
+from shared.api.recovery import BackupState
 from stack import stack_home as homes
 from stack.ports import WantedPort
 from stack.secret_files import DATABASE_ROLES, POSTGRES_ADMIN
@@ -152,6 +153,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
             "RECOVERY_LOG_DIR": str(home.root / "recovery_log"),
             # If other machines can reach the stack, registration is closed.
             "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
+            "BACKUP_STATE": backup_state(settings, recorded),
         }
         environment = {**defaults, **environment}
     if service in DATABASE_ROLES:
@@ -167,6 +169,13 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service == "web":
         environment = {**_gateway_for_web(settings), **environment}
     return environment
+
+
+def backup_state(settings: StackSettings, recorded: Mapping[str, str]) -> BackupState:
+    """Return whether there are backups, or should be: other machines can reach the stack."""
+    if {"BACKUP_TO", "BACKUP_TO_FILE"} & recorded.keys():
+        return BackupState.ON
+    return BackupState.OFF if {settings.host, settings.dht_host} <= addresses.LOOPBACK else BackupState.MISSING
 
 
 def _gateway_for_web(settings: StackSettings) -> dict[str, str]:

@@ -8,6 +8,7 @@ from msgspec import Meta, field
 
 from services.auth import passwords
 from shared import addresses, node
+from shared.api.recovery import BackupState
 from shared.config import Port, Variable
 from shared.identity import node_keys
 from shared.types import UserRole
@@ -107,6 +108,14 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
             "folder for the signed recovery log; without it, a restored database accepts revoked keys, nodes and tickets again",
         ),
     ] = None
+    backup_state: Annotated[
+        BackupState,
+        Variable(
+            "BACKUP_STATE",
+            "on: the backup agent reports here; off: there are no backups; missing: the same, with an alert. `make up` sets it by "
+            "BACKUP_TO, BIND_HOST and DHT_HOST",
+        ),
+    ] = BackupState.OFF
     audit_anchor_file: Annotated[
         Path | None, Variable("AUDIT_ANCHOR_FILE", "file for signed heads of the audit log; best on another machine's disk")
     ] = None

@@ -40,6 +40,8 @@ from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.privacy.retention import Days, Retention
 from services.auth.recovery import kinds
 from services.auth.recovery import replay as replays
+from services.auth.recovery.backup_reports import BackupReports
+from services.auth.recovery.backup_store import BackupStore
 from services.auth.recovery.recovery_log import RecoveryLog
 from services.auth.recovery.recovery_store import RecoveryStore
 from services.auth.recovery.replay import Replay
@@ -145,6 +147,7 @@ class Wiring:
         logins = LoginRpc(parts, factors, opening)
         passwords = PasswordChanges(parts, accounts, MailLimits(cache), mailer)
         colleagues = ColleagueRpc(parts, ColleagueStore(database), mailer, cache)
+        backups = BackupReports(parts, BackupStore(database))
         days = Days(invitations=self._settings.invitation_days, ended_keys=self._settings.ended_key_days)
         handlers = (
             logins,
@@ -166,6 +169,7 @@ class Wiring:
             AccessReviews(parts, self._members),
             AuditRpc(parts.store, self.trail, self._audit_rows, self._verification),
             SigningKeyRpc(self.trail, self._opened.signers),
+            backups,
         )
         background = (
             self.changes.run,
@@ -177,6 +181,7 @@ class Wiring:
             passwords.run,
             self._opened.recovery.log.run,
             self._opened.recovery.start.run,
+            backups.run,
         )
         return ServiceParts(handlers, background if ca is None else (*background, ca.run))
 

@@ -28,6 +28,7 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "setup_facts": "of the house",
             "recovery_log": "ids and digests",
             "database_restores": "of the house",
+            "backup_reports": "of the house",
         },
     ),
     "gateway": (

@@ -1,0 +1,137 @@
+"""auth, gateway: backup and recovery. The backup agent reports here, and the Backups page and the CLI read it."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta
+
+from shared.api.auth import PEOPLE
+from shared.api.method import Body, Method, Nothing
+from shared.types import Role
+
+#: The newest backups in a report. The store may have more.
+MOST_BACKUPS = 100
+#: Sites that have owned the mesh, and standbys.
+MOST_SITES = 50
+
+_Name = Annotated[str, Meta(min_length=1, max_length=200)]
+_Text = Annotated[str, Meta(max_length=1000)]
+_Seconds = Annotated[float, Meta(ge=0)]
+_Count = Annotated[int, Meta(ge=0)]
+_Term = Annotated[int, Meta(ge=1)]
+_Moment = Annotated[datetime, Meta(tz=True)]
+
+
+class SiteLeaseMode(StrEnum):
+    """What a site does while it cannot reach the store."""
+
+    #: It continues.
+    ADVISORY = "advisory"
+    #: It stops when its lease ends.
+    STRICT = "strict"
+
+
+class BackupEntry(Body, frozen=True, kw_only=True):
+    """A backup in the store."""
+
+    name: _Name
+    #: When it was complete.
+    at: _Moment
+    label: _Text = ""
+    size_bytes: _Count
+    #: When a restore test of it last succeeded.
+    verified_at: _Moment | None = None
+    #: How long it took.
+    seconds: _Seconds
+
+
+class RestoreTest(Body, frozen=True, kw_only=True, omit_defaults=False):
+    """The last restore test."""
+
+    at: _Moment
+    ok: bool
+    seconds: _Seconds
+    #: Why it failed.
+    why: _Text = ""
+
+
+class SiteTerm(Body, frozen=True, kw_only=True):
+    """A site that owns the mesh in this term, or owned it."""
+
+    site: _Name
+    term: _Term
+    at: _Moment
+    #: Where its pages are.
+    url: _Text = ""
+
+
+class StandbySite(Body, frozen=True, kw_only=True):
+    """A site that can take over."""
+
+    site: _Name
+    seen_at: _Moment
+    #: How old its database was then.
+    lag_seconds: _Seconds
+
+
+class BackupReport(Body, frozen=True, kw_only=True):
+    """What the backup agent knows. Its times are PostgreSQL's, and auth compares them with PostgreSQL's clock."""
+
+    site: _Name
+    term: _Term
+    #: The store, without credentials.
+    to: _Text
+    #: The first and the last second that can be restored; None before the first backup.
+    recoverable_from: _Moment | None = None
+    recoverable_until: _Moment | None = None
+    #: From the newest commit to the newest commit in the store; None if unknown.
+    wal_lag_seconds: _Seconds | None = None
+    #: What the replication slot keeps on the disk, and the most that it may keep (`BACKUP_WAL_MOST`); 0 without a slot.
+    wal_slot_bytes: _Count = 0
+    wal_slot_most_bytes: _Count = 0
+    #: How long the store has lacked lines of a recovery log; 0 if it has all.
+    log_behind_seconds: _Seconds = 0.0
+    #: None while the store works.
+    store_failing_since: _Moment | None = None
+    store_error: _Text = ""
+    #: Newest first.
+    backups: Annotated[tuple[BackupEntry, ...], Meta(max_length=MOST_BACKUPS)] = ()
+    last_test: RestoreTest | None = None
+    #: The site with a higher term, which owns the mesh now.
+    replaced_by: SiteTerm | None = None
+    sites: Annotated[tuple[SiteTerm, ...], Meta(max_length=MOST_SITES)] = ()
+    standbys: Annotated[tuple[StandbySite, ...], Meta(max_length=MOST_SITES)] = ()
+    lease: SiteLeaseMode = SiteLeaseMode.ADVISORY
+
+
+class ReportBackup(Body, frozen=True):
+    report: BackupReport
+
+
+class BackupState(StrEnum):
+    """The setting `BACKUP_STATE` of auth."""
+
+    #: An agent makes backups and reports.
+    ON = "on"
+    #: There are no backups, and only this machine can reach the stack.
+    OFF = "off"
+    #: There are no backups, though other machines can reach the stack.
+    MISSING = "missing"
+
+
+class GetBackups(Body, frozen=True):
+    pass
+
+
+class Backups(Body, frozen=True, kw_only=True, omit_defaults=False):
+    state: BackupState
+    #: The newest report; None before the first, and without backups.
+    report: BackupReport | None = None
+    #: When auth received it, and how old it is now by PostgreSQL's clock.
+    reported_at: datetime | None = None
+    age_seconds: float | None = None
+
+
+report_backup = Method("auth.reportBackup", ReportBackup, Nothing, callers={Role.BACKUP})
+get_backups = Method("auth.getBackups", GetBackups, Backups, callers=PEOPLE)
