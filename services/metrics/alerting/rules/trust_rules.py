@@ -105,6 +105,16 @@ RULES = (
         unit=AlertUnit.SECONDS,
     ),
     AlertRule(
+        name="recovery_log_behind",
+        severity=Severity.CRITICAL,
+        when=above(highest(Selector(instruments.RECOVERY_LOG_STORE_BEHIND)), RECOVERY_LOG_BEHIND_SECONDS),
+        summary="The store lacks lines of the recovery log",
+        description="If you lost this machine's disks now, restoring a backup would undo the newest revocations.",
+        board=DashboardName.SECURITY,
+        unit=AlertUnit.SECONDS,
+        labels=(("copy", "store"),),
+    ),
+    AlertRule(
         name="database_restored",
         severity=Severity.CRITICAL,
         when=above(highest(Selector(instruments.DATABASE_RESTORED), "node"), 0),

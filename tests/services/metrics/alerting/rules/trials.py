@@ -294,6 +294,42 @@ TRUST = (
     _trial("contested_key", _one_jump(instruments.CONTESTED_KEYS, **_GATEWAY), Course(70, 10, 70), 1, 0),
 )
 
+# --- backups --------------------------------------------------------------------------------------------------------
+
+
+def _of_the_report(name: str, instrument: Instrument, calm: float, over: float, under: float, **labels: str) -> Trial:
+    """All three replicas of auth export the same report: that is one alert."""
+
+    def lines(course: Course, level: float) -> Sequence[Line]:
+        site = dict.fromkeys(instrument.labels, "north")
+        return tuple(line(instrument, course.gauge(calm, level), service="auth", node=node, **site) for node in "abc")
+
+    return Trial(rule=_rule(name, **labels), step_seconds=60, course=Course(3, 3, 3), lines=lines, over=over, under=under)
+
+
+def _slot(course: Course, level: float) -> Sequence[Line]:
+    return (
+        *(line(instruments.WAL_SLOT_BYTES, course.gauge(1, level), service="auth", node=node) for node in "abc"),
+        *(line(instruments.WAL_SLOT_MOST, course.gauge(100, 100), service="auth", node=node) for node in "abc"),
+    )
+
+
+BACKUPS = (
+    _of_the_report("backup_off", instruments.BACKUP_MISSING, 0, 1, 0),
+    _of_the_report("backup_agent_gone", instruments.BACKUP_REPORT_AGE, 9, 121, 120),
+    _of_the_report("backup_old", instruments.BACKUP_AGE, 60, 26 * 3600 + 1, 26 * 3600),
+    _of_the_report("backup_verify_failed", instruments.BACKUP_TEST_OK, 1, 0, 1),
+    _of_the_report("backup_verify_old", instruments.BACKUP_VERIFIED_AGE, 60, 9 * 86_400 + 1, 9 * 86_400),
+    _of_the_report("wal_lag", instruments.WAL_LAG, 2, 301, 300, threshold="5m"),
+    _of_the_report("wal_lag", instruments.WAL_LAG, 2, 61, 60, threshold="1m"),
+    # Then the page is enough.
+    _of_the_report("wal_lag", instruments.WAL_LAG, 2, 300, 301, threshold="1m"),
+    _trial("wal_slot_filling", _slot, Course(3, 3, 3), 51, 50),
+    _of_the_report("recovery_log_behind", instruments.RECOVERY_LOG_STORE_BEHIND, 0, 61, 60, copy="store"),
+    _of_the_report("site_lease_at_risk", instruments.BACKUP_STORE_FAILING, 0, 20, 19),
+    _of_the_report("standby_behind", instruments.STANDBY_LAG, 40, 301, 300),
+)
+
 # --- machines -------------------------------------------------------------------------------------------------------
 
 _WORKER = {"service": "inference", "node": "w"}
@@ -379,4 +415,4 @@ MACHINES = (
 )
 
 #: Every rule but the watchdog, which is never over.
-ALL = (*BURNING, *REQUESTS, *TRUST, *MACHINES)
+ALL = (*BURNING, *REQUESTS, *TRUST, *BACKUPS, *MACHINES)
