@@ -21,6 +21,7 @@ from services.web.pages.admin import (
     alerts,
     all_organizations,
     audit_log,
+    backups,
     charts,
     colleagues,
     health,
@@ -76,6 +77,7 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *routes.ROUTES,
     *rollouts.ROUTES,
     *audit_log.ROUTES,
+    *backups.ROUTES,
     *mesh_settings.ROUTES,
 )
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from litestar import get
 from litestar.di import NamedDependency
@@ -12,9 +12,10 @@ from services.web.http.event_response import EventResponse
 from services.web.pages.admin import time_texts
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
-from shared.api import gateway, metrics
+from shared.api import gateway, metrics, recovery
 from shared.api.gateway import Check, NodeRow, ServiceHealth
 from shared.api.metrics import ComponentHealth, SystemHealth
+from shared.api.recovery import BackupState
 from shared.types import Role
 
 #: Status -> heading, tone and sentence.
@@ -52,6 +53,7 @@ class HealthView:
     in_flight: str
     models: str
     nodes: str
+    without_backups: bool = False
 
 
 def describe(whole: SystemHealth | None, gateway: ServiceHealth | None, nodes: Iterable[NodeRow] | None) -> HealthView:
@@ -118,12 +120,14 @@ async def follow_health(page_request: NamedDependency[PageRequest]) -> EventResp
 
 async def _lines(page_request: PageRequest) -> HealthView:
     """Return what is available: users open this page when something is down."""
-    whole, gateway_health, nodes = await asyncio.gather(
+    whole, gateway_health, nodes, backups = await asyncio.gather(
         _whole(page_request),
         page_request.fetch(gateway.get_service_health, gateway.GetServiceHealth()),
         page_request.fetch(gateway.list_nodes, gateway.ListNodes()),
+        page_request.fetch(recovery.get_backups, recovery.GetBackups()),
     )
-    return describe(whole, gateway_health, nodes.nodes if nodes else None)
+    lines = describe(whole, gateway_health, nodes.nodes if nodes else None)
+    return replace(lines, without_backups=backups is not None and backups.state is not BackupState.ON)
 
 
 async def _whole(page_request: PageRequest) -> metrics.SystemHealth | None:

@@ -13,6 +13,12 @@ def moment(at: datetime) -> str:
     return f"{at.day} {at:%b %Y, %H:%M} UTC"
 
 
+def second(at: datetime) -> str:
+    """Format a time to the second."""
+    at = at.astimezone(UTC)
+    return f"{at.day} {at:%b %Y, %H:%M:%S} UTC"
+
+
 def soon(at: datetime) -> str:
     """Format a time that is at most days away, without the year."""
     at = at.astimezone(UTC)

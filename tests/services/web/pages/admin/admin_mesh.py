@@ -8,7 +8,7 @@ import msgspec
 
 from services.web import mesh_calls
 from shared import errors
-from shared.api import audit, auth, gateway, ledger, membership, metrics, organizations, service_settings, usage_report
+from shared.api import audit, auth, gateway, ledger, membership, metrics, organizations, recovery, service_settings, usage_report
 from shared.api.membership import Member, MemberState, TicketRow, TicketState
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
 from tests.services.web.fake_mesh import NOW, Account
@@ -42,6 +42,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         #: Of auth and of the gateway alike.
         self.settings: tuple[service_settings.ShownSetting, ...] = ()
         self.tiers: tuple[service_settings.TierTerms, ...] = ()
+        self.backups = recovery.Backups(state=recovery.BackupState.OFF)
         self.moved: dict[RequestId, ledger.TopUp] = {}
 
     def add_person(self, username: str, role: UserRole, password: str = "correct horse") -> auth.User:
@@ -267,6 +268,10 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         self._admin(credential)
         for row in self.rows:
             yield row
+
+    def _get_backups(self, _request: recovery.GetBackups, credential: Credential | None) -> recovery.Backups:
+        self._admin(credential)
+        return self.backups
 
     # --- health and settings
 

@@ -31,6 +31,7 @@ PATHS = (
     "/admin/prices?history=yes",
     "/admin/routes",
     "/admin/audit",
+    "/admin/backups",
     "/admin/settings",
     "/admin/setup",
     "/admin/invitations",
@@ -41,7 +42,7 @@ _READING = {
     "auth.listAllOrganisations", "auth.getOrganisation", "auth.listAudit", "auth.getSettings", "gateway.getSettings", "gateway.listTiers",
     "auth.getSignInOptions", "auth.getSigningKeys", "gateway.listNodes", "gateway.getServiceHealth", "gateway.listModels",
     "gateway.listPrices", "gateway.readAccount", "gateway.getUserQuota", "gateway.getUsageReport", "gateway.getBusinessReport",
-    "auth.countNewAccounts", "auth.nameUsers", "auth.getSetup", "auth.listColleagueInvitations",
+    "auth.countNewAccounts", "auth.nameUsers", "auth.getSetup", "auth.getBackups", "auth.listColleagueInvitations",
     "gateway.listRoutes", "gateway.listRollouts", "metrics.getSystemHealth", "metrics.getHistory", "metrics.listAlerts",
 }  # fmt: skip
 
@@ -111,7 +112,7 @@ NAVIGATION = {
     },
     "People": {"Users": "/admin/users", "Organizations": "/admin/organisations"},
     "Money": {"Prices": "/admin/prices", "Report": "/admin/report"},
-    "System": {"Audit log": "/admin/audit", "Settings": "/admin/settings", "Setup": "/admin/setup"},
+    "System": {"Backups": "/admin/backups", "Audit log": "/admin/audit", "Settings": "/admin/settings", "Setup": "/admin/setup"},
 }
 
 
