@@ -17,7 +17,7 @@ from cli.doctor.findings import DoctorFinding, unchecked, wrong
 from cli.output import printing
 from cli.profile import Profile
 from shared import errors
-from shared.api import auth, gateway
+from shared.api import auth, gateway, recovery
 from shared.identity import credentials
 from shared.types import Role
 
@@ -166,6 +166,7 @@ async def _examine_services(connection: CliConnection, chosen: Profile, findings
     findings.append(await _check_quota(connection, chosen))
     findings += _check_workers(health)
     findings += await _check_nodes(connection)
+    findings += await _check_backups(connection)
 
 
 async def _check_auth(connection: CliConnection, chosen: Profile) -> DoctorFinding:
@@ -183,6 +184,25 @@ async def _check_auth(connection: CliConnection, chosen: Profile) -> DoctorFindi
         return wrong("auth", error)
     active = printing.counted(sum(key.is_active for key in listed.keys), "key is", "keys are")
     return DoctorFinding("auth", True, f"OK; it accepts the key; {active} active")
+
+
+async def _check_backups(connection: CliConnection) -> list[DoctorFinding]:
+    """Return nothing for those who may not know: they cannot change it either."""
+    try:
+        found = await connection.call(recovery.get_backups, recovery.GetBackups(), deadline_seconds=_STEP_SECONDS)
+    except errors.AimeshError:
+        return []
+    if found.state is not recovery.BackupState.ON:
+        hint = "set BACKUP_TO and BACKUP_RECIPIENTS; Admin → Backups shows the commands"
+        return [DoctorFinding("backups", None, "there are no backups", hint)]
+    hint = "see aicli stack logs backup"
+    if found.report is None or found.age_seconds is None or found.age_seconds > recovery.AGENT_GONE_SECONDS:
+        return [DoctorFinding("backups", False, "the backup agent does not report", hint)]
+    if found.report.store_failing_since is not None:
+        return [DoctorFinding("backups", False, f"the backup agent cannot use the store: {found.report.store_error}", hint)]
+    newest = max((each.at for each in found.report.backups), default=None)
+    text = "the first one is not complete" if newest is None else f"newest {newest:%Y-%m-%d %H:%M} UTC"
+    return [DoctorFinding("backups", newest is not None or None, text)]
 
 
 async def _check_quota(connection: CliConnection, chosen: Profile) -> DoctorFinding:

@@ -12,6 +12,8 @@ from shared.types import Role
 
 #: The newest backups in a report. The store may have more.
 MOST_BACKUPS = 100
+#: An agent that has not reported for so long is down: it does every 10 s.
+AGENT_GONE_SECONDS = 120
 #: Sites that have owned the mesh, and standbys.
 MOST_SITES = 50
 

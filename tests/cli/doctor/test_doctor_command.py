@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -19,9 +20,10 @@ from cli.doctor import doctor_checks
 from cli.doctor.findings import DoctorFinding
 from cli.profile import Profile
 from shared import errors
-from shared.api import auth, gateway
+from shared.api import auth, gateway, recovery
 from shared.api.gateway import Check, NodeRow, ServiceHealth, UserQuota
 from shared.api.ledger import Account
+from shared.api.recovery import BackupEntry, BackupReport, Backups, BackupState
 from shared.types import Credential, MicroCredits, ModelName, NodeId, Role, Tier, UserId
 from tests.cli.fake_mesh import FakeMesh, Shell
 
@@ -52,6 +54,15 @@ def well(mesh: FakeMesh) -> None:
     mesh.answer(gateway.get_service_health, HEALTHY)
     mesh.answer(gateway.get_user_quota, QUOTA)
     mesh.answer(gateway.list_nodes, gateway.NodeRows(()))
+    mesh.answer(recovery.get_backups, backups())
+
+
+def backups(age_seconds: float = 5, **changed: Any) -> Backups:
+    entry = BackupEntry(name="one", at=NOW, size_bytes=1, seconds=1)
+    report = BackupReport(site="north", term=1, to="/srv/backup", backups=(entry,))
+    return Backups(
+        state=BackupState.ON, report=msgspec.structs.replace(report, **changed), reported_at=NOW, age_seconds=age_seconds
+    )  # fmt: skip
 
 
 def use(shell: Shell, port: int) -> None:
@@ -73,9 +84,41 @@ async def test_all_is_well(shell: Shell) -> None:
         use(shell, port)
         findings = await examined(shell)
     assert wrong(findings) == []
-    checks = ["profile", "disk", "node key", "API key", "NATS", "auth", "gateway", "quota", "workers", "models"]
+    checks = ["profile", "disk", "node key", "API key", "NATS", "auth", "gateway", "quota", "workers", "models", "backups"]
     assert [finding.check for finding in findings] == checks
     assert not any(finding.hint for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("found", "ok", "detail", "hint"),
+    [
+        (Backups(state=BackupState.OFF), None, "there are no backups", "BACKUP_TO"),
+        (Backups(state=BackupState.MISSING), None, "there are no backups", "BACKUP_TO"),
+        (Backups(state=BackupState.ON), False, "does not report", "stack logs backup"),
+        (backups(121), False, "does not report", "stack logs backup"),
+        (backups(120, store_failing_since=NOW, store_error="403 Forbidden"), False, "403 Forbidden", "stack logs backup"),
+        (backups(backups=()), None, "the first one is not complete", ""),
+        (backups(), True, "newest 2026-01-02 03:04 UTC", ""),
+    ],
+)
+async def test_backups(shell: Shell, found: Backups, ok: bool | None, detail: str, hint: str) -> None:
+    well(shell.mesh)
+    shell.mesh.answer(recovery.get_backups, found)
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        finding = (await examined(shell))[-1]
+    assert (finding.check, finding.ok) == ("backups", ok)
+    assert detail in finding.detail
+    assert hint in finding.hint
+    assert bool(finding.hint) == bool(hint)
+
+
+async def test_who_may_not_read_backups_gets_no_finding_about_them(shell: Shell) -> None:
+    well(shell.mesh)
+    shell.mesh.answer(recovery.get_backups, errors.NotAllowed("only administrators may", hint="ask one"))
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        assert (await examined(shell))[-1].check == "models"
 
 
 def test_without_a_profile_nothing_else_is_checked(tmp_path: Path) -> None:

@@ -14,14 +14,13 @@ from services.metrics.alerting.rules.expressions import (
     highest,
     lowest,
 )
+from shared.api import recovery
 from shared.telemetry import instruments
 
 #: A backup is made every day.
 BACKUP_OLD_SECONDS = 26 * HOUR
 #: A backup is restored as a test every week.
 VERIFY_OLD_SECONDS = 9 * DAY
-#: The agent reports every 10 s.
-AGENT_GONE_SECONDS = 2 * MINUTE
 STORE_FAILING_SECONDS = 20
 #: The objective for lost data (RPO).
 STANDBY_BEHIND_SECONDS = 5 * MINUTE
@@ -41,7 +40,7 @@ RULES = (
     AlertRule(
         name="backup_agent_gone",
         severity=Severity.CRITICAL,
-        when=above(highest(Selector(instruments.BACKUP_REPORT_AGE)), AGENT_GONE_SECONDS),
+        when=above(highest(Selector(instruments.BACKUP_REPORT_AGE)), recovery.AGENT_GONE_SECONDS),
         summary="The backup agent has not reported for 2 minutes",
         description="It is down or cannot reach auth. New commits may not reach the store, and other alerts about backups are out of date.",
         board=DashboardName.SECURITY,

@@ -12,8 +12,6 @@ from shared import amounts, errors
 from shared.api import recovery
 from shared.api.recovery import BackupEntry, BackupReport, Backups, BackupState
 
-#: As the alert `backup_agent_gone`.
-_GONE_SECONDS = 120
 _NEVER = ("Waiting", "warn", "The backup agent hasn’t reported yet. If this takes longer than a minute, run `aicli stack logs backup`.")
 
 
@@ -70,7 +68,7 @@ def describe(found: Backups) -> BackupsPage:
         sentence=sentence,
         report=report,
         window=None if ends[0] is None or ends[1] is None else (time_texts.second(ends[0]), time_texts.second(ends[1])),
-        lag=time_texts.NOTHING if report.wal_lag_seconds is None else lasting(report.wal_lag_seconds),
+        lag=time_texts.NOTHING if report.wal_lag_seconds is None else _short(report.wal_lag_seconds),
         test=None if report.last_test is None else ("OK" if report.last_test.ok else "Failed", time_texts.moment(report.last_test.at)),
         backups=tuple(map(_backup, report.backups)),
         sites=tuple(_sites(report)),
@@ -82,7 +80,7 @@ def _verdict(report: BackupReport, age_seconds: float) -> tuple[str, str, str]:
     if report.replaced_by is not None:
         other = report.replaced_by
         return "Replaced", "bad", f"The site {other.site} took over with term {other.term} at {time_texts.moment(other.at)}."
-    if age_seconds > _GONE_SECONDS:
+    if age_seconds > recovery.AGENT_GONE_SECONDS:
         return "Agent down", "bad", f"The backup agent last reported {lasting(age_seconds)} ago. Everything below is as of then."
     if report.store_failing_since is not None:
         since = time_texts.moment(report.store_failing_since)
@@ -94,13 +92,17 @@ def _verdict(report: BackupReport, age_seconds: float) -> tuple[str, str, str]:
     return "OK", "good", f"The backup agent reported {lasting(age_seconds)} ago, and the store works."
 
 
+def _short(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else lasting(seconds)
+
+
 def _backup(entry: BackupEntry) -> BackupRow:
     return BackupRow(
         name=entry.name,
         at=time_texts.moment(entry.at),
         label=entry.label,
         size=amounts.show_bytes(entry.size_bytes),
-        took=lasting(entry.seconds),
+        took=_short(entry.seconds),
         verified="" if entry.verified_at is None else time_texts.moment(entry.verified_at),
     )
 
@@ -113,7 +115,7 @@ def _sites(report: BackupReport) -> list[SiteRow]:
         for place, (term, each) in enumerate(terms)
     ]
     standbys = [
-        SiteRow(site=each.site, role="Standby", at=time_texts.moment(each.seen_at), lag=lasting(each.lag_seconds))
+        SiteRow(site=each.site, role="Standby", at=time_texts.moment(each.seen_at), lag=_short(each.lag_seconds))
         for each in report.standbys
     ]
     return owners + standbys

@@ -58,6 +58,7 @@ async def test_everything_in_the_report_is_shown(root: Browser, mesh: AdminMesh)
     for word in (
         "from 13 Nov 2026, 14:05:00 UTC", "to 20 Nov 2026, 14:04:56 UTC", "s3://backups/aimesh", "before &lt;1.4&gt;", NEWEST.name,
         VERIFIED.name, "not yet", "19 Nov 2026, 18:05 UTC", "north</bdi> (this site)", "https://north.example", "Standby", "2 min<",
+        ">4 s<", ">95 s<",
         "<code>aicli stack restore</code>", "Lease: advisory", "<bdi>s3://backups/aimesh</bdi>",
     ):  # fmt: skip
         assert word in text, word

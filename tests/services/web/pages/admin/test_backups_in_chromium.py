@@ -1,8 +1,5 @@
 """The Backups page in a browser: readable for everybody, on a phone too, in light and in dark."""
 
-import os
-from pathlib import Path
-
 import pytest
 from litestar.types import ASGIApp
 
@@ -35,6 +32,4 @@ async def test_the_page_is_accessible_and_fits(app: ASGIApp, mesh: AdminMesh, ch
             assert await page.evaluate("document.documentElement.scrollWidth") <= width
             # Commands scroll in their own box.
             assert [each for each in await page.evaluate(WIDER) if not each.startswith("<code>aicli")] == [], (width, dark)
-            if folder := os.environ.get("SHOTS"):
-                Path(folder, f"{found.state}-{width}-{'dark' if dark else 'light'}.png").write_bytes(await page.screenshot())
         await watch.check()
