@@ -21,8 +21,8 @@ from shared import api
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
+    from shared.api.accounts import StaleKey, StaleNode, StaleUser
     from shared.api.auth import User
-    from shared.api.privacy import StaleKey, StaleNode, StaleUser
 
 #: The maximum of one answer of auth.
 PAGE = 1000
@@ -194,7 +194,7 @@ def access_review(here: CliContext, /, *, days: int, as_json: bool) -> None:
 
     Remove what isn't needed: aicli keys revoke, aicli admin users disable, aicli admin nodes revoke.
     """
-    found = here.call(api.privacy.review_access, api.privacy.ReviewAccess(days))
+    found = here.call(api.accounts.review_access, api.accounts.ReviewAccess(days))
     if as_json:
         printing.show_json(printing.plain(found), rows=("keys", "users", "nodes"))
         return

@@ -16,10 +16,10 @@ from services.auth import name_rules, roles
 from services.auth.api_keys import Mark
 from services.auth.roles import KeyTerms
 from shared import errors
+from shared.api.accounts import StaleKey, StaleUser
 from shared.api.auth import ApiKey, ApiKeyLimits, Change, KeyBounds, KeyKind, Principal, User
 from shared.api.business import NewOfDay
 from shared.api.gateway import Check
-from shared.api.privacy import StaleKey, StaleUser
 from shared.mail import letters
 from shared.stores import database
 from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole

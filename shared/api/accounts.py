@@ -1,4 +1,5 @@
-"""auth: a user's own account: profile, password, second factor, sessions, preferences, links to an OpenID provider."""
+"""auth: a user's own account: profile, password, second factor, sessions, preferences, links to an OpenID provider, data export and
+erasure; and access reviews for administrators."""
 
 from datetime import datetime
 from typing import Annotated
@@ -6,8 +7,8 @@ from typing import Annotated
 import msgspec
 
 from shared.api.auth import PEOPLE, ClientFacts, LoginSession, SessionKind, User
-from shared.api.method import Body, Method, Nothing
-from shared.types import ModelName, Role, TenantId
+from shared.api.method import Body, Method, Nothing, StreamMethod
+from shared.types import ModelName, NodeId, Role, TenantId
 
 Text = Annotated[str, msgspec.Meta(max_length=200)]
 
@@ -215,6 +216,69 @@ class SwitchTeam(Body, frozen=True):
     team_id: TenantId | None = None
 
 
+class ExportAccount(Body, frozen=True):
+    """Export everything that auth stores about the caller. web adds what the gateway stores."""
+
+
+class ExportedFile(Body, frozen=True):
+    """A file of the export, or a part of one. The parts of a file arrive in order."""
+
+    name: str
+    content: bytes
+
+
+class RequestErasure(Body, frozen=True):
+    """Delete all personal data in 30 days; the ledger's sums remain. A login cancels the erasure."""
+
+
+class Erasure(Body, frozen=True):
+    erased_at: datetime
+
+
+class CancelErasure(Body, frozen=True):
+    pass
+
+
+class ReviewAccess(Body, frozen=True):
+    """List what was not used for this many days."""
+
+    days: int = 90
+
+
+class StaleKey(Body, frozen=True, omit_defaults=False):
+    id: str
+    name: str
+    owner: str
+    kind: str
+    created_at: datetime
+    last_used_at: datetime | None
+    #: Why it is listed, such as: never used, never expires, owner is closed.
+    why: str
+
+
+class StaleUser(Body, frozen=True, omit_defaults=False):
+    username: str
+    role: str
+    created_at: datetime
+    last_seen_at: datetime | None
+    why: str
+
+
+class StaleNode(Body, frozen=True, omit_defaults=False):
+    id: NodeId
+    name: str
+    role: str
+    owner: str
+    last_seen_at: datetime
+    why: str
+
+
+class AccessReview(Body, frozen=True):
+    keys: tuple[StaleKey, ...]
+    users: tuple[StaleUser, ...]
+    nodes: tuple[StaleNode, ...]
+
+
 get_account = Method("auth.getAccount", GetAccount, OwnAccount, callers=PEOPLE)
 change_profile = Method("auth.changeProfile", ChangeProfile, User, callers=PEOPLE)
 change_password = Method("auth.changePassword", ChangePassword, Nothing, callers=PEOPLE)
@@ -234,3 +298,7 @@ get_sign_in_options = Method("auth.getSignInOptions", GetSignInOptions, SignInOp
 list_oidc_links = Method("auth.listOidcLinks", ListOidcLinks, OidcLinks, callers=PEOPLE)
 remove_oidc_link = Method("auth.removeOidcLink", RemoveOidcLink, Nothing, callers=PEOPLE)
 switch_organisation = Method("auth.switchOrganisation", SwitchTeam, LoginSession, callers=PEOPLE)
+export_account = StreamMethod("auth.exportAccount", ExportAccount, item=ExportedFile, end=Nothing, callers=PEOPLE)
+request_erasure = Method("auth.requestErasure", RequestErasure, Erasure, callers=PEOPLE)
+cancel_erasure = Method("auth.cancelErasure", CancelErasure, Nothing, callers=PEOPLE)
+review_access = Method("auth.reviewAccess", ReviewAccess, AccessReview, callers=PEOPLE)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shared import errors
-from shared.api import accounts, auth, organizations, privacy, usage_report
+from shared.api import accounts, auth, organizations, usage_report
 from shared.api.organizations import TeamRole
 from shared.types import Tier
 from tests.integration import asking
@@ -117,7 +117,7 @@ async def _delete(stack: RunningStack, api_client: ApiClient, person: Person) ->
     """Asked for over the mesh; then the thirty days are over, and auth does it soon after its start."""
     login = auth.LoginUser(auth.Credentials(person.password, person.username))
     session = await api_client.mesh.rpc.call(auth.login_user, login)
-    await api_client.mesh.rpc.call(privacy.request_erasure, privacy.RequestErasure(), credential=session.access_token)
+    await api_client.mesh.rpc.call(accounts.request_erasure, accounts.RequestErasure(), credential=session.access_token)
     async with stack.database("auth") as database:
         await database.execute("UPDATE users SET erase_at = now() - interval '1 second' WHERE id = $1", person.id)
         assert (await stack.aicli("stack", "restart", "auth")).status == 0

@@ -10,7 +10,7 @@ import pytest
 
 from services.web.mesh_calls import MeshCalls
 from shared import errors
-from shared.api import accounts, auth, gateway, organizations, privacy, usage_report
+from shared.api import accounts, auth, gateway, organizations, usage_report
 from shared.api.method import Method, Reply, Request
 from shared.types import Credential, ModelName, Role, TenantId
 from tests.integration import access_people
@@ -172,8 +172,8 @@ async def use_gateway(side: Side, mine: Credential) -> None:
 
 
 async def erase(side: Side, mine: Credential) -> None:
-    await side.ask("in a month", privacy.request_erasure, privacy.RequestErasure(), mine)
-    await side.ask("after a change of mind", privacy.cancel_erasure, privacy.CancelErasure(), mine)
+    await side.ask("in a month", accounts.request_erasure, accounts.RequestErasure(), mine)
+    await side.ask("after a change of mind", accounts.cancel_erasure, accounts.CancelErasure(), mine)
 
 
 async def live(side: Side, name: str) -> None:

@@ -12,7 +12,7 @@ from services.auth.mfa.factor_store import FactorStore
 from services.auth.nodes.node_store import NodeStore
 from services.auth.sessions import identities
 from shared import access_table, errors
-from shared.api import auth, business, events, gateway, privacy, usage_report
+from shared.api import accounts, auth, business, events, gateway, usage_report
 from shared.api.usage_report import UserUsage
 from shared.mail.mailer import Mailer
 from shared.rpc import RpcCall, serves
@@ -196,8 +196,8 @@ class AccessReviews:
         self._store = parts.store
         self._members = members
 
-    @serves(privacy.review_access)
-    async def review_access(self, request: privacy.ReviewAccess, call: RpcCall) -> privacy.AccessReview:
+    @serves(accounts.review_access)
+    async def review_access(self, request: accounts.ReviewAccess, call: RpcCall) -> accounts.AccessReview:
         if not 1 <= request.days <= _MOST_DAYS:
             raise errors.BadRequest(f"days: from 1 to {_MOST_DAYS}", hint="try 90")
         keys, users, nodes = await asyncio.gather(
@@ -205,4 +205,4 @@ class AccessReviews:
             self._store.list_stale_users(request.days),
             self._members.list_idle_nodes(request.days),
         )
-        return privacy.AccessReview(keys, users, nodes)
+        return accounts.AccessReview(keys, users, nodes)

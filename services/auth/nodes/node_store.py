@@ -10,8 +10,8 @@ from services.auth.nodes.ca_keys import MeshState
 from services.auth.nodes.enrollment_rules import KnownNode, KnownTicket
 from services.auth.store import AuthTables
 from shared import errors
+from shared.api.accounts import StaleNode
 from shared.api.membership import MemberState
-from shared.api.privacy import StaleNode
 from shared.identity import certificates
 from shared.stores import database
 from shared.types import NodeId, Role, UserId

@@ -12,7 +12,7 @@ from services.auth.audit.audit_store import AuditStore
 from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
 from shared import errors
-from shared.api import privacy
+from shared.api import accounts
 from shared.api.auth import User
 from shared.api.method import Nothing
 from shared.mail.mailer import Mailer
@@ -38,8 +38,8 @@ class Erasures(AuthHandlers):
         self._mailer = mailer
         self._audit = audit
 
-    @serves(privacy.request_erasure)
-    async def request_erasure(self, request: privacy.RequestErasure, call: RpcCall) -> privacy.Erasure:
+    @serves(accounts.request_erasure)
+    async def request_erasure(self, request: accounts.RequestErasure, call: RpcCall) -> accounts.Erasure:
         caller = call.principal
         user = await self._identities.active_user(await self._store.find_user(caller.user_id))
         async with self._store.transaction() as transaction:
@@ -57,10 +57,10 @@ class Erasures(AuthHandlers):
         if is_new:
             _log.info("erasure scheduled", user_id=user.id, at=at.isoformat())
             await self._mailer.send(user.email, *mail_texts.erasure_planned(user.username, at, self._settings.public_url))
-        return privacy.Erasure(at)
+        return accounts.Erasure(at)
 
-    @serves(privacy.cancel_erasure)
-    async def cancel_erasure(self, request: privacy.CancelErasure, call: RpcCall) -> Nothing:
+    @serves(accounts.cancel_erasure)
+    async def cancel_erasure(self, request: accounts.CancelErasure, call: RpcCall) -> Nothing:
         """Having nothing to cancel is no error: logging in has canceled it already."""
         caller = call.principal
         user = await self._identities.active_user(await self._store.find_user(caller.user_id))

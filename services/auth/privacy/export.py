@@ -11,7 +11,7 @@ from services.auth.audit.audit_store import AuditQuery, AuditStore
 from services.auth.dependencies import Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.sessions.session_store import SessionStore
-from shared.api import privacy
+from shared.api import accounts
 from shared.api.method import Nothing
 from shared.rpc import StreamCall, serves
 from shared.types import TenantId, UserId
@@ -54,21 +54,21 @@ class Exports:
         self._trail = parts.trail
         self._sources = (*(_own(rows, name) for name in _OWN_FILES), *others)
 
-    @serves(privacy.export_account)
-    async def export_account(self, request: privacy.ExportAccount, stream: StreamCall[privacy.ExportedFile]) -> Nothing:
+    @serves(accounts.export_account)
+    async def export_account(self, request: accounts.ExportAccount, stream: StreamCall[accounts.ExportedFile]) -> Nothing:
         caller = stream.principal
         async with self._store.transaction() as transaction:
             act = audit_records.done("account.export", caller, tenant=TenantId(caller.user_id), target=caller.user_id)
             await self._trail.add(transaction, act)
-        await stream.send(privacy.ExportedFile("README.txt", read_me(self._sources).encode()))
+        await stream.send(accounts.ExportedFile("README.txt", read_me(self._sources).encode()))
         for source in self._sources:
             pieces = bytearray()
             async for chunk in _array(source.rows(caller.user_id)):
                 pieces += chunk
                 while len(pieces) >= _PIECE_BYTES:
-                    await stream.send(privacy.ExportedFile(source.name, bytes(pieces[:_PIECE_BYTES])))
+                    await stream.send(accounts.ExportedFile(source.name, bytes(pieces[:_PIECE_BYTES])))
                     del pieces[:_PIECE_BYTES]
-            await stream.send(privacy.ExportedFile(source.name, bytes(pieces)))
+            await stream.send(accounts.ExportedFile(source.name, bytes(pieces)))
         return Nothing()
 
 

@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 import msgspec
 
 from shared import access_table, errors
+from shared.api import accounts, auth, usage_report
 from shared.api import accounts as contract
-from shared.api import auth, privacy, usage_report
 from shared.api.auth import Step
 from shared.api.method import Nothing
 from shared.types import Credential, MicroCredits, ModelName, RequestId, RequestStatus
@@ -243,12 +243,12 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
 
     # --- one's own data ----------------------------------------------------------------------------------------------------
 
-    async def _export_account(self, _: privacy.ExportAccount, credential: Credential | None) -> AsyncIterator[privacy.ExportedFile]:
+    async def _export_account(self, _: accounts.ExportAccount, credential: Credential | None) -> AsyncIterator[accounts.ExportedFile]:
         self._check_fresh("auth.exportAccount")
         user = self._user(credential)
-        yield privacy.ExportedFile("README.txt", b"What is in here.\n")
-        yield privacy.ExportedFile("account.json", b'[\n{"username": "')
-        yield privacy.ExportedFile("account.json", user.username.encode() + b'"}\n]\n')
+        yield accounts.ExportedFile("README.txt", b"What is in here.\n")
+        yield accounts.ExportedFile("account.json", b'[\n{"username": "')
+        yield accounts.ExportedFile("account.json", user.username.encode() + b'"}\n]\n')
 
     async def _export_requests(
         self, _: usage_report.ExportRequests, credential: Credential | None
@@ -261,12 +261,12 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
         self._user(credential)
         return usage_report.UsageSummary(usage_report.UsageSum(requests=len(self.logged)), (), (), ())
 
-    def _request_erasure(self, _: privacy.RequestErasure, __: Credential | None) -> privacy.Erasure:
+    def _request_erasure(self, _: accounts.RequestErasure, __: Credential | None) -> accounts.Erasure:
         self._check_fresh("auth.requestErasure")
         self.erased_at = NOW + timedelta(days=30)
-        return privacy.Erasure(self.erased_at)
+        return accounts.Erasure(self.erased_at)
 
-    def _cancel_erasure(self, _: privacy.CancelErasure, __: Credential | None) -> Nothing:
+    def _cancel_erasure(self, _: accounts.CancelErasure, __: Credential | None) -> Nothing:
         self.erased_at = None
         return Nothing()
 

@@ -16,7 +16,7 @@ from services.web.http.downloads import ZipStream
 from services.web.pages import requests
 from services.web.request_context import Page, PageRequest, form_errors
 from shared import errors
-from shared.api import accounts, privacy, usage_report
+from shared.api import accounts, usage_report
 from shared.api.accounts import OwnAccount
 
 #: The longest period of a report, about two years.
@@ -67,7 +67,7 @@ async def delete_account(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         if not sure:
             raise errors.BadRequest("the deletion is not confirmed", hint="check the box to delete your account")
-        await page_request.submit(privacy.request_erasure, privacy.RequestErasure())
+        await page_request.submit(accounts.request_erasure, accounts.RequestErasure())
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
     return page_request.redirect("/settings/data")
@@ -76,7 +76,7 @@ async def delete_account(page_request: NamedDependency[PageRequest]) -> Page:
 @post("/settings/data/keep")
 async def keep_account(page_request: NamedDependency[PageRequest]) -> Page:
     await page_request.read_form(forms.Confirmation)
-    await page_request.call(privacy.cancel_erasure, privacy.CancelErasure())
+    await page_request.call(accounts.cancel_erasure, accounts.CancelErasure())
     return page_request.redirect("/settings/data?done=kept")
 
 
@@ -85,7 +85,7 @@ async def archive_of(page_request: PageRequest, now: datetime) -> AsyncGenerator
     archive = ZipStream(now)
     token = page_request.person.access_token
     account_files = page_request.app.caller.stream(
-        privacy.export_account, privacy.ExportAccount(), deadline_seconds=_EXPORT_SECONDS, credential=token
+        accounts.export_account, accounts.ExportAccount(), deadline_seconds=_EXPORT_SECONDS, credential=token
     )
     async with account_files as files:
         async for file in files:

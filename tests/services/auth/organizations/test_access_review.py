@@ -3,7 +3,7 @@
 import pytest
 
 from shared import errors
-from shared.api import privacy
+from shared.api import accounts
 from shared.api.auth import KeyKind
 from shared.identity import node_keys
 from shared.types import UserRole
@@ -11,15 +11,15 @@ from tests.services.auth import by_hand
 from tests.services.auth.organizations.seeded_database import SeededDb
 
 
-async def review(seeded_db: SeededDb, by: str, days: int = 90) -> privacy.AccessReview:
-    return await seeded_db.ask(privacy.review_access, privacy.ReviewAccess(days), by)
+async def review(seeded_db: SeededDb, by: str, days: int = 90) -> accounts.AccessReview:
+    return await seeded_db.ask(accounts.review_access, accounts.ReviewAccess(days), by)
 
 
 async def test_an_active_mesh_has_nothing_to_review(seeded_db: SeededDb) -> None:
     boss, anna = await seeded_db.admin(), await seeded_db.person()
     await seeded_db.key(boss.login, kind=KeyKind.ADMIN)
     await seeded_db.key(anna.login)
-    assert await review(seeded_db, boss.login) == privacy.AccessReview((), (), ())
+    assert await review(seeded_db, boss.login) == accounts.AccessReview((), (), ())
 
 
 async def test_keys_are_listed_with_every_reason(seeded_db: SeededDb, postgres_url: str) -> None:

@@ -17,7 +17,7 @@ from services.auth.privacy.export import Exports
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.sessions.session_store import SessionStore, StoredLogin
 from shared import errors
-from shared.api import accounts, auth, privacy
+from shared.api import accounts, auth
 from shared.api.method import Method, Reply, Request
 from shared.rpc import StreamCall
 from shared.types import ModelName, UserId, UserRole
@@ -73,8 +73,8 @@ class PrivacyDesk:
     async def ask(self, method: Method[Request, Reply], request: Request, credential: str) -> Reply:
         return await self.api_client.ask(method, request, credential)
 
-    async def plan(self, person: Person) -> privacy.Erasure:
-        return await self.ask(privacy.request_erasure, privacy.RequestErasure(), person.login())
+    async def plan(self, person: Person) -> accounts.Erasure:
+        return await self.ask(accounts.request_erasure, accounts.RequestErasure(), person.login())
 
     async def sql(self, text: str, *arguments: object) -> list[Any]:
         return await by_hand(self.url, text, *arguments)
@@ -93,13 +93,13 @@ class PrivacyDesk:
         api_client, collected = self.api_client, _Collected()
         handler, asked = api_client.dispatcher.find("auth.exportAccount", CLIENT), call(credential, peer=CLIENT)
         assert api_client.dispatcher.gate is not None
-        request = privacy.ExportAccount()
-        stream: StreamCall[privacy.ExportedFile] = StreamCall(asked, collected, 1)
+        request = accounts.ExportAccount()
+        stream: StreamCall[accounts.ExportedFile] = StreamCall(asked, collected, 1)
         stream.found = await api_client.dispatcher.gate.admit(handler.method, request, asked)
         await handler.function(request, stream)
         files: dict[str, bytes] = {}
         for body in collected.bodies:
-            piece = msgspec.msgpack.decode(body, type=privacy.ExportedFile)
+            piece = msgspec.msgpack.decode(body, type=accounts.ExportedFile)
             assert len(piece.content) <= 65_536
             assert piece.name not in files or list(files)[-1] == piece.name, "pieces of one file come one after the other"
             files[piece.name] = files.get(piece.name, b"") + piece.content

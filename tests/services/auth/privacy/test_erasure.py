@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from shared import access_table, errors
-from shared.api import privacy
+from shared.api import accounts
 from tests.services.auth.accounts.surroundings import by_hand
 from tests.services.auth.privacy.surroundings import AwaySessions, Canaries, PrivacyDesk, administrator, user_with_data
 
@@ -35,18 +35,18 @@ async def test_a_request_needs_a_fresh_login(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
     with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
-        await api_client.ask(privacy.request_erasure, privacy.RequestErasure(), stale)
+        await api_client.ask(accounts.request_erasure, accounts.RequestErasure(), stale)
 
 
 async def test_a_user_cancels_the_erasure(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
     await api_client.plan(anna)
     await api_client.let_time_pass(anna)
-    await api_client.ask(privacy.cancel_erasure, privacy.CancelErasure(), anna.login())
+    await api_client.ask(accounts.cancel_erasure, accounts.CancelErasure(), anna.login())
     await api_client.erasures.erase_due()
     assert await anna.again() == anna.user
     assert [subject for _, subject in api_client.api_client.mailer.told()] == ["Your account will be deleted", "Account deletion canceled"]
-    await api_client.ask(privacy.cancel_erasure, privacy.CancelErasure(), anna.login())
+    await api_client.ask(accounts.cancel_erasure, accounts.CancelErasure(), anna.login())
     assert api_client.api_client.mailer.told() == [], "nothing to call off is no error"
 
 

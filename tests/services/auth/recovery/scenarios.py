@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from services.auth.mfa import totp
 from services.auth.privacy.erasure import Erasures
 from shared import errors
-from shared.api import accounts, auth, membership, organizations, privacy
+from shared.api import accounts, auth, membership, organizations
 from shared.types import Credential, MicroCredits, UserRole
 from tests.services.auth.recovery.restoring import RestorableAuth
 from tests.services.auth.surroundings import CLIENT, PASSWORD, Newcomer, Surroundings
@@ -101,9 +101,9 @@ class LoweredRole(WithKey):
 
 class ErasedAccount(WithKey):
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
-        await world.ask(privacy.request_erasure, privacy.RequestErasure(), (await world.login()).access_token)
+        await world.ask(accounts.request_erasure, accounts.RequestErasure(), (await world.login()).access_token)
         await stored.execute("UPDATE users SET erase_at = now() WHERE erase_at IS NOT NULL")
-        handler = world.dispatcher.find(privacy.request_erasure.name, CLIENT)
+        handler = world.dispatcher.find(accounts.request_erasure.name, CLIENT)
         erasures = handler.function.__self__  # type: ignore[attr-defined]
         assert isinstance(erasures, Erasures)
         await erasures.erase_due()
