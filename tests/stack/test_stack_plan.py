@@ -114,6 +114,28 @@ def test_registration_is_open_only_on_loopback(home: StackHome, overrides: dict[
     assert _environments(_plan(home, ALLOW_PLAIN_HTTP="true", **overrides))["auth"]["OPEN_REGISTRATION"] == is_open
 
 
+@pytest.mark.parametrize(
+    ("overrides", "recorded", "state"),
+    [
+        ({}, {}, "off"),
+        ({"host": "localhost", "dht_host": "::1"}, {}, "off"),
+        ({"host": "0.0.0.0"}, {}, "missing"),
+        ({"dht_host": "203.0.113.5"}, {}, "missing"),
+        ({}, {"BACKUP_TO": "/srv/backup"}, "on"),
+        ({"host": "0.0.0.0"}, {"BACKUP_TO_FILE": "/secret"}, "on"),
+    ],
+)
+def test_backups_are_missing_when_other_machines_reach_the_stack(overrides: dict[str, str], recorded: dict[str, str], state: str) -> None:
+    assert stack_plan.backup_state(settings.StackSettings(**overrides), recorded) == state
+
+
+def test_auth_is_told_about_backups_and_the_user_may_say_otherwise(home: StackHome) -> None:
+    assert _environments(_plan(home))["auth"]["BACKUP_STATE"] == "off"
+    assert _environments(_plan(home, BIND_HOST="0.0.0.0", ALLOW_PLAIN_HTTP="true"))["auth"]["BACKUP_STATE"] == "missing"
+    chosen = _plan(home, BIND_HOST="0.0.0.0", ALLOW_PLAIN_HTTP="true", BACKUP_STATE="off")
+    assert _environments(chosen)["auth"]["BACKUP_STATE"] == "off"
+
+
 def test_echo_worker_serves_only_echo(home: StackHome) -> None:
     found = _environments(_plan(home, AIMESH_ECHO="1", MODELS="a=/m.gguf", OPENAI_API_KEY="sk-x"))
     echo, worker = found["inference-echo"], found["inference"]

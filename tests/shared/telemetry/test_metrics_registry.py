@@ -54,6 +54,7 @@ BOUNDED = {
     "gen_ai_token_type",
     "error_type",
     "job",
+    "site",
 }
 
 

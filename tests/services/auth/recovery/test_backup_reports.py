@@ -126,7 +126,7 @@ async def test_only_the_agent_reports_and_only_administrators_read(replicas: tup
     with pytest.raises(errors.NotAllowed) as refused:
         await world.ask(recovery.get_backups, recovery.GetBackups(), token)
     assert "administrator" in refused.value.hint
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="needs a credential"):
         await world.ask(recovery.get_backups, recovery.GetBackups())
 
 
