@@ -1,5 +1,6 @@
 """The backup agent's report: who may send and read it, that the newest counts at every replica, and the gauges made of it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -8,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.auth.recovery.backup_reports import export
+from services.auth.recovery.backup_reports import BackupReports, export
 from services.auth.recovery.backup_store import StoredReport
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
@@ -68,8 +69,11 @@ async def send(world: Surroundings, sent: BackupReport) -> None:
 
 
 async def measure(world: Surroundings) -> None:
-    handler = world.dispatcher.find(recovery.report_backup.name, AGENT)
-    await handler.function.__self__.measure()
+    await reports_of(world).measure()
+
+
+def reports_of(world: Surroundings) -> BackupReports:
+    return world.dispatcher.find(recovery.report_backup.name, AGENT).function.__self__
 
 
 async def test_every_replica_shows_and_exports_the_newest_report(replicas: tuple[Surroundings, Surroundings]) -> None:
@@ -110,6 +114,8 @@ async def test_without_backups_there_are_no_gauges_and_no_report(settings: AuthS
             await send(world, report())
         assert "BACKUP_STATE=on" in refused.value.hint
         assert await world.administer(recovery.get_backups, recovery.GetBackups()) == recovery.Backups(state=state)
+        async with asyncio.timeout(10):
+            await reports_of(world).run()
         assert exported(world.metrics).isdisjoint((*GAUGES, *OF_A_SITE))
         assert value(world.metrics, "backup_missing") == (state is BackupState.MISSING)
 
@@ -141,6 +147,19 @@ def test_a_report_with_bad_input_is_refused() -> None:
     ):  # fmt: skip
         with case(wrong), pytest.raises(msgspec.ValidationError):
             msgspec.convert({"report": good["report"] | wrong}, recovery.ReportBackup)
+
+
+def test_without_a_report_or_a_backup_ages_count_from_the_start() -> None:
+    since, day = NOW - timedelta(days=2), 86_400
+    for stored, ages in (
+        (StoredReport(since=since, now=NOW), [2 * day, 2 * day, 2 * day]),
+        (StoredReport(since=since, now=NOW, reported_at=NOW, report=report()), [0, 2 * day, 2 * day]),
+        (StoredReport(since=since, now=NOW, reported_at=NOW, report=report(backups=(entry(24),))), [0, day, 2 * day]),
+    ):
+        with case(ages):
+            metrics = Metrics("auth")
+            export(stored, metrics)
+            assert [value(metrics, gauge) for gauge in GAUGES[:3]] == ages
 
 
 def test_gauges_of_a_report() -> None:
