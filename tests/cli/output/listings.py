@@ -7,6 +7,7 @@ import msgspec
 
 from cli.doctor.findings import DoctorFinding
 from shared.api import (
+    accounts,
     alerts,
     audit,
     auth,
@@ -17,7 +18,6 @@ from shared.api import (
     membership,
     metrics,
     organizations,
-    privacy,
     usage_report,
 )
 from shared.api.business import ActiveUsers, BusinessReport, BusinessRow, BusinessSum, NewAccounts
@@ -119,10 +119,10 @@ def answer_all(mesh: FakeMesh) -> None:
     )
     mesh.answer(business.count_new_accounts, NewAccounts(()))
     mesh.answer(
-        privacy.review_access,
-        privacy.AccessReview(
-            (privacy.StaleKey("k-1", NAME, "bob", "live", NOW, None, "never used"),),
-            (privacy.StaleUser(NAME, "user", NOW, None, "not seen"),),
-            (privacy.StaleNode(NodeId(NODE), NAME, Role.WORKER, "", NOW, "not seen"),),
+        accounts.review_access,
+        accounts.AccessReview(
+            (accounts.StaleKey("k-1", NAME, "bob", "live", NOW, None, "never used"),),
+            (accounts.StaleUser(NAME, "user", NOW, None, "not seen"),),
+            (accounts.StaleNode(NodeId(NODE), NAME, Role.WORKER, "", NOW, "not seen"),),
         ),
     )
