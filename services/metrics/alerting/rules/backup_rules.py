@@ -1,5 +1,7 @@
 """Alert rules for backups and sites. Every replica of auth exports the same report, so each rule takes the highest value."""
 
+from functools import partial
+
 from services.metrics.alerting.rules.alert_rule import AlertRule, AlertUnit, DashboardName, Severity
 from services.metrics.alerting.rules.expressions import (
     DAY,
@@ -25,100 +27,86 @@ STORE_FAILING_SECONDS = 20
 #: The objective for lost data (RPO).
 STANDBY_BEHIND_SECONDS = 5 * MINUTE
 
+_rule = partial(AlertRule, board=DashboardName.SECURITY, unit=AlertUnit.SECONDS)
 _WAL_LAG = highest(Selector(instruments.WAL_LAG))
 _WAL_LAG_DESCRIPTION = "If you lost the database now, you would lose what was committed since then."
 
 RULES = (
-    AlertRule(
+    _rule(
         name="backup_off",
         severity=Severity.WARNING,
         when=above(highest(Selector(instruments.BACKUP_MISSING)), 0),
         summary="There are no backups",
         description="Other machines can reach this stack, but BACKUP_TO isn't set. If you lose its disk, you lose everything.",
-        board=DashboardName.SECURITY,
+        unit=AlertUnit.NONE,
     ),
-    AlertRule(
+    _rule(
         name="backup_agent_gone",
         severity=Severity.CRITICAL,
         when=above(highest(Selector(instruments.BACKUP_REPORT_AGE)), recovery.AGENT_GONE_SECONDS),
         summary="The backup agent has not reported for 2 minutes",
         description="It is down or cannot reach auth. New commits may not reach the store, and other alerts about backups are out of date.",
-        board=DashboardName.SECURITY,
-        unit=AlertUnit.SECONDS,
     ),
-    AlertRule(
+    _rule(
         name="backup_old",
         severity=Severity.PAGE,
         when=above(highest(Selector(instruments.BACKUP_AGE)), BACKUP_OLD_SECONDS),
         summary="The newest backup is over 26 hours old",
         description="The daily backup failed or did not run. A restore takes longer, because it replays more write-ahead log.",
-        board=DashboardName.SECURITY,
-        unit=AlertUnit.SECONDS,
     ),
-    AlertRule(
+    _rule(
         name="backup_verify_failed",
         severity=Severity.PAGE,
         when=below(lowest(Selector(instruments.BACKUP_TEST_OK)), 1),
         summary="The last restore test failed",
         description="The newest backups may be useless. Older ones that were verified still work.",
-        board=DashboardName.SECURITY,
+        unit=AlertUnit.NONE,
     ),
-    AlertRule(
+    _rule(
         name="backup_verify_old",
         severity=Severity.WARNING,
         when=above(highest(Selector(instruments.BACKUP_VERIFIED_AGE)), VERIFY_OLD_SECONDS),
         summary="No backup has been verified for 9 days",
         description="The weekly restore test failed or did not run, so nobody knows whether the newest backups work.",
-        board=DashboardName.SECURITY,
-        unit=AlertUnit.SECONDS,
     ),
-    AlertRule(
+    _rule(
         name="wal_lag",
         severity=Severity.PAGE,
         when=above(_WAL_LAG, 5 * MINUTE),
         summary="The store lacks over 5 minutes of commits",
         description=_WAL_LAG_DESCRIPTION,
-        board=DashboardName.SECURITY,
-        unit=AlertUnit.SECONDS,
         labels=(("threshold", "5m"),),
     ),
-    AlertRule(
+    _rule(
         name="wal_lag",
         severity=Severity.WARNING,
         when=Unless(above(_WAL_LAG, MINUTE), above(_WAL_LAG, 5 * MINUTE)),
         summary="The store lacks over a minute of commits",
         description=_WAL_LAG_DESCRIPTION,
-        board=DashboardName.SECURITY,
-        unit=AlertUnit.SECONDS,
         labels=(("threshold", "1m"),),
     ),
-    AlertRule(
+    _rule(
         name="wal_slot_filling",
         severity=Severity.CRITICAL,
         when=above(Ratio(highest(Selector(instruments.WAL_SLOT_BYTES)), highest(Selector(instruments.WAL_SLOT_MOST))), 0.5),
         summary="PostgreSQL keeps over half of the write-ahead log that it may keep for the backup",
         description="At the limit, it drops what the store lacks. The agent then makes a new backup, and the time in between cannot be"
         " restored.",
-        board=DashboardName.SECURITY,
         unit=AlertUnit.SHARE,
     ),
-    AlertRule(
+    _rule(
         name="site_lease_at_risk",
         severity=Severity.CRITICAL,
         when=at_least(highest(Selector(instruments.BACKUP_STORE_FAILING)), STORE_FAILING_SECONDS),
         summary="The backup agent cannot use the store",
         description="With SITE_LEASE=strict, this site refuses requests when its lease of 45 s ends. With advisory, it continues without"
         " backups.",
-        board=DashboardName.SECURITY,
-        unit=AlertUnit.SECONDS,
     ),
-    AlertRule(
+    _rule(
         name="standby_behind",
         severity=Severity.WARNING,
         when=above(highest(Selector(instruments.STANDBY_LAG), "site"), STANDBY_BEHIND_SECONDS),
         summary="The standby {site} is over 5 minutes behind",
         description="If it took over now, it would first have to catch up from the store, or would lack what the store lacks.",
-        board=DashboardName.SECURITY,
-        unit=AlertUnit.SECONDS,
     ),
 )
