@@ -24,7 +24,7 @@ from shared import errors
 from stack import control, probes, process_keeper, processes, secret_files, settings, stack_plan, watchdog
 from stack import logs as log_files
 from stack import stack_home as homes
-from stack.recovery import upgrade
+from stack.recovery import replaced, upgrade
 from stack.servers import nats_revocation, postgres, valkey
 from stack.servers.postgres import Postgres
 from stack.servers.program import Program
@@ -233,6 +233,7 @@ def main() -> int:
     home = homes.locate(os.environ)
     _keep_lock()
     try:
+        replaced.ensure_not_replaced(home)
         recorded = settings.read_recorded(home)
         chosen = settings.load(recorded)
         planned = stack_plan.make(home, chosen, recorded, os.environ)

@@ -14,7 +14,7 @@ from shared import addresses, config, errors
 from stack import control, initialization, logs, ports, probes, settings, stack_plan, supervisor
 from stack import stack_home as homes
 from stack.control import ControlAnswer
-from stack.recovery import upgrade
+from stack.recovery import replaced, upgrade
 from stack.recovery.upgrade import RestorePoint
 from stack.settings import StackSettings
 from stack.stack_home import StackHome
@@ -69,6 +69,7 @@ async def up(
     Raises AimeshError, after printing the end of the log that explains it."""
     if sys.platform != "linux":
         raise errors.BadSettings("the embedded stack runs on Linux only", hint="use compose.yaml instead")
+    replaced.ensure_not_replaced(home)
     if not (home.run.is_dir() and supervisor.is_alive(home)):
         _require_disk(home.root)
     made = initialization.ensure(home, environment, folder)

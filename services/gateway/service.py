@@ -65,6 +65,7 @@ from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.route_choice import Route
 from services.gateway.scheduling.worker_records import WorkerPresence
 from services.gateway.settings import GatewaySettings, GatewayShown
+from services.gateway.site_lease import SiteGate
 from services.gateway.store import GatewayStore
 from services.gateway.store import opened as database_of
 from services.gateway.usage_reports import BusinessReports, UsageReports
@@ -100,6 +101,7 @@ class OpenedGateway:
     idempotency: IdempotentRequests
     reports: UsageReports
     quarantine: Quarantine
+    site: SiteGate
 
 
 #: Anonymous callers see only the models that everybody may use.
@@ -145,7 +147,9 @@ class GatewayService:
             node.rpc,
             count_refusal=lambda reason: auth_failures.labels(reason=reason).inc(),
         )
-        node.dispatcher.gate = Authorizer(self.callers.identify, self._on_refusal)
+        self._site = opened.site
+        node.dispatcher.add(opened.site)
+        node.dispatcher.gate = Authorizer(self._identify, self._on_refusal)
         admission = RequestAdmission(
             quotas=self._quotas,
             ledger=opened.ledger,
@@ -157,6 +161,7 @@ class GatewayService:
             prompt_hash_secret=settings.prompt_hash_secret,
             worker_wait_seconds=_DISCOVERY_SECONDS,
             discovery_ends_at=time.monotonic() + _DISCOVERY_SECONDS,
+            while_open=opened.site.while_open,
         )
         self.rollouts = RolloutRunner(opened.configuration, opened.rollouts, self.audit_reporting, node.metrics)
         brake = RolloutBrake(lambda: opened.configuration.rollouts, self.rollouts.stop)
@@ -176,6 +181,7 @@ class GatewayService:
         self._deduplicated = DeduplicatedInference(self._pipeline, opened.idempotency)
         self._http = self._http_app()
         self._http.cors = CorsPolicy(settings.cors_origins)
+        self._http.ensure_open = opened.site.ensure_open
 
     @classmethod
     @asynccontextmanager
@@ -186,7 +192,9 @@ class GatewayService:
             await ledger_store.ensure_default_price(*settings.default_price())
             config_store = ConfigStore(database)
             configuration = LiveConfiguration(config_store)
-            await asyncio.gather(configuration.start(settings), asyncio.to_thread(detectors.load))
+            site, *_ = await asyncio.gather(
+                SiteGate.start(database, settings.site_term, node.tasks), configuration.start(settings), asyncio.to_thread(detectors.load)
+            )
             ledger = Ledger(ledger_store, configuration.current, node.id, node.metrics)
             quarantine = Quarantine(QuarantineStore(database), node.metrics.wrong_counts)
             find_receipts = partial(orphan_settlement.collect_receipts, node.rpc, node.directory, strike=quarantine.strike)
@@ -208,8 +216,9 @@ class GatewayService:
                 node.dispatcher.add(GatewayShown(settings, lambda: configuration.current().limits.plans))
                 rollouts = RolloutStore(database)
                 opened = OpenedGateway(
-                    requests, ledger_store, configuration, rollouts, cache, recorder, ledger, answer_runs, idempotency, reports, quarantine
-                )
+                    requests, ledger_store, configuration, rollouts, cache, recorder, ledger, answer_runs, idempotency, reports, quarantine,
+                    site,
+                )  # fmt: skip
                 service = cls(settings, node, opened)
                 node.dispatcher.add(
                     ConfigRpc(
@@ -266,7 +275,9 @@ class GatewayService:
         detail = "" if auth_is_available else "no auth service on the mesh; start it with `aicli stack restart auth`"
         async with asyncio.TaskGroup() as tasks:
             database, cache = tasks.create_task(self._store.check()), tasks.create_task(self._cache.check())
-        return database.result(), cache.result(), Check("auth", auth_is_available, detail)
+        closed = self._site.find_refusal()
+        site = Check("site", closed is None, "" if closed is None else closed.message)
+        return database.result(), cache.result(), Check("auth", auth_is_available, detail), site
 
     def asgi(self) -> client_address.ClientAddress:
         return client_address.ClientAddress(self._http, self._web_hop_secret)
@@ -292,6 +303,10 @@ class GatewayService:
             on_refusal=self.audit_reporting.report_refusal,
             traces=self._node.traces,
         )
+
+    async def _identify(self, credential: Credential | None) -> auth.Principal:
+        await self._site.ensure_open()
+        return await self.callers.identify(credential)
 
     def _on_refusal(self, method: str, _caller: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
         self.audit_reporting.report_refusal(method, principal, "", error)

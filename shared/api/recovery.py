@@ -137,3 +137,45 @@ class Backups(Body, frozen=True, kw_only=True, omit_defaults=False):
 
 report_backup = Method("auth.reportBackup", ReportBackup, Nothing, callers={Role.BACKUP})
 get_backups = Method("auth.getBackups", GetBackups, Backups, callers=PEOPLE)
+
+
+SiteName = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class SiteLeaseState(StrEnum):
+    ACTIVE = "active"
+    #: Another site may have taken over: the store can't be reached.
+    SUSPENDED = "suspended"
+    #: Another site has taken over. Final for this term.
+    ENDED = "ended"
+
+
+class SetSiteLease(Body, frozen=True, kw_only=True):
+    """Say whether the gateways of this site may run requests. Refused for an older term, and after the end of this one."""
+
+    term: Annotated[int, Meta(ge=1)]
+    site: SiteName
+    state: SiteLeaseState
+    #: How long the site stays active; None for no limit.
+    seconds: Annotated[float, Meta(le=3600)] | None = None
+    #: When the seconds begin: ``now`` of an earlier reply, so that a late message extends nothing. Seconds without it change nothing: the
+    #: reply is for the next call.
+    since: datetime | None = None
+    replaced_by: SiteName | None = None
+    replaced_url: Annotated[str, Meta(max_length=2048)] | None = None
+
+
+class SiteLease(Body, frozen=True, kw_only=True):
+    term: int
+    site: str
+    #: SUSPENDED also if the time of an active one is over.
+    state: SiteLeaseState
+    changed_at: datetime
+    #: PostgreSQL's clock.
+    now: datetime
+    ends_at: datetime | None = None
+    replaced_by: str | None = None
+    replaced_url: str | None = None
+
+
+set_site_lease = Method("gateway.setSiteLease", SetSiteLease, SiteLease, callers={Role.BACKUP})

@@ -7,7 +7,7 @@ Routes are one table (``service``), and each names the credential it needs. The 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -91,6 +91,8 @@ class HttpApp:
         traces: tracing.Traces | None = None,
     ) -> None:
         self.cors = CorsPolicy()
+        #: See ``SiteGate.ensure_open``.
+        self.ensure_open: Callable[[], Awaitable[object]] = _stay_open
         self._traces = traces or tracing.Traces(ratio=0.0)
         self._routes: dict[str, dict[str, HttpRoute]] = {}
         self._heartbeat_seconds = heartbeat_seconds
@@ -177,6 +179,8 @@ class HttpApp:
 
     async def _serve(self, route: HttpRoute, call: HttpCall) -> None:
         access = route.access
+        if access.who is Audience.PERSON or route.body is not None:
+            await self.ensure_open()
         is_anonymous = Role.CLIENT in access.unless and call.credential is None
         if access.who is Audience.PERSON and not is_anonymous:
             with tracing.span("auth.check"):
@@ -214,6 +218,10 @@ class HttpApp:
             self._on_refusal(route.method, principal, call.address or "", error)
             raise
         return principal
+
+
+async def _stay_open() -> None:
+    """Without a site, no rules apply."""
 
 
 def _missing(path: str) -> errors.AimeshError:

@@ -116,7 +116,8 @@ FROM usage_stats
 WHERE tenant_id = $1;
 
 -- name: reserve
--- Reserve the maximum cost of requests, and hold it at targets with a ceiling; granted_tokens is NULL if the credits are too low.
+-- Reserve the maximum cost of requests, and hold it at targets with a ceiling; granted_tokens is NULL if the credits are too low. No rows
+-- if the site's lease is over.
 WITH wanted AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::integer[], $7::integer[], $8::integer[], $9::integer[],
@@ -125,6 +126,7 @@ WITH wanted AS (
         request_id, owner, key_id, model, price_id, prompt_tokens, max_tokens, least_tokens, answers,
         fixed_micro, micro_per_million, monthly_micro, is_bounded, key_budget_micro
     )
+    WHERE (SELECT site_may_reserve())
     -- Always lock in this order, so that gateways can't deadlock on accounts.
     ORDER BY owner, request_id
 ),

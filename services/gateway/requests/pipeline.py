@@ -184,9 +184,11 @@ class Pipeline:
         failure: errors.AimeshError | None = None
         status, is_taken_over = RequestStatus.ERROR, False
         try:
+            # Inside, so that a request that ends with its site gets its row, too.
             with tracing.span("inference", {REQUEST_ID: str(running.request_id)}):
-                running.answers = self._first_to_answer(running, await admit(), start, seconds)
-                yield running
+                async with self._admission.while_open():
+                    running.answers = self._first_to_answer(running, await admit(), start, seconds)
+                    yield running
             status = RequestStatus.SUCCESS if running.complete else RequestStatus.CANCELLED
         except errors.AimeshError as error:
             failure = error

@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -69,6 +70,8 @@ class RequestAdmission:
     clock: Callable[[], float] = time.monotonic
     worker_wait_seconds: float = 0.0
     discovery_ends_at: float = -math.inf
+    #: See ``SiteGate.while_open``.
+    while_open: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
 
     async def admit_prompt(
         self,
