@@ -28,7 +28,3 @@ ON CONFLICT (is_only) DO UPDATE
 SET term = excluded.term, site = '', state = 'suspended', ends_at = NULL, changed_at = clock_timestamp(), replaced_by = NULL,
     replaced_url = NULL
 WHERE held.term < excluded.term;
-
--- name: read_clock
--- Read PostgreSQL's clock.
-SELECT clock_timestamp();
