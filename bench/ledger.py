@@ -111,6 +111,35 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
 
                 await _measure_rates(rows, ours, plain, options.seconds / ROUNDS)
             await _measure_races(rows, ledger, options.rounds)
+            async with asyncpg.create_pool(url, min_size=1, max_size=1, server_settings={"search_path": "gateway"}) as pool:
+                await _measure_site_lease(rows, ledger, pool, options.seconds / ROUNDS)
+
+
+async def _measure_site_lease(rows: Rows, ledger: LedgerStore, pool: asyncpg.Pool, seconds: float) -> None:
+    """Compare the reserve statement with itself without its check, as it is for a database that has no lease and for one that has."""
+    tenants = itertools.cycle([UserId(uuid4()) for _ in range(TENANTS)])
+    with_check = await pool.fetchval("SELECT pg_get_functiondef('site_may_reserve'::regproc)")
+    without_check = "CREATE OR REPLACE FUNCTION site_may_reserve() RETURNS boolean LANGUAGE sql AS 'SELECT true'"
+    lease = "INSERT INTO site_lease (term, site, state, changed_at) VALUES (1, 'here', 'active', now())"
+    strict = lease.replace("changed_at)", "changed_at, ends_at)").replace("now())", "now(), now() + interval '1 hour')")
+    kinds = {
+        "without": (without_check, ""),
+        "no lease": (with_check, ""),
+        "a lease": (with_check, lease),
+        "a strict lease": (with_check, strict),
+    }
+    rates = defaultdict[str, list[float]](list)
+
+    async def one() -> None:
+        await ledger.reserve([reservation_of(RequestId(uuid4()), next(tenants))], gateway=GATEWAY, lease_seconds=90)
+
+    for number in range(4 * ROUNDS):
+        for name, (function, row) in report.in_turn(list(kinds.items()), number):
+            await pool.execute(f"{function}; DELETE FROM site_lease; {row}")
+            rate, _ = await calls.for_seconds(one, 4, seconds / 2)
+            rates[name].append(rate)
+    for name in ("no lease", "a lease", "a strict lease"):
+        rows.paired(f"reserve, site check, {name}", rates[name], "requests/s", "without the check", rates["without"], at_least=0.97)
 
 
 async def _measure_rates(rows: Rows, ours: One, plain: One, seconds: float) -> None:

@@ -146,8 +146,8 @@ class SiteGate:
     @serves(recovery.set_site_lease)
     async def set(self, request: SetSiteLease, _call: RpcCall) -> SiteLease:
         """Return after the last reservation under the earlier state. Raises BadRequest for an older term, or after the end of this one."""
-        if request.seconds is not None and request.since is None:
-            now = await self._database.value("read_clock")
+        now = await self._database.value("read_clock")
+        if request.seconds is not None and (request.since is None or request.since > now):
             return SiteLease(term=request.term, site=request.site, state=SiteLeaseState.SUSPENDED, changed_at=now, now=now)
         async with self._database.transaction(deadline_seconds=5) as transaction:
             if request.state is not SiteLeaseState.ACTIVE:

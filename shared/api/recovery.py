@@ -158,8 +158,8 @@ class SetSiteLease(Body, frozen=True, kw_only=True):
     state: SiteLeaseState
     #: How long the site stays active; None for no limit.
     seconds: Annotated[float, Meta(le=3600)] | None = None
-    #: When the seconds begin: ``now`` of an earlier reply, so that a late message extends nothing. Seconds without it change nothing: the
-    #: reply is for the next call.
+    #: When the seconds begin: ``now`` of an earlier reply, so that a late message extends nothing. Without it, or if the clock was set back
+    #: since, nothing changes: the reply is for the next call.
     since: datetime | None = None
     replaced_by: SiteName | None = None
     replaced_url: Annotated[str, Meta(max_length=2048)] | None = None

@@ -119,7 +119,8 @@ class WriteLease:
 
 @dataclass(frozen=True, slots=True)
 class SetGatewayLease:
-    """Send ``lease_request``. Once the gateway has confirmed ENDED, continue with ``is_fenced``."""
+    """Send ``lease_request``, and once more with the clock of the reply if its state is another one. A reply with ``state`` confirms it; after
+    that of ENDED, continue with ``is_fenced``."""
 
     state: SiteLeaseState
     #: By our clock; None for no limit.
@@ -190,7 +191,7 @@ class GatewayClock:
 
 
 def lease_request(site: SiteState, step: SetGatewayLease, clock: GatewayClock | None) -> SetSiteLease:
-    """Return the call. If the step has a limit and ``clock`` is None, the call only gets the clock: send the step again with that."""
+    """Return the call. If the step has a limit and ``clock`` is None, the call only gets the clock."""
     seconds = None
     if step.ends_at is not None:
         # That the clock was read when we received it, rather than earlier, makes the lease end earlier.

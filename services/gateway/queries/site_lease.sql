@@ -10,9 +10,7 @@ LOCK TABLE site_lease IN EXCLUSIVE MODE;
 -- Change the lease; no row if the term is older or has ended.
 WITH written AS (
     INSERT INTO site_lease AS held (term, site, state, ends_at, changed_at, replaced_by, replaced_url)
-    VALUES (
-        $1, $2, $3, least($5::timestamptz, clock_timestamp()) + make_interval(secs => $4::double precision), clock_timestamp(), $6, $7
-    )
+    VALUES ($1, $2, $3, $5::timestamptz + make_interval(secs => $4::double precision), clock_timestamp(), $6, $7)
     ON CONFLICT (is_only) DO UPDATE
     SET term = excluded.term, site = excluded.site, state = excluded.state, ends_at = excluded.ends_at, changed_at = excluded.changed_at,
         replaced_by = excluded.replaced_by, replaced_url = excluded.replaced_url

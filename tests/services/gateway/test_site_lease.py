@@ -132,6 +132,11 @@ async def test_a_late_message_extends_nothing(site: Site) -> None:
     late = SetSiteLease(term=1, site="oslo", state=ACTIVE, seconds=45, since=sent)
     assert (await site.gate.set(late, None)).state is SUSPENDED  # type: ignore[arg-type]
     await refused(site.reserve)
+    for nothing in (None, datetime.now(UTC) + timedelta(hours=1)):
+        # It doesn't know the clock, or that was set back since.
+        request = SetSiteLease(term=1, site="oslo", state=ACTIVE, seconds=45, since=nothing)
+        assert (await site.gate.set(request, BACKUP)).state is SUSPENDED
+        await refused(site.reserve)
 
 
 async def test_a_term_only_rises_and_its_end_is_final(site: Site) -> None:

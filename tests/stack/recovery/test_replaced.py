@@ -1,0 +1,30 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from shared import errors
+from stack import stack_home, up_down
+from stack.recovery import replaced
+from stack.recovery.replaced import ReplacedSite
+
+
+async def test_a_replaced_site_does_not_start(tmp_path: Path) -> None:
+    home = stack_home.locate({"AIMESH_HOME": str(tmp_path / "home")})
+    replaced.ensure_not_replaced(home)
+    stack_home.ensure_folders(home)
+    replaced.record(home, ReplacedSite(term=2, site="rome", url="https://rome.example", at=datetime(2026, 11, 25, 2, 50, tzinfo=UTC)))
+    before = sorted(home.root.rglob("*"))
+    expected = r"this site was replaced by rome \(https://rome.example\) at 2026-11-25 02:50:00 UTC"
+    with pytest.raises(errors.BadSettings, match=expected) as caught:
+        await up_down.up(home, {}, tmp_path, print, lambda _settings: pytest.fail("it starts"))  # type: ignore[arg-type,return-value]
+    assert "aicli stack standby --replace" in caught.value.hint
+    assert sorted(home.root.rglob("*")) == before, "nothing was changed"
+
+
+def test_an_unreadable_record_refuses_too(tmp_path: Path) -> None:
+    home = stack_home.locate({"AIMESH_HOME": str(tmp_path / "home")})
+    stack_home.ensure_folders(home)
+    (home.run / "replaced.json").write_text("{")
+    with pytest.raises(errors.BadSettings, match="another site may have taken over"):
+        replaced.ensure_not_replaced(home)
