@@ -119,8 +119,8 @@ class WriteLease:
 
 @dataclass(frozen=True, slots=True)
 class SetGatewayLease:
-    """Send ``lease_request``, and once more with the clock of the reply if its state is another one. A reply with ``state`` confirms it; after
-    that of ENDED, continue with ``is_fenced``."""
+    """Send ``lease_request``, and once more with the clock of the reply if its state is another one. A reply with ``state`` confirms it;
+    after that of ENDED, continue with ``is_fenced``."""
 
     state: SiteLeaseState
     #: By our clock; None for no limit.

@@ -80,7 +80,7 @@ async def site(plain_url: str) -> AsyncIterator[Site]:
 
 
 async def refused(asking: Callable[[], Awaitable[object]]) -> errors.AimeshError:
-    with pytest.raises((errors.SiteReplaced, errors.SiteSuspended)) as caught:
+    with pytest.raises((errors.SiteReplaced, errors.SiteSuspended), match="this site") as caught:
         await asking()
     return caught.value
 
@@ -228,7 +228,7 @@ async def test_a_gateway_of_a_replaced_site_does_not_start_and_a_running_one_end
 
     await until(knows, what="it knows")
     now[0] += 61
-    with pytest.raises(errors.SiteReplaced):
+    with pytest.raises(errors.SiteReplaced, match="replaced by rome"):
         await watching
     # The database was restored at another site, with the end of the old one in it.
     gate = await start(4)
