@@ -18,7 +18,7 @@ from enum import StrEnum
 
 import msgspec
 
-from shared.api.recovery import SetSiteLease, SiteLease, SiteLeaseState
+from shared.api.recovery import SetSiteLease, SiteLeaseState
 
 CHECK_SECONDS, LEASE_SECONDS = 10.0, 45.0
 #: How long a new site waits for a strict one: a lease, and a margin for clocks that run at different speeds.
@@ -184,10 +184,6 @@ class GatewayClock:
     now: datetime
     #: By our clock.
     received_at: float
-
-    @classmethod
-    def of(cls, reply: SiteLease, received_at: float) -> "GatewayClock":
-        return cls(reply.now, received_at)
 
 
 def lease_request(site: SiteState, step: SetGatewayLease, clock: GatewayClock | None) -> SetSiteLease:

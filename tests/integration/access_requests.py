@@ -27,6 +27,7 @@ from shared.api import (
     metrics,
     node,
     organizations,
+    privacy,
     recovery,
     service_settings,
     usage_report,
@@ -192,6 +193,8 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.pullModel": lambda: gateway.PullOnWorkers("https://example.org/x.gguf", NodeId("nobody-at-all")),
     "gateway.listNodes": gateway.ListNodes,
     "gateway.readUsage": lambda: gateway.ReadUsage(NO_TEAM),
+    # Changes nothing: it only reads the clock.
+    "gateway.setSiteLease": lambda: recovery.SetSiteLease(term=1, site="site", state=recovery.SiteLeaseState.ACTIVE, seconds=1),
     "gateway.getUsageReport": _report,
     "auth.countNewAccounts": lambda: business.CountNewAccounts(date(2026, 3, 1), date(2026, 3, 2)),
     "gateway.getBusinessReport": lambda: business.GetBusinessReport(date(2026, 3, 1), date(2026, 3, 2)),

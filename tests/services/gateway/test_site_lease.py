@@ -252,7 +252,7 @@ async def test_running_requests_end_with_a_retryable_error_and_have_their_rows(s
         asking = asyncio.create_task(ask())
         await service.worker.is_hanging.wait()
         await site.set(ENDED)
-        error = await refused(lambda: asking)
+        error = await refused(lambda: asyncio.wait_for(asking, 10))
         assert error.retryable
         row = service.store.only_row
         assert (row.status, row.error_code, row.completion_tokens) == ("error", "site_replaced", 1)

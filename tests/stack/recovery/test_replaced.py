@@ -6,14 +6,15 @@ import pytest
 from shared import errors
 from stack import stack_home, up_down
 from stack.recovery import replaced
-from stack.recovery.replaced import ReplacedSite
+from stack.recovery.site_terms import SiteRecord
 
 
 async def test_a_replaced_site_does_not_start(tmp_path: Path) -> None:
     home = stack_home.locate({"AIMESH_HOME": str(tmp_path / "home")})
     replaced.ensure_not_replaced(home)
     stack_home.ensure_folders(home)
-    replaced.record(home, ReplacedSite(term=2, site="rome", url="https://rome.example", at=datetime(2026, 11, 25, 2, 50, tzinfo=UTC)))
+    at = datetime(2026, 11, 25, 2, 50, tzinfo=UTC)
+    replaced.record(home, SiteRecord(term=2, site="rome", url="https://rome.example", at=at, nonce="1"))
     before = sorted(home.root.rglob("*"))
     expected = r"this site was replaced by rome \(https://rome.example\) at 2026-11-25 02:50:00 UTC"
     with pytest.raises(errors.BadSettings, match=expected) as caught:

@@ -313,7 +313,7 @@ class Schedule:
             reply = yield "gateway", self._setting(site, site_terms.lease_request(state, step, clock))
             if reply is FAILED:
                 return None
-            clock = GatewayClock.of(reply, self.clock(site))
+            clock = GatewayClock(reply.now, self.clock(site))
             if reply.state is step.state:
                 return clock
         return None
