@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from services.auth.audit.anchoring import AnchorKeys
-from services.auth.recovery import recovery_lines
-from services.auth.recovery.recovery_lines import CheckedLog, DamagedLine, LogEnd, RecoveryLine
+from shared.recovery import recovery_lines
+from shared.recovery.recovery_lines import CheckedLog, DamagedLine, LogEnd, RecoveryLine
 from shared.types import MeshName
 
 KEYS = AnchorKeys.of(bytes(range(32)))
