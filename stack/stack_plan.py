@@ -163,7 +163,8 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service == "inference":
         environment = {"MODEL_STORE": str(home.models), **_without_other_backends(environment, settings.backend)}
     if service == "gateway":
-        environment = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), **environment}
+        own = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), "RECOVERY_LOG_DIR": str(home.root / "recovery_log")}
+        environment = {**own, **environment}
     if service == "web":
         environment = {**_gateway_for_web(settings), **environment}
     return environment

@@ -1,6 +1,6 @@
 """A line of the recovery log: its hash, its signature, and the check of a whole file. Pure.
 
-PostgreSQL computes the hash when a trigger adds the line (migration 0015), and this module verifies it: both must hash the same bytes.
+PostgreSQL computes the hash when a trigger adds the line (migrations auth 0015 and gateway 0025), and this module verifies it: both must hash the same bytes.
 """
 
 import hashlib

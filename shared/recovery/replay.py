@@ -1,29 +1,29 @@
-"""At every start of auth: read the recovery log's files, and apply what a restored database has forgotten.
+"""At every start: read the recovery log's files, and apply what a restored database has forgotten.
 
-A damaged file is refused, because the lines behind the damage may be the revocation that matters: auth does not start.
+A damaged file is refused, because the lines behind the damage may be the revocation that matters: the service does not start.
 """
 
 import asyncio
 import itertools
-import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.auth.audit.anchoring import AnchorKeys
-from services.auth.audit.audit_store import AuditStore
-from services.auth.privacy.privacy_store import PrivacyStore
-from services.auth.recovery import kinds, recovery_lines
-from services.auth.recovery.recovery_lines import CheckedLog, DamagedLine, LogEnd, RecoveryLine
-from services.auth.recovery.recovery_store import RecoveryStore
 from shared import errors
+from shared.recovery import recovery_lines
+from shared.recovery.log_place import LogPlace
+from shared.recovery.recovery_lines import CheckedLog, DamagedLine, LogEnd, RecoveryLine
+from shared.recovery.recovery_store import RecoveryStore
 from shared.stores import signed_lines
 from shared.telemetry import logs
-from shared.types import MeshName, UserId
 
 if TYPE_CHECKING:
     from shared.stores.database import Transaction
+
+ApplyLines = Callable[["Transaction", Sequence[RecoveryLine]], Awaitable[None]]
 
 #: Lines of one kind per query.
 _BATCH = 1000
@@ -38,14 +38,9 @@ class LogFile:
     checked: CheckedLog
 
 
-def name_of(node: str) -> str:
-    """Return the name of a replica's file."""
-    return f"auth-{node[:16]}.jsonl"
-
-
-async def read_files(folder: Path, head: LogEnd, rows: RecoveryStore, keys: AnchorKeys, mesh: MeshName) -> tuple[LogFile, ...]:
+async def read_files(place: LogPlace, head: LogEnd, rows: RecoveryStore) -> tuple[LogFile, ...]:
     """Verify all replicas' files that are here, and that they belong to this database. Raises BadSettings and Unavailable."""
-    files = await asyncio.to_thread(_read_all, folder, head.number, keys, mesh)
+    files = await asyncio.to_thread(_read_all, place, head.number)
     for file in files:
         end = file.checked.end
         expected = head.hash if end.number >= head.number else await rows.hash_of(end.number)
@@ -64,50 +59,69 @@ async def read_files(folder: Path, head: LogEnd, rows: RecoveryStore, keys: Anch
 
 
 class Replay:
-    """Applies lines in one transaction."""
+    """Applies lines in one transaction. ``kinds`` are queries by kind; None where ``special`` has a function, or nothing is to do."""
 
     def __init__(
-        self, rows: RecoveryStore, own_data: PrivacyStore, audit: AuditStore, hash_password: Callable[[str], Awaitable[str]]
+        self,
+        rows: RecoveryStore,
+        kinds: Mapping[str, str | None],
+        special: Mapping[str, ApplyLines] | None = None,
+        stepwise: Container[str] = (),
     ) -> None:
+        """``stepwise``: kinds whose lines about one subject build on each other, so that one query may have only one of them."""
         self._rows = rows
-        self._own_data = own_data
-        self._audit = audit
-        self._hash_password = hash_password
+        self._kinds = kinds
+        self._special = special or {}
+        self._stepwise = stepwise
 
     async def apply(self, transaction: "Transaction", lines: Sequence[RecoveryLine]) -> None:
-        """Apply lines in their order, and append them to the table. Idempotent."""
-        for kind, of_kind in itertools.groupby(lines, key=lambda line: line.kind):
-            if kind not in kinds.KINDS:
-                raise errors.BadSettings(
-                    f"the recovery log has a line of the kind {kind!r}, which this version does not know", hint="start the newer version"
-                )
-            # A chain of rotations must be followed step by step.
-            size = 1 if kind == "key.secret_ended" else _BATCH
-            batch = list(of_kind)
-            for start in range(0, len(batch), size):
-                await self._apply(transaction, kind, batch[start : start + size])
+        """Apply lines, and append them to the table. Idempotent. Lines of one kind are applied in their order; kinds are independent of
+        each other, so a log in which they alternate costs no query for each line."""
+        by_kind: dict[str, list[RecoveryLine]] = {}
+        for line in lines:
+            by_kind.setdefault(line.kind, []).append(line)
+        if unknown := by_kind.keys() - self._kinds.keys():
+            raise errors.BadSettings(
+                f"the recovery log has a line of the kind {min(unknown)!r}, which this version does not know", hint="start the newer version"
+            )
+        for kind, of_kind in by_kind.items():
+            for step in _steps(of_kind) if kind in self._stepwise else (of_kind,):
+                for start in range(0, len(step), _BATCH):
+                    await self._apply(transaction, kind, step[start : start + _BATCH])
         for start in range(0, len(lines), _BATCH):
             await self._rows.append(transaction, lines[start : start + _BATCH])
 
     async def _apply(self, transaction: "Transaction", kind: str, lines: Sequence[RecoveryLine]) -> None:
-        columns = [line.subject for line in lines], [line.details for line in lines], [line.at for line in lines]
-        if kind == "user.erased":
-            for row in await transaction.rows("list_erasures_to_replay", *columns):
-                await self._own_data.erase(transaction, UserId(row["id"]), secrets.token_hex(4))
-                await self._audit.shred_of(transaction, UserId(row["id"]))
-        elif kind == "user.credentials_changed":
-            await transaction.run("replay_user_credentials_changed", *columns, await self._hash_password(secrets.token_urlsafe(32)))
-        elif query := kinds.KINDS[kind]:
-            await transaction.run(query, *columns)
+        if (special := self._special.get(kind)) is not None:
+            await special(transaction, lines)
+        elif (query := self._kinds[kind]) is not None:
+            await transaction.run(query, *columns_of(lines))
 
 
-def _read_all(folder: Path, after: int, keys: AnchorKeys, mesh: MeshName) -> list[LogFile]:
-    return [LogFile(path, _read(path, after, keys, mesh)) for path in sorted(folder.glob("auth-*.jsonl"))]
+def columns_of(lines: Sequence[RecoveryLine]) -> tuple[list[str], list[str], list[datetime]]:
+    """Return the arguments of a replay's query."""
+    return [line.subject for line in lines], [line.details for line in lines], [line.at for line in lines]
 
 
-def _read(path: Path, after: int, keys: AnchorKeys, mesh: MeshName) -> CheckedLog:
+def _steps(lines: Sequence[RecoveryLine]) -> list[list[RecoveryLine]]:
+    """Return first the first line of each subject, then the second of each, and so on."""
+    steps: list[list[RecoveryLine]] = []
+    seen: Counter[str] = Counter()
+    for line in lines:
+        if seen[line.subject] == len(steps):
+            steps.append([])
+        steps[seen[line.subject]].append(line)
+        seen[line.subject] += 1
+    return steps
+
+
+def _read_all(place: LogPlace, after: int) -> list[LogFile]:
+    return [LogFile(path, _read(path, after, place)) for path in place.list_files()]
+
+
+def _read(path: Path, after: int, place: LogPlace) -> CheckedLog:
     try:
-        checked = recovery_lines.check(signed_lines.read(path), after=after, keys=keys.ids, mesh=mesh)
+        checked = recovery_lines.check(signed_lines.read(path), after=after, keys=place.keys.ids, mesh=place.mesh)
     except DamagedLine as damage:
         raise _refusal(path, f"line {damage.line}: {damage.why}", _DAMAGED_HINT) from damage
     except OSError as error:

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.auth.recovery import recovery_log
-from services.auth.recovery.recovery_lines import RecoveryLine
+from shared.recovery import recovery_log
+from shared.recovery.recovery_lines import RecoveryLine
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import auth

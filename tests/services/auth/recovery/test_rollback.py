@@ -7,10 +7,10 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from services.auth.recovery import rollback
-from services.auth.recovery.recovery_lines import LogEnd
-from services.auth.recovery.recovery_store import DatabasePlace
-from services.auth.recovery.rollback import RecoveryState
+from shared.recovery import rollback
+from shared.recovery.recovery_lines import LogEnd
+from shared.recovery.recovery_store import DatabasePlace
+from shared.recovery.rollback import RecoveryState
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import accounts, audit, auth
