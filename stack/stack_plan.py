@@ -149,11 +149,12 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
             "MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"),
             "PUBLIC_URL": public_url("web", settings),
             "AUDIT_ANCHOR_FILE": str(home.root / "audit_anchors.jsonl"),
-            "RECOVERY_LOG_DIR": str(home.root / "recovery_log"),
             # If other machines can reach the stack, registration is closed.
             "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
         }
         environment = {**defaults, **environment}
+    if service in ("auth", "gateway"):
+        environment = {"RECOVERY_LOG_DIR": str(home.root / "recovery_log"), **environment}
     if service in DATABASE_ROLES:
         own = f"{service.upper()}_DATABASE_URL_FILE"
         embedded = {} if _has_external_databases(settings) else {"DATABASE_URL_FILE": str(database_url_file(home, service))}
@@ -163,8 +164,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service == "inference":
         environment = {"MODEL_STORE": str(home.models), **_without_other_backends(environment, settings.backend)}
     if service == "gateway":
-        own = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), "RECOVERY_LOG_DIR": str(home.root / "recovery_log")}
-        environment = {**own, **environment}
+        environment = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), **environment}
     if service == "web":
         environment = {**_gateway_for_web(settings), **environment}
     return environment

@@ -216,7 +216,17 @@ class GatewayService:
                 node.dispatcher.add(GatewayShown(settings, lambda: configuration.current().limits.plans))
                 rollouts = RolloutStore(database)
                 opened = OpenedGateway(
-                    requests, ledger_store, configuration, rollouts, cache, recorder, ledger, answer_runs, idempotency, reports, quarantine,
+                    requests,
+                    ledger_store,
+                    configuration,
+                    rollouts,
+                    cache,
+                    recorder,
+                    ledger,
+                    answer_runs,
+                    idempotency,
+                    reports,
+                    quarantine,
                     recovery,
                 )
                 service = cls(settings, node, opened)

@@ -48,7 +48,9 @@ class MeetingPlace:
 #: Roles that connect meet on at least one topic from each side that can announce, so that a restarted node is reconnected at once.
 #: Clients announce nothing, and find only nodes that they may talk to.
 MEETING_PLACES = (
-    MeetingPlace("house", (Role.AUTH, Role.GATEWAY), (Role.AUTH, Role.GATEWAY, Role.METRICS, Role.WEB, Role.WORKER, Role.CLIENT, Role.BACKUP)),
+    MeetingPlace(
+        "house", (Role.AUTH, Role.GATEWAY), (Role.AUTH, Role.GATEWAY, Role.METRICS, Role.WEB, Role.WORKER, Role.CLIENT, Role.BACKUP)
+    ),
     MeetingPlace("workers", (Role.WORKER,), (Role.AUTH, Role.GATEWAY, Role.METRICS)),
     MeetingPlace("metrics", (Role.METRICS,), (Role.AUTH, Role.GATEWAY, Role.WEB, Role.WORKER, Role.CLIENT)),
 )

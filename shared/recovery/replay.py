@@ -82,7 +82,8 @@ class Replay:
             by_kind.setdefault(line.kind, []).append(line)
         if unknown := by_kind.keys() - self._kinds.keys():
             raise errors.BadSettings(
-                f"the recovery log has a line of the kind {min(unknown)!r}, which this version does not know", hint="start the newer version"
+                f"the recovery log has a line of the kind {min(unknown)!r}, which this version does not know",
+                hint="start the newer version",
             )
         for kind, of_kind in by_kind.items():
             for step in _steps(of_kind) if kind in self._stepwise else (of_kind,):

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from shared.stores.database import Transaction
 
 
-def auth_replay(
-    rows: RecoveryStore, own_data: PrivacyStore, audit: AuditStore, hash_password: Callable[[str], Awaitable[str]]
-) -> Replay:
+def auth_replay(rows: RecoveryStore, own_data: PrivacyStore, audit: AuditStore, hash_password: Callable[[str], Awaitable[str]]) -> Replay:
     async def erase(transaction: "Transaction", lines: Sequence[RecoveryLine]) -> None:
         for row in await transaction.rows("list_erasures_to_replay", *columns_of(lines)):
             await own_data.erase(transaction, UserId(row["id"]), secrets.token_hex(4))

@@ -86,7 +86,9 @@ async def held_journal(path: Path, find_unknown: FindUnknown) -> AsyncIterator[J
             report = path.with_name(f"{path.name}.unknown.jsonl")
             lines = [msgspec.json.encode(_report_line(rows[each])) + b"\n" for each in unknown]
             await asyncio.to_thread(signed_lines.append, report, b"".join(lines))
-            _log.warning("settle_journal.unknown: the database doesn't know these requests; they cost nothing", rows=len(unknown), file=str(report))
+            _log.warning(
+                "settle_journal.unknown: the database doesn't know these requests; they cost nothing", rows=len(unknown), file=str(report)
+            )
         yield journal
 
 
