@@ -124,6 +124,7 @@ class GatewayService:
         self.audit_reporting = AuditReporting(node.rpc, on_act=recovery_log.noting(recovery_kinds.RESTRICTING))
         self._finish = node.dispatcher.finish = opened.recovery.log.finish
         node.dispatcher.add(opened.recovery)
+        opened.recovery.report(self.audit_reporting)
         self._read_config = read_config = opened.configuration.current
         self._accounts = AccountRpc(opened.ledger_store, opened.ledger, read_config, node.rpc, self.audit_reporting)
         node.dispatcher.add(self._accounts)
@@ -186,9 +187,11 @@ class GatewayService:
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
-        async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:
-            recovery = GatewayRecovery(settings, node, RecoveryStore(database, "gateway"), cache)
-            await recovery.begin()
+        async with (
+            database_of(settings.database_url) as database,
+            Cache.open(settings.redis_url) as cache,
+            GatewayRecovery.open(settings, node, RecoveryStore(database, "gateway"), cache) as recovery,
+        ):
             checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
             requests, ledger_store = GatewayStore(database), LedgerStore(database, checkpoints)
             await ledger_store.ensure_default_price(*settings.default_price())
@@ -238,8 +241,6 @@ class GatewayService:
                 node.dispatcher.add(PolicyRpc(configuration, node.rpc, service.audit_reporting))
                 node.dispatcher.add(RoutesRpc(configuration, node.directory, requests.read_spending, ledger.price_of))
                 node.dispatcher.add(RolloutsRpc(configuration, config_store, rollouts, node.rpc, service.audit_reporting))
-                recovery.report(service.audit_reporting)
-                node.tasks.create_task(recovery.run())
                 service.watch_workers()
                 metrics.config_revision.set_function(lambda: configuration.current().revision)
                 metrics.config_age.set_function(configuration.age_seconds)
@@ -267,7 +268,6 @@ class GatewayService:
                 yield service
                 service.guard_reporting.flush()
                 await service.audit_reporting.send()
-                await recovery.close()
 
     def _gateways(self) -> int:
         return 1 + len(self._node.directory.usable(Role.GATEWAY))

@@ -1,17 +1,17 @@
 """Replays the gateway's recovery log at start, and serves it to the backup agent."""
 
-import asyncio
 import contextlib
 import hmac
+from collections.abc import AsyncIterator
 
 from services.gateway.idempotency import cache_keys
 from services.gateway.recovery import kinds
 from services.gateway.settings import GatewaySettings
 from shared import errors
-from shared.api import recovery
+from shared.api import recovery as api
 from shared.api.method import Nothing
 from shared.audit_anchors import AnchorKeys
-from shared.node import Node
+from shared.node import Node, lifecycle
 from shared.recovery.log_place import LogPlace
 from shared.recovery.recovery_log import RecoveryLog
 from shared.recovery.recovery_store import RecoveryStore
@@ -23,7 +23,7 @@ from shared.stores.cache import Cache
 
 
 class GatewayRecovery:
-    """Call ``begin`` before anything else uses the database or serves, then run ``run``; ``close`` after it has ended.
+    """Open it before anything else uses the database or serves.
 
     The signing key is derived from PROMPT_HASH_SECRET, as that of the ledger's checkpoints: all gateways share it, and the database doesn't
     hold it.
@@ -39,30 +39,30 @@ class GatewayRecovery:
         self._start = RecoveryStart(rows, self.log, place, node.metrics.database_restored)
         self._restored: OpenRestore | None = None
 
-    async def begin(self) -> None:
-        """Raises BadSettings for a damaged log, and Unavailable."""
-        await self._start.begin(Replay(self._rows, kinds.KINDS))
-        await self._start.finish(self._end_restore)
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, settings: GatewaySettings, node: Node, rows: RecoveryStore, cache: Cache) -> AsyncIterator["GatewayRecovery"]:
+        """Replay the log, then copy new lines during the block. Raises BadSettings for a damaged log, Unavailable, and Internal if the
+        database is replaced meanwhile."""
+        recovery = cls(settings, node, rows, cache)
+        await recovery._start.begin(Replay(rows, kinds.KINDS))
+        await recovery._start.finish(recovery._end_restore)
+        async with lifecycle.background() as tasks:
+            tasks.create_task(recovery.log.run())
+            tasks.create_task(recovery._start.run())
+            yield recovery
+        with contextlib.suppress(errors.Unavailable):
+            await recovery.log.copy()
+            await recovery._start.write_state()
 
     def report(self, audit_reporting: AuditReporting) -> None:
-        """Report a restore that ``begin`` has handled to the audit log."""
+        """Report a restore that ``open`` has handled to the audit log."""
         if self._restored is not None:
             details = self._restored.details()
-            audit_reporting.report_action("database.restored", None, target=self._restored.id, service="gateway", **details)
+            audit_reporting.report_action("database.restored", None, tenant=None, target=self._restored.id, service="gateway", **details)
 
-    async def run(self) -> None:
-        """Run until canceled. Raises Internal if the database is replaced meanwhile."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.log.run())
-            tasks.create_task(self._start.run())
-
-    async def close(self) -> None:
-        with contextlib.suppress(errors.Unavailable):
-            await self.log.copy()
-            await self._start.write_state()
-
-    @serves(recovery.follow_gateway_log)
-    async def follow(self, request: recovery.FollowRecoveryLog, stream: StreamCall[recovery.RecoveryLines]) -> Nothing:
+    @serves(api.follow_gateway_log)
+    async def follow(self, request: api.FollowRecoveryLog, stream: StreamCall[api.RecoveryLines]) -> Nothing:
         await self.log.stream(request.after, stream, self._ending)
         return Nothing()
 

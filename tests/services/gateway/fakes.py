@@ -437,11 +437,14 @@ class RunningService:
             OpenAiModerations(self.pipeline, request_seconds=30),
         )
         routes = tuple(route for part in parts for route in part.routes())
-        rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99), lambda reply: self.finish(reply)).routes()
+        rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99), self._finish).routes()
         every = (*routes, *rpc_routes, *Reference.routes_for(routes))
         app = HttpApp(every, self.callers, self.metrics, limits_of=self.quotas.limits_of)
         app.cors = cors or CorsPolicy()
         return app
+
+    async def _finish(self, reply: Any) -> Any:
+        return await self.finish(reply)
 
     def _served(self, caller: auth.Principal) -> tuple[ServedModel, ...]:
         return routing.catalogue(policies.open_to(caller.tenant_id, policies.UNRESTRICTED, self.directory.usable(Role.WORKER)), self.names)

@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shared.recovery import recovery_log
-from shared.recovery.recovery_lines import RecoveryLine
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import auth
 from shared.identity import node_keys
+from shared.recovery import recovery_log
+from shared.recovery.recovery_lines import RecoveryLine
 from shared.rpc import bodies
 from shared.stores import signed_lines
 from tests.servers import PostgresServer

@@ -134,7 +134,7 @@ async def test_an_own_method_is_answered_after_the_recovery_log_or_says_so(
 
     running_service.own["gateway.cancelInference"] = Handler(gateway.cancel_inference, answer)
     running_service.finish = finish
-    answered = await http.post("/rpc/gateway.cancelInference", json={"idempotency_key": "k"})
+    answered = await http.post("/rpc/gateway.cancelInference", json={"idempotencyKey": "k" * 8})
     assert (answered.status_code, answered.json()) == (200, {"logged": False})
 
 

@@ -28,7 +28,7 @@ from shared.types import MeshName, NodeId
 from tests.servers import PostgresServer
 from tests.services.gateway.billing.test_ledger_store import Books
 
-SECRET = "a secret of all gateways"  # noqa: S105
+SECRET = "a secret of all gateways"
 
 
 @dataclass
@@ -75,20 +75,16 @@ class RestorableGateway:
         given = {"NODE_KEY_FILE": "/nowhere", "DATABASE_URL": self.url, "REDIS_URL": self._valkey_url, "PROMPT_HASH_SECRET": SECRET}
         settings = config.load(GatewaySettings, given | ({} if self.log_dir is None else {"RECOVERY_LOG_DIR": str(self.log_dir)}))
         node = FakeNode(NodeId(f"U{number}".ljust(56, "A")))
-        async with store.opened(self.url) as database, Cache.open(self._valkey_url) as cache:
-            recovery = GatewayRecovery(settings, cast(Node, node), RecoveryStore(database, "gateway"), cache)
-            await recovery.begin()
+        async with (
+            store.opened(self.url) as database,
+            Cache.open(self._valkey_url) as cache,
+            GatewayRecovery.open(settings, cast("Node", node), RecoveryStore(database, "gateway"), cache) as recovery,
+        ):
             ledger = LedgerStore(database, CheckpointStore(database, CheckpointSigner(SECRET, MeshName("test"))))
             await ledger.ensure_default_price(100_000_000, 200_000_000)
             live = LiveConfiguration(ConfigStore(database))
             await live.start(settings)
-            running = asyncio.create_task(recovery.run())
-            try:
-                yield RunningGateway(recovery, Books(GatewayStore(database), ledger, self.url), live, cache, node)
-            finally:
-                running.cancel()
-                await asyncio.wait({running})
-            await recovery.close()
+            yield RunningGateway(recovery, Books(GatewayStore(database), ledger, self.url), live, cache, node)
 
     async def execute(self, statement: str) -> None:
         """As an administrator of PostgreSQL."""
