@@ -2,6 +2,9 @@
 
 A new act that restricts somebody needs a kind, or a reason why a restored database may undo it: a test compares both tables with the
 reference of the audit log.
+
+There is no kind ``secret.rotated``: nothing rotates a secret while services run. Operators replace DATA_KEY in the settings, outside of the
+database.
 """
 
 #: Kind -> the query that replays lines of it; None where Python does (``auth_replay.py``).

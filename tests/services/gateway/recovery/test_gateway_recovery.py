@@ -29,6 +29,7 @@ from shared.config_documents import (
 )
 from shared.recovery import recovery_log
 from shared.recovery.recovery_lines import RecoveryLine
+from shared.recovery.replay import Replay
 from shared.rpc import StreamCall
 from shared.rpc.audit_reporting import AuditReporting
 from shared.stores import signed_lines
@@ -90,6 +91,28 @@ async def test_paid_credits_come_back_once_and_the_books_add_up(stored: Restorab
             assert [found["lines"] for found in await restores(gateway)] == [2]
             await top_up(gateway, ann, 1)
             await top_up(gateway, ann, -1)
+
+
+async def test_replaying_twice_changes_nothing(stored: RestorableGateway) -> None:
+    """The same lines on a database that has everything already."""
+    ann, charged = new_owner(), new_request()
+    tight = PolicyDocument(machines=Machines.OWN)
+    async with stored.running() as gateway:
+        await gateway.books.reserve(ann, request=charged)
+        await gateway.books.settle(ann, (charged, 300))
+        await top_up(gateway, ann, 700)
+        await gateway.books.ledger.revert(charged, "")
+        await gateway.set_policy("mesh", PolicyDocument(machines=Machines.GROUP))
+        await gateway.set_policy("mesh", tight)
+        assert await gateway.recovery.log.is_written()
+        account, revision = await gateway.books.account(ann), gateway.live.current().revision
+        replay = Replay(gateway.recovery._rows, kinds.KINDS)
+        async with gateway.recovery._rows.replaying() as (transaction, _):
+            for line in lines_in(stored.file):
+                await replay._apply(transaction, line.kind, [line])
+        await gateway.live.reload()
+        assert (await gateway.books.account(ann), gateway.live.current().revision) == (account, revision)
+        assert gateway.policy("mesh") == tight
 
 
 async def test_without_the_log_they_would_be_lost(stored: RestorableGateway) -> None:
