@@ -219,19 +219,9 @@ class GatewayService:
                 node.dispatcher.add(GatewayShown(settings, lambda: configuration.current().limits.plans))
                 rollouts = RolloutStore(database)
                 opened = OpenedGateway(
-                    requests,
-                    ledger_store,
-                    configuration,
-                    rollouts,
-                    cache,
-                    recorder,
-                    ledger,
-                    answer_runs,
-                    idempotency,
-                    reports,
-                    quarantine,
-                    recovery,
-                )
+                    requests, ledger_store, configuration, rollouts, cache, recorder, ledger, answer_runs, idempotency, reports,
+                    quarantine, recovery,
+                )  # fmt: skip
                 service = cls(settings, node, opened)
                 node.dispatcher.add(
                     ConfigRpc(

@@ -34,7 +34,7 @@ class LineFile(Generic[Row]):
             rows, number = await self._page_after(self.last)
             if not rows:
                 return
-            writing = asyncio.ensure_future(asyncio.to_thread(self._append, rows, number))
+            writing = asyncio.get_running_loop().run_in_executor(None, self._append, rows, number)
             try:
                 await asyncio.shield(writing)
             except asyncio.CancelledError:

@@ -17,7 +17,7 @@ from shared.transports.hyperswarm.connection_table import ConnectionTable, Conne
 from shared.transports.hyperswarm.firewall import Firewall
 from shared.transports.hyperswarm.flow_control import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
 from shared.transports.hyperswarm.peer_connection import PeerAddress, PeerConnection
-from shared.transports.hyperswarm.recovery import PROBE_OFFLINE_SECONDS, PROBE_ONLINE_SECONDS, Dial, Recovery
+from shared.transports.hyperswarm.peer_recovery import PROBE_OFFLINE_SECONDS, PROBE_ONLINE_SECONDS, Dial, Recovery
 from shared.transports.hyperswarm.sidecar_process import CALL_SECONDS, Sidecar
 from shared.transports.hyperswarm.stock_requests import Answers, OnGone, StockRequests
 from shared.transports.hyperswarm.swarm_errors import SidecarLost, SwarmError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.transports.hyperswarm.recovery import Dial, Lookup, Recovery
+from shared.transports.hyperswarm.peer_recovery import Dial, Lookup, Recovery
 
 TOPIC, OTHER = b"t" * 32, b"o" * 32
 PEER = b"p" * 32
