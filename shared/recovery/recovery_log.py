@@ -31,6 +31,8 @@ R = TypeVar("R", bound=msgspec.Struct)
 WAIT_SECONDS = 2.0
 _RETRY_SECONDS = 5.0
 _RELISTEN_SECONDS = 1.0
+#: Of the lines in one item of a stream, which has to fit into a message. A line with a long policy takes 50 KB.
+_ITEM_BYTES = 256 * 1024
 
 #: Set in a call that did a restricting act: its answer waits for the file.
 _restricted: ContextVar[bool] = ContextVar("restricted", default=False)
@@ -143,15 +145,22 @@ class RecoveryLog:
             async with contextlib.aclosing(self._rows.follow()) as changes:
                 async for _ in changes:
                     while (page := await self._rows.lines_after(after))[0]:
-                        first, signed = page[0][0].number, await asyncio.to_thread(self._sign, page[0])
-                        after = page[1]
-                        await stream.send(RecoveryLines(first=first, last=after, lines=signed))
+                        for item in await asyncio.to_thread(self._sign, page[0]):
+                            await stream.send(item)
+                            after = item.last
         except errors.Unavailable as error:
             return error
         return errors.Unavailable("the recovery log cannot be followed", hint="call again")
 
-    def _sign(self, lines: Sequence[RecoveryLine]) -> bytes:
-        return b"".join(map(self._encode, lines))
+    def _sign(self, lines: Sequence[RecoveryLine]) -> list[RecoveryLines]:
+        items: list[RecoveryLines] = []
+        for line in lines:
+            text, number = self._encode(line), line.number
+            if items and len(items[-1].lines) + len(text) <= _ITEM_BYTES:
+                items[-1] = RecoveryLines(first=items[-1].first, last=number, lines=items[-1].lines + text)
+            else:
+                items.append(RecoveryLines(first=number, last=number, lines=text))
+        return items
 
     async def _lines_after(self, number: int) -> tuple[Sequence[RecoveryLine], int]:
         # The file asks for what follows its last line.

@@ -358,3 +358,23 @@ async def test_a_follower_gets_old_and_new_lines_at_once_until_the_drain(stored:
         assert stored.file.read_bytes().endswith(first.lines + second.lines)
         gateway.node.drain_started.set()
         await asyncio.wait_for(following, 10)
+
+
+async def test_long_lines_are_sent_in_several_items(stored: RestorableGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stored.running() as gateway:
+        for _ in range(5):
+            await top_up(gateway, new_owner(), 5)
+        text = stored.file.read_bytes()
+        lines = text.splitlines(keepends=True)
+        monkeypatch.setattr(recovery_log, "_ITEM_BYTES", len(lines[-1]) * 2 + 20)
+        stream = _Stream()
+        call: StreamCall[RecoveryLines] = stream  # type: ignore[assignment]
+        following = asyncio.create_task(gateway.recovery.log.stream(0, call, gateway.node.drain_started))
+        items: list[RecoveryLines] = []
+        while not items or items[-1].last < len(lines):
+            items.append(await asyncio.wait_for(stream.sent.get(), 10))
+        assert b"".join(item.lines for item in items) == text
+        assert [item.first for item in items] == [1, *(item.last + 1 for item in items[:-1])]
+        assert len(items) >= 3
+        following.cancel()
+        await asyncio.wait({following})
