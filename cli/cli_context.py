@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NOT_LOGGED = (
-    "This is done and in effect, but auth could not write it to the recovery log yet. Until it can, restoring an older database would undo"
+    "This is done and in effect, but the recovery log on disk lacks it for now. Until it can, restoring an older database would undo"
     " it. Check the disk of RECOVERY_LOG_DIR."
 )
 

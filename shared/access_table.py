@@ -141,7 +141,9 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.cancelErasure": _ACCOUNT,
     "auth.getUserUsage": _USAGE,
     # --- administration
+    "auth.followRecoveryLog": _NODE,
     "auth.getSettings": _ADMIN,
+    "gateway.followRecoveryLog": _NODE,
     "gateway.getSettings": _ADMIN,
     "gateway.listTiers": _ADMIN,
     "gateway.applyConfig": _ADMIN_FRESH,

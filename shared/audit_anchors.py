@@ -66,6 +66,23 @@ def signing_key(seed: bytes) -> node_keys.NodeKey:
     return node_keys.NodeKey(node_keys.seed_of(seed))
 
 
+@dataclass(frozen=True, slots=True)
+class AnchorKeys:
+    """The key that signs, and former ones."""
+
+    current: node_keys.NodeKey
+    former: tuple[node_keys.NodeKey, ...] = ()
+
+    @classmethod
+    def of(cls, seed: bytes, *former: bytes) -> "AnchorKeys":
+        """Each of 32 secret bytes, derived for this purpose only."""
+        return cls(signing_key(seed), tuple(map(signing_key, former)))
+
+    @property
+    def ids(self) -> frozenset[NodeId]:
+        return frozenset(key.id for key in (self.current, *self.former))
+
+
 def sign(key: node_keys.NodeKey, mesh: MeshName, chain: str, head: ChainHead, at: datetime) -> Anchor:
     bare = Anchor(
         mesh=mesh, chain=chain, sequence=head.sequence, hash=head.hash.hex(), count=head.sequence, at=at, key=key.id, signature=""

@@ -150,12 +150,13 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
             "MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"),
             "PUBLIC_URL": public_url("web", settings),
             "AUDIT_ANCHOR_FILE": str(home.root / "audit_anchors.jsonl"),
-            "RECOVERY_LOG_DIR": str(home.root / "recovery_log"),
             # If other machines can reach the stack, registration is closed.
             "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
             "BACKUP_STATE": backup_state(settings, recorded),
         }
         environment = {**defaults, **environment}
+    if service in ("auth", "gateway"):
+        environment = {"RECOVERY_LOG_DIR": str(home.root / "recovery_log"), **environment}
     if service in DATABASE_ROLES:
         own = f"{service.upper()}_DATABASE_URL_FILE"
         embedded = {} if _has_external_databases(settings) else {"DATABASE_URL_FILE": str(database_url_file(home, service))}

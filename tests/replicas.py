@@ -132,6 +132,7 @@ def _environment(stack: RunningStack, service: str) -> dict[str, str]:
     found = stack_plan.service_environment(stack.place, stack_settings.load(recorded), recorded, service)
     own = {
         "auth": {"AUDIT_ANCHOR_FILE": "", "RECOVERY_LOG_DIR": ""},
+        "gateway": {"RECOVERY_LOG_DIR": ""},
         "metrics": {"PROMETHEUS_PORT": "0"},
         "inference": {"INFERENCE_BACKEND": "echo", "MODELS": ""},
     }

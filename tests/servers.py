@@ -183,6 +183,24 @@ class PostgresServer(Server):
             await connection.close()
         return name
 
+    async def copy(self, url: str) -> str:
+        """Return the address of a copy of a database, as the same role, while nothing is connected to it."""
+        found = re.search(r"/(\w+)\?", url)
+        assert found is not None
+        name = found[1]
+        copy = f"{name}_{len(name)}"
+        connection = await asyncpg.connect(self.url())
+        try:
+            await connection.execute(f"DROP DATABASE IF EXISTS {copy} WITH (FORCE)")
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()", name
+            )
+            await connection.execute(f"CREATE DATABASE {copy} TEMPLATE {name} STRATEGY file_copy")
+        finally:
+            await connection.close()
+        self.discard(copy)
+        return url.replace(f"/{name}?", f"/{copy}?")
+
     def discard(self, name: str) -> None:
         """Drop it with the next test's start: fixtures that end later may still use it. Hundreds would make the server slow to stop."""
         self._unused.append(name)

@@ -12,7 +12,7 @@ from services.auth.sessions.identities import CLIENT_FACING, logged_in_from
 from services.auth.settings import AuthSettings
 from services.auth.wiring import OpenedStores, Wiring
 from shared import errors
-from shared.api import accounts, auth, service_settings
+from shared.api import accounts, auth, recovery, service_settings
 from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.node import Node
@@ -89,6 +89,11 @@ class AuthService:
         async with contextlib.aclosing(self._wiring.changes.watch(request.since)) as changes:
             async for change in changes:
                 await stream.send(change)
+        return Nothing()
+
+    @serves(recovery.follow_auth_log)
+    async def follow_recovery_log(self, request: recovery.FollowRecoveryLog, stream: StreamCall[recovery.RecoveryLines]) -> Nothing:
+        await self._opened.recovery.log.stream(request.after, stream, self._node.drain_started)
         return Nothing()
 
     @serves(accounts.get_sign_in_options)

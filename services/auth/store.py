@@ -21,6 +21,7 @@ from shared.api.auth import ApiKey, ApiKeyLimits, Change, KeyBounds, KeyKind, Pr
 from shared.api.business import NewOfDay
 from shared.api.gateway import Check
 from shared.mail import letters
+from shared.recovery import recovery_store
 from shared.stores import database
 from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
 
@@ -69,7 +70,7 @@ class NewKey:
 @contextlib.asynccontextmanager
 async def opened(url: str) -> AsyncIterator[database.Database]:
     """Open auth's database for all of its stores."""
-    async with database.Database.open(url, schema="auth", package=Path(__file__).parent) as db:
+    async with database.Database.open(url, schema="auth", package=Path(__file__).parent, more_queries=(recovery_store.QUERIES,)) as db:
         yield db
 
 

@@ -16,7 +16,7 @@ from services.auth.accounts.profile import ProfileRpc
 from services.auth.accounts.request_limits import MailLimits, RegistrationLimits
 from services.auth.accounts.setup_rpc import SetupRpc
 from services.auth.accounts.user_rpc import AccessReviews, FactorRemoval, UserRpc
-from services.auth.audit.anchoring import Anchoring, AnchorKeys
+from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.audit_log import AuditLog, AuditUpkeep
 from services.auth.audit.audit_rpc import AuditRpc
 from services.auth.audit.audit_store import AuditStore
@@ -39,13 +39,10 @@ from services.auth.privacy.export import Exports
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.privacy.retention import Days, Retention
 from services.auth.recovery import kinds
-from services.auth.recovery import replay as replays
+from services.auth.recovery.auth_replay import auth_replay
 from services.auth.recovery.backup_reports import BackupReports
 from services.auth.recovery.backup_store import BackupStore
-from services.auth.recovery.recovery_log import RecoveryLog
-from services.auth.recovery.recovery_store import RecoveryStore
-from services.auth.recovery.replay import Replay
-from services.auth.recovery.rollback import AccessEnding, LostRows, RecoveryFolder, RecoveryStart
+from services.auth.recovery.restored_access import AccessEnding, LostRows, RestoredAccess
 from services.auth.sealing import DataSealer
 from services.auth.session_opening import SessionOpening
 from services.auth.sessions.active_keys import ActiveKeys, SigningKeyRpc
@@ -59,9 +56,15 @@ from services.auth.store import AccountTables
 from services.auth.store import opened as database_of
 from shared import errors
 from shared.api.gateway import Check
+from shared.audit_anchors import AnchorKeys
 from shared.mail import mailer as mail
 from shared.mail.mailer import Mailer, MailSink
 from shared.node import Node
+from shared.recovery import recovery_log
+from shared.recovery.log_place import LogPlace
+from shared.recovery.recovery_log import RecoveryLog
+from shared.recovery.recovery_store import RecoveryStore
+from shared.recovery.rollback import RecoveryStart
 from shared.stores.cache import Cache
 from shared.stores.database import Database
 from shared.telemetry import logs
@@ -115,7 +118,7 @@ class Wiring:
         store, cache = AccountTables(opened.database), opened.cache
         tokens = AccessTokens(opened.signers, issuer=f"aimesh/{settings.mesh}")
         sessions = _sessions(settings, cache)
-        self.trail = AuditLog(self._audit_rows, on_act=kinds.note)
+        self.trail = AuditLog(self._audit_rows, on_act=recovery_log.noting(kinds.RESTRICTING))
         self.last_used = KeyLastUsed(store)
         self.changes = ChangeStream(store, node.drain_started)
         self.identities = Identities(
@@ -188,8 +191,9 @@ class Wiring:
     async def finish_recovery(self) -> None:
         """Call before anything answers. Raises BadSettings and Unavailable."""
         recovery, opened = self._opened.recovery, self._opened
-        ending = AccessEnding(recovery.rows, opened.signers, opened.cache, self._node.trust)
-        await recovery.start.finish(ending, self.trail, recovery.lost_rows)
+        accounts, members = AccountStore(opened.database), NodeStore(opened.database)
+        ending = AccessEnding(accounts, members, opened.signers, opened.cache, self._node.trust)
+        await recovery.start.finish(RestoredAccess(recovery.rows, ending, recovery.lost_rows, self.trail).handle)
 
     def mesh_ca(self) -> MeshCa | None:
         """Return None if auth is no CA."""
@@ -207,8 +211,8 @@ async def opened(settings: AuthSettings, node: Node) -> AsyncIterator[OpenedStor
         cache = await stack.enter_async_context(Cache.open(settings.redis_url))
         mailer = await stack.enter_async_context(mail.opened(post))
         recovery = _recovery(settings, node, database)
-        replay = Replay(recovery.rows, PrivacyStore(database), AuditStore(database), passwords.hash)
-        await recovery.start.begin(replay, recovery.lost_rows, replays.name_of(node.id))
+        replay = auth_replay(recovery.rows, PrivacyStore(database), AuditStore(database), passwords.hash)
+        await recovery.start.begin(replay, recovery.lost_rows.are_some_ahead)
         await ensure_first_admin(settings, AccountTables(database), passwords)
         signers = ActiveKeys(SigningKeyStore(database), sealer, timedelta(days=settings.signing_key_days))
         await signers.begin()
@@ -235,12 +239,11 @@ async def ensure_first_admin(settings: AuthSettings, store: AccountTables, passw
 
 
 def _recovery(settings: AuthSettings, node: Node, database: Database) -> RecoveryParts:
-    rows, audit, path = RecoveryStore(database), AuditStore(database), settings.recovery_log_dir
-    keys, folder = _signing_keys(settings, "recovery-log"), None if path is None else RecoveryFolder(path)
-    file = None if path is None else path / replays.name_of(node.id)
-    log = RecoveryLog(rows, keys, settings.mesh, file, node.metrics.recovery_log_behind)
+    rows, audit = RecoveryStore(database, "auth"), AuditStore(database)
+    place = LogPlace("auth", node.id, settings.mesh, _signing_keys(settings, "recovery-log"), settings.recovery_log_dir)
+    log = RecoveryLog(rows, place, node.metrics.recovery_log_behind)
     anchoring = Anchoring(audit, _signing_keys(settings, "audit-anchor"), settings.mesh, settings.audit_anchor_file)
-    start = RecoveryStart(rows, log, folder, node.metrics.database_restored, keys=keys, mesh=settings.mesh)
+    start = RecoveryStart(rows, log, place, node.metrics.database_restored)
     return RecoveryParts(rows, log, start, LostRows(audit, anchoring), anchoring)
 
 

@@ -17,7 +17,7 @@ from services.gateway.billing import orphan_settlement, route_metrics
 from services.gateway.billing.account_rpc import AccountRpc
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner
-from services.gateway.billing.journal import Journal
+from services.gateway.billing.journal import held_journal
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.usage_recorder import UsageRecorder
@@ -48,6 +48,8 @@ from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
 from services.gateway.openai_api.openai_routes import OpenAi
 from services.gateway.pull_orders import PullOrders
+from services.gateway.recovery import kinds as recovery_kinds
+from services.gateway.recovery.gateway_recovery import GatewayRecovery
 from services.gateway.relay import Relay
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.requests.pipeline import Pipeline
@@ -78,10 +80,11 @@ from shared.api.method import Nothing
 from shared.api.usage_report import UserUsage
 from shared.node import Node
 from shared.protocol.directory import DirectoryEntry
+from shared.recovery import recovery_log
+from shared.recovery.recovery_store import RecoveryStore
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.rpc.authorization import Authorizer, CallerIdentity
-from shared.stores import file_lock
 from shared.stores.cache import Cache
 from shared.types import Credential, ModelName, RequestId, Role, TenantId, UserId
 
@@ -102,6 +105,7 @@ class OpenedGateway:
     reports: UsageReports
     quarantine: Quarantine
     site: SiteGate
+    recovery: GatewayRecovery
 
 
 #: Anonymous callers see only the models that everybody may use.
@@ -119,7 +123,10 @@ class GatewayService:
         self._node = node
         self._store, self._cache = opened.requests, opened.cache
         self._quarantine = opened.quarantine
-        self.audit_reporting = AuditReporting(node.rpc)
+        self.audit_reporting = AuditReporting(node.rpc, on_act=recovery_log.noting(recovery_kinds.RESTRICTING))
+        self._finish = node.dispatcher.finish = opened.recovery.log.finish
+        node.dispatcher.add(opened.recovery)
+        opened.recovery.report(self.audit_reporting)
         self._read_config = read_config = opened.configuration.current
         self._accounts = AccountRpc(opened.ledger_store, opened.ledger, read_config, node.rpc, self.audit_reporting)
         node.dispatcher.add(self._accounts)
@@ -186,7 +193,11 @@ class GatewayService:
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
-        async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:
+        async with (
+            database_of(settings.database_url) as database,
+            Cache.open(settings.redis_url) as cache,
+            GatewayRecovery.open(settings, node, RecoveryStore(database, "gateway"), cache) as recovery,
+        ):
             checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
             requests, ledger_store = GatewayStore(database), LedgerStore(database, checkpoints)
             await ledger_store.ensure_default_price(*settings.default_price())
@@ -198,9 +209,9 @@ class GatewayService:
             ledger = Ledger(ledger_store, configuration.current, node.id, node.metrics)
             quarantine = Quarantine(QuarantineStore(database), node.metrics.wrong_counts)
             find_receipts = partial(orphan_settlement.collect_receipts, node.rpc, node.directory, strike=quarantine.strike)
-            journal, metrics = Journal(settings.journal), node.metrics
+            metrics = node.metrics
             async with (
-                file_lock.hold(settings.journal),
+                held_journal(settings.journal, requests.find_unknown) as journal,
                 quarantine.running(),
                 UsageRecorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,
                 ledger.running(recorder, requests.write_requests, find_receipts),
@@ -216,8 +227,8 @@ class GatewayService:
                 node.dispatcher.add(GatewayShown(settings, lambda: configuration.current().limits.plans))
                 rollouts = RolloutStore(database)
                 opened = OpenedGateway(
-                    requests, ledger_store, configuration, rollouts, cache, recorder, ledger, answer_runs, idempotency, reports, quarantine,
-                    site,
+                    requests, ledger_store, configuration, rollouts, cache, recorder, ledger, answer_runs, idempotency, reports,
+                    quarantine, site, recovery,
                 )  # fmt: skip
                 service = cls(settings, node, opened)
                 node.dispatcher.add(
@@ -293,7 +304,7 @@ class GatewayService:
             OpenAiModerations(self._pipeline, request_seconds=seconds),
         )
         routes = tuple(route for part in parts for route in part.routes())
-        rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id).routes()
+        rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id, self._finish).routes()
         all_routes = (*routes, *rpc_routes, *Reference.routes_for(routes))
         return HttpApp(
             all_routes,

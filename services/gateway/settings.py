@@ -102,6 +102,13 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Path | None,
         Variable("JOURNAL_FILE", "stores ended requests while PostgreSQL is down; by default beside MESH_STATE_FILE"),
     ] = None
+    recovery_log_dir: Annotated[
+        Path | None,
+        Variable(
+            "RECOVERY_LOG_DIR",
+            "folder for the signed recovery log; without it, a restored database forgets credits that were paid and policies that were set",
+        ),
+    ] = None
     price_per_input_token: Annotated[
         Decimal,
         Variable("PRICE_PER_INPUT_TOKEN", "in credits: the first price of models without their own; see `aicli admin prices`"),

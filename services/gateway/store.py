@@ -11,14 +11,16 @@ from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.usage_recorder import RowsRefused
 from shared.api.gateway import Check
 from shared.api.usage_report import DailyUsage, UserUsage
+from shared.recovery import recovery_store
 from shared.stores import database
-from shared.types import MicroCredits, TenantId, UserId
+from shared.types import MicroCredits, RequestId, TenantId, UserId
 
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[database.Database]:
     """Open the gateway's database for all of its stores."""
-    async with database.Database.open(url, schema="gateway", package=Path(__file__).parent) as gateway_database:
+    package, more = Path(__file__).parent, (recovery_store.QUERIES,)
+    async with database.Database.open(url, schema="gateway", package=package, more_queries=more) as gateway_database:
         yield gateway_database
 
 
@@ -49,6 +51,10 @@ class GatewayStore:
         except database.Refusal as error:
             # Without the error's text, which may quote the row.
             raise RowsRefused(f"{type(error).__name__} ({getattr(error, 'sqlstate', None) or 'of the driver'})") from error
+
+    async def find_unknown(self, requests: Sequence[RequestId]) -> set[RequestId]:
+        """Return those that this database has never seen."""
+        return {RequestId(row["id"]) for row in await self._database.rows("find_unknown_requests", list(requests))}
 
     async def read_usage(self, tenant: TenantId) -> UserUsage:
         async with self._database.bound(tenant) as transaction:

@@ -57,6 +57,8 @@ class AppliedConfig(Body, frozen=True, omit_defaults=False):
     #: Empty if everything is so already: then no version is written.
     changes: tuple[ConfigChange, ...]
     warnings: tuple[str, ...] = ()
+    #: False: it is done, but the recovery log on disk lacks it for now.
+    logged: bool = True
 
 
 class ExportConfig(Body, frozen=True):
@@ -402,6 +404,8 @@ class PolicyState(Body, frozen=True, omit_defaults=False):
     policy: PolicyDocument | None
     #: Whether the caller may change it.
     may_change: bool
+    #: False: it is done, but the recovery log on disk lacks it for now.
+    logged: bool = True
 
 
 class SetPolicy(Body, frozen=True):

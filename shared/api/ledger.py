@@ -24,6 +24,8 @@ class Account(Body, frozen=True, omit_defaults=False):
     monthly_micro: MicroCredits | None
     #: When the monthly credits are renewed. Unused ones are lost.
     renews_at: datetime
+    #: False: it is done, but the recovery log on disk lacks it for now.
+    logged: bool = True
 
     @property
     def free_micro(self) -> int:

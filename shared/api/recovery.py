@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from shared.api.auth import PEOPLE
-from shared.api.method import Body, Method, Nothing
+from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.types import Role
 
 #: The newest backups in a report. The store may have more.
@@ -179,3 +179,25 @@ class SiteLease(Body, frozen=True, kw_only=True):
 
 
 set_site_lease = Method("gateway.setSiteLease", SetSiteLease, SiteLease, callers={Role.BACKUP})
+
+
+_AGENT = {Role.BACKUP}
+
+
+class FollowRecoveryLog(Body, frozen=True):
+    #: The number of the last line that the caller has; 0 for all lines.
+    after: int = 0
+
+
+class RecoveryLines(Body, frozen=True, omit_defaults=False):
+    """Successive lines of a service's recovery log."""
+
+    first: int
+    last: int
+    #: Signed JSON lines, as in the service's file.
+    lines: bytes
+
+
+#: Send the lines after a number, then every new one at once. They end when the service shuts down.
+follow_auth_log = StreamMethod("auth.followRecoveryLog", FollowRecoveryLog, item=RecoveryLines, end=Nothing, callers=_AGENT)
+follow_gateway_log = StreamMethod("gateway.followRecoveryLog", FollowRecoveryLog, item=RecoveryLines, end=Nothing, callers=_AGENT)

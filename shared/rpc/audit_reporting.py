@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -31,8 +31,10 @@ _Key = tuple[str, TenantId | None, UserId | None, str, str, str | int]
 class AuditReporting:
     """``report_action`` and ``report_refusal`` never wait. ``run`` sends."""
 
-    def __init__(self, rpc: MethodCaller) -> None:
+    def __init__(self, rpc: MethodCaller, on_act: Callable[[str], None] = lambda action: None) -> None:
         self._rpc = rpc
+        #: Called with each action that is reported.
+        self._on_act = on_act
         self._pending: OrderedDict[_Key, AuditedAct] = OrderedDict()
         self._numbers = itertools.count()
         self._dropped = 0
@@ -43,6 +45,7 @@ class AuditReporting:
         self, action: str, by: Principal | None, *, tenant: TenantId | None = None, target: object = "", **details: str
     ) -> None:
         """Report an action of the user ``by``, or of the service itself. ``tenant`` is None if it concerns the platform."""
+        self._on_act(action)
         self._add(_act(action, tenant, None if by is None else by.user_id, str(target), details))
 
     def report_refusal(self, method: str, by: Principal | None, address: str, error: errors.AimeshError) -> None:

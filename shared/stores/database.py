@@ -8,7 +8,7 @@ read-only server are closed, because the same address may lead to a new primary 
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -140,13 +140,15 @@ class Database:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, url: str, *, schema: str, package: Path, pool_size: int = 10) -> AsyncIterator["Database"]:
-        """Connect (for up to 30 s, with backoff), migrate, and load ``package``'s queries.
+    async def open(
+        cls, url: str, *, schema: str, package: Path, more_queries: Sequence[Path] = (), pool_size: int = 10
+    ) -> AsyncIterator["Database"]:
+        """Connect (for up to 30 s, with backoff), migrate, and load the queries of ``package`` and of the folders ``more_queries``.
 
         Raises Unavailable if PostgreSQL stays down, and BadSettings if it refuses us or does not keep sessions, or a migration was edited.
         """
         place = ServerPlace(url, schema)
-        named = queries.load_package(package)
+        named = queries.load_package(package, *more_queries)
         await _migrate(place, migrations.read(package / "migrations"))
         pool = asyncpg.create_pool(
             url, min_size=0, max_size=pool_size, connect=lambda _url, **driver: place.connect(**driver), reset=_keep_session

@@ -5,6 +5,7 @@
 SELECT * FROM users WHERE id = $1;
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +27,20 @@ def load(path: Path) -> dict[str, NamedQuery]:
     return parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def load_package(package: Path) -> dict[str, NamedQuery]:
+def load_package(*packages: Path) -> dict[str, NamedQuery]:
     """Return the queries of `queries.sql` or of all files in `queries`. Raises as ``load``, also for a name in two files."""
-    folder = package / "queries"
-    paths = sorted(folder.glob("*.sql")) if folder.is_dir() else [package / "queries.sql"]
     queries: dict[str, NamedQuery] = {}
-    for path in paths:
+    for path in itertools.chain.from_iterable(map(_files_of, packages)):
         found = load(path)
         if twice := queries.keys() & found.keys():
             raise ValueError(f"{path}: {', '.join(sorted(twice))} is also in another file")
         queries |= found
     return queries
+
+
+def _files_of(package: Path) -> list[Path]:
+    folder = package / "queries"
+    return sorted(folder.glob("*.sql")) if folder.is_dir() else [package / "queries.sql"]
 
 
 def parse(text: str, source: str) -> dict[str, NamedQuery]:

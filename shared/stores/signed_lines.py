@@ -34,11 +34,18 @@ class LineFile(Generic[Row]):
             rows, number = await self._page_after(self.last)
             if not rows:
                 return
-            await asyncio.to_thread(self._append, rows)
-            self.last = number
+            writing = asyncio.get_running_loop().run_in_executor(None, self._append, rows, number)
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                # A write cannot be canceled, and the next one must not run beside it.
+                await asyncio.wait({writing})
+                writing.exception()  # the next attempt has it again
+                raise
 
-    def _append(self, rows: Sequence[Row]) -> None:
+    def _append(self, rows: Sequence[Row], number: int) -> None:
         append(self.path, b"".join(map(self._encode, rows)))
+        self.last = number
 
 
 def append(path: Path, lines: bytes) -> None:

@@ -2,7 +2,8 @@
 
 Each node is one nkey user, with the rights of its role in ``shared.protocol.topics``. ``nats/users.conf`` is generated from
 ``nats/nodes.json``. ``add_node`` adds a node (``aicli worker``): it writes both files and sends SIGHUP, on which the server adds users
-without disconnecting others. Revoked nodes stay in ``nats/revoked.json``, so that no later ``init`` adds them again.
+without disconnecting others. Revoked nodes stay in ``nats/revoked.json``, so that no later ``init`` adds them again:
+auth's list names a node only until its last certificate has expired, and the recovery log is auth's to read, but a NATS user never expires.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""Somebody puts an older copy of the database's folder in place, without any tool of ours: what was revoked since stays revoked."""
+"""Somebody puts an older copy of the database's folder in place, without any tool of ours: what was revoked or paid since stands."""
 
 import asyncio
 import shutil
@@ -29,7 +29,7 @@ async def copy(source: Path, target: Path) -> None:
 
 
 @pytest.mark.timeout(400)
-async def test_a_key_that_was_revoked_after_the_copy_stays_revoked(stack: RunningStack, tmp_path: Path) -> None:
+async def test_revocations_and_credits_of_after_the_copy_stand(stack: RunningStack, tmp_path: Path) -> None:
     async with people.api_client(stack) as api_client:
         ann = await api_client.register("ann")
     assert (await stack.aicli("stack", "down")).status == 0
@@ -38,11 +38,18 @@ async def test_a_key_that_was_revoked_after_the_copy_stays_revoked(stack: Runnin
     assert await status_of(stack, ann.key.secret) == 200
     revoked = await stack.aicli("keys", "revoke", str(ann.key.id), "--json")
     assert (revoked.json()["is_active"], "logged" in revoked.json()) == (False, False), "only what is not on disk yet says so"
+    paid = await stack.aicli("admin", "credits", ann.username, "500", "--note", "invoice", "--json")
+    assert (paid.json()["balance_micro"], "logged" in paid.json()) == (500_000_000, False)
+    assert (await stack.aicli("policy", "set", "--mesh", "--machines", "own")).status == 0
     assert (await stack.aicli("stack", "down")).status == 0
     shutil.rmtree(stack.home / "postgres")
     await copy(tmp_path / "postgres", stack.home / "postgres")
     assert (await stack.aicli("stack", "up")).status == 0
     assert await status_of(stack, ann.key.secret) == 401
     assert await status_of(stack, stack.api_key) == 200
-    (row,) = (await stack.aicli("admin", "audit", "list", "--action", "database.restored", "--json")).json()
-    assert row["act"]["details"]["log_lines_replayed"] == "1"
+    assert (await stack.aicli("admin", "credits", ann.username, "1", "--json")).json()["balance_micro"] == 501_000_000
+    assert (await stack.aicli("admin", "ledger", "verify")).status == 0
+    assert "machines: own" in (await stack.aicli("policy", "show", "--mesh")).out
+    rows = (await stack.aicli("admin", "audit", "list", "--action", "database.restored", "--json")).json()
+    replayed = {row["act"]["details"].get("service", "auth"): row["act"]["details"]["log_lines_replayed"] for row in rows}
+    assert replayed == {"auth": "1", "gateway": "2"}

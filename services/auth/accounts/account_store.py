@@ -70,6 +70,10 @@ class AccountStore(AuthTables):
     async def drop_reset(self, transaction: database.Transaction, user_id: UserId) -> None:
         await transaction.run("drop_password_reset", user_id)
 
+    async def drop_password_resets(self) -> None:
+        """Drop those of all users."""
+        await self._db.run("drop_password_resets")
+
 
 def _preferences(row: database.DatabaseRow) -> Preferences:
     model = row["default_model"]

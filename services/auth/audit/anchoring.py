@@ -2,41 +2,22 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from services.auth.audit.audit_store import AuditStore
 from shared import audit_anchors, errors
-from shared.audit_anchors import Anchor
-from shared.identity.node_keys import NodeKey
+from shared.audit_anchors import Anchor, AnchorKeys
 from shared.stores import signed_lines
 from shared.stores.signed_lines import LineFile
 from shared.telemetry import logs
-from shared.types import MeshName, NodeId
+from shared.types import MeshName
 
 _BATCH = 1000
 #: Some 100 anchors.
 _NEWEST_BYTES = 65_536
 
 _log = logs.get(part="audit")
-
-
-@dataclass(frozen=True, slots=True)
-class AnchorKeys:
-    """The key that signs, and former ones."""
-
-    current: NodeKey
-    former: tuple[NodeKey, ...] = ()
-
-    @classmethod
-    def of(cls, seed: bytes, *former: bytes) -> "AnchorKeys":
-        """Each of 32 secret bytes, derived for this purpose only."""
-        return cls(audit_anchors.signing_key(seed), tuple(map(audit_anchors.signing_key, former)))
-
-    @property
-    def ids(self) -> frozenset[NodeId]:
-        return frozenset(key.id for key in (self.current, *self.former))
 
 
 class Anchoring:

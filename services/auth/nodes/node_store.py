@@ -122,6 +122,10 @@ class NodeStore(AuthTables):
         """Raise the list's number to a published one, unless it is as high."""
         await self._db.run("raise_list_number", seen)
 
+    async def raise_list(self, number: int, epoch: int) -> None:
+        """Raise number and epoch of the revocation list above these."""
+        await self._db.run("raise_list", number, epoch)
+
     async def rotate_epoch(self) -> None:
         """Begin the epoch that is due because a revocation followed another one within an hour."""
         await self._db.run("rotate_epoch")

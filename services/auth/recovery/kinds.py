@@ -2,11 +2,12 @@
 
 A new act that restricts somebody needs a kind, or a reason why a restored database may undo it: a test compares both tables with the
 reference of the audit log.
+
+There is no kind ``secret.rotated``: nothing rotates a secret while services run. Operators replace DATA_KEY in the settings, outside of the
+database.
 """
 
-from contextvars import ContextVar
-
-#: Kind -> the query that replays lines of it; None where Python does (``replay.py``).
+#: Kind -> the query that replays lines of it; None where Python does (``auth_replay.py``).
 KINDS: dict[str, str | None] = {
     "key.revoked": "replay_key_revoked",
     "key.tightened": "replay_key_tightened",
@@ -24,6 +25,9 @@ KINDS: dict[str, str | None] = {
     # The signing epoch is raised after every restore.
     "signing_keys.rotated_at_once": None,
 }
+
+#: Kinds whose lines about one subject build on each other: a chain of rotations must be followed step by step.
+STEPWISE = frozenset({"key.secret_ended"})
 
 #: Acts that restrict somebody -> the kinds of lines that they may add. Their callers wait for the file.
 RESTRICTING: dict[str, frozenset[str]] = {
@@ -56,8 +60,7 @@ RESTRICTING: dict[str, frozenset[str]] = {
 }
 
 _SESSIONS_END = "a restore ends all sessions"
-_GATEWAY = "the gateway's tables: its part of the recovery log does not exist yet"
-#: Acts that restrict somebody without a kind -> why not.
+#: Acts that restrict somebody without a kind -> why not. The gateway's acts with a kind are in ``services.gateway.recovery.kinds``.
 WITHOUT_KIND: dict[str, str] = {
     "session.end": _SESSIONS_END,
     "session.reuse": _SESSIONS_END,
@@ -67,15 +70,9 @@ WITHOUT_KIND: dict[str, str] = {
     "organisation.tier": "settings and limits are not replayed; the restore's runbook says so",
     "user.tier": "settings and limits are not replayed; the restore's runbook says so",
     "registration.confirm": "confirms a setting, which is outside the database",
-    "credits.move": _GATEWAY,
-    "credits.revert": _GATEWAY,
-    "policy.set": _GATEWAY,
     "guard.refuse": "refuses one request",
     "guard.mask": "changes one answer",
     "price.set": "prices are not replayed; the restore's runbook says so",
-    "config.apply": "settings are not replayed; the restore's runbook says so",
-    "config.rollback": "settings are not replayed; the restore's runbook says so",
-    "config.import": "settings are not replayed; the restore's runbook says so",
     "rollout.start": "routes are not replayed; the restore's runbook says so",
     "rollout.change": "routes are not replayed; the restore's runbook says so",
     "rollout.end": "routes are not replayed; the restore's runbook says so",
@@ -90,11 +87,3 @@ HARMLESS = frozenset(
         "organisation.rename", "password.ask_reset", "ticket.create", "user.invite", "user.open",
     }
 )  # fmt: skip
-
-#: Set in a call that did one of the restricting acts: its answer waits for the file.
-restricted: ContextVar[bool] = ContextVar("restricted", default=False)
-
-
-def note(action: str) -> None:
-    if action in RESTRICTING:
-        restricted.set(True)

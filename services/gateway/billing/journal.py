@@ -3,16 +3,23 @@
 A record is a CRC-32, a length, and the row. A truncated record, for example after a power failure, ends the reading and is lost.
 """
 
+import asyncio
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 
 from services.gateway.billing.request_record import RequestRow
+from shared.stores import file_lock, signed_lines
 from shared.telemetry import logs
+from shared.types import RequestId
+
+#: Returns those of the requests that the database has never seen.
+FindUnknown = Callable[[Sequence[RequestId]], Awaitable[set[RequestId]]]
 
 _HEAD = struct.Struct(">II")
 #: Far more than the recorder ever queues; a larger file is not a journal.
@@ -63,6 +70,30 @@ class Journal:
         if self._holds_rows:
             os.truncate(self._path, 0)
             self._holds_rows = False
+
+
+@asynccontextmanager
+async def held_journal(path: Path, find_unknown: FindUnknown) -> AsyncIterator[Journal]:
+    """Lock the journal, and report rows whose requests the database doesn't know, because it was restored to an earlier time.
+
+    Such a row is written to the request log without a cost: a row without its reservation proves nothing. ``<journal>.unknown.jsonl`` keeps
+    what it would have cost. Raises Unavailable.
+    """
+    async with file_lock.hold(path):
+        journal = Journal(path)
+        rows = {row.id: row for row in await asyncio.to_thread(journal.read) if row.cost_micro}
+        if rows and (unknown := await find_unknown(list(rows))):
+            report = path.with_name(f"{path.name}.unknown.jsonl")
+            lines = [msgspec.json.encode(_report_line(rows[each])) + b"\n" for each in unknown]
+            await asyncio.to_thread(signed_lines.append, report, b"".join(lines))
+            _log.warning(
+                "settle_journal.unknown: the database doesn't know these requests; they cost nothing", rows=len(unknown), file=str(report)
+            )
+        yield journal
+
+
+def _report_line(row: RequestRow) -> dict[str, object]:
+    return {"id": row.id, "tenant": row.tenant_id, "created_at": row.created_at, "not_billed_micro": row.cost_micro}
 
 
 def decode(body: bytes) -> tuple[list[RequestRow], int]:

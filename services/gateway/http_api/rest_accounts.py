@@ -45,7 +45,7 @@ class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     days: Days | None = None
 
 
-class ApiKeyView(msgspec.Struct, frozen=True):
+class ApiKeyView(msgspec.Struct, frozen=True, omit_defaults=True):
     id: KeyId
     user_id: UserId
     name: str
@@ -67,6 +67,8 @@ class ApiKeyView(msgspec.Struct, frozen=True):
     expires_at: datetime | None
     #: The key that created it; null if a login did.
     made_by: KeyId | None
+    #: Only after a revocation: false if it is done, but the recovery log on disk lacks it for now.
+    logged: bool = True
 
 
 class RevokeQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,6 +121,7 @@ def to_key_view(key: auth.ApiKey) -> ApiKeyView:
         last_used_at=key.last_used_at,
         expires_at=key.expires_at,
         made_by=key.made_by,
+        logged=key.logged,
     )
 
 

@@ -38,6 +38,8 @@ _encode = msgspec.json.Encoder().encode
 
 #: Runs a handler with a request.
 Run = Callable[[RpcCall], Awaitable[msgspec.Struct]]
+#: May change the reply of a handler, as ``Dispatcher.finish``.
+Finish = Callable[[Any], Awaitable[Any]]
 
 
 class RpcQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,10 +58,11 @@ def methods() -> Iterator[AnyMethod]:
 
 
 class RpcRoutes:
-    def __init__(self, rpc: node_interface.NodeRpc, own: Callable[[str, Peer], Handler], node: NodeId) -> None:
-        """``own`` finds the handlers of ``node``, this gateway. It raises Draining."""
+    def __init__(self, rpc: node_interface.NodeRpc, own: Callable[[str, Peer], Handler], node: NodeId, finish: Finish) -> None:
+        """``own`` finds the handlers of ``node``, this gateway. It raises Draining. ``finish`` follows each of them."""
         self._rpc = rpc
         self._own = own
+        self._finish = finish
         #: People reach the gateway as clients, whatever the connection.
         self._peer = Peer(Role.CLIENT, node)
 
@@ -113,7 +116,7 @@ class RpcRoutes:
             return partial(self._forward, method, query.to, request), rpc_call
         if query.to not in (None, self._peer.node):
             raise BadField("to", "is not this gateway; omit it for methods of the gateway")
-        return partial(_run_here, self._own(method.name, self._peer), request), rpc_call
+        return partial(_run_here, self._own(method.name, self._peer), self._finish, request), rpc_call
 
     async def _forward(self, method: AnyMethod, to: NodeId | None, request: msgspec.Struct, call: RpcCall) -> msgspec.Struct:
         seconds = call.remaining_seconds()
@@ -128,11 +131,12 @@ class RpcRoutes:
             return end
 
 
-async def _run_here(handler: Handler, request: msgspec.Struct, call: RpcCall) -> msgspec.Struct:
+async def _run_here(handler: Handler, finish: Finish, request: msgspec.Struct, call: RpcCall) -> msgspec.Struct:
     """Raises DeadlineExceeded, and what the handler raises. A forwarded call has its deadline in the client."""
     try:
         with BoundedWait(call.remaining_seconds()):
-            return await handler.function(request, call)
+            reply: msgspec.Struct = await finish(await handler.function(request, call))
+            return reply
     except TimeoutError as error:
         raise errors.DeadlineExceeded(f"{handler.method.name} ran out of time", hint="give it longer with deadline_ms") from error
 

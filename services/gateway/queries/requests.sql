@@ -83,6 +83,14 @@ paid AS MATERIALIZED (
 )
 SELECT fresh.id FROM paid LEFT JOIN fresh ON true;
 
+-- name: find_unknown_requests
+-- Find requests that have neither a reservation nor a row.
+SELECT id
+FROM unnest($1::uuid[]) AS given (id)
+WHERE NOT EXISTS (SELECT FROM reservations WHERE request_id = given.id)
+  AND NOT EXISTS (SELECT FROM request_logs WHERE request_logs.id = given.id)
+  AND NOT was_taken_over(given.id);
+
 -- name: count_guard_matches
 -- Add what guardrails found in requests to their days. Always lock in the same order, so that gateways can't deadlock.
 INSERT INTO guard_counts (day, tenant_id, api_key_id, kind, action, place, matches, requests)

@@ -414,6 +414,8 @@ class RunningService:
         self.once = DeduplicatedInference(self.pipeline, keys)
         #: The gateway's own methods, by name.
         self.own: dict[str, Handler] = {}
+        #: What follows them.
+        self.finish: Callable[[Any], Awaitable[Any]] = _unchanged
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
     def new_pipeline(
@@ -435,11 +437,14 @@ class RunningService:
             OpenAiModerations(self.pipeline, request_seconds=30),
         )
         routes = tuple(route for part in parts for route in part.routes())
-        rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99)).routes()
+        rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99), self._finish).routes()
         every = (*routes, *rpc_routes, *Reference.routes_for(routes))
         app = HttpApp(every, self.callers, self.metrics, limits_of=self.quotas.limits_of)
         app.cors = cors or CorsPolicy()
         return app
+
+    async def _finish(self, reply: Any) -> Any:
+        return await self.finish(reply)
 
     def _served(self, caller: auth.Principal) -> tuple[ServedModel, ...]:
         return routing.catalogue(policies.open_to(caller.tenant_id, policies.UNRESTRICTED, self.directory.usable(Role.WORKER)), self.names)
@@ -481,3 +486,7 @@ async def _no_guardrails(_revision: int, _caller: auth.Principal) -> Guardrails:
 
 async def _no_receipts(_reservations: Sequence[OpenReservation]) -> dict[RequestId, Receipt]:
     return {}
+
+
+async def _unchanged(reply: Any) -> Any:
+    return reply

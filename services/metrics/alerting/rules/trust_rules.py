@@ -98,9 +98,9 @@ RULES = (
     AlertRule(
         name="recovery_log_behind",
         severity=Severity.CRITICAL,
-        when=above(highest(Selector(instruments.RECOVERY_LOG_BEHIND), "node"), RECOVERY_LOG_BEHIND_SECONDS),
-        summary="Auth {node} cannot write its recovery log",
-        description="Revocations take effect, but restoring an older database now would undo the newest of them.",
+        when=above(highest(Selector(instruments.RECOVERY_LOG_BEHIND), "service", "node"), RECOVERY_LOG_BEHIND_SECONDS),
+        summary="{service} {node} cannot write its recovery log",
+        description="Revocations and credits take effect, but restoring an older database now would undo the newest of them.",
         board=DashboardName.SECURITY,
         unit=AlertUnit.SECONDS,
     ),
@@ -117,10 +117,10 @@ RULES = (
     AlertRule(
         name="database_restored",
         severity=Severity.CRITICAL,
-        when=above(highest(Selector(instruments.DATABASE_RESTORED), "node"), 0),
-        summary="Auth's database was replaced by an older one",
-        description="Auth replayed its recovery log and ended all sessions. What was created since the backup is lost. The alert ends after"
-        " seven days.",
+        when=above(highest(Selector(instruments.DATABASE_RESTORED), "service", "node"), 0),
+        summary="The database of {service} was replaced by an older one",
+        description="{service} replayed its recovery log; auth ends all sessions. What was created since the backup is lost. The alert ends"
+        " after seven days.",
         board=DashboardName.SECURITY,
     ),
     AlertRule(

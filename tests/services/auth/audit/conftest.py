@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from services.auth import store
-from services.auth.audit.anchoring import Anchoring, AnchorKeys
+from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.audit_store import AuditStore
 from services.auth.audit.verification import Verification
+from shared.audit_anchors import AnchorKeys
 from shared.telemetry import Metrics
 from shared.types import MeshName
 

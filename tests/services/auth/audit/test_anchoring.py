@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from services.auth import store
-from services.auth.audit.anchoring import Anchoring, AnchorKeys
+from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.audit_log import AuditLog, AuditUpkeep
 from services.auth.audit.audit_store import AuditStore
 from services.auth.audit.verification import Verification
 from shared import audit_anchors, audit_chain
 from shared.api.audit import ChainState
-from shared.audit_anchors import Anchor
+from shared.audit_anchors import Anchor, AnchorKeys
 from shared.audit_chain import ChainHead
 from shared.telemetry import Metrics
 from shared.types import MeshName

@@ -1,6 +1,5 @@
 """An auth service whose database is copied while it is stopped, and replaced by that older copy later."""
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,19 +42,8 @@ class RestorableAuth:
 
     async def copy_database(self) -> AuthSettings:
         """Return settings that name a copy of the database, while nothing is connected to it."""
-        name = self._name()
-        copy = f"{name}_{len(name)}"
-        connection = await asyncpg.connect(self._postgres.url())
-        try:
-            await connection.execute(f"DROP DATABASE IF EXISTS {copy} WITH (FORCE)")
-            await connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()", name
-            )
-            await connection.execute(f"CREATE DATABASE {copy} TEMPLATE {name} STRATEGY file_copy")
-        finally:
-            await connection.close()
-        self._postgres.discard(copy)
-        return msgspec.structs.replace(self.settings, database_url=self.settings.database_url.replace(f"/{name}?", f"/{copy}?"))
+        url = await self._postgres.copy(self.settings.database_url)
+        return msgspec.structs.replace(self.settings, database_url=url)
 
     async def execute(self, statement: str) -> list[asyncpg.Record]:
         connection = await asyncpg.connect(self.settings.database_url, server_settings={"search_path": "auth", "aimesh.tenant": "*"})
@@ -63,8 +51,3 @@ class RestorableAuth:
             return list(await connection.fetch(statement))
         finally:
             await connection.close()
-
-    def _name(self) -> str:
-        found = re.search(r"/(\w+)\?", self.settings.database_url)
-        assert found is not None
-        return found[1]

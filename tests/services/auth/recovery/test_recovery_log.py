@@ -9,14 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.auth.recovery import recovery_log
-from services.auth.recovery.recovery_lines import RecoveryLine
 from services.auth.settings import AuthSettings
 from shared import errors
-from shared.api import auth
+from shared.api import auth, recovery
 from shared.identity import node_keys
+from shared.recovery import recovery_log
+from shared.recovery.recovery_lines import RecoveryLine
 from shared.rpc import bodies
 from shared.stores import signed_lines
+from shared.types import Peer, Role
 from tests.servers import PostgresServer
 from tests.services.auth.recovery.restoring import RestorableAuth
 from tests.services.auth.surroundings import CLIENT, Surroundings, call
@@ -253,3 +254,25 @@ async def test_an_unknown_kind_asks_for_the_newer_version(stored: RestorableAuth
     with pytest.raises(errors.BadSettings, match=r"'key\.frozen', which this version does not know"):
         async with stored.running():
             pass
+
+
+async def test_only_the_backup_agent_follows_the_log(stored: RestorableAuth) -> None:
+    sent: asyncio.Queue[recovery.RecoveryLines] = asyncio.Queue()
+
+    class Sink:
+        async def send(self, item: recovery.RecoveryLines) -> None:
+            sent.put_nowait(item)
+
+    async with stored.running() as world:
+        await revoke_one(world)
+        agent = Peer(Role.BACKUP, CLIENT.node)
+        with pytest.raises(errors.WrongRole, match=r"a client may not call auth\.followRecoveryLog"):
+            world.dispatcher.find(recovery.follow_auth_log.name, CLIENT)
+        handler = world.dispatcher.find(recovery.follow_auth_log.name, agent)
+        following = asyncio.ensure_future(handler.function(recovery.FollowRecoveryLog(), Sink()))
+        first = await asyncio.wait_for(sent.get(), 10)
+        await revoke_one(world)
+        second = await asyncio.wait_for(sent.get(), 10)
+        following.cancel()
+        await asyncio.wait({following})
+        assert stored.file.read_bytes() == first.lines + second.lines

@@ -7,6 +7,7 @@ import pytest
 
 from services.auth.recovery import kinds
 from services.auth.settings import AuthSettings
+from services.gateway.recovery import kinds as gateway_kinds
 from tests.servers import PostgresServer
 from tests.services.auth.audit.test_reference import described
 from tests.services.auth.recovery.restoring import RestorableAuth
@@ -53,5 +54,5 @@ def test_every_kind_is_covered_by_an_act() -> None:
 
 def test_every_act_that_restricts_somebody_has_a_kind_or_a_reason_why_not() -> None:
     """A new action has to be put into one of the three tables."""
-    decided = [*kinds.RESTRICTING, *kinds.WITHOUT_KIND, *kinds.HARMLESS]
+    decided = [*kinds.RESTRICTING, *gateway_kinds.RESTRICTING, *kinds.WITHOUT_KIND, *kinds.HARMLESS]
     assert sorted(decided) == sorted(described())

@@ -7,14 +7,14 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from services.auth.recovery import rollback
-from services.auth.recovery.recovery_lines import LogEnd
-from services.auth.recovery.recovery_store import DatabasePlace
-from services.auth.recovery.rollback import RecoveryState
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import accounts, audit, auth
 from shared.identity import node_keys
+from shared.recovery import rollback
+from shared.recovery.recovery_lines import LogEnd
+from shared.recovery.recovery_store import DatabasePlace
+from shared.recovery.rollback import RecoveryState
 from shared.stores.cache import Cache
 from tests.servers import PostgresServer
 from tests.services.auth.recovery.restoring import RestorableAuth

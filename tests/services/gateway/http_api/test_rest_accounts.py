@@ -286,6 +286,12 @@ async def test_a_key_is_revoked_by_its_id_or_its_name(api_client: Auth, http: ht
     assert api_client.only == (auth.RevokeApiKey(which), KEY)
 
 
+async def test_a_revocation_that_the_recovery_log_lacks_says_so(api_client: Auth, http: httpx.AsyncClient) -> None:
+    api_client.answers("auth.revokeApiKey", msgspec.structs.replace(API_KEY, logged=False))
+    answer = await http.delete("/api/auth/api-keys/ci", headers=bearer(KEY))
+    assert (answer.status_code, answer.json()) == (200, {**SHOWN_KEY, "logged": False})
+
+
 async def test_a_key_is_revoked_with_all_keys_that_it_created(api_client: Auth, http: httpx.AsyncClient) -> None:
     api_client.answers("auth.revokeApiKey", API_KEY)
     assert (await http.delete("/api/auth/api-keys/ci?with_made=true", headers=bearer(KEY))).status_code == 200

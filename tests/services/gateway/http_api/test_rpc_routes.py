@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import msgspec
 import pytest
 
 from services.gateway.http_api import rpc_routes
@@ -120,6 +121,21 @@ async def test_the_gateways_own_methods_run_here(http: httpx.AsyncClient, runnin
     wrong = problem(await http.post(f"/rpc/gateway.listNodes?to={node_id(5)}", json={}), 400, "bad_request")
     assert (wrong["param"], wrong["message"]) == ("to", "to is not this gateway; omit it for methods of the gateway")
     assert len(calls) == 1
+
+
+async def test_an_own_method_is_answered_after_the_recovery_log_or_says_so(
+    http: httpx.AsyncClient, running_service: RunningService
+) -> None:
+    async def answer(_request: gateway.CancelInference, _call: RpcCall) -> Nothing:
+        return Nothing()
+
+    async def finish(reply: Nothing) -> Nothing:
+        return msgspec.structs.replace(reply, logged=False)
+
+    running_service.own["gateway.cancelInference"] = Handler(gateway.cancel_inference, answer)
+    running_service.finish = finish
+    answered = await http.post("/rpc/gateway.cancelInference", json={"idempotencyKey": "k" * 8})
+    assert (answered.status_code, answered.json()) == (200, {"logged": False})
 
 
 async def test_the_table_decides_who_may_call(http: httpx.AsyncClient, running_service: RunningService) -> None:

@@ -1,4 +1,4 @@
-"""Copies the recovery log to this replica's file, and makes answers to restricting calls wait for it.
+"""Copies the recovery log to this replica's file, makes answers to restricting calls wait for it, and streams it to the backup agent.
 
 The table is the source: triggers write it in the transaction of the change. If the file cannot be written, the change stands, the reply
 says so, and the copy continues as soon as the disk allows it. A full disk never blocks a revocation.
@@ -7,21 +7,23 @@ says so, and the copy continues as soon as the disk allows it. A full disk never
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Container, Sequence
+from contextvars import ContextVar
 from typing import TypeVar
 
 import msgspec
 from prometheus_client import Gauge
 
-from services.auth.audit.anchoring import AnchorKeys
-from services.auth.recovery import kinds, recovery_lines
-from services.auth.recovery.recovery_lines import LogEnd, RecoveryLine
-from services.auth.recovery.recovery_store import RecoveryStore
 from shared import errors
+from shared.api.recovery import RecoveryLines
+from shared.node import lifecycle
+from shared.recovery import recovery_lines
+from shared.recovery.log_place import LogPlace
+from shared.recovery.recovery_lines import LogEnd, RecoveryLine
+from shared.recovery.recovery_store import RecoveryStore
+from shared.rpc import StreamCall
 from shared.stores.signed_lines import LineFile
 from shared.telemetry import logs
-from shared.types import MeshName
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -29,28 +31,35 @@ R = TypeVar("R", bound=msgspec.Struct)
 WAIT_SECONDS = 2.0
 _RETRY_SECONDS = 5.0
 _RELISTEN_SECONDS = 1.0
+#: Of the lines in one item of a stream, which has to fit into a message. A line with a long policy takes 50 KB.
+_ITEM_BYTES = 256 * 1024
+
+#: Set in a call that did a restricting act: its answer waits for the file.
+_restricted: ContextVar[bool] = ContextVar("restricted", default=False)
 
 _log = logs.get(part="recovery")
 
 
-class RecoveryLog:
-    """``begin`` says where the file ends, then ``run`` is the task that alone writes it. If the database was replaced while auth runs, it
-    raises Internal: the next start replays the log."""
+def noting(restricting: Container[str]) -> Callable[[str], None]:
+    """Return what must be called with each act of the audit log."""
 
-    def __init__(
-        self,
-        rows: RecoveryStore,
-        keys: AnchorKeys,
-        mesh: MeshName,
-        path: Path | None,
-        behind: Gauge,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def note(action: str) -> None:
+        if action in restricting:
+            _restricted.set(True)
+
+    return note
+
+
+class RecoveryLog:
+    """``begin`` says where the file ends, then ``run`` is the task that alone writes it. If the database was replaced while the service
+    runs, it raises Internal: the next start replays the log."""
+
+    def __init__(self, rows: RecoveryStore, place: LogPlace, behind: Gauge, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rows = rows
         self._behind = behind
         self._clock = clock
-        self._file = None if path is None else LineFile(path, self._lines_after, _signer(keys, mesh))
+        self._encode = _signer(place)
+        self._file = None if place.file is None else LineFile(place.file, self._lines_after, self._encode)
         #: The last line in the file, and the last line that was read from the table.
         self._end = self._fetched = recovery_lines.START
         self._wake = asyncio.Event()
@@ -81,9 +90,9 @@ class RecoveryLog:
 
     async def finish(self, reply: R) -> R:
         """Wait until the file has what this call recorded. If it has not, say so in a reply with a field for it."""
-        if self._file is None or not kinds.restricted.get():
+        if self._file is None or not _restricted.get():
             return reply
-        kinds.restricted.set(False)
+        _restricted.set(False)
         if await self.is_written():
             return reply
         _log.warning("answered before the recovery log was on disk", reply=type(reply).__name__)
@@ -123,6 +132,36 @@ class RecoveryLog:
             tried, self._tried = self._tried, asyncio.Event()
             tried.set()
 
+    async def stream(self, after: int, stream: StreamCall[RecoveryLines], ending: asyncio.Event) -> None:
+        """Send the lines after a number, and every new one, signed as in the file, until ``ending`` is set. Raises Unavailable."""
+        async with lifecycle.background() as tasks:
+            sending, ended = tasks.create_task(self._send(after, stream)), tasks.create_task(ending.wait())
+            await asyncio.wait({sending, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                raise sending.result()
+
+    async def _send(self, after: int, stream: StreamCall[RecoveryLines]) -> errors.Unavailable:
+        try:
+            async with contextlib.aclosing(self._rows.follow()) as changes:
+                async for _ in changes:
+                    while (page := await self._rows.lines_after(after))[0]:
+                        for item in await asyncio.to_thread(self._sign, page[0]):
+                            await stream.send(item)
+                            after = item.last
+        except errors.Unavailable as error:
+            return error
+        return errors.Unavailable("the recovery log cannot be followed", hint="call again")
+
+    def _sign(self, lines: Sequence[RecoveryLine]) -> list[RecoveryLines]:
+        items: list[RecoveryLines] = []
+        for line in lines:
+            text, number = self._encode(line), line.number
+            if items and len(items[-1].lines) + len(text) <= _ITEM_BYTES:
+                items[-1] = RecoveryLines(first=items[-1].first, last=number, lines=items[-1].lines + text)
+            else:
+                items.append(RecoveryLines(first=number, last=number, lines=text))
+        return items
+
     async def _lines_after(self, number: int) -> tuple[Sequence[RecoveryLine], int]:
         # The file asks for what follows its last line.
         self._end = self._fetched if self._fetched.number == number else self._end
@@ -161,8 +200,10 @@ class RecoveryLog:
 
 
 def replaced() -> errors.Internal:
-    return errors.Internal("the database was replaced by another one while auth ran", hint="auth restarts and replays the recovery log")
+    return errors.Internal(
+        "the database was replaced by another one while the service ran", hint="the service restarts and replays the recovery log"
+    )
 
 
-def _signer(keys: AnchorKeys, mesh: MeshName) -> Callable[[RecoveryLine], bytes]:
-    return lambda line: recovery_lines.encode(recovery_lines.sign(line, keys.current, mesh))
+def _signer(place: LogPlace) -> Callable[[RecoveryLine], bytes]:
+    return lambda line: recovery_lines.encode(recovery_lines.sign(line, place.keys.current, place.mesh))

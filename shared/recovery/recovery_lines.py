@@ -1,6 +1,7 @@
 """A line of the recovery log: its hash, its signature, and the check of a whole file. Pure.
 
-PostgreSQL computes the hash when a trigger adds the line (migration 0015), and this module verifies it: both must hash the same bytes.
+PostgreSQL computes the hash when a trigger adds the line (migrations 0015 of auth and 0025 of the gateway), and this module verifies it:
+both must hash the same bytes.
 """
 
 import hashlib

@@ -8,9 +8,9 @@ import asyncpg
 import msgspec
 import pytest
 
-from services.auth.audit.anchoring import AnchorKeys
-from services.auth.recovery import recovery_lines
-from services.auth.recovery.recovery_lines import CheckedLog, DamagedLine, LogEnd, RecoveryLine
+from shared.audit_anchors import AnchorKeys
+from shared.recovery import recovery_lines
+from shared.recovery.recovery_lines import CheckedLog, DamagedLine, LogEnd, RecoveryLine
 from shared.types import MeshName
 
 KEYS = AnchorKeys.of(bytes(range(32)))
@@ -48,8 +48,10 @@ def check(written: Sequence[bytes], after: int = 0) -> CheckedLog:
         ("x" * 5000, {"": None}),
     ],
 )
-async def test_postgresql_and_python_hash_the_same_bytes(postgres_url: str, subject: str, details: dict[str, object]) -> None:
-    connection = await asyncpg.connect(postgres_url, server_settings={"search_path": "auth"})
+async def test_postgresql_and_python_hash_the_same_bytes(
+    postgres_url: str, tables_of: str, subject: str, details: dict[str, object]
+) -> None:
+    connection = await asyncpg.connect(postgres_url, server_settings={"search_path": tables_of})
     try:
         for _ in range(2):
             await connection.execute("SELECT add_recovery_line('user.disabled', $1, $2)", subject, json.dumps(details))
@@ -63,10 +65,10 @@ async def test_postgresql_and_python_hash_the_same_bytes(postgres_url: str, subj
     assert check(texts(signed)).newer == tuple(signed)
 
 
-async def test_the_table_is_append_only(postgres_url: str) -> None:
-    connection = await asyncpg.connect(postgres_url, server_settings={"search_path": "auth"})
+async def test_the_table_is_append_only(postgres_url: str, tables_of: str) -> None:
+    connection = await asyncpg.connect(postgres_url, server_settings={"search_path": tables_of})
     try:
-        await connection.execute("SELECT add_recovery_line('user.disabled', 'x')")
+        await connection.execute("SELECT add_recovery_line('user.disabled', 'x', '{}')")
         for statement in ("UPDATE recovery_log SET subject = 'y'", "DELETE FROM recovery_log", "TRUNCATE recovery_log"):
             with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
                 await connection.execute(statement)

@@ -1,16 +1,18 @@
-"""auth's tables recovery_log and database_restores. Every method may raise Unavailable."""
+"""A service's tables recovery_log and database_restores. Every method may raise Unavailable."""
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import UUID
 
-from services.auth.recovery import recovery_lines
-from services.auth.recovery.recovery_lines import LogEnd, RecoveryLine
 from shared import errors
+from shared.recovery import recovery_lines
+from shared.recovery.recovery_lines import LogEnd, RecoveryLine
 from shared.stores import database
 
-_CHANGES = "auth_recovery_log"
+#: The folder of the queries that a service's database needs for this store.
+QUERIES = Path(__file__).parent
 _PAGE = 500
 #: A restore after a long time has many lines to replay. One replica replays them, and the others wait.
 _REPLAY_SECONDS = 600
@@ -33,8 +35,10 @@ class DatabasePlace:
 
 
 class RecoveryStore:
-    def __init__(self, db: database.Database) -> None:
+    def __init__(self, db: database.Database, schema: str) -> None:
         self._db = db
+        #: The triggers of the schema's migration notify it.
+        self._changes = f"{schema}_recovery_log"
 
     async def head(self) -> LogEnd:
         return _end(await self._db.row("find_recovery_head"))
@@ -51,7 +55,7 @@ class RecoveryStore:
 
     async def follow(self) -> AsyncGenerator[None, None]:
         """Yield an item at once, and after each new line."""
-        async with contextlib.aclosing(self._db.listen(_CHANGES)) as changes:
+        async with contextlib.aclosing(self._db.listen(self._changes)) as changes:
             async for _ in changes:
                 yield
 
@@ -89,21 +93,14 @@ class RecoveryStore:
     def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
         return self._db.transaction()
 
-    async def drop_password_resets(self) -> None:
-        await self._db.run("drop_password_resets")
-
-    async def raise_list(self, number: int, epoch: int) -> None:
-        """Raise number and epoch of the revocation list above these."""
-        await self._db.run("raise_list", number, epoch)
-
 
 @contextlib.contextmanager
 def _tables_may_be_missing() -> Iterator[None]:
-    """While somebody replaces the schema by a backup's, auth must wait: it would create an empty one if it started again."""
+    """While somebody replaces the schema by a backup's, the service must wait: it would create an empty one if it started again."""
     try:
         yield
     except database.Refusal as error:
-        raise errors.Unavailable("the tables of auth cannot be read", hint="is a backup being restored?") from error
+        raise errors.Unavailable("the tables of the recovery log cannot be read", hint="is a backup being restored?") from error
 
 
 def _end(row: database.DatabaseRow | None) -> LogEnd:

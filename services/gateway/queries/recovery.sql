@@ -1,0 +1,64 @@
+-- Replays: $1 are subjects, $2 details in JSON and $3 times of lines of one kind, in their order. Each may run twice.
+
+-- name: replay_credits_moved
+-- Move credits again, unless the restored ledger has the transfer.
+WITH line AS (
+    SELECT DISTINCT ON (subject) subject::uuid AS transfer, details::jsonb AS details
+    FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS given (subject, details, at)
+),
+done AS MATERIALIZED (
+    SELECT top_up(transfer, (details ->> 'owner')::uuid, (details ->> 'micro')::bigint, 'recovery log', NULL)
+    FROM line
+    WHERE NOT EXISTS (SELECT FROM entry_keys WHERE entry_keys.transfer = line.transfer AND kind = 'top_up')
+)
+SELECT count(*) FROM done;
+
+-- name: replay_credits_reverted
+-- Refund again what the restored ledger has charged; requests that are still running in it end without a cost. What it does not know has cost
+-- nothing there.
+WITH line AS (
+    SELECT DISTINCT subject::uuid AS request FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS given (subject, details, at)
+),
+released AS MATERIALIZED (
+    SELECT request, settle(request, 0, 'released') AS micro
+    FROM line JOIN reservations ON request_id = request
+    WHERE state = 'reserved'
+),
+freed AS MATERIALIZED (
+    SELECT spend_targets(array_agg(request), NULL, NULL, NULL, NULL) FROM released WHERE micro IS NOT NULL HAVING count(*) > 0
+),
+done AS MATERIALIZED (
+    SELECT revert(request, 'recovery log')
+    FROM line
+    WHERE NOT EXISTS (SELECT FROM entry_keys WHERE transfer = request AND kind = 'reversal')
+)
+SELECT (SELECT count(*) FROM freed) + (SELECT count(*) FROM done);
+
+-- name: replay_policies
+-- Write the newest value of each policy as its version, unless the restored database has it.
+WITH line AS (
+    SELECT DISTINCT ON (subject) subject AS name, details::jsonb AS details, at
+    FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS given (subject, details, at, number)
+    ORDER BY subject, number DESC
+),
+newer AS MATERIALIZED (
+    SELECT
+        line.name, line.at, (details ->> 'version')::integer AS version, details ->> 'origin' AS origin,
+        replayed_policy(nullif(details -> 'value', 'null'), details ->> 'texts', restored.body) AS body
+    FROM line
+    LEFT JOIN config_current AS current ON current.kind = 'policy' AND current.name = line.name
+    LEFT JOIN config_versions AS restored
+        ON restored.kind = 'policy' AND restored.name = line.name AND restored.version = current.version
+    WHERE (details ->> 'version')::integer > coalesce(current.version, 0)
+),
+next AS (
+    UPDATE config_revision SET revision = revision + 1 WHERE EXISTS (SELECT FROM newer) RETURNING revision
+),
+written AS (
+    INSERT INTO config_versions (kind, name, version, revision, body, origin, note, created_at)
+    SELECT 'policy', name, version, next.revision, body, origin, 'recovery log', at FROM newer CROSS JOIN next
+    RETURNING kind, name, version
+)
+INSERT INTO config_current (kind, name, version)
+SELECT kind, name, version FROM written
+ON CONFLICT (kind, name) DO UPDATE SET version = excluded.version;
