@@ -36,7 +36,7 @@ def ensure(home: StackHome, environment: Mapping[str, str], folder: Path) -> Ini
             loaded = settings.load(recorded)
     nats_server.ensure(home, loaded.mesh, loaded.nats_port)
     database = stack_plan.postgres_of(home)
-    for role in secret_files.DATABASE_ROLES:
+    for role in secret_files.LOGIN_ROLES:
         # Written each time: it contains the path of the socket, and homes get moved.
         url = database.url(role, secret_files.read(home, f"postgres_{role}"))
         homes.write_private(stack_plan.database_url_file(home, role), url + "\n")

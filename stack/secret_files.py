@@ -28,7 +28,13 @@ NODES: dict[str, Role] = {
 }
 #: The services with tables, each with its own PostgreSQL role and schema.
 DATABASE_ROLES = ("auth", "gateway", "metrics")
+#: Those that log in: the services, and the backup agent, which only copies.
+LOGIN_ROLES = (*DATABASE_ROLES, "backup")
 POSTGRES_ADMIN = "aimesh_admin"
+#: Signs backups and the recovery log's copies.
+RECOVERY_KEY = "recovery.nk"
+#: Opens this stack's own backups, but not their secrets. Created by the first use of BACKUP_TO.
+BACKUP_IDENTITY = "backup_identity"
 
 
 def _token() -> bytes:
@@ -62,8 +68,9 @@ SECRETS: dict[str, Callable[[], bytes]] = {
     "mesh_ca.nk": node_keys.new_authority_seed,
     #: 64 hex characters, as the relay's program reads it.
     "relay_seed": lambda: secrets.token_bytes(32).hex().encode(),
+    RECOVERY_KEY: node_keys.new_seed,
     POSTGRES_ADMIN: _token,
-    **{f"postgres_{role}": _token for role in DATABASE_ROLES},
+    **{f"postgres_{role}": _token for role in LOGIN_ROLES},
 }
 
 

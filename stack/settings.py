@@ -16,10 +16,12 @@ from shared import addresses, config
 from shared.config import Port, Variable
 from shared.identity import node_keys
 from shared.types import MeshName
+from stack import backup_settings
+from stack.backup_settings import BackupSettings
 from stack.stack_home import StackHome, write_private
 
 
-class StackSettings(config.Settings, frozen=True, kw_only=True):
+class StackSettings(BackupSettings, frozen=True, kw_only=True):
     mesh: Annotated[MeshName, Variable("MESH_NAME", "name of the mesh this stack belongs to")] = MeshName("home")
     web_port: Annotated[Port, Variable("WEB_SERVICE_PORT", "port of the web pages")] = 3000
     auth_port: Annotated[Port, Variable("AUTH_SERVICE_PORT", "port of auth")] = 3001
@@ -84,6 +86,9 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
     node_binary: Annotated[Path | None, Variable("NODE_BINARY", "Node.js program to use instead of the bundled one")] = None
 
     def mistakes(self) -> Iterator[str]:
+        yield from super().mistakes()
+        if self.backup_database == "stream" and self.database_url is not None and self.backup_database_url is None:
+            yield "BACKUP_DATABASE=stream: BACKUP_DATABASE_URL is not set, the URL of your PostgreSQL for a role with REPLICATION"
         if not is_reachable_host(self.dht_host):
             yield f"DHT_HOST: {self.dht_host} is neither an IPv4 address of one machine, such as 203.0.113.5, nor a DNS name"
         if self.dht_bind_host is not None and not is_ipv4(self.dht_bind_host):
@@ -130,7 +135,7 @@ def mistakes_of_nodes(nodes: tuple[str, ...]) -> Iterator[str]:
 
 #: Settings passed through to services, by the services that read them. The plan provides the rest of a service's settings.
 _PASSED_TO: dict[tuple[str, ...], str] = {
-    ("auth", "gateway", "inference", "metrics", "web"): """
+    ("auth", "gateway", "inference", "metrics", "web", "backup"): """
         MESH_NAME NATS_CA_FILE NATS_CERT_FILE NATS_KEY_FILE NATS_CREDS_FILE ALLOW_PLAIN_NATS NODE_BINARY SWARM_CLIENTS LOG_LEVEL
         LOG_FORMAT OTEL_SDK_DISABLED OTEL_TRACES_SAMPLER_ARG METRICS_ENABLED HTTP_CONNECTIONS_PER_ADDRESS TRUSTED_PROXIES
     """,
@@ -163,6 +168,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
         METRICS_NAMESPACES OTEL_EXPORTER_OTLP_ENDPOINT OTEL_EXPORTER_OTLP_HEADERS
     """,
     ("web",): "WEB_SERVICE_PORT GATEWAY_URL GATEWAY_CA_FILE",
+    ("backup",): " ".join(setting.variable.name for setting in config.settings_of(BackupSettings)),
 }
 #: Variable -> services.
 PASSED: dict[str, tuple[str, ...]] = {name: services for services, names in _PASSED_TO.items() for name in names.split()}
@@ -184,6 +190,7 @@ _PATHS = frozenset(
     {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}
     | {"NATS_CA_FILE", "NATS_CERT_FILE", "NATS_KEY_FILE", "NATS_CREDS_FILE"}
     | {"MODELS_YAML", "MODELS_DIR", "MODEL_STORE", "OPENAI_UPSTREAMS", "OIDC_CA_FILE", "AUDIT_ANCHOR_FILE", "RECOVERY_LOG_DIR"}
+    | {"BACKUP_TO", "GOOGLE_APPLICATION_CREDENTIALS"}
 )
 
 
@@ -204,8 +211,12 @@ def merge(recorded: Mapping[str, str], environment: Mapping[str, str], folder: P
             merged.pop(name, None)
             merged.pop(f"{name}_FILE", None)
             if value:
-                is_path = variable in _PATHS or variable not in known_names()
+                is_path = (variable in _PATHS or variable not in known_names()) and "://" not in value
                 merged[variable] = str((folder / Path(value).expanduser()).absolute()) if is_path else value
+    for name, address in backup_settings.CREDENTIALS.items():
+        if not merged.get("BACKUP_TO", "").startswith(address):
+            merged.pop(name, None)
+            merged.pop(f"{name}_FILE", None)
     return merged
 
 

@@ -38,6 +38,8 @@ MACHINE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", 
 #: Prefixes of variables for the engine, its GPU, and requests to other providers.
 ENGINE_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "LLAMA_", "OMP_", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 
+#: The backup agent.
+BACKUP = "backup"
 #: service -> secret setting -> its file.
 _SECRETS: dict[str, dict[str, str]] = {
     "auth": {
@@ -50,8 +52,9 @@ _SECRETS: dict[str, dict[str, str]] = {
     "inference": {"SERVICE_TOKEN": "service_token"},
     "metrics": {},
     "web": {"WEB_SECRET": "web_secret", "WEB_HOP_SECRET": "web_hop_secret"},
+    BACKUP: {},
 }
-_NODE_KEYS = {"auth": "auth", "gateway": "gateway", "inference": "worker", "metrics": "metrics", "web": "web"}
+_NODE_KEYS = {"auth": "auth", "gateway": "gateway", "inference": "worker", "metrics": "metrics", "web": "web", BACKUP: BACKUP}
 _REDIS_USERS = ("auth", "gateway")
 #: Programs stop from the highest stage down: first new requests, then running ones, then the servers below.
 _STAGES = {"auth": 1, "inference": 1, "metrics": 1, "gateway": 2, "web": 3}
@@ -99,6 +102,8 @@ def make(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], 
     for backend in more_workers(settings):
         environment = {**visible, **_worker_environment(home, settings, recorded, backend)}
         services.append(_service(f"inference-{backend}", "inference", environment, settings))
+    if settings.backup_to:
+        services.append(_backup_agent({**visible, **service_environment(home, settings, recorded, BACKUP)}))
     programs = (*servers(home, settings, visible), *services)
     return StackPlan(programs, database, cache, _fingerprint(programs, recorded))
 
@@ -106,7 +111,9 @@ def make(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], 
 def servers(home: StackHome, settings: StackSettings, visible: Mapping[str, str]) -> Iterator[Program]:
     """Return the servers that this stack runs itself."""
     if not _has_external_databases(settings):
-        yield postgres.program(postgres_of(home), visible)
+        # What the replication slot keeps on this disk while the store fails.
+        options = {"max_slot_wal_keep_size": settings.backup_wal_most} if settings.backup_to else {}
+        yield postgres.program(postgres_of(home), visible, options)
     if not settings.redis_url:
         yield valkey.program(valkey_of(home), visible)
     if not settings.nats_url:
@@ -161,6 +168,10 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         own = f"{service.upper()}_DATABASE_URL_FILE"
         embedded = {} if _has_external_databases(settings) else {"DATABASE_URL_FILE": str(database_url_file(home, service))}
         environment |= {"DATABASE_URL_FILE": recorded[own]} if own in recorded else _external_or(recorded, "DATABASE_URL", embedded)
+    if service == BACKUP:
+        is_ours = not _has_external_databases(settings) and settings.backup_database != "managed"
+        ours = {"BACKUP_DATABASE_URL_FILE": str(database_url_file(home, BACKUP))} if is_ours else {}
+        environment = {"AIMESH_HOME": str(home.root), **ours, **environment}
     if service in _REDIS_USERS:
         environment |= _external_or(recorded, "REDIS_URL", {"REDIS_URL": valkey_of(home).url})
     if service == "inference":
@@ -273,6 +284,10 @@ def _service(name: str, package: str, environment: dict[str, str], settings: Sta
         grace_seconds=32.0,
         hopeless_status=2,  # see shared/node/program.py
     )
+
+
+def _backup_agent(environment: dict[str, str]) -> Program:
+    return Program(name=BACKUP, command=(sys.executable, "-m", "stack.recovery.agent"), environment=environment, stage=1, hopeless_status=2)
 
 
 def nats_url(settings: StackSettings) -> str:

@@ -93,7 +93,7 @@ class Supervisor:
                 await self._until_ready(program)
 
     async def _prepare(self, server: Postgres) -> None:
-        passwords = {role: secret_files.read(self._home, f"postgres_{role}") for role in secret_files.DATABASE_ROLES}
+        passwords = {role: secret_files.read(self._home, f"postgres_{role}") for role in secret_files.LOGIN_ROLES}
         await asyncio.to_thread(postgres.provision, server, passwords)
         if (point := await upgrade.before_migrations(self._home, server)) is not None:
             _log.info("postgres: restore point %s, before the migrations", point.name)

@@ -144,7 +144,7 @@ def database_url(home: StackHome, role: str) -> bytes:
 def provision(home: StackHome) -> bytes:
     """Return the environment for stack/servers/postgres.sql. It has SCRAM verifiers, so no statement contains a password."""
     lines = [f"export PGPASSWORD={secret_files.read(home, secret_files.POSTGRES_ADMIN)}"]
-    for role in secret_files.DATABASE_ROLES:
+    for role in secret_files.LOGIN_ROLES:
         verifier = postgres.scram_verifier(secret_files.read(home, f"postgres_{role}"), os.urandom(16))
         lines.append(f"export {role.upper()}_VERIFIER='{verifier}'")
     return ("\n".join(lines) + "\n").encode()

@@ -141,6 +141,10 @@ class Segment:
         per_id = _SEGMENTS_PER_ID_BYTES // segment_size
         return f"{self.timeline:08X}{self.number // per_id:08X}{self.number % per_id:08X}"
 
+    def end(self, segment_size: int) -> int:
+        """Return the position behind its last byte."""
+        return (self.number + 1) * segment_size
+
     def object(self, segment_size: int) -> str:
         return f"{WAL}{self.timeline:08X}/{self.file(segment_size)}{'.partial' if self.is_partial else ''}{SUFFIX}"
 

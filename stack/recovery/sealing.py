@@ -69,19 +69,6 @@ def read_identities(path: Path) -> tuple[str, ...]:
     return found
 
 
-def check_recipients(recipients: Sequence[str]) -> None:
-    """Raises BadSettings for a text that is no age recipient."""
-    from pyrage import RecipientError, x25519
-
-    for text in recipients:
-        try:
-            x25519.Recipient.from_str(text)
-        except RecipientError as error:
-            raise errors.BadSettings(
-                f"BACKUP_RECIPIENTS: {text[:80]!r} is no age recipient", hint="it starts with age1; `aicli stack backup keygen` prints one"
-            ) from error
-
-
 @contextlib.asynccontextmanager
 async def sealed(source: BinaryIO, recipients: Sequence[str]) -> AsyncIterator[AsyncIterator[bytes]]:
     """Give the sealed pieces of ``source``, whose end the caller brings about: close it, or end the program that writes it."""

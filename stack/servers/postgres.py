@@ -71,7 +71,7 @@ def unprivileged(*command: str) -> tuple[str, ...]:
     return ("unshare", "-U", "--map-user=1000", "--map-group=1000", *command)
 
 
-def program(server: Postgres, environment: Mapping[str, str]) -> Program:
+def program(server: Postgres, environment: Mapping[str, str], more_options: Mapping[str, str] | None = None) -> Program:
     bin_folder = binaries()
     options = {
         "listen_addresses": "",
@@ -84,6 +84,7 @@ def program(server: Postgres, environment: Mapping[str, str]) -> Program:
         # Statements can contain what users typed.
         "log_min_error_statement": "panic",
         "log_parameter_max_length_on_error": "0",
+        **(more_options or {}),
     }
     settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
     return Program(

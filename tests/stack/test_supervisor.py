@@ -282,7 +282,7 @@ async def test_real_servers_run_under_a_very_long_path(tmp_path: Path, short_pat
             async with asyncio.timeout(30):
                 while not await probes.is_ready(server.probe):
                     await asyncio.sleep(0.02)
-        postgres.provision(planned.postgres, {role: secret_files.read(home, f"postgres_{role}") for role in secret_files.DATABASE_ROLES})
+        postgres.provision(planned.postgres, {role: secret_files.read(home, f"postgres_{role}") for role in secret_files.LOGIN_ROLES})
         connection = await asyncpg.connect(stack_plan.database_url_file(home, "auth").read_text().strip())
         assert await connection.fetchval("SHOW fsync") == "on"
         assert await connection.fetchval("SHOW synchronous_commit") == "on"

@@ -15,7 +15,7 @@ import pytest
 
 from services.gateway.limits import tiers
 from stack import stack_plan
-from stack.secret_files import DATABASE_ROLES
+from stack.secret_files import LOGIN_ROLES
 from stack.servers import postgres
 from tests import people, stacks
 from tests.chaos import judging, load
@@ -55,7 +55,7 @@ async def place() -> AsyncIterator[Place]:
         primary = PostgresServer(folders[0])
         primary.start()
         opened.callback(primary.stop)
-        passwords = {role: secrets.token_urlsafe(16) for role in DATABASE_ROLES}
+        passwords = {role: secrets.token_urlsafe(16) for role in LOGIN_ROLES}
         postgres.provision(primary.server, passwords)
         standby = PostgresServer(folders[1], primary=primary)
         standby.start()

@@ -8,11 +8,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from stack.secret_files import DATABASE_ROLES
+from stack.secret_files import DATABASE_ROLES, LOGIN_ROLES
 from stack.servers import postgres as stack_postgres
 from tests.servers import PostgresServer
 
-PASSWORDS = {role: f"password-of-{role}" for role in DATABASE_ROLES}
+PASSWORDS = {role: f"password-of-{role}" for role in LOGIN_ROLES}
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def provisioned(postgres: PostgresServer) -> PostgresServer:
 
 
 async def test_each_service_owns_its_schema(provisioned: PostgresServer) -> None:
-    for role, password in PASSWORDS.items():
-        connection = await asyncpg.connect(provisioned.server.url(role, password))
+    for role in DATABASE_ROLES:
+        connection = await asyncpg.connect(provisioned.server.url(role, PASSWORDS[role]))
         try:
             await connection.execute(f"CREATE TABLE {role}.things (id int)")
             await connection.execute(f"DROP TABLE {role}.things")
