@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from shared.stores.objects import ObjectMissing, ObjectStore
 from shared.types import NodeId
 from stack.recovery import layout
-from stack.recovery.layout import BackupManifest, Segment, StoreMesh, StoreState
+from stack.recovery.layout import BackupManifest, RestoreTests, Segment, StoreMesh, StoreState
 
 _MOST_MANIFESTS = 1000
 
@@ -22,6 +22,8 @@ class StoreCatalog:
     #: The timelines whose history is here.
     histories: frozenset[int]
     state: StoreState | None
+    #: None before the first restore test.
+    tests: RestoreTests | None = None
 
 
 async def read_mesh(store: ObjectStore, keys: Collection[NodeId] | None) -> StoreMesh | None:
@@ -46,8 +48,11 @@ async def read(store: ObjectStore, mesh: StoreMesh) -> StoreCatalog:
     state = None
     with contextlib.suppress(ObjectMissing):
         state = layout.read_signed(layout.STATE, await store.get(layout.STATE), StoreState, mesh.keys)
+    tests = None
+    with contextlib.suppress(ObjectMissing):
+        tests = layout.read_signed(layout.TESTS, await store.get(layout.TESTS), RestoreTests, mesh.keys)
     size = backups[-1].segment_size if backups else 16 << 20
     logs = [found.name async for found in store.list(layout.WAL)]
     segments = sorted(segment for name in logs if (segment := layout.parse_segment(name, size)) is not None)
     histories = frozenset(timeline for name in logs if (timeline := layout.parse_history(name)) is not None)
-    return StoreCatalog(tuple(backups), tuple(segments), histories, state)
+    return StoreCatalog(tuple(backups), tuple(segments), histories, state, tests)

@@ -1,12 +1,13 @@
 """What is in the store and under which names: docs/howto/recovery.md shows the tree. Pure.
 
-Objects never change, except ``state.json`` and the unfinished segment of the write-ahead log. Nothing is believed without a signature.
+Objects never change, except ``state.json``, ``tests.json`` and the unfinished segment of the write-ahead log. Nothing is believed without
+a signature.
 """
 
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from stack.recovery.sealing import SUFFIX, DamagedObject
 FORMAT = 1
 MESH = "mesh.json"
 STATE = "state.json"
+TESTS = "tests.json"
 BASE = "base/"
 WAL = "wal/"
 RECOVERY_LOG = "log/"
@@ -34,6 +36,7 @@ _SEGMENT = re.compile(
     r"wal/[0-9A-F]{8}/(?P<timeline>[0-9A-F]{8})(?P<high>[0-9A-F]{8})(?P<low>[0-9A-F]{8})(?P<partial>\.partial)?\.zst\.age"
 )
 _HISTORY = re.compile(r"wal/(?P<timeline>[0-9A-F]{8})\.history\.zst\.age")
+_PROGRAM_LOG = re.compile(r"logs/(?P<day>\d{4}-\d\d-\d\d)/[a-z0-9-]+\.log\.zst\.age")
 _LOG = re.compile(r"log/(?P<service>[a-z]+)/(?P<first>\d{12})-(?P<last>\d{12})\.zst\.age")
 
 
@@ -67,6 +70,19 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
     #: Every commit before this moment and this position is in the store.
     until: datetime
     lsn: int
+
+
+class RestoreTests(msgspec.Struct, frozen=True, kw_only=True):
+    """``tests.json``: what restore tests found, by PostgreSQL's clock."""
+
+    #: The newest test, its backup, and why it failed.
+    at: datetime
+    backup: str
+    ok: bool
+    seconds: float
+    why: str = ""
+    #: Backup -> when it last passed.
+    passed: dict[str, datetime]
 
 
 class BackupPart(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,7 +202,7 @@ def history_object(timeline: int) -> str:
     return f"{WAL}{timeline:08X}.history{SUFFIX}"
 
 
-def program_log_object(day: str, program: str) -> str:
+def program_log_object(day: date, program: str) -> str:
     return f"{PROGRAM_LOGS}{day}/{program}.log{SUFFIX}"
 
 
@@ -215,6 +231,11 @@ def parse_history(name: str) -> int | None:
 def parse_log(name: str) -> LogPart | None:
     match = _LOG.fullmatch(name)
     return None if match is None else LogPart(match["service"], int(match["first"]), int(match["last"]))
+
+
+def parse_program_log(name: str) -> date | None:
+    match = _PROGRAM_LOG.fullmatch(name)
+    return None if match is None else date.fromisoformat(match["day"])
 
 
 def parse_lsn(text: str) -> int:
