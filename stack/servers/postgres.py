@@ -21,7 +21,7 @@ from shared import errors, processes
 from stack.servers.program import CommandProbe, Program
 
 DATABASE = "aimesh"
-_PORT = 5432
+PORT = 5432
 _PROVISION = Path(__file__).with_name("postgres.sql")
 _INITDB_SECONDS = 60
 _PROVISION_SECONDS = 30
@@ -45,10 +45,10 @@ class Postgres:
 
     @property
     def socket(self) -> Path:
-        return self.sockets / f".s.PGSQL.{_PORT}"
+        return self.sockets / f".s.PGSQL.{PORT}"
 
     def url(self, role: str, password: str) -> str:
-        return f"postgresql://{quote(role)}:{quote(password, safe='')}@/{DATABASE}?host={quote(str(self.sockets), safe='')}&port={_PORT}"
+        return f"postgresql://{quote(role)}:{quote(password, safe='')}@/{DATABASE}?host={quote(str(self.sockets), safe='')}&port={PORT}"
 
 
 def binaries() -> Path:
@@ -89,11 +89,11 @@ def program(server: Postgres, environment: Mapping[str, str], more_options: Mapp
     settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
     return Program(
         name="postgres",
-        command=unprivileged(str(bin_folder / "postgres"), "-D", str(server.data), "-p", str(_PORT), *settings),
+        command=unprivileged(str(bin_folder / "postgres"), "-D", str(server.data), "-p", str(PORT), *settings),
         environment={**environment, "LC_ALL": "C.UTF-8"},
         stage=0,
         # Status of pg_isready: 0 accepts, 1 is starting or recovering, 2 does not answer.
-        probe=CommandProbe((str(bin_folder / "pg_isready"), "-q", "-h", str(server.sockets), "-p", str(_PORT), "-t", "1"), 2),
+        probe=CommandProbe((str(bin_folder / "pg_isready"), "-q", "-h", str(server.sockets), "-p", str(PORT), "-t", "1"), 2),
         # A "fast" shutdown ends sessions and leaves clean data. SIGTERM would wait for every client to leave.
         stop_signal=signal.SIGINT,
     )
@@ -141,7 +141,7 @@ def provision(server: Postgres, passwords: Mapping[str, str]) -> None:
     """
     environment = {"PGPASSWORD": server.admin_password.read_text(encoding="utf-8").strip(), "PGCONNECT_TIMEOUT": "5"}
     environment |= {f"{role.upper()}_VERIFIER": scram_verifier(password, os.urandom(16)) for role, password in passwords.items()}
-    command = [str(binaries() / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", str(server.sockets), "-p", str(_PORT)]
+    command = [str(binaries() / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", str(server.sockets), "-p", str(PORT)]
     _run(
         "making the database roles",
         (*command, "-U", server.admin, "-d", "postgres", "-f", str(_PROVISION)),
@@ -154,7 +154,7 @@ def environment_of_psql(server: Postgres, role: str, password: str, settings: Ma
     """Return the environment of psql: the password must not be in its arguments. ``settings`` are those of the session."""
     return {
         "PGHOST": str(server.sockets),
-        "PGPORT": str(_PORT),
+        "PGPORT": str(PORT),
         "PGDATABASE": DATABASE,
         "PGUSER": role,
         "PGPASSWORD": password,
