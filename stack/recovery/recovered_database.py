@@ -12,9 +12,9 @@ import signal
 import tarfile
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Collection
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote
@@ -27,7 +27,7 @@ from shared.stores import queries
 from shared.stores.objects import ObjectMissing, ObjectStore
 from stack import processes
 from stack.recovery import layout, restore_plan, sealing
-from stack.recovery.layout import DATA, FILES, SECRETS, BackupManifest, Segment, StoreMesh, WalObject
+from stack.recovery.layout import DATA, BackupManifest, Segment, StoreMesh, WalObject
 from stack.recovery.restore_plan import RestorePlan, TimelineEnd
 from stack.recovery.sealing import CountedDigest, DamagedObject
 from stack.secret_files import POSTGRES_ADMIN
@@ -41,10 +41,13 @@ _STALL_SECONDS = 300.0
 _LOOK_SECONDS = 0.1
 _STOP_SECONDS = 120.0
 _CONNECT_SECONDS = 10.0
+#: What a cluster's folder contains, besides names that begin with pg_.
 _CLUSTER = {"PG_VERSION", "base", "global", "postgresql.conf", "postgresql.auto.conf", "backup_label", "backup_manifest"}
-_HOME = {"secrets", "keys", "stack.env", "profile.toml", "admin.txt", "audit_anchors.jsonl", "recovery_log", "models", "run"}
-#: Part -> the names that its paths begin with; a cluster's other files begin with pg_.
-_KNOWN = {DATA: _CLUSTER, SECRETS: _HOME, FILES: _HOME}
+#: What the other parts never contain: settings can name files anywhere else in the home.
+_NOT_OF_HOME = {"postgres", "valkey", "run", "logs", "backup"}
+#: A restore point is written a moment before its time is read.
+_MARGIN = timedelta(seconds=5)
+_UNKNOWN = datetime.min.replace(tzinfo=UTC)
 _SQL = queries.load(Path(__file__).with_suffix(".sql"))
 _ENDED_EARLY = "recovery ended before configured recovery target was reached"
 
@@ -56,6 +59,8 @@ class RestoreSource:
     store: ObjectStore
     mesh: StoreMesh
     identities: tuple[str, ...]
+    #: Newer ones than those in the store: PostgreSQL's files on this machine.
+    local_segments: Mapping[Segment, Path] = field(default_factory=dict)
 
     async def open(self, name: str) -> bytes:
         """Return the content of a small object. Raises WrongIdentity, DamagedObject, also if it is missing, and StoreUnavailable."""
@@ -66,6 +71,8 @@ class RestoreSource:
         return await asyncio.to_thread(sealing.open_bytes, name, body, self.identities, self.mesh.keys, self.mesh.mesh)
 
     async def segment(self, segment: Segment, segment_size: int) -> WalObject:
+        if (local := self.local_segments.get(segment)) is not None:
+            return WalObject(data=await asyncio.to_thread(local.read_bytes), until=_UNKNOWN, lsn=0)
         name = segment.object(segment_size)
         try:
             wal = msgspec.msgpack.decode(await self.open(name), type=WalObject)
@@ -100,6 +107,10 @@ class RecoveredDatabase:
     #: Of the last replayed commit; None without one.
     last_commit_at: datetime | None
     lsn: int
+
+    def url_of(self, role: str) -> str:
+        """Return the address for another role: objects that it makes are its own."""
+        return self.url.replace(f"//{self.admin}@", f"//{quote(role)}@", 1)
 
     def reached(self, end: WalEnd, plan: RestorePlan) -> datetime:
         """Return the moment of the database: every commit before it is there. ``end`` is what was fetched."""
@@ -146,9 +157,9 @@ async def fetch_wal(source: RestoreSource, plan: RestorePlan, folder: Path, prog
         ends = [end, *(task.result() for task in fetching)]
         end = WalEnd(max(each.until for each in ends), max(each.lsn for each in ends))
         progress("fetching the write-ahead log", min(done + _SEGMENTS_AT_ONCE, total), total)
-        if plan.target.at is not None and end.until > plan.target.at and end.lsn >= plan.backup.stop_lsn:
+        if plan.target.at is not None and end.until > plan.target.at + _MARGIN and end.lsn >= plan.backup.stop_lsn:
             return end
-    if plan.gap is not None:
+    if plan.gap is not None and (plan.target.at is None or plan.target.at >= end.until):
         raise restore_plan.refusal_of_gap(plan, end.until)
     return end
 
@@ -170,7 +181,7 @@ async def unpack(source: RestoreSource, backup: BackupManifest, part: str, folde
     await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
     try:
         async with sealing.unsealed(pieces(), source.identities, described.plain_size) as file:
-            await asyncio.to_thread(_extract, file, folder, _KNOWN[part], name)
+            await asyncio.to_thread(_extract, file, folder, part, name)
     except ObjectMissing as error:
         raise DamagedObject(f"{name} is missing", hint="use another backup: aicli stack backups") from error
     except sealing.WrongIdentity:
@@ -181,11 +192,11 @@ async def unpack(source: RestoreSource, backup: BackupManifest, part: str, folde
         raise sealing.damaged(name)
 
 
-def _extract(file: BinaryIO, folder: Path, known: Collection[str], archive: str) -> None:
+def _extract(file: BinaryIO, folder: Path, part: str, archive: str) -> None:
     try:
         with tarfile.TarFile.open(fileobj=file, mode="r|", bufsize=1 << 20) as members:
             for member in members:
-                if _is_harmless(member, known):
+                if _is_harmless(member, part):
                     members.extract(member, folder, filter="data")
                 elif not (member.name == "tablespace_map" and member.size == 0):
                     raise DamagedObject(
@@ -198,12 +209,12 @@ def _extract(file: BinaryIO, folder: Path, known: Collection[str], archive: str)
         raise sealing.damaged(archive) from error
 
 
-def _is_harmless(member: tarfile.TarInfo, known: Collection[str]) -> bool:
+def _is_harmless(member: tarfile.TarInfo, part: str) -> bool:
     """No link, no device, and no path that leaves the folder. The filter of ``extract`` would refuse most of these, too."""
     is_plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and not member.issparse()
     path = PurePosixPath(member.name)
     first = path.parts[0] if path.parts else ""
-    is_expected = not first or first in known or ("PG_VERSION" in known and first.startswith("pg_"))
+    is_expected = first in _CLUSTER or first.startswith("pg_") if part == DATA and first else first not in _NOT_OF_HOME
     return is_plain and is_expected and not path.is_absolute() and ".." not in path.parts
 
 
@@ -231,7 +242,11 @@ async def recovered(folder: Path, plan: RestorePlan, progress: Progress, *, is_d
             await server.start(_target_settings(plan))
             try:
                 await server.until_open()
-            except _EndedEarly:
+            except _EndedEarly as early:
+                if plan.target.point is not None:
+                    raise restore_plan.RestoreRefused(
+                        f"the restore point {plan.target.point} is not in the log", hint="use --at with its time"
+                    ) from early
                 # There is no commit behind the target.
                 await server.start({"recovery_target_timeline": str(plan.timeline)})
                 await server.until_open()

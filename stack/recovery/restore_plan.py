@@ -109,6 +109,10 @@ def plan(catalog: StoreCatalog, which: str, target: RestoreTarget, histories: Ma
             f"the backup {backup.name} can be restored from {moment(backup.finished_at, is_first=True)} on",
             hint="use that time, or `latest`",
         )
+    if not any(part.name == layout.DATA for part in backup.parts):
+        raise RestoreRefused(
+            f"the backup {backup.name} has no database", hint="restore it at its provider first, then add --database-restored"
+        )
     last = _last(catalog)
     if target.at is not None and target.at > last:
         raise RestoreRefused(f"the last moment that can be restored is {moment(last)}", hint=f"use --at {moment(last)}, or no --at")
