@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -32,8 +33,9 @@ _READ_SECONDS = 30
 _PARTS = 5_000
 _LEAST_PART_BYTES = 8 << 20
 _PARTS_AT_ONCE = 2
-#: obstore writes an unfinished object of a folder under such a name.
+#: obstore writes an unfinished object of a folder under such a name. Another process may be writing one now.
 _UNFINISHED = re.compile(r"#\d+$")
+_ABANDONED_SECONDS = 3600
 
 
 class StoreUnavailable(errors.Unavailable):
@@ -82,7 +84,7 @@ class ObjectStore(Protocol):
         ...
 
     async def delete_unfinished(self) -> None:
-        """Delete what killed uploads left in a folder. S3 does that by a lifecycle rule of the bucket."""
+        """Delete what uploads that were killed an hour ago left in a folder. S3 does that by a lifecycle rule of the bucket."""
         ...
 
 
@@ -251,8 +253,9 @@ def _remove_empty(root: Path, folder: Path) -> None:
 
 def _remove_unfinished(root: Path) -> None:
     for path in _files(root):
-        if _UNFINISHED.search(path.name):
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # it was finished meanwhile
+            if _UNFINISHED.search(path.name) and path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                path.unlink()
 
 
 def _files(root: Path) -> Iterator[Path]:
