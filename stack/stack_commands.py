@@ -9,6 +9,7 @@ import click
 
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
+from stack.recovery import recovery_commands
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +27,10 @@ def stack() -> None:
     All data is in AIMESH_HOME (default: .aimesh in the checkout). Settings come from the environment and are saved; see
     docs/reference/settings.md.
     """
+
+
+for _command in recovery_commands.COMMANDS:
+    stack.add_command(_command)
 
 
 def _home() -> "StackHome":

@@ -64,19 +64,24 @@ class _LogRange:
     stop: int
 
 
-async def make(place: BackupPlace, source: SourceDatabase | None, *, label: str, term: int) -> BackupManifest:
-    """Make a backup, without the database if ``source`` is None. Raises DamagedDatabase, Unavailable, and InProgress if this stack already
-    makes one. Whatever fails, no backup is listed, and its parts are removed by the next one at the latest."""
+async def make(
+    place: BackupPlace, source: SourceDatabase | None, *, label: str, term: int, report: Callable[[int], None] = lambda _stored: None
+) -> BackupManifest:
+    """Make a backup, without the database if ``source`` is None. Raises DamagedDatabase, Unavailable, and BadSettings if this stack already
+    makes one. Whatever fails, no backup is listed, and its parts are removed by the next one at the latest. ``report`` gets how many bytes of
+    the database were copied, in another thread."""
     async with contextlib.AsyncExitStack() as opened:
         try:
             await opened.enter_async_context(file_lock.hold(place.home.run / "base_backup", patience_seconds=0))
         except errors.BadSettings as error:
-            raise errors.InProgress("this stack is making a backup right now", hint="wait until it is done: aicli stack backups") from error
+            raise errors.BadSettings(
+                "this stack is making a backup right now", hint="wait until it is done: aicli stack backups"
+            ) from error
         await retry(lambda: _remove_leftovers(place.store, term))
         at = datetime.now(UTC) if source is None else (await source.position()).at
         name = await retry(lambda: _find_name(place.store, at, term))
         try:
-            return await _make(place, source, name, label, term)
+            return await _make(place, source, name, label=label, term=term, report=report)
         except BaseException:
             with contextlib.suppress(errors.Unavailable, TimeoutError):
                 async with asyncio.timeout(_REMOVE_SECONDS):
@@ -84,7 +89,9 @@ async def make(place: BackupPlace, source: SourceDatabase | None, *, label: str,
             raise
 
 
-async def _make(place: BackupPlace, source: SourceDatabase | None, name: str, label: str, term: int) -> BackupManifest:
+async def _make(
+    place: BackupPlace, source: SourceDatabase | None, name: str, *, label: str, term: int, report: Callable[[int], None]
+) -> BackupManifest:
     began = time.monotonic()
     identity, before = _NO_IDENTITY, _NO_FACTS
     started_at = datetime.now(UTC)
@@ -106,7 +113,7 @@ async def _make(place: BackupPlace, source: SourceDatabase | None, name: str, la
     ]
     log, after, finished_at = _LogRange(0, 0, 0), before, datetime.now(UTC)
     if source is not None:
-        data, log = await _put_data(place, source, name, identity)
+        data, log = await _put_data(place, source, name, identity, _Tail(report))
         parts.insert(0, data)
         after = await source.facts()
         finished_at = (await source.position()).at
@@ -143,8 +150,9 @@ async def _paced(pieces: AsyncIterator[bytes], patience: asyncio.Timeout) -> Asy
         yield piece
 
 
-async def _put_data(place: BackupPlace, source: SourceDatabase, backup: str, identity: SourceIdentity) -> tuple[BackupPart, _LogRange]:
-    tail = _Tail()
+async def _put_data(
+    place: BackupPlace, source: SourceDatabase, backup: str, identity: SourceIdentity, tail: "_Tail"
+) -> tuple[BackupPart, _LogRange]:
     async with _pg_basebackup(source, place.settings.backup_mb_per_second) as copy:
         part = await _put(place, backup, DATA, lambda size: tail.keep(copy.archive.read(size)), expected_bytes=identity.database_bytes)
         await copy.finish()
@@ -292,9 +300,13 @@ class _CountedSource:
 class _Tail:
     """The last bytes of what passes through."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[int], None]) -> None:
         self.bytes = b""
+        self._size = 0
+        self._report = report
 
     def keep(self, data: bytes) -> bytes:
         self.bytes = (self.bytes + data[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+        self._size += len(data)
+        self._report(self._size)
         return data

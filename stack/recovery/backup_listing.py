@@ -1,0 +1,62 @@
+"""What `aicli stack backups` lists."""
+
+from datetime import datetime
+
+import msgspec
+
+from stack.recovery import catalog, restore_plan
+from stack.recovery.backup_place import BackupPlace
+from stack.recovery.layout import DATA
+from stack.recovery.recovered_database import RestoreSource
+from stack.recovery.store_retries import retry
+
+
+class ListedBackup(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    label: str
+    #: When it was complete.
+    at: datetime
+    size_bytes: int
+    #: When a restore test of it last passed.
+    verified_at: datetime | None
+    seconds: float
+    site: str
+
+
+class ListedHole(msgspec.Struct, frozen=True, kw_only=True):
+    """No second in it can be restored."""
+
+    since: datetime
+    #: None: until now.
+    until: datetime | None
+    missing: str
+
+
+class BackupListing(msgspec.Struct, frozen=True, kw_only=True):
+    #: Newest first.
+    backups: tuple[ListedBackup, ...]
+    recoverable_from: datetime | None = None
+    recoverable_until: datetime | None = None
+    holes: tuple[ListedHole, ...] = ()
+
+
+async def read(place: BackupPlace) -> BackupListing:
+    found = await retry(lambda: catalog.read(place.store, place.mesh))
+    passed = found.tests.passed if found.tests is not None else {}
+    listed = tuple(
+        ListedBackup(
+            name=each.name, label=each.label, at=each.finished_at, size_bytes=sum(part.size for part in each.parts),
+            verified_at=passed.get(each.name), seconds=each.seconds, site=each.site,
+        )
+        for each in reversed(found.backups)
+    )  # fmt: skip
+    if not any(part.name == DATA for each in found.backups for part in each.parts):
+        return BackupListing(backups=listed)  # its provider restores the database
+    source = RestoreSource(place.store, place.mesh, (place.own_identity,))
+    histories = await retry(lambda: source.histories(found.histories))
+    window = restore_plan.window(found, histories)
+    if window is None:
+        return BackupListing(backups=listed)
+    size = found.backups[-1].segment_size
+    holes = tuple(ListedHole(since=hole.after, until=hole.until, missing=hole.missing.file(size)) for hole in window.holes)
+    return BackupListing(backups=listed, recoverable_from=window.first, recoverable_until=window.last, holes=holes)

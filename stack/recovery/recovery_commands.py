@@ -1,0 +1,156 @@
+"""The commands of `aicli stack` for backup and restore. Each imports what it needs when it runs, so that other commands start fast."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.output import print_format, printing
+from cli.output.printing import TableColumn
+
+if TYPE_CHECKING:
+    from stack.recovery.backup_place import BackupPlace
+    from stack.recovery.layout import BackupManifest
+    from stack.recovery.source_database import SourceDatabase
+    from stack.stack_home import StackHome
+
+_MB = 1_000_000
+
+
+def _home() -> "StackHome":
+    from stack import stack_home
+
+    return stack_home.locate(os.environ)
+
+
+async def _open(home: "StackHome") -> "tuple[BackupPlace, SourceDatabase | None]":
+    """Open the store and the database of this stack, as its agent does. Raises BadSettings."""
+    from shared import config, errors
+    from stack import settings, stack_plan
+    from stack.backup_settings import BackupSettings
+    from stack.recovery import backup_place
+    from stack.recovery.source_database import SourceDatabase
+
+    recorded = settings.read_recorded(home)
+    loaded = settings.load(recorded)
+    if not home.run.is_dir():
+        raise errors.BadSettings(f"there is no stack in {home.root}", hint="start it with: make up")
+    chosen = config.load(BackupSettings, stack_plan.service_environment(home, loaded, recorded, stack_plan.BACKUP))
+    place = await backup_place.open_place(home, chosen, loaded.mesh)
+    source = SourceDatabase(chosen.backup_database_url or "", home.run) if chosen.streams_database else None
+    return place, source
+
+
+@click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
+@click.option("--label", default="", metavar="TEXT", help="Note for the list of backups.")
+@print_format.output_options("Print a JSON object.")
+@click.pass_context
+def backup(context: click.Context, /, *, label: str, as_json: bool) -> None:
+    """Make a backup now, in addition to the daily one. BACKUP_TO must be set, and the stack must be running."""
+    if context.invoked_subcommand is not None:
+        return
+    from stack.recovery import backup_place, base_backup
+
+    if len(label) > 200:
+        raise click.UsageError("a label has at most 200 characters")
+
+    async def make() -> "tuple[BackupPlace, BackupManifest]":
+        place, source = await _open(_home())
+        term = await asyncio.to_thread(backup_place.read_term, place.home)
+        return place, await base_backup.make(place, source, label=label, term=term, report=_report_progress())
+
+    place, made = asyncio.run(make())
+    size = sum(part.size for part in made.parts)
+    if as_json:
+        shown = {"name": made.name, "label": made.label, "at": made.finished_at, "size_bytes": size, "seconds": made.seconds}
+        printing.show_json(printing.plain({**shown, "signed_by": place.key.id}))
+        return
+    click.echo(f"{made.name}: {size / _MB:.1f} MB in {made.seconds:.0f} s")
+    if backup_place.is_first_use(place.home):
+        printing.note(
+            f"Add this line to the file of your identity. A restore then refuses what others have signed:\n# signed by: {place.key.id}"
+        )
+
+
+def _report_progress() -> Callable[[int], None]:
+    """Show on a terminal how far the copy is, about twice a second."""
+    shown_at = 0.0
+
+    def report(copied: int) -> None:
+        nonlocal shown_at
+        if sys.stderr.isatty() and time.monotonic() - shown_at > 0.5:
+            shown_at = time.monotonic()
+            click.echo(f"\r  {copied / _MB:.0f} MB of the database copied", nl=False, err=True)
+
+    return report
+
+
+@backup.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@print_format.output_options("Print a JSON object.")
+def keygen(file: Path, *, as_json: bool) -> None:
+    """Create the identity that opens backups, and print its recipient for BACKUP_RECIPIENTS.
+
+    Keep FILE away from this machine, such as on a USB stick: without it, a lost machine cannot be restored.
+    """
+    from stack.recovery import sealing
+
+    home = _home()
+    if file.resolve().is_relative_to(home.root.resolve()):
+        raise click.UsageError(f"{file} is in {home.root}, and would be lost with it; write it to another disk")
+    identity = sealing.new_identity()
+    recipient = sealing.recipient_of(identity)
+    try:
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise click.UsageError(f"{file} exists, and may be the only key of your backups; choose another name") from None
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be written: {error.strerror}") from None
+    with os.fdopen(handle, "w", encoding="ascii") as opened:
+        opened.write(f"# public key: {recipient}\n{identity}\n")
+        opened.flush()
+        os.fsync(opened.fileno())
+    if as_json:
+        printing.show_json({"file": str(file), "recipient": recipient})
+        return
+    click.echo(recipient)
+
+
+@click.command()
+@print_format.output_options("Print a JSON object.")
+def backups(*, as_json: bool) -> None:
+    """List the backups in BACKUP_TO, newest first, and what can be restored."""
+    from stack.recovery import backup_listing
+    from stack.recovery.backup_listing import ListedBackup
+
+    async def read() -> backup_listing.BackupListing:
+        place, _ = await _open(_home())
+        return await backup_listing.read(place)
+
+    found = asyncio.run(read())
+    if as_json:
+        printing.show_json(printing.plain(found), rows=("backups",))
+        return
+    columns: list[TableColumn[ListedBackup]] = [
+        TableColumn("BACKUP", lambda row: row.name),
+        TableColumn("TIME", lambda row: printing.moment(row.at)),
+        TableColumn("SIZE", lambda row: f"{row.size_bytes / _MB:.1f} MB"),
+        TableColumn("VERIFIED", lambda row: printing.moment(row.verified_at)),
+        TableColumn("LABEL", lambda row: row.label, wraps=True),
+    ]
+    printing.show_rows(found.backups, columns, as_json=False, empty="there is no backup yet; make one with: aicli stack backup")
+    if found.recoverable_from is not None:
+        printing.note(
+            f"any second can be restored from {printing.moment(found.recoverable_from)} to {printing.moment(found.recoverable_until)}"
+        )
+    for hole in found.holes:
+        end = "now" if hole.until is None else printing.moment(hole.until)
+        printing.note(f"but not between {printing.moment(hole.since)} and {end}: {hole.missing} is missing")
+
+
+COMMANDS = (backup, backups)
