@@ -68,8 +68,8 @@ async def make(
     place: BackupPlace, source: SourceDatabase | None, *, label: str, term: int, report: Callable[[int], None] = lambda _stored: None
 ) -> BackupManifest:
     """Make a backup, without the database if ``source`` is None. Raises DamagedDatabase, Unavailable, and BadSettings if this stack already
-    makes one. Whatever fails, no backup is listed, and its parts are removed by the next one at the latest. ``report`` gets how many bytes of
-    the database were copied, in another thread."""
+    makes one. Whatever fails, no backup is listed, and its parts are removed by the next one at the latest. ``report`` gets the number of
+    bytes of the database that were copied, in another thread."""
     async with contextlib.AsyncExitStack() as opened:
         try:
             await opened.enter_async_context(file_lock.hold(place.home.run / "base_backup", patience_seconds=0))

@@ -1,0 +1,152 @@
+"""A database of the services with a backup role, the home of a stack, and an empty store: what backups are made of."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import asyncpg
+
+from shared import config
+from shared.stores.database import Database
+from shared.stores.objects import ObjectStore, StoredObject, StoreUnavailable
+from stack import initialization, secret_files, settings, stack_plan
+from stack import stack_home as homes
+from stack.backup_settings import BackupSettings
+from stack.recovery import backup_place, sealing
+from stack.recovery.backup_place import BackupPlace
+from stack.recovery.source_database import SourceDatabase
+from stack.recovery.wal_shipping import WalShipping
+from stack.servers import postgres
+from stack.stack_home import StackHome
+from tests.servers import PostgresServer, running
+
+_SERVICES = Path(__file__).parents[3] / "services"
+ROLES = {role: f"password-of-{role}" for role in secret_files.LOGIN_ROLES}
+
+
+@contextlib.contextmanager
+def migrated_server() -> Iterator[PostgresServer]:
+    """A cluster of its own, because the slot and damaged pages are the whole cluster's."""
+    with running(PostgresServer) as server:
+        postgres.provision(server.server, ROLES)
+        asyncio.run(_migrate(server))
+        yield server
+
+
+async def _migrate(server: PostgresServer) -> None:
+    for service in ("auth", "gateway"):
+        async with Database.open(server.server.url(service, ROLES[service]), schema=service, package=_SERVICES / service):
+            pass
+
+
+@dataclass
+class FailingStore:
+    """Names that begin like one of ``failing`` cannot be written."""
+
+    inner: ObjectStore
+    failing: tuple[str, ...] = ()
+    asked: list[str] = field(default_factory=list)
+
+    def _check(self, name: str) -> None:
+        self.asked.append(name)
+        if name.startswith(self.failing):
+            raise StoreUnavailable(f"the store failed at {name}: 403")
+
+    async def put(self, name: str, data: bytes) -> None:
+        self._check(name)
+        await self.inner.put(name, data)
+
+    async def put_stream(self, name: str, pieces: AsyncIterator[bytes], expected_bytes: int = 0) -> int:
+        if name.startswith(self.failing):
+            # In the middle, as a full disk does.
+            await anext(pieces)
+        self._check(name)
+        return await self.inner.put_stream(name, pieces, expected_bytes)
+
+    async def put_if_absent(self, name: str, data: bytes) -> bool:
+        self._check(name)
+        return await self.inner.put_if_absent(name, data)
+
+    async def get(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        return await self.inner.get(name, start, end)
+
+    def read(self, name: str) -> AsyncIterator[bytes]:
+        return self.inner.read(name)
+
+    async def head(self, name: str) -> StoredObject:
+        return await self.inner.head(name)
+
+    def list(self, prefix: str = "") -> AsyncIterator[StoredObject]:
+        return self.inner.list(prefix)
+
+    async def delete(self, names: Sequence[str]) -> None:
+        await self.inner.delete(names)
+
+    async def delete_unfinished(self) -> None:
+        await self.inner.delete_unfinished()
+
+
+@dataclass(frozen=True)
+class CopiedDatabase:
+    server: PostgresServer
+    home: StackHome
+    #: The store's folder.
+    folder: Path
+    #: The operator's.
+    identity: str
+    place: BackupPlace
+    source: SourceDatabase
+
+    @property
+    def store(self) -> FailingStore:
+        assert isinstance(self.place.store, FailingStore)
+        return self.place.store
+
+    async def names(self, prefix: str = "") -> set[str]:
+        return {found.name async for found in self.place.store.list(prefix)}
+
+    @contextlib.asynccontextmanager
+    async def admin(self) -> AsyncIterator[asyncpg.Connection]:
+        connection = await asyncpg.connect(self.server.url(postgres.DATABASE))
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    @contextlib.asynccontextmanager
+    async def shipping(self) -> AsyncIterator[WalShipping]:
+        """The agent's half, without an agent."""
+        shipping = WalShipping(self.place, self.source, term=1)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                task = tasks.create_task(shipping.run())
+                yield shipping
+                task.cancel()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+
+@contextlib.asynccontextmanager
+async def copied_database(server: PostgresServer, folder: Path, **variables: str) -> AsyncIterator[CopiedDatabase]:
+    """With a home of its own in ``folder``; ``variables`` are given to `make up`."""
+    identity = sealing.new_identity()
+    home = homes.locate({"AIMESH_HOME": str(folder / "home")})
+    given = {
+        "BACKUP_TO": str(folder / "store"),
+        "BACKUP_RECIPIENTS": sealing.recipient_of(identity),
+        "BACKUP_MB_PER_SECOND": "0",
+        "SITE_NAME": "here",
+        "DATABASE_URL": server.server.url("auth", ROLES["auth"]),
+        "BACKUP_DATABASE_URL": server.server.url("backup", ROLES["backup"]),
+        **variables,
+    }
+    made = initialization.ensure(home, given, folder)
+    (home.run / "site.json").write_text('{"term": 1}')
+    environment = stack_plan.service_environment(home, made.settings, settings.read_recorded(home), stack_plan.BACKUP)
+    place = await backup_place.open_place(home, config.load(BackupSettings, environment), made.settings.mesh)
+    place = replace(place, store=FailingStore(place.store))
+    source = SourceDatabase(place.settings.backup_database_url or "", home.run)
+    yield CopiedDatabase(server, home, folder / "store", identity, place, source)
+    await source.drop_slot()
