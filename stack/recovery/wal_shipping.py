@@ -197,7 +197,8 @@ class WalShipping:
             if _LOST.search(said):
                 raise WalGap(f"the server no longer has the log that is missing here: {said}")
             failures = 1 if asyncio.get_running_loop().time() - began > _BACKOFF.longest_seconds else failures + 1
-            _log.warning("pg_receivewal ended: %s", said)
+            if said:
+                _log.warning("pg_receivewal ended: %s", said)
             await asyncio.sleep(_BACKOFF.pause(failures))
 
     async def _require_slot(self) -> None:

@@ -27,10 +27,17 @@ ROLES = {role: f"password-of-{role}" for role in secret_files.LOGIN_ROLES}
 
 
 @contextlib.contextmanager
-def migrated_server() -> Iterator[PostgresServer]:
+def provisioned_server() -> Iterator[PostgresServer]:
     """A cluster of its own, because the slot and damaged pages are the whole cluster's."""
     with running(PostgresServer) as server:
         postgres.provision(server.server, ROLES)
+        yield server
+
+
+@contextlib.contextmanager
+def migrated_server() -> Iterator[PostgresServer]:
+    """The same with the tables of auth and the gateway."""
+    with provisioned_server() as server:
         asyncio.run(_migrate(server))
         yield server
 
