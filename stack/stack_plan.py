@@ -40,6 +40,8 @@ ENGINE_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "LLAMA_", "OMP_
 
 #: The backup agent.
 BACKUP = "backup"
+#: A segment of the log is sealed in blocks of 16 MiB: they go back to the system at once, instead of staying with each thread.
+_LITTLE_MEMORY = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576"}
 #: service -> secret setting -> its file.
 _SECRETS: dict[str, dict[str, str]] = {
     "auth": {
@@ -171,7 +173,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service == BACKUP:
         is_ours = not _has_external_databases(settings) and settings.backup_database != "managed"
         ours = {"BACKUP_DATABASE_URL_FILE": str(database_url_file(home, BACKUP))} if is_ours else {}
-        environment = {"AIMESH_HOME": str(home.root), **ours, **environment}
+        environment = {"AIMESH_HOME": str(home.root), **_LITTLE_MEMORY, **ours, **environment}
     if service in _REDIS_USERS:
         environment |= _external_or(recorded, "REDIS_URL", {"REDIS_URL": valkey_of(home).url})
     if service == "inference":

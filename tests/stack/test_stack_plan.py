@@ -7,6 +7,8 @@ import pytest
 from shared import config
 from stack import initialization, settings, stack_plan
 from stack import stack_home as homes
+from stack.backup_settings import BackupSettings
+from stack.recovery import sealing
 from stack.stack_home import StackHome
 from stack.stack_plan import StackPlan
 
@@ -61,6 +63,37 @@ def test_the_gateway_allows_the_providers_of_the_upstreams(home: StackHome) -> N
     assert _environments(_plan(home, OPENAI_API_KEY="sk-x"))["gateway"]["EXTERNAL_PROVIDERS"] == "openai"
     chosen = _environments(_plan(home, OPENAI_API_KEY="sk-x", EXTERNAL_PROVIDERS="acme,other"))["gateway"]
     assert chosen["EXTERNAL_PROVIDERS"] == "acme,other"
+
+
+_RECIPIENT = sealing.recipient_of(sealing.new_identity())
+
+
+def test_backups_have_an_agent_which_alone_gets_their_settings(home: StackHome) -> None:
+    assert "backup" not in _environments(_plan(home))
+    planned = _plan(home, BACKUP_TO="/srv/backup", BACKUP_RECIPIENTS=_RECIPIENT, BACKUP_WAL_MOST="12GB")
+    environments = _environments(planned)
+    agent = environments["backup"]
+    loaded = config.load(BackupSettings, agent)
+    assert (loaded.backup_to, loaded.backup_recipients, loaded.streams_database) == ("/srv/backup", (_RECIPIENT,), True)
+    assert loaded.backup_database_url == (home.secrets / "database_url_backup").read_text().strip()
+    assert {name for name in agent if name.endswith("_FILE")} == {"NODE_KEY_FILE", "BACKUP_DATABASE_URL_FILE"}
+    assert (agent["NODE_KEY_FILE"], agent["AIMESH_HOME"]) == (str(home.key("backup")), str(home.root))
+    assert [name for name, found in environments.items() if "BACKUP_TO" in found] == ["backup"]
+    (server,) = (program for program in planned.programs if program.name == "postgres")
+    assert "max_slot_wal_keep_size=12GB" in server.command
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({"DATABASE_URL": "postgresql://u:p@h/d"}, None),
+        ({"DATABASE_URL": "postgresql://u:p@h/d", "BACKUP_DATABASE_URL": "postgresql://b:p@h/d"}, "postgresql://b:p@h/d"),
+        ({"BACKUP_DATABASE": "managed"}, None),
+    ],
+)
+def test_which_database_the_agent_copies(home: StackHome, given: dict[str, str], url: str | None) -> None:
+    agent = _environments(_plan(home, BACKUP_TO="/srv/backup", BACKUP_RECIPIENTS=_RECIPIENT, **given))["backup"]
+    assert config.load(BackupSettings, agent).backup_database_url == url
 
 
 def test_other_environment_variables_are_not_passed_on(home: StackHome) -> None:

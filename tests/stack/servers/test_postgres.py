@@ -65,6 +65,28 @@ async def test_service_cannot_open_another_database(provisioned: PostgresServer,
         await asyncpg.connect(provisioned.server.url("auth", PASSWORDS["auth"]).replace("/aimesh?", f"/{database}?"))
 
 
+async def test_backup_agent_reads_everything_and_writes_nothing(provisioned: PostgresServer) -> None:
+    owner = await asyncpg.connect(provisioned.server.url("auth", PASSWORDS["auth"]))
+    agent = await asyncpg.connect(provisioned.server.url("backup", PASSWORDS["backup"]))
+    try:
+        await owner.execute("CREATE TABLE IF NOT EXISTS auth.copied AS SELECT 7 AS value")
+        assert await agent.fetchval("SELECT value FROM auth.copied") == 7
+        for statement in (
+            "INSERT INTO auth.copied VALUES (8)",
+            "DROP TABLE auth.copied",
+            "CREATE TABLE public.mine (id int)",
+            "CREATE ROLE mine",
+            "SET ROLE auth",
+            "COPY (SELECT 1) TO PROGRAM 'true'",
+            "SELECT pg_read_file('/etc/hostname')",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await agent.execute(statement)
+    finally:
+        await owner.close()
+        await agent.close()
+
+
 async def test_wrong_password_is_refused(provisioned: PostgresServer) -> None:
     with pytest.raises(asyncpg.InvalidPasswordError):
         await asyncpg.connect(provisioned.server.url("auth", "wrong"))
