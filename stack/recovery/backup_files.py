@@ -33,7 +33,7 @@ class BackedUpFiles:
     files: tuple[Path, ...]
 
 
-class ModelFile(msgspec.Struct, frozen=True):
+class ListedModel(msgspec.Struct, frozen=True):
     """One entry of ``models.json``: the models themselves can be pulled again."""
 
     path: str
@@ -79,7 +79,7 @@ def salted_digests(root: Path, paths: Iterable[Path], salt: str) -> dict[str, st
 
 def list_models(folder: Path) -> bytes:
     """Return the JSON of ``models.json``. Blocks."""
-    found = [ModelFile(str(path.relative_to(folder)), path.stat().st_size) for path in sorted(_files_below(folder)) if path.is_file()]
+    found = [ListedModel(str(path.relative_to(folder)), path.stat().st_size) for path in sorted(_files_below(folder)) if path.is_file()]
     return msgspec.json.encode(found)
 
 

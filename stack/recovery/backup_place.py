@@ -13,10 +13,10 @@ from shared.stores import objects
 from shared.stores.objects import ObjectStore
 from shared.types import MeshName
 from stack import secret_files
-from stack.backup_settings import BackupSettings
 from stack.recovery import catalog, layout, sealing
 from stack.recovery.layout import StoreMesh
 from stack.recovery.store_retries import retry
+from stack.settings import BackupSettings
 from stack.stack_home import StackHome
 
 

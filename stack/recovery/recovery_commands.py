@@ -32,9 +32,9 @@ async def _open(home: "StackHome") -> "tuple[BackupPlace, SourceDatabase | None]
     """Open the store and the database of this stack, as its agent does. Raises BadSettings."""
     from shared import config, errors
     from stack import settings, stack_plan
-    from stack.backup_settings import BackupSettings
     from stack.recovery import backup_place
     from stack.recovery.source_database import SourceDatabase
+    from stack.settings import BackupSettings
 
     recorded = settings.read_recorded(home)
     loaded = settings.load(recorded)

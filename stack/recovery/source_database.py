@@ -114,9 +114,6 @@ class SourceDatabase:
             row["at"], layout.parse_lsn(row["lsn"]), row["timeline"], received, row["slot_status"], max(0, row["slot_bytes"])
         )
 
-    async def slot_bytes(self) -> int:
-        return (await self.position()).slot_bytes
-
     async def ensure_slot(self) -> None:
         """Make the server keep its log from now on, until the slot's reader has it."""
         async with self._connect() as connection:

@@ -45,7 +45,6 @@ _SAID_BYTES = 2000
 _NEVER = datetime.fromtimestamp(0, UTC)
 #: One a second; older ones say nothing more about what is in a segment that waits for the store.
 _MOST_POSITIONS = 4000
-_FILE = re.compile(r"(?P<timeline>[0-9A-F]{8})(?P<high>[0-9A-F]{8})(?P<low>[0-9A-F]{8})(?P<partial>\.partial)?")
 _HISTORY = re.compile(r"([0-9A-F]{8})\.history")
 #: What pg_receivewal says if the server does not keep what it needs.
 _LOST = re.compile(r"has already been removed|can no longer (get changes|access)|replication slot .* does not exist")
@@ -69,19 +68,15 @@ class SpooledFiles:
 
 def parse_folder(names: list[str], segment_size: int) -> SpooledFiles:
     """Pure."""
-    found = sorted(segment for name in names if (segment := _parse(name, segment_size)) is not None)
+    found = sorted(
+        segment
+        for name in names
+        if (segment := layout.parse_segment(f"{layout.WAL}{name[:8]}/{name}{sealing.SUFFIX}", segment_size)) is not None
+    )
     partial = [segment for segment in found if segment.is_partial]
     histories = sorted(int(match[1], 16) for name in names if (match := _HISTORY.fullmatch(name)))
     finished = tuple(segment for segment in found if not segment.is_partial)
     return SpooledFiles(finished, partial[-1] if partial else None, tuple(partial[:-1]), tuple(histories))
-
-
-def _parse(name: str, segment_size: int) -> Segment | None:
-    match = _FILE.fullmatch(name)
-    if match is None:
-        return None
-    number = int(match["high"], 16) * ((1 << 32) // segment_size) + int(match["low"], 16)
-    return Segment(int(match["timeline"], 16), number, match["partial"] is not None)
 
 
 def find_gap(stored: Segment | None, spool: SpooledFiles) -> str | None:
@@ -112,8 +107,8 @@ class WalShipping:
         #: The newest finished segment in the store; None if there is none, or none that must be continued.
         self._stored: Segment | None = None
         self._is_found = False
-        #: The segment and when its file changed.
-        self._shipped_partial: tuple[Segment, int] | None = None
+        #: The segment, when its file changed, and how far it was known to reach.
+        self._shipped_partial: tuple[Segment, int, int] | None = None
         self._shipped_lsn = 0
         self._histories: set[int] = set()
         self._turn = asyncio.Lock()
@@ -154,6 +149,9 @@ class WalShipping:
                 tasks.create_task(self._ship())
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+        finally:
+            # What was put at the last moment is only known to the store.
+            self._is_found = False
 
     async def start_over(self) -> None:
         """After a WalGap, while ``run`` does not run: drop the slot and what is here, and keep the log from now on."""
@@ -295,9 +293,9 @@ class WalShipping:
             try:
                 changed = (await asyncio.to_thread(self._path(segment).stat)).st_mtime_ns
                 lsn = min(received, segment.end(self._segment_size))
-                if self._shipped_partial != (segment, changed):
+                if self._shipped_partial != (segment, changed, lsn):
                     await self._put(segment, self._until(lsn), lsn, seconds)
-                    self._shipped_partial = segment, changed
+                    self._shipped_partial = segment, changed, lsn
                 self._shipped_lsn = max(self._shipped_lsn, lsn)
             except FileNotFoundError:
                 return  # it was finished meanwhile, and is the next one to ship

@@ -7,8 +7,8 @@ import pytest
 from shared import config
 from stack import initialization, settings, stack_plan
 from stack import stack_home as homes
-from stack.backup_settings import BackupSettings
 from stack.recovery import sealing
+from stack.settings import BackupSettings
 from stack.stack_home import StackHome
 from stack.stack_plan import StackPlan
 

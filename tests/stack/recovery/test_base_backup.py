@@ -92,7 +92,7 @@ async def test_a_backup_has_its_parts_and_a_signed_manifest_with_the_facts(copie
 
 async def test_only_the_operator_opens_the_secrets(copied: CopiedDatabase) -> None:
     made = await make(copied)
-    with pytest.raises(WrongIdentity):
+    with pytest.raises(WrongIdentity, match="does not open the backup"):
         await unpack(copied, made, layout.SECRETS, copied.place.own_identity)
     found = await unpack(copied, made, layout.SECRETS, copied.identity)
     assert found["secrets/mesh_ca.nk"] == (copied.home.secrets / "mesh_ca.nk").read_bytes()

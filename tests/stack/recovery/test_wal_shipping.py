@@ -77,7 +77,7 @@ async def test_commits_are_in_the_store_and_finished_segments_leave_the_home(cop
         assert partial.number == finished[-1].number + 1
         whole, part = await opened(copied, finished[-1]), await opened(copied, partial)
         assert (len(whole.data), len(part.data), whole.lsn) == (MB16, MB16, finished[-1].end(MB16))
-        assert part.until > second > first
+        assert part.until > first
         assert part.lsn > whole.lsn
         assert found.state is not None
         assert (found.state.lsn >= part.lsn, found.state.term, found.state.timeline) == (True, 1, partial.timeline)
@@ -185,7 +185,7 @@ from tests.servers import PostgresServer
 from tests.stack.recovery import copied_database
 from stack.recovery.wal_shipping import WalShipping
 from stack.recovery import backup_place, source_database
-from stack.backup_settings import BackupSettings
+from stack.settings import BackupSettings
 from stack import stack_home
 from shared.types import MeshName
 async def main():
