@@ -7,7 +7,8 @@ Three rules keep two sites from running requests at the same time, and all depen
 - A site gets a lease only from a check that found its lease file first, and no higher term after that. So a new site that took its term
   and finds no lease file of an earlier term knows that this one never answered, and never will.
 - A lease counts from the start of the check, and the new site's wait from the end of its own write.
-- The lease file says strict only if the gateways have a lease with a limit, and they get one without only after it said advisory.
+- The lease file says strict only if the gateways have a lease with a limit. They get one without a limit only after the term was marked as
+  advisory, for good: a late write of the lease file can't hide that.
 """
 
 import re
@@ -74,6 +75,11 @@ def lease_name(term: int) -> str:
     return f"site/{term}.lease"
 
 
+def advisory_name(term: int) -> str:
+    """Return the name of the mark, an empty object."""
+    return f"site/{term}.advisory"
+
+
 def acknowledgement_name(ended_term: int) -> str:
     return f"site/{ended_term + 1}.acknowledged"
 
@@ -104,17 +110,23 @@ class SiteState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreCheck:
-    """What a check has read: first its own lease file, then the highest term."""
+    """What a check has read: first its own lease file and mark, then the highest term."""
 
     began_at: float
-    #: Of the lease file; None if there is none.
+    #: Of the lease file, or ADVISORY if the term is marked; None if there is no lease file.
     announced: LeaseMode | None
+    is_marked: bool
     highest: SiteRecord | None
 
 
 @dataclass(frozen=True, slots=True)
 class WriteLease:
     mode: LeaseMode
+
+
+@dataclass(frozen=True, slots=True)
+class MarkAdvisory:
+    """Put the mark if absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +149,7 @@ class StopServices:
     """Write ``replaced.json``, and stop. Then continue with ``is_fenced``."""
 
 
-Step = WriteLease | SetGatewayLease | WriteAcknowledgement | StopServices
+Step = WriteLease | MarkAdvisory | SetGatewayLease | WriteAcknowledgement | StopServices
 
 
 def decide(site: SiteState, check: StoreCheck | None, now: float) -> tuple[SiteState, tuple[Step, ...]]:
@@ -158,8 +170,8 @@ def decide(site: SiteState, check: StoreCheck | None, now: float) -> tuple[SiteS
     ends_at = check.began_at + LEASE_SECONDS
     if site.mode is LeaseMode.STRICT:
         return site, (SetGatewayLease(SiteLeaseState.ACTIVE, ends_at), WriteLease(LeaseMode.STRICT))
-    is_endless = check.announced is LeaseMode.ADVISORY
-    return site, (SetGatewayLease(SiteLeaseState.ACTIVE, None if is_endless else ends_at), WriteLease(LeaseMode.ADVISORY))
+    granted = SetGatewayLease(SiteLeaseState.ACTIVE, None if check.is_marked else ends_at)
+    return site, (granted, WriteLease(LeaseMode.ADVISORY) if check.is_marked else MarkAdvisory())
 
 
 def _is_other(highest: SiteRecord, own: SiteRecord) -> bool:
@@ -237,7 +249,7 @@ class FenceCheck:
     """What was read after our term was written."""
 
     highest: int
-    #: Of the lease files, by term.
+    #: Of the lease files, by term; ADVISORY if the term is marked.
     leases: Mapping[int, LeaseMode]
     #: Terms that were acknowledged to have ended.
     ended: Set[int]

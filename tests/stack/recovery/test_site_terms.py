@@ -17,6 +17,7 @@ from stack.recovery.site_terms import (
     FenceCheck,
     GatewayClock,
     LeaseMode,
+    MarkAdvisory,
     SetGatewayLease,
     SiteRecord,
     SiteState,
@@ -38,8 +39,10 @@ def record(term: int, site: str = "oslo", nonce: str = "") -> SiteRecord:
     return SiteRecord(term=term, site=site, at=AT, url=f"https://{site}.example", nonce=nonce or site)
 
 
-def check(began_at: float, announced: LeaseMode | None = ADVISORY, highest: SiteRecord | None = None) -> StoreCheck:
-    return StoreCheck(began_at=began_at, announced=announced, highest=highest or record(1))
+def check(
+    began_at: float, announced: LeaseMode | None = ADVISORY, highest: SiteRecord | None = None, *, is_marked: bool = False
+) -> StoreCheck:
+    return StoreCheck(began_at=began_at, announced=announced, is_marked=is_marked, highest=highest or record(1))
 
 
 # --- tables
@@ -57,8 +60,9 @@ def test_what_a_check_leads_to() -> None:
     for name, mode, view, expected in (
         ("nothing announced: no lease yet", ADVISORY, check(100, None), (WriteLease(ADVISORY),)),
         ("the same if strict", STRICT, check(100, None), (WriteLease(ADVISORY),)),
-        ("advisory", ADVISORY, check(100), (endless, WriteLease(ADVISORY))),
-        ("it was strict", ADVISORY, check(100, STRICT), (until_145, WriteLease(ADVISORY))),
+        ("advisory", ADVISORY, check(100, is_marked=True), (endless, WriteLease(ADVISORY))),
+        ("advisory, but the store doesn't say so yet", ADVISORY, check(100), (until_145, MarkAdvisory())),
+        ("it was strict", ADVISORY, check(100, STRICT), (until_145, MarkAdvisory())),
         ("strict: first the limit, then the file", STRICT, check(100), (until_145, WriteLease(STRICT))),
         ("strict again", STRICT, check(100, STRICT), (until_145, WriteLease(STRICT))),
     ):
@@ -286,10 +290,11 @@ class Schedule:
         while True:
             began_at = self.clock(site)
             announced = yield "store", lambda: self.store.get(site_terms.lease_name(own.term))
+            marked = yield "store", lambda: site_terms.advisory_name(own.term) in self.store
             highest = yield "store", self._highest
             view = None
-            if announced is not FAILED and highest is not FAILED:
-                view = StoreCheck(began_at=began_at, announced=announced, highest=highest)
+            if FAILED not in (announced, marked, highest):
+                view = StoreCheck(began_at=began_at, announced=announced, is_marked=marked, highest=highest)
             state, steps = site_terms.decide(state, view, self.clock(site))
             for step in steps:
                 if isinstance(step, SetGatewayLease):
@@ -322,6 +327,8 @@ class Schedule:
         match step:
             case WriteLease(mode):
                 return (yield "store", self._putting(site_terms.lease_name(term), mode)) is not FAILED
+            case MarkAdvisory():
+                return (yield "store", self._putting(site_terms.advisory_name(term), "")) is not FAILED
             case WriteAcknowledgement():
                 return (yield "store", self._putting(site_terms.acknowledgement_name(term), "")) is not FAILED
         site.runs = False
@@ -395,7 +402,11 @@ def _fence_check(seen: Mapping[str, Any]) -> FenceCheck:
     terms = range(1, 5)
     return FenceCheck(
         highest=site_terms.find_highest(seen.keys()) or 0,
-        leases={term: seen[name] for term in terms if (name := site_terms.lease_name(term)) in seen},
+        leases={
+            term: ADVISORY if site_terms.advisory_name(term) in seen else seen[name]
+            for term in terms
+            if (name := site_terms.lease_name(term)) in seen
+        },
         ended={term for term in terms if site_terms.acknowledgement_name(term) in seen},
     )
 
