@@ -27,7 +27,6 @@ from shared.api import (
     metrics,
     node,
     organizations,
-    privacy,
     recovery,
     service_settings,
     usage_report,

@@ -37,7 +37,7 @@ def home(tmp_path: Path) -> StackHome:
 async def test_a_restore_point_is_written_before_tables_are_migrated(
     home: StackHome, server: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passwords = {role: secret_files.read(home, f"postgres_{role}") for role in secret_files.DATABASE_ROLES}
+    passwords = {role: secret_files.read(home, f"postgres_{role}") for role in secret_files.LOGIN_ROLES}
     await asyncio.to_thread(postgres.provision, server, passwords)
     monkeypatch.setattr(homes, "checkout", lambda: tmp_path)
     for role in passwords:
