@@ -40,7 +40,7 @@ _LOOK_SECONDS = 1.0
 _RECEIVE_SECONDS = 3.0
 _RECEIVE_LOOK_SECONDS = 0.02
 _END_SECONDS = 5.0
-_BACKOFF = Backoff(0.5, 10.0, jitter=0.5)
+_BACKOFF = Backoff(0.2, 3.0, jitter=0.5)
 _SAID_BYTES = 2000
 _NEVER = datetime.fromtimestamp(0, UTC)
 #: One a second; older ones say nothing more about what is in a segment that waits for the store.
