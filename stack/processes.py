@@ -1,13 +1,21 @@
-"""The processes that a supervisor started: when they started, and how to end one whose number alone is known."""
+"""The supervisor's lock, and the processes that it started: when they started, and how to end one whose number alone is known."""
 
 import ctypes
+import fcntl
+import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+
+from stack.stack_home import StackHome
+
+_log = logging.getLogger("supervisor")
+_LEFTOVER_GRACE_SECONDS = 10.0
 
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.05
@@ -78,3 +86,45 @@ def dies_with_parent(number: signal.Signals, parent: int) -> Callable[[], None]:
             os._exit(1)
 
     return prepare
+
+
+@contextmanager
+def only_supervisor(home: StackHome, patience_seconds: float = 0.0) -> Iterator[int | None]:
+    """Take the lock of this home's supervisor. Yields its file descriptor, or None if another process keeps it."""
+    path = home.run / "supervisor.lock"
+    path.touch(mode=0o600)
+    deadline = time.monotonic() + patience_seconds
+    with path.open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    continue
+                yield None
+                return
+            break
+        yield lock.fileno()
+
+
+def has_supervisor(home: StackHome) -> bool:
+    """Return whether a supervisor of this home is alive, even if it does not answer yet."""
+    with only_supervisor(home) as lock:
+        return lock is None
+
+
+def clear_leftovers(home: StackHome) -> None:
+    """End what a killed supervisor left running. Requires the lock; blocks for up to 10 s."""
+    try:
+        children = msgspec.json.decode(children_file(home).read_bytes(), type=list[Child])
+    except (FileNotFoundError, msgspec.DecodeError):
+        return
+    ended = end(children, lambda name: signal.SIGINT if name == "postgres" else signal.SIGTERM, _LEFTOVER_GRACE_SECONDS)
+    for child in ended:
+        _log.warning("%s: pid %d was left by an earlier supervisor; ended", child.name, child.pid)
+    children_file(home).unlink()
+
+
+def children_file(home: StackHome) -> Path:
+    return home.run / "children.json"

@@ -10,6 +10,7 @@ import click
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 from stack.recovery import recovery_commands
+from stack.recovery.restore_commands import restore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,7 @@ def stack() -> None:
     """
 
 
-for _command in recovery_commands.COMMANDS:
+for _command in (*recovery_commands.COMMANDS, restore):
     stack.add_command(_command)
 
 

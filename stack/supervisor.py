@@ -7,14 +7,11 @@ left.
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -36,7 +33,6 @@ _log = logging.getLogger("supervisor")
 #: The interval at which a starting server is probed.
 _PROBE_SECONDS = 0.05
 _ROTATE_SECONDS = 5.0
-_LEFTOVER_GRACE_SECONDS = 10.0
 
 
 class Supervisor:
@@ -104,7 +100,7 @@ class Supervisor:
     def _remember(self, child: processes.Child) -> None:
         """Save which processes are ours, for the next supervisor after a kill -9."""
         self._children[child.name] = child
-        homes.write_private(_children_file(self._home), msgspec.json.encode(list(self._children.values())).decode())
+        homes.write_private(processes.children_file(self._home), msgspec.json.encode(list(self._children.values())).decode())
 
     async def _until_ready(self, program: Program) -> None:
         while program.probe is not None and not await probes.is_ready(program.probe):  # noqa: ASYNC110 - another process
@@ -174,48 +170,6 @@ def _shorten_logs(home: StackHome, today: date, keep_days: int | None) -> dict[s
         except OSError as error:
             problems[path.name] = error.strerror or str(error)
     return problems
-
-
-@contextmanager
-def only_one(home: StackHome, patience_seconds: float = 0.0) -> Iterator[int | None]:
-    """Take the lock of this home's supervisor. Yields its file descriptor, or None if another process keeps it."""
-    path = home.run / "supervisor.lock"
-    path.touch(mode=0o600)
-    deadline = time.monotonic() + patience_seconds
-    with path.open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() < deadline:
-                    time.sleep(0.02)
-                    continue
-                yield None
-                return
-            break
-        yield lock.fileno()
-
-
-def is_alive(home: StackHome) -> bool:
-    """Return whether a supervisor of this home is alive, even if it does not answer yet."""
-    with only_one(home) as lock:
-        return lock is None
-
-
-def clear_leftovers(home: StackHome) -> None:
-    """End what a killed supervisor left running. Requires the lock; blocks for up to 10 s."""
-    try:
-        children = msgspec.json.decode(_children_file(home).read_bytes(), type=list[processes.Child])
-    except (FileNotFoundError, msgspec.DecodeError):
-        return
-    ended = processes.end(children, lambda name: signal.SIGINT if name == "postgres" else signal.SIGTERM, _LEFTOVER_GRACE_SECONDS)
-    for child in ended:
-        _log.warning("%s: pid %d was left by an earlier supervisor; ended", child.name, child.pid)
-    _children_file(home).unlink()
-
-
-def _children_file(home: StackHome) -> Path:
-    return home.run / "children.json"
 
 
 async def _supervise(home: StackHome, planned: StackPlan, chosen: StackSettings) -> None:

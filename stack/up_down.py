@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared import addresses, config, errors
-from stack import control, initialization, logs, ports, probes, settings, stack_plan, supervisor
+from stack import control, initialization, logs, ports, probes, processes, settings, stack_plan
 from stack import stack_home as homes
 from stack.control import ControlAnswer
 from stack.recovery import replaced, upgrade
@@ -70,7 +70,7 @@ async def up(
     if sys.platform != "linux":
         raise errors.BadSettings("the embedded stack runs on Linux only", hint="use compose.yaml instead")
     replaced.ensure_not_replaced(home)
-    if not (home.run.is_dir() and supervisor.is_alive(home)):
+    if not (home.run.is_dir() and processes.has_supervisor(home)):
         _require_disk(home.root)
     made = initialization.ensure(home, environment, folder)
     if made.made:
@@ -123,7 +123,7 @@ async def _find_running(home: StackHome) -> ControlAnswer | None:
     deadline = time.monotonic() + _CONTROL_SECONDS
     while True:
         answer = await control.send(home.control_socket, control.StatusRequest())
-        if answer is not None or not home.run.is_dir() or not supervisor.is_alive(home):
+        if answer is not None or not home.run.is_dir() or not processes.has_supervisor(home):
             return answer
         if time.monotonic() > deadline:
             raise errors.Internal(
@@ -147,10 +147,10 @@ def _require_disk(folder: Path) -> None:
 def _launch(home: StackHome, chosen: StackSettings) -> None:
     """Start a supervisor with the lock that we hold, after ending what a killed one left, because that holds our ports."""
     # Processes that only check whether a supervisor lives hold the lock for a moment.
-    with supervisor.only_one(home, patience_seconds=2.0) as lock:
+    with processes.only_supervisor(home, patience_seconds=2.0) as lock:
         if lock is None:
             return  # another `up` was faster, and its supervisor serves this one too
-        supervisor.clear_leftovers(home)
+        processes.clear_leftovers(home)
         ports.check(stack_plan.ports_wanted(chosen))
         _spawn(home, lock)
 
@@ -254,7 +254,7 @@ class StartFailure:
 def _find_start_failure(home: StackHome, answer: ControlAnswer | None, before: StateBefore) -> StartFailure | None:
     if answer is None:
         # Check the process, because on a busy machine it can live for minutes before it answers.
-        return None if supervisor.is_alive(home) else StartFailure(SUPERVISOR, "the supervisor has ended")
+        return None if processes.has_supervisor(home) else StartFailure(SUPERVISOR, "the supervisor has ended")
     for program in answer.programs:
         crashes = program.crashes - before.crashes.get(program.name, 0)
         if program.state != "running" and crashes >= (1 if program.state == "down" else _PATIENCE_CRASHES):
@@ -275,15 +275,15 @@ async def down(home: StackHome, report: ReportProgress) -> bool:
     answer = await _find_running(home)
     if answer is None:
         if home.run.is_dir():
-            with supervisor.only_one(home) as lock:
+            with processes.only_supervisor(home) as lock:
                 if lock is not None:
-                    supervisor.clear_leftovers(home)
+                    processes.clear_leftovers(home)
         return False
     await control.send(home.control_socket, control.Stop())
     started = time.monotonic()
     last = ""
     while time.monotonic() - started < _STOP_SECONDS:
-        if not supervisor.is_alive(home):
+        if not processes.has_supervisor(home):
             return True
         now = await control.send(home.control_socket, control.StatusRequest())
         stopping = ", ".join(each.name for each in now.programs if each.state == "stopping") if now else ""

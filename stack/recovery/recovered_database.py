@@ -6,9 +6,11 @@ PostgreSQL gets no network address, no configuration but ours, and a private soc
 import asyncio
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
+import subprocess
 import tarfile
 import tempfile
 import time
@@ -128,6 +130,17 @@ def require_space(folder: Path, needed_bytes: int) -> None:
         raise restore_plan.RestoreRefused(
             f"the restore needs {needed_bytes / 1e6:.0f} MB on the disk of {folder}, and {free / 1e6:.0f} MB are free",
             hint="free some, or set AIMESH_HOME to a folder on another disk",
+        )
+
+
+def require_version(backup: BackupManifest) -> None:
+    """Raises RestoreRefused. Blocks for some milliseconds."""
+    said = subprocess.run([postgres.binaries() / "postgres", "--version"], capture_output=True, timeout=30, check=False).stdout  # noqa: S603
+    found = re.search(rb"\) (\d+)", said)
+    if found is not None and int(found[1]) != backup.postgres // 10_000:
+        raise restore_plan.RestoreRefused(
+            f"the backup {backup.name} is of PostgreSQL {backup.postgres // 10_000}, and this machine has {int(found[1])}",
+            hint="install aimesh in the version that made the backup",
         )
 
 

@@ -203,7 +203,7 @@ async def test_leftovers_of_a_killed_supervisor_are_cleared(home: StackHome) -> 
         child = processes.Child("dummy", left.pid, processes.start_of(left.pid) or 0)
         stranger = processes.Child("other", os.getpid(), 1)  # our number, but another's time
         homes.write_private(home.run / "children.json", msgspec.json.encode([child, stranger]).decode())
-        supervisor.clear_leftovers(home)
+        processes.clear_leftovers(home)
         assert left.wait(timeout=30) == -signal.SIGTERM
 
 
@@ -221,7 +221,7 @@ def test_killed_leftovers_are_gone_when_cleared() -> None:
 
 
 def test_one_supervisor_per_home(home: StackHome) -> None:
-    with supervisor.only_one(home) as first, supervisor.only_one(home) as second:
+    with processes.only_supervisor(home) as first, processes.only_supervisor(home) as second:
         assert first is not None
         assert second is None
 

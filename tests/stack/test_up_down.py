@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from shared import errors
-from stack import control, first_run, ports, processes, stack_plan, status_overview, supervisor, up_down
+from stack import control, first_run, ports, processes, stack_plan, status_overview, up_down
 from stack import stack_home as homes
 from stack.control import ControlAnswer, ProgramStatus, StatusRequest
 from stack.settings import StackSettings
@@ -127,19 +127,19 @@ def bare(tmp_path: Path) -> StackHome:
 
 
 async def test_unresponsive_supervisor_still_counts_as_running(bare: StackHome) -> None:
-    with supervisor.only_one(bare), pytest.raises(errors.Internal, match=r"not ready after .* the supervisor does not answer"):
+    with processes.only_supervisor(bare), pytest.raises(errors.Internal, match=r"not ready after .* the supervisor does not answer"):
         await up_down.until_ready(bare, {}, NOTHING_BEFORE, messages.append, stall_seconds=1)
     with pytest.raises(errors.Internal, match="the supervisor has ended"):
         await up_down.until_ready(bare, {}, NOTHING_BEFORE, messages.append)
 
 
 def test_lock_is_held_as_long_as_the_inheriting_process(bare: StackHome) -> None:
-    with supervisor.only_one(bare) as lock:
+    with processes.only_supervisor(bare) as lock:
         process = subprocess.Popen(["sleep", "600"], stdin=lock)
     with process:
-        assert supervisor.is_alive(bare)
+        assert processes.has_supervisor(bare)
         process.terminate()
-    assert not supervisor.is_alive(bare)
+    assert not processes.has_supervisor(bare)
 
 
 @asynccontextmanager
@@ -173,7 +173,7 @@ async def test_start_may_exceed_the_stall_limit_while_it_progresses(bare: StackH
     started = time.monotonic()
     progress = itertools.takewhile(lambda _: time.monotonic() - started < 2 * stall_seconds, (f"{n} %" for n in itertools.count()))
     async with starting_service(bare, progress) as services:
-        with supervisor.only_one(bare):
+        with processes.only_supervisor(bare):
             await up_down.until_ready(bare, services, NOTHING_BEFORE, messages.append, stall_seconds=stall_seconds)
 
 
@@ -181,7 +181,7 @@ async def test_what_is_still_missing_is_told_meanwhile(monkeypatch: pytest.Monke
     monkeypatch.setattr(up_down, "_TELL_SECONDS", 0.0)
     messages.clear()
     async with starting_service(bare, iter(["the engine is being built, about 2 min left"] * 3)) as services:
-        with supervisor.only_one(bare):
+        with processes.only_supervisor(bare):
             assert await up_down.until_ready(bare, services, NOTHING_BEFORE, messages.append) == {"inference"}
             assert messages[0] == "waiting for inference: model: the engine is being built, about 2 min left"
             messages.clear()
@@ -191,5 +191,5 @@ async def test_what_is_still_missing_is_told_meanwhile(monkeypatch: pytest.Monke
 
 async def test_start_fails_without_progress(bare: StackHome) -> None:
     async with starting_service(bare, itertools.repeat("40 %")) as services:
-        with supervisor.only_one(bare), pytest.raises(errors.Internal, match="inference: model: 40 %"):
+        with processes.only_supervisor(bare), pytest.raises(errors.Internal, match="inference: model: 40 %"):
             await up_down.until_ready(bare, services, NOTHING_BEFORE, messages.append, stall_seconds=1)
