@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import ClassVar
 
 import asyncpg
 import msgspec
@@ -30,7 +31,7 @@ class BackupMaker:
 
     folder: Path
     server: PostgresServer
-    mesh: MeshName = MeshName("home")
+    mesh: ClassVar[MeshName] = MeshName("home")
     key: NodeKey = field(default_factory=lambda: NodeKey(node_keys.new_seed()))
     identity: str = field(default_factory=sealing.new_identity)
     own_identity: str = field(default_factory=sealing.new_identity)
@@ -84,10 +85,10 @@ class BackupMaker:
             await self.put_part(name, layout.FILES, archive(files or {}), self.recipients),
         ]
         manifest = BackupManifest(
-            name=name, label=label, mesh=self.mesh, site="here", term=term, system="1", timeline=await self._timeline(), segment_size=SEGMENT,
-            start_lsn=layout.parse_lsn(reach["Start-LSN"]), stop_lsn=layout.parse_lsn(reach["End-LSN"]), started_at=started, finished_at=finished, seconds=1.0,
-            postgres=180000, version="0", migrations={}, parts=tuple(parts), rows={}, ledger_entries=0, ledger_micro=0, audit_heads={},
-            log_heads={}, secrets_salt="", secrets={}, machine="",
+            name=name, label=label, mesh=self.mesh, site="here", term=term, system="1", timeline=await self._timeline(),
+            segment_size=SEGMENT, start_lsn=layout.parse_lsn(reach["Start-LSN"]), stop_lsn=layout.parse_lsn(reach["End-LSN"]),
+            started_at=started, finished_at=finished, seconds=1.0, postgres=180000, version="0", migrations={}, parts=tuple(parts),
+            rows={}, ledger_entries=0, ledger_micro=0, audit_heads={}, log_heads={}, secrets_salt="", secrets={}, machine="",
         )  # fmt: skip
         await self.store.put(layout.manifest_object(name), layout.sign(layout.manifest_object(name), manifest, self.key))
         await self.ship()
@@ -123,7 +124,7 @@ class BackupMaker:
         else:
             segment = Segment(segment.timeline, segment.number, is_partial=True)
         name = segment.object(SEGMENT)
-        wal = WalObject(data=path.read_bytes(), until=until, lsn=min(known, end))
+        wal = WalObject(data=await asyncio.to_thread(path.read_bytes), until=until, lsn=min(known, end))
         await self.store.put(name, self._sealed(name, msgspec.msgpack.encode(wal)))
 
     def _sealed(self, name: str, data: bytes) -> bytes:

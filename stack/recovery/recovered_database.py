@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 from urllib.parse import quote
 
 import asyncpg
@@ -165,8 +165,11 @@ async def fetch_wal(source: RestoreSource, plan: RestorePlan, folder: Path, prog
         return WalEnd(wal.until, wal.lsn)
 
     for done in range(0, total, _SEGMENTS_AT_ONCE):
-        async with asyncio.TaskGroup() as tasks:
-            fetching = [tasks.create_task(fetch(segment)) for segment in plan.segments[done : done + _SEGMENTS_AT_ONCE]]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                fetching = [tasks.create_task(fetch(segment)) for segment in plan.segments[done : done + _SEGMENTS_AT_ONCE]]
+        except ExceptionGroup as group:
+            raise errors.first_of(group) from None
         ends = [end, *(task.result() for task in fetching)]
         end = WalEnd(max(each.until for each in ends), max(each.lsn for each in ends))
         progress("fetching the write-ahead log", min(done + _SEGMENTS_AT_ONCE, total), total)
@@ -194,20 +197,43 @@ async def unpack(source: RestoreSource, backup: BackupManifest, part: str, folde
     await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
     try:
         async with sealing.unsealed(pieces(), source.identities, described.plain_size) as file:
-            await asyncio.to_thread(_extract, file, folder, part, name)
+            await _extract_to_the_end(_StoppableReader(file), folder, part, name)
     except ObjectMissing as error:
         raise DamagedObject(f"{name} is missing", hint="use another backup: aicli stack backups") from error
     except sealing.WrongIdentity:
         raise
     except DamagedObject as error:
-        raise DamagedObject(f"{name}: {error.message}" if name not in error.message else error.message, hint=error.hint) from error
+        raise (error if name in error.message else sealing.damaged(name)) from error
     if (digest.size, digest.sha256) != (described.size, described.sha256):
         raise sealing.damaged(name)
 
 
-def _extract(file: BinaryIO, folder: Path, part: str, archive: str) -> None:
+class _StoppableReader:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.is_stopped = False
+
+    def read(self, size: int) -> bytes:
+        if self.is_stopped:
+            raise EOFError
+        return self._file.read(size)
+
+
+async def _extract_to_the_end(file: _StoppableReader, folder: Path, part: str, archive: str) -> None:
+    """Return only when the thread has ended: after an error elsewhere, or a cancel, it must not write any more."""
+    extracting = asyncio.get_running_loop().run_in_executor(None, _extract, file, folder, part, archive)
     try:
-        with tarfile.TarFile.open(fileobj=file, mode="r|", bufsize=1 << 20) as members:
+        await asyncio.shield(extracting)
+    except asyncio.CancelledError:
+        file.is_stopped = True
+        await asyncio.wait([extracting])
+        extracting.exception()
+        raise
+
+
+def _extract(file: _StoppableReader, folder: Path, part: str, archive: str) -> None:
+    try:
+        with tarfile.TarFile.open(fileobj=cast("BinaryIO", file), mode="r|", bufsize=1 << 20) as members:
             for member in members:
                 if _is_harmless(member, part):
                     members.extract(member, folder, filter="data")

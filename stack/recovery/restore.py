@@ -106,6 +106,8 @@ class RestoreProgress(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime
     plan: RestorePlan
     alive_until: datetime
+    #: Where the store's log ends, by its own report.
+    end_lsn: int
     end: WalEnd | None = None
     reached_at: datetime | None = None
     is_complete: bool = True
@@ -223,7 +225,8 @@ class _Restore:
         assert self.now is not None
         self.now = msgspec.structs.replace(self.now, state=state, **facts)
         folder = self._work.run if self._work.root.exists() or state is RestoreState.CHECKED else self._home.run
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in (folder.parent, folder):
+            each.mkdir(mode=0o700, exist_ok=True)
         stack_home.write_private(folder / "restore.json", msgspec.json.encode(self.now).decode())
 
     # --- the steps
@@ -266,12 +269,11 @@ class _Restore:
         if not self._request.database_restored:
             await asyncio.to_thread(recovered_database.require_version, plan.backup)
         await asyncio.to_thread(recovered_database.require_space, home, plan.needed_bytes)
-        alive = await site_claim.find_last_sign(source.store, plan.backup)
-        if opened.catalog.state is not None:
-            alive = max(alive, opened.catalog.state.until)
+        alive, state = await site_claim.find_last_sign(source.store, plan.backup), opened.catalog.state
         return RestoreProgress(
-            request=self._request, state=RestoreState.CHECKED, started_at=datetime.now(UTC), plan=plan, alive_until=alive
-        )
+            request=self._request, state=RestoreState.CHECKED, started_at=datetime.now(UTC), plan=plan,
+            alive_until=alive if state is None else max(alive, state.until), end_lsn=0 if state is None else state.lsn,
+        )  # fmt: skip
 
     def _plan(self, found: StoreCatalog, histories: Mapping[int, tuple[restore_plan.TimelineEnd, ...]]) -> RestorePlan:
         request = self._request
@@ -315,7 +317,7 @@ class _Restore:
             log = await restored_log.compare(database, self.now.log, self._work)
             if self._request.is_strict:
                 strict = await _make_strict(database, reached)
-        is_complete = plan.target.at is not None or plan.target.is_backup_end or database.lsn >= end.lsn
+        is_complete = plan.target.at is not None or plan.target.is_backup_end or database.lsn >= max(end.lsn, self.now.end_lsn)
         self.now = msgspec.structs.replace(self.now, reached_at=reached, log=log, strict=strict, is_complete=is_complete)
 
     async def _take_over(self, source: RestoreSource) -> None:
@@ -393,6 +395,7 @@ async def _only_restore(work: Path) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        work.with_name(f"{work.name}.lock").unlink(missing_ok=True)
         await lock.__aexit__(None, None, None)
 
 

@@ -56,7 +56,8 @@ async def test_latest_has_every_commit_that_was_shipped(maker: BackupMaker, tmp_
     plan = await plan_of(maker)
     numbers, database, end = await restored(maker, plan, tmp_path / "restored")
     assert numbers == [1, 2]
-    assert database.last_commit_at is not None and database.reached(end, plan) == end.until > database.last_commit_at
+    assert database.last_commit_at is not None
+    assert database.reached(end, plan) == end.until > database.last_commit_at
     assert database.lsn >= end.lsn
 
 
