@@ -1,11 +1,19 @@
+import asyncio
+import io
+import tarfile
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import asyncpg
 import pytest
 
-from stack.recovery import catalog, recovered_database, restore_plan
+from shared.stores import objects
+from shared.types import MeshName
+from stack.recovery import catalog, layout, recovered_database, restore_plan, sealing
 from stack.recovery.recovered_database import RestoreSource, WalEnd
 from stack.recovery.restore_plan import LATEST, RestorePlan, RestoreTarget
 from tests import servers
@@ -71,6 +79,64 @@ async def test_a_moment_is_exact(maker: BackupMaker, tmp_path: Path) -> None:
     numbers, database, end = await restored(maker, plan, tmp_path / "restored")
     assert numbers == [1]
     assert database.reached(end, plan) == between
+
+
+@dataclass(frozen=True)
+class HostileStore:
+    """A store whose owner put other archives in place: anybody can encrypt to the recipients."""
+
+    folder: Path
+    identity: str = field(default_factory=sealing.new_identity)
+
+    async def unpack(self, plain: bytes, folder: Path, *, plain_size: int | None = None, part: str = layout.FILES) -> None:
+        store, digest = objects.open_store(str(self.folder), {}), sealing.CountedDigest()
+        async with sealing.sealed(io.BytesIO(plain), [sealing.recipient_of(self.identity)]) as pieces:
+            await store.put_stream(layout.part_object("b", part), digest.over(pieces))
+        size = len(plain) if plain_size is None else plain_size
+        described = layout.BackupPart(name=part, size=digest.size, sha256=digest.sha256, plain_size=size)
+        mesh = layout.StoreMesh(format=1, mesh=MeshName("home"), system="1", keys=(), recipients=(), own_recipient="")
+        manifest = cast("layout.BackupManifest", SimpleNamespace(name="b", part=lambda _: described))
+        await recovered_database.unpack(RestoreSource(store, mesh, (self.identity,)), manifest, part, folder, progress=lambda *_: None)
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", body: bytes = b"evil") -> bytes:
+    sink = io.BytesIO()
+    with tarfile.TarFile.open(fileobj=sink, mode="w") as archive:
+        described = tarfile.TarInfo(name)
+        described.type, described.linkname, described.size = kind, link, len(body) if kind == tarfile.REGTYPE else 0
+        archive.addfile(described, io.BytesIO(body))
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        member("../outside"), member("/tmp/outside"), member("keys/../../outside"), member("link", tarfile.SYMTYPE, "/etc"),
+        member("link", tarfile.LNKTYPE, "/etc/passwd"), member("device", tarfile.CHRTYPE), member("pipe", tarfile.FIFOTYPE),
+        member("postgres/data/base"), member("run/restore.json"), member("./run/site.json"), member("//tmp/outside"),
+    ],
+)  # fmt: skip
+async def test_a_hostile_member_is_refused_before_it_is_written(tmp_path: Path, hostile: bytes) -> None:
+    folder = tmp_path / "inside"
+    with pytest.raises(sealing.DamagedObject, match="which no backup contains"):
+        await HostileStore(tmp_path / "store").unpack(hostile, folder)
+    assert list(folder.iterdir()) == []
+    assert sorted(path.name for path in await asyncio.to_thread(lambda: list(tmp_path.iterdir()))) == ["inside", "store"]
+
+
+async def test_a_cluster_has_no_other_files(tmp_path: Path) -> None:
+    with pytest.raises(sealing.DamagedObject, match="which no backup contains"):
+        await HostileStore(tmp_path / "store").unpack(member("keys/auth.nk"), tmp_path / "inside", part=layout.DATA)
+    with pytest.raises(sealing.DamagedObject, match="which no backup contains"):
+        # PostgreSQL would make links of it.
+        await HostileStore(tmp_path / "store").unpack(member("tablespace_map"), tmp_path / "inside", part=layout.DATA)
+
+
+async def test_an_archive_that_grows_is_refused_at_the_size_of_its_manifest(tmp_path: Path) -> None:
+    bomb = member("keys/zeros", body=bytes(64 << 20))
+    with pytest.raises(sealing.DamagedObject, match=r"files\.tar\.zst\.age"):
+        await HostileStore(tmp_path / "store").unpack(bomb, tmp_path / "inside", plain_size=1 << 20)
+    assert sum(path.stat().st_size for path in (tmp_path / "inside").rglob("*")) <= 2 << 20
 
 
 async def test_a_moment_behind_the_last_commit_is_reached(maker: BackupMaker, tmp_path: Path) -> None:
