@@ -41,6 +41,7 @@ READS_ENVIRONMENT = {
     "cli": "a person's shell is the CLI's settings",
     "stack": "the supervisor hands its own environment on to its children",
     "tools": "set-up, before there is a program",
+    "shared/stores/recovery_check.py": "loads the settings of the programs that check a restored database, once",
     "shared/transports/hyperswarm/sidecar_process.py": "finds the machine's Node.js",
     "services/inference/supervision/engine_supervisor.py": "hands the machine's variables on to the engine's process, without secrets",
 }

@@ -1,6 +1,6 @@
 """Read the whole audit log and find the first changed row of each chain."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.audit_store import AuditStore, ChainEnd
@@ -9,6 +9,7 @@ from shared.api.audit import AuditReport, ChainState
 from shared.audit_anchors import Anchor, AnchorFinding
 from shared.audit_chain import ChainVerifier, Checkpoint
 from shared.telemetry import Metrics, logs
+from shared.types import NodeId
 
 _log = logs.get(part="audit")
 
@@ -31,8 +32,8 @@ class Verification:
         for anchor in filed:
             by_chain.setdefault(anchor.chain, []).append(anchor)
         states = [ChainState(_FILE, 0, line, f"line {line} of the anchor file is invalid", 0) for line in unreadable[:1]]
-        names = [chain] if chain is not None else await self._chains(by_chain)
-        states += [await self._state(name, by_chain.get(name, [])) for name in names]
+        names = [chain] if chain is not None else await list_chains(self._rows, by_chain)
+        states += [await verify_chain(self._rows, name, by_chain.get(name, []), self._anchoring.keys.ids) for name in names]
         broken = [state for state in states if state.first_bad is not None]
         if broken:
             worst = broken[0]
@@ -42,22 +43,25 @@ class Verification:
             self._metrics.audit_chain_valid.set(not broken)
         return AuditReport(tuple(states), self._anchoring.keys.current.id)
 
-    async def _chains(self, filed: Iterable[str]) -> list[str]:
-        """Includes chains of which only an anchor is left."""
-        return sorted({*await self._rows.chains(), *await self._rows.anchored_chains(), *filed})
 
-    async def _state(self, chain: str, filed: Sequence[Anchor]) -> ChainState:
-        checked = audit_anchors.check([*await self._rows.anchors_of(chain), *filed], self._anchoring.keys.ids)
-        end = await self._rows.end_of(chain)
-        verifier = ChainVerifier(chain, [*checked.checkpoints(chain), *_head_of(end)])
-        until = end.last_row if end.head is None else end.head.sequence
-        async for page in self._rows.read_chain(chain, until=until):
-            for row in page:
-                verifier.take(row)
-            if verifier.is_over:
-                break
-        state = verifier.state()
-        return _with_findings(state, end, checked.finding(chain)) if state.first_bad is None else state
+async def list_chains(rows: AuditStore, filed: Iterable[str]) -> list[str]:
+    """Includes chains of which only an anchor is left."""
+    return sorted({*await rows.chains(), *await rows.anchored_chains(), *filed})
+
+
+async def verify_chain(rows: AuditStore, chain: str, filed: Sequence[Anchor], keys: Collection[NodeId] | None) -> ChainState:
+    """``filed`` are the anchors of the file, and ``keys`` those that sign; without keys, anchors are not compared."""
+    checked = audit_anchors.check([] if keys is None else [*await rows.anchors_of(chain), *filed], keys or ())
+    end = await rows.end_of(chain)
+    verifier = ChainVerifier(chain, [*checked.checkpoints(chain), *_head_of(end)])
+    until = end.last_row if end.head is None else end.head.sequence
+    async for page in rows.read_chain(chain, until=until):
+        for row in page:
+            verifier.take(row)
+        if verifier.is_over:
+            break
+    state = verifier.state()
+    return _with_findings(state, end, checked.finding(chain)) if state.first_bad is None else state
 
 
 def _head_of(end: ChainEnd) -> list[Checkpoint]:
