@@ -76,7 +76,8 @@ class BackupMaker:
         with tarfile.TarFile.open(fileobj=io.BytesIO(data)) as members:
             described = members.extractfile("backup_manifest")
             assert described is not None
-            (reach,) = msgspec.json.decode(described.read())["WAL-Ranges"]
+            written = msgspec.json.decode(described.read())
+        (reach,) = written["WAL-Ranges"]
         finished = await self.now()
         name = layout.name_backup(finished, term)
         parts = [
@@ -85,8 +86,8 @@ class BackupMaker:
             await self.put_part(name, layout.FILES, archive(files or {}), self.recipients),
         ]
         manifest = BackupManifest(
-            name=name, label=label, mesh=self.mesh, site="here", term=term, system="1", timeline=await self._timeline(),
-            segment_size=SEGMENT, start_lsn=layout.parse_lsn(reach["Start-LSN"]), stop_lsn=layout.parse_lsn(reach["End-LSN"]),
+            name=name, label=label, mesh=self.mesh, site="here", term=term, system=str(written["System-Identifier"]),
+            timeline=await self._timeline(), segment_size=SEGMENT, start_lsn=layout.parse_lsn(reach["Start-LSN"]), stop_lsn=layout.parse_lsn(reach["End-LSN"]),
             started_at=started, finished_at=finished, seconds=1.0, postgres=180000, version="0", migrations={}, parts=tuple(parts),
             rows={}, ledger_entries=0, ledger_micro=0, audit_heads={}, log_heads={}, secrets_salt="", secrets={}, machine="",
         )  # fmt: skip

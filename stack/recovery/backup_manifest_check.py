@@ -20,6 +20,8 @@ from stack.recovery.layout import BackupManifest
 _NAME = "backup_manifest"
 #: What PostgreSQL does not list, or what belongs to the restored server: as pg_verifybackup has it.
 _UNLISTED = frozenset({_NAME, "postgresql.auto.conf", "standby.signal", "recovery.signal"})
+#: Empty, because there are no tablespaces, and not unpacked.
+_NO_TABLESPACES = ("tablespace_map", 0)
 _WAL_FOLDER = "pg_wal/"
 _PIECE_BYTES = 1 << 20
 _MOST_FINDINGS = 20
@@ -77,7 +79,7 @@ def find_differences(manifest: ClusterManifest, backup: BackupManifest, found: M
         is_inside = backup.start_lsn <= layout.parse_lsn(part.start) <= layout.parse_lsn(part.end) <= backup.stop_lsn
         if part.timeline == backup.timeline and not is_inside:
             yield f"{_NAME} needs the write-ahead log from {part.start} to {part.end}, which this backup does not name"
-    listed = {file.name: file.size for file in manifest.files}
+    listed = {file.name: file.size for file in manifest.files if (file.name, file.size) != _NO_TABLESPACES}
     for name, size in listed.items():
         if name not in found:
             yield f"{name} is missing"

@@ -28,7 +28,7 @@ from shared import errors
 from shared.stores import queries
 from shared.stores.objects import ObjectMissing, ObjectStore
 from stack import processes
-from stack.recovery import layout, restore_plan, sealing
+from stack.recovery import layout, restore_plan, sealing, throwaway
 from stack.recovery.layout import DATA, BackupManifest, Segment, StoreMesh, WalObject
 from stack.recovery.restore_plan import RestorePlan, TimelineEnd
 from stack.recovery.sealing import CountedDigest, DamagedObject
@@ -273,7 +273,8 @@ def _write_segment(path: Path, data: bytes, size: int) -> None:
 async def recovered(folder: Path, plan: RestorePlan, progress: Progress, *, is_durable: bool = True) -> AsyncIterator[RecoveredDatabase]:
     """Recover ``folder / data`` to the target, and run the server for the block. After it, the data is cleanly shut down.
 
-    ``is_durable`` False: nothing of it has to survive a power failure. Raises Unavailable with the end of PostgreSQL's log.
+    ``is_durable`` False, for a test: nothing of it has to survive a power failure, and it has no network at all. Raises Unavailable with
+    the end of PostgreSQL's log.
     """
     data = folder / "data"
     await asyncio.to_thread(_prepare, data)
@@ -325,9 +326,10 @@ class _RecoveringServer:
             options |= {"fsync": "off", "full_page_writes": "off"}
         words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         program = postgres.binaries() / "postgres"
+        server = postgres.unprivileged(str(program), "-D", str(self._folder / "data"), *words)
         with self._log.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *postgres.unprivileged(str(program), "-D", str(self._folder / "data"), *words),
+                *(server if self._is_durable else throwaway.without_network(*server)),
                 env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
