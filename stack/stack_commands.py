@@ -11,6 +11,7 @@ from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 from stack.recovery import recovery_commands
 from stack.recovery.restore_commands import restore
+from stack.recovery.verify_command import verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,7 @@ def stack() -> None:
     """
 
 
-for _command in (*recovery_commands.COMMANDS, restore):
+for _command in (*recovery_commands.COMMANDS, restore, verify):
     stack.add_command(_command)
 
 
