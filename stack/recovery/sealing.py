@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import os
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
@@ -81,8 +83,7 @@ async def sealed(source: BinaryIO, recipients: Sequence[str]) -> AsyncIterator[A
     loop = asyncio.get_running_loop()
     stream = asyncio.StreamReader(limit=_PIECE_BYTES)
     protocol = asyncio.StreamReaderProtocol(stream)
-    # Started at once, because it closes its end of the pipe.
-    working = loop.run_in_executor(None, work)
+    working = _start(work)
     transport, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(reading, "rb", 0))
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -106,60 +107,70 @@ async def unsealed(pieces: AsyncIterator[bytes], identities: Sequence[str], most
     """Give the content as a file to read in a thread. More than ``most_bytes`` are refused. Raises WrongIdentity and DamagedObject."""
     sealed_end, feed = os.pipe()
     plain_end, plain = os.pipe()
+    #: The first one explains the others.
+    failures: list[Exception] = []
 
     def work() -> None:
-        with os.fdopen(sealed_end, "rb", _PIECE_BYTES) as source, os.fdopen(plain, "wb", _PIECE_BYTES) as sink:
-            _open(source, sink, identities, most_bytes)
+        source, opened = os.fdopen(sealed_end, "rb", _PIECE_BYTES), os.fdopen(plain, "wb", _PIECE_BYTES)
+        with contextlib.suppress(BrokenPipeError), source, opened:
+            try:
+                _open(source, opened, identities, most_bytes)
+            except (errors.AimeshError, OSError) as error:
+                # Before the reader sees the end.
+                failures.append(error)
 
-    loop = asyncio.get_running_loop()
     file, sink = os.fdopen(plain_end, "rb", _PIECE_BYTES), os.fdopen(feed, "wb", _PIECE_BYTES)
-    working = loop.run_in_executor(None, work)
+    working = _start(work)
 
+    raised: Exception | None = None
+    async with asyncio.TaskGroup() as tasks:
+        filling = tasks.create_task(_fill(pieces, sink, failures))
+        try:
+            yield file
+        except Exception as error:
+            raised = error
+        finally:
+            causes = [error for error in failures if not isinstance(error, BrokenPipeError)]
+            filling.cancel()
+            await asyncio.wait([_start(file.close), _start(functools.partial(_close, sink)), working])
+    if causes:
+        raise causes[0] from raised
+    if raised is not None:
+        raise raised
+
+
+async def _fill(pieces: AsyncIterator[bytes], sink: BinaryIO, failures: list[Exception]) -> None:
     def write(piece: bytes) -> None:
         sink.write(piece)
         sink.flush()
 
-    async def fill() -> None:
-        with contextlib.suppress(BrokenPipeError):  # ``work`` has given up, and says why
-            async for piece in pieces:
-                writing = loop.run_in_executor(None, write, piece)
-                try:
-                    await asyncio.shield(writing)
-                finally:
-                    # ``work`` ends when its reader or its source has ended, and that ends this.
-                    await asyncio.wait([writing])
-        await asyncio.to_thread(_close, sink)
-
-    async def finish() -> None:
-        await working
-
     try:
-        async with _one_error(), asyncio.TaskGroup() as tasks:
-            tasks.create_task(fill())
-            tasks.create_task(finish())
+        async for piece in pieces:
+            writing = _start(functools.partial(write, piece))
             try:
-                yield file
+                await asyncio.shield(writing)
             finally:
-                await asyncio.to_thread(file.close)
+                # The reader of ``sink`` ends when its own reader or its source has ended, and that ends this.
+                await asyncio.wait([writing])
+    except BrokenPipeError:  # it has given up, and says why
+        pass
+    except Exception as error:
+        failures.append(error)
+    await _start(functools.partial(_close, sink))
+
+
+def _start(work: Callable[[], None]) -> "asyncio.Future[None]":
+    """Run it in its own thread: it closes its ends of the pipes, and others wait for that, so it must not wait for a free thread."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        return asyncio.get_running_loop().run_in_executor(pool, work)
     finally:
-        await asyncio.to_thread(_close, sink)
+        pool.shutdown(wait=False)
 
 
 def _close(sink: BinaryIO) -> None:
     with contextlib.suppress(BrokenPipeError):
         sink.close()
-
-
-@contextlib.asynccontextmanager
-async def _one_error() -> AsyncIterator[None]:
-    """Raise the error that explains the others. A reader that left early is none."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        found = sorted(group.exceptions, key=lambda error: not isinstance(error, errors.AimeshError))
-        for error in found:
-            if not isinstance(error, BrokenPipeError):
-                raise error from None
 
 
 def seal_bytes(name: str, data: bytes, key: NodeKey, mesh: MeshName, recipients: Sequence[str]) -> bytes:
@@ -237,8 +248,8 @@ def _open(source: BinaryIO, sink: BinaryIO, identities: Sequence[str], most_byte
     except OSError as error:
         if bounded.is_full:
             raise DamagedObject("it contains more than its manifest says") from error
-        if bounded.is_broken:
-            raise
+        if bounded.error is not None:
+            raise bounded.error from None
         raise DamagedObject("it is truncated or was changed") from error
 
 
@@ -247,8 +258,8 @@ class _BoundedSink:
         self._sink = sink
         self._left = most_bytes
         self.is_full = False
-        #: The sink failed. pyrage reports errors of both ends alike.
-        self.is_broken = False
+        #: Of the sink: pyrage reports errors of both ends alike.
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self._left -= len(data)
@@ -257,8 +268,8 @@ class _BoundedSink:
             raise OSError("too large")
         try:
             return self._sink.write(data)
-        except OSError:
-            self.is_broken = True
+        except OSError as error:
+            self.error = error
             raise
 
     def flush(self) -> None:

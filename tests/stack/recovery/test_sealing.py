@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -140,3 +141,29 @@ def test_identities_that_are_none_are_refused(tmp_path: Path) -> None:
         assert "XYZ" not in refused.value.message
     with pytest.raises(errors.BadSettings, match="cannot be read"):
         sealing.read_identities(tmp_path / "missing")
+
+
+class StoreFails(Exception):
+    pass
+
+
+async def failing() -> AsyncIterator[bytes]:
+    raise StoreFails
+    yield b""
+
+
+async def test_a_reader_ends_though_no_thread_was_free_to_open_the_stream() -> None:
+    """The store fails at once, and the reader has the only thread."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    async with asyncio.timeout(10):
+        with pytest.raises(StoreFails):
+            async with sealing.unsealed(failing(), (sealing.new_identity(),), 10) as file:
+                await asyncio.to_thread(file.read)
+
+
+async def test_the_error_of_the_reader_is_the_one_that_is_raised() -> None:
+    pieces, _ = await seal(PLAIN)
+    with pytest.raises(ZeroDivisionError):
+        async with sealing.unsealed(feed(pieces), [STACK], len(PLAIN)) as file:
+            await asyncio.to_thread(file.read, 10)
+            raise ZeroDivisionError
