@@ -152,6 +152,7 @@ async def _fill(pieces: AsyncIterator[bytes], sink: BinaryIO, failures: list[Exc
             finally:
                 # The reader of ``sink`` ends when its own reader or its source has ended, and that ends this.
                 await asyncio.wait([writing])
+                writing.exception()
     except BrokenPipeError:  # it has given up, and says why
         pass
     except Exception as error:
