@@ -82,11 +82,11 @@ def _end_server(data: Path) -> None:
 
 def without_network(*command: str) -> tuple[str, ...]:
     """Return the command in a network namespace of its own, where this machine allows it."""
-    return (*_UNSHARE, *command) if _may_unshare() else command
+    return (*_UNSHARE, *command) if may_unshare() else command
 
 
 @cache
-def _may_unshare() -> bool:
+def may_unshare() -> bool:
     if os.geteuid() != 0 or shutil.which(_UNSHARE[0]) is None:
         return False
     tried = subprocess.run((*_UNSHARE, "true"), stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False)  # noqa: S603
