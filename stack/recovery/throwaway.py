@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from functools import cache
 from pathlib import Path
@@ -30,7 +31,7 @@ async def folder(parent: Path) -> AsyncIterator[Path]:
     try:
         yield made
     finally:
-        await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
+        await asyncio.to_thread(_remove, made)
         os.close(handle)
 
 
@@ -40,7 +41,7 @@ def remove_leftovers(parent: Path) -> None:
             handle = _lock(found)
             try:
                 _end_server(found / "data")
-                shutil.rmtree(found)
+                _remove(found)
             finally:
                 os.close(handle)
 
@@ -55,6 +56,13 @@ def _create(parent: Path) -> tuple[Path, int]:
             if made.exists():
                 return made, handle
             os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    """After an error, a thread may still unpack for a moment."""
+    give_up_at = time.monotonic() + _GRACE_SECONDS
+    while path.exists() and time.monotonic() < give_up_at:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _lock(path: Path) -> int:
