@@ -51,6 +51,16 @@ def old_bytes(lines: Iterable[bytes], oldest: date) -> int | None:
     return old
 
 
+def of_day(lines: Iterable[bytes], wanted: date) -> bytes:
+    """Return the lines of one day. A line without a day belongs to the line before it."""
+    day, found = None, []
+    for line in lines:
+        day = day_of(line) or day
+        if day == wanted:
+            found.append(line)
+    return b"".join(found)
+
+
 #: With its predecessor, a program has at most twice this.
 MAX_BYTES = 10 * 1024 * 1024
 _TAIL_BYTES = 256 * 1024
@@ -120,6 +130,12 @@ def _cut(source: Path, target: Path, beginning: int) -> None:
         private_file.replace(target, rest)
     else:
         target.unlink(missing_ok=True)
+
+
+def read_day(path: Path, day: date) -> bytes:
+    """Return the lines of one day from the file and its predecessor. Blocks."""
+    files = [file for file in (_predecessor(path), path) if file.exists()]
+    return of_day((line for file in files for line in file.read_bytes().splitlines(keepends=True)), day)
 
 
 def _predecessor(path: Path) -> Path:

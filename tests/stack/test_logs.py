@@ -151,3 +151,12 @@ def test_date_formats_of_all_programs(line: bytes, day: date | None) -> None:
 )
 def test_old_lines_are_at_the_start(lines: list[bytes], old: int | None) -> None:
     assert logs.old_bytes(lines, OLDEST) == old
+
+
+def test_the_lines_of_one_day_come_from_both_files_with_those_that_show_no_day(tmp_path: Path) -> None:
+    path = tmp_path / "auth.log"
+    path.write_bytes(b"2026-11-02 a\n  traceback\n2026-11-03 b\n")
+    path.with_suffix(".log.1").write_bytes(b"undated\n2026-11-01 c\n2026-11-02 d\n")
+    assert logs.read_day(path, date(2026, 11, 2)) == b"2026-11-02 d\n2026-11-02 a\n  traceback\n"
+    assert logs.read_day(path, date(2026, 11, 4)) == b""
+    assert logs.read_day(tmp_path / "none.log", date(2026, 11, 2)) == b""

@@ -1,0 +1,144 @@
+"""Copies the recovery logs of the services and the anchors of the audit log into the store, while they are written.
+
+An object's name has the numbers of its lines. After a crash or a lost reply, lines can be in two objects: readers ignore the second ones.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from shared import errors
+from shared.api.method import Nothing, StreamMethod
+from shared.api.recovery import FollowRecoveryLog, RecoveryLines
+from shared.rpc.calling import RpcClient
+from shared.stores import signed_lines
+from shared.stores.objects import StoredObject
+from shared.telemetry import logs
+from shared.timing.backoff import Backoff
+from stack.recovery import layout, sealing
+from stack.recovery.backup_place import BackupPlace
+from stack.recovery.layout import LogPart
+
+ANCHORS = "anchors"
+#: Reopen the stream every hour, so that it can't hang unnoticed.
+_FOLLOW_SECONDS = 3600.0
+_BACKOFF = Backoff(first_seconds=0.2, longest_seconds=5.0)
+#: Successive objects are joined up to this size: a restore reads each one.
+_JOINED_BYTES = 1 << 20
+
+_log = logs.get(part="recovery log")
+
+
+class RecoveryLogCopy:
+    """One service's log in the store."""
+
+    def __init__(
+        self,
+        place: BackupPlace,
+        method: StreamMethod[FollowRecoveryLog, RecoveryLines, Nothing],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._place = place
+        self._method = method
+        self._clock = clock
+        self.service = method.name.partition(".")[0]
+        #: Since when the store lacks lines, or may lack some because the service could not be asked; None if it has all.
+        self._behind_since: float | None = clock()
+
+    @property
+    def behind_seconds(self) -> float:
+        return 0.0 if self._behind_since is None else self._clock() - self._behind_since
+
+    async def run(self, rpc: RpcClient) -> None:
+        """Run until canceled."""
+        failures = 0
+        while True:
+            try:
+                after = await find_last(self._place, self.service)
+                async with rpc.stream(self._method, FollowRecoveryLog(after), deadline_seconds=_FOLLOW_SECONDS) as parts:
+                    self._behind_since = None
+                    async for part in parts:
+                        self._behind_since = self._clock()
+                        await write(self._place, LogPart(self.service, part.first, part.last), part.lines)
+                        self._behind_since, failures = None, 0
+            except errors.AimeshError as error:
+                _log.info("the recovery log is not copied; it will be retried", log=self.service, reason=error.message)
+            if self._behind_since is None:
+                self._behind_since = self._clock()
+            failures += 1
+            await asyncio.sleep(_BACKOFF.pause(failures))
+
+
+class AnchorCopy:
+    """The anchors in the store. They are numbered by their order in the store, because replicas may write the file."""
+
+    def __init__(self, place: BackupPlace, file: Path) -> None:
+        self._place = place
+        self._file = file
+        self._seen_bytes = -1
+
+    async def copy(self) -> None:
+        """Store the lines that the store lacks. Raises StoreUnavailable."""
+        size = self._file.stat().st_size if self._file.exists() else 0
+        if size in (0, self._seen_bytes):
+            return
+        last = max((part for part, _ in await _list(self._place, ANCHORS)), key=lambda part: part.last, default=None)
+        known = b"" if last is None else await _read(self._place, last)
+        lines = await asyncio.to_thread(_lines_after, self._file, known)
+        if lines:
+            first = 1 if last is None else last.last + 1
+            await write(self._place, LogPart(ANCHORS, first, first + lines.count(b"\n") - 1), lines)
+        self._seen_bytes = size
+
+
+async def find_last(place: BackupPlace, service: str) -> int:
+    """Return the number of the newest line in the store; 0 if it has none."""
+    return max((part.last for part, _ in await _list(place, service)), default=0)
+
+
+async def write(place: BackupPlace, part: LogPart, lines: bytes) -> None:
+    body = await asyncio.to_thread(sealing.seal_bytes, part.object, lines, place.key, place.mesh.mesh, place.recipients)
+    await place.store.put(part.object, body)
+
+
+async def join(place: BackupPlace, service: str) -> None:
+    """Join successive small objects, and delete those whose lines are in a larger one: an earlier attempt was interrupted."""
+    group: list[LogPart] = []
+    size, last = 0, 0
+
+    async def finish() -> None:
+        if len(group) > 1:
+            lines = b"".join([await _read(place, each) for each in group])
+            await write(place, LogPart(service, group[0].first, group[-1].last), lines)
+            await place.store.delete([each.object for each in group])
+
+    for part, stored in await _list(place, service):
+        if part.last <= last:
+            await place.store.delete([part.object])
+            continue
+        if group and (size + stored.size > _JOINED_BYTES or part.first != last + 1):
+            await finish()
+            group, size = [], 0
+        group.append(part)
+        size, last = size + stored.size, part.last
+    await finish()
+
+
+async def _list(place: BackupPlace, service: str) -> list[tuple[LogPart, StoredObject]]:
+    found = [stored async for stored in place.store.list(f"{layout.RECOVERY_LOG}{service}/")]
+    parts = [(part, stored) for stored in found if (part := layout.parse_log(stored.name)) is not None]
+    return sorted(parts, key=lambda each: (each[0].first, -each[0].last))
+
+
+async def _read(place: BackupPlace, part: LogPart) -> bytes:
+    body = await place.store.get(part.object)
+    return await asyncio.to_thread(sealing.open_bytes, part.object, body, (place.own_identity,), place.mesh.keys, place.mesh.mesh)
+
+
+def _lines_after(file: Path, known: bytes) -> bytes:
+    """Return the whole lines behind the last one of ``known``; all if that is not there. Blocks."""
+    text = b"".join(signed_lines.read(file))
+    text = text[: text.rfind(b"\n") + 1]
+    last = known[known.rfind(b"\n", 0, -1) + 1 :]
+    return text.rpartition(last)[2] if last else text
