@@ -25,7 +25,7 @@ from stack.ports import WantedPort
 from stack.secret_files import DATABASE_ROLES, POSTGRES_ADMIN
 from stack.servers import dht_programs, nats_server, postgres, valkey
 from stack.servers.postgres import Postgres
-from stack.servers.program import Program
+from stack.servers.program import Program, SocketProbe
 from stack.servers.valkey import Valkey
 from stack.settings import PASSED, StackSettings
 from stack.stack_home import StackHome
@@ -42,6 +42,8 @@ ENGINE_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "LLAMA_", "OMP_
 BACKUP = "backup"
 #: A segment of the log is sealed in blocks of 16 MiB: they go back to the system at once, instead of staying with each thread.
 _LITTLE_MEMORY = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576"}
+#: It answers so on its socket once it has opened the store.
+BACKUP_READY = b"ready\n"
 #: service -> secret setting -> its file.
 _SECRETS: dict[str, dict[str, str]] = {
     "auth": {
@@ -105,7 +107,7 @@ def make(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], 
         environment = {**visible, **_worker_environment(home, settings, recorded, backend)}
         services.append(_service(f"inference-{backend}", "inference", environment, settings))
     if settings.backup_to:
-        services.append(_backup_agent({**visible, **service_environment(home, settings, recorded, BACKUP)}))
+        services.append(_backup_agent(home, {**visible, **service_environment(home, settings, recorded, BACKUP)}))
     programs = (*servers(home, settings, visible), *services)
     return StackPlan(programs, database, cache, _fingerprint(programs, recorded))
 
@@ -288,8 +290,17 @@ def _service(name: str, package: str, environment: dict[str, str], settings: Sta
     )
 
 
-def _backup_agent(environment: dict[str, str]) -> Program:
-    return Program(name=BACKUP, command=(sys.executable, "-m", "stack.recovery.agent"), environment=environment, stage=1, hopeless_status=2)
+def _backup_agent(home: StackHome, environment: dict[str, str]) -> Program:
+    command = (sys.executable, "-m", "stack.recovery.agent")
+    return Program(name=BACKUP, command=command, environment=environment, stage=1, probe=backup_probe(home), hopeless_status=2)
+
+
+def backup_probe(home: StackHome) -> SocketProbe:
+    return SocketProbe(backup_socket(home), b"", BACKUP_READY)
+
+
+def backup_socket(home: StackHome) -> Path:
+    return home.sockets / "backup.sock"
 
 
 def nats_url(settings: StackSettings) -> str:

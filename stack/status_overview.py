@@ -38,6 +38,7 @@ async def collect(home: StackHome) -> list[StatusRow]:
     workers = [f"inference-{backend}" for backend in stack_plan.more_workers(stack)]
     urls = {name: stack_plan.url_of(name, stack) for name in (*stack_plan.SERVICES, *workers)}
     probes_by_name = {server.name: server.probe for server in stack_plan.servers(home, stack, os.environ)}
+    probes_by_name[stack_plan.BACKUP] = stack_plan.backup_probe(home)
     return list(await asyncio.gather(*(_row(each, urls.get(each.name), probes_by_name.get(each.name)) for each in answer.programs)))
 
 

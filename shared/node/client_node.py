@@ -1,4 +1,4 @@
-"""A node that only calls, for `aicli` and the supervisor's first steps. Imports little, because users wait for it."""
+"""A node that only calls, for `aicli`, the supervisor's first steps and the backup agent. Imports little, because users wait for it."""
 
 import asyncio
 import random
@@ -43,6 +43,8 @@ class ClientSettings:
     nats_creds_file: Path | None = None
     connect_seconds: float = 3.0
     node_binary: Path | None = None
+    #: Over NATS, any role that only calls.
+    role: Role = Role.CLIENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ async def client(settings: ClientSettings) -> AsyncIterator[ClientNode]:
     """Join as a client. Raises Unavailable if the NATS server is not there, BadSettings if the key cannot be used."""
     key = node_keys.load(settings.node_key_file)
     if settings.mesh_file is None:
-        me, trust = LocalNode(settings.mesh, Role.CLIENT, key, SOFTWARE), Trust(key, Role.CLIENT)
+        me, trust = LocalNode(settings.mesh, settings.role, key, SOFTWARE), Trust(key, settings.role)
         files = NatsFiles(
             ca=settings.nats_ca_file, cert=settings.nats_cert_file, key=settings.nats_key_file, creds=settings.nats_creds_file
         )
