@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from shared.stores.objects import ObjectMissing, ObjectStore
 from shared.types import NodeId
 from stack.recovery import layout
 from stack.recovery.layout import BackupManifest, RestoreTests, Segment, StoreMesh, StoreState
+from stack.recovery.sealing import DamagedObject
 
 _MOST_MANIFESTS = 1000
 
@@ -34,23 +35,27 @@ async def read_mesh(store: ObjectStore, keys: Collection[NodeId] | None) -> Stor
     return None
 
 
-async def read(store: ObjectStore, mesh: StoreMesh) -> StoreCatalog:
-    """Raises DamagedObject for a manifest that was changed."""
+async def read(store: ObjectStore, mesh: StoreMesh, on_damage: Callable[[DamagedObject], None] | None = None) -> StoreCatalog:
+    """Raises DamagedObject for a manifest that was changed; with ``on_damage``, that is called, and the rest is returned."""
     names = [found.name async for found in store.list(layout.BASE)]
     wanted = sorted(name for name in names if (parsed := layout.parse_backup(name)) is not None and parsed[1] == "manifest.json")
     limit = asyncio.Semaphore(8)
 
-    async def manifest(name: str) -> BackupManifest:
-        async with limit:
-            return layout.read_signed(name, await store.get(name), BackupManifest, mesh.keys)
+    async def find(name: str, kind: type[layout.S]) -> layout.S | None:
+        try:
+            async with limit:
+                return layout.read_signed(name, await store.get(name), kind, mesh.keys)
+        except ObjectMissing:  # perhaps pruned meanwhile
+            return None
+        except DamagedObject as error:
+            if on_damage is None:
+                raise
+            on_damage(error)
+            return None
 
-    backups: Sequence[BackupManifest] = await asyncio.gather(*map(manifest, wanted[-_MOST_MANIFESTS:]))
-    state = None
-    with contextlib.suppress(ObjectMissing):
-        state = layout.read_signed(layout.STATE, await store.get(layout.STATE), StoreState, mesh.keys)
-    tests = None
-    with contextlib.suppress(ObjectMissing):
-        tests = layout.read_signed(layout.TESTS, await store.get(layout.TESTS), RestoreTests, mesh.keys)
+    found = await asyncio.gather(*(find(name, BackupManifest) for name in wanted[-_MOST_MANIFESTS:]))
+    backups = [manifest for manifest in found if manifest is not None]
+    state, tests = await find(layout.STATE, StoreState), await find(layout.TESTS, RestoreTests)
     size = backups[-1].segment_size if backups else 16 << 20
     logs = [found.name async for found in store.list(layout.WAL)]
     segments = sorted(segment for name in logs if (segment := layout.parse_segment(name, size)) is not None)
