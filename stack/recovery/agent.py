@@ -269,7 +269,8 @@ class Agent:
 
     async def _read_store(self) -> StoreCatalog:
         place = self._place
-        found = await catalog.read(place.store, place.mesh)
+        # One damaged object must not prevent new backups.
+        found = await catalog.read(place.store, place.mesh, lambda error: _log.error("an object in the store is bad", why=error.message))
         histories = await RestoreSource(place.store, place.mesh, (place.own_identity,)).histories(found.histories)
         self._window = await asyncio.to_thread(restore_plan.window, found, histories)
         self._catalog = found

@@ -20,7 +20,7 @@ from shared.node.settings import NodeSettings
 from shared.stores.objects import StoreUnavailable
 from shared.timing.backoff import Backoff
 from stack import secret_files
-from stack.recovery import agent, agent_schedule, base_backup, layout, recovery_log_copy, site_keeper, site_terms
+from stack.recovery import agent, agent_schedule, base_backup, catalog, layout, recovery_log_copy, sealing, site_keeper, site_terms
 from stack.recovery.agent import Agent
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import BackupManifest, LogPart, RestoreTests
@@ -135,6 +135,18 @@ async def test_a_stack_whose_provider_copies_the_database_has_backups_without_it
     await running._maintain()
     await running._maintain()
     assert len(backups.made) == 1
+
+
+async def test_damaged_objects_prevent_no_new_backup(place: BackupPlace, source: Source, backups: Backups) -> None:
+    await place.store.put(layout.manifest_object(backup(1).name), b"{}")
+    await place.store.put(layout.TESTS, layout.sign(layout.TESTS, passed(), NodeKey(node_keys.new_seed())))
+    running = make_agent(place, source)
+    await running._maintain()
+    await running._maintain()
+    assert running._catalog is not None
+    assert [each.name for each in running._catalog.backups] == backups.made == ["20261101T030000Z-1"]
+    with pytest.raises(sealing.DamagedObject, match=r"base/20261101T010000Z-1/manifest\.json is truncated"):
+        await catalog.read(place.store, place.mesh)
 
 
 # --- program logs
