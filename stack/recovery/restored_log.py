@@ -36,7 +36,7 @@ class LogFacts(msgspec.Struct, frozen=True):
     unusable: int = 0
 
 
-class LogLine(msgspec.Struct, frozen=True):
+class LastLine(msgspec.Struct, frozen=True):
     number: int
     at: datetime
 
@@ -141,16 +141,16 @@ def _add_own(folder: Path, home: StackHome) -> None:
         shutil.copyfile(own, stored)
 
 
-def _end(service: str, *folders: Path) -> LogLine | None:
+def _end(service: str, *folders: Path) -> LastLine | None:
     """Return the newest line of all files."""
     paths = [path for folder in folders for path in folder.glob(f"{service}-*.jsonl")]
     lines = (line for path in paths for line in map(_line, signed_lines.read_end(path, _LAST_LINE_BYTES)[-2:]) if line is not None)
     return max(lines, key=lambda line: line.number, default=None)
 
 
-def _line(text: bytes) -> LogLine | None:
+def _line(text: bytes) -> LastLine | None:
     try:
-        return msgspec.json.decode(text, type=LogLine)
+        return msgspec.json.decode(text, type=LastLine)
     except msgspec.DecodeError:  # a crash has cut it off
         return None
 

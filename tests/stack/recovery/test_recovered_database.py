@@ -56,29 +56,29 @@ async def restored(maker: BackupMaker, plan: RestorePlan, folder: Path) -> tuple
     return [row["number"] for row in rows], database, end
 
 
-async def test_latest_has_every_commit_that_was_shipped(maker: BackupMaker, tmp_path: Path) -> None:
-    await add(maker, 1)
+async def test_a_database_is_recovered_to_its_end_to_a_moment_and_behind_its_last_commit(maker: BackupMaker, tmp_path: Path) -> None:
     await maker.base()
+    await add(maker, 1)
+    between = await maker.now()
     await add(maker, 2)
-    await maker.ship()
+    state = await maker.ship()
+
     plan = await plan_of(maker)
-    numbers, database, end = await restored(maker, plan, tmp_path / "restored")
+    numbers, database, end = await restored(maker, plan, tmp_path / "end")
     assert numbers == [1, 2]
     assert database.last_commit_at is not None
     assert database.reached(end, plan) == end.until > database.last_commit_at
     assert database.lsn >= end.lsn
 
-
-async def test_a_moment_is_exact(maker: BackupMaker, tmp_path: Path) -> None:
-    await maker.base()
-    await add(maker, 1)
-    between = await maker.now()
-    await add(maker, 2)
-    await maker.ship()
     plan = await plan_of(maker, target=RestoreTarget(at=between))
-    numbers, database, end = await restored(maker, plan, tmp_path / "restored")
-    assert numbers == [1]
-    assert database.reached(end, plan) == between
+    numbers, database, end = await restored(maker, plan, tmp_path / "between")
+    assert (numbers, database.reached(end, plan)) == ([1], between)
+
+    plan = await plan_of(maker, target=RestoreTarget(at=state.until))
+    numbers, database, end = await restored(maker, plan, tmp_path / "behind")
+    assert (numbers, database.reached(end, plan)) == ([1, 2], state.until)
+    with pytest.raises(restore_plan.RestoreRefused, match="the last moment"):
+        await plan_of(maker, target=RestoreTarget(at=state.until + timedelta(seconds=1)))
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,3 @@ async def test_an_archive_that_grows_is_refused_at_the_size_of_its_manifest(tmp_
     with pytest.raises(sealing.DamagedObject, match=r"files\.tar\.zst\.age"):
         await HostileStore(tmp_path / "store").unpack(bomb, tmp_path / "inside", plain_size=1 << 20)
     assert sum(path.stat().st_size for path in (tmp_path / "inside").rglob("*")) <= 2 << 20
-
-
-async def test_a_moment_behind_the_last_commit_is_reached(maker: BackupMaker, tmp_path: Path) -> None:
-    await maker.base()
-    await add(maker, 1)
-    state = await maker.ship()
-    plan = await plan_of(maker, target=RestoreTarget(at=state.until))
-    numbers, database, end = await restored(maker, plan, tmp_path / "restored")
-    assert numbers == [1]
-    assert database.reached(end, plan) == state.until
-    with pytest.raises(restore_plan.RestoreRefused, match="the last moment"):
-        await plan_of(maker, target=RestoreTarget(at=state.until + timedelta(seconds=1)))
