@@ -13,14 +13,13 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from shared.recovery.recovery_check import RecoveryCheck
-
 from services.auth import store
 from services.auth.audit import verification
 from services.auth.audit.audit_store import AuditStore
 from shared import audit_anchors, errors
 from shared.audit_anchors import Anchor
 from shared.stores import recovery_check, signed_lines
+from shared.stores.recovery_check import RecoveryCheck
 from shared.types import NodeId
 
 #: How long before a strict restore's target nothing is trusted.

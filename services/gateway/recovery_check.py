@@ -7,13 +7,12 @@ verify the signatures of checkpoints.
 import sys
 from pathlib import Path
 
-from shared.recovery.recovery_check import RecoveryCheck
-
 from services.gateway import store
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner
 from services.gateway.billing.ledger_store import LedgerStore
 from shared.stores import recovery_check
+from shared.stores.recovery_check import RecoveryCheck
 from shared.types import MeshName
 
 #: Every gateway of a restored database is gone, so a reservation without a lease is no fault.

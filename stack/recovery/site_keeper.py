@@ -1,6 +1,7 @@
 """Keeps the term and the lease of this site: reads the store, asks ``site_terms`` what to do, and does it."""
 
 import asyncio
+import contextlib
 import secrets
 import time
 from dataclasses import replace
@@ -118,17 +119,19 @@ class SiteKeeper:
 
     async def _look(self) -> StoreCheck:
         began_at, own, announced = boot_time(), self.state.own, None
-        try:
+        with contextlib.suppress(ObjectMissing):
             announced = (await _read(self._place, terms.lease_name(own.term), terms.SiteLeaseRecord)).mode
-        except ObjectMissing:
-            pass
+        is_marked = False
+        with contextlib.suppress(ObjectMissing):
+            await self._place.store.head(terms.advisory_name(own.term))
+            is_marked, announced = True, terms.LeaseMode.ADVISORY
         highest = terms.find_highest({found.name async for found in self._place.store.list(SITES)})
         if highest is None:
-            return StoreCheck(began_at=began_at, announced=announced, highest=None)
+            return StoreCheck(began_at=began_at, announced=announced, is_marked=is_marked, highest=None)
         # Our own is read too: another site may have taken the same term.
         record = await _read(self._place, terms.record_name(highest), SiteRecord)
         self.known[highest] = record
-        return StoreCheck(began_at=began_at, announced=announced, highest=record)
+        return StoreCheck(began_at=began_at, announced=announced, is_marked=is_marked, highest=record)
 
     async def _do(self, step: Step, gateway: MethodCaller | None) -> None:
         own = self.state.own
@@ -136,6 +139,8 @@ class SiteKeeper:
             case terms.WriteLease(mode):
                 name = terms.lease_name(own.term)
                 await self._put(name, terms.SiteLeaseRecord(term=own.term, site=own.site, at=datetime.now(UTC), mode=mode))
+            case terms.MarkAdvisory():
+                await self._place.store.put_if_absent(terms.advisory_name(own.term), b"")
             case terms.SetGatewayLease():
                 await self._set_gateway_lease(step, gateway)
             case terms.WriteAcknowledgement():
@@ -159,7 +164,7 @@ class SiteKeeper:
         for _ in range(2):
             request = terms.lease_request(self.state, step, self._clock)
             reply = await gateway.call(set_site_lease, request, deadline_seconds=_CALL_SECONDS)
-            self._clock = terms.GatewayClock.of(reply, boot_time())
+            self._clock = terms.GatewayClock(reply.now, boot_time())
             if reply.state is step.state:
                 self.state = replace(self.state, is_fenced=reply.state is SiteLeaseState.ENDED)
                 return

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import asyncpg
 import msgspec
-from shared.recovery.recovery_check import RecoveryCheck, RecoveryCheckFailed
 
 from shared import audit_anchors, errors
 from shared.identity.node_keys import NodeKey
 from shared.stores import queries, signed_lines
 from shared.stores.objects import ObjectMissing
+from shared.stores.recovery_check import RecoveryCheck, RecoveryCheckFailed
 from stack import processes, stack_home
 from stack.recovery import backup_manifest_check, catalog, layout, recovered_database, restore_plan, sealing, throwaway
 from stack.recovery.catalog import StoreCatalog

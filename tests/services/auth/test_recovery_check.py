@@ -17,7 +17,7 @@ from services.auth.recovery_check import AnchorFile
 from shared import audit_anchors
 from shared.audit_anchors import Anchor
 from shared.audit_chain import ChainHead
-from shared.recovery.recovery_check import RecoveryCheck
+from shared.stores.recovery_check import RecoveryCheck
 from shared.types import MeshName, NodeId
 from tests.services.auth.audit.deeds import TENANT, act, fill, superuser
 

@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway import recovery_check, store
 from services.gateway.billing.ledger_store import LedgerStore
-from shared.recovery.recovery_check import RecoveryCheck, RecoveryCheckFailed
+from shared.stores.recovery_check import RecoveryCheck, RecoveryCheckFailed
 from shared.types import MicroCredits, RequestId, TenantId
 
 OWNER = TenantId(UUID(int=1))

@@ -15,7 +15,6 @@ import asyncpg
 import msgspec
 import psutil
 import pytest
-from shared.recovery.recovery_check import RecoveryCheck, SchemaFacts
 
 from services.auth import store as auth_store
 from services.auth.audit.anchoring import Anchoring, AnchorKeys
@@ -26,6 +25,7 @@ from shared import errors
 from shared.identity import node_keys
 from shared.identity.node_keys import NodeKey
 from shared.stores import objects
+from shared.stores.recovery_check import RecoveryCheck, SchemaFacts
 from shared.types import MeshName, MicroCredits, RequestId, TenantId
 from stack.recovery import catalog, layout, sealing, verify
 from stack.recovery.layout import BackupManifest
