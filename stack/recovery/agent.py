@@ -279,7 +279,7 @@ class Agent:
 
 async def _run_verify() -> tuple[int, str]:
     """Run the test in a program of its own, which needs much memory for a while. Return its exit status and what it said."""
-    command = (sys.executable, "-m", "cli.main", "stack", "verify", restore_plan.LATEST, "--json")
+    command = (sys.executable, "-m", "cli.main", "stack", "verify", restore_plan.LATEST)
     dies_with_us = processes.dies_with_parent(signal.SIGTERM, os.getpid())
     process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, preexec_fn=dies_with_us)
     try:
