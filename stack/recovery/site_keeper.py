@@ -20,7 +20,6 @@ from stack import control, stack_home
 from stack.recovery import layout, replaced
 from stack.recovery import site_terms as terms
 from stack.recovery.backup_place import BackupPlace
-from stack.recovery.replaced import ReplacedSite
 from stack.recovery.site_terms import SiteRecord, SiteState, Step, StoreCheck
 from stack.stack_home import StackHome
 
@@ -150,9 +149,7 @@ class SiteKeeper:
                 self.state = replace(self.state, is_acknowledged=True)
             case terms.StopServices():
                 assert self.state.replaced_by is not None
-                by = self.state.replaced_by
-                found = ReplacedSite(term=by.term, site=by.site, url=by.url, at=by.at)
-                await asyncio.to_thread(replaced.record, self._place.home, found)
+                await asyncio.to_thread(replaced.record, self._place.home, self.state.replaced_by)
                 # The gateway stops before this agent, which then acknowledges.
                 self._is_stopping = await control.send(self._place.home.control_socket, control.Stop()) is not None
             case _:

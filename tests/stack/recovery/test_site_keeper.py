@@ -126,6 +126,11 @@ async def test_the_lease_file_comes_before_the_gateways_lease(place: BackupPlace
     assert gateway.asked == []
     assert (await read(place, "site/1.lease", SiteLeaseRecord)).mode is LeaseMode.ADVISORY
     await site.check(gateway)
+    assert await place.store.get("site/1.advisory") == b""
+    limited = gateway.asked[-1].seconds
+    assert limited is not None, "until the mark was seen"
+    gateway.asked.clear()
+    await site.check(gateway)
     assert [(request.state, request.seconds) for request in gateway.asked] == [(SiteLeaseState.ACTIVE, None)]
 
 

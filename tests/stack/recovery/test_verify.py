@@ -32,13 +32,13 @@ from stack.recovery.layout import BackupManifest
 from stack.recovery.recovered_database import RestoreSource
 from stack.recovery.sealing import DamagedObject, WrongIdentity
 from stack.recovery.verify import VerifiedBackup
-from stack.secret_files import DATABASE_ROLES
+from stack.secret_files import LOGIN_ROLES
 from stack.servers import postgres as stack_postgres
 from tests import servers
 from tests.backups import BackupMaker
 from tests.services.auth.audit.deeds import TENANT, act, fill
 
-PASSWORDS = {role: f"password-of-{role}" for role in DATABASE_ROLES}
+PASSWORDS = {role: f"password-of-{role}" for role in LOGIN_ROLES}
 OWNER = TenantId(UUID(int=1))
 
 
