@@ -180,7 +180,7 @@ class _BackupTest:
             keys = await asyncio.to_thread(_anchor_keys, anchors)
             words = [f"--anchors={anchors}", *(f"--anchor-key={key}" for key in sorted(keys))]
         command = (sys.executable, "-m", f"services.{service}.recovery_check", *words)
-        status, output = await _run(throwaway.without_network(*command), {"DATABASE_URL": database.url_of(service)})
+        status, output = await _run(command, {"DATABASE_URL": database.url_of(service)})
         try:
             return msgspec.json.decode(output, type=RecoveryCheckFailed) if status == 2 else msgspec.json.decode(output, type=RecoveryCheck)
         except msgspec.DecodeError:
@@ -213,7 +213,7 @@ async def _find_bad_indexes(database: RecoveredDatabase) -> list[str]:
 async def _run(command: tuple[str, ...], environment: Mapping[str, str]) -> tuple[int, bytes]:
     """Return the status and all output of a program with this environment and nothing else."""
     process = await asyncio.create_subprocess_exec(
-        *command, env=environment, cwd=stack_home.checkout(),
+        *throwaway.without_network(*command), env=environment, cwd=stack_home.checkout(),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         preexec_fn=processes.dies_with_parent(signal.SIGKILL, os.getpid()),
     )  # fmt: skip

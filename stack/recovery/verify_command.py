@@ -4,7 +4,6 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -38,6 +37,7 @@ def verify(context: click.Context, /, *, backup: str, identity: Path | None, add
     from shared.stores import objects
     from stack import settings, stack_home
     from stack.recovery import catalog, sealing
+    from stack.recovery import restore as restores
     from stack.recovery import verify as tests
     from stack.recovery.recovered_database import RestoreSource
 
@@ -55,7 +55,7 @@ def verify(context: click.Context, /, *, backup: str, identity: Path | None, add
         raise errors.BadSettings("there is no identity that opens the backups", hint="give it with --identity")
     key = node_keys.load(signing) if signing.exists() else None
     keys = _signers(identity) if key is None else {key.id}
-    store = objects.open_store(address if "://" in address else str(Path(address).absolute()), _credentials(values))
+    store = objects.open_store(address if "://" in address else str(Path(address).absolute()), restores.credentials(home, os.environ))
     # On the disk of the present database, if there is one.
     work = home.run if home.run.is_dir() else Path(tempfile.gettempdir())
 
@@ -81,18 +81,6 @@ def _signers(identity: Path | None) -> "set[NodeId] | None":
     """Return the keys that the identity's file names; None if the store itself has to name them."""
     lines = [] if identity is None else [line.partition(_SIGNED_BY) for line in identity.read_text(encoding="utf-8").splitlines()]
     return {cast("NodeId", key.strip()) for start, found, key in lines if found and not start} or None
-
-
-def _credentials(values: Mapping[str, str]) -> dict[str, str]:
-    from shared.stores import objects
-
-    found = {}
-    for name in (*objects.S3_CREDENTIALS, *objects.GOOGLE_CREDENTIALS):
-        if value := values.get(name):
-            found[name] = value
-        elif file := values.get(f"{name}_FILE"):
-            found[name] = Path(file).read_text(encoding="utf-8").strip()
-    return found
 
 
 def _show(result: "VerifiedBackup") -> None:

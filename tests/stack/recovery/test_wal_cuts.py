@@ -20,12 +20,12 @@ from stack.recovery import catalog, recovered_database, restore_plan, sealing
 from stack.recovery.layout import BackupManifest, Segment, WalObject
 from stack.recovery.recovered_database import RestoreSource
 from stack.recovery.restore_plan import LATEST, RestoreTarget
-from stack.secret_files import DATABASE_ROLES
+from stack.secret_files import LOGIN_ROLES
 from stack.servers import postgres as stack_postgres
 from tests import servers, tiers
 from tests.backups import SEGMENT, BackupMaker
 
-PASSWORDS = {role: f"password-of-{role}" for role in DATABASE_ROLES}
+PASSWORDS = {role: f"password-of-{role}" for role in LOGIN_ROLES}
 #: The log has some segments, the last one unfinished.
 COMMITS, PER_SEGMENT = 24, 7
 CUTS = 40 if tiers.is_nightly() else 3
