@@ -27,6 +27,7 @@ from stack.recovery.layout import BackupManifest
 from stack.recovery.restore import RestoreReport, RestoreRequest, RestoreState
 from stack.recovery.restore_plan import RestoreRefused
 from stack.recovery.site_terms import SiteRecord
+from stack.recovery.upgrade import RestorePoint
 from stack.servers import postgres
 from stack.stack_home import StackHome
 from tests import servers
@@ -44,6 +45,7 @@ class Case:
         self.identity.write_text(f"# signed by: {maker.key.id}\n{maker.identity}\n")
         self.backup: BackupManifest
         self.between: datetime
+        self.point_at: datetime
 
     async def fill(self) -> None:
         await self.maker.begin()
@@ -63,6 +65,8 @@ class Case:
         self.backup = await self.maker.base(secrets=secrets, files=files)
         await self.maker.run("INSERT INTO entries VALUES (2)", database="aimesh")
         self.between = await self.maker.now()
+        await self.maker.run("SELECT pg_create_restore_point('before-9.9')")
+        self.point_at = await self.maker.now()
         await self.maker.run("INSERT INTO entries VALUES (3)", database="aimesh")
         await self.maker.ship()
         at = "2026-01-01T00:00:00Z"
@@ -161,6 +165,16 @@ async def test_a_moment_and_a_backup_are_exact(case: Case, home: StackHome, tmp_
     other = stack_home.locate({"AIMESH_HOME": str(tmp_path / "other")})
     await case.restore(other, which=case.backup.name)
     assert await entries(other) == [1]
+
+
+async def test_an_upgrade_is_taken_back_to_its_restore_point(case: Case, home: StackHome) -> None:
+    home.run.mkdir(parents=True)
+    points = [RestorePoint("before-9.9", "9.9", case.point_at, "0/0"), RestorePoint("before-9.10", "9.10", case.point_at, "0/0")]
+    (home.run / "restore_points.jsonl").write_bytes(b"".join(msgspec.json.encode(point) + b"\n" for point in points))
+    with pytest.raises(RestoreRefused, match=r"before-9\.10 is not in the log"):
+        await case.restore(home, before_upgrade="9.10", replaces=True)
+    await case.restore(home, before_upgrade="9.9", replaces=True)
+    assert await entries(home) == [1, 2]
 
 
 async def test_replace_keeps_the_old_home_and_uses_what_only_it_has(case: Case, home: StackHome, tmp_path: Path) -> None:
