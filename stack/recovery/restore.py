@@ -70,8 +70,8 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
 class StrictFacts(msgspec.Struct, frozen=True):
     """What ``--strict`` has ended."""
 
-    revoked_keys: int = 0
-    disabled_users: int = 0
+    revoked_keys: int
+    disabled_users: int
 
 
 class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -522,7 +522,7 @@ async def _make_strict(database: RecoveredDatabase, reached: datetime) -> Strict
     try:
         return msgspec.json.decode(out, type=StrictFacts)
     except msgspec.DecodeError as error:
-        reason = said.decode(errors="replace").strip()[-300:]
+        reason = (out or said).decode(errors="replace").strip()[-300:]
         raise errors.Internal(f"the accounts could not be disabled: {reason}", hint="run it again, or leave --strict out") from error
 
 
