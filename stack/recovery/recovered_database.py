@@ -44,8 +44,8 @@ _LOOK_SECONDS = 0.1
 _PIECE_BYTES = 1 << 20
 _STOP_SECONDS = 120.0
 _CONNECT_SECONDS = 10.0
-#: What a cluster's folder contains, besides names that begin with pg_.
-_CLUSTER = {"PG_VERSION", "base", "global", "postgresql.conf", "postgresql.auto.conf", "backup_label", "backup_manifest"}
+#: What a cluster's folder never contains: PostgreSQL would obey it. Your own server may have any other file there.
+_NOT_OF_CLUSTER = {"recovery.signal", "standby.signal", "tablespace_map"}
 #: What the other parts never contain: settings can name files anywhere else in the home.
 _NOT_OF_HOME = {"postgres", "valkey", "run", "logs", "backup"}
 #: A restore point is written a moment before its time is read.
@@ -255,7 +255,7 @@ def _is_harmless(member: tarfile.TarInfo, part: str) -> bool:
     is_plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and not member.issparse()
     path = PurePosixPath(member.name)
     first = path.parts[0] if path.parts else ""
-    is_expected = first in _CLUSTER or first.startswith("pg_") if part == DATA and first else first not in _NOT_OF_HOME
+    is_expected = first not in (_NOT_OF_CLUSTER if part == DATA else _NOT_OF_HOME)
     return is_plain and is_expected and not path.is_absolute() and ".." not in path.parts
 
 

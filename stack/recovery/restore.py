@@ -25,13 +25,14 @@ from shared.identity import node_keys
 from shared.stores import file_lock, objects
 from shared.types import MeshName, NodeId
 from stack import processes, settings, stack_home
-from stack.recovery import catalog, layout, recovered_database, restore_plan, restored_log, sealing, site_claim
+from stack.recovery import catalog, layout, recovered_database, restore_plan, restored_log, sealing, site_claim, upgrade
 from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import Segment
 from stack.recovery.recovered_database import Progress, RecoveredDatabase, RestoreSource, WalEnd
 from stack.recovery.restore_plan import LATEST, RestorePlan, RestoreRefused, RestoreTarget
 from stack.recovery.restored_log import LogFacts
 from stack.recovery.site_terms import SiteRecord
+from stack.recovery.upgrade import RestorePoint
 from stack.stack_home import StackHome
 
 _JOURNALS = "settle_journals"
@@ -463,18 +464,8 @@ async def _check_identity(source: RestoreSource, plan: RestorePlan) -> None:
         pass
 
 
-class _RestorePoint(msgspec.Struct, frozen=True):
-    """A line of ``run/restore_points.jsonl``."""
-
-    name: str
-    version: str
-    at: datetime
-
-
-def _find_point(home: StackHome, version: str) -> _RestorePoint:
-    file = home.run / "restore_points.jsonl"
-    lines = file.read_bytes().splitlines() if file.exists() else []
-    points = [msgspec.json.decode(line, type=_RestorePoint) for line in lines]
+def _find_point(home: StackHome, version: str) -> RestorePoint:
+    points = upgrade.read_points(home)
     for point in reversed(points):
         if point.version == version:
             return point
