@@ -70,7 +70,7 @@ SHARED = {
     "tests/chaos/test_oracle.py": "",
     "tests/integration/test_swarm_attacks.py": "",
     # With a stack of their own.
-    "tests/integration/test_backup.py": "",
+    "tests/integration/test_psql.py": "",
     "tests/integration/test_backup_agent.py": "",
     "tests/integration/test_no_secret_in_logs.py": "",
     # Two stacks at once are too many for two cores.
