@@ -71,6 +71,7 @@ SHARED = {
     "tests/integration/test_swarm_attacks.py": "",
     # With a stack of their own.
     "tests/integration/test_psql.py": "",
+    "tests/integration/test_recovery.py": "",
     "tests/integration/test_backup_agent.py": "",
     "tests/integration/test_no_secret_in_logs.py": "",
     # Two stacks at once are too many for two cores.
@@ -93,7 +94,7 @@ FIRST = (
     "tests/cli/machines/test_join.py",
     "second stack",
     "tests/deploy/test_compose_services.py",
-    "tests/integration/test_backup.py",
+    "tests/integration/test_recovery.py",
     "tests/stack/test_up_down.py",
     "tests/integration/test_no_secret_in_logs.py",
 )
