@@ -16,13 +16,13 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from shared import errors
 from shared.stores import file_lock
 from shared.stores.objects import ObjectMissing, ObjectStore, StoredObject
+from shared.telemetry import metrics_registry
 from stack import processes, settings
 from stack.recovery import backup_files, layout, sealing
 from stack.recovery.backup_place import BackupPlace
@@ -122,7 +122,7 @@ async def _make(
         name=name, label=label, mesh=place.mesh.mesh, site=place.settings.site, term=term,
         system=identity.system, timeline=log.timeline, segment_size=identity.segment_size, start_lsn=log.start, stop_lsn=log.stop,
         started_at=started_at, finished_at=finished_at, seconds=time.monotonic() - began,
-        postgres=identity.postgres, version=metadata.version("aimesh"), migrations=before.migrations, parts=tuple(parts),
+        postgres=identity.postgres, version=metrics_registry.version(), migrations=before.migrations, parts=tuple(parts),
         # Rows may be deleted while the data is copied.
         rows={table: min(rows, after.rows.get(table, 0)) for table, rows in before.rows.items()},
         ledger_entries=before.ledger_entries, ledger_micro=before.ledger_micro,
