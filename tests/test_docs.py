@@ -46,7 +46,7 @@ OTHER_VARIABLES = {
     "COOLDOWN",
     "PYTEST_ADDOPTS",
 }
-OTHER_VARIABLES |= {"PUBLISH_ADDRESS", "MODELS_FOLDER", "GPU_MODELS"}  # of compose.yaml
+OTHER_VARIABLES |= {"PUBLISH_ADDRESS", "MODELS_FOLDER", "GPU_MODELS", "BACKUP_FOLDER"}  # of compose.yaml
 OTHER_VARIABLES |= {"PGHOST", "PGUSER", "PGPASSWORD"}  # of PostgreSQL's programs
 #: Series of prometheus_client's own process collector.
 PROCESS_METRICS = re.compile(r"ai_platform_process_")

@@ -4,6 +4,7 @@
 each container needs to its own volume, and writes the configuration of the servers. It is safe to run again.
 """
 
+import json
 import os
 import re
 import secrets
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli import profile
+from shared import addresses
+from shared.api.recovery import BackupState
 from shared.identity import private_file
 from shared.types import MeshName, Role
-from stack import secret_files
+from stack import secret_files, settings
 from stack import stack_home as homes
+from stack.recovery import backup_files, sealing
 from stack.servers import nats_server, postgres
 from stack.stack_home import StackHome
 
@@ -39,11 +43,13 @@ class Recipient:
 
 #: The files that contain auth's secrets.
 _OF_AUTH = ("key_pepper", "data_key", "admin_password", "admin_key", "mesh_ca.nk")
+_OF_AWS = ("access_key_id", "secret_access_key", "session_token")
 
 
 def recipients(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     """Yield the name and the content of each volume."""
     yield from of_services(home, mesh)
+    yield from of_backups(home)
     yield from of_observers(home)
 
 
@@ -63,6 +69,7 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
                 "node.nk": key(home, "auth"),
                 "database_url": database_url(home, "auth"),
                 "redis_url": redis_url,
+                "backup_state": backup_state().encode(),
                 **{name: secret(home, name) for name in _OF_AUTH},
             },
         ),
@@ -75,6 +82,7 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
                 "node.nk": key(home, "gateway"),
                 "database_url": database_url(home, "gateway"),
                 "redis_url": redis_url,
+                "site_term": settings.read_recorded(home).get("SITE_TERM", "").encode(),
                 **{name: secret(home, name) for name in ("prompt_hash_secret", "web_hop_secret")},
             },
         ),
@@ -92,6 +100,14 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
     yield "nats", Recipient(OURS, {"nats.conf": nats_conf(home), "users.conf": (home.nats / "users.conf").read_bytes()})
     yield "postgres", Recipient(SERVERS, {"admin_password": secret(home, secret_files.POSTGRES_ADMIN), "provision.env": provision(home)})
     yield "valkey", Recipient(SERVERS, {"valkey.conf": valkey_conf(home)})
+
+
+def of_backups(home: StackHome) -> Iterator[tuple[str, Recipient]]:
+    """Yield the volumes of the profiles `backup` and `s3`, and the recovery log's, which only gets an owner."""
+    yield "recovery-data", Recipient(OURS, {})
+    yield "backup", Recipient(OURS, backup_home(home))
+    yield "s3", Recipient(OURS, {"s3.json": s3_config()})
+    yield "s3-data", Recipient(OURS, {})
 
 
 def of_observers(home: StackHome) -> Iterator[tuple[str, Recipient]]:
@@ -141,6 +157,32 @@ def database_url(home: StackHome, role: str) -> bytes:
     return f"postgresql://{role}:{password}@postgres:5432/{postgres.DATABASE}".encode()
 
 
+def backup_state() -> str:
+    """Return what auth is told. Backups are missing where other machines can reach the stack."""
+    is_public = (given("PUBLISH_ADDRESS") or "127.0.0.1") not in addresses.LOOPBACK
+    return given("BACKUP_STATE") or (BackupState.ON if given("BACKUP_TO") else BackupState.MISSING if is_public else BackupState.OFF)
+
+
+def backup_home(home: StackHome) -> dict[str, bytes]:
+    """Return what the agent reads of the home, and so everything that it backs up."""
+    if not given("BACKUP_TO"):
+        return {}
+    private_file.create(home.secrets / secret_files.BACKUP_IDENTITY, lambda: sealing.new_identity().encode())
+    found = backup_files.collect(home, settings.read_recorded(home))
+    kept = {str(path): (home.root / path).read_bytes() for path in (*found.secrets, *found.files)}
+    keys = {f"secrets/environment/aws_{name}": given(f"AWS_{name.upper()}").encode() for name in _OF_AWS}
+    is_theirs = given("DATABASE_URL") or given("GATEWAY_DATABASE_URL")
+    url = given("BACKUP_DATABASE_URL").encode() or (b"" if is_theirs else database_url(home, "backup"))
+    return {**kept, **keys, "secrets/database_url_backup": url, "run/sockets": str(home.sockets).encode()}
+
+
+def s3_config() -> bytes:
+    """Return SeaweedFS's users: the key of `.env`. Without one, nobody knows the secret; without a user, it would need none."""
+    key = {"accessKey": given("AWS_ACCESS_KEY_ID") or "nobody", "secretKey": given("AWS_SECRET_ACCESS_KEY") or secrets.token_urlsafe(32)}
+    user = {"name": "aimesh", "credentials": [key], "actions": ["Admin", "Read", "Write", "List"]}
+    return json.dumps({"identities": [user]}).encode()
+
+
 def provision(home: StackHome) -> bytes:
     """Return the environment for stack/servers/postgres.sql. It has SCRAM verifiers, so no statement contains a password."""
     lines = [f"export PGPASSWORD={secret_files.read(home, secret_files.POSTGRES_ADMIN)}"]
@@ -180,11 +222,15 @@ def client_profile(mesh: MeshName) -> bytes:
 def hand_out(folder: Path, recipient: Recipient) -> None:
     """Write each file atomically, readable only by that container's user."""
     for name, content in recipient.files.items():
-        unfinished = folder / f".{name}.unfinished"
+        place = folder / name
+        for parent in place.relative_to(folder).parents[:-1][::-1]:
+            (folder / parent).mkdir(mode=0o700, exist_ok=True)
+            os.chown(folder / parent, recipient.user, recipient.user)
+        unfinished = place.with_name(f".{place.name}.unfinished")
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(content)
         os.chown(unfinished, recipient.user, recipient.user)
-        unfinished.replace(folder / name)
+        unfinished.replace(place)
     os.chown(folder, recipient.user, recipient.user)
     folder.chmod(0o700)
 

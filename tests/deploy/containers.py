@@ -14,10 +14,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 from shared.types import MeshName
 from stack import initialization
@@ -42,12 +42,12 @@ def hand_out_program() -> ModuleType:
     return module
 
 
-def run_init(folder: Path) -> Path:
+def run_init(folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> Path:
     """What the `init` service leaves behind: a folder of files for each container. Twice, because it must be repeatable."""
     hand_out = hand_out_program()
     home = homes.locate({"AIMESH_HOME": str(folder / "state")})
     for _ in range(2):
-        initialization.ensure(home, {}, folder)
+        initialization.ensure(home, environment, folder)
         for name, recipient in hand_out.recipients(home, MeshName("home")):
             (folder / "handed" / name).mkdir(parents=True, exist_ok=True)
             hand_out.hand_out(folder / "handed" / name, dataclasses.replace(recipient, user=os.getuid()))

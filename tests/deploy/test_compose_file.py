@@ -15,6 +15,7 @@ import pytest
 
 from shared import config, node
 from stack import settings
+from stack.backup_settings import BackupSettings
 from tests.deploy import compose_file
 
 SERVICES = compose_file.services()
@@ -33,7 +34,13 @@ NOT_FROM_DOTENV = {
     ),
     *("BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE", "METRICS_TOKEN", "MODEL_STORE"),
     *("DATA_KEY_OLD", "OIDC_CLIENT_SECRET", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE"),
+    # A restore writes the term, and init hands it out; `aicli stack promote` is not for containers.
+    *("SITE_TERM", "PROMOTE_COMMAND"),
 }
+
+
+#: On a volume that auth, gateway and the backup agent share.
+LOG = "/var/lib/aimesh/recovery_log"
 
 
 def declared_by(service: str) -> set[str]:
@@ -144,16 +151,18 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
         if (path := environment.pop(kept, None)) is not None:
             # This must not be lost with the container.
             assert mounts_of(service)[str(Path(path).parent)] == f"{service}-data"
+    # The agent sees it there.
+    assert Path(environment.pop("AUDIT_ANCHOR_FILE", f"{LOG}/x")).parent == Path(LOG)
     # What people bring themselves, in a folder of the host: only who mounts one names them.
-    for owns in ("OIDC_CA_FILE", "AUDIT_ANCHOR_FILE", "OTEL_EXPORTER_OTLP_HEADERS_FILE", "ALERT_WEBHOOK_URL_FILE", "SMTP_URL_FILE"):
+    for owns in ("OIDC_CA_FILE", "OTEL_EXPORTER_OTLP_HEADERS_FILE", "ALERT_WEBHOOK_URL_FILE", "SMTP_URL_FILE"):
         assert environment.pop(owns, "") == ""
     assert all(value.startswith("/run/aimesh/") for name, value in environment.items() if name.endswith("_FILE"))
 
 
 def test_no_two_containers_share_secrets() -> None:
     everybody = [volume for service in SERVICES if service != "init" for volume in set(mounts_of(service).values())]
-    # PostgreSQL's own volume is also read by the step that makes its roles.
-    assert sorted(volume for volume in set(everybody) if everybody.count(volume) > 1) == ["postgres"]
+    # PostgreSQL's own volume is also read by the step that makes its roles; the recovery log contains no secret.
+    assert sorted(volume for volume in set(everybody) if everybody.count(volume) > 1) == ["postgres", "recovery-data"]
     assert "home" not in everybody
 
 
@@ -181,7 +190,7 @@ def test_all_but_the_public_two_those_for_other_backends_and_who_looks_are_on_th
     # Where those are that look, test_observability says.
     looking = {name for name in outside if SERVICES[name].get("profiles") == ["observability"]}
     assert outside - looking == {
-        *("init", "gateway", "web", "dht", "relay"),
+        *("init", "gateway", "web", "dht", "relay", "backup", "s3"),
         *("ollama", "inference-ollama", "inference-openai", "inference-http"),
     }
     assert compose_file.load()["networks"]["private"]["internal"] is True
@@ -241,9 +250,55 @@ def test_servers_have_a_health_check_and_are_waited_for() -> None:
 def test_init_gives_to_every_container_that_has_a_volume_of_secrets() -> None:
     handed = {volume for target, volume in mounts_of("init").items() if target.startswith("/handed/")}
     wanted = {mounts_of(service)[place] for service in SERVICES for place in ("/run/aimesh", "/profile") if place in mounts_of(service)}
+    wanted.add(mounts_of("backup")["/state"])
     kept = {volume for service in SERVICES if service != "init" for volume in mounts_of(service).values() if volume.endswith("-data")}
     assert {volume for volume in handed if not volume.endswith("-data")} == wanted
     assert {volume for volume in handed if volume.endswith("-data")} <= kept
+
+
+def test_the_backup_agent_gets_every_setting_of_backups_and_secrets_as_files() -> None:
+    environment = compose_file.environment_of("backup")
+    known = {
+        setting.variable.name: setting.variable.secret
+        for kind in (BackupSettings, node.NodeSettings)
+        for setting in config.settings_of(kind)
+    }
+    given = {name if name in known else name.removesuffix("_FILE") for name in environment}
+    assert given - known.keys() - {"SWARM_CLIENTS"} == {"AIMESH_HOME"}
+    backups = {setting.variable.name for setting in config.settings_of(BackupSettings)}
+    assert backups - given == {"PROMOTE_COMMAND"}
+    assert {name for name in given if known.get(name) and name in environment} == set()
+    # init records them for the commands, at the paths that the agent's container has.
+    recorded = compose_file.environment_of("init")
+    assert backups - recorded.keys() == {"PROMOTE_COMMAND"}
+    assert environment["AIMESH_HOME"] == recorded["AIMESH_HOME"] == "/state"
+    assert recorded["AUDIT_ANCHOR_FILE"].startswith("/state/recovery_log/")
+    assert "recovery-data:/state/recovery_log:ro" in SERVICES["backup"]["volumes"]
+    assert {mounts_of(service)[LOG] for service in ("auth", "gateway")} == {"recovery-data"}
+
+
+@pytest.mark.parametrize(("given", "source"), [({}, "backup-data"), ({"BACKUP_FOLDER": "/mnt/nas"}, "/mnt/nas")])
+def test_backups_go_to_a_volume_or_a_folder_of_the_host(given: dict[str, str], source: str) -> None:
+    assert compose_file.resolve(SERVICES["backup"]["volumes"][-1], given) == f"{source}:/backup"
+
+
+def test_postgresql_lets_only_the_backup_role_copy_it_and_nobody_in_without_a_password() -> None:
+    text = (compose_file.ROOT / compose_file.load()["configs"]["pg_hba"]["file"]).read_text(encoding="utf-8")
+    lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    assert {line[-1] for line in lines} == {"scram-sha-256"}
+    assert [line[:3] for line in lines if line[1] == "replication"] == [["host", "replication", "backup"]]
+    command = SERVICES["postgres"]["command"]
+    assert f"hba_file={SERVICES['postgres']['configs'][0]['target']}" in command
+    assert compose_file.resolve(command[-1], {"BACKUP_WAL_MOST": "1GB"}) == "max_slot_wal_keep_size=1GB"
+    default = next(each.default for each in config.settings_of(BackupSettings) if each.variable.name == "BACKUP_WAL_MOST")
+    assert compose_file.resolve(command[-1], {}) == f"max_slot_wal_keep_size={default}"
+
+
+def test_only_the_agent_reaches_the_s3_server() -> None:
+    assert [name for name, service in SERVICES.items() if "store" in service.get("networks", [])] == ["backup", "s3"]
+    assert SERVICES["s3"]["networks"] == ["store"]
+    command = SERVICES["s3"]["command"]
+    assert {"-ip.bind=127.0.0.1", "-s3.ip.bind=0.0.0.0", "-s3.config=/run/aimesh/s3.json"} <= set(command)
 
 
 def test_files_that_are_mounted_exist() -> None:

