@@ -153,4 +153,36 @@ def backups(*, as_json: bool) -> None:
         printing.note(f"but not between {printing.moment(hole.since)} and {end}: {hole.missing} is missing")
 
 
-COMMANDS = (backup, backups)
+@click.command("fetch-log")
+@click.option("--from", "address", metavar="URL", help="The store: a folder, s3://bucket/prefix or gs://bucket/prefix. Default: BACKUP_TO.")
+@click.option("--identity", type=click.Path(path_type=Path), help="File of an identity that opens backups. Default: this stack's own.")
+@print_format.output_options("Print a JSON object.")
+def fetch_log(address: str | None, identity: Path | None, *, as_json: bool) -> None:
+    """Write the recovery logs and audit anchors in the store to RECOVERY_LOG_DIR.
+
+    If the disks of your containers don't last, run this before auth and the gateway start, and don't start them if it fails: keys that
+    you revoked could work again.
+    """
+    from shared import errors
+    from stack import secret_files, settings
+    from stack.recovery import restore, restored_log, sealing
+
+    home = _home()
+    known = {**settings.read_recorded(home), **os.environ}
+    address = address or known.get("BACKUP_TO")
+    if not address:
+        raise errors.BadSettings("no store is known", hint="give it with --from")
+    identity = identity or home.secrets / secret_files.BACKUP_IDENTITY
+    folder = Path(known.get("RECOVERY_LOG_DIR") or home.root / "recovery_log")
+    anchors = Path(known.get("AUDIT_ANCHOR_FILE") or folder / "audit_anchors.jsonl")
+
+    async def fetch() -> None:
+        identities, signers = sealing.read_identities(identity), restore.signers(home, identity)
+        source = await restore.open_source(home, address, identities, signers, restore.credentials(home, os.environ))
+        await restored_log.fetch_into(folder, anchors, source, home)
+
+    asyncio.run(fetch())
+    printing.show_json({"folder": str(folder)}) if as_json else click.echo(f"the recovery logs are in {folder}")
+
+
+COMMANDS = (backup, backups, fetch_log)

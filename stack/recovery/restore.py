@@ -133,7 +133,7 @@ async def restore(
     async with _only_restore(work):
         restoring = _Restore(home, work, request, progress)
         try:
-            await restoring.run(sealing.read_identities(identity), _signers(home, identity), credentials(home, environment))
+            await restoring.run(sealing.read_identities(identity), signers(home, identity), credentials(home, environment))
         except errors.BadSettings:
             await asyncio.to_thread(restoring.undo)
             raise
@@ -178,6 +178,25 @@ def credentials(home: StackHome, environment: Mapping[str, str]) -> dict[str, st
         elif file := recorded.get(f"{name}_FILE"):
             found[name] = Path(file).read_text(encoding="utf-8").strip()
     return found
+
+
+async def open_source(
+    home: StackHome, address: str, identities: tuple[str, ...], keys: frozenset[NodeId] | None, found: Mapping[str, str]
+) -> RestoreSource:
+    """Raises RestoreRefused if the store has no backups of this mesh."""
+    if address.startswith("/") and not await asyncio.to_thread(Path(address).is_dir):
+        raise RestoreRefused(f"there is no folder {address}", hint="is its disk mounted? Give the store with --from")
+    store = await asyncio.to_thread(objects.open_store, address, found)
+    mesh = await catalog.read_mesh(store, keys)
+    if mesh is None:
+        raise RestoreRefused(f"{address} has no backups", hint="give the store with --from")
+    own = settings.read_recorded(home).get("MESH_NAME", MeshName("home")) if home.settings_file.exists() else mesh.mesh
+    if own != mesh.mesh:
+        raise RestoreRefused(
+            f"{address} has the backups of the mesh {mesh.mesh}, and {home.root} belongs to {own}",
+            hint="give another store with --from, or set AIMESH_HOME to an empty folder",
+        )
+    return RestoreSource(store, mesh, identities)
 
 
 class _Restore:
@@ -233,21 +252,8 @@ class _Restore:
     # --- the steps
 
     async def _open_store(self, identities: tuple[str, ...], keys: frozenset[NodeId] | None, found: Mapping[str, str]) -> OpenedStore:
-        address = self._request.address
-        if address.startswith("/") and not await asyncio.to_thread(Path(address).is_dir):
-            raise RestoreRefused(f"there is no folder {address}", hint="is its disk mounted? Give the store with --from")
-        store = await asyncio.to_thread(objects.open_store, address, found)
-        mesh = await catalog.read_mesh(store, keys)
-        if mesh is None:
-            raise RestoreRefused(f"{address} has no backups", hint="give the store with --from")
-        own = settings.read_recorded(self._home).get("MESH_NAME", MeshName("home")) if self._home.settings_file.exists() else mesh.mesh
-        if own != mesh.mesh:
-            raise RestoreRefused(
-                f"{address} has the backups of the mesh {mesh.mesh}, and {self._home.root} belongs to {own}",
-                hint="give another store with --from, or set AIMESH_HOME to an empty folder",
-            )
-        read = await catalog.read(store, mesh)
-        source = RestoreSource(store, mesh, identities)
+        source = await open_source(self._home, self._request.address, identities, keys, found)
+        read = await catalog.read(source.store, source.mesh)
         if self._request.which == LATEST and self._request.at is None and self._request.before_upgrade is None and read.backups:
             local = _find_local(self._home.root / "backup" / "wal", read)
             source = replace(source, local_segments=local)
@@ -410,7 +416,7 @@ def _read(home: Path) -> RestoreProgress | None:
         raise RestoreRefused(f"{file} is damaged", hint="start over: aicli stack restore --abort") from error
 
 
-def _signers(home: StackHome, identity: Path) -> frozenset[NodeId] | None:
+def signers(home: StackHome, identity: Path) -> frozenset[NodeId] | None:
     """Return the keys that are known to sign this mesh's backups; None if the store itself has to name them."""
     own = home.secrets / "recovery.nk"
     if own.exists():

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import tempfile
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 
 from shared import audit_anchors
 from shared.audit_anchors import Anchor
+from shared.identity import private_file
 from shared.stores import queries, signed_lines
 from stack import settings
 from stack.recovery import layout
@@ -79,6 +81,26 @@ async def fetch(source: RestoreSource, work: StackHome, home: StackHome, *, acce
                 await asyncio.to_thread(signed_lines.append, file, b"".join(lines[known:]))
     await asyncio.to_thread(_add_own, folder, home)
     return LogFacts(unusable=unusable)
+
+
+async def fetch_into(folder: Path, anchors: Path, source: RestoreSource, home: StackHome) -> None:
+    """Write what the store has where auth and the gateway of another machine read it. Safe to repeat. Raises what ``fetch`` raises; then
+    nothing was written."""
+    with tempfile.TemporaryDirectory(prefix="aimesh-") as name:
+        work = StackHome(Path(name), Path(name) / "run")
+        await fetch(source, work, home, accepts_gap=False)
+        await asyncio.to_thread(_put_fetched, _gathered(work), folder, anchors)
+
+
+def _put_fetched(gathered: Path, folder: Path, anchors: Path) -> None:
+    """Leave the files alone that a service here may be writing."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in gathered.glob("*-restored.jsonl"):
+        private_file.replace(folder / path.name, path.read_bytes(), synced=True)
+    stored = gathered / _ANCHOR_FILE
+    # Both begin with the same anchors.
+    if stored.exists() and (not anchors.exists() or anchors.stat().st_size < stored.stat().st_size):
+        private_file.replace(anchors, stored.read_bytes(), synced=True)
 
 
 async def compare(database: RecoveredDatabase, facts: LogFacts, work: StackHome) -> LogFacts:

@@ -1,0 +1,120 @@
+"""All that a backup writes, on a real S3 server with credentials; and what a restore reads there."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from stack.recovery import base_backup, catalog, recovered_database, recovery_log_copy, restore_plan
+from stack.recovery.layout import LogPart
+from stack.recovery.recovered_database import RestoreSource
+from stack.recovery.restore_plan import LATEST, RestoreTarget
+from stack.secret_files import POSTGRES_ADMIN
+from tests import object_server, stacks
+from tests.object_server import ObjectServer
+from tests.servers import PostgresServer
+from tests.stack.recovery import copied_database
+from tests.stack.recovery.copied_database import CopiedDatabase
+
+LINES = [b'{"line": %d}\n' % number for number in range(1, 6)]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[ObjectServer]:
+    with object_server.running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with copied_database.migrated_server() as running:
+        yield running
+
+
+@pytest.fixture
+async def copied(s3: ObjectServer, server: PostgresServer, tmp_path: Path) -> AsyncIterator[CopiedDatabase]:
+    address = f"{s3.address}/{tmp_path.name}"
+    async with copied_database.copied_database(server, tmp_path, BACKUP_TO=address, **s3.credentials) as made:
+        yield made
+
+
+async def test_what_a_backup_writes_to_s3_is_restored_to_its_last_commit(copied: CopiedDatabase, tmp_path: Path) -> None:
+    place = copied.place
+    async with copied.admin() as admin, copied.shipping() as shipping:
+        await admin.execute(f"CREATE ROLE {POSTGRES_ADMIN} SUPERUSER LOGIN; CREATE TABLE kept (number int)")
+        await admin.execute("INSERT INTO kept VALUES (1)")
+        made = await base_backup.make(place, copied.source, label="on S3", term=1)
+        await admin.execute("INSERT INTO kept VALUES (2)")
+        async with asyncio.timeout(30):
+            while True:
+                await shipping.ship_partial()
+                found = await catalog.read(place.store, place.mesh)
+                if found.state is not None and found.state.until > made.finished_at and await is_stored(copied, shipping.lsn):
+                    break
+                await asyncio.sleep(0.05)
+    (backup,) = found.backups
+    assert (backup.name, backup.label, {part.name for part in backup.parts}) == (made.name, "on S3", {"data", "secrets", "files"})
+    # With the operator's identity alone, as after the loss of the machine.
+    source = RestoreSource(place.store, place.mesh, (copied.identity,))
+    plan = restore_plan.plan(found, LATEST, RestoreTarget(), await source.histories(found.histories))
+    await recovered_database.fetch_and_unpack(source, plan, tmp_path / "new", lambda *_: None)
+    await recovered_database.unpack(source, backup, "secrets", tmp_path / "new" / "home", progress=lambda *_: None)
+    assert (tmp_path / "new/home/secrets/data_key").read_bytes() == (copied.home.secrets / "data_key").read_bytes()
+    async with recovered_database.recovered(tmp_path / "new", plan, lambda *_: None, is_durable=False) as database:
+        connection = await asyncpg.connect(database.url)
+        numbers = [row["number"] for row in await connection.fetch("SELECT number FROM kept ORDER BY number")]
+        await connection.close()
+    assert numbers == [1, 2]
+
+
+async def is_stored(copied: CopiedDatabase, lsn: int) -> bool:
+    return lsn >= (await copied.source.position()).lsn
+
+
+async def test_fetch_log_writes_what_auth_and_the_gateway_read_at_their_start(
+    copied: CopiedDatabase, s3: ObjectServer, tmp_path: Path
+) -> None:
+    folder, identity = tmp_path / "log", tmp_path / "usb.age"
+    identity.write_text(f"# signed by: {copied.place.key.id}\n{copied.identity}\n", encoding="utf-8")
+    for part in (LogPart("auth", 1, 3), LogPart("auth", 3, 5), LogPart("gateway", 1, 2), LogPart("anchors", 1, 1)):
+        await recovery_log_copy.write(copied.place, part, b"".join(LINES[part.first - 1 : part.last]))
+    store = f"{s3.address}/{tmp_path.name}"
+
+    async def fetch(*arguments: str, **variables: str) -> tuple[int, str]:
+        """On another machine: it has no home."""
+        base = {"PATH": os.environ["PATH"], "AIMESH_HOME": str(tmp_path / "none"), "RECOVERY_LOG_DIR": str(folder), **s3.credentials}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cli.main", "stack", "fetch-log", *arguments), cwd=stacks.REPOSITORY, env={**base, **variables},
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        async with asyncio.timeout(60):
+            said, _ = await process.communicate()
+        return process.returncode or 0, said.decode()
+
+    assert await fetch("--from", store, "--identity", str(identity)) == (0, f"the recovery logs are in {folder}\n")
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert kept == {
+        "auth-restored.jsonl": b"".join(LINES),
+        "gateway-restored.jsonl": b"".join(LINES[:2]),
+        "audit_anchors.jsonl": LINES[0],
+    }
+    # Each refusal leaves the files as they are.
+    other = tmp_path / "other.age"
+    other.write_text("# signed by: UAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n" + copied.identity + "\n", encoding="utf-8")
+    missing = LogPart("gateway", 4, 5)
+    await recovery_log_copy.write(copied.place, missing, b"".join(LINES[3:]))
+    refused = await asyncio.gather(
+        fetch("--from", store, "--identity", str(identity)),
+        fetch("--from", store, "--identity", str(other)),
+        fetch("--from", f"{store}-other", "--identity", str(identity)),
+        fetch("--from", store),
+        fetch("--identity", str(identity)),
+    )
+    words = ["lines 3 to 3 of the recovery log of gateway are missing", "sign", "has no backups", "cannot be read", "no store is known"]
+    for (status, said), expected in zip(refused, words, strict=True):
+        assert (status, expected in said) == (2, True), said
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
