@@ -12,10 +12,10 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
+from stack.backup_settings import BackupSettings
 
 from shared import config, node
 from stack import settings
-from stack.backup_settings import BackupSettings
 from tests.deploy import compose_file
 
 SERVICES = compose_file.services()

@@ -3,7 +3,6 @@
 One test, because a stack takes seconds to start. ``make drill`` does the same under load, and more.
 """
 
-import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -26,8 +25,13 @@ def usb(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def stack(tmp_path: Path, usb: Path) -> AsyncIterator[RunningStack]:
-    backups = {"BACKUP_TO": str(tmp_path / "store"), "BACKUP_RECIPIENTS": sealing.recipient_of(usb.read_text()), "BACKUP_SHIP_SECONDS": "2"}
+def recipient(usb: Path) -> str:
+    return sealing.recipient_of(usb.read_text())
+
+
+@pytest.fixture
+async def stack(tmp_path: Path, recipient: str) -> AsyncIterator[RunningStack]:
+    backups = {"BACKUP_TO": str(tmp_path / "store"), "BACKUP_RECIPIENTS": recipient, "BACKUP_SHIP_SECONDS": "2"}
     async with stacks.stack(INFERENCE_BACKEND="echo", HYPERSWARM="off", **backups) as running:
         yield running
 
