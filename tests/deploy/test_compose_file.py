@@ -12,10 +12,10 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
-from stack.backup_settings import BackupSettings
 
 from shared import config, node
 from stack import settings
+from stack.settings import BackupSettings
 from tests.deploy import compose_file
 
 SERVICES = compose_file.services()
@@ -170,15 +170,6 @@ def test_only_web_gateway_and_grafana_publish_a_port_and_on_loopback() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     resolved = {name: [compose_file.resolve(port, {}) for port in ports] for name, ports in published.items()}
     assert resolved == {"gateway": ["127.0.0.1:3002:3002"], "web": ["127.0.0.1:3000:3000"], "grafana": ["127.0.0.1:3005:3000"]}
-
-
-def test_backups_are_missing_once_other_machines_reach_the_containers() -> None:
-    for dotenv, state in (
-        ({}, ""),
-        ({"PUBLISH_ADDRESS": "0.0.0.0"}, "missing"),
-        ({"PUBLISH_ADDRESS": "0.0.0.0", "BACKUP_STATE": "on"}, "on"),
-    ):
-        assert compose_file.environment_of("auth", dotenv)["BACKUP_STATE"] == state, dotenv
     # What looks for machines elsewhere sees through no bridge; the two hold nothing but a key of their own, and are started on demand.
     on_the_host = [name for name, service in SERVICES.items() if service.get("network_mode") == "host"]
     assert on_the_host == ["dht", "relay"]
