@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import BinaryIO, NoReturn, cast
 from urllib.parse import quote
 
 import asyncpg
@@ -162,7 +162,7 @@ async def fetch_wal(source: RestoreSource, plan: RestorePlan, folder: Path, prog
 
     async def fetch(segment: Segment) -> WalEnd:
         wal = await source.segment(segment, size)
-        await asyncio.to_thread(_write_segment, folder / segment.file(size), wal.data, size)
+        await asyncio.to_thread(write_segment, folder / segment.file(size), wal.data, size)
         return WalEnd(wal.until, wal.lsn)
 
     for done in range(0, total, _SEGMENTS_AT_ONCE):
@@ -262,7 +262,7 @@ def _is_harmless(member: tarfile.TarInfo, part: str) -> bool:
     return is_plain and is_expected and not path.is_absolute() and ".." not in path.parts
 
 
-def _write_segment(path: Path, data: bytes, size: int) -> None:
+def write_segment(path: Path, data: bytes, size: int) -> None:
     """PostgreSQL refuses a segment of another size; zeros are the end of the log."""
     with path.open("wb") as file:
         file.write(data)
@@ -282,7 +282,7 @@ async def recovered(folder: Path, plan: RestorePlan, progress: Progress, *, is_d
     data = folder / "data"
     await asyncio.to_thread(_prepare, data)
     with tempfile.TemporaryDirectory(prefix="aimesh-", ignore_cleanup_errors=True) as sockets:  # short: its path has 107 bytes at most
-        server = _RecoveringServer(folder, Path(sockets), len(plan.segments), progress, is_durable=is_durable)
+        server = RecoveringServer(folder, Path(sockets), len(plan.segments), progress, is_durable=is_durable)
         try:
             await server.start(_target_settings(plan))
             try:
@@ -304,7 +304,7 @@ class _EndedEarly(Exception):
     """The log ends before the target."""
 
 
-class _RecoveringServer:
+class RecoveringServer:
     def __init__(self, folder: Path, sockets: Path, segments: int, progress: Progress, *, is_durable: bool) -> None:
         self._folder = folder
         self._sockets = sockets
@@ -319,6 +319,7 @@ class _RecoveringServer:
         return self._folder / "recovery.log"
 
     async def start(self, target: dict[str, str]) -> None:
+        """``target``: more options of the server."""
         hba, empty = self._sockets / "pg_hba.conf", self._sockets / "postgresql.conf"
         # Only this user can reach the socket.
         hba.write_text("local all all trust\n", encoding="ascii")
@@ -339,6 +340,12 @@ class _RecoveringServer:
                 stderr=log,
                 preexec_fn=processes.dies_with_parent(signal.SIGINT, os.getpid()),
             )
+
+    async def until_ended(self) -> NoReturn:
+        """For a standby, which never opens. Raises Unavailable with the end of PostgreSQL's log."""
+        assert self._process is not None
+        await self._process.wait()
+        raise await asyncio.to_thread(self._failure)
 
     async def until_open(self) -> None:
         assert self._process is not None

@@ -157,7 +157,7 @@ def _put_back(home: StackHome, work: Path) -> None:
         home.root.rename(work)  # killed behind the last rename
     if not work.exists():
         raise RestoreRefused("there is no unfinished restore", hint="after a complete one, its report names the folder of the old home")
-    _end_database(work)
+    end_database(work)
     now = _read(work)
     if now is not None and now.old_home is not None and not home.root.exists():
         Path(now.old_home).rename(home.root)
@@ -238,7 +238,7 @@ class _Restore:
     def undo(self) -> None:
         """After a refusal, leave nothing behind, unless an earlier run has begun it or the term is taken."""
         if self._is_new and self.now is not None and self.now.record is None:
-            _end_database(self._work.root)
+            end_database(self._work.root)
             shutil.rmtree(self._work.root, ignore_errors=True)
 
     def _save(self, state: RestoreState, **facts: object) -> None:
@@ -267,8 +267,8 @@ class _Restore:
         if home.is_mount():
             raise RestoreRefused(f"{home} is a mounted disk, and cannot be renamed", hint="set AIMESH_HOME to a folder on it")
         plan = self._plan(opened.catalog, await source.histories(opened.catalog.histories))
-        _refuse_newer(plan)
-        await _check_identity(source, plan)
+        refuse_newer(plan)
+        await check_identity(source, plan)
         if plan.gap is not None:
             reachable = (await source.segment(plan.segments[-1], plan.backup.segment_size)).until
             if plan.target.at is None or plan.target.at >= reachable:
@@ -302,13 +302,13 @@ class _Restore:
     async def _unpack(self, source: RestoreSource) -> None:
         assert self.now is not None
         backup, work = self.now.plan.backup, self._work
-        await asyncio.to_thread(_end_database, work.root)
+        await asyncio.to_thread(end_database, work.root)
         await asyncio.to_thread(shutil.rmtree, work.postgres / "data", ignore_errors=True)
         for part in (layout.SECRETS, layout.FILES):
             await recovered_database.unpack(source, backup, part, work.root, progress=self._progress)
         if not self._request.database_restored:
             await recovered_database.unpack(source, backup, layout.DATA, work.postgres / "data", progress=self._progress)
-        await asyncio.to_thread(_repair_files, work, self._home)
+        await asyncio.to_thread(repair_files, work, self._home)
         log = await restored_log.fetch(source, work, self._home, accepts_gap=self._request.accepts_log_gap)
         self.now = msgspec.structs.replace(self.now, log=log)
 
@@ -437,7 +437,7 @@ def _find_local(folder: Path, found: StoreCatalog) -> dict[Segment, Path]:
     return local
 
 
-def _refuse_newer(plan: RestorePlan) -> None:
+def refuse_newer(plan: RestorePlan) -> None:
     folder = stack_home.checkout() / "services"
     for schema, newest in plan.backup.migrations.items():
         known = max((int(path.name[:4]) for path in (folder / schema / "migrations").glob("[0-9][0-9][0-9][0-9]_*.sql")), default=0)
@@ -448,7 +448,7 @@ def _refuse_newer(plan: RestorePlan) -> None:
             )
 
 
-async def _check_identity(source: RestoreSource, plan: RestorePlan) -> None:
+async def check_identity(source: RestoreSource, plan: RestorePlan) -> None:
     name = layout.part_object(plan.backup.name, layout.SECRETS)
     try:
         header = await source.store.get(name, 0, min(_HEADER_BYTES, plan.backup.part(layout.SECRETS).size))
@@ -479,7 +479,7 @@ def _find_point(home: StackHome, version: str) -> RestorePoint:
     raise RestoreRefused(f"there is no restore point before an upgrade to {version[:40]!r}; known: {known}", hint="use --at with a time")
 
 
-def _repair_files(work: StackHome, home: StackHome) -> None:
+def repair_files(work: StackHome, home: StackHome) -> None:
     """Adapt unpacked files to their new place."""
     journals = work.run / _JOURNALS
     for path in sorted(work.keys.glob("*.journal")):
@@ -523,7 +523,7 @@ async def _make_strict(database: RecoveredDatabase, reached: datetime) -> Strict
         raise errors.Internal(f"the accounts could not be disabled: {reason}", hint="run it again, or leave --strict out") from error
 
 
-def _end_database(work: Path) -> None:
+def end_database(work: Path) -> None:
     """End the server of a restore that was killed. Blocks."""
     try:
         pid = int((work / "postgres" / "data" / "postmaster.pid").read_text(encoding="ascii").splitlines()[0])

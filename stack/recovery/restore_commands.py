@@ -74,7 +74,7 @@ def restore(context: click.Context, /, *, which: str | None, address: str | None
     if not options["yes"]:
         moment = request.at or (request.before_upgrade and f"the moment before the upgrade to {request.before_upgrade}") or which
         click.confirm(f"Restore {moment} to {home.root}? What was committed later is lost.", abort=True, err=True)
-    report = asyncio.run(restores.restore(home, request, identity, os.environ, _show_progress))
+    report = asyncio.run(restores.restore(home, request, identity, os.environ, show_progress))
     if sys.stderr.isatty():
         click.echo(err=True)
     if as_json:
@@ -113,7 +113,7 @@ def _show(report: "RestoreReport", root: Path) -> None:
 _shown = ["", -1.0]
 
 
-def _show_progress(what: str, done: int, total: int) -> None:
+def show_progress(what: str, done: int, total: int) -> None:
     """Show on a terminal how far each step is, in whole percents."""
     percent = float(done * 100 // total if total else 100)
     if sys.stderr.isatty() and [what, percent] != _shown:
