@@ -104,6 +104,8 @@ class SiteKeeper:
             try:
                 async with asyncio.timeout(terms.CHECK_SECONDS):
                     await self._do(step, gateway)
+                    if isinstance(step, terms.SetGatewayLease) and self.state.is_fenced:
+                        await self.acknowledge()  # at once, because the other site waits for it
             except (errors.AimeshError, TimeoutError) as error:
                 why = error.message if isinstance(error, errors.AimeshError) else "no answer in time"
                 if isinstance(error, StoreUnavailable):
@@ -112,8 +114,8 @@ class SiteKeeper:
                 return
 
     async def acknowledge(self) -> None:
-        """At the end: if this agent has ordered the stop, the gateway has stopped before it."""
-        if self._is_stopping and not self.state.is_acknowledged:
+        """Also at the end: if this agent has ordered the stop, the gateway has stopped before it."""
+        if (self._is_stopping or self.state.is_fenced) and not self.state.is_acknowledged:
             await self._do(terms.WriteAcknowledgement(), None)
 
     async def _look(self) -> StoreCheck:

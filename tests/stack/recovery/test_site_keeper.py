@@ -179,7 +179,7 @@ async def test_a_replaced_site_ends_its_lease_and_acknowledges_that(place: Backu
     await site.check(gateway)
     (request,) = gateway.asked
     assert (request.state, request.replaced_by, request.replaced_url) == (SiteLeaseState.ENDED, "there", "http://there")
-    await site.check(gateway)
+    # At once: the other site waits for it.
     assert (await read(place, "site/2.acknowledged", SiteAcknowledgement)).replaced_by == by
     assert site.known == {1: site.state.own, 2: by}
 
