@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from shared import config, errors
-from shared.api.recovery import ReportBackup, follow_auth_log, follow_gateway_log, report_backup
+from shared.api.recovery import MOST_SITES, ReportBackup, StandbySite, follow_auth_log, follow_gateway_log, report_backup
 from shared.node.client_node import ClientSettings, client
 from shared.node.lifecycle import background
 from shared.node.settings import NodeSettings
@@ -42,6 +42,7 @@ from stack.recovery import (
     sealing,
     site_keeper,
     site_terms,
+    standby_plan,
 )
 from stack.recovery.agent_schedule import DatabasePosition
 from stack.recovery.backup_place import BackupPlace
@@ -53,6 +54,7 @@ from stack.recovery.restore_plan import RecoveryWindow
 from stack.recovery.site_keeper import SiteKeeper
 from stack.recovery.site_terms import SiteRecord
 from stack.recovery.source_database import SourceDatabase
+from stack.recovery.standby_plan import StandbyRecord
 from stack.recovery.store_retries import retry
 from stack.recovery.wal_shipping import WalGap, WalShipping
 from stack.settings import BackupSettings
@@ -60,6 +62,7 @@ from stack.stack_home import StackHome
 
 _REPORT_SECONDS = 10.0
 _ANCHOR_SECONDS = 30.0
+_STANDBY_SECONDS = 10.0
 #: How often the store is read to decide what is due.
 _LOOK_SECONDS = 300.0
 _BACKOFF = Backoff(first_seconds=1.0, longest_seconds=3600.0)
@@ -97,6 +100,7 @@ class Agent:
         self._catalog: StoreCatalog | None = None
         self._window: RecoveryWindow | None = None
         self._failing_since: datetime | None = None
+        self._standbys: tuple[StandbySite, ...] = ()
         #: Log is missing since the last backup.
         self._has_gap = False
         self._is_due = asyncio.Event()
@@ -113,6 +117,7 @@ class Agent:
             self._write(tasks, _repeat(_LOOK_SECONDS, self._maintain, "a backup", soon=self._is_due, longest=_RETRY_SECONDS))
             self._write(tasks, _repeat(_LOOK_SECONDS, self._test, "a restore test"))
             self._write(tasks, _repeat(_ANCHOR_SECONDS, self._anchors.copy, "copying the audit anchors"))
+            self._write(tasks, _repeat(_STANDBY_SECONDS, self._find_standbys, "looking for standbys"))
             tasks.create_task(_repeat(site_terms.CHECK_SECONDS, self._check_site, "the site's lease", soon=self._has_joined))
             tasks.create_task(_repeat(_REPORT_SECONDS, self._report, "the report"))
             tasks.create_task(self._join_mesh())
@@ -174,12 +179,24 @@ class Agent:
         is_failing = bool(self._site.problem)
         self._failing_since = (self._failing_since or self._now()) if is_failing else None
 
+    async def _find_standbys(self) -> None:
+        """Read what standbys say. The clock is the store's: an old record makes the lag grow."""
+        store, found = self._place.store, []
+        async for each in store.list(site_keeper.SITES):
+            if standby_plan.is_record(each.name):
+                record = layout.read_signed(each.name, await store.get(each.name), StandbyRecord, self._place.mesh.keys)
+                if record.until is not None:
+                    lag = max(0.0, (each.changed_at - record.until).total_seconds())
+                    found.append(StandbySite(site=record.site, seen_at=each.changed_at, lag_seconds=lag))
+        self._standbys = tuple(found[:MOST_SITES])
+
     async def _report(self) -> None:
         if self._rpc is None:
             return
         report = agent_report.describe(self._catalog, self._window, self._site.state, self._site.known.values())
         report = msgspec.structs.replace(
             report,
+            standbys=self._standbys,
             to=self._place.settings.backup_to or "",
             log_behind_seconds=max(copy.behind_seconds for copy in self._copies),
             store_failing_since=self._failing_since,

@@ -20,11 +20,23 @@ from shared.node.settings import NodeSettings
 from shared.stores.objects import StoreUnavailable
 from shared.timing.backoff import Backoff
 from stack import secret_files
-from stack.recovery import agent, agent_schedule, base_backup, catalog, layout, recovery_log_copy, sealing, site_keeper, site_terms
+from stack.recovery import (
+    agent,
+    agent_schedule,
+    base_backup,
+    catalog,
+    layout,
+    recovery_log_copy,
+    sealing,
+    site_keeper,
+    site_terms,
+    standby_plan,
+)
 from stack.recovery.agent import Agent
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import BackupManifest, LogPart, RestoreTests
 from stack.recovery.site_terms import SiteRecord
+from stack.recovery.standby_plan import StandbyRecord
 from tests.stack.recovery.catalogs import SEGMENT, backup, moment, passed
 from tests.stack.recovery.places import brittle, make_home, make_place, open_object
 
@@ -379,3 +391,20 @@ async def test_a_second_agent_of_the_same_home_is_refused(
 
 def test_a_day_is_over_only_in_utc() -> None:
     assert agent_schedule.day_to_copy(moment(0) - timedelta(seconds=1)) == date(2026, 10, 30)
+
+
+# --- standbys
+
+
+async def test_what_standbys_say_is_reported_with_its_age(place: BackupPlace, source: Source) -> None:
+    running = make_agent(place, source)
+    now = datetime.now(UTC)
+    for site, until in (("there", now - timedelta(seconds=40)), ("new", None), ("ahead", now + timedelta(hours=1))):
+        name = standby_plan.record_name(site)
+        await place.store.put(name, layout.sign(name, StandbyRecord(site=site, until=until, lsn=1), place.key))
+    await place.store.put("site/2.lease", b"another kind")
+    await running._find_standbys()
+    found = {each.site: round(each.lag_seconds) for each in running._standbys}
+    assert found.keys() == {"there", "ahead"}, "one that has nothing yet has no age"
+    assert 40 <= found["there"] <= 60
+    assert found["ahead"] == 0
