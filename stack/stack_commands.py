@@ -9,7 +9,7 @@ import click
 
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
-from stack.recovery import recovery_commands
+from stack.recovery import recovery_commands, standby_commands
 from stack.recovery.restore_commands import restore
 from stack.recovery.verify_command import verify
 
@@ -31,7 +31,7 @@ def stack() -> None:
     """
 
 
-for _command in (*recovery_commands.COMMANDS, restore, verify):
+for _command in (*recovery_commands.COMMANDS, restore, verify, *standby_commands.COMMANDS):
     stack.add_command(_command)
 
 

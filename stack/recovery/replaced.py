@@ -9,6 +9,9 @@ from stack import stack_home
 from stack.recovery.site_terms import SiteRecord
 from stack.stack_home import StackHome
 
+#: Beside it: what a standby follows.
+STANDBY = "standby.json"
+
 
 def _path(home: StackHome) -> Path:
     return home.run / "replaced.json"
@@ -19,7 +22,9 @@ def record(home: StackHome, by: SiteRecord) -> None:
 
 
 def ensure_not_replaced(home: StackHome) -> None:
-    """Raises BadSettings if another site has taken over."""
+    """Raises BadSettings if another site has taken over, or if this is a standby."""
+    if (home.run / STANDBY).exists():
+        raise errors.BadSettings(f"{home.root} is a standby of another site", hint="to take over: aicli stack promote")
     hint = "to bring it back, make it the other site's standby: aicli stack standby --replace"
     try:
         by = msgspec.json.decode(_path(home).read_bytes(), type=SiteRecord)
