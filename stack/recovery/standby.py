@@ -25,7 +25,6 @@ from shared.identity import node_keys
 from shared.stores import objects
 from shared.stores.objects import ObjectMissing
 from stack import processes, settings, stack_home
-from stack.backup_settings import BackupSettings
 from stack.processes import Child
 from stack.recovery import (
     catalog,
@@ -45,6 +44,7 @@ from stack.recovery.recovered_database import Progress, RecoveringServer, Restor
 from stack.recovery.restore_plan import LATEST, RestoreRefused, RestoreTarget
 from stack.recovery.standby_plan import ControlFile, LogPosition, StandbyRecord
 from stack.servers import postgres
+from stack.settings import BackupSettings
 from stack.stack_home import StackHome
 
 _CONTROL_SECONDS = 30
