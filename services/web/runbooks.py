@@ -8,6 +8,8 @@ _PACKAGE = Path(__file__).parent
 #: The wheel has the runbooks inside the package; a checkout and the container image have them under docs.
 _FOLDERS = (_PACKAGE / "runbooks", _PACKAGE.parents[1] / "docs" / "runbooks")
 _HEADING = re.compile(r"\A# .*\n+")
+#: Headings have no anchors on the page.
+_ANCHOR_LINK = re.compile(r"\[([^\]]*)\]\(#[^)]*\)")
 _RUNBOOK_LINK = re.compile(r"\[([^\]]*)\]\((\w+)\.md(?:#[^)]*)?\)")
 #: A blank line, or a line that starts a block.
 _BLOCK = re.compile(r"\s*(?:$|#|[-*] |[>|]|\d+\. |```)")
@@ -22,7 +24,7 @@ def load() -> Mapping[str, str]:
 
 def prepare(text: str, root: str) -> str:
     """Return a runbook without its heading, with links to other runbooks below the URL ``root``. Pure."""
-    body = _HEADING.sub("", text)
+    body = _ANCHOR_LINK.sub(r"\1", _HEADING.sub("", text))
     body = _unwrap(re.sub(r"^##", "#", body, flags=re.MULTILINE))
     return _DOCS_LINK.sub(r"\1 (`docs/\2`)", _RUNBOOK_LINK.sub(rf"[\1]({root}/\2)", body))
 

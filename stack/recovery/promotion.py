@@ -300,6 +300,8 @@ async def _read_fence(source: RestoreSource, own_term: int) -> FenceCheck:
     for term in range(1, own_term):
         if (name := site_terms.lease_name(term)) in names:
             leases[term] = layout.read_signed(name, await store.get(name), SiteLeaseRecord, mesh.keys).mode
+        if site_terms.advisory_name(term) in names:
+            leases[term] = LeaseMode.ADVISORY
         if (name := site_terms.acknowledgement_name(term)) in names:
             layout.read_signed(name, await store.get(name), SiteAcknowledgement, mesh.keys)
             ended.add(term)

@@ -50,6 +50,9 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "partitions": "names and bounds of tables",
             "ledger_checkpoints": "sums of days over all owners, signed",
             "entry_keys": "ids of transfers alone, so that none is made twice",
+            "recovery_log": "ids and digests",
+            "database_restores": "of the house",
+            "site_lease": "of the house",
         },
     ),
 }

@@ -150,7 +150,7 @@ async def test_a_standby_is_refused_in_a_home_with_something_and_where_the_mesh_
     site_claim.save(case.home, msgspec.structs.replace(owner, term=2))
     with pytest.raises(RestoreRefused, match="this identity does not open the backup"):
         await case.run(replaces=True)
-    assert (case.home.root / "stack.env").read_text() == "MESH_NAME=home\n"
+    assert (case.home.root / "stack.env").read_text() == "MESH_NAME=home\nSITE_TERM=2\n"
 
 
 async def test_the_old_home_is_kept_and_the_settings_of_this_site_win(case: Case) -> None:
