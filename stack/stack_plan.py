@@ -44,6 +44,8 @@ BACKUP = "backup"
 _LITTLE_MEMORY = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576"}
 #: It answers so on its socket once it has opened the store.
 BACKUP_READY = b"ready\n"
+#: Its argument before an upgrade.
+BACKUP_ONCE = "--once"
 #: service -> secret setting -> its file.
 _SECRETS: dict[str, dict[str, str]] = {
     "auth": {

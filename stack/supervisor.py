@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -91,8 +92,29 @@ class Supervisor:
     async def _prepare(self, server: Postgres) -> None:
         passwords = {role: secret_files.read(self._home, f"postgres_{role}") for role in secret_files.LOGIN_ROLES}
         await asyncio.to_thread(postgres.provision, server, passwords)
-        if (point := await upgrade.before_migrations(self._home, server)) is not None:
+        agent = next((program for program in self._plan.programs if program.name == stack_plan.BACKUP), None)
+        back_up = None if agent is None else partial(self._back_up, agent)
+        if (point := await upgrade.before_migrations(self._home, server, back_up)) is not None:
             _log.info("postgres: restore point %s, before the migrations", point.name)
+
+    async def _back_up(self, agent: Program) -> None:
+        """Make a base backup if one is due. A store that fails must not prevent an upgrade."""
+        _log.info("backup: one is made before the migrations if it is due")
+        file = self._home.log(agent.name)
+        output = await asyncio.to_thread(file.open, "ab")
+        with output:
+            process = await asyncio.create_subprocess_exec(
+                *(*agent.command, stack_plan.BACKUP_ONCE), env=agent.environment, cwd=homes.checkout(),
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                preexec_fn=processes.dies_with_parent(signal.SIGTERM, os.getpid()),
+            )  # fmt: skip
+        try:
+            status = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+        if status != 0:
+            _log.error("backup: none was made before the migrations (status %d); see %s; continuing without it", status, file)
 
     def _begin(self, program: Program) -> None:
         self._running[program.name] = self._tasks.create_task(self._keepers[program.name].run())

@@ -72,6 +72,8 @@ _TOLD_FAILURES = 30
 #: A backup of a damaged database fails each time, after it has read much.
 _RETRY_SECONDS = 3600.0
 _TEST_DEADLINE_SECONDS = 12 * 3600.0
+#: To open the store before an upgrade, which waits for that.
+_OPEN_SECONDS = 60.0
 #: For the newest commits when the agent is stopped.
 _LAST_SECONDS = 10.0
 #: As auth reads reports.
@@ -123,6 +125,18 @@ class Agent:
             tasks.create_task(self._join_mesh())
             await stop.wait()
             await self._finish()
+
+    async def back_up_once(self) -> None:
+        """Make a backup if one is due, while no service runs: the log that it needs is shipped meanwhile. Raises AimeshError."""
+        await self._check_site()
+        if self._site.problem:
+            raise errors.Unavailable(self._site.problem)
+        if self._site.state.replaced_by is not None:
+            raise errors.BadSettings("another site has taken over")
+        async with background() as tasks:
+            if self._shipping is not None:
+                tasks.create_task(self._ship(self._shipping))
+            await self._maintain()
 
     def _write(self, tasks: asyncio.TaskGroup, work: Coroutine[None, None, None]) -> None:
         """Run it until another site has taken over."""
@@ -357,6 +371,16 @@ async def _live(home: StackHome, backup: BackupSettings, node: NodeSettings) -> 
         await agent.run(stop)
 
 
+async def _live_once(home: StackHome, backup: BackupSettings, node: NodeSettings) -> None:
+    async with file_lock.hold(home.run / "backup"):
+        try:
+            async with asyncio.timeout(_OPEN_SECONDS):
+                agent = await _open(home, backup, node)
+        except TimeoutError as error:
+            raise errors.Unavailable(f"the store did not answer in {_OPEN_SECONDS:.0f} s", hint="check BACKUP_TO") from error
+        await agent.back_up_once()
+
+
 async def _open(home: StackHome, backup: BackupSettings, node: NodeSettings) -> Agent:
     """Raises BadSettings if the store is another mesh's or site's. A failing store is retried."""
 
@@ -371,12 +395,14 @@ async def _open(home: StackHome, backup: BackupSettings, node: NodeSettings) -> 
 
 
 def main() -> int:
+    """With ``--once``, make a backup if one is due, and end."""
     os.umask(0o077)
+    live = _live_once if sys.argv[1:] == [stack_plan.BACKUP_ONCE] else _live
     status = 0
     try:
         backup, node = config.load(BackupSettings, os.environ), config.load(NodeSettings, os.environ)
         logs.configure("backup", node.log_level, format=node.log_format)
-        asyncio.run(_live(homes.locate(os.environ), backup, node))
+        asyncio.run(live(homes.locate(os.environ), backup, node))
     except* errors.AimeshError as group:
         error = errors.first_of(group)
         print(f"error: {error.message}" + (f" – {error.hint}" if error.hint else ""), file=sys.stderr)

@@ -16,6 +16,7 @@ import pytest
 
 from shared import errors
 from shared.stores.objects import StoredObject, StoreUnavailable
+from stack import settings, stack_plan
 from stack.recovery import base_backup, catalog, layout, sealing, store_retries, wal_shipping
 from stack.recovery.layout import BackupManifest
 from stack.recovery.sealing import WrongIdentity
@@ -163,6 +164,26 @@ async def test_failing_store_means_no_backup(copied: CopiedDatabase, failing: st
     assert await copied.names(layout.BASE) == set()
     copied.store.failing = ()
     await make(copied)
+
+
+async def test_before_an_upgrade_the_agent_makes_one_alone_if_it_is_due(copied: CopiedDatabase) -> None:
+    """Its log has to get into the store meanwhile, because the agent that ships it does not run yet."""
+    (copied.home.run / "site.json").unlink()
+    environment = {**os.environ, "AIMESH_HOME": str(copied.home.root), **_settings_of_agent(copied)}
+    for _ in range(2):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "stack.recovery.agent", stack_plan.BACKUP_ONCE, cwd=stacks.REPOSITORY, env=environment
+        )
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+    found = await catalog.read(copied.place.store, copied.place.mesh)
+    (backup,) = found.backups
+    needed = range(backup.start_lsn // backup.segment_size, (backup.stop_lsn - 1) // backup.segment_size + 1)
+    assert set(needed) <= {segment.number for segment in found.segments if not segment.is_partial}
+
+
+def _settings_of_agent(copied: CopiedDatabase) -> dict[str, str]:
+    recorded = settings.read_recorded(copied.home)
+    return stack_plan.service_environment(copied.home, settings.load(recorded), recorded, stack_plan.BACKUP)
 
 
 async def test_two_backups_of_one_second_have_different_names(copied: CopiedDatabase) -> None:
