@@ -61,6 +61,10 @@ class StackHome:
         return self.root / "run"
 
     @property
+    def restore_points(self) -> Path:
+        return self.run / "restore_points.jsonl"
+
+    @property
     def settings_file(self) -> Path:
         return self.root / "stack.env"
 

@@ -49,7 +49,7 @@ from stack.recovery.backup_place import BackupPlace
 from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import RestoreTests
 from stack.recovery.recovered_database import RestoreSource
-from stack.recovery.recovery_log_copy import AnchorCopy, RecoveryLogCopy
+from stack.recovery.recovery_log_copy import FileCopy, RecoveryLogCopy
 from stack.recovery.restore_plan import RecoveryWindow
 from stack.recovery.site_keeper import SiteKeeper
 from stack.recovery.site_terms import SiteRecord
@@ -61,7 +61,7 @@ from stack.settings import BackupSettings
 from stack.stack_home import StackHome
 
 _REPORT_SECONDS = 10.0
-_ANCHOR_SECONDS = 30.0
+_FILES_SECONDS = 30.0
 _STANDBY_SECONDS = 10.0
 #: How often the store is read to decide what is due.
 _LOOK_SECONDS = 300.0
@@ -95,7 +95,11 @@ class Agent:
         self._shipping = None if source is None else WalShipping(place, source, term=own.term)
         self._copies = [RecoveryLogCopy(place, method) for method in (follow_auth_log, follow_gateway_log)]
         recorded = settings.read_recorded(place.home)
-        self._anchors = AnchorCopy(place, Path(recorded.get("AUDIT_ANCHOR_FILE", place.home.root / "audit_anchors.jsonl")))
+        anchors = Path(recorded.get("AUDIT_ANCHOR_FILE", place.home.root / "audit_anchors.jsonl"))
+        self._files = [
+            FileCopy(place, recovery_log_copy.ANCHORS, anchors),
+            FileCopy(place, layout.POINTS, place.home.restore_points),
+        ]
         #: None while the mesh can't be reached.
         self._rpc: RpcClient | None = None
         self._has_joined = asyncio.Event()
@@ -118,7 +122,7 @@ class Agent:
                 self._write(tasks, _repeat(self._place.settings.backup_ship_seconds, self._shipping.ship_partial, "shipping"))
             self._write(tasks, _repeat(_LOOK_SECONDS, self._maintain, "a backup", soon=self._is_due, longest=_RETRY_SECONDS))
             self._write(tasks, _repeat(_LOOK_SECONDS, self._test, "a restore test"))
-            self._write(tasks, _repeat(_ANCHOR_SECONDS, self._anchors.copy, "copying the audit anchors"))
+            self._write(tasks, _repeat(_FILES_SECONDS, self._copy_files, "copying the audit anchors"))
             self._write(tasks, _repeat(_STANDBY_SECONDS, self._find_standbys, "looking for standbys"))
             tasks.create_task(_repeat(site_terms.CHECK_SECONDS, self._check_site, "the site's lease", soon=self._has_joined))
             tasks.create_task(_repeat(_REPORT_SECONDS, self._report, "the report"))
@@ -155,7 +159,7 @@ class Agent:
                 await self._site.acknowledge()
                 if self._site.state.replaced_by is not None:
                     return
-                await self._anchors.copy()
+                await self._copy_files()
                 if self._shipping is not None:
                     await self._shipping.ship_partial()
 
@@ -257,11 +261,15 @@ class Agent:
         program_logs = [each.name async for each in place.store.list(layout.PROGRAM_LOGS)]
         gone = await asyncio.to_thread(pruning.plan_pruning, found, program_logs, now, place.settings)
         await place.store.delete(gone)
-        for service in (*(copy.service for copy in self._copies), recovery_log_copy.ANCHORS):
+        for service in (*(copy.service for copy in self._copies), recovery_log_copy.ANCHORS, layout.POINTS):
             await recovery_log_copy.join(place, service)
         if gone:
             _log.info("deleted what is too old", objects=len(gone))
             await self._read_store()
+
+    async def _copy_files(self) -> None:
+        for file in self._files:
+            await file.copy()
 
     async def _copy_logs(self, day: date) -> None:
         """Copy the lines of a day, once."""

@@ -56,6 +56,7 @@ def collect(home: StackHome, recorded: Mapping[str, str]) -> BackedUpFiles:
         *(home.nats / name for name in _OF_NATS),
         *logs.glob("recovery_state*"),
         home.settings_file,
+        home.restore_points,
         Path(recorded.get("AUDIT_ANCHOR_FILE", home.root / "audit_anchors.jsonl")),
     }
     return BackedUpFiles(_below(home, secrets - files), _below(home, files))

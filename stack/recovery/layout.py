@@ -26,6 +26,8 @@ TESTS = "tests.json"
 BASE = "base/"
 WAL = "wal/"
 RECOVERY_LOG = "log/"
+#: Beside the logs of the services: restore points before upgrades.
+POINTS = "points"
 PROGRAM_LOGS = "logs/"
 #: The parts of a backup. Only the operator can open the second.
 DATA, SECRETS, FILES = "data", "secrets", "files"

@@ -1,4 +1,4 @@
-"""Copies the recovery logs of the services and the anchors of the audit log into the store, while they are written.
+"""Copies the recovery logs of the services, the anchors of the audit log and the restore points into the store, while they are written.
 
 An object's name has the numbers of its lines. After a crash or a lost reply, lines can be in two objects: readers ignore the second ones.
 """
@@ -70,11 +70,13 @@ class RecoveryLogCopy:
             await asyncio.sleep(_BACKOFF.pause(failures))
 
 
-class AnchorCopy:
-    """The anchors in the store. They are numbered by their order in the store, because replicas may write the file."""
+class FileCopy:
+    """The lines of a file in the store, such as the anchors. They are numbered by their order in the store, because replicas may write the
+    file."""
 
-    def __init__(self, place: BackupPlace, file: Path) -> None:
+    def __init__(self, place: BackupPlace, name: str, file: Path) -> None:
         self._place = place
+        self._name = name
         self._file = file
         self._seen_bytes = -1
 
@@ -83,12 +85,12 @@ class AnchorCopy:
         size = self._file.stat().st_size if self._file.exists() else 0
         if size in (0, self._seen_bytes):
             return
-        last = max((part for part, _ in await _list(self._place, ANCHORS)), key=lambda part: part.last, default=None)
+        last = max((part for part, _ in await _list(self._place, self._name)), key=lambda part: part.last, default=None)
         known = b"" if last is None else await _read(self._place, last)
         lines = await asyncio.to_thread(_lines_after, self._file, known)
         if lines:
             first = 1 if last is None else last.last + 1
-            await write(self._place, LogPart(ANCHORS, first, first + lines.count(b"\n") - 1), lines)
+            await write(self._place, LogPart(self._name, first, first + lines.count(b"\n") - 1), lines)
         self._seen_bytes = size
 
 

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -266,7 +266,10 @@ class _Restore:
             raise RestoreRefused(f"{home} is not empty", hint="add --replace, which moves it aside, or set AIMESH_HOME to another folder")
         if home.is_mount():
             raise RestoreRefused(f"{home} is a mounted disk, and cannot be renamed", hint="set AIMESH_HOME to a folder on it")
-        plan = self._plan(opened.catalog, await source.histories(opened.catalog.histories))
+        points = upgrade.read_points(self._home)
+        if self._request.before_upgrade is not None:
+            points += [point async for point in _stored_points(source)]
+        plan = self._plan(opened.catalog, await source.histories(opened.catalog.histories), points)
         refuse_newer(plan)
         await check_identity(source, plan)
         if plan.gap is not None:
@@ -282,14 +285,16 @@ class _Restore:
             alive_until=alive if state is None else max(alive, state.until), end_lsn=0 if state is None else state.lsn,
         )  # fmt: skip
 
-    def _plan(self, found: StoreCatalog, histories: Mapping[int, tuple[restore_plan.TimelineEnd, ...]]) -> RestorePlan:
+    def _plan(
+        self, found: StoreCatalog, histories: Mapping[int, tuple[restore_plan.TimelineEnd, ...]], points: Sequence[RestorePoint]
+    ) -> RestorePlan:
         request = self._request
         if request.database_restored and found.backups:
             newest = found.backups[-1]
             return RestorePlan(backup=newest, target=RestoreTarget(), timeline=newest.timeline, segments=(), gap=None, histories=())
         target = RestoreTarget(at=request.at)
         if request.before_upgrade is not None:
-            point = _find_point(self._home, request.before_upgrade)
+            point = _find_point(points, request.before_upgrade)
             target = RestoreTarget(at=point.at, point=point.name)
         return restore_plan.plan(found, request.which, target, histories)
 
@@ -470,11 +475,17 @@ async def check_identity(source: RestoreSource, plan: RestorePlan) -> None:
         pass
 
 
-def _find_point(home: StackHome, version: str) -> RestorePoint:
-    points = upgrade.read_points(home)
-    for point in reversed(points):
-        if point.version == version:
-            return point
+async def _stored_points(source: RestoreSource) -> AsyncIterator[RestorePoint]:
+    async for found in source.store.list(f"{layout.RECOVERY_LOG}{layout.POINTS}/"):
+        for point in upgrade.parse_points(await source.open(found.name)):
+            yield point
+
+
+def _find_point(points: Sequence[RestorePoint], version: str) -> RestorePoint:
+    """Return the newest one of the version: an upgrade may have been tried before."""
+    of_version = [point for point in points if point.version == version]
+    if of_version:
+        return max(of_version, key=lambda point: point.at)
     known = ", ".join(sorted({point.version for point in points})) or "none"
     raise RestoreRefused(f"there is no restore point before an upgrade to {version[:40]!r}; known: {known}", hint="use --at with a time")
 

@@ -30,8 +30,12 @@ class RestorePoint(msgspec.Struct, frozen=True):
 
 
 def read_points(home: StackHome) -> list[RestorePoint]:
-    lines = _file(home).read_bytes().splitlines() if _file(home).exists() else []
-    return [msgspec.json.decode(line, type=RestorePoint) for line in lines]
+    file = home.restore_points
+    return parse_points(file.read_bytes()) if file.exists() else []
+
+
+def parse_points(lines: bytes) -> list[RestorePoint]:
+    return [msgspec.json.decode(line, type=RestorePoint) for line in lines.splitlines()]
 
 
 async def before_migrations(home: StackHome, server: Postgres, back_up: Callable[[], Awaitable[None]] | None = None) -> RestorePoint | None:
@@ -64,9 +68,5 @@ async def before_migrations(home: StackHome, server: Postgres, back_up: Callable
         raise errors.Unavailable(f"no restore point could be written: {error}", hint="aicli stack logs postgres") from error
     point = RestorePoint(name, version, row["at"], row["lsn"])
     lines = [msgspec.json.encode(each).decode() + "\n" for each in (*read_points(home), point)]
-    await asyncio.to_thread(homes.write_private, _file(home), "".join(lines))
+    await asyncio.to_thread(homes.write_private, home.restore_points, "".join(lines))
     return point
-
-
-def _file(home: StackHome) -> Path:
-    return home.run / "restore_points.jsonl"

@@ -33,7 +33,14 @@ def test_everything_that_an_empty_home_needs_is_in_one_of_two_lists(home: StackH
         "admin.txt",
     ):
         (home.root / name).write_text("x")
-    for name in ("audit_anchors.jsonl", "recovery_log/recovery_state", "recovery_log/auth.jsonl", "tls/key.pem", "nats/revoked.json"):
+    for name in (
+        "audit_anchors.jsonl",
+        "recovery_log/recovery_state",
+        "recovery_log/auth.jsonl",
+        "tls/key.pem",
+        "nats/revoked.json",
+        "run/restore_points.jsonl",
+    ):
         (home.root / name).parent.mkdir(exist_ok=True)
         (home.root / name).write_text("x")
     found = backup_files.collect(home, {"TLS_KEY_FILE": str(home.root / "tls/key.pem"), "TLS_CERT_FILE": "/etc/ssl/cert.pem"})
@@ -41,7 +48,8 @@ def test_everything_that_an_empty_home_needs_is_in_one_of_two_lists(home: StackH
     assert {"secrets/mesh_ca.nk", "secrets/data_key", "secrets/recovery.nk", "secrets/environment/hf_token"} <= secrets
     assert {"keys/auth.nk", "keys/backup.nk", "profile.toml", "admin.txt", "tls/key.pem"} <= secrets
     assert files == {
-        "stack.env", "audit_anchors.jsonl", "recovery_log/recovery_state", "nats/nodes.json", "nats/revoked.json",
+        "stack.env", "run/restore_points.jsonl", "audit_anchors.jsonl",
+        "recovery_log/recovery_state", "nats/nodes.json", "nats/revoked.json",
         "keys/gateway.journal", "keys/worker.receipts", "keys/gateway.mesh",
     }  # fmt: skip
     # Each secret of this stack, wherever it is saved.

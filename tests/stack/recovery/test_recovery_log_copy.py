@@ -14,7 +14,7 @@ from shared.timing.backoff import Backoff
 from stack.recovery import recovery_log_copy
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import LogPart
-from stack.recovery.recovery_log_copy import AnchorCopy, RecoveryLogCopy
+from stack.recovery.recovery_log_copy import FileCopy, RecoveryLogCopy
 from tests.stack.recovery.places import brittle, make_place, open_object
 
 
@@ -165,21 +165,21 @@ async def test_an_interrupted_joining_is_completed(place: BackupPlace) -> None:
 
 async def test_only_new_anchors_are_stored(place: BackupPlace, tmp_path: Path) -> None:
     file = tmp_path / "audit_anchors.jsonl"
-    anchors = AnchorCopy(place, file)
+    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file)
     await anchors.copy()
     assert brittle(place).written == [], "there is no file yet"
     file.write_bytes(b"a\nb\n")
     await anchors.copy()
     await anchors.copy()
     file.write_bytes(b"a\nb\nc\nd\ntor")
-    await AnchorCopy(place, file).copy()
+    await FileCopy(place, recovery_log_copy.ANCHORS, file).copy()
     assert brittle(place).written == [LogPart("anchors", first, last).object for first, last in ((1, 2), (3, 4))]
     assert await lines_of(place, "anchors") == [b"a", b"b", b"c", b"d"], "a line without its end is still being written"
 
 
 async def test_a_new_file_of_anchors_is_stored_behind_the_old_one(place: BackupPlace, tmp_path: Path) -> None:
     file = tmp_path / "audit_anchors.jsonl"
-    anchors = AnchorCopy(place, file)
+    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file)
     file.write_bytes(b"a\nb\n")
     await anchors.copy()
     file.write_bytes(b"c\n")

@@ -177,6 +177,16 @@ async def test_an_upgrade_is_taken_back_to_its_restore_point(case: Case, home: S
     assert await entries(home) == [1, 2]
 
 
+async def test_an_empty_home_is_restored_to_the_newest_point_of_an_upgrade_in_the_store(case: Case, home: StackHome) -> None:
+    points = [
+        RestorePoint(name, "9.9", case.point_at + timedelta(days=days), "0/0")
+        for name, days in (("before-9.9-failed", -2), ("before-9.9", 0), ("before-9.9-older", -1))
+    ]
+    await case.maker.put_log("points", 1, [msgspec.json.encode(point) + b"\n" for point in points])
+    await case.restore(home, before_upgrade="9.9")
+    assert await entries(home) == [1, 2]
+
+
 async def test_replace_keeps_the_old_home_and_uses_what_only_it_has(case: Case, home: StackHome, tmp_path: Path) -> None:
     home.root.mkdir()
     (home.root / "note").write_text("old")
@@ -341,7 +351,7 @@ async def test_a_moment_outside_of_the_window(case: Case, home: StackHome) -> No
     await refused(case, home, "the first moment that can be restored is", at=first)
     await refused(case, home, "the last moment", at=case.between + timedelta(days=1))
     await refused(case, home, "has no backup", which="20200101T000000Z-1")
-    await refused(case, home, "no restore point", before_upgrade="9.9")
+    await refused(case, home, "no restore point", before_upgrade="1.0")
 
 
 async def test_no_room(case: Case, home: StackHome, monkeypatch: pytest.MonkeyPatch) -> None:
