@@ -65,6 +65,16 @@ class StackHome:
         return self.run / "restore_points.jsonl"
 
     @property
+    def own_site(self) -> Path:
+        """Return the file with the term that this home owns, or owned. It is in no backup: a restored home takes a new term."""
+        return self.run / "site.json"
+
+    def received_log(self, system: str) -> Path:
+        """Return the folder of the write-ahead log that the store does not have yet: of one cluster, because segments of two have the same
+        names."""
+        return self.root / "backup" / f"wal-{system}"
+
+    @property
     def settings_file(self) -> Path:
         return self.root / "stack.env"
 

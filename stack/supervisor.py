@@ -213,6 +213,7 @@ def main() -> int:
         recorded = settings.read_recorded(home)
         chosen = settings.load(recorded)
         planned = stack_plan.make(home, chosen, recorded, os.environ)
+        replaced.ensure_database_is_there(home, planned.postgres)
         if planned.postgres is not None:
             postgres.prepare(planned.postgres)
         if planned.valkey is not None:

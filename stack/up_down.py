@@ -88,6 +88,7 @@ async def up(
         running = None
     log_ends = logs.ends(home.logs)
     if running is None:
+        replaced.ensure_database_is_there(home, planned.postgres)
         _launch(home, made.settings)
         report(f"starting {', '.join(program.name for program in planned.programs)}")
     elif await _runs_already(running, planned):

@@ -56,7 +56,7 @@ from stack.recovery.site_terms import SiteRecord
 from stack.recovery.source_database import SourceDatabase
 from stack.recovery.standby_plan import StandbyRecord
 from stack.recovery.store_retries import retry
-from stack.recovery.wal_shipping import WalGap, WalShipping
+from stack.recovery.wal_shipping import WalGap, WalShipping, patiently
 from stack.settings import BackupSettings
 from stack.stack_home import StackHome
 
@@ -390,15 +390,17 @@ async def _live_once(home: StackHome, backup: BackupSettings, node: NodeSettings
 
 
 async def _open(home: StackHome, backup: BackupSettings, node: NodeSettings) -> Agent:
-    """Raises BadSettings if the store is another mesh's or site's. A failing store is retried."""
+    """Raises BadSettings if the store is another mesh's, site's or database cluster's. A failing store or database is retried."""
 
     def report(error: errors.AimeshError) -> None:
         _log.warning("the store cannot be opened; it will be retried", reason=error.message)
 
     place = await retry(lambda: backup_place.open_place(home, backup, node.mesh), None, report)
+    source = SourceDatabase(backup.backup_database_url, home.run) if backup.streams_database and backup.backup_database_url else None
+    if source is not None:
+        place = await place.with_system((await patiently(source.identity)).system)
     url = stack_plan.public_url("gateway", settings.load(settings.read_recorded(home)))
     own = await retry(lambda: site_keeper.ensure_term(place, url), None, report)
-    source = SourceDatabase(backup.backup_database_url, home.run) if backup.streams_database and backup.backup_database_url else None
     return Agent(place, source, own, node)
 
 

@@ -42,9 +42,15 @@ class BackupPlace:
         return (*self.mesh.recipients, self.mesh.own_recipient)
 
     async def with_system(self, system: str) -> "BackupPlace":
-        """Return the place, after writing down which database cluster it has."""
+        """Return the place, after writing down which database cluster it has. Raises BadSettings if it has another one: segments of two
+        clusters have the same names."""
         if system == self.mesh.system:
             return self
+        if self.mesh.system:
+            raise errors.BadSettings(
+                f"BACKUP_TO has the backups of another database cluster ({self.mesh.system}), and this one is {system}",
+                hint="restore them (aicli stack restore latest --replace), or set BACKUP_TO to an empty folder or prefix",
+            )
         mesh = msgspec.structs.replace(self.mesh, system=system)
         await retry(lambda: self.store.put(layout.MESH, layout.sign(layout.MESH, mesh, self.key)))
         return replace(self, mesh=mesh)
@@ -97,7 +103,7 @@ class _OwnTerm(msgspec.Struct, frozen=True):
 def read_term(home: StackHome) -> int:
     """Return the term that the agent took for this home. Blocks. Raises BadSettings."""
     try:
-        return msgspec.json.decode((home.run / "site.json").read_bytes(), type=_OwnTerm).term
+        return msgspec.json.decode(home.own_site.read_bytes(), type=_OwnTerm).term
     except (OSError, msgspec.MsgspecError) as error:
         raise errors.BadSettings(
             "the backup agent has not taken this site's term yet", hint="is it running? aicli stack logs backup"

@@ -55,7 +55,7 @@ class StoreMesh(msgspec.Struct, frozen=True, kw_only=True):
 
     format: int
     mesh: MeshName
-    #: PostgreSQL's identifier of the cluster; another one may follow after a restore from a dump.
+    #: PostgreSQL's identifier of the cluster, to which all write-ahead log belongs; empty until it is known.
     system: str
     #: The public halves of the keys that sign: the present one and earlier ones.
     keys: tuple[NodeId, ...]

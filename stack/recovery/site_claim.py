@@ -67,7 +67,7 @@ async def take(store: ObjectStore, mesh: StoreMesh, key: NodeKey, record: SiteRe
 
 def save(home: StackHome, record: SiteRecord) -> None:
     """Write down the term for the agent, and for the gateway, which the agent may reach only later."""
-    stack_home.write_private(home.run / "site.json", msgspec.json.encode(record).decode())
+    stack_home.write_private(home.own_site, msgspec.json.encode(record).decode())
     if home.settings_file.exists():
         lines = home.settings_file.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if not line.startswith("SITE_TERM=")]

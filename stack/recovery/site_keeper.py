@@ -6,7 +6,6 @@ import secrets
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import assert_never
 
 import msgspec
@@ -34,19 +33,14 @@ def boot_time() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def own_record_file(home: StackHome) -> Path:
-    """Return the file with the term that this home owns, or owned. It is in no backup: a restored home takes a new term."""
-    return home.run / "site.json"
-
-
 def read_own(home: StackHome) -> SiteRecord | None:
     """Blocks. Raises BadSettings."""
     try:
-        return msgspec.json.decode(own_record_file(home).read_bytes(), type=SiteRecord)
+        return msgspec.json.decode(home.own_site.read_bytes(), type=SiteRecord)
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:
-        raise errors.BadSettings(f"{own_record_file(home)} is unreadable", hint="take a new term: aicli stack promote") from error
+        raise errors.BadSettings(f"{home.own_site} is unreadable", hint="take a new term: aicli stack promote") from error
 
 
 async def ensure_term(place: BackupPlace, url: str) -> SiteRecord:
@@ -64,7 +58,7 @@ async def ensure_term(place: BackupPlace, url: str) -> SiteRecord:
                 f"the store belongs to the site {other.site} (term {highest}), and this home has no term",
                 hint="restore it (aicli stack restore), make it a standby (aicli stack standby), or set BACKUP_TO to an empty place",
             )
-        await asyncio.to_thread(stack_home.write_private, own_record_file(place.home), msgspec.json.encode(own).decode())
+        await asyncio.to_thread(stack_home.write_private, place.home.own_site, msgspec.json.encode(own).decode())
     name = terms.record_name(own.term)
     await place.store.put_if_absent(name, layout.sign(name, own, place.key))
     if terms.judge_put(own, await _read(place, name, SiteRecord)) is not terms.TermOutcome.WON:

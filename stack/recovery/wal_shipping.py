@@ -101,7 +101,7 @@ class WalShipping:
         self._place = place
         self._source = source
         self._term = term
-        self._folder = place.home.root / "backup" / "wal"
+        self._folder = place.home.received_log(place.mesh.system)
         self._segment_size = 16 << 20
         self._positions: deque[SourcePosition] = deque(maxlen=_MOST_POSITIONS)
         #: The newest finished segment in the store; None if there is none, or none that must be continued.
@@ -138,9 +138,12 @@ class WalShipping:
         return self._positions[-1] if self._positions else None
 
     async def run(self) -> None:
-        """Ship until canceled. Raises WalGap."""
+        """Ship until canceled. Raises WalGap, and BadSettings if the store has another cluster's log."""
+        identity = await patiently(self._source.identity)
+        self._segment_size = identity.segment_size
+        self._place = await self._place.with_system(identity.system)
+        self._folder = self._place.home.received_log(identity.system)
         await asyncio.to_thread(self._folder.mkdir, mode=0o700, parents=True, exist_ok=True)
-        self._segment_size = (await _patiently(self._source.identity)).segment_size
         await self._find_shipped()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -155,9 +158,9 @@ class WalShipping:
 
     async def start_over(self) -> None:
         """After a WalGap, while ``run`` does not run: drop the slot and what is here, and keep the log from now on."""
-        await _patiently(self._source.drop_slot)
+        await patiently(self._source.drop_slot)
         await asyncio.to_thread(_empty, self._folder)
-        await _patiently(self._source.ensure_slot)
+        await patiently(self._source.ensure_slot)
         self._stored, self._is_found, self._shipped_partial = None, True, None
 
     async def ship_partial(self) -> None:
@@ -201,9 +204,9 @@ class WalShipping:
 
     async def _require_slot(self) -> None:
         """Raises WalGap if the slot is gone that kept the log for us."""
-        status = (await _patiently(self._source.position)).slot_status
+        status = (await patiently(self._source.position)).slot_status
         if status == "missing" and self._stored is None:
-            await _patiently(self._source.ensure_slot)
+            await patiently(self._source.ensure_slot)
         elif status in ("missing", "lost"):
             raise WalGap(f"the replication slot {SLOT} is {status}")
 
@@ -375,7 +378,7 @@ class WalShipping:
         self.failing = since, error.message
 
 
-async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
     """Repeat a question until the database answers."""
     failures = 0
     while True:

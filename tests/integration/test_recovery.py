@@ -116,6 +116,11 @@ async def test_a_lost_home_comes_back_stricter_and_a_mistake_is_undone(stack: Ru
     await stacks.until(lambda: is_recoverable(stack, moment + timedelta(seconds=1)), what="the mistake is in the store", seconds=60)
     assert await entries_of(stack) == []
     await good(stack, "stack", "down")
+
+    # --- and the database's folder: no empty one takes its place (D1) ---
+    shutil.rmtree(stack.home / "postgres")
+    refused = await stack.aicli("stack", "up")
+    assert (refused.status, "the database in" in refused.err, "is gone" in refused.err) == (2, True, True), refused.err
     report = await restore(stack, store, usb, "--at", f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}", "--replace")
     await good(stack, "stack", "up")
     assert await entries_of(stack) == before

@@ -150,7 +150,7 @@ async def copied_database(server: PostgresServer, folder: Path, **variables: str
         **variables,
     }
     made = initialization.ensure(home, given, folder)
-    (home.run / "site.json").write_text('{"term": 1}')
+    home.own_site.write_text('{"term": 1}')
     environment = stack_plan.service_environment(home, made.settings, settings.read_recorded(home), stack_plan.BACKUP)
     place = await backup_place.open_place(home, config.load(BackupSettings, environment), made.settings.mesh)
     place = replace(place, store=FailingStore(place.store))

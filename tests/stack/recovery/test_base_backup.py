@@ -8,9 +8,11 @@ import signal
 import sys
 import tarfile
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -166,24 +168,43 @@ async def test_failing_store_means_no_backup(copied: CopiedDatabase, failing: st
     await make(copied)
 
 
+async def test_nothing_of_another_cluster_is_written_beside_the_log_of_the_first(copied: CopiedDatabase) -> None:
+    """As after `make up` on a home whose database folder was deleted: the segments have the same names."""
+    await make(copied)
+    before = await copied.names()
+    other = replace(copied.place, mesh=msgspec.structs.replace(copied.place.mesh, system="7"))
+    await other.store.put(layout.MESH, layout.sign(layout.MESH, other.mesh, other.key))
+    with pytest.raises(errors.BadSettings, match=r"of another database cluster \(7\)"):
+        await base_backup.make(other, copied.source, label="", term=1)
+    with pytest.raises(errors.BadSettings, match="of another database cluster"):
+        await wal_shipping.WalShipping(other, copied.source, term=1).run()
+    for option in ((), (stack_plan.BACKUP_ONCE,)):
+        process = await run_agent(copied, *option)
+        _, said = await asyncio.wait_for(process.communicate(), 30)
+        assert (process.returncode, b"set BACKUP_TO to an empty folder" in said) == (2, True)
+    assert await copied.names() == before
+
+
 async def test_before_an_upgrade_the_agent_makes_one_alone_if_it_is_due(copied: CopiedDatabase) -> None:
     """Its log has to get into the store meanwhile, because the agent that ships it does not run yet."""
-    (copied.home.run / "site.json").unlink()
-    environment = {**os.environ, "AIMESH_HOME": str(copied.home.root), **_settings_of_agent(copied)}
+    copied.home.own_site.unlink()
     for _ in range(2):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "stack.recovery.agent", stack_plan.BACKUP_ONCE, cwd=stacks.REPOSITORY, env=environment
-        )
-        assert await asyncio.wait_for(process.wait(), 60) == 0
+        process = await run_agent(copied, stack_plan.BACKUP_ONCE)
+        _, said = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == 0, said
     found = await catalog.read(copied.place.store, copied.place.mesh)
     (backup,) = found.backups
     needed = range(backup.start_lsn // backup.segment_size, (backup.stop_lsn - 1) // backup.segment_size + 1)
     assert set(needed) <= {segment.number for segment in found.segments if not segment.is_partial}
 
 
-def _settings_of_agent(copied: CopiedDatabase) -> dict[str, str]:
+async def run_agent(copied: CopiedDatabase, *options: str) -> asyncio.subprocess.Process:
     recorded = settings.read_recorded(copied.home)
-    return stack_plan.service_environment(copied.home, settings.load(recorded), recorded, stack_plan.BACKUP)
+    environment = stack_plan.service_environment(copied.home, settings.load(recorded), recorded, stack_plan.BACKUP)
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stack.recovery.agent", *options), cwd=stacks.REPOSITORY, env={**os.environ, **environment},
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
 
 
 async def test_two_backups_of_one_second_have_different_names(copied: CopiedDatabase) -> None:

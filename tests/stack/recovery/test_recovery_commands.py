@@ -120,6 +120,6 @@ async def test_backup_is_made_and_listed(copied: CopiedDatabase) -> None:
 
 
 async def test_backup_without_the_database_is_refused(copied: CopiedDatabase) -> None:
-    (copied.home.run / "site.json").unlink()
+    copied.home.own_site.unlink()
     status, _, err = await run(copied, "backup")
     assert (status, "the backup agent has not taken this site's term yet" in err) == (2, True)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from shared import errors
-from stack import stack_home, up_down
+from stack import stack_home, stack_plan, up_down
 from stack.recovery import replaced
 from stack.recovery.site_terms import SiteRecord
 
@@ -29,3 +29,17 @@ def test_an_unreadable_record_refuses_too(tmp_path: Path) -> None:
     (home.run / "replaced.json").write_text("{")
     with pytest.raises(errors.BadSettings, match="another site may have taken over"):
         replaced.ensure_not_replaced(home)
+
+
+def test_a_home_with_backups_and_without_its_database_starts_no_empty_one(tmp_path: Path) -> None:
+    home = stack_home.locate({"AIMESH_HOME": str(tmp_path / "home")})
+    stack_home.ensure_folders(home)
+    server = stack_plan.postgres_of(home)
+    replaced.ensure_database_is_there(home, server)
+    home.own_site.write_text("{}")
+    with pytest.raises(errors.BadSettings, match="is gone, and there are backups of it") as refusal:
+        replaced.ensure_database_is_there(home, server)
+    assert "aicli stack restore latest --replace" in refusal.value.hint
+    server.data.mkdir(parents=True)
+    (server.data / "PG_VERSION").write_text("18")
+    replaced.ensure_database_is_there(home, server)

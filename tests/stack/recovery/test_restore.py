@@ -150,7 +150,7 @@ async def test_an_empty_home_gets_everything(case: Case, home: StackHome) -> Non
     assert len((home.root / "audit_anchors.jsonl").read_bytes().splitlines()) == 2
     assert not (home.keys / "gateway.journal").exists(), "the gateway would retry its rows for ever"
     assert report.settle_journals == (str(home.run / "settle_journals" / "gateway.journal"),)
-    own = msgspec.json.decode((home.run / "site.json").read_bytes(), type=SiteRecord)
+    own = msgspec.json.decode(home.own_site.read_bytes(), type=SiteRecord)
     assert (own.term, own.site, own.previous) == (2, "first", "first")
     assert "\nSITE_TERM=2\n" in home.settings_file.read_text()
     assert not home.root.with_name("aimesh.restoring").exists()
@@ -204,7 +204,7 @@ async def test_replace_keeps_the_old_home_and_uses_what_only_it_has(case: Case, 
 
 async def test_segments_that_only_this_machine_has_are_replayed(case: Case, home: StackHome, tmp_path: Path) -> None:
     """As pg_receivewal leaves them when only the database is lost."""
-    wal = home.root / "backup" / "wal"
+    wal = home.received_log("1")
     wal.mkdir(parents=True)
     partial = next(path for path in (case.maker.folder / "wal").rglob("*.partial.zst.age"))
     name = f"wal/{partial.parent.name}/{partial.name}"
@@ -275,7 +275,7 @@ async def test_abort_puts_the_old_home_back(case: Case, home: StackHome) -> None
         await case.restore(home, at=case.between, replaces=True)
     await restore.abort(home)
     assert (home.root / "note").read_text() == "old"
-    own = msgspec.json.decode((home.run / "site.json").read_bytes(), type=SiteRecord)
+    own = msgspec.json.decode(home.own_site.read_bytes(), type=SiteRecord)
     assert own.term == 2, "or its agent would believe that another site has taken over"
     assert [path.name for path in home.root.parent.iterdir() if path.name.startswith("aimesh")] == ["aimesh"]
 

@@ -104,7 +104,7 @@ async def test_of_two_homes_at_once_one_is_replaced(tmp_path: Path, key: NodeKey
     """The other one put its record between our look and our put."""
     await take_over(place, key, term=1)
     own = SiteRecord(term=1, site="here", at=AT, nonce="ours")
-    site_keeper.own_record_file(place.home).write_bytes(msgspec.json.encode(own))
+    place.home.own_site.write_bytes(msgspec.json.encode(own))
     site = await keeper(place)
     await site.check(Gateway())
     assert site.state.replaced_by is not None
@@ -112,7 +112,7 @@ async def test_of_two_homes_at_once_one_is_replaced(tmp_path: Path, key: NodeKey
 
 
 def test_a_broken_record_of_the_term_is_refused(place: BackupPlace) -> None:
-    site_keeper.own_record_file(place.home).write_text("{")
+    place.home.own_site.write_text("{")
     with pytest.raises(errors.BadSettings, match="unreadable"):
         site_keeper.read_own(place.home)
 

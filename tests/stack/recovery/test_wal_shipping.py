@@ -62,8 +62,7 @@ async def opened(copied: CopiedDatabase, segment: Segment) -> WalObject:
 
 
 def spooled(copied: CopiedDatabase) -> SpooledFiles:
-    folder = copied.home.root / "backup" / "wal"
-    return parse_folder([path.name for path in folder.glob("*")], MB16)
+    return parse_folder([path.name for path in (copied.home.root / "backup").glob("wal-*/*")], MB16)
 
 
 async def test_commits_are_in_the_store_and_finished_segments_leave_the_home(copied: CopiedDatabase) -> None:
