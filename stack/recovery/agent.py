@@ -119,7 +119,6 @@ class Agent:
             await self._check_site()
             if self._shipping is not None:
                 self._write(tasks, self._ship(self._shipping))
-                self._write(tasks, _repeat(self._place.settings.backup_ship_seconds, self._shipping.ship_partial, "shipping"))
             self._write(tasks, _repeat(_LOOK_SECONDS, self._maintain, "a backup", soon=self._is_due, longest=_RETRY_SECONDS))
             self._write(tasks, _repeat(_LOOK_SECONDS, self._test, "a restore test"))
             self._write(tasks, _repeat(_FILES_SECONDS, self._copy_files, "copying the audit anchors"))

@@ -3,6 +3,7 @@
 Every method raises Unavailable while the server is away.
 """
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -83,6 +84,9 @@ class SourceDatabase:
         self.connection = _without_password(parts)
         self._password_file = folder / "backup.pgpass"
         password = unquote(parts.password or "").replace("\\", "\\\\").replace(":", "\\:")
+        #: Of ``position``, which is asked every second.
+        self._held: asyncpg.Connection | None = None
+        self._turn = asyncio.Lock()
         private_file.replace(self._password_file, f"*:*:*:*:{password}\n".encode())
 
     def program_environment(self) -> dict[str, str]:
@@ -107,12 +111,25 @@ class SourceDatabase:
         return SourceIdentity(row["system"], row["postgres"], row["segment_size"], row["database_bytes"])
 
     async def position(self) -> SourcePosition:
-        async with self._connect() as connection:
-            row = await connection.fetchrow(_SQL["read_position"].text, SLOT)
+        async with self._turn:
+            with _one_error():
+                try:
+                    if self._held is None or self._held.is_closed():
+                        self._held = await self._open(_QUERY_SECONDS)
+                    row = await self._held.fetchrow(_SQL["read_position"].text, SLOT)
+                except BaseException:
+                    self.close()
+                    raise
         received = None if row["received"] is None else layout.parse_lsn(row["received"])
         return SourcePosition(
             row["at"], layout.parse_lsn(row["lsn"]), row["timeline"], received, row["slot_status"], max(0, row["slot_bytes"])
         )
+
+    def close(self) -> None:
+        """It may be used again."""
+        if self._held is not None:
+            self._held.terminate()
+            self._held = None
 
     async def ensure_slot(self) -> None:
         """Make the server keep its log from now on, until the slot's reader has it."""
@@ -157,11 +174,14 @@ class SourceDatabase:
     @contextlib.asynccontextmanager
     async def _connect(self, seconds: float = _QUERY_SECONDS) -> AsyncIterator[asyncpg.Connection]:
         with _one_error():
-            connection = await asyncpg.connect(self._url, timeout=_CONNECT_SECONDS, command_timeout=seconds, server_settings=_SESSION)
+            connection = await self._open(seconds)
             try:
                 yield connection
             finally:
                 connection.terminate()
+
+    async def _open(self, seconds: float) -> asyncpg.Connection:
+        return await asyncpg.connect(self._url, timeout=_CONNECT_SECONDS, command_timeout=seconds, server_settings=_SESSION)
 
 
 @contextlib.contextmanager
@@ -172,7 +192,7 @@ def _one_error() -> Iterator[None]:
         raise errors.Unavailable("PostgreSQL did not answer in time") from error
     except OSError as error:
         raise errors.Unavailable(f"PostgreSQL cannot be reached: {error.strerror or type(error).__name__}") from error
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise errors.Unavailable(f"PostgreSQL refused: {str(error)[:300]}", hint="check the role of BACKUP_DATABASE_URL") from error
 
 

@@ -156,4 +156,5 @@ async def copied_database(server: PostgresServer, folder: Path, **variables: str
     place = replace(place, store=FailingStore(place.store))
     source = SourceDatabase(place.settings.backup_database_url or "", home.run)
     yield CopiedDatabase(server, home, folder / "store", identity, place, source)
+    source.close()
     await source.drop_slot()

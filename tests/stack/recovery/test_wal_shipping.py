@@ -11,6 +11,7 @@ import msgspec
 import psutil
 import pytest
 
+from shared import errors
 from stack.recovery import base_backup, catalog, sealing, wal_shipping
 from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import Segment, WalObject
@@ -115,6 +116,24 @@ async def test_killed_server_loses_nothing(copied: CopiedDatabase) -> None:
         # From this thread: the server dies with the one that started it.
         copied.server.start()
         await stacks.until(lambda: reached(shipping, done), what="the last commit is in the store")
+
+
+async def test_position_keeps_one_connection_and_opens_another_after_a_restart(copied: CopiedDatabase) -> None:
+    async def backend() -> int:
+        async with copied.admin() as admin:
+            (row,) = await admin.fetch("SELECT pid FROM pg_stat_activity WHERE application_name = 'aimesh_backup'")
+            return int(row["pid"])
+
+    await copied.source.position()
+    first = await backend()
+    await asyncio.gather(*(copied.source.position() for _ in range(3)))
+    assert await backend() == first
+    copied.server.kill()
+    with pytest.raises(errors.Unavailable, match="PostgreSQL"):
+        await copied.source.position()
+    copied.server.start()
+    await copied.source.position()
+    assert await backend() != first
 
 
 async def caught_up(shipping: WalShipping) -> bool:
