@@ -14,7 +14,7 @@ AT_ONCE ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up down status test test-all test-system check mutants chaos storm bench bench-check docs lock worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
+.PHONY: help setup setup-dev up down status test test-all test-system check mutants chaos drill storm bench bench-check docs lock worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
 
 help: ## explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ mutants: setup-dev ## make the faults of tests/mutants.toml, one at a time in a 
 
 chaos: setup-dev ## break every part of a stack under load, three times each (25 minutes), and write docs/reference/faults.md
 	@$(BIN)/python -m tests.chaos.run --page docs/reference/faults.md
+
+drill: setup-dev ## have the accidents of docs/runbooks/disaster.md under load, and time the way back from each (5 minutes)
+	@$(BIN)/python -m pytest -q --nightly tests/drill
 
 storm: setup-dev ## break things at random moments, also two at once, for 10 minutes
 	@$(BIN)/python -m tests.chaos.storm

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: group of nightly tests -> what they are.
 NIGHTLY = {
     "chaos": "faults in a whole stack under load; make test has one of each kind",
+    "drill": "accidents of the disaster runbook, with the time until people are served again",
     "nat": "machines behind NATs of several kinds",
     "outages": "alerts and pages while a machine is away",
     "rolling": "the release before this one, beside it and in its place",
@@ -47,6 +48,7 @@ FOLDERS = {
     "tests/chaos/test_invariants.py": "",
     "tests/chaos/test_oracle.py": "",
     "tests/clients": "clients",
+    "tests/drill": "drill",
     "tests/nat": "nat",
     "tests/outages": "outages",
     "tests/rolling": "rolling",

@@ -38,11 +38,11 @@ def provisioned_server() -> Iterator[PostgresServer]:
 def migrated_server() -> Iterator[PostgresServer]:
     """The same with the tables of auth and the gateway."""
     with provisioned_server() as server:
-        asyncio.run(_migrate(server))
+        asyncio.run(migrate(server))
         yield server
 
 
-async def _migrate(server: PostgresServer) -> None:
+async def migrate(server: PostgresServer) -> None:
     for service in ("auth", "gateway"):
         async with Database.open(server.server.url(service, ROLES[service]), schema=service, package=_SERVICES / service):
             pass

@@ -1,0 +1,283 @@
+"""What backups cost, and how long restores take. Rows are random UUIDs and digests, which compress like real ones.
+
+copying    a base backup (compressed, encrypted, into a folder) against pg_basebackup into nothing, and the memory of the process; then its
+           restore against tar -x of the same archive on the same disk
+replaying  write-ahead log a second, and what follows for a database of 10 GB with 4 GB of log behind its backup
+lines      auth's start with 100,000 lines of the recovery log that its database lacks
+beside     answers at 100 requests a second: without backups, with them, and during a base backup; the stacks take turns
+revoking   a revocation with the recovery log in a file, against one that waits for no file
+
+The size is an option: `--megabytes 2000` for the large database.
+"""
+
+import asyncio
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from bench import http_load, processes, report, tenants
+from bench.http_load import Load, Spread
+from bench.report import Options, Rows
+from services.auth import store
+from services.auth.audit.audit_store import AuditStore
+from services.auth.privacy.privacy_store import PrivacyStore
+from services.auth.recovery.auth_replay import auth_replay
+from shared.api import auth
+from shared.audit_anchors import AnchorKeys
+from shared.recovery import recovery_lines
+from shared.recovery.log_place import LogPlace
+from shared.recovery.recovery_log import RecoveryLog
+from shared.recovery.recovery_store import RecoveryStore
+from shared.recovery.rollback import RecoveryStart
+from shared.telemetry import Metrics
+from shared.types import MeshName, NodeId
+from stack.recovery import base_backup, catalog, layout, recovered_database, restore_plan, sealing
+from stack.recovery.recovered_database import RestoreSource
+from stack.recovery.restore_plan import LATEST, RestoreTarget
+from stack.servers import postgres
+from tests import people
+from tests.servers import PostgresServer, running
+from tests.stack.recovery import copied_database as copies
+from tests.stack.recovery.copied_database import CopiedDatabase
+
+ROW_BYTES = 190
+FILL = """
+INSERT INTO bench_rows (id, owner, digest, signature)
+SELECT gen_random_uuid(), gen_random_uuid(), sha256(gen_random_uuid()::text::bytea), sha512(gen_random_uuid()::text::bytea)
+FROM generate_series(1, $1)
+"""
+#: The database whose restore is extrapolated, and the log behind its backup (BACKUP_BASE_AFTER_WAL).
+LARGE_MB, LARGE_LOG_MB, RTO_SECONDS = 10_000, 4_000, 300
+LINES = 100_000
+A_SECOND = 100
+PROMPT = "Explain in two sentences why the sea is salty and the rivers that feed it are not."
+
+
+async def _fill(admin: asyncpg.Connection, megabytes: int) -> None:
+    for _ in range(max(1, megabytes // 50)):
+        await admin.execute(FILL, 50_000_000 // ROW_BYTES, timeout=600)
+
+
+@asynccontextmanager
+async def _database(options: Options) -> AsyncIterator[CopiedDatabase]:
+    with tempfile.TemporaryDirectory(prefix="aimesh-bench-") as folder, copies.provisioned_server() as server:
+        await copies.migrate(server)
+        async with copies.copied_database(server, Path(folder)) as found, found.admin() as admin:
+            await admin.execute("CREATE TABLE bench_rows (id uuid, owner uuid, digest bytea, signature bytea)")
+            await _fill(admin, options.megabytes)
+            await admin.execute("CHECKPOINT")
+            yield found
+
+
+def _plain_copy(found: CopiedDatabase, target: str) -> tuple[str, ...]:
+    words = ("-D", target, "-Ft", "-X", "none", "--checkpoint=fast", "--manifest-checksums=SHA256", "--no-password")
+    return (str(postgres.binaries() / "pg_basebackup"), *words, "-d", found.source.connection)
+
+
+async def _seconds_of(*command: str, environment: dict[str, str] | None = None, stdout: int = subprocess.DEVNULL) -> float:
+    start = time.perf_counter()
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=stdout)
+    assert await process.wait() == 0, command
+    return time.perf_counter() - start
+
+
+async def _measure_copying(rows: Rows, _shared: None, options: Options) -> None:
+    async with _database(options) as found, found.shipping():
+        copied, plain, restored, unpacked = [], [], [], []
+        environment = found.source.program_environment()
+        archive = found.folder.parent / "plain.tar"
+        with archive.open("wb") as file:
+            await _seconds_of(*_plain_copy(found, "-"), environment=environment, stdout=file.fileno())
+        megabytes = archive.stat().st_size / 1e6
+        async with processes.watching_memory(os.getpid(), 0.1) as held:
+            before = held[0]
+            for _ in range(options.rounds):
+                plain.append(megabytes / await _seconds_of(*_plain_copy(found, "-"), environment=environment))
+                start = time.perf_counter()
+                await base_backup.make(found.place, found.source, label="", term=1)
+                copied.append(megabytes / (time.perf_counter() - start))
+            most = max(held)
+        source, backup = await _read_backup(found)
+        for _ in range(options.rounds):
+            target = found.folder.parent / "unpacked"
+            target.mkdir()
+            unpacked.append(megabytes / await _seconds_of("tar", "-x", "--no-same-owner", "-C", str(target), "-f", str(archive)))
+            shutil.rmtree(target)
+            start = time.perf_counter()
+            await recovered_database.unpack(source, backup, layout.DATA, target, progress=_quiet)
+            restored.append(megabytes / (time.perf_counter() - start))
+            shutil.rmtree(target)
+    claim = f"{megabytes:,.0f} MB"
+    rows.paired(f"a base backup of {claim}", copied, "MB/s", "pg_basebackup into nothing", plain, at_least=0.4)
+    rows.alone(f"a base backup of {claim}: the process holds at most", most, "MB", at_most=150)
+    rows.alone(f"a base backup of {claim}: the process, more than before", most - before, "MB")
+    rows.paired(f"fetch, decrypt and unpack {claim}", restored, "MB/s", "tar -x", unpacked, at_least=0.35)
+
+
+async def _read_backup(found: CopiedDatabase) -> tuple[RestoreSource, layout.BackupManifest]:
+    mesh = await catalog.read_mesh(found.place.store, None)
+    assert mesh is not None
+    return RestoreSource(found.place.store, mesh, (found.identity,)), (await catalog.read(found.place.store, mesh)).backups[-1]
+
+
+def _quiet(_what: str, _done: int, _of: int) -> None:
+    pass
+
+
+async def _measure_replaying(rows: Rows, _shared: None, options: Options) -> None:
+    """The log is that of inserting the same amount once more."""
+    async with _database(options) as found:
+        async with found.shipping() as shipping, found.admin() as admin:
+            await base_backup.make(found.place, found.source, label="", term=1)
+            await _fill(admin, options.megabytes)
+            await admin.execute("CREATE INDEX ON bench_rows (id)", timeout=600)
+            end = (await found.source.position()).lsn
+            while shipping.lsn < end:
+                await shipping.ship_partial()
+        source, backup = await _read_backup(found)
+        plan = restore_plan.plan(await catalog.read(source.store, source.mesh), LATEST, RestoreTarget(), {})
+        folder = found.folder.parent / "recovered"
+        log = len(plan.segments) * backup.segment_size / 1e6
+        start = time.perf_counter()
+        await recovered_database.fetch_wal(source, plan, folder / "wal", _quiet)
+        fetching = time.perf_counter() - start
+        start = time.perf_counter()
+        await recovered_database.unpack(source, backup, layout.DATA, folder / "data", progress=_quiet)
+        unpacking = time.perf_counter() - start
+        start = time.perf_counter()
+        async with recovered_database.recovered(folder, plan, _quiet):
+            replaying = time.perf_counter() - start
+    plain = backup.part(layout.DATA).plain_size / 1e6
+    rows.alone("fetching write-ahead log", log / fetching, "MB/s")
+    rows.alone("replaying it, with the start of PostgreSQL", log / replaying, "MB/s")
+    seconds = LARGE_MB * unpacking / plain + LARGE_LOG_MB * (fetching + replaying) / log
+    rows.alone("so 10 GB and 4 GB of log are restored in", seconds, "s", at_most=RTO_SECONDS)
+
+
+def _write_lines(place: LogPlace, keys: AnchorKeys, subjects: list[tuple[str, str]]) -> None:
+    line, out, start = recovery_lines.START.hash, [], datetime(2026, 2, 1, tzinfo=UTC)
+    for number, (kind, subject) in enumerate(subjects, 1):
+        made = recovery_lines.RecoveryLine(
+            number=number, at=start + timedelta(seconds=number), kind=kind, subject=subject, details="{}", previous_hash=line, hash=""
+        )
+        made = msgspec.structs.replace(made, hash=recovery_lines.hash_of(made))
+        out.append(recovery_lines.encode(recovery_lines.sign(made, keys.current, place.mesh)))
+        line = made.hash
+    assert place.file is not None
+    place.file.write_bytes(b"".join(out))
+
+
+async def _measure_lines(rows: Rows, _shared: None, _options: Options) -> None:
+    """Mostly revoked keys, as in a mesh with many machines that make their own."""
+    keys, mesh = AnchorKeys.of(bytes(range(32))), MeshName("bench")
+    with running(PostgresServer) as server, tempfile.TemporaryDirectory() as folder:
+        url = server.url(await server.new_database("auth"))
+        users, made = [UUID(int=number + 1) for number in range(10_000)], [UUID(int=10**6 + number) for number in range(80_000)]
+        connection = await asyncpg.connect(url, server_settings={"search_path": "auth"})
+        people_of = "SELECT id, 'u'||n, 'u'||n||'@example.org', 'h', 'user' FROM unnest($1::uuid[]) WITH ORDINALITY AS t(id, n)"
+        await connection.execute(f"INSERT INTO users (id, username, email, password_hash, role) {people_of}", users)
+        keys_of = "SELECT id, $2, 'k'||n, 'n'||n, 'p' FROM unnest($1::uuid[]) WITH ORDINALITY AS t(id, n)"
+        await connection.execute(f"INSERT INTO api_keys (id, user_id, key_hash, name, preview) {keys_of}", made, users[0])
+        await connection.execute("ANALYZE")
+        work = [("key.revoked", str(key)) for key in made] + [("user.disabled", str(user)) for user in users]
+        work += [("user.credentials_changed", str(user)) for user in users]
+        random.Random(1).shuffle(work)
+        place = LogPlace("auth", NodeId("U" + "A" * 55), mesh, keys, Path(folder))
+        await asyncio.to_thread(_write_lines, place, keys, work)
+        metrics = Metrics("auth")
+        async with store.opened(url) as database:
+
+            async def hash_password(_password: str) -> str:
+                return "h"
+
+            rows_of = RecoveryStore(database, "auth")
+            log = RecoveryLog(rows_of, place, metrics.recovery_log_behind)
+            start = time.perf_counter()
+            replay = auth_replay(rows_of, PrivacyStore(database), AuditStore(database), hash_password)
+            await RecoveryStart(rows_of, log, place, metrics.database_restored).begin(replay)
+            took = time.perf_counter() - start
+        assert await connection.fetchval("SELECT max(number) FROM recovery_log") == len(work) == LINES
+        await connection.close()
+    rows.alone(f"auth's start with {LINES:,} lines to replay", took, "s", at_most=10)
+
+
+def _backups(folder: str, **more: str) -> dict[str, str]:
+    return {"BACKUP_TO": folder, "BACKUP_RECIPIENTS": sealing.recipient_of(sealing.new_identity()), **more}
+
+
+async def _measure_beside(rows: Rows, _shared: None, options: Options) -> None:
+    """The stack with backups rests while the other one is asked, but for its agent, which must not have a turn of its own."""
+    async with AsyncExitStack() as opened:
+        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="aimesh-bench-"))
+        without = await opened.enter_async_context(tenants.opened(10, HYPERSWARM="off"))
+        stack = await opened.enter_async_context(tenants.opened(10, HYPERSWARM="off", **_backups(f"{folder}/store")))
+        assert (await stack.running.aicli("stack", "backup", "--label", "first")).status == 0
+        async with stack.running.database("gateway") as database:
+            await database.execute("CREATE TABLE bench_rows (id uuid, owner uuid, digest bytea, signature bytea)")
+            await _fill(database, options.megabytes)
+        took: dict[str, list[float]] = {"none": [], "shipping": [], "copying": []}
+
+        async def ask(one: tenants.Tenants) -> float:
+            load = Load(
+                port=one.port,
+                requests=tenants.chats(one.keys, "echo", PROMPT, 16, stream=True),
+                pace=Spread(int(A_SECOND * options.seconds), options.seconds),
+            )
+            outcome = await http_load.make(load)
+            assert len(outcome.good) == len(outcome.answers), outcome.statuses
+            return outcome.percentile(0.95)
+
+        await ask(without), await ask(stack)  # connections, caches
+        for number in range(options.rounds):
+            for name in report.in_turn(tuple(took), number):
+                if name == "copying":
+                    process = await stack.running.start_aicli("stack", "backup", "--json")
+                    await asyncio.sleep(1)  # it has started to copy
+                    took[name].append(await ask(stack))
+                    await process.communicate()
+                    assert process.returncode == 0
+                else:
+                    took[name].append(await ask(without if name == "none" else stack))
+    claim = f"answers at {A_SECOND}/s, p95"
+    rows.paired(f"{claim}: changes are sent to the store", took["shipping"], "ms", "without backups", took["none"], at_most=1.1)
+    rows.paired(f"{claim}: during a base backup", took["copying"], "ms", "without backups", took["none"], at_most=1.5)
+
+
+async def _measure_revoking(rows: Rows, _shared: None, options: Options) -> None:
+    """With: every revocation waits until its line is on the disk. Without: auth cannot write lines, so nobody waits for them."""
+    took: dict[str, list[float]] = {}
+    for name, settings in (("with", {}), ("without", {"RECOVERY_LOG_DIR": ""})):
+        async with tenants.opened(1, HYPERSWARM="off", **settings) as stack, people.api_client(stack.running) as api_client:
+            person = await api_client.register("revoking")
+            made = [await api_client.make_key(person, f"key {number}") for number in range(options.revocations)]
+            waits = []
+            for key in made:
+                start = time.perf_counter()
+                await api_client.mesh.rpc.call(auth.revoke_api_key, auth.RevokeApiKey(str(key.id)), credential=person.access_token)
+                waits.append(1000 * (time.perf_counter() - start))
+            took[name] = waits
+    with_log, without = (report.percentile(took[name], 0.95) for name in ("with", "without"))
+    rows.against("a revocation, p95", with_log, "ms", "without the recovery log", without)
+    rows.alone("  added by the recovery log", with_log - without, "ms", at_most=10)
+
+
+if __name__ == "__main__":
+    parts: dict[str, report.Part] = {
+        "copying": _measure_copying,
+        "replaying": _measure_replaying,
+        "lines": _measure_lines,
+        "beside": _measure_beside,
+        "revoking": _measure_revoking,
+    }
+    report.run(__doc__, parts, limits=(1800.0, 600.0), megabytes=(300, 100), rounds=(5, 2), seconds=(15.0, 5.0), revocations=(200, 50))

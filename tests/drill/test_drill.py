@@ -1,0 +1,374 @@
+"""The accidents of docs/runbooks/disaster.md on a whole stack under load: what is lost, and when people are served again.
+
+`make drill` prints the table. A row counts as lost if anybody could have read it before the accident and nobody can after the restore. Each
+row is known to be committed between two moments of PostgreSQL's clock, so "every commit before the moment reached is there" is exact.
+"""
+
+import asyncio
+import random
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from shared import errors
+from shared.api import accounts, auth
+from shared.identity import node_keys, tickets
+from shared.identity.node_keys import NodeKey
+from shared.node import enrollment
+from shared.node.enrollment import EnrollingNode, EnrollmentOptions
+from shared.types import Credential, UserRole
+from stack import control
+from stack.recovery import sealing
+from tests import outside, people, stacks, stopwatch
+from tests.chaos import clients, invariants, ledger, world
+from tests.chaos.clients import Clients
+from tests.chaos.invariants import Allowed
+from tests.chaos.oracle import CONNECTION_LOST
+from tests.people import ApiClient, Key, Person
+from tests.stacks import RunningStack, until
+
+CALLERS, LEAD_SECONDS, SHIP_SECONDS = 6, 4.0, 5
+#: What may be lost with the whole machine: commits, and lines of the recovery log.
+LOST_SECONDS, LOST_LOG_SECONDS = 60.0, 2.0
+#: How calls may end while PostgreSQL or everything is away.
+CODES = frozenset({"link_lost", "not_reachable", "draining", "unavailable", "ledger_unavailable", "auth_unavailable", CONNECTION_LOST})
+#: Rows that come after each answer; both keys are never used again.
+ROWS = "SELECT transfer::text || kind || account AS row FROM entries UNION ALL SELECT id::text FROM request_logs"
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+# --- what was committed ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Seen:
+    """Row -> the moments of PostgreSQL's clock before and after its commit."""
+
+    rows: dict[str, tuple[datetime, datetime]] = field(default_factory=dict)
+    last: datetime = _NEVER
+
+    async def look(self, database: asyncpg.Connection) -> None:
+        found = {row["row"] for row in await database.fetch(ROWS)}
+        now = await database.fetchval("SELECT clock_timestamp()")
+        for row in found - self.rows.keys():
+            self.rows[row] = (self.last, now)
+        # The next look begins after this.
+        self.last = now
+
+    def violations(self, present: set[str], reached: datetime, *, is_exact: bool) -> list[str]:
+        """``is_exact``: nothing behind the moment is there either."""
+        missing = [row for row, (_, by) in self.rows.items() if by <= reached and row not in present]
+        later = [row for row, (after, _) in self.rows.items() if after > reached and row in present and is_exact]
+        found = [f"{len(missing)} rows are lost from before {reached}, such as {missing[0]}"] if missing else []
+        return found + ([f"{len(later)} rows are there from after {reached}, such as {later[0]}"] if later else [])
+
+
+@asynccontextmanager
+async def watched(stack: RunningStack) -> AsyncIterator[Seen]:
+    """Until the block ends, or the database does."""
+    seen = Seen()
+
+    async def watch() -> None:
+        try:
+            async with stack.database("gateway") as database:
+                while True:
+                    await seen.look(database)
+                    await asyncio.sleep(0.05)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            return
+
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(watch())
+        yield seen
+        watching.cancel()
+
+
+# --- the world -------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The moment of an accident, by both clocks, and all that was seen before."""
+
+    calls: Clients
+    seen: Seen
+    at: float
+    moment: datetime
+
+
+@dataclass(slots=True)
+class Drill:
+    stack: RunningStack
+    store: Path
+    usb: Path
+    people: list[Person] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    async def good(self, *words: str, seconds: float = 180) -> str:
+        done = await self.stack.aicli(*words, deadline_seconds=seconds)
+        assert done.status == 0, (words, done.out, done.err)
+        return done.out
+
+    async def said(self, *words: str) -> Any:
+        return (await self.stack.aicli(*words, "--json", deadline_seconds=240)).json()
+
+    @asynccontextmanager
+    async def load(self) -> AsyncIterator[tuple[Clients, Seen]]:
+        """Every caller asks one thing after another; the block begins when all of them are served."""
+        rng = random.Random(1)
+        async with (
+            watched(self.stack) as seen,
+            clients.opened(self.stack, self.people, rng) as opened,
+            clients.busy(opened, CALLERS),
+        ):
+            await clients.until_served(opened, since=0)
+            await asyncio.sleep(LEAD_SECONDS)
+            yield opened, seen
+
+    async def is_stored(self, moment: datetime) -> bool:
+        stored = (await self.said("stack", "backups"))["recoverable_until"]
+        return stored is not None and datetime.fromisoformat(stored) >= moment
+
+    async def restore(self, name: str, loss: Loss, *options: str, target: datetime | None = None) -> dict[str, Any]:
+        """Restore, start and ask, each with its time; then check what came back, and add a line to the table."""
+        times = {}
+        report: dict[str, Any] = {}
+
+        async def timed(step: str, work: Awaitable[Any]) -> Any:
+            began = time.monotonic()
+            found = await work
+            times[step] = time.monotonic() - began
+            return found
+
+        if (self.stack.home / "run").exists():
+            await timed("stop", self.good("stack", "down"))
+        words = ("stack", "restore", "latest", "--from", str(self.store), "--identity", str(self.usb), *options, "--yes")
+        report = await timed("restore", self.said(*words))
+        await timed("start", self.good("stack", "up"))
+        await timed("first answer", self._served())
+        reached = datetime.fromisoformat(report["reached_at"])
+        assert report["is_complete"]
+        await self._judge(loss, reached, lost_rows=report["lost_rows"], is_exact=target is not None)
+        async with self.stack.database("gateway") as database:
+            present = {row["row"] for row in await database.fetch(ROWS)}
+        gone = len(loss.seen.rows.keys() - present)
+        rpo = 0.0 if not gone else (loss.moment - reached).total_seconds()
+        steps = ", ".join(f"{step} {seconds:.0f}" for step, seconds in times.items())
+        self.lines.append(
+            f"{name:44} {gone:5} of {len(loss.seen.rows):<5} {rpo:6.1f}  {sum(times.values()):6.1f}  {steps}; "
+            f"{report['log_lines_replayed']} lines replayed"
+        )
+        return report | {"lost": gone, "lost_for": rpo}
+
+    async def _served(self) -> None:
+        async def is_answered() -> bool:
+            async with self.stack.http(self.people[0].key.secret) as http:
+                body = {"model": "echo", "prompt": "first", "max_tokens": 8}
+                return (await http.post("/v1/completions", json=body)).status_code == 200
+
+        await until(is_answered, seconds=60, what="a request is answered", ignoring=(OSError,))
+
+    async def _judge(self, loss: Loss, reached: datetime, *, lost_rows: int, is_exact: bool) -> None:
+        async with self.stack.database("gateway") as database:
+            present = {row["row"] for row in await database.fetch(ROWS)}
+            wrong = loss.seen.violations(present, reached, is_exact=is_exact)
+            held = "SELECT count(*) FROM reservations WHERE state = 'reserved' AND lease_until > now() + interval '3 minutes'"
+            wrong += [f"I5: {count} reservations are held for longer than a lease"] if (count := await database.fetchval(held)) else []
+        books = await ledger.read(self.stack, [person.id for person in self.people])
+        # I1 and I2 of every call; the books know those that ended a moment before what was reached.
+        known_until = loss.at - max(0.0, (loss.moment - reached).total_seconds()) - 1.0
+        allowed = Allowed(codes=CODES, since=loss.at, gateway_died=True, in_flight_tokens=1000)
+        calls = loss.calls.calls
+        wrong += invariants.violations([call for call in calls if call.ended < known_until], books, allowed)
+        wrong += invariants.violations([call for call in calls if call.ended >= known_until], ledger.Books(), allowed)
+        verified = await self.stack.aicli("admin", "ledger", "verify")
+        wrong += [verified.out + verified.err] if verified.status else []
+        # Anchors know the rows that are lost, so it names them; it must not find anything else.
+        audit = await self.stack.aicli("admin", "audit", "verify")
+        unexpected = [line for line in audit.out.splitlines() if ": row" in line and not (lost_rows and "missing: the anchor" in line)]
+        wrong += unexpected or ([audit.out + audit.err] if audit.status and not lost_rows else [])
+        assert not wrong, "\n".join(wrong)
+
+
+@pytest.fixture
+async def drill(tmp_path: Path) -> AsyncIterator[Drill]:
+    usb, store = tmp_path / "aimesh.age", tmp_path / "store"
+    usb.write_text(sealing.new_identity())
+    settings = {
+        "INFERENCE_BACKEND": "echo", "ECHO_TOKEN_MS": "10", "RESPONSE_CACHE": "off", "DEFAULT_RATE_LIMIT": "1000000000",
+        "TIER_FREE": world.UNREACHED, "BACKUP_TO": str(store), "BACKUP_SHIP_SECONDS": str(SHIP_SECONDS),
+        "BACKUP_RECIPIENTS": sealing.recipient_of(usb.read_text()),
+    }  # fmt: skip
+    async with stacks.stack(**settings) as stack:
+        drill = Drill(stack, store, usb)
+        async with people.api_client(stack) as api_client:
+            drill.people = [await api_client.register(f"tenant{number}") for number in range(3)]
+        yield drill
+
+
+def of_the_database(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+# --- the exercises ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(900)
+async def test_each_accident_loses_no_more_than_it_may(drill: Drill, capsys: pytest.CaptureFixture[str]) -> None:
+    async with people.api_client(drill.stack) as api_client:
+        decided = await Decisions.prepare(drill.stack, api_client)
+    try:
+        await lose_postgres(drill)
+        await delete_rows(drill, decided)
+        await lose_the_machine(drill)
+    finally:
+        with capsys.disabled():
+            print(f"\n{'':44} {'rows lost':14} RPO s   RTO s  of which", *drill.lines, sep="\n")
+
+
+async def lose_postgres(drill: Drill) -> None:
+    """D1. The agent has every commit in the home, whether or not it is in the store."""
+    await drill.good("stack", "backup")
+    async with drill.load() as (calls, seen):
+        moment, at = seen.last, time.monotonic()
+        await drill.stack.kill("postgres")
+        await asyncio.to_thread(shutil.rmtree, drill.stack.home / "postgres")
+        await asyncio.sleep(1)
+    report = await drill.restore("D1 PostgreSQL killed, its folder deleted", Loss(calls, seen, at, moment), "--replace")
+    assert report["lost"] == 0
+
+
+async def delete_rows(drill: Drill, decided: "Decisions") -> None:
+    """D2, and D5: what was decided after the moment that is restored stands."""
+    async with drill.load() as (calls, seen):
+        mistake, at = seen.last, time.monotonic()
+        wrong = "SET session_replication_role = replica; DELETE FROM gateway.entries"
+        await drill.good("stack", "psql", "-d", "aimesh", "-c", wrong)
+    target = mistake - timedelta(seconds=1)
+    async with people.api_client(drill.stack) as api_client:
+        await decided.make(drill, api_client)
+    await until(lambda: drill.is_stored(target), seconds=60, what="the moment is in the store")
+    await asyncio.sleep(LOST_LOG_SECONDS)
+    loss = Loss(calls, seen, at, mistake)
+    await drill.restore("D2 rows deleted, one second before; D5", loss, "--at", of_the_database(target), "--replace", target=target)
+    async with people.api_client(drill.stack) as api_client:
+        await decided.check(drill.stack, api_client)
+
+
+async def lose_the_machine(drill: Drill) -> None:
+    """D4. Somebody revokes keys up to the end: the agent has up to 2 s to copy a revocation."""
+    async with people.api_client(drill.stack) as api_client:
+        session = await session_of(api_client, drill.people[0])
+        person = replace(drill.people[0], access_token=session)
+        spares = [await api_client.make_key(person, f"spare {number}") for number in range(6)]
+    await drill.good("stack", "backup")
+    answer = await control.send(drill.stack.place.control_socket, control.StatusRequest())
+    assert answer is not None
+    revoked: list[tuple[float, Key]] = []
+    async with drill.load() as (calls, seen), people.api_client(drill.stack) as api_client:
+        for spare in spares:
+            request = auth.RevokeApiKey(str(spare.id))
+            await api_client.mesh.rpc.call(auth.revoke_api_key, request, credential=session)
+            revoked.append((time.monotonic(), spare))
+            await asyncio.sleep(0.6)
+        moment, at = seen.last, time.monotonic()
+        world.signal_all(world.pids_below(answer.pid), signal.SIGKILL)
+        await asyncio.to_thread(shutil.rmtree, drill.stack.home)
+    report = await drill.restore("D4 everything killed, the home deleted", Loss(calls, seen, at, moment))
+    assert report["lost_for"] <= LOST_SECONDS
+    lost = [at - then for then, spare in revoked if await status_of(drill.stack, spare.secret) == 200]
+    drill.lines.append(f"{'   its recovery log, revocations':44} {len(lost):5} of {len(revoked):<5} {max(lost, default=0.0):6.1f}")
+    assert not stopwatch.bounds_hold or max(lost, default=0.0) <= LOST_LOG_SECONDS
+
+
+async def status_of(stack: RunningStack, key: str) -> int:
+    async with stack.http(key) as http:
+        return (await http.get("/v1/models")).status_code
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What is decided after the restored moment, and stands all the same: RECOVERY.md, section 3."""
+
+    #: Whose key is revoked; closed; erased; whose password changes; who is no longer an administrator.
+    revoked: Person
+    closed: Person
+    erased: Person
+    changed: Person
+    lowered: Person
+    node: NodeKey
+    used: str
+    ended: str
+    credits_micro: int
+
+    @classmethod
+    async def prepare(cls, stack: RunningStack, api_client: ApiClient) -> "Decisions":
+        revoked, closed, erased, changed, lowered = [
+            await api_client.register(name) for name in ("revoked", "closed", "erased", "changed", "lowered")
+        ]
+        await api_client.mesh.rpc.call(auth.set_role, auth.SetRole(lowered.username, UserRole.ADMIN), credential=api_client.admin_key)
+        node = NodeKey(node_keys.new_seed())
+        await enroll(await outside.ticket(stack, "client"), node)
+        used, ended = [await outside.ticket(stack, "client") for _ in range(2)]
+        return cls(revoked, closed, erased, changed, lowered, node, used, ended, 500_000_000)
+
+    async def make(self, drill: Drill, api_client: ApiClient) -> None:
+        rpc, admin = api_client.mesh.rpc, api_client.admin_key
+        await drill.good("keys", "revoke", str(self.revoked.key.id))
+        await drill.good("admin", "credits", drill.people[0].username, "500", "--note", "invoice 7")
+        await drill.good("admin", "nodes", "revoke", self.node.id, "--yes")
+        await drill.good("admin", "tickets", "revoke", tickets.parse(self.ended).id)
+        await enroll(self.used, NodeKey(node_keys.new_seed()))
+        await rpc.call(auth.set_active, auth.SetActive(self.closed.username, is_active=False), credential=admin)
+        await rpc.call(auth.set_role, auth.SetRole(self.lowered.username, UserRole.USER), credential=admin)
+        changed = accounts.ChangePassword("another " + self.changed.password)
+        await rpc.call(accounts.change_password, changed, credential=await session_of(api_client, self.changed))
+        await rpc.call(accounts.request_erasure, accounts.RequestErasure(), credential=await session_of(api_client, self.erased))
+        async with drill.stack.database("auth") as database:
+            await database.execute("UPDATE users SET erase_at = now() - interval '1 second' WHERE id = $1", self.erased.id)
+            await drill.good("stack", "restart", "auth")
+
+            async def is_erased() -> bool:
+                return await database.fetchval("SELECT erased_at IS NOT NULL FROM users WHERE id = $1", self.erased.id) is True
+
+            await until(is_erased, seconds=30, what="the account is erased")
+
+    async def check(self, stack: RunningStack, api_client: ApiClient) -> None:
+        rpc = api_client.mesh.rpc
+        for person in (self.revoked, self.closed, self.erased):
+            assert await status_of(stack, person.key.secret) == 401, person.username
+        for password in (self.changed.password, "another " + self.changed.password):
+            with pytest.raises(errors.AimeshError):
+                await rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(password, self.changed.username)))
+        found = await rpc.call(auth.get_user_called, auth.GetUserCalled(self.lowered.username), credential=api_client.admin_key)
+        assert found.role is UserRole.USER
+        for ticket in (self.used, self.ended):
+            with pytest.raises(errors.BadTicket):
+                await enroll(ticket, NodeKey(node_keys.new_seed()))
+        async with stack.database("auth") as database:
+            assert await database.fetchval("SELECT erased_at IS NOT NULL FROM users WHERE id = $1", self.erased.id)
+            assert not await database.fetchval("SELECT count(*) FROM users WHERE username = $1", self.erased.username)
+            assert await database.fetchval("SELECT state FROM nodes WHERE id = $1", self.node.id) == "revoked"
+        async with stack.database("gateway") as database:
+            paid = "SELECT count(*) FROM entries WHERE kind = 'top_up' AND account = 'balance' AND amount_micro = $1"
+            assert await database.fetchval(paid, self.credits_micro) == 1
+
+
+async def session_of(api_client: ApiClient, person: Person) -> Credential:
+    """A new one: a restore ends all others."""
+    login = auth.LoginUser(auth.Credentials(person.password, person.username))
+    return (await api_client.mesh.rpc.call(auth.login_user, login)).access_token
+
+
+async def enroll(ticket: str, key: NodeKey) -> None:
+    means = EnrollmentOptions(find_seconds=60, poll_seconds=0.2)
+    await enrollment.enroll(tickets.parse(ticket), key, EnrollingNode("test"), lambda _line: None, means)
