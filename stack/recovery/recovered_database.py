@@ -42,6 +42,8 @@ _SEGMENTS_AT_ONCE = 4
 _STALL_SECONDS = 300.0
 _LOOK_SECONDS = 0.1
 _PIECE_BYTES = 1 << 20
+#: What tarfile reads and writes at a time. With each read it copies all that it has read ahead, so 1 MiB takes a third more processor time.
+_TAR_READ_BYTES, _TAR_WRITE_BYTES = 64 << 10, 256 << 10
 _STOP_SECONDS = 120.0
 _CONNECT_SECONDS = 10.0
 #: What a cluster's folder never contains: PostgreSQL would obey it. Your own server may have any other file there.
@@ -234,10 +236,10 @@ async def _extract_to_the_end(file: _StoppableReader, folder: Path, part: str, a
 
 def _extract(file: _StoppableReader, folder: Path, part: str, archive: str) -> None:
     try:
-        with tarfile.TarFile.open(fileobj=cast("BinaryIO", file), mode="r|", bufsize=_PIECE_BYTES) as members:
+        with tarfile.TarFile.open(fileobj=cast("BinaryIO", file), mode="r|", bufsize=_TAR_READ_BYTES) as members:
             # Debian 12's Python 3.11.2 has no filters yet. They change modes and owners, and refuse what ``_is_harmless`` has refused.
             members.extraction_filter = getattr(tarfile, "data_filter", None)
-            members.copybufsize = _PIECE_BYTES  # type: ignore[attr-defined]  # its default is 16 KiB, which takes a tenth more
+            members.copybufsize = _TAR_WRITE_BYTES  # type: ignore[attr-defined]
             for member in members:
                 if _is_harmless(member, part):
                     member.uid, member.gid, member.uname, member.gname, member.mode = os.getuid(), os.getgid(), "", "", member.mode & 0o700
