@@ -217,7 +217,9 @@ class RunningStack:
 
     async def down(self) -> None:
         done = await self.aicli("stack", "down", deadline_seconds=200)
-        shutil.rmtree(self.home, ignore_errors=True)
+        # A restore with --replace has moved the home before it aside.
+        for each in (self.home, *self.home.parent.glob(f"{self.home.name}.before-restore-*")):
+            shutil.rmtree(each, ignore_errors=True)
         assert done.status == 0, done.out + done.err
 
 
