@@ -255,7 +255,7 @@ class _Restore:
         source = await open_source(self._home, self._request.address, identities, keys, found)
         read = await catalog.read(source.store, source.mesh)
         if self._request.which == LATEST and self._request.at is None and self._request.before_upgrade is None and read.backups:
-            local = _find_local(self._home.received_log(mesh.system), read)
+            local = _find_local(self._home.received_log(source.mesh.system), read)
             source = replace(source, local_segments=local)
             read = replace(read, segments=tuple(sorted({*read.segments, *local})))
         return OpenedStore(source, read)
