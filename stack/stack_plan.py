@@ -170,14 +170,9 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         environment = {**defaults, **environment}
     if service in ("auth", "gateway"):
         environment = {"RECOVERY_LOG_DIR": str(home.root / "recovery_log"), **environment}
-    if service in DATABASE_ROLES:
-        own = f"{service.upper()}_DATABASE_URL_FILE"
-        embedded = {} if _has_external_databases(settings) else {"DATABASE_URL_FILE": str(database_url_file(home, service))}
-        environment |= {"DATABASE_URL_FILE": recorded[own]} if own in recorded else _external_or(recorded, "DATABASE_URL", embedded)
+    environment |= _database_of(home, settings, recorded, service)
     if service == BACKUP:
-        is_ours = not _has_external_databases(settings) and settings.backup_database != "managed"
-        ours = {"BACKUP_DATABASE_URL_FILE": str(database_url_file(home, BACKUP))} if is_ours else {}
-        environment = {"AIMESH_HOME": str(home.root), **_LITTLE_MEMORY, **ours, **environment}
+        environment = {"AIMESH_HOME": str(home.root), **_LITTLE_MEMORY, **environment}
     if service in _REDIS_USERS:
         environment |= _external_or(recorded, "REDIS_URL", {"REDIS_URL": valkey_of(home).url})
     if service == "inference":
@@ -187,6 +182,18 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service == "web":
         environment = {**_gateway_for_web(settings), **environment}
     return environment
+
+
+def _database_of(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], service: str) -> dict[str, str]:
+    is_ours = not _has_external_databases(settings)
+    if service == BACKUP and is_ours and settings.backup_database != "managed":
+        return _external_or(recorded, "BACKUP_DATABASE_URL", {"BACKUP_DATABASE_URL_FILE": str(database_url_file(home, BACKUP))})
+    if service not in DATABASE_ROLES:
+        return {}
+    own = f"{service.upper()}_DATABASE_URL_FILE"
+    if own in recorded:
+        return {"DATABASE_URL_FILE": recorded[own]}
+    return _external_or(recorded, "DATABASE_URL", {"DATABASE_URL_FILE": str(database_url_file(home, service))} if is_ours else {})
 
 
 def backup_state(settings: StackSettings, recorded: Mapping[str, str]) -> BackupState:

@@ -90,7 +90,8 @@ class BackupMaker:
         ]
         manifest = BackupManifest(
             name=name, label=label, mesh=self.mesh, site="here", term=term, system=str(written["System-Identifier"]),
-            timeline=await self._timeline(), segment_size=SEGMENT, start_lsn=layout.parse_lsn(reach["Start-LSN"]), stop_lsn=layout.parse_lsn(reach["End-LSN"]),
+            timeline=await self._timeline(), segment_size=SEGMENT,
+            start_lsn=layout.parse_lsn(reach["Start-LSN"]), stop_lsn=layout.parse_lsn(reach["End-LSN"]),
             started_at=started, finished_at=finished, seconds=1.0, postgres=180000, version="0", migrations={}, parts=tuple(parts),
             rows={}, ledger_entries=0, ledger_micro=0, audit_heads={}, log_heads={}, secrets_salt="salt", machine="",
             secrets={name: hashlib.sha256(b"salt" + content).hexdigest() for name, content in (secrets or {}).items()},

@@ -58,6 +58,11 @@ async def read(store: ObjectStore, mesh: StoreMesh, on_damage: Callable[[Damaged
     state, tests = await find(layout.STATE, StoreState), await find(layout.TESTS, RestoreTests)
     size = backups[-1].segment_size if backups else 16 << 20
     logs = [found.name async for found in store.list(layout.WAL)]
-    segments = sorted(segment for name in logs if (segment := layout.parse_segment(name, size)) is not None)
-    histories = frozenset(timeline for name in logs if (timeline := layout.parse_history(name)) is not None)
-    return StoreCatalog(tuple(backups), tuple(segments), histories, state, tests)
+    # In a thread: 50,000 names take 0.2 s.
+    segments, histories = await asyncio.to_thread(_parse_logs, logs, size)
+    return StoreCatalog(tuple(backups), segments, histories, state, tests)
+
+
+def _parse_logs(names: Collection[str], segment_size: int) -> tuple[tuple[Segment, ...], frozenset[int]]:
+    segments = sorted(segment for name in names if (segment := layout.parse_segment(name, segment_size)) is not None)
+    return tuple(segments), frozenset(timeline for name in names if (timeline := layout.parse_history(name)) is not None)

@@ -17,6 +17,7 @@ import msgspec
 from shared import errors
 from shared.identity import node_keys
 from shared.identity.node_keys import NodeKey
+from shared.node.lifecycle import background
 from shared.types import MeshName, NodeId
 
 if TYPE_CHECKING:
@@ -123,21 +124,21 @@ async def unsealed(pieces: AsyncIterator[bytes], identities: Sequence[str], most
     file, sink = os.fdopen(plain_end, "rb", _PIECE_BYTES), os.fdopen(feed, "wb", _PIECE_BYTES)
     working = _start(work)
 
-    raised: Exception | None = None
-    async with asyncio.TaskGroup() as tasks:
-        filling = tasks.create_task(_fill(pieces, sink, failures))
-        try:
-            yield file
-        except Exception as error:
-            raised = error
-        finally:
-            causes = [error for error in failures if not isinstance(error, BrokenPipeError)]
-            filling.cancel()
-            await asyncio.wait([_start(file.close), _start(functools.partial(_close, sink)), working])
+    causes: list[Exception] = []
+    try:
+        async with background() as tasks:
+            tasks.create_task(_fill(pieces, sink, failures))
+            try:
+                yield file
+            finally:
+                causes = [error for error in failures if not isinstance(error, BrokenPipeError)]
+                await asyncio.wait([_start(file.close), _start(functools.partial(_close, sink)), working])
+    except BaseException as error:
+        if causes and isinstance(error, Exception):
+            raise causes[0] from error
+        raise
     if causes:
-        raise causes[0] from raised
-    if raised is not None:
-        raise raised
+        raise causes[0]
 
 
 async def _fill(pieces: AsyncIterator[bytes], sink: BinaryIO, failures: list[Exception]) -> None:
@@ -156,7 +157,7 @@ async def _fill(pieces: AsyncIterator[bytes], sink: BinaryIO, failures: list[Exc
                 writing.exception()
     except BrokenPipeError:  # it has given up, and says why
         pass
-    except Exception as error:
+    except (errors.AimeshError, OSError, ValueError) as error:  # ValueError: ``sink`` was closed
         failures.append(error)
     await _start(functools.partial(_close, sink))
 

@@ -117,7 +117,7 @@ async def test_a_gap_makes_a_backup_at_once_until_one_has_succeeded(place: Backu
     await running._maintain()
     running._has_gap, backups.error = True, StoreUnavailable("away")
     source.hour = 4
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable, match="away"):
         await running._maintain()
     backups.error = None
     await running._maintain()
