@@ -98,7 +98,7 @@ async def test_an_object_that_was_confirmed_but_not_stored_is_an_error(store: Ob
 
     monkeypatch.setattr(objects.obstore, "put_async", lie)
     for attempt in (store.put("a", b"text"), store.put_if_absent("b", b"text"), store.put_stream("c", pieces(1))):
-        with pytest.raises(StoreUnavailable, match="but does not have it|cannot be written|failed at"):
+        with pytest.raises(StoreUnavailable, match=r"but does not have it|cannot be written|failed at"):
             await attempt
 
 
