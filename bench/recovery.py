@@ -122,7 +122,7 @@ async def _measure_copying(rows: Rows, _shared: None, options: Options) -> None:
             await recovered_database.unpack(source, backup, layout.DATA, target, progress=_quiet)
             restored.append(megabytes / (time.perf_counter() - start))
             shutil.rmtree(target)
-    claim = f"{megabytes:,.0f} MB"
+    claim = f"{options.megabytes:,} MB"
     rows.paired(f"a base backup of {claim}", copied, "MB/s", "pg_basebackup into nothing", plain, at_least=0.4)
     rows.alone(f"a base backup of {claim}: the process holds at most", most, "MB", at_most=150)
     rows.alone(f"a base backup of {claim}: the process, more than before", most - before, "MB")

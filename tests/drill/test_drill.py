@@ -41,6 +41,7 @@ T = TypeVar("T")
 CALLERS, LEAD_SECONDS, SHIP_SECONDS = 6, 4.0, 5
 #: What may be lost with the whole machine: commits, and lines of the recovery log.
 LOST_SECONDS, LOST_LOG_SECONDS = 60.0, 2.0
+REVOKE_EVERY_SECONDS = 0.6
 #: How calls may end while PostgreSQL or everything is away.
 CODES = frozenset({"link_lost", "not_reachable", "draining", "unavailable", "ledger_unavailable", "auth_unavailable", CONNECTION_LOST})
 #: Rows that come after each answer; both keys are never used again.
@@ -260,7 +261,7 @@ async def lose_postgres(drill: Drill) -> None:
         moment, at = seen.last, time.monotonic()
         await drill.stack.kill("postgres")
         await asyncio.to_thread(shutil.rmtree, drill.stack.home / "postgres")
-        await asyncio.sleep(1)
+        await until(lambda: has_failed(calls, at), what="a caller notices")
     back = await drill.restore("D1 PostgreSQL killed, its folder deleted", Loss(calls, seen, at, moment), "--replace")
     assert back.lost == 0
 
@@ -295,7 +296,7 @@ async def lose_the_machine(drill: Drill) -> None:
             request = auth.RevokeApiKey(str(spare.id))
             await api_client.mesh.rpc.call(auth.revoke_api_key, request, credential=session)
             revoked.append((time.monotonic(), spare))
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(REVOKE_EVERY_SECONDS)
         moment, at = seen.last, time.monotonic()
         await kill_everything(drill.stack)
         await asyncio.to_thread(shutil.rmtree, drill.stack.home)
@@ -332,6 +333,10 @@ async def lose_the_site(drill: Drill, folder: Path) -> None:
             standby.terminate()
             await standby.communicate()
         await second.down()
+
+
+async def has_failed(calls: Clients, since: float) -> bool:
+    return any(call.failed and call.ended > since for call in calls.calls)
 
 
 async def kill_everything(stack: RunningStack) -> None:
@@ -397,12 +402,12 @@ class Decisions:
         for person in (self.revoked, self.closed, self.erased):
             assert await status_of(stack, person.key.secret) == 401, person.username
         for password in (self.changed.password, "another " + self.changed.password):
-            with pytest.raises(errors.AimeshError):
+            with pytest.raises(errors.NotAuthenticated, match="password"):
                 await rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(password, self.changed.username)))
         found = await rpc.call(auth.get_user_called, auth.GetUserCalled(self.lowered.username), credential=api_client.admin_key)
         assert found.role is UserRole.USER
         for ticket in (self.used, self.ended):
-            with pytest.raises(errors.BadTicket):
+            with pytest.raises(errors.BadTicket, match="the ticket"):
                 await enroll(ticket, NodeKey(node_keys.new_seed()))
         async with stack.database("auth") as database:
             assert await database.fetchval("SELECT erased_at IS NOT NULL FROM users WHERE id = $1", self.erased.id)
