@@ -43,9 +43,11 @@ from shared.recovery.recovery_store import RecoveryStore
 from shared.recovery.rollback import RecoveryStart
 from shared.telemetry import Metrics
 from shared.types import MeshName, NodeId
-from stack.recovery import base_backup, catalog, layout, recovered_database, restore_plan, sealing
-from stack.recovery.recovered_database import RestoreSource
-from stack.recovery.restore_plan import LATEST, RestoreTarget
+from stack.recovery import catalog, layout, sealing
+from stack.recovery.agent import base_backup
+from stack.recovery.restoring import recovered_database, restore_plan
+from stack.recovery.restoring.recovered_database import RestoreSource
+from stack.recovery.restoring.restore_plan import LATEST, RestoreTarget
 from stack.secret_files import POSTGRES_ADMIN
 from stack.servers import postgres
 from tests import people

@@ -300,7 +300,7 @@ def _service(name: str, package: str, environment: dict[str, str], settings: Sta
 
 
 def _backup_agent(home: StackHome, environment: dict[str, str]) -> Program:
-    command = (sys.executable, "-m", "stack.recovery.agent")
+    command = (sys.executable, "-m", "stack.recovery.agent.backup_agent")
     return Program(name=BACKUP, command=command, environment=environment, stage=1, probe=backup_probe(home), hopeless_status=2)
 
 

@@ -22,7 +22,8 @@ from shared import errors
 from stack import control, probes, process_keeper, processes, secret_files, settings, stack_plan, watchdog
 from stack import logs as log_files
 from stack import stack_home as homes
-from stack.recovery import replaced, upgrade
+from stack.recovery import upgrade
+from stack.recovery.sites import replaced
 from stack.servers import nats_revocation, postgres, valkey
 from stack.servers.postgres import Postgres
 from stack.servers.program import Program

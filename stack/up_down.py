@@ -14,7 +14,8 @@ from shared import addresses, config, errors
 from stack import control, initialization, logs, ports, probes, processes, settings, stack_plan
 from stack import stack_home as homes
 from stack.control import ControlAnswer
-from stack.recovery import replaced, upgrade
+from stack.recovery import upgrade
+from stack.recovery.sites import replaced
 from stack.recovery.upgrade import RestorePoint
 from stack.settings import StackSettings
 from stack.stack_home import StackHome

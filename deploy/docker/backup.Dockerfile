@@ -35,4 +35,4 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/app/alive_backup.py", "/state/run/backup.sock"]
 ENTRYPOINT []
-CMD ["python", "-m", "stack.recovery.agent"]
+CMD ["python", "-m", "stack.recovery.agent.backup_agent"]

@@ -20,7 +20,8 @@ from shared.identity import private_file
 from shared.types import MeshName, Role
 from stack import secret_files, settings
 from stack import stack_home as homes
-from stack.recovery import backup_files, sealing
+from stack.recovery import sealing
+from stack.recovery.agent import backup_files
 from stack.servers import nats_server, postgres
 from stack.stack_home import StackHome
 

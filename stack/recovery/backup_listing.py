@@ -4,10 +4,11 @@ from datetime import datetime
 
 import msgspec
 
-from stack.recovery import catalog, restore_plan
+from stack.recovery import catalog
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import DATA
-from stack.recovery.recovered_database import RestoreSource
+from stack.recovery.restoring import restore_plan
+from stack.recovery.restoring.recovered_database import RestoreSource
 from stack.recovery.store_retries import retry
 
 

@@ -42,6 +42,10 @@ _PROGRAM_LOG = re.compile(r"logs/(?P<day>\d{4}-\d\d-\d\d)/[a-z0-9-]+\.log\.zst\.
 _LOG = re.compile(r"log/(?P<service>[a-z]+)/(?P<first>\d{12})-(?P<last>\d{12})\.zst\.age")
 
 
+class RestoreRefused(errors.BadSettings):
+    """This cannot be restored. Nothing was changed."""
+
+
 class Signed(msgspec.Struct, frozen=True):
     """A JSON object of the store: the text of one of the structs below, and its signature."""
 

@@ -14,9 +14,9 @@ from cli.output import print_format, printing
 from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
+    from stack.recovery.agent.source_database import SourceDatabase
     from stack.recovery.backup_place import BackupPlace
     from stack.recovery.layout import BackupManifest
-    from stack.recovery.source_database import SourceDatabase
     from stack.stack_home import StackHome
 
 _MB = 1_000_000
@@ -33,7 +33,7 @@ async def _open(home: "StackHome") -> "tuple[BackupPlace, SourceDatabase | None]
     from shared import config, errors
     from stack import settings, stack_plan
     from stack.recovery import backup_place
-    from stack.recovery.source_database import SourceDatabase
+    from stack.recovery.agent.source_database import SourceDatabase
     from stack.settings import BackupSettings
 
     recorded = settings.read_recorded(home)
@@ -54,7 +54,8 @@ def backup(context: click.Context, /, *, label: str, as_json: bool) -> None:
     """Make a backup now, in addition to the daily one. BACKUP_TO must be set, and the stack must be running."""
     if context.invoked_subcommand is not None:
         return
-    from stack.recovery import backup_place, base_backup
+    from stack.recovery import backup_place
+    from stack.recovery.agent import base_backup
 
     if len(label) > 200:
         raise click.UsageError("a label has at most 200 characters")
@@ -165,7 +166,8 @@ def fetch_log(address: str | None, identity: Path | None, *, as_json: bool) -> N
     """
     from shared import errors
     from stack import secret_files, settings
-    from stack.recovery import restore, restored_log, sealing
+    from stack.recovery import sealing
+    from stack.recovery.restoring import restore, restored_log
 
     home = _home()
     known = {**settings.read_recorded(home), **os.environ}

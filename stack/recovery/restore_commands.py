@@ -12,7 +12,7 @@ import click
 from cli.output import print_format, printing
 
 if TYPE_CHECKING:
-    from stack.recovery.restore import RestoreReport
+    from stack.recovery.restoring.restore import RestoreReport
 
 _DONE_IN_PART = 3
 _MOMENTS = (
@@ -47,7 +47,7 @@ def restore(context: click.Context, /, *, which: str | None, address: str | None
     """
     from shared import errors
     from stack import settings, stack_home
-    from stack.recovery import restore as restores
+    from stack.recovery.restoring import restore as restores
 
     home = stack_home.locate(os.environ)
     as_json = bool(options["as_json"])

@@ -29,7 +29,7 @@ def standby(address: str, identity: Path, replace: bool) -> None:
     come from the environment.
     """
     from stack import stack_home
-    from stack.recovery import standby as standbys
+    from stack.recovery.takeover import standby as standbys
 
     address = address if "://" in address else str(Path(address).expanduser().absolute())
     shown = standbys.StandbyOutput(show_progress, _say)
@@ -55,7 +55,7 @@ def promote(context: click.Context, /, *, old_site_is_off: bool, as_json: bool) 
     If it is interrupted, run the same command again. Exits with 2 if it refuses, and with 3 if only PROMOTE_COMMAND failed.
     """
     from stack import stack_home
-    from stack.recovery import promotion
+    from stack.recovery.takeover import promotion
 
     def show(step: promotion.PromoteStep) -> None:
         _say(f"{step.seconds:6.1f} s  {step.what}")

@@ -13,7 +13,7 @@ from cli.output import print_format, printing
 
 if TYPE_CHECKING:
     from shared.types import NodeId
-    from stack.recovery.verify import VerifiedBackup
+    from stack.recovery.restoring.verify import VerifiedBackup
 
 _SIGNED_BY = "# signed by:"
 
@@ -37,9 +37,9 @@ def verify(context: click.Context, /, *, backup: str, identity: Path | None, add
     from shared.stores import objects
     from stack import settings, stack_home
     from stack.recovery import catalog, sealing
-    from stack.recovery import restore as restores
-    from stack.recovery import verify as tests
-    from stack.recovery.recovered_database import RestoreSource
+    from stack.recovery.restoring import restore as restores
+    from stack.recovery.restoring import verify as tests
+    from stack.recovery.restoring.recovered_database import RestoreSource
 
     home = stack_home.locate(os.environ)
     values = settings.read_recorded(home) | os.environ

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from stack import stack_home as homes
-from stack.recovery import backup_files, sealing
+from stack.recovery import sealing
+from stack.recovery.agent import backup_files
 from stack.servers import nats_server
 from tests.deploy import compose_file, containers
 from tests.deploy.containers import Container, House

@@ -66,7 +66,7 @@ def test_the_image_is_what_we_promise(path: Path) -> None:
         # The very server whose data it reads.
         assert base == compose_file.services()["postgres"]["image"]
         assert only(path, "ENTRYPOINT") == "[]"
-        assert only(path, "CMD") == '["python", "-m", "stack.recovery.agent"]'
+        assert only(path, "CMD") == '["python", "-m", "stack.recovery.agent.backup_agent"]'
         assert '"/app/alive_backup.py", "/state/run/backup.sock"' in only(path, "HEALTHCHECK")
         return
     assert "slim" in base or "runtime" in base

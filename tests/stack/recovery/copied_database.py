@@ -14,9 +14,9 @@ from shared.stores.objects import ObjectStore, StoredObject, StoreUnavailable
 from stack import initialization, secret_files, settings, stack_plan
 from stack import stack_home as homes
 from stack.recovery import backup_place, sealing
+from stack.recovery.agent.source_database import SourceDatabase
+from stack.recovery.agent.wal_shipping import WalShipping
 from stack.recovery.backup_place import BackupPlace
-from stack.recovery.source_database import SourceDatabase
-from stack.recovery.wal_shipping import WalShipping
 from stack.servers import postgres
 from stack.settings import BackupSettings
 from stack.stack_home import StackHome

@@ -9,10 +9,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from stack.recovery import base_backup, catalog, recovered_database, recovery_log_copy, restore_plan
+from stack.recovery import catalog
+from stack.recovery.agent import base_backup, recovery_log_copy
 from stack.recovery.layout import LogPart
-from stack.recovery.recovered_database import RestoreSource
-from stack.recovery.restore_plan import LATEST, RestoreTarget
+from stack.recovery.restoring import recovered_database, restore_plan
+from stack.recovery.restoring.recovered_database import RestoreSource
+from stack.recovery.restoring.restore_plan import LATEST, RestoreTarget
 from stack.secret_files import POSTGRES_ADMIN
 from tests import object_server, stacks
 from tests.object_server import ObjectServer

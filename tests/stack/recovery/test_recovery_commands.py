@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import main
-from stack.recovery import sealing, wal_shipping
+from stack.recovery import sealing
+from stack.recovery.agent import wal_shipping
 from tests import stacks
 from tests.servers import PostgresServer
 from tests.stack.recovery import copied_database

@@ -16,10 +16,11 @@ from services.gateway import store as gateway_store
 from services.gateway.billing.ledger_store import LedgerStore
 from shared.stores import objects
 from shared.types import MicroCredits, RequestId, TenantId
-from stack.recovery import catalog, recovered_database, restore_plan, sealing
+from stack.recovery import catalog, sealing
 from stack.recovery.layout import BackupManifest, Segment, WalObject
-from stack.recovery.recovered_database import RestoreSource
-from stack.recovery.restore_plan import LATEST, RestoreTarget
+from stack.recovery.restoring import recovered_database, restore_plan
+from stack.recovery.restoring.recovered_database import RestoreSource
+from stack.recovery.restoring.restore_plan import LATEST, RestoreTarget
 from stack.secret_files import LOGIN_ROLES
 from stack.servers import postgres as stack_postgres
 from tests import servers, tiers

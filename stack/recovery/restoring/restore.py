@@ -1,0 +1,547 @@
+"""`aicli stack restore`: builds a whole home from the store beside the old one, and puts it in place at the end.
+
+Everything happens in ``<home>.restoring``, whose ``run/restore.json`` has the last step that is complete, so that the same command
+continues after a crash. Until the last step, the old home is only read.
+"""
+
+import asyncio
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from shared import errors
+from shared import processes as system_processes
+from shared.identity import node_keys
+from shared.stores import file_lock, objects
+from shared.types import MeshName, NodeId
+from stack import processes, settings, stack_home
+from stack.recovery import catalog, layout, sealing, upgrade
+from stack.recovery.catalog import StoreCatalog
+from stack.recovery.layout import RestoreRefused, Segment
+from stack.recovery.restoring import recovered_database, restore_plan, restored_log
+from stack.recovery.restoring.recovered_database import Progress, RecoveredDatabase, RestoreSource, WalEnd
+from stack.recovery.restoring.restore_plan import LATEST, RestorePlan, RestoreTarget
+from stack.recovery.restoring.restored_log import LogFacts
+from stack.recovery.sites import site_claim
+from stack.recovery.sites.site_terms import SiteRecord
+from stack.recovery.upgrade import RestorePoint
+from stack.stack_home import StackHome
+
+_JOURNALS = "settle_journals"
+_SIGNED_BY = "# signed by:"
+_STOP_SECONDS = 60.0
+_STRICT_SECONDS = 1800
+#: Enough for the header of an age file with a hundred recipients.
+_HEADER_BYTES = 64 << 10
+
+
+class RestoreState(StrEnum):
+    """The last step that is complete, in this order."""
+
+    CHECKED = "checked"
+    FETCHED = "fetched"
+    UNPACKED = "unpacked"
+    DATABASE_READY = "database_ready"
+    REPLAYED = "replayed"
+    OPENED = "opened"
+
+
+class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody asked for. The same request continues a restore that was killed."""
+
+    which: str = LATEST
+    address: str
+    at: datetime | None = None
+    before_upgrade: str | None = None
+    replaces: bool = False
+    is_strict: bool = False
+    accepts_log_gap: bool = False
+    #: The provider of the database has restored it.
+    database_restored: bool = False
+
+
+class StrictFacts(msgspec.Struct, frozen=True):
+    """What ``--strict`` has ended."""
+
+    revoked_keys: int
+    disabled_users: int
+
+
+class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON of the command."""
+
+    backup: str
+    #: Every commit before this moment is there; None for a database that somebody else restored.
+    reached_at: datetime | None
+    #: From then to the last sign of life of the old stack.
+    lost_seconds: float | None
+    #: Lines of the recovery logs that the services apply at their next start.
+    log_lines_replayed: int
+    #: Rows of the audit log that the anchors know and the database lacks.
+    lost_rows: int
+    seconds: float
+    #: False if the log ended before the target, or before what the store had reported.
+    is_complete: bool
+    term: int
+    old_home: str | None
+    #: Ends of requests that the old gateways had not written to their database. They are kept here and never billed.
+    settle_journals: tuple[str, ...]
+    #: Lines of the recovery log that cannot be applied, because earlier ones are missing (--accept-log-gap).
+    log_lines_unusable: int
+    strict: StrictFacts | None
+
+
+class RestoreProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """``run/restore.json``."""
+
+    request: RestoreRequest
+    state: RestoreState
+    started_at: datetime
+    plan: RestorePlan
+    alive_until: datetime
+    #: Where the store's log ends, by its own report.
+    end_lsn: int
+    end: WalEnd | None = None
+    reached_at: datetime | None = None
+    is_complete: bool = True
+    log: LogFacts = LogFacts()
+    strict: StrictFacts | None = None
+    record: SiteRecord | None = None
+    old_home: str | None = None
+    report: RestoreReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedStore:
+    source: RestoreSource
+    catalog: StoreCatalog
+
+
+async def restore(
+    home: StackHome, request: RestoreRequest, identity: Path, environment: Mapping[str, str], progress: Progress
+) -> RestoreReport:
+    """Raises RestoreRefused and other BadSettings before anything was changed, and Unavailable: then run it again."""
+    work = _work(home)
+    async with _only_restore(work):
+        restoring = _Restore(home, work, request, progress)
+        try:
+            await restoring.run(sealing.read_identities(identity), signers(home, identity), credentials(home, environment))
+        except errors.BadSettings:
+            await asyncio.to_thread(restoring.undo)
+            raise
+        assert restoring.now is not None
+        assert restoring.now.report is not None
+        return restoring.now.report
+
+
+async def abort(home: StackHome) -> str:
+    """Remove an unfinished restore, put the old home back, and return a sentence about it. Raises RestoreRefused if there is none."""
+    work = _work(home)
+    async with _only_restore(work):
+        await asyncio.to_thread(_put_back, home, work)
+        return f"the restore was removed; {home.root} is as it was" if home.root.is_dir() else "the restore was removed"
+
+
+def _put_back(home: StackHome, work: Path) -> None:
+    refuse_running(home)
+    in_place = _read(home.root)
+    if in_place is not None and in_place.state is RestoreState.REPLAYED and not work.exists():
+        home.root.rename(work)  # killed behind the last rename
+    if not work.exists():
+        raise RestoreRefused("there is no unfinished restore", hint="after a complete one, its report names the folder of the old home")
+    end_database(work)
+    now = _read(work)
+    if now is not None and now.old_home is not None and not home.root.exists():
+        Path(now.old_home).rename(home.root)
+    if now is not None and now.record is not None and home.root.is_dir():
+        # The term may be taken already: this home could not start without it.
+        home.run.mkdir(mode=0o700, exist_ok=True)
+        site_claim.save(home, now.record)
+    shutil.rmtree(work)
+
+
+def credentials(home: StackHome, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return those for the store: from the environment, or as `make up` saved them."""
+    recorded = settings.read_recorded(home)
+    found = {}
+    for name in (*objects.S3_CREDENTIALS, *objects.GOOGLE_CREDENTIALS):
+        if value := environment.get(name) or recorded.get(name):
+            found[name] = value
+        elif file := recorded.get(f"{name}_FILE"):
+            found[name] = Path(file).read_text(encoding="utf-8").strip()
+    return found
+
+
+async def open_source(
+    home: StackHome, address: str, identities: tuple[str, ...], keys: frozenset[NodeId] | None, found: Mapping[str, str]
+) -> RestoreSource:
+    """Raises RestoreRefused if the store has no backups of this mesh."""
+    if address.startswith("/") and not await asyncio.to_thread(Path(address).is_dir):
+        raise RestoreRefused(f"there is no folder {address}", hint="is its disk mounted? Give the store with --from")
+    store = await asyncio.to_thread(objects.open_store, address, found)
+    mesh = await catalog.read_mesh(store, keys)
+    if mesh is None:
+        raise RestoreRefused(f"{address} has no backups", hint="give the store with --from")
+    own = settings.read_recorded(home).get("MESH_NAME", MeshName("home")) if home.settings_file.exists() else mesh.mesh
+    if own != mesh.mesh:
+        raise RestoreRefused(
+            f"{address} has the backups of the mesh {mesh.mesh}, and {home.root} belongs to {own}",
+            hint="give another store with --from, or set AIMESH_HOME to an empty folder",
+        )
+    return RestoreSource(store, mesh, identities)
+
+
+class _Restore:
+    def __init__(self, home: StackHome, work: Path, request: RestoreRequest, progress: Progress) -> None:
+        self._home = home
+        self._work = StackHome(work, work / "run")
+        self._request = request
+        self._progress = progress
+        self._is_new = False
+        self.now = _read(work)
+        if self.now is None and (in_place := _read(home.root)) is not None and in_place.state is RestoreState.REPLAYED:
+            self.now = in_place  # killed behind the last rename
+
+    async def run(self, identities: tuple[str, ...], keys: frozenset[NodeId] | None, found: Mapping[str, str]) -> None:
+        if self.now is not None and self.now.request != self._request:
+            raise RestoreRefused("another restore was not finished", hint="run that command again, or: aicli stack restore --abort")
+        refuse_running(self._home)
+        opened = await self._open_store(identities, keys, found)
+        if self.now is None:
+            self.now = await self._check(opened)
+            self._is_new = True
+            self._save(RestoreState.CHECKED)
+        steps: dict[RestoreState, Callable[[RestoreSource], Awaitable[None]]] = {
+            RestoreState.FETCHED: self._fetch,
+            RestoreState.UNPACKED: self._unpack,
+            RestoreState.DATABASE_READY: self._recover,
+            RestoreState.REPLAYED: self._take_over,
+            RestoreState.OPENED: self._open,
+        }
+        order = list(RestoreState)
+        if self.now.state is RestoreState.UNPACKED:
+            # It was killed while PostgreSQL recovered: the moment reached would be unknown. The archives are unpacked again.
+            self.now = msgspec.structs.replace(self.now, state=RestoreState.FETCHED)
+        for state, act in steps.items():
+            if order.index(state) > order.index(self.now.state):
+                await act(opened.source)
+                self._save(state)
+
+    def undo(self) -> None:
+        """After a refusal, leave nothing behind, unless an earlier run has begun it or the term is taken."""
+        if self._is_new and self.now is not None and self.now.record is None:
+            end_database(self._work.root)
+            shutil.rmtree(self._work.root, ignore_errors=True)
+
+    def _save(self, state: RestoreState, **facts: object) -> None:
+        assert self.now is not None
+        self.now = msgspec.structs.replace(self.now, state=state, **facts)
+        folder = self._work.run if self._work.root.exists() or state is RestoreState.CHECKED else self._home.run
+        for each in (folder.parent, folder):
+            each.mkdir(mode=0o700, exist_ok=True)
+        stack_home.write_private(folder / "restore.json", msgspec.json.encode(self.now).decode())
+
+    # --- the steps
+
+    async def _open_store(self, identities: tuple[str, ...], keys: frozenset[NodeId] | None, found: Mapping[str, str]) -> OpenedStore:
+        source = await open_source(self._home, self._request.address, identities, keys, found)
+        read = await catalog.read(source.store, source.mesh)
+        if self._request.which == LATEST and self._request.at is None and self._request.before_upgrade is None and read.backups:
+            local = _find_local(self._home.received_log(source.mesh.system), read)
+            source = replace(source, local_segments=local)
+            read = replace(read, segments=tuple(sorted({*read.segments, *local})))
+        return OpenedStore(source, read)
+
+    async def _check(self, opened: OpenedStore) -> RestoreProgress:
+        source, home = opened.source, self._home.root
+        if home.is_dir() and any(home.iterdir()) and not self._request.replaces:
+            raise RestoreRefused(f"{home} is not empty", hint="add --replace, which moves it aside, or set AIMESH_HOME to another folder")
+        if home.is_mount():
+            raise RestoreRefused(f"{home} is a mounted disk, and cannot be renamed", hint="set AIMESH_HOME to a folder on it")
+        points = upgrade.read_points(self._home)
+        if self._request.before_upgrade is not None:
+            points += [point async for point in _stored_points(source)]
+        plan = self._plan(opened.catalog, await source.histories(opened.catalog.histories), points)
+        refuse_newer(plan)
+        await check_identity(source, plan)
+        if plan.gap is not None:
+            reachable = (await source.segment(plan.segments[-1], plan.backup.segment_size)).until
+            if plan.target.at is None or plan.target.at >= reachable:
+                raise restore_plan.refusal_of_gap(plan, reachable)
+        if not self._request.database_restored:
+            await asyncio.to_thread(recovered_database.require_version, plan.backup)
+        await asyncio.to_thread(recovered_database.require_space, home, plan.needed_bytes)
+        alive, state = await site_claim.find_last_sign(source.store, plan.backup), opened.catalog.state
+        return RestoreProgress(
+            request=self._request, state=RestoreState.CHECKED, started_at=datetime.now(UTC), plan=plan,
+            alive_until=alive if state is None else max(alive, state.until), end_lsn=0 if state is None else state.lsn,
+        )  # fmt: skip
+
+    def _plan(
+        self, found: StoreCatalog, histories: Mapping[int, tuple[restore_plan.TimelineEnd, ...]], points: Sequence[RestorePoint]
+    ) -> RestorePlan:
+        request = self._request
+        if request.database_restored and found.backups:
+            newest = found.backups[-1]
+            return RestorePlan(backup=newest, target=RestoreTarget(), timeline=newest.timeline, segments=(), gap=None, histories=())
+        target = RestoreTarget(at=request.at)
+        if request.before_upgrade is not None:
+            point = _find_point(points, request.before_upgrade)
+            target = RestoreTarget(at=point.at, point=point.name)
+        return restore_plan.plan(found, request.which, target, histories)
+
+    async def _fetch(self, source: RestoreSource) -> None:
+        assert self.now is not None
+        if not self._request.database_restored:
+            end = await recovered_database.fetch_wal(source, self.now.plan, self._work.postgres / "wal", self._progress)
+            self.now = msgspec.structs.replace(self.now, end=end)
+
+    async def _unpack(self, source: RestoreSource) -> None:
+        assert self.now is not None
+        backup, work = self.now.plan.backup, self._work
+        await asyncio.to_thread(end_database, work.root)
+        await asyncio.to_thread(shutil.rmtree, work.postgres / "data", ignore_errors=True)
+        for part in (layout.SECRETS, layout.FILES):
+            await recovered_database.unpack(source, backup, part, work.root, progress=self._progress)
+        if not self._request.database_restored:
+            await recovered_database.unpack(source, backup, layout.DATA, work.postgres / "data", progress=self._progress)
+        await asyncio.to_thread(repair_files, work, self._home)
+        log = await restored_log.fetch(source, work, self._home, accepts_gap=self._request.accepts_log_gap)
+        self.now = msgspec.structs.replace(self.now, log=log)
+
+    async def _recover(self, _: RestoreSource) -> None:
+        assert self.now is not None
+        if self._request.database_restored:
+            return
+        plan, end = self.now.plan, self.now.end
+        assert end is not None
+        strict = None
+        async with recovered_database.recovered(self._work.postgres, plan, self._progress) as database:
+            reached = database.reached(end, plan)
+            log = await restored_log.compare(database, self.now.log, self._work)
+            if self._request.is_strict:
+                strict = await _make_strict(database, reached)
+        is_complete = plan.target.at is not None or plan.target.is_backup_end or database.lsn >= max(end.lsn, self.now.end_lsn)
+        self.now = msgspec.structs.replace(self.now, reached_at=reached, log=log, strict=strict, is_complete=is_complete)
+
+    async def _take_over(self, source: RestoreSource) -> None:
+        assert self.now is not None
+        # Its files are not in their place yet.
+        own, work = str(self._home.root), str(self._work.root)
+        recorded = {name: value.replace(own, work) for name, value in settings.read_recorded(self._work).items()}
+        if self.now.record is None:
+            # Saved before it is written, so that the same restore knows its own term again.
+            record = await site_claim.plan_record(source.store, source.mesh, recorded, self.now.plan.backup.term)
+            self._save(self.now.state, record=record)
+        assert self.now.record is not None
+        key = node_keys.load(self._work.secrets / "recovery.nk")
+        await site_claim.take(source.store, source.mesh, key, self.now.record)
+        site_claim.save(self._work, self.now.record)
+        restored_log.place(self._work, self._home, self.now.record.term)
+
+    async def _open(self, _: RestoreSource) -> None:
+        assert self.now is not None
+        await asyncio.to_thread(os.sync)
+        if self._work.root.exists():
+            refuse_running(self._home)
+            home = self._home.root
+            if home.is_dir() and any(home.iterdir()):
+                self._save(RestoreState.REPLAYED, old_home=f"{home}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+                home.rename(str(self.now.old_home))
+            elif home.is_dir():
+                home.rmdir()
+            for fetched in (self._work.run / "recovery_log", self._work.postgres / "wal"):
+                await asyncio.to_thread(shutil.rmtree, fetched, ignore_errors=True)
+            self._work.root.rename(home)
+        self.now = msgspec.structs.replace(self.now, report=self._report(self.now))
+
+    def _report(self, now: RestoreProgress) -> RestoreReport:
+        assert now.record is not None
+        reached = now.reached_at
+        alive_until = max(now.alive_until, now.log.newest_at or now.alive_until)
+        return RestoreReport(
+            backup=now.plan.backup.name,
+            reached_at=reached,
+            lost_seconds=None if reached is None else max(0.0, (alive_until - reached).total_seconds()),
+            log_lines_replayed=now.log.lines,
+            lost_rows=now.log.lost_rows,
+            seconds=(datetime.now(UTC) - now.started_at).total_seconds(),
+            is_complete=now.is_complete,
+            term=now.record.term,
+            old_home=now.old_home,
+            settle_journals=tuple(str(path) for path in sorted((self._home.run / _JOURNALS).glob("*.journal"))),
+            log_lines_unusable=now.log.unusable,
+            strict=now.strict,
+        )
+
+
+def refuse_running(home: StackHome) -> None:
+    """Raises RestoreRefused if the stack runs, and ends what a killed supervisor left."""
+    if home.run.is_dir():
+        with processes.only_supervisor(home) as lock:
+            if lock is None:
+                raise RestoreRefused("the stack is running", hint="stop it first: make down")
+            processes.clear_leftovers(home)
+
+
+def _work(home: StackHome) -> Path:
+    return home.root.with_name(f"{home.root.name}.restoring")
+
+
+@asynccontextmanager
+async def _only_restore(work: Path) -> AsyncIterator[None]:
+    work.parent.mkdir(parents=True, exist_ok=True)
+    lock = file_lock.hold(work, patience_seconds=0)
+    try:
+        await lock.__aenter__()
+    except errors.BadSettings as error:
+        raise RestoreRefused("another restore of this home is running", hint="wait for it, or stop it") from error
+    try:
+        yield
+    finally:
+        work.with_name(f"{work.name}.lock").unlink(missing_ok=True)
+        await lock.__aexit__(None, None, None)
+
+
+def _read(home: Path) -> RestoreProgress | None:
+    file = home / "run" / "restore.json"
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=RestoreProgress)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise RestoreRefused(f"{file} is damaged", hint="start over: aicli stack restore --abort") from error
+
+
+def signers(home: StackHome, identity: Path) -> frozenset[NodeId] | None:
+    """Return the keys that are known to sign this mesh's backups; None if the store itself has to name them."""
+    own = home.secrets / "recovery.nk"
+    if own.exists():
+        return frozenset({node_keys.load(own).id})
+    lines = (line.partition(_SIGNED_BY) for line in identity.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    return frozenset(NodeId(key.strip()) for _, found, key in lines if found) or None
+
+
+def _find_local(folder: Path, found: StoreCatalog) -> dict[Segment, Path]:
+    """Return the segments that pg_receivewal left on this machine and the store lacks, or has only as they were some seconds before."""
+    size = found.backups[-1].segment_size
+    timelines = {segment.timeline for segment in found.segments}
+    local = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        segment = layout.parse_segment(f"{layout.WAL}{path.name[:8]}/{path.name}{sealing.SUFFIX}", size)
+        if segment is not None and segment.timeline in timelines and replace(segment, is_partial=False) not in found.segments:
+            local[segment] = path
+    return local
+
+
+def refuse_newer(plan: RestorePlan) -> None:
+    folder = stack_home.checkout() / "services"
+    for schema, newest in plan.backup.migrations.items():
+        known = max((int(path.name[:4]) for path in (folder / schema / "migrations").glob("[0-9][0-9][0-9][0-9]_*.sql")), default=0)
+        if newest > known:
+            raise RestoreRefused(
+                f"the backup {plan.backup.name} is of aimesh {plan.backup.version}, which has newer tables than this version",
+                hint="install that version, or use an older backup: aicli stack backups",
+            )
+
+
+async def check_identity(source: RestoreSource, plan: RestorePlan) -> None:
+    name = layout.part_object(plan.backup.name, layout.SECRETS)
+    try:
+        header = await source.store.get(name, 0, min(_HEADER_BYTES, plan.backup.part(layout.SECRETS).size))
+    except objects.ObjectMissing as error:
+        raise sealing.damaged(name) from error
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield header
+
+    try:
+        async with sealing.unsealed(pieces(), source.identities, _HEADER_BYTES << 10) as file:
+            await asyncio.to_thread(file.read)
+    except sealing.WrongIdentity as error:
+        raise RestoreRefused(
+            f"this identity does not open the backup: it is for {', '.join(source.mesh.recipients)}",
+            hint="give another one with --identity",
+        ) from error
+    except sealing.DamagedObject:  # because its end is missing here; the restore reads all of it
+        pass
+
+
+async def _stored_points(source: RestoreSource) -> AsyncIterator[RestorePoint]:
+    async for found in source.store.list(f"{layout.RECOVERY_LOG}{layout.POINTS}/"):
+        for point in upgrade.parse_points(await source.open(found.name)):
+            yield point
+
+
+def _find_point(points: Sequence[RestorePoint], version: str) -> RestorePoint:
+    """Return the newest one of the version: an upgrade may have been tried before."""
+    of_version = [point for point in points if point.version == version]
+    if of_version:
+        return max(of_version, key=lambda point: point.at)
+    known = ", ".join(sorted({point.version for point in points})) or "none"
+    raise RestoreRefused(f"there is no restore point before an upgrade to {version[:40]!r}; known: {known}", hint="use --at with a time")
+
+
+def repair_files(work: StackHome, home: StackHome) -> None:
+    """Adapt unpacked files to their new place."""
+    journals = work.run / _JOURNALS
+    for path in sorted(work.keys.glob("*.journal")):
+        if path.stat().st_size:
+            # The gateway would try forever to write rows of requests that the database does not know.
+            journals.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.rename(journals / path.name)
+    if work.settings_file.exists():
+        text = work.settings_file.read_text(encoding="utf-8")
+        recorded = settings.read_recorded(work)
+        for name in settings.SECRET:
+            old = Path(recorded.get(f"{name}_FILE", ""))
+            if old.parts[-3:] == ("secrets", "environment", name.lower()):
+                text = text.replace(shlex.quote(str(old)), shlex.quote(str(home.secrets / "environment" / name.lower())))
+        stack_home.write_private(work.settings_file, text)
+
+
+async def _make_strict(database: RecoveredDatabase, reached: datetime) -> StrictFacts:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.auth.recovery_check", "--strict-before", reached.isoformat()),
+        cwd=stack_home.checkout(),
+        env={"PATH": os.environ.get("PATH", ""), "DATABASE_URL": database.url_of("auth")},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=processes.dies_with_parent(signal.SIGTERM, os.getpid()),
+    )
+    try:
+        async with asyncio.timeout(_STRICT_SECONDS):
+            out, said = await process.communicate()
+    except TimeoutError as error:
+        raise errors.Unavailable(f"disabling accounts took longer than {_STRICT_SECONDS} s", hint="run it again") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    try:
+        return msgspec.json.decode(out, type=StrictFacts)
+    except msgspec.DecodeError as error:
+        reason = (out or said).decode(errors="replace").strip()[-300:]
+        raise errors.Internal(f"the accounts could not be disabled: {reason}", hint="run it again, or leave --strict out") from error
+
+
+def end_database(work: Path) -> None:
+    """End the server of a restore that was killed. Blocks."""
+    try:
+        pid = int((work / "postgres" / "data" / "postmaster.pid").read_text(encoding="ascii").splitlines()[0])
+    except (OSError, ValueError, IndexError):
+        return
+    started = processes.start_of(pid)
+    if started is not None and system_processes.name_of(pid) == "postgres":
+        processes.end([processes.Child("postgres", pid, started)], lambda _: signal.SIGINT, _STOP_SECONDS)

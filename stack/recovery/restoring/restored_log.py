@@ -1,0 +1,193 @@
+"""Puts the recovery logs and the audit log's anchors of the store back, where auth and the gateway read them at their next start."""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+import asyncpg
+import msgspec
+
+from shared import audit_anchors
+from shared.audit_anchors import Anchor
+from shared.identity import private_file
+from shared.stores import queries, signed_lines
+from stack import settings
+from stack.recovery import layout
+from stack.recovery.layout import LogPart, RestoreRefused
+from stack.recovery.restoring.recovered_database import RecoveredDatabase, RestoreSource
+from stack.stack_home import StackHome
+
+ANCHORS = "anchors"
+_ANCHOR_FILE = "anchors.jsonl"
+SERVICES = ("auth", "gateway")
+_SQL = queries.load(Path(__file__).with_suffix(".sql"))
+_SECONDS = 60.0
+_LAST_LINE_BYTES = 1 << 20
+
+
+class LogFacts(msgspec.Struct, frozen=True):
+    #: Lines that the services will apply.
+    lines: int = 0
+    newest_at: datetime | None = None
+    lost_rows: int = 0
+    #: Lines behind a gap.
+    unusable: int = 0
+
+
+class LastLine(msgspec.Struct, frozen=True):
+    number: int
+    at: datetime
+
+
+def choose(parts: Iterable[LogPart]) -> tuple[list[tuple[LogPart, int]], list[LogPart]]:
+    """Return the objects in the order of their lines, each with how many of its first lines earlier ones have, and those behind a gap.
+    An interrupted attempt leaves lines in two objects. Pure."""
+    chosen: list[tuple[LogPart, int]] = []
+    behind: list[LogPart] = []
+    last = 0
+    for part in sorted(parts, key=lambda each: (each.first, -each.last)):
+        if part.first > last + 1 or behind:
+            behind.append(part)
+        elif part.last > last:
+            chosen.append((part, last + 1 - part.first))
+            last = part.last
+    return chosen, behind
+
+
+async def fetch(source: RestoreSource, work: StackHome, home: StackHome, *, accepts_gap: bool) -> LogFacts:
+    """Gather the files for ``place``: from the store, and from the old home, which may have newer lines. Raises RestoreRefused for
+    missing lines."""
+    folder, unusable = _gathered(work), 0
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
+    for service in (*SERVICES, ANCHORS):
+        names = [found.name async for found in source.store.list(f"{layout.RECOVERY_LOG}{service}/")]
+        chosen, behind = choose(part for name in names if (part := layout.parse_log(name)) is not None)
+        if behind and not accepts_gap:
+            last = chosen[-1][0].last if chosen else 0
+            raise RestoreRefused(
+                f"lines {last + 1} to {behind[0].first - 1} of the recovery log of {service} are missing in the store",
+                hint="revocations may be in them; --accept-log-gap restores without these and later lines",
+            )
+        unusable += sum(part.last - part.first + 1 for part in behind)
+        name = _ANCHOR_FILE if service == ANCHORS else f"{service}-restored.jsonl"
+        for file, parts in ((folder / name, chosen), (folder / f"{service}.unusable", [(part, 0) for part in behind])):
+            for part, known in parts:
+                lines = (await source.open(part.object)).splitlines(keepends=True)
+                await asyncio.to_thread(signed_lines.append, file, b"".join(lines[known:]))
+    await asyncio.to_thread(_add_own, folder, home)
+    return LogFacts(unusable=unusable)
+
+
+async def fetch_into(folder: Path, anchors: Path, source: RestoreSource, home: StackHome) -> None:
+    """Write what the store has where auth and the gateway of another machine read it. Safe to repeat. Raises what ``fetch`` raises; then
+    nothing was written."""
+    with tempfile.TemporaryDirectory(prefix="aimesh-") as name:
+        work = StackHome(Path(name), Path(name) / "run")
+        await fetch(source, work, home, accepts_gap=False)
+        await asyncio.to_thread(_put_fetched, _gathered(work), folder, anchors)
+
+
+def _put_fetched(gathered: Path, folder: Path, anchors: Path) -> None:
+    """Leave the files alone that a service here may be writing."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in gathered.glob("*-restored.jsonl"):
+        private_file.replace(folder / path.name, path.read_bytes(), synced=True)
+    stored = gathered / _ANCHOR_FILE
+    # Both begin with the same anchors.
+    if stored.exists() and (not anchors.exists() or anchors.stat().st_size < stored.stat().st_size):
+        private_file.replace(anchors, stored.read_bytes(), synced=True)
+
+
+async def compare(database: RecoveredDatabase, facts: LogFacts, work: StackHome) -> LogFacts:
+    """Count what is ahead of the database."""
+    ends = {service: await asyncio.to_thread(_end, service, _gathered(work), _log_folder(work)) for service in SERVICES}
+    anchors = await asyncio.to_thread(_newest_anchors, _gathered(work) / _ANCHOR_FILE)
+    lines = 0
+    connection = await asyncpg.connect(database.url, timeout=_SECONDS)
+    try:
+        for service, end in ends.items():
+            if end is not None:
+                head = await _value(connection, f"read_log_head_of_{service}")
+                lines += max(0, end.number - head)
+        lost = sum([max(0, last - await _value(connection, "read_audit_head", chain)) for chain, last in anchors.items()])
+    finally:
+        connection.terminate()
+    newest = max((end.at for end in ends.values() if end is not None), default=None)
+    return msgspec.structs.replace(facts, lines=lines, newest_at=newest, lost_rows=lost)
+
+
+def place(work: StackHome, home: StackHome, term: int) -> None:
+    """Put the gathered files where the settings of the new home want them. Safe to repeat; blocks."""
+    log, gathered = _log_folder(work), _gathered(work)
+    log = work.root / log.relative_to(home.root) if log.is_relative_to(home.root) else log
+    log.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in _log_files(gathered):
+        # RECOVERY_LOG_DIR may be on another disk, with files of before.
+        shutil.copyfile(path, log / path.name.replace("-restored.", f"-restored-{term}."))
+    anchors = Path(settings.read_recorded(work).get("AUDIT_ANCHOR_FILE", home.root / "audit_anchors.jsonl"))
+    if anchors.is_relative_to(home.root):
+        anchors = work.root / anchors.relative_to(home.root)
+    elif anchors.exists():
+        return
+    if (gathered / _ANCHOR_FILE).exists():
+        anchors.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.copyfile(gathered / _ANCHOR_FILE, anchors)
+
+
+def _gathered(work: StackHome) -> Path:
+    return work.run / "recovery_log"
+
+
+def _log_folder(work: StackHome) -> Path:
+    """Return RECOVERY_LOG_DIR of the new home, as it will be."""
+    final = work.root.with_name(work.root.name.removesuffix(".restoring"))
+    return Path(settings.read_recorded(work).get("RECOVERY_LOG_DIR", final / "recovery_log"))
+
+
+def _log_files(folder: Path) -> list[Path]:
+    """Return the services' files of lines, and of what they saw last."""
+    return [*folder.glob("*-*.jsonl"), *folder.glob("recovery_state*")]
+
+
+def _add_own(folder: Path, home: StackHome) -> None:
+    for path in _log_files(home.root / "recovery_log"):
+        shutil.copyfile(path, folder / path.name)
+    own, stored = home.root / "audit_anchors.jsonl", folder / _ANCHOR_FILE
+    # Both begin with the same anchors.
+    if own.exists() and (not stored.exists() or own.stat().st_size > stored.stat().st_size):
+        shutil.copyfile(own, stored)
+
+
+def _end(service: str, *folders: Path) -> LastLine | None:
+    """Return the newest line of all files."""
+    paths = [path for folder in folders for path in folder.glob(f"{service}-*.jsonl")]
+    lines = (line for path in paths for line in map(_line, signed_lines.read_end(path, _LAST_LINE_BYTES)[-2:]) if line is not None)
+    return max(lines, key=lambda line: line.number, default=None)
+
+
+def _line(text: bytes) -> LastLine | None:
+    try:
+        return msgspec.json.decode(text, type=LastLine)
+    except msgspec.DecodeError:  # a crash has cut it off
+        return None
+
+
+def _newest_anchors(file: Path) -> dict[str, int]:
+    """Return each chain's row of the newest anchor. After an earlier restore, rows with the same numbers were anchored again."""
+    newest: dict[str, Anchor] = {}
+    if file.exists():
+        for anchor in audit_anchors.read_lines(signed_lines.read(file))[0]:
+            if anchor.chain not in newest or newest[anchor.chain].at <= anchor.at:
+                newest[anchor.chain] = anchor
+    return {chain: anchor.sequence for chain, anchor in newest.items()}
+
+
+async def _value(connection: asyncpg.Connection, query: str, *arguments: object) -> int:
+    try:
+        return int(await connection.fetchval(_SQL[query].text, *arguments, timeout=_SECONDS) or 0)
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):  # an older version had no such table
+        return 0

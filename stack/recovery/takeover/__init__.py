@@ -1,0 +1,1 @@
+"""A second site: follows the store, and takes the mesh over."""

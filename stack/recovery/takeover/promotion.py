@@ -1,0 +1,369 @@
+"""`aicli stack promote`: makes a standby the site that owns the mesh.
+
+``run/promote.json`` has what was done, so that the same command continues after a crash. Every step may run twice.
+"""
+
+import asyncio
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from shared import errors
+from shared.identity import node_keys
+from shared.stores import objects
+from shared.stores.objects import ObjectMissing, StoreUnavailable
+from shared.types import SERVICE_ROLES, NodeId, Role
+from stack import initialization, processes, secret_files, settings, stack_home, stack_plan
+from stack.recovery import catalog, layout
+from stack.recovery.layout import RestoreRefused, StoreState
+from stack.recovery.restoring import recovered_database, restore, restored_log
+from stack.recovery.restoring.recovered_database import RecoveredDatabase, RestoreSource
+from stack.recovery.restoring.restore_plan import RestorePlan
+from stack.recovery.restoring.restored_log import LogFacts
+from stack.recovery.sites import site_claim, site_terms
+from stack.recovery.sites.site_terms import Fence, FenceCheck, LeaseMode, SiteAcknowledgement, SiteLeaseRecord, SiteRecord
+from stack.recovery.takeover import standby, standby_plan
+from stack.recovery.takeover.standby import StandbyFacts
+from stack.stack_home import StackHome
+
+_FENCE_LOOK_SECONDS = 1.0
+_STANDBY_STOP_SECONDS = 60.0
+_REVOKE_SECONDS = 60.0
+_COMMAND_SECONDS = 60.0
+#: `aicli stack up` gives up sooner, unless a model is large.
+_START_SECONDS = 3900.0
+_LOCK_SECONDS = 5.0
+_MOST_WHY = 300
+_FILE = "promote.json"
+_BEFORE_OPENING = ("standby.signal", "backup_label")
+
+
+class PromoteStep(msgspec.Struct, frozen=True):
+    what: str
+    seconds: float
+
+
+class PromoteReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON of the command."""
+
+    site: str
+    term: int
+    url: str
+    steps: tuple[PromoteStep, ...]
+    #: Every commit before this moment is there.
+    reached_at: datetime | None
+    log_lines_replayed: int
+    log_lines_unusable: int
+    lost_rows: int
+    revoked_nodes: int
+    #: Why PROMOTE_COMMAND failed; empty if it did not.
+    command_error: str
+
+
+class PromoteProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """``run/promote.json``."""
+
+    address: str
+    record: SiteRecord
+    #: Of the old site.
+    nodes: dict[NodeId, Role]
+    is_fenced: bool = False
+    plan: RestorePlan | None = None
+    log: LogFacts = LogFacts()
+    reached_at: datetime | None = None
+    #: The database is ours, and so are the keys.
+    is_open: bool = False
+
+
+async def promote(
+    home: StackHome, environment: Mapping[str, str], folder: Path, *, old_site_is_off: bool, show: Callable[[PromoteStep], None]
+) -> PromoteReport:
+    """Raises RestoreRefused and other BadSettings, Unavailable, and Internal if a service does not start: then run it again."""
+    promotion = _Promotion(home, environment, folder, show)
+    now = promotion.now
+    if now is None or not now.is_open:
+        await promotion.take_over(old_site_is_off=old_site_is_off)
+    return await promotion.start()
+
+
+class _Promotion:
+    def __init__(self, home: StackHome, environment: Mapping[str, str], folder: Path, show: Callable[[PromoteStep], None]) -> None:
+        self._home = home
+        self._environment = environment
+        self._folder = folder
+        self._show = show
+        self._steps: list[PromoteStep] = []
+        self.now = _read(home)
+
+    def _save(self, **facts: object) -> PromoteProgress:
+        assert self.now is not None
+        self.now = msgspec.structs.replace(self.now, **facts)
+        stack_home.write_private(self._home.run / _FILE, msgspec.json.encode(self.now).decode())
+        return self.now
+
+    @asynccontextmanager
+    async def _step(self, what: str) -> AsyncIterator[None]:
+        began = time.monotonic()
+        yield
+        self._steps.append(PromoteStep(what, time.monotonic() - began))
+        self._show(self._steps[-1])
+
+    async def take_over(self, *, old_site_is_off: bool) -> None:
+        """Bring the home to a database that is ours, and stopped."""
+        home, facts = self._home, standby.read_facts(self._home)
+        if facts is None or facts.backup is None:
+            raise RestoreRefused(f"{home.root} is no complete standby", hint="let `aicli stack standby` run until it says that it follows")
+        async with self._step("stop the standby"):
+            if facts.process is not None:
+                await asyncio.to_thread(processes.end, [facts.process], lambda _: signal.SIGTERM, _STANDBY_STOP_SECONDS)
+        with processes.only_supervisor(home, patience_seconds=_LOCK_SECONDS) as lock:
+            if lock is None:
+                raise RestoreRefused("another process uses this home", hint="is another promotion running?")
+            await asyncio.to_thread(restore.end_database, home.root)
+            source, key = await self._open_store(facts.address)
+            async with self._step("take the term"):
+                record = await self._take_term(facts, source, key, old_site_is_off=old_site_is_off)
+            async with self._step("wait for the end of the other site"):
+                await self._wait_for_fence(source, record, old_site_is_off=old_site_is_off)
+            await self._open_database(source, facts.backup)
+            async with self._step("give this site keys of its own"):
+                await asyncio.to_thread(self._renew_keys)
+            site_claim.save(home, record)
+            for fetched in (home.run / "recovery_log", home.postgres / "wal"):
+                await asyncio.to_thread(shutil.rmtree, fetched, ignore_errors=True)
+            self._save(is_open=True)
+
+    async def _open_store(self, address: str) -> tuple[RestoreSource, node_keys.NodeKey]:
+        home, key = self._home, node_keys.load(self._home.secrets / secret_files.RECOVERY_KEY)
+        store = await asyncio.to_thread(objects.open_store, address, restore.credentials(home, self._environment))
+        mesh = await catalog.read_mesh(store, {key.id})
+        if mesh is None:
+            raise RestoreRefused(f"{address} has no backups", hint="is its disk mounted?")
+        return RestoreSource(store, mesh, (secret_files.read(home, secret_files.BACKUP_IDENTITY),)), key
+
+    async def _take_term(self, facts: StandbyFacts, source: RestoreSource, key: node_keys.NodeKey, *, old_site_is_off: bool) -> SiteRecord:
+        if self.now is None:
+            home = self._home
+            recorded = await asyncio.to_thread(settings.record, home, self._environment, self._folder)
+            # Before anything is changed: settings that are refused, or a database that cannot be brought up to date, make no successor.
+            settings.load(recorded)
+            plan = await self._plan(source, facts.backup)
+            record = await site_claim.plan_record(source.store, source.mesh, recorded, 0)
+            followed = await _read_followed_term(source, plan)
+            if record.term > followed + 1 and not old_site_is_off:
+                raise RestoreRefused(
+                    f"lost_race: the site {record.previous or '?'} has taken term {record.term - 1}, and this one followed term {followed}",
+                    hint="only one site may own the mesh; if that one is off: aicli stack promote --old-site-is-off",
+                )
+            keys = [(home.key(name), role) for name, role in secret_files.NODES.items()]
+            nodes = {node_keys.load(path).id: role for path, role in keys if path.exists()}
+            self.now = PromoteProgress(address=facts.address, record=record, nodes=nodes)
+            self._save()
+        try:
+            await site_claim.take(source.store, source.mesh, key, self.now.record)
+        except RestoreRefused:
+            # The other one owns the mesh: this stays its standby.
+            (self._home.run / _FILE).unlink()
+            raise
+        return self.now.record
+
+    async def _plan(self, source: RestoreSource, backup: str | None) -> RestorePlan:
+        found = await catalog.read(source.store, source.mesh)
+        manifest = next((each for each in found.backups if each.name == backup), found.backups[-1])
+        position = await asyncio.to_thread(standby.find_start, self._home, manifest)
+        return standby_plan.plan(found, position, await source.histories(found.histories))
+
+    async def _wait_for_fence(self, source: RestoreSource, record: SiteRecord, *, old_site_is_off: bool) -> None:
+        assert self.now is not None
+        written_at = _boot_time()
+        while not self.now.is_fenced:
+            check = await _read_fence(source, record.term)
+            match site_terms.decide_fence(record.term, written_at, check, _boot_time(), old_site_is_off=old_site_is_off):
+                case Fence.OPEN:
+                    self._save(is_fenced=True)
+                case Fence.WAIT:
+                    await asyncio.sleep(_FENCE_LOOK_SECONDS)
+                case Fence.ASK:
+                    raise RestoreRefused(
+                        f"the site {record.previous or '?'} has not confirmed that it stopped",
+                        hint="make sure that it is off, then: aicli stack promote --old-site-is-off",
+                    )
+                case Fence.LOST_RACE:
+                    (self._home.run / _FILE).unlink()
+                    raise RestoreRefused(f"lost_race: another site has taken term {check.highest}", hint="only one site may own the mesh")
+
+    async def _open_database(self, source: RestoreSource, backup: str) -> None:
+        assert self.now is not None
+        home = self._home
+
+        def ignore(*_: object) -> None:
+            pass
+
+        async with self._step("fetch the last changes"):
+            control, plan = await asyncio.to_thread(standby.read_control, home), self.now.plan
+            is_waiting = control.is_in_recovery or any((home.postgres / "data" / name).exists() for name in _BEFORE_OPENING)
+            if plan is None or is_waiting:
+                plan = await self._plan(source, backup)
+            else:  # killed after it was opened
+                plan = replace(plan, timeline=control.redo.timeline, segments=())
+            end = await recovered_database.fetch_wal(source, plan, home.postgres / "wal", ignore)
+            if is_waiting:
+                self._save(plan=plan, reached_at=end.until)
+            log = await restored_log.fetch(source, home, home, accepts_gap=True)
+        async with self._step("open the database"):
+            (home.postgres / "data" / "standby.signal").unlink(missing_ok=True)
+            async with recovered_database.recovered(home.postgres, plan, ignore) as database:
+                log = await restored_log.compare(database, log, home)
+                await self._revoke(database)
+                reached = database.reached(end, plan)
+            restored_log.place(home, home, self.now.record.term)
+            self._save(log=log, reached_at=max(reached, self.now.reached_at or reached))
+
+    async def _revoke(self, database: RecoveredDatabase) -> None:
+        """The keys of the old site are revoked before any service of this one starts."""
+        assert self.now is not None
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.auth.nodes.ended_site"),
+            cwd=stack_home.checkout(),
+            env={"PATH": os.environ.get("PATH", ""), "DATABASE_URL": database.url_of("auth")},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            preexec_fn=processes.dies_with_parent(signal.SIGTERM, os.getpid()),
+        )
+        # The others have no certificate: only the old site's NATS server knows them.
+        services = {node: role for node, role in self.now.nodes.items() if role in SERVICE_ROLES}
+        _, said = await _ended(process, msgspec.json.encode(services), _REVOKE_SECONDS)
+        if process.returncode != 0:
+            reason = said.decode(errors="replace").strip()[-_MOST_WHY:]
+            raise errors.Internal(f"the nodes of the old site could not be revoked: {reason}", hint="run it again")
+
+    def _renew_keys(self) -> None:
+        """Drop the keys of the old site's services; those of more nodes stay, which are elsewhere."""
+        assert self.now is not None
+        for name in secret_files.NODES:
+            key = self._home.key(name)
+            if key.exists() and node_keys.load(key).id in self.now.nodes:
+                for path in self._home.keys.glob(f"{name}.*"):
+                    path.unlink()
+        initialization.ensure(self._home, self._environment, self._folder)
+
+    async def start(self) -> PromoteReport:
+        """Start the services, and run PROMOTE_COMMAND."""
+        now, home = self.now, self._home
+        assert now is not None
+        standby.forget(home)
+        async with self._step("start the services"):
+            await _start_services(self._environment)
+        recorded = settings.read_recorded(home)
+        url, error = stack_plan.public_url("gateway", settings.load(recorded)), ""
+        command = recorded.get("PROMOTE_COMMAND")
+        if command:
+            async with self._step("run PROMOTE_COMMAND"):
+                error = await _run_command(shlex.split(command), {"site": now.record.site, "term": now.record.term, "url": url})
+        await self._forget_standby(now)
+        return PromoteReport(
+            site=now.record.site, term=now.record.term, url=url, steps=tuple(self._steps), reached_at=now.reached_at,
+            log_lines_replayed=now.log.lines, log_lines_unusable=now.log.unusable, lost_rows=now.log.lost_rows,
+            revoked_nodes=sum(role in SERVICE_ROLES for role in now.nodes.values()), command_error=error,
+        )  # fmt: skip
+
+    async def _forget_standby(self, now: PromoteProgress) -> None:
+        source, _ = await self._open_store(now.address)
+        try:
+            await source.store.delete([standby_plan.record_name(now.record.site)])
+        except StoreUnavailable:  # the credentials may not delete; it is shown as behind until it is removed
+            pass
+
+
+async def _read_followed_term(source: RestoreSource, plan: RestorePlan) -> int:
+    """Return the term of the site whose changes came into the store last."""
+    try:
+        body = await source.store.get(layout.STATE)
+    except ObjectMissing:
+        return plan.backup.term
+    return layout.read_signed(layout.STATE, body, StoreState, source.mesh.keys).term
+
+
+async def _read_fence(source: RestoreSource, own_term: int) -> FenceCheck:
+    store, mesh = source.store, source.mesh
+    names = {each.name async for each in store.list("site/")}
+    leases: dict[int, LeaseMode] = {}
+    ended: set[int] = set()
+    for term in range(1, own_term):
+        if (name := site_terms.lease_name(term)) in names:
+            leases[term] = layout.read_signed(name, await store.get(name), SiteLeaseRecord, mesh.keys).mode
+        if site_terms.advisory_name(term) in names:
+            leases[term] = LeaseMode.ADVISORY
+        if (name := site_terms.acknowledgement_name(term)) in names:
+            layout.read_signed(name, await store.get(name), SiteAcknowledgement, mesh.keys)
+            ended.add(term)
+    return FenceCheck(highest=site_terms.find_highest(names) or 0, leases=leases, ended=ended)
+
+
+async def _start_services(environment: Mapping[str, str]) -> None:
+    """Run `aicli stack up`, which shows its progress and the log of what does not start."""
+    command = (sys.executable, "-m", "cli.main", "stack", "up")
+    process = await asyncio.create_subprocess_exec(
+        *command, env={**os.environ, **environment}, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            await process.wait()
+    except TimeoutError as error:
+        raise errors.Unavailable(f"the services did not start within {_START_SECONDS / 60:.0f} min", hint="run it again") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise errors.Internal("the site owns the mesh, but its services did not start", hint="repair what is named above, and run it again")
+
+
+async def _run_command(words: list[str], facts: dict[str, object]) -> str:
+    """Return why it failed, or an empty text."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, process_group=0
+        )
+        _, said = await _ended(process, msgspec.json.encode(facts) + b"\n", _COMMAND_SECONDS)
+    except (OSError, errors.Unavailable) as error:
+        return f"failed: {error}"
+    reason = said.decode(errors="replace").strip()[-_MOST_WHY:]
+    return "" if process.returncode == 0 else f"ended with status {process.returncode}: {reason}"
+
+
+async def _ended(process: asyncio.subprocess.Process, given: bytes, seconds: float) -> tuple[bytes, bytes]:
+    try:
+        async with asyncio.timeout(seconds):
+            return await process.communicate(given)
+    except TimeoutError as error:
+        raise errors.Unavailable(f"it did not end within {seconds:.0f} s", hint="run it again") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def _boot_time() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _read(home: StackHome) -> PromoteProgress | None:
+    file = home.run / _FILE
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=PromoteProgress)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise RestoreRefused(f"{file} is damaged", hint="restore this site instead: aicli stack restore latest --replace") from error

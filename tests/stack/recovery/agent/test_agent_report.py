@@ -1,0 +1,62 @@
+"""What the agent reports to auth."""
+
+from datetime import timedelta
+
+import msgspec
+
+from shared.api.recovery import MOST_BACKUPS, BackupEntry, BackupReport, RestoreTest, SiteLeaseMode
+from stack.recovery.agent import agent_report
+from stack.recovery.catalog import StoreCatalog
+from stack.recovery.layout import BackupPart
+from stack.recovery.restoring.restore_plan import RecoveryWindow
+from stack.recovery.sites.site_terms import LeaseMode, SiteRecord, SiteState
+from tests.stack.recovery.catalogs import backup, catalog, moment, passed
+
+OWN = SiteRecord(term=1, site="here", at=moment(0), url="http://here", nonce="a")
+OTHER = SiteRecord(term=2, site="there", at=moment(9), url="http://there", nonce="b")
+
+
+SITE = SiteState(own=OWN, mode=LeaseMode.STRICT)
+WINDOW = RecoveryWindow(moment(1), moment(5), ())
+
+
+def describe(found: StoreCatalog | None, site: SiteState = SITE, *more: SiteRecord) -> BackupReport:
+    return checked(agent_report.describe(found, None if found is None else WINDOW, site, [*more, OWN]))
+
+
+def checked(report: BackupReport) -> BackupReport:
+    """As auth decodes it: bounds are checked there."""
+    return msgspec.json.decode(msgspec.json.encode(report), type=BackupReport)
+
+
+def test_everything_that_is_known_is_reported() -> None:
+    part = BackupPart(name="data", size=5, sha256="", plain_size=9)
+    made = msgspec.structs.replace(backup(1), parts=(part, part), label="before the move")
+    report = describe(catalog([made], tests=passed(made, at=moment(2))))
+    entry = BackupEntry(name=made.name, at=made.finished_at, label="before the move", size_bytes=10, verified_at=moment(2), seconds=60)
+    assert report.backups == (entry,)
+    assert (report.recoverable_from, report.recoverable_until) == (moment(1), moment(5))
+    assert report.last_test == RestoreTest(at=moment(2), ok=True, seconds=1, why="")
+    assert (report.site, report.term, report.lease, report.replaced_by) == ("here", 1, SiteLeaseMode.STRICT, None)
+
+
+def test_a_report_can_be_made_before_the_store_was_read() -> None:
+    report = describe(None)
+    assert (report.backups, report.last_test, report.recoverable_until) == ((), None, None)
+
+
+def test_a_report_is_bounded_and_begins_with_the_newest() -> None:
+    failed = msgspec.structs.replace(passed(ok=False), why="x" * 5000)
+    report = describe(catalog([backup(hour) for hour in range(MOST_BACKUPS + 5)], tests=failed))
+    assert len(report.backups) == MOST_BACKUPS
+    assert report.backups[0].at - report.backups[-1].at == timedelta(hours=MOST_BACKUPS - 1)
+    assert report.last_test is not None
+    assert len(report.last_test.why) == 1000
+
+
+def test_a_replaced_site_says_by_whom() -> None:
+    replaced = SiteState(own=OWN, mode=LeaseMode.ADVISORY, replaced_by=OTHER)
+    report = describe(catalog([]), replaced, OTHER)
+    assert report.replaced_by is not None
+    assert (report.replaced_by.site, report.replaced_by.term, report.replaced_by.url) == ("there", 2, "http://there")
+    assert [site.term for site in report.sites] == [1, 2]
