@@ -176,9 +176,9 @@ async def test_nothing_of_another_cluster_is_written_beside_the_log_of_the_first
     other = replace(copied.place, mesh=msgspec.structs.replace(copied.place.mesh, system="7"))
     await other.store.put(layout.MESH, layout.sign(layout.MESH, other.mesh, other.key))
     with pytest.raises(errors.BadSettings, match=r"of another database cluster \(7\)"):
-        await base_backup.make(other, copied.source, label="", term=1)
+        await asyncio.wait_for(base_backup.make(other, copied.source, label="", term=1), 10)
     with pytest.raises(errors.BadSettings, match="of another database cluster"):
-        await wal_shipping.WalShipping(other, copied.source, term=1).run()
+        await asyncio.wait_for(wal_shipping.WalShipping(other, copied.source, term=1).run(), 10)
     for option in ((), (stack_plan.BACKUP_ONCE,)):
         process = await run_agent(copied, *option)
         _, said = await asyncio.wait_for(process.communicate(), 30)
