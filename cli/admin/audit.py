@@ -259,6 +259,8 @@ def _show(report: "AuditReport", *, with_anchors: bool, key_given: bool) -> None
     for state in report.chains:
         if state.first_bad is not None:
             click.echo(f"  {printing.printable(state.chain)}: row {state.first_bad}: {printing.printable(state.why)}")
+        if state.lost:
+            click.echo(f"  {printing.printable(state.chain)}: {printing.printable(state.lost)}")
     if report.anchor_key:
         click.echo(f"The anchors are signed with {printing.printable(report.anchor_key)}")
     if not with_anchors:

@@ -138,7 +138,7 @@ class Wiring:
             trail=self.trail,
         )
         anchoring = opened.recovery.anchoring
-        self._verification = Verification(self._audit_rows, anchoring, node.metrics)
+        self._verification = Verification(self._audit_rows, anchoring, node.metrics, lambda: opened.recovery.start.restores)
         self.upkeep = AuditUpkeep(self.trail, self._audit_rows, anchoring, self._verification, days=settings.audit_days)
 
     def connect(self, ca: MeshCa | None, oidc: OidcDependencies) -> ServiceParts:

@@ -97,6 +97,8 @@ class ChainState(Body, frozen=True, omit_defaults=False):
     why: str
     #: How many signed anchors were compared.
     anchors: int
+    #: Which rows a restored database had lost. Their numbers were given to later rows.
+    lost: str = ""
 
 
 class AuditReport(Body, frozen=True):

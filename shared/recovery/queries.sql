@@ -19,6 +19,7 @@ SELECT
     (SELECT number FROM recovery_log ORDER BY number DESC LIMIT 1) AS number,
     (SELECT hash FROM recovery_log ORDER BY number DESC LIMIT 1) AS hash,
     (SELECT id FROM database_restores ORDER BY found_at DESC LIMIT 1) AS restore,
+    (SELECT found_at FROM database_restores ORDER BY found_at DESC LIMIT 1) AS restored_at,
     EXISTS (SELECT FROM database_restores WHERE found_at > now() - interval '7 days') AS is_restored;
 
 -- name: lock_recovery

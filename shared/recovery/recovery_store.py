@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -32,6 +33,8 @@ class DatabasePlace:
     restore: UUID | None
     #: It was restored within the last days.
     is_restored: bool
+    #: When the newest restore was found, before anything was written after it.
+    restored_at: datetime | None = None
 
 
 class RecoveryStore:
@@ -63,7 +66,7 @@ class RecoveryStore:
         with _tables_may_be_missing():
             row = await self._db.row("find_database_place")
         assert row is not None  # a SELECT without FROM has a row
-        return DatabasePlace(row["system"], row["timeline"], row["lsn"], _end(row), row["restore"], row["is_restored"])
+        return DatabasePlace(row["system"], row["timeline"], row["lsn"], _end(row), row["restore"], row["is_restored"], row["restored_at"])
 
     @contextlib.asynccontextmanager
     async def replaying(self) -> AsyncIterator[tuple[database.Transaction, LogEnd]]:

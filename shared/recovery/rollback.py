@@ -28,6 +28,7 @@ from shared.stores import signed_lines
 from shared.telemetry import logs
 
 STATE_SECONDS = 10
+_MOST_RESTORES = 20
 
 _log = logs.get(part="recovery")
 
@@ -42,6 +43,8 @@ class RecoveryState(Body, frozen=True, kw_only=True):
     #: The newest restore that was handled, and when.
     restore: UUID | None = None
     restored_at: datetime | None = None
+    #: Restores before that, newest first.
+    earlier: tuple[datetime, ...] = ()
 
 
 class RestoreFacts(Body, frozen=True, kw_only=True):
@@ -103,6 +106,12 @@ class RecoveryStart:
         self._restored = restored
         self._now = now
         self._state: RecoveryState | None = None
+
+    @property
+    def restores(self) -> tuple[datetime, ...]:
+        """Return when this service's database was restored, newest first, by the file: nobody with database access can add one."""
+        state = self._state
+        return () if state is None or state.restored_at is None else (state.restored_at, *state.earlier)
 
     async def begin(self, replay: Replay, is_behind: Callable[[datetime | None], Awaitable[bool]] | None = None) -> None:
         """Replay what the database lacks. ``is_behind`` gets the time of the last restore, and says whether another witness of the service
@@ -168,9 +177,12 @@ class RecoveryStart:
     async def _write(self, place: DatabasePlace) -> None:
         self._restored.set(place.is_restored)
         before = (None, None) if self._state is None else (self._state.restore, self._state.restored_at)
+        restored_at, earlier = before[1], self.restores[1:]
+        if place.restore != before[0]:
+            restored_at, earlier = min(place.restored_at or self._now(), self._now()), self.restores[:_MOST_RESTORES]
         self._state = RecoveryState(
             system=place.system, timeline=place.timeline, lsn=place.lsn, number=place.head.number,
-            restore=place.restore, restored_at=before[1] if place.restore == before[0] else self._now(),
+            restore=place.restore, restored_at=restored_at, earlier=earlier,
         )  # fmt: skip
         try:
             await asyncio.to_thread(signed_lines.replace, self._place.state_file(), msgspec.json.encode(self._state))

@@ -1,6 +1,10 @@
 """Read the whole audit log and find the first changed row of each chain."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+import msgspec
 
 from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.audit_store import AuditStore, ChainEnd
@@ -20,10 +24,14 @@ _FILE = "anchors"
 class Verification:
     """Holds one page of rows at a time."""
 
-    def __init__(self, rows: AuditStore, anchoring: Anchoring, metrics: Metrics) -> None:
+    def __init__(
+        self, rows: AuditStore, anchoring: Anchoring, metrics: Metrics, restores: Callable[[], Sequence[datetime]] = lambda: ()
+    ) -> None:
         self._rows = rows
         self._anchoring = anchoring
         self._metrics = metrics
+        #: When the database was restored.
+        self._restores = restores
 
     async def report(self, chain: str | None) -> AuditReport:
         """Verify one chain or all. Raises Unavailable."""
@@ -33,7 +41,8 @@ class Verification:
             by_chain.setdefault(anchor.chain, []).append(anchor)
         states = [ChainState(_FILE, 0, line, f"line {line} of the anchor file is invalid", 0) for line in unreadable[:1]]
         names = [chain] if chain is not None else await list_chains(self._rows, by_chain)
-        states += [await verify_chain(self._rows, name, by_chain.get(name, []), self._anchoring.keys.ids) for name in names]
+        keys, restores = self._anchoring.keys.ids, self._restores()
+        states += [await verify_chain(self._rows, name, by_chain.get(name, []), keys, restores) for name in names]
         broken = [state for state in states if state.first_bad is not None]
         if broken:
             worst = broken[0]
@@ -49,10 +58,15 @@ async def list_chains(rows: AuditStore, filed: Iterable[str]) -> list[str]:
     return sorted({*await rows.chains(), *await rows.anchored_chains(), *filed})
 
 
-async def verify_chain(rows: AuditStore, chain: str, filed: Sequence[Anchor], keys: Collection[NodeId] | None) -> ChainState:
-    """``filed`` are the anchors of the file, and ``keys`` those that sign; without keys, anchors are not compared."""
+async def verify_chain(
+    rows: AuditStore, chain: str, filed: Sequence[Anchor], keys: Collection[NodeId] | None, restores: Sequence[datetime] = ()
+) -> ChainState:
+    """``filed`` are the anchors of the file, and ``keys`` those that sign; without keys, anchors are not compared. ``restores``: when the
+    database was restored."""
     checked = audit_anchors.check([] if keys is None else [*await rows.anchors_of(chain), *filed], keys or ())
     end = await rows.end_of(chain)
+    kept, lost = await _without_lost(rows, chain, checked.good, restores)
+    checked = replace(checked, good=kept)
     verifier = ChainVerifier(chain, [*checked.checkpoints(chain), *_head_of(end)])
     until = end.last_row if end.head is None else end.head.sequence
     async for page in rows.read_chain(chain, until=until):
@@ -60,8 +74,28 @@ async def verify_chain(rows: AuditStore, chain: str, filed: Sequence[Anchor], ke
             verifier.take(row)
         if verifier.is_over:
             break
-    state = verifier.state()
+    state = msgspec.structs.replace(verifier.state(), lost=lost)
     return _with_findings(state, end, checked.finding(chain)) if state.first_bad is None else state
+
+
+async def _without_lost(
+    rows: AuditStore, chain: str, anchors: tuple[Anchor, ...], restores: Sequence[datetime]
+) -> tuple[tuple[Anchor, ...], str]:
+    """Return the anchors without those of rows that a restore has lost, and which these are.
+
+    Only anchors from before a restore, of rows that are missing or were written after it. Anchors from after it cover all rows before them,
+    so this hides no change of a row.
+    """
+    lost: list[str] = []
+    for restored_at in sorted(restores):
+        first = await rows.first_since(chain, restored_at)
+        kept = (await rows.end_of(chain)).last_row if first is None else first - 1
+        gone = [anchor for anchor in anchors if anchor.at <= restored_at and anchor.sequence > kept]
+        if gone:
+            newest = max(anchor.sequence for anchor in gone)
+            lost.append(f"rows {kept + 1} to {newest} were lost by the restore of {restored_at:%Y-%m-%d %H:%M:%S} UTC")
+            anchors = tuple(anchor for anchor in anchors if anchor not in gone)
+    return anchors, "; ".join(lost)
 
 
 def _head_of(end: ChainEnd) -> list[Checkpoint]:
@@ -79,4 +113,4 @@ def _with_findings(state: ChainState, end: ChainEnd, forged: AnchorFinding | Non
         first_bad, why = end.last_row + 1, "the chain's head is gone: rows may have followed"
     elif end.head is not None and end.last_row > end.head.sequence:
         first_bad, why = end.head.sequence + 1, "the row was inserted behind the chain's head"
-    return ChainState(state.chain, state.rows, first_bad, why, state.anchors)
+    return msgspec.structs.replace(state, first_bad=first_bad, why=why)

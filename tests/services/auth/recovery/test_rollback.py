@@ -1,5 +1,6 @@
 """How auth notices that its database is older than it was, and everything that it does then."""
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
@@ -183,6 +184,27 @@ async def test_a_second_restore_does_not_count_the_first_ones_lost_rows_again(st
     async with stored.running() as world:
         newest, _ = await restores(world)
         assert 0 < int(newest["lost_rows"]) < 8
+
+
+async def test_lost_rows_are_named_and_later_changes_are_found(stored: RestorableAuth) -> None:
+    """Also after their numbers were given to other rows."""
+    await lost_window(stored, more_rows=4)
+    async with stored.running() as world:
+        for number in range(12):
+            await world.new_key(await world.admin_token(), f"again {number}")
+    async with stored.running() as world:
+        report = await world.administer(audit.verify_audit, audit.VerifyAudit())
+        assert report.is_whole, report
+        lost = [state.lost for state in report.chains if state.lost]
+        assert lost
+        assert all(re.fullmatch(r"rows \d+ to \d+ were lost by the restore of 20.*UTC", text) for text in lost)
+    # Anchors that were written after the restore cover these rows, so they are not excused.
+    await stored.execute("ALTER TABLE audit_log DISABLE TRIGGER ALL")
+    await stored.execute("UPDATE audit_log SET hash = sha256(hash)")
+    await stored.execute("UPDATE audit_heads SET hash = sha256(hash)")
+    async with stored.running() as world:
+        report = await world.administer(audit.verify_audit, audit.VerifyAudit())
+        assert [state.chain for state in report.chains if state.first_bad is not None], report
 
 
 async def test_a_state_that_cannot_be_read_is_named(stored: RestorableAuth) -> None:
