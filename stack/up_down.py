@@ -189,6 +189,14 @@ async def _runs_already(running: ControlAnswer, planned: stack_plan.StackPlan) -
     return _all_run(running) and len((await _look(services)).ready) == len(services)
 
 
+def _is_backing_up(home: StackHome) -> bool:
+    try:
+        inode = (home.run / "base_backup.lock").stat().st_ino
+        return f":{inode} " in Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return False
+
+
 async def until_ready(
     home: StackHome,
     services: Mapping[str, str],
@@ -213,7 +221,8 @@ async def until_ready(
             facts |= {(program.name, program.state) for program in answer.programs}
             for name in sorted(name for name in waiting.ready if (name, "ready") not in seen):
                 report(f"{name} is ready ({time.monotonic() - started:.1f} s)")
-            if not facts <= seen:
+            # A base backup before migrations takes as long as the database is large, and gives up when it stalls.
+            if not facts <= seen or _is_backing_up(home):
                 seen |= facts
                 moved = time.monotonic()
             if _all_run(answer) and len(waiting.ready) == len(services):
