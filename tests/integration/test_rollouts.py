@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from bench import openai_upstream
 from tests import replicas
@@ -156,12 +157,15 @@ async def open_mesh(stack: RunningStack, caller: Person, tmp_path: Path) -> Asyn
             return all(target["workers"] for target in targets)
 
         await until(are_served, seconds=60, what="the worker serves both models")
-        yield found
-        await stack.aicli("admin", "rollouts", "abort", "assistant")
-        (tmp_path / "routes.yaml").write_text("routes: {assistant: null}")
-        await found.admin("config", "apply", "-f", str(tmp_path / "routes.yaml"))
+        try:
+            yield found
+        finally:
+            await stack.aicli("admin", "rollouts", "abort", "assistant")
+            (tmp_path / "routes.yaml").write_text("routes: {assistant: null}")
+            await found.admin("config", "apply", "-f", str(tmp_path / "routes.yaml"))
 
 
+@pytest.mark.timeout(600)
 async def test_a_candidate_that_begins_to_fail_is_rolled_back_also_when_a_gateway_dies(
     stack: RunningStack, ann: Person, tmp_path: Path
 ) -> None:

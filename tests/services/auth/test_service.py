@@ -546,4 +546,10 @@ async def test_without_postgresql_a_key_is_not_called_wrong(world: Surroundings,
     with pytest.raises(errors.NotAuthenticated, match="this is not an API key: its checksum or its length is wrong"):
         await identify(world, new.api_key[:-1] + "x")
     postgres.start()
-    assert (await identify(world, new.api_key)).key_id == new.key.id
+    answer = None
+    async with asyncio.timeout(10):
+        while answer is None:
+            # A connection whose end was not noticed yet costs one answer.
+            with contextlib.suppress(errors.Unavailable):
+                answer = await identify(world, new.api_key)
+    assert answer.key_id == new.key.id

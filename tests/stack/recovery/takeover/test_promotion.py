@@ -8,7 +8,6 @@ from pathlib import Path
 import asyncpg
 import msgspec
 import pytest
-from tests.stack.recovery.test_standby import Case
 
 from stack import secret_files
 from stack.recovery import layout
@@ -20,6 +19,7 @@ from stack.recovery.takeover import promotion, standby
 from stack.recovery.takeover.promotion import PromoteReport, PromoteStep
 from tests import servers
 from tests.backups import BackupMaker
+from tests.stack.recovery.takeover.test_standby import Case
 
 pytestmark = pytest.mark.timeout(90)
 FIRST = SiteRecord(term=1, site="first", at=datetime.now(UTC), nonce="1")
