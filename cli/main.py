@@ -218,7 +218,14 @@ def main() -> NoReturn:
         # If a terminal cannot show a character, print an escape instead of failing.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    aicli.main()
+    try:
+        aicli.main()
+    except SystemExit as end:
+        if "obstore" in sys.modules:
+            from shared import processes
+
+            processes.end(int(end.code or 0))
+        raise
 
 
 if __name__ == "__main__":

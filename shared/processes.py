@@ -1,7 +1,10 @@
 """Reads process names and port owners from Linux's /proc. On other systems nothing is found."""
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 #: The `st` column of /proc/net/tcp and udp for listening sockets, see include/net/tcp_states.h.
 _TCP_LISTEN = "0A"
@@ -29,6 +32,15 @@ def listener_on(port: int, *, is_udp: bool = False) -> PortListener:
             pid = int(folder.name)
             return PortListener(pid, _program_of(pid))
     return PortListener(None, None)
+
+
+def end(status: int) -> NoReturn:
+    """End this program. A thread of obstore may abort it while Python shuts down, so then it does not: 3 of 100 runs had another status."""
+    if "obstore" in sys.modules:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def name_of(pid: int) -> str | None:

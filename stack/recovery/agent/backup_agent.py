@@ -21,6 +21,7 @@ from shared.api.recovery import MOST_SITES, ReportBackup, StandbySite, follow_au
 from shared.node.client_node import ClientSettings, client
 from shared.node.lifecycle import background
 from shared.node.settings import NodeSettings
+from shared.processes import end
 from shared.rpc.calling import RpcClient
 from shared.stores import file_lock
 from shared.telemetry import logs
@@ -410,4 +411,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -158,6 +158,7 @@ async def test_lost_slot_is_a_gap_and_after_it_the_log_continues(copied: CopiedD
     done = await write(copied, switch=True)
     await stacks.until(lambda: reached(shipping, done), what="the log continues")
     task.cancel()
+    await asyncio.wait([task])
     assert max((await read(copied)).segments).number > max(before).number + 1
 
 
