@@ -30,8 +30,9 @@ class StoreCatalog:
 async def read_mesh(store: ObjectStore, keys: Collection[NodeId] | None) -> StoreMesh | None:
     """Return whose store it is; None if it is empty. ``keys`` None trusts the key that it names itself."""
     with contextlib.suppress(ObjectMissing):
-        mesh = layout.read_signed(layout.MESH, await store.get(layout.MESH), StoreMesh, keys)
-        return layout.read_signed(layout.MESH, await store.get(layout.MESH), StoreMesh, mesh.keys)
+        body = await store.get(layout.MESH)
+        mesh = layout.read_signed(layout.MESH, body, StoreMesh, keys)
+        return layout.read_signed(layout.MESH, body, StoreMesh, mesh.keys)
     return None
 
 

@@ -65,7 +65,7 @@ async def verify_chain(
     database was restored."""
     checked = audit_anchors.check([] if keys is None else [*await rows.anchors_of(chain), *filed], keys or ())
     end = await rows.end_of(chain)
-    kept, lost = await _without_lost(rows, chain, checked.good, restores)
+    kept, lost = await _without_lost(rows, chain, end.last_row, checked.good, restores)
     checked = replace(checked, good=kept)
     verifier = ChainVerifier(chain, [*checked.checkpoints(chain), *_head_of(end)])
     until = end.last_row if end.head is None else end.head.sequence
@@ -79,7 +79,7 @@ async def verify_chain(
 
 
 async def _without_lost(
-    rows: AuditStore, chain: str, anchors: tuple[Anchor, ...], restores: Sequence[datetime]
+    rows: AuditStore, chain: str, last_row: int, anchors: tuple[Anchor, ...], restores: Sequence[datetime]
 ) -> tuple[tuple[Anchor, ...], str]:
     """Return the anchors without those of rows that a restore has lost, and which these are.
 
@@ -89,12 +89,11 @@ async def _without_lost(
     lost: list[str] = []
     for restored_at in sorted(restores):
         first = await rows.first_since(chain, restored_at)
-        kept = (await rows.end_of(chain)).last_row if first is None else first - 1
-        gone = [anchor for anchor in anchors if anchor.at <= restored_at and anchor.sequence > kept]
-        if gone:
-            newest = max(anchor.sequence for anchor in gone)
+        kept = last_row if first is None else first - 1
+        newest = max((anchor.sequence for anchor in anchors if anchor.at <= restored_at), default=0)
+        if newest > kept:
             lost.append(f"rows {kept + 1} to {newest} were lost by the restore of {restored_at:%Y-%m-%d %H:%M:%S} UTC")
-            anchors = tuple(anchor for anchor in anchors if anchor not in gone)
+            anchors = tuple(anchor for anchor in anchors if anchor.at > restored_at or anchor.sequence <= kept)
     return anchors, "; ".join(lost)
 
 
