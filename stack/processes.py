@@ -1,11 +1,14 @@
 """The supervisor's lock, and the processes that it started: when they started, and how to end one whose number alone is known."""
 
+import asyncio
+import contextlib
 import ctypes
 import fcntl
 import logging
 import os
 import signal
 import time
+from asyncio.subprocess import Process
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +64,29 @@ def end(children: Iterable[Child], stop_signal: Callable[[str], signal.Signals],
             _signal(child, signal.SIGKILL)
     _wait(alive, _KILL_SECONDS)
     return alive
+
+
+async def communicate(process: Process, seconds: float, given: bytes | None = None) -> tuple[bytes, bytes]:
+    """Return its output and its errors when it has ended. Whatever happens, it has: a late one is killed. Raises TimeoutError."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await process.communicate(given)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def stop(process: Process, number: signal.Signals, grace_seconds: float) -> None:
+    """Ask it to stop, and kill it after the grace period."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)
+    try:
+        async with asyncio.timeout(grace_seconds):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 def _wait(children: list[Child], seconds: float) -> None:

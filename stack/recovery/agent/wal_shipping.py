@@ -227,13 +227,13 @@ class WalShipping:
                     said = (said + more)[-_SAID_BYTES:]
                 watch.cancel()
         finally:
-            await _end(process)
+            await processes.stop(process, signal.SIGTERM, _END_SECONDS)
         return " / ".join(said.decode(errors="replace").strip().splitlines()[-3:])
 
     async def _end_when_full(self, process: Process) -> None:
         while not await self._is_full():  # noqa: ASYNC110 - another process fills it
             await asyncio.sleep(_LOOK_SECONDS)
-        await _end(process)
+        await processes.stop(process, signal.SIGTERM, _END_SECONDS)
 
     async def _is_full(self) -> bool:
         """Above BACKUP_WAL_MOST the server keeps the log for us, as far as it does."""
@@ -388,17 +388,6 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
             failures += 1
             _log.warning("%s", error.message)
         await asyncio.sleep(_BACKOFF.pause(failures))
-
-
-async def _end(process: Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(_END_SECONDS):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
 
 
 def _empty(folder: Path) -> None:

@@ -387,15 +387,8 @@ class RecoveringServer:
 
     async def stop(self) -> None:
         """Shut down cleanly. A server that does not end is killed."""
-        if self._process is None or self._process.returncode is not None:
-            return
-        self._process.send_signal(signal.SIGINT)
-        try:
-            async with asyncio.timeout(_STOP_SECONDS):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+        if self._process is not None:
+            await processes.stop(self._process, signal.SIGINT, _STOP_SECONDS)
 
     def _failure(self) -> Exception:
         log = self._log.read_text(encoding="utf-8", errors="replace")

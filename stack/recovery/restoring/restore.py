@@ -521,14 +521,9 @@ async def _make_strict(database: RecoveredDatabase, reached: datetime) -> Strict
         preexec_fn=processes.dies_with_parent(signal.SIGTERM, os.getpid()),
     )
     try:
-        async with asyncio.timeout(_STRICT_SECONDS):
-            out, said = await process.communicate()
+        out, said = await processes.communicate(process, _STRICT_SECONDS)
     except TimeoutError as error:
         raise errors.Unavailable(f"disabling accounts took longer than {_STRICT_SECONDS} s", hint="run it again") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
     try:
         return msgspec.json.decode(out, type=StrictFacts)
     except msgspec.DecodeError as error:

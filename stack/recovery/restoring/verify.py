@@ -219,14 +219,9 @@ async def _run(command: tuple[str, ...], environment: Mapping[str, str]) -> tupl
         preexec_fn=processes.dies_with_parent(signal.SIGKILL, os.getpid()),
     )  # fmt: skip
     try:
-        async with asyncio.timeout(_CHECK_SECONDS):
-            output, _ = await process.communicate()
+        output, _ = await processes.communicate(process, _CHECK_SECONDS)
     except TimeoutError as error:
         raise errors.Unavailable(f"a check of the backup took longer than {_CHECK_SECONDS / 3600:.0f} h") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
     assert process.returncode is not None
     return process.returncode, output
 

@@ -318,14 +318,9 @@ async def _start_services(environment: Mapping[str, str]) -> None:
         *command, env={**os.environ, **environment}, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL
     )
     try:
-        async with asyncio.timeout(_START_SECONDS):
-            await process.wait()
+        await processes.communicate(process, _START_SECONDS)
     except TimeoutError as error:
         raise errors.Unavailable(f"the services did not start within {_START_SECONDS / 60:.0f} min", hint="run it again") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
     if process.returncode != 0:
         raise errors.Internal("the site owns the mesh, but its services did not start", hint="repair what is named above, and run it again")
 
@@ -345,14 +340,9 @@ async def _run_command(words: list[str], facts: dict[str, object]) -> str:
 
 async def _ended(process: asyncio.subprocess.Process, given: bytes, seconds: float) -> tuple[bytes, bytes]:
     try:
-        async with asyncio.timeout(seconds):
-            return await process.communicate(given)
+        return await processes.communicate(process, seconds, given)
     except TimeoutError as error:
         raise errors.Unavailable(f"it did not end within {seconds:.0f} s", hint="run it again") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 def _boot_time() -> float:
