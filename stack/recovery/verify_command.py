@@ -5,17 +5,15 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import click
 
 from cli.output import print_format, printing
+from stack.recovery.restore_commands import show_progress
 
 if TYPE_CHECKING:
-    from shared.types import NodeId
     from stack.recovery.restoring.verify import VerifiedBackup
-
-_SIGNED_BY = "# signed by:"
 
 
 @click.command()
@@ -34,37 +32,30 @@ def verify(context: click.Context, /, *, backup: str, identity: Path | None, add
     """
     from shared import errors
     from shared.identity import node_keys
-    from shared.stores import objects
-    from stack import settings, stack_home
-    from stack.recovery import catalog, sealing
+    from stack import secret_files, settings, stack_home
+    from stack.recovery import sealing
     from stack.recovery.restoring import restore as restores
     from stack.recovery.restoring import verify as tests
-    from stack.recovery.restoring.recovered_database import RestoreSource
 
     home = stack_home.locate(os.environ)
     values = settings.read_recorded(home) | os.environ
     address = address or values.get("BACKUP_TO")
     if address is None:
         raise errors.BadSettings("no store is known", hint="give it with --from")
-    if "://" not in address and not Path(address).is_dir():
-        raise errors.BadSettings(f"there is no folder {address}", hint="is its disk mounted? Give the store with --from")
-    signing, own = home.secrets / "recovery.nk", home.secrets / "backup_identity"
+    address = address if "://" in address else str(Path(address).absolute())
+    signing, own = home.secrets / secret_files.RECOVERY_KEY, home.secrets / secret_files.BACKUP_IDENTITY
     files = [file for file in (identity, own if own.exists() else None) if file is not None]
     identities = tuple(found for file in files for found in sealing.read_identities(file))
     if not identities:
         raise errors.BadSettings("there is no identity that opens the backups", hint="give it with --identity")
     key = node_keys.load(signing) if signing.exists() else None
-    keys = _signers(identity) if key is None else {key.id}
-    store = objects.open_store(address if "://" in address else str(Path(address).absolute()), restores.credentials(home, os.environ))
     # On the disk of the present database, if there is one.
     work = home.run if home.run.is_dir() else Path(tempfile.gettempdir())
 
     async def run() -> "VerifiedBackup":
-        mesh = await catalog.read_mesh(store, keys)
-        if mesh is None:
-            raise errors.BadSettings(f"{address} has no backups", hint="give the store with --from")
-        source = RestoreSource(store, mesh, identities)
-        return await tests.verify(source, backup, work, _show_progress, opens_secrets=identity is not None, key=key)
+        signers, credentials = restores.signers(home, files[0]), restores.credentials(home, os.environ)
+        source = await restores.open_source(home, address, identities, signers, credentials)
+        return await tests.verify(source, backup, work, show_progress, opens_secrets=identity is not None, key=key)
 
     result = asyncio.run(run())
     if sys.stderr.isatty():
@@ -75,12 +66,6 @@ def verify(context: click.Context, /, *, backup: str, identity: Path | None, add
         _show(result)
     if not result.ok:
         context.exit(2)
-
-
-def _signers(identity: Path | None) -> "set[NodeId] | None":
-    """Return the keys that the identity's file names; None if the store itself has to name them."""
-    lines = [] if identity is None else [line.partition(_SIGNED_BY) for line in identity.read_text(encoding="utf-8").splitlines()]
-    return {cast("NodeId", key.strip()) for start, found, key in lines if found and not start} or None
 
 
 def _show(result: "VerifiedBackup") -> None:
@@ -96,14 +81,3 @@ def _show(result: "VerifiedBackup") -> None:
     click.echo(f"  audit log  {printing.counted(result.audit_rows, 'row')}, verified; {result.lost_rows} lost")
     click.echo(f"  secrets    {opened}")
     click.echo(f"  restoring  took {result.seconds:.0f} s; with the present data {result.present_seconds:.0f} s")
-
-
-_shown = [""]
-
-
-def _show_progress(what: str, done: int, total: int) -> None:
-    """Show on a terminal how far each step is, in whole percents."""
-    text = f"  {what}: {done * 100 // total if total else 100} %"
-    if sys.stderr.isatty() and [text] != _shown:
-        click.echo(f"\r\x1b[K{text}", nl=False, err=True)
-        _shown[:] = [text]

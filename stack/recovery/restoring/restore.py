@@ -24,7 +24,7 @@ from shared import processes as system_processes
 from shared.identity import node_keys
 from shared.stores import file_lock, objects
 from shared.types import MeshName, NodeId
-from stack import processes, settings, stack_home
+from stack import processes, secret_files, settings, stack_home
 from stack.recovery import catalog, layout, sealing, upgrade
 from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import RestoreRefused, Segment
@@ -344,7 +344,7 @@ class _Restore:
             record = await site_claim.plan_record(source.store, source.mesh, recorded, self.now.plan.backup.term)
             self._save(self.now.state, record=record)
         assert self.now.record is not None
-        key = node_keys.load(self._work.secrets / "recovery.nk")
+        key = node_keys.load(self._work.secrets / secret_files.RECOVERY_KEY)
         await site_claim.take(source.store, source.mesh, key, self.now.record)
         site_claim.save(self._work, self.now.record)
         restored_log.place(self._work, self._home, self.now.record.term)
@@ -425,7 +425,7 @@ def _read(home: Path) -> RestoreProgress | None:
 
 def signers(home: StackHome, identity: Path) -> frozenset[NodeId] | None:
     """Return the keys that are known to sign this mesh's backups; None if the store itself has to name them."""
-    own = home.secrets / "recovery.nk"
+    own = home.secrets / secret_files.RECOVERY_KEY
     if own.exists():
         return frozenset({node_keys.load(own).id})
     lines = (line.partition(_SIGNED_BY) for line in identity.read_text(encoding="utf-8").splitlines() if line.startswith("#"))

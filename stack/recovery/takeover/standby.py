@@ -24,7 +24,7 @@ from shared import config, errors
 from shared.identity import node_keys
 from shared.stores import objects
 from shared.stores.objects import ObjectMissing
-from stack import processes, settings, stack_home
+from stack import processes, secret_files, settings, stack_home
 from stack.processes import Child
 from stack.recovery import catalog, layout, sealing
 from stack.recovery.catalog import StoreCatalog
@@ -292,7 +292,7 @@ class _Standby:
         await store.put(name, layout.sign(name, self._reached, await asyncio.to_thread(self._key)))
 
     def _key(self) -> node_keys.NodeKey:
-        return node_keys.load(self._home.secrets / "recovery.nk")
+        return node_keys.load(self._home.secrets / secret_files.RECOVERY_KEY)
 
     async def _fetch_segments(self) -> bool:
         """Return whether everything was fetched. Raises RestoreRefused."""
