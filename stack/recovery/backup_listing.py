@@ -46,7 +46,7 @@ async def read(place: BackupPlace) -> BackupListing:
     passed = found.tests.passed if found.tests is not None else {}
     listed = tuple(
         ListedBackup(
-            name=each.name, label=each.label, at=each.finished_at, size_bytes=sum(part.size for part in each.parts),
+            name=each.name, label=each.label, at=each.finished_at, size_bytes=each.size,
             verified_at=passed.get(each.name), seconds=each.seconds, site=each.site,
         )
         for each in reversed(found.backups)

@@ -137,6 +137,11 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True):
     secrets: dict[str, str]
     machine: str
 
+    @property
+    def size(self) -> int:
+        """Return its bytes in the store."""
+        return sum(part.size for part in self.parts)
+
     def part(self, name: str) -> BackupPart:
         return next(part for part in self.parts if part.name == name)
 

@@ -66,12 +66,11 @@ def backup(context: click.Context, /, *, label: str, as_json: bool) -> None:
         return place, await base_backup.make(place, source, label=label, term=term, report=_report_progress())
 
     place, made = asyncio.run(make())
-    size = sum(part.size for part in made.parts)
     if as_json:
-        shown = {"name": made.name, "label": made.label, "at": made.finished_at, "size_bytes": size, "seconds": made.seconds}
+        shown = {"name": made.name, "label": made.label, "at": made.finished_at, "size_bytes": made.size, "seconds": made.seconds}
         printing.show_json(printing.plain({**shown, "signed_by": place.key.id}))
         return
-    click.echo(f"{made.name}: {size / _MB:.1f} MB in {made.seconds:.0f} s")
+    click.echo(f"{made.name}: {made.size / _MB:.1f} MB in {made.seconds:.0f} s")
     if backup_place.is_first_use(place.home):
         printing.note(
             f"Add this line to the file of your identity. A restore then refuses what others have signed:\n# signed by: {place.key.id}"

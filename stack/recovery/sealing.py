@@ -6,7 +6,7 @@ import fcntl
 import functools
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -76,7 +76,7 @@ def read_identities(path: Path) -> tuple[str, ...]:
 @contextlib.asynccontextmanager
 async def sealed(source: BinaryIO, recipients: Sequence[str]) -> AsyncIterator[AsyncIterator[bytes]]:
     """Give the sealed pieces of ``source``, whose end the caller brings about: close it, or end the program that writes it."""
-    reading, writing = _open_pipe()
+    reading, writing = open_pipe()
 
     def work() -> None:
         with os.fdopen(writing, "wb", _PIECE_BYTES) as sink:
@@ -107,8 +107,8 @@ async def sealed(source: BinaryIO, recipients: Sequence[str]) -> AsyncIterator[A
 @contextlib.asynccontextmanager
 async def unsealed(pieces: AsyncIterator[bytes], identities: Sequence[str], most_bytes: int) -> AsyncIterator[BinaryIO]:
     """Give the content as a file to read in a thread. More than ``most_bytes`` are refused. Raises WrongIdentity and DamagedObject."""
-    sealed_end, feed = _open_pipe()
-    plain_end, plain = _open_pipe()
+    sealed_end, feed = open_pipe()
+    plain_end, plain = open_pipe()
     #: The first one explains the others.
     failures: list[Exception] = []
 
@@ -162,6 +162,11 @@ async def _fill(pieces: AsyncIterator[bytes], sink: BinaryIO, failures: list[Exc
     await _start(functools.partial(_close, sink))
 
 
+def salted_digests(root: Path, paths: Iterable[Path], salt: str) -> dict[str, str]:
+    """Return the SHA-256 of salt and content of each file below ``root``. Blocks."""
+    return {str(path): hashlib.sha256(salt.encode() + (root / path).read_bytes()).hexdigest() for path in paths}
+
+
 def _start(work: Callable[[], None]) -> "asyncio.Future[None]":
     """Run it in its own thread: it closes its ends of the pipes, and others wait for that, so it must not wait for a free thread."""
     pool = ThreadPoolExecutor(1)
@@ -171,7 +176,7 @@ def _start(work: Callable[[], None]) -> "asyncio.Future[None]":
         pool.shutdown(wait=False)
 
 
-def _open_pipe() -> tuple[int, int]:
+def open_pipe() -> tuple[int, int]:
     """Return a pipe that takes a whole piece: with 64 KiB, the threads at its ends wait for each other, which takes a third longer."""
     reading, writing = os.pipe()
     with contextlib.suppress(OSError, AttributeError):  # this user has too many, or it is not Linux

@@ -32,9 +32,8 @@ def describe(catalog: StoreCatalog | None, window: RecoveryWindow | None, site: 
 
 
 def _entry(backup: BackupManifest, passed: Mapping[str, datetime]) -> BackupEntry:
-    size = sum(part.size for part in backup.parts)
     return BackupEntry(
-        name=backup.name, at=backup.finished_at, label=backup.label, size_bytes=size, verified_at=passed.get(backup.name),
+        name=backup.name, at=backup.finished_at, label=backup.label, size_bytes=backup.size, verified_at=passed.get(backup.name),
         seconds=backup.seconds,
     )  # fmt: skip
 

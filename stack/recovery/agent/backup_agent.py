@@ -190,7 +190,7 @@ class Agent:
     async def _find_standbys(self) -> None:
         """Read what standbys say. The clock is the store's: an old record makes the lag grow."""
         store, found = self._place.store, []
-        async for each in store.list(site_keeper.SITES):
+        async for each in store.list(site_terms.FOLDER):
             if standby_plan.is_record(each.name):
                 record = layout.read_signed(each.name, await store.get(each.name), StandbyRecord, self._place.mesh.keys)
                 if record.until is not None:
@@ -240,7 +240,7 @@ class Agent:
             _log.info("making a backup", why=why)
             made = await base_backup.make(place, self._source, label="", term=term)
             self._has_gap = False
-            _log.info("made a backup", name=made.name, seconds=round(made.seconds, 1), bytes=sum(part.size for part in made.parts))
+            _log.info("made a backup", name=made.name, seconds=round(made.seconds, 1), bytes=made.size)
             await self._prune(await self._read_store(), made.finished_at)
         await self._copy_logs(agent_schedule.day_to_copy(position.at))
 

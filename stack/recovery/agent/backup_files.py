@@ -1,6 +1,5 @@
 """Which files of a home go into a backup, and the archives of them."""
 
-import hashlib
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,11 +70,6 @@ def _files_below(folder: Path) -> Iterator[Path]:
     for place, _, names in os.walk(folder):
         # Our own temporary files begin with a dot.
         yield from (Path(place) / name for name in names if not name.startswith("."))
-
-
-def salted_digests(root: Path, paths: Iterable[Path], salt: str) -> dict[str, str]:
-    """Blocks."""
-    return {str(path): hashlib.sha256(salt.encode() + (root / path).read_bytes()).hexdigest() for path in paths}
 
 
 def list_models(folder: Path) -> bytes:

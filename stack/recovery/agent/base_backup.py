@@ -5,7 +5,6 @@ Everything streams: there is no local copy, and memory does not depend on the si
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import re
 import secrets
@@ -106,7 +105,7 @@ async def _make(
     recorded = await asyncio.to_thread(settings.read_recorded, place.home)
     found = await asyncio.to_thread(backup_files.collect, place.home, recorded)
     salt = secrets.token_hex(16)
-    digests = await asyncio.to_thread(backup_files.salted_digests, root, found.secrets, salt)
+    digests = await asyncio.to_thread(sealing.salted_digests, root, found.secrets, salt)
     models = await asyncio.to_thread(backup_files.list_models, Path(recorded.get("MODEL_STORE", place.home.models)))
     parts = [
         await _put(place, name, SECRETS, _pieces(backup_files.archive(root, found.secrets))),
@@ -192,9 +191,7 @@ class _RunningCopy:
 
 @contextlib.asynccontextmanager
 async def _pg_basebackup(source: SourceDatabase, mb_per_second: int) -> AsyncIterator[_RunningCopy]:
-    reading, writing = os.pipe()
-    with contextlib.suppress(OSError):  # more than the user may have
-        fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    reading, writing = sealing.open_pipe()
     archive = os.fdopen(reading, "rb", _PIPE_BYTES)
     rate = (f"--max-rate={mb_per_second}M",) if mb_per_second else ()
     options = ("-D", "-", "-Ft", "-X", "none", "--checkpoint=fast", "--manifest-checksums=SHA256", "--no-password", *rate)
@@ -220,7 +217,7 @@ async def _pg_basebackup(source: SourceDatabase, mb_per_second: int) -> AsyncIte
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
     except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
+        raise errors.first_of(group) from None
     finally:
         await process.wait()
         archive.close()

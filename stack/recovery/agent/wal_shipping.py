@@ -151,7 +151,7 @@ class WalShipping:
                 tasks.create_task(self._watch_positions())
                 tasks.create_task(self._ship())
         except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+            raise errors.first_of(group) from None
         finally:
             # What was put at the last moment is only known to the store.
             self._is_found = False

@@ -283,7 +283,7 @@ async def recovered(folder: Path, plan: RestorePlan, progress: Progress, *, is_d
     the end of PostgreSQL's log.
     """
     data = folder / "data"
-    await asyncio.to_thread(_prepare, data)
+    await asyncio.to_thread(prepare, data, "recovery.signal")
     with tempfile.TemporaryDirectory(prefix="aimesh-", ignore_cleanup_errors=True) as sockets:  # short: its path has 107 bytes at most
         server = RecoveringServer(folder, Path(sockets), len(plan.segments), progress, is_durable=is_durable)
         try:
@@ -434,7 +434,8 @@ def _target_settings(plan: RestorePlan) -> dict[str, str]:
     return chosen
 
 
-def _prepare(data: Path) -> None:
+def prepare(data: Path, signal_file: str) -> None:
+    """``recovery.signal`` or ``standby.signal``."""
     data.chmod(0o700)
-    (data / "recovery.signal").touch(mode=0o600)
+    (data / signal_file).touch(mode=0o600)
     (data / "postmaster.pid").unlink(missing_ok=True)

@@ -264,10 +264,7 @@ class _Restore:
 
     async def _check(self, opened: OpenedStore) -> RestoreProgress:
         source, home = opened.source, self._home.root
-        if home.is_dir() and any(home.iterdir()) and not self._request.replaces:
-            raise RestoreRefused(f"{home} is not empty", hint="add --replace, which moves it aside, or set AIMESH_HOME to another folder")
-        if home.is_mount():
-            raise RestoreRefused(f"{home} is a mounted disk, and cannot be renamed", hint="set AIMESH_HOME to a folder on it")
+        refuse_taken(home, replaces=self._request.replaces)
         points = upgrade.read_points(self._home)
         if self._request.before_upgrade is not None:
             points += [point async for point in _stored_points(source)]
@@ -356,7 +353,7 @@ class _Restore:
             refuse_running(self._home)
             home = self._home.root
             if home.is_dir() and any(home.iterdir()):
-                self._save(RestoreState.REPLAYED, old_home=f"{home}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+                self._save(RestoreState.REPLAYED, old_home=place_aside(home))
                 home.rename(str(self.now.old_home))
             elif home.is_dir():
                 home.rmdir()
@@ -392,6 +389,19 @@ def refuse_running(home: StackHome) -> None:
             if lock is None:
                 raise RestoreRefused("the stack is running", hint="stop it first: make down")
             processes.clear_leftovers(home)
+
+
+def refuse_taken(home: Path, *, replaces: bool) -> None:
+    """Raises RestoreRefused if something is there that must not be moved aside."""
+    if home.is_dir() and any(home.iterdir()) and not replaces:
+        raise RestoreRefused(f"{home} is not empty", hint="add --replace, which moves it aside, or set AIMESH_HOME to another folder")
+    if home.is_mount():
+        raise RestoreRefused(f"{home} is a mounted disk, and cannot be renamed", hint="set AIMESH_HOME to a folder on it")
+
+
+def place_aside(home: Path) -> str:
+    """Return where to move it."""
+    return f"{home}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
 
 def _work(home: StackHome) -> Path:

@@ -5,7 +5,6 @@ else. So it cannot join the mesh or write to anybody, whatever the restored tabl
 """
 
 import asyncio
-import hashlib
 import os
 import shutil
 import signal
@@ -239,8 +238,8 @@ async def _record(source: RestoreSource, key: NodeKey | None, found: StoreCatalo
 
 
 def _salted_digests(folder: Path, salt: str) -> dict[str, str]:
-    paths = [Path(place) / name for place, _, names in os.walk(folder) for name in names]
-    return {str(path.relative_to(folder)): hashlib.sha256(salt.encode() + path.read_bytes()).hexdigest() for path in paths}
+    paths = [(Path(place) / name).relative_to(folder) for place, _, names in os.walk(folder) for name in names]
+    return sealing.salted_digests(folder, paths, salt)
 
 
 def _anchor_keys(file: Path) -> set[str]:

@@ -17,12 +17,10 @@ from stack.recovery.sites import site_terms
 from stack.recovery.sites.site_terms import SiteRecord, TermOutcome
 from stack.stack_home import StackHome
 
-_SITES = "site/"
-
 
 async def find_last_sign(store: ObjectStore, backup: BackupManifest) -> datetime:
     """Return when a site last said that it is alive, by the store's clock. Raises RestoreRefused if the store has lost terms."""
-    found = [each async for each in store.list(_SITES)]
+    found = [each async for each in store.list(site_terms.FOLDER)]
     highest = site_terms.find_highest({each.name for each in found}) or backup.term
     if highest < backup.term:
         raise RestoreRefused(
@@ -34,7 +32,7 @@ async def find_last_sign(store: ObjectStore, backup: BackupManifest) -> datetime
 
 async def plan_record(store: ObjectStore, mesh: StoreMesh, recorded: Mapping[str, str], term: int) -> SiteRecord:
     """``recorded``: settings of the new home. ``term``: of its backup."""
-    highest = site_terms.find_highest({each.name async for each in store.list(_SITES)})
+    highest = site_terms.find_highest({each.name async for each in store.list(site_terms.FOLDER)})
     previous = None if highest is None else await _read(store, mesh, highest)
     try:
         url = stack_plan.public_url("gateway", settings.load(recorded))
@@ -50,7 +48,7 @@ async def plan_record(store: ObjectStore, mesh: StoreMesh, recorded: Mapping[str
 async def take(store: ObjectStore, mesh: StoreMesh, key: NodeKey, record: SiteRecord) -> None:
     """Safe to repeat. Raises RestoreRefused if another site has this term or a later one."""
     name = site_terms.record_name(record.term)
-    highest = site_terms.find_highest({each.name async for each in store.list(_SITES)}) or 0
+    highest = site_terms.find_highest({each.name async for each in store.list(site_terms.FOLDER)}) or 0
     if highest < record.term:
         await store.put_if_absent(name, layout.sign(name, record, key))
         highest = record.term

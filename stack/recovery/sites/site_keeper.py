@@ -23,7 +23,6 @@ from stack.recovery.sites import site_terms as terms
 from stack.recovery.sites.site_terms import SiteRecord, SiteState, Step, StoreCheck
 from stack.stack_home import StackHome
 
-SITES = "site/"
 _CALL_SECONDS = 5.0
 
 _log = logs.get(part="site")
@@ -52,7 +51,7 @@ async def ensure_term(place: BackupPlace, url: str) -> SiteRecord:
     if own is None:
         # Saved before it is put, so that a crash in between does not lose the race against itself.
         own = SiteRecord(term=1, site=place.settings.site, at=datetime.now(UTC), url=url, nonce=secrets.token_hex(16))
-        highest = terms.find_highest({found.name async for found in place.store.list(SITES)})
+        highest = terms.find_highest({found.name async for found in place.store.list(terms.FOLDER)})
         if highest is not None:
             other = await _read(place, terms.record_name(highest), SiteRecord)
             raise errors.BadSettings(
@@ -121,7 +120,7 @@ class SiteKeeper:
         with contextlib.suppress(ObjectMissing):
             await self._place.store.head(terms.advisory_name(own.term))
             is_marked, announced = True, terms.LeaseMode.ADVISORY
-        highest = terms.find_highest({found.name async for found in self._place.store.list(SITES)})
+        highest = terms.find_highest({found.name async for found in self._place.store.list(terms.FOLDER)})
         if highest is None:
             return StoreCheck(began_at=began_at, announced=announced, is_marked=is_marked, highest=None)
         # Our own is read too: another site may have taken the same term.

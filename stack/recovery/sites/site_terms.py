@@ -27,6 +27,8 @@ FENCE_SECONDS = 60.0
 #: How long a replaced site tells callers where to go, before its services stop.
 REFUSING_SECONDS = 60.0
 
+#: The folder of all objects below.
+FOLDER = "site/"
 _RECORD = re.compile(r"site/([1-9][0-9]*)\.json")
 
 

@@ -31,6 +31,7 @@ from stack.recovery.restoring.recovered_database import RecoveredDatabase, Resto
 from stack.recovery.restoring.restore_plan import RestorePlan
 from stack.recovery.restoring.restored_log import LogFacts
 from stack.recovery.sites import site_claim, site_terms
+from stack.recovery.sites.site_keeper import boot_time
 from stack.recovery.sites.site_terms import Fence, FenceCheck, LeaseMode, SiteAcknowledgement, SiteLeaseRecord, SiteRecord
 from stack.recovery.takeover import standby, standby_plan
 from stack.recovery.takeover.standby import StandbyFacts
@@ -185,10 +186,10 @@ class _Promotion:
 
     async def _wait_for_fence(self, source: RestoreSource, record: SiteRecord, *, old_site_is_off: bool) -> None:
         assert self.now is not None
-        written_at = _boot_time()
+        written_at = boot_time()
         while not self.now.is_fenced:
             check = await _read_fence(source, record.term)
-            match site_terms.decide_fence(record.term, written_at, check, _boot_time(), old_site_is_off=old_site_is_off):
+            match site_terms.decide_fence(record.term, written_at, check, boot_time(), old_site_is_off=old_site_is_off):
                 case Fence.OPEN:
                     self._save(is_fenced=True)
                 case Fence.WAIT:
@@ -297,7 +298,7 @@ async def _read_followed_term(source: RestoreSource, plan: RestorePlan) -> int:
 
 async def _read_fence(source: RestoreSource, own_term: int) -> FenceCheck:
     store, mesh = source.store, source.mesh
-    names = {each.name async for each in store.list("site/")}
+    names = {each.name async for each in store.list(site_terms.FOLDER)}
     leases: dict[int, LeaseMode] = {}
     ended: set[int] = set()
     for term in range(1, own_term):
@@ -343,10 +344,6 @@ async def _ended(process: asyncio.subprocess.Process, given: bytes, seconds: flo
         return await processes.communicate(process, seconds, given)
     except TimeoutError as error:
         raise errors.Unavailable(f"it did not end within {seconds:.0f} s", hint="run it again") from error
-
-
-def _boot_time() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _read(home: StackHome) -> PromoteProgress | None:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -125,7 +125,7 @@ async def run(
     if facts is None:
         await standby.check(replaces=replaces)
         if home.root.is_dir() and any(home.root.iterdir()):
-            home.root.rename(f"{home.root}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+            home.root.rename(restore.place_aside(home.root))
     elif facts.address != address:
         raise RestoreRefused(f"{home.root} is a standby of {facts.address}", hint="set AIMESH_HOME to another folder")
     stack_home.ensure_folders(home)
@@ -171,12 +171,9 @@ class _Standby:
     async def check(self, *, replaces: bool) -> None:
         """Raises RestoreRefused."""
         home = self._home.root
-        if home.is_dir() and any(home.iterdir()) and not replaces:
-            raise RestoreRefused(f"{home} is not empty", hint="add --replace, which moves it aside, or set AIMESH_HOME to another folder")
-        if home.is_mount():
-            raise RestoreRefused(f"{home} is a mounted disk, and cannot be renamed", hint="set AIMESH_HOME to a folder on it")
+        restore.refuse_taken(home, replaces=replaces)
         own = await asyncio.to_thread(site_keeper.read_own, self._home)
-        highest = site_terms.find_highest({each.name async for each in self._source.store.list(site_keeper.SITES)})
+        highest = site_terms.find_highest({each.name async for each in self._source.store.list(site_terms.FOLDER)})
         if own is not None and own.term == highest:
             raise RestoreRefused(f"{home} owns the mesh, in term {own.term}", hint="promote a standby on another machine first")
         found = await catalog.read(self._source.store, self._source.mesh)
@@ -232,9 +229,7 @@ class _Standby:
         data = self._home.postgres / "data"
         await asyncio.to_thread(shutil.rmtree, self._wal, ignore_errors=True)
         self._wal.mkdir(mode=0o700)
-        data.chmod(0o700)
-        (data / "postmaster.pid").unlink(missing_ok=True)
-        (data / "standby.signal").touch(mode=0o600)
+        await asyncio.to_thread(recovered_database.prepare, data, "standby.signal")
         self._position = await asyncio.to_thread(find_start, self._home, self._backup)
         self._waiting.clear()
         self._state, self._moved_at = None, time.monotonic()

@@ -109,7 +109,7 @@ async def test_it_continues_after_a_kill_behind_each_step_and_has_the_last_commi
 
 async def test_a_site_that_does_not_answer_has_to_be_off(promoted: Promoted, monkeypatch: pytest.MonkeyPatch) -> None:
     late = [0.0]
-    monkeypatch.setattr(promotion, "_boot_time", lambda: late.pop() if late else site_terms.FENCE_SECONDS)
+    monkeypatch.setattr(promotion, "boot_time", lambda: late.pop() if late else site_terms.FENCE_SECONDS)
     with pytest.raises(RestoreRefused, match="the site first has not confirmed that it stopped"):
         await promoted.promote()
     assert promoted.rows == []
@@ -125,7 +125,7 @@ async def test_a_strict_site_has_ended_after_a_minute(promoted: Promoted, monkey
         asked.append(0.0)
         return 10.0 * len(asked)
 
-    monkeypatch.setattr(promotion, "_boot_time", clock)
+    monkeypatch.setattr(promotion, "boot_time", clock)
     assert (await promoted.promote()).term == 2
     assert len(asked) == 1 + site_terms.FENCE_SECONDS / 10
 
