@@ -223,7 +223,7 @@ def _backups(folder: str, **more: str) -> dict[str, str]:
 
 
 async def _measure_beside(rows: Rows, _shared: None, options: Options) -> None:
-    """The stack with backups rests while the other one is asked, but for its agent, which must not have a turn of its own."""
+    """The stack with backups rests while the other one is asked, except for its agent, which gets no turn."""
     async with AsyncExitStack() as opened:
         folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="aimesh-bench-"))
         without = await opened.enter_async_context(tenants.opened(10, HYPERSWARM="off"))

@@ -94,22 +94,6 @@ async def _ensure_mesh(store: ObjectStore, settings: BackupSettings, mesh: MeshN
     return wanted
 
 
-class _OwnTerm(msgspec.Struct, frozen=True):
-    """What we read of the record of this site's term."""
-
-    term: int
-
-
-def read_term(home: StackHome) -> int:
-    """Return the term that the agent took for this home. Blocks. Raises BadSettings."""
-    try:
-        return msgspec.json.decode(home.own_site.read_bytes(), type=_OwnTerm).term
-    except (OSError, msgspec.MsgspecError) as error:
-        raise errors.BadSettings(
-            "the backup agent has not taken this site's term yet", hint="is it running? aicli stack logs backup"
-        ) from error
-
-
 def is_first_use(home: StackHome) -> bool:
     """Return True once, for what people are told once. Blocks."""
     folder = home.root / "backup"

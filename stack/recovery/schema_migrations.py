@@ -70,7 +70,7 @@ async def run_post(urls: Mapping[str, str]) -> list[str]:
 
 
 def refuse_older(nodes: Iterable["NodeRow"], version: str) -> None:
-    """Raises BadSettings if a node that is alive announces an older version, or none that can be compared. Pure."""
+    """Raises BadSettings if a node that is alive announces an older version, or a version that can't be compared. Pure."""
     older = [
         f"{node.service} {node.id[:9]} ({node.version or 'unknown'})" for node in nodes if node.alive and is_older(node.version, version)
     ]

@@ -1,4 +1,4 @@
-"""How a failing store is retried: with growing pauses, until a deadline or for ever."""
+"""How a failing store is retried: with growing pauses, until a deadline or without end."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ async def retry(
     report: Callable[[StoreUnavailable], None] | None = None,
     backoff: Backoff = _BACKOFF,
 ) -> T:
-    """Repeat ``act``, which must be safe to repeat, while it raises StoreUnavailable. ``seconds`` None: for ever. Raises the last one."""
+    """Repeat ``act``, which must be safe to repeat, while it raises StoreUnavailable. ``seconds`` None: no end. Raises the last one."""
     loop = asyncio.get_running_loop()
     give_up_at = None if seconds is None else loop.time() + seconds
     failures = 0

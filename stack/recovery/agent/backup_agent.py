@@ -1,6 +1,6 @@
 """The backup agent: a program of the stack that copies the database, the recovery logs and the program logs to BACKUP_TO.
 
-Nothing that fails here stops a service: the store, auth, the gateway and the database are retried for ever.
+Nothing that fails here stops a service: the store, auth, the gateway and the database are retried without end.
 """
 
 import asyncio
@@ -307,7 +307,7 @@ class Agent:
 
 
 async def _run_verify() -> tuple[int, str]:
-    """Run the test in a program of its own, which needs much memory for a while. Return its exit status and what it said."""
+    """Run the test in a separate program, because it needs much memory for a while. Return its exit status and what it said."""
     command = (sys.executable, "-m", "cli.main", "stack", "verify", restore_plan.LATEST)
     dies_with_us = processes.dies_with_parent(signal.SIGTERM, os.getpid())
     process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, preexec_fn=dies_with_us)

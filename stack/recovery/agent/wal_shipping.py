@@ -104,7 +104,7 @@ class WalShipping:
         self._folder = place.home.received_log(place.mesh.system)
         self._segment_size = 16 << 20
         self._positions: deque[SourcePosition] = deque(maxlen=_MOST_POSITIONS)
-        #: The newest finished segment in the store; None if there is none, or none that must be continued.
+        #: The newest finished segment in the store; None if there is none that must be continued.
         self._stored: Segment | None = None
         self._is_found = False
         #: The segment, when its file changed, and how far it was known to reach.
@@ -203,7 +203,7 @@ class WalShipping:
             await asyncio.sleep(_BACKOFF.pause(failures))
 
     async def _require_slot(self) -> None:
-        """Raises WalGap if the slot is gone that kept the log for us."""
+        """Raises WalGap if the slot that kept the log is gone."""
         status = (await patiently(self._source.position)).slot_status
         if status == "missing" and self._stored is None:
             await patiently(self._source.ensure_slot)
@@ -326,7 +326,7 @@ class WalShipping:
         return max(received, await self._received())
 
     async def _received(self) -> int:
-        """The server hears late of the end of a segment."""
+        """The server learns late that a segment has ended."""
         finished = [segment.end(self._segment_size) for segment in (await self._read_folder()).finished]
         told = [position.received for position in self._positions if position.received is not None]
         stored = 0 if self._stored is None else self._stored.end(self._segment_size)

@@ -89,7 +89,7 @@ def _end_server(data: Path) -> None:
 
 
 def without_network(*command: str) -> tuple[str, ...]:
-    """Return the command in a network namespace of its own, where this machine allows it."""
+    """Return the command in a separate network namespace, where this machine allows it."""
     return (*_UNSHARE, *command) if may_unshare() else command
 
 

@@ -1,14 +1,14 @@
 """Terms and leases of sites: what the backup agent and `aicli stack promote` decide. Pure.
 
 A site is one stack with its database. The site with the highest term in the store owns the mesh. No clock is compared between sites: each
-counts seconds of its own CLOCK_BOOTTIME, which also runs while the machine sleeps.
+counts seconds of its CLOCK_BOOTTIME, which also runs while the machine sleeps.
 
 Three rules keep two sites from running requests at the same time, and all depend on an order:
 - A site gets a lease only from a check that found its lease file first, and no higher term after that. So a new site that took its term
   and finds no lease file of an earlier term knows that this one never answered, and never will.
-- A lease counts from the start of the check, and the new site's wait from the end of its own write.
+- A lease counts from the start of the check, and the new site's wait from the end of its write.
 - The lease file says strict only if the gateways have a lease with a limit. They get one without a limit only after the term was marked as
-  advisory, for good: a late write of the lease file can't hide that.
+  advisory, permanently: a late write of the lease file can't hide that.
 """
 
 import re

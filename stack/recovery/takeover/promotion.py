@@ -137,7 +137,7 @@ class _Promotion:
             async with self._step("wait for the end of the other site"):
                 await self._wait_for_fence(source, record, old_site_is_off=old_site_is_off)
             await self._open_database(source, facts.backup)
-            async with self._step("give this site keys of its own"):
+            async with self._step("create this site's node keys"):
                 await asyncio.to_thread(self._renew_keys)
             site_claim.save(home, record)
             for fetched in (home.run / "recovery_log", home.postgres / "wal"):

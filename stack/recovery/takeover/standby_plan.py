@@ -1,7 +1,7 @@
 """Where a standby is, and what it fetches next. Pure.
 
 A standby gets the unfinished segment of the store under the name of the whole one. PostgreSQL reads it up to its valid end, and asks for
-the same segment again, until it gets one that has grown.
+the same segment again, until it has grown.
 """
 
 import re

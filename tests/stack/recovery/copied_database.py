@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
+import msgspec
 
 from shared import config
 from shared.stores.database import Database
@@ -17,6 +19,7 @@ from stack.recovery import backup_place, sealing
 from stack.recovery.agent.source_database import SourceDatabase
 from stack.recovery.agent.wal_shipping import WalShipping
 from stack.recovery.backup_place import BackupPlace
+from stack.recovery.sites.site_terms import SiteRecord
 from stack.servers import postgres
 from stack.settings import BackupSettings
 from stack.stack_home import StackHome
@@ -150,7 +153,7 @@ async def copied_database(server: PostgresServer, folder: Path, **variables: str
         **variables,
     }
     made = initialization.ensure(home, given, folder)
-    home.own_site.write_text('{"term": 1}')
+    home.own_site.write_bytes(msgspec.json.encode(SiteRecord(term=1, site="here", at=datetime.now(UTC), nonce="ours")))
     environment = stack_plan.service_environment(home, made.settings, settings.read_recorded(home), stack_plan.BACKUP)
     place = await backup_place.open_place(home, config.load(BackupSettings, environment), made.settings.mesh)
     place = replace(place, store=FailingStore(place.store))

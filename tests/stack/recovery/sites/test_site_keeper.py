@@ -14,7 +14,7 @@ from shared.identity import node_keys
 from shared.identity.node_keys import NodeKey
 from stack import control
 from stack.recovery import layout
-from stack.recovery.backup_place import BackupPlace, read_term
+from stack.recovery.backup_place import BackupPlace
 from stack.recovery.sites import replaced, site_keeper, site_terms
 from stack.recovery.sites.site_keeper import SiteKeeper
 from stack.recovery.sites.site_terms import LeaseMode, SiteAcknowledgement, SiteLeaseRecord, SiteRecord
@@ -83,7 +83,7 @@ async def test_the_first_site_takes_the_first_term_once(place: BackupPlace) -> N
     assert (own.term, own.site, own.url) == (1, "here", URL)
     assert await site_keeper.ensure_term(place, "http://moved") == own
     assert await read(place, "site/1.json", SiteRecord) == own
-    assert read_term(place.home) == 1
+    assert site_keeper.read_own(place.home) == own
 
 
 async def test_an_agent_that_was_killed_before_its_put_takes_the_same_term(place: BackupPlace) -> None:

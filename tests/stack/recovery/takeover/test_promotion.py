@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(90)
 FIRST = SiteRecord(term=1, site="first", at=datetime.now(UTC), nonce="1")
 STEPS = [
     "stop the standby", "take the term", "wait for the end of the other site", "fetch the last changes", "open the database",
-    "give this site keys of its own", "start the services", "run PROMOTE_COMMAND",
+    "create this site's node keys", "start the services", "run PROMOTE_COMMAND",
 ]  # fmt: skip
 
 
