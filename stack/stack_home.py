@@ -69,6 +69,26 @@ class StackHome:
         """Return the file with the term that this home owns, or owned. It is in no backup: a restored home takes a new term."""
         return self.run / "site.json"
 
+    @property
+    def recovery_log(self) -> Path:
+        """The files of the recovery log, unless RECOVERY_LOG_DIR names another folder."""
+        return self.root / "recovery_log"
+
+    @property
+    def gathered_log(self) -> Path:
+        """Its files from the store, until a restore or a takeover has put them in place."""
+        return self.run / "recovery_log"
+
+    @property
+    def audit_anchors(self) -> Path:
+        """The anchors of the audit log, unless AUDIT_ANCHOR_FILE names another file."""
+        return self.root / "audit_anchors.jsonl"
+
+    @property
+    def base_backup(self) -> Path:
+        """What a process locks while it makes a base backup (shared/stores/file_lock.py)."""
+        return self.run / "base_backup"
+
     def received_log(self, system: str) -> Path:
         """Return the folder of the write-ahead log that the store does not have yet: of one cluster, because segments of two have the same
         names."""

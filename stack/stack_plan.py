@@ -162,14 +162,14 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         defaults = {
             "MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"),
             "PUBLIC_URL": public_url("web", settings),
-            "AUDIT_ANCHOR_FILE": str(home.root / "audit_anchors.jsonl"),
+            "AUDIT_ANCHOR_FILE": str(home.audit_anchors),
             # If other machines can reach the stack, registration is closed.
             "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
             "BACKUP_STATE": backup_state(settings, recorded),
         }
         environment = {**defaults, **environment}
     if service in ("auth", "gateway"):
-        environment = {"RECOVERY_LOG_DIR": str(home.root / "recovery_log"), **environment}
+        environment = {"RECOVERY_LOG_DIR": str(home.recovery_log), **environment}
     environment |= _database_of(home, settings, recorded, service)
     if service == BACKUP:
         environment = {"AIMESH_HOME": str(home.root), **_LITTLE_MEMORY, **environment}

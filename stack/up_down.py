@@ -191,7 +191,7 @@ async def _runs_already(running: ControlAnswer, planned: stack_plan.StackPlan) -
 
 def _is_backing_up(home: StackHome) -> bool:
     try:
-        inode = (home.run / "base_backup.lock").stat().st_ino
+        inode = home.base_backup.with_suffix(".lock").stat().st_ino
         return f":{inode} " in Path("/proc/locks").read_text(encoding="ascii")
     except OSError:
         return False

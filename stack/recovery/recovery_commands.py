@@ -178,8 +178,8 @@ def fetch_log(address: str | None, identity: Path | None, *, as_json: bool) -> N
     if not address:
         raise errors.BadSettings("no store is known", hint="give it with --from")
     identity = identity or home.secrets / secret_files.BACKUP_IDENTITY
-    folder = Path(known.get("RECOVERY_LOG_DIR") or home.root / "recovery_log")
-    anchors = Path(known.get("AUDIT_ANCHOR_FILE") or folder / "audit_anchors.jsonl")
+    folder = Path(known.get("RECOVERY_LOG_DIR") or home.recovery_log)
+    anchors = Path(known.get("AUDIT_ANCHOR_FILE") or folder / home.audit_anchors.name)
 
     async def fetch() -> None:
         identities, signers = sealing.read_identities(identity), restore.signers(home, identity)

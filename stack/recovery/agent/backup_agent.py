@@ -86,7 +86,7 @@ class Agent:
         self._shipping = None if source is None else WalShipping(place, source, term=own.term)
         self._copies = [RecoveryLogCopy(place, method) for method in (follow_auth_log, follow_gateway_log)]
         recorded = settings.read_recorded(place.home)
-        anchors = Path(recorded.get("AUDIT_ANCHOR_FILE", place.home.root / "audit_anchors.jsonl"))
+        anchors = Path(recorded.get("AUDIT_ANCHOR_FILE", place.home.audit_anchors))
         self._files = [
             FileCopy(place, recovery_log_copy.ANCHORS, anchors),
             FileCopy(place, layout.POINTS, place.home.restore_points),

@@ -43,7 +43,7 @@ def collect(home: StackHome, recorded: Mapping[str, str]) -> BackedUpFiles:
     """Find everything that an empty home needs, but the database and the lines of the recovery log. ``recorded`` are the settings of the
     stack: files that they name are included if they are in the home. Blocks."""
     named = {Path(value) for name, value in recorded.items() if name.endswith(("_FILE", "_UPSTREAMS", "_YAML", "_CREDENTIALS"))}
-    logs = Path(recorded.get("RECOVERY_LOG_DIR", home.root / "recovery_log"))
+    logs = Path(recorded.get("RECOVERY_LOG_DIR", home.recovery_log))
     secrets = {
         *_files_below(home.secrets),
         *(path for path in _files_below(home.keys) if path.suffix not in _OF_NODES),
@@ -56,7 +56,7 @@ def collect(home: StackHome, recorded: Mapping[str, str]) -> BackedUpFiles:
         *logs.glob("recovery_state*"),
         home.settings_file,
         home.restore_points,
-        Path(recorded.get("AUDIT_ANCHOR_FILE", home.root / "audit_anchors.jsonl")),
+        Path(recorded.get("AUDIT_ANCHOR_FILE", home.audit_anchors)),
     }
     return BackedUpFiles(_below(home, secrets - files), _below(home, files))
 

@@ -72,7 +72,7 @@ async def make(
     bytes of the database that were copied, in another thread."""
     async with contextlib.AsyncExitStack() as opened:
         try:
-            await opened.enter_async_context(file_lock.hold(place.home.run / "base_backup", patience_seconds=0))
+            await opened.enter_async_context(file_lock.hold(place.home.base_backup, patience_seconds=0))
         except errors.BadSettings as error:
             raise errors.BadSettings(
                 "this stack is making a backup right now", hint="wait until it is done: aicli stack backups"

@@ -357,7 +357,7 @@ class _Restore:
                 home.rename(str(self.now.old_home))
             elif home.is_dir():
                 home.rmdir()
-            for fetched in (self._work.run / "recovery_log", self._work.postgres / "wal"):
+            for fetched in (self._work.gathered_log, self._work.postgres / "wal"):
                 await asyncio.to_thread(shutil.rmtree, fetched, ignore_errors=True)
             self._work.root.rename(home)
         self.now = msgspec.structs.replace(self.now, report=self._report(self.now))

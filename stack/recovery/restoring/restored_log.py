@@ -60,7 +60,7 @@ def choose(parts: Iterable[LogPart]) -> tuple[list[tuple[LogPart, int]], list[Lo
 async def fetch(source: RestoreSource, work: StackHome, home: StackHome, *, accepts_gap: bool) -> LogFacts:
     """Gather the files for ``place``: from the store, and from the old home, which may have newer lines. Raises RestoreRefused for
     missing lines."""
-    folder, unusable = _gathered(work), 0
+    folder, unusable = work.gathered_log, 0
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
     for service in (*SERVICES, ANCHORS):
@@ -88,7 +88,7 @@ async def fetch_into(folder: Path, anchors: Path, source: RestoreSource, home: S
     with tempfile.TemporaryDirectory(prefix="aimesh-") as name:
         work = StackHome(Path(name), Path(name) / "run")
         await fetch(source, work, home, accepts_gap=False)
-        await asyncio.to_thread(_put_fetched, _gathered(work), folder, anchors)
+        await asyncio.to_thread(_put_fetched, work.gathered_log, folder, anchors)
 
 
 def _put_fetched(gathered: Path, folder: Path, anchors: Path) -> None:
@@ -104,8 +104,8 @@ def _put_fetched(gathered: Path, folder: Path, anchors: Path) -> None:
 
 async def compare(database: RecoveredDatabase, facts: LogFacts, work: StackHome) -> LogFacts:
     """Count what is ahead of the database."""
-    ends = {service: await asyncio.to_thread(_end, service, _gathered(work), _log_folder(work)) for service in SERVICES}
-    anchors = await asyncio.to_thread(_newest_anchors, _gathered(work) / _ANCHOR_FILE)
+    ends = {service: await asyncio.to_thread(_end, service, work.gathered_log, _log_folder(work)) for service in SERVICES}
+    anchors = await asyncio.to_thread(_newest_anchors, work.gathered_log / _ANCHOR_FILE)
     lines = 0
     connection = await asyncpg.connect(database.url, timeout=_SECONDS)
     try:
@@ -122,13 +122,13 @@ async def compare(database: RecoveredDatabase, facts: LogFacts, work: StackHome)
 
 def place(work: StackHome, home: StackHome, term: int) -> None:
     """Put the gathered files where the settings of the new home want them. Safe to repeat; blocks."""
-    log, gathered = _log_folder(work), _gathered(work)
+    log, gathered = _log_folder(work), work.gathered_log
     log = work.root / log.relative_to(home.root) if log.is_relative_to(home.root) else log
     log.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in _log_files(gathered):
         # RECOVERY_LOG_DIR may be on another disk, with files of before.
         shutil.copyfile(path, log / path.name.replace("-restored.", f"-restored-{term}."))
-    anchors = Path(settings.read_recorded(work).get("AUDIT_ANCHOR_FILE", home.root / "audit_anchors.jsonl"))
+    anchors = Path(settings.read_recorded(work).get("AUDIT_ANCHOR_FILE", home.audit_anchors))
     if anchors.is_relative_to(home.root):
         anchors = work.root / anchors.relative_to(home.root)
     elif anchors.exists():
@@ -138,14 +138,10 @@ def place(work: StackHome, home: StackHome, term: int) -> None:
         shutil.copyfile(gathered / _ANCHOR_FILE, anchors)
 
 
-def _gathered(work: StackHome) -> Path:
-    return work.run / "recovery_log"
-
-
 def _log_folder(work: StackHome) -> Path:
     """Return RECOVERY_LOG_DIR of the new home, as it will be."""
-    final = work.root.with_name(work.root.name.removesuffix(".restoring"))
-    return Path(settings.read_recorded(work).get("RECOVERY_LOG_DIR", final / "recovery_log"))
+    final = StackHome(work.root.with_name(work.root.name.removesuffix(".restoring")), work.sockets)
+    return Path(settings.read_recorded(work).get("RECOVERY_LOG_DIR", final.recovery_log))
 
 
 def _log_files(folder: Path) -> list[Path]:
@@ -154,9 +150,9 @@ def _log_files(folder: Path) -> list[Path]:
 
 
 def _add_own(folder: Path, home: StackHome) -> None:
-    for path in _log_files(home.root / "recovery_log"):
+    for path in _log_files(home.recovery_log):
         shutil.copyfile(path, folder / path.name)
-    own, stored = home.root / "audit_anchors.jsonl", folder / _ANCHOR_FILE
+    own, stored = home.audit_anchors, folder / _ANCHOR_FILE
     # Both begin with the same anchors.
     if own.exists() and (not stored.exists() or own.stat().st_size > stored.stat().st_size):
         shutil.copyfile(own, stored)

@@ -140,7 +140,7 @@ class _Promotion:
             async with self._step("create this site's node keys"):
                 await asyncio.to_thread(self._renew_keys)
             site_claim.save(home, record)
-            for fetched in (home.run / "recovery_log", home.postgres / "wal"):
+            for fetched in (home.gathered_log, home.postgres / "wal"):
                 await asyncio.to_thread(shutil.rmtree, fetched, ignore_errors=True)
             self._save(is_open=True)
 
