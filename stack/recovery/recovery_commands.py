@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from stack.stack_home import StackHome
 
 _MB = 1_000_000
+#: For the backup that the agent makes: `make up` with a new store starts one.
+_PATIENCE_SECONDS = 24 * 3600.0
 
 
 def _home() -> "StackHome":
@@ -51,7 +53,10 @@ async def _open(home: "StackHome") -> "tuple[BackupPlace, SourceDatabase | None]
 @print_format.output_options("Print a JSON object.")
 @click.pass_context
 def backup(context: click.Context, /, *, label: str, as_json: bool) -> None:
-    """Make a backup now, in addition to the daily one. BACKUP_TO must be set, and the stack must be running."""
+    """Make a backup now, in addition to the daily one. BACKUP_TO must be set, and the stack must be running.
+
+    If the agent is making one, this waits for it and then makes its own.
+    """
     if context.invoked_subcommand is not None:
         return
     from shared import errors
@@ -67,7 +72,8 @@ def backup(context: click.Context, /, *, label: str, as_json: bool) -> None:
         own = await asyncio.to_thread(site_keeper.read_own, place.home)
         if own is None:
             raise errors.BadSettings("the backup agent has not taken this site's term yet", hint="is it running? aicli stack logs backup")
-        return place, await base_backup.make(place, source, label=label, term=own.term, report=_report_progress())
+        report = _report_progress()
+        return place, await base_backup.make(place, source, label=label, term=own.term, report=report, patience_seconds=_PATIENCE_SECONDS)
 
     place, made = asyncio.run(make())
     if as_json:

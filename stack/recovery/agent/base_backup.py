@@ -65,14 +65,20 @@ class _LogRange:
 
 
 async def make(
-    place: BackupPlace, source: SourceDatabase | None, *, label: str, term: int, report: Callable[[int], None] = lambda _stored: None
+    place: BackupPlace,
+    source: SourceDatabase | None,
+    *,
+    label: str,
+    term: int,
+    report: Callable[[int], None] = lambda _stored: None,
+    patience_seconds: float = 0,
 ) -> BackupManifest:
-    """Make a backup, without the database if ``source`` is None. Raises DamagedDatabase, Unavailable, and BadSettings if this stack already
-    makes one. Whatever fails, no backup is listed, and its parts are removed by the next one at the latest. ``report`` gets the number of
-    bytes of the database that were copied, in another thread."""
+    """Make a backup, without the database if ``source`` is None. Raises DamagedDatabase, Unavailable, and BadSettings if this stack still
+    makes another one after ``patience_seconds``. Whatever fails, no backup is listed, and its parts are removed by the next one at the
+    latest. ``report`` gets the number of bytes of the database that were copied, in another thread."""
     async with contextlib.AsyncExitStack() as opened:
         try:
-            await opened.enter_async_context(file_lock.hold(place.home.base_backup, patience_seconds=0))
+            await opened.enter_async_context(file_lock.hold(place.home.base_backup, patience_seconds=patience_seconds))
         except errors.BadSettings as error:
             raise errors.BadSettings(
                 "this stack is making a backup right now", hint="wait until it is done: aicli stack backups"

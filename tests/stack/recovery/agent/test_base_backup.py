@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from shared import errors
+from shared.stores import file_lock
 from shared.stores.objects import StoredObject, StoreUnavailable
 from stack import settings, stack_plan
 from stack.recovery import catalog, layout, sealing, store_retries
@@ -143,6 +144,23 @@ async def test_killed_backup_is_not_listed_and_leaves_nothing(copied: CopiedData
     await stacks.until(lambda: none_runs(tools), what="pg_basebackup has ended")
     made = await make(copied)
     assert {name.split("/")[1] for name in await copied.names(layout.BASE)} == {made.name}
+
+
+async def test_command_waits_for_the_backup_that_the_agent_makes(copied: CopiedDatabase) -> None:
+    lock = copied.home.base_backup.with_name(f"{copied.home.base_backup.name}.lock")
+    async with file_lock.hold(copied.home.base_backup, patience_seconds=0):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "cli.main", "stack", "backup", "--label", "second",
+            env={**os.environ, "AIMESH_HOME": str(copied.home.root)}, cwd=stacks.REPOSITORY,
+        )  # fmt: skip
+        await stacks.until(lambda: opens(process.pid, lock), what="the command asks for the lock")
+    async with copied.shipping():
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+    assert [each.label for each in (await catalog.read(copied.place.store, copied.place.mesh)).backups] == ["second"]
+
+
+async def opens(pid: int, file: Path) -> bool:
+    return str(file) in [each.path for each in psutil.Process(pid).open_files()]
 
 
 async def children(pid: int, name: str) -> list[psutil.Process] | None:
