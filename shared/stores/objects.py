@@ -33,6 +33,8 @@ _READ_SECONDS = 30
 _PARTS = 5_000
 _LEAST_PART_BYTES = 8 << 20
 _PARTS_AT_ONCE = 2
+#: What is read at a time, and given to the caller at a time.
+_RANGE_BYTES, _PIECE_BYTES = 8 << 20, 1 << 20
 #: obstore writes an unfinished object of a folder under such a name. Another process may be writing one now.
 _UNFINISHED = re.compile(r"#\d+$")
 _ABANDONED_SECONDS = 3600
@@ -158,16 +160,12 @@ class _ObstoreObjects:
             return bytes(await got.bytes_async())
 
     async def read(self, name: str) -> AsyncIterator[bytes]:
-        async with _errors(name):
-            got = await obstore.get_async(self._store, name)
-        pieces = aiter(got.stream(min_chunk_size=1 << 20))
-        while True:
-            async with _errors(name):
-                try:
-                    piece = await anext(pieces)
-                except StopAsyncIteration:
-                    return
-            yield bytes(piece)
+        """By ranges: obstore's stream of a file takes ten times the time."""
+        size = (await self.head(name)).size
+        for start in range(0, size, _RANGE_BYTES):
+            found = await self.get(name, start, min(start + _RANGE_BYTES, size))
+            for at in range(0, len(found), _PIECE_BYTES):
+                yield found[at : at + _PIECE_BYTES]
 
     async def head(self, name: str) -> StoredObject:
         async with _errors(name):

@@ -102,14 +102,25 @@ async def test_an_object_that_was_confirmed_but_not_stored_is_an_error(store: Ob
             await attempt
 
 
+async def test_a_large_object_is_read_in_pieces(store: ObjectStore) -> None:
+    for size in (0, objects._RANGE_BYTES, 2 * objects._RANGE_BYTES + 3):
+        data = os.urandom(size)
+        await store.put("large", data)
+        read = [piece async for piece in store.read("large")]
+        assert b"".join(read) == data
+        assert max(map(len, read), default=0) <= 1 << 20
+
+
 async def test_a_store_that_does_not_answer_has_a_deadline(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang(*_: object, **__: object) -> None:
         await asyncio.Event().wait()
 
+    await store.put("a", b"1")
+    pieces_of_a = store.read("a")
     monkeypatch.setattr(objects, "_REQUEST_SECONDS", 0.05)
-    monkeypatch.setattr(objects.obstore, "put_async", hang)
-    monkeypatch.setattr(objects.obstore, "get_async", hang)
-    for attempt in (store.put("a", b""), store.get("a"), anext(store.read("a"))):
+    for function in ("put_async", "get_async", "get_range_async"):
+        monkeypatch.setattr(objects.obstore, function, hang)
+    for attempt in (store.put("a", b""), store.get("a"), anext(pieces_of_a)):
         with pytest.raises(StoreUnavailable, match="did not answer"):
             await attempt
 
