@@ -31,7 +31,7 @@ _REQUEST_SECONDS = 60
 _READ_SECONDS = 30
 #: S3 allows 10,000 parts; a part is kept in memory until it is stored.
 _PARTS = 5_000
-_LEAST_PART_BYTES = 8 << 20
+_LEAST_PART_BYTES = 5 << 20
 _PARTS_AT_ONCE = 2
 #: What is read at a time, and given to the caller at a time.
 _RANGE_BYTES, _PIECE_BYTES = 8 << 20, 1 << 20
