@@ -1,9 +1,9 @@
 """Start other processes of a bench, and read what processes use of processor and memory."""
 
 import asyncio
-import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from stack.processes import stop
 
 #: For figures in MiB, from MB.
 MIB = 1024**2 / 1e6
@@ -118,14 +120,7 @@ async def started(*words: object, **options: Any) -> AsyncIterator[asyncio.subpr
     try:
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        await stop(process, signal.SIGTERM, STOP_SECONDS)
 
 
 @asynccontextmanager
