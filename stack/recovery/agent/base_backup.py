@@ -41,6 +41,8 @@ _REMOVE_SECONDS = 30.0
 _END_SECONDS = 60.0
 _ABANDONED = timedelta(days=1)
 _PIPE_BYTES = 1 << 20
+#: Copying and sealing take a part of a processor for each megabyte: with 25 and more on each, answers took twice as long (bench.recovery).
+_MB_PER_SECOND_A_PROCESSOR, _MB_PER_SECOND_MOST = 5, 50
 #: PostgreSQL's manifest is the archive's last member, and ends with the range of the log that a restore needs.
 _TAIL_BYTES = 4096
 _RANGE = re.compile(rb'\{ "Timeline": (\d+), "Start-LSN": "([0-9A-F]+/[0-9A-F]+)", "End-LSN": "([0-9A-F]+/[0-9A-F]+)" \}')
@@ -196,9 +198,11 @@ class _RunningCopy:
 
 
 @contextlib.asynccontextmanager
-async def _pg_basebackup(source: SourceDatabase, mb_per_second: int) -> AsyncIterator[_RunningCopy]:
+async def _pg_basebackup(source: SourceDatabase, mb_per_second: int | None) -> AsyncIterator[_RunningCopy]:
     reading, writing = sealing.open_pipe()
     archive = os.fdopen(reading, "rb", _PIPE_BYTES)
+    if mb_per_second is None:
+        mb_per_second = min(_MB_PER_SECOND_MOST, _MB_PER_SECOND_A_PROCESSOR * (os.cpu_count() or 1))
     rate = (f"--max-rate={mb_per_second}M",) if mb_per_second else ()
     options = ("-D", "-", "-Ft", "-X", "none", "--checkpoint=fast", "--manifest-checksums=SHA256", "--no-password", *rate)
     try:
