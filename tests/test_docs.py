@@ -402,8 +402,10 @@ REFUSED_WORDS = (
     r"says so where",
 )
 REFUSED = re.compile(rf"\b(?:{'|'.join(REFUSED_WORDS)})\b|(?:^|(?<=[.!?:] ))Besides\b", re.IGNORECASE | re.MULTILINE)
-#: Written by hand and in plain English; the README, the change log, the services' READMEs and generated pages follow with their sources.
+#: In plain English: what is written by hand, and the help of aicli. The change log, the services' READMEs and other generated pages follow
+#: with their sources.
 PLAIN_PAGES = [
+    ROOT / "docs" / "reference" / "cli.md",
     *(page for page in BY_HAND if page.is_relative_to(ROOT / "docs")),
     *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "sdk/python/README.md", "sdk/javascript/README.md")),
 ]

@@ -57,7 +57,7 @@ def _read_guards(context: click.Context, parameter: click.Parameter, values: tup
 def rollouts() -> None:
     """Move the traffic of a route to another target step by step, or compare two targets.
 
-    A rollout that is worse than the target it replaces is rolled back by itself.
+    If the new target does worse than the one it replaces, the gateway rolls the rollout back automatically.
     """
 
 
@@ -199,7 +199,7 @@ def _action(name: str, summary: str, done: str) -> None:
 
 
 _action("pause", "Keep the target's share as it is. The guards stay on.", "paused at {share:g} %")
-_action("resume", "Go on with a paused rollout. Its step begins again.", "running at {share:g} %")
+_action("resume", "Continue a paused rollout. Its step begins again.", "running at {share:g} %")
 _action("promote", "Give the target all the traffic now, and end the rollout.", "{plan.candidate} has taken over from {plan.baseline}")
 _action("abort", "Take the traffic back from the target, and end the rollout or comparison.", "{plan.baseline} has its traffic back")
 

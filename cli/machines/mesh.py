@@ -134,7 +134,7 @@ def bootstrap(here: CliContext, /, *, host: str, bind: str | None, port: int, ot
 def relay(here: CliContext, /, *, host: str, bind: str | None, port: int, nodes: str | None, key_file: Path | None, as_json: bool) -> None:
     """Run a blind relay in the foreground, for machines whose NATs block direct connections.
 
-    Traffic is end-to-end encrypted: the relay sees who talks to whom and how much, but not the content. NODES is a comma-separated list
+    Traffic is end-to-end encrypted: the relay sees which nodes talk and how much, but not the content. NODES is a comma-separated list
     of host:port, or `public`. Prints the value for DHT_RELAYS.
     """
     from shared.identity import private_file
