@@ -111,7 +111,7 @@ async def _measure_copying(rows: Rows, _shared: None, options: Options) -> None:
             for _ in range(options.rounds):
                 plain.append(megabytes / await _seconds_of(*_plain_copy(found, "-"), environment=environment))
                 start = time.perf_counter()
-                await base_backup.make(found.place, found.source, label="", term=1)
+                await base_backup.make(found.place, found.source, label="")
                 copied.append(megabytes / (time.perf_counter() - start))
             most = max(held)
         source, backup = await _read_backup(found)
@@ -145,7 +145,7 @@ async def _measure_replaying(rows: Rows, _shared: None, options: Options) -> Non
     """The log is that of inserting the same amount once more."""
     async with _database(options) as found:
         async with found.shipping() as shipping, found.admin() as admin:
-            await base_backup.make(found.place, found.source, label="", term=1)
+            await base_backup.make(found.place, found.source, label="")
             await _fill(admin, options.megabytes)
             await admin.execute("CREATE INDEX ON bench_rows (id)", timeout=600)
             end = (await found.source.position()).lsn

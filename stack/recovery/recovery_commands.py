@@ -59,21 +59,15 @@ def backup(context: click.Context, /, *, label: str, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from shared import errors
     from stack.recovery import backup_place
     from stack.recovery.agent import base_backup
-    from stack.recovery.sites import site_keeper
 
     if len(label) > 200:
         raise click.UsageError("a label has at most 200 characters")
 
     async def make() -> "tuple[BackupPlace, BackupManifest]":
         place, source = await _open(_home())
-        own = await asyncio.to_thread(site_keeper.read_own, place.home)
-        if own is None:
-            raise errors.BadSettings("the backup agent has not taken this site's term yet", hint="is it running? aicli stack logs backup")
-        report = _report_progress()
-        return place, await base_backup.make(place, source, label=label, term=own.term, report=report, patience_seconds=_PATIENCE_SECONDS)
+        return place, await base_backup.make(place, source, label=label, report=_report_progress(), patience_seconds=_PATIENCE_SECONDS)
 
     place, made = asyncio.run(make())
     if as_json:

@@ -238,7 +238,7 @@ class Agent:
         why = "write-ahead log was lost" if self._has_gap else agent_schedule.why_backup(found, term, position, place.settings)
         if why is not None:
             _log.info("making a backup", why=why)
-            made = await base_backup.make(place, self._source, label="", term=term)
+            made = await base_backup.make(place, self._source, label="")
             self._has_gap = False
             _log.info("made a backup", name=made.name, seconds=round(made.seconds, 1), bytes=made.size)
             await self._prune(await self._read_store(), made.finished_at)

@@ -28,6 +28,7 @@ from stack.recovery.agent import backup_files
 from stack.recovery.agent.source_database import SourceDatabase, SourceFacts, SourceIdentity
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import DATA, FILES, SECRETS, BackupManifest, BackupName, BackupPart, Segment
+from stack.recovery.sites import site_keeper
 from stack.recovery.store_retries import retry
 from stack.servers import postgres
 
@@ -71,13 +72,13 @@ async def make(
     source: SourceDatabase | None,
     *,
     label: str,
-    term: int,
     report: Callable[[int], None] = lambda _stored: None,
     patience_seconds: float = 0,
 ) -> BackupManifest:
     """Make a backup, without the database if ``source`` is None. Raises DamagedDatabase, Unavailable, and BadSettings if this stack still
-    makes another one after ``patience_seconds``. Whatever fails, no backup is listed, and its parts are removed by the next one at the
-    latest. ``report`` gets the number of bytes of the database that were copied, in another thread."""
+    makes another one after ``patience_seconds``, or if another site has taken over by then. Whatever fails, no backup is listed, and its
+    parts are removed by the next one at the latest. ``report`` gets the number of bytes of the database that were copied, in another
+    thread."""
     async with contextlib.AsyncExitStack() as opened:
         try:
             await opened.enter_async_context(file_lock.hold(place.home.base_backup, patience_seconds=patience_seconds))
@@ -85,6 +86,7 @@ async def make(
             raise errors.BadSettings(
                 "this stack is making a backup right now", hint="wait until it is done: aicli stack backups"
             ) from error
+        term = await retry(lambda: site_keeper.read_term(place))
         await retry(lambda: _remove_leftovers(place.store, term))
         at = datetime.now(UTC) if source is None else (await source.position()).at
         name = await retry(lambda: _find_name(place.store, at, term))

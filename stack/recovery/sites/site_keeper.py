@@ -43,6 +43,17 @@ def read_own(home: StackHome) -> SiteRecord | None:
         raise errors.BadSettings(f"{home.own_site} is unreadable", hint="take a new term: aicli stack promote") from error
 
 
+async def read_term(place: BackupPlace) -> int:
+    """Return this site's term now. Raises BadSettings if it has none or another site has a later one, and StoreUnavailable."""
+    own = await asyncio.to_thread(read_own, place.home)
+    if own is None:
+        raise errors.BadSettings("the backup agent has not taken this site's term yet", hint="is it running? aicli stack logs backup")
+    highest = terms.find_highest({found.name async for found in place.store.list(terms.FOLDER)}) or 0
+    if highest > own.term:
+        raise errors.BadSettings(f"another site has taken over (term {highest}, and this one has {own.term})", hint="make the backup there")
+    return own.term
+
+
 async def ensure_term(place: BackupPlace, url: str) -> SiteRecord:
     """Return the term of this home. The first site of a store takes the first one. Raises BadSettings if another site owns the mesh."""
     own = await asyncio.to_thread(read_own, place.home)

@@ -49,7 +49,7 @@ async def test_what_a_backup_writes_to_s3_is_restored_to_its_last_commit(copied:
     async with copied.admin() as admin, copied.shipping() as shipping:
         await admin.execute(f"CREATE ROLE {POSTGRES_ADMIN} SUPERUSER LOGIN; CREATE TABLE kept (number int)")
         await admin.execute("INSERT INTO kept VALUES (1)")
-        made = await base_backup.make(place, copied.source, label="on S3", term=1)
+        made = await base_backup.make(place, copied.source, label="on S3")
         await admin.execute("INSERT INTO kept VALUES (2)")
         async with asyncio.timeout(30):
             while True:

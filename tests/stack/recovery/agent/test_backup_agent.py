@@ -55,10 +55,10 @@ class Backups:
         #: Instead of those of the source.
         self.times: dict[str, datetime] = {}
 
-    async def make(self, place: BackupPlace, _source: object, *, label: str, term: int) -> BackupManifest:
+    async def make(self, place: BackupPlace, _source: object, *, label: str) -> BackupManifest:
         if self.error is not None:
             raise self.error
-        made = msgspec.structs.replace(backup(self.source.hour, term=term), **self.times)
+        made = msgspec.structs.replace(backup(self.source.hour, term=1), **self.times)
         await put_backup(place, made)
         self.made.append(made.name)
         return made

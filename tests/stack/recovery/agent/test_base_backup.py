@@ -24,6 +24,8 @@ from stack.recovery import catalog, layout, sealing, store_retries
 from stack.recovery.agent import base_backup, wal_shipping
 from stack.recovery.layout import BackupManifest
 from stack.recovery.sealing import WrongIdentity
+from stack.recovery.sites import site_claim
+from stack.recovery.sites.site_terms import SiteRecord
 from tests import stacks
 from tests.servers import PostgresServer
 from tests.stack.recovery import copied_database
@@ -56,7 +58,7 @@ async def copied(server: PostgresServer, tmp_path: Path, monkeypatch: pytest.Mon
 
 async def make(copied: CopiedDatabase, label: str = "") -> BackupManifest:
     async with copied.shipping():
-        return await base_backup.make(copied.place, copied.source, label=label, term=1)
+        return await base_backup.make(copied.place, copied.source, label=label)
 
 
 async def unpack(copied: CopiedDatabase, manifest: BackupManifest, part: str, identity: str) -> dict[str, bytes]:
@@ -136,7 +138,7 @@ async def test_killed_backup_is_not_listed_and_leaves_nothing(copied: CopiedData
         commands = [" ".join(each.cmdline()) for each in (psutil.Process(process.pid), *tools)]
         assert not [command for command in commands if "password-of" in command or "AGE-SECRET" in command]
         with pytest.raises(errors.BadSettings, match="this stack is making a backup right now"):
-            await base_backup.make(copied.place, copied.source, label="", term=1)
+            await base_backup.make(copied.place, copied.source, label="")
         process.send_signal(signal.SIGKILL)
         await process.wait()
     assert (await catalog.read(copied.place.store, copied.place.mesh)).backups == ()
@@ -146,17 +148,28 @@ async def test_killed_backup_is_not_listed_and_leaves_nothing(copied: CopiedData
     assert {name.split("/")[1] for name in await copied.names(layout.BASE)} == {made.name}
 
 
-async def test_command_waits_for_the_backup_that_the_agent_makes(copied: CopiedDatabase) -> None:
+@pytest.mark.parametrize("taken_by", [None, "here", "there"])
+async def test_command_waits_for_the_agents_backup_and_then_reads_the_term(copied: CopiedDatabase, taken_by: str | None) -> None:
+    """The wait is long, and a site may have taken the next term meanwhile."""
     lock = copied.home.base_backup.with_name(f"{copied.home.base_backup.name}.lock")
     async with file_lock.hold(copied.home.base_backup, patience_seconds=0):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "cli.main", "stack", "backup", "--label", "second",
+            sys.executable, "-m", "cli.main", "stack", "backup", "--label", "second", stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "AIMESH_HOME": str(copied.home.root)}, cwd=stacks.REPOSITORY,
         )  # fmt: skip
         await stacks.until(lambda: opens(process.pid, lock), what="the command asks for the lock")
+        if taken_by is not None:
+            record = SiteRecord(term=2, site=taken_by, at=datetime.now(UTC), nonce="2")
+            await copied.place.store.put("site/2.json", layout.sign("site/2.json", record, copied.place.key))
+            if taken_by == "here":
+                site_claim.save(copied.home, record)
     async with copied.shipping():
-        assert await asyncio.wait_for(process.wait(), 60) == 0
-    assert [each.label for each in (await catalog.read(copied.place.store, copied.place.mesh)).backups] == ["second"]
+        _, said = await asyncio.wait_for(process.communicate(), 60)
+    made = [(each.label, each.term) for each in (await catalog.read(copied.place.store, copied.place.mesh)).backups]
+    assert made == ([] if taken_by == "there" else [("second", 1 if taken_by is None else 2)])
+    assert (process.returncode, b"another site has taken over (term 2, and this one has 1)" in said) == (
+        (2, True) if not made else (0, False)
+    )
 
 
 async def opens(pid: int, file: Path) -> bool:
@@ -194,7 +207,7 @@ async def test_nothing_of_another_cluster_is_written_beside_the_log_of_the_first
     other = replace(copied.place, mesh=msgspec.structs.replace(copied.place.mesh, system="7"))
     await other.store.put(layout.MESH, layout.sign(layout.MESH, other.mesh, other.key))
     with pytest.raises(errors.BadSettings, match=r"of another database cluster \(7\)"):
-        await asyncio.wait_for(base_backup.make(other, copied.source, label="", term=1), 10)
+        await asyncio.wait_for(base_backup.make(other, copied.source, label=""), 10)
     with pytest.raises(errors.BadSettings, match="of another database cluster"):
         await asyncio.wait_for(wal_shipping.WalShipping(other, copied.source, term=1).run(), 10)
     for option in ((), (stack_plan.BACKUP_ONCE,)):
@@ -228,14 +241,14 @@ async def run_agent(copied: CopiedDatabase, *options: str) -> asyncio.subprocess
 
 async def test_two_backups_of_one_second_have_different_names(copied: CopiedDatabase) -> None:
     async with copied.shipping():
-        first = await base_backup.make(copied.place, copied.source, label="", term=1)
+        first = await base_backup.make(copied.place, copied.source, label="")
         # As if the clock had been set back.
         at = datetime.strptime(first.name.split("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
         assert await base_backup._find_name(copied.place.store, at, 1) == layout.name_backup(at + timedelta(seconds=1), 1)
 
 
 async def test_managed_database_is_left_to_its_provider(copied: CopiedDatabase) -> None:
-    made = await base_backup.make(copied.place, None, label="", term=1)
+    made = await base_backup.make(copied.place, None, label="")
     assert [part.name for part in made.parts] == ["secrets", "files"]
     assert await copied.names(layout.WAL) == set()
 
