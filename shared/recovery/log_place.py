@@ -2,12 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 from shared import errors
+from shared.api.method import Body
 from shared.audit_anchors import AnchorKeys
 from shared.types import MeshName, NodeId
 
 _STATE_NAME = "recovery_state"
+
+
+class AcceptedGap(Body, frozen=True, kw_only=True):
+    """Lines that the store lacked, and that a restore did without: auth writes it to the audit log at its next start."""
+
+    #: Of the restore's row.
+    id: UUID
+    missing: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,11 @@ class LogPlace:
     def state_file(self) -> Path:
         assert self.folder is not None
         return self.folder / (_STATE_NAME if self.service == "auth" else f"{_STATE_NAME}_{self.service}")
+
+    def gap_file(self) -> Path:
+        """Return where a restore leaves an ``AcceptedGap``."""
+        assert self.folder is not None
+        return self.folder / f"{self.service}.gap"
 
     def ensure(self) -> None:
         """Create the folder. Blocks; raises BadSettings."""

@@ -5,10 +5,12 @@ restore is a row of the database until everything was done, so a start that is k
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import msgspec
@@ -19,13 +21,15 @@ from shared.api.method import Body
 from shared.node import lifecycle
 from shared.recovery import recovery_lines
 from shared.recovery import replay as replays
-from shared.recovery.log_place import LogPlace
+from shared.recovery.log_place import AcceptedGap, LogPlace
 from shared.recovery.recovery_lines import LogEnd
 from shared.recovery.recovery_log import RecoveryLog, replaced
 from shared.recovery.recovery_store import DatabasePlace, RecoveryStore
 from shared.recovery.replay import LogFile, Replay
 from shared.stores import signed_lines
 from shared.telemetry import logs
+
+B = TypeVar("B", bound=Body)
 
 STATE_SECONDS = 10
 _MOST_RESTORES = 20
@@ -53,6 +57,8 @@ class RestoreFacts(Body, frozen=True, kw_only=True):
     why: str
     #: Replayed lines of the recovery log.
     lines: int = 0
+    #: Lines that the restore did without.
+    missing: str = ""
     #: The highest signing epoch in the log.
     epoch: int = 0
     last_seen: datetime | None = None
@@ -70,7 +76,8 @@ class OpenRestore:
     def details(self) -> dict[str, str]:
         """Return what the audit log says about it."""
         seen = "" if self.facts.last_seen is None else self.facts.last_seen.isoformat()
-        return {"why": self.facts.why, "last_seen": seen, "log_lines_replayed": str(self.facts.lines)}
+        missing = {"missing_lines": self.facts.missing} if self.facts.missing else {}
+        return {"why": self.facts.why, "last_seen": seen, "log_lines_replayed": str(self.facts.lines), **missing}
 
 
 def find_rollback(state: RecoveryState | None, place: DatabasePlace, log_number: int) -> str | None:
@@ -106,6 +113,7 @@ class RecoveryStart:
         self._restored = restored
         self._now = now
         self._state: RecoveryState | None = None
+        self._gap: AcceptedGap | None = None
 
     @property
     def restores(self) -> tuple[datetime, ...]:
@@ -119,7 +127,8 @@ class RecoveryStart:
         if self._place.folder is None:
             return
         await asyncio.to_thread(self._place.ensure)
-        self._state = await asyncio.to_thread(_read_state, self._place.state_file())
+        self._state = await asyncio.to_thread(_read, self._place.state_file(), RecoveryState)
+        self._gap = await asyncio.to_thread(_read, self._place.gap_file(), AcceptedGap)
         head = await self._rows.head()
         files = await replays.read_files(self._place, head, self._rows)
         witnessed = is_behind is not None and await is_behind(None if self._state is None else self._state.restored_at)
@@ -136,6 +145,8 @@ class RecoveryStart:
             await handle(OpenRestore(found[0], facts, None if self._state is None else self._state.restored_at))
             _log.warning("the restored database was made as strict as before", why=facts.why, lines=facts.lines)
         await self._write(await self._rows.place())
+        with contextlib.suppress(OSError):  # the row has its id, so it counts once
+            await asyncio.to_thread(self._place.gap_file().unlink, missing_ok=True)
 
     async def run(self) -> None:
         """Run until canceled."""
@@ -160,14 +171,18 @@ class RecoveryStart:
             why = find_rollback(self._state, place, log_number)
             if why is None and is_behind:
                 why = "an anchor of the audit log is ahead of the database"
-            if why is None or (not lines and self._is_known(place)):
+            gap = None if self._gap is None or self._gap.id == place.restore else self._gap
+            if why is None and gap is not None:
+                why = "lines of the recovery log are missing"
+            if why is None or (not lines and gap is None and self._is_known(place)):
                 return
             if lines:
                 await replay.apply(transaction, lines)
             epochs = [int(line.subject) for line in newer if line.kind == "signing_keys.rotated_at_once"]
             seen = None if not newer else newer[-1].at
-            facts = RestoreFacts(why=why, lines=len(lines), epoch=max(epochs, default=0), last_seen=seen)
-            await self._rows.add_restore(transaction, uuid4(), msgspec.json.encode(facts).decode())
+            missing, restore = ("", uuid4()) if gap is None else (gap.missing, gap.id)
+            facts = RestoreFacts(why=why, lines=len(lines), missing=missing, epoch=max(epochs, default=0), last_seen=seen)
+            await self._rows.add_restore(transaction, restore, msgspec.json.encode(facts).decode())
         _log.warning("the database is older than it was: the recovery log was replayed", why=why, lines=len(lines))
 
     def _is_known(self, place: DatabasePlace) -> bool:
@@ -190,9 +205,9 @@ class RecoveryStart:
             _log.error("the recovery state cannot be written", folder=str(self._place.folder), reason=error.strerror)
 
 
-def _read_state(path: Path) -> RecoveryState | None:
+def _read(path: Path, kind: type[B]) -> B | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RecoveryState)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:

@@ -344,7 +344,7 @@ class _Restore:
         key = node_keys.load(self._work.secrets / secret_files.RECOVERY_KEY)
         await site_claim.take(source.store, source.mesh, key, self.now.record)
         site_claim.save(self._work, self.now.record)
-        restored_log.place(self._work, self._home, self.now.record.term)
+        restored_log.place(self._work, self._home, self.now.record.term, self.now.log)
 
     async def _open(self, _: RestoreSource) -> None:
         assert self.now is not None

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from shared import audit_anchors
 from shared.audit_anchors import Anchor
 from shared.identity import private_file
+from shared.recovery.log_place import AcceptedGap
 from shared.stores import queries, signed_lines
 from stack import settings
 from stack.recovery import layout
@@ -33,8 +35,9 @@ class LogFacts(msgspec.Struct, frozen=True):
     lines: int = 0
     newest_at: datetime | None = None
     lost_rows: int = 0
-    #: Lines behind a gap.
+    #: Lines behind a gap, and which ones the gap has, by service.
     unusable: int = 0
+    missing: tuple[str, ...] = ()
 
 
 class LastLine(msgspec.Struct, frozen=True):
@@ -60,18 +63,20 @@ def choose(parts: Iterable[LogPart]) -> tuple[list[tuple[LogPart, int]], list[Lo
 async def fetch(source: RestoreSource, work: StackHome, home: StackHome, *, accepts_gap: bool) -> LogFacts:
     """Gather the files for ``place``: from the store, and from the old home, which may have newer lines. Raises RestoreRefused for
     missing lines."""
-    folder, unusable = work.gathered_log, 0
+    folder, unusable, missing = work.gathered_log, 0, []
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
     for service in (*SERVICES, ANCHORS):
         names = [found.name async for found in source.store.list(f"{layout.RECOVERY_LOG}{service}/")]
         chosen, behind = choose(part for name in names if (part := layout.parse_log(name)) is not None)
-        if behind and not accepts_gap:
-            last = chosen[-1][0].last if chosen else 0
-            raise RestoreRefused(
-                f"lines {last + 1} to {behind[0].first - 1} of the recovery log of {service} are missing in the store",
-                hint="revocations may be in them; --accept-log-gap restores without these and later lines",
-            )
+        if behind:
+            first, last = (chosen[-1][0].last if chosen else 0) + 1, behind[0].first - 1
+            if not accepts_gap:
+                raise RestoreRefused(
+                    f"lines {first} to {last} of the recovery log of {service} are missing in the store",
+                    hint="revocations may be in them; --accept-log-gap restores without these and later lines",
+                )
+            missing.append(f"{service} {first} to {last}")
         unusable += sum(part.last - part.first + 1 for part in behind)
         name = _ANCHOR_FILE if service == ANCHORS else f"{service}-restored.jsonl"
         for file, parts in ((folder / name, chosen), (folder / f"{service}.unusable", [(part, 0) for part in behind])):
@@ -79,7 +84,7 @@ async def fetch(source: RestoreSource, work: StackHome, home: StackHome, *, acce
                 lines = (await source.open(part.object)).splitlines(keepends=True)
                 await asyncio.to_thread(signed_lines.append, file, b"".join(lines[known:]))
     await asyncio.to_thread(_add_own, folder, home)
-    return LogFacts(unusable=unusable)
+    return LogFacts(unusable=unusable, missing=tuple(missing))
 
 
 async def fetch_into(folder: Path, anchors: Path, source: RestoreSource, home: StackHome) -> None:
@@ -120,7 +125,7 @@ async def compare(database: RecoveredDatabase, facts: LogFacts, work: StackHome)
     return msgspec.structs.replace(facts, lines=lines, newest_at=newest, lost_rows=lost)
 
 
-def place(work: StackHome, home: StackHome, term: int) -> None:
+def place(work: StackHome, home: StackHome, term: int, facts: LogFacts) -> None:
     """Put the gathered files where the settings of the new home want them. Safe to repeat; blocks."""
     log, gathered = _log_folder(work), work.gathered_log
     log = work.root / log.relative_to(home.root) if log.is_relative_to(home.root) else log
@@ -128,6 +133,8 @@ def place(work: StackHome, home: StackHome, term: int) -> None:
     for path in _log_files(gathered):
         # RECOVERY_LOG_DIR may be on another disk, with files of before.
         shutil.copyfile(path, log / path.name.replace("-restored.", f"-restored-{term}."))
+    if facts.missing:
+        signed_lines.replace(log / "auth.gap", msgspec.json.encode(AcceptedGap(id=uuid4(), missing=", ".join(facts.missing))))
     anchors = Path(settings.read_recorded(work).get("AUDIT_ANCHOR_FILE", home.audit_anchors))
     if anchors.is_relative_to(home.root):
         anchors = work.root / anchors.relative_to(home.root)

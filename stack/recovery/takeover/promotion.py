@@ -227,7 +227,7 @@ class _Promotion:
                 log = await restored_log.compare(database, log, home)
                 await self._revoke(database)
                 reached = database.reached(end, plan)
-            restored_log.place(home, home, self.now.record.term)
+            restored_log.place(home, home, self.now.record.term, log)
             self._save(log=log, reached_at=max(reached, self.now.reached_at or reached))
 
     async def _revoke(self, database: RecoveredDatabase) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
@@ -13,9 +13,10 @@ from shared import errors
 from shared.api import accounts, audit, auth
 from shared.identity import node_keys
 from shared.recovery import rollback
+from shared.recovery.log_place import AcceptedGap
 from shared.recovery.recovery_lines import LogEnd
 from shared.recovery.recovery_store import DatabasePlace
-from shared.recovery.rollback import RecoveryState
+from shared.recovery.rollback import RecoveryStart, RecoveryState
 from shared.stores.cache import Cache
 from tests.servers import PostgresServer
 from tests.services.auth.recovery.restoring import RestorableAuth
@@ -104,6 +105,36 @@ async def test_it_is_in_the_audit_log_once_and_shown_for_a_week(stored: Restorab
     await stored.execute("UPDATE database_restores SET found_at = now() - interval '8 days'")
     async with stored.running() as world:
         assert (len(await restores(world)), is_restored(world)) == (1, 0)
+
+
+async def test_lines_that_a_restore_did_without_are_in_the_audit_log_once(stored: RestorableAuth, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if nothing else shows that the database was restored, and if auth is killed before it has handled it."""
+    async with stored.running():
+        pass
+    gap = stored.log_dir / "auth.gap"
+    gap.write_bytes(msgspec.json.encode(AcceptedGap(id=uuid4(), missing="auth 5 to 7, gateway 2 to 2")))
+    with monkeypatch.context() as patch:
+        patch.setattr(RecoveryStart, "finish", _die)
+        with pytest.raises(errors.Unavailable, match="killed"):
+            async with stored.running():
+                pass
+    for _ in range(2):
+        async with stored.running() as world:
+            (details,) = await restores(world)
+            assert (details["missing_lines"], details["log_lines_replayed"]) == ("auth 5 to 7, gateway 2 to 2", "0")
+            assert not gap.exists()
+
+
+async def test_missing_lines_are_named_beside_why_the_restore_was_noticed(stored: RestorableAuth) -> None:
+    await lost_window(stored)
+    (stored.log_dir / "auth.gap").write_bytes(msgspec.json.encode(AcceptedGap(id=uuid4(), missing="auth 5 to 7")))
+    async with stored.running() as world:
+        (details,) = await restores(world)
+    assert (details["missing_lines"], details["why"]) == ("auth 5 to 7", "the recovery log has 1 lines, and the database 0")
+
+
+async def _die(*_: object) -> None:
+    raise errors.Unavailable("killed", hint="")
 
 
 async def test_the_revocation_list_is_newer_than_every_published_one(stored: RestorableAuth) -> None:

@@ -22,6 +22,7 @@ import pytest
 from shared import errors
 from shared.identity import node_keys
 from shared.identity.node_keys import NodeKey
+from shared.recovery.log_place import AcceptedGap
 from stack import processes, stack_home
 from stack.recovery import layout, sealing
 from stack.recovery.layout import BackupManifest, RestoreRefused
@@ -432,6 +433,8 @@ async def test_missing_lines_of_the_recovery_log(case: Case, home: StackHome) ->
     finally:
         (case.maker.folder / layout.LogPart("auth", 8, 8).object).unlink()
     assert (report.log_lines_replayed, report.log_lines_unusable) == (2, 1)
+    gap = msgspec.json.decode((home.root / "recovery_log" / "auth.gap").read_bytes(), type=AcceptedGap)
+    assert gap.missing == "auth 5 to 7", "auth writes it to the audit log"
 
 
 async def test_everything_but_the_database(case: Case, home: StackHome) -> None:
