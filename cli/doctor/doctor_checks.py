@@ -195,9 +195,13 @@ async def _check_backups(connection: CliConnection) -> list[DoctorFinding]:
     if found.state is not recovery.BackupState.ON:
         hint = "set BACKUP_TO and BACKUP_RECIPIENTS; Admin → Backups shows the commands"
         return [DoctorFinding("backups", None, "there are no backups", hint)]
+    if (age := found.age_seconds or 0.0) > recovery.AGENT_GONE_SECONDS:
+        silence = "has never reported" if found.report is None else f"has not reported for {age / 60:.0f} min"
+        hint = "it is down, or the mesh refuses it: aicli stack logs backup"
+        return [DoctorFinding("backups", False, f"the backup agent {silence}", hint)]
+    if found.report is None:
+        return [DoctorFinding("backups", None, "the backup agent has not reported yet")]
     hint = "see aicli stack logs backup"
-    if found.report is None or found.age_seconds is None or found.age_seconds > recovery.AGENT_GONE_SECONDS:
-        return [DoctorFinding("backups", False, "the backup agent does not report", hint)]
     if found.report.store_failing_since is not None:
         return [DoctorFinding("backups", False, f"the backup agent cannot use the store: {found.report.store_error}", hint)]
     newest = max((each.at for each in found.report.backups), default=None)

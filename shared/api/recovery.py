@@ -130,7 +130,7 @@ class Backups(Body, frozen=True, kw_only=True, omit_defaults=False):
     state: BackupState
     #: The newest report; None before the first, and without backups.
     report: BackupReport | None = None
-    #: When auth received it, and how old it is now by PostgreSQL's clock.
+    #: When auth received it, and how old it is now by PostgreSQL's clock; before the first, the time since backups were turned on.
     reported_at: datetime | None = None
     age_seconds: float | None = None
 

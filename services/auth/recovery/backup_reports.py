@@ -33,7 +33,7 @@ class BackupReports:
     @serves(recovery.get_backups)
     async def get_backups(self, request: recovery.GetBackups, call: RpcCall) -> Backups:
         stored = await self._row.find() if self._state is BackupState.ON else None
-        if stored is None or stored.reported_at is None:
+        if stored is None:
             return Backups(state=self._state)
         age = stored.age_of(stored.reported_at)
         return Backups(state=self._state, report=stored.report, reported_at=stored.reported_at, age_seconds=age)

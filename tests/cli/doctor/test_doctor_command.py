@@ -94,8 +94,10 @@ async def test_all_is_well(shell: Shell) -> None:
     [
         (Backups(state=BackupState.OFF), None, "there are no backups", "BACKUP_TO"),
         (Backups(state=BackupState.MISSING), None, "there are no backups", "BACKUP_TO"),
-        (Backups(state=BackupState.ON), False, "does not report", "stack logs backup"),
-        (backups(121), False, "does not report", "stack logs backup"),
+        (Backups(state=BackupState.ON), None, "has not reported yet", ""),
+        (Backups(state=BackupState.ON, age_seconds=120), None, "has not reported yet", ""),
+        (Backups(state=BackupState.ON, age_seconds=121), False, "has never reported", "the mesh refuses it: aicli stack logs backup"),
+        (backups(300), False, "has not reported for 5 min", "the mesh refuses it: aicli stack logs backup"),
         (backups(120, store_failing_since=NOW, store_error="403 Forbidden"), False, "403 Forbidden", "stack logs backup"),
         (backups(backups=()), None, "the first one is not complete", ""),
         (backups(), True, "newest 2026-01-02 03:04 UTC", ""),

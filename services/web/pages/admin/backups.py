@@ -13,6 +13,7 @@ from shared.api import recovery
 from shared.api.recovery import BackupEntry, BackupReport, Backups, BackupState
 
 _NEVER = ("Waiting", "warn", "The backup agent hasn’t reported yet. If this takes longer than a minute, run `aicli stack logs backup`.")
+_GONE = ("Agent down", "bad", "The backup agent has never reported. Run `aicli stack logs backup` to see why.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ def describe(found: Backups) -> BackupsPage:
     if found.state is not BackupState.ON:
         return BackupsPage(is_on=False, word="No backups", tone="warn", sentence="If you lose this machine’s disk, you lose everything.")
     if report is None:
-        word, tone, sentence = _NEVER
+        word, tone, sentence = _GONE if (found.age_seconds or 0.0) > recovery.AGENT_GONE_SECONDS else _NEVER
         return BackupsPage(word=word, tone=tone, sentence=sentence)
     word, tone, sentence = _verdict(report, found.age_seconds or 0.0)
     ends = (report.recoverable_from, report.recoverable_until)

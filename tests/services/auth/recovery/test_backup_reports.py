@@ -79,7 +79,8 @@ def reports_of(world: Surroundings) -> BackupReports:
 async def test_every_replica_shows_and_exports_the_newest_report(replicas: tuple[Surroundings, Surroundings]) -> None:
     first, second = replicas
     for world in replicas:
-        assert await world.administer(recovery.get_backups, recovery.GetBackups()) == recovery.Backups(state=BackupState.ON)
+        before = await world.administer(recovery.get_backups, recovery.GetBackups())
+        assert msgspec.structs.replace(before, age_seconds=None) == recovery.Backups(state=BackupState.ON)
     await send(first, report(term=1))
     await send(second, report(term=2, backups=(entry(1),)))
     for world in replicas:
@@ -103,6 +104,10 @@ async def test_before_the_first_report_ages_count_from_the_start(replicas: tuple
             assert age is not None, gauge
             assert 0 <= age < 60, gauge
         assert exported(world.metrics).isdisjoint((*GAUGES[3:], *OF_A_SITE))
+        found = await world.administer(recovery.get_backups, recovery.GetBackups())
+        assert (found.report, found.reported_at) == (None, None)
+        assert found.age_seconds is not None, "doctor says that the agent has never reported"
+        assert 0 <= found.age_seconds < 60
 
 
 @pytest.mark.parametrize("state", [BackupState.OFF, BackupState.MISSING])

@@ -29,6 +29,8 @@ def test_the_most_urgent_state_is_shown() -> None:
         (Backups(state=BackupState.OFF), "No backups", "warn", "lose everything"),
         (Backups(state=BackupState.MISSING), "No backups", "warn", "lose everything"),
         (Backups(state=BackupState.ON), "Waiting", "warn", "aicli stack logs backup"),
+        (Backups(state=BackupState.ON, age_seconds=120), "Waiting", "warn", "aicli stack logs backup"),
+        (Backups(state=BackupState.ON, age_seconds=121), "Agent down", "bad", "has never reported"),
         (backups(121, replaced_by=OTHER, **failing), "Replaced", "bad", "south took over with term 4 at 20 Nov 2026, 14:05 UTC"),
         (backups(121, **failing), "Agent down", "bad", "2 min ago"),
         (backups(120, **failing), "Store failing", "bad", "403 Forbidden"),
