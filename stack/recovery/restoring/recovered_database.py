@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -45,6 +46,8 @@ _LOOK_SECONDS = 0.1
 _PIECE_BYTES = 1 << 20
 #: What tarfile reads and writes at a time. With each read it copies all that it has read ahead, so 1 MiB takes a third more processor time.
 _TAR_READ_BYTES, _TAR_WRITE_BYTES = 64 << 10, 256 << 10
+#: Where a segment has the cluster's identifier (PostgreSQL's xlp_sysid).
+_SYSTEM_BYTES = slice(24, 32)
 _STOP_SECONDS = 120.0
 _CONNECT_SECONDS = 10.0
 #: What a cluster's folder never contains: PostgreSQL would obey it. Your own server may have any other file there.
@@ -156,7 +159,8 @@ async def fetch_and_unpack(source: RestoreSource, plan: RestorePlan, folder: Pat
 
 
 async def fetch_wal(source: RestoreSource, plan: RestorePlan, folder: Path, progress: Progress) -> WalEnd:
-    """Write the segments up to the target, each under PostgreSQL's name. Raises RestoreRefused if the target is behind a gap."""
+    """Write the segments up to the target, each under PostgreSQL's name. Raises RestoreRefused if the target is behind a gap, or a
+    segment is another cluster's."""
     await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
     for timeline in plan.histories:
         (folder / f"{timeline:08X}.history").write_bytes(await source.open(layout.history_object(timeline)))
@@ -165,6 +169,12 @@ async def fetch_wal(source: RestoreSource, plan: RestorePlan, folder: Path, prog
 
     async def fetch(segment: Segment) -> WalEnd:
         wal = await source.segment(segment, size)
+        # A segment that has only begun may have zeros there.
+        if any(system := wal.data[_SYSTEM_BYTES]) and int.from_bytes(system, sys.byteorder) != int(plan.backup.system):
+            raise layout.RestoreRefused(
+                f"{segment.object(size)} is of another database cluster than the backup {plan.backup.name}",
+                hint="use a newer backup (aicli stack backups), or a copy of the store from before the other cluster's first backup",
+            )
         await asyncio.to_thread(write_segment, folder / segment.file(size), wal.data, size)
         return WalEnd(wal.until, wal.lsn)
 

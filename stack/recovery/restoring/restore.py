@@ -189,7 +189,14 @@ async def open_source(
     if address.startswith("/") and not await asyncio.to_thread(Path(address).is_dir):
         raise RestoreRefused(f"there is no folder {address}", hint="is its disk mounted? Give the store with --from")
     store = await asyncio.to_thread(objects.open_store, address, found)
-    mesh = await catalog.read_mesh(store, keys)
+    try:
+        mesh = await catalog.read_mesh(store, keys)
+    except sealing.DamagedObject as error:
+        await catalog.read_mesh(store, None)  # raises it if it is damaged
+        raise RestoreRefused(
+            error.message,
+            hint=f"if {home.root} was created after the backups, move it away, and run this again; otherwise somebody forged them",
+        ) from error
     if mesh is None:
         raise RestoreRefused(f"{address} has no backups", hint="give the store with --from")
     own = settings.read_recorded(home).get("MESH_NAME", MeshName("home")) if home.settings_file.exists() else mesh.mesh

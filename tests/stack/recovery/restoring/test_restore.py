@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from shared import errors
 from shared.identity import node_keys
 from shared.identity.node_keys import NodeKey
 from shared.recovery.log_place import AcceptedGap
+from shared.recovery.rollback import RecoveryState
 from stack import processes, stack_home
 from stack.recovery import layout, sealing
 from stack.recovery.layout import BackupManifest, RestoreRefused
@@ -218,6 +220,30 @@ async def test_segments_that_only_this_machine_has_are_replayed(case: Case, home
     assert await entries(home) == [1, 2, 3]
 
 
+async def test_the_old_cluster_comes_back_where_a_new_one_was_started(case: Case, home: StackHome, tmp_path: Path) -> None:
+    """Its agent writes nothing into the store of the old one, but its log is in the home."""
+    shutil.copytree(case.maker.folder, tmp_path / "store")
+    with servers.running(servers.PostgresServer) as server:
+        other = replace(case.maker, folder=tmp_path / "store", server=server, marks=[], shipped=set())
+        await other.begin()
+        system = str(await other.run("SELECT system_identifier FROM pg_control_system()"))
+        shutil.copytree(server.server.data / "pg_wal", home.received_log(system), ignore=shutil.ignore_patterns("*_status", "summaries"))
+        home.recovery_log.mkdir(parents=True)
+        state = RecoveryState(system=system, timeline=1, lsn=1, number=4)
+        (home.recovery_log / "recovery_state").write_bytes(msgspec.json.encode(state))
+        await case.restore(home, replaces=True)
+        assert await entries(home) == [1, 2, 3]
+        # Had it written there, its segments would have replaced those of the old one.
+        for number in range(4):
+            await other.run(f"CREATE TABLE entries{number} (number bigint)", "SELECT pg_switch_wal()", database="aimesh")
+        await other.base()
+    shutil.rmtree(home.root)
+    before = contents(home.root.parent)
+    with pytest.raises(RestoreRefused, match=rf"wal/.* is of another database cluster than the backup {case.backup.name}"):
+        await case.restore(home, address=str(other.folder), which=case.backup.name)
+    assert contents(home.root.parent) == before
+
+
 def kill_at(state: RestoreState, *, before: bool) -> str:
     return f"""
 import os, sys
@@ -303,13 +329,14 @@ async def test_a_kill_at_any_moment_loses_nothing(case: Case, home: StackHome, s
 # --- refusals: nothing is changed
 
 
-async def refused(case: Case, home: StackHome, why: str, identity: Path | None = None, **more: object) -> None:
+async def refused(case: Case, home: StackHome, why: str, identity: Path | None = None, **more: object) -> str:
     before = contents(home.root.parent)
     with pytest.raises(errors.BadSettings, match=why) as refusal:
         await case.restore(home, identity, **more)
     assert contents(home.root.parent) == before
     assert not home.root.with_name("aimesh.restoring").exists()
     assert refusal.value.hint
+    return refusal.value.hint
 
 
 async def test_a_running_stack(case: Case, home: StackHome) -> None:
@@ -335,7 +362,11 @@ async def test_a_foreign_mesh(case: Case, home: StackHome, tmp_path: Path) -> No
     home.secrets.mkdir()
     (home.secrets / "recovery.nk").write_bytes(node_keys.new_seed())
     (home.secrets / "recovery.nk").chmod(0o600)
-    await refused(case, home, "not signed by this mesh", replaces=True)
+    hint = await refused(case, home, "not signed by this mesh", replaces=True)
+    assert f"if {home.root} was created after the backups, move it away" in hint
+    home.root.rename(tmp_path / "moved away")
+    await case.restore(home)
+    assert await entries(home) == [1, 2, 3]
 
 
 async def test_a_store_of_another_signer(case: Case, home: StackHome, tmp_path: Path) -> None:
