@@ -12,7 +12,6 @@ from shared import errors
 from shared.api.method import Nothing, StreamMethod
 from shared.api.recovery import FollowRecoveryLog, RecoveryLines
 from shared.rpc.calling import RpcClient
-from shared.stores import signed_lines
 from shared.stores.objects import StoredObject
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
@@ -79,19 +78,23 @@ class FileCopy:
         self._name = name
         self._file = file
         self._seen_bytes = -1
+        #: Where the file's last line begins, and this line, once the store has it.
+        self._stored = (0, b"")
 
     async def copy(self) -> None:
         """Store the lines that the store lacks. Raises StoreUnavailable."""
         size = self._file.stat().st_size if self._file.exists() else 0
         if size in (0, self._seen_bytes):
             return
+        (start, known), self._stored = self._stored, (0, b"")  # after a failure, the store is asked
         last = max((part for part, _ in await _list(self._place, self._name)), key=lambda part: part.last, default=None)
-        known = b"" if last is None else await _read(self._place, last)
-        lines = await asyncio.to_thread(_lines_after, self._file, known)
+        if not known and last is not None:
+            known = await _read(self._place, last)
+        lines, stored = await asyncio.to_thread(_lines_after, self._file, start, known)
         if lines:
             first = 1 if last is None else last.last + 1
             await write(self._place, LogPart(self._name, first, first + lines.count(b"\n") - 1), lines)
-        self._seen_bytes = size
+        self._seen_bytes, self._stored = size, stored
 
 
 async def find_last(place: BackupPlace, service: str) -> int:
@@ -138,9 +141,17 @@ async def _read(place: BackupPlace, part: LogPart) -> bytes:
     return await asyncio.to_thread(sealing.open_bytes, part.object, body, (place.own_identity,), place.mesh.keys, place.mesh.mesh)
 
 
-def _lines_after(file: Path, known: bytes) -> bytes:
-    """Return the whole lines behind the last one of ``known``; all if that is not there. Blocks."""
-    text = b"".join(signed_lines.read(file))
-    text = text[: text.rfind(b"\n") + 1]
+def _lines_after(file: Path, start: int, known: bytes) -> tuple[bytes, tuple[int, bytes]]:
+    """Return the whole lines behind the last one of ``known``, all if that is not there; and the file's last line, after where it begins.
+    ``start`` is where the last one of ``known`` began. Blocks."""
     last = known[known.rfind(b"\n", 0, -1) + 1 :]
-    return text.rpartition(last)[2] if last else text
+    with file.open("rb") as opened:
+        opened.seek(start)
+        text = opened.read()
+        if start and not text.startswith(last):  # another file
+            opened.seek(start := 0)
+            text = opened.read()
+    text = text[: text.rfind(b"\n") + 1]
+    newest = text.rfind(b"\n", 0, -1) + 1
+    found = (b"\n" + text).rfind(b"\n" + last) if last else -1
+    return text if found < 0 else text[found + len(last) :], (start + newest, text[newest:])

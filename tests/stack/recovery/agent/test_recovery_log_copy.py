@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from shared import errors
@@ -175,6 +176,39 @@ async def test_only_new_anchors_are_stored(place: BackupPlace, tmp_path: Path) -
     await FileCopy(place, recovery_log_copy.ANCHORS, file).copy()
     assert brittle(place).written == [LogPart("anchors", first, last).object for first, last in ((1, 2), (3, 4))]
     assert await lines_of(place, "anchors") == [b"a", b"b", b"c", b"d"], "a line without its end is still being written"
+
+
+async def test_only_the_new_end_of_the_file_is_read(place: BackupPlace, tmp_path: Path) -> None:
+    """It grows for years. After a failure, and for another file, all of it is compared with the store."""
+    file = tmp_path / "audit_anchors.jsonl"
+    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file)
+    old = [b"%0100000d" % number for number in range(30)]
+    file.write_bytes(b"\n".join(old) + b"\nto")
+    await anchors.copy()
+    append(file, b"rn\nc\n")
+    before = psutil.Process().io_counters().read_chars
+    await anchors.copy()
+    assert psutil.Process().io_counters().read_chars - before < 1_000_000
+    assert await lines_of(place, "anchors") == [*old, b"torn", b"c"]
+    append(file, b"d\n")
+    brittle(place).is_away = True
+    with pytest.raises(errors.Unavailable):
+        await anchors.copy()
+    brittle(place).is_away = False
+    # The store has it, though it failed.
+    await recovery_log_copy.write(place, LogPart(recovery_log_copy.ANCHORS, 33, 33), b"d\n")
+    await anchors.copy()
+    append(file, b"e\n")
+    await anchors.copy()
+    other = b"another file, longer than the old one" * 100_000
+    file.write_bytes(other + b"\n")
+    await anchors.copy()
+    assert await lines_of(place, "anchors") == [*old, b"torn", b"c", b"d", b"e", other]
+
+
+def append(file: Path, text: bytes) -> None:
+    with file.open("ab") as opened:
+        opened.write(text)
 
 
 async def test_a_new_file_of_anchors_is_stored_behind_the_old_one(place: BackupPlace, tmp_path: Path) -> None:
