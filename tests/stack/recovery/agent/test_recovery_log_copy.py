@@ -192,7 +192,7 @@ async def test_only_the_new_end_of_the_file_is_read(place: BackupPlace, tmp_path
     assert await lines_of(place, "anchors") == [*old, b"torn", b"c"]
     append(file, b"d\n")
     brittle(place).is_away = True
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="away"):
         await anchors.copy()
     brittle(place).is_away = False
     # The store has it, though it failed.
