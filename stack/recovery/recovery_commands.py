@@ -12,8 +12,10 @@ import click
 
 from cli.output import print_format, printing
 from cli.output.printing import TableColumn
+from stack.recovery.restore_commands import store_option
 
 if TYPE_CHECKING:
+    from shared.api.recovery import BackupEntry
     from stack.recovery.agent.source_database import SourceDatabase
     from stack.recovery.backup_place import BackupPlace
     from stack.recovery.layout import BackupManifest
@@ -130,7 +132,6 @@ def keygen(file: Path, *, as_json: bool) -> None:
 def backups(*, as_json: bool) -> None:
     """List the backups in BACKUP_TO, newest first, and what can be restored."""
     from stack.recovery import backup_listing
-    from stack.recovery.backup_listing import ListedBackup
 
     async def read() -> backup_listing.BackupListing:
         place, _ = await _open(_home())
@@ -140,7 +141,7 @@ def backups(*, as_json: bool) -> None:
     if as_json:
         printing.show_json(printing.plain(found), rows=("backups",))
         return
-    columns: list[TableColumn[ListedBackup]] = [
+    columns: list[TableColumn[BackupEntry]] = [
         TableColumn("BACKUP", lambda row: row.name),
         TableColumn("TIME", lambda row: printing.moment(row.at)),
         TableColumn("SIZE", lambda row: f"{row.size_bytes / _MB:.1f} MB"),
@@ -158,7 +159,7 @@ def backups(*, as_json: bool) -> None:
 
 
 @click.command("fetch-log")
-@click.option("--from", "address", metavar="URL", help="The store: a folder, s3://bucket/prefix or gs://bucket/prefix. Default: BACKUP_TO.")
+@store_option
 @click.option("--identity", type=click.Path(path_type=Path), help="File of an identity that opens backups. Default: this stack's own.")
 @print_format.output_options("Print a JSON object.")
 def fetch_log(address: str | None, identity: Path | None, *, as_json: bool) -> None:
@@ -167,23 +168,18 @@ def fetch_log(address: str | None, identity: Path | None, *, as_json: bool) -> N
     If the disks of your containers don't last, run this before auth and the gateway start, and don't start them if it fails: keys that
     you revoked could work again.
     """
-    from shared import errors
     from stack import secret_files, settings
-    from stack.recovery import sealing
     from stack.recovery.restoring import restore, restored_log
 
     home = _home()
     known = {**settings.read_recorded(home), **os.environ}
-    address = address or known.get("BACKUP_TO")
-    if not address:
-        raise errors.BadSettings("no store is known", hint="give it with --from")
+    store = restore.find_store(home, address, os.environ)
     identity = identity or home.secrets / secret_files.BACKUP_IDENTITY
     folder = Path(known.get("RECOVERY_LOG_DIR") or home.recovery_log)
     anchors = Path(known.get("AUDIT_ANCHOR_FILE") or folder / home.audit_anchors.name)
 
     async def fetch() -> None:
-        identities, signers = sealing.read_identities(identity), restore.signers(home, identity)
-        source = await restore.open_source(home, address, identities, signers, restore.credentials(home, os.environ))
+        source = await restore.open_source(home, store, (identity,), os.environ)
         await restored_log.fetch_into(folder, anchors, source, home)
 
     asyncio.run(fetch())

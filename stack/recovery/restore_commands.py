@@ -25,9 +25,13 @@ _MOMENTS = (
 )
 
 
+STORE_HELP = "The store: a folder, s3://bucket/prefix or gs://bucket/prefix."
+store_option = click.option("--from", "address", metavar="URL", help=f"{STORE_HELP} Default: BACKUP_TO.")
+
+
 @click.command()
 @click.argument("which", metavar="BACKUP|latest", required=False)
-@click.option("--from", "address", metavar="URL", help="The store: a folder, s3://bucket/prefix or gs://bucket/prefix. Default: BACKUP_TO.")
+@store_option
 @click.option("--identity", type=click.Path(path_type=Path), help="The file that `aicli stack backup keygen` wrote.")
 @click.option("--at", type=click.DateTime(_MOMENTS), metavar="TIME", help="Restore this moment, in UTC: 2026-11-25T02:30:00Z.")
 @click.option("--before-upgrade", metavar="VERSION", help="Restore the moment before the upgrade to VERSION.")
@@ -45,8 +49,7 @@ def restore(context: click.Context, /, *, which: str | None, address: str | None
     Without --at, `latest` restores everything that the store has, and BACKUP its own moment. If it is interrupted, run the same command
     again. Exits with 2 if it refuses, and nothing was changed; with 3 if the moment could not be reached completely.
     """
-    from shared import errors
-    from stack import settings, stack_home
+    from stack import stack_home
     from stack.recovery.restoring import restore as restores
 
     home = stack_home.locate(os.environ)
@@ -57,13 +60,10 @@ def restore(context: click.Context, /, *, which: str | None, address: str | None
         return
     if which is None or identity is None:
         raise click.UsageError("name a BACKUP or `latest`, and --identity FILE")
-    address = address or os.environ.get("BACKUP_TO") or settings.read_recorded(home).get("BACKUP_TO")
-    if address is None:
-        raise errors.BadSettings("no store is known", hint="give it with --from")
     at = options["at"]
     request = restores.RestoreRequest(
         which=which,
-        address=address if "://" in address else str(Path(address).expanduser().absolute()),
+        address=restores.find_store(home, address, os.environ),
         at=_in_utc(at) if isinstance(at, datetime) else None,
         before_upgrade=str(options["before_upgrade"]) if options["before_upgrade"] else None,
         replaces=bool(options["replace"]),

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from cli.output import print_format, printing
-from stack.recovery.restore_commands import show_progress
+from stack.recovery.restore_commands import STORE_HELP, show_progress
 
 _DONE_IN_PART = 3
 
@@ -19,7 +19,7 @@ def _say(text: str) -> None:
 
 
 @click.command()
-@click.option("--from", "address", metavar="URL", required=True, help="The store: a folder, s3://bucket/prefix or gs://bucket/prefix.")
+@click.option("--from", "address", metavar="URL", required=True, help=STORE_HELP)
 @click.option("--identity", required=True, type=click.Path(path_type=Path), help="The file that `aicli stack backup keygen` wrote.")
 @click.option("--replace", is_flag=True, help="Move the present home aside first. It is not deleted.")
 def standby(address: str, identity: Path, replace: bool) -> None:
@@ -29,9 +29,11 @@ def standby(address: str, identity: Path, replace: bool) -> None:
     come from the environment.
     """
     from stack import stack_home
+    from stack.recovery.restoring import restore
     from stack.recovery.takeover import standby as standbys
 
-    address = address if "://" in address else str(Path(address).expanduser().absolute())
+    home = stack_home.locate(os.environ)
+    address = restore.find_store(home, address, os.environ)
     shown = standbys.StandbyOutput(show_progress, _say)
 
     async def follow() -> None:
@@ -39,7 +41,7 @@ def standby(address: str, identity: Path, replace: bool) -> None:
         assert me is not None
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, me.cancel)
-        await standbys.run(stack_home.locate(os.environ), address, identity, replaces=replace, environment=os.environ, shown=shown)
+        await standbys.run(home, address, identity, replaces=replace, environment=os.environ, shown=shown)
 
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(follow())

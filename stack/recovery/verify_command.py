@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import print_format, printing
-from stack.recovery.restore_commands import show_progress
+from stack.recovery.restore_commands import show_progress, store_option
 
 if TYPE_CHECKING:
     from stack.recovery.restoring.verify import VerifiedBackup
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--identity", type=click.Path(path_type=Path), help="The file that `aicli stack backup keygen` wrote: opens the secrets, too."
 )
-@click.option("--from", "address", metavar="URL", help="The store: a folder, s3://bucket/prefix or gs://bucket/prefix. Default: BACKUP_TO.")
+@store_option
 @print_format.output_options("Print a JSON object.")
 @click.pass_context
 def verify(context: click.Context, /, *, backup: str, identity: Path | None, address: str | None, as_json: bool) -> None:
@@ -32,29 +32,22 @@ def verify(context: click.Context, /, *, backup: str, identity: Path | None, add
     """
     from shared import errors
     from shared.identity import node_keys
-    from stack import secret_files, settings, stack_home
-    from stack.recovery import sealing
+    from stack import secret_files, stack_home
     from stack.recovery.restoring import restore as restores
     from stack.recovery.restoring import verify as tests
 
     home = stack_home.locate(os.environ)
-    values = settings.read_recorded(home) | os.environ
-    address = address or values.get("BACKUP_TO")
-    if address is None:
-        raise errors.BadSettings("no store is known", hint="give it with --from")
-    address = address if "://" in address else str(Path(address).absolute())
+    store = restores.find_store(home, address, os.environ)
     signing, own = home.secrets / secret_files.RECOVERY_KEY, home.secrets / secret_files.BACKUP_IDENTITY
     files = [file for file in (identity, own if own.exists() else None) if file is not None]
-    identities = tuple(found for file in files for found in sealing.read_identities(file))
-    if not identities:
+    if not files:
         raise errors.BadSettings("there is no identity that opens the backups", hint="give it with --identity")
     key = node_keys.load(signing) if signing.exists() else None
     # On the disk of the present database, if there is one.
     work = home.run if home.run.is_dir() else Path(tempfile.gettempdir())
 
     async def run() -> "VerifiedBackup":
-        signers, credentials = restores.signers(home, files[0]), restores.credentials(home, os.environ)
-        source = await restores.open_source(home, address, identities, signers, credentials)
+        source = await restores.open_source(home, store, files, os.environ)
         return await tests.verify(source, backup, work, show_progress, opens_secrets=identity is not None, key=key)
 
     result = asyncio.run(run())

@@ -135,7 +135,7 @@ async def restore(
     async with _only_restore(work):
         restoring = _Restore(home, work, request, progress)
         try:
-            await restoring.run(sealing.read_identities(identity), signers(home, identity), credentials(home, environment))
+            await restoring.run(identity, environment)
         except errors.BadSettings:
             await asyncio.to_thread(restoring.undo)
             raise
@@ -170,7 +170,7 @@ def _put_back(home: StackHome, work: Path) -> None:
     shutil.rmtree(work)
 
 
-def credentials(home: StackHome, environment: Mapping[str, str]) -> dict[str, str]:
+def _credentials(home: StackHome, environment: Mapping[str, str]) -> dict[str, str]:
     """Return those for the store: from the environment, or as `make up` saved them."""
     recorded = settings.read_recorded(home)
     found = {}
@@ -182,15 +182,22 @@ def credentials(home: StackHome, environment: Mapping[str, str]) -> dict[str, st
     return found
 
 
-async def open_source(
-    home: StackHome, address: str, identities: tuple[str, ...], keys: frozenset[NodeId] | None, found: Mapping[str, str]
-) -> RestoreSource:
-    """Raises RestoreRefused if the store has no backups of this mesh."""
+def find_store(home: StackHome, given: str | None, environment: Mapping[str, str]) -> str:
+    """Return the address of the store: BACKUP_TO, if none is given. Raises BadSettings."""
+    address = given or environment.get("BACKUP_TO") or settings.read_recorded(home).get("BACKUP_TO")
+    if not address:
+        raise errors.BadSettings("no store is known", hint="give it with --from")
+    return address if "://" in address else str(Path(address).expanduser().absolute())
+
+
+async def open_source(home: StackHome, address: str, files: Sequence[Path], environment: Mapping[str, str]) -> RestoreSource:
+    """``files`` have the identities. Raises BadSettings, such as RestoreRefused if the store has no backups of this mesh."""
+    identities = tuple(each for file in files for each in sealing.read_identities(file))
     if address.startswith("/") and not await asyncio.to_thread(Path(address).is_dir):
         raise RestoreRefused(f"there is no folder {address}", hint="is its disk mounted? Give the store with --from")
-    store = await asyncio.to_thread(objects.open_store, address, found)
+    store = await asyncio.to_thread(objects.open_store, address, _credentials(home, environment))
     try:
-        mesh = await catalog.read_mesh(store, keys)
+        mesh = await catalog.read_mesh(store, _signers(home, files[0]))
     except sealing.DamagedObject as error:
         await catalog.read_mesh(store, None)  # raises it if it is damaged
         raise RestoreRefused(
@@ -219,11 +226,11 @@ class _Restore:
         if self.now is None and (in_place := _read(home.root)) is not None and in_place.state is RestoreState.REPLAYED:
             self.now = in_place  # killed behind the last rename
 
-    async def run(self, identities: tuple[str, ...], keys: frozenset[NodeId] | None, found: Mapping[str, str]) -> None:
+    async def run(self, identity: Path, environment: Mapping[str, str]) -> None:
         if self.now is not None and self.now.request != self._request:
             raise RestoreRefused("another restore was not finished", hint="run that command again, or: aicli stack restore --abort")
         refuse_running(self._home)
-        opened = await self._open_store(identities, keys, found)
+        opened = await self._open_store(identity, environment)
         if self.now is None:
             self.now = await self._check(opened)
             self._is_new = True
@@ -260,8 +267,8 @@ class _Restore:
 
     # --- the steps
 
-    async def _open_store(self, identities: tuple[str, ...], keys: frozenset[NodeId] | None, found: Mapping[str, str]) -> OpenedStore:
-        source = await open_source(self._home, self._request.address, identities, keys, found)
+    async def _open_store(self, identity: Path, environment: Mapping[str, str]) -> OpenedStore:
+        source = await open_source(self._home, self._request.address, (identity,), environment)
         read = await catalog.read(source.store, source.mesh)
         if self._request.which == LATEST and self._request.at is None and self._request.before_upgrade is None and read.backups:
             local = _find_local(self._home.received_log(source.mesh.system), read)
@@ -440,7 +447,7 @@ def _read(home: Path) -> RestoreProgress | None:
         raise RestoreRefused(f"{file} is damaged", hint="start over: aicli stack restore --abort") from error
 
 
-def signers(home: StackHome, identity: Path) -> frozenset[NodeId] | None:
+def _signers(home: StackHome, identity: Path) -> frozenset[NodeId] | None:
     """Return the keys that are known to sign this mesh's backups; None if the store itself has to name them."""
     own = home.secrets / secret_files.RECOVERY_KEY
     if own.exists():

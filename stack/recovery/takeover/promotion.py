@@ -20,7 +20,6 @@ import msgspec
 
 from shared import errors
 from shared.identity import node_keys
-from shared.stores import objects
 from shared.stores.objects import ObjectMissing, StoreUnavailable
 from shared.types import SERVICE_ROLES, NodeId, Role
 from stack import initialization, processes, secret_files, settings, stack_home, stack_plan
@@ -131,7 +130,7 @@ class _Promotion:
             if lock is None:
                 raise RestoreRefused("another process uses this home", hint="is another promotion running?")
             await asyncio.to_thread(restore.end_database, home.root)
-            source, key = await self._open_store(facts.address)
+            source, key = await self._open_store(facts.address), node_keys.load(home.secrets / secret_files.RECOVERY_KEY)
             async with self._step("take the term"):
                 record = await self._take_term(facts, source, key, old_site_is_off=old_site_is_off)
             async with self._step("wait for the end of the other site"):
@@ -144,13 +143,8 @@ class _Promotion:
                 await asyncio.to_thread(shutil.rmtree, fetched, ignore_errors=True)
             self._save(is_open=True)
 
-    async def _open_store(self, address: str) -> tuple[RestoreSource, node_keys.NodeKey]:
-        home, key = self._home, node_keys.load(self._home.secrets / secret_files.RECOVERY_KEY)
-        store = await asyncio.to_thread(objects.open_store, address, restore.credentials(home, self._environment))
-        mesh = await catalog.read_mesh(store, {key.id})
-        if mesh is None:
-            raise RestoreRefused(f"{address} has no backups", hint="is its disk mounted?")
-        return RestoreSource(store, mesh, (secret_files.read(home, secret_files.BACKUP_IDENTITY),)), key
+    async def _open_store(self, address: str) -> RestoreSource:
+        return await restore.open_source(self._home, address, (self._home.secrets / secret_files.BACKUP_IDENTITY,), self._environment)
 
     async def _take_term(self, facts: StandbyFacts, source: RestoreSource, key: node_keys.NodeKey, *, old_site_is_off: bool) -> SiteRecord:
         if self.now is None:
@@ -280,7 +274,7 @@ class _Promotion:
         )  # fmt: skip
 
     async def _forget_standby(self, now: PromoteProgress) -> None:
-        source, _ = await self._open_store(now.address)
+        source = await self._open_store(now.address)
         try:
             await source.store.delete([standby_plan.record_name(now.record.site)])
         except StoreUnavailable:  # the credentials may not delete; it is shown as behind until it is removed

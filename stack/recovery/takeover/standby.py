@@ -22,7 +22,6 @@ import msgspec
 
 from shared import config, errors
 from shared.identity import node_keys
-from shared.stores import objects
 from shared.stores.objects import ObjectMissing
 from stack import processes, secret_files, settings, stack_home
 from stack.processes import Child
@@ -115,11 +114,7 @@ async def run(
     if facts is not None and facts.process is not None and processes.is_alive(facts.process):
         raise RestoreRefused(f"{home.root} is kept up to date by process {facts.process.pid} already", hint="stop that one first")
     restore.refuse_running(home)
-    store = await asyncio.to_thread(objects.open_store, address, restore.credentials(home, environment))
-    mesh = await catalog.read_mesh(store, restore.signers(home, identity))
-    if mesh is None:
-        raise RestoreRefused(f"{address} has no backups", hint="give the store with --from")
-    source = RestoreSource(store, mesh, sealing.read_identities(identity))
+    source = await restore.open_source(home, address, (identity,), environment)
     chosen = {**environment, "BACKUP_TO": address, "SITE_NAME": environment.get("SITE_NAME") or BackupSettings().site}
     standby = _Standby(home, source, chosen, shown)
     if facts is None:
