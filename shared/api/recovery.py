@@ -46,6 +46,8 @@ class BackupEntry(Body, frozen=True, kw_only=True):
     verified_at: _Moment | None = None
     #: How long it took.
     seconds: _Seconds
+    #: Whose database it has.
+    site: _Text = ""
 
 
 class RestoreTest(Body, frozen=True, kw_only=True, omit_defaults=False):

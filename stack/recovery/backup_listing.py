@@ -4,24 +4,14 @@ from datetime import datetime
 
 import msgspec
 
+from shared.api.recovery import BackupEntry
 from stack.recovery import catalog
 from stack.recovery.backup_place import BackupPlace
+from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import DATA
 from stack.recovery.restoring import restore_plan
 from stack.recovery.restoring.recovered_database import RestoreSource
 from stack.recovery.store_retries import retry
-
-
-class ListedBackup(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    label: str
-    #: When it was complete.
-    at: datetime
-    size_bytes: int
-    #: When a restore test of it last passed.
-    verified_at: datetime | None
-    seconds: float
-    site: str
 
 
 class ListedHole(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,22 +25,27 @@ class ListedHole(msgspec.Struct, frozen=True, kw_only=True):
 
 class BackupListing(msgspec.Struct, frozen=True, kw_only=True):
     #: Newest first.
-    backups: tuple[ListedBackup, ...]
+    backups: tuple[BackupEntry, ...]
     recoverable_from: datetime | None = None
     recoverable_until: datetime | None = None
     holes: tuple[ListedHole, ...] = ()
 
 
-async def read(place: BackupPlace) -> BackupListing:
-    found = await retry(lambda: catalog.read(place.store, place.mesh))
+def list_entries(found: StoreCatalog) -> tuple[BackupEntry, ...]:
+    """Newest first. Pure."""
     passed = found.tests.passed if found.tests is not None else {}
-    listed = tuple(
-        ListedBackup(
+    return tuple(
+        BackupEntry(
             name=each.name, label=each.label, at=each.finished_at, size_bytes=each.size,
             verified_at=passed.get(each.name), seconds=each.seconds, site=each.site,
         )
         for each in reversed(found.backups)
     )  # fmt: skip
+
+
+async def read(place: BackupPlace) -> BackupListing:
+    found = await retry(lambda: catalog.read(place.store, place.mesh))
+    listed = list_entries(found)
     if not any(part.name == DATA for each in found.backups for part in each.parts):
         return BackupListing(backups=listed)  # its provider restores the database
     source = RestoreSource(place.store, place.mesh, (place.own_identity,))

@@ -12,7 +12,7 @@ import msgspec
 
 from shared import errors
 from shared.api.method import MethodCaller
-from shared.api.recovery import SiteLeaseState, set_site_lease
+from shared.api.recovery import SiteLeaseMode, SiteLeaseState, set_site_lease
 from shared.stores.objects import ObjectMissing, StoreUnavailable
 from shared.telemetry import logs
 from stack import control, stack_home
@@ -35,12 +35,7 @@ def boot_time() -> float:
 
 def read_own(home: StackHome) -> SiteRecord | None:
     """Blocks. Raises BadSettings."""
-    try:
-        return msgspec.json.decode(home.own_site.read_bytes(), type=SiteRecord)
-    except FileNotFoundError:
-        return None
-    except msgspec.MsgspecError as error:
-        raise errors.BadSettings(f"{home.own_site} is unreadable", hint="take a new term: aicli stack promote") from error
+    return stack_home.read_struct(home.own_site, SiteRecord, "take a new term: aicli stack promote")
 
 
 async def read_term(place: BackupPlace) -> int:
@@ -83,7 +78,7 @@ class SiteKeeper:
     def __init__(self, place: BackupPlace, own: SiteRecord) -> None:
         self._place = place
         self._clock: terms.GatewayClock | None = None
-        self.state = SiteState(own=own, mode=terms.LeaseMode(place.settings.site_lease))
+        self.state = SiteState(own=own, mode=SiteLeaseMode(place.settings.site_lease))
         #: Term -> who owned it, as far as was read.
         self.known: dict[int, SiteRecord] = {own.term: own}
         #: Why the store could not be read or written; empty if it could.
@@ -130,7 +125,7 @@ class SiteKeeper:
         is_marked = False
         with contextlib.suppress(ObjectMissing):
             await self._place.store.head(terms.advisory_name(own.term))
-            is_marked, announced = True, terms.LeaseMode.ADVISORY
+            is_marked, announced = True, SiteLeaseMode.ADVISORY
         highest = terms.find_highest({found.name async for found in self._place.store.list(terms.FOLDER)})
         if highest is None:
             return StoreCheck(began_at=began_at, announced=announced, is_marked=is_marked, highest=None)

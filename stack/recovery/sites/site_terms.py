@@ -19,7 +19,7 @@ from enum import StrEnum
 
 import msgspec
 
-from shared.api.recovery import SetSiteLease, SiteLeaseState
+from shared.api.recovery import SetSiteLease, SiteLeaseMode, SiteLeaseState
 
 CHECK_SECONDS, LEASE_SECONDS = 10.0, 45.0
 #: How long a new site waits for a strict one: a lease, and a margin for clocks that run at different speeds.
@@ -30,13 +30,6 @@ REFUSING_SECONDS = 60.0
 #: The folder of all objects below.
 FOLDER = "site/"
 _RECORD = re.compile(r"site/([1-9][0-9]*)\.json")
-
-
-class LeaseMode(StrEnum):
-    """What a site does while it can't reach the store."""
-
-    ADVISORY = "advisory"
-    STRICT = "strict"
 
 
 class SiteRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +51,7 @@ class SiteLeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
     term: int
     site: str
     at: datetime
-    mode: LeaseMode
+    mode: SiteLeaseMode
 
 
 class SiteAcknowledgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +90,7 @@ def find_highest(names: Set[str]) -> int | None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteState:
     own: SiteRecord
-    mode: LeaseMode
+    mode: SiteLeaseMode
     #: When the last check began that found no other owner.
     confirmed_at: float | None = None
     #: Since when the store can't be read.
@@ -116,14 +109,14 @@ class StoreCheck:
 
     began_at: float
     #: Of the lease file, or ADVISORY if the term is marked; None if there is no lease file.
-    announced: LeaseMode | None
+    announced: SiteLeaseMode | None
     is_marked: bool
     highest: SiteRecord | None
 
 
 @dataclass(frozen=True, slots=True)
 class WriteLease:
-    mode: LeaseMode
+    mode: SiteLeaseMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +157,16 @@ def decide(site: SiteState, check: StoreCheck | None, now: float) -> tuple[SiteS
         # A store that has lost our term proves nothing, either.
         site = replace(site, failing_since=now if site.failing_since is None else site.failing_since)
         is_over = site.confirmed_at is None or now - site.confirmed_at >= LEASE_SECONDS
-        suspends = site.mode is LeaseMode.STRICT and is_over
+        suspends = site.mode is SiteLeaseMode.STRICT and is_over
         return site, (SetGatewayLease(SiteLeaseState.SUSPENDED),) if suspends else ()
     site = replace(site, confirmed_at=check.began_at, failing_since=None)
     if check.announced is None:
-        return site, (WriteLease(LeaseMode.ADVISORY),)
+        return site, (WriteLease(SiteLeaseMode.ADVISORY),)
     ends_at = check.began_at + LEASE_SECONDS
-    if site.mode is LeaseMode.STRICT:
-        return site, (SetGatewayLease(SiteLeaseState.ACTIVE, ends_at), WriteLease(LeaseMode.STRICT))
+    if site.mode is SiteLeaseMode.STRICT:
+        return site, (SetGatewayLease(SiteLeaseState.ACTIVE, ends_at), WriteLease(SiteLeaseMode.STRICT))
     granted = SetGatewayLease(SiteLeaseState.ACTIVE, None if check.is_marked else ends_at)
-    return site, (granted, WriteLease(LeaseMode.ADVISORY) if check.is_marked else MarkAdvisory())
+    return site, (granted, WriteLease(SiteLeaseMode.ADVISORY) if check.is_marked else MarkAdvisory())
 
 
 def _is_other(highest: SiteRecord, own: SiteRecord) -> bool:
@@ -252,7 +245,7 @@ class FenceCheck:
 
     highest: int
     #: Of the lease files, by term; ADVISORY if the term is marked.
-    leases: Mapping[int, LeaseMode]
+    leases: Mapping[int, SiteLeaseMode]
     #: Terms that were acknowledged to have ended.
     ended: Set[int]
 
@@ -267,4 +260,4 @@ def decide_fence(own_term: int, written_at: float, check: FenceCheck, now: float
         return Fence.OPEN
     if now - written_at < FENCE_SECONDS:
         return Fence.WAIT
-    return Fence.OPEN if check.leases.get(last) is LeaseMode.STRICT else Fence.ASK
+    return Fence.OPEN if check.leases.get(last) is SiteLeaseMode.STRICT else Fence.ASK

@@ -19,8 +19,9 @@ from pathlib import Path
 import msgspec
 
 from shared import errors
+from shared.api.recovery import SiteLeaseMode
 from shared.identity import node_keys
-from shared.stores.objects import ObjectMissing, StoreUnavailable
+from shared.stores.objects import StoreUnavailable
 from shared.types import SERVICE_ROLES, NodeId, Role
 from stack import initialization, processes, secret_files, settings, stack_home, stack_plan
 from stack.recovery import catalog, layout
@@ -31,7 +32,7 @@ from stack.recovery.restoring.restore_plan import RestorePlan
 from stack.recovery.restoring.restored_log import LogFacts
 from stack.recovery.sites import site_claim, site_terms
 from stack.recovery.sites.site_keeper import boot_time
-from stack.recovery.sites.site_terms import Fence, FenceCheck, LeaseMode, SiteAcknowledgement, SiteLeaseRecord, SiteRecord
+from stack.recovery.sites.site_terms import Fence, FenceCheck, SiteAcknowledgement, SiteLeaseRecord, SiteRecord
 from stack.recovery.takeover import standby, standby_plan
 from stack.recovery.takeover.standby import StandbyFacts
 from stack.stack_home import StackHome
@@ -103,12 +104,13 @@ class _Promotion:
         self._folder = folder
         self._show = show
         self._steps: list[PromoteStep] = []
-        self.now = _read(home)
+        hint = "restore this site instead: aicli stack restore latest --replace"
+        self.now = stack_home.read_struct(home.run / _FILE, PromoteProgress, hint)
 
     def _save(self, **facts: object) -> PromoteProgress:
         assert self.now is not None
         self.now = msgspec.structs.replace(self.now, **facts)
-        stack_home.write_private(self._home.run / _FILE, msgspec.json.encode(self.now).decode())
+        stack_home.write_struct(self._home.run / _FILE, self.now)
         return self.now
 
     @asynccontextmanager
@@ -154,7 +156,9 @@ class _Promotion:
             settings.load(recorded)
             plan = await self._plan(source, facts.backup)
             record = await site_claim.plan_record(source.store, source.mesh, recorded, 0)
-            followed = await _read_followed_term(source, plan)
+            # Whose changes came into the store last.
+            state = await catalog.find_signed(source.store, source.mesh, layout.STATE, StoreState)
+            followed = plan.backup.term if state is None else state.term
             if record.term > followed + 1 and not old_site_is_off:
                 raise RestoreRefused(
                     f"lost_race: the site {record.previous or '?'} has taken term {record.term - 1}, and this one followed term {followed}",
@@ -281,25 +285,16 @@ class _Promotion:
             pass
 
 
-async def _read_followed_term(source: RestoreSource, plan: RestorePlan) -> int:
-    """Return the term of the site whose changes came into the store last."""
-    try:
-        body = await source.store.get(layout.STATE)
-    except ObjectMissing:
-        return plan.backup.term
-    return layout.read_signed(layout.STATE, body, StoreState, source.mesh.keys).term
-
-
 async def _read_fence(source: RestoreSource, own_term: int) -> FenceCheck:
     store, mesh = source.store, source.mesh
     names = {each.name async for each in store.list(site_terms.FOLDER)}
-    leases: dict[int, LeaseMode] = {}
+    leases: dict[int, SiteLeaseMode] = {}
     ended: set[int] = set()
     for term in range(1, own_term):
         if (name := site_terms.lease_name(term)) in names:
             leases[term] = layout.read_signed(name, await store.get(name), SiteLeaseRecord, mesh.keys).mode
         if site_terms.advisory_name(term) in names:
-            leases[term] = LeaseMode.ADVISORY
+            leases[term] = SiteLeaseMode.ADVISORY
         if (name := site_terms.acknowledgement_name(term)) in names:
             layout.read_signed(name, await store.get(name), SiteAcknowledgement, mesh.keys)
             ended.add(term)
@@ -338,13 +333,3 @@ async def _ended(process: asyncio.subprocess.Process, given: bytes, seconds: flo
         return await processes.communicate(process, seconds, given)
     except TimeoutError as error:
         raise errors.Unavailable(f"it did not end within {seconds:.0f} s", hint="run it again") from error
-
-
-def _read(home: StackHome) -> PromoteProgress | None:
-    file = home.run / _FILE
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=PromoteProgress)
-    except FileNotFoundError:
-        return None
-    except msgspec.MsgspecError as error:
-        raise RestoreRefused(f"{file} is damaged", hint="restore this site instead: aicli stack restore latest --replace") from error

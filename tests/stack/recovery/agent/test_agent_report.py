@@ -9,14 +9,14 @@ from stack.recovery.agent import agent_report
 from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import BackupPart
 from stack.recovery.restoring.restore_plan import RecoveryWindow
-from stack.recovery.sites.site_terms import LeaseMode, SiteRecord, SiteState
+from stack.recovery.sites.site_terms import SiteRecord, SiteState
 from tests.stack.recovery.catalogs import backup, catalog, moment, passed
 
 OWN = SiteRecord(term=1, site="here", at=moment(0), url="http://here", nonce="a")
 OTHER = SiteRecord(term=2, site="there", at=moment(9), url="http://there", nonce="b")
 
 
-SITE = SiteState(own=OWN, mode=LeaseMode.STRICT)
+SITE = SiteState(own=OWN, mode=SiteLeaseMode.STRICT)
 WINDOW = RecoveryWindow(moment(1), moment(5), ())
 
 
@@ -33,7 +33,9 @@ def test_everything_that_is_known_is_reported() -> None:
     part = BackupPart(name="data", size=5, sha256="", plain_size=9)
     made = msgspec.structs.replace(backup(1), parts=(part, part), label="before the move")
     report = describe(catalog([made], tests=passed(made, at=moment(2))))
-    entry = BackupEntry(name=made.name, at=made.finished_at, label="before the move", size_bytes=10, verified_at=moment(2), seconds=60)
+    entry = BackupEntry(
+        name=made.name, at=made.finished_at, label="before the move", size_bytes=10, verified_at=moment(2), seconds=60, site="here"
+    )
     assert report.backups == (entry,)
     assert (report.recoverable_from, report.recoverable_until) == (moment(1), moment(5))
     assert report.last_test == RestoreTest(at=moment(2), ok=True, seconds=1, why="")
@@ -55,7 +57,7 @@ def test_a_report_is_bounded_and_begins_with_the_newest() -> None:
 
 
 def test_a_replaced_site_says_by_whom() -> None:
-    replaced = SiteState(own=OWN, mode=LeaseMode.ADVISORY, replaced_by=OTHER)
+    replaced = SiteState(own=OWN, mode=SiteLeaseMode.ADVISORY, replaced_by=OTHER)
     report = describe(catalog([]), replaced, OTHER)
     assert report.replaced_by is not None
     assert (report.replaced_by.site, report.replaced_by.term, report.replaced_by.url) == ("there", 2, "http://there")

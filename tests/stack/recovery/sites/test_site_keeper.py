@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from shared import errors
-from shared.api.recovery import SetSiteLease, SiteLease, SiteLeaseState
+from shared.api.recovery import SetSiteLease, SiteLease, SiteLeaseMode, SiteLeaseState
 from shared.identity import node_keys
 from shared.identity.node_keys import NodeKey
 from stack import control
@@ -17,7 +17,7 @@ from stack.recovery import layout
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.sites import replaced, site_keeper, site_terms
 from stack.recovery.sites.site_keeper import SiteKeeper
-from stack.recovery.sites.site_terms import LeaseMode, SiteAcknowledgement, SiteLeaseRecord, SiteRecord
+from stack.recovery.sites.site_terms import SiteAcknowledgement, SiteLeaseRecord, SiteRecord
 from tests.stack.recovery.places import brittle, make_place
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
@@ -114,7 +114,7 @@ async def test_of_two_homes_at_once_one_is_replaced(tmp_path: Path, key: NodeKey
 
 def test_a_broken_record_of_the_term_is_refused(place: BackupPlace) -> None:
     place.home.own_site.write_text("{")
-    with pytest.raises(errors.BadSettings, match="unreadable"):
+    with pytest.raises(errors.BadSettings, match="is damaged"):
         site_keeper.read_own(place.home)
 
 
@@ -125,7 +125,7 @@ async def test_the_lease_file_comes_before_the_gateways_lease(place: BackupPlace
     site, gateway = await keeper(place), Gateway()
     await site.check(gateway)
     assert gateway.asked == []
-    assert (await read(place, "site/1.lease", SiteLeaseRecord)).mode is LeaseMode.ADVISORY
+    assert (await read(place, "site/1.lease", SiteLeaseRecord)).mode is SiteLeaseMode.ADVISORY
     await site.check(gateway)
     assert await place.store.get("site/1.advisory") == b""
     limited = gateway.asked[-1].seconds
@@ -143,7 +143,7 @@ async def test_a_strict_lease_counts_from_the_gateways_clock(tmp_path: Path, clo
     first, second = gateway.asked
     assert first.since is None, "only for the clock"
     assert (second.since, second.seconds) == (AT, site_terms.LEASE_SECONDS)
-    assert (await read(place, "site/1.lease", SiteLeaseRecord)).mode is LeaseMode.STRICT
+    assert (await read(place, "site/1.lease", SiteLeaseRecord)).mode is SiteLeaseMode.STRICT
 
 
 async def test_while_the_gateway_is_away_the_lease_is_not_renewed(place: BackupPlace, clock: list[float]) -> None:

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from shared.api.recovery import SetSiteLease, SiteLease, SiteLeaseState
+from shared.api.recovery import SetSiteLease, SiteLease, SiteLeaseMode, SiteLeaseState
 from stack.recovery.sites import site_terms
 from stack.recovery.sites.site_terms import (
     Fence,
     FenceCheck,
     GatewayClock,
-    LeaseMode,
     MarkAdvisory,
     SetGatewayLease,
     SiteRecord,
@@ -31,7 +30,7 @@ from tests import tiers
 from tests.cases import case
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
-ADVISORY, STRICT = LeaseMode.ADVISORY, LeaseMode.STRICT
+ADVISORY, STRICT = SiteLeaseMode.ADVISORY, SiteLeaseMode.STRICT
 ACTIVE, SUSPENDED, ENDED = SiteLeaseState.ACTIVE, SiteLeaseState.SUSPENDED, SiteLeaseState.ENDED
 
 
@@ -40,7 +39,7 @@ def record(term: int, site: str = "oslo", nonce: str = "") -> SiteRecord:
 
 
 def check(
-    began_at: float, announced: LeaseMode | None = ADVISORY, highest: SiteRecord | None = None, *, is_marked: bool = False
+    began_at: float, announced: SiteLeaseMode | None = ADVISORY, highest: SiteRecord | None = None, *, is_marked: bool = False
 ) -> StoreCheck:
     return StoreCheck(began_at=began_at, announced=announced, is_marked=is_marked, highest=highest or record(1))
 
@@ -156,7 +155,7 @@ Process = Generator[Wait, Any, None]
 @dataclass
 class SimulatedSite:
     name: str
-    mode: LeaseMode
+    mode: SiteLeaseMode
     #: Of its monotonic clock.
     rate: float
     offset: float

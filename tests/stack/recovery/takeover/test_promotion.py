@@ -9,12 +9,13 @@ import asyncpg
 import msgspec
 import pytest
 
+from shared.api.recovery import SiteLeaseMode
 from stack import secret_files
 from stack.recovery import layout
 from stack.recovery.layout import RestoreRefused
 from stack.recovery.restoring.recovered_database import RecoveredDatabase
 from stack.recovery.sites import replaced, site_terms
-from stack.recovery.sites.site_terms import LeaseMode, SiteAcknowledgement, SiteLeaseRecord, SiteRecord
+from stack.recovery.sites.site_terms import SiteAcknowledgement, SiteLeaseRecord, SiteRecord
 from stack.recovery.takeover import promotion, standby
 from stack.recovery.takeover.promotion import PromoteReport, PromoteStep
 from tests import servers
@@ -70,7 +71,7 @@ async def promoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         await case.fill()
         made = Promoted(case)
         await made.put("site/1.json", FIRST)
-        await made.put("site/1.lease", SiteLeaseRecord(term=1, site="first", at=FIRST.at, mode=LeaseMode.ADVISORY))
+        await made.put("site/1.lease", SiteLeaseRecord(term=1, site="first", at=FIRST.at, mode=SiteLeaseMode.ADVISORY))
         async with case.following():
             await case.until_reached((await case.maker.ship()).until)
         monkeypatch.setattr(promotion._Promotion, "_revoke", lambda _, database: made.revoke(database))
@@ -117,7 +118,7 @@ async def test_a_site_that_does_not_answer_has_to_be_off(promoted: Promoted, mon
 
 
 async def test_a_strict_site_has_ended_after_a_minute(promoted: Promoted, monkeypatch: pytest.MonkeyPatch) -> None:
-    await promoted.put("site/1.lease", SiteLeaseRecord(term=1, site="first", at=FIRST.at, mode=LeaseMode.STRICT))
+    await promoted.put("site/1.lease", SiteLeaseRecord(term=1, site="first", at=FIRST.at, mode=SiteLeaseMode.STRICT))
     monkeypatch.setattr(promotion, "_FENCE_LOOK_SECONDS", 0.001)
     asked: list[float] = []
 
