@@ -66,6 +66,18 @@ def end(children: Iterable[Child], stop_signal: Callable[[str], signal.Signals],
     return alive
 
 
+def end_postgres(data: Path, number: signal.Signals, grace_seconds: float) -> None:
+    """End the server that a killed program has left in a folder. Blocks."""
+    try:
+        pid = int((data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
+        is_its_own = Path(f"/proc/{pid}/cwd").resolve() == data.resolve()
+    except (OSError, ValueError, IndexError):
+        return
+    started = start_of(pid)
+    if is_its_own and started is not None:
+        end([Child("postgres", pid, started)], lambda _name: number, grace_seconds)
+
+
 async def communicate(process: Process, seconds: float, given: bytes | None = None) -> tuple[bytes, bytes]:
     """Return its output and its errors when it has ended. Whatever happens, it has: a late one is killed. Raises TimeoutError."""
     try:

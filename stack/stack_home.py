@@ -10,9 +10,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from shared import errors
 from shared.identity import private_file
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 #: sockaddr_un.sun_path has 108 bytes, including the final zero (unix(7)).
 MAX_SOCKET_PATH_BYTES = 107
@@ -159,6 +164,20 @@ def ensure_folders(home: StackHome) -> None:
 def quoted(path: Path) -> str:
     """Quote a path for the configuration of nats-server and Valkey."""
     return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def read_struct(path: Path, kind: type[S], hint: str) -> S | None:
+    """Return what ``write_struct`` has written; None if there is no file. Blocks; raises BadSettings."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise errors.BadSettings(f"{path} is damaged", hint=hint) from error
+
+
+def write_struct(path: Path, content: msgspec.Struct) -> None:
+    write_private(path, msgspec.json.encode(content).decode())
 
 
 def write_private(path: Path, text: str) -> None:

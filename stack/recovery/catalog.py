@@ -36,6 +36,14 @@ async def read_mesh(store: ObjectStore, keys: Collection[NodeId] | None) -> Stor
     return None
 
 
+async def find_signed(store: ObjectStore, mesh: StoreMesh, name: str, kind: type[layout.S]) -> layout.S | None:
+    """Return an object that this mesh has signed; None if there is none. Raises DamagedObject."""
+    try:
+        return layout.read_signed(name, await store.get(name), kind, mesh.keys)
+    except ObjectMissing:
+        return None
+
+
 async def read(store: ObjectStore, mesh: StoreMesh, on_damage: Callable[[DamagedObject], None] | None = None) -> StoreCatalog:
     """Raises DamagedObject for a manifest that was changed; with ``on_damage``, that is called, and the rest is returned."""
     names = [found.name async for found in store.list(layout.BASE)]
@@ -45,9 +53,7 @@ async def read(store: ObjectStore, mesh: StoreMesh, on_damage: Callable[[Damaged
     async def find(name: str, kind: type[layout.S]) -> layout.S | None:
         try:
             async with limit:
-                return layout.read_signed(name, await store.get(name), kind, mesh.keys)
-        except ObjectMissing:  # perhaps pruned meanwhile
-            return None
+                return await find_signed(store, mesh, name, kind)
         except DamagedObject as error:
             if on_damage is None:
                 raise
@@ -55,7 +61,7 @@ async def read(store: ObjectStore, mesh: StoreMesh, on_damage: Callable[[Damaged
             return None
 
     found = await asyncio.gather(*(find(name, BackupManifest) for name in wanted[-_MOST_MANIFESTS:]))
-    backups = [manifest for manifest in found if manifest is not None]
+    backups = [manifest for manifest in found if manifest is not None]  # perhaps pruned meanwhile
     state, tests = await find(layout.STATE, StoreState), await find(layout.TESTS, RestoreTests)
     size = backups[-1].segment_size if backups else 16 << 20
     logs = [found.name async for found in store.list(layout.WAL)]

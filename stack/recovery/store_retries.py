@@ -1,10 +1,10 @@
-"""How a failing store is retried: with growing pauses, until a deadline or without end."""
+"""How a failing store or database is retried: with growing pauses, until a deadline or without end."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from shared.stores.objects import StoreUnavailable
+from shared import errors
 from shared.timing.backoff import Backoff
 
 T = TypeVar("T")
@@ -17,17 +17,17 @@ PATIENCE_SECONDS = 120.0
 async def retry(
     act: Callable[[], Awaitable[T]],
     seconds: float | None = PATIENCE_SECONDS,
-    report: Callable[[StoreUnavailable], None] | None = None,
+    report: Callable[[errors.Unavailable], None] | None = None,
     backoff: Backoff = _BACKOFF,
 ) -> T:
-    """Repeat ``act``, which must be safe to repeat, while it raises StoreUnavailable. ``seconds`` None: no end. Raises the last one."""
+    """Repeat ``act``, which must be safe to repeat, while it raises Unavailable. ``seconds`` None: no end. Raises the last one."""
     loop = asyncio.get_running_loop()
     give_up_at = None if seconds is None else loop.time() + seconds
     failures = 0
     while True:
         try:
             return await act()
-        except StoreUnavailable as error:
+        except errors.Unavailable as error:
             failures += 1
             pause = backoff.pause(failures)
             if report is not None:

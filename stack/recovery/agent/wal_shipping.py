@@ -22,10 +22,9 @@ from typing import TypeVar
 import msgspec
 
 from shared import errors
-from shared.stores.objects import ObjectMissing, StoreUnavailable
 from shared.timing.backoff import Backoff
 from stack import processes
-from stack.recovery import layout, sealing
+from stack.recovery import catalog, layout, sealing
 from stack.recovery.agent.source_database import SLOT, SourceDatabase, SourcePosition
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import Segment, StoreState, WalObject
@@ -176,10 +175,9 @@ class WalShipping:
         async def find() -> None:
             found = [layout.parse_segment(each.name, self._segment_size) async for each in store.list(layout.WAL)]
             self._stored = max((each for each in found if each is not None and not each.is_partial), default=None)
-            with contextlib.suppress(ObjectMissing):
-                state = layout.read_signed(layout.STATE, await store.get(layout.STATE), StoreState, mesh.keys)
-                # What another site had is not in this database.
-                self._state = state if state.term == self._term else None
+            state = await catalog.find_signed(store, mesh, layout.STATE, StoreState)
+            # What another site had is not in this database.
+            self._state = state if state is not None and state.term == self._term else None
 
         await self._retry(find, None)
         self._is_found = True
@@ -373,21 +371,14 @@ class WalShipping:
         await retry(act, seconds, self._report_failure)
         self.failing = None
 
-    def _report_failure(self, error: StoreUnavailable) -> None:
+    def _report_failure(self, error: errors.Unavailable) -> None:
         since = self.failing[0] if self.failing is not None else self.newest.at if self.newest is not None else None
         self.failing = since, error.message
 
 
 async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
     """Repeat a question until the database answers."""
-    failures = 0
-    while True:
-        try:
-            return await ask()
-        except errors.Unavailable as error:
-            failures += 1
-            _log.warning("%s", error.message)
-        await asyncio.sleep(_BACKOFF.pause(failures))
+    return await retry(ask, None, lambda error: _log.warning("%s", error.message), _BACKOFF)
 
 
 def _empty(folder: Path) -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 import msgspec
 
 from shared import errors
-from shared import processes as system_processes
 from shared.identity import node_keys
 from shared.stores import file_lock, objects
 from shared.types import MeshName, NodeId
@@ -37,6 +36,7 @@ from stack.recovery.sites.site_terms import SiteRecord
 from stack.recovery.upgrade import RestorePoint
 from stack.stack_home import StackHome
 
+_FILE = "restore.json"
 _JOURNALS = "settle_journals"
 _SIGNED_BY = "# signed by:"
 _STOP_SECONDS = 60.0
@@ -263,7 +263,7 @@ class _Restore:
         folder = self._work.run if self._work.root.exists() or state is RestoreState.CHECKED else self._home.run
         for each in (folder.parent, folder):
             each.mkdir(mode=0o700, exist_ok=True)
-        stack_home.write_private(folder / "restore.json", msgspec.json.encode(self.now).decode())
+        stack_home.write_struct(folder / _FILE, self.now)
 
     # --- the steps
 
@@ -438,13 +438,7 @@ async def _only_restore(work: Path) -> AsyncIterator[None]:
 
 
 def _read(home: Path) -> RestoreProgress | None:
-    file = home / "run" / "restore.json"
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=RestoreProgress)
-    except FileNotFoundError:
-        return None
-    except msgspec.DecodeError as error:
-        raise RestoreRefused(f"{file} is damaged", hint="start over: aicli stack restore --abort") from error
+    return stack_home.read_struct(home / "run" / _FILE, RestoreProgress, "start over: aicli stack restore --abort")
 
 
 def _signers(home: StackHome, identity: Path) -> frozenset[NodeId] | None:
@@ -557,10 +551,4 @@ async def _make_strict(database: RecoveredDatabase, reached: datetime) -> Strict
 
 def end_database(work: Path) -> None:
     """End the server of a restore that was killed. Blocks."""
-    try:
-        pid = int((work / "postgres" / "data" / "postmaster.pid").read_text(encoding="ascii").splitlines()[0])
-    except (OSError, ValueError, IndexError):
-        return
-    started = processes.start_of(pid)
-    if started is not None and system_processes.name_of(pid) == "postgres":
-        processes.end([processes.Child("postgres", pid, started)], lambda _: signal.SIGINT, _STOP_SECONDS)
+    processes.end_postgres(work / "postgres" / "data", signal.SIGINT, _STOP_SECONDS)

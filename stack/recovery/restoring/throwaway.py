@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 
 from stack import processes
-from stack.processes import Child
 
 _PREFIX = "aimesh-verify-"
 _GRACE_SECONDS = 10.0
@@ -40,7 +39,8 @@ def remove_leftovers(parent: Path) -> None:
         with contextlib.suppress(OSError):  # somebody else removes it, or its test runs
             handle = _lock(found)
             try:
-                _end_server(found / "data")
+                # PostgreSQL stops when its test is killed, but that takes a moment.
+                processes.end_postgres(found / "data", signal.SIGQUIT, _GRACE_SECONDS)
                 _remove(found)
             finally:
                 os.close(handle)
@@ -74,18 +74,6 @@ def _lock(path: Path) -> int:
         os.close(handle)
         raise
     return handle
-
-
-def _end_server(data: Path) -> None:
-    """PostgreSQL stops when its test is killed, but that takes a moment."""
-    try:
-        pid = int((data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
-        started = processes.start_of(pid)
-        is_ours = Path(f"/proc/{pid}/cwd").resolve() == data.resolve()
-    except (OSError, ValueError, IndexError):
-        return
-    if is_ours and started is not None:
-        processes.end([Child("postgres", pid, started)], lambda _name: signal.SIGQUIT, _GRACE_SECONDS)
 
 
 def without_network(*command: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ def _path(home: StackHome) -> Path:
 
 
 def record(home: StackHome, by: SiteRecord) -> None:
-    stack_home.write_private(_path(home), msgspec.json.encode(by).decode())
+    stack_home.write_struct(_path(home), by)
 
 
 def ensure_not_replaced(home: StackHome) -> None:

@@ -5,13 +5,11 @@ import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-import msgspec
-
 from shared import errors
 from shared.identity.node_keys import NodeKey
-from shared.stores.objects import ObjectMissing, ObjectStore, StoreUnavailable
+from shared.stores.objects import ObjectStore, StoreUnavailable
 from stack import settings, stack_home, stack_plan
-from stack.recovery import layout
+from stack.recovery import catalog, layout
 from stack.recovery.layout import BackupManifest, RestoreRefused, StoreMesh
 from stack.recovery.sites import site_terms
 from stack.recovery.sites.site_terms import SiteRecord, TermOutcome
@@ -65,7 +63,7 @@ async def take(store: ObjectStore, mesh: StoreMesh, key: NodeKey, record: SiteRe
 
 def save(home: StackHome, record: SiteRecord) -> None:
     """Write down the term for the agent, and for the gateway, which the agent may reach only later."""
-    stack_home.write_private(home.own_site, msgspec.json.encode(record).decode())
+    stack_home.write_struct(home.own_site, record)
     if home.settings_file.exists():
         lines = home.settings_file.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if not line.startswith("SITE_TERM=")]
@@ -73,8 +71,4 @@ def save(home: StackHome, record: SiteRecord) -> None:
 
 
 async def _read(store: ObjectStore, mesh: StoreMesh, term: int) -> SiteRecord | None:
-    name = site_terms.record_name(term)
-    try:
-        return layout.read_signed(name, await store.get(name), SiteRecord, mesh.keys)
-    except ObjectMissing:
-        return None
+    return await catalog.find_signed(store, mesh, site_terms.record_name(term), SiteRecord)

@@ -22,7 +22,6 @@ import msgspec
 
 from shared import config, errors
 from shared.identity import node_keys
-from shared.stores.objects import ObjectMissing
 from stack import processes, secret_files, settings, stack_home
 from stack.processes import Child
 from stack.recovery import catalog, layout, sealing
@@ -65,16 +64,11 @@ class StandbyFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_facts(home: StackHome) -> StandbyFacts | None:
     """Raises BadSettings."""
-    try:
-        return msgspec.json.decode((home.run / replaced.STANDBY).read_bytes(), type=StandbyFacts)
-    except FileNotFoundError:
-        return None
-    except msgspec.MsgspecError as error:
-        raise RestoreRefused(f"{home.run / replaced.STANDBY} is damaged", hint="begin again: aicli stack standby --replace") from error
+    return stack_home.read_struct(home.run / replaced.STANDBY, StandbyFacts, "begin again: aicli stack standby --replace")
 
 
 def save_facts(home: StackHome, facts: StandbyFacts) -> None:
-    stack_home.write_private(home.run / replaced.STANDBY, msgspec.json.encode(facts).decode())
+    stack_home.write_struct(home.run / replaced.STANDBY, facts)
 
 
 def forget(home: StackHome) -> None:
@@ -266,9 +260,7 @@ class _Standby:
     async def _look(self) -> None:
         store, mesh = self._source.store, self._source.mesh
         self._note_replayed()
-        state = None
-        with contextlib.suppress(ObjectMissing):
-            state = layout.read_signed(layout.STATE, await store.get(layout.STATE), StoreState, mesh.keys)
+        state = await catalog.find_signed(store, mesh, layout.STATE, StoreState)
         is_new = state is None or self._state is None or (state.timeline, state.lsn) != (self._state.timeline, self._state.lsn)
         if (not is_new or await self._fetch_segments()) and state is not None:
             self._note_replayed()
@@ -337,13 +329,10 @@ class _Standby:
                     await self._take_files(await self._manifest(newest))
 
     async def _manifest(self, backup: str) -> BackupManifest:
-        name = layout.manifest_object(backup)
-        try:
-            body = await self._source.store.get(name)
-        except ObjectMissing:
-            # It was pruned: another one tells the size of segments, too.
-            return (await catalog.read(self._source.store, self._source.mesh)).backups[-1]
-        return layout.read_signed(name, body, BackupManifest, self._source.mesh.keys)
+        store, mesh = self._source.store, self._source.mesh
+        found = await catalog.find_signed(store, mesh, layout.manifest_object(backup), BackupManifest)
+        # If it was pruned, another one tells the size of segments, too.
+        return found or (await catalog.read(store, mesh)).backups[-1]
 
 
 def _consume(wal: Path) -> str:
