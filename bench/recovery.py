@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import BinaryIO
 from uuid import UUID
 
 import asyncpg
@@ -49,7 +50,6 @@ from stack.recovery.restoring import recovered_database, restore_plan
 from stack.recovery.restoring.recovered_database import RestoreSource
 from stack.recovery.restoring.restore_plan import LATEST, RestoreTarget
 from stack.secret_files import POSTGRES_ADMIN
-from stack.servers import postgres
 from tests import people
 from tests.servers import PostgresServer, running
 from tests.stack.recovery import copied_database as copies
@@ -86,14 +86,18 @@ async def _database(options: Options) -> AsyncIterator[CopiedDatabase]:
             yield found
 
 
-def _plain_copy(found: CopiedDatabase, target: str) -> tuple[str, ...]:
-    words = ("-D", target, "-Ft", "-X", "none", "--checkpoint=fast", "--manifest-checksums=SHA256", "--no-password")
-    return (str(postgres.binaries() / "pg_basebackup"), *words, "-d", found.source.connection)
-
-
-async def _seconds_of(*command: str, environment: dict[str, str] | None = None, stdout: int = subprocess.DEVNULL) -> float:
+async def _copy_plainly(found: CopiedDatabase, stdout: int | BinaryIO = subprocess.DEVNULL) -> float:
+    """Return the seconds that it takes."""
+    words = ("-D", "-", "-Ft", "-X", "none", "--checkpoint=fast", "--manifest-checksums=SHA256")
     start = time.perf_counter()
-    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=stdout)
+    async with found.source.program("pg_basebackup", *words, stdout=stdout) as copy:
+        assert await copy.process.wait() == 0, copy.said
+    return time.perf_counter() - start
+
+
+async def _seconds_of(*command: str) -> float:
+    start = time.perf_counter()
+    process = await asyncio.create_subprocess_exec(*command)
     assert await process.wait() == 0, command
     return time.perf_counter() - start
 
@@ -101,15 +105,14 @@ async def _seconds_of(*command: str, environment: dict[str, str] | None = None, 
 async def _measure_copying(rows: Rows, _shared: None, options: Options) -> None:
     async with _database(options) as found, found.shipping():
         copied, plain, restored, unpacked = [], [], [], []
-        environment = found.source.program_environment()
         archive = found.folder.parent / "plain.tar"
         with archive.open("wb") as file:
-            await _seconds_of(*_plain_copy(found, "-"), environment=environment, stdout=file.fileno())
+            await _copy_plainly(found, file)
         megabytes = archive.stat().st_size / 1e6
         async with processes.watching_memory(os.getpid(), 0.1) as held:
             before = held[0]
             for _ in range(options.rounds):
-                plain.append(megabytes / await _seconds_of(*_plain_copy(found, "-"), environment=environment))
+                plain.append(megabytes / await _copy_plainly(found))
                 start = time.perf_counter()
                 await base_backup.make(found.place, found.source, label="")
                 copied.append(megabytes / (time.perf_counter() - start))

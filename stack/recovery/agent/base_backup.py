@@ -8,10 +8,8 @@ import contextlib
 import os
 import re
 import secrets
-import signal
 import socket
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,15 +20,14 @@ from shared import errors
 from shared.stores import file_lock
 from shared.stores.objects import ObjectMissing, ObjectStore, StoredObject
 from shared.telemetry import metrics_registry
-from stack import processes, settings
+from stack import settings
 from stack.recovery import layout, sealing
 from stack.recovery.agent import backup_files
-from stack.recovery.agent.source_database import SourceDatabase, SourceFacts, SourceIdentity
+from stack.recovery.agent.source_database import SourceDatabase, SourceFacts, SourceIdentity, SourceProgram
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import DATA, FILES, SECRETS, BackupManifest, BackupName, BackupPart, Segment
 from stack.recovery.sites import site_keeper
 from stack.recovery.store_retries import retry
-from stack.servers import postgres
 
 #: Without a byte for so long, a backup has failed. Counting rows before it has its own bound.
 _STALL_SECONDS = 600.0
@@ -47,8 +44,6 @@ _MB_PER_SECOND_A_PROCESSOR, _MB_PER_SECOND_MOST = 5, 50
 #: PostgreSQL's manifest is the archive's last member, and ends with the range of the log that a restore needs.
 _TAIL_BYTES = 4096
 _RANGE = re.compile(rb'\{ "Timeline": (\d+), "Start-LSN": "([0-9A-F]+/[0-9A-F]+)", "End-LSN": "([0-9A-F]+/[0-9A-F]+)" \}')
-#: The end of what pg_basebackup says.
-_SAID_BYTES = 4000
 #: Of a managed database, which is in nobody's backup here.
 _NO_IDENTITY = SourceIdentity("", 0, 16 << 20, 0)
 _NO_FACTS = SourceFacts({}, {}, 0, 0, {}, {})
@@ -123,7 +118,7 @@ async def _make(
     ]
     log, after, finished_at = _LogRange(0, 0, 0), before, datetime.now(UTC)
     if source is not None:
-        data, log = await _put_data(place, source, name, identity, _Tail(report))
+        data, log = await _put_data(place, source, name, identity, report)
         parts.insert(0, data)
         after = await source.facts()
         finished_at = (await source.position()).at
@@ -143,8 +138,8 @@ async def _make(
     return manifest
 
 
-async def _put(place: BackupPlace, backup: str, part: str, read: Callable[[int], bytes], *, expected_bytes: int = 0) -> BackupPart:
-    name, source, digest = layout.part_object(backup, part), _CountedSource(read), sealing.CountedDigest()
+async def _put(place: BackupPlace, backup: str, part: str, source: "_PartSource", *, expected_bytes: int = 0) -> BackupPart:
+    name, digest = layout.part_object(backup, part), sealing.CountedDigest()
     recipients = place.operators if part == SECRETS else place.recipients
     try:
         async with asyncio.timeout(_STALL_SECONDS) as patience, sealing.sealed(cast("BinaryIO", source), recipients) as pieces:
@@ -161,78 +156,39 @@ async def _paced(pieces: AsyncIterator[bytes], patience: asyncio.Timeout) -> Asy
 
 
 async def _put_data(
-    place: BackupPlace, source: SourceDatabase, backup: str, identity: SourceIdentity, tail: "_Tail"
+    place: BackupPlace, source: SourceDatabase, backup: str, identity: SourceIdentity, report: Callable[[int], None]
 ) -> tuple[BackupPart, _LogRange]:
-    async with _pg_basebackup(source, place.settings.backup_mb_per_second) as copy:
-        part = await _put(place, backup, DATA, lambda size: tail.keep(copy.archive.read(size)), expected_bytes=identity.database_bytes)
-        await copy.finish()
-    match = _RANGE.search(tail.bytes)
+    limit = place.settings.backup_mb_per_second
+    if limit is None:
+        limit = min(_MB_PER_SECOND_MOST, _MB_PER_SECOND_A_PROCESSOR * (os.cpu_count() or 1))
+    rate = (f"--max-rate={limit}M",) if limit else ()
+    options = ("-D", "-", "-Ft", "-X", "none", "--checkpoint=fast", "--manifest-checksums=SHA256", *rate)
+    reading, writing = sealing.open_pipe()
+    with os.fdopen(reading, "rb", _PIPE_BYTES) as archive, os.fdopen(writing, "wb") as sink:
+        data = _PartSource(archive.read, report)
+        async with source.program("pg_basebackup", *options, stdout=sink) as copy:
+            sink.close()
+            part = await _put(place, backup, DATA, data, expected_bytes=identity.database_bytes)
+            await _end(copy)
+    match = _RANGE.search(data.tail)
     if match is None:
         raise errors.Unavailable("pg_basebackup ended without its manifest", hint="try again")
     timeline, start, stop = (each.decode() for each in match.groups())
     return part, _LogRange(int(timeline), layout.parse_lsn(start), layout.parse_lsn(stop))
 
 
-class _RunningCopy:
-    def __init__(self, process: Process, archive: BinaryIO) -> None:
-        self.archive = archive
-        self._process = process
-        self._said = b""
-
-    async def listen(self) -> None:
-        assert self._process.stderr is not None
-        while line := await self._process.stderr.read(_SAID_BYTES):
-            self._said = (self._said + line)[-_SAID_BYTES:]
-
-    async def finish(self) -> None:
-        """Raises DamagedDatabase and Unavailable if it failed."""
-        async with asyncio.timeout(_END_SECONDS):
-            status = await self._process.wait()
-        if status == 0:
-            return
-        said = " / ".join(self._said.decode(errors="replace").strip().splitlines()[-4:])[:1000]
-        if "checksum" in said:
-            raise DamagedDatabase(
-                f"PostgreSQL found damaged pages, so there is no new backup: {said}",
-                hint="check the disk, and restore the last good backup: aicli stack backups",
-            )
-        raise errors.Unavailable(f"pg_basebackup failed: {said}")
-
-
-@contextlib.asynccontextmanager
-async def _pg_basebackup(source: SourceDatabase, mb_per_second: int | None) -> AsyncIterator[_RunningCopy]:
-    reading, writing = sealing.open_pipe()
-    archive = os.fdopen(reading, "rb", _PIPE_BYTES)
-    if mb_per_second is None:
-        mb_per_second = min(_MB_PER_SECOND_MOST, _MB_PER_SECOND_A_PROCESSOR * (os.cpu_count() or 1))
-    rate = (f"--max-rate={mb_per_second}M",) if mb_per_second else ()
-    options = ("-D", "-", "-Ft", "-X", "none", "--checkpoint=fast", "--manifest-checksums=SHA256", "--no-password", *rate)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            str(postgres.binaries() / "pg_basebackup"), *options, "-d", source.connection,
-            env=source.program_environment(), stdin=DEVNULL, stdout=writing, stderr=PIPE,
-            preexec_fn=processes.dies_with_parent(signal.SIGKILL, os.getpid()),
-        )  # fmt: skip
-    except BaseException:
-        archive.close()
-        raise
-    finally:
-        os.close(writing)
-    copy = _RunningCopy(process, archive)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(copy.listen())
-            try:
-                yield copy
-            finally:
-                # Ends ``listen``, and the thread that reads the archive.
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-    except BaseExceptionGroup as group:
-        raise errors.first_of(group) from None
-    finally:
-        await process.wait()
-        archive.close()
+async def _end(copy: SourceProgram) -> None:
+    """Raises DamagedDatabase and Unavailable if it failed."""
+    async with asyncio.timeout(_END_SECONDS):
+        status = await copy.process.wait()
+    if status == 0:
+        return
+    if "checksum" in copy.said:
+        raise DamagedDatabase(
+            f"PostgreSQL found damaged pages, so there is no new backup: {copy.said}",
+            hint="check the disk, and restore the last good backup: aicli stack backups",
+        )
+    raise errors.Unavailable(f"pg_basebackup failed: {copy.said}")
 
 
 async def _await_log(store: ObjectStore, log: _LogRange, segment_size: int) -> None:
@@ -291,32 +247,23 @@ def find_leftovers(found: Sequence[StoredObject], term: int) -> list[str]:
     ]
 
 
-def _pieces(pieces: Iterator[bytes]) -> Callable[[int], bytes]:
-    """Read an archive, whose pieces are small and not empty but for the last."""
-    return lambda _size: next((piece for piece in pieces if piece), b"")
+class _PartSource:
+    """Counts what is read of a part, and keeps its end."""
 
-
-class _CountedSource:
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    def __init__(self, read: Callable[[int], bytes], report: Callable[[int], None] = lambda _size: None) -> None:
         self.size = 0
+        self.tail = b""
         self._read = read
+        self._report = report
 
     def read(self, size: int = -1) -> bytes:
         data = self._read(size)
         self.size += len(data)
+        self.tail = (self.tail + data[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+        self._report(self.size)
         return data
 
 
-class _Tail:
-    """The last bytes of what passes through."""
-
-    def __init__(self, report: Callable[[int], None]) -> None:
-        self.bytes = b""
-        self._size = 0
-        self._report = report
-
-    def keep(self, data: bytes) -> bytes:
-        self.bytes = (self.bytes + data[-_TAIL_BYTES:])[-_TAIL_BYTES:]
-        self._size += len(data)
-        self._report(self._size)
-        return data
+def _pieces(pieces: Iterator[bytes]) -> _PartSource:
+    """Read an archive, whose pieces are small and not empty but for the last."""
+    return _PartSource(lambda _size: next((piece for piece in pieces if piece), b""))

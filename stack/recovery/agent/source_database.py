@@ -6,10 +6,13 @@ Every method raises Unavailable while the server is away.
 import asyncio
 import contextlib
 import os
+import signal
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import asyncpg
@@ -17,12 +20,16 @@ import asyncpg
 from shared import errors
 from shared.identity import private_file
 from shared.stores import queries
+from stack import processes
 from stack.recovery import layout
+from stack.servers import postgres
 
 SLOT = "aimesh_backup"
 _LEAST_VERSION = 150000
 _CONNECT_SECONDS = 10
 _QUERY_SECONDS = 10
+_END_SECONDS = 5.0
+_SAID_BYTES = 4000
 #: Counting a million rows takes a second.
 _FACTS_SECONDS = 600
 _SQL = queries.load(Path(__file__).with_suffix(".sql"))
@@ -75,13 +82,31 @@ class SourceFacts:
     log_heads: dict[str, int]
 
 
+class SourceProgram:
+    """One of PostgreSQL's programs, which copies from the server."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._said = b""
+
+    @property
+    def said(self) -> str:
+        """Return the end of what it has said."""
+        return " / ".join(self._said.decode(errors="replace").strip().splitlines()[-4:])[:1000]
+
+    async def listen(self) -> None:
+        assert self.process.stderr is not None
+        while more := await self.process.stderr.read(_SAID_BYTES):
+            self._said = (self._said + more)[-_SAID_BYTES:]
+
+
 class SourceDatabase:
     def __init__(self, url: str, folder: Path) -> None:
         """``folder`` gets a file with the password, which PostgreSQL's programs read."""
         parts = urlsplit(url)
         self._url = url
         #: For PostgreSQL's programs: no secret is in it.
-        self.connection = _without_password(parts)
+        self._connection = _without_password(parts)
         self._password_file = folder / "backup.pgpass"
         password = unquote(parts.password or "").replace("\\", "\\\\").replace(":", "\\:")
         #: Of ``position``, which is asked every second.
@@ -89,15 +114,31 @@ class SourceDatabase:
         self._turn = asyncio.Lock()
         private_file.replace(self._password_file, f"*:*:*:*:{password}\n".encode())
 
-    def program_environment(self) -> dict[str, str]:
-        """Return the whole environment of PostgreSQL's programs."""
-        return {
+    @contextlib.asynccontextmanager
+    async def program(self, name: str, *options: str, stdout: int | BinaryIO = DEVNULL) -> AsyncIterator[SourceProgram]:
+        """Run one of PostgreSQL's programs. It has ended when the block has."""
+        environment = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "LC_ALL": "C.UTF-8",
             "PGPASSFILE": str(self._password_file),
             "PGCONNECT_TIMEOUT": str(_CONNECT_SECONDS),
             "PGAPPNAME": "aimesh_backup",
         }
+        process = await asyncio.create_subprocess_exec(
+            *(str(postgres.binaries() / name), *options, "--no-password", "-d", self._connection),
+            env=environment, stdin=DEVNULL, stdout=stdout, stderr=PIPE,
+            preexec_fn=processes.dies_with_parent(signal.SIGKILL, os.getpid()),
+        )  # fmt: skip
+        running = SourceProgram(process)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(running.listen())
+                try:
+                    yield running
+                finally:
+                    await processes.stop(process, signal.SIGTERM, _END_SECONDS)
+        except BaseExceptionGroup as group:
+            raise errors.first_of(group) from None
 
     async def identity(self) -> SourceIdentity:
         """Raises BadSettings if the server is too old."""

@@ -10,8 +10,6 @@ import itertools
 import logging
 import os
 import re
-import signal
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -23,13 +21,11 @@ import msgspec
 
 from shared import errors
 from shared.timing.backoff import Backoff
-from stack import processes
 from stack.recovery import catalog, layout, sealing
 from stack.recovery.agent.source_database import SLOT, SourceDatabase, SourcePosition
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import Segment, StoreState, WalObject
 from stack.recovery.store_retries import PATIENCE_SECONDS, retry
-from stack.servers import postgres
 
 T = TypeVar("T")
 
@@ -38,9 +34,7 @@ _LOOK_SECONDS = 1.0
 #: pg_receivewal has the newest commit within milliseconds.
 _RECEIVE_SECONDS = 3.0
 _RECEIVE_LOOK_SECONDS = 0.02
-_END_SECONDS = 5.0
 _BACKOFF = Backoff(0.2, 3.0, jitter=0.5)
-_SAID_BYTES = 2000
 _NEVER = datetime.fromtimestamp(0, UTC)
 #: One a second; older ones say nothing more about what is in a segment that waits for the store.
 _MOST_POSITIONS = 4000
@@ -210,28 +204,13 @@ class WalShipping:
 
     async def _run_receiver(self) -> str:
         """Return what it said last, when it ends, or when the folder is full."""
-        options = ("--synchronous", "--slot", SLOT, "--no-loop", "--status-interval=1", "--no-password")
-        process = await asyncio.create_subprocess_exec(
-            str(postgres.binaries() / "pg_receivewal"), "-D", str(self._folder), *options, "-d", self._source.connection,
-            env=self._source.program_environment(), stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE,
-            preexec_fn=processes.dies_with_parent(signal.SIGKILL, os.getpid()),
-        )  # fmt: skip
-        assert process.stderr is not None
-        said = b""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(self._end_when_full(process))
-                while more := await process.stderr.read(_SAID_BYTES):
-                    said = (said + more)[-_SAID_BYTES:]
-                watch.cancel()
-        finally:
-            await processes.stop(process, signal.SIGTERM, _END_SECONDS)
-        return " / ".join(said.decode(errors="replace").strip().splitlines()[-3:])
-
-    async def _end_when_full(self, process: Process) -> None:
-        while not await self._is_full():  # noqa: ASYNC110 - another process fills it
-            await asyncio.sleep(_LOOK_SECONDS)
-        await processes.stop(process, signal.SIGTERM, _END_SECONDS)
+        options = ("-D", str(self._folder), "--synchronous", "--slot", SLOT, "--no-loop", "--status-interval=1")
+        async with self._source.program("pg_receivewal", *options) as receiver:
+            while receiver.process.returncode is None and not await self._is_full():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await receiver.process.wait()
+        return receiver.said
 
     async def _is_full(self) -> bool:
         """Above BACKUP_WAL_MOST the server keeps the log for us, as far as it does."""
