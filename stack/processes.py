@@ -8,13 +8,16 @@ import logging
 import os
 import signal
 import time
-from asyncio.subprocess import Process
-from collections.abc import Callable, Iterable, Iterator
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from shared import errors
 from stack.stack_home import StackHome
 
 _log = logging.getLogger("supervisor")
@@ -33,6 +36,16 @@ class Child(msgspec.Struct, frozen=True):
     pid: int
     #: Clock ticks after boot.
     started: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A program that has ended."""
+
+    status: int
+    output: bytes
+    #: Its errors.
+    said: str
 
 
 def start_of(pid: int) -> int | None:
@@ -78,11 +91,17 @@ def end_postgres(data: Path, number: signal.Signals, grace_seconds: float) -> No
         end([Child("postgres", pid, started)], lambda _name: number, grace_seconds)
 
 
-async def communicate(process: Process, seconds: float, given: bytes | None = None) -> tuple[bytes, bytes]:
-    """Return its output and its errors when it has ended. Whatever happens, it has: a late one is killed. Raises TimeoutError."""
+async def run(what: str, command: Sequence[str], seconds: float, given: bytes = b"", **options: Any) -> Ended:
+    """Run a program to its end, which comes at the latest with ours. ``what`` is what it does, and ``options`` are those of
+    ``create_subprocess_exec``. Raises OSError, and Unavailable after the deadline."""
+    streams = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **options}
+    process = await asyncio.create_subprocess_exec(*command, **streams, preexec_fn=dies_with_parent(signal.SIGKILL, os.getpid()))
     try:
         async with asyncio.timeout(seconds):
-            return await process.communicate(given)
+            output, said = await process.communicate(given)
+        return Ended(await process.wait(), output or b"", (said or b"").decode(errors="replace").strip())
+    except TimeoutError as error:
+        raise errors.Unavailable(f"{what} took longer than {seconds:.0f} s", hint="run it again") from error
     finally:
         if process.returncode is None:
             process.kill()

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+from asyncio.subprocess import STDOUT
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -309,17 +309,8 @@ class Agent:
 async def _run_verify() -> tuple[int, str]:
     """Run the test in a separate program, because it needs much memory for a while. Return its exit status and what it said."""
     command = (sys.executable, "-m", "cli.main", "stack", "verify", restore_plan.LATEST)
-    dies_with_us = processes.dies_with_parent(signal.SIGTERM, os.getpid())
-    process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, preexec_fn=dies_with_us)
-    try:
-        async with asyncio.timeout(_TEST_DEADLINE_SECONDS):
-            said, _ = await process.communicate()
-        return await process.wait(), said.decode(errors="replace").strip()
-    except TimeoutError:
-        return 1, f"it did not end within {_TEST_DEADLINE_SECONDS / 3600:.0f} h"
-    finally:
-        if process.returncode is None:
-            process.terminate()
+    ended = await processes.run("a restore test", command, _TEST_DEADLINE_SECONDS, stderr=STDOUT)
+    return ended.status, ended.output.decode(errors="replace").strip()
 
 
 async def _repeat(

@@ -28,7 +28,7 @@ import msgspec
 from shared import errors
 from shared.stores import queries
 from shared.stores.objects import ObjectMissing, ObjectStore
-from stack import processes
+from stack import processes, stack_home
 from stack.recovery import layout, sealing
 from stack.recovery.layout import DATA, BackupManifest, Segment, StoreMesh, WalObject
 from stack.recovery.restoring import restore_plan, throwaway
@@ -116,10 +116,19 @@ class RecoveredDatabase:
     #: Of the last replayed commit; None without one.
     last_commit_at: datetime | None
     lsn: int
+    #: Nothing that works on it may reach a network.
+    is_isolated: bool
 
     def url_of(self, role: str) -> str:
         """Return the address for another role: objects that it makes are its own."""
         return self.url.replace(f"//{self.admin}@", f"//{quote(role)}@", 1)
+
+    async def run(self, what: str, service: str, program: str, *words: str, seconds: float, given: bytes = b"") -> processes.Ended:
+        """Run a program of a service, which knows the address of this database and nothing else. Raises Unavailable after the deadline."""
+        command = (sys.executable, "-m", f"services.{service}.{program}", *words)
+        environment = {"DATABASE_URL": self.url_of(service)}
+        isolated = throwaway.without_network(*command) if self.is_isolated else command
+        return await processes.run(what, isolated, seconds, given, cwd=stack_home.checkout(), env=environment)
 
     def reached(self, end: WalEnd, plan: RestorePlan) -> datetime:
         """Return the moment of the database: every commit before it is there. ``end`` is what was fetched."""
@@ -392,7 +401,7 @@ class RecoveringServer:
                 row = await connection.fetchrow(_SQL["find_end_of_recovery"].text, timeout=_CONNECT_SECONDS)
             finally:
                 connection.terminate()
-            return RecoveredDatabase(url, self._admin, row["last_commit_at"], row["lsn"])
+            return RecoveredDatabase(url, self._admin, row["last_commit_at"], row["lsn"], not self._is_durable)
         raise errors.Unavailable("the recovered database has no known superuser", hint=f"it has neither {POSTGRES_ADMIN} nor postgres")
 
     async def stop(self) -> None:

@@ -9,7 +9,6 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -529,23 +528,12 @@ def repair_files(work: StackHome, home: StackHome) -> None:
 
 
 async def _make_strict(database: RecoveredDatabase, reached: datetime) -> StrictFacts:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.auth.recovery_check", "--strict-before", reached.isoformat()),
-        cwd=stack_home.checkout(),
-        env={"PATH": os.environ.get("PATH", ""), "DATABASE_URL": database.url_of("auth")},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        preexec_fn=processes.dies_with_parent(signal.SIGTERM, os.getpid()),
-    )
+    words = ("--strict-before", reached.isoformat())
+    ended = await database.run("disabling accounts", "auth", "recovery_check", *words, seconds=_STRICT_SECONDS)
     try:
-        out, said = await processes.communicate(process, _STRICT_SECONDS)
-    except TimeoutError as error:
-        raise errors.Unavailable(f"disabling accounts took longer than {_STRICT_SECONDS} s", hint="run it again") from error
-    try:
-        return msgspec.json.decode(out, type=StrictFacts)
+        return msgspec.json.decode(ended.output, type=StrictFacts)
     except msgspec.DecodeError as error:
-        reason = (out or said).decode(errors="replace").strip()[-300:]
+        reason = (ended.output.decode(errors="replace").strip() or ended.said)[-300:]
         raise errors.Internal(f"the accounts could not be disabled: {reason}", hint="run it again, or leave --strict out") from error
 
 

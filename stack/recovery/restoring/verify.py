@@ -7,8 +7,6 @@ else. So it cannot join the mesh or write to anybody, whatever the restored tabl
 import asyncio
 import os
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,12 +15,12 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from shared import audit_anchors, errors
+from shared import audit_anchors
 from shared.identity.node_keys import NodeKey
 from shared.stores import queries, signed_lines
 from shared.stores.objects import ObjectMissing
 from shared.stores.recovery_check import RecoveryCheck, RecoveryCheckFailed
-from stack import processes, stack_home
+from stack import processes
 from stack.recovery import catalog, layout, sealing
 from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import DATA, FILES, SECRETS, BackupManifest, RestoreTests
@@ -36,6 +34,7 @@ _ANCHORS = "audit_anchors.jsonl"
 _SERVICES = ("auth", "gateway")
 #: Reading a hundred million rows takes minutes on a fast disk.
 _CHECK_SECONDS = 6 * 3600.0
+_WHAT = "a check of the backup"
 _CONNECT_SECONDS = 10.0
 _MOST_FINDINGS = 20
 _SQL = queries.load(Path(__file__).with_suffix(".sql"))
@@ -179,21 +178,22 @@ class _BackupTest:
         if service == "auth" and anchors.exists():
             keys = await asyncio.to_thread(_anchor_keys, anchors)
             words = [f"--anchors={anchors}", *(f"--anchor-key={key}" for key in sorted(keys))]
-        command = (sys.executable, "-m", f"services.{service}.recovery_check", *words)
-        status, output = await _run(command, {"DATABASE_URL": database.url_of(service)})
+        done = await database.run(_WHAT, service, "recovery_check", *words, seconds=_CHECK_SECONDS)
+        kind: type[RecoveryCheck | RecoveryCheckFailed] = RecoveryCheckFailed if done.status == 2 else RecoveryCheck
         try:
-            return msgspec.json.decode(output, type=RecoveryCheckFailed) if status == 2 else msgspec.json.decode(output, type=RecoveryCheck)
+            return msgspec.json.decode(done.output, type=kind)
         except msgspec.DecodeError:
-            return RecoveryCheckFailed(f"the check of {service} ended with status {status}", "")
+            return RecoveryCheckFailed(f"the check of {service} ended with status {done.status}", "")
 
     async def _find_bad_pages(self) -> list[str]:
         """The server has shut down cleanly, which pg_checksums needs."""
         words = (str(postgres.binaries() / "pg_checksums"), "--check", "-D", str(self._folder / "data"))
-        status, output = await _run(postgres.unprivileged(*words), {"LC_ALL": "C.UTF-8"})
-        text = output.decode(errors="replace")
-        if status == 0 or "checksums are not enabled" in text:
+        command = throwaway.without_network(*postgres.unprivileged(*words))
+        done = await processes.run(_WHAT, command, _CHECK_SECONDS, env={"LC_ALL": "C.UTF-8"})
+        if done.status == 0 or "checksums are not enabled" in done.said:
             return []
-        return [line.partition("error: ")[2] or line for line in text.splitlines() if "error: " in line] or [f"pg_checksums: {text[-300:]}"]
+        found = [line.partition("error: ")[2] for line in done.said.splitlines() if "error: " in line]
+        return found or [f"pg_checksums: {done.said[-300:]}"]
 
 
 async def _find_bad_indexes(database: RecoveredDatabase) -> list[str]:
@@ -208,21 +208,6 @@ async def _find_bad_indexes(database: RecoveredDatabase) -> list[str]:
         return [f"the indexes cannot be read: {error}"]
     finally:
         connection.terminate()  # nothing is committed
-
-
-async def _run(command: tuple[str, ...], environment: Mapping[str, str]) -> tuple[int, bytes]:
-    """Return the status and all output of a program with this environment and nothing else."""
-    process = await asyncio.create_subprocess_exec(
-        *throwaway.without_network(*command), env=environment, cwd=stack_home.checkout(),
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        preexec_fn=processes.dies_with_parent(signal.SIGKILL, os.getpid()),
-    )  # fmt: skip
-    try:
-        output, _ = await processes.communicate(process, _CHECK_SECONDS)
-    except TimeoutError as error:
-        raise errors.Unavailable(f"a check of the backup took longer than {_CHECK_SECONDS / 3600:.0f} h") from error
-    assert process.returncode is not None
-    return process.returncode, output
 
 
 async def _record(source: RestoreSource, key: NodeKey | None, found: StoreCatalog, result: VerifiedBackup) -> None:

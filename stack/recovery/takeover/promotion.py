@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -231,20 +232,11 @@ class _Promotion:
     async def _revoke(self, database: RecoveredDatabase) -> None:
         """The keys of the old site are revoked before any service of this one starts."""
         assert self.now is not None
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.auth.nodes.ended_site"),
-            cwd=stack_home.checkout(),
-            env={"PATH": os.environ.get("PATH", ""), "DATABASE_URL": database.url_of("auth")},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            preexec_fn=processes.dies_with_parent(signal.SIGTERM, os.getpid()),
-        )
         # The others have no certificate: only the old site's NATS server knows them.
-        services = {node: role for node, role in self.now.nodes.items() if role in SERVICE_ROLES}
-        _, said = await _ended(process, msgspec.json.encode(services), _REVOKE_SECONDS)
-        if process.returncode != 0:
-            reason = said.decode(errors="replace").strip()[-_MOST_WHY:]
+        services = msgspec.json.encode({node: role for node, role in self.now.nodes.items() if role in SERVICE_ROLES})
+        ended = await database.run("revoking nodes", "auth", "nodes.ended_site", seconds=_REVOKE_SECONDS, given=services)
+        if ended.status != 0:
+            reason = ended.said[-_MOST_WHY:]
             raise errors.Internal(f"the nodes of the old site could not be revoked: {reason}", hint="run it again")
 
     def _renew_keys(self) -> None:
@@ -304,32 +296,15 @@ async def _read_fence(source: RestoreSource, own_term: int) -> FenceCheck:
 async def _start_services(environment: Mapping[str, str]) -> None:
     """Run `aicli stack up`, which shows its progress and the log of what does not start."""
     command = (sys.executable, "-m", "cli.main", "stack", "up")
-    process = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, **environment}, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL
-    )
-    try:
-        await processes.communicate(process, _START_SECONDS)
-    except TimeoutError as error:
-        raise errors.Unavailable(f"the services did not start within {_START_SECONDS / 60:.0f} min", hint="run it again") from error
-    if process.returncode != 0:
+    ended = await processes.run("the start of the services", command, _START_SECONDS, env={**os.environ, **environment}, stderr=None)
+    if ended.status != 0:
         raise errors.Internal("the site owns the mesh, but its services did not start", hint="repair what is named above, and run it again")
 
 
 async def _run_command(words: list[str], facts: dict[str, object]) -> str:
     """Return why it failed, or an empty text."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, process_group=0
-        )
-        _, said = await _ended(process, msgspec.json.encode(facts) + b"\n", _COMMAND_SECONDS)
+        ended = await processes.run("it", words, _COMMAND_SECONDS, msgspec.json.encode(facts) + b"\n", stdout=DEVNULL, process_group=0)
     except (OSError, errors.Unavailable) as error:
         return f"failed: {error}"
-    reason = said.decode(errors="replace").strip()[-_MOST_WHY:]
-    return "" if process.returncode == 0 else f"ended with status {process.returncode}: {reason}"
-
-
-async def _ended(process: asyncio.subprocess.Process, given: bytes, seconds: float) -> tuple[bytes, bytes]:
-    try:
-        return await processes.communicate(process, seconds, given)
-    except TimeoutError as error:
-        raise errors.Unavailable(f"it did not end within {seconds:.0f} s", hint="run it again") from error
+    return "" if ended.status == 0 else f"ended with status {ended.status}: {ended.said[-_MOST_WHY:]}"
