@@ -151,8 +151,8 @@ async def _measure_replaying(rows: Rows, _shared: None, options: Options) -> Non
             await base_backup.make(found.place, found.source, label="")
             await _fill(admin, options.megabytes)
             await admin.execute("CREATE INDEX ON bench_rows (id)", timeout=600)
-            end = (await found.source.position()).lsn
-            while shipping.lsn < end:
+            await shipping.ship_partial()
+            while shipping.lag_seconds != 0:
                 await shipping.ship_partial()
         source, backup = await _read_backup(found)
         plan = restore_plan.plan(await catalog.read(source.store, source.mesh), LATEST, RestoreTarget(), {})

@@ -25,7 +25,7 @@ from stack.recovery import catalog, layout, sealing
 from stack.recovery.agent.source_database import SLOT, SourceDatabase, SourcePosition
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import Segment, StoreState, WalObject
-from stack.recovery.store_retries import PATIENCE_SECONDS, retry
+from stack.recovery.store_retries import retry
 
 T = TypeVar("T")
 
@@ -106,17 +106,11 @@ class WalShipping:
         self._histories: set[int] = set()
         self._turn = asyncio.Lock()
         self._state: StoreState | None = None
-        #: Since when, by PostgreSQL's clock, and why the store fails; None while it works.
-        self.failing: tuple[datetime | None, str] | None = None
 
     @property
     def until(self) -> datetime | None:
         """Return the moment before which every commit is in the store; None before the first."""
         return None if self._state is None else self._state.until
-
-    @property
-    def lsn(self) -> int:
-        return 0 if self._state is None else self._state.lsn
 
     @property
     def lag_seconds(self) -> float | None:
@@ -157,9 +151,9 @@ class WalShipping:
         self._stored, self._is_found, self._shipped_partial = None, True, None
 
     async def ship_partial(self) -> None:
-        """Bring everything that is committed now into the store. Raises StoreUnavailable."""
+        """Bring everything that is committed now into the store. A failing store is retried without end."""
         async with self._turn:
-            await self._ship_unfinished(PATIENCE_SECONDS)
+            await self._ship_unfinished()
 
     async def _find_shipped(self) -> None:
         if self._is_found:
@@ -173,7 +167,7 @@ class WalShipping:
             # What another site had is not in this database.
             self._state = state if state is not None and state.term == self._term else None
 
-        await self._retry(find, None)
+        await retry(find, None, _warn)
         self._is_found = True
 
     # --- from the database into the folder -----------------------------------------------------------------------------
@@ -242,39 +236,39 @@ class WalShipping:
             async with self._turn:
                 if loop.time() >= due_at:
                     due_at = loop.time() + self._place.settings.backup_ship_seconds
-                    await self._ship_unfinished(None)
+                    await self._ship_unfinished()
                 else:
-                    await self._ship_finished(None)
+                    await self._ship_finished()
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _ship_finished(self, seconds: float | None) -> SpooledFiles:
+    async def _ship_finished(self) -> SpooledFiles:
         """Return what is left. Raises WalGap."""
         found = await self._read_folder()
         if (gap := find_gap(self._stored, found)) is not None:
             raise WalGap(gap)
         for timeline in found.histories:
-            await self._ship_history(timeline, seconds)
+            await self._ship_history(timeline)
         for segment in found.ended:
-            await self._put(segment, self._until(segment.end(self._segment_size)), segment.end(self._segment_size), seconds)
+            await self._put(segment, self._until(segment.end(self._segment_size)), segment.end(self._segment_size))
             await asyncio.to_thread(self._path(segment).unlink, missing_ok=True)
         for segment in found.finished:
             if self._stored is None or segment > self._stored:
                 end = segment.end(self._segment_size)
-                await self._put(segment, self._until(end), end, seconds)
+                await self._put(segment, self._until(end), end)
                 self._stored, self._shipped_lsn = segment, max(end, self._shipped_lsn)
-                await self._remove_partial(segment, seconds)
+                await self._remove_partial(segment)
             await asyncio.to_thread(self._path(segment).unlink, missing_ok=True)
         return found
 
-    async def _ship_unfinished(self, seconds: float | None) -> None:
+    async def _ship_unfinished(self) -> None:
         received = await self._wait_until_received()
-        segment = (await self._ship_finished(seconds)).partial
+        segment = (await self._ship_finished()).partial
         if segment is not None:
             try:
                 changed = (await asyncio.to_thread(self._path(segment).stat)).st_mtime_ns
                 lsn = min(received, segment.end(self._segment_size))
                 if self._shipped_partial != (segment, changed, lsn):
-                    await self._put(segment, self._until(lsn), lsn, seconds)
+                    await self._put(segment, self._until(lsn), lsn)
                     self._shipped_partial = segment, changed, lsn
                 self._shipped_lsn = max(self._shipped_lsn, lsn)
             except FileNotFoundError:
@@ -284,7 +278,7 @@ class WalShipping:
             until=self._until(self._shipped_lsn), lsn=self._shipped_lsn,
         )  # fmt: skip
         if self._shipped_lsn:
-            await self._retry(lambda: self._place.store.put(layout.STATE, layout.sign(layout.STATE, state, self._place.key)), seconds)
+            await retry(lambda: self._place.store.put(layout.STATE, layout.sign(layout.STATE, state, self._place.key)), None, _warn)
             self._state = state
 
     async def _wait_until_received(self) -> int:
@@ -314,16 +308,16 @@ class WalShipping:
         found = [position.at for position in self._positions if position.lsn <= lsn]
         return found[-1] if found else self._state.until if self._state is not None else _NEVER
 
-    async def _ship_history(self, timeline: int, seconds: float | None) -> None:
+    async def _ship_history(self, timeline: int) -> None:
         if timeline in self._histories:
             return
         name = layout.history_object(timeline)
         body = await asyncio.to_thread((self._folder / f"{timeline:08X}.history").read_bytes)
         sealed = await asyncio.to_thread(self._seal, name, body)
-        await self._retry(lambda: self._place.store.put(name, sealed), seconds)
+        await retry(lambda: self._place.store.put(name, sealed), None, _warn)
         self._histories.add(timeline)
 
-    async def _put(self, segment: Segment, until: datetime, lsn: int, seconds: float | None) -> None:
+    async def _put(self, segment: Segment, until: datetime, lsn: int) -> None:
         """Raises FileNotFoundError if an unfinished one was finished meanwhile."""
         name = segment.object(self._segment_size)
 
@@ -332,13 +326,13 @@ class WalShipping:
             return self._seal(name, msgspec.msgpack.encode(WalObject(data=data, until=until, lsn=lsn)))
 
         sealed = await asyncio.to_thread(seal)
-        await self._retry(lambda: self._place.store.put(name, sealed), seconds)
+        await retry(lambda: self._place.store.put(name, sealed), None, _warn)
 
-    async def _remove_partial(self, finished: Segment, seconds: float | None) -> None:
+    async def _remove_partial(self, finished: Segment) -> None:
         """Readers prefer the finished one, so it may stay if the credentials cannot delete."""
         if self._place.settings.backup_prune:
             name = replace(finished, is_partial=True).object(self._segment_size)
-            await self._retry(lambda: self._place.store.delete([name]), seconds)
+            await retry(lambda: self._place.store.delete([name]), None, _warn)
 
     def _seal(self, name: str, data: bytes) -> bytes:
         return sealing.seal_bytes(name, data, self._place.key, self._place.mesh.mesh, self._place.recipients)
@@ -346,18 +340,14 @@ class WalShipping:
     def _path(self, segment: Segment) -> Path:
         return self._folder / f"{segment.file(self._segment_size)}{'.partial' if segment.is_partial else ''}"
 
-    async def _retry(self, act: Callable[[], Awaitable[None]], seconds: float | None) -> None:
-        await retry(act, seconds, self._report_failure)
-        self.failing = None
-
-    def _report_failure(self, error: errors.Unavailable) -> None:
-        since = self.failing[0] if self.failing is not None else self.newest.at if self.newest is not None else None
-        self.failing = since, error.message
-
 
 async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
     """Repeat a question until the database answers."""
-    return await retry(ask, None, lambda error: _log.warning("%s", error.message), _BACKOFF)
+    return await retry(ask, None, _warn, _BACKOFF)
+
+
+def _warn(error: errors.Unavailable) -> None:
+    _log.warning("%s", error.message)
 
 
 def _empty(folder: Path) -> None:

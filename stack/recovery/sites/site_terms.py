@@ -93,8 +93,6 @@ class SiteState:
     mode: SiteLeaseMode
     #: When the last check began that found no other owner.
     confirmed_at: float | None = None
-    #: Since when the store can't be read.
-    failing_since: float | None = None
     #: Final.
     replaced_by: SiteRecord | None = None
     replaced_at: float = 0.0
@@ -155,11 +153,10 @@ def decide(site: SiteState, check: StoreCheck | None, now: float) -> tuple[SiteS
         return site, tuple(_end(site, now))
     if check is None or check.highest is None or check.highest.term < site.own.term:
         # A store that has lost our term proves nothing, either.
-        site = replace(site, failing_since=now if site.failing_since is None else site.failing_since)
         is_over = site.confirmed_at is None or now - site.confirmed_at >= LEASE_SECONDS
         suspends = site.mode is SiteLeaseMode.STRICT and is_over
         return site, (SetGatewayLease(SiteLeaseState.SUSPENDED),) if suspends else ()
-    site = replace(site, confirmed_at=check.began_at, failing_since=None)
+    site = replace(site, confirmed_at=check.began_at)
     if check.announced is None:
         return site, (WriteLease(SiteLeaseMode.ADVISORY),)
     ends_at = check.began_at + LEASE_SECONDS
