@@ -16,8 +16,8 @@ _WITHOUT_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 @asynccontextmanager
-async def hold(path: Path, *, patience_seconds: float = PATIENCE_SECONDS) -> AsyncIterator[None]:
-    """Lock ``path`` for the block through a file beside it. Raises BadSettings if another process keeps the lock too long.
+async def hold(path: Path, *, patience_seconds: float = PATIENCE_SECONDS, refusal: errors.BadSettings | None = None) -> AsyncIterator[None]:
+    """Lock ``path`` for the block through a file beside it. Raises BadSettings, or ``refusal``, if another process keeps it too long.
 
     Does nothing if the lock file cannot be created, because then ``path`` cannot be written either, and on file systems without locks.
     """
@@ -27,26 +27,27 @@ async def hold(path: Path, *, patience_seconds: float = PATIENCE_SECONDS) -> Asy
         yield
         return
     try:
-        await _lock(handle, path, patience_seconds)
+        if not await _lock(handle, patience_seconds):
+            raise refusal or errors.BadSettings(
+                f"another process uses {path}", hint="stop that process, or give this one its own NODE_KEY_FILE and MESH_STATE_FILE"
+            )
         yield
     finally:
         os.close(handle)
 
 
-async def _lock(handle: int, path: Path, patience_seconds: float) -> None:
+async def _lock(handle: int, patience_seconds: float) -> bool:
     give_up_at = asyncio.get_running_loop().time() + patience_seconds
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if asyncio.get_running_loop().time() >= give_up_at:
-                raise errors.BadSettings(
-                    f"another process uses {path}", hint="stop that process, or give this one its own NODE_KEY_FILE and MESH_STATE_FILE"
-                ) from None
+                return False
             await asyncio.sleep(_LOOK_SECONDS)
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
                 raise
-            return
+            return True
         else:
-            return
+            return True

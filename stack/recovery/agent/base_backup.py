@@ -74,13 +74,8 @@ async def make(
     makes another one after ``patience_seconds``, or if another site has taken over by then. Whatever fails, no backup is listed, and its
     parts are removed by the next one at the latest. ``report`` gets the number of bytes of the database that were copied, in another
     thread."""
-    async with contextlib.AsyncExitStack() as opened:
-        try:
-            await opened.enter_async_context(file_lock.hold(place.home.base_backup, patience_seconds=patience_seconds))
-        except errors.BadSettings as error:
-            raise errors.BadSettings(
-                "this stack is making a backup right now", hint="wait until it is done: aicli stack backups"
-            ) from error
+    refusal = errors.BadSettings("this stack is making a backup right now", hint="wait until it is done: aicli stack backups")
+    async with file_lock.hold(place.home.base_backup, patience_seconds=patience_seconds, refusal=refusal):
         term = await retry(lambda: site_keeper.read_term(place))
         await retry(lambda: _remove_leftovers(place.store, term))
         at = datetime.now(UTC) if source is None else (await source.position()).at

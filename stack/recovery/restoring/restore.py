@@ -11,7 +11,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -25,7 +25,7 @@ from shared.types import MeshName, NodeId
 from stack import processes, secret_files, settings, stack_home
 from stack.recovery import catalog, layout, sealing, upgrade
 from stack.recovery.catalog import StoreCatalog
-from stack.recovery.layout import RestoreRefused, Segment
+from stack.recovery.layout import BackupManifest, RestoreRefused, Segment
 from stack.recovery.restoring import recovered_database, restore_plan, restored_log
 from stack.recovery.restoring.recovered_database import Progress, RecoveredDatabase, RestoreSource, WalEnd
 from stack.recovery.restoring.restore_plan import LATEST, RestorePlan, RestoreTarget
@@ -117,13 +117,6 @@ class RestoreProgress(msgspec.Struct, frozen=True, kw_only=True):
     strict: StrictFacts | None = None
     record: SiteRecord | None = None
     old_home: str | None = None
-    report: RestoreReport | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedStore:
-    source: RestoreSource
-    catalog: StoreCatalog
 
 
 async def restore(
@@ -134,13 +127,10 @@ async def restore(
     async with _only_restore(work):
         restoring = _Restore(home, work, request, progress)
         try:
-            await restoring.run(identity, environment)
+            return await restoring.run(identity, environment)
         except errors.BadSettings:
             await asyncio.to_thread(restoring.undo)
             raise
-        assert restoring.now is not None
-        assert restoring.now.report is not None
-        return restoring.now.report
 
 
 async def abort(home: StackHome) -> str:
@@ -215,23 +205,26 @@ async def open_source(home: StackHome, address: str, files: Sequence[Path], envi
 
 
 class _Restore:
+    #: Once ``run`` has checked everything.
+    now: RestoreProgress
+
     def __init__(self, home: StackHome, work: Path, request: RestoreRequest, progress: Progress) -> None:
         self._home = home
         self._work = StackHome(work, work / "run")
         self._request = request
         self._progress = progress
         self._is_new = False
-        self.now = _read(work)
-        if self.now is None and (in_place := _read(home.root)) is not None and in_place.state is RestoreState.REPLAYED:
-            self.now = in_place  # killed behind the last rename
 
-    async def run(self, identity: Path, environment: Mapping[str, str]) -> None:
-        if self.now is not None and self.now.request != self._request:
+    async def run(self, identity: Path, environment: Mapping[str, str]) -> RestoreReport:
+        begun = _find_begun(self._home, self._work.root)
+        if begun is not None and begun.request != self._request:
             raise RestoreRefused("another restore was not finished", hint="run that command again, or: aicli stack restore --abort")
         refuse_running(self._home)
-        opened = await self._open_store(identity, environment)
-        if self.now is None:
-            self.now = await self._check(opened)
+        source, found = await self._open_store(identity, environment)
+        if begun is not None:
+            self.now = begun
+        else:
+            self.now = await self._check(source, found)
             self._is_new = True
             self._save(RestoreState.CHECKED)
         steps: dict[RestoreState, Callable[[RestoreSource], Awaitable[None]]] = {
@@ -247,17 +240,17 @@ class _Restore:
             self.now = msgspec.structs.replace(self.now, state=RestoreState.FETCHED)
         for state, act in steps.items():
             if order.index(state) > order.index(self.now.state):
-                await act(opened.source)
+                await act(source)
                 self._save(state)
+        return self._report()
 
     def undo(self) -> None:
         """After a refusal, leave nothing behind, unless an earlier run has begun it or the term is taken."""
-        if self._is_new and self.now is not None and self.now.record is None:
+        if self._is_new and self.now.record is None:
             end_database(self._work.root)
             shutil.rmtree(self._work.root, ignore_errors=True)
 
     def _save(self, state: RestoreState, **facts: object) -> None:
-        assert self.now is not None
         self.now = msgspec.structs.replace(self.now, state=state, **facts)
         folder = self._work.run if self._work.root.exists() or state is RestoreState.CHECKED else self._home.run
         for each in (folder.parent, folder):
@@ -266,32 +259,27 @@ class _Restore:
 
     # --- the steps
 
-    async def _open_store(self, identity: Path, environment: Mapping[str, str]) -> OpenedStore:
+    async def _open_store(self, identity: Path, environment: Mapping[str, str]) -> tuple[RestoreSource, StoreCatalog]:
         source = await open_source(self._home, self._request.address, (identity,), environment)
         read = await catalog.read(source.store, source.mesh)
         if self._request.which == LATEST and self._request.at is None and self._request.before_upgrade is None and read.backups:
             local = _find_local(self._home.received_log(source.mesh.system), read)
             source = replace(source, local_segments=local)
             read = replace(read, segments=tuple(sorted({*read.segments, *local})))
-        return OpenedStore(source, read)
+        return source, read
 
-    async def _check(self, opened: OpenedStore) -> RestoreProgress:
-        source, home = opened.source, self._home.root
-        refuse_taken(home, replaces=self._request.replaces)
+    async def _check(self, source: RestoreSource, found: StoreCatalog) -> RestoreProgress:
+        refuse_taken(self._home.root, replaces=self._request.replaces)
         points = upgrade.read_points(self._home)
         if self._request.before_upgrade is not None:
             points += [point async for point in _stored_points(source)]
-        plan = self._plan(opened.catalog, await source.histories(opened.catalog.histories), points)
-        refuse_newer(plan)
-        await check_identity(source, plan)
+        plan = self._plan(found, await source.histories(found.histories), points)
+        await check_backup(source, plan, self._home.root, has_database=not self._request.database_restored)
         if plan.gap is not None:
             reachable = (await source.segment(plan.segments[-1], plan.backup.segment_size)).until
             if plan.target.at is None or plan.target.at >= reachable:
                 raise restore_plan.refusal_of_gap(plan, reachable)
-        if not self._request.database_restored:
-            await asyncio.to_thread(recovered_database.require_version, plan.backup)
-        await asyncio.to_thread(recovered_database.require_space, home, plan.needed_bytes)
-        alive, state = await site_claim.find_last_sign(source.store, plan.backup), opened.catalog.state
+        alive, state = await site_claim.find_last_sign(source.store, plan.backup), found.state
         return RestoreProgress(
             request=self._request, state=RestoreState.CHECKED, started_at=datetime.now(UTC), plan=plan,
             alive_until=alive if state is None else max(alive, state.until), end_lsn=0 if state is None else state.lsn,
@@ -311,26 +299,21 @@ class _Restore:
         return restore_plan.plan(found, request.which, target, histories)
 
     async def _fetch(self, source: RestoreSource) -> None:
-        assert self.now is not None
         if not self._request.database_restored:
             end = await recovered_database.fetch_wal(source, self.now.plan, self._work.postgres / "wal", self._progress)
             self.now = msgspec.structs.replace(self.now, end=end)
 
     async def _unpack(self, source: RestoreSource) -> None:
-        assert self.now is not None
         backup, work = self.now.plan.backup, self._work
         await asyncio.to_thread(end_database, work.root)
-        await asyncio.to_thread(shutil.rmtree, work.postgres / "data", ignore_errors=True)
-        for part in (layout.SECRETS, layout.FILES):
-            await recovered_database.unpack(source, backup, part, work.root, progress=self._progress)
+        await unpack_files(source, backup, work, self._home, self._progress)
         if not self._request.database_restored:
+            await asyncio.to_thread(shutil.rmtree, work.postgres / "data", ignore_errors=True)
             await recovered_database.unpack(source, backup, layout.DATA, work.postgres / "data", progress=self._progress)
-        await asyncio.to_thread(repair_files, work, self._home)
         log = await restored_log.fetch(source, work, self._home, accepts_gap=self._request.accepts_log_gap)
         self.now = msgspec.structs.replace(self.now, log=log)
 
     async def _recover(self, _: RestoreSource) -> None:
-        assert self.now is not None
         if self._request.database_restored:
             return
         plan, end = self.now.plan, self.now.end
@@ -345,7 +328,6 @@ class _Restore:
         self.now = msgspec.structs.replace(self.now, reached_at=reached, log=log, strict=strict, is_complete=is_complete)
 
     async def _take_over(self, source: RestoreSource) -> None:
-        assert self.now is not None
         # Its files are not in their place yet.
         own, work = str(self._home.root), str(self._work.root)
         recorded = {name: value.replace(own, work) for name, value in settings.read_recorded(self._work).items()}
@@ -360,7 +342,6 @@ class _Restore:
         restored_log.place(self._work, self._home, self.now.record.term, self.now.log)
 
     async def _open(self, _: RestoreSource) -> None:
-        assert self.now is not None
         await asyncio.to_thread(os.sync)
         if self._work.root.exists():
             refuse_running(self._home)
@@ -373,11 +354,10 @@ class _Restore:
             for fetched in (self._work.gathered_log, self._work.postgres / "wal"):
                 await asyncio.to_thread(shutil.rmtree, fetched, ignore_errors=True)
             self._work.root.rename(home)
-        self.now = msgspec.structs.replace(self.now, report=self._report(self.now))
 
-    def _report(self, now: RestoreProgress) -> RestoreReport:
+    def _report(self) -> RestoreReport:
+        now, reached = self.now, self.now.reached_at
         assert now.record is not None
-        reached = now.reached_at
         alive_until = max(now.alive_until, now.log.newest_at or now.alive_until)
         return RestoreReport(
             backup=now.plan.backup.name,
@@ -393,6 +373,13 @@ class _Restore:
             log_lines_unusable=now.log.unusable,
             strict=now.strict,
         )
+
+
+def _find_begun(home: StackHome, work: Path) -> RestoreProgress | None:
+    in_place = _read(home.root)
+    # Killed behind the last rename.
+    is_last = in_place is not None and in_place.state is RestoreState.REPLAYED
+    return _read(work) or (in_place if is_last else None)
 
 
 def refuse_running(home: StackHome) -> None:
@@ -424,16 +411,12 @@ def _work(home: StackHome) -> Path:
 @asynccontextmanager
 async def _only_restore(work: Path) -> AsyncIterator[None]:
     work.parent.mkdir(parents=True, exist_ok=True)
-    lock = file_lock.hold(work, patience_seconds=0)
-    try:
-        await lock.__aenter__()
-    except errors.BadSettings as error:
-        raise RestoreRefused("another restore of this home is running", hint="wait for it, or stop it") from error
-    try:
-        yield
-    finally:
-        work.with_name(f"{work.name}.lock").unlink(missing_ok=True)
-        await lock.__aexit__(None, None, None)
+    refusal = RestoreRefused("another restore of this home is running", hint="wait for it, or stop it")
+    async with file_lock.hold(work, patience_seconds=0, refusal=refusal):
+        try:
+            yield
+        finally:
+            work.with_name(f"{work.name}.lock").unlink(missing_ok=True)
 
 
 def _read(home: Path) -> RestoreProgress | None:
@@ -461,7 +444,16 @@ def _find_local(folder: Path, found: StoreCatalog) -> dict[Segment, Path]:
     return local
 
 
-def refuse_newer(plan: RestorePlan) -> None:
+async def check_backup(source: RestoreSource, plan: RestorePlan, home: Path, *, has_database: bool = True) -> None:
+    """Raises RestoreRefused if this machine, version or identity cannot restore it."""
+    _refuse_newer(plan)
+    await _check_identity(source, plan)
+    if has_database:
+        await asyncio.to_thread(recovered_database.require_version, plan.backup)
+    await asyncio.to_thread(recovered_database.require_space, home, plan.needed_bytes)
+
+
+def _refuse_newer(plan: RestorePlan) -> None:
     folder = stack_home.checkout() / "services"
     for schema, newest in plan.backup.migrations.items():
         known = max((int(path.name[:4]) for path in (folder / schema / "migrations").glob("[0-9][0-9][0-9][0-9]_*.sql")), default=0)
@@ -472,7 +464,7 @@ def refuse_newer(plan: RestorePlan) -> None:
             )
 
 
-async def check_identity(source: RestoreSource, plan: RestorePlan) -> None:
+async def _check_identity(source: RestoreSource, plan: RestorePlan) -> None:
     name = layout.part_object(plan.backup.name, layout.SECRETS)
     try:
         header = await source.store.get(name, 0, min(_HEADER_BYTES, plan.backup.part(layout.SECRETS).size))
@@ -509,8 +501,14 @@ def _find_point(points: Sequence[RestorePoint], version: str) -> RestorePoint:
     raise RestoreRefused(f"there is no restore point before an upgrade to {version[:40]!r}; known: {known}", hint="use --at with a time")
 
 
-def repair_files(work: StackHome, home: StackHome) -> None:
-    """Adapt unpacked files to their new place."""
+async def unpack_files(source: RestoreSource, backup: BackupManifest, work: StackHome, home: StackHome, progress: Progress) -> None:
+    """Unpack secrets and files, and adapt them to their new place, ``home``."""
+    for part in (layout.SECRETS, layout.FILES):
+        await recovered_database.unpack(source, backup, part, work.root, progress=progress)
+    await asyncio.to_thread(_repair_files, work, home)
+
+
+def _repair_files(work: StackHome, home: StackHome) -> None:
     journals = work.run / _JOURNALS
     for path in sorted(work.keys.glob("*.journal")):
         if path.stat().st_size:

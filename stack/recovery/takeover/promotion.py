@@ -92,13 +92,15 @@ async def promote(
 ) -> PromoteReport:
     """Raises RestoreRefused and other BadSettings, Unavailable, and Internal if a service does not start: then run it again."""
     promotion = _Promotion(home, environment, folder, show)
-    now = promotion.now
-    if now is None or not now.is_open:
+    if promotion.begun is None or not promotion.begun.is_open:
         await promotion.take_over(old_site_is_off=old_site_is_off)
     return await promotion.start()
 
 
 class _Promotion:
+    #: Once the term was chosen.
+    now: PromoteProgress
+
     def __init__(self, home: StackHome, environment: Mapping[str, str], folder: Path, show: Callable[[PromoteStep], None]) -> None:
         self._home = home
         self._environment = environment
@@ -106,13 +108,13 @@ class _Promotion:
         self._show = show
         self._steps: list[PromoteStep] = []
         hint = "restore this site instead: aicli stack restore latest --replace"
-        self.now = stack_home.read_struct(home.run / _FILE, PromoteProgress, hint)
+        self.begun = stack_home.read_struct(home.run / _FILE, PromoteProgress, hint)
+        if self.begun is not None:
+            self.now = self.begun
 
-    def _save(self, **facts: object) -> PromoteProgress:
-        assert self.now is not None
+    def _save(self, **facts: object) -> None:
         self.now = msgspec.structs.replace(self.now, **facts)
         stack_home.write_struct(self._home.run / _FILE, self.now)
-        return self.now
 
     @asynccontextmanager
     async def _step(self, what: str) -> AsyncIterator[None]:
@@ -150,7 +152,7 @@ class _Promotion:
         return await restore.open_source(self._home, address, (self._home.secrets / secret_files.BACKUP_IDENTITY,), self._environment)
 
     async def _take_term(self, facts: StandbyFacts, source: RestoreSource, key: node_keys.NodeKey, *, old_site_is_off: bool) -> SiteRecord:
-        if self.now is None:
+        if self.begun is None:
             home = self._home
             recorded = await asyncio.to_thread(settings.record, home, self._environment, self._folder)
             # Before anything is changed: settings that are refused, or a database that cannot be brought up to date, make no successor.
@@ -184,7 +186,6 @@ class _Promotion:
         return standby_plan.plan(found, position, await source.histories(found.histories))
 
     async def _wait_for_fence(self, source: RestoreSource, record: SiteRecord, *, old_site_is_off: bool) -> None:
-        assert self.now is not None
         written_at = boot_time()
         while not self.now.is_fenced:
             check = await _read_fence(source, record.term)
@@ -203,7 +204,6 @@ class _Promotion:
                     raise RestoreRefused(f"lost_race: another site has taken term {check.highest}", hint="only one site may own the mesh")
 
     async def _open_database(self, source: RestoreSource, backup: str) -> None:
-        assert self.now is not None
         home = self._home
 
         def ignore(*_: object) -> None:
@@ -231,7 +231,6 @@ class _Promotion:
 
     async def _revoke(self, database: RecoveredDatabase) -> None:
         """The keys of the old site are revoked before any service of this one starts."""
-        assert self.now is not None
         # The others have no certificate: only the old site's NATS server knows them.
         services = msgspec.json.encode({node: role for node, role in self.now.nodes.items() if role in SERVICE_ROLES})
         ended = await database.run("revoking nodes", "auth", "nodes.ended_site", seconds=_REVOKE_SECONDS, given=services)
@@ -241,7 +240,6 @@ class _Promotion:
 
     def _renew_keys(self) -> None:
         """Drop the keys of the old site's services; those of more nodes stay, which are elsewhere."""
-        assert self.now is not None
         for name in secret_files.NODES:
             key = self._home.key(name)
             if key.exists() and node_keys.load(key).id in self.now.nodes:
@@ -252,7 +250,6 @@ class _Promotion:
     async def start(self) -> PromoteReport:
         """Start the services, and run PROMOTE_COMMAND."""
         now, home = self.now, self._home
-        assert now is not None
         standby.forget(home)
         async with self._step("start the services"):
             await _start_services(self._environment)

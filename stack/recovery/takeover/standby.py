@@ -167,10 +167,7 @@ class _Standby:
             raise RestoreRefused(f"{home} owns the mesh, in term {own.term}", hint="promote a standby on another machine first")
         found = await catalog.read(self._source.store, self._source.mesh)
         chosen = restore_plan.plan(found, LATEST, RestoreTarget(), await self._source.histories(found.histories))
-        restore.refuse_newer(chosen)
-        await restore.check_identity(self._source, chosen)
-        await asyncio.to_thread(recovered_database.require_version, chosen.backup)
-        await asyncio.to_thread(recovered_database.require_space, home, chosen.needed_bytes)
+        await restore.check_backup(self._source, chosen, home)
 
     async def follow(self) -> None:
         has_lost_track = False
@@ -207,9 +204,7 @@ class _Standby:
 
     async def _take_files(self, backup: BackupManifest) -> None:
         """Unpack secrets and files, which a later promotion needs as they were last, with the settings of this site."""
-        for part in (layout.SECRETS, layout.FILES):
-            await recovered_database.unpack(self._source, backup, part, self._home.root, progress=self._shown.progress)
-        await asyncio.to_thread(restore.repair_files, self._home, self._home)
+        await restore.unpack_files(self._source, backup, self._home, self._home, self._shown.progress)
         await asyncio.to_thread(settings.record, self._home, {"PROMOTE_COMMAND": "", **self._chosen}, Path.cwd())
         self._backup = backup
         save_facts(self._home, msgspec.structs.replace(self._facts(), backup=backup.name))
