@@ -6,10 +6,11 @@ starts on its own line, and readers recognize the rest.
 
 import asyncio
 import os
-import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from shared.identity import private_file
 
 Row = TypeVar("Row")
 
@@ -59,7 +60,7 @@ def append(path: Path, lines: bytes) -> None:
         out.flush()
         os.fsync(out.fileno())
     if is_new:
-        _sync_folder(path.parent)
+        private_file.sync_folder(path.parent)
 
 
 def read(path: Path) -> Iterator[bytes]:
@@ -74,30 +75,6 @@ def read_end(path: Path, most_bytes: int) -> list[bytes]:
         start = max(0, text.seek(0, os.SEEK_END) - most_bytes)
         text.seek(start)
         return text.read().splitlines(keepends=True)[1 if start else 0 :]
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a whole small file, so that a crash leaves either the old or the new one. Blocks; raises OSError."""
-    # Another name each time: replicas may share the folder.
-    handle, new = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(new).replace(path)
-    except OSError:
-        Path(new).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _ends_in_newline(path: Path) -> bool:
