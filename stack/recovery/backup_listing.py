@@ -11,16 +11,8 @@ from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import DATA
 from stack.recovery.restoring import restore_plan
 from stack.recovery.restoring.recovered_database import RestoreSource
+from stack.recovery.restoring.restore_plan import RecoveryHole
 from stack.recovery.store_retries import retry
-
-
-class ListedHole(msgspec.Struct, frozen=True, kw_only=True):
-    """No second in it can be restored."""
-
-    since: datetime
-    #: None: until now.
-    until: datetime | None
-    missing: str
 
 
 class BackupListing(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +20,7 @@ class BackupListing(msgspec.Struct, frozen=True, kw_only=True):
     backups: tuple[BackupEntry, ...]
     recoverable_from: datetime | None = None
     recoverable_until: datetime | None = None
-    holes: tuple[ListedHole, ...] = ()
+    holes: tuple[RecoveryHole, ...] = ()
 
 
 def list_entries(found: StoreCatalog) -> tuple[BackupEntry, ...]:
@@ -53,6 +45,4 @@ async def read(place: BackupPlace) -> BackupListing:
     window = restore_plan.window(found, histories)
     if window is None:
         return BackupListing(backups=listed)
-    size = found.backups[-1].segment_size
-    holes = tuple(ListedHole(since=hole.after, until=hole.until, missing=hole.missing.file(size)) for hole in window.holes)
-    return BackupListing(backups=listed, recoverable_from=window.first, recoverable_until=window.last, holes=holes)
+    return BackupListing(backups=listed, recoverable_from=window.first, recoverable_until=window.last, holes=window.holes)

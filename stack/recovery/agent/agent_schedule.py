@@ -1,9 +1,9 @@
 """Decides when the backup agent does what. Pure. All moments are by PostgreSQL's clock, which may be set back or forward."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
+from stack.recovery.agent.source_database import SourcePosition
 from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import BackupManifest
 from stack.settings import BackupSettings
@@ -16,16 +16,7 @@ _FIRST_TEST_AFTER = timedelta(hours=1)
 _LEEWAY = timedelta(minutes=5)
 
 
-@dataclass(frozen=True, slots=True)
-class DatabasePosition:
-    """Where PostgreSQL is now."""
-
-    at: datetime
-    lsn: int
-    timeline: int
-
-
-def why_backup(catalog: StoreCatalog, term: int, now: DatabasePosition, settings: BackupSettings) -> str | None:
+def why_backup(catalog: StoreCatalog, term: int, now: SourcePosition, settings: BackupSettings) -> str | None:
     """Return why a backup must be made now, or None."""
     own = [backup for backup in catalog.backups if (backup.term, backup.timeline) == (term, now.timeline)]
     if not own:

@@ -32,9 +32,8 @@ from stack import processes, settings, stack_plan
 from stack import stack_home as homes
 from stack.recovery import backup_place, catalog, layout, sealing
 from stack.recovery.agent import agent_report, agent_schedule, base_backup, pruning, recovery_log_copy
-from stack.recovery.agent.agent_schedule import DatabasePosition
 from stack.recovery.agent.recovery_log_copy import FileCopy, RecoveryLogCopy
-from stack.recovery.agent.source_database import SourceDatabase
+from stack.recovery.agent.source_database import SourceDatabase, SourcePosition
 from stack.recovery.agent.wal_shipping import WalGap, WalShipping, patiently
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.catalog import StoreCatalog
@@ -231,10 +230,9 @@ class Agent:
         found = await self._read_store()
         if self._source is None:
             timeline = found.backups[-1].timeline if found.backups else 0
-            position = DatabasePosition(datetime.now(UTC), 0, timeline)
+            position = SourcePosition(datetime.now(UTC), 0, timeline)
         else:
-            now = await self._source.position()
-            position = DatabasePosition(now.at, now.lsn, now.timeline)
+            position = await self._source.position()
         why = "write-ahead log was lost" if self._has_gap else agent_schedule.why_backup(found, term, position, place.settings)
         if why is not None:
             _log.info("making a backup", why=why)

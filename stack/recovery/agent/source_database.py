@@ -63,11 +63,11 @@ class SourcePosition:
     lsn: int
     timeline: int
     #: What the reader of our slot has on its own disk; None without a slot.
-    received: int | None
+    received: int | None = None
     #: pg_replication_slots.wal_status, or `missing`.
-    slot_status: str
+    slot_status: str = "missing"
     #: What the slot keeps on the server's disk.
-    slot_bytes: int
+    slot_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,6 @@ https://www.postgresql.org/docs/current/backup-manifest-format.html
 import asyncio
 import hashlib
 import os
-import threading
-from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -23,7 +21,6 @@ _UNLISTED = frozenset({_NAME, "postgresql.auto.conf", "standby.signal", "recover
 #: Empty, because there are no tablespaces, and not unpacked.
 _NO_TABLESPACES = ("tablespace_map", 0)
 _WAL_FOLDER = "pg_wal/"
-_PIECE_BYTES = 1 << 20
 _MOST_FINDINGS = 20
 
 
@@ -100,14 +97,17 @@ async def check(data: Path, backup: BackupManifest) -> list[str]:
         return [f"{_NAME} is truncated or was changed: {error}"]
     found = await asyncio.to_thread(_list_files, data)
     findings = list(find_differences(manifest, backup, found))
-    waiting = deque(file for file in manifest.files if found.get(file.name) == file.size)
-    is_over = threading.Event()
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(os.cpu_count() or 1):
-                tasks.create_task(asyncio.to_thread(_compare, data, waiting, findings, is_over))
-    finally:
-        is_over.set()
+    limit = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def compare(file: ManifestFile) -> None:
+        async with limit:
+            if await asyncio.to_thread(_sha256, data / file.name) != file.sha256:
+                findings.append(f"{file.name} was changed")
+
+    async with asyncio.TaskGroup() as tasks:
+        for file in manifest.files:
+            if found.get(file.name) == file.size:
+                tasks.create_task(compare(file))
     return sorted(findings)[:_MOST_FINDINGS]
 
 
@@ -119,17 +119,6 @@ def _list_files(data: Path) -> dict[str, int]:
     return found
 
 
-def _compare(data: Path, waiting: deque[ManifestFile], findings: list[str], is_over: threading.Event) -> None:
-    """One of the threads that empty ``waiting``."""
-    buffer = bytearray(_PIECE_BYTES)
-    while not is_over.is_set():
-        try:
-            file = waiting.popleft()
-        except IndexError:
-            return
-        digest = hashlib.sha256()
-        with (data / file.name).open("rb", buffering=0) as content:
-            while (size := content.readinto(buffer)) and not is_over.is_set():
-                digest.update(memoryview(buffer)[:size])
-        if digest.hexdigest() != file.sha256:
-            findings.append(f"{file.name} was changed")
+def _sha256(path: Path) -> str:
+    with path.open("rb", buffering=0) as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -62,10 +62,11 @@ class RecoveryHole:
     """Between these moments nothing can be restored."""
 
     #: What was surely before it.
-    after: datetime
+    since: datetime
     #: The next backup; None if there is none yet.
     until: datetime | None
-    missing: Segment
+    #: PostgreSQL's name of the first missing segment.
+    missing: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,9 @@ def window(catalog: StoreCatalog, histories: Mapping[int, Sequence[TimelineEnd]]
             first = first or backup.finished_at
         elif first is not None or following is None:
             first = first or backup.finished_at
-            holes.append(RecoveryHole(backup.finished_at, None if following is None else following.finished_at, gap))
+            holes.append(
+                RecoveryHole(backup.finished_at, None if following is None else following.finished_at, gap.file(backup.segment_size))
+            )
     return RecoveryWindow(first or backups[-1].finished_at, _last(catalog), tuple(holes))
 
 

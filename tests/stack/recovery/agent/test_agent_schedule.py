@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from stack.recovery.agent import agent_schedule
-from stack.recovery.agent.agent_schedule import DatabasePosition
+from stack.recovery.agent.source_database import SourcePosition
 from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import BackupManifest
 from stack.settings import BackupSettings
@@ -17,8 +17,8 @@ SETTINGS = BackupSettings(backup_at="02:30", backup_base_after_wal="1600MB")
 NONE, GAP, WAL, DAILY = "there is none", "write-ahead log is missing", "of the write-ahead log", "of the time of day"
 
 
-def at(hour: int, *, lsn: int | None = None, timeline: int = 1) -> DatabasePosition:
-    return DatabasePosition(moment(hour), (hour if lsn is None else lsn) * SEGMENT, timeline)
+def at(hour: int, *, lsn: int | None = None, timeline: int = 1) -> SourcePosition:
+    return SourcePosition(moment(hour), (hour if lsn is None else lsn) * SEGMENT, timeline)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def at(hour: int, *, lsn: int | None = None, timeline: int = 1) -> DatabasePosit
         pytest.param(catalog([backup(900 * DAY)], []), at(4), DAILY, id="all backups are of a clock ahead"),
     ],
 )
-def test_why_a_backup_is_due(found: StoreCatalog, now: DatabasePosition, why: str | None) -> None:
+def test_why_a_backup_is_due(found: StoreCatalog, now: SourcePosition, why: str | None) -> None:
     reason = agent_schedule.why_backup(found, 1, now, SETTINGS)
     assert (reason is None) if why is None else (reason or "").startswith(why)
 

@@ -126,9 +126,7 @@ def test_the_window_has_its_holes() -> None:
     found = restore_plan.window(store(without_7, backup(1), backup(3), backup(8)), {})
     assert found is not None
     assert (found.first, found.last) == (backup(1).finished_at, at(3600))
-    assert [(hole.after, hole.until, hole.missing) for hole in found.holes] == [
-        (backup(3).finished_at, backup(8).finished_at, Segment(1, 7))
-    ]
+    assert found.holes == (restore_plan.RecoveryHole(backup(3).finished_at, backup(8).finished_at, "000000010000000000000007"),)
     # Old daily backups have only their own log: nothing between them can be restored, as it is meant.
     found = restore_plan.window(store([Segment(1, 1), *ALL[4:]], backup(1), backup(5)), {})
     assert found is not None
