@@ -175,13 +175,17 @@ async def test_log_waits_for_a_failing_store_up_to_its_bound(copied: CopiedDatab
         done = await write(copied)
         await stacks.until(no_receiver, what="nothing is received")
         assert len(spooled(copied).finished) <= 5 + 1
-        assert "403" in caplog.text, "it says why"
+        await stacks.until(lambda: has_said(caplog, "403"), what="it says why")
         assert (await read(copied)).segments == ()
         copied.store.failing = ()
         await stacks.until(lambda: reached(shipping, done), seconds=60, what="it catches up")
     numbers = [segment.number for segment in (await read(copied)).segments]
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
     assert len(numbers) >= 7
+
+
+async def has_said(caplog: pytest.LogCaptureFixture, words: str) -> bool:
+    return words in caplog.text
 
 
 async def is_full(copied: CopiedDatabase) -> bool:
