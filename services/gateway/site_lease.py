@@ -5,7 +5,6 @@ and the requests that already run.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 
@@ -16,6 +15,7 @@ from shared.node import lifecycle
 from shared.rpc import RpcCall, serves
 from shared.stores.database import Database
 from shared.telemetry import logs
+from shared.timing.boot_clock import boot_time
 
 #: The channel of the query ``set_site_lease``.
 _CHANGES = "gateway_site_lease"
@@ -28,15 +28,10 @@ _REFUSING_SECONDS = 60.0
 _log = logs.get(part="site")
 
 
-def _boot_time() -> float:
-    """Return the seconds since the start of the machine, in which it may have slept."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class SiteGate:
     """Create it with ``start``."""
 
-    def __init__(self, opened: Database, clock: Callable[[], float] = _boot_time) -> None:
+    def __init__(self, opened: Database, clock: Callable[[], float] = boot_time) -> None:
         self._database = opened
         self._clock = clock
         #: None: there are no rules about sites.

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import secrets
-import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import assert_never
@@ -15,6 +14,7 @@ from shared.api.method import MethodCaller
 from shared.api.recovery import SiteLeaseMode, SiteLeaseState, set_site_lease
 from shared.stores.objects import ObjectMissing, StoreUnavailable
 from shared.telemetry import logs
+from shared.timing.boot_clock import boot_time
 from stack import control, stack_home
 from stack.recovery import layout
 from stack.recovery.backup_place import BackupPlace
@@ -26,11 +26,6 @@ from stack.stack_home import StackHome
 _CALL_SECONDS = 5.0
 
 _log = logs.get(part="site")
-
-
-def boot_time() -> float:
-    """Return the seconds since the start of the machine, in which it may have slept."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def read_own(home: StackHome) -> SiteRecord | None:

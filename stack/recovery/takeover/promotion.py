@@ -23,6 +23,7 @@ from shared import errors
 from shared.api.recovery import SiteLeaseMode
 from shared.identity import node_keys
 from shared.stores.objects import StoreUnavailable
+from shared.timing.boot_clock import boot_time
 from shared.types import SERVICE_ROLES, NodeId, Role
 from stack import initialization, processes, secret_files, settings, stack_home, stack_plan
 from stack.recovery import catalog, layout
@@ -32,7 +33,6 @@ from stack.recovery.restoring.recovered_database import RecoveredDatabase, Resto
 from stack.recovery.restoring.restore_plan import RestorePlan
 from stack.recovery.restoring.restored_log import LogFacts
 from stack.recovery.sites import site_claim, site_terms
-from stack.recovery.sites.site_keeper import boot_time
 from stack.recovery.sites.site_terms import Fence, FenceCheck, SiteAcknowledgement, SiteLeaseRecord, SiteRecord
 from stack.recovery.takeover import standby, standby_plan
 from stack.recovery.takeover.standby import StandbyFacts
