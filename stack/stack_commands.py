@@ -9,9 +9,7 @@ import click
 
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
-from stack.recovery import recovery_commands, standby_commands
-from stack.recovery.restore_commands import restore
-from stack.recovery.verify_command import verify
+from stack.recovery import recovery_commands, restore_commands
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +29,7 @@ def stack() -> None:
     """
 
 
-for _command in (*recovery_commands.COMMANDS, restore, verify, *standby_commands.COMMANDS):
+for _command in (*recovery_commands.COMMANDS, *restore_commands.COMMANDS):
     stack.add_command(_command)
 
 

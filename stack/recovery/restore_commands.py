@@ -1,8 +1,11 @@
-"""The command `aicli stack restore`."""
+"""The commands `aicli stack restore`, `verify`, `standby` and `promote`. Each imports what it needs when it runs."""
 
 import asyncio
+import contextlib
 import os
+import signal
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +16,8 @@ from cli.output import print_format, printing
 
 if TYPE_CHECKING:
     from stack.recovery.restoring.restore import RestoreReport
+    from stack.recovery.restoring.verify import VerifiedBackup
+    from stack.recovery.takeover.promotion import PromoteReport
 
 _DONE_IN_PART = 3
 _MOMENTS = (
@@ -23,10 +28,8 @@ _MOMENTS = (
     "%Y-%m-%dT%H:%M:%S%z",
     "%Y-%m-%dT%H:%M:%S.%f%z",
 )
-
-
-STORE_HELP = "The store: a folder, s3://bucket/prefix or gs://bucket/prefix."
-store_option = click.option("--from", "address", metavar="URL", help=f"{STORE_HELP} Default: BACKUP_TO.")
+_STORE_HELP = "The store: a folder, s3://bucket/prefix or gs://bucket/prefix."
+store_option = click.option("--from", "address", metavar="URL", help=f"{_STORE_HELP} Default: BACKUP_TO.")
 
 
 @click.command()
@@ -74,7 +77,7 @@ def restore(context: click.Context, /, *, which: str | None, address: str | None
     if not options["yes"]:
         moment = request.at or (request.before_upgrade and f"the moment before the upgrade to {request.before_upgrade}") or which
         click.confirm(f"Restore {moment} to {home.root}? What was committed later is lost.", abort=True, err=True)
-    report = asyncio.run(restores.restore(home, request, identity, os.environ, show_progress))
+    report = asyncio.run(restores.restore(home, request, identity, os.environ, _show_progress))
     if sys.stderr.isatty():
         click.echo(err=True)
     if as_json:
@@ -95,11 +98,7 @@ def _show(report: "RestoreReport", root: Path) -> None:
         click.echo(
             f"  database      as of {report.reached_at:%Y-%m-%d %H:%M:%S} UTC; {report.lost_seconds or 0:.0f} s of commits are missing"
         )
-    click.echo(f"  recovery log  {printing.counted(report.log_lines_replayed, 'line')} to be applied at the start")
-    if report.lost_rows:
-        click.echo(f"  audit log     {printing.counted(report.lost_rows, 'row')} lost")
-    if report.log_lines_unusable:
-        click.echo(f"  not applied   {printing.counted(report.log_lines_unusable, 'line')} of the recovery log, behind the gap")
+    _show_logs(report, "to be applied at the start")
     if report.strict is not None:
         click.echo(f"  ended         {report.strict.revoked_keys} keys, {report.strict.disabled_users} accounts")
     if report.settle_journals:
@@ -110,12 +109,146 @@ def _show(report: "RestoreReport", root: Path) -> None:
         click.echo("  incomplete    the write-ahead log ends before what the store had reported")
 
 
+def _show_logs(report: "RestoreReport | PromoteReport", when: str) -> None:
+    click.echo(f"  recovery log  {printing.counted(report.log_lines_replayed, 'line')} {when}")
+    if report.lost_rows:
+        click.echo(f"  audit log     {printing.counted(report.lost_rows, 'row')} lost")
+    if report.log_lines_unusable:
+        click.echo(f"  not applied   {printing.counted(report.log_lines_unusable, 'line')} of the recovery log, behind a gap")
+
+
+@click.command()
+@click.argument("backup", default="latest", metavar="[BACKUP]")
+@click.option(
+    "--identity", type=click.Path(path_type=Path), help="The file that `aicli stack backup keygen` wrote: opens the secrets, too."
+)
+@store_option
+@print_format.output_options("Print a JSON object.")
+@click.pass_context
+def verify(context: click.Context, /, *, backup: str, identity: Path | None, address: str | None, as_json: bool) -> None:
+    """Test whether a backup can be restored, with a throw-away database on this machine. The running stack is not touched.
+
+    Checks signatures and digests, restores the database with its write-ahead log, and verifies its pages, its indexes, the ledger and the
+    audit log. Without --identity, the secrets are compared with their digest and not opened. Exits with 2 if anything is wrong.
+    """
+    from shared import errors
+    from shared.identity import node_keys
+    from stack import secret_files, stack_home
+    from stack.recovery.restoring import restore as restores
+    from stack.recovery.restoring import verify as tests
+
+    home = stack_home.locate(os.environ)
+    store = restores.find_store(home, address, os.environ)
+    signing, own = home.secrets / secret_files.RECOVERY_KEY, home.secrets / secret_files.BACKUP_IDENTITY
+    files = [file for file in (identity, own if own.exists() else None) if file is not None]
+    if not files:
+        raise errors.BadSettings("there is no identity that opens the backups", hint="give it with --identity")
+    key = node_keys.load(signing) if signing.exists() else None
+    # On the disk of the present database, if there is one.
+    work = home.run if home.run.is_dir() else Path(tempfile.gettempdir())
+
+    async def run() -> "VerifiedBackup":
+        source = await restores.open_source(home, store, files, os.environ)
+        return await tests.verify(source, backup, work, _show_progress, opens_secrets=identity is not None, key=key)
+
+    result = asyncio.run(run())
+    if sys.stderr.isatty():
+        click.echo(err=True)
+    if as_json:
+        printing.show_json(printing.plain(result))
+    else:
+        _show_test(result)
+    if not result.ok:
+        context.exit(2)
+
+
+def _show_test(result: "VerifiedBackup") -> None:
+    if not result.ok:
+        click.echo(f"{result.backup} is damaged:")
+        for failure in result.failures:
+            click.echo(printing.printable(f"  {failure}"))
+        return
+    opened = "opened" if result.secrets_opened else "digest only; --identity opens them"
+    click.echo(f"{result.backup} can be restored")
+    click.echo(f"  database   as of {printing.moment(result.reached_at)}; pages and indexes are right")
+    click.echo(f"  ledger     {printing.counted(result.ledger_entries, 'entry', 'entries')}, verified")
+    click.echo(f"  audit log  {printing.counted(result.audit_rows, 'row')}, verified; {result.lost_rows} lost")
+    click.echo(f"  secrets    {opened}")
+    click.echo(f"  restoring  took {result.seconds:.0f} s; with the present data {result.present_seconds:.0f} s")
+
+
 _shown = ["", -1.0]
 
 
-def show_progress(what: str, done: int, total: int) -> None:
+def _show_progress(what: str, done: int, total: int) -> None:
     """Show on a terminal how far each step is, in whole percents."""
     percent = float(done * 100 // total if total else 100)
     if sys.stderr.isatty() and [what, percent] != _shown:
         click.echo(f"{chr(10) if _shown[0] not in ('', what) else ''}\r  {what}: {percent:.0f} %", nl=False, err=True)
         _shown[:] = [what, percent]
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@click.command()
+@click.option("--from", "address", metavar="URL", required=True, help=_STORE_HELP)
+@click.option("--identity", required=True, type=click.Path(path_type=Path), help="The file that `aicli stack backup keygen` wrote.")
+@click.option("--replace", is_flag=True, help="Move the present home aside first. It is not deleted.")
+def standby(address: str, identity: Path, replace: bool) -> None:
+    """Keep a copy of another site's database, ready for `aicli stack promote`.
+
+    Runs until it is stopped: use your service manager. It opens no port and starts no service. SITE_NAME and other settings of this site
+    come from the environment.
+    """
+    from stack import stack_home
+    from stack.recovery.restoring import restore
+    from stack.recovery.takeover import standby as standbys
+
+    home = stack_home.locate(os.environ)
+    address = restore.find_store(home, address, os.environ)
+    shown = standbys.StandbyOutput(_show_progress, _say)
+
+    async def follow() -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, me.cancel)
+        await standbys.run(home, address, identity, replaces=replace, environment=os.environ, shown=shown)
+
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(follow())
+
+
+@click.command()
+@click.option("--old-site-is-off", is_flag=True, help="Don't wait for the other site: you have made sure that it doesn't run.")
+@print_format.output_options("Print a JSON object.")
+@click.pass_context
+def promote(context: click.Context, /, *, old_site_is_off: bool, as_json: bool) -> None:
+    """Make this standby the site that owns the mesh, and start its services.
+
+    If it is interrupted, run the same command again. Exits with 2 if it refuses, and with 3 if only PROMOTE_COMMAND failed.
+    """
+    from stack import stack_home
+    from stack.recovery.takeover import promotion
+
+    def show(step: promotion.PromoteStep) -> None:
+        _say(f"{step.seconds:6.1f} s  {step.what}")
+
+    home = stack_home.locate(os.environ)
+    report = asyncio.run(promotion.promote(home, os.environ, Path.cwd(), old_site_is_off=old_site_is_off, show=show))
+    if as_json:
+        printing.show_json(printing.plain(report))
+    else:
+        click.echo(f"{report.site} owns the mesh in term {report.term}: {report.url}")
+        if report.reached_at is not None:
+            click.echo(f"  database      as of {report.reached_at:%Y-%m-%d %H:%M:%S} UTC")
+        _show_logs(report, "applied")
+        if report.command_error:
+            click.echo(f"  left to do    PROMOTE_COMMAND {report.command_error}; point your address here, or run this command again")
+    if report.command_error or report.log_lines_unusable:
+        context.exit(_DONE_IN_PART)
+
+
+COMMANDS = (restore, verify, standby, promote)
