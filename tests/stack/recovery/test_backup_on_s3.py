@@ -55,7 +55,7 @@ async def test_what_a_backup_writes_to_s3_is_restored_to_its_last_commit(copied:
             while True:
                 await shipping.ship_partial()
                 found = await catalog.read(place.store, place.mesh)
-                if found.state is not None and found.state.until > made.finished_at and await is_stored(copied, shipping.lsn):
+                if found.state is not None and found.state.until > made.finished_at and await is_stored(copied, found.state.lsn):
                     break
                 await asyncio.sleep(0.05)
     (backup,) = found.backups
