@@ -5,6 +5,9 @@ import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+import msgspec
+
+from shared.identity.node_keys import NodeKey
 from shared.stores.objects import ObjectMissing, ObjectStore
 from shared.types import NodeId
 from stack.recovery import layout
@@ -63,11 +66,23 @@ async def read(store: ObjectStore, mesh: StoreMesh, on_damage: Callable[[Damaged
     found = await asyncio.gather(*(find(name, BackupManifest) for name in wanted[-_MOST_MANIFESTS:]))
     backups = [manifest for manifest in found if manifest is not None]  # perhaps pruned meanwhile
     state, tests = await find(layout.STATE, StoreState), await find(layout.TESTS, RestoreTests)
-    size = backups[-1].segment_size if backups else 16 << 20
-    logs = [found.name async for found in store.list(layout.WAL)]
-    # In a thread: 50,000 names take 0.2 s.
-    segments, histories = await asyncio.to_thread(_parse_logs, logs, size)
+    segments, histories = await list_log(store, backups[-1].segment_size if backups else 16 << 20)
     return StoreCatalog(tuple(backups), segments, histories, state, tests)
+
+
+async def list_log(store: ObjectStore, segment_size: int) -> tuple[tuple[Segment, ...], frozenset[int]]:
+    """Return the segments of the write-ahead log, sorted, and the timelines whose history is here."""
+    names = [found.name async for found in store.list(layout.WAL)]
+    # In a thread: 50,000 names take 0.2 s.
+    return await asyncio.to_thread(_parse_logs, names, segment_size)
+
+
+async def record_test(store: ObjectStore, key: NodeKey, found: StoreCatalog, test: RestoreTests) -> None:
+    """Keep the result of a restore test, and which other backups have passed theirs. Raises StoreUnavailable."""
+    listed = {backup.name for backup in found.backups}
+    earlier = {name: at for name, at in (found.tests.passed if found.tests else {}).items() if name in listed}
+    kept = msgspec.structs.replace(test, passed=earlier | ({test.backup: test.at} if test.ok else {}))
+    await store.put(layout.TESTS, layout.sign(layout.TESTS, kept, key))
 
 
 def _parse_logs(names: Collection[str], segment_size: int) -> tuple[tuple[Segment, ...], frozenset[int]]:

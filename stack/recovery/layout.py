@@ -33,7 +33,7 @@ PROGRAM_LOGS = "logs/"
 DATA, SECRETS, FILES = "data", "secrets", "files"
 #: PostgreSQL's sizes: a segment's name is its timeline and its number, split at 4 GiB.
 _SEGMENTS_PER_ID_BYTES = 1 << 32
-_BACKUP = re.compile(r"base/(?P<name>(?P<at>\d{8}T\d{6}Z)-(?P<term>\d+))/(?P<file>[a-z.]+)")
+_BACKUP = re.compile(r"base/(?P<name>\d{8}T\d{6}Z-(?P<term>\d+))/(?P<file>[a-z.]+)")
 _SEGMENT = re.compile(
     r"wal/[0-9A-F]{8}/(?P<timeline>[0-9A-F]{8})(?P<high>[0-9A-F]{8})(?P<low>[0-9A-F]{8})(?P<partial>\.partial)?\.zst\.age"
 )
@@ -88,7 +88,7 @@ class RestoreTests(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     why: str = ""
     #: Backup -> when it last passed.
-    passed: dict[str, datetime]
+    passed: dict[str, datetime] = {}
 
 
 class BackupPart(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +99,22 @@ class BackupPart(msgspec.Struct, frozen=True, kw_only=True):
     plain_size: int
 
 
-class BackupManifest(msgspec.Struct, frozen=True, kw_only=True):
+class DatabaseFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the copied database contains at least, for a test restore to compare. Empty if it is not copied."""
+
+    #: Schema -> its newest migration.
+    migrations: dict[str, int] = {}
+    #: schema.table -> rows.
+    rows: dict[str, int] = {}
+    ledger_entries: int = 0
+    ledger_micro: int = 0
+    #: Chain of the audit log -> its newest row.
+    audit_heads: dict[str, int] = {}
+    #: Service -> newest line of its recovery log.
+    log_heads: dict[str, int] = {}
+
+
+class BackupManifest(DatabaseFacts, frozen=True, kw_only=True):
     """``manifest.json`` of a backup. It is written last, so a backup without it does not exist."""
 
     format: int = FORMAT
@@ -121,17 +136,7 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True):
     #: server_version_num, and the version of aimesh.
     postgres: int
     version: str
-    #: Schema -> its newest migration.
-    migrations: dict[str, int]
     parts: tuple[BackupPart, ...]
-    #: Facts that a test restore compares: schema.table -> rows that it has at least.
-    rows: dict[str, int]
-    ledger_entries: int
-    ledger_micro: int
-    #: Chain of the audit log -> its newest row.
-    audit_heads: dict[str, int]
-    #: Service -> newest line of its recovery log.
-    log_heads: dict[str, int]
     #: File of the secrets part -> SHA-256 of salt and content.
     secrets_salt: str
     secrets: dict[str, str]
@@ -179,7 +184,6 @@ class Segment:
 @dataclass(frozen=True, slots=True)
 class BackupName:
     name: str
-    at: datetime
     term: int
 
 
@@ -222,8 +226,7 @@ def parse_backup(name: str) -> tuple[BackupName, str] | None:
     match = _BACKUP.fullmatch(name)
     if match is None:
         return None
-    at = datetime.strptime(match["at"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-    return BackupName(match["name"], at, int(match["term"])), match["file"]
+    return BackupName(match["name"], int(match["term"])), match["file"]
 
 
 def parse_segment(name: str, segment_size: int) -> Segment | None:

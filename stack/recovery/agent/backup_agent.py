@@ -284,11 +284,9 @@ class Agent:
         if after.tests is None or after.tests == found.tests:
             if status != _REFUSED:
                 raise errors.Unavailable(f"it ended with status {status}: {said[-_MOST_TEXT:]}")
-            result = RestoreTests(
-                at=self._now(), backup=found.backups[-1].name, ok=False, seconds=time.monotonic() - started, why=said[-_MOST_TEXT:],
-                passed={} if found.tests is None else found.tests.passed,
-            )  # fmt: skip
-            await self._place.store.put(layout.TESTS, layout.sign(layout.TESTS, result, self._place.key))
+            seconds, backup = time.monotonic() - started, found.backups[-1].name
+            result = RestoreTests(at=self._now(), backup=backup, ok=False, seconds=seconds, why=said[-_MOST_TEXT:])
+            await catalog.record_test(self._place.store, self._place.key, found, result)
             after = await self._read_store()
         tests = after.tests
         if tests is not None:

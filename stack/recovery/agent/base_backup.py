@@ -16,6 +16,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import msgspec
+
 from shared import errors
 from shared.stores import file_lock
 from shared.stores.objects import ObjectMissing, ObjectStore, StoredObject
@@ -23,9 +25,9 @@ from shared.telemetry import metrics_registry
 from stack import settings
 from stack.recovery import layout, sealing
 from stack.recovery.agent import backup_files
-from stack.recovery.agent.source_database import SourceDatabase, SourceFacts, SourceIdentity, SourceProgram
+from stack.recovery.agent.source_database import SourceDatabase, SourceIdentity, SourceProgram
 from stack.recovery.backup_place import BackupPlace
-from stack.recovery.layout import DATA, FILES, SECRETS, BackupManifest, BackupName, BackupPart, Segment
+from stack.recovery.layout import DATA, FILES, SECRETS, BackupManifest, BackupName, BackupPart, DatabaseFacts, Segment
 from stack.recovery.sites import site_keeper
 from stack.recovery.store_retries import retry
 
@@ -46,7 +48,6 @@ _TAIL_BYTES = 4096
 _RANGE = re.compile(rb'\{ "Timeline": (\d+), "Start-LSN": "([0-9A-F]+/[0-9A-F]+)", "End-LSN": "([0-9A-F]+/[0-9A-F]+)" \}')
 #: Of a managed database, which is in nobody's backup here.
 _NO_IDENTITY = SourceIdentity("", 0, 16 << 20, 0)
-_NO_FACTS = SourceFacts({}, {}, 0, 0, {}, {})
 
 
 class DamagedDatabase(errors.Internal):
@@ -93,7 +94,7 @@ async def _make(
     place: BackupPlace, source: SourceDatabase | None, name: str, *, label: str, term: int, report: Callable[[int], None]
 ) -> BackupManifest:
     began = time.monotonic()
-    identity, before = _NO_IDENTITY, _NO_FACTS
+    identity, before = _NO_IDENTITY, DatabaseFacts()
     started_at = datetime.now(UTC)
     if source is not None:
         identity = await source.identity()
@@ -118,15 +119,14 @@ async def _make(
         after = await source.facts()
         finished_at = (await source.position()).at
         await _await_log(place.store, log, identity.segment_size)
+    # Rows may be deleted while the data is copied.
+    facts = msgspec.structs.replace(before, rows={table: min(rows, after.rows.get(table, 0)) for table, rows in before.rows.items()})
     manifest = BackupManifest(
         name=name, label=label, mesh=place.mesh.mesh, site=place.settings.site, term=term,
         system=identity.system, timeline=log.timeline, segment_size=identity.segment_size, start_lsn=log.start, stop_lsn=log.stop,
         started_at=started_at, finished_at=finished_at, seconds=time.monotonic() - began,
-        postgres=identity.postgres, version=metrics_registry.version(), migrations=before.migrations, parts=tuple(parts),
-        # Rows may be deleted while the data is copied.
-        rows={table: min(rows, after.rows.get(table, 0)) for table, rows in before.rows.items()},
-        ledger_entries=before.ledger_entries, ledger_micro=before.ledger_micro,
-        audit_heads=before.audit_heads, log_heads=before.log_heads, secrets_salt=salt, secrets=digests, machine=socket.gethostname(),
+        postgres=identity.postgres, version=metrics_registry.version(), parts=tuple(parts),
+        secrets_salt=salt, secrets=digests, machine=socket.gethostname(), **msgspec.structs.asdict(facts),
     )  # fmt: skip
     place_of_it = layout.manifest_object(name)
     await retry(lambda: place.store.put(place_of_it, layout.sign(place_of_it, manifest, place.key)))

@@ -22,6 +22,7 @@ from shared.identity import private_file
 from shared.stores import queries
 from stack import processes
 from stack.recovery import layout
+from stack.recovery.layout import DatabaseFacts
 from stack.servers import postgres
 
 SLOT = "aimesh_backup"
@@ -68,18 +69,6 @@ class SourcePosition:
     slot_status: str = "missing"
     #: What the slot keeps on the server's disk.
     slot_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFacts:
-    """What a copy of this moment contains; see BackupManifest."""
-
-    migrations: dict[str, int]
-    rows: dict[str, int]
-    ledger_entries: int
-    ledger_micro: int
-    audit_heads: dict[str, int]
-    log_heads: dict[str, int]
 
 
 class SourceProgram:
@@ -182,7 +171,7 @@ class SourceDatabase:
         async with self._connect() as connection:
             await connection.fetch(_SQL["drop_slot"].text, SLOT)
 
-    async def facts(self) -> SourceFacts:
+    async def facts(self) -> DatabaseFacts:
         """Read all in one snapshot."""
         async with self._connect(_FACTS_SECONDS) as connection, connection.transaction(isolation="repeatable_read", readonly=True):
             tables = {row["name"] for row in await connection.fetch(_SQL["list_tables"].text)}
@@ -195,7 +184,7 @@ class SourceDatabase:
             if {"gateway.entries", "gateway.ledger_checkpoints"} <= tables:
                 ledger = dict(await connection.fetchrow(_SQL["sum_ledger"].text))
             heads = await connection.fetch(_SQL["list_audit_heads"].text) if "auth.audit_heads" in tables else []
-            return SourceFacts(
+            return DatabaseFacts(
                 migrations={
                     schema: await number(f"read_migration_of_{schema}")
                     for schema in ("auth", "gateway", "metrics")

@@ -211,15 +211,10 @@ async def _find_bad_indexes(database: RecoveredDatabase) -> list[str]:
 
 
 async def _record(source: RestoreSource, key: NodeKey | None, found: StoreCatalog, result: VerifiedBackup) -> None:
-    if key is None:
-        return
-    listed = {backup.name for backup in found.backups}
-    passed = {name: at for name, at in (found.tests.passed if found.tests else {}).items() if name in listed}
-    tests = RestoreTests(
-        at=result.at, backup=result.backup, ok=result.ok, seconds=result.seconds, why="; ".join(result.failures),
-        passed=passed | ({result.backup: result.at} if result.ok else {}),
-    )  # fmt: skip
-    await source.store.put(layout.TESTS, layout.sign(layout.TESTS, tests, key))
+    if key is not None:
+        why = "; ".join(result.failures)
+        test = RestoreTests(at=result.at, backup=result.backup, ok=result.ok, seconds=result.seconds, why=why)
+        await catalog.record_test(source.store, key, found, test)
 
 
 def _salted_digests(folder: Path, salt: str) -> dict[str, str]:

@@ -273,10 +273,8 @@ class _Standby:
 
     async def _fetch_segments(self) -> bool:
         """Return whether everything was fetched. Raises RestoreRefused."""
-        size, store = self._backup.segment_size, self._source.store
-        names = [each.name async for each in store.list(layout.WAL)]
-        segments = tuple(sorted(each for name in names if (each := layout.parse_segment(name, size)) is not None))
-        timelines = frozenset(timeline for name in names if (timeline := layout.parse_history(name)) is not None)
+        size = self._backup.segment_size
+        segments, timelines = await catalog.list_log(self._source.store, size)
         histories = await self._source.histories(timelines)
         plan = standby_plan.plan(StoreCatalog((self._backup,), segments, timelines, None), self._position, histories)
         for timeline in plan.histories:

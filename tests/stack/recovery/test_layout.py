@@ -55,7 +55,7 @@ def test_backups_logs_and_histories_are_read_from_their_names() -> None:
     assert name == "20261125T003000Z-12"
     parsed = layout.parse_backup(layout.part_object(name, layout.DATA))
     assert parsed is not None
-    assert (parsed[0].name, parsed[0].at, parsed[0].term, parsed[1]) == (name, at, 12, "data.tar.zst.age")
+    assert (parsed[0].name, parsed[0].term, parsed[1]) == (name, 12, "data.tar.zst.age")
     assert layout.parse_backup(layout.manifest_object(name)) == (parsed[0], "manifest.json")
     part = LogPart("gateway", 7, 123_456)
     assert layout.parse_log(part.object) == part
