@@ -11,17 +11,6 @@ def replace(path: Path, body: bytes, *, synced: bool = False) -> None:
     """Replace the file. ``synced``: it also survives a power failure. Blocks; raises OSError."""
     with written(path, body, synced=synced) as made:
         made.replace(path)
-    if synced:
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in it survive a power failure. Blocks; raises OSError."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def create(path: Path, make: Callable[[], bytes]) -> bool:

@@ -60,7 +60,7 @@ def append(path: Path, lines: bytes) -> None:
         out.flush()
         os.fsync(out.fileno())
     if is_new:
-        private_file.sync_folder(path.parent)
+        _sync_folder(path.parent)
 
 
 def read(path: Path) -> Iterator[bytes]:
@@ -75,6 +75,20 @@ def read_end(path: Path, most_bytes: int) -> list[bytes]:
         start = max(0, text.seek(0, os.SEEK_END) - most_bytes)
         text.seek(start)
         return text.read().splitlines(keepends=True)[1 if start else 0 :]
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a whole small file, so that a crash leaves either the old or the new one. Blocks; raises OSError."""
+    private_file.replace(path, content, synced=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _ends_in_newline(path: Path) -> bool:

@@ -376,10 +376,11 @@ class _Restore:
 
 
 def _find_begun(home: StackHome, work: Path) -> RestoreProgress | None:
+    if (begun := _read(work)) is not None:
+        return begun
     in_place = _read(home.root)
     # Killed behind the last rename.
-    is_last = in_place is not None and in_place.state is RestoreState.REPLAYED
-    return _read(work) or (in_place if is_last else None)
+    return in_place if in_place is not None and in_place.state is RestoreState.REPLAYED else None
 
 
 def refuse_running(home: StackHome) -> None:
