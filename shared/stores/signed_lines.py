@@ -6,11 +6,10 @@ starts on its own line, and readers recognize the rest.
 
 import asyncio
 import os
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
-
-from shared.identity import private_file
 
 Row = TypeVar("Row")
 
@@ -79,7 +78,17 @@ def read_end(path: Path, most_bytes: int) -> list[bytes]:
 
 def replace(path: Path, content: bytes) -> None:
     """Write a whole small file, so that a crash leaves either the old or the new one. Blocks; raises OSError."""
-    private_file.replace(path, content, synced=True)
+    # Another name each time: replicas may share the folder.
+    handle, new = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        Path(new).replace(path)
+    except OSError:
+        Path(new).unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 
