@@ -39,7 +39,7 @@ class Child(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedProgram:
     """A program that has ended."""
 
     status: int
@@ -91,7 +91,7 @@ def end_postgres(data: Path, number: signal.Signals, grace_seconds: float) -> No
         end([Child("postgres", pid, started)], lambda _name: number, grace_seconds)
 
 
-async def run(what: str, command: Sequence[str], seconds: float, given: bytes = b"", **options: Any) -> Ended:
+async def run(what: str, command: Sequence[str], seconds: float, given: bytes = b"", **options: Any) -> EndedProgram:
     """Run a program to its end, which comes at the latest with ours. ``what`` is what it does, and ``options`` are those of
     ``create_subprocess_exec``. Raises OSError, and Unavailable after the deadline."""
     streams = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **options}
@@ -99,7 +99,7 @@ async def run(what: str, command: Sequence[str], seconds: float, given: bytes = 
     try:
         async with asyncio.timeout(seconds):
             output, said = await process.communicate(given)
-        return Ended(await process.wait(), output or b"", (said or b"").decode(errors="replace").strip())
+        return EndedProgram(await process.wait(), output or b"", (said or b"").decode(errors="replace").strip())
     except TimeoutError as error:
         raise errors.Unavailable(f"{what} took longer than {seconds:.0f} s", hint="run it again") from error
     finally:

@@ -123,7 +123,7 @@ class RecoveredDatabase:
         """Return the address for another role: objects that it makes are its own."""
         return self.url.replace(f"//{self.admin}@", f"//{quote(role)}@", 1)
 
-    async def run(self, what: str, service: str, program: str, *words: str, seconds: float, given: bytes = b"") -> processes.Ended:
+    async def run(self, what: str, service: str, program: str, *words: str, seconds: float, given: bytes = b"") -> processes.EndedProgram:
         """Run a program of a service, which knows the address of this database and nothing else. Raises Unavailable after the deadline."""
         command = (sys.executable, "-m", f"services.{service}.{program}", *words)
         environment = {"DATABASE_URL": self.url_of(service)}
