@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -192,17 +193,13 @@ async def _await_log(store: ObjectStore, log: _LogRange, segment_size: int) -> N
     try:
         async with asyncio.timeout(_LOG_SECONDS):
             for segment in needed:
-                await _await_object(store, segment.object(segment_size))
+                while not await retry(partial(_exists, store, segment.object(segment_size)), None):  # noqa: ASYNC110 - the agent stores it
+                    await asyncio.sleep(_LOOK_SECONDS)
     except TimeoutError as error:
         raise errors.Unavailable(
             f"the write-ahead log of the backup is not in the store after {_LOG_SECONDS:.0f} s",
             hint="is the backup agent running? aicli stack logs backup",
         ) from error
-
-
-async def _await_object(store: ObjectStore, name: str) -> None:
-    while not await retry(lambda: _exists(store, name), None):  # noqa: ASYNC110 - the agent stores it
-        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _find_name(store: ObjectStore, at: datetime, term: int) -> str:

@@ -121,12 +121,10 @@ class SiteKeeper:
         with contextlib.suppress(ObjectMissing):
             await self._place.store.head(terms.advisory_name(own.term))
             is_marked, announced = True, SiteLeaseMode.ADVISORY
-        highest = terms.find_highest({found.name async for found in self._place.store.list(terms.FOLDER)})
-        if highest is None:
-            return StoreCheck(began_at=began_at, announced=announced, is_marked=is_marked, highest=None)
-        # Our own is read too: another site may have taken the same term.
-        record = await _read(self._place, terms.record_name(highest), SiteRecord)
-        self.known[highest] = record
+        highest, record = terms.find_highest({found.name async for found in self._place.store.list(terms.FOLDER)}), None
+        if highest is not None:
+            # Our own is read too: another site may have taken the same term.
+            record = self.known[highest] = await _read(self._place, terms.record_name(highest), SiteRecord)
         return StoreCheck(began_at=began_at, announced=announced, is_marked=is_marked, highest=record)
 
     async def _do(self, step: Step, gateway: MethodCaller | None) -> None:
