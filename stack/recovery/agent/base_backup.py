@@ -139,7 +139,11 @@ async def _put(place: BackupPlace, backup: str, part: str, source: "_PartSource"
     recipients = place.operators if part == SECRETS else place.recipients
     try:
         async with asyncio.timeout(_STALL_SECONDS) as patience, sealing.sealed(cast("BinaryIO", source), recipients) as pieces:
-            await place.store.put_stream(name, _paced(digest.over(pieces), patience), expected_bytes)
+            try:
+                await place.store.put_stream(name, _paced(digest.over(pieces), patience), expected_bytes)
+            except BaseException:
+                source.end()  # the thread that seals may wait for it
+                raise
     except TimeoutError as error:
         raise errors.Unavailable(f"the backup has not moved for {_STALL_SECONDS:.0f} s", hint="check PostgreSQL and BACKUP_TO") from error
     return BackupPart(name=part, size=digest.size, sha256=digest.sha256, plain_size=source.size)
@@ -161,9 +165,9 @@ async def _put_data(
     options = ("-D", "-", "-Ft", "-X", "none", "--checkpoint=fast", "--manifest-checksums=SHA256", *rate)
     reading, writing = sealing.open_pipe()
     with os.fdopen(reading, "rb", _PIPE_BYTES) as archive, os.fdopen(writing, "wb") as sink:
-        data = _PartSource(archive.read, report)
         async with source.program("pg_basebackup", *options, stdout=sink) as copy:
             sink.close()
+            data = _PartSource(archive.read, report, copy.kill)
             part = await _put(place, backup, DATA, data, expected_bytes=identity.database_bytes)
             await _end(copy)
     match = _RANGE.search(data.tail)
@@ -242,9 +246,13 @@ def find_leftovers(found: Sequence[StoredObject], term: int) -> list[str]:
 class _PartSource:
     """Counts what is read of a part, and keeps its end."""
 
-    def __init__(self, read: Callable[[int], bytes], report: Callable[[int], None] = lambda _size: None) -> None:
+    def __init__(
+        self, read: Callable[[int], bytes], report: Callable[[int], None] = lambda _size: None, end: Callable[[], None] = lambda: None
+    ) -> None:
         self.size = 0
         self.tail = b""
+        #: Makes a ``read`` that waits return.
+        self.end = end
         self._read = read
         self._report = report
 

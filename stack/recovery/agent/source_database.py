@@ -83,6 +83,10 @@ class SourceProgram:
         """Return the end of what it has said."""
         return " / ".join(self._said.decode(errors="replace").strip().splitlines()[-4:])[:1000]
 
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
     async def listen(self) -> None:
         assert self.process.stderr is not None
         while more := await self.process.stderr.read(_SAID_BYTES):

@@ -127,6 +127,20 @@ async def test_damaged_page_means_no_backup(copied: CopiedDatabase) -> None:
     await make(copied)
 
 
+async def test_copy_that_hangs_is_given_up(copied: CopiedDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_backup, "_STALL_SECONDS", 0.5)
+
+    def hang(_copied: int) -> None:
+        for child in psutil.Process().children():
+            if child.name() == "pg_basebackup":
+                child.suspend()
+
+    async with copied.shipping():
+        with pytest.raises(errors.Unavailable, match="has not moved for"):
+            await base_backup.make(copied.place, copied.source, label="", term=1, report=hang)
+    assert await copied.names(layout.BASE) == set()
+
+
 async def test_killed_backup_is_not_listed_and_leaves_nothing(copied: CopiedDatabase) -> None:
     environment = {**os.environ, "AIMESH_HOME": str(copied.home.root), "BACKUP_MB_PER_SECOND": "1"}
     async with copied_database.copied_database(copied.server, copied.home.root.parent, BACKUP_MB_PER_SECOND="1"):
