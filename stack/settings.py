@@ -63,8 +63,7 @@ class BackupSettings(config.Settings, frozen=True, kw_only=True):
         ),
     ] = "8GB"
     backup_mb_per_second: Annotated[
-        int | None,
-        Meta(ge=0, le=1024),
+        Annotated[int, Meta(ge=0, le=1024)] | None,
         Variable("BACKUP_MB_PER_SECOND", "how fast a base backup reads; 0: no limit; unset: 5 for each processor, at most 50"),
     ] = None
     backup_database: Annotated[
