@@ -137,7 +137,7 @@ async def test_copy_that_hangs_is_given_up(copied: CopiedDatabase, monkeypatch: 
 
     async with copied.shipping():
         with pytest.raises(errors.Unavailable, match="has not moved for"):
-            await base_backup.make(copied.place, copied.source, label="", term=1, report=hang)
+            await base_backup.make(copied.place, copied.source, label="", report=hang)
     assert await copied.names(layout.BASE) == set()
 
 
