@@ -179,6 +179,7 @@ class WalShipping:
                 await asyncio.sleep(_LOOK_SECONDS)
                 continue
             await self._require_slot()
+            await asyncio.to_thread(_remove_unfilled, self._folder, self._segment_size)
             began = asyncio.get_running_loop().time()
             said = await self._run_receiver()
             if _LOST.search(said):
@@ -348,6 +349,13 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
 
 def _warn(error: errors.Unavailable) -> None:
     _log.warning("%s", error.message)
+
+
+def _remove_unfilled(folder: Path, segment_size: int) -> None:
+    """Remove what a killed pg_receivewal was filling with zeros: no log is in it yet, and pg_receivewal refuses to start beside it."""
+    for path in folder.glob("*.partial"):
+        if path.stat().st_size not in (0, segment_size):
+            path.unlink()
 
 
 def _empty(folder: Path) -> None:

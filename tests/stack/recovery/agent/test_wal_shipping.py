@@ -108,6 +108,17 @@ async def test_log_continues_after_a_restart(copied: CopiedDatabase) -> None:
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
 
 
+async def test_a_segment_that_a_killed_receiver_was_filling_with_zeros_does_not_end_the_shipping(copied: CopiedDatabase) -> None:
+    async with copied.shipping() as shipping:
+        await write(copied)
+        await stacks.until(lambda: caught_up(shipping), what="the log is followed")
+    (partial,) = (copied.home.root / "backup").glob("wal-*/*.partial")
+    partial.write_bytes(bytes(3 << 20))
+    async with copied.shipping() as shipping:
+        done = await write(copied)
+        await stacks.until(lambda: reached(shipping, done), what="the last commit is in the store")
+
+
 async def test_killed_server_loses_nothing(copied: CopiedDatabase) -> None:
     async with copied.shipping() as shipping:
         await write(copied)
