@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NoReturn, cast
@@ -85,6 +85,11 @@ class RestoreSource:
         name = segment.object(segment_size)
         try:
             wal = msgspec.msgpack.decode(await self.open(name), type=WalObject)
+        except DamagedObject as error:
+            if segment.is_partial and isinstance(error.__cause__, ObjectMissing):
+                # The agent may have finished it since the store was listed.
+                return await self.segment(replace(segment, is_partial=False), segment_size)
+            raise
         except msgspec.DecodeError as error:
             raise sealing.damaged(name) from error
         if len(wal.data) > segment_size:

@@ -18,7 +18,7 @@ from stack.recovery.restoring import recovered_database, restore_plan
 from stack.recovery.restoring.recovered_database import RestoreSource, WalEnd
 from stack.recovery.restoring.restore_plan import LATEST, RestorePlan, RestoreTarget
 from tests import servers
-from tests.backups import BackupMaker
+from tests.backups import SEGMENT, BackupMaker
 
 
 @pytest.fixture
@@ -143,3 +143,18 @@ async def test_an_archive_that_grows_is_refused_at_the_size_of_its_manifest(tmp_
     with pytest.raises(sealing.DamagedObject, match=r"files\.tar\.zst\.age"):
         await HostileStore(tmp_path / "store").unpack(bomb, tmp_path / "inside", plain_size=1 << 20)
     assert sum(path.stat().st_size for path in (tmp_path / "inside").rglob("*")) <= 2 << 20
+
+
+async def test_a_segment_that_was_finished_since_the_catalog_was_read_is_fetched(maker: BackupMaker, tmp_path: Path) -> None:
+    await maker.base()
+    await add(maker, 1)
+    await maker.ship()
+    plan = await plan_of(maker)
+    assert plan.segments[-1].is_partial
+    await maker.run("SELECT pg_switch_wal()")
+    await add(maker, 2)
+    await maker.ship()
+    # As the agent does.
+    await maker.store.delete([plan.segments[-1].object(SEGMENT)])
+    numbers, _, _ = await restored(maker, plan, tmp_path / "restored")
+    assert numbers == [1]
