@@ -19,21 +19,16 @@ from typing import Any, TypeVar
 import asyncpg
 import pytest
 
-from shared import errors
-from shared.api import accounts, auth
-from shared.identity import node_keys, tickets
-from shared.identity.node_keys import NodeKey
-from shared.node import enrollment
-from shared.node.enrollment import EnrollingNode, EnrollmentOptions
-from shared.types import Credential, UserRole
+from shared.api import auth
 from stack import control
 from stack.recovery import sealing
-from tests import outside, people, stacks, stopwatch
+from tests import people, stacks, stopwatch
 from tests.chaos import clients, invariants, ledger, world
 from tests.chaos.clients import Clients
 from tests.chaos.invariants import Allowed
 from tests.chaos.oracle import CONNECTION_LOST
-from tests.people import ApiClient, Key, Person
+from tests.drill.decisions import Decisions, session_of, status_of
+from tests.people import Key, Person
 from tests.stacks import RunningStack, until
 
 T = TypeVar("T")
@@ -265,7 +260,7 @@ async def lose_postgres(drill: Drill) -> None:
     assert back.lost == 0
 
 
-async def delete_rows(drill: Drill, decided: "Decisions") -> None:
+async def delete_rows(drill: Drill, decided: Decisions) -> None:
     """D2, and D5: what was decided after the moment that is restored stands."""
     async with drill.load() as (calls, seen):
         mistake, at = seen.last, time.monotonic()
@@ -273,7 +268,7 @@ async def delete_rows(drill: Drill, decided: "Decisions") -> None:
         await drill.good("stack", "psql", "-d", "aimesh", "-c", wrong)
     target = mistake - timedelta(seconds=1)
     async with people.api_client(drill.stack) as api_client:
-        await decided.make(drill, api_client)
+        await decided.make(drill.stack, api_client, drill.people[0])
     await until(lambda: drill.is_stored(target), seconds=60, what="the moment is in the store")
     await asyncio.sleep(LOST_LOG_SECONDS)
     loss = Loss(calls, seen, at, mistake)
@@ -342,87 +337,3 @@ async def kill_everything(stack: RunningStack) -> None:
     answer = await control.send(stack.place.control_socket, control.StatusRequest())
     assert answer is not None
     world.signal_all(world.pids_below(answer.pid), signal.SIGKILL)
-
-
-async def status_of(stack: RunningStack, key: str) -> int:
-    async with stack.http(key) as http:
-        return (await http.get("/v1/models")).status_code
-
-
-@dataclass(frozen=True, slots=True)
-class Decisions:
-    """What is decided after the restored moment, and stands all the same: RECOVERY.md, section 3."""
-
-    #: Whose key is revoked; closed; erased; whose password changes; who is no longer an administrator.
-    revoked: Person
-    closed: Person
-    erased: Person
-    changed: Person
-    lowered: Person
-    node: NodeKey
-    used: str
-    ended: str
-    credits_micro: int
-
-    @classmethod
-    async def prepare(cls, stack: RunningStack, api_client: ApiClient) -> "Decisions":
-        revoked, closed, erased, changed, lowered = [
-            await api_client.register(name) for name in ("revoked", "closed", "erased", "changed", "lowered")
-        ]
-        await api_client.mesh.rpc.call(auth.set_role, auth.SetRole(lowered.username, UserRole.ADMIN), credential=api_client.admin_key)
-        node = NodeKey(node_keys.new_seed())
-        await enroll(await outside.ticket(stack, "client"), node)
-        used, ended = [await outside.ticket(stack, "client") for _ in range(2)]
-        return cls(revoked, closed, erased, changed, lowered, node, used, ended, 500_000_000)
-
-    async def make(self, drill: Drill, api_client: ApiClient) -> None:
-        rpc, admin = api_client.mesh.rpc, api_client.admin_key
-        await drill.good("keys", "revoke", str(self.revoked.key.id))
-        await drill.good("admin", "credits", drill.people[0].username, "500", "--note", "invoice 7")
-        await drill.good("admin", "nodes", "revoke", self.node.id, "--yes")
-        await drill.good("admin", "tickets", "revoke", tickets.parse(self.ended).id)
-        await enroll(self.used, NodeKey(node_keys.new_seed()))
-        await rpc.call(auth.set_active, auth.SetActive(self.closed.username, is_active=False), credential=admin)
-        await rpc.call(auth.set_role, auth.SetRole(self.lowered.username, UserRole.USER), credential=admin)
-        changed = accounts.ChangePassword("another " + self.changed.password)
-        await rpc.call(accounts.change_password, changed, credential=await session_of(api_client, self.changed))
-        await rpc.call(accounts.request_erasure, accounts.RequestErasure(), credential=await session_of(api_client, self.erased))
-        async with drill.stack.database("auth") as database:
-            await database.execute("UPDATE users SET erase_at = now() - interval '1 second' WHERE id = $1", self.erased.id)
-            await drill.good("stack", "restart", "auth")
-
-            async def is_erased() -> bool:
-                return await database.fetchval("SELECT erased_at IS NOT NULL FROM users WHERE id = $1", self.erased.id) is True
-
-            await until(is_erased, seconds=30, what="the account is erased")
-
-    async def check(self, stack: RunningStack, api_client: ApiClient) -> None:
-        rpc = api_client.mesh.rpc
-        for person in (self.revoked, self.closed, self.erased):
-            assert await status_of(stack, person.key.secret) == 401, person.username
-        for password in (self.changed.password, "another " + self.changed.password):
-            with pytest.raises(errors.NotAuthenticated, match="password"):
-                await rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(password, self.changed.username)))
-        found = await rpc.call(auth.get_user_called, auth.GetUserCalled(self.lowered.username), credential=api_client.admin_key)
-        assert found.role is UserRole.USER
-        for ticket in (self.used, self.ended):
-            with pytest.raises(errors.BadTicket, match="the ticket"):
-                await enroll(ticket, NodeKey(node_keys.new_seed()))
-        async with stack.database("auth") as database:
-            assert await database.fetchval("SELECT erased_at IS NOT NULL FROM users WHERE id = $1", self.erased.id)
-            assert not await database.fetchval("SELECT count(*) FROM users WHERE username = $1", self.erased.username)
-            assert await database.fetchval("SELECT state FROM nodes WHERE id = $1", self.node.id) == "revoked"
-        async with stack.database("gateway") as database:
-            paid = "SELECT count(*) FROM entries WHERE kind = 'top_up' AND account = 'balance' AND amount_micro = $1"
-            assert await database.fetchval(paid, self.credits_micro) == 1
-
-
-async def session_of(api_client: ApiClient, person: Person) -> Credential:
-    """A new one: a restore ends all others."""
-    login = auth.LoginUser(auth.Credentials(person.password, person.username))
-    return (await api_client.mesh.rpc.call(auth.login_user, login)).access_token
-
-
-async def enroll(ticket: str, key: NodeKey) -> None:
-    means = EnrollmentOptions(find_seconds=60, poll_seconds=0.2)
-    await enrollment.enroll(tickets.parse(ticket), key, EnrollingNode("test"), lambda _line: None, means)
