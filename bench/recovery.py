@@ -2,6 +2,7 @@
 
 copying    a base backup (compressed, encrypted, into a folder) against pg_basebackup into nothing, and the memory of the process; then its
            restore against tar -x of the same archive on the same disk
+loop       how long the agent's event loop stops at most while it makes a base backup and ships changes, without waits for a CPU
 replaying  write-ahead log a second, and what follows for a database of 10 GB with 4 GB of log behind its backup
 lines      auth's start with 100,000 lines of the recovery log that its database lacks
 beside     answers at 100 requests a second: without backups, with them, and during a base backup; the stacks take turns
@@ -15,6 +16,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -132,6 +134,19 @@ async def _measure_copying(rows: Rows, _shared: None, options: Options) -> None:
     rows.alone(f"a base backup of {claim}: the process holds at most", most, "MB", at_most=150)
     rows.alone(f"a base backup of {claim}: the process, more than before", most - before, "MB")
     rows.paired(f"fetch, decrypt and unpack {claim}", restored, "MB/s", "tar -x", unpacked, at_least=0.35)
+
+
+async def _measure_loop(rows: Rows, _shared: None, options: Options) -> None:
+    async with _database(options) as found, found.admin() as admin:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bench.agent_loop"), env={"PATH": os.environ["PATH"], **found.agent_environment()},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        while not (await catalog.read(found.place.store, found.place.mesh)).backups:
+            await admin.execute(FILL, 1_000_000 // ROW_BYTES)
+        process.terminate()
+        _, said = await process.communicate()
+    rows.alone(f"a base backup of {options.megabytes:,} MB: the longest pause of the agent's loop", float(said), "ms", at_most=50)
 
 
 async def _read_backup(found: CopiedDatabase) -> tuple[RestoreSource, layout.BackupManifest]:
@@ -286,6 +301,7 @@ async def _measure_revoking(rows: Rows, _shared: None, options: Options) -> None
 if __name__ == "__main__":
     parts: dict[str, report.Part] = {
         "copying": _measure_copying,
+        "loop": _measure_loop,
         "replaying": _measure_replaying,
         "lines": _measure_lines,
         "beside": _measure_beside,

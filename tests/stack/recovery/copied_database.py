@@ -117,6 +117,11 @@ class CopiedDatabase:
     async def names(self, prefix: str = "") -> set[str]:
         return {found.name async for found in self.place.store.list(prefix)}
 
+    def agent_environment(self) -> dict[str, str]:
+        """The settings of the agent's program."""
+        recorded = settings.read_recorded(self.home)
+        return stack_plan.service_environment(self.home, settings.load(recorded), recorded, stack_plan.BACKUP)
+
     @contextlib.asynccontextmanager
     async def admin(self) -> AsyncIterator[asyncpg.Connection]:
         connection = await asyncpg.connect(self.server.url(postgres.DATABASE))

@@ -23,7 +23,6 @@ from services.gateway import store as gateway_store
 from services.gateway.billing.ledger_store import LedgerStore
 from shared import errors
 from shared.types import MicroCredits, RequestId, TenantId
-from stack import settings, stack_plan
 from stack.recovery import catalog, layout
 from stack.recovery.catalog import StoreCatalog
 from stack.recovery.restoring import verify
@@ -180,9 +179,7 @@ async def site(server: PostgresServer, tmp_path: Path) -> AsyncIterator[Site]:
     async with copied_database.copied_database(server, tmp_path, **variables) as copied:
         async with copied.admin() as admin:
             await admin.execute(f"CREATE ROLE {POSTGRES_ADMIN} SUPERUSER LOGIN")
-        recorded = settings.read_recorded(copied.home)
-        environment = stack_plan.service_environment(copied.home, settings.load(recorded), recorded, stack_plan.BACKUP)
-        made = Site(copied, {"PATH": os.environ["PATH"], **environment}, tmp_path / "agent.log")
+        made = Site(copied, {"PATH": os.environ["PATH"], **copied.agent_environment()}, tmp_path / "agent.log")
         try:
             yield made
         finally:
