@@ -2,25 +2,30 @@
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
-from stack.recovery import catalog
+from shared.stores import objects
+from stack.recovery import catalog, sealing
 from stack.recovery.agent import base_backup, recovery_log_copy
 from stack.recovery.layout import LogPart
 from stack.recovery.restoring import recovered_database, restore_plan
 from stack.recovery.restoring.recovered_database import RestoreSource
 from stack.recovery.restoring.restore_plan import LATEST, RestoreTarget
 from stack.secret_files import POSTGRES_ADMIN
-from tests import object_server, stacks
+from tests import object_server, people, stacks
 from tests.object_server import ObjectServer
 from tests.servers import PostgresServer
 from tests.stack.recovery import copied_database
 from tests.stack.recovery.copied_database import CopiedDatabase
+from tests.stacks import RunningStack
 
 LINES = [b'{"line": %d}\n' % number for number in range(1, 6)]
 
@@ -120,3 +125,65 @@ async def test_fetch_log_writes_what_auth_and_the_gateway_read_at_their_start(
     for (status, said), expected in zip(refused, words, strict=True):
         assert (status, expected in said) == (2, True), said
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+
+
+# --- a whole stack --------------------------------------------------------------------------------------------------------------------
+
+
+async def said(stack: RunningStack, *words: str) -> Any:
+    return (await stack.aicli(*words, "--json", deadline_seconds=180)).json()
+
+
+async def status_of(stack: RunningStack, key: people.Key) -> int:
+    async with stack.http(key.secret) as http:
+        return (await http.get("/v1/models")).status_code
+
+
+async def read_books(stack: RunningStack) -> tuple[list[tuple[Any, ...]], datetime]:
+    """Return the entries of the ledger, and a moment before which they were committed."""
+    async with stack.database("gateway") as database:
+        rows = [tuple(row) for row in await database.fetch("SELECT * FROM entries ORDER BY 1, 2, 3, 4")]
+        return rows, await database.fetchval("SELECT clock_timestamp()")
+
+
+async def has_backup(stack: RunningStack, term: int) -> bool:
+    return any(each["name"].endswith(f"-{term}") for each in (await said(stack, "stack", "backups"))["backups"])
+
+
+async def is_in_the_store(stack: RunningStack, s3: ObjectServer, moment: datetime) -> bool:
+    """Every commit before the moment, and lines of both recovery logs."""
+    until = (await said(stack, "stack", "backups"))["recoverable_until"]
+    store = objects.open_store(f"{s3.address}/whole", s3.credentials)
+    logs = {found.name.split("/")[1] async for found in store.list("log")}
+    return until is not None and datetime.fromisoformat(until) >= moment and logs >= {"auth", "gateway"}
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.nightly("long")
+async def test_the_agent_of_a_stack_copies_all_to_s3_and_a_lost_home_comes_back(s3: ObjectServer, tmp_path: Path) -> None:
+    usb, store = tmp_path / "usb.age", f"{s3.address}/whole"
+    usb.write_text(sealing.new_identity(), encoding="utf-8")
+    variables = {"BACKUP_TO": store, "BACKUP_RECIPIENTS": sealing.recipient_of(usb.read_text(encoding="utf-8")), "BACKUP_SHIP_SECONDS": "1"}
+    async with stacks.stack(INFERENCE_BACKEND="echo", HYPERSWARM="off", **variables, **s3.credentials) as stack:
+        await stacks.until(lambda: has_backup(stack, 1), seconds=60, what="the agent makes a backup")
+        async with people.api_client(stack) as api_client:
+            ann, bob = await api_client.register("ann"), await api_client.register("bob")
+        assert await status_of(stack, ann.key) == 200
+        for words in (("keys", "revoke", str(ann.key.id)), ("admin", "credits", bob.username, "500", "--note", "invoice 7")):
+            assert (await stack.aicli(*words)).status == 0
+        before, moment = await read_books(stack)
+        assert before
+        await stacks.until(lambda: is_in_the_store(stack, s3, moment), seconds=60, what="all is in the store")
+        verified = await said(stack, "stack", "verify", "--identity", str(usb))
+        assert (verified["ok"], verified["failures"], verified["secrets_opened"]) == (True, [], True)
+        assert (await stack.aicli("stack", "down", deadline_seconds=200)).status == 0
+        shutil.rmtree(stack.home)
+
+        report = await said(stack, "stack", "restore", "latest", "--from", store, "--identity", str(usb), "--yes")
+        assert (report["lost_rows"], datetime.fromisoformat(report["reached_at"]) >= moment) == (0, True)
+        await stack.up()
+        assert (await status_of(stack, ann.key), await status_of(stack, bob.key)) == (401, 200)
+        assert (await read_books(stack))[0] == before
+        assert (await stack.aicli("admin", "ledger", "verify")).status == 0
+        # The restored site has the next term, and its agent continues there.
+        await stacks.until(lambda: has_backup(stack, 2), seconds=60, what="the agent makes a backup of the new term")
