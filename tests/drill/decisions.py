@@ -91,7 +91,7 @@ class DecidedPeople:
         found = await rpc.call(auth.get_user_called, auth.GetUserCalled(self.lowered.username), credential=api_client.admin_key)
         assert found.role is UserRole.USER
         # Its access token was good, and the key that signed it leaked.
-        with pytest.raises(errors.NotAuthenticated):
+        with pytest.raises(errors.NotAuthenticated, match="was not made by this mesh"):
             await rpc.call(accounts.list_sessions, accounts.ListSessions(), credential=self.lowered.access_token)
         async with stack.database("auth") as database:
             assert await database.fetchval("SELECT erased_at IS NOT NULL FROM users WHERE id = $1", self.erased.id)
