@@ -120,7 +120,7 @@ class Site:
                     while True:
                         count = await admin.fetchval("SELECT count(*) FROM gateway.entries")
                         self.marks.append((await admin.fetchval("SELECT clock_timestamp()"), count))
-                        await asyncio.sleep(0.1)
+                        await asyncio.sleep(0.05)
             await asyncio.sleep(0.05)
 
     @contextlib.asynccontextmanager
