@@ -197,6 +197,7 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.listTickets": _NODES,
     "auth.revokeTicket": _NODES,
     "auth.listNodes": _NODES,
+    "auth.listLoginRefusals": _ADMIN,
     "auth.approveNode": _ADMIN,
     "auth.revokeNode": _NODES,
     # --- the gateway

@@ -34,7 +34,7 @@ def ensure(home: StackHome, environment: Mapping[str, str], folder: Path) -> Ini
         if getattr(loaded, f"{backend}_port") is None:
             recorded = settings.record(home, {stack_plan.port_setting(f"inference-{backend}"): str(ports.find_free())}, folder)
             loaded = settings.load(recorded)
-    nats_server.ensure(home, loaded.mesh, loaded.nats_port)
+    nats_server.ensure(home, loaded.mesh, loaded.nats_port, loaded.nats_admission)
     database = stack_plan.postgres_of(home)
     for role in secret_files.LOGIN_ROLES:
         # Written each time: it contains the path of the socket, and homes get moved.

@@ -66,6 +66,10 @@ SECRETS: dict[str, Callable[[], bytes]] = {
     "admin_password": _password,
     #: The key of the mesh: it signs every certificate and the revocation list. Backups must include it.
     "mesh_ca.nk": node_keys.new_authority_seed,
+    #: auth's: the account that signs NATS logins, the user that answers the server's questions, and the one of the system account.
+    "nats_issuer.nk": node_keys.new_authority_seed,
+    "nats_callout.nk": node_keys.new_seed,
+    "nats_sys.nk": node_keys.new_seed,
     #: 64 hex characters, as the relay's program reads it.
     "relay_seed": lambda: secrets.token_bytes(32).hex().encode(),
     RECOVERY_KEY: node_keys.new_seed,

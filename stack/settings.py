@@ -28,6 +28,8 @@ _SIZE = re.compile(r"([1-9]\d{0,5})(MB|GB|TB)")
 _TIME = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNITS = {"MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+#: How NATS servers admit nodes: they ask auth, or have a static list.
+NatsAuth = Literal["callout", "users"]
 S3, GOOGLE = "s3://", "gs://"
 
 
@@ -215,6 +217,14 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
     metrics_database_url: Annotated[
         str | None, Variable("METRICS_DATABASE_URL", "DATABASE_URL for the history of the metrics service only", secret=True)
     ] = None
+    nats_auth: Annotated[
+        NatsAuth | None,
+        Variable(
+            "NATS_AUTH",
+            "callout: the NATS server asks auth about logins; users: it has a static list, nats/users.conf. Default: users with NATS_URL, "
+            "callout without",
+        ),
+    ] = None
     backend: Annotated[str, Variable("INFERENCE_BACKEND", "backend of the first worker")] = "llama"
     ollama_url: Annotated[str | None, Variable("OLLAMA_URL", "add a worker for this Ollama server")] = None
     openai_url: Annotated[str | None, Variable("OPENAI_BASE_URL", "add a worker for this OpenAI-compatible API")] = None
@@ -247,6 +257,10 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
         int, Meta(ge=1, le=36500), Variable("LOG_RETENTION_DAYS", "days to keep program logs, up to 20 MiB per program")
     ] = 90
     node_binary: Annotated[Path | None, Variable("NODE_BINARY", "Node.js program to use instead of the bundled one")] = None
+
+    @property
+    def nats_admission(self) -> NatsAuth:
+        return self.nats_auth or ("users" if self.nats_url else "callout")
 
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()

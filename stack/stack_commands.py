@@ -89,7 +89,7 @@ _NODE_NAME = "[a-z][a-z0-9-]{0,31}"
 def add_node(name: str, role: str, *, as_json: bool) -> None:
     """Create a node key and add the node to the mesh: a worker on another machine, a second gateway, a CLI.
 
-    Prints the path of the key. The embedded NATS server accepts the node immediately; your own NATS server must reload nats/users.conf.
+    Prints the path of the key. auth admits the node at once. With NATS_AUTH=users, your NATS server must reload nats/users.conf.
     """
     import re
 
@@ -103,12 +103,12 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
     home = _home()
     # Ignore the environment, which only `init` and `up` save: a NATS_URL exported for a service means nothing here.
     made = initialization.ensure(home, {}, Path.cwd())
-    key_file = nats_server.add_node(home, made.settings.mesh, name, Role(role))
+    key_file = nats_server.add_node(home, made.settings.mesh, name, Role(role), made.settings.nats_admission)
     if as_json:
         printing.show_json({"name": name, "role": role, "id": node_keys.load(key_file).id, "key_file": str(key_file)})
         return
     click.echo(str(key_file))
-    if made.settings.nats_url:
+    if made.settings.nats_admission == "users":
         printing.note(f"Let your NATS server read {home.nats / 'users.conf'} again (SIGHUP) to add the node.")
 
 

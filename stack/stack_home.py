@@ -45,6 +45,11 @@ class StackHome:
         return self.root / "nats"
 
     @property
+    def enrollment(self) -> Path:
+        """Return the list of the nodes that the operator made (shared/identity/enrollment_list.py)."""
+        return self.secrets / "enrollment.json"
+
+    @property
     def postgres(self) -> Path:
         return self.root / "postgres"
 

@@ -167,7 +167,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
             "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
             "BACKUP_STATE": backup_state(settings, recorded),
         }
-        environment = {**defaults, **environment}
+        environment = {**defaults, **_nats_login_files(home, settings), **environment}
     if service in ("auth", "gateway"):
         environment = {"RECOVERY_LOG_DIR": str(home.recovery_log), **environment}
     environment |= _database_of(home, settings, recorded, service)
@@ -182,6 +182,13 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service == "web":
         environment = {**_gateway_for_web(settings), **environment}
     return environment
+
+
+def _nats_login_files(home: StackHome, settings: StackSettings) -> dict[str, str]:
+    if settings.nats_admission == "users":
+        return {}
+    keys = {f"NATS_{name.upper()}_KEY_FILE": str(home.secrets / f"nats_{name}.nk") for name in ("issuer", "callout", "sys")}
+    return {**keys, "ENROLLMENT_FILE": str(home.enrollment)}
 
 
 def _database_of(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], service: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ from stack import logs as log_files
 from stack import stack_home as homes
 from stack.recovery import upgrade
 from stack.recovery.sites import replaced
-from stack.servers import nats_revocation, postgres, valkey
+from stack.servers import postgres, valkey
 from stack.servers.postgres import Postgres
 from stack.servers.program import Program
 from stack.settings import StackSettings
@@ -197,9 +197,7 @@ def _shorten_logs(home: StackHome, today: date, keep_days: int | None) -> dict[s
 
 async def _supervise(home: StackHome, planned: StackPlan, chosen: StackSettings) -> None:
     async with asyncio.TaskGroup() as tasks:
-        watching = tasks.create_task(nats_revocation.watch(home, chosen.mesh))
         await Supervisor(home, planned, tasks, chosen.log_retention_days).run()
-        watching.cancel()
 
 
 def main() -> int:

@@ -190,7 +190,7 @@ async def _examine_auth(route: EnrollmentRoute, find_seconds: float) -> AsyncIte
 async def _examine_membership(kept: MembershipFile, key: node_keys.NodeKey) -> DoctorFinding:
     """Check whether auth still accepts this key; it doesn't answer revoked ones."""
     try:
-        await enrollment.renew_at_enrollment_topic(kept, key, options=EnrollmentOptions(find_seconds=_MEMBER_SECONDS, approval_seconds=0))
+        await enrollment.renew_as_newcomer(kept, key, options=EnrollmentOptions(find_seconds=_MEMBER_SECONDS, approval_seconds=0))
     except errors.NotReachable:
         hint = "an administrator can check with aicli admin nodes list; to join again, use a new ticket"
         return DoctorFinding("member", False, "auth answers others, but not this machine's key: it was revoked", hint)

@@ -175,7 +175,7 @@ async def finish(folder: Folder, kept: "MembershipFile", report: Callable[[str],
     from shared.identity import node_keys
     from shared.node import enrollment, membership_file
 
-    found = await enrollment.renew_at_enrollment_topic(kept, node_keys.load(folder.key), report)
+    found = await enrollment.renew_as_newcomer(kept, node_keys.load(folder.key), report)
     _check_role(found)
     membership_file.save(folder.membership, found)
     return found

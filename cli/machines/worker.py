@@ -235,9 +235,9 @@ def _in_stack(environment: Mapping[str, str]) -> dict[str, str]:
         raise errors.BadSettings(f"there is no stack in {stack.root}", hint=hint)
     recorded = settings.read_recorded(stack)
     chosen = settings.load(recorded)
-    if chosen.nats_url:
+    if chosen.nats_admission == "users":
         raise errors.BadSettings(
-            "this stack uses your own NATS server, so aicli can't add a node to it",
+            "this stack's NATS server has a static list of users, so aicli can't add a node to it",
             hint="run aicli stack add-node NAME worker, reload the NATS users, and set NODE_KEY_FILE to the new key",
         )
     key_file = nats_server.add_node(stack, chosen.mesh, _claim_name(stack), Role.WORKER)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import ClassVar
 
 from services.auth import audit_records, wiring
+from services.auth.nodes.nats_logins import NatsLogins
 from services.auth.oidc.oidc_rpc import OidcDependencies
 from services.auth.oidc.oidc_store import OidcStore
 from services.auth.sessions.identities import CLIENT_FACING, logged_in_from
@@ -38,6 +39,7 @@ class AuthService:
         self._auth_failures = node.metrics.auth_failures
         self._wiring = Wiring(settings, node, opened, self._count_refusal)
         self._identities = self._wiring.identities
+        self._logins: NatsLogins | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -51,7 +53,8 @@ class AuthService:
             if ca is not None:
                 await ca.begin()
             oidc = await stack.enter_async_context(OidcDependencies.open(settings, opened.cache, OidcStore(opened.database, wired.trail)))
-            connected = wired.connect(ca, oidc)
+            logins = service._logins = wired.nats_logins()
+            connected = wired.connect(ca, oidc, logins)
             # In its own group, so these tasks end before what they use is closed.
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             running = [tasks.create_task(work()) for work in connected.work]
@@ -59,6 +62,10 @@ class AuthService:
             node.dispatcher.finish = opened.recovery.log.finish
             for handler in connected.handlers:
                 node.dispatcher.add(handler)
+            if logins is not None:
+                await logins.connect()
+            # Last, because its own login may be auth's to decide.
+            await node.connect()
             yield service
             for task in running:
                 task.cancel()
@@ -69,7 +76,7 @@ class AuthService:
                 await opened.recovery.start.write_state()
 
     async def checks(self) -> tuple[Check, ...]:
-        return await self._opened.checks()
+        return (*await self._opened.checks(), *(() if self._logins is None else (self._logins.check(),)))
 
     def asgi(self) -> None:
         """Clients reach auth's HTTP API at the gateway."""

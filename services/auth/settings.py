@@ -136,6 +136,19 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     mesh_ca_next_key_file: Annotated[
         Path | None, Variable("MESH_CA_NEXT_KEY_FILE", "a second CA key that nodes trust, while one replaces the other")
     ] = None
+    nats_issuer_key_file: Annotated[
+        Path | None,
+        Variable("NATS_ISSUER_KEY_FILE", "file with the account key that signs NATS logins; the NATS servers name it as issuer"),
+    ] = None
+    nats_callout_key_file: Annotated[
+        Path | None, Variable("NATS_CALLOUT_KEY_FILE", "file with the key with which auth answers the NATS servers' auth callouts")
+    ] = None
+    nats_sys_key_file: Annotated[
+        Path | None, Variable("NATS_SYS_KEY_FILE", "file with the key of the NATS system account, with which auth cuts off revoked nodes")
+    ] = None
+    enrollment_file: Annotated[
+        Path | None, Variable("ENROLLMENT_FILE", "enrollment.json: the nodes that may connect before they have a certificate")
+    ] = None
     ticket_bootstrap: Annotated[
         tuple[str, ...],
         Variable(
@@ -147,6 +160,9 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         yield from super().mistakes()
         if self.mesh_ca_next_key_file is not None and self.mesh_ca_key_file is None:
             yield "MESH_CA_NEXT_KEY_FILE needs MESH_CA_KEY_FILE"
+        logins = self.nats_issuer_key_file, self.nats_callout_key_file, self.nats_sys_key_file
+        if None in logins and any(logins):
+            yield "NATS_ISSUER_KEY_FILE, NATS_CALLOUT_KEY_FILE and NATS_SYS_KEY_FILE go together"
         for address in self.ticket_bootstrap:
             if mistake := addresses.mistake_of_node(address):
                 yield f"TICKET_BOOTSTRAP: {mistake}"

@@ -27,6 +27,7 @@ from services.auth.logins import LoginRpc
 from services.auth.mfa.factors import Factors
 from services.auth.mfa.mfa_enrollment import MfaEnrollment
 from services.auth.nodes.mesh_ca import MeshCa
+from services.auth.nodes.nats_logins import LoginKeys, NatsLogins
 from services.auth.nodes.node_rpc import EnrollmentRpc, NodeAdminRpc
 from services.auth.nodes.node_store import NodeStore
 from services.auth.oidc.oidc_rpc import OidcDependencies, OidcRpc
@@ -141,7 +142,7 @@ class Wiring:
         self._verification = Verification(self._audit_rows, anchoring, node.metrics, lambda: opened.recovery.start.restores)
         self.upkeep = AuditUpkeep(self.trail, self._audit_rows, anchoring, self._verification, days=settings.audit_days)
 
-    def connect(self, ca: MeshCa | None, oidc: OidcDependencies) -> ServiceParts:
+    def connect(self, ca: MeshCa | None, oidc: OidcDependencies, nats: NatsLogins | None) -> ServiceParts:
         parts, database, cache, mailer = self._parts, self._opened.database, self._opened.cache, self._opened.mailer
         accounts, organizations, own_data = AccountStore(database), OrganizationStore(database), PrivacyStore(database)
         factors = Factors.of(parts)
@@ -168,7 +169,7 @@ class Wiring:
             OrganizationRpc(parts, organizations),
             Invitations(parts, organizations, mailer),
             EnrollmentRpc(parts, self._members, ca),
-            NodeAdminRpc(parts, self._members, ca),
+            NodeAdminRpc(parts, self._members, ca, nats),
             AccessReviews(parts, self._members),
             AuditRpc(parts.store, self.trail, self._audit_rows, self._verification),
             SigningKeyRpc(self.trail, self._opened.signers),
@@ -186,7 +187,8 @@ class Wiring:
             self._opened.recovery.start.run,
             backups.run,
         )
-        return ServiceParts(handlers, background if ca is None else (*background, ca.run))
+        mesh = (*(() if ca is None else (ca.run,)), *(() if nats is None else (nats.run,)))
+        return ServiceParts(handlers, (*background, *mesh))
 
     async def finish_recovery(self) -> None:
         """Call before anything answers. Raises BadSettings and Unavailable."""
@@ -194,6 +196,11 @@ class Wiring:
         accounts, members = AccountStore(opened.database), NodeStore(opened.database)
         ending = AccessEnding(accounts, members, opened.signers, opened.cache, self._node.trust)
         await recovery.start.finish(RestoredAccess(recovery.rows, ending, recovery.lost_rows, self.trail).handle)
+
+    def nats_logins(self) -> NatsLogins | None:
+        """Return None if auth does not decide about NATS logins."""
+        keys = LoginKeys.load(self._settings)
+        return None if keys is None else NatsLogins(keys, self._settings, self._node, self._members, self._opened.cache)
 
     def mesh_ca(self) -> MeshCa | None:
         """Return None if auth is no CA."""

@@ -157,6 +157,26 @@ class RevokeMember(Body, frozen=True):
     reason: Annotated[str, msgspec.Meta(max_length=200)] = ""
 
 
+class ListLoginRefusals(Body, frozen=True):
+    pass
+
+
+class LoginRefusal(Body, frozen=True, omit_defaults=False):
+    """A login at a NATS server that auth refused."""
+
+    #: The key that the client claimed; any text.
+    node: str
+    address: str
+    reason: str
+    at: datetime
+
+
+class LoginRefusals(Body, frozen=True):
+    """The newest come first."""
+
+    refusals: tuple[LoginRefusal, ...]
+
+
 enroll_node = Method("auth.enrollNode", EnrollNode, Membership, callers={Role.NEWCOMER})
 renew_certificate = Method("auth.renewCertificate", RenewCertificate, Membership, callers={*NODES, Role.NEWCOMER})
 create_ticket = Method("auth.createTicket", CreateTicket, NewTicket, callers=PEOPLE_OR_GATEWAY)
@@ -164,4 +184,5 @@ list_tickets = Method("auth.listTickets", ListTickets, Tickets, callers=PEOPLE_O
 revoke_ticket = Method("auth.revokeTicket", RevokeTicket, TicketRow, callers=PEOPLE_OR_GATEWAY)
 list_members = Method("auth.listNodes", ListMembers, Members, callers=PEOPLE_OR_GATEWAY)
 approve_member = Method("auth.approveNode", ApproveMember, Member, callers=PEOPLE_OR_GATEWAY)
+list_login_refusals = Method("auth.listLoginRefusals", ListLoginRefusals, LoginRefusals, callers=PEOPLE_OR_GATEWAY)
 revoke_member = Method("auth.revokeNode", RevokeMember, Member, callers=PEOPLE_OR_GATEWAY)

@@ -63,6 +63,10 @@ class Authority:
     def sign(self, purpose: str, text: bytes) -> bytes:
         return bytes(self._pair.sign(_covered(purpose, text)))
 
+    def sign_bare(self, text: bytes) -> bytes:
+        """Only for the JWTs of NATS, which must be signed without a purpose; by a key that signs nothing else."""
+        return bytes(self._pair.sign(text))
+
 
 def new_seed() -> bytes:
     """Return a user seed from the system's CSPRNG."""
@@ -100,12 +104,17 @@ def _read_private(path: Path, what: str) -> bytes:
 
 def verify(node: NodeId, purpose: str, text: bytes, signature: bytes) -> bool:
     """Return whether ``node`` signed this text for this purpose; False also for anything but a node id."""
-    return _verify(node, nkeys.PREFIX_BYTE_USER, purpose, text, signature)
+    return _verify(node, nkeys.PREFIX_BYTE_USER, _covered(purpose, text), signature)
+
+
+def verify_bare(node: NodeId, text: bytes, signature: bytes) -> bool:
+    """Like ``verify``, for a NATS login, whose nonce is signed without a purpose."""
+    return _verify(node, nkeys.PREFIX_BYTE_USER, text, signature)
 
 
 def verify_authority(authority: AuthorityId, purpose: str, text: bytes, signature: bytes) -> bool:
     """Like ``verify``, for the key of a mesh CA."""
-    return _verify(authority, nkeys.PREFIX_BYTE_ACCOUNT, purpose, text, signature)
+    return _verify(authority, nkeys.PREFIX_BYTE_ACCOUNT, _covered(purpose, text), signature)
 
 
 def raw_of(node: NodeId | AuthorityId) -> bytes:
@@ -139,12 +148,12 @@ def _encode(prefix: int, raw: bytes) -> str:
     return base64.b32encode(body + nkeys.crc16(bytearray(body)).to_bytes(2, "little")).decode().rstrip("=")
 
 
-def _verify(key_id: NodeId | AuthorityId, kind: int, purpose: str, text: bytes, signature: bytes) -> bool:
+def _verify(key_id: NodeId | AuthorityId, kind: int, covered: bytes, signature: bytes) -> bool:
     try:
         prefix, key, checksum = _parts(key_id)
         if prefix != kind or not _is_right(prefix, key, checksum):
             return False
-        VerifyKey(key).verify(_covered(purpose, text), signature)
+        VerifyKey(key).verify(covered, signature)
     except (CryptoError, binascii.Error, ValueError):
         return False
     return True

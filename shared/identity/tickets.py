@@ -32,6 +32,8 @@ class Ticket(msgspec.Struct, array_like=True, frozen=True):
     bootstrap: tuple[str, ...] = ()
     #: Raw public keys of the mesh's blind relays.
     relays: tuple[bytes, ...] = ()
+    #: URLs of the mesh's NATS servers. If there are any, nodes join and work over NATS instead of Hyperswarm.
+    nats: tuple[str, ...] = ()
 
     @property
     def authority_id(self) -> AuthorityId:

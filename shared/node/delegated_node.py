@@ -65,7 +65,7 @@ async def prepare(mesh_file: Path, profile: node_keys.NodeKey, node: Path | None
     if not trust.has_certificate(time.time()):
         from shared.node import enrollment  # noqa: PLC0415 - rarely needed
 
-        membership = await enrollment.renew_at_enrollment_topic(membership, profile, lambda text: None)
+        membership = await enrollment.renew_as_newcomer(membership, profile, lambda text: None)
         membership_file.save(mesh_file, membership)
         membership_file.load_into(trust, membership)
     trust.delegation = certificates.delegate(profile, own.id, time.time())

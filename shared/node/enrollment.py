@@ -7,7 +7,7 @@ is waiting, so progress is reported in plain words.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from shared import addresses, errors
 from shared.api import membership as contract
 from shared.api.membership import Membership
 from shared.api.method import Method, Reply, Request
-from shared.identity import certificates, node_keys, tickets
+from shared.identity import certificates, login_tokens, node_keys, tickets
 from shared.identity.trust import Trust
 from shared.node import membership_file, swarm_settings
 from shared.node.lifecycle import background
@@ -29,6 +29,9 @@ from shared.rpc import calling
 from shared.rpc.connection import RpcConnection
 from shared.transports.handshake import HandshakeRefusal
 from shared.transports.link import Link, LocalNode
+from shared.transports.nats.login import NatsFiles
+from shared.transports.nats.nats_protocol import NatsMessage
+from shared.transports.nats_link import NatsTransport
 from shared.transports.swarm_transport import STARTING, MeetingTopics, SwarmTransport
 from shared.types import AuthorityId, MeshName, NodeId, Peer, Role
 
@@ -41,6 +44,8 @@ _PAUSE_SECONDS = 0.5
 #: How often to check whether Hyperswarm runs here, and how long it may fail to start.
 _LOOK_SECONDS = 1.0
 _TROUBLE_SECONDS = 8.0
+#: Announcements of auth that wait to be looked at.
+_MOST_ANNOUNCED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class EnrollmentRoute:
     bootstrap: tuple[str, ...]
     relays: tuple[bytes, ...]
     older_bootstrap: tuple[str, ...] = ()
+    #: URLs of its NATS servers, which are used instead of Hyperswarm.
+    nats: tuple[str, ...] = ()
 
     @property
     def is_on_this_machine(self) -> bool:
@@ -62,13 +69,13 @@ class EnrollmentRoute:
 
     @property
     def dht(self) -> str:
-        return ", ".join(self.bootstrap) or "the public DHT"
+        return ", ".join(self.nats or self.bootstrap) or "the public DHT"
 
 
 def route_of(found: tickets.Ticket | MembershipFile) -> EnrollmentRoute:
     if isinstance(found, tickets.Ticket):
-        return EnrollmentRoute(found.mesh, (found.authority_id,), found.bootstrap, found.relays)
-    return EnrollmentRoute(found.mesh, found.authorities, found.bootstrap, found.relays, found.older_bootstrap)
+        return EnrollmentRoute(found.mesh, (found.authority_id,), found.bootstrap, found.relays, nats=found.nats)
+    return EnrollmentRoute(found.mesh, found.authorities, found.bootstrap, found.relays, found.older_bootstrap, found.nats)
 
 
 def open_transport(route: EnrollmentRoute, me: LocalNode, trust: Trust, node: Path | None) -> SwarmTransport:
@@ -87,6 +94,7 @@ class EnrollmentOptions:
     software: str = "aimesh/0.1"
     clock: Callable[[], float] = time.time
     node: Path | None = None
+    nats_files: NatsFiles = field(default_factory=NatsFiles)
     open_transport: Callable[[EnrollmentRoute, LocalNode, Trust, Path | None], SwarmTransport] = open_transport
 
 
@@ -118,18 +126,26 @@ async def enroll(
         ours = newcomer.name[:100], dict(newcomer.labels)
         return contract.EnrollNode(ticket.id, ticket.key.sign("enroll", text), key.sign("enroll", text), *ours)
 
-    async with open_session(route, Trust(key, Role.NEWCOMER, route.authorities), report, options) as session:
+    trust = Trust(key, Role.NEWCOMER, route.authorities)
+    async with open_session(route, trust, report, options, lambda nonce: login_tokens.of_ticket(ticket, key.id, nonce)) as session:
         try:
             found = await session.ask(contract.enroll_node, use)
         except errors.ApprovalPending as pending:
             newcomer.on_pending(
-                MembershipFile(route.mesh, Role.NEWCOMER, authorities=route.authorities, bootstrap=route.bootstrap, relays=route.relays)
+                MembershipFile(
+                    route.mesh,
+                    Role.NEWCOMER,
+                    authorities=route.authorities,
+                    bootstrap=route.bootstrap,
+                    relays=route.relays,
+                    nats=route.nats,
+                )
             )
             found = await session.wait_for_approval(pending)
     return _checked(found, route, key, report, options)
 
 
-async def renew_at_enrollment_topic(
+async def renew_as_newcomer(
     membership: MembershipFile,
     key: node_keys.NodeKey,
     report: Report = lambda text: None,
@@ -139,7 +155,7 @@ async def renew_at_enrollment_topic(
 ) -> MembershipFile:
     """Get a new certificate for a node whose own expired long ago, or was never issued because the node was not approved.
 
-    Opens a swarm with the node's key. The node's own swarm must be closed, because two with one key disconnect each other.
+    Over Hyperswarm, the node's own swarm must be closed, because two with one key disconnect each other.
     Raises what ``enroll`` does.
     """
     options = replace(options, node=node or options.node)
@@ -147,7 +163,7 @@ async def renew_at_enrollment_topic(
     trust = Trust(key, Role.NEWCOMER, route.authorities)
     if membership.revocations:
         trust.take_list(membership.revocations)
-    async with open_session(route, trust, report, options) as session:
+    async with open_session(route, trust, report, options, lambda nonce: login_tokens.of_newcomer(membership.certificate)) as session:
         try:
             found = await session.ask(contract.renew_certificate, lambda auth: contract.RenewCertificate())
         except errors.ApprovalPending as pending:
@@ -157,12 +173,23 @@ async def renew_at_enrollment_topic(
 
 @asynccontextmanager
 async def open_session(
-    route: EnrollmentRoute, trust: Trust, report: Report, options: EnrollmentOptions = _DEFAULTS
+    route: EnrollmentRoute,
+    trust: Trust,
+    report: Report,
+    options: EnrollmentOptions = _DEFAULTS,
+    nats_token: Callable[[str], str] = login_tokens.without,
 ) -> AsyncIterator["EnrollmentSession"]:
     """Look for auth as a newcomer while the block runs."""
     me = LocalNode(route.mesh, Role.NEWCOMER, trust.me, options.software)
+    if route.nats:
+        nats = NatsTransport(me, ",".join(route.nats), options.nats_files, trust, nats_token)
+        async with _open_nats_session(route, nats, report, options) as session:
+            yield session
+        return
     transport = options.open_transport(route, me, trust, options.node)
     session = EnrollmentSession(route, transport, report, options)
+    transport.on_refused = session.on_refused
+    transport.on_unreachable = session.on_unreachable
     transport.meet([MeetingTopics(topics.enrollment_topic(node_keys.raw_of(ca)), announce=False, look=True) for ca in route.authorities])
     report(f"looking for the mesh {route.mesh} …")
     async with background() as tasks:
@@ -173,10 +200,50 @@ async def open_session(
             await transport.close(errors.LinkLost("the enrollment is complete"))
 
 
+@asynccontextmanager
+async def _open_nats_session(
+    route: EnrollmentRoute, transport: NatsTransport, report: Report, options: EnrollmentOptions
+) -> AsyncIterator["EnrollmentSession"]:
+    session = EnrollmentSession(route, transport, report, options)
+    transport.on_refused = session.on_forbidden
+    announced: asyncio.Queue[NodeId] = asyncio.Queue(_MOST_ANNOUNCED)
+
+    def note(message: NatsMessage) -> None:
+        with suppress(asyncio.QueueFull):
+            announced.put_nowait(topics.sender_of(message.subject.decode())[1])
+
+    async def dial() -> None:
+        while True:
+            auth = Peer(Role.AUTH, await announced.get())
+            if not any(link.peer.node == auth.node for link in transport.links()):
+                try:
+                    session.add(await transport.dial(auth))
+                except errors.AimeshError as error:
+                    session.on_unreachable(auth.node, error.message)
+
+    async def ask_for_announcements() -> None:
+        while True:
+            transport.nats.publish(topics.newcomer_query(route.mesh, transport.me.node), b"")
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    report(f"looking for the mesh {route.mesh} at {route.dht} …")
+    transport.nats.subscribe(topics.announcements(route.mesh, Role.AUTH), note)
+    await transport.connect(deadline_seconds=options.find_seconds)
+    async with background() as tasks:
+        for work in (transport.run, dial, ask_for_announcements):
+            tasks.create_task(work())
+        try:
+            yield session
+        finally:
+            await transport.close(errors.LinkLost("the enrollment is complete"))
+
+
 class EnrollmentSession:
     """A newcomer's links to auth. A request goes to a connected auth, or to the next one to connect."""
 
-    def __init__(self, route: EnrollmentRoute, transport: SwarmTransport, report: Report, options: EnrollmentOptions) -> None:
+    def __init__(
+        self, route: EnrollmentRoute, transport: SwarmTransport | NatsTransport, report: Report, options: EnrollmentOptions
+    ) -> None:
         self.transport = transport
         self._route = route
         self._report = _ReportChanges(report)
@@ -188,9 +255,8 @@ class EnrollmentSession:
         self._refused: errors.AimeshError | None = None
         self._unreachable = ""
         self._failed: errors.AimeshError | None = None
-        transport.on_link = self._on_link
-        transport.on_refused = self._on_refused
-        transport.on_unreachable = self._on_unreachable
+        self._forbidden = ""
+        transport.on_link = self.add
 
     async def ask(self, method: Method[Request, Reply], request: Callable[[Peer], Request]) -> Reply:
         """Send what ``request`` makes for the auth that gets it. Raises auth's refusal, or why no auth answered in time."""
@@ -243,6 +309,10 @@ class EnrollmentSession:
             for connection in self._connections:
                 if connection.is_usable:
                     return connection
+            if self._forbidden:
+                raise errors.NotAllowed(
+                    f"this NATS server takes no newcomers: {self._forbidden}", hint="it needs auth_callout, see docs/howto/deploy.md"
+                )
             self._connected.clear()
             try:
                 async with asyncio.timeout(_LOOK_SECONDS):
@@ -263,7 +333,8 @@ class EnrollmentSession:
         if now - self._troubled_since > _TROUBLE_SECONDS:
             raise self._why_no_answer()
 
-    def _on_link(self, link: Link) -> None:
+    def add(self, link: Link) -> None:
+        """Use a link to auth."""
         connection = RpcConnection(link, None)
         connection.on_closed.append(self._closed)
         self._connections.append(connection)
@@ -274,11 +345,16 @@ class EnrollmentSession:
         if connection in self._connections:
             self._connections.remove(connection)
 
-    def _on_refused(self, refusal: HandshakeRefusal) -> None:
+    def on_refused(self, refusal: HandshakeRefusal) -> None:
         self._refused = refusal.why
         self._report(f"found {refusal.node[:9]}…, which is not an auth of mesh {self._route.mesh}: {refusal.why.message}")
 
-    def _on_unreachable(self, node: NodeId, why: str) -> None:
+    def on_forbidden(self, words: str) -> None:
+        """The NATS server gives newcomers no rights: it does not ask auth about logins."""
+        self._forbidden = words
+        self._connected.set()
+
+    def on_unreachable(self, node: NodeId, why: str) -> None:
         self._unreachable = f"found {node[:9]}… but cannot reach it: {why}"
         self._report(self._unreachable)
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -19,7 +20,7 @@ from shared.api.method import Method, StreamMethod
 from shared.api.metrics import MetricsTextFormat
 from shared.identity import node_keys
 from shared.identity.trust import Trust
-from shared.node import membership_file
+from shared.node import membership_file, nats_membership
 from shared.node.announcements import Announcer
 from shared.node.certificate_renewal import CertificateRenewal, DhtNodeCache
 from shared.node.domain_events import DomainEvents
@@ -99,6 +100,7 @@ class Node:
         self.renewal = CertificateRenewal(plan.trust, plan.membership, plan.state_file, self.directory, self.rpc)
         self.renewal.changed = self.membership_changed
         self.renewal.note = lambda what, why: _log.info(what, why=why)
+        self.renewal.as_newcomer = plan.renew_over_nats
         self.renewal.find_auth = lambda: self.node_transports.find(Role.AUTH)
         self.node_transports.on_number = self.renewal.record_list_number
         self.events_of_mesh = DomainEvents(me, plan.nats)
@@ -112,6 +114,7 @@ class Node:
         self._leaving = False
         self._follows_auth = plan.follows_auth
         self._shown = b""
+        self._logged_in_with = plan.trust.certificate
         self._service: Service | None = None
         self._counters: dict[tuple[str, str], Counter] = {}
         self._timers: dict[str, Histogram] = {}
@@ -158,7 +161,17 @@ class Node:
             if self._shown != self.trust.certificate:
                 self._shown = self.trust.certificate
                 self.node_transports.swarm.rehello()
+        if self.node_transports.nats is not None and self._logged_in_with != self.trust.certificate:
+            self._logged_in_with = self.trust.certificate
+            self.node_transports.nats.nats.renew_login()
         self.announcer.announce_soon()
+
+    async def connect(self) -> None:
+        """Connect to NATS. Only auth calls this, once it answers logins: the other nodes are connected before they start. Raises
+        Unavailable."""
+        if self.node_transports.nats is not None:
+            await self.node_transports.nats.connect(deadline_seconds=CONNECT_SECONDS)
+            self.announcer.ask()
 
     async def serve(self, service: Service) -> None:
         """Register the service's handlers and answer calls from now on."""
@@ -316,6 +329,8 @@ class TransportPlan:
     follows_auth: bool
     #: Keys that may call as clients with stock @hyperswarm/rpc, without a certificate.
     stock_clients: tuple[bytes, ...]
+    #: None without NATS.
+    renew_over_nats: Callable[[membership_file.MembershipFile], Awaitable[membership_file.MembershipFile]] | None
 
 
 def plan_transports(settings: NodeSettings, me: LocalNode) -> TransportPlan:
@@ -336,8 +351,34 @@ def plan_transports(settings: NodeSettings, me: LocalNode) -> TransportPlan:
     if nats is None and found is None:
         raise errors.BadSettings(f"this node has not joined a mesh: there is no {settings.state_file}", hint="aicli worker --join TICKET")
     return TransportPlan(
-        trust, nats, swarm, membership, settings.state_file, not settings.dht_bootstrap, keys_of("SWARM_CLIENTS", settings.swarm_clients)
+        trust=trust,
+        nats=nats,
+        swarm=swarm,
+        membership=membership,
+        state_file=settings.state_file,
+        follows_auth=not settings.dht_bootstrap,
+        stock_clients=keys_of("SWARM_CLIENTS", settings.swarm_clients),
+        renew_over_nats=None if nats is None else lambda membership: nats_membership.renew(membership, me.key, settings),
     )
+
+
+async def _with_certificate(plan: "TransportPlan", settings: NodeSettings, me: LocalNode) -> "TransportPlan":
+    """Return the plan with a valid certificate, if this node needs another one before NATS accepts it. Raises what ``enroll`` raises."""
+    if plan.trust.has_certificate(time.time()):
+        return plan
+    if plan.trust.certificate:
+        try:
+            found = await nats_membership.renew(plan.membership, me.key, settings)
+        except errors.AimeshError as error:
+            _log.warning("certificate not renewed", why=error.message)  # NATS may accept the key alone
+            return plan
+    elif settings.join_ticket_file is not None:
+        found = await nats_membership.join(me, settings.join_ticket_file, settings)
+    else:
+        return plan
+    membership_file.save(plan.state_file, found)
+    membership_file.load_into(plan.trust, found)
+    return replace(plan, membership=found)
 
 
 @asynccontextmanager
@@ -354,7 +395,9 @@ async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
 async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
     me = LocalNode(settings.mesh, role, node_keys.load(settings.node_key_file), f"aimesh/{version()}")
     plan = plan_transports(settings, me)
-    if plan.nats is not None:
+    if plan.nats is not None and role is not Role.AUTH:
+        plan = await _with_certificate(plan, settings, me)
+        assert plan.nats is not None
         await plan.nats.connect(deadline_seconds=CONNECT_SECONDS)
     try:
         async with background() as infrastructure, background() as calls, background() as tasks:

@@ -33,6 +33,8 @@ class MembershipFile(msgspec.Struct, frozen=True, rename="camel"):
     nodes_seen_at: float = 0.0
     #: Former values of ``bootstrap``, newest first, tried while the current ones do not answer.
     older_bootstrap: tuple[str, ...] = ()
+    #: URLs of the NATS servers, of the ticket; empty for a node that joined over Hyperswarm or has NATS_URL.
+    nats: tuple[str, ...] = ()
     #: Nobody answers a revoked node, so it would not learn it again after a restart.
     was_revoked: bool = False
 
@@ -59,6 +61,7 @@ def of(membership: Membership, before: MembershipFile | None = None) -> Membersh
         () if before is None else before.nodes,
         0.0 if before is None else before.nodes_seen_at,
         () if before is None else _older_bootstrap(membership.bootstrap, before),
+        () if before is None else before.nats,
     )
 
 

@@ -57,6 +57,10 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         Path | None, Variable("MESH_STATE_FILE", "the file for certificate and revocation list; default: beside the node key")
     ] = None
     node_key_file: Annotated[Path, Variable("NODE_KEY_FILE", "the file with this node's key, an nkey seed; `aicli stack init` creates it")]
+    join_ticket_file: Annotated[
+        Path | None,
+        Variable("JOIN_TICKET_FILE", "a ticket with which this node joins the mesh over NATS at its first start"),
+    ] = None
     host: Annotated[str, Variable("BIND_HOST", "the address to listen on")] = "127.0.0.1"
     allow_plain_http: Annotated[bool, Variable("ALLOW_PLAIN_HTTP", "listen beyond loopback without TLS, as behind a proxy with TLS")] = (
         False

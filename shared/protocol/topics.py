@@ -1,7 +1,7 @@
 """Defines all NATS subjects and Hyperswarm topics of the mesh, and which roles may use them.
 
-``nats.conf`` is generated from these tables, ``swarm_link`` enforces them, and the permission test checks all of them against a real
-server.
+auth grants NATS logins the rights of these tables, ``swarm_link`` enforces them, and the permission test checks all of them against a
+real server.
 """
 
 import hashlib
@@ -106,6 +106,11 @@ def sender_of(subject: str) -> tuple[Role, NodeId]:
     return Role(role), NodeId(node)
 
 
+def newcomer_query(mesh: MeshName, newcomer: NodeId | str) -> str:
+    """Return the subject on which a newcomer asks auth to announce itself; ``*`` for all newcomers."""
+    return f"aimesh.{mesh}.{Role.AUTH}.any.{Role.NEWCOMER}.{newcomer}"
+
+
 def announcement(mesh: MeshName, role: Role, node: NodeId) -> str:
     return f"aimesh.{mesh}.announce.{role}.{node}"
 
@@ -156,6 +161,11 @@ def permissions(mesh: MeshName, role: Role, node: NodeId) -> Permissions:
             publish=("$SRV.>", f"aimesh.{mesh}.rpc.>"),
             subscribe=("_INBOX.>", *(announcements(mesh, of) for of in SEES_ANNOUNCEMENTS_OF[role])),
         )
+    if role is Role.NEWCOMER:
+        return Permissions(
+            publish=(f"aimesh.{mesh}.{Role.AUTH}.*.{role}.{node}",),
+            subscribe=(inbox(mesh, role, node), announcements(mesh, Role.AUTH)),
+        )
     publish = [f"aimesh.{mesh}.{to}.*.{role}.{node}" for to in SPEAKS_TO[role]]
     subscribe = [inbox(mesh, role, node), *(announcements(mesh, of) for of in SEES_ANNOUNCEMENTS_OF[role])]
     publish.append(announcement_query(mesh))
@@ -164,4 +174,7 @@ def permissions(mesh: MeshName, role: Role, node: NodeId) -> Permissions:
         subscribe += [announcement_query(mesh), *micro_subjects(role), *micro_endpoints(mesh, role)]
     if role is Role.METRICS:
         subscribe.append(events(mesh))
+    if role is Role.AUTH:
+        publish.append(f"aimesh.{mesh}.{Role.NEWCOMER}.*.{role}.{node}")
+        subscribe.append(newcomer_query(mesh, "*"))
     return Permissions(tuple(publish), tuple(subscribe))

@@ -146,6 +146,10 @@ class Cache:
         """Append to a log that keeps about the newest ``most`` entries. Not delayed by large values."""
         await self._ask("XADD", log, "MAXLEN", "~", most, "*", "e", entry, lane=self._urgent)
 
+    async def newest(self, log: str, *, most: int) -> list[bytes]:
+        """Return the newest entries of a log, newest first."""
+        return [fields[1] for _, fields in await self._ask("XREVRANGE", log, "+", "-", "COUNT", most, lane=self._values)]
+
     async def log_end(self, log: str) -> bytes:
         """Return the id of the newest entry."""
         newest = await self._ask("XREVRANGE", log, "+", "-", "COUNT", 1, lane=self._following)

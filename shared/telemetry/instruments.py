@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from shared import errors
 from shared.telemetry import gen_ai_instruments, host_instruments
 from shared.telemetry.instrument import CALL_SECONDS, FIRST_TOKEN_SECONDS, OUTPUT_TOKEN_SECONDS, Instrument, counter, gauge, histogram
-from shared.types import NodeId
+from shared.types import NodeId, Role
 
 # --- every service -------------------------------------------------------------------------------------------------
 
@@ -84,6 +84,13 @@ AUTH_FAILURES = counter(
     "Rejected credentials, by reason, such as wrong_password, unknown_key, revoked_key or malformed",
     ("reason",),
     known=tuple((reason,) for reason in get_args(AuthFailure)),
+)
+
+NATS_LOGINS = counter(
+    "ai_platform_nats_logins_total",
+    "Logins at the NATS servers that auth has decided, by the node's role and the result: ok or refused; refused ones have no role",
+    ("role", "result"),
+    known=(*((role, "ok") for role in Role), ("", "refused")),
 )
 
 AUDIT_CHAIN_VALID = gauge(

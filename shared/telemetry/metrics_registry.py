@@ -147,6 +147,7 @@ class Metrics:
     registrations = _LazyMetric(Counter, instruments.REGISTRATIONS)
     keys_created = _LazyMetric(Counter, instruments.KEYS_CREATED)
     auth_failures = _LazyMetric(Counter, instruments.AUTH_FAILURES)
+    nats_logins = _LazyMetric(Counter, instruments.NATS_LOGINS)
     rate_limit_violations = _LazyMetric(Counter, instruments.RATE_LIMIT_VIOLATIONS)
     rate_limit_degraded = _LazyMetric(Gauge, instruments.RATE_LIMIT_DEGRADED)
     usage_queue_rows = _LazyMetric(Gauge, instruments.USAGE_QUEUE_ROWS)

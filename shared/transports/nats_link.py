@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from shared import errors
-from shared.identity import node_keys
+from shared.identity import login_tokens, node_keys
 from shared.identity.trust import Trust
 from shared.protocol import topics, wire
 from shared.protocol.wire import Frame, Hello, Item
@@ -90,11 +90,26 @@ class NatsLink(Link):
 class NatsTransport:
     """A node's connection to the NATS server and its links. ``run`` must be running while it is used."""
 
-    def __init__(self, me: LocalNode, urls: str, files: NatsFiles | None = None, trust: Trust | None = None) -> None:
+    def __init__(
+        self,
+        me: LocalNode,
+        urls: str,
+        files: NatsFiles | None = None,
+        trust: Trust | None = None,
+        token: Callable[[str], str] | None = None,
+    ) -> None:
+        """``token`` returns what to send with the login, for a nonce; by default the certificate, if there is one."""
         self.me = me
         self.trust = trust or Trust(me.key, me.role)
         self.trust.on_revoked.append(self._close_revoked)
-        self.nats = NatsClient(urls, me.key, name=f"aimesh {me.role}", files=files, least_payload_bytes=LEAST_PAYLOAD_BYTES)
+        self.nats = NatsClient(
+            urls,
+            me.key,
+            name=f"aimesh {me.role}",
+            files=files,
+            least_payload_bytes=LEAST_PAYLOAD_BYTES,
+            token=token or (lambda nonce: self._certificate_token()),
+        )
         self.nats.on_connection = self._on_connection
         self.nats.on_refused = self._on_refused
         self.nats.on_room = self._write_soon
@@ -193,6 +208,9 @@ class NatsTransport:
     def forget(self, link: NatsLink, why: errors.AimeshError) -> None:
         if self._links.pop(link.key, None) is not None:
             self._reset(link.subject, link.id, why.message, errors.code_of(why))
+
+    def _certificate_token(self) -> str:
+        return login_tokens.of_certificate(self.trust.certificate) if self.trust.certificate else ""
 
     def _hello(self, link: NatsLink) -> Hello:
         me = self.me

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from shared import addresses, errors
 from shared.api.membership import CreateTicket, Member, MemberState, TicketRow, TicketState
-from shared.identity import certificates, node_keys, tickets
+from shared.identity import certificates, node_keys
 from shared.identity.certificates import MAX_LABELS, Subject
 from shared.types import NodeId, Role, UserId
 
@@ -206,13 +206,6 @@ def member_row(node: KnownNode) -> Member:
         revoked_at=node.revoked_at,
         reason=node.reason,
     )
-
-
-def signed_text(ticket_id: str, newcomer: NodeId, auth: NodeId, channel: bytes) -> bytes:
-    """Return what both keys sign for this connection. Raises NotAllowed if the connection has no channel binding."""
-    if not channel:
-        raise errors.NotAllowed("tickets only work over Hyperswarm", hint="nodes that use NATS need no ticket")
-    return tickets.use_text(ticket_id, newcomer, auth, channel)
 
 
 def printable(name: str) -> str:

@@ -8,6 +8,7 @@ from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.nodes import enrollment_rules
 from services.auth.nodes.enrollment_rules import KnownNode, KnownTicket
 from services.auth.nodes.mesh_ca import MeshCa
+from services.auth.nodes.nats_logins import NatsLogins
 from services.auth.nodes.node_store import NodeStore
 from shared import errors
 from shared.api import membership
@@ -59,7 +60,7 @@ class EnrollmentRpc:
         return await self._admit(ca, await self._members.find_node(subject), caller)
 
     async def _enrol(self, ca: MeshCa, request: membership.EnrollNode, newcomer: Peer) -> KnownNode | None:
-        text = enrollment_rules.signed_text(request.ticket_id, newcomer.node, self._node.id, newcomer.channel)
+        text = tickets.use_text(request.ticket_id, newcomer.node, self._node.id, newcomer.channel)
         ticket = await self._members.find_ticket(request.ticket_id)
         if ticket is None:
             raise enrollment_rules.unknown_ticket()
@@ -103,10 +104,11 @@ class NodeAdminRpc(AuthHandlers):
     A node that joins with a node owner's ticket waits for an administrator's approval, because its owner can see the prompts that it runs.
     """
 
-    def __init__(self, parts: Dependencies, members: NodeStore, ca: MeshCa | None) -> None:
+    def __init__(self, parts: Dependencies, members: NodeStore, ca: MeshCa | None, logins: NatsLogins | None) -> None:
         super().__init__(parts)
         self._members = members
         self._ca = ca
+        self._logins = logins
 
     @serves(membership.create_ticket)
     async def create_ticket(self, request: membership.CreateTicket, call: RpcCall) -> membership.NewTicket:
@@ -174,6 +176,14 @@ class NodeAdminRpc(AuthHandlers):
         return membership.Members(
             tuple(enrollment_rules.member_row(node) for node in await self._members.list_nodes(_whose(call.principal)))
         )
+
+    @serves(membership.list_login_refusals)
+    async def list_login_refusals(self, request: membership.ListLoginRefusals, call: RpcCall) -> membership.LoginRefusals:
+        if self._logins is None:
+            raise errors.Unavailable(
+                "auth does not decide about NATS logins here", hint="set NATS_ISSUER_KEY_FILE at auth, or read the NATS server's log"
+            )
+        return await self._logins.refusals()
 
     @serves(membership.approve_member)
     async def approve_member(self, request: membership.ApproveMember, call: RpcCall) -> Member:

@@ -4,11 +4,12 @@ certificate."""
 import base64
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from shared import errors
-from shared.identity import node_keys
+from shared.identity import login_tokens, node_keys
 from shared.transports.nats.nats_protocol import Info
 from shared.transports.nats.servers import ServerAddress
 
@@ -28,9 +29,17 @@ class NatsFiles:
 
 
 class NatsLogin:
-    def __init__(self, key: node_keys.NodeKey, files: NatsFiles, servers: tuple[ServerAddress, ...]) -> None:
-        """Raises BadSettings for unusable files, and for credentials that would be ignored."""
+    def __init__(
+        self,
+        key: node_keys.NodeKey,
+        files: NatsFiles,
+        servers: tuple[ServerAddress, ...],
+        token: Callable[[str], str] = login_tokens.without,
+    ) -> None:
+        """``token`` returns what the node sends beside its key, for the server's nonce: see ``shared.identity.login_tokens``. Raises
+        BadSettings for unusable files, and for credentials that would be ignored."""
         self._key = key
+        self._token = token
         self._creds = None if files.creds is None else _read_creds(files.creds)
         if self._creds is not None and any(server.has_credentials for server in servers):
             raise errors.BadSettings("NATS_URL has a password or token, and NATS_CREDS_FILE is set", hint="use only one of them")
@@ -54,7 +63,8 @@ class NatsLogin:
             return {"user": server.user, "pass": server.password}
         if server.token:
             return {"auth_token": server.token}
-        return {"nkey": self._key.id, "sig": _signature(self._key, info)}
+        token = self._token(info.nonce)
+        return {"nkey": self._key.id, "sig": _signature(self._key, info), **({"auth_token": token} if token else {})}
 
     def explain(self, error: Exception | None, servers: tuple[ServerAddress, ...]) -> errors.Unavailable:
         """Return why there is no connection, and what to do."""
@@ -87,7 +97,7 @@ class NatsLogin:
             return "the user and password of NATS_URL", "correct NATS_URL"
         if any(server.token for server in servers):
             return "the token of NATS_URL", "correct NATS_URL"
-        return "this node's key", "run `aicli stack init`, which writes the list of known nodes"
+        return "this node's key", "an administrator sees the reason with `aicli admin nodes refusals`"
 
 
 def _signature(key: node_keys.NodeKey, info: Info) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from shared import errors
-from shared.identity import node_keys
+from shared.identity import login_tokens, node_keys
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
 from shared.transports.nats import nats_protocol, servers
@@ -19,8 +19,11 @@ from shared.transports.nats.nats_protocol import NatsMessage
 from shared.transports.nats.server_connection import Handover, NatsSession
 from shared.transports.nats.servers import ServerAddress, ServerList
 
-#: The login timeout per server. It doubles up to the second value while no server accepts us, because they may be overloaded.
-LOGIN_SECONDS = (2.0, 10.0)
+#: The login timeout per server. It doubles up to the second value while no server accepts us, because they may be overloaded. The server
+#: asks auth, and waits 2 s: a shorter first attempt finds an auth that has just started.
+LOGIN_SECONDS = (1.0, 10.0)
+#: A refusal that took so long is the server's, because auth did not answer.
+_UNANSWERED_SECONDS = 1.8
 #: Jitter protects a restarted server from all clients reconnecting at once.
 RETRY_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0, jitter=0.5)
 PING_SECONDS = 4.0
@@ -44,12 +47,20 @@ class NatsClient:
     """One connection, which is reopened when lost. ``run`` must be running while it is used."""
 
     def __init__(
-        self, urls: str, key: node_keys.NodeKey, *, name: str, files: NatsFiles | None = None, least_payload_bytes: int = 0
+        self,
+        urls: str,
+        key: node_keys.NodeKey,
+        *,
+        name: str,
+        files: NatsFiles | None = None,
+        least_payload_bytes: int = 0,
+        token: Callable[[str], str] = login_tokens.without,
     ) -> None:
-        """``urls`` are comma-separated nats:// or tls:// URLs, with user and password or a token if required. Servers that accept only
-        messages smaller than ``least_payload_bytes`` are refused. Raises BadSettings for unusable URLs and files."""
+        """``urls`` are comma-separated nats:// or tls:// URLs, with user and password or a token if required; ``token`` is the node's own,
+        for a nonce. Servers that accept only messages smaller than ``least_payload_bytes`` are refused. Raises BadSettings for unusable
+        URLs and files."""
         self._servers = ServerList(servers.read_urls(urls))
-        self._login = NatsLogin(key, files or NatsFiles(), self._servers.configured)
+        self._login = NatsLogin(key, files or NatsFiles(), self._servers.configured, token)
         self._name = name
         self._least_payload_bytes = least_payload_bytes
         self._subscriptions: dict[int, _Subscription] = {}
@@ -63,6 +74,8 @@ class NatsClient:
         self._is_flushing = False
         self._has_room = asyncio.Event()
         self._closing = False
+        self._is_connected_once = asyncio.Event()
+        self._login_is_old = False
         #: How often in a row the server accepted our login and then closed the connection with an error.
         self._evictions = 0
         self.trouble: errors.Unavailable | None = None
@@ -79,18 +92,28 @@ class NatsClient:
         """Make the first connection. Raises Unavailable if no server accepts us by the deadline."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + deadline_seconds
+        login_seconds = LOGIN_SECONDS[0]
         while True:
             try:
-                self._adopt(await self._log_in(LOGIN_SECONDS[0]))
+                self._adopt(await self._log_in(login_seconds))
+                self._is_connected_once.set()
                 return
             except errors.Unavailable as error:
                 if self._closing or loop.time() + RETRY_BACKOFF.first_seconds >= deadline:
                     raise
                 self.trouble = error
                 await asyncio.sleep(RETRY_BACKOFF.first_seconds)
+                login_seconds = min(2 * login_seconds, LOGIN_SECONDS[1])
+
+    def renew_login(self) -> None:
+        """Log in again with the present token, and move to that connection: the server closes one whose certificate has expired."""
+        self._login_is_old = True
+        self._attention.set()
 
     async def run(self) -> None:
-        """Keep the connection: ping the server, reconnect when it is lost, leave a server that is about to close. Ends by cancellation."""
+        """Keep the connection: ping the server, reconnect when it is lost, leave a server that is about to close. Ends by cancellation.
+        Does nothing before ``connect``."""
+        await self._is_connected_once.wait()
         while True:
             try:
                 async with asyncio.timeout(PING_SECONDS):
@@ -104,7 +127,9 @@ class NatsClient:
             if self._session is None:
                 await self._connect_again()
             elif self._session.info.ldm:
-                await self._switch_server(self._session)
+                await self._switch_server(self._session, leaving=self._session)
+            elif self._login_is_old:
+                await self._switch_server(self._session, leaving=None)
 
     async def close(self) -> None:
         """Send what is buffered, then disconnect. A connection that is being made is dropped; nothing is delivered afterwards."""
@@ -194,8 +219,7 @@ class NatsClient:
         session = NatsSession(self, server)
         self._open.add(session)
         try:
-            async with asyncio.timeout(login_seconds):
-                await session.open(self._login, self._name)
+            await self._open_session(session, login_seconds)
             if self._closing:
                 raise errors.Unavailable("the connection to NATS was closed while it was being made")
             if leaving is not None and session.info.server_id == leaving.info.server_id:
@@ -212,9 +236,23 @@ class NatsClient:
             raise
         return session
 
+    async def _open_session(self, session: NatsSession, login_seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            async with asyncio.timeout(login_seconds):
+                await session.open(self._login, self._name)
+        except (TimeoutError, errors.NotAllowed) as error:
+            if not session.has_asked or (isinstance(error, errors.NotAllowed) and loop.time() - started < _UNANSWERED_SECONDS):
+                raise
+            raise errors.Unavailable(
+                f"the NATS login at {session.server} needs auth, which does not answer", hint="start auth", retry_after_seconds=1
+            ) from error
+
     def _adopt(self, session: NatsSession) -> None:
         """Use a connection that has logged in. Subscribe last, so that ``publish`` works when the first message arrives."""
         self._session = session
+        self._login_is_old = False
         self.trouble = None
         self._subscribe_all(session)
         self.server_changed(session)
@@ -247,12 +285,13 @@ class NatsClient:
                 self.on_connection(True)
                 return
 
-    async def _switch_server(self, old: NatsSession) -> None:
-        """Move to another server while the current one still works. If there is none, stay and let ``run`` try again."""
+    async def _switch_server(self, old: NatsSession, leaving: NatsSession | None) -> None:
+        """Move to another connection while the current one still works, to another server than ``leaving``'s. If there is none, stay and
+        let ``run`` try again."""
         try:
-            new = self._next = await self._log_in(LOGIN_SECONDS[0], leaving=old)
+            new = self._next = await self._log_in(2 * LOGIN_SECONDS[0], leaving=leaving)
         except errors.Unavailable as error:
-            _log.warning("the NATS server is about to close and no other one accepts us", why=error.message)
+            _log.warning("no NATS server accepts us, and we cannot keep this connection", why=error.message)
             return
         handover = Handover(self.message_arrived)
         old.deliver, new.deliver = handover.from_old, handover.from_new
@@ -289,8 +328,8 @@ class NatsClient:
             _log.info("the NATS server that we are leaving does not answer", why=str(error))
 
     def _replace(self, old: NatsSession, new: NatsSession, handover: Handover) -> None:
-        _log.info("left a NATS server that is about to close", server=str(old.server), now=str(new.server))
-        self._session, self._next, self._is_flushing = new, None, False
+        _log.info("moved to another connection to NATS", server=str(old.server), now=str(new.server))
+        self._session, self._next, self._is_flushing, self._login_is_old = new, None, False, False
         new.deliver = self.message_arrived
         old.deliver = _ignore
         new.process(handover.remaining())

@@ -65,6 +65,8 @@ class NatsSession(asyncio.Protocol):
         self.deliver: Callable[[NatsMessage], None] = owner.message_arrived
         self.is_full = False
         self.is_encrypted = False
+        #: Whether we have sent our login.
+        self.has_asked = False
         self.info = Info(max_payload=0)
 
     async def open(self, login: NatsLogin, name: str) -> None:
@@ -80,6 +82,7 @@ class NatsSession(asyncio.Protocol):
             self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
             self._writes = JoinedWrites(self._transport, MOST_HELD_BYTES)
             self.write(nats_protocol.connect(name=name, version="0.1.0", credentials=login.options(self.info, self.server)))
+            self.has_asked = True
             await self.ping()
             if self._ended.done() or self._transport.is_closing():
                 raise self._why_ended(None)

@@ -16,8 +16,6 @@ from stack.stack_home import StackHome
 MODELS = "models.json"
 #: What nodes keep beside their keys, by suffix. They contain no secret.
 _OF_NODES = (".mesh", ".journal", ".receipts")
-#: Of the NATS server: `aicli stack init` makes the rest.
-_OF_NATS = ("nodes.json", "revoked.json")
 #: Files in the home's own folder that contain a secret.
 _SECRET_PAGES = ("profile.toml", "admin.txt")
 #: Larger files are read in pieces of this size, while they are written.
@@ -52,7 +50,6 @@ def collect(home: StackHome, recorded: Mapping[str, str]) -> BackedUpFiles:
     }
     files = {
         *(path for path in _files_below(home.keys) if path.suffix in _OF_NODES),
-        *(home.nats / name for name in _OF_NATS),
         *logs.glob("recovery_state*"),
         home.settings_file,
         home.restore_points,

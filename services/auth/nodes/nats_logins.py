@@ -1,0 +1,260 @@
+"""Answer the auth callouts of the NATS servers, and cut the connections of revoked nodes.
+
+Every replica of auth has the same logins. A callout goes to one of them; each of them cuts off revoked nodes, because that is harmless
+twice. ``nats_callout`` decides.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from services.auth.nodes import nats_callout
+from services.auth.nodes.nats_callout import Allow, AskStore, LoginRequest, LoginTrust, Refuse
+from services.auth.nodes.nats_jwt import NatsIssuer
+from services.auth.nodes.node_store import NodeStore
+from services.auth.settings import AuthSettings
+from shared import errors
+from shared.api.gateway import Check
+from shared.api.membership import LoginRefusal, LoginRefusals
+from shared.identity import enrollment_list, node_keys
+from shared.node import Node, lifecycle
+from shared.protocol import topics
+from shared.stores.cache import Cache
+from shared.telemetry import logs
+from shared.transports.nats.nats_client import NatsClient
+from shared.transports.nats.nats_protocol import NatsMessage
+from shared.types import NodeId, Role
+
+#: The account of the mesh's nodes in the server's configuration.
+ACCOUNT = "MESH"
+MOST_REFUSALS = 1000
+_CALLOUTS, _QUEUE = "$SYS.REQ.USER.AUTH", "auth"
+_REFUSALS = "auth:nats-refusals"
+#: The server waits 2 s for an answer.
+_ANSWER_SECONDS = 1.5
+_CONNECT_SECONDS = 30.0
+_SWEEP_SECONDS = 60.0
+#: Of one address in a second. Each costs two signatures, a third of a millisecond.
+_MOST_CHECKS = 200
+#: Logins with a ticket that wait for PostgreSQL.
+_MOST_ASKING = 100
+_MOST_QUEUED = 1000
+_PAGE = 256
+
+_log = logs.get(part="nats-logins")
+
+
+class _Connection(msgspec.Struct, frozen=True):
+    cid: int
+    authorized_user: str = ""
+
+
+class _Connections(msgspec.Struct, frozen=True):
+    server_id: str
+    total: int
+    offset: int
+    connections: tuple[_Connection, ...] = ()
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    data: _Connections
+
+
+_decode_connections = msgspec.json.Decoder(_Reply).decode
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class LoginKeys:
+    """The keys that the server's configuration names. All replicas share them."""
+
+    issuer: NatsIssuer
+    callout: node_keys.NodeKey
+    system: node_keys.NodeKey
+
+    @classmethod
+    def load(cls, settings: AuthSettings) -> "LoginKeys | None":
+        """Return None if auth does not answer callouts. Raises BadSettings."""
+        files = settings.nats_issuer_key_file, settings.nats_callout_key_file, settings.nats_sys_key_file
+        if not settings.uses_nats or None in files:
+            return None
+        issuer, callout, system = (file for file in files if file is not None)
+        return cls(NatsIssuer(node_keys.load_authority(issuer)), node_keys.load(callout), node_keys.load(system))
+
+
+class NatsLogins:
+    """Call ``connect`` before auth's own node logs in, then run ``run`` as a task."""
+
+    def __init__(self, keys: LoginKeys, settings: AuthSettings, node: Node, members: NodeStore, cache: Cache) -> None:
+        self._issuer = keys.issuer
+        self._node = node
+        self._members = members
+        self._cache = cache
+        self._enrollment_file = settings.enrollment_file
+        self._enrolled: dict[NodeId, Role] = {}
+        self._enrolled_at = 0
+        self._callouts = NatsClient(settings.nats_url, keys.callout, name="aimesh auth callout", files=settings.nats_files)
+        self._system = NatsClient(settings.nats_url, keys.system, name="aimesh auth system", files=settings.nats_files)
+        self._inbox = f"_INBOX.{node.id}"
+        self._checks: Counter[str] = Counter()
+        self._asking: set[asyncio.Task[None]] = set()
+        self._refused: asyncio.Queue[LoginRefusal] = asyncio.Queue(_MOST_QUEUED)
+        self._callouts.subscribe(_CALLOUTS, self._on_callout, queue=_QUEUE)
+        self._system.subscribe(self._inbox, self._on_connections)
+        node.trust.on_revoked.append(self._cut)
+
+    async def connect(self) -> None:
+        """Raises Unavailable."""
+        await self._read_enrolled()
+        async with asyncio.TaskGroup() as tasks:
+            for client in (self._callouts, self._system):
+                tasks.create_task(client.connect(deadline_seconds=_CONNECT_SECONDS))
+        await self._callouts.flush()
+
+    async def _read_enrolled(self) -> None:
+        """Raises Unavailable and BadSettings."""
+        if self._enrollment_file is None:
+            return
+        self._enrolled_at = _changed_at(self._enrollment_file)
+        listed = enrollment_list.read(self._enrollment_file)
+        # The revocation list forgets a node after a week, its row does not.
+        self._enrolled = {each.node: each.role for each in listed if await self._members.ensure_vouched(each.node, each.role)}
+
+    async def run(self) -> None:
+        """Run until canceled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._callouts.run())
+                tasks.create_task(self._system.run())
+                tasks.create_task(lifecycle.every(1.0, self._forget_checks))
+                tasks.create_task(lifecycle.every(_SWEEP_SECONDS, self._sweep, first=0))
+                tasks.create_task(self._keep_refusals())
+        finally:
+            for task in self._asking:
+                task.cancel()
+            await self._callouts.close()
+            await self._system.close()
+
+    def check(self) -> Check:
+        trouble = self._callouts.trouble or self._system.trouble
+        return Check("NATS logins", trouble is None, "" if trouble is None else trouble.message)
+
+    async def refusals(self) -> LoginRefusals:
+        """Return the newest of all replicas. Raises Unavailable."""
+        entries = await self._cache.newest(_REFUSALS, most=MOST_REFUSALS)
+        return LoginRefusals(tuple(msgspec.msgpack.decode(entry, type=LoginRefusal) for entry in entries))
+
+    def _on_callout(self, message: NatsMessage) -> None:
+        request = nats_callout.read_request(message.payload)
+        reply = message.reply.decode()
+        self._checks[request.address] += 1
+        if self._checks[request.address] > _MOST_CHECKS:
+            self._answer(request, reply, Refuse(f"more than {_MOST_CHECKS} logins in a second from this address"))
+            return
+        decision = self._decide(request)
+        if isinstance(decision, AskStore):
+            work = self._ask_store(request, decision)
+        elif decision == nats_callout.NOT_ENROLLED and self._enrolled_at != _changed_at(self._enrollment_file):
+            work = self._ask_again(request)
+        else:
+            self._answer(request, reply, decision)
+            return
+        if len(self._asking) >= _MOST_ASKING:
+            work.close()
+            self._answer(request, reply, Refuse("too many newcomers at once"))
+        else:
+            task = self._node.tasks.create_task(self._answer_later(request, reply, work))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    def _decide(self, request: LoginRequest) -> Allow | Refuse | AskStore:
+        trust = LoginTrust(self._node.trust.authorities, self._node.trust.revoked, self._enrolled)
+        return nats_callout.decide(request, trust, time.time())
+
+    async def _answer_later(self, request: LoginRequest, reply: str, work: Coroutine[None, None, Allow | Refuse]) -> None:
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                decision = await work
+        except (errors.AimeshError, TimeoutError) as error:
+            decision = Refuse(f"newcomers wait until PostgreSQL answers: {error}")
+        self._answer(request, reply, decision)
+
+    async def _ask_store(self, request: LoginRequest, question: AskStore) -> Allow | Refuse:
+        token = question.ticket
+        ticket = None if token is None else await self._members.find_ticket(token.ticket_id)
+        return nats_callout.decide_newcomer(request, token, ticket, await self._members.find_node(request.node), time.time())
+
+    async def _ask_again(self, request: LoginRequest) -> Allow | Refuse:
+        await self._read_enrolled()
+        decision = self._decide(request)
+        assert not isinstance(decision, AskStore)
+        return decision
+
+    def _answer(self, request: LoginRequest, reply: str, decision: Allow | Refuse) -> None:
+        now, user, server = int(time.time()), request.user_nkey, request.server_id.id
+        if isinstance(decision, Allow):
+            rights = topics.permissions(self._node.mesh, decision.role, decision.node)
+            jwt = self._issuer.grant(user, decision.node, ACCOUNT, rights, now=now, until=decision.until)
+            body = self._issuer.answer(user, server, now=now, jwt=jwt)
+            self._node.metrics.nats_logins.labels(role=decision.role, result="ok").inc()
+        else:
+            body = self._issuer.answer(user, server, now=now, error=decision.reason)
+            self._node.metrics.nats_logins.labels(role="", result="refused").inc()
+            self._note(request, decision.reason)
+        self._callouts.publish(reply, body)
+        self._callouts.flush_writes()
+
+    def _note(self, request: LoginRequest, reason: str) -> None:
+        refusal = LoginRefusal(request.node[:64], request.address[:64], reason[:200], datetime.now(UTC))
+        with suppress(asyncio.QueueFull):  # somebody tries again and again; the newest are enough
+            self._refused.put_nowait(refusal)
+
+    async def _keep_refusals(self) -> None:
+        while True:
+            refusal = await self._refused.get()
+            with suppress(errors.Unavailable):
+                await self._cache.append(_REFUSALS, msgspec.msgpack.encode(refusal), most=MOST_REFUSALS)
+
+    async def _forget_checks(self) -> None:
+        self._checks.clear()
+
+    async def _sweep(self) -> None:
+        self._request_connections("PING", {})
+
+    def _cut(self, nodes: frozenset[NodeId]) -> None:
+        """Ask every server for the connections of these nodes; ``_on_connections`` cuts them."""
+        self._enrolled = {node: role for node, role in self._enrolled.items() if node not in nodes}
+        for node in nodes:
+            self._request_connections("PING", {"user": node})
+
+    def _request_connections(self, server: str, which: dict[str, str | int]) -> None:
+        question = {"auth": True, "acc": ACCOUNT, "limit": _PAGE, **which}
+        self._system.publish(f"$SYS.REQ.SERVER.{server}.CONNZ", _encode(question), reply=self._inbox)
+        self._system.flush_writes()
+
+    def _on_connections(self, message: NatsMessage) -> None:
+        try:
+            found = _decode_connections(message.payload).data
+        except msgspec.MsgspecError:
+            return  # the answer to a KICK
+        for connection in found.connections:
+            if connection.authorized_user in self._node.trust.revoked:
+                _log.warning("cut off a revoked node", node_id=connection.authorized_user)
+                self._system.publish(f"$SYS.REQ.SERVER.{found.server_id}.KICK", _encode({"cid": connection.cid}), reply=self._inbox)
+        if found.offset + len(found.connections) < found.total and found.connections:
+            self._request_connections(found.server_id, {"offset": found.offset + len(found.connections)})
+        self._system.flush_writes()
+
+
+def _changed_at(path: Path | None) -> int:
+    try:
+        return 0 if path is None else path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
