@@ -182,6 +182,8 @@ async def finish(folder: Folder, kept: "MembershipFile", report: Callable[[str],
 
 
 async def _enroll(folder: Folder, ticket: "Ticket", node: "EnrollingNode", report: Callable[[str], None]) -> "MembershipFile":
+    import msgspec
+
     from shared.identity import node_keys, private_file
     from shared.node import enrollment, membership_file
 
@@ -194,7 +196,7 @@ async def _enroll(folder: Folder, ticket: "Ticket", node: "EnrollingNode", repor
         folder.ticket_id.write_text(ticket.id, encoding="utf-8")
 
     joined = await enrollment.enroll(ticket, node_keys.load(folder.new_key), replace(node, on_pending=adopt), report)
-    found = membership_file.of(joined, folder.kept())
+    found = msgspec.structs.replace(membership_file.of(joined, folder.kept()), nats=ticket.nats)
     try:
         _check_role(found)
     except errors.BadTicket:

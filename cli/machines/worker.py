@@ -191,7 +191,7 @@ def joined_environment(outside: Mapping[str, str], options: Mapping[str, str], f
     """Return the environment of a joined worker: options override the environment; mesh and node come from the folder."""
     fixed = {
         "MESH_NAME": kept.mesh,
-        "NATS_URL": "none",
+        "NATS_URL": ",".join(kept.nats) or "none",
         "NODE_KEY_FILE": str(folder.key),
         "MESH_STATE_FILE": str(folder.membership),
         "WORKER_PAUSE_FILE": str(folder.paused),

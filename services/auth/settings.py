@@ -7,10 +7,11 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from services.auth import passwords
-from shared import addresses, node
+from shared import addresses, errors, node
 from shared.api.recovery import BackupState
 from shared.config import Port, Variable
 from shared.identity import node_keys
+from shared.transports.nats import servers
 from shared.types import UserRole
 
 
@@ -149,6 +150,14 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     enrollment_file: Annotated[
         Path | None, Variable("ENROLLMENT_FILE", "enrollment.json: the nodes that may connect before they have a certificate")
     ] = None
+    public_nats_url: Annotated[
+        str | None,
+        Variable(
+            "PUBLIC_NATS_URL",
+            "URLs of the NATS servers for tickets, without passwords: nodes then join over NATS instead of Hyperswarm; default: NATS_URL if "
+            "DHT_BOOTSTRAP is empty",
+        ),
+    ] = None
     ticket_bootstrap: Annotated[
         tuple[str, ...],
         Variable(
@@ -163,6 +172,10 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         logins = self.nats_issuer_key_file, self.nats_callout_key_file, self.nats_sys_key_file
         if None in logins and any(logins):
             yield "NATS_ISSUER_KEY_FILE, NATS_CALLOUT_KEY_FILE and NATS_SYS_KEY_FILE go together"
+        try:
+            servers.read_urls(self.public_nats_url or "nats://127.0.0.1")
+        except errors.BadSettings as error:
+            yield f"PUBLIC_NATS_URL: {error.message}"
         for address in self.ticket_bootstrap:
             if mistake := addresses.mistake_of_node(address):
                 yield f"TICKET_BOOTSTRAP: {mistake}"

@@ -22,6 +22,7 @@ from shared.identity import certificates, node_keys
 from shared.node import Node, lifecycle
 from shared.node.swarm_settings import keys_of
 from shared.telemetry import logs
+from shared.transports.nats import servers
 from shared.types import Role
 
 #: Nodes ask every 30 s and report a list of ten minutes as outdated.
@@ -35,25 +36,27 @@ _log = logs.get(part="mesh-ca")
 
 
 @dataclass(frozen=True, slots=True)
-class SwarmMeeting:
-    """How nodes find the DHT; no addresses mean the public one."""
+class MeshAddresses:
+    """How nodes find the mesh; no DHT addresses mean the public DHT."""
 
-    is_on: bool
+    swarm_is_on: bool
     #: For nodes of the operator, and for all others.
     inside: tuple[str, ...]
     outside: tuple[str, ...]
     #: Raw keys of blind relays.
     relays: tuple[bytes, ...]
+    #: The NATS servers that tickets name; none if nodes join over Hyperswarm.
+    nats: tuple[str, ...]
 
 
 class MeshCa:
     """Call ``begin`` once, then run ``run`` as a task. ``refresh`` may be called at any time."""
 
     def __init__(
-        self, keys: CaKeys, meeting: SwarmMeeting, node: Node, members: NodeStore, *, clock: Callable[[], float] = time.time
+        self, keys: CaKeys, addresses: MeshAddresses, node: Node, members: NodeStore, *, clock: Callable[[], float] = time.time
     ) -> None:
         self.keys = keys
-        self.meeting = meeting
+        self.addresses = addresses
         self._node = node
         self._members = members
         self._clock = clock
@@ -68,7 +71,7 @@ class MeshCa:
             return None
         current = node_keys.load_authority(settings.mesh_ca_key_file)
         next_key = None if settings.mesh_ca_next_key_file is None else node_keys.load_authority(settings.mesh_ca_next_key_file)
-        return cls(CaKeys(current, next_key), _meeting(settings), node, members)
+        return cls(CaKeys(current, next_key), _addresses(settings), node, members)
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
@@ -110,8 +113,8 @@ class MeshCa:
             authorities=self.keys.authorities,
             succession=self.keys.succession,
             topics=self._topics,
-            bootstrap=self.meeting.outside if outside else self.meeting.inside,
-            relays=self.meeting.relays,
+            bootstrap=self.addresses.outside if outside else self.addresses.inside,
+            relays=self.addresses.relays,
             now_ms=int(self._clock() * 1000),
         )
 
@@ -152,8 +155,20 @@ class MeshCa:
         await self.refresh()
 
 
-def _meeting(settings: AuthSettings) -> SwarmMeeting:
+def _addresses(settings: AuthSettings) -> MeshAddresses:
     inside = () if settings.dht_bootstrap == _PUBLIC_DHT else settings.dht_bootstrap
-    return SwarmMeeting(
-        bool(settings.dht_bootstrap), inside, settings.ticket_bootstrap or inside, keys_of("DHT_RELAYS", settings.dht_relays)
+    return MeshAddresses(
+        bool(settings.dht_bootstrap),
+        inside,
+        settings.ticket_bootstrap or inside,
+        keys_of("DHT_RELAYS", settings.dht_relays),
+        _nats_for_tickets(settings),
     )
+
+
+def _nats_for_tickets(settings: AuthSettings) -> tuple[str, ...]:
+    urls = settings.public_nats_url
+    if urls is None and settings.uses_nats and not settings.dht_bootstrap:
+        # A ticket must not contain the password of NATS_URL.
+        urls = None if any(server.has_credentials for server in servers.read_urls(settings.nats_url)) else settings.nats_url
+    return () if urls is None else tuple(urls.split(","))

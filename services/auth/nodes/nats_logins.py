@@ -100,6 +100,8 @@ class NatsLogins:
         self._enrollment_file = settings.enrollment_file
         self._enrolled: dict[NodeId, Role] = {}
         self._enrolled_at = 0
+        #: Nodes of the list that have logged in here.
+        self._with_rows: set[NodeId] = set()
         self._callouts = NatsClient(settings.nats_url, keys.callout, name="aimesh auth callout", files=settings.nats_files)
         self._system = NatsClient(settings.nats_url, keys.system, name="aimesh auth system", files=settings.nats_files)
         self._inbox = f"_INBOX.{node.id}"
@@ -125,7 +127,8 @@ class NatsLogins:
         self._enrolled_at = _changed_at(self._enrollment_file)
         listed = enrollment_list.read(self._enrollment_file)
         # The revocation list forgets a node after a week, its row does not.
-        self._enrolled = {each.node: each.role for each in listed if await self._members.ensure_vouched(each.node, each.role)}
+        revoked = await self._members.find_revoked([each.node for each in listed])
+        self._enrolled = {each.node: each.role for each in listed if each.node not in revoked}
 
     async def run(self) -> None:
         """Run until canceled."""
@@ -170,13 +173,25 @@ class NatsLogins:
             work.close()
             self._answer(request, reply, Refuse("too many newcomers at once"))
         else:
-            task = self._node.tasks.create_task(self._answer_later(request, reply, work))
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+            self._start(self._answer_later(request, reply, work))
 
     def _decide(self, request: LoginRequest) -> Allow | Refuse | AskStore:
         trust = LoginTrust(self._node.trust.authorities, self._node.trust.revoked, self._enrolled)
         return nats_callout.decide(request, trust, time.time())
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = self._node.tasks.create_task(work)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _add_row(self, login: Allow) -> None:
+        """Administrators can see and revoke the node from now on."""
+        self._with_rows.add(login.node)
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await self._members.ensure_vouched(login.node, login.role)
+        except (errors.Unavailable, TimeoutError):
+            self._with_rows.discard(login.node)
 
     async def _answer_later(self, request: LoginRequest, reply: str, work: Coroutine[None, None, Allow | Refuse]) -> None:
         try:
@@ -204,6 +219,8 @@ class NatsLogins:
             jwt = self._issuer.grant(user, decision.node, ACCOUNT, rights, now=now, until=decision.until)
             body = self._issuer.answer(user, server, now=now, jwt=jwt)
             self._node.metrics.nats_logins.labels(role=decision.role, result="ok").inc()
+            if decision.until is None and decision.node not in self._with_rows:
+                self._start(self._add_row(decision))
         else:
             body = self._issuer.answer(user, server, now=now, error=decision.reason)
             self._node.metrics.nats_logins.labels(role="", result="refused").inc()

@@ -114,8 +114,10 @@ class NodeAdminRpc(AuthHandlers):
     async def create_ticket(self, request: membership.CreateTicket, call: RpcCall) -> membership.NewTicket:
         ca, caller = _running(self._ca), call.principal
         enrollment_rules.check_role(request.role)
-        if not ca.meeting.is_on:
-            raise errors.Unavailable("tickets need Hyperswarm, which is disabled", hint="set DHT_BOOTSTRAP at auth")
+        if not (ca.addresses.swarm_is_on or ca.addresses.nats):
+            raise errors.Unavailable(
+                "tickets need Hyperswarm, which is disabled, or the address of NATS", hint="set DHT_BOOTSTRAP or PUBLIC_NATS_URL at auth"
+            )
         by_admin = roles.is_admin(caller)
         owner_id, owner_name = caller.user_id, caller.username
         if not by_admin:
@@ -124,9 +126,11 @@ class NodeAdminRpc(AuthHandlers):
         elif request.owner is not None:
             owner = await self._store.get_user_called(request.owner)
             owner_id, owner_name = owner.id, owner.username
-        meeting, now = ca.meeting, ca.now()
+        places, now = ca.addresses, ca.now()
         authority = node_keys.raw_of(ca.keys.public)
-        ticket = Ticket(1, secrets.token_hex(8), secrets.token_bytes(32), authority, self._node.mesh, meeting.outside, meeting.relays)
+        ticket = Ticket(
+            1, secrets.token_hex(8), secrets.token_bytes(32), authority, self._node.mesh, places.outside, places.relays, places.nats
+        )
         # Labels that don't fit into a certificate are refused now, and not when the ticket is used.
         ca.keys.certify(Subject(ticket.key.id, request.role, str(owner_id), tuple(request.labels.items())), now.timestamp())
         known = KnownTicket(
@@ -151,7 +155,9 @@ class NodeAdminRpc(AuthHandlers):
             await self._trail.add(transaction, act)
         _log.info("ticket created", ticket_id=known.id, role=known.role, uses=known.uses, by=str(caller.user_id))
         return membership.NewTicket(
-            tickets.render(ticket), enrollment_rules.ticket_row(known, now), enrollment_rules.warnings(meeting.outside)
+            tickets.render(ticket),
+            enrollment_rules.ticket_row(known, now),
+            () if places.nats else enrollment_rules.warnings(places.outside),
         )
 
     @serves(membership.list_tickets)

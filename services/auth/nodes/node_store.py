@@ -1,7 +1,7 @@
 """auth's tables nodes, tickets and mesh_state. Every method may raise Unavailable."""
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -97,9 +97,13 @@ class NodeStore(AuthTables):
     async def list_idle_nodes(self, days: int) -> tuple[StaleNode, ...]:
         return tuple(_stale_node(row, days) for row in await self._db.rows("list_idle_nodes", days, MOST_LISTED))
 
-    async def ensure_vouched(self, node: NodeId, role: Role) -> bool:
-        """Make a node active that NATS has authenticated. Return False if it was revoked, which it stays."""
-        return await self._db.row("add_vouched_node", node, role) is not None
+    async def find_revoked(self, nodes: Sequence[NodeId]) -> frozenset[NodeId]:
+        """Return which of these were revoked, at any time."""
+        return frozenset(NodeId(row["id"]) for row in await self._db.rows("find_revoked_nodes", list(nodes)))
+
+    async def ensure_vouched(self, node: NodeId, role: Role) -> None:
+        """Make a node active that NATS has authenticated. A revoked one stays revoked."""
+        await self._db.run("add_vouched_node", node, role)
 
     async def note_certified(self, node: NodeId, until: datetime) -> bool:
         """Return False if the node is no longer active and must not have the certificate."""

@@ -70,6 +70,10 @@ ON CONFLICT (id) DO UPDATE SET role = EXCLUDED.role, state = 'active', idle_sinc
 WHERE nodes.state <> 'revoked'
 RETURNING id;
 
+-- name: find_revoked_nodes
+-- Which of these nodes were revoked, at any time.
+SELECT id FROM nodes WHERE id = ANY($1) AND state = 'revoked';
+
 -- name: note_certified
 -- Record a new certificate; no row if the node is no longer active.
 UPDATE nodes SET renewed_at = now(), idle_since = now(), certified_until = $2 WHERE id = $1 AND state = 'active';

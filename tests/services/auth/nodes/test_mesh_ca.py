@@ -55,7 +55,7 @@ async def test_a_confirmed_list_is_newer_but_keeps_its_number(ca_settings: AuthS
         here, clock = Surroundings(), [time.time() - certificates.SERVICE_LIFETIME_SECONDS * 0.7]
         loaded = MeshCa.load(ca_settings, here.as_node(), NodeStore(database))
         assert loaded is not None
-        ca = MeshCa(loaded.keys, loaded.meeting, here.as_node(), NodeStore(database), clock=lambda: clock[0])
+        ca = MeshCa(loaded.keys, loaded.addresses, here.as_node(), NodeStore(database), clock=lambda: clock[0])
         await ca.begin()
         first, certificate = here.trust.list, here.trust.certificate
         clock[0] += 100
