@@ -154,7 +154,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         str | None,
         Variable(
             "PUBLIC_NATS_URL",
-            "URLs of the NATS servers for tickets, without passwords: nodes then join over NATS instead of Hyperswarm; default: NATS_URL if "
+            "URLs of the NATS servers for tickets, without passwords: nodes then join over NATS, not Hyperswarm; default: NATS_URL if "
             "DHT_BOOTSTRAP is empty",
         ),
     ] = None
