@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.identity import node_keys
+from shared.identity.enrollment_list import EnrolledNode
 from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
@@ -31,7 +33,6 @@ from shared.node.settings import NodeSettings
 from shared.types import MeshName, NodeId, Role
 from stack import ports
 from stack.servers import nats_server
-from stack.servers.nats_server import MeshNode
 from tests import stopwatch
 
 MESH = MeshName("test")
@@ -75,10 +76,10 @@ class NatsServer:
         self.port = free_port()
         self.url = f"nats://[{host}]:{self.port}" if ":" in host else f"nats://{host}:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._nodes: list[MeshNode] = []
+        self._nodes: list[EnrolledNode] = []
         # The server refuses an empty list of users.
         self.key("operator", Role.OPERATOR)
-        rendered = nats_server.render_server(self.port, folder / "nats.pid")
+        rendered = nats_server.render_server(self.port)
         (folder / "nats.conf").write_text(rendered.replace("127.0.0.1", f"[{host}]" if ":" in host else host), encoding="utf-8")
 
     def key(self, name: str, role: Role) -> Path:
@@ -86,8 +87,8 @@ class NatsServer:
         path = self.folder / f"{name}.nk"
         path.touch(mode=0o600)
         path.write_bytes(node_keys.new_seed())
-        self._nodes.append(MeshNode(name, role, node_keys.load(path).id))
-        nats_server.write(self.folder, MESH, self._nodes)
+        self._nodes.append(EnrolledNode(name, role, node_keys.load(path).id))
+        self._write_users()
         if self._process is not None:
             self.reload()
         return path
@@ -95,17 +96,20 @@ class NatsServer:
     def remove(self, node: NodeId) -> None:
         """The server knows this key no more, and closes its connections."""
         self._nodes = [each for each in self._nodes if each.node != node]
-        nats_server.write(self.folder, MESH, self._nodes)
+        self._write_users()
         self.reload()
 
     def reload(self) -> None:
         """Let the server read its files again. While it does, it may disconnect a client that has just logged in with a new key."""
         before = self._reloads()
-        nats_server.reload(self.folder)
+        self.signal(signal.SIGHUP)
         deadline = time.monotonic() + 60
         while self._reloads() == before:
             assert time.monotonic() < deadline, "nats-server did not read its files again within 60 s"
             time.sleep(0.002)
+
+    def _write_users(self) -> None:
+        (self.folder / "users.conf").write_text(nats_server.render_users(MESH, self._nodes), encoding="utf-8")
 
     def _reloads(self) -> int:
         return (self.folder / "nats.log").read_bytes().count(b"Reloaded server configuration")

@@ -43,7 +43,10 @@ class Recipient:
 
 
 #: The files that contain auth's secrets.
-_OF_AUTH = ("key_pepper", "data_key", "admin_password", "admin_key", "mesh_ca.nk")
+_OF_AUTH = (
+    "key_pepper", "data_key", "admin_password", "admin_key", "mesh_ca.nk",
+    "nats_issuer.nk", "nats_callout.nk", "nats_sys.nk", "enrollment.json",
+)  # fmt: skip
 _OF_AWS = ("access_key_id", "secret_access_key", "session_token")
 
 
@@ -196,8 +199,7 @@ def provision(home: StackHome) -> bytes:
 def nats_conf(home: StackHome) -> bytes:
     """Return the embedded server's configuration, changed to listen on the private network, with its health page on loopback."""
     text = (home.nats / "nats.conf").read_text(encoding="utf-8")
-    text = re.sub(r"^listen:.*$", 'listen: "0.0.0.0:4222"\nhttp: "127.0.0.1:8222"', text, flags=re.MULTILINE)
-    return re.sub(r"^pid_file:.*$", 'pid_file: "/tmp/nats.pid"', text, flags=re.MULTILINE).encode()
+    return re.sub(r"^listen:.*$", 'listen: "0.0.0.0:4222"\nhttp: "127.0.0.1:8222"', text, flags=re.MULTILINE).encode()
 
 
 def valkey_conf(home: StackHome) -> bytes:

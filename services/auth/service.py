@@ -64,8 +64,6 @@ class AuthService:
                 node.dispatcher.add(handler)
             if logins is not None:
                 await logins.connect()
-            # Last, because its own login may be auth's to decide.
-            await node.connect()
             yield service
             for task in running:
                 task.cancel()

@@ -172,10 +172,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         logins = self.nats_issuer_key_file, self.nats_callout_key_file, self.nats_sys_key_file
         if None in logins and any(logins):
             yield "NATS_ISSUER_KEY_FILE, NATS_CALLOUT_KEY_FILE and NATS_SYS_KEY_FILE go together"
-        try:
-            servers.read_urls(self.public_nats_url or "nats://127.0.0.1")
-        except errors.BadSettings as error:
-            yield f"PUBLIC_NATS_URL: {error.message}"
+        yield from self._mistakes_of_public_nats_url()
         for address in self.ticket_bootstrap:
             if mistake := addresses.mistake_of_node(address):
                 yield f"TICKET_BOOTSTRAP: {mistake}"
@@ -186,3 +183,10 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
                 yield "DHT_RELAYS: a relay's key is 64 hexadecimal digits"
         if self.session_longest_seconds < self.session_timeout_seconds:
             yield "SESSION_LONGEST must not be shorter than SESSION_TIMEOUT"
+
+    def _mistakes_of_public_nats_url(self) -> Iterator[str]:
+        try:
+            if self.public_nats_url and any(server.has_credentials for server in servers.read_urls(self.public_nats_url)):
+                yield "PUBLIC_NATS_URL: every ticket would contain its password or token"
+        except errors.BadSettings as error:
+            yield error.message.replace("NATS_URL", "PUBLIC_NATS_URL")

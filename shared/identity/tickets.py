@@ -49,7 +49,9 @@ _decode = msgspec.msgpack.Decoder(Ticket).decode
 
 
 def render(ticket: Ticket) -> str:
-    body = _encode(ticket)
+    fields = msgspec.structs.astuple(ticket)
+    # Older releases know no NATS addresses.
+    body = _encode(fields if ticket.nats else fields[:-1])
     return PREFIX + base64.urlsafe_b64encode(body + _checksum(body)).decode().rstrip("=")
 
 

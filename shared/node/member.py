@@ -166,18 +166,15 @@ class Node:
             self.node_transports.nats.nats.renew_login()
         self.announcer.announce_soon()
 
-    async def connect(self) -> None:
-        """Connect to NATS. Only auth calls this, once it answers logins: the other nodes are connected before they start. Raises
-        Unavailable."""
-        if self.node_transports.nats is not None:
-            await self.node_transports.nats.connect(deadline_seconds=CONNECT_SECONDS)
-            self.announcer.ask()
-
     async def serve(self, service: Service) -> None:
-        """Register the service's handlers and answer calls from now on."""
+        """Register the service's handlers and answer calls from now on. Raises Unavailable."""
         self._service = service
         self.dispatcher.add(self)
         self.dispatcher.add(service)
+        if self.node_transports.nats is not None and self.role is Role.AUTH:
+            # Only now, because auth answers the NATS server's question about its own login.
+            await self.node_transports.nats.connect(deadline_seconds=CONNECT_SECONDS)
+            self.announcer.ask()
         if self.micro is not None:
             await self.micro.start()
         if self._offer.not_ready == "starting":

@@ -1,6 +1,7 @@
 """PostgreSQL, Valkey and NATS of one's own, as docs/howto/deploy.md says: the stack starts none and works with them."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,11 +31,11 @@ def users_conf(planned: RunningStack, tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     port = int(planned.environment["NATS_URL"].rpartition(":")[2])
     config = folder / "nats.conf"
-    config.write_text(nats_server.render_server(port, folder / "nats.pid"), encoding="utf-8")
+    config.write_text(nats_server.render_server(port), encoding="utf-8")
     # Nobody is let in before there is a list.
     (folder / "users.conf").write_text("users = [{ user: nobody, password: nothing }]\n", encoding="utf-8")
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([NatsServer.binary(), "-c", str(config)], stdout=log, stderr=log)
+        server = subprocess.Popen([NatsServer.binary(), "-c", str(config), "-P", str(folder / "nats.pid")], stdout=log, stderr=log)
     yield folder / "users.conf"
     server.kill()
     server.wait()
@@ -42,7 +43,7 @@ def users_conf(planned: RunningStack, tmp_path: Path) -> Iterator[Path]:
 
 def let_in(planned: RunningStack, users_conf: Path) -> None:
     users_conf.write_text((planned.place.nats / "users.conf").read_text(encoding="utf-8"), encoding="utf-8")
-    nats_server.reload(users_conf.parent)
+    os.kill(int((users_conf.parent / "nats.pid").read_text()), signal.SIGHUP)
 
 
 async def test_servers_of_ones_own_take_the_place_of_the_embedded_ones(planned: RunningStack, users_conf: Path) -> None:

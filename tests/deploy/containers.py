@@ -118,7 +118,7 @@ class House:
         conf = self.handed / "nats" / "nats.conf"
         place = self.places["nats:4222"]
         text = conf.read_text(encoding="utf-8").replace("0.0.0.0:4222", place).replace("8222", str(free_port()))
-        conf.write_text(text.replace("/tmp/nats.pid", str(self.folder / "nats.pid")), encoding="utf-8")
+        conf.write_text(text, encoding="utf-8")
         return Container("nats", [str(nats_server.binary()), "--config", str(conf)], {}, self.folder / "nats.log")
 
     def valkey(self) -> Container:

@@ -80,7 +80,7 @@ async def ask(site: RunningStack, key: str) -> httpx.Response:
 
 
 def node_ids(site: RunningStack) -> dict[str, str]:
-    return {node.name: node.node for node in nats_server.read_nodes(site.place.nats)}
+    return {node.name: node.node for node in nats_server.read_enrolled(site.place)}
 
 
 async def test_one_of_two_standbys_takes_over_and_the_first_site_ends(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_added_nodes_survive_another_init(home: StackHome, tmp_path: Path) -> No
     key = nats_server.add_node(home, settings.mesh, "worker-2", Role.WORKER)
     assert nats_server.add_node(home, settings.mesh, "worker-2", Role.WORKER) == key
     initialization.ensure(home, {}, tmp_path)
-    assert node_keys.load(key).id in (home.nats / "users.conf").read_text()
+    assert node_keys.load(key).id in home.enrollment.read_text()
     with pytest.raises(errors.BadSettings, match="already the name of a worker"):
         nats_server.add_node(home, settings.mesh, "worker-2", Role.GATEWAY)
 

@@ -54,7 +54,7 @@ async def test_from_a_ticket_to_a_certificate_and_a_revocation(administrator: tu
     other = node_keys.NodeKey(node_keys.new_seed())
     with pytest.raises(errors.BadTicket, match="used up"):
         await enrollment.enroll(ticket, other, newcomer, heard.append)
-    kept = await enrollment.renew_at_enrollment_topic(kept_membership.of(reply), key)
+    kept = await enrollment.renew_as_newcomer(kept_membership.of(reply), key)
     assert certificates.check(kept.certificate, kept.authorities, time.time()).node == key.id
     gone = await client.rpc.call(membership.revoke_member, membership.RevokeMember(key.id), credential=token)
     assert gone.state == "revoked"
@@ -63,4 +63,4 @@ async def test_from_a_ticket_to_a_certificate_and_a_revocation(administrator: tu
         match=r"no node of mesh test was found within 3 s",
     ):
         # The firewall does not even answer it now.
-        await enrollment.renew_at_enrollment_topic(kept, key, options=enrollment.EnrollmentOptions(find_seconds=3))
+        await enrollment.renew_as_newcomer(kept, key, options=enrollment.EnrollmentOptions(find_seconds=3))

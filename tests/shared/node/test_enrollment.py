@@ -100,7 +100,7 @@ async def test_a_node_waits_for_approval_and_no_longer_needs_the_ticket(running_
     assert any("waiting for an administrator" in line for line in running_service.said)
     # What was kept meanwhile is enough to ask without the ticket.
     assert (kept.certificate, kept.authorities) == (b"", (running_service.net.ca.id,))
-    renewed = await enrollment.renew_at_enrollment_topic(kept, key, options=QUICK)
+    renewed = await enrollment.renew_as_newcomer(kept, key, options=QUICK)
     assert certificates.read(renewed.certificate).node == key.id
 
 
@@ -114,11 +114,11 @@ async def test_a_node_that_was_offline_too_long_renews_and_a_revoked_one_does_no
     kept = membership_file.of(await running_service.enroll(running_service.ticket(), key))
     old = certificates.issue(running_service.net.ca, certificates.Subject(key.id, Role.WORKER), 1_000_000)
     kept = MembershipFile(kept.mesh, kept.role, old, kept.revocations, kept.authorities, kept.topics, kept.bootstrap)
-    renewed = await enrollment.renew_at_enrollment_topic(kept, key, options=QUICK)
+    renewed = await enrollment.renew_as_newcomer(kept, key, options=QUICK)
     assert certificates.read(renewed.certificate).not_after > certificates.read(old).not_after
     running_service.door.revoked.add(key.id)
     with pytest.raises(errors.NodeRevoked, match="this node was revoked"):
-        await enrollment.renew_at_enrollment_topic(kept, key, options=QUICK)
+        await enrollment.renew_as_newcomer(kept, key, options=QUICK)
 
 
 async def test_a_certificate_for_another_node_is_rejected(running_service: RunningService, key: NodeKey) -> None:

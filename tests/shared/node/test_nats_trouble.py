@@ -17,7 +17,7 @@ async def test_a_removed_key_is_named_in_the_health_check() -> None:
         net.server.remove(web.node.id)
         await until(lambda: web.node.node_transports.faults() != "" and "refused" in web.node.node_transports.faults(), seconds=20)
         assert "refused this node's key" in await nats_detail(web.node)
-        assert "aicli stack init" in await nats_detail(web.node)
+        assert "aicli admin nodes refusals" in await nats_detail(web.node)
         assert not (await web.node.health()).ready
 
 

@@ -10,7 +10,7 @@ from services.auth.nodes import enrollment_rules
 from services.auth.nodes.enrollment_rules import KnownNode, KnownTicket
 from shared import errors
 from shared.api.membership import MemberState, TicketState
-from shared.identity import node_keys
+from shared.identity import node_keys, tickets
 from shared.types import NodeId, Role, UserId
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
@@ -124,7 +124,7 @@ def test_a_ticket_that_cannot_be_used_carries_a_warning(bootstrap: tuple[str, ..
 
 def test_one_flipped_bit_in_the_signature_or_text_is_refused() -> None:
     newcomer = node_keys.NodeKey(node_keys.new_seed())
-    text = enrollment_rules.signed_text("t", newcomer.id, NodeId("U" * 56), b"c" * 64)
+    text = tickets.use_text("t", newcomer.id, NodeId("U" * 56), b"c" * 64)
     signatures = KEY.sign("enroll", text), newcomer.sign("enroll", text)
 
     def check(text: bytes, by_ticket: bytes, by_newcomer: bytes) -> None:
@@ -142,7 +142,7 @@ def test_one_flipped_bit_in_the_signature_or_text_is_refused() -> None:
 
 def test_signatures_for_another_purpose_are_refused() -> None:
     newcomer = node_keys.NodeKey(node_keys.new_seed())
-    text = enrollment_rules.signed_text("t", newcomer.id, NodeId("U" * 56), b"c")
+    text = tickets.use_text("t", newcomer.id, NodeId("U" * 56), b"c")
     with pytest.raises(errors.BadTicket, match="ticket's signature"):
         enrollment_rules.check_signed(
             ticket(), text, by_ticket=KEY.sign("hello", text), newcomer=newcomer.id, by_newcomer=newcomer.sign("enroll", text)
@@ -151,11 +151,6 @@ def test_signatures_for_another_purpose_are_refused() -> None:
         enrollment_rules.check_signed(
             ticket(), text, by_ticket=KEY.sign("enroll", text), newcomer=newcomer.id, by_newcomer=newcomer.sign_bare(text)
         )
-
-
-def test_a_ticket_needs_a_connection_with_a_channel_id() -> None:
-    with pytest.raises(errors.NotAllowed, match="Hyperswarm"):
-        enrollment_rules.signed_text("t", NodeId("U" * 56), NodeId("U" * 56), b"")
 
 
 def test_auth_cannot_revoke_auth() -> None:

@@ -74,7 +74,7 @@ async def test_an_unknown_key_is_refused_with_a_hint(server: NatsServer) -> None
     client = NatsClient(server.url, node_keys.NodeKey(node_keys.new_seed()), name="stranger")
     with pytest.raises(errors.Unavailable, match="refused this node's key") as refused:
         await client.connect(deadline_seconds=0.3)
-    assert "aicli stack init" in refused.value.hint
+    assert "aicli admin nodes refusals" in refused.value.hint
 
 
 async def test_an_unreachable_server_is_reported_without_the_password() -> None:

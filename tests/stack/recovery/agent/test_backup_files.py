@@ -38,18 +38,18 @@ def test_everything_that_an_empty_home_needs_is_in_one_of_two_lists(home: StackH
         "recovery_log/recovery_state",
         "recovery_log/auth.jsonl",
         "tls/key.pem",
-        "nats/revoked.json",
         "run/restore_points.jsonl",
     ):
         (home.root / name).parent.mkdir(exist_ok=True)
         (home.root / name).write_text("x")
     found = backup_files.collect(home, {"TLS_KEY_FILE": str(home.root / "tls/key.pem"), "TLS_CERT_FILE": "/etc/ssl/cert.pem"})
     secrets, files = ({str(path) for path in paths} for paths in (found.secrets, found.files))
+    assert {f"secrets/nats_{name}.nk" for name in ("issuer", "callout", "sys")} | {"secrets/enrollment.json"} <= secrets
     assert {"secrets/mesh_ca.nk", "secrets/data_key", "secrets/recovery.nk", "secrets/environment/hf_token"} <= secrets
     assert {"keys/auth.nk", "keys/backup.nk", "profile.toml", "admin.txt", "tls/key.pem"} <= secrets
     assert files == {
         "stack.env", "run/restore_points.jsonl", "audit_anchors.jsonl",
-        "recovery_log/recovery_state", "nats/nodes.json", "nats/revoked.json",
+        "recovery_log/recovery_state",
         "keys/gateway.journal", "keys/worker.receipts", "keys/gateway.mesh",
     }  # fmt: skip
     # Each secret of this stack, wherever it is saved.
