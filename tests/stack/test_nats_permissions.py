@@ -7,6 +7,8 @@ the table does not go unnoticed.
 import asyncio
 import contextlib
 import tempfile
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,16 +19,24 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from services.auth.nodes import nats_callout
+from services.auth.nodes.nats_jwt import NatsIssuer
+from services.auth.nodes.nats_logins import ACCOUNT
 from shared.identity import node_keys
 from shared.protocol import topics
+from shared.transports.nats.nats_client import NatsClient
+from shared.transports.nats.nats_protocol import NatsMessage
 from shared.types import SERVICE_ROLES, NodeId, Role
+from stack import secret_files, stack_home
+from stack.servers import nats_server
 from tests.testnet import MESH, NatsServer
 
 A, G, W, M, B, C, O = (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.OPERATOR)  # noqa: E741
-ROLES = (A, G, W, M, B, C, O)
+N = Role.NEWCOMER
+ROLES = (A, G, W, M, B, C, O, N)
 #: from -> to. Clients and metrics speak to each other since docs/decisions/0015.
-SENDS = {A: {G, W, M, B, C}, G: {A, W, M, B, C}, W: {A, G, M}, M: {A, G, W, B, C}, B: {A, G, M}, C: {A, G, M}, O: set()}
-SEES = {A: {A, G, W, M, B}, G: {A, G, W, M, B}, W: {A, G, M}, M: {A, G, W, M, B}, B: {A, G, M}, C: {A, G, M}, O: {A, G, W, M, B}}
+SENDS = {A: {G, W, M, B, C, N}, G: {A, W, M, B, C}, W: {A, G, M}, M: {A, G, W, B, C}, B: {A, G, M}, C: {A, G, M}, O: set(), N: {A}}
+SEES = {A: {A, G, W, M, B}, G: {A, G, W, M, B}, W: {A, G, M}, M: {A, G, W, M, B}, B: {A, G, M}, C: {A, G, M}, O: {A, G, W, M, B}, N: {A}}
 #: A node of another user.
 OTHER = NodeId(node_keys.NodeKey(node_keys.new_seed()).id)
 OTHER_MESH = topics.MeshName("elsewhere")
@@ -51,7 +61,9 @@ def publishing(role: Role, node: NodeId) -> dict[str, bool]:
         topics.announcement(MESH, role, OTHER): False,
         topics.event(MESH, role, node, "key.revoked"): serves,
         topics.event(MESH, role, OTHER, "key.revoked"): False,
-        topics.announcement_query(MESH): role is not O,
+        topics.announcement_query(MESH): role not in (O, N),
+        topics.newcomer_query(MESH, node): role is N,
+        topics.newcomer_query(MESH, OTHER): False,
         topics.announcement_query(OTHER_MESH): False,
         "_INBOX.abc.1": serves,
         "$SRV.PING": role is O,
@@ -82,6 +94,7 @@ def subscribing(role: Role, node: NodeId) -> dict[str, bool]:
         ">": False,
         "*": False,
         topics.announcement_query(MESH): serves,
+        topics.newcomer_query(MESH, "*"): role is A,
         topics.events(MESH): role is M,
         "_INBOX.>": role is O,
         "$SRV.PING": serves,
@@ -100,11 +113,16 @@ class Arena:
     server: NatsServer
     keys: dict[Role, Path]
     observer_seed: str
+    knows_added_keys: bool = True
 
 
-@pytest.fixture(scope="module")
-def arena() -> Iterator[Arena]:
+@pytest.fixture(scope="module", params=["users", "callout"])
+def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
     with tempfile.TemporaryDirectory(prefix="aimesh-nats-") as folder:
+        if request.param == "callout":
+            with callout_arena(Path(folder)) as made:
+                yield made
+            return
         server = NatsServer(Path(folder))
         keys = {role: server.key(f"one-{role}", role) for role in ROLES}
         observer = node_keys.NodeKey(node_keys.new_seed())
@@ -113,6 +131,53 @@ def arena() -> Iterator[Arena]:
         server.start()
         yield Arena(server, keys, observer.seed.decode())
         server.kill()
+
+
+@contextlib.contextmanager
+def callout_arena(folder: Path) -> Iterator[Arena]:
+    """The same, but the server asks for each login, and is answered as auth does."""
+    home = stack_home.locate({"AIMESH_HOME": str(folder / "home")})
+    stack_home.ensure_folders(home)
+    secret_files.ensure(home)
+    server = NatsServer(home.nats)
+    nats_server.ensure(home, MESH, server.port, "callout")
+    keys = {role: nats_server.add_node(home, MESH, f"one-{role}", role) for role in ROLES}
+    observer = node_keys.NodeKey(node_keys.new_seed())
+    users = home.nats / "users.conf"
+    text = users.read_text().replace("MESH: {}", f"MESH: {{ users: [ {{ nkey: {observer.id} }} ] }}")
+    users.write_text(text.replace("auth_users: [ ", f"auth_users: [ {observer.id}, "))
+    server.start()
+    enrolled = {node.node: node.role for node in nats_server.read_enrolled(home)}
+    stop = threading.Event()
+    answering = threading.Thread(target=lambda: asyncio.run(answer_logins(home, server.url, enrolled, stop)))
+    answering.start()
+    try:
+        yield Arena(server, keys, observer.seed.decode(), knows_added_keys=False)
+    finally:
+        stop.set()
+        answering.join()
+        server.kill()
+
+
+async def answer_logins(home: stack_home.StackHome, url: str, enrolled: dict[NodeId, Role], stop: threading.Event) -> None:
+    issuer = NatsIssuer(node_keys.load_authority(home.secrets / "nats_issuer.nk"))
+    callouts = NatsClient(url, node_keys.load(home.secrets / "nats_callout.nk"), name="callout")
+
+    def answer(message: NatsMessage) -> None:
+        request, now = nats_callout.read_request(message.payload), int(time.time())
+        login = nats_callout.decide(request, nats_callout.LoginTrust((), frozenset(), enrolled), now)
+        user, server, jwt = request.user_nkey, request.server_id.id, ""
+        if isinstance(login, nats_callout.Allow):
+            rights = topics.permissions(MESH, login.role, login.node)
+            jwt = issuer.grant(user, login.node, ACCOUNT, rights, now=now, until=None)
+        callouts.publish(message.reply.decode(), issuer.answer(user, server, now=now, jwt=jwt, error="" if jwt else "no"))
+        callouts.flush_writes()
+
+    callouts.subscribe("$SYS.REQ.USER.AUTH", answer, queue="auth")
+    await callouts.connect(deadline_seconds=30)
+    while not stop.is_set():  # noqa: ASYNC110 - set by another thread
+        await asyncio.sleep(0.02)
+    await callouts.close()
 
 
 async def ignore(_: Exception) -> None:
@@ -236,6 +301,8 @@ async def test_unknown_clients_are_rejected(arena: Arena, credential: str) -> No
 
 
 async def test_added_node_connects_and_no_connection_is_dropped(arena: Arena) -> None:
+    if not arena.knows_added_keys:
+        pytest.skip("auth reads the list again: tests/services/auth/nodes/test_nats_logins.py")
     async with connected(arena.server, seed_in(arena.keys[Role.WORKER])) as first:
         key_file = arena.server.key("second", Role.WORKER)
         async with asyncio.timeout(30):

@@ -103,7 +103,7 @@ async def test_a_revocation_is_signed_before_the_administrator_gets_the_answer(r
     assert (again.reason, running_service.trust.number) == ("sold", number)
 
 
-async def test_loopback_in_a_ticket_is_warned_about_and_no_hyperswarm_means_no_ticket(ca_settings: AuthSettings) -> None:
+async def test_loopback_in_a_ticket_is_warned_about_and_neither_hyperswarm_nor_nats_means_no_ticket(ca_settings: AuthSettings) -> None:
     for changed, warned in (({"ticket_bootstrap": ()}, True), ({"dht_bootstrap": ("public",), "ticket_bootstrap": ()}, False)):
         here = Surroundings()
         async with AuthService.open(msgspec.structs.replace(ca_settings, **changed), here.as_node()) as here.service:
@@ -111,9 +111,24 @@ async def test_loopback_in_a_ticket_is_warned_about_and_no_hyperswarm_means_no_t
             assert bool(made.warnings) is warned
             assert tickets.parse(made.ticket).bootstrap == (("127.0.0.1:49737",) if warned else ())
     here = Surroundings()
-    async with AuthService.open(msgspec.structs.replace(ca_settings, dht_bootstrap=()), here.as_node()) as here.service:
+    # The password of NATS_URL must not be in a ticket.
+    changed = {"dht_bootstrap": (), "nats_url": "nats://me:secret@127.0.0.1"}
+    async with AuthService.open(msgspec.structs.replace(ca_settings, **changed), here.as_node()) as here.service:
         with pytest.raises(errors.Unavailable, match="Hyperswarm, which is disabled"):
             await here.ticket()
+
+
+async def test_without_hyperswarm_tickets_name_the_nats_servers(ca_settings: AuthSettings) -> None:
+    cases = (
+        ({"dht_bootstrap": (), "nats_url": "nats://10.0.0.1,nats://10.0.0.2"}, ("nats://10.0.0.1", "nats://10.0.0.2")),
+        ({"public_nats_url": "tls://nats.example.org"}, ("tls://nats.example.org",)),
+        ({}, ()),
+    )
+    for changed, expected in cases:
+        here = Surroundings()
+        async with AuthService.open(msgspec.structs.replace(ca_settings, **changed), here.as_node()) as here.service:
+            made = await here.ticket()
+            assert (tickets.parse(made.ticket).nats, bool(made.warnings)) == (expected, False)
 
 
 # --- node owners -----------------------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ async def test_a_new_or_restored_database_continues_above_its_old_numbers(member
 
 
 async def test_psql_cannot_insert_an_invalid_node(members: NodeStore, postgres_url: str) -> None:
-    for row in ("('gpu-box', 'worker', 'active')", f"('{new_node()}', 'operator', 'active')", f"('{new_node()}', 'worker', 'gone')"):
+    for row in ("('gpu-box', 'worker', 'active')", f"('{new_node()}', 'newcomer', 'active')", f"('{new_node()}', 'worker', 'gone')"):
         with pytest.raises(asyncpg.CheckViolationError):
             await by_hand.run(postgres_url, f"INSERT INTO auth.nodes (id, role, state) VALUES {row}")
 
