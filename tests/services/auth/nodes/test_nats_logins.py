@@ -1,0 +1,313 @@
+"""Nodes log in at a real NATS server, which asks a real auth."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+
+from services.auth.nodes import nats_logins
+from services.auth.service import AuthService
+from services.auth.settings import AuthSettings
+from shared import errors
+from shared.api import auth, membership
+from shared.api.gateway import Check
+from shared.identity import certificates, login_tokens, node_keys, tickets
+from shared.identity.certificates import Subject
+from shared.node import Node, membership_file
+from shared.node.client_node import ClientNode, ClientSettings, client
+from shared.node.lifecycle import background
+from shared.node.member import Service, member
+from shared.node.settings import NodeSettings
+from shared.stores.database import Database
+from shared.transports.nats.nats_client import NatsClient
+from shared.types import Credential, NodeId, Role
+from stack import secret_files, stack_home
+from stack.servers import nats_server
+from stack.stack_home import StackHome
+from tests.services.auth.surroundings import ADMIN_PASSWORD
+from tests.testnet import MESH, NatsServer, RunningNode, live, until
+
+
+class Worker:
+    role: ClassVar[Role] = Role.WORKER
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["Worker"]:
+        yield cls()
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> None: ...
+
+
+@dataclass
+class Mesh:
+    """A home's NATS server and its auth, and nodes beside them."""
+
+    home: StackHome
+    server: NatsServer
+    settings: AuthSettings
+    tasks: asyncio.TaskGroup
+    running: list[RunningNode] = field(default_factory=list)
+
+    async def start(self, service: type, settings: NodeSettings) -> RunningNode:
+        started: asyncio.Future[tuple[Node, Service]] = asyncio.get_running_loop().create_future()
+        stop = asyncio.Event()
+        task = self.tasks.create_task(live(service, settings, started, stop))
+        both: set[asyncio.Future[Any]] = {task, started}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
+            await task
+        node = RunningNode(*started.result(), settings.node_key_file, task, stop)
+        self.running.append(node)
+        return node
+
+    async def start_auth(self) -> RunningNode:
+        return await self.start(AuthService, self.settings)
+
+    def plan(self, name: str, ticket: str | None = None) -> NodeSettings:
+        """The settings of a node with its own key, which nobody has enrolled."""
+        key, file = self.home.root / f"{name}.nk", self.home.root / f"{name}.ticket"
+        for path, text in ((key, node_keys.new_seed()), (file, (ticket or "").encode())):
+            if not path.exists():
+                path.touch(mode=0o600)
+                path.write_bytes(text)
+        return NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key, join_ticket_file=file if ticket else None)
+
+    async def join(self, name: str) -> RunningNode:
+        return await self.start(Worker, self.plan(name, await self.ticket()))
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[tuple[ClientNode, Credential]]:
+        """The operator's client, logged in as the administrator."""
+        settings = ClientSettings(mesh=MESH, nats_url=self.server.url, node_key_file=self.home.key("client"))
+        async with client(settings) as node:
+            login = await node.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(ADMIN_PASSWORD, username="admin")))
+            assert isinstance(login, auth.LoginSession)
+            yield node, login.access_token
+
+    async def ticket(self, role: Role = Role.WORKER, uses: int = 1) -> str:
+        async with self.client() as (node, credential):
+            made = await node.rpc.call(membership.create_ticket, membership.CreateTicket(role, uses=uses), credential=credential)
+            return made.ticket
+
+    async def refusals(self) -> list[str]:
+        async with self.client() as (node, credential):
+            found = await node.rpc.call(membership.list_login_refusals, membership.ListLoginRefusals(), credential=credential)
+            return [each.reason for each in found.refusals]
+
+    async def revoke(self, node: NodeId) -> None:
+        async with self.client() as (caller, credential):
+            await caller.rpc.call(membership.revoke_member, membership.RevokeMember(node), credential=credential)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> StackHome:
+    found = stack_home.locate({"AIMESH_HOME": str(tmp_path / "home")})
+    stack_home.ensure_folders(found)
+    secret_files.ensure(found)
+    return found
+
+
+@pytest.fixture
+def server(home: StackHome) -> Iterator[NatsServer]:
+    found = NatsServer(home.nats)
+    nats_server.ensure(home, MESH, found.port, "callout")
+    found.start()
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+async def mesh(home: StackHome, server: NatsServer, settings: AuthSettings) -> AsyncIterator[Mesh]:
+    chosen = msgspec.structs.replace(
+        settings,
+        mesh=MESH,
+        nats_url=server.url,
+        node_key_file=home.key("auth"),
+        mesh_ca_key_file=home.secrets / "mesh_ca.nk",
+        nats_issuer_key_file=home.secrets / "nats_issuer.nk",
+        nats_callout_key_file=home.secrets / "nats_callout.nk",
+        nats_sys_key_file=home.secrets / "nats_sys.nk",
+        enrollment_file=home.enrollment,
+    )
+    async with background() as tasks:
+        found = Mesh(home, server, chosen, tasks)
+        yield found
+        for node in reversed(found.running):
+            if not node._task.done():
+                await node.stop()
+
+
+def is_connected(node: RunningNode) -> bool:
+    nats = node.node.node_transports.nats
+    return nats is not None and nats.connected
+
+
+async def test_a_ticket_is_enough_to_join_over_nats(mesh: Mesh) -> None:
+    users = (mesh.home.nats / "users.conf").read_bytes()
+    first = await mesh.start_auth()
+    worker = await mesh.join("one")
+    await until(lambda: worker.node.directory.usable(Role.AUTH) and first.node.directory.find(worker.node.id))
+    standing = worker.node.trust.standing()
+    assert standing is not None
+    assert (standing.role, standing.node) == (Role.WORKER, worker.node.id)
+    assert (mesh.home.nats / "users.conf").read_bytes() == users
+    # It comes again with its certificate alone.
+    await worker.stop()
+    again = await mesh.start(Worker, mesh.plan("one"))
+    assert is_connected(again)
+
+
+async def test_a_ticket_for_another_role_is_refused_with_the_next_step(mesh: Mesh) -> None:
+    await mesh.start_auth()
+    with pytest.raises(errors.BadTicket, match="is for a web, not for a worker") as refused:
+        async with member(mesh.plan("one", await mesh.ticket(Role.WEB)), Role.WORKER):
+            pass
+    assert "aicli admin tickets create --role worker" in refused.value.hint
+
+
+async def test_a_used_up_ticket_and_a_foreign_key_are_refused_and_listed(mesh: Mesh) -> None:
+    await mesh.start_auth()
+    ticket = await mesh.ticket()
+    await mesh.start(Worker, mesh.plan("one", ticket))
+    for name, given in (("two", ticket), ("three", None)):
+        key = node_keys.load(mesh.plan(name).node_key_file)
+        token = nats_token(given, key)
+        with pytest.raises(errors.Unavailable, match="refused this node's key") as refused:
+            await NatsClient(mesh.server.url, key, name=name, token=token).connect(deadline_seconds=0.5)
+        assert "aicli admin nodes refusals" in refused.value.hint
+    reasons = await mesh.refusals()
+    assert any("used up" in reason for reason in reasons)
+    assert any("not enrolled" in reason for reason in reasons)
+
+
+def nats_token(ticket: str | None, key: node_keys.NodeKey) -> Callable[[str], str]:
+    return (lambda nonce: login_tokens.of_ticket(tickets.parse(ticket), key.id, nonce)) if ticket else login_tokens.without
+
+
+async def test_a_revoked_node_is_cut_off_within_a_second_and_stays_out(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    await mesh.start_auth()
+    worker, other = await mesh.join("one"), await mesh.join("two")
+    nats = worker.node.node_transports.nats
+    assert nats is not None
+    # A hostile node ignores what its peers say.
+    monkeypatch.setattr(nats.trust, "was_revoked", False)
+    lost = asyncio.Event()
+    nats.nats.on_connection = lambda up: None if up else lost.set()
+    await mesh.revoke(worker.node.id)
+    async with asyncio.timeout(1):
+        await lost.wait()
+    await until(lambda: nats.nats.trouble is not None)
+    assert "refused this node's key" in str(nats.nats.trouble)
+    assert "this node was revoked" in await mesh.refusals()
+    assert is_connected(other)
+
+
+async def test_a_lost_kick_is_made_up_for_by_the_sweep(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_logins, "_SWEEP_SECONDS", 0.2)
+    monkeypatch.setattr(nats_logins, "_PAGE", 1)  # several pages
+    monkeypatch.setattr(nats_logins.NatsLogins, "_cut", lambda self, nodes: None)
+    await mesh.start_auth()
+    workers = [await mesh.join(name) for name in ("one", "two", "three")]
+    await mesh.revoke(workers[1].node.id)
+    await until(lambda: not is_connected(workers[1]))
+    assert [is_connected(worker) for worker in workers] == [True, False, True]
+
+
+async def test_without_auth_connections_live_and_new_ones_wait_for_it(mesh: Mesh) -> None:
+    first = await mesh.start_auth()
+    worker, ticket = await mesh.join("one"), await mesh.ticket()
+    await first.stop()
+    key = node_keys.load(mesh.plan("two").node_key_file)
+    late = NatsClient(mesh.server.url, key, name="late", token=nats_token(ticket, key))
+    with pytest.raises(errors.Unavailable, match="needs auth, which does not answer"):
+        await late.connect(deadline_seconds=0.5)
+    assert is_connected(worker)
+    async with asyncio.TaskGroup() as tasks:
+        connecting = tasks.create_task(late.connect(deadline_seconds=60))
+        await mesh.start_auth()
+        back = time.monotonic()
+        await connecting
+    assert time.monotonic() - back < 5
+    await late.close()
+
+
+async def test_certified_nodes_come_back_without_postgresql(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await mesh.start_auth()
+    workers = [await mesh.join(name) for name in ("one", "two")]
+
+    async def refuse(*_: object) -> None:
+        raise errors.Unavailable("PostgreSQL is away")
+
+    for method in ("row", "rows", "value", "run"):
+        monkeypatch.setattr(Database, method, refuse)
+    mesh.server.kill()
+    await until(lambda: not any(is_connected(node) for node in (first, *workers)))
+    mesh.server.start()
+    await until(lambda: all(is_connected(node) for node in (first, *workers)))
+
+
+async def test_an_expired_certificate_is_renewed_before_the_node_starts(mesh: Mesh) -> None:
+    await mesh.start_auth()
+    worker, plan = await mesh.join("one"), mesh.plan("one")
+    await worker.stop()
+    found = membership_file.load(plan.state_file)
+    assert found is not None
+    ca = node_keys.load_authority(mesh.home.secrets / "mesh_ca.nk")
+    old = certificates.issue(ca, Subject(worker.node.id, Role.WORKER), time.time() - 3 * 24 * 3600)
+    membership_file.save(plan.state_file, msgspec.structs.replace(found, certificate=old))
+    again = await mesh.start(Worker, plan)
+    assert again.node.trust.has_certificate(time.time())
+    assert is_connected(again)
+
+
+async def test_a_renewed_certificate_moves_the_connection_without_a_gap(mesh: Mesh) -> None:
+    await mesh.start_auth()
+    worker = await mesh.join("one")
+    nats = worker.node.node_transports.nats
+    assert nats is not None
+    before = nats.nats._session
+    losses: list[bool] = []
+    nats.nats.on_connection = losses.append
+    reply = await worker.node.rpc.call(membership.renew_certificate, membership.RenewCertificate())
+    ca = node_keys.load_authority(mesh.home.secrets / "mesh_ca.nk")
+    later = certificates.issue(ca, Subject(worker.node.id, Role.WORKER), time.time() + 5)
+    worker.node.renewal.take(msgspec.structs.replace(reply, certificate=later))
+    await until(lambda: nats.nats._session is not before)
+    assert (losses, nats.connected) == ([], True)
+
+
+async def test_a_node_that_the_operator_adds_is_admitted_at_once(mesh: Mesh) -> None:
+    await mesh.start_auth()
+    key_file = nats_server.add_node(mesh.home, MESH, "box", Role.WORKER)
+    worker = await mesh.start(Worker, NodeSettings(mesh=MESH, nats_url=mesh.server.url, node_key_file=key_file))
+    assert is_connected(worker)
+    # It can be revoked as any other, and the list does not bring it back.
+    await until(lambda: worker.node.trust.certificate)
+    await mesh.revoke(worker.node.id)
+    await until(lambda: not is_connected(worker))
+    (mesh.home.enrollment).touch()
+    with pytest.raises(errors.Unavailable, match="refused this node's key"):
+        await NatsClient(mesh.server.url, node_keys.load(key_file), name="box").connect(deadline_seconds=0.5)
+
+
+async def test_one_address_cannot_keep_auth_busy(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    await mesh.start_auth()
+    worker = await mesh.join("one")
+    monkeypatch.setattr(nats_logins, "_MOST_CHECKS", 3)
+    keys = [node_keys.NodeKey(node_keys.new_seed()) for _ in range(30)]
+    clients = [NatsClient(mesh.server.url, key, name="flood") for key in keys]
+    results = await asyncio.gather(*(each.connect(deadline_seconds=0.2) for each in clients), return_exceptions=True)
+    assert all(isinstance(each, errors.Unavailable) for each in results)
+    monkeypatch.undo()
+    assert any("logins in a second" in reason for reason in await mesh.refusals())
+    assert is_connected(worker)
