@@ -31,6 +31,11 @@ def plain_hosts(nats_urls: str) -> list[str]:
     return found
 
 
+def has_credentials(nats_urls: str) -> bool:
+    """Return whether a URL of this list, which ``plain_hosts`` accepts, has a password or a token."""
+    return any(urlsplit(url.strip()).username is not None for url in nats_urls.split(","))
+
+
 def is_host_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 

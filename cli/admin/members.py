@@ -12,7 +12,7 @@ from cli.output.printing import TableColumn
 from shared import api
 
 if TYPE_CHECKING:
-    from shared.api.membership import Member
+    from shared.api.membership import LoginRefusal, Member
 
 _STATES = {"pending": ("pending approval", "yellow"), "active": ("active", "green"), "revoked": ("revoked", "red")}
 
@@ -42,6 +42,21 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
     printing.show_rows(
         found.members, columns, as_json=as_json, empty="No nodes yet. Create a ticket: aicli admin tickets create --role worker"
     )
+
+
+@nodes.command()
+@watching.listing_options("Print a JSON list.")
+@click.pass_obj
+def refusals(here: CliContext, /, *, as_json: bool) -> None:
+    """List the last 1,000 NATS logins that auth refused, and why."""
+    found = here.call(api.membership.list_login_refusals, api.membership.ListLoginRefusals())
+    columns: list[TableColumn[LoginRefusal]] = [
+        TableColumn("TIME", lambda refusal: printing.moment(refusal.at)),
+        TableColumn("NODE", lambda refusal: refusal.node[:9], full=lambda refusal: refusal.node),
+        TableColumn("ADDRESS", lambda refusal: refusal.address, rank=2),
+        TableColumn("REASON", lambda refusal: refusal.reason, wraps=True),
+    ]
+    printing.show_rows(found.refusals, columns, as_json=as_json, empty="No login was refused.")
 
 
 @nodes.command()

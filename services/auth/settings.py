@@ -7,11 +7,10 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from services.auth import passwords
-from shared import addresses, errors, node
+from shared import addresses, node
 from shared.api.recovery import BackupState
 from shared.config import Port, Variable
 from shared.identity import node_keys
-from shared.transports.nats import servers
 from shared.types import UserRole
 
 
@@ -185,8 +184,12 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
             yield "SESSION_LONGEST must not be shorter than SESSION_TIMEOUT"
 
     def _mistakes_of_public_nats_url(self) -> Iterator[str]:
+        if self.public_nats_url is None:
+            return
         try:
-            if self.public_nats_url and any(server.has_credentials for server in servers.read_urls(self.public_nats_url)):
+            addresses.plain_hosts(self.public_nats_url)
+        except ValueError as error:
+            yield f"PUBLIC_NATS_URL: {error}"
+        else:
+            if addresses.has_credentials(self.public_nats_url):
                 yield "PUBLIC_NATS_URL: every ticket would contain its password or token"
-        except errors.BadSettings as error:
-            yield error.message.replace("NATS_URL", "PUBLIC_NATS_URL")

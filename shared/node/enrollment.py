@@ -5,6 +5,7 @@ is waiting, so progress is reported in plain words.
 """
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -24,9 +25,11 @@ from shared.identity.trust import Trust
 from shared.node import membership_file, swarm_settings
 from shared.node.lifecycle import background
 from shared.node.membership_file import MembershipFile
+from shared.node.settings import NodeSettings
 from shared.protocol import topics
 from shared.rpc import calling
 from shared.rpc.connection import RpcConnection
+from shared.telemetry import logs
 from shared.transports.handshake import HandshakeRefusal
 from shared.transports.link import Link, LocalNode
 from shared.transports.nats.login import NatsFiles
@@ -46,6 +49,9 @@ _LOOK_SECONDS = 1.0
 _TROUBLE_SECONDS = 8.0
 #: Announcements of auth that wait to be looked at.
 _MOST_ANNOUNCED = 100
+_MAX_TICKET_BYTES = 64 * 1024
+
+_log = logs.get(part="membership")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,9 @@ async def enroll(
         return contract.EnrollNode(ticket.id, ticket.key.sign("enroll", text), key.sign("enroll", text), *ours)
 
     trust = Trust(key, Role.NEWCOMER, route.authorities)
-    async with open_session(route, trust, report, options, lambda nonce: login_tokens.of_ticket(ticket, key.id, nonce)) as session:
+    async with open_session(
+        route, trust, report, options, lambda nonce: login_tokens.of_ticket(ticket.id, ticket.key.sign, key.id, nonce)
+    ) as session:
         try:
             found = await session.ask(contract.enroll_node, use)
         except errors.ApprovalPending as pending:
@@ -414,3 +422,38 @@ def _checked(found: Membership, route: EnrollmentRoute, key: node_keys.NodeKey, 
     report(f"certified as {certificate.role} until {datetime.fromtimestamp(certificate.not_after).astimezone():%Y-%m-%d %H:%M}")
     # Keep only CA keys that a trusted one has signed.
     return msgspec.structs.replace(found, authorities=trust.authorities)
+
+
+async def join_over_nats(me: LocalNode, ticket_file: Path, settings: NodeSettings) -> MembershipFile:
+    """Get a certificate over NATS with the ticket in a file. Raises BadSettings and what ``enroll`` raises."""
+    ticket = _read_ticket(ticket_file)
+    ticket = msgspec.structs.replace(ticket, nats=(settings.nats_url,))
+    options = EnrollmentOptions(nats_files=settings.nats_files, software=me.software)
+    joined = await enroll(ticket, me.key, EnrollingNode(socket.gethostname()), _log_progress, options)
+    if joined.role is not me.role:
+        raise errors.BadTicket(
+            f"the ticket in JOIN_TICKET_FILE is for a {joined.role}, not for a {me.role}",
+            hint=f"aicli admin tickets create --role {me.role}; and delete {settings.node_key_file}, which has joined now",
+        )
+    return membership_file.of(joined)
+
+
+async def renew_over_nats(membership: MembershipFile, key: node_keys.NodeKey, settings: NodeSettings) -> MembershipFile:
+    """Replace a certificate that has expired. Raises what ``enroll`` raises."""
+    options = EnrollmentOptions(nats_files=settings.nats_files, approval_seconds=0)
+    over_nats = msgspec.structs.replace(membership, nats=(settings.nats_url,))
+    return await renew_as_newcomer(over_nats, key, _log_progress, options=options)
+
+
+def _read_ticket(path: Path) -> tickets.Ticket:
+    try:
+        if path.stat().st_mode & 0o077:
+            raise errors.BadSettings(f"JOIN_TICKET_FILE: {path} can be read by others", hint=f"chmod 600 {path}")
+        with path.open("rb") as file:
+            return tickets.parse(file.read(_MAX_TICKET_BYTES).decode(errors="replace"))
+    except OSError as error:
+        raise errors.BadSettings(f"JOIN_TICKET_FILE: {path} cannot be read: {error.strerror}") from error
+
+
+def _log_progress(text: str) -> None:
+    _log.info("joining", progress=text)

@@ -20,7 +20,7 @@ from shared.api.method import Method, StreamMethod
 from shared.api.metrics import MetricsTextFormat
 from shared.identity import node_keys
 from shared.identity.trust import Trust
-from shared.node import membership_file, nats_membership
+from shared.node import enrollment, membership_file
 from shared.node.announcements import Announcer
 from shared.node.certificate_renewal import CertificateRenewal, DhtNodeCache
 from shared.node.domain_events import DomainEvents
@@ -355,7 +355,7 @@ def plan_transports(settings: NodeSettings, me: LocalNode) -> TransportPlan:
         state_file=settings.state_file,
         follows_auth=not settings.dht_bootstrap,
         stock_clients=keys_of("SWARM_CLIENTS", settings.swarm_clients),
-        renew_over_nats=None if nats is None else lambda membership: nats_membership.renew(membership, me.key, settings),
+        renew_over_nats=None if nats is None else lambda membership: enrollment.renew_over_nats(membership, me.key, settings),
     )
 
 
@@ -365,12 +365,12 @@ async def _with_certificate(plan: "TransportPlan", settings: NodeSettings, me: L
         return plan
     if plan.trust.certificate:
         try:
-            found = await nats_membership.renew(plan.membership, me.key, settings)
+            found = await enrollment.renew_over_nats(plan.membership, me.key, settings)
         except errors.AimeshError as error:
             _log.warning("certificate not renewed", why=error.message)  # NATS may accept the key alone
             return plan
     elif settings.join_ticket_file is not None:
-        found = await nats_membership.join(me, settings.join_ticket_file, settings)
+        found = await enrollment.join_over_nats(me, settings.join_ticket_file, settings)
     else:
         return plan
     membership_file.save(plan.state_file, found)

@@ -16,13 +16,12 @@ from services.auth.nodes.ca_keys import CaKeys
 from services.auth.nodes.enrollment_rules import KnownNode
 from services.auth.nodes.node_store import NodeStore
 from services.auth.settings import AuthSettings
-from shared import errors
+from shared import addresses, errors
 from shared.api.membership import Membership, TopicSecret
 from shared.identity import certificates, node_keys
 from shared.node import Node, lifecycle
 from shared.node.swarm_settings import keys_of
 from shared.telemetry import logs
-from shared.transports.nats import servers
 from shared.types import Role
 
 #: Nodes ask every 30 s and report a list of ten minutes as outdated.
@@ -170,5 +169,5 @@ def _nats_for_tickets(settings: AuthSettings) -> tuple[str, ...]:
     urls = settings.public_nats_url
     if urls is None and settings.uses_nats and not settings.dht_bootstrap:
         # A ticket must not contain the password of NATS_URL.
-        urls = None if any(server.has_credentials for server in servers.read_urls(settings.nats_url)) else settings.nats_url
+        urls = None if addresses.has_credentials(settings.nats_url) else settings.nats_url
     return () if urls is None else tuple(urls.split(","))

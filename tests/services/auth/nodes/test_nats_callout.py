@@ -94,7 +94,7 @@ def test_the_login_must_be_signed_for_this_connection() -> None:
 def test_a_revoked_node_is_refused_whatever_it_shows(token: str) -> None:
     trust = LoginTrust((CA.id,), frozenset({NODE.id}), {NODE.id: Role.WORKER})
     assert reason(decide(login(token=token), trust)) == "this node was revoked"
-    assert reason(decide(login(token=login_tokens.of_ticket(TICKET, NODE.id, NONCE)), trust)) == "this node was revoked"
+    assert reason(decide(login(token=login_tokens.of_ticket(TICKET.id, TICKET.key.sign, NODE.id, NONCE)), trust)) == "this node was revoked"
 
 
 def test_an_enrolled_node_without_a_certificate_has_its_role() -> None:
@@ -138,7 +138,7 @@ def known_node(state: MemberState = MemberState.ACTIVE, ticket: str | None = TIC
 def decide_ticket(
     ticket: KnownTicket | None, node: KnownNode | None = None, *, proof: str | None = None, now: float = NOW
 ) -> Allow | Refuse:
-    request = login(token=proof or login_tokens.of_ticket(TICKET, NODE.id, NONCE))
+    request = login(token=proof or login_tokens.of_ticket(TICKET.id, TICKET.key.sign, NODE.id, NONCE))
     question = decide(request)
     assert isinstance(question, AskStore)
     assert isinstance(question.ticket, TicketToken)
@@ -162,7 +162,10 @@ def test_an_unusable_ticket_is_refused_with_the_reason() -> None:
 
 
 def test_the_proof_is_only_good_for_one_key_on_one_connection() -> None:
-    for proof in (login_tokens.of_ticket(TICKET, STRANGER.id, NONCE), login_tokens.of_ticket(TICKET, NODE.id, "another nonce")):
+    for proof in (
+        login_tokens.of_ticket(TICKET.id, TICKET.key.sign, STRANGER.id, NONCE),
+        login_tokens.of_ticket(TICKET.id, TICKET.key.sign, NODE.id, "another nonce"),
+    ):
         assert "signature is wrong" in reason(decide_ticket(known_ticket(), proof=proof))
 
 

@@ -191,7 +191,10 @@ async def test_a_used_up_ticket_and_a_foreign_key_are_refused_and_listed(mesh: M
 
 
 def nats_token(ticket: str | None, key: node_keys.NodeKey) -> Callable[[str], str]:
-    return (lambda nonce: login_tokens.of_ticket(tickets.parse(ticket), key.id, nonce)) if ticket else login_tokens.without
+    if ticket is None:
+        return login_tokens.without
+    found = tickets.parse(ticket)
+    return lambda nonce: login_tokens.of_ticket(found.id, found.key.sign, key.id, nonce)
 
 
 async def test_a_revoked_node_is_cut_off_within_a_second_and_stays_out(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
