@@ -193,11 +193,13 @@ METHODS: Mapping[str, AccessRule] = {
     # --- nodes
     "auth.enrollNode": _NODE,
     "auth.renewCertificate": _NODE,
+    "auth.leaveNode": _NODE,
     "auth.createTicket": _person(Permission.OWN_NODES, fresh=True),
     "auth.listTickets": _NODES,
     "auth.revokeTicket": _NODES,
     "auth.listNodes": _NODES,
     "auth.listLoginRefusals": _ADMIN,
+    "auth.rotateTicket": _ADMIN,
     "auth.approveNode": _ADMIN,
     "auth.revokeNode": _NODES,
     # --- the gateway

@@ -1,4 +1,4 @@
-"""`aicli admin tickets`: create, list and revoke join tickets."""
+"""`aicli admin tickets`: create, list, rotate and revoke join tickets."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -13,22 +13,52 @@ from shared import api, errors
 if TYPE_CHECKING:
     from shared.api.membership import NewTicket, TicketRow
 
-#: Role -> the command that joins with it.
-COMMANDS = {"worker": "aicli worker --join", "client": "aicli mesh connect"}
+#: Role -> how a machine joins with it.
+COMMANDS = {
+    "worker": "aicli worker --join TICKET",
+    "client": "aicli mesh connect TICKET",
+    **dict.fromkeys(("gateway", "metrics", "web"), "set JOIN_TICKET_FILE to a file with the ticket"),
+}
 _seconds = option_values.duration_between(
-    timedelta(minutes=1), timedelta(days=7), "a ticket's lifetime must be between 1 minute and 7 days"
+    timedelta(minutes=1), timedelta(days=400), "a ticket's lifetime must be between 1 minute and 400 days"
 )
+_UNLIMITED = "unlimited"
+
+
+def _read_uses(_context: click.Context, _option: click.Parameter, text: str) -> int | None:
+    if text == _UNLIMITED:
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
+        raise click.BadParameter(f"{text!r} is neither a number from 1 to 10,000 nor {_UNLIMITED}")
+    return int(text)
 
 
 @click.group()
 def tickets() -> None:
-    """Create, list and revoke join tickets."""
+    """Create, list, rotate and revoke join tickets."""
 
 
 @tickets.command()
 @click.option("--role", type=click.Choice(list(COMMANDS)), required=True, help="Role of the machine.")
-@click.option("--uses", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Number of machines that can join with it.")
-@click.option("--ttl", metavar="TIME", callback=_seconds, default="1h", show_default=True, help="Lifetime, such as 30m or 7d.")
+@click.option(
+    "--uses",
+    metavar="N",
+    callback=_read_uses,
+    default="1",
+    show_default=True,
+    help="Number of machines that can join with it, or `unlimited` (with --active).",
+)
+@click.option(
+    "--active",
+    "active_most",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="For replicas: number of machines that can be active at once. A stopped one frees its place.",
+)
+@click.option("--network", "networks", multiple=True, metavar="CIDR", help="Network that machines log in from, over NATS. Can be repeated.")
+@click.option(
+    "--ttl", metavar="TIME", callback=_seconds, default="1h", show_default=True, help="Lifetime, such as 30m or 7d; over 7d with --active."
+)
 @click.option(
     "--label",
     "--labels",
@@ -43,15 +73,45 @@ def tickets() -> None:
 @print_format.output_options('Print {"ticket": …, "warnings": …, "id": …, …}.')
 @click.pass_obj
 def create(
-    here: CliContext, /, *, role: str, uses: int, ttl: int, labels: dict[str, str], approval: bool, owner: str | None, as_json: bool
+    here: CliContext,
+    /,
+    *,
+    role: str,
+    uses: int | None,
+    active_most: int | None,
+    networks: tuple[str, ...],
+    ttl: int,
+    labels: dict[str, str],
+    approval: bool,
+    owner: str | None,
+    as_json: bool,
 ) -> None:
     """Create a ticket and print it. It is shown only once."""
     from shared.types import Role
 
     request = api.membership.CreateTicket(
-        Role(role), uses=uses, ttl_seconds=ttl, labels=labels, needs_approval=approval, owner=owner
-    )  # fmt: skip
-    made = here.call(api.membership.create_ticket, request)
+        Role(role),
+        uses=uses,
+        ttl_seconds=ttl,
+        labels=labels,
+        needs_approval=approval,
+        owner=owner,
+        active_most=active_most,
+        networks=networks,
+    )
+    _show(here.call(api.membership.create_ticket, request), as_json=as_json)
+
+
+@tickets.command()
+@click.argument("ticket", metavar="ID")
+@print_format.output_options('Print {"ticket": …, "warnings": …, "id": …, …}.')
+@click.pass_obj
+def rotate(here: CliContext, /, ticket: str, *, as_json: bool) -> None:
+    """Replace a ticket by a new one with equal rights, and print it. The old one works for 24 more hours."""
+    _show(here.call(api.membership.rotate_ticket, api.membership.RotateTicket(_checked_id(ticket))), as_json=as_json)
+
+
+def _show(made: "NewTicket", *, as_json: bool) -> None:
     if as_json:
         row = printing.plain(made.row)
         assert isinstance(row, dict)
@@ -63,10 +123,11 @@ def create(
 
 def _explain(made: "NewTicket") -> None:
     row = made.row
-    machines = printing.counted(row.uses, "machine")
+    machines = "any number of machines" if row.uses is None else printing.counted(row.uses, "machine")
+    places = "" if row.active_most is None else f", {row.active_most} at once,"
     where = "On that machine" if row.uses == 1 else "On each machine"
-    printing.note(f"The ticket admits {machines} and expires {printing.moment(row.expires_at)}. Anyone who has it can use it.")
-    printing.note(f"{where}: {COMMANDS.get(row.role, 'join')} TICKET")
+    printing.note(f"The ticket admits {machines}{places} and expires {printing.moment(row.expires_at)}. Anyone who has it can use it.")
+    printing.note(f"{where}: {COMMANDS[row.role]}")
     if row.needs_approval:
         printing.note("Then run here: aicli admin nodes approve ID")
     for warning in made.warnings:
@@ -83,7 +144,8 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
         TableColumn("TICKET", lambda row: row.id),
         TableColumn("ROLE", lambda row: row.role, rank=2),
         TableColumn("STATE", lambda row: row.state.replace("_", " "), lambda row: "green" if row.state == "good" else "dim"),
-        TableColumn("USED", lambda row: f"{row.used}/{row.uses}", rank=4),
+        TableColumn("USED", lambda row: f"{row.used}/{'∞' if row.uses is None else row.uses}", rank=4),
+        TableColumn("ACTIVE", lambda row: "–" if row.active_most is None else f"{row.active}/{row.active_most}", rank=4),
         TableColumn("EXPIRES", lambda row: printing.moment(row.expires_at), rank=3),
         TableColumn("OWNER", lambda row: row.owner, rank=5),
         TableColumn("LABELS", lambda row: printing.names(f"{key}={value}" for key, value in row.labels.items()), rank=6, wraps=True),
@@ -96,12 +158,18 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 
 @tickets.command()
 @click.argument("ticket", metavar="ID")
+@click.option("--with-nodes", is_flag=True, help="Also revoke all machines that joined with it.")
 @print_format.output_options("Print the revoked ticket as a JSON object.")
 @click.pass_obj
-def revoke(here: CliContext, /, ticket: str, *, as_json: bool) -> None:
-    """Revoke a ticket, by its ID or a unique prefix. Machines that already joined stay."""
+def revoke(here: CliContext, /, ticket: str, *, with_nodes: bool, as_json: bool) -> None:
+    """Revoke a ticket, by its ID or a unique prefix. Machines that already joined stay, unless you add --with-nodes."""
+    revoked = here.call(api.membership.revoke_ticket, api.membership.RevokeTicket(_checked_id(ticket), with_nodes=with_nodes))
+    stay = f". Machines that joined with it stay ({revoked.used}): aicli admin nodes list" if revoked.used else ""
+    note = " and its machines" if with_nodes else stay
+    printing.show_message(revoked, f"Revoked ticket {printing.printable(revoked.id)}{note}.", as_json=as_json)
+
+
+def _checked_id(ticket: str) -> str:
     if ticket.startswith("aip_"):
         raise errors.BadRequest("this is the ticket itself, not its ID", hint="see aicli admin tickets list")
-    revoked = here.call(api.membership.revoke_ticket, api.membership.RevokeTicket(ticket))
-    note = f". Machines that joined with it stay ({revoked.used}): aicli admin nodes list" if revoked.used else ""
-    printing.show_message(revoked, f"Revoked ticket {printing.printable(revoked.id)}{note}.", as_json=as_json)
+    return ticket

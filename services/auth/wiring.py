@@ -168,7 +168,7 @@ class Wiring:
             ApiKeyRpc(parts),
             OrganizationRpc(parts, organizations),
             Invitations(parts, organizations, mailer),
-            EnrollmentRpc(parts, self._members, ca),
+            EnrollmentRpc(parts, self._members, ca, nats),
             NodeAdminRpc(parts, self._members, ca, nats),
             AccessReviews(parts, self._members),
             AuditRpc(parts.store, self.trail, self._audit_rows, self._verification),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method
+from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing
 from shared.types import AuthorityId, MeshName, NodeId, Role
 
 #: The roles that hold a certificate.
@@ -59,15 +59,20 @@ class RenewCertificate(Body, frozen=True):
 
 
 class CreateTicket(Body, frozen=True):
-    """``ttl_seconds`` is at most 7 days."""
+    """Without ``active_most``, ``ttl_seconds`` is at most 7 days."""
 
     role: Role
-    uses: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
-    ttl_seconds: Annotated[int, msgspec.Meta(ge=60, le=7 * 24 * 3600)] = 3600
+    #: None for any number, with ``active_most`` only.
+    uses: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = 1
+    ttl_seconds: Annotated[int, msgspec.Meta(ge=60, le=400 * 24 * 3600)] = 3600
     labels: Labels = msgspec.field(default_factory=dict)
     needs_approval: bool = False
     #: The user responsible for the nodes: name, address or id. The default is the caller.
     owner: str | None = None
+    #: How many of its nodes may be active at once. A node that stops frees its place; a killed one's is free after a minute.
+    active_most: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    #: Networks that its nodes may log in from, over NATS; none for everywhere.
+    networks: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=64)], ...], msgspec.Meta(max_length=32)] = ()
 
 
 class TicketState(StrEnum):
@@ -81,13 +86,17 @@ class TicketRow(Body, frozen=True, omit_defaults=False):
     id: str
     role: Role
     state: TicketState
-    uses: int
+    #: None for any number.
+    uses: int | None
     used: int
     labels: dict[str, str]
     needs_approval: bool
     owner: str
     created_at: datetime
     expires_at: datetime
+    active_most: int | None = None
+    active: int = 0
+    networks: tuple[str, ...] = ()
     #: False: it is done, but the recovery log on disk lacks it for now.
     logged: bool = True
 
@@ -112,6 +121,19 @@ class Tickets(Body, frozen=True):
 class RevokeTicket(Body, frozen=True):
     #: The ticket's id or a unique prefix.
     id: str
+    #: Also revoke the nodes that joined with it.
+    with_nodes: bool = False
+
+
+class RotateTicket(Body, frozen=True):
+    """Replace a ticket by one with equal rights. The old one works for 24 more hours."""
+
+    #: The ticket's id or a unique prefix.
+    id: str
+
+
+class LeaveNode(Body, frozen=True):
+    """The calling node stops, and frees the place of its ticket."""
 
 
 class MemberState(StrEnum):
@@ -181,6 +203,8 @@ enroll_node = Method("auth.enrollNode", EnrollNode, Membership, callers={Role.NE
 renew_certificate = Method("auth.renewCertificate", RenewCertificate, Membership, callers={*NODES, Role.NEWCOMER})
 create_ticket = Method("auth.createTicket", CreateTicket, NewTicket, callers=PEOPLE_OR_GATEWAY)
 list_tickets = Method("auth.listTickets", ListTickets, Tickets, callers=PEOPLE_OR_GATEWAY)
+rotate_ticket = Method("auth.rotateTicket", RotateTicket, NewTicket, callers=PEOPLE_OR_GATEWAY)
+leave_node = Method("auth.leaveNode", LeaveNode, Nothing, callers=NODES)
 revoke_ticket = Method("auth.revokeTicket", RevokeTicket, TicketRow, callers=PEOPLE_OR_GATEWAY)
 list_members = Method("auth.listNodes", ListMembers, Members, callers=PEOPLE_OR_GATEWAY)
 approve_member = Method("auth.approveNode", ApproveMember, Member, callers=PEOPLE_OR_GATEWAY)

@@ -32,7 +32,7 @@ from shared.rpc.connection import RpcConnection
 from shared.telemetry import logs
 from shared.transports.handshake import HandshakeRefusal
 from shared.transports.link import Link, LocalNode
-from shared.transports.nats.login import NatsFiles
+from shared.transports.nats.login import LoginRefused, NatsFiles
 from shared.transports.nats.nats_protocol import NatsMessage
 from shared.transports.nats_link import NatsTransport
 from shared.transports.swarm_transport import STARTING, MeetingTopics, SwarmTransport
@@ -429,7 +429,10 @@ async def join_over_nats(me: LocalNode, ticket_file: Path, settings: NodeSetting
     ticket = _read_ticket(ticket_file)
     ticket = msgspec.structs.replace(ticket, nats=(settings.nats_url,))
     options = EnrollmentOptions(nats_files=settings.nats_files, software=me.software)
-    joined = await enroll(ticket, me.key, EnrollingNode(socket.gethostname()), _log_progress, options)
+    try:
+        joined = await enroll(ticket, me.key, EnrollingNode(socket.gethostname()), _log_progress, options)
+    except LoginRefused as error:
+        raise errors.BadSettings(f"this node cannot join with the ticket in JOIN_TICKET_FILE: {error.message}", hint=error.hint) from error
     if joined.role is not me.role:
         raise errors.BadTicket(
             f"the ticket in JOIN_TICKET_FILE is for a {joined.role}, not for a {me.role}",

@@ -1,6 +1,7 @@
 """A serving node: opens and closes its links, directory, handlers and membership in order."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 from prometheus_client import Counter, Histogram
 
 from shared import errors, rpc
-from shared.api import events
+from shared.api import events, membership
 from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.method import Method, StreamMethod
@@ -165,6 +166,12 @@ class Node:
             self._logged_in_with = self.trust.certificate
             self.node_transports.nats.nats.renew_login()
         self.announcer.announce_soon()
+
+    async def free_place(self) -> None:
+        """Tell auth that this node, which joined with a ticket, stops. Without an answer its place is free in a minute."""
+        with contextlib.suppress(errors.AimeshError, TimeoutError):
+            async with asyncio.timeout(CHECK_SECONDS):
+                await self.rpc.call(membership.leave_node, membership.LeaveNode(), deadline_seconds=CHECK_SECONDS)
 
     async def serve(self, service: Service) -> None:
         """Register the service's handlers and answer calls from now on. Raises Unavailable."""
@@ -367,8 +374,10 @@ async def _with_certificate(plan: "TransportPlan", settings: NodeSettings, me: L
         try:
             found = await enrollment.renew_over_nats(plan.membership, me.key, settings)
         except errors.AimeshError as error:
-            _log.warning("certificate not renewed", why=error.message)  # NATS may accept the key alone
-            return plan
+            _log.warning("certificate not renewed", why=error.message)
+            if settings.join_ticket_file is None:
+                return plan  # NATS may accept the key alone
+            found = await enrollment.join_over_nats(me, settings.join_ticket_file, settings)
     elif settings.join_ticket_file is not None:
         found = await enrollment.join_over_nats(me, settings.join_ticket_file, settings)
     else:
@@ -413,6 +422,8 @@ async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[
             finally:
                 # Without a drain before, late calls would find no task group.
                 node.dispatcher.drain_started.set()
+                if settings.join_ticket_file is not None or plan.membership.nats:
+                    await node.free_place()
                 # The older process with our key is still there.
                 if not node.announcer.must_stop.is_set():
                     node._leaving = True

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from ipaddress import ip_address, ip_network
 
 from shared import addresses, errors
 from shared.api.membership import CreateTicket, Member, MemberState, TicketRow, TicketState
@@ -15,6 +16,11 @@ IDLE = timedelta(days=30)
 IDLE_CLIENT = timedelta(days=90)
 #: Roles that a ticket can give. Never auth, which needs the key of the mesh CA.
 JOINS_AS = (Role.WORKER, Role.CLIENT, Role.GATEWAY, Role.METRICS, Role.WEB)
+#: Of a ticket for people's machines; one for replicas says how many may be active.
+LONGEST_OF_PEOPLE = timedelta(days=7)
+#: How long a ticket still works that another one has replaced.
+ROTATION = timedelta(hours=24)
+_REPLICAS = (Role.GATEWAY, Role.METRICS, Role.WEB)
 #: Labels that decide whether a node is trusted come only from a ticket, and so from an administrator.
 ONLY_BY_TICKET = frozenset({"trusted"})
 #: Per owner who is no administrator; more would crowd others' tickets off the list.
@@ -34,11 +40,17 @@ class KnownTicket:
     owner_name: str
     labels: Mapping[str, str]
     needs_approval: bool
-    uses: int
+    #: None for any number.
+    uses: int | None
     used: int
     created_at: datetime
     expires_at: datetime
     revoked_at: datetime | None
+    #: How many of its nodes may be active at once, and are; None for any number.
+    active_most: int | None = None
+    active: int = 0
+    #: Networks that its nodes may log in from; none for everywhere.
+    networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +98,7 @@ def check_own_count(good: int) -> None:
 def state_of(ticket: KnownTicket, now: datetime) -> TicketState:
     if ticket.revoked_at is not None:
         return TicketState.REVOKED
-    if ticket.used >= ticket.uses:
+    if ticket.uses is not None and ticket.used >= ticket.uses:
         return TicketState.USED_UP
     return TicketState.EXPIRED if ticket.expires_at <= now else TicketState.GOOD
 
@@ -102,6 +114,11 @@ def check_signed(ticket: KnownTicket, text: bytes, *, by_ticket: bytes, newcomer
 def check_usable(ticket: KnownTicket, now: datetime) -> None:
     """Raises BadTicket with the reason."""
     nodes = "one node" if ticket.uses == 1 else f"{ticket.uses} nodes"
+    if ticket.active_most is not None and ticket.active >= ticket.active_most:
+        raise errors.BadTicket(
+            f"all {ticket.active_most} places of the ticket are taken; a killed node's place is free a minute after it was last heard",
+            hint="wait, or create a ticket with more places (--active)",
+        )
     why = {
         TicketState.GOOD: "",
         TicketState.REVOKED: "the ticket was revoked",
@@ -110,6 +127,34 @@ def check_usable(ticket: KnownTicket, now: datetime) -> None:
     }[state_of(ticket, now)]
     if why:
         raise errors.BadTicket(why, hint=_NEW_TICKET_HINT)
+
+
+def check_address(ticket: KnownTicket, address: str) -> None:
+    """Raises BadTicket if the ticket does not work there."""
+    try:
+        is_inside = not ticket.networks or any(ip_address(address) in ip_network(network) for network in ticket.networks)
+    except ValueError:
+        is_inside = False
+    if not is_inside:
+        raise errors.BadTicket(f"the ticket does not work from {address}", hint=f"it works from {', '.join(ticket.networks)}")
+
+
+def check_request(request: CreateTicket) -> None:
+    """Raises BadRequest for a combination that no ticket may have."""
+    if request.active_most is None:
+        if request.uses is None:
+            raise errors.BadRequest("uses: only a ticket with places may have unlimited uses", hint="set active_most (--active)")
+        if request.ttl_seconds > LONGEST_OF_PEOPLE.total_seconds():
+            raise errors.BadRequest("ttl_seconds: a ticket without places lasts at most 7 days", hint="set active_most (--active)")
+    elif request.role in _REPLICAS and not request.networks:
+        raise errors.BadRequest(
+            f"networks: a {request.role} can read prompts, so its tickets need networks", hint="such as --network 10.0.0.0/8"
+        )
+    for network in request.networks:
+        try:
+            ip_network(network)
+        except ValueError:
+            raise errors.BadRequest(f"networks: {network!r} is not a network", hint="such as 10.0.0.0/8") from None
 
 
 def unknown_ticket() -> errors.BadTicket:
@@ -144,6 +189,9 @@ def ticket_row(ticket: KnownTicket, now: datetime) -> TicketRow:
         state=state_of(ticket, now),
         uses=ticket.uses,
         used=ticket.used,
+        active_most=ticket.active_most,
+        active=ticket.active,
+        networks=ticket.networks,
         labels=dict(ticket.labels),
         needs_approval=ticket.needs_approval,
         owner=ticket.owner_name or str(ticket.owner),

@@ -27,6 +27,8 @@ from shared.types import Role
 #: Nodes ask every 30 s and report a list of ten minutes as outdated.
 CONFIRM_SECONDS = 100
 _RETRY_SECONDS = 1
+#: A place whose node was not heard for a minute is free.
+_HEAR_SECONDS = 20
 #: Auth renews its own certificate when this share of its lifetime is left.
 _RENEW_AT_REST = 1 / 3
 _PUBLIC_DHT = ("public",)
@@ -88,6 +90,7 @@ class MeshCa:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
             tasks.create_task(lifecycle.every(CONFIRM_SECONDS, self._confirm))
+            tasks.create_task(lifecycle.every(_HEAR_SECONDS, self._note_heard))
 
     async def refresh(self) -> None:
         """Sign the current list, and renew auth's certificate when it is due."""
@@ -148,9 +151,14 @@ class MeshCa:
                         await self.refresh()
             await asyncio.sleep(_RETRY_SECONDS)
 
+    async def _note_heard(self) -> None:
+        """Record which nodes are there, for the places of their tickets."""
+        await self._members.note_heard([entry.node for entry in self._node.directory.entries() if entry.alive])
+
     async def _confirm(self) -> None:
         """After ten minutes without it, every node reports an outdated list."""
         await self._members.rotate_epoch()
+        await self._members.forget_left_nodes()
         await self.refresh()
 
 

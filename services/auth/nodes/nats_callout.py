@@ -139,6 +139,7 @@ def decide_newcomer(
         # A node whose answer was lost comes again with the ticket that it has used.
         if node is None or node.ticket_id != ticket.id:
             enrollment_rules.check_usable(ticket, datetime.fromtimestamp(now, UTC))
+        enrollment_rules.check_address(ticket, request.address)
     except errors.BadTicket as error:
         return Refuse(error.message)
     return _newcomer(request.node, now)

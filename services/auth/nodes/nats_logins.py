@@ -24,6 +24,7 @@ from shared import errors
 from shared.api.gateway import Check
 from shared.api.membership import LoginRefusal, LoginRefusals
 from shared.identity import enrollment_list, node_keys
+from shared.identity.trust import NEWCOMER_SECONDS
 from shared.node import Node, lifecycle
 from shared.protocol import topics
 from shared.stores.cache import Cache
@@ -37,6 +38,7 @@ ACCOUNT = "MESH"
 MOST_REFUSALS = 1000
 _CALLOUTS, _QUEUE = "$SYS.REQ.USER.AUTH", "auth"
 _REFUSALS = "auth:nats-refusals"
+_CAME_WITH = "auth:newcomer:"
 #: The server waits 2 s for an answer.
 _ANSWER_SECONDS = 1.5
 _CONNECT_SECONDS = 30.0
@@ -149,6 +151,14 @@ class NatsLogins:
         trouble = self._callouts.trouble or self._system.trouble
         return Check("NATS logins", trouble is None, "" if trouble is None else trouble.message)
 
+    def is_enrolled(self, node: NodeId) -> bool:
+        """Return whether the operator's list has the node."""
+        return node in self._enrolled
+
+    async def came_with(self, node: NodeId, ticket_id: str) -> bool:
+        """Return whether a newcomer logged in with this ticket, which is bound to networks, from one of these. Raises Unavailable."""
+        return await self._cache.get(_CAME_WITH + node) == ticket_id.encode()
+
     async def refusals(self) -> LoginRefusals:
         """Return the newest of all replicas. Raises Unavailable."""
         entries = await self._cache.newest(_REFUSALS, most=MOST_REFUSALS)
@@ -204,7 +214,12 @@ class NatsLogins:
     async def _ask_store(self, request: LoginRequest, question: AskStore) -> Allow | Refuse:
         token = question.ticket
         ticket = None if token is None else await self._members.find_ticket(token.ticket_id)
-        return nats_callout.decide_newcomer(request, token, ticket, await self._members.find_node(request.node), time.time())
+        node = await self._members.find_node(request.node)
+        decision = nats_callout.decide_newcomer(request, token, ticket, node, time.time())
+        if isinstance(decision, Allow) and ticket is not None and ticket.networks:
+            # Another replica may enroll it.
+            await self._cache.set(_CAME_WITH + request.node, ticket.id, ttl_seconds=2 * NEWCOMER_SECONDS)
+        return decision
 
     async def _ask_again(self, request: LoginRequest) -> Allow | Refuse:
         await self._read_enrolled()

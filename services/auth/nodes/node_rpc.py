@@ -1,6 +1,7 @@
 """RPC methods about nodes and tickets: join and renew, and create, list, approve and revoke."""
 
 import secrets
+from dataclasses import replace
 from datetime import timedelta
 
 from services.auth import audit_records, roles
@@ -14,12 +15,14 @@ from shared import errors
 from shared.api import membership
 from shared.api.auth import Principal
 from shared.api.membership import Member, Membership, MemberState, TicketRow
+from shared.api.method import Nothing
 from shared.identity import node_keys, tickets
 from shared.identity.certificates import Subject
 from shared.identity.tickets import Ticket
 from shared.rpc import RpcCall, serves
+from shared.stores.database import Transaction
 from shared.telemetry import logs
-from shared.types import Peer, Role, UserId
+from shared.types import NodeId, Peer, Role, UserId
 
 _log = logs.get(part="auth")
 
@@ -33,11 +36,12 @@ def _running(ca: MeshCa | None) -> MeshCa:
 class EnrollmentRpc:
     """For nodes, which join with a ticket and renew their certificate with their key."""
 
-    def __init__(self, parts: Dependencies, members: NodeStore, ca: MeshCa | None) -> None:
+    def __init__(self, parts: Dependencies, members: NodeStore, ca: MeshCa | None, logins: NatsLogins | None) -> None:
         self._node = parts.node
         self._trail = parts.trail
         self._members = members
         self._ca = ca
+        self._logins = logins
 
     @serves(membership.enroll_node)
     async def enroll_node(self, request: membership.EnrollNode, call: RpcCall) -> Membership:
@@ -55,15 +59,29 @@ class EnrollmentRpc:
         ca, caller = _running(self._ca), call.caller
         # A process of a client profile renews for the profile; its delegation proves that the profile's key was here just now.
         subject = caller.certified or caller.node
-        if not caller.channel and caller.role is not Role.NEWCOMER:
+        if self._is_vouched_for(caller, subject):
             await self._members.ensure_vouched(subject, caller.role)
         return await self._admit(ca, await self._members.find_node(subject), caller)
+
+    @serves(membership.leave_node)
+    async def leave_node(self, request: membership.LeaveNode, call: RpcCall) -> Nothing:
+        await self._members.note_left(call.caller.node)
+        return Nothing()
+
+    def _is_vouched_for(self, caller: Peer, subject: NodeId) -> bool:
+        """Return whether a static list of NATS users or the operator's says what the node is. A node that joined with a ticket must have a
+        row: its owner and labels are nowhere else, and a node without an owner is the operator's."""
+        if caller.channel or caller.role is Role.NEWCOMER:
+            return False
+        return self._logins is None or self._logins.is_enrolled(subject)
 
     async def _enrol(self, ca: MeshCa, request: membership.EnrollNode, newcomer: Peer) -> KnownNode | None:
         text = tickets.use_text(request.ticket_id, newcomer.node, self._node.id, newcomer.channel)
         ticket = await self._members.find_ticket(request.ticket_id)
         if ticket is None:
             raise enrollment_rules.unknown_ticket()
+        if ticket.networks and (newcomer.channel or self._logins is None or not await self._logins.came_with(newcomer.node, ticket.id)):
+            raise errors.BadTicket("the ticket is bound to networks", hint="join with it over NATS, from one of its networks")
         enrollment_rules.check_signed(
             ticket, text, by_ticket=request.ticket_signature, newcomer=newcomer.node, by_newcomer=request.node_signature
         )
@@ -114,6 +132,7 @@ class NodeAdminRpc(AuthHandlers):
     async def create_ticket(self, request: membership.CreateTicket, call: RpcCall) -> membership.NewTicket:
         ca, caller = _running(self._ca), call.principal
         enrollment_rules.check_role(request.role)
+        enrollment_rules.check_request(request)
         if not (ca.addresses.swarm_is_on or ca.addresses.nats):
             raise errors.Unavailable(
                 "tickets need Hyperswarm, which is disabled, or the address of NATS", hint="set DHT_BOOTSTRAP or PUBLIC_NATS_URL at auth"
@@ -126,11 +145,7 @@ class NodeAdminRpc(AuthHandlers):
         elif request.owner is not None:
             owner = await self._store.get_user_called(request.owner)
             owner_id, owner_name = owner.id, owner.username
-        places, now = ca.addresses, ca.now()
-        authority = node_keys.raw_of(ca.keys.public)
-        ticket = Ticket(
-            1, secrets.token_hex(8), secrets.token_bytes(32), authority, self._node.mesh, places.outside, places.relays, places.nats
-        )
+        ticket, now = self._new_ticket(ca), ca.now()
         # Labels that don't fit into a certificate are refused now, and not when the ticket is used.
         ca.keys.certify(Subject(ticket.key.id, request.role, str(owner_id), tuple(request.labels.items())), now.timestamp())
         known = KnownTicket(
@@ -146,9 +161,24 @@ class NodeAdminRpc(AuthHandlers):
             created_at=now,
             expires_at=now + timedelta(seconds=request.ttl_seconds),
             revoked_at=None,
+            active_most=request.active_most,
+            networks=request.networks,
         )
+        return await self._add_ticket(ca, ticket, known, caller)
+
+    def _new_ticket(self, ca: MeshCa) -> Ticket:
+        places, authority = ca.addresses, node_keys.raw_of(ca.keys.public)
+        return Ticket(
+            1, secrets.token_hex(8), secrets.token_bytes(32), authority, self._node.mesh, places.outside, places.relays, places.nats
+        )
+
+    async def _add_ticket(
+        self, ca: MeshCa, ticket: Ticket, known: KnownTicket, caller: Principal, *, replaces: str | None = None
+    ) -> membership.NewTicket:
         async with self._members.transaction() as transaction:
             await self._members.add_ticket(transaction, known)
+            if replaces is not None:
+                await self._members.end_ticket_soon(transaction, replaces, enrollment_rules.ROTATION)
             act = audit_records.of_mesh(
                 "ticket.create", caller, target=known.id, role=known.role, uses=str(known.uses), owner=str(known.owner)
             )
@@ -156,9 +186,20 @@ class NodeAdminRpc(AuthHandlers):
         _log.info("ticket created", ticket_id=known.id, role=known.role, uses=known.uses, by=str(caller.user_id))
         return membership.NewTicket(
             tickets.render(ticket),
-            enrollment_rules.ticket_row(known, now),
-            () if places.nats else enrollment_rules.warnings(places.outside),
+            enrollment_rules.ticket_row(known, ca.now()),
+            () if ticket.nats else enrollment_rules.warnings(ticket.bootstrap),
         )
+
+    @serves(membership.rotate_ticket)
+    async def rotate_ticket(self, request: membership.RotateTicket, call: RpcCall) -> membership.NewTicket:
+        ca = _running(self._ca)
+        old, now = await self._members.get_ticket_called(request.id, None), ca.now()
+        if old.revoked_at is not None or old.expires_at <= now:
+            raise errors.BadRequest(f"the ticket {old.id} no longer works", hint="create a new one: aicli admin tickets create")
+        ticket = self._new_ticket(ca)
+        lasts = old.expires_at - old.created_at
+        fresh = replace(old, id=ticket.id, public_key=ticket.key.id, used=0, active=0, created_at=now, expires_at=now + lasts)
+        return await self._add_ticket(ca, ticket, fresh, call.principal, replaces=old.id)
 
     @serves(membership.list_tickets)
     async def list_tickets(self, request: membership.ListTickets, call: RpcCall) -> membership.Tickets:
@@ -174,7 +215,16 @@ class NodeAdminRpc(AuthHandlers):
             if await self._members.revoke_ticket(transaction, ticket.id):
                 await self._trail.add(transaction, audit_records.of_mesh("ticket.revoke", caller, target=ticket.id))
                 _log.info("ticket revoked", ticket_id=ticket.id, by=str(caller.user_id))
+            if request.with_nodes:
+                await self._revoke_nodes_of(transaction, ticket.id, caller)
+        if request.with_nodes:
+            await ca.refresh()
         return enrollment_rules.ticket_row(await self._members.get_ticket_called(ticket.id, None), ca.now())
+
+    async def _revoke_nodes_of(self, transaction: Transaction, ticket_id: str, caller: Principal) -> None:
+        for node, role in (await self._members.list_nodes_of_ticket(transaction, ticket_id)).items():
+            if await self._members.revoke(transaction, node, f"its ticket {ticket_id} was revoked"):
+                await self._trail.add(transaction, audit_records.of_mesh("node.revoke", caller, target=node, role=role))
 
     @serves(membership.list_members)
     async def list_members(self, request: membership.ListMembers, call: RpcCall) -> membership.Members:

@@ -21,6 +21,8 @@ MOST_LISTED = 1000
 #: Shorter prefixes of an id match by chance.
 SHORTEST_BEGINNING = 4
 _CHANGES = "auth_mesh"
+#: In the table, for a ticket with any number of uses.
+_UNLIMITED = 2_147_483_647
 _LISTED = timedelta(seconds=certificates.LISTED_SECONDS)
 
 
@@ -35,8 +37,8 @@ class NodeStore(AuthTables):
     async def add_ticket(self, transaction: database.Transaction, ticket: KnownTicket) -> None:
         labels = _json(ticket.labels)
         await transaction.run(
-            "add_ticket", ticket.id, ticket.public_key, ticket.role, ticket.owner, labels, ticket.needs_approval, ticket.uses,
-            ticket.expires_at,
+            "add_ticket", ticket.id, ticket.public_key, ticket.role, ticket.owner, labels, ticket.needs_approval,
+            _UNLIMITED if ticket.uses is None else ticket.uses, ticket.expires_at, ticket.active_most, list(ticket.networks),
         )  # fmt: skip
 
     async def find_ticket(self, ticket_id: str) -> KnownTicket | None:
@@ -75,6 +77,7 @@ class NodeStore(AuthTables):
         used."""
         with contextlib.suppress(_NothingDoneError):
             async with self._db.transaction() as transaction:
+                await transaction.row("lock_ticket", ticket_id)
                 if await transaction.row("use_ticket", ticket_id, node, name, _json(labels), now) is None:
                     raise _NothingDoneError
                 if also is not None:
@@ -96,6 +99,21 @@ class NodeStore(AuthTables):
 
     async def list_idle_nodes(self, days: int) -> tuple[StaleNode, ...]:
         return tuple(_stale_node(row, days) for row in await self._db.rows("list_idle_nodes", days, MOST_LISTED))
+
+    async def end_ticket_soon(self, transaction: database.Transaction, ticket_id: str, after: timedelta) -> None:
+        await transaction.run("end_ticket_soon", ticket_id, after)
+
+    async def list_nodes_of_ticket(self, transaction: database.Transaction, ticket_id: str) -> dict[NodeId, Role]:
+        return {NodeId(row["id"]): Role(row["role"]) for row in await transaction.rows("list_nodes_of_ticket", ticket_id)}
+
+    async def note_heard(self, nodes: Sequence[NodeId]) -> None:
+        await self._db.run("note_heard", list(nodes))
+
+    async def note_left(self, node: NodeId) -> None:
+        await self._db.run("note_left", node)
+
+    async def forget_left_nodes(self) -> None:
+        await self._db.run("forget_left_nodes")
 
     async def find_revoked(self, nodes: Sequence[NodeId]) -> frozenset[NodeId]:
         """Return which of these were revoked, at any time."""
@@ -165,11 +183,14 @@ def _ticket(row: database.DatabaseRow) -> KnownTicket:
         owner_name=row["owner_name"],
         labels=_labels(row["labels"]),
         needs_approval=row["needs_approval"],
-        uses=row["uses"],
+        uses=None if row["uses"] == _UNLIMITED else row["uses"],
         used=row["used"],
         created_at=row["created_at"],
         expires_at=row["expires_at"],
         revoked_at=row["revoked_at"],
+        active_most=row["active_most"],
+        active=row["active"],
+        networks=tuple(row["networks"]),
     )
 
 

@@ -1,7 +1,7 @@
 -- name: add_ticket
 -- Add a ticket.
-INSERT INTO tickets (id, public_key, role, owner, labels, needs_approval, uses, expires_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
+INSERT INTO tickets (id, public_key, role, owner, labels, needs_approval, uses, expires_at, active_most, networks)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: count_good_tickets
 -- How many tickets of this owner are still usable.
@@ -9,7 +9,7 @@ SELECT count(*) FROM tickets WHERE owner = $1 AND revoked_at IS NULL AND expires
 
 -- name: list_tickets_called
 -- The tickets with this id or prefix; two are enough to see that it is ambiguous. Of owner $2, or of all for null.
-SELECT tickets.*, coalesce(users.username, '') AS owner_name
+SELECT tickets.*, coalesce(users.username, '') AS owner_name, active_nodes(tickets.id) AS active
 FROM tickets
 LEFT JOIN users ON users.id = tickets.owner
 WHERE starts_with(tickets.id, $1) AND ($2::uuid IS NULL OR tickets.owner = $2)
@@ -17,7 +17,7 @@ LIMIT 2;
 
 -- name: list_tickets
 -- The newest tickets of owner $2, or of all for null.
-SELECT tickets.*, coalesce(users.username, '') AS owner_name
+SELECT tickets.*, coalesce(users.username, '') AS owner_name, active_nodes(tickets.id) AS active
 FROM tickets
 LEFT JOIN users ON users.id = tickets.owner
 WHERE $2::uuid IS NULL OR tickets.owner = $2
@@ -28,11 +28,24 @@ LIMIT $1;
 -- Revoke a ticket; nodes that joined with it stay.
 UPDATE tickets SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL;
 
+-- name: end_ticket_soon
+-- Let a ticket that was replaced end $2 from now.
+UPDATE tickets SET expires_at = least(expires_at, now() + $2::interval) WHERE id = $1;
+
+-- name: list_nodes_of_ticket
+-- The nodes that joined with a ticket and are not revoked.
+SELECT id, role FROM nodes WHERE ticket_id = $1 AND state <> 'revoked' ORDER BY id;
+
+-- name: lock_ticket
+-- Wait for other uses of this ticket, so that the next statement counts them.
+SELECT id FROM tickets WHERE id = $1 FOR UPDATE;
+
 -- name: use_ticket
 -- Count a use of ticket $1 by node $2, and write the node. Without a row the caller must roll back.
 WITH ticket AS (
     UPDATE tickets SET used = used + 1
     WHERE id = $1 AND revoked_at IS NULL AND expires_at > $5 AND used < uses
+        AND (active_most IS NULL OR active_most > active_nodes($1) OR EXISTS (SELECT 1 FROM nodes WHERE nodes.id = $2 AND ticket_id = $1))
         AND NOT EXISTS (SELECT 1 FROM nodes WHERE nodes.id = $2 AND (ticket_id = $1 OR state = 'revoked' OR nodes.role = 'auth'))
     RETURNING id, role, owner, needs_approval
 )
@@ -42,7 +55,7 @@ FROM ticket
 -- The same machine with another ticket. The conditions are repeated, because the row may be newer than the one read above.
 ON CONFLICT (id) DO UPDATE SET
     role = EXCLUDED.role, state = EXCLUDED.state, name = EXCLUDED.name, owner = EXCLUDED.owner, labels = EXCLUDED.labels,
-    ticket_id = EXCLUDED.ticket_id, joined_at = now(), idle_since = now()
+    ticket_id = EXCLUDED.ticket_id, joined_at = now(), idle_since = now(), heard_at = NULL, left_at = NULL
 WHERE nodes.state <> 'revoked' AND nodes.role <> 'auth' AND nodes.ticket_id IS DISTINCT FROM EXCLUDED.ticket_id
 RETURNING id;
 
@@ -73,6 +86,21 @@ RETURNING id;
 -- name: find_revoked_nodes
 -- Which of these nodes were revoked, at any time.
 SELECT id FROM nodes WHERE id = ANY($1) AND state = 'revoked';
+
+-- name: note_heard
+-- Nodes with a ticket that are announcing themselves.
+UPDATE nodes SET heard_at = now(), left_at = NULL
+WHERE id = ANY($1) AND ticket_id IS NOT NULL AND (heard_at IS NULL OR heard_at < now() - interval '15 seconds');
+
+-- name: note_left
+-- A node that stopped in order frees the place of its ticket.
+UPDATE nodes SET left_at = now() WHERE id = $1 AND ticket_id IS NOT NULL;
+
+-- name: forget_left_nodes
+-- Delete replicas that were silent for an hour: tickets with places make a new one for each start.
+DELETE FROM nodes USING tickets
+WHERE tickets.id = nodes.ticket_id AND tickets.active_most > 1 AND nodes.state = 'active'
+    AND coalesce(nodes.heard_at, nodes.joined_at) < now() - interval '1 hour';
 
 -- name: note_certified
 -- Record a new certificate; no row if the node is no longer active.

@@ -20,8 +20,10 @@ from shared.types import Role
 
 #: Role -> the command that joins with a ticket, as `aicli admin tickets create` prints it.
 COMMANDS = {Role.WORKER: "aicli worker --join", Role.CLIENT: "aicli mesh connect"}
+#: They read the ticket from the file of JOIN_TICKET_FILE.
+_SERVICES = (Role.GATEWAY, Role.METRICS, Role.WEB)
 #: Lifetime of a ticket in seconds -> label.
-LIFETIMES = {3600: "In 1 hour", 86_400: "In 1 day", 7 * 86_400: "In 7 days"}
+LIFETIMES = {3600: "In 1 hour", 86_400: "In 1 day", 7 * 86_400: "In 7 days", 90 * 86_400: "In 90 days"}
 _LABEL = re.compile("[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _MOST_USES = 10_000
 _DONE = {"revoked": "Ticket revoked. Nodes that already joined with it stay."}
@@ -35,6 +37,8 @@ class TicketForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Sent if the box is checked.
     approval: str = ""
     owner: str = ""
+    active: str = ""
+    networks: str = ""
 
 
 NOTHING_TYPED = TicketForm()
@@ -76,7 +80,17 @@ async def create_ticket(page_request: NamedDependency[PageRequest]) -> Page:
     except (errors.CallerError, errors.Unavailable) as error:
         view = _view(page_request, await _tickets_if_there(page_request), typed=form, problem=error)
         return page_request.page("admin/tickets.html", view, here=node_view.section(page_request.person), problem=error)
-    command = f"{COMMANDS.get(created.row.role, COMMANDS[Role.WORKER])} {created.ticket}"
+    return await _show_created(page_request, created)
+
+
+@post("/admin/nodes/tickets/{ticket_id:str}/rotate")
+async def rotate_ticket(page_request: NamedDependency[PageRequest], ticket_id: FromPath[str]) -> Page:
+    await page_request.read_form(forms.Confirmation)
+    return await _show_created(page_request, await page_request.call(membership.rotate_ticket, membership.RotateTicket(ticket_id)))
+
+
+async def _show_created(page_request: PageRequest, created: NewTicket) -> Page:
+    command = f"{COMMANDS[created.row.role]} {created.ticket}" if created.row.role in COMMANDS else created.ticket
     view = _view(page_request, await _tickets_if_there(page_request), created=created, command=command)
     return page_request.page("admin/tickets.html", view, here=node_view.section(page_request.person), status=HTTPStatus.CREATED)
 
@@ -90,20 +104,22 @@ async def revoke_ticket(page_request: NamedDependency[PageRequest], ticket_id: F
 
 def wanted(form: TicketForm) -> membership.CreateTicket:
     """Convert the form to a request. Raises BadRequest."""
-    uses = forms.read_limit(form.uses, "max uses") or 1
-    if uses > _MOST_USES:
+    uses, active = forms.read_limit(form.uses, "max uses"), forms.read_limit(form.active, "active at once")
+    if uses is not None and uses > _MOST_USES:
         raise errors.BadRequest(f"a ticket can have at most {_MOST_USES:,} uses", hint="create several tickets")
-    if form.role not in COMMANDS:
-        raise errors.BadRequest("unknown role", hint="choose worker or client")
+    if form.role not in (*COMMANDS, *_SERVICES):
+        raise errors.BadRequest("unknown role", hint="choose one from the list")
     if form.lifetime not in map(str, LIFETIMES):
         raise errors.BadRequest("unknown lifetime", hint="choose one from the list")
     return membership.CreateTicket(
         Role(form.role),
-        uses=uses,
+        uses=uses if active is not None else uses or 1,
         ttl_seconds=int(form.lifetime),
         labels=read_labels(form.labels),
         needs_approval=bool(form.approval),
         owner=form.owner.strip() or None,
+        active_most=active,
+        networks=tuple(each.strip() for each in form.networks.split(",") if each.strip()),
     )
 
 
@@ -149,7 +165,7 @@ def _view(
         is_admin=is_admin,
         tickets=tickets,
         # Node owners can add workers only.
-        roles=tuple(COMMANDS) if is_admin else (Role.WORKER,),
+        roles=(*COMMANDS, *_SERVICES) if is_admin else (Role.WORKER,),
         lifetimes=LIFETIMES,
         typed=typed or NOTHING_TYPED,
         created=created,
@@ -158,4 +174,4 @@ def _view(
     )
 
 
-ROUTES = (show_tickets, create_ticket, revoke_ticket)
+ROUTES = (show_tickets, create_ticket, revoke_ticket, rotate_ticket)
