@@ -9,7 +9,7 @@ import pytest
 from services.auth.nodes import enrollment_rules
 from services.auth.nodes.enrollment_rules import KnownNode, KnownTicket
 from shared import errors
-from shared.api.membership import MemberState, TicketState
+from shared.api.membership import CreateTicket, MemberState, TicketState
 from shared.identity import node_keys, tickets
 from shared.types import NodeId, Role, UserId
 
@@ -174,3 +174,41 @@ def test_a_certificate_names_the_owner_by_id_and_a_list_by_name() -> None:
 
 def test_control_characters_in_a_name_are_made_printable() -> None:
     assert enrollment_rules.printable(" my\x1b[2Jbox\0\n") == "my[2Jbox"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        pytest.param({"uses": None}, "unlimited uses", id="unlimited without places"),
+        pytest.param({"ttl_seconds": 8 * 86_400}, "at most 7 days", id="long without places"),
+        pytest.param({"role": Role.GATEWAY, "active_most": 3}, "need networks", id="gateways from everywhere"),
+        pytest.param({"networks": ("10.0.0.0/33",)}, "not a network", id="no network"),
+        pytest.param({"networks": ("10.0.0.1/8",)}, "not a network", id="host bits"),
+    ],
+)
+def test_a_ticket_that_may_not_exist(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(errors.BadRequest, match=words):
+        enrollment_rules.check_request(CreateTicket(**{"role": Role.WORKER, **changed}))
+
+
+def test_tickets_of_replicas_may_last_and_have_any_number_of_uses() -> None:
+    for role, networks in ((Role.WORKER, ()), (Role.GATEWAY, ("10.0.0.0/8", "fd00::/8")), (Role.WEB, ("0.0.0.0/0",))):
+        enrollment_rules.check_request(CreateTicket(role, uses=None, ttl_seconds=90 * 86_400, active_most=20, networks=networks))
+    enrollment_rules.check_request(CreateTicket(Role.GATEWAY))
+
+
+@pytest.mark.parametrize(("address", "works"), [("10.200.0.1", True), ("fd00::5", True), ("11.0.0.1", False), ("::1", False), ("", False)])
+def test_a_ticket_works_only_from_its_networks(address: str, *, works: bool) -> None:
+    enrollment_rules.check_address(ticket(), address)
+    bound = ticket(networks=("10.0.0.0/8", "fd00::/8"))
+    if works:
+        enrollment_rules.check_address(bound, address)
+    else:
+        with pytest.raises(errors.BadTicket, match="does not work from"):
+            enrollment_rules.check_address(bound, address)
+
+
+def test_a_ticket_without_a_free_place_says_how_one_gets_free() -> None:
+    enrollment_rules.check_usable(ticket(uses=None, used=500, active_most=3, active=2), NOW)
+    with pytest.raises(errors.BadTicket, match=r"all 3 places .* a minute after it was last heard"):
+        enrollment_rules.check_usable(ticket(uses=None, active_most=3, active=3), NOW)

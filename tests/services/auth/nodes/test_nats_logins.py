@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,19 +18,22 @@ from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import auth, membership
 from shared.api.gateway import Check
+from shared.api.method import Method, Reply, Request
 from shared.identity import certificates, login_tokens, node_keys, tickets
 from shared.identity.certificates import Subject
-from shared.node import Node, membership_file
+from shared.identity.trust import Trust
+from shared.node import Node, enrollment, membership_file
 from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.node.lifecycle import background
 from shared.node.member import Service, member
 from shared.node.settings import NodeSettings
 from shared.stores.database import Database
 from shared.transports.nats.nats_client import NatsClient
-from shared.types import Credential, NodeId, Role
+from shared.types import Credential, NodeId, Peer, Role
 from stack import secret_files, stack_home
 from stack.servers import nats_server
 from stack.stack_home import StackHome
+from tests.services.auth import by_hand
 from tests.services.auth.surroundings import ADMIN_PASSWORD
 from tests.testnet import MESH, NatsServer, RunningNode, live, until
 
@@ -77,7 +81,7 @@ class Mesh:
         """The settings of a node with its own key, which nobody has enrolled."""
         key, file = self.home.root / f"{name}.nk", self.home.root / f"{name}.ticket"
         for path, text in ((key, node_keys.new_seed()), (file, (ticket or "").encode())):
-            if not path.exists():
+            if text and (path == file or not path.exists()):
                 path.touch(mode=0o600)
                 path.write_bytes(text)
         return NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key, join_ticket_file=file if ticket else None)
@@ -94,19 +98,19 @@ class Mesh:
             assert isinstance(login, auth.LoginSession)
             yield node, login.access_token
 
-    async def ticket(self, role: Role = Role.WORKER, uses: int = 1) -> str:
+    async def ticket(self, role: Role = Role.WORKER, **changed: Any) -> str:
+        return (await self.administer(membership.create_ticket, membership.CreateTicket(role, **changed))).ticket
+
+    async def administer(self, method: Method[Request, Reply], request: Request) -> Reply:
         async with self.client() as (node, credential):
-            made = await node.rpc.call(membership.create_ticket, membership.CreateTicket(role, uses=uses), credential=credential)
-            return made.ticket
+            return await node.rpc.call(method, request, credential=credential)
 
     async def refusals(self) -> list[str]:
-        async with self.client() as (node, credential):
-            found = await node.rpc.call(membership.list_login_refusals, membership.ListLoginRefusals(), credential=credential)
-            return [each.reason for each in found.refusals]
+        found = await self.administer(membership.list_login_refusals, membership.ListLoginRefusals())
+        return [each.reason for each in found.refusals]
 
     async def revoke(self, node: NodeId) -> None:
-        async with self.client() as (caller, credential):
-            await caller.rpc.call(membership.revoke_member, membership.RevokeMember(node), credential=credential)
+        await self.administer(membership.revoke_member, membership.RevokeMember(node))
 
 
 @pytest.fixture
@@ -314,3 +318,66 @@ async def test_one_address_cannot_keep_auth_busy(mesh: Mesh, monkeypatch: pytest
     monkeypatch.undo()
     assert any("logins in a second" in reason for reason in await mesh.refusals())
     assert is_connected(worker)
+
+
+# --- tickets of replicas -----------------------------------------------------------------------------------------------
+
+
+async def test_a_ticket_with_places_admits_no_more_at_once_and_a_stop_frees_one(mesh: Mesh) -> None:
+    await mesh.start_auth()
+    ticket = await mesh.ticket(uses=None, active_most=2)
+    one, _ = [await mesh.start(Worker, mesh.plan(name, ticket)) for name in ("one", "two")]
+    key = node_keys.load(mesh.plan("three").node_key_file)
+    with pytest.raises(errors.Unavailable, match="refused"):
+        await NatsClient(mesh.server.url, key, name="three", token=nats_token(ticket, key)).connect(deadline_seconds=0.5)
+    assert any("all 2 places" in reason for reason in await mesh.refusals())
+    await one.stop()
+    assert is_connected(await mesh.start(Worker, mesh.plan("three", ticket)))
+
+
+async def test_revoking_a_ticket_with_its_nodes_cuts_them_all_off(mesh: Mesh) -> None:
+    await mesh.start_auth()
+    ticket, other = await mesh.ticket(uses=None, active_most=10), await mesh.join("other")
+    workers = [await mesh.start(Worker, mesh.plan(f"w{number}", ticket)) for number in range(5)]
+    await mesh.administer(membership.revoke_ticket, membership.RevokeTicket(tickets.parse(ticket).id, with_nodes=True))
+    await until(lambda: not any(is_connected(worker) for worker in workers), seconds=5)
+    assert is_connected(other)
+
+
+async def test_a_rotated_ticket_has_equal_rights_and_the_old_one_works_on(mesh: Mesh) -> None:
+    await mesh.start_auth()
+    ticket = await mesh.ticket(uses=None, active_most=4, networks=("127.0.0.0/8",), ttl_seconds=90 * 86_400)
+    fresh = await mesh.administer(membership.rotate_ticket, membership.RotateTicket(tickets.parse(ticket).id))
+    assert (fresh.row.uses, fresh.row.active_most, fresh.row.networks) == (None, 4, ("127.0.0.0/8",))
+    assert 89 < (fresh.row.expires_at - datetime.now(UTC)).days + 1 < 91
+    for name, given in (("one", ticket), ("two", fresh.ticket)):
+        assert is_connected(await mesh.start(Worker, mesh.plan(name, given)))
+
+
+async def test_a_ticket_of_another_network_is_refused_also_for_who_is_a_newcomer_otherwise(mesh: Mesh) -> None:
+    await mesh.start_auth()
+    elsewhere = await mesh.ticket(uses=None, active_most=2, networks=("10.0.0.0/8",))
+    key = node_keys.load(mesh.plan("one").node_key_file)
+    with pytest.raises(errors.Unavailable, match="refused"):
+        await NatsClient(mesh.server.url, key, name="one", token=nats_token(elsewhere, key)).connect(deadline_seconds=0.5)
+    assert any("does not work from 127.0.0.1" in reason for reason in await mesh.refusals())
+    # A newcomer by another ticket shows this one only when it enrolls.
+    good, bound = tickets.parse(await mesh.ticket()), tickets.parse(elsewhere)
+    route = replace(enrollment.route_of(good), nats=(mesh.server.url,))
+    trust = Trust(key, Role.NEWCOMER, route.authorities)
+    async with enrollment.open_session(route, trust, lambda text: None, nats_token=nats_token(tickets.render(good), key)) as session:
+
+        def use(auth_node: Peer) -> membership.EnrollNode:
+            text = tickets.use_text(bound.id, key.id, auth_node.node, auth_node.channel)
+            return membership.EnrollNode(bound.id, bound.key.sign("enroll", text), key.sign("enroll", text))
+
+        with pytest.raises(errors.BadTicket, match="bound to networks"):
+            await session.ask(membership.enroll_node, use)
+
+
+async def test_a_node_whose_row_is_gone_does_not_become_the_operators(mesh: Mesh, postgres_url: str) -> None:
+    await mesh.start_auth()
+    worker = await mesh.join("one")
+    await by_hand.run(postgres_url, "DELETE FROM auth.nodes WHERE id = $1", worker.node.id)
+    with pytest.raises(errors.NotCertified, match="does not know this node"):
+        await worker.node.rpc.call(membership.renew_certificate, membership.RenewCertificate())

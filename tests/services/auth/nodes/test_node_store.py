@@ -1,6 +1,7 @@
 """auth's tables of the mesh on a real PostgreSQL: uses that are counted once, and a list whose number only grows."""
 
 import asyncio
+import json
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
@@ -308,3 +309,86 @@ async def test_a_failed_enrollment_does_not_use_up_the_ticket(members: NodeStore
     assert await members.use_ticket(ticket, node, name="box", labels={}, now=now(), also=write)
     assert not await members.use_ticket(ticket, node, name="box", labels={}, now=now(), also=write)
     assert written == [1]
+
+
+# --- places of replicas ------------------------------------------------------------------------------------------------
+
+
+async def ages(postgres_url: str, node: NodeId, seconds: int) -> None:
+    await by_hand.run(
+        postgres_url,
+        "UPDATE auth.nodes SET heard_at = now() - make_interval(secs => $2), joined_at = now() - interval '1 day' WHERE id = $1",
+        node,
+        seconds,
+    )
+
+
+async def active(members: NodeStore, ticket_id: str) -> int:
+    found = await members.find_ticket(ticket_id)
+    assert found is not None
+    return found.active
+
+
+async def test_two_places_admit_two_of_many_at_once(members: NodeStore) -> None:
+    ticket = await add_ticket(members, uses=None, active_most=2)
+    nodes = [new_node() for _ in range(8)]
+    assert sum(await asyncio.gather(*(use(members, ticket, node) for node in nodes))) == 2
+    assert (await active(members, ticket), await used(members, ticket)) == (2, 2)
+
+
+async def test_a_stop_frees_the_place_and_a_kill_does_after_a_minute(members: NodeStore, postgres_url: str) -> None:
+    ticket, (one, two, three) = await add_ticket(members, uses=None, active_most=1), (new_node() for _ in range(3))
+    assert await use(members, ticket, one)
+    assert not await use(members, ticket, two)
+    await members.note_left(one)
+    assert (await active(members, ticket), await use(members, ticket, two)) == (0, True)
+    await ages(postgres_url, two, 59)
+    assert not await use(members, ticket, three)
+    await ages(postgres_url, two, 61)
+    assert await use(members, ticket, three)
+    # The killed one comes back with its certificate.
+    await members.note_heard([two])
+    assert await active(members, ticket) == 2
+
+
+async def test_heard_nodes_are_written_only_every_fifteen_seconds(members: NodeStore, postgres_url: str) -> None:
+    ticket, node, enrolled = await add_ticket(members), new_node(), new_node()
+    await use(members, ticket, node)
+    await members.ensure_vouched(enrolled, Role.WORKER)
+    await members.note_heard([node, enrolled])
+
+    async def versions() -> dict[str, str]:
+        found = await by_hand.value(postgres_url, "SELECT json_object_agg(id, xmin::text) FROM auth.nodes")
+        return dict(json.loads(found))
+
+    before = await versions()
+    await members.note_heard([node, enrolled])
+    assert await versions() == before
+    await ages(postgres_url, node, 16)
+    before = await versions()
+    await members.note_heard([node, enrolled])
+    after = await versions()
+    assert (after[node] != before[node], after[enrolled] == before[enrolled]) == (True, True)
+
+
+async def test_only_silent_replicas_are_forgotten(members: NodeStore, postgres_url: str) -> None:
+    replicas, single = await add_ticket(members, "aaaa1111", uses=None, active_most=5), await add_ticket(members, "bbbb2222", uses=3)
+    silent, fresh, banned, laptop = (new_node() for _ in range(4))
+    for ticket, node in ((replicas, silent), (replicas, fresh), (replicas, banned), (single, laptop)):
+        assert await use(members, ticket, node)
+    for node in (silent, banned, laptop):
+        await ages(postgres_url, node, 3601)
+    await ages(postgres_url, fresh, 3500)
+    await revoke(members, banned, "")
+    await members.forget_left_nodes()
+    assert {node.id for node in await members.list_nodes(None)} == {fresh, banned, laptop}
+
+
+async def test_a_rotated_ticket_ends_a_day_later_but_never_lives_longer(members: NodeStore) -> None:
+    long, short = await add_ticket(members, "aaaa1111", expires_at=now() + timedelta(days=30)), await add_ticket(members, "bbbb2222")
+    for ticket, hours in ((long, 24), (short, 1)):
+        async with members.transaction() as transaction:
+            await members.end_ticket_soon(transaction, ticket, timedelta(hours=24))
+        found = await members.find_ticket(ticket)
+        assert found is not None
+        assert abs(found.expires_at - now() - timedelta(hours=hours)) < timedelta(minutes=1)
