@@ -1,9 +1,9 @@
 """auth's tables of the mesh on a real PostgreSQL: uses that are counted once, and a list whose number only grows."""
 
 import asyncio
-import json
 import contextlib
 import itertools
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
