@@ -70,10 +70,15 @@ class Folder:
 
 
 def locate(environment: Mapping[str, str], chosen: str | None, here: Path) -> Folder:
-    """Return the folder of ``--state``, or $XDG_STATE_HOME/aimesh/worker; creates nothing."""
+    """Return the folder of ``--state``, or $AIMESH_HOME/worker, or $XDG_STATE_HOME/aimesh/worker; creates nothing."""
     if chosen:
         return Folder((here / Path(chosen).expanduser()).absolute())
-    return Folder(user_folders.state(environment) / "worker")
+    users = Folder(user_folders.state(environment) / "worker")
+    if not environment.get("AIMESH_HOME"):
+        return users
+    own = Folder((here / Path(environment["AIMESH_HOME"]).expanduser()).absolute() / "worker")
+    # A worker that joined before AIMESH_HOME counted here.
+    return users if users.membership.is_file() and not own.root.is_dir() else own
 
 
 def prepare(folder: Folder) -> None:
