@@ -57,7 +57,9 @@ COMMANDS = {
 )
 @click.option("--name", metavar="NAME", help="Name of this machine (with --join). Default: its hostname.")
 @click.option("--no-serve", is_flag=True, help="Join and exit, for example before a service starts the worker (with --join).")
-@click.option("--state", metavar="DIR", help="State folder of a joined worker. Default: $AIMESH_HOME/worker, or $XDG_STATE_HOME/aimesh/worker.")
+@click.option(
+    "--state", metavar="DIR", help="State folder of a joined worker. Default: $AIMESH_HOME/worker, or $XDG_STATE_HOME/aimesh/worker."
+)
 @click.option("--slots", type=click.IntRange(1, 256), help="Number of requests that each model runs concurrently.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Loopback port of its HTTP endpoints. Default: a free port.")
 @click.pass_context

@@ -32,7 +32,7 @@ from shared.rpc.connection import RpcConnection
 from shared.telemetry import logs
 from shared.transports.handshake import HandshakeRefusal
 from shared.transports.link import Link, LocalNode
-from shared.transports.nats.login import LoginRefused, NatsFiles
+from shared.transports.nats.login import NatsFiles, NatsLoginRefused
 from shared.transports.nats.nats_protocol import NatsMessage
 from shared.transports.nats_link import NatsTransport
 from shared.transports.swarm_transport import STARTING, MeetingTopics, SwarmTransport
@@ -431,7 +431,7 @@ async def join_over_nats(me: LocalNode, ticket_file: Path, settings: NodeSetting
     options = EnrollmentOptions(nats_files=settings.nats_files, software=me.software)
     try:
         joined = await enroll(ticket, me.key, EnrollingNode(socket.gethostname()), _log_progress, options)
-    except LoginRefused as error:
+    except NatsLoginRefused as error:
         raise errors.BadSettings(f"this node cannot join with the ticket in JOIN_TICKET_FILE: {error.message}", hint=error.hint) from error
     if joined.role is not me.role:
         raise errors.BadTicket(

@@ -20,7 +20,6 @@ from shared.identity import node_keys, tickets
 from shared.identity.certificates import Subject
 from shared.identity.tickets import Ticket
 from shared.rpc import RpcCall, serves
-from shared.stores.database import Transaction
 from shared.telemetry import logs
 from shared.types import NodeId, Peer, Role, UserId
 
@@ -216,15 +215,12 @@ class NodeAdminRpc(AuthHandlers):
                 await self._trail.add(transaction, audit_records.of_mesh("ticket.revoke", caller, target=ticket.id))
                 _log.info("ticket revoked", ticket_id=ticket.id, by=str(caller.user_id))
             if request.with_nodes:
-                await self._revoke_nodes_of(transaction, ticket.id, caller)
+                revoked = await self._members.revoke_nodes_of(transaction, ticket.id)
+                for node, role in revoked.items():
+                    await self._trail.add(transaction, audit_records.of_mesh("node.revoke", caller, target=node, role=role))
         if request.with_nodes:
             await ca.refresh()
         return enrollment_rules.ticket_row(await self._members.get_ticket_called(ticket.id, None), ca.now())
-
-    async def _revoke_nodes_of(self, transaction: Transaction, ticket_id: str, caller: Principal) -> None:
-        for node, role in (await self._members.list_nodes_of_ticket(transaction, ticket_id)).items():
-            if await self._members.revoke(transaction, node, f"its ticket {ticket_id} was revoked"):
-                await self._trail.add(transaction, audit_records.of_mesh("node.revoke", caller, target=node, role=role))
 
     @serves(membership.list_members)
     async def list_members(self, request: membership.ListMembers, call: RpcCall) -> membership.Members:

@@ -103,8 +103,10 @@ class NodeStore(AuthTables):
     async def end_ticket_soon(self, transaction: database.Transaction, ticket_id: str, after: timedelta) -> None:
         await transaction.run("end_ticket_soon", ticket_id, after)
 
-    async def list_nodes_of_ticket(self, transaction: database.Transaction, ticket_id: str) -> dict[NodeId, Role]:
-        return {NodeId(row["id"]): Role(row["role"]) for row in await transaction.rows("list_nodes_of_ticket", ticket_id)}
+    async def revoke_nodes_of(self, transaction: database.Transaction, ticket_id: str) -> dict[NodeId, Role]:
+        """Revoke every node that joined with a ticket. Return those that were not revoked before."""
+        rows = await transaction.rows("revoke_nodes_of_ticket", ticket_id, f"its ticket {ticket_id} was revoked")
+        return {NodeId(row["id"]): Role(row["role"]) for row in rows}
 
     async def note_heard(self, nodes: Sequence[NodeId]) -> None:
         await self._db.run("note_heard", list(nodes))

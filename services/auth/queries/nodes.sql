@@ -32,9 +32,9 @@ UPDATE tickets SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL;
 -- Let a ticket that was replaced end $2 from now.
 UPDATE tickets SET expires_at = least(expires_at, now() + $2::interval) WHERE id = $1;
 
--- name: list_nodes_of_ticket
--- The nodes that joined with a ticket and are not revoked.
-SELECT id, role FROM nodes WHERE ticket_id = $1 AND state <> 'revoked' ORDER BY id;
+-- name: revoke_nodes_of_ticket
+-- Revoke the nodes that joined with a ticket; triggers number the list.
+UPDATE nodes SET state = 'revoked', reason = $2 WHERE ticket_id = $1 AND state <> 'revoked' RETURNING id, role;
 
 -- name: lock_ticket
 -- Wait for other uses of this ticket, so that the next statement counts them.

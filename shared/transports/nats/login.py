@@ -28,7 +28,7 @@ class NatsFiles:
     creds: Path | None = None
 
 
-class LoginRefused(errors.Unavailable):
+class NatsLoginRefused(errors.Unavailable):
     """The server does not accept the login. It may, later: others may have to change something first."""
 
 
@@ -79,7 +79,7 @@ class NatsLogin:
         if isinstance(error, errors.NotAllowed) and "auth" in message and "timeout" not in message:
             what, hint = self._refused(servers)
             # The server's text distinguishes a removed key from an expired one.
-            return LoginRefused(f"the NATS server at {where} refused {what} ({error.message})", hint=hint)
+            return NatsLoginRefused(f"the NATS server at {where} refused {what} ({error.message})", hint=hint)
         if isinstance(error, errors.AimeshError):
             return errors.Unavailable(f"{error.message} ({where})", hint=error.hint, retry_after_seconds=1)
         if isinstance(error, ssl.SSLCertVerificationError):
