@@ -13,6 +13,8 @@ from cli.cli_context import CliContext
 from cli.profile import Profile
 from shared.api import gateway
 from shared.api.gateway import NodeRow
+from shared.identity import enrollment_list
+from shared.identity.enrollment_list import EnrolledNode
 from shared.types import NodeId, Role
 from stack import stack_commands
 from stack import stack_home as homes
@@ -24,7 +26,7 @@ def aicli(folder: Path, *arguments: str, **variables: str) -> Result:
 
 
 def test_every_role_can_be_added() -> None:
-    # A newcomer comes over Hyperswarm, for a certificate, and never to NATS.
+    # A newcomer only gets a certificate, with a ticket.
     assert list(stack_commands.NODE_ROLES) == [role.value for role in Role if role is not Role.NEWCOMER]
 
 
@@ -36,7 +38,7 @@ def test_add_node_creates_a_key_and_a_user(tmp_path: Path) -> None:
     made = json.loads(done.stdout)
     key = Path(made["key_file"])
     assert (key, key.stat().st_mode & 0o777) == (home.key("gpu-box"), 0o600)
-    assert f"# gpu-box: worker\n  {{ nkey: {made['id']}" in (home.nats / "users.conf").read_text()
+    assert EnrolledNode("gpu-box", Role.WORKER, made["id"]) in enrollment_list.read(home.enrollment)
     assert "NATS_URL" not in home.settings_file.read_text()
     assert aicli(home.root, "add-node", "gpu-box", "worker").stdout == f"{key}\n"
 

@@ -229,8 +229,16 @@ def test_every_service_setting_can_be_given_and_required_ones_are_set(home: Stac
     assert issubclass(kind, msgspec.Struct)
     planned = _environments(_plan(home, MESH_RELAY="on"))[service]
     provided = {each for name in planned for each in (name, name.removesuffix("_FILE"))}
-    # The default path, and what `aicli worker` passes to the worker that it becomes.
-    provided |= {"MESH_STATE_FILE", "JOURNAL_FILE", "RECEIPTS_FILE", "WORKER_PAUSE_FILE", "WORKER_REPORT_FILE", "WORKER_STATUS"}
+    # The default path, what nodes beside a stack have, and what `aicli worker` passes to the worker that it becomes.
+    provided |= {
+        "JOIN_TICKET_FILE",
+        "MESH_STATE_FILE",
+        "JOURNAL_FILE",
+        "RECEIPTS_FILE",
+        "WORKER_PAUSE_FILE",
+        "WORKER_REPORT_FILE",
+        "WORKER_STATUS",
+    }
     passed = {name for name, services in settings.PASSED.items() if service in services} | settings.SECRET
     declared = {setting.variable.name for setting in config.settings_of(kind)}
     beyond_loopback = {"BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE"}

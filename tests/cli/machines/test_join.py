@@ -64,7 +64,7 @@ class Machine:
 
     @property
     def state(self) -> Path:
-        return self.home / ".local/state/aimesh/worker"
+        return self.home / "no-stack/worker"
 
     async def start(self, *arguments: str) -> Process:
         environment = {
@@ -325,6 +325,9 @@ def test_folder_is_locked_by_one_process(folder: join.Folder) -> None:
         ({"XDG_STATE_HOME": "/s", "HOME": "/h"}, None, "/s/aimesh/worker"),
         ({"XDG_STATE_HOME": "relative", "HOME": "/h"}, None, "/h/.local/state/aimesh/worker"),
         ({"HOME": "/h"}, "mine", "/here/mine"),
+        ({"HOME": "/h", "AIMESH_HOME": "/w1"}, None, "/w1/worker"),
+        ({"HOME": "/h", "AIMESH_HOME": "w1"}, None, "/here/w1/worker"),
+        ({"HOME": "/h", "AIMESH_HOME": "/w1"}, "/elsewhere", "/elsewhere"),
         ({"HOME": "/h"}, "/elsewhere", "/elsewhere"),
     ],
 )

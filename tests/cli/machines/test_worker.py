@@ -11,9 +11,9 @@ from cli.machines import join, worker
 from cli.machines.join import Folder
 from services.inference.settings import InferenceSettings
 from shared import config, errors
-from shared.identity import node_keys
+from shared.identity import enrollment_list, node_keys
 from shared.node.membership_file import MembershipFile
-from shared.types import MeshName, Role
+from shared.types import MeshName, NodeId, Role
 from stack import initialization
 from stack import stack_home as homes
 from tests.cli.fake_mesh import Shell
@@ -34,9 +34,8 @@ def test_worker_is_its_own_node(stack: homes.StackHome) -> None:
     second = worker.plan_environment(outside, {})
     ids = {node_keys.load(Path(each["NODE_KEY_FILE"])).id for each in (first, second)}
     assert len(ids) == 2
-    users = (stack.nats / "users.conf").read_text()
-    assert all(node in users for node in ids)
-    assert f": {Role.WORKER}\n" in users
+    enrolled = {each.node: each.role for each in enrollment_list.read(stack.enrollment)}
+    assert [enrolled[NodeId(node)] for node in ids] == [Role.WORKER, Role.WORKER]
     assert first["PATH"] == "/bin"
 
 
