@@ -19,8 +19,11 @@ from shared.identity.node_keys import NodeKey
 from shared.stores import objects
 from shared.types import MeshName
 from stack.recovery import layout, sealing
+from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import BackupManifest, BackupPart, Segment, StoreMesh, StoreState, WalObject
 from stack.servers import postgres
+from stack.settings import BackupSettings
+from stack.stack_home import StackHome
 from tests.servers import PostgresServer
 
 SEGMENT = 16 << 20
@@ -52,6 +55,10 @@ class BackupMaker:
             format=layout.FORMAT, mesh=self.mesh, system="1", keys=(self.key.id,),
             recipients=(self.recipients[0],), own_recipient=self.recipients[1],
         )  # fmt: skip
+
+    def place(self, home: StackHome) -> BackupPlace:
+        """What the agent of a restored home writes with."""
+        return BackupPlace(home, BackupSettings(), self.store, self.store_mesh, self.key, self.own_identity)
 
     async def begin(self) -> None:
         """The cluster keeps its log, and has the superuser and the database of a stack."""

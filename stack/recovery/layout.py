@@ -39,7 +39,7 @@ _SEGMENT = re.compile(
 )
 _HISTORY = re.compile(r"wal/(?P<timeline>[0-9A-F]{8})\.history\.zst\.age")
 _PROGRAM_LOG = re.compile(r"logs/(?P<day>\d{4}-\d\d-\d\d)/[a-z0-9-]+\.log\.zst\.age")
-_LOG = re.compile(r"log/(?P<service>[a-z]+)/(?P<first>\d{12})-(?P<last>\d{12})\.zst\.age")
+_LOG = re.compile(r"log/(?P<service>[a-z]+)/(?P<first>\d{12})-(?P<last>\d{12})(-(?P<term>[1-9]\d*))?\.zst\.age")
 
 
 class RestoreRefused(errors.BadSettings):
@@ -192,10 +192,17 @@ class LogPart:
     service: str
     first: int
     last: int
+    #: Of the site that wrote it; 0 before the first restore that accepted a gap.
+    term: int = 0
+
+    @property
+    def is_cut(self) -> bool:
+        """Return whether it has no lines: a restore accepted a gap, and gave up the lines of earlier terms from ``first`` on."""
+        return self.last < self.first
 
     @property
     def object(self) -> str:
-        return f"{RECOVERY_LOG}{self.service}/{self.first:012}-{self.last:012}{SUFFIX}"
+        return f"{RECOVERY_LOG}{self.service}/{self.first:012}-{self.last:012}{f'-{self.term}' if self.term else ''}{SUFFIX}"
 
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -244,7 +251,25 @@ def parse_history(name: str) -> int | None:
 
 def parse_log(name: str) -> LogPart | None:
     match = _LOG.fullmatch(name)
-    return None if match is None else LogPart(match["service"], int(match["first"]), int(match["last"]))
+    return None if match is None else LogPart(match["service"], int(match["first"]), int(match["last"]), int(match["term"] or 0))
+
+
+def choose_log(parts: Collection[LogPart]) -> tuple[list[tuple[LogPart, int]], list[LogPart]]:
+    """Return the objects in the order of their lines, each with how many of its first lines earlier ones have, and those behind a gap.
+    An interrupted attempt leaves lines in two objects."""
+    cuts = [part for part in parts if part.is_cut]
+    chosen: list[tuple[LogPart, int]] = []
+    behind: list[LogPart] = []
+    last = 0
+    for part in sorted(parts, key=lambda each: (each.first, -each.last)):
+        if part.is_cut or any(cut.term > part.term and cut.first <= part.first for cut in cuts):
+            continue
+        if part.first > last + 1 or behind:
+            behind.append(part)
+        elif part.last > last:
+            chosen.append((part, last + 1 - part.first))
+            last = part.last
+    return chosen, behind
 
 
 def parse_program_log(name: str) -> date | None:

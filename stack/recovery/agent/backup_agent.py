@@ -83,12 +83,12 @@ class Agent:
         self._node = node
         self._site = SiteKeeper(place, own)
         self._shipping = None if source is None else WalShipping(place, source, term=own.term)
-        self._copies = [RecoveryLogCopy(place, method) for method in (follow_auth_log, follow_gateway_log)]
+        self._copies = [RecoveryLogCopy(place, method, own.term) for method in (follow_auth_log, follow_gateway_log)]
         recorded = settings.read_recorded(place.home)
         anchors = Path(recorded.get("AUDIT_ANCHOR_FILE", place.home.audit_anchors))
         self._files = [
-            FileCopy(place, recovery_log_copy.ANCHORS, anchors),
-            FileCopy(place, layout.POINTS, place.home.restore_points),
+            FileCopy(place, recovery_log_copy.ANCHORS, anchors, own.term),
+            FileCopy(place, layout.POINTS, place.home.restore_points, own.term),
         ]
         #: None while the mesh can't be reached.
         self._rpc: RpcClient | None = None

@@ -36,10 +36,12 @@ class RecoveryLogCopy:
         self,
         place: BackupPlace,
         method: StreamMethod[FollowRecoveryLog, RecoveryLines, Nothing],
+        term: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._place = place
         self._method = method
+        self._term = term
         self._clock = clock
         self.service = method.name.partition(".")[0]
         #: Since when the store lacks lines, or may lack some because the service could not be asked; None if it has all.
@@ -54,12 +56,12 @@ class RecoveryLogCopy:
         failures = 0
         while True:
             try:
-                after = await find_last(self._place, self.service)
-                async with rpc.stream(self._method, FollowRecoveryLog(after), deadline_seconds=_FOLLOW_SECONDS) as parts:
+                end, term = await find_end(self._place, self.service, self._term)
+                async with rpc.stream(self._method, FollowRecoveryLog(end.last), deadline_seconds=_FOLLOW_SECONDS) as parts:
                     self._behind_since = None
                     async for part in parts:
                         self._behind_since = self._clock()
-                        await write(self._place, LogPart(self.service, part.first, part.last), part.lines)
+                        await write(self._place, LogPart(self.service, part.first, part.last, term), part.lines)
                         self._behind_since, failures = None, 0
             except errors.AimeshError as error:
                 _log.info("the recovery log is not copied; it will be retried", log=self.service, reason=error.message)
@@ -73,33 +75,36 @@ class FileCopy:
     """The lines of a file in the store, such as the anchors. They are numbered by their order in the store, because replicas may write the
     file."""
 
-    def __init__(self, place: BackupPlace, name: str, file: Path) -> None:
+    def __init__(self, place: BackupPlace, name: str, file: Path, term: int) -> None:
         self._place = place
         self._name = name
         self._file = file
+        self._term = term
         self._seen_bytes = -1
-        #: Where the file's last line begins, and this line, once the store has it.
-        self._stored = (0, b"")
+        #: The number in the store of the file's last line, where it begins, and this line, once the store has it.
+        self._stored = (0, 0, b"")
 
     async def copy(self) -> None:
         """Store the lines that the store lacks. Raises StoreUnavailable."""
         size = self._file.stat().st_size if self._file.exists() else 0
         if size in (0, self._seen_bytes):
             return
-        (start, known), self._stored = self._stored, (0, b"")  # after a failure, the store is asked
-        last = max((part for part, _ in await _list(self._place, self._name)), key=lambda part: part.last, default=None)
-        if not known and last is not None:
-            known = await _read(self._place, last)
+        (number, start, known), self._stored = self._stored, (0, 0, b"")  # after a failure, the store is asked
+        end, term = await find_end(self._place, self._name, self._term)
+        if end.last != number:
+            start, known = 0, await _read(self._place, end) if end.last else b""
         lines, stored = await asyncio.to_thread(_lines_after, self._file, start, known)
+        last = end.last + lines.count(b"\n")
         if lines:
-            first = 1 if last is None else last.last + 1
-            await write(self._place, LogPart(self._name, first, first + lines.count(b"\n") - 1), lines)
-        self._seen_bytes, self._stored = size, stored
+            await write(self._place, LogPart(self._name, end.last + 1, last, term), lines)
+        self._seen_bytes, self._stored = size, (last, *stored)
 
 
-async def find_last(place: BackupPlace, service: str) -> int:
-    """Return the number of the newest line in the store; 0 if it has none."""
-    return max((part.last for part, _ in await _list(place, service)), default=0)
+async def find_end(place: BackupPlace, service: str, term: int) -> tuple[LogPart, int]:
+    """Return the object with the newest line before any gap, and the term for the names of new ones."""
+    parts = [part for part, _ in await _list(place, service)]
+    chosen, _ = layout.choose_log(parts)
+    return chosen[-1][0] if chosen else LogPart(service, 1, 0), term if any(part.is_cut for part in parts) else 0
 
 
 async def write(place: BackupPlace, part: LogPart, lines: bytes) -> None:
@@ -110,30 +115,32 @@ async def write(place: BackupPlace, part: LogPart, lines: bytes) -> None:
 async def join(place: BackupPlace, service: str) -> None:
     """Join successive small objects, and delete those whose lines are in a larger one: an earlier attempt was interrupted."""
     group: list[LogPart] = []
-    size, last = 0, 0
+    size, last, term = 0, 0, 0
 
     async def finish() -> None:
         if len(group) > 1:
             lines = b"".join([await _read(place, each) for each in group])
-            await write(place, LogPart(service, group[0].first, group[-1].last), lines)
+            await write(place, LogPart(service, group[0].first, group[-1].last, term), lines)
             await place.store.delete([each.object for each in group])
 
     for part, stored in await _list(place, service):
-        if part.last <= last:
+        if part.is_cut:
+            continue
+        if part.last <= last and part.term == term:
             await place.store.delete([part.object])
             continue
-        if group and (size + stored.size > _JOINED_BYTES or part.first != last + 1):
+        if group and (size + stored.size > _JOINED_BYTES or (part.term, part.first) != (term, last + 1)):
             await finish()
             group, size = [], 0
         group.append(part)
-        size, last = size + stored.size, part.last
+        size, last, term = size + stored.size, part.last, part.term
     await finish()
 
 
 async def _list(place: BackupPlace, service: str) -> list[tuple[LogPart, StoredObject]]:
     found = [stored async for stored in place.store.list(f"{layout.RECOVERY_LOG}{service}/")]
     parts = [(part, stored) for stored in found if (part := layout.parse_log(stored.name)) is not None]
-    return sorted(parts, key=lambda each: (each[0].first, -each[0].last))
+    return sorted(parts, key=lambda each: (each[0].term, each[0].first, -each[0].last))
 
 
 async def _read(place: BackupPlace, part: LogPart) -> bytes:

@@ -340,6 +340,7 @@ class _Restore:
         await site_claim.take(source.store, source.mesh, key, self.now.record)
         site_claim.save(self._work, self.now.record)
         restored_log.place(self._work, self._home, self.now.record.term, self.now.log)
+        await restored_log.cut(source, key, self.now.record.term, self.now.log)
 
     async def _open(self, _: RestoreSource) -> None:
         await asyncio.to_thread(os.sync)

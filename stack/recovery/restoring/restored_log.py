@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
@@ -14,10 +13,11 @@ import msgspec
 from shared import audit_anchors
 from shared.audit_anchors import Anchor
 from shared.identity import private_file
+from shared.identity.node_keys import NodeKey
 from shared.recovery.log_place import AcceptedGap
 from shared.stores import queries, signed_lines
 from stack import settings
-from stack.recovery import layout
+from stack.recovery import layout, sealing
 from stack.recovery.layout import LogPart, RestoreRefused
 from stack.recovery.restoring.recovered_database import RecoveredDatabase, RestoreSource
 from stack.stack_home import StackHome
@@ -37,7 +37,7 @@ class LogFacts(msgspec.Struct, frozen=True):
     lost_rows: int = 0
     #: Lines behind a gap, and which ones the gap has, by service.
     unusable: int = 0
-    missing: tuple[str, ...] = ()
+    missing: tuple[LogPart, ...] = ()
 
 
 class LastLine(msgspec.Struct, frozen=True):
@@ -45,30 +45,19 @@ class LastLine(msgspec.Struct, frozen=True):
     at: datetime
 
 
-def choose(parts: Iterable[LogPart]) -> tuple[list[tuple[LogPart, int]], list[LogPart]]:
-    """Return the objects in the order of their lines, each with how many of its first lines earlier ones have, and those behind a gap.
-    An interrupted attempt leaves lines in two objects. Pure."""
-    chosen: list[tuple[LogPart, int]] = []
-    behind: list[LogPart] = []
-    last = 0
-    for part in sorted(parts, key=lambda each: (each.first, -each.last)):
-        if part.first > last + 1 or behind:
-            behind.append(part)
-        elif part.last > last:
-            chosen.append((part, last + 1 - part.first))
-            last = part.last
-    return chosen, behind
-
-
 async def fetch(source: RestoreSource, work: StackHome, home: StackHome, *, accepts_gap: bool) -> LogFacts:
     """Gather the files for ``place``: from the store, and from the old home, which may have newer lines. Raises RestoreRefused for
     missing lines."""
-    folder, unusable, missing = work.gathered_log, 0, []
+    folder, unusable, missing = work.gathered_log, 0, list[LogPart]()
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
     for service in (*SERVICES, ANCHORS):
         names = [found.name async for found in source.store.list(f"{layout.RECOVERY_LOG}{service}/")]
-        chosen, behind = choose(part for name in names if (part := layout.parse_log(name)) is not None)
+        stored = [part for name in names if (part := layout.parse_log(name)) is not None]
+        for part in stored:
+            if part.is_cut:
+                await source.open(part.object)  # nobody else may hide lines
+        chosen, behind = layout.choose_log(stored)
         if behind:
             first, last = (chosen[-1][0].last if chosen else 0) + 1, behind[0].first - 1
             if not accepts_gap:
@@ -76,7 +65,7 @@ async def fetch(source: RestoreSource, work: StackHome, home: StackHome, *, acce
                     f"lines {first} to {last} of the recovery log of {service} are missing in the store",
                     hint="revocations may be in them; --accept-log-gap restores without these and later lines",
                 )
-            missing.append(f"{service} {first} to {last}")
+            missing.append(LogPart(service, first, last))
         unusable += sum(part.last - part.first + 1 for part in behind)
         name = _ANCHOR_FILE if service == ANCHORS else f"{service}-restored.jsonl"
         for file, parts in ((folder / name, chosen), (folder / f"{service}.unusable", [(part, 0) for part in behind])):
@@ -134,7 +123,8 @@ def place(work: StackHome, home: StackHome, term: int, facts: LogFacts) -> None:
         # RECOVERY_LOG_DIR may be on another disk, with files of before.
         shutil.copyfile(path, log / path.name.replace("-restored.", f"-restored-{term}."))
     if facts.missing:
-        signed_lines.replace(log / "auth.gap", msgspec.json.encode(AcceptedGap(id=uuid4(), missing=", ".join(facts.missing))))
+        missing = ", ".join(f"{part.service} {part.first} to {part.last}" for part in facts.missing)
+        signed_lines.replace(log / "auth.gap", msgspec.json.encode(AcceptedGap(id=uuid4(), missing=missing)))
     anchors = Path(settings.read_recorded(work).get("AUDIT_ANCHOR_FILE", home.audit_anchors))
     if anchors.is_relative_to(home.root):
         anchors = work.root / anchors.relative_to(home.root)
@@ -143,6 +133,14 @@ def place(work: StackHome, home: StackHome, term: int, facts: LogFacts) -> None:
     if (gathered / _ANCHOR_FILE).exists():
         anchors.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copyfile(gathered / _ANCHOR_FILE, anchors)
+
+
+async def cut(source: RestoreSource, key: NodeKey, term: int, facts: LogFacts) -> None:
+    """Give up the lines behind the accepted gaps in the store: the new site writes others with their numbers. Safe to repeat."""
+    recipients = (*source.mesh.recipients, source.mesh.own_recipient)
+    for part in facts.missing:
+        name = LogPart(part.service, part.first, part.first - 1, term).object
+        await source.store.put(name, await asyncio.to_thread(sealing.seal_bytes, name, b"", key, source.mesh.mesh, recipients))
 
 
 def _log_folder(work: StackHome) -> Path:

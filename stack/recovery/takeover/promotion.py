@@ -140,7 +140,7 @@ class _Promotion:
                 record = await self._take_term(facts, source, key, old_site_is_off=old_site_is_off)
             async with self._step("wait for the end of the other site"):
                 await self._wait_for_fence(source, record, old_site_is_off=old_site_is_off)
-            await self._open_database(source, facts.backup)
+            await self._open_database(source, key, facts.backup)
             async with self._step("create this site's node keys"):
                 await asyncio.to_thread(self._renew_keys)
             site_claim.save(home, record)
@@ -203,7 +203,7 @@ class _Promotion:
                     (self._home.run / _FILE).unlink()
                     raise RestoreRefused(f"lost_race: another site has taken term {check.highest}", hint="only one site may own the mesh")
 
-    async def _open_database(self, source: RestoreSource, backup: str) -> None:
+    async def _open_database(self, source: RestoreSource, key: node_keys.NodeKey, backup: str) -> None:
         home = self._home
 
         def ignore(*_: object) -> None:
@@ -227,6 +227,7 @@ class _Promotion:
                 await self._revoke(database)
                 reached = database.reached(end, plan)
             restored_log.place(home, home, self.now.record.term, log)
+            await restored_log.cut(source, key, self.now.record.term, log)
             self._save(log=log, reached_at=max(reached, self.now.reached_at or reached))
 
     async def _revoke(self, database: RecoveredDatabase) -> None:

@@ -40,7 +40,7 @@ def test_other_names_are_nothing() -> None:
         "wal/00000001/000000010000000000000000", "wal/00000001/../000000010000000000000000.zst.age", "wal/x.zst.age",
         "wal/00000001.history",
         "base/20261125T000000Z-1/../manifest.json", "base/now-1/manifest.json", "log/auth/1-2.zst.age",
-        "log/../000000000001-000000000002.zst.age",
+        "log/../000000000001-000000000002.zst.age", "log/auth/000000000001-000000000002-0.zst.age",
     ):  # fmt: skip
         with case(name):
             assert layout.parse_segment(name, 16 << 20) is None
@@ -57,9 +57,30 @@ def test_backups_logs_and_histories_are_read_from_their_names() -> None:
     assert parsed is not None
     assert (parsed[0].name, parsed[0].term, parsed[1]) == (name, 12, "data.tar.zst.age")
     assert layout.parse_backup(layout.manifest_object(name)) == (parsed[0], "manifest.json")
-    part = LogPart("gateway", 7, 123_456)
-    assert layout.parse_log(part.object) == part
+    for part in (LogPart("gateway", 7, 123_456), LogPart("gateway", 7, 6, 12)):
+        assert layout.parse_log(part.object) == part
     assert layout.parse_history(layout.history_object(10)) == 10
+
+
+def part(first: int, last: int, term: int = 0) -> LogPart:
+    return LogPart("auth", first, last, term)
+
+
+def test_lines_that_are_in_two_objects_are_taken_once() -> None:
+    parts = [part(4, 9), part(1, 3), part(3, 3), part(1, 2), part(8, 12)]
+    assert layout.choose_log(parts) == ([(part(1, 3), 0), (part(4, 9), 0), (part(8, 12), 2)], [])
+
+
+def test_nothing_behind_a_gap_is_taken() -> None:
+    assert layout.choose_log([part(1, 3), part(5, 6), part(7, 8)]) == ([(part(1, 3), 0)], [part(5, 6), part(7, 8)])
+    assert layout.choose_log([part(2, 3)]) == ([], [part(2, 3)])
+
+
+def test_from_a_cut_on_nothing_of_earlier_terms_is_taken() -> None:
+    old = [part(1, 3), part(5, 6), part(4, 3, 2)]
+    assert layout.choose_log(old) == ([(part(1, 3), 0)], [])
+    assert layout.choose_log([*old, part(4, 5, 2), part(6, 6, 3)]) == ([(part(1, 3), 0), (part(4, 5, 2), 0), (part(6, 6, 3), 0)], [])
+    assert layout.choose_log([*old, part(5, 5, 2)]) == ([(part(1, 3), 0)], [part(5, 5, 2)])
 
 
 def test_a_signed_object_is_believed_under_its_name_only() -> None:

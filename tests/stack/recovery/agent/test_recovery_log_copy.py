@@ -66,8 +66,10 @@ class LogService:
 
 
 @contextlib.asynccontextmanager
-async def copying(place: BackupPlace, service: Any, clock: Callable[[], float] = lambda: 0.0) -> AsyncIterator[RecoveryLogCopy]:
-    copy = RecoveryLogCopy(place, follow_auth_log, clock)
+async def copying(
+    place: BackupPlace, service: Any, clock: Callable[[], float] = lambda: 0.0, *, term: int = 1
+) -> AsyncIterator[RecoveryLogCopy]:
+    copy = RecoveryLogCopy(place, follow_auth_log, term, clock)
     task = asyncio.create_task(copy.run(service))
     try:
         yield copy
@@ -84,7 +86,7 @@ async def lines_of(place: BackupPlace, service: str = "auth") -> list[bytes]:
 
 async def until_stored(place: BackupPlace, last: int) -> None:
     async with asyncio.timeout(5):
-        while await recovery_log_copy.find_last(place, "auth") < last:  # noqa: ASYNC110 - the store tells nobody
+        while (await recovery_log_copy.find_end(place, "auth", 1))[0].last < last:  # noqa: ASYNC110 - the store tells nobody
             await asyncio.sleep(0.005)
 
 
@@ -147,6 +149,40 @@ async def test_small_objects_are_joined_and_a_missing_line_keeps_them_apart(plac
     assert await lines_of(place) == [b"1", b"2", b"3", b"4", b"6", b"7", b"8", b"9"]
 
 
+async def test_lines_that_are_missing_in_the_store_are_stored_again(place: BackupPlace, tmp_path: Path) -> None:
+    service, file = LogService(), tmp_path / "audit_anchors.jsonl"
+    file.write_bytes(b"1\n2\n3\n")
+    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file, 1)
+    await anchors.copy()
+    await recovery_log_copy.write(place, LogPart("anchors", 1, 1), b"1\n")
+    await recovery_log_copy.write(place, LogPart("anchors", 3, 3), b"3\n")
+    await place.store.delete([LogPart("anchors", 1, 3).object])
+    append(file, b"4\n")
+    await anchors.copy()
+    assert brittle(place).written[-1] == LogPart("anchors", 2, 4).object
+    await recovery_log_copy.write(place, LogPart("auth", 2, 2), b"2\n")
+    service.append(3)
+    async with copying(place, service):
+        await until_stored(place, 3)
+    assert service.asked == [0]
+
+
+async def test_behind_a_cut_objects_have_the_term_and_those_of_two_terms_are_not_joined(place: BackupPlace, tmp_path: Path) -> None:
+    parts = [LogPart("anchors", 1, 2), LogPart("anchors", 3, 2, 2), LogPart("anchors", 4, 4), LogPart("anchors", 5, 5)]
+    for part in parts:
+        await recovery_log_copy.write(place, part, b"".join(b"%d\n" % each for each in range(part.first, part.last + 1)))
+    file = tmp_path / "audit_anchors.jsonl"
+    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file, 2)
+    file.write_bytes(b"1\n2\n")
+    for line in (b"new 3\n", b"new 4\n"):
+        append(file, line)
+        await anchors.copy()
+    await recovery_log_copy.join(place, "anchors")
+    stored = [part for part, _ in await recovery_log_copy._list(place, "anchors")]
+    assert stored == [LogPart("anchors", 1, 2), LogPart("anchors", 4, 5), LogPart("anchors", 3, 4, 2), LogPart("anchors", 3, 2, 2)]
+    assert await recovery_log_copy.find_end(place, "anchors", 3) == (LogPart("anchors", 3, 4, 2), 3)
+
+
 async def test_large_objects_stay_as_they_are(place: BackupPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in (1, 2, 3):
         await recovery_log_copy.write(place, LogPart("auth", number, number), b"%d\n" % number)
@@ -166,14 +202,14 @@ async def test_an_interrupted_joining_is_completed(place: BackupPlace) -> None:
 
 async def test_only_new_anchors_are_stored(place: BackupPlace, tmp_path: Path) -> None:
     file = tmp_path / "audit_anchors.jsonl"
-    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file)
+    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file, 1)
     await anchors.copy()
     assert brittle(place).written == [], "there is no file yet"
     file.write_bytes(b"a\nb\n")
     await anchors.copy()
     await anchors.copy()
     file.write_bytes(b"a\nb\nc\nd\ntor")
-    await FileCopy(place, recovery_log_copy.ANCHORS, file).copy()
+    await FileCopy(place, recovery_log_copy.ANCHORS, file, 1).copy()
     assert brittle(place).written == [LogPart("anchors", first, last).object for first, last in ((1, 2), (3, 4))]
     assert await lines_of(place, "anchors") == [b"a", b"b", b"c", b"d"], "a line without its end is still being written"
 
@@ -181,7 +217,7 @@ async def test_only_new_anchors_are_stored(place: BackupPlace, tmp_path: Path) -
 async def test_only_the_new_end_of_the_file_is_read(place: BackupPlace, tmp_path: Path) -> None:
     """It grows for years. After a failure, and for another file, all of it is compared with the store."""
     file = tmp_path / "audit_anchors.jsonl"
-    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file)
+    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file, 1)
     old = [b"%0100000d" % number for number in range(30)]
     file.write_bytes(b"\n".join(old) + b"\nto")
     await anchors.copy()
@@ -213,7 +249,7 @@ def append(file: Path, text: bytes) -> None:
 
 async def test_a_new_file_of_anchors_is_stored_behind_the_old_one(place: BackupPlace, tmp_path: Path) -> None:
     file = tmp_path / "audit_anchors.jsonl"
-    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file)
+    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file, 1)
     file.write_bytes(b"a\nb\n")
     await anchors.copy()
     file.write_bytes(b"c\n")

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -36,6 +36,7 @@ from stack.servers import postgres
 from stack.stack_home import StackHome
 from tests import servers
 from tests.backups import BackupMaker
+from tests.stack.recovery.agent.test_recovery_log_copy import LogService, copying, until_stored
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 
@@ -456,16 +457,42 @@ async def test_swapped_objects(case: Case, home: StackHome) -> None:
         other.write_bytes(second)
 
 
-async def test_missing_lines_of_the_recovery_log(case: Case, home: StackHome) -> None:
+@contextlib.asynccontextmanager
+async def line_behind_a_gap(case: Case) -> AsyncIterator[None]:
+    """The store has the line 8, but not those from 5 to 7."""
+    log = case.maker.folder / "log"
+    before = set(log.rglob("*.age"))
     await case.maker.put_log("auth", 8, [b'{"number": 8, "at": "2026-01-01T00:00:00Z"}\n'])
     try:
+        yield
+    finally:
+        for path in set(log.rglob("*.age")) - before:
+            path.unlink()
+
+
+async def test_missing_lines_of_the_recovery_log(case: Case, home: StackHome) -> None:
+    async with line_behind_a_gap(case):
         await refused(case, home, "lines 5 to 7 of the recovery log of auth are missing")
         report = await case.restore(home, accepts_log_gap=True)
-    finally:
-        (case.maker.folder / layout.LogPart("auth", 8, 8).object).unlink()
     assert (report.log_lines_replayed, report.log_lines_unusable) == (2, 1)
     gap = msgspec.json.decode((home.root / "recovery_log" / "auth.gap").read_bytes(), type=AcceptedGap)
     assert gap.missing == "auth 5 to 7", "auth writes it to the audit log"
+
+
+async def test_behind_an_accepted_gap_the_next_restore_has_all_new_lines(case: Case, home: StackHome, tmp_path: Path) -> None:
+    """The restored platform gives its lines the numbers of the gap, and of the line that was behind it."""
+    service, other = LogService(), stack_home.locate({"AIMESH_HOME": str(tmp_path / "other")})
+    async with line_behind_a_gap(case):
+        await case.restore(home, accepts_log_gap=True)
+        await case.restore(other)  # the gap was accepted
+        service.append(9)
+        async with copying(case.maker.place(home), service, term=2):
+            await until_stored(case.maker.place(home), 9)
+        assert service.asked == [4]
+        report = await case.restore(other, replaces=True)
+    assert (report.log_lines_unusable, report.term) == (0, 4)
+    lines = (other.root / "recovery_log" / "auth-restored-4.jsonl").read_bytes().splitlines()
+    assert lines[4:] == [b"%d" % number for number in range(5, 10)]
 
 
 async def test_everything_but_the_database(case: Case, home: StackHome) -> None:

@@ -12,7 +12,7 @@ import pytest
 from shared.api.recovery import SiteLeaseMode
 from stack import secret_files
 from stack.recovery import layout
-from stack.recovery.layout import RestoreRefused
+from stack.recovery.layout import LogPart, RestoreRefused
 from stack.recovery.restoring.recovered_database import RecoveredDatabase
 from stack.recovery.sites import replaced, site_terms
 from stack.recovery.sites.site_terms import SiteAcknowledgement, SiteLeaseRecord, SiteRecord
@@ -154,3 +154,15 @@ async def test_only_a_complete_standby_is_promoted(promoted: Promoted) -> None:
     with pytest.raises(RestoreRefused, match="is no complete standby"):
         await promoted.promote()
     assert [each.name async for each in promoted.maker.store.list("site/2")] == [], "no term is taken"
+
+
+async def test_lines_behind_a_gap_of_the_recovery_log_are_given_up(promoted: Promoted) -> None:
+    await acknowledge(promoted)
+    for number in (1, 3):
+        await promoted.maker.put_log("auth", number, [b"{}\n"])
+    with pytest.raises(Killed):
+        await promoted.promote(kill_after="open the database")
+    assert (await promoted.promote()).term == 2
+    assert (promoted.case.home.recovery_log / "auth.gap").exists(), "also after the second attempt, which finds no gap"
+    stored = {each.name async for each in promoted.maker.store.list("log/")}
+    assert LogPart("auth", 2, 1, 2).object in stored
