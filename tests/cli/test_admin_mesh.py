@@ -75,6 +75,37 @@ def test_all_ticket_options(running_service: Shell) -> None:
     )
 
 
+def test_a_ticket_for_replicas(running_service: Shell) -> None:
+    words = (
+        "--role",
+        "gateway",
+        "--active",
+        "20",
+        "--uses",
+        "unlimited",
+        "--network",
+        "10.0.0.0/8",
+        "--network",
+        "fd00::/8",
+        "--ttl",
+        "90d",
+    )
+    result = running_service("admin", "tickets", "create", *words)
+    assert running_service.mesh.calls[0].request == membership.CreateTicket(
+        Role.GATEWAY, uses=None, ttl_seconds=90 * 86_400, active_most=20, networks=("10.0.0.0/8", "fd00::/8")
+    )
+    assert "any number of machines" in result.stderr
+    assert "JOIN_TICKET_FILE" in result.stderr
+
+
+def test_a_ticket_is_rotated_or_revoked_with_its_nodes(running_service: Shell) -> None:
+    running_service.mesh.answer(membership.rotate_ticket, NewTicket(TICKET, row()))
+    assert running_service("admin", "tickets", "rotate", "0123").stdout == f"{TICKET}\n"
+    assert "and its machines" in running_service("admin", "tickets", "revoke", "0123", "--with-nodes").output
+    assert running_service.mesh.calls[-1].request == membership.RevokeTicket("0123", with_nodes=True)
+    assert running_service("admin", "tickets", "rotate", TICKET).exit_code == 2
+
+
 def test_ticket_as_json(running_service: Shell) -> None:
     running_service.mesh.answer(membership.create_ticket, NewTicket(TICKET, row(), ("leads nowhere",)))
     made = json.loads(running_service("admin", "tickets", "create", "--role", "worker", "--json").stdout)
@@ -102,7 +133,8 @@ def test_durations(running_service: Shell, text: str, seconds: int) -> None:
     [
         pytest.param([], id="no role"),
         pytest.param(["--role", "auth"], id="a role that nobody joins as"),
-        pytest.param(["--role", "worker", "--ttl", "8d"], id="too long"),
+        pytest.param(["--role", "worker", "--ttl", "401d"], id="too long"),
+        pytest.param(["--role", "worker", "--uses", "many"], id="no number of uses"),
         pytest.param(["--role", "worker", "--ttl", "59s"], id="too short"),
         pytest.param(["--role", "worker", "--ttl", "soon"], id="no time"),
         pytest.param(["--role", "worker", "--ttl", "3600"], id="no unit"),

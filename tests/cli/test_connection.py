@@ -194,5 +194,5 @@ async def test_key_rejected_by_the_server_is_reported_with_a_hint(net: TestNet, 
     assert code == 5
     assert "refused this node's key" in err
     # The server runs, so starting the stack would not help.
-    assert "aicli stack init" in err
+    assert "aicli admin nodes refusals" in err
     assert "make up" not in err

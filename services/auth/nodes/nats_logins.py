@@ -36,7 +36,8 @@ from shared.types import NodeId, Role
 #: The account of the mesh's nodes in the server's configuration.
 ACCOUNT = "MESH"
 MOST_REFUSALS = 1000
-_CALLOUTS, _QUEUE = "$SYS.REQ.USER.AUTH", "auth"
+CALLOUTS = "$SYS.REQ.USER.AUTH"
+_QUEUE = "auth"
 _REFUSALS = "auth:nats-refusals"
 _CAME_WITH = "auth:newcomer:"
 #: The server waits 2 s for an answer.
@@ -110,7 +111,7 @@ class NatsLogins:
         self._checks: Counter[str] = Counter()
         self._asking: set[asyncio.Task[None]] = set()
         self._refused: asyncio.Queue[LoginRefusal] = asyncio.Queue(_MOST_QUEUED)
-        self._callouts.subscribe(_CALLOUTS, self._on_callout, queue=_QUEUE)
+        self._callouts.subscribe(CALLOUTS, self._on_callout, queue=_QUEUE)
         self._system.subscribe(self._inbox, self._on_connections)
         node.trust.on_revoked.append(self._cut)
 

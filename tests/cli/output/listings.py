@@ -76,6 +76,7 @@ LISTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {
     ("policy", "explain"): ((), SHOWN_NAME),
     ("admin", "invitations", "list"): ((), "0123abcd"),
     ("admin", "nodes", "list"): ((), NODE[:9]),
+    ("admin", "nodes", "refusals"): ((), NODE[:9]),
     ("admin", "prices", "list"): ((), SHOWN_NAME),
     ("admin", "tickets", "list"): ((), "0123456789abcdef"),
     ("admin", "users", "list"): ((), SHOWN_NAME),
@@ -95,6 +96,8 @@ def answer_all(mesh: FakeMesh) -> None:
     mesh.answer(metrics.get_trace, metrics.FoundTrace((metrics.TracedSpan("gateway", "node", SPAN),)))
     mesh.answer(alerts.list_alerts, alerts.Alerts((ALERT,), (alerts.Silence("1", "", {}, NOW, "ann", NAME),)))
     mesh.answer(audit.list_audit, audit.AuditRows((audit.AuditRow("house", 1, ACT, "alice", "0", False, "0", "0", "0"),)))
+    refusal = membership.LoginRefusal(NODE, "10.0.0.9", NAME, datetime(2026, 11, 25, tzinfo=UTC))
+    mesh.answer(membership.list_login_refusals, membership.LoginRefusals((refusal,)))
     mesh.answer(membership.list_members, membership.Members((member(name=NAME),)))
     version = configuration.ConfigVersion(ConfigKind.ROUTE, NAME, 3, 17, None, False, "applied", NAME, NAME, NOW, is_current=True)
     mesh.answer(configuration.list_config_versions, configuration.ConfigVersions((version,)))

@@ -55,6 +55,7 @@ BOUNDED = {
     "error_type",
     "job",
     "site",
+    "role",
 }
 
 

@@ -57,7 +57,7 @@ def sent_events(answer: httpx.Response) -> list[dict[str, str]]:
 
 def test_every_method_for_clients_is_served_but_those_about_the_calling_node() -> None:
     for_clients = {name for name, method in access_requests.methods().items() if Role.CLIENT in method.callers}
-    about_nodes = {"auth.renewCertificate", "node.readRevocations"}
+    about_nodes = {"auth.renewCertificate", "auth.leaveNode", "node.readRevocations"}
     assert {method.name for method in rpc_routes.methods()} == for_clients - about_nodes
 
 
