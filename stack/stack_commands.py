@@ -9,6 +9,7 @@ import click
 
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
+from shared import errors
 from stack.recovery import recovery_commands, restore_commands
 
 if TYPE_CHECKING:
@@ -110,6 +111,40 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
     click.echo(str(key_file))
     if made.settings.nats_admission == "users":
         printing.note(f"Let your NATS server read {home.nats / 'users.conf'} again (SIGHUP) to add the node.")
+
+
+@stack.command("nats-users")
+def nats_users() -> None:
+    """Print the enrolled nodes as a static list of NATS users, for a server that cannot ask auth (NATS_AUTH=users)."""
+    from stack import settings
+    from stack.servers import nats_server
+
+    home = _home()
+    mesh = settings.load(settings.read_recorded(home)).mesh
+    nodes = nats_server.read_enrolled(home)
+    if not nodes:
+        raise errors.BadSettings(f"there is no stack in {home.root}", hint="run make up first")
+    click.echo(nats_server.render_users(mesh, nodes), nl=False)
+
+
+@stack.command("nats-keys")
+@click.option("--renew", is_flag=True, required=True, help="Replace auth's keys for NATS logins.")
+def nats_keys(*, renew: bool) -> None:
+    """Replace the keys with which auth answers NATS servers, for example because another person may know them.
+
+    Then restart the stack. Nodes keep their keys and certificates.
+    """
+    from stack import initialization
+    from stack.servers import nats_server
+
+    assert renew
+    home = _home()
+    if not nats_server.read_enrolled(home):
+        raise errors.BadSettings(f"there is no stack in {home.root}", hint="run make up first")
+    for name in nats_server.AUTH_KEYS:
+        (home.secrets / name).unlink(missing_ok=True)
+    initialization.ensure(home, {}, Path.cwd())
+    click.echo("New keys are written. Restart the stack (make up), and your own NATS servers with the new nats/users.conf.")
 
 
 @stack.command()

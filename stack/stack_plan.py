@@ -188,7 +188,7 @@ def _nats_login_files(home: StackHome, settings: StackSettings) -> dict[str, str
     if settings.nats_admission == "users":
         return {}
     keys = {f"NATS_{name.upper()}_KEY_FILE": str(home.secrets / f"nats_{name}.nk") for name in ("issuer", "callout", "sys")}
-    return {**keys, "ENROLLMENT_FILE": str(home.enrollment)}
+    return {**keys, "ENROLLMENT_LIST": str(home.enrollment)}
 
 
 def _database_of(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], service: str) -> dict[str, str]:

@@ -146,8 +146,8 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     nats_sys_key_file: Annotated[
         Path | None, Variable("NATS_SYS_KEY_FILE", "file with the key of the NATS system account, with which auth cuts off revoked nodes")
     ] = None
-    enrollment_file: Annotated[
-        Path | None, Variable("ENROLLMENT_FILE", "enrollment.json: the nodes that may connect before they have a certificate")
+    enrollment_list: Annotated[
+        Path | None, Variable("ENROLLMENT_LIST", "enrollment.json: the nodes that may connect before they have a certificate")
     ] = None
     public_nats_url: Annotated[
         str | None,

@@ -28,6 +28,8 @@ from stack.stack_home import StackHome, write_private
 _MAX_PAYLOAD = "2MB"
 #: The longest certificate in a login is 4 KB, the server's default for a whole line.
 _MAX_CONTROL_LINE = "16KB"
+#: The secrets with which auth answers the server.
+AUTH_KEYS = ("nats_issuer.nk", "nats_callout.nk", "nats_sys.nk")
 #: Until releases with NATS_AUTH, the list of nodes and those that the server refused.
 _FORMER = ("nodes.json", "revoked.json", "nats.pid")
 

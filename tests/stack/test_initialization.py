@@ -1,10 +1,11 @@
 import base64
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shared import errors
-from shared.identity import credentials, node_keys
+from shared.identity import credentials, enrollment_list, node_keys
 from shared.types import Role
 from stack import initialization, secret_files, stack_plan
 from stack import stack_home as homes
@@ -86,3 +87,32 @@ def test_older_home_gets_what_the_metrics_role_needs(home: StackHome) -> None:
     assert initialization.ensure(home, {}, home.root).made == ["postgres_metrics"]
     assert secret_files.read(home, "postgres_metrics") in stack_plan.database_url_file(home, "metrics").read_text()
     assert (home.secrets / "postgres_auth").read_text() == before
+
+
+def test_a_home_of_before_keeps_its_nodes_and_keys(home: StackHome, tmp_path: Path) -> None:
+    """Until NATS servers asked auth, nats/nodes.json had the nodes, and nats/revoked.json those that were cut off."""
+    settings = initialization.ensure(home, {}, tmp_path).settings
+    key = nats_server.add_node(home, settings.mesh, "gpu-box", Role.WORKER)
+    before = enrollment_list.read(home.enrollment)
+    (home.nats / "nodes.json").write_bytes(msgspec.json.encode(before))
+    (home.nats / "revoked.json").write_bytes(b"[]")
+    home.enrollment.unlink()
+    keys = {path.name: path.read_bytes() for path in home.keys.iterdir()}
+    initialization.ensure(home, {}, tmp_path)
+    assert set(enrollment_list.read(home.enrollment)) == set(before)
+    assert node_keys.load(key).id in {node.node for node in before}
+    assert {path.name: path.read_bytes() for path in home.keys.iterdir()} == keys
+    assert not {"nodes.json", "revoked.json"} & {path.name for path in home.nats.iterdir()}
+    users = (home.nats / "users.conf").read_bytes()
+    nats_server.add_node(home, settings.mesh, "another", Role.GATEWAY)
+    initialization.ensure(home, {}, tmp_path)
+    assert (home.nats / "users.conf").read_bytes() == users
+
+
+def test_a_static_list_of_nats_users_for_a_server_that_cannot_ask(home: StackHome, tmp_path: Path) -> None:
+    settings = initialization.ensure(home, {"NATS_AUTH": "users"}, tmp_path).settings
+    key = nats_server.add_node(home, settings.mesh, "gpu-box", Role.WORKER, settings.nats_admission)
+    users = (home.nats / "users.conf").read_text()
+    assert f"# gpu-box: worker\n  {{ nkey: {node_keys.load(key).id}" in users
+    assert "auth_callout" not in users
+    assert initialization.ensure(home, {"NATS_URL": "nats://127.0.0.1:1"}, tmp_path).settings.nats_admission == "users"

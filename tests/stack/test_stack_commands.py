@@ -13,7 +13,7 @@ from cli.cli_context import CliContext
 from cli.profile import Profile
 from shared.api import gateway
 from shared.api.gateway import NodeRow
-from shared.identity import enrollment_list
+from shared.identity import enrollment_list, node_keys
 from shared.identity.enrollment_list import EnrolledNode
 from shared.types import NodeId, Role
 from stack import stack_commands
@@ -102,3 +102,17 @@ async def test_migrations_are_listed_for_each_schema(migrating: tuple[CliContext
 def test_migrate_needs_one_of_two_options(migrating: tuple[CliContext, FakeMesh], flags: tuple[str, ...]) -> None:
     done = migrate(migrating[0], *flags, url="")
     assert (done.exit_code, "give either --status or --post" in done.stderr) == (2, True)
+
+
+def test_the_static_list_and_new_keys_for_nats(tmp_path: Path) -> None:
+    home = homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
+    for command in (("nats-users",), ("nats-keys", "--renew")):
+        refused = aicli(home.root, *command)
+        assert (refused.exit_code, "there is no stack" in refused.output) == (2, True)
+    aicli(home.root, "add-node", "gpu-box", "worker")
+    assert "# gpu-box: worker\n" in aicli(home.root, "nats-users").stdout
+    before = {path.name: path.read_bytes() for folder in (home.secrets, home.keys) for path in folder.iterdir() if path.is_file()}
+    assert aicli(home.root, "nats-keys", "--renew").exit_code == 0
+    after = {path.name: path.read_bytes() for folder in (home.secrets, home.keys) for path in folder.iterdir() if path.is_file()}
+    assert {name for name in before if before[name] != after[name]} == {"nats_issuer.nk", "nats_callout.nk", "nats_sys.nk"}
+    assert node_keys.load(home.secrets / "nats_callout.nk").id in (home.nats / "users.conf").read_text()

@@ -100,7 +100,7 @@ class NatsLogins:
         self._node = node
         self._members = members
         self._cache = cache
-        self._enrollment_file = settings.enrollment_file
+        self._enrollment_list_path = settings.enrollment_list
         self._enrolled: dict[NodeId, Role] = {}
         self._enrolled_at = 0
         #: Nodes of the list that have logged in here.
@@ -125,10 +125,10 @@ class NatsLogins:
 
     async def _read_enrolled(self) -> None:
         """Raises Unavailable and BadSettings."""
-        if self._enrollment_file is None:
+        if self._enrollment_list_path is None:
             return
-        self._enrolled_at = _changed_at(self._enrollment_file)
-        listed = enrollment_list.read(self._enrollment_file)
+        self._enrolled_at = _changed_at(self._enrollment_list_path)
+        listed = enrollment_list.read(self._enrollment_list_path)
         # The revocation list forgets a node after a week, its row does not.
         revoked = await self._members.find_revoked([each.node for each in listed])
         self._enrolled = {each.node: each.role for each in listed if each.node not in revoked}
@@ -175,7 +175,7 @@ class NatsLogins:
         decision = self._decide(request)
         if isinstance(decision, AskStore):
             work = self._ask_store(request, decision)
-        elif decision == nats_callout.NOT_ENROLLED and self._enrolled_at != _changed_at(self._enrollment_file):
+        elif decision == nats_callout.NOT_ENROLLED and self._enrolled_at != _changed_at(self._enrollment_list_path):
             work = self._ask_again(request)
         else:
             self._answer(request, reply, decision)

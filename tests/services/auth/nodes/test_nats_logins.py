@@ -141,7 +141,7 @@ async def mesh(home: StackHome, server: NatsServer, settings: AuthSettings) -> A
         nats_issuer_key_file=home.secrets / "nats_issuer.nk",
         nats_callout_key_file=home.secrets / "nats_callout.nk",
         nats_sys_key_file=home.secrets / "nats_sys.nk",
-        enrollment_file=home.enrollment,
+        enrollment_list=home.enrollment,
     )
     async with background() as tasks:
         found = Mesh(home, server, chosen, tasks)
