@@ -164,6 +164,10 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         ),
     ] = ()
 
+    @property
+    def makes_own_key(self) -> bool:
+        return self.mesh_ca_key_file is not None
+
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
         if self.mesh_ca_next_key_file is not None and self.mesh_ca_key_file is None:

@@ -19,7 +19,7 @@ from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.method import Method, StreamMethod
 from shared.api.metrics import MetricsTextFormat
-from shared.identity import node_keys
+from shared.identity import node_keys, private_file
 from shared.identity.trust import Trust
 from shared.node import enrollment, membership_file
 from shared.node.announcements import Announcer
@@ -399,6 +399,8 @@ async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
 
 @asynccontextmanager
 async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
+    if settings.makes_own_key:
+        private_file.create(settings.node_key_file, node_keys.new_seed)
     me = LocalNode(settings.mesh, role, node_keys.load(settings.node_key_file), f"aimesh/{version()}")
     plan = plan_transports(settings, me)
     if plan.nats is not None and role is not Role.AUTH:

@@ -97,6 +97,11 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         return NatsFiles(ca=self.nats_ca_file, cert=self.nats_cert_file, key=self.nats_key_file, creds=self.nats_creds_file)
 
     @property
+    def makes_own_key(self) -> bool:
+        """Return whether a missing key is created: a ticket or the CA's key makes it a member."""
+        return self.join_ticket_file is not None
+
+    @property
     def state_file(self) -> Path:
         """Return the file with this node's membership."""
         return self.mesh_state_file or self.node_key_file.with_suffix(".mesh")
