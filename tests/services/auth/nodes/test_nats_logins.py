@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -381,3 +382,19 @@ async def test_a_node_whose_row_is_gone_does_not_become_the_operators(mesh: Mesh
     await by_hand.run(postgres_url, "DELETE FROM auth.nodes WHERE id = $1", worker.node.id)
     with pytest.raises(errors.NotCertified, match="does not know this node"):
         await worker.node.rpc.call(membership.renew_certificate, membership.RenewCertificate())
+
+
+async def test_a_node_that_cannot_join_makes_its_key_and_ends_with_what_to_do(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    await mesh.start_auth()
+    ticket = await mesh.ticket()
+    await mesh.administer(membership.revoke_ticket, membership.RevokeTicket(tickets.parse(ticket).id))
+    plan = mesh.plan("one", ticket)
+    plan.node_key_file.unlink()
+    monkeypatch.setattr(enrollment, "EnrollmentOptions", partial(enrollment.EnrollmentOptions, find_seconds=0.3))
+    # BadSettings ends a service with status 2.
+    with pytest.raises(errors.BadSettings, match="cannot join with the ticket in JOIN_TICKET_FILE") as refused:
+        async with member(plan, Role.WORKER):
+            pass
+    assert "aicli admin nodes refusals" in refused.value.hint
+    assert "the ticket was revoked" in await mesh.refusals()
+    assert plan.node_key_file.stat().st_mode & 0o077 == 0

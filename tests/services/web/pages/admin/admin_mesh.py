@@ -128,9 +128,15 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         row = TicketRow(
             "0123abcd", request.role, TicketState.GOOD, request.uses, 0, dict(request.labels), request.needs_approval,
             request.owner or user.username, NOW, NOW + timedelta(seconds=request.ttl_seconds),
+            active_most=request.active_most, networks=request.networks,
         )  # fmt: skip
         self.tickets.append(row)
         return membership.NewTicket("aip_join_secret", row, self.warnings)
+
+    def _rotate_ticket(self, request: membership.RotateTicket, credential: Credential | None) -> membership.NewTicket:
+        self._admin(credential)
+        row = next(row for row in self.tickets if row.id == request.id)
+        return membership.NewTicket("aip_join_rotated", msgspec.structs.replace(row, id="fresh"))
 
     def _revoke_ticket(self, request: membership.RevokeTicket, credential: Credential | None) -> TicketRow:
         self._user(credential)

@@ -100,6 +100,22 @@ async def test_revoke_a_ticket(root: Browser, mesh: AdminMesh) -> None:
     assert "Ticket revoked." in (await root.get(f"{PATH}?done=revoked")).text
 
 
+async def test_a_ticket_for_replicas(root: Browser, mesh: AdminMesh) -> None:
+    typed = {"role": "gateway", "uses": "", "active": "20", "networks": "10.0.0.0/8, fd00::/8", "lifetime": str(90 * 86_400)}
+    made = await root.submit(await root.get(PATH), PATH, **typed)
+    assert made.status_code == 201
+    row = mesh.tickets[-1]
+    assert (row.uses, row.active_most, row.networks) == (None, 20, ("10.0.0.0/8", "fd00::/8"))
+    assert "JOIN_TICKET_FILE" in made.text
+    assert "0 of 20" in made.text
+
+
+async def test_rotate_a_ticket(root: Browser, mesh: AdminMesh) -> None:
+    mesh.add_ticket("abcd")
+    done = await root.submit(await root.get(PATH), f"{PATH}/abcd/rotate")
+    assert (done.status_code, "aip_join_rotated" in done.text) == (201, True)
+
+
 async def test_missing_tickets_and_missing_ca_are_reported(root: Browser, mesh: AdminMesh) -> None:
     assert "No tickets yet." in (await root.get(PATH)).text
     mesh.broken["auth.listTickets"] = errors.Unavailable("this mesh has no CA", hint="set MESH_CA_KEY_FILE at auth")
