@@ -82,8 +82,12 @@ async def replica(
     home, name, settings = stack.place, name or f"{service}-replica", settings or {}
     if "NODE_KEY_FILE" in settings:
         key_file = Path(settings["NODE_KEY_FILE"])
-    else:
+    elif home.enrollment.exists():
         key_file = await asyncio.to_thread(nats_server.add_node, home, MESH, name, ROLES[service])
+    else:
+        # A stack of the release before: its NATS server has a static list, which only that release writes.
+        added = await stack.aicli("stack", "add-node", name, ROLES[service], "--json")
+        key_file = Path(added.json()["key_file"])
     port, log_file = free_port(), folder / f"{name}.log"
     environment = _environment(stack, service) | {
         "NODE_KEY_FILE": str(key_file),
@@ -129,6 +133,8 @@ def _start(release: Release, words: Sequence[str], environment: dict[str, str], 
 def _environment(stack: RunningStack, service: str) -> dict[str, str]:
     """As the supervisor's, but for what two processes on one machine cannot both have."""
     recorded = stack_settings.read_recorded(stack.place)
+    if not stack.place.enrollment.exists():
+        recorded = {**recorded, "NATS_AUTH": "users"}
     found = stack_plan.service_environment(stack.place, stack_settings.load(recorded), recorded, service)
     own = {
         "auth": {"AUDIT_ANCHOR_FILE": "", "RECOVERY_LOG_DIR": ""},

@@ -48,8 +48,6 @@ class Announcer:
                 nats_client.subscribe(topics.announcements(mesh, role), self._on_announcement)
             if self._describe is not None and self._me.role in SERVICE_ROLES:
                 nats_client.subscribe(topics.announcement_query(mesh), self._on_query)
-            if self._me.role is Role.AUTH:
-                nats_client.subscribe(topics.newcomer_query(mesh, "*"), self._on_query)
         self.ask()
 
     def ask(self) -> None:

@@ -113,6 +113,8 @@ class NatsLogins:
         self._refused: asyncio.Queue[LoginRefusal] = asyncio.Queue(_MOST_QUEUED)
         self._callouts.subscribe(CALLOUTS, self._on_callout, queue=_QUEUE)
         self._system.subscribe(self._inbox, self._on_connections)
+        assert node.node_transports.nats is not None
+        node.node_transports.nats.nats.subscribe(topics.newcomer_query(node.mesh, "*"), lambda _: node.announcer.announce_soon())
         node.trust.on_revoked.append(self._cut)
 
     async def connect(self) -> None:
