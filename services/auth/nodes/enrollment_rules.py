@@ -85,6 +85,8 @@ def check_own_ticket(request: CreateTicket, owner: UserId, username: str) -> Non
         raise errors.NotAllowed(f"role: your own tickets are for workers, not for a {request.role}", hint=hint)
     if request.owner is not None and request.owner.lower() not in {username.lower(), str(owner)}:
         raise errors.NotAllowed("owner: you are the owner of nodes that join with your own tickets", hint="leave owner out")
+    if request.active_most is not None:
+        raise errors.NotAllowed("active_most: only an administrator creates tickets for replicas", hint=hint)
     if given := ONLY_BY_TICKET & request.labels.keys():
         raise errors.NotAllowed(f"label {min(given)}: only an administrator's ticket can give it", hint=hint)
 

@@ -175,6 +175,7 @@ async def test_a_node_with_a_node_owners_ticket_waits_for_an_administrator(runni
         pytest.param({"labels": {"trusted": "yes"}}, "label trusted", id="trusted"),
         pytest.param({"owner": "admin"}, "owner", id="in an administrator's name"),
         pytest.param({"owner": "nobody-there"}, "owner", id="in nobody's name"),
+        pytest.param({"active_most": 3}, "replicas", id="for replicas"),
     ],
 )
 async def test_limits_of_a_node_owners_ticket(running_service: Surroundings, changed: dict[str, Any], says: str) -> None:
