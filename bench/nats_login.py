@@ -27,6 +27,7 @@ from services.auth.nodes.nats_logins import ACCOUNT, CALLOUTS
 from shared.identity import certificates, login_tokens, node_keys
 from shared.identity.certificates import Subject
 from shared.node import membership_file
+from shared.node.lifecycle import background
 from shared.node.member import member
 from shared.node.membership_file import MembershipFile
 from shared.protocol import topics
@@ -66,9 +67,9 @@ async def _answer_logins(root: str, url: str) -> None:
     client.subscribe(CALLOUTS, answer, queue="auth")
     await client.connect(deadline_seconds=30)
     await client.flush()
-    running = asyncio.create_task(client.run())
-    await processes.serve_until_stdin_ends()
-    running.cancel()
+    async with background() as tasks:
+        tasks.create_task(client.run())
+        await processes.serve_until_stdin_ends()
 
 
 async def _run_nodes(url: str, *keys: str) -> None:
