@@ -26,6 +26,8 @@ UNVERIFIED_SECONDS = 30 * MINUTE
 #: The other jobs run at least every hour.
 UPKEEP_LATE_SECONDS = 3 * HOUR
 RECOVERY_LOG_BEHIND_SECONDS = MINUTE
+#: A node that is refused tries every two seconds for a minute; one that was revoked does as long as it runs.
+LOGINS_REFUSED = 60
 PARTITIONS_AHEAD_LEAST_SECONDS = 14 * DAY
 
 RULES = (
@@ -149,6 +151,15 @@ RULES = (
         when=above(grown(Selector(instruments.CONTESTED_KEYS), HOUR, "service", "node"), 0),
         summary="Two processes seem to use the key of {service} {node}",
         description="Its links keep being replaced. It was started twice, or someone has a copy of its key.",
+        board=DashboardName.SECURITY,
+        unit=AlertUnit.COUNT,
+    ),
+    AlertRule(
+        name="nats_logins_refused",
+        severity=Severity.WARNING,
+        when=above(grown(Selector(instruments.NATS_LOGINS, (("result", ("refused",)),)), 10 * MINUTE), LOGINS_REFUSED),
+        summary="Auth refused many NATS logins in 10 minutes",
+        description="Nodes cannot join, or someone tries keys. `aicli admin nodes refusals` names keys, addresses and reasons.",
         board=DashboardName.SECURITY,
         unit=AlertUnit.COUNT,
     ),

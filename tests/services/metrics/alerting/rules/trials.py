@@ -291,6 +291,13 @@ TRUST = (
     _trial("database_restored", _one_gauge(instruments.DATABASE_RESTORED, 0, service="auth", node="a"), Course(3, 3, 3), 1, 0),
     _trial("certificate_expiring", _one_gauge(instruments.CERTIFICATE_SECONDS_LEFT, 86400, **_GATEWAY), Course(3, 8, 3), 21_599, 21_600),
     _trial("revocation_list_old", _one_gauge(instruments.REVOCATION_LIST_AGE, 9, **_GATEWAY), Course(3, 4, 3), 601, 600),
+    _trial(
+        "nats_logins_refused",
+        _one_jump(instruments.NATS_LOGINS, service="auth", node="a", role="", result="refused"),
+        Course(12, 12, 12),
+        61,
+        60,
+    ),
     _trial("contested_key", _one_jump(instruments.CONTESTED_KEYS, **_GATEWAY), Course(70, 10, 70), 1, 0),
 )
 
