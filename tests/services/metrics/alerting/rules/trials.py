@@ -294,7 +294,7 @@ TRUST = (
     _trial(
         "nats_logins_refused",
         _one_jump(instruments.NATS_LOGINS, service="auth", node="a", role="", result="refused"),
-        Course(12, 12, 12),
+        Course(12, 8, 12),
         61,
         60,
     ),
