@@ -45,12 +45,23 @@ def _print(text: str) -> None:
 
 
 @stack.command()
-def init() -> None:
-    """Create secrets, node keys and server configuration. Starts nothing and overwrites nothing."""
-    from stack import initialization
+@click.option("--tickets", is_flag=True, help="Also create a ticket for replicas of each service, in secrets/tickets.")
+@click.option("--active", "active_most", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Replicas at once of each.")
+@click.option("--network", "networks", multiple=True, metavar="CIDR", help="Network that services log in from. Default: private networks.")
+def init(*, tickets: bool, active_most: int, networks: tuple[str, ...]) -> None:
+    """Create secrets, node keys and server configuration. Starts nothing and overwrites nothing.
+
+    Tickets last 90 days; repeat --tickets within 60 days to replace them. auth reads them when it starts.
+    """
+    from stack import initialization, replica_tickets, stack_plan
 
     home = _home()
-    made = initialization.ensure(home, os.environ, Path.cwd()).made
+    initialized = initialization.ensure(home, os.environ, Path.cwd())
+    made, settings = initialized.made, initialized.settings
+    if tickets:
+        urls = (initialized.recorded.get("PUBLIC_NATS_URL") or stack_plan.nats_url(settings)).split(",")
+        roles = replica_tickets.ensure(home, settings.mesh, urls, active_most, networks or replica_tickets.PRIVATE_NETWORKS)
+        click.echo(f"{replica_tickets.folder_of(home)}: " + (f"made tickets for {', '.join(roles)}" if roles else "all there"))
     what = f"made {printing.counted(len(made), 'secret or node key', 'secrets and node keys')}" if made else "all there"
     click.echo(f"{home.root}: {what}")
 

@@ -69,7 +69,11 @@ def tickets() -> None:
     help="Labels in the machine's certificate.",
 )
 @click.option("--approval", is_flag=True, help="Require approval for each machine.")
-@click.option("--owner", metavar="USER", help="Owner of the machine: username, email address or ID. Default: you.")
+@click.option(
+    "--owner",
+    metavar="USER",
+    help="Owner of the machine: username, email address or ID. Default: you, or nobody with --active: it is the operator's.",
+)
 @print_format.output_options('Print {"ticket": …, "warnings": …, "id": …, …}.')
 @click.pass_obj
 def create(
@@ -147,7 +151,7 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
         TableColumn("USED", lambda row: f"{row.used}/{'∞' if row.uses is None else row.uses}", rank=4),
         TableColumn("ACTIVE", lambda row: "–" if row.active_most is None else f"{row.active}/{row.active_most}", rank=4),
         TableColumn("EXPIRES", lambda row: printing.moment(row.expires_at), rank=3),
-        TableColumn("OWNER", lambda row: row.owner, rank=5),
+        TableColumn("OWNER", lambda row: row.owner or "the mesh", rank=5),
         TableColumn("LABELS", lambda row: printing.names(f"{key}={value}" for key, value in row.labels.items()), rank=6, wraps=True),
         TableColumn("APPROVAL", lambda row: "yes" if row.needs_approval else "no", rank=7),
     ]

@@ -67,7 +67,8 @@ class CreateTicket(Body, frozen=True):
     ttl_seconds: Annotated[int, msgspec.Meta(ge=60, le=400 * 24 * 3600)] = 3600
     labels: Labels = msgspec.field(default_factory=dict)
     needs_approval: bool = False
-    #: The user responsible for the nodes: name, address or id. The default is the caller.
+    #: The user responsible for the nodes: name, address or id. The default is the caller, and with ``active_most`` nobody: they are the
+    #: operator's.
     owner: str | None = None
     #: How many of its nodes may be active at once. A node that stops frees its place; a killed one's is free after a minute.
     active_most: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None

@@ -1,4 +1,4 @@
-"""``enrollment.json``: the nodes that the operator made, each with its key and role. `aicli stack init` writes it, and auth reads it."""
+"""``enrollment.json``: the nodes and tickets that the operator made. `aicli stack init` writes it, and auth reads it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,19 +17,32 @@ class EnrolledNode(msgspec.Struct, frozen=True):
     node: NodeId
 
 
-class _EnrollmentList(msgspec.Struct, frozen=True):
+class EnrolledTicket(msgspec.Struct, frozen=True):
+    """The public half of a ticket for the operator's replicas, made before auth runs."""
+
+    id: str
+    public_key: NodeId
+    role: Role
+    active_most: int
+    networks: tuple[str, ...]
+    #: Seconds since 1970.
+    expires_at: int
+
+
+class EnrollmentList(msgspec.Struct, frozen=True):
     nodes: tuple[EnrolledNode, ...] = ()
+    tickets: tuple[EnrolledTicket, ...] = ()
 
 
-def render(nodes: Sequence[EnrolledNode]) -> str:
-    return msgspec.json.format(msgspec.json.encode(_EnrollmentList(tuple(nodes)))).decode() + "\n"
+def render(nodes: Sequence[EnrolledNode], tickets: Sequence[EnrolledTicket] = ()) -> str:
+    return msgspec.json.format(msgspec.json.encode(EnrollmentList(tuple(nodes), tuple(tickets)))).decode() + "\n"
 
 
-def read(path: Path) -> tuple[EnrolledNode, ...]:
-    """Return no nodes if there is no file. Raises BadSettings."""
+def read(path: Path) -> EnrollmentList:
+    """Return an empty list if there is no file. Raises BadSettings."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_EnrollmentList).nodes
+        return msgspec.json.decode(path.read_bytes(), type=EnrollmentList)
     except FileNotFoundError:
-        return ()
+        return EnrollmentList()
     except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise errors.BadSettings(f"{path} cannot be read: {error}", hint="create it again with `aicli stack init`") from error

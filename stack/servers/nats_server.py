@@ -16,7 +16,7 @@ import msgspec
 
 from shared import errors
 from shared.identity import enrollment_list, node_keys, private_file
-from shared.identity.enrollment_list import EnrolledNode
+from shared.identity.enrollment_list import EnrolledNode, EnrolledTicket
 from shared.protocol import topics
 from shared.types import MeshName, Role
 from stack.secret_files import NODES
@@ -122,8 +122,18 @@ def add_node(home: StackHome, mesh: MeshName, name: str, role: Role, auth: NatsA
     return key_file
 
 
+def enroll_tickets(home: StackHome, tickets: Sequence[EnrolledTicket]) -> None:
+    """Add tickets to the list; they replace earlier ones of their roles."""
+    with _locked(home):
+        listed = enrollment_list.read(home.enrollment)
+        roles = {each.role for each in tickets}
+        write_private(
+            home.enrollment, enrollment_list.render(listed.nodes, [*(each for each in listed.tickets if each.role not in roles), *tickets])
+        )
+
+
 def _enroll(home: StackHome, mesh: MeshName, auth: NatsAuth, nodes: Sequence[EnrolledNode]) -> None:
-    write_private(home.enrollment, enrollment_list.render(nodes))
+    write_private(home.enrollment, enrollment_list.render(nodes, enrollment_list.read(home.enrollment).tickets))
     if auth == "users":
         write_private(home.nats / "users.conf", render_users(mesh, nodes))
 
@@ -131,7 +141,7 @@ def _enroll(home: StackHome, mesh: MeshName, auth: NatsAuth, nodes: Sequence[Enr
 def read_enrolled(home: StackHome) -> tuple[EnrolledNode, ...]:
     former = home.nats / _FORMER[0]
     if home.enrollment.exists() or not former.exists():
-        return enrollment_list.read(home.enrollment)
+        return enrollment_list.read(home.enrollment).nodes
     return msgspec.json.decode(former.read_bytes(), type=tuple[EnrolledNode, ...])
 
 

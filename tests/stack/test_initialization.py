@@ -93,13 +93,13 @@ def test_a_home_of_before_keeps_its_nodes_and_keys(home: StackHome, tmp_path: Pa
     """Until NATS servers asked auth, nats/nodes.json had the nodes, and nats/revoked.json those that were cut off."""
     settings = initialization.ensure(home, {}, tmp_path).settings
     key = nats_server.add_node(home, settings.mesh, "gpu-box", Role.WORKER)
-    before = enrollment_list.read(home.enrollment)
+    before = enrollment_list.read(home.enrollment).nodes
     (home.nats / "nodes.json").write_bytes(msgspec.json.encode(before))
     (home.nats / "revoked.json").write_bytes(b"[]")
     home.enrollment.unlink()
     keys = {path.name: path.read_bytes() for path in home.keys.iterdir()}
     initialization.ensure(home, {}, tmp_path)
-    assert set(enrollment_list.read(home.enrollment)) == set(before)
+    assert set(enrollment_list.read(home.enrollment).nodes) == set(before)
     assert node_keys.load(key).id in {node.node for node in before}
     assert {path.name: path.read_bytes() for path in home.keys.iterdir()} == keys
     assert not {"nodes.json", "revoked.json"} & {path.name for path in home.nats.iterdir()}

@@ -38,7 +38,7 @@ def test_add_node_creates_a_key_and_a_user(tmp_path: Path) -> None:
     made = json.loads(done.stdout)
     key = Path(made["key_file"])
     assert (key, key.stat().st_mode & 0o777) == (home.key("gpu-box"), 0o600)
-    assert EnrolledNode("gpu-box", Role.WORKER, made["id"]) in enrollment_list.read(home.enrollment)
+    assert EnrolledNode("gpu-box", Role.WORKER, made["id"]) in enrollment_list.read(home.enrollment).nodes
     assert "NATS_URL" not in home.settings_file.read_text()
     assert aicli(home.root, "add-node", "gpu-box", "worker").stdout == f"{key}\n"
 

@@ -3,6 +3,9 @@ ALTER TABLE nodes DROP CONSTRAINT nodes_role_check;
 ALTER TABLE nodes ADD CONSTRAINT nodes_role_check
     CHECK (role IN ('auth', 'gateway', 'worker', 'metrics', 'web', 'client', 'operator', 'backup'));
 
+-- A ticket for replicas of the operator belongs to no user, and neither do its nodes.
+ALTER TABLE tickets ALTER COLUMN owner DROP NOT NULL;
+
 -- Tickets of replicas that come and go. The most integer stands for any number of uses.
 ALTER TABLE tickets
     -- How many of its nodes may be active at once; null for any number.

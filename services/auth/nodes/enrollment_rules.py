@@ -35,7 +35,8 @@ class KnownTicket:
     #: The key that signs with it.
     public_key: NodeId
     role: Role
-    owner: UserId
+    #: None for the operator's replicas.
+    owner: UserId | None
     #: Empty if the account is gone.
     owner_name: str
     labels: Mapping[str, str]
@@ -196,7 +197,7 @@ def ticket_row(ticket: KnownTicket, now: datetime) -> TicketRow:
         networks=ticket.networks,
         labels=dict(ticket.labels),
         needs_approval=ticket.needs_approval,
-        owner=ticket.owner_name or str(ticket.owner),
+        owner=ticket.owner_name or ("" if ticket.owner is None else str(ticket.owner)),
         created_at=ticket.created_at,
         expires_at=ticket.expires_at,
     )

@@ -85,13 +85,15 @@ class EnrollmentRpc:
             ticket, text, by_ticket=request.ticket_signature, newcomer=newcomer.node, by_newcomer=request.node_signature
         )
         labels, name = enrollment_rules.join_labels(ticket, request.labels), enrollment_rules.printable(request.name)
-        act = audit_records.of_mesh("node.enroll", None, target=newcomer.node, ticket=ticket.id, owner=str(ticket.owner))
+        act = audit_records.of_mesh("node.enroll", None, target=newcomer.node, ticket=ticket.id, owner=str(ticket.owner or ""))
         used = await self._members.use_ticket(
             ticket.id, newcomer.node, name=name, labels=labels, now=ca.now(), also=lambda transaction: self._trail.add(transaction, act)
         )
         node = await self._members.find_node(newcomer.node)
         if used and node is not None:
-            _log.info("node enrolled", node_id=node.id, role=node.role, state=node.state, ticket_id=ticket.id, owner=str(ticket.owner))
+            _log.info(
+                "node enrolled", node_id=node.id, role=node.role, state=node.state, ticket_id=ticket.id, owner=str(ticket.owner or "")
+            )
         if not used:
             await self._check_used_before(ca, ticket, node)
         return node
@@ -137,16 +139,19 @@ class NodeAdminRpc(AuthHandlers):
                 "tickets need Hyperswarm, which is disabled, or the address of NATS", hint="set DHT_BOOTSTRAP or PUBLIC_NATS_URL at auth"
             )
         by_admin = roles.is_admin(caller)
-        owner_id, owner_name = caller.user_id, caller.username
+        owner_id: UserId | None = caller.user_id
+        owner_name = caller.username
         if not by_admin:
-            enrollment_rules.check_own_ticket(request, owner_id, owner_name)
-            enrollment_rules.check_own_count(await self._members.count_good_tickets(owner_id))
+            enrollment_rules.check_own_ticket(request, caller.user_id, owner_name)
+            enrollment_rules.check_own_count(await self._members.count_good_tickets(caller.user_id))
         elif request.owner is not None:
             owner = await self._store.get_user_called(request.owner)
             owner_id, owner_name = owner.id, owner.username
+        elif request.active_most is not None:
+            owner_id, owner_name = None, ""
         ticket, now = self._new_ticket(ca), ca.now()
         # Labels that don't fit into a certificate are refused now, and not when the ticket is used.
-        ca.keys.certify(Subject(ticket.key.id, request.role, str(owner_id), tuple(request.labels.items())), now.timestamp())
+        ca.keys.certify(Subject(ticket.key.id, request.role, str(owner_id or ""), tuple(request.labels.items())), now.timestamp())
         known = KnownTicket(
             id=ticket.id,
             public_key=ticket.key.id,
@@ -179,7 +184,7 @@ class NodeAdminRpc(AuthHandlers):
             if replaces is not None:
                 await self._members.end_ticket_soon(transaction, replaces, enrollment_rules.ROTATION)
             act = audit_records.of_mesh(
-                "ticket.create", caller, target=known.id, role=known.role, uses=str(known.uses), owner=str(known.owner)
+                "ticket.create", caller, target=known.id, role=known.role, uses=str(known.uses), owner=str(known.owner or "")
             )
             await self._trail.add(transaction, act)
         _log.info("ticket created", ticket_id=known.id, role=known.role, uses=known.uses, by=str(caller.user_id))

@@ -13,6 +13,7 @@ from shared import errors
 from shared.api.accounts import StaleNode
 from shared.api.membership import MemberState
 from shared.identity import certificates
+from shared.identity.enrollment_list import EnrolledTicket
 from shared.stores import database
 from shared.types import NodeId, Role, UserId
 
@@ -40,6 +41,13 @@ class NodeStore(AuthTables):
             "add_ticket", ticket.id, ticket.public_key, ticket.role, ticket.owner, labels, ticket.needs_approval,
             _UNLIMITED if ticket.uses is None else ticket.uses, ticket.expires_at, ticket.active_most, list(ticket.networks),
         )  # fmt: skip
+
+    async def add_listed_tickets(self, listed: Sequence[EnrolledTicket]) -> None:
+        """Add the tickets of ``enrollment.json`` that have no row yet: a revoked one stays revoked."""
+        for each in listed:
+            await self._db.run(
+                "add_listed_ticket", each.id, each.public_key, each.role, _UNLIMITED, each.expires_at, each.active_most, list(each.networks)
+            )
 
     async def find_ticket(self, ticket_id: str) -> KnownTicket | None:
         if not ticket_id.isalnum():
@@ -181,7 +189,7 @@ def _ticket(row: database.DatabaseRow) -> KnownTicket:
         id=row["id"],
         public_key=NodeId(row["public_key"]),
         role=Role(row["role"]),
-        owner=UserId(row["owner"]),
+        owner=None if row["owner"] is None else UserId(row["owner"]),
         owner_name=row["owner_name"],
         labels=_labels(row["labels"]),
         needs_approval=row["needs_approval"],

@@ -3,6 +3,12 @@
 INSERT INTO tickets (id, public_key, role, owner, labels, needs_approval, uses, expires_at, active_most, networks)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
+-- name: add_listed_ticket
+-- Add a ticket of the operator's list, unless it has a row.
+INSERT INTO tickets (id, public_key, role, labels, needs_approval, uses, expires_at, active_most, networks)
+VALUES ($1, $2, $3, '{}', false, $4, to_timestamp($5), $6, $7)
+ON CONFLICT DO NOTHING;
+
 -- name: count_good_tickets
 -- How many tickets of this owner are still usable.
 SELECT count(*) FROM tickets WHERE owner = $1 AND revoked_at IS NULL AND expires_at > now() AND used < uses;

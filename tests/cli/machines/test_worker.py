@@ -34,7 +34,7 @@ def test_worker_is_its_own_node(stack: homes.StackHome) -> None:
     second = worker.plan_environment(outside, {})
     ids = {node_keys.load(Path(each["NODE_KEY_FILE"])).id for each in (first, second)}
     assert len(ids) == 2
-    enrolled = {each.node: each.role for each in enrollment_list.read(stack.enrollment)}
+    enrolled = {each.node: each.role for each in enrollment_list.read(stack.enrollment).nodes}
     assert [enrolled[NodeId(node)] for node in ids] == [Role.WORKER, Role.WORKER]
     assert first["PATH"] == "/bin"
 

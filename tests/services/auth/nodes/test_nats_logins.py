@@ -31,7 +31,7 @@ from shared.node.settings import NodeSettings
 from shared.stores.database import Database
 from shared.transports.nats.nats_client import NatsClient
 from shared.types import Credential, NodeId, Peer, Role
-from stack import secret_files, stack_home
+from stack import replica_tickets, secret_files, stack_home
 from stack.servers import nats_server
 from stack.stack_home import StackHome
 from tests.services.auth import by_hand
@@ -398,3 +398,32 @@ async def test_a_node_that_cannot_join_makes_its_key_and_ends_with_what_to_do(me
     assert "aicli admin nodes refusals" in refused.value.hint
     assert "the ticket was revoked" in await mesh.refusals()
     assert plan.node_key_file.stat().st_mode & 0o077 == 0
+
+
+async def test_tickets_of_the_operators_list_work_from_the_first_start_and_stay_revoked(mesh: Mesh) -> None:
+    made = replica_tickets.ensure(mesh.home, MESH, [mesh.server.url], 2, ("127.0.0.0/8",))
+    assert set(made) == set(replica_tickets.ROLES)
+    assert replica_tickets.ensure(mesh.home, MESH, [mesh.server.url], 2, ()) == []
+    ticket = (replica_tickets.folder_of(mesh.home) / Role.WORKER).read_text()
+    first = await mesh.start_auth()
+    worker = await mesh.start(Worker, mesh.plan("one", ticket))
+    standing = worker.node.trust.standing()
+    assert standing is not None
+    # A machine of the operator's, as those of the list are.
+    assert (standing.role, standing.owner) == (Role.WORKER, "")
+    await mesh.administer(membership.revoke_ticket, membership.RevokeTicket(tickets.parse(ticket).id))
+    await first.stop()
+    await mesh.start_auth()
+    assert {each.state.value for each in (await mesh.administer(membership.list_tickets, membership.ListTickets())).tickets} == {
+        "good",
+        "revoked",
+    }
+
+
+async def test_replicas_by_an_administrators_ticket_are_the_operators_unless_it_names_an_owner(mesh: Mesh) -> None:
+    await mesh.start_auth()
+    for name, changed, owned in (("one", {}, False), ("two", {"owner": "admin"}, True)):
+        worker = await mesh.start(Worker, mesh.plan(name, await mesh.ticket(uses=None, active_most=5, **changed)))
+        standing = worker.node.trust.standing()
+        assert standing is not None
+        assert bool(standing.owner) is owned
