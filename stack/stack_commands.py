@@ -53,7 +53,8 @@ def init(*, tickets: bool, active_most: int, networks: tuple[str, ...]) -> None:
 
     Tickets last 90 days; repeat --tickets within 60 days to replace them. auth reads them when it starts.
     """
-    from stack import initialization, replica_tickets, stack_plan
+    from stack import initialization, stack_plan
+    from stack.servers import replica_tickets
 
     home = _home()
     initialized = initialization.ensure(home, os.environ, Path.cwd())

@@ -31,8 +31,8 @@ from shared.node.settings import NodeSettings
 from shared.stores.database import Database
 from shared.transports.nats.nats_client import NatsClient
 from shared.types import Credential, NodeId, Peer, Role
-from stack import replica_tickets, secret_files, stack_home
-from stack.servers import nats_server
+from stack import secret_files, stack_home
+from stack.servers import nats_server, replica_tickets
 from stack.stack_home import StackHome
 from tests.services.auth import by_hand
 from tests.services.auth.surroundings import ADMIN_PASSWORD
