@@ -129,12 +129,13 @@ class NatsLogins:
         """Raises Unavailable and BadSettings."""
         if self._enrollment_list_path is None:
             return
-        self._enrolled_at = _changed_at(self._enrollment_list_path)
+        changed_at = _changed_at(self._enrollment_list_path)
         listed = enrollment_list.read(self._enrollment_list_path)
         # The revocation list forgets a node after a week, its row does not.
         revoked = await self._members.find_revoked([each.node for each in listed.nodes])
         self._enrolled = {each.node: each.role for each in listed.nodes if each.node not in revoked}
         await self._members.add_listed_tickets(listed.tickets)
+        self._enrolled_at = changed_at
 
     async def run(self) -> None:
         """Run until canceled."""

@@ -427,3 +427,20 @@ async def test_replicas_by_an_administrators_ticket_are_the_operators_unless_it_
         standing = worker.node.trust.standing()
         assert standing is not None
         assert bool(standing.owner) is owned
+
+
+async def test_a_list_that_could_not_be_read_is_read_again(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await mesh.start_auth()
+    assert isinstance(first.service, AuthService)
+    key = node_keys.load(nats_server.add_node(mesh.home, MESH, "box", Role.WORKER))
+
+    async def refuse(*_: object) -> None:
+        raise errors.Unavailable("PostgreSQL is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "rows", refuse)
+        with pytest.raises(errors.Unavailable, match="refused"):
+            await NatsClient(mesh.server.url, key, name="box").connect(deadline_seconds=0.3)
+    again = NatsClient(mesh.server.url, key, name="box")
+    await again.connect(deadline_seconds=5)
+    await again.close()
