@@ -36,6 +36,7 @@ from stack.servers import nats_server, replica_tickets
 from stack.stack_home import StackHome
 from tests.services.auth import by_hand
 from tests.services.auth.surroundings import ADMIN_PASSWORD
+from tests.shared.transports.nats.real_servers import cluster
 from tests.testnet import MESH, NatsServer, RunningNode, live, until
 
 
@@ -133,6 +134,12 @@ def server(home: StackHome) -> Iterator[NatsServer]:
 
 @pytest.fixture
 async def mesh(home: StackHome, server: NatsServer, settings: AuthSettings) -> AsyncIterator[Mesh]:
+    async with running_mesh(home, server, settings) as found:
+        yield found
+
+
+@asynccontextmanager
+async def running_mesh(home: StackHome, server: NatsServer, settings: AuthSettings) -> AsyncIterator[Mesh]:
     chosen = msgspec.structs.replace(
         settings,
         mesh=MESH,
@@ -444,3 +451,18 @@ async def test_a_list_that_could_not_be_read_is_read_again(mesh: Mesh, monkeypat
     again = NatsClient(mesh.server.url, key, name="box")
     await again.connect(deadline_seconds=5)
     await again.close()
+
+
+async def test_a_revoked_node_is_cut_off_at_every_server_of_a_cluster(home: StackHome, settings: AuthSettings, tmp_path: Path) -> None:
+    nats_server.ensure(home, MESH, 0, "callout")
+    configuration = (home.nats / "users.conf").read_text() + "max_payload: 2MB\nmax_control_line: 16KB\n"
+    with cluster(tmp_path, 3, configuration) as servers:
+        async with running_mesh(home, servers[0], settings) as mesh:
+            await mesh.start_auth()
+            ticket = await mesh.ticket(uses=None, active_most=5)
+            workers = []
+            for number, server in enumerate(servers):
+                plan = msgspec.structs.replace(mesh.plan(f"w{number}", ticket), nats_url=server.url)
+                workers.append(await mesh.start(Worker, plan))
+            await mesh.administer(membership.revoke_ticket, membership.RevokeTicket(tickets.parse(ticket).id, with_nodes=True))
+            await until(lambda: not any(is_connected(worker) for worker in workers), seconds=1)
