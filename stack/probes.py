@@ -22,13 +22,14 @@ _MAX_DATAGRAM_BYTES = 2048
 @dataclass(frozen=True, slots=True)
 class Health:
     ready: bool
-    #: The reason why not, in the service's own words if it gave any.
+    #: The reason why not, or the dependencies that are failing, in the service's own words.
     why: str
 
 
 class _Check(msgspec.Struct, frozen=True):
     name: str = ""
     ok: bool = True
+    needed: bool = True
     detail: str = ""
 
 
@@ -118,7 +119,7 @@ async def health_of(url: str) -> Health:
         return Health(False, "it does not answer")
     except (OSError, asyncio.IncompleteReadError, ValueError):
         return Health(False, "nothing listens on its port yet")
-    return Health(status == 200, "" if status == 200 else _reason(body))
+    return Health(status == 200, _reason(body) or ("" if status == 200 else "not ready"))
 
 
 async def _get(url: str, path: str) -> tuple[int, bytes]:
@@ -148,6 +149,6 @@ def _reason(body: bytes) -> str:
     try:
         found = msgspec.json.decode(body, type=_Readiness)
     except msgspec.DecodeError:
-        return "not ready"
-    missing = [f"{check.name}: {check.detail}" if check.detail else check.name for check in found.checks if not check.ok]
-    return "; ".join(missing) or "not ready"
+        return ""
+    missing = [f"{check.name}: {check.detail}" if check.detail else check.name for check in found.checks if not check.ok and check.needed]
+    return "; ".join(missing)

@@ -52,6 +52,6 @@ COPY deploy/docker/alive.py /app/alive.py
 USER 10001:10001
 EXPOSE 3003
 STOPSIGNAL SIGTERM
-# Liveness only, because a restart doesn't help if a dependency is down; that is /readyz.
+# Liveness only, because a restart doesn't help if a dependency is down; that is /dependencies.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/app/alive.py", "inference", "3003"]
 CMD ["python", "-m", "services.inference"]

@@ -121,7 +121,7 @@ class GatewayService:
 
     def __init__(self, settings: GatewaySettings, node: Node, opened: OpenedGateway) -> None:
         self._node = node
-        self._store, self._cache = opened.requests, opened.cache
+        self._store, self._cache, self._recorder = opened.requests, opened.cache, opened.recorder
         self._quarantine = opened.quarantine
         self.audit_reporting = AuditReporting(node.rpc, on_act=recovery_log.noting(recovery_kinds.RESTRICTING))
         self._finish = node.dispatcher.finish = opened.recovery.log.finish
@@ -288,7 +288,7 @@ class GatewayService:
             database, cache = tasks.create_task(self._store.check()), tasks.create_task(self._cache.check())
         closed = self._site.find_refusal()
         site = Check("site", closed is None, "" if closed is None else closed.message)
-        return database.result(), cache.result(), Check("auth", auth_is_available, detail), site
+        return database.result(), cache.result(), Check("auth", auth_is_available, detail), site, await self._recorder.check()
 
     def asgi(self) -> client_address.ClientAddress:
         return client_address.ClientAddress(self._http, self._web_hop_secret)

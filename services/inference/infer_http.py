@@ -144,7 +144,8 @@ class InferHttp:
         """Raises the AimeshError that says why the request is refused."""
         if scope["path"] != "/infer":
             raise errors.NotFound(
-                "this worker only serves POST /infer, /healthz, /readyz and /metrics", hint="the public API is on the gateway"
+                "this worker only serves POST /infer, /healthz, /readyz, /dependencies and /metrics",
+                hint="the public API is on the gateway",
             )
         client = scope.get("client")
         if client is None or not ipaddress.ip_address(client[0]).is_loopback:

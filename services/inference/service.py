@@ -28,6 +28,7 @@ from shared.rpc import RpcCall, StreamCall, serves
 from shared.stores import file_lock
 from shared.telemetry import logs, tracing
 from shared.telemetry.answer_metrics import WorkerAnswers
+from shared.telemetry.readiness import OwnCheck
 from shared.types import ModelName, Role
 
 #: Chunks held back are lost if the worker dies; another worker then computes them again.
@@ -74,16 +75,16 @@ class InferenceService:
 
     async def checks(self) -> tuple[Check, ...]:
         """Report the same readiness as the announcement, and every model with its problem."""
-        paused = (Check(name="owner", ok=False, detail=PAUSED),) if self._pause.is_on else ()
+        paused = (OwnCheck(name="owner", ok=False, detail=PAUSED),) if self._pause.is_on else ()
         return paused + self._model_checks()
 
     def _model_checks(self) -> tuple[Check, ...]:
         statuses = self._backend.models()
         needed = bool(announcements.why_not_ready(statuses, is_paused=False))
         return tuple(
-            Check(name=f"model {status.model_id}", ok=status.state in inference.SERVED, detail=status.detail, needed=needed)
+            OwnCheck(name=f"model {status.model_id}", ok=status.state in inference.SERVED, detail=status.detail, needed=needed)
             for status in statuses
-        ) or (Check(name="models", ok=False, detail=announcements.why_not_ready((), is_paused=False)),)
+        ) or (OwnCheck(name="models", ok=False, detail=announcements.why_not_ready((), is_paused=False)),)
 
     def asgi(self) -> infer_http.InferHttp:
         return infer_http.InferHttp(self.generate, self._embed_inputs, self._settings.service_token)

@@ -84,8 +84,9 @@ class CertificateRenewal:
         found = self._trust.list
         age = 0.0 if found is None else time.time() - found.issued_at
         if age < certificates.LIST_IS_OLD_AFTER_SECONDS:
-            return Check("revocation list", ok=True)
-        return Check("revocation list", False, f"auth has not confirmed it for {age / 60:.0f} min; a node revoked since still has access")
+            return Check("revocation list", ok=True, needed=False)
+        why = f"auth has not confirmed it for {age / 60:.0f} min; a node revoked since still has access"
+        return Check("revocation list", False, why, needed=False)
 
     def meetings(self) -> list[MeetingTopics]:
         """Return the Hyperswarm topics on which this node announces itself and looks for others."""

@@ -1,4 +1,4 @@
-"""A service's HTTP port: serves /healthz, /readyz and /metrics itself, and passes the rest to the service's own application."""
+"""A service's HTTP port: serves /healthz, /readyz, /dependencies and /metrics, and passes the rest to the service's own application."""
 
 import errno
 import hmac
@@ -19,6 +19,7 @@ from shared.node.http_connection import HttpConnection
 from shared.node.lifecycle import DRAIN_SECONDS
 from shared.node.settings import NodeSettings, PublicNodeSettings
 from shared.telemetry import text_formats
+from shared.telemetry.readiness import Dependency
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -41,8 +42,11 @@ class ObservedNode(Protocol):
     """The part of a node that its HTTP port reports about."""
 
     service_name: str
+    dead_tasks: list[str]
 
     async def health(self) -> NodeHealth: ...
+
+    async def dependencies(self) -> tuple[Dependency, ...]: ...
 
     def metrics_text(self, form: MetricsTextFormat) -> str: ...
 
@@ -67,7 +71,7 @@ class Operations:
         self._metrics_text: Callable[[MetricsTextFormat], Awaitable[str]] | None = None
         self._app: App | None = None
         self._is_open = False
-        self._routes = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
+        self._routes = {"/healthz": self._healthz, "/readyz": self._readyz, "/dependencies": self._dependencies, "/metrics": self._metrics}
 
     def open(self, service: HttpService) -> None:
         """Start passing requests to the service's own application."""
@@ -90,14 +94,20 @@ class Operations:
         elif not self._is_open:
             await _respond(send, 503, _problem("unavailable", "this service is starting; /readyz says what it waits for"))
         else:
-            await _respond(send, 404, _problem("not_found", "here are /healthz, /readyz and /metrics; the API is on the gateway's port"))
+            await _respond(send, 404, _problem("not_found", f"this port has {', '.join(self._routes)}; the API is on the gateway's port"))
 
     async def _healthz(self, _: Scope) -> tuple[int, bytes, str]:
-        return 200, _json({"status": "alive", "service": self._node.service_name}), "application/json"
+        service, dead = self._node.service_name, self._node.dead_tasks
+        if dead:
+            return 503, _json({"status": "failed", "service": service, "deadTasks": dead}), "application/json"
+        return 200, _json({"status": "alive", "service": service}), "application/json"
 
     async def _readyz(self, _: Scope) -> tuple[int, bytes, str]:
         health = await self._node.health()
         return 200 if health.ready else 503, _json(health), "application/json"
+
+    async def _dependencies(self, _: Scope) -> tuple[int, bytes, str]:
+        return 200, _json({"service": self._node.service_name, "dependencies": await self._node.dependencies()}), "application/json"
 
     async def _metrics(self, scope: Scope) -> tuple[int, bytes, str]:
         if not self._settings.metrics_enabled:

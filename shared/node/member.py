@@ -37,6 +37,7 @@ from shared.protocol.directory import Announcement, Directory, ModelOffer, Model
 from shared.stores import file_lock
 from shared.telemetry import log_buffer, logs, tracing
 from shared.telemetry.metrics_registry import Exemplars, Metrics, version
+from shared.telemetry.readiness import Dependency, LoopLag, OwnCheck, Readiness
 from shared.transports.link import LocalNode
 from shared.transports.nats_link import NatsTransport
 from shared.transports.swarm_transport import SwarmTransport
@@ -46,6 +47,7 @@ from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
 CONNECT_SECONDS = 30.0
 #: A service that has not answered by then is not ready.
 CHECK_SECONDS = 2.0
+_LAG_LOOK_SECONDS = 1.0
 
 _log = logs.get()
 
@@ -61,11 +63,11 @@ class Service(Protocol):
         ...
 
     async def checks(self) -> tuple[Check, ...]:
-        """Return the state of everything it depends on, within CHECK_SECONDS."""
+        """Return the state of everything it depends on, within CHECK_SECONDS; an OwnCheck for what no other replica shares."""
         ...
 
     def asgi(self) -> Any | None:
-        """Return its HTTP application, which is served after /healthz, /readyz and /metrics."""
+        """Return its HTTP application, which is served after /healthz, /readyz, /dependencies and /metrics."""
         ...
 
 
@@ -83,6 +85,10 @@ class Node:
     def __init__(
         self, me: LocalNode, plan: "TransportPlan", tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup, traces: tracing.Traces
     ) -> None:
+        #: Names of background tasks that died; the process is ending, or must be restarted.
+        self.dead_tasks: list[str] = []
+        self._readiness = Readiness()
+        self._loop_lag = LoopLag()
         self.role = me.role
         self.id: NodeId = me.node
         self.mesh: MeshName = me.mesh
@@ -189,21 +195,42 @@ class Node:
         self.announcer.announce_soon()
 
     async def health(self) -> node_api.NodeHealth:
-        """Run all checks of the service and the mesh."""
-        mesh = self.node_transports.checks()
-        # One working transport is enough. Problems of the other one are shown but do not matter, and so is an old list.
-        attached = any(check.ok for check in mesh)
-        mesh = (*mesh, self.renewal.check())
+        """Run all checks of the service and the mesh, and decide whether the node is ready for traffic: see ``readiness``."""
+        transports = self.node_transports.checks()
+        checks = (self.renewal.check(), *await self._service_checks(), *self._own_checks())
+        ready = self._readiness.decide(transports, checks, datetime.now(UTC))
+        return node_api.NodeHealth(ready=ready, checks=(*transports, *checks))
+
+    async def dependencies(self) -> tuple[Dependency, ...]:
+        """Run all checks, and return their history."""
+        await self.health()
+        return self._readiness.dependencies
+
+    async def _service_checks(self) -> tuple[Check, ...]:
         if self._service is None:
-            return node_api.NodeHealth(ready=False, checks=(*mesh, Check("service", False, "starting")))
+            return (Check("service", False, "starting"),)
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                checks = await self._service.checks()
+                return await self._service.checks()
         except TimeoutError:
-            checks = (Check("service", False, f"its checks took longer than {CHECK_SECONDS} s"),)
-        if self.dispatcher.draining:
-            checks = (*checks, Check("drain", False, "shutting down"))
-        return node_api.NodeHealth(ready=attached and all(check.ok or not check.needed for check in checks), checks=(*mesh, *checks))
+            return (Check("service", False, f"its checks took longer than {CHECK_SECONDS} s"),)
+
+    def _own_checks(self) -> tuple[OwnCheck, ...]:
+        """Return what is wrong with this process alone."""
+        refusal = self.node_transports.refusal()
+        troubles = (
+            OwnCheck("certificate", refusal is None, "" if refusal is None else f"{refusal.message}; {refusal.hint}"),
+            OwnCheck("node key", not self.announcer.must_stop.is_set(), "an older process uses it; see docs/runbooks/contested_key.md"),
+            OwnCheck("drain", not self.dispatcher.draining, "shutting down"),
+            self._loop_lag.check(time.monotonic()),
+        )
+        return tuple(check for check in troubles if not check.ok)
+
+    async def _measure_lag(self) -> None:
+        while True:
+            due = time.monotonic() + _LAG_LOOK_SECONDS
+            await asyncio.sleep(_LAG_LOOK_SECONDS)
+            self._loop_lag.note(time.monotonic() - due, time.monotonic())
 
     def metrics_text(self, form: MetricsTextFormat = MetricsTextFormat.PROMETHEUS) -> str:
         self._update_metrics()
@@ -408,11 +435,14 @@ async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[
         assert plan.nats is not None
         await plan.nats.connect(deadline_seconds=CONNECT_SECONDS)
     try:
-        async with background() as infrastructure, background() as calls, background() as tasks:
+        dead_tasks: list[str] = []
+        async with background(dead_tasks) as infrastructure, background() as calls, background(dead_tasks) as tasks:
             node = Node(me, plan, tasks, calls, tracing.Traces(ratio=settings.trace_ratio, is_on=not settings.traces_off))
             for transport in node.node_transports.transports():
                 infrastructure.create_task(transport.run())
             infrastructure.create_task(node.events_of_mesh.run())
+            node.dead_tasks = dead_tasks
+            infrastructure.create_task(node._measure_lag(), name="event loop")
             node.announcer.start()
             infrastructure.create_task(node.announcer.run())
             infrastructure.create_task(node.renewal.run())

@@ -9,6 +9,7 @@ from shared.protocol import topics
 from shared.protocol.directory import Directory
 from shared.rpc.connection import RpcConnection
 from shared.rpc.serving import Dispatcher
+from shared.telemetry.readiness import OwnCheck
 from shared.transports.link import Link
 from shared.transports.nats_link import NatsTransport
 from shared.transports.swarm_transport import SwarmTransport
@@ -54,11 +55,13 @@ class Transports:
         return (*nats, "swarm") if self.swarm is not None and self.swarm.connected else nats
 
     def checks(self) -> tuple[Check, ...]:
-        found = []
+        found: list[Check] = []
         if self.nats is not None:
-            found.append(Check("NATS", not self.nats.trouble, self.nats.trouble))
+            kind = OwnCheck if self.nats.is_trouble_ours else Check
+            found.append(kind("NATS", not self.nats.trouble, self.nats.trouble))
         if self.swarm is not None:
-            found.append(Check("Hyperswarm", self.swarm.connected, "" if self.swarm.connected else self.swarm.trouble))
+            # Its only troubles are those of our own sidecar.
+            found.append(OwnCheck("Hyperswarm", self.swarm.connected, "" if self.swarm.connected else self.swarm.trouble))
         return tuple(found)
 
     def trouble(self) -> str:

@@ -18,7 +18,7 @@ from shared.identity.trust import Trust
 from shared.protocol import topics, wire
 from shared.protocol.wire import Frame, Hello, Item
 from shared.transports.link import HELLO_SECONDS, SILENCE_SECONDS, TICK_SECONDS, Link, LocalNode
-from shared.transports.nats.login import NatsFiles
+from shared.transports.nats.login import NatsFiles, NatsLoginRefused
 from shared.transports.nats.nats_client import NatsClient
 from shared.transports.nats.nats_protocol import NatsMessage
 from shared.types import SERVICE_ROLES, NodeId, Peer
@@ -153,6 +153,11 @@ class NatsTransport:
         if (seconds := self.unwritten_seconds) > STUCK_SECONDS:
             return f"connected, but nothing could be written for {seconds:.0f} s"
         return ""
+
+    @property
+    def is_trouble_ours(self) -> bool:
+        """Return whether the trouble is this node's alone: the server refuses its login, or its connection can't be used."""
+        return bool(self.trouble) if self.connected else isinstance(self.nats.trouble, NatsLoginRefused)
 
     async def connect(self, *, deadline_seconds: float = CONNECT_SECONDS) -> None:
         """Raises Unavailable if the server is not there or refuses our key. After that it reconnects forever."""

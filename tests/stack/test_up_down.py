@@ -15,7 +15,7 @@ import pytest
 
 from shared import errors
 from shared.stores import file_lock
-from stack import control, first_run, ports, processes, stack_plan, status_overview, up_down
+from stack import control, first_run, ports, probes, processes, stack_plan, status_overview, up_down
 from stack import stack_home as homes
 from stack.control import ControlAnswer, ProgramStatus, StatusRequest
 from stack.settings import StackSettings
@@ -168,6 +168,21 @@ async def starting_service(home: StackHome, reasons: Iterator[str]) -> AsyncIter
         await asyncio.start_unix_server(answer_order, home.control_socket),
     ):
         yield {"inference": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"}
+
+
+async def test_a_ready_service_names_the_dependencies_that_are_failing() -> None:
+    checks = [{"name": "postgresql", "ok": False, "detail": "away"}, {"name": "OTLP", "ok": False, "needed": False}]
+    body = msgspec.json.encode({"ready": True, "checks": checks})
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert await probes.health_of(url) == probes.Health(True, "postgresql: away")
 
 
 async def test_start_may_exceed_the_stall_limit_while_it_progresses(bare: StackHome) -> None:

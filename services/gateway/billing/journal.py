@@ -25,6 +25,9 @@ _HEAD = struct.Struct(">II")
 #: Far more than the recorder ever queues; a larger file is not a journal.
 MOST_BYTES = 64 * 1024 * 1024
 
+#: More than a batch of rows.
+_PROBE_BYTES = 256 * 1024
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(RequestRow).decode
 _log = logs.get(part="journal")
@@ -64,6 +67,17 @@ class Journal:
             os.fdatasync(handle)
         finally:
             os.close(handle)
+
+    def probe(self) -> None:
+        """Write a file beside the journal and delete it, to find a full disk in time."""
+        path = self._path.with_name(f"{self._path.name}.probe")
+        try:
+            with path.open("wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                os.fdatasync(file.fileno())
+        finally:
+            path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Empty the file when all rows are in PostgreSQL."""

@@ -7,6 +7,7 @@ refuses doesn't block others: it stays in the journal and is retried every few s
 
 import asyncio
 import itertools
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from prometheus_client import Counter, Gauge
 from services.gateway.billing.request_record import RequestRow
 from shared import errors
 from shared.telemetry import logs
+from shared.telemetry.readiness import OwnCheck
 from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import BoundedWait
 from shared.types import RequestId
@@ -26,6 +28,8 @@ from shared.types import RequestId
 CAPACITY = 10_000
 #: Rows per statement. One writer with large batches costs PostgreSQL few commits, in order.
 BATCH = 500
+#: A load balancer asks each second.
+PROBE_SECONDS = 10.0
 #: How long the end of a request waits for PostgreSQL before its row goes to the journal.
 WRITE_WAIT_SECONDS = 0.25
 DRAIN_SECONDS = 10.0
@@ -57,6 +61,8 @@ class Disk(Protocol):
 
     def clear(self) -> None: ...
 
+    def probe(self) -> None: ...
+
 
 @dataclass(slots=True, eq=False)
 class PendingRow:
@@ -75,6 +81,8 @@ class UsageRecorder:
         # One write at a time, so that many rows cost one sync.
         self._journal_lock = asyncio.Lock()
         self._journal_is_healthy = True
+        self._probe_at = -math.inf
+        self._disk_trouble = ""
         self._queue_rows = queue_rows
         self._unavailable, self._refusals = failures.labels(reason="unavailable"), failures.labels(reason="refused")
         self._capacity = capacity
@@ -122,6 +130,18 @@ class UsageRecorder:
     @property
     def _unwritten(self) -> list[PendingRow]:
         return [*self._waiting, *self._refused]
+
+    async def check(self) -> OwnCheck:
+        """Return whether the journal's disk takes rows, trying it at most once in PROBE_SECONDS."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._probe_at:
+            self._probe_at = now + PROBE_SECONDS
+            try:
+                await asyncio.to_thread(self._journal.probe)
+                self._disk_trouble = ""
+            except OSError as error:
+                self._disk_trouble = f"cannot be written: {error.strerror}; make room, or set JOURNAL_FILE"
+        return OwnCheck("journal", not self._disk_trouble, self._disk_trouble)
 
     def reserve(self) -> None:
         """Reserve room for one row. Raises Unavailable if there is none."""

@@ -61,8 +61,9 @@ _NEEDED_HEADERS = {"cancelInference": ("Idempotency-Key", "The key of the reques
 
 #: Routes that the node adds to every service.
 _OPERATIONS = (
-    ("/healthz", "Whether the process is alive", "application/json"),
-    ("/readyz", "Whether the service is ready, and what it waits for", "application/json"),
+    ("/healthz", "Whether the process works, or must be restarted", "application/json"),
+    ("/readyz", "Whether the service is ready for requests, or why not", "application/json"),
+    ("/dependencies", "What the service depends on: state, since when, reason and last success", "application/json"),
     ("/metrics", "Metrics in the Prometheus format", "text/plain"),
     ("/openapi.json", "This document", "application/json"),
     ("/docs", "The reference as a web page", "text/html"),

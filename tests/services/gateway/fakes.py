@@ -271,6 +271,9 @@ class FakeJournal:
     def clear(self) -> None:
         self.rows.clear()
 
+    def probe(self) -> None:
+        self.append(())
+
 
 @dataclass
 class FakeStore:

@@ -1,16 +1,19 @@
 """The whole gateway on a real mesh, with real PostgreSQL and Valkey; auth and the workers are small fakes."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from uuid import UUID
 
 import asyncpg
+import httpx
 import msgspec
 import pytest
 
+from services.gateway.billing import journal
 from services.gateway.idempotency import idempotent_requests
 from services.gateway.scheduling import worker_records
 from services.gateway.service import GatewayService
@@ -22,6 +25,7 @@ from shared.api.generation import Generation, Usage
 from shared.api.method import Nothing
 from shared.node import Node, NodeSettings
 from shared.node.client_node import ClientNode
+from shared.node.http_server import Operations
 from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.types import Credential, FinishReason, MicroCredits, ModelName, Role, Tier, UserId, UserRole
@@ -107,6 +111,9 @@ class StandInWorker(StandIn):
         self.ran = 0
         self.cancelled = 0
         self.hangs = False
+        #: Not set: answers wait behind their first word.
+        self.pause = asyncio.Event()
+        self.pause.set()
         node.offer(models=(ModelOffer(ModelName("smollm2"), 2048),), load=WorkerLoad(slots=4))
 
     @serves(inference.process_prompt)
@@ -115,6 +122,7 @@ class StandInWorker(StandIn):
         try:
             for number, word in enumerate(("Hello", " world")):
                 await stream.send(inference.Chunk(word, (number,)))
+                await self.pause.wait()
                 if self.hangs:
                     await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -346,16 +354,75 @@ async def test_nodes_and_models_and_health(mesh: GatewayMesh) -> None:
     assert (health.status, health.workers, health.in_flight) == ("healthy", 1, 0)
 
 
-async def test_hanging_stores_are_named(mesh: GatewayMesh, postgres: PostgresServer, valkey: ValkeyServer) -> None:
+async def test_hanging_stores_are_named_and_the_gateway_stays_ready(
+    mesh: GatewayMesh, postgres: PostgresServer, valkey: ValkeyServer
+) -> None:
     node = mesh.nodes["gateway"].node
     assert (await node.health()).ready
     with postgres.hung(), valkey.hung():
         health = await node.health()
-    assert not health.ready
+    assert health.ready
     assert {check.name: check.detail.partition(" (")[0] for check in health.checks if not check.ok} == {
         "postgresql": "PostgreSQL does not answer",
         "valkey": "Valkey does not answer",
     }
+
+
+@asynccontextmanager
+async def port_of(mesh: GatewayMesh) -> AsyncIterator[httpx.AsyncClient]:
+    """What its HTTP port answers."""
+    gateway = mesh.nodes["gateway"]
+    operations = Operations(gateway.node, mesh.settings)
+    operations.open(gateway.service)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(operations), base_url="http://gateway", timeout=30) as http:
+        yield http
+
+
+async def test_without_postgresql_streams_finish_and_new_requests_get_503_from_a_ready_gateway(
+    mesh: GatewayMesh, postgres: PostgresServer
+) -> None:
+    body = {"model": "smollm2", "messages": [{"role": "user", "content": "hi"}]}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    worker = mesh.nodes["worker"].service
+    async with port_of(mesh) as http:
+        assert (await http.get("/readyz")).status_code == 200
+        assert (await http.post("/v1/chat/completions", json=body, headers=headers)).status_code == 200
+        worker.pause.clear()
+        running = asyncio.create_task(http.post("/v1/chat/completions", json=body, headers=headers))
+        await until(lambda: worker.ran == 2)
+        postgres.kill()
+        try:
+            assert (await http.get("/readyz")).status_code == 200
+            answer = await http.post("/v1/chat/completions", json=body, headers=headers)
+            assert (answer.status_code, "retry-after" in answer.headers) == (503, True), answer.text
+            told = {each["name"]: each for each in (await http.get("/dependencies")).json()["dependencies"]}
+            assert [name for name, each in told.items() if each["state"] == "failing"] == ["postgresql"]
+            assert "PostgreSQL does not answer" in told["postgresql"]["reason"]
+            assert told["postgresql"]["lastSuccess"] < told["postgresql"]["since"]
+            worker.pause.set()
+            finished = await running
+            assert finished.status_code == 200
+            assert "Hello world" in finished.text
+        finally:
+            worker.pause.set()
+            postgres.ensure_running()
+
+
+async def test_a_full_disk_of_the_journal_makes_this_gateway_not_ready(mesh: GatewayMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = cast("GatewayService", mesh.nodes["gateway"].service)
+
+    def fail(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with port_of(mesh) as http:
+        assert (await http.get("/readyz")).status_code == 200
+        monkeypatch.setattr(journal.Journal, "probe", fail)
+        service._recorder._probe_at = 0
+        answer = await http.get("/readyz")
+        assert (answer.status_code, "journal" in answer.text, "No space left" in answer.text) == (503, True, True)
+        monkeypatch.undo()
+        service._recorder._probe_at = 0
+        assert (await http.get("/readyz")).status_code == 200
 
 
 async def test_models_are_only_shown_to_callers_who_may_use_them(mesh: GatewayMesh) -> None:

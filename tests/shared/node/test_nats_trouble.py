@@ -21,6 +21,19 @@ async def test_a_removed_key_is_named_in_the_health_check() -> None:
         assert not (await web.node.health()).ready
 
 
+async def test_a_node_stays_ready_without_the_nats_server_that_all_share() -> None:
+    async with testnet() as net:
+        web = await net.start(Web)
+        assert (await web.node.health()).ready
+        net.server.kill()
+        await until(lambda: web.node.node_transports.faults() != "")
+        assert (await web.node.health()).ready
+        assert await nats_detail(web.node) != ""
+        [nats] = [each for each in await web.node.dependencies() if each.name == "NATS"]
+        assert nats.state == "failing"
+        assert nats.last_success is not None
+
+
 async def test_a_node_without_permission_to_receive_reports_it_to_others() -> None:
     async with testnet() as net:
         web, auth = await net.start(Web), await net.start(Auth)

@@ -1,6 +1,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 from services.gateway.billing.journal import Journal, decode
 from tests.services.gateway.billing.test_usage_recorder import row
 
@@ -15,6 +17,16 @@ def test_appended_rows_are_read_by_the_next_process(tmp_path: Path) -> None:
     assert (tmp_path / "rows").stat().st_mode & 0o777 == 0o600
     journal.clear()
     assert Journal(tmp_path / "rows").read() == []
+
+
+def test_a_disk_that_takes_no_file_is_found_before_a_row_needs_it(tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    Journal(folder / "rows").probe()
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+    with pytest.raises(OSError, match="No such file"):
+        Journal(folder / "rows").probe()
 
 
 def test_a_torn_write_loses_one_record_and_no_later_one(tmp_path: Path) -> None:

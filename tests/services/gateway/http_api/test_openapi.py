@@ -93,7 +93,9 @@ def test_every_route_is_listed_with_its_credential_body_and_errors(document: dic
     # docs/reference/rpc.md has those.
     routes = [route for route in routes if not route.path.startswith("/rpc/")]
     documented = {(verb.upper(), path) for path, operations in document["paths"].items() for verb in operations}
-    assert documented == {(route.verb, route.path) for route in routes} | {("GET", path) for path in ("/healthz", "/readyz", "/metrics")}
+    assert documented == {(route.verb, route.path) for route in routes} | {
+        ("GET", path) for path in ("/healthz", "/readyz", "/dependencies", "/metrics")
+    }
     for route in routes:
         operation = document["paths"][route.path][route.verb.lower()]
         assert bool(operation["security"]) is (route.access.who is Audience.PERSON)
