@@ -311,21 +311,24 @@ def restart(program: str) -> None:
 
 @stack.command()
 @click.option("--status", is_flag=True, help="List the migrations that ran and those that are pending.")
+@click.option("--pre", is_flag=True, help="Run the pending pre migrations, without starting a service. No restore point is written.")
 @click.option("--post", is_flag=True, help="Run the pending post migrations. Refused while a node of an older version runs.")
 @print_format.output_options("Print a JSON list of the schemas.")
 @click.pass_obj
-def migrate(here: "CliContext", /, *, status: bool, post: bool, as_json: bool) -> None:
-    """Show the migrations of each service's schema, or finish an upgrade.
+def migrate(here: "CliContext", /, *, status: bool, pre: bool, post: bool, as_json: bool) -> None:
+    """Show the migrations of each service's schema, prepare an upgrade, or finish it.
 
-    Services run pre migrations when they start. Post migrations remove what only older versions need. After them, the way back to an older
-    version is aicli stack restore --before-upgrade VERSION.
+    Services run pre migrations when they start. With MIGRATE=off they don't: run --pre before you start the new version. Post migrations
+    remove what only older versions need. After them, the way back to an older version is aicli stack restore --before-upgrade VERSION.
     """
-    if status == post:
-        raise click.UsageError("give either --status or --post")
+    if status + pre + post != 1:
+        raise click.UsageError("give one of --status, --pre and --post")
     from stack.recovery import schema_migrations
 
     home = _home()
     urls = schema_migrations.database_urls(home, os.environ, Path.cwd())
+    if pre:
+        _report_migrations(asyncio.run(schema_migrations.run_pre(urls)))
     if post:
         _migrate_post(here, home, urls)
     columns: list[TableColumn[SchemaStatus]] = [
@@ -347,7 +350,10 @@ def _migrate_post(here: "CliContext", home: "StackHome", urls: "Mapping[str, str
     chosen = profile.read(home.profile) if home.profile.is_file() else here.profile()
     nodes = here.run_with(chosen, lambda connection: connection.call(gateway.list_nodes, gateway.ListNodes())).nodes
     schema_migrations.refuse_older(nodes, metrics_registry.version())
-    done = asyncio.run(schema_migrations.run_post(urls))
+    _report_migrations(asyncio.run(schema_migrations.run_post(urls)))
+
+
+def _report_migrations(done: list[str]) -> None:
     printing.note(f"Ran {', '.join(done)}." if done else "There was nothing to run.")
 
 

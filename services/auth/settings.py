@@ -11,12 +11,14 @@ from shared import addresses, node
 from shared.api.recovery import BackupState
 from shared.config import Port, Variable
 from shared.identity import node_keys
+from shared.node.settings import Migrate
 from shared.types import UserRole
 
 
 class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("AUTH_SERVICE_PORT", "the port of auth's health and metrics")] = 3001
     database_url: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="AUTH_DATABASE_URL")]
+    migrate: Migrate = "on"
     redis_url: Annotated[str, Variable("REDIS_URL", "Redis or Valkey, for sessions and failed logins", secret=True)]
     api_key_pepper: Annotated[
         str,

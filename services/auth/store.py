@@ -68,9 +68,10 @@ class NewKey:
 
 
 @contextlib.asynccontextmanager
-async def opened(url: str) -> AsyncIterator[database.Database]:
+async def opened(url: str, *, migrate: bool = True) -> AsyncIterator[database.Database]:
     """Open auth's database for all of its stores."""
-    async with database.Database.open(url, schema="auth", package=Path(__file__).parent, more_queries=(recovery_store.QUERIES,)) as db:
+    package, more = Path(__file__).parent, (recovery_store.QUERIES,)
+    async with database.Database.open(url, schema="auth", package=package, more_queries=more, migrate=migrate) as db:
         yield db
 
 

@@ -17,7 +17,7 @@ from shared.api import service_settings as api
 from shared.api.ledger import MICRO
 from shared.config import Port, Variable
 from shared.config_documents import Provider
-from shared.node.settings import list_settings
+from shared.node.settings import Migrate, list_settings
 from shared.rpc import RpcCall, serves
 from shared.types import ModelName, Tier
 
@@ -30,6 +30,7 @@ _OLD_RATE_LIMIT = "if it is set, there is no limit per minute unless TIER_… se
 class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("GATEWAY_SERVICE_PORT", "the port of the public HTTP API")] = 3002
     database_url: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="GATEWAY_DATABASE_URL")]
+    migrate: Migrate = "on"
     redis_url: Annotated[str, Variable("REDIS_URL", "Redis or Valkey, for the limits", secret=True)]
     response_cache: Annotated[
         Literal["on", "asked", "off"],

@@ -9,6 +9,7 @@ from services.metrics.export import otlp_endpoint
 from shared import node
 from shared.config import Port, Variable
 from shared.mail import letters
+from shared.node.settings import Migrate
 
 #: The mail queue can hold an hour of emails to this many addresses while the mail server is down.
 MOST_MAILED = 5
@@ -28,6 +29,7 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
             override="METRICS_DATABASE_URL",
         ),
     ] = None
+    migrate: Migrate = "on"
     history_raw_hours: Annotated[
         int, Meta(ge=0, le=24 * 30), Variable("HISTORY_RAW_HOURS", "how many hours to keep the history every 15 s; 0 disables the history")
     ] = 24

@@ -132,6 +132,13 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
             yield f"BIND_HOST: {self.host} is reachable from other machines; set TLS_CERT_FILE and TLS_KEY_FILE, or ALLOW_PLAIN_HTTP=true"
 
 
+#: For services with a schema.
+Migrate = Annotated[
+    Literal["on", "off"],
+    Variable("MIGRATE", "off: do not migrate the schema at start, and do not start before `aicli stack migrate --pre` has done it"),
+]
+
+
 class PublicNodeSettings(NodeSettings, frozen=True, kw_only=True):
     """For services whose port users reach, but whose /metrics they must not read."""
 

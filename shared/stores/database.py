@@ -141,15 +141,16 @@ class Database:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, url: str, *, schema: str, package: Path, more_queries: Sequence[Path] = (), pool_size: int = 10
+        cls, url: str, *, schema: str, package: Path, more_queries: Sequence[Path] = (), pool_size: int = 10, migrate: bool = True
     ) -> AsyncIterator["Database"]:
-        """Connect (for up to 30 s, with backoff), migrate, and load the queries of ``package`` and of the folders ``more_queries``.
+        """Connect (for up to 30 s, with backoff), migrate, and load the queries of ``package`` and of the folders ``more_queries``. Without
+        ``migrate`` it only checks that the schema is new enough.
 
         Raises Unavailable if PostgreSQL stays down, and BadSettings if it refuses us or does not keep sessions, or a migration was edited.
         """
         place = ServerPlace(url, schema)
         named = queries.load_package(package, *more_queries)
-        await _migrate(place, migrations.read(package / "migrations"))
+        await _migrate(place, migrations.read(package / "migrations"), migrations.run if migrate else migrations.check)
         pool = asyncpg.create_pool(
             url, min_size=0, max_size=pool_size, connect=lambda _url, **driver: place.connect(**driver), reset=_keep_session
         )
@@ -342,7 +343,11 @@ async def _keep_session(_connection: asyncpg.Connection) -> None:
     """Does nothing: sessions are not changed outside transactions, so asyncpg's reset, one round trip per query, is not needed."""
 
 
-async def _migrate(place: ServerPlace, known: list[migrations.Migration]) -> None:
+async def _migrate(
+    place: ServerPlace,
+    known: list[migrations.Migration],
+    work: Callable[[asyncpg.Connection, str, list[migrations.Migration]], Awaitable[object]],
+) -> None:
     give_up_at = asyncio.get_running_loop().time() + _OPEN_SECONDS
     failures = 0
     while True:
@@ -350,7 +355,7 @@ async def _migrate(place: ServerPlace, known: list[migrations.Migration]) -> Non
             connection = await server_sessions.open_first(place)
             try:
                 async with asyncio.timeout(_MIGRATION_SECONDS):
-                    await migrations.run(connection, place.schema, known)
+                    await work(connection, place.schema, known)
                 return
             finally:
                 connection.terminate()

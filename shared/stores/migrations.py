@@ -108,6 +108,15 @@ async def read_status(connection: asyncpg.Connection, schema: str, known: list[M
     return SchemaStatus(schema, tuple(row["name"] for row in rows), tuple(migration.name for migration in pre), tuple(post))
 
 
+async def check(connection: asyncpg.Connection, schema: str, known: list[Migration]) -> None:
+    """Raises BadSettings if a ``pre`` migration is pending, or was edited after it ran."""
+    if pending := (await read_status(connection, schema, known)).pending_pre:
+        raise errors.BadSettings(
+            f"the schema {schema} is too old for this version: {', '.join(pending)} has not run, and MIGRATE=off",
+            hint="run: aicli stack migrate --pre",
+        )
+
+
 async def run(connection: asyncpg.Connection, schema: str, known: list[Migration], *, post: bool = False) -> list[str]:
     """Apply pending ``pre`` migrations, or ``post`` ones, and return their names. If several processes start at once, one does the work and
     the others wait. Without pending ones it only reads, so that a program can start while the server is read-only."""

@@ -56,16 +56,23 @@ async def read(urls: Mapping[str, str]) -> list[SchemaStatus]:
 async def run_post(urls: Mapping[str, str]) -> list[str]:
     """Run the pending ``post`` migrations of all schemas that are here, and return their names. They may rewrite large tables, so this has
     no deadline. Raises Unavailable, BadSettings while ``pre`` migrations are pending, and Internal if one fails: then run it again."""
+    return await _run(urls, [status.schema for status in await read(urls) if status.applied and status.pending_post], post=True)
+
+
+async def run_pre(urls: Mapping[str, str]) -> list[str]:
+    """Run the pending ``pre`` migrations of all schemas, as services do at start, and return their names. Raises as ``run_post``."""
+    return await _run(urls, [status.schema for status in await read(urls) if status.pending_pre], post=False)
+
+
+async def _run(urls: Mapping[str, str], schemas: Iterable[str], *, post: bool) -> list[str]:
     done = []
-    for status in await read(urls):
-        if not (status.applied and status.pending_post):
-            continue
-        async with _session(status.schema, urls[status.schema]) as connection:
+    for schema in schemas:
+        async with _session(schema, urls[schema]) as connection:
             try:
-                ran = await migrations.run(connection, status.schema, _known(status.schema), post=True)
+                ran = await migrations.run(connection, schema, _known(schema), post=post)
             except asyncpg.PostgresError as error:
-                raise errors.Internal(f"a migration of {status.schema} failed: {error}", hint="fix the cause, and run it again") from error
-        done += [f"{status.schema} {name}" for name in ran]
+                raise errors.Internal(f"a migration of {schema} failed: {error}", hint="fix the cause, and run it again") from error
+        done += [f"{schema} {name}" for name in ran]
     return done
 
 

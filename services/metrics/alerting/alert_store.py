@@ -58,11 +58,11 @@ class AlertStore:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, rules: Iterable[AlertRule]) -> AsyncIterator["AlertStore"]:
+    async def open(cls, url: str, rules: Iterable[AlertRule], *, migrate: bool = True) -> AsyncIterator["AlertStore"]:
         """Raises Unavailable if PostgreSQL is down for 30 s, and BadSettings if it denies access."""
         package = Path(__file__).parents[1]
         try:
-            async with database.Database.open(url, schema="metrics", package=package, pool_size=_POOL_SIZE) as opened:
+            async with database.Database.open(url, schema="metrics", package=package, pool_size=_POOL_SIZE, migrate=migrate) as opened:
                 yield cls(opened, rules)
         except asyncpg.PostgresError as error:
             hint = "DATABASE_URL or METRICS_DATABASE_URL must name a role that may create the schema `metrics`"

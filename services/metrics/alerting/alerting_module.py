@@ -42,7 +42,7 @@ class AlertingModule:
     async def run(self) -> None:
         async with background() as tasks:
             if self._url is not None:
-                tasks.create_task(self._persistence.keep_open(self._url), name="alert state")
+                tasks.create_task(self._persistence.keep_open(self._url, migrate=self._settings.migrate == "on"), name="alert state")
             while True:
                 # If another replica takes over, it sends what is still waiting.
                 async with background() as channels:

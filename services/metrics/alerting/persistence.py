@@ -197,11 +197,11 @@ class AlertPersistence:
             await store.delete_silences_before(now - 2 * ENDED_SECONDS)
             self._saved_at, self._save_after = now, max(_SAVE_SECONDS, len(window) / _SAVED_BYTES_A_SECOND)
 
-    async def keep_open(self, url: str) -> None:
+    async def keep_open(self, url: str, *, migrate: bool = True) -> None:
         """Keep PostgreSQL open, and retry while it is down."""
         while True:
             try:
-                async with AlertStore.open(url, all_rules.ALL) as self.store:
+                async with AlertStore.open(url, all_rules.ALL, migrate=migrate) as self.store:
                     await asyncio.Event().wait()
             except (errors.Unavailable, errors.BadSettings) as error:
                 self.set_trouble(f"{error.message} ({error.hint})")

@@ -44,11 +44,11 @@ class HistoryStore:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator["HistoryStore"]:
+    async def open(cls, url: str, *, migrate: bool = True) -> AsyncIterator["HistoryStore"]:
         """Raises Unavailable if PostgreSQL is down for 30 s, and BadSettings if it denies access."""
         package = Path(__file__).parents[1]
         try:
-            async with database.Database.open(url, schema="metrics", package=package, pool_size=_POOL_SIZE) as opened:
+            async with database.Database.open(url, schema="metrics", package=package, pool_size=_POOL_SIZE, migrate=migrate) as opened:
                 yield cls(opened)
         except asyncpg.PostgresError as error:
             # Mostly a role that may not create the schema. This must not stop the service.

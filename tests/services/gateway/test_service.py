@@ -425,6 +425,14 @@ async def test_a_full_disk_of_the_journal_makes_this_gateway_not_ready(mesh: Gat
         assert (await http.get("/readyz")).status_code == 200
 
 
+async def test_with_migrate_off_it_refuses_to_start_on_an_older_schema(mesh: GatewayMesh) -> None:
+    await mesh.rows("DELETE FROM gateway.migrations WHERE number = 26")
+    settings = msgspec.structs.replace(mesh.settings, migrate="off")
+    with pytest.raises(errors.BadSettings, match=r"too old for this version: 0026_pre_site_lease\.sql has not run, and MIGRATE=off"):
+        async with GatewayService.open(settings, mesh.nodes["gateway"].node):
+            pass
+
+
 async def test_models_are_only_shown_to_callers_who_may_use_them(mesh: GatewayMesh) -> None:
     directory = mesh.nodes["gateway"].node.directory
     for number, (name, owner) in enumerate((("adas", f"{USER}"), ("bobs", f"{UUID(int=77)}")), start=50):

@@ -120,3 +120,27 @@ async def test_a_concurrent_migration_runs_outside_a_transaction_and_again_after
     concurrently.write_text("DROP INDEX CONCURRENTLY IF EXISTS by_n;\nCREATE INDEX CONCURRENTLY by_n ON things (n);\n")
     async with Database.open(postgres_url, schema="shop", package=tmp_path) as db:
         assert await db.value("valid") is True
+
+
+async def test_without_migrating_it_opens_only_a_schema_that_is_new_enough(postgres_url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    (folder / "0001_pre_things.sql").write_text("CREATE TABLE things (n integer);")
+    (tmp_path / "queries.sql").write_text("-- name: there\n-- Whether the table is there.\nSELECT to_regclass('things') IS NOT NULL;")
+
+    async def is_there(*, migrate: bool) -> bool:
+        async with Database.open(postgres_url, schema="shop", package=tmp_path, migrate=migrate) as db:
+            return bool(await db.value("there"))
+
+    with pytest.raises(errors.BadSettings, match=r"shop is too old for this version: 0001_pre_things\.sql has not run, and MIGRATE=off"):
+        await is_there(migrate=False)
+    assert await is_there(migrate=True)
+    (folder / "0002_post_old.sql").write_text("DROP TABLE things;")
+    assert await is_there(migrate=False), "a post migration may wait"
+    (folder / "0003_pre_more.sql").write_text("CREATE TABLE more (n integer);")
+    with pytest.raises(errors.BadSettings, match=r"0003_pre_more\.sql has not run"):
+        await is_there(migrate=False)
+    (folder / "0003_pre_more.sql").unlink()
+    (folder / "0001_pre_things.sql").write_text("CREATE TABLE things (m integer);")
+    with pytest.raises(errors.BadSettings, match="was changed after it ran"):
+        await is_there(migrate=False)
