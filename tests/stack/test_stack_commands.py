@@ -98,10 +98,20 @@ async def test_migrations_are_listed_for_each_schema(migrating: tuple[CliContext
     assert rows[0]["pending_pre"][0] == "0001_pre_accounts.sql"
 
 
-@pytest.mark.parametrize("flags", [(), ("--post", "--status")])
-def test_migrate_needs_one_of_two_options(migrating: tuple[CliContext, FakeMesh], flags: tuple[str, ...]) -> None:
+async def test_pre_migrations_run_without_a_service(migrating: tuple[CliContext, FakeMesh], postgres_url: str) -> None:
+    done = await asyncio.to_thread(migrate, migrating[0], "--pre", "--json", url=postgres_url)
+    assert (done.exit_code, "Ran auth 0001_pre_accounts.sql, " in done.stderr) == (0, True)
+    assert [(row["schema"], row["pending_pre"], row["applied"] != []) for row in json.loads(done.stdout)] == [
+        ("auth", [], True), ("gateway", [], True), ("metrics", [], True)
+    ]  # fmt: skip
+    again = await asyncio.to_thread(migrate, migrating[0], "--pre", url=postgres_url)
+    assert "nothing to run" in again.stderr
+
+
+@pytest.mark.parametrize("flags", [(), ("--post", "--status"), ("--pre", "--post")])
+def test_migrate_needs_one_option(migrating: tuple[CliContext, FakeMesh], flags: tuple[str, ...]) -> None:
     done = migrate(migrating[0], *flags, url="")
-    assert (done.exit_code, "give either --status or --post" in done.stderr) == (2, True)
+    assert (done.exit_code, "give one of --status, --pre and --post" in done.stderr) == (2, True)
 
 
 def test_the_static_list_and_new_keys_for_nats(tmp_path: Path) -> None:

@@ -1,23 +1,17 @@
 """Which post migrations run, where, and that nodes of older versions prevent it."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
 import pytest
-from click.testing import CliRunner, Result
 
-from cli import main
-from cli.cli_context import CliContext
 from shared import errors
-from shared.api import gateway
 from shared.api.gateway import NodeRow
 from shared.stores.database import Database
 from shared.stores.migrations import SchemaStatus
-from shared.telemetry import metrics_registry
 from shared.types import NodeId, Role
 from stack import stack_home as homes
 from stack.recovery import schema_migrations
@@ -94,43 +88,6 @@ async def test_pre_runs_without_a_service_and_once_for_many_callers(release: Rel
         await schema_migrations.run_pre(urls)
     with pytest.raises(errors.BadSettings, match=r"0004_pre_bad\.sql has not run"):
         await release.start(plain_url, migrate=False)
-
-
-def migrate(home: StackHome, url: str, *options: str, monkeypatch: pytest.MonkeyPatch) -> Result:
-    for name, value in (("AIMESH_HOME", str(home.root)), ("DATABASE_URL", url)):
-        monkeypatch.setenv(name, value)
-    # Each command runs its own event loop, as in a process of its own.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(CliRunner().invoke, main.aicli, ["stack", "migrate", *options]).result()
-
-
-async def test_the_command_needs_no_home_and_no_service(
-    release: Release, home: StackHome, plain_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (release.folder / "services" / "metrics" / "migrations").mkdir(parents=True)
-    release.write(FILES)
-    done = migrate(home, plain_url, "--pre", "--json", monkeypatch=monkeypatch)
-    assert done.exit_code == 0, done.output
-    assert "Ran auth 0001_pre_things.sql, auth 0003_pre_more.sql." in done.output
-    assert await columns(plain_url) == ["more", "new", "old"]
-    assert "nothing to run" in migrate(home, plain_url, "--pre", monkeypatch=monkeypatch).output
-    assert migrate(home, plain_url, "--pre", "--post", monkeypatch=monkeypatch).exit_code == 2
-    assert migrate(home, plain_url, monkeypatch=monkeypatch).exit_code == 2
-
-
-async def test_post_is_refused_while_an_older_node_runs(
-    release: Release, home: StackHome, plain_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (release.folder / "services" / "metrics" / "migrations").mkdir(parents=True)
-    release.write(FILES)
-    await release.start(plain_url)
-    nodes = (node("gateway", metrics_registry.version()), node("inference", "0.0.1"), node("web", "0.0.2"))
-    monkeypatch.setattr(CliContext, "profile", lambda *_: None)
-    monkeypatch.setattr(CliContext, "run_with", lambda *_: gateway.NodeRows(nodes))
-    refused = migrate(home, plain_url, "--post", monkeypatch=monkeypatch)
-    assert refused.exit_code != 0
-    assert "inference inference (0.0.1), web web-id (0.0.2)" in f"{refused.output} {refused.exception}"
-    assert await columns(plain_url) == ["more", "new", "old"]
 
 
 async def test_post_waits_until_the_new_version_has_started(release: Release, plain_url: str) -> None:
