@@ -17,7 +17,11 @@ from shared.recovery.rollback import OpenRestore
 from shared.stores.cache import Cache
 
 #: Everything that lets somebody in. What counts requests and failed logins stays.
-SESSION_KEYS = ("auth:session:*", "auth:session_family:*", "auth:sessions_of:*", "auth:halfway_of:*", "auth:link:*", "auth:oidc:*")
+SESSION_KEYS = (
+    *("auth:session:*", "auth:session_family:*", "auth:sessions_of:*", "auth:halfway_of:*", "auth:link:*", "auth:oidc:*"),
+    # In a cluster.
+    *("{auth}:session*", "{auth}:halfway_of:*"),
+)
 
 
 class PublishedList(Protocol):

@@ -37,6 +37,9 @@ MESH_GUESSES = 10_000
 
 _CHARGE, _RESET, _REFUND = "failed_logins", "failed_logins_forgiven", "failed_logins_given_back"
 _MESH_KEY = "auth:failed_logins:mesh"
+#: In place of a counter that does not count, because every key has to have the hash tag of the others. The scripts get an empty key.
+_NO_KEY = "auth:"
+_DROP_NO_KEY = "for n, key in ipairs(KEYS) do if string.sub(key, -1) == ':' then KEYS[n] = '' end end\n"
 _ID_BYTES = 8
 
 
@@ -56,7 +59,7 @@ class FailedLogins:
         self._cache = cache
         self._clock = clock
         for name in (_CHARGE, _RESET, _REFUND):
-            cache.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"))
+            cache.script(name, _DROP_NO_KEY + Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"))
 
     async def charge(self, account: str, address: str = "", browser: str = "") -> Guess:
         """An empty ``address`` is not counted. ``browser`` is the id of a browser that has logged in to this account, or empty. Raises
@@ -125,13 +128,13 @@ def codes_of(user_id: UserId) -> str:
 def _keys(account: str, address: str, browser: str) -> tuple[str, str, str, str]:
     # Hashed, because people sometimes type their password into the name field.
     if browser:
-        return (_key("browser", account, browser), "", "", "")
+        return (_key("browser", account, browser), _NO_KEY, _NO_KEY, _NO_KEY)
     # A provider gives each customer 2^64 addresses of IPv6, so each network counts as one client.
     network = addresses.client_network(address) or address
     return (
-        _key("at", account, network) if address else "",
+        _key("at", account, network) if address else _NO_KEY,
         f"auth:failed_logins:{api_keys.hash_token(account)}",
-        f"auth:failed_logins:from:{api_keys.hash_token(network)}" if address else "",
+        f"auth:failed_logins:from:{api_keys.hash_token(network)}" if address else _NO_KEY,
         _MESH_KEY,
     )
 

@@ -1,20 +1,20 @@
 -- Prepended to every script about sessions. A session is a hash under its id; the family of its tokens leads to the id. Two sorted sets
--- hold the ids of a user's sessions by opening time: complete ones, and those that lack a step. Keys are built from stored values, so this
--- needs a single Valkey, not a cluster.
+-- hold the ids of a user's sessions by opening time: complete ones, and those that lack a step. Keys are built from stored values; all
+-- begin with KEYS[1], which gives them one hash tag in a cluster.
 --
 -- Fields: user_id, kind, opened_at, last_used_at, confirmed_at, step, has_factor, address, agent, family; optional: team_id, browser,
 -- ends_at; token, previous, spent_at, nonce: hashes of the valid token and of the one before it. Times in s since 1970.
 
 local function record_key(id)
-    return 'auth:session:' .. id
+    return KEYS[1] .. 'session:' .. id
 end
 
 local function family_key(family)
-    return 'auth:session_family:' .. family
+    return KEYS[1] .. 'session_family:' .. family
 end
 
 local function index_key(user, step)
-    return (step == 'done' and 'auth:sessions_of:' or 'auth:halfway_of:') .. user
+    return KEYS[1] .. (step == 'done' and 'sessions_of:' or 'halfway_of:') .. user
 end
 
 -- Fields and values in turn -> table; empty values are left out.

@@ -33,6 +33,8 @@ _NOTE_SECONDS = 60.0
 _NOTES_IN_AN_IDLE_TIME = 10
 
 _LINK_PREFIX = "aip_link_"
+#: How the keys of all sessions begin.
+_KEYS_BEGIN = "auth:"
 _LONGEST_ADDRESS, _LONGEST_AGENT = 60, 200
 
 _SCRIPTS = ("open", "find", "resume", "refresh", "replace", "confirm", "end", "list")
@@ -279,7 +281,7 @@ class SessionStore:
         return None if taken is None else msgspec.json.decode(taken, type=StoredLoginLink)
 
     async def _run(self, name: str, now: float, *arguments: str | int | float) -> Sequence[bytes] | None:
-        reply: Sequence[bytes] | None = await self._cache.run(_script(name), (), (repr(now), *arguments))
+        reply: Sequence[bytes] | None = await self._cache.run(_script(name), (_KEYS_BEGIN,), (repr(now), *arguments))
         return reply
 
     def _idle_ms(self, kind: SessionKind) -> int:
