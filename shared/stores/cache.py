@@ -1,23 +1,29 @@
 """Stores short-lived data in Valkey (or Redis) and runs atomic scripts, each call with a deadline.
 
 Nothing here is the only copy of anything durable. If Valkey does not answer, calls raise ``errors.Unavailable``, and the caller decides
-what to do without it. No call is repeated: a script may have run before the connection was lost.
+what to do without it. No call is repeated: a script may have run before the connection was lost. Only a cluster's server that refers us
+to another one has not run anything.
+
+In a cluster, all keys of a script are on one server, because each has a hash tag or gets its first word as one: ``auth:x`` becomes
+``{auth}:x``. A script that builds keys itself starts them with a key that it was given.
 """
 
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from shared import errors
 from shared.api.gateway import Check
-from shared.stores import resp, valkey_client, valkey_url
+from shared.stores import valkey_client, valkey_url
 from shared.stores.resp import Reply, ReplyError, Word
 from shared.stores.valkey_client import LoginRefused, ValkeyConnection
+from shared.stores.valkey_url import ValkeyUrl
 
 #: Turns of the event loop, each of which reads what has arrived. An idle loop makes them at once.
 _TURNS = 20
@@ -32,12 +38,14 @@ _LOG_BEGINNING = b"0-0"
 #: blocked by a script, or denies permission.
 _REFUSALS = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "UNKILLABLE", "NOPERM"})
 _REPLICAS = frozenset({"READONLY", "MASTERDOWN"})
-#: Errors while it is not ready: it is loading its data, rejects the login, or has just become a replica.
-_AWAY = frozenset({"LOADING", "NOAUTH", "WRONGPASS", "UNBLOCKED"})
+#: Errors while it is not ready: it is loading its data, rejects the login, has just become a replica, or its cluster is moving the keys.
+_AWAY = frozenset({"LOADING", "NOAUTH", "WRONGPASS", "UNBLOCKED", "MOVED", "ASK", "TRYAGAIN"})
 _TOO_MANY = "ERR max number of clients reached"
 _CHECKED = "aimesh:checked"
 #: ``shared.node`` allows 2 s for all checks of a service together.
 _CHECK_SECONDS = 1.5
+
+_HINT = "use redis://, rediss://, unix:///path, redis+sentinel://host1,host2/name or redis+cluster://host1,host2"
 
 #: An answer that means that the call itself is wrong, such as a command for another type of value.
 UnexpectedReply = ReplyError
@@ -47,9 +55,19 @@ class CacheRefuses(errors.Unavailable):
     """Valkey answers but refuses the call. It may accept others, such as reads."""
 
 
+class Lane(Protocol):
+    """See ``ValkeyConnection``."""
+
+    def ask(self, words: Sequence[Word]) -> "asyncio.Future[Reply]": ...
+
+    async def parts(self) -> Sequence[ValkeyConnection]: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Script:
-    lane: ValkeyConnection
+    lane: Lane
     text: str
     sha1: str
 
@@ -57,7 +75,7 @@ class _Script:
 class Cache:
     """The cache of one service. Keys begin with the service's name. Every method may raise ``errors.Unavailable``, within about 2 s."""
 
-    def __init__(self, values: ValkeyConnection, urgent: ValkeyConnection, following: ValkeyConnection) -> None:
+    def __init__(self, values: Lane, urgent: Lane, following: Lane) -> None:
         """``urgent`` is for urgent scripts, ``following`` for reads that wait for something new."""
         self._values = values
         self._urgent = urgent
@@ -67,25 +85,25 @@ class Cache:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, url: str) -> AsyncIterator["Cache"]:
-        """``url`` is unix://, redis:// or rediss://. Does not connect yet: a service starts without Valkey, and /readyz reports it."""
+        """See ``valkey_url``. Does not connect yet: a service starts without Valkey, and /readyz reports it."""
         try:
             where = valkey_url.parse(url)
             trusted = ssl.create_default_context(cafile=where.ca_file) if where.tls else None
         except (ValueError, OSError) as error:
-            raise errors.BadSettings(f"REDIS_URL is invalid: {error}", hint="use redis://, rediss:// or unix:///path") from error
+            raise errors.BadSettings(f"REDIS_URL is invalid: {error}", hint=_HINT) from error
         async with contextlib.AsyncExitStack() as stack:
             tasks = asyncio.TaskGroup()
             await tasks.__aenter__()
             # A callback, so that the TaskGroup does not wrap the block's own errors in an ExceptionGroup.
             stack.push_async_callback(tasks.__aexit__, None, None, None)
-            lanes = [ValkeyConnection(where, trusted, tasks) for _ in range(3)]
+            lanes = _lanes(where, trusted, tasks)
             for lane in lanes:
                 stack.callback(lane.close)
             yield cls(*lanes)
 
     async def connect(self) -> None:
         """Load every script, which opens the connections, so that the first calls need not wait."""
-        await asyncio.gather(*(self._ask("SCRIPT", "LOAD", script.text, lane=script.lane) for script in self._scripts.values()))
+        await asyncio.gather(*(self._everywhere(script.lane, "SCRIPT", "LOAD", script.text) for script in self._scripts.values()))
 
     def script(self, name: str, lua: str, *, urgent: bool = False) -> None:
         """Register a script before its first ``run``. Urgent scripts have their own connection, where large values do not delay them."""
@@ -101,14 +119,14 @@ class Cache:
         chosen = self._scripts[script]
         waiting = None if seconds is None else _WaitLimit(seconds)
         try:
-            answer = chosen.lane.ask(resp.command(("EVALSHA", chosen.sha1, len(keys), *keys, *args)))
+            answer = chosen.lane.ask(("EVALSHA", chosen.sha1, len(keys), *keys, *args))
             try:
                 return await (answer if waiting is None else waiting.watch(answer))
             except ReplyError as error:
                 if error.word != "NOSCRIPT":
                     raise
             # First run since Valkey started. EVAL also stores the script. Nothing has run yet, so this is no repetition.
-            answer = chosen.lane.ask(resp.command(("EVAL", chosen.text, len(keys), *keys, *args)))
+            answer = chosen.lane.ask(("EVAL", chosen.text, len(keys), *keys, *args))
             return await (answer if waiting is None else waiting.watch(answer))
         except (OSError, ReplyError) as error:
             _raise(error)
@@ -134,13 +152,17 @@ class Cache:
 
     async def delete_matching(self, pattern: str) -> None:
         """Delete all keys that match, in small steps. Other keys of the server stay, because it may be shared."""
-        cursor = b"0"
-        while True:
-            cursor, keys = await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED)
-            if keys:
-                await self._ask("UNLINK", *keys)
-            if cursor == b"0":
-                return
+        parts = await self._parts(self._values)
+        # A cluster accepts several keys in one call only if they have one hash tag.
+        group_by = _hash_tag if len(parts) > 1 else bool
+        for part in parts:
+            cursor = b"0"
+            while True:
+                cursor, keys = await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED, lane=part)
+                for _, group in itertools.groupby(sorted(keys, key=group_by), key=group_by):
+                    await self._ask("UNLINK", *group)
+                if cursor == b"0":
+                    break
 
     async def append(self, log: str, entry: bytes, *, most: int) -> None:
         """Append to a log that keeps about the newest ``most`` entries. Not delayed by large values."""
@@ -176,15 +198,41 @@ class Cache:
     async def _write_everywhere(self) -> None:
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
-                await asyncio.gather(*(self._ask("SET", _CHECKED, "", "PX", 1000, lane=lane) for lane in (self._values, self._urgent)))
+                lanes = (self._values, self._urgent)
+                await asyncio.gather(*(self._ask("SET", _CHECKED, "", "PX", 1000, lane=lane) for lane in lanes))
+                await self._everywhere(self._values, "PING")
         except TimeoutError:
             _raise(TimeoutError("no answer in time"))
 
-    async def _ask(self, *words: Word, lane: ValkeyConnection | None = None) -> Any:
+    async def _everywhere(self, lane: Lane, *words: Word) -> None:
+        await asyncio.gather(*(self._ask(*words, lane=part) for part in await self._parts(lane)))
+
+    async def _parts(self, lane: Lane) -> Sequence[ValkeyConnection]:
         try:
-            return await (lane or self._values).ask(resp.command(words))
+            return await lane.parts()
+        except OSError as error:
+            _raise(error)
+
+    async def _ask(self, *words: Word, lane: Lane | None = None) -> Any:
+        try:
+            return await (lane or self._values).ask(words)
         except (OSError, ReplyError) as error:
             _raise(error)
+
+
+def _lanes(where: ValkeyUrl, trusted: ssl.SSLContext | None, tasks: asyncio.TaskGroup) -> Sequence[Lane]:
+    if where.nodes:
+        # Not for one address: redis-py needs 0.2 s to import.
+        from shared.stores import redis_clients  # noqa: PLC0415
+
+        return redis_clients.lanes(where, trusted, tasks, 3)
+    return [ValkeyConnection(where, trusted, tasks) for _ in range(3)]
+
+
+def _hash_tag(key: bytes) -> bytes:
+    """Return what a cluster chooses the server by."""
+    tag = key.partition(b"{")[2].partition(b"}")[0] if b"}" in key else b""
+    return tag or key
 
 
 def _raise(error: OSError | ReplyError) -> NoReturn:

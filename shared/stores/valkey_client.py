@@ -7,13 +7,13 @@ not ready is closed, because the same address may lead to another server by now.
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 from shared import errors
 from shared.joined_writes import JoinedWrites
 from shared.stores import resp
-from shared.stores.resp import Reply, ReplyError, RespParser
+from shared.stores.resp import Reply, ReplyError, RespParser, Word
 from shared.stores.valkey_url import ValkeyUrl
 
 CONNECT_SECONDS = 1.0
@@ -44,9 +44,16 @@ class _PendingCommand(NamedTuple):
 class ValkeyConnection:
     """A connection that opens on demand and reopens after a loss. Its task belongs to ``tasks``."""
 
-    def __init__(self, address: ValkeyUrl, trusted: ssl.SSLContext | None, tasks: asyncio.TaskGroup) -> None:
-        """``trusted`` has the CAs for TLS; None without TLS."""
+    def __init__(
+        self,
+        address: ValkeyUrl,
+        trusted: ssl.SSLContext | None,
+        tasks: asyncio.TaskGroup,
+        find: Callable[[], Awaitable[ValkeyUrl]] | None = None,
+    ) -> None:
+        """``trusted`` has the CAs for TLS; None without TLS. ``find`` returns the address for a new connection, or raises OSError."""
         self._address = address
+        self._find = find
         self._trusted = trusted
         self._tasks = tasks
         self._loop = asyncio.get_running_loop()
@@ -56,8 +63,9 @@ class ValkeyConnection:
         self._waiting_bytes = 0
         self._is_closed = False
 
-    def ask(self, command: bytes) -> "asyncio.Future[Reply]":
+    def ask(self, words: Sequence[Word]) -> "asyncio.Future[Reply]":
         """Send a command. The future gets a reply, ReplyError or OSError within about 2 s. Raises OSError if too many calls wait."""
+        command = resp.command(words)
         if self._session is not None:
             return self._session.ask(command)
         if self._is_closed:
@@ -70,6 +78,10 @@ class ValkeyConnection:
         if self._connecting is None:
             self._connecting = self._tasks.create_task(self._connect())
         return call.answer
+
+    async def parts(self) -> "Sequence[ValkeyConnection]":
+        """Return a connection to each server that has a part of the keys."""
+        return (self,)
 
     def close(self) -> None:
         """Close for good. Waiting calls fail."""
@@ -99,13 +111,14 @@ class ValkeyConnection:
                     self._session.send(call)
 
     async def _open(self) -> "_Session":
+        address = self._address if self._find is None else await self._find()
         session = _Session(self._lost)
-        if self._address.path is not None:
-            await self._loop.create_unix_connection(lambda: session, self._address.path)
+        if address.path is not None:
+            await self._loop.create_unix_connection(lambda: session, address.path)
         else:
-            await self._loop.create_connection(lambda: session, self._address.host, self._address.port, ssl=self._trusted)
+            await self._loop.create_connection(lambda: session, address.host, address.port, ssl=self._trusted)
         try:
-            for words in _login(self._address):
+            for words in _login(address):
                 await session.ask(resp.command(words))
         except ReplyError as error:
             session.end(error)

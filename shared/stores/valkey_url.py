@@ -1,36 +1,52 @@
-"""Parses the URL of a server (redis://, rediss:// or unix://), as redis-py does. Errors do not quote it: it may contain a password."""
+"""Parses REDIS_URL: one server, or the Sentinels or servers that know the others. Errors do not quote it: it may contain a password.
+
+    unix:///path, redis://[user:password@]host:port/db, rediss://…
+    redis+sentinel://[user:password@]sentinel1,sentinel2:26379/name?db=0
+    redis+cluster://[user:password@]host1,host2:6379
+
+``rediss+sentinel`` and ``rediss+cluster`` use TLS.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-_OPTIONS = frozenset({"db", "username", "password", "ssl_ca_certs"})
+_OPTIONS = frozenset({"db", "username", "password", "ssl_ca_certs", "sentinel_password"})
+_SCHEMES = frozenset({"unix", "redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"})
+_SENTINEL_PORT = 26379
+_PORT = 6379
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValkeyUrl:
     path: str | None = None
     host: str = "localhost"
-    port: int = 6379
+    port: int = _PORT
     tls: bool = False
     ca_file: Path | None = None
     database: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    #: The name under which Sentinels know the primary; None without Sentinel.
+    primary: str | None = None
+    is_cluster: bool = False
+    #: The Sentinels, or some servers of the cluster.
+    nodes: tuple[tuple[str, int], ...] = ()
+    sentinel_password: str | None = field(default=None, repr=False)
 
 
 def parse(url: str) -> ValkeyUrl:
     """Raises ValueError with a message that does not quote the URL."""
     try:
         parts = urlsplit(url)
+        scheme, _, kind = parts.scheme.partition("+")
         options = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        host, port = unquote(parts.hostname or "localhost"), parts.port or 6379
-        if "\0" in host.encode("idna").decode():
-            raise ValueError
+        hosts = parts.netloc.rpartition("@")[2].split(",") if kind else [parts.netloc]
+        nodes = tuple(_node(each, _SENTINEL_PORT if kind == "sentinel" else _PORT) for each in hosts)
     except ValueError:
         # The original error would quote the password.
         raise ValueError("its host or port is invalid") from None
-    if parts.scheme not in {"redis", "rediss", "unix"}:
+    if parts.scheme not in _SCHEMES:
         raise ValueError("its scheme is not supported")
     if unknown := options.keys() - _OPTIONS:
         raise ValueError(f"it has an unknown option: {min(unknown)}")
@@ -41,10 +57,28 @@ def parse(url: str) -> ValkeyUrl:
         if not path or "\0" in path:
             raise ValueError("it has no socket path")
         return ValkeyUrl(path=path, database=_number(database), username=username, password=password)
-    database = options.get("db") or parts.path.strip("/") or "0"
-    ca_file = Path(options["ssl_ca_certs"]) if "ssl_ca_certs" in options else None
-    tls = parts.scheme == "rediss"
-    return ValkeyUrl(host=host, port=port, tls=tls, ca_file=ca_file, database=_number(database), username=username, password=password)
+    name = parts.path.strip("/")
+    if kind == "sentinel" and not name:
+        raise ValueError("it has no name of the primary: redis+sentinel://host1,host2/name")
+    number = _number(options.get("db") or (name if kind != "sentinel" else "") or "0")
+    if kind == "cluster" and number:
+        raise ValueError("it has a database, and a cluster has only number 0")
+    host, port = nodes[0]
+    return ValkeyUrl(
+        host=host, port=port, tls=scheme == "rediss", database=number, username=username, password=password,
+        ca_file=Path(options["ssl_ca_certs"]) if "ssl_ca_certs" in options else None,
+        primary=unquote(name) if kind == "sentinel" else None, is_cluster=kind == "cluster", nodes=nodes if kind else (),
+        sentinel_password=options.get("sentinel_password"),
+    )  # fmt: skip
+
+
+def _node(text: str, port: int) -> tuple[str, int]:
+    """Raises ValueError."""
+    found = urlsplit(f"//{text}")
+    host = unquote(found.hostname or "localhost")
+    if "\0" in host.encode("idna").decode():
+        raise ValueError
+    return host, found.port or port
 
 
 def _number(database: str) -> int:

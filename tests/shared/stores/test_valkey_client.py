@@ -35,7 +35,7 @@ async def lane_to(address: ValkeyUrl | Path, trusted: ssl.SSLContext | None = No
 
 
 def asking(lane: ValkeyConnection, *words: resp.Word) -> asyncio.Future[resp.Reply]:
-    return lane.ask(resp.command(("ECHO", *words)))
+    return lane.ask(("ECHO", *words))
 
 
 # --- order ----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,23 @@ from shared.stores.valkey_url import ValkeyUrl
         ("unix:///run/valkey.sock", ValkeyUrl(path="/run/valkey.sock")),
         ("unix:///run/a%20b.sock?db=2&password=p", ValkeyUrl(path="/run/a b.sock", database=2, password="p")),
         ("unix://:p@/run/valkey.sock", ValkeyUrl(path="/run/valkey.sock", password="p")),
+        (
+            "redis+sentinel://ada:p,@s1,[::1]:7,s3/main?db=2&sentinel_password=q",
+            ValkeyUrl(
+                host="s1",
+                port=26379,
+                username="ada",
+                password="p,",
+                database=2,
+                primary="main",
+                sentinel_password="q",
+                nodes=(("s1", 26379), ("::1", 7), ("s3", 26379)),
+            ),
+        ),
+        (
+            "rediss+cluster://:p@h1,h2:6380?ssl_ca_certs=/etc/ca.pem",
+            ValkeyUrl(host="h1", tls=True, ca_file=Path("/etc/ca.pem"), password="p", is_cluster=True, nodes=(("h1", 6379), ("h2", 6380))),
+        ),
     ],
 )
 def test_what_a_url_says(url: str, meant: ValkeyUrl) -> None:
@@ -35,7 +52,8 @@ def test_what_a_url_says(url: str, meant: ValkeyUrl) -> None:
     [
         "", "cache", "http://:s3cret@cache", "redis://:s3cret@cache:port", "redis://ada:s3cret", "redis://:s3cret@[cache",
         "redis://cache/s3cret", "redis://cache/-1", "redis://cache?db=s3cret", "redis://cache?s3cretless=s3cret", "unix://", "unix://?db=1",
-        "unix:///a%00b", "redis://a%00b", "redis://a..b", "redis://cache:99999",
+        "unix:///a%00b", "redis://a%00b", "redis://a..b", "redis://cache:99999", "redis+sentinel://:s3cret@s1,s2",
+        "redis+cluster://:s3cret@h1/1", "redis+cluster://h1,h2:s3cret", "redis+s3cret://h1", "unix+cluster://h1",
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_said_without_a_secret(url: str) -> None:
