@@ -326,7 +326,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
         INVITATION_DAYS ENDED_KEY_DAYS SESSION_PROGRAM_DAYS DATA_KEY_OLD BACKUP_STATE PUBLIC_NATS_URL
     """,
     ("auth", "gateway"): "RECOVERY_LOG_DIR",
-    ("auth", "gateway", "metrics"): "MIGRATE",
+    ("auth", "gateway", "metrics"): "DATABASE_POOL MIGRATE",
     ("auth", "web"): "PASSWORD_MIN_LENGTH",
     ("auth", "metrics", "web"): "PUBLIC_URL",
     ("auth", "metrics"): "SMTP_URL MAIL_FROM",

@@ -19,6 +19,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("AUTH_SERVICE_PORT", "the port of auth's health and metrics")] = 3001
     database_url: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="AUTH_DATABASE_URL")]
     migrate: Migrate = "on"
+    database_pool: Annotated[int, Meta(ge=1, le=100), Variable("DATABASE_POOL", "most connections to PostgreSQL, of each replica")] = 10
     redis_url: Annotated[str, Variable("REDIS_URL", "Redis or Valkey, Sentinel or cluster, for sessions and failed logins", secret=True)]
     api_key_pepper: Annotated[
         str,

@@ -68,10 +68,10 @@ class NewKey:
 
 
 @contextlib.asynccontextmanager
-async def opened(url: str, *, migrate: bool = True) -> AsyncIterator[database.Database]:
+async def opened(url: str, pool_size: int = 10, *, migrate: bool = True) -> AsyncIterator[database.Database]:
     """Open auth's database for all of its stores."""
     package, more = Path(__file__).parent, (recovery_store.QUERIES,)
-    async with database.Database.open(url, schema="auth", package=package, more_queries=more, migrate=migrate) as db:
+    async with database.Database.open(url, schema="auth", package=package, more_queries=more, pool_size=pool_size, migrate=migrate) as db:
         yield db
 
 

@@ -214,7 +214,9 @@ async def opened(settings: AuthSettings, node: Node) -> AsyncIterator[OpenedStor
         passwords = stack.enter_context(Passwords.open(min_length=settings.password_min_length))
         post = mail.parse(settings.smtp_url, settings.mail_from)
         sealer = DataSealer.of(settings.data_key, settings.data_key_old)
-        database = await stack.enter_async_context(database_of(settings.database_url, migrate=settings.migrate == "on"))
+        database = await stack.enter_async_context(
+            database_of(settings.database_url, settings.database_pool, migrate=settings.migrate == "on")
+        )
         cache = await stack.enter_async_context(Cache.open(settings.redis_url))
         mailer = await stack.enter_async_context(mail.opened(post))
         recovery = _recovery(settings, node, database)

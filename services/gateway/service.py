@@ -194,7 +194,7 @@ class GatewayService:
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
         async with (
-            database_of(settings.database_url, migrate=settings.migrate == "on") as database,
+            database_of(settings.database_url, settings.database_pool, migrate=settings.migrate == "on") as database,
             Cache.open(settings.redis_url) as cache,
             GatewayRecovery.open(settings, node, RecoveryStore(database, "gateway"), cache) as recovery,
         ):

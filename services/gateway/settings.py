@@ -31,6 +31,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("GATEWAY_SERVICE_PORT", "the port of the public HTTP API")] = 3002
     database_url: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="GATEWAY_DATABASE_URL")]
     migrate: Migrate = "on"
+    database_pool: Annotated[int, Meta(ge=1, le=100), Variable("DATABASE_POOL", "most connections to PostgreSQL, of each replica")] = 10
     redis_url: Annotated[str, Variable("REDIS_URL", "Redis or Valkey, Sentinel or cluster, for the limits", secret=True)]
     response_cache: Annotated[
         Literal["on", "asked", "off"],

@@ -17,11 +17,13 @@ from shared.types import MicroCredits, RequestId, TenantId, UserId
 
 
 @asynccontextmanager
-async def opened(url: str, *, migrate: bool = True) -> AsyncIterator[database.Database]:
+async def opened(url: str, pool_size: int = 10, *, migrate: bool = True) -> AsyncIterator[database.Database]:
     """Open the gateway's database for all of its stores."""
     package, more = Path(__file__).parent, (recovery_store.QUERIES,)
-    async with database.Database.open(url, schema="gateway", package=package, more_queries=more, migrate=migrate) as gateway_database:
-        yield gateway_database
+    async with database.Database.open(
+        url, schema="gateway", package=package, more_queries=more, pool_size=pool_size, migrate=migrate
+    ) as found:
+        yield found
 
 
 class GatewayStore:

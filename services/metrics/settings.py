@@ -30,6 +30,9 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
         ),
     ] = None
     migrate: Migrate = "on"
+    database_pool: Annotated[
+        int, Meta(ge=1, le=100), Variable("DATABASE_POOL", "most connections to PostgreSQL, of each replica; 2 more for alerts")
+    ] = 10
     history_raw_hours: Annotated[
         int, Meta(ge=0, le=24 * 30), Variable("HISTORY_RAW_HOURS", "how many hours to keep the history every 15 s; 0 disables the history")
     ] = 24

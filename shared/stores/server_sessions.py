@@ -6,9 +6,11 @@ statements, locks and notifications do not work.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import asyncpg
 
@@ -16,6 +18,8 @@ from shared import errors
 from shared.stores import queries
 
 _CONNECT_SECONDS = 5
+#: For one of several hosts, so that one that hangs leaves time for two others.
+_HOST_SECONDS = 1.5
 #: In PostgreSQL's own notation, because they are compared.
 _SETTINGS = {
     # A caller that gave up leaves its statement running. The server ends it after this time, so that it does not hold locks.
@@ -48,12 +52,15 @@ _MIXED_UP = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStat
 class ServerPlace:
     """Where to connect, and as which schema."""
 
+    #: With several hosts, it leads to the one that accepts writes, unless it has another ``target_session_attrs``.
     url: str
     schema: str
+    #: The URL that was reached last.
+    _reached: list[str] = field(default_factory=list, repr=False, compare=False)
 
     async def connect(self, *, statement_timeout: str = _SETTINGS["statement_timeout"], **driver: Any) -> asyncpg.Connection:
         """Open a session with our settings. ``driver`` are a pool's arguments for the driver."""
-        connection = await asyncpg.connect(self.url, timeout=_CONNECT_SECONDS, server_settings={"application_name": "aimesh"}, **driver)
+        connection = await self._connect(**driver)
         try:
             wanted = self.settings(statement_timeout)
             await connection.execute(_SQL["set"].text, list(wanted), list(wanted.values()), timeout=_CONNECT_SECONDS)
@@ -62,8 +69,38 @@ class ServerPlace:
             raise
         return connection
 
+    async def _connect(self, **driver: Any) -> asyncpg.Connection:
+        """Try the hosts in turn, first the one that was reached last. Raises what the last one raises."""
+        urls = sorted(urls_of(self.url), key=lambda url: url not in self._reached)
+        seconds = _CONNECT_SECONDS if len(urls) == 1 else _HOST_SECONDS
+        for url in urls:
+            try:
+                found = await asyncpg.connect(url, timeout=seconds, server_settings={"application_name": "aimesh"}, **driver)
+            except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError):
+                if url == urls[-1]:
+                    raise
+            else:
+                self._reached[:] = [url]
+                return found
+        raise AssertionError("the last attempt returns or raises")
+
     def settings(self, statement_timeout: str) -> dict[str, str]:
         return _SETTINGS | {"search_path": self.schema, "statement_timeout": statement_timeout}
+
+
+def urls_of(url: str) -> list[str]:
+    """Return a URL for each host. Hosts are in front of the path, or in the parameters ``host`` and ``port``, as sockets are."""
+    base, parts = url.partition("?")[0], urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    names = (hosts or options.get("host", "")).split(",")
+    if len(names) == 1:
+        return [url]
+    options.setdefault("target_session_attrs", "read-write")
+    if hosts:
+        return [f"{base.replace(parts.netloc, login + at + name, 1)}?{urlencode(options)}" for name in names]
+    ports = islice(cycle(options.pop("port", "5432").split(",")), len(names))
+    return [f"{base}?{urlencode({**options, 'host': name, 'port': port})}" for name, port in zip(names, ports, strict=True)]
 
 
 async def open_first(place: ServerPlace) -> asyncpg.Connection:

@@ -29,6 +29,7 @@ class HistoryModule:
     def __init__(self, settings: MetricsSettings, text: Callable[[], Awaitable[str]]) -> None:
         self._url = settings.database_url if settings.history_raw_hours else None
         self._migrate = settings.migrate == "on"
+        self._pool_size = settings.database_pool
         self._retention = retention_of(settings)
         self._writer = HistoryWriter(text, self._retention)
         self._store: HistoryStore | None = None
@@ -55,7 +56,7 @@ class HistoryModule:
     async def _write_for_ever(self, url: str) -> None:
         while True:
             try:
-                async with HistoryStore.open(url, migrate=self._migrate) as store:
+                async with HistoryStore.open(url, self._pool_size, migrate=self._migrate) as store:
                     self._store = store
                     await self._write_to(store)
             except (errors.Unavailable, errors.BadSettings) as error:

@@ -21,7 +21,6 @@ from shared.api.gateway import Check
 from shared.api.metrics import HistoryGrouping
 from shared.stores import database
 
-_POOL_SIZE = 4
 #: Enough for a year of hours, or a day of minutes of 200 nodes.
 _READ_SECONDS = 20.0
 _WRITE_SECONDS = 20.0
@@ -44,11 +43,11 @@ class HistoryStore:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, *, migrate: bool = True) -> AsyncIterator["HistoryStore"]:
+    async def open(cls, url: str, pool_size: int = 10, *, migrate: bool = True) -> AsyncIterator["HistoryStore"]:
         """Raises Unavailable if PostgreSQL is down for 30 s, and BadSettings if it denies access."""
         package = Path(__file__).parents[1]
         try:
-            async with database.Database.open(url, schema="metrics", package=package, pool_size=_POOL_SIZE, migrate=migrate) as opened:
+            async with database.Database.open(url, schema="metrics", package=package, pool_size=pool_size, migrate=migrate) as opened:
                 yield cls(opened)
         except asyncpg.PostgresError as error:
             # Mostly a role that may not create the schema. This must not stop the service.

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from shared import errors
 from shared.stores.database import Database
+from shared.stores.server_sessions import urls_of
 from tests.servers import PostgresServer
 from tests.shared.stores.test_database import QUERIES, TABLE
 from tests.switch import Switch
@@ -189,6 +191,52 @@ async def test_two_addresses_and_the_wish_to_write_lead_to_the_primary(pair: Pai
         await pair.standby.promote()
         await db.run("add", "chair")
         assert [row["name"] for row in await db.rows("list")] == ["lamp", "chair"]
+
+
+@pytest.mark.parametrize("is_hung", [False, True], ids=["killed", "hung"])
+async def test_with_several_hosts_the_next_call_finds_the_promoted_standby(pair: Pair, package: Path, is_hung: bool) -> None:
+    """Nobody has to write target_session_attrs."""
+    ours, theirs = (quote(str(server.folder), safe="") for server in (pair.primary, pair.standby))
+    url = pair.url.replace(quote(str(pair.switch.path.parent), safe=""), f"{ours},{theirs}")
+    await wait_for_standby(pair)
+    async with opened(url, package) as db:
+        await db.run("add", "lamp")
+        await wait_for_standby(pair)
+        with contextlib.ExitStack() as stack:
+            if is_hung:
+                stack.enter_context(pair.primary.hung())
+            else:
+                pair.primary.kill()
+            await pair.standby.promote()
+            with contextlib.suppress(errors.Unavailable):
+                await db.run("add", "lost", deadline_seconds=0.5)
+            began = time.monotonic()
+            await db.run("add", "chair")
+            assert time.monotonic() - began < 5
+            assert {"lamp", "chair"} <= {row["name"] for row in await db.rows("list")}
+            # New connections, too, begin with the host that was reached last.
+            began = time.monotonic()
+            await asyncio.gather(*(db.rows("list") for _ in range(4)))
+            assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("url", "urls"),
+    [
+        ("postgresql://u:p,@a/db", ["postgresql://u:p,@a/db"]),
+        (
+            "postgresql://u:p@a:1,b/db?sslmode=require",
+            [f"postgresql://u:p@{host}/db?sslmode=require&target_session_attrs=read-write" for host in ("a:1", "b")],
+        ),
+        ("postgresql://a,b/db?target_session_attrs=any", [f"postgresql://{host}/db?target_session_attrs=any" for host in "ab"]),
+        (
+            "postgresql:///db?host=/x,/y&port=1,2",
+            [f"postgresql:///db?host=%2F{host}&target_session_attrs=read-write&port={port}" for host, port in ("x1", "y2")],
+        ),
+    ],
+)
+def test_each_host_has_a_url(url: str, urls: list[str]) -> None:
+    assert urls_of(url) == urls
 
 
 async def wait_for_standby(pair: Pair) -> None:
