@@ -11,12 +11,11 @@ In a cluster, all keys of a script are on one server, because each has a hash ta
 import asyncio
 import contextlib
 import hashlib
-import itertools
 import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from shared import errors
 from shared.api.gateway import Check
@@ -25,13 +24,16 @@ from shared.stores.resp import Reply, ReplyError, Word
 from shared.stores.valkey_client import LoginRefused, ValkeyConnection
 from shared.stores.valkey_url import ValkeyUrl
 
+if TYPE_CHECKING:
+    from shared.stores.redis_clients import ClusterLane
+
 #: Turns of the event loop, each of which reads what has arrived. An idle loop makes them at once.
 _TURNS = 20
 
 LOG_WAIT_SECONDS = 1.0
 _LOG_ENTRIES = 100
-#: Keys that one step of a scan looks at.
-_SCANNED = 1000
+#: Keys that one step of a scan looks at, and may have to delete at once.
+_SCANNED = 500
 _LOG_BEGINNING = b"0-0"
 
 #: Errors of a working Valkey: it cannot save to disk, has too few replicas or no memory left, is a replica or lacks its primary, is
@@ -55,14 +57,7 @@ class CacheRefuses(errors.Unavailable):
     """Valkey answers but refuses the call. It may accept others, such as reads."""
 
 
-class Lane(Protocol):
-    """See ``ValkeyConnection``."""
-
-    def ask(self, words: Sequence[Word]) -> "asyncio.Future[Reply]": ...
-
-    async def parts(self) -> Sequence[ValkeyConnection]: ...
-
-    def close(self) -> None: ...
+Lane: TypeAlias = "ValkeyConnection | ClusterLane"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +147,12 @@ class Cache:
 
     async def delete_matching(self, pattern: str) -> None:
         """Delete all keys that match, in small steps. Other keys of the server stay, because it may be shared."""
-        parts = await self._parts(self._values)
-        # A cluster accepts several keys in one call only if they have one hash tag.
-        group_by = _hash_tag if len(parts) > 1 else bool
-        for part in parts:
+        for part in await self._parts(self._values):
             cursor = b"0"
             while True:
                 cursor, keys = await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED, lane=part)
-                for _, group in itertools.groupby(sorted(keys, key=group_by), key=group_by):
-                    await self._ask("UNLINK", *group)
+                # One key each, because the keys of a part of a cluster have different slots.
+                await asyncio.gather(*(self._ask("UNLINK", key) for key in keys))
                 if cursor == b"0":
                     break
 
@@ -213,7 +205,7 @@ class Cache:
         except OSError as error:
             _raise(error)
 
-    async def _ask(self, *words: Word, lane: Lane | None = None) -> Any:
+    async def _ask(self, *words: Word, lane: "Lane | None" = None) -> Any:
         try:
             return await (lane or self._values).ask(words)
         except (OSError, ReplyError) as error:
@@ -227,12 +219,6 @@ def _lanes(where: ValkeyUrl, trusted: ssl.SSLContext | None, tasks: asyncio.Task
 
         return redis_clients.lanes(where, trusted, tasks, 3)
     return [ValkeyConnection(where, trusted, tasks) for _ in range(3)]
-
-
-def _hash_tag(key: bytes) -> bytes:
-    """Return what a cluster chooses the server by."""
-    tag = key.partition(b"{")[2].partition(b"}")[0] if b"}" in key else b""
-    return tag or key
 
 
 def _raise(error: OSError | ReplyError) -> NoReturn:

@@ -5,6 +5,7 @@ that a server of a cluster has refused because another one has its keys is sent 
 """
 
 import asyncio
+import re
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -205,12 +206,8 @@ def _with_hash_tags(words: Sequence[Word]) -> Sequence[Word]:
     if words[0] not in {"EVAL", "EVALSHA"}:
         return words
     end = 3 + int(words[2])
-    return (*words[:3], *(_with_hash_tag(str(key)) for key in words[3:end]), *words[end:])
-
-
-def _with_hash_tag(key: str) -> str:
-    service, colon, rest = key.partition(":")
-    return key if "{" in key else f"{{{service}}}{colon}{rest}"
+    keys = (key if "{" in key else re.sub("^[^:]*", r"{\g<0>}", key) for key in map(str, words[3:end]))
+    return (*words[:3], *keys, *words[end:])
 
 
 def _named(error: ReplyError) -> _Address:

@@ -30,6 +30,8 @@ MOST_UNSENT_BYTES = 4 * 1024 * 1024
 _NOT_THE_ONE = frozenset({"READONLY", "MASTERDOWN", "LOADING", "CLUSTERDOWN", "UNBLOCKED"})
 _CLOSED = "the connection is closed"
 
+Finder = Callable[[], Awaitable[ValkeyUrl]]
+
 
 class LoginRefused(ReplyError):
     """The server rejects this name, password or database; the text is the server's."""
@@ -44,13 +46,7 @@ class _PendingCommand(NamedTuple):
 class ValkeyConnection:
     """A connection that opens on demand and reopens after a loss. Its task belongs to ``tasks``."""
 
-    def __init__(
-        self,
-        address: ValkeyUrl,
-        trusted: ssl.SSLContext | None,
-        tasks: asyncio.TaskGroup,
-        find: Callable[[], Awaitable[ValkeyUrl]] | None = None,
-    ) -> None:
+    def __init__(self, address: ValkeyUrl, trusted: ssl.SSLContext | None, tasks: asyncio.TaskGroup, find: Finder | None = None) -> None:
         """``trusted`` has the CAs for TLS; None without TLS. ``find`` returns the address for a new connection, or raises OSError."""
         self._address = address
         self._find = find
