@@ -197,7 +197,7 @@ async def test_two_addresses_and_the_wish_to_write_lead_to_the_primary(pair: Pai
 async def test_with_several_hosts_the_next_call_finds_the_promoted_standby(pair: Pair, package: Path, is_hung: bool) -> None:
     """Nobody has to write target_session_attrs."""
     ours, theirs = (quote(str(server.folder), safe="") for server in (pair.primary, pair.standby))
-    url = pair.url.replace(quote(str(pair.switch.path.parent), safe=""), f"{ours},{theirs}")
+    url = pair.url.replace(quote(str(pair.switch.path.parent), safe=""), f"{ours},{theirs}" if is_hung else f"{theirs},{ours}")
     await wait_for_standby(pair)
     async with opened(url, package) as db:
         await db.run("add", "lamp")
