@@ -32,12 +32,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from cli import profile
 from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.types import Credential, MeshName, UserId
-from stack import ports as stack_ports
 from stack import stack_home as homes
 from stack import stack_plan, status_overview
 from stack.stack_home import StackHome
 from tests import stopwatch
-from tests.testnet import free_port
+from tests.testnet import free_port, free_row
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PORTS = (
@@ -256,7 +255,7 @@ def total(text: str, name: str, /, **labels: str) -> float:
 def free_ports() -> dict[str, str]:
     """A value for each of PORTS."""
     # Four in a row: three DHT nodes, and the relay of those who want one.
-    return {name: str(free_port()) for name in PORTS} | {"DHT_PORT": str(stack_ports.find_free(4, is_udp=True))}
+    return {name: str(free_port()) for name in PORTS} | {"DHT_PORT": str(free_row(4, is_udp=True))}
 
 
 def _environment(home: Path, variables: Mapping[str, str]) -> dict[str, str]:

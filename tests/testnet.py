@@ -57,14 +57,20 @@ def free_port(*, is_udp: bool = False) -> int:
 
     The system doesn't give it to an outgoing connection meanwhile, because it is below 32768.
     """
+    return free_row(1, is_udp=is_udp)
+
+
+def free_row(count: int, *, is_udp: bool = False) -> int:
+    """The first of so many such ports in a row."""
     while True:
-        port = ports.find_free(is_udp=is_udp)
-        if port in _given:
+        first = ports.find_free(count, is_udp=is_udp)
+        row = range(first, first + count)
+        if not _given.isdisjoint(row):
             continue
         with contextlib.suppress(OSError):
-            fcntl.lockf(_ports_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
-            _given.add(port)
-            return port
+            fcntl.lockf(_ports_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, count, first)
+            _given.update(row)
+            return first
 
 
 class NatsServer:

@@ -148,9 +148,10 @@ def callout_arena(folder: Path) -> Iterator[Arena]:
     users.write_text(text.replace("auth_users: [ ", f"auth_users: [ {observer.id}, "))
     server.start()
     enrolled = {node.node: node.role for node in nats_server.read_enrolled(home)}
-    stop = threading.Event()
-    answering = threading.Thread(target=lambda: asyncio.run(answer_logins(home, server.url, enrolled, stop)))
+    ready, stop = threading.Event(), threading.Event()
+    answering = threading.Thread(target=lambda: asyncio.run(answer_logins(home, server.url, enrolled, ready, stop)))
     answering.start()
+    assert ready.wait(60)
     try:
         yield Arena(server, keys, observer.seed.decode(), knows_added_keys=False)
     finally:
@@ -159,7 +160,9 @@ def callout_arena(folder: Path) -> Iterator[Arena]:
         server.kill()
 
 
-async def answer_logins(home: stack_home.StackHome, url: str, enrolled: dict[NodeId, Role], stop: threading.Event) -> None:
+async def answer_logins(
+    home: stack_home.StackHome, url: str, enrolled: dict[NodeId, Role], ready: threading.Event, stop: threading.Event
+) -> None:
     issuer = NatsIssuer(node_keys.load_authority(home.secrets / "nats_issuer.nk"))
     callouts = NatsClient(url, node_keys.load(home.secrets / "nats_callout.nk"), name="callout")
 
@@ -175,6 +178,8 @@ async def answer_logins(home: stack_home.StackHome, url: str, enrolled: dict[Nod
 
     callouts.subscribe("$SYS.REQ.USER.AUTH", answer, queue="auth")
     await callouts.connect(deadline_seconds=30)
+    await callouts.flush(deadline_seconds=30)
+    ready.set()
     while not stop.is_set():  # noqa: ASYNC110 - set by another thread
         await asyncio.sleep(0.02)
     await callouts.close()
