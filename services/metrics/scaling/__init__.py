@@ -1,0 +1,1 @@
+"""Decide how many workers each pool needs."""

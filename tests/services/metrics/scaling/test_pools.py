@@ -1,0 +1,98 @@
+"""Reading pools.yaml: the shape, and each mistake with its line."""
+
+from pathlib import Path
+
+import pytest
+
+from services.metrics.scaling import pools
+from services.metrics.scaling.pools import PoolHook, WorkerPool
+from shared import errors
+
+FILE = """\
+pools:                         # the example of the handbook
+  - name: l4
+    models: [mistral]
+    min: 1
+    max: 5
+    start_seconds: 150
+    idle_seconds: 600
+    price_per_hour: 0.66
+    hook: {exec: [/etc/aimesh/scale.sh]}
+  - name: spot
+    labels: {gpu: t4}
+    min: 0
+    max: 3
+    hook: {webhook: "https://example.org/scale"}
+"""
+
+
+def test_file_is_read() -> None:
+    first, second = pools.parse(FILE, is_program=lambda path: path == "/etc/aimesh/scale.sh")
+    assert first == WorkerPool(
+        name="l4",
+        models=("mistral",),
+        min=1,
+        max=5,
+        start_seconds=150,
+        idle_seconds=600,
+        price_per_hour=0.66,
+        hook=PoolHook(command=("/etc/aimesh/scale.sh",)),
+    )
+    assert (second.min, second.labels, second.hook) == (0, {"gpu": "t4"}, PoolHook(webhook="https://example.org/scale"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "mistake"),
+    [
+        pytest.param("min: 1", "min: 6", "line 4: min 6 is more than max 5", id="min over max"),
+        pytest.param("idle_seconds", "idel_seconds", "line 7: .*unknown field `idel_seconds`", id="unknown key of a pool"),
+        pytest.param("exec:", "run:", "line 9: .*unknown field `run`", id="unknown key of a hook"),
+        pytest.param("pools:", "pool:", "line 1: .*unknown field `pool`", id="unknown key of the file"),
+        pytest.param(
+            "labels: {gpu: t4}", "models: [phi, mistral]", "line 11: model mistral is already in pool l4", id="model in two pools"
+        ),
+        pytest.param("/etc/aimesh/scale.sh", "/gone", "line 9: /gone is not an executable file", id="hook without a program"),
+        pytest.param("{exec: [/etc/aimesh/scale.sh]}", "{}", "line 9: a hook needs either exec or webhook", id="hook without anything"),
+        pytest.param("{webhook:", "{exec: [/x], webhook:", "line 14: a hook needs either exec or webhook", id="exec and webhook"),
+        pytest.param("webhook: ", "webhook: not ", "line 14: ", id="webhook without a URL"),
+        pytest.param("name: spot", "name: l4", "line 10: there are two pools l4", id="name twice"),
+        pytest.param("name: spot", "name: Spot 1", "line 10: .*regex", id="not a name"),
+        pytest.param("    labels: {gpu: t4}\n", "", "line 10: pool spot needs either models or labels", id="no workers"),
+        pytest.param("    max: 3\n", "", "line 10: .*missing required field `max`", id="no max"),
+        pytest.param("max: 3", "max: many", "line 13: Expected `int`, got `str`", id="not a number"),
+        pytest.param("max: 3", "max: 3\n    max: 4", "line 14: max is set twice", id="key twice"),
+        pytest.param("max: 3", "max: [3", "line 14", id="not YAML"),
+        pytest.param("min: 0", "min: &n 0\n    idle_seconds: *n", "line 13: aliases and", id="alias"),
+        pytest.param(FILE, "", "line 1: Expected `object`, got `null`", id="empty"),
+        pytest.param(FILE, "[" * 30_000, "line 1: aliases and deep nesting", id="deep"),
+    ],
+)
+def test_mistake_names_its_line(old: str, new: str, mistake: str) -> None:
+    assert old in FILE
+    with pytest.raises(errors.BadSettings, match=mistake):
+        pools.parse(FILE.replace(old, new), is_program=lambda path: path == "/etc/aimesh/scale.sh")
+
+
+def test_all_mistakes_between_pools_are_listed() -> None:
+    with pytest.raises(errors.BadSettings, match=r"line 4: min(.|\n)*line 10: there are two"):
+        pools.parse(FILE.replace("min: 1", "min: 6").replace("spot", "l4"), is_program=lambda _: True)
+
+
+def test_hook_must_be_an_executable_file(tmp_path: Path) -> None:
+    program = tmp_path / "scale.sh"
+    text = FILE.replace("/etc/aimesh/scale.sh", str(program))
+    program.write_text("#!/bin/sh\n", encoding="utf-8")
+    with pytest.raises(errors.BadSettings, match="not an executable file"):
+        pools.parse(text)
+    program.chmod(0o700)
+    assert pools.parse(text)
+    with pytest.raises(errors.BadSettings, match="not an executable file"):
+        pools.parse(FILE.replace("/etc/aimesh/scale.sh", str(tmp_path)))
+
+
+def test_unknown_pool_lists_the_known_ones() -> None:
+    found = pools.parse(FILE, is_program=lambda _: True)
+    assert pools.find(found, "spot") is found[1]
+    with pytest.raises(errors.NotFound, match="there is no pool 'gone'") as refused:
+        pools.find(found, "gone")
+    assert refused.value.hint == "known pools: l4, spot"
