@@ -1,0 +1,145 @@
+"""Turns snapshots of the mesh into the demand for one pool. Pure."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from services.metrics.scaling.pools import WorkerPool
+
+#: With fewer answers, the speed of a replica is not known.
+_MIN_ANSWERS = 20
+_MINUTES_5 = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReading:
+    node: str
+    models: tuple[str, ...]
+    labels: Mapping[str, str]
+    #: Whether a model is loaded, so that it can answer.
+    ready: bool
+    slots: int
+    slots_used: int
+    #: Answers since it started.
+    completed: int = 0
+    tokens_per_second: float = 0.0
+    #: Shares from 0 to 1; None if unknown.
+    cpu: float | None = None
+    gpu: float | None = None
+    #: Whether its engine runs on the CPU, so that even one answer uses all of it.
+    on_cpu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReading:
+    """Counters of one model over all gateways. A request counts once, however often it was retried."""
+
+    arrived: int = 0
+    refused: int = 0
+    answered: int = 0
+    #: To the first token of streams, and to the end of other answers.
+    response_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRequest:
+    #: The same on each gateway and retry.
+    id: str
+    model: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingSnapshot:
+    at: float
+    workers: tuple[WorkerReading, ...] = ()
+    models: Mapping[str, ModelReading] = field(default_factory=dict)
+    waiting: tuple[WaitingRequest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolDemand:
+    as_of: float
+    ready: int = 0
+    #: Workers that load a model.
+    starting: int = 0
+    #: Requests per second over 30 and 240 s.
+    rate_30: float = 0.0
+    rate_240: float = 0.0
+    waiting: int = 0
+    oldest_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    slots: int = 0
+    slots_used: int = 0
+    #: Requests per second that one ready replica can answer; None if not measured.
+    per_replica: float | None = None
+    #: Means of 5 minutes: requests that wait, plus those refused in the last minute; the others None if unknown.
+    queue: float = 0.0
+    response_seconds: float | None = None
+    cpu: float | None = None
+    gpu: float | None = None
+
+
+def read_demand(snapshots: Sequence[ScalingSnapshot], pool: WorkerPool) -> PoolDemand | None:
+    """``snapshots`` are ordered by time and cover 5 minutes or more. None without a snapshot."""
+    if not snapshots:
+        return None
+    last = snapshots[-1]
+    recent = [one for one in snapshots if one.at >= last.at - _MINUTES_5]
+    members = [[worker for worker in one.workers if _is_member(worker, pool)] for one in recent]
+    ready = [[worker for worker in workers if worker.ready] for workers in members]
+    models = set(pool.models) or {model for workers in members for worker in workers for model in worker.models}
+    # The same request may wait at two gateways.
+    waits = [{one.id: one.since for one in snapshot.waiting if one.model in models} for snapshot in recent]
+
+    def rise(count: Callable[[ModelReading], float], seconds: float) -> float:
+        return _increase(recent, models, count, seconds)
+
+    answered = rise(lambda model: model.answered, _MINUTES_5)
+    busy_or_gpu = [worker for workers in ready for worker in workers if not worker.on_cpu or worker.slots_used >= worker.slots]
+    return PoolDemand(
+        last.at,
+        len(ready[-1]),
+        starting=len(members[-1]) - len(ready[-1]),
+        rate_30=rise(lambda model: model.arrived, 30.0) / 30.0,
+        rate_240=rise(lambda model: model.arrived, 240.0) / 240.0,
+        waiting=len(waits[-1]),
+        oldest_seconds=max((last.at - since for since in waits[-1].values()), default=0.0),
+        tokens_per_second=sum(worker.tokens_per_second for worker in ready[-1]),
+        slots=sum(worker.slots for worker in ready[-1]),
+        slots_used=sum(worker.slots_used for worker in ready[-1]),
+        per_replica=_per_replica(recent, ready),
+        queue=sum(map(len, waits)) / len(waits) + rise(lambda model: model.refused, 60.0),
+        response_seconds=rise(lambda model: model.response_seconds, _MINUTES_5) / answered if answered else None,
+        cpu=_mean([one.cpu for one in busy_or_gpu if one.cpu is not None]),
+        gpu=_mean([one.gpu for workers in ready for one in workers if one.gpu is not None]),
+    )
+
+
+def _is_member(worker: WorkerReading, pool: WorkerPool) -> bool:
+    if pool.models:
+        return not set(pool.models).isdisjoint(worker.models)
+    return pool.labels.items() <= worker.labels.items()
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _increase(snapshots: Sequence[ScalingSnapshot], models: set[str], count: Callable[[ModelReading], float], seconds: float) -> float:
+    """Return by how much the counters of the models rose within the last seconds. A counter that fell has restarted."""
+    pairs = [(a.models, b.models) for a, b in pairwise(snapshots) if a.at >= snapshots[-1].at - seconds]
+    # The first count of a model may be old.
+    return sum(max(0.0, count(b[model]) - count(a[model])) for a, b in pairs for model in models & a.keys() & b.keys())
+
+
+def _per_replica(snapshots: Sequence[ScalingSnapshot], ready: Sequence[Sequence[WorkerReading]]) -> float | None:
+    """Return the answers per second of a busy slot, times the slots of a replica, so that an idle pool measures the same speed."""
+    answers, busy = 0, 0.0
+    for (before, after), (old, new) in zip(pairwise(snapshots), pairwise(ready), strict=True):
+        counts = {worker.node: worker.completed for worker in old}
+        known = [worker for worker in new if worker.node in counts]
+        answers += sum(max(0, worker.completed - counts[worker.node]) for worker in known)
+        busy += sum(worker.slots_used for worker in known) * (after.at - before.at)
+    slots = _mean([worker.slots for worker in ready[-1]])
+    return slots * answers / busy if slots and busy and answers >= _MIN_ANSWERS else None
