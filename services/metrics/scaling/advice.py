@@ -1,7 +1,9 @@
 """Decides how many replicas a pool needs, and says why. Pure."""
 
 import math
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from services.metrics.scaling.demand import PoolDemand
 from services.metrics.scaling.pools import WorkerPool
@@ -11,23 +13,19 @@ FRESH_SECONDS = 30.0
 TARGET_LOAD = 0.7
 #: A pool changes its direction at most this often within the seconds.
 MAX_TURNS, TURN_SECONDS = 4, 600.0
-_DAY_SECONDS = 86_400
 
 
-@dataclass(frozen=True, slots=True)
-class ScalingAdvice:
+class ScalingAdvice(msgspec.Struct, frozen=True):
     wanted: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ScalingState:
+class ScalingState(msgspec.Struct, frozen=True):
     """What one pool's advice remembers. Begin with an empty one."""
 
     wanted: int | None = None
     ready: int = 0
     at: float | None = None
-    #: The last known speed of a replica.
     per_replica: float | None = None
     #: Time and wish, each lower than the one before: the first is the highest of the last ``idle_seconds``.
     wishes: tuple[tuple[float, int], ...] = ()
@@ -71,21 +69,16 @@ def advise(demand: PoolDemand | None, pool: WorkerPool, state: ScalingState, now
 
 def _follow(demand: PoolDemand, pool: WorkerPool, state: ScalingState, now: float, current: int) -> ScalingState:
     """Note what happened since the last call: the machines that became ready, and the money spent."""
-    short_since = state.short_since
-    if demand.ready >= current or demand.ready > state.ready:
-        short_since = None
-    if demand.ready < current and short_since is None:
-        short_since = now
+    is_same = demand.ready <= state.ready and state.short_since is not None
+    short_since = None if demand.ready >= current else state.short_since if is_same else now
     given_up_until = state.given_up_until
     if short_since is not None and now - short_since >= 2 * pool.start_seconds:
         short_since, given_up_until = None, now + 2 * pool.start_seconds
-    midnight = now - now % _DAY_SECONDS
+    midnight = now - now % 86_400
     before = now if state.at is None else state.at
     spent = (state.spent if before >= midnight else 0.0) + current * pool.price_per_hour * max(0.0, now - max(before, midnight)) / 3600
-    return replace(
-        state, ready=demand.ready, at=now, per_replica=demand.per_replica or state.per_replica, short_since=short_since,
-        given_up_until=given_up_until, spent=spent,
-    )  # fmt: skip
+    state = replace(state, ready=demand.ready, at=now, per_replica=demand.per_replica or state.per_replica)
+    return replace(state, short_since=short_since, given_up_until=given_up_until, spent=spent)
 
 
 def _wish(demand: PoolDemand, pool: WorkerPool, state: ScalingState) -> tuple[int, str]:
@@ -96,16 +89,10 @@ def _wish(demand: PoolDemand, pool: WorkerPool, state: ScalingState) -> tuple[in
         need = (demand.slots_used + demand.waiting) * demand.ready / (max(demand.slots, 1) * TARGET_LOAD)
     # Rounding must not order a machine.
     wish = max(math.ceil(need - 1e-9), 1 if rate or demand.waiting or demand.slots_used else 0)
-    triggers = (
-        ("CPU over 80 %", demand.cpu is not None and demand.cpu > 0.8),
-        ("queue over 100", demand.queue > 100),
-        ("responses over 5 s", demand.response_seconds is not None and demand.response_seconds > 5),
-        ("GPU over 70 %", demand.gpu is not None and demand.gpu > 0.7),
-    )
-    active = [name for name, holds in triggers if holds]
-    return wish + len(active), "; ".join(
-        (f"{rate:.3g} requests/s and {demand.waiting} waiting need {wish}", *(f"{one}: 1 more" for one in active))
-    )
+    cpu, gpu = ("CPU over 80 %", demand.cpu, 0.8), ("GPU over 70 %", demand.gpu, 0.7)
+    means = (cpu, ("queue over 100", demand.queue, 100), ("responses over 5 s", demand.response_seconds, 5), gpu)
+    active = [f"; {name}: 1 more" for name, mean, limit in means if mean is not None and mean > limit]
+    return wish + len(active), f"{rate:.3g} requests/s and {demand.waiting} waiting need {wish}{''.join(active)}"
 
 
 def _cap(demand: PoolDemand, pool: WorkerPool, state: ScalingState, now: float) -> tuple[int, str]:

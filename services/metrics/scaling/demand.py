@@ -1,18 +1,16 @@
 """Turns snapshots of the mesh into the demand for one pool. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
+from statistics import fmean
+
+import msgspec
 
 from services.metrics.scaling.pools import WorkerPool
 
-#: With fewer answers, the speed of a replica is not known.
-_MIN_ANSWERS = 20
-_MINUTES_5 = 300.0
 
-
-@dataclass(frozen=True, slots=True)
-class WorkerReading:
+class WorkerReading(msgspec.Struct, frozen=True):
     node: str
     models: tuple[str, ...]
     labels: Mapping[str, str]
@@ -30,8 +28,7 @@ class WorkerReading:
     on_cpu: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ModelReading:
+class ModelReading(msgspec.Struct, frozen=True):
     """Counters of one model over all gateways. A request counts once, however often it was retried."""
 
     arrived: int = 0
@@ -41,24 +38,20 @@ class ModelReading:
     response_seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingRequest:
-    #: The same on each gateway and retry.
+class WaitingRequest(msgspec.Struct, frozen=True):
     id: str
     model: str
     since: float
 
 
-@dataclass(frozen=True, slots=True)
-class ScalingSnapshot:
+class ScalingSnapshot(msgspec.Struct, frozen=True):
     at: float
     workers: tuple[WorkerReading, ...] = ()
-    models: Mapping[str, ModelReading] = field(default_factory=dict)
+    models: Mapping[str, ModelReading] = {}
     waiting: tuple[WaitingRequest, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class PoolDemand:
+class PoolDemand(msgspec.Struct, frozen=True):
     as_of: float
     ready: int = 0
     #: Workers that load a model.
@@ -85,45 +78,29 @@ def read_demand(snapshots: Sequence[ScalingSnapshot], pool: WorkerPool) -> PoolD
     if not snapshots:
         return None
     last = snapshots[-1]
-    recent = [one for one in snapshots if one.at >= last.at - _MINUTES_5]
-    members = [[worker for worker in one.workers if _is_member(worker, pool)] for one in recent]
+    recent = [one for one in snapshots if one.at >= last.at - 300.0]
+    named, labels = set(pool.models), pool.labels.items()
+    members = [[one for one in each.workers if (named & {*one.models} if named else labels <= one.labels.items())] for each in recent]
     ready = [[worker for worker in workers if worker.ready] for workers in members]
-    models = set(pool.models) or {model for workers in members for worker in workers for model in worker.models}
+    models = named or {model for workers in members for worker in workers for model in worker.models}
     # The same request may wait at two gateways.
     waits = [{one.id: one.since for one in snapshot.waiting if one.model in models} for snapshot in recent]
-
-    def rise(count: Callable[[ModelReading], float], seconds: float) -> float:
-        return _increase(recent, models, count, seconds)
-
-    answered = rise(lambda model: model.answered, _MINUTES_5)
-    busy_or_gpu = [worker for workers in ready for worker in workers if not worker.on_cpu or worker.slots_used >= worker.slots]
+    rise = partial(_increase, recent, models)
+    answered = rise(lambda model: model.answered, 300.0)
+    seen = [worker for workers in ready for worker in workers]
+    cpus = [one.cpu for one in seen if one.cpu is not None and not (one.on_cpu and one.slots_used < one.slots)]
+    gpus = [one.gpu for one in seen if one.gpu is not None]
     return PoolDemand(
-        last.at,
-        len(ready[-1]),
-        starting=len(members[-1]) - len(ready[-1]),
-        rate_30=rise(lambda model: model.arrived, 30.0) / 30.0,
-        rate_240=rise(lambda model: model.arrived, 240.0) / 240.0,
-        waiting=len(waits[-1]),
-        oldest_seconds=max((last.at - since for since in waits[-1].values()), default=0.0),
+        last.at, len(ready[-1]), len(members[-1]) - len(ready[-1]),
+        rate_30=rise(lambda model: model.arrived, 30.0) / 30.0, rate_240=rise(lambda model: model.arrived, 240.0) / 240.0,
+        waiting=len(waits[-1]), oldest_seconds=max((last.at - since for since in waits[-1].values()), default=0.0),
         tokens_per_second=sum(worker.tokens_per_second for worker in ready[-1]),
-        slots=sum(worker.slots for worker in ready[-1]),
-        slots_used=sum(worker.slots_used for worker in ready[-1]),
+        slots=sum(worker.slots for worker in ready[-1]), slots_used=sum(worker.slots_used for worker in ready[-1]),
         per_replica=_per_replica(recent, ready),
         queue=sum(map(len, waits)) / len(waits) + rise(lambda model: model.refused, 60.0),
-        response_seconds=rise(lambda model: model.response_seconds, _MINUTES_5) / answered if answered else None,
-        cpu=_mean([one.cpu for one in busy_or_gpu if one.cpu is not None]),
-        gpu=_mean([one.gpu for workers in ready for one in workers if one.gpu is not None]),
-    )
-
-
-def _is_member(worker: WorkerReading, pool: WorkerPool) -> bool:
-    if pool.models:
-        return not set(pool.models).isdisjoint(worker.models)
-    return pool.labels.items() <= worker.labels.items()
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+        response_seconds=rise(lambda model: model.response_seconds, 300.0) / answered if answered else None,
+        cpu=fmean(cpus) if cpus else None, gpu=fmean(gpus) if gpus else None,
+    )  # fmt: skip
 
 
 def _increase(snapshots: Sequence[ScalingSnapshot], models: set[str], count: Callable[[ModelReading], float], seconds: float) -> float:
@@ -141,5 +118,5 @@ def _per_replica(snapshots: Sequence[ScalingSnapshot], ready: Sequence[Sequence[
         known = [worker for worker in new if worker.node in counts]
         answers += sum(max(0, worker.completed - counts[worker.node]) for worker in known)
         busy += sum(worker.slots_used for worker in known) * (after.at - before.at)
-    slots = _mean([worker.slots for worker in ready[-1]])
-    return slots * answers / busy if slots and busy and answers >= _MIN_ANSWERS else None
+    # Fewer answers say nothing about the speed.
+    return fmean(worker.slots for worker in ready[-1]) * answers / busy if ready[-1] and busy and answers >= 20 else None

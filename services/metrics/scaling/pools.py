@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,15 +18,11 @@ _Path = tuple[str | int, ...]
 
 
 class PoolHook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The program or the URL that starts and stops machines."""
-
     command: Annotated[tuple[_Text, ...], Meta(min_length=1, max_length=50)] | None = msgspec.field(default=None, name="exec")
     webhook: Annotated[str, Meta(pattern=r"^https?://\S+\Z", max_length=500)] | None = None
 
 
 class WorkerPool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Workers that are started and stopped together."""
-
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}\Z")]
     #: Either the models that its workers serve, or the labels that its workers have.
     models: Annotated[tuple[_Text, ...], Meta(max_length=100)] = ()
@@ -42,6 +38,7 @@ class WorkerPool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     price_per_hour: Annotated[float, Meta(ge=0)] = 0.0
     #: For a UTC day; when it is spent, only ``min`` machines run. None: no limit.
     budget_per_day: Annotated[float, Meta(gt=0)] | None = None
+    #: What starts and stops machines; None: the advice is only shown.
     hook: PoolHook | None = None
 
 
@@ -51,46 +48,31 @@ class _PoolsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def find(pools: Sequence[WorkerPool], name: str) -> WorkerPool:
     """Raises NotFound with the known names."""
-    for pool in pools:
-        if pool.name == name:
-            return pool
-    raise errors.NotFound(f"there is no pool {name[:64]!r}", hint=f"known pools: {', '.join(pool.name for pool in pools) or 'none'}")
+    found = {pool.name: pool for pool in pools}
+    if name not in found:
+        raise errors.NotFound(f"there is no pool {name[:64]!r}", hint=f"known pools: {', '.join(found) or 'none'}")
+    return found[name]
 
 
-def _is_program(path: str) -> bool:
-    return Path(path).is_file() and os.access(path, os.X_OK)
-
-
-def parse(text: str, *, is_program: Callable[[str], bool] = _is_program) -> tuple[WorkerPool, ...]:
+def parse(text: str) -> tuple[WorkerPool, ...]:
     """Raises BadSettings with the line of each mistake."""
     lines: dict[_Path, int] = {}
+    pools: tuple[WorkerPool, ...] = ()
     try:
-        pools = msgspec.convert(_read(text, lines), _PoolsFile).pools
-    except (yaml.YAMLError, ValueError) as error:
+        if (node := yaml.compose(text, yaml.SafeLoader)) is not None:
+            _collect_lines(node, (), lines)
+        pools = msgspec.convert(yaml.safe_load(text), _PoolsFile).pools
+        mistakes = [f"line {lines[path]}: {mistake}" for path, mistake in _mistakes(pools)]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         message = " ".join(str(error).split())
-        raise _refusal([_located(message, lines) if isinstance(error, msgspec.ValidationError) else message]) from error
-    if mistakes := [f"line {lines[path]}: {mistake}" for path, mistake in _mistakes(pools, is_program)]:
-        raise _refusal(mistakes)
+        mistakes = [_located(message, lines) if isinstance(error, msgspec.ValidationError) else message]
+    if mistakes:
+        raise errors.BadSettings("POOLS_FILE: the file can't be used:\n  " + "\n  ".join(mistakes))
     return pools
 
 
-def _refusal(mistakes: Sequence[str]) -> errors.BadSettings:
-    return errors.BadSettings("POOLS_FILE: the file can't be used:\n  " + "\n  ".join(mistakes))
-
-
-def _read(text: str, lines: dict[_Path, int]) -> object:
-    """Return the values, and add the line of each."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if (isinstance(event, yaml.AliasEvent) or depth > 10) and event.start_mark:
-            raise ValueError(f"line {event.start_mark.line + 1}: aliases and deep nesting are not allowed")
-    if (node := yaml.compose(text, yaml.SafeLoader)) is not None:
-        _collect_lines(node, (), lines)
-    return yaml.safe_load(text)
-
-
 def _collect_lines(node: Node, path: _Path, lines: dict[_Path, int]) -> None:
+    """Raises ValueError for a key that is set twice."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, SequenceNode):
         for number, child in enumerate(node.value):
@@ -112,7 +94,7 @@ def _located(message: str, lines: dict[_Path, int]) -> str:
     return f"line {line}: {message}"
 
 
-def _mistakes(pools: Sequence[WorkerPool], is_program: Callable[[str], bool]) -> Iterator[tuple[_Path, str]]:
+def _mistakes(pools: Sequence[WorkerPool]) -> Iterator[tuple[_Path, str]]:
     names: set[str] = set()
     pool_of: dict[str, str] = {}
     for number, pool in enumerate(pools):
@@ -131,5 +113,5 @@ def _mistakes(pools: Sequence[WorkerPool], is_program: Callable[[str], bool]) ->
         if pool.hook is not None:
             if (pool.hook.command is None) == (pool.hook.webhook is None):
                 yield (*here, "hook"), "a hook needs either exec or webhook"
-            elif pool.hook.command is not None and not is_program(pool.hook.command[0]):
+            elif pool.hook.command is not None and not (Path(pool.hook.command[0]).is_file() and os.access(pool.hook.command[0], os.X_OK)):
                 yield (*here, "hook", "exec"), f"{pool.hook.command[0]} is not an executable file"

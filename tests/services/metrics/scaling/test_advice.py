@@ -1,12 +1,11 @@
 """How many replicas a pool needs: single decisions, and what holds for any demand."""
 
-from dataclasses import replace
 from itertools import pairwise
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from msgspec.structs import replace
 
 from services.metrics.scaling.advice import ScalingAdvice, ScalingState, advise
 from services.metrics.scaling.demand import PoolDemand
@@ -81,7 +80,7 @@ def test_falls_slowly_to_the_highest_wish() -> None:
 def test_unknown_speed_uses_the_slots() -> None:
     unknown = PoolDemand(as_of=0, ready=2, rate_30=1, rate_240=1, slots=8, slots_used=8, waiting=6)
     assert wanted(unknown)[0] == 5
-    assert wanted(PoolDemand(as_of=0, waiting=6), msgspec.structs.replace(POOL, min=0))[0] == 1
+    assert wanted(PoolDemand(as_of=0, waiting=6), replace(POOL, min=0))[0] == 1
 
 
 def test_last_known_speed_is_remembered() -> None:
@@ -90,7 +89,7 @@ def test_last_known_speed_is_remembered() -> None:
 
 
 def test_pool_without_requests_falls_to_zero() -> None:
-    pool = msgspec.structs.replace(POOL, min=0)
+    pool = replace(POOL, min=0)
     _, state = wanted(replace(DEMAND, ready=1, rate_30=0.1, rate_240=0.1), pool)
     _, state = wanted(PoolDemand(as_of=0, ready=1, slots=4, slots_used=1), pool, state, 301)
     assert wanted(PoolDemand(as_of=0, ready=1, slots=4), pool, state, 600)[0] == 1
@@ -98,8 +97,8 @@ def test_pool_without_requests_falls_to_zero() -> None:
 
 
 def test_step_and_budget() -> None:
-    assert wanted(replace(DEMAND, rate_30=30), msgspec.structs.replace(POOL, max_step=3))[0] == 13
-    pool = msgspec.structs.replace(POOL, price_per_hour=1.0, budget_per_day=20)
+    assert wanted(replace(DEMAND, rate_30=30), replace(POOL, max_step=3))[0] == 13
+    pool = replace(POOL, price_per_hour=1.0, budget_per_day=20)
     state = ScalingState()
     for now in range(0, 7201, 15):
         number, state = wanted(DEMAND, pool, state, now)

@@ -1,8 +1,7 @@
 """The demand for one pool, from snapshots of the mesh."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from services.metrics.scaling.demand import ModelReading, ScalingSnapshot, WaitingRequest, WorkerReading, read_demand
 from services.metrics.scaling.pools import WorkerPool
