@@ -119,7 +119,7 @@ def better_of(unit: str) -> Better:
     """Rates should be high; times and sizes should be low."""
     if unit.endswith("/s"):
         return Better.HIGHER
-    if unit in {"us", "µs", "ms", "s", "kB", "MB", "MiB"}:
+    if unit in {"us", "µs", "ms", "s", "kB", "MB", "MiB", "GPU h"}:
         return Better.LOWER
     raise ValueError(f"nobody knows whether more {unit!r} is better: give the row a target, or add the unit to bench/report.py")
 
