@@ -52,6 +52,7 @@ SECTIONS = {
         "top": "cli.top.top_command:top",
         "alerts": "cli.admin.alerts:alerts",
         "report": "cli.admin.report:report",
+        "scale": "cli.admin.scale:scale",
         "admin": "cli.admin.admin_commands:admin",
     },
     "Stack": {
