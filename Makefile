@@ -80,7 +80,7 @@ storm: setup-dev ## break things at random moments, also two at once, for 10 min
 	@$(BIN)/python -m tests.chaos.storm
 
 bench: setup-dev ## measure the claims of the README, each against its rival
-	@failed=0; for name in mesh gateway fairness accounts pages swarm tracing observing history first_answer pulling engine quantization recovery nats_login; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || failed=1; done; $(BIN)/python -m tests.soak.soak || failed=1; exit $$failed
+	@failed=0; for name in mesh gateway fairness accounts pages swarm tracing observing history first_answer pulling engine quantization recovery nats_login autoscale; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || failed=1; done; $(BIN)/python -m tests.soak.soak || failed=1; exit $$failed
 
 bench-check: setup-dev ## run the short form of every bench (20 minutes) and fail if a ratio is worse than bench/baseline.json records
 	@$(BIN)/python -m bench.baseline --check
