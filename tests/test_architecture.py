@@ -200,7 +200,7 @@ MAX_FOLDER_MODULES = 20
 #: folder -> how many modules it may still have. These numbers may only fall.
 LARGE_FOLDERS: dict[str, int] = {}
 #: Modules without the packages' own __init__. This number may only fall, or grow by one for 170 lines of new work.
-MAX_MODULES = 697
+MAX_MODULES = 698
 #: Python lines of SOURCE without generated files; the goal is 85,600. This number may only fall, or grow by the line budget of new work.
 MAX_SOURCE_LINES = 122_844
 SOURCE = ("shared", "services", "cli", "stack", "sdk", "tools", "bench")

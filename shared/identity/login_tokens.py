@@ -3,14 +3,13 @@
 A node without either sends none. ``newcomer`` asks only for the right to get a certificate from auth.
 """
 
-import base64
-import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 
 from shared import errors
+from shared.identity import base64url
 from shared.types import NodeId
 
 #: Of the ticket's signature.
@@ -41,16 +40,16 @@ def without(nonce: str) -> str:
 
 
 def of_certificate(certificate: bytes) -> str:
-    return f"certificate.{_text(certificate)}"
+    return f"certificate.{base64url.encode(certificate)}"
 
 
 def of_newcomer(certificate: bytes) -> str:
-    return f"newcomer.{_text(certificate)}"
+    return f"newcomer.{base64url.encode(certificate)}"
 
 
 def of_ticket(ticket_id: str, sign: Callable[[str, bytes], bytes], node: NodeId, nonce: str) -> str:
     """Return the proof of a ticket, for one key on one connection. ``sign`` is the ticket key's; its seed is not in the proof."""
-    return f"ticket.{ticket_id}.{_text(sign(PURPOSE, ticket_text(ticket_id, node, nonce)))}"
+    return f"ticket.{ticket_id}.{base64url.encode(sign(PURPOSE, ticket_text(ticket_id, node, nonce)))}"
 
 
 def ticket_text(ticket_id: str, node: NodeId, nonce: str) -> bytes:
@@ -66,19 +65,11 @@ def parse(token: str) -> CertificateToken | NewcomerToken | TicketToken | None:
     try:
         match kind, parts:
             case "certificate", [body]:
-                return CertificateToken(_bytes(body))
+                return CertificateToken(base64url.decode(body))
             case "newcomer", [body]:
-                return NewcomerToken(_bytes(body))
+                return NewcomerToken(base64url.decode(body))
             case "ticket", [ticket_id, signature]:
-                return TicketToken(ticket_id, _bytes(signature))
-    except (binascii.Error, ValueError):
+                return TicketToken(ticket_id, base64url.decode(signature))
+    except ValueError:
         pass
     raise errors.NotCertified("the login's token is neither a certificate nor a ticket's proof")
-
-
-def _text(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
-
-
-def _bytes(text: str) -> bytes:
-    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

@@ -4,13 +4,12 @@ A ticket is a key and not a password: the new node signs with it and never sends
 the mesh CA in the ticket has certified.
 """
 
-import base64
 import hashlib
 
 import msgspec
 
 from shared import errors
-from shared.identity import node_keys
+from shared.identity import base64url, node_keys
 from shared.types import AuthorityId, MeshName, NodeId
 
 PREFIX = "aip_join_"
@@ -52,7 +51,7 @@ def render(ticket: Ticket) -> str:
     fields = msgspec.structs.astuple(ticket)
     # Older releases know no NATS addresses.
     body = _encode(fields if ticket.nats else fields[:-1])
-    return PREFIX + base64.urlsafe_b64encode(body + _checksum(body)).decode().rstrip("=")
+    return PREFIX + base64url.encode(body + _checksum(body))
 
 
 def parse(text: str) -> Ticket:
@@ -64,10 +63,10 @@ def parse(text: str) -> Ticket:
         raise _not_whole()
     encoded = text.removeprefix(PREFIX)
     try:
-        raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+        raw = base64url.decode(encoded)
         body, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
         # In base64 several texts encode the same bytes; only the printed one is valid.
-        if _checksum(body) != checksum or base64.urlsafe_b64encode(raw).decode().rstrip("=") != encoded:
+        if _checksum(body) != checksum or base64url.encode(raw) != encoded:
             raise _not_whole()
         found = _decode(body)
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:

@@ -5,8 +5,6 @@ ticket, or from ``enrollment.json``, the list of the nodes that the operator mad
 server that restarts during a database outage gets its nodes back.
 """
 
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +15,7 @@ from services.auth.nodes import enrollment_rules
 from services.auth.nodes.enrollment_rules import KnownNode, KnownTicket
 from shared import errors
 from shared.api.membership import MemberState
-from shared.identity import certificates, login_tokens, node_keys
+from shared.identity import base64url, certificates, login_tokens, node_keys
 from shared.identity.login_tokens import CertificateToken, NewcomerToken, TicketToken
 from shared.identity.trust import NEWCOMER_SECONDS
 from shared.types import AuthorityId, NodeId, Role
@@ -104,8 +102,8 @@ def read_request(payload: bytes) -> LoginRequest:
     try:
         if len(payload) > _MAX_BYTES:
             raise ValueError(f"{len(payload)} bytes")
-        _, body, _ = payload.split(b".")
-        return _decode(base64.urlsafe_b64decode(body + b"=" * (-len(body) % 4))).nats
+        _, body, _ = payload.decode().split(".")
+        return _decode(base64url.decode(body)).nats
     except (ValueError, RecursionError) as error:  # msgspec's and binascii's errors are ValueErrors
         raise errors.ProtocolViolation("this is not a callout of a NATS server") from error
 
@@ -181,10 +179,10 @@ def _newcomer(node: NodeId, now: float) -> Allow:
 
 
 def _is_signed(request: LoginRequest) -> bool:
-    text = request.connect_opts.sig
     try:
-        signature = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except (binascii.Error, ValueError):
+        # nats-py sends the standard form, with padding.
+        signature = base64url.decode(request.connect_opts.sig.rstrip("="))
+    except ValueError:
         return False
     nonce = request.client_info.nonce
     return bool(nonce) and node_keys.verify_bare(request.node, nonce.encode(), signature)

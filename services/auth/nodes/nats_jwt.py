@@ -1,12 +1,11 @@
 """Sign the JWTs of a NATS auth callout: a user's rights, and the answer to the server. PyJWT has no ``ed25519-nkey``. Pure."""
 
-import base64
 import secrets
 from typing import Any
 
 import msgspec
 
-from shared.identity import node_keys
+from shared.identity import base64url, node_keys
 from shared.protocol.topics import Permissions
 from shared.types import NodeId
 
@@ -14,11 +13,7 @@ _encode = msgspec.json.Encoder().encode
 _UNLIMITED = -1
 
 
-def encode_segment(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
-
-
-_HEADER = encode_segment(_encode({"typ": "JWT", "alg": "ed25519-nkey"}))
+_HEADER = base64url.encode(_encode({"typ": "JWT", "alg": "ed25519-nkey"}))
 
 
 class NatsIssuer:
@@ -43,6 +38,6 @@ class NatsIssuer:
         return self._sign(claims, now).encode()
 
     def _sign(self, claims: dict[str, Any], now: int) -> str:
-        body = encode_segment(_encode({**claims, "iss": self._key.id, "iat": now, "jti": secrets.token_hex(16)}))
+        body = base64url.encode(_encode({**claims, "iss": self._key.id, "iat": now, "jti": secrets.token_hex(16)}))
         text = f"{_HEADER}.{body}"
-        return f"{text}.{encode_segment(self._key.sign_bare(text.encode()))}"
+        return f"{text}.{base64url.encode(self._key.sign_bare(text.encode()))}"

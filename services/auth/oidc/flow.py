@@ -18,6 +18,7 @@ from services.auth import api_keys
 from services.auth.oidc import discovery
 from services.auth.oidc.discovery import ClientAuthentication, ClientRegistration, ProviderMetadata
 from shared import errors
+from shared.identity import base64url
 from shared.types import UserId
 
 _MAX_CODE_LENGTH = 4096
@@ -173,7 +174,7 @@ def make_logout_url(metadata: ProviderMetadata, registration: ClientRegistration
 
 def make_challenge(verifier: str) -> str:
     """RFC 7636 §4.2, S256."""
-    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    return base64url.encode(hashlib.sha256(verifier.encode()).digest())
 
 
 def _check_path(then: str) -> None:

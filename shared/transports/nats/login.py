@@ -1,7 +1,6 @@
 """Logs in to a NATS server: with the node's key, a user and password, a token, or a credentials file, and optionally with a client
 certificate."""
 
-import base64
 import re
 import ssl
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared import errors
-from shared.identity import login_tokens, node_keys
+from shared.identity import base64url, login_tokens, node_keys
 from shared.transports.nats.nats_protocol import Info
 from shared.transports.nats.servers import ServerAddress
 
@@ -105,7 +104,7 @@ class NatsLogin:
 
 
 def _signature(key: node_keys.NodeKey, info: Info) -> str:
-    return base64.urlsafe_b64encode(key.sign_bare(info.nonce.encode())).rstrip(b"=").decode()
+    return base64url.encode(key.sign_bare(info.nonce.encode()))
 
 
 def _read_creds(path: Path) -> tuple[str, node_keys.NodeKey]:
