@@ -22,7 +22,6 @@ from nats.aio.msg import Msg
 
 from bench import calls, nodes, processes, report
 from bench.calls import Call
-from bench.nodes import IdleService
 from bench.report import Options, Rows
 from shared import rpc
 from shared.api import metrics
@@ -37,7 +36,7 @@ from shared.transports.nats.nats_client import NatsClient
 from shared.transports.nats.nats_protocol import NatsMessage
 from shared.types import FinishReason, ModelName, Role
 from tests.swarmnet import swarmnet
-from tests.testnet import free_port, until
+from tests.testnet import IdleService, free_port, until
 
 BODY = b"x" * 100
 IN_FLIGHT, EACH = 32, 250

@@ -19,26 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import nodes, processes, report
-from bench.nodes import IdleService
 from bench.report import Options, Rows
-from services.auth.nodes import nats_callout
-from services.auth.nodes.nats_jwt import NatsIssuer
-from services.auth.nodes.nats_logins import ACCOUNT, CALLOUTS
+from services.auth.nodes.nats_callout import LoginTrust
 from shared.identity import certificates, login_tokens, node_keys
 from shared.identity.certificates import Subject
 from shared.node import membership_file
-from shared.node.lifecycle import background
 from shared.node.member import member
 from shared.node.membership_file import MembershipFile
-from shared.protocol import topics
 from shared.transports.nats.nats_client import NatsClient
-from shared.transports.nats.nats_protocol import NatsMessage
 from shared.types import Role
 from stack import secret_files, stack_home
 from stack.servers import nats_server
 from stack.stack_home import StackHome
+from tests import logins
 from tests.shared.transports.nats.real_servers import cluster
-from tests.testnet import MESH, until
+from tests.testnet import MESH, IdleService, until
 
 STORM_PROCESSES, STORM_SERVERS, STORM_SECONDS = 4, 3, 120.0
 PINGS = 500
@@ -50,25 +45,8 @@ async def _serve(kind: str, *arguments: str) -> None:
 
 async def _answer_logins(root: str, url: str) -> None:
     home = stack_home.locate({"AIMESH_HOME": root})
-    issuer = NatsIssuer(node_keys.load_authority(home.secrets / "nats_issuer.nk"))
     authority = node_keys.load_authority(home.secrets / "mesh_ca.nk").id
-    trust = nats_callout.LoginTrust((authority,), frozenset(), {})
-    client = NatsClient(url, node_keys.load(home.secrets / "nats_callout.nk"), name="auth")
-
-    def answer(message: NatsMessage) -> None:
-        request, now = nats_callout.read_request(message.payload), int(time.time())
-        login = nats_callout.decide(request, trust, now)
-        assert isinstance(login, nats_callout.Allow), login
-        rights = topics.permissions(MESH, login.role, login.node)
-        jwt = issuer.grant(request.user_nkey, login.node, ACCOUNT, rights, now=now, until=login.until)
-        client.publish(message.reply.decode(), issuer.answer(request.user_nkey, request.server_id.id, now=now, jwt=jwt))
-        client.flush_writes()
-
-    client.subscribe(CALLOUTS, answer, queue="auth")
-    await client.connect(deadline_seconds=30)
-    await client.flush()
-    async with background() as tasks:
-        tasks.create_task(client.run())
+    async with logins.answered(home, url, LoginTrust((authority,), frozenset(), {})):
         await processes.serve_until_stdin_ends()
 
 
@@ -144,9 +122,9 @@ async def _login_ms(client: NatsClient) -> float:
 
 async def _measure_connecting(rows: Rows, _shared: None, options: Options) -> None:
     asked, static, pings = list[float](), list[float](), dict[str, list[float]]()
-    async with _servers(1) as logins:
+    async with _servers(1) as place:
         with nodes.nats_server(Role.WORKER) as (url, (key,)):
-            both = {"callout": (logins.url, logins.certified("one", Role.WORKER)), "static": (url, key)}
+            both = {"callout": (place.url, place.certified("one", Role.WORKER)), "static": (url, key)}
             for number in range(options.logins):
                 for name in report.in_turn(list(both), number):
                     client = _client(*both[name], certified=name == "callout")
@@ -171,14 +149,14 @@ async def _measure_connecting(rows: Rows, _shared: None, options: Options) -> No
 async def _measure_storm(rows: Rows, _shared: None, options: Options) -> None:
     took = []
     for _ in range(options.rounds):
-        async with _servers(STORM_SERVERS) as logins, AsyncExitStack() as opened:
-            keys = [str(logins.certified(f"w{number}", Role.WORKER)) for number in range(options.nodes)]
+        async with _servers(STORM_SERVERS) as place, AsyncExitStack() as opened:
+            keys = [str(place.certified(f"w{number}", Role.WORKER)) for number in range(options.nodes)]
             others = [
-                await opened.enter_async_context(processes.serving("nats_login", "nodes", logins.url, *keys[number::STORM_PROCESSES]))
+                await opened.enter_async_context(processes.serving("nats_login", "nodes", place.url, *keys[number::STORM_PROCESSES]))
                 for number in range(STORM_PROCESSES)
             ]
-            own = logins.certified("own", Role.GATEWAY)
-            node = await opened.enter_async_context(member(nodes.settings_of(logins.url, own), Role.GATEWAY))
+            own = place.certified("own", Role.GATEWAY)
+            node = await opened.enter_async_context(member(nodes.settings_of(place.url, own), Role.GATEWAY))
             start = time.perf_counter()
             for each in others:
                 each.send()

@@ -1,33 +1,13 @@
 """Nodes of a mesh for benches: a real NATS server with keys, and a service that does nothing."""
 
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Self
 
-from shared.api.gateway import Check
-from shared.node.member import Node
 from shared.node.settings import NodeSettings
 from shared.types import Role
 from tests.testnet import MESH, NatsServer
-
-
-class IdleService:
-    """A service without methods."""
-
-    role: ClassVar[Role] = Role.WORKER
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator[Self]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
 
 @contextmanager

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 from bench import calls, http_load, nodes, processes, report
 from bench.http_load import Client
-from bench.nodes import IdleService
 from bench.processes import MIB
 from bench.report import Options, Rows
 from services.metrics.collection.recorded_metrics import RecordedMetricSet
@@ -37,7 +36,7 @@ from shared.telemetry.answer_metrics import MeasuredAnswer, WorkerAnswers
 from shared.telemetry.tracing import Traces
 from shared.types import ModelName, Role
 from tests.servers import PostgresServer, running
-from tests.testnet import MESH, free_port
+from tests.testnet import MESH, IdleService, free_port
 
 #: Between two scrapes, as with Prometheus.
 EVERY_SECONDS = 15.0

@@ -22,8 +22,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
+from shared.api.gateway import Check
 from shared.identity import node_keys
 from shared.identity.enrollment_list import EnrolledNode
 from shared.node.client_node import ClientNode, ClientSettings, client
@@ -71,6 +72,23 @@ def free_row(count: int, *, is_udp: bool = False) -> int:
             fcntl.lockf(_ports_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, count, first)
             _given.update(row)
             return first
+
+
+class IdleService:
+    """A service without methods."""
+
+    role: ClassVar[Role] = Role.WORKER
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator[Self]:
+        yield cls()
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> None:
+        return None
 
 
 class NatsServer:
@@ -185,14 +203,7 @@ class TestNet:
         if settings is None:
             key_file = self.server.key(f"{service.role}-{self._count}", service.role)
             settings = NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key_file)
-        started: asyncio.Future[tuple[Node, Service]] = asyncio.get_running_loop().create_future()
-        stop = asyncio.Event()
-        task = self._tasks.create_task(live(service, settings, started, stop))
-        both: set[asyncio.Future[Any]] = {task, started}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not started.done():
-            await task
-        running = RunningNode(*started.result(), settings.node_key_file, task, stop)
+        running = await start_node(self._tasks, service, settings)
         self.nodes.append(running)
         return running
 
@@ -206,6 +217,18 @@ class TestNet:
     def settings_of(self, node: RunningNode) -> NodeSettings:
         """What the node was started with, to start it again with the same key."""
         return NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=node.key_file)
+
+
+async def start_node(tasks: asyncio.TaskGroup, service: type[Service], settings: Any) -> RunningNode:
+    """Raises what ends the node before it serves."""
+    started: asyncio.Future[tuple[Node, Service]] = asyncio.get_running_loop().create_future()
+    stop = asyncio.Event()
+    task = tasks.create_task(live(service, settings, started, stop))
+    both: set[asyncio.Future[Any]] = {task, started}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if not started.done():
+        await task
+    return RunningNode(*started.result(), settings.node_key_file, task, stop)
 
 
 async def live(service: type[Service], settings: Any, started: "asyncio.Future[tuple[Node, Service]]", stop: asyncio.Event) -> None:
@@ -240,4 +263,4 @@ async def until(condition: Any, *, seconds: float = 5.0) -> None:
         await asyncio.sleep(0.01)
 
 
-__all__ = ["MESH", "NatsServer", "NodeId", "RunningNode", "TestNet", "free_port", "testnet", "until"]
+__all__ = ["MESH", "IdleService", "NatsServer", "NodeId", "RunningNode", "TestNet", "free_port", "start_node", "testnet", "until"]

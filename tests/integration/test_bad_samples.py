@@ -8,9 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import ClassVar
 
 import httpx
 import msgspec
@@ -20,16 +18,14 @@ import pytest
 from services.metrics.collection import recorded_metrics
 from shared import errors
 from shared.api import metrics
-from shared.api.gateway import Check
 from shared.api.metrics import RecordMetric, RecordMetrics
 from shared.node import Node, NodeSettings
-from shared.node.member import Service
 from shared.protocol import wire
 from shared.telemetry.instruments import node_label
 from shared.types import Role
 from stack.servers import nats_server
 from tests.stacks import MESH, RunningStack, total, until
-from tests.testnet import live
+from tests.testnet import IdleService, start_node
 
 #: As many as fit into a message, and a few less.
 IN_ONE_BATCH = 10_000
@@ -40,36 +36,17 @@ A_MILLION_SECONDS = 60.0
 MOST_GROWTH_BYTES = 64 * 1024 * 1024
 
 
-class Worker:
-    """Has no model, so that nobody asks it for answers."""
-
-    role: ClassVar[Role] = Role.WORKER
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["Worker"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
-
-
 @pytest.fixture
 async def worker(stack: RunningStack) -> AsyncIterator[Node]:
     """One more of the stack. What was recorded is forgotten afterwards: others use the stack."""
     key_file = nats_server.add_node(stack.place, MESH, "bad-samples", Role.WORKER)
     settings = NodeSettings(mesh=MESH, nats_url=f"nats://127.0.0.1:{stack.environment['NATS_PORT']}", node_key_file=key_file)
-    started: asyncio.Future[tuple[Node, Service]] = asyncio.get_running_loop().create_future()
-    stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(live(Worker, settings, started, stop))
-        node, _ = await started
+        running = await start_node(tasks, IdleService, settings)
+        node = running.node
         await until(lambda: _is_known(stack, node_label(node.id)), what="metrics has heard of it")
         yield node
-        stop.set()
+        await running.stop()
     if await stack.programs():  # after the last test of the folder it is down already
         done = await stack.aicli("stack", "restart", "metrics")
         assert done.status == 0, done.err

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import tempfile
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,16 +18,14 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from services.auth.nodes import nats_callout
-from services.auth.nodes.nats_jwt import NatsIssuer
-from services.auth.nodes.nats_logins import ACCOUNT
+from services.auth.nodes.nats_callout import LoginTrust
 from shared.identity import node_keys
 from shared.protocol import topics
-from shared.transports.nats.nats_client import NatsClient
-from shared.transports.nats.nats_protocol import NatsMessage
 from shared.types import SERVICE_ROLES, NodeId, Role
 from stack import secret_files, stack_home
 from stack.servers import nats_server
+from stack.stack_home import StackHome
+from tests import logins
 from tests.testnet import MESH, NatsServer
 
 A, G, W, M, B, C, O = (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.OPERATOR)  # noqa: E741
@@ -147,9 +144,9 @@ def callout_arena(folder: Path) -> Iterator[Arena]:
     text = users.read_text().replace("MESH: {}", f"MESH: {{ users: [ {{ nkey: {observer.id} }} ] }}")
     users.write_text(text.replace("auth_users: [ ", f"auth_users: [ {observer.id}, "))
     server.start()
-    enrolled = {node.node: node.role for node in nats_server.read_enrolled(home)}
+    trust = LoginTrust((), frozenset(), {node.node: node.role for node in nats_server.read_enrolled(home)})
     ready, stop = threading.Event(), threading.Event()
-    answering = threading.Thread(target=lambda: asyncio.run(answer_logins(home, server.url, enrolled, ready, stop)))
+    answering = threading.Thread(target=lambda: asyncio.run(answer_logins(home, server.url, trust, ready, stop)))
     answering.start()
     assert ready.wait(60)
     try:
@@ -160,29 +157,11 @@ def callout_arena(folder: Path) -> Iterator[Arena]:
         server.kill()
 
 
-async def answer_logins(
-    home: stack_home.StackHome, url: str, enrolled: dict[NodeId, Role], ready: threading.Event, stop: threading.Event
-) -> None:
-    issuer = NatsIssuer(node_keys.load_authority(home.secrets / "nats_issuer.nk"))
-    callouts = NatsClient(url, node_keys.load(home.secrets / "nats_callout.nk"), name="callout")
-
-    def answer(message: NatsMessage) -> None:
-        request, now = nats_callout.read_request(message.payload), int(time.time())
-        login = nats_callout.decide(request, nats_callout.LoginTrust((), frozenset(), enrolled), now)
-        user, server, jwt = request.user_nkey, request.server_id.id, ""
-        if isinstance(login, nats_callout.Allow):
-            rights = topics.permissions(MESH, login.role, login.node)
-            jwt = issuer.grant(user, login.node, ACCOUNT, rights, now=now, until=None)
-        callouts.publish(message.reply.decode(), issuer.answer(user, server, now=now, jwt=jwt, error="" if jwt else "no"))
-        callouts.flush_writes()
-
-    callouts.subscribe("$SYS.REQ.USER.AUTH", answer, queue="auth")
-    await callouts.connect(deadline_seconds=30)
-    await callouts.flush(deadline_seconds=30)
-    ready.set()
-    while not stop.is_set():  # noqa: ASYNC110 - set by another thread
-        await asyncio.sleep(0.02)
-    await callouts.close()
+async def answer_logins(home: StackHome, url: str, trust: LoginTrust, ready: threading.Event, stop: threading.Event) -> None:
+    async with logins.answered(home, url, trust):
+        ready.set()
+        while not stop.is_set():  # noqa: ASYNC110 - set by another thread
+            await asyncio.sleep(0.02)
 
 
 async def ignore(_: Exception) -> None:

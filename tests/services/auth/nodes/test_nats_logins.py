@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,12 +18,11 @@ from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import auth, membership
-from shared.api.gateway import Check
 from shared.api.method import Method, Reply, Request
 from shared.identity import certificates, login_tokens, node_keys, tickets
 from shared.identity.certificates import Subject
 from shared.identity.trust import Trust
-from shared.node import Node, enrollment, membership_file
+from shared.node import enrollment, membership_file
 from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.node.lifecycle import background
 from shared.node.member import Service, member
@@ -37,21 +36,7 @@ from stack.stack_home import StackHome
 from tests.services.auth import by_hand
 from tests.services.auth.surroundings import ADMIN_PASSWORD
 from tests.shared.transports.nats.real_servers import cluster
-from tests.testnet import MESH, NatsServer, RunningNode, live, until
-
-
-class Worker:
-    role: ClassVar[Role] = Role.WORKER
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["Worker"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None: ...
+from tests.testnet import MESH, IdleService, NatsServer, RunningNode, start_node, until
 
 
 @dataclass
@@ -64,15 +49,8 @@ class Mesh:
     tasks: asyncio.TaskGroup
     running: list[RunningNode] = field(default_factory=list)
 
-    async def start(self, service: type, settings: NodeSettings) -> RunningNode:
-        started: asyncio.Future[tuple[Node, Service]] = asyncio.get_running_loop().create_future()
-        stop = asyncio.Event()
-        task = self.tasks.create_task(live(service, settings, started, stop))
-        both: set[asyncio.Future[Any]] = {task, started}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not started.done():
-            await task
-        node = RunningNode(*started.result(), settings.node_key_file, task, stop)
+    async def start(self, service: type[Service], settings: NodeSettings) -> RunningNode:
+        node = await start_node(self.tasks, service, settings)
         self.running.append(node)
         return node
 
@@ -89,7 +67,7 @@ class Mesh:
         return NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key, join_ticket_file=file if ticket else None)
 
     async def join(self, name: str) -> RunningNode:
-        return await self.start(Worker, self.plan(name, await self.ticket()))
+        return await self.start(IdleService, self.plan(name, await self.ticket()))
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[tuple[ClientNode, Credential]]:
@@ -175,7 +153,7 @@ async def test_a_ticket_is_enough_to_join_over_nats(mesh: Mesh) -> None:
     assert (mesh.home.nats / "users.conf").read_bytes() == users
     # It comes again with its certificate alone.
     await worker.stop()
-    again = await mesh.start(Worker, mesh.plan("one"))
+    again = await mesh.start(IdleService, mesh.plan("one"))
     assert is_connected(again)
 
 
@@ -190,7 +168,7 @@ async def test_a_ticket_for_another_role_is_refused_with_the_next_step(mesh: Mes
 async def test_a_used_up_ticket_and_a_foreign_key_are_refused_and_listed(mesh: Mesh) -> None:
     await mesh.start_auth()
     ticket = await mesh.ticket()
-    await mesh.start(Worker, mesh.plan("one", ticket))
+    await mesh.start(IdleService, mesh.plan("one", ticket))
     for name, given in (("two", ticket), ("three", None)):
         key = node_keys.load(mesh.plan(name).node_key_file)
         token = nats_token(given, key)
@@ -280,7 +258,7 @@ async def test_an_expired_certificate_is_renewed_before_the_node_starts(mesh: Me
     ca = node_keys.load_authority(mesh.home.secrets / "mesh_ca.nk")
     old = certificates.issue(ca, Subject(worker.node.id, Role.WORKER), time.time() - 3 * 24 * 3600)
     membership_file.save(plan.state_file, msgspec.structs.replace(found, certificate=old))
-    again = await mesh.start(Worker, plan)
+    again = await mesh.start(IdleService, plan)
     assert again.node.trust.has_certificate(time.time())
     assert is_connected(again)
 
@@ -304,7 +282,7 @@ async def test_a_renewed_certificate_moves_the_connection_without_a_gap(mesh: Me
 async def test_a_node_that_the_operator_adds_is_admitted_at_once(mesh: Mesh) -> None:
     await mesh.start_auth()
     key_file = nats_server.add_node(mesh.home, MESH, "box", Role.WORKER)
-    worker = await mesh.start(Worker, NodeSettings(mesh=MESH, nats_url=mesh.server.url, node_key_file=key_file))
+    worker = await mesh.start(IdleService, NodeSettings(mesh=MESH, nats_url=mesh.server.url, node_key_file=key_file))
     assert is_connected(worker)
     # It can be revoked as any other, and the list does not bring it back.
     await until(lambda: worker.node.trust.certificate)
@@ -334,19 +312,19 @@ async def test_one_address_cannot_keep_auth_busy(mesh: Mesh, monkeypatch: pytest
 async def test_a_ticket_with_places_admits_no_more_at_once_and_a_stop_frees_one(mesh: Mesh) -> None:
     await mesh.start_auth()
     ticket = await mesh.ticket(uses=None, active_most=2)
-    one, _ = [await mesh.start(Worker, mesh.plan(name, ticket)) for name in ("one", "two")]
+    one, _ = [await mesh.start(IdleService, mesh.plan(name, ticket)) for name in ("one", "two")]
     key = node_keys.load(mesh.plan("three").node_key_file)
     with pytest.raises(errors.Unavailable, match="refused"):
         await NatsClient(mesh.server.url, key, name="three", token=nats_token(ticket, key)).connect(deadline_seconds=0.5)
     assert any("all 2 places" in reason for reason in await mesh.refusals())
     await one.stop()
-    assert is_connected(await mesh.start(Worker, mesh.plan("three", ticket)))
+    assert is_connected(await mesh.start(IdleService, mesh.plan("three", ticket)))
 
 
 async def test_revoking_a_ticket_with_its_nodes_cuts_them_all_off(mesh: Mesh) -> None:
     await mesh.start_auth()
     ticket, other = await mesh.ticket(uses=None, active_most=10), await mesh.join("other")
-    workers = [await mesh.start(Worker, mesh.plan(f"w{number}", ticket)) for number in range(5)]
+    workers = [await mesh.start(IdleService, mesh.plan(f"w{number}", ticket)) for number in range(5)]
     await mesh.administer(membership.revoke_ticket, membership.RevokeTicket(tickets.parse(ticket).id, with_nodes=True))
     await until(lambda: not any(is_connected(worker) for worker in workers), seconds=5)
     assert is_connected(other)
@@ -359,7 +337,7 @@ async def test_a_rotated_ticket_has_equal_rights_and_the_old_one_works_on(mesh: 
     assert (fresh.row.uses, fresh.row.active_most, fresh.row.networks) == (None, 4, ("127.0.0.0/8",))
     assert 89 < (fresh.row.expires_at - datetime.now(UTC)).days + 1 < 91
     for name, given in (("one", ticket), ("two", fresh.ticket)):
-        assert is_connected(await mesh.start(Worker, mesh.plan(name, given)))
+        assert is_connected(await mesh.start(IdleService, mesh.plan(name, given)))
 
 
 async def test_a_ticket_of_another_network_is_refused_also_for_who_is_a_newcomer_otherwise(mesh: Mesh) -> None:
@@ -413,7 +391,7 @@ async def test_tickets_of_the_operators_list_work_from_the_first_start_and_stay_
     assert replica_tickets.ensure(mesh.home, MESH, [mesh.server.url], 2, ()) == []
     ticket = (replica_tickets.folder_of(mesh.home) / Role.WORKER).read_text()
     first = await mesh.start_auth()
-    worker = await mesh.start(Worker, mesh.plan("one", ticket))
+    worker = await mesh.start(IdleService, mesh.plan("one", ticket))
     standing = worker.node.trust.standing()
     assert standing is not None
     # A machine of the operator's, as those of the list are.
@@ -430,7 +408,7 @@ async def test_tickets_of_the_operators_list_work_from_the_first_start_and_stay_
 async def test_replicas_by_an_administrators_ticket_are_the_operators_unless_it_names_an_owner(mesh: Mesh) -> None:
     await mesh.start_auth()
     for name, changed, owned in (("one", {}, False), ("two", {"owner": "admin"}, True)):
-        worker = await mesh.start(Worker, mesh.plan(name, await mesh.ticket(uses=None, active_most=5, **changed)))
+        worker = await mesh.start(IdleService, mesh.plan(name, await mesh.ticket(uses=None, active_most=5, **changed)))
         standing = worker.node.trust.standing()
         assert standing is not None
         assert bool(standing.owner) is owned
@@ -463,6 +441,6 @@ async def test_a_revoked_node_is_cut_off_at_every_server_of_a_cluster(home: Stac
             workers = []
             for number, server in enumerate(servers):
                 plan = msgspec.structs.replace(mesh.plan(f"w{number}", ticket), nats_url=server.url)
-                workers.append(await mesh.start(Worker, plan))
+                workers.append(await mesh.start(IdleService, plan))
             await mesh.administer(membership.revoke_ticket, membership.RevokeTicket(tickets.parse(ticket).id, with_nodes=True))
             await until(lambda: not any(is_connected(worker) for worker in workers), seconds=1)
