@@ -7,7 +7,7 @@ twice. ``nats_callout`` decides.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -49,6 +49,8 @@ _MOST_CHECKS = 200
 #: Logins with a ticket that wait for PostgreSQL.
 _MOST_ASKING = 100
 _MOST_QUEUED = 1000
+#: Nodes that are revoked together, and whose connections the servers are asked for one by one.
+_MOST_ASKED = 20
 _PAGE = 256
 
 _log = logs.get(part="nats-logins")
@@ -268,10 +270,11 @@ class NatsLogins:
     def _cut(self, nodes: frozenset[NodeId]) -> None:
         """Ask every server for the connections of these nodes; ``_on_connections`` cuts them."""
         self._enrolled = {node: role for node, role in self._enrolled.items() if node not in nodes}
-        for node in nodes:
-            self._request_connections("PING", {"user": node})
+        # A list of all connections is cheaper than many questions.
+        for which in [{"user": node} for node in nodes] if len(nodes) <= _MOST_ASKED else [{}]:
+            self._request_connections("PING", which)
 
-    def _request_connections(self, server: str, which: dict[str, str | int]) -> None:
+    def _request_connections(self, server: str, which: Mapping[str, str | int]) -> None:
         question = {"auth": True, "acc": ACCOUNT, "limit": _PAGE, **which}
         self._system.publish(f"$SYS.REQ.SERVER.{server}.CONNZ", _encode(question), reply=self._inbox)
         self._system.flush_writes()
