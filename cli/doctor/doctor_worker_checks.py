@@ -142,12 +142,12 @@ async def _attached(swarm: Swarm) -> DhtStats:
 
 def check_dht(found: DhtStats, route: EnrollmentRoute) -> DoctorFinding:
     if found.bootstrapped and found.nodes:
-        return DoctorFinding("DHT", True, f"{printing.counted(found.nodes, 'node answers', 'nodes answer')} ({route.dht})")
+        return DoctorFinding("DHT", True, f"{printing.counted(found.nodes, 'node answers', 'nodes answer')} ({route.places})")
     if route.is_on_this_machine:
         hint = "these nodes are on the machine that created the ticket; its administrator must set DHT_HOST and create a new ticket"
     else:
         hint = f"{enrollment.NO_ANSWER_HINT}, or try another network, such as a phone's"
-    return DoctorFinding("DHT", False, f"no DHT node answers ({route.dht})", hint)
+    return DoctorFinding("DHT", False, f"no DHT node answers ({route.places})", hint)
 
 
 def check_nat(found: DhtStats, route: EnrollmentRoute) -> DoctorFinding:

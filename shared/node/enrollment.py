@@ -74,7 +74,8 @@ class EnrollmentRoute:
         return bool(hosts) and hosts <= addresses.LOOPBACK
 
     @property
-    def dht(self) -> str:
+    def places(self) -> str:
+        """Return where to look for the mesh, for messages."""
         return ", ".join(self.nats or self.bootstrap) or "the public DHT"
 
 
@@ -234,7 +235,7 @@ async def _open_nats_session(
             transport.nats.publish(topics.newcomer_query(route.mesh, transport.me.node), b"")
             await asyncio.sleep(_LOOK_SECONDS)
 
-    report(f"looking for the mesh {route.mesh} at {route.dht} …")
+    report(f"looking for the mesh {route.mesh} at {route.places} …")
     transport.nats.subscribe(topics.announcements(route.mesh, Role.AUTH), note)
     await transport.connect(deadline_seconds=options.find_seconds)
     async with background() as tasks:
@@ -381,7 +382,7 @@ class EnrollmentSession:
                 f"no node that answered is an auth of mesh {self._route.mesh}: {self._refused.message}", hint="ask for a new ticket"
             )
         return errors.NotReachable(
-            f"no node of mesh {self._route.mesh} was found within {self._options.find_seconds:.0f} s through {self._route.dht}",
+            f"no node of mesh {self._route.mesh} was found within {self._options.find_seconds:.0f} s through {self._route.places}",
             hint=self._next(),
         )
 

@@ -18,7 +18,7 @@ from shared import errors
 from shared.stores import queries
 
 _CONNECT_SECONDS = 5
-#: For one of several hosts, so that one that hangs leaves time for two others.
+#: For one of several hosts, so that a host that hangs leaves time for two others.
 _HOST_SECONDS = 1.5
 #: In PostgreSQL's own notation, because they are compared.
 _SETTINGS = {
@@ -52,7 +52,7 @@ _MIXED_UP = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStat
 class ServerPlace:
     """Where to connect, and as which schema."""
 
-    #: With several hosts, it leads to the one that accepts writes, unless it has another ``target_session_attrs``.
+    #: With several hosts, it leads to the primary, unless it has another ``target_session_attrs``.
     url: str
     schema: str
     #: The URL that was reached last.
@@ -70,7 +70,7 @@ class ServerPlace:
         return connection
 
     async def _connect(self, **driver: Any) -> asyncpg.Connection:
-        """Try the hosts in turn, first the one that was reached last. Raises what the last one raises."""
+        """Try the hosts in turn, beginning with the last that was reached. Raises what the last attempt raises."""
         urls = sorted(urls_of(self.url), key=lambda url: url not in self._reached)
         seconds = _CONNECT_SECONDS if len(urls) == 1 else _HOST_SECONDS
         for url in urls:

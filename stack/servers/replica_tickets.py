@@ -18,7 +18,7 @@ ROLES = (Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB)
 #: Where services of one cluster are: private networks and this machine.
 PRIVATE_NETWORKS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "fd00::/8", "::1/128")
 LIFETIME_SECONDS = 90 * 24 * 3600
-#: One that ends sooner is replaced.
+#: A ticket that ends sooner is replaced.
 _RENEW_SECONDS = LIFETIME_SECONDS // 3
 
 

@@ -60,7 +60,7 @@ class ClusterManifest(
 
 
 def parse(text: bytes) -> ClusterManifest:
-    """Raises ValueError for one that is truncated or was changed."""
+    """Raises ValueError if the manifest is truncated or was changed."""
     manifest = msgspec.json.decode(text, type=ClusterManifest)
     signed = text[: text.rstrip(b"\n").rfind(b"\n") + 1]
     if hashlib.sha256(signed).hexdigest() != manifest.sha256:

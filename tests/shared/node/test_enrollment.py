@@ -185,4 +185,4 @@ async def test_a_slowly_starting_hyperswarm_is_waited_for(running_service: Runni
 )
 def test_whether_a_mesh_is_on_this_machine(bootstrap: tuple[str, ...], here: bool, dht: str) -> None:
     door = EnrollmentRoute(MeshName("m"), (), bootstrap, ())
-    assert (door.is_on_this_machine, door.dht) == (here, dht)
+    assert (door.is_on_this_machine, door.places) == (here, dht)
