@@ -1,10 +1,11 @@
-"""Tickets: one line with everything needed to find a mesh, to verify it, and to join once. Pure.
+"""Tickets: one line with everything needed to find a mesh, to verify it, and to join once. Pure but for the randomness.
 
 A ticket is a key and not a password: the new node signs with it and never sends it. It shows the public half only to an auth service that
 the mesh CA in the ticket has certified.
 """
 
 import hashlib
+import secrets
 
 import msgspec
 
@@ -45,6 +46,19 @@ class Ticket(msgspec.Struct, array_like=True, frozen=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Ticket).decode
+
+
+def new(
+    authority: AuthorityId,
+    mesh: MeshName,
+    *,
+    bootstrap: tuple[str, ...] = (),
+    relays: tuple[bytes, ...] = (),
+    nats: tuple[str, ...] = (),
+) -> Ticket:
+    """Return a ticket with an id and a key from the system's CSPRNG."""
+    raw = node_keys.raw_of(authority)
+    return Ticket(1, secrets.token_hex(8), secrets.token_bytes(32), raw, mesh, bootstrap, relays, nats)
 
 
 def render(ticket: Ticket) -> str:

@@ -3,7 +3,6 @@
 The ticket itself goes to ``secrets/tickets/ROLE``, for the replicas; its public half to ``enrollment.json``, for auth.
 """
 
-import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +27,14 @@ def folder_of(home: StackHome) -> Path:
 
 def ensure(home: StackHome, mesh: MeshName, nats_urls: Sequence[str], active_most: int, networks: Sequence[str]) -> list[Role]:
     """Make the tickets that are missing or end soon. Return their roles. The keys of the home exist."""
-    authority = node_keys.raw_of(node_keys.load_authority(home.secrets / "mesh_ca.nk").id)
+    authority = node_keys.load_authority(home.secrets / "mesh_ca.nk").id
     now = int(time.time())
     good = {each.role for each in enrollment_list.read(home.enrollment).tickets if each.expires_at - now > _RENEW_SECONDS}
     made = [role for role in ROLES if role not in good or not (folder_of(home) / role).is_file()]
     listed = []
     folder_of(home).mkdir(mode=0o700, exist_ok=True)
     for role in made:
-        ticket = tickets.Ticket(1, secrets.token_hex(8), secrets.token_bytes(32), authority, mesh, nats=tuple(nats_urls))
+        ticket = tickets.new(authority, mesh, nats=tuple(nats_urls))
         private_file.replace(folder_of(home) / role, tickets.render(ticket).encode())
         bound = () if role is Role.WORKER else tuple(networks)
         listed.append(EnrolledTicket(ticket.id, ticket.key.id, role, active_most, bound, now + LIFETIME_SECONDS))

@@ -1,6 +1,5 @@
 """RPC methods about nodes and tickets: join and renew, and create, list, approve and revoke."""
 
-import secrets
 from dataclasses import replace
 from datetime import timedelta
 
@@ -16,7 +15,7 @@ from shared.api import membership
 from shared.api.auth import Principal
 from shared.api.membership import Member, Membership, MemberState, TicketRow
 from shared.api.method import Nothing
-from shared.identity import node_keys, tickets
+from shared.identity import tickets
 from shared.identity.certificates import Subject
 from shared.identity.tickets import Ticket
 from shared.rpc import RpcCall, serves
@@ -171,10 +170,8 @@ class NodeAdminRpc(AuthHandlers):
         return await self._add_ticket(ca, ticket, known, caller)
 
     def _new_ticket(self, ca: MeshCa) -> Ticket:
-        places, authority = ca.addresses, node_keys.raw_of(ca.keys.public)
-        return Ticket(
-            1, secrets.token_hex(8), secrets.token_bytes(32), authority, self._node.mesh, places.outside, places.relays, places.nats
-        )
+        places = ca.addresses
+        return tickets.new(ca.keys.public, self._node.mesh, bootstrap=places.outside, relays=places.relays, nats=places.nats)
 
     async def _add_ticket(
         self, ca: MeshCa, ticket: Ticket, known: KnownTicket, caller: Principal, *, replaces: str | None = None
