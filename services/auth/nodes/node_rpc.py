@@ -181,7 +181,7 @@ class NodeAdminRpc(AuthHandlers):
             if replaces is not None:
                 await self._members.end_ticket_soon(transaction, replaces, enrollment_rules.ROTATION)
             act = audit_records.of_mesh(
-                "ticket.create", caller, target=known.id, role=known.role, uses=str(known.uses), owner=str(known.owner or "")
+                "ticket.create", caller, target=known.id, role=known.role, uses=str(known.uses or "unlimited"), owner=str(known.owner or "")
             )
             await self._trail.add(transaction, act)
         _log.info("ticket created", ticket_id=known.id, role=known.role, uses=known.uses, by=str(caller.user_id))

@@ -16,6 +16,7 @@ from shared.api.auth import KeyKind
 from shared.api.membership import MemberState, TicketState
 from shared.identity import tickets
 from shared.types import Credential, Role, UserRole
+from tests.services.auth import by_hand
 from tests.services.auth.organizations.seeded_database import Recorded
 from tests.services.auth.surroundings import CLIENT, Newcomer, Surroundings
 
@@ -270,3 +271,9 @@ async def test_a_revocation_that_cannot_be_logged_does_not_happen(running_servic
     with pytest.raises(errors.Unavailable, match="the log is away"):
         await running_service.administer(membership.revoke_member, membership.RevokeMember(machine.key.id))
     await machine.renew(running_service)
+
+
+async def test_the_audit_log_says_that_uses_are_unlimited(running_service: Surroundings, postgres_url: str) -> None:
+    await running_service.ticket(uses=None, active_most=3)
+    found = await by_hand.value(postgres_url, "SELECT string_agg(row_to_json(d)::text, chr(10)) FROM auth.audit_details d")
+    assert "unlimited" in found
