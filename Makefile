@@ -10,11 +10,17 @@ TESTS ?=
 ONLY ?=
 #: Test processes at a time. Two more than there are processors: much of their time they wait for a server.
 AT_ONCE ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
+#: For make images: where the images go, the end of their tag (such as -arm64), and PUSH=1 to push them.
+REGISTRY ?= ghcr.io/aimesh
+ARCH ?=
+PUSH ?=
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sdk/python/src/aimesh/version.py)
+IMAGES = aimesh aimesh-worker aimesh-worker-cuda aimesh-dht aimesh-backup
 # Tests start hundreds of Python programs, and each would compile this repository anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up down status test test-all test-system check mutants chaos drill storm bench bench-check docs lock worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
+.PHONY: help setup setup-dev up down status test test-all test-system check mutants chaos drill storm bench bench-check docs chart deploy-tools images image-lists lock worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
 
 help: ## explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,10 +32,12 @@ setup: ## install everything that runs aimesh into .venv (make up does it by its
 setup-dev:
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m tools.setup dev
+	@$(PYTHON) -m tools.chat_library
 
 up: ## start all five services in the background and ask the model something
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m tools.setup runtime --then $(BIN)/aicli stack up --ask "Say hello"
+	@$(PYTHON) -m tools.chat_library --background
 
 down: ## stop everything; the data stays
 	@test -x $(BIN)/aicli || { echo "nothing is installed here, so nothing runs"; exit 0; }; $(BIN)/aicli stack down
@@ -45,10 +53,12 @@ status: ## what runs, since when, and what does not
 test: setup-dev ## run the tests in 12 to 15 minutes on 2 cores, without the nightly ones (TESTS=tests/cli for some of them)
 	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),--numprocesses $(AT_ONCE))
 
+# pytest ends with 5 if it ran nothing: TESTS may name only tests of one kind.
 test-all: setup-dev ## run all tests, also the nightly ones, with random seeds and full volumes (an hour)
 	@failed=0; \
-	$(BIN)/python -m pytest --nightly -m "not nightly" --numprocesses $(AT_ONCE) $(TESTS) || failed=1; \
-	$(BIN)/python -m pytest --nightly -m nightly $(TESTS) || failed=1; \
+	only() { [ $$1 = 5 ] && [ -n "$(TESTS)" ]; }; \
+	$(BIN)/python -m pytest --nightly -m "not nightly" --numprocesses $(AT_ONCE) $(TESTS) || only $$? || failed=1; \
+	$(BIN)/python -m pytest --nightly -m nightly $(TESTS) || only $$? || failed=1; \
 	exit $$failed
 
 test-system: ## install the system packages that some tests need (Debian, as root); without them those tests are skipped
@@ -80,13 +90,33 @@ storm: setup-dev ## break things at random moments, also two at once, for 10 min
 	@$(BIN)/python -m tests.chaos.storm
 
 bench: setup-dev ## measure the claims of the README, each against its rival
-	@failed=0; for name in mesh gateway fairness accounts pages swarm tracing observing history first_answer pulling engine quantization recovery nats_login autoscale; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || failed=1; done; $(BIN)/python -m tests.soak.soak || failed=1; exit $$failed
+	@failed=0; for name in mesh gateway fairness accounts pages swarm tracing observing history first_answer pulling engine quantization recovery nats_login autoscale stores; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || failed=1; done; $(BIN)/python -m tests.soak.soak || failed=1; exit $$failed
 
 bench-check: setup-dev ## run the short form of every bench (20 minutes) and fail if a ratio is worse than bench/baseline.json records
 	@$(BIN)/python -m bench.baseline --check
 
 docs: setup-dev ## write the generated parts of docs/ anew
 	@$(BIN)/python -m tools.docs
+
+deploy-tools: setup-dev ## install what checks and runs the files in deploy/ into .tools: helm, kubectl, Compose, linters, and as root Debian's engines
+	@$(BIN)/python -m tools.deploy_tools
+
+chart: ## package the Helm chart into build/, and deploy/kustomize/base from it (after make deploy-tools)
+	@PATH="$(CURDIR)/.tools/bin:$$PATH"; mkdir -p build; rm -f build/ai-inference-*.tgz; helm package deploy/helm/ai-inference --destination build 2>/dev/null \
+		&& helm template aimesh build/ai-inference-*.tgz --namespace aimesh --values deploy/kustomize/values.yaml >deploy/kustomize/base/aimesh.yaml
+
+images: ## build the container images with Docker's buildx (PUSH=1: push them to REGISTRY, with SBOM and provenance)
+	@for image in $(IMAGES); do \
+		docker buildx build --file deploy/docker/Dockerfile --target "$$(echo "$$image" | sed 's/^aimesh-//')" --tag "$(REGISTRY)/$$image:$(VERSION)$(ARCH)" \
+			--build-arg VERSION=$(VERSION) --build-arg REVISION="$$(git rev-parse HEAD)" \
+			$(if $(PUSH),--push --sbom=true --provenance=mode=max,--load) . || exit 1; \
+	done
+
+image-lists: ## join the pushed images of amd64 and arm64 under one tag
+	@for image in $(IMAGES); do \
+		docker buildx imagetools create --tag "$(REGISTRY)/$$image:$(VERSION)" \
+			"$(REGISTRY)/$$image:$(VERSION)-amd64" "$(REGISTRY)/$$image:$(VERSION)-arm64" || exit 1; \
+	done
 
 lock: setup-dev ## remake all lock files (UPGRADE=1: newest versions, COOLDOWN=0: also releases younger than a week)
 	@$(BIN)/python -m tools.locks $(if $(UPGRADE),--upgrade) $(if $(COOLDOWN),--cooldown $(COOLDOWN))

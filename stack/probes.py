@@ -17,6 +17,7 @@ _PROBE_SECONDS = 2.0
 #: A /readyz body is a few hundred bytes.
 _MAX_ANSWER_BYTES = 64 * 1024
 _MAX_DATAGRAM_BYTES = 2048
+_DEAD_TASKS = b'"deadTasks"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,8 @@ async def is_ready(probe: Probe) -> bool:
 
 
 async def gets_answer(program: Program) -> bool:
-    """Return whether a running program answers at all, even with a refusal. True if it has no probe."""
+    """Return whether a running program answers at all, even with a refusal, unless a service says that a part of it has died. True if it
+    has no probe."""
     if program.url is not None:
         return await _answers_http(program.url)
     return program.probe is None or await run_probe(program.probe) is not ProbeResult.NOTHING
@@ -81,10 +83,11 @@ def _judge(is_expected: bool) -> ProbeResult:
 async def _answers_http(url: str) -> bool:
     try:
         async with asyncio.timeout(_PROBE_SECONDS):
-            await _get(url, "/healthz")
+            status, body = await _get(url, "/healthz")
     except (OSError, ValueError):
         return False
-    return True
+    # A service with too many connections says 503, too.
+    return status != 503 or _DEAD_TASKS not in body
 
 
 async def _exchange(place: Path | int, question: bytes, expected: bytes) -> bytes:

@@ -31,6 +31,11 @@ DATABASE_ROLES = ("auth", "gateway", "metrics")
 #: Those that log in: the services, and the backup agent, which only copies.
 LOGIN_ROLES = (*DATABASE_ROLES, "backup")
 POSTGRES_ADMIN = "aimesh_admin"
+#: What auth alone gets.
+OF_AUTH = (
+    "key_pepper", "data_key", "admin_password", "admin_key", "mesh_ca.nk",
+    "nats_issuer.nk", "nats_callout.nk", "nats_sys.nk", "enrollment.json",
+)  # fmt: skip
 #: Signs backups and the recovery log's copies.
 RECOVERY_KEY = "recovery.nk"
 #: Opens this stack's own backups, but not their secrets. Created by the first use of BACKUP_TO.

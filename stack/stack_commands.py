@@ -48,10 +48,11 @@ def _print(text: str) -> None:
 @click.option("--tickets", is_flag=True, help="Also create a ticket for replicas of each service, in secrets/tickets.")
 @click.option("--active", "active_most", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Replicas at once of each.")
 @click.option("--network", "networks", multiple=True, metavar="CIDR", help="Network that services log in from. Default: private networks.")
-def init(*, tickets: bool, active_most: int, networks: tuple[str, ...]) -> None:
+@click.option("--days", type=click.IntRange(1, 400), default=90, show_default=True, help="Lifetime of new tickets.")
+def init(*, tickets: bool, active_most: int, networks: tuple[str, ...], days: int) -> None:
     """Create secrets, node keys and server configuration. Starts nothing and overwrites nothing.
 
-    Tickets last 90 days; repeat --tickets within 60 days to replace them. auth reads them when it starts.
+    Repeat --tickets to replace tickets that have used two thirds of their lifetime.
     """
     from stack import initialization, stack_plan
     from stack.servers import replica_tickets
@@ -61,10 +62,48 @@ def init(*, tickets: bool, active_most: int, networks: tuple[str, ...]) -> None:
     made, settings = initialized.made, initialized.settings
     if tickets:
         urls = (initialized.recorded.get("PUBLIC_NATS_URL") or stack_plan.nats_url(settings)).split(",")
-        roles = replica_tickets.ensure(home, settings.mesh, urls, active_most, networks or replica_tickets.PRIVATE_NETWORKS)
+        roles = replica_tickets.ensure(home, settings.mesh, urls, active_most, networks or replica_tickets.PRIVATE_NETWORKS, days=days)
         click.echo(f"{replica_tickets.folder_of(home)}: " + (f"made tickets for {', '.join(roles)}" if roles else "all there"))
     what = f"made {printing.counted(len(made), 'secret or node key', 'secrets and node keys')}" if made else "all there"
     click.echo(f"{home.root}: {what}")
+
+
+@stack.command("kubernetes-secrets")
+@click.argument("name")
+@click.option("--active", "active_most", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Replicas at once of each.")
+@click.option("--network", "networks", multiple=True, metavar="CIDR", help="Network of the pods. Default: private networks.")
+@click.option("--days", type=click.IntRange(1, 400), default=365, show_default=True, help="Lifetime of new tickets.")
+@click.option("--namespace", "given", multiple=True, metavar="GROUP=NAME", help="Namespace of gateway, models, observability or infra.")
+@click.option("--nats", required=True, help="URLs of the NATS servers, as the chart's NATS_URL.")
+@click.option("--database", default="", help="URL of PostgreSQL with {role} and {password}; without it, your own server.")
+@click.option("--database-read", default="", help="URL of its replicas, likewise; without it, there are none.")
+@click.option("--redis", default="", help="URL of Valkey with {password}; without it, your own server.")
+@click.option("--web", default="http://127.0.0.1:3000", show_default=True, help="URL of the pages.")
+@click.option("--apply", "applies", is_flag=True, help="Write them to the cluster of this pod, instead of printing them.")
+def kubernetes_secrets(
+    name: str, active_most: int, days: int, networks: tuple[str, ...], given: tuple[str, ...], *, applies: bool, **urls: str
+) -> None:
+    """Print the Secrets of the Helm release NAME as JSON, for kubectl apply.
+
+    Repeat it to replace tickets that have used two thirds of their lifetime. Keep AIMESH_HOME: it has the mesh's keys. With --apply, they
+    are in the Secret NAME-home.
+    """
+    import json
+
+    from stack import initialization
+    from stack.servers import kubernetes_secrets, replica_tickets
+
+    home, cluster = _home(), kubernetes_secrets.Cluster()
+    namespaces = dict.fromkeys(kubernetes_secrets.GROUPS, "default") | dict(each.partition("=")[::2] for each in given)
+    if applies:
+        cluster.restore(home, namespaces["infra"], name)
+    mesh = initialization.ensure(home, os.environ, Path.cwd()).settings.mesh
+    replica_tickets.ensure(home, mesh, urls["nats"].split(","), active_most, networks or replica_tickets.PRIVATE_NETWORKS, days=days)
+    for manifest in kubernetes_secrets.manifests(name, namespaces, kubernetes_secrets.files_of(home, mesh, urls)):
+        if applies:
+            cluster.apply(manifest)
+        else:
+            click.echo(json.dumps(manifest))
 
 
 @stack.command("check-env")

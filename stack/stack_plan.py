@@ -300,8 +300,8 @@ def _service(name: str, package: str, environment: dict[str, str], settings: Sta
         environment=environment,
         stage=_STAGES[package],
         url=url_of(name, settings),
-        # Services drain for up to 30 s; the margin lets them log it before they are killed.
-        grace_seconds=32.0,
+        # Services drain for up to 30 s, and then write the rows of their requests for up to 10 s.
+        grace_seconds=45.0,
         hopeless_status=2,  # see shared/node/program.py
     )
 

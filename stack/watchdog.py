@@ -1,6 +1,6 @@
-"""Restart programs that are alive but no longer answer: a hanging process has no exit status.
+"""Restart programs that are alive but no longer answer, or say that a part of them has died: such a process has no exit status.
 
-Any answer counts: also 503 from /healthz or /readyz, or a PostgreSQL that is starting or recovering.
+Any other answer counts: also 503 because of too many connections, or a PostgreSQL that is starting or recovering.
 """
 
 import asyncio

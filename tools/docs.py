@@ -1,4 +1,5 @@
-"""Write everything that is generated: docs/reference/, Prometheus rules, Grafana dashboards, the synchronous Python client.
+"""Write everything that is generated: docs/reference/, Prometheus rules, Grafana dashboards, the synchronous Python
+client, the values table and schema of the Helm chart.
 
 python -m tools.docs            writes all files
 python -m tools.docs --check    changes nothing; exits 1 with a diff if a file is out of date
@@ -8,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 
-from tools import alerts, generated, guard_quality, reference, sync_client
+from tools import alerts, chart, generated, guard_quality, reference, sync_client
 from tools.boards import writing
 
 FOLDER = generated.ROOT / "docs" / "reference"
@@ -38,7 +39,7 @@ def _files() -> dict[str, str]:
 
 
 def drift() -> dict[str, str]:
-    return generated.drift(FOLDER, _files()) | alerts.drift() | writing.drift() | sync_client.drift()
+    return generated.drift(FOLDER, _files()) | alerts.drift() | writing.drift() | sync_client.drift() | chart.drift()
 
 
 def write() -> None:
@@ -46,6 +47,7 @@ def write() -> None:
     alerts.write()
     writing.write()
     sync_client.write()
+    chart.write()
 
 
 def main() -> int:

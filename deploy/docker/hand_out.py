@@ -22,14 +22,30 @@ from stack import secret_files, settings
 from stack import stack_home as homes
 from stack.recovery import sealing
 from stack.recovery.agent import backup_files
-from stack.servers import nats_server, postgres
+from stack.servers import postgres, replica_tickets
 from stack.stack_home import StackHome
 
 #: Users: of our own images and the NATS container; of the PostgreSQL and Valkey images.
 OURS, SERVERS = 10001, 999
 #: Users of the Compose profile `observability`; Loki, Jaeger and the collector run as OURS.
 GRAFANA, NOBODY = 472, 65534
+#: Of the image of the proxy.
+HAPROXY = 99
+#: Whose X-Forwarded-For the proxy trusts on the port of each service: of web, a proxy on this host, which comes from the bridge's address.
+OUTER_PROXIES = {"web": "172.31.250.129", "gateway": ""}
+#: The worker of each volume before workers joined with tickets.
+OLD_WORKERS = {
+    "inference": "worker",
+    "inference-gpu": "worker-gpu",
+    "inference-ollama": "worker-ollama",
+    "inference-openai": "worker-openai",
+    "inference-http": "inference-http",
+}
 NATS_URL = "nats://nats:4222"
+#: Of each service. Containers that are killed and started again count twice for a minute.
+MOST_REPLICAS = 100
+#: The longest. A container that starts after that needs another `docker compose up`, where `init` renews them.
+TICKET_DAYS = 400
 #: Mounted by compose.yaml.
 ADDRESSES = Path("/alertmanager/alertmanager.env")
 
@@ -40,19 +56,17 @@ class Recipient:
 
     user: int
     files: Mapping[str, bytes]
+    #: Write them only if the volume has this file.
+    only_beside: str = ""
 
 
-#: The files that contain auth's secrets.
-_OF_AUTH = (
-    "key_pepper", "data_key", "admin_password", "admin_key", "mesh_ca.nk",
-    "nats_issuer.nk", "nats_callout.nk", "nats_sys.nk", "enrollment.json",
-)  # fmt: skip
 _OF_AWS = ("access_key_id", "secret_access_key", "session_token")
 
 
 def recipients(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     """Yield the name and the content of each volume."""
     yield from of_services(home, mesh)
+    yield from of_replicas(home)
     yield from of_backups(home)
     yield from of_observers(home)
 
@@ -61,10 +75,8 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
     ensure_valkey_password(home)
     bundled = f"redis://:{secret_files.read(home, 'valkey_password')}@valkey:6379"
     redis_url = (given("REDIS_URL") or bundled).encode()
-    gpu_key = nats_server.add_node(home, mesh, "worker-gpu", Role.WORKER)
-    ollama_key = nats_server.add_node(home, mesh, "worker-ollama", Role.WORKER)
-    openai_key = nats_server.add_node(home, mesh, "worker-openai", Role.WORKER)
-    tokens = {"service_token": secret(home, "service_token"), "hf_token": given("HF_TOKEN").encode()}
+    replica_tickets.ensure(home, mesh, [NATS_URL], MOST_REPLICAS, replica_tickets.PRIVATE_NETWORKS, days=TICKET_DAYS)
+    worker = {"ticket": ticket(home, Role.WORKER), "service_token": secret(home, "service_token"), "hf_token": given("HF_TOKEN").encode()}
     yield (
         "auth",
         Recipient(
@@ -74,7 +86,7 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
                 "database_url": database_url(home, "auth"),
                 "redis_url": redis_url,
                 "backup_state": backup_state().encode(),
-                **{name: secret(home, name) for name in _OF_AUTH},
+                **{name: secret(home, name) for name in secret_files.OF_AUTH},
             },
         ),
     )
@@ -83,7 +95,7 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
         Recipient(
             OURS,
             {
-                "node.nk": key(home, "gateway"),
+                "ticket": ticket(home, Role.GATEWAY),
                 "database_url": database_url(home, "gateway"),
                 "redis_url": redis_url,
                 "site_term": settings.read_recorded(home).get("SITE_TERM", "").encode(),
@@ -91,19 +103,29 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
             },
         ),
     )
-    yield "inference", Recipient(OURS, {"node.nk": key(home, "worker"), **tokens})
-    yield "inference-gpu", Recipient(OURS, {"node.nk": gpu_key.read_bytes(), **tokens})
-    yield "inference-ollama", Recipient(OURS, {"node.nk": ollama_key.read_bytes(), **tokens})
+    for name in ("inference", "inference-gpu", "inference-ollama", "inference-http"):
+        yield name, Recipient(OURS, worker)
     keys = {name: given(name.upper()).encode() for name in ("openai_api_key", "openai_upstream_keys")}
-    yield "inference-openai", Recipient(OURS, {"node.nk": openai_key.read_bytes(), **tokens, **keys})
-    yield "inference-http", Recipient(OURS, {"node.nk": key(home, "inference-http"), **tokens})
-    yield "metrics", Recipient(OURS, {"node.nk": key(home, "metrics"), "database_url": database_url(home, "metrics")})
-    yield "web", Recipient(OURS, {"node.nk": key(home, "web"), **{name: secret(home, name) for name in ("web_secret", "web_hop_secret")}})
+    yield "inference-openai", Recipient(OURS, worker | keys)
+    yield "metrics", Recipient(OURS, {"ticket": ticket(home, Role.METRICS), "database_url": database_url(home, "metrics")})
+    hop = {name: secret(home, name) for name in ("web_secret", "web_hop_secret")}
+    yield "web", Recipient(OURS, {"ticket": ticket(home, Role.WEB), **hop})
+    yield "proxy", Recipient(HAPROXY, {f"proxies_of_{name}": outer_proxies(default) for name, default in OUTER_PROXIES.items()})
     yield "client", Recipient(OURS, {"node.nk": key(home, "client"), "profile.toml": client_profile(mesh)})
     yield "relay", Recipient(OURS, {"relay_seed": secret(home, "relay_seed")})
     yield "nats", Recipient(OURS, {"nats.conf": nats_conf(home), "users.conf": (home.nats / "users.conf").read_bytes()})
     yield "postgres", Recipient(SERVERS, {"admin_password": secret(home, secret_files.POSTGRES_ADMIN), "provision.env": provision(home)})
+    yield "postgres-data", Recipient(SERVERS, {})
+    yield "postgres-socket-data", Recipient(SERVERS, {})
     yield "valkey", Recipient(SERVERS, {"valkey.conf": valkey_conf(home)})
+
+
+def of_replicas(home: StackHome) -> Iterator[tuple[str, Recipient]]:
+    """Yield the volumes of journals and receipts, with the key that signs the receipts of a version that had one key for each worker."""
+    yield "gateway-data", Recipient(OURS, {})
+    for name, node in OLD_WORKERS.items():
+        old = {"worker.nk": key(home, node)} if home.key(node).exists() else {}
+        yield f"{name}-data", Recipient(OURS, old, only_beside="worker.receipts")
 
 
 def of_backups(home: StackHome) -> Iterator[tuple[str, Recipient]]:
@@ -126,6 +148,16 @@ def of_observers(home: StackHome) -> Iterator[tuple[str, Recipient]]:
 
 def key(home: StackHome, name: str) -> bytes:
     return home.key(name).read_bytes()
+
+
+def ticket(home: StackHome, role: Role) -> bytes:
+    return (replica_tickets.folder_of(home) / role).read_bytes()
+
+
+def outer_proxies(default: str) -> bytes:
+    """Return addresses and networks, one a line."""
+    found = (given("TRUSTED_PROXIES") or default).split(",")
+    return "".join(f"{each.strip()}\n" for each in found if each.strip()).encode()
 
 
 def secret(home: StackHome, name: str) -> bytes:
@@ -189,11 +221,9 @@ def s3_config() -> bytes:
 
 def provision(home: StackHome) -> bytes:
     """Return the environment for stack/servers/postgres.sql. It has SCRAM verifiers, so no statement contains a password."""
-    lines = [f"export PGPASSWORD={secret_files.read(home, secret_files.POSTGRES_ADMIN)}"]
-    for role in secret_files.LOGIN_ROLES:
-        verifier = postgres.scram_verifier(secret_files.read(home, f"postgres_{role}"), os.urandom(16))
-        lines.append(f"export {role.upper()}_VERIFIER='{verifier}'")
-    return ("\n".join(lines) + "\n").encode()
+    password = f"export PGPASSWORD={secret_files.read(home, secret_files.POSTGRES_ADMIN)}"
+    passwords = {role: secret_files.read(home, f"postgres_{role}") for role in secret_files.LOGIN_ROLES}
+    return f"{password}\n{postgres.exports(passwords)}".encode()
 
 
 def nats_conf(home: StackHome) -> bytes:
@@ -224,7 +254,10 @@ def client_profile(mesh: MeshName) -> bytes:
 
 def hand_out(folder: Path, recipient: Recipient) -> None:
     """Write each file atomically, readable only by that container's user."""
-    for name, content in recipient.files.items():
+    # Compose has mounted a volume there; the Swarm stack reads the folder.
+    folder.mkdir(exist_ok=True)
+    needed = not recipient.only_beside or (folder / recipient.only_beside).exists()
+    for name, content in recipient.files.items() if needed else ():
         place = folder / name
         for parent in place.relative_to(folder).parents[:-1][::-1]:
             (folder / parent).mkdir(mode=0o700, exist_ok=True)
@@ -238,7 +271,19 @@ def hand_out(folder: Path, recipient: Recipient) -> None:
     folder.chmod(0o700)
 
 
+def check_postgres(data: Path) -> None:
+    """Exit if the volume has the database of a PostgreSQL before 18, which was at its top and which 18 cannot read."""
+    try:
+        version = (data / "PG_VERSION").read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return
+    sys.exit(
+        f"the volume postgres-data is of PostgreSQL {version}: move it to PostgreSQL 18 first, see docs/howto/deploy.md, From PostgreSQL 17"
+    )
+
+
 def main(target: Path) -> None:
+    check_postgres(target / "postgres-data")
     home = homes.locate(os.environ)
     mesh = MeshName(os.environ.get("MESH_NAME") or "home")
     for name, recipient in recipients(home, mesh):

@@ -10,7 +10,9 @@ cp -a recovery_log/. /handed/recovery-data/
 mkdir -p -m 700 /handed/backup/run
 cp -a run/site.json /handed/backup/run/
 chown -R 10001:10001 /handed/backup/run
-cp -a postgres/data/. /pg
+# Where the image of PostgreSQL 18 keeps its files in this volume.
+mkdir -p /pg/18/docker
+cp -a postgres/data/. /pg/18/docker/
 chown -R 999:999 /pg
-chmod 700 /pg
+chmod 700 /pg/18/docker
 rm -r /handed/backup/restored

@@ -143,7 +143,7 @@ def provision(server: Postgres, passwords: Mapping[str, str]) -> None:
     psql reads passwords as SCRAM verifiers from its environment, so that no secret is an argument or can reach a log.
     """
     environment = {"PGPASSWORD": server.admin_password.read_text(encoding="utf-8").strip(), "PGCONNECT_TIMEOUT": "5"}
-    environment |= {f"{role.upper()}_VERIFIER": scram_verifier(password, os.urandom(16)) for role, password in passwords.items()}
+    environment |= verifiers(passwords)
     command = [str(binaries() / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", str(server.sockets), "-p", str(PORT)]
     _run(
         "making the database roles",
@@ -163,6 +163,16 @@ def environment_of_psql(server: Postgres, role: str, password: str, settings: Ma
         "PGPASSWORD": password,
         "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in settings.items()),
     }
+
+
+def verifiers(passwords: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of postgres.sql for the passwords of roles. No statement contains a password."""
+    return {f"{role.upper()}_VERIFIER": scram_verifier(password, os.urandom(16)) for role, password in passwords.items()}
+
+
+def exports(passwords: Mapping[str, str]) -> str:
+    """Return the same for a shell."""
+    return "".join(f"export {name}='{verifier}'\n" for name, verifier in verifiers(passwords).items())
 
 
 def scram_verifier(password: str, salt: bytes) -> str:

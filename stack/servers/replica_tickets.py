@@ -16,20 +16,20 @@ from stack.stack_home import StackHome
 ROLES = (Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB)
 #: Where services of one cluster are: private networks and this machine.
 PRIVATE_NETWORKS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "fd00::/8", "::1/128")
-LIFETIME_SECONDS = 90 * 24 * 3600
-#: A ticket that ends sooner is replaced.
-_RENEW_SECONDS = LIFETIME_SECONDS // 3
+DAYS = 90
 
 
 def folder_of(home: StackHome) -> Path:
     return home.secrets / "tickets"
 
 
-def ensure(home: StackHome, mesh: MeshName, nats_urls: Sequence[str], active_most: int, networks: Sequence[str]) -> list[Role]:
-    """Make the tickets that are missing or end soon. Return their roles. The keys of the home exist."""
+def ensure(
+    home: StackHome, mesh: MeshName, nats_urls: Sequence[str], active_most: int, networks: Sequence[str], *, days: int = DAYS
+) -> list[Role]:
+    """Make the tickets that are missing or have less than a third of their time left. Return their roles. The keys of the home exist."""
     authority = node_keys.load_authority(home.secrets / "mesh_ca.nk").id
-    now = int(time.time())
-    good = {each.role for each in enrollment_list.read(home.enrollment).tickets if each.expires_at - now > _RENEW_SECONDS}
+    now, lifetime = int(time.time()), days * 24 * 3600
+    good = {each.role for each in enrollment_list.read(home.enrollment).tickets if each.expires_at - now > lifetime // 3}
     made = [role for role in ROLES if role not in good or not (folder_of(home) / role).is_file()]
     listed = []
     folder_of(home).mkdir(mode=0o700, exist_ok=True)
@@ -37,6 +37,6 @@ def ensure(home: StackHome, mesh: MeshName, nats_urls: Sequence[str], active_mos
         ticket = tickets.new(authority, mesh, nats=tuple(nats_urls))
         private_file.replace(folder_of(home) / role, tickets.render(ticket).encode())
         bound = () if role is Role.WORKER else tuple(networks)
-        listed.append(EnrolledTicket(ticket.id, ticket.key.id, role, active_most, bound, now + LIFETIME_SECONDS))
+        listed.append(EnrolledTicket(ticket.id, ticket.key.id, role, active_most, bound, now + lifetime))
     nats_server.enroll_tickets(home, listed)
     return made

@@ -48,6 +48,12 @@ def environment_of(service: str, dotenv: Mapping[str, str] | None = None) -> dic
     return {name: resolve(str(value), dotenv or {}) for name, value in found.items()}
 
 
+def mounted(service: str) -> dict[str, Path]:
+    """Place in the container -> the file or folder of this checkout that is there."""
+    entries = (entry.split(":") for entry in services()[service].get("volumes", []))
+    return {place: ROOT / here for here, place, *_ in entries if here.startswith("./")}
+
+
 def module_of(service: str) -> str:
     """The module that the service's command runs."""
     python, flag, module = services()[service]["command"]

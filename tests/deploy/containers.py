@@ -8,6 +8,8 @@ import dataclasses
 import importlib.util
 import os
 import re
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,7 +89,7 @@ class House:
         self.handed = handed
         self.ports = {service: free_port() for service in ("auth", "gateway", "inference", "metrics", "web")}
         self.places = {"nats:4222": f"127.0.0.1:{free_port()}", "valkey:6379": f"127.0.0.1:{free_port()}"}
-        self.places["gateway-private:3002"] = f"127.0.0.1:{self.ports['gateway']}"
+        self.places["gateway-entry:3002"] = f"127.0.0.1:{self.ports['gateway']}"
         self._database = database
 
     def here(self, text: str) -> str:
@@ -109,6 +111,7 @@ class House:
         command = command.replace("/run/aimesh", str(self.handed / "postgres")).replace("/provision.sql", "stack/servers/postgres.sql")
         # The superuser is another here, and so is its password.
         command = command.replace("-U aimesh_admin", "-U admin").replace("-h postgres", f"-h {self._database.folder}")
+        command = command.replace("pg_isready", f"{postgres.binaries()}/pg_isready")
         command = command.replace(
             "exec psql", f"export PGPASSWORD=$(cat {self._database.server.admin_password}) && exec {postgres.binaries()}/psql"
         )
@@ -127,16 +130,30 @@ class House:
         conf.write_text(text.replace("dir /data", f"dir {self.folder}") + "bind 127.0.0.1\n", encoding="utf-8")
         return Container("valkey", [str(valkey.binary()), str(conf)], {}, self.folder / "valkey.log")
 
-    def service(self, name: str) -> Container:
-        given = compose_file.environment_of(name, {"PROMETHEUS_PORT": "0", "OPEN_REGISTRATION": "true"})
-        # A new volume for each service.
-        (volume := self.folder / f"{name}-data").mkdir()
-        places = {"/run/aimesh": str(self.handed / name), "/tmp/": f"{self.folder}/{name}-", "/var/lib/aimesh": str(volume)}
+    def service(self, name: str, replica: int = 1, **dotenv: str) -> Container:
+        """One replica. All have the volumes of the service, and each its own /tmp."""
+        given = compose_file.environment_of(name, {"PROMETHEUS_PORT": "0", "OPEN_REGISTRATION": "true", **dotenv})
+        called = name if replica == 1 else f"{name}-{replica}"
+        self.ports.setdefault(called, free_port())
+        self.volume(name).mkdir(exist_ok=True)
+        (temporary := self.folder / f"{called}-tmp-{secrets.token_hex(4)}").mkdir()
+        places = {"/run/aimesh": str(self.handed / name), "/tmp": str(temporary), "/var/lib/aimesh": str(self.volume(name))}
         environment = {key: _moved(self.here(value), places) for key, value in given.items()}
-        environment[f"{name.upper()}_SERVICE_PORT"] = str(self.ports[name])
+        environment[f"{name.upper()}_SERVICE_PORT"] = str(self.ports[called])
         environment |= {"PATH": os.environ["PATH"], "PYTHONPATH": str(compose_file.ROOT)}
+        # The proxy and web are on loopback here.
+        if environment.get("TRUSTED_PROXIES"):
+            environment["TRUSTED_PROXIES"] = "127.0.0.1"
         command = [sys.executable, "-m", compose_file.module_of(name)]
-        return Container(name, command, environment, self.folder / f"{name}.log")
+        return Container(called, command, environment, self.folder / f"{called}.log")
+
+    def volume(self, service: str) -> Path:
+        return self.folder / f"{service}-data"
+
+    def proxy(self, **replicas: tuple[str, ...]) -> Container:
+        """The service `proxy` with these replicas of web and the gateway."""
+        self.ports |= {each: free_port() for each in ("proxy-web", "proxy-gateway", "proxy")}
+        return run_proxy(self.folder, self.handed / "proxy", self.ports, replicas)
 
     def url(self, service: str, path: str) -> str:
         return f"http://127.0.0.1:{self.ports[service]}{path}"
@@ -154,6 +171,20 @@ class House:
                 return True
         except (OSError, urllib.error.HTTPError):
             return False
+
+
+def run_proxy(folder: Path, handed: Path, ports: Mapping[str, int], replicas: Mapping[str, tuple[str, ...]]) -> Container:
+    """The service `proxy` on this machine: with the addresses of replicas, which the engine's DNS would tell."""
+    text = compose_file.mounted("proxy")["/usr/local/etc/haproxy/haproxy.cfg"].read_text(encoding="utf-8")
+    for name, port in (("web", 3000), ("gateway", 3002)):
+        servers = "\n".join(f"    server {each} 127.0.0.1:{ports[each]}" for each in replicas[name])
+        text = text.replace(f"    server-template {name} 20 {name}-entry:{port}", servers)
+        text = text.replace(f"bind :{port}", f"bind 127.0.0.1:{ports[f'proxy-{name}']}")
+    text = text.replace("127.0.0.1:8404", f"127.0.0.1:{ports['proxy']}").replace("/run/aimesh", str(handed))
+    (file := folder / "proxy.cfg").write_text(text.replace(" resolvers engine init-addr none", ""), encoding="utf-8")
+    command = [*compose_file.services()["proxy"]["command"][:-1], str(file)]
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    return Container("proxy", [shutil.which(command[0], path=path) or command[0], *command[1:]], {"PATH": path}, folder / "proxy.log")
 
 
 def _moved(text: str, places: dict[str, str]) -> str:

@@ -6,21 +6,10 @@ from typing import Any
 import yaml
 
 from tests.deploy import compose_file
-from tests.deploy.compose_file import ROOT
+from tests.deploy.compose_file import mounted
 
 SERVICES = compose_file.services()
 OBSERVERS = {name: service for name, service in SERVICES.items() if service.get("profiles") == ["observability"]}
-
-
-def mounted(service: str) -> dict[str, Path]:
-    """Place in the container -> the file or folder of this checkout that is there."""
-    sources = compose_file.load()["configs"]
-    found = {each["target"]: ROOT / sources[each["source"]]["file"] for each in SERVICES[service].get("configs", [])}
-    for entry in SERVICES[service].get("volumes", []):
-        here, place, *_ = entry.split(":")
-        if here.startswith("./"):
-            found[place] = ROOT / here
-    return found
 
 
 def file_at(service: str, place: str) -> Path:

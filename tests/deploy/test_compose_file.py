@@ -2,10 +2,11 @@
 
 import importlib
 import importlib.util
+import itertools
 import json
 import re
 from importlib import resources
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import jsonschema
 import msgspec
 import pytest
 
+from services.gateway.settings import GatewaySettings
 from shared import config, node
 from stack import settings
 from stack.settings import BackupSettings
-from tests.deploy import compose_file
+from tests.deploy import compose_file, containers
 
 SERVICES = compose_file.services()
 OUTSIDE = "deploy/outside.compose.yaml"
@@ -137,6 +139,10 @@ def test_every_setting_that_must_be_given_is_given(service: str) -> None:
     assert not [name for name in needed if name not in environment and f"{name}_FILE" not in environment]
 
 
+#: Of a standby, where there is one.
+READ_URLS = tuple(f"{prefix}DATABASE_READ_URL_FILE" for prefix in ("", "GATEWAY_", "METRICS_"))
+
+
 @pytest.mark.parametrize("service", compose_file.OURS)
 def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> None:
     module = importlib.import_module(compose_file.module_of(service) + ".settings")
@@ -147,14 +153,27 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
     assert mounts_of(service)["/run/aimesh"] == service
     # What is not handed out but kept is lost with the container, and comes again from auth.
     assert environment.pop("MESH_STATE_FILE") == "/tmp/node.mesh"
+    if service != "auth":
+        assert environment.pop("NODE_KEY_FILE") == "/tmp/node.nk", "two replicas would have one key"
     for kept in ("JOURNAL_FILE", "RECEIPTS_FILE"):
         if (path := environment.pop(kept, None)) is not None:
-            # This must not be lost with the container.
-            assert mounts_of(service)[str(Path(path).parent)] == f"{service}-data"
+            # This must not be lost with the container, and each replica has its own.
+            assert Path(path).parent.name == "{node}"
+            assert mounts_of(service)[str(Path(path).parents[1])] == f"{service}-data"
+            # The version before wrote it there, and the replicas adopt it.
+            assert str(Path(path).parents[1]) == "/var/lib/aimesh"
     # The agent sees it there.
     assert Path(environment.pop("AUDIT_ANCHOR_FILE", f"{LOG}/x")).parent == Path(LOG)
     # What people bring themselves, in a folder of the host: only who mounts one names them.
-    for owns in ("OIDC_CA_FILE", "OTEL_EXPORTER_OTLP_HEADERS_FILE", "ALERT_WEBHOOK_URL_FILE", "SMTP_URL_FILE"):
+    for owns in (
+        "OIDC_CA_FILE",
+        "OTEL_EXPORTER_OTLP_HEADERS_FILE",
+        "ALERT_WEBHOOK_URL_FILE",
+        "SMTP_URL_FILE",
+        "POOLS_FILE",
+        "SCALE_WEBHOOK_SECRET_FILE",
+        *READ_URLS,
+    ):
         assert environment.pop(owns, "") == ""
     assert all(value.startswith("/run/aimesh/") for name, value in environment.items() if name.endswith("_FILE"))
 
@@ -166,10 +185,10 @@ def test_no_two_containers_share_secrets() -> None:
     assert "home" not in everybody
 
 
-def test_only_web_gateway_and_grafana_publish_a_port_and_on_loopback() -> None:
+def test_only_the_proxy_and_grafana_publish_ports_and_on_loopback() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     resolved = {name: [compose_file.resolve(port, {}) for port in ports] for name, ports in published.items()}
-    assert resolved == {"gateway": ["127.0.0.1:3002:3002"], "web": ["127.0.0.1:3000:3000"], "grafana": ["127.0.0.1:3005:3000"]}
+    assert resolved == {"proxy": ["127.0.0.1:3000:3000", "127.0.0.1:3002:3002"], "grafana": ["127.0.0.1:3005:3000"]}
     # What looks for machines elsewhere sees through no bridge; the two hold nothing but a key of their own, and are started on demand.
     on_the_host = [name for name, service in SERVICES.items() if service.get("network_mode") == "host"]
     assert on_the_host == ["dht", "relay"]
@@ -181,26 +200,66 @@ def test_all_but_the_public_two_those_for_other_backends_and_who_looks_are_on_th
     # Where those are that look, test_observability says.
     looking = {name for name in outside if SERVICES[name].get("profiles") == ["observability"]}
     assert outside - looking == {
-        *("init", "gateway", "web", "dht", "relay", "backup", "s3"),
+        *("init", "gateway", "web", "proxy", "dht", "relay", "backup", "s3"),
         *("ollama", "inference-ollama", "inference-openai", "inference-http"),
     }
     assert compose_file.load()["networks"]["private"]["internal"] is True
     assert SERVICES["init"]["network_mode"] == "none"
 
 
-def test_who_is_believed_about_addresses_is_web_and_the_host_and_nobody_else() -> None:
+def test_web_and_the_gateway_believe_the_proxy_and_web_about_addresses_and_nobody_else() -> None:
     networks = compose_file.load()["networks"]
-    web = SERVICES["web"]["networks"]["private"]["ipv4_address"]
-    (private,), (public,) = (networks[name]["ipam"]["config"] for name in ("private", "public"))
-    assert ip_address(web) in ip_network(private["subnet"])
-    assert ip_address(public["gateway"]) in ip_network(public["subnet"])
-    assert not ip_network(private["subnet"]).overlaps(ip_network(public["subnet"]))
-    assert ip_address(web) not in ip_network(private["ip_range"]), "or another container might have it"
-    trusted = {service: compose_file.environment_of(service).get("TRUSTED_PROXIES") for service in SERVICES}
-    assert {service: whom for service, whom in trusted.items() if whom} == {"gateway": web, "web": public["gateway"]}
-    # And it comes from there: the name is of the gateway in that network alone.
-    (alias,) = SERVICES["gateway"]["networks"]["private"]["aliases"]
-    assert compose_file.environment_of("web")["GATEWAY_URL"] == f"http://{alias}:3002"
+    subnets = {name: network["ipam"]["config"][0]["subnet"] for name, network in networks.items() if network and "ipam" in network}
+    trusted = {service: compose_file.environment_of(service).get("TRUSTED_PROXIES") for service in compose_file.OURS}
+    assert {service: whom for service, whom in trusted.items() if whom} == dict.fromkeys(("gateway", "web"), subnets["entry"])
+    assert [name for name, service in SERVICES.items() if "entry" in service.get("networks", ())] == ["gateway", "web", "proxy"]
+    assert networks["entry"]["internal"] is True
+    for one, other in itertools.combinations(subnets.values(), 2):
+        assert not ip_network(one).overlaps(ip_network(other))
+    # And they come from there: the names are of that network alone.
+    aliases = {name: SERVICES[name]["networks"]["entry"]["aliases"] for name in ("gateway", "web")}
+    assert aliases == {"gateway": ["gateway-entry"], "web": ["web-entry"]}
+    assert compose_file.environment_of("web")["GATEWAY_URL"] == "http://gateway-entry:3002"
+    # The proxy trusts a proxy on this host, for web.
+    proxies = containers.hand_out_program().OUTER_PROXIES
+    assert proxies == {"web": networks["public"]["ipam"]["config"][0]["gateway"], "gateway": ""}
+
+
+def test_the_proxy_finds_the_replicas_and_waits_longer_than_a_gateway() -> None:
+    lines = [line.split() for line in compose_file.mounted("proxy")["/usr/local/etc/haproxy/haproxy.cfg"].read_text("utf-8").splitlines()]
+    assert len(lines) <= 60
+    targets = {line[-1] for line in lines if line[:1] == ["server-template"]}
+    assert targets == {"web-entry:3000", "gateway-entry:3002"}
+    longest = next(each for each in config.settings_of(GatewaySettings) if each.variable.name == "REQUEST_TIMEOUT_SECONDS")
+    assert "3600" in str(longest.type), "the longest time of a request has changed"
+    assert {line[2] for line in lines if line[:2] in (["timeout", "client"], ["timeout", "server"])} == {"3615s"}
+
+
+@pytest.mark.parametrize("service", [*compose_file.OURS, "proxy"])
+def test_a_health_check_asks_for_readiness(service: str) -> None:
+    test = SERVICES[service]["healthcheck"]["test"]
+    assert "/readyz" in test[-1]
+    if service not in ("gateway", "web", "proxy"):
+        port = compose_file.environment_of(service)[f"{module_name(service).upper()}_SERVICE_PORT"]
+        assert f":{port}/readyz" in compose_file.resolve(test[-1], {})
+
+
+def module_name(service: str) -> str:
+    return compose_file.module_of(service).rpartition(".")[2]
+
+
+def test_podman_can_run_it() -> None:
+    assert "configs" not in compose_file.load()
+    for name, service in SERVICES.items():
+        assert "configs" not in service, f"{name}: podman-compose ignores configs"
+        for entry in service.get("tmpfs", ()):
+            assert entry.endswith(":mode=1777"), f"{name}: podman refuses uid= of a tmpfs"
+
+
+@pytest.mark.parametrize("name", ["gateway", "inference", "metrics", "web"])
+def test_a_replica_has_no_name_address_or_port_of_its_own(name: str) -> None:
+    assert not {"container_name", "hostname", "ports"} & SERVICES[name].keys()
+    assert "ipv4_address" not in str(SERVICES[name]["networks"])
 
 
 def is_root(service: dict[str, Any]) -> bool:
@@ -233,7 +292,12 @@ def test_servers_have_a_health_check_and_are_waited_for() -> None:
     for server in ("postgres", "valkey", "nats"):
         assert SERVICES[server]["healthcheck"]["test"]
         assert SERVICES[server]["depends_on"]["init"]["condition"] == "service_completed_successfully"
-    assert SERVICES["provision"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    # It waits itself: see there.
+    assert set(SERVICES["provision"]["depends_on"]) == {"init"}
+    assert "until pg_isready" in SERVICES["provision"]["command"][0]
+    for service in ("auth", "gateway"):
+        assert SERVICES[service]["depends_on"]["postgres"]["condition"] == "service_healthy"
+        assert SERVICES[service]["depends_on"]["provision"]["condition"] == "service_completed_successfully"
     for service in compose_file.OURS:
         assert SERVICES[service]["depends_on"]["nats"]["condition"] == "service_healthy"
 
@@ -274,12 +338,12 @@ def test_backups_go_to_a_volume_or_a_folder_of_the_host(given: dict[str, str], s
 
 
 def test_postgresql_lets_only_the_backup_role_copy_it_and_nobody_in_without_a_password() -> None:
-    text = (compose_file.ROOT / compose_file.load()["configs"]["pg_hba"]["file"]).read_text(encoding="utf-8")
+    (place,) = (word.partition("=")[2] for word in SERVICES["postgres"]["command"] if word.startswith("hba_file="))
+    text = compose_file.mounted("postgres")[place].read_text(encoding="utf-8")
     lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
     assert {line[-1] for line in lines} == {"scram-sha-256"}
     assert [line[:3] for line in lines if line[1] == "replication"] == [["host", "replication", "backup"]]
     command = SERVICES["postgres"]["command"]
-    assert f"hba_file={SERVICES['postgres']['configs'][0]['target']}" in command
     assert compose_file.resolve(command[-1], {"BACKUP_WAL_MOST": "1GB"}) == "max_slot_wal_keep_size=1GB"
     default = next(each.default for each in config.settings_of(BackupSettings) if each.variable.name == "BACKUP_WAL_MOST")
     assert compose_file.resolve(command[-1], {}) == f"max_slot_wal_keep_size={default}"
@@ -292,9 +356,10 @@ def test_only_the_agent_reaches_the_s3_server() -> None:
     assert {"-ip.bind=127.0.0.1", "-s3.ip.bind=0.0.0.0", "-s3.config=/run/aimesh/s3.json"} <= set(command)
 
 
-def test_files_that_are_mounted_exist() -> None:
-    for source in compose_file.load()["configs"].values():
-        assert (compose_file.ROOT / source["file"]).is_file()
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_files_that_are_mounted_exist(name: str) -> None:
+    for source in compose_file.mounted(name).values():
+        assert source.exists()
 
 
 def test_the_gateway_allows_the_provider_whose_key_is_set() -> None:

@@ -1,22 +1,28 @@
 """Each service starts with compose's own command and environment, from the files that `init` makes, and works with the others."""
 
+import contextlib
 import json
 import re
+import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
+from services.gateway.billing.journal import Journal
 from stack import stack_home as homes
 from stack.recovery import sealing
 from stack.recovery.agent import backup_files
 from stack.servers import nats_server
 from tests.deploy import compose_file, containers
 from tests.deploy.containers import Container, House
+from tests.services.gateway.billing.test_usage_recorder import row
 
 SERVICES = ("auth", "gateway", "inference", "metrics", "web")
 PASSWORD = "correct horse battery"
@@ -41,8 +47,8 @@ def test_init_hands_out_what_compose_mounts(tmp_path: Path) -> None:
                 file = handed / service / Path(value).name
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
     assert subprocess.run([nats_server.binary(), "-t", "-c", handed / "nats/nats.conf"], capture_output=True, check=False).returncode == 0
-    # A worker learns nothing but its own key and the token of its own port.
-    assert {path.name for path in (handed / "inference").iterdir()} == {"node.nk", "service_token", "hf_token"}
+    # A worker learns nothing but its ticket and the token of its own port.
+    assert {path.name for path in (handed / "inference").iterdir()} == {"ticket", "service_token", "hf_token"}
 
 
 def test_init_hands_out_your_own_servers_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +114,37 @@ def test_without_backups_the_agent_gets_nothing_and_nobody_knows_the_key_of_the_
 
 
 @pytest.mark.parametrize(
+    ("given", "web", "gateway"),
+    [("", "172.31.250.129\n", ""), ("10.0.0.0/8, 192.0.2.1", "10.0.0.0/8\n192.0.2.1\n", "10.0.0.0/8\n192.0.2.1\n")],
+)
+def test_the_proxy_gets_the_proxies_that_it_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, web: str, gateway: str
+) -> None:
+    monkeypatch.setenv("TRUSTED_PROXIES", given)
+    handed = containers.run_init(tmp_path) / "proxy"
+    assert [(handed / f"proxies_of_{name}").read_text("utf-8") for name in ("web", "gateway")] == [web, gateway]
+
+
+def test_receipts_of_the_version_before_get_the_key_that_signs_them(tmp_path: Path) -> None:
+    (old := tmp_path / "handed/inference-data").mkdir(parents=True)
+    (old / "worker.receipts").write_bytes(b"receipts")
+    handed = containers.run_init(tmp_path)
+    assert (old / "worker.nk").read_bytes() == (tmp_path / "state/keys/worker.nk").read_bytes()
+    assert not list((handed / "inference-http-data").iterdir())
+
+
+def test_init_refuses_the_database_of_an_older_postgresql(tmp_path: Path) -> None:
+    program = containers.hand_out_program()
+    program.check_postgres(tmp_path)
+    (tmp_path / "18/docker").mkdir(parents=True)
+    (tmp_path / "18/docker/PG_VERSION").write_text("18\n")
+    program.check_postgres(tmp_path)
+    (tmp_path / "PG_VERSION").write_text("17\n")
+    with pytest.raises(SystemExit, match=r"PostgreSQL 17.*docs/howto/deploy.md, From PostgreSQL 17"):
+        program.check_postgres(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("given", "state"),
     [
         ({}, "off"),
@@ -123,15 +160,21 @@ def test_auth_is_told_whether_there_are_backups(given: dict[str, str], state: st
     assert containers.hand_out_program().backup_state() == state
 
 
+def health_check(service: str, port: int) -> list[str]:
+    kind, _, flag, text = compose_file.services()[service]["healthcheck"]["test"]
+    assert (kind, flag) == ("CMD", "-c")
+    text = compose_file.resolve(text, {f"{service.upper()}_SERVICE_PORT": str(port)})
+    return [sys.executable, "-c", re.sub(r"127\.0\.0\.1:\d+/", f"127.0.0.1:{port}/", text)]
+
+
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_health_check_of_the_image_passes(house: House, service: str) -> None:
-    check = [sys.executable, str(compose_file.ROOT / "deploy/docker/alive.py"), service, "1"]
-    port = {f"{service.upper()}_SERVICE_PORT": str(house.ports[service])}
-    assert subprocess.run(check, env=port, capture_output=True, check=False, timeout=60).returncode == 0
+def test_the_health_check_passes(house: House, service: str) -> None:
+    check = health_check(service, house.ports[service])
+    assert subprocess.run(check, env={}, capture_output=True, check=False, timeout=60).returncode == 0
 
 
 def test_the_health_check_fails_where_nobody_listens() -> None:
-    check = [sys.executable, str(compose_file.ROOT / "deploy/docker/alive.py"), "auth", str(containers.free_port())]
+    check = health_check("auth", containers.free_port())
     assert subprocess.run(check, env={}, capture_output=True, check=False, timeout=60).returncode != 0
 
 
@@ -145,6 +188,106 @@ def test_a_new_user_gets_an_answer_through_the_published_ports(house: House) -> 
         key = {"X-API-Key": made.get("apiKey") or made["api_key"]}
         answer = web.post("/api/inference", json={"prompt": "Say hello", "model": "smollm2", "maxTokens": 8}, headers=key)
         assert answer.status_code == 200, answer.text
+
+
+def node_folders(house: House, service: str) -> set[Path]:
+    return {path for path in house.volume(service).iterdir() if len(path.name) == 56}
+
+
+def test_replicas_join_by_ticket_and_adopt_what_a_killed_one_left(house: House) -> None:
+    with contextlib.ExitStack() as ends:
+
+        def start(number: int) -> Container:
+            replica = house.service("gateway", number)
+            ends.callback(replica.end)
+            house.wait_until_ready(replica)
+            return replica
+
+        (first_folder,) = node_folders(house, "gateway")
+        second = start(2)
+        (killed_folder,) = node_folders(house, "gateway") - {first_folder}
+        # PostgreSQL was away when this request ended.
+        Journal(killed_folder / "gateway.journal").append([row()])
+        second.end()
+        third = start(3)
+        wait(lambda: not killed_folder.exists())
+        assert first_folder in node_folders(house, "gateway"), "the folder of a running gateway was adopted"
+        assert len(node_folders(house, "gateway")) == 2
+        assert "adopted the journal of a gateway that is gone" in third.log.read_text("utf-8")
+        assert third.stop() == 0
+        wait(lambda: node_folders(house, "gateway") == {first_folder})
+
+
+def test_a_worker_has_a_folder_with_its_key_and_leaves_none_without_receipts(house: House) -> None:
+    with contextlib.ExitStack() as ends:
+        worker = house.service("inference", 2, INFERENCE_BACKEND="echo")
+        ends.callback(worker.end)
+        house.wait_until_ready(worker)
+        assert all((folder / "worker.nk").exists() for folder in node_folders(house, "inference"))
+        assert len(node_folders(house, "inference")) == 2
+        assert worker.stop() == 0
+        # It answered no request.
+        assert len(node_folders(house, "inference")) == 1
+
+
+@pytest.mark.skipif(shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin") is None, reason="needs HAProxy")
+def test_streams_end_while_gateways_and_workers_come_and_go(house: House) -> None:
+    with contextlib.ExitStack() as ends:
+
+        def start(name: str, number: int, **dotenv: str) -> Container:
+            replica = house.service(name, number, **dotenv)
+            ends.callback(replica.end)
+            house.wait_until_ready(replica)
+            return replica
+
+        echo = {"INFERENCE_BACKEND": "echo", "ECHO_TOKEN_MS": "20"}
+        going = [start("gateway", 2), start("inference", 2, **echo)]
+        start("inference", 3, **echo)
+        proxy = house.proxy(web=("web",), gateway=("gateway", "gateway-2"))
+        ends.callback(proxy.end)
+        house.wait_until_ready(proxy)
+        key = (house.handed / "auth/admin_key").read_text("utf-8").strip()
+        streams = [Stream(house.url("proxy-gateway", ""), key, "word " * 200) for _ in range(8)]
+        with ThreadPoolExecutor(8) as threads:
+            answers = [threads.submit(each.read) for each in streams]
+            wait(lambda: all(each.words for each in streams))
+            assert [container.stop() for container in going] == [0, 0]
+            assert [answer.result() for answer in answers] == [200] * 8
+        # And the next request finds those that are left.
+        assert Stream(house.url("proxy-gateway", ""), key, "one two three").read() == 3
+
+
+class Stream:
+    """A chat of the echo backend."""
+
+    def __init__(self, url: str, key: str, prompt: str) -> None:
+        self.words = 0
+        self._url, self._key, self._prompt = url, key, prompt
+
+    def read(self) -> int:
+        """Return how many words arrived, if the end did."""
+        body = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": self._prompt}]}
+        bearer = {"Authorization": f"Bearer {self._key}"}
+        with (
+            httpx.Client(timeout=60) as client,
+            client.stream("POST", f"{self._url}/v1/chat/completions", json=body, headers=bearer) as got,
+        ):
+            assert got.status_code == 200, got.read()
+            lines = [line for line in map(self._count, got.iter_lines()) if line]
+        assert lines[-1] == "data: [DONE]", lines[-3:]
+        return self.words
+
+    def _count(self, line: str) -> str:
+        if line.startswith("data: {"):
+            self.words += sum(len((choice["delta"].get("content") or "").split()) for choice in json.loads(line[6:])["choices"])
+        return line
+
+
+def wait(until: Callable[[], object]) -> None:
+    give_up_at = time.monotonic() + 30
+    while not until():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -16,8 +16,8 @@ from shared.types import MeshName
 from stack import initialization
 from stack import stack_home as homes
 from tests.deploy import compose_file, containers
-from tests.deploy.compose_file import ROOT
-from tests.deploy.observers import COLLECTOR, JAEGER, LOKI, OBSERVERS, PROMETHEUS, SERVICES, SOURCES, file_at, mounted, option, read
+from tests.deploy.compose_file import ROOT, mounted
+from tests.deploy.observers import COLLECTOR, JAEGER, LOKI, OBSERVERS, PROMETHEUS, SERVICES, SOURCES, file_at, option, read
 from tools.boards import writing
 
 # --- what each program reads ----------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_streams_are_named_by_labels_that_loki_makes_of_what_is_sent() -> None:
 
 def test_everybody_else_is_out_of_reach() -> None:
     internal = {name for name, network in compose_file.load()["networks"].items() if network.get("internal")}
-    assert internal == {"private", "observability", "store"}
+    assert internal == {"private", "entry", "observability", "store"}
     assert {name for name in OBSERVERS if networks(name) - internal} == {"alertmanager", "grafana"}
     assert {name for name in SERVICES if "operators" in SERVICES[name].get("networks", [])} == {"alertmanager", "grafana"}
     assert {name for name in OBSERVERS if "private" in networks(name)} == {"otel-collector", "prometheus"}

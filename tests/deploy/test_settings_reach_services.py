@@ -13,9 +13,11 @@ from stack.settings import PASSED, StackSettings
 
 #: Under `make up` only gateway and web can be opened to others.
 STAY_ON_LOOPBACK = {"BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE"}
-#: The first two lie where they lie without a setting, the others are what `aicli worker` says to the worker that it becomes.
+#: The first two have fixed paths, the supervisor waits a fixed time for a drain, and the others are what `aicli worker` says to the worker
+#: that it becomes.
 NOT_UNDER_MAKE_UP = {"MESH_STATE_FILE", "JOURNAL_FILE", "RECEIPTS_FILE", "WORKER_PAUSE_FILE", "WORKER_REPORT_FILE", "WORKER_STATUS"} | {
-    "JOIN_TICKET_FILE"
+    "JOIN_TICKET_FILE",
+    "DRAIN_SECONDS",
 }
 
 

@@ -83,7 +83,7 @@ def test_a_laptop_needs_less_than_30_megabytes(built: dict[str, Path], tmp_path:
     """Of files: disks round each up, to a fifth more in all."""
     site = wheels.install(tmp_path / "venv", built["aimesh"])
     shares = {path.name: wheels.size(path) for path in site.iterdir() if path.is_dir()}
-    assert wheels.size(site) <= 25_100_000, sorted(shares.items(), key=lambda item: -item[1])
+    assert wheels.size(site) <= 25_200_000, sorted(shares.items(), key=lambda item: -item[1])
 
 
 def test_a_laptop_gets_no_program_of_a_server(names: dict[str, set[str]]) -> None:

@@ -28,6 +28,7 @@ def home(tmp_path: Path) -> StackHome:
         pytest.param({"WEB_SERVICE_PORT": "1"}, {"WEB_SERVICE_PORT": ""}, {}, id="an empty one forgets"),
         pytest.param({}, {"PATH": "/bin", "EDITOR": "ed"}, {}, id="other variables are none of ours"),
         pytest.param({}, {"TLS_CERT_FILE": "a.pem"}, {"TLS_CERT_FILE": "/somewhere/a.pem"}, id="paths become absolute"),
+        pytest.param({}, {"POOLS_FILE": "pools.yaml"}, {"POOLS_FILE": "/somewhere/pools.yaml"}, id="POOLS_FILE is a path"),
         pytest.param({}, {"OPENAI_API_KEY_FILE": "k"}, {"OPENAI_API_KEY_FILE": "/somewhere/k"}, id="so do files of secrets"),
         pytest.param(
             {"DATABASE_URL_FILE": "/old"}, {"DATABASE_URL": "postgresql://x"}, {"DATABASE_URL": "postgresql://x"}, id="value replaces file"

@@ -11,6 +11,7 @@ from stack.recovery import sealing
 from stack.settings import BackupSettings
 from stack.stack_home import StackHome
 from stack.stack_plan import StackPlan
+from tests.deploy.test_settings_reach_services import NOT_UNDER_MAKE_UP
 
 #: service -> the class of its settings.
 KINDS = {
@@ -229,20 +230,12 @@ def test_every_service_setting_can_be_given_and_required_ones_are_set(home: Stac
     assert issubclass(kind, msgspec.Struct)
     planned = _environments(_plan(home, MESH_RELAY="on"))[service]
     provided = {each for name in planned for each in (name, name.removesuffix("_FILE"))}
-    # The default path, what nodes beside a stack have, and what `aicli worker` passes to the worker that it becomes.
-    provided |= {
-        "JOIN_TICKET_FILE",
-        "MESH_STATE_FILE",
-        "JOURNAL_FILE",
-        "RECEIPTS_FILE",
-        "WORKER_PAUSE_FILE",
-        "WORKER_REPORT_FILE",
-        "WORKER_STATUS",
-    }
+    provided |= NOT_UNDER_MAKE_UP
     passed = {name for name, services in settings.PASSED.items() if service in services} | settings.SECRET
     declared = {setting.variable.name for setting in config.settings_of(kind)}
     beyond_loopback = {"BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE"}
     assert declared - provided - passed - beyond_loopback == set()
     config.load(kind, planned)
-    # And nothing is passed that it would not read.
-    assert {name for name, services in settings.PASSED.items() if service in services} <= declared
+    # And nothing is passed that it would not read. A database of its own reaches the service as DATABASE_READ_URL.
+    own = {f"{service.upper()}_DATABASE_READ_URL"}
+    assert {name for name, services in settings.PASSED.items() if service in services} - own <= declared

@@ -37,6 +37,8 @@ while True:
     line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", int(sys.argv[3]), 0))
     line.close()
 """
+#: Answers with what the file says now.
+FILE_SERVER = SERVER.replace('sys.argv[2].encode().decode("unicode_escape").encode()', 'open(sys.argv[2], "rb").read()')
 REFUSAL = r"HTTP/1.1 503 Service Unavailable\r\n\r\n{}"
 
 
@@ -126,6 +128,20 @@ async def test_hanging_program_is_restarted(tmp_path: Path, is_service: bool) ->
             clock.stands = True
             while kept.status.pid is None or not await probes.gets_answer(kept.program):
                 await asyncio.sleep(0.02)
+        assert kept.status.crashes == 1
+
+
+async def test_service_whose_task_has_died_is_restarted(tmp_path: Path) -> None:
+    says = tmp_path / "says"
+    says.write_bytes(b"HTTP/1.1 200 OK\r\n\r\n{}")
+    async with watched(program(str(says), is_service=True, server=FILE_SERVER), tmp_path / "log") as (kept, clock):
+        await clock.until(30)
+        first = kept.status.pid
+        says.write_bytes(b'HTTP/1.1 503 Service Unavailable\r\n\r\n{"status": "failed", "deadTasks": ["audit"]}')
+        async with asyncio.timeout(60):
+            while kept.status.pid == first:
+                await asyncio.sleep(0.02)
+        clock.stands = True
         assert kept.status.crashes == 1
 
 

@@ -8,8 +8,9 @@ from tools.boards.machines import MESH, WORKERS
 from tools.boards.panel import Dashboard, render
 from tools.boards.requests import GATEWAY, OVERVIEW
 from tools.boards.trust import LEDGER, SECURITY
+from tools.boards.usage import COST, SERVICE_LEVEL, USERS
 
-ALL: Final[tuple[Dashboard, ...]] = (OVERVIEW, GATEWAY, WORKERS, LEDGER, MESH, SECURITY)
+ALL: Final[tuple[Dashboard, ...]] = (OVERVIEW, GATEWAY, WORKERS, LEDGER, MESH, SECURITY, USERS, COST, SERVICE_LEVEL)
 FOLDER: Final = generated.ROOT / "deploy" / "grafana" / "dashboards"
 
 

@@ -167,13 +167,16 @@ class SourceDatabase:
 
     async def ensure_slot(self) -> None:
         """Make the server keep its log from now on, until the slot's reader has it."""
+        # Two at once may both find none.
         async with self._connect() as connection:
-            await connection.fetch(_SQL["create_slot"].text, SLOT)
+            with contextlib.suppress(asyncpg.DuplicateObjectError):
+                await connection.fetch(_SQL["create_slot"].text, SLOT)
 
     async def drop_slot(self) -> None:
         """Does nothing if there is none, or if it is being read."""
         async with self._connect() as connection:
-            await connection.fetch(_SQL["drop_slot"].text, SLOT)
+            with contextlib.suppress(asyncpg.UndefinedObjectError, asyncpg.ObjectInUseError):
+                await connection.fetch(_SQL["drop_slot"].text, SLOT)
 
     async def facts(self) -> DatabaseFacts:
         """Read all in one snapshot."""

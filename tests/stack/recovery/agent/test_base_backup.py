@@ -147,7 +147,9 @@ async def test_killed_backup_is_not_listed_and_leaves_nothing(copied: CopiedData
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "cli.main", "stack", "backup", env=environment, cwd=stacks.REPOSITORY
         )
-        tools = await stacks.until(lambda: children(process.pid, "pg_basebackup"), what="pg_basebackup runs")
+        tools = await stacks.until(
+            lambda: children(process.pid, "pg_basebackup"), what="pg_basebackup runs", ignoring=(psutil.NoSuchProcess,)
+        )
         await stacks.until(lambda: parts_of(copied.folder), what="a part is in the store")
         commands = [" ".join(each.cmdline()) for each in (psutil.Process(process.pid), *tools)]
         assert not [command for command in commands if "password-of" in command or "AGE-SECRET" in command]

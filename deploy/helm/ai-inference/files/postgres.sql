@@ -1,0 +1,1 @@
+../../../../stack/servers/postgres.sql

@@ -1,0 +1,1 @@
+../tier-1/single-region.tf

@@ -1,0 +1,1 @@
+../tier-2/tier-2.tf

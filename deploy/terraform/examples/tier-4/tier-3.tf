@@ -1,0 +1,1 @@
+../tier-3/tier-3.tf

@@ -1,0 +1,247 @@
+"""What the chart makes: valid objects, with the names and numbers of the ordering documents."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from services.inference.models import models_file
+from services.inference.models.catalog import Defaults
+from stack.servers import nats_server
+from tests import capabilities
+from tests.deploy import test_versions
+from tests.deploy.chart import rendering
+from tests.deploy.chart.rendering import CASES, CHART, ROOT
+
+#: The oldest and the newest Kubernetes that the README names.
+VERSIONS = ("1.29", "1.37")
+MAX_LINES = {"values.yaml": 220, "templates": 1100, "all": 1350}
+#: Fields of CloudNativePG's Cluster that the chart uses, from its API reference (v1); there is no package with the schema.
+CLUSTER_SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["instances", "storage"],
+    "properties": {
+        "instances": {"type": "integer", "minimum": 1},
+        "imageName": {"type": "string"},
+        "enableSuperuserAccess": {"type": "boolean"},
+        "storage": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"size": {"type": "string", "pattern": "^[0-9]+[KMGT]i$"}, "storageClass": {"type": "string"}},
+        },
+        "resources": {"type": "object", "additionalProperties": False, "properties": {"requests": {}, "limits": {}}},
+        "inheritedMetadata": {"type": "object", "additionalProperties": False, "properties": {"labels": {}, "annotations": {}}},
+        "postgresql": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "parameters": {"type": "object", "additionalProperties": {"type": "string"}},
+                "pg_hba": {"type": "array", "items": {"type": "string"}},
+            },
+        },
+    },
+}
+
+
+def test_there_is_a_values_file_for_each_way_to_run_it() -> None:
+    assert set(CASES) == {"dev", "prod", "namespaces", "external-stores", "cnpg", "gpu", "vllm", "keda", "demo"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_helm_finds_nothing_to_complain_about(case: str) -> None:
+    done = rendering.helm("lint", "--strict", str(CHART), "--values", str(CHART / "ci" / f"{case}.yaml"))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_object_is_valid(case: str, tmp_path: Path) -> None:
+    capabilities.require("kubernetes_schemas")
+    (tmp_path / "x.yaml").write_text(rendering.render(case), encoding="utf-8")
+    program = str(capabilities.find_program("kubernetes-validate"))
+    for version in VERSIONS:
+        command = [program, "--strict", "--kubernetes-version", version, str(tmp_path / "x.yaml")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        without = set(re.findall(r"find schema for kind (\w+)", done.stdout + done.stderr))
+        assert without <= {"Cluster", *(kind for kinds in KINDS.values() for kind in kinds)}
+
+
+#: npm package -> folder -> kinds.
+KINDS = {
+    "keda/keda.sh/v1alpha1": ("ScaledObject", "TriggerAuthentication"),
+    "cert-manager/cert-manager.io/v1": ("Certificate", "Issuer"),
+    "prometheus-operator/monitoring.coreos.com/v1": ("ServiceMonitor", "PrometheusRule"),
+    "gateway-api/gateway.networking.k8s.io/v1": ("Gateway", "HTTPRoute"),
+    "external-secrets/external-secrets.io/v1": ("ExternalSecret",),
+    "gke/networking.gke.io/v1": ("GCPBackendPolicy", "HealthCheckPolicy"),
+}
+_CHECK = """
+const [packages, kinds] = [process.argv[1], JSON.parse(process.argv[2])];
+const objects = JSON.parse(require("fs").readFileSync(0, "utf8"));
+let seen = 0;
+for (const [folder, names] of Object.entries(kinds)) for (const name of names) {
+  const Kind = require(`${packages}/${folder}/${name}`)[name];
+  for (const each of objects.filter((one) => one.kind === name)) {
+    seen += 1;
+    try { new Kind(each).validate() } catch (error) { console.log(name, each.metadata.name, error.message) }
+  }
+}
+console.error(seen);
+"""
+
+
+def test_every_custom_object_is_valid() -> None:
+    capabilities.require("kubernetes_schemas")
+    keda = capabilities.find_package("@kubernetes-models/keda")
+    assert keda is not None
+    every = [each for case in CASES for each in rendering.objects(case)]
+    kinds = {kind for kinds in KINDS.values() for kind in kinds}
+    assert kinds <= {each["kind"] for each in every}, "a kind is in no values file"
+    command = [str(capabilities.find_program("node")), "-e", _CHECK, str(keda.parent), json.dumps(KINDS)]
+    text = json.dumps([each for each in every if each["kind"] in kinds])
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    assert int(done.stderr) >= len(kinds)
+
+
+def test_the_cluster_of_cloudnativepg_is_valid() -> None:
+    import jsonschema
+
+    for case in ("cnpg", "prod"):
+        cluster = rendering.find("Cluster", "aimesh-postgres", case)
+        assert cluster["apiVersion"] == "postgresql.cnpg.io/v1"
+        jsonschema.validate(cluster["spec"], CLUSTER_SCHEMA)
+        assert cluster["spec"]["instances"] == 3
+    command = rendering.find("Job", "aimesh-init", "cnpg")["spec"]["template"]["spec"]["containers"][0]["command"]
+    urls = {word.partition("@")[2] for word in command if word.startswith("postgresql:")}
+    assert urls == {f"aimesh-postgres-{kind}.aimesh:5432/aimesh" for kind in ("rw", "ro")}
+    gateway = rendering.find("StatefulSet", "aimesh-gateway", "cnpg")["spec"]["template"]["spec"]["containers"][0]
+    assert rendering.environment(gateway)["DATABASE_READ_URL_FILE"] == "/run/aimesh/database_read_url"
+
+
+def test_it_has_the_ordered_names_and_numbers() -> None:
+    find = rendering.find
+    assert [find("Deployment", f"aimesh-{name}")["spec"]["replicas"] for name in ("auth", "metrics", "web")] == [2, 2, 2]
+    gateway = find("StatefulSet", "aimesh-gateway")["spec"]
+    assert gateway["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] == "1Gi"
+    assert gateway["template"]["spec"]["terminationGracePeriodSeconds"] == 320
+    assert "replicas" not in gateway
+    scaler = find("HorizontalPodAutoscaler", "aimesh-gateway")["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (3, 20)
+    assert scaler["metrics"][0]["resource"]["target"]["averageUtilization"] == 60
+    assert find("StatefulSet", "aimesh-nats")["spec"]["replicas"] == 3
+    assert 'lame_duck_duration: "30s"' in find("ConfigMap", "aimesh-nats")["data"]["nats.conf"]
+    assert find("StatefulSet", "aimesh-valkey")["spec"]["replicas"] == 1
+    assert find("StatefulSet", "aimesh-valkey", "prod")["spec"]["replicas"] == 3
+    assert find("StatefulSet", "aimesh-postgres")["spec"]["replicas"] == 1
+
+
+def test_it_has_the_ordered_pools() -> None:
+    find = rendering.find
+    gpu = find("HorizontalPodAutoscaler", "inference", "gpu")["spec"]
+    assert (gpu["minReplicas"], gpu["maxReplicas"]) == (2, 10)
+    assert [each["external"]["target"]["value"] for each in gpu["metrics"]] == ["70", "5"]
+    rules = yaml.safe_load(find("ConfigMap", "aimesh-prometheus-adapter", "gpu")["data"]["config.yaml"])["externalRules"]
+    assert {each["name"]["as"] for each in rules} == {each["external"]["metric"]["name"] for each in gpu["metrics"]}
+    assert "ai_platform_gpu_usage_ratio" in rules[1]["metricsQuery"] + rules[0]["metricsQuery"]
+    llm = find("HorizontalPodAutoscaler", "llm-hpa", "prod")["spec"]
+    assert (llm["scaleTargetRef"]["name"], llm["minReplicas"], llm["maxReplicas"]) == ("llm-inference", 1, 5)
+    assert llm["metrics"][0]["resource"]["target"]["averageUtilization"] == 70
+    mistral = find("StatefulSet", "llm-inference", "prod")["spec"]["template"]["spec"]["initContainers"][0]
+    assert mistral["args"][0] == "mistralai/Mistral-7B-Instruct-v0.2"
+    assert (mistral["resources"]["requests"]["cpu"], mistral["resources"]["requests"]["memory"]) == ("4", "16Gi")
+    vllm = find("StatefulSet", "vllm-inference", "vllm")["spec"]
+    assert vllm["replicas"] == 3
+    [worker], [engine] = vllm["template"]["spec"]["containers"], vllm["template"]["spec"]["initContainers"]
+    assert engine["restartPolicy"] == "Always", "it stops after the worker"
+    assert engine["args"][0] == "meta-llama/Llama-2-7b-hf"
+    assert (engine["resources"]["requests"]["memory"], engine["resources"]["limits"]["memory"]) == ("16Gi", "32Gi")
+    assert engine["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "nvidia.com/gpu" not in worker["resources"]["limits"]
+    assert {"llm-gptq-service", "embedding-service"} <= {each["metadata"]["name"] for each in rendering.objects("vllm")}
+    demo = find("ScaledObject", "inference", "demo")["spec"]
+    assert (demo["minReplicaCount"], demo["maxReplicaCount"]) == (1, 5)
+    assert (
+        rendering.environment(find("StatefulSet", "inference", "demo")["spec"]["template"]["spec"]["initContainers"][0])["MODEL"]
+        == "gemma3:4b"
+    )
+    [wanted] = find("ScaledObject", "inference", "keda")["spec"]["triggers"]
+    assert wanted["metadata"] == {
+        "url": "http://aimesh-metrics.aimesh:3004/autoscale/v1/inference",
+        "valueLocation": "wanted",
+        "targetValue": "1",
+        "activationTargetValue": "0",
+        "authMode": "bearer",
+    }
+
+
+def test_namespaces_are_those_of_the_document() -> None:
+    places = {each["metadata"]["name"]: each["metadata"]["namespace"] for _, each in _workloads("namespaces")}
+    assert {places[f"aimesh-{name}"] for name in ("auth", "gateway", "web")} | {places["model-router"]} == {"ai-gateway"}
+    assert places["inference"] == "ai-models"
+    assert {places[f"aimesh-{name}"] for name in ("metrics", "prometheus", "grafana")} == {"ai-observability"}
+    assert {places[f"aimesh-{name}"] for name in ("nats", "valkey", "postgres")} == {"ai-infra"}
+    registry = rendering.find("ConfigMap", "model-registry", "namespaces")
+    assert registry["metadata"]["namespace"] == "ai-gateway"
+    reading = models_file.read(registry["data"]["models.yaml"], source="models.yaml", folder=Path("/"), found={}, defaults=Defaults())
+    assert not reading.mistakes
+    assert [(each.service, each.port, each.token_file) for each in reading.elsewhere] == [
+        ("llm-gptq-service.ai-models", 8080, Path("/run/aimesh/token-llama-gptq")),
+        ("embedding-service.ai-models", None, None),
+    ]
+
+
+def _workloads(case: str) -> list[tuple[str, rendering.Object]]:
+    return [(each["kind"], each) for each in rendering.objects(case) if each["kind"] in ("Deployment", "StatefulSet")]
+
+
+def test_model_router_restarts_when_its_registry_changes() -> None:
+    annotations = [
+        rendering.find("Deployment", "model-router", "namespaces", *more)["spec"]["template"]["metadata"]["annotations"]
+        for more in ((), ("modelRouter.models[0].port=81",))
+    ]
+    assert annotations[0] != annotations[1]
+
+
+def test_nats_is_configured_as_by_stack_init() -> None:
+    text = rendering.find("ConfigMap", "aimesh-nats")["data"]["nats.conf"]
+    for line in nats_server.render_server(4222, "callout").splitlines():
+        assert line.startswith(("#", "listen")) or line in text, line
+
+
+def test_rules_and_dashboards_are_those_of_the_checkout() -> None:
+    for path in sorted((ROOT / "deploy/prometheus/rules").glob("*.yml")):
+        rule = rendering.find("PrometheusRule", f"aimesh-{path.name.removesuffix('.rules.yml')}", "prod")
+        assert rule["spec"] == yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert rule["metadata"]["labels"]["release"] == "prometheus"
+    for path in sorted((ROOT / "deploy/grafana/dashboards").glob("*.json")):
+        board = rendering.find("ConfigMap", path.stem.replace("aimesh-", "aimesh-dashboard-"), "prod")
+        assert board["data"] == {path.name: path.read_text(encoding="utf-8")}
+
+
+def test_images_and_version_are_those_of_the_checkout() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    assert set(values["images"].values()) <= test_versions.known()
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["version"] == chart["appVersion"] == test_versions.our_version()
+
+
+def test_it_stays_readable() -> None:
+    lines = {
+        str(path.relative_to(CHART)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in (CHART / "values.yaml", *(CHART / "templates").iterdir(), *(CHART / "files").glob("*.*"))
+        if not path.is_symlink()
+    }
+    assert lines["values.yaml"] <= MAX_LINES["values.yaml"]
+    assert sum(count for name, count in lines.items() if name.startswith("templates")) <= MAX_LINES["templates"]
+    assert sum(lines.values()) <= MAX_LINES["all"]
+
+
+def test_every_value_has_a_comment() -> None:
+    from tools import chart
+
+    assert [path for path, _, text in chart.rows() if not text] == []

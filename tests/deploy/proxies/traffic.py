@@ -1,0 +1,134 @@
+"""Requests to a proxy, byte by byte: hundreds of streams cost a test process little, and broken requests can be sent."""
+
+import asyncio
+import json
+import re
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+from tests.deploy.proxies.programs import SITE, Proxy
+
+_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
+#: In an event of /v1/chat/completions.
+_TEXT = re.compile(rb'"content":"([^"]+)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(slots=True)
+class Stream:
+    """A streamed chat: its words so far, and how it ended."""
+
+    words: list[str] = field(default_factory=list)
+    #: When each arrived.
+    times: list[float] = field(default_factory=list)
+    status: int = 0
+    #: The last chunk is here, after the event that ends the answer.
+    complete: bool = False
+    #: Why the connection ended before that.
+    broken: str = ""
+    #: Set with the first word.
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def prompt(words: int) -> str:
+    return " ".join(f"w{number}" for number in range(words))
+
+
+def chat(key: str, words: int, *, stream: bool = True) -> bytes:
+    content = json.dumps({"model": "echo", "stream": stream, "messages": [{"role": "user", "content": prompt(words)}]})
+    return post("/v1/chat/completions", key, content.encode())
+
+
+def post(path: str, key: str, body: bytes, headers: str = "") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nhost: {SITE}\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n{headers}"
+    if "transfer-encoding" in headers:
+        return f"{head}\r\n{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def get(path: str, headers: str = "") -> bytes:
+    return f"GET {path} HTTP/1.1\r\nhost: {SITE}\r\n{headers}connection: close\r\n\r\n".encode()
+
+
+async def ask(proxy: Proxy, request: bytes, address: str = "127.0.0.1") -> Answer:
+    """Send one request on a connection of its own. The proxy may answer before it has read all of it."""
+    async with asyncio.timeout(30):
+        reader, writer = await proxy.connect(address)
+        try:
+            writer.write(request)
+            status, headers = await _read_head(reader)
+            if headers.get("transfer-encoding") == "chunked":
+                body = b"".join([chunk async for chunk in _chunks(reader)])
+            elif "content-length" in headers:
+                body = await reader.readexactly(int(headers["content-length"]))
+            else:
+                body = await reader.read()
+            return Answer(status, headers, body)
+        finally:
+            writer.transport.abort()
+
+
+async def listen_to(proxy: Proxy, key: str, words: int, stream: Stream, tls: ssl.SSLContext | None = None) -> Stream:
+    """Run a streamed chat to its end, whichever that is."""
+    stream.broken = ""
+    try:
+        reader, writer = await proxy.connect(tls=tls)
+        try:
+            writer.write(chat(key, words))
+            stream.status, headers = await _read_head(reader)
+            if stream.status != 200:
+                raise ValueError(await reader.readexactly(int(headers.get("content-length", 0))))
+            last = b""
+            async for chunk in _chunks(reader):
+                last = chunk
+                for word in _TEXT.findall(chunk):
+                    stream.words += word.decode().split()
+                    stream.times.append(asyncio.get_running_loop().time())
+                    stream.begun.set()
+            stream.complete = last.endswith(b"data: [DONE]\n\n")
+            if not stream.complete:
+                stream.broken = last[-300:].decode(errors="replace")
+        finally:
+            writer.transport.abort()
+    except (OSError, EOFError, ValueError) as error:
+        stream.broken = repr(error)
+    return stream
+
+
+async def exchange(proxy: Proxy, request: bytes, seconds: float = 1.5) -> list[int]:
+    """Send bytes and return the statuses of all answers until the connection ends or is silent for so long."""
+    reader, writer = await proxy.connect()
+    answer = b""
+    try:
+        writer.write(request)
+        while True:
+            async with asyncio.timeout(seconds):
+                piece = await reader.read(2**16)
+            if not piece:
+                break
+            answer += piece
+    except (TimeoutError, OSError):
+        pass
+    finally:
+        writer.transport.abort()
+    return [int(status) for status in _STATUS.findall(answer)]
+
+
+async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    first, *lines = head.strip().split("\r\n")
+    return int(first.split(" ")[1]), {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Yield the chunks of a body. Raises EOFError if the last one is missing."""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        yield (await reader.readexactly(size + 2))[:-2]
+    await reader.readuntil(b"\r\n")

