@@ -108,6 +108,7 @@ class AuthService:
             open_registration=self._settings.open_registration,
             password_min_length=self._settings.password_min_length,
             oidc_name=self._settings.oidc_name if there_is_one else None,
+            iap=self._settings.iap_audience is not None,
         )
 
     @serves(service_settings.auth_settings)

@@ -104,6 +104,13 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = field(default_factory=dict)
     oidc_ca_file: Annotated[Path | None, Variable("OIDC_CA_FILE", "the CA of the provider's certificate, if it is a private one")] = None
 
+    iap_audience: Annotated[
+        str | None, Variable("IAP_AUDIENCE", "take users from Google's Identity-Aware Proxy: the audience of its header, /projects/…")
+    ] = None
+    iap_keys_url: Annotated[str, Variable("IAP_KEYS_URL", "where IAP's public keys are; OIDC_CA_FILE applies to it, too")] = (
+        "https://www.gstatic.com/iap/verify/public_key-jwk"
+    )
+
     recovery_log_dir: Annotated[
         Path | None,
         Variable(

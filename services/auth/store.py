@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -67,12 +68,8 @@ class NewKey:
     made_by: KeyId | None = None
 
 
-@contextlib.asynccontextmanager
-async def opened(url: str, pool_size: int = 10, *, migrate: bool = True) -> AsyncIterator[database.Database]:
-    """Open auth's database for all of its stores."""
-    package, more = Path(__file__).parent, (recovery_store.QUERIES,)
-    async with database.Database.open(url, schema="auth", package=package, more_queries=more, pool_size=pool_size, migrate=migrate) as db:
-        yield db
+#: Opens auth's database for all of its stores.
+opened = partial(database.Database.open, schema="auth", package=Path(__file__).parent, more_queries=(recovery_store.QUERIES,))
 
 
 @contextlib.asynccontextmanager

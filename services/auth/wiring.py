@@ -68,7 +68,9 @@ from shared.recovery.recovery_store import RecoveryStore
 from shared.recovery.rollback import RecoveryStart
 from shared.stores.cache import Cache
 from shared.stores.database import Database
+from shared.stores.replica_reads import DatabaseOptions
 from shared.telemetry import logs
+from shared.telemetry.database_metrics import DatabaseMetrics
 from shared.types import Credential
 
 _log = logs.get(part="auth")
@@ -215,7 +217,12 @@ async def opened(settings: AuthSettings, node: Node) -> AsyncIterator[OpenedStor
         post = mail.parse(settings.smtp_url, settings.mail_from)
         sealer = DataSealer.of(settings.data_key, settings.data_key_old)
         database = await stack.enter_async_context(
-            database_of(settings.database_url, settings.database_pool, migrate=settings.migrate == "on")
+            database_of(
+                settings.database_url,
+                pool_size=settings.database_pool,
+                migrate=settings.migrate == "on",
+                options=DatabaseOptions(reports=DatabaseMetrics(node.metrics)),
+            )
         )
         cache = await stack.enter_async_context(Cache.open(settings.redis_url))
         mailer = await stack.enter_async_context(mail.opened(post))

@@ -26,6 +26,11 @@ SET layout = excluded.layout, looks = excluded.looks, sums = excluded.sums, peak
 -- Return the newest time of a resolution up to $2. Rows from a clock that was wrong may be later.
 SELECT max(at) FROM snapshots WHERE resolution = $1 AND at <= $2;
 
+-- name: read_newest
+-- The same, for readers.
+-- replica
+SELECT max(at) FROM snapshots WHERE resolution = $1 AND at <= $2;
+
 -- name: find_next
 -- Return the first time of a resolution in a period.
 SELECT min(at) FROM snapshots WHERE resolution = $1 AND at >= $2 AND at < $3;
@@ -51,10 +56,12 @@ DELETE FROM layouts WHERE used_on < $1;
 
 -- name: plan_by_question
 -- Plan the statements of this transaction for their actual values, because a generic plan reads all rows for each step. Don't compile them.
+-- replica
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true);
 
 -- name: read_lines
 -- For each series and step, return the growth (of a gauge: the mean) summed over nodes, the number of nodes, and the highest sample.
+-- replica
 WITH wanted AS MATERIALIZED (
     SELECT layouts.id AS layout, series.name, series.position::integer AS position,
            dense_rank() OVER (ORDER BY series.name COLLATE "C")::integer AS number
@@ -87,6 +94,7 @@ LIMIT $8;
 
 -- name: read_covered
 -- Count the collections in each step that know the growth since the previous one: those whose collector's rows have this counter.
+-- replica
 SELECT of_node.step, max(of_node.looks)::integer AS looks
 FROM (
     SELECT snapshots.node, floor(extract(epoch FROM snapshots.at - $2::timestamptz) / $5::integer)::integer AS step,
@@ -156,3 +164,36 @@ SELECT at, body FROM leader_state WHERE name = $1;
 -- Save a value, replacing the previous one.
 INSERT INTO leader_state (name, at, body) VALUES ($1, $2, $3)
 ON CONFLICT (name) DO UPDATE SET at = excluded.at, body = excluded.body;
+
+-- name: list_last_scale_calls
+-- Return the newest call of each of these pools, with times in seconds since 1970.
+SELECT calls.key, calls.pool, extract(epoch FROM calls.began_at)::float8 AS began_at, calls.current, calls.wanted, calls.reason,
+       calls.attempts, extract(epoch FROM calls.tried_at)::float8 AS tried_at, extract(epoch FROM calls.ended_at)::float8 AS ended_at,
+       calls.problem, calls.failures
+FROM unnest($1::text[]) AS wanted (pool)
+CROSS JOIN LATERAL (SELECT * FROM scale_calls WHERE scale_calls.pool = wanted.pool ORDER BY began_at DESC LIMIT 1) AS calls;
+
+-- name: list_scale_calls
+-- List the newest calls, of one pool or of all, with times in seconds since 1970.
+SELECT key, pool, extract(epoch FROM began_at)::float8 AS began_at, current, wanted, reason, attempts,
+       extract(epoch FROM tried_at)::float8 AS tried_at, extract(epoch FROM ended_at)::float8 AS ended_at, problem, failures
+FROM scale_calls
+WHERE $1::text IS NULL OR pool = $1
+ORDER BY scale_calls.began_at DESC
+LIMIT $2;
+
+-- name: write_scale_call
+-- Write a new call, or the next attempt of one.
+INSERT INTO scale_calls (key, pool, began_at, current, wanted, reason, attempts, tried_at, failures)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+ON CONFLICT (key) DO UPDATE
+SET attempts = excluded.attempts, tried_at = excluded.tried_at, ended_at = NULL, problem = '', failures = excluded.failures;
+
+-- name: end_scale_call
+-- Record how an attempt ended, unless another one has begun.
+UPDATE scale_calls SET ended_at = $3, problem = $4, failures = CASE WHEN $4 = '' THEN 0 ELSE failures + 1 END
+WHERE key = $1 AND attempts = $2 AND ended_at IS NULL;
+
+-- name: delete_old_scale_calls
+-- Delete calls that began before this.
+DELETE FROM scale_calls WHERE began_at < $1;

@@ -16,6 +16,8 @@ from services.metrics.collection.recording_rpc import RecordingRpc
 from services.metrics.export import otlp_outbox
 from services.metrics.export.otlp_outbox import OtlpOutboxes
 from services.metrics.history.history_module import HistoryModule
+from services.metrics.scaling.scaling_http import ScalingHttp
+from services.metrics.scaling.scaling_module import ScalingModule
 from services.metrics.settings import MetricsSettings
 from shared import errors
 from shared import node as nodes
@@ -29,8 +31,9 @@ from shared.node.lifecycle import background
 from shared.protocol import wire
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
-from shared.rpc.authorization import Authorizer, CallerIdentity
+from shared.rpc.authorization import Authorizer, CallerIdentity, Identify
 from shared.telemetry import text_formats
+from shared.telemetry.database_metrics import DatabaseMetrics
 from shared.types import Credential, Role
 
 IDENTIFY_SECONDS = 2.0
@@ -56,16 +59,20 @@ class MetricsService:
         attendance = WorkerAttendance()
         self._survey = MeshSurvey(node, recorded, self._event_counters, attendance)
         self._outboxes: OtlpOutboxes | None = None
-        self._history = HistoryModule(settings, self.metrics_text)
-        self._alerting = AlertingModule(settings, node.id, self.metrics_text, attendance, replicas=self._survey.replicas)
+        self._history = HistoryModule(settings, self.metrics_text, DatabaseMetrics(node.metrics))
+        self._scaling = ScalingModule(settings, node, lambda: self._survey.latest)
+        self._alerting = AlertingModule(
+            settings, node.id, self.metrics_text, attendance, replicas=self._survey.replicas, duty=self._scaling
+        )
+        self._audit = AuditReporting(node.rpc)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: MetricsSettings, node: nodes.Node) -> AsyncIterator["MetricsService"]:
-        """Raises BadSettings if PROMETHEUS_PORT is taken."""
+        """Raises BadSettings if PROMETHEUS_PORT is taken, POOLS_FILE is bad, or the schema is too old with MIGRATE=off."""
         service = cls(node, settings)
-        audit = AuditReporting(node.rpc)
-        node.dispatcher.gate = _person_gate(node.rpc, audit)
+        await service._history.check_schema(settings.database_url)
+        node.dispatcher.gate = _person_gate(node.rpc, service._audit)
         async with AsyncExitStack() as stack:
             if settings.otlp_endpoint:
                 opened = otlp_outbox.opened(node, settings.otlp_endpoint, settings.otlp_headers or "")
@@ -73,7 +80,7 @@ class MetricsService:
             service._start()
             if settings.metrics_enabled and settings.prometheus_port:
                 await stack.enter_async_context(_scraping(settings, service.metrics_text))
-            node.tasks.create_task(audit.run(), name="audit")
+            node.tasks.create_task(service._audit.run(), name="audit")
             yield service
 
     def _start(self) -> None:
@@ -85,6 +92,8 @@ class MetricsService:
         node.tasks.create_task(self._history.run(), name="history")
         node.dispatcher.add(self._alerting.watch)
         node.tasks.create_task(self._alerting.run(), name="alerts")
+        node.dispatcher.add(self._scaling)
+        node.tasks.create_task(self._scaling.run(), name="scaling")
         node.tasks.create_task(self._follow_events(), name="events")
         node.tasks.create_task(self._keep_looking(), name="health")
         node.tasks.create_task(traces.run(), name="traces")
@@ -93,10 +102,11 @@ class MetricsService:
 
     async def checks(self) -> tuple[Check, ...]:
         exported = self._outboxes.checks() if self._outboxes is not None else ()
-        return (*await self._history.checks(), self._recording.check(), *exported, *await self._alerting.checks())
+        return (*await self._history.checks(), self._recording.check(), *exported, *await self._alerting.checks(), *self._scaling.checks())
 
-    def asgi(self) -> None:
-        """Return None: the service has no pages, and the node serves /metrics."""
+    def asgi(self) -> http_server.App:
+        """Return the endpoint for autoscalers. The node itself serves /metrics."""
+        return ScalingHttp(self._scaling.pool, _identify_by(self._node.rpc), self._audit.report_refusal)
 
     async def metrics_text(self, form: MetricsTextFormat = MetricsTextFormat.PROMETHEUS) -> str:
         """Return the metrics of the whole mesh, which this node serves at /metrics."""
@@ -128,17 +138,23 @@ class MetricsService:
 
 
 def _person_gate(rpc: RpcClient, audit: AuditReporting) -> Authorizer:
-    """Return the gate for methods that people call. Auth identifies each caller, and the audit log records refusals."""
+    """Return the gate for methods that people call. The audit log records refusals."""
+
+    def refused(method: str, _visitor: CallerIdentity, principal: Principal | None, error: errors.AimeshError) -> None:
+        audit.report_refusal(method, principal, "", error)
+
+    return Authorizer(_identify_by(rpc), refused)
+
+
+def _identify_by(rpc: RpcClient) -> Identify:
+    """Return what asks auth who a caller is."""
 
     async def identify(credential: Credential | None) -> Principal:
         if credential is None:
             raise errors.NotAuthenticated("this call needs a credential", hint="send an API key or an access token with it")
         return await rpc.call(auth.identify, auth.Identify(credential), deadline_seconds=IDENTIFY_SECONDS)
 
-    def refused(method: str, _visitor: CallerIdentity, principal: Principal | None, error: errors.AimeshError) -> None:
-        audit.report_refusal(method, principal, "", error)
-
-    return Authorizer(identify, refused)
+    return identify
 
 
 @asynccontextmanager

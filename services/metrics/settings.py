@@ -1,6 +1,7 @@
 """Define the settings of the metrics service."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
@@ -9,7 +10,7 @@ from services.metrics.export import otlp_endpoint
 from shared import node
 from shared.config import Port, Variable
 from shared.mail import letters
-from shared.node.settings import Migrate
+from shared.node.settings import READ_URL, Migrate, ReadLagSeconds
 
 #: The mail queue can hold an hour of emails to this many addresses while the mail server is down.
 MOST_MAILED = 5
@@ -29,6 +30,10 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
             override="METRICS_DATABASE_URL",
         ),
     ] = None
+    database_read_url: Annotated[str | None, Variable("DATABASE_READ_URL", READ_URL, secret=True, override="METRICS_DATABASE_READ_URL")] = (
+        None
+    )
+    database_read_lag_seconds: ReadLagSeconds = 10.0
     migrate: Migrate = "on"
     database_pool: Annotated[
         int, Meta(ge=1, le=100), Variable("DATABASE_POOL", "most connections to PostgreSQL, of each replica; 2 more for alerts")
@@ -57,6 +62,12 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
         Variable("SMTP_URL", "the mail server for alerts: smtp://user:password@host:587 (STARTTLS) or smtps://…:465", secret=True),
     ] = None
     mail_from: Annotated[str, Variable("MAIL_FROM", "the sender of emails")] = "aimesh <noreply@localhost>"
+    pools_file: Annotated[
+        Path | None, Variable("POOLS_FILE", "pools.yaml: the pools of workers that can grow and shrink; see docs/howto/autoscaling.md")
+    ] = None
+    scale_webhook_secret: Annotated[
+        str | None, Variable("SCALE_WEBHOOK_SECRET", "the key of the signature that a pool's webhook checks", secret=True)
+    ] = None
     public_url: Annotated[str, Variable("PUBLIC_URL", "the URL of the web pages; alerts link to it")] = ""
     otlp_endpoint: Annotated[
         str,

@@ -20,6 +20,8 @@ JOINS_AS = (Role.WORKER, Role.CLIENT, Role.GATEWAY, Role.METRICS, Role.WEB)
 LONGEST_OF_PEOPLE = timedelta(days=7)
 #: How long a ticket still works that another one has replaced.
 ROTATION = timedelta(hours=24)
+#: Addresses of one place: a subnet, or what a provider gives a site.
+_PREFIXES = {4: 24, 6: 48}
 _REPLICAS = (Role.GATEWAY, Role.METRICS, Role.WEB)
 #: Labels that decide whether a node is trusted come only from a ticket, and so from an administrator.
 ONLY_BY_TICKET = frozenset({"trusted"})
@@ -158,6 +160,11 @@ def check_request(request: CreateTicket) -> None:
             ip_network(network)
         except ValueError:
             raise errors.BadRequest(f"networks: {network!r} is not a network", hint="such as 10.0.0.0/8") from None
+
+
+def network_of(address: str) -> str:
+    """Return the network in which an address counts as known."""
+    return str(ip_network(f"{address}/{_PREFIXES[ip_address(address).version]}", strict=False))
 
 
 def unknown_ticket() -> errors.BadTicket:

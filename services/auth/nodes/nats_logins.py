@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from services.auth.nodes import nats_callout
+from services.auth.nodes import enrollment_rules, nats_callout
 from services.auth.nodes.nats_callout import Allow, AskStore, LoginRequest, LoginTrust, Refuse
 from services.auth.nodes.nats_jwt import NatsIssuer
 from services.auth.nodes.node_store import NodeStore
@@ -44,6 +44,8 @@ _CAME_WITH = "auth:newcomer:"
 _ANSWER_SECONDS = 1.5
 _CONNECT_SECONDS = 30.0
 _SWEEP_SECONDS = 60.0
+#: A revoked node keeps its connection so long, to hear from its peers that it was revoked. They talk to it no longer.
+_LAST_WORD_SECONDS = 0.5
 #: Of one address in a second. Each costs two signatures, a third of a millisecond.
 _MOST_CHECKS = 200
 #: Logins with a ticket that wait for PostgreSQL.
@@ -111,6 +113,7 @@ class NatsLogins:
         self._system = NatsClient(settings.nats_url, keys.system, name="aimesh auth system", files=settings.nats_files)
         self._inbox = f"_INBOX.{node.id}"
         self._checks: Counter[str] = Counter()
+        self._new_networks = node.metrics.ticket_new_networks
         self._asking: set[asyncio.Task[None]] = set()
         self._refused: asyncio.Queue[LoginRefusal] = asyncio.Queue(_MOST_QUEUED)
         self._callouts.subscribe(CALLOUTS, self._on_callout, queue=_QUEUE)
@@ -221,11 +224,18 @@ class NatsLogins:
     async def _ask_store(self, request: LoginRequest, question: AskStore) -> Allow | Refuse:
         token = question.ticket
         ticket = None if token is None else await self._members.find_ticket(token.ticket_id)
+        if token is not None and ticket is None and self._enrolled_at != _changed_at(self._enrollment_list_path):
+            await self._read_enrolled()  # the operator has made a new one
+            ticket = await self._members.find_ticket(token.ticket_id)
         node = await self._members.find_node(request.node)
         decision = nats_callout.decide_newcomer(request, token, ticket, node, time.time())
         if isinstance(decision, Allow) and ticket is not None and ticket.networks:
             # Another replica may enroll it.
             await self._cache.set(_CAME_WITH + request.node, ticket.id, ttl_seconds=2 * NEWCOMER_SECONDS)
+            network = enrollment_rules.network_of(request.address)
+            if await self._members.note_ticket_network(ticket.id, network):
+                self._new_networks.inc()
+                _log.warning("ticket used from a new network", ticket_id=ticket.id, network=network, node_id=request.node)
         return decision
 
     async def _ask_again(self, request: LoginRequest) -> Allow | Refuse:
@@ -268,8 +278,13 @@ class NatsLogins:
         self._request_connections("PING", {})
 
     def _cut(self, nodes: frozenset[NodeId]) -> None:
-        """Ask every server for the connections of these nodes; ``_on_connections`` cuts them."""
+        """Let no server admit these nodes again, and cut their connections soon."""
         self._enrolled = {node: role for node, role in self._enrolled.items() if node not in nodes}
+        self._start(self._cut_later(nodes))
+
+    async def _cut_later(self, nodes: frozenset[NodeId]) -> None:
+        """Ask every server for the connections of these nodes; ``_on_connections`` cuts them."""
+        await asyncio.sleep(_LAST_WORD_SECONDS)
         # A list of all connections is cheaper than many questions.
         for which in [{"user": node} for node in nodes] if len(nodes) <= _MOST_ASKED else [{}]:
             self._request_connections("PING", which)

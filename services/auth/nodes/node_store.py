@@ -55,6 +55,10 @@ class NodeStore(AuthTables):
         rows = await self._db.rows("list_tickets_called", ticket_id, None)
         return next((_ticket(row) for row in rows if row["id"] == ticket_id), None)
 
+    async def note_ticket_network(self, ticket_id: str, network: str) -> bool:
+        """Return whether the ticket was used before, but never from this network."""
+        return bool(await self._db.value("note_ticket_network", ticket_id, network))
+
     async def get_ticket_called(self, beginning: str, owner: UserId | None) -> KnownTicket:
         """Find by id or by a unique prefix. Raises NotFound, and BadRequest for an ambiguous prefix."""
         rows = await self._db.rows("list_tickets_called", _checked(beginning, "ticket"), owner)

@@ -3,7 +3,6 @@
 The token comes straight from the provider, but is checked as if anyone could have sent it.
 """
 
-import base64
 import hashlib
 import hmac
 import warnings
@@ -19,6 +18,7 @@ from services.auth.jws_algorithms import AllowedAlgorithms
 from services.auth.oidc import discovery
 from services.auth.oidc.discovery import ALGORITHMS
 from shared import errors
+from shared.identity import base64url
 
 #: Allowed difference between the two machines' clocks.
 LEEWAY_SECONDS = 60
@@ -163,17 +163,28 @@ def check_claims(token: VerifiedToken, expected: ExpectedClaims, access_token: s
         (claims.iss == expected.issuer, "another provider issued it"),
         (expected.client_id in claims.audiences, "it is meant for another client"),
         (_is_authorized_party(claims, expected.client_id), "it was issued to another client"),
-        (now < claims.exp + LEEWAY_SECONDS, "it has expired; check the clocks"),
-        (now >= max(claims.iat, claims.nbf or claims.iat) - LEEWAY_SECONDS, "it is not valid yet; check the clocks"),
+        *validity(claims, now),
         (claims.iat >= expected.began_at - LEEWAY_SECONDS, "it is older than this login; check the clocks"),
         (hmac.compare_digest((claims.nonce or "").encode(), expected.nonce.encode()), "it belongs to another login"),
         (_is_fresh(claims, expected.max_age_seconds, now), "the password was entered too long ago"),
         (_matches_access_token(token, access_token), "it does not match the access token"),
-        (0 < len(claims.sub) <= _MAX_SUBJECT_LENGTH and claims.sub.isprintable(), "it has no valid subject"),
+        (is_subject(claims.sub), "it has no valid subject"),
     )
     for holds, what in rules:
         if not holds:
             raise rejected(f"the ID token is invalid: {what}")
+
+
+def validity(claims: IdTokenClaims, now: float) -> tuple[tuple[bool, str], ...]:
+    """Return the rules about the time, each with what is wrong if it does not hold."""
+    return (
+        (now < claims.exp + LEEWAY_SECONDS, "it has expired; check the clocks"),
+        (now >= max(claims.iat, claims.nbf or claims.iat) - LEEWAY_SECONDS, "it is not valid yet; check the clocks"),
+    )
+
+
+def is_subject(text: str) -> bool:
+    return 0 < len(text) <= _MAX_SUBJECT_LENGTH and text.isprintable()
 
 
 def _is_authorized_party(claims: IdTokenClaims, client_id: str) -> bool:
@@ -193,7 +204,7 @@ def _matches_access_token(token: VerifiedToken, access_token: str | None) -> boo
     if access_token is None:
         return False
     digest = _HASHES[token.header.alg](access_token.encode()).digest()
-    half = base64.urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=")
+    half = base64url.encode(digest[: len(digest) // 2]).encode()
     return hmac.compare_digest(half, token.claims.at_hash.encode())
 
 

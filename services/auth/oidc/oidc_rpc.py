@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -13,7 +13,8 @@ from services.auth.oidc import account_provisioning, discovery
 from services.auth.oidc.account_provisioning import Identity, ProvisionedAccount, RoleTable
 from services.auth.oidc.discovery import ClientRegistration
 from services.auth.oidc.flow import LoginPurpose, ProviderReply
-from services.auth.oidc.oidc_login import FinishedLogin, OidcLogins, PendingLogins
+from services.auth.oidc.iap import IapLogins
+from services.auth.oidc.oidc_login import OidcLogins, PendingLogins
 from services.auth.oidc.oidc_store import OidcStore
 from services.auth.oidc.provider import Provider
 from services.auth.sealing import DataSealer
@@ -76,6 +77,8 @@ def _key(session_token: str) -> str:
 class OidcDependencies:
     #: None if no provider is configured.
     oidc: OidcLogins | None
+    #: None without IAP.
+    iap: IapLogins | None
     links: OidcStore
     roles: RoleTable
     provider_sessions: ProviderSessions
@@ -89,9 +92,12 @@ class OidcDependencies:
             if (registration := _registration(settings)) is not None:
                 provider = await stack.enter_async_context(Provider.open(registration))
                 oidc = OidcLogins(registration, provider, PendingLogins(cache))
+            iap = None
+            if settings.iap_audience is not None:
+                iap = await stack.enter_async_context(IapLogins.open(settings.iap_audience, settings.iap_keys_url, settings.oidc_ca_file))
             sealer = DataSealer.of(settings.data_key, settings.data_key_old)
             provider_sessions = ProviderSessions(cache, sealer, longest_seconds=settings.session_longest_seconds)
-            yield cls(oidc=oidc, links=links, roles=RoleTable(settings.oidc_roles), provider_sessions=provider_sessions)
+            yield cls(oidc=oidc, iap=iap, links=links, roles=RoleTable(settings.oidc_roles), provider_sessions=provider_sessions)
 
 
 class OidcRpc(AuthHandlers):
@@ -100,6 +106,7 @@ class OidcRpc(AuthHandlers):
     def __init__(self, parts: Dependencies, oidc: OidcDependencies, logins: LoginRpc) -> None:
         super().__init__(parts)
         self._oidc = oidc.oidc
+        self._iap = oidc.iap
         self._links = oidc.links
         self._roles = oidc.roles
         self._provider_sessions = oidc.provider_sessions
@@ -118,18 +125,23 @@ class OidcRpc(AuthHandlers):
     @serves(accounts.finish_oidc)
     async def finish_oidc(self, request: accounts.FinishOidc, call: RpcCall) -> accounts.OidcEnd:
         answer = ProviderReply(state=request.state, code=request.code or None, error=request.error, iss=request.issuer)
-        try:
+        with self._counted_refusal(request.client):
             finished = await self._require_provider().finish(answer, request.binding)
-        except errors.NotAuthenticated:
-            self._identities.count_refusal("oidc")
-            self._trail.note(audit_records.refused("session.open", None, "not proven by the provider", address=request.client.address))
-            raise
-        account = await account_provisioning.provision_account(finished.identity, finished.link_to, self._links, self._roles)
-        if account.is_new:
-            self._report_registration(account)
+        account = await self._provision(finished.identity, finished.link_to, self._roles)
         if finished.link_to is not None:
             return accounts.OidcEnd(None, finished.then)
-        return accounts.OidcEnd(await self._open_session(account.user_id, finished, request.client), finished.then)
+        return accounts.OidcEnd(await self._open_session(account.user_id, finished.identity, request.client), finished.then)
+
+    @serves(accounts.login_by_iap)
+    async def login_by_iap(self, request: accounts.LoginByIap, call: RpcCall) -> accounts.IapEnd:
+        if self._iap is None:
+            raise errors.NotFound("logins by IAP are off", hint="log in with a password; an administrator: set IAP_AUDIENCE")
+        link_to = None if request.session_token is None else await self._check_may_link(request.session_token)
+        with self._counted_refusal(request.client):
+            identity = await self._iap.identify(request.assertion)
+        # IAP knows no groups, so it has no influence on roles.
+        account = await self._provision(identity, link_to, RoleTable())
+        return accounts.IapEnd(None if link_to is not None else await self._open_session(account.user_id, identity, request.client))
 
     @serves(accounts.list_oidc_links)
     async def list_oidc_links(self, request: accounts.ListOidcLinks, call: RpcCall) -> accounts.OidcLinks:
@@ -171,12 +183,28 @@ class OidcRpc(AuthHandlers):
             raise errors.ConfirmationNeeded("your login is too old for this", hint="confirm it with your password or a code")
         return user.id
 
-    async def _open_session(self, user_id: UserId, finished: FinishedLogin, client: auth.ClientFacts) -> auth.LoginSession:
+    @contextlib.contextmanager
+    def _counted_refusal(self, client: auth.ClientFacts) -> Iterator[None]:
+        try:
+            yield
+        except errors.NotAuthenticated:
+            self._identities.count_refusal("oidc")
+            self._trail.note(audit_records.refused("session.open", None, "not proven by the provider", address=client.address))
+            raise
+
+    async def _provision(self, identity: Identity, link_to: UserId | None, roles: RoleTable) -> ProvisionedAccount:
+        account = await account_provisioning.provision_account(identity, link_to, self._links, roles)
+        if account.is_new:
+            self._report_registration(account)
+        return account
+
+    async def _open_session(self, user_id: UserId, identity: Identity, client: auth.ClientFacts) -> auth.LoginSession:
         user = await self._identities.active_user(await self._store.find_user(user_id))
-        confirmed_at = _confirmed_at(finished.identity, time.time())
+        confirmed_at = _confirmed_at(identity, time.time())
         login = StoredLogin(user_id=user.id, kind=SessionKind.BROWSER, confirmed_at=confirmed_at, client=client)
         session = await self._logins.begin(user, login)
-        await self._provider_sessions.put(session.session_token, finished.identity.id_token)
+        if identity.id_token:
+            await self._provider_sessions.put(session.session_token, identity.id_token)
         return session
 
     def _report_registration(self, account: ProvisionedAccount) -> None:

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import httpx
@@ -100,6 +101,27 @@ class CachedAnswer(Generic[T]):
         return answer
 
 
+@contextlib.asynccontextmanager
+async def open_client(ca_file: Path | None) -> AsyncIterator[httpx.AsyncClient]:
+    """Raises BadSettings for an unusable CA file."""
+    try:
+        trusted = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ValueError) as error:
+        raise errors.BadSettings(
+            "OIDC_CA_FILE cannot be used", hint="name a PEM file with the certificate authorities of the provider"
+        ) from error
+    limits = httpx.Limits(max_connections=_MAX_CONNECTIONS)
+    # trust_env=False: ignore any proxy and .netrc in the environment.
+    async with httpx.AsyncClient(verify=trusted, timeout=ANSWER_SECONDS, limits=limits, follow_redirects=False, trust_env=False) as client:
+        yield client
+
+
+async def find_key(keys: CachedAnswer[tuple[ProviderKey, ...]], header: TokenHeader) -> ProviderKey | None:
+    """Return the key for this token. An unknown key is looked up once more, because it may be new."""
+    seen = await keys.get()
+    return id_tokens.find_key(seen, header) or id_tokens.find_key(await keys.renew(seen), header)
+
+
 class Provider:
     """Safe for concurrent logins. Every method may raise Unavailable, at the latest about 5 s after each request."""
 
@@ -113,32 +135,20 @@ class Provider:
     @contextlib.asynccontextmanager
     async def open(cls, registration: ClientRegistration, clock: Callable[[], float] = time.monotonic) -> AsyncIterator["Provider"]:
         """Send nothing yet, so auth starts without the provider. Raises BadSettings for an unusable CA file."""
-        try:
-            trusted = ssl.create_default_context(cafile=registration.ca_file)
-        except (OSError, ValueError) as error:
-            raise errors.BadSettings(
-                "OIDC_CA_FILE cannot be used", hint="name a PEM file with the certificate authorities of the provider"
-            ) from error
-        limits = httpx.Limits(max_connections=_MAX_CONNECTIONS)
-        # trust_env=False: ignore any proxy and .netrc in the environment.
-        async with httpx.AsyncClient(
-            verify=trusted, timeout=ANSWER_SECONDS, limits=limits, follow_redirects=False, trust_env=False
-        ) as client:
+        async with open_client(registration.ca_file) as client:
             yield cls(registration, client, clock)
 
     async def metadata(self) -> ProviderMetadata:
         return await self._metadata.get()
 
     async def find_key(self, header: TokenHeader) -> ProviderKey | None:
-        """Return the key for this token. An unknown key is looked up once more, because it may be new."""
-        keys = await self._keys.get()
-        return id_tokens.find_key(keys, header) or id_tokens.find_key(await self._keys.renew(keys), header)
+        return await find_key(self._keys, header)
 
     async def redeem(self, request: TokenRequest) -> ProviderTokens:
         """Raises NotAuthenticated if the provider refuses the code."""
         metadata = await self.metadata()
         headers = {} if request.authorization is None else {"Authorization": request.authorization}
-        answer = await self._request("POST", metadata.token_endpoint, headers, request.form)
+        answer = await _request(self._client, "POST", metadata.token_endpoint, headers, request.form)
         if answer.status != httpx.codes.OK:
             raise _token_refusal(answer)
         tokens = discovery.decode_json(answer.body, ProviderTokens)
@@ -151,38 +161,40 @@ class Provider:
         endpoint = (await self.metadata()).userinfo_endpoint
         if endpoint is None:
             return {}
-        claims = discovery.decode_json(await self._get(endpoint, {"Authorization": f"Bearer {access_token}"}), dict[str, object])
+        claims = discovery.decode_json(await get(self._client, endpoint, {"Authorization": f"Bearer {access_token}"}), dict[str, object])
         if claims is None:
             raise discovery.misconfigured("sends userinfo that cannot be read", "have the provider answer userinfo with plain JSON")
         return claims
 
     async def _fetch_metadata(self) -> ProviderMetadata:
         issuer = self._registration.issuer
-        return discovery.read_metadata(await self._get(discovery.metadata_url(issuer)), issuer)
+        return discovery.read_metadata(await get(self._client, discovery.metadata_url(issuer)), issuer)
 
     async def _fetch_keys(self) -> tuple[ProviderKey, ...]:
-        return id_tokens.read_keys(await self._get((await self.metadata()).jwks_uri))
+        return id_tokens.read_keys(await get(self._client, (await self.metadata()).jwks_uri))
 
-    async def _get(self, address: str, headers: Mapping[str, str] | None = None) -> bytes:
-        answer = await self._request("GET", address, headers or {})
-        if answer.status != httpx.codes.OK:
-            raise discovery.unavailable(f"answered {answer.status} instead of 200")
-        return answer.body
 
-    async def _request(
-        self, method: str, address: str, headers: Mapping[str, str], form: Mapping[str, str] | None = None
-    ) -> _ProviderResponse:
-        # `identity`: the size of a compressed answer is unknown until it is decompressed.
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", **headers}
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS), self._client.stream(method, address, headers=headers, data=form) as response:
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    raise discovery.unavailable("compresses its answers although asked not to")
-                return _ProviderResponse(response.status_code, await _read_body(response))
-        except TimeoutError as error:
-            raise discovery.unavailable(f"did not answer within {ANSWER_SECONDS:g} s") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise discovery.unavailable("cannot be reached") from error
+async def get(client: httpx.AsyncClient, address: str, headers: Mapping[str, str] | None = None) -> bytes:
+    answer = await _request(client, "GET", address, headers or {})
+    if answer.status != httpx.codes.OK:
+        raise discovery.unavailable(f"answered {answer.status} instead of 200")
+    return answer.body
+
+
+async def _request(
+    client: httpx.AsyncClient, method: str, address: str, headers: Mapping[str, str], form: Mapping[str, str] | None = None
+) -> _ProviderResponse:
+    # `identity`: the size of a compressed answer is unknown until it is decompressed.
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity", **headers}
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS), client.stream(method, address, headers=headers, data=form) as response:
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise discovery.unavailable("compresses its answers although asked not to")
+            return _ProviderResponse(response.status_code, await _read_body(response))
+    except TimeoutError as error:
+        raise discovery.unavailable(f"did not answer within {ANSWER_SECONDS:g} s") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise discovery.unavailable("cannot be reached") from error
 
 
 async def _read_body(response: httpx.Response) -> bytes:

@@ -42,6 +42,12 @@ UPDATE tickets SET expires_at = least(expires_at, now() + $2::interval) WHERE id
 -- Revoke the nodes that joined with a ticket; triggers number the list.
 UPDATE nodes SET state = 'revoked', reason = $2 WHERE ticket_id = $1 AND state <> 'revoked' RETURNING id, role;
 
+-- name: note_ticket_network
+-- Note a network from which ticket $1 is used; whether it was used from others before. No row if the network is known.
+UPDATE tickets SET seen_networks = seen_networks || $2::text
+WHERE id = $1 AND $2 <> ALL (seen_networks) AND cardinality(seen_networks) < 1000
+RETURNING cardinality(seen_networks) > 1;
+
 -- name: lock_ticket
 -- Wait for other uses of this ticket, so that the next statement counts them.
 SELECT id FROM tickets WHERE id = $1 FOR UPDATE;

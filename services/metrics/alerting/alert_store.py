@@ -53,7 +53,8 @@ class AlertStore:
     """Every method can raise Unavailable. Alerts of removed rules are ignored."""
 
     def __init__(self, opened: database.Database, rules: Iterable[AlertRule]) -> None:
-        self._database = opened
+        #: Also for what else the leader stores.
+        self.database = opened
         self._rules = tuple(rules)
 
     @classmethod
@@ -69,10 +70,10 @@ class AlertStore:
             raise errors.BadSettings(f"PostgreSQL denies access to the alert state: {error}", hint=hint) from error
 
     def leadership(self) -> AbstractAsyncContextManager[Leadership]:
-        return self._database.leadership("alerts")
+        return self.database.leadership("alerts")
 
     async def alerts(self, now: float) -> list[StoredAlertState]:
-        return self._read(await self._database.rows("list_alarms", moment_of(now - OUTAGE_SECONDS), _MAX_ALARMS))
+        return self._read(await self.database.rows("list_alarms", moment_of(now - OUTAGE_SECONDS), _MAX_ALARMS))
 
     async def write(self, leader: Leadership, changed: Sequence[StoredAlertState], everything: Collection[tuple[str, float]]) -> None:
         """Write the ``changed`` alerts and delete all but ``everything`` (id and start), in one transaction."""
@@ -81,11 +82,11 @@ class AlertStore:
             await transaction.run("write_alarms", *_columns(changed))
 
     async def acknowledge(self, seen: ActiveAlert) -> None:
-        await self._database.run("acknowledge", seen.id, seen.seen_by, _seen_at(seen))
+        await self.database.run("acknowledge", seen.id, seen.seen_by, _seen_at(seen))
 
     async def state(self, name: State, since: float) -> bytes | None:
         """Return None if it is missing or older than ``since``."""
-        row = await self._database.row("read_state", name)
+        row = await self.database.row("read_state", name)
         return row["body"] if row is not None and row["at"].timestamp() >= since else None
 
     async def write_state(self, leader: Leadership, name: State, body: bytes, now: float) -> None:
@@ -93,19 +94,19 @@ class AlertStore:
             await transaction.run("write_state", name, moment_of(now), body)
 
     async def silences(self, now: float) -> StoredSilences:
-        rows = await self._database.rows("list_silences", moment_of(now), 10 * MAX_SILENCES)
+        rows = await self.database.rows("list_silences", moment_of(now), 10 * MAX_SILENCES)
         ended = frozenset(row["id"] for row in rows if row["ended"])
         return StoredSilences(tuple(_silence(row) for row in rows if not row["ended"]), ended)
 
     async def write_silences(self, made: Sequence[AlertSilence]) -> None:
         details = [msgspec.json.encode(_SilenceDetails(one.name, one.labels, one.by, one.why)).decode() for one in made]
-        await self._database.run("write_silences", [one.id for one in made], [moment_of(one.until) for one in made], details)
+        await self.database.run("write_silences", [one.id for one in made], [moment_of(one.until) for one in made], details)
 
     async def end_silences(self, ids: Collection[str], stays_until: float) -> None:
-        await self._database.run("end_silences", sorted(ids), moment_of(stays_until))
+        await self.database.run("end_silences", sorted(ids), moment_of(stays_until))
 
     async def delete_silences_before(self, moment: float) -> None:
-        await self._database.run("delete_old_silences", moment_of(moment))
+        await self.database.run("delete_old_silences", moment_of(moment))
 
     def _read(self, rows: Iterable[database.DatabaseRow]) -> list[StoredAlertState]:
         found = []

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from services.metrics.alerting.alert_mailer import AlertMailer
 from services.metrics.alerting.delivery import Delivery, NotificationChannel
-from services.metrics.alerting.persistence import AlertPersistence
+from services.metrics.alerting.persistence import AlertPersistence, LeaderDuty
 from services.metrics.alerting.rule_watch import RuleWatch, Text
 from services.metrics.alerting.webhook import Webhook
 from services.metrics.alerting.worker_attendance import WorkerAttendance
@@ -28,8 +28,10 @@ class AlertingModule:
         *,
         replicas: Callable[[], Sequence[NodeId]] | None = None,
         clock: Callable[[], float] = time.time,
+        duty: LeaderDuty | None = None,
     ) -> None:
-        """``replicas`` returns the nodes that may lead (default: this one). ``text`` returns the metrics of the whole mesh.
+        """``replicas`` returns the nodes that may lead (default: this one). ``text`` returns the metrics of the whole mesh. The leader
+        also does the ``duty``.
 
         Raises BadSettings.
         """
@@ -37,7 +39,9 @@ class AlertingModule:
         self._url = settings.database_url
         self._delivery = Delivery(_channels(settings))
         self.watch = RuleWatch(text, clock, attendance)
-        self._persistence = AlertPersistence(self.watch, node, replicas or (lambda: [node]), clock, has_database=self._url is not None)
+        self._persistence = AlertPersistence(
+            self.watch, node, replicas or (lambda: [node]), clock, has_database=self._url is not None, duty=duty
+        )
 
     async def run(self) -> None:
         async with background() as tasks:

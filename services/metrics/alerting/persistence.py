@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -46,6 +46,15 @@ _NOT_YET: Final = "not connected yet"
 _log = logs.get(part="alerts")
 
 
+class LeaderDuty(Protocol):
+    """What else only the leader does."""
+
+    async def round(self, session: Leadership | None, store: AlertStore | None, *, leads: bool) -> None:
+        """Take part in a round, quickly. ``session`` and ``store`` are None without PostgreSQL. May raise Unavailable if there is a
+        session, which then ends."""
+        ...
+
+
 class AlertPersistence:
     """``replicas`` returns the live replicas that may lead, in order; ``node`` is this one."""
 
@@ -57,8 +66,10 @@ class AlertPersistence:
         clock: Callable[[], float],
         *,
         has_database: bool = True,
+        duty: LeaderDuty | None = None,
     ) -> None:
         self._watch = watch
+        self._duty = duty
         self._node = node
         self._replicas = replicas
         self._clock = clock
@@ -98,6 +109,8 @@ class AlertPersistence:
             if session is not None:
                 await self._write(session)
             self.delivery.hand_over()
+        if self._duty is not None:
+            await self._duty.round(session, None if session is None else self.store, leads=self.leads)
         return self.leads or not led
 
     async def _lead(self, session: Leadership | None) -> bool:

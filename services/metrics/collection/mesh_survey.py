@@ -90,6 +90,8 @@ class MeshSurvey:
         self._before: dict[str, ComponentHealth] = {}
         self._merger = prometheus_merge.Merger(_KNOWN)
         self._signals = health_signals.HealthSignalReader()
+        #: The last collection; None before the first.
+        self.latest: MeshMetrics | None = None
         self.metrics = CachedResult(self._collect_metrics)
         self.health = CachedResult(self._decide_health)
 
@@ -100,7 +102,7 @@ class MeshSurvey:
         answers = [source for source in others if source is not None]
         merged = self._merger.merge([own, *answers, *self._recorded.sources()])
         self._node.metrics.scrape_dropped_series.set(merged.dropped)
-        found = MeshMetrics(merged)
+        self.latest = found = MeshMetrics(merged)
         self._signals.take(
             sample_window.read_samples(found.text_of(health_signals.FAMILIES), dict.fromkeys(health_signals.SERIES, ())), datetime.now(UTC)
         )

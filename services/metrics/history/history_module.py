@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -16,24 +17,38 @@ from shared.api import metrics as api
 from shared.api.gateway import Check
 from shared.node.lifecycle import background
 from shared.rpc import RpcCall, serves
+from shared.stores.replica_reads import DatabaseOptions, ReplicaPlan
+from shared.stores.transactions import DatabaseReports
 from shared.telemetry import logs
 
 _log = logs.get(part="history")
 
 AGAIN_SECONDS: Final = 5.0
+_CHECK_SCHEMA_SECONDS: Final = 5.0
 
 
 class HistoryModule:
     """The handlers, and ``run``, which fills the history. Without a DATABASE_URL there is no history."""
 
-    def __init__(self, settings: MetricsSettings, text: Callable[[], Awaitable[str]]) -> None:
+    def __init__(self, settings: MetricsSettings, text: Callable[[], Awaitable[str]], reports: DatabaseReports | None = None) -> None:
         self._url = settings.database_url if settings.history_raw_hours else None
         self._migrate = settings.migrate == "on"
         self._pool_size = settings.database_pool
+        read_url = settings.database_read_url
+        # Nobody reads what they have just written: the history is written by this service alone.
+        replica = None if read_url is None else ReplicaPlan(read_url, settings.database_read_lag_seconds)
+        self._options = DatabaseOptions(replica, reports)
         self._retention = retention_of(settings)
         self._writer = HistoryWriter(text, self._retention)
         self._store: HistoryStore | None = None
         self._trouble = ""
+
+    async def check_schema(self, url: str | None) -> None:
+        """Raises BadSettings if the schema is too old and MIGRATE=off. The service starts without a database that is away."""
+        if url is not None and not self._migrate:
+            with suppress(TimeoutError, errors.Unavailable):
+                async with asyncio.timeout(_CHECK_SCHEMA_SECONDS), HistoryStore.open(url, migrate=False):
+                    pass
 
     async def run(self) -> None:
         if self._url is None:
@@ -51,12 +66,13 @@ class HistoryModule:
             found = Check("postgresql", ok=False, detail=self._trouble or "not connected yet")
         gap = "" if found.ok else f"{found.detail}; the history has a gap, and {self._writer.waiting} samples wait to be written"
         database = msgspec.structs.replace(found, detail=gap, needed=False)
-        return database, self._writer.check()
+        replica = () if self._store is None else self._store.check_replica()
+        return database, *replica, self._writer.check()
 
     async def _write_for_ever(self, url: str) -> None:
         while True:
             try:
-                async with HistoryStore.open(url, self._pool_size, migrate=self._migrate) as store:
+                async with HistoryStore.open(url, self._pool_size, migrate=self._migrate, options=self._options) as store:
                     self._store = store
                     await self._write_to(store)
             except (errors.Unavailable, errors.BadSettings) as error:

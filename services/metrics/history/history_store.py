@@ -20,10 +20,12 @@ from shared import errors
 from shared.api.gateway import Check
 from shared.api.metrics import HistoryGrouping
 from shared.stores import database
+from shared.stores.replica_reads import DatabaseOptions
 
 #: Enough for a year of hours, or a day of minutes of 200 nodes.
 _READ_SECONDS = 20.0
 _WRITE_SECONDS = 20.0
+_NO_OPTIONS = DatabaseOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,20 @@ class HistoryStore:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, pool_size: int = 10, *, migrate: bool = True) -> AsyncIterator["HistoryStore"]:
+    async def open(
+        cls,
+        url: str,
+        pool_size: int = 10,
+        *,
+        migrate: bool = True,
+        options: DatabaseOptions = _NO_OPTIONS,
+    ) -> AsyncIterator["HistoryStore"]:
         """Raises Unavailable if PostgreSQL is down for 30 s, and BadSettings if it denies access."""
         package = Path(__file__).parents[1]
         try:
-            async with database.Database.open(url, schema="metrics", package=package, pool_size=pool_size, migrate=migrate) as opened:
+            async with database.Database.open(
+                url, schema="metrics", package=package, pool_size=pool_size, migrate=migrate, options=options
+            ) as opened:
                 yield cls(opened)
         except asyncpg.PostgresError as error:
             # Mostly a role that may not create the schema. This must not stop the service.
@@ -56,6 +67,9 @@ class HistoryStore:
 
     async def check(self) -> Check:
         return await self._database.check()
+
+    def check_replica(self) -> tuple[Check, ...]:
+        return self._database.check_replica()
 
     async def ensure_layout(self, names: Names, today: date) -> int:
         digest = hashlib.sha256("\n".join(names).encode()).digest()
@@ -112,23 +126,23 @@ class HistoryStore:
 
     async def lines(self, question: QueryPlan, by: Collection[HistoryGrouping], most: int) -> FoundRows:
         """Return at most ``most`` points."""
-        pieces = await self._pieces(question)
-        arguments = (
-            [piece.resolution for piece in pieces],
-            question.since,
-            [piece.begin for piece in pieces],
-            sorted({one.name for one in question.wanted}),
-            question.step_seconds,
-            HistoryGrouping.SERVICE in by,
-            HistoryGrouping.NODE in by,
-            most,
-            [piece.before for piece in pieces],
-            question.node,
-            question.steps,
-        )
         is_divided = any(one.is_divided for one in question.wanted)
         async with self._database.transaction(deadline_seconds=_READ_SECONDS) as transaction:
             await transaction.value("plan_by_question")
+            pieces = await _pieces(transaction, question)
+            arguments = (
+                [piece.resolution for piece in pieces],
+                question.since,
+                [piece.begin for piece in pieces],
+                sorted({one.name for one in question.wanted}),
+                question.step_seconds,
+                HistoryGrouping.SERVICE in by,
+                HistoryGrouping.NODE in by,
+                most,
+                [piece.before for piece in pieces],
+                question.node,
+                question.steps,
+            )
             rows = await transaction.rows("read_lines", *arguments)
             covered = await _covered(transaction, question, pieces) if is_divided else {}
         points = [
@@ -137,11 +151,13 @@ class HistoryStore:
         ]
         return FoundRows(points, covered)
 
-    async def _pieces(self, question: QueryPlan) -> list[RollupPiece]:
-        """Return the pieces to read, up to the newest sample, so that a concurrent write cannot appear in part."""
-        newest = {resolution: await self.find_newest(resolution, question.until) for resolution in (*rollup.FROM, rollup.RAW)}
-        seen = max((rollup.ends(last, resolution) for resolution, last in newest.items() if last is not None), default=question.until)
-        return rollup.pieces(question.resolution, question.since, min(question.until, seen), newest)
+
+async def _pieces(transaction: database.Transaction, question: QueryPlan) -> list[RollupPiece]:
+    """Return the pieces to read, up to the newest sample, so that a concurrent write cannot appear in part."""
+    resolutions = (*rollup.FROM, rollup.RAW)
+    newest = {resolution: await transaction.value("read_newest", resolution, question.until) for resolution in resolutions}
+    seen = max((rollup.ends(last, resolution) for resolution, last in newest.items() if last is not None), default=question.until)
+    return rollup.pieces(question.resolution, question.since, min(question.until, seen), newest)
 
 
 async def _covered(transaction: database.Transaction, question: QueryPlan, pieces: Sequence[RollupPiece]) -> Mapping[int, float]:

@@ -120,6 +120,8 @@ ALL: tuple[KeptSeries, ...] = (
     *(KeptSeries(instrument=one, labels=("machine",)) for one in _OF_MACHINE),
     *(KeptSeries(instrument=one, labels=("gpu", "machine")) for one in _GPU),
     *(KeptSeries(instrument=one, labels=("model",)) for one in _OF_MODEL),
+    KeptSeries(instrument=instruments.WANTED_REPLICAS, labels=("pool",)),
+    KeptSeries(instrument=instruments.POOL_REPLICAS, labels=("pool", "state")),
     KeptSeries(instrument=instruments.WORKER_SLOTS, labels=("model", "state")),
     # By the worker that a gateway reports.
     KeptSeries(instrument=instruments.WRONG_COUNTS, labels=("exported_node",)),

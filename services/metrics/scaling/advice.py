@@ -6,7 +6,7 @@ import msgspec
 from msgspec.structs import replace
 
 from services.metrics.scaling.demand import PoolDemand
-from services.metrics.scaling.pools import WorkerPool
+from shared.worker_pools import WorkerPool
 
 #: Older data is no reason for anything.
 FRESH_SECONDS = 30.0
@@ -45,6 +45,9 @@ def advise(demand: PoolDemand | None, pool: WorkerPool, state: ScalingState, now
     if demand is None or now - demand.as_of > FRESH_SECONDS:
         return None, state
     current = min(max(demand.ready + demand.starting if state.wanted is None else state.wanted, pool.min), pool.max)
+    if state.wanted is None:
+        # Nobody knows yet how much these workers had to do.
+        state = replace(state, wishes=((now, current),))
     state = _follow(demand, pool, state, now, current)
     wish, reason = _wish(demand, pool, state)
     # A wish that is not above a later one can no longer be the highest.
@@ -88,7 +91,7 @@ def _wish(demand: PoolDemand, pool: WorkerPool, state: ScalingState) -> tuple[in
     else:
         need = (demand.slots_used + demand.waiting) * demand.ready / (max(demand.slots, 1) * TARGET_LOAD)
     # Rounding must not order a machine.
-    wish = max(math.ceil(need - 1e-9), 1 if rate or demand.waiting or demand.slots_used else 0)
+    wish = max(math.ceil(need - 1e-9), 1 if rate or demand.waiting or demand.slots_used or demand.has_receipts else 0)
     cpu, gpu = ("CPU over 80 %", demand.cpu, 0.8), ("GPU over 70 %", demand.gpu, 0.7)
     means = (cpu, ("queue over 100", demand.queue, 100), ("responses over 5 s", demand.response_seconds, 5), gpu)
     active = [f"; {name}: 1 more" for name, mean, limit in means if mean is not None and mean > limit]
@@ -97,11 +100,15 @@ def _wish(demand: PoolDemand, pool: WorkerPool, state: ScalingState) -> tuple[in
 
 def _cap(demand: PoolDemand, pool: WorkerPool, state: ScalingState, now: float) -> tuple[int, str]:
     """Return the most replicas allowed now. Bounds win over all."""
-    if pool.budget_per_day is not None and state.spent >= pool.budget_per_day:
+    if is_spent(pool, state):
         return pool.min, "the budget of this day is spent"
     if now < state.given_up_until:
         return min(max(demand.ready, pool.min), pool.max), f"machines did not become ready within {2 * pool.start_seconds:.0f} s"
     return pool.max, f"max is {pool.max}"
+
+
+def is_spent(pool: WorkerPool, state: ScalingState) -> bool:
+    return pool.budget_per_day is not None and state.spent >= pool.budget_per_day
 
 
 def _step(current: int, wish: int, highest_wish: int, pool: WorkerPool) -> int:

@@ -12,7 +12,7 @@ import msgspec
 
 from services.metrics.scaling.advice import TARGET_LOAD, TURN_SECONDS, ScalingState, advise
 from services.metrics.scaling.demand import PoolDemand
-from services.metrics.scaling.pools import WorkerPool
+from shared.worker_pools import WorkerPool
 
 #: Scalers decide as often as an HPA does.
 DAY_SECONDS, LOOK_SECONDS = 86_400, 15

@@ -2,10 +2,11 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 from uuid import UUID
 
 import httpx
@@ -14,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.metrics.collection import mesh_survey
 from services.metrics.collection.mesh_survey import KEPT_SECONDS, CachedResult
+from services.metrics.scaling import autoscaler, scaling_module
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared import errors
@@ -22,6 +24,7 @@ from shared.api import metrics as api
 from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.node import Node, NodeSettings
+from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.types import ModelName, RequestId, RequestStatus, Role, UserId
 from tests.stopwatch import HANG_SECONDS
 from tests.testnet import MESH, RunningNode, TestNet, free_port, testnet, until
@@ -66,7 +69,7 @@ class Web(Stub):
     role = Role.WEB
 
 
-async def _start_metrics(net: TestNet, **changes: int | bool) -> RunningNode:
+async def _start_metrics(net: TestNet, **changes: int | bool | Path) -> RunningNode:
     settings = {"port": 0, "prometheus_port": 0, "mesh": MESH, "nats_url": net.server.url, **changes}
     key_file = net.server.key("metrics", Role.METRICS)
     return await net.start(MetricsService, MetricsSettings(node_key_file=key_file, **settings))  # type: ignore[arg-type]
@@ -411,3 +414,33 @@ async def test_canceled_caller_does_not_harm_the_next() -> None:
     assert await fresh.get() == "made"
     with pytest.raises(asyncio.CancelledError):
         await first
+
+
+async def test_pools_follow_what_gateways_and_workers_say(net: TestNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling_module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(autoscaler, "DECIDE_SECONDS", 0.1)
+    pools = tmp_path / "pools.yaml"
+    pools.write_text("pools: [{name: l4, models: [m], min: 0, max: 5}]", encoding="utf-8")
+    metrics = await _start_metrics(net, pools_file=pools)
+    gateway = await net.start(Gateway)
+    gateway.node.metrics.queue_depth.labels(model="m").set(3)
+    gateway.node.metrics.oldest_wait.labels(model="m").set(2.5)
+    scaling = metrics.service._scaling  # type: ignore[attr-defined]  # what it serves needs an administrator
+    await until(lambda: scaling.pool("l4").waiting == 3, seconds=20)
+    found = scaling.pool("l4")
+    assert (found.ready, found.wanted, found.oldest_seconds, found.fresh) == (0, 1, 2.5, True)
+    assert 'ai_platform_wanted_replicas{pool="l4"} 1.0' in metrics.node.metrics.render()
+    worker = await net.start(Worker)
+    worker.node.offer(models=(ModelOffer(ModelName("m"), 4096),), load=WorkerLoad(slots=4, running=1))
+    await until(lambda: scaling.pool("l4").ready == 1, seconds=40)
+    answered: list[int] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        answered.extend([message["status"]] if "status" in message else [])
+
+    app = metrics.service.asgi()
+    assert app is not None
+    for headers in ([], [(b"authorization", b"Bearer aip_live_unknown")]):
+        scope = {"type": "http", "method": "GET", "path": "/autoscale/v1/l4", "headers": headers, "client": ("127.0.0.1", 1)}
+        await app(scope, None, send)  # type: ignore[arg-type]  # it receives nothing
+    assert answered == [401, 503], "without auth, no key is good"

@@ -30,6 +30,9 @@ class DashboardName(StrEnum):
     LEDGER = "aimesh-ledger"
     MESH = "aimesh-mesh"
     SECURITY = "aimesh-security"
+    USERS = "aimesh-users"
+    COST = "aimesh-cost"
+    SERVICE_LEVEL = "aimesh-service-level"
 
 
 class AlertUnit(StrEnum):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from services.metrics.alerting.rules import backup_rules, expressions, machine_rules, objectives, request_rules, trust_rules
+from services.metrics.alerting.rules import backup_rules, expressions, machine_rules, objectives, request_rules, scaling_rules, trust_rules
 from services.metrics.alerting.rules.alert_rule import AlertRule
 from services.metrics.alerting.rules.expressions import RecordedSeries
 
@@ -15,6 +15,7 @@ GROUPS: Mapping[str, tuple[AlertRule, ...]] = MappingProxyType(
         "trust": trust_rules.RULES,
         "backups": backup_rules.RULES,
         "machines": machine_rules.RULES,
+        "scaling": scaling_rules.RULES,
     }
 )
 ALL: tuple[AlertRule, ...] = tuple(rule for rules in GROUPS.values() for rule in rules)

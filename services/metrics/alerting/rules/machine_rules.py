@@ -20,6 +20,8 @@ from services.metrics.alerting.rules.expressions import (
 from shared.telemetry import host_instruments, instruments
 
 _UP = instruments.NODE_UP
+#: As DATABASE_READ_LAG_SECONDS, after which the primary answers, unless it is set otherwise.
+REPLICA_LAG_SECONDS = 10
 
 #: Service -> the severity without it. The metrics service cannot report itself and has its own alert.
 _SERVICES = {"auth": Severity.PAGE, "gateway": Severity.PAGE, "web": Severity.CRITICAL}
@@ -69,6 +71,16 @@ def _disk_free() -> Ratio:
 RULES = (
     *(_down(service, severity) for service, severity in _SERVICES.items()),
     *(_server_down(server, severity) for server, severity in _SERVERS.items()),
+    AlertRule(
+        name="replica_lag_high",
+        severity=Severity.WARNING,
+        when=above(highest(Selector(instruments.DATABASE_REPLICA_LAG), "service"), REPLICA_LAG_SECONDS),
+        hold_seconds=2 * MINUTE,
+        summary="The database replica of {service} is over 10 seconds behind",
+        description="The primary answers reports, request lists and charts instead, or they are old. Requests are not affected.",
+        board=DashboardName.OVERVIEW,
+        unit=AlertUnit.SECONDS,
+    ),
     AlertRule(
         name="metrics_down",
         severity=Severity.PAGE,

@@ -163,4 +163,13 @@ RULES = (
         board=DashboardName.SECURITY,
         unit=AlertUnit.COUNT,
     ),
+    AlertRule(
+        name="ticket_used_from_new_network",
+        severity=Severity.WARNING,
+        when=above(grown(Selector(instruments.TICKET_NEW_NETWORKS), HOUR), 0),
+        summary="A ticket was used from a new network",
+        description="A replica moved, or someone copied the ticket. Auth's log names ticket, network and node.",
+        board=DashboardName.SECURITY,
+        unit=AlertUnit.COUNT,
+    ),
 )

@@ -23,7 +23,8 @@ from shared.types import Credential, ModelName, Role, TenantId, UserRole
 from tests.services.auth import by_hand
 from tests.services.auth.organizations.seeded_database import SeededDb, opened_organizations, refusal_of
 
-EVERYDAY = {str(permission) for permission in Permission} - {"*"}
+#: Only administrators read autoscaling, with a key of their kind.
+EVERYDAY = {str(permission) for permission in Permission} - {"*", "scale:read"}
 
 
 @pytest.fixture

@@ -212,3 +212,11 @@ def test_a_ticket_without_a_free_place_says_how_one_gets_free() -> None:
     enrollment_rules.check_usable(ticket(uses=None, used=500, active_most=3, active=2), NOW)
     with pytest.raises(errors.BadTicket, match=r"all 3 places .* a minute after it was last heard"):
         enrollment_rules.check_usable(ticket(uses=None, active_most=3, active=3), NOW)
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [("10.1.2.3", "10.1.2.0/24"), ("2001:db8:1:2::3", "2001:db8:1::/48")],
+)
+def test_addresses_of_one_place_are_one_network(address: str, network: str) -> None:
+    assert enrollment_rules.network_of(address) == network

@@ -2,12 +2,15 @@
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import cast
+from pathlib import Path
+from typing import Literal, cast
 
+import asyncpg
 import pytest
 
 from services.metrics.history import history_module
 from services.metrics.history.history_module import HistoryModule
+from services.metrics.history.history_store import HistoryStore
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared import errors
@@ -27,8 +30,8 @@ async def net() -> AsyncIterator[TestNet]:
         yield running
 
 
-async def _start(net: TestNet, url: str | None, raw_hours: int = 24) -> RunningNode:
-    settings = MetricsSettings(
+def _settings(net: TestNet, url: str | None, raw_hours: int = 24, migrate: Literal["on", "off"] = "on") -> MetricsSettings:
+    return MetricsSettings(
         node_key_file=net.server.key("metrics", Role.METRICS),
         port=0,
         prometheus_port=0,
@@ -36,8 +39,12 @@ async def _start(net: TestNet, url: str | None, raw_hours: int = 24) -> RunningN
         nats_url=net.server.url,
         database_url=url,
         history_raw_hours=raw_hours,
+        migrate=migrate,
     )
-    return await net.start(MetricsService, cast("NodeSettings", settings))
+
+
+async def _start(net: TestNet, url: str | None, raw_hours: int = 24, migrate: Literal["on", "off"] = "on") -> RunningNode:
+    return await net.start(MetricsService, cast("NodeSettings", _settings(net, url, raw_hours, migrate)))
 
 
 def _history(running: RunningNode) -> HistoryModule:
@@ -113,3 +120,20 @@ async def test_service_without_a_database_is_healthy(net: TestNet, postgres_url:
     with pytest.raises(errors.NotFound, match="this mesh has no metrics history") as refused:
         await _drawn(history, now - timedelta(hours=1), now)
     assert "DATABASE_URL" in refused.value.hint
+
+
+async def test_with_migrate_off_it_refuses_to_start_on_an_older_schema(net: TestNet, postgres_url: str) -> None:
+    async with HistoryStore.open(postgres_url):
+        pass
+    connection = await asyncpg.connect(postgres_url)
+    assert await connection.execute("DELETE FROM metrics.migrations WHERE number = 1") == "DELETE 1"
+    await connection.close()
+    running = await _start(net, None)
+    settings = _settings(net, postgres_url, raw_hours=0, migrate="off")
+    with pytest.raises(errors.BadSettings, match=r"too old for this version: 0001_pre_history\.sql has not run, and MIGRATE=off"):
+        async with MetricsService.open(settings, running.node):
+            pass
+
+
+async def test_with_migrate_off_it_starts_without_postgresql(net: TestNet, tmp_path: Path) -> None:
+    await _start(net, f"postgresql://nobody@/none?host={tmp_path}", migrate="off")

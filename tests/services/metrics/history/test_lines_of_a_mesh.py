@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import asyncpg
 import pytest
 
-from services.metrics.history import query_plan, rollup
+from services.metrics.history import history_store, query_plan, rollup
 from services.metrics.history.history_store import HistoryStore, StoredPoint
 from services.metrics.history.history_writer import HistoryWriter
 from services.metrics.history.query_plan import QueryPlan
@@ -116,7 +116,8 @@ async def test_query_gives_the_same_lines_as_a_simple_implementation(store: Hist
         until = since + timedelta(seconds=draw.randrange(1, 4 * 3600))
         request = GetHistory(names, since, until, draw.choice((15, 45, 60, 600, 3600)), by, draw.choice((None, None, *NODES)))
         question = query_plan.read(request, BEGIN + timedelta(hours=3), KEEPS)
-        pieces = await store._pieces(question)
+        async with store._database.transaction() as transaction:
+            pieces = await history_store._pieces(transaction, question)
         found, wanted = by_line((await store.lines(question, by, 100_000)).points), slowly(rows, pieces, question, by)
         assert found.keys() == wanted.keys()
         for key, numbers in found.items():

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from services.metrics.scaling.advice import ScalingAdvice, ScalingState, advise
 from services.metrics.scaling.demand import PoolDemand
-from services.metrics.scaling.pools import WorkerPool
+from shared.worker_pools import WorkerPool
 
 POOL = WorkerPool(name="l4", models=("m",), min=1, max=50, start_seconds=100, idle_seconds=300)
 #: 7 requests/s need 10 replicas of 1 request/s at 70 %.
@@ -183,3 +183,14 @@ def test_bounds_and_turns_hold_for_any_demand(
     assert all(after >= before - max(1, before // 4) for (_, before), (_, after) in pairwise(numbers))
     turns = turns_of(numbers)
     assert all(sum(at <= other < at + 600 for other in turns) <= 4 for at in turns), turns
+
+
+def test_workers_that_were_there_first_stay_for_the_idle_time() -> None:
+    quiet, state, numbers = PoolDemand(0, ready=4, slots=16), ScalingState(), []
+    pool = WorkerPool(name="l4", models=("m",), min=0, max=9, idle_seconds=60)
+    for now in range(0, 121, 15):
+        advice, state = advise(replace(quiet, as_of=now), pool, state, now)
+        assert advice is not None
+        numbers.append(advice.wanted)
+    assert numbers[:4] == [4, 4, 4, 4], "nothing is known about the time before"
+    assert numbers[-1] < 4

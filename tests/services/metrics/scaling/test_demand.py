@@ -3,11 +3,11 @@
 import pytest
 from msgspec.structs import replace
 
-from services.metrics.scaling.demand import ModelReading, ScalingSnapshot, WaitingRequest, WorkerReading, read_demand
-from services.metrics.scaling.pools import WorkerPool
+from services.metrics.scaling.demand import ModelReading, ScalingSnapshot, WorkerReading, read_demand
+from shared.worker_pools import WorkerPool
 
 POOL = WorkerPool(name="l4", models=("m",), max=5)
-WORKER = WorkerReading("a", ("m",), {"gpu": "l4"}, ready=True, slots=4, slots_used=2, tokens_per_second=50)
+WORKER = WorkerReading("a", ("m",), {"gpu": "l4"}, ready=("m",), slots=4, slots_used=2, tokens_per_second=50)
 
 
 def test_nothing_without_a_snapshot() -> None:
@@ -28,24 +28,38 @@ def test_restarted_counter_is_no_negative_rate() -> None:
     assert demand.rate_30 == 1
 
 
-def test_request_that_waits_at_two_gateways_counts_once() -> None:
-    waiting = (WaitingRequest("1", "m", 90), WaitingRequest("1", "m", 90), WaitingRequest("2", "m", 95), WaitingRequest("3", "x", 10))
-    demand = read_demand([ScalingSnapshot(100, waiting=waiting)], POOL)
+def test_jitter_of_the_snapshots_changes_no_rate() -> None:
+    at = [0.0, 14.9, 30.1, 45.0, 59.9, 65.0]
+    demand = read_demand([ScalingSnapshot(t, models={"m": ModelReading(round(100 * t))}) for t in at], POOL)
+    assert demand is not None
+    assert demand.rate_30 == pytest.approx(100)
+    assert demand.rate_240 == pytest.approx(100), "also before 240 s are known"
+
+
+def test_requests_of_the_pool_wait() -> None:
+    models = {"m": ModelReading(waiting=2, oldest_seconds=10), "x": ModelReading(waiting=1, oldest_seconds=90)}
+    demand = read_demand([ScalingSnapshot(100, models=models)], POOL)
     assert demand is not None
     assert (demand.waiting, demand.oldest_seconds) == (2, 10)
 
 
 def test_worker_that_loads_a_model_is_no_capacity() -> None:
-    loading = replace(WORKER, node="b", ready=False, slots_used=0)
-    demand = read_demand([ScalingSnapshot(0, (WORKER, loading, replace(WORKER, node="c", models=("x",))))], POOL)
+    loading = replace(WORKER, node="b", ready=(), slots_used=0)
+    demand = read_demand([ScalingSnapshot(0, (WORKER, loading, replace(WORKER, node="c", models=("x",), ready=("x",))))], POOL)
     assert demand is not None
     assert (demand.ready, demand.starting, demand.slots, demand.slots_used, demand.tokens_per_second) == (1, 1, 4, 2, 50)
+
+
+def test_worker_that_answers_for_another_model_is_no_capacity() -> None:
+    demand = read_demand([ScalingSnapshot(0, (replace(WORKER, models=("m", "x"), ready=("x",)),))], POOL)
+    assert demand is not None
+    assert (demand.ready, demand.starting) == (0, 1)
 
 
 def test_pool_of_labels_has_the_models_of_its_workers() -> None:
     pool = WorkerPool(name="l4", labels={"gpu": "l4"}, max=5)
     workers = (WORKER, replace(WORKER, node="b", labels={"gpu": "t4"}, models=("x",)))
-    demand = read_demand([ScalingSnapshot(0, workers, waiting=(WaitingRequest("1", "m", 0), WaitingRequest("2", "x", 0)))], pool)
+    demand = read_demand([ScalingSnapshot(0, workers, {"m": ModelReading(waiting=1), "x": ModelReading(waiting=1)})], pool)
     assert demand is not None
     assert (demand.ready, demand.waiting) == (1, 1)
 
@@ -74,11 +88,8 @@ def test_engine_on_the_cpu_reports_its_load_only_when_its_slots_are_full() -> No
 
 
 def test_means_of_five_minutes() -> None:
-    models = [ModelReading(answered=n, response_seconds=8.0 * n, refused=5 * n) for n in range(40)]
-    waiting = tuple(WaitingRequest(str(n), "m", 0) for n in range(10))
-    snapshots = [
-        ScalingSnapshot(15 * n, (replace(WORKER, gpu=0.5 if n % 2 else 0.7),), {"m": model}, waiting) for n, model in enumerate(models)
-    ]
+    models = [ModelReading(answered=n, response_seconds=8.0 * n, refused=5 * n, waiting=10) for n in range(40)]
+    snapshots = [ScalingSnapshot(15 * n, (replace(WORKER, gpu=0.5 if n % 2 else 0.7),), {"m": model}) for n, model in enumerate(models)]
     demand = read_demand(snapshots, POOL)
     assert demand is not None
     assert demand.response_seconds == pytest.approx(8)

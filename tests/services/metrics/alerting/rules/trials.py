@@ -298,6 +298,7 @@ TRUST = (
         61,
         60,
     ),
+    _trial("ticket_used_from_new_network", _one_jump(instruments.TICKET_NEW_NETWORKS, service="auth", node="a"), Course(70, 10, 70), 1, 0),
     _trial("contested_key", _one_jump(instruments.CONTESTED_KEYS, **_GATEWAY), Course(70, 10, 70), 1, 0),
 )
 
@@ -407,6 +408,7 @@ MACHINES = (
     _trial("model_not_served", _served, Course(3, 8, 3), 0, 1),
     _trial("upstream_refused", _one_gauge(instruments.UPSTREAM_REFUSED, 0, server="openai", **_WORKER), Course(3, 4, 3), 1, 0),
     _trial("worker_crash_loop", _one_jump(instruments.ENGINE_RESTARTS, model="llama3", **_WORKER), Course(15, 5, 15), 3, 2),
+    _trial("replica_lag_high", _one_gauge(instruments.DATABASE_REPLICA_LAG, 0, **_GATEWAY), Course(3, 6, 3), 11, 10),
     _trial("gpu_saturation", _on_a_machine(host_instruments.GPU_USAGE, 0.5, gpu="0"), Course(3, 13, 3), 0.91, 0.9),
     _trial("cpu_high", _on_a_machine(host_instruments.HOST_CPU, 0.5), Course(3, 13, 3), 0.81, 0.8),
     _trial("disk_low", _disk, Course(3, 8, 3), 99, 100),
@@ -422,4 +424,14 @@ MACHINES = (
 )
 
 #: Every rule but the watchdog, which is never over.
-ALL = (*BURNING, *REQUESTS, *TRUST, *BACKUPS, *MACHINES)
+# --- scaling --------------------------------------------------------------------------------------------------------
+
+_POOL = {"service": "metrics", "node": "m", "pool": "l4"}
+SCALING = (
+    _trial("pool_at_maximum", _one_gauge(instruments.DENIED_REPLICAS, 0, **_POOL), Course(3, 8, 3), 1, 0),
+    _trial("scale_hook_failing", _one_gauge(instruments.SCALE_HOOK_FAILURES, 0, **_POOL), Course(3, 3, 3), 3, 2),
+    _trial("scaling_data_stale", _one_gauge(instruments.SCALING_AGE, 5, **_POOL), Course(3, 4, 3), 61, 60),
+    _trial("pools_file_bad", _one_gauge(instruments.POOLS_FILE_BAD, 0, service="metrics", node="m"), Course(3, 4, 3), 1, 0),
+)
+
+ALL = (*BURNING, *REQUESTS, *TRUST, *BACKUPS, *MACHINES, *SCALING)

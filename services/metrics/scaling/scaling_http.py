@@ -1,0 +1,94 @@
+"""Serves GET /autoscale/v1/{pool} for autoscalers such as KEDA, which send an API key with the scope scale:read."""
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from shared import access_table, errors
+from shared.api import metrics as api
+from shared.api.auth import Principal
+from shared.node import http_server
+from shared.rpc.authorization import Identify
+from shared.types import Credential
+
+_PREFIX = "/autoscale/v1/"
+#: Called with each refusal: the method, the caller as far as known, the address, and why.
+OnRefusal = Callable[[str, Principal | None, str, errors.AimeshError], None]
+
+
+class AutoscaleAnswer(msgspec.Struct, frozen=True):
+    """KEDA's trigger ``metrics-api`` reads ``wanted`` (``valueLocation: wanted``)."""
+
+    pool: str
+    current: int
+    wanted: int
+    reason: str
+    waiting: int
+    oldest_seconds: float
+    expected_wait_seconds: float | None
+    tokens_per_second: float
+    as_of: str
+
+
+class ScalingHttp:
+    """The ASGI application. Answers 404 for every other path."""
+
+    def __init__(self, find: Callable[[str], api.PoolScaling], identify: Identify, on_refusal: OnRefusal) -> None:
+        """``find`` raises NotFound."""
+        self._find = find
+        self._identify = identify
+        self._on_refusal = on_refusal
+
+    async def __call__(self, scope: http_server.Scope, receive: http_server.Receive, send: http_server.Send) -> None:
+        if scope["type"] != "http":
+            return
+        headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+        try:
+            status, body = 200, msgspec.json.encode(await self._answer(scope))
+        except errors.AimeshError as error:
+            status, body = error.status, msgspec.json.encode({"code": errors.code_of(error), "message": error.message, "hint": error.hint})
+            if error.retry_after_seconds is not None:
+                headers.append((b"retry-after", str(max(1, round(error.retry_after_seconds))).encode()))
+            if isinstance(error, errors.MethodNotAllowed):
+                headers.append((b"allow", b"GET"))
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, scope: http_server.Scope) -> AutoscaleAnswer:
+        """Raises the AimeshError that says why the request is refused."""
+        path = scope["path"]
+        if not path.startswith(_PREFIX):
+            raise errors.NotFound(
+                f"this port has {_PREFIX}{{pool}}, /healthz, /readyz, /dependencies and /metrics", hint="the API is on the gateway"
+            )
+        if scope["method"] not in {"GET", "HEAD"}:
+            raise errors.MethodNotAllowed(f"{_PREFIX} only accepts GET")
+        await self._admit(scope)
+        found = self._find(path.removeprefix(_PREFIX))
+        if not found.fresh or found.as_of is None:
+            raise errors.Unavailable(
+                f"there is no fresh data about the pool {found.pool}", hint="keep its size; see docs/runbooks/scaling_data_stale.md",
+                retry_after_seconds=15,
+            )  # fmt: skip
+        return AutoscaleAnswer(
+            found.pool, found.ready + found.starting, found.wanted, found.reason, found.waiting, found.oldest_seconds,
+            found.expected_wait_seconds, found.tokens_per_second, found.as_of.isoformat(),
+        )  # fmt: skip
+
+    async def _admit(self, scope: http_server.Scope) -> None:
+        rule, what = access_table.of_method(api.get_scaling.name), f"GET {_PREFIX}"
+        scheme, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        client = scope.get("client")
+        address = client[0] if client else None
+        principal: Principal | None = None
+        try:
+            if scheme.lower() != b"bearer" or not token.isascii():
+                raise errors.NotAuthenticated("this needs an API key", hint="send Authorization: Bearer with a key of the scope scale:read")
+            principal = await self._identify(Credential(token.strip().decode()))
+            access_table.check(rule, principal, time.time(), what)
+            access_table.check_network(principal, address)
+        except errors.CallerError as error:
+            self._on_refusal(api.get_scaling.name, principal, address or "", error)
+            raise
